@@ -1,0 +1,323 @@
+"""What a run records beside its metrics: layers, checkpoints, plots, predictions, and a summary at its end."""
+
+import csv
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from plif_lightning.analysis.curves import plot_learning_curve, plot_tau_curve
+from plif_lightning.analysis.runs import RunFolder, read_metrics
+from plif_lightning.task import SpikingClassifier
+
+
+def is_trial(trainer: L.Trainer) -> bool:
+    """Whether this is a `fast_dev_run`, which leaves no files."""
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def run_folder(trainer: L.Trainer) -> RunFolder:
+    """The folder of this run, the same on every process."""
+    return RunFolder(Path(trainer.log_dir or trainer.default_root_dir))
+
+
+class LayerMonitor(Callback):
+    """Logs each epoch: tau and firing rate of each layer, learning rate, training samples per second.
+
+    Firing rates (spikes per neuron and time-step) are measured in validation and test. With one tau
+    per channel, a layer's mean is logged. A layer without leak has none.
+    """
+
+    def __init__(self) -> None:
+        self._hooks: list[Any] = []
+        self._sums: dict[str, Tensor] = {}
+        self._samples = 0
+        self._seconds = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._samples, self._seconds = 0, 0.0
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._samples += len(batch.label) * trainer.world_size
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Validation runs inside the training epoch: its time is not the training's.
+        if hasattr(self, "_since"):
+            self._seconds += time.perf_counter() - self._since
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SpikingClassifier)
+        self._seconds += time.perf_counter() - self._since
+        values = {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        values["train/samples_per_second"] = self._samples / self._seconds if self._samples else 0.0
+        for name, neuron in pl_module.network.neurons():
+            tau = neuron.tau.mean().item()
+            if math.isfinite(tau):
+                values[f"tau/{name}"] = tau
+        for key, value in values.items():
+            pl_module.log(key, value)
+
+    def _start_counting(self, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SpikingClassifier)
+        self._sums = {}
+
+        def count(name: str) -> Any:
+            def hook(module: nn.Module, inputs: Any, spikes: Tensor) -> None:
+                # [sum of the batches' mean rates x samples, samples], so that a short last batch counts less
+                n = spikes.shape[1]
+                update = torch.stack([spikes.mean(dtype=torch.float32) * n, torch.tensor(n, device=spikes.device)])
+                self._sums[name] = self._sums[name] + update if name in self._sums else update
+
+            return hook
+
+        self._hooks = [neuron.register_forward_hook(count(name)) for name, neuron in pl_module.network.neurons()]
+
+    def _stop_counting(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for name, total in self._sums.items():
+            total = trainer.strategy.reduce(total, reduce_op="sum")
+            pl_module.log(f"rate/{name}", total[0] / total[1])
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start_counting(pl_module)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop_counting(trainer, pl_module)
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start_counting(pl_module)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop_counting(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `checkpoints/best.ckpt`, the epoch with the highest accuracy of the run's protocol."""
+
+    def __init__(self) -> None:
+        super().__init__(filename="best", mode="max", save_top_k=1, enable_version_counter=False)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, SpikingClassifier)
+        self.monitor = f"{pl_module.val_name}/acc"
+        self.dirpath = os.fspath(run_folder(trainer).checkpoints)
+        super().setup(trainer, pl_module, stage)
+
+    @property
+    def state_key(self) -> str:
+        # Not ModelCheckpoint's: it holds the monitor, which is not known when a checkpoint is read.
+        return type(self).__name__
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `checkpoints/last.ckpt`, from which a killed run goes on.
+
+    Args:
+        every_n_batches: write it every so many training batches too, not only after each epoch: what a
+            killed run loses at most.
+    """
+
+    def __init__(self, every_n_batches: int | None = None) -> None:
+        self.every_n_batches = every_n_batches
+        self.last_model_path = ""
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if not is_trial(trainer):
+            path = run_folder(trainer).last
+            trainer.save_checkpoint(path)
+            self.last_model_path = os.fspath(path)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+
+class _Table(ExperimentWriter):
+    """A metrics table that goes on where a resumed run stands, instead of deleting what is there."""
+
+    def __init__(self, log_dir: str, keep_before_step: int) -> None:
+        super().__init__(log_dir)
+        path = RunFolder(Path(log_dir)).metrics
+        if not path.is_file():
+            return
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if row.get("step") and int(float(row["step"])) < keep_before_step]
+            self.metrics_keys = list(reader.fieldnames or [])
+        if not rows:
+            self.metrics_keys = []
+            path.unlink()
+            return
+        beside = path.with_suffix(".csv.tmp")
+        with beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
+        beside.replace(path)
+
+    def _check_log_dir_exists(self) -> None:
+        """Nothing: the folder is meant to exist."""
+
+    def save(self) -> None:
+        # Without the parent's hparams.yaml: config.yaml holds everything.
+        super(ExperimentWriter, self).save()
+
+
+class RunLogger(CSVLogger):
+    """Writes `metrics.csv` into the run's folder, `save_dir/name/version_N`.
+
+    Args:
+        save_dir: folder of all runs.
+        name: folder of this configuration's runs; the configuration's name where it is not given.
+        version: N; the next free one where it is not given.
+    """
+
+    def __init__(self, save_dir: str = "runs", name: str | None = None, version: int | str | None = None) -> None:
+        super().__init__(save_dir, name or "", version)
+        self._keep_before_step = 0
+
+    def place(self, folder: Path, keep_before_step: int = 0) -> None:
+        """Writes into `folder`, after those rows of its metrics that lie before a step."""
+        self._root_dir = self._save_dir = os.fspath(folder.parent)
+        self._name, self._version = "", folder.name
+        self._keep_before_step = keep_before_step
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            self._experiment = _Table(self.log_dir, self._keep_before_step)
+        return self._experiment
+
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Nothing: the run's config.yaml holds everything."""
+
+
+class CurvePlots(Callback):
+    """Writes the learning curve and the tau curve beside the metrics, when a fit ends or breaks off."""
+
+    @rank_zero_only
+    def _plot(self, trainer: L.Trainer) -> None:
+        folder = run_folder(trainer)
+        if is_trial(trainer) or not folder.metrics.is_file():
+            return
+        metrics = read_metrics(folder.metrics)
+        title = getattr(getattr(trainer, "datamodule", None), "title", "")
+        if metrics:
+            plot_learning_curve(metrics, folder.learning_curve, title)
+            plot_tau_curve(metrics, folder.tau_curve, title)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._plot(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn == "fit":
+            for logger in trainer.loggers:
+                logger.save()
+            self._plot(trainer)
+
+
+class ConfusionMatrix(Callback):
+    """Writes the test's confusion matrix into the run's folder, as csv and png."""
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SpikingClassifier)
+        if not trainer.is_global_zero or is_trial(trainer):
+            return
+        counts = pl_module.confusion_matrix.cpu()
+        names = getattr(getattr(trainer, "datamodule", None), "class_names", None) or [*map(str, range(len(counts)))]
+        folder = run_folder(trainer).path
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "confusion_matrix.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["true \\ predicted", *names])
+            writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+        figure = Figure(figsize=(6.0, 5.4), dpi=150, layout="constrained")
+        axes = figure.subplots()
+        share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+        axes.imshow(share, cmap="Greys", vmin=0, vmax=1)
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        for i, row in enumerate(counts.tolist()):
+            for j, count in enumerate(row):
+                if count:
+                    axes.text(j, i, count, ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+        figure.savefig(folder / "confusion_matrix.png")
+
+
+class PredictionWriter(Callback):
+    """Writes `predictions.csv`: sample, label, prediction and the votes of each class, in the data's order."""
+
+    def __init__(self) -> None:
+        self._batches: list[dict[str, Tensor]] = []
+        self.path: Path | None = None
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._batches = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._batches.append({key: value.cpu() for key, value in outputs.items()})
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        gathered = [self._batches]
+        if trainer.world_size > 1:
+            gathered = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(gathered, self._batches)
+        self._batches = []
+        folder = run_folder(trainer).path
+        if not trainer.is_global_zero:
+            return
+        batches = [batch for of_rank in gathered for batch in of_rank]
+        columns = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+        order = columns["sample"].argsort().tolist()
+        names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+        names = names or [*map(str, range(columns["votes"].shape[1]))]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "predictions.csv"
+        beside = self.path.with_suffix(".csv.tmp")
+        with beside.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["sample", "label", "prediction", *(f"votes {name}" for name in names)])
+            for i in order:
+                votes = [f"{vote:.6g}" for vote in columns["votes"][i].tolist()]
+                writer.writerow([*(columns[key][i].item() for key in ("sample", "label", "prediction")), *votes])
+        beside.replace(self.path)

@@ -1,0 +1,340 @@
+"""The command line: what ties data, task, checkpoints and run folders together."""
+
+import difflib
+import itertools
+import logging
+import pickle
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from plif_lightning.analysis.runs import RunFolder
+from plif_lightning.callbacks import (
+    BestCheckpoint,
+    ConfusionMatrix,
+    CurvePlots,
+    LastCheckpoint,
+    LayerMonitor,
+    PredictionWriter,
+    RunLogger,
+    is_trial,
+)
+from plif_lightning.data import SpikingDataModule
+from plif_lightning.errors import CheckpointError, UserError
+from plif_lightning.summary import print_evaluation, print_fit
+from plif_lightning.task import SpikingClassifier
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+_EVALUATIONS = ("validate", "test", "predict")
+_log = logging.getLogger(__name__)
+
+
+class Parser(LightningArgumentParser):
+    """Names the nearest known key where an unknown one was given."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(_with_nearest_name(message, self)) from ex
+
+
+def _known_keys(parser: Any) -> set[str]:
+    keys = set()
+    for action in parser._actions:
+        keys.add(action.dest)
+        for sub in (getattr(action, "_name_parser_map", None) or {}).values():
+            keys |= _known_keys(sub)
+    return keys
+
+
+def _with_nearest_name(message: str, parser: Any) -> str:
+    """jsonargparse's message without its boilerplate, with the nearest known keys after an unknown one."""
+    message = re.sub(r"\s*\n\s*", " ", message).strip()
+    unknown = re.search(r"(?:[Uu]nrecognized arguments?:|[Kk]ey|[Nn]o action for key) [\"']?(?:--)?([\w.]+)", message)
+    if unknown is None:
+        return message
+    known = {key.replace("init_args.", "") for key in _known_keys(parser)}
+    key = unknown[1].replace("init_args.", "")
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not nearest:
+        by_last_name = {name.rsplit(".", 1)[-1]: name for name in known}
+        nearest = [by_last_name[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_last_name, n=1)]
+    return f"{message} Did you mean {nearest[0]}?" if nearest else message
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the full configuration into the run's folder, every checkpoint, and other loggers."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+        self.text = self.parser.dump(self.config, skip_none=False, format="yaml")
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        log_dir = next((logger.log_dir for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
+        if log_dir is not None:
+            folder = RunFolder(Path(log_dir))
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.config.write_text(self.text)
+        for logger in trainer.loggers:
+            if not isinstance(logger, RunLogger):
+                logger.log_hyperparams(yaml.safe_load(self.text))
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["cli_config"] = self.text
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], int]:
+    """The configuration stored in a checkpoint, and its step.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not a whole checkpoint of this project.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is truncated or another file ({reason})."
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"cli_config", "state_dict", "global_step"} <= checkpoint.keys():
+        raise CheckpointError(f"{path} is not a checkpoint that `main.py fit` wrote: it holds no configuration.")
+    return yaml.safe_load(checkpoint["cli_config"]), checkpoint["global_step"]
+
+
+def _flatten(value: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {
+            k: v for name, part in value.items() for k, v in _flatten(part, f"{key}.{name}" if key else name).items()
+        }
+    return {key: value}
+
+
+def _differences(stored: Any, given: Any) -> list[str]:
+    old, new = _flatten(stored), _flatten(given)
+    keys = sorted(old.keys() | new.keys())
+    return [f"{k} is {old.get(k)!r} there, {new.get(k)!r} here" for k in keys if old.get(k) != new.get(k)]
+
+
+class PlifCLI(LightningCLI):
+    """LightningCLI with `configs/base.yaml` under every configuration, and checkpoints that know theirs."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        self.folder: RunFolder | None = None  # of the run to go on with, or whose checkpoint is evaluated
+        self.stored: dict[str, Any] | None = None
+        self.resume_step = 0
+        super().__init__(
+            SpikingClassifier,
+            SpikingDataModule,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            seed_everything_default=2020,
+            parser_class=Parser,
+            parser_kwargs={
+                name: {"default_config_files": [str(CONFIGS / "base.yaml")]} for name in LightningCLI.subcommands()
+            },
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        kwargs.setdefault("description", "Spiking networks with learnable membrane time constants (PLIF).")
+        return super().init_parser(**kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=False, help="Test the best checkpoint once, right after fit."
+        )
+        for name in ("input_shape", "num_classes", "time_steps"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    # --- checkpoints and the configurations in them
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert args is None or isinstance(args, list)
+        argv = list(sys.argv[1:] if args is None else args)
+        subcommand = next((a for a in argv if not a.startswith("-")), None)
+        informative = {"-h", "--help", "--print_config"} & {a.split("=")[0] for a in argv}
+        if subcommand in self.subcommands() and not informative:
+            argv = self._with_checkpoint(subcommand, argv)
+        self.config = parser.parse_args(argv)
+        if self.stored is not None:
+            self._refuse_other_settings(str(subcommand))
+
+    def _with_checkpoint(self, subcommand: str, argv: list[str]) -> list[str]:
+        """The arguments with `--ckpt_path` as a file, and before them the configuration stored in it."""
+        at = next((i for i, a in enumerate(argv) if a.split("=")[0] == "--ckpt_path"), None)
+        if at is None:
+            if subcommand in _EVALUATIONS:
+                raise CheckpointError(
+                    f"{subcommand} needs a checkpoint, or it would measure random weights: "
+                    f"pass --ckpt_path RUN/checkpoints/best.ckpt."
+                )
+            return argv
+        inline = "=" in argv[at]
+        given = argv[at].split("=", 1)[1] if inline else argv[at + 1] if at + 1 < len(argv) else ""
+        rest = argv[:at] + argv[at + (1 if inline else 2) :]
+        resume_in_place = given == "last"
+        path = self._last_of(rest) if resume_in_place else Path(given)
+        if subcommand in _EVALUATIONS and resume_in_place:
+            raise CheckpointError(f"{subcommand} needs the file: pass --ckpt_path RUN/checkpoints/last.ckpt.")
+        self.stored, step = read_checkpoint(path)
+        argv = [*rest, f"--ckpt_path={path}"]
+        if subcommand == "fit":
+            if resume_in_place:
+                self.folder, self.resume_step = RunFolder.of_checkpoint(path), step
+            return argv
+        self.folder = RunFolder.of_checkpoint(path)
+        kept = {key: self.stored[key] for key in ("seed_everything", "model", "data")}
+        kept["trainer"] = {"precision": self.stored["trainer"]["precision"]}
+        after = argv.index(subcommand) + 1
+        return [*argv[:after], f"--config={yaml.safe_dump(kept)}", *argv[after:]]
+
+    @staticmethod
+    def _last_of(argv: list[str]) -> Path:
+        """`last.ckpt` of the run whose configuration is given with `--config RUN/config.yaml`."""
+        values = [a.split("=", 1)[1] for a in argv if a.startswith(("--config=", "-c="))]
+        values += [b for a, b in itertools.pairwise(argv) if a in ("--config", "-c")]
+        tried = [RunFolder(Path(value).parent).last for value in values]
+        for path in reversed(tried):
+            if path.is_file():
+                return path
+        raise CheckpointError(
+            "--ckpt_path last goes on with a run, named by --config RUN/config.yaml, but there is no "
+            f"{' or '.join(map(str, tried)) or 'such configuration'}. Leave --ckpt_path out to start a new run."
+        )
+
+    def _refuse_other_settings(self, subcommand: str) -> None:
+        assert self.stored is not None
+        parser = self._parser(subcommand)
+        given = yaml.safe_load(parser.dump(self.config[subcommand], skip_none=False, format="yaml"))
+        differences = _differences({"model": self.stored["model"]}, {"model": given["model"]})
+        if subcommand == "fit":
+            # A split of its own would move samples from validation to training unnoticed.
+            keys = ("validation", "holdout_fraction", "time_steps")
+            pick = lambda config: {  # noqa: E731
+                "class_path": config["data"]["class_path"],
+                **{key: config["data"]["init_args"].get(key) for key in keys},
+            }
+            differences += _differences({"data": pick(self.stored)}, {"data": pick(given)})
+        if differences:
+            raise CheckpointError(
+                f"the checkpoint belongs to other settings: {'; '.join(differences)}. "
+                "Leave them out, or start a new run without --ckpt_path."
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the whole configuration is taken from the checkpoint, not the model's part alone."""
+
+    # --- before and after the classes are made
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        data = config.data.init_args
+        data.root = str(Path(data.root).expanduser().absolute())
+        precision = str(config.trainer.precision)
+        if precision in ("16", "16-mixed", "16-true") and self._accelerator(config) == "cpu":
+            raise UserError(f"--trainer.precision {precision} needs a GPU: on a CPU pass bf16-mixed or 32-true.")
+        if self.subcommand == "fit":
+            for logger in self._loggers(config):
+                if logger.class_path.endswith("RunLogger") and logger.init_args.name is None:
+                    logger.init_args.name = self._run_name(config)
+
+    @staticmethod
+    def _loggers(config: Any) -> list[Any]:
+        loggers = config.trainer.logger
+        loggers = loggers if isinstance(loggers, list) else [loggers]
+        return [logger for logger in loggers if hasattr(logger, "class_path")]
+
+    @staticmethod
+    def _accelerator(config: Any) -> str:
+        name = config.trainer.accelerator
+        if name in ("auto", "gpu"):
+            return "gpu" if CUDAAccelerator.is_available() or MPSAccelerator.is_available() else "cpu"
+        return str(name)
+
+    @staticmethod
+    def _run_name(config: Any) -> str:
+        """Name of the first configuration file, or of the data set."""
+        for path in config.get("config") or []:
+            if path is not None and str(path) and Path(str(path)).suffix in (".yaml", ".yml"):
+                return Path(str(path)).stem
+        return str(config.data.class_path).rsplit(".", 1)[-1].lower()
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self.config_init[self.subcommand].trainer
+        own: list[Any] = [LayerMonitor(), CurvePlots(), ConfusionMatrix()]
+        if self.subcommand == "predict":
+            own.append(PredictionWriter())
+        if config.enable_checkpointing is not False and self.subcommand == "fit":
+            own.append(BestCheckpoint())
+        self.trainer_defaults = {"callbacks": own}
+        trainer = super().instantiate_trainer(**kwargs)
+        if "sync_batchnorm" not in kwargs and not config.sync_batchnorm and needs_sync_batchnorm(trainer):
+            _log.info("sync_batchnorm is on: BN statistics are taken over all GPUs.")
+            return self.instantiate_trainer(sync_batchnorm=True)
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger) and self.folder is not None:
+                if self.subcommand == "fit":
+                    logger.place(self.folder.path, keep_before_step=self.resume_step)
+                else:
+                    logger.place(self.folder.path / str(self.subcommand))
+        return trainer
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["weights_only"] = True
+        if subcommand in ("validate", "test"):
+            kwargs["verbose"] = False
+        if subcommand == "predict":
+            kwargs["return_predictions"] = False
+        return kwargs
+
+    # --- what a run says at its end
+
+    def after_fit(self) -> None:
+        results = None
+        if self.config[self.subcommand].test_after_fit and not is_trial(self.trainer):
+            best = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
+            path = best[0].best_model_path if best else ""
+            if path:
+                results = self.trainer.test(
+                    self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False, weights_only=True
+                )[0]
+        if self.trainer.is_global_zero:
+            print_fit(self.trainer, self.datamodule, results)
+
+    def after_validate(self) -> None:
+        print_evaluation(self.trainer, self.datamodule)
+
+    def after_test(self) -> None:
+        print_evaluation(self.trainer, self.datamodule)
+
+    def after_predict(self) -> None:
+        print_evaluation(self.trainer, self.datamodule)
+
+
+def needs_sync_batchnorm(trainer: L.Trainer) -> bool:
+    """Whether several GPUs train together, each on a part of the batch whose statistics BN is meant to take."""
+    return trainer.world_size > 1 and isinstance(trainer.accelerator, CUDAAccelerator)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line; a user's mistake ends it with one sentence and exit status 2."""
+    try:
+        PlifCLI(args)
+    except (UserError, MisconfigurationException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

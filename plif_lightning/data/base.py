@@ -1,0 +1,161 @@
+"""What all data modules share: the protocols, the loaders, and what the network must know."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Literal, get_args
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from plif_lightning.data.loading import BatchedDataset, BatchPlan, ResumableLoader, make_loader
+from plif_lightning.data.splits import holdout_split
+from plif_lightning.errors import UserError
+from plif_lightning.randomness import run_seed
+
+Validation = Literal["test", "holdout"]
+
+
+class SpikingDataModule(L.LightningDataModule):
+    """Base of all data modules. A subclass reads the data and names its shape; see `read` and `dataset`.
+
+    Class attributes that a subclass sets:
+        title: the data set's name for people.
+        input_shape: (C, H, W).
+        class_names: one name per class.
+
+    Args:
+        root: folder that holds the data set's own folder.
+        time_steps: T, the simulated time-steps.
+        validation: `test` validates on the test set and keeps its best epoch (Tables 2, 4, 5);
+            `holdout` validates on a part of the training set and leaves the test set alone (Table S2).
+        holdout_fraction: share of each class that `holdout` takes from the training set.
+        batch_size: training samples per process and step.
+        eval_batch_size: samples per step in validation, test and prediction.
+        drop_last: leave out an incomplete last training batch.
+        num_workers: loader processes; the batches do not depend on them.
+        download: fetch the data set if it is not there.
+
+    Raises:
+        UserError: an argument lies outside its range.
+    """
+
+    title: str
+    input_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+    def __init__(
+        self,
+        root: str = "data",
+        time_steps: int = 8,
+        validation: Validation = "test",
+        holdout_fraction: float = 0.15,
+        batch_size: int = 16,
+        eval_batch_size: int = 128,
+        drop_last: bool = False,
+        num_workers: int = 0,
+        download: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("time_steps", time_steps, 1),
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise UserError(f"data.{name} must be at least {least}, got {value}.")
+        if validation not in get_args(Validation):
+            raise UserError(f"data.validation must be one of {', '.join(get_args(Validation))}, got {validation!r}.")
+        if not 0 < holdout_fraction < 1:
+            raise UserError(f"data.holdout_fraction must lie in (0, 1), got {holdout_fraction}.")
+        self.root = Path(root)
+        self.time_steps = time_steps
+        self.validation = validation
+        self.holdout_fraction = holdout_fraction
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.drop_last = drop_last
+        self.num_workers = num_workers
+        self.download = download
+        self.train_set: BatchedDataset | None = None
+        self.val_set: BatchedDataset | None = None
+        self.test_set: BatchedDataset | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def val_name(self) -> str:
+        """Prefix of the validation metrics: a test set used for model selection is called so."""
+        return "test_as_val" if self.validation == "test" else "val"
+
+    @property
+    def protocol(self) -> str:
+        """How accuracy is measured, in words."""
+        if self.validation == "test":
+            return "A: best test epoch (selected on the test set, as in Tables 2, 4 and 5)"
+        share = f"{100 * self.holdout_fraction:g}%"
+        return f"B: best-on-validation epoch, {share} of each class held out (as in Table S2)"
+
+    @abstractmethod
+    def labels(self, train: bool) -> Tensor:
+        """Labels of the training or test set, int64 [n]; reads the files."""
+
+    @abstractmethod
+    def dataset(self, train: bool, indices: Tensor | None, augment: bool) -> BatchedDataset:
+        """The samples `indices` (None: all) of the training or test set."""
+
+    def setup(self, stage: str) -> None:
+        if stage in ("fit", "validate") and self.train_set is None:
+            if self.validation == "holdout":
+                train, val = holdout_split(self.labels(train=True), self.holdout_fraction)
+                self.train_set = self.dataset(train=True, indices=train, augment=True)
+                self.val_set = self.dataset(train=True, indices=val, augment=False)
+            else:
+                self.train_set = self.dataset(train=True, indices=None, augment=True)
+                self.val_set = self.dataset(train=False, indices=None, augment=False)
+        if stage in ("test", "predict") and self.test_set is None:
+            self.test_set = self.dataset(train=False, indices=None, augment=False)
+
+    def _plan(self, dataset: BatchedDataset | None, train: bool) -> ResumableLoader:
+        assert dataset is not None, "setup() comes first"
+        trainer = self.trainer
+        plan = BatchPlan(
+            len(dataset),
+            self.batch_size if train else self.eval_batch_size,
+            shuffle=train,
+            drop_last=train and self.drop_last,
+            seed=run_seed(),
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        return make_loader(dataset, plan, self.num_workers)
+
+    def train_dataloader(self) -> ResumableLoader:
+        return self._plan(self.train_set, train=True)
+
+    def val_dataloader(self) -> ResumableLoader:
+        return self._plan(self.val_set, train=False)
+
+    def test_dataloader(self) -> ResumableLoader:
+        return self._plan(self.test_set, train=False)
+
+    def predict_dataloader(self) -> ResumableLoader:
+        return self._plan(self.test_set, train=False)
+
+    def describe(self) -> str:
+        """Name and number of samples of each part that was set up."""
+        parts = {"training": self.train_set, self.val_name.replace("_", " "): self.val_set, "test": self.test_set}
+        return f"{self.title}: " + ", ".join(f"{len(p):,} {name}" for name, p in parts.items() if p is not None)
+
+
+def take(tensor: Tensor, indices: Tensor | None) -> Tensor:
+    """Rows `indices` of a tensor, or all of them without a copy."""
+    return tensor if indices is None else tensor[indices]
+
+
+def as_index(indices: Tensor | None, n: int) -> Tensor:
+    """Places in the original data set, int64 [n]."""
+    return torch.arange(n) if indices is None else indices

@@ -1,0 +1,157 @@
+"""Batches at a time: a sampler that plans whole batches, and a loader that can go on where it stopped."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from plif_lightning.errors import UserError
+from plif_lightning.randomness import fold_in
+
+
+class Batch(NamedTuple):
+    """What every data module yields."""
+
+    x: Tensor  # [N, T, C, H, W]; T = 1 for a static image
+    label: Tensor  # int64 [N]
+    sample: Tensor  # int64 [N], its place in the original data set
+
+
+class BatchRequest(NamedTuple):
+    """Which samples a batch takes, and the key of its random numbers."""
+
+    key: int
+    indices: Tensor
+
+
+class BatchedDataset(Protocol):
+    """A data set that is read a batch at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, request: BatchRequest) -> Batch: ...
+
+
+class BatchPlan(DistributedSampler[Any]):
+    """The batches of one process and epoch, as a function of (seed, epoch) alone.
+
+    In training the shuffled epoch is cut into global batches of `world_size * batch_size` samples and
+    each process takes its part of every one, so that two processes do together what one does with the
+    doubled batch. In evaluation every sample is seen exactly once, and every process gets the same
+    number of batches.
+
+    It is a `DistributedSampler`, so Lightning does not put another one in its place.
+
+    Args:
+        length: samples of the data set.
+        batch_size: per process.
+        shuffle: training order.
+        drop_last: leave out an incomplete last global batch; otherwise it is filled up to the same
+            size on every process with samples from the start of the epoch.
+        seed: of the shuffle and of the keys.
+        rank: this process.
+        world_size: how many there are.
+
+    Raises:
+        UserError: no batch can be made.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {batch_size}.")
+        self.length, self.batch_size, self.shuffle, self.drop_last = length, batch_size, shuffle, drop_last
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.epoch = 0
+        # (epoch, batch) at which the next pass starts, where a run goes on in the middle of an epoch
+        self.resume_at: tuple[int, int] | None = None
+        if len(self) == 0:
+            raise UserError(
+                f"a batch of {batch_size} x {world_size} process(es) is larger than the data ({length} samples), and "
+                "drop_last leaves nothing: pass a smaller --data.batch_size or --data.drop_last=false."
+            )
+
+    def __len__(self) -> int:
+        global_batch = self.batch_size * self.world_size
+        return self.length // global_batch if self.drop_last else math.ceil(self.length / global_batch)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def start(self) -> int:
+        """The batch at which this epoch's pass begins."""
+        return self.resume_at[1] if self.resume_at is not None and self.resume_at[0] == self.epoch else 0
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        key = fold_in(self.seed, "samples", self.epoch)
+        batches = self._training() if self.shuffle else self._evaluation()
+        for indices in batches[self.start() :]:
+            yield BatchRequest(key, indices)
+
+    def _training(self) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(fold_in(self.seed, "shuffle", self.epoch))
+        order = torch.randperm(self.length, generator=generator)
+        batches = []
+        for whole in order.split(self.batch_size * self.world_size)[: len(self)]:
+            short = -len(whole) % self.world_size
+            if short:
+                whole = torch.cat([whole, order.repeat(math.ceil(short / len(order)))[:short]])
+            batches.append(whole.chunk(self.world_size)[self.rank])
+        return batches
+
+    def _evaluation(self) -> list[Tensor]:
+        mine = torch.arange(self.rank, self.length, self.world_size)
+        # Equally many batches everywhere, or a collective operation would wait for ever.
+        return list(mine.tensor_split(len(self)))
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A DataLoader whose state is the epoch and the number of batches served in it."""
+
+    _served = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        plan = self._plan()
+        self._served = plan.start()
+        for batch in super().__iter__():
+            self._served += 1
+            yield batch
+        plan.resume_at = None
+
+    def _plan(self) -> BatchPlan:
+        assert isinstance(self.sampler, BatchPlan)
+        return self.sampler
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._plan().epoch, "served": self._served}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._plan().resume_at = (state["epoch"], state["served"])
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def make_loader(dataset: BatchedDataset, plan: BatchPlan, num_workers: int = 0) -> ResumableLoader:
+    """A loader that fetches each planned batch with one call of the data set."""
+    return ResumableLoader(
+        dataset,  # type: ignore[arg-type]
+        sampler=plan,
+        batch_size=None,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,18 @@
+"""The network of the paper, assembled from blocks."""
+
+from plif_lightning.network.inputs import InputEncoder, InputEncoderName
+from plif_lightning.network.network import SpikingNetwork
+from plif_lightning.network.norm import NormStatistics
+from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
+from plif_lightning.network.structure import Structure
+
+__all__ = [
+    "InputEncoder",
+    "InputEncoderName",
+    "NormStatistics",
+    "PoolTies",
+    "Pooling",
+    "SpikeMaxPool2d",
+    "SpikingNetwork",
+    "Structure",
+]

@@ -1,0 +1,55 @@
+"""Input encoders of S-Sec. 10: how an image becomes the input of T time-steps."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from plif_lightning.errors import UserError
+
+InputEncoderName = Literal["direct", "poisson", "latency"]
+
+
+class InputEncoder(nn.Module):
+    """Turns images [1, N, C, H, W] into the first layer's input.
+
+    Args:
+        name: `direct` passes the input on as it is; the first conv-BN-neuron is then the learnable
+            encoder (the paper). `poisson` fires at each of T steps with probability p; `latency`
+            fires once, at step floor((T - 1) (1 - p)). Both need intensities p in [0, 1], so data
+            without normalisation.
+        time_steps: T.
+
+    Raises:
+        UserError: an unknown name; for `poisson` and `latency`, an input of more than one step or
+            outside [0, 1].
+
+    Source: Fang et al. 2021, S-Sec. 10.
+    """
+
+    def __init__(self, name: InputEncoderName, time_steps: int) -> None:
+        super().__init__()
+        if name not in get_args(InputEncoderName):
+            raise UserError(f"input_encoder must be one of {', '.join(get_args(InputEncoderName))}, got {name!r}.")
+        self.name = name
+        self.time_steps = time_steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.name == "direct":
+            return x
+        if len(x) != 1:
+            raise UserError(f"input_encoder={self.name!r} encodes images, got {len(x)} time-steps; use 'direct'.")
+        low, high = x.aminmax()
+        if low < 0 or high > 1:
+            raise UserError(
+                f"input_encoder={self.name!r} needs intensities in [0, 1], got [{low:.3g}, {high:.3g}]: "
+                "pass --data.normalize=false."
+            )
+        if self.name == "poisson":
+            return torch.bernoulli(x.expand(self.time_steps, *x.shape[1:]))
+        fire_at = torch.floor((self.time_steps - 1) * (1 - x))
+        steps = torch.arange(self.time_steps, device=x.device).view(-1, *[1] * (x.dim() - 1))
+        return (fire_at == steps).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.name!r}, time_steps={self.time_steps}"

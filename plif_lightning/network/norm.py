@@ -1,0 +1,70 @@
+"""Batch normalisation of [T, N, C, H, W], with the statistics of each step or of all steps."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from plif_lightning.errors import UserError
+
+NormStatistics = Literal["per_step", "all_steps"]
+
+
+class TimeBatchNorm2d(nn.Module):
+    """BN over [T, N, C, H, W]; `bn` is an ordinary `BatchNorm2d`, so SyncBatchNorm conversion finds it.
+
+    Args:
+        channels: C.
+        statistics: `per_step` normalises each step with that step's own batch statistics and moves
+            the running statistics T times a batch (Algorithm S1, the authors' code); `all_steps`
+            merges T into the batch, as multi-step libraries do.
+
+    An input of one step that stands for `time_steps` equal steps is normalised once, and the running
+    statistics move as if every step had been seen: T times towards the same mean and unbiased
+    variance (`per_step`), or once with the variance's correction for T N H W values (`all_steps`).
+
+    Raises:
+        UserError: unknown `statistics`.
+    """
+
+    def __init__(self, channels: int, statistics: NormStatistics = "per_step") -> None:
+        super().__init__()
+        if statistics not in get_args(NormStatistics):
+            raise UserError(
+                f"norm_statistics must be one of {', '.join(get_args(NormStatistics))}, got {statistics!r}."
+            )
+        self.statistics = statistics
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
+        """Normalised x, of the same shape; `time_steps` where x [1, N, C, H, W] stands for T equal steps."""
+        if self.bn.training and len(x) == 1 and time_steps is not None and time_steps > 1:
+            return self._held(x, time_steps)
+        if self.bn.training and self.statistics == "per_step" and len(x) > 1:
+            return torch.stack([self.bn(step) for step in x])
+        return self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    def _held(self, x: Tensor, time_steps: int) -> Tensor:
+        bn = self.bn
+        if bn.running_mean is None or bn.running_var is None or bn.num_batches_tracked is None:
+            return bn(x[0])[None]
+        mean, var = bn.running_mean.clone(), bn.running_var.clone()
+        y = bn(x[0])[None]
+        momentum = bn.momentum or 0.0
+        # .data: autograd guards the statistics although BN's backward in training does not read them.
+        running_mean, running_var = bn.running_mean.data, bn.running_var.data
+        if self.statistics == "per_step":
+            # One update moved by m (s - r); T updates move by (1 - (1 - m)^T) (s - r).
+            moves = (1 - (1 - momentum) ** time_steps) / momentum
+            running_mean.copy_(mean + moves * (running_mean - mean))
+            running_var.copy_(var + moves * (running_var - var))
+            bn.num_batches_tracked += time_steps - 1
+        else:
+            n = x.numel() // x.shape[2]
+            bessel = (n - 1) / n * (time_steps * n) / (time_steps * n - 1)
+            kept = (1 - momentum) * var
+            running_var.copy_(kept + bessel * (running_var - kept))
+        return y
+
+    def extra_repr(self) -> str:
+        return f"statistics={self.statistics!r}"

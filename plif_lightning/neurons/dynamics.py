@@ -1,0 +1,155 @@
+"""The paper's neuron over T time-steps in plain PyTorch: the reference that every faster form must equal."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from plif_lightning.errors import UserError
+from plif_lightning.neurons.surrogate import Surrogate
+
+
+def integrate_and_fire(
+    x: Tensor,
+    k: Tensor | None,
+    v: Tensor | None = None,
+    *,
+    v_threshold: float = 1.0,
+    v_reset: float = 0.0,
+    detach_reset: bool = True,
+    surrogate: Surrogate | None = None,
+    time_steps: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Spikes and the last membrane potential of neurons that charge, fire and reset for T steps.
+
+    charge: H_t = V_{t-1} + k (X_t - (V_{t-1} - V_reset)), or H_t = V_{t-1} + X_t without leak;
+    fire: S_t = 1 if H_t >= V_th else 0; hard reset: V_t = H_t (1 - S_t) + V_reset S_t.
+
+    Nothing is remembered between calls. A sequence may be cut anywhere in time: pass the returned
+    potential on as the next call's `v`.
+
+    Args:
+        x: input X, [T, N, *], or [1, N, *] with `time_steps`: an input that stays the same for T steps.
+        k: 1/tau in (0, 1), a scalar or one value per channel (dimension 2 of x); None: no leak (IF).
+        v: potential V_{-1} before the first step, [N, *]; V_reset where it is not given.
+        v_threshold: V_th.
+        v_reset: V_reset, below V_th.
+        detach_reset: no gradient flows through the spike of the reset (S-Sec. 6).
+        surrogate: derivative of the step in the backward pass; the paper's `atan` where it is not given.
+        time_steps: T, only for an x of one step.
+
+    Returns:
+        Spikes of 0 and 1, [T, N, *] in the dtype of x; the potential V_{T-1}, [N, *], in float32 at
+        least, whatever autocast is in force.
+
+    Raises:
+        UserError: x has fewer than two dimensions or no time-step, or shapes do not fit each other.
+
+    Source: Fang et al. 2021, Eqs. 2-6 (with the brackets that Eqs. 5 and 6 lack) and 8-17.
+    """
+    if x.dim() < 2 or x.shape[0] == 0:
+        raise UserError(f"x must be [T, N, *] with T >= 1, got shape {tuple(x.shape)}.")
+    if time_steps is None:
+        time_steps = x.shape[0]
+    elif x.shape[0] not in (1, time_steps):
+        raise UserError(f"x must have 1 or time_steps = {time_steps} steps, got {x.shape[0]}.")
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if v is None:
+        v = torch.full((), v_reset, dtype=dtype, device=x.device).expand(x.shape[1:])
+    elif v.shape != x.shape[1:]:
+        raise UserError(f"v must have the shape of one step of x, {tuple(x.shape[1:])}, got {tuple(v.shape)}.")
+    if k is not None and k.dim() > 0:
+        if x.dim() < 3 or k.shape != x.shape[2:3]:
+            raise UserError(f"k must be a scalar or one value per channel of x {tuple(x.shape)}, got {tuple(k.shape)}.")
+        k = k.view(-1, *[1] * (x.dim() - 3))
+    with torch.autocast(x.device.type, enabled=False):
+        return _IntegrateAndFire.apply(
+            x,
+            None if k is None else k.to(dtype),
+            v.to(dtype),
+            v_threshold,
+            v_reset,
+            detach_reset,
+            surrogate or Surrogate(),
+            time_steps,
+        )
+
+
+def _charge(x: Tensor, k: Tensor | None, v: Tensor, v_reset: float) -> Tensor:
+    """H_t, Eq. 3 with the paper's k(a), or the sum of input and potential without leak."""
+    if k is None:
+        return v + x
+    drive = x - v if v_reset == 0 else x - (v - v_reset)
+    return drive.mul_(k).add_(v)
+
+
+def _fire(h: Tensor, v_threshold: float) -> Tensor:
+    """S_t in the dtype of h: writing it there is faster than a mask, and so is arithmetic with it."""
+    return torch.ge(h, v_threshold, out=torch.empty_like(h))
+
+
+def _reset(h: Tensor, fired: Tensor, v_reset: float) -> Tensor:
+    """V_t = H_t (1 - S_t) + V_reset S_t."""
+    v = torch.addcmul(h, h, fired, value=-1)
+    return v.add_(fired, alpha=v_reset) if v_reset else v
+
+
+class _IntegrateAndFire(torch.autograd.Function):
+    """Keeps only x, k and V_{-1}; the backward pass recomputes H and applies Eqs. 8-17."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        k: Tensor | None,
+        v: Tensor,
+        v_threshold: float,
+        v_reset: float,
+        detach_reset: bool,
+        surrogate: Surrogate,
+        time_steps: int,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, k, v)
+        ctx.settings = (v_threshold, v_reset, detach_reset, surrogate, time_steps)
+        spikes = x.new_empty(time_steps, *x.shape[1:])
+        for t in range(time_steps):
+            h = _charge(x[t if x.shape[0] > 1 else 0].to(v.dtype), k, v, v_reset)
+            fired = _fire(h, v_threshold)
+            spikes[t] = fired
+            v = _reset(h, fired, v_reset)
+        return spikes, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_spikes: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
+        x, k, v = ctx.saved_tensors
+        v_threshold, v_reset, detach_reset, surrogate, time_steps = ctx.settings
+        constant = x.shape[0] == 1
+        potentials, resets = [], [v]
+        for t in range(time_steps):
+            h = _charge(x[0 if constant else t].to(v.dtype), k, resets[-1], v_reset)
+            potentials.append(h)
+            resets.append(_reset(h, _fire(h, v_threshold), v_reset))
+        grad_v = grad_v.to(v.dtype)
+        grad_x = torch.zeros_like(x, dtype=v.dtype) if constant else torch.empty_like(x)
+        grad_k = None if k is None else torch.zeros_like(k)
+        for t in reversed(range(time_steps)):
+            h, v_before = potentials.pop(), resets[t]
+            grad_fire = grad_spikes[t].to(h.dtype)
+            if not detach_reset:
+                grad_fire = grad_fire + grad_v * (v_reset - h)
+            grad_h = surrogate.derivative(h - v_threshold).mul_(grad_fire)
+            grad_h.add_(_reset(grad_v, _fire(h, v_threshold), 0.0))
+            if k is None:
+                grad_input, grad_v = grad_h, grad_h
+            else:
+                drive = x[0 if constant else t].to(h.dtype) - (v_before - v_reset)
+                grad_k += drive.mul_(grad_h).sum_to_size(k.shape)
+                grad_input = grad_h * k
+                grad_v = grad_h.sub_(grad_input)
+            if constant:
+                grad_x[0] += grad_input
+            else:
+                grad_x[t] = grad_input
+        return grad_x.to(x.dtype), grad_k, grad_v, None, None, None, None, None

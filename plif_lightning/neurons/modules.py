@@ -1,0 +1,182 @@
+"""The neurons as modules: PLIF (learned time constant), LIF (fixed) and IF (no leak)."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from plif_lightning.errors import UserError
+from plif_lightning.neurons.dynamics import integrate_and_fire
+from plif_lightning.neurons.surrogate import Surrogate, SurrogateName
+
+NeuronName = Literal["plif", "lif", "if"]
+TauPer = Literal["layer", "channel"]
+
+
+class Neuron(nn.Module):
+    """A layer of spiking neurons without hidden state: what the subclasses share.
+
+    Args:
+        v_threshold: V_th, at which a neuron fires.
+        v_reset: V_reset < V_th, the potential after a spike and before the first step.
+        detach_reset: whether no gradient flows through the spike of the reset (S-Sec. 6).
+        surrogate: derivative of the step in the backward pass.
+        surrogate_width: its width, see `Surrogate`.
+    """
+
+    def __init__(
+        self,
+        v_threshold: float = 1.0,
+        v_reset: float = 0.0,
+        detach_reset: bool = True,
+        surrogate: SurrogateName = "atan",
+        surrogate_width: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(v_threshold) and math.isfinite(v_reset) and v_reset < v_threshold):
+            raise UserError(f"v_reset must be below v_threshold, got v_reset={v_reset}, v_threshold={v_threshold}.")
+        self.v_threshold = v_threshold
+        self.v_reset = v_reset
+        self.detach_reset = detach_reset
+        self.surrogate = Surrogate(surrogate, surrogate_width)
+
+    @property
+    def k(self) -> Tensor | None:
+        """1/tau as the equations use it: a scalar or [C]; None without leak."""
+        raise NotImplementedError
+
+    @property
+    def tau(self) -> Tensor:
+        """Membrane time constant in time-steps: a scalar or [C], detached."""
+        k = self.k
+        return torch.tensor(math.inf) if k is None else 1 / k.detach()
+
+    def run(self, x: Tensor, v: Tensor | None = None, time_steps: int | None = None) -> tuple[Tensor, Tensor]:
+        """Spikes [T, N, *] and the last potential [N, *]: `integrate_and_fire` with this layer's constants."""
+        return integrate_and_fire(
+            x,
+            self.k,
+            v,
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            detach_reset=self.detach_reset,
+            surrogate=self.surrogate,
+            time_steps=time_steps,
+        )
+
+    def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
+        """Spikes [T, N, *] for x [T, N, *], or [1, N, *] held for `time_steps`; starts at V_reset."""
+        return self.run(x, time_steps=time_steps)[0]
+
+    def extra_repr(self) -> str:
+        s = self.surrogate
+        return (
+            f"v_threshold={self.v_threshold}, v_reset={self.v_reset}, detach_reset={self.detach_reset}, "
+            f"surrogate={s.name!r}, surrogate_width={s.width}"
+        )
+
+
+class _Leaky(Neuron):
+    """A neuron whose leak is k = sigmoid(a) = 1/tau."""
+
+    a: Tensor
+
+    def __init__(
+        self,
+        init_tau: float = 2.0,
+        v_threshold: float = 1.0,
+        v_reset: float = 0.0,
+        detach_reset: bool = True,
+        surrogate: SurrogateName = "atan",
+        surrogate_width: float = 1.0,
+        tau_per: TauPer = "layer",
+        channels: int | None = None,
+    ) -> None:
+        super().__init__(v_threshold, v_reset, detach_reset, surrogate, surrogate_width)
+        if not (1 < init_tau < math.inf):
+            raise UserError(f"init_tau must be > 1 (1/tau = sigmoid(a) lies in (0, 1)), got {init_tau}.")
+        if tau_per not in get_args(TauPer):
+            raise UserError(f"tau_per must be one of {', '.join(get_args(TauPer))}, got {tau_per!r}.")
+        if tau_per == "channel" and channels is None:
+            raise UserError("tau_per='channel' needs the number of channels: pass channels=C.")
+        shape = [channels] if tau_per == "channel" and channels is not None else []
+        self._set_a(torch.full(shape, -math.log(init_tau - 1)))
+
+    def _set_a(self, a: Tensor) -> None:
+        raise NotImplementedError
+
+    @property
+    def k(self) -> Tensor:
+        return torch.sigmoid(self.a)
+
+    def extra_repr(self) -> str:
+        tau = f"tau={self.tau.item():.4g}" if self.a.dim() == 0 else f"tau=[{self.a.numel()} channels]"
+        return f"{tau}, {super().extra_repr()}"
+
+
+class PLIF(_Leaky):
+    """Parametric leaky integrate-and-fire neurons: the time constant tau = 1 / sigmoid(a) is learned.
+
+    Spikes [T, N, *] from inputs [T, N, *]. `a` is the parameter and `tau` a property.
+
+    Args:
+        init_tau: tau_0 > 1, in time-steps; a_0 = -log(tau_0 - 1).
+        v_threshold: V_th, at which a neuron fires.
+        v_reset: V_reset < V_th, the potential after a spike and before the first step.
+        detach_reset: whether no gradient flows through the spike of the reset (S-Sec. 6).
+        surrogate: derivative of the step in the backward pass: atan, sigmoid, triangle or rectangle.
+        surrogate_width: its width, see `Surrogate`.
+        tau_per: one `a` per `layer` (the paper) or per `channel` (dimension 2 of the input).
+        channels: how many, for `tau_per="channel"`.
+
+    Raises:
+        UserError: a constant lies outside its range.
+
+    Source: Fang et al. 2021, Sec. 3.3.
+
+    >>> neuron = PLIF(init_tau=2.0)
+    >>> neuron(torch.full([4, 1, 1], 1.5)).flatten()
+    tensor([0., 1., 0., 1.], grad_fn=<ViewBackward0>)
+    """
+
+    def _set_a(self, a: Tensor) -> None:
+        self.a = nn.Parameter(a)
+
+
+class LIF(_Leaky):
+    """Leaky integrate-and-fire neurons with the fixed time constant `init_tau`; arguments as `PLIF`."""
+
+    def _set_a(self, a: Tensor) -> None:
+        self.register_buffer("a", a)
+
+
+class IF(Neuron):
+    """Integrate-and-fire neurons without leak: H_t = V_{t-1} + X_t, the limit of tau to infinity.
+
+    The input is not divided by tau: in the paper's limit W_fc / tau converges (Sec. 4.3).
+    """
+
+    @property
+    def k(self) -> None:
+        return None
+
+
+def make_neuron(
+    neuron: NeuronName,
+    channels: int,
+    init_tau: float = 2.0,
+    v_threshold: float = 1.0,
+    v_reset: float = 0.0,
+    detach_reset: bool = True,
+    surrogate: SurrogateName = "atan",
+    surrogate_width: float = 1.0,
+    tau_per: TauPer = "layer",
+) -> Neuron:
+    """A layer of the named neurons for inputs [T, N, channels, *]; constants as `PLIF`."""
+    if neuron == "if":
+        return IF(v_threshold, v_reset, detach_reset, surrogate, surrogate_width)
+    leaky = {"plif": PLIF, "lif": LIF}
+    if neuron not in leaky:
+        raise UserError(f"neuron must be one of {', '.join(get_args(NeuronName))}, got {neuron!r}.")
+    return leaky[neuron](init_tau, v_threshold, v_reset, detach_reset, surrogate, surrogate_width, tau_per, channels)

@@ -1,0 +1,101 @@
+"""Surrogate derivatives of the Heaviside step, by name.
+
+Each is a density g of unit area, scaled by a width w [units of the membrane potential]:
+sigma'(u) = g(u / w) / w with u = H - V_th. Its antiderivative sigma rises from 0 to 1 and is the
+smooth function that takes the step's place in the backward pass.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from plif_lightning.errors import UserError
+
+SurrogateName = Literal["atan", "sigmoid", "triangle", "rectangle"]
+
+
+def _atan(z: Tensor) -> Tensor:
+    return (math.pi * z).square_().add_(1).reciprocal_()
+
+
+def _atan_integral(z: Tensor) -> Tensor:
+    return torch.arctan(math.pi * z) / math.pi + 0.5
+
+
+def _sigmoid(z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 - s)
+
+
+def _triangle(z: Tensor) -> Tensor:
+    return (1 - z.abs()).clamp_(min=0)
+
+
+def _triangle_integral(z: Tensor) -> Tensor:
+    z = z.clamp(-1, 1)
+    return torch.where(z < 0, (1 + z).square() / 2, 1 - (1 - z).square() / 2)
+
+
+def _rectangle(z: Tensor) -> Tensor:
+    return (z.abs() < 0.5).to(z.dtype)
+
+
+def _rectangle_integral(z: Tensor) -> Tensor:
+    return (z + 0.5).clamp(0, 1)
+
+
+# name -> (g, integral of g)
+_DENSITIES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "atan": (_atan, _atan_integral),
+    "sigmoid": (_sigmoid, torch.sigmoid),
+    "triangle": (_triangle, _triangle_integral),
+    "rectangle": (_rectangle, _rectangle_integral),
+}
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A surrogate derivative sigma'(u) = g(u / width) / width.
+
+    | name | g(z) | sigma, with z = u / width |
+    |---|---|---|
+    | `atan` | 1 / (1 + (pi z)^2) | arctan(pi z) / pi + 1/2 |
+    | `sigmoid` | s(z) (1 - s(z)) | s(z) = 1 / (1 + exp(-z)) |
+    | `triangle` | max(0, 1 - abs(z)) | (1 + z)^2 / 2 on [-1, 0], 1 - (1 - z)^2 / 2 on [0, 1] |
+    | `rectangle` | 1 where abs(z) < 1/2 | z + 1/2, clamped to [0, 1] |
+
+    Args:
+        name: the shape; `atan` with width 1 is the paper's.
+        width: stretches the surrogate along the membrane potential, > 0.
+
+    Raises:
+        UserError: the name is unknown or the width is not positive and finite.
+
+    Source: Fang et al. 2021, S-Sec. 6 (`atan`); Neftci et al. 2019 (the others).
+
+    >>> Surrogate("atan").derivative(torch.tensor([0.0]))
+    tensor([1.])
+    """
+
+    name: SurrogateName = "atan"
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in _DENSITIES:
+            raise UserError(f"surrogate must be one of {', '.join(get_args(SurrogateName))}, got {self.name!r}.")
+        if not (0 < self.width < math.inf):
+            raise UserError(f"surrogate_width must be a positive number, got {self.width}.")
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """sigma'(u) for u = H - V_th of any shape."""
+        if self.width == 1.0:
+            return _DENSITIES[self.name][0](u)
+        return _DENSITIES[self.name][0](u / self.width) / self.width
+
+    def antiderivative(self, u: Tensor) -> Tensor:
+        """sigma(u), in [0, 1], for u = H - V_th of any shape."""
+        return _DENSITIES[self.name][1](u / self.width)

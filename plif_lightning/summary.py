@@ -1,0 +1,110 @@
+"""What a command says at its end."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+
+from plif_lightning.analysis.runs import RunFolder, layer_values, read_metrics
+from plif_lightning.callbacks import PredictionWriter, run_folder
+from plif_lightning.data import SpikingDataModule
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _layers(row: dict[str, float], kind: str, form: str) -> str:
+    return "  ".join(f"{layer} {value:{form}}" for layer, value in layer_values(row, kind).items())
+
+
+def _shown(path: Path) -> str:
+    """Relative to the working directory where it lies below it."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def print_fit(trainer: L.Trainer, data: SpikingDataModule, test: Mapping[str, float] | None) -> None:
+    """Prints accuracy and its protocol, layers, files, and the command that tests the run."""
+    folder = run_folder(trainer)
+    metrics = read_metrics(folder.metrics) if folder.metrics.is_file() else []
+    key = f"{data.val_name}/acc"
+    measured = [row for row in metrics if key in row and not math.isnan(row[key])]
+    table = _table(f"{data.title}: fit finished")
+    table.add_row("data", data.describe())
+    table.add_row("protocol", data.protocol)
+    if measured:
+        best = max(measured, key=lambda row: row[key])
+        epoch = f"epoch {best['epoch'] + 1:.0f} of {metrics[-1]['epoch'] + 1:.0f}"
+        name = "best test epoch" if data.validation == "test" else "best validation epoch"
+        table.add_row(name, f"[bold]{_percent(best[key])}[/] ({epoch})")
+        if test is not None:
+            table.add_row(
+                "test accuracy", f"[bold green]{_percent(test['test/acc'])}[/] (measured once, on that epoch's weights)"
+            )
+        if layer_values(best, "tau"):
+            table.add_row("tau", _layers(best, "tau", ".3f"))
+        if layer_values(best, "rate"):
+            table.add_row("firing rate", _layers(best, "rate", ".3f"))
+        if "train/samples_per_second" in metrics[-1]:
+            table.add_row("speed", f"{metrics[-1]['train/samples_per_second']:.0f} training samples per second")
+    for name, path in (
+        ("run folder", folder.path),
+        ("best checkpoint", folder.best),
+        ("last checkpoint", folder.last),
+        ("metrics", folder.metrics),
+        ("learning curve", folder.learning_curve),
+        ("tau curve", folder.tau_curve),
+    ):
+        if path.exists():
+            table.add_row(name, _shown(path))
+    if folder.best.exists():
+        table.add_row("test this run", f"[bold]python main.py test --ckpt_path {_shown(folder.best)}[/]")
+    console = Console()
+    console.print()
+    console.print(table)
+
+
+def print_evaluation(trainer: L.Trainer, data: SpikingDataModule) -> None:
+    """Prints what `validate`, `test` or `predict` measured, and where it wrote it."""
+    if not trainer.is_global_zero:
+        return
+    row = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    table = _table(f"{data.title}: {trainer.state.fn.value if trainer.state.fn else ''}")
+    table.add_row("data", data.describe())
+    table.add_row("protocol", data.protocol)
+    for prefix in ("test", data.val_name):
+        if f"{prefix}/acc" in row:
+            label = "accuracy" if prefix != "test_as_val" else "accuracy (test set)"
+            table.add_row(label, f"[bold green]{_percent(row[f'{prefix}/acc'])}[/]")
+            table.add_row("loss", f"{row[f'{prefix}/loss']:.5f}")
+    classes = {name: row[k] for i, name in enumerate(data.class_names) if (k := f"test/acc_class/{i}") in row}
+    if classes:
+        table.add_row("per class", "  ".join(f"{name} {100 * value:.1f}" for name, value in classes.items()))
+    if layer_values(row, "rate"):
+        table.add_row("firing rate", _layers(row, "rate", ".3f"))
+    ckpt = trainer.ckpt_path
+    if ckpt:
+        table.add_row("checkpoint", _shown(Path(ckpt)))
+    folder = run_folder(trainer)
+    writers = [c for c in trainer.callbacks if isinstance(c, PredictionWriter)]  # type: ignore[attr-defined]
+    if writers and writers[0].path is not None:
+        table.add_row("predictions", _shown(writers[0].path))
+    for path in sorted(folder.path.glob("confusion_matrix.*")):
+        table.add_row("confusion matrix", _shown(path))
+    console = Console()
+    console.print()
+    console.print(table)
+
+
+__all__ = ["RunFolder", "print_evaluation", "print_fit"]

@@ -1,0 +1,197 @@
+"""The LightningModule: a spiking network, its loss, its metrics and its optimiser."""
+
+import inspect
+from typing import Any, get_args
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from plif_lightning.data.loading import Batch
+from plif_lightning.errors import NonFiniteError, UserError
+from plif_lightning.losses import LOSSES, LossName
+from plif_lightning.network import InputEncoderName, NormStatistics, Pooling, PoolTies, SpikingNetwork
+from plif_lightning.neurons import NeuronName, SurrogateName, TauPer
+from plif_lightning.randomness import fold_in, run_seed
+
+
+class SpikingClassifier(L.LightningModule):
+    """Trains and evaluates a `SpikingNetwork`.
+
+    Args:
+        input_shape: (C, H, W), from the data.
+        num_classes: number of classes, from the data.
+        time_steps: T, from the data.
+        n_conv: conv-BN-neuron blocks before each pool (N_conv).
+        n_down: pools (N_down).
+        n_fc: FC layers, the output layer included (N_fc).
+        channels: output channels of every convolution.
+        fc_features: output features of every FC layer but the last.
+        votes_per_class: M, output neurons per class.
+        dropout: drop probability before every FC layer, or one value for each of them.
+        neuron: plif (learned tau), lif (fixed tau) or if (no leak).
+        init_tau: tau_0 > 1 of plif, tau of lif, in time-steps.
+        tau_per: one time constant per layer (the paper) or per channel.
+        v_threshold: V_th, at which a neuron fires.
+        v_reset: V_reset, the potential after a spike.
+        detach_reset: whether no gradient flows through the spike of the reset.
+        surrogate: surrogate derivative: atan (the paper), sigmoid, triangle or rectangle.
+        surrogate_width: its width.
+        pooling: max or avg.
+        pool_ties: winner among neurons of a max-pool window that fire together: random (the paper) or first.
+        norm_statistics: BN statistics of each time-step (the paper) or of all time-steps together.
+        input_encoder: direct (the paper), poisson or latency.
+        loss: per_step (the paper) or rate (the authors' code).
+        optimizer: any torch optimiser.
+        lr_scheduler: any torch scheduler, stepped once an epoch.
+
+    Raises:
+        UserError: an argument lies outside its range.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        time_steps: int,
+        n_conv: int = 1,
+        n_down: int = 2,
+        n_fc: int = 2,
+        channels: int = 128,
+        fc_features: int = 2048,
+        votes_per_class: int = 10,
+        dropout: float | list[float] = 0.5,
+        neuron: NeuronName = "plif",
+        init_tau: float = 2.0,
+        tau_per: TauPer = "layer",
+        v_threshold: float = 1.0,
+        v_reset: float = 0.0,
+        detach_reset: bool = True,
+        surrogate: SurrogateName = "atan",
+        surrogate_width: float = 1.0,
+        pooling: Pooling = "max",
+        pool_ties: PoolTies = "random",
+        norm_statistics: NormStatistics = "per_step",
+        input_encoder: InputEncoderName = "direct",
+        loss: LossName = "per_step",
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        arguments = dict(locals())
+        super().__init__()
+        # Plain values only, so that checkpoints load with weights_only=True.
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
+        if loss not in LOSSES:
+            raise UserError(f"loss must be one of {', '.join(get_args(LossName))}, got {loss!r}.")
+        self.network = SpikingNetwork(
+            **{name: arguments[name] for name in inspect.signature(SpikingNetwork).parameters}
+        )
+        self.loss = LOSSES[loss]
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_class_accuracy = MulticlassAccuracy(num_classes, average=None)
+        self.test_confusion = MulticlassConfusionMatrix(num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Votes [T, N, num_classes] for x [N, T, C, H, W], or [N, 1, C, H, W] of a static image."""
+        return self.network(x.transpose(0, 1))
+
+    # Every step draws its random numbers (dropout, pool ties, Poisson input) from a seed of its own.
+    # A run that goes on from any checkpoint then draws what the uninterrupted one would have drawn.
+
+    def on_fit_start(self) -> None:
+        self._seed = run_seed()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(fold_in(self._seed, "train", self.current_epoch, batch_idx, self.global_rank))
+
+    def _seed_evaluation(self, batch_idx: int) -> None:
+        torch.manual_seed(fold_in(run_seed(), "evaluate", batch_idx, self.global_rank))
+
+    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._seed_evaluation(batch_idx)
+
+    def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._seed_evaluation(batch_idx)
+
+    def on_predict_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._seed_evaluation(batch_idx)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        votes = self(batch.x)
+        loss = self.loss(votes, batch.label)
+        self._require_finite(loss, "loss")
+        self.train_accuracy(votes.mean(0), batch.label)
+        n = len(batch.label)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=n, sync_dist=True)
+        self.log("train/acc", self.train_accuracy, on_step=False, on_epoch=True, batch_size=n)
+        self.log("loss", loss, prog_bar=True, logger=False, batch_size=n)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # A NaN never reaches the loss: a neuron with a NaN potential just stays silent. But it makes
+        # the gradient NaN in every layer below, so the small parameters (BN and a) show it, and they
+        # are cheap to look at. A gradient scaler skips such steps by itself.
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            grads = [p.grad.flatten() for p in self.network.parameters() if p.grad is not None and p.dim() <= 1]
+            if grads:
+                self._require_finite(torch.cat(grads), "a gradient")
+
+    def _require_finite(self, values: Tensor, what: str) -> None:
+        if not torch.isfinite(values).all():
+            callbacks = self.trainer.checkpoint_callbacks
+            paths = [path for c in callbacks if (path := getattr(c, "last_model_path", ""))]
+            kept = f"The last good checkpoint is {paths[-1]}." if paths else "No checkpoint was written before."
+            raise NonFiniteError(
+                f"{what} is NaN or infinite at step {self.global_step} (epoch {self.current_epoch}): training stopped. "
+                f"{kept} Lower the learning rate, or use --trainer.precision 32-true."
+            )
+
+    @property
+    def val_name(self) -> str:
+        """Prefix of the validation metrics: `val`, or `test_as_val` where the test set selects the model."""
+        return getattr(getattr(self.trainer, "datamodule", None), "val_name", "val")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        votes = self(batch.x)
+        self.val_accuracy(votes.mean(0), batch.label)
+        n = len(batch.label)
+        self.log(f"{self.val_name}/loss", self.loss(votes, batch.label), batch_size=n, sync_dist=True)
+        self.log(f"{self.val_name}/acc", self.val_accuracy, prog_bar=True, batch_size=n)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        votes = self(batch.x)
+        rates = votes.mean(0)
+        self.test_accuracy(rates, batch.label)
+        self.test_class_accuracy.update(rates, batch.label)
+        self.test_confusion.update(rates, batch.label)
+        n = len(batch.label)
+        self.log("test/loss", self.loss(votes, batch.label), batch_size=n, sync_dist=True)
+        self.log("test/acc", self.test_accuracy, batch_size=n)
+
+    def on_test_epoch_end(self) -> None:
+        for i, accuracy in enumerate(self.test_class_accuracy.compute()):
+            self.log(f"test/acc_class/{i}", accuracy)
+        self.confusion_matrix = self.test_confusion.compute()  # [true class, predicted class]
+        self.test_class_accuracy.reset()
+        self.test_confusion.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Sample and label [N], predicted class [N] and votes averaged over time [N, num_classes]."""
+        rates = self(batch.x).mean(0)
+        return {"sample": batch.sample, "label": batch.label, "prediction": rates.argmax(-1), "votes": rates}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}

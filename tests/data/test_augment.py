@@ -1,0 +1,80 @@
+"""Batched augmentation against torchvision's, image by image, with the same parameters."""
+
+import math
+
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from plif_lightning.data.augment import HorizontalFlip, RandomAffine, RandomCrop
+from plif_lightning.errors import UserError
+
+
+def images(n=40, shape=(3, 12, 14)):
+    return torch.randint(0, 256, (n, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def uniform(n, draws):
+    return torch.rand(n, draws, generator=torch.Generator().manual_seed(1))
+
+
+def test_flip_mirrors_exactly_the_images_drawn():
+    x, u = images(), uniform(40, 1)
+    y = HorizontalFlip(0.3)(x, u)
+    for before, after, draw in zip(x, y, u[:, 0], strict=True):
+        assert torch.equal(after, tv.horizontal_flip(before) if draw < 0.3 else before)
+
+
+def test_crop_equals_torchvisions_crop_of_the_padded_image():
+    x, u = images(), uniform(40, 2)
+    y = RandomCrop(3)(x, u)
+    assert y.dtype == torch.uint8
+    for before, after, (top, left) in zip(x, y, (u * 7).long().tolist(), strict=True):
+        assert torch.equal(after, tv.crop(tv.pad(before, [3]), top, left, 12, 14))
+
+
+def test_crop_reaches_every_place_and_no_other():
+    corners = (torch.cartesian_prod(torch.linspace(0, 0.999999, 50), torch.tensor([0.0]))).float()
+    x = torch.arange(1, 9, dtype=torch.uint8).view(1, 1, 8, 1).expand(50, 1, 8, 8)
+    first_row = RandomCrop(2)(x, corners)[:, 0, 0, 4]
+    assert first_row.unique().tolist() == [0, 1, 2, 3]
+    assert RandomCrop(0)(x, corners).equal(x)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 12, 14)])
+def test_affine_equals_torchvisions_affine(shape):
+    x, u = images(shape=shape), uniform(40, 4)
+    y = RandomAffine()(x, u)
+    height, width = shape[1:]
+    for before, after, draw in zip(x, y, u.double().tolist(), strict=True):
+        translate = [round((2 * draw[1] - 1) * 0.15 * width), round((2 * draw[2] - 1) * 0.15 * height)]
+        expected = tv.affine(
+            before,
+            angle=(2 * draw[0] - 1) * 30,
+            translate=translate,
+            scale=0.85 + draw[3] * 0.26,
+            shear=[0.0, 0.0],
+            interpolation=InterpolationMode.NEAREST,
+        )
+        # A source pixel may lie on the border of two by rounding.
+        assert (after != expected).float().mean() <= 0.02
+
+
+def test_affine_without_any_change_is_the_identity():
+    x = images()
+    half = torch.full((40, 4), 0.5)
+    assert torch.equal(RandomAffine(scale=(1.0, 1.0))(x, half), x)
+    quarter_turn = torch.tensor([[1.0, 0.5, 0.5, 0.5]]).expand(40, 4)
+    square = images(shape=(1, 9, 9))
+    turned = RandomAffine(degrees=90.0, scale=(1.0, 1.0))(square, quarter_turn)
+    assert torch.equal(turned, square.rot90(-1, (-2, -1)))
+    assert math.isclose(torch.tensor(90.0).deg2rad().item(), math.pi / 2, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: HorizontalFlip(1.5), lambda: RandomCrop(-1), lambda: RandomAffine(scale=(0.0, 1.0))]
+)
+def test_a_wrong_argument_is_refused(make):
+    with pytest.raises(UserError):
+        make()

@@ -1,0 +1,250 @@
+"""The whole network against a step-by-step one, Table S1, and its own promises."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from plif_lightning.errors import UserError
+from plif_lightning.network import SpikingNetwork
+from plif_lightning.neurons import IF
+from tests.neurons import oracle
+
+SMALL = {
+    "input_shape": (2, 9, 10),
+    "num_classes": 3,
+    "time_steps": 4,
+    "channels": 5,
+    "fc_features": 7,
+    "votes_per_class": 2,
+}
+
+
+def small(**kwargs):
+    torch.manual_seed(0)
+    network = SpikingNetwork(**{**SMALL, **kwargs})
+    # ordinary initial weights leave such a small network almost silent
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data.mul_(4).add_(0.5)
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 2)
+            module.bias.data.uniform_(0, 1)
+    return network
+
+
+def inputs(time_steps=4, n=3, seed=1):
+    return torch.randn(time_steps, n, 2, 9, 10, generator=torch.Generator().manual_seed(seed))
+
+
+def step_by_step(network, x, pooling):
+    """The paper's network run once per time-step, as Algorithm S1 has it, with the oracle's neurons."""
+    blocks = list(network.encoder.named_children()) + list(network.classifier.named_children())
+    potentials, votes = {}, []
+    for x_t in x:
+        y = x_t
+        for name, block in blocks:
+            if name.startswith("pool"):
+                y = functional.max_pool2d(y, 2) if pooling == "max" else functional.avg_pool2d(y, 2)
+                continue
+            if name.startswith("conv"):
+                y = block.norm.bn(functional.conv2d(y, block.conv.weight, padding=1))
+            else:
+                y = functional.linear(y.flatten(1), block.fc.weight)
+            s, potentials[name] = oracle.run(y[None], torch.sigmoid(block.neuron.a), potentials.get(name))
+            y = s[0]
+        votes.append(y.unflatten(-1, (-1, network.voting.votes_per_class)).mean(-1))
+    return torch.stack(votes)
+
+
+def gradients(network, votes):
+    label = torch.arange(votes.shape[1]) % votes.shape[2]
+    functional.cross_entropy(votes.mean(0), label).backward()
+    return {name: p.grad for name, p in network.named_parameters()}
+
+
+@pytest.mark.parametrize("pooling", ["max", "avg"])
+@pytest.mark.parametrize("n_conv", [1, 2])
+@pytest.mark.parametrize("static", [True, False])
+def test_network_equals_the_step_by_step_one(pooling, n_conv, static):
+    ours = small(n_conv=n_conv, pooling=pooling, pool_ties="first", dropout=0.0)
+    theirs = copy.deepcopy(ours)
+    x = inputs(1 if static else 4)
+    votes = ours(x)
+    expected = step_by_step(theirs, x.expand(4, -1, -1, -1, -1), pooling)
+    assert 0.02 < expected.mean() < 0.98
+    torch.testing.assert_close(votes, expected)
+    for (name, grad), e in zip(gradients(ours, votes).items(), gradients(theirs, expected).values(), strict=True):
+        torch.testing.assert_close(grad, e, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+    for (name, buffer), e in zip(ours.named_buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(buffer, e, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+def test_a_static_image_equals_its_repetition(statistics):
+    held = small(norm_statistics=statistics, pool_ties="first", dropout=0.0)
+    repeated = copy.deepcopy(held)
+    x = inputs(1)
+    votes, expected = held(x), repeated(x.expand(4, -1, -1, -1, -1))
+    torch.testing.assert_close(votes, expected)
+    for grad, e in zip(gradients(held, votes).values(), gradients(repeated, expected).values(), strict=True):
+        torch.testing.assert_close(grad, e, rtol=1e-4, atol=1e-6)
+    for buffer, e in zip(held.buffers(), repeated.buffers(), strict=True):
+        torch.testing.assert_close(buffer, e, rtol=1e-5, atol=1e-6)
+
+
+def test_first_convolution_of_a_static_image_runs_once():
+    network = small()
+    shapes = []
+    network.encoder.conv1.conv.register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape)))
+    network(inputs(1))
+    assert shapes == [(3, 5, 9, 10)]
+
+
+def test_nothing_is_left_over_from_the_batch_before():
+    network = small().eval()
+    first, second = inputs(seed=1), inputs(seed=2)
+    alone = copy.deepcopy(network)(second)
+    network(first)
+    assert torch.equal(network(second), alone)
+
+
+def test_dropout_mask_is_the_same_at_every_step_and_scaled():
+    torch.manual_seed(0)
+    dropout = small(dropout=0.3).classifier.fc1.dropout
+    x = torch.ones(6, 50, 40)
+    y = dropout(x)
+    assert torch.equal(y, y[:1].expand_as(y))  # constant over T
+    assert not torch.equal(y[:, 0], y[:, 1])  # of its own for each sample
+    torch.testing.assert_close(y.unique(), torch.tensor([0, 1 / 0.7]))
+    assert abs((y[0] == 0).float().mean() - 0.3) < 0.03
+    assert torch.equal(dropout.eval()(x), x)
+
+
+@pytest.mark.parametrize("pooling", ["max", "avg"])
+def test_dropout_is_the_same_for_max_and_average_pooling(pooling):
+    network = small(pooling=pooling, dropout=[0.5, 0.25])
+    assert [network.classifier.fc1.dropout.p, network.classifier.fc2.dropout.p] == [0.5, 0.25]
+    seen = []
+    network.classifier.fc1.fc.register_forward_hook(lambda m, i, o: seen.append(i[0]))
+    network(inputs())
+    dropped = (seen[0] == 0).all(0)  # [N, F]: silent at every step
+    assert dropped.float().mean() > 0.4
+
+
+def test_spikes_are_binary_everywhere_before_voting():
+    network = small()
+    seen = []
+    for module in network.modules():
+        if type(module).__name__ in ("PLIF", "SpikeMaxPool2d"):
+            module.register_forward_hook(lambda m, i, o: seen.append(o))
+    votes = network(inputs())
+    assert len(seen) == 6
+    assert all(set(o.unique().tolist()) <= {0.0, 1.0} for o in seen)
+    assert votes.shape == (4, 3, 3)
+    assert set((votes * 2).unique().tolist()) <= {0.0, 1.0, 2.0}
+
+
+def test_votes_are_the_mean_of_each_classes_neurons():
+    voting = small().voting
+    spikes = torch.tensor([[[1.0, 1, 0, 1, 0, 0]]])
+    assert voting(spikes).tolist() == [[[1.0, 0.5, 0.0]]]
+
+
+def test_neurons_are_named_from_input_to_output():
+    names = [name for name, _ in small(n_conv=2, n_fc=3).neurons()]
+    assert names == ["conv1", "conv2", "conv3", "conv4", "fc1", "fc2", "fc3"]
+
+
+def test_bf16_autocast_keeps_membranes_and_votes_in_float32():
+    network = small()
+    seen = []
+    network.encoder.conv1.conv.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        votes = network(inputs())
+    assert seen == [torch.bfloat16]
+    assert votes.dtype == torch.float32
+    votes.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"neuron": "lif"}, {"neuron": "if"}, {"tau_per": "channel"}, {"surrogate": "sigmoid"}]
+)
+def test_every_kind_of_neuron_trains(kwargs):
+    network = small(**kwargs)
+    network(inputs()).sum().backward()
+    learned = [name for name, p in network.named_parameters() if name.endswith(".a")]
+    assert len(learned) == (4 if kwargs.get("neuron") is None else 0)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+# S-Sec. 10: one channel, a 1x1 kernel of constant weight w, IF neurons, V_reset = 0.
+
+
+@pytest.mark.parametrize("w", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("time_steps", [8, 21])
+def test_simplified_encoder_fires_as_often_and_as_early_as_the_paper_says(w, time_steps):
+    p = torch.tensor([k / 64 for k in range(1, 65)], dtype=torch.float64)
+    # Sums of multiples of 1/64 are exact, so no neuron lies at the threshold by rounding alone.
+    w = round(w * 64) / 64
+    spikes = IF()(w * p.expand(time_steps, 1, -1))[:, 0]
+    steps_to_fire = torch.ceil(1 / (w * p))
+    assert torch.equal(spikes.sum(0), torch.floor(time_steps / steps_to_fire))
+    fired = spikes.sum(0) > 0
+    first = spikes.argmax(0)[fired] + 1  # 1-based
+    assert torch.equal(first.double(), steps_to_fire[fired])
+
+
+def test_poisson_encoder_fires_with_probability_p():
+    torch.manual_seed(0)
+    p = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0]).view(1, 1, 1, 1, 5).expand(1, 200, 2, 9, 5)
+    network = SpikingNetwork((2, 9, 5), 3, 50, n_down=1, channels=2, fc_features=4, input_encoder="poisson")
+    spikes = network.inputs(p)
+    assert spikes.shape == (50, 200, 2, 9, 5)
+    assert set(spikes.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(spikes.mean((0, 1, 2, 3)), p[0, 0, 0, 0], atol=0.01, rtol=0)
+
+
+def test_latency_encoder_fires_once_and_brighter_pixels_earlier():
+    p = torch.linspace(0, 1, 90).view(1, 1, 1, 9, 10).expand(1, 1, 2, 9, 10)
+    network = small(time_steps=11, input_encoder="latency")
+    spikes = network.inputs(p)
+    assert torch.equal(spikes.sum(0), torch.ones_like(p[0]))
+    assert torch.equal(spikes.argmax(0), torch.floor(10 * (1 - p[0])).long())
+    network(p)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"time_steps": 0}, "time_steps must be at least 1"),
+        ({"n_conv": 0}, "n_conv must be at least 1"),
+        ({"n_down": 4}, "leave nothing of an input of 9x10"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"dropout": [0.5]}, "n_fc = 2"),
+        ({"pooling": "min"}, "pooling must be one of max, avg"),
+        ({"neuron": "gru"}, "neuron must be one of plif, lif, if"),
+        ({"input_encoder": "rate"}, "input_encoder must be one of"),
+        ({"init_tau": 0.5}, "init_tau must be > 1"),
+    ],
+)
+def test_a_wrong_argument_is_named(kwargs, message):
+    with pytest.raises(UserError, match=message):
+        small(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "x", "message"),
+    [
+        ({}, torch.zeros(4, 1, 2, 9, 9), r"x must be \[4 or 1, N, 2, 9, 10\]"),
+        ({}, torch.zeros(3, 1, 2, 9, 10), r"x must be \[4 or 1"),
+        ({"input_encoder": "poisson"}, torch.full((1, 1, 2, 9, 10), 1.5), "--data.normalize=false"),
+        ({"input_encoder": "latency"}, torch.zeros(4, 1, 2, 9, 10), "encodes images, got 4 time-steps"),
+    ],
+)
+def test_a_wrong_input_is_named(kwargs, x, message):
+    with pytest.raises(UserError, match=message):
+        small(**kwargs)(x)

@@ -1,0 +1,98 @@
+import pytest
+import torch
+from torch import nn
+
+from plif_lightning.errors import UserError
+from plif_lightning.network.norm import TimeBatchNorm2d
+
+SHAPE = (5, 3, 4, 6, 7)  # T, N, C, H, W
+
+
+def state(bn):
+    return [bn.running_mean, bn.running_var, bn.num_batches_tracked]
+
+
+def trained(norm, x, grad, **kwargs):
+    x = x.clone().requires_grad_()
+    y = norm(x, **kwargs)
+    (y * grad).sum().backward()
+    bn = getattr(norm, "bn", norm)
+    return [y.detach(), x.grad, bn.weight.grad, bn.bias.grad, *state(bn)]
+
+
+def close(actual, expected):
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def data():
+    g = torch.Generator().manual_seed(0)
+    steps = torch.arange(1.0, SHAPE[0] + 1).view(-1, 1, 1, 1, 1)
+    x = torch.randn(SHAPE, generator=g) * steps + steps  # the steps' statistics differ
+    return x, torch.randn(SHAPE, generator=g)
+
+
+class StepByStep(nn.Module):
+    """Algorithm S1: the network, and so its BN, runs once per time-step."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(SHAPE[2])
+
+    def forward(self, x):
+        out = []
+        for t in range(len(x)):
+            out.append(self.bn(x[t]))
+        return torch.stack(out)
+
+
+def test_per_step_equals_a_plain_loop_over_time(data):
+    loop = StepByStep()
+    expected = trained(loop, *data)
+    close(trained(TimeBatchNorm2d(SHAPE[2]), *data), expected)
+    assert expected[-1] == SHAPE[0]
+
+
+def test_all_steps_equals_bn_of_the_merged_batch(data):
+    merged = nn.BatchNorm2d(SHAPE[2])
+    expected = trained(merged, data[0].flatten(0, 1), data[1].flatten(0, 1))
+    actual = trained(TimeBatchNorm2d(SHAPE[2], "all_steps"), *data)
+    actual[:2] = [t.flatten(0, 1) for t in actual[:2]]
+    close(actual, expected)
+
+
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+def test_a_held_step_equals_its_repetition_with_running_statistics(statistics, data):
+    x, grad = data[0][:1], data[1]
+    time_steps = SHAPE[0]
+    repeated = TimeBatchNorm2d(SHAPE[2], statistics)
+    inputs = x.clone().requires_grad_()
+    y = repeated(inputs.expand(time_steps, -1, -1, -1, -1))
+    (y * grad).sum().backward()
+    expected = [y.detach()[:1], inputs.grad, repeated.bn.weight.grad, repeated.bn.bias.grad, *state(repeated.bn)]
+    # What is held is used T times: its gradient is the sum over the steps.
+    actual = trained(TimeBatchNorm2d(SHAPE[2], statistics), x, grad.sum(0, keepdim=True), time_steps=time_steps)
+    close(actual, expected)
+
+
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+def test_evaluation_uses_and_keeps_the_running_statistics(statistics, data):
+    norm = TimeBatchNorm2d(SHAPE[2], statistics)
+    norm(data[0])
+    before = [t.clone() for t in state(norm.bn)]
+    norm.eval()
+    torch.testing.assert_close(norm(data[0])[2], norm.bn(data[0][2]))
+    norm(data[0][:1], time_steps=4)
+    close(state(norm.bn), before)
+
+
+def test_conversion_to_sync_batchnorm_keeps_the_wrapper():
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(TimeBatchNorm2d(3)))
+    assert isinstance(converted[0], TimeBatchNorm2d)
+    assert isinstance(converted[0].bn, nn.SyncBatchNorm)
+
+
+def test_unknown_statistics_are_refused():
+    with pytest.raises(UserError, match="norm_statistics must be one of per_step, all_steps"):
+        TimeBatchNorm2d(3, "batch")

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch import nn
+
+from plif_lightning.errors import UserError
+from plif_lightning.network.pooling import SpikeMaxPool2d
+
+
+def spikes(shape, share=0.4, dtype=torch.float32):
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < share).to(dtype)
+
+
+@pytest.mark.parametrize("ties", ["first", "random"])
+@pytest.mark.parametrize("shape", [(3, 2, 6, 8), (1, 1, 5, 7), (2, 3, 1, 1), (0, 2, 4, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_output_equals_torch_max_pool(ties, shape, dtype):
+    x = spikes(shape, dtype=dtype)
+    y = SpikeMaxPool2d(ties)(x)
+    assert y.dtype == dtype
+    expected = nn.MaxPool2d(2)(x) if min(shape[-2:]) > 1 and shape[0] else x[..., : shape[-2] // 2, : shape[-1] // 2]
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 6, 8), (1, 4, 5, 7)])
+def test_gradient_of_first_equals_torch_max_pool(shape):
+    x, y = spikes(shape).requires_grad_(), spikes(shape).requires_grad_()
+    ours, theirs = SpikeMaxPool2d("first")(x), nn.MaxPool2d(2)(y)
+    grad = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
+    ours.backward(grad)
+    theirs.backward(grad)
+    assert torch.equal(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("pattern", range(16))
+def test_random_ties_give_each_neuron_that_fired_the_same_chance(pattern):
+    torch.manual_seed(0)
+    window = torch.tensor([pattern >> i & 1 for i in range(4)], dtype=torch.float32).view(2, 2)
+    n = 12_000
+    x = window.repeat(n, 1, 1, 1).requires_grad_()
+    SpikeMaxPool2d("random")(x).sum().backward()
+    assert torch.equal(x.grad.sum((-1, -2)), torch.ones(n, 1))  # one winner a window
+    share = x.grad.mean(0).flatten()
+    tied = window.flatten().bool() if pattern else torch.ones(4, dtype=torch.bool)
+    assert share[~tied].sum() == 0
+    # five standard deviations of a share of 12,000 draws
+    assert (share[tied] - 1 / tied.sum()).abs().max() < 5 * 0.5 / n**0.5
+
+
+def test_random_ties_differ_from_window_to_window_and_follow_the_seed():
+    x = torch.ones(1, 1, 64, 64, requires_grad=True)
+
+    def winners(seed):
+        torch.manual_seed(seed)
+        return torch.autograd.grad(SpikeMaxPool2d("random")(x).sum(), x)[0]
+
+    assert torch.equal(winners(1), winners(1))
+    assert not torch.equal(winners(1), winners(2))
+    assert len(winners(1).view(32, 2, 32, 2).permute(0, 2, 1, 3).reshape(-1, 4).unique(dim=0)) == 4
+
+
+def test_evaluation_draws_no_random_number():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        SpikeMaxPool2d("random")(spikes((2, 2, 4, 4)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(UserError, match="pool_ties must be one of first, random"):
+        SpikeMaxPool2d("last")

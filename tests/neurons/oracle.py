@@ -1,0 +1,42 @@
+"""The neuron written out step by step for PyTorch's autograd, in float64, surrogates by hand."""
+
+import math
+
+import torch
+
+
+class _HandWrittenStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u, name, width):
+        ctx.save_for_backward(u)
+        ctx.name, ctx.width = name, width
+        return (u >= 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (u,) = ctx.saved_tensors
+        z = u / ctx.width
+        if ctx.name == "atan":
+            d = 1 / (1 + (math.pi * z) ** 2)
+        elif ctx.name == "sigmoid":
+            d = torch.exp(-z) / (1 + torch.exp(-z)) ** 2
+        elif ctx.name == "triangle":
+            d = torch.maximum(torch.zeros_like(z), 1 - torch.abs(z))
+        else:
+            d = torch.where((z > -0.5) & (z < 0.5), 1.0, 0.0)
+        return grad * d / ctx.width, None, None
+
+
+def run(x, k, v=None, *, v_threshold=1.0, v_reset=0.0, detach_reset=True, surrogate="atan", width=1.0):
+    """Spikes [T, N, *] and the last potential; every operation is one that autograd differentiates."""
+    v = torch.full_like(x[0], v_reset) if v is None else v
+    if k is not None and k.dim():
+        k = k.reshape(-1, *[1] * (x.dim() - 3))
+    spikes = []
+    for x_t in x:
+        h = v + x_t if k is None else v + k * (-(v - v_reset) + x_t)
+        s = _HandWrittenStep.apply(h - v_threshold, surrogate, width)
+        spikes.append(s)
+        s_reset = s.detach() if detach_reset else s
+        v = h * (1 - s_reset) + v_reset * s_reset
+    return torch.stack(spikes), v

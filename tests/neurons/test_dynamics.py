@@ -1,0 +1,233 @@
+"""The neuron's forward pass and every gradient, against references that this project did not write."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from plif_lightning.errors import UserError
+from plif_lightning.neurons import IF, LIF, PLIF, Surrogate, integrate_and_fire
+from tests.neurons import oracle
+
+SHAPES = [(1, 3), (1, 1, 2, 3, 5), (3, 2, 3, 5, 7), (8, 3, 4), (8, 1, 3, 1, 1)]
+CONSTANTS = [
+    {"v_threshold": 1.0, "v_reset": 0.0},
+    {"v_threshold": 0.7, "v_reset": -0.3},
+    {"v_threshold": 1.5, "v_reset": 0.4},
+]
+
+
+def make(shape, dtype=torch.float64, seed=0):
+    """Inputs that make about a third of the neurons fire, an initial potential, and upstream gradients."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=g, dtype=torch.float64) * 2 + 0.7
+    v = torch.randn(shape[1:], generator=g, dtype=torch.float64) * 0.3
+    grads = (
+        torch.randn(shape, generator=g, dtype=torch.float64),
+        torch.randn(shape[1:], generator=g, dtype=torch.float64),
+    )
+    return x.to(dtype), v.to(dtype), tuple(grad.to(dtype) for grad in grads)
+
+
+def outputs_and_gradients(function, x, a, v, grads, **kwargs):
+    x, v = x.clone().requires_grad_(), v.clone().requires_grad_()
+    a = None if a is None else a.clone().requires_grad_()
+    spikes, last = function(x, None if a is None else torch.sigmoid(a), v, **kwargs)
+    ((spikes * grads[0]).sum() + (last * grads[1]).sum()).backward()
+    return [spikes.detach(), last.detach(), x.grad, v.grad] + ([] if a is None else [a.grad])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("constants", CONSTANTS, ids=["paper", "negative-reset", "positive-reset"])
+@pytest.mark.parametrize("detach_reset", [True, False])
+@pytest.mark.parametrize("leak", ["layer", "channel", "none"])
+def test_spikes_and_every_gradient_equal_autograd_in_float64(shape, constants, detach_reset, leak):
+    if leak == "channel" and len(shape) < 3:
+        pytest.skip("no channels")
+    x, v, grads = make(shape)
+    a = {"layer": torch.tensor(0.3), "channel": torch.linspace(-1, 2, shape[2] if len(shape) > 2 else 1), "none": None}[
+        leak
+    ]
+    a = None if a is None else a.double()
+    expected = outputs_and_gradients(oracle.run, x, a, v, grads, detach_reset=detach_reset, **constants)
+    actual = outputs_and_gradients(integrate_and_fire, x, a, v, grads, detach_reset=detach_reset, **constants)
+    assert 0 < expected[0].mean() < 1 or x.numel() < 10
+    for e, o in zip(expected, actual, strict=True):
+        torch.testing.assert_close(o, e, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["atan", "sigmoid", "triangle", "rectangle"])
+@pytest.mark.parametrize("width", [1.0, 0.4, 2.5])
+@pytest.mark.parametrize("detach_reset", [True, False])
+def test_every_surrogate_gives_autograds_gradients(name, width, detach_reset):
+    x, v, grads = make((4, 3, 5))
+    a = torch.tensor(-0.2, dtype=torch.float64)
+    expected = outputs_and_gradients(oracle.run, x, a, v, grads, detach_reset=detach_reset, surrogate=name, width=width)
+    actual = outputs_and_gradients(
+        integrate_and_fire, x, a, v, grads, detach_reset=detach_reset, surrogate=Surrogate(name, width)
+    )
+    for e, o in zip(expected, actual, strict=True):
+        torch.testing.assert_close(o, e, rtol=1e-10, atol=1e-12)
+
+
+def closed_form(x, a, v_threshold, v_reset, detach_reset):
+    """Eqs. 8-17 for one neuron with the loss sum_t c_t S_t, c_t = t + 1: spikes, dL/dx_t, dL/da."""
+    k = 1 / (1 + math.exp(-a))
+    v_before, h, v, s = [], [], v_reset, []
+    for x_t in x:
+        v_before.append(v)
+        h.append(v + k * (-(v - v_reset) + x_t))  # Eq. 3 with the bracket of PAPER Eqs. 2-4
+        s.append(1.0 if h[-1] >= v_threshold else 0.0)
+        v = h[-1] * (1 - s[-1]) + v_reset * s[-1]
+    theta = [1 / (1 + (math.pi * (h_t - v_threshold)) ** 2) for h_t in h]  # Eq. 13
+    # Eq. 12; the detached form is S-Sec. 6
+    dv_dh = [1 - s_t + (0 if detach_reset else (v_reset - h_t) * th) for s_t, h_t, th in zip(s, h, theta, strict=True)]
+    dl_dh, later = [0.0] * len(x), 0.0
+    for t in reversed(range(len(x))):  # Eqs. 8-11
+        dl_dh[t] = (t + 1) * theta[t] + later * (1 - k) * dv_dh[t]
+        later = dl_dh[t]
+    # Eq. 15 unrolled: what H_t depends on directly; the recursion is already in dL/dH.
+    dk = k * (1 - k)
+    dl_da = sum(d * (-(vb - v_reset) + x_t) * dk for d, vb, x_t in zip(dl_dh, v_before, x, strict=True))  # Eq. 16
+    return s, [d * k for d in dl_dh], dl_da  # Eq. 14
+
+
+@pytest.mark.parametrize("detach_reset", [True, False])
+@pytest.mark.parametrize("constants", CONSTANTS)
+@pytest.mark.parametrize("time_steps", [1, 3, 8])
+def test_gradients_equal_the_papers_closed_forms(time_steps, constants, detach_reset):
+    x, _, _ = make((time_steps, 6), seed=1)
+    for j in range(6):
+        xs = x[:, j : j + 1].clone().requires_grad_()
+        a = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+        spikes, _ = integrate_and_fire(xs, torch.sigmoid(a), detach_reset=detach_reset, **constants)
+        (spikes[:, 0] * torch.arange(1, time_steps + 1)).sum().backward()
+        s, dx, da = closed_form(x[:, j].tolist(), 0.8, constants["v_threshold"], constants["v_reset"], detach_reset)
+        assert spikes[:, 0].tolist() == s
+        torch.testing.assert_close(xs.grad[:, 0], torch.tensor(dx, dtype=torch.float64), rtol=1e-10, atol=1e-12)
+        assert a.grad.item() == pytest.approx(da, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("time_steps", [1, 3, 8])
+@pytest.mark.parametrize(("v_reset", "detach_reset"), list(itertools.product([0.0, -0.25], [True, False])))
+def test_plif_equals_spikingjelly(time_steps, v_reset, detach_reset):
+    pytest.importorskip("spikingjelly", reason="test extra `bench`")
+    from spikingjelly.activation_based import functional, neuron, surrogate
+
+    theirs = neuron.ParametricLIFNode(
+        init_tau=3.0, v_reset=v_reset, detach_reset=detach_reset, surrogate_function=surrogate.ATan(), step_mode="m"
+    )
+    ours = PLIF(init_tau=3.0, v_reset=v_reset, detach_reset=detach_reset)
+    x, _, (grad, _) = make((time_steps, 3, 5, 7), torch.float32)
+    results = []
+    for module, parameter in ((theirs, theirs.w), (ours, ours.a)):
+        inputs = x.clone().requires_grad_()
+        spikes = module(inputs)
+        (spikes * grad).sum().backward()
+        results.append((spikes.detach(), inputs.grad, parameter.grad))
+    functional.reset_net(theirs)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+
+
+def test_hand_computed_membrane_of_four_steps():
+    # tau = 2: H = 0.75; then 0.375 + 0.75 = 1.125 fires and resets; then 0.75 again.
+    spikes, v = integrate_and_fire(torch.full([3, 1], 1.5), torch.tensor(0.5))
+    assert spikes.flatten().tolist() == [0, 1, 0]
+    assert v.item() == 0.75
+
+
+def test_neuron_at_the_threshold_fires():
+    spikes, v = integrate_and_fire(torch.tensor([[2.0]]), torch.tensor(0.5))
+    assert spikes.item() == 1
+    assert v.item() == 0
+
+
+@pytest.mark.parametrize("cut", [1, 4, 7])
+def test_a_sequence_cut_in_time_gives_the_same(cut):
+    x, v, grads = make((8, 3, 5))
+    k = torch.tensor(0.3, dtype=torch.float64)
+
+    def in_two(x, k, v):
+        first, v = integrate_and_fire(x[:cut], k, v, detach_reset=False)
+        second, v = integrate_and_fire(x[cut:], k, v, detach_reset=False)
+        return torch.cat([first, second]), v
+
+    whole = outputs_and_gradients(lambda *s: integrate_and_fire(*s, detach_reset=False), x, k, v, grads)
+    for e, o in zip(whole, outputs_and_gradients(in_two, x, k, v, grads), strict=True):
+        torch.testing.assert_close(o, e, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("leak", [None, 0.4])
+def test_an_input_held_for_t_steps_equals_its_repetition(leak):
+    x, v, grads = make((6, 3, 4, 5, 5))
+    k = None if leak is None else torch.tensor(leak, dtype=torch.float64)
+    a = None if k is None else torch.logit(k)
+    repeated = outputs_and_gradients(integrate_and_fire, x[:1].expand(6, -1, -1, -1, -1), a, v, grads)
+    held = outputs_and_gradients(integrate_and_fire, x[:1], a, v, grads, time_steps=6)
+    repeated[2] = repeated[2].sum(0, keepdim=True)
+    for e, o in zip(repeated, held, strict=True):
+        torch.testing.assert_close(o, e, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_pass_gradcheck_through_the_last_potential_where_nothing_fires():
+    # Where no neuron fires or comes close, the function is smooth and finite differences apply.
+    x = (torch.rand(4, 3, dtype=torch.float64) * 0.5).requires_grad_()
+    a = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    v = (torch.rand(3, dtype=torch.float64) * 0.3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, a, v: integrate_and_fire(x, torch.sigmoid(a), v)[1], (x, a, v))
+
+
+def test_membrane_potential_is_float32_under_autocast():
+    neuron = PLIF()
+    x = torch.randn(8, 4, 6, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        spikes, v = neuron.run(x)
+    assert spikes.dtype == torch.bfloat16
+    assert v.dtype == torch.float32
+    expected, v_expected = neuron.run(x.float())
+    assert torch.equal(spikes.float(), expected)
+    assert torch.equal(v, v_expected)
+    spikes.sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+    assert neuron.a.grad.dtype == torch.float32
+
+
+def test_if_neuron_is_the_limit_of_large_tau():
+    # x / tau is what the limit leaves of the input (Sec. 4.3).
+    x, _, _ = make((8, 3, 4))
+    tau = 1e9
+    leaky, _ = integrate_and_fire(x * tau, torch.tensor(1 / tau, dtype=torch.float64))
+    assert torch.equal(leaky, IF()(x))
+
+
+def test_tau_is_the_inverse_of_sigmoid_a():
+    assert PLIF(init_tau=2.0).a.item() == 0
+    for init_tau in (1.1, 2.0, 16.0):
+        assert PLIF(init_tau=init_tau).tau.item() == pytest.approx(init_tau, rel=1e-6)
+        assert LIF(init_tau=init_tau).tau.item() == pytest.approx(init_tau, rel=1e-6)
+    assert IF().tau.item() == math.inf
+    assert [n for n, _ in LIF().named_parameters()] == []
+    assert PLIF(tau_per="channel", channels=5).a.shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("make_it", "message"),
+    [
+        (lambda: PLIF(init_tau=1.0), "init_tau must be > 1"),
+        (lambda: LIF(init_tau=float("nan")), "init_tau must be > 1"),
+        (lambda: PLIF(tau_per="channel"), "channels"),
+        (lambda: PLIF(tau_per="neuron"), "tau_per must be one of"),
+        (lambda: PLIF(v_reset=1.0), "v_reset must be below v_threshold"),
+        (lambda: PLIF(surrogate="arctan"), "surrogate must be one of"),
+        (lambda: PLIF(surrogate_width=0.0), "surrogate_width must be a positive"),
+        (lambda: PLIF()(torch.zeros(0, 2)), "T >= 1"),
+        (lambda: PLIF()(torch.zeros(3)), "x must be"),
+        (lambda: PLIF()(torch.zeros(2, 3), time_steps=4), "time_steps = 4"),
+        (lambda: PLIF().run(torch.zeros(2, 3), torch.zeros(4)), "v must have the shape"),
+        (lambda: PLIF(tau_per="channel", channels=3)(torch.zeros(2, 1, 4)), "one value per channel"),
+    ],
+)
+def test_a_wrong_argument_is_named(make_it, message):
+    with pytest.raises(UserError, match=message):
+        make_it()
