@@ -6,11 +6,13 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lightning as L
 import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
@@ -27,9 +29,17 @@ def is_trial(trainer: L.Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
+_folders: WeakKeyDictionary[L.Trainer, RunFolder] = WeakKeyDictionary()
+
+
 def run_folder(trainer: L.Trainer) -> RunFolder:
-    """The folder of this run, the same on every process."""
-    return RunFolder(Path(trainer.log_dir or trainer.default_root_dir))
+    """The folder of this run, the same on every process.
+
+    The first call asks the other processes, so all of them must make it: `LayerMonitor.setup` does.
+    """
+    if trainer not in _folders:
+        _folders[trainer] = RunFolder(Path(trainer.log_dir or trainer.default_root_dir))
+    return _folders[trainer]
 
 
 class LayerMonitor(Callback):
@@ -45,9 +55,18 @@ class LayerMonitor(Callback):
         self._samples = 0
         self._seconds = 0.0
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        run_folder(trainer)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._samples, self._seconds = 0, 0.0
         self._since = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Not after the last batch: by then the scheduler has set the next epoch's rate.
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -65,14 +84,14 @@ class LayerMonitor(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
         self._seconds += time.perf_counter() - self._since
-        values = {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        values = {"lr": self._lr}
         values["train/samples_per_second"] = self._samples / self._seconds if self._samples else 0.0
         for name, neuron in pl_module.network.neurons():
             tau = neuron.tau.mean().item()
             if math.isfinite(tau):
                 values[f"tau/{name}"] = tau
         for key, value in values.items():
-            pl_module.log(key, value)
+            pl_module.log(key, value, sync_dist=True)
 
     def _start_counting(self, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
@@ -95,7 +114,7 @@ class LayerMonitor(Callback):
         self._hooks = []
         for name, total in self._sums.items():
             total = trainer.strategy.reduce(total, reduce_op="sum")
-            pl_module.log(f"rate/{name}", total[0] / total[1])
+            pl_module.log(f"rate/{name}", total[0] / total[1], sync_dist=True)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start_counting(pl_module)
@@ -113,6 +132,26 @@ class LayerMonitor(Callback):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, with epochs counted from 1, as everywhere else, and without the run's number.
+
+    Args:
+        leave: keep each epoch's bar, with its loss and accuracy, on the screen.
+    """
+
+    def __init__(self, leave: bool = True) -> None:
+        super().__init__(leave=leave, theme=RichProgressBarTheme(metrics="", metrics_text_delimiter="  "))
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        of = f"/{self.trainer.max_epochs}" if self.trainer.max_epochs not in (None, -1) else ""
+        return f"Epoch {current_epoch + 1}{of}"
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
+        items = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        return items
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -148,7 +187,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: L.Trainer) -> None:
         if not is_trial(trainer):
             path = run_folder(trainer).last
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
             self.last_model_path = os.fspath(path)
 
     def on_train_batch_end(
@@ -158,6 +197,9 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The progress bar has just asked for the epoch's metrics on the first process alone, which now
+        # waits for the others to add theirs. They must do that before anything else that all do together.
+        _ = trainer.callback_metrics
         self._save(trainer)
 
 
@@ -264,7 +306,7 @@ class ConfusionMatrix(Callback):
         figure = Figure(figsize=(6.0, 5.4), dpi=150, layout="constrained")
         axes = figure.subplots()
         share = counts / counts.sum(1, keepdim=True).clamp(min=1)
-        axes.imshow(share, cmap="Greys", vmin=0, vmax=1)
+        axes.imshow(share.numpy(), cmap="Greys", vmin=0, vmax=1)
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("predicted class")

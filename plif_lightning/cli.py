@@ -1,11 +1,14 @@
 """The command line: what ties data, task, checkpoints and run folders together."""
 
 import difflib
+import inspect
 import itertools
 import logging
 import pickle
 import re
 import sys
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,8 +17,10 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from plif_lightning import data as data_module
 from plif_lightning.analysis.runs import RunFolder
 from plif_lightning.callbacks import (
     BestCheckpoint,
@@ -29,7 +34,7 @@ from plif_lightning.callbacks import (
 )
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.errors import CheckpointError, UserError
-from plif_lightning.summary import print_evaluation, print_fit
+from plif_lightning.summary import print_evaluation, print_fit, print_header
 from plif_lightning.task import SpikingClassifier
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -38,34 +43,75 @@ _log = logging.getLogger(__name__)
 
 
 class Parser(LightningArgumentParser):
-    """Names the nearest known key where an unknown one was given."""
+    """Says what is wrong in one sentence, with the nearest known key where an unknown one was given."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # An abbreviation would turn a mistyped key into another one.
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(_with_nearest_name(message, self)) from ex
+        raise _own_error(ex) or UserError(_in_one_sentence(message, self)) from ex
+
+
+def _own_error(error: BaseException | None) -> UserError | None:
+    """The UserError that an argument's class raised, out of what jsonargparse wrapped around it."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _known_keys(parser: Any) -> set[str]:
-    keys = set()
-    for action in parser._actions:
+    keys = {"data.class_path"}
+    for action in parser._actions if parser is not None else ():
         keys.add(action.dest)
         for sub in (getattr(action, "_name_parser_map", None) or {}).values():
             keys |= _known_keys(sub)
+    for data in _data_classes().values():
+        keys |= {f"data.{name}" for name in inspect.signature(data).parameters}
     return keys
 
 
-def _with_nearest_name(message: str, parser: Any) -> str:
-    """jsonargparse's message without its boilerplate, with the nearest known keys after an unknown one."""
-    message = re.sub(r"\s*\n\s*", " ", message).strip()
-    unknown = re.search(r"(?:[Uu]nrecognized arguments?:|[Kk]ey|[Nn]o action for key) [\"']?(?:--)?([\w.]+)", message)
-    if unknown is None:
-        return message
-    known = {key.replace("init_args.", "") for key in _known_keys(parser)}
-    key = unknown[1].replace("init_args.", "")
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not nearest:
+def _data_classes() -> dict[str, type[SpikingDataModule]]:
+    classes = {name: c for name, c in vars(data_module).items() if isinstance(c, type)}
+    return {name: c for name, c in classes.items() if issubclass(c, SpikingDataModule) and c is not SpikingDataModule}
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    """` Did you mean X?` for the known key that is most alike, or nothing."""
+    known = list(known)
+    matches = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    if not matches:
         by_last_name = {name.rsplit(".", 1)[-1]: name for name in known}
-        nearest = [by_last_name[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_last_name, n=1)]
-    return f"{message} Did you mean {nearest[0]}?" if nearest else message
+        matches = [
+            by_last_name[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_last_name, n=1, cutoff=0.75)
+        ]
+    if not matches:
+        return ""
+    # Inside a class of its own, jsonargparse knows only the last part of a name.
+    full = [name for name in known if name.rsplit(".", 1)[-1] == matches[0]]
+    return f" Did you mean {max(full, key=len) if full else matches[0]}?"
+
+
+def _in_one_sentence(message: str, parser: Any) -> str:
+    message = re.sub(r"\s*\n\s*", " ", message).strip()
+    if unknown := re.search(r"unrecognized arguments: (?:--)?([\w.]+)", message):
+        key = unknown[1]
+    elif unknown := re.search(r"(?:[Oo]ption|[Kk]ey) '([\w.]+)'(?: is not|$)", message):
+        key = unknown[1]
+        inside = re.match(r'Parser key "([\w.]+)"', message)
+        if inside and not key.startswith(inside[1]):
+            key = f"{inside[1]}.{key}"
+    elif data := re.search(r"Expected a dot import path string: (\S+)", message):
+        names = list(_data_classes())
+        return f"data must be one of {', '.join(names)} or a class path, got {data[1]!r}.{_nearest(data[1], names)}"
+    elif message.endswith("arguments are required: fit.data"):
+        return f"{message}: pass --config configs/X.yaml, or --data with one of {', '.join(_data_classes())}."
+    else:
+        return message
+    key = key.replace("init_args.", "")
+    return f"unknown argument {key}.{_nearest(key, _known_keys(parser))}"
 
 
 class SaveConfig(SaveConfigCallback):
@@ -276,6 +322,8 @@ class PlifCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config_init[self.subcommand].trainer
         own: list[Any] = [LayerMonitor(), CurvePlots(), ConfusionMatrix()]
+        if self.subcommand == "fit":
+            own.append(Header())
         if self.subcommand == "predict":
             own.append(PredictionWriter())
         if config.enable_checkpointing is not False and self.subcommand == "fit":
@@ -292,6 +340,21 @@ class PlifCLI(LightningCLI):
                 else:
                     logger.place(self.folder.path / str(self.subcommand))
         return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
+        if config.get("enable_checkpointing") is False:
+            callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def before_fit(self) -> None:
+        for logger in self.trainer.loggers:
+            if isinstance(logger, RunLogger) and self.folder is None and self.trainer.is_global_zero:
+                folder = RunFolder(Path(logger.log_dir))
+                if folder.config.exists():
+                    raise UserError(
+                        f"{folder.path} already holds a run. To go on with it, pass --config {folder.config} "
+                        "--ckpt_path last; for a new run leave out --trainer.logger.version."
+                    )
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -326,15 +389,53 @@ class PlifCLI(LightningCLI):
         print_evaluation(self.trainer, self.datamodule)
 
 
+class Header(Callback):
+    """Says at the start of a fit what is trained, on what, how it is measured, and where it goes."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SpikingClassifier)
+        if trainer.is_global_zero:
+            print_header(trainer, pl_module.network, trainer.datamodule)  # type: ignore[attr-defined]
+
+
 def needs_sync_batchnorm(trainer: L.Trainer) -> bool:
     """Whether several GPUs train together, each on a part of the batch whose statistics BN is meant to take."""
     return trainer.world_size > 1 and isinstance(trainer.accelerator, CUDAAccelerator)
 
 
+# Of what Lightning says at every start or checkpoint, what tells a user nothing.
+_NOISE = (
+    "💡 Tip",
+    "`weights_only` was not set",
+    "TPU available",
+    "GPU available: False",
+    "Restoring states",
+    "Loaded model weights",
+    "`Trainer.fit` stopped",
+)
+
+
+def _quieten() -> None:
+    for handler in logging.getLogger("lightning").handlers + logging.getLogger("lightning.pytorch").handlers:
+        handler.addFilter(lambda record: not record.getMessage().startswith(_NOISE))
+    # lightning 2.6 calls what torch 2.13 deprecates
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Images lie in memory and are cut into batches at once: worker processes would only slow them down.
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    # An evaluation has nothing to do with the callbacks that watched the training.
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
+    # All metrics are logged once an epoch.
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+
+
 def main(args: list[str] | None = None) -> None:
     """Runs the command line; a user's mistake ends it with one sentence and exit status 2."""
+    _quieten()
     try:
         PlifCLI(args)
-    except (UserError, MisconfigurationException) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        own = error if isinstance(error, MisconfigurationException) else _own_error(error)
+        if own is None:
+            raise
+        print(f"error: {own}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -11,6 +11,7 @@ from rich.table import Table
 from plif_lightning.analysis.runs import RunFolder, layer_values, read_metrics
 from plif_lightning.callbacks import PredictionWriter, run_folder
 from plif_lightning.data import SpikingDataModule
+from plif_lightning.network import SpikingNetwork
 
 
 def _percent(value: float) -> str:
@@ -34,6 +35,22 @@ def _table(title: str) -> Table:
     return table
 
 
+def print_header(trainer: L.Trainer, network: SpikingNetwork, data: SpikingDataModule) -> None:
+    """Prints what is about to be trained."""
+    table = _table(f"{data.title}: fit")
+    table.add_row("network", str(network.structure))
+    table.add_row("parameters", f"{sum(p.numel() for p in network.parameters()):,}, T = {network.time_steps}")
+    table.add_row("data", data.describe())
+    table.add_row("protocol", data.protocol)
+    device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+    processes = f" x {trainer.world_size}" if trainer.world_size > 1 else ""
+    table.add_row("device", f"{device}{processes}, precision {trainer.precision}")
+    table.add_row("run folder", _shown(run_folder(trainer).path))
+    console = Console()
+    console.print(table)
+    console.print()
+
+
 def print_fit(trainer: L.Trainer, data: SpikingDataModule, test: Mapping[str, float] | None) -> None:
     """Prints accuracy and its protocol, layers, files, and the command that tests the run."""
     folder = run_folder(trainer)
@@ -45,7 +62,7 @@ def print_fit(trainer: L.Trainer, data: SpikingDataModule, test: Mapping[str, fl
     table.add_row("protocol", data.protocol)
     if measured:
         best = max(measured, key=lambda row: row[key])
-        epoch = f"epoch {best['epoch'] + 1:.0f} of {metrics[-1]['epoch'] + 1:.0f}"
+        epoch = f"epoch {best['epoch'] + 1:.0f} of {len(metrics)}"
         name = "best test epoch" if data.validation == "test" else "best validation epoch"
         table.add_row(name, f"[bold]{_percent(best[key])}[/] ({epoch})")
         if test is not None:

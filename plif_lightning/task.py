@@ -7,9 +7,10 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from plif_lightning.data.loading import Batch
+from plif_lightning.batch import Batch
 from plif_lightning.errors import NonFiniteError, UserError
 from plif_lightning.losses import LOSSES, LossName
 from plif_lightning.network import InputEncoderName, NormStatistics, Pooling, PoolTies, SpikingNetwork
@@ -91,6 +92,7 @@ class SpikingClassifier(L.LightningModule):
         self.loss = LOSSES[loss]
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.train_loss = MeanMetric()
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -125,13 +127,37 @@ class SpikingClassifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         votes = self(batch.x)
         loss = self.loss(votes, batch.label)
-        self._require_finite(loss, "loss")
-        self.train_accuracy(votes.mean(0), batch.label)
+        self._require_finite(loss, "the loss")
         n = len(batch.label)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=n, sync_dist=True)
+        self.train_loss.update(loss.detach(), n)
+        self.train_accuracy.update(votes.detach().mean(0), batch.label)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=n)
         self.log("train/acc", self.train_accuracy, on_step=False, on_epoch=True, batch_size=n)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=n)
         return loss
+
+    # An epoch's loss and accuracy so far are a part of what a checkpoint in its middle must hold.
+
+    def on_train_epoch_start(self) -> None:
+        self.train_loss.reset()
+        self.train_accuracy.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["train_metrics"] = {
+            f"{name}.{state}": self.trainer.strategy.reduce(torch.as_tensor(value).clone(), reduce_op="sum")
+            for name, metric in self._train_metrics().items()
+            for state, value in metric.metric_state.items()
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.global_rank > 0:
+            return  # the stored sums are over all processes
+        for name, metric in self._train_metrics().items():
+            for state in metric.metric_state:
+                setattr(metric, state, checkpoint["train_metrics"][f"{name}.{state}"].to(self.device))
+
+    def _train_metrics(self) -> dict[str, Metric]:
+        return {"loss": self.train_loss, "accuracy": self.train_accuracy}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # A NaN never reaches the loss: a neuron with a NaN potential just stays silent. But it makes
@@ -176,7 +202,7 @@ class SpikingClassifier(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         for i, accuracy in enumerate(self.test_class_accuracy.compute()):
-            self.log(f"test/acc_class/{i}", accuracy)
+            self.log(f"test/acc_class/{i}", accuracy, sync_dist=True)
         self.confusion_matrix = self.test_confusion.compute()  # [true class, predicted class]
         self.test_class_accuracy.reset()
         self.test_confusion.reset()

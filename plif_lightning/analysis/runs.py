@@ -60,7 +60,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     try:
         with path.open(newline="") as file:
             for line, row in enumerate(csv.DictReader(file), start=2):
-                if not row.get("epoch"):
+                # A test after the fit is logged under the last epoch but belongs to the best one.
+                if not row.get("epoch") or any(value and key.startswith("test/") for key, value in row.items()):
                     continue
                 merged = epochs.setdefault(int(float(row["epoch"])), {})
                 for key, value in row.items():

@@ -3,12 +3,10 @@
 from plif_lightning.data.augment import HorizontalFlip, ImageAugmentation, RandomAffine, RandomCrop
 from plif_lightning.data.base import SpikingDataModule, Validation
 from plif_lightning.data.images import CIFAR10, MNIST, Digits, FashionMNIST
-from plif_lightning.data.loading import Batch
 
 __all__ = [
     "CIFAR10",
     "MNIST",
-    "Batch",
     "Digits",
     "FashionMNIST",
     "HorizontalFlip",

@@ -1,5 +1,6 @@
 """MNIST, Fashion-MNIST, CIFAR-10 and scikit-learn's digits, held in memory as uint8."""
 
+import pickle
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
+from plif_lightning.batch import Batch
 from plif_lightning.data.augment import ImageAugmentation
 from plif_lightning.data.base import SpikingDataModule, Validation, as_index, take
-from plif_lightning.data.loading import Batch, BatchRequest
+from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.randomness import hashed_uniform
 
@@ -169,7 +171,7 @@ class _TorchvisionDataModule(ImageDataModule):
                 f"{self.title} not found in {self.root.absolute()}. Put {self.files} there, point --data.root to them, "
                 "or pass --data.download=true."
             ) from error
-        except (ValueError, AssertionError, EOFError, OSError) as error:
+        except (ValueError, AssertionError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
             raise UserError(
                 f"{self.title} in {self.root.absolute()} cannot be read ({error or type(error).__name__}): "
                 f"a file of {self.files} is damaged. Delete it and pass --data.download=true."
@@ -227,7 +229,7 @@ class Digits(ImageDataModule):
     title = "scikit-learn digits"
     input_shape = (1, 8, 8)
     class_names = tuple("0123456789")
-    mean, std = (0.3053,), (0.3762,)
+    mean, std = (0.3053,), (0.3760,)
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits

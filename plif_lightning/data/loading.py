@@ -8,16 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from plif_lightning.batch import Batch
 from plif_lightning.errors import UserError
 from plif_lightning.randomness import fold_in
-
-
-class Batch(NamedTuple):
-    """What every data module yields."""
-
-    x: Tensor  # [N, T, C, H, W]; T = 1 for a static image
-    label: Tensor  # int64 [N]
-    sample: Tensor  # int64 [N], its place in the original data set
 
 
 class BatchRequest(NamedTuple):

@@ -1,0 +1,13 @@
+"""What passes from the data to the task."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """N samples."""
+
+    x: Tensor  # [N, T, C, H, W]; T = 1 for a static image
+    label: Tensor  # int64 [N]
+    sample: Tensor  # int64 [N], its place in the original data set

@@ -1,0 +1,210 @@
+import gzip
+import pickle
+
+import pytest
+import torch
+from torchvision import datasets, transforms
+
+from plif_lightning import data as data_module
+from plif_lightning.data import CIFAR10, MNIST, Digits, FashionMNIST, HorizontalFlip, RandomCrop
+from plif_lightning.errors import DatasetNotFoundError, UserError
+from tests import writers
+
+
+def prepared(module, stage="fit"):
+    module.prepare_data()
+    module.setup(stage)
+    return module
+
+
+def all_of(loader):
+    parts = list(loader)
+    return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+
+
+def no_hashes(monkeypatch):
+    """The small files of the tests have other hashes than the published ones."""
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *a, **k: True)
+
+
+@pytest.mark.parametrize(
+    ("make", "write", "source", "mean", "std"),
+    [
+        (MNIST, writers.write_mnist, datasets.MNIST, 0.1307, 0.3081),
+        (
+            FashionMNIST,
+            lambda root: writers.write_mnist(root, name="FashionMNIST"),
+            datasets.FashionMNIST,
+            0.2860,
+            0.3530,
+        ),
+        (CIFAR10, writers.write_cifar10, datasets.CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    ],
+    ids=["MNIST", "FashionMNIST", "CIFAR10"],
+)
+def test_batches_equal_torchvisions_own_pipeline(make, write, source, mean, std, tmp_path, monkeypatch):
+    no_hashes(monkeypatch)
+    write(tmp_path)
+    module = prepared(make(root=str(tmp_path), eval_batch_size=8, download=False))
+    x, label, sample = all_of(module.val_dataloader())
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    theirs = source(tmp_path, train=False, transform=transform)
+    assert x.shape == (20, 1, *module.input_shape)
+    assert torch.equal(sample, torch.arange(20))
+    for i, (image, target) in enumerate(theirs):
+        torch.testing.assert_close(x[i, 0], image, rtol=1e-5, atol=1e-6)
+        assert label[i] == target
+    assert len(module.train_dataloader().dataset) == 40
+
+
+def test_real_fashion_mnist_has_zero_mean_and_unit_variance(real_data):
+    module = prepared(FashionMNIST(root=str(real_data), download=False))
+    assert len(module.train_set) == 60_000
+    x = all_of(module.val_dataloader())[0]
+    assert len(x) == 10_000
+    assert abs(x.mean()) < 0.01
+    assert abs(x.std() - 1) < 0.01
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_augmentation_depends_on_seed_and_epoch_alone(num_workers):
+    def epoch(epoch, batch_size=16, workers=num_workers):
+        module = prepared(
+            Digits(batch_size=batch_size, num_workers=workers, augmentation=[HorizontalFlip(), RandomCrop(2)])
+        )
+        loader = module.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        x, _, sample = all_of(loader)
+        return x[sample.argsort()]
+
+    first = epoch(0)
+    assert torch.equal(first, epoch(0, batch_size=50, workers=0))
+    assert not torch.equal(first, epoch(1))
+
+
+def test_validation_and_test_images_are_not_augmented():
+    module = Digits(validation="holdout", augmentation=[HorizontalFlip(1.0)])
+    module.setup("fit")
+    module.setup("test")
+    assert module.val_set.augmentation == ()
+    assert module.test_set.augmentation == ()
+    assert len(module.train_set.augmentation) == 1
+
+
+def test_holdout_keeps_the_test_set_out_of_fit():
+    module = Digits(validation="holdout")
+    module.setup("fit")
+    train, val = module.train_set, module.val_set
+    assert module.test_set is None
+    assert module.val_name == "val"
+    assert not set(train.sample.tolist()) & set(val.sample.tolist())
+    assert len(train) + len(val) == 1438
+    for c in range(10):
+        n = int((module.labels(True) == c).sum())
+        assert int((val.labels == c).sum()) == int(0.15 * n)
+
+
+def test_the_test_set_used_for_selection_is_called_so():
+    module = Digits(validation="test")
+    module.setup("fit")
+    assert module.val_name == "test_as_val"
+    assert len(module.val_set) == 359
+    assert "best test epoch" in module.protocol
+
+
+def test_digits_train_and_test_parts_are_the_whole():
+    module = Digits()
+    assert len(module.labels(True)) == 1438
+    assert len(module.labels(False)) == 359
+    images = module.arrays(True)[0]
+    assert images.dtype == torch.uint8
+    assert images.max() == 255
+
+
+def test_without_normalisation_images_lie_between_0_and_1():
+    module = Digits(normalize=False)
+    module.setup("fit")
+    x = all_of(module.val_dataloader())[0]
+    assert x.min() == 0
+    assert x.max() == 1
+
+
+@pytest.mark.parametrize("make", [MNIST, FashionMNIST, CIFAR10])
+def test_a_missing_data_set_says_which_files_where_and_how(make, tmp_path):
+    folder = writers.FOLDERS[make.__name__]
+    with pytest.raises(DatasetNotFoundError) as error:
+        prepared(make(root=str(tmp_path / "nowhere"), download=False))
+    for part in (str(tmp_path / "nowhere"), folder, "--data.root", "--data.download=true"):
+        assert part in str(error.value)
+
+
+def test_a_failed_download_says_what_failed_and_where_files_may_be_put(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr(datasets.MNIST, "download", offline)
+    with pytest.raises(DatasetNotFoundError, match=r"could not be downloaded \(Error downloading.*Put MNIST/raw"):
+        prepared(MNIST(root=str(tmp_path)))
+
+
+def test_a_data_set_that_is_there_is_not_downloaded(tmp_path, monkeypatch):
+    writers.write_mnist(tmp_path)
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", lambda *a, **k: 1 / 0)
+    prepared(MNIST(root=str(tmp_path), download=True))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "gzip"])
+def test_a_damaged_file_is_named(damage, tmp_path):
+    writers.write_mnist(tmp_path)
+    path = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
+    whole = path.read_bytes()
+    path.write_bytes(
+        {"truncated": whole[:-100], "empty": b"", "garbage": b"x" * 5000, "gzip": gzip.compress(whole)}[damage]
+    )
+    with pytest.raises(UserError, match="MNIST/raw"):
+        prepared(MNIST(root=str(tmp_path), download=False))
+
+
+def test_a_damaged_cifar10_file_is_named(tmp_path, monkeypatch):
+    no_hashes(monkeypatch)
+    writers.write_cifar10(tmp_path)
+    (tmp_path / "cifar-10-batches-py/data_batch_2").write_bytes(b"not a pickle")
+    with pytest.raises(UserError, match="cifar-10-batches-py"):
+        prepared(CIFAR10(root=str(tmp_path), download=False))
+
+
+def test_images_and_labels_of_different_number_are_refused(tmp_path):
+    writers.write_mnist(tmp_path)
+    writers.write_idx(tmp_path / "MNIST/raw/train-labels-idx1-ubyte", writers.labels_of(39))
+    with pytest.raises(UserError, match="one label for each image"):
+        prepared(MNIST(root=str(tmp_path), download=False))
+
+
+def test_a_label_without_a_class_is_refused(tmp_path):
+    writers.write_mnist(tmp_path)
+    writers.write_idx(tmp_path / "MNIST/raw/train-labels-idx1-ubyte", writers.labels_of(40) + 5)
+    with pytest.raises(UserError, match=r"must lie in 0\.\.9, got 5\.\.14"):
+        prepared(MNIST(root=str(tmp_path), download=False))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"time_steps": 0}, "data.time_steps must be at least 1"),
+        ({"batch_size": 0}, "data.batch_size must be at least 1"),
+        ({"num_workers": -1}, "data.num_workers must be at least 0"),
+        ({"validation": "val"}, "data.validation must be one of test, holdout"),
+        ({"holdout_fraction": 1.0}, "data.holdout_fraction must lie in"),
+    ],
+)
+def test_a_wrong_argument_is_named(kwargs, message):
+    with pytest.raises(UserError, match=message):
+        Digits(**kwargs)
+
+
+def test_constructing_a_data_module_touches_no_file(tmp_path):
+    for name in ("MNIST", "FashionMNIST", "CIFAR10"):
+        module = getattr(data_module, name)(root=str(tmp_path / "nowhere"))
+        assert module.num_classes == 10
+        assert pickle.loads(pickle.dumps(module.input_shape)) == module.input_shape
+    assert not (tmp_path / "nowhere").exists()

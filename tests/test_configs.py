@@ -1,0 +1,118 @@
+"""Every shipped configuration: it parses, and its network is the paper's."""
+
+import io
+from contextlib import redirect_stdout
+
+import pytest
+import torch
+import yaml
+
+from plif_lightning.cli import CONFIGS, main
+from plif_lightning.network import SpikingNetwork
+
+# Table S1, and the number of learned values that follows from it
+TABLE_S1 = {
+    "mnist": "{c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10",
+    "fashionmnist": "{c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10",
+    "nmnist": "{c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10",
+    "cifar10": "{{c256k3s1-BN-PLIF}*3-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10",
+    "cifar10dvs": "{c128k3s1-BN-PLIF-MPk2s2}*4-DP-FC512-PLIF-DP-FC100-PLIF-APk10s10",
+    "dvsgesture": "{c128k3s1-BN-PLIF-MPk2s2}*5-DP-FC512-PLIF-DP-FC110-PLIF-APk10s10",
+}
+PARAMETERS = {
+    "mnist": 13_198_980,
+    "fashionmnist": 13_198_980,
+    "nmnist": 17_132_292,
+    "cifar10": 36_718_344,
+    "cifar10dvs": 4_691_206,
+    "dvsgesture": 1_698_311,
+}
+# input shape, classes, T: what the data tells the network
+DATA = {
+    "mnist": ((1, 28, 28), 10, 8),
+    "fashionmnist": ((1, 28, 28), 10, 8),
+    "nmnist": ((2, 34, 34), 10, 10),
+    "cifar10": ((3, 32, 32), 10, 8),
+    "cifar10dvs": ((2, 128, 128), 10, 20),
+    "dvsgesture": ((2, 128, 128), 11, 20),
+}
+# their data modules are not written yet
+WITHOUT_DATA = {"nmnist", "cifar10dvs", "dvsgesture"}
+COMPLETE = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "base" and p.stem not in WITHOUT_DATA)
+VARIANTS = sorted(p.stem for p in (CONFIGS / "variants").glob("*.yaml"))
+
+
+def parsed(*arguments):
+    """The configuration as `fit --print_config` shows it."""
+    out = io.StringIO()
+    with redirect_stdout(out), pytest.raises(SystemExit) as stop:
+        main(["fit", *arguments, "--print_config"])
+    assert stop.value.code == 0
+    return yaml.safe_load(out.getvalue())
+
+
+def network_of(model, data):
+    names = {*SpikingNetwork.__init__.__annotations__} - {"return"}
+    shape, classes, time_steps = data
+    with torch.device("meta"):
+        return SpikingNetwork(shape, classes, time_steps, **{k: v for k, v in model.items() if k in names})
+
+
+@pytest.mark.parametrize("name", TABLE_S1)
+def test_network_of_a_config_is_its_row_of_table_s1(name):
+    path = str(CONFIGS / f"{name}.yaml")
+    model = parsed("--config", path, *(["--data", "MNIST"] if name in WITHOUT_DATA else []))["model"]
+    network = network_of(model, DATA[name])
+    assert str(network.structure) == TABLE_S1[name]
+    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_a_complete_config_parses_with_the_papers_settings(name):
+    config = parsed("--config", str(CONFIGS / f"{name}.yaml"))
+    assert config["seed_everything"] == 2020
+    model = config["model"]
+    assert model["optimizer"]["class_path"] == "torch.optim.Adam"
+    assert model["optimizer"]["init_args"]["lr"] == 0.001
+    assert model["lr_scheduler"]["class_path"] == "torch.optim.lr_scheduler.CosineAnnealingLR"
+    assert config["data"]["init_args"]["batch_size"] == 16
+    assert (model["neuron"], model["init_tau"], model["loss"], model["norm_statistics"]) == (
+        *("plif", 2.0),
+        *("per_step", "per_step"),
+    )
+    if name != "quickstart":
+        assert config["trainer"]["max_epochs"] == 1024
+        assert model["lr_scheduler"]["init_args"]["T_max"] == 64
+        assert model["dropout"] == 0.5
+        assert config["data"]["init_args"]["time_steps"] == DATA[name][2]
+        assert config["data"]["init_args"]["validation"] == "test"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", COMPLETE)
+def test_a_variant_changes_only_its_own_keys(name, variant):
+    path = CONFIGS / "variants" / f"{variant}.yaml"
+    base = parsed("--config", str(CONFIGS / f"{name}.yaml"))
+    varied = parsed("--config", str(CONFIGS / f"{name}.yaml"), "--config", str(path))
+
+    def leaves(value, key=()):
+        if not isinstance(value, dict):
+            return {key: value}
+        return {k: v for name, part in value.items() for k, v in leaves(part, (*key, name)).items()}
+
+    own = leaves(yaml.safe_load(path.read_text()))
+    before, after = leaves(base), leaves(varied)
+    changed = {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)}
+    # the logger becomes a list, with all its defaults
+    assert {k for k in changed if k[:2] != ("trainer", "logger")} <= own.keys()
+    # classes in lists are shown with all their defaults; plain values as they stand in the file
+    for key, value in own.items():
+        if not isinstance(value, list) or not any(isinstance(item, dict) for item in value):
+            assert after[key] == value
+
+
+def test_a_network_of_other_depths_prints_in_the_same_notation():
+    deep = SpikingNetwork((1, 16, 16), 3, 2, n_conv=2, n_down=1, n_fc=3, channels=4, fc_features=6, votes_per_class=5)
+    assert str(deep.structure) == "{c4k3s1-BN-PLIF}*2-MPk2s2-{DP-FC6-PLIF}*2-DP-FC15-PLIF-APk5s5"
+    plain = SpikingNetwork((1, 8, 8), 2, 2, n_down=1, n_fc=1, channels=4, dropout=0.0, neuron="lif", pooling="avg")
+    assert str(plain.structure) == "c4k3s1-BN-LIF-APk2s2-FC20-LIF-APk10s10"

@@ -1,0 +1,40 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from plif_lightning.losses import per_step_mse, rate_mse
+
+
+@pytest.fixture
+def data():
+    g = torch.Generator().manual_seed(0)
+    votes = torch.rand(8, 5, 4, generator=g, dtype=torch.float64)
+    return votes, torch.tensor([0, 1, 2, 3, 1])
+
+
+def test_per_step_is_rate_plus_variance_over_time(data):
+    votes, label = data
+    variance = votes.var(0, correction=0).mean()
+    torch.testing.assert_close(per_step_mse(votes, label), rate_mse(votes, label) + variance)
+
+
+def test_per_step_is_the_papers_sum(data):
+    votes, label = data
+    total = 0.0
+    for t in range(8):
+        for n in range(5):
+            for i in range(4):
+                total += (votes[t, n, i].item() - (1.0 if i == label[n] else 0.0)) ** 2 / (8 * 4)
+    assert per_step_mse(votes, label).item() == pytest.approx(total / 5)
+
+
+def test_rate_is_the_mean_squared_error_of_firing_rates(data):
+    votes, label = data
+    expected = ((votes.mean(0) - functional.one_hot(label, 4)) ** 2).mean()
+    torch.testing.assert_close(rate_mse(votes, label), expected)
+
+
+def test_perfect_votes_lose_nothing():
+    label = torch.tensor([2, 0])
+    votes = functional.one_hot(label, 3).float().expand(4, 2, 3)
+    assert per_step_mse(votes, label) == rate_mse(votes, label) == 0

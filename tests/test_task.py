@@ -1,0 +1,137 @@
+import math
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from plif_lightning.callbacks import LastCheckpoint, LayerMonitor, RunLogger
+from plif_lightning.data import Digits
+from plif_lightning.errors import NonFiniteError, UserError
+from plif_lightning.task import SpikingClassifier
+
+SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "time_steps": 3, "channels": 4, "fc_features": 12}
+
+
+def trainer(tmp_path, callbacks=(), **kwargs):
+    return L.Trainer(
+        **{
+            "max_epochs": 1,
+            "limit_train_batches": 4,
+            "limit_val_batches": 1,
+            "accelerator": "cpu",
+            "logger": RunLogger(str(tmp_path), "run"),
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [LayerMonitor(), LastCheckpoint(), *callbacks],
+            **kwargs,
+        }
+    )
+
+
+class Damage(L.Callback):
+    """Puts a NaN into the weights of one layer before a step."""
+
+    def __init__(self, name, step):
+        self.name, self.step = name, step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            pl_module.network.get_parameter(self.name).data.view(-1)[0] = math.nan
+
+
+@pytest.mark.parametrize(
+    "name", ["encoder.conv1.conv.weight", "encoder.conv2.norm.bn.weight", "classifier.fc1.fc.weight"]
+)
+def test_a_nan_stops_the_run_at_once_and_keeps_the_last_good_checkpoint(name, tmp_path):
+    run = trainer(tmp_path, [Damage(name, 6)], max_epochs=3)
+    with pytest.raises(NonFiniteError, match=r"NaN or infinite at step 6 \(epoch 1\).*last\.ckpt.*learning rate"):
+        run.fit(SpikingClassifier(**SMALL), datamodule=Digits(time_steps=3))
+    kept = torch.load(tmp_path / "run/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert kept["global_step"] == 4
+    assert all(torch.isfinite(t).all() for t in kept["state_dict"].values())
+
+
+def test_network_arguments_are_the_tasks_with_the_same_defaults():
+    import inspect
+
+    from plif_lightning.network import SpikingNetwork
+
+    task = inspect.signature(SpikingClassifier).parameters
+    for name, parameter in inspect.signature(SpikingNetwork).parameters.items():
+        assert task[name].default == parameter.default
+        assert task[name].annotation == parameter.annotation
+
+
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(UserError, match="loss must be one of per_step, rate"):
+        SpikingClassifier(**SMALL, loss="hinge")
+
+
+def test_metrics_of_an_epoch_are_logged_by_their_names(tmp_path):
+    run = trainer(tmp_path)
+    run.fit(SpikingClassifier(**SMALL), datamodule=Digits(time_steps=3))
+    layers = ("conv1", "conv2", "fc1", "fc2")
+    expected = {"train/loss", "train/acc", "lr", "train/samples_per_second", "test_as_val/loss", "test_as_val/acc"}
+    assert expected | {f"tau/{x}" for x in layers} | {f"rate/{x}" for x in layers} <= run.callback_metrics.keys()
+    assert run.callback_metrics["lr"] == pytest.approx(1e-3)
+
+
+def test_firing_rates_are_the_mean_of_all_spikes(tmp_path):
+    module, data = SpikingClassifier(**SMALL), Digits(time_steps=3, eval_batch_size=100)
+    module.network.encoder.conv2.norm.bn.bias.data.fill_(1.5)  # so that the untrained layer fires
+    run = trainer(tmp_path, limit_val_batches=None)
+    metrics = run.validate(module, datamodule=data, verbose=False)[0]
+    spikes = []
+    hook = module.network.encoder.conv2.neuron.register_forward_hook(lambda m, i, o: spikes.append(o.flatten()))
+    with torch.no_grad():
+        for batch in data.val_dataloader():
+            module.eval()(batch.x)
+    hook.remove()
+    assert metrics["rate/conv2"] == pytest.approx(torch.cat(spikes).mean().item(), rel=1e-5)
+    assert 0 < metrics["rate/conv2"] < 1
+    assert not module.network.encoder.conv2.neuron._forward_hooks
+
+
+def test_test_measures_per_class_accuracy_and_a_confusion_matrix(tmp_path):
+    module, data = SpikingClassifier(**SMALL), Digits(time_steps=3)
+    metrics = trainer(tmp_path).test(module, datamodule=data, verbose=False)[0]
+    counts = module.confusion_matrix
+    labels = data.labels(False)
+    assert torch.equal(counts.sum(1), labels.bincount())
+    assert metrics["test/acc"] == pytest.approx((counts.diag().sum() / counts.sum()).item())
+    for c in range(10):
+        assert metrics[f"test/acc_class/{c}"] == pytest.approx((counts[c, c] / counts[c].sum()).item())
+
+
+def test_a_step_draws_the_same_numbers_whatever_was_drawn_before(tmp_path):
+    def weights(noise):
+        torch.manual_seed(1)
+        module = SpikingClassifier(**SMALL)
+
+        class Draw(L.Callback):
+            def on_validation_end(self, *args):
+                torch.rand(noise)
+
+        trainer(tmp_path, [Draw()], max_epochs=2).fit(module, datamodule=Digits(time_steps=3))
+        return nn.utils.parameters_to_vector(module.parameters())
+
+    assert torch.equal(weights(1), weights(1000))
+
+
+@pytest.mark.parametrize("loss", ["per_step", "rate"])
+def test_training_lowers_the_loss(loss, tmp_path):
+    torch.manual_seed(0)
+    module = SpikingClassifier(**{**SMALL, "channels": 16, "fc_features": 64}, loss=loss, dropout=0.0)
+    run = trainer(tmp_path, max_epochs=6, limit_train_batches=None)
+    run.fit(module, datamodule=Digits(time_steps=3))
+    assert run.callback_metrics["train/loss"] < 0.05  # 0.1 is what a silent network loses
+
+
+def test_bf16_trains_with_float32_membranes(tmp_path):
+    module = SpikingClassifier(**SMALL)
+    dtypes = []
+    module.network.classifier.fc1.neuron.register_forward_hook(lambda m, i, o: dtypes.append(i[0].dtype))
+    trainer(tmp_path, precision="bf16-mixed").fit(module, datamodule=Digits(time_steps=3))
+    assert set(dtypes) == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in module.parameters())
