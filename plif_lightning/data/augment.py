@@ -2,7 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -35,8 +37,10 @@ class HorizontalFlip(ImageAugmentation):
         self.p = p
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
-        flip = uniform[:, 0] < self.p
-        return torch.where(flip[:, None, None, None], images.flip(-1), images)
+        flip = uniform[:, 0].numpy() < self.p
+        flipped = images.numpy().copy()
+        flipped[flip] = flipped[flip][..., ::-1]
+        return torch.from_numpy(flipped)
 
 
 class RandomCrop(ImageAugmentation):
@@ -54,13 +58,22 @@ class RandomCrop(ImageAugmentation):
         self.padding = padding
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
-        n, _, height, width = images.shape
-        padded = functional.pad(images, [self.padding] * 4)
-        corner = (uniform * (2 * self.padding + 1)).long()
-        rows = corner[:, :1] + torch.arange(height)
-        columns = corner[:, 1:] + torch.arange(width)
-        cut = padded.permute(0, 2, 3, 1)[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return cut.permute(0, 3, 1, 2)
+        height, width = images.shape[-2:]
+        padded = functional.pad(images, [self.padding] * 4).numpy()
+        corners = (uniform * (2 * self.padding + 1)).to(torch.int32).tolist()
+        # A slice for each image copies whole rows: several times faster than one gather of single pixels.
+        cut = np.empty(images.shape, dtype=np.uint8)
+        for image, (top, left), out in zip(padded, corners, cut, strict=True):
+            out[:] = image[:, top : top + height, left : left + width]
+        return torch.from_numpy(cut)
+
+
+@lru_cache(maxsize=8)
+def _pixels(height: int, width: int) -> Tensor:
+    """(x, y, 1) of every pixel from the image's centre, float32 [H * W, 3]."""
+    x = (torch.arange(width) - (width - 1) / 2).expand(height, width)
+    y = (torch.arange(height) - (height - 1) / 2)[:, None].expand(height, width)
+    return torch.stack([x, y, torch.ones_like(x)], -1).flatten(0, 1)
 
 
 class RandomAffine(ImageAugmentation):
@@ -90,20 +103,17 @@ class RandomAffine(ImageAugmentation):
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        angle = (2 * uniform[:, 0] - 1) * math.radians(self.degrees)
+        u = uniform.numpy().astype(np.float64)
+        angle = (2 * u[:, 0] - 1) * math.radians(self.degrees)
         # torchvision shifts by whole pixels
-        shift_x = ((2 * uniform[:, 1] - 1) * self.translate * width).round()
-        shift_y = ((2 * uniform[:, 2] - 1) * self.translate * height).round()
-        scale = self.scale[0] + uniform[:, 3] * (self.scale[1] - self.scale[0])
+        shift_x = ((2 * u[:, 1] - 1) * self.translate * width).round()
+        shift_y = ((2 * u[:, 2] - 1) * self.translate * height).round()
+        scale = self.scale[0] + u[:, 3] * (self.scale[1] - self.scale[0])
         # From output to input: undo the shift, rotate back, scale back; in pixels from the centre.
-        cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-        row_x = torch.stack([cos, sin, -cos * shift_x - sin * shift_y], -1)
-        row_y = torch.stack([-sin, cos, sin * shift_x - cos * shift_y], -1)
-        x = (torch.arange(width) - (width - 1) / 2).expand(height, width)
-        y = (torch.arange(height) - (height - 1) / 2)[:, None].expand(height, width)
-        pixels = torch.stack([x, y, torch.ones_like(x)], -1).flatten(0, 1)  # [H * W, 3]
-        grid = pixels @ torch.stack([row_x, row_y], -1)  # [N, H * W, 2]
-        grid = grid / torch.tensor([width / 2, height / 2])
-        grid = grid.unflatten(1, (height, width))
+        cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
+        x = np.stack([cos, sin, -cos * shift_x - sin * shift_y]) / (width / 2)
+        y = np.stack([-sin, cos, sin * shift_x - cos * shift_y]) / (height / 2)
+        matrix = torch.from_numpy(np.stack([x, y]).transpose(2, 1, 0).astype(np.float32))  # [N, 3, 2]
+        grid = torch.matmul(_pixels(height, width), matrix).unflatten(1, (height, width))
         moved = functional.grid_sample(images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
         return moved.to(torch.uint8)
