@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from plif_lightning.analysis.curves import plot_learning_curve, plot_tau_curve
 from plif_lightning.analysis.runs import RunFolder, read_metrics
+from plif_lightning.files import written_whole
 from plif_lightning.task import SpikingClassifier
 
 
@@ -219,12 +220,10 @@ class _Table(ExperimentWriter):
             self.metrics_keys = []
             path.unlink()
             return
-        beside = path.with_suffix(".csv.tmp")
-        with beside.open("w", newline="") as file:
+        with written_whole(path) as file:
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
             writer.writeheader()
             writer.writerows(rows)
-        beside.replace(path)
 
     def _check_log_dir_exists(self) -> None:
         """Nothing: the folder is meant to exist."""
@@ -298,8 +297,7 @@ class ConfusionMatrix(Callback):
         counts = pl_module.confusion_matrix.cpu()
         names = getattr(getattr(trainer, "datamodule", None), "class_names", None) or [*map(str, range(len(counts)))]
         folder = run_folder(trainer).path
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "confusion_matrix.csv").open("w", newline="") as file:
+        with written_whole(folder / "confusion_matrix.csv") as file:
             writer = csv.writer(file)
             writer.writerow(["true \\ predicted", *names])
             writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
@@ -307,7 +305,8 @@ class ConfusionMatrix(Callback):
         axes = figure.subplots()
         share = counts / counts.sum(1, keepdim=True).clamp(min=1)
         axes.imshow(share.numpy(), cmap="Greys", vmin=0, vmax=1)
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        long = max(map(len, names)) > 3
+        axes.set_xticks(range(len(names)), names, rotation=45 if long else 0, ha="right" if long else "center")
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
@@ -353,13 +352,10 @@ class PredictionWriter(Callback):
         order = columns["sample"].argsort().tolist()
         names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
         names = names or [*map(str, range(columns["votes"].shape[1]))]
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "predictions.csv"
-        beside = self.path.with_suffix(".csv.tmp")
-        with beside.open("w", newline="") as file:
+        with written_whole(self.path) as file:
             writer = csv.writer(file)
             writer.writerow(["sample", "label", "prediction", *(f"votes {name}" for name in names)])
             for i in order:
                 votes = [f"{vote:.6g}" for vote in columns["votes"][i].tolist()]
                 writer.writerow([*(columns[key][i].item() for key in ("sample", "label", "prediction")), *votes])
-        beside.replace(self.path)

@@ -34,6 +34,7 @@ from plif_lightning.callbacks import (
 )
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.errors import CheckpointError, UserError
+from plif_lightning.files import written_whole
 from plif_lightning.summary import print_evaluation, print_fit, print_header
 from plif_lightning.task import SpikingClassifier
 
@@ -119,7 +120,10 @@ class SaveConfig(SaveConfigCallback):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
-        self.text = self.parser.dump(self.config, skip_none=False, format="yaml")
+        # A run is configured by what it trains, not by where it happened to be resumed.
+        config = self.config.clone()
+        config.ckpt_path = None
+        self.text = self.parser.dump(config, skip_none=False, format="yaml")
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -129,8 +133,8 @@ class SaveConfig(SaveConfigCallback):
         log_dir = next((logger.log_dir for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
         if log_dir is not None:
             folder = RunFolder(Path(log_dir))
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.config.write_text(self.text)
+            with written_whole(folder.config) as file:
+                file.write(self.text)
         for logger in trainer.loggers:
             if not isinstance(logger, RunLogger):
                 logger.log_hyperparams(yaml.safe_load(self.text))
@@ -218,6 +222,8 @@ class PlifCLI(LightningCLI):
         self.config = parser.parse_args(argv)
         if self.stored is not None:
             self._refuse_other_settings(str(subcommand))
+        elif self.config[self.config.subcommand].ckpt_path is not None:
+            raise CheckpointError("ckpt_path stands in a configuration file: pass it as --ckpt_path instead.")
 
     def _with_checkpoint(self, subcommand: str, argv: list[str]) -> list[str]:
         """The arguments with `--ckpt_path` as a file, and before them the configuration stored in it."""
@@ -424,6 +430,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     # An evaluation has nothing to do with the callbacks that watched the training.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
+    # A resumed run goes on in its own folder; a new one never gets an old folder.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # All metrics are logged once an epoch.
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
 
@@ -434,7 +442,9 @@ def main(args: list[str] | None = None) -> None:
     try:
         PlifCLI(args)
     except Exception as error:
-        own = error if isinstance(error, MisconfigurationException) else _own_error(error)
+        own: str | Exception | None = error if isinstance(error, MisconfigurationException) else _own_error(error)
+        if own is None and isinstance(error, OSError) and error.filename is not None:
+            own = f"{error.filename}: {error.strerror}."  # no permission, no space, no such folder
         if own is None:
             raise
         print(f"error: {own}", file=sys.stderr)

@@ -14,15 +14,16 @@ MAY_IMPORT = {
     "allocator": set(),
     "randomness": set(),
     "batch": set(),
+    "files": set(),
     "neurons": {"errors"},
     "network": {"errors", "neurons"},
     "losses": set(),
     "data": {"errors", "randomness", "batch"},
     "analysis": {"errors"},
     "task": {"errors", "randomness", "batch", "losses", "neurons", "network"},
-    "callbacks": {"analysis", "task"},
+    "callbacks": {"analysis", "files", "task"},
     "summary": {"analysis", "callbacks", "data", "network"},
-    "cli": {"analysis", "callbacks", "data", "errors", "summary", "task"},
+    "cli": {"analysis", "callbacks", "data", "errors", "files", "summary", "task"},
     "__init__": set(),
 }
 

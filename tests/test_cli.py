@@ -371,6 +371,26 @@ def test_a_killed_run_goes_on_exactly(moment, tmp_path):
     assert best[0] == best[1]
 
 
+def test_a_resumed_run_keeps_a_configuration_that_starts_anew(run):
+    config = (run / "config.yaml").read_text()
+    fit("--ckpt_path", "last", "--trainer.max_epochs", "3", config=str(run / "config.yaml"))
+    epochs = [row["epoch"] for row in rows(run / "metrics.csv") if row["train/loss"]]
+    assert epochs == ["0", "1", "2"]
+    assert (run / "config.yaml").read_text() == config.replace("max_epochs: 2", "max_epochs: 3")
+
+
+def test_a_checkpoint_named_in_a_file_is_refused(run, tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"ckpt_path: {run / 'checkpoints/last.ckpt'}\n")
+    assert "pass it as --ckpt_path" in refused(capsys, "fit", "--config", QUICKSTART, "--config", str(path))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, "--trainer.logger.save_dir", "file/runs")
+    assert "file/runs" in message
+
+
 def test_a_resume_that_finds_nothing_is_refused(capsys):
     message = refused(capsys, "fit", "--config", QUICKSTART, "--ckpt_path", "last")
     assert "--config RUN/config.yaml" in message
