@@ -167,6 +167,16 @@ class BestCheckpoint(ModelCheckpoint):
         self.dirpath = os.fspath(run_folder(trainer).checkpoints)
         super().setup(trainer, pl_module, stage)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # ModelCheckpoint would forget the best accuracy so far if the folder's path reads otherwise than
+        # before (relative, moved), and let a worse epoch take its place. A run that starts in a new folder
+        # has no best.ckpt yet, and its own to find.
+        path = Path(self.dirpath or "") / "best.ckpt"
+        if path.is_file():
+            here, score = os.fspath(path), state_dict["best_model_score"]
+            paths = {"dirpath": self.dirpath, "best_model_path": here, "kth_best_model_path": here}
+            super().load_state_dict({**state_dict, **paths, "best_k_models": {here: score}})
+
     @property
     def state_key(self) -> str:
         # Not ModelCheckpoint's: it holds the monitor, which is not known when a checkpoint is read.

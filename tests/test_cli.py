@@ -379,6 +379,23 @@ def test_a_resumed_run_keeps_a_configuration_that_starts_anew(run):
     assert (run / "config.yaml").read_text() == config.replace("max_epochs: 2", "max_epochs: 3")
 
 
+def test_a_moved_run_that_goes_on_remembers_its_best_epoch(run, tmp_path):
+    best = max(float(row["val/acc"]) for row in rows(run / "metrics.csv") if row["val/acc"])
+    moved = tmp_path / "elsewhere" / "renamed"
+    moved.parent.mkdir()
+    run.rename(moved)
+    before = (moved / "checkpoints/best.ckpt").read_bytes()
+    # a learning rate of nothing: the third epoch is not better than the best of the first two
+    last = load(moved / "checkpoints/last.ckpt")
+    for group in last["optimizer_states"][0]["param_groups"]:
+        group["lr"] = 0.0
+    torch.save(last, moved / "checkpoints/last.ckpt")
+    fit("--ckpt_path", "last", "--trainer.max_epochs", "3", config=str(moved / "config.yaml"))
+    third = [float(row["val/acc"]) for row in rows(moved / "metrics.csv") if row["val/acc"]][-1]
+    assert third <= best
+    assert (moved / "checkpoints/best.ckpt").read_bytes() == before
+
+
 def test_a_checkpoint_named_in_a_file_is_refused(run, tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     path.write_text(f"ckpt_path: {run / 'checkpoints/last.ckpt'}\n")
