@@ -1,6 +1,5 @@
 """What all data modules share: the protocols, the loaders, and what the network must know."""
 
-from abc import abstractmethod
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -99,13 +98,13 @@ class SpikingDataModule(L.LightningDataModule):
         share = f"{100 * self.holdout_fraction:g}%"
         return f"B: best-on-validation epoch, {share} of each class held out (as in Table S2)"
 
-    @abstractmethod
     def labels(self, train: bool) -> Tensor:
         """Labels of the training or test set, int64 [n]; reads the files."""
+        raise NotImplementedError
 
-    @abstractmethod
     def dataset(self, train: bool, indices: Tensor | None, augment: bool) -> BatchedDataset:
         """The samples `indices` (None: all) of the training or test set."""
+        raise NotImplementedError
 
     def setup(self, stage: str) -> None:
         if stage in ("fit", "validate") and self.train_set is None:

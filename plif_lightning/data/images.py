@@ -1,7 +1,6 @@
 """MNIST, Fashion-MNIST, CIFAR-10 and scikit-learn's digits, held in memory as uint8."""
 
 import pickle
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 from urllib.error import URLError
@@ -109,9 +108,9 @@ class ImageDataModule(SpikingDataModule):
         self.normalize = normalize
         self._arrays: dict[bool, tuple[Tensor, Tensor]] = {}
 
-    @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """Images uint8 [n, C, H, W] and labels int64 [n] of the training or test set."""
+        raise NotImplementedError
 
     def arrays(self, train: bool) -> tuple[Tensor, Tensor]:
         """What `read` gives, checked and kept."""
