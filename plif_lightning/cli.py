@@ -40,6 +40,12 @@ from plif_lightning.task import SpikingClassifier
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _EVALUATIONS = ("validate", "test", "predict")
+_HELP = {
+    "fit": "Train a network and keep its best and its last checkpoint.",
+    "validate": "Measure a checkpoint on the validation part of its own run.",
+    "test": "Measure a checkpoint on the test set: accuracy, per class too, and confusion matrix.",
+    "predict": "Write a checkpoint's predictions and votes for the test set into a csv file.",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -201,6 +207,14 @@ class PlifCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         kwargs.setdefault("description", "Spiking networks with learnable membrane time constants (PLIF).")
         return super().init_parser(**kwargs)
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        super().setup_parser(*args, **kwargs)
+        # Lightning shows the first lines of its own methods' docstrings here, cut off in mid-sentence.
+        subcommands = self.parser._subcommands_action
+        assert subcommands is not None
+        for choice in subcommands._choices_actions:
+            choice.help = self._subcommand_parsers[choice.dest].description = _HELP[choice.dest]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
