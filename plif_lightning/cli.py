@@ -313,6 +313,8 @@ class PlifCLI(LightningCLI):
         precision = str(config.trainer.precision)
         if precision in ("16", "16-mixed", "16-true") and self._accelerator(config) == "cpu":
             raise UserError(f"--trainer.precision {precision} needs a GPU: on a CPU pass bf16-mixed or 32-true.")
+        if config.trainer.overfit_batches:
+            raise UserError("trainer.overfit_batches would replace the data's order: pass limit_train_batches instead.")
         if self.subcommand == "fit":
             for logger in self._loggers(config):
                 if logger.class_path.endswith("RunLogger") and logger.init_args.name is None:
@@ -346,7 +348,7 @@ class PlifCLI(LightningCLI):
             own.append(Header())
         if self.subcommand == "predict":
             own.append(PredictionWriter())
-        if config.enable_checkpointing is not False and self.subcommand == "fit":
+        if config.enable_checkpointing is not False and config.limit_val_batches != 0 and self.subcommand == "fit":
             own.append(BestCheckpoint())
         self.trainer_defaults = {"callbacks": own}
         trainer = super().instantiate_trainer(**kwargs)
@@ -389,7 +391,8 @@ class PlifCLI(LightningCLI):
 
     def after_fit(self) -> None:
         results = None
-        if self.config[self.subcommand].test_after_fit and not is_trial(self.trainer):
+        test = self.config[self.subcommand].test_after_fit and not is_trial(self.trainer)
+        if test:
             best = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
             path = best[0].best_model_path if best else ""
             if path:
@@ -397,7 +400,7 @@ class PlifCLI(LightningCLI):
                     self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False, weights_only=True
                 )[0]
         if self.trainer.is_global_zero:
-            print_fit(self.trainer, self.datamodule, results)
+            print_fit(self.trainer, self.datamodule, results, asked_for_test=test)
 
     def after_validate(self) -> None:
         print_evaluation(self.trainer, self.datamodule)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from plif_lightning.analysis.runs import RunFolder, layer_values, read_metrics
-from plif_lightning.callbacks import PredictionWriter, run_folder
+from plif_lightning.callbacks import PredictionWriter, is_trial, run_folder
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.network import SpikingNetwork
 
@@ -51,7 +51,9 @@ def print_header(trainer: L.Trainer, network: SpikingNetwork, data: SpikingDataM
     console.print()
 
 
-def print_fit(trainer: L.Trainer, data: SpikingDataModule, test: Mapping[str, float] | None) -> None:
+def print_fit(
+    trainer: L.Trainer, data: SpikingDataModule, test: Mapping[str, float] | None, asked_for_test: bool
+) -> None:
     """Prints accuracy and its protocol, layers, files, and the command that tests the run."""
     folder = run_folder(trainer)
     metrics = read_metrics(folder.metrics) if folder.metrics.is_file() else []
@@ -75,17 +77,23 @@ def print_fit(trainer: L.Trainer, data: SpikingDataModule, test: Mapping[str, fl
             table.add_row("firing rate", _layers(best, "rate", ".3f"))
         if "train/samples_per_second" in metrics[-1]:
             table.add_row("speed", f"{metrics[-1]['train/samples_per_second']:.0f} training samples per second")
+    if asked_for_test and test is None:
+        table.add_row("test accuracy", "[yellow]not measured: no validation chose an epoch[/]")
     for name, path in (
-        ("run folder", folder.path),
-        ("best checkpoint", folder.best),
-        ("last checkpoint", folder.last),
-        ("metrics", folder.metrics),
-        ("learning curve", folder.learning_curve),
-        ("tau curve", folder.tau_curve),
+        ()
+        if is_trial(trainer)
+        else (
+            ("run folder", folder.path),
+            ("best checkpoint", folder.best),
+            ("last checkpoint", folder.last),
+            ("metrics", folder.metrics),
+            ("learning curve", folder.learning_curve),
+            ("tau curve", folder.tau_curve),
+        )
     ):
         if path.exists():
             table.add_row(name, _shown(path))
-    if folder.best.exists():
+    if folder.best.exists() and not is_trial(trainer):
         table.add_row("test this run", f"[bold]python main.py test --ckpt_path {_shown(folder.best)}[/]")
     console = Console()
     console.print()

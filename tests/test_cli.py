@@ -454,6 +454,7 @@ def test_an_existing_run_is_not_written_over(run, capsys):
         (["--model.n_down", "5"], "n_down=5 pools leave nothing of an input of 8x8"),
         (["--data.batch_size", "2000", "--data.drop_last", "true"], "larger than the data (1226 samples)"),
         (["--trainer.precision", "16-mixed", "--trainer.accelerator", "cpu"], "pass bf16-mixed or 32-true"),
+        (["--trainer.overfit_batches", "2"], "pass limit_train_batches instead"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--model.input_encoder", "poisson"], "--data.normalize=false"),
     ],
@@ -518,9 +519,16 @@ def test_gpus_in_company_synchronise_their_batch_statistics():
     assert not needs_sync_batchnorm(SimpleNamespace(world_size=2, accelerator=CPUAccelerator()))
 
 
-def test_a_dev_run_leaves_no_files():
+def test_a_dev_run_leaves_no_files(capsys):
     fit(*TINY, "--trainer.fast_dev_run", "true")
-    assert not Path("runs").exists()
+    assert not list(Path().iterdir())
+    assert "checkpoint" not in capsys.readouterr().out
+
+
+def test_a_fit_without_validation_says_that_it_could_not_test(capsys):
+    fit(*TINY, *FEW, "--trainer.limit_val_batches", "0", "--trainer.max_epochs", "1")
+    assert "not measured: no validation chose an epoch" in capsys.readouterr().out
+    assert Path("runs/quickstart/version_0/checkpoints/last.ckpt").exists()
 
 
 def test_stored_configuration_is_plain_text(run):
