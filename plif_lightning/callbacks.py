@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from plif_lightning.analysis.curves import plot_learning_curve, plot_tau_curve
 from plif_lightning.analysis.runs import RunFolder, read_metrics
+from plif_lightning.errors import UserError
 from plif_lightning.files import written_whole
 from plif_lightning.task import SpikingClassifier
 
@@ -55,19 +56,23 @@ class LayerMonitor(Callback):
         self._sums: dict[str, Tensor] = {}
         self._samples = 0
         self._seconds = 0.0
+        # None while no training batch runs. A run that is resumed within an epoch never sees its start.
+        self._since: float | None = None
+        self._lr: float | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         run_folder(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._samples, self._seconds = 0, 0.0
-        self._since = time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # Not after the last batch: by then the scheduler has set the next epoch's rate.
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]
+        if self._since is None:
+            self._since = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -76,17 +81,19 @@ class LayerMonitor(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Validation runs inside the training epoch: its time is not the training's.
-        if hasattr(self, "_since"):
-            self._seconds += time.perf_counter() - self._since
+        self._stop_clock()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._since = time.perf_counter()
+    def _stop_clock(self) -> None:
+        if self._since is not None:
+            self._seconds += time.perf_counter() - self._since
+            self._since = None
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
-        self._seconds += time.perf_counter() - self._since
-        values = {"lr": self._lr}
-        values["train/samples_per_second"] = self._samples / self._seconds if self._samples else 0.0
+        self._stop_clock()
+        values = {} if self._lr is None else {"lr": self._lr}
+        if self._samples:
+            values["train/samples_per_second"] = self._samples / self._seconds
         for name, neuron in pl_module.network.neurons():
             tau = neuron.tau.mean().item()
             if math.isfinite(tau):
@@ -159,7 +166,10 @@ class BestCheckpoint(ModelCheckpoint):
     """Keeps `checkpoints/best.ckpt`, the epoch with the highest accuracy of the run's protocol."""
 
     def __init__(self) -> None:
-        super().__init__(filename="best", mode="max", save_top_k=1, enable_version_counter=False)
+        # After each validation, so that what `last.ckpt` remembers of the best is up to date when it is written.
+        super().__init__(
+            filename="best", mode="max", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=False
+        )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, SpikingClassifier)
@@ -172,8 +182,9 @@ class BestCheckpoint(ModelCheckpoint):
         # before (relative, moved), and let a worse epoch take its place. A run that starts in a new folder
         # has no best.ckpt yet, and its own to find.
         path = Path(self.dirpath or "") / "best.ckpt"
-        if path.is_file():
-            here, score = os.fspath(path), state_dict["best_model_score"]
+        score = state_dict["best_model_score"]
+        if path.is_file() and score is not None:
+            here = os.fspath(path)
             paths = {"dirpath": self.dirpath, "best_model_path": here, "kth_best_model_path": here}
             super().load_state_dict({**state_dict, **paths, "best_k_models": {here: score}})
 
@@ -188,14 +199,19 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_batches: write it every so many training batches too, not only after each epoch: what a
-            killed run loses at most.
+            killed run loses at most. Where gradients are being accumulated or a validation comes next, it
+            waits for the next batch at which the run can be taken up again exactly.
     """
 
     def __init__(self, every_n_batches: int | None = None) -> None:
+        if every_n_batches is not None and every_n_batches < 1:
+            raise UserError(f"checkpoint.every_n_batches must be at least 1, got {every_n_batches}.")
         self.every_n_batches = every_n_batches
+        self._due = False
         self.last_model_path = ""
 
     def _save(self, trainer: L.Trainer) -> None:
+        self._due = False
         if not is_trial(trainer):
             path = run_folder(trainer).last
             trainer.save_checkpoint(path, weights_only=False)
@@ -204,7 +220,13 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0:
+        if self.every_n_batches is None:
+            return
+        done = batch_idx + 1
+        self._due |= done % self.every_n_batches == 0
+        validation_next = done % (getattr(trainer, "val_check_batch", None) or math.inf) == 0
+        accumulating = done % trainer.accumulate_grad_batches != 0
+        if self._due and not (trainer.is_last_batch or validation_next or accumulating):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -355,7 +377,7 @@ class PredictionWriter(Callback):
             torch.distributed.all_gather_object(gathered, self._batches)
         self._batches = []
         folder = run_folder(trainer).path
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or is_trial(trainer):
             return
         batches = [batch for of_rank in gathered for batch in of_rank]
         columns = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}

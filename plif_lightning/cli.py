@@ -7,6 +7,7 @@ import logging
 import pickle
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +30,7 @@ from plif_lightning.callbacks import (
     LastCheckpoint,
     LayerMonitor,
     PredictionWriter,
+    ProgressBar,
     RunLogger,
     is_trial,
 )
@@ -155,6 +157,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], int]:
     Raises:
         CheckpointError: there is no such file, or it is not a whole checkpoint of this project.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: pass a file, such as --ckpt_path RUN/checkpoints/best.ckpt.")
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist.")
     try:
@@ -175,12 +179,6 @@ def _flatten(value: Any, key: str = "") -> dict[str, Any]:
             k: v for name, part in value.items() for k, v in _flatten(part, f"{key}.{name}" if key else name).items()
         }
     return {key: value}
-
-
-def _differences(stored: Any, given: Any) -> list[str]:
-    old, new = _flatten(stored), _flatten(given)
-    keys = sorted(old.keys() | new.keys())
-    return [f"{k} is {old.get(k)!r} there, {new.get(k)!r} here" for k in keys if old.get(k) != new.get(k)]
 
 
 class PlifCLI(LightningCLI):
@@ -251,6 +249,8 @@ class PlifCLI(LightningCLI):
             return argv
         inline = "=" in argv[at]
         given = argv[at].split("=", 1)[1] if inline else argv[at + 1] if at + 1 < len(argv) else ""
+        if not given or given.startswith("--"):
+            raise CheckpointError("--ckpt_path needs a file, such as RUN/checkpoints/last.ckpt.")
         rest = argv[:at] + argv[at + (1 if inline else 2) :]
         resume_in_place = given == "last"
         path = self._last_of(rest) if resume_in_place else Path(given)
@@ -286,15 +286,21 @@ class PlifCLI(LightningCLI):
         assert self.stored is not None
         parser = self._parser(subcommand)
         given = yaml.safe_load(parser.dump(self.config[subcommand], skip_none=False, format="yaml"))
-        differences = _differences({"model": self.stored["model"]}, {"model": given["model"]})
+        keys = ["model", "data.init_args.validation", "data.init_args.holdout_fraction"]
         if subcommand == "fit":
-            # A split of its own would move samples from validation to training unnoticed.
-            keys = ("validation", "holdout_fraction", "time_steps")
-            pick = lambda config: {  # noqa: E731
-                "class_path": config["data"]["class_path"],
-                **{key: config["data"]["init_args"].get(key) for key in keys},
-            }
-            differences += _differences({"data": pick(self.stored)}, {"data": pick(given)})
+            # what else decides which samples the next batches hold
+            keys += ["seed_everything", "data.class_path"]
+            keys += [f"data.init_args.{name}" for name in ("time_steps", "batch_size", "drop_last")]
+        # With another split, samples that the network was trained on would be called held out.
+        old, new = _flatten(self.stored), _flatten(given)
+        compared = [
+            k for k in sorted(old.keys() | new.keys()) if any(k == key or k.startswith(f"{key}.") for key in keys)
+        ]
+        differences = [
+            f"{k.replace('.init_args', '')} is {old.get(k)!r} there, {new.get(k)!r} here"
+            for k in compared
+            if old.get(k) != new.get(k)
+        ]
         if differences:
             raise CheckpointError(
                 f"the checkpoint belongs to other settings: {'; '.join(differences)}. "
@@ -366,6 +372,8 @@ class PlifCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
         if config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
+        if config.get("enable_progress_bar") is False and isinstance(config.get("callbacks"), list):
+            config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, ProgressBar)]
         return super()._instantiate_trainer(config, callbacks)
 
     def before_fit(self) -> None:
@@ -396,9 +404,10 @@ class PlifCLI(LightningCLI):
             best = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
             path = best[0].best_model_path if best else ""
             if path:
-                results = self.trainer.test(
+                measured = self.trainer.test(
                     self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False, weights_only=True
-                )[0]
+                )
+                results = measured[0] if measured else None
         if self.trainer.is_global_zero:
             print_fit(self.trainer, self.datamodule, results, asked_for_test=test)
 
@@ -453,6 +462,12 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
 
 
+def _raised_by_lightning(error: Exception) -> bool:
+    """Whether Lightning itself, and nothing that it called, refused something that a user asked for."""
+    trace = traceback.extract_tb(error.__traceback__)
+    return bool(trace) and Path(L.__file__).parent in Path(trace[-1].filename).parents
+
+
 def main(args: list[str] | None = None) -> None:
     """Runs the command line; a user's mistake ends it with one sentence and exit status 2."""
     _quieten()
@@ -462,6 +477,8 @@ def main(args: list[str] | None = None) -> None:
         own: str | Exception | None = error if isinstance(error, MisconfigurationException) else _own_error(error)
         if own is None and isinstance(error, OSError) and error.filename is not None:
             own = f"{error.filename}: {error.strerror}."  # no permission, no space, no such folder
+        if own is None and isinstance(error, (ValueError, RuntimeError)) and _raised_by_lightning(error):
+            own = " ".join(str(error).split())
         if own is None:
             raise
         print(f"error: {own}", file=sys.stderr)

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from plif_lightning.analysis.runs import RunFolder, layer_values, read_metrics
-from plif_lightning.callbacks import PredictionWriter, is_trial, run_folder
+from plif_lightning.callbacks import BestCheckpoint, PredictionWriter, is_trial, run_folder
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.network import SpikingNetwork
 
@@ -64,6 +65,12 @@ def print_fit(
     table.add_row("protocol", data.protocol)
     if measured:
         best = max(measured, key=lambda row: row[key])
+        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
+        if kept and kept[0].best_model_score is not None and folder.best.exists():
+            # Where validation runs several times an epoch, the best one need not be the epoch's last.
+            checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True, mmap=True)
+            row = next((row for row in metrics if row["epoch"] == checkpoint["epoch"]), best)
+            best = {**row, key: float(kept[0].best_model_score)}
         epoch = f"epoch {best['epoch'] + 1:.0f} of {len(metrics)}"
         name = "best test epoch" if data.validation == "test" else "best validation epoch"
         table.add_row(name, f"[bold]{_percent(best[key])}[/] ({epoch})")

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "data": {"errors", "randomness", "batch"},
     "analysis": {"errors"},
     "task": {"errors", "randomness", "batch", "losses", "neurons", "network"},
-    "callbacks": {"analysis", "files", "task"},
+    "callbacks": {"analysis", "errors", "files", "task"},
     "summary": {"analysis", "callbacks", "data", "network"},
     "cli": {"analysis", "callbacks", "data", "errors", "files", "summary", "task"},
     "__init__": set(),

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from plif_lightning.callbacks import LastCheckpoint
 from plif_lightning.cli import CONFIGS, main, needs_sync_batchnorm
 from tests import writers
 from tests.conftest import REPOSITORY
@@ -396,6 +397,60 @@ def test_a_moved_run_that_goes_on_remembers_its_best_epoch(run, tmp_path):
     assert (moved / "checkpoints/best.ckpt").read_bytes() == before
 
 
+def test_a_run_of_one_epoch_goes_on_and_keeps_its_best(capsys):
+    fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--test_after_fit", "false")
+    run = Path("runs/quickstart/version_0")
+    first = load(run / "checkpoints/last.ckpt")["callbacks"]["BestCheckpoint"]["best_model_score"].item()
+    assert first == pytest.approx(float(next(row["val/acc"] for row in rows(run / "metrics.csv") if row["val/acc"])))
+    fit("--ckpt_path", "last", "--trainer.max_epochs", "2", config=str(run / "config.yaml"))
+    assert [row["epoch"] for row in rows(run / "metrics.csv") if row["val/acc"]] == ["0", "1"]
+
+
+@pytest.mark.parametrize("validation", ["1", "0"])
+def test_a_run_broken_off_within_an_epoch_goes_on_with_or_without_validation(validation, monkeypatch):
+    arguments = [*TINY, *FEW, "--test_after_fit", "false", "--trainer.limit_val_batches", validation]
+    fit(*arguments, "--trainer.max_epochs", "2", "--trainer.logger.name", "straight")
+    save = LastCheckpoint._save
+
+    def save_and_break_off(self, trainer):
+        save(self, trainer)
+        raise RuntimeError("power cut")
+
+    more = ["--checkpoint.every_n_batches", "2", "--trainer.max_epochs", "2", "--trainer.logger.name", "cut"]
+    with monkeypatch.context() as patch:
+        patch.setattr(LastCheckpoint, "_save", save_and_break_off)
+        with pytest.raises(RuntimeError, match="power cut"):
+            fit(*arguments, *more)
+    run = Path("runs/cut/version_0")
+    assert progress(run) == 2
+    fit("--ckpt_path", "last", config=str(run / "config.yaml"))
+    one, other = (load(f"runs/{name}/version_0/checkpoints/last.ckpt")["state_dict"] for name in ("straight", "cut"))
+    assert all(torch.equal(other[name], value) for name, value in one.items())
+
+
+def test_mid_epoch_checkpoints_wait_until_gradients_are_complete():
+    arguments = ["--trainer.accumulate_grad_batches", "2", "--checkpoint.every_n_batches", "1"]
+    fit(*TINY, *arguments, "--trainer.max_steps", "2", "--test_after_fit", "false")
+    batches = load("runs/quickstart/version_0/checkpoints/last.ckpt")["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert batches["current"]["ready"] == 4
+
+
+def test_the_summary_names_the_epoch_and_accuracy_of_the_best_checkpoint(capsys):
+    arguments = ["--trainer.val_check_interval", "0.25", "--trainer.max_epochs", "2", "--test_after_fit", "false"]
+    fit("--model.optimizer.lr", "0.01", "--model.channels", "8", *arguments)
+    run = Path("runs/quickstart/version_0")
+    best = max(float(row["val/acc"]) for row in rows(run / "metrics.csv") if row["val/acc"])
+    assert (
+        f"{100 * best:.2f} % (epoch {load(run / 'checkpoints/best.ckpt')['epoch'] + 1} of 2)" in capsys.readouterr().out
+    )
+
+
+def test_validation_on_another_split_than_the_runs_is_refused(run, capsys):
+    best = str(run / "checkpoints/best.ckpt")
+    message = refused(capsys, "validate", "--ckpt_path", best, "--data.holdout_fraction", "0.9")
+    assert "data.holdout_fraction is 0.15 there, 0.9 here" in message
+
+
 def test_a_checkpoint_named_in_a_file_is_refused(run, tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     path.write_text(f"ckpt_path: {run / 'checkpoints/last.ckpt'}\n")
@@ -455,6 +510,10 @@ def test_an_existing_run_is_not_written_over(run, capsys):
         (["--data.batch_size", "2000", "--data.drop_last", "true"], "larger than the data (1226 samples)"),
         (["--trainer.precision", "16-mixed", "--trainer.accelerator", "cpu"], "pass bf16-mixed or 32-true"),
         (["--trainer.overfit_batches", "2"], "pass limit_train_batches instead"),
+        (["--trainer.val_check_interval", "500"], "must be less than or equal to the number of the training batches"),
+        (["--checkpoint.every_n_batches", "0"], "checkpoint.every_n_batches must be at least 1"),
+        (["--ckpt_path", "."], "is a folder"),
+        (["--ckpt_path"], "--ckpt_path needs a file"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--model.input_encoder", "poisson"], "--data.normalize=false"),
     ],

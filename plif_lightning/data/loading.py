@@ -69,6 +69,8 @@ class BatchPlan(DistributedSampler[Any]):
         self.epoch = 0
         # (epoch, batch) at which the next pass starts, where a run goes on in the middle of an epoch
         self.resume_at: tuple[int, int] | None = None
+        if not shuffle and length < world_size:
+            raise UserError(f"{length} samples are too few for {world_size} processes: pass fewer --trainer.devices.")
         if len(self) == 0:
             raise UserError(
                 f"a batch of {batch_size} x {world_size} process(es) is larger than the data ({length} samples), and "
@@ -77,6 +79,9 @@ class BatchPlan(DistributedSampler[Any]):
 
     def __len__(self) -> int:
         global_batch = self.batch_size * self.world_size
+        if not self.shuffle:
+            # No process may get an empty batch: rather one of them takes one sample more in some.
+            return min(math.ceil(self.length / global_batch), self.length // self.world_size)
         return self.length // global_batch if self.drop_last else math.ceil(self.length / global_batch)
 
     def set_epoch(self, epoch: int) -> None:

@@ -48,12 +48,22 @@ def test_two_processes_do_together_what_one_does_with_the_doubled_batch(n, drop_
         assert (a + b)[: len(one)] == one  # beyond it, an odd last batch is filled up
 
 
-@pytest.mark.parametrize(("n", "world_size"), [(33, 2), (32, 2), (5, 3), (100, 4), (17, 1)])
+@pytest.mark.parametrize(("n", "world_size"), [(33, 2), (32, 2), (5, 3), (100, 4), (17, 1), (47, 3)])
 def test_evaluation_sees_every_sample_once_in_equally_many_batches(n, world_size):
     parts = [batches(BatchPlan(n, 16, rank=rank, world_size=world_size)) for rank in range(world_size)]
     assert sorted(chain(*chain(*parts))) == list(range(n))
     assert len({len(part) for part in parts}) == 1
+    assert min(len(b) for part in parts for b in part) >= 1
     assert max(len(b) for part in parts for b in part) <= 16
+
+
+def test_no_process_gets_an_empty_batch_in_evaluation():
+    parts = [batches(BatchPlan(359, 1, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert [len(part) for part in parts] == [179, 179]
+    assert sorted(chain(*chain(*parts))) == list(range(359))
+    assert {len(b) for part in parts for b in part} <= {1, 2}
+    with pytest.raises(UserError, match="3 samples are too few for 4 processes"):
+        BatchPlan(3, 16, world_size=4)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
