@@ -116,10 +116,13 @@ class LayerMonitor(Callback):
 
         self._hooks = [neuron.register_forward_hook(count(name)) for name, neuron in pl_module.network.neurons()]
 
-    def _stop_counting(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _remove_hooks(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    def _stop_counting(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._remove_hooks()
         for name, total in self._sums.items():
             total = trainer.strategy.reduce(total, reduce_op="sum")
             pl_module.log(f"rate/{name}", total[0] / total[1], sync_dist=True)
@@ -137,9 +140,7 @@ class LayerMonitor(Callback):
         self._stop_counting(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._remove_hooks()
 
 
 class ProgressBar(RichProgressBar):
@@ -181,7 +182,7 @@ class BestCheckpoint(ModelCheckpoint):
         # ModelCheckpoint would forget the best accuracy so far if the folder's path reads otherwise than
         # before (relative, moved), and let a worse epoch take its place. A run that starts in a new folder
         # has no best.ckpt yet, and its own to find.
-        path = Path(self.dirpath or "") / "best.ckpt"
+        path = RunFolder(Path(self.dirpath or "").parent).best
         score = state_dict["best_model_score"]
         if path.is_file() and score is not None:
             here = os.fspath(path)
@@ -192,6 +193,11 @@ class BestCheckpoint(ModelCheckpoint):
     def state_key(self) -> str:
         # Not ModelCheckpoint's: it holds the monitor, which is not known when a checkpoint is read.
         return type(self).__name__
+
+
+def best_checkpoint(trainer: L.Trainer) -> BestCheckpoint | None:
+    """The callback that keeps this run's best checkpoint, where there is one."""
+    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
 
 
 class LastCheckpoint(Checkpoint):
@@ -319,6 +325,12 @@ class CurvePlots(Callback):
             self._plot(trainer)
 
 
+def _class_names(trainer: L.Trainer, num_classes: int) -> list[str]:
+    """The data's names of its classes, or their numbers where it has none."""
+    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    return list(names or map(str, range(num_classes)))
+
+
 class ConfusionMatrix(Callback):
     """Writes the test's confusion matrix into the run's folder, as csv and png."""
 
@@ -327,7 +339,7 @@ class ConfusionMatrix(Callback):
         if not trainer.is_global_zero or is_trial(trainer):
             return
         counts = pl_module.confusion_matrix.cpu()
-        names = getattr(getattr(trainer, "datamodule", None), "class_names", None) or [*map(str, range(len(counts)))]
+        names = _class_names(trainer, len(counts))
         folder = run_folder(trainer).path
         with written_whole(folder / "confusion_matrix.csv") as file:
             writer = csv.writer(file)
@@ -382,8 +394,7 @@ class PredictionWriter(Callback):
         batches = [batch for of_rank in gathered for batch in of_rank]
         columns = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
         order = columns["sample"].argsort().tolist()
-        names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
-        names = names or [*map(str, range(columns["votes"].shape[1]))]
+        names = _class_names(trainer, columns["votes"].shape[1])
         self.path = folder / "predictions.csv"
         with written_whole(self.path) as file:
             writer = csv.writer(file)

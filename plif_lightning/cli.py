@@ -32,6 +32,7 @@ from plif_lightning.callbacks import (
     PredictionWriter,
     ProgressBar,
     RunLogger,
+    best_checkpoint,
     is_trial,
 )
 from plif_lightning.data import SpikingDataModule
@@ -73,7 +74,7 @@ def _own_error(error: BaseException | None) -> UserError | None:
 
 def _known_keys(parser: Any) -> set[str]:
     keys = {"data.class_path"}
-    for action in parser._actions if parser is not None else ():
+    for action in parser._actions:
         keys.add(action.dest)
         for sub in (getattr(action, "_name_parser_map", None) or {}).values():
             keys |= _known_keys(sub)
@@ -401,8 +402,8 @@ class PlifCLI(LightningCLI):
         results = None
         test = self.config[self.subcommand].test_after_fit and not is_trial(self.trainer)
         if test:
-            best = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
-            path = best[0].best_model_path if best else ""
+            best = best_checkpoint(self.trainer)
+            path = best.best_model_path if best is not None else ""
             if path:
                 measured = self.trainer.test(
                     self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False, weights_only=True
@@ -447,9 +448,13 @@ _NOISE = (
 )
 
 
+def _tells_something(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_NOISE)
+
+
 def _quieten() -> None:
     for handler in logging.getLogger("lightning").handlers + logging.getLogger("lightning.pytorch").handlers:
-        handler.addFilter(lambda record: not record.getMessage().startswith(_NOISE))
+        handler.addFilter(_tells_something)
     # lightning 2.6 calls what torch 2.13 deprecates
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Images lie in memory and are cut into batches at once: worker processes would only slow them down.

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from plif_lightning.analysis.runs import RunFolder, layer_values, read_metrics
-from plif_lightning.callbacks import BestCheckpoint, PredictionWriter, is_trial, run_folder
+from plif_lightning.callbacks import PredictionWriter, best_checkpoint, is_trial, run_folder
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.network import SpikingNetwork
 
@@ -52,6 +52,22 @@ def print_header(trainer: L.Trainer, network: SpikingNetwork, data: SpikingDataM
     console.print()
 
 
+def _add_files(table: Table, folder: RunFolder) -> None:
+    """Rows for what the run's folder holds, and the command that tests it."""
+    for name, path in (
+        ("run folder", folder.path),
+        ("best checkpoint", folder.best),
+        ("last checkpoint", folder.last),
+        ("metrics", folder.metrics),
+        ("learning curve", folder.learning_curve),
+        ("tau curve", folder.tau_curve),
+    ):
+        if path.exists():
+            table.add_row(name, _shown(path))
+    if folder.best.exists():
+        table.add_row("test this run", f"[bold]python main.py test --ckpt_path {_shown(folder.best)}[/]")
+
+
 def print_fit(
     trainer: L.Trainer, data: SpikingDataModule, test: Mapping[str, float] | None, asked_for_test: bool
 ) -> None:
@@ -65,12 +81,12 @@ def print_fit(
     table.add_row("protocol", data.protocol)
     if measured:
         best = max(measured, key=lambda row: row[key])
-        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
-        if kept and kept[0].best_model_score is not None and folder.best.exists():
+        kept = best_checkpoint(trainer)
+        if kept is not None and kept.best_model_score is not None and folder.best.exists():
             # Where validation runs several times an epoch, the best one need not be the epoch's last.
             checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True, mmap=True)
             row = next((row for row in metrics if row["epoch"] == checkpoint["epoch"]), best)
-            best = {**row, key: float(kept[0].best_model_score)}
+            best = {**row, key: float(kept.best_model_score)}
         epoch = f"epoch {best['epoch'] + 1:.0f} of {len(metrics)}"
         name = "best test epoch" if data.validation == "test" else "best validation epoch"
         table.add_row(name, f"[bold]{_percent(best[key])}[/] ({epoch})")
@@ -86,22 +102,8 @@ def print_fit(
             table.add_row("speed", f"{metrics[-1]['train/samples_per_second']:.0f} training samples per second")
     if asked_for_test and test is None:
         table.add_row("test accuracy", "[yellow]not measured: no validation chose an epoch[/]")
-    for name, path in (
-        ()
-        if is_trial(trainer)
-        else (
-            ("run folder", folder.path),
-            ("best checkpoint", folder.best),
-            ("last checkpoint", folder.last),
-            ("metrics", folder.metrics),
-            ("learning curve", folder.learning_curve),
-            ("tau curve", folder.tau_curve),
-        )
-    ):
-        if path.exists():
-            table.add_row(name, _shown(path))
-    if folder.best.exists() and not is_trial(trainer):
-        table.add_row("test this run", f"[bold]python main.py test --ckpt_path {_shown(folder.best)}[/]")
+    if not is_trial(trainer):
+        _add_files(table, folder)
     console = Console()
     console.print()
     console.print(table)
@@ -137,6 +139,3 @@ def print_evaluation(trainer: L.Trainer, data: SpikingDataModule) -> None:
     console = Console()
     console.print()
     console.print(table)
-
-
-__all__ = ["RunFolder", "print_evaluation", "print_fit"]
