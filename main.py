@@ -1,4 +1,4 @@
-"""Command line: python main.py {fit,validate,test,predict} --config configs/X.yaml ..."""
+"""Command line: python main.py {prepare,fit,validate,test,predict} --config configs/X.yaml ..."""
 
 from plif_lightning.allocator import tune_allocator
 

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import itertools
+import json
 import logging
 import pickle
 import re
@@ -10,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,11 +36,13 @@ from plif_lightning.callbacks import (
     RunLogger,
     best_checkpoint,
     is_trial,
+    run_folder,
 )
-from plif_lightning.data import SpikingDataModule
+from plif_lightning.data import ImageAugmentation, SpikingDataModule
 from plif_lightning.errors import CheckpointError, UserError
+from plif_lightning.events.augment import EventAugmentation
 from plif_lightning.files import written_whole
-from plif_lightning.summary import print_evaluation, print_fit, print_header
+from plif_lightning.summary import print_evaluation, print_fit, print_header, print_inventory
 from plif_lightning.task import SpikingClassifier
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -47,6 +51,7 @@ _HELP = {
     "fit": "Train a network and keep its best and its last checkpoint.",
     "validate": "Measure a checkpoint on the validation part of its own run.",
     "test": "Measure a checkpoint on the test set: accuracy, per class too, and confusion matrix.",
+    "prepare": "Fetch, verify and unpack the data set of a configuration, and say what is there.",
     "predict": "Write a checkpoint's predictions and votes for the test set into a csv file.",
 }
 _log = logging.getLogger(__name__)
@@ -116,11 +121,26 @@ def _in_one_sentence(message: str, parser: Any) -> str:
     elif data := re.search(r"Expected a dot import path string: (\S+)", message):
         names = list(_data_classes())
         return f"data must be one of {', '.join(names)} or a class path, got {data[1]!r}.{_nearest(data[1], names)}"
+    elif re.match(r'Parser key "(?:data\.)?(?:init_args\.)?augmentation', message):
+        base = EventAugmentation if EventAugmentation.__name__ in message else ImageAugmentation
+        names = [
+            n for n, c in vars(data_module).items() if isinstance(c, type) and issubclass(c, base) and c is not base
+        ]
+        given = re.search(r"Given value: (.*)$", message)
+        return (
+            f"data.augmentation of this data set must be a list of {', '.join(names)}; "
+            f"got {given[1] if given else '?'}. "
+            "On the command line: --data.augmentation+=NAME --data.augmentation.ARGUMENT=VALUE."
+        )
     elif message.endswith("arguments are required: fit.data"):
         return f"{message}: pass --config configs/X.yaml, or --data with one of {', '.join(_data_classes())}."
     else:
         return message
     key = key.replace("init_args.", "")
+    owners = [name for name, c in _data_classes().items() if key in inspect.signature(c).parameters]
+    if owners and message.startswith("Option"):  # said inside the class of the data set that was chosen
+        *most, last = owners
+        return f"this data set has no argument {key}: only {', '.join(most)}{' and ' if most else ''}{last} have it."
     return f"unknown argument {key}.{_nearest(key, _known_keys(parser))}"
 
 
@@ -182,6 +202,17 @@ def _flatten(value: Any, key: str = "") -> dict[str, Any]:
     return {key: value}
 
 
+class _Trainer(L.Trainer):
+    """Lightning's, with the name of the command that needs none."""
+
+    def prepare(self, model: L.LightningModule, datamodule: SpikingDataModule, verify: bool = False) -> None:
+        """See `PlifCLI.prepare`.
+
+        Args:
+            verify: read all that was prepared once, and compare its checksums.
+        """
+
+
 class PlifCLI(LightningCLI):
     """LightningCLI with `configs/base.yaml` under every configuration, and checkpoints that know theirs."""
 
@@ -194,14 +225,17 @@ class PlifCLI(LightningCLI):
             SpikingDataModule,
             subclass_mode_data=True,
             save_config_callback=SaveConfig,
+            trainer_class=_Trainer,
             seed_everything_default=2020,
             parser_class=Parser,
-            parser_kwargs={
-                name: {"default_config_files": [str(CONFIGS / "base.yaml")]} for name in LightningCLI.subcommands()
-            },
+            parser_kwargs={name: {"default_config_files": [str(CONFIGS / "base.yaml")]} for name in self.subcommands()},
             auto_configure_optimizers=False,
             args=args,
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), "prepare": {"model", "datamodule"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         kwargs.setdefault("description", "Spiking networks with learnable membrane time constants (PLIF).")
@@ -235,7 +269,7 @@ class PlifCLI(LightningCLI):
         self.config = parser.parse_args(argv)
         if self.stored is not None:
             self._refuse_other_settings(str(subcommand))
-        elif self.config[self.config.subcommand].ckpt_path is not None:
+        elif self.config[self.config.subcommand].get("ckpt_path") is not None:
             raise CheckpointError("ckpt_path stands in a configuration file: pass it as --ckpt_path instead.")
 
     def _with_checkpoint(self, subcommand: str, argv: list[str]) -> list[str]:
@@ -291,7 +325,10 @@ class PlifCLI(LightningCLI):
         if subcommand == "fit":
             # what else decides which samples the next batches hold
             keys += ["seed_everything", "data.class_path"]
-            keys += [f"data.init_args.{name}" for name in ("time_steps", "batch_size", "drop_last")]
+            keys += [
+                f"data.init_args.{name}"
+                for name in ("time_steps", "batch_size", "drop_last", "source", "slicing", "size")
+            ]
         # With another split, samples that the network was trained on would be called held out.
         old, new = _flatten(self.stored), _flatten(given)
         compared = [
@@ -317,6 +354,8 @@ class PlifCLI(LightningCLI):
         config = self.config[self.subcommand]
         data = config.data.init_args
         data.root = str(Path(data.root).expanduser().absolute())
+        if self.subcommand == "prepare":
+            return
         precision = str(config.trainer.precision)
         if precision in ("16", "16-mixed", "16-true") and self._accelerator(config) == "cpu":
             raise UserError(f"--trainer.precision {precision} needs a GPU: on a CPU pass bf16-mixed or 32-true.")
@@ -348,7 +387,20 @@ class PlifCLI(LightningCLI):
                 return Path(str(path)).stem
         return str(config.data.class_path).rsplit(".", 1)[-1].lower()
 
+    def instantiate_classes(self) -> None:
+        # `prepare` trains nothing: its network takes no memory.
+        with torch.device("meta") if self.subcommand == "prepare" else nullcontext():
+            super().instantiate_classes()
+
+    def prepare(self, model: L.LightningModule, datamodule: SpikingDataModule, verify: bool) -> None:
+        """Does what the data needs before the first run, and says what is there."""
+        datamodule.prepare_data()
+        print_inventory(datamodule, datamodule.verify() if verify else None)
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        if self.subcommand == "prepare":
+            # Whatever devices the configuration asks for: they may be elsewhere than the data.
+            return _Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
         config = self.config_init[self.subcommand].trainer
         own: list[Any] = [LayerMonitor(), CurvePlots(), ConfusionMatrix()]
         if self.subcommand == "fit":
@@ -389,7 +441,8 @@ class PlifCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        kwargs["weights_only"] = True
+        if subcommand != "prepare":
+            kwargs["weights_only"] = True
         if subcommand in ("validate", "test"):
             kwargs["verbose"] = False
         if subcommand == "predict":
@@ -428,7 +481,13 @@ class Header(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
         if trainer.is_global_zero:
-            print_header(trainer, pl_module.network, trainer.datamodule)  # type: ignore[attr-defined]
+            data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            print_header(trainer, pl_module.network, data)
+            _log.info(data.describe())
+            if not is_trial(trainer):
+                facts = {"data": data.title, "origin": data.origin_note, "samples": data.sizes()}
+                with written_whole(run_folder(trainer).data) as file:
+                    json.dump({**facts, "protocol": data.protocol}, file, indent=2)
 
 
 def needs_sync_batchnorm(trainer: L.Trainer) -> bool:

@@ -9,6 +9,11 @@ from torch.nn import functional
 LossName = Literal["per_step", "rate"]
 
 
+def _target(votes: Tensor, label: Tensor) -> Tensor:
+    one_hot = label if label.is_floating_point() else functional.one_hot(label, votes.shape[-1])
+    return one_hot.to(votes.dtype)
+
+
 def per_step_mse(votes: Tensor, label: Tensor) -> Tensor:
     """Squared error of the votes at every step, averaged over steps, samples and classes (a scalar).
 
@@ -16,12 +21,11 @@ def per_step_mse(votes: Tensor, label: Tensor) -> Tensor:
 
     Args:
         votes: [T, N, C] in [0, 1].
-        label: int64 [N].
+        label: int64 [N], or float [N, C], the share of each class in a mixed sample.
 
     Source: Fang et al. 2021, Sec. 3.7.
     """
-    target = functional.one_hot(label, votes.shape[-1]).to(votes.dtype)
-    return functional.mse_loss(votes, target.expand_as(votes))
+    return functional.mse_loss(votes, _target(votes, label).expand_as(votes))
 
 
 def rate_mse(votes: Tensor, label: Tensor) -> Tensor:
@@ -29,7 +33,7 @@ def rate_mse(votes: Tensor, label: Tensor) -> Tensor:
 
     Source: the authors' code, which produced the paper's numbers.
     """
-    return functional.mse_loss(votes.mean(0), functional.one_hot(label, votes.shape[-1]).to(votes.dtype))
+    return functional.mse_loss(votes.mean(0), _target(votes, label))
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"per_step": per_step_mse, "rate": rate_mse}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from rich import filesize
 from rich.console import Console
 from rich.table import Table
 
@@ -34,6 +35,36 @@ def _table(title: str) -> Table:
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     return table
+
+
+def print_inventory(data: SpikingDataModule, checks: int | None) -> None:
+    """Prints what there is of a data set: samples of each class and part, events, bytes.
+
+    Args:
+        data: that was prepared.
+        checks: how many checksums were compared; None where nobody asked for it.
+    """
+    parts = data.inventory()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("class", style="cyan")
+    for part in parts:
+        table.add_column(part.name, justify="right")
+    for name, *counts in zip(data.class_names, *(part.counts for part in parts), strict=True):
+        table.add_row(name, *(f"{count:,}" for count in counts))
+    table.add_section()
+    table.add_row("[bold]all[/]", *(f"[bold]{sum(part.counts):,}[/]" for part in parts))
+    if any(part.events is not None for part in parts):
+        table.add_row("events", *(f"{part.events:,}" for part in parts))
+    table.add_row("size", *(filesize.decimal(part.bytes) for part in parts))
+    console = Console()
+    note = f" ({data.origin_note})" if data.origin_note else ""
+    console.print(f"[bold]{data.title}[/]{note} in {data.root}\n")
+    console.print(table)
+    console.print("\nPrepared." if data.prepared else "\nNothing to do: everything was there already.")
+    if checks is not None:
+        console.print(
+            f"{checks} checksums compared: all are right." if checks else "There are no checksums to compare."
+        )
 
 
 def print_header(trainer: L.Trainer, network: SpikingNetwork, data: SpikingDataModule) -> None:

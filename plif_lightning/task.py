@@ -126,7 +126,7 @@ class SpikingClassifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         votes = self(batch.x)
-        loss = self.loss(votes, batch.label)
+        loss = self.loss(votes, batch.label if batch.target is None else batch.target)
         self._require_finite(loss, "the loss")
         n = len(batch.label)
         self.train_loss.update(loss.detach(), n)

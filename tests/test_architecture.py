@@ -1,6 +1,8 @@
 """The house: which part may know which."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,15 +17,17 @@ MAY_IMPORT = {
     "randomness": set(),
     "batch": set(),
     "files": set(),
+    "compiled": set(),
     "neurons": {"errors"},
     "network": {"errors", "neurons"},
     "losses": set(),
-    "data": {"errors", "randomness", "batch"},
+    "events": {"compiled", "errors", "files"},
+    "data": {"errors", "randomness", "batch", "events"},
     "analysis": {"errors"},
     "task": {"errors", "randomness", "batch", "losses", "neurons", "network"},
     "callbacks": {"analysis", "errors", "files", "task"},
     "summary": {"analysis", "callbacks", "data", "network"},
-    "cli": {"analysis", "callbacks", "data", "errors", "files", "summary", "task"},
+    "cli": {"analysis", "callbacks", "data", "errors", "events", "files", "summary", "task"},
     "__init__": set(),
 }
 
@@ -53,6 +57,12 @@ def imported(path: Path) -> set[str]:
 def test_imports_follow_the_arrows(path):
     part = part_of(path)
     assert imported(path) - {part} <= MAY_IMPORT[part]
+
+
+def test_processes_that_read_recordings_start_without_torch():
+    code = "import sys, plif_lightning.events.store; print(*{'torch', 'lightning', 'numba'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert done.stdout.split() == []
 
 
 def test_main_defines_no_class():

@@ -36,9 +36,7 @@ DATA = {
     "cifar10dvs": ((2, 128, 128), 10, 20),
     "dvsgesture": ((2, 128, 128), 11, 20),
 }
-# their data modules are not written yet
-WITHOUT_DATA = {"nmnist", "cifar10dvs", "dvsgesture"}
-COMPLETE = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "base" and p.stem not in WITHOUT_DATA)
+COMPLETE = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "base")
 VARIANTS = sorted(p.stem for p in (CONFIGS / "variants").glob("*.yaml"))
 
 
@@ -61,7 +59,7 @@ def network_of(model, data):
 @pytest.mark.parametrize("name", TABLE_S1)
 def test_network_of_a_config_is_its_row_of_table_s1(name):
     path = str(CONFIGS / f"{name}.yaml")
-    model = parsed("--config", path, *(["--data", "MNIST"] if name in WITHOUT_DATA else []))["model"]
+    model = parsed("--config", path)["model"]
     network = network_of(model, DATA[name])
     assert str(network.structure) == TABLE_S1[name]
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]
@@ -88,8 +86,28 @@ def test_a_complete_config_parses_with_the_papers_settings(name):
         assert config["data"]["init_args"]["validation"] == "test"
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", COMPLETE)
+# these change how images become inputs
+OF_IMAGES = {"poisson", "latency", "authors_code_mnist"}
+EVENTS = {"nmnist", "cifar10dvs", "dvsgesture"}
+
+
+@pytest.mark.parametrize("variant", sorted(OF_IMAGES))
+def test_a_variant_of_images_is_refused_for_events(variant, capsys):
+    path = CONFIGS / "variants" / f"{variant}.yaml"
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(CONFIGS / "nmnist.yaml"), "--config", str(path)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    if variant == "authors_code_mnist":
+        assert "data.augmentation of this data set must be a list of EventDrop, EventFlip" in error
+    else:
+        assert "this data set has no argument normalize: only" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(n, v) for n in COMPLETE for v in VARIANTS if not (n in EVENTS and v in OF_IMAGES)]
+)
 def test_a_variant_changes_only_its_own_keys(name, variant):
     path = CONFIGS / "variants" / f"{variant}.yaml"
     base = parsed("--config", str(CONFIGS / f"{name}.yaml"))

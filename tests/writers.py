@@ -1,10 +1,13 @@
 """Small files in the formats of the real data sets."""
 
+import itertools
 import pickle
 import struct
 from pathlib import Path
 
 import numpy as np
+
+from plif_lightning.events import Recording
 
 FOLDERS = {"MNIST": "MNIST/raw", "FashionMNIST": "FashionMNIST/raw", "CIFAR10": "cifar-10-batches-py"}
 
@@ -44,3 +47,133 @@ def write_cifar10(root: Path, train: int = 40, test: int = 20) -> None:
     for name, x, y in [*parts, ("test_batch", images_of(test, (3072,), 1), labels_of(test))]:
         (folder / name).write_bytes(pickle.dumps({"data": x, "labels": y.tolist()}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
+
+
+# --- recordings of event cameras
+
+
+def events_of(n: int, seed: int, height: int = 128, width: int = 128, last: int = 1_000_000) -> Recording:
+    """n events at random places, in order of time [us]."""
+    random = np.random.default_rng(seed)
+    t = np.sort(random.integers(0, last, n))
+    return Recording(t, random.integers(0, width, n), random.integers(0, height, n), random.integers(0, 2, n))
+
+
+def nmnist_bytes(recording: Recording) -> bytes:
+    """N-MNIST: 5 bytes an event, with a marker (y = 240) for each time that 2^13 us are added to the counter."""
+    t, x, y, p = (np.asarray(column).astype(np.int64) for column in recording)
+    rows = []
+    added = 0
+    for event in zip(t, x, y, p, strict=True):
+        while event[0] - added >= 2**23:
+            added += 2**13
+            rows.append((0, 0, 240, 0))
+        rows.append((event[0] - added, *event[1:]))
+    return b"".join(
+        struct.pack(">BBBH", int(x), int(y), (int(p) << 7) | (int(t) >> 16), int(t) & 0xFFFF) for t, x, y, p in rows
+    )
+
+
+def aedat2_bytes(recording: Recording, header: str = "# This is a raw AE data file - do not edit\r\n") -> bytes:
+    """AEDAT 2.0 of a DVS128, from events in the authors' orientation."""
+    t, x, y, p = (np.asarray(column).astype(np.int64) for column in recording)
+    address = (1 - p) | ((127 - x) << 1) | (y << 8)
+    return f"#!AER-DAT2.0\r\n{header}".encode() + np.stack([address, t], 1).astype(">u4").tobytes()
+
+
+def aedat3_bytes(recording: Recording, packet: int = 100, invalid: int = 0) -> bytes:
+    """AEDAT 3.1: polarity packets of `packet` events, `invalid` marked ones at each end, and one other packet."""
+    t, x, y, p = (np.asarray(column).astype(np.int64) for column in recording)
+    parts = [b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n"]
+    parts.append(struct.pack("<hhiiiiii", 0, 1, 8, 4, 0, 1, 1, 1) + bytes(8))  # a special event
+    # the counter has 31 bits, and a packet one number of overflows
+    starts = sorted({*range(0, len(t), packet), *np.flatnonzero(np.diff(t >> 31)) + 1})
+    for first, last in itertools.pairwise([*starts, len(t)]):
+        part = slice(first, last)
+        data = 1 | (p[part] << 1) | (y[part] << 2) | (x[part] << 17)
+        events = np.stack([data, t[part] & (2**31 - 1)], 1)
+        events = np.concatenate([events, np.tile(events[-1:] & [~1, -1], (invalid, 1))]).astype("<u4")
+        n = len(events)
+        overflows = int(t[first] >> 31)
+        parts.append(struct.pack("<hhiiiiii", 1, 1, 8, 4, overflows, n, n, n - invalid) + events.tobytes())
+    return b"".join(parts)
+
+
+_AEDAT4_INFO = (
+    '<dv version="2.0"><node name="outInfo" path="/outInfo/"><node name="0" path="/outInfo/0/">'
+    '<attr key="compression" type="string">NONE</attr><attr key="typeIdentifier" type="string">EVTS</attr>'
+    '<node name="info" path="/outInfo/0/info/"><attr key="sizeX" type="int">128</attr>'
+    '<attr key="sizeY" type="int">128</attr><attr key="source" type="string">DVS128</attr></node></node></node></dv>\n'
+)
+
+
+def aedat4_bytes(recording: Recording) -> bytes:
+    """AEDAT 4, uncompressed: one packet of events. Two FlatBuffers with one table each, written by hand."""
+    info = _AEDAT4_INFO.encode()
+    # root offset, identifier, vtable (size, table's size, places of its fields), table, string
+    table = struct.pack("<HHHHH2x", 10, 24, 4, 8, 16)
+    table += struct.pack("<iiqI4x", 12, 0, -1, 8)
+    header = struct.pack("<I4s", 20, b"IOHE") + table + struct.pack("<I", len(info)) + info + b"\0"
+    events = np.zeros(len(recording.t), [("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("on", "?"), ("pad", "V3")])
+    for name, column in zip(("t", "x", "y", "on"), recording, strict=True):
+        events[name] = column
+    packet = struct.pack("<I4sHHH2x", 16, b"EVTS", 6, 8, 4)
+    packet += struct.pack("<iI", 8, 8) + struct.pack("<4xI", len(events)) + events.tobytes()
+    data = b"#!AER-DAT4.0\r\n" + struct.pack("<I", len(header)) + header
+    return data + struct.pack("<iiI", 0, len(packet) + 4, len(packet)) + packet
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def write_nmnist(root: Path, train: int = 20, test: int = 10) -> None:
+    """N-MNIST's folders; classes 0, 1, ..., 9, 0, 1, ...; brighter classes have more events."""
+    for part, n, seed in (("Train", train, 0), ("Test", test, 1000)):
+        for i, label in enumerate(labels_of(n)):
+            recording = events_of(200 + 100 * int(label), seed + i, 34, 34, 300_000)
+            write_file(root / "NMNIST" / part / str(label) / f"{i:05d}.bin", nmnist_bytes(recording))
+
+
+def write_cifar10dvs(root: Path, numbers: tuple[int, ...] = (0, 1, 900), source: str = "original") -> None:
+    """CIFAR10-DVS's folders with the recordings of these numbers of three of its classes."""
+    for label, name in enumerate(("airplane", "automobile", "bird")):
+        for number in numbers:
+            recording = events_of(500 * (label + 1), 10 * label + number, 128, 128)
+            if source == "original":
+                path = root / f"CIFAR10DVS/original/{name}/cifar10_{name}_{number}.aedat"
+                write_file(path, aedat2_bytes(recording))
+            else:
+                write_file(root / f"CIFAR10DVS/{name}/cifar10_{name}_{number}.aedat4", aedat4_bytes(recording))
+
+
+# of user01_natural; each recording has 12 trials, "arm roll" (8) sometimes twice
+GESTURE_TRIALS = [
+    (label, 1_000_000 * i, 1_000_000 * i + 900_000) for i, label in enumerate([*range(1, 9), 8, 9, 10, 11])
+]
+
+
+def write_dvsgesture(root: Path, people: tuple[int, ...] = (1, 2, 24), events: int = 5000) -> None:
+    """DVS128 Gesture as DvsGesture.tar.gz unpacks; people from 24 on are for testing."""
+    folder = root / "DVSGesture" / "DvsGesture"
+    lists: dict[str, list[str]] = {"train": [], "test": []}
+    for person in people:
+        stem = f"user{person:02d}_natural"
+        write_file(folder / f"{stem}.aedat", aedat3_bytes(events_of(events, person, last=12_000_000)))
+        lines = ["class,startTime_usec,endTime_usec", *(",".join(map(str, trial)) for trial in GESTURE_TRIALS)]
+        write_file(folder / f"{stem}_labels.csv", "\n".join(lines).encode())
+        lists["train" if person < 24 else "test"].append(f"{stem}.aedat")
+    for part, names in lists.items():
+        write_file(folder / f"trials_to_{part}.txt", "".join(f"{name}\n" for name in names).encode())
+
+
+def write_tonic_gesture(root: Path) -> None:
+    """DVS128 Gesture as tonic's archives unpack: float arrays [N, 4] of x, y, polarity and time [ms]."""
+    for part, person in (("Train", "user01_natural"), ("Test", "user24_led")):
+        for label in range(11):
+            t, x, y, p = events_of(100, label, last=6_000)
+            path = root / f"DVSGesture/ibmGesture{part}/{person}/{label}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.stack([x, y, p, t], 1).astype(np.float64))

@@ -1,7 +1,7 @@
 """What all data modules share: the protocols, the loaders, and what the network must know."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import lightning as L
 import torch
@@ -13,6 +13,22 @@ from plif_lightning.errors import UserError
 from plif_lightning.randomness import run_seed
 
 Validation = Literal["test", "holdout"]
+
+
+class Part(NamedTuple):
+    """What is there of the training or test set.
+
+    Attributes:
+        name: `training` or `test`.
+        counts: samples of each class.
+        bytes: of what is read.
+        events: of all recordings; None for images.
+    """
+
+    name: str
+    counts: list[int]
+    bytes: int
+    events: int | None = None
 
 
 class SpikingDataModule(L.LightningDataModule):
@@ -80,6 +96,8 @@ class SpikingDataModule(L.LightningDataModule):
         self.train_set: BatchedDataset | None = None
         self.val_set: BatchedDataset | None = None
         self.test_set: BatchedDataset | None = None
+        # whether the last `prepare_data` had anything to do
+        self.prepared = False
 
     @property
     def num_classes(self) -> int:
@@ -144,10 +162,35 @@ class SpikingDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> ResumableLoader:
         return self._plan(self.test_set, train=False)
 
-    def describe(self) -> str:
-        """Name and number of samples of each part that was set up."""
+    def inventory(self) -> list[Part]:
+        """What is there of the training and the test set."""
+        raise NotImplementedError
+
+    def verify(self) -> int:
+        """Reads everything that was prepared once, and compares it with what was written.
+
+        Returns:
+            How many checksums were compared.
+
+        Raises:
+            UserError: something differs.
+        """
+        return 0
+
+    @property
+    def origin_note(self) -> str:
+        """Which of several publications of the data set this is, and whether all of it; empty where there is one."""
+        return ""
+
+    def sizes(self) -> dict[str, int]:
+        """Number of samples of each part that was set up."""
         parts = {"training": self.train_set, self.val_name.replace("_", " "): self.val_set, "test": self.test_set}
-        return f"{self.title}: " + ", ".join(f"{len(p):,} {name}" for name, p in parts.items() if p is not None)
+        return {name: len(part) for name, part in parts.items() if part is not None}
+
+    def describe(self) -> str:
+        """Name, origin and number of samples of each part that was set up."""
+        note = f" ({self.origin_note})" if self.origin_note else ""
+        return f"{self.title}{note}: " + ", ".join(f"{size:,} {name}" for name, size in self.sizes().items())
 
 
 def take(tensor: Tensor, indices: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from torchvision import datasets
 
 from plif_lightning.batch import Batch
 from plif_lightning.data.augment import ImageAugmentation
-from plif_lightning.data.base import SpikingDataModule, Validation, as_index, take
+from plif_lightning.data.base import Part, SpikingDataModule, Validation, as_index, take
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.randomness import hashed_uniform
@@ -133,6 +133,12 @@ class ImageDataModule(SpikingDataModule):
     def labels(self, train: bool) -> Tensor:
         return self.arrays(train)[1]
 
+    def inventory(self) -> list[Part]:
+        return [
+            Part(name, self.labels(train).bincount(minlength=self.num_classes).tolist(), self.arrays(train)[0].nbytes)
+            for train, name in ((True, "training"), (False, "test"))
+        ]
+
     def dataset(self, train: bool, indices: Tensor | None, augment: bool) -> ImageDataset:
         images, labels = self.arrays(train)
         mean, std = (self.mean, self.std) if self.normalize else ((0.0,), (1.0,))
@@ -153,7 +159,9 @@ class _TorchvisionDataModule(ImageDataModule):
     files: str
 
     def prepare_data(self) -> None:
-        if self.download:
+        self.prepared = False
+        if self.download and not self._there():
+            self.prepared = True
             try:
                 for train in (True, False):
                     self.source(self.root, train=train, download=True)
@@ -162,6 +170,14 @@ class _TorchvisionDataModule(ImageDataModule):
                     f"{self.title} is not in {self.root.absolute()} and could not be downloaded ({error}). "
                     f"Put {self.files} there, or point --data.root to them."
                 ) from error
+
+    def _there(self) -> bool:
+        try:
+            for train in (True, False):
+                self.source(self.root, train=train, download=False)
+        except Exception:  # whatever is wrong, the download says it better
+            return False
+        return True
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         try:

@@ -156,10 +156,12 @@ class SpikingNetwork(nn.Module):
         self.voting = Voting(votes_per_class)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Votes [T, N, num_classes] for x [T, N, C, H, W] or a static x [1, N, C, H, W]."""
+        """Votes [T, N, num_classes] for x [T, N, C, H, W] or a static x [1, N, C, H, W], of any numeric type."""
         if x.dim() != 5 or x.shape[2:] != self.input_shape or len(x) not in (1, self.time_steps):
             c, h, w = self.input_shape
             raise UserError(f"x must be [{self.time_steps} or 1, N, {c}, {h}, {w}], got {list(x.shape)}.")
+        if not x.is_floating_point():  # counts of events come in one byte each
+            x = x.to(next(self.parameters()).dtype)
         spikes = self.encoder(self.inputs(x))
         return self.voting(self.classifier(spikes.flatten(2)))
 

@@ -1,0 +1,18 @@
+"""Compilation of numeric loops to machine code, kept on disk where a place can be written."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as machine code for the types of its first call, which runs without Python's global lock.
+
+    Single-threaded, so that it is safe in a forked or spawned worker process.
+    """
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        # Neither the installation nor the user's cache can be written: compile anew in each process.
+        return numba.njit(nogil=True)(function)

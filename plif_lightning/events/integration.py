@@ -1,0 +1,247 @@
+"""Events counted into frames, many recordings at once, straight into the batch's array."""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plif_lightning.compiled import compiled
+from plif_lightning.events.recording import Packed, Recording, Sensor, pack
+
+Slicing = Literal["by_count", "by_time"]
+Array = NDArray[Any]
+# Counts are tried in this order of types; PyTorch knows all of them.
+_COUNT_TYPES = (np.uint8, np.int16, np.int32)
+
+
+def bounds_by_count(begin: Array, end: Array, time_steps: int) -> Array:
+    """Where the slices of equally many events lie: slice j of recording i is events [b[i, j], b[i, j + 1]).
+
+    Args:
+        begin: first event of each recording, int64 [N].
+        end: the event after its last, int64 [N].
+        time_steps: T.
+
+    Returns:
+        int64 [N, T + 1]. Of n events every slice has floor(n / T), and the last one the remainder too: with
+        n < T it has all of them.
+
+    Source: Fang et al. 2021, Eq. S1.
+
+    >>> bounds_by_count(np.array([0, 7]), np.array([7, 8]), 3)
+    array([[0, 2, 4, 7],
+           [7, 7, 7, 8]])
+    """
+    bounds: Array = begin[:, None] + ((end - begin) // time_steps)[:, None] * np.arange(time_steps + 1)
+    bounds[:, -1] = end
+    return bounds
+
+
+@compiled
+def _search(time: Array, begin: Array, end: Array, bounds: Array) -> None:
+    """Fills `bounds` with the first event at or after each slice's start, of times in ascending order."""
+    slices = bounds.shape[1] - 1
+    for i in range(len(begin)):
+        bounds[i, :] = end[i]
+        if begin[i] == end[i]:
+            continue
+        first = np.int64(time[begin[i]])
+        duration = np.int64(time[end[i] - 1]) - first
+        bounds[i, 0] = begin[i]
+        for j in range(1, slices):
+            low, high = bounds[i, j - 1], end[i]
+            while low < high:
+                middle = (low + high) // 2
+                # exact in integers: t - t_0 >= j * duration / T
+                if (np.int64(time[middle]) - first) * slices >= j * duration:
+                    high = middle
+                else:
+                    low = middle + 1
+            # Where all events have one time, they all lie in the first slice.
+            bounds[i, j] = end[i] if duration == 0 else low
+
+
+def bounds_by_time(time: Array, begin: Array, end: Array, time_steps: int) -> Array:
+    """Where the slices of equal duration lie, from the first event's time to the last one's, both included.
+
+    Args:
+        time: of all recordings' events, ascending within each.
+        begin: first event of each recording, int64 [N].
+        end: the event after its last, int64 [N].
+        time_steps: T.
+
+    Returns:
+        int64 [N, T + 1], as `bounds_by_count`. Slice j holds the events with
+        j D / T <= t - t_0 < (j + 1) D / T, the last one those at t_0 + D too.
+
+    >>> time = np.array([10, 11, 12, 14, 20], dtype=np.uint32)
+    >>> bounds_by_time(time, np.array([0]), np.array([5]), 5)
+    array([[0, 2, 3, 4, 4, 5]])
+    """
+    bounds = np.empty((len(begin), time_steps + 1), np.int64)
+    _search(time, begin, end, bounds)
+    return bounds
+
+
+class Pass(NamedTuple):
+    """One reading of one recording into one row of the batch. Arrays have one entry a reading, [M].
+
+    Attributes:
+        row: of the batch.
+        pixel_map: row of the table of target addresses; -1 where addresses stay as they are.
+        drop_begin: events [drop_begin, drop_end) are left out.
+        drop_end: see `drop_begin`.
+        keep: of 2^32, the probability with which each event is kept.
+        key: of the random numbers for that, uint64.
+    """
+
+    row: Array
+    pixel_map: Array
+    drop_begin: Array
+    drop_end: Array
+    keep: Array
+    key: Array
+
+
+@compiled
+def _count(address: Array, bounds: Array, frames: Array) -> int:
+    """Counts events into frames [T, N, size]; tells what went wrong (1: a count ran over, 2: an address)."""
+    status = 0
+    size = frames.shape[2]
+    top = np.iinfo(frames.dtype).max
+    for i in range(bounds.shape[0]):
+        for j in range(bounds.shape[1] - 1):
+            frame = frames[j, i]
+            for e in range(bounds[i, j], bounds[i, j + 1]):
+                a = address[e]
+                if a < size:
+                    count = frame[a]
+                    frame[a] = count + 1
+                    if count == top:
+                        status |= 1
+                else:
+                    status |= 2
+    return status
+
+
+@compiled
+def _count_changed(
+    address: Array,
+    bounds: Array,
+    maps: Array,
+    row: Array,
+    pixel_map: Array,
+    drop_begin: Array,
+    drop_end: Array,
+    keep: Array,
+    key: Array,
+    frames: Array,
+) -> int:
+    """`_count` with augmentation: a table of target addresses (-1: outside), and events left out."""
+    status = 0
+    size = maps.shape[1] if maps.shape[0] > 0 else frames.shape[2]
+    top = np.iinfo(frames.dtype).max
+    for i in range(bounds.shape[0]):
+        for j in range(bounds.shape[1] - 1):
+            frame = frames[j, row[i]]
+            for e in range(bounds[i, j], bounds[i, j + 1]):
+                a = np.int64(address[e])
+                if a >= size:
+                    status |= 2
+                    continue
+                if drop_begin[i] <= e < drop_end[i]:
+                    continue
+                if keep[i] < 2**32:
+                    # SplitMix64 at this event's place: independent of order, workers and batch
+                    z = key[i] + np.uint64(e - bounds[i, 0] + 1) * np.uint64(0x9E3779B97F4A7C15)
+                    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+                    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+                    z ^= z >> np.uint64(31)
+                    if np.int64(z >> np.uint64(32)) >= keep[i]:
+                        continue
+                if pixel_map[i] >= 0:
+                    a = np.int64(maps[pixel_map[i], a])
+                    if a < 0:
+                        continue
+                count = frame[a]
+                frame[a] = count + 1
+                if count == top:
+                    status |= 1
+    return status
+
+
+class DamagedEventsError(ValueError):
+    """An address in the store lies outside its sensor."""
+
+
+def count_events(
+    address: Array,
+    bounds: Array,
+    size: int,
+    rows: int | None = None,
+    maps: Array | None = None,
+    passes: Pass | None = None,
+) -> Array:
+    """Counts of events in every slice and place.
+
+    Args:
+        address: of all events, uint16 or uint32.
+        bounds: of the slices, int64 [M, T + 1]; see `bounds_by_count`.
+        size: places in a frame, 2 H W.
+        rows: N, of the batch; M where there are no passes.
+        maps: tables from a sensor's addresses to a frame's, int32 [R, places on the sensor]; -1 for none.
+        passes: what happens to the events of each of the M readings; None for nothing.
+
+    Returns:
+        [T, N, size] in the smallest of uint8, int16 and int32 that holds the counts. Time comes first, as the
+        network wants it: `result.swapaxes(0, 1)` is the batch [N, T, size], without a copy.
+
+    Raises:
+        DamagedEventsError: an address lies outside the sensor.
+    """
+    for count_type in _COUNT_TYPES:
+        frames = np.zeros((bounds.shape[1] - 1, len(bounds) if rows is None else rows, size), count_type)
+        if passes is None:
+            status = _count(address, bounds, frames)
+        else:
+            status = _count_changed(
+                address, bounds, np.zeros((0, 0), np.int32) if maps is None else maps, *passes, frames
+            )
+        if status & 2:
+            raise DamagedEventsError
+        if status == 0:
+            return frames
+    raise OverflowError("more than 2^31 events lie in one pixel of one slice")
+
+
+def integrate(
+    recording: Recording | Packed, sensor: Sensor, time_steps: int, slicing: Slicing = "by_count"
+) -> NDArray[Any]:
+    """The frames of one recording.
+
+    Args:
+        recording: N >= 0 events in order of time.
+        sensor: its size.
+        time_steps: T.
+        slicing: `by_count` (Eq. S1) or `by_time`.
+
+    Returns:
+        Counts [T, 2, H, W] in the smallest of uint8, int16 and int32; channel p counts events of polarity p.
+
+    Raises:
+        RecordingError: an event lies outside the sensor or before the one that it follows.
+
+    Source: Fang et al. 2021, Eq. S1.
+
+    >>> four = Recording(np.array([0, 1, 2, 9]), np.array([0, 1, 1, 0]), np.array([0, 0, 1, 1]), np.array([0, 1, 1, 0]))
+    >>> integrate(four, Sensor(2, 2), 2)[0].tolist()
+    [[[1, 0], [0, 0]], [[0, 1], [0, 0]]]
+    """
+    packed = recording if isinstance(recording, Packed) else pack(recording, sensor, "recording")
+    begin, end = np.array([0]), np.array([len(packed.address)])
+    if slicing == "by_count":
+        bounds = bounds_by_count(begin, end, time_steps)
+    else:
+        bounds = bounds_by_time(packed.time, begin, end, time_steps)
+    frames = count_events(packed.address, bounds, 2 * sensor.pixels)
+    return frames.reshape(time_steps, 2, *sensor)

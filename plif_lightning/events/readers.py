@@ -1,0 +1,313 @@
+"""Files of event cameras, read into `Recording`s: whole, checked, without a loop over events.
+
+Every reader takes a path and raises a RecordingError that names it where the file is not what it should be.
+"""
+
+import csv
+import re
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plif_lightning.events.recording import Recording, RecordingError
+
+# N-MNIST: events at this y only say that the clock's counter went once around
+_OVERFLOW_Y = 240
+_OVERFLOW_TIME = 2**13
+# AEDAT 2.0 of a DVS128: bit 15 marks an input signal of the camera, which is no pixel
+_AEDAT2_SPECIAL = 0x8000
+_AEDAT3_HEADER = struct.Struct("<hhiiiiii")
+_AEDAT3_POLARITY = 1
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise RecordingError(f"{path} does not exist.") from error
+    except OSError as error:
+        raise RecordingError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def read_nmnist(path: Path) -> Recording:
+    """The events of an N-MNIST file (also N-Caltech101): 40 bits each, big-endian.
+
+    x (8 bits), y (8), polarity (1), time (23) [us]. y = 240 marks an overflow of the time: it is no event,
+    and every later time gains 2^13 us (as in the data set's own Matlab reader).
+
+    Raises:
+        RecordingError: the file's size is not a multiple of 5 bytes.
+
+    Source: Orchard et al. 2015.
+    """
+    data = _content(path)
+    if len(data) % 5:
+        raise RecordingError(
+            f"{path}: {len(data)} bytes are not a whole number of 5-byte events. "
+            "The file is truncated, or no N-MNIST recording."
+        )
+    raw = np.frombuffer(data, np.uint8).reshape(-1, 5)
+    x, y = raw[:, 0], raw[:, 1]
+    t = raw[:, 2:].astype(np.int64) @ np.array([2**16, 2**8, 1])
+    p = raw[:, 2] >> 7
+    t &= 2**23 - 1
+    marker = y == _OVERFLOW_Y
+    if marker.any():
+        t += _OVERFLOW_TIME * np.cumsum(marker)
+        keep = ~marker
+        t, x, y, p = t[keep], x[keep], y[keep], p[keep]
+    return Recording(t, x, y, p)
+
+
+def _header(data: bytes, path: Path, version: str) -> int:
+    """Where the data begins after the `#` lines of an AEDAT file, whose first line must name the version."""
+    magic = f"#!AER-DAT{version}".encode()
+    if not data.startswith(magic):
+        first = data[:20].split(b"\n")[0].decode("ascii", "backslashreplace").strip()
+        raise RecordingError(f"{path} is no AEDAT {version} file: it begins with {first!r}, not {magic.decode()!r}.")
+    at = 0
+    while data.startswith(b"#", at):
+        line_end = data.find(b"\n", at) + 1
+        if line_end == 0:
+            raise RecordingError(f"{path}: its header breaks off. The file is truncated.")
+        ended = data[at:line_end].strip().upper() in (b"#!END-HEADER", b"#END OF ASCII HEADER")
+        at = line_end
+        if ended:
+            break
+    return at
+
+
+def read_aedat2(path: Path) -> Recording:
+    """The events of an AEDAT 2.0 file of a DVS128, as CIFAR10-DVS has them.
+
+    `#` lines, then address and time [us] of each event, big-endian uint32. Bit 0 of an address is the
+    polarity, bits 1-7 are x, bits 8-14 y; an address with bit 15 is an input signal of the camera and left
+    out. The camera counts x from the right and says 0 for an ON event: both are turned around, as in the
+    authors' code, so that p = 1 is ON. Times of 2^31 us and more are read as they are; where the counter
+    runs over 2^32 they go on.
+
+    Raises:
+        RecordingError: another format or sensor, or a truncated file.
+    """
+    data = _content(path)
+    at = _header(data, path, "2.0")
+    if (len(data) - at) % 8:
+        raise RecordingError(
+            f"{path}: {len(data) - at} bytes after the header are not a whole number of 8-byte events. "
+            "The file is truncated."
+        )
+    raw = np.frombuffer(data, ">u4", offset=at).reshape(-1, 2)
+    address, t = raw[:, 0].astype(np.uint32), raw[:, 1].astype(np.int64)
+    if len(address) and address.max() >= 2 * _AEDAT2_SPECIAL:
+        i = int(np.argmax(address >= 2 * _AEDAT2_SPECIAL))
+        raise RecordingError(
+            f"{path}: the address of event {i} is {address[i]:#x}, which no DVS128 has. "
+            "The file is damaged or comes from another sensor."
+        )
+    if len(t) > 1:
+        # Only a jump back by more than half of the range is the counter's overflow.
+        t[1:] += 2**32 * np.cumsum(np.diff(t) < -(2**31))
+    pixel = address < _AEDAT2_SPECIAL
+    if not pixel.all():
+        address, t = address[pixel], t[pixel]
+    x = 127 - ((address >> 1) & 0x7F).astype(np.int16)
+    y = ((address >> 8) & 0x7F).astype(np.int16)
+    return Recording(t, x, y, 1 - (address & 1).astype(np.int16))
+
+
+def read_aedat3(path: Path) -> Recording:
+    """The polarity events of an AEDAT 3.1 file, as DVS128 Gesture has them.
+
+    `#` lines, then packets: a header of 28 bytes (little-endian: type and source int16; size of an event,
+    offset of its time, overflows of the time, capacity, number and valid number of events int32), and
+    `capacity` events. A polarity event is data uint32 (bit 0 valid, bit 1 polarity, bits 2-16 y,
+    bits 17-31 x) and time uint32 [us], to which the packet's overflows add 2^31 each. Packets of other
+    types and events that are marked invalid are left out.
+
+    Raises:
+        RecordingError: another format, or a truncated or damaged file.
+
+    Source: https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-3.1.html
+    """
+    data = _content(path)
+    at = _header(data, path, "3.1")
+    parts = []
+    while at < len(data):
+        if len(data) - at < _AEDAT3_HEADER.size:
+            raise RecordingError(f"{path}: the packet at byte {at} breaks off in its header. The file is truncated.")
+        kind, _, size, time_at, overflows, capacity, number, _ = _AEDAT3_HEADER.unpack_from(data, at)
+        if size < 1 or capacity < 0 or not 0 <= number <= capacity or overflows < 0:
+            raise RecordingError(
+                f"{path}: the packet at byte {at} says {number} of {capacity} events of {size} bytes and {overflows} "
+                "overflows. The file is damaged."
+            )
+        at += _AEDAT3_HEADER.size
+        if capacity * size > len(data) - at:
+            raise RecordingError(
+                f"{path}: the packet at byte {at} has {capacity} events of {size} bytes, but only {len(data) - at} "
+                "bytes follow. The file is truncated."
+            )
+        if kind == _AEDAT3_POLARITY:
+            if size != 8 or time_at != 4:
+                raise RecordingError(
+                    f"{path}: the packet at byte {at} has events of {size} bytes with their time at byte {time_at}; "
+                    "polarity events have 8 and 4. The file is damaged."
+                )
+            raw = np.frombuffer(data, "<u4", count=2 * number, offset=at).reshape(-1, 2)
+            parts.append((raw[:, 0], raw[:, 1].astype(np.int64) + overflows * 2**31))
+        at += capacity * size
+    if not parts:
+        return _no_events()
+    event, t = (np.concatenate(column) for column in zip(*parts, strict=True))
+    valid = (event & 1).astype(bool)
+    if not valid.all():
+        event, t = event[valid], t[valid]
+    return Recording(t, (event >> 17) & 0x7FFF, (event >> 2) & 0x7FFF, (event >> 1) & 1)
+
+
+def _no_events() -> Recording:
+    nothing = np.zeros(0, np.int16)
+    return Recording(np.zeros(0, np.int64), nothing, nothing, nothing)
+
+
+def read_aedat4(path: Path) -> Recording:
+    """The events of an AEDAT 4 file's first event stream, as tonic's copy of CIFAR10-DVS has them.
+
+    Decoded by the `aedat` package. Its decoder trusts the sizes in a file, so a damaged one may end the
+    process: the event store reads these files in processes of their own.
+
+    Raises:
+        RecordingError: another format, a damaged file, or one without an event stream.
+    """
+    import aedat
+
+    try:
+        decoder = aedat.Decoder(path)
+        streams = sorted(number for number, s in decoder.id_to_stream().items() if s["type"] == "events")
+        if not streams:
+            raise RecordingError(f"{path} has no event stream.")
+        packets = [packet["events"] for packet in decoder if packet["stream_id"] == streams[0]]
+    except RecordingError:
+        raise
+    except BaseException as error:
+        # The decoder is compiled code, whose panics are no Exception.
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        reason = str(error).split("\n")[0][:200] or type(error).__name__
+        raise RecordingError(f"{path} cannot be read as AEDAT 4 ({reason}). It is damaged or another file.") from error
+    if not packets:
+        return _no_events()
+    t, x, y, p = (np.concatenate([packet[name] for packet in packets]) for name in packets[0].dtype.names)
+    return Recording(t.astype(np.int64), x, y, p.astype(np.int16))
+
+
+def read_gesture_npy(path: Path) -> Recording:
+    """The events of a clip of tonic's pre-cut DVS128 Gesture: an array [N, 4] of x, y, polarity and time [ms].
+
+    Raises:
+        RecordingError: another format, or a truncated file.
+    """
+    try:
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
+    except FileNotFoundError as error:
+        raise RecordingError(f"{path} does not exist.") from error
+    except Exception as error:  # NumPy parses the header with Python's own parser, which has many errors
+        reason = str(error).split("\n")[0][:200]
+        raise RecordingError(
+            f"{path} cannot be read as a NumPy array ({reason}). It is truncated or damaged."
+        ) from error
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] != 4 or array.dtype.kind not in "iufb":
+        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive of arrays"
+        raise RecordingError(f"{path} must hold numbers [N, 4] (x, y, polarity, time in ms), got {found}.")
+    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (np.abs(array) < 2**52).all()):
+        raise RecordingError(f"{path} holds values that are no coordinates or times. The file is damaged.")
+    x, y, p, t = np.asarray(array).T.astype(np.int64)
+    if ((t <= -(2**52)) | (t >= 2**52)).any():
+        raise RecordingError(f"{path} holds values that are no times. The file is damaged.")
+    return Recording(1000 * t, x, y, p)
+
+
+class Trial(NamedTuple):
+    """A labelled part of a recording: class from 0, and the times [us] at which it starts and is over."""
+
+    label: int
+    start: int
+    end: int
+
+
+def read_trials(path: Path, classes: int) -> list[Trial]:
+    """The trials in a label table of DVS128 Gesture: lines `class,startTime_usec,endTime_usec`, class from 1.
+
+    A class may occur twice. Trials may overlap by a little, as they do in user22_led_labels.csv.
+
+    Raises:
+        RecordingError: the table is missing, has another form, names an unknown class, or its trials are not
+            in order of their start.
+    """
+    try:
+        lines = list(csv.reader(_content(path).decode("utf-8-sig").splitlines()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RecordingError(f"{path} is no table of labels ({error}).") from error
+    if not lines or [cell.strip() for cell in lines[0]] != ["class", "startTime_usec", "endTime_usec"]:
+        raise RecordingError(f"{path} must begin with the line class,startTime_usec,endTime_usec.")
+    trials: list[Trial] = []
+    for number, line in enumerate(lines[1:], start=2):
+        if not any(cell.strip() for cell in line):
+            continue
+        if len(line) != 3 or not all(re.fullmatch(r"\s*\d{1,18}\s*", cell, re.ASCII) for cell in line):
+            raise RecordingError(f"{path}, line {number}: expected class, start and end [us], got {','.join(line)!r}.")
+        label, start, end = (int(cell) for cell in line)
+        if not 1 <= label <= classes:
+            raise RecordingError(f"{path}, line {number}: class {label} is unknown; expected 1..{classes}.")
+        if end <= start:
+            raise RecordingError(f"{path}, line {number}: the trial ends at {end} us, before its start at {start} us.")
+        if trials and start < trials[-1].start:
+            raise RecordingError(f"{path}, line {number}: the trials are not in order of their start.")
+        trials.append(Trial(label - 1, start, end))
+    if not trials:
+        raise RecordingError(f"{path} lists no trial.")
+    return trials
+
+
+def cut(recording: Recording, trials: Sequence[Trial], path: Path) -> list[Recording]:
+    """The events of each trial, start <= t < end.
+
+    Raises:
+        RecordingError: a trial holds no event: table and recording do not belong together.
+    """
+    t = recording.t
+    ordered = not (t[1:] < t[:-1]).any()
+    parts = []
+    for trial in trials:
+        chosen: slice | NDArray[Any]
+        if ordered:
+            chosen = slice(*np.searchsorted(t, [trial.start, trial.end]))
+        else:
+            chosen = (t >= trial.start) & (t < trial.end)
+        parts.append(Recording(*(column[chosen] for column in recording)))
+        if len(parts[-1].t) == 0:
+            raise RecordingError(
+                f"{path}: no event lies between {trial.start} and {trial.end} us, where its label table has class "
+                f"{trial.label + 1}. The recording is truncated, or the table belongs to another one."
+            )
+    return parts
+
+
+# What the event store calls: (label, recording) of everything in some files. Functions of this module, so
+# that a process of its own can find them.
+
+
+def single(reader: Callable[[Path], Recording], files: tuple[Path, ...], label: int) -> list[tuple[int, Recording]]:
+    """A file that holds one recording."""
+    return [(label, reader(files[0]))]
+
+
+def gesture_trials(files: tuple[Path, ...], classes: int) -> list[tuple[int, Recording]]:
+    """A recording of DVS128 Gesture and its label table: one recording for each trial, in the table's order."""
+    path, table = files
+    trials = read_trials(table, classes)
+    return [(t.label, part) for t, part in zip(trials, cut(read_aedat3(path), trials, path), strict=True)]

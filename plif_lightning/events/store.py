@@ -1,0 +1,434 @@
+"""The event store: all recordings of a split in a few arrays, memory-mapped, built once.
+
+NAME.json is the store: it names the folder of its arrays, and is written last and whole. Whatever a killed
+build leaves beside it is not a store, and the next build takes it away.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from plif_lightning.errors import UserError
+from plif_lightning.events.recording import Packed, Recording, RecordingError, Sensor, TimeOrder, address_type, pack
+from plif_lightning.files import written_whole
+
+# Raised by one where a build would give other arrays from the same files; older stores are then rebuilt.
+FORMAT = 1
+# Below this size starting processes takes longer than reading.
+_WORTH_PROCESSES = 64 * 2**20
+# Files are read in portions of about this size, so that neither a process nor the queue holds much at once.
+_PORTION = 16 * 2**20
+# Of address space, for a process that decodes files whose decoder trusts the sizes in them.
+_MEMORY = 8 * 2**30
+
+
+class StoreError(UserError):
+    """A store is missing, damaged, or could not be built."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A file (or several that belong together) and how its recordings are read; must be picklable.
+
+    Attributes:
+        name: of the recording, relative to the data set's folder, with `/`.
+        files: that are read; their sizes and times of change tell whether the source is what it was.
+        read: gives (label, recording) for each recording in `files`; a function of a module.
+        label: passed to `read`.
+        recordings: how many `read` will give.
+        own_process: whether a damaged file may take the process with it that reads it.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    read: Callable[[tuple[Path, ...], int], Sequence[tuple[int, Recording]]]
+    label: int = 0
+    recordings: int = 1
+    own_process: bool = False
+
+    def stats(self) -> list[os.stat_result]:
+        """What the file system says of each file.
+
+        Raises:
+            RecordingError: one of them is missing.
+        """
+        try:
+            return [path.stat() for path in self.files]
+        except OSError as error:
+            raise RecordingError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+    def size(self) -> int:
+        return sum(stat.st_size for stat in self.stats())
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a store is to hold, its sources aside: everything that changes its arrays.
+
+    Attributes:
+        title: of the data set and split, for messages.
+        name: of the store's files.
+        sensor: size of the camera.
+        time_order: see `recording.pack`.
+    """
+
+    title: str
+    name: str
+    sensor: Sensor
+    time_order: TimeOrder = "strict"
+
+
+def fingerprint(kind: Kind, sources: Sequence[Source]) -> str:
+    """Changes where the format, an option, or any source's name, label, size or time of change does."""
+    digest = hashlib.blake2b(repr((FORMAT, kind.sensor, kind.time_order)).encode(), digest_size=16)
+    for source in sources:
+        stats = [(stat.st_size, stat.st_mtime_ns) for stat in source.stats()]
+        digest.update(repr((source.name, source.label, stats)).encode())
+    return digest.hexdigest()
+
+
+class EventStore:
+    """The recordings of one split.
+
+    Args:
+        folder: that holds the store.
+        kind: what it is to hold.
+
+    Attributes:
+        address: of all events, place in a frame [2, H, W].
+        time: of all events since their recording's first one [us], uint32.
+        offset: recording i has events [offset[i], offset[i + 1]), int64 [n + 1].
+        label: int64 [n].
+        start: time of each recording's first event [us], int64 [n].
+        source: file and place in it that each recording comes from, [n].
+
+    Raises:
+        StoreError: there is no such store, it holds something else, or an array is not as it was written.
+    """
+
+    address: NDArray[Any]
+    time: NDArray[np.uint32]
+    offset: NDArray[np.int64]
+    label: NDArray[np.int64]
+    start: NDArray[np.int64]
+    source: NDArray[Any]
+
+    def __init__(self, folder: Path, kind: Kind) -> None:
+        self.path, self.kind = folder / f"{kind.name}.json", kind
+        try:
+            meta = json.loads(self.path.read_text())
+            self.sensor = Sensor(*meta["sensor"])
+            self.fingerprint: str = meta["fingerprint"]
+            arrays: dict[str, dict[str, Any]] = meta["arrays"]
+            same = (meta["format"], self.sensor, meta["time_order"]) == (FORMAT, kind.sensor, kind.time_order)
+        except FileNotFoundError as error:
+            raise StoreError(f"there is no event store {self.path}.") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.path} is damaged ({error}).") from error
+        if not same:
+            raise StoreError(f"{self.path} was built with other options.")
+        self.folder = folder / meta["folder"]
+        self._checksums = {name: array["blake2b"] for name, array in arrays.items()}
+        for name, array in arrays.items():
+            setattr(self, name, self._open(name, tuple(array["shape"]), np.dtype(array["dtype"])))
+        n = len(self.label)
+        if (
+            len(self.offset) != n + 1
+            or self.offset[0] != 0
+            or self.offset[-1] != len(self.address)
+            or len(self.time) != len(self.address)
+            or (self.offset[1:] < self.offset[:-1]).any()
+        ):
+            raise StoreError(f"{self.folder} is damaged: its arrays do not fit together.")
+
+    def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        path = self.folder / f"{name}.npy"
+        try:
+            array = np.load(path, mmap_mode="r" if name in ("address", "time") and 0 not in shape else None)
+        except (OSError, ValueError, EOFError) as error:
+            raise StoreError(f"{path} is missing or damaged ({error}).") from error
+        if array.shape != shape or array.dtype != dtype:
+            raise StoreError(
+                f"{path} is damaged: {dtype} {list(shape)} expected, got {array.dtype} {list(array.shape)}."
+            )
+        # A plain array on the same memory: every access to a memmap object costs a little.
+        return np.asarray(array)
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __reduce__(self) -> tuple[type["EventStore"], tuple[Path, Kind]]:
+        # Another process maps the files itself, instead of getting gigabytes through a pipe.
+        return EventStore, (self.path.parent, self.kind)
+
+    def verify(self) -> int:
+        """Reads all arrays once and compares their checksums; how many there are.
+
+        Raises:
+            StoreError: one differs.
+        """
+        for name, expected in self._checksums.items():
+            if _checksum(self.folder / f"{name}.npy") != expected:
+                raise StoreError(f"{self.folder / f'{name}.npy'} is damaged: its checksum is not the one of its build.")
+        return len(self._checksums)
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+class _Column:
+    """A one-dimensional array that is written from its beginning to its end, as a .npy file."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self.path, self.dtype, self.length = path, dtype, 0
+        self.file: IO[bytes] = path.open("wb")
+        self._write_header()
+
+    def _write_header(self) -> None:
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
+        # NumPy leaves room for the longest length, so that the header's size never changes.
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def append(self, values: NDArray[Any]) -> None:
+        assert values.dtype == self.dtype
+        self.file.write(np.ascontiguousarray(values).data.cast("B"))
+        self.length += len(values)
+
+    def close(self) -> dict[str, Any]:
+        self.file.seek(0)
+        self._write_header()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        return {"dtype": self.dtype.str, "shape": [self.length], "blake2b": _checksum(self.path)}
+
+
+def _read(sources: Sequence[Source], kind: Kind) -> list[tuple[int, str, Packed]]:
+    """(label, name, recording) of all recordings in some sources; runs in a process of its own."""
+    found = []
+    if any(source.own_process for source in sources):
+        _limit_memory()
+    for source in sources:
+        recordings = source.read(source.files, source.label)
+        assert len(recordings) == source.recordings
+        for i, (label, recording) in enumerate(recordings):
+            name = source.name if source.recordings == 1 else f"{source.name}#{i}"
+            found.append((label, name, pack(recording, kind.sensor, str(source.files[0]), kind.time_order)))
+    return found
+
+
+def _limit_memory() -> None:
+    """Ends this process rather than the machine's memory where a damaged file asks for too much of it."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _portions(sources: Sequence[Source]) -> Iterator[list[Source]]:
+    portion: list[Source] = []
+    size = 0
+    for source in sources:
+        portion.append(source)
+        size += source.size()
+        if size >= _PORTION:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
+
+
+def _read_all(sources: Sequence[Source], kind: Kind, processes: int | None) -> Iterator[list[tuple[int, str, Packed]]]:
+    """The recordings of all sources in their order, read by several processes where that pays."""
+    needed = any(source.own_process for source in sources)
+    if processes is None:
+        processes = os.cpu_count() or 1 if sum(source.size() for source in sources) >= _WORTH_PROCESSES else 0
+    if processes == 0 and not needed:
+        for portion in _portions(sources):
+            yield _read(portion, kind)
+        return
+    # Spawned: a fork would copy the threads' locks of whatever runs in this process.
+    with ProcessPoolExecutor(max(1, processes), multiprocessing.get_context("spawn")) as executor:
+        waiting: deque[tuple[list[Source], Future[list[tuple[int, str, Packed]]]]] = deque()
+        portions = _portions(sources)
+        try:
+            while True:
+                for portion in itertools.islice(portions, 2 * max(1, processes) - len(waiting)):
+                    waiting.append((portion, executor.submit(_read, portion, kind)))
+                if not waiting:
+                    return
+                yield waiting[0][1].result()
+                waiting.popleft()
+        except BrokenProcessPool as error:
+            raise StoreError(_who_died([source for portion, _ in waiting for source in portion], kind)) from error
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _who_died(sources: Sequence[Source], kind: Kind) -> str:
+    """Which file ends the process that reads it: each one is tried in a process of its own."""
+    for source in sources:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+            try:
+                executor.submit(_read, [source], kind).result()
+            except BrokenProcessPool:
+                return f"{source.files[0]} cannot be read: it ends the process that decodes it. The file is damaged."
+    return (
+        f"{kind.title}: a process that reads recordings was ended from outside, as happens where memory runs out, "
+        f"between {sources[0].files[0]} and {sources[-1].files[-1]}. Nothing was left behind; try again."
+    )
+
+
+def _out_of(error: OSError, folder: Path, title: str) -> StoreError:
+    ways = {
+        errno.ENOSPC: "The disk is full: free some space",
+        errno.EDQUOT: "The quota is used up: free some space",
+        errno.EFBIG: "The file would be too large for this file system or its limit",
+        errno.EROFS: "The file system is read-only: build the store where it can be written",
+        errno.EACCES: "It cannot be written: change its permissions",
+    }
+    way = ways.get(error.errno or 0, error.strerror or str(error))
+    return StoreError(
+        f"the event store of {title} cannot be built in {folder}. {way}, or name another folder with "
+        "--data.store DIR. Nothing was left behind."
+    )
+
+
+def locked(folder: Path, waits: Callable[[], None] = lambda: None) -> FileLock:
+    """Holds the lock of a folder of stores: one process at a time builds there.
+
+    Args:
+        folder: is made where it is missing.
+        waits: called once where another process holds the lock.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waits()
+            lock.acquire()
+    except OSError as error:
+        raise _out_of(error, folder, "this data set") from error
+    return lock
+
+
+def build(
+    folder: Path,
+    kind: Kind,
+    sources: Sequence[Source],
+    progress: Callable[[int], None] = lambda recordings: None,
+    processes: int | None = None,
+) -> EventStore:
+    """Builds the store of some sources, and puts it in the place of what was there before.
+
+    The caller holds `locked(folder)`.
+
+    Args:
+        folder: that is to hold the store.
+        kind: what it holds.
+        sources: in the order that the recordings get.
+        progress: called with the number of recordings that were added.
+        processes: that read; None for all cores where the data is large, 0 for none beside this one.
+
+    Raises:
+        RecordingError: a file cannot be read.
+        StoreError: the store cannot be written.
+    """
+    mark = fingerprint(kind, sources)
+    final = folder / f"{kind.name}.{mark}"
+    beside = folder / f"{kind.name}.{mark}.tmp"
+    _remove(path for path in folder.glob(f"{kind.name}.*.tmp"))
+    try:
+        beside.mkdir(parents=True)
+        arrays = _write(beside, kind, _read_all(sources, kind, processes), progress)
+        _remove([final])  # of the same sources, but damaged
+        beside.rename(final)
+        with written_whole(folder / f"{kind.name}.json") as file:
+            meta = {
+                "format": FORMAT,
+                "data": kind.title,
+                "sensor": list(kind.sensor),
+                "time_order": kind.time_order,
+                "fingerprint": mark,
+                "folder": final.name,
+                "arrays": arrays,
+            }
+            json.dump(meta, file, indent=2)
+    except OSError as error:
+        raise _out_of(error, folder, kind.title) from error
+    finally:
+        _remove([beside])
+    store = EventStore(folder, kind)
+    _remove(path for path in folder.glob(f"{kind.name}.*/") if path != final)
+    return store
+
+
+def _write(
+    folder: Path,
+    kind: Kind,
+    recordings: Iterable[list[tuple[int, str, Packed]]],
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    columns = {
+        "address": _Column(folder / "address.npy", address_type(kind.sensor)),
+        "time": _Column(folder / "time.npy", np.dtype(np.uint32)),
+    }
+    lengths, labels, starts, names = [0], [], [], []
+    try:
+        for portion in recordings:
+            for label, name, packed in portion:
+                columns["address"].append(packed.address)
+                columns["time"].append(packed.time)
+                lengths.append(len(packed.address))
+                labels.append(label)
+                starts.append(packed.start)
+                names.append(name)
+            progress(len(portion))
+        small = {
+            "offset": np.cumsum(lengths, dtype=np.int64),
+            "label": np.array(labels, np.int64),
+            "start": np.array(starts, np.int64),
+            "source": np.array(names, np.str_),
+        }
+        for name, values in small.items():
+            columns[name] = _Column(folder / f"{name}.npy", values.dtype)
+            columns[name].append(values)
+        return {name: column.close() for name, column in columns.items()}
+    finally:
+        for column in columns.values():
+            column.file.close()
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,123 @@
+"""Augmentation: what the numbers decide, pixel by pixel and event by event."""
+
+import numpy as np
+import pytest
+
+from plif_lightning.errors import UserError
+from plif_lightning.events import Sensor
+from plif_lightning.events.augment import (
+    EventChanges,
+    EventDrop,
+    EventFlip,
+    EventMix,
+    EventRotation,
+    EventTranslation,
+    PolarityFlip,
+    TimeDrop,
+    resized,
+)
+
+SENSOR = Sensor(3, 4)
+
+
+def maps(augment, *uniform, sensor=SENSOR):
+    """Target pixel of each OFF pixel, as (x, y) or None, for one recording per row of numbers."""
+    changes = EventChanges(len(uniform), sensor)
+    augment(changes, np.array(uniform, np.float32))
+    table = changes.maps()[:, : sensor.pixels]
+    return [[None if a < 0 else (int(a) % sensor.width, int(a) // sensor.width) for a in row] for row in table]
+
+
+HERE = [(x, y) for y in range(3) for x in range(4)]
+
+
+def test_flip_mirrors_columns_with_its_probability():
+    kept, flipped = maps(EventFlip(0.5), [0.5], [0.49])
+    assert kept == HERE
+    assert flipped == [(3 - x, y) for x, y in HERE]
+
+
+def test_translation_loses_what_leaves_the_sensor():
+    # floor(u (2 * 1 + 1)) - 1: to the left, and down
+    (moved,) = maps(EventTranslation(1), [0.0, 0.99])
+    assert moved == [(x - 1, y + 1) if x >= 1 and y + 1 < 3 else None for x, y in HERE]
+    (still,) = maps(EventTranslation(1), [0.5, 0.5])
+    assert still == HERE
+
+
+def test_rotation_by_a_right_angle():
+    square = Sensor(3, 3)
+    (turned,) = maps(EventRotation(90.0), [1.0], sensor=square)
+    # about the centre (1, 1), x to y
+    assert turned == [(2 - y, x) for y in range(3) for x in range(3)]
+    (still,) = maps(EventRotation(90.0), [0.5], sensor=square)
+    assert still == [(x, y) for y in range(3) for x in range(3)]
+
+
+def test_polarity_flip_exchanges_the_halves_of_the_table():
+    changes = EventChanges(2, SENSOR)
+    PolarityFlip(0.5)(changes, np.array([[0.7], [0.2]], np.float32))
+    n = SENSOR.pixels
+    assert changes.maps().tolist() == [list(range(2 * n)), [*range(n, 2 * n), *range(n)]]
+
+
+def test_time_drop_lies_inside_the_recording():
+    changes = EventChanges(3, SENSOR)
+    TimeDrop(0.5)(changes, np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 0.3]], np.float32))
+    np.testing.assert_allclose(changes.drop_from, [0, 0.5, 0.3], atol=1e-6)
+    np.testing.assert_allclose(changes.drop_to, [0.5, 1.0, 0.3], atol=1e-6)
+
+
+def test_event_drop_sets_a_probability_for_each_recording():
+    changes = EventChanges(2, SENSOR)
+    EventDrop(0.4)(changes, np.array([[0.0], [0.5]], np.float32))
+    np.testing.assert_allclose(changes.keep, [1.0, 0.8])
+
+
+def test_mix_divides_the_sensor_between_both():
+    changes = EventChanges(1, SENSOR)
+    # a share of a quarter: sides of half the size, about the centre (2, 1.5): columns 1-2, rows 1-1
+    EventMix(1.0)(changes, np.array([[0.0, 0.25, 0.5, 0.5, 0.0]], np.float32))
+    assert changes.box.tolist() == [[1, 1, 3, 2]]
+    outside, inside = changes.maps() >= 0, changes.maps(inside_box=True) >= 0
+    assert (outside ^ inside).all()
+    assert inside[0, : SENSOR.pixels].nonzero()[0].tolist() == [5, 6]
+    EventMix(0.5)(changes, np.array([[0.5, 0.25, 0.5, 0.5, 0.0]], np.float32))
+    assert changes.box.tolist() == [[0, 0, 0, 0]]
+
+
+def test_changes_follow_one_another():
+    changes = EventChanges(1, SENSOR)
+    EventTranslation(1)(changes, np.array([[0.99, 0.5]], np.float32))  # to the right ...
+    EventFlip(1.0)(changes, np.array([[0.0]], np.float32))  # ... then mirrored
+    x, _ = changes.places()
+    assert x[0, :4].tolist() == [2, 1, 0, -1]
+
+
+@pytest.mark.parametrize("size", [48, 64])
+def test_resizing_keeps_every_event_and_divides_evenly_where_it_can(size):
+    table = resized(Sensor(128, 128), Sensor(size, size))
+    assert table.min() == 0
+    assert table.max() == 2 * size * size - 1
+    x, y, p = 77, 100, 1
+    target = (p * size + y * size // 128) * size + x * size // 128
+    assert table[(p * 128 + y) * 128 + x] == target
+    counts = np.bincount(table)
+    assert (counts == 4).all() if size == 64 else set(counts.tolist()) == {4, 6, 9}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: EventFlip(1.5),
+        lambda: PolarityFlip(-0.1),
+        lambda: EventMix(2.0),
+        lambda: EventTranslation(-1),
+        lambda: EventRotation(-1.0),
+        lambda: TimeDrop(1.1),
+        lambda: EventDrop(-0.1),
+    ],
+)
+def test_an_argument_outside_its_range_is_refused(make):
+    with pytest.raises(UserError, match="must"):
+        make()

@@ -1,0 +1,262 @@
+"""The store: what it holds, when it is built, and what is left when it cannot be."""
+
+import errno
+import json
+import multiprocessing
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+
+from plif_lightning.events import Sensor, readers
+from plif_lightning.events.recording import RecordingError
+from plif_lightning.events.store import EventStore, Kind, Source, StoreError, build, fingerprint, locked
+from tests import writers
+from tests.conftest import REPOSITORY
+
+KIND = Kind("test set", "original-test", Sensor(34, 34))
+
+
+def sources_in(folder, n=5):
+    """n recordings of 0, 10, 20, ... events."""
+    found = []
+    for i in range(n):
+        path = folder / f"{i}.bin"
+        if not path.exists():
+            writers.write_file(path, writers.nmnist_bytes(writers.events_of(10 * i, i, 34, 34)))
+        found.append(Source(path.name, (path,), partial(readers.single, readers.read_nmnist), i % 3))
+    return found
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_it_holds_what_the_files_hold(tmp_path, processes):
+    sources = sources_in(tmp_path / "raw")
+    seen = []
+    store = build(tmp_path / "store", KIND, sources, seen.append, processes)
+    assert sum(seen) == len(store) == 5
+    assert store.offset.tolist() == [0, 0, 10, 30, 60, 100]
+    assert store.label.tolist() == [0, 1, 2, 0, 1]
+    assert store.source.tolist() == [f"{i}.bin" for i in range(5)]
+    assert store.address.dtype == np.uint16
+    for i in range(5):
+        t, x, y, p = writers.events_of(10 * i, i, 34, 34)
+        part = slice(store.offset[i], store.offset[i + 1])
+        assert store.address[part].tolist() == (p * 34 * 34 + y * 34 + x).tolist()
+        assert (store.time[part] + store.start[i]).tolist() == t.tolist()
+    assert store.verify() == 6
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == sorted(
+        [f"original-test.{store.fingerprint}", "original-test.json"]
+    )
+
+
+def test_another_process_gets_it_by_its_place(tmp_path):
+    store = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    data = pickle.dumps(store)
+    assert len(data) < 1000
+    assert pickle.loads(data).address.tolist() == store.address.tolist()
+
+
+def test_it_is_not_the_old_one_after_any_change(tmp_path):
+    folder = tmp_path / "raw"
+    marks = [fingerprint(KIND, sources_in(folder))]
+    marks.append(fingerprint(KIND, sources_in(folder, 4)))
+    marks.append(fingerprint(Kind(KIND.title, KIND.name, KIND.sensor, "as_recorded"), sources_in(folder)))
+    marks.append(fingerprint(Kind(KIND.title, KIND.name, Sensor(34, 35)), sources_in(folder)))
+    os.utime(folder / "3.bin", ns=(1, 1))
+    marks.append(fingerprint(KIND, sources_in(folder)))
+    (folder / "3.bin").write_bytes(b"")
+    os.utime(folder / "3.bin", ns=(1, 1))
+    marks.append(fingerprint(KIND, sources_in(folder)))
+    assert len(set(marks)) == len(marks)
+
+
+def test_a_new_build_takes_the_place_of_the_old_one(tmp_path):
+    old = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    kept = old.address.copy()
+    new = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw", 3))
+    assert len(new) == 3
+    assert old.address.tolist() == kept.tolist()  # a run that still reads it goes on
+    assert [p.name for p in (tmp_path / "store").iterdir() if p.is_dir()] == [f"original-test.{new.fingerprint}"]
+
+
+def damage(store, name, change):
+    path = store.folder / f"{name}.npy"
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize("name", ["address", "time", "offset", "label", "start", "source"])
+def test_damage_is_found(tmp_path, name):
+    store = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    damage(store, name, lambda data: data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(StoreError, match=f"{name}.npy is damaged: its checksum"):
+        store.verify()
+    damage(store, name, lambda data: data[:-20])
+    with pytest.raises(StoreError, match=f"{name}.npy is missing or damaged"):
+        EventStore(tmp_path / "store", KIND)
+    (store.folder / f"{name}.npy").unlink()
+    with pytest.raises(StoreError, match=f"{name}.npy is missing or damaged"):
+        EventStore(tmp_path / "store", KIND)
+    assert len(build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))) == 5
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"sensor": [34, 34]}'])
+def test_a_damaged_description_is_no_store(tmp_path, text):
+    store = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    store.path.write_text(text)
+    with pytest.raises(StoreError, match="is damaged"):
+        EventStore(tmp_path / "store", KIND)
+
+
+def test_offsets_that_do_not_fit_are_no_store(tmp_path):
+    store = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    np.save(store.folder / "offset.npy", np.array([0, 0, 30, 10, 60, 100]))
+    with pytest.raises(StoreError, match="do not fit together"):
+        EventStore(tmp_path / "store", KIND)
+
+
+def test_a_store_of_other_options_is_not_taken(tmp_path):
+    build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    with pytest.raises(StoreError, match="was built with other options"):
+        EventStore(tmp_path / "store", Kind(KIND.title, KIND.name, KIND.sensor, "as_recorded"))
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_bad_recording_leaves_the_old_store_and_nothing_else(tmp_path, processes):
+    old = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    before = sorted(path.name for path in (tmp_path / "store").iterdir())
+    (tmp_path / "raw/3.bin").write_bytes(bytes(7))
+    with pytest.raises(RecordingError, match=re.escape(str(tmp_path / "raw/3.bin"))):
+        build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"), processes=processes)
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == before
+    assert len(EventStore(tmp_path / "store", KIND)) == len(old)
+
+
+def test_a_recording_that_vanishes_is_named(tmp_path):
+    sources = sources_in(tmp_path / "raw")
+    (tmp_path / "raw/3.bin").unlink()
+    with pytest.raises(RecordingError, match=r"3\.bin cannot be read: No such file"):
+        build(tmp_path / "store", KIND, sources)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from plif_lightning.events.store import build, locked
+from tests.events.test_store import KIND, sources_in
+folder = Path(sys.argv[1])
+{before}
+with locked(folder / "store"):
+    build(folder / "store", KIND, sources_in(folder / "raw"), processes=0)
+"""
+
+
+def script(tmp_path, before="", **kwargs):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(before=before), str(tmp_path)],
+        cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **kwargs,
+    )  # fmt: skip
+
+
+LARGEST_FILE = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+"""
+FULL_DISK = """
+import errno
+from plif_lightning.events import store
+def write(self, values):
+    raise OSError(errno.ENOSPC, "No space left on device")
+store._Column.append = write
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"), [(LARGEST_FILE, "would be too large"), (FULL_DISK, "The disk is full: free some space")]
+)
+def test_a_disk_that_takes_no_more_leaves_nothing(tmp_path, before, expected):
+    sources_in(tmp_path / "raw")
+    process = script(tmp_path, before)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert expected in error
+    assert "--data.store DIR" in error
+    assert [path.name for path in (tmp_path / "store").iterdir()] == [".lock"]
+
+
+KILLED = """
+import os, signal
+from plif_lightning.events import store
+store.written_whole = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+"""
+KILLED_EARLIER = KILLED.replace("store.written_whole", "store._Column.close")
+
+
+@pytest.mark.parametrize("before", [KILLED, KILLED_EARLIER])
+def test_what_a_killed_build_leaves_is_no_store_and_is_taken_away(tmp_path, before):
+    process = script(tmp_path, before)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "store").iterdir())) > 1
+    with pytest.raises(StoreError, match="there is no event store"):
+        EventStore(tmp_path / "store", KIND)
+    with locked(tmp_path / "store"):
+        store = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    names = {path.name for path in (tmp_path / "store").iterdir()}
+    assert names == {".lock", "original-test.json", store.folder.name}
+
+
+def hold(folder, ready, release):
+    with locked(folder):
+        ready.set()
+        release.wait(60)
+
+
+def test_a_second_process_waits_and_says_so(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, release = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path, ready, release))
+    process.start()
+    assert ready.wait(60)
+    said = []
+
+    def say():
+        said.append(time.monotonic())
+        release.set()
+
+    with locked(tmp_path, say):
+        assert len(said) == 1
+    process.join(60)
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(errno.EROFS, "The file system is read-only"), (errno.EACCES, "It cannot be written")]
+)
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, number, expected):
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # whoever runs the tests may be allowed to write everywhere
+    with pytest.raises(StoreError, match=f"cannot be built in .*{expected}.*--data.store DIR"):
+        locked(tmp_path / "store")
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "store").write_text("")
+    with pytest.raises(StoreError, match=re.escape(f"cannot be built in {tmp_path / 'store'}")):
+        locked(tmp_path / "store")
+
+
+def test_the_description_can_be_read_by_people(tmp_path):
+    store = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    meta = json.loads(store.path.read_text())
+    assert meta["data"] == "test set"
+    assert meta["arrays"]["address"]["shape"] == [100]
