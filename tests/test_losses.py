@@ -38,3 +38,15 @@ def test_perfect_votes_lose_nothing():
     label = torch.tensor([2, 0])
     votes = functional.one_hot(label, 3).float().expand(4, 2, 3)
     assert per_step_mse(votes, label) == rate_mse(votes, label) == 0
+
+
+@pytest.mark.parametrize("loss", [per_step_mse, rate_mse])
+def test_a_mixed_target_is_a_share_of_each_class(loss, data):
+    votes, label = data
+    one_hot = functional.one_hot(label, 4)
+    torch.testing.assert_close(loss(votes, one_hot.float()), loss(votes, label))
+    mixed = 0.25 * one_hot + 0.75 * one_hot.roll(1, 1)
+    target = mixed if loss is rate_mse else mixed.expand_as(votes)
+    torch.testing.assert_close(
+        loss(votes, mixed), ((votes.mean(0) if loss is rate_mse else votes) - target).square().mean()
+    )

@@ -147,6 +147,16 @@ def test_spikes_are_binary_everywhere_before_voting():
     assert set((votes * 2).unique().tolist()) <= {0.0, 1.0, 2.0}
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_counts_of_events_are_taken_as_they_are(dtype):
+    torch.manual_seed(0)
+    net = SpikingNetwork((2, 8, 8), 3, 4, channels=4, fc_features=8)
+    counts = torch.randint(0, 5, (4, 2, 2, 8, 8))
+    with torch.no_grad():
+        net.eval()
+        assert torch.equal(net(counts.to(dtype)), net(counts.float()))
+
+
 def test_votes_are_the_mean_of_each_classes_neurons():
     voting = small().voting
     spikes = torch.tensor([[[1.0, 1, 0, 1, 0, 0]]])

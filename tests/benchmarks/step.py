@@ -1,0 +1,106 @@
+"""Seconds and peak memory of a training step of the paper's networks, each in a process of its own.
+
+    python tests/benchmarks/step.py [--batch 2] [--steps 5] [CONFIG ...]
+
+The input is what the data module would give: random images, or counts of random events in one byte each. Forward,
+the loss of the configuration, backward, fused Adam; the first step warms up. Memory is the process's peak beyond
+what it held before the first step, weights and optimiser state included.
+"""
+
+import argparse
+import inspect
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from plif_lightning.allocator import tune_allocator
+
+tune_allocator()  # as main.py does
+
+import torch
+import yaml
+
+from plif_lightning.losses import LOSSES
+from plif_lightning.network import SpikingNetwork
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# (C, H, W), classes
+INPUTS = {
+    "mnist": ((1, 28, 28), 10),
+    "fashionmnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "nmnist": ((2, 34, 34), 10),
+    "cifar10dvs": ((2, 128, 128), 10),
+    "dvsgesture": ((2, 128, 128), 11),
+}
+
+
+def network(name: str) -> tuple[SpikingNetwork, dict[str, Any]]:
+    """The network of a configuration, and its `model` block."""
+    model: dict[str, Any] = {}
+    for path in (CONFIGS / "base.yaml", CONFIGS / f"{name}.yaml"):
+        loaded = yaml.safe_load(path.read_text())
+        model |= loaded["model"]
+    time_steps = loaded["data"]["init_args"]["time_steps"]
+    known = inspect.signature(SpikingNetwork).parameters
+    shape, classes = INPUTS[name]
+    return SpikingNetwork(shape, classes, time_steps, **{k: v for k, v in model.items() if k in known}), model
+
+
+def inputs(name: str, net: SpikingNetwork, batch: int) -> torch.Tensor:
+    shape, _ = INPUTS[name]
+    if shape[0] == 2:  # about as many events in a pixel and step as a recording of a DVS128 has
+        return torch.poisson(torch.full((net.time_steps, batch, *shape), 0.2)).to(torch.uint8)
+    return torch.randn(1, batch, *shape)
+
+
+def peak() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def measure(name: str, batch: int, steps: int) -> None:
+    torch.manual_seed(0)
+    before = peak()
+    net, model = network(name)
+    loss_of = LOSSES[model["loss"]]
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+    x = inputs(name, net, batch)
+    label = torch.randint(0, INPUTS[name][1], (batch,))
+    seconds = []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        loss_of(net(x), label).backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - start)
+    del seconds[0]
+    print(
+        f"{name:14} T = {net.time_steps:2}, batch {batch}: {statistics.median(seconds):.3f} s a step "
+        f"[{min(seconds):.3f}, {max(seconds):.3f}], peak {(peak() - before) / 2**20:,.0f} MiB"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="*", default=["cifar10dvs", "dvsgesture"])
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--here", action="store_true", help="measure in this process")
+    arguments = parser.parse_args()
+    if arguments.here:
+        measure(arguments.configs[0], arguments.batch, arguments.steps)
+        return
+    print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, fp32")
+    for name in arguments.configs:
+        size = ["--batch", str(arguments.batch), "--steps", str(arguments.steps)]
+        subprocess.run([sys.executable, __file__, name, *size, "--here"], check=True)
+
+
+if __name__ == "__main__":
+    main()
