@@ -112,6 +112,9 @@ def _count(address: Array, bounds: Array, frames: Array) -> int:
     for i in range(bounds.shape[0]):
         for j in range(bounds.shape[1] - 1):
             frame = frames[j, i]
+            # Here, not in a pass of its own: it then lies in the innermost cache.
+            for place in range(size):
+                frame[place] = 0
             for e in range(bounds[i, j], bounds[i, j + 1]):
                 a = address[e]
                 if a < size:
@@ -137,13 +140,19 @@ def _count_changed(
     key: Array,
     frames: Array,
 ) -> int:
-    """`_count` with augmentation: a table of target addresses (-1: outside), and events left out."""
+    """`_count` with augmentation: a table of target addresses (-1: outside), and events left out.
+
+    The first N readings have one row each; further ones add to a row.
+    """
     status = 0
     size = maps.shape[1] if maps.shape[0] > 0 else frames.shape[2]
     top = np.iinfo(frames.dtype).max
     for i in range(bounds.shape[0]):
         for j in range(bounds.shape[1] - 1):
             frame = frames[j, row[i]]
+            if i < frames.shape[1]:
+                for place in range(frame.shape[0]):
+                    frame[place] = 0
             for e in range(bounds[i, j], bounds[i, j + 1]):
                 a = np.int64(address[e])
                 if a >= size:
@@ -190,7 +199,8 @@ def count_events(
         size: places in a frame, 2 H W.
         rows: N, of the batch; M where there are no passes.
         maps: tables from a sensor's addresses to a frame's, int32 [R, places on the sensor]; -1 for none.
-        passes: what happens to the events of each of the M readings; None for nothing.
+        passes: what happens to the events of each of the M readings; None for nothing. The first N have the
+            rows 0 .. N - 1.
 
     Returns:
         [T, N, size] in the smallest of uint8, int16 and int32 that holds the counts. Time comes first, as the
@@ -200,7 +210,7 @@ def count_events(
         DamagedEventsError: an address lies outside the sensor.
     """
     for count_type in _COUNT_TYPES:
-        frames = np.zeros((bounds.shape[1] - 1, len(bounds) if rows is None else rows, size), count_type)
+        frames = np.empty((bounds.shape[1] - 1, len(bounds) if rows is None else rows, size), count_type)
         if passes is None:
             status = _count(address, bounds, frames)
         else:

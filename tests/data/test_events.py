@@ -32,6 +32,7 @@ from plif_lightning.events.augment import resized
 from plif_lightning.events.integration import integrate
 from plif_lightning.events.recording import RecordingError, Sensor
 from plif_lightning.events.store import StoreError
+from plif_lightning.randomness import hashed_uniform
 from tests import writers
 
 
@@ -459,3 +460,83 @@ def test_what_must_be_fetched_by_hand_is_said_before_anything_is_written(tmp_pat
 def test_arguments_outside_their_range_are_refused(arguments, expected):
     with pytest.raises(UserError, match=expected):
         DVSGesture(**arguments)
+
+
+# --- details that whole batches do not show
+
+
+def test_a_time_drop_leaves_out_exactly_its_interval(cifar10dvs):
+    data = prepared(CIFAR10DVS, cifar10dvs, time_steps=2, augmentation=[TimeDrop(0.6)])
+    data.setup("fit")
+    store = data.event_store(train=True)
+    uniform = hashed_uniform(1, torch.arange(6), 2).numpy().astype(np.float64)
+    length = 0.6 * uniform[:, 0]
+    first = uniform[:, 1] * (1 - length)
+    batch = everything(data.train_set)
+    for i in range(6):
+        time = store.time[store.offset[i] : store.offset[i + 1]].astype(float)
+        kept = (time < first[i] * time[-1]) | (time >= (first[i] + length[i]) * time[-1])
+        half = len(time) // 2
+        assert batch.x[i].sum((1, 2, 3)).tolist() == [kept[:half].sum(), kept[half:].sum()]
+    assert batch.x.sum() < 0.9 * len(store.address)
+
+
+def test_a_mix_never_takes_from_what_is_held_out(tmp_path):
+    writers.write_cifar10dvs(tmp_path, (*range(10), 900))
+    data = prepared(CIFAR10DVS, tmp_path, time_steps=2, validation="holdout", holdout_fraction=0.5)
+    data.augmentation = [EventMix(1.0)]
+    data.setup("fit")
+    seen = []
+    partner = data.augmentation[0].partner
+    data.augmentation[0].partner = lambda uniform, count: seen.append(partner(uniform, count)) or seen[-1]
+    for key in range(20):
+        recordings, *_ = data.train_set._augmented(key, data.train_set.indices)
+        assert set(recordings.tolist()) <= set(data.train_set.indices.tolist())
+    assert len(set(np.concatenate(seen).tolist())) > 10
+
+
+def test_a_partner_is_changed_as_it_would_be_itself(cifar10dvs):
+    mixed = augmented(cifar10dvs, EventDrop(0.9), EventMix(1.0)).x.int()
+    plain = augmented(cifar10dvs, EventDrop(0.9), EventMix(0.0)).x.int()
+    for i in range(6):
+        assert any(((mixed[i] == plain[i]) | (mixed[i] == plain[j])).all() for j in range(6))
+
+
+def test_counts_that_do_not_fit_one_byte_are_counted_again_with_augmentation(tmp_path):
+    zeros = np.zeros(300, np.int64)
+    for number in (0, 900):
+        path = tmp_path / f"CIFAR10DVS/original/bird/cifar10_bird_{number}.aedat"
+        writers.write_file(path, writers.aedat2_bytes(writers.Recording(np.arange(300), zeros, zeros, zeros)))
+    for arguments in ({"augmentation": [PolarityFlip(1.0)]}, {"size": 64}):
+        data = prepared(CIFAR10DVS, tmp_path, time_steps=1, **arguments)
+        data.setup("fit")
+        batch = everything(data.train_set)
+        assert batch.x.dtype == torch.int16
+        assert batch.x.max() == 300
+
+
+def test_an_address_outside_the_sensor_is_found_with_augmentation_too(nmnist):
+    store = prepared(NMNIST, nmnist).event_store(train=True)
+    address = np.load(store.folder / "address.npy")
+    address[-1] = 65_000
+    np.save(store.folder / "address.npy", address)
+    data = prepared(NMNIST, nmnist, augmentation=[EventFlip()])
+    data.setup("fit")
+    with pytest.raises(StoreError, match="an event lies outside the sensor"):
+        everything(data.train_set)
+
+
+def test_a_process_that_waited_finds_the_store_of_the_other_one(nmnist, monkeypatch):
+    data = NMNIST(root=str(nmnist), allow_partial=True)
+    locked = events_module.locked
+    calls = []
+
+    def lock(folder, waits):
+        if not calls:
+            calls.append(1)
+            prepared(NMNIST, nmnist)
+        return locked(folder, waits)
+
+    monkeypatch.setattr(events_module, "locked", lock)
+    data.prepare_data()
+    assert not data.prepared

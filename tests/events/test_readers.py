@@ -35,6 +35,8 @@ def recording(*events: tuple[int, int, int, int]) -> Recording:
     return Recording(*(np.array([event[i] for event in events], np.int64) for i in range(4)))
 
 
+AEDAT2 = b"#!AER-DAT2.0\r\n"
+AEDAT3 = b"#!AER-DAT3.1\r\n#!END-HEADER\r\n"
 THREE = recording((5, 0, 1, 0), (5, 33, 33, 1), (70, 2, 3, 1))
 
 
@@ -83,6 +85,14 @@ def test_aedat2_times_past_2_31_and_over_2_32(tmp_path):
     data = b"#!AER-DAT2.0\r\n" + struct.pack(">6I", 0, 2**31 + 1, 0, 2**32 - 1, 0, 5)
     t = readers.read_aedat2(writers.write_file(tmp_path / "a.aedat", data)).t
     assert t.tolist() == [2**31 + 1, 2**32 - 1, 2**32 + 5]
+
+
+@pytest.mark.parametrize("end", [b"#End Of ASCII Header\r\n", b"#!END-HEADER\r\n"])
+def test_data_that_looks_like_a_header_line_after_its_end(end, tmp_path):
+    # the first byte of an address is that of #: no DVS128 has it, and it must not be taken for a line
+    data = AEDAT2 + end + struct.pack(">II", 0x23000000, 0)
+    with pytest.raises(RecordingError, match="the address of event 0 is 0x23000000"):
+        readers.read_aedat2(writers.write_file(tmp_path / "a.aedat", data))
 
 
 def test_aedat2_input_signals_are_no_pixels(tmp_path):
@@ -156,6 +166,11 @@ def test_trials_of_a_label_table(tmp_path):
     assert [part.t.tolist() for part in parts] == [[10, 19], [20, 29], [29, 39]]
 
 
+def test_trials_of_a_recording_whose_clock_was_reset(tmp_path):
+    parts = readers.cut(recording(*((t, 0, 0, 0) for t in (15, 12, 40, 19))), [readers.Trial(0, 10, 20)], tmp_path)
+    assert [part.t.tolist() for part in parts] == [[15, 12, 19]]
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -184,9 +199,6 @@ def test_a_trial_without_events_is_named(tmp_path):
 
 
 # --- bad files
-
-AEDAT2 = b"#!AER-DAT2.0\r\n"
-AEDAT3 = b"#!AER-DAT3.1\r\n#!END-HEADER\r\n"
 
 
 def packet(kind=1, size=8, offset=4, overflow=0, capacity=1, number=1, valid=1, data=bytes(8)):

@@ -1,5 +1,6 @@
 """The store: what it holds, when it is built, and what is left when it cannot be."""
 
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from plif_lightning.events import Sensor, readers
+from plif_lightning.events import store as store_module
 from plif_lightning.events.recording import RecordingError
 from plif_lightning.events.store import EventStore, Kind, Source, StoreError, build, fingerprint, locked
 from tests import writers
@@ -63,7 +65,7 @@ def test_another_process_gets_it_by_its_place(tmp_path):
     assert pickle.loads(data).address.tolist() == store.address.tolist()
 
 
-def test_it_is_not_the_old_one_after_any_change(tmp_path):
+def test_it_is_not_the_old_one_after_any_change(tmp_path, monkeypatch):
     folder = tmp_path / "raw"
     marks = [fingerprint(KIND, sources_in(folder))]
     marks.append(fingerprint(KIND, sources_in(folder, 4)))
@@ -74,7 +76,40 @@ def test_it_is_not_the_old_one_after_any_change(tmp_path):
     (folder / "3.bin").write_bytes(b"")
     os.utime(folder / "3.bin", ns=(1, 1))
     marks.append(fingerprint(KIND, sources_in(folder)))
+    renamed, relabelled = sources_in(folder), sources_in(folder)
+    renamed[0] = dataclasses.replace(renamed[0], name="another")
+    relabelled[0] = dataclasses.replace(relabelled[0], label=2)
+    marks += [fingerprint(KIND, renamed), fingerprint(KIND, relabelled)]
+    monkeypatch.setattr(store_module, "FORMAT", 2)
+    marks.append(fingerprint(KIND, sources_in(folder)))
     assert len(set(marks)) == len(marks)
+
+
+def test_a_store_of_another_format_is_not_taken(tmp_path, monkeypatch):
+    build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    monkeypatch.setattr(store_module, "FORMAT", 2)
+    with pytest.raises(StoreError, match="was built with other options"):
+        EventStore(tmp_path / "store", KIND)
+
+
+def end_this_process(files, label):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def take_memory(files, label):
+    np.ones(3 * 2**30, np.float64)
+    raise AssertionError("there is no limit")
+
+
+@pytest.mark.parametrize(("read", "error"), [(end_this_process, StoreError), (take_memory, MemoryError)])
+def test_a_decoder_that_cannot_be_trusted_harms_nobody_else(tmp_path, read, error):
+    path = writers.write_file(tmp_path / "raw/1.bin", b"")
+    source = Source("1.bin", (path,), read, own_process=True)
+    with pytest.raises(error) as caught:
+        build(tmp_path / "store", KIND, [source])
+    if error is StoreError:
+        assert f"{path} cannot be read: it ends the process that decodes it" in str(caught.value)
+    assert not list((tmp_path / "store").iterdir())
 
 
 def test_a_new_build_takes_the_place_of_the_old_one(tmp_path):
