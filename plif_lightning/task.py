@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from plif_lightning.batch import Batch
 from plif_lightning.errors import NonFiniteError, UserError
+from plif_lightning.kernels import BackendName
 from plif_lightning.losses import LOSSES, LossName
 from plif_lightning.network import InputEncoderName, NormStatistics, Pooling, PoolTies, SpikingNetwork
 from plif_lightning.neurons import NeuronName, SurrogateName, TauPer
@@ -44,6 +45,7 @@ class SpikingClassifier(L.LightningModule):
         pool_ties: winner among neurons of a max-pool window that fire together: random (the paper) or first.
         norm_statistics: BN statistics of each time-step (the paper) or of all time-steps together.
         input_encoder: direct (the paper), poisson or latency.
+        backend: form of neurons, BN and pools: auto (the fastest that runs on the device), reference, cpu or triton.
         loss: per_step (the paper) or rate (the authors' code).
         optimizer: any torch optimiser.
         lr_scheduler: any torch scheduler, stepped once an epoch.
@@ -76,6 +78,7 @@ class SpikingClassifier(L.LightningModule):
         pool_ties: PoolTies = "random",
         norm_statistics: NormStatistics = "per_step",
         input_encoder: InputEncoderName = "direct",
+        backend: BackendName = "auto",
         loss: LossName = "per_step",
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,

@@ -4,8 +4,18 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
+from plif_lightning.kernels import Backend, Pool, norm_fire_pool
 from plif_lightning.network.norm import TimeBatchNorm2d
+from plif_lightning.network.pooling import SpikeMaxPool2d, draw_seed
 from plif_lightning.neurons import Neuron
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """[N, C, H, W] with C innermost, which the kernels want and in which convolutions are faster; they keep it."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    n, c, h, w = images.shape
+    # With one channel both layouts are the same in memory, and only the strides tell the convolution which is meant.
+    return images.as_strided((n, 1, h, w), (h * w, 1, w, 1)) if c == 1 else images
 
 
 class ConvBlock(nn.Module):
@@ -14,18 +24,61 @@ class ConvBlock(nn.Module):
     An input [1, N, C, H, W] is held for `time_steps`: convolution and BN then run once, not T times.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: TimeBatchNorm2d, neuron: Neuron, time_steps: int) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, norm: TimeBatchNorm2d, neuron: Neuron, time_steps: int, backend: Backend | None = None
+    ) -> None:
         super().__init__()
         self.conv = conv
         self.norm = norm
         self.neuron = neuron
         self.time_steps = time_steps
+        self.backend = backend or Backend("reference")
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        if len(x) == 1:
-            return self.neuron(self.norm(y, self.time_steps), self.time_steps)
-        return self.neuron(self.norm(y))
+    def forward(self, x: Tensor, pool: "Pool2d | None" = None) -> Tensor:
+        """Spikes of x [T, N, C, H, W], pooled where a pool is given."""
+        images = x.flatten(0, 1)
+        fuses = self.backend.fuses(x.device)
+        if fuses:
+            images = channels_last(images)
+        y = self.conv(images).unflatten(0, x.shape[:2])
+        steps = self.time_steps if len(x) == 1 else len(x)
+        if fuses and self._is_plain(pool):
+            return self._fused(y, pool, steps)
+        spikes = self.neuron(self.norm(y, steps), steps)
+        return spikes if pool is None else pool(spikes)
+
+    def _is_plain(self, pool: "Pool2d | None") -> bool:
+        """Whether nobody changed or watches the parts, so that they can be taken together."""
+        parts = [self.norm, self.norm.bn, self.neuron, *([] if pool is None else [pool, pool.pool])]
+        return (
+            type(self.neuron).run is Neuron.run
+            and self.norm.is_plain
+            and (pool is None or pool.name is not None)
+            and not any(p._forward_hooks or p._forward_pre_hooks or p._backward_hooks for p in parts)
+        )
+
+    def _fused(self, y: Tensor, pool: "Pool2d | None", steps: int) -> Tensor:
+        bn, neuron = self.norm.bn, self.neuron
+        statistics = self.norm.statistics_for(y, steps)
+        name = "none" if pool is None else pool.name
+        assert name is not None
+        return norm_fire_pool(
+            y,
+            bn.weight,
+            bn.bias,
+            statistics.mean,
+            statistics.invstd,
+            neuron.k,
+            batch_statistics=statistics.of_batch,
+            synchronise=statistics.of_all_processes,
+            pool=name,
+            seed=draw_seed() if name == "max_random" and torch.is_grad_enabled() else None,
+            v_threshold=neuron.v_threshold,
+            v_reset=neuron.v_reset,
+            detach_reset=neuron.detach_reset,
+            surrogate=neuron.surrogate,
+            time_steps=steps,
+        )
 
 
 class FCBlock(nn.Module):
@@ -69,6 +122,13 @@ class Pool2d(nn.Module):
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
         self.pool = pool
+
+    @property
+    def name(self) -> Pool | None:
+        """The pooling as the kernels know it; None where they do not."""
+        if isinstance(self.pool, SpikeMaxPool2d):
+            return "max_first" if self.pool.ties == "first" else "max_random"
+        return "avg" if isinstance(self.pool, nn.AvgPool2d) else None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(x.flatten(0, 1)).unflatten(0, x.shape[:2])

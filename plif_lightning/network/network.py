@@ -1,5 +1,6 @@
 """The paper's network: spiking encoder, spiking classifier, voting."""
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import get_args
@@ -7,6 +8,7 @@ from typing import get_args
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
+from plif_lightning.kernels import Backend, BackendName
 from plif_lightning.network.blocks import ConvBlock, FCBlock, Pool2d, TimeDropout
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.norm import NormStatistics, TimeBatchNorm2d
@@ -59,6 +61,7 @@ class SpikingNetwork(nn.Module):
         pool_ties: which of the tied neurons of a max-pool window receives the gradient.
         norm_statistics: BN statistics of each step or of all steps together.
         input_encoder: direct (the first block is the learnable encoder), poisson or latency.
+        backend: which form of neurons, BN and pools runs: auto (the fastest), reference, cpu or triton.
 
     Raises:
         UserError: an argument lies outside its range or does not fit the others.
@@ -90,6 +93,7 @@ class SpikingNetwork(nn.Module):
         pool_ties: PoolTies = "random",
         norm_statistics: NormStatistics = "per_step",
         input_encoder: InputEncoderName = "direct",
+        backend: BackendName = "auto",
     ) -> None:
         super().__init__()
         for name, value in (
@@ -116,8 +120,10 @@ class SpikingNetwork(nn.Module):
         if len(dropouts) != n_fc:
             raise UserError(f"dropout must be one number or n_fc = {n_fc} of them, got {len(dropouts)}.")
 
+        kernels = Backend(backend)
+
         def make(features: int) -> Neuron:
-            return make_neuron(
+            made = make_neuron(
                 neuron,
                 features,
                 init_tau=init_tau,
@@ -128,6 +134,8 @@ class SpikingNetwork(nn.Module):
                 surrogate_width=surrogate_width,
                 tau_per=tau_per,
             )
+            made.integrate_and_fire = kernels.integrate_and_fire
+            return made
 
         features = [*[fc_features] * (n_fc - 1), votes_per_class * num_classes]
         self.input_shape = tuple(input_shape)
@@ -142,7 +150,7 @@ class SpikingNetwork(nn.Module):
                 first = down == i == 0
                 conv = nn.Conv2d(in_channels if first else channels, channels, 3, padding=1, bias=False)
                 norm = TimeBatchNorm2d(channels, norm_statistics)
-                encoder[f"conv{down * n_conv + i + 1}"] = ConvBlock(conv, norm, make(channels), time_steps)
+                encoder[f"conv{down * n_conv + i + 1}"] = ConvBlock(conv, norm, make(channels), time_steps, kernels)
             pool = SpikeMaxPool2d(pool_ties) if pooling == "max" else nn.AvgPool2d(2)
             encoder[f"pool{down + 1}"] = Pool2d(pool)
         self.encoder = nn.Sequential(encoder)
@@ -162,8 +170,14 @@ class SpikingNetwork(nn.Module):
             raise UserError(f"x must be [{self.time_steps} or 1, N, {c}, {h}, {w}], got {list(x.shape)}.")
         if not x.is_floating_point():  # counts of events come in one byte each
             x = x.to(next(self.parameters()).dtype)
-        spikes = self.encoder(self.inputs(x))
-        return self.voting(self.classifier(spikes.flatten(2)))
+        return self.voting(self.classifier(self._encode(self.inputs(x)).flatten(2)))
+
+    def _encode(self, x: Tensor) -> Tensor:
+        parts = [*self.encoder, None]
+        for part, following in itertools.pairwise(parts):
+            if isinstance(part, ConvBlock):
+                x = part(x, following if isinstance(following, Pool2d) else None)
+        return x
 
     def neurons(self) -> Iterator[tuple[str, Neuron]]:
         """(layer name, neuron) of every spiking layer, from input to output: conv1, ..., fc1, ..."""

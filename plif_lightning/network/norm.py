@@ -1,13 +1,31 @@
 """Batch normalisation of [T, N, C, H, W], with the statistics of each step or of all steps."""
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
+from plif_lightning.kernels import moments, moments_over_processes
 
 NormStatistics = Literal["per_step", "all_steps"]
+
+
+class Statistics(NamedTuple):
+    """What BN normalises with.
+
+    Attributes:
+        mean: [T or 1, C].
+        invstd: 1 / sqrt(variance + eps), [T or 1, C].
+        of_batch: whether they are those of the batch itself.
+        of_all_processes: whether they are those of all processes' batches together.
+    """
+
+    mean: Tensor
+    invstd: Tensor
+    of_batch: bool
+    of_all_processes: bool
 
 
 class TimeBatchNorm2d(nn.Module):
@@ -43,6 +61,55 @@ class TimeBatchNorm2d(nn.Module):
         if self.bn.training and self.statistics == "per_step" and len(x) > 1:
             return torch.stack([self.bn(step) for step in x])
         return self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is the BN that `statistics_for` knows: affine, with moving averages."""
+        bn = self.bn
+        return bn.affine and bn.track_running_stats and bn.running_mean is not None and bn.momentum is not None
+
+    def statistics_for(self, y: Tensor, time_steps: int | None = None) -> "Statistics":
+        """What y [T, N, C, H, W] is to be normalised with; in training, the running statistics move.
+
+        Args:
+            y: the convolution's output, or one step [1, N, C, H, W] that stands for `time_steps` equal ones.
+            time_steps: see y.
+
+        Raises:
+            ValueError: a batch statistic over a single value.
+        """
+        bn = self.bn
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
+        assert bn.momentum is not None
+        if not bn.training:
+            return Statistics(bn.running_mean[None], torch.rsqrt(bn.running_var + bn.eps)[None], False, False)
+        with torch.no_grad():
+            steps = len(y) if time_steps is None else time_steps
+            mean, var = moments(y)
+            count = y.numel() // (len(y) * y.shape[2])
+            if self.statistics == "all_steps" and len(y) > 1:
+                whole = mean.mean(0, keepdim=True)
+                var = (var + (mean - whole).square()).mean(0, keepdim=True)
+                mean, count = whole, count * len(y)
+            synchronise = isinstance(bn, nn.SyncBatchNorm) and dist.is_initialized() and dist.get_world_size() > 1
+            n: int | Tensor = count
+            if synchronise:
+                mean, var, n = moments_over_processes(mean, var, count)
+            elif count == 1:
+                raise ValueError(f"Expected more than 1 value per channel when training, got input size {y.shape}")
+            if self.statistics == "all_steps" and len(y) == 1:
+                n = n * steps  # as if every step had been there
+            unbiased = var * (n / (n - 1))
+            # T updates r += m (s_t - r), one after another, in one: s_t has the weight m (1 - m)^(T - 1 - t).
+            updates = steps if self.statistics == "per_step" else 1
+            ages = torch.arange(updates - 1, -1, -1, device=y.device, dtype=mean.dtype)
+            weights = (bn.momentum * (1 - bn.momentum) ** ages)[:, None]
+            for running, seen in ((bn.running_mean, mean), (bn.running_var, unbiased)):
+                running.mul_((1 - bn.momentum) ** updates).add_((weights * seen).sum(0))
+            if bn.num_batches_tracked is not None:
+                bn.num_batches_tracked += updates
+            return Statistics(mean, torch.rsqrt(var + bn.eps), True, synchronise)
 
     def _held(self, x: Tensor, time_steps: int) -> Tensor:
         bn = self.bn

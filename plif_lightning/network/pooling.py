@@ -11,20 +11,20 @@ from plif_lightning.errors import UserError
 Pooling = Literal["max", "avg"]
 PoolTies = Literal["first", "random"]
 
-# Every count of tied neurons (1, 2, 3, 4) divides 12, so a draw r from 0..11 picks each with the same chance.
-_DRAWS = 12
 _OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # row-major, as torch.nn.MaxPool2d scans a window
 
 
-def _winner_table() -> Tensor:
-    """Winner 0..3 for each draw and each pattern of firing neurons, uint8 [12 * 16]."""
-    table = torch.empty(_DRAWS, 16, dtype=torch.uint8)
-    for pattern in range(16):
-        # Where none fired all four are tied at the maximum 0, and one of them wins just as well.
-        tied = [i for i in range(4) if pattern >> i & 1] or [0, 1, 2, 3]
-        for draw in range(_DRAWS):
-            table[draw, pattern] = tied[draw % len(tied)]
-    return table.flatten()
+def draw_seed() -> Tensor:
+    """A seed for the ties of one call, from PyTorch's generator; on the CPU, so that nobody waits for a GPU."""
+    return torch.randint(2**32, (), dtype=torch.int64)
+
+
+def _hash(z: Tensor) -> Tensor:
+    """32 well-mixed bits in int64, of 32 bits (lowbias32, Wellons 2018): what the kernels compute too."""
+    mask = 0xFFFFFFFF
+    z = ((z ^ (z >> 16)) * 0x7FEB352D) & mask
+    z = ((z ^ (z >> 15)) * 0x846CA68B) & mask
+    return z ^ (z >> 16)
 
 
 class SpikeMaxPool2d(nn.Module):
@@ -43,17 +43,15 @@ class SpikeMaxPool2d(nn.Module):
         UserError: an unknown rule.
     """
 
-    _table: Tensor
-
     def __init__(self, ties: PoolTies = "random") -> None:
         super().__init__()
         if ties not in get_args(PoolTies):
             raise UserError(f"pool_ties must be one of {', '.join(get_args(PoolTies))}, got {ties!r}.")
         self.ties = ties
-        self.register_buffer("_table", _winner_table(), persistent=False)
 
     def forward(self, spikes: Tensor) -> Tensor:
-        return _SpikeMaxPool.apply(spikes, self._table, self.ties == "random")
+        draws = self.ties == "random" and torch.is_grad_enabled()
+        return _SpikeMaxPool.apply(spikes, draw_seed() if draws else None)
 
     def extra_repr(self) -> str:
         return f"ties={self.ties!r}"
@@ -67,27 +65,33 @@ def _windows(x: Tensor) -> list[Tensor]:
 
 class _SpikeMaxPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, spikes: Tensor, table: Tensor, random: bool) -> Tensor:
-        pattern: Tensor | None = None
-        for i, neuron in enumerate(_windows(spikes)):
-            bit = (neuron != 0).to(torch.uint8)
-            pattern = bit if pattern is None else pattern.add_(bit, alpha=1 << i)
-        assert pattern is not None
+    def forward(ctx: Any, spikes: Tensor, seed: Tensor | None) -> Tensor:
+        fired = [(neuron != 0).to(torch.uint8) for neuron in _windows(spikes)]
+        pooled = fired[0] | fired[1] | fired[2] | fired[3]
         if ctx.needs_input_grad[0]:
             # The tie rule is needed for the gradient alone. One byte a window is kept for it.
-            index = pattern.to(torch.int32)
-            if random:
-                index += 16 * torch.randint(_DRAWS, index.shape, dtype=torch.int32, device=index.device)
-            ctx.save_for_backward(table[index])
+            none = 1 - pooled
+            tied = [neuron | none for neuron in fired]  # where none fired, all four are tied at the maximum 0
+            rank: Tensor | int = 0
+            if seed is not None:
+                place = torch.arange(pooled.numel(), device=spikes.device).view(pooled.shape)
+                uniform = (_hash((place ^ seed.to(spikes.device)) & 0xFFFFFFFF) >> 8).to(torch.float32) * 2**-24
+                rank = (uniform * (tied[0] + tied[1] + tied[2] + tied[3])).to(torch.uint8)
+            winner = torch.zeros_like(pooled)
+            ahead = tied[0]  # how many tied neurons come before the next one
+            for i in (1, 2, 3):
+                winner += i * (tied[i] & (ahead == rank))
+                ahead = ahead + tied[i]
+            ctx.save_for_backward(winner)
             ctx.shape = spikes.shape
-        return (pattern != 0).to(spikes.dtype)
+        return pooled.to(spikes.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (winner,) = ctx.saved_tensors
         left_over = ctx.shape[-2] % 2 or ctx.shape[-1] % 2
         grad_spikes = grad.new_zeros(ctx.shape) if left_over else grad.new_empty(ctx.shape)
         for i, neuron in enumerate(_windows(grad_spikes)):
             torch.mul(grad, winner == i, out=neuron)
-        return grad_spikes, None, None
+        return grad_spikes, None

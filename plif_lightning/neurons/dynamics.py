@@ -48,20 +48,11 @@ def integrate_and_fire(
 
     Source: Fang et al. 2021, Eqs. 2-6 (with the brackets that Eqs. 5 and 6 lack) and 8-17.
     """
-    if x.dim() < 2 or x.shape[0] == 0:
-        raise UserError(f"x must be [T, N, *] with T >= 1, got shape {tuple(x.shape)}.")
-    if time_steps is None:
-        time_steps = x.shape[0]
-    elif x.shape[0] not in (1, time_steps):
-        raise UserError(f"x must have 1 or time_steps = {time_steps} steps, got {x.shape[0]}.")
+    time_steps = checked(x, k, v, time_steps)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if v is None:
         v = torch.full((), v_reset, dtype=dtype, device=x.device).expand(x.shape[1:])
-    elif v.shape != x.shape[1:]:
-        raise UserError(f"v must have the shape of one step of x, {tuple(x.shape[1:])}, got {tuple(v.shape)}.")
     if k is not None and k.dim() > 0:
-        if x.dim() < 3 or k.shape != x.shape[2:3]:
-            raise UserError(f"k must be a scalar or one value per channel of x {tuple(x.shape)}, got {tuple(k.shape)}.")
         k = k.view(-1, *[1] * (x.dim() - 3))
     with torch.autocast(x.device.type, enabled=False):
         return _IntegrateAndFire.apply(
@@ -74,6 +65,25 @@ def integrate_and_fire(
             surrogate or Surrogate(),
             time_steps,
         )
+
+
+def checked(x: Tensor, k: Tensor | None, v: Tensor | None, time_steps: int | None) -> int:
+    """T, after a look at the arguments of `integrate_and_fire`.
+
+    Raises:
+        UserError: see there.
+    """
+    if x.dim() < 2 or x.shape[0] == 0:
+        raise UserError(f"x must be [T, N, *] with T >= 1, got shape {tuple(x.shape)}.")
+    if time_steps is None:
+        time_steps = x.shape[0]
+    elif x.shape[0] not in (1, time_steps):
+        raise UserError(f"x must have 1 or time_steps = {time_steps} steps, got {x.shape[0]}.")
+    if v is not None and v.shape != x.shape[1:]:
+        raise UserError(f"v must have the shape of one step of x, {tuple(x.shape[1:])}, got {tuple(v.shape)}.")
+    if k is not None and k.dim() > 0 and (x.dim() < 3 or k.shape != x.shape[2:3]):
+        raise UserError(f"k must be a scalar or one value per channel of x {tuple(x.shape)}, got {tuple(k.shape)}.")
+    return time_steps
 
 
 def _charge(x: Tensor, k: Tensor | None, v: Tensor, v_reset: float) -> Tensor:

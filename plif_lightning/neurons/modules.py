@@ -1,6 +1,7 @@
 """The neurons as modules: PLIF (learned time constant), LIF (fixed) and IF (no leak)."""
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -40,6 +41,8 @@ class Neuron(nn.Module):
         self.v_reset = v_reset
         self.detach_reset = detach_reset
         self.surrogate = Surrogate(surrogate, surrogate_width)
+        # a network puts a faster form of the same function here
+        self.integrate_and_fire: Callable[..., tuple[Tensor, Tensor]] = integrate_and_fire
 
     @property
     def k(self) -> Tensor | None:
@@ -54,7 +57,7 @@ class Neuron(nn.Module):
 
     def run(self, x: Tensor, v: Tensor | None = None, time_steps: int | None = None) -> tuple[Tensor, Tensor]:
         """Spikes [T, N, *] and the last potential [N, *]: `integrate_and_fire` with this layer's constants."""
-        return integrate_and_fire(
+        return self.integrate_and_fire(
             x,
             self.k,
             v,

@@ -1,0 +1,92 @@
+"""Which form of the functions runs where."""
+
+import functools
+import importlib.util
+import logging
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from plif_lightning.errors import UserError
+from plif_lightning.kernels import fused
+from plif_lightning.kernels.ops import interpreted
+from plif_lightning.neurons import Surrogate, dynamics
+
+BackendName = Literal["auto", "reference", "cpu", "triton"]
+_log = logging.getLogger(__name__)
+
+
+def triton_is_there() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _say(backend: str, device: str, chosen: str, reason: str) -> None:
+    _log.info("backend=%s on %s: %s (%s).", backend, device, chosen, reason)
+
+
+class Backend:
+    """A choice between the reference and its fused forms, made anew for each device.
+
+    Args:
+        name: `auto` takes the fastest form that can run where the data is: compiled for the CPU (numba), Triton on
+            a CUDA device, otherwise the reference. The others take what they name.
+
+    Raises:
+        UserError: an unknown name, or one that cannot run on this machine.
+    """
+
+    def __init__(self, name: BackendName = "auto") -> None:
+        if name not in get_args(BackendName):
+            raise UserError(f"backend must be one of {', '.join(get_args(BackendName))}, got {name!r}.")
+        if name == "triton" and not triton_is_there():
+            raise UserError("backend='triton' needs the package triton, which is not installed: pass backend='auto'.")
+        self.name = name
+
+    def fuses(self, device: torch.device) -> bool:
+        """Whether the fused forms run on this device, and not the reference.
+
+        Raises:
+            UserError: the backend that was asked for does not run there.
+        """
+        if self.name == "auto":
+            if device.type == "cpu":
+                _say(self.name, "cpu", "cpu", "kernels compiled by numba")
+                return True
+            if device.type == "cuda" and triton_is_there():
+                _say(self.name, "cuda", "triton", "Triton is installed")
+                return True
+            _say(self.name, device.type, "reference", "no kernels for this device")
+            return False
+        runs_on = {"reference": device.type, "cpu": "cpu", "triton": "cpu" if interpreted() else "cuda"}[self.name]
+        if device.type != runs_on:
+            raise UserError(
+                f"backend={self.name!r} runs on {runs_on}, but the data is on {device.type}: pass --model.backend auto."
+            )
+        return self.name != "reference"
+
+    def integrate_and_fire(
+        self,
+        x: Tensor,
+        k: Tensor | None,
+        v: Tensor | None = None,
+        *,
+        v_threshold: float = 1.0,
+        v_reset: float = 0.0,
+        detach_reset: bool = True,
+        surrogate: Surrogate | None = None,
+        time_steps: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`neurons.integrate_and_fire` in the form of this backend."""
+        run = fused.integrate_and_fire if self.fuses(x.device) else dynamics.integrate_and_fire
+        return run(
+            x,
+            k,
+            v,
+            v_threshold=v_threshold,
+            v_reset=v_reset,
+            detach_reset=detach_reset,
+            surrogate=surrogate,
+            time_steps=time_steps,
+        )

@@ -1,0 +1,359 @@
+"""BN, the neuron over all T and the pool in one pass, for CUDA in Triton; the same functions as kernels/cpu.py.
+
+Maps are [T, positions, C] with C innermost. A program holds a tile [P, M, C] of P windows of M neurons each (without
+a pool M = 1) and BC channels, for all T steps in turn. The backward pass first runs forward again and writes the
+potentials into a buffer that lives no longer than the call.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from plif_lightning.errors import UserError
+from plif_lightning.kernels import ops
+
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,attr-defined"
+
+NO_POOL = tl.constexpr(ops.POOLS["none"])
+MAX_RANDOM = tl.constexpr(ops.POOLS["max_random"])
+AVG = tl.constexpr(ops.POOLS["avg"])
+ATAN, SIGMOID = tl.constexpr(ops.SURROGATES["atan"]), tl.constexpr(ops.SURROGATES["sigmoid"])
+TRIANGLE = tl.constexpr(ops.SURROGATES["triangle"])
+# Values in a tile: with more, the backward pass runs out of registers.
+_TILE = 256
+# A product is rounded before it is added to, so that a neuron at its threshold does what it does in the reference.
+# Left to itself, NVIDIA's assembler takes so few registers that it spills some.
+_OPTIONS = {"enable_fp_fusion": False, "maxnreg": 128}
+
+
+@triton.jit
+def _places(block, positions, height, width, channels, c, P: tl.constexpr, M: tl.constexpr):
+    """Of a tile: where its neurons lie in a step [P, M, C], where its windows lie in the output, and what is inside."""
+    p = block * P + tl.arange(0, P)[:, None, None]
+    m = tl.arange(0, M)[None, :, None]
+    if M == 4:
+        windows, rows = width // 2, height // 2
+        column = p % windows
+        row = (p // windows) % rows
+        image = p // (windows * rows)
+        at = (image * height + 2 * row + m // 2) * width + 2 * column + m % 2
+    else:
+        at = p + m
+    inside = (p < positions) & (c < channels)
+    return at.to(tl.int64) * channels + c, p.to(tl.int64) * channels + c, inside
+
+
+@triton.jit
+def _charge(x, v, k, v_reset, LEAK: tl.constexpr):
+    if LEAK:
+        return (x - (v - v_reset)) * k + v
+    return v + x
+
+
+@triton.jit
+def _derivative(u, width, KIND: tl.constexpr):
+    z = u / width
+    if KIND == ATAN:
+        z = 3.141592653589793 * z
+        g = 1 / (z * z + 1)
+    elif KIND == SIGMOID:
+        s = 1 / (1 + tl.exp(-z))
+        g = s * (1 - s)
+    elif KIND == TRIANGLE:
+        g = tl.maximum(1 - tl.abs(z), 0.0)
+    else:
+        g = tl.where(tl.abs(z) < 0.5, 1.0, 0.0)
+    return g / width
+
+
+@triton.jit
+def _forward(
+    y, scale, shift, k, v_first, v_last, out,
+    positions, steps, step_size, out_size, height, width, channels, v_threshold, v_reset,
+    POOL: tl.constexpr, LEAK: tl.constexpr, HELD: tl.constexpr, PER_STEP: tl.constexpr,
+    START: tl.constexpr, LAST: tl.constexpr, P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    c = tl.program_id(1) * BC + tl.arange(0, BC)[None, None, :]
+    here = c < channels
+    at, window, inside = _places(tl.program_id(0), positions, height, width, channels, c, P, M)
+    k_ = tl.load(k + c, mask=here, other=0.0)
+    v = tl.zeros([P, M, BC], tl.float32) + v_reset
+    if START:
+        v = tl.load(v_first + at, mask=inside, other=0.0)
+    scale_ = tl.load(scale + c, mask=here, other=0.0)
+    shift_ = tl.load(shift + c, mask=here, other=0.0)
+    # Pointers that move on: a place in a long sequence may need more than 32 bits.
+    y_t, out_t = y + at, out + window
+    x = tl.load(y_t, mask=inside, other=0.0).to(tl.float32) * scale_ + shift_
+    for t in range(steps):
+        if not HELD:
+            if PER_STEP:
+                scale_ = tl.load(scale + t * channels + c, mask=here, other=0.0)
+                shift_ = tl.load(shift + t * channels + c, mask=here, other=0.0)
+            x = tl.load(y_t, mask=inside, other=0.0).to(tl.float32) * scale_ + shift_
+            y_t += step_size
+        h = _charge(x, v, k_, v_reset, LEAK)
+        spikes = tl.where(h >= v_threshold, 1.0, 0.0)
+        v = tl.where(h >= v_threshold, v_reset, h)
+        if POOL == AVG:
+            pooled = tl.sum(spikes, 1, keep_dims=True) * 0.25
+        else:
+            pooled = tl.max(spikes, 1, keep_dims=True)
+        tl.store(out_t, pooled.to(out.dtype.element_ty), mask=inside)
+        out_t += out_size
+    if LAST:
+        tl.store(v_last + at, v, mask=inside)
+
+
+@triton.jit
+def _backward(
+    y, scale, shift, mean, k, v_first, grad_out, grad_last, potentials, grad_y, grad_first, sums, sum_k,
+    positions, steps, step_size, out_size, height, width, channels, images, v_threshold, v_reset, surrogate_width, seed,
+    POOL: tl.constexpr, LEAK: tl.constexpr, HELD: tl.constexpr, PER_STEP: tl.constexpr, DETACH: tl.constexpr,
+    START: tl.constexpr, LAST: tl.constexpr, KIND: tl.constexpr,
+    P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """sums [programs, T or 1, 2, C] and sum_k [programs, C] have a row for each program, added up by the caller."""
+    c = tl.program_id(1) * BC + tl.arange(0, BC)[None, None, :]
+    here = c < channels
+    k_ = tl.load(k + c, mask=here, other=0.0)
+    scale_ = tl.load(scale + c, mask=here, other=0.0)
+    shift_ = tl.load(shift + c, mask=here, other=0.0)
+    mean_ = tl.load(mean + c, mask=here, other=0.0)
+    rows = steps if PER_STEP else 1
+    own = sums + tl.program_id(0) * rows * 2 * channels
+    total_k = tl.zeros([1, 1, BC], tl.float32)
+    for block in range(tl.program_id(0), tl.cdiv(positions, P), tl.num_programs(0)):
+        at, window, inside = _places(block, positions, height, width, channels, c, P, M)
+        first = tl.zeros([P, M, BC], tl.float32) + v_reset
+        if START:
+            first = tl.load(v_first + at, mask=inside, other=0.0)
+        v = first
+        y_t, h_t, out_t, grad_t = y + at, potentials + step_size + at, grad_out + window, grad_y + at
+        raw = tl.load(y_t, mask=inside, other=0.0).to(tl.float32)
+        x = raw * scale_ + shift_
+        for t in range(steps):
+            if not HELD:
+                if PER_STEP:
+                    scale_ = tl.load(scale + t * channels + c, mask=here, other=0.0)
+                    shift_ = tl.load(shift + t * channels + c, mask=here, other=0.0)
+                raw = tl.load(y_t, mask=inside, other=0.0).to(tl.float32)
+                x = raw * scale_ + shift_
+                y_t += step_size
+                grad_t += step_size
+            h = _charge(x, v, k_, v_reset, LEAK)
+            tl.store(h_t, h, mask=inside)
+            h_t += step_size
+            out_t += out_size
+            v = tl.where(h >= v_threshold, v_reset, h)
+        grad_v = tl.zeros([P, M, BC], tl.float32)
+        if LAST:
+            grad_v = tl.load(grad_last + at, mask=inside, other=0.0)
+        held = tl.zeros([P, M, BC], tl.float32)
+        for back in range(steps):
+            t = steps - 1 - back
+            h_t -= step_size
+            out_t -= out_size
+            h = tl.load(h_t, mask=inside, other=0.0)
+            g = tl.load(out_t, mask=inside, other=0.0).to(tl.float32)
+            if M == 1:
+                grad_fire = g
+            elif POOL == AVG:
+                grad_fire = tl.broadcast_to(g * 0.25, [P, M, BC])
+            else:
+                fired = tl.where(h >= v_threshold, 1, 0)
+                fired = tl.where(tl.sum(fired, 1, keep_dims=True) == 0, 1, fired)  # none fired: all are tied
+                tied = tl.sum(fired, 1, keep_dims=True)
+                if POOL == MAX_RANDOM:
+                    p = block * P + tl.arange(0, P)[:, None, None]
+                    places = (height // 2) * (width // 2)
+                    number = ((t * images + p // places) * channels + c) * places + p % places
+                    z = number.to(tl.uint32) ^ seed.to(tl.uint32)
+                    z = (z ^ (z >> 16)) * 0x7FEB352D
+                    z = (z ^ (z >> 15)) * 0x846CA68B
+                    z = z ^ (z >> 16)
+                    rank = ((z >> 8).to(tl.int32).to(tl.float32) * 5.9604644775390625e-08 * tied).to(tl.int32)
+                else:
+                    rank = tl.zeros([P, 1, BC], tl.int32)
+                ahead = tl.cumsum(fired, 1) - fired
+                grad_fire = tl.where((fired == 1) & (ahead == rank), tl.broadcast_to(g, [P, M, BC]), 0.0)
+            if not DETACH:
+                grad_fire += grad_v * (v_reset - h)
+            grad_h = grad_fire * _derivative(h - v_threshold, surrogate_width, KIND)
+            grad_h += tl.where(h < v_threshold, grad_v, 0.0)
+            if not HELD:
+                if PER_STEP:
+                    scale_ = tl.load(scale + t * channels + c, mask=here, other=0.0)
+                    shift_ = tl.load(shift + t * channels + c, mask=here, other=0.0)
+                    mean_ = tl.load(mean + t * channels + c, mask=here, other=0.0)
+                y_t -= step_size
+                grad_t -= step_size
+                raw = tl.load(y_t, mask=inside, other=0.0).to(tl.float32)
+                x = raw * scale_ + shift_
+            if LEAK:
+                grad_x = grad_h * k_
+                grad_v = grad_h - grad_x
+                before = tl.load(h_t - step_size, mask=inside, other=0.0)  # of nothing, before the first step
+                before = tl.where(t > 0, tl.where(before >= v_threshold, v_reset, before), first)
+                drive = tl.where(inside, grad_h * (x - (before - v_reset)), 0.0)
+                total_k += tl.sum(tl.sum(drive, 0, keep_dims=True), 1, keep_dims=True)
+            else:
+                grad_x = grad_h
+                grad_v = grad_h
+            grad_x = tl.where(inside, grad_x, 0.0)
+            row = own + (t if PER_STEP else 0) * 2 * channels + c
+            total = tl.sum(tl.sum(grad_x, 0, keep_dims=True), 1, keep_dims=True)
+            total_y = tl.sum(tl.sum(grad_x * (raw - mean_), 0, keep_dims=True), 1, keep_dims=True)
+            tl.store(row, tl.load(row, mask=here, other=0.0) + total, mask=here)
+            tl.store(row + channels, tl.load(row + channels, mask=here, other=0.0) + total_y, mask=here)
+            if HELD:
+                held += grad_x
+            else:
+                tl.store(grad_t, grad_x.to(grad_y.dtype.element_ty), mask=inside)
+        if HELD:
+            tl.store(grad_y + at, held.to(grad_y.dtype.element_ty), mask=inside)
+        if START:
+            tl.store(grad_first + at, grad_v, mask=inside)
+    tl.store(sum_k + tl.program_id(0) * channels + c, total_k, mask=here)
+
+
+@triton.jit
+def _moments(y, pivot, sums, positions, channels, P: tl.constexpr, BC: tl.constexpr):
+    """sums [programs, T, 2, C]: of y - pivot and its square over a step, for the positions of each program."""
+    c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
+    t = tl.program_id(2)
+    here = c < channels
+    step = y + t.to(tl.int64) * positions * channels
+    pivot_ = tl.load(pivot + t * channels + c, mask=here, other=0.0)
+    total = tl.zeros([1, BC], tl.float32)
+    squares = tl.zeros([1, BC], tl.float32)
+    for block in range(tl.program_id(0), tl.cdiv(positions, P), tl.num_programs(0)):
+        p = block * P + tl.arange(0, P)[:, None]
+        inside = (p < positions) & here
+        value = tl.load(step + p.to(tl.int64) * channels + c, mask=inside, other=0.0).to(tl.float32) - pivot_
+        value = tl.where(inside, value, 0.0)
+        total += tl.sum(value, 0, keep_dims=True)
+        squares += tl.sum(value * value, 0, keep_dims=True)
+    row = sums + (tl.program_id(0) * tl.num_programs(2) + t) * 2 * channels + c
+    tl.store(row, total, mask=here)
+    tl.store(row + channels, squares, mask=here)
+
+
+@triton.jit
+def _normalize_back(grad, y, factor, offset, slope, size, channels, PER_STEP: tl.constexpr, BLOCK: tl.constexpr):
+    t = tl.program_id(1)
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < size
+    c = i % channels + (t * channels if PER_STEP else 0)
+    at = t.to(tl.int64) * size + i
+    f = tl.load(factor + c, mask=inside)
+    o = tl.load(offset + c, mask=inside)
+    s = tl.load(slope + c, mask=inside)
+    g = tl.load(grad + at, mask=inside).to(tl.float32)
+    value = g * f + o + tl.load(y + at, mask=inside).to(tl.float32) * s
+    tl.store(grad + at, value.to(grad.dtype.element_ty), mask=inside)
+
+
+class _Tiles:
+    """How a map is cut for the kernels."""
+
+    def __init__(self, y: Tensor, pool: int) -> None:
+        if y.dtype == torch.float64:
+            raise UserError("backend='triton' computes in float32, but the data is float64: pass backend='reference'.")
+        _, self.images, self.channels, self.height, self.width = y.shape
+        self.neurons = 4 if pool else 1
+        maps = (self.height // 2) * (self.width // 2) if pool else self.height * self.width
+        self.positions = self.images * maps
+        self.block_channels = min(64, triton.next_power_of_2(self.channels))
+        self.block = max(1, _TILE // (self.neurons * self.block_channels))
+        self.channel_blocks = triton.cdiv(self.channels, self.block_channels)
+        self.blocks = max(1, triton.cdiv(self.positions, self.block))
+        # As many programs as fill the device; each then goes through several tiles, and sums in a row of its own.
+        full = 2 if y.device.type == "cpu" else 8 * torch.cuda.get_device_properties(y.device).multi_processor_count
+        self.programs = min(self.blocks, max(1, full // self.channel_blocks))
+
+    @property
+    def constants(self) -> dict[str, int | bool]:
+        return {"P": self.block, "M": self.neurons, "BC": self.block_channels, **_OPTIONS}
+
+
+def _per_channel(k: Tensor | None, y: Tensor) -> Tensor:
+    channels = y.shape[2]
+    return y.new_ones(channels, dtype=torch.float32) if k is None else k.detach().float().expand(channels).contiguous()
+
+
+def _last(v: Tensor | None, y: Tensor) -> Tensor:
+    """A potential [N, C, H, W] with C innermost; something empty where there is none."""
+    if v is None:
+        return y.new_empty(0, dtype=torch.float32)
+    return v.detach().float().contiguous(memory_format=torch.channels_last)
+
+
+def fire(
+    y: Tensor, scale: Tensor, shift: Tensor, k: Tensor | None, v: Tensor | None, steps: int, pool: int,
+    v_threshold: float, v_reset: float, last: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`ops.fire` on CUDA."""
+    y = ops.channels_last(y)
+    tiles = _Tiles(y, pool)
+    halve = 2 if pool else 1
+    out = ops.empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve)
+    final = ops.empty_map(y[:1].float(), 1, *y.shape[3:])[0] if last else y.new_empty(0, dtype=torch.float32)
+    _forward[(tiles.blocks, tiles.channel_blocks)](
+        y, scale.float().contiguous(), shift.float().contiguous(), _per_channel(k, y), _last(v, y), final, out,
+        tiles.positions, steps, y[0].numel(), out[0].numel(), y.shape[3], y.shape[4], y.shape[2], v_threshold, v_reset,
+        POOL=pool, LEAK=k is not None, HELD=len(y) == 1, PER_STEP=len(scale) > 1, START=v is not None, LAST=last,
+        **tiles.constants,
+    )  # fmt: skip
+    return out, final
+
+
+def fire_backward(
+    y: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, k: Tensor | None, v: Tensor | None, seed: Tensor,
+    grad_out: Tensor, grad_last: Tensor | None, steps: int, pool: int, v_threshold: float, v_reset: float,
+    detach_reset: bool, surrogate: int, surrogate_width: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """`ops.fire_backward` on CUDA."""
+    y = ops.channels_last(y)
+    tiles = _Tiles(y, pool)
+    grad_y = ops.empty_map(y, len(y), *y.shape[3:])
+    if pool and (y.shape[3] % 2 or y.shape[4] % 2):
+        grad_y.zero_()  # an odd last row or column lies in no window
+    grad_first = ops.empty_map(y[:1].float(), 1, *y.shape[3:])[0] if v is not None else y.new_empty(0).float()
+    grad_out = ops.channels_last(grad_out.to(y.dtype))
+    potentials = y.new_empty(1 + steps, y[0].numel(), dtype=torch.float32)
+    sums = y.new_zeros(tiles.programs, len(scale), 2, y.shape[2], dtype=torch.float32)
+    sum_k = y.new_zeros(tiles.programs, y.shape[2], dtype=torch.float32)
+    _backward[(tiles.programs, tiles.channel_blocks)](
+        y, scale.float().contiguous(), shift.float().contiguous(), mean.float().contiguous(), _per_channel(k, y),
+        _last(v, y), grad_out, _last(grad_last, y), potentials, grad_y, grad_first, sums, sum_k,
+        tiles.positions, steps, y[0].numel(), grad_out[0].numel(), y.shape[3], y.shape[4], y.shape[2], y.shape[1],
+        v_threshold, v_reset, surrogate_width, int(seed),
+        POOL=pool, LEAK=k is not None, HELD=len(y) == 1, PER_STEP=len(scale) > 1, DETACH=detach_reset,
+        START=v is not None, LAST=grad_last is not None, KIND=surrogate, **tiles.constants,
+    )  # fmt: skip
+    return grad_y, grad_first, sums.sum(0, dtype=torch.float64).transpose(0, 1).float(), sum_k.double().sum(0).float()
+
+
+def moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    """`ops.moments` on CUDA."""
+    y = ops.channels_last(y)
+    tiles = _Tiles(y, ops.POOLS["none"])
+    pivot = y[:, 0, :, 0, 0].float().contiguous()
+    sums = y.new_empty(tiles.programs, len(y), 2, y.shape[2], dtype=torch.float32)
+    _moments[(tiles.programs, tiles.channel_blocks, len(y))](
+        y, pivot, sums, tiles.positions, y.shape[2], P=tiles.block, BC=tiles.block_channels, **_OPTIONS
+    )
+    first, second = sums.sum(0, dtype=torch.float64).transpose(0, 1) / tiles.positions
+    return (pivot + first).float(), (second - first.square()).clamp_(min=0).float()
+
+
+def normalize_backward(grad: Tensor, y: Tensor, factor: Tensor, offset: Tensor, slope: Tensor) -> None:
+    """`ops.normalize_backward` on CUDA."""
+    y = ops.channels_last(y)
+    size, block = y[0].numel(), 1024
+    _normalize_back[(triton.cdiv(size, block), len(y))](
+        grad, y, *(values.float().contiguous() for values in (factor, offset, slope)), size, y.shape[2],
+        PER_STEP=len(factor) > 1, BLOCK=block, **_OPTIONS,
+    )  # fmt: skip

@@ -1,0 +1,358 @@
+"""The fused forms against the reference: spikes, every gradient, layouts, types, threads."""
+
+import copy
+import multiprocessing
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from plif_lightning import kernels
+from plif_lightning.errors import UserError
+from plif_lightning.kernels import Backend, ops
+from plif_lightning.network.blocks import ConvBlock, Pool2d, channels_last
+from plif_lightning.network.norm import TimeBatchNorm2d
+from plif_lightning.network.pooling import SpikeMaxPool2d
+from plif_lightning.neurons import IF, LIF, PLIF, Surrogate, SurrogateName, integrate_and_fire
+from tests.neurons import oracle
+
+
+def gradients(function, *inputs, seed=0):
+    """Outputs of a function and the gradients of a random weighting of them."""
+    leaves = [None if x is None else x.detach().clone().requires_grad_() for x in inputs]
+    outputs = function(*leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype) for out in outputs]
+    torch.autograd.backward(outputs, weights)
+    return [out.detach() for out in outputs], [None if x is None else x.grad for x in leaves]
+
+
+def both_equal(ours, theirs, rtol=1e-9, atol=1e-9):
+    for a, b in zip(ours, theirs, strict=True):
+        if b is not None:
+            torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
+# --- the neuron alone
+
+SHAPES = [(1, 2, 5), (3, 4), (8, 2, 3, 7), (20, 3, 4, 5, 3), (3, 1, 1, 1, 1), (5, 2, 3, 2, 2, 2)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("start", [False, True])
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_the_neuron_is_the_reference(shape, start, held, per_channel):
+    torch.manual_seed(1)
+    x = 2 * torch.randn(*((1, *shape[1:]) if held else shape), dtype=torch.float64)
+    v = torch.randn(shape[1:], dtype=torch.float64) if start else None
+    per_channel = per_channel and len(shape) > 2
+    k = torch.rand(shape[2], dtype=torch.float64) if per_channel else torch.tensor(0.4, dtype=torch.float64)
+    for settings_ in ({}, {"v_reset": -0.2, "detach_reset": False}):
+        ours, theirs = (
+            gradients(lambda x, k, v, f=f, s=settings_: f(x, k, v, time_steps=shape[0], **s), x, k, v)
+            for f in (kernels.integrate_and_fire, integrate_and_fire)
+        )
+        both_equal(ours[0], theirs[0], 0, 0)
+        both_equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("name", get_args(SurrogateName))
+@pytest.mark.parametrize("leak", [True, False])
+def test_gradients_are_those_that_autograd_finds_in_float64(name, leak):
+    torch.manual_seed(0)
+    x = 2 * torch.randn(6, 2, 5, dtype=torch.float64)
+    v = torch.randn(2, 5, dtype=torch.float64)
+    k = torch.tensor(0.4, dtype=torch.float64) if leak else None
+    surrogate = Surrogate(name, 1.3)
+    ours = gradients(lambda x, k, v: kernels.integrate_and_fire(x, k, v, surrogate=surrogate, v_reset=0.1), x, k, v)
+    theirs = gradients(lambda x, k, v: oracle.run(x, k, v, surrogate=name, width=1.3, v_reset=0.1), x, k, v)
+    both_equal(ours[0], theirs[0])
+    both_equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_spikes_are_bit_identical_in_lower_precision(dtype):
+    torch.manual_seed(0)
+    x, k = 2 * torch.randn(8, 3, 4, 6, 5).to(dtype), torch.tensor(0.37)
+    for maps in (x, channels_last(x.flatten(0, 1)).unflatten(0, (8, 3))):
+        ours, theirs = (gradients(f, maps, k) for f in (kernels.integrate_and_fire, integrate_and_fire))
+        assert torch.equal(ours[0][0], theirs[0][0])
+        assert torch.equal(ours[0][1], theirs[0][1])
+        assert ours[0][0].dtype == dtype
+        assert ours[0][1].dtype == torch.float32
+        both_equal(ours[1], theirs[1], 1e-5, 1e-4)
+
+
+def test_a_sequence_can_be_cut_anywhere_in_time():
+    x, k = 2 * torch.randn(9, 4, 3), torch.tensor(0.5)
+    whole, last = kernels.integrate_and_fire(x, k)
+    first, v = kernels.integrate_and_fire(x[:4], k)
+    second, v = kernels.integrate_and_fire(x[4:], k, v)
+    assert torch.equal(torch.cat([first, second]), whole)
+    assert torch.equal(v, last)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (torch.zeros(3), torch.tensor(0.5)),
+        (torch.zeros(0, 3), torch.tensor(0.5)),
+        (torch.zeros(2, 3, 4), torch.rand(3)),
+        (torch.zeros(2, 3), torch.tensor(0.5), torch.zeros(4)),
+    ],
+)
+def test_bad_arguments_are_refused_as_by_the_reference(arguments):
+    messages = []
+    for function in (kernels.integrate_and_fire, integrate_and_fire):
+        with pytest.raises(UserError) as error:
+            function(*arguments)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+# --- BN, neuron and pool together
+
+POOLS = {
+    "none": None,
+    "max_first": SpikeMaxPool2d("first"),
+    "max_random": SpikeMaxPool2d("random"),
+    "avg": nn.AvgPool2d(2),
+}
+
+
+class Identity(nn.Module):
+    """In the place of a convolution: the block's input is its BN's."""
+
+    def forward(self, x):
+        return x
+
+
+def block(backend, neuron, statistics, channels, steps, dtype, training):
+    torch.manual_seed(3)
+    norm = TimeBatchNorm2d(channels, statistics)
+    nn.init.uniform_(norm.bn.weight, 0.5, 2.0)
+    nn.init.uniform_(norm.bn.bias, -0.5, 1.0)
+    norm.bn.running_mean.uniform_(-0.5, 0.5)
+    norm.bn.running_var.uniform_(0.5, 1.5)
+    made = ConvBlock(Identity(), norm, neuron, steps, Backend(backend)).to(dtype).train(training)
+    neuron.integrate_and_fire = Backend(backend).integrate_and_fire
+    return made
+
+
+def run_block(backend, y, pool, neuron, statistics="per_step", training=True, steps=None, seed=7):
+    """Spikes, gradients of y, BN's parameters and a, and the running statistics."""
+    made = block(backend, neuron, statistics, y.shape[2], steps or len(y), y.dtype, training)
+    y = y.detach().clone().requires_grad_()
+    torch.manual_seed(seed)
+    spikes = made(y, None if POOLS[pool] is None else Pool2d(POOLS[pool]))
+    weight = torch.randn(spikes.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spikes.backward(weight.to(spikes.dtype))
+    grads = {name: p.grad for name, p in made.named_parameters()}
+    statistics = {name: b.clone() for name, b in made.named_buffers() if "running" in name or "num_batches" in name}
+    return spikes.detach(), {"y": y.grad, **grads}, statistics
+
+
+def equal_blocks(y, pool="none", make=lambda c: PLIF(), tolerance=1e-9, **arguments):
+    ours = run_block("cpu", y, pool, make(y.shape[2]), **arguments)
+    theirs = run_block("reference", y, pool, make(y.shape[2]), **arguments)
+    assert torch.equal(ours[0], theirs[0])
+    for a, b in zip(ours[1:], theirs[1:], strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            torch.testing.assert_close(
+                a[name], b[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def maps(*shape, dtype=torch.float64):
+    torch.manual_seed(sum(shape))
+    return 2 * torch.randn(*shape, dtype=dtype) + 0.3
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(1, 3, 2, 4, 4), (3, 2, 5, 5, 7), (8, 2, 3, 2, 2), (20, 1, 4, 6, 4)])
+def test_a_block_is_the_reference(pool, statistics, training, shape):
+    equal_blocks(maps(*shape), pool, statistics=statistics, training=training)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_block_of_a_held_image_is_the_reference(pool, statistics, training):
+    equal_blocks(maps(1, 3, 4, 5, 6), pool, statistics=statistics, training=training, steps=7)
+
+
+NEURONS = {
+    "if": lambda c: IF(),
+    "lif": lambda c: LIF(3.0),
+    "per channel": lambda c: PLIF(tau_per="channel", channels=c),
+    "reset and its gradient": lambda c: PLIF(v_reset=-0.4, detach_reset=False, v_threshold=0.7),
+    **{name: lambda c, name=name: PLIF(surrogate=name, surrogate_width=0.8) for name in get_args(SurrogateName)},
+}
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("pool", ["none", "max_random"])
+def test_a_block_of_every_neuron_is_the_reference(neuron, pool):
+    equal_blocks(maps(5, 2, 3, 4, 6), pool, NEURONS[neuron])
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_both_layouts_give_the_same(pool):
+    y = maps(4, 2, 3, 6, 4)
+    rows = run_block("cpu", y, pool, PLIF())
+    columns = run_block("cpu", channels_last(y.flatten(0, 1)).unflatten(0, (4, 2)), pool, PLIF())
+    assert torch.equal(rows[0], columns[0])
+    assert torch.equal(rows[1]["y"], columns[1]["y"])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 9), st.integers(2, 9), st.integers(2, 9)),
+    pool=st.sampled_from(list(POOLS)),
+    statistics=st.sampled_from(["per_step", "all_steps"]),
+    tau=st.floats(1.05, 50),
+    threshold=st.floats(0.2, 3),
+)
+def test_blocks_of_any_shape_are_the_reference(shape, pool, statistics, tau, threshold):
+    equal_blocks(maps(*shape), pool, lambda c: PLIF(init_tau=tau, v_threshold=threshold), 1e-8, statistics=statistics)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 600, 3, 3), (2, 1, 1500, 2, 2), (40, 2, 64, 4, 40)])
+def test_maps_longer_than_a_run_are_the_reference(shape):
+    equal_blocks(maps(*shape), "max_random", tolerance=1e-8)
+
+
+def test_in_float32_few_spikes_differ_and_gradients_stay_close():
+    y = maps(8, 4, 16, 16, 16, dtype=torch.float32)
+    ours = run_block("cpu", y, "max_first", PLIF())
+    exact = run_block("reference", y.double(), "max_first", PLIF())
+    assert (ours[0] != exact[0]).float().mean() < 1e-4
+    for name in exact[1]:
+        error = (ours[1][name] - exact[1][name]).norm() / exact[1][name].norm()
+        assert error < 2e-3, name
+
+
+def test_in_bfloat16_the_block_computes_in_float32():
+    y = maps(4, 2, 8, 8, 8, dtype=torch.float32).bfloat16()
+    made = block("cpu", PLIF(), "per_step", 8, 4, torch.float32, True)
+    spikes = made(y.requires_grad_(), Pool2d(SpikeMaxPool2d("first")))
+    assert spikes.dtype == torch.bfloat16
+    spikes.float().sum().backward()
+    exact = run_block("reference", y.detach().float(), "max_first", PLIF())
+    assert (spikes != exact[0]).float().mean() < 1e-3
+    assert y.grad.dtype == torch.bfloat16
+
+
+def test_a_mean_far_from_zero_does_not_cost_the_variance_its_digits():
+    y = (1000 + 0.01 * torch.randn(2, 4, 3, 5, 5, dtype=torch.float64)).float()
+    mean, var = kernels.moments(y)
+    torch.testing.assert_close(mean, y.double().mean((1, 3, 4)).float())
+    expected = y.double().var((1, 3, 4), correction=0).float()
+    torch.testing.assert_close(var, expected, rtol=1e-3, atol=0)
+
+
+def test_nothing_is_read_that_was_not_written(monkeypatch):
+    y = maps(3, 2, 4, 5, 5)
+    expected = run_block("cpu", y, "max_random", PLIF())
+    empty = ops.empty_map
+    monkeypatch.setattr(ops, "empty_map", lambda *a: empty(*a).fill_(float("nan")))
+    ours = run_block("cpu", y, "max_random", PLIF())
+    assert torch.equal(ours[0], expected[0])
+    for name in ours[1]:
+        assert torch.equal(ours[1][name], expected[1][name])
+
+
+def test_a_batch_statistic_of_one_value_is_refused():
+    made = block("cpu", PLIF(), "per_step", 3, 2, torch.float32, True)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        made(torch.zeros(2, 1, 3, 1, 1))
+
+
+def test_parts_that_are_watched_are_called():
+    made = block("cpu", PLIF(), "per_step", 3, 4, torch.float64, True)
+    y = maps(4, 2, 3, 4, 4)
+    expected = made(y, Pool2d(SpikeMaxPool2d("first")))
+    seen = []
+    made.neuron.register_forward_hook(lambda module, inputs, spikes: seen.append(spikes))
+    made.norm.bn.reset_running_stats()
+    assert torch.equal(made(y, Pool2d(SpikeMaxPool2d("first"))), expected)
+    assert seen[0].shape == (4, 2, 3, 4, 4)
+
+
+# --- threads and processes
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_changes_no_spike_and_hardly_a_gradient(threads):
+    y = maps(8, 4, 32, 16, 16, dtype=torch.float32)
+    results = []
+    for number in (1, 2, 3):
+        threads(number)
+        results.append(run_block("cpu", y, "max_random", PLIF()))
+    for other in results[1:]:
+        assert torch.equal(other[0], results[0][0])
+        for name in other[1]:
+            torch.testing.assert_close(other[1][name], results[0][1][name], rtol=1e-4, atol=1e-3)
+
+
+def in_a_child(queue):
+    torch.set_num_threads(1)  # as a loader's worker does: PyTorch's own threads do not survive a fork
+    y = torch.ones(4, 4, 64, 16, 16)
+    queue.put(kernels.integrate_and_fire(y, torch.tensor(0.5))[0].sum().item())
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # what a loader's workers do
+def test_a_process_made_after_a_parallel_region_works(method, threads):
+    threads(2)
+    y = torch.full((4, 4, 64, 16, 16), 1.0)
+    expected = kernels.integrate_and_fire(y, torch.tensor(0.5))[0].sum().item()
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    process = context.Process(target=in_a_child, args=(queue,))
+    process.start()
+    assert queue.get(timeout=60) == expected
+    process.join(timeout=60)
+    assert process.exitcode == 0
+
+
+# --- the choice
+
+
+def test_unknown_backends_are_refused():
+    with pytest.raises(UserError, match="backend must be one of auto, reference, cpu, triton, got 'cuda'"):
+        Backend("cuda")
+
+
+def test_a_backend_that_does_not_run_where_the_data_is_is_refused():
+    with pytest.raises(UserError, match="backend='cpu' runs on cpu, but the data is on meta"):
+        Backend("cpu").fuses(torch.device("meta"))
+    assert not Backend("auto").fuses(torch.device("meta"))
+
+
+def test_triton_without_its_package_is_refused(monkeypatch):
+    monkeypatch.setattr("plif_lightning.kernels.backend.triton_is_there", lambda: False)
+    with pytest.raises(UserError, match="needs the package triton"):
+        Backend("triton")
+    assert not Backend("auto").fuses(torch.device("cuda"))
+
+
+def test_copied_networks_keep_their_backend():
+    made = block("cpu", PLIF(), "per_step", 3, 4, torch.float64, True)
+    again = copy.deepcopy(made)
+    assert again.backend.name == "cpu"
+    assert torch.equal(again(maps(4, 2, 3, 4, 4)), made(maps(4, 2, 3, 4, 4)))

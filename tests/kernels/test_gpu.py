@@ -1,0 +1,150 @@
+"""The Triton kernels without a GPU: their numbers in Triton's interpreter, their machine code from its compiler."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+triton = pytest.importorskip("triton")
+
+INTERPRETED = """
+import os
+import sys
+import torch
+from plif_lightning.kernels import ops
+
+def both(
+    shape, pool, held=False, per_step=True, leak=True, start=False, last=False, detach=True, kind="atan", bf16=False
+):
+    torch.manual_seed(sum(shape))
+    steps, images, channels = shape[:3]
+    y = torch.randn(*((1, *shape[1:]) if held else shape))
+    y = y.bfloat16() if bf16 else y
+    rows = len(y) if per_step else 1
+    scale, shift, mean = torch.rand(rows, channels) + 0.5, torch.randn(rows, channels), torch.randn(rows, channels)
+    k = torch.rand(channels) if leak else None
+    v = torch.randn(shape[1:]) if start else None
+    seed = torch.tensor(123456789)
+    results = []
+    for interpreted in ("1", "0"):
+        os.environ["TRITON_INTERPRET"] = interpreted
+        spikes, final = ops.fire(y, scale, shift, k, v, steps, ops.POOLS[pool], 1.0, -0.1, last)
+        generator = torch.Generator().manual_seed(0)
+        grad = torch.randn(spikes.shape, generator=generator)
+        grad_final = torch.randn(final.shape, generator=generator) if last else None
+        back = ops.fire_backward(
+            y, scale, shift, mean, k, v, seed, grad, grad_final, steps, ops.POOLS[pool], 1.0, -0.1, detach,
+            ops.SURROGATES[kind], 1.2,
+        )
+        normalized = back[0].clone()
+        ops.normalize_backward(normalized, y, scale, shift, mean)
+        results.append([spikes, final, *back, *ops.moments(y), normalized])
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), (shape, pool, ours.shape, theirs.shape)
+        assert not ours.isnan().any()
+    assert torch.equal(results[0][0], results[1][0])
+    for ours, theirs in zip(*(r[1:] for r in results), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2 if bf16 else 1e-4, atol=1e-2 if bf16 else 1e-4)
+
+both((3, 2, 5, 4, 6), "max_first")
+both((3, 2, 5, 5, 7), "max_random")
+both((3, 2, 5, 5, 6), "avg", per_step=False)
+both((3, 2, 5, 4, 6), "none", start=True, last=True)
+both((1, 2, 3, 2, 2), "max_random", leak=False)
+both((4, 2, 70, 4, 4), "max_random", held=True, per_step=False)
+both((8, 1, 3, 4, 4), "max_first", detach=False)
+for kind in ("sigmoid", "triangle", "rectangle"):
+    both((4, 1, 3, 4, 4), "none", kind=kind)
+both((4, 2, 6, 4, 4), "max_random", bf16=True)
+print("equal")
+"""
+
+
+def test_in_the_interpreter_they_compute_what_the_cpu_kernels_do():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "equal"
+
+
+POINTERS = {
+    "_forward": ("y", "scale", "shift", "k", "v_first", "v_last", "out"),
+    "_backward": (
+        *("y", "scale", "shift", "mean", "k", "v_first", "grad_out", "grad_last", "potentials", "grad_y"),
+        *("grad_first", "sums", "sum_k"),
+    ),
+    "_moments": ("y", "pivot", "sums"),
+    "_normalize_back": ("grad", "y", "factor", "offset", "slope"),
+}
+OF_THE_MAP = {"y", "out", "grad_out", "grad_y", "grad"}
+REALS = {"v_threshold", "v_reset", "surrogate_width"}
+TILES = {1: {"P": 4, "M": 1, "BC": 64}, 4: {"P": 1, "M": 4, "BC": 64}}
+
+
+def variants():
+    """(kernel, type of the map, compile-time arguments) of everything that the paper's networks run."""
+    for dtype, (neurons, pool), held in itertools.product(
+        ("fp32", "bf16", "fp16"), ((1, 0), (4, 1), (4, 2), (4, 3)), (False, True)
+    ):
+        shared = {"POOL": pool, "LEAK": True, "HELD": held, "PER_STEP": not held, **TILES[neurons]}
+        ends = {"START": neurons == 1, "LAST": neurons == 1}
+        yield "_forward", dtype, {**shared, **ends}
+        yield "_backward", dtype, {**shared, **ends, "DETACH": True, "KIND": 0}
+    for dtype in ("fp32", "bf16", "fp16"):
+        yield "_moments", dtype, {"P": 4, "BC": 64}
+        yield "_normalize_back", dtype, {"PER_STEP": True, "BLOCK": 1024}
+
+
+def compiled(name, dtype, constants, capability):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from plif_lightning.kernels import gpu
+
+    function = getattr(gpu, name)
+    signature = {}
+    for argument in function.arg_names:
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in POINTERS[name]:
+            signature[argument] = f"*{dtype if argument in OF_THE_MAP else 'fp32'}"
+        else:
+            signature[argument] = "fp32" if argument in REALS else "i64" if argument == "seed" else "i32"
+    source = ASTSource(function, signature, constants)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(gpu._OPTIONS))
+
+
+def report(kernel, folder):
+    """What NVIDIA's assembler says of the kernel's registers."""
+    path = folder / "kernel.ptx"
+    path.write_text(kernel.asm["ptx"])
+    architecture = re.search(r"\.target (sm_\w+)", path.read_text())[1]
+    # Triton brings an assembler for each generation; the newest one first.
+    for tool in sorted((Path(triton.__file__).parent / "backends/nvidia/bin").glob("ptxas*"), reverse=True):
+        command = [tool, "-v", f"--gpu-name={architecture}", str(path), "-o", str(folder / "kernel.cubin")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return done.stderr
+    raise AssertionError(done.stderr)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_every_kernel_compiles_and_spills_no_register(capability, tmp_path):
+    seen = 0
+    for name, dtype, constants in variants():
+        kernel = compiled(name, dtype, constants, capability)
+        assert kernel.asm["cubin"]
+        text = report(kernel, tmp_path)
+        spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", text)
+        assert spills, text
+        assert set(spills) == {"0"}, (name, dtype, constants, text)
+        seen += 1
+    assert seen == 54
