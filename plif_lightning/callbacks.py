@@ -306,8 +306,9 @@ class CurvePlots(Callback):
 
     @rank_zero_only
     def _plot(self, trainer: L.Trainer) -> None:
-        folder = run_folder(trainer)
-        if is_trial(trainer) or not folder.metrics.is_file():
+        # Not run_folder(): where a run ends before its start, nobody else is there to be asked.
+        folder = _folders.get(trainer)
+        if folder is None or is_trial(trainer) or not folder.metrics.is_file():
             return
         metrics = read_metrics(folder.metrics)
         title = getattr(getattr(trainer, "datamodule", None), "title", "")

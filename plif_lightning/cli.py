@@ -132,7 +132,7 @@ def _in_one_sentence(message: str, parser: Any) -> str:
             f"got {given[1] if given else '?'}. "
             "On the command line: --data.augmentation+=NAME --data.augmentation.ARGUMENT=VALUE."
         )
-    elif message.endswith("arguments are required: fit.data"):
+    elif re.search(r"arguments are required: \w+\.data$", message):
         return f"{message}: pass --config configs/X.yaml, or --data with one of {', '.join(_data_classes())}."
     else:
         return message
@@ -170,10 +170,13 @@ class SaveConfig(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["cli_config"] = self.text
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, SpikingDataModule):
+            checkpoint["training_set"] = data.identity()
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], int]:
-    """The configuration stored in a checkpoint, and its step.
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], int, str | None]:
+    """The configuration stored in a checkpoint, its step, and the identity of its training set.
 
     Raises:
         CheckpointError: there is no such file, or it is not a whole checkpoint of this project.
@@ -191,7 +194,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], int]:
         ) from error
     if not isinstance(checkpoint, dict) or not {"cli_config", "state_dict", "global_step"} <= checkpoint.keys():
         raise CheckpointError(f"{path} is not a checkpoint that `main.py fit` wrote: it holds no configuration.")
-    return yaml.safe_load(checkpoint["cli_config"]), checkpoint["global_step"]
+    return yaml.safe_load(checkpoint["cli_config"]), checkpoint["global_step"], checkpoint.get("training_set")
 
 
 def _flatten(value: Any, key: str = "") -> dict[str, Any]:
@@ -213,6 +216,39 @@ class _Trainer(L.Trainer):
         """
 
 
+def holds_out(config: dict[str, Any]) -> bool:
+    """Whether a run holds out a part of the training set."""
+    return bool(config["data"]["init_args"].get("validation") == "holdout")
+
+
+class SameData(Callback):
+    """Refuses to go on with a run, or to validate it on what it held out, where the training set has changed.
+
+    Another training set is split in another way: samples that the network was trained on would be called held out.
+
+    Args:
+        identity: of the training set of the run; None where a checkpoint knows none.
+    """
+
+    def __init__(self, identity: str | None) -> None:
+        self.identity = identity
+
+    def _require(self, trainer: L.Trainer) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if self.identity is not None and isinstance(data, SpikingDataModule) and data.identity() != self.identity:
+            raise CheckpointError(
+                f"the training set in {data.root} is not the one that the checkpoint's run was trained on. Bring that "
+                "one back, or start a new run without --ckpt_path."
+            )
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._require(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "validate" and trainer.datamodule.validation == "holdout":  # type: ignore[attr-defined]
+            self._require(trainer)
+
+
 class PlifCLI(LightningCLI):
     """LightningCLI with `configs/base.yaml` under every configuration, and checkpoints that know theirs."""
 
@@ -220,6 +256,7 @@ class PlifCLI(LightningCLI):
         self.folder: RunFolder | None = None  # of the run to go on with, or whose checkpoint is evaluated
         self.stored: dict[str, Any] | None = None
         self.resume_step = 0
+        self.training_set: str | None = None
         super().__init__(
             SpikingClassifier,
             SpikingDataModule,
@@ -291,7 +328,7 @@ class PlifCLI(LightningCLI):
         path = self._last_of(rest) if resume_in_place else Path(given)
         if subcommand in _EVALUATIONS and resume_in_place:
             raise CheckpointError(f"{subcommand} needs the file: pass --ckpt_path RUN/checkpoints/last.ckpt.")
-        self.stored, step = read_checkpoint(path)
+        self.stored, step, self.training_set = read_checkpoint(path)
         argv = [*rest, f"--ckpt_path={path}"]
         if subcommand == "fit":
             if resume_in_place:
@@ -327,8 +364,10 @@ class PlifCLI(LightningCLI):
             keys += ["seed_everything", "data.class_path"]
             keys += [
                 f"data.init_args.{name}"
-                for name in ("time_steps", "batch_size", "drop_last", "source", "slicing", "size")
+                for name in ("time_steps", "batch_size", "drop_last", "source", "slicing", "size", "time_order")
             ]
+        elif holds_out(self.stored):
+            keys += [f"data.init_args.{name}" for name in ("source", "time_order")]
         # With another split, samples that the network was trained on would be called held out.
         old, new = _flatten(self.stored), _flatten(given)
         compared = [
@@ -354,6 +393,8 @@ class PlifCLI(LightningCLI):
         config = self.config[self.subcommand]
         data = config.data.init_args
         data.root = str(Path(data.root).expanduser().absolute())
+        if data.get("store"):
+            data.store = str(Path(data.store).expanduser().absolute())
         if self.subcommand == "prepare":
             return
         precision = str(config.trainer.precision)
@@ -402,7 +443,7 @@ class PlifCLI(LightningCLI):
             # Whatever devices the configuration asks for: they may be elsewhere than the data.
             return _Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
         config = self.config_init[self.subcommand].trainer
-        own: list[Any] = [LayerMonitor(), CurvePlots(), ConfusionMatrix()]
+        own: list[Any] = [SameData(self.training_set), LayerMonitor(), CurvePlots(), ConfusionMatrix()]
         if self.subcommand == "fit":
             own.append(Header())
         if self.subcommand == "predict":
@@ -537,6 +578,9 @@ def main(args: list[str] | None = None) -> None:
     _quieten()
     try:
         PlifCLI(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except Exception as error:
         own: str | Exception | None = error if isinstance(error, MisconfigurationException) else _own_error(error)
         if own is None and isinstance(error, OSError) and error.filename is not None:
@@ -545,5 +589,7 @@ def main(args: list[str] | None = None) -> None:
             own = " ".join(str(error).split())
         if own is None:
             raise
-        print(f"error: {own}", file=sys.stderr)
+        # PyTorch puts a loader worker's traceback into the message.
+        text = str(own).strip().split("\n")[-1].split("Error: ", 1)[-1] if "Original Traceback" in str(own) else own
+        print(f"error: {text}", file=sys.stderr)
         raise SystemExit(2) from None

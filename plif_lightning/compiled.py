@@ -1,6 +1,7 @@
 """Compilation of numeric loops to machine code, kept on disk where a place can be written."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numba
@@ -13,7 +14,17 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     Single-threaded, so that it is safe in a forked or spawned worker process.
     """
     try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:
         # Neither the installation nor the user's cache can be written: compile anew in each process.
         return numba.njit(nogil=True, error_model="numpy")(function)
+    cache = getattr(dispatcher, "_cache", None)
+    if cache is not None:
+        save = cache.save_overload
+
+        def save_if_possible(signature: Any, code: Any) -> None:
+            with suppress(OSError):  # a full disk: compile anew in each process
+                save(signature, code)
+
+        cache.save_overload = save_if_possible
+    return dispatcher

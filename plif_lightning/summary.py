@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from rich import filesize
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from plif_lightning.analysis.runs import RunFolder, layer_values, read_metrics
@@ -27,7 +28,7 @@ def _layers(row: dict[str, float], kind: str, form: str) -> str:
 def _shown(path: Path) -> str:
     """Relative to the working directory where it lies below it."""
     path = path.resolve()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return escape(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def _table(title: str) -> Table:
@@ -58,7 +59,7 @@ def print_inventory(data: SpikingDataModule, checks: int | None) -> None:
     table.add_row("size", *(filesize.decimal(part.bytes) for part in parts))
     console = Console()
     note = f" ({data.origin_note})" if data.origin_note else ""
-    console.print(f"[bold]{data.title}[/]{note} in {data.root}\n")
+    console.print(f"[bold]{data.title}[/]{escape(note)} in {escape(str(data.root))}\n")
     console.print(table)
     console.print("\nPrepared." if data.prepared else "\nNothing to do: everything was there already.")
     if checks is not None:

@@ -1,6 +1,8 @@
 """The command line on the neuromorphic data sets, from small files in the real formats."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -169,3 +171,75 @@ def test_fit_on_two_processes_with_workers():
     assert done.returncode == 0, done.stderr
     assert "16 training, 8 test as val" in " ".join(done.stdout.split())
     assert load("runs/nmnist/version_0/checkpoints/last.ckpt")["global_step"] == 4
+
+
+def test_a_mistake_in_the_data_ends_every_process():
+    done = command(
+        *("fit", *config("nmnist"), *SMALL, "--data.download", "false", "--trainer.max_epochs", "1"),
+        *("--trainer.devices", "2", "--trainer.strategy", "ddp"),
+        timeout=100,
+    )
+    assert done.returncode != 0
+    assert "error: N-MNIST (original) is not in" in done.stderr
+
+
+def test_a_program_without_a_main_guard_can_prepare():
+    writers.write_cifar10dvs(Path("data"), (0, 900), "tonic")
+    Path("program.py").write_text(
+        "from plif_lightning.data import CIFAR10DVS\n"
+        "data = CIFAR10DVS(root='data', source='tonic', allow_partial=True)\n"
+        "data.prepare_data()\n"
+        "print(len(data.event_store(True)), 'recordings')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "program.py"], capture_output=True, text=True, timeout=100, env=environment, check=False
+    )
+    assert "3 recordings" in done.stdout, done.stderr
+
+
+def test_a_run_is_not_continued_or_validated_on_another_training_set(capsys):
+    writers.write_nmnist(Path("data"), 140, 8)
+    brief = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--data.num_workers", "0"]
+    main(["fit", *config("nmnist"), *SILENT, *PART, *SMALL, *brief, "--data.validation", "holdout"])
+    run = "runs/nmnist/version_0"
+    main(["validate", "--ckpt_path", f"{run}/checkpoints/best.ckpt", *SILENT])
+    for i in range(70, 140):
+        Path(f"data/NMNIST/Train/{i % 10}/{i:05d}.bin").unlink()
+    capsys.readouterr()
+    for arguments in (
+        ["validate", "--ckpt_path", f"{run}/checkpoints/best.ckpt"],
+        ["fit", "--config", f"{run}/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"],
+    ):
+        assert "is not the one that the checkpoint's run was trained on" in refused(capsys, *arguments, *SILENT)
+    main(["test", "--ckpt_path", f"{run}/checkpoints/best.ckpt", *SILENT])
+
+
+def test_an_error_in_a_loader_worker_is_one_sentence_too(capsys):
+    writers.write_nmnist(Path("data"), 20, 8)
+    main(["prepare", *config("nmnist"), *PART])
+    path = next(Path("data/NMNIST/events").glob("original-train.*/address.npy"))
+    content = path.read_bytes()
+    # a place in the middle, which the first batch that is read for a look does not touch
+    path.write_bytes(content[:-20_000] + b"\xff" * 20_000)
+    capsys.readouterr()
+    error = refused(capsys, "fit", *config("nmnist"), *PART, *SMALL, *SILENT, "--data.num_workers", "1")
+    assert re.fullmatch(
+        r"error: \S+ is damaged: an event lies outside the sensor\. Delete .* will be built anew\.", error
+    )
+
+
+def test_a_root_with_brackets_and_spaces(capsys):
+    writers.write_nmnist(Path("a [/b] c"), 20, 10)
+    main(["prepare", *config("nmnist"), *PART, "--data.root", "a [/b] c"])
+    assert "a [/b] c" in said(capsys)
+
+
+def test_the_folder_of_stores_does_not_depend_on_where_a_command_is_called(capsys, tmp_path, monkeypatch):
+    writers.write_nmnist(Path("data"), 8, 4)
+    brief = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
+    main(["fit", *config("nmnist"), *SILENT, *PART, *SMALL, *brief, "--data.store", "stores"])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    main(["test", "--ckpt_path", str(tmp_path / "runs/nmnist/version_0/checkpoints/best.ckpt"), *SILENT])
+    assert not Path("stores").exists()

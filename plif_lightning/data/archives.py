@@ -1,9 +1,11 @@
 """Archives of data sets: fetched, verified, unpacked. None is trusted, and nothing is left half done."""
 
+import errno
 import hashlib
 import http.client
 import os
 import shutil
+import ssl
 import stat
 import tarfile
 import time
@@ -112,6 +114,13 @@ def _transfer(url: str, part: Path, name: str) -> None:
         raise http.client.IncompleteRead(b"", total - part.stat().st_size)
 
 
+def error_of_the_disk(error: Exception) -> bool:
+    """Whether this is about a file here, and not about the network, to which urllib's and ssl's errors belong too."""
+    disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+    network = urllib.error.URLError | ssl.SSLError | ConnectionError | TimeoutError
+    return isinstance(error, OSError) and not isinstance(error, network) and error.errno in disk
+
+
 def fetch(archive: Archive, folder: Path) -> Path:
     """Downloads an archive, going on with a broken download, and verifies it before it gets its name.
 
@@ -126,7 +135,12 @@ def fetch(archive: Archive, folder: Path) -> Path:
         try:
             _transfer(archive.url, part, archive.name)
             break
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        except (OSError, http.client.HTTPException) as error:
+            if error_of_the_disk(error):
+                raise UserError(
+                    f"{archive.name} cannot be written into {folder}: {os.strerror(error.errno)}. Free some space, or "  # type: ignore[union-attr,arg-type]
+                    f"point --data.root elsewhere. {part} keeps what has come; the next call goes on with it."
+                ) from error
             lasting = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if attempt == _TRIES or lasting:
                 kept = f" {part} keeps what has come; the next call goes on with it." if part.exists() else ""
@@ -183,13 +197,14 @@ def _target(folder: Path, name: str, path: Path) -> Path:
     return folder.joinpath(*parts)
 
 
-def unpack(path: Path, folder: Path, limit: int) -> None:
+def unpack(path: Path, folder: Path, limit: int, nested: bool = False) -> None:
     """Unpacks a .zip or .tar.gz so that each of its top-level entries appears whole, or not at all.
 
     Args:
         path: of the archive.
         folder: that gets the entries; one that is there already is left as it is.
         limit: largest size of the content [bytes].
+        nested: whether the .zip files among the entries are unpacked too, and left out.
 
     Raises:
         ArchiveError: a path leaves the folder, a member is a link or special file, occurs twice or is
@@ -228,6 +243,10 @@ def unpack(path: Path, folder: Path, limit: int) -> None:
                         f"{path}: {member.name!r} is not of the size that it states. Nothing was unpacked."
                     )
                 written += size
+        if nested:
+            for inner in sorted(beside.glob("*.zip")):
+                unpack(inner, beside, limit)
+                inner.unlink()
         for entry in sorted(beside.iterdir()):
             if not (folder / entry.name).exists():
                 entry.rename(folder / entry.name)

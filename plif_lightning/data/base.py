@@ -166,6 +166,10 @@ class SpikingDataModule(L.LightningDataModule):
         """What is there of the training and the test set."""
         raise NotImplementedError
 
+    def identity(self) -> str:
+        """Changes where the training set does: what a held-out part is taken from. After `setup`."""
+        return str(len(self.labels(train=True)))
+
     def verify(self) -> int:
         """Reads everything that was prepared once, and compares it with what was written.
 

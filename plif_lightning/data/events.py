@@ -1,9 +1,11 @@
 """N-MNIST, CIFAR10-DVS and DVS128 Gesture: events in a memory-mapped store, counted into frames batch by batch."""
 
+import hashlib
 import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from plif_lightning.data.base import Part, SpikingDataModule, Validation, as_ind
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events import readers
-from plif_lightning.events.augment import EventAugmentation, EventChanges, EventMix, resized
+from plif_lightning.events.augment import EventAugmentation, EventChanges, EventMix, TimeDrop, resized
 from plif_lightning.events.integration import (
     DamagedEventsError,
     Pass,
@@ -238,13 +240,20 @@ class EventDataModule(SpikingDataModule):
             raise UserError("data.slicing=by_time needs times in order: pass --data.time_order=strict.")
         if sum(isinstance(a, EventMix) for a in augmentation or []) > 1:
             raise UserError("data.augmentation has EventMix more than once.")
+        drops = sum(isinstance(a, TimeDrop) for a in augmentation or [])
+        if drops > 1 or (drops and time_order != "strict"):
+            raise UserError("data.augmentation may have TimeDrop once, and needs --data.time_order=strict for it.")
         self.source, self.slicing, self.augmentation = source, slicing, augmentation or []
         self.size = None if size is None else Sensor(size, size)
         self.allow_partial, self.time_order = allow_partial, time_order
         self.origin = self.origins[source]
         self.folder = self.root / self.origin.folder
         own = self.origin.folder.split("/")[0]
-        self.store_folder = Path(store).expanduser().absolute() / own if store else self.root / own / "events"
+        self.store_folder = self.root / own / "events"
+        if store:
+            # Two roots may share a folder of stores without taking each other's.
+            place = hashlib.blake2b(os.fspath((self.root / own).resolve()).encode(), digest_size=4).hexdigest()
+            self.store_folder = Path(store).expanduser().absolute() / f"{own}-{place}"
         self._stores: dict[bool, EventStore] = {}
 
     @property
@@ -274,7 +283,8 @@ class EventDataModule(SpikingDataModule):
         with locked(self.store_folder, self._say_that_it_waits):
             if self._ready():  # by the process that was waited for
                 return
-            self._obtain()
+            with locked(self.folder, self._say_that_it_waits) if self._wanted() else nullcontext():
+                self._obtain()
             for train in (True, False):
                 sources = self.sources(train)
                 self._require_count(train, sum(source.recordings for source in sources))
@@ -289,7 +299,8 @@ class EventDataModule(SpikingDataModule):
     def _ready(self) -> bool:
         """Whether both stores are there and hold what the files do; where the files are gone, what they held."""
         there = self._missing() == [] or (self.allow_partial and self._anything())
-        return all(self._is_current(train, self.sources(train) if there else None) for train in (True, False))
+        # of a part whose folder is gone there is only what the store holds
+        return all(self._is_current(train, (self.sources(train) if there else None) or None) for train in (True, False))
 
     def _is_current(self, train: bool, sources: Sequence[Source] | None) -> bool:
         kind = self._kind(train)
@@ -349,12 +360,8 @@ class EventDataModule(SpikingDataModule):
             self.prepared = True
 
     def _unpack(self, path: Path, archive: Archive, entries: Iterable[str]) -> None:
-        unpack(path, self.folder, archive.limit)
+        unpack(path, self.folder, archive.limit, nested=True)
         for entry in entries:
-            inner = self.folder / f"{entry}.zip"
-            if not (self.folder / entry).is_dir() and inner.is_file() and inner != path:
-                unpack(inner, self.folder, archive.limit)  # its archive was verified
-                inner.unlink()
             if not (self.folder / entry).is_dir():
                 raise DatasetNotFoundError(
                     f"{path} holds no folder {entry!r}: it is not {archive.name} of {self.title}."
@@ -364,7 +371,9 @@ class EventDataModule(SpikingDataModule):
         part, published = ("training", self.origin.counts[0]) if train else ("test", self.origin.counts[1])
         if found == published or (found > 0 and self.allow_partial):
             return
-        if found == 0:
+        if found > published:
+            way = "Take away what does not belong there, or pass --data.allow_partial=true to take all of it."
+        elif found == 0:
             way = "Put them there, or point --data.root to them."
         else:
             way = "Add the missing ones, or pass --data.allow_partial=true to take what is there."
@@ -380,6 +389,11 @@ class EventDataModule(SpikingDataModule):
         if train not in self._stores:
             store = EventStore(self.store_folder, self._kind(train))
             self._require_count(train, len(store))
+            if len(store) and not 0 <= store.label.min() <= store.label.max() < self.num_classes:
+                raise StoreError(
+                    f"{store.folder} is damaged: labels {store.label.min()}..{store.label.max()}, but there are "
+                    f"{self.num_classes} classes. Delete {store.path}, and it will be built anew."
+                )
             self._stores[train] = store
         return self._stores[train]
 
@@ -397,6 +411,9 @@ class EventDataModule(SpikingDataModule):
             self.size,
             self.augmentation if augment else (),
         )
+
+    def identity(self) -> str:
+        return self.event_store(train=True).content
 
     def inventory(self) -> list[Part]:
         parts = []
@@ -429,7 +446,7 @@ def _numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             path = Path(entry.path)
-            if path.suffix != suffix:
+            if path.suffix != suffix or path.name.startswith("."):
                 continue
             number = re.search(r"\d+$", path.stem)
             if number is None:

@@ -225,10 +225,13 @@ def read_gesture_npy(path: Path) -> Recording:
         raise RecordingError(f"{path} must hold numbers [N, 4] (x, y, polarity, time in ms), got {found}.")
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (np.abs(array) < 2**52).all()):
         raise RecordingError(f"{path} holds values that are no coordinates or times. The file is damaged.")
-    x, y, p, t = np.asarray(array).T.astype(np.int64)
-    if ((t <= -(2**52)) | (t >= 2**52)).any():
-        raise RecordingError(f"{path} holds values that are no times. The file is damaged.")
-    return Recording(1000 * t, x, y, p)
+    if array.dtype.kind in "iu" and len(array) and (array.max() >= 2**52 or array.min() <= -(2**52)):
+        raise RecordingError(f"{path} holds values that are no coordinates or times. The file is damaged.")
+    if array.dtype.kind == "f" and (array[:, :3] != np.floor(array[:, :3])).any():
+        raise RecordingError(f"{path} holds coordinates or polarities that are no whole numbers. The file is damaged.")
+    x, y, p = np.asarray(array[:, :3]).T.astype(np.int64)
+    t = np.rint(1000 * np.asarray(array[:, 3], np.float64)).astype(np.int64)
+    return Recording(t, x, y, p)
 
 
 class Trial(NamedTuple):

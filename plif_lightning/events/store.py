@@ -12,10 +12,14 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
+import threading
+import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +39,9 @@ _WORTH_PROCESSES = 64 * 2**20
 _PORTION = 16 * 2**20
 # Of address space, for a process that decodes files whose decoder trusts the sizes in them.
 _MEMORY = 8 * 2**30
+
+
+_ARRAYS = ("address", "time", "offset", "label", "start", "source")
 
 
 class StoreError(UserError):
@@ -108,6 +115,7 @@ class EventStore:
     Args:
         folder: that holds the store.
         kind: what it is to hold.
+        expected: the fingerprint that it must have, where only one will do.
 
     Attributes:
         address: of all events, place in a frame [2, H, W].
@@ -128,7 +136,7 @@ class EventStore:
     start: NDArray[np.int64]
     source: NDArray[Any]
 
-    def __init__(self, folder: Path, kind: Kind) -> None:
+    def __init__(self, folder: Path, kind: Kind, expected: str | None = None) -> None:
         self.path, self.kind = folder / f"{kind.name}.json", kind
         try:
             meta = json.loads(self.path.read_text())
@@ -136,16 +144,21 @@ class EventStore:
             self.fingerprint: str = meta["fingerprint"]
             arrays: dict[str, dict[str, Any]] = meta["arrays"]
             same = (meta["format"], self.sensor, meta["time_order"]) == (FORMAT, kind.sensor, kind.time_order)
+            self.folder = folder / meta["folder"]
+            self._checksums = {name: str(arrays[name]["blake2b"]) for name in _ARRAYS}
+            expected_arrays = {
+                name: (tuple(arrays[name]["shape"]), np.dtype(arrays[name]["dtype"])) for name in _ARRAYS
+            }
         except FileNotFoundError as error:
             raise StoreError(f"there is no event store {self.path}.") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{self.path} is damaged ({error}).") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"{self.path} is damaged ({type(error).__name__}: {error}).") from error
         if not same:
             raise StoreError(f"{self.path} was built with other options.")
-        self.folder = folder / meta["folder"]
-        self._checksums = {name: array["blake2b"] for name, array in arrays.items()}
-        for name, array in arrays.items():
-            setattr(self, name, self._open(name, tuple(array["shape"]), np.dtype(array["dtype"])))
+        if expected not in (None, self.fingerprint):
+            raise StoreError(f"{self.path} was built anew by another process meanwhile. Start again.")
+        for name, (shape, dtype) in expected_arrays.items():
+            setattr(self, name, self._open(name, shape, dtype))
         n = len(self.label)
         if (
             len(self.offset) != n + 1
@@ -160,7 +173,7 @@ class EventStore:
         path = self.folder / f"{name}.npy"
         try:
             array = np.load(path, mmap_mode="r" if name in ("address", "time") and 0 not in shape else None)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # NumPy parses the header with Python's own parser, which has many errors
             raise StoreError(f"{path} is missing or damaged ({error}).") from error
         if array.shape != shape or array.dtype != dtype:
             raise StoreError(
@@ -172,9 +185,9 @@ class EventStore:
     def __len__(self) -> int:
         return len(self.label)
 
-    def __reduce__(self) -> tuple[type["EventStore"], tuple[Path, Kind]]:
+    def __reduce__(self) -> tuple[type["EventStore"], tuple[Path, Kind, str]]:
         # Another process maps the files itself, instead of getting gigabytes through a pipe.
-        return EventStore, (self.path.parent, self.kind)
+        return EventStore, (self.path.parent, self.kind, self.fingerprint)
 
     def verify(self) -> int:
         """Reads all arrays once and compares their checksums; how many there are.
@@ -184,8 +197,16 @@ class EventStore:
         """
         for name, expected in self._checksums.items():
             if _checksum(self.folder / f"{name}.npy") != expected:
-                raise StoreError(f"{self.folder / f'{name}.npy'} is damaged: its checksum is not the one of its build.")
+                raise StoreError(
+                    f"{self.folder / f'{name}.npy'} is damaged: its checksum is not the one of its build. Delete "
+                    f"{self.path}, and it will be built anew."
+                )
         return len(self._checksums)
+
+    @property
+    def content(self) -> str:
+        """Changes where a recording or a label does, and only then."""
+        return "".join(self._checksums[name] for name in ("address", "time", "label", "offset"))
 
     @property
     def bytes(self) -> int:
@@ -247,7 +268,8 @@ def _limit_memory() -> None:
         return
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    with suppress(ValueError, OSError):  # macOS takes no limit that is below what it has reserved
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def _portions(sources: Sequence[Source]) -> Iterator[list[Source]]:
@@ -267,19 +289,20 @@ def _read_all(sources: Sequence[Source], kind: Kind, processes: int | None) -> I
     """The recordings of all sources in their order, read by several processes where that pays."""
     needed = any(source.own_process for source in sources)
     if processes is None:
-        processes = os.cpu_count() or 1 if sum(source.size() for source in sources) >= _WORTH_PROCESSES else 0
+        processes = _cores() if sum(source.size() for source in sources) >= _WORTH_PROCESSES else 0
     if processes == 0 and not needed:
         for portion in _portions(sources):
             yield _read(portion, kind)
         return
     # Spawned: a fork would copy the threads' locks of whatever runs in this process.
-    with ProcessPoolExecutor(max(1, processes), multiprocessing.get_context("spawn")) as executor:
+    with _readers(max(1, processes)) as executor:
         waiting: deque[tuple[list[Source], Future[list[tuple[int, str, Packed]]]]] = deque()
         portions = _portions(sources)
         try:
             while True:
                 for portion in itertools.islice(portions, 2 * max(1, processes) - len(waiting)):
-                    waiting.append((portion, executor.submit(_read, portion, kind)))
+                    with _without_main():
+                        waiting.append((portion, executor.submit(_read, portion, kind)))
                 if not waiting:
                     return
                 yield waiting[0][1].result()
@@ -290,12 +313,51 @@ def _read_all(sources: Sequence[Source], kind: Kind, processes: int | None) -> I
             executor.shutdown(wait=True, cancel_futures=True)
 
 
+def _cores() -> int:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(61, available)  # more processes than that Windows cannot wait for
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _readers(processes: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_parent)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that is spawned meanwhile does not import the program that runs here.
+
+    It needs nothing of it, and a program that does not look at `__name__` would start all over again in it.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def _who_died(sources: Sequence[Source], kind: Kind) -> str:
-    """Which file ends the process that reads it: each one is tried in a process of its own."""
+    """Which file ends the process that reads it: each one whose decoder might is tried in a process of its own."""
     for source in sources:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        if not source.own_process:
+            continue
+        with _readers(1) as executor:
             try:
-                executor.submit(_read, [source], kind).result()
+                with _without_main():
+                    future = executor.submit(_read, [source], kind)
+                future.result()
             except BrokenProcessPool:
                 return f"{source.files[0]} cannot be read: it ends the process that decodes it. The file is damaged."
     return (
@@ -312,15 +374,16 @@ def _out_of(error: OSError, folder: Path, title: str) -> StoreError:
         errno.EROFS: "The file system is read-only: build the store where it can be written",
         errno.EACCES: "It cannot be written: change its permissions",
     }
-    way = ways.get(error.errno or 0, error.strerror or str(error))
+    reason = ways.get(error.errno or 0, f"{error.strerror or error}: change that")
     return StoreError(
-        f"the event store of {title} cannot be built in {folder}. {way}, or name another folder with "
+        f"the event store of {title} cannot be built in {folder}. {reason}, or name another folder with "
         "--data.store DIR. Nothing was left behind."
     )
 
 
-def locked(folder: Path, waits: Callable[[], None] = lambda: None) -> FileLock:
-    """Holds the lock of a folder of stores: one process at a time builds there.
+@contextmanager
+def locked(folder: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds the lock of a folder: one process at a time writes there.
 
     Args:
         folder: is made where it is missing.
@@ -337,9 +400,13 @@ def locked(folder: Path, waits: Callable[[], None] = lambda: None) -> FileLock:
         except Timeout:
             waits()
             lock.acquire()
-    except OSError as error:
-        raise _out_of(error, folder, "this data set") from error
-    return lock
+    except (OSError, NotImplementedError) as error:
+        reason = error if isinstance(error, OSError) else OSError(0, str(error))
+        raise _out_of(reason, folder, "this data set") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def build(
@@ -431,4 +498,7 @@ def _write(
 
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,8 +1,10 @@
 """Archives: fetched from a server on this machine, broken off, exchanged, and written with bad intent."""
 
+import errno
 import gzip
 import hashlib
 import io
+import ssl
 import stat
 import tarfile
 import threading
@@ -264,3 +266,27 @@ def test_fuzzed_archives(tmp_path, place, data, kind):
         assert not [p for p in out.iterdir() if p.name.startswith(".unpacking")]
     for entry in sorted(out.rglob("*"), reverse=True):
         entry.rmdir() if entry.is_dir() else entry.unlink()
+
+
+def test_a_full_disk_while_fetching_is_said_and_keeps_what_has_come(server, tmp_path, monkeypatch):
+    (tmp_path / "data.zip.part").write_bytes(CONTENT[:100])
+
+    def full(url, part, name):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archives, "_transfer", full)
+    with pytest.raises(UserError, match=r"cannot be written into .*No space left.*data\.zip\.part keeps"):
+        fetch(archive(server), tmp_path)
+
+
+def test_a_broken_secure_connection_is_tried_again(server, tmp_path, monkeypatch):
+    transfer, calls = archives._transfer, []
+
+    def broken_once(url, part, name):
+        calls.append(url)
+        if len(calls) == 1:
+            raise ssl.SSLError(1, "DECRYPTION_FAILED_OR_BAD_RECORD_MAC")
+        transfer(url, part, name)
+
+    monkeypatch.setattr(archives, "_transfer", broken_once)
+    assert fetch(archive(server), tmp_path).read_bytes() == CONTENT

@@ -1,6 +1,7 @@
 """The neuromorphic data sets: from files in their formats to batches."""
 
 import hashlib
+import pickle
 import shutil
 import tarfile
 import zipfile
@@ -296,7 +297,7 @@ def test_a_finished_store_needs_no_place_to_write(nmnist, monkeypatch):
 
 def test_the_store_can_lie_elsewhere(nmnist, tmp_path):
     data = prepared(NMNIST, nmnist, store=str(tmp_path / "scratch"))
-    assert (tmp_path / "scratch/NMNIST/original-train.json").is_file()
+    assert len(list((tmp_path / "scratch").glob("NMNIST-*/original-train.json"))) == 1
     assert not (nmnist / "NMNIST/events").exists()
     assert len(data.event_store(train=True)) == 20
 
@@ -400,7 +401,7 @@ def test_another_archive_is_refused_and_nothing_is_unpacked(tmp_path):
     (folder / "train.zip").write_bytes(b"something else")
     with pytest.raises(ArchiveError, match=r"train\.zip is not the published train\.zip"):
         prepared(NMNIST, tmp_path)
-    assert sorted(p.name for p in folder.iterdir()) == ["events", "train.zip"]
+    assert sorted(p.name for p in folder.iterdir()) == [".lock", "events", "train.zip"]
 
 
 def test_archives_inside_an_archive_are_unpacked(tmp_path, monkeypatch):
@@ -540,3 +541,64 @@ def test_a_process_that_waited_finds_the_store_of_the_other_one(nmnist, monkeypa
     monkeypatch.setattr(events_module, "locked", lock)
     data.prepare_data()
     assert not data.prepared
+
+
+def test_two_roots_share_a_folder_of_stores(tmp_path):
+    for i in (1, 2):
+        writers.write_nmnist(tmp_path / f"root{i}", 10 * i, 10)
+    first, second = (prepared(NMNIST, tmp_path / f"root{i}", store=str(tmp_path / "s")) for i in (1, 2))
+    assert not prepared(NMNIST, tmp_path / "root1", store=str(tmp_path / "s")).prepared
+    assert (len(first.event_store(True)), len(second.event_store(True))) == (10, 20)
+
+
+def test_a_worker_that_finds_another_store_says_so(nmnist):
+    data = prepared(NMNIST, nmnist)
+    pickled = pickle.dumps(data.event_store(train=True))
+    (nmnist / "NMNIST/Train/0/00000.bin").unlink()
+    prepared(NMNIST, nmnist)
+    with pytest.raises(StoreError, match="was built anew by another process"):
+        pickle.loads(pickled)
+
+
+def test_a_label_that_no_class_has_is_damage(nmnist):
+    store = prepared(NMNIST, nmnist).event_store(train=True)
+    label = np.load(store.folder / "label.npy")
+    label[0] = 99
+    np.save(store.folder / "label.npy", label)
+    with pytest.raises(StoreError, match=r"labels 0\.\.99, but there are 10 classes"):
+        prepared(NMNIST, nmnist).setup("fit")
+
+
+def test_hidden_files_are_no_recordings(nmnist):
+    writers.write_file(nmnist / "NMNIST/Train/0/._00000.bin", b"of another system")
+    assert len(prepared(NMNIST, nmnist).event_store(train=True)) == 20
+
+
+def test_too_many_recordings_are_refused(nmnist, monkeypatch):
+    origin = replace(NMNIST.origins["original"], counts=(19, 10))
+    monkeypatch.setitem(NMNIST.origins, "original", origin)
+    with pytest.raises(DatasetNotFoundError, match=r"has 19 training recordings, but 20 are in .* Take away"):
+        NMNIST(root=str(nmnist)).prepare_data()
+
+
+@pytest.mark.parametrize("arguments", [{"augmentation": [TimeDrop(), TimeDrop()]}, {"time_order": "as_recorded"}])
+def test_a_time_drop_is_refused_where_it_would_drop_something_else(arguments):
+    with pytest.raises(UserError, match="TimeDrop once"):
+        NMNIST(**{"augmentation": [TimeDrop()], **arguments})
+
+
+def test_a_file_of_the_user_is_neither_taken_nor_deleted(tmp_path, monkeypatch):
+    writers.write_cifar10dvs(tmp_path / "raw", source="tonic")
+    folder = tmp_path / "data/CIFAR10DVS"
+    folder.mkdir(parents=True)
+    (folder / "airplane.zip").write_bytes(b"mine")
+    with zipfile.ZipFile(folder / "CIFAR10DVS.zip", "w") as outer:
+        for name in CIFAR10DVS.class_names:
+            (tmp_path / "raw/CIFAR10DVS" / name).mkdir(exist_ok=True)
+            zip_of(tmp_path / "raw/CIFAR10DVS" / name, tmp_path / f"{name}.zip")
+            with zipfile.ZipFile(tmp_path / f"{name}.zip", "a") as file:
+                file.mkdir(name)
+            outer.write(tmp_path / f"{name}.zip", f"{name}.zip")
+    with_md5(monkeypatch, CIFAR10DVS, "tonic", [hashlib.md5((folder / "CIFAR10DVS.zip").read_bytes()).hexdigest()])
+    assert len(prepared(CIFAR10DVS, tmp_path / "data", source="tonic").event_store(train=True)) == 6
+    assert (folder / "airplane.zip").read_bytes() == b"mine"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -280,14 +281,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, number,
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # whoever runs the tests may be allowed to write everywhere
-    with pytest.raises(StoreError, match=f"cannot be built in .*{expected}.*--data.store DIR"):
-        locked(tmp_path / "store")
+    with (
+        pytest.raises(StoreError, match=f"cannot be built in .*{expected}.*--data.store DIR"),
+        locked(tmp_path / "store"),
+    ):
+        pass
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "store").write_text("")
-    with pytest.raises(StoreError, match=re.escape(f"cannot be built in {tmp_path / 'store'}")):
-        locked(tmp_path / "store")
+    with (
+        pytest.raises(StoreError, match=re.escape(f"cannot be built in {tmp_path / 'store'}")),
+        locked(tmp_path / "store"),
+    ):
+        pass
 
 
 def test_the_description_can_be_read_by_people(tmp_path):
@@ -295,3 +302,50 @@ def test_the_description_can_be_read_by_people(tmp_path):
     meta = json.loads(store.path.read_text())
     assert meta["data"] == "test set"
     assert meta["arrays"]["address"]["shape"] == [100]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda meta: meta.pop("folder"),
+        lambda meta: meta.update(arrays={}),
+        lambda meta: meta["arrays"]["time"].pop("shape"),
+        lambda meta: meta["arrays"]["time"].update(dtype="nothing"),
+    ],
+)
+def test_a_description_with_a_missing_part_is_no_store(tmp_path, change):
+    store = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    meta = json.loads(store.path.read_text())
+    change(meta)
+    store.path.write_text(json.dumps(meta))
+    with pytest.raises(StoreError, match="is damaged"):
+        EventStore(tmp_path / "store", KIND)
+
+
+def test_readers_end_with_the_process_that_started_them(tmp_path):
+    code = (
+        "import multiprocessing, time\n"
+        "from plif_lightning.events.store import _readers, _without_main\n"
+        "with _without_main():\n"
+        "    executor = _readers(1)\n"
+        "    executor.submit(time.sleep, 100)\n"
+        "time.sleep(2)\n"
+        "print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    with process:
+        child = int(process.stdout.readline().split()[0])
+        process.kill()
+    for _ in range(100):
+        if not running(child):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the reader goes on")
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
