@@ -19,6 +19,9 @@ def tune_allocator() -> None:
     if os.environ.get("PLIF_ALLOCATOR") == "default" or not sys.platform.startswith("linux"):
         return
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # PyTorch's threads wait for their next work in a loop: for a millisecond and more, in which the kernels' own
+    # threads want the cores. A training step of the CIFAR10-DVS network took 7 % longer.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)

@@ -77,7 +77,8 @@ def print_header(trainer: L.Trainer, network: SpikingNetwork, data: SpikingDataM
     table.add_row("protocol", data.protocol)
     device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
     processes = f" x {trainer.world_size}" if trainer.world_size > 1 else ""
-    table.add_row("device", f"{device}{processes}, precision {trainer.precision}")
+    kernels = network.backend.chosen(trainer.strategy.root_device)
+    table.add_row("device", f"{device}{processes}, precision {trainer.precision}, {kernels} kernels")
     table.add_row("run folder", _shown(run_folder(trainer).path))
     console = Console()
     console.print(table)

@@ -1,8 +1,6 @@
 """Which form of the functions runs where."""
 
-import functools
 import importlib.util
-import logging
 from typing import Literal, get_args
 
 import torch
@@ -14,16 +12,10 @@ from plif_lightning.kernels.ops import interpreted
 from plif_lightning.neurons import Surrogate, dynamics
 
 BackendName = Literal["auto", "reference", "cpu", "triton"]
-_log = logging.getLogger(__name__)
 
 
 def triton_is_there() -> bool:
     return importlib.util.find_spec("triton") is not None
-
-
-@functools.cache
-def _say(backend: str, device: str, chosen: str, reason: str) -> None:
-    _log.info("backend=%s on %s: %s (%s).", backend, device, chosen, reason)
 
 
 class Backend:
@@ -43,28 +35,29 @@ class Backend:
         if name == "triton" and not triton_is_there():
             raise UserError("backend='triton' needs the package triton, which is not installed: pass backend='auto'.")
         self.name = name
+        self._triton = triton_is_there()
+        self._triton_runs_on = "cpu" if interpreted() else "cuda"
 
-    def fuses(self, device: torch.device) -> bool:
-        """Whether the fused forms run on this device, and not the reference.
+    def chosen(self, device: torch.device) -> str:
+        """The form that runs on this device: reference, cpu or triton.
 
         Raises:
             UserError: the backend that was asked for does not run there.
         """
         if self.name == "auto":
-            if device.type == "cpu":
-                _say(self.name, "cpu", "cpu", "kernels compiled by numba")
-                return True
-            if device.type == "cuda" and triton_is_there():
-                _say(self.name, "cuda", "triton", "Triton is installed")
-                return True
-            _say(self.name, device.type, "reference", "no kernels for this device")
-            return False
-        runs_on = {"reference": device.type, "cpu": "cpu", "triton": "cpu" if interpreted() else "cuda"}[self.name]
+            return (
+                "cpu" if device.type == "cpu" else "triton" if device.type == "cuda" and self._triton else "reference"
+            )
+        runs_on = {"reference": device.type, "cpu": "cpu", "triton": self._triton_runs_on}[self.name]
         if device.type != runs_on:
             raise UserError(
                 f"backend={self.name!r} runs on {runs_on}, but the data is on {device.type}: pass --model.backend auto."
             )
-        return self.name != "reference"
+        return self.name
+
+    def fuses(self, device: torch.device) -> bool:
+        """Whether the fused forms run on this device, and not the reference; errors as `chosen`."""
+        return self.chosen(device) != "reference"
 
     def integrate_and_fire(
         self,

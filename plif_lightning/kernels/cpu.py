@@ -64,9 +64,9 @@ def _narrow_overload(wide, row):
 
 
 @compiled
-def _affine(x, scale, shift):
+def _affine(y, scale, shift, x):
     for i in range(x.shape[0]):
-        x[i] = x[i] * scale[i] + shift[i]
+        x[i] = y[i] * scale[i] + shift[i]
 
 
 @compiled
@@ -168,13 +168,13 @@ def forward(
                 v[i, :n] = v_reset
             if constant:
                 _load(y[0], starts[i], pooled, channels, x[i, :n])
-                _affine(x[i, :n], scale[0], shift[0])
+                _affine(x[i, :n], scale[0], shift[0], x[i, :n])
         for t in range(steps):
             s = t if scale.shape[0] > 1 else 0
             for i in range(rows):
                 if not constant:
                     _load(y[t], starts[i], pooled, channels, x[i, :n])
-                    _affine(x[i, :n], scale[s], shift[s])
+                    _affine(x[i, :n], scale[s], shift[s], x[i, :n])
                 _charge(x[i, :n], k, v[i], leak, v_reset)
                 _fire(v[i, :n], spikes[i], v_threshold, v_reset)
             if pooled:
@@ -190,8 +190,12 @@ def forward(
 @compiled
 def _surrogate(h, v_threshold, kind, width, derivative):
     one = derivative.dtype.type(1.0)
-    for i in range(h.shape[0]):
-        derivative[i] = (h[i] - v_threshold) / width
+    if width == 1:
+        for i in range(h.shape[0]):
+            derivative[i] = h[i] - v_threshold
+    else:
+        for i in range(h.shape[0]):
+            derivative[i] = (h[i] - v_threshold) / width
     if kind == ATAN:
         pi = derivative.dtype.type(np.pi)
         for i in range(h.shape[0]):
@@ -299,10 +303,27 @@ def _step_back(h, derivative, k, grad_spikes, grad_v, grad_x, leak, detach, v_th
 
 
 @compiled
-def _grad_k(x, v, grad_x, grad_v, v_reset, total):
-    """Adds dL/dk = dL/dH (X - (V - V_reset)); dL/dH is the sum of what X and V get of it."""
+def _grad_k(x, h, grad_x, grad_v, v_threshold, v_reset, total):
+    """Adds dL/dk = dL/dH (X - (V - V_reset)), V being what became of the step before's H.
+
+    dL/dH is the sum of what X and V get of it.
+    """
+    for i in range(x.shape[0]):
+        v = v_reset if h[i] >= v_threshold else h[i]
+        total[i] = total[i] + (grad_x[i] + grad_v[i]) * (x[i] - (v - v_reset))
+
+
+@compiled
+def _grad_k_first(x, v, grad_x, grad_v, v_reset, total):
+    """The same at the first step, where V is given."""
     for i in range(x.shape[0]):
         total[i] = total[i] + (grad_x[i] + grad_v[i]) * (x[i] - (v[i] - v_reset))
+
+
+@compiled
+def _add(values, total):
+    for i in range(total.shape[0]):
+        total[i] = total[i] + values[i]
 
 
 @compiled
@@ -357,8 +378,7 @@ def backward(
                 grad_v[i, :n] = 0
             if constant:
                 _load(y[0], starts[i], pooled, channels, held[i, :n])
-                held_x[i, :n] = held[i, :n]
-                _affine(held_x[i, :n], scale[0], shift[0])
+                _affine(held[i, :n], scale[0], shift[0], held_x[i, :n])
                 held_grad[i, :n] = 0
         for t in range(steps):
             s = t if scale.shape[0] > 1 else 0
@@ -367,7 +387,7 @@ def backward(
                     _charge(held_x[i, :n], k, v[i], leak, v_reset)
                 else:
                     _load(y[t], starts[i], pooled, channels, x[:n])
-                    _affine(x[:n], scale[s], shift[s])
+                    _affine(x[:n], scale[s], shift[s], x[:n])
                     _charge(x[:n], k, v[i], leak, v_reset)
                 potentials[t, i, :n] = v[i, :n]
                 _fire(v[i, :n], spikes, v_threshold, v_reset)
@@ -384,28 +404,23 @@ def backward(
                 h = potentials[t, i, :n]
                 _surrogate(h, v_threshold, kind, surrogate_width, derivative)
                 _step_back(h, derivative, k, grads[i], grad_v[i], grad_x, leak, detach, v_threshold, v_reset)
-                if constant:
-                    raw[:n] = held[i, :n]
-                    x[:n] = held_x[i, :n]
-                else:
+                here = held_x[i, :n] if constant else x[:n]
+                if not constant:
                     _load(y[t], starts[i], pooled, channels, raw[:n])
-                    x[:n] = raw[:n]
-                    _affine(x[:n], scale[s], shift[s])
-                if leak:
-                    if t > 0:
-                        v[i, :n] = potentials[t - 1, i, :n]
-                        _fire(v[i, :n], spikes, v_threshold, v_reset)
-                    else:
-                        v[i, :n] = first[i, :n]
-                    _grad_k(x[:n], v[i], grad_x, grad_v[i], v_reset, sum_k[slot])
-                _sums(raw[:n], mean[s], grad_x, sums[slot, 0, s], sums[slot, 1, s])
+                    _affine(raw[:n], scale[s], shift[s], here)
+                if leak and t > 0:
+                    before = potentials[t - 1, i, :n]
+                    _grad_k(here, before, grad_x, grad_v[i], v_threshold, v_reset, sum_k[slot])
+                elif leak:
+                    _grad_k_first(here, first[i], grad_x, grad_v[i], v_reset, sum_k[slot])
                 if constant:
-                    for j in range(n):
-                        held_grad[i, j] = held_grad[i, j] + grad_x[j]
+                    _add(grad_x, held_grad[i, :n])
                 else:
+                    _sums(raw[:n], mean[s], grad_x, sums[slot, 0, s], sums[slot, 1, s])
                     _store(grad_x[:n], starts[i], pooled, channels, grad_y[t])
         for i in range(rows):
             if constant:
+                _sums(held[i, :n], mean[0], held_grad[i], sums[slot, 0, 0], sums[slot, 1, 0])
                 _store(held_grad[i, :n], starts[i], pooled, channels, grad_y[0])
             if grad_v_first.shape[0]:
                 _store(grad_v[i, :n], starts[i], pooled, channels, grad_v_first)

@@ -21,8 +21,8 @@ POOLS: dict[str, int] = {"none": 0, "max_first": 1, "max_random": 2, "avg": 3}
 SURROGATES: dict[str, int] = {"atan": 0, "sigmoid": 1, "triangle": 2, "rectangle": 3}
 # A run of a map that is worked on at a time [values]: long enough for short loops not to cost much, and so short
 # that T potentials of it stay in the second-level cache.
-_RUN = 1024
-_CACHE = 2**16  # values
+_RUN = 2048
+_CACHE = 2**17  # values
 # Below this many neuron-steps, handing work to other threads takes longer than the work.
 _WORTH_THREADS = 2**16
 

@@ -120,7 +120,7 @@ class SpikingNetwork(nn.Module):
         if len(dropouts) != n_fc:
             raise UserError(f"dropout must be one number or n_fc = {n_fc} of them, got {len(dropouts)}.")
 
-        kernels = Backend(backend)
+        self.backend = kernels = Backend(backend)
 
         def make(features: int) -> Neuron:
             made = make_neuron(

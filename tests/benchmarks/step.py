@@ -10,7 +10,6 @@ what it held before the first step, weights and optimiser state included.
 import argparse
 import inspect
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -41,12 +40,17 @@ INPUTS = {
 }
 
 
-def network(name: str) -> tuple[SpikingNetwork, dict[str, Any]]:
+def network_of(name: str, **changes: Any) -> SpikingNetwork:
+    """The network of a configuration, with some arguments changed."""
+    return network(name, **changes)[0]
+
+
+def network(name: str, **changes: Any) -> tuple[SpikingNetwork, dict[str, Any]]:
     """The network of a configuration, and its `model` block."""
     model: dict[str, Any] = {}
     for path in (CONFIGS / "base.yaml", CONFIGS / f"{name}.yaml"):
         loaded = yaml.safe_load(path.read_text())
-        model |= loaded["model"]
+        model |= loaded["model"] | changes
     time_steps = loaded["data"]["init_args"]["time_steps"]
     known = inspect.signature(SpikingNetwork).parameters
     shape, classes = INPUTS[name]
@@ -61,7 +65,9 @@ def inputs(name: str, net: SpikingNetwork, batch: int) -> torch.Tensor:
 
 
 def peak() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Most memory that this process ever held [bytes]; getrusage would count its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def measure(name: str, batch: int, steps: int) -> None:

@@ -1,0 +1,248 @@
+"""Training step and inference of the paper's networks beside SpikingJelly 2.0, in alternation in one process.
+
+    python tests/benchmarks/networks.py [--rounds 7] [--fast]
+
+Same network, sizes, batch, T, type, threads and optimiser (fused Adam); BN over all time-steps together, the first
+winner in a pool, as SpikingJelly has them. At equal weights, without dropout, the losses are compared first. The
+third column is the network as the authors wrote it: the same layers of SpikingJelly, called once per time-step
+(BN of each step then, our default). Peak memory is that of a process which only does 3 training steps, beyond what it
+held after its imports and inputs. The floor is convolutions and FC layers alone, forward and backward.
+"""
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from plif_lightning.allocator import tune_allocator
+
+tune_allocator()  # as main.py does; it serves the others too
+
+import torch
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
+from torch import Tensor, nn
+
+from plif_lightning.losses import rate_mse
+from plif_lightning.network import SpikingNetwork
+from tests.benchmarks.step import inputs, network_of, peak
+
+Contenders = dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]
+CASES = {"fashionmnist": 16, "cifar10dvs": 2}
+
+
+def peer(net: SpikingNetwork, step_mode: str) -> nn.Sequential:
+    """The same network of SpikingJelly's layers, with the same weights."""
+
+    def plif() -> nn.Module:
+        return neuron.ParametricLIFNode(
+            init_tau=2.0, decay_input=True, detach_reset=True, surrogate_function=surrogate.ATan(2.0),
+            step_mode=step_mode,
+        )  # fmt: skip
+
+    shape, layers = net.input_shape, []
+    s = net.structure
+    channels = shape[0]
+    for _ in range(s.n_down):
+        for _ in range(s.n_conv):
+            layers += [
+                layer.Conv2d(channels, s.channels, 3, padding=1, bias=False, step_mode=step_mode),
+                layer.BatchNorm2d(s.channels, step_mode=step_mode),
+                plif(),
+            ]
+            channels = s.channels
+        layers.append(layer.MaxPool2d(2, 2, step_mode=step_mode))
+    layers.append(layer.Flatten(step_mode=step_mode))
+    features = s.channels * (shape[1] >> s.n_down) * (shape[2] >> s.n_down)
+    for out in s.fc_features:
+        layers += [
+            layer.Dropout(0.5, step_mode=step_mode),
+            layer.Linear(features, out, bias=False, step_mode=step_mode),
+            plif(),
+        ]
+        features = out
+    layers.append(layer.VotingLayer(10, step_mode=step_mode))
+    made = nn.Sequential(*layers)
+    with torch.no_grad():
+        for theirs, ours in zip(made.parameters(), net.parameters(), strict=True):
+            theirs.copy_(ours)
+    return made
+
+
+def run_ours(net: SpikingNetwork, x: Tensor) -> Tensor:
+    return net(x)
+
+
+def run_peer(net: nn.Sequential, x: Tensor, steps: int, step_mode: str) -> Tensor:
+    functional.reset_net(net)
+    x = x.float()
+    x = x if len(x) == steps else x.expand(steps, *x.shape[1:])
+    return net(x) if step_mode == "m" else torch.stack([net(step) for step in x])
+
+
+def training_step(
+    forward: Callable[[Tensor], Tensor], parameters: Any, x: Tensor, label: Tensor, bf16: bool
+) -> Callable[[], float]:
+    optimizer = torch.optim.Adam(list(parameters), lr=1e-3, fused=True)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            votes = forward(x)
+        loss = rate_mse(votes.float(), label)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def inference(forward: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], float]:
+    def step() -> float:
+        with torch.no_grad():
+            return forward(x).sum().item()
+
+    return step
+
+
+def contenders(name: str, batch: int, **arguments: Any) -> tuple[Contenders, Tensor, Tensor]:
+    torch.manual_seed(0)
+    net = network_of(name, norm_statistics="all_steps", pool_ties="first", **arguments)
+    x = inputs(name, net, batch)
+    label = torch.randint(0, 10, (batch,))
+    found: Contenders = {"ours": (net, net)}
+    for title, mode in (("SpikingJelly, multi-step", "m"), ("SpikingJelly, as the authors", "s")):
+        other = peer(net, mode)
+        found[title] = (other, lambda x, n=other, m=mode: run_peer(n, x, net.time_steps, m))
+    return found, x, label
+
+
+def check(name: str, batch: int) -> None:
+    """The same loss at the same weights, without dropout."""
+    found, x, label = contenders(name, batch)
+    losses = {}
+    for title, (module, forward) in found.items():
+        for part in module.modules():
+            if isinstance(part, layer.Dropout) or type(part).__name__ == "TimeDropout":
+                part.p = 0.0
+            if isinstance(part, nn.BatchNorm2d):  # firing enough to tell networks apart
+                nn.init.constant_(part.weight, 4.0)
+                nn.init.constant_(part.bias, 0.5)
+            if isinstance(part, nn.Linear):
+                part.weight.data *= 4
+        with torch.no_grad():
+            losses[title] = rate_mse(forward(x).float(), label).item()
+    difference = abs(losses["ours"] - losses["SpikingJelly, multi-step"]) / losses["ours"]
+    print(f"  loss at equal weights: ours {losses['ours']:.6f}, SpikingJelly {losses['SpikingJelly, multi-step']:.6f}")
+    assert difference < 0.02, losses
+
+
+def alternate(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {title: [] for title in cases}
+    for _ in range(rounds + 1):
+        for title, case in cases.items():
+            start = time.perf_counter()
+            case()
+            seconds[title].append(time.perf_counter() - start)
+    return {title: times[1:] for title, times in seconds.items()}
+
+
+def show(what: str, seconds: dict[str, list[float]]) -> None:
+    print(f"  {what}")
+    for title, times in seconds.items():
+        ratio = statistics.median(t / o for t, o in zip(times, seconds["ours"], strict=True))
+        note = "" if title == "ours" else f"  {ratio:.2f}x ours"
+        low, middle, high = (1e3 * value for value in (min(times), statistics.median(times), max(times)))
+        print(f"    {title:30} {middle:8.1f} [{low:.1f}, {high:.1f}] ms{note}")
+
+
+def floor(name: str, batch: int, bf16: bool) -> Callable[[], None]:
+    """Convolutions and FC layers alone, on maps of the network's sizes."""
+    net = network_of(name)
+    static = len(inputs(name, net, batch)) == 1
+    work = []
+    for i, (part, shape) in enumerate(dense_layers(net)):
+        n = batch * (1 if i == 0 and static else net.time_steps)
+        x = torch.rand(n, *shape).lt(0.1).float()
+        if len(shape) == 3:
+            x = x.contiguous(memory_format=torch.channels_last)
+        x.requires_grad_(i > 0)
+        work.append((part, x))
+
+    def step() -> None:
+        for part, x in work:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                y = part(x)
+            y.backward(torch.ones_like(y))
+            part.weight.grad = x.grad = None
+
+    return step
+
+
+def dense_layers(net: SpikingNetwork) -> list[tuple[Any, tuple[int, ...]]]:
+    found = []
+    shape = net.input_shape
+    for part in net.encoder:
+        if hasattr(part, "conv"):
+            found.append((part.conv, shape))
+            shape = (part.conv.out_channels, *shape[1:])
+        else:
+            shape = (shape[0], shape[1] // 2, shape[2] // 2)
+    found += [(part.fc, (part.fc.in_features,)) for part in net.classifier]
+    return found
+
+
+def memory(name: str, batch: int, title: str) -> None:
+    """Prints the peak memory of three training steps of one contender, in MiB."""
+    before = peak()
+    found, x, label = contenders(name, batch)
+    module, forward = found.pop(title)
+    found.clear()
+    step = training_step(forward, module.parameters(), x, label, False)
+    for _ in range(3):
+        step()
+    print((peak() - before) // 2**20)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--fast", action="store_true", help="without the authors' form and bf16")
+    parser.add_argument("--memory", nargs=3, help="measure memory in this process: CONFIG BATCH CONTENDER")
+    arguments = parser.parse_args()
+    if arguments.memory:
+        memory(arguments.memory[0], int(arguments.memory[1]), arguments.memory[2])
+        return
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, {arguments.rounds} rounds"
+    )
+    for name, batch in CASES.items():
+        print(f"\n{name}, batch {batch}")
+        check(name, batch)
+        for bf16 in (False,) if arguments.fast or name != "fashionmnist" else (False, True):
+            found, x, label = contenders(name, batch)
+            if arguments.fast:
+                del found["SpikingJelly, as the authors"]
+            cases: dict[str, Callable[[], Any]] = {
+                title: training_step(forward, module.parameters(), x, label, bf16)
+                for title, (module, forward) in found.items()
+            }
+            cases["convolutions and FC alone"] = floor(name, batch, bf16)
+            show(f"training step, {'bf16-mixed' if bf16 else 'fp32'}", alternate(cases, arguments.rounds))
+        found, x, _ = contenders(name, batch)
+        for module, _ in found.values():
+            module.eval()
+        show("inference", alternate({t: inference(f, x) for t, (_, f) in found.items()}, arguments.rounds))
+        for title in found:
+            command = [sys.executable, __file__, "--memory", name, str(batch), title]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            print(f"    peak memory of training, {title}: {int(done.stdout.split()[-1]):,} MiB")
+
+
+if __name__ == "__main__":
+    main()

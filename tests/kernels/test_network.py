@@ -1,0 +1,66 @@
+"""Whole networks: the fused forms learn what the reference learns, compiled or not."""
+
+import pytest
+import torch
+
+from plif_lightning.losses import per_step_mse
+from plif_lightning.network import SpikingNetwork
+from tests.benchmarks.step import INPUTS, inputs, network_of
+
+SMALL = {"channels": 6, "fc_features": 20}
+
+
+def losses(name, backend, dtype, steps=10, batch=2, **changes):
+    torch.manual_seed(0)
+    net = network_of(name, backend=backend, **changes).to(dtype)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # so that it fires from the first step on
+            torch.nn.init.constant_(module.weight, 4.0)
+            torch.nn.init.constant_(module.bias, 0.5)
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data *= 4
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    curve = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        x, label = inputs(name, net, batch).to(dtype), torch.randint(0, INPUTS[name][1], (batch,))
+        optimizer.zero_grad()
+        votes = net(x)
+        loss = ((votes.to(dtype) - torch.nn.functional.one_hot(label, votes.shape[-1])) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        curve.append(loss.item())
+    return curve
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+def test_ten_steps_of_each_network_are_those_of_the_reference(name, statistics):
+    curves = [losses(name, b, torch.float64, norm_statistics=statistics, **SMALL) for b in ("cpu", "reference")]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-6)
+    assert len(set(curves[0])) > 5  # it learns, or at least moves
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INPUTS)
+def test_ten_steps_of_each_whole_network_stay_close_to_the_reference(name):
+    curves = [losses(name, backend, torch.float32) for backend in ("cpu", "reference")]
+    assert curves[0] == pytest.approx(curves[1], rel=0.05)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("image", [True, False])
+def test_the_network_compiles_without_a_break(image):
+    torch.manual_seed(0)
+    net = SpikingNetwork((2, 8, 8), 3, 4, channels=4, fc_features=8, dropout=0.0, pool_ties="first")
+    x = torch.randn(1 if image else 4, 2, 2, 8, 8)
+    label = torch.tensor([0, 2])
+    results = []
+    for forward in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(1)
+        net.zero_grad()
+        loss = per_step_mse(forward(x), label)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad.clone() for p in net.parameters())])
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, plain)
