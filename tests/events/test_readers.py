@@ -136,14 +136,39 @@ def test_aedat3_as_spikingjelly_reads_it(tmp_path, spikingjelly_utils):
     same(readers.read_aedat3(path), Recording(*(theirs[name] for name in "txyp")))
 
 
+def aedat2_by_tonic(path: Path) -> Recording:
+    version, start, _ = tonic.io.read_aedat_header_from_file(str(path))
+    assert version == 2.0
+    theirs = tonic.io.get_aer_events_from_file(str(path), version, start)
+    address = theirs["address"].astype(np.int64)
+    return Recording(theirs["timeStamp"], 127 - ((address >> 1) & 127), (address >> 8) & 127, 1 - (address & 1))
+
+
 def test_aedat2_as_tonics_parser_reads_it(tmp_path):
     some = writers.events_of(1000, 1, last=2**32)
     path = writers.write_file(tmp_path / "a.aedat", writers.aedat2_bytes(some, "# one\r\n# two\r\n" * 40))
-    _, start, _ = tonic.io.read_aedat_header_from_file(str(path))
-    theirs = tonic.io.get_aer_events_from_file(str(path), 2.0, start)
-    address = theirs["address"].astype(np.int64)
-    expected = Recording(theirs["timeStamp"], 127 - ((address >> 1) & 127), (address >> 8) & 127, 1 - (address & 1))
-    same(readers.read_aedat2(path), expected)
+    same(readers.read_aedat2(path), aedat2_by_tonic(path))
+
+
+# events in each, and the first one: t [us], x, y, p
+DVS128 = {
+    "Caixa": (201_523, (3151642323, 60, 51, 0)),
+    "Lapiseira": (126_164, (3799644735, 41, 44, 0)),
+    "Tesoura": (143_655, (2890272251, 44, 37, 1)),
+    "alex_walking_again": (19_182, (41306606, 62, 118, 0)),
+    "foam90": (1_575, (2693326797, 112, 72, 1)),
+}
+
+
+@pytest.mark.parametrize("name", DVS128)
+def test_real_recordings_of_a_dvs128(name, real_data):
+    path = real_data / "DVS128" / f"{name}.aedat"
+    if not path.exists():
+        pytest.skip("no recordings of a DVS128")
+    recording = readers.read_aedat2(path)
+    same(recording, aedat2_by_tonic(path))
+    assert (len(recording.t), tuple(int(column[0]) for column in recording)) == DVS128[name]
+    assert (np.diff(recording.t) >= 0).all()
 
 
 def test_tonics_gesture_clips(tmp_path):
