@@ -18,6 +18,11 @@ def channels_last(images: Tensor) -> Tensor:
     return images.as_strided((n, 1, h, w), (h * w, 1, w, 1)) if c == 1 else images
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody hooked this module, so that it must be called by itself."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
 class ConvBlock(nn.Module):
     """Conv2d 3x3 (no bias) - BN - neuron over [T, N, C, H, W].
 
@@ -54,7 +59,7 @@ class ConvBlock(nn.Module):
             type(self.neuron).run is Neuron.run
             and self.norm.is_plain
             and (pool is None or pool.name is not None)
-            and not any(p._forward_hooks or p._forward_pre_hooks or p._backward_hooks for p in parts)
+            and not any(map(is_watched, parts))
         )
 
     def _fused(self, y: Tensor, pool: "Pool2d | None", steps: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import Backend, BackendName
-from plif_lightning.network.blocks import ConvBlock, FCBlock, Pool2d, TimeDropout
+from plif_lightning.network.blocks import ConvBlock, FCBlock, Pool2d, TimeDropout, is_watched
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.norm import NormStatistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
@@ -173,10 +173,12 @@ class SpikingNetwork(nn.Module):
         return self.voting(self.classifier(self._encode(self.inputs(x)).flatten(2)))
 
     def _encode(self, x: Tensor) -> Tensor:
-        parts = [*self.encoder, None]
-        for part, following in itertools.pairwise(parts):
-            if isinstance(part, ConvBlock):
-                x = part(x, following if isinstance(following, Pool2d) else None)
+        taken = False  # whether the part before has pooled already
+        for part, following in itertools.pairwise([*self.encoder, None]):
+            if isinstance(part, ConvBlock) and isinstance(following, Pool2d) and not is_watched(part):
+                x, taken = part(x, following), True
+            else:
+                x, taken = x if taken else part(x), False
         return x
 
     def neurons(self) -> Iterator[tuple[str, Neuron]]:

@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from plif_lightning import kernels
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import Backend, ops
+from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import ConvBlock, Pool2d, channels_last
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d
@@ -356,3 +358,53 @@ def test_copied_networks_keep_their_backend():
     again = copy.deepcopy(made)
     assert again.backend.name == "cpu"
     assert torch.equal(again(maps(4, 2, 3, 4, 4)), made(maps(4, 2, 3, 4, 4)))
+
+
+# --- several processes
+
+
+def half_of_a_batch(rank, folder, steps, static, statistics):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    y = maps(1 if static else steps, 4, 3, 4, 6)
+    made = block("cpu", PLIF(), statistics, 3, steps, torch.float64, True)
+    made.norm.bn = nn.SyncBatchNorm.convert_sync_batchnorm(made.norm.bn)
+    part = y[:, 2 * rank : 2 * rank + 2].clone().requires_grad_()
+    spikes = made(part, Pool2d(SpikeMaxPool2d("first")))
+    weight = torch.randn(steps, 4, 3, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spikes.backward(weight[:, 2 * rank : 2 * rank + 2])
+    grads = [p.grad for p in made.parameters()]
+    torch.save((spikes.detach(), part.grad, grads, made.norm.bn.running_var), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+@pytest.mark.parametrize("static", [False, True])
+def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch(tmp_path, static, statistics):
+    torch.multiprocessing.spawn(half_of_a_batch, (str(tmp_path), 5, static, statistics), nprocs=2)
+    halves = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    y = maps(1 if static else 5, 4, 3, 4, 6).requires_grad_()
+    made = block("cpu", PLIF(), statistics, 3, 5, torch.float64, True)
+    spikes = made(y, Pool2d(SpikeMaxPool2d("first")))
+    weight = torch.randn(5, 4, 3, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spikes.backward(weight)
+    assert torch.equal(torch.cat([half[0] for half in halves], 1), spikes)
+    torch.testing.assert_close(torch.cat([half[1] for half in halves], 1), y.grad)
+    for ours, *theirs in zip([p.grad for p in made.parameters()], *(half[2] for half in halves), strict=True):
+        torch.testing.assert_close(sum(theirs), ours)
+    torch.testing.assert_close(halves[0][3], made.norm.bn.running_var)
+
+
+def test_a_part_that_somebody_put_into_the_network_is_called():
+    net = SpikingNetwork((1, 8, 8), 2, 3, channels=4, fc_features=8, n_down=1)
+    seen = []
+    net.encoder.conv1.register_forward_hook(lambda module, inputs, spikes: seen.append(spikes.shape))
+    net(torch.randn(1, 2, 1, 8, 8))
+    assert seen == [(3, 2, 4, 8, 8)]
+    net.encoder.pool1 = nn.Sequential(
+        nn.Flatten(0, 1), nn.AvgPool2d(2), nn.Unflatten(0, (3, 2)), nn.Threshold(2.0, 0.0)
+    )
+    calls = []
+    net.encoder.pool1.register_forward_hook(lambda module, inputs, out: calls.append(out.abs().max().item()))
+    net(torch.randn(1, 2, 1, 8, 8))
+    assert calls == [0.0]
