@@ -456,7 +456,7 @@ def build(
     finally:
         _remove([beside])
     store = EventStore(folder, kind)
-    _remove(path for path in folder.glob(f"{kind.name}.*/") if path != final)
+    _remove([path for path in folder.glob(f"{kind.name}.*") if path.is_dir() and path != final])
     return store
 
 
