@@ -229,6 +229,20 @@ def test_an_error_in_a_loader_worker_is_one_sentence_too(capsys):
     )
 
 
+def test_a_checkpoint_is_tested_with_another_backend_than_it_was_trained_with(capsys):
+    writers.write_nmnist(Path("data"), 8, 4)
+    brief = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--model.backend", "reference"]
+    main(["fit", *config("nmnist"), *SILENT, *PART, *SMALL, *brief])
+    assert "reference kernels" in said(capsys)
+    best = "runs/nmnist/version_0/checkpoints/best.ckpt"
+    for backend in ("cpu", "auto"):
+        main(["test", "--ckpt_path", best, *SILENT, "--model.backend", backend])
+        assert "accuracy" in said(capsys)
+    assert "model.init_tau is 2.0 there, 3.0 here" in refused(
+        capsys, "test", "--ckpt_path", best, *SILENT, "--model.init_tau", "3.0"
+    )
+
+
 def test_a_root_with_brackets_and_spaces(capsys):
     writers.write_nmnist(Path("a [/b] c"), 20, 10)
     main(["prepare", *config("nmnist"), *PART, "--data.root", "a [/b] c"])
