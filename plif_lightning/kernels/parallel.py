@@ -14,7 +14,8 @@ def _forget_pool() -> None:
 
 
 # A forked child has none of its parent's threads: it makes its own when it needs them.
-os.register_at_fork(after_in_child=_forget_pool)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
 
 
 def parallel(loop: Callable[..., Any], units: int, threads: int, *arguments: Any) -> None:
