@@ -1,7 +1,7 @@
 """Which form of the functions runs where."""
 
 import importlib.util
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import fused
 from plif_lightning.kernels.ops import interpreted
-from plif_lightning.neurons import Surrogate, dynamics
+from plif_lightning.neurons import dynamics
 
 BackendName = Literal["auto", "reference", "cpu", "triton"]
 
@@ -45,9 +45,9 @@ class Backend:
             UserError: the backend that was asked for does not run there.
         """
         if self.name == "auto":
-            return (
-                "cpu" if device.type == "cpu" else "triton" if device.type == "cuda" and self._triton else "reference"
-            )
+            if device.type == "cuda" and self._triton:
+                return "triton"
+            return "cpu" if device.type == "cpu" else "reference"
         runs_on = {"reference": device.type, "cpu": "cpu", "triton": self._triton_runs_on}[self.name]
         if device.type != runs_on:
             raise UserError(
@@ -59,27 +59,7 @@ class Backend:
         """Whether the fused forms run on this device, and not the reference; errors as `chosen`."""
         return self.chosen(device) != "reference"
 
-    def integrate_and_fire(
-        self,
-        x: Tensor,
-        k: Tensor | None,
-        v: Tensor | None = None,
-        *,
-        v_threshold: float = 1.0,
-        v_reset: float = 0.0,
-        detach_reset: bool = True,
-        surrogate: Surrogate | None = None,
-        time_steps: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """`neurons.integrate_and_fire` in the form of this backend."""
+    def integrate_and_fire(self, x: Tensor, *arguments: Any, **settings: Any) -> tuple[Tensor, Tensor]:
+        """`neurons.integrate_and_fire` in the form of this backend; its arguments."""
         run = fused.integrate_and_fire if self.fuses(x.device) else dynamics.integrate_and_fire
-        return run(
-            x,
-            k,
-            v,
-            v_threshold=v_threshold,
-            v_reset=v_reset,
-            detach_reset=detach_reset,
-            surrogate=surrogate,
-            time_steps=time_steps,
-        )
+        return run(x, *arguments, **settings)

@@ -11,11 +11,12 @@ import numpy as np
 from numba.extending import overload
 
 from plif_lightning.compiled import compiled
+from plif_lightning.kernels.ops import POOLS, SURROGATES
 
 # mypy: disable-error-code="no-untyped-def"
 
-NO_POOL, MAX_FIRST, MAX_RANDOM, AVG = 0, 1, 2, 3
-ATAN, SIGMOID, TRIANGLE, RECTANGLE = 0, 1, 2, 3
+NO_POOL, MAX_RANDOM, AVG = (POOLS[name] for name in ("none", "max_random", "avg"))
+ATAN, SIGMOID, TRIANGLE = (SURROGATES[name] for name in ("atan", "sigmoid", "triangle"))
 
 
 def _widen(row, wide):

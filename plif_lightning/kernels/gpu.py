@@ -299,7 +299,9 @@ def fire(
     tiles = _Tiles(y, pool)
     halve = 2 if pool else 1
     out = ops.empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve)
-    final = ops.empty_map(y[:1].float(), 1, *y.shape[3:])[0] if last else y.new_empty(0, dtype=torch.float32)
+    final = (
+        ops.empty_map(y, 1, y.shape[3], y.shape[4], torch.float32)[0] if last else y.new_empty(0, dtype=torch.float32)
+    )
     _forward[(tiles.blocks, tiles.channel_blocks)](
         y, scale.float().contiguous(), shift.float().contiguous(), _per_channel(k, y), _last(v, y), final, out,
         tiles.positions, steps, y[0].numel(), out[0].numel(), y.shape[3], y.shape[4], y.shape[2], v_threshold, v_reset,
@@ -320,7 +322,9 @@ def fire_backward(
     grad_y = ops.empty_map(y, len(y), *y.shape[3:])
     if pool and (y.shape[3] % 2 or y.shape[4] % 2):
         grad_y.zero_()  # an odd last row or column lies in no window
-    grad_first = ops.empty_map(y[:1].float(), 1, *y.shape[3:])[0] if v is not None else y.new_empty(0).float()
+    grad_first = (
+        ops.empty_map(y, 1, y.shape[3], y.shape[4], torch.float32)[0] if v is not None else y.new_empty(0).float()
+    )
     grad_out = ops.channels_last(grad_out.to(y.dtype))
     potentials = y.new_empty(1 + steps, y[0].numel(), dtype=torch.float32)
     sums = y.new_zeros(tiles.programs, len(scale), 2, y.shape[2], dtype=torch.float32)

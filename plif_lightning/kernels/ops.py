@@ -16,7 +16,7 @@ from torch import Tensor
 from plif_lightning.kernels.parallel import parallel
 
 Pool = Literal["none", "max_first", "max_random", "avg"]
-# as in kernels/cpu.py and kernels/triton.py
+# what kernels/cpu.py and kernels/gpu.py are told
 POOLS: dict[str, int] = {"none": 0, "max_first": 1, "max_random": 2, "avg": 3}
 SURROGATES: dict[str, int] = {"atan": 0, "sigmoid": 1, "triangle": 2, "rectangle": 3}
 # A run of a map that is worked on at a time [values]: long enough for short loops not to cost much, and so short
@@ -32,10 +32,10 @@ def channels_last(y: Tensor) -> Tensor:
     return y.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, y.shape[:2])
 
 
-def empty_map(y: Tensor, steps: int, height: int, width: int) -> Tensor:
-    """An empty [T, N, C, height, width] with C innermost."""
+def empty_map(y: Tensor, steps: int, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty [T, N, C, height, width] with C innermost, of another type than y where one is named."""
     _, n, c = y.shape[:3]
-    return y.new_empty(steps, n, height, width, c).permute(0, 1, 4, 2, 3)
+    return y.new_empty(steps, n, height, width, c, dtype=dtype or y.dtype).permute(0, 1, 4, 2, 3)
 
 
 def _rows(y: Tensor) -> NDArray[Any]:
@@ -134,7 +134,7 @@ def fire(
     geometry = _Geometry(y, steps, pool)
     halve = 2 if geometry.pooled else 1
     out = empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve)
-    final = y.new_empty(1, *y.shape[1:2], *y.shape[3:], y.shape[2], dtype=real) if last else y.new_empty(0, dtype=real)
+    final = empty_map(y, 1, y.shape[3], y.shape[4], real)[0] if last else y.new_empty(0, dtype=real)
     parallel(
         cpu.forward,
         geometry.units,
@@ -144,7 +144,7 @@ def fire(
         geometry.tiled(shift, real),
         geometry.tiled(_per_channel(k, geometry.channels, real), real)[0],
         _optional(v, real),
-        final.reshape(-1).numpy(),
+        _rows(final[None])[0] if last else final.numpy(),
         _rows(out),
         steps,
         geometry.height,
@@ -156,7 +156,7 @@ def fire(
         _scalar(v_threshold, real),
         _scalar(v_reset, real),
     )
-    return out, final[0].permute(0, 3, 1, 2) if last else final
+    return out, final
 
 
 @fire.register_fake
@@ -174,8 +174,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     halve = 2 if pool else 1
     out = empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve)
-    final = y.new_empty(*y.shape[1:2], *y.shape[3:], y.shape[2], dtype=_real(y)).permute(0, 3, 1, 2)
-    return out, final if last else y.new_empty(0, dtype=_real(y))
+    return out, empty_map(y, 1, y.shape[3], y.shape[4], _real(y))[0] if last else y.new_empty(0, dtype=_real(y))
 
 
 @torch.library.custom_op("plif::fire_backward", mutates_args=(), device_types="cpu")
@@ -231,7 +230,7 @@ def fire_backward(
     grad_y = empty_map(y, len(y), *y.shape[3:])
     if geometry.pooled and (y.shape[3] % 2 or y.shape[4] % 2):
         grad_y.zero_()  # an odd last row or column lies in no window
-    grad_v = y.new_empty(1, *y.shape[1:2], *y.shape[3:], y.shape[2], dtype=real) if v is not None else None
+    grad_v = y.new_empty(0, dtype=real) if v is None else empty_map(y, 1, y.shape[3], y.shape[4], real)[0]
     slots = geometry.threads
     sums = np.zeros((slots, 2, len(scale), geometry.run), np.float64 if real == torch.float64 else np.float32)
     sum_k = np.zeros((slots, geometry.run), sums.dtype)
@@ -248,7 +247,7 @@ def fire_backward(
         _rows(channels_last(grad_out.to(y.dtype))),
         _optional(grad_last, real),
         _rows(grad_y),
-        grad_v.reshape(-1).numpy() if grad_v is not None else np.zeros(0, sums.dtype),
+        grad_v.numpy() if v is None else _rows(grad_v[None])[0],
         sums,
         sum_k,
         steps,
@@ -267,7 +266,7 @@ def fire_backward(
     )
     return (
         grad_y,
-        y.new_empty(0, dtype=real) if grad_v is None else grad_v[0].permute(0, 3, 1, 2),
+        grad_v,
         geometry.summed(sums).to(real),
         geometry.summed(sum_k).to(real),
     )
@@ -280,10 +279,9 @@ def _(
     surrogate_width: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     real = _real(y)
-    grad_v = y.new_empty(*y.shape[1:2], *y.shape[3:], y.shape[2], dtype=real).permute(0, 3, 1, 2)
     return (
         empty_map(y, y.shape[0], *y.shape[3:]),
-        y.new_empty(0, dtype=real) if v is None else grad_v,
+        y.new_empty(0, dtype=real) if v is None else empty_map(y, 1, y.shape[3], y.shape[4], real)[0],
         y.new_empty(2, scale.shape[0], y.shape[2], dtype=real),
         y.new_empty(y.shape[2], dtype=real),
     )
