@@ -1,13 +1,22 @@
 """Fused forms of the reference's functions, for the CPU and for CUDA."""
 
 from plif_lightning.kernels.backend import Backend, BackendName
-from plif_lightning.kernels.fused import integrate_and_fire, moments, moments_over_processes, norm_fire_pool
+from plif_lightning.kernels.fused import (
+    PatchMoments,
+    encode_fire_pool,
+    integrate_and_fire,
+    moments,
+    moments_over_processes,
+    norm_fire_pool,
+)
 from plif_lightning.kernels.ops import Pool
 
 __all__ = [
     "Backend",
     "BackendName",
+    "PatchMoments",
     "Pool",
+    "encode_fire_pool",
     "integrate_and_fire",
     "moments",
     "moments_over_processes",

@@ -338,6 +338,7 @@ def _sums(y, mean, grad, total, total_y):
 def backward(
     begin, end, slot, y, scale, shift, mean, k, v_first, grad_out, grad_v_last, grad_y, grad_v_first, sums, sum_k,
     steps, height, width, channels, run, pool, leak, detach, v_threshold, v_reset, kind, surrogate_width, seed,
+    map_windows, first_window,
 ):  # fmt: skip
     """Gradients of units begin .. end - 1.
 
@@ -364,7 +365,7 @@ def backward(
     images = y.shape[1] // (height * width * channels)
     number = np.empty(run, np.uint32)
     for i in range(run):
-        number[i] = i // channels + i % channels * places
+        number[i] = i // channels + i % channels * map_windows
     for unit in range(begin, end):
         target, n = _place(unit, height, width, channels, pooled, run, starts)
         for i in range(rows):
@@ -397,7 +398,7 @@ def backward(
             if pooled:
                 _widen(grad_out[t, target : target + n], window[:n])
                 windows = target // channels
-                place = (t * images + windows // places) * channels * places + windows % places
+                place = (t * images + windows // places) * channels * map_windows + first_window + windows % places
                 _unpool(potentials[t], window[:n], pool, v_threshold, number, np.uint32(place), seed, tied, rank, grads)
             else:
                 _widen(grad_out[t, target : target + n], grads[0, :n])

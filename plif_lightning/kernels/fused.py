@@ -1,11 +1,13 @@
 """The fused forms with the signatures of the reference, and their gradients."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from plif_lightning.kernels import ops
 from plif_lightning.neurons.dynamics import checked
@@ -44,7 +46,7 @@ class _Fire(torch.autograd.Function):
         grad_x, grad_first, _, grad_k = torch.ops.plif.fire_backward(
             x, one, zero, zero, k, v, torch.zeros((), dtype=torch.int64), grad_spikes, grad_v, steps,
             ops.POOLS["none"], v_threshold, v_reset, detach_reset,
-            ops.SURROGATES[surrogate.name], surrogate.width,
+            ops.SURROGATES[surrogate.name], surrogate.width, 0, 0,
         )  # fmt: skip
         return grad_x, _like(grad_k, k), None if v is None else grad_first, None, None, None, None, None
 
@@ -126,20 +128,36 @@ class _NormFirePool(torch.autograd.Function):
         batch_statistics, synchronise, pool, v_threshold, v_reset, detach_reset, surrogate, steps = ctx.settings
         grad_y, _, sums, grad_k = torch.ops.plif.fire_backward(
             y, scale, shift, mean, k, None, seed, grad_out, None, steps, pool, v_threshold, v_reset, detach_reset,
-            ops.SURROGATES[surrogate.name], surrogate.width,
+            ops.SURROGATES[surrogate.name], surrogate.width, (y.shape[3] // 2) * (y.shape[4] // 2), 0,
         )  # fmt: skip
         grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
         offset = slope = torch.zeros_like(scale)
         if batch_statistics:
-            count = torch.tensor(float(y.numel() // (y.shape[2] * len(scale))), device=y.device)
-            if synchronise:
-                sums = _summed_over_processes(sums)
-                count = _summed_over_processes(count)
-            # dL/dy = scale (dL/dX - mean of it - normalised y times the mean of dL/dX times normalised y)
-            slope = -scale * invstd.square() * sums[1] / count
-            offset = -scale * sums[0] / count - slope * mean
+            count = y.numel() // (y.shape[2] * len(scale))
+            slope, constant = _through_statistics(sums, count, scale, invstd, synchronise)
+            offset = constant - slope * mean
         torch.ops.plif.normalize_backward(grad_y, y, scale, offset, slope)
         return grad_y, grad_weight, grad_bias, _like(grad_k, k), *[None] * 11
+
+
+def _through_statistics(
+    sums: Tensor, count: int, scale: Tensor, invstd: Tensor, synchronise: bool
+) -> tuple[Tensor, Tensor]:
+    """BN's gradient through the batch's statistics: dL/dy = scale dL/dX + slope (y - mean) + constant.
+
+    That is scale (dL/dX - mean of it - normalised y times the mean of dL/dX times normalised y), X being BN's output.
+
+    Args:
+        sums: those of `ops.fire_backward` [2, S, C].
+        count: values that each of the S statistics is over, in this process.
+        scale: BN's weight / standard deviation [S, C].
+        invstd: [S, C].
+        synchronise: whether the statistics are over all processes.
+    """
+    n = torch.tensor(float(count), device=sums.device)
+    if synchronise:
+        sums, n = _summed_over_processes(sums), _summed_over_processes(n)
+    return -scale * invstd.square() * sums[1] / n, -scale * sums[0] / n
 
 
 def _summed_over_processes(values: Tensor) -> Tensor:
@@ -220,4 +238,195 @@ def norm_fire_pool(
             detach_reset,
             surrogate or Surrogate(),
             len(y) if time_steps is None else time_steps,
+        )
+
+
+class PatchMoments(NamedTuple):
+    """What the batch statistics of any 3x3 convolution over x [T, N, C, H, W] follow from, in float64.
+
+    Attributes:
+        mean: of the values of a patch, with the zeros around an image, [T, 9 C].
+        covariance: of them [T, 9 C, 9 C].
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    @staticmethod
+    def of(x: Tensor) -> "PatchMoments":
+        means, covariances = [], []
+        for step in x:
+            patches = F.unfold(step.to(_real(x)), 3, padding=1)  # [N, 9 C, H W]
+            mean = patches.mean((0, 2))
+            patches -= mean[:, None]
+            covariances.append(torch.bmm(patches, patches.transpose(1, 2)).sum(0) / (len(patches) * patches.shape[2]))
+            means.append(mean)
+        return PatchMoments(torch.stack(means).double(), torch.stack(covariances).double())
+
+    def of_convolution(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of each step and channel of the convolution's output, [T, C'] each."""
+        w = weight.detach().flatten(1).double()
+        variance = ((self.covariance @ w.T) * w.T).sum(1)
+        return (self.mean @ w.T).to(_real(weight)), variance.clamp_(min=0).to(_real(weight))
+
+
+def _real(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+# Values of a convolution's output that are there at a time: fewer stay in the cache, more are less often begun anew.
+_BAND = {"cpu": 2**23, "cuda": 2**26}
+
+
+class _EncodeFirePool(torch.autograd.Function):
+    """Convolution, BN's affine map, neurons and pool, a band of rows at a time; keeps x, statistics and parameters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        conv: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        k: Tensor | None,
+        mean: Tensor,
+        invstd: Tensor,
+        seed: Tensor,
+        patch_mean: Tensor | None,
+        patch_covariance: Tensor | None,
+        synchronise: bool,
+        pool: int,
+        v_threshold: float,
+        v_reset: float,
+        detach_reset: bool,
+        surrogate: Surrogate,
+    ) -> Tensor:
+        scale = weight * invstd
+        shift = bias - mean * scale
+        ctx.save_for_backward(x, conv, k, mean, invstd, scale, shift, seed, patch_mean, patch_covariance)
+        ctx.settings = (synchronise, pool, v_threshold, v_reset, detach_reset, surrogate)
+        halve = 2 if pool else 1
+        height, width = x.shape[3] // halve, x.shape[4] // halve
+        out = None
+        for first, band in _bands(x, len(conv), pool):
+            y = F.conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
+            spikes = torch.ops.plif.fire(y, scale, shift, k, None, len(x), pool, v_threshold, v_reset, False)[0]
+            if out is None:
+                out = ops.empty_map(y, len(x), height, width)
+            out[:, :, :, first // halve : first // halve + spikes.shape[3]] = spikes
+        assert out is not None
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, conv, k, mean, invstd, scale, shift, seed, patch_mean, patch_covariance = ctx.saved_tensors
+        synchronise, pool, v_threshold, v_reset, detach_reset, surrogate = ctx.settings
+        halve = 2 if pool else 1
+        width = x.shape[4] // halve
+        grad_conv = torch.zeros_like(conv, dtype=_real(conv))
+        sums, grad_k = scale.new_zeros(2, *scale.shape), scale.new_zeros(len(conv))
+        for first, band in _bands(x, len(conv), pool):
+            y = F.conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
+            rows = y.shape[3] // halve
+            grad_y, _, sums_of_band, grad_k_of_band = torch.ops.plif.fire_backward(
+                y, scale, shift, mean, k, None, seed, grad_out[:, :, :, first // halve : first // halve + rows], None,
+                len(x), pool, v_threshold, v_reset, detach_reset, ops.SURROGATES[surrogate.name], surrogate.width,
+                (x.shape[3] // halve) * width, first // halve * width,
+            )  # fmt: skip
+            if len(scale) > 1:
+                grad_y *= scale[:, None, :, None, None]
+            grad_conv += torch.ops.aten.convolution_backward(
+                grad_y.flatten(0, 1), band, conv, None, [1, 1], [0, 1], [1, 1], False, [0, 0], 1, [False, True, False]
+            )[1]
+            sums += sums_of_band
+            grad_k += grad_k_of_band
+        if len(scale) == 1:
+            grad_conv *= scale[0][:, None, None, None]
+        if patch_mean is not None:
+            # The rest of dL/dy, slope (y - mean) + constant, is a function of y, which is linear in the patches: what
+            # it adds to the gradient of the weights follows from the patches' moments.
+            of_step = x.shape[1] * x.shape[3] * x.shape[4]
+            count = of_step * (len(x) // len(scale))
+            slope, constant = (
+                values.double()[:, :, None] for values in _through_statistics(sums, count, scale, invstd, synchronise)
+            )
+            w = conv.flatten(1).double()
+            of_y = w @ patch_covariance  # [T, C', 9 C]
+            beside = (patch_mean @ w.T - mean)[:, :, None] * patch_mean[:, None]
+            grad_conv += (
+                (slope * (of_y + beside) + constant * patch_mean[:, None]).sum(0).mul(of_step).view_as(conv)
+            ).to(grad_conv.dtype)
+        grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
+        return None, grad_conv.to(conv.dtype), grad_weight, grad_bias, _like(grad_k, k), *[None] * 11
+
+
+def _bands(x: Tensor, channels: int, pool: int) -> Iterator[tuple[int, Tensor]]:
+    """First row of each band, and what a convolution [T N, C, rows + 2, W] needs for it: a row more at both ends."""
+    t, n, _, height, width = x.shape
+    at_a_time = _BAND.get(x.device.type, _BAND["cuda"])
+    rows = max(2, at_a_time // (t * n * width * channels) // 2 * 2)
+    around = F.pad(x.flatten(0, 1), (0, 0, 1, 1))
+    last = height // 2 * 2 if pool else height
+    for first in range(0, last, rows):
+        yield first, around[:, :, first : min(first + rows, last) + 2]
+
+
+def encode_fire_pool(
+    x: Tensor,
+    conv: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    k: Tensor | None,
+    *,
+    patches: PatchMoments | None = None,
+    synchronise: bool = False,
+    pool: ops.Pool = "none",
+    seed: Tensor | None = None,
+    v_threshold: float = 1.0,
+    v_reset: float = 0.0,
+    detach_reset: bool = True,
+    surrogate: Surrogate | None = None,
+) -> Tensor:
+    """`norm_fire_pool` of a 3x3 convolution of x, whose output is never there as a whole, nor kept.
+
+    The first convolution of a network for events has few input channels and the largest output: to compute it again,
+    a band of rows at a time, costs less than to write it into memory and read it. No gradient flows to x.
+
+    Args:
+        x: events or images [T, N, C, H, W].
+        conv: weight of a convolution with padding 1 and without bias [C', C, 3, 3], in the dtype of x.
+        weight: of BN [C'].
+        bias: of BN [C'].
+        mean: that the convolution's output is normalised with, [T or 1, C'].
+        invstd: as mean.
+        k: 1/tau, a scalar or [C']; None without leak.
+        patches: those of x, where mean and invstd are of this batch and gradients flow through them.
+        synchronise: whether they are those of all processes' batches.
+        pool: as `norm_fire_pool`, and so are the arguments after it.
+
+    Returns:
+        Spikes [T, N, C', H', W'] in the dtype of x.
+    """
+    real = _real(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return _EncodeFirePool.apply(
+            x,
+            conv,
+            weight.to(real),
+            bias.to(real),
+            None if k is None else k.to(real),
+            mean.to(real),
+            invstd.to(real),
+            torch.zeros((), dtype=torch.int64) if seed is None else seed,
+            None if patches is None else patches.mean,
+            None if patches is None else patches.covariance,
+            synchronise,
+            ops.POOLS[pool],
+            v_threshold,
+            v_reset,
+            detach_reset,
+            surrogate or Surrogate(),
         )

@@ -110,6 +110,7 @@ def _forward(
 def _backward(
     y, scale, shift, mean, k, v_first, grad_out, grad_last, potentials, grad_y, grad_first, sums, sum_k,
     positions, steps, step_size, out_size, height, width, channels, images, v_threshold, v_reset, surrogate_width, seed,
+    map_windows, first_window,
     POOL: tl.constexpr, LEAK: tl.constexpr, HELD: tl.constexpr, PER_STEP: tl.constexpr, DETACH: tl.constexpr,
     START: tl.constexpr, LAST: tl.constexpr, KIND: tl.constexpr,
     P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr,
@@ -168,7 +169,7 @@ def _backward(
                 if POOL == MAX_RANDOM:
                     p = block * P + tl.arange(0, P)[:, None, None]
                     places = (height // 2) * (width // 2)
-                    number = ((t * images + p // places) * channels + c) * places + p % places
+                    number = ((t * images + p // places) * channels + c) * map_windows + first_window + p % places
                     z = number.to(tl.uint32) ^ seed.to(tl.uint32)
                     z = (z ^ (z >> 16)) * 0x7FEB352D
                     z = (z ^ (z >> 15)) * 0x846CA68B
@@ -314,7 +315,7 @@ def fire(
 def fire_backward(
     y: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, k: Tensor | None, v: Tensor | None, seed: Tensor,
     grad_out: Tensor, grad_last: Tensor | None, steps: int, pool: int, v_threshold: float, v_reset: float,
-    detach_reset: bool, surrogate: int, surrogate_width: float,
+    detach_reset: bool, surrogate: int, surrogate_width: float, windows: int, first_window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`ops.fire_backward` on CUDA."""
     y = ops.channels_last(y)
@@ -333,7 +334,7 @@ def fire_backward(
         y, scale.float().contiguous(), shift.float().contiguous(), mean.float().contiguous(), _per_channel(k, y),
         _last(v, y), grad_out, _last(grad_last, y), potentials, grad_y, grad_first, sums, sum_k,
         tiles.positions, steps, y[0].numel(), grad_out[0].numel(), y.shape[3], y.shape[4], y.shape[2], y.shape[1],
-        v_threshold, v_reset, surrogate_width, int(seed),
+        v_threshold, v_reset, surrogate_width, int(seed), windows, first_window,
         POOL=pool, LEAK=k is not None, HELD=len(y) == 1, PER_STEP=len(scale) > 1, DETACH=detach_reset,
         START=v is not None, LAST=grad_last is not None, KIND=surrogate, **tiles.constants,
     )  # fmt: skip

@@ -195,11 +195,14 @@ def fire_backward(
     detach_reset: bool,
     surrogate: int,
     surrogate_width: float,
+    windows: int,
+    first_window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dL/dX in the shape of y, X being scale y + shift; dL/dV_{-1}; sums; dL/dk per channel [C].
 
     The sums [2, T or 1, C] are, for each row of scale, those of dL/dX and of dL/dX (y - mean). Other arguments as
-    `fire`; seed decides among tied neurons of a window, int64.
+    `fire`; seed decides among tied neurons of a window, int64. Where y is a band of rows of a map, `windows` is the
+    number of windows of the whole map, and `first_window` that of the band's first: what a seed draws depends on them.
     """
     if interpreted():
         from plif_lightning.kernels import gpu
@@ -221,6 +224,8 @@ def fire_backward(
             detach_reset,
             surrogate,
             surrogate_width,
+            windows,
+            first_window,
         )
     from plif_lightning.kernels import cpu
 
@@ -263,6 +268,8 @@ def fire_backward(
         surrogate,
         _scalar(surrogate_width, real),
         np.uint32(int(seed) & 0xFFFFFFFF),
+        windows,
+        first_window,
     )
     return (
         grad_y,
@@ -276,7 +283,7 @@ def fire_backward(
 def _(
     y: Tensor, scale: Tensor, shift: Any, mean: Any, k: Any, v: Tensor | None, seed: Any, grad_out: Any, grad_last: Any,
     steps: int, pool: int, v_threshold: float, v_reset: float, detach_reset: bool, surrogate: int,
-    surrogate_width: float,
+    surrogate_width: float, windows: int, first_window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     real = _real(y)
     return (

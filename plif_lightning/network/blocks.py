@@ -1,11 +1,13 @@
 """The two repeated parts of the network: conv-BN-neuron and dropout-FC-neuron."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
-from plif_lightning.kernels import Backend, Pool, norm_fire_pool
-from plif_lightning.network.norm import TimeBatchNorm2d
+from plif_lightning.kernels import Backend, PatchMoments, Pool, encode_fire_pool, moments, norm_fire_pool
+from plif_lightning.network.norm import Statistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d, draw_seed
 from plif_lightning.neurons import Neuron
 
@@ -21,6 +23,11 @@ def channels_last(images: Tensor) -> Tensor:
 def is_watched(module: nn.Module) -> bool:
     """Whether somebody hooked this module, so that it must be called by itself."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+# Input channels up to which a convolution is computed again in the backward pass rather than kept: events have 2,
+# images 3.
+_FEW_CHANNELS = 4
 
 
 class ConvBlock(nn.Module):
@@ -41,13 +48,16 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor, pool: "Pool2d | None" = None) -> Tensor:
         """Spikes of x [T, N, C, H, W], pooled where a pool is given."""
-        images = x.flatten(0, 1)
+        steps = self.time_steps if len(x) == 1 else len(x)
         fuses = self.backend.fuses(x.device)
+        plain = fuses and self._is_plain(pool)
+        if plain and self._takes_input(x):
+            return self._encoded(x, pool)
+        images = x.flatten(0, 1)
         if fuses:
             images = channels_last(images)
         y = self.conv(images).unflatten(0, x.shape[:2])
-        steps = self.time_steps if len(x) == 1 else len(x)
-        if fuses and self._is_plain(pool):
+        if plain:
             return self._fused(y, pool, steps)
         spikes = self.neuron(self.norm(y, steps), steps)
         return spikes if pool is None else pool(spikes)
@@ -62,28 +72,67 @@ class ConvBlock(nn.Module):
             and not any(map(is_watched, parts))
         )
 
+    def _takes_input(self, x: Tensor) -> bool:
+        """Whether x is what a network is given, of few channels, and the convolution the usual one."""
+        conv = self.conv
+        usual = type(conv) is nn.Conv2d and not is_watched(conv) and conv.bias is None
+        return (
+            usual
+            and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+            and (conv.groups, conv.padding_mode) == (1, "zeros")
+            and conv.in_channels <= _FEW_CHANNELS
+            and len(x) > 1
+            and not x.requires_grad
+        )
+
+    def _encoded(self, x: Tensor, pool: "Pool2d | None") -> Tensor:
+        dtype = torch.promote_types(x.dtype, self.conv.weight.dtype)
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        weight = self.conv.weight.to(dtype)
+        x = channels_last(x.flatten(0, 1).to(dtype)).unflatten(0, x.shape[:2])
+        patches = PatchMoments.of(x) if self.norm.bn.training else None
+        statistics = self.norm.statistics_for(
+            lambda: patches.of_convolution(weight),  # type: ignore[union-attr]
+            x.shape[1] * x.shape[3] * x.shape[4],
+            len(x),
+        )
+        return encode_fire_pool(
+            x,
+            weight,
+            *self._normalisation(statistics),
+            patches=patches,
+            synchronise=statistics.of_all_processes,
+            **self._firing(pool),
+        )
+
     def _fused(self, y: Tensor, pool: "Pool2d | None", steps: int) -> Tensor:
-        bn, neuron = self.norm.bn, self.neuron
-        statistics = self.norm.statistics_for(y, steps)
-        name = "none" if pool is None else pool.name
-        assert name is not None
+        statistics = self.norm.statistics_for(lambda: moments(y), y.shape[1] * y.shape[3] * y.shape[4], steps)
         return norm_fire_pool(
             y,
-            bn.weight,
-            bn.bias,
-            statistics.mean,
-            statistics.invstd,
-            neuron.k,
+            *self._normalisation(statistics),
             batch_statistics=statistics.of_batch,
             synchronise=statistics.of_all_processes,
-            pool=name,
-            seed=draw_seed() if name == "max_random" and torch.is_grad_enabled() else None,
-            v_threshold=neuron.v_threshold,
-            v_reset=neuron.v_reset,
-            detach_reset=neuron.detach_reset,
-            surrogate=neuron.surrogate,
             time_steps=steps,
+            **self._firing(pool),
         )
+
+    def _normalisation(self, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        bn = self.norm.bn
+        return bn.weight, bn.bias, statistics.mean, statistics.invstd, self.neuron.k
+
+    def _firing(self, pool: "Pool2d | None") -> dict[str, Any]:
+        """What the kernels are told about neuron and pool."""
+        name = "none" if pool is None else pool.name
+        neuron = self.neuron
+        return {
+            "pool": name,
+            "seed": draw_seed() if name == "max_random" and torch.is_grad_enabled() else None,
+            "v_threshold": neuron.v_threshold,
+            "v_reset": neuron.v_reset,
+            "detach_reset": neuron.detach_reset,
+            "surrogate": neuron.surrogate,
+        }
 
 
 class FCBlock(nn.Module):

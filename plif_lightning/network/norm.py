@@ -1,5 +1,6 @@
 """Batch normalisation of [T, N, C, H, W], with the statistics of each step or of all steps."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -7,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
-from plif_lightning.kernels import moments, moments_over_processes
+from plif_lightning.kernels import moments_over_processes
 
 NormStatistics = Literal["per_step", "all_steps"]
 
@@ -68,12 +69,14 @@ class TimeBatchNorm2d(nn.Module):
         bn = self.bn
         return bn.affine and bn.track_running_stats and bn.running_mean is not None and bn.momentum is not None
 
-    def statistics_for(self, y: Tensor, time_steps: int | None = None) -> "Statistics":
-        """What y [T, N, C, H, W] is to be normalised with; in training, the running statistics move.
+    def statistics_for(self, batch: Callable[[], tuple[Tensor, Tensor]], count: int, time_steps: int) -> "Statistics":
+        """What an input is to be normalised with; in training, the running statistics move.
 
         Args:
-            y: the convolution's output, or one step [1, N, C, H, W] that stands for `time_steps` equal ones.
-            time_steps: see y.
+            batch: gives the input's mean and biased variance for each step and channel, [T, C] each, or [1, C] for a
+                step that stands for `time_steps` equal ones; asked in training only.
+            count: values of a step and channel.
+            time_steps: T.
 
         Raises:
             ValueError: a batch statistic over a single value.
@@ -85,25 +88,24 @@ class TimeBatchNorm2d(nn.Module):
         if not bn.training:
             return Statistics(bn.running_mean[None], torch.rsqrt(bn.running_var + bn.eps)[None], False, False)
         with torch.no_grad():
-            steps = len(y) if time_steps is None else time_steps
-            mean, var = moments(y)
-            count = y.numel() // (len(y) * y.shape[2])
-            if self.statistics == "all_steps" and len(y) > 1:
+            mean, var = batch()
+            seen_steps = len(mean)
+            if self.statistics == "all_steps" and seen_steps > 1:
                 whole = mean.mean(0, keepdim=True)
                 var = (var + (mean - whole).square()).mean(0, keepdim=True)
-                mean, count = whole, count * len(y)
+                mean, count = whole, count * seen_steps
             synchronise = isinstance(bn, nn.SyncBatchNorm) and dist.is_initialized() and dist.get_world_size() > 1
             n: int | Tensor = count
             if synchronise:
                 mean, var, n = moments_over_processes(mean, var, count)
             elif count == 1:
-                raise ValueError(f"Expected more than 1 value per channel when training, got input size {y.shape}")
-            if self.statistics == "all_steps" and len(y) == 1:
-                n = n * steps  # as if every step had been there
+                raise ValueError("Expected more than 1 value per channel when training, got 1.")
+            if self.statistics == "all_steps" and seen_steps == 1:
+                n = n * time_steps  # as if every step had been there
             unbiased = var * (n / (n - 1))
             # T updates r += m (s_t - r), one after another, in one: s_t has the weight m (1 - m)^(T - 1 - t).
-            updates = steps if self.statistics == "per_step" else 1
-            ages = torch.arange(updates - 1, -1, -1, device=y.device, dtype=mean.dtype)
+            updates = time_steps if self.statistics == "per_step" else 1
+            ages = torch.arange(updates - 1, -1, -1, device=mean.device, dtype=mean.dtype)
             weights = (bn.momentum * (1 - bn.momentum) ** ages)[:, None]
             for running, seen in ((bn.running_mean, mean), (bn.running_var, unbiased)):
                 running.mul_((1 - bn.momentum) ** updates).add_((weights * seen).sum(0))

@@ -40,7 +40,7 @@ def both(
         grad_final = torch.randn(final.shape, generator=generator) if last else None
         back = ops.fire_backward(
             y, scale, shift, mean, k, v, seed, grad, grad_final, steps, ops.POOLS[pool], 1.0, -0.1, detach,
-            ops.SURROGATES[kind], 1.2,
+            ops.SURROGATES[kind], 1.2, 50, 7,
         )
         normalized = back[0].clone()
         ops.normalize_backward(normalized, y, scale, shift, mean)

@@ -1,0 +1,200 @@
+"""The first block, whose convolution is made band by band and never kept, against the reference."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from plif_lightning.kernels import Backend, PatchMoments, fused, ops
+from plif_lightning.network.blocks import ConvBlock, Pool2d
+from plif_lightning.network.norm import TimeBatchNorm2d
+from plif_lightning.neurons import IF, PLIF
+from tests.kernels.test_fused import POOLS
+
+
+@pytest.fixture(autouse=True)
+def narrow_bands(monkeypatch):
+    monkeypatch.setitem(fused._BAND, "cpu", 1)  # two rows: the fewest
+
+
+def block(backend, x, channels=5, statistics="per_step", training=True, neuron=None, dtype=None) -> ConvBlock:
+    torch.manual_seed(3)
+    conv = nn.Conv2d(x.shape[2], channels, 3, padding=1, bias=False)
+    norm = TimeBatchNorm2d(channels, statistics)
+    nn.init.uniform_(norm.bn.weight, 0.5, 2.0)
+    nn.init.uniform_(norm.bn.bias, -0.5, 1.0)
+    norm.bn.running_mean.uniform_(-0.5, 0.5)
+    norm.bn.running_var.uniform_(0.5, 1.5)
+    neuron = neuron or PLIF()
+    neuron.integrate_and_fire = Backend(backend).integrate_and_fire
+    return ConvBlock(conv, norm, neuron, len(x), Backend(backend)).to(dtype or x.dtype).train(training)
+
+
+def run(made: ConvBlock, x: torch.Tensor, pool: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    torch.manual_seed(7)
+    spikes = made(x, None if POOLS[pool] is None else Pool2d(POOLS[pool]))
+    weight = torch.randn(spikes.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spikes.backward(weight.to(spikes.dtype))
+    return (
+        spikes.detach(),
+        {name: p.grad for name, p in made.named_parameters()},
+        {name: b.clone() for name, b in made.named_buffers()},
+    )
+
+
+def equal(x: torch.Tensor, pool: str, tolerance: float = 1e-8, **arguments: Any) -> None:
+    ours = block("cpu", x, **arguments)
+    assert ours._takes_input(x)
+    ours = run(ours, x, pool)
+    theirs = run(block("reference", x, **arguments), x, pool)
+    assert torch.equal(ours[0], theirs[0])
+    for a, b in zip(ours[1:], theirs[1:], strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            torch.testing.assert_close(
+                a[name], b[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def events(*shape: int) -> torch.Tensor:
+    return torch.poisson(torch.full(shape, 0.4, dtype=torch.float64), torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3, 2, 4, 4), (3, 2, 1, 5, 7), (8, 1, 3, 9, 6)])
+def test_the_first_block_is_the_reference(pool, statistics, training, shape):
+    equal(events(*shape), pool, statistics=statistics, training=training)
+
+
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        lambda: IF(),
+        lambda: PLIF(tau_per="channel", channels=5),
+        lambda: PLIF(v_reset=-0.4, detach_reset=False, v_threshold=0.7, surrogate="triangle"),
+    ],
+)
+def test_the_first_block_of_every_neuron_is_the_reference(neuron):
+    x = events(4, 2, 2, 6, 6)
+    equal(x, "max_random", neuron=neuron())
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(2, 5), st.integers(1, 3), st.integers(1, 4), st.integers(2, 9), st.integers(2, 9)),
+    pool=st.sampled_from(list(POOLS)),
+    statistics=st.sampled_from(["per_step", "all_steps"]),
+    band=st.sampled_from([1, 700, 2**23]),
+)
+def test_first_blocks_of_any_shape_are_the_reference(shape, pool, statistics, band):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(fused._BAND, "cpu", band)
+        equal(events(*shape) - 0.3, pool, statistics=statistics)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_the_width_of_bands_decides_no_tie(monkeypatch, pool):
+    x = events(4, 3, 2, 12, 10)
+    narrow = run(block("cpu", x), x, pool)
+    monkeypatch.setitem(fused._BAND, "cpu", 2**23)
+    wide = run(block("cpu", x), x, pool)
+    for name in wide[1]:
+        torch.testing.assert_close(narrow[1][name], wide[1][name])
+
+
+def test_nothing_is_read_that_was_not_written(monkeypatch):
+    x = events(3, 2, 2, 7, 5)
+    expected = run(block("cpu", x), x, "max_random")
+    empty = ops.empty_map
+    monkeypatch.setattr(ops, "empty_map", lambda *a: empty(*a).fill_(float("nan")))
+    ours = run(block("cpu", x), x, "max_random")
+    assert torch.equal(ours[0], expected[0])
+    for name in ours[1]:
+        assert torch.equal(ours[1][name], expected[1][name])
+
+
+def test_under_autocast_the_convolution_is_bfloat16_and_the_neuron_float32():
+    x = events(6, 4, 2, 8, 8).float()
+    results = []
+    for backend in ("cpu", "reference"):
+        made = block(backend, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(run(made, x, "max_first"))
+        assert made.conv.weight.grad.dtype == torch.float32
+    assert results[0][0].dtype == results[1][0].dtype == torch.bfloat16
+    assert (results[0][0] != results[1][0]).float().mean() < 0.01
+    exact = run(block("reference", x.double()), x.double(), "max_first")[1]["conv.weight"]
+    errors = [(r[1]["conv.weight"] - exact).norm() / exact.norm() for r in results]
+    assert errors[0] < max(0.05, 1.2 * errors[1])
+
+
+def test_moments_of_patches_tell_those_of_the_convolution():
+    x = (1000 + events(3, 2, 2, 6, 5)).float()
+    weight = torch.randn(4, 2, 3, 3)
+    mean, var = PatchMoments.of(x).of_convolution(weight)
+    y = torch.conv2d(x.flatten(0, 1).double(), weight.double(), padding=1).unflatten(0, (3, 2))
+    torch.testing.assert_close(mean, y.mean((1, 3, 4)).float())
+    torch.testing.assert_close(var, y.var((1, 3, 4), correction=0).float(), rtol=1e-4, atol=0)
+
+
+def test_an_input_with_a_gradient_gets_it():
+    x = events(3, 2, 2, 6, 6)
+    grads = []
+    for backend in ("cpu", "reference"):
+        leaf = x.clone().requires_grad_()
+        run(block(backend, x), leaf, "max_first")
+        grads.append(leaf.grad)
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda made: setattr(made, "conv", nn.Conv2d(2, 5, 3, padding=1, bias=True, dtype=torch.float64)),
+        lambda made: setattr(made, "conv", nn.Conv2d(2, 5, 5, padding=2, bias=False, dtype=torch.float64)),
+        lambda made: setattr(
+            made, "conv", nn.Conv2d(2, 5, 3, padding=1, padding_mode="circular", bias=False, dtype=torch.float64)
+        ),
+        lambda made: nn.utils.parametrizations.weight_norm(made.conv),
+        lambda made: made.conv.register_forward_hook(lambda *a: None),
+    ],
+)
+def test_another_convolution_is_called_as_it_is(change):
+    x = events(3, 2, 2, 6, 6)
+    spikes = []
+    for backend in ("cpu", "reference"):
+        made = block(backend, x)
+        torch.manual_seed(0)
+        change(made)
+        spikes.append(made(x))
+    assert torch.equal(*spikes)
+
+
+def half_of_a_batch(rank, folder, statistics):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    x = events(4, 4, 2, 6, 6)
+    made = block("cpu", x, statistics=statistics)
+    made.norm.bn = nn.SyncBatchNorm.convert_sync_batchnorm(made.norm.bn)
+    spikes = made(x[:, 2 * rank : 2 * rank + 2], Pool2d(POOLS["max_first"]))
+    weight = torch.randn(4, 4, 5, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spikes.backward(weight[:, 2 * rank : 2 * rank + 2])
+    torch.save((spikes.detach(), [p.grad for p in made.parameters()]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch(tmp_path, statistics):
+    torch.multiprocessing.spawn(half_of_a_batch, (str(tmp_path), statistics), nprocs=2)
+    halves = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    x = events(4, 4, 2, 6, 6)
+    whole = run(block("cpu", x, statistics=statistics), x, "max_first")
+    assert torch.equal(torch.cat([half[0] for half in halves], 1), whole[0])
+    for ours, *theirs in zip(whole[1].values(), *(half[1] for half in halves), strict=True):
+        torch.testing.assert_close(sum(theirs), ours)
