@@ -42,10 +42,15 @@ from plif_lightning.data import ImageAugmentation, SpikingDataModule
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.events.augment import EventAugmentation
 from plif_lightning.files import written_whole
+from plif_lightning.records import CommandRecord, SampleRecord, WeightRecord, write_result
 from plif_lightning.summary import print_evaluation, print_fit, print_header, print_inventory
 from plif_lightning.task import SpikingClassifier
+from plif_lightning.wandb_logging import WandbRecord, WandbRunLogger
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+# what plif_lightning/commands.py answers itself
+# used by main.py NAME
+READERS = ("sweep", "tables", "figures", "report")
 _EVALUATIONS = ("validate", "test", "predict")
 _HELP = {
     "fit": "Train a network and keep its best and its last checkpoint.",
@@ -151,7 +156,7 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
         # A run is configured by what it trains, not by where it happened to be resumed.
         config = self.config.clone()
-        config.ckpt_path = None
+        config.ckpt_path = config.run_folder = None
         self.text = self.parser.dump(config, skip_none=False, format="yaml")
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -275,7 +280,11 @@ class PlifCLI(LightningCLI):
         return {**LightningCLI.subcommands(), "prepare": {"model", "datamodule"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        kwargs.setdefault("description", "Spiking networks with learnable membrane time constants (PLIF).")
+        kwargs.setdefault(
+            "description",
+            "Spiking networks with learnable membrane time constants (PLIF). Beside the subcommands below there are "
+            f"{', '.join(READERS)}: see `main.py NAME --help`.",
+        )
         return super().init_parser(**kwargs)
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
@@ -289,6 +298,18 @@ class PlifCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         parser.add_argument(
+            "--run_folder",
+            type=str | None,
+            default=None,
+            help="Where a fit keeps its files, instead of runs/NAME/version_N.",
+        )
+        parser.add_argument(
+            "--record_samples",
+            type=int,
+            default=10,
+            help="Record the best network's spikes for so many samples, one of a class, when a fit has ended.",
+        )
+        parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Test the best checkpoint once, right after fit."
         )
         for name in ("input_shape", "num_classes", "time_steps"):
@@ -298,7 +319,7 @@ class PlifCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert args is None or isinstance(args, list)
-        argv = list(sys.argv[1:] if args is None else args)
+        argv = self.arguments = list(sys.argv[1:] if args is None else args)
         subcommand = next((a for a in argv if not a.startswith("-")), None)
         informative = {"-h", "--help", "--print_config"} & {a.split("=")[0] for a in argv}
         if subcommand in self.subcommands() and not informative:
@@ -397,6 +418,12 @@ class PlifCLI(LightningCLI):
             data.store = str(Path(data.store).expanduser().absolute())
         if self.subcommand == "prepare":
             return
+        if config.run_folder is not None and (self.subcommand != "fit" or self.folder is not None):
+            raise UserError(
+                "run_folder names the folder of a new run: leave it out beside --ckpt_path last, and for all but fit."
+            )
+        if config.record_samples < 0:
+            raise UserError(f"record_samples must be at least 0, got {config.record_samples}.")
         precision = str(config.trainer.precision)
         if precision in ("16", "16-mixed", "16-true") and self._accelerator(config) == "cpu":
             raise UserError(f"--trainer.precision {precision} needs a GPU: on a CPU pass bf16-mixed or 32-true.")
@@ -404,7 +431,7 @@ class PlifCLI(LightningCLI):
             raise UserError("trainer.overfit_batches would replace the data's order: pass limit_train_batches instead.")
         if self.subcommand == "fit":
             for logger in self._loggers(config):
-                if logger.class_path.endswith("RunLogger") and logger.init_args.name is None:
+                if logger.class_path.endswith(".RunLogger") and logger.init_args.name is None:
                     logger.init_args.name = self._run_name(config)
 
     @staticmethod
@@ -422,10 +449,11 @@ class PlifCLI(LightningCLI):
 
     @staticmethod
     def _run_name(config: Any) -> str:
-        """Name of the first configuration file, or of the data set."""
-        for path in config.get("config") or []:
-            if path is not None and str(path) and Path(str(path)).suffix in (".yaml", ".yml"):
-                return Path(str(path)).stem
+        """Name of the first configuration file that is no variant, or of the data set."""
+        paths = [Path(str(path)) for path in config.get("config") or [] if path is not None and str(path)]
+        for path in paths:
+            if path.suffix in (".yaml", ".yml") and path.absolute().parent != CONFIGS / "variants":
+                return path.stem
         return str(config.data.class_path).rsplit(".", 1)[-1].lower()
 
     def instantiate_classes(self) -> None:
@@ -445,7 +473,12 @@ class PlifCLI(LightningCLI):
         config = self.config_init[self.subcommand].trainer
         own: list[Any] = [SameData(self.training_set), LayerMonitor(), CurvePlots(), ConfusionMatrix()]
         if self.subcommand == "fit":
-            own.append(Header())
+            own += [
+                Header(),
+                CommandRecord(self.arguments),
+                WeightRecord(),
+                SampleRecord(self.config[self.subcommand].record_samples),
+            ]
         if self.subcommand == "predict":
             own.append(PredictionWriter())
         if config.enable_checkpointing is not False and config.limit_val_batches != 0 and self.subcommand == "fit":
@@ -461,6 +494,12 @@ class PlifCLI(LightningCLI):
                     logger.place(self.folder.path, keep_before_step=self.resume_step)
                 else:
                     logger.place(self.folder.path / str(self.subcommand))
+            elif isinstance(logger, WandbRunLogger) and self.folder is not None and self.subcommand == "fit":
+                logger.take_up(self.folder)
+            elif isinstance(logger, RunLogger) and self.config[self.subcommand].run_folder is not None:
+                logger.place(Path(self.config[self.subcommand].run_folder).absolute())
+        if any(isinstance(logger, WandbRunLogger) for logger in trainer.loggers):
+            trainer.callbacks.append(WandbRecord())  # type: ignore[attr-defined]  # after those that write what it reads
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
@@ -504,6 +543,8 @@ class PlifCLI(LightningCLI):
                 )
                 results = measured[0] if measured else None
         if self.trainer.is_global_zero:
+            if not is_trial(self.trainer):
+                write_result(run_folder(self.trainer), results, self.datamodule.sizes())
             print_fit(self.trainer, self.datamodule, results, asked_for_test=test)
 
     def after_validate(self) -> None:

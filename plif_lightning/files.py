@@ -4,19 +4,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any, Literal
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[TextIO]:
-    """A text file to write into, which takes the place of `path` when the block ends without an error.
+def written_whole(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+    """A file to write into, which takes the place of `path` when the block ends without an error.
 
     Until then, and after an error, `path` is what it was before. Missing folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("w", newline="") as file:
+        with beside.open(mode, newline="" if mode == "w" else None) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

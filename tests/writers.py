@@ -1,12 +1,17 @@
 """Small files in the formats of the real data sets."""
 
+import csv
 import itertools
+import json
 import pickle
+import socket
 import struct
 from pathlib import Path
 
 import numpy as np
+import yaml
 
+from plif_lightning.analysis.runs import RunFolder, Samples, write_samples
 from plif_lightning.events import Recording
 
 FOLDERS = {"MNIST": "MNIST/raw", "FashionMNIST": "FashionMNIST/raw", "CIFAR10": "cifar-10-batches-py"}
@@ -177,3 +182,71 @@ def write_tonic_gesture(root: Path) -> None:
             path = root / f"DVSGesture/ibmGesture{part}/{person}/{label}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, np.stack([x, y, p, t], 1).astype(np.float64))
+
+
+def write_run(
+    folder: Path,
+    accuracies: tuple[float, ...] = (0.5, 0.75, 0.7),
+    *,
+    neuron: str = "plif",
+    init_tau: float = 2.0,
+    pooling: str = "max",
+    seed: int = 2020,
+    data: str = "FashionMNIST",
+    time_steps: int = 8,
+    validation: str = "test",
+    test: float | None = None,
+    samples: tuple[int, int] = (60_000, 10_000),
+    origin: str = "",
+    finished: bool = True,
+    title: str | None = None,
+    frames: int = 1,
+) -> RunFolder:
+    """A run's folder, as `fit` leaves it."""
+    run = RunFolder(folder)
+    folder.mkdir(parents=True)
+    config = {
+        "seed_everything": seed,
+        "trainer": {"max_epochs": len(accuracies), "precision": "32-true"},
+        "model": {"neuron": neuron, "init_tau": init_tau, "pooling": pooling, "loss": "per_step"},
+        "data": {
+            "class_path": f"plif_lightning.data.{data}",
+            "init_args": {"root": "data", "time_steps": time_steps, "validation": validation},
+        },
+    }
+    run.config.write_text(yaml.safe_dump(config))
+    arguments = ["fit", "--config", "configs/fashionmnist.yaml", f"--run_folder={folder}"]
+    run.command.write_text(json.dumps({"arguments": arguments, "pid": 2**30, "host": socket.gethostname()}))
+    key = "val/acc" if validation == "holdout" else "test_as_val/acc"
+    with run.metrics.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", "step", key, "train/loss", "tau/conv1", "tau/fc1", "rate/conv1", "rate/fc1"])
+        for epoch, accuracy in enumerate(accuracies):
+            step, tau = 10 * epoch + 9, init_tau - 0.1 * (epoch + 1)
+            writer.writerow([epoch, step, accuracy, 0.1 / (1 + epoch), tau, tau + 0.3, 0.1, 0.02])
+    training, tested = samples
+    held_out = training * 15 // 100 if validation == "holdout" else 0
+    parts = {"training": training - held_out, "val" if held_out else "test as val": held_out or tested}
+    title = title or {"FashionMNIST": "Fashion-MNIST"}.get(data, data)
+    run.data.write_text(json.dumps({"data": title, "origin": origin, "samples": parts}))
+    with run.weights.open("w") as file:
+        for epoch in range(len(accuracies) + 1):
+            row = {"layer": "fc1", "epoch": epoch, "low": -1 - epoch, "high": 1 + epoch, "counts": [1, 4, 9, 4, 1]}
+            file.write(json.dumps(row) + "\n")
+    if finished:
+        ended = {"ended": 1.0, "test": test, "samples": {**parts, "test": tested} if test is not None else parts}
+        run.result.write_text(json.dumps(ended))
+        random = np.random.default_rng(seed)
+        channels, shape = 4, (2, 6, 7) if frames > 1 else (1, 6, 7)
+        spikes = random.random((time_steps, 2, channels, 6, 7)) < 0.3
+        recorded = Samples(
+            np.array([0, 1, 2]),
+            ["boot", "bag", "coat"],
+            random.integers(0, 3, (frames, 3, *shape)).astype(np.uint8),
+            np.concatenate([spikes.mean(0), spikes[:, :1].mean(0)]).astype(np.float32),
+            spikes,
+            random.random((time_steps, 3, 3)).astype(np.float32),
+        )
+        with run.samples.open("wb") as file:
+            write_samples(run, recorded, file)
+    return run

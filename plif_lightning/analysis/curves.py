@@ -6,10 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from plif_lightning.analysis.runs import layer_values
-
-# Okabe and Ito: told apart by readers with any colour vision; markers do the same in black and white
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-_MARKERS = "osD^vP*X"
+from plif_lightning.analysis.style import COLOURS, MARKERS, plain
 
 
 def _figure(title: str, y_label: str) -> Figure:
@@ -19,8 +16,7 @@ def _figure(title: str, y_label: str) -> Figure:
     axes.set_xlabel("epoch")
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    plain(axes)
     return figure
 
 
@@ -29,8 +25,8 @@ def _line(figure: Figure, i: int, epochs: list[float], values: list[float], labe
         epochs,
         values,
         label=label,
-        color=_COLOURS[i % len(_COLOURS)],
-        marker=_MARKERS[i % len(_MARKERS)],
+        color=COLOURS[i % len(COLOURS)],
+        marker=MARKERS[i % len(MARKERS)],
         markersize=4 if len(epochs) <= 64 else 0,
         linewidth=1.5,
     )

@@ -1,0 +1,511 @@
+"""The paper's figures from this project's runs: functions of runs that give a figure, or say what is missing."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from plif_lightning.analysis import paper
+from plif_lightning.analysis.runs import Histogram, Run, Samples, read_histograms, read_samples
+from plif_lightning.analysis.style import COLOURS, DASHES, MARKERS, plain
+from plif_lightning.analysis.tables import other_settings, setting_of
+from plif_lightning.errors import UserError
+from plif_lightning.files import written_whole
+from plif_lightning.neurons import integrate_and_fire
+
+
+class NothingToShowError(UserError):
+    """No run has what a figure needs."""
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **arguments: Any) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **arguments)
+
+
+# --- without runs: the neuron itself
+
+
+STEPS_PER_MS = 20
+
+
+def membrane_response(
+    current: NDArray[np.float64], tau: Sequence[float], weight: Sequence[float]
+) -> NDArray[np.float64]:
+    """Membrane potentials of this project's neurons that never fire, V_rest = 0.
+
+    Args:
+        current: I at each step of 1 / STEPS_PER_MS ms, [steps].
+        tau: of each neuron [ms].
+        weight: of each neuron.
+
+    Returns:
+        Potentials after each step [steps, neurons].
+    """
+    k = torch.tensor([1 / (t * STEPS_PER_MS) for t in tau], dtype=torch.float64)
+    w = torch.tensor(list(weight), dtype=torch.float64)
+    v: torch.Tensor | None = None
+    trace = []
+    for i in current:
+        x = (float(i) * w)[None, None]  # [T = 1, N = 1, neurons]
+        _, v = integrate_and_fire(x, k, v, v_threshold=float("inf"))
+        trace.append(v[0].numpy())
+    return np.stack(trace)
+
+
+_RESPONSES = (
+    ("w, \u03c4", 1.0, 1.0),
+    ("w+", 1.5, 1.0),
+    ("w\u2212", 0.5, 1.0),
+    ("\u03c4+", 1.0, 2.0),
+    ("\u03c4\u2212", 1.0, 0.5),
+)
+TAU_MS = 10.0
+
+
+def _responses(current: NDArray[np.float64], y_label: str) -> Figure:
+    figure, axes = _figure(6.4, 3.6)
+    weights, taus = [w for _, w, _ in _RESPONSES], [TAU_MS * t for _, _, t in _RESPONSES]
+    traces = membrane_response(current, taus, weights)
+    time = np.arange(1, len(current) + 1) / STEPS_PER_MS
+    for i, (label, w, t) in enumerate(_RESPONSES):
+        text = f"{label} (w = {w:g}, \u03c4 = {TAU_MS * t:g} ms)"
+        style = DASHES[0] if i == 0 else DASHES[1 + (i - 1) % 3]
+        mark = "" if i in (0, 1, 2) else MARKERS[i]
+        axes[0, 0].plot(
+            time, traces[:, i], style, color=COLOURS[i], label=text, marker=mark, markevery=0.11, markersize=4
+        )
+    axes[0, 0].set_xlabel("time t [ms]")
+    axes[0, 0].set_ylabel(y_label)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    plain(axes[0, 0])
+    return figure
+
+
+def figure_1b(runs: Sequence[Run]) -> Figure:
+    """The membrane potential under constant input: w stretches it in V, tau in t."""
+    return _responses(np.ones(60 * STEPS_PER_MS), "membrane potential V [units of w I]")
+
+
+def figure_2(runs: Sequence[Run]) -> Figure:
+    """The membrane potential under spikes at 5, 80, 85 and 90 ms."""
+    current = np.zeros(120 * STEPS_PER_MS)
+    for at in (5, 80, 85, 90):
+        current[at * STEPS_PER_MS] = STEPS_PER_MS * TAU_MS  # all of a spike's charge in one step
+    return _responses(current, "membrane potential V [units of w]")
+
+
+def figure_5b(runs: Sequence[Run]) -> Figure:
+    """Which of three neurons of a max-pool window connects to the next layer, step by step."""
+    steps = 20
+    drive = torch.tensor([0.62, 0.80, 1.15], dtype=torch.float64).expand(steps, 1, 3)
+    spikes = integrate_and_fire(2 * drive, torch.tensor(0.5, dtype=torch.float64))[0][:, 0].numpy()
+    draw = np.random.default_rng(1)
+    figure, axes = _figure(6.4, 2.8)
+    ax = axes[0, 0]
+    for i in range(3):
+        at = np.flatnonzero(spikes[:, i])
+        ax.plot(at, np.full(len(at), 3 - i), "|", color="0.35", markersize=18, markeredgewidth=1.5)
+    for t in range(steps):
+        fired = np.flatnonzero(spikes[t])
+        if len(fired):
+            winner = draw.choice(fired)
+            ax.plot([t, t], [3 - winner, 0.12], color=COLOURS[0], linewidth=1.2)
+            ax.plot(t, 3 - winner, "o", color=COLOURS[0], markersize=7, fillstyle="full" if len(fired) == 1 else "none")
+            ax.plot(t, 0, "|", color=COLOURS[0], markersize=18, markeredgewidth=2)
+    ax.set_yticks([3, 2, 1, 0], ["neuron 1", "neuron 2", "neuron 3", "after the pool"])
+    ax.set_xlabel("time-step t; a ring: drawn among neurons that fired together")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylim(-0.5, 3.6)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+# --- accuracy and tau over epochs
+
+
+def moving_average(values: Sequence[float], window: int = 64) -> NDArray[np.float64]:
+    """Means over the last `window` values, from the first whole window on."""
+    sums = np.cumsum([0.0, *values])
+    return (sums[window:] - sums[:-window]) / window
+
+
+def _by_data(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[str, list[list[Run]]]:
+    """Runs of each data set, those that differ in nothing but their seed (and length) together."""
+    groups: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if wanted(run):
+            others = {k: v for k, v in other_settings(run).items() if k != "epochs"}
+            groups[_group_name(run)][f"{setting_of(run)} {sorted(others.items(), key=str)}"].append(run)
+    return {
+        name: sorted(of_data.values(), key=lambda group: (setting_of(group[0]).neuron != "plif", setting_of(group[0])))
+        for name, of_data in sorted(groups.items())
+    }
+
+
+def _group_name(run: Run) -> str:
+    """Data set, and what makes runs of it incomparable: its part, T, and the protocol."""
+    title = paper.TITLES.get(run.data_set, str(run.facts.get("data") or run.data_set))
+    origin = f", {_text(run.facts['origin'])}" if run.facts.get("origin") else ""
+    return f"{_text(title, 30)}{origin}\nT = {run.setting('data.time_steps', '?')}, protocol {run.protocol}"
+
+
+def _text(words: object, most: int = 60) -> str:
+    """What a run is called, as it is: short enough, and no formula."""
+    text = " ".join(str(words).split())
+    return (text if len(text) <= most else text[: most - 1] + "\u2026").replace("$", r"\$")
+
+
+def _neuron(run: Run) -> str:
+    s = setting_of(run)
+    name = {"plif": "PLIF, $\\tau_0$", "lif": "LIF, $\\tau$"}.get(s.neuron, _text(s.neuron.upper(), 12))
+    return f"{name} = {s.init_tau:g}" + (f", {s.pooling}-pooling" if s.pooling != "max" else "")
+
+
+def _panels(count: int, height: float = 3.2, width: float = 4.6, **arguments: Any) -> tuple[Figure, list[Axes]]:
+    columns = min(count, 2)
+    rows = -(-count // columns)
+    figure, axes = _figure(width * columns, height * rows, rows, columns, **arguments)
+    flat = list(axes.flat)
+    for ax in flat[count:]:
+        ax.set_visible(False)
+    return figure, flat[:count]
+
+
+def _aligned(curves: Sequence[tuple[list[float], list[float]]]) -> tuple[list[float], NDArray[np.float64]]:
+    """Epochs that all curves have, and the values there [curves, epochs]."""
+    common = sorted(set.intersection(*(set(epochs) for epochs, _ in curves)))
+    return common, np.array([[dict(zip(*curve, strict=True))[e] for e in common] for curve in curves])
+
+
+def figure_6(runs: Sequence[Run]) -> Figure:
+    """Accuracy over epochs: each run faint, their mean or its 64-epoch moving average over it, the authors' points."""
+    data = _by_data(runs, lambda run: len(run.curve(run.val_key)[0]) > 0)
+    if not data:
+        raise NothingToShowError("no run has measured an accuracy yet.")
+    figure, panels = _panels(len(data))
+    for ax, (title, groups) in zip(panels, data.items(), strict=True):
+        for i, group in enumerate(groups):
+            colour, style = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
+            curves = [run.curve(run.val_key) for run in group]
+            epochs, values = _aligned(curves)
+            mean = 100 * values.mean(0)
+            label = _neuron(group[0]) + (f" ({len(group)} runs)" if len(group) > 1 else "")
+            smoothed = len(mean) >= 128
+            for own_epochs, own in curves:
+                ax.plot(own_epochs, [100 * v for v in own], color=colour, alpha=0.25, linewidth=0.8)
+            x, y = (epochs[63:], moving_average(list(mean))) if smoothed else (epochs, mean)
+            few = len(x) <= 32
+            ax.plot(x, y, style, color=colour, label=label, marker=MARKERS[i % 8] if few else "", markersize=4)
+            known = paper.CURVES.get(setting_of(group[0]))
+            if known and group[0].protocol == "A":
+                shown = [(e, a) for e, a in zip(paper.CURVE_EPOCHS, known, strict=True) if e <= max(epochs)]
+                ax.plot(*zip(*shown, strict=True), "x", color=colour, markersize=7, markeredgewidth=1.8)
+        ax.set_title(title, loc="left", fontsize=9)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("accuracy [%]")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend(frameon=True, framealpha=0.8, edgecolor="none", fontsize=7)
+        plain(ax)
+    figure.supxlabel(
+        "lines: mean over runs, 64-epoch moving average where there are 128 epochs; x: the authors' runs, all the data",
+        fontsize=7,
+    )
+    return figure
+
+
+def figure_7(runs: Sequence[Run]) -> Figure:
+    """tau of each layer over epochs, for each initial value."""
+    data = _by_data(runs, lambda run: setting_of(run)[1::2] == ("plif", "max") and bool(run.layers("tau")))
+    if not data:
+        raise NothingToShowError("no run has learned time constants yet (neuron: plif, pooling: max).")
+    figure, panels = _panels(len(data))
+    for ax, (title, groups) in zip(panels, data.items(), strict=True):
+        taus = sorted({setting_of(group[0]).init_tau for group in groups})
+        titled = set()
+        for group in groups:
+            start = setting_of(group[0]).init_tau
+            for i, layer in enumerate(group[0].layers("tau")):
+                curves = [run.curve(f"tau/{layer}") for run in group if layer in run.layers("tau")]
+                epochs, values = _aligned(curves)
+                if not epochs:
+                    continue
+                label = f"$\\tau({i + 1})$: {layer}"
+                ax.fill_between([0, *epochs], [start, *values.min(0)], [start, *values.max(0)], color=COLOURS[i % 8],
+                                alpha=0.15, linewidth=0)  # fmt: skip
+                ax.plot(
+                    [0, *epochs], [start, *values.mean(0)], DASHES[taus.index(start) % 4], color=COLOURS[i % 8],
+                    marker=MARKERS[i % 8], markevery=max(1, len(epochs) // 6), markersize=4,
+                    label=None if label in titled else label,
+                )  # fmt: skip
+                titled.add(label)
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(_nice_ticks(ax.get_ylim()))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.set_title(title, loc="left", fontsize=9)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("$\\tau$ [time-steps]")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        starts = [
+            ax.plot([], [], DASHES[i % 4], color="0.3", label=f"$\\tau_0$ = {t:g}")[0] for i, t in enumerate(taus)
+        ]
+        del starts
+        ax.legend(frameon=False, fontsize=7, ncols=2)
+        plain(ax)
+    figure.supxlabel("lines: mean over runs; bands: from the least to the greatest", fontsize=7)
+    return figure
+
+
+def _nice_ticks(limits: tuple[float, float]) -> Any:
+    low, high = limits
+    candidates = [m * 10.0**e for e in range(-1, 7) for m in (1, 2, 5)]
+    if high / low < 3:
+        candidates = [round(low + (high - low) * i / 4, 2) for i in range(5)]
+    return FixedLocator([c for c in candidates if low <= c <= high])
+
+
+def figure_s1(runs: Sequence[Run]) -> Figure:
+    """The distribution of W_fc / tau of each FC layer, from before training to its end."""
+    recorded = [(run, read_histograms(run.folder)) for run in runs]
+    found = [(run, rows) for run, rows in recorded if len({row.epoch for row in rows}) > 1]
+    if not found:
+        raise NothingToShowError("no run has recorded the distribution of W_fc / tau.")
+    run, rows = max(found, key=lambda pair: (setting_of(pair[0]).neuron == "plif", len(pair[1])))
+    layers = sorted({row.layer for row in rows})
+    figure, axes = _figure(4.4 * len(layers), 3.8, 1, len(layers))
+    for ax, layer in zip(axes[0], layers, strict=True):
+        of_layer = [row for row in rows if row.layer == layer]
+        count = min(8, len(of_layer))
+        chosen = [of_layer[round(i * (len(of_layer) - 1) / (count - 1))] for i in range(count)]
+        tallest = max(_density(row)[1].max() for row in chosen)
+        for place, row in enumerate(chosen):
+            x, y = _density(row)
+            base = count - 1 - place
+            ax.fill_between(x, base, base + 1.6 * y / tallest, color=str(0.75 - 0.5 * place / count), zorder=place)
+            ax.plot(x, base + 1.6 * y / tallest, color="black", linewidth=0.7, zorder=place + 0.5)
+        ax.set_yticks(range(count), [f"epoch {row.epoch}" for row in reversed(chosen)], fontsize=8)
+        ax.set_xlabel(f"$W_{{fc}} / \\tau$ of {layer}")
+        width = np.percentile(np.abs([value for row in chosen for value in _central(row)]), 100)
+        ax.set_xlim(-width, width)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+    figure.suptitle(f"{_group_name(run).splitlines()[0]}, {_neuron(run)}: density of W / tau", fontsize=9)
+    return figure
+
+
+def _density(row: Histogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    edges = np.linspace(row.low, row.high, len(row.counts) + 1)
+    return (edges[1:] + edges[:-1]) / 2, row.counts / (row.counts.sum() * np.diff(edges))
+
+
+def _central(row: Histogram) -> list[float]:
+    """Where the middle 99.8 % of the weights end."""
+    x, _ = _density(row)
+    share = np.cumsum(row.counts) / row.counts.sum()
+    return [float(x[int(np.searchsorted(share, 0.001))]), float(x[min(int(np.searchsorted(share, 0.999)), len(x) - 1)])]
+
+
+# --- what a network does with samples
+
+
+def _recorded(runs: Sequence[Run], wanted: Callable[[Samples], bool] = lambda samples: True) -> tuple[Run, Samples]:
+    """The run with the highest accuracy that recorded samples; its record."""
+    for run in sorted(runs, key=lambda run: -(run.accuracy or 0.0)):
+        try:
+            samples = read_samples(run.folder)
+        except UserError as error:
+            print(f"note: {error}", file=sys.stderr)
+            continue
+        if samples is not None and wanted(samples):
+            return run, samples
+    raise NothingToShowError("no finished run has recorded samples: fit records them at its end (--record_samples).")
+
+
+def typical_channels(samples: Samples, count: int) -> list[int]:
+    """Channels of the first layer whose firing rates vary most over their map, in order of their number."""
+    spread = samples.rates.std((0, 2, 3))
+    return sorted(np.argsort(-spread, kind="stable")[:count].tolist())
+
+
+def picture(frame: NDArray[Any]) -> NDArray[np.float64]:
+    """A frame [C, H, W] as an image: grey, RGB, or ON events red and OFF events blue; values 0 to 1."""
+    frame = frame.astype(np.float64)
+    if len(frame) == 2:
+        top = max(np.percentile(frame, 99.5), 1.0)
+        off, on = np.clip(frame / top, 0, 1)
+        return np.stack([1 - off, 1 - np.maximum(on, off), 1 - on], -1)
+    low, high = frame.min(), frame.max()
+    scaled = (frame - low) / (high - low if high > low else 1.0)
+    return np.moveaxis(scaled, 0, -1) if len(frame) == 3 else np.repeat(scaled[0][..., None], 3, -1)
+
+
+def _show(ax: Axes, image: NDArray[Any], title: str = "", top: float = 1.0) -> None:
+    ax.imshow(image, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    if title:
+        ax.set_title(title, fontsize=7)
+
+
+def _name_of(samples: Samples, i: int) -> str:
+    return _text(samples.classes[int(samples.label[i])], 24)
+
+
+def figure_s2(runs: Sequence[Run]) -> Figure:
+    """A sample of each class, and firing rates of three channels of the first layer."""
+    run, samples = _recorded(runs)
+    channels, count = typical_channels(samples, 3), len(samples.label)
+    figure, axes = _figure(0.95 * count + 0.6, 4.4, 1 + len(channels), count)
+    for i in range(count):
+        _show(axes[0, i], picture(samples.frames[:, i].mean(0)), _name_of(samples, i))
+        for row, c in enumerate(channels, start=1):
+            _show(axes[row, i], samples.rates[i, c])
+    for row, label in enumerate(["input", *(f"channel {c}" for c in channels)]):
+        axes[row, 0].set_ylabel(label, fontsize=8)
+    _titled(figure, run, "firing rates [spikes / time-step], black 0, white 1")
+    return figure
+
+
+def _titled(figure: Figure, run: Run, text: str) -> None:
+    figure.suptitle(f"{_group_name(run).splitlines()[0]}, {_neuron(run)}: {text}", fontsize=8)
+
+
+def _grid(maps: NDArray[Any]) -> NDArray[np.float64]:
+    """Maps [C, H, W] side by side, in a square as far as possible, with grey between."""
+    c, h, w = maps.shape
+    columns = int(np.ceil(np.sqrt(c)))
+    rows = -(-c // columns)
+    grid = np.full((rows * (h + 1) - 1, columns * (w + 1) - 1), 0.5)
+    for i, one in enumerate(maps):
+        row, column = divmod(i, columns)
+        grid[row * (h + 1) : row * (h + 1) + h, column * (w + 1) : column * (w + 1) + w] = one
+    return grid
+
+
+def figure_s3(runs: Sequence[Run]) -> Figure:
+    """All channels of the first layer for one sample: (a) spikes at t = 0, (b) firing rates at the last step."""
+    run, samples = _recorded(runs)
+    figure, axes = _figure(9.0, 4.9, 1, 2)
+    spikes = samples.spikes[:, 0]
+    last = len(spikes) - 1
+    for ax, maps, label in zip(
+        axes[0],
+        (spikes[0], spikes.mean(0)),
+        ("(a) spikes at t = 0", f"(b) firing rates at t = {last} [spikes / time-step]"),
+        strict=True,
+    ):
+        _show(ax, _grid(maps.astype(np.float64)), label)
+    _titled(figure, run, f"all channels of the first layer, sample of class {_name_of(samples, 0)}")
+    return figure
+
+
+def _step_frames(samples: Samples, i: int) -> NDArray[Any]:
+    """Input at each step [T, C, H, W]; a static image is the same at all."""
+    frames = samples.frames[:, i]
+    return np.repeat(frames, len(samples.spikes), 0) if len(frames) == 1 else frames
+
+
+def figure_s4(runs: Sequence[Run]) -> Figure:
+    """One sample over time: (a) input and spikes of two channels, (b) their means so far."""
+    run, samples = _recorded(runs)
+    channels = typical_channels(samples, 2)
+    frames, spikes = _step_frames(samples, 0), samples.spikes[:, 0].astype(np.float64)
+    steps = len(spikes)
+    figure, axes = _figure(0.75 * steps + 0.9, 5.4, 6, steps)
+    so_far = np.arange(1, steps + 1)[:, None, None, None]
+    parts = (
+        ("(a)", frames.astype(np.float64), spikes),
+        ("(b)", np.cumsum(frames.astype(np.float64), 0) / so_far, np.cumsum(spikes, 0) / so_far),
+    )
+    for part, (letter, shown, fired) in enumerate(parts):
+        for t in range(steps):
+            _show(axes[3 * part, t], picture(shown[t]), f"t = {t}" if part == 0 else "")
+            for row, c in enumerate(channels, start=1):
+                _show(axes[3 * part + row, t], fired[t, c])
+        names = ("input", *(f"channel {c}" for c in channels)) if part == 0 else (
+            "mean input", *(f"rate, ch. {c}" for c in channels)
+        )  # fmt: skip
+        for row, label in enumerate(names):
+            axes[3 * part + row, 0].set_ylabel(f"{letter} {label}", fontsize=6)
+    _titled(
+        figure, run, f"sample of class {_name_of(samples, 0)} over time; spikes white, rates from black 0 to white 1"
+    )
+    return figure
+
+
+def figure_s5(runs: Sequence[Run]) -> Figure:
+    """Frames of three samples at each step, and the spikes of one channel of the first layer under each."""
+    run, samples = _recorded(runs, lambda s: len(s.frames) > 1) if any(
+        len(s.frames) > 1 for s in _readable(runs)
+    ) else _recorded(runs)  # fmt: skip
+    channel = typical_channels(samples, 1)[0]
+    steps, played = samples.spikes.shape[:2]
+    figure, axes = _figure(0.75 * steps + 0.9, 0.95 * 2 * played + 0.5, 2 * played, steps)
+    for i in range(played):
+        frames = _step_frames(samples, i)
+        for t in range(steps):
+            _show(axes[2 * i, t], picture(frames[t]), f"t = {t}" if i == 0 else "")
+            _show(axes[2 * i + 1, t], samples.spikes[t, i, channel])
+        axes[2 * i, 0].set_ylabel(_name_of(samples, i), fontsize=7)
+        axes[2 * i + 1, 0].set_ylabel("spikes", fontsize=7)
+    _titled(figure, run, f"input and spikes of channel {channel} of the first layer")
+    return figure
+
+
+def _readable(runs: Sequence[Run]) -> list[Samples]:
+    found = []
+    for run in runs:
+        try:
+            samples = read_samples(run.folder)
+        except UserError:
+            continue
+        if samples is not None:
+            found.append(samples)
+    return found
+
+
+FIGURES: dict[str, Callable[[Sequence[Run]], Figure]] = {
+    "1b": figure_1b,
+    "2": figure_2,
+    "5b": figure_5b,
+    "6": figure_6,
+    "7": figure_7,
+    "S1": figure_s1,
+    "S2": figure_s2,
+    "S3": figure_s3,
+    "S4": figure_s4,
+    "S5": figure_s5,
+}
+
+
+def write_figures(runs: Sequence[Run], folder: Path, names: Sequence[str]) -> int:
+    """Writes each figure as pdf and png, and says which could not be made and why.
+
+    Returns:
+        Exit status: 1 where none could be made.
+    """
+    made = 0
+    for name in names:
+        try:
+            figure = FIGURES[name](runs)
+        except NothingToShowError as error:
+            print(f"figure {name} is left out: {error}", file=sys.stderr)
+            continue
+        # Files that are the same whenever they are made.
+        with rc_context({"pdf.fonttype": 42}):
+            for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+                path = folder / f"figure{name}.{kind}"
+                with written_whole(path, "wb") as file:
+                    figure.savefig(file, format=kind, metadata=metadata)
+                print(path)
+        made += 1
+    return 0 if made else 1

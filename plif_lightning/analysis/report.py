@@ -1,0 +1,202 @@
+"""One page with everything that runs tell, complete in itself: it asks no server for anything."""
+
+import base64
+import html
+import io
+import json
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from plif_lightning.analysis import paper
+from plif_lightning.analysis.figures import FIGURES, NothingToShowError, picture, typical_channels
+from plif_lightning.analysis.runs import Run, Samples, read_samples
+from plif_lightning.analysis.tables import Table, problems_of
+from plif_lightning.errors import UserError
+from plif_lightning.files import written_whole
+
+# Points of a curve that a screen can tell apart; channels and runs whose spikes are shown.
+_POINTS = 200
+_CHANNELS = 11
+_PLAYERS = 4
+_TALLEST = 96  # pixels of a map
+
+
+def _number(value: Any, digits: int = 5) -> float | None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        return None
+    return float(f"{value:.{digits}g}")
+
+
+def _curves(run: Run) -> dict[str, list[float | None]]:
+    """Metrics by name, at no more epochs than a screen shows."""
+    rows = run.metrics
+    if len(rows) > _POINTS:
+        rows = [rows[round(i * (len(rows) - 1) / (_POINTS - 1))] for i in range(_POINTS)]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    found: dict[str, list[float | None]] = {"epoch": [_number(row["epoch"] + 1) for row in rows]}
+    for key in keys:
+        values = [_number(row.get(key)) for row in rows]
+        if key == run.val_key:
+            found["accuracy"] = [None if v is None else _number(100 * v) for v in values]
+        elif key == "train/acc":
+            found[key] = [None if v is None else _number(100 * v) for v in values]
+        elif key in ("train/loss", "lr", "train/samples_per_second") or key.startswith(("tau/", "rate/")):
+            found[key] = values
+    return found
+
+
+def _row(i: int, run: Run) -> dict[str, Any]:
+    best = run.best
+    last = next((row for row in reversed(run.metrics) if any(k.startswith("rate/") for k in row)), {})
+    return {
+        "id": i,
+        "name": run.name,
+        "data": paper.TITLES.get(run.data_set, str(run.facts.get("data") or run.data_set))
+        + (f" ({run.facts['origin']})" if run.facts.get("origin") else ""),
+        "neuron": run.setting("model.neuron"),
+        "init_tau": _number(run.setting("model.init_tau")),
+        "pooling": run.setting("model.pooling"),
+        "T": _number(run.setting("data.time_steps")),
+        "seed": _number(run.setting("seed_everything"), 15),
+        "protocol": run.protocol if run.config else None,
+        "accuracy": None if run.accuracy is None else _number(100 * run.accuracy),
+        "best_epoch": None if best is None else best[0],
+        "epochs": len(run.metrics),
+        "speed": _number(run.metrics[-1].get("train/samples_per_second"), 3) if run.metrics else None,
+        "status": run.status,
+        "curves": _curves(run),
+        "rates": {k.removeprefix("rate/"): _number(v) or 0.0 for k, v in last.items() if k.startswith("rate/")},
+        "command": shlex.join(["python", "main.py", *run.command]) if run.command else "The command was not recorded.",
+        "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+    }
+
+
+def _shrunk(maps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Every second, third, ... pixel of maps [..., H, W] that are too large for the page."""
+    step = -(-max(maps.shape[-2:]) // _TALLEST)
+    return maps[..., ::step, ::step]
+
+
+def _base64(values: np.ndarray[Any, Any]) -> str:
+    return base64.b64encode(values.tobytes()).decode()
+
+
+def _player(run: Run, samples: Samples, i: int) -> dict[str, Any]:
+    channels = typical_channels(samples, _CHANNELS)
+    spikes = _shrunk(samples.spikes[:, i, channels])
+    frames = np.stack([picture(frame) for frame in _shrunk(samples.frames[:, i])])  # [T or 1, H, W, 3]
+    votes = np.cumsum(samples.votes[:, i], 0) / np.arange(1, len(samples.votes) + 1)[:, None]
+    return {
+        "run": run.name,
+        "label": samples.classes[int(samples.label[i])],
+        "classes": samples.classes,
+        "channels": channels,
+        "steps": len(spikes),
+        "height": spikes.shape[2],
+        "width": spikes.shape[3],
+        "in_height": frames.shape[1],
+        "in_width": frames.shape[2],
+        "held": len(frames) == 1,
+        "spikes": _base64(np.packbits(spikes)),
+        "frames": _base64((255 * frames).round().astype(np.uint8)),
+        "votes": [[round(float(v), 3) for v in step] for step in votes],
+    }
+
+
+def _players(runs: Sequence[Run], problems: list[str]) -> list[dict[str, Any]]:
+    """Samples of the best run of each data set."""
+    found: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for run in sorted(runs, key=lambda run: -(run.accuracy or 0.0)):
+        if run.data_set in seen or len(seen) == _PLAYERS:
+            continue
+        try:
+            samples = read_samples(run.folder)
+            players = [] if samples is None else [_player(run, samples, i) for i in range(samples.spikes.shape[1])]
+        except (UserError, ValueError, IndexError) as error:
+            problems.append(f"{run.name}: {error}")
+            continue
+        if players:
+            seen.add(run.data_set)
+            found += players
+    return found
+
+
+def _table(table: Table) -> str:
+    kept = [i for i in range(len(table.columns)) if i < 2 or any(row[i] for row in table.rows)]
+    ours = table.columns.index("ours") if "ours" in table.columns else None
+
+    def cells(tag: str, values: Sequence[str]) -> str:
+        return "".join(f"<{tag}>{html.escape(values[i])}</{tag}>" for i in kept)
+
+    rows = "".join(
+        f"<tr{' class=ours' if ours is not None and row[ours] else ''}>{cells('td', row)}</tr>" for row in table.rows
+    )
+    notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in table.notes)
+    head = html.escape(f"Table {table.name}. {table.title}")
+    return (
+        f'<h3>{head}</h3><div class="wide" tabindex="0" role="region" aria-label="{head}"><table><thead><tr>'
+        f"{cells('th', table.columns)}</tr></thead><tbody>{rows}</tbody></table></div>{notes}"
+    )
+
+
+def _figures(runs: Sequence[Run], problems: list[str]) -> str:
+    found = []
+    for name, draw in FIGURES.items():
+        try:
+            figure = draw(runs)
+        except NothingToShowError as error:
+            problems.append(f"figure {name} is left out: {error}")
+            continue
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+        text = (draw.__doc__ or "").strip().splitlines()[0]
+        found.append(
+            f'<figure><img loading="lazy" alt="{html.escape(text)}" src="data:image/png;base64,'
+            f'{base64.b64encode(file.getvalue()).decode()}">'
+            f"<figcaption>Figure {name}. {html.escape(text)}</figcaption></figure>"
+        )
+    return "".join(found)
+
+
+def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> None:
+    """Writes the page.
+
+    Args:
+        runs: all of them.
+        tables: the paper's.
+        path: where to.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    if path.is_dir():
+        raise UserError(f"--out must be a file, got the folder {path}.")
+    problems = problems_of(runs)
+    figures = _figures(runs, problems)
+    data = {
+        "made": "Curves have at most 200 points.",
+        "runs": [_row(i, run) for i, run in enumerate(runs)],
+        "samples": _players(runs, problems),
+        "problems": problems,
+    }
+    # Nothing that a run is called can end the script or begin an element.
+    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
+    page = (resources.files("plif_lightning.analysis") / "report.html").read_text(encoding="utf-8")
+    parts = {"<!--TABLES-->": "".join(map(_table, tables)), "<!--FIGURES-->": figures, "/*DATA*/": text}
+    for mark, part in parts.items():
+        before, _, after = page.partition(mark)
+        page = before + part + after
+    with written_whole(path, "wb") as file:
+        file.write(page.encode())
+    print(f"{path}: {len(runs)} runs, {len(page) / 2**20:.1f} MiB")
+    for problem in problems:
+        print(f"note: {problem}", file=sys.stderr)

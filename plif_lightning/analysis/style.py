@@ -1,0 +1,14 @@
+"""How figures look."""
+
+from matplotlib.axes import Axes
+
+# Okabe and Ito: told apart by readers with any colour vision; markers and dashes do the same in black and white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = "osD^vP*X"
+DASHES = ("-", "--", ":", "-.")
+
+
+def plain(axes: Axes) -> None:
+    """No box around, a faint grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)

@@ -1,0 +1,385 @@
+"""The paper's tables, with this project's runs beside the paper's numbers. What was not run stays empty."""
+
+import csv
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+from scipy import stats
+
+from plif_lightning.analysis import paper
+from plif_lightning.analysis.paper import Setting
+from plif_lightning.analysis.runs import Run
+from plif_lightning.files import written_whole
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text.
+
+    Attributes:
+        name: its number in the paper.
+        title: what it shows.
+        columns: heads.
+        rows: cells; empty where there is nothing to say.
+        notes: sentences below it.
+    """
+
+    name: str
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        setting: what the paper's tables tell apart.
+        runs: one for each seed.
+        accuracy: their mean [%].
+        low: end of the 95 % interval [%].
+        high: the other end.
+    """
+
+    setting: Setting
+    runs: list[Run]
+    accuracy: float
+    low: float
+    high: float
+
+    @property
+    def protocol(self) -> str:
+        return self.runs[0].protocol
+
+    @property
+    def epochs(self) -> int:
+        return len(self.runs[0].metrics)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the runs saw all of the paper's data set."""
+        return _samples(self.runs[0]) == paper.SAMPLES.get(self.setting.data_set)
+
+
+def _samples(run: Run) -> tuple[int, int] | None:
+    """Training samples, those held out included, and samples of the test set."""
+    counts = run.facts.get("samples", {})
+    tested = run.tested_samples
+    if not isinstance(counts.get("training"), int) or tested is None:
+        return None
+    return counts["training"] + counts.get("val", 0), tested
+
+
+def setting_of(run: Run) -> Setting:
+    """What the paper's tables tell runs apart by."""
+    return Setting(
+        run.data_set,
+        str(run.setting("model.neuron", "?")),
+        float(run.setting("model.init_tau", math.nan)),
+        str(run.setting("model.pooling", "?")),
+    )
+
+
+# What of a configuration decides neither what is computed nor how it is measured.
+_WITHOUT_EFFECT = {
+    *("data.root", "data.store", "data.num_workers", "data.download", "data.eval_batch_size", "data.allow_partial"),
+    *("model.backend", "model.neuron", "model.init_tau", "model.pooling"),
+}
+_OF_THE_TRAINER = ("max_epochs", "precision", "limit_train_batches", "limit_val_batches", "accumulate_grad_batches")
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _flat(part, key if name == "init_args" else f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def other_settings(run: Run) -> dict[str, Any]:
+    """What else must be equal for two runs to be the same experiment with other seeds."""
+    found = {
+        key: value
+        for part in ("model", "data")
+        for key, value in _flat({part: run.setting(part, {})})
+        if key not in _WITHOUT_EFFECT
+    }
+    found |= {f"trainer.{name}": run.setting(f"trainer.{name}") for name in _OF_THE_TRAINER}
+    found |= {"samples": run.facts.get("samples"), "origin": run.facts.get("origin"), "epochs": len(run.metrics)}
+    return found
+
+
+def interval(accuracies: Sequence[float], tested: int | None) -> tuple[float, float]:
+    """The 95 % interval of accuracies, as shares.
+
+    Of the mean over seeds by Student's t; of one run by Wilson's binomial interval, over its test samples. NaN where
+    neither is known.
+    """
+    n = len(accuracies)
+    if n > 1:
+        mean = statistics.fmean(accuracies)
+        half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(accuracies) / math.sqrt(n)
+        return mean - half, mean + half
+    if tested is None or tested < 1:
+        return math.nan, math.nan
+    found = stats.binomtest(round(accuracies[0] * tested), tested).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
+def cells(runs: Sequence[Run]) -> list[Cell]:
+    """Finished runs, those that differ in nothing but their seed together; of one seed the first."""
+    groups: dict[str, dict[Any, Run]] = defaultdict(dict)
+    for run in runs:
+        if run.status == "finished" and run.accuracy is not None and not math.isnan(run.accuracy):
+            key = json.dumps([setting_of(run), other_settings(run)], sort_keys=True, default=str)
+            groups[key].setdefault(run.setting("seed_everything"), run)
+    found = []
+    for group in groups.values():
+        of_seeds = list(group.values())
+        shares = [run.accuracy for run in of_seeds if run.accuracy is not None]
+        low, high = interval(shares, of_seeds[0].tested_samples)
+        mean = 100 * statistics.fmean(shares)
+        found.append(Cell(setting_of(of_seeds[0]), of_seeds, mean, 100 * max(low, 0.0), 100 * min(high, 1.0)))
+    return found
+
+
+def _title(data_set: str, runs: Sequence[Run] = ()) -> str:
+    named = next((str(run.facts["data"]) for run in runs if run.facts.get("data")), data_set)
+    return paper.TITLES.get(data_set, named)
+
+
+def _source(cell: Cell) -> str:
+    run = cell.runs[0]
+    samples = _samples(run)
+    parts = [str(run.facts.get("origin") or "")] if run.facts.get("origin") else []
+    if samples is not None:
+        parts.append(f"{samples[0]:,} / {samples[1]:,} samples")
+        whole = paper.SAMPLES.get(cell.setting.data_set)
+        if whole is not None and samples != whole and "PART" not in "".join(parts):
+            parts.append(f"of {whole[0]:,} / {whole[1]:,}")
+    return ", ".join(parts)
+
+
+_RESULT_COLUMNS = [
+    *("paper", "ours", "difference", "95 % interval", "seeds", "epochs", "T", "protocol", "data", "other settings"),
+]
+
+
+def _result(cell: Cell | None, known: float | None, protocol: str, others: str = "") -> list[str]:
+    stated = "" if known is None else f"{known:.2f}"
+    if cell is None:
+        return [stated, *[""] * (len(_RESULT_COLUMNS) - 1)]
+    comparable = known is not None and cell.protocol == protocol and cell.is_whole
+    return [
+        stated,
+        f"{cell.accuracy:.2f}",
+        f"{cell.accuracy - known:+.2f}" if comparable and known is not None else "",
+        "" if math.isnan(cell.low) else f"{cell.low:.2f} - {cell.high:.2f}",
+        str(len(cell.runs)),
+        str(cell.epochs),
+        str(cell.runs[0].setting("data.time_steps", "")),
+        cell.protocol,
+        _source(cell),
+        others,
+    ]
+
+
+def _differences(cell: Cell, among: Sequence[Cell]) -> str:
+    """The settings in which a cell's runs differ from others of the same data set, apart from those with a column."""
+    shown = {"epochs", "samples", "origin", "trainer.max_epochs", "data.time_steps", "data.validation"}
+    shown |= {"data.holdout_fraction"}
+    own = other_settings(cell.runs[0])
+    beside = [other_settings(c.runs[0]) for c in among]
+    found = []
+    for key, value in own.items():
+        if key not in shown and any(other.get(key) != value for other in beside):
+            found.append(f"{key.split('.', 1)[-1]} {value}")
+    return ", ".join(found)
+
+
+def _accuracies(
+    name: str,
+    title: str,
+    protocol: str,
+    label: str,
+    runs: Sequence[Run],
+    known: Mapping[Setting, float],
+    wanted: Any,
+    describe: Any,
+    only_protocol: bool = False,
+) -> Table:
+    """A table of accuracies: every cell of the paper's, and what was run for it, or without it."""
+    found = [c for c in cells(runs) if wanted(c.setting) and (not only_protocol or c.protocol == protocol)]
+    by_setting: dict[Setting, list[Cell]] = defaultdict(list)
+    for cell in found:
+        by_setting[cell.setting].append(cell)
+    extra = sorted(
+        (s for s in by_setting if s not in known), key=lambda s: (s.data_set, s.neuron != "plif", s.init_tau, s.pooling)
+    )
+    rows = []
+    for setting in [*known, *extra]:
+        same_data = [c for c in found if c.setting.data_set == setting.data_set]
+        group: list[Cell | None] = list(by_setting.get(setting, [])) or [None]
+        for one in group:
+            data = _title(setting.data_set, one.runs if one else ())
+            others = _differences(one, same_data) if one else ""
+            rows.append([data, describe(setting), *_result(one, known.get(setting), protocol, others)])
+    notes = []
+    left_out = [run for run in runs if run.status in ("running", "unfinished") and run.metrics]
+    left_out = [run for run in left_out if wanted(setting_of(run))]
+    if left_out:
+        names = ", ".join(f"{run.name} ({run.status}, epoch {len(run.metrics)})" for run in left_out)
+        notes.append(f"Left out, because they have not come to their end: {names}.")
+    notes.append(
+        f"Accuracy {protocol} [%] in the paper, after {paper.EPOCHS} epochs. Ours: the mean over seeds with Student's "
+        "95 % interval, or of one run Wilson's; a difference only where protocol and data are the paper's."
+    )
+    return Table(name, title, ["data set", label, *_RESULT_COLUMNS], rows, notes)
+
+
+def result_tables(runs: Sequence[Run]) -> list[Table]:
+    """Tables 2, 4, 5 and S2."""
+    usual = Setting("")
+
+    def is_usual(s: Setting) -> bool:
+        return (s.neuron, s.init_tau, s.pooling) == (usual.neuron, usual.init_tau, usual.pooling)
+
+    def neuron(s: Setting) -> str:
+        tau = {"plif": f"PLIF, tau_0 = {s.init_tau:g}", "lif": f"LIF, tau = {s.init_tau:g}"}
+        return tau.get(s.neuron, s.neuron.upper())
+
+    def pooling(s: Setting) -> str:
+        return {"avg": "average", "max": "max"}.get(s.pooling, s.pooling)
+
+    def network(s: Setting) -> str:
+        return f"{neuron(s)}, {pooling(s)}-pooling"
+
+    table_2 = {Setting(d): accuracy for d, accuracy in paper.TABLE_2.items()}
+    table_s2 = {Setting(d): accuracy for d, accuracy in paper.TABLE_S2.items()}
+    return [
+        _accuracies("2", "Accuracy of the six data sets", "A", "network", runs, table_2, is_usual, network, True),
+        _accuracies(
+            "4", "PLIF and LIF neurons", "A", "neuron", runs, paper.TABLE_4, lambda s: s.pooling == "max", neuron
+        ),
+        _accuracies(
+            "5",
+            "Average and max-pooling",
+            "A",
+            "pooling",
+            runs,
+            paper.TABLE_5,
+            lambda s: (s.neuron, s.init_tau) == (usual.neuron, usual.init_tau),
+            pooling,
+        ),
+        _accuracies(
+            "S2", "Accuracy with a validation part held out", "B", "network", runs, table_s2, is_usual, network, True
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """A configuration's network: what Tables 1 and S1 say of it."""
+
+    data_set: str
+    n_conv: int
+    n_down: int
+    n_fc: int
+    channels: int
+    input_shape: tuple[int, int, int]
+    time_steps: int
+    structure: str
+    parameters: int
+
+
+def network_tables(networks: Sequence[NetworkFacts], runs: Sequence[Run]) -> list[Table]:
+    """Tables 1, S1 and 3, from the configurations and networks themselves."""
+    first, structures, steps = [], [], []
+    for net in networks:
+        title = paper.TITLES[net.data_set]
+        shape = "x".join(map(str, net.input_shape))
+        first.append(
+            [title, str(net.n_conv), str(net.n_down), str(net.n_fc), str(net.channels), shape, str(net.time_steps)]
+        )
+        structures.append([title, net.structure, f"{net.parameters:,}"])
+        work, theirs, ours = paper.TABLE_3[net.data_set]
+        seen = sorted({int(run.setting("data.time_steps", 0)) for run in runs if run.data_set == net.data_set})
+        steps.append([title, work, theirs, str(ours), str(net.time_steps), ", ".join(map(str, seen))])
+    head = ["data set", "N_conv", "N_down", "N_fc", "channels", "input", "T"]
+    return [
+        Table("1", "Networks of the configurations", head, first),
+        Table("S1", "Their structure", ["data set", "structure", "learned values"], structures),
+        Table(
+            "3",
+            "Time-steps",
+            ["data set", "best earlier work", "its T", "paper's T", "T of the configuration", "T of the runs"],
+            steps,
+        ),
+    ]
+
+
+def ordered(tables: Sequence[Table]) -> list[Table]:
+    """In the paper's order."""
+    order = ["1", "2", "3", "4", "5", "S1", "S2"]
+    return sorted(tables, key=lambda table: order.index(table.name))
+
+
+def problems_of(runs: Sequence[Run]) -> list[str]:
+    """A sentence for each thing that could not be read."""
+    return [f"{run.name}: {problem}" for run in runs for problem in run.problems]
+
+
+def print_tables(tables: Sequence[Table], runs: Sequence[Run]) -> None:
+    """Prints them; columns that are empty in all rows are left out."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    for table in tables:
+        kept = [i for i in range(len(table.columns)) if i < 2 or any(row[i] for row in table.rows)]
+        shown = RichTable(title=escape(f"Table {table.name}. {table.title}"), title_justify="left")
+        for i in kept:
+            numeric = table.columns[i] in ("paper", "ours", "difference", "seeds", "epochs", "T", "learned values")
+            shown.add_column(table.columns[i], justify="right" if numeric else "left", overflow="fold")
+        for row in table.rows:
+            shown.add_row(*(escape(row[i]) for i in kept))
+        console.print(shown)
+        for note in table.notes:
+            console.print(escape(note), style="dim")
+        console.print()
+    for problem in problems_of(runs):
+        console.print(f"[yellow]note[/]: {escape(problem)}")
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    kept = [i for i in range(len(table.columns)) if i < 2 or any(row[i] for row in table.rows)]
+    lines = [f"## Table {table.name}. {table.title}", "", line([table.columns[i] for i in kept])]
+    lines.append("|" + "---|" * len(kept))
+    lines += [line([row[i] for i in kept]) for row in table.rows]
+    return "\n".join([*lines, "", *table.notes, ""])
+
+
+def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
+    """Writes `tables.md` and a csv file for each table."""
+    paths = [folder / "tables.md"]
+    with written_whole(paths[0]) as file:
+        file.write("\n".join(map(_markdown, tables)))
+    for table in tables:
+        path = folder / f"table{table.name}.csv"
+        with written_whole(path) as file:
+            csv.writer(file).writerows([table.columns, *table.rows])
+        paths.append(path)
+    return paths

@@ -1,0 +1,112 @@
+"""The paper's figures: what they show, and that they are made from whatever runs there are."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from plif_lightning.analysis.figures import (
+    FIGURES,
+    STEPS_PER_MS,
+    TAU_MS,
+    NothingToShowError,
+    figure_6,
+    figure_7,
+    membrane_response,
+    moving_average,
+    picture,
+    write_figures,
+)
+from plif_lightning.analysis.runs import find_runs
+from tests.writers import write_run
+
+
+def test_the_response_to_constant_input_is_the_solution_of_the_equation():
+    taus, weights = [5.0, 10.0, 20.0], [1.0, 2.0, 0.5]
+    v = membrane_response(np.ones(60 * STEPS_PER_MS), taus, weights)
+    time = np.arange(1, len(v) + 1)[:, None] / STEPS_PER_MS
+    exact_steps = np.array(weights) * (1 - (1 - 1 / (np.array(taus) * STEPS_PER_MS)) ** (time * STEPS_PER_MS))
+    np.testing.assert_allclose(v, exact_steps, rtol=1e-10)
+    # tau dV/dt = -V + w I (Eq. 1), to the width of a step
+    np.testing.assert_allclose(v, np.array(weights) * (1 - np.exp(-time / taus)), atol=0.005)
+
+
+def test_the_response_to_a_spike_jumps_and_decays_with_tau():
+    current = np.zeros(40 * STEPS_PER_MS)
+    current[5 * STEPS_PER_MS] = STEPS_PER_MS * TAU_MS
+    v = membrane_response(current, [TAU_MS, 2 * TAU_MS], [1.0, 1.0])
+    time = np.arange(len(v) - 5 * STEPS_PER_MS) / STEPS_PER_MS
+    for i, tau in enumerate((TAU_MS, 2 * TAU_MS)):
+        expected = TAU_MS / tau * np.exp(-time / tau)
+        np.testing.assert_allclose(v[5 * STEPS_PER_MS :, i], expected, atol=0.005)
+    assert (v[: 5 * STEPS_PER_MS] == 0).all()
+
+
+def test_the_moving_average_is_over_whole_windows():
+    np.testing.assert_allclose(moving_average([1, 2, 3, 6], 2), [1.5, 2.5, 4.5])
+    assert len(moving_average([1.0] * 200)) == 137
+
+
+@pytest.fixture
+def runs(tmp_path):
+    write_run(tmp_path / "a", seed=1)
+    write_run(tmp_path / "b", (0.5, 0.7, 0.9), seed=2)
+    write_run(tmp_path / "c", init_tau=16.0, neuron="lif")
+    write_run(tmp_path / "d", init_tau=16.0, frames=8)
+    write_run(tmp_path / "e", data="NMNIST", finished=False)
+    write_run(tmp_path / "f", (0.1,) * 130, time_steps=4)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "command.json").write_text("{}")
+    return find_runs(tmp_path)
+
+
+def test_all_are_made_and_are_the_same_each_time(runs, tmp_path):
+    digests = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        assert write_figures(runs, folder, list(FIGURES)) == 0
+        digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()})
+    assert digests[0] == digests[1]
+    assert set(digests[0]) == {f"figure{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")}
+
+
+def test_figure_6_shows_means_and_the_authors_points(runs):
+    figure = figure_6(runs)
+    panel = next(a for a in figure.axes if a.get_title(loc="left").startswith("Fashion-MNIST\nT = 8"))
+    solid = [line for line in panel.lines if "(2 runs)" in str(line.get_label())]
+    np.testing.assert_allclose(solid[0].get_ydata(), [50, 72.5, 80])
+    crosses = [line for line in panel.lines if line.get_marker() == "x"]
+    assert crosses[0].get_xydata().tolist() == [[1, 88.96], [2, 90.46]]
+
+
+def test_figure_7_begins_at_the_initial_value(runs):
+    figure = figure_7(runs)
+    panel = next(a for a in figure.axes if a.get_title(loc="left").startswith("Fashion-MNIST\nT = 8"))
+    starts = {line.get_ydata()[0] for line in panel.lines if len(line.get_xdata())}
+    assert starts == {2.0, 16.0}
+
+
+def test_what_cannot_be_made_is_said_and_the_rest_is_made(tmp_path, capsys):
+    write_run(tmp_path / "runs" / "a", neuron="lif", finished=False).weights.unlink()
+    made = write_figures(find_runs(tmp_path / "runs"), tmp_path / "out", ["1b", "7", "S1", "S3"])
+    assert made == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["figure1b.pdf", "figure1b.png"]
+    said = capsys.readouterr().err
+    for name in ("7", "S1", "S3"):
+        assert f"figure {name} is left out: no " in said
+
+
+def test_nothing_to_show_is_an_answer(tmp_path, capsys):
+    write_run(tmp_path / "a", neuron="lif", finished=False)
+    runs = find_runs(tmp_path)
+    with pytest.raises(NothingToShowError, match="records them at its end"):
+        FIGURES["S2"](runs)
+    assert write_figures(runs, tmp_path / "out", ["S2"]) == 1
+
+
+def test_pictures_show_events_by_polarity():
+    frame = np.zeros((2, 2, 2))
+    frame[1, 0, 0], frame[0, 1, 1] = 5, 5
+    image = picture(frame)
+    np.testing.assert_allclose(image[0, 0], [1, 0, 0])  # ON
+    np.testing.assert_allclose(image[1, 1], [0, 0, 1])  # OFF
+    np.testing.assert_allclose(image[0, 1], [1, 1, 1])

@@ -1,0 +1,161 @@
+"""The paper's tables: its numbers, ours beside them, and nothing where nothing was run."""
+
+import csv
+import math
+
+import pytest
+from scipy import stats
+
+from plif_lightning.analysis import paper
+from plif_lightning.analysis.runs import find_runs
+from plif_lightning.analysis.tables import cells, interval, result_tables, write_tables
+from plif_lightning.commands import all_tables, main
+from tests.writers import write_run
+
+
+def rows(table, ours_only=True):
+    found = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    return [row for row in found if row["ours"] or not ours_only]
+
+
+def tables(tmp_path):
+    return {table.name: table for table in result_tables(find_runs(tmp_path))}
+
+
+def test_seeds_are_averaged_and_one_seed_counts_once(tmp_path):
+    for seed, accuracy in ((1, 0.90), (2, 0.92), (3, 0.94)):
+        write_run(tmp_path / f"{seed}", (0.5, accuracy), seed=seed)
+    write_run(tmp_path / "again", (0.5, 0.90), seed=1)
+    (row,) = rows(tables(tmp_path)["4"])
+    half = stats.t.ppf(0.975, 2) * 2 / math.sqrt(3)
+    assert (row["data set"], row["neuron"], row["paper"]) == ("Fashion-MNIST", "PLIF, tau_0 = 2", "94.38")
+    assert (row["ours"], row["difference"], row["seeds"], row["epochs"]) == ("92.00", "-2.38", "3", "2")
+    assert row["95 % interval"] == f"{92 - half:.2f} - {92 + half:.2f}"
+
+
+def test_of_one_run_the_interval_is_binomial():
+    low, high = interval([0.9], 100)
+    expected = stats.binomtest(90, 100).proportion_ci(method="wilson")
+    assert (low, high) == (expected.low, expected.high)
+    assert math.isnan(interval([0.9], None)[0])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"time_steps": 4},
+        {"origin": "tonic"},
+        {"samples": (1_000, 100)},
+        {"accuracies": (0.5,)},
+        {"validation": "holdout", "test": 0.8},
+    ],
+)
+def test_what_is_not_the_same_experiment_is_never_averaged(tmp_path, other):
+    write_run(tmp_path / "a", seed=1)
+    write_run(tmp_path / "b", seed=2, **other)
+    assert [len(cell.runs) for cell in cells(find_runs(tmp_path))] == [1, 1]
+    assert len(rows(tables(tmp_path)["4"])) == 2
+
+
+def test_a_part_of_the_data_or_another_protocol_has_no_difference(tmp_path):
+    write_run(tmp_path / "a", samples=(1_000, 100))
+    write_run(tmp_path / "b", validation="holdout", test=0.8)
+    found = rows(tables(tmp_path)["4"])
+    assert [row["difference"] for row in found] == ["", ""]
+    assert "of 60,000 / 10,000" in found[0]["data"]
+    (only,) = rows(tables(tmp_path)["S2"])
+    assert (only["ours"], only["difference"], only["paper"]) == ("80.00", "-13.85", "93.85")
+
+
+def test_where_nothing_was_run_the_cell_is_empty(tmp_path):
+    write_run(tmp_path / "a", finished=False)
+    for table in tables(tmp_path).values():
+        assert rows(table) == []
+        assert all(row["paper"] for row in rows(table, ours_only=False))
+    assert "unfinished, epoch 3" in tables(tmp_path)["4"].notes[0]
+
+
+def test_each_run_stands_in_its_table(tmp_path):
+    write_run(tmp_path / "a", neuron="lif", init_tau=16.0)
+    write_run(tmp_path / "b", pooling="avg")
+    write_run(tmp_path / "c", data="Digits", title="digits")
+    found = tables(tmp_path)
+    assert [(r["data set"], r["neuron"]) for r in rows(found["4"])] == [
+        ("Fashion-MNIST", "LIF, tau = 16"),
+        ("digits", "PLIF, tau_0 = 2"),
+    ]
+    assert [(r["data set"], r["pooling"]) for r in rows(found["5"])] == [
+        ("Fashion-MNIST", "average"),
+        ("digits", "max"),
+    ]
+    assert [r["data set"] for r in rows(found["2"])] == ["digits"]
+
+
+def test_settings_that_make_the_difference_are_named(tmp_path):
+    write_run(tmp_path / "a")
+    run = write_run(tmp_path / "b")
+    run.config.write_text(run.config.read_text().replace("per_step", "rate"))
+    assert {row["other settings"] for row in rows(tables(tmp_path)["2"])} == {"loss per_step", "loss rate"}
+
+
+def test_tables_1_3_and_s1_come_from_the_configurations(tmp_path):
+    write_run(tmp_path / "a", time_steps=4)
+    found = {table.name: table for table in all_tables(find_runs(tmp_path))}
+    assert list(found) == ["1", "2", "3", "4", "5", "S1", "S2"]
+    assert found["1"].rows[4] == ["CIFAR10-DVS", "1", "4", "2", "128", "2x128x128", "20"]
+    assert found["S1"].rows[2][1:] == [
+        "{{c256k3s1-BN-PLIF}*3-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10",
+        "36,718,344",
+    ]
+    assert found["3"].rows[1] == ["Fashion-MNIST", "[8]", "20", "8", "8", "4"]
+
+
+def test_files_hold_the_same_cells(tmp_path):
+    write_run(tmp_path / "runs" / "a", title="x | y", data="Other")
+    made = result_tables(find_runs(tmp_path / "runs"))
+    write_tables(made, tmp_path / "out")
+    with (tmp_path / "out" / "table4.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1:] == made[1].rows
+    assert "x \\| y" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_the_papers_numbers_are_consistent_between_its_tables():
+    for setting, accuracy in {**paper.TABLE_4, **paper.TABLE_5}.items():
+        if setting == paper.Setting(setting.data_set):
+            assert accuracy == paper.TABLE_2[setting.data_set]
+    assert len(paper.CURVES) == 30
+    assert all(len(curve) == len(paper.CURVE_EPOCHS) for curve in paper.CURVES.values())
+
+
+def test_the_command_prints_and_writes(tmp_path, capsys):
+    write_run(tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "config.yaml").write_text("{")
+    with pytest.raises(SystemExit) as stop:
+        main(["tables", "--runs", str(tmp_path / "runs"), "--only", "4,S2", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "Table 4. PLIF and LIF" in out
+    assert "Table 5." not in out
+    assert "broken" in out
+    assert (tmp_path / "out" / "tables.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["tables", "--runs", "nowhere"], "runs must be a folder, got nowhere"),
+        (["tables", "--only", "9"], "--only must be some of 1,2,3,4,5,S1,S2, got 9"),
+        (["figures", "--only", "3"], "--only must be some of 1b,2,5b,6"),
+        (["tables", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["report", "--out", "."], "--out must be a file, got the folder ."),
+        (["report", "--out", "/proc/none/report.html"], "/proc/none: No such file or directory"),
+    ],
+)
+def test_a_mistake_is_answered_with_one_sentence(tmp_path, monkeypatch, capsys, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs" / "a")
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert expected in capsys.readouterr().err
