@@ -44,11 +44,16 @@ def run_folder(trainer: L.Trainer) -> RunFolder:
     return _folders[trainer]
 
 
+# Batches of an evaluation in which spikes are counted, about.
+_LISTENED = 8
+
+
 class LayerMonitor(Callback):
     """Logs each epoch: tau and firing rate of each layer, learning rate, training samples per second.
 
-    Firing rates (spikes per neuron and time-step) are measured in validation and test. With one tau
-    per channel, a layer's mean is logged. A layer without leak has none.
+    Firing rates (spikes per neuron and time-step) are measured in validation and test, on about 8 of the
+    batches, evenly spaced over all: a neuron that is listened to is called by itself, not together with
+    BN and pool. With one tau per channel, a layer's mean is logged. A layer without leak has none.
     """
 
     def __init__(self) -> None:
@@ -103,7 +108,6 @@ class LayerMonitor(Callback):
 
     def _start_counting(self, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
-        self._sums = {}
 
         def count(name: str) -> Any:
             def hook(module: nn.Module, inputs: Any, spikes: Tensor) -> None:
@@ -115,6 +119,14 @@ class LayerMonitor(Callback):
             return hook
 
         self._hooks = [neuron.register_forward_hook(count(name)) for name, neuron in pl_module.network.neurons()]
+
+    def _listen(self, pl_module: L.LightningModule, batch_idx: int, batches: Any) -> None:
+        """Counts spikes in this batch, or not."""
+        count = batches[0] if isinstance(batches, list) else batches
+        every = max(1, int(count) // _LISTENED) if math.isfinite(count) else 1
+        self._remove_hooks()
+        if batch_idx % every == 0:
+            self._start_counting(pl_module)
 
     def _remove_hooks(self) -> None:
         for hook in self._hooks:
@@ -128,13 +140,24 @@ class LayerMonitor(Callback):
             pl_module.log(f"rate/{name}", total[0] / total[1], sync_dist=True)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start_counting(pl_module)
+        self._sums = {}
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        sanity = trainer.sanity_checking
+        self._listen(pl_module, batch_idx, trainer.num_sanity_val_batches if sanity else trainer.num_val_batches)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop_counting(trainer, pl_module)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start_counting(pl_module)
+        self._sums = {}
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._listen(pl_module, batch_idx, trainer.num_test_batches)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop_counting(trainer, pl_module)

@@ -42,7 +42,7 @@ from plif_lightning.data import ImageAugmentation, SpikingDataModule
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.events.augment import EventAugmentation
 from plif_lightning.files import written_whole
-from plif_lightning.records import CommandRecord, SampleRecord, WeightRecord, write_result
+from plif_lightning.records import CommandRecord, SampleRecord, WeightRecord, write_result, write_test_result
 from plif_lightning.summary import print_evaluation, print_fit, print_header, print_inventory
 from plif_lightning.task import SpikingClassifier
 from plif_lightning.wandb_logging import WandbRecord, WandbRunLogger
@@ -551,6 +551,14 @@ class PlifCLI(LightningCLI):
         print_evaluation(self.trainer, self.datamodule)
 
     def after_test(self) -> None:
+        folder, limit = self.folder, self.config[self.subcommand].trainer.limit_test_batches
+        if folder is not None and self.trainer.is_global_zero and not is_trial(self.trainer):
+            # The run's accuracy B is that of its best checkpoint on all of the test set.
+            checkpoint = Path(str(self.config[self.subcommand].ckpt_path)).resolve()
+            # Lightning takes 1 for one batch and 1.0 for all of them.
+            whole = limit is None or (isinstance(limit, float) and limit == 1.0)
+            if whole and checkpoint == folder.best.resolve():
+                write_test_result(folder, self.trainer.callback_metrics, self.datamodule.sizes())
         print_evaluation(self.trainer, self.datamodule)
 
     def after_predict(self) -> None:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
+_TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+
 
 @contextmanager
 def written_whole(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
@@ -16,7 +18,7 @@ def written_whole(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open(mode, newline="" if mode == "w" else None) as file:
+        with beside.open(mode, **({} if mode == "wb" else _TEXT)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

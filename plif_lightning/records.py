@@ -1,7 +1,6 @@
 """What a run writes for those who read it later: its command and result, W_fc / tau over time, a few samples."""
 
 import contextlib
-import copy
 import json
 import time
 from collections.abc import Mapping
@@ -61,6 +60,12 @@ def write_result(folder: RunFolder, test: Mapping[str, float] | None, samples: d
     accuracy = None if test is None else test["test/acc"]
     with written_whole(folder.result) as file:
         json.dump({"ended": time.time(), "test": accuracy, "samples": samples}, file, indent=2)
+
+
+def write_test_result(folder: RunFolder, metrics: Mapping[str, Any], samples: dict[str, int]) -> None:
+    """Keeps what a `test` of the run's best checkpoint measured on the whole test set."""
+    with written_whole(folder.test_result) as file:
+        json.dump({"test": float(metrics["test/acc"]), "samples": samples.get("test")}, file, indent=2)
 
 
 def weight_histogram(weight: Tensor, k: Tensor) -> dict[str, Any]:
@@ -126,12 +131,18 @@ class SampleRecord(Callback):
         if self.most == 0 or not trainer.is_global_zero or is_trial(trainer) or data.val_set is None:
             return
         assert isinstance(pl_module, SpikingClassifier)
-        network = copy.deepcopy(pl_module.network).eval()
+        network = pl_module.network
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        training = network.training
         if any(isinstance(c, BestCheckpoint) for c in trainer.checkpoint_callbacks) and folder.best.is_file():
             state = torch.load(folder.best, map_location="cpu", weights_only=True)["state_dict"]
             prefix = "network."
             network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        samples = record_samples(network, data, self.most, pl_module.device)
+        try:
+            samples = record_samples(network.eval(), data, self.most, pl_module.device)
+        finally:
+            network.load_state_dict(before)
+            network.train(training)
         with written_whole(folder.samples, "wb") as file:
             write_samples(folder, samples, file)
 
@@ -148,10 +159,12 @@ def record_samples(network: SpikingNetwork, data: SpikingDataModule, most: int, 
     first_spikes: list[Tensor] = []
     _, neuron = next(network.neurons())
     hook = neuron.register_forward_hook(lambda module, inputs, out: first_spikes.append(out))
+    dtype = next(network.parameters()).dtype
     chosen = _one_of_each_class([int(label) for label in labels], most)
     try:
         for i in chosen:
             x = dataset[BatchRequest(0, torch.tensor([i]))].x.to(device).transpose(0, 1)
+            x = x.to(dtype) if x.is_floating_point() else x
             votes.append(network(x).cpu())
             fired = first_spikes.pop()[:, 0].cpu()
             if len(spikes) < _PLAYED:

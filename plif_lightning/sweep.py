@@ -5,7 +5,8 @@ import json
 import os
 import re
 import shlex
-import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from plif_lightning.analysis.runs import Run, RunFolder, read_run
+from plif_lightning.analysis.runs import RunFolder, read_run
 from plif_lightning.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -86,9 +88,13 @@ def _arguments(path: Path, command: Any) -> list[str]:
     if command is None:
         return ["fit"]
     command = [str(part) for part in command] if isinstance(command, list) else []
-    if "${program}" not in command or "${args}" not in command:
-        raise UserError(f"command of {path} must be a list with ${{program}} and ${{args}} in it.")
-    rest = [part for part in command[command.index("${program}") + 1 :] if part != "${args}"]
+    rest = command[command.index("${program}") + 1 :] if "${program}" in command else []
+    if "${args}" not in rest or any(part.startswith("${") and part != "${args}" for part in rest):
+        raise UserError(
+            f"command of {path} must be a list with ${{program}} and, after it, ${{args}}, and nothing else in "
+            "braces there: use `wandb agent` for other forms."
+        )
+    rest = [part for part in rest if part != "${args}"]
     kept: list[str] = []
     for part in rest:
         if Path(part.removeprefix("--config=")).name == "wandb.yaml":
@@ -110,7 +116,11 @@ def replaced(sweep: Sweep, changes: Sequence[str]) -> Sweep:
         key, _, values = change.partition("=")
         if not key or not values:
             raise UserError(f"--grid must be KEY=VALUE,VALUE,..., got {change!r}.")
-        parameters[key] = [yaml.safe_load(value) for value in values.split(",")]
+        try:
+            parsed = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError as error:
+            raise UserError(f"the values of --grid {change} are not YAML: {' '.join(str(error).split())}.") from error
+        parameters[key] = parsed
     return Sweep(sweep.name, sweep.arguments, parameters)
 
 
@@ -149,6 +159,7 @@ class _Job:
     output: Path
     state: str = "waiting"
     seconds: float = 0.0
+    error: str = ""
 
     @property
     def command(self) -> list[str]:
@@ -164,8 +175,30 @@ def _shown(command: Sequence[str]) -> str:
     return shlex.join(["python", *("main.py" if part == program else part for part in command[1:])])
 
 
-def _own_arguments(run: Run) -> list[str]:
-    return [a for a in run.command if not a.startswith("--run_folder=")]
+def _comparable(arguments: Sequence[str]) -> list[str]:
+    """Without the run's folder, and with whole paths: a sweep may be called again from elsewhere."""
+    return [
+        f"--config={Path(a.removeprefix('--config=')).resolve()}" if a.startswith("--config=") else a
+        for a in arguments
+        if not a.startswith("--run_folder=")
+    ]
+
+
+def _require_free(job: _Job) -> None:
+    """Refuses a folder that is not a run's, or whose run may be going on."""
+    folder = job.folder
+    if not folder.path.is_dir() or folder.path.is_symlink():
+        raise UserError(f"{folder.path} is not a folder: move it away, or pass another --runs.")
+    if not (folder.config.is_file() or folder.command.is_file()) and any(folder.path.iterdir()):
+        raise UserError(f"{folder.path} is no run's folder, and not empty: move it away, or pass another --runs.")
+    run = read_run(folder.path)
+    if run.status == "running":
+        raise UserError(f"{folder.path} is being trained by another process: wait for it, or end it first.")
+    if run.status != "finished" and run.host not in (None, socket.gethostname()):
+        raise UserError(
+            f"{folder.path} was begun on {run.host} and may be going on there. If it is not, remove "
+            f"{folder.command.name} from it, or go on there."
+        )
 
 
 def _plan(sweep: Sweep, root: Path, overrides: Sequence[str]) -> tuple[list[_Job], list[_Job]]:
@@ -178,16 +211,18 @@ def _plan(sweep: Sweep, root: Path, overrides: Sequence[str]) -> tuple[list[_Job
         if name in seen:
             raise UserError(f"two runs of the sweep have the same name {name}: give each value once.")
         seen.add(name)
+        if not re.search(r"\w", name):
+            raise UserError(f"the values {list(point.values())} give a run no name: pass others.")
         job = _Job(name, RunFolder(root / name), point_arguments(sweep, point, overrides), root / f"{name}.log")
-        if not (job.folder.config.is_file() or job.folder.command.is_file()):
+        if not job.folder.path.exists():
             jobs.append(job)
             continue
+        _require_free(job)
         run = read_run(job.folder.path)
-        if run.status == "running":
-            raise UserError(f"{job.folder.path} is being trained by another process: wait for it, or end it first.")
-        if run.command and _own_arguments(run) != job.arguments:
+        own = [a for a in run.command if not a.startswith("--run_folder=")]
+        if run.command and _comparable(own) != _comparable(job.arguments):
             raise UserError(
-                f"{job.folder.path} holds a run of another command: {shlex.join(_own_arguments(run))}. "
+                f"{job.folder.path} holds a run of another command: {shlex.join(own)}. "
                 f"Now it would be: {shlex.join(job.arguments)}. Pass another --runs, or move that folder away."
             )
         (finished if run.status == "finished" else jobs).append(job)
@@ -212,15 +247,35 @@ def run_sweep(sweep: Sweep, root: Path, jobs: int = 1, overrides: Sequence[str] 
     """
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}.")
-    waiting, finished = _plan(sweep, root.absolute(), overrides)
+    root = root.absolute()
     console = Console()
+    if dry_run:
+        return _run(sweep, root, jobs, overrides, console, dry_run=True)
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".sweep.lock", blocking=False)
+    try:
+        with lock:
+            return _run(sweep, root, jobs, overrides, console)
+    except Timeout:
+        raise UserError(f"another sweep is running in {root}: wait for it, or pass another --runs.") from None
+
+
+def _interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(sweep: Sweep, root: Path, jobs: int, overrides: Sequence[str], console: Console, dry_run: bool = False) -> int:
+    waiting, finished = _plan(sweep, root, overrides)
     total = len(waiting) + len(finished)
-    console.print(f"[bold]{escape(sweep.name)}[/]: {total} runs in {escape(str(root))}, {len(finished)} finished")
+    shown = escape(os.path.relpath(root) if root.is_relative_to(Path.cwd()) else str(root))
+    console.print(f"[bold]{escape(sweep.name)}[/]: {total} runs in {shown}, {len(finished)} finished", soft_wrap=True)
     if dry_run:
         for job in waiting:
             console.print(_shown(job.command), soft_wrap=True, markup=False, highlight=False)
         return 0
     runner = _Runner(jobs)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("all runs", total=total, completed=len(finished))
@@ -248,11 +303,11 @@ def run_sweep(sweep: Sweep, root: Path, jobs: int = 1, overrides: Sequence[str] 
     failed = [job for job in waiting if job.state == "failed"]
     for job in failed:
         console.print(f"\n[bold red]failed[/]: {escape(job.name)}")
-        for line in _last_lines(job.output):
+        for line in [job.error] if job.error else _last_lines(job.output):
             console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
         console.print(f"  again: {_shown(job.command)}", soft_wrap=True, markup=False, highlight=False)
     if not failed:
-        console.print(f"All {total} runs are finished: python main.py tables --runs {escape(str(root))}")
+        console.print(f"All {total} runs are finished: python main.py tables --runs {shown}", soft_wrap=True)
     return 1 if failed else 0
 
 
@@ -262,6 +317,16 @@ def _last_lines(path: Path, most: int = 12) -> list[str]:
     except OSError as error:
         return [f"no output: {error.strerror}"]
     return [line for line in lines if line.strip()][-most:]
+
+
+def _put_aside(folder: Path) -> None:
+    """Moves a run's folder to `.broken` beside it: nothing is thrown away."""
+    aside = folder.parent / ".broken"
+    aside.mkdir(exist_ok=True)
+    i = 0
+    while (aside / f"{folder.name}-{i}").exists():
+        i += 1
+    folder.rename(aside / f"{folder.name}-{i}")
 
 
 class _Runner:
@@ -275,12 +340,21 @@ class _Runner:
         self._lock = threading.Lock()
 
     def run(self, job: _Job) -> None:
+        """Makes one run; whatever goes wrong is the job's failure, and the others go on."""
+        try:
+            self._run(job)
+        except (UserError, OSError) as error:
+            job.state, job.error = "failed", str(error)
+
+    def _run(self, job: _Job) -> None:
         if self.stopped:
             job.state = "stopped"
             return
         start = time.monotonic()
-        if not job.folder.last.is_file() and job.folder.path.is_dir():
-            shutil.rmtree(job.folder.path)  # broken off before its first epoch: there is nothing to go on from
+        if job.folder.path.exists():
+            _require_free(job)  # somebody may have begun it since the plan was made
+            if not job.folder.last.is_file():
+                _put_aside(job.folder.path)  # broken off before its first epoch: there is nothing to go on from
         job.output.parent.mkdir(parents=True, exist_ok=True)
         with job.output.open("ab") as output:
             output.write(f"$ {_shown(job.command)}\n".encode())

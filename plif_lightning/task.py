@@ -118,6 +118,26 @@ class SpikingClassifier(L.LightningModule):
     def _seed_evaluation(self, batch_idx: int) -> None:
         torch.manual_seed(fold_in(run_seed(), "evaluate", batch_idx, self.global_rank))
 
+    # Weights rest while something is evaluated.
+
+    def on_validation_start(self) -> None:
+        self.network.hold_weights()
+
+    def on_validation_end(self) -> None:
+        self.network.hold_weights(False)
+
+    def on_test_start(self) -> None:
+        self.network.hold_weights()
+
+    def on_test_end(self) -> None:
+        self.network.hold_weights(False)
+
+    def on_predict_start(self) -> None:
+        self.network.hold_weights()
+
+    def on_predict_end(self) -> None:
+        self.network.hold_weights(False)
+
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._seed_evaluation(batch_idx)
 

@@ -598,3 +598,30 @@ def test_stored_configuration_is_plain_text(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert json.loads(json.dumps(config)) == config
     assert Path(config["data"]["init_args"]["root"]).is_absolute()
+
+
+def test_accumulation_clipping_and_resume_are_the_same_on_every_backend():
+    given = ["--trainer.precision", "64-true", "--trainer.accumulate_grad_batches", "2"]
+    given += ["--trainer.gradient_clip_val", "0.05", "--trainer.limit_train_batches", "6"]
+    given += ["--trainer.limit_val_batches", "1", "--test_after_fit", "false"]
+    for backend in ("cpu", "reference"):
+        fit(*TINY, *given, "--model.backend", backend, "--trainer.max_epochs", "2", "--run_folder", backend)
+    fit(*TINY, *given, "--model.backend", "reference", "--trainer.max_epochs", "1", "--run_folder", "mixed")
+    main(["fit", "--config", "mixed/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2",
+          "--model.backend", "cpu"])  # fmt: skip
+    ours, theirs, mixed = (load(f"{name}/checkpoints/last.ckpt") for name in ("cpu", "reference", "mixed"))
+    assert ours["global_step"] == theirs["global_step"] == 6
+    for name, value in theirs["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], value, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(mixed["state_dict"][name], value, rtol=1e-7, atol=1e-9)
+
+
+def test_a_profile_names_the_kernels(tmp_path):
+    done = command(
+        "fit", "--config", QUICKSTART, *SILENT, *TINY, *FEW, "--trainer.max_epochs", "1",
+        "--trainer.profiler", "pytorch", "--run_folder", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr + "".join(p.read_text(errors="replace") for p in tmp_path.rglob("*.txt"))
+    for name in ("plif::fire", "plif::fire_backward", "ConvBlock", "PLIF"):
+        assert name in said

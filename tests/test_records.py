@@ -102,3 +102,15 @@ def test_a_folder_that_holds_a_run_is_not_written_over(capsys):
     with pytest.raises(SystemExit):
         fit("--trainer.max_epochs", "1", "--run_folder", "here")
     assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_later_test_counts_only_of_the_best_checkpoint_on_all_of_the_test_set():
+    fit("--trainer.max_epochs", "1", "--run_folder", "here", "--test_after_fit", "false")
+    assert read_run(Path("here")).accuracy is None
+    main(["test", "--ckpt_path", "here/checkpoints/last.ckpt"])
+    main(["test", "--ckpt_path", "here/checkpoints/best.ckpt", "--trainer.limit_test_batches", "1"])
+    assert read_run(Path("here")).accuracy is None
+    main(["test", "--ckpt_path", "here/checkpoints/best.ckpt"])
+    run = read_run(Path("here"))
+    assert run.accuracy is not None
+    assert run.tested_samples == 359

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
-from plif_lightning.analysis.runs import find_runs
+from plif_lightning.analysis.runs import find_runs, process_identity
 from plif_lightning.commands import main
 from plif_lightning.errors import UserError
 from plif_lightning.sweep import point_arguments, read_sweep, replaced, run_name
 from tests.conftest import REPOSITORY
+from tests.writers import write_run
 
 SWEEPS = REPOSITORY / "configs" / "sweeps"
 TINY = ["--model.channels=4", "--model.fc_features=12", "--data.time_steps=2", "--trainer.max_epochs=2"]
@@ -82,6 +84,8 @@ def write(path: Path, **changes):
         ({"parameters": {"a": {"values": []}}}, "parameter a of .* has no values"),
         ({"early_terminate": {}}, "has early_terminate, which only W&B's own agent knows"),
         ({"command": ["python"]}, "command of .* must be a list with"),
+        ({"command": ["${args}", "${program}"]}, "and, after it, .*args"),
+        ({"command": ["${program}", "fit", "${args}", "${args_no_hyphens}"]}, "use `wandb agent` for other forms"),
     ],
 )
 def test_other_sweep_files_are_refused(tmp_path, changes, expected):
@@ -100,6 +104,9 @@ def test_files_that_are_none_are_refused(tmp_path, capsys):
 def test_values_can_be_replaced_and_added(tmp_path):
     grid = replaced(read_sweep(write(tmp_path / "s.yaml")), ["model.neuron=if", "seed_everything=1,2"])
     assert grid.points() == [{"model.neuron": "if", "seed_everything": s} for s in (1, 2)]
+    with pytest.raises(UserError, match=r"the values of --grid x=\{a are not YAML"):
+        replaced(grid, ["x={a"])
+    assert replaced(grid, ["x=[1,2],3"]).parameters["x"] == [[1, 2], 3]
     with pytest.raises(UserError, match=r"--grid must be KEY=VALUE,VALUE,\.\.\., got 'x'"):
         replaced(grid, ["x"])
 
@@ -109,6 +116,66 @@ def test_values_that_are_not_words_reach_the_command_line_as_json(tmp_path):
     given = [point_arguments(grid, point, ["--b"]) for point in grid.points()]
     assert [arguments[1] for arguments in given] == ["--a=true", "--a=null", "--a=[1, 2]", "--a=0.5"]
     assert all(arguments[-1] == "--b" for arguments in given)
+
+
+# --- what is there already
+
+
+def planned(tmp_path, folder="a"):
+    """A sweep of one run, whose folder is `folder`."""
+    parameters = {"config": {"value": f"{folder}.yaml"}}
+    return sweep(write(tmp_path / "s.yaml", name="s", parameters=parameters), "--runs", tmp_path / "runs")
+
+
+def test_a_value_that_names_no_folder_is_refused(tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "precious").write_text("x")
+    for value in (".", "..", "/", ""):
+        parameters = {"config": {"values": [value]}}
+        path = write(tmp_path / "s.yaml", parameters=parameters)
+        assert sweep(path, "--runs", tmp_path / "runs") == 2
+        assert "give a run no name" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "precious").read_text() == "x"
+
+
+def test_folders_that_are_no_runs_are_left_alone(tmp_path, capsys):
+    foreign = tmp_path / "runs" / "a" / "raw.bin"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("x")
+    assert planned(tmp_path) == 2
+    assert "is no run's folder, and not empty" in capsys.readouterr().err
+    assert foreign.read_text() == "x"
+
+
+def test_a_run_that_was_begun_elsewhere_is_left_alone(tmp_path, capsys):
+    run = write_run(tmp_path / "runs" / "a", finished=False)
+    run.command.write_text(json.dumps({"arguments": ["fit", "--config=a.yaml"], "host": "elsewhere", "pid": 1}))
+    assert planned(tmp_path) == 2
+    assert "was begun on elsewhere and may be going on there" in capsys.readouterr().err
+    assert run.metrics.is_file()
+
+
+def test_a_run_that_goes_on_is_left_alone(tmp_path, capsys):
+    run = write_run(tmp_path / "runs" / "a", finished=False)
+    run.command.write_text(json.dumps({"arguments": ["fit", "--config=a.yaml"], **process_identity()}))
+    assert planned(tmp_path) == 2
+    assert "is being trained by another process" in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_is_put_aside_not_thrown_away(tmp_path):
+    run = write_run(tmp_path / "runs" / "a", finished=False)
+    run.command.unlink()
+    assert planned(tmp_path) == 1  # there is no a.yaml
+    assert (tmp_path / "runs" / ".broken" / "a-0" / "metrics.csv").is_file()
+
+
+def test_two_sweeps_do_not_share_a_folder(tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    with FileLock(tmp_path / "runs" / ".sweep.lock"):
+        process = [sys.executable, str(REPOSITORY / "main.py"), "sweep", str(write(tmp_path / "s.yaml"))]
+        done = subprocess.run([*process, "--runs", "runs"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "another sweep is running in" in done.stderr
 
 
 # --- runs

@@ -59,7 +59,7 @@ def write_cifar10(root: Path, train: int = 40, test: int = 20) -> None:
 
 def events_of(n: int, seed: int, height: int = 128, width: int = 128, last: int = 1_000_000) -> Recording:
     """n events at random places, in order of time [us]."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(7)
     t = np.sort(random.integers(0, last, n))
     return Recording(t, random.integers(0, width, n), random.integers(0, height, n), random.integers(0, 2, n))
 
@@ -191,7 +191,7 @@ def write_run(
     neuron: str = "plif",
     init_tau: float = 2.0,
     pooling: str = "max",
-    seed: int = 2020,
+    seed: object = 2020,
     data: str = "FashionMNIST",
     time_steps: int = 8,
     validation: str = "test",
@@ -201,13 +201,14 @@ def write_run(
     finished: bool = True,
     title: str | None = None,
     frames: int = 1,
+    trainer: dict[str, object] | None = None,
 ) -> RunFolder:
     """A run's folder, as `fit` leaves it."""
     run = RunFolder(folder)
     folder.mkdir(parents=True)
     config = {
         "seed_everything": seed,
-        "trainer": {"max_epochs": len(accuracies), "precision": "32-true"},
+        "trainer": {"max_epochs": len(accuracies), "precision": "32-true", **(trainer or {})},
         "model": {"neuron": neuron, "init_tau": init_tau, "pooling": pooling, "loss": "per_step"},
         "data": {
             "class_path": f"plif_lightning.data.{data}",
@@ -236,7 +237,7 @@ def write_run(
     if finished:
         ended = {"ended": 1.0, "test": test, "samples": {**parts, "test": tested} if test is not None else parts}
         run.result.write_text(json.dumps(ended))
-        random = np.random.default_rng(seed)
+        random = np.random.default_rng(7)
         channels, shape = 4, (2, 6, 7) if frames > 1 else (1, 6, 7)
         spikes = random.random((time_steps, 2, channels, 6, 7)) < 0.3
         recorded = Samples(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.runs import Histogram, Run, Samples, read_histograms, read_samples
 from plif_lightning.analysis.style import COLOURS, DASHES, MARKERS, plain
-from plif_lightning.analysis.tables import other_settings, setting_of
+from plif_lightning.analysis.tables import one_per_seed, other_settings, setting_of
 from plif_lightning.errors import UserError
 from plif_lightning.files import written_whole
 from plif_lightning.neurons import integrate_and_fire
@@ -146,6 +146,10 @@ def _by_data(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[str, li
         if wanted(run):
             others = {k: v for k, v in other_settings(run).items() if k != "epochs"}
             groups[_group_name(run)][f"{setting_of(run)} {sorted(others.items(), key=str)}"].append(run)
+    # Means are over finished runs, of each seed one, as in the tables; a run that goes on is shown where it is alone.
+    for of_data in groups.values():
+        for key, group in of_data.items():
+            of_data[key] = one_per_seed([run for run in group if run.status == "finished"] or group)
     return {
         name: sorted(of_data.values(), key=lambda group: (setting_of(group[0]).neuron != "plif", setting_of(group[0])))
         for name, of_data in sorted(groups.items())
@@ -168,7 +172,8 @@ def _text(words: object, most: int = 60) -> str:
 def _neuron(run: Run) -> str:
     s = setting_of(run)
     name = {"plif": "PLIF, $\\tau_0$", "lif": "LIF, $\\tau$"}.get(s.neuron, _text(s.neuron.upper(), 12))
-    return f"{name} = {s.init_tau:g}" + (f", {s.pooling}-pooling" if s.pooling != "max" else "")
+    tau = "" if s.neuron == "if" else f" = {s.init_tau:g}"
+    return f"{name}{tau}" + (f", {s.pooling}-pooling" if s.pooling != "max" else "")
 
 
 def _panels(count: int, height: float = 3.2, width: float = 4.6, **arguments: Any) -> tuple[Figure, list[Axes]]:
@@ -184,6 +189,8 @@ def _panels(count: int, height: float = 3.2, width: float = 4.6, **arguments: An
 def _aligned(curves: Sequence[tuple[list[float], list[float]]]) -> tuple[list[float], NDArray[np.float64]]:
     """Epochs that all curves have, and the values there [curves, epochs]."""
     common = sorted(set.intersection(*(set(epochs) for epochs, _ in curves)))
+    if not common:
+        raise NothingToShowError("runs that belong together have no epoch in common.")
     return common, np.array([[dict(zip(*curve, strict=True))[e] for e in common] for curve in curves])
 
 
@@ -192,7 +199,7 @@ def figure_6(runs: Sequence[Run]) -> Figure:
     data = _by_data(runs, lambda run: len(run.curve(run.val_key)[0]) > 0)
     if not data:
         raise NothingToShowError("no run has measured an accuracy yet.")
-    figure, panels = _panels(len(data))
+    figure, panels = _panels(len(data), height=3.9)
     for ax, (title, groups) in zip(panels, data.items(), strict=True):
         for i, group in enumerate(groups):
             colour, style = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
@@ -214,7 +221,7 @@ def figure_6(runs: Sequence[Run]) -> Figure:
         ax.set_xlabel("epoch")
         ax.set_ylabel("accuracy [%]")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.legend(frameon=True, framealpha=0.8, edgecolor="none", fontsize=7)
+        ax.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
         plain(ax)
     figure.supxlabel(
         "lines: mean over runs, 64-epoch moving average where there are 128 epochs; x: the authors' runs, all the data",
@@ -239,7 +246,7 @@ def figure_7(runs: Sequence[Run]) -> Figure:
                 epochs, values = _aligned(curves)
                 if not epochs:
                     continue
-                label = f"$\\tau({i + 1})$: {layer}"
+                label = f"$\\tau({i + 1})$: {_text(layer, 20)}"
                 ax.fill_between([0, *epochs], [start, *values.min(0)], [start, *values.max(0)], color=COLOURS[i % 8],
                                 alpha=0.15, linewidth=0)  # fmt: skip
                 ax.plot(
@@ -286,7 +293,7 @@ def figure_s1(runs: Sequence[Run]) -> Figure:
     for ax, layer in zip(axes[0], layers, strict=True):
         of_layer = [row for row in rows if row.layer == layer]
         count = min(8, len(of_layer))
-        chosen = [of_layer[round(i * (len(of_layer) - 1) / (count - 1))] for i in range(count)]
+        chosen = [of_layer[round(i * (len(of_layer) - 1) / max(1, count - 1))] for i in range(count)]
         tallest = max(_density(row)[1].max() for row in chosen)
         for place, row in enumerate(chosen):
             x, y = _density(row)
@@ -294,7 +301,7 @@ def figure_s1(runs: Sequence[Run]) -> Figure:
             ax.fill_between(x, base, base + 1.6 * y / tallest, color=str(0.75 - 0.5 * place / count), zorder=place)
             ax.plot(x, base + 1.6 * y / tallest, color="black", linewidth=0.7, zorder=place + 0.5)
         ax.set_yticks(range(count), [f"epoch {row.epoch}" for row in reversed(chosen)], fontsize=8)
-        ax.set_xlabel(f"$W_{{fc}} / \\tau$ of {layer}")
+        ax.set_xlabel(f"$W_{{fc}} / \\tau$ of {_text(layer, 20)}")
         width = np.percentile(np.abs([value for row in chosen for value in _central(row)]), 100)
         ax.set_xlim(-width, width)
         ax.spines[["top", "right", "left"]].set_visible(False)
@@ -487,6 +494,20 @@ FIGURES: dict[str, Callable[[Sequence[Run]], Figure]] = {
 }
 
 
+def drawn(name: str, runs: Sequence[Run]) -> Figure:
+    """One of the figures.
+
+    Raises:
+        NothingToShowError: no run has what it needs, or one has something that cannot be drawn.
+    """
+    try:
+        return FIGURES[name](runs)
+    except NothingToShowError:
+        raise
+    except Exception as error:  # runs are files from anywhere: the other figures can still be made
+        raise NothingToShowError(f"a run holds what cannot be drawn ({type(error).__name__}: {error}).") from error
+
+
 def write_figures(runs: Sequence[Run], folder: Path, names: Sequence[str]) -> int:
     """Writes each figure as pdf and png, and says which could not be made and why.
 
@@ -496,7 +517,7 @@ def write_figures(runs: Sequence[Run], folder: Path, names: Sequence[str]) -> in
     made = 0
     for name in names:
         try:
-            figure = FIGURES[name](runs)
+            figure = drawn(name, runs)
         except NothingToShowError as error:
             print(f"figure {name} is left out: {error}", file=sys.stderr)
             continue

@@ -5,6 +5,7 @@ import html
 import io
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import yaml
 
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.figures import FIGURES, NothingToShowError, picture, typical_channels
+from plif_lightning.analysis.figures import FIGURES, NothingToShowError, drawn, picture, typical_channels
 from plif_lightning.analysis.runs import Run, Samples, read_samples
 from plif_lightning.analysis.tables import Table, problems_of
 from plif_lightning.errors import UserError
@@ -61,9 +62,9 @@ def _row(i: int, run: Run) -> dict[str, Any]:
         "name": run.name,
         "data": paper.TITLES.get(run.data_set, str(run.facts.get("data") or run.data_set))
         + (f" ({run.facts['origin']})" if run.facts.get("origin") else ""),
-        "neuron": run.setting("model.neuron"),
+        "neuron": str(run.setting("model.neuron", "")),
         "init_tau": _number(run.setting("model.init_tau")),
-        "pooling": run.setting("model.pooling"),
+        "pooling": str(run.setting("model.pooling", "")),
         "T": _number(run.setting("data.time_steps")),
         "seed": _number(run.setting("seed_everything"), 15),
         "protocol": run.protocol if run.config else None,
@@ -152,7 +153,7 @@ def _figures(runs: Sequence[Run], problems: list[str]) -> str:
     found = []
     for name, draw in FIGURES.items():
         try:
-            figure = draw(runs)
+            figure = drawn(name, runs)
         except NothingToShowError as error:
             problems.append(f"figure {name} is left out: {error}")
             continue
@@ -192,11 +193,10 @@ def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> No
     text = json.dumps(data, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
     page = (resources.files("plif_lightning.analysis") / "report.html").read_text(encoding="utf-8")
     parts = {"<!--TABLES-->": "".join(map(_table, tables)), "<!--FIGURES-->": figures, "/*DATA*/": text}
-    for mark, part in parts.items():
-        before, _, after = page.partition(mark)
-        page = before + part + after
+    # In one go: what stands in one part cannot be taken for the mark of another.
+    page = re.sub("|".join(map(re.escape, parts)), lambda mark: parts[mark[0]], page)
     with written_whole(path, "wb") as file:
-        file.write(page.encode())
+        file.write(page.encode("utf-8", "backslashreplace"))
     print(f"{path}: {len(runs)} runs, {len(page) / 2**20:.1f} MiB")
     for problem in problems:
         print(f"note: {problem}", file=sys.stderr)

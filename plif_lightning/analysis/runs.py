@@ -59,9 +59,9 @@ class RunFolder:
         return self.path / "wandb.json"
 
     @property
-    def test_metrics(self) -> Path:
-        """Of a later `test`."""
-        return self.path / "test" / "metrics.csv"
+    def test_result(self) -> Path:
+        """What a later `test` of the best checkpoint measured on the whole test set."""
+        return self.path / "test" / "result.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -194,6 +194,7 @@ class Run:
         command: arguments of main.py.
         facts: data set, origin, samples and protocol, as the run wrote them.
         test: accuracy of the test set measured once, as a share; None where it was not.
+        host: where it was begun.
         problems: what could not be read, in sentences.
     """
 
@@ -205,6 +206,7 @@ class Run:
     command: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     test: float | None = None
+    host: str | None = None
     problems: list[str] = field(default_factory=list)
 
     def setting(self, key: str, default: Any = None) -> Any:
@@ -235,8 +237,7 @@ class Run:
     @property
     def best(self) -> tuple[int, float] | None:
         """(epoch, counted from 1; accuracy as a share) of the best validation; None before the first."""
-        rows = [row for row in self.metrics if row.get(self.val_key, float("nan")) == row.get(self.val_key)]
-        rows = [row for row in rows if self.val_key in row]
+        rows = [row for row in self.metrics if 0 <= row.get(self.val_key, float("nan")) <= 1]
         if not rows:
             return None
         row = max(rows, key=lambda row: row[self.val_key])
@@ -253,8 +254,8 @@ class Run:
     def tested_samples(self) -> int | None:
         """Samples that `accuracy` is a share of."""
         samples = self.facts.get("samples", {})
-        found = samples.get("test", samples.get("test as val"))
-        return int(found) if isinstance(found, (int, float)) else None
+        found = samples.get("test", samples.get("test as val")) if isinstance(samples, dict) else None
+        return found if isinstance(found, int) and found > 0 else None
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:
         """Epochs, counted from 1, and values of one metric."""
@@ -290,7 +291,7 @@ def find_runs(root: Path | str) -> list[Run]:
         raise UserError(f"runs must be a folder, got {root}, which is not there.")
     found = []
     for folder, below, _ in os.walk(root):
-        below.sort(key=_by_number)
+        below[:] = sorted((name for name in below if not name.startswith(".")), key=_by_number)
         if _is_run(Path(folder)):
             found.append(read_run(Path(folder), root))
             below.clear()  # evaluations of the run have folders of their own
@@ -360,29 +361,49 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
     started = _loaded(files.command, problems, optional=True)
     result = _loaded(files.result, problems, optional=True)
     test = result.get("test")
-    if test is None and files.test_metrics.is_file():
-        test = _last_value(files.test_metrics, "test/acc")
+    facts = _loaded(files.data, problems, optional=True)
+    if isinstance(result.get("samples"), dict):
+        facts["samples"] = result["samples"]
+    if test is None and files.test_result.is_file():
+        later = _loaded(files.test_result, problems, optional=True)
+        test = later.get("test")
+        if isinstance(facts.get("samples"), dict):
+            facts["samples"] = {**facts["samples"], "test": later.get("samples")}
+    if test is not None and not (isinstance(test, (int, float)) and 0 <= test <= 1):
+        problems.append(f"{files.result}: test must be a share from 0 to 1, got {test!r}.")
+        test = None
     if not config:
         status: Status = "unreadable"
     elif result:
         status = "finished"
     else:
         status = "running" if _is_alive(started) else "unfinished"
-    facts = _loaded(files.data, problems, optional=True)
-    if isinstance(result.get("samples"), dict):
-        facts["samples"] = result["samples"]
+    arguments = started.get("arguments")
+    host = started.get("host")
     name = os.path.relpath(folder, root) if root is not None else folder.name
     return Run(
         files,
-        folder.name if name == "." else name,
+        _printable(folder.name if name == "." else name),
         status,
         config,
         metrics,
-        [str(part) for part in started.get("arguments", [])],
+        [str(part) for part in arguments] if isinstance(arguments, list) else [],
         facts,
-        float(test) if isinstance(test, (int, float)) else None,
-        problems,
+        None if test is None else float(test),
+        host if isinstance(host, str) else None,
+        [_printable(problem) for problem in problems],
     )
+
+
+def _printable(value: Any) -> Any:
+    """Without characters that no file can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list):
+        return [_printable(part) for part in value]
+    if isinstance(value, dict):
+        return {_printable(key): _printable(part) for key, part in value.items()}
+    return value
 
 
 def _loaded(path: Path, problems: list[str], optional: bool = False) -> dict[str, Any]:
@@ -393,13 +414,13 @@ def _loaded(path: Path, problems: list[str], optional: bool = False) -> dict[str
         if not optional:
             problems.append(f"{path} is not there.")
         return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         problems.append(f"{path} cannot be read: {' '.join(str(error).split())}.")
         return {}
     if not isinstance(value, dict):
         problems.append(f"{path} must hold names and values, got {type(value).__name__}.")
         return {}
-    return value
+    return _printable(value)
 
 
 # libyaml's, where PyYAML has it: a hundred configurations in a second instead of ten
@@ -432,15 +453,6 @@ def _is_alive(started: dict[str, Any]) -> bool:
     return True
 
 
-def _last_value(path: Path, key: str) -> float | None:
-    try:
-        with path.open(newline="") as file:
-            values = [row[key] for row in csv.DictReader(file) if row.get(key)]
-        return float(values[-1]) if values else None
-    except (OSError, ValueError, csv.Error):
-        return None
-
-
 def process_identity() -> dict[str, Any]:
     """What tells later whether a run is still going on."""
     known = _state_and_birth(os.getpid())
@@ -458,9 +470,12 @@ def read_histograms(folder: RunFolder) -> list[Histogram]:
         try:
             row = json.loads(line)
             counts = np.asarray(row["counts"], np.int64)
+            low, high = float(row["low"]), float(row["high"])
+            if counts.ndim != 1 or counts.sum() <= 0 or not -np.inf < low < high < np.inf:
+                continue
             key = str(row["layer"]), int(row["epoch"])
-            found[key] = Histogram(*key, float(row["low"]), float(row["high"]), counts)
-        except (ValueError, KeyError, TypeError):
+            found[key] = Histogram(*key, low, high, counts)
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return sorted(found.values(), key=lambda h: h.epoch)
 
@@ -477,16 +492,35 @@ def read_samples(folder: RunFolder) -> Samples | None:
         with folder.samples.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             shape = tuple(stored["spikes_shape"])
             bits = np.unpackbits(stored["spikes"], count=int(np.prod(shape)))
-            return Samples(
+            found = Samples(
                 stored["label"],
                 [str(name) for name in stored["classes"]],
                 stored["frames"],
                 stored["counts"].astype(np.float32) / shape[0],
                 bits.reshape(shape).astype(bool),
-                stored["votes"].astype(np.float32),
+                np.nan_to_num(stored["votes"].astype(np.float32)),
             )
+        _require_shapes(found)
+        return found
     except Exception as error:  # zipfile, zlib and NumPy each have their own
         raise UserError(f"{folder.samples} cannot be read: {' '.join(str(error).split())}.") from error
+
+
+def _require_shapes(samples: Samples) -> None:
+    steps, played, channels, height, width = samples.spikes.shape
+    n = len(samples.label)
+    fits = (
+        samples.label.shape == (n,)
+        and n >= played > 0
+        and samples.frames.ndim == 5
+        and samples.frames.shape[:2] in ((1, n), (steps, n))
+        and 0 not in samples.frames.shape
+        and samples.rates.shape == (n, channels, height, width)
+        and samples.votes.shape == (steps, n, len(samples.classes))
+        and 0 <= samples.label.min() <= samples.label.max() < len(samples.classes)
+    )
+    if not fits:
+        raise ValueError("its parts do not fit together")
 
 
 def write_samples(folder: RunFolder, samples: Samples, file: Any) -> None:

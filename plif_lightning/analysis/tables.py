@@ -7,9 +7,11 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -69,34 +71,61 @@ class Cell:
     @property
     def is_whole(self) -> bool:
         """Whether the runs saw all of the paper's data set."""
-        return _samples(self.runs[0]) == paper.SAMPLES.get(self.setting.data_set)
+        run = self.runs[0]
+        return _samples(run) == paper.SAMPLES.get(self.setting.data_set) and not is_limited(run)
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether everything beside the table's own settings is as the project ships it."""
+        return not _unusual(self.runs[0])
 
 
 def _samples(run: Run) -> tuple[int, int] | None:
     """Training samples, those held out included, and samples of the test set."""
-    counts = run.facts.get("samples", {})
+    counts = run.facts.get("samples")
     tested = run.tested_samples
-    if not isinstance(counts.get("training"), int) or tested is None:
+    if not isinstance(counts, dict) or not isinstance(counts.get("training"), int) or tested is None:
         return None
-    return counts["training"] + counts.get("val", 0), tested
+    held_out = counts.get("val", 0)
+    return counts["training"] + (held_out if isinstance(held_out, int) else 0), tested
+
+
+# Settings with a column of their own.
+_SHOWN = {"epochs", "samples", "origin", "trainer.max_epochs", "data.time_steps", "data.validation"}
+_SHOWN |= {"data.holdout_fraction", "data.class_path"}
+
+
+def _unusual(run: Run) -> list[str]:
+    """Settings that are not those of the shipped configuration, or that leave out a part of the data."""
+    own, usual = other_settings(run), shipped(run.data_set)
+    names = [key for key, value in usual.items() if key not in _SHOWN and key in own and own[key] != value]
+    if is_limited(run):
+        names += [f"trainer.{name}" for name in _LIMITS if f"trainer.{name}" in own]
+    return names
+
+
+def _real(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def setting_of(run: Run) -> Setting:
-    """What the paper's tables tell runs apart by."""
-    return Setting(
-        run.data_set,
-        str(run.setting("model.neuron", "?")),
-        float(run.setting("model.init_tau", math.nan)),
-        str(run.setting("model.pooling", "?")),
-    )
+    """What the paper's tables tell runs apart by; an IF neuron has no tau."""
+    neuron = str(run.setting("model.neuron", "?"))
+    tau = math.inf if neuron == "if" else _real(run.setting("model.init_tau"))
+    return Setting(run.data_set, neuron, tau, str(run.setting("model.pooling", "?")))
 
 
 # What of a configuration decides neither what is computed nor how it is measured.
 _WITHOUT_EFFECT = {
     *("data.root", "data.store", "data.num_workers", "data.download", "data.eval_batch_size", "data.allow_partial"),
     *("model.backend", "model.neuron", "model.init_tau", "model.pooling"),
+    *("trainer.default_root_dir", "trainer.log_every_n_steps", "trainer.profiler", "trainer.num_sanity_val_steps"),
+    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_checkpointing"),
 }
-_OF_THE_TRAINER = ("max_epochs", "precision", "limit_train_batches", "limit_val_batches", "accumulate_grad_batches")
+_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -104,20 +133,57 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         for name, part in value.items():
             yield from _flat(part, key if name == "init_args" else f"{key}.{name}" if key else str(name))
     else:
-        yield key, value
+        yield key, float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def other_settings(run: Run) -> dict[str, Any]:
     """What else must be equal for two runs to be the same experiment with other seeds."""
-    found = {
-        key: value
-        for part in ("model", "data")
-        for key, value in _flat({part: run.setting(part, {})})
-        if key not in _WITHOUT_EFFECT
-    }
-    found |= {f"trainer.{name}": run.setting(f"trainer.{name}") for name in _OF_THE_TRAINER}
+    trainer = run.setting("trainer", {})
+    trainer = dict(trainer) if isinstance(trainer, Mapping) else {}
+    trainer.pop("logger", None)
+    callbacks = trainer.get("callbacks") or []
+    trainer["callbacks"] = [c for c in callbacks if "ProgressBar" not in str(c)] or None
+    parts = {"model": run.setting("model", {}), "data": run.setting("data", {}), "trainer": trainer}
+    found = {key: value for key, value in _flat(parts) if key not in _WITHOUT_EFFECT and value is not None}
+    if run.setting("ckpt_path") is not None:
+        found["ckpt_path"] = run.setting("ckpt_path")
     found |= {"samples": run.facts.get("samples"), "origin": run.facts.get("origin"), "epochs": len(run.metrics)}
     return found
+
+
+def is_limited(run: Run) -> bool:
+    """Whether a run saw a part of its data only, whatever the data set holds."""
+    values = [run.setting(f"trainer.{name}") for name in _LIMITS]
+    # Lightning takes 1 for one batch and 1.0 for all of them.
+    return any(value and not (isinstance(value, float) and value == 1.0) for value in values)
+
+
+def one_per_seed(runs: Sequence[Run]) -> list[Run]:
+    """The first run of each seed; runs without a seed of their own all count."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        seed = run.setting("seed_everything")
+        try:
+            key = run.name if seed is None or isinstance(seed, bool) else str(int(seed))
+        except (TypeError, ValueError):
+            key = run.name
+        found.setdefault(key, run)
+    return list(found.values())
+
+
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@cache
+def shipped(data_set: str) -> dict[str, Any]:
+    """Model and data settings of the configuration that the project ships for a data set; empty where there is none."""
+    base = yaml.safe_load((_CONFIGS / "base.yaml").read_text())
+    for path in sorted(_CONFIGS.glob("*.yaml")):
+        loaded = yaml.safe_load(path.read_text())
+        if str(loaded.get("data", {}).get("class_path", "")).rsplit(".", 1)[-1] == data_set:
+            parts = {"model": {**base["model"], **loaded["model"]}, "data": loaded["data"]}
+            return {key: value for key, value in _flat(parts) if key not in _WITHOUT_EFFECT}
+    return {}
 
 
 def interval(accuracies: Sequence[float], tested: int | None) -> tuple[float, float]:
@@ -139,16 +205,16 @@ def interval(accuracies: Sequence[float], tested: int | None) -> tuple[float, fl
 
 def cells(runs: Sequence[Run]) -> list[Cell]:
     """Finished runs, those that differ in nothing but their seed together; of one seed the first."""
-    groups: dict[str, dict[Any, Run]] = defaultdict(dict)
+    groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        if run.status == "finished" and run.accuracy is not None and not math.isnan(run.accuracy):
+        if run.status == "finished" and run.accuracy is not None and 0 <= run.accuracy <= 1:
             key = json.dumps([setting_of(run), other_settings(run)], sort_keys=True, default=str)
-            groups[key].setdefault(run.setting("seed_everything"), run)
+            groups[key].append(run)
     found = []
     for group in groups.values():
-        of_seeds = list(group.values())
+        of_seeds = one_per_seed(group)
         shares = [run.accuracy for run in of_seeds if run.accuracy is not None]
-        low, high = interval(shares, of_seeds[0].tested_samples)
+        low, high = interval(shares, None if is_limited(of_seeds[0]) else of_seeds[0].tested_samples)
         mean = 100 * statistics.fmean(shares)
         found.append(Cell(setting_of(of_seeds[0]), of_seeds, mean, 100 * max(low, 0.0), 100 * min(high, 1.0)))
     return found
@@ -180,7 +246,7 @@ def _result(cell: Cell | None, known: float | None, protocol: str, others: str =
     stated = "" if known is None else f"{known:.2f}"
     if cell is None:
         return [stated, *[""] * (len(_RESULT_COLUMNS) - 1)]
-    comparable = known is not None and cell.protocol == protocol and cell.is_whole
+    comparable = known is not None and cell.protocol == protocol and cell.is_whole and cell.is_usual
     return [
         stated,
         f"{cell.accuracy:.2f}",
@@ -197,15 +263,11 @@ def _result(cell: Cell | None, known: float | None, protocol: str, others: str =
 
 def _differences(cell: Cell, among: Sequence[Cell]) -> str:
     """The settings in which a cell's runs differ from others of the same data set, apart from those with a column."""
-    shown = {"epochs", "samples", "origin", "trainer.max_epochs", "data.time_steps", "data.validation"}
-    shown |= {"data.holdout_fraction"}
     own = other_settings(cell.runs[0])
     beside = [other_settings(c.runs[0]) for c in among]
-    found = []
-    for key, value in own.items():
-        if key not in shown and any(other.get(key) != value for other in beside):
-            found.append(f"{key.split('.', 1)[-1]} {value}")
-    return ", ".join(found)
+    names = {k: None for k in own if k not in _SHOWN and any(other.get(k) != own[k] for other in beside)}
+    names |= dict.fromkeys(_unusual(cell.runs[0]))
+    return ", ".join(f"{key.split('.', 1)[-1]} {own[key]}" for key in names)
 
 
 def _accuracies(
@@ -243,7 +305,8 @@ def _accuracies(
         notes.append(f"Left out, because they have not come to their end: {names}.")
     notes.append(
         f"Accuracy {protocol} [%] in the paper, after {paper.EPOCHS} epochs. Ours: the mean over seeds with Student's "
-        "95 % interval, or of one run Wilson's; a difference only where protocol and data are the paper's."
+        "95 % interval, or of one run Wilson's; a difference only where protocol and data are the paper's and "
+        "all else is as shipped."
     )
     return Table(name, title, ["data set", label, *_RESULT_COLUMNS], rows, notes)
 
@@ -314,8 +377,10 @@ def network_tables(networks: Sequence[NetworkFacts], runs: Sequence[Run]) -> lis
         )
         structures.append([title, net.structure, f"{net.parameters:,}"])
         work, theirs, ours = paper.TABLE_3[net.data_set]
-        seen = sorted({int(run.setting("data.time_steps", 0)) for run in runs if run.data_set == net.data_set})
-        steps.append([title, work, theirs, str(ours), str(net.time_steps), ", ".join(map(str, seen))])
+        seen = sorted(
+            {str(run.setting("data.time_steps", "?")) for run in runs if run.data_set == net.data_set}, key=_real
+        )
+        steps.append([title, work, theirs, str(ours), str(net.time_steps), ", ".join(seen)])
     head = ["data set", "N_conv", "N_down", "N_fc", "channels", "input", "T"]
     return [
         Table("1", "Networks of the configurations", head, first),

@@ -3,6 +3,7 @@
 from plif_lightning.kernels.backend import Backend, BackendName
 from plif_lightning.kernels.fused import (
     PatchMoments,
+    SparseLinear,
     encode_fire_pool,
     integrate_and_fire,
     moments,
@@ -16,6 +17,7 @@ __all__ = [
     "BackendName",
     "PatchMoments",
     "Pool",
+    "SparseLinear",
     "encode_fire_pool",
     "integrate_and_fire",
     "moments",

@@ -465,3 +465,31 @@ def statistics(begin, end, slot, y, pivot, run, sums):
         last = min(first + run, y.shape[1])
         _widen(y[t, first:last], wide[: last - first])
         _moments(wide[: last - first], pivot[t], sums[slot, 0, t], sums[slot, 1, t])
+
+
+@compiled
+def gather_rows(begin, end, slot, starts, places, values, rows, out, columns):
+    """out[r] = sum over r's nonzero values, of each times the row of its place; `columns` of them at a time.
+
+    starts [R + 1] tells where the values of each row begin; rows is [K, O], out is [R, O].
+    """
+    for first in range(0, rows.shape[1], columns):
+        last = min(first + columns, rows.shape[1])
+        width = last - first
+        for r in range(begin, end):
+            total = out[r, first:last]
+            for i in range(width):
+                total[i] = 0
+            j, end_of_row = starts[r], starts[r + 1]
+            while j + 3 < end_of_row:
+                a, b = rows[places[j], first:last], rows[places[j + 1], first:last]
+                c, d = rows[places[j + 2], first:last], rows[places[j + 3], first:last]
+                va, vb, vc, vd = values[j], values[j + 1], values[j + 2], values[j + 3]
+                for i in range(width):
+                    total[i] = total[i] + ((va * a[i] + vb * b[i]) + (vc * c[i] + vd * d[i]))
+                j += 4
+            while j < end_of_row:
+                a, va = rows[places[j], first:last], values[j]
+                for i in range(width):
+                    total[i] = total[i] + va * a[i]
+                j += 1

@@ -1,5 +1,6 @@
 """The fused forms with the signatures of the reference, and their gradients."""
 
+import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -365,7 +366,7 @@ def _bands(x: Tensor, channels: int, pool: int) -> Iterator[tuple[int, Tensor]]:
     """First row of each band, and what a convolution [T N, C, rows + 2, W] needs for it: a row more at both ends."""
     t, n, _, height, width = x.shape
     at_a_time = _BAND.get(x.device.type, _BAND["cuda"])
-    rows = max(2, at_a_time // (t * n * width * channels) // 2 * 2)
+    rows = max(2, at_a_time // max(1, t * n * width * channels) // 2 * 2)
     around = F.pad(x.flatten(0, 1), (0, 0, 1, 1))
     last = height // 2 * 2 if pool else height
     for first in range(0, last, rows):
@@ -430,3 +431,61 @@ def encode_fire_pool(
             detach_reset,
             surrogate or Surrogate(),
         )
+
+
+# Share of nonzero inputs below which skipping the others wins; sizes of weights for which it was measured.
+_SPARSE = 0.2
+_LARGE = 2**20
+
+
+class SparseLinear:
+    """Spikes times an FC layer's weight, skipping silent inputs, where that is faster: few spikes, no gradient, a CPU.
+
+    It keeps the weight once more, with the weights of an input next to each other, so it works only between `hold` and
+    `release`: while nobody changes the weight.
+    """
+
+    def __init__(self) -> None:
+        self.release()
+
+    def hold(self) -> None:
+        """From now on the weight does not change."""
+        self.release()
+        self._held = True
+
+    def release(self) -> None:
+        """The weight may change again."""
+        self._held = False
+        self._weight: weakref.ref[Tensor] | None = None
+        self._version = 0
+        self._rows: Tensor | None = None
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        """x [*, K] times weight [O, K], or None where the usual product is to be taken."""
+        wanted = (
+            self._held
+            and x.device.type == "cpu"
+            and x.dtype == weight.dtype == torch.float32
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+            and weight.numel() >= _LARGE
+            and not weight.is_inference()
+            and not ops.interpreted()
+        )
+        if not wanted or int(x.count_nonzero()) > _SPARSE * x.numel():
+            return None
+        if self._weight is None or self._weight() is not weight or self._version != weight._version:
+            rows = weight.detach().t().contiguous()
+            # What is NaN or infinite shows in the usual product, whatever it is multiplied with.
+            self._rows = rows if bool(torch.isfinite(rows).all()) else None
+            self._weight, self._version = weakref.ref(weight), weight._version
+        if self._rows is None:
+            return None
+        return torch.ops.plif.sparse_linear(x.flatten(0, -2), self._rows).unflatten(0, x.shape[:-1])
+
+    def __deepcopy__(self, memo: Any) -> "SparseLinear":
+        return SparseLinear()
+
+    def __reduce__(self) -> tuple[type["SparseLinear"], tuple[()]]:
+        return SparseLinear, ()

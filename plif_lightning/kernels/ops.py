@@ -370,3 +370,38 @@ def _(*arguments: Any) -> None:
     from plif_lightning.kernels import gpu
 
     gpu.normalize_backward(*arguments)
+
+
+# Of the columns that are summed at a time, four rows stay in the first-level cache.
+_COLUMNS = 512
+
+
+@torch.library.custom_op("plif::sparse_linear", mutates_args=(), device_types="cpu")
+def sparse_linear(x: Tensor, rows: Tensor) -> Tensor:
+    """x [R, K] times rows [K, O], [R, O], in float32, skipping what is zero in x."""
+    from plif_lightning.kernels import cpu
+
+    x, rows = x.detach().contiguous(), rows.detach()
+    row, place = x.nonzero(as_tuple=True)
+    starts = torch.zeros(len(x) + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(row, minlength=len(x)), 0, out=starts[1:])
+    out = x.new_empty(len(x), rows.shape[1])
+    threads = torch.get_num_threads() if len(place) * rows.shape[1] >= _WORTH_THREADS else 1
+    values = x[row, place]
+    parallel(
+        cpu.gather_rows,
+        len(x),
+        threads,
+        starts.numpy(),
+        place.numpy(),
+        values.numpy(),
+        rows.numpy(),
+        out.numpy(),
+        _COLUMNS,
+    )
+    return out
+
+
+@sparse_linear.register_fake
+def _(x: Tensor, rows: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], rows.shape[1])

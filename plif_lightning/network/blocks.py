@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
-from plif_lightning.kernels import Backend, PatchMoments, Pool, encode_fire_pool, moments, norm_fire_pool
+from plif_lightning.kernels import Backend, PatchMoments, Pool, SparseLinear, encode_fire_pool, moments, norm_fire_pool
 from plif_lightning.network.norm import Statistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d, draw_seed
 from plif_lightning.neurons import Neuron
@@ -138,14 +138,20 @@ class ConvBlock(nn.Module):
 class FCBlock(nn.Module):
     """Dropout - FC (no bias) - neuron over [T, N, F]."""
 
-    def __init__(self, dropout: "TimeDropout", fc: nn.Linear, neuron: Neuron) -> None:
+    def __init__(self, dropout: "TimeDropout", fc: nn.Linear, neuron: Neuron, backend: Backend | None = None) -> None:
         super().__init__()
         self.dropout = dropout
         self.fc = fc
         self.neuron = neuron
+        self.backend = backend or Backend("reference")
+        self.sparse = SparseLinear()  # not in use until `SpikingNetwork.hold_weights`
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.neuron(self.fc(self.dropout(x)))
+        """Spikes of x [T, N, F]."""
+        x = self.dropout(x)
+        plain = type(self.fc) is nn.Linear and self.fc.bias is None and not is_watched(self.fc)
+        y = self.sparse(x, self.fc.weight) if plain and self.backend.fuses(x.device) else None
+        return self.neuron(self.fc(x) if y is None else y)
 
 
 class TimeDropout(nn.Module):

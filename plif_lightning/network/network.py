@@ -158,7 +158,7 @@ class SpikingNetwork(nn.Module):
         in_features = channels * pooled[0] * pooled[1]
         for i, (out_features, p) in enumerate(zip(features, dropouts, strict=True)):
             fc = nn.Linear(in_features, out_features, bias=False)
-            classifier[f"fc{i + 1}"] = FCBlock(TimeDropout(p), fc, make(out_features))
+            classifier[f"fc{i + 1}"] = FCBlock(TimeDropout(p), fc, make(out_features), kernels)
             in_features = out_features
         self.classifier = nn.Sequential(classifier)
         self.voting = Voting(votes_per_class)
@@ -180,6 +180,12 @@ class SpikingNetwork(nn.Module):
             else:
                 x, taken = x if taken else part(x), False
         return x
+
+    def hold_weights(self, held: bool = True) -> None:
+        """Says that weights do not change until further notice, so that forms of them may be kept: for evaluation."""
+        for block in self.classifier:
+            if isinstance(block, FCBlock):
+                block.sparse.hold() if held else block.sparse.release()
 
     def neurons(self) -> Iterator[tuple[str, Neuron]]:
         """(layer name, neuron) of every spiking layer, from input to output: conv1, ..., fc1, ..."""

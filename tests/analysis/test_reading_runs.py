@@ -29,10 +29,32 @@ def test_of_a_held_out_part_the_one_test_counts(tmp_path):
     tested, not_tested = find_runs(tmp_path)
     assert (tested.protocol, tested.accuracy, tested.best) == ("B", 0.9, (2, 0.75))
     assert not_tested.accuracy is None
-    evaluation = tmp_path / "b" / "test" / "metrics.csv"
+    evaluation = tmp_path / "b" / "test" / "result.json"
     evaluation.parent.mkdir()
-    evaluation.write_text("epoch,step,test/acc\n2,30,0.8\n")
+    evaluation.write_text('{"test": 0.8, "samples": 10000}')
     assert find_runs(tmp_path)[1].accuracy == 0.8
+    assert find_runs(tmp_path)[1].tested_samples == 10_000
+
+
+@pytest.mark.parametrize("accuracy", [97.5, -0.1, float("inf"), "high"])
+def test_what_is_no_share_is_no_accuracy(tmp_path, accuracy):
+    run = write_run(tmp_path / "a", validation="holdout", test=0.9)
+    run.result.write_text(json.dumps({"test": accuracy}))
+    found = read_run(tmp_path / "a")
+    assert found.accuracy is None
+    assert "test must be a share from 0 to 1" in found.problems[0]
+
+
+@pytest.mark.parametrize("arguments", ["null", "5", "[" * 5000 + "]" * 5000])
+def test_a_command_that_is_none_is_no_command(tmp_path, arguments):
+    write_run(tmp_path / "a").command.write_text(f'{{"arguments": {arguments}}}')
+    assert read_run(tmp_path / "a").command == []
+
+
+def test_folders_that_begin_with_a_dot_are_not_searched(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / ".broken" / "b")
+    assert [run.name for run in find_runs(tmp_path)] == ["a"]
 
 
 def test_runs_come_in_the_order_of_their_numbers(tmp_path):

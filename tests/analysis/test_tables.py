@@ -48,6 +48,10 @@ def test_of_one_run_the_interval_is_binomial():
         {"samples": (1_000, 100)},
         {"accuracies": (0.5,)},
         {"validation": "holdout", "test": 0.8},
+        {"trainer": {"gradient_clip_val": 1.0}},
+        {"trainer": {"max_steps": 3}},
+        {"trainer": {"limit_val_batches": 0.5}},
+        {"trainer": {"callbacks": [{"class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging"}]}},
     ],
 )
 def test_what_is_not_the_same_experiment_is_never_averaged(tmp_path, other):
@@ -65,6 +69,66 @@ def test_a_part_of_the_data_or_another_protocol_has_no_difference(tmp_path):
     assert "of 60,000 / 10,000" in found[0]["data"]
     (only,) = rows(tables(tmp_path)["S2"])
     assert (only["ours"], only["difference"], only["paper"]) == ("80.00", "-13.85", "93.85")
+
+
+@pytest.mark.parametrize("trainer", [{"limit_val_batches": 0.01}, {"limit_train_batches": 5}, {"fast_dev_run": True}])
+def test_a_run_on_a_part_of_the_batches_has_no_difference_and_no_interval(tmp_path, trainer):
+    write_run(tmp_path / "a", trainer=trainer)
+    (row,) = rows(tables(tmp_path)["4"])
+    assert (row["ours"], row["difference"], row["95 % interval"]) == ("75.00", "", "")
+    assert next(iter(trainer)) in row["other settings"]
+
+
+def test_another_network_than_the_shipped_one_has_no_difference(tmp_path):
+    run = write_run(tmp_path / "a")
+    run.config.write_text(run.config.read_text().replace("per_step", "rate"))
+    (row,) = rows(tables(tmp_path)["4"])
+    assert (row["difference"], row["other settings"]) == ("", "loss rate")
+
+
+def test_runs_without_a_seed_of_their_own_all_count(tmp_path):
+    for i in range(3):
+        write_run(tmp_path / f"{i}", seed=True)
+    write_run(tmp_path / "text", seed="7")
+    write_run(tmp_path / "number", seed=7)
+    assert [len(cell.runs) for cell in cells(find_runs(tmp_path))] == [4]
+
+
+ODD = {
+    "tau": lambda run: swap(run.config, "init_tau: 2.0", "init_tau: null"),
+    "T": lambda run: swap(run.config, "time_steps: 8", "time_steps: many"),
+    "seed": lambda run: swap(run.config, "seed_everything: 2020", "seed_everything: [1]"),
+    "neuron": lambda run: swap(run.config, "neuron: plif", "neuron: .nan"),
+    "accuracy": lambda run: swap(run.metrics, "0.75", "inf"),
+    "samples": lambda run: swap(run.data, "10000", "null"),
+    "samples as a list": lambda run: run.data.write_text('{"samples": [1], "data": "\\ud800"}'),
+    "one line of weights": lambda run: run.weights.write_text(run.weights.read_text().splitlines()[0] + "\n"),
+    "weights": lambda run: swap(run.weights, "[1, 4, 9, 4, 1]", "[]"),
+    "layer": lambda run: swap(run.weights, "fc1", "a$_^$b{"),
+    "spikes": lambda run: run.samples.write_bytes(b"PK"),
+}
+
+
+def swap(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_one_odd_run_hinders_no_other(tmp_path, odd, capsys):
+    ODD[odd](write_run(tmp_path / "runs" / "odd"))
+    write_run(tmp_path / "runs" / "whole", seed=5)
+    for command in (
+        ["tables"],
+        ["figures", "--out", str(tmp_path / "f")],
+        ["report", "--out", str(tmp_path / "r.html")],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--runs", str(tmp_path / "runs")])
+        assert stop.value.code == 0
+    assert len(list((tmp_path / "f").glob("*.png"))) >= 8
+    assert (tmp_path / "r.html").stat().st_size > 100_000
 
 
 def test_where_nothing_was_run_the_cell_is_empty(tmp_path):
@@ -95,7 +159,8 @@ def test_settings_that_make_the_difference_are_named(tmp_path):
     write_run(tmp_path / "a")
     run = write_run(tmp_path / "b")
     run.config.write_text(run.config.read_text().replace("per_step", "rate"))
-    assert {row["other settings"] for row in rows(tables(tmp_path)["2"])} == {"loss per_step", "loss rate"}
+    found = {row["other settings"]: row["difference"] for row in rows(tables(tmp_path)["2"])}
+    assert found == {"loss per_step": "-19.38", "loss rate": ""}
 
 
 def test_tables_1_3_and_s1_come_from_the_configurations(tmp_path):

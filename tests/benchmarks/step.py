@@ -40,18 +40,18 @@ INPUTS = {
 }
 
 
-def network_of(name: str, **changes: Any) -> SpikingNetwork:
+def network_of(name: str, time_steps: int | None = None, **changes: Any) -> SpikingNetwork:
     """The network of a configuration, with some arguments changed."""
-    return network(name, **changes)[0]
+    return network(name, time_steps, **changes)[0]
 
 
-def network(name: str, **changes: Any) -> tuple[SpikingNetwork, dict[str, Any]]:
+def network(name: str, time_steps: int | None = None, **changes: Any) -> tuple[SpikingNetwork, dict[str, Any]]:
     """The network of a configuration, and its `model` block."""
     model: dict[str, Any] = {}
     for path in (CONFIGS / "base.yaml", CONFIGS / f"{name}.yaml"):
         loaded = yaml.safe_load(path.read_text())
         model |= loaded["model"] | changes
-    time_steps = loaded["data"]["init_args"]["time_steps"]
+    time_steps = time_steps or loaded["data"]["init_args"]["time_steps"]
     known = inspect.signature(SpikingNetwork).parameters
     shape, classes = INPUTS[name]
     return SpikingNetwork(shape, classes, time_steps, **{k: v for k, v in model.items() if k in known}), model
