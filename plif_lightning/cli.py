@@ -452,7 +452,7 @@ class PlifCLI(LightningCLI):
         """Name of the first configuration file that is no variant, or of the data set."""
         paths = [Path(str(path)) for path in config.get("config") or [] if path is not None and str(path)]
         for path in paths:
-            if path.suffix in (".yaml", ".yml") and path.absolute().parent != CONFIGS / "variants":
+            if path.suffix in (".yaml", ".yml") and path.resolve().parent != CONFIGS / "variants":
                 return path.stem
         return str(config.data.class_path).rsplit(".", 1)[-1].lower()
 

@@ -253,11 +253,16 @@ def run_sweep(sweep: Sweep, root: Path, jobs: int = 1, overrides: Sequence[str] 
         return _run(sweep, root, jobs, overrides, console, dry_run=True)
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".sweep.lock", blocking=False)
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _interrupt) if in_main else None
     try:
         with lock:
             return _run(sweep, root, jobs, overrides, console)
     except Timeout:
         raise UserError(f"another sweep is running in {root}: wait for it, or pass another --runs.") from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(*arguments: Any) -> None:
@@ -274,8 +279,6 @@ def _run(sweep: Sweep, root: Path, jobs: int, overrides: Sequence[str], console:
             console.print(_shown(job.command), soft_wrap=True, markup=False, highlight=False)
         return 0
     runner = _Runner(jobs)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("all runs", total=total, completed=len(finished))
@@ -364,6 +367,8 @@ class _Runner:
             )
             with self._lock:
                 self._processes.add(process)
+                if self.stopped:
+                    process.terminate()
             status = process.wait()
             with self._lock:
                 self._processes.discard(process)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 import yaml
 
 from plif_lightning.callbacks import LastCheckpoint
@@ -317,6 +318,7 @@ def test_wandb_variant_records_beside_the_runs_own_files(monkeypatch):
     fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--config", str(CONFIGS / "variants/wandb.yaml"))
     assert Path("runs/quickstart/version_0/metrics.csv").exists()
     assert list(Path("runs/wandb").glob("offline-run-*/*.wandb"))
+    wandb.finish()  # a process has one W&B run at a time: the next test's is another
 
 
 # --- resuming

@@ -13,7 +13,7 @@ import yaml
 
 from plif_lightning.analysis.runs import run_of_wandb
 from tests.conftest import REPOSITORY
-from tests.test_cli import SILENT, TINY, refused
+from tests.test_cli import SILENT, TINY
 from tests.wandb_server import WandbServer
 
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.yaml")
@@ -120,10 +120,15 @@ def test_checkpoints_become_artifacts_where_that_is_asked_for(tmp_path):
     assert artifacts
 
 
-def test_without_a_login_the_ways_out_are_named(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    said = refused(capsys, "fit", "--config", QUICKSTART, "--config", WANDB, *SILENT, *TINY, *FEW)
+def test_without_a_login_the_ways_out_are_named(tmp_path):
+    arguments = ["fit", "--config", QUICKSTART, "--config", WANDB, *SILENT, *TINY, *FEW]
+    environment = {**os.environ, "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "main.py"), *arguments],
+        env=environment, capture_output=True, text=True, timeout=240, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 2
+    said = done.stderr.splitlines()[-1]
     assert "Weights & Biases cannot be used: No API key configured" in said
     assert "`wandb login`" in said
     assert "WANDB_MODE=offline" in said
