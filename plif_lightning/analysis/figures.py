@@ -451,9 +451,10 @@ def figure_s4(runs: Sequence[Run]) -> Figure:
 
 def figure_s5(runs: Sequence[Run]) -> Figure:
     """Frames of three samples at each step, and the spikes of one channel of the first layer under each."""
-    run, samples = _recorded(runs, lambda s: len(s.frames) > 1) if any(
-        len(s.frames) > 1 for s in _readable(runs)
-    ) else _recorded(runs)  # fmt: skip
+    try:
+        run, samples = _recorded(runs, lambda s: len(s.frames) > 1)
+    except NothingToShowError:  # static images only
+        run, samples = _recorded(runs)
     channel = typical_channels(samples, 1)[0]
     steps, played = samples.spikes.shape[:2]
     figure, axes = _figure(0.75 * steps + 0.9, 0.95 * 2 * played + 0.5, 2 * played, steps)
@@ -466,18 +467,6 @@ def figure_s5(runs: Sequence[Run]) -> Figure:
         axes[2 * i + 1, 0].set_ylabel("spikes", fontsize=7)
     _titled(figure, run, f"input and spikes of channel {channel} of the first layer")
     return figure
-
-
-def _readable(runs: Sequence[Run]) -> list[Samples]:
-    found = []
-    for run in runs:
-        try:
-            samples = read_samples(run.folder)
-        except UserError:
-            continue
-        if samples is not None:
-            found.append(samples)
-    return found
 
 
 FIGURES: dict[str, Callable[[Sequence[Run]], Figure]] = {

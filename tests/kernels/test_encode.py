@@ -13,7 +13,7 @@ from plif_lightning.kernels import Backend, PatchMoments, fused, ops
 from plif_lightning.network.blocks import ConvBlock, Pool2d
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.neurons import IF, PLIF
-from tests.kernels.test_fused import POOLS
+from tests.kernels.test_fused import POOLS, assert_equal_runs
 
 
 @pytest.fixture(autouse=True)
@@ -51,13 +51,7 @@ def equal(x: torch.Tensor, pool: str, tolerance: float = 1e-8, **arguments: Any)
     assert ours._takes_input(x)
     ours = run(ours, x, pool)
     theirs = run(block("reference", x, **arguments), x, pool)
-    assert torch.equal(ours[0], theirs[0])
-    for a, b in zip(ours[1:], theirs[1:], strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            torch.testing.assert_close(
-                a[name], b[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
-            )
+    assert_equal_runs(ours, theirs, tolerance)
 
 
 def events(*shape: int) -> torch.Tensor:

@@ -159,9 +159,8 @@ def run_block(backend, y, pool, neuron, statistics="per_step", training=True, st
     return spikes.detach(), {"y": y.grad, **grads}, statistics
 
 
-def equal_blocks(y, pool="none", make=lambda c: PLIF(), tolerance=1e-9, **arguments):
-    ours = run_block("cpu", y, pool, make(y.shape[2]), **arguments)
-    theirs = run_block("reference", y, pool, make(y.shape[2]), **arguments)
+def assert_equal_runs(ours, theirs, tolerance):
+    """Equal spikes; gradients and statistics, by name, within a tolerance."""
     assert torch.equal(ours[0], theirs[0])
     for a, b in zip(ours[1:], theirs[1:], strict=True):
         assert a.keys() == b.keys()
@@ -169,6 +168,12 @@ def equal_blocks(y, pool="none", make=lambda c: PLIF(), tolerance=1e-9, **argume
             torch.testing.assert_close(
                 a[name], b[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+
+def equal_blocks(y, pool="none", make=lambda c: PLIF(), tolerance=1e-9, **arguments):
+    ours = run_block("cpu", y, pool, make(y.shape[2]), **arguments)
+    theirs = run_block("reference", y, pool, make(y.shape[2]), **arguments)
+    assert_equal_runs(ours, theirs, tolerance)
 
 
 def maps(*shape, dtype=torch.float64):
