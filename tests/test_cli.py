@@ -167,6 +167,7 @@ import lightning as L
 import torch
 from plif_lightning.data import Digits
 from plif_lightning.task import SpikingClassifier
+from tests.processes import leave_at_once
 
 class FrozenStatistics(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -198,7 +199,7 @@ if trainer.is_global_zero:
     torch.save({"before": before.detach(), "after": after}, out)
 if devices > 1:  # neither process may leave while the other one still listens to it
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_at_once()
 """
 
 

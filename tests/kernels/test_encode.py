@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -14,6 +13,7 @@ from plif_lightning.network.blocks import ConvBlock, Pool2d
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.neurons import IF, PLIF
 from tests.kernels.test_fused import POOLS, assert_equal_runs
+from tests.processes import on_two_processes
 
 
 @pytest.fixture(autouse=True)
@@ -170,23 +170,19 @@ def test_another_convolution_is_called_as_it_is(change):
     assert torch.equal(*spikes)
 
 
-def half_of_a_batch(rank, folder, statistics):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def half_of_a_batch(rank, statistics):
     x = events(4, 4, 2, 6, 6)
     made = block("cpu", x, statistics=statistics)
     made.norm.bn = nn.SyncBatchNorm.convert_sync_batchnorm(made.norm.bn)
     spikes = made(x[:, 2 * rank : 2 * rank + 2], Pool2d(POOLS["max_first"]))
     weight = torch.randn(4, 4, 5, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spikes.backward(weight[:, 2 * rank : 2 * rank + 2])
-    torch.save((spikes.detach(), [p.grad for p in made.parameters()]), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return spikes.detach(), [p.grad for p in made.parameters()]
 
 
 @pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
 def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch(tmp_path, statistics):
-    torch.multiprocessing.spawn(half_of_a_batch, (str(tmp_path), statistics), nprocs=2)
-    halves = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    halves = on_two_processes(half_of_a_batch, tmp_path, statistics)
     x = events(4, 4, 2, 6, 6)
     whole = run(block("cpu", x, statistics=statistics), x, "max_first")
     assert torch.equal(torch.cat([half[0] for half in halves], 1), whole[0])

@@ -6,7 +6,6 @@ from typing import get_args
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -20,6 +19,7 @@ from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d
 from plif_lightning.neurons import IF, LIF, PLIF, Surrogate, SurrogateName, integrate_and_fire
 from tests.neurons import oracle
+from tests.processes import on_two_processes
 
 
 def gradients(function, *inputs, seed=0):
@@ -368,9 +368,7 @@ def test_copied_networks_keep_their_backend():
 # --- several processes
 
 
-def half_of_a_batch(rank, folder, steps, static, statistics):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def half_of_a_batch(rank, steps, static, statistics):
     y = maps(1 if static else steps, 4, 3, 4, 6)
     made = block("cpu", PLIF(), statistics, 3, steps, torch.float64, True)
     made.norm.bn = nn.SyncBatchNorm.convert_sync_batchnorm(made.norm.bn)
@@ -379,15 +377,13 @@ def half_of_a_batch(rank, folder, steps, static, statistics):
     weight = torch.randn(steps, 4, 3, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spikes.backward(weight[:, 2 * rank : 2 * rank + 2])
     grads = [p.grad for p in made.parameters()]
-    torch.save((spikes.detach(), part.grad, grads, made.norm.bn.running_var), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return spikes.detach(), part.grad, grads, made.norm.bn.running_var
 
 
 @pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
 @pytest.mark.parametrize("static", [False, True])
 def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch(tmp_path, static, statistics):
-    torch.multiprocessing.spawn(half_of_a_batch, (str(tmp_path), 5, static, statistics), nprocs=2)
-    halves = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    halves = on_two_processes(half_of_a_batch, tmp_path, 5, static, statistics)
     y = maps(1 if static else 5, 4, 3, 4, 6).requires_grad_()
     made = block("cpu", PLIF(), statistics, 3, 5, torch.float64, True)
     spikes = made(y, Pool2d(SpikeMaxPool2d("first")))
