@@ -4,6 +4,10 @@ A map is taken as rows of neighbouring values with C innermost (PyTorch's channe
 a window does, it does to long rows at a time, in short loops over few arrays, which is what the compiler turns into
 vector instructions. One unit of work is a run of a row (without pool) or of two rows (with a pool): all T steps of
 it are done before the next one, so that its potentials stay in the cache. bfloat16 comes as its bits in uint16.
+
+The loops take whole arrays and places in them, as unsigned numbers. A slice would cost two atomic operations on its
+array's count of references, and a signed index a test for whether it counts from the end: as much as the loop itself.
+They read and write so few arrays that the compiler can tell them apart (at most 8 comparisons of two).
 """
 
 import numba
@@ -19,89 +23,33 @@ NO_POOL, MAX_RANDOM, AVG = (POOLS[name] for name in ("none", "max_random", "avg"
 ATAN, SIGMOID, TRIANGLE = (SURROGATES[name] for name in ("atan", "sigmoid", "triangle"))
 
 
-def _widen(row, wide):
-    """Copies values into a row of float32 (float64 where they are)."""
+def _wide(value):
+    """A value as float32 (float64 where it is)."""
     raise NotImplementedError
 
 
-@overload(_widen, inline="always")
-def _widen_overload(row, wide):
-    if row.dtype == numba.types.uint16:
-
-        def bits(row, wide):
-            for i in range(wide.shape[0]):
-                wide[i] = np.uint32(np.uint32(row[i]) << np.uint32(16)).view(np.float32)
-
-        return bits
-
-    def values(row, wide):
-        for i in range(wide.shape[0]):
-            wide[i] = row[i]
-
-    return values
+@overload(_wide, inline="always")
+def _wide_overload(value):
+    if value == numba.types.uint16:
+        return lambda value: np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
+    return lambda value: value
 
 
-def _narrow(wide, row):
-    """Copies values out of a row of float32, rounded to the nearest (even) bfloat16 where that is wanted."""
+def _narrow(wide, array):
+    """A value as the array's, rounded to the nearest (even) bfloat16 where that is wanted."""
     raise NotImplementedError
 
 
 @overload(_narrow, inline="always")
-def _narrow_overload(wide, row):
-    if row.dtype == numba.types.uint16:
+def _narrow_overload(wide, array):
+    if array.dtype == numba.types.uint16:
 
-        def bits(wide, row):
-            for i in range(wide.shape[0]):
-                b = np.uint32(np.float32(wide[i]).view(np.uint32))
-                row[i] = np.uint16((b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+        def bits(wide, array):
+            b = np.uint32(np.float32(wide).view(np.uint32))
+            return np.uint16((b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
         return bits
-
-    def values(wide, row):
-        for i in range(wide.shape[0]):
-            row[i] = wide[i]
-
-    return values
-
-
-@compiled
-def _affine(y, scale, shift, x):
-    for i in range(x.shape[0]):
-        x[i] = y[i] * scale[i] + shift[i]
-
-
-@compiled
-def _charge(x, k, v, leak, v_reset):
-    """Turns the potential V_{t-1} into H_t."""
-    if leak:
-        for i in range(x.shape[0]):
-            v[i] = (x[i] - (v[i] - v_reset)) * k[i] + v[i]
-    else:
-        for i in range(x.shape[0]):
-            v[i] = v[i] + x[i]
-
-
-@compiled
-def _fire(v, spikes, v_threshold, v_reset):
-    """Spikes of H_t, which becomes V_t."""
-    for i in range(v.shape[0]):
-        h = v[i]
-        fired = h >= v_threshold
-        spikes[i] = 1.0 if fired else 0.0
-        v[i] = v_reset if fired else h
-
-
-@compiled
-def _pool(spikes, average, pooled):
-    """Windows of four rows of spikes."""
-    first, second, third, fourth = spikes[0], spikes[1], spikes[2], spikes[3]
-    if average:
-        quarter = pooled.dtype.type(0.25)
-        for i in range(pooled.shape[0]):
-            pooled[i] = quarter * ((first[i] + second[i]) + (third[i] + fourth[i]))
-    else:
-        for i in range(pooled.shape[0]):
-            pooled[i] = max(max(first[i], second[i]), max(third[i], fourth[i]))
+    return lambda wide, array: wide
 
 
 @compiled
@@ -121,25 +69,75 @@ def _place(unit, height, width, channels, pooled, run, starts):
 
 
 @compiled
-def _load(step, start, pooled, channels, wide):
-    """The values of one neuron of each window in a row, or those of a run without a pool."""
-    if pooled:
-        for w in range(wide.shape[0] // channels):
-            at = start + 2 * w * channels
-            _widen(step[at : at + channels], wide[w * channels : (w + 1) * channels])
-    else:
-        _widen(step[start : start + wide.shape[0]], wide)
+def _load(y, t, start, chunk, n, rows, row):
+    """Copies into a row the n values of a step from `start` on, of which chunks alternate with another neuron's."""
+    s, r = np.uintp(t), np.uintp(row)
+    for w in range(n // chunk):
+        at, to = np.uintp(start + 2 * w * chunk), np.uintp(w * chunk)
+        for j in range(chunk):
+            i = np.uintp(j)
+            rows[r, to + i] = _wide(y[s, at + i])
 
 
 @compiled
-def _store(wide, start, pooled, channels, step):
+def _store(rows, row, n, chunk, y, t, start):
     """The other way round."""
-    if pooled:
-        for w in range(wide.shape[0] // channels):
-            at = start + 2 * w * channels
-            _narrow(wide[w * channels : (w + 1) * channels], step[at : at + channels])
+    s, r = np.uintp(t), np.uintp(row)
+    for w in range(n // chunk):
+        at, of = np.uintp(start + 2 * w * chunk), np.uintp(w * chunk)
+        for j in range(chunk):
+            i = np.uintp(j)
+            y[s, at + i] = _narrow(rows[r, of + i], y)
+
+
+@compiled
+def _fill(rows, row, n, value):
+    r = np.uintp(row)
+    for j in range(n):
+        rows[r, np.uintp(j)] = value
+
+
+@compiled
+def _normalise(y, t, start, chunk, n, scale, shift, s, x, row):
+    """BN's output X of the values that `_load` takes."""
+    step, of_step, r = np.uintp(t), np.uintp(s), np.uintp(row)
+    for w in range(n // chunk):
+        at, to = np.uintp(start + 2 * w * chunk), np.uintp(w * chunk)
+        for j in range(chunk):
+            i = np.uintp(j)
+            x[r, to + i] = _wide(y[step, at + i]) * scale[of_step, to + i] + shift[of_step, to + i]
+
+
+@compiled
+def _fire(x, k, v, spikes, row, n, leak, v_threshold, v_reset):
+    """Spikes S_t; V_t in place of V_{t-1}."""
+    one = x.dtype.type(1.0)
+    r = np.uintp(row)
+    for j in range(n):
+        i = np.uintp(j)
+        before = v[r, i]
+        h = (x[r, i] - (before - v_reset)) * k[i] + before if leak else before + x[r, i]
+        fired = h >= v_threshold
+        spikes[r, i] = one if fired else one - one
+        v[r, i] = v_reset if fired else h
+
+
+@compiled
+def _pool(spikes, n, average, out, t, start):
+    """Windows of four rows of spikes."""
+    step, first = np.uintp(t), np.uintp(start)
+    a, b, c, d = np.uintp(0), np.uintp(1), np.uintp(2), np.uintp(3)
+    quarter = spikes.dtype.type(0.25)
+    if average:
+        for j in range(n):
+            i = np.uintp(j)
+            total = (spikes[a, i] + spikes[b, i]) + (spikes[c, i] + spikes[d, i])
+            out[step, first + i] = _narrow(quarter * total, out)
     else:
-        _narrow(wide, step[start : start + wide.shape[0]])
+        for j in range(n):
+            i = np.uintp(j)
+            most = max(max(spikes[a, i], spikes[b, i]), max(spikes[c, i], spikes[d, i]))
+            out[step, first + i] = _narrow(most, out)
 
 
 @compiled
@@ -150,7 +148,7 @@ def forward(
     """Spikes of units begin .. end - 1.
 
     y is [T or 1, everything of a step], scale and shift are [T or 1, run], k is [run]; v_first and v_last are
-    [everything of a step], or empty. `height` is that of one image; without a pool, of all images together.
+    [1, everything of a step], or empty. `height` is that of one image; without a pool, of all images together.
     """
     pooled = pool != NO_POOL
     rows = 4 if pooled else 1
@@ -158,338 +156,392 @@ def forward(
     x = np.empty((rows, run), scale.dtype)
     v = np.empty((rows, run), scale.dtype)
     spikes = np.empty((rows, run), scale.dtype)
-    window = np.empty(run, scale.dtype)
     constant = y.shape[0] == 1
     for unit in range(begin, end):
         target, n = _place(unit, height, width, channels, pooled, run, starts)
+        chunk = channels if pooled else n
         for i in range(rows):
             if v_first.shape[0]:
-                _load(v_first, starts[i], pooled, channels, v[i, :n])
+                _load(v_first, 0, starts[i], chunk, n, v, i)
             else:
-                v[i, :n] = v_reset
+                _fill(v, i, n, v_reset)
             if constant:
-                _load(y[0], starts[i], pooled, channels, x[i, :n])
-                _affine(x[i, :n], scale[0], shift[0], x[i, :n])
+                _normalise(y, 0, starts[i], chunk, n, scale, shift, 0, x, i)
         for t in range(steps):
             s = t if scale.shape[0] > 1 else 0
             for i in range(rows):
                 if not constant:
-                    _load(y[t], starts[i], pooled, channels, x[i, :n])
-                    _affine(x[i, :n], scale[s], shift[s], x[i, :n])
-                _charge(x[i, :n], k, v[i], leak, v_reset)
-                _fire(v[i, :n], spikes[i], v_threshold, v_reset)
+                    _normalise(y, t, starts[i], chunk, n, scale, shift, s, x, i)
+                _fire(x, k, v, spikes, i, n, leak, v_threshold, v_reset)
             if pooled:
-                _pool(spikes, pool == AVG, window[:n])
-                _narrow(window[:n], out[t, target : target + n])
+                _pool(spikes, n, pool == AVG, out, t, target)
             else:
-                _narrow(spikes[0, :n], out[t, target : target + n])
+                _store(spikes, 0, n, n, out, t, target)
         if v_last.shape[0]:
             for i in range(rows):
-                _store(v[i, :n], starts[i], pooled, channels, v_last)
+                _store(v, i, n, chunk, v_last, 0, starts[i])
 
 
 @compiled
-def _surrogate(h, v_threshold, kind, width, derivative):
-    one = derivative.dtype.type(1.0)
-    if width == 1:
-        for i in range(h.shape[0]):
-            derivative[i] = h[i] - v_threshold
-    else:
-        for i in range(h.shape[0]):
-            derivative[i] = (h[i] - v_threshold) / width
-    if kind == ATAN:
-        pi = derivative.dtype.type(np.pi)
-        for i in range(h.shape[0]):
-            z = pi * derivative[i]
-            derivative[i] = one / (z * z + one)
-    elif kind == SIGMOID:
-        for i in range(h.shape[0]):
-            z = one / (one + np.exp(-derivative[i]))
-            derivative[i] = z * (one - z)
-    elif kind == TRIANGLE:
-        for i in range(h.shape[0]):
-            derivative[i] = max(one - abs(derivative[i]), derivative.dtype.type(0.0))
-    else:
-        for i in range(h.shape[0]):
-            derivative[i] = 1.0 if abs(derivative[i]) < 0.5 else 0.0
-    if width != 1:
-        for i in range(h.shape[0]):
-            derivative[i] = derivative[i] / width
+def _charge_again(
+    y, t, start, chunk, n, scale, shift, s, k, potentials, before, row, resets, leak, v_threshold, v_reset
+):
+    """H_t, from H_{t-1} in the row `before`; from V_{-1} where there was no spike to reset it."""
+    step, of_step, last, r = np.uintp(t), np.uintp(s), np.uintp(before), np.uintp(row)
+    for w in range(n // chunk):
+        at, to = np.uintp(start + 2 * w * chunk), np.uintp(w * chunk)
+        for j in range(chunk):
+            i = np.uintp(j)
+            x = _wide(y[step, at + i]) * scale[of_step, to + i] + shift[of_step, to + i]
+            h = potentials[last, to + i]
+            v = v_reset if resets and h >= v_threshold else h
+            potentials[r, to + i] = (x - (v - v_reset)) * k[to + i] + v if leak else v + x
 
 
 @compiled
-def _flags(h, v_threshold, fired):
-    one = fired.dtype.type(1.0)
-    for i in range(fired.shape[0]):
-        fired[i] = one if h[i] >= v_threshold else one - one
+def _charge_held(x, row_of_x, n, k, potentials, before, row, resets, leak, v_threshold, v_reset):
+    """The same where X is the same at all steps."""
+    held, last, r = np.uintp(row_of_x), np.uintp(before), np.uintp(row)
+    for j in range(n):
+        i = np.uintp(j)
+        h = potentials[last, i]
+        v = v_reset if resets and h >= v_threshold else h
+        potentials[r, i] = (x[held, i] - (v - v_reset)) * k[i] + v if leak else v + x[held, i]
 
 
 @compiled
-def _or_all(flags, tied, none):
-    """Counts the flags of four rows; where there is none, sets all."""
+def _count_fired(potentials, row, n, v_threshold, tied):
+    """How many neurons of each window are tied: those that fired, or all four where none did."""
     one = tied.dtype.type(1.0)
-    zero = one - one
-    first, second, third, fourth = flags[0], flags[1], flags[2], flags[3]
-    for i in range(tied.shape[0]):
-        count = (first[i] + second[i]) + (third[i] + fourth[i])
-        none[i] = one if count == zero else zero
-        tied[i] = count + (4 * one if count == zero else zero)
-    for row in range(4):
-        for i in range(tied.shape[0]):
-            flags[row, i] = max(flags[row, i], none[i])
+    zero, four = one - one, one + one + one + one
+    a, b, c, d = np.uintp(row), np.uintp(row + 1), np.uintp(row + 2), np.uintp(row + 3)
+    for j in range(n):
+        i = np.uintp(j)
+        first = one if potentials[a, i] >= v_threshold else zero
+        second = one if potentials[b, i] >= v_threshold else zero
+        third = one if potentials[c, i] >= v_threshold else zero
+        fourth = one if potentials[d, i] >= v_threshold else zero
+        count = (first + second) + (third + fourth)
+        tied[i] = count if count > zero else four
 
 
 @compiled
-def _ranks(tied, number, place, seed, rank):
+def _ranks(tied, n, number, place, seed, rank):
     """A rank from 0 to tied - 1, each with the same chance, from a hash of the place (lowbias32, Wellons 2018)."""
     scale = rank.dtype.type(2**-24)
-    for i in range(tied.shape[0]):
+    first = np.uintp(0)
+    for j in range(n):
+        i = np.uintp(j)
         z = np.uint32(np.uint32(number[i] + place) ^ seed)
         z = np.uint32((z ^ (z >> np.uint32(16))) * np.uint32(0x7FEB352D))
         z = np.uint32((z ^ (z >> np.uint32(15))) * np.uint32(0x846CA68B))
         z = np.uint32(z ^ (z >> np.uint32(16)))
-        rank[i] = np.floor(rank.dtype.type(np.int32(z >> np.uint32(8))) * scale * tied[i])
+        rank[first, i] = np.floor(rank.dtype.type(np.int32(z >> np.uint32(8))) * scale * tied[i])
 
 
 @compiled
-def _take(flags, rank, grad):
-    """Gives the gradient to a flagged neuron whose turn it is, and counts the flagged ones down."""
-    zero = grad.dtype.type(0.0)
-    for i in range(grad.shape[0]):
-        fired = flags[i]
-        flags[i] = grad[i] * fired if rank[i] == zero else zero
-        rank[i] = rank[i] - fired
+def _winners(potentials, row, n, v_threshold, winner):
+    """Turns a rank among the tied neurons of each window into the number of the neuron that has it, 0 to 3."""
+    one = winner.dtype.type(1.0)
+    zero, only = one - one, np.uintp(0)
+    a, b, c, d = np.uintp(row), np.uintp(row + 1), np.uintp(row + 2), np.uintp(row + 3)
+    for j in range(n):
+        i = np.uintp(j)
+        rank = winner[only, i]
+        one_of_first = one if potentials[a, i] >= v_threshold else zero
+        of_two = one_of_first + (one if potentials[b, i] >= v_threshold else zero)
+        of_three = of_two + (one if potentials[c, i] >= v_threshold else zero)
+        of_all = of_three + (one if potentials[d, i] >= v_threshold else zero)
+        passed = (one if one_of_first <= rank else zero) + (one if of_two <= rank else zero)
+        passed = passed + (one if of_three <= rank else zero)
+        winner[only, i] = passed if of_all > zero else rank
 
 
 @compiled
-def _unpool(h, grad, pool, v_threshold, number, place, seed, tied, rank, grads):
-    """Gives each window's gradient to its four neurons: a fourth to each, or all of it to the winner.
-
-    `number + place` tells each window from all others, counted as [T, N, C, H / 2, W / 2] (modulo 2^32): it and
-    the seed decide among tied neurons, the same in every layout.
-    """
-    if pool == AVG:
-        quarter = grad.dtype.type(0.25)
-        for row in range(4):
-            for i in range(grad.shape[0]):
-                grads[row, i] = quarter * grad[i]
-        return
-    for row in range(4):
-        _flags(h[row], v_threshold, grads[row, : grad.shape[0]])
-    _or_all(grads, tied[: grad.shape[0]], rank)
-    if pool == MAX_RANDOM:
-        _ranks(tied[: grad.shape[0]], number, place, seed, rank)
-    else:
-        rank[:] = 0
-    for row in range(4):
-        _take(grads[row], rank, grad)
-
-
-@compiled
-def _step_back(h, derivative, k, grad_spikes, grad_v, grad_x, leak, detach, v_threshold, v_reset):
-    """From the gradients of S_t and V_t to those of X_t and V_{t-1}, Eqs. 8-17."""
+def _grad_h(h, grad_spike, derivative, grad_v, v_threshold, v_reset, detach):
+    """dL/dH_t from those of S_t and V_t, Eqs. 8-17."""
     if not detach:
-        for i in range(h.shape[0]):
-            grad_spikes[i] = grad_spikes[i] + grad_v[i] * (v_reset - h[i])
-    for i in range(h.shape[0]):
-        kept = grad_v[i] if h[i] < v_threshold else grad_v[i] - grad_v[i]
-        grad_v[i] = grad_spikes[i] * derivative[i] + kept
-    if leak:
-        for i in range(h.shape[0]):
-            grad_x[i] = grad_v[i] * k[i]
-            grad_v[i] = grad_v[i] - grad_x[i]
+        grad_spike = grad_spike + grad_v * (v_reset - h)
+    # A gradient that is not a number stays so through a reset.
+    kept = grad_v if h < v_threshold else grad_v - grad_v
+    return grad_spike * derivative + kept
+
+
+@compiled
+def _back_to_h(
+    potentials, row_of_h, n, grad, share, winner, row, by_winner, grad_v, kind, width, detach, v_threshold, v_reset
+):  # fmt: skip
+    """dL/dH_t in place of dL/dV_t. S_t gets its share of the window's gradient, or all of it where it is the winner."""
+    one = grad.dtype.type(1.0)
+    zero, half, pi, inverse = one - one, grad.dtype.type(0.5), grad.dtype.type(np.pi), one / width
+    own = grad.dtype.type(row)
+    only, r, of_h = np.uintp(0), np.uintp(row), np.uintp(row_of_h)
+    if kind == ATAN:
+        for j in range(n):
+            i = np.uintp(j)
+            h = potentials[of_h, i]
+            z = pi * ((h - v_threshold) * inverse)
+            derivative = one / (z * z + one) * inverse
+            g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
+            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], v_threshold, v_reset, detach)
+    elif kind == SIGMOID:
+        for j in range(n):
+            i = np.uintp(j)
+            h = potentials[of_h, i]
+            z = one / (one + np.exp(-((h - v_threshold) / width)))
+            derivative = z * (one - z) / width
+            g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
+            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], v_threshold, v_reset, detach)
+    elif kind == TRIANGLE:
+        for j in range(n):
+            i = np.uintp(j)
+            h = potentials[of_h, i]
+            derivative = max(one - abs((h - v_threshold) / width), zero) / width
+            g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
+            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], v_threshold, v_reset, detach)
     else:
-        for i in range(h.shape[0]):
-            grad_x[i] = grad_v[i]
+        for j in range(n):
+            i = np.uintp(j)
+            h = potentials[of_h, i]
+            derivative = (one if abs((h - v_threshold) / width) < half else zero) / width
+            g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
+            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], v_threshold, v_reset, detach)
 
 
 @compiled
-def _grad_k(x, h, grad_x, grad_v, v_threshold, v_reset, total):
-    """Adds dL/dk = dL/dH (X - (V - V_reset)), V being what became of the step before's H.
-
-    dL/dH is the sum of what X and V get of it.
-    """
-    for i in range(x.shape[0]):
-        v = v_reset if h[i] >= v_threshold else h[i]
-        total[i] = total[i] + (grad_x[i] + grad_v[i]) * (x[i] - (v - v_reset))
-
-
-@compiled
-def _grad_k_first(x, v, grad_x, grad_v, v_reset, total):
-    """The same at the first step, where V is given."""
-    for i in range(x.shape[0]):
-        total[i] = total[i] + (grad_x[i] + grad_v[i]) * (x[i] - (v[i] - v_reset))
+def _sum_with_y(y, t, start, chunk, n, mean, s, grad_h, row, totals, to_grad, to_product):
+    """Adds dL/dH, and its product with y - mean, to two rows of totals."""
+    step, of_step, r = np.uintp(t), np.uintp(s), np.uintp(row)
+    a, b = np.uintp(to_grad), np.uintp(to_product)
+    for w in range(n // chunk):
+        at, to = np.uintp(start + 2 * w * chunk), np.uintp(w * chunk)
+        for j in range(chunk):
+            i = np.uintp(j)
+            g = grad_h[r, to + i]
+            totals[a, to + i] = totals[a, to + i] + g
+            totals[b, to + i] = totals[b, to + i] + g * (_wide(y[step, at + i]) - mean[of_step, to + i])
 
 
 @compiled
-def _add(values, total):
-    for i in range(total.shape[0]):
-        total[i] = total[i] + values[i]
+def _sum_with_v(potentials, before, n, grad_h, row, resets, v_threshold, v_reset, totals, to_product):
+    """Adds dL/dH_t times V_{t-1} - V_reset; `before` as in `_charge_again`."""
+    last, r, a = np.uintp(before), np.uintp(row), np.uintp(to_product)
+    for j in range(n):
+        i = np.uintp(j)
+        h = potentials[last, i]
+        v = v_reset if resets and h >= v_threshold else h
+        totals[a, i] = totals[a, i] + grad_h[r, i] * (v - v_reset)
 
 
 @compiled
-def _sums(y, mean, grad, total, total_y):
-    for i in range(y.shape[0]):
-        total[i] = total[i] + grad[i]
-        total_y[i] = total_y[i] + grad[i] * (y[i] - mean[i])
+def _back_to_x(grad_v, row, n, chunk, k, leak, grad_y, t, start):
+    """dL/dX_t, and dL/dV_{t-1} in place of dL/dH_t."""
+    r, step = np.uintp(row), np.uintp(t)
+    for w in range(n // chunk):
+        at, of = np.uintp(start + 2 * w * chunk), np.uintp(w * chunk)
+        for j in range(chunk):
+            i = np.uintp(j)
+            g = grad_v[r, of + i] * k[of + i]
+            grad_y[step, at + i] = _narrow(g, grad_y)
+            grad_v[r, of + i] = grad_v[r, of + i] - g if leak else grad_v[r, of + i]
+
+
+@compiled
+def _back_to_held(grad_v, row, n, k, leak, total):
+    """The same where X is the same at all steps: dL/dH_t is added up."""
+    r = np.uintp(row)
+    for j in range(n):
+        i = np.uintp(j)
+        g = grad_v[r, i]
+        total[r, i] = total[r, i] + g
+        grad_v[r, i] = g - g * k[i] if leak else g
 
 
 @compiled
 def backward(
-    begin, end, slot, y, scale, shift, mean, k, v_first, grad_out, grad_v_last, grad_y, grad_v_first, sums, sum_k,
+    begin, end, slot, y, scale, shift, mean, k, v_first, grad_out, grad_v_last, grad_y, grad_v_first, sums, sums_v,
     steps, height, width, channels, run, pool, leak, detach, v_threshold, v_reset, kind, surrogate_width, seed,
     map_windows, first_window,
 ):  # fmt: skip
     """Gradients of units begin .. end - 1.
 
-    grad_y gets dL/dX, X being BN's output, in the shape of y. sums[slot, 0 and 1] gets, for each row of scale,
-    the sums of that and of it times (y - mean); sum_k[slot] those of dL/dk; all [..., run].
+    grad_y gets dL/dX, X being BN's output, in the shape of y. sums[slot, 0 and 1] gets, for each row of scale, the
+    sums of dL/dH = 1/k dL/dX and of it times y - mean; sums_v[slot] that of dL/dH_t (V_{t-1} - V_reset); all
+    [..., run]. The gradients of BN and k follow from them.
     """
     pooled = pool != NO_POOL
+    pooled_max = pooled and pool != AVG
     rows = 4 if pooled else 1
     starts = np.zeros(4, np.int64)
     real = scale.dtype
-    potentials = np.empty((steps, rows, run), real)  # H_t
-    first = np.empty((rows, run), real)  # V_{-1}
-    v = np.empty((rows, run), real)
+    potentials = np.empty(((steps + 1) * rows, run), real)  # V_{-1}, H_0, H_1, ...
     grad_v = np.empty((rows, run), real)
-    grads = np.empty((rows, run), real)
-    held = np.empty((rows, run), real)  # y where it is the same at all steps
-    held_x = np.empty((rows, run), real)
+    held = np.empty((rows, run), real)  # X where it is the same at all steps, and the sum of dL/dH_t
     held_grad = np.empty((rows, run), real)
-    raw, x, grad_x = np.empty(run, real), np.empty(run, real), np.empty(run, real)
-    window, derivative, spikes = np.empty(run, real), np.empty(run, real), np.empty(run, real)
-    tied, rank = np.empty(run, real), np.empty(run, real)
+    window = np.empty((1, run), real)
+    tied, winner = np.empty(run, real), np.zeros((1, run), real)
     constant = y.shape[0] == 1
+    kinds = scale.shape[0]
+    totals = sums.reshape(sums.size // run, run)
     places = (height // 2) * (width // 2)
     images = y.shape[1] // (height * width * channels)
     number = np.empty(run, np.uint32)
     for i in range(run):
         number[i] = i // channels + i % channels * map_windows
+    share = scale.dtype.type(0.25 if pool == AVG else 1.0)
     for unit in range(begin, end):
         target, n = _place(unit, height, width, channels, pooled, run, starts)
+        chunk = channels if pooled else n
         for i in range(rows):
             if v_first.shape[0]:
-                _load(v_first, starts[i], pooled, channels, first[i, :n])
+                _load(v_first, 0, starts[i], chunk, n, potentials, i)
             else:
-                first[i, :n] = v_reset
-            v[i, :n] = first[i, :n]
+                _fill(potentials, i, n, v_reset)
             if grad_v_last.shape[0]:
-                _load(grad_v_last, starts[i], pooled, channels, grad_v[i, :n])
+                _load(grad_v_last, 0, starts[i], chunk, n, grad_v, i)
             else:
-                grad_v[i, :n] = 0
+                _fill(grad_v, i, n, scale.dtype.type(0.0))
             if constant:
-                _load(y[0], starts[i], pooled, channels, held[i, :n])
-                _affine(held[i, :n], scale[0], shift[0], held_x[i, :n])
-                held_grad[i, :n] = 0
+                _normalise(y, 0, starts[i], chunk, n, scale, shift, 0, held, i)
+                _fill(held_grad, i, n, scale.dtype.type(0.0))
         for t in range(steps):
-            s = t if scale.shape[0] > 1 else 0
+            s = t if kinds > 1 else 0
             for i in range(rows):
+                before, row = t * rows + i, (t + 1) * rows + i
                 if constant:
-                    _charge(held_x[i, :n], k, v[i], leak, v_reset)
+                    _charge_held(held, i, n, k, potentials, before, row, t > 0, leak, v_threshold, v_reset)
                 else:
-                    _load(y[t], starts[i], pooled, channels, x[:n])
-                    _affine(x[:n], scale[s], shift[s], x[:n])
-                    _charge(x[:n], k, v[i], leak, v_reset)
-                potentials[t, i, :n] = v[i, :n]
-                _fire(v[i, :n], spikes, v_threshold, v_reset)
+                    _charge_again(
+                        y, t, starts[i], chunk, n, scale, shift, s, k, potentials, before, row, t > 0, leak,
+                        v_threshold, v_reset,
+                    )  # fmt: skip
         for t in range(steps - 1, -1, -1):
-            s = t if scale.shape[0] > 1 else 0
-            if pooled:
-                _widen(grad_out[t, target : target + n], window[:n])
-                windows = target // channels
-                place = (t * images + windows // places) * channels * map_windows + first_window + windows % places
-                _unpool(potentials[t], window[:n], pool, v_threshold, number, np.uint32(place), seed, tied, rank, grads)
-            else:
-                _widen(grad_out[t, target : target + n], grads[0, :n])
-            for i in range(rows):
-                h = potentials[t, i, :n]
-                _surrogate(h, v_threshold, kind, surrogate_width, derivative)
-                _step_back(h, derivative, k, grads[i], grad_v[i], grad_x, leak, detach, v_threshold, v_reset)
-                here = held_x[i, :n] if constant else x[:n]
-                if not constant:
-                    _load(y[t], starts[i], pooled, channels, raw[:n])
-                    _affine(raw[:n], scale[s], shift[s], here)
-                if leak and t > 0:
-                    before = potentials[t - 1, i, :n]
-                    _grad_k(here, before, grad_x, grad_v[i], v_threshold, v_reset, sum_k[slot])
-                elif leak:
-                    _grad_k_first(here, first[i], grad_x, grad_v[i], v_reset, sum_k[slot])
-                if constant:
-                    _add(grad_x, held_grad[i, :n])
+            s = t if kinds > 1 else 0
+            _load(grad_out, t, target, n, n, window, 0)
+            if pooled_max:
+                if pool == MAX_RANDOM:
+                    windows = target // channels
+                    place = (t * images + windows // places) * channels * map_windows + first_window + windows % places
+                    _count_fired(potentials, (t + 1) * rows, n, v_threshold, tied)
+                    _ranks(tied, n, number, np.uint32(place), seed, winner)
                 else:
-                    _sums(raw[:n], mean[s], grad_x, sums[slot, 0, s], sums[slot, 1, s])
-                    _store(grad_x[:n], starts[i], pooled, channels, grad_y[t])
+                    _fill(winner, 0, n, scale.dtype.type(0.0))
+                _winners(potentials, (t + 1) * rows, n, v_threshold, winner)
+            for i in range(rows):
+                before, row = t * rows + i, (t + 1) * rows + i
+                _back_to_h(
+                    potentials, row, n, window, share, winner, i, pooled_max, grad_v, kind, surrogate_width, detach,
+                    v_threshold, v_reset,
+                )  # fmt: skip
+                if leak:
+                    _sum_with_v(potentials, before, n, grad_v, i, t > 0, v_threshold, v_reset, sums_v, slot)
+                if constant:
+                    _back_to_held(grad_v, i, n, k, leak, held_grad)
+                else:
+                    to_grad = 2 * kinds * slot + s
+                    _sum_with_y(y, t, starts[i], chunk, n, mean, s, grad_v, i, totals, to_grad, to_grad + kinds)
+                    _back_to_x(grad_v, i, n, chunk, k, leak, grad_y, t, starts[i])
         for i in range(rows):
             if constant:
-                _sums(held[i, :n], mean[0], held_grad[i], sums[slot, 0, 0], sums[slot, 1, 0])
-                _store(held_grad[i, :n], starts[i], pooled, channels, grad_y[0])
+                to_grad = 2 * slot
+                _sum_with_y(y, 0, starts[i], chunk, n, mean, 0, held_grad, i, totals, to_grad, to_grad + 1)
+                _back_to_x(held_grad, i, n, chunk, k, leak, grad_y, 0, starts[i])
             if grad_v_first.shape[0]:
-                _store(grad_v[i, :n], starts[i], pooled, channels, grad_v_first)
+                _store(grad_v, i, n, chunk, grad_v_first, 0, starts[i])
 
 
 @compiled
 def normalise_back(begin, end, slot, y, grad, factor, offset, slope, run):
     """Turns dL/d(BN's output) in `grad` into dL/dy = factor grad + offset + slope y, rows of `run` values at a time."""
-    wide, wide_y = np.empty(run, factor.dtype), np.empty(run, factor.dtype)
     per_step = (y.shape[1] + run - 1) // run
     for unit in range(begin, end):
         t, first = unit // per_step, (unit % per_step) * run
-        last = min(first + run, y.shape[1])
-        s = t if factor.shape[0] > 1 else 0
-        length = last - first
-        _widen(y[t, first:last], wide_y[:length])
-        _widen(grad[t, first:last], wide[:length])
-        f, o, m = factor[s], offset[s], slope[s]
-        for i in range(length):
-            wide[i] = wide[i] * f[i] + o[i] + wide_y[i] * m[i]
-        _narrow(wide[:length], grad[t, first:last])
+        n = min(run, y.shape[1] - first)
+        _normalise_back(y, grad, t, first, n, factor, offset, slope, t if factor.shape[0] > 1 else 0)
 
 
 @compiled
-def _moments(y, pivot, total, squares):
-    for i in range(y.shape[0]):
-        y[i] = y[i] - pivot[i]
-    for i in range(y.shape[0]):
-        total[i] = total[i] + y[i]
-        squares[i] = squares[i] + y[i] * y[i]
+def _normalise_back(y, grad, t, start, n, factor, offset, slope, s):
+    step, first, of_step = np.uintp(t), np.uintp(start), np.uintp(s)
+    for j in range(n):
+        i = np.uintp(j)
+        scaled = _wide(grad[step, first + i]) * factor[of_step, i] + offset[of_step, i]
+        grad[step, first + i] = _narrow(scaled + _wide(y[step, first + i]) * slope[of_step, i], grad)
 
 
 @compiled
 def statistics(begin, end, slot, y, pivot, run, sums):
     """Adds to sums[slot, 0 and 1, t] the sums over step t of y - pivot and of its square, per place in a run."""
-    wide = np.empty(run, sums.dtype)
     per_step = (y.shape[1] + run - 1) // run
+    totals = sums.reshape(sums.size // run, run)
     for unit in range(begin, end):
         t, first = unit // per_step, (unit % per_step) * run
-        last = min(first + run, y.shape[1])
-        _widen(y[t, first:last], wide[: last - first])
-        _moments(wide[: last - first], pivot[t], sums[slot, 0, t], sums[slot, 1, t])
+        row = 2 * sums.shape[2] * slot + t
+        _moments(y, t, first, min(run, y.shape[1] - first), pivot, totals, row, row + sums.shape[2])
 
 
 @compiled
-def gather_rows(begin, end, slot, starts, places, values, rows, out, columns):
-    """out[r] = sum over r's nonzero values, of each times the row of its place; `columns` of them at a time.
+def _moments(y, t, start, n, pivot, totals, to_sum, to_squares):
+    step, first, a, b = np.uintp(t), np.uintp(start), np.uintp(to_sum), np.uintp(to_squares)
+    for j in range(n):
+        i = np.uintp(j)
+        value = _wide(y[step, first + i]) - pivot[step, i]
+        totals[a, i] = totals[a, i] + value
+        totals[b, i] = totals[b, i] + value * value
 
-    starts [R + 1] tells where the values of each row begin; rows is [K, O], out is [R, O].
+
+@compiled
+def gather_rows(begin, end, slot, starts, places, values, rows, out, inputs, columns):
+    """out[r] = sum over r's nonzero values, of each times the row of its place.
+
+    starts [R + 1] tells where the values of each row begin, in the order of their places; rows is [K, O], out is
+    [R, O]. A block of `inputs` times `columns` of rows serves all r while it is in the cache.
     """
-    for first in range(0, rows.shape[1], columns):
-        last = min(first + columns, rows.shape[1])
-        width = last - first
+    last = starts[begin:end].copy()
+    for r in range(begin, end):
+        _fill_from(out, r, 0, out.shape[1])
+    for first_input in range(0, rows.shape[0], inputs):
+        first = last
+        last = first.copy()
         for r in range(begin, end):
-            total = out[r, first:last]
-            for i in range(width):
-                total[i] = 0
-            j, end_of_row = starts[r], starts[r + 1]
-            while j + 3 < end_of_row:
-                a, b = rows[places[j], first:last], rows[places[j + 1], first:last]
-                c, d = rows[places[j + 2], first:last], rows[places[j + 3], first:last]
-                va, vb, vc, vd = values[j], values[j + 1], values[j + 2], values[j + 3]
-                for i in range(width):
-                    total[i] = total[i] + ((va * a[i] + vb * b[i]) + (vc * c[i] + vd * d[i]))
-                j += 4
-            while j < end_of_row:
-                a, va = rows[places[j], first:last], values[j]
-                for i in range(width):
-                    total[i] = total[i] + va * a[i]
+            j = last[r - begin]
+            while j < starts[r + 1] and places[j] < first_input + inputs:
                 j += 1
+            last[r - begin] = j
+        for start in range(0, rows.shape[1], columns):
+            n = min(columns, rows.shape[1] - start)
+            for r in range(begin, end):
+                j, end_of_block = first[r - begin], last[r - begin]
+                while j + 3 < end_of_block:
+                    _add_four(out, r, rows, places, values, j, start, n)
+                    j += 4
+                while j < end_of_block:
+                    _add_one(out, r, rows, places, values, j, start, n)
+                    j += 1
+
+
+@compiled
+def _fill_from(rows, row, first, n):
+    r, start = np.uintp(row), np.uintp(first)
+    for j in range(n):
+        rows[r, start + np.uintp(j)] = 0
+
+
+@compiled
+def _add_four(out, row, rows, places, values, at, first, n):
+    """Adds four rows, each times its value: the total is read and written once for all four."""
+    r, start = np.uintp(row), np.uintp(first)
+    a, b = np.uintp(places[at]), np.uintp(places[at + 1])
+    c, d = np.uintp(places[at + 2]), np.uintp(places[at + 3])
+    va, vb, vc, vd = values[at], values[at + 1], values[at + 2], values[at + 3]
+    for j in range(n):
+        i = start + np.uintp(j)
+        out[r, i] = out[r, i] + ((va * rows[a, i] + vb * rows[b, i]) + (vc * rows[c, i] + vd * rows[d, i]))
+
+
+@compiled
+def _add_one(out, row, rows, places, values, at, first, n):
+    r, start, a, va = np.uintp(row), np.uintp(first), np.uintp(places[at]), values[at]
+    for j in range(n):
+        i = start + np.uintp(j)
+        out[r, i] = out[r, i] + va * rows[a, i]

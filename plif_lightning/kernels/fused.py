@@ -434,7 +434,7 @@ def encode_fire_pool(
 
 
 # Share of nonzero inputs below which skipping the others wins; sizes of weights for which it was measured.
-_SPARSE = 0.2
+_SPARSE = 0.15
 _LARGE = 2**20
 
 

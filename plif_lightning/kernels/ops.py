@@ -21,7 +21,7 @@ POOLS: dict[str, int] = {"none": 0, "max_first": 1, "max_random": 2, "avg": 3}
 SURROGATES: dict[str, int] = {"atan": 0, "sigmoid": 1, "triangle": 2, "rectangle": 3}
 # A run of a map that is worked on at a time [values]: long enough for short loops not to cost much, and so short
 # that T potentials of it stay in the second-level cache.
-_RUN = 2048
+_RUN = 1024
 _CACHE = 2**17  # values
 # Below this many neuron-steps, handing work to other threads takes longer than the work.
 _WORTH_THREADS = 2**16
@@ -92,8 +92,8 @@ def _per_channel(k: Tensor | None, channels: int, real: torch.dtype) -> Tensor:
 
 
 def _optional(v: Tensor | None, real: torch.dtype) -> NDArray[Any]:
-    """A potential [N, C, H, W] as the compiled loops take it; empty where there is none."""
-    return torch.empty(0, dtype=real).numpy() if v is None else _rows(channels_last(v.detach().to(real)[None]))[0]
+    """A potential [N, C, H, W] as the compiled loops take it, [1, everything of a step]; empty where there is none."""
+    return torch.empty(0, 1, dtype=real).numpy() if v is None else _rows(channels_last(v.detach().to(real)[None]))
 
 
 @torch.library.custom_op("plif::fire", mutates_args=(), device_types="cpu")
@@ -144,7 +144,7 @@ def fire(
         geometry.tiled(shift, real),
         geometry.tiled(_per_channel(k, geometry.channels, real), real)[0],
         _optional(v, real),
-        _rows(final[None])[0] if last else final.numpy(),
+        _rows(final[None]) if last else _optional(None, real),
         _rows(out),
         steps,
         geometry.height,
@@ -238,7 +238,8 @@ def fire_backward(
     grad_v = y.new_empty(0, dtype=real) if v is None else empty_map(y, 1, y.shape[3], y.shape[4], real)[0]
     slots = geometry.threads
     sums = np.zeros((slots, 2, len(scale), geometry.run), np.float64 if real == torch.float64 else np.float32)
-    sum_k = np.zeros((slots, geometry.run), sums.dtype)
+    sums_v = np.zeros((slots, geometry.run), sums.dtype)
+    k_of_channel = _per_channel(k, geometry.channels, real)
     parallel(
         cpu.backward,
         geometry.units,
@@ -247,14 +248,14 @@ def fire_backward(
         geometry.tiled(scale, real),
         geometry.tiled(shift, real),
         geometry.tiled(mean, real),
-        geometry.tiled(_per_channel(k, geometry.channels, real), real)[0],
+        geometry.tiled(k_of_channel, real)[0],
         _optional(v, real),
         _rows(channels_last(grad_out.to(y.dtype))),
         _optional(grad_last, real),
         _rows(grad_y),
-        grad_v.numpy() if v is None else _rows(grad_v[None])[0],
+        _optional(None, real) if v is None else _rows(grad_v[None]),
         sums,
-        sum_k,
+        sums_v,
         steps,
         geometry.height,
         geometry.width,
@@ -271,12 +272,13 @@ def fire_backward(
         windows,
         first_window,
     )
-    return (
-        grad_y,
-        grad_v,
-        geometry.summed(sums).to(real),
-        geometry.summed(sum_k).to(real),
-    )
+    grad_h, grad_h_y = geometry.summed(sums)
+    grad_k = torch.zeros_like(grad_h[0])
+    if k is not None:
+        # dL/dk = dL/dH (X - (V - V_reset)), and X = scale (y - mean) + scale mean + shift
+        scale, shift, mean = scale.double(), shift.double(), mean.double()
+        grad_k = (scale * grad_h_y + (scale * mean + shift) * grad_h).sum(0) - geometry.summed(sums_v)
+    return grad_y, grad_v, torch.stack([grad_h, grad_h_y]).mul(k_of_channel.double()).to(real), grad_k.to(real)
 
 
 @fire_backward.register_fake
@@ -372,8 +374,8 @@ def _(*arguments: Any) -> None:
     gpu.normalize_backward(*arguments)
 
 
-# Of the columns that are summed at a time, four rows stay in the first-level cache.
-_COLUMNS = 512
+# Inputs and outputs whose weights are used for all rows at a time: they stay in the second-level cache.
+_BLOCK = (128, 1024)
 
 
 @torch.library.custom_op("plif::sparse_linear", mutates_args=(), device_types="cpu")
@@ -397,7 +399,7 @@ def sparse_linear(x: Tensor, rows: Tensor) -> Tensor:
         values.numpy(),
         rows.numpy(),
         out.numpy(),
-        _COLUMNS,
+        *_BLOCK,
     )
     return out
 
