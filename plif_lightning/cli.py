@@ -48,9 +48,7 @@ from plif_lightning.task import SpikingClassifier
 from plif_lightning.wandb_logging import WandbRecord, WandbRunLogger
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-# what plif_lightning/commands.py answers itself
-# used by main.py NAME
-READERS = ("sweep", "tables", "figures", "report")
+READERS = ("sweep", "tables", "figures", "report")  # which plif_lightning/commands.py answers itself
 _EVALUATIONS = ("validate", "test", "predict")
 _HELP = {
     "fit": "Train a network and keep its best and its last checkpoint.",
@@ -471,12 +469,13 @@ class PlifCLI(LightningCLI):
             # Whatever devices the configuration asks for: they may be elsewhere than the data.
             return _Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
         config = self.config_init[self.subcommand].trainer
+        weights = WeightRecord()
         own: list[Any] = [SameData(self.training_set), LayerMonitor(), CurvePlots(), ConfusionMatrix()]
         if self.subcommand == "fit":
             own += [
                 Header(),
                 CommandRecord(self.arguments),
-                WeightRecord(),
+                weights,
                 SampleRecord(self.config[self.subcommand].record_samples),
             ]
         if self.subcommand == "predict":
@@ -499,7 +498,7 @@ class PlifCLI(LightningCLI):
             elif isinstance(logger, RunLogger) and self.config[self.subcommand].run_folder is not None:
                 logger.place(Path(self.config[self.subcommand].run_folder).absolute())
         if any(isinstance(logger, WandbRunLogger) for logger in trainer.loggers):
-            trainer.callbacks.append(WandbRecord())  # type: ignore[attr-defined]  # after those that write what it reads
+            trainer.callbacks.append(WandbRecord(weights))  # type: ignore[attr-defined]  # after those that write what it reads
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from plif_lightning.analysis.runs import Run
     from plif_lightning.analysis.tables import NetworkFacts, Table
 
-_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -61,30 +59,28 @@ def describe_networks() -> "list[NetworkFacts]":
     import inspect
 
     import torch
-    import yaml
 
     from plif_lightning import data
     from plif_lightning.analysis.paper import TITLES
-    from plif_lightning.analysis.tables import NetworkFacts
+    from plif_lightning.analysis.tables import NetworkFacts, shipped
     from plif_lightning.network import SpikingNetwork
 
-    base = yaml.safe_load((_CONFIGS / "base.yaml").read_text())["model"]
     known = inspect.signature(SpikingNetwork).parameters
-    found = {}
-    for path in sorted(_CONFIGS.glob("*.yaml")):
-        loaded = yaml.safe_load(path.read_text())
-        if "data" not in loaded or (name := loaded["data"]["class_path"].rsplit(".", 1)[-1]) not in TITLES:
-            continue
-        module = getattr(data, name)(**loaded["data"]["init_args"])
-        model = {key: value for key, value in {**base, **loaded["model"]}.items() if key in known}
+    found = []
+    for name in TITLES:
+        blocks = shipped()[name]
+        module = getattr(data, name)(**blocks["data"]["init_args"])
+        model = {key: value for key, value in blocks["model"].items() if key in known}
         steps = module.time_steps
         with torch.device("meta"):
             net = SpikingNetwork(module.input_shape, module.num_classes, steps, **model)
         s, size = net.structure, sum(p.numel() for p in net.parameters())
-        found[name] = NetworkFacts(
-            name, s.n_conv, s.n_down, len(s.fc_features), s.channels, module.input_shape, steps, str(s), size
+        found.append(
+            NetworkFacts(
+                name, s.n_conv, s.n_down, len(s.fc_features), s.channels, module.input_shape, steps, str(s), size
+            )
         )
-    return [found[name] for name in TITLES]
+    return found
 
 
 def all_tables(runs: "list[Run]") -> "list[Table]":

@@ -4,6 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -12,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from plif_lightning.analysis.runs import RunFolder, Samples, process_identity, write_samples
+from plif_lightning.analysis.runs import Histogram, RunFolder, Samples, process_identity, write_samples
 from plif_lightning.callbacks import BestCheckpoint, is_trial, run_folder
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.data.loading import BatchRequest
@@ -68,37 +69,39 @@ def write_test_result(folder: RunFolder, metrics: Mapping[str, Any], samples: di
         json.dump({"test": float(metrics["test/acc"]), "samples": samples.get("test")}, file, indent=2)
 
 
-def weight_histogram(weight: Tensor, k: Tensor) -> dict[str, Any]:
+def weight_histogram(layer: str, epoch: int, weight: Tensor, k: Tensor) -> Histogram:
     """Counts of W / tau between equally spaced edges."""
     values = (weight.detach() * (k.detach() if k.dim() == 0 else k.detach()[:, None])).float()
     low, high = float(values.min()), float(values.max())
     if not low < high:
         low, high = low - 0.5, high + 0.5
-    counts = torch.histc(values, _BINS, low, high).long().tolist()
-    return {"low": low, "high": high, "counts": counts}
+    return Histogram(layer, epoch, low, high, torch.histc(values, _BINS, low, high).long().cpu().numpy())
 
 
 class WeightRecord(Callback):
     """Writes the distribution of W_fc / tau of each FC layer after each epoch into `weights.jsonl` (Fig. S1).
 
     The line of epoch 0 is that before training. Layers without leak have no tau and no line.
+
+    Attributes:
+        latest: those of the last epoch, on the process that writes them.
     """
 
-    def _lines(self, network: SpikingNetwork, epoch: int) -> list[str]:
-        lines = []
-        for name, block in network.classifier.named_children():
-            if isinstance(block, FCBlock) and block.neuron.k is not None:
-                row = weight_histogram(block.fc.weight, block.neuron.k)
-                lines.append(json.dumps({"layer": name, "epoch": epoch, **row}))
-        return lines
+    def __init__(self) -> None:
+        self.latest: list[Histogram] = []
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, epoch: int) -> None:
         folder = run_folder(trainer)
         if not trainer.is_global_zero or is_trial(trainer):
             return
         assert isinstance(pl_module, SpikingClassifier)
+        self.latest = [
+            weight_histogram(name, epoch, block.fc.weight, block.neuron.k)
+            for name, block in pl_module.network.classifier.named_children()
+            if isinstance(block, FCBlock) and block.neuron.k is not None
+        ]
         with folder.weights.open("a") as file:
-            file.writelines(f"{line}\n" for line in self._lines(pl_module.network, epoch))
+            file.writelines(f"{json.dumps({**asdict(row), 'counts': row.counts.tolist()})}\n" for row in self.latest)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.ckpt_path is None:  # a line that a run writes again counts instead of the first

@@ -12,10 +12,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from plif_lightning.analysis.runs import RunFolder, read_histograms
+from plif_lightning.analysis.runs import RunFolder
 from plif_lightning.callbacks import is_trial, run_folder
 from plif_lightning.errors import UserError
 from plif_lightning.files import written_whole
+from plif_lightning.records import WeightRecord
 
 
 class WandbRunLogger(WandbLogger):
@@ -87,7 +88,14 @@ class WandbRunLogger(WandbLogger):
 
 
 class WandbRecord(Callback):
-    """What W&B gets beside the metrics: distributions of W_fc / tau, confusion matrix, figures, facts of the data."""
+    """What W&B gets beside the metrics: distributions of W_fc / tau, confusion matrix, figures, facts of the data.
+
+    Args:
+        weights: has the distributions, and comes before this one in the Trainer's callbacks.
+    """
+
+    def __init__(self, weights: WeightRecord) -> None:
+        self.weights = weights
 
     def _runs(self, trainer: L.Trainer) -> list[Any]:
         if not trainer.is_global_zero or is_trial(trainer):
@@ -103,13 +111,11 @@ class WandbRecord(Callback):
                 run.config.update({"facts": json.loads(folder.data.read_text())}, allow_val_change=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = run_folder(trainer)
         for run in self._runs(trainer):
-            rows = {row.layer: row for row in read_histograms(folder) if row.epoch == trainer.current_epoch + 1}
             found = {}
-            for layer, row in rows.items():
+            for row in self.weights.latest:
                 edges = np.linspace(row.low, row.high, len(row.counts) + 1)
-                found[f"W_over_tau/{layer}"] = wandb.Histogram(np_histogram=(row.counts.tolist(), edges.tolist()))
+                found[f"W_over_tau/{row.layer}"] = wandb.Histogram(np_histogram=(row.counts.tolist(), edges.tolist()))
             if found:
                 run.log({**found, "trainer/global_step": trainer.global_step})
 

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "task": {"errors", "randomness", "batch", "losses", "kernels", "neurons", "network"},
     "callbacks": {"analysis", "errors", "files", "task"},
     "records": {"analysis", "callbacks", "data", "files", "network", "task"},
-    "wandb_logging": {"analysis", "callbacks", "errors", "files"},
+    "wandb_logging": {"analysis", "callbacks", "errors", "files", "records"},
     "summary": {"analysis", "callbacks", "data", "network"},
     "cli": {
         "analysis",

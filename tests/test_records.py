@@ -67,11 +67,11 @@ def test_nothing_is_recorded_where_nobody_wants_it():
 
 def test_histograms_are_of_w_over_tau():
     weight = torch.tensor([[1.0, -1.0], [2.0, 4.0]])
-    row = weight_histogram(weight, torch.tensor(0.5))
-    assert (row["low"], row["high"], sum(row["counts"])) == (-0.5, 2.0, 4)
-    row = weight_histogram(weight, torch.tensor([1.0, 0.25]))
-    assert (row["low"], row["high"]) == (-1.0, 1.0)
-    assert sum(weight_histogram(torch.zeros(2, 2), torch.tensor(0.5))["counts"]) == 4
+    row = weight_histogram("fc1", 3, weight, torch.tensor(0.5))
+    assert (row.layer, row.epoch, row.low, row.high, row.counts.sum()) == ("fc1", 3, -0.5, 2.0, 4)
+    row = weight_histogram("fc1", 3, weight, torch.tensor([1.0, 0.25]))
+    assert (row.low, row.high) == (-1.0, 1.0)
+    assert weight_histogram("fc1", 3, torch.zeros(2, 2), torch.tensor(0.5)).counts.sum() == 4
 
 
 def test_recording_leaves_the_network_as_it_was():

@@ -97,7 +97,8 @@ _SHOWN |= {"data.holdout_fraction", "data.class_path"}
 
 def _unusual(run: Run) -> list[str]:
     """Settings that are not those of the shipped configuration, or that leave out a part of the data."""
-    own, usual = other_settings(run), shipped(run.data_set)
+    own = other_settings(run)
+    usual = {k: v for k, v in _flat(shipped().get(run.data_set, {})) if k not in _WITHOUT_EFFECT}
     names = [key for key, value in usual.items() if key not in _SHOWN and key in own and own[key] != value]
     if is_limited(run):
         names += [f"trainer.{name}" for name in _LIMITS if f"trainer.{name}" in own]
@@ -175,15 +176,16 @@ _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @cache
-def shipped(data_set: str) -> dict[str, Any]:
-    """Model and data settings of the configuration that the project ships for a data set; empty where there is none."""
+def shipped() -> dict[str, dict[str, Any]]:
+    """The `model` and `data` blocks of the configurations that the project ships, by the data module's class."""
     base = yaml.safe_load((_CONFIGS / "base.yaml").read_text())
+    found = {}
     for path in sorted(_CONFIGS.glob("*.yaml")):
         loaded = yaml.safe_load(path.read_text())
-        if str(loaded.get("data", {}).get("class_path", "")).rsplit(".", 1)[-1] == data_set:
-            parts = {"model": {**base["model"], **loaded["model"]}, "data": loaded["data"]}
-            return {key: value for key, value in _flat(parts) if key not in _WITHOUT_EFFECT}
-    return {}
+        if "data" in loaded:
+            data_set = loaded["data"]["class_path"].rsplit(".", 1)[-1]
+            found[data_set] = {"model": {**base["model"], **loaded["model"]}, "data": loaded["data"]}
+    return found
 
 
 def interval(accuracies: Sequence[float], tested: int | None) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from plif_lightning.kernels.backend import Backend, BackendName
 from plif_lightning.kernels.fused import (
     PatchMoments,
     SparseLinear,
+    conv_of_spikes,
     encode_fire_pool,
     integrate_and_fire,
     moments,
@@ -18,6 +19,7 @@ __all__ = [
     "PatchMoments",
     "Pool",
     "SparseLinear",
+    "conv_of_spikes",
     "encode_fire_pool",
     "integrate_and_fire",
     "moments",

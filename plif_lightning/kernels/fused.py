@@ -433,6 +433,45 @@ def encode_fire_pool(
         )
 
 
+class _ConvOfSpikes(torch.autograd.Function):
+    """3x3 convolution with padding 1; keeps its input as one byte a spike."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x.to(torch.uint8), weight)
+        return F.conv2d(x, weight, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
+        spikes, weight = ctx.saved_tensors
+        # The input's gradient is a convolution with the mirrored weight: it needs no input, neither whole nor in parts.
+        mirrored = weight.flip(2, 3).transpose(0, 1)
+        grad_x = F.conv2d(grad, mirrored, padding=1) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=_real(weight))
+        at_a_time = max(1, _BAND.get(grad.device.type, _BAND["cuda"]) // max(1, spikes[0].numel()))
+        for some, grad_of_some in zip(spikes.split(at_a_time), grad.split(at_a_time), strict=True):
+            grad_weight += torch.ops.aten.convolution_backward(
+                grad_of_some, some.to(grad.dtype), weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1,
+                [False, True, False],
+            )[1]  # fmt: skip
+        return grad_x, grad_weight.to(weight.dtype)
+
+
+def conv_of_spikes(x: Tensor, weight: Tensor) -> Tensor:
+    """`conv2d(x, weight, padding=1)`, which keeps one byte of each value for the backward pass.
+
+    Args:
+        x: zeros and ones [N, C, H, W].
+        weight: [C', C, 3, 3], in the dtype of x.
+
+    Returns:
+        [N, C', H, W], as conv2d's; the gradients are those of conv2d too, up to the order of sums.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return _ConvOfSpikes.apply(x, weight)
+
+
 # Share of nonzero inputs below which skipping the others wins; sizes of weights for which it was measured.
 _SPARSE = 0.15
 _LARGE = 2**20

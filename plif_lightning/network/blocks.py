@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
-from plif_lightning.kernels import Backend, PatchMoments, Pool, SparseLinear, encode_fire_pool, moments, norm_fire_pool
+from plif_lightning.kernels import (
+    Backend,
+    PatchMoments,
+    Pool,
+    SparseLinear,
+    conv_of_spikes,
+    encode_fire_pool,
+    moments,
+    norm_fire_pool,
+)
 from plif_lightning.network.norm import Statistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d, draw_seed
 from plif_lightning.neurons import Neuron
@@ -28,6 +37,8 @@ def is_watched(module: nn.Module) -> bool:
 # Input channels up to which a convolution is computed again in the backward pass rather than kept: events have 2,
 # images 3.
 _FEW_CHANNELS = 4
+# Values of an input of spikes from which on to keep them as bytes is worth the two conversions.
+_MANY_SPIKES = 2**23
 
 
 class ConvBlock(nn.Module):
@@ -46,8 +57,11 @@ class ConvBlock(nn.Module):
         self.time_steps = time_steps
         self.backend = backend or Backend("reference")
 
-    def forward(self, x: Tensor, pool: "Pool2d | None" = None) -> Tensor:
-        """Spikes of x [T, N, C, H, W], pooled where a pool is given."""
+    def forward(self, x: Tensor, pool: "Pool2d | None" = None, of_spikes: bool = False) -> Tensor:
+        """Spikes of x [T, N, C, H, W], pooled where a pool is given.
+
+        `of_spikes` says that x is known to be zeros and ones.
+        """
         steps = self.time_steps if len(x) == 1 else len(x)
         fuses = self.backend.fuses(x.device)
         plain = fuses and self._is_plain(pool)
@@ -56,7 +70,12 @@ class ConvBlock(nn.Module):
         images = x.flatten(0, 1)
         if fuses:
             images = channels_last(images)
-        y = self.conv(images).unflatten(0, x.shape[:2])
+        if plain and of_spikes and self._keeps_bytes(images):
+            dtype = self._dtype(images)
+            y = conv_of_spikes(images.to(dtype), self.conv.weight.to(dtype))
+        else:
+            y = self.conv(images)
+        y = y.unflatten(0, x.shape[:2])
         if plain:
             return self._fused(y, pool, steps)
         spikes = self.neuron(self.norm(y, steps), steps)
@@ -72,23 +91,40 @@ class ConvBlock(nn.Module):
             and not any(map(is_watched, parts))
         )
 
-    def _takes_input(self, x: Tensor) -> bool:
-        """Whether x is what a network is given, of few channels, and the convolution the usual one."""
+    def gives_spikes(self, x: Tensor, pool: "Pool2d | None") -> bool:
+        """Whether what is made of x are zeros and ones, whatever the parts are that somebody may have put in."""
+        plain = self.backend.fuses(x.device) and self._is_plain(pool)
+        return plain and (pool is None or pool.name != "avg")
+
+    def _has_usual_conv(self) -> bool:
+        """Whether the convolution is that of the paper's networks, and nobody watches it."""
         conv = self.conv
-        usual = type(conv) is nn.Conv2d and not is_watched(conv) and conv.bias is None
         return (
-            usual
+            type(conv) is nn.Conv2d
+            and not is_watched(conv)
+            and conv.bias is None
             and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
             and (conv.groups, conv.padding_mode) == (1, "zeros")
-            and conv.in_channels <= _FEW_CHANNELS
-            and len(x) > 1
-            and not x.requires_grad
         )
 
-    def _encoded(self, x: Tensor, pool: "Pool2d | None") -> Tensor:
-        dtype = torch.promote_types(x.dtype, self.conv.weight.dtype)
+    def _takes_input(self, x: Tensor) -> bool:
+        """Whether x is what a network is given, of few channels, and the convolution the usual one."""
+        usual = self._has_usual_conv()
+        return usual and self.conv.in_channels <= _FEW_CHANNELS and len(x) > 1 and not x.requires_grad
+
+    def _keeps_bytes(self, images: Tensor) -> bool:
+        """Whether the convolution's input is to be kept as bytes: it is large, and kept at all."""
+        kept = torch.is_grad_enabled() and self.conv.weight.requires_grad
+        return kept and images.numel() >= _MANY_SPIKES and self._has_usual_conv()
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """That of the convolution."""
         if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+            return torch.get_autocast_dtype(x.device.type)
+        return torch.promote_types(x.dtype, self.conv.weight.dtype)
+
+    def _encoded(self, x: Tensor, pool: "Pool2d | None") -> Tensor:
+        dtype = self._dtype(x)
         weight = self.conv.weight.to(dtype)
         x = channels_last(x.flatten(0, 1).to(dtype)).unflatten(0, x.shape[:2])
         patches = PatchMoments.of(x) if self.norm.bn.training else None

@@ -173,12 +173,17 @@ class SpikingNetwork(nn.Module):
         return self.voting(self.classifier(self._encode(self.inputs(x)).flatten(2)))
 
     def _encode(self, x: Tensor) -> Tensor:
-        taken = False  # whether the part before has pooled already
+        pooled = False  # whether the part before has pooled already
+        spikes = False  # whether x is known to be zeros and ones
         for part, following in itertools.pairwise([*self.encoder, None]):
-            if isinstance(part, ConvBlock) and isinstance(following, Pool2d) and not is_watched(part):
-                x, taken = part(x, following), True
+            if isinstance(part, ConvBlock) and not is_watched(part):
+                pool = following if isinstance(following, Pool2d) else None
+                gives_spikes = part.gives_spikes(x, pool)
+                x, spikes, pooled = part(x, pool, spikes), gives_spikes, pool is not None
+            elif pooled:
+                pooled = False
             else:
-                x, taken = x if taken else part(x), False
+                x, spikes = part(x), False
         return x
 
     def hold_weights(self, held: bool = True) -> None:

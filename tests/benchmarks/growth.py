@@ -22,13 +22,13 @@ tune_allocator()  # as main.py does; it serves the other too
 import torch
 
 from tests.benchmarks.networks import contenders, training_step
-from tests.benchmarks.step import peak
+from tests.benchmarks.step import peak, peak_of_imports
 
 CONTENDERS = ("ours", "SpikingJelly, multi-step")
 
 
 def measure(name: str, time_steps: int, batch: int, title: str, steps: int) -> None:
-    before = peak()
+    before = peak_of_imports()
     found, x, label = contenders(name, batch, time_steps)
     module, forward = found.pop(title)
     found.clear()

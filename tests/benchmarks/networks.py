@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from plif_lightning.losses import rate_mse
 from plif_lightning.network import SpikingNetwork
-from tests.benchmarks.step import inputs, network_of, peak
+from tests.benchmarks.step import inputs, network_of, peak, peak_of_imports
 
 Contenders = dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]
 CASES = {"fashionmnist": 16, "cifar10dvs": 2}
@@ -227,7 +227,7 @@ def dense_layers(net: SpikingNetwork) -> list[tuple[Any, tuple[int, ...]]]:
 
 def memory(name: str, batch: int, title: str) -> None:
     """Prints the peak memory of three training steps of one contender, in MiB."""
-    before = peak()
+    before = peak_of_imports()
     found, x, label = contenders(name, batch)
     module, forward = found.pop(title)
     found.clear()

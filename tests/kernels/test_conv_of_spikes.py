@@ -1,0 +1,128 @@
+"""Convolutions that keep their input as bytes, against PyTorch's own."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from plif_lightning.kernels import conv_of_spikes, fused
+from plif_lightning.network import SpikingNetwork, blocks
+
+
+@pytest.fixture(autouse=True)
+def few_at_a_time(monkeypatch):
+    monkeypatch.setattr(blocks, "_MANY_SPIKES", 1)
+    monkeypatch.setitem(fused._BAND, "cpu", 100)  # one or two images
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4, 6), (1, 2, 1, 1), (7, 4, 5, 3)])
+@pytest.mark.parametrize("of_input", [True, False])
+def test_its_gradients_are_those_of_the_convolution(shape, of_input):
+    torch.manual_seed(0)
+    x = torch.rand(shape, dtype=torch.float64).lt(0.3).double()
+    weight = torch.randn(6, shape[1], 3, 3, dtype=torch.float64)
+    results = []
+    for function in (conv_of_spikes, lambda x, w: F.conv2d(x, w, padding=1)):
+        a, w = x.clone().requires_grad_(of_input), weight.clone().requires_grad_()
+        y = function(a, w)
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y))
+        results.append((y.detach(), w.grad, a.grad if of_input else torch.zeros(())))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def network(**changes) -> SpikingNetwork:
+    torch.manual_seed(1)
+    settings = {"n_conv": 2, "n_down": 2, "channels": 5, "fc_features": 8, "dropout": 0.0, "pool_ties": "first"}
+    net = SpikingNetwork((1, 12, 12), 2, 3, **(settings | changes)).double()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 3.0)
+            nn.init.constant_(module.bias, 0.5)
+        if isinstance(module, nn.Linear):
+            module.weight.data *= 4
+    return net
+
+
+def step(net: SpikingNetwork) -> tuple[list[torch.Tensor], list[torch.dtype]]:
+    """Gradients of one step, and the types of all tensors that were kept with as many values as a map of 12 x 12."""
+    kept: list[torch.dtype] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.numel() == 3 * 4 * 5 * 12 * 12:
+            kept.append(tensor.dtype)
+        return tensor
+
+    x = torch.randn(1, 4, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        votes = net(x)
+    (1 - votes).square().sum().backward()
+    assert net.encoder.conv2.conv.weight.grad.abs().max() > 0
+    return [p.grad for p in net.parameters()], kept
+
+
+def test_a_network_keeps_its_spikes_as_bytes_and_learns_the_same(monkeypatch):
+    ours, kept = step(network())
+    assert sorted(map(str, kept)) == ["torch.float64", "torch.uint8"]  # conv2's output and its input
+    monkeypatch.setattr(blocks, "_MANY_SPIKES", 10**9)
+    theirs, kept = step(network())
+    assert kept == [torch.float64, torch.float64]
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(
+            net.encoder, "pool1", nn.Sequential(nn.Flatten(0, 1), nn.AvgPool2d(2), nn.Unflatten(0, (3, 4)))
+        ),
+        lambda net: net.encoder.conv1.register_forward_hook(lambda module, given, out: out * 0.5),
+        lambda net: net.encoder.pool1.register_forward_hook(lambda module, given, out: out * 0.5),
+        lambda net: net.encoder.conv2.neuron.register_forward_hook(lambda module, given, out: out * 0.5),
+    ],
+)
+def test_what_may_not_be_spikes_is_kept_as_it_is(change, monkeypatch):
+    grads = []
+    for many in (1, 10**9):
+        monkeypatch.setattr(blocks, "_MANY_SPIKES", many)
+        net = network()
+        change(net)
+        grads.append(step(net)[0])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_average_pools_give_no_spikes(monkeypatch):
+    ours = step(network(pooling="avg"))[0]
+    monkeypatch.setattr(blocks, "_MANY_SPIKES", 10**9)
+    for a, b in zip(ours, step(network(pooling="avg"))[0], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_under_autocast_it_is_the_convolution_of_bfloat16(monkeypatch):
+    net = network(channels=16).float()
+    x = torch.randn(1, 4, 1, 12, 12)
+    grads = []
+    for many in (1, 10**9):
+        monkeypatch.setattr(blocks, "_MANY_SPIKES", many)
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            votes = net(x)
+        (1 - votes).square().sum().backward()
+        assert net.encoder.conv2.conv.weight.grad.dtype == torch.float32
+        grads.append([p.grad.clone() for p in net.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert (a - b).norm() <= 0.05 * b.norm() + 1e-6
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_it_compiles_without_a_break():
+    net = network()
+    plain = step(net)[0]
+    plain = [grad.clone() for grad in plain]
+    net.zero_grad()
+    x = torch.randn(1, 4, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    (1 - torch.compile(net, fullgraph=True, backend="aot_eager")(x)).square().sum().backward()
+    for a, b in zip(plain, [p.grad for p in net.parameters()], strict=True):
+        torch.testing.assert_close(a, b)
