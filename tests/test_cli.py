@@ -14,8 +14,9 @@ import torch
 import wandb
 import yaml
 
+from plif_lightning import commands
 from plif_lightning.callbacks import LastCheckpoint
-from plif_lightning.cli import CONFIGS, main, needs_sync_batchnorm
+from plif_lightning.cli import CONFIGS, READERS, main, needs_sync_batchnorm
 from tests import writers
 from tests.conftest import REPOSITORY
 
@@ -296,6 +297,7 @@ def test_print_config_and_help_work_anywhere(tmp_path, capsys):
             main(arguments)
         assert stop.value.code == 0
         assert "usage: " in capsys.readouterr().out
+    assert list(READERS) == list(commands._READERS)  # those that the help names are those that are answered
     done = command("fit", "--print_config", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["trainer"]["max_epochs"] == 1024

@@ -491,6 +491,28 @@ def _moments(y, t, start, n, pivot, totals, to_sum, to_squares):
 
 
 @compiled
+def count_nonzero(begin, end, slot, x, counts):
+    """counts[r] = values of row r of x [R, K] that are not zero."""
+    for r in range(begin, end):
+        row, count = np.uintp(r), np.int32(0)
+        for j in range(x.shape[1]):
+            count += np.int32(x[row, np.uintp(j)] != 0)
+        counts[r] = count
+
+
+@compiled
+def take_nonzero(begin, end, slot, x, starts, places, values):
+    """Places and values of what is not zero in row r of x [R, K], from starts[r] on."""
+    for r in range(begin, end):
+        row, to = np.uintp(r), np.uintp(starts[r])
+        for j in range(x.shape[1]):
+            value = x[row, np.uintp(j)]
+            if value != 0:
+                places[to], values[to] = j, value
+                to += np.uintp(1)
+
+
+@compiled
 def gather_rows(begin, end, slot, starts, places, values, rows, out, inputs, columns):
     """out[r] = sum over r's nonzero values, of each times the row of its place.
 

@@ -512,7 +512,11 @@ class SparseLinear:
             and not weight.is_inference()
             and not ops.interpreted()
         )
-        if not wanted or int(x.count_nonzero()) > _SPARSE * x.numel():
+        if not wanted:
+            return None
+        inputs = x.flatten(0, -2)
+        counts = ops.count_nonzero(inputs)
+        if int(counts.sum()) > _SPARSE * x.numel():
             return None
         if self._weight is None or self._weight() is not weight or self._version != weight._version:
             rows = weight.detach().t().contiguous()
@@ -521,7 +525,7 @@ class SparseLinear:
             self._weight, self._version = weakref.ref(weight), weight._version
         if self._rows is None:
             return None
-        return torch.ops.plif.sparse_linear(x.flatten(0, -2), self._rows).unflatten(0, x.shape[:-1])
+        return torch.ops.plif.sparse_linear(inputs, self._rows, counts).unflatten(0, x.shape[:-1])
 
     def __deepcopy__(self, memo: Any) -> "SparseLinear":
         return SparseLinear()

@@ -378,18 +378,32 @@ def _(*arguments: Any) -> None:
 _BLOCK = (128, 1024)
 
 
+def count_nonzero(x: Tensor) -> Tensor:
+    """Values that are not zero in each row of x [R, K], on the CPU, [R] int64."""
+    from plif_lightning.kernels import cpu
+
+    counts = torch.empty(len(x), dtype=torch.int64)
+    threads = torch.get_num_threads() if x.numel() >= _WORTH_THREADS else 1
+    parallel(cpu.count_nonzero, len(x), threads, x.detach().contiguous().numpy(), counts.numpy())
+    return counts
+
+
 @torch.library.custom_op("plif::sparse_linear", mutates_args=(), device_types="cpu")
-def sparse_linear(x: Tensor, rows: Tensor) -> Tensor:
-    """x [R, K] times rows [K, O], [R, O], in float32, skipping what is zero in x."""
+def sparse_linear(x: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
+    """x [R, K] times rows [K, O], [R, O], in float32, skipping what is zero in x.
+
+    `counts` are those of `count_nonzero`.
+    """
     from plif_lightning.kernels import cpu
 
     x, rows = x.detach().contiguous(), rows.detach()
-    row, place = x.nonzero(as_tuple=True)
     starts = torch.zeros(len(x) + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(row, minlength=len(x)), 0, out=starts[1:])
+    torch.cumsum(counts, 0, out=starts[1:])
+    total = int(starts[-1])
+    place, values = torch.empty(total, dtype=torch.int64), x.new_empty(total)
     out = x.new_empty(len(x), rows.shape[1])
-    threads = torch.get_num_threads() if len(place) * rows.shape[1] >= _WORTH_THREADS else 1
-    values = x[row, place]
+    threads = torch.get_num_threads() if total * rows.shape[1] >= _WORTH_THREADS else 1
+    parallel(cpu.take_nonzero, len(x), threads, x.numpy(), starts.numpy(), place.numpy(), values.numpy())
     parallel(
         cpu.gather_rows,
         len(x),
@@ -405,5 +419,5 @@ def sparse_linear(x: Tensor, rows: Tensor) -> Tensor:
 
 
 @sparse_linear.register_fake
-def _(x: Tensor, rows: Tensor) -> Tensor:
+def _(x: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], rows.shape[1])

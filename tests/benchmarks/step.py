@@ -1,10 +1,10 @@
 """Seconds and peak memory of a training step of the paper's networks, each in a process of its own.
 
-    python tests/benchmarks/step.py [--batch 2] [--steps 5] [CONFIG ...]
+    python tests/benchmarks/step.py [--batch 2] [--steps 5] [--compile] [CONFIG ...]
 
 The input is what the data module would give: random images, or counts of random events in one byte each. Forward,
-the loss of the configuration, backward, fused Adam; the first step warms up. Memory is the process's peak beyond
-what it held before the first step, weights and optimiser state included.
+the loss of the configuration, backward, fused Adam; the first step warms up, and compiles where that is asked for.
+Memory is the process's peak beyond what it held before the first step, weights and optimiser state included.
 """
 
 import argparse
@@ -80,10 +80,12 @@ def peak_of_imports() -> int:
     return peak()
 
 
-def measure(name: str, batch: int, steps: int) -> None:
+def measure(name: str, batch: int, steps: int, compiled: bool = False) -> None:
     torch.manual_seed(0)
     before = peak_of_imports()
     net, model = network(name)
+    if compiled:
+        net.compile(fullgraph=True)
     loss_of = LOSSES[model["loss"]]
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
     x = inputs(name, net, batch)
@@ -95,10 +97,10 @@ def measure(name: str, batch: int, steps: int) -> None:
         loss_of(net(x), label).backward()
         optimizer.step()
         seconds.append(time.perf_counter() - start)
-    del seconds[0]
+    first = seconds.pop(0)
     print(
         f"{name:14} T = {net.time_steps:2}, batch {batch}: {statistics.median(seconds):.3f} s a step "
-        f"[{min(seconds):.3f}, {max(seconds):.3f}], peak {(peak() - before) / 2**20:,.0f} MiB"
+        f"[{min(seconds):.3f}, {max(seconds):.3f}], the first {first:.1f} s, peak {(peak() - before) / 2**20:,.0f} MiB"
     )
 
 
@@ -107,14 +109,16 @@ def main() -> None:
     parser.add_argument("configs", nargs="*", default=["cifar10dvs", "dvsgesture"])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="the whole network, with torch.compile")
     parser.add_argument("--here", action="store_true", help="measure in this process")
     arguments = parser.parse_args()
     if arguments.here:
-        measure(arguments.configs[0], arguments.batch, arguments.steps)
+        measure(arguments.configs[0], arguments.batch, arguments.steps, arguments.compile)
         return
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, fp32")
     for name in arguments.configs:
         size = ["--batch", str(arguments.batch), "--steps", str(arguments.steps)]
+        size += ["--compile"] if arguments.compile else []
         subprocess.run([sys.executable, __file__, name, *size, "--here"], check=True)
 
 
