@@ -127,6 +127,9 @@ def test_sorting_filter_curves_and_time_slider_work(browser, tmp_path):
     assert page.locator("#readout").inner_text().startswith("epoch 2:")
     assert "b 95" in page.locator("#readout").inner_text()
     page.locator("#metric").select_option("tau")
+    texts = page.locator("#plot text").all_text_contents()
+    assert "tau of each layer [time-steps], logarithmic" in texts
+    assert {"2", "5", "10"} <= set(texts)
     page.locator("#plot").hover()
     assert "a: conv1" in page.locator("#readout").inner_text()
     before = page.locator(".maps canvas").nth(1).evaluate("c => c.toDataURL()")
