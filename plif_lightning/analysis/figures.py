@@ -244,8 +244,6 @@ def figure_7(runs: Sequence[Run]) -> Figure:
             for i, layer in enumerate(group[0].layers("tau")):
                 curves = [run.curve(f"tau/{layer}") for run in group if layer in run.layers("tau")]
                 epochs, values = _aligned(curves)
-                if not epochs:
-                    continue
                 label = f"$\\tau({i + 1})$: {_text(layer, 20)}"
                 ax.fill_between([0, *epochs], [start, *values.min(0)], [start, *values.max(0)], color=COLOURS[i % 8],
                                 alpha=0.15, linewidth=0)  # fmt: skip

@@ -276,6 +276,7 @@ def _back_to_h(
     zero, half, pi, inverse = one - one, grad.dtype.type(0.5), grad.dtype.type(np.pi), one / width
     own = grad.dtype.type(row)
     only, r, of_h = np.uintp(0), np.uintp(row), np.uintp(row_of_h)
+    # A loop for each: the exponential in one for all would keep it from vector instructions, at twice the time.
     if kind == ATAN:
         for j in range(n):
             i = np.uintp(j)
@@ -388,7 +389,7 @@ def backward(
     number = np.empty(run, np.uint32)
     for i in range(run):
         number[i] = i // channels + i % channels * map_windows
-    share = scale.dtype.type(0.25 if pool == AVG else 1.0)
+    share, zero = scale.dtype.type(0.25 if pool == AVG else 1.0), scale.dtype.type(0.0)
     for unit in range(begin, end):
         target, n = _place(unit, height, width, channels, pooled, run, starts)
         chunk = channels if pooled else n
@@ -400,10 +401,10 @@ def backward(
             if grad_v_last.shape[0]:
                 _load(grad_v_last, 0, starts[i], chunk, n, grad_v, i)
             else:
-                _fill(grad_v, i, n, scale.dtype.type(0.0))
+                _fill(grad_v, i, n, zero)
             if constant:
                 _normalise(y, 0, starts[i], chunk, n, scale, shift, 0, held, i)
-                _fill(held_grad, i, n, scale.dtype.type(0.0))
+                _fill(held_grad, i, n, zero)
         for t in range(steps):
             s = t if kinds > 1 else 0
             for i in range(rows):
@@ -425,7 +426,7 @@ def backward(
                     _count_fired(potentials, (t + 1) * rows, n, v_threshold, tied)
                     _ranks(tied, n, number, np.uint32(place), seed, winner)
                 else:
-                    _fill(winner, 0, n, scale.dtype.type(0.0))
+                    _fill(winner, 0, n, zero)
                 _winners(potentials, (t + 1) * rows, n, v_threshold, winner)
             for i in range(rows):
                 before, row = t * rows + i, (t + 1) * rows + i
@@ -521,7 +522,7 @@ def gather_rows(begin, end, slot, starts, places, values, rows, out, inputs, col
     """
     last = starts[begin:end].copy()
     for r in range(begin, end):
-        _fill_from(out, r, 0, out.shape[1])
+        _fill(out, r, out.shape[1], out.dtype.type(0.0))
     for first_input in range(0, rows.shape[0], inputs):
         first = last
         last = first.copy()
@@ -540,13 +541,6 @@ def gather_rows(begin, end, slot, starts, places, values, rows, out, inputs, col
                 while j < end_of_block:
                     _add_one(out, r, rows, places, values, j, start, n)
                     j += 1
-
-
-@compiled
-def _fill_from(rows, row, first, n):
-    r, start = np.uintp(row), np.uintp(first)
-    for j in range(n):
-        rows[r, start + np.uintp(j)] = 0
 
 
 @compiled

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from plif_lightning.kernels import ops
 from plif_lightning.neurons.dynamics import checked
@@ -279,6 +280,10 @@ def _real(x: Tensor) -> torch.dtype:
 _BAND = {"cpu": 2**23, "cuda": 2**26}
 
 
+def _at_a_time(device: torch.device) -> int:
+    return _BAND.get(device.type, _BAND["cuda"])
+
+
 class _EncodeFirePool(torch.autograd.Function):
     """Convolution, BN's affine map, neurons and pool, a band of rows at a time; keeps x, statistics and parameters."""
 
@@ -337,9 +342,7 @@ class _EncodeFirePool(torch.autograd.Function):
             )  # fmt: skip
             if len(scale) > 1:
                 grad_y *= scale[:, None, :, None, None]
-            grad_conv += torch.ops.aten.convolution_backward(
-                grad_y.flatten(0, 1), band, conv, None, [1, 1], [0, 1], [1, 1], False, [0, 0], 1, [False, True, False]
-            )[1]
+            grad_conv += conv2d_weight(band, conv.shape, grad_y.flatten(0, 1), padding=(0, 1))
             sums += sums_of_band
             grad_k += grad_k_of_band
         if len(scale) == 1:
@@ -365,8 +368,7 @@ class _EncodeFirePool(torch.autograd.Function):
 def _bands(x: Tensor, channels: int, pool: int) -> Iterator[tuple[int, Tensor]]:
     """First row of each band, and what a convolution [T N, C, rows + 2, W] needs for it: a row more at both ends."""
     t, n, _, height, width = x.shape
-    at_a_time = _BAND.get(x.device.type, _BAND["cuda"])
-    rows = max(2, at_a_time // max(1, t * n * width * channels) // 2 * 2)
+    rows = max(2, _at_a_time(x.device) // max(1, t * n * width * channels) // 2 * 2)
     around = F.pad(x.flatten(0, 1), (0, 0, 1, 1))
     last = height // 2 * 2 if pool else height
     for first in range(0, last, rows):
@@ -449,12 +451,9 @@ class _ConvOfSpikes(torch.autograd.Function):
         mirrored = weight.flip(2, 3).transpose(0, 1)
         grad_x = F.conv2d(grad, mirrored, padding=1) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=_real(weight))
-        at_a_time = max(1, _BAND.get(grad.device.type, _BAND["cuda"]) // max(1, spikes[0].numel()))
+        at_a_time = max(1, _at_a_time(grad.device) // max(1, spikes[0].numel()))
         for some, grad_of_some in zip(spikes.split(at_a_time), grad.split(at_a_time), strict=True):
-            grad_weight += torch.ops.aten.convolution_backward(
-                grad_of_some, some.to(grad.dtype), weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1,
-                [False, True, False],
-            )[1]  # fmt: skip
+            grad_weight += conv2d_weight(some.to(grad.dtype), weight.shape, grad_of_some, padding=1)
         return grad_x, grad_weight.to(weight.dtype)
 
 

@@ -11,7 +11,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -21,24 +20,9 @@ tune_allocator()  # as main.py does; it serves the other too
 
 import torch
 
-from tests.benchmarks.networks import contenders, training_step
-from tests.benchmarks.step import peak, peak_of_imports
+from tests.benchmarks.networks import alone
 
 CONTENDERS = ("ours", "SpikingJelly, multi-step")
-
-
-def measure(name: str, time_steps: int, batch: int, title: str, steps: int) -> None:
-    before = peak_of_imports()
-    found, x, label = contenders(name, batch, time_steps)
-    module, forward = found.pop(title)
-    found.clear()
-    step = training_step(forward, module.parameters(), x, label, False)
-    seconds = []
-    for _ in range(steps + 1):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    print(statistics.median(seconds[1:]), (peak() - before) / 2**20)
 
 
 def main() -> None:
@@ -49,7 +33,9 @@ def main() -> None:
     parser.add_argument("--here", nargs=3, help="measure in this process: T BATCH CONTENDER")
     given = parser.parse_args()
     if given.here:
-        measure(given.config, int(given.here[0]), int(given.here[1]), given.here[2], given.steps)
+        time_steps, batch, title = given.here
+        seconds, mib = alone(given.config, int(batch), title, given.steps + 1, int(time_steps))
+        print(statistics.median(seconds[1:]), mib)
         return
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, {given.config}, fp32")
     sizes = [2**i for i in range(given.most.bit_length())]

@@ -226,16 +226,19 @@ def dense_layers(net: SpikingNetwork) -> list[tuple[Any, tuple[int, ...]]]:
     return found
 
 
-def memory(name: str, batch: int, title: str) -> None:
-    """Prints the peak memory of three training steps of one contender, in MiB."""
+def alone(name: str, batch: int, title: str, steps: int, time_steps: int | None = None) -> tuple[list[float], float]:
+    """Seconds of each training step of one contender in this process, fp32, and the peak memory [MiB]."""
     before = peak_of_imports()
-    found, x, label = contenders(name, batch)
+    found, x, label = contenders(name, batch, time_steps)
     module, forward = found.pop(title)
     found.clear()
     step = training_step(forward, module.parameters(), x, label, False)
-    for _ in range(3):
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
         step()
-    print((peak() - before) // 2**20)
+        seconds.append(time.perf_counter() - start)
+    return seconds, (peak() - before) / 2**20
 
 
 def main() -> None:
@@ -245,7 +248,8 @@ def main() -> None:
     parser.add_argument("--memory", nargs=3, help="measure memory in this process: CONFIG BATCH CONTENDER")
     arguments = parser.parse_args()
     if arguments.memory:
-        memory(arguments.memory[0], int(arguments.memory[1]), arguments.memory[2])
+        _, mib = alone(arguments.memory[0], int(arguments.memory[1]), arguments.memory[2], 3)
+        print(int(mib))
         return
     print(
         f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, {arguments.rounds} rounds"

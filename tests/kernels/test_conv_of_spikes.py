@@ -44,6 +44,10 @@ def network(**changes) -> SpikingNetwork:
     return net
 
 
+def image() -> torch.Tensor:
+    return torch.randn(1, 4, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
 def step(net: SpikingNetwork) -> tuple[list[torch.Tensor], list[torch.dtype]]:
     """Gradients of one step, and the types of all tensors that were kept with as many values as a map of 12 x 12."""
     kept: list[torch.dtype] = []
@@ -53,9 +57,8 @@ def step(net: SpikingNetwork) -> tuple[list[torch.Tensor], list[torch.dtype]]:
             kept.append(tensor.dtype)
         return tensor
 
-    x = torch.randn(1, 4, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        votes = net(x)
+        votes = net(image())
     (1 - votes).square().sum().backward()
     assert net.encoder.conv2.conv.weight.grad.abs().max() > 0
     return [p.grad for p in net.parameters()], kept
@@ -71,32 +74,32 @@ def test_a_network_keeps_its_spikes_as_bytes_and_learns_the_same(monkeypatch):
         torch.testing.assert_close(a, b)
 
 
+def with_average_pool(net: SpikingNetwork) -> None:
+    net.encoder.pool1 = nn.Sequential(nn.Flatten(0, 1), nn.AvgPool2d(2), nn.Unflatten(0, (3, 4)))
+
+
+def halved(part: nn.Module) -> None:
+    part.register_forward_hook(lambda module, given, out: out * 0.5)
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("pooling", "change"),
     [
-        lambda net: setattr(
-            net.encoder, "pool1", nn.Sequential(nn.Flatten(0, 1), nn.AvgPool2d(2), nn.Unflatten(0, (3, 4)))
-        ),
-        lambda net: net.encoder.conv1.register_forward_hook(lambda module, given, out: out * 0.5),
-        lambda net: net.encoder.pool1.register_forward_hook(lambda module, given, out: out * 0.5),
-        lambda net: net.encoder.conv2.neuron.register_forward_hook(lambda module, given, out: out * 0.5),
+        ("avg", lambda net: None),
+        ("max", with_average_pool),
+        ("max", lambda net: halved(net.encoder.conv1)),
+        ("max", lambda net: halved(net.encoder.pool1)),
+        ("max", lambda net: halved(net.encoder.conv2.neuron)),
     ],
 )
-def test_what_may_not_be_spikes_is_kept_as_it_is(change, monkeypatch):
+def test_what_may_not_be_spikes_is_kept_as_it_is(pooling, change, monkeypatch):
     grads = []
     for many in (1, 10**9):
         monkeypatch.setattr(blocks, "_MANY_SPIKES", many)
-        net = network()
+        net = network(pooling=pooling)
         change(net)
         grads.append(step(net)[0])
     for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_average_pools_give_no_spikes(monkeypatch):
-    ours = step(network(pooling="avg"))[0]
-    monkeypatch.setattr(blocks, "_MANY_SPIKES", 10**9)
-    for a, b in zip(ours, step(network(pooling="avg"))[0], strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -119,10 +122,8 @@ def test_under_autocast_it_is_the_convolution_of_bfloat16(monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_it_compiles_without_a_break():
     net = network()
-    plain = step(net)[0]
-    plain = [grad.clone() for grad in plain]
+    plain = [grad.clone() for grad in step(net)[0]]
     net.zero_grad()
-    x = torch.randn(1, 4, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    (1 - torch.compile(net, fullgraph=True, backend="aot_eager")(x)).square().sum().backward()
+    (1 - torch.compile(net, fullgraph=True, backend="aot_eager")(image())).square().sum().backward()
     for a, b in zip(plain, [p.grad for p in net.parameters()], strict=True):
         torch.testing.assert_close(a, b)
