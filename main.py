@@ -1,9 +1,6 @@
 """Command line: python main.py {prepare,fit,validate,test,predict,sweep,tables,figures,report} ..."""
 
-from plif_lightning.allocator import tune_allocator
+from plif_lightning.cli import main
 
 if __name__ == "__main__":
-    tune_allocator()  # before PyTorch allocates anything
-    from plif_lightning.commands import main
-
     main()

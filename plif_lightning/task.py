@@ -1,6 +1,5 @@
 """The LightningModule: a spiking network, its loss, its metrics and its optimiser."""
 
-import inspect
 from typing import Any, get_args
 
 import lightning as L
@@ -12,11 +11,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from plif_lightning.batch import Batch
 from plif_lightning.errors import NonFiniteError, UserError
-from plif_lightning.kernels import BackendName
 from plif_lightning.losses import LOSSES, LossName
-from plif_lightning.network import InputEncoderName, NormStatistics, Pooling, PoolTies, SpikingNetwork
-from plif_lightning.neurons import NeuronName, SurrogateName, TauPer
-from plif_lightning.randomness import fold_in, run_seed
+from plif_lightning.network import SpikingNetwork
+from plif_lightning.runtime.randomness import fold_in, run_seed
 
 
 class SpikingClassifier(L.LightningModule):
@@ -26,29 +23,10 @@ class SpikingClassifier(L.LightningModule):
         input_shape: (C, H, W), from the data.
         num_classes: number of classes, from the data.
         time_steps: T, from the data.
-        n_conv: conv-BN-neuron blocks before each pool (N_conv).
-        n_down: pools (N_down).
-        n_fc: FC layers, the output layer included (N_fc).
-        channels: output channels of every convolution.
-        fc_features: output features of every FC layer but the last.
-        votes_per_class: M, output neurons per class.
-        dropout: drop probability before every FC layer, or one value for each of them.
-        neuron: plif (learned tau), lif (fixed tau) or if (no leak).
-        init_tau: tau_0 > 1 of plif, tau of lif, in time-steps.
-        tau_per: one time constant per layer (the paper) or per channel.
-        v_threshold: V_th, at which a neuron fires.
-        v_reset: V_reset, the potential after a spike.
-        detach_reset: whether no gradient flows through the spike of the reset.
-        surrogate: surrogate derivative: atan (the paper), sigmoid, triangle or rectangle.
-        surrogate_width: its width.
-        pooling: max or avg.
-        pool_ties: winner among neurons of a max-pool window that fire together: random (the paper) or first.
-        norm_statistics: BN statistics of each time-step (the paper) or of all time-steps together.
-        input_encoder: direct (the paper), poisson or latency.
-        backend: form of neurons, BN and pools: auto (the fastest that runs on the device), reference, cpu or triton.
         loss: per_step (the paper) or rate (the authors' code).
         optimizer: any torch optimiser.
         lr_scheduler: any torch scheduler, stepped once an epoch.
+        network: further arguments of `SpikingNetwork`.
 
     Raises:
         UserError: an argument lies outside its range.
@@ -59,39 +37,17 @@ class SpikingClassifier(L.LightningModule):
         input_shape: tuple[int, int, int],
         num_classes: int,
         time_steps: int,
-        n_conv: int = 1,
-        n_down: int = 2,
-        n_fc: int = 2,
-        channels: int = 128,
-        fc_features: int = 2048,
-        votes_per_class: int = 10,
-        dropout: float | list[float] = 0.5,
-        neuron: NeuronName = "plif",
-        init_tau: float = 2.0,
-        tau_per: TauPer = "layer",
-        v_threshold: float = 1.0,
-        v_reset: float = 0.0,
-        detach_reset: bool = True,
-        surrogate: SurrogateName = "atan",
-        surrogate_width: float = 1.0,
-        pooling: Pooling = "max",
-        pool_ties: PoolTies = "random",
-        norm_statistics: NormStatistics = "per_step",
-        input_encoder: InputEncoderName = "direct",
-        backend: BackendName = "auto",
         loss: LossName = "per_step",
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
+        **network: Any,
     ) -> None:
-        arguments = dict(locals())
         super().__init__()
         # Plain values only, so that checkpoints load with weights_only=True.
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
         if loss not in LOSSES:
             raise UserError(f"loss must be one of {', '.join(get_args(LossName))}, got {loss!r}.")
-        self.network = SpikingNetwork(
-            **{name: arguments[name] for name in inspect.signature(SpikingNetwork).parameters}
-        )
+        self.network = SpikingNetwork(input_shape, num_classes, time_steps, **network)
         self.loss = LOSSES[loss]
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -107,7 +63,7 @@ class SpikingClassifier(L.LightningModule):
         return self.network(x.transpose(0, 1))
 
     # Every step draws its random numbers (dropout, pool ties, Poisson input) from a seed of its own.
-    # A run that goes on from any checkpoint then draws what the uninterrupted one would have drawn.
+    # A run that is resumed from any checkpoint then draws what the uninterrupted one would have drawn.
 
     def on_fit_start(self) -> None:
         self._seed = run_seed()
@@ -117,26 +73,6 @@ class SpikingClassifier(L.LightningModule):
 
     def _seed_evaluation(self, batch_idx: int) -> None:
         torch.manual_seed(fold_in(run_seed(), "evaluate", batch_idx, self.global_rank))
-
-    # Weights rest while something is evaluated.
-
-    def on_validation_start(self) -> None:
-        self.network.hold_weights()
-
-    def on_validation_end(self) -> None:
-        self.network.hold_weights(False)
-
-    def on_test_start(self) -> None:
-        self.network.hold_weights()
-
-    def on_test_end(self) -> None:
-        self.network.hold_weights(False)
-
-    def on_predict_start(self) -> None:
-        self.network.hold_weights()
-
-    def on_predict_end(self) -> None:
-        self.network.hold_weights(False)
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._seed_evaluation(batch_idx)

@@ -10,41 +10,38 @@ import pytest
 import plif_lightning
 
 PACKAGE = Path(plif_lightning.__file__).parent
-# part -> the parts that it may import, itself aside
+# room -> the rooms that it may import, itself aside
 MAY_IMPORT = {
     "errors": set(),
-    "allocator": set(),
-    "randomness": set(),
     "batch": set(),
-    "files": set(),
-    "compiled": set(),
-    "neurons": {"errors"},
-    "kernels": {"compiled", "errors", "neurons"},
-    "network": {"errors", "kernels", "neurons"},
     "losses": set(),
-    "events": {"compiled", "errors", "files"},
-    "data": {"errors", "randomness", "batch", "events"},
-    "analysis": {"errors", "files", "neurons"},
-    "task": {"errors", "randomness", "batch", "losses", "kernels", "neurons", "network"},
-    "callbacks": {"analysis", "errors", "files", "task"},
-    "records": {"analysis", "callbacks", "data", "files", "network", "task"},
-    "wandb_logging": {"analysis", "callbacks", "errors", "files", "records"},
-    "summary": {"analysis", "callbacks", "data", "network"},
+    "version": set(),
+    "runtime": set(),
+    "neurons": {"errors"},
+    "kernels": {"runtime", "errors", "neurons"},
+    "network": {"errors", "kernels", "neurons"},
+    "configs": {"errors", "network"},
+    "events": {"runtime", "errors"},
+    "data": {"runtime", "errors", "batch", "events"},
+    "runs": {"runtime", "errors"},
+    "analysis": {"runtime", "errors", "neurons", "configs", "runs"},
+    "task": {"runtime", "errors", "batch", "losses", "network"},
+    "callbacks": {"runtime", "errors", "data", "network", "runs", "analysis", "task"},
     "cli": {
-        "analysis",
-        "callbacks",
-        "data",
+        "runtime",
         "errors",
+        "version",
+        "configs",
         "events",
-        "files",
-        "records",
-        "summary",
+        "data",
+        "network",
+        "runs",
+        "analysis",
         "task",
-        "wandb_logging",
+        "callbacks",
     },
-    "sweep": {"analysis", "errors"},
-    "commands": {"analysis", "cli", "data", "errors", "network", "sweep"},
     "__init__": set(),
+    "__main__": {"cli"},
 }
 
 
@@ -69,10 +66,77 @@ def imported(path: Path) -> set[str]:
     return parts
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_follow_the_arrows(path):
     part = part_of(path)
     assert imported(path) - {part} <= MAY_IMPORT[part]
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    """Imports at the top of a file or in a function; a package's `__init__` is what it imports."""
+    modules = {module_of(path): path for path in FILES}
+    arrows = {name: {target for target in targets(path) if target in modules} for name, path in modules.items()}
+    done: set[str] = set()
+
+    def visit(name, way):
+        assert name not in way, " -> ".join([*way[way.index(name) :], name])
+        if name not in done:
+            for target in sorted(arrows[name]):
+                visit(target, [*way, name])
+            done.add(name)
+
+    for name in arrows:
+        visit(name, [])
+
+
+def module_of(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def targets(path):
+    """Modules that a file imports: of `from room import name` the file of that name, where there is one."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                below = PACKAGE.parent.joinpath(*node.module.split("."), alias.name)
+                is_file = below.with_suffix(".py").is_file() or (below / "__init__.py").is_file()
+                found.add(f"{node.module}.{alias.name}" if is_file else node.module)
+    return found
+
+
+@pytest.mark.parametrize(
+    "room", ["runs", "analysis.tables", "analysis.report", "cli", "cli.results", "cli.sweep", "network"]
+)
+def test_what_reads_runs_loads_no_lightning(room):
+    code = f"import sys, plif_lightning.{room}; print(*{{'lightning', 'torchvision'}} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert done.stdout.split() == []
+
+
+def test_public_names_are_there_and_load_only_when_they_are_used():
+    code = (
+        "import sys, plif_lightning as pl; assert 'torch' not in sys.modules; print(*(getattr(pl, n) for n in dir(pl)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    for name in (
+        "PLIF",
+        "LIF",
+        "IF",
+        "Surrogate",
+        "SpikingNetwork",
+        "SpikingClassifier",
+        "load_network",
+        "use_backend",
+    ):
+        assert name in dir(plif_lightning)
+        assert name in done.stdout
 
 
 def test_processes_that_read_recordings_start_without_torch():

@@ -7,9 +7,11 @@ import pytest
 import torch
 import yaml
 
-from plif_lightning.cli import CONFIGS, main
+from plif_lightning import configs, data
+from plif_lightning.cli import main
 from plif_lightning.network import SpikingNetwork
 
+CONFIGS = configs.folder()
 # Table S1, and the number of learned values that follows from it
 TABLE_S1 = {
     "mnist": "{c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10",
@@ -27,15 +29,8 @@ PARAMETERS = {
     "cifar10dvs": 4_691_206,
     "dvsgesture": 1_698_311,
 }
-# input shape, classes, T: what the data tells the network
-DATA = {
-    "mnist": ((1, 28, 28), 10, 8),
-    "fashionmnist": ((1, 28, 28), 10, 8),
-    "nmnist": ((2, 34, 34), 10, 10),
-    "cifar10": ((3, 32, 32), 10, 8),
-    "cifar10dvs": ((2, 128, 128), 10, 20),
-    "dvsgesture": ((2, 128, 128), 11, 20),
-}
+# Table 3
+TIME_STEPS = {"mnist": 8, "fashionmnist": 8, "nmnist": 10, "cifar10": 8, "cifar10dvs": 20, "dvsgesture": 20}
 COMPLETE = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "base")
 VARIANTS = sorted(p.stem for p in (CONFIGS / "variants").glob("*.yaml"))
 
@@ -49,20 +44,20 @@ def parsed(*arguments):
     return yaml.safe_load(out.getvalue())
 
 
-def network_of(model, data):
-    names = {*SpikingNetwork.__init__.__annotations__} - {"return"}
-    shape, classes, time_steps = data
+@pytest.mark.parametrize("name", TABLE_S1)
+def test_network_of_a_config_is_its_row_of_table_s1(name):
     with torch.device("meta"):
-        return SpikingNetwork(shape, classes, time_steps, **{k: v for k, v in model.items() if k in names})
+        network = configs.network_of(name)
+    assert str(network.structure) == TABLE_S1[name]
+    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", TABLE_S1)
-def test_network_of_a_config_is_its_row_of_table_s1(name):
-    path = str(CONFIGS / f"{name}.yaml")
-    model = parsed("--config", path)["model"]
-    network = network_of(model, DATA[name])
-    assert str(network.structure) == TABLE_S1[name]
-    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]
+def test_what_the_data_tells_the_network_is_what_its_module_says(name):
+    config = parsed("--config", name)
+    module = getattr(data, config["data"]["class_path"].rsplit(".", 1)[-1])
+    assert (module().input_shape, module().num_classes) == configs.INPUTS[name]
+    assert module().time_steps == config["data"]["init_args"]["time_steps"] == TIME_STEPS[name]
 
 
 @pytest.mark.parametrize("name", COMPLETE)
@@ -82,7 +77,7 @@ def test_a_complete_config_parses_with_the_papers_settings(name):
         assert config["trainer"]["max_epochs"] == 1024
         assert model["lr_scheduler"]["init_args"]["T_max"] == 64
         assert model["dropout"] == 0.5
-        assert config["data"]["init_args"]["time_steps"] == DATA[name][2]
+        assert config["data"]["init_args"]["time_steps"] == TIME_STEPS[name]
         assert config["data"]["init_args"]["validation"] == "test"
 
 

@@ -52,15 +52,24 @@ def test_a_nan_stops_the_run_at_once_and_keeps_the_last_good_checkpoint(name, tm
     assert all(torch.isfinite(t).all() for t in kept["state_dict"].values())
 
 
-def test_network_arguments_are_the_tasks_with_the_same_defaults():
+def test_the_command_line_shows_every_argument_of_network_neuron_and_firing_with_its_default():
     import inspect
 
-    from plif_lightning.network import SpikingNetwork
+    from jsonargparse import ArgumentParser
 
-    task = inspect.signature(SpikingClassifier).parameters
-    for name, parameter in inspect.signature(SpikingNetwork).parameters.items():
-        assert task[name].default == parameter.default
-        assert task[name].annotation == parameter.annotation
+    from plif_lightning.network import SpikingNetwork
+    from plif_lightning.neurons import Firing, make_neuron
+
+    parser = ArgumentParser()
+    parser.add_class_arguments(SpikingClassifier, "model")
+    shown = parser.get_defaults(skip_validation=True).model
+    help_text = parser.format_help()
+    for function in (SpikingNetwork, make_neuron, Firing):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is not parameter.VAR_KEYWORD and parameter.default is not parameter.empty:
+                assert shown[name] == parameter.default
+                assert f"--model.{name}" in help_text
+    assert "V_th, at which a neuron fires" in " ".join(help_text.split())
 
 
 def test_an_unknown_loss_is_refused():

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from plif_lightning.analysis.runs import RunFolder, Samples, write_samples
 from plif_lightning.events import Recording
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.samples import Samples, write_samples
 
 FOLDERS = {"MNIST": "MNIST/raw", "FashionMNIST": "FashionMNIST/raw", "CIFAR10": "cifar-10-batches-py"}
 
@@ -248,6 +249,5 @@ def write_run(
             spikes,
             random.random((time_steps, 3, 3)).astype(np.float32),
         )
-        with run.samples.open("wb") as file:
-            write_samples(run, recorded, file)
+        write_samples(run, recorded)
     return run

@@ -5,8 +5,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from plif_lightning.analysis.runs import layer_values
 from plif_lightning.analysis.style import COLOURS, MARKERS, plain
+from plif_lightning.runs.metrics import layer_values
 
 
 def _figure(title: str, y_label: str) -> Figure:

@@ -15,12 +15,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from numpy.typing import NDArray
 
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.runs import Histogram, Run, Samples, read_histograms, read_samples
 from plif_lightning.analysis.style import COLOURS, DASHES, MARKERS, plain
 from plif_lightning.analysis.tables import one_per_seed, other_settings, setting_of
 from plif_lightning.errors import UserError
-from plif_lightning.files import written_whole
-from plif_lightning.neurons import integrate_and_fire
+from plif_lightning.neurons import Firing, integrate_and_fire
+from plif_lightning.runs.histograms import Histogram, read_histograms
+from plif_lightning.runs.run import Run
+from plif_lightning.runs.samples import Samples, read_samples
+from plif_lightning.runtime.files import written_whole
 
 
 class NothingToShowError(UserError):
@@ -54,10 +56,11 @@ def membrane_response(
     k = torch.tensor([1 / (t * STEPS_PER_MS) for t in tau], dtype=torch.float64)
     w = torch.tensor(list(weight), dtype=torch.float64)
     v: torch.Tensor | None = None
+    never = Firing(v_threshold=float("inf"))
     trace = []
     for i in current:
         x = (float(i) * w)[None, None]  # [T = 1, N = 1, neurons]
-        _, v = integrate_and_fire(x, k, v, v_threshold=float("inf"))
+        _, v = integrate_and_fire(x, k, v, firing=never)
         trace.append(v[0].numpy())
     return np.stack(trace)
 

@@ -18,10 +18,11 @@ import yaml
 
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.figures import FIGURES, NothingToShowError, drawn, picture, typical_channels
-from plif_lightning.analysis.runs import Run, Samples, read_samples
 from plif_lightning.analysis.tables import Table, problems_of
 from plif_lightning.errors import UserError
-from plif_lightning.files import written_whole
+from plif_lightning.runs.run import Run
+from plif_lightning.runs.samples import Samples, read_samples
+from plif_lightning.runtime.files import written_whole
 
 # Points of a curve that a screen can tell apart; channels and runs whose spikes are shown.
 _POINTS = 200

@@ -11,16 +11,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
-from scipy import stats
+from scipy import special
 
+from plif_lightning import configs
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.paper import Setting
-from plif_lightning.analysis.runs import Run
-from plif_lightning.files import written_whole
+from plif_lightning.runs.run import Run
+from plif_lightning.runtime.files import written_whole
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ _SHOWN |= {"data.holdout_fraction", "data.class_path"}
 def _unusual(run: Run) -> list[str]:
     """Settings that are not those of the shipped configuration, or that leave out a part of the data."""
     own = other_settings(run)
-    usual = {k: v for k, v in _flat(shipped().get(run.data_set, {})) if k not in _WITHOUT_EFFECT}
+    usual = {k: v for k, v in _flat(_usual().get(run.data_set, {})) if k not in _WITHOUT_EFFECT}
     names = [key for key, value in usual.items() if key not in _SHOWN and key in own and own[key] != value]
     if is_limited(run):
         names += [f"trainer.{name}" for name in _LIMITS if f"trainer.{name}" in own]
@@ -172,20 +172,10 @@ def one_per_seed(runs: Sequence[Run]) -> list[Run]:
     return list(found.values())
 
 
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
-
 @cache
-def shipped() -> dict[str, dict[str, Any]]:
-    """The `model` and `data` blocks of the configurations that the project ships, by the data module's class."""
-    base = yaml.safe_load((_CONFIGS / "base.yaml").read_text())
-    found = {}
-    for path in sorted(_CONFIGS.glob("*.yaml")):
-        loaded = yaml.safe_load(path.read_text())
-        if "data" in loaded:
-            data_set = loaded["data"]["class_path"].rsplit(".", 1)[-1]
-            found[data_set] = {"model": {**base["model"], **loaded["model"]}, "data": loaded["data"]}
-    return found
+def _usual() -> dict[str, dict[str, Any]]:
+    """The `model` and `data` blocks that the project ships, by the data module's class."""
+    return {blocks["data"]["class_path"].rsplit(".", 1)[-1]: blocks for blocks in configs.shipped().values()}
 
 
 def interval(accuracies: Sequence[float], tested: int | None) -> tuple[float, float]:
@@ -197,12 +187,14 @@ def interval(accuracies: Sequence[float], tested: int | None) -> tuple[float, fl
     n = len(accuracies)
     if n > 1:
         mean = statistics.fmean(accuracies)
-        half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(accuracies) / math.sqrt(n)
+        half = float(special.stdtrit(n - 1, 0.975)) * statistics.stdev(accuracies) / math.sqrt(n)
         return mean - half, mean + half
     if tested is None or tested < 1:
         return math.nan, math.nan
-    found = stats.binomtest(round(accuracies[0] * tested), tested).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+    share, z = round(accuracies[0] * tested) / tested, float(special.ndtri(0.975))
+    centre = share + z * z / (2 * tested)
+    half = z * math.sqrt(share * (1 - share) / tested + z * z / (4 * tested * tested))
+    return (centre - half) / (1 + z * z / tested), (centre + half) / (1 + z * z / tested)
 
 
 def cells(runs: Sequence[Run]) -> list[Cell]:

@@ -2,8 +2,13 @@
 
 from plif_lightning.data.augment import HorizontalFlip, ImageAugmentation, RandomAffine, RandomCrop
 from plif_lightning.data.base import SpikingDataModule, Validation
-from plif_lightning.data.events import CIFAR10DVS, NMNIST, DVSGesture
-from plif_lightning.data.images import CIFAR10, MNIST, Digits, FashionMNIST
+from plif_lightning.data.cifar10dvs import CIFAR10DVS
+from plif_lightning.data.digits import Digits
+from plif_lightning.data.dvsgesture import DVSGesture
+from plif_lightning.data.event_module import EventDataModule
+from plif_lightning.data.images import ImageDataModule
+from plif_lightning.data.nmnist import NMNIST
+from plif_lightning.data.torchvision import CIFAR10, MNIST, FashionMNIST
 from plif_lightning.events.augment import (
     EventDrop,
     EventFlip,
@@ -21,6 +26,7 @@ __all__ = [
     "NMNIST",
     "DVSGesture",
     "Digits",
+    "EventDataModule",
     "EventDrop",
     "EventFlip",
     "EventMix",
@@ -29,6 +35,7 @@ __all__ = [
     "FashionMNIST",
     "HorizontalFlip",
     "ImageAugmentation",
+    "ImageDataModule",
     "PolarityFlip",
     "RandomAffine",
     "RandomCrop",

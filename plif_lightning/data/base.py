@@ -1,7 +1,7 @@
 """What all data modules share: the protocols, the loaders, and what the network must know."""
 
-from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import lightning as L
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from plif_lightning.data.loading import BatchedDataset, BatchPlan, ResumableLoader, make_loader
 from plif_lightning.data.splits import holdout_split
 from plif_lightning.errors import UserError
-from plif_lightning.randomness import run_seed
+from plif_lightning.runtime.randomness import run_seed
 
 Validation = Literal["test", "holdout"]
 
@@ -31,8 +31,11 @@ class Part(NamedTuple):
     events: int | None = None
 
 
+@dataclass(eq=False, repr=False)
 class SpikingDataModule(L.LightningDataModule):
-    """Base of all data modules. A subclass reads the data and names its shape; see `read` and `dataset`.
+    """Base of all data modules. A subclass reads the data and names its shape; see `labels` and `dataset`.
+
+    A subclass is a dataclass too: its fields are arguments beside the inherited ones, and `--help` shows them all.
 
     Class attributes that a subclass sets:
         title: the data set's name for people.
@@ -55,44 +58,31 @@ class SpikingDataModule(L.LightningDataModule):
         UserError: an argument lies outside its range.
     """
 
-    title: str
-    input_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
+    title: ClassVar[str]
+    input_shape: ClassVar[tuple[int, int, int]]
+    class_names: ClassVar[tuple[str, ...]]
 
-    def __init__(
-        self,
-        root: str = "data",
-        time_steps: int = 8,
-        validation: Validation = "test",
-        holdout_fraction: float = 0.15,
-        batch_size: int = 16,
-        eval_batch_size: int = 128,
-        drop_last: bool = False,
-        num_workers: int = 0,
-        download: bool = True,
-    ) -> None:
+    root: str = "data"
+    time_steps: int = 8
+    validation: Validation = "test"
+    holdout_fraction: float = 0.15
+    batch_size: int = 16
+    eval_batch_size: int = 128
+    drop_last: bool = False
+    num_workers: int = 0
+    download: bool = True
+
+    def __post_init__(self) -> None:
         super().__init__()
-        for name, value, least in (
-            ("time_steps", time_steps, 1),
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
+        for name, least in (("time_steps", 1), ("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
+            value = getattr(self, name)
             if value < least:
                 raise UserError(f"data.{name} must be at least {least}, got {value}.")
-        if validation not in get_args(Validation):
-            raise UserError(f"data.validation must be one of {', '.join(get_args(Validation))}, got {validation!r}.")
-        if not 0 < holdout_fraction < 1:
-            raise UserError(f"data.holdout_fraction must lie in (0, 1), got {holdout_fraction}.")
-        self.root = Path(root)
-        self.time_steps = time_steps
-        self.validation = validation
-        self.holdout_fraction = holdout_fraction
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.drop_last = drop_last
-        self.num_workers = num_workers
-        self.download = download
+        if self.validation not in get_args(Validation):
+            known = ", ".join(get_args(Validation))
+            raise UserError(f"data.validation must be one of {known}, got {self.validation!r}.")
+        if not 0 < self.holdout_fraction < 1:
+            raise UserError(f"data.holdout_fraction must lie in (0, 1), got {self.holdout_fraction}.")
         self.train_set: BatchedDataset | None = None
         self.val_set: BatchedDataset | None = None
         self.test_set: BatchedDataset | None = None

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from plif_lightning.batch import Batch
 from plif_lightning.errors import UserError
-from plif_lightning.randomness import fold_in
+from plif_lightning.runtime.randomness import fold_in
 
 
 class BatchRequest(NamedTuple):

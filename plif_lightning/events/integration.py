@@ -5,8 +5,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from plif_lightning.compiled import compiled
 from plif_lightning.events.recording import Packed, Recording, Sensor, pack
+from plif_lightning.runtime.compiled import compiled
 
 Slicing = Literal["by_count", "by_time"]
 Array = NDArray[Any]

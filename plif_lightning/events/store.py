@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 
 from plif_lightning.errors import UserError
 from plif_lightning.events.recording import Packed, Recording, RecordingError, Sensor, TimeOrder, address_type, pack
-from plif_lightning.files import written_whole
+from plif_lightning.runtime.files import written_whole
 
 # Raised by one where a build would give other arrays from the same files; older stores are then rebuilt.
-FORMAT = 1
+FORMAT = 2
 # Below this size starting processes takes longer than reading.
 _WORTH_PROCESSES = 64 * 2**20
 # Files are read in portions of about this size, so that neither a process nor the queue holds much at once.
@@ -41,7 +41,7 @@ _PORTION = 16 * 2**20
 _MEMORY = 8 * 2**30
 
 
-_ARRAYS = ("address", "time", "offset", "label", "start", "source")
+_ARRAYS = ("address", "time", "offset", "label", "start", "name")
 
 
 class StoreError(UserError):
@@ -49,20 +49,20 @@ class StoreError(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class RawFile:
     """A file (or several that belong together) and how its recordings are read; must be picklable.
 
     Attributes:
         name: of the recording, relative to the data set's folder, with `/`.
-        files: that are read; their sizes and times of change tell whether the source is what it was.
-        read: gives (label, recording) for each recording in `files`; a function of a module.
+        paths: that are read; their sizes and times of change tell whether a store is up to date.
+        read: gives (label, recording) for each recording in `paths`; a function of a module.
         label: passed to `read`.
         recordings: how many `read` will give.
         own_process: whether a damaged file may take the process with it that reads it.
     """
 
     name: str
-    files: tuple[Path, ...]
+    paths: tuple[Path, ...]
     read: Callable[[tuple[Path, ...], int], Sequence[tuple[int, Recording]]]
     label: int = 0
     recordings: int = 1
@@ -75,7 +75,7 @@ class Source:
             RecordingError: one of them is missing.
         """
         try:
-            return [path.stat() for path in self.files]
+            return [path.stat() for path in self.paths]
         except OSError as error:
             raise RecordingError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
@@ -85,7 +85,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a store is to hold, its sources aside: everything that changes its arrays.
+    """What a store is to hold, its raw files aside: everything that changes its arrays.
 
     Attributes:
         title: of the data set and split, for messages.
@@ -100,12 +100,12 @@ class Kind:
     time_order: TimeOrder = "strict"
 
 
-def fingerprint(kind: Kind, sources: Sequence[Source]) -> str:
-    """Changes where the format, an option, or any source's name, label, size or time of change does."""
+def fingerprint(kind: Kind, raw_files: Sequence[RawFile]) -> str:
+    """Changes where the format, an option, or any raw file's name, label, size or time of change does."""
     digest = hashlib.blake2b(repr((FORMAT, kind.sensor, kind.time_order)).encode(), digest_size=16)
-    for source in sources:
-        stats = [(stat.st_size, stat.st_mtime_ns) for stat in source.stats()]
-        digest.update(repr((source.name, source.label, stats)).encode())
+    for raw in raw_files:
+        stats = [(stat.st_size, stat.st_mtime_ns) for stat in raw.stats()]
+        digest.update(repr((raw.name, raw.label, stats)).encode())
     return digest.hexdigest()
 
 
@@ -123,7 +123,7 @@ class EventStore:
         offset: recording i has events [offset[i], offset[i + 1]), int64 [n + 1].
         label: int64 [n].
         start: time of each recording's first event [us], int64 [n].
-        source: file and place in it that each recording comes from, [n].
+        name: file and place in it that each recording comes from, [n].
 
     Raises:
         StoreError: there is no such store, it holds something else, or an array is not as it was written.
@@ -134,7 +134,7 @@ class EventStore:
     offset: NDArray[np.int64]
     label: NDArray[np.int64]
     start: NDArray[np.int64]
-    source: NDArray[Any]
+    name: NDArray[Any]
 
     def __init__(self, folder: Path, kind: Kind, expected: str | None = None) -> None:
         self.path, self.kind = folder / f"{kind.name}.json", kind
@@ -246,17 +246,17 @@ class _Column:
         return {"dtype": self.dtype.str, "shape": [self.length], "blake2b": _checksum(self.path)}
 
 
-def _read(sources: Sequence[Source], kind: Kind) -> list[tuple[int, str, Packed]]:
-    """(label, name, recording) of all recordings in some sources; runs in a process of its own."""
+def _read(raw_files: Sequence[RawFile], kind: Kind) -> list[tuple[int, str, Packed]]:
+    """(label, name, recording) of all recordings in some raw files; runs in a process of its own."""
     found = []
-    if any(source.own_process for source in sources):
+    if any(raw.own_process for raw in raw_files):
         _limit_memory()
-    for source in sources:
-        recordings = source.read(source.files, source.label)
-        assert len(recordings) == source.recordings
+    for raw in raw_files:
+        recordings = raw.read(raw.paths, raw.label)
+        assert len(recordings) == raw.recordings
         for i, (label, recording) in enumerate(recordings):
-            name = source.name if source.recordings == 1 else f"{source.name}#{i}"
-            found.append((label, name, pack(recording, kind.sensor, str(source.files[0]), kind.time_order)))
+            name = raw.name if raw.recordings == 1 else f"{raw.name}#{i}"
+            found.append((label, name, pack(recording, kind.sensor, str(raw.paths[0]), kind.time_order)))
     return found
 
 
@@ -272,12 +272,12 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def _portions(sources: Sequence[Source]) -> Iterator[list[Source]]:
-    portion: list[Source] = []
+def _portions(raw_files: Sequence[RawFile]) -> Iterator[list[RawFile]]:
+    portion: list[RawFile] = []
     size = 0
-    for source in sources:
-        portion.append(source)
-        size += source.size()
+    for raw in raw_files:
+        portion.append(raw)
+        size += raw.size()
         if size >= _PORTION:
             yield portion
             portion, size = [], 0
@@ -285,19 +285,21 @@ def _portions(sources: Sequence[Source]) -> Iterator[list[Source]]:
         yield portion
 
 
-def _read_all(sources: Sequence[Source], kind: Kind, processes: int | None) -> Iterator[list[tuple[int, str, Packed]]]:
-    """The recordings of all sources in their order, read by several processes where that pays."""
-    needed = any(source.own_process for source in sources)
+def _read_all(
+    raw_files: Sequence[RawFile], kind: Kind, processes: int | None
+) -> Iterator[list[tuple[int, str, Packed]]]:
+    """The recordings of all raw files in their order, read by several processes where that pays."""
+    needed = any(raw.own_process for raw in raw_files)
     if processes is None:
-        processes = _cores() if sum(source.size() for source in sources) >= _WORTH_PROCESSES else 0
+        processes = _cores() if sum(raw.size() for raw in raw_files) >= _WORTH_PROCESSES else 0
     if processes == 0 and not needed:
-        for portion in _portions(sources):
+        for portion in _portions(raw_files):
             yield _read(portion, kind)
         return
     # Spawned: a fork would copy the threads' locks of whatever runs in this process.
-    with _readers(max(1, processes)) as executor:
-        waiting: deque[tuple[list[Source], Future[list[tuple[int, str, Packed]]]]] = deque()
-        portions = _portions(sources)
+    with _process_pool(max(1, processes)) as executor:
+        waiting: deque[tuple[list[RawFile], Future[list[tuple[int, str, Packed]]]]] = deque()
+        portions = _portions(raw_files)
         try:
             while True:
                 for portion in itertools.islice(portions, 2 * max(1, processes) - len(waiting)):
@@ -308,7 +310,7 @@ def _read_all(sources: Sequence[Source], kind: Kind, processes: int | None) -> I
                 yield waiting[0][1].result()
                 waiting.popleft()
         except BrokenProcessPool as error:
-            raise StoreError(_who_died([source for portion, _ in waiting for source in portion], kind)) from error
+            raise StoreError(_who_died([raw for portion, _ in waiting for raw in portion], kind)) from error
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
@@ -330,7 +332,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _readers(processes: int) -> ProcessPoolExecutor:
+def _process_pool(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_parent)
 
 
@@ -348,21 +350,21 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _who_died(sources: Sequence[Source], kind: Kind) -> str:
+def _who_died(raw_files: Sequence[RawFile], kind: Kind) -> str:
     """Which file ends the process that reads it: each one whose decoder might is tried in a process of its own."""
-    for source in sources:
-        if not source.own_process:
+    for raw in raw_files:
+        if not raw.own_process:
             continue
-        with _readers(1) as executor:
+        with _process_pool(1) as executor:
             try:
                 with _without_main():
-                    future = executor.submit(_read, [source], kind)
+                    future = executor.submit(_read, [raw], kind)
                 future.result()
             except BrokenProcessPool:
-                return f"{source.files[0]} cannot be read: it ends the process that decodes it. The file is damaged."
+                return f"{raw.paths[0]} cannot be read: it ends the process that decodes it. The file is damaged."
     return (
         f"{kind.title}: a process that reads recordings was ended from outside, as happens where memory runs out, "
-        f"between {sources[0].files[0]} and {sources[-1].files[-1]}. Nothing was left behind; try again."
+        f"between {raw_files[0].paths[0]} and {raw_files[-1].paths[-1]}. Nothing was left behind; try again."
     )
 
 
@@ -412,18 +414,18 @@ def locked(folder: Path, waits: Callable[[], None] = lambda: None) -> Iterator[N
 def build(
     folder: Path,
     kind: Kind,
-    sources: Sequence[Source],
+    raw_files: Sequence[RawFile],
     progress: Callable[[int], None] = lambda recordings: None,
     processes: int | None = None,
 ) -> EventStore:
-    """Builds the store of some sources, and puts it in the place of what was there before.
+    """Builds the store of some raw files, and puts it in the place of what was there before.
 
     The caller holds `locked(folder)`.
 
     Args:
         folder: that is to hold the store.
         kind: what it holds.
-        sources: in the order that the recordings get.
+        raw_files: in the order that the recordings get.
         progress: called with the number of recordings that were added.
         processes: that read; None for all cores where the data is large, 0 for none beside this one.
 
@@ -431,14 +433,14 @@ def build(
         RecordingError: a file cannot be read.
         StoreError: the store cannot be written.
     """
-    mark = fingerprint(kind, sources)
+    mark = fingerprint(kind, raw_files)
     final = folder / f"{kind.name}.{mark}"
     beside = folder / f"{kind.name}.{mark}.tmp"
     _remove(path for path in folder.glob(f"{kind.name}.*.tmp"))
     try:
         beside.mkdir(parents=True)
-        arrays = _write(beside, kind, _read_all(sources, kind, processes), progress)
-        _remove([final])  # of the same sources, but damaged
+        arrays = _write(beside, kind, _read_all(raw_files, kind, processes), progress)
+        _remove([final])  # of the same raw files, but damaged
         beside.rename(final)
         with written_whole(folder / f"{kind.name}.json") as file:
             meta = {
@@ -485,7 +487,7 @@ def _write(
             "offset": np.cumsum(lengths, dtype=np.int64),
             "label": np.array(labels, np.int64),
             "start": np.array(starts, np.int64),
-            "source": np.array(names, np.str_),
+            "name": np.array(names, np.str_),
         }
         for name, values in small.items():
             columns[name] = _Column(folder / f"{name}.npy", values.dtype)

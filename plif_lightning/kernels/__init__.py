@@ -3,7 +3,6 @@
 from plif_lightning.kernels.backend import Backend, BackendName
 from plif_lightning.kernels.fused import (
     PatchMoments,
-    SparseLinear,
     conv_of_spikes,
     encode_fire_pool,
     integrate_and_fire,
@@ -11,14 +10,13 @@ from plif_lightning.kernels.fused import (
     moments_over_processes,
     norm_fire_pool,
 )
-from plif_lightning.kernels.ops import Pool
+from plif_lightning.kernels.layout import Pool
 
 __all__ = [
     "Backend",
     "BackendName",
     "PatchMoments",
     "Pool",
-    "SparseLinear",
     "conv_of_spikes",
     "encode_fire_pool",
     "integrate_and_fire",

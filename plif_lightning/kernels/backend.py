@@ -8,7 +8,7 @@ from torch import Tensor
 
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import fused
-from plif_lightning.kernels.ops import interpreted
+from plif_lightning.kernels.layout import interpreted
 from plif_lightning.neurons import dynamics
 
 BackendName = Literal["auto", "reference", "cpu", "triton"]

@@ -14,13 +14,13 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from plif_lightning.compiled import compiled
-from plif_lightning.kernels.ops import POOLS, SURROGATES
+from plif_lightning.kernels.layout import POOLS, SURROGATES
+from plif_lightning.runtime.compiled import compiled
 
 # mypy: disable-error-code="no-untyped-def"
 
 NO_POOL, MAX_RANDOM, AVG = (POOLS[name] for name in ("none", "max_random", "avg"))
-ATAN, SIGMOID, TRIANGLE = (SURROGATES[name] for name in ("atan", "sigmoid", "triangle"))
+ATAN, SIGMOID, TRIANGLE, RECTANGLE = (SURROGATES[name] for name in ("atan", "sigmoid", "triangle", "rectangle"))
 
 
 def _wide(value):
@@ -50,6 +50,18 @@ def _narrow_overload(wide, array):
 
         return bits
     return lambda wide, array: wide
+
+
+def _at(value, i):
+    """Element i of a row with a value for each place, or the number that all places share."""
+    raise NotImplementedError
+
+
+@overload(_at, inline="always")
+def _at_overload(value, i):
+    if isinstance(value, numba.types.Array):
+        return lambda value, i: value[i]
+    return lambda value, i: value
 
 
 @compiled
@@ -117,7 +129,7 @@ def _fire(x, k, v, spikes, row, n, leak, v_threshold, v_reset):
         i = np.uintp(j)
         before = v[r, i]
         h = (x[r, i] - (before - v_reset)) * k[i] + before if leak else before + x[r, i]
-        fired = h >= v_threshold
+        fired = h >= _at(v_threshold, i)
         spikes[r, i] = one if fired else one - one
         v[r, i] = v_reset if fired else h
 
@@ -194,7 +206,7 @@ def _charge_again(
             i = np.uintp(j)
             x = _wide(y[step, at + i]) * scale[of_step, to + i] + shift[of_step, to + i]
             h = potentials[last, to + i]
-            v = v_reset if resets and h >= v_threshold else h
+            v = v_reset if resets and h >= _at(v_threshold, to + i) else h
             potentials[r, to + i] = (x - (v - v_reset)) * k[to + i] + v if leak else v + x
 
 
@@ -205,7 +217,7 @@ def _charge_held(x, row_of_x, n, k, potentials, before, row, resets, leak, v_thr
     for j in range(n):
         i = np.uintp(j)
         h = potentials[last, i]
-        v = v_reset if resets and h >= v_threshold else h
+        v = v_reset if resets and h >= _at(v_threshold, i) else h
         potentials[r, i] = (x[held, i] - (v - v_reset)) * k[i] + v if leak else v + x[held, i]
 
 
@@ -217,10 +229,10 @@ def _count_fired(potentials, row, n, v_threshold, tied):
     a, b, c, d = np.uintp(row), np.uintp(row + 1), np.uintp(row + 2), np.uintp(row + 3)
     for j in range(n):
         i = np.uintp(j)
-        first = one if potentials[a, i] >= v_threshold else zero
-        second = one if potentials[b, i] >= v_threshold else zero
-        third = one if potentials[c, i] >= v_threshold else zero
-        fourth = one if potentials[d, i] >= v_threshold else zero
+        first = one if potentials[a, i] >= _at(v_threshold, i) else zero
+        second = one if potentials[b, i] >= _at(v_threshold, i) else zero
+        third = one if potentials[c, i] >= _at(v_threshold, i) else zero
+        fourth = one if potentials[d, i] >= _at(v_threshold, i) else zero
         count = (first + second) + (third + fourth)
         tied[i] = count if count > zero else four
 
@@ -248,10 +260,10 @@ def _winners(potentials, row, n, v_threshold, winner):
     for j in range(n):
         i = np.uintp(j)
         rank = winner[only, i]
-        one_of_first = one if potentials[a, i] >= v_threshold else zero
-        of_two = one_of_first + (one if potentials[b, i] >= v_threshold else zero)
-        of_three = of_two + (one if potentials[c, i] >= v_threshold else zero)
-        of_all = of_three + (one if potentials[d, i] >= v_threshold else zero)
+        one_of_first = one if potentials[a, i] >= _at(v_threshold, i) else zero
+        of_two = one_of_first + (one if potentials[b, i] >= _at(v_threshold, i) else zero)
+        of_three = of_two + (one if potentials[c, i] >= _at(v_threshold, i) else zero)
+        of_all = of_three + (one if potentials[d, i] >= _at(v_threshold, i) else zero)
         passed = (one if one_of_first <= rank else zero) + (one if of_two <= rank else zero)
         passed = passed + (one if of_three <= rank else zero)
         winner[only, i] = passed if of_all > zero else rank
@@ -281,32 +293,34 @@ def _back_to_h(
         for j in range(n):
             i = np.uintp(j)
             h = potentials[of_h, i]
-            z = pi * ((h - v_threshold) * inverse)
+            z = pi * ((h - _at(v_threshold, i)) * inverse)
             derivative = one / (z * z + one) * inverse
             g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
-            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], v_threshold, v_reset, detach)
+            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, detach)
     elif kind == SIGMOID:
         for j in range(n):
             i = np.uintp(j)
             h = potentials[of_h, i]
-            z = one / (one + np.exp(-((h - v_threshold) / width)))
+            z = one / (one + np.exp(-((h - _at(v_threshold, i)) / width)))
             derivative = z * (one - z) / width
             g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
-            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], v_threshold, v_reset, detach)
+            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, detach)
     elif kind == TRIANGLE:
         for j in range(n):
             i = np.uintp(j)
             h = potentials[of_h, i]
-            derivative = max(one - abs((h - v_threshold) / width), zero) / width
+            derivative = max(one - abs((h - _at(v_threshold, i)) / width), zero) / width
             g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
-            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], v_threshold, v_reset, detach)
-    else:
+            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, detach)
+    elif kind == RECTANGLE:
         for j in range(n):
             i = np.uintp(j)
             h = potentials[of_h, i]
-            derivative = (one if abs((h - v_threshold) / width) < half else zero) / width
+            derivative = (one if abs((h - _at(v_threshold, i)) / width) < half else zero) / width
             g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
-            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], v_threshold, v_reset, detach)
+            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, detach)
+    else:
+        raise ValueError("unknown surrogate")
 
 
 @compiled
@@ -330,7 +344,7 @@ def _sum_with_v(potentials, before, n, grad_h, row, resets, v_threshold, v_reset
     for j in range(n):
         i = np.uintp(j)
         h = potentials[last, i]
-        v = v_reset if resets and h >= v_threshold else h
+        v = v_reset if resets and h >= _at(v_threshold, i) else h
         totals[a, i] = totals[a, i] + grad_h[r, i] * (v - v_reset)
 
 

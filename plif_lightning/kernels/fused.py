@@ -1,7 +1,6 @@
 """The fused forms with the signatures of the reference, and their gradients."""
 
-import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,53 +10,39 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from plif_lightning.kernels import ops
+from plif_lightning.kernels import ops as ops  # registers the operators
+from plif_lightning.kernels.layout import POOLS, Constants, Pool, empty_map, real_type, rows_of
 from plif_lightning.neurons.dynamics import checked
-from plif_lightning.neurons.surrogate import Surrogate
+from plif_lightning.neurons.firing import Firing
 
 
 class _Fire(torch.autograd.Function):
-    """Neurons alone; keeps x, k and V_{-1}."""
+    """Neurons alone; keeps x, what is learned, and V_{-1}."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        k: Tensor | None,
-        v: Tensor | None,
-        v_threshold: float,
-        v_reset: float,
-        detach_reset: bool,
-        surrogate: Surrogate,
-        steps: int,
+        ctx: Any, x: Tensor, learned: Tensor, v: Tensor | None, constants: Sequence[float], steps: int
     ) -> tuple[Tensor, Tensor]:
-        one = x.new_ones(1, x.shape[2], dtype=torch.promote_types(x.dtype, torch.float32))
-        ctx.save_for_backward(x, k, v)
-        ctx.settings = (v_threshold, v_reset, detach_reset, surrogate, steps)
-        return torch.ops.plif.fire(
-            x, one, torch.zeros_like(one), k, v, steps, ops.POOLS["none"], v_threshold, v_reset, True
-        )
+        one = x.new_ones(1, x.shape[2], dtype=real_type(x))
+        ctx.save_for_backward(x, learned, v)
+        ctx.settings = (constants, steps)
+        return torch.ops.plif.fire(x, one, torch.zeros_like(one), learned, v, steps, POOLS["none"], constants, True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_spikes: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
-        x, k, v = ctx.saved_tensors
-        v_threshold, v_reset, detach_reset, surrogate, steps = ctx.settings
-        one = x.new_ones(1, x.shape[2], dtype=torch.promote_types(x.dtype, torch.float32))
+        x, learned, v = ctx.saved_tensors
+        constants, steps = ctx.settings
+        one = x.new_ones(1, x.shape[2], dtype=real_type(x))
         zero = torch.zeros_like(one)
-        grad_x, grad_first, _, grad_k = torch.ops.plif.fire_backward(
-            x, one, zero, zero, k, v, torch.zeros((), dtype=torch.int64), grad_spikes, grad_v, steps,
-            ops.POOLS["none"], v_threshold, v_reset, detach_reset,
-            ops.SURROGATES[surrogate.name], surrogate.width, 0, 0,
-        )  # fmt: skip
-        return grad_x, _like(grad_k, k), None if v is None else grad_first, None, None, None, None, None
+        grad_x, grad_first, _, grad_learned = torch.ops.plif.fire_backward(
+            x, one, zero, zero, learned, v, _no_seed(), grad_spikes, grad_v, steps, POOLS["none"], constants, 0, 0
+        )
+        return grad_x, grad_learned, None if v is None else grad_first, None, None
 
 
-def _like(grad_k: Tensor, k: Tensor | None) -> Tensor | None:
-    """The gradient per channel in the shape of k."""
-    if k is None:
-        return None
-    return (grad_k if k.dim() else grad_k.sum()).to(k.dtype)
+def _no_seed() -> Tensor:
+    return torch.zeros((), dtype=torch.int64)
 
 
 def integrate_and_fire(
@@ -65,33 +50,21 @@ def integrate_and_fire(
     k: Tensor | None,
     v: Tensor | None = None,
     *,
-    v_threshold: float = 1.0,
-    v_reset: float = 0.0,
-    detach_reset: bool = True,
-    surrogate: Surrogate | None = None,
+    firing: Firing = Firing(),
     time_steps: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`neurons.integrate_and_fire`, in one pass over x; same arguments, results and errors."""
     steps = checked(x, k, v, time_steps)
-    real = torch.promote_types(x.dtype, torch.float32)
-    if x.is_contiguous() and (k is None or k.dim() == 0):
-        shape = (1, 1, 1, -1)  # nothing depends on where a neuron lies
-    else:
-        c, h = (*x.shape[2:], 1, 1)[:2]
-        shape = (x.shape[1], c, h, -1)
-    maps = x.reshape(len(x), *shape)
-    first = None if v is None else v.to(real).reshape(shape if shape[0] != 1 else (1, 1, 1, v.numel()))
     with torch.autocast(x.device.type, enabled=False):
-        spikes, last = _Fire.apply(
-            maps,
-            None if k is None else k.to(real),
-            first,
-            v_threshold,
-            v_reset,
-            detach_reset,
-            surrogate or Surrogate(),
-            steps,
-        )
+        learned = rows_of(k, firing, x)
+        if x.is_contiguous() and learned.shape[1] == 1:
+            shape = (1, 1, 1, -1)  # nothing depends on where a neuron lies
+        else:
+            c, h = (*x.shape[2:], 1, 1)[:2]
+            shape = (x.shape[1], c, h, -1)
+        maps = x.reshape(len(x), *shape)
+        first = None if v is None else v.to(real_type(x)).reshape(shape if shape[0] != 1 else (1, 1, 1, v.numel()))
+        spikes, last = _Fire.apply(maps, learned, first, [*Constants.of(firing, leak=k is not None)], steps)
     return spikes.reshape(steps, *x.shape[1:]), last.reshape(x.shape[1:])
 
 
@@ -104,34 +77,31 @@ class _NormFirePool(torch.autograd.Function):
         y: Tensor,
         weight: Tensor,
         bias: Tensor,
-        k: Tensor | None,
+        learned: Tensor,
         mean: Tensor,
         invstd: Tensor,
         seed: Tensor,
         batch_statistics: bool,
         synchronise: bool,
         pool: int,
-        v_threshold: float,
-        v_reset: float,
-        detach_reset: bool,
-        surrogate: Surrogate,
+        constants: Sequence[float],
         steps: int,
     ) -> Tensor:
         scale = weight * invstd
         shift = bias - mean * scale
-        ctx.save_for_backward(y, k, mean, invstd, scale, shift, seed)
-        ctx.settings = (batch_statistics, synchronise, pool, v_threshold, v_reset, detach_reset, surrogate, steps)
-        return torch.ops.plif.fire(y, scale, shift, k, None, steps, pool, v_threshold, v_reset, False)[0]
+        ctx.save_for_backward(y, learned, mean, invstd, scale, shift, seed)
+        ctx.settings = (batch_statistics, synchronise, pool, constants, steps)
+        return torch.ops.plif.fire(y, scale, shift, learned, None, steps, pool, constants, False)[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        y, k, mean, invstd, scale, shift, seed = ctx.saved_tensors
-        batch_statistics, synchronise, pool, v_threshold, v_reset, detach_reset, surrogate, steps = ctx.settings
-        grad_y, _, sums, grad_k = torch.ops.plif.fire_backward(
-            y, scale, shift, mean, k, None, seed, grad_out, None, steps, pool, v_threshold, v_reset, detach_reset,
-            ops.SURROGATES[surrogate.name], surrogate.width, (y.shape[3] // 2) * (y.shape[4] // 2), 0,
-        )  # fmt: skip
+        y, learned, mean, invstd, scale, shift, seed = ctx.saved_tensors
+        batch_statistics, synchronise, pool, constants, steps = ctx.settings
+        windows = (y.shape[3] // 2) * (y.shape[4] // 2)
+        grad_y, _, sums, grad_learned = torch.ops.plif.fire_backward(
+            y, scale, shift, mean, learned, None, seed, grad_out, None, steps, pool, constants, windows, 0
+        )
         grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
         offset = slope = torch.zeros_like(scale)
         if batch_statistics:
@@ -139,7 +109,7 @@ class _NormFirePool(torch.autograd.Function):
             slope, constant = _through_statistics(sums, count, scale, invstd, synchronise)
             offset = constant - slope * mean
         torch.ops.plif.normalize_backward(grad_y, y, scale, offset, slope)
-        return grad_y, grad_weight, grad_bias, _like(grad_k, k), *[None] * 11
+        return grad_y, grad_weight, grad_bias, grad_learned, *[None] * 8
 
 
 def _through_statistics(
@@ -192,12 +162,9 @@ def norm_fire_pool(
     *,
     batch_statistics: bool,
     synchronise: bool = False,
-    pool: ops.Pool = "none",
+    pool: Pool = "none",
     seed: Tensor | None = None,
-    v_threshold: float = 1.0,
-    v_reset: float = 0.0,
-    detach_reset: bool = True,
-    surrogate: Surrogate | None = None,
+    firing: Firing = Firing(),
     time_steps: int | None = None,
 ) -> Tensor:
     """Pooled spikes of BN's output: BN, `neurons.integrate_and_fire` and a 2x2 pool in one pass over y.
@@ -213,32 +180,26 @@ def norm_fire_pool(
         synchronise: whether they are those of all processes' y.
         pool: none, max_first, max_random or avg.
         seed: int64 on the CPU, for max_random.
-        v_threshold: V_th.
-        v_reset: V_reset.
-        detach_reset: no gradient flows through the spike of the reset.
-        surrogate: of the backward pass.
+        firing: V_th, V_reset, the surrogate and what the reset passes on.
         time_steps: T, only for a y of one step.
 
     Returns:
         Spikes [T, N, C, H', W'] in the dtype of y.
     """
-    real = torch.promote_types(y.dtype, torch.float32)
+    real = real_type(y)
     with torch.autocast(y.device.type, enabled=False):
         return _NormFirePool.apply(
             y,
             weight.to(real),
             bias.to(real),
-            None if k is None else k.to(real),
+            rows_of(k, firing, y),
             mean.to(real),
             invstd.to(real),
-            torch.zeros((), dtype=torch.int64) if seed is None else seed,
+            _no_seed() if seed is None else seed,
             batch_statistics,
             synchronise,
-            ops.POOLS[pool],
-            v_threshold,
-            v_reset,
-            detach_reset,
-            surrogate or Surrogate(),
+            POOLS[pool],
+            [*Constants.of(firing, leak=k is not None)],
             len(y) if time_steps is None else time_steps,
         )
 
@@ -258,7 +219,7 @@ class PatchMoments(NamedTuple):
     def of(x: Tensor) -> "PatchMoments":
         means, covariances = [], []
         for step in x:
-            patches = F.unfold(step.to(_real(x)), 3, padding=1)  # [N, 9 C, H W]
+            patches = F.unfold(step.to(real_type(x)), 3, padding=1)  # [N, 9 C, H W]
             mean = patches.mean((0, 2))
             patches -= mean[:, None]
             covariances.append(torch.bmm(patches, patches.transpose(1, 2)).sum(0) / (len(patches) * patches.shape[2]))
@@ -269,11 +230,7 @@ class PatchMoments(NamedTuple):
         """Mean and biased variance of each step and channel of the convolution's output, [T, C'] each."""
         w = weight.detach().flatten(1).double()
         variance = ((self.covariance @ w.T) * w.T).sum(1)
-        return (self.mean @ w.T).to(_real(weight)), variance.clamp_(min=0).to(_real(weight))
-
-
-def _real(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+        return (self.mean @ w.T).to(real_type(weight)), variance.clamp_(min=0).to(real_type(weight))
 
 
 # Values of a convolution's output that are there at a time: fewer stay in the cache, more are less often begun anew.
@@ -294,7 +251,7 @@ class _EncodeFirePool(torch.autograd.Function):
         conv: Tensor,
         weight: Tensor,
         bias: Tensor,
-        k: Tensor | None,
+        learned: Tensor,
         mean: Tensor,
         invstd: Tensor,
         seed: Tensor,
@@ -302,23 +259,20 @@ class _EncodeFirePool(torch.autograd.Function):
         patch_covariance: Tensor | None,
         synchronise: bool,
         pool: int,
-        v_threshold: float,
-        v_reset: float,
-        detach_reset: bool,
-        surrogate: Surrogate,
+        constants: Sequence[float],
     ) -> Tensor:
         scale = weight * invstd
         shift = bias - mean * scale
-        ctx.save_for_backward(x, conv, k, mean, invstd, scale, shift, seed, patch_mean, patch_covariance)
-        ctx.settings = (synchronise, pool, v_threshold, v_reset, detach_reset, surrogate)
+        ctx.save_for_backward(x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance)
+        ctx.settings = (synchronise, pool, constants)
         halve = 2 if pool else 1
         height, width = x.shape[3] // halve, x.shape[4] // halve
         out = None
         for first, band in _bands(x, len(conv), pool):
             y = F.conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
-            spikes = torch.ops.plif.fire(y, scale, shift, k, None, len(x), pool, v_threshold, v_reset, False)[0]
+            spikes = torch.ops.plif.fire(y, scale, shift, learned, None, len(x), pool, constants, False)[0]
             if out is None:
-                out = ops.empty_map(y, len(x), height, width)
+                out = empty_map(y, len(x), height, width)
             out[:, :, :, first // halve : first // halve + spikes.shape[3]] = spikes
         assert out is not None
         return out
@@ -326,25 +280,25 @@ class _EncodeFirePool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, conv, k, mean, invstd, scale, shift, seed, patch_mean, patch_covariance = ctx.saved_tensors
-        synchronise, pool, v_threshold, v_reset, detach_reset, surrogate = ctx.settings
+        x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance = ctx.saved_tensors
+        synchronise, pool, constants = ctx.settings
         halve = 2 if pool else 1
         width = x.shape[4] // halve
-        grad_conv = torch.zeros_like(conv, dtype=_real(conv))
-        sums, grad_k = scale.new_zeros(2, *scale.shape), scale.new_zeros(len(conv))
+        grad_conv = torch.zeros_like(conv, dtype=real_type(conv))
+        sums, grad_learned = scale.new_zeros(2, *scale.shape), torch.zeros_like(learned)
         for first, band in _bands(x, len(conv), pool):
             y = F.conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
             rows = y.shape[3] // halve
-            grad_y, _, sums_of_band, grad_k_of_band = torch.ops.plif.fire_backward(
-                y, scale, shift, mean, k, None, seed, grad_out[:, :, :, first // halve : first // halve + rows], None,
-                len(x), pool, v_threshold, v_reset, detach_reset, ops.SURROGATES[surrogate.name], surrogate.width,
-                (x.shape[3] // halve) * width, first // halve * width,
+            first_window = first // halve * width
+            grad_y, _, sums_of_band, grad_of_band = torch.ops.plif.fire_backward(
+                y, scale, shift, mean, learned, None, seed, grad_out[:, :, :, first // halve : first // halve + rows],
+                None, len(x), pool, constants, (x.shape[3] // halve) * width, first_window,
             )  # fmt: skip
             if len(scale) > 1:
                 grad_y *= scale[:, None, :, None, None]
             grad_conv += conv2d_weight(band, conv.shape, grad_y.flatten(0, 1), padding=(0, 1))
             sums += sums_of_band
-            grad_k += grad_k_of_band
+            grad_learned += grad_of_band
         if len(scale) == 1:
             grad_conv *= scale[0][:, None, None, None]
         if patch_mean is not None:
@@ -362,7 +316,7 @@ class _EncodeFirePool(torch.autograd.Function):
                 (slope * (of_y + beside) + constant * patch_mean[:, None]).sum(0).mul(of_step).view_as(conv)
             ).to(grad_conv.dtype)
         grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
-        return None, grad_conv.to(conv.dtype), grad_weight, grad_bias, _like(grad_k, k), *[None] * 11
+        return None, grad_conv.to(conv.dtype), grad_weight, grad_bias, grad_learned, *[None] * 8
 
 
 def _bands(x: Tensor, channels: int, pool: int) -> Iterator[tuple[int, Tensor]]:
@@ -386,12 +340,9 @@ def encode_fire_pool(
     *,
     patches: PatchMoments | None = None,
     synchronise: bool = False,
-    pool: ops.Pool = "none",
+    pool: Pool = "none",
     seed: Tensor | None = None,
-    v_threshold: float = 1.0,
-    v_reset: float = 0.0,
-    detach_reset: bool = True,
-    surrogate: Surrogate | None = None,
+    firing: Firing = Firing(),
 ) -> Tensor:
     """`norm_fire_pool` of a 3x3 convolution of x, whose output is never there as a whole, nor kept.
 
@@ -413,25 +364,22 @@ def encode_fire_pool(
     Returns:
         Spikes [T, N, C', H', W'] in the dtype of x.
     """
-    real = _real(x)
+    real = real_type(x)
     with torch.autocast(x.device.type, enabled=False):
         return _EncodeFirePool.apply(
             x,
             conv,
             weight.to(real),
             bias.to(real),
-            None if k is None else k.to(real),
+            rows_of(k, firing, x),
             mean.to(real),
             invstd.to(real),
-            torch.zeros((), dtype=torch.int64) if seed is None else seed,
+            _no_seed() if seed is None else seed,
             None if patches is None else patches.mean,
             None if patches is None else patches.covariance,
             synchronise,
-            ops.POOLS[pool],
-            v_threshold,
-            v_reset,
-            detach_reset,
-            surrogate or Surrogate(),
+            POOLS[pool],
+            [*Constants.of(firing, leak=k is not None)],
         )
 
 
@@ -450,7 +398,7 @@ class _ConvOfSpikes(torch.autograd.Function):
         # The input's gradient is a convolution with the mirrored weight: it needs no input, neither whole nor in parts.
         mirrored = weight.flip(2, 3).transpose(0, 1)
         grad_x = F.conv2d(grad, mirrored, padding=1) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=_real(weight))
+        grad_weight = torch.zeros_like(weight, dtype=real_type(weight))
         at_a_time = max(1, _at_a_time(grad.device) // max(1, spikes[0].numel()))
         for some, grad_of_some in zip(spikes.split(at_a_time), grad.split(at_a_time), strict=True):
             grad_weight += conv2d_weight(some.to(grad.dtype), weight.shape, grad_of_some, padding=1)
@@ -469,65 +417,3 @@ def conv_of_spikes(x: Tensor, weight: Tensor) -> Tensor:
     """
     with torch.autocast(x.device.type, enabled=False):
         return _ConvOfSpikes.apply(x, weight)
-
-
-# Share of nonzero inputs below which skipping the others wins; sizes of weights for which it was measured.
-_SPARSE = 0.15
-_LARGE = 2**20
-
-
-class SparseLinear:
-    """Spikes times an FC layer's weight, skipping silent inputs, where that is faster: few spikes, no gradient, a CPU.
-
-    It keeps the weight once more, with the weights of an input next to each other, so it works only between `hold` and
-    `release`: while nobody changes the weight.
-    """
-
-    def __init__(self) -> None:
-        self.release()
-
-    def hold(self) -> None:
-        """From now on the weight does not change."""
-        self.release()
-        self._held = True
-
-    def release(self) -> None:
-        """The weight may change again."""
-        self._held = False
-        self._weight: weakref.ref[Tensor] | None = None
-        self._version = 0
-        self._rows: Tensor | None = None
-
-    def __call__(self, x: Tensor, weight: Tensor) -> Tensor | None:
-        """x [*, K] times weight [O, K], or None where the usual product is to be taken."""
-        wanted = (
-            self._held
-            and x.device.type == "cpu"
-            and x.dtype == weight.dtype == torch.float32
-            and not torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-            and weight.numel() >= _LARGE
-            and not weight.is_inference()
-            and not ops.interpreted()
-        )
-        if not wanted:
-            return None
-        inputs = x.flatten(0, -2)
-        counts = ops.count_nonzero(inputs)
-        if int(counts.sum()) > _SPARSE * x.numel():
-            return None
-        if self._weight is None or self._weight() is not weight or self._version != weight._version:
-            rows = weight.detach().t().contiguous()
-            # What is NaN or infinite shows in the usual product, whatever it is multiplied with.
-            self._rows = rows if bool(torch.isfinite(rows).all()) else None
-            self._weight, self._version = weakref.ref(weight), weight._version
-        if self._rows is None:
-            return None
-        return torch.ops.plif.sparse_linear(inputs, self._rows, counts).unflatten(0, x.shape[:-1])
-
-    def __deepcopy__(self, memo: Any) -> "SparseLinear":
-        return SparseLinear()
-
-    def __reduce__(self) -> tuple[type["SparseLinear"], tuple[()]]:
-        return SparseLinear, ()

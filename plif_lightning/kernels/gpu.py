@@ -5,21 +5,33 @@ a pool M = 1) and BC channels, for all T steps in turn. The backward pass first 
 potentials into a buffer that lives no longer than the call.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from plif_lightning.errors import UserError
-from plif_lightning.kernels import ops
+from plif_lightning.kernels.layout import (
+    POOLS,
+    SURROGATES,
+    V_THRESHOLD,
+    Constants,
+    K,
+    channels_last,
+    empty_map,
+    empty_potential,
+    require_pool,
+)
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,attr-defined"
 
-NO_POOL = tl.constexpr(ops.POOLS["none"])
-MAX_RANDOM = tl.constexpr(ops.POOLS["max_random"])
-AVG = tl.constexpr(ops.POOLS["avg"])
-ATAN, SIGMOID = tl.constexpr(ops.SURROGATES["atan"]), tl.constexpr(ops.SURROGATES["sigmoid"])
-TRIANGLE = tl.constexpr(ops.SURROGATES["triangle"])
+NO_POOL = tl.constexpr(POOLS["none"])
+MAX_RANDOM = tl.constexpr(POOLS["max_random"])
+AVG = tl.constexpr(POOLS["avg"])
+ATAN, SIGMOID = tl.constexpr(SURROGATES["atan"]), tl.constexpr(SURROGATES["sigmoid"])
+TRIANGLE, RECTANGLE = tl.constexpr(SURROGATES["triangle"]), tl.constexpr(SURROGATES["rectangle"])
 # Values in a tile: with more, the backward pass runs out of registers.
 _TILE = 256
 # A product is rounded before it is added to, so that a neuron at its threshold does what it does in the reference.
@@ -63,14 +75,15 @@ def _derivative(u, width, KIND: tl.constexpr):
     elif KIND == TRIANGLE:
         g = tl.maximum(1 - tl.abs(z), 0.0)
     else:
+        tl.static_assert(KIND == RECTANGLE)
         g = tl.where(tl.abs(z) < 0.5, 1.0, 0.0)
     return g / width
 
 
 @triton.jit
 def _forward(
-    y, scale, shift, k, v_first, v_last, out,
-    positions, steps, step_size, out_size, height, width, channels, v_threshold, v_reset,
+    y, scale, shift, k, threshold, v_first, v_last, out,
+    positions, steps, step_size, out_size, height, width, channels, v_reset,
     POOL: tl.constexpr, LEAK: tl.constexpr, HELD: tl.constexpr, PER_STEP: tl.constexpr,
     START: tl.constexpr, LAST: tl.constexpr, P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -78,6 +91,7 @@ def _forward(
     here = c < channels
     at, window, inside = _places(tl.program_id(0), positions, height, width, channels, c, P, M)
     k_ = tl.load(k + c, mask=here, other=0.0)
+    v_threshold = tl.load(threshold + c, mask=here, other=1.0)
     v = tl.zeros([P, M, BC], tl.float32) + v_reset
     if START:
         v = tl.load(v_first + at, mask=inside, other=0.0)
@@ -108,8 +122,8 @@ def _forward(
 
 @triton.jit
 def _backward(
-    y, scale, shift, mean, k, v_first, grad_out, grad_last, potentials, grad_y, grad_first, sums, sum_k,
-    positions, steps, step_size, out_size, height, width, channels, images, v_threshold, v_reset, surrogate_width, seed,
+    y, scale, shift, mean, k, threshold, v_first, grad_out, grad_last, potentials, grad_y, grad_first, sums, sum_k,
+    positions, steps, step_size, out_size, height, width, channels, images, v_reset, surrogate_width, seed,
     map_windows, first_window,
     POOL: tl.constexpr, LEAK: tl.constexpr, HELD: tl.constexpr, PER_STEP: tl.constexpr, DETACH: tl.constexpr,
     START: tl.constexpr, LAST: tl.constexpr, KIND: tl.constexpr,
@@ -119,6 +133,7 @@ def _backward(
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, None, :]
     here = c < channels
     k_ = tl.load(k + c, mask=here, other=0.0)
+    v_threshold = tl.load(threshold + c, mask=here, other=1.0)
     scale_ = tl.load(scale + c, mask=here, other=0.0)
     shift_ = tl.load(shift + c, mask=here, other=0.0)
     mean_ = tl.load(mean + c, mask=here, other=0.0)
@@ -279,9 +294,10 @@ class _Tiles:
         return {"P": self.block, "M": self.neurons, "BC": self.block_channels, **_OPTIONS}
 
 
-def _per_channel(k: Tensor | None, y: Tensor) -> Tensor:
-    channels = y.shape[2]
-    return y.new_ones(channels, dtype=torch.float32) if k is None else k.detach().float().expand(channels).contiguous()
+def _rows(learned: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """1/tau and V_th of each channel [C]."""
+    rows = learned.detach().float().expand(-1, y.shape[2]).contiguous()
+    return rows[K], rows[V_THRESHOLD]
 
 
 def _last(v: Tensor | None, y: Tensor) -> Tensor:
@@ -292,59 +308,62 @@ def _last(v: Tensor | None, y: Tensor) -> Tensor:
 
 
 def fire(
-    y: Tensor, scale: Tensor, shift: Tensor, k: Tensor | None, v: Tensor | None, steps: int, pool: int,
-    v_threshold: float, v_reset: float, last: bool,
+    y: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, v: Tensor | None, steps: int, pool: int,
+    constants: Sequence[float], last: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`ops.fire` on CUDA."""
-    y = ops.channels_last(y)
+    require_pool(pool)
+    constant = Constants.from_numbers(constants)
+    y = channels_last(y)
     tiles = _Tiles(y, pool)
     halve = 2 if pool else 1
-    out = ops.empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve)
-    final = (
-        ops.empty_map(y, 1, y.shape[3], y.shape[4], torch.float32)[0] if last else y.new_empty(0, dtype=torch.float32)
-    )
+    out = empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve)
+    final = empty_potential(y, last)
     _forward[(tiles.blocks, tiles.channel_blocks)](
-        y, scale.float().contiguous(), shift.float().contiguous(), _per_channel(k, y), _last(v, y), final, out,
-        tiles.positions, steps, y[0].numel(), out[0].numel(), y.shape[3], y.shape[4], y.shape[2], v_threshold, v_reset,
-        POOL=pool, LEAK=k is not None, HELD=len(y) == 1, PER_STEP=len(scale) > 1, START=v is not None, LAST=last,
+        y, scale.float().contiguous(), shift.float().contiguous(), *_rows(learned, y), _last(v, y), final, out,
+        tiles.positions, steps, y[0].numel(), out[0].numel(), y.shape[3], y.shape[4], y.shape[2], constant.v_reset,
+        POOL=pool, LEAK=constant.leak, HELD=len(y) == 1, PER_STEP=len(scale) > 1, START=v is not None, LAST=last,
         **tiles.constants,
     )  # fmt: skip
     return out, final
 
 
 def fire_backward(
-    y: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, k: Tensor | None, v: Tensor | None, seed: Tensor,
-    grad_out: Tensor, grad_last: Tensor | None, steps: int, pool: int, v_threshold: float, v_reset: float,
-    detach_reset: bool, surrogate: int, surrogate_width: float, windows: int, first_window: int,
+    y: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, learned: Tensor, v: Tensor | None, seed: Tensor,
+    grad_out: Tensor, grad_last: Tensor | None, steps: int, pool: int, constants: Sequence[float], windows: int,
+    first_window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`ops.fire_backward` on CUDA."""
-    y = ops.channels_last(y)
+    require_pool(pool)
+    constant = Constants.from_numbers(constants)
+    y = channels_last(y)
     tiles = _Tiles(y, pool)
-    grad_y = ops.empty_map(y, len(y), *y.shape[3:])
+    grad_y = empty_map(y, len(y), *y.shape[3:])
     if pool and (y.shape[3] % 2 or y.shape[4] % 2):
         grad_y.zero_()  # an odd last row or column lies in no window
-    grad_first = (
-        ops.empty_map(y, 1, y.shape[3], y.shape[4], torch.float32)[0] if v is not None else y.new_empty(0).float()
-    )
-    grad_out = ops.channels_last(grad_out.to(y.dtype))
+    grad_first = empty_potential(y, v is not None)
+    grad_out = channels_last(grad_out.to(y.dtype))
     potentials = y.new_empty(1 + steps, y[0].numel(), dtype=torch.float32)
     sums = y.new_zeros(tiles.programs, len(scale), 2, y.shape[2], dtype=torch.float32)
     sum_k = y.new_zeros(tiles.programs, y.shape[2], dtype=torch.float32)
     _backward[(tiles.programs, tiles.channel_blocks)](
-        y, scale.float().contiguous(), shift.float().contiguous(), mean.float().contiguous(), _per_channel(k, y),
+        y, scale.float().contiguous(), shift.float().contiguous(), mean.float().contiguous(), *_rows(learned, y),
         _last(v, y), grad_out, _last(grad_last, y), potentials, grad_y, grad_first, sums, sum_k,
         tiles.positions, steps, y[0].numel(), grad_out[0].numel(), y.shape[3], y.shape[4], y.shape[2], y.shape[1],
-        v_threshold, v_reset, surrogate_width, int(seed), windows, first_window,
-        POOL=pool, LEAK=k is not None, HELD=len(y) == 1, PER_STEP=len(scale) > 1, DETACH=detach_reset,
-        START=v is not None, LAST=grad_last is not None, KIND=surrogate, **tiles.constants,
+        constant.v_reset, constant.surrogate_width, int(seed), windows, first_window,
+        POOL=pool, LEAK=constant.leak, HELD=len(y) == 1, PER_STEP=len(scale) > 1, DETACH=constant.detach_reset,
+        START=v is not None, LAST=grad_last is not None, KIND=constant.surrogate, **tiles.constants,
     )  # fmt: skip
-    return grad_y, grad_first, sums.sum(0, dtype=torch.float64).transpose(0, 1).float(), sum_k.double().sum(0).float()
+    grad_learned = torch.stack([sum_k.double().sum(0), torch.zeros_like(sum_k[0], dtype=torch.float64)])
+    if learned.shape[1] == 1:
+        grad_learned = grad_learned.sum(1, keepdim=True)
+    return grad_y, grad_first, sums.sum(0, dtype=torch.float64).transpose(0, 1).float(), grad_learned.float()
 
 
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """`ops.moments` on CUDA."""
-    y = ops.channels_last(y)
-    tiles = _Tiles(y, ops.POOLS["none"])
+    y = channels_last(y)
+    tiles = _Tiles(y, POOLS["none"])
     pivot = y[:, 0, :, 0, 0].float().contiguous()
     sums = y.new_empty(tiles.programs, len(y), 2, y.shape[2], dtype=torch.float32)
     _moments[(tiles.programs, tiles.channel_blocks, len(y))](
@@ -356,7 +375,7 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
 
 def normalize_backward(grad: Tensor, y: Tensor, factor: Tensor, offset: Tensor, slope: Tensor) -> None:
     """`ops.normalize_backward` on CUDA."""
-    y = ops.channels_last(y)
+    y = channels_last(y)
     size, block = y[0].numel(), 1024
     _normalize_back[(triton.cdiv(size, block), len(y))](
         grad, y, *(values.float().contiguous() for values in (factor, offset, slope)), size, y.shape[2],

@@ -1,7 +1,8 @@
 """The network of the paper, assembled from blocks."""
 
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
-from plif_lightning.network.network import SpikingNetwork
+from plif_lightning.network.loading import load_network
+from plif_lightning.network.network import SpikingNetwork, use_backend
 from plif_lightning.network.norm import NormStatistics
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
 from plif_lightning.network.structure import Structure
@@ -15,4 +16,6 @@ __all__ = [
     "SpikeMaxPool2d",
     "SpikingNetwork",
     "Structure",
+    "load_network",
+    "use_backend",
 ]

@@ -1,4 +1,4 @@
-"""The two repeated parts of the network: conv-BN-neuron and dropout-FC-neuron."""
+"""The two repeated parts of the network: conv-BN-neuron-pool and dropout-FC-neuron."""
 
 from typing import Any
 
@@ -10,7 +10,6 @@ from plif_lightning.kernels import (
     Backend,
     PatchMoments,
     Pool,
-    SparseLinear,
     conv_of_spikes,
     encode_fire_pool,
     moments,
@@ -29,102 +28,123 @@ def channels_last(images: Tensor) -> Tensor:
     return images.as_strided((n, 1, h, w), (h * w, 1, w, 1)) if c == 1 else images
 
 
-def is_watched(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Whether somebody hooked this module, so that it must be called by itself."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-# Input channels up to which a convolution is computed again in the backward pass rather than kept: events have 2,
-# images 3.
+# Input channels up to which a convolution is recomputed in the backward pass rather than kept: events have 2, images 3.
 _FEW_CHANNELS = 4
-# Values of an input of spikes from which on to keep them as bytes is worth the two conversions.
+# Values of a binary input from which on keeping it as bytes is worth the two conversions.
 _MANY_SPIKES = 2**23
 
 
 class ConvBlock(nn.Module):
-    """Conv2d 3x3 (no bias) - BN - neuron over [T, N, C, H, W].
+    """Conv2d 3x3 (no bias) - BN - neuron - pool over [T, N, C, H, W].
 
     An input [1, N, C, H, W] is held for `time_steps`: convolution and BN then run once, not T times.
+
+    Args:
+        conv: over single images [N, C, H, W].
+        norm: of its output.
+        neuron: the spiking neurons.
+        pool: over [T, N, C, H, W]; None for a block without one.
+        time_steps: T, for inputs that are held.
+        backend: the form that runs; the reference where it is not given.
     """
 
     def __init__(
-        self, conv: nn.Conv2d, norm: TimeBatchNorm2d, neuron: Neuron, time_steps: int, backend: Backend | None = None
+        self,
+        conv: nn.Conv2d,
+        norm: TimeBatchNorm2d,
+        neuron: Neuron,
+        pool: nn.Module | None = None,
+        *,
+        time_steps: int,
+        backend: Backend | None = None,
     ) -> None:
         super().__init__()
         self.conv = conv
         self.norm = norm
         self.neuron = neuron
+        self.pool = pool
         self.time_steps = time_steps
         self.backend = backend or Backend("reference")
 
-    def forward(self, x: Tensor, pool: "Pool2d | None" = None, of_spikes: bool = False) -> Tensor:
-        """Spikes of x [T, N, C, H, W], pooled where a pool is given.
-
-        `of_spikes` says that x is known to be zeros and ones.
-        """
+    def forward(self, x: Tensor, binary: bool = False) -> Tensor:
+        """Pooled spikes of x [T, N, C, H, W]; `binary`: x is guaranteed to hold zeros and ones."""
         steps = self.time_steps if len(x) == 1 else len(x)
-        fuses = self.backend.fuses(x.device)
-        plain = fuses and self._is_plain(pool)
-        if plain and self._takes_input(x):
-            return self._encoded(x, pool)
-        images = x.flatten(0, 1)
-        if fuses:
-            images = channels_last(images)
-        if plain and of_spikes and self._keeps_bytes(images):
-            dtype = self._dtype(images)
+        if not self.backend.fuses(x.device):
+            return self._by_parts(self.conv(x.flatten(0, 1)), x, steps)
+        fusible = self.not_fusible is None
+        if fusible and self._recomputes(x):
+            return self._encoded(x)
+        images = channels_last(x.flatten(0, 1))
+        if fusible and binary and self._keeps_bytes(images):
+            dtype = self._conv_dtype(images)
             y = conv_of_spikes(images.to(dtype), self.conv.weight.to(dtype))
         else:
             y = self.conv(images)
-        y = y.unflatten(0, x.shape[:2])
-        if plain:
-            return self._fused(y, pool, steps)
-        spikes = self.neuron(self.norm(y, steps), steps)
-        return spikes if pool is None else pool(spikes)
+        return self._fused(y.unflatten(0, x.shape[:2]), steps) if fusible else self._by_parts(y, x, steps)
 
-    def _is_plain(self, pool: "Pool2d | None") -> bool:
-        """Whether nobody changed or watches the parts, so that they can be taken together."""
-        parts = [self.norm, self.norm.bn, self.neuron, *([] if pool is None else [pool, pool.pool])]
-        return (
-            type(self.neuron).run is Neuron.run
-            and self.norm.is_plain
-            and (pool is None or pool.name is not None)
-            and not any(map(is_watched, parts))
-        )
+    def _by_parts(self, y: Tensor, x: Tensor, steps: int) -> Tensor:
+        spikes = self.neuron(self.norm(y.unflatten(0, x.shape[:2]), steps), steps)
+        return spikes if self.pool is None else self.pool(spikes)
 
-    def gives_spikes(self, x: Tensor, pool: "Pool2d | None") -> bool:
-        """Whether what is made of x are zeros and ones, whatever the parts are that somebody may have put in."""
-        plain = self.backend.fuses(x.device) and self._is_plain(pool)
-        return plain and (pool is None or pool.name != "avg")
+    @property
+    def not_fusible(self) -> str | None:
+        """Why BN, neuron and pool cannot be taken together, in words; None where they can."""
+        if type(self.neuron).run is not Neuron.run:
+            return f"{type(self.neuron).__name__} has a run of its own"
+        if not self.norm.is_affine_with_averages:
+            return "its BN is not affine with moving averages"
+        if self._pool_name is None:
+            return f"the kernels know no {type(self.pool).__name__}"
+        parts: dict[str, list[nn.Module]] = {"BN": [self.norm, self.norm.bn], "neuron": [self.neuron]}
+        if isinstance(self.pool, Pool2d):
+            parts["pool"] = [self.pool, self.pool.pool]
+        hooked = [name for name, modules in parts.items() if any(map(has_hooks, modules))]
+        return f"its {' and '.join(hooked)} {'has' if len(hooked) == 1 else 'have'} hooks" if hooked else None
+
+    @property
+    def _pool_name(self) -> Pool | None:
+        """The pooling as the kernels know it; None where they do not."""
+        if self.pool is None:
+            return "none"
+        return self.pool.name if isinstance(self.pool, Pool2d) else None
+
+    def gives_binary(self, device: torch.device) -> bool:
+        """Whether the output is guaranteed to hold zeros and ones."""
+        fused = self.backend.fuses(device) and self.not_fusible is None and not has_hooks(self)
+        return fused and self._pool_name != "avg"
 
     def _has_usual_conv(self) -> bool:
-        """Whether the convolution is that of the paper's networks, and nobody watches it."""
+        """Whether the convolution is that of the paper's networks, without hooks."""
         conv = self.conv
         return (
             type(conv) is nn.Conv2d
-            and not is_watched(conv)
+            and not has_hooks(conv)
             and conv.bias is None
             and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
             and (conv.groups, conv.padding_mode) == (1, "zeros")
         )
 
-    def _takes_input(self, x: Tensor) -> bool:
-        """Whether x is what a network is given, of few channels, and the convolution the usual one."""
-        usual = self._has_usual_conv()
-        return usual and self.conv.in_channels <= _FEW_CHANNELS and len(x) > 1 and not x.requires_grad
+    def _recomputes(self, x: Tensor) -> bool:
+        """Whether the backward pass recomputes the convolution: x is a network's input, of few channels."""
+        return self._has_usual_conv() and x.shape[2] <= _FEW_CHANNELS and len(x) > 1 and not x.requires_grad
 
     def _keeps_bytes(self, images: Tensor) -> bool:
         """Whether the convolution's input is to be kept as bytes: it is large, and kept at all."""
         kept = torch.is_grad_enabled() and self.conv.weight.requires_grad
         return kept and images.numel() >= _MANY_SPIKES and self._has_usual_conv()
 
-    def _dtype(self, x: Tensor) -> torch.dtype:
-        """That of the convolution."""
+    def _conv_dtype(self, x: Tensor) -> torch.dtype:
         if torch.is_autocast_enabled(x.device.type):
             return torch.get_autocast_dtype(x.device.type)
         return torch.promote_types(x.dtype, self.conv.weight.dtype)
 
-    def _encoded(self, x: Tensor, pool: "Pool2d | None") -> Tensor:
-        dtype = self._dtype(x)
+    def _encoded(self, x: Tensor) -> Tensor:
+        dtype = self._conv_dtype(x)
         weight = self.conv.weight.to(dtype)
         x = channels_last(x.flatten(0, 1).to(dtype)).unflatten(0, x.shape[:2])
         patches = PatchMoments.of(x) if self.norm.bn.training else None
@@ -139,10 +159,10 @@ class ConvBlock(nn.Module):
             *self._normalisation(statistics),
             patches=patches,
             synchronise=statistics.of_all_processes,
-            **self._firing(pool),
+            **self._firing_and_pool(),
         )
 
-    def _fused(self, y: Tensor, pool: "Pool2d | None", steps: int) -> Tensor:
+    def _fused(self, y: Tensor, steps: int) -> Tensor:
         statistics = self.norm.statistics_for(lambda: moments(y), y.shape[1] * y.shape[3] * y.shape[4], steps)
         return norm_fire_pool(
             y,
@@ -150,44 +170,45 @@ class ConvBlock(nn.Module):
             batch_statistics=statistics.of_batch,
             synchronise=statistics.of_all_processes,
             time_steps=steps,
-            **self._firing(pool),
+            **self._firing_and_pool(),
         )
 
     def _normalisation(self, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         bn = self.norm.bn
         return bn.weight, bn.bias, statistics.mean, statistics.invstd, self.neuron.k
 
-    def _firing(self, pool: "Pool2d | None") -> dict[str, Any]:
-        """What the kernels are told about neuron and pool."""
-        name = "none" if pool is None else pool.name
-        neuron = self.neuron
-        return {
-            "pool": name,
-            "seed": draw_seed() if name == "max_random" and torch.is_grad_enabled() else None,
-            "v_threshold": neuron.v_threshold,
-            "v_reset": neuron.v_reset,
-            "detach_reset": neuron.detach_reset,
-            "surrogate": neuron.surrogate,
-        }
+    def _firing_and_pool(self) -> dict[str, Any]:
+        pool = self._pool_name
+        seed = draw_seed() if pool == "max_random" and torch.is_grad_enabled() else None
+        return {"pool": pool, "seed": seed, "firing": self.neuron.firing}
+
+
+class Encoder(nn.Sequential):
+    """Blocks one after another, each told whether its input is guaranteed binary."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        binary = False
+        for block in self:
+            if isinstance(block, ConvBlock):
+                gives_binary = block.gives_binary(x.device)
+                x, binary = block(x, binary), gives_binary
+            else:
+                x, binary = block(x), False
+        return x
 
 
 class FCBlock(nn.Module):
     """Dropout - FC (no bias) - neuron over [T, N, F]."""
 
-    def __init__(self, dropout: "TimeDropout", fc: nn.Linear, neuron: Neuron, backend: Backend | None = None) -> None:
+    def __init__(self, dropout: "TimeDropout", fc: nn.Linear, neuron: Neuron) -> None:
         super().__init__()
         self.dropout = dropout
         self.fc = fc
         self.neuron = neuron
-        self.backend = backend or Backend("reference")
-        self.sparse = SparseLinear()  # not in use until `SpikingNetwork.hold_weights`
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of x [T, N, F]."""
-        x = self.dropout(x)
-        plain = type(self.fc) is nn.Linear and self.fc.bias is None and not is_watched(self.fc)
-        y = self.sparse(x, self.fc.weight) if plain and self.backend.fuses(x.device) else None
-        return self.neuron(self.fc(x) if y is None else y)
+        return self.neuron(self.fc(self.dropout(x)))
 
 
 class TimeDropout(nn.Module):

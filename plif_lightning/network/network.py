@@ -1,20 +1,20 @@
 """The paper's network: spiking encoder, spiking classifier, voting."""
 
-import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import get_args
+from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import Backend, BackendName
-from plif_lightning.network.blocks import ConvBlock, FCBlock, Pool2d, TimeDropout, is_watched
+from plif_lightning.network.blocks import ConvBlock, Encoder, FCBlock, Pool2d, TimeDropout
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.norm import NormStatistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
 from plif_lightning.network.structure import Structure
-from plif_lightning.neurons import Neuron, NeuronName, SurrogateName, TauPer, make_neuron
+from plif_lightning.neurons import Neuron, NeuronName, make_neuron
 
 
 class Voting(nn.Module):
@@ -39,9 +39,9 @@ class SpikingNetwork(nn.Module):
     every call starts at V_reset and leaves nothing behind.
 
     Args:
-        input_shape: (C, H, W).
-        num_classes: number of classes.
-        time_steps: T.
+        input_shape: (C, H, W), from the data.
+        num_classes: number of classes, from the data.
+        time_steps: T, from the data.
         n_conv: conv-BN-neuron blocks before each pool (N_conv).
         n_down: pools (N_down).
         n_fc: FC layers, the output layer included (N_fc).
@@ -49,19 +49,13 @@ class SpikingNetwork(nn.Module):
         fc_features: output features of every FC layer but the last, which has M * num_classes.
         votes_per_class: M, output neurons per class.
         dropout: drop probability before every FC layer, or one value for each of them.
-        neuron: plif, lif or if.
-        init_tau: tau_0 > 1 of plif, tau of lif.
-        tau_per: one time constant per layer (the paper) or per channel.
-        v_threshold: V_th.
-        v_reset: V_reset.
-        detach_reset: whether no gradient flows through the reset.
-        surrogate: atan, sigmoid, triangle or rectangle.
-        surrogate_width: width of the surrogate.
+        neuron: plif (learned tau), lif (fixed tau) or if (no leak).
         pooling: max or avg.
-        pool_ties: which of the tied neurons of a max-pool window receives the gradient.
-        norm_statistics: BN statistics of each step or of all steps together.
-        input_encoder: direct (the first block is the learnable encoder), poisson or latency.
-        backend: which form of neurons, BN and pools runs: auto (the fastest), reference, cpu or triton.
+        pool_ties: winner among neurons of a max-pool window that fire together: random (the paper) or first.
+        norm_statistics: BN statistics of each time-step (the paper) or of all time-steps together.
+        input_encoder: direct (the paper: the first block is the learnable encoder), poisson or latency.
+        backend: form of neurons, BN and pools: auto (the fastest that runs on the device), reference, cpu or triton.
+        neuron_settings: init_tau, tau_per, v_threshold and what else `make_neuron` takes.
 
     Raises:
         UserError: an argument lies outside its range or does not fit the others.
@@ -82,20 +76,15 @@ class SpikingNetwork(nn.Module):
         votes_per_class: int = 10,
         dropout: float | list[float] = 0.5,
         neuron: NeuronName = "plif",
-        init_tau: float = 2.0,
-        tau_per: TauPer = "layer",
-        v_threshold: float = 1.0,
-        v_reset: float = 0.0,
-        detach_reset: bool = True,
-        surrogate: SurrogateName = "atan",
-        surrogate_width: float = 1.0,
         pooling: Pooling = "max",
         pool_ties: PoolTies = "random",
         norm_statistics: NormStatistics = "per_step",
         input_encoder: InputEncoderName = "direct",
         backend: BackendName = "auto",
+        **neuron_settings: Any,
     ) -> None:
         super().__init__()
+        self.backend = Backend(backend)
         for name, value in (
             ("time_steps", time_steps),
             ("num_classes", num_classes),
@@ -120,48 +109,34 @@ class SpikingNetwork(nn.Module):
         if len(dropouts) != n_fc:
             raise UserError(f"dropout must be one number or n_fc = {n_fc} of them, got {len(dropouts)}.")
 
-        self.backend = kernels = Backend(backend)
-
-        def make(features: int) -> Neuron:
-            made = make_neuron(
-                neuron,
-                features,
-                init_tau=init_tau,
-                v_threshold=v_threshold,
-                v_reset=v_reset,
-                detach_reset=detach_reset,
-                surrogate=surrogate,
-                surrogate_width=surrogate_width,
-                tau_per=tau_per,
-            )
-            made.integrate_and_fire = kernels.integrate_and_fire
-            return made
-
         features = [*[fc_features] * (n_fc - 1), votes_per_class * num_classes]
         self.input_shape = tuple(input_shape)
         self.time_steps = time_steps
         self.structure = Structure(
             n_conv, n_down, channels, tuple(features), tuple(dropouts), votes_per_class, neuron, pooling
         )
+        sizes = [channels] * n_conv * n_down + features
+        neurons = iter([make_neuron(neuron, size, **neuron_settings) for size in sizes])
         self.inputs = InputEncoder(input_encoder, time_steps)
         encoder: OrderedDict[str, nn.Module] = OrderedDict()
-        for down in range(n_down):
-            for i in range(n_conv):
-                first = down == i == 0
-                conv = nn.Conv2d(in_channels if first else channels, channels, 3, padding=1, bias=False)
-                norm = TimeBatchNorm2d(channels, norm_statistics)
-                encoder[f"conv{down * n_conv + i + 1}"] = ConvBlock(conv, norm, make(channels), time_steps, kernels)
-            pool = SpikeMaxPool2d(pool_ties) if pooling == "max" else nn.AvgPool2d(2)
-            encoder[f"pool{down + 1}"] = Pool2d(pool)
-        self.encoder = nn.Sequential(encoder)
+        for i in range(n_conv * n_down):
+            conv = nn.Conv2d(channels if i else in_channels, channels, 3, padding=1, bias=False)
+            norm = TimeBatchNorm2d(channels, norm_statistics)
+            pool = Pool2d(SpikeMaxPool2d(pool_ties) if pooling == "max" else nn.AvgPool2d(2))
+            last_of_stage = (i + 1) % n_conv == 0
+            encoder[f"conv{i + 1}"] = ConvBlock(
+                conv, norm, next(neurons), pool if last_of_stage else None, time_steps=time_steps
+            )
+        self.encoder = Encoder(encoder)
         classifier: OrderedDict[str, nn.Module] = OrderedDict()
         in_features = channels * pooled[0] * pooled[1]
         for i, (out_features, p) in enumerate(zip(features, dropouts, strict=True)):
             fc = nn.Linear(in_features, out_features, bias=False)
-            classifier[f"fc{i + 1}"] = FCBlock(TimeDropout(p), fc, make(out_features), kernels)
+            classifier[f"fc{i + 1}"] = FCBlock(TimeDropout(p), fc, next(neurons))
             in_features = out_features
         self.classifier = nn.Sequential(classifier)
         self.voting = Voting(votes_per_class)
+        use_backend(self, backend)
 
     def forward(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes] for x [T, N, C, H, W] or a static x [1, N, C, H, W], of any numeric type."""
@@ -170,27 +145,16 @@ class SpikingNetwork(nn.Module):
             raise UserError(f"x must be [{self.time_steps} or 1, N, {c}, {h}, {w}], got {list(x.shape)}.")
         if not x.is_floating_point():  # counts of events come in one byte each
             x = x.to(next(self.parameters()).dtype)
-        return self.voting(self.classifier(self._encode(self.inputs(x)).flatten(2)))
+        return self.voting(self.classifier(self.encoder(self.inputs(x)).flatten(2)))
 
-    def _encode(self, x: Tensor) -> Tensor:
-        pooled = False  # whether the part before has pooled already
-        spikes = False  # whether x is known to be zeros and ones
-        for part, following in itertools.pairwise([*self.encoder, None]):
-            if isinstance(part, ConvBlock) and not is_watched(part):
-                pool = following if isinstance(following, Pool2d) else None
-                gives_spikes = part.gives_spikes(x, pool)
-                x, spikes, pooled = part(x, pool, spikes), gives_spikes, pool is not None
-            elif pooled:
-                pooled = False
-            else:
-                x, spikes = part(x), False
-        return x
-
-    def hold_weights(self, held: bool = True) -> None:
-        """Says that weights do not change until further notice, so that forms of them may be kept: for evaluation."""
-        for block in self.classifier:
-            if isinstance(block, FCBlock):
-                block.sparse.hold() if held else block.sparse.release()
+    def kernels(self, device: torch.device) -> str:
+        """Which form runs on a device, and which blocks take the reference's parts one by one, and why."""
+        chosen = self.backend.chosen(device)
+        if chosen == "reference":
+            return "reference kernels"
+        blocks = [(name, block) for name, block in self.encoder.named_children() if isinstance(block, ConvBlock)]
+        declined = [f"{name} by parts: {block.not_fusible}" for name, block in blocks if block.not_fusible is not None]
+        return "; ".join([f"{chosen} kernels", *declined])
 
     def neurons(self) -> Iterator[tuple[str, Neuron]]:
         """(layer name, neuron) of every spiking layer, from input to output: conv1, ..., fc1, ..."""
@@ -198,3 +162,22 @@ class SpikingNetwork(nn.Module):
         for name, block in blocks:
             if isinstance(block, (ConvBlock, FCBlock)):
                 yield name, block.neuron
+
+
+def use_backend(module: nn.Module, name: BackendName = "auto") -> nn.Module:
+    """Chooses the form that every neuron and block in `module` runs in; gives back `module`.
+
+    Args:
+        module: a network, or anything with neurons in it.
+        name: auto (the fastest that runs on the device), reference, cpu or triton.
+
+    Raises:
+        UserError: an unknown name, or one that cannot run on this machine.
+    """
+    backend = Backend(name)
+    for part in module.modules():
+        if isinstance(part, Neuron):
+            part.integrate_and_fire = backend.integrate_and_fire
+        elif isinstance(part, (ConvBlock, SpikingNetwork)):
+            part.backend = backend
+    return module

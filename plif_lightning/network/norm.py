@@ -64,8 +64,8 @@ class TimeBatchNorm2d(nn.Module):
         return self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     @property
-    def is_plain(self) -> bool:
-        """Whether this is the BN that `statistics_for` knows: affine, with moving averages."""
+    def is_affine_with_averages(self) -> bool:
+        """Whether this is the BN that `statistics_for` knows."""
         bn = self.bn
         return bn.affine and bn.track_running_stats and bn.running_mean is not None and bn.momentum is not None
 
@@ -115,24 +115,18 @@ class TimeBatchNorm2d(nn.Module):
 
     def _held(self, x: Tensor, time_steps: int) -> Tensor:
         bn = self.bn
-        if bn.running_mean is None or bn.running_var is None or bn.num_batches_tracked is None:
+        if not self.is_affine_with_averages:
             return bn(x[0])[None]
-        mean, var = bn.running_mean.clone(), bn.running_var.clone()
-        y = bn(x[0])[None]
-        momentum = bn.momentum or 0.0
-        # .data: autograd guards the statistics although BN's backward in training does not read them.
-        running_mean, running_var = bn.running_mean.data, bn.running_var.data
-        if self.statistics == "per_step":
-            # One update moved by m (s - r); T updates move by (1 - (1 - m)^T) (s - r).
-            moves = (1 - (1 - momentum) ** time_steps) / momentum
-            running_mean.copy_(mean + moves * (running_mean - mean))
-            running_var.copy_(var + moves * (running_var - var))
-            bn.num_batches_tracked += time_steps - 1
-        else:
-            n = x.numel() // x.shape[2]
-            bessel = (n - 1) / n * (time_steps * n) / (time_steps * n - 1)
-            kept = (1 - momentum) * var
-            running_var.copy_(kept + bessel * (running_var - kept))
+        count = x.numel() // x.shape[2]
+        self.statistics_for(lambda: (x.mean((1, 3, 4)), x.var((1, 3, 4), correction=0)), count, time_steps)
+        # They have moved: BN itself moves them by nothing.
+        momentum, bn.momentum = bn.momentum, 0.0
+        try:
+            y = bn(x[0])[None]
+        finally:
+            bn.momentum = momentum
+        if bn.num_batches_tracked is not None:
+            bn.num_batches_tracked -= 1
         return y
 
     def extra_repr(self) -> str:

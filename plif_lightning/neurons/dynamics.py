@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from plif_lightning.errors import UserError
-from plif_lightning.neurons.surrogate import Surrogate
+from plif_lightning.neurons.firing import Firing
 
 
 def integrate_and_fire(
@@ -15,10 +15,7 @@ def integrate_and_fire(
     k: Tensor | None,
     v: Tensor | None = None,
     *,
-    v_threshold: float = 1.0,
-    v_reset: float = 0.0,
-    detach_reset: bool = True,
-    surrogate: Surrogate | None = None,
+    firing: Firing = Firing(),
     time_steps: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Spikes and the last membrane potential of neurons that charge, fire and reset for T steps.
@@ -33,10 +30,7 @@ def integrate_and_fire(
         x: input X, [T, N, *], or [1, N, *] with `time_steps`: an input that stays the same for T steps.
         k: 1/tau in (0, 1), a scalar or one value per channel (dimension 2 of x); None: no leak (IF).
         v: potential V_{-1} before the first step, [N, *]; V_reset where it is not given.
-        v_threshold: V_th.
-        v_reset: V_reset, below V_th.
-        detach_reset: no gradient flows through the spike of the reset (S-Sec. 6).
-        surrogate: derivative of the step in the backward pass; the paper's `atan` where it is not given.
+        firing: V_th, V_reset, the surrogate and what the reset passes on.
         time_steps: T, only for an x of one step.
 
     Returns:
@@ -51,20 +45,11 @@ def integrate_and_fire(
     time_steps = checked(x, k, v, time_steps)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if v is None:
-        v = torch.full((), v_reset, dtype=dtype, device=x.device).expand(x.shape[1:])
+        v = torch.full((), firing.v_reset, dtype=dtype, device=x.device).expand(x.shape[1:])
     if k is not None and k.dim() > 0:
         k = k.view(-1, *[1] * (x.dim() - 3))
     with torch.autocast(x.device.type, enabled=False):
-        return _IntegrateAndFire.apply(
-            x,
-            None if k is None else k.to(dtype),
-            v.to(dtype),
-            v_threshold,
-            v_reset,
-            detach_reset,
-            surrogate or Surrogate(),
-            time_steps,
-        )
+        return _IntegrateAndFire.apply(x, None if k is None else k.to(dtype), v.to(dtype), firing, time_steps)
 
 
 def checked(x: Tensor, k: Tensor | None, v: Tensor | None, time_steps: int | None) -> int:
@@ -110,31 +95,24 @@ class _IntegrateAndFire(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        k: Tensor | None,
-        v: Tensor,
-        v_threshold: float,
-        v_reset: float,
-        detach_reset: bool,
-        surrogate: Surrogate,
-        time_steps: int,
+        ctx: Any, x: Tensor, k: Tensor | None, v: Tensor, firing: Firing, time_steps: int
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, k, v)
-        ctx.settings = (v_threshold, v_reset, detach_reset, surrogate, time_steps)
+        ctx.settings = (firing, time_steps)
         spikes = x.new_empty(time_steps, *x.shape[1:])
         for t in range(time_steps):
-            h = _charge(x[t if x.shape[0] > 1 else 0].to(v.dtype), k, v, v_reset)
-            fired = _fire(h, v_threshold)
+            h = _charge(x[t if x.shape[0] > 1 else 0].to(v.dtype), k, v, firing.v_reset)
+            fired = _fire(h, firing.v_threshold)
             spikes[t] = fired
-            v = _reset(h, fired, v_reset)
+            v = _reset(h, fired, firing.v_reset)
         return spikes, v
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_spikes: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         x, k, v = ctx.saved_tensors
-        v_threshold, v_reset, detach_reset, surrogate, time_steps = ctx.settings
+        firing, time_steps = ctx.settings
+        v_threshold, v_reset = firing.v_threshold, firing.v_reset
         constant = x.shape[0] == 1
         potentials, resets = [], [v]
         for t in range(time_steps):
@@ -147,9 +125,9 @@ class _IntegrateAndFire(torch.autograd.Function):
         for t in reversed(range(time_steps)):
             h, v_before = potentials.pop(), resets[t]
             grad_fire = grad_spikes[t].to(h.dtype)
-            if not detach_reset:
+            if not firing.detach_reset:
                 grad_fire = grad_fire + grad_v * (v_reset - h)
-            grad_h = surrogate.derivative(h - v_threshold).mul_(grad_fire)
+            grad_h = firing.gradient.derivative(h - v_threshold).mul_(grad_fire)
             grad_h.add_(_reset(grad_v, _fire(h, v_threshold), 0.0))
             if k is None:
                 grad_input, grad_v = grad_h, grad_h
@@ -162,4 +140,4 @@ class _IntegrateAndFire(torch.autograd.Function):
                 grad_x[0] += grad_input
             else:
                 grad_x[t] = grad_input
-        return grad_x.to(x.dtype), grad_k, grad_v, None, None, None, None, None
+        return grad_x.to(x.dtype), grad_k, grad_v, None, None

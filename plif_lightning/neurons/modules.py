@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from dataclasses import asdict
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.neurons.dynamics import integrate_and_fire
-from plif_lightning.neurons.surrogate import Surrogate, SurrogateName
+from plif_lightning.neurons.firing import Firing
 
 NeuronName = Literal["plif", "lif", "if"]
 TauPer = Literal["layer", "channel"]
@@ -19,28 +20,12 @@ class Neuron(nn.Module):
     """A layer of spiking neurons without hidden state: what the subclasses share.
 
     Args:
-        v_threshold: V_th, at which a neuron fires.
-        v_reset: V_reset < V_th, the potential after a spike and before the first step.
-        detach_reset: whether no gradient flows through the spike of the reset (S-Sec. 6).
-        surrogate: derivative of the step in the backward pass.
-        surrogate_width: its width, see `Surrogate`.
+        firing: v_threshold, v_reset, detach_reset, surrogate, surrogate_width: see `Firing`.
     """
 
-    def __init__(
-        self,
-        v_threshold: float = 1.0,
-        v_reset: float = 0.0,
-        detach_reset: bool = True,
-        surrogate: SurrogateName = "atan",
-        surrogate_width: float = 1.0,
-    ) -> None:
+    def __init__(self, **firing: Any) -> None:
         super().__init__()
-        if not (math.isfinite(v_threshold) and math.isfinite(v_reset) and v_reset < v_threshold):
-            raise UserError(f"v_reset must be below v_threshold, got v_reset={v_reset}, v_threshold={v_threshold}.")
-        self.v_threshold = v_threshold
-        self.v_reset = v_reset
-        self.detach_reset = detach_reset
-        self.surrogate = Surrogate(surrogate, surrogate_width)
+        self.firing = Firing(**firing)
         # a network puts a faster form of the same function here
         self.integrate_and_fire: Callable[..., tuple[Tensor, Tensor]] = integrate_and_fire
 
@@ -57,27 +42,18 @@ class Neuron(nn.Module):
 
     def run(self, x: Tensor, v: Tensor | None = None, time_steps: int | None = None) -> tuple[Tensor, Tensor]:
         """Spikes [T, N, *] and the last potential [N, *]: `integrate_and_fire` with this layer's constants."""
-        return self.integrate_and_fire(
-            x,
-            self.k,
-            v,
-            v_threshold=self.v_threshold,
-            v_reset=self.v_reset,
-            detach_reset=self.detach_reset,
-            surrogate=self.surrogate,
-            time_steps=time_steps,
-        )
+        return self.integrate_and_fire(x, self.k, v, firing=self.firing, time_steps=time_steps)
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """Spikes [T, N, *] for x [T, N, *], or [1, N, *] held for `time_steps`; starts at V_reset."""
         return self.run(x, time_steps=time_steps)[0]
 
+    def learned(self) -> dict[str, Tensor]:
+        """What is worth watching while it trains, by the name of its curve, detached: tau of neurons with a leak."""
+        return {} if self.k is None else {"tau": self.tau}
+
     def extra_repr(self) -> str:
-        s = self.surrogate
-        return (
-            f"v_threshold={self.v_threshold}, v_reset={self.v_reset}, detach_reset={self.detach_reset}, "
-            f"surrogate={s.name!r}, surrogate_width={s.width}"
-        )
+        return ", ".join(f"{name}={value!r}" for name, value in asdict(self.firing).items())
 
 
 class _Leaky(Neuron):
@@ -86,17 +62,9 @@ class _Leaky(Neuron):
     a: Tensor
 
     def __init__(
-        self,
-        init_tau: float = 2.0,
-        v_threshold: float = 1.0,
-        v_reset: float = 0.0,
-        detach_reset: bool = True,
-        surrogate: SurrogateName = "atan",
-        surrogate_width: float = 1.0,
-        tau_per: TauPer = "layer",
-        channels: int | None = None,
+        self, init_tau: float = 2.0, tau_per: TauPer = "layer", channels: int | None = None, **firing: Any
     ) -> None:
-        super().__init__(v_threshold, v_reset, detach_reset, surrogate, surrogate_width)
+        super().__init__(**firing)
         if not (1 < init_tau < math.inf):
             raise UserError(f"init_tau must be > 1 (1/tau = sigmoid(a) lies in (0, 1)), got {init_tau}.")
         if tau_per not in get_args(TauPer):
@@ -125,13 +93,9 @@ class PLIF(_Leaky):
 
     Args:
         init_tau: tau_0 > 1, in time-steps; a_0 = -log(tau_0 - 1).
-        v_threshold: V_th, at which a neuron fires.
-        v_reset: V_reset < V_th, the potential after a spike and before the first step.
-        detach_reset: whether no gradient flows through the spike of the reset (S-Sec. 6).
-        surrogate: derivative of the step in the backward pass: atan, sigmoid, triangle or rectangle.
-        surrogate_width: its width, see `Surrogate`.
         tau_per: one `a` per `layer` (the paper) or per `channel` (dimension 2 of the input).
         channels: how many, for `tau_per="channel"`.
+        firing: v_threshold, v_reset, detach_reset, surrogate, surrogate_width: see `Firing`.
 
     Raises:
         UserError: a constant lies outside its range.
@@ -166,20 +130,23 @@ class IF(Neuron):
 
 
 def make_neuron(
-    neuron: NeuronName,
-    channels: int,
-    init_tau: float = 2.0,
-    v_threshold: float = 1.0,
-    v_reset: float = 0.0,
-    detach_reset: bool = True,
-    surrogate: SurrogateName = "atan",
-    surrogate_width: float = 1.0,
-    tau_per: TauPer = "layer",
+    neuron: NeuronName, channels: int, init_tau: float = 2.0, tau_per: TauPer = "layer", **firing: Any
 ) -> Neuron:
-    """A layer of the named neurons for inputs [T, N, channels, *]; constants as `PLIF`."""
+    """A layer of the named neurons for inputs [T, N, channels, *].
+
+    Args:
+        neuron: plif (learned tau), lif (fixed tau) or if (no leak).
+        channels: of the input.
+        init_tau: tau_0 > 1 of plif, tau of lif, in time-steps.
+        tau_per: one time constant per layer (the paper) or per channel.
+        firing: see `Firing`.
+
+    Raises:
+        UserError: an argument lies outside its range.
+    """
     if neuron == "if":
-        return IF(v_threshold, v_reset, detach_reset, surrogate, surrogate_width)
+        return IF(**firing)
     leaky = {"plif": PLIF, "lif": LIF}
     if neuron not in leaky:
         raise UserError(f"neuron must be one of {', '.join(get_args(NeuronName))}, got {neuron!r}.")
-    return leaky[neuron](init_tau, v_threshold, v_reset, detach_reset, surrogate, surrogate_width, tau_per, channels)
+    return leaky[neuron](init_tau, tau_per, channels, **firing)

@@ -17,7 +17,7 @@ from plif_lightning.analysis.figures import (
     picture,
     write_figures,
 )
-from plif_lightning.analysis.runs import find_runs
+from plif_lightning.runs.reading import find_runs
 from tests.writers import write_run
 
 

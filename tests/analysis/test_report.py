@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from plif_lightning.analysis.report import write_report
-from plif_lightning.analysis.runs import find_runs
 from plif_lightning.analysis.tables import result_tables
+from plif_lightning.runs.reading import find_runs
 from tests.writers import write_run
 
 ATTACK = "<script>window.attacked = 1</script><img src=x onerror='window.attacked=1'>"

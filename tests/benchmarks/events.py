@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from plif_lightning.allocator import tune_allocator
+from plif_lightning.runtime.allocator import tune_allocator
 
 tune_allocator()  # as main.py does; it serves the others too
 
@@ -33,12 +33,12 @@ import tonic
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from plif_lightning.data.events import EventDataset
+from plif_lightning.data.event_dataset import EventDataset
 from plif_lightning.data.loading import BatchPlan, make_loader
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import bounds_by_count, count_events, integrate
 from plif_lightning.events.recording import pack
-from plif_lightning.events.store import Kind, Source, build
+from plif_lightning.events.store import Kind, RawFile, build
 from tests import writers
 from tests.peers import spikingjelly_dataset_utils
 
@@ -113,7 +113,7 @@ def loader(recordings: list[Recording], time_steps: int, rounds: int, folder: Pa
     sources, compressed, plain = [], [], []
     for i, recording in enumerate(recordings):
         path = writers.write_file(folder / f"raw/{i}.aedat", writers.aedat2_bytes(recording))
-        sources.append(Source(path.name, (path,), partial(readers.single, readers.read_aedat2)))
+        sources.append(RawFile(path.name, (path,), partial(readers.single, readers.read_aedat2)))
         frames = spikingjelly_dataset_utils().integrate_events_by_fixed_frames_number(
             dict(zip("txyp", recording, strict=True)), "number", time_steps, 128, 128
         )

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from plif_lightning.allocator import tune_allocator
+from plif_lightning.runtime.allocator import tune_allocator
 
 tune_allocator()  # as main.py does; it serves the other too
 

@@ -9,57 +9,27 @@ Memory is the process's peak beyond what it held before the first step, weights 
 
 import argparse
 import importlib
-import inspect
 import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from plif_lightning.allocator import tune_allocator
+from plif_lightning.runtime.allocator import tune_allocator
 
 tune_allocator()  # as main.py does
 
 import torch
-import yaml
 
+from plif_lightning import configs
 from plif_lightning.losses import LOSSES
 from plif_lightning.network import SpikingNetwork
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-# (C, H, W), classes
-INPUTS = {
-    "mnist": ((1, 28, 28), 10),
-    "fashionmnist": ((1, 28, 28), 10),
-    "cifar10": ((3, 32, 32), 10),
-    "nmnist": ((2, 34, 34), 10),
-    "cifar10dvs": ((2, 128, 128), 10),
-    "dvsgesture": ((2, 128, 128), 11),
-}
-
-
-def network_of(name: str, time_steps: int | None = None, **changes: Any) -> SpikingNetwork:
-    """The network of a configuration, with some arguments changed."""
-    return network(name, time_steps, **changes)[0]
-
-
-def network(name: str, time_steps: int | None = None, **changes: Any) -> tuple[SpikingNetwork, dict[str, Any]]:
-    """The network of a configuration, and its `model` block."""
-    model: dict[str, Any] = {}
-    for path in (CONFIGS / "base.yaml", CONFIGS / f"{name}.yaml"):
-        loaded = yaml.safe_load(path.read_text())
-        model |= loaded["model"] | changes
-    time_steps = time_steps or loaded["data"]["init_args"]["time_steps"]
-    known = inspect.signature(SpikingNetwork).parameters
-    shape, classes = INPUTS[name]
-    return SpikingNetwork(shape, classes, time_steps, **{k: v for k, v in model.items() if k in known}), model
-
 
 def inputs(name: str, net: SpikingNetwork, batch: int) -> torch.Tensor:
-    shape, _ = INPUTS[name]
+    shape, _ = configs.INPUTS[name]
     if shape[0] == 2:  # about as many events in a pixel and step as a recording of a DVS128 has
         return torch.poisson(torch.full((net.time_steps, batch, *shape), 0.2)).to(torch.uint8)
     return torch.randn(1, batch, *shape)
@@ -83,13 +53,13 @@ def peak_of_imports() -> int:
 def measure(name: str, batch: int, steps: int, compiled: bool = False) -> None:
     torch.manual_seed(0)
     before = peak_of_imports()
-    net, model = network(name)
+    net, model = configs.network_of(name), configs.shipped()[name]["model"]
     if compiled:
         net.compile(fullgraph=True)
     loss_of = LOSSES[model["loss"]]
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
     x = inputs(name, net, batch)
-    label = torch.randint(0, INPUTS[name][1], (batch,))
+    label = torch.randint(0, configs.INPUTS[name][1], (batch,))
     seconds = []
     for _ in range(steps + 1):
         start = time.perf_counter()

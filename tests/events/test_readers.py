@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.recording import RecordingError, pack
-from plif_lightning.events.store import Kind, Source, StoreError, build, locked
+from plif_lightning.events.store import Kind, RawFile, StoreError, build, locked
 from tests import writers
 
 FORMATS = {
@@ -393,7 +393,7 @@ def test_a_file_that_ends_its_decoder_is_named(tmp_path):
     for i, place in enumerate(sizes):
         damaged = content[:place] + b"\xff\xff\xff\x7f" + content[place + 4 :]
         path = writers.write_file(tmp_path / f"{i}.aedat4", damaged)
-        source = Source(path.name, (path,), partial(readers.single, readers.read_aedat4), 0, own_process=True)
+        source = RawFile(path.name, (path,), partial(readers.single, readers.read_aedat4), 0, own_process=True)
         with locked(tmp_path / "store"):
             try:
                 build(tmp_path / "store", Kind("test", f"k{i}", Sensor(128, 128)), [source], processes=1)

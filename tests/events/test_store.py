@@ -20,33 +20,33 @@ import pytest
 from plif_lightning.events import Sensor, readers
 from plif_lightning.events import store as store_module
 from plif_lightning.events.recording import RecordingError
-from plif_lightning.events.store import EventStore, Kind, Source, StoreError, build, fingerprint, locked
+from plif_lightning.events.store import EventStore, Kind, RawFile, StoreError, build, fingerprint, locked
 from tests import writers
 from tests.conftest import REPOSITORY
 
 KIND = Kind("test set", "original-test", Sensor(34, 34))
 
 
-def sources_in(folder, n=5):
+def raw_files_in(folder, n=5):
     """n recordings of 0, 10, 20, ... events."""
     found = []
     for i in range(n):
         path = folder / f"{i}.bin"
         if not path.exists():
             writers.write_file(path, writers.nmnist_bytes(writers.events_of(10 * i, i, 34, 34)))
-        found.append(Source(path.name, (path,), partial(readers.single, readers.read_nmnist), i % 3))
+        found.append(RawFile(path.name, (path,), partial(readers.single, readers.read_nmnist), i % 3))
     return found
 
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_it_holds_what_the_files_hold(tmp_path, processes):
-    sources = sources_in(tmp_path / "raw")
+    sources = raw_files_in(tmp_path / "raw")
     seen = []
     store = build(tmp_path / "store", KIND, sources, seen.append, processes)
     assert sum(seen) == len(store) == 5
     assert store.offset.tolist() == [0, 0, 10, 30, 60, 100]
     assert store.label.tolist() == [0, 1, 2, 0, 1]
-    assert store.source.tolist() == [f"{i}.bin" for i in range(5)]
+    assert store.name.tolist() == [f"{i}.bin" for i in range(5)]
     assert store.address.dtype == np.uint16
     for i in range(5):
         t, x, y, p = writers.events_of(10 * i, i, 34, 34)
@@ -60,7 +60,7 @@ def test_it_holds_what_the_files_hold(tmp_path, processes):
 
 
 def test_another_process_gets_it_by_its_place(tmp_path):
-    store = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    store = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
     data = pickle.dumps(store)
     assert len(data) < 1000
     assert pickle.loads(data).address.tolist() == store.address.tolist()
@@ -68,26 +68,26 @@ def test_another_process_gets_it_by_its_place(tmp_path):
 
 def test_it_is_not_the_old_one_after_any_change(tmp_path, monkeypatch):
     folder = tmp_path / "raw"
-    marks = [fingerprint(KIND, sources_in(folder))]
-    marks.append(fingerprint(KIND, sources_in(folder, 4)))
-    marks.append(fingerprint(Kind(KIND.title, KIND.name, KIND.sensor, "as_recorded"), sources_in(folder)))
-    marks.append(fingerprint(Kind(KIND.title, KIND.name, Sensor(34, 35)), sources_in(folder)))
+    marks = [fingerprint(KIND, raw_files_in(folder))]
+    marks.append(fingerprint(KIND, raw_files_in(folder, 4)))
+    marks.append(fingerprint(Kind(KIND.title, KIND.name, KIND.sensor, "as_recorded"), raw_files_in(folder)))
+    marks.append(fingerprint(Kind(KIND.title, KIND.name, Sensor(34, 35)), raw_files_in(folder)))
     os.utime(folder / "3.bin", ns=(1, 1))
-    marks.append(fingerprint(KIND, sources_in(folder)))
+    marks.append(fingerprint(KIND, raw_files_in(folder)))
     (folder / "3.bin").write_bytes(b"")
     os.utime(folder / "3.bin", ns=(1, 1))
-    marks.append(fingerprint(KIND, sources_in(folder)))
-    renamed, relabelled = sources_in(folder), sources_in(folder)
+    marks.append(fingerprint(KIND, raw_files_in(folder)))
+    renamed, relabelled = raw_files_in(folder), raw_files_in(folder)
     renamed[0] = dataclasses.replace(renamed[0], name="another")
     relabelled[0] = dataclasses.replace(relabelled[0], label=2)
     marks += [fingerprint(KIND, renamed), fingerprint(KIND, relabelled)]
     monkeypatch.setattr(store_module, "FORMAT", 2)
-    marks.append(fingerprint(KIND, sources_in(folder)))
+    marks.append(fingerprint(KIND, raw_files_in(folder)))
     assert len(set(marks)) == len(marks)
 
 
 def test_a_store_of_another_format_is_not_taken(tmp_path, monkeypatch):
-    build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
     monkeypatch.setattr(store_module, "FORMAT", 2)
     with pytest.raises(StoreError, match="was built with other options"):
         EventStore(tmp_path / "store", KIND)
@@ -105,7 +105,7 @@ def take_memory(files, label):
 @pytest.mark.parametrize(("read", "error"), [(end_this_process, StoreError), (take_memory, MemoryError)])
 def test_a_decoder_that_cannot_be_trusted_harms_nobody_else(tmp_path, read, error):
     path = writers.write_file(tmp_path / "raw/1.bin", b"")
-    source = Source("1.bin", (path,), read, own_process=True)
+    source = RawFile("1.bin", (path,), read, own_process=True)
     with pytest.raises(error) as caught:
         build(tmp_path / "store", KIND, [source])
     if error is StoreError:
@@ -114,9 +114,9 @@ def test_a_decoder_that_cannot_be_trusted_harms_nobody_else(tmp_path, read, erro
 
 
 def test_a_new_build_takes_the_place_of_the_old_one(tmp_path):
-    old = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    old = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
     kept = old.address.copy()
-    new = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw", 3))
+    new = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw", 3))
     assert len(new) == 3
     assert old.address.tolist() == kept.tolist()  # a run that still reads it goes on
     assert [p.name for p in (tmp_path / "store").iterdir() if p.is_dir()] == [f"original-test.{new.fingerprint}"]
@@ -127,9 +127,9 @@ def damage(store, name, change):
     path.write_bytes(change(path.read_bytes()))
 
 
-@pytest.mark.parametrize("name", ["address", "time", "offset", "label", "start", "source"])
+@pytest.mark.parametrize("name", ["address", "time", "offset", "label", "start", "name"])
 def test_damage_is_found(tmp_path, name):
-    store = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    store = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
     damage(store, name, lambda data: data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(StoreError, match=f"{name}.npy is damaged: its checksum"):
         store.verify()
@@ -139,43 +139,43 @@ def test_damage_is_found(tmp_path, name):
     (store.folder / f"{name}.npy").unlink()
     with pytest.raises(StoreError, match=f"{name}.npy is missing or damaged"):
         EventStore(tmp_path / "store", KIND)
-    assert len(build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))) == 5
+    assert len(build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))) == 5
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"sensor": [34, 34]}'])
 def test_a_damaged_description_is_no_store(tmp_path, text):
-    store = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    store = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
     store.path.write_text(text)
     with pytest.raises(StoreError, match="is damaged"):
         EventStore(tmp_path / "store", KIND)
 
 
 def test_offsets_that_do_not_fit_are_no_store(tmp_path):
-    store = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    store = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
     np.save(store.folder / "offset.npy", np.array([0, 0, 30, 10, 60, 100]))
     with pytest.raises(StoreError, match="do not fit together"):
         EventStore(tmp_path / "store", KIND)
 
 
 def test_a_store_of_other_options_is_not_taken(tmp_path):
-    build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
     with pytest.raises(StoreError, match="was built with other options"):
         EventStore(tmp_path / "store", Kind(KIND.title, KIND.name, KIND.sensor, "as_recorded"))
 
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_a_bad_recording_leaves_the_old_store_and_nothing_else(tmp_path, processes):
-    old = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    old = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
     before = sorted(path.name for path in (tmp_path / "store").iterdir())
     (tmp_path / "raw/3.bin").write_bytes(bytes(7))
     with pytest.raises(RecordingError, match=re.escape(str(tmp_path / "raw/3.bin"))):
-        build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"), processes=processes)
+        build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"), processes=processes)
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == before
     assert len(EventStore(tmp_path / "store", KIND)) == len(old)
 
 
 def test_a_recording_that_vanishes_is_named(tmp_path):
-    sources = sources_in(tmp_path / "raw")
+    sources = raw_files_in(tmp_path / "raw")
     (tmp_path / "raw/3.bin").unlink()
     with pytest.raises(RecordingError, match=r"3\.bin cannot be read: No such file"):
         build(tmp_path / "store", KIND, sources)
@@ -185,11 +185,11 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from plif_lightning.events.store import build, locked
-from tests.events.test_store import KIND, sources_in
+from tests.events.test_store import KIND, raw_files_in
 folder = Path(sys.argv[1])
 {before}
 with locked(folder / "store"):
-    build(folder / "store", KIND, sources_in(folder / "raw"), processes=0)
+    build(folder / "store", KIND, raw_files_in(folder / "raw"), processes=0)
 """
 
 
@@ -218,7 +218,7 @@ store._Column.append = write
     ("before", "expected"), [(LARGEST_FILE, "would be too large"), (FULL_DISK, "The disk is full: free some space")]
 )
 def test_a_disk_that_takes_no_more_leaves_nothing(tmp_path, before, expected):
-    sources_in(tmp_path / "raw")
+    raw_files_in(tmp_path / "raw")
     process = script(tmp_path, before)
     _, error = process.communicate(timeout=120)
     assert process.returncode != 0
@@ -244,7 +244,7 @@ def test_what_a_killed_build_leaves_is_no_store_and_is_taken_away(tmp_path, befo
     with pytest.raises(StoreError, match="there is no event store"):
         EventStore(tmp_path / "store", KIND)
     with locked(tmp_path / "store"):
-        store = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+        store = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
     names = {path.name for path in (tmp_path / "store").iterdir()}
     assert names == {".lock", "original-test.json", store.folder.name}
 
@@ -298,7 +298,7 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
 
 
 def test_the_description_can_be_read_by_people(tmp_path):
-    store = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    store = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
     meta = json.loads(store.path.read_text())
     assert meta["data"] == "test set"
     assert meta["arrays"]["address"]["shape"] == [100]
@@ -314,7 +314,7 @@ def test_the_description_can_be_read_by_people(tmp_path):
     ],
 )
 def test_a_description_with_a_missing_part_is_no_store(tmp_path, change):
-    store = build(tmp_path / "store", KIND, sources_in(tmp_path / "raw"))
+    store = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
     meta = json.loads(store.path.read_text())
     change(meta)
     store.path.write_text(json.dumps(meta))

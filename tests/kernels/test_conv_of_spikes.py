@@ -75,7 +75,7 @@ def test_a_network_keeps_its_spikes_as_bytes_and_learns_the_same(monkeypatch):
 
 
 def with_average_pool(net: SpikingNetwork) -> None:
-    net.encoder.pool1 = nn.Sequential(nn.Flatten(0, 1), nn.AvgPool2d(2), nn.Unflatten(0, (3, 4)))
+    net.encoder.conv2.pool = nn.Sequential(nn.Flatten(0, 1), nn.AvgPool2d(2), nn.Unflatten(0, (3, 4)))
 
 
 def halved(part: nn.Module) -> None:
@@ -88,7 +88,7 @@ def halved(part: nn.Module) -> None:
         ("avg", lambda net: None),
         ("max", with_average_pool),
         ("max", lambda net: halved(net.encoder.conv1)),
-        ("max", lambda net: halved(net.encoder.pool1)),
+        ("max", lambda net: halved(net.encoder.conv2.pool)),
         ("max", lambda net: halved(net.encoder.conv2.neuron)),
     ],
 )

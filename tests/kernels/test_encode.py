@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from plif_lightning.kernels import Backend, PatchMoments, fused, ops
+from plif_lightning.kernels import PatchMoments, fused, layout, ops
+from plif_lightning.network import use_backend
 from plif_lightning.network.blocks import ConvBlock, Pool2d
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.neurons import IF, PLIF
@@ -21,7 +22,7 @@ def narrow_bands(monkeypatch):
     monkeypatch.setitem(fused._BAND, "cpu", 1)  # two rows: the fewest
 
 
-def block(backend, x, channels=5, statistics="per_step", training=True, neuron=None, dtype=None) -> ConvBlock:
+def block(backend, x, pool="none", channels=5, statistics="per_step", training=True, neuron=None) -> ConvBlock:
     torch.manual_seed(3)
     conv = nn.Conv2d(x.shape[2], channels, 3, padding=1, bias=False)
     norm = TimeBatchNorm2d(channels, statistics)
@@ -29,14 +30,14 @@ def block(backend, x, channels=5, statistics="per_step", training=True, neuron=N
     nn.init.uniform_(norm.bn.bias, -0.5, 1.0)
     norm.bn.running_mean.uniform_(-0.5, 0.5)
     norm.bn.running_var.uniform_(0.5, 1.5)
-    neuron = neuron or PLIF()
-    neuron.integrate_and_fire = Backend(backend).integrate_and_fire
-    return ConvBlock(conv, norm, neuron, len(x), Backend(backend)).to(dtype or x.dtype).train(training)
+    pool = None if POOLS[pool] is None else Pool2d(POOLS[pool])
+    made = ConvBlock(conv, norm, neuron or PLIF(), pool, time_steps=len(x)).to(x.dtype).train(training)
+    return use_backend(made, backend)
 
 
-def run(made: ConvBlock, x: torch.Tensor, pool: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def run(made: ConvBlock, x: torch.Tensor) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     torch.manual_seed(7)
-    spikes = made(x, None if POOLS[pool] is None else Pool2d(POOLS[pool]))
+    spikes = made(x)
     weight = torch.randn(spikes.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spikes.backward(weight.to(spikes.dtype))
     return (
@@ -47,10 +48,10 @@ def run(made: ConvBlock, x: torch.Tensor, pool: str) -> tuple[Any, dict[str, Any
 
 
 def equal(x: torch.Tensor, pool: str, tolerance: float = 1e-8, **arguments: Any) -> None:
-    ours = block("cpu", x, **arguments)
-    assert ours._takes_input(x)
-    ours = run(ours, x, pool)
-    theirs = run(block("reference", x, **arguments), x, pool)
+    ours = block("cpu", x, pool, **arguments)
+    assert ours._recomputes(x)
+    ours = run(ours, x)
+    theirs = run(block("reference", x, pool, **arguments), x)
     assert_equal_runs(ours, theirs, tolerance)
 
 
@@ -95,19 +96,20 @@ def test_first_blocks_of_any_shape_are_the_reference(shape, pool, statistics, ba
 @pytest.mark.parametrize("pool", POOLS)
 def test_the_width_of_bands_decides_no_tie(monkeypatch, pool):
     x = events(4, 3, 2, 12, 10)
-    narrow = run(block("cpu", x), x, pool)
+    narrow = run(block("cpu", x, pool), x)
     monkeypatch.setitem(fused._BAND, "cpu", 2**23)
-    wide = run(block("cpu", x), x, pool)
+    wide = run(block("cpu", x, pool), x)
     for name in wide[1]:
         torch.testing.assert_close(narrow[1][name], wide[1][name])
 
 
 def test_nothing_is_read_that_was_not_written(monkeypatch):
     x = events(3, 2, 2, 7, 5)
-    expected = run(block("cpu", x), x, "max_random")
-    empty = ops.empty_map
-    monkeypatch.setattr(ops, "empty_map", lambda *a: empty(*a).fill_(float("nan")))
-    ours = run(block("cpu", x), x, "max_random")
+    expected = run(block("cpu", x, "max_random"), x)
+    empty = layout.empty_map
+    for module in (layout, ops, fused):
+        monkeypatch.setattr(module, "empty_map", lambda *a: empty(*a).fill_(float("nan")))
+    ours = run(block("cpu", x, "max_random"), x)
     assert torch.equal(ours[0], expected[0])
     for name in ours[1]:
         assert torch.equal(ours[1][name], expected[1][name])
@@ -117,13 +119,13 @@ def test_under_autocast_the_convolution_is_bfloat16_and_the_neuron_float32():
     x = events(6, 4, 2, 8, 8).float()
     results = []
     for backend in ("cpu", "reference"):
-        made = block(backend, x)
+        made = block(backend, x, "max_first")
         with torch.autocast("cpu", torch.bfloat16):
-            results.append(run(made, x, "max_first"))
+            results.append(run(made, x))
         assert made.conv.weight.grad.dtype == torch.float32
     assert results[0][0].dtype == results[1][0].dtype == torch.bfloat16
     assert (results[0][0] != results[1][0]).float().mean() < 0.01
-    exact = run(block("reference", x.double()), x.double(), "max_first")[1]["conv.weight"]
+    exact = run(block("reference", x.double(), "max_first"), x.double())[1]["conv.weight"]
     errors = [(r[1]["conv.weight"] - exact).norm() / exact.norm() for r in results]
     assert errors[0] < max(0.05, 1.2 * errors[1])
 
@@ -142,7 +144,7 @@ def test_an_input_with_a_gradient_gets_it():
     grads = []
     for backend in ("cpu", "reference"):
         leaf = x.clone().requires_grad_()
-        run(block(backend, x), leaf, "max_first")
+        run(block(backend, x, "max_first"), leaf)
         grads.append(leaf.grad)
     torch.testing.assert_close(*grads)
 
@@ -172,9 +174,9 @@ def test_another_convolution_is_called_as_it_is(change):
 
 def half_of_a_batch(rank, statistics):
     x = events(4, 4, 2, 6, 6)
-    made = block("cpu", x, statistics=statistics)
+    made = block("cpu", x, "max_first", statistics=statistics)
     made.norm.bn = nn.SyncBatchNorm.convert_sync_batchnorm(made.norm.bn)
-    spikes = made(x[:, 2 * rank : 2 * rank + 2], Pool2d(POOLS["max_first"]))
+    spikes = made(x[:, 2 * rank : 2 * rank + 2])
     weight = torch.randn(4, 4, 5, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spikes.backward(weight[:, 2 * rank : 2 * rank + 2])
     return spikes.detach(), [p.grad for p in made.parameters()]
@@ -184,7 +186,7 @@ def half_of_a_batch(rank, statistics):
 def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch(tmp_path, statistics):
     halves = on_two_processes(half_of_a_batch, tmp_path, statistics)
     x = events(4, 4, 2, 6, 6)
-    whole = run(block("cpu", x, statistics=statistics), x, "max_first")
+    whole = run(block("cpu", x, "max_first", statistics=statistics), x)
     assert torch.equal(torch.cat([half[0] for half in halves], 1), whole[0])
     for ours, *theirs in zip(whole[1].values(), *(half[1] for half in halves), strict=True):
         torch.testing.assert_close(sum(theirs), ours)

@@ -12,12 +12,12 @@ from torch import nn
 
 from plif_lightning import kernels
 from plif_lightning.errors import UserError
-from plif_lightning.kernels import Backend, ops
-from plif_lightning.network import SpikingNetwork
+from plif_lightning.kernels import Backend, fused, layout, ops
+from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.blocks import ConvBlock, Pool2d, channels_last
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d
-from plif_lightning.neurons import IF, LIF, PLIF, Surrogate, SurrogateName, integrate_and_fire
+from plif_lightning.neurons import IF, LIF, PLIF, Firing, SurrogateName, integrate_and_fire
 from tests.neurons import oracle
 from tests.processes import on_two_processes
 
@@ -56,7 +56,7 @@ def test_the_neuron_is_the_reference(shape, start, held, per_channel):
     k = torch.rand(shape[2], dtype=torch.float64) if per_channel else torch.tensor(0.4, dtype=torch.float64)
     for settings_ in ({}, {"v_reset": -0.2, "detach_reset": False}):
         ours, theirs = (
-            gradients(lambda x, k, v, f=f, s=settings_: f(x, k, v, time_steps=shape[0], **s), x, k, v)
+            gradients(lambda x, k, v, f=f, s=settings_: f(x, k, v, time_steps=shape[0], firing=Firing(**s)), x, k, v)
             for f in (kernels.integrate_and_fire, integrate_and_fire)
         )
         both_equal(ours[0], theirs[0], 0, 0)
@@ -70,8 +70,8 @@ def test_gradients_are_those_that_autograd_finds_in_float64(name, leak):
     x = 2 * torch.randn(6, 2, 5, dtype=torch.float64)
     v = torch.randn(2, 5, dtype=torch.float64)
     k = torch.tensor(0.4, dtype=torch.float64) if leak else None
-    surrogate = Surrogate(name, 1.3)
-    ours = gradients(lambda x, k, v: kernels.integrate_and_fire(x, k, v, surrogate=surrogate, v_reset=0.1), x, k, v)
+    firing = Firing(surrogate=name, surrogate_width=1.3, v_reset=0.1)
+    ours = gradients(lambda x, k, v: kernels.integrate_and_fire(x, k, v, firing=firing), x, k, v)
     theirs = gradients(lambda x, k, v: oracle.run(x, k, v, surrogate=name, width=1.3, v_reset=0.1), x, k, v)
     both_equal(ours[0], theirs[0])
     both_equal(ours[1], theirs[1])
@@ -134,24 +134,24 @@ class Identity(nn.Module):
         return x
 
 
-def block(backend, neuron, statistics, channels, steps, dtype, training):
+def block(backend, neuron, statistics, channels, steps, dtype, training, pool=None):
     torch.manual_seed(3)
     norm = TimeBatchNorm2d(channels, statistics)
     nn.init.uniform_(norm.bn.weight, 0.5, 2.0)
     nn.init.uniform_(norm.bn.bias, -0.5, 1.0)
     norm.bn.running_mean.uniform_(-0.5, 0.5)
     norm.bn.running_var.uniform_(0.5, 1.5)
-    made = ConvBlock(Identity(), norm, neuron, steps, Backend(backend)).to(dtype).train(training)
-    neuron.integrate_and_fire = Backend(backend).integrate_and_fire
-    return made
+    pool = None if pool is None else Pool2d(pool)
+    made = ConvBlock(Identity(), norm, neuron, pool, time_steps=steps).to(dtype).train(training)
+    return use_backend(made, backend)
 
 
 def run_block(backend, y, pool, neuron, statistics="per_step", training=True, steps=None, seed=7):
     """Spikes, gradients of y, BN's parameters and a, and the running statistics."""
-    made = block(backend, neuron, statistics, y.shape[2], steps or len(y), y.dtype, training)
+    made = block(backend, neuron, statistics, y.shape[2], steps or len(y), y.dtype, training, POOLS[pool])
     y = y.detach().clone().requires_grad_()
     torch.manual_seed(seed)
-    spikes = made(y, None if POOLS[pool] is None else Pool2d(POOLS[pool]))
+    spikes = made(y)
     weight = torch.randn(spikes.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spikes.backward(weight.to(spikes.dtype))
     grads = {name: p.grad for name, p in made.named_parameters()}
@@ -249,8 +249,8 @@ def test_in_float32_few_spikes_differ_and_gradients_stay_close():
 
 def test_in_bfloat16_the_block_computes_in_float32():
     y = maps(4, 2, 8, 8, 8, dtype=torch.float32).bfloat16()
-    made = block("cpu", PLIF(), "per_step", 8, 4, torch.float32, True)
-    spikes = made(y.requires_grad_(), Pool2d(SpikeMaxPool2d("first")))
+    made = block("cpu", PLIF(), "per_step", 8, 4, torch.float32, True, SpikeMaxPool2d("first"))
+    spikes = made(y.requires_grad_())
     assert spikes.dtype == torch.bfloat16
     spikes.float().sum().backward()
     exact = run_block("reference", y.detach().float(), "max_first", PLIF())
@@ -269,8 +269,9 @@ def test_a_mean_far_from_zero_does_not_cost_the_variance_its_digits():
 def test_nothing_is_read_that_was_not_written(monkeypatch):
     y = maps(3, 2, 4, 5, 5)
     expected = run_block("cpu", y, "max_random", PLIF())
-    empty = ops.empty_map
-    monkeypatch.setattr(ops, "empty_map", lambda *a: empty(*a).fill_(float("nan")))
+    empty = layout.empty_map
+    for module in (layout, ops, fused):
+        monkeypatch.setattr(module, "empty_map", lambda *a: empty(*a).fill_(float("nan")))
     ours = run_block("cpu", y, "max_random", PLIF())
     assert torch.equal(ours[0], expected[0])
     for name in ours[1]:
@@ -283,14 +284,16 @@ def test_a_batch_statistic_of_one_value_is_refused():
         made(torch.zeros(2, 1, 3, 1, 1))
 
 
-def test_parts_that_are_watched_are_called():
-    made = block("cpu", PLIF(), "per_step", 3, 4, torch.float64, True)
+def test_parts_with_hooks_are_called():
+    made = block("cpu", PLIF(), "per_step", 3, 4, torch.float64, True, SpikeMaxPool2d("first"))
     y = maps(4, 2, 3, 4, 4)
-    expected = made(y, Pool2d(SpikeMaxPool2d("first")))
+    expected = made(y)
+    assert made.not_fusible is None
     seen = []
     made.neuron.register_forward_hook(lambda module, inputs, spikes: seen.append(spikes))
     made.norm.bn.reset_running_stats()
-    assert torch.equal(made(y, Pool2d(SpikeMaxPool2d("first"))), expected)
+    assert torch.equal(made(y), expected)
+    assert made.not_fusible == "its neuron has hooks"
     assert seen[0].shape == (4, 2, 3, 4, 4)
 
 
@@ -337,6 +340,17 @@ def test_a_process_made_after_a_parallel_region_works(method, threads):
     assert process.exitcode == 0
 
 
+@pytest.mark.parametrize("number", [-1, 4])
+def test_an_unknown_number_is_refused(number):
+    y, one = torch.zeros(2, 1, 3, 4, 4), torch.ones(1, 3)
+    learned = layout.rows_of(None, Firing(), y)
+    constants = layout.Constants.of(Firing(), leak=True)
+    with pytest.raises(UserError, match="pool number must be one of"):
+        ops.fire(y, one, one, learned, None, 2, number, [*constants], False)
+    with pytest.raises(UserError, match="surrogate number must be one of"):
+        ops.fire(y, one, one, learned, None, 2, 0, [*constants._replace(surrogate=number)], False)
+
+
 # --- the choice
 
 
@@ -370,10 +384,10 @@ def test_copied_networks_keep_their_backend():
 
 def half_of_a_batch(rank, steps, static, statistics):
     y = maps(1 if static else steps, 4, 3, 4, 6)
-    made = block("cpu", PLIF(), statistics, 3, steps, torch.float64, True)
+    made = block("cpu", PLIF(), statistics, 3, steps, torch.float64, True, SpikeMaxPool2d("first"))
     made.norm.bn = nn.SyncBatchNorm.convert_sync_batchnorm(made.norm.bn)
     part = y[:, 2 * rank : 2 * rank + 2].clone().requires_grad_()
-    spikes = made(part, Pool2d(SpikeMaxPool2d("first")))
+    spikes = made(part)
     weight = torch.randn(steps, 4, 3, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spikes.backward(weight[:, 2 * rank : 2 * rank + 2])
     grads = [p.grad for p in made.parameters()]
@@ -385,8 +399,8 @@ def half_of_a_batch(rank, steps, static, statistics):
 def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch(tmp_path, static, statistics):
     halves = on_two_processes(half_of_a_batch, tmp_path, 5, static, statistics)
     y = maps(1 if static else 5, 4, 3, 4, 6).requires_grad_()
-    made = block("cpu", PLIF(), statistics, 3, 5, torch.float64, True)
-    spikes = made(y, Pool2d(SpikeMaxPool2d("first")))
+    made = block("cpu", PLIF(), statistics, 3, 5, torch.float64, True, SpikeMaxPool2d("first"))
+    spikes = made(y)
     weight = torch.randn(5, 4, 3, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spikes.backward(weight)
     assert torch.equal(torch.cat([half[0] for half in halves], 1), spikes)
@@ -401,11 +415,12 @@ def test_a_part_that_somebody_put_into_the_network_is_called():
     seen = []
     net.encoder.conv1.register_forward_hook(lambda module, inputs, spikes: seen.append(spikes.shape))
     net(torch.randn(1, 2, 1, 8, 8))
-    assert seen == [(3, 2, 4, 8, 8)]
-    net.encoder.pool1 = nn.Sequential(
+    assert seen == [(3, 2, 4, 4, 4)]
+    net.encoder.conv1.pool = nn.Sequential(
         nn.Flatten(0, 1), nn.AvgPool2d(2), nn.Unflatten(0, (3, 2)), nn.Threshold(2.0, 0.0)
     )
     calls = []
-    net.encoder.pool1.register_forward_hook(lambda module, inputs, out: calls.append(out.abs().max().item()))
+    net.encoder.conv1.pool.register_forward_hook(lambda module, inputs, out: calls.append(out.abs().max().item()))
     net(torch.randn(1, 2, 1, 8, 8))
     assert calls == [0.0]
+    assert net.kernels(torch.device("cpu")) == "cpu kernels; conv1 by parts: the kernels know no Sequential"

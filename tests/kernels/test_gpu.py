@@ -18,6 +18,8 @@ import os
 import sys
 import torch
 from plif_lightning.kernels import ops
+from plif_lightning.kernels.layout import POOLS, Constants, rows_of
+from plif_lightning.neurons import Firing
 
 def both(
     shape, pool, held=False, per_step=True, leak=True, start=False, last=False, detach=True, kind="atan", bf16=False
@@ -31,16 +33,17 @@ def both(
     k = torch.rand(channels) if leak else None
     v = torch.randn(shape[1:]) if start else None
     seed = torch.tensor(123456789)
+    firing = Firing(v_reset=-0.1, detach_reset=detach, surrogate=kind, surrogate_width=1.2)
+    learned, constants = rows_of(k, firing, y), [*Constants.of(firing, leak)]
     results = []
     for interpreted in ("1", "0"):
         os.environ["TRITON_INTERPRET"] = interpreted
-        spikes, final = ops.fire(y, scale, shift, k, v, steps, ops.POOLS[pool], 1.0, -0.1, last)
+        spikes, final = ops.fire(y, scale, shift, learned, v, steps, POOLS[pool], constants, last)
         generator = torch.Generator().manual_seed(0)
         grad = torch.randn(spikes.shape, generator=generator)
         grad_final = torch.randn(final.shape, generator=generator) if last else None
         back = ops.fire_backward(
-            y, scale, shift, mean, k, v, seed, grad, grad_final, steps, ops.POOLS[pool], 1.0, -0.1, detach,
-            ops.SURROGATES[kind], 1.2, 50, 7,
+            y, scale, shift, mean, learned, v, seed, grad, grad_final, steps, POOLS[pool], constants, 50, 7,
         )
         normalized = back[0].clone()
         ops.normalize_backward(normalized, y, scale, shift, mean)
@@ -76,16 +79,16 @@ def test_in_the_interpreter_they_compute_what_the_cpu_kernels_do():
 
 
 POINTERS = {
-    "_forward": ("y", "scale", "shift", "k", "v_first", "v_last", "out"),
+    "_forward": ("y", "scale", "shift", "k", "threshold", "v_first", "v_last", "out"),
     "_backward": (
-        *("y", "scale", "shift", "mean", "k", "v_first", "grad_out", "grad_last", "potentials", "grad_y"),
+        *("y", "scale", "shift", "mean", "k", "threshold", "v_first", "grad_out", "grad_last", "potentials", "grad_y"),
         *("grad_first", "sums", "sum_k"),
     ),
     "_moments": ("y", "pivot", "sums"),
     "_normalize_back": ("grad", "y", "factor", "offset", "slope"),
 }
 OF_THE_MAP = {"y", "out", "grad_out", "grad_y", "grad"}
-REALS = {"v_threshold", "v_reset", "surrogate_width"}
+REALS = {"v_reset", "surrogate_width"}
 TILES = {1: {"P": 4, "M": 1, "BC": 64}, 4: {"P": 1, "M": 4, "BC": 64}}
 
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from plif_lightning.configs import INPUTS, network_of
 from plif_lightning.losses import per_step_mse
 from plif_lightning.network import SpikingNetwork
-from tests.benchmarks.step import INPUTS, inputs, network_of
+from tests.benchmarks.step import inputs
 
 SMALL = {"channels": 6, "fc_features": 20}
 

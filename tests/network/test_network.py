@@ -46,15 +46,14 @@ def step_by_step(network, x, pooling):
     for x_t in x:
         y = x_t
         for name, block in blocks:
-            if name.startswith("pool"):
-                y = functional.max_pool2d(y, 2) if pooling == "max" else functional.avg_pool2d(y, 2)
-                continue
             if name.startswith("conv"):
                 y = block.norm.bn(functional.conv2d(y, block.conv.weight, padding=1))
             else:
                 y = functional.linear(y.flatten(1), block.fc.weight)
             s, potentials[name] = oracle.run(y[None], torch.sigmoid(block.neuron.a), potentials.get(name))
             y = s[0]
+            if getattr(block, "pool", None) is not None:
+                y = functional.max_pool2d(y, 2) if pooling == "max" else functional.avg_pool2d(y, 2)
         votes.append(y.unflatten(-1, (-1, network.voting.votes_per_class)).mean(-1))
     return torch.stack(votes)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from plif_lightning.errors import UserError
-from plif_lightning.neurons import IF, LIF, PLIF, Surrogate, integrate_and_fire
+from plif_lightning.neurons import IF, LIF, PLIF, Firing, integrate_and_fire
 from tests.neurons import oracle
 
 SHAPES = [(1, 3), (1, 1, 2, 3, 5), (3, 2, 3, 5, 7), (8, 3, 4), (8, 1, 3, 1, 1)]
@@ -51,7 +51,9 @@ def test_spikes_and_every_gradient_equal_autograd_in_float64(shape, constants, d
     ]
     a = None if a is None else a.double()
     expected = outputs_and_gradients(oracle.run, x, a, v, grads, detach_reset=detach_reset, **constants)
-    actual = outputs_and_gradients(integrate_and_fire, x, a, v, grads, detach_reset=detach_reset, **constants)
+    actual = outputs_and_gradients(
+        integrate_and_fire, x, a, v, grads, firing=Firing(detach_reset=detach_reset, **constants)
+    )
     assert 0 < expected[0].mean() < 1 or x.numel() < 10
     for e, o in zip(expected, actual, strict=True):
         torch.testing.assert_close(o, e, rtol=1e-10, atol=1e-12)
@@ -64,9 +66,8 @@ def test_every_surrogate_gives_autograds_gradients(name, width, detach_reset):
     x, v, grads = make((4, 3, 5))
     a = torch.tensor(-0.2, dtype=torch.float64)
     expected = outputs_and_gradients(oracle.run, x, a, v, grads, detach_reset=detach_reset, surrogate=name, width=width)
-    actual = outputs_and_gradients(
-        integrate_and_fire, x, a, v, grads, detach_reset=detach_reset, surrogate=Surrogate(name, width)
-    )
+    firing = Firing(detach_reset=detach_reset, surrogate=name, surrogate_width=width)
+    actual = outputs_and_gradients(integrate_and_fire, x, a, v, grads, firing=firing)
     for e, o in zip(expected, actual, strict=True):
         torch.testing.assert_close(o, e, rtol=1e-10, atol=1e-12)
 
@@ -101,7 +102,7 @@ def test_gradients_equal_the_papers_closed_forms(time_steps, constants, detach_r
     for j in range(6):
         xs = x[:, j : j + 1].clone().requires_grad_()
         a = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
-        spikes, _ = integrate_and_fire(xs, torch.sigmoid(a), detach_reset=detach_reset, **constants)
+        spikes, _ = integrate_and_fire(xs, torch.sigmoid(a), firing=Firing(detach_reset=detach_reset, **constants))
         (spikes[:, 0] * torch.arange(1, time_steps + 1)).sum().backward()
         s, dx, da = closed_form(x[:, j].tolist(), 0.8, constants["v_threshold"], constants["v_reset"], detach_reset)
         assert spikes[:, 0].tolist() == s
@@ -146,14 +147,14 @@ def test_neuron_at_the_threshold_fires():
 @pytest.mark.parametrize("cut", [1, 4, 7])
 def test_a_sequence_cut_in_time_gives_the_same(cut):
     x, v, grads = make((8, 3, 5))
-    k = torch.tensor(0.3, dtype=torch.float64)
+    k, firing = torch.tensor(0.3, dtype=torch.float64), Firing(detach_reset=False)
 
     def in_two(x, k, v):
-        first, v = integrate_and_fire(x[:cut], k, v, detach_reset=False)
-        second, v = integrate_and_fire(x[cut:], k, v, detach_reset=False)
+        first, v = integrate_and_fire(x[:cut], k, v, firing=firing)
+        second, v = integrate_and_fire(x[cut:], k, v, firing=firing)
         return torch.cat([first, second]), v
 
-    whole = outputs_and_gradients(lambda *s: integrate_and_fire(*s, detach_reset=False), x, k, v, grads)
+    whole = outputs_and_gradients(lambda *s: integrate_and_fire(*s, firing=firing), x, k, v, grads)
     for e, o in zip(whole, outputs_and_gradients(in_two, x, k, v, grads), strict=True):
         torch.testing.assert_close(o, e, rtol=1e-12, atol=1e-14)
 

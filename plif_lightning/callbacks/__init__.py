@@ -1,0 +1,26 @@
+"""What happens around the training loop, one thing a file; by these names configurations find them."""
+
+from plif_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from plif_lightning.callbacks.logger import RunLogger
+from plif_lightning.callbacks.monitor import LayerMonitor
+from plif_lightning.callbacks.plots import ConfusionMatrix, CurvePlots
+from plif_lightning.callbacks.predictions import PredictionWriter
+from plif_lightning.callbacks.progress import ProgressBar
+from plif_lightning.callbacks.records import CommandRecord, SampleRecord, WeightRecord
+from plif_lightning.callbacks.wandb import WandbRecord, WandbRunLogger
+
+__all__ = [
+    "BestCheckpoint",
+    "CommandRecord",
+    "ConfusionMatrix",
+    "CurvePlots",
+    "LastCheckpoint",
+    "LayerMonitor",
+    "PredictionWriter",
+    "ProgressBar",
+    "RunLogger",
+    "SampleRecord",
+    "WandbRecord",
+    "WandbRunLogger",
+    "WeightRecord",
+]

@@ -1,0 +1,93 @@
+"""The two checkpoints of a run: its best and its last."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from plif_lightning.callbacks.logger import is_trial, run_folder
+from plif_lightning.errors import UserError
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.task import SpikingClassifier
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `checkpoints/best.ckpt`, the epoch with the highest accuracy of the run's protocol."""
+
+    def __init__(self) -> None:
+        # After each validation, so that what `last.ckpt` remembers of the best is up to date when it is written.
+        super().__init__(
+            filename="best", mode="max", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=False
+        )
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, SpikingClassifier)
+        self.monitor = f"{pl_module.val_name}/acc"
+        self.dirpath = os.fspath(run_folder(trainer).checkpoints)
+        super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # ModelCheckpoint would forget the best accuracy so far if the folder's path reads otherwise than
+        # before (relative, moved), and let a worse epoch take its place. A run that starts in a new folder
+        # has no best.ckpt yet, and its own to find.
+        path = RunFolder(Path(self.dirpath or "").parent).best
+        score = state_dict["best_model_score"]
+        if path.is_file() and score is not None:
+            here = os.fspath(path)
+            paths = {"dirpath": self.dirpath, "best_model_path": here, "kth_best_model_path": here}
+            super().load_state_dict({**state_dict, **paths, "best_k_models": {here: score}})
+
+    @property
+    def state_key(self) -> str:
+        # Not ModelCheckpoint's: it holds the monitor, which is not known when a checkpoint is read.
+        return type(self).__name__
+
+
+def best_checkpoint(trainer: L.Trainer) -> BestCheckpoint | None:
+    """The callback that keeps this run's best checkpoint, where there is one."""
+    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `checkpoints/last.ckpt`, from which a killed run goes on.
+
+    Args:
+        every_n_batches: write it every so many training batches too, not only after each epoch: what a
+            killed run loses at most. Where gradients are being accumulated or a validation comes next, it
+            waits for the next batch at which the run can be taken up again exactly.
+    """
+
+    def __init__(self, every_n_batches: int | None = None) -> None:
+        if every_n_batches is not None and every_n_batches < 1:
+            raise UserError(f"checkpoint.every_n_batches must be at least 1, got {every_n_batches}.")
+        self.every_n_batches = every_n_batches
+        self._due = False
+        self.last_model_path = ""
+
+    def _save(self, trainer: L.Trainer) -> None:
+        self._due = False
+        if not is_trial(trainer):
+            path = run_folder(trainer).last
+            trainer.save_checkpoint(path, weights_only=False)
+            self.last_model_path = os.fspath(path)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every_n_batches is None:
+            return
+        done = batch_idx + 1
+        self._due |= done % self.every_n_batches == 0
+        validation_next = done % (getattr(trainer, "val_check_batch", None) or math.inf) == 0
+        accumulating = done % trainer.accumulate_grad_batches != 0
+        if self._due and not (trainer.is_last_batch or validation_next or accumulating):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The progress bar has just asked for the epoch's metrics on the first process alone, which now
+        # waits for the others to add theirs. They must do that before anything else that all do together.
+        _ = trainer.callback_metrics
+        self._save(trainer)

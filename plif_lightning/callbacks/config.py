@@ -1,0 +1,44 @@
+"""The configuration of a run: in its folder, in its checkpoints, at other loggers."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.cli import SaveConfigCallback
+
+from plif_lightning.callbacks.logger import RunLogger
+from plif_lightning.data import SpikingDataModule
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runtime.files import written_whole
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the full configuration into the run's folder, every checkpoint, and other loggers."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+        # A run is configured by what it trains, not by where it happened to be resumed.
+        config = self.config.clone()
+        config.ckpt_path = config.run_folder = None
+        self.text = self.parser.dump(config, skip_none=False, format="yaml")
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        log_dir = next((logger.log_dir for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
+        if log_dir is not None:
+            folder = RunFolder(Path(log_dir))
+            with written_whole(folder.config) as file:
+                file.write(self.text)
+        for logger in trainer.loggers:
+            if not isinstance(logger, RunLogger):
+                logger.log_hyperparams(yaml.safe_load(self.text))
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["cli_config"] = self.text
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, SpikingDataModule):
+            checkpoint["training_set"] = data.identity()

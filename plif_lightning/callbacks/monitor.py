@@ -1,0 +1,132 @@
+"""Time constants, firing rates, learning rate and speed, epoch by epoch."""
+
+import math
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from plif_lightning.callbacks.logger import run_folder
+from plif_lightning.task import SpikingClassifier
+
+# Batches of an evaluation in which spikes are counted, about.
+_LISTENED = 8
+
+
+class LayerMonitor(Callback):
+    """Logs each epoch: tau and firing rate of each layer, learning rate, training samples per second.
+
+    Firing rates (spikes per neuron and time-step) are measured in validation and test, on about 8 of the
+    batches, evenly spaced over all: a neuron that is listened to is called by itself, not together with
+    BN and pool. With one tau per channel, a layer's mean is logged. A layer without leak has none.
+    """
+
+    def __init__(self) -> None:
+        self._hooks: list[Any] = []
+        self._sums: dict[str, Tensor] = {}
+        self._samples = 0
+        self._seconds = 0.0
+        # None while no training batch runs. A run that is resumed within an epoch never sees its start.
+        self._since: float | None = None
+        self._lr: float | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        run_folder(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._samples, self._seconds = 0, 0.0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Not after the last batch: by then the scheduler has set the next epoch's rate.
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._samples += len(batch.label) * trainer.world_size
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Validation runs inside the training epoch: its time is not the training's.
+        self._stop_clock()
+
+    def _stop_clock(self) -> None:
+        if self._since is not None:
+            self._seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SpikingClassifier)
+        self._stop_clock()
+        values = {} if self._lr is None else {"lr": self._lr}
+        if self._samples:
+            values["train/samples_per_second"] = self._samples / self._seconds
+        for name, neuron in pl_module.network.neurons():
+            values |= {f"{kind}/{name}": value.mean().item() for kind, value in neuron.learned().items()}
+        for key, value in values.items():
+            pl_module.log(key, value, sync_dist=True)
+
+    def _start_counting(self, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SpikingClassifier)
+
+        def count(name: str) -> Any:
+            def hook(module: nn.Module, inputs: Any, spikes: Tensor) -> None:
+                # [sum of the batches' mean rates x samples, samples], so that a short last batch counts less
+                n = spikes.shape[1]
+                update = torch.stack([spikes.mean(dtype=torch.float32) * n, torch.tensor(n, device=spikes.device)])
+                self._sums[name] = self._sums[name] + update if name in self._sums else update
+
+            return hook
+
+        self._hooks = [neuron.register_forward_hook(count(name)) for name, neuron in pl_module.network.neurons()]
+
+    def _listen(self, pl_module: L.LightningModule, batch_idx: int, batches: Any) -> None:
+        """Counts spikes in this batch, or not."""
+        count = batches[0] if isinstance(batches, list) else batches
+        every = max(1, int(count) // _LISTENED) if math.isfinite(count) else 1
+        self._remove_hooks()
+        if batch_idx % every == 0:
+            self._start_counting(pl_module)
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _stop_counting(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._remove_hooks()
+        for name, total in self._sums.items():
+            total = trainer.strategy.reduce(total, reduce_op="sum")
+            pl_module.log(f"rate/{name}", total[0] / total[1], sync_dist=True)
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._sums = {}
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        sanity = trainer.sanity_checking
+        self._listen(pl_module, batch_idx, trainer.num_sanity_val_batches if sanity else trainer.num_val_batches)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop_counting(trainer, pl_module)
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._sums = {}
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._listen(pl_module, batch_idx, trainer.num_test_batches)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop_counting(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._remove_hooks()

@@ -1,0 +1,75 @@
+"""Pictures that a run leaves: learning curve, tau curve, confusion matrix."""
+
+import csv
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.figure import Figure
+
+from plif_lightning.analysis.curves import plot_learning_curve, plot_tau_curve
+from plif_lightning.callbacks.logger import is_trial, known_run_folder, run_folder
+from plif_lightning.runs.metrics import read_metrics
+from plif_lightning.runtime.files import written_whole
+from plif_lightning.task import SpikingClassifier
+
+
+class CurvePlots(Callback):
+    """Writes the learning curve and the tau curve beside the metrics, when a fit ends or breaks off."""
+
+    @rank_zero_only
+    def _plot(self, trainer: L.Trainer) -> None:
+        # Not run_folder(): where a run ends before its start, nobody else is there to be asked.
+        folder = known_run_folder(trainer)
+        if folder is None or is_trial(trainer) or not folder.metrics.is_file():
+            return
+        metrics = read_metrics(folder.metrics)
+        title = getattr(getattr(trainer, "datamodule", None), "title", "")
+        if metrics:
+            plot_learning_curve(metrics, folder.learning_curve, title)
+            plot_tau_curve(metrics, folder.tau_curve, title)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._plot(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn == "fit":
+            for logger in trainer.loggers:
+                logger.save()
+            self._plot(trainer)
+
+
+def class_names_of(trainer: L.Trainer, num_classes: int) -> list[str]:
+    """The data's names of its classes, or their numbers where it has none."""
+    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    return list(names or map(str, range(num_classes)))
+
+
+class ConfusionMatrix(Callback):
+    """Writes the test's confusion matrix into the run's folder, as csv and png."""
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SpikingClassifier)
+        if not trainer.is_global_zero or is_trial(trainer):
+            return
+        counts = pl_module.confusion_matrix.cpu()
+        names = class_names_of(trainer, len(counts))
+        folder = run_folder(trainer)
+        with written_whole(folder.confusion_counts) as file:
+            writer = csv.writer(file)
+            writer.writerow(["true \\ predicted", *names])
+            writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+        figure = Figure(figsize=(6.0, 5.4), dpi=150, layout="constrained")
+        axes = figure.subplots()
+        share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+        axes.imshow(share.numpy(), cmap="Greys", vmin=0, vmax=1)
+        long = max(map(len, names)) > 3
+        axes.set_xticks(range(len(names)), names, rotation=45 if long else 0, ha="right" if long else "center")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        for i, row in enumerate(counts.tolist()):
+            for j, count in enumerate(row):
+                if count:
+                    axes.text(j, i, count, ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+        figure.savefig(folder.confusion_picture)

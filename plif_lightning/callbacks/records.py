@@ -1,0 +1,159 @@
+"""What a run writes for those who read it later: its command and data, W_fc / tau over time, a few samples."""
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from plif_lightning.callbacks.checkpoints import BestCheckpoint
+from plif_lightning.callbacks.logger import is_trial, run_folder
+from plif_lightning.data import SpikingDataModule
+from plif_lightning.data.loading import BatchRequest
+from plif_lightning.network import SpikingNetwork
+from plif_lightning.network.blocks import FCBlock
+from plif_lightning.runs.histograms import Histogram, append_histograms
+from plif_lightning.runs.process import write_command
+from plif_lightning.runs.result import write_facts
+from plif_lightning.runs.samples import Samples, write_samples
+from plif_lightning.task import SpikingClassifier
+
+_BINS = 80
+# Samples whose every spike is kept: a step of 128 maps of 128 x 128 neurons is a quarter of a megabyte.
+_PLAYED = 3
+
+
+class CommandRecord(Callback):
+    """Writes `command.json` and `data.json` when a fit starts.
+
+    Args:
+        arguments: of main.py. A run that is resumed keeps those that started it.
+    """
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.arguments = arguments
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or is_trial(trainer):
+            return
+        write_command(folder, self.arguments, resumed=trainer.ckpt_path is not None)
+        data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        facts = {"data": data.title, "origin": data.origin_note, "samples": data.sizes(), "protocol": data.protocol}
+        write_facts(folder, facts)
+
+
+def weight_histogram(layer: str, epoch: int, weight: Tensor, k: Tensor) -> Histogram:
+    """Counts of W / tau between equally spaced edges."""
+    values = (weight.detach() * (k.detach() if k.dim() == 0 else k.detach()[:, None])).float()
+    low, high = float(values.min()), float(values.max())
+    if not low < high:
+        low, high = low - 0.5, high + 0.5
+    return Histogram(layer, epoch, low, high, torch.histc(values, _BINS, low, high).long().cpu().numpy())
+
+
+class WeightRecord(Callback):
+    """Writes the distribution of W_fc / tau of each FC layer after each epoch into `weights.jsonl` (Fig. S1).
+
+    The line of epoch 0 is that before training. Layers without leak have no tau and no line.
+
+    Attributes:
+        latest: those of the last epoch, on the process that writes them.
+    """
+
+    def __init__(self) -> None:
+        self.latest: list[Histogram] = []
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, epoch: int) -> None:
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or is_trial(trainer):
+            return
+        assert isinstance(pl_module, SpikingClassifier)
+        self.latest = [
+            weight_histogram(name, epoch, block.fc.weight, block.neuron.k)
+            for name, block in pl_module.network.classifier.named_children()
+            if isinstance(block, FCBlock) and block.neuron.k is not None
+        ]
+        append_histograms(folder, self.latest)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.ckpt_path is None:  # a line that a run writes again counts instead of the first
+            self._write(trainer, pl_module, 0)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer, pl_module, trainer.current_epoch + 1)
+
+
+def _one_of_each_class(labels: list[int], most: int) -> list[int]:
+    first: dict[int, int] = {}
+    for i, label in enumerate(labels):
+        first.setdefault(label, i)
+    return [first[label] for label in sorted(first)][:most]
+
+
+class SampleRecord(Callback):
+    """Writes what the best network does with one sample of each class into `samples.npz`, when a fit has ended.
+
+    Args:
+        most: samples at most; 0 records nothing.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        folder = run_folder(trainer)
+        if self.most == 0 or not trainer.is_global_zero or is_trial(trainer) or data.val_set is None:
+            return
+        assert isinstance(pl_module, SpikingClassifier)
+        network = pl_module.network
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        training = network.training
+        if any(isinstance(c, BestCheckpoint) for c in trainer.checkpoint_callbacks) and folder.best.is_file():
+            state = torch.load(folder.best, map_location="cpu", weights_only=True)["state_dict"]
+            prefix = "network."
+            network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        try:
+            samples = record_samples(network.eval(), data, self.most, pl_module.device)
+        finally:
+            network.load_state_dict(before)
+            network.train(training)
+        write_samples(folder, samples)
+
+
+@torch.no_grad()
+def record_samples(network: SpikingNetwork, data: SpikingDataModule, most: int, device: torch.device) -> Samples:
+    """One validation sample of each class, up to `most`, and the network's first layer and votes."""
+    dataset = data.val_set
+    assert dataset is not None
+    seen = min(len(dataset), 50 * len(data.class_names))
+    labels = [dataset[BatchRequest(0, torch.tensor([i]))].label.item() for i in range(seen)]
+    frames, rates, votes = [], [], []
+    spikes: list[Tensor] = []
+    first_spikes: list[Tensor] = []
+    _, neuron = next(network.neurons())
+    hook = neuron.register_forward_hook(lambda module, inputs, out: first_spikes.append(out))
+    dtype = next(network.parameters()).dtype
+    chosen = _one_of_each_class([int(label) for label in labels], most)
+    try:
+        for i in chosen:
+            x = dataset[BatchRequest(0, torch.tensor([i]))].x.to(device).transpose(0, 1)
+            x = x.to(dtype) if x.is_floating_point() else x
+            votes.append(network(x).cpu())
+            fired = first_spikes.pop()[:, 0].cpu()
+            if len(spikes) < _PLAYED:
+                spikes.append(fired.bool())
+            rates.append(fired.float().mean(0))
+            frames.append(x.cpu())
+    finally:
+        hook.remove()
+    stacked = torch.cat(frames, 1)
+    return Samples(
+        np.asarray([labels[i] for i in chosen]),
+        list(data.class_names),
+        (stacked if not stacked.is_floating_point() else stacked.half()).numpy(),
+        torch.stack(rates).numpy(),
+        torch.stack(spikes, 1).numpy(),
+        torch.cat(votes, 1).float().numpy(),
+    )

@@ -1,0 +1,136 @@
+"""Weights & Biases beside a run's own files."""
+
+import json
+import os
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import wandb
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from plif_lightning.callbacks.logger import is_trial, run_folder
+from plif_lightning.callbacks.records import WeightRecord
+from plif_lightning.errors import UserError
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.wandb import read_identity, write_identity
+
+
+class WandbRunLogger(WandbLogger):
+    """Records a run with Weights & Biases; one that is resumed goes on in its W&B run.
+
+    Args:
+        project: of the run. Inside a sweep, the sweep's counts.
+        name: of the run; W&B makes one up where it is not given.
+        group: of runs that belong together; WANDB_RUN_GROUP where it is not given.
+        tags: of the run; WANDB_TAGS where they are not given.
+        entity: user or team; the default one of the login where it is not given.
+        offline: keep everything on this machine, for `wandb sync` later; WANDB_MODE=offline does the same.
+        save_dir: folder for W&B's own files.
+        checkpoints: upload checkpoints as artifacts: false, best (when the run ends) or all (each as it is written).
+    """
+
+    def __init__(
+        self,
+        project: str = "plif_lightning",
+        name: str | None = None,
+        group: str | None = None,
+        tags: list[str] | None = None,
+        entity: str | None = None,
+        offline: bool = False,
+        save_dir: str = "runs",
+        checkpoints: Literal[False, "best", "all"] = False,
+    ) -> None:
+        super().__init__(
+            name=name,
+            save_dir=save_dir,
+            offline=offline,
+            project=project,
+            log_model="all" if checkpoints == "all" else checkpoints == "best",
+            group=group,
+            tags=tags,
+            entity=entity,
+            resume="allow",
+        )
+        self._wandb_init.pop("anonymous", None)  # which has no effect any more but a warning
+        if "WANDB_SWEEP_ID" in os.environ:
+            self._wandb_init["project"] = None  # it would be ignored, with a warning
+
+    def take_up(self, folder: RunFolder) -> None:
+        """Goes on in the W&B run that the run in a folder was recorded in, where there was one."""
+        known = read_identity(folder)
+        if known is not None:
+            self._id = self._wandb_init["id"] = known
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            try:
+                return super().experiment
+            except (wandb.errors.UsageError, wandb.errors.AuthenticationError, wandb.errors.CommError) as error:
+                raise UserError(
+                    f"Weights & Biases cannot be used: {' '.join(str(error).split()).rstrip('.')}. Run `wandb login`, "
+                    "or set WANDB_MODE=offline to keep the record on this machine, or leave out variants/wandb.yaml."
+                ) from error
+        return self._experiment
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any = None) -> None:
+        # A sweep locks what it sets. To set that again to what it is would be refused with a warning.
+        known = dict(self.experiment.config)
+        super().log_hyperparams({k: v for k, v in params.items() if k not in known or known[k] != v})
+
+
+class WandbRecord(Callback):
+    """What W&B gets beside the metrics: distributions of W_fc / tau, confusion matrix, figures, facts of the data.
+
+    Args:
+        weights: has the distributions, and comes before this one in the Trainer's callbacks.
+    """
+
+    def __init__(self, weights: WeightRecord) -> None:
+        self.weights = weights
+
+    def _runs(self, trainer: L.Trainer) -> list[Any]:
+        if not trainer.is_global_zero or is_trial(trainer):
+            return []
+        return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbRunLogger)]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = run_folder(trainer)
+        for run in self._runs(trainer):
+            write_identity(folder, run)
+            if folder.data.is_file():
+                run.config.update({"facts": json.loads(folder.data.read_text())}, allow_val_change=True)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for run in self._runs(trainer):
+            found = {}
+            for row in self.weights.latest:
+                edges = np.linspace(row.low, row.high, len(row.counts) + 1)
+                found[f"W_over_tau/{row.layer}"] = wandb.Histogram(np_histogram=(row.counts.tolist(), edges.tolist()))
+            if found:
+                run.log({**found, "trainer/global_step": trainer.global_step})
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = run_folder(trainer)
+        for run in self._runs(trainer):
+            paths = {"learning_curve": folder.learning_curve, "tau_curve": folder.tau_curve}
+            images = {name: wandb.Image(str(path)) for name, path in paths.items() if path.is_file()}
+            if images:
+                run.log({**images, "trainer/global_step": trainer.global_step})
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = run_folder(trainer)
+        for run in self._runs(trainer):
+            if folder.confusion_picture.is_file():
+                run.log(
+                    {
+                        "confusion_matrix": wandb.Image(str(folder.confusion_picture)),
+                        "trainer/global_step": trainer.global_step,
+                    }
+                )

@@ -1,0 +1,196 @@
+"""What a checkpoint, and a configuration's bare name, do to the arguments, before any parser sees them."""
+
+import itertools
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plif_lightning import configs
+from plif_lightning.cli.help import EVALUATIONS
+from plif_lightning.errors import CheckpointError
+from plif_lightning.runs.folder import RunFolder
+
+_INFORMATIVE = {"--help-all", "--print_config"}
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """The arguments of a command, and what a checkpoint among them says.
+
+    Attributes:
+        given: as the user wrote them.
+        arguments: for the parser: configurations as files, and a checkpoint's own configuration before what is given.
+        stored: the configuration in the checkpoint.
+        folder: of the run to be resumed, or whose checkpoint is evaluated.
+        step: at which the checkpoint was written.
+        training_set: identity of the training set of the checkpoint's run.
+    """
+
+    given: list[str]
+    arguments: list[str]
+    stored: dict[str, Any] | None = None
+    folder: RunFolder | None = None
+    step: int = 0
+    training_set: str | None = None
+
+    @property
+    def command(self) -> str:
+        return self.given[0]
+
+
+def expand(argv: Sequence[str]) -> Expanded:
+    """The arguments with `--ckpt_path` as a file, and before them the configuration stored in it.
+
+    Args:
+        argv: the command and its arguments.
+
+    Raises:
+        CheckpointError: an evaluation has no checkpoint, or the one that is named is none.
+        UserError: there is no such configuration.
+    """
+    given = list(argv)
+    command, *rest = with_config_files(given)
+    if _INFORMATIVE & {argument.split("=")[0] for argument in rest}:
+        return Expanded(given, [command, *("--help" if a == "--help-all" else a for a in rest)])
+    at = next((i for i, a in enumerate(rest) if a.split("=")[0] == "--ckpt_path"), None)
+    if at is None:
+        if command in EVALUATIONS:
+            raise CheckpointError(
+                f"{command} needs a checkpoint, or it would measure random weights: "
+                f"pass --ckpt_path RUN/checkpoints/best.ckpt."
+            )
+        return Expanded(given, [command, *rest])
+    inline = "=" in rest[at]
+    value = rest[at].split("=", 1)[1] if inline else rest[at + 1] if at + 1 < len(rest) else ""
+    if not value or value.startswith("--"):
+        raise CheckpointError("--ckpt_path needs a file, such as RUN/checkpoints/last.ckpt.")
+    rest = rest[:at] + rest[at + (1 if inline else 2) :]
+    in_place = value == "last"
+    if command in EVALUATIONS and in_place:
+        raise CheckpointError(f"{command} needs the file: pass --ckpt_path RUN/checkpoints/last.ckpt.")
+    path = _last_of(rest) if in_place else Path(value)
+    stored, step, training_set = read_checkpoint(path)
+    folder = RunFolder.of_checkpoint(path)
+    rest.append(f"--ckpt_path={path}")
+    if command in EVALUATIONS:
+        kept = {key: stored[key] for key in ("seed_everything", "model", "data")}
+        kept["trainer"] = {"precision": stored["trainer"]["precision"]}
+        rest.insert(0, f"--config={yaml.safe_dump(kept)}")
+        return Expanded(given, [command, *rest], stored, folder, step, training_set)
+    return Expanded(given, [command, *rest], stored, folder if in_place else None, step, training_set)
+
+
+def with_config_files(argv: Sequence[str]) -> list[str]:
+    """The arguments with the file of each configuration that is given by its bare name.
+
+    Raises:
+        UserError: there is no such configuration.
+    """
+    found = list(argv)
+    for i, argument in enumerate(found):
+        option, separator, value = argument.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        if separator:
+            found[i] = f"{option}={_file(value)}"
+        elif i + 1 < len(found):
+            found[i + 1] = _file(found[i + 1])
+    return found
+
+
+def _file(value: str) -> str:
+    is_text = "\n" in value or ":" in value.replace(":\\", "")  # the configuration itself, as YAML
+    return value if is_text else str(configs.resolve(value))
+
+
+def _last_of(argv: Sequence[str]) -> Path:
+    """`last.ckpt` of the run whose configuration is given with `--config RUN/config.yaml`."""
+    values = [a.split("=", 1)[1] for a in argv if a.startswith(("--config=", "-c="))]
+    values += [b for a, b in itertools.pairwise(argv) if a in ("--config", "-c")]
+    tried = [RunFolder(Path(value).parent).last for value in values]
+    for path in reversed(tried):
+        if path.is_file():
+            return path
+    raise CheckpointError(
+        "--ckpt_path last resumes a run, named by --config RUN/config.yaml, but there is no "
+        f"{' or '.join(map(str, tried)) or 'such configuration'}. Leave --ckpt_path out to start a new run."
+    )
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], int, str | None]:
+    """The configuration stored in a checkpoint, its step, and the identity of its training set.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not a whole checkpoint of this project.
+    """
+    checkpoint = load_checkpoint(path)
+    return yaml.safe_load(checkpoint["cli_config"]), checkpoint["global_step"], checkpoint.get("training_set")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint that `fit` wrote, its tensors mapped into memory.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not a whole checkpoint of this project.
+    """
+    import torch
+
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: pass a file, such as --ckpt_path RUN/checkpoints/best.ckpt.")
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is truncated or another file ({reason})."
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"cli_config", "state_dict", "global_step"} <= checkpoint.keys():
+        raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it holds no configuration.")
+    return checkpoint
+
+
+def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
+    """Compares the configuration that was parsed with the one stored in the checkpoint.
+
+    Raises:
+        CheckpointError: they differ in what the checkpoint's weights, split or next batches depend on.
+    """
+    stored = expanded.stored
+    assert stored is not None
+    data = {"validation", "holdout_fraction"}
+    keys = {"model"}
+    if expanded.command == "fit":
+        # what else decides which samples the next batches hold
+        keys |= {"seed_everything", "data.class_path"}
+        data |= {"time_steps", "batch_size", "drop_last", "source", "slicing", "size", "time_order"}
+    elif stored["data"]["init_args"].get("validation") == "holdout":
+        # With another split, samples that the network was trained on would be called held out.
+        data |= {"source", "time_order"}
+    keys |= {f"data.init_args.{name}" for name in data}
+    old, new = _flatten(stored), _flatten(given)
+    differences = [
+        f"{k.replace('.init_args', '')} is {old.get(k)!r} there, {new.get(k)!r} here"
+        for k in sorted(old.keys() | new.keys())
+        if old.get(k) != new.get(k)
+        and k != "model.backend"  # another form of the same functions
+        and any(k == key or k.startswith(f"{key}.") for key in keys)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"the checkpoint belongs to other settings: {'; '.join(differences)}. "
+            "Leave them out, or start a new run without --ckpt_path."
+        )
+
+
+def _flatten(value: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {
+            k: v for name, part in value.items() for k, v in _flatten(part, f"{key}.{name}" if key else name).items()
+        }
+    return {key: value}

@@ -1,0 +1,91 @@
+"""All commands: what trains and evaluates is LightningCLI's, what starts and reads many runs is our own."""
+
+import difflib
+import sys
+from collections.abc import Callable
+
+from plif_lightning.cli.help import COMMANDS, overview, screen
+from plif_lightning.errors import UserError
+from plif_lightning.runtime.allocator import tune_allocator
+from plif_lightning.version import __version__
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line; a user's mistake ends it with one sentence and exit status 2."""
+    tune_allocator()  # before PyTorch allocates anything
+    argv = sys.argv[1:] if args is None else args
+    try:
+        status = _run(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # no permission, no space, no such folder
+        print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    if status:
+        raise SystemExit(status)
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if argv[0] == "--version":
+        print(f"plif_lightning {__version__}")
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"unknown command {name}.{hint} The commands are {', '.join(COMMANDS)}.")
+    if {"-h", "--help"} & set(rest):
+        print(_help(name, rest))
+        return 0
+    return _command(name)(rest)
+
+
+def _help(name: str, argv: list[str]) -> str:
+    """One screen; for a command with a configuration, all arguments of its data set too."""
+    if name == "sweep":
+        from plif_lightning.cli.sweep import parser
+
+        return parser().format_help().rstrip()
+    if name in ("tables", "figures", "report"):
+        from plif_lightning.cli import results
+
+        return results.PARSERS[name]().format_help().rstrip()
+    if not any(argument.split("=")[0] in ("--config", "-c") for argument in argv):
+        return screen(name)
+    from plif_lightning.cli.prepare import help_of_data  # which loads Lightning
+
+    return f"{screen(name)}\n\n{help_of_data(argv)}"
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    if name == "sweep":
+        from plif_lightning.cli.sweep import sweep
+
+        return sweep
+    if name in ("tables", "figures", "report"):
+        from plif_lightning.cli import results
+
+        return {"tables": results.tables, "figures": results.figures, "report": results.report}[name]
+    if name == "prepare":
+        from plif_lightning.cli.prepare import prepare
+
+        return prepare
+    from plif_lightning.cli.checkpoint import expand
+
+    def train_or_evaluate(rest: list[str]) -> int:
+        expanded = expand([name, *rest])  # what is wrong with a checkpoint or a file's name is said at once
+        from plif_lightning.cli.lightning import run
+
+        return run(expanded)
+
+    return train_or_evaluate

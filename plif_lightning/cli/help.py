@@ -1,0 +1,117 @@
+"""One screen of help for each command: what people use first. `--help-all` shows everything."""
+
+from plif_lightning.runtime import program
+
+COMMANDS = {
+    "prepare": "fetch, verify and unpack a data set, and say what is there",
+    "fit": "train a network; keeps its best and its last checkpoint",
+    "validate": "measure a checkpoint on the validation part of its own run",
+    "test": "measure a checkpoint on the test set, per class too",
+    "predict": "write a checkpoint's predictions and votes into a csv file",
+    "sweep": "make all runs of a grid, each in a process and folder of its own",
+    "tables": "the paper's tables, with your runs beside the paper's numbers",
+    "figures": "the paper's figures from your runs, as pdf and png",
+    "report": "one page with tables, figures and all runs",
+}
+EVALUATIONS = ("validate", "test", "predict")
+
+_MODEL = (
+    ("--model.neuron", "plif (learned tau), lif (fixed tau) or if (no leak)"),
+    ("--model.init_tau", "tau_0 > 1 of plif, tau of lif, in time-steps"),
+    ("--model.pooling", "max or avg"),
+    ("--model.loss", "per_step (the paper) or rate (the authors' code)"),
+    ("--model.channels, --model.fc_features", "size of the network"),
+    ("--model.backend", "auto, reference, cpu or triton"),
+    ("--model.optimizer", "a class of torch.optim; --model.optimizer.lr 0.01"),
+)
+_DATA = (
+    ("--data.root", "folder of the data sets"),
+    ("--data.time_steps", "T"),
+    ("--data.validation", "test (accuracy A) or holdout (accuracy B)"),
+    ("--data.batch_size", "training samples per process and step"),
+    ("--data.augmentation+=NAME", "change training samples; may be repeated"),
+)
+_TRAINER = (
+    ("--trainer.max_epochs", "epochs"),
+    ("--trainer.precision", "32-true, bf16-mixed, ..."),
+    ("--trainer.devices", "processes or GPUs; --trainer.strategy ddp"),
+)
+_OPTIONS: dict[str, tuple[tuple[str, tuple[tuple[str, str], ...]], ...]] = {
+    "fit": (
+        (
+            "what is trained",
+            (
+                ("--config", "a configuration by path or name; later ones change earlier ones"),
+                ("--ckpt_path last", "resume the run whose config.yaml is given with --config"),
+                ("--run_folder", "where the run keeps its files, instead of runs/NAME/version_N"),
+                ("--seed_everything", "seed of the run"),
+                ("--test_after_fit", "true: test the best checkpoint once, at the end"),
+            ),
+        ),
+        ("network and optimiser", _MODEL),
+        ("data (`fit --help --config NAME` lists all arguments of its data set)", _DATA),
+        ("training", _TRAINER),
+    ),
+    "prepare": (
+        (
+            "data",
+            (
+                ("--config", "a configuration by path or name"),
+                ("--data.root", "folder of the data sets"),
+                ("--data.download", "false: fetch nothing"),
+                ("--verify true", "read all that was prepared once, and compare its checksums"),
+            ),
+        ),
+    ),
+}
+for _name in EVALUATIONS:
+    _OPTIONS[_name] = (
+        (
+            "what is measured",
+            (
+                ("--ckpt_path", "the checkpoint, such as RUN/checkpoints/best.ckpt; it knows its configuration"),
+                ("--data.root", "folder of the data sets, where it is another one now"),
+                ("--data.num_workers", "processes that load"),
+                ("--trainer.devices", "processes or GPUs"),
+            ),
+        ),
+    )
+_EXAMPLES = {
+    "fit": "fit --config fashionmnist --config lif --trainer.max_epochs 3",
+    "prepare": "prepare --config nmnist --data.root DIR",
+    "validate": "validate --ckpt_path RUN/checkpoints/best.ckpt",
+    "test": "test --ckpt_path RUN/checkpoints/best.ckpt",
+    "predict": "predict --ckpt_path RUN/checkpoints/best.ckpt",
+}
+
+
+def _columns(rows: tuple[tuple[str, str], ...]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name:{width}}  {text}" for name, text in rows]
+
+
+def overview() -> str:
+    """What there is."""
+    call = program.shown()
+    return "\n".join(
+        [
+            "Spiking networks with learnable membrane time constants (PLIF).",
+            "",
+            f"usage: {call} COMMAND [--config NAME] [--model.KEY VALUE] [--data.KEY VALUE] [--trainer.KEY VALUE]",
+            "",
+            *_columns(tuple(COMMANDS.items())),
+            "",
+            f"To begin: {call} fit --config quickstart (on a CPU, nothing to download)",
+            f"More on each: {call} COMMAND --help; all arguments: {call} COMMAND --help-all; --version",
+        ]
+    )
+
+
+def screen(name: str) -> str:
+    """One screen for a command of LightningCLI's kind."""
+    call = program.shown()
+    lines = [f"{call} {name}: {COMMANDS[name]}.", ""]
+    for title, rows in _OPTIONS[name]:
+        lines += [f"{title}:", *_columns(rows), ""]
+    lines += [f"for example: {call} {_EXAMPLES[name]}", f"all arguments: {call} {name} --help-all"]
+    return "\n".join(lines)

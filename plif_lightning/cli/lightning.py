@@ -1,0 +1,309 @@
+"""LightningCLI with the house's habits: what ties data, task, checkpoints and run folders together."""
+
+import logging
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from plif_lightning import configs
+from plif_lightning.callbacks import (
+    BestCheckpoint,
+    CommandRecord,
+    ConfusionMatrix,
+    CurvePlots,
+    LastCheckpoint,
+    LayerMonitor,
+    PredictionWriter,
+    ProgressBar,
+    RunLogger,
+    SampleRecord,
+    WandbRecord,
+    WandbRunLogger,
+    WeightRecord,
+)
+from plif_lightning.callbacks.checkpoints import best_checkpoint
+from plif_lightning.callbacks.config import SaveConfig
+from plif_lightning.callbacks.logger import is_trial, run_folder
+from plif_lightning.callbacks.same_data import SameData
+from plif_lightning.cli.checkpoint import Expanded, refuse_other_settings
+from plif_lightning.cli.messages import Parser, own_error
+from plif_lightning.cli.summary import Header, print_evaluation, print_fit
+from plif_lightning.data import SpikingDataModule
+from plif_lightning.errors import CheckpointError, UserError
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.result import write_result, write_test_result
+from plif_lightning.task import SpikingClassifier
+
+_log = logging.getLogger(__name__)
+
+
+class PlifCLI(LightningCLI):
+    """LightningCLI with `configs/base.yaml` under every configuration, and checkpoints that know theirs."""
+
+    def __init__(self, expanded: Expanded) -> None:
+        self.expanded = expanded
+        base = str(configs.folder() / "base.yaml")
+        super().__init__(
+            SpikingClassifier,
+            SpikingDataModule,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            seed_everything_default=2020,
+            parser_class=Parser,
+            parser_kwargs={name: {"default_config_files": [base]} for name in self.subcommands()},
+            auto_configure_optimizers=False,
+            args=expanded.arguments,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--run_folder",
+            type=str | None,
+            default=None,
+            help="Where a fit keeps its files, instead of runs/NAME/version_N.",
+        )
+        parser.add_argument(
+            "--record_samples",
+            type=int,
+            default=10,
+            help="Record the best network's spikes for so many samples, one of a class, when a fit has ended.",
+        )
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=False, help="Test the best checkpoint once, right after fit."
+        )
+        for name in ("input_shape", "num_classes", "time_steps"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    # --- checkpoints and the configurations in them
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        self.config = parser.parse_args(args)
+        command = self.config.subcommand
+        if self.expanded.stored is not None:
+            given = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))
+            refuse_other_settings(self.expanded, given[command])
+        elif self.config[command].get("ckpt_path") is not None:
+            raise CheckpointError("ckpt_path stands in a configuration file: pass it as --ckpt_path instead.")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the whole configuration is taken from the checkpoint, not the model's part alone."""
+
+    # --- before and after the classes are made
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        place_absolutely(config.data.init_args)
+        folder = self.expanded.folder
+        if config.run_folder is not None and (self.subcommand != "fit" or folder is not None):
+            raise UserError(
+                "run_folder names the folder of a new run: leave it out beside --ckpt_path last, and for all but fit."
+            )
+        if config.record_samples < 0:
+            raise UserError(f"record_samples must be at least 0, got {config.record_samples}.")
+        precision = str(config.trainer.precision)
+        if precision in ("16", "16-mixed", "16-true") and self._accelerator(config) == "cpu":
+            raise UserError(f"--trainer.precision {precision} needs a GPU: on a CPU pass bf16-mixed or 32-true.")
+        if config.trainer.overfit_batches:
+            raise UserError("trainer.overfit_batches would replace the data's order: pass limit_train_batches instead.")
+        if self.subcommand == "fit":
+            for logger in self._loggers(config):
+                if logger.class_path.endswith(".RunLogger") and logger.init_args.name is None:
+                    logger.init_args.name = self._run_name(config)
+
+    @staticmethod
+    def _loggers(config: Any) -> list[Any]:
+        loggers = config.trainer.logger
+        loggers = loggers if isinstance(loggers, list) else [loggers]
+        return [logger for logger in loggers if hasattr(logger, "class_path")]
+
+    @staticmethod
+    def _accelerator(config: Any) -> str:
+        name = config.trainer.accelerator
+        if name in ("auto", "gpu"):
+            return "gpu" if CUDAAccelerator.is_available() or MPSAccelerator.is_available() else "cpu"
+        return str(name)
+
+    @staticmethod
+    def _run_name(config: Any) -> str:
+        """Name of the first configuration file that is no variant, or of the data set."""
+        paths = [Path(str(path)) for path in config.get("config") or [] if path is not None and str(path)]
+        for path in paths:
+            if path.suffix in (".yaml", ".yml") and path.resolve().parent != configs.folder() / "variants":
+                return path.stem
+        return str(config.data.class_path).rsplit(".", 1)[-1].lower()
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self.config_init[self.subcommand].trainer
+        weights = WeightRecord()
+        own: list[Any] = [SameData(self.expanded.training_set), LayerMonitor(), CurvePlots(), ConfusionMatrix()]
+        if self.subcommand == "fit":
+            own += [
+                Header(),
+                CommandRecord(self.expanded.given),
+                weights,
+                SampleRecord(self.config[self.subcommand].record_samples),
+            ]
+        if self.subcommand == "predict":
+            own.append(PredictionWriter())
+        if config.enable_checkpointing is not False and config.limit_val_batches != 0 and self.subcommand == "fit":
+            own.append(BestCheckpoint())
+        self.trainer_defaults = {"callbacks": own}
+        trainer = super().instantiate_trainer(**kwargs)
+        if "sync_batchnorm" not in kwargs and not config.sync_batchnorm and needs_sync_batchnorm(trainer):
+            _log.info("sync_batchnorm is on: BN statistics are taken over all GPUs.")
+            return self.instantiate_trainer(sync_batchnorm=True)
+        folder, named = self.expanded.folder, self.config[self.subcommand].run_folder
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger) and folder is not None:
+                if self.subcommand == "fit":
+                    logger.place(folder.path, keep_before_step=self.expanded.step)
+                else:
+                    logger.place(folder.path / str(self.subcommand))
+            elif isinstance(logger, WandbRunLogger) and folder is not None and self.subcommand == "fit":
+                logger.take_up(folder)
+            elif isinstance(logger, RunLogger) and named is not None:
+                logger.place(Path(named).absolute())
+        if any(isinstance(logger, WandbRunLogger) for logger in trainer.loggers):
+            trainer.callbacks.append(WandbRecord(weights))  # type: ignore[attr-defined]  # after those that write what it reads
+        return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
+        if config.get("enable_checkpointing") is False:
+            callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
+        if config.get("enable_progress_bar") is False and isinstance(config.get("callbacks"), list):
+            config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, ProgressBar)]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def before_fit(self) -> None:
+        for logger in self.trainer.loggers:
+            if isinstance(logger, RunLogger) and self.expanded.folder is None and self.trainer.is_global_zero:
+                folder = RunFolder(Path(logger.log_dir))
+                if folder.config.exists():
+                    raise UserError(
+                        f"{folder.path} already holds a run. To resume it, pass --config {folder.config} "
+                        "--ckpt_path last; for a new run leave out --trainer.logger.version."
+                    )
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["weights_only"] = True
+        if subcommand in ("validate", "test"):
+            kwargs["verbose"] = False
+        if subcommand == "predict":
+            kwargs["return_predictions"] = False
+        return kwargs
+
+    # --- what a run says at its end
+
+    def after_fit(self) -> None:
+        results = None
+        test = self.config[self.subcommand].test_after_fit and not is_trial(self.trainer)
+        if test:
+            best = best_checkpoint(self.trainer)
+            path = best.best_model_path if best is not None else ""
+            if path:
+                measured = self.trainer.test(
+                    self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False, weights_only=True
+                )
+                results = measured[0] if measured else None
+        if self.trainer.is_global_zero:
+            if not is_trial(self.trainer):
+                write_result(run_folder(self.trainer), results, self.datamodule.sizes())
+            print_fit(self.trainer, self.datamodule, results, asked_for_test=test)
+
+    def after_validate(self) -> None:
+        print_evaluation(self.trainer, self.datamodule)
+
+    def after_test(self) -> None:
+        folder, limit = self.expanded.folder, self.config[self.subcommand].trainer.limit_test_batches
+        if folder is not None and self.trainer.is_global_zero and not is_trial(self.trainer):
+            # The run's accuracy B is that of its best checkpoint on all of the test set.
+            checkpoint = Path(str(self.config[self.subcommand].ckpt_path)).resolve()
+            # Lightning takes 1 for one batch and 1.0 for all of them.
+            whole = limit is None or (isinstance(limit, float) and limit == 1.0)
+            if whole and checkpoint == folder.best.resolve():
+                write_test_result(folder, self.trainer.callback_metrics, self.datamodule.sizes())
+        print_evaluation(self.trainer, self.datamodule)
+
+    def after_predict(self) -> None:
+        print_evaluation(self.trainer, self.datamodule)
+
+
+def place_absolutely(data: Any) -> None:
+    """Makes the folders among a data set's arguments absolute: a run may be resumed from elsewhere."""
+    for name in ("root", "store"):
+        if data.get(name):
+            data[name] = str(Path(data[name]).expanduser().absolute())
+
+
+def needs_sync_batchnorm(trainer: L.Trainer) -> bool:
+    """Whether several GPUs train together, each on a part of the batch whose statistics BN is meant to take."""
+    return trainer.world_size > 1 and isinstance(trainer.accelerator, CUDAAccelerator)
+
+
+# Of what Lightning says at every start or checkpoint, what tells a user nothing.
+_NOISE = (
+    "💡 Tip",
+    "`weights_only` was not set",
+    "TPU available",
+    "GPU available: False",
+    "Restoring states",
+    "Loaded model weights",
+    "`Trainer.fit` stopped",
+)
+
+
+def _tells_something(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_NOISE)
+
+
+def quieten() -> None:
+    for handler in logging.getLogger("lightning").handlers + logging.getLogger("lightning.pytorch").handlers:
+        handler.addFilter(_tells_something)
+    # lightning 2.6 calls what torch 2.13 deprecates
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Images lie in memory and are cut into batches at once: worker processes would only slow them down.
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    # An evaluation has nothing to do with the callbacks that watched the training.
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
+    # A resumed run goes on in its own folder; a new one never gets an old folder.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # All metrics are logged once an epoch.
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+
+
+def _raised_by_lightning(error: Exception) -> bool:
+    """Whether Lightning itself, and nothing that it called, refused something that a user asked for."""
+    trace = traceback.extract_tb(error.__traceback__)
+    return bool(trace) and Path(L.__file__).parent in Path(trace[-1].filename).parents
+
+
+def run(expanded: Expanded) -> int:
+    """Trains or evaluates.
+
+    Raises:
+        UserError: a mistake that Lightning, PyTorch or a loader's worker process noticed, in one sentence.
+    """
+    quieten()
+    try:
+        PlifCLI(expanded)
+    except Exception as error:
+        own: str | Exception | None = error if isinstance(error, MisconfigurationException) else own_error(error)
+        if own is None and isinstance(error, (ValueError, RuntimeError)) and _raised_by_lightning(error):
+            own = " ".join(str(error).split())
+        if own is None:
+            raise
+        # PyTorch puts a loader worker's traceback into the message.
+        text = str(own).strip().split("\n")[-1].split("Error: ", 1)[-1] if "Original Traceback" in str(own) else own
+        raise UserError(str(text)) from error
+    return 0

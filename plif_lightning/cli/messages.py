@@ -1,0 +1,158 @@
+"""jsonargparse's messages in one sentence, with the nearest known name; its own text where nothing better is known."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
+
+from plif_lightning import data as data_module
+from plif_lightning.callbacks import LastCheckpoint
+from plif_lightning.data import ImageAugmentation, SpikingDataModule
+from plif_lightning.errors import UserError
+from plif_lightning.events.augment import EventAugmentation
+from plif_lightning.task import SpikingClassifier
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one sentence, with the nearest known key where an unknown one was given."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # An abbreviation would turn a mistyped key into another one.
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise own_error(ex) or UserError(in_one_sentence(message, known_keys)) from ex
+
+
+def own_error(error: BaseException | None) -> UserError | None:
+    """The UserError that an argument's class raised, out of what jsonargparse wrapped around it."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+# Keys of `fit` beside those of network, data and Trainer.
+OWN_KEYS = ("config", "seed_everything", "ckpt_path", "run_folder", "record_samples", "test_after_fit")
+
+
+def known_keys() -> set[str]:
+    """Every key that may be given to `fit`."""
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(L.Trainer, "trainer")
+    parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
+    parser.add_class_arguments(SpikingClassifier, "model")
+    keys = {*OWN_KEYS, "data.class_path", *parser.get_defaults(skip_validation=True).keys()}
+    for data in data_classes().values():
+        keys |= {f"data.{name}" for name in inspect.signature(data).parameters}
+    return keys
+
+
+def _classes_below(base: type, *modules: Any) -> dict[str, type]:
+    found = [(name, c) for module in modules for name, c in vars(module).items() if isinstance(c, type)]
+    return {name: c for name, c in found if issubclass(c, base) and c is not base and not name.startswith("_")}
+
+
+def data_classes() -> dict[str, type[SpikingDataModule]]:
+    """The data sets, by the name of their class."""
+    classes = _classes_below(SpikingDataModule, data_module)
+    return {name: c for name, c in classes.items() if hasattr(c, "title")}
+
+
+# Names by which a class may be given without its module: key, what it is called, its base, where it is looked for.
+_NAMED = (
+    ("optimizer", "model.optimizer", torch.optim.Optimizer, (torch.optim,)),
+    ("lr_scheduler", "model.lr_scheduler", torch.optim.lr_scheduler.LRScheduler, (torch.optim.lr_scheduler,)),
+)
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    """` Did you mean X?` for the known key that is most alike, or nothing."""
+    known = list(known)
+    matches = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    if not matches:
+        by_last_name = {name.rsplit(".", 1)[-1]: name for name in known}
+        matches = [
+            by_last_name[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_last_name, n=1, cutoff=0.75)
+        ]
+    if not matches:
+        return ""
+    # Inside a class of its own, jsonargparse knows only the last part of a name.
+    full = [name for name in known if name.rsplit(".", 1)[-1] == matches[0]]
+    return f" Did you mean {max(full, key=len) if full else matches[0]}?"
+
+
+def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
+    """What the parser says, for a person; its own text where it is not recognised.
+
+    Args:
+        message: of jsonargparse.
+        known: gives every key that may be given.
+    """
+    message = re.sub(r"\s*\n\s*", " ", message).strip()
+    return (
+        _of_augmentation(message)
+        or _of_class(message)
+        or _of_missing_data(message)
+        or _of_unknown_key(message, known)
+        or message
+    )
+
+
+def _of_class(message: str) -> str | None:
+    """A class that cannot be found by its name."""
+    if not (given := re.search(r"(?:Expected a dot import path string|Import path): (\S+)", message)):
+        return None
+    name = given[1].strip("'\"")
+    parser_key = re.match(r'Parser key "([\w.]+)"', message)
+    key = parser_key[1] if parser_key else ""
+    if key == "data":
+        names = list(data_classes())
+        return f"data must be one of {', '.join(names)} or a class path, got {name!r}.{_nearest(name, names)}"
+    for part, called, base, modules in _NAMED:
+        if part in key:
+            names = list(_classes_below(base, *modules))
+            return f"{called} must be one of {', '.join(names)} or a class path, got {name!r}.{_nearest(name, names)}"
+    return None
+
+
+def _of_augmentation(message: str) -> str | None:
+    if not re.match(r'Parser key "(?:data\.)?(?:init_args\.)?augmentation', message):
+        return None
+    base = EventAugmentation if EventAugmentation.__name__ in message else ImageAugmentation
+    given = re.search(r"Given value: (.*)$", message)
+    return (
+        f"data.augmentation of this data set must be a list of {', '.join(_classes_below(base, data_module))}; "
+        f"got {given[1] if given else '?'}. "
+        "On the command line: --data.augmentation+=NAME --data.augmentation.ARGUMENT=VALUE."
+    )
+
+
+def _of_missing_data(message: str) -> str | None:
+    if not re.search(r"arguments are required: (\w+\.)?data$", message):
+        return None
+    return f"{message}: pass --config NAME, or --data with one of {', '.join(data_classes())}."
+
+
+def _of_unknown_key(message: str, known: Callable[[], Iterable[str]]) -> str | None:
+    if unknown := re.search(r"unrecognized arguments: (?:--)?([\w.]+)", message):
+        key = unknown[1]
+    elif unknown := re.search(r"(?:[Oo]ption|[Kk]ey) '([\w.]+)'(?: is not|$)", message):
+        key = unknown[1]
+        inside = re.match(r'Parser key "([\w.]+)"', message)
+        if inside and not key.startswith(inside[1]):
+            key = f"{inside[1]}.{key}"
+    else:
+        return None
+    key = key.replace("init_args.", "")
+    owners = [name for name, c in data_classes().items() if key in inspect.signature(c).parameters]
+    if owners and message.startswith("Option"):  # said inside the class of the data set that was chosen
+        *most, last = owners
+        return f"this data set has no argument {key}: only {', '.join(most)}{' and ' if most else ''}{last} have it."
+    return f"unknown argument {key}.{_nearest(key, known())}"

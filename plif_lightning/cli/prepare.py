@@ -1,0 +1,92 @@
+"""`prepare`: a data set's files and stores, without a network or a Trainer; and the help of a data set's arguments."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plif_lightning.cli.checkpoint import with_config_files
+from plif_lightning.cli.lightning import place_absolutely, quieten
+from plif_lightning.cli.messages import OWN_KEYS, Parser
+from plif_lightning.cli.summary import print_inventory
+from plif_lightning.data import SpikingDataModule
+from plif_lightning.errors import UserError
+
+
+def _data_parser() -> Parser:
+    parser = Parser(prog="prepare", description="Fetches, verifies and unpacks a data set, and says what is there.")
+    parser.add_argument("--config", "-c", action="config", help="a configuration by path or name")
+    parser.add_argument("--verify", type=bool, default=False, help="read all once, and compare its checksums")
+    parser.add_subclass_arguments(SpikingDataModule, "data", required=True)
+    return parser
+
+
+def _data_blocks_alone(argv: Sequence[str]) -> list[str]:
+    """The arguments with nothing but its `data` block in the place of each configuration."""
+    found = with_config_files(argv)
+    for i, argument in enumerate(found):
+        option, separator, value = argument.partition("=")
+        if option in ("--config", "-c") and separator:
+            found[i] = f"{option}={_data_block(value)}"
+        elif option in ("--config", "-c") and i + 1 < len(found):
+            found[i + 1] = _data_block(found[i + 1])
+    return found
+
+
+# A run's own arguments may stand beside those of its data: the same line with `fit` instead of `prepare` trains.
+_OF_THE_RUN = ("--model", "--trainer", "--checkpoint", *(f"--{key}" for key in OWN_KEYS if key != "config"))
+
+
+def _without_the_runs(argv: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    left_out = False  # whether the argument before is left out, and its value stands here
+    for argument in argv:
+        if argument.startswith("-"):
+            left_out = argument.split("=")[0].split(".")[0] in _OF_THE_RUN
+        if not left_out:
+            kept.append(argument)
+    return kept
+
+
+def _data_block(value: str) -> str:
+    try:
+        loaded: Any = yaml.safe_load(value if "\n" in value else Path(value).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"the configuration {value} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"the configuration {value} must hold names and values, got {type(loaded).__name__}.")
+    return yaml.safe_dump({key: part for key, part in loaded.items() if key == "data"})
+
+
+def prepare(argv: list[str]) -> int:
+    """Does what the data needs before the first run, and says what is there."""
+    quieten()
+    if "--help-all" in argv:
+        print(help_of_data(argv))
+        return 0
+    parser = _data_parser()
+    config = parser.parse_args(_data_blocks_alone(_without_the_runs(argv)))
+    place_absolutely(config.data.init_args)
+    data: SpikingDataModule = parser.instantiate(config).data
+    data.prepare_data()
+    print_inventory(data, data.verify() if config.verify else None)
+    return 0
+
+
+def help_of_data(argv: Sequence[str]) -> str:
+    """All arguments of the data set that a configuration names, with what each does."""
+    wanted = [a for a in argv if a not in ("-h", "--help", "--help-all")]
+    kept = []
+    for i, argument in enumerate(wanted):  # other commands have arguments of their own
+        if argument.split("=")[0] in ("--config", "-c"):
+            kept += [argument] if "=" in argument else wanted[i : i + 2]
+    config = _data_parser().parse_args(_data_blocks_alone(kept))
+    path = config.data.class_path
+    parser = Parser(usage="", add_help=False)
+    module, name = path.rsplit(".", 1)
+    parser.add_class_arguments(getattr(__import__(module, fromlist=[name]), name), "data")
+    text = parser.format_help()
+    text = text[text.index("  --data.") :]
+    return f"--data.* of {name}:\n" + re.sub(r"\n\n+", "\n", text).rstrip()

@@ -1,0 +1,113 @@
+"""`tables`, `figures` and `report`: what the runs tell. None of them needs Lightning."""
+
+from pathlib import Path
+
+from plif_lightning import configs
+from plif_lightning.analysis.tables import (
+    NetworkFacts,
+    Table,
+    network_tables,
+    ordered,
+    print_tables,
+    result_tables,
+    write_tables,
+)
+from plif_lightning.cli.parser import PlainParser
+from plif_lightning.errors import UserError
+from plif_lightning.runs.reading import find_runs
+from plif_lightning.runs.run import Run
+
+
+def _parser(name: str, description: str) -> PlainParser:
+    parser = PlainParser(name, description)
+    parser.add_argument(
+        "--runs", default="runs", help="folder that holds the runs, or wandb:ENTITY/PROJECT (default: runs)"
+    )
+    return parser
+
+
+def _tables_parser() -> PlainParser:
+    parser = _parser("tables", "The paper's tables, with this project's runs beside the paper's numbers.")
+    parser.add_argument("--out", type=Path, help="folder for tables.md and a csv file for each table")
+    parser.add_argument("--only", help="some of 1,2,3,4,5,S1,S2, with commas between")
+    return parser
+
+
+def _figures_parser() -> PlainParser:
+    parser = _parser("figures", "The paper's figures from this project's runs, as pdf and png.")
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for them (default: figures)")
+    parser.add_argument("--only", help="some of 1b,2,5b,6,7,S1,S2,S3,S4,S5, with commas between")
+    return parser
+
+
+def _report_parser() -> PlainParser:
+    parser = _parser("report", "One self-contained page with tables, figures and all runs.")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    return parser
+
+
+PARSERS = {"tables": _tables_parser, "figures": _figures_parser, "report": _report_parser}
+
+
+def describe_networks() -> list[NetworkFacts]:
+    """The networks of the paper's six configurations, made without memory for their weights."""
+    import torch
+
+    found = []
+    for name, (shape, _) in configs.INPUTS.items():
+        with torch.device("meta"):
+            net = configs.network_of(name)
+        s, size = net.structure, sum(p.numel() for p in net.parameters())
+        data_set = configs.shipped()[name]["data"]["class_path"].rsplit(".", 1)[-1]
+        found.append(
+            NetworkFacts(
+                *(data_set, s.n_conv, s.n_down, len(s.fc_features), s.channels, shape, net.time_steps, str(s), size)
+            )
+        )
+    return found
+
+
+def all_tables(runs: list[Run]) -> list[Table]:
+    """Every table of the paper."""
+    return ordered([*network_tables(describe_networks(), runs), *result_tables(runs)])
+
+
+def _chosen(only: str, known: list[str]) -> list[str]:
+    names = [name.strip() for name in only.split(",")]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--only must be some of {','.join(known)}, got {','.join(unknown)}.")
+    return names
+
+
+def tables(argv: list[str]) -> int:
+    """Prints the tables, and writes them where that is asked for."""
+    given = _tables_parser().parse_args(argv)
+    runs = find_runs(given.runs)
+    found = all_tables(runs)
+    if given.only is not None:
+        chosen = _chosen(given.only, [table.name for table in found])
+        found = [table for table in found if table.name in chosen]
+    print_tables(found, runs)
+    if given.out is not None:
+        for path in write_tables(found, given.out):
+            print(path)
+    return 0
+
+
+def figures(argv: list[str]) -> int:
+    """Writes the figures."""
+    from plif_lightning.analysis.figures import FIGURES, write_figures
+
+    given = _figures_parser().parse_args(argv)
+    names = _chosen(given.only, [*FIGURES]) if given.only else [*FIGURES]
+    return write_figures(find_runs(given.runs), given.out, names)
+
+
+def report(argv: list[str]) -> int:
+    """Writes the page."""
+    from plif_lightning.analysis.report import write_report
+
+    given = _report_parser().parse_args(argv)
+    runs = find_runs(given.runs)
+    write_report(runs, all_tables(runs), given.out)
+    return 0

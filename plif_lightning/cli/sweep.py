@@ -1,0 +1,414 @@
+"""A W&B sweep file run without a server: a grid of runs in processes of their own."""
+
+import itertools
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from plif_lightning import configs
+from plif_lightning.cli.parser import PlainParser
+from plif_lightning.errors import UserError
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.reading import read_run
+from plif_lightning.runtime import program
+
+_KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid.
+
+    Attributes:
+        name: of the sweep.
+        arguments: of main.py, the same in every run.
+        parameters: name and values of each dimension of the grid.
+    """
+
+    name: str
+    arguments: list[str]
+    parameters: dict[str, list[Any]]
+
+    def points(self) -> list[dict[str, Any]]:
+        """All combinations, the last parameter changing first."""
+        return [
+            dict(zip(self.parameters, values, strict=True)) for values in itertools.product(*self.parameters.values())
+        ]
+
+
+def read_sweep(path: Path) -> Sweep:
+    """The grid of a W&B sweep file; of its `command`, what stands after the program, but not W&B's variant.
+
+    Raises:
+        UserError: the file is no sweep file, or not a grid.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"the sweep file {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the sweep file {path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("parameters"), dict) or not loaded["parameters"]:
+        raise UserError(f"{path} is not a sweep file: it has no `parameters`. See configs/sweeps/table4.yaml.")
+    if unknown := sorted(map(str, loaded.keys() - _KNOWN)):
+        raise UserError(f"{path} has {', '.join(unknown)}, which only W&B's own agent knows: use `wandb sweep` for it.")
+    if loaded.get("method") != "grid":
+        raise UserError(
+            f"method must be grid, got {loaded.get('method')!r} in {path}: use `wandb sweep` for random or bayes."
+        )
+    parameters = {}
+    for name, given in loaded["parameters"].items():
+        if isinstance(given, dict) and given.keys() == {"value"}:
+            parameters[str(name)] = [given["value"]]
+        elif isinstance(given, dict) and given.keys() == {"values"} and isinstance(given["values"], list):
+            parameters[str(name)] = given["values"]
+        else:
+            raise UserError(f"parameter {name} of {path} must have `value` or a list of `values`, got {given!r}.")
+        if not parameters[str(name)]:
+            raise UserError(f"parameter {name} of {path} has no values.")
+    return Sweep(str(loaded.get("name") or path.stem), _arguments(path, loaded.get("command")), parameters)
+
+
+def _arguments(path: Path, command: Any) -> list[str]:
+    if command is None:
+        return ["fit"]
+    command = [str(part) for part in command] if isinstance(command, list) else []
+    rest = command[command.index("${program}") + 1 :] if "${program}" in command else []
+    if "${args}" not in rest or any(part.startswith("${") and part != "${args}" for part in rest):
+        raise UserError(
+            f"command of {path} must be a list with ${{program}} and, after it, ${{args}}, and nothing else in "
+            "braces there: use `wandb agent` for other forms."
+        )
+    rest = [part for part in rest if part != "${args}"]
+    kept: list[str] = []
+    for part in rest:
+        if Path(part.removeprefix("--config=")).name == "wandb.yaml":
+            if kept and kept[-1] in ("--config", "-c"):
+                kept.pop()
+        else:
+            kept.append(part)
+    return kept
+
+
+def replaced(sweep: Sweep, changes: Sequence[str]) -> Sweep:
+    """The sweep with other values of some parameters, or more parameters: `KEY=VALUE,VALUE`.
+
+    Raises:
+        UserError: a change is not of that form.
+    """
+    parameters = dict(sweep.parameters)
+    for change in changes:
+        key, _, values = change.partition("=")
+        if not key or not values:
+            raise UserError(f"--grid must be KEY=VALUE,VALUE,..., got {change!r}.")
+        try:
+            parsed = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError as error:
+            raise UserError(f"the values of --grid {change} are not YAML: {' '.join(str(error).split())}.") from error
+        parameters[key] = parsed
+    return Sweep(sweep.name, sweep.arguments, parameters)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (bool, list, dict)) or value is None else str(value)
+
+
+def run_name(point: dict[str, Any]) -> str:
+    """Name of a run's folder: its configuration's name, and every other parameter."""
+    parts = []
+    for key, value in sorted(point.items(), key=lambda item: item[0] != "config"):
+        text = Path(str(value)).stem if key == "config" else f"{key.rsplit('.', 1)[-1]}-{_text(value)}"
+        parts.append(re.sub(r"[^\w.+-]+", "-", text))
+    return "_".join(parts)
+
+
+def _file(value: str) -> str:
+    """A configuration's path as it is, or the shipped one of that name where it is not below the working directory."""
+    try:
+        return value if Path(value).exists() else str(configs.resolve(value))
+    except UserError:  # the run will say so, and the others are made
+        return value
+
+
+def point_arguments(sweep: Sweep, point: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Arguments of main.py for one run: the configuration first, which the others change; overrides count last."""
+    point = dict(sorted(point.items(), key=lambda item: item[0] != "config"))
+    given = [f"--{key}={_file(str(value)) if key == 'config' else _text(value)}" for key, value in point.items()]
+    return [*sweep.arguments, *given, *overrides]
+
+
+@dataclass
+class _Job:
+    name: str
+    folder: RunFolder
+    arguments: list[str]
+    output: Path
+    state: str = "waiting"
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def command(self) -> list[str]:
+        """What is to be called now: the run from its start, or from where it was broken off."""
+        arguments = [*self.arguments, f"--run_folder={self.folder.path}"]
+        if self.folder.last.is_file() and self.folder.config.is_file():
+            arguments = ["fit", f"--config={self.folder.config}", "--ckpt_path", "last"]
+        return [*program.command(), *arguments]
+
+
+def _shown(command: Sequence[str]) -> str:
+    return f"{program.shown()} {shlex.join(command[len(program.command()) :])}"
+
+
+def _comparable(arguments: Sequence[str]) -> list[str]:
+    """Without the run's folder, and with whole paths: a sweep may be called again from elsewhere."""
+    return [
+        f"--config={Path(a.removeprefix('--config=')).resolve()}" if a.startswith("--config=") else a
+        for a in arguments
+        if not a.startswith("--run_folder=")
+    ]
+
+
+def _require_free(job: _Job) -> None:
+    """Refuses a folder that is not a run's, or whose run may be going on."""
+    folder = job.folder
+    if not folder.path.is_dir() or folder.path.is_symlink():
+        raise UserError(f"{folder.path} is not a folder: move it away, or pass another --runs.")
+    if not (folder.config.is_file() or folder.command.is_file()) and any(folder.path.iterdir()):
+        raise UserError(f"{folder.path} is no run's folder, and not empty: move it away, or pass another --runs.")
+    run = read_run(folder.path)
+    if run.status == "running":
+        raise UserError(f"{folder.path} is being trained by another process: wait for it, or end it first.")
+    if run.status != "finished" and run.host not in (None, socket.gethostname()):
+        raise UserError(
+            f"{folder.path} was begun on {run.host} and may be going on there. If it is not, remove "
+            f"{folder.command.name} from it, or go on there."
+        )
+
+
+def _plan(sweep: Sweep, root: Path, overrides: Sequence[str]) -> tuple[list[_Job], list[_Job]]:
+    """Runs that are still to be made, and those that are finished."""
+    jobs: list[_Job] = []
+    finished: list[_Job] = []
+    seen: set[str] = set()
+    for point in sweep.points():
+        name = run_name(point)
+        if name in seen:
+            raise UserError(f"two runs of the sweep have the same name {name}: give each value once.")
+        seen.add(name)
+        if not re.search(r"\w", name):
+            raise UserError(f"the values {list(point.values())} give a run no name: pass others.")
+        job = _Job(name, RunFolder(root / name), point_arguments(sweep, point, overrides), root / f"{name}.log")
+        if not job.folder.path.exists():
+            jobs.append(job)
+            continue
+        _require_free(job)
+        run = read_run(job.folder.path)
+        own = [a for a in run.command if not a.startswith("--run_folder=")]
+        if run.command and _comparable(own) != _comparable(job.arguments):
+            raise UserError(
+                f"{job.folder.path} holds a run of another command: {shlex.join(own)}. "
+                f"Now it would be: {shlex.join(job.arguments)}. Pass another --runs, or move that folder away."
+            )
+        (finished if run.status == "finished" else jobs).append(job)
+    return jobs, finished
+
+
+def run_sweep(sweep: Sweep, root: Path, jobs: int = 1, overrides: Sequence[str] = (), dry_run: bool = False) -> int:
+    """Makes all runs of a grid that are not finished yet; those that were broken off go on.
+
+    Args:
+        sweep: the grid.
+        root: folder of all its runs.
+        jobs: processes at a time; each gets its share of the cores.
+        overrides: arguments of main.py for all runs.
+        dry_run: say what would be called, and call nothing.
+
+    Returns:
+        Exit status: 1 where a run failed.
+
+    Raises:
+        UserError: a run's folder holds another run, or is in use.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {jobs}.")
+    root = root.absolute()
+    console = Console()
+    if dry_run:
+        return _run(sweep, root, jobs, overrides, console, dry_run=True)
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".sweep.lock", blocking=False)
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _interrupt) if in_main else None
+    try:
+        with lock:
+            return _run(sweep, root, jobs, overrides, console)
+    except Timeout:
+        raise UserError(f"another sweep is running in {root}: wait for it, or pass another --runs.") from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(sweep: Sweep, root: Path, jobs: int, overrides: Sequence[str], console: Console, dry_run: bool = False) -> int:
+    waiting, finished = _plan(sweep, root, overrides)
+    total = len(waiting) + len(finished)
+    shown = escape(os.path.relpath(root) if root.is_relative_to(Path.cwd()) else str(root))
+    console.print(f"[bold]{escape(sweep.name)}[/]: {total} runs in {shown}, {len(finished)} finished", soft_wrap=True)
+    if dry_run:
+        for job in waiting:
+            console.print(_shown(job.command), soft_wrap=True, markup=False, highlight=False)
+        return 0
+    runner = _Runner(jobs)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("all runs", total=total, completed=len(finished))
+        with ThreadPoolExecutor(jobs) as pool:
+            calls = {pool.submit(runner.run, job): job for job in waiting}
+            try:
+                for done, call in enumerate(as_completed(calls), start=len(finished) + 1):
+                    job = calls[call]
+                    call.result()
+                    accuracy = read_run(job.folder.path).accuracy if job.state == "finished" else None
+                    said = f": {100 * accuracy:.2f} %" if accuracy is not None else ""
+                    text = f"[{done}/{total}] {job.name} {job.state} after {job.seconds:.0f} s{said}"
+                    console.print(
+                        text,
+                        style="red" if job.state == "failed" else "",
+                        markup=False,
+                        highlight=False,
+                        soft_wrap=True,
+                    )
+                    progress.advance(bar)
+            except KeyboardInterrupt:
+                runner.stop()
+                console.print("interrupted: the same command goes on where the runs stand.")
+                return 130
+    failed = [job for job in waiting if job.state == "failed"]
+    for job in failed:
+        console.print(f"\n[bold red]failed[/]: {escape(job.name)}")
+        for line in [job.error] if job.error else _last_lines(job.output):
+            console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"  again: {_shown(job.command)}", soft_wrap=True, markup=False, highlight=False)
+    if not failed:
+        console.print(f"All {total} runs are finished: python main.py tables --runs {shown}", soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _last_lines(path: Path, most: int = 12) -> list[str]:
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        return [f"no output: {error.strerror}"]
+    return [line for line in lines if line.strip()][-most:]
+
+
+def _put_aside(folder: Path) -> None:
+    """Moves a run's folder to `.broken` beside it: nothing is thrown away."""
+    aside = folder.parent / ".broken"
+    aside.mkdir(exist_ok=True)
+    i = 0
+    while (aside / f"{folder.name}-{i}").exists():
+        i += 1
+    folder.rename(aside / f"{folder.name}-{i}")
+
+
+class _Runner:
+    def __init__(self, jobs: int) -> None:
+        self.environment = dict(os.environ)
+        if jobs > 1:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+        self.stopped = False
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+
+    def run(self, job: _Job) -> None:
+        """Makes one run; whatever goes wrong is the job's failure, and the others go on."""
+        try:
+            self._run(job)
+        except (UserError, OSError) as error:
+            job.state, job.error = "failed", str(error)
+
+    def _run(self, job: _Job) -> None:
+        if self.stopped:
+            job.state = "stopped"
+            return
+        start = time.monotonic()
+        if job.folder.path.exists():
+            _require_free(job)  # somebody may have begun it since the plan was made
+            if not job.folder.last.is_file():
+                _put_aside(job.folder.path)  # broken off before its first epoch: there is nothing to go on from
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        with job.output.open("ab") as output:
+            output.write(f"$ {_shown(job.command)}\n".encode())
+            output.flush()
+            process = subprocess.Popen(
+                job.command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self.environment
+            )
+            with self._lock:
+                self._processes.add(process)
+                if self.stopped:
+                    process.terminate()
+            status = process.wait()
+            with self._lock:
+                self._processes.discard(process)
+        job.seconds = time.monotonic() - start
+        job.state = "finished" if status == 0 and job.folder.result.is_file() else "failed"
+
+    def stop(self) -> None:
+        """Ends what is running; what has not begun does not begin."""
+        self.stopped = True
+        with self._lock:
+            for process in self._processes:
+                process.terminate()
+
+
+def parser() -> PlainParser:
+    """Of the command."""
+    found = PlainParser(
+        "sweep",
+        "Runs a grid without a server: each run in a process and a folder of its own. Finished runs are skipped, "
+        "unfinished ones are resumed. Arguments after -- go to every run.",
+    )
+    found.add_argument("file", help="a W&B sweep file with method grid, by path or name, such as table4")
+    found.add_argument("--runs", type=Path, help="folder of the runs; runs/NAME of the sweep where it is not given")
+    found.add_argument("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
+    found.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
+    found.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,VALUE",
+        help="other values for a parameter, or one more parameter, such as seed_everything=1,2,3",
+    )
+    return found
+
+
+def sweep(argv: list[str]) -> int:
+    """Makes the runs of a grid."""
+    overrides = argv[argv.index("--") + 1 :] if "--" in argv else []
+    given = parser().parse_args(argv[: argv.index("--")] if "--" in argv else argv)
+    grid = replaced(read_sweep(configs.resolve(given.file, "sweeps")), given.grid)
+    return run_sweep(grid, given.runs or Path("runs") / grid.name, given.jobs, overrides, given.dry_run)

@@ -1,0 +1,110 @@
+"""The shipped configurations: where they are, what each is called, and the networks that they describe."""
+
+import difflib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from plif_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from plif_lightning.network import SpikingNetwork
+
+# What the data tells the network, (C, H, W) and classes, so that a network can be made without the data.
+INPUTS = {
+    "mnist": ((1, 28, 28), 10),
+    "fashionmnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "nmnist": ((2, 34, 34), 10),
+    "cifar10dvs": ((2, 128, 128), 10),
+    "dvsgesture": ((2, 128, 128), 11),
+}
+# Keys of the `model` block that are the task's and not the network's.
+_OF_THE_TASK = {"loss", "optimizer", "lr_scheduler"}
+
+
+@cache
+def folder() -> Path:
+    """The folder of the configurations: in the package where it was installed, beside it in a checkout.
+
+    Raises:
+        UserError: there is none with a `base.yaml` in it.
+    """
+    package = Path(__file__).resolve().parent
+    places = [package / "_configs", package.parent / "configs"]
+    for place in places:
+        if (place / "base.yaml").is_file():
+            return place
+    raise UserError(
+        f"base.yaml, which lies under every configuration, is neither in {' nor in '.join(map(str, places))}: "
+        "install plif_lightning anew, or bring the folder configs back."
+    )
+
+
+def names(kind: str = "") -> dict[str, Path]:
+    """Shipped files by their bare names.
+
+    Args:
+        kind: `sweeps` for sweep files; otherwise configurations and their variants.
+    """
+    below = [folder() / kind] if kind else [folder(), folder() / "variants", folder() / "recipes"]
+    found = {path.stem: path for place in below for path in sorted(place.glob("*.yaml"))}
+    found.pop("base", None)
+    return found
+
+
+def resolve(name: str, kind: str = "") -> Path:
+    """The file that a path or a bare name means: `my.yaml`, `quickstart`, `lif`, `configs/variants/lif.yaml`.
+
+    Args:
+        name: as a user wrote it; a path that is there counts first.
+        kind: see `names`.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.parts[:1] == ("configs",) and folder().joinpath(*path.parts[1:]).is_file():
+        return folder().joinpath(*path.parts[1:])
+    known = names(kind)
+    if name in known:
+        return known[name]
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a configuration file in it.")
+    near = difflib.get_close_matches(path.stem, known, n=1)
+    raise UserError(
+        f"there is no configuration {name}.{f' Did you mean {near[0]}?' if near else ''} "
+        f"Give the path of a file, or one of {', '.join(known)}."
+    )
+
+
+@cache
+def shipped() -> dict[str, dict[str, Any]]:
+    """The `model` and `data` blocks of the shipped configurations, base.yaml under each, by their names."""
+    base = yaml.safe_load((folder() / "base.yaml").read_text())
+    found = {}
+    for path in sorted(folder().glob("*.yaml")):
+        loaded = yaml.safe_load(path.read_text())
+        if "data" in loaded:
+            found[path.stem] = {"model": {**base["model"], **loaded["model"]}, "data": loaded["data"]}
+    return found
+
+
+def network_of(name: str, time_steps: int | None = None, **changes: Any) -> "SpikingNetwork":
+    """The network of one of the paper's six configurations.
+
+    Args:
+        name: of the configuration, such as `fashionmnist`.
+        time_steps: T; the configuration's where it is not given.
+        changes: arguments of the network that count instead of the configuration's.
+    """
+    from plif_lightning.network import SpikingNetwork
+
+    blocks = shipped()[name]
+    model = {key: value for key, value in blocks["model"].items() if key not in _OF_THE_TASK}
+    steps = time_steps or blocks["data"]["init_args"]["time_steps"]
+    return SpikingNetwork(*INPUTS[name], steps, **{**model, **changes})

@@ -1,0 +1,230 @@
+"""What the neuromorphic data sets share: raw recordings in, an event store, frames out."""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, get_args
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from plif_lightning.data.base import Part, SpikingDataModule, as_index
+from plif_lightning.data.event_dataset import EventDataset
+from plif_lightning.data.obtaining import Obtaining, Origin
+from plif_lightning.errors import UserError
+from plif_lightning.events.augment import EventAugmentation, EventMix, TimeDrop
+from plif_lightning.events.integration import Slicing
+from plif_lightning.events.recording import RecordingError, Sensor, TimeOrder
+from plif_lightning.events.store import EventStore, Kind, RawFile, StoreError, build, fingerprint, locked
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, repr=False)
+class EventDataModule(SpikingDataModule):
+    """Base of the neuromorphic data sets. A subclass names its origins and lists its files; see `raw_files`.
+
+    Class attributes that a subclass sets, beside those of `SpikingDataModule`:
+        sensor: size of the camera.
+        origins: publications of the recordings, by the name that `source` chooses.
+
+    Args:
+        time_steps: T, the frames of a recording.
+        source: which publication of the recordings; they are not the same data.
+        slicing: `by_count` cuts a recording into T slices of equally many events (the paper), `by_time` into
+            slices of equal duration.
+        size: collect the sensor's pixels in frames of size x size.
+        augmentation: changes of the training recordings, in this order; none in the paper.
+        allow_partial: take the recordings that are there, though they are not as many as were published.
+        time_order: `strict` refuses a recording whose times run backwards; `as_recorded` keeps the file's order.
+        store: folder of the event stores; `events` in the data set's own folder where it is not given.
+    """
+
+    sensor: ClassVar[Sensor]
+    origins: ClassVar[dict[str, Origin]]
+
+    time_steps: int = 20
+    eval_batch_size: int = 16
+    source: str = "original"
+    slicing: Slicing = "by_count"
+    size: int | None = None
+    augmentation: list[EventAugmentation] | None = None
+    allow_partial: bool = False
+    time_order: TimeOrder = "strict"
+    store: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value, known in (
+            ("source", self.source, tuple(self.origins)),
+            ("slicing", self.slicing, get_args(Slicing)),
+            ("time_order", self.time_order, get_args(TimeOrder)),
+        ):
+            if value not in known:
+                raise UserError(f"data.{name} must be one of {', '.join(known)}, got {value!r}.")
+        if self.size is not None and not 1 <= self.size <= min(self.sensor):
+            raise UserError(f"data.size must lie in 1..{min(self.sensor)}, got {self.size}.")
+        if self.slicing == "by_time" and self.time_order != "strict":
+            raise UserError("data.slicing=by_time needs times in order: pass --data.time_order=strict.")
+        augmentation = self.augmentation or []
+        if sum(isinstance(a, EventMix) for a in augmentation) > 1:
+            raise UserError("data.augmentation has EventMix more than once.")
+        drops = sum(isinstance(a, TimeDrop) for a in augmentation)
+        if drops > 1 or (drops and self.time_order != "strict"):
+            raise UserError("data.augmentation may have TimeDrop once, and needs --data.time_order=strict for it.")
+        root = Path(self.root)
+        origin = self.origins[self.source]
+        self.files = Obtaining(self.title, self.source, origin, root, self.download, self.allow_partial)
+        self.folder = self.files.folder
+        own = origin.folder.split("/")[0]
+        self.store_folder = root / own / "events"
+        if self.store:
+            # Two roots may share a folder of stores without taking each other's.
+            place = hashlib.blake2b(os.fspath((root / own).resolve()).encode(), digest_size=4).hexdigest()
+            self.store_folder = Path(self.store).expanduser().absolute() / f"{own}-{place}"
+        self._stores: dict[bool, EventStore] = {}
+
+    @property
+    def frame(self) -> Sensor:
+        """Height and width of the frames."""
+        return self.sensor if self.size is None else Sensor(self.size, self.size)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+        return (2, *self.frame)
+
+    def raw_files(self, train: bool) -> list[RawFile]:
+        """The files of the training or test set that are in `folder`, in the order of the samples.
+
+        Sorted by class, then by number: a split by class and order is the same on every machine.
+        """
+        raise NotImplementedError
+
+    def _kind(self, train: bool) -> Kind:
+        part = "train" if train else "test"
+        name = f"{self.source}-{part}" + ("" if self.time_order == "strict" else f"-{self.time_order}")
+        return Kind(f"{self.title} ({self.source}), {part}", name, self.sensor, self.time_order)
+
+    # --- what is on the disk
+
+    def prepare_data(self) -> None:
+        """Fetches and unpacks what is missing, and builds the stores that are missing or out of date."""
+        self.prepared = False
+        if self._ready():
+            return
+        self.files.require_obtainable()
+        with locked(self.store_folder, self._say_that_it_waits):
+            if self._ready():  # by the process that was waited for
+                return
+            with locked(self.folder, self._say_that_it_waits) if self.files.wanted() else nullcontext():
+                self.prepared = self.files.obtain()
+            for train in (True, False):
+                raw_files = self.raw_files(train)
+                self.files.require_count(train, sum(raw.recordings for raw in raw_files))
+                if not self._is_current(train, raw_files):
+                    self._build(train, raw_files)
+                    self.prepared = True
+
+    @staticmethod
+    def _say_that_it_waits() -> None:
+        _log.warning("Another process prepares this data set: waiting for it.")
+
+    def _ready(self) -> bool:
+        """Whether both stores are there and hold what the files do; where the files are gone, what they held."""
+        there = self.files.suffices
+        # of a part whose folder is gone there is only what the store holds
+        return all(
+            self._is_current(train, (self.raw_files(train) if there else None) or None) for train in (True, False)
+        )
+
+    def _is_current(self, train: bool, raw_files: Sequence[RawFile] | None) -> bool:
+        kind = self._kind(train)
+        try:
+            store = EventStore(self.store_folder, kind)
+        except StoreError:
+            return False
+        if raw_files is not None and store.fingerprint != fingerprint(kind, raw_files):
+            return False
+        return len(store) > 0 and (self.allow_partial or len(store) == self.files.origin.counts[not train])
+
+    def _build(self, train: bool, raw_files: Sequence[RawFile]) -> None:
+        kind = self._kind(train)
+        with Progress() as bar:
+            task = bar.add_task(f"event store of {kind.title}", total=sum(raw.recordings for raw in raw_files))
+            build(self.store_folder, kind, raw_files, lambda recordings: bar.advance(task, recordings))
+
+    # --- what the loaders read
+
+    def event_store(self, train: bool) -> EventStore:
+        """The store of the training or test set; `prepare_data` comes first."""
+        if train not in self._stores:
+            store = EventStore(self.store_folder, self._kind(train))
+            self.files.require_count(train, len(store))
+            if len(store) and not 0 <= store.label.min() <= store.label.max() < self.num_classes:
+                raise StoreError(
+                    f"{store.folder} is damaged: labels {store.label.min()}..{store.label.max()}, but there are "
+                    f"{self.num_classes} classes. Delete {store.path}, and it will be built anew."
+                )
+            self._stores[train] = store
+        return self._stores[train]
+
+    def labels(self, train: bool) -> Tensor:
+        return torch.from_numpy(self.event_store(train).label)
+
+    def dataset(self, train: bool, indices: Tensor | None, augment: bool) -> EventDataset:
+        store = self.event_store(train)
+        return EventDataset(
+            store,
+            as_index(indices, len(store)),
+            self.num_classes,
+            self.time_steps,
+            self.slicing,
+            self.frame,
+            (self.augmentation or ()) if augment else (),
+        )
+
+    def identity(self) -> str:
+        return self.event_store(train=True).content
+
+    def inventory(self) -> list[Part]:
+        parts = []
+        for train, name in ((True, "training"), (False, "test")):
+            store = self.event_store(train)
+            counts = np.bincount(store.label, minlength=self.num_classes).tolist()
+            parts.append(Part(name, counts, store.bytes, len(store.address)))
+        return parts
+
+    def verify(self) -> int:
+        return sum(self.event_store(train).verify() for train in (True, False))
+
+    @property
+    def origin_note(self) -> str:
+        """Which publication, and whether all of it."""
+        counts = self.files.origin.counts
+        if all(len(self.event_store(train)) == n for train, n in zip((True, False), counts, strict=True)):
+            return self.source
+        return f"{self.source}, a PART of its {' and '.join(f'{n:,}' for n in counts)} recordings"
+
+
+def numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:
+    """The files of a folder whose names end in a number, in the order of that number."""
+    if not folder.is_dir():
+        return []
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            if path.suffix != suffix or path.name.startswith("."):
+                continue
+            number = re.search(r"\d+$", path.stem)
+            if number is None:
+                raise RecordingError(f"{path}: its name must end in the recording's number.")
+            found.append((int(number[0]), path))
+    return sorted(found)

@@ -1,0 +1,150 @@
+"""What the kernels share: numbers for names, the layout of maps, and how a map is cut into units of work."""
+
+import os
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plif_lightning.errors import UserError
+from plif_lightning.neurons.firing import Firing
+from plif_lightning.neurons.surrogate import SurrogateName
+
+Pool = Literal["none", "max_first", "max_random", "avg"]
+# Compiled loops know names by their place in the Literal.
+POOLS: dict[str, int] = {name: i for i, name in enumerate(get_args(Pool))}
+SURROGATES: dict[str, int] = {name: i for i, name in enumerate(get_args(SurrogateName))}
+# A run of a map that is worked on at a time [values]: long enough for short loops not to cost much, and so short
+# that T potentials of it stay in the second-level cache.
+_RUN = 1024
+_CACHE = 2**17  # values
+# Below this many neuron-steps, handing work to other threads takes longer than the work.
+WORTH_THREADS = 2**16
+
+
+class Constants(NamedTuple):
+    """A neuron's constants as an operator takes them: plain numbers, in this order.
+
+    Attributes:
+        leak: whether the potential leaks; the row of 1/tau has no meaning where it does not.
+        v_reset: V_reset.
+        detach_reset: whether no gradient flows through the spike of the reset.
+        surrogate: number of the surrogate, see SURROGATES.
+        surrogate_width: its width.
+    """
+
+    leak: bool
+    v_reset: float
+    detach_reset: bool
+    surrogate: int
+    surrogate_width: float
+
+    @classmethod
+    def of(cls, firing: Firing, leak: bool) -> "Constants":
+        return cls(leak, firing.v_reset, firing.detach_reset, SURROGATES[firing.surrogate], firing.surrogate_width)
+
+    @classmethod
+    def from_numbers(cls, numbers: Any) -> "Constants":
+        """What an operator was given.
+
+        Raises:
+            UserError: there is no such surrogate.
+        """
+        leak, v_reset, detach_reset, surrogate, surrogate_width = numbers
+        if surrogate not in SURROGATES.values():
+            raise UserError(f"surrogate number must be one of {list(SURROGATES.values())}, got {surrogate:g}.")
+        return cls(bool(leak), v_reset, bool(detach_reset), int(surrogate), surrogate_width)
+
+
+def require_pool(pool: int) -> None:
+    """Refuses a number that is none of POOLS.
+
+    Raises:
+        UserError: it is not.
+    """
+    if pool not in POOLS.values():
+        raise UserError(f"pool number must be one of {list(POOLS.values())}, got {pool}.")
+
+
+K, V_THRESHOLD = 0, 1  # rows of `rows_of`
+
+
+def rows_of(k: Tensor | None, firing: Firing, like: Tensor) -> Tensor:
+    """What may be learned of a layer of neurons in one tensor: 1/tau (ones without leak) and V_th, [2, 1 or C].
+
+    Gradients flow to k.
+
+    Args:
+        k: 1/tau, a scalar or [C]; None without leak.
+        firing: the constants.
+        like: an input, whose device and real type the rows get.
+    """
+    options = {"dtype": real_type(like), "device": like.device}
+    values = torch.ones((), **options) if k is None else k.to(options["dtype"])  # type: ignore[call-overload]
+    threshold = torch.full((), firing.v_threshold, **options)  # type: ignore[call-overload]
+    return torch.stack([row.reshape(-1) for row in torch.broadcast_tensors(values, threshold)])
+
+
+def channels_last(y: Tensor) -> Tensor:
+    """The same [T, N, C, H, W] with C innermost in memory."""
+    return y.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, y.shape[:2])
+
+
+def empty_map(y: Tensor, steps: int, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty [T, N, C, height, width] with C innermost, of another type than y where one is named."""
+    _, n, c = y.shape[:3]
+    return y.new_empty(steps, n, height, width, c, dtype=dtype or y.dtype).permute(0, 1, 4, 2, 3)
+
+
+def empty_potential(y: Tensor, there: bool) -> Tensor:
+    """An empty potential [N, C, H, W] for a map [T, N, C, H, W]; of no size where none is wanted."""
+    real = real_type(y)
+    return empty_map(y, 1, y.shape[3], y.shape[4], real)[0] if there else y.new_empty(0, dtype=real)
+
+
+def array_of(y: Tensor) -> NDArray[Any]:
+    """The memory of a map with C innermost as [T, everything of a step]; bfloat16 as its bits."""
+    flat = y.detach().permute(0, 1, 3, 4, 2).reshape(y.shape[0], -1)
+    return (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy()
+
+
+def real_type(y: Tensor) -> torch.dtype:
+    """The type that is computed in: float32 at least."""
+    return torch.promote_types(y.dtype, torch.float32)
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on the CPU: for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Geometry:
+    """How a map is cut into units of work; arguments of the compiled loops."""
+
+    def __init__(self, y: Tensor, steps: int, pool: int) -> None:
+        _, n, self.channels, height, self.width = y.shape
+        self.pooled = pool != POOLS["none"]
+        neurons = 4 if self.pooled else 1
+        longest = max(1, min(_RUN, _CACHE // (steps * neurons)) // self.channels)
+        if self.pooled:
+            self.height, windows = height, self.width // 2
+            per_run = min(longest, max(windows, 1))
+            self.units = n * (height // 2) * -(-windows // per_run)
+        else:
+            # without windows all images are one
+            self.height, positions = n * height, n * height * self.width
+            per_run = min(longest, positions)
+            self.units = -(-positions // per_run)
+        self.run = per_run * self.channels
+        self.threads = torch.get_num_threads() if steps * y[0].numel() >= WORTH_THREADS else 1
+
+    def tiled(self, values: Tensor, real: torch.dtype) -> NDArray[Any]:
+        """One row of values per channel, or several, [S, C], repeated over a run [S, run]."""
+        return values.detach().to(real).repeat(1, self.run // self.channels).numpy()
+
+    def summed(self, totals: NDArray[Any]) -> Tensor:
+        """Sums per slot and place in a run, [slots, ..., run], as sums per channel [..., C]."""
+        by_channel = totals.reshape(*totals.shape[:-1], -1, self.channels)
+        return torch.from_numpy(by_channel.sum((0, -2), dtype=np.float64))

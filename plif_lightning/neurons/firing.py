@@ -1,0 +1,43 @@
+"""The constants of firing and reset, as one value that every form of the dynamics takes."""
+
+import math
+from dataclasses import dataclass
+
+from plif_lightning.errors import UserError
+from plif_lightning.neurons.surrogate import Surrogate, SurrogateName
+
+
+@dataclass(frozen=True)
+class Firing:
+    """How neurons fire and reset, and what gradient passes through that.
+
+    Args:
+        v_threshold: V_th, at which a neuron fires.
+        v_reset: V_reset < V_th, the potential after a spike and before the first step.
+        detach_reset: whether no gradient flows through the spike of the reset (S-Sec. 6).
+        surrogate: derivative of the step in the backward pass: atan (the paper), sigmoid, triangle or rectangle.
+        surrogate_width: its width, see `Surrogate`.
+
+    Raises:
+        UserError: a constant lies outside its range.
+
+    Source: Fang et al. 2021, Sec. 3.3.
+    """
+
+    v_threshold: float = 1.0
+    v_reset: float = 0.0
+    detach_reset: bool = True
+    surrogate: SurrogateName = "atan"
+    surrogate_width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.v_reset) and self.v_reset < self.v_threshold):
+            raise UserError(
+                f"v_reset must be below v_threshold, got v_reset={self.v_reset}, v_threshold={self.v_threshold}."
+            )
+        Surrogate(self.surrogate, self.surrogate_width)
+
+    @property
+    def gradient(self) -> Surrogate:
+        """The surrogate by its name and width."""
+        return Surrogate(self.surrogate, self.surrogate_width)

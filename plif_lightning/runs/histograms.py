@@ -1,0 +1,48 @@
+"""`weights.jsonl`: the distribution of W_fc / tau, a line for each layer and epoch (Fig. S1)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plif_lightning.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Distribution of an FC layer's W / tau after an epoch (counted from 1): counts between equally spaced edges."""
+
+    layer: str
+    epoch: int
+    low: float
+    high: float
+    counts: NDArray[np.int64]
+
+
+def append_histograms(folder: RunFolder, rows: Sequence[Histogram]) -> None:
+    """Adds lines; a line that a resumed run writes again counts instead of the first."""
+    with folder.weights.open("a") as file:
+        file.writelines(f"{json.dumps({**asdict(row), 'counts': row.counts.tolist()})}\n" for row in rows)
+
+
+def read_histograms(folder: RunFolder) -> list[Histogram]:
+    """Distributions of W / tau in the order of epochs; lines that cannot be read are left out."""
+    found: dict[tuple[str, int], Histogram] = {}
+    try:
+        lines = folder.weights.read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+            counts = np.asarray(row["counts"], np.int64)
+            low, high = float(row["low"]), float(row["high"])
+            if counts.ndim != 1 or counts.sum() <= 0 or not -np.inf < low < high < np.inf:
+                continue
+            key = str(row["layer"]), int(row["epoch"])
+            found[key] = Histogram(*key, low, high, counts)
+        except (ValueError, KeyError, TypeError, OverflowError):
+            continue
+    return sorted(found.values(), key=lambda h: h.epoch)

@@ -1,0 +1,39 @@
+"""JSON and YAML files of a run, from anywhere: never trusted, never the end of reading the others."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def printable(value: Any) -> Any:
+    """Without characters that no file can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list):
+        return [printable(part) for part in value]
+    if isinstance(value, dict):
+        return {printable(key): printable(part) for key, part in value.items()}
+    return value
+
+
+def loaded(path: Path, problems: list[str], optional: bool = False) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+        value = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
+    except FileNotFoundError:
+        if not optional:
+            problems.append(f"{path} is not there.")
+        return {}
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        problems.append(f"{path} cannot be read: {' '.join(str(error).split())}.")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{path} must hold names and values, got {type(value).__name__}.")
+        return {}
+    return printable(value)
+
+
+# libyaml's, where PyYAML has it: a hundred configurations in a second instead of ten
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

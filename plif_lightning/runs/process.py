@@ -1,0 +1,55 @@
+"""`command.json`: the arguments that started a run, and which process it is."""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runtime.files import written_whole
+
+
+def _state_and_birth(pid: int) -> tuple[str, str] | None:
+    """A process's state and start, where the system tells them (Linux); a pid may be given to another one later."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return after_name[0], after_name[19]
+    except (OSError, IndexError):
+        return None
+
+
+def is_alive(started: dict[str, Any]) -> bool:
+    pid = started.get("pid")
+    if started.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return False
+    known = _state_and_birth(pid)
+    if known is not None:
+        state, born = known
+        return state not in "ZX" and born == started.get("born", born)
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def process_identity() -> dict[str, Any]:
+    """What tells later whether a run is still going on."""
+    known = _state_and_birth(os.getpid())
+    return {"host": socket.gethostname(), "pid": os.getpid(), **({} if known is None else {"born": known[1]})}
+
+
+def write_command(folder: RunFolder, arguments: Sequence[str], resumed: bool) -> None:
+    """Says that a fit has started; one that is resumed keeps the arguments that started it."""
+    if folder.command.is_file() and resumed:
+        with contextlib.suppress(ValueError, KeyError):
+            arguments = json.loads(folder.command.read_text())["arguments"]
+    folder.result.unlink(missing_ok=True)
+    with written_whole(folder.command) as file:
+        json.dump({"arguments": list(arguments), "started": time.time(), **process_identity()}, file, indent=2)

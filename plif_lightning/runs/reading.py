@@ -1,0 +1,98 @@
+"""All runs below a folder; what cannot be read is said, and the rest is read."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from plif_lightning.errors import UserError
+from plif_lightning.runs import wandb
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.loading import loaded, printable
+from plif_lightning.runs.metrics import read_metrics
+from plif_lightning.runs.process import is_alive
+from plif_lightning.runs.run import Run, Status
+
+
+def _is_run(folder: Path) -> bool:
+    run = RunFolder(folder)
+    return run.config.is_file() or run.metrics.is_file() or run.command.is_file()
+
+
+def find_runs(root: Path | str) -> list[Run]:
+    """All runs in a folder and below it, in the order of their paths; a run that cannot be read is among them.
+
+    Args:
+        root: the folder; or `wandb:ENTITY/PROJECT`, read by W&B's API, which knows no samples and no W / tau.
+
+    Raises:
+        UserError: there is no such folder or project, or no run in it.
+    """
+    if str(root).startswith(wandb.PREFIX):
+        return wandb.runs_of_project(str(root).removeprefix(wandb.PREFIX))
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"runs must be a folder, got {root}, which is not there.")
+    found = []
+    for folder, below, _ in os.walk(root):
+        below[:] = sorted((name for name in below if not name.startswith(".")), key=_by_number)
+        if _is_run(Path(folder)):
+            found.append(read_run(Path(folder), root))
+            below.clear()  # evaluations of the run have folders of their own
+    if not found:
+        raise UserError(f"there is no run in {root}: `python main.py fit --config configs/quickstart.yaml` makes one.")
+    return found
+
+
+def _by_number(name: str) -> list[tuple[int, Any]]:
+    digits = "".join(c if c.isdigit() else " " for c in name).split()
+    return [(0, "".join(c for c in name if not c.isdigit())), *((1, int(d)) for d in digits)]
+
+
+def read_run(folder: Path, root: Path | None = None) -> Run:
+    """What a run's folder holds; what cannot be read stands in `problems`."""
+    files = RunFolder(folder)
+    problems: list[str] = []
+    config = loaded(files.config, problems)
+    metrics: list[dict[str, float]] = []
+    if files.metrics.is_file():
+        try:
+            metrics = read_metrics(files.metrics, problems)
+        except UserError as error:
+            problems.append(str(error))
+    else:
+        problems.append(f"{files.metrics} is not there: no epoch was finished.")
+    started = loaded(files.command, problems, optional=True)
+    result = loaded(files.result, problems, optional=True)
+    test = result.get("test")
+    facts = loaded(files.data, problems, optional=True)
+    if isinstance(result.get("samples"), dict):
+        facts["samples"] = result["samples"]
+    if test is None and files.test_result.is_file():
+        later = loaded(files.test_result, problems, optional=True)
+        test = later.get("test")
+        if isinstance(facts.get("samples"), dict):
+            facts["samples"] = {**facts["samples"], "test": later.get("samples")}
+    if test is not None and not (isinstance(test, (int, float)) and 0 <= test <= 1):
+        problems.append(f"{files.result}: test must be a share from 0 to 1, got {test!r}.")
+        test = None
+    if not config:
+        status: Status = "unreadable"
+    elif result:
+        status = "finished"
+    else:
+        status = "running" if is_alive(started) else "unfinished"
+    arguments = started.get("arguments")
+    host = started.get("host")
+    name = os.path.relpath(folder, root) if root is not None else folder.name
+    return Run(
+        files,
+        printable(folder.name if name == "." else name),
+        status,
+        config,
+        metrics,
+        [str(part) for part in arguments] if isinstance(arguments, list) else [],
+        facts,
+        None if test is None else float(test),
+        host if isinstance(host, str) else None,
+        [printable(problem) for problem in problems],
+    )

@@ -1,0 +1,91 @@
+"""`samples.npz`: what a run's best network did with a few samples."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plif_lightning.errors import UserError
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runtime.files import written_whole
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a run's best network did with a few samples of its validation part.
+
+    Attributes:
+        label: class of each sample [S].
+        classes: names of all classes.
+        frames: of each sample [T or 1, S, C, H, W].
+        rates: mean of the first layer's spikes over time [S, C', H', W'].
+        spikes: of the first samples in the first layer [T, S', C', H', W'], bool.
+        votes: of each step [T, S, classes].
+    """
+
+    label: NDArray[Any]
+    classes: list[str]
+    frames: NDArray[Any]
+    rates: NDArray[Any]
+    spikes: NDArray[Any]
+    votes: NDArray[Any]
+
+
+def read_samples(folder: RunFolder) -> Samples | None:
+    """What the run's network did with a few samples; None where nothing was recorded.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not folder.samples.is_file():
+        return None
+    try:
+        with folder.samples.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            shape = tuple(stored["spikes_shape"])
+            bits = np.unpackbits(stored["spikes"], count=int(np.prod(shape)))
+            found = Samples(
+                stored["label"],
+                [str(name) for name in stored["classes"]],
+                stored["frames"],
+                stored["counts"].astype(np.float32) / shape[0],
+                bits.reshape(shape).astype(bool),
+                np.nan_to_num(stored["votes"].astype(np.float32)),
+            )
+        _require_shapes(found)
+        return found
+    except Exception as error:  # zipfile, zlib and NumPy each have their own
+        raise UserError(f"{folder.samples} cannot be read: {' '.join(str(error).split())}.") from error
+
+
+def _require_shapes(samples: Samples) -> None:
+    steps, played, channels, height, width = samples.spikes.shape
+    n = len(samples.label)
+    fits = (
+        samples.label.shape == (n,)
+        and n >= played > 0
+        and samples.frames.ndim == 5
+        and samples.frames.shape[:2] in ((1, n), (steps, n))
+        and 0 not in samples.frames.shape
+        and samples.rates.shape == (n, channels, height, width)
+        and samples.votes.shape == (steps, n, len(samples.classes))
+        and 0 <= samples.label.min() <= samples.label.max() < len(samples.classes)
+    )
+    if not fits:
+        raise ValueError("its parts do not fit together")
+
+
+def write_samples(folder: RunFolder, samples: Samples) -> None:
+    """Writes what `read_samples` reads."""
+    steps = len(samples.spikes)
+    with written_whole(folder.samples, "wb") as file:
+        np.savez_compressed(
+            file,
+            label=samples.label,
+            classes=np.asarray(samples.classes),
+            frames=samples.frames,
+            counts=np.rint(samples.rates * steps).astype(np.uint16 if steps > 255 else np.uint8),
+            spikes=np.packbits(samples.spikes),
+            spikes_shape=np.asarray(samples.spikes.shape),
+            votes=samples.votes.astype(np.float16),
+        )

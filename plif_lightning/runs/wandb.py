@@ -1,0 +1,63 @@
+"""`wandb.json`: which W&B run a run is recorded in; and runs that W&B holds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from plif_lightning.errors import UserError
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.run import Run, Status
+from plif_lightning.runtime.files import written_whole
+
+PREFIX = "wandb:"
+_STATES: dict[str, Status] = {"finished": "finished", "running": "running"}
+
+
+def write_identity(folder: RunFolder, run: Any) -> None:
+    """Keeps which W&B run this one is recorded in."""
+    with written_whole(folder.wandb) as file:
+        json.dump({"id": run.id, "project": run.project}, file)
+
+
+def read_identity(folder: RunFolder) -> str | None:
+    """The W&B run that a run was recorded in; None where there is none."""
+    try:
+        return str(json.loads(folder.wandb.read_text())["id"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def runs_of_project(project: str) -> list[Run]:
+    import wandb
+
+    try:
+        found = [run_of_wandb(run) for run in wandb.Api().runs(project)]
+    except (wandb.errors.Error, ValueError) as error:
+        raise UserError(
+            f"the runs of {project} cannot be read from W&B: {' '.join(str(error).split())}. It must be "
+            "ENTITY/PROJECT, and `wandb login` comes first."
+        ) from error
+    if not found:
+        raise UserError(f"there is no run in W&B's project {project}.")
+    return found
+
+
+def run_of_wandb(run: Any) -> Run:
+    """A run as W&B's API gives it (`wandb.apis.public.Run`), that `variants/wandb.yaml` recorded."""
+    epochs: dict[int, dict[str, float]] = {}
+    for row in run.scan_history():
+        if row.get("epoch") is not None and not any(key.startswith("test/") for key in row):
+            values = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and not k.startswith("_")}
+            epochs.setdefault(int(row["epoch"]), {}).update(values)
+    config = dict(run.config)
+    test = run.summary.get("test/acc")
+    return Run(
+        RunFolder(Path("wandb") / str(run.id)),  # nothing is there
+        str(run.name),
+        _STATES.get(str(run.state), "unfinished") if "model" in config else "unreadable",
+        config,
+        [epochs[epoch] for epoch in sorted(epochs)],
+        [],
+        dict(config.get("facts") or {}),
+        float(test) if isinstance(test, (int, float)) else None,
+    )

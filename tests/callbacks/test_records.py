@@ -1,0 +1,120 @@
+"""What a run writes for those who read it later."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from plif_lightning import configs
+from plif_lightning.callbacks.records import record_samples, weight_histogram
+from plif_lightning.cli import main
+from plif_lightning.data import Digits
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.histograms import read_histograms
+from plif_lightning.runs.reading import read_run
+from plif_lightning.runs.samples import read_samples
+from plif_lightning.task import SpikingClassifier
+
+SMALL = ["--model.channels", "6", "--model.fc_features", "20", "--data.time_steps", "3", "--trainer.callbacks", "[]"]
+SMALL += ["--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"]
+SMALL += ["--trainer.enable_progress_bar", "false"]
+
+
+@pytest.fixture(autouse=True)
+def _working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def fit(*arguments):
+    given = ["fit", "--config", str(configs.folder() / "quickstart.yaml"), *SMALL, *arguments]
+    main(given)
+    return given
+
+
+def test_a_run_tells_its_command_result_and_weights():
+    given = fit("--trainer.max_epochs", "2", "--run_folder", "here")
+    run = read_run(Path("here"))
+    assert (run.status, run.command, run.problems) == ("finished", given, [])
+    assert run.tested_samples == 359
+    assert run.accuracy == json.loads(run.folder.result.read_text())["test"]
+    rows = read_histograms(run.folder)
+    assert [(row.layer, row.epoch) for row in rows] == [(f"fc{i}", epoch) for epoch in (0, 1, 2) for i in (1, 2)]
+    assert rows[0].counts.sum() == 20 * 6 * 2 * 2
+
+
+def test_a_resumed_run_keeps_its_command_and_its_rows():
+    given = fit("--trainer.max_epochs", "1", "--run_folder", "here")
+    main(["fit", "--config", "here/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"])
+    run = read_run(Path("here"))
+    assert run.command == given
+    assert sorted({row.epoch for row in read_histograms(run.folder)}) == [0, 1, 2]
+    assert run.status == "finished"
+
+
+def test_samples_are_what_the_best_network_does():
+    fit("--trainer.max_epochs", "1", "--run_folder", "here", "--record_samples", "4")
+    folder = RunFolder(Path("here"))
+    samples = read_samples(folder)
+    assert samples.label.tolist() == [0, 1, 2, 3]
+    assert samples.spikes.shape == (3, 3, 6, 8, 8)
+    network = SpikingClassifier.load_from_checkpoint(folder.best, weights_only=True).network.eval()
+    votes = network(torch.from_numpy(samples.frames).float())
+    torch.testing.assert_close(torch.from_numpy(samples.votes), votes.detach(), atol=0.11, rtol=0)
+    assert samples.rates[0] == pytest.approx(samples.spikes[:, 0].mean(0), abs=1e-6)
+
+
+def test_nothing_is_recorded_where_nobody_wants_it():
+    fit("--trainer.max_epochs", "1", "--run_folder", "here", "--record_samples", "0")
+    assert not RunFolder(Path("here")).samples.exists()
+
+
+def test_histograms_are_of_w_over_tau():
+    weight = torch.tensor([[1.0, -1.0], [2.0, 4.0]])
+    row = weight_histogram("fc1", 3, weight, torch.tensor(0.5))
+    assert (row.layer, row.epoch, row.low, row.high, row.counts.sum()) == ("fc1", 3, -0.5, 2.0, 4)
+    row = weight_histogram("fc1", 3, weight, torch.tensor([1.0, 0.25]))
+    assert (row.low, row.high) == (-1.0, 1.0)
+    assert weight_histogram("fc1", 3, torch.zeros(2, 2), torch.tensor(0.5)).counts.sum() == 4
+
+
+def test_recording_leaves_the_network_as_it_was():
+    data = Digits(time_steps=3, validation="holdout")
+    data.prepare_data()
+    data.setup("fit")
+    network = SpikingClassifier((1, 8, 8), 10, 3, channels=4, fc_features=8).network.eval()
+    record_samples(network, data, 2, torch.device("cpu"))
+    assert all(not neuron._forward_hooks for _, neuron in network.neurons())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--run_folder", "here", "--ckpt_path", "last"], "there is no"),
+        (["--record_samples", "-1"], "record_samples must be at least 0, got -1"),
+    ],
+)
+def test_mistakes_are_answered(capsys, arguments, expected):
+    with pytest.raises(SystemExit) as stop:
+        fit(*arguments)
+    assert stop.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(capsys):
+    fit("--trainer.max_epochs", "1", "--run_folder", "here")
+    with pytest.raises(SystemExit):
+        fit("--trainer.max_epochs", "1", "--run_folder", "here")
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_later_test_counts_only_of_the_best_checkpoint_on_all_of_the_test_set():
+    fit("--trainer.max_epochs", "1", "--run_folder", "here", "--test_after_fit", "false")
+    assert read_run(Path("here")).accuracy is None
+    main(["test", "--ckpt_path", "here/checkpoints/last.ckpt"])
+    main(["test", "--ckpt_path", "here/checkpoints/best.ckpt", "--trainer.limit_test_batches", "0.4"])
+    assert read_run(Path("here")).accuracy is None
+    main(["test", "--ckpt_path", "here/checkpoints/best.ckpt"])
+    run = read_run(Path("here"))
+    assert run.accuracy is not None
+    assert run.tested_samples == 359

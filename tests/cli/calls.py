@@ -1,0 +1,55 @@
+"""The command line as users call it, for the tests: in this process, or in one of its own."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from plif_lightning import configs
+from plif_lightning.cli import main
+from tests.conftest import REPOSITORY
+
+CONFIGS = configs.folder()
+QUICKSTART = str(CONFIGS / "quickstart.yaml")
+# the quickstart's network, smaller still
+TINY = ["--model.channels", "6", "--model.fc_features", "20", "--data.time_steps", "2"]
+FEW = ["--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "2"]
+SILENT = ["--trainer.enable_progress_bar", "false", "--trainer.callbacks", "[]"]
+
+
+def fit(*arguments, config=QUICKSTART):
+    main(["fit", "--config", config, *SILENT, *arguments])
+
+
+def refused(capsys, *arguments):
+    """The one sentence with which a command ends."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def command(*arguments, timeout=240, **kwargs):
+    """`python main.py ...` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "main.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **kwargs,
+    )
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def rows(path):
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))

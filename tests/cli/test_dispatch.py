@@ -1,0 +1,179 @@
+"""Which command answers, help, names of configurations, and the installed copy."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import plif_lightning
+from plif_lightning import configs
+from plif_lightning.cli import help as help_module
+from plif_lightning.cli import main
+from plif_lightning.cli.messages import known_keys
+from plif_lightning.errors import UserError
+from tests.cli.calls import SILENT, TINY, refused
+from tests.conftest import REPOSITORY
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_without_a_command_all_of_them_are_shown(arguments, capsys):
+    main(arguments)
+    out = capsys.readouterr().out
+    assert "usage: " in out
+    for name in ("prepare", "fit", "validate", "test", "predict", "sweep", "tables", "figures", "report"):
+        assert re.search(rf"^  {name} ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", help_module.COMMANDS)
+def test_help_of_a_command_is_one_screen_and_loads_no_torch(name):
+    code = (
+        f"import sys; from plif_lightning.cli import main; main([{name!r}, '--help']); "
+        "sys.stderr.write(' '.join({'torch', 'lightning'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert 5 < len(lines) <= 45
+    assert max(map(len, lines)) <= 120
+    assert name in lines[0]
+
+
+def test_every_argument_that_the_help_names_is_one():
+    known = {key.replace(".init_args", "") for key in known_keys()} | {"verify"}
+    named = re.findall(r"--([a-z_.]+)", "\n".join(help_module.screen(name) for name in help_module._OPTIONS))
+    assert len(named) > 25
+    for name in named:
+        assert name in known | {"help"} or any(key.startswith(f"{name}.") for key in known), name
+
+
+def test_help_with_a_configuration_shows_the_arguments_of_its_data_set(capsys):
+    main(["fit", "--help", "--config", "nmnist", "--model.neuron", "lif"])
+    out = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "--data.* of NMNIST",
+        "--data.slicing",
+        "whose times run backwards",
+        "--data.root",
+        "(type: int, default: 10)",
+    ):
+        assert text in out
+    assert "--data.normalize" not in out
+
+
+def test_all_arguments_are_shown_on_demand(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--help-all"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for name in ("--model.v_threshold", "--trainer.max_epochs", "--checkpoint.every_n_batches", "--run_folder"):
+        assert name in out
+
+
+def test_the_version_is_the_packages(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"plif_lightning {plif_lightning.__version__}\n"
+
+
+@pytest.mark.parametrize(("name", "near"), [("fti", "fit"), ("table", "tables"), ("reprot", "report")])
+def test_an_unknown_command_names_the_nearest(name, near, capsys):
+    assert f"unknown command {name}. Did you mean {near}?" in refused(capsys, name)
+
+
+def test_a_configuration_is_found_by_its_name_from_anywhere(capsys):
+    main(["fit", "--config", "quickstart", "--config=lif", *TINY, *SILENT, "--trainer.fast_dev_run", "1"])
+    assert "{c6k3s1-BN-LIF-MPk2s2}*2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("quikstart", "there is no configuration quikstart. Did you mean quickstart?"),
+        ("nowhere.yaml", "there is no configuration nowhere.yaml. Give the path of a file, or one of cifar10,"),
+        (".", "is a folder"),
+    ],
+)
+def test_a_configuration_that_is_none_is_named(name, expected, capsys):
+    for command in ("fit", "prepare"):
+        assert expected in refused(capsys, command, "--config", name)
+
+
+def test_a_path_counts_before_a_name(tmp_path):
+    (tmp_path / "quickstart").write_text("own")
+    assert configs.resolve("quickstart") == Path("quickstart")
+    assert configs.resolve("configs/variants/lif.yaml") == configs.folder() / "variants" / "lif.yaml"
+    assert configs.resolve("table4", "sweeps").name == "table4.yaml"
+
+
+def test_a_missing_base_is_an_error(monkeypatch, tmp_path):
+    configs.folder.cache_clear()
+    monkeypatch.setattr(configs, "__file__", str(tmp_path / "plif_lightning" / "configs.py"))
+    try:
+        with pytest.raises(UserError, match=r"base\.yaml, which lies under every configuration, is neither in"):
+            configs.folder()
+    finally:
+        configs.folder.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """What `pip install .` would put into site-packages."""
+    pytest.importorskip("hatchling", reason="test extra `dev`")
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        wheel.extractall(folder / "site-packages")
+    return folder / "site-packages"
+
+
+def run_installed(installed, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    code = "from plif_lightning.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def test_an_installed_copy_has_every_configuration_the_licence_and_the_console_script(installed):
+    def below(folder):
+        return {str(path.relative_to(folder)) for path in folder.rglob("*.yaml")}
+
+    assert below(installed / "plif_lightning" / "_configs") == below(REPOSITORY / "configs")
+    assert (installed / "plif_lightning" / "py.typed").is_file()
+    assert (installed / "plif_lightning" / "__init__.pyi").is_file()
+    assert (installed / "plif_lightning" / "analysis" / "report.html").is_file()
+    facts = next(installed.glob("*.dist-info"))
+    assert "plif-lightning = plif_lightning.cli:main" in (facts / "entry_points.txt").read_text()
+    assert list(facts.rglob("LICENSE"))
+
+
+def test_an_installed_copy_trains_by_name_with_the_papers_settings_under_it(installed):
+    done = run_installed(installed, "fit", "--config", "fashionmnist", "--print_config")
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load(done.stdout)
+    assert config["trainer"]["max_epochs"] == 1024
+    assert config["model"]["lr_scheduler"]["init_args"]["T_max"] == 64
+    brief = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1"]
+    brief += ["--record_samples", "0", "--test_after_fit", "false"]
+    done = run_installed(installed, "fit", "--config", "quickstart", *TINY, *SILENT, *brief)
+    assert done.returncode == 0, done.stderr
+    assert "plif-lightning test --ckpt_path" in done.stdout
+    assert Path("runs/quickstart/version_0/checkpoints/best.ckpt").is_file()
+
+
+def test_an_installed_copy_without_its_configurations_says_so(installed, tmp_path):
+    copy = tmp_path / "copy"
+    (copy / "plif_lightning").mkdir(parents=True)
+    for path in (installed / "plif_lightning").rglob("*"):
+        if path.suffix in (".py", ".pyi", ".html"):
+            target = copy / path.relative_to(installed)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    done = run_installed(copy, "fit", "--config", "quickstart")
+    assert done.returncode == 2
+    assert "error: base.yaml, which lies under every configuration, is neither in" in done.stderr

@@ -1,0 +1,107 @@
+"""`test`, `validate` and `predict` of a checkpoint."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from plif_lightning.cli import main
+from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows
+
+
+def test_test_needs_nothing_but_the_checkpoint(run, tmp_path, monkeypatch, capsys):
+    main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt")])
+    out = capsys.readouterr().out
+    assert "359 test" in out
+    assert "B: best-on-validation epoch" in out.replace("\n", " ")
+    here = rows(run / "test/metrics.csv")[0]["test/acc"]
+    counts = rows(run / "test/confusion_matrix.csv")
+    assert sum(int(v) for row in counts for k, v in row.items() if "true" not in k) == 359
+    # also after it was moved, from another working directory
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    (run / "checkpoints/best.ckpt").rename(moved / "renamed.ckpt")
+    monkeypatch.chdir(moved)
+    main(["test", "--ckpt_path=renamed.ckpt", *SILENT])
+    assert rows(moved / "test/metrics.csv")[0]["test/acc"] == here
+
+
+def test_test_of_a_model_selection_on_the_test_set_says_so(capsys):
+    fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--test_after_fit", "false", "--data.validation", "test")
+    assert "best test epoch" in capsys.readouterr().out
+    run = Path("runs/quickstart/version_0")
+    main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT])
+    assert "A: best test epoch" in capsys.readouterr().out
+    main(["validate", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT])
+    assert "accuracy (test set)" in capsys.readouterr().out
+
+
+def test_validate_measures_the_checkpoints_own_validation_part(run, capsys):
+    main(["validate", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT, "--trainer.limit_val_batches", "1"])
+    assert "212 val" in capsys.readouterr().out
+    best = max(float(row["val/acc"]) for row in rows(run / "metrics.csv") if row["val/acc"])
+    assert float(rows(run / "validate/metrics.csv")[0]["val/acc"]) == pytest.approx(best)
+
+
+def test_predict_writes_label_prediction_and_votes_in_the_datas_order(run):
+    main(["predict", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT])
+    main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT])
+    table = rows(run / "predict/predictions.csv")
+    assert [int(row["sample"]) for row in table] == list(range(359))
+    right = 0
+    for row in table:
+        votes = [float(row[f"votes {c}"]) for c in range(10)]
+        assert votes[int(row["prediction"])] == max(votes)
+        right += row["label"] == row["prediction"]
+    assert right / 359 == pytest.approx(float(rows(run / "test/metrics.csv")[0]["test/acc"]), abs=1e-6)
+
+
+def test_a_data_override_beside_a_checkpoint_wins(run, capsys):
+    main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT, "--data.eval_batch_size", "50"])
+    assert "359 test" in capsys.readouterr().out
+
+
+def test_checkpoints_load_with_weights_only_and_restore_the_task(run):
+    from plif_lightning.task import SpikingClassifier
+
+    for name in ("best", "last"):
+        checkpoint = load(run / f"checkpoints/{name}.ckpt")
+        assert yaml.safe_load(checkpoint["cli_config"])["model"]["channels"] == 6
+    task = SpikingClassifier.load_from_checkpoint(run / "checkpoints/best.ckpt", weights_only=True)
+    assert str(task.network.structure).startswith("{c6k3s1")
+
+
+@pytest.mark.parametrize("subcommand", ["test", "validate", "predict"])
+def test_an_evaluation_without_a_checkpoint_is_refused(subcommand, capsys):
+    message = refused(capsys, subcommand, "--config", QUICKSTART)
+    assert "random weights" in message
+    assert "--ckpt_path RUN/checkpoints/best.ckpt" in message
+
+
+def test_model_settings_beside_a_checkpoint_that_says_otherwise_are_refused(run, capsys):
+    best = str(run / "checkpoints/best.ckpt")
+    message = refused(capsys, "test", "--ckpt_path", best, "--model.init_tau", "3")
+    assert "model.init_tau is 2.0 there, 3.0 here" in message
+    main(["test", "--ckpt_path", best, "--model.init_tau", "2.0", *SILENT])
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "other", "missing"])
+def test_a_file_that_is_no_checkpoint_is_refused_by_its_name(kind, run, capsys):
+    path = Path("bad.ckpt")
+    if kind == "truncated":
+        path.write_bytes((run / "checkpoints/best.ckpt").read_bytes()[:20_000])
+    elif kind == "text":
+        path.write_text("hello")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "other":
+        torch.save({"state_dict": {"weight": torch.zeros(2)}}, path)
+    message = refused(capsys, "test", "--ckpt_path", str(path))
+    assert "bad.ckpt" in message
+
+
+def test_validation_on_another_split_than_the_runs_is_refused(run, capsys):
+    best = str(run / "checkpoints/best.ckpt")
+    message = refused(capsys, "validate", "--ckpt_path", best, "--data.holdout_fraction", "0.9")
+    assert "data.holdout_fraction is 0.15 there, 0.9 here" in message

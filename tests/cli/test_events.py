@@ -1,0 +1,254 @@
+"""The command line on the neuromorphic data sets, from small files in the real formats."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plif_lightning.cli import main
+from tests import writers
+from tests.cli.calls import CONFIGS, SILENT, command, load, refused, rows
+from tests.conftest import REPOSITORY
+
+PART = ["--data.allow_partial", "true"]
+SMALL = ["--model.channels", "4", "--model.fc_features", "16", "--data.batch_size", "4", "--data.time_steps", "3"]
+
+
+def config(name):
+    return ["--config", str(CONFIGS / f"{name}.yaml")]
+
+
+def said(capsys):
+    return " ".join(capsys.readouterr().out.split())
+
+
+WRITERS = {
+    "nmnist": lambda root: writers.write_nmnist(root, 8, 4),
+    "cifar10dvs": lambda root: writers.write_cifar10dvs(root, (0, 900)),
+    "dvsgesture": lambda root: writers.write_dvsgesture(root, (1, 24)),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_fit_and_test_of_the_papers_networks(name, capsys):
+    WRITERS[name](Path("data"))
+    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
+    main(["fit", *config(name), *SILENT, *PART, *few, "--data.batch_size", "2", "--data.eval_batch_size", "2"])
+    out = said(capsys)
+    assert "(original, a PART of its" in out
+    run = Path(f"runs/{name}/version_0")
+    facts = json.loads((run / "data.json").read_text())
+    assert facts["origin"].startswith("original, a PART of its")
+    assert facts["samples"]["test as val"] > 0
+    main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT, "--trainer.limit_test_batches", "1"])
+    assert "a PART of its" in said(capsys)
+
+
+def test_fit_with_every_augmentation_and_a_smaller_frame(capsys):
+    writers.write_cifar10dvs(Path("data"), (0, 1, 900))
+    path = Path("augmented.yaml")
+    path.write_text(
+        "data:\n  init_args:\n    size: 48\n    augmentation:\n"
+        + "".join(
+            f"      - class_path: plif_lightning.data.{name}\n"
+            for name in (
+                *("EventFlip", "EventTranslation", "EventRotation", "PolarityFlip"),
+                *("TimeDrop", "EventDrop", "EventMix"),
+            )
+        )
+    )
+    brief = ["--trainer.max_epochs", "2", "--trainer.enable_checkpointing", "false"]
+    main(["fit", *config("cifar10dvs"), "--config", str(path), *SILENT, *PART, *SMALL, *brief])
+    assert rows("runs/cifar10dvs/version_0/metrics.csv")[-1]["train/loss"]
+
+
+def test_prepare_says_what_is_there_and_does_it_once(capsys):
+    writers.write_nmnist(Path("data"))
+    main(["prepare", *config("nmnist"), *PART])
+    out = said(capsys)
+    for text in ("N-MNIST (original, a PART of its 60,000 and 10,000 recordings)", "all 20 10", "events 13,000 6,500"):
+        assert text in out
+    assert "Prepared." in out
+    main(["prepare", *config("nmnist"), *PART, "--verify", "true"])
+    out = said(capsys)
+    assert "Nothing to do: everything was there already." in out
+    assert "12 checksums compared: all are right." in out
+    assert not Path("runs").exists()
+
+
+def test_prepare_needs_no_gpu_for_a_configuration_that_does(capsys):
+    writers.write_nmnist(Path("data"))
+    main(["prepare", *config("nmnist"), *PART, "--trainer.accelerator", "gpu", "--trainer.precision", "16-mixed"])
+    assert "Prepared." in said(capsys)
+
+
+def test_prepare_of_images(capsys):
+    writers.write_mnist(Path("data"), 20, 10)
+    main(["prepare", *config("mnist"), "--verify", "true"])
+    out = said(capsys)
+    assert "all 20 10" in out
+    assert "There are no checksums to compare." in out
+
+
+def test_prepare_finds_damage(capsys):
+    writers.write_nmnist(Path("data"))
+    main(["prepare", *config("nmnist"), *PART])
+    path = next(Path("data/NMNIST/events").glob("original-train.*/address.npy"))
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    error = refused(capsys, "prepare", *config("nmnist"), *PART, "--verify", "true")
+    assert "address.npy is damaged: its checksum is not the one of its build" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("dvsgesture", [], "Fetch DvsGesture.tar.gz (md5 8a5c71fb11e24e5ca5b11866ca6c00a1)"),
+        ("nmnist", ["--data.download", "false"], "Pass --data.download=true, or fetch train.zip"),
+        ("dvsgesture", ["--data.source", "ibm"], "data.source must be one of original, tonic"),
+        ("nmnist", ["--data.size", "99"], "data.size must lie in 1..34, got 99"),
+        (
+            "nmnist",
+            ["--data.augmentation", "RandomCrop"],
+            "data.augmentation of this data set must be a list of EventDrop",
+        ),
+        ("nmnist", ["--model.input_encoder", "poisson"], "input_encoder='poisson' encodes images"),
+    ],
+)
+def test_a_mistake_is_answered_with_one_sentence(name, arguments, expected, capsys):
+    if "poisson" in arguments:
+        writers.write_nmnist(Path("data"))
+        arguments = [*arguments, *PART, *SILENT]
+    assert expected in refused(capsys, "fit", *config(name), *arguments)
+    assert not list(Path("data").rglob("*.tmp")) if Path("data").exists() else True
+
+
+def test_a_damaged_recording_is_answered_with_one_sentence(capsys):
+    writers.write_nmnist(Path("data"))
+    Path("data/NMNIST/Train/3/00003.bin").write_bytes(b"1234")
+    error = refused(capsys, "fit", *config("nmnist"), *PART, *SILENT)
+    assert "Train/3/00003.bin: 4 bytes are not a whole number of 5-byte events" in error
+
+
+def test_a_run_is_not_continued_on_another_source(capsys):
+    writers.write_dvsgesture(Path("data"), (1, 24))
+    writers.write_tonic_gesture(Path("data"))
+    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
+    main(["fit", *config("dvsgesture"), *SILENT, *PART, *SMALL, *few])
+    run = "runs/dvsgesture/version_0"
+    capsys.readouterr()
+    error = refused(
+        capsys, "fit", "--config", f"{run}/config.yaml", "--ckpt_path", "last", "--data.source", "tonic", *SILENT
+    )
+    assert "data.source is 'original' there, 'tonic' here" in error
+
+
+def test_two_processes_prepare_at_once():
+    writers.write_nmnist(Path("data"), 200, 20)
+    arguments = [sys.executable, str(REPOSITORY / "main.py"), "prepare", *config("nmnist"), *PART]
+    processes = [subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in "ab"]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert sorted("Prepared." in out for out in outputs) == [False, True]
+    stores = [p for p in Path("data/NMNIST/events").iterdir() if p.is_dir()]
+    assert len(stores) == 2
+
+
+def test_fit_on_two_processes_with_workers():
+    writers.write_nmnist(Path("data"), 16, 8)
+    done = command(
+        *("fit", *config("nmnist"), *SMALL, *PART, "--data.num_workers", "1", "--data.batch_size", "2"),
+        *("--trainer.max_epochs", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "16 training, 8 test as val" in " ".join(done.stdout.split())
+    assert load("runs/nmnist/version_0/checkpoints/last.ckpt")["global_step"] == 4
+
+
+def test_a_mistake_in_the_data_ends_every_process():
+    done = command(
+        *("fit", *config("nmnist"), *SMALL, "--data.download", "false", "--trainer.max_epochs", "1"),
+        *("--trainer.devices", "2", "--trainer.strategy", "ddp"),
+        timeout=100,
+    )
+    assert done.returncode != 0
+    assert "error: N-MNIST (original) is not in" in done.stderr
+
+
+def test_a_program_without_a_main_guard_can_prepare():
+    writers.write_cifar10dvs(Path("data"), (0, 900), "tonic")
+    Path("program.py").write_text(
+        "from plif_lightning.data import CIFAR10DVS\n"
+        "data = CIFAR10DVS(root='data', source='tonic', allow_partial=True)\n"
+        "data.prepare_data()\n"
+        "print(len(data.event_store(True)), 'recordings')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "program.py"], capture_output=True, text=True, timeout=100, env=environment, check=False
+    )
+    assert "3 recordings" in done.stdout, done.stderr
+
+
+def test_a_run_is_not_continued_or_validated_on_another_training_set(capsys):
+    writers.write_nmnist(Path("data"), 140, 8)
+    brief = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--data.num_workers", "0"]
+    main(["fit", *config("nmnist"), *SILENT, *PART, *SMALL, *brief, "--data.validation", "holdout"])
+    run = "runs/nmnist/version_0"
+    main(["validate", "--ckpt_path", f"{run}/checkpoints/best.ckpt", *SILENT])
+    for i in range(70, 140):
+        Path(f"data/NMNIST/Train/{i % 10}/{i:05d}.bin").unlink()
+    capsys.readouterr()
+    for arguments in (
+        ["validate", "--ckpt_path", f"{run}/checkpoints/best.ckpt"],
+        ["fit", "--config", f"{run}/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"],
+    ):
+        assert "is not the one that the checkpoint's run was trained on" in refused(capsys, *arguments, *SILENT)
+    main(["test", "--ckpt_path", f"{run}/checkpoints/best.ckpt", *SILENT])
+
+
+def test_an_error_in_a_loader_worker_is_one_sentence_too(capsys):
+    writers.write_nmnist(Path("data"), 20, 8)
+    main(["prepare", *config("nmnist"), *PART])
+    path = next(Path("data/NMNIST/events").glob("original-train.*/address.npy"))
+    content = path.read_bytes()
+    # a place in the middle, which the first batch that is read for a look does not touch
+    path.write_bytes(content[:-20_000] + b"\xff" * 20_000)
+    capsys.readouterr()
+    error = refused(capsys, "fit", *config("nmnist"), *PART, *SMALL, *SILENT, "--data.num_workers", "1")
+    assert re.fullmatch(
+        r"error: \S+ is damaged: an event lies outside the sensor\. Delete .* will be built anew\.", error
+    )
+
+
+def test_a_checkpoint_is_tested_with_another_backend_than_it_was_trained_with(capsys):
+    writers.write_nmnist(Path("data"), 8, 4)
+    brief = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--model.backend", "reference"]
+    main(["fit", *config("nmnist"), *SILENT, *PART, *SMALL, *brief])
+    assert "reference kernels" in said(capsys)
+    best = "runs/nmnist/version_0/checkpoints/best.ckpt"
+    for backend in ("cpu", "auto"):
+        main(["test", "--ckpt_path", best, *SILENT, "--model.backend", backend])
+        assert "accuracy" in said(capsys)
+    assert "model.init_tau is 2.0 there, 3.0 here" in refused(
+        capsys, "test", "--ckpt_path", best, *SILENT, "--model.init_tau", "3.0"
+    )
+
+
+def test_a_root_with_brackets_and_spaces(capsys):
+    writers.write_nmnist(Path("a [/b] c"), 20, 10)
+    main(["prepare", *config("nmnist"), *PART, "--data.root", "a [/b] c"])
+    assert "a [/b] c" in said(capsys)
+
+
+def test_the_folder_of_stores_does_not_depend_on_where_a_command_is_called(capsys, tmp_path, monkeypatch):
+    writers.write_nmnist(Path("data"), 8, 4)
+    brief = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
+    main(["fit", *config("nmnist"), *SILENT, *PART, *SMALL, *brief, "--data.store", "stores"])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    main(["test", "--ckpt_path", str(tmp_path / "runs/nmnist/version_0/checkpoints/best.ckpt"), *SILENT])
+    assert not Path("stores").exists()

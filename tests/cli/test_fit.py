@@ -1,0 +1,158 @@
+"""`fit`: what it trains, writes and says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+import yaml
+
+from plif_lightning.cli import main
+from tests import writers
+from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, command, fit, load, rows
+
+
+def test_quickstart_ends_with_a_summary_and_every_file(capsys):
+    main(["fit", "--config", QUICKSTART, *TINY, *FEW, "--trainer.max_epochs", "2"])
+    out = capsys.readouterr().out
+    run = Path("runs/quickstart/version_0")
+    for name in ("config.yaml", "metrics.csv", "learning_curve.png", "tau_curve.png", "confusion_matrix.png"):
+        assert (run / name).stat().st_size > 0
+    for text in (
+        "{c6k3s1-BN-PLIF-MPk2s2}*2-DP-FC20-PLIF-DP-FC100-PLIF-APk10s10",
+        "1,226 training, 212 val",
+        "B: best-on-validation epoch",
+        "test accuracy",
+        "measured once",
+        "python main.py test --ckpt_path",
+        "conv1",
+    ):
+        assert text in out.replace("\n", " ")
+    assert not list(run.glob("**/*.tmp"))
+    assert not (run / "hparams.yaml").exists()
+
+
+@pytest.mark.slow
+def test_quickstart_reaches_97_percent_on_its_test_part():
+    fit()
+    accuracy = [row["test/acc"] for row in rows("runs/quickstart/version_0/metrics.csv") if row["test/acc"]]
+    assert float(accuracy[0]) >= 0.97
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashionmnist"])
+def test_fit_of_the_papers_mnist_networks(name, tmp_path):
+    writers.write_mnist(tmp_path / "data", train=8, test=4, name={"mnist": "MNIST"}.get(name, "FashionMNIST"))
+    fit(
+        *("--data.root", str(tmp_path / "data"), "--trainer.max_epochs", "2", "--data.batch_size", "4"),
+        *("--trainer.enable_checkpointing", "false"),
+        config=str(CONFIGS / f"{name}.yaml"),
+    )
+    metrics = rows(f"runs/{name}/version_0/metrics.csv")
+    assert [row["epoch"] for row in metrics if row["test_as_val/acc"]] == ["0", "1"]
+    assert all(float(row["rate/conv1"]) > 0 for row in metrics if row["rate/conv1"])
+
+
+def test_fit_of_the_cifar10_network_with_variants_and_flags(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *a, **k: True)
+    writers.write_cifar10(tmp_path / "data", train=10, test=4)
+    fit(
+        *("--config", str(CONFIGS / "variants/lif.yaml"), "--model.init_tau", "16", "--model.pooling", "avg"),
+        *("--data.root", str(tmp_path / "data"), "--data.batch_size", "2"),
+        *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"),
+        *("--trainer.enable_checkpointing", "false"),
+        config=str(CONFIGS / "cifar10.yaml"),
+    )
+    assert "{{c256k3s1-BN-LIF}*3-APk2s2}*2-DP-FC2048-LIF-DP-FC100-LIF-APk10s10" in capsys.readouterr().out
+    measured = [row for row in rows("runs/cifar10/version_0/metrics.csv") if row["tau/conv1"]]
+    assert float(measured[0]["tau/conv1"]) == pytest.approx(16, rel=1e-5)
+
+
+def test_fit_with_the_holdout_variant_tests_once_at_the_end(tmp_path):
+    writers.write_mnist(tmp_path / "data", train=80, test=8)
+    fit(
+        *("--config", str(CONFIGS / "variants/holdout.yaml"), "--data.root", str(tmp_path / "data")),
+        *("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "1", "--data.batch_size", "4"),
+        *("--model.channels", "4", "--model.fc_features", "8"),
+        config=str(CONFIGS / "mnist.yaml"),
+    )
+    metrics = rows("runs/mnist/version_0/metrics.csv")
+    assert len([row for row in metrics if row["val/acc"]]) == 2
+    assert len([row for row in metrics if row["test/acc"]]) == 1
+    assert not any(key.startswith("test_as_val") for key in metrics[0])
+
+
+def test_fit_in_bf16(tmp_path):
+    writers.write_mnist(tmp_path / "data", train=8, test=4, name="FashionMNIST")
+    fit(
+        *("--data.root", str(tmp_path / "data"), "--trainer.precision", "bf16-mixed", "--trainer.max_epochs", "1"),
+        *("--data.batch_size", "4", "--trainer.enable_checkpointing", "false"),
+        config=str(CONFIGS / "fashionmnist.yaml"),
+    )
+    assert rows("runs/fashionmnist/version_0/metrics.csv")
+
+
+def test_an_optimiser_and_a_scheduler_are_replaced_from_the_command_line(run):
+    fit(
+        *(*TINY, *FEW, "--trainer.max_epochs", "2", "--test_after_fit", "false"),
+        *("--model.optimizer", "SGD", "--model.optimizer.lr", "0.1", "--model.optimizer.momentum", "0.9"),
+        *("--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "1"),
+    )
+    metrics = rows("runs/quickstart/version_1/metrics.csv")
+    assert [float(row["lr"]) for row in metrics if row["lr"]] == pytest.approx([0.1, 0.01])
+    state = load("runs/quickstart/version_1/checkpoints/last.ckpt")["optimizer_states"][0]
+    assert state["param_groups"][0]["momentum"] == 0.9
+
+
+def test_wandb_variant_records_beside_the_runs_own_files(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--config", str(CONFIGS / "variants/wandb.yaml"))
+    assert Path("runs/quickstart/version_0/metrics.csv").exists()
+    assert list(Path("runs/wandb").glob("offline-run-*/*.wandb"))
+    wandb.finish()  # a process has one W&B run at a time: the next test's is another
+
+
+def test_a_dev_run_leaves_no_files(capsys):
+    fit(*TINY, "--trainer.fast_dev_run", "true")
+    assert not list(Path().iterdir())
+    assert "checkpoint" not in capsys.readouterr().out
+
+
+def test_a_fit_without_validation_says_that_it_could_not_test(capsys):
+    fit(*TINY, *FEW, "--trainer.limit_val_batches", "0", "--trainer.max_epochs", "1")
+    assert "not measured: no validation chose an epoch" in capsys.readouterr().out
+    assert Path("runs/quickstart/version_0/checkpoints/last.ckpt").exists()
+
+
+def test_stored_configuration_is_plain_text(run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert json.loads(json.dumps(config)) == config
+    assert Path(config["data"]["init_args"]["root"]).is_absolute()
+
+
+def test_accumulation_clipping_and_resume_are_the_same_on_every_backend():
+    given = ["--trainer.precision", "64-true", "--trainer.accumulate_grad_batches", "2"]
+    given += ["--trainer.gradient_clip_val", "0.05", "--trainer.limit_train_batches", "6"]
+    given += ["--trainer.limit_val_batches", "1", "--test_after_fit", "false"]
+    for backend in ("cpu", "reference"):
+        fit(*TINY, *given, "--model.backend", backend, "--trainer.max_epochs", "2", "--run_folder", backend)
+    fit(*TINY, *given, "--model.backend", "reference", "--trainer.max_epochs", "1", "--run_folder", "mixed")
+    main(["fit", "--config", "mixed/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2",
+          "--model.backend", "cpu"])  # fmt: skip
+    ours, theirs, mixed = (load(f"{name}/checkpoints/last.ckpt") for name in ("cpu", "reference", "mixed"))
+    assert ours["global_step"] == theirs["global_step"] == 6
+    for name, value in theirs["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], value, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(mixed["state_dict"][name], value, rtol=1e-7, atol=1e-9)
+
+
+def test_a_profile_names_the_kernels(tmp_path):
+    done = command(
+        "fit", "--config", QUICKSTART, *SILENT, *TINY, *FEW, "--trainer.max_epochs", "1",
+        "--trainer.profiler", "pytorch", "--run_folder", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr + "".join(p.read_text(errors="replace") for p in tmp_path.rglob("*.txt"))
+    for name in ("plif::fire", "plif::fire_backward", "ConvBlock", "PLIF"):
+        assert name in said

@@ -1,0 +1,183 @@
+"""Runs that were killed, moved or stopped, and go on."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from plif_lightning.callbacks import LastCheckpoint
+from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, command, fit, load, refused, rows
+from tests.conftest import REPOSITORY
+
+
+def progress(run):
+    try:
+        return load(run / "checkpoints/last.ckpt")["global_step"]
+    except (OSError, RuntimeError):
+        return 0
+
+
+@pytest.mark.parametrize("moment", ["after an epoch", "in an epoch"])
+def test_a_killed_run_goes_on_exactly(moment, tmp_path):
+    arguments = [
+        *("fit", "--config", QUICKSTART, *SILENT, "--test_after_fit", "false", "--trainer.max_epochs", "4"),
+        *("--model.channels", "8", "--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 1}}]"),
+    ]
+    straight = command(*arguments, "--trainer.logger.name", "straight", cwd=tmp_path)
+    assert straight.returncode == 0, straight.stderr
+    killed = Path("runs/killed/version_0")
+    interval = ["--checkpoint.every_n_batches", "10"] if moment == "in an epoch" else []
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "main.py"), *arguments, *interval, "--trainer.logger.name", "killed"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        step = progress(killed)
+        if step >= 2 * 77 and (moment == "after an epoch" or step % 77 != 0):
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = progress(killed)
+    assert 2 * 77 <= step < 4 * 77
+    resumed = command("fit", "--config", str(killed / "config.yaml"), "--ckpt_path", "last", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert [p.name for p in Path("runs/killed").iterdir()] == ["version_0"]
+
+    expected, actual = (load(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in ("straight", "killed"))
+    assert actual["global_step"] == expected["global_step"] == 308
+    for name, value in expected["state_dict"].items():
+        assert torch.equal(actual["state_dict"][name], value), name
+    for i, state in expected["optimizer_states"][0]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(actual["optimizer_states"][0]["state"][i][name], value), (i, name)
+    assert actual["lr_schedulers"] == expected["lr_schedulers"]
+    tables = [rows(f"runs/{name}/version_0/metrics.csv") for name in ("straight", "killed")]
+    for table in tables:
+        for row in table:
+            row.pop("train/samples_per_second")
+    assert tables[0] == tables[1]
+    best = [load(f"runs/{name}/version_0/checkpoints/best.ckpt")["global_step"] for name in ("straight", "killed")]
+    assert best[0] == best[1]
+
+
+def test_a_resumed_run_keeps_a_configuration_that_starts_anew(run):
+    config = (run / "config.yaml").read_text()
+    fit("--ckpt_path", "last", "--trainer.max_epochs", "3", config=str(run / "config.yaml"))
+    epochs = [row["epoch"] for row in rows(run / "metrics.csv") if row["train/loss"]]
+    assert epochs == ["0", "1", "2"]
+    assert (run / "config.yaml").read_text() == config.replace("max_epochs: 2", "max_epochs: 3")
+
+
+def test_a_moved_run_that_goes_on_remembers_its_best_epoch(run, tmp_path):
+    best = max(float(row["val/acc"]) for row in rows(run / "metrics.csv") if row["val/acc"])
+    moved = tmp_path / "elsewhere" / "renamed"
+    moved.parent.mkdir()
+    run.rename(moved)
+    before = (moved / "checkpoints/best.ckpt").read_bytes()
+    # a learning rate of nothing: the third epoch is not better than the best of the first two
+    last = load(moved / "checkpoints/last.ckpt")
+    for group in last["optimizer_states"][0]["param_groups"]:
+        group["lr"] = 0.0
+    torch.save(last, moved / "checkpoints/last.ckpt")
+    fit("--ckpt_path", "last", "--trainer.max_epochs", "3", config=str(moved / "config.yaml"))
+    third = [float(row["val/acc"]) for row in rows(moved / "metrics.csv") if row["val/acc"]][-1]
+    assert third <= best
+    assert (moved / "checkpoints/best.ckpt").read_bytes() == before
+
+
+def test_a_run_of_one_epoch_goes_on_and_keeps_its_best(capsys):
+    fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--test_after_fit", "false")
+    run = Path("runs/quickstart/version_0")
+    first = load(run / "checkpoints/last.ckpt")["callbacks"]["BestCheckpoint"]["best_model_score"].item()
+    assert first == pytest.approx(float(next(row["val/acc"] for row in rows(run / "metrics.csv") if row["val/acc"])))
+    fit("--ckpt_path", "last", "--trainer.max_epochs", "2", config=str(run / "config.yaml"))
+    assert [row["epoch"] for row in rows(run / "metrics.csv") if row["val/acc"]] == ["0", "1"]
+
+
+@pytest.mark.parametrize("validation", ["1", "0"])
+def test_a_run_broken_off_within_an_epoch_goes_on_with_or_without_validation(validation, monkeypatch):
+    arguments = [*TINY, *FEW, "--test_after_fit", "false", "--trainer.limit_val_batches", validation]
+    fit(*arguments, "--trainer.max_epochs", "2", "--trainer.logger.name", "straight")
+    save = LastCheckpoint._save
+
+    def save_and_break_off(self, trainer):
+        save(self, trainer)
+        raise RuntimeError("power cut")
+
+    more = ["--checkpoint.every_n_batches", "2", "--trainer.max_epochs", "2", "--trainer.logger.name", "cut"]
+    with monkeypatch.context() as patch:
+        patch.setattr(LastCheckpoint, "_save", save_and_break_off)
+        with pytest.raises(RuntimeError, match="power cut"):
+            fit(*arguments, *more)
+    run = Path("runs/cut/version_0")
+    assert progress(run) == 2
+    fit("--ckpt_path", "last", config=str(run / "config.yaml"))
+    one, other = (load(f"runs/{name}/version_0/checkpoints/last.ckpt")["state_dict"] for name in ("straight", "cut"))
+    assert all(torch.equal(other[name], value) for name, value in one.items())
+
+
+def test_mid_epoch_checkpoints_wait_until_gradients_are_complete():
+    arguments = ["--trainer.accumulate_grad_batches", "2", "--checkpoint.every_n_batches", "1"]
+    fit(*TINY, *arguments, "--trainer.max_steps", "2", "--test_after_fit", "false")
+    batches = load("runs/quickstart/version_0/checkpoints/last.ckpt")["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert batches["current"]["ready"] == 4
+
+
+def test_the_summary_names_the_epoch_and_accuracy_of_the_best_checkpoint(capsys):
+    arguments = ["--trainer.val_check_interval", "0.25", "--trainer.max_epochs", "2", "--test_after_fit", "false"]
+    fit("--model.optimizer.lr", "0.01", "--model.channels", "8", *arguments)
+    run = Path("runs/quickstart/version_0")
+    best = max(float(row["val/acc"]) for row in rows(run / "metrics.csv") if row["val/acc"])
+    assert (
+        f"{100 * best:.2f} % (epoch {load(run / 'checkpoints/best.ckpt')['epoch'] + 1} of 2)" in capsys.readouterr().out
+    )
+
+
+def test_a_checkpoint_named_in_a_file_is_refused(run, tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"ckpt_path: {run / 'checkpoints/last.ckpt'}\n")
+    assert "pass it as --ckpt_path" in refused(capsys, "fit", "--config", QUICKSTART, "--config", str(path))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, "--trainer.logger.save_dir", "file/runs")
+    assert "file/runs" in message
+
+
+def test_a_resume_that_finds_nothing_is_refused(capsys):
+    message = refused(capsys, "fit", "--config", QUICKSTART, "--ckpt_path", "last")
+    assert "--config RUN/config.yaml" in message
+    assert "there is no" in message
+    assert not Path("runs").exists()
+
+
+def test_a_resume_with_other_settings_is_refused(run, capsys):
+    last = str(run / "checkpoints/last.ckpt")
+    message = refused(capsys, "fit", "--config", QUICKSTART, "--ckpt_path", last)
+    assert "model.channels is 6 there, 32 here" in message
+    message = refused(
+        capsys, *("fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", "--data.validation", "test")
+    )
+    assert "data.validation is 'holdout' there, 'test' here" in message
+
+
+def test_the_config_of_a_run_starts_a_new_run(run):
+    fit(*FEW, config=str(run / "config.yaml"))
+    assert sorted(p.name for p in Path("runs/quickstart").iterdir()) == ["version_0", "version_1"]
+
+
+def test_an_existing_run_is_not_written_over(run, capsys):
+    before = (run / "metrics.csv").read_text()
+    message = refused(capsys, "fit", "--config", QUICKSTART, *TINY, "--trainer.logger.version", "0")
+    assert "version_0 already holds a run" in message
+    assert "--ckpt_path last" in message
+    assert (run / "metrics.csv").read_text() == before

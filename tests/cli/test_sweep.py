@@ -1,0 +1,235 @@
+"""Grids of runs without a server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from plif_lightning.cli import main
+from plif_lightning.cli.sweep import point_arguments, read_sweep, replaced, run_name
+from plif_lightning.errors import UserError
+from plif_lightning.runs.process import process_identity
+from plif_lightning.runs.reading import find_runs
+from tests.conftest import REPOSITORY
+from tests.writers import write_run
+
+SWEEPS = REPOSITORY / "configs" / "sweeps"
+TINY = ["--model.channels=4", "--model.fc_features=12", "--data.time_steps=2", "--trainer.max_epochs=2"]
+TINY += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
+TINY += ["--trainer.enable_progress_bar=false", "--record_samples=1"]
+
+
+def sweep(*arguments):
+    try:
+        main(["sweep", *map(str, arguments)])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+# --- the files
+
+GRIDS = {"table2": 6, "table4": 16, "table5": 8, "tableS2": 6}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_shipped_sweeps_are_grids_that_the_command_line_accepts(name):
+    from tests.test_configs import parsed
+
+    grid = read_sweep(SWEEPS / f"{name}.yaml")
+    points = grid.points()
+    assert len(points) == GRIDS[name]
+    assert len({run_name(point) for point in points}) == len(points)
+    arguments = point_arguments(grid, points[-1], [])
+    assert arguments[0] == "fit"
+    assert not any("wandb" in argument for argument in arguments)
+    config = parsed(*arguments[1:])
+    flat = {"model.neuron": config["model"]["neuron"], "model.init_tau": config["model"]["init_tau"]}
+    flat |= {"model.pooling": config["model"]["pooling"], "test_after_fit": config["test_after_fit"]}
+    flat["data.validation"] = config["data"]["init_args"]["validation"]
+    for key, value in points[-1].items():
+        assert key == "config" or flat[key] == value
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_shipped_sweeps_are_what_wandbs_agent_takes(name):
+    loaded = yaml.safe_load((SWEEPS / f"{name}.yaml").read_text())
+    command = loaded["command"]
+    assert command.index("fit") < command.index("${args}")
+    assert all("." in key or key in ("config", "seed_everything", "test_after_fit") for key in loaded["parameters"])
+    assert loaded["name"] == name
+
+
+def write(path: Path, **changes):
+    content = {"method": "grid", "parameters": {"model.neuron": {"values": ["plif", "lif"]}}, **changes}
+    path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"method": "bayes"}, "method must be grid, got 'bayes'"),
+        ({"parameters": None}, "is not a sweep file: it has no `parameters`"),
+        ({"parameters": {"a": {"min": 0, "max": 1}}}, "parameter a of .* must have `value` or a list of `values`"),
+        ({"parameters": {"a": {"values": []}}}, "parameter a of .* has no values"),
+        ({"early_terminate": {}}, "has early_terminate, which only W&B's own agent knows"),
+        ({"command": ["python"]}, "command of .* must be a list with"),
+        ({"command": ["${args}", "${program}"]}, "and, after it, .*args"),
+        ({"command": ["${program}", "fit", "${args}", "${args_no_hyphens}"]}, "use `wandb agent` for other forms"),
+    ],
+)
+def test_other_sweep_files_are_refused(tmp_path, changes, expected):
+    with pytest.raises(UserError, match=expected):
+        read_sweep(write(tmp_path / "s.yaml", **changes))
+
+
+def test_files_that_are_none_are_refused(tmp_path, capsys):
+    assert sweep(tmp_path / "none.yaml") == 2
+    assert "none.yaml. Give the path of a file, or one of table2, table4" in capsys.readouterr().err
+    (tmp_path / "bad.yaml").write_text("a: [")
+    assert sweep(tmp_path / "bad.yaml") == 2
+    assert "is not YAML" in capsys.readouterr().err
+
+
+def test_values_can_be_replaced_and_added(tmp_path):
+    grid = replaced(read_sweep(write(tmp_path / "s.yaml")), ["model.neuron=if", "seed_everything=1,2"])
+    assert grid.points() == [{"model.neuron": "if", "seed_everything": s} for s in (1, 2)]
+    with pytest.raises(UserError, match=r"the values of --grid x=\{a are not YAML"):
+        replaced(grid, ["x={a"])
+    assert replaced(grid, ["x=[1,2],3"]).parameters["x"] == [[1, 2], 3]
+    with pytest.raises(UserError, match=r"--grid must be KEY=VALUE,VALUE,\.\.\., got 'x'"):
+        replaced(grid, ["x"])
+
+
+def test_values_that_are_not_words_reach_the_command_line_as_json(tmp_path):
+    grid = read_sweep(write(tmp_path / "s.yaml", parameters={"a": {"values": [True, None, [1, 2], 0.5]}}))
+    given = [point_arguments(grid, point, ["--b"]) for point in grid.points()]
+    assert [arguments[1] for arguments in given] == ["--a=true", "--a=null", "--a=[1, 2]", "--a=0.5"]
+    assert all(arguments[-1] == "--b" for arguments in given)
+
+
+# --- what is there already
+
+
+def planned(tmp_path, folder="a"):
+    """A sweep of one run, whose folder is `folder`."""
+    parameters = {"config": {"value": f"{folder}.yaml"}}
+    return sweep(write(tmp_path / "s.yaml", name="s", parameters=parameters), "--runs", tmp_path / "runs")
+
+
+def test_a_value_that_names_no_folder_is_refused(tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "precious").write_text("x")
+    for value in (".", "..", "/", ""):
+        parameters = {"config": {"values": [value]}}
+        path = write(tmp_path / "s.yaml", parameters=parameters)
+        assert sweep(path, "--runs", tmp_path / "runs") == 2
+        assert "give a run no name" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "precious").read_text() == "x"
+
+
+def test_folders_that_are_no_runs_are_left_alone(tmp_path, capsys):
+    foreign = tmp_path / "runs" / "a" / "raw.bin"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("x")
+    assert planned(tmp_path) == 2
+    assert "is no run's folder, and not empty" in capsys.readouterr().err
+    assert foreign.read_text() == "x"
+
+
+def test_a_run_that_was_begun_elsewhere_is_left_alone(tmp_path, capsys):
+    run = write_run(tmp_path / "runs" / "a", finished=False)
+    run.command.write_text(json.dumps({"arguments": ["fit", "--config=a.yaml"], "host": "elsewhere", "pid": 1}))
+    assert planned(tmp_path) == 2
+    assert "was begun on elsewhere and may be going on there" in capsys.readouterr().err
+    assert run.metrics.is_file()
+
+
+def test_a_run_that_goes_on_is_left_alone(tmp_path, capsys):
+    run = write_run(tmp_path / "runs" / "a", finished=False)
+    run.command.write_text(json.dumps({"arguments": ["fit", "--config=a.yaml"], **process_identity()}))
+    assert planned(tmp_path) == 2
+    assert "is being trained by another process" in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_is_put_aside_not_thrown_away(tmp_path):
+    run = write_run(tmp_path / "runs" / "a", finished=False)
+    run.command.unlink()
+    assert planned(tmp_path) == 1  # there is no a.yaml
+    assert (tmp_path / "runs" / ".broken" / "a-0" / "metrics.csv").is_file()
+
+
+def test_two_sweeps_do_not_share_a_folder(tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    with FileLock(tmp_path / "runs" / ".sweep.lock"):
+        process = [sys.executable, str(REPOSITORY / "main.py"), "sweep", str(write(tmp_path / "s.yaml"))]
+        done = subprocess.run([*process, "--runs", "runs"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "another sweep is running in" in done.stderr
+
+
+# --- runs
+
+
+def test_a_grid_runs_once_and_a_second_call_finds_it_finished(tmp_path, capsys):
+    path = write(tmp_path / "mini.yaml", name="mini")
+    grid = [path, "--jobs", 2, "--grid", "config=configs/quickstart.yaml"]
+    assert sweep(*grid, "--dry-run", "--", *TINY) == 0
+    said = capsys.readouterr().out
+    assert said.count("python main.py fit --config=") == 2
+    assert not (tmp_path / "runs").exists()
+    assert sweep(*grid, "--", *TINY) == 0
+    assert "All 2 runs are finished" in capsys.readouterr().out
+    runs = find_runs(tmp_path / "runs" / "mini")
+    assert sorted(run.setting("model.neuron") for run in runs) == ["lif", "plif"]
+    assert all(run.status == "finished" and run.accuracy is not None for run in runs)
+    assert all(run.folder.samples.is_file() and run.folder.weights.is_file() for run in runs)
+    written = {run.name: run.folder.metrics.stat().st_mtime_ns for run in runs}
+    assert sweep(*grid, "--", *TINY) == 0
+    assert "2 finished" in capsys.readouterr().out
+    assert written == {run.name: run.folder.metrics.stat().st_mtime_ns for run in find_runs(tmp_path / "runs" / "mini")}
+    assert sweep(*grid, "--", *TINY, "--model.channels=5") == 2
+    assert "holds a run of another command" in capsys.readouterr().err
+
+
+def test_a_failed_run_is_shown_with_its_last_lines_and_its_command(tmp_path, capsys):
+    parameters = {"config": {"value": "configs/quickstart.yaml"}, "model.init_tau": {"values": [0.5, 2.0]}}
+    path = write(tmp_path / "mini.yaml", parameters=parameters)
+    assert sweep(path, "--", *TINY) == 1
+    said = capsys.readouterr().out
+    assert "[2/2]" in said
+    assert "error: init_tau must be > 1" in said
+    assert "again: python main.py fit" in said
+    assert "--model.init_tau=0.5" in said.split("again:")[1]
+    assert [run.status for run in find_runs(tmp_path / "runs") if run.status == "finished"] == ["finished"]
+
+
+def test_a_grid_that_was_ended_goes_on_where_its_runs_stand(tmp_path):
+    parameters = {"config": {"value": "configs/quickstart.yaml"}, "seed_everything": {"values": [1, 2]}}
+    path = write(tmp_path / "mini.yaml", parameters=parameters)
+    few = [a.replace("max_epochs=2", "max_epochs=40") for a in TINY]
+    command = [sys.executable, str(REPOSITORY / "main.py"), "sweep", str(path), "--", *few]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    folder = tmp_path / "runs" / "mini" / "quickstart_seed_everything-1"
+    for _ in range(600):
+        if (folder / "checkpoints" / "last.ckpt").is_file():
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    before = json.loads((folder / "command.json").read_text())["arguments"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = find_runs(tmp_path / "runs")
+    assert [len(run.metrics) for run in runs] == [40, 40]
+    assert json.loads((folder / "command.json").read_text())["arguments"] == before
+    assert "--ckpt_path last" in (folder.parent / f"{folder.name}.log").read_text()

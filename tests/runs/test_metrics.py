@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from plif_lightning.analysis.curves import plot_learning_curve, plot_tau_curve
+from plif_lightning.errors import UserError
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.metrics import layer_values, read_metrics
+
+TABLE = """epoch,step,train/acc,val/acc,tau/conv1,tau/fc1,test/acc
+0,76,,0.5,,,
+0,76,0.4,,2.0,2.1,
+1,153,,0.75,,,
+1,153,0.7,,1.9,2.3,
+1,154,,,,,0.8
+"""
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text(TABLE)
+    return path
+
+
+def test_lines_of_an_epoch_are_merged_and_tests_left_out(metrics):
+    rows = read_metrics(metrics)
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert rows[1] == {"epoch": 1, "step": 153, "train/acc": 0.7, "val/acc": 0.75, "tau/conv1": 1.9, "tau/fc1": 2.3}
+    assert layer_values(rows[0], "tau") == {"conv1": 2.0, "fc1": 2.1}
+
+
+def test_a_line_that_is_no_number_is_named(metrics):
+    metrics.write_text(TABLE.replace("0.75", "much"))
+    with pytest.raises(UserError, match=r"metrics.csv, line 4: val/acc must be a number, got 'much'"):
+        read_metrics(metrics)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        read_metrics(tmp_path / "metrics.csv")
+
+
+@pytest.mark.parametrize("plot", [plot_learning_curve, plot_tau_curve])
+@pytest.mark.parametrize("rows", [[], TABLE])
+def test_curves_are_drawn_even_from_nothing(plot, rows, metrics, tmp_path):
+    path = tmp_path / "curve.png"
+    plot(read_metrics(metrics) if rows else [], path, "title")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_checkpoint_knows_its_run(tmp_path):
+    run = RunFolder(tmp_path / "runs" / "version_0")
+    assert RunFolder.of_checkpoint(run.best) == run
+    assert RunFolder.of_checkpoint(tmp_path / "best.ckpt").path == Path(tmp_path)
