@@ -155,13 +155,15 @@ def _pool(spikes, n, average, out, t, start):
 @compiled
 def forward(
     begin, end, slot, y, scale, shift, k, v_first, v_last, out,
-    steps, height, width, channels, run, pool, leak, v_threshold, v_reset,
+    steps, height, width, channels, run, pool, constants, v_threshold,
 ):  # fmt: skip
     """Spikes of units begin .. end - 1.
 
     y is [T or 1, everything of a step], scale and shift are [T or 1, run], k is [run]; v_first and v_last are
     [1, everything of a step], or empty. `height` is that of one image; without a pool, of all images together.
+    `constants` is `layout.Constants`; v_threshold a number, or one for each place in a run [run].
     """
+    leak, v_reset = constants.leak, constants.v_reset
     pooled = pool != NO_POOL
     rows = 4 if pooled else 1
     starts = np.zeros(4, np.int64)
@@ -375,7 +377,7 @@ def _back_to_held(grad_v, row, n, k, leak, total):
 @compiled
 def backward(
     begin, end, slot, y, scale, shift, mean, k, v_first, grad_out, grad_v_last, grad_y, grad_v_first, sums, sums_v,
-    steps, height, width, channels, run, pool, leak, detach, v_threshold, v_reset, kind, surrogate_width, seed,
+    steps, height, width, channels, run, pool, constants, v_threshold, seed,
     map_windows, first_window,
 ):  # fmt: skip
     """Gradients of units begin .. end - 1.
@@ -384,6 +386,8 @@ def backward(
     sums of dL/dH = 1/k dL/dX and of it times y - mean; sums_v[slot] that of dL/dH_t (V_{t-1} - V_reset); all
     [..., run]. The gradients of BN and k follow from them.
     """
+    leak, v_reset, detach = constants.leak, constants.v_reset, constants.detach_reset
+    kind, surrogate_width = constants.surrogate, constants.surrogate_width
     pooled = pool != NO_POOL
     pooled_max = pooled and pool != AVG
     rows = 4 if pooled else 1

@@ -57,6 +57,16 @@ class Constants(NamedTuple):
             raise UserError(f"surrogate number must be one of {list(SURROGATES.values())}, got {surrogate:g}.")
         return cls(bool(leak), v_reset, bool(detach_reset), int(surrogate), surrogate_width)
 
+    def of_type(self, real: torch.dtype) -> "Constants":
+        """For the compiled loops: real numbers of the type that they compute in."""
+        reals = {name: number(value, real) for name, value in self._asdict().items() if isinstance(value, float)}
+        return self._replace(**reals)
+
+
+def number(value: float, real: torch.dtype) -> Any:
+    """A number of the type that the compiled loops compute in."""
+    return np.float64(value) if real == torch.float64 else np.float32(value)
+
 
 def require_pool(pool: int) -> None:
     """Refuses a number that is none of POOLS.

@@ -25,6 +25,7 @@ from plif_lightning.kernels.layout import (
     channels_last,
     empty_map,
     empty_potential,
+    number,
     real_type,
 )
 from plif_lightning.kernels.parallel import parallel
@@ -63,11 +64,7 @@ def _tiled_row(row: Tensor, geometry: Geometry, real: torch.dtype) -> NDArray[An
 def _threshold(learned: Tensor, geometry: Geometry, real: torch.dtype) -> Any:
     """A number where all channels have the same V_th: the loops are compiled for either."""
     row = learned[V_THRESHOLD]
-    return _number(float(row), real) if len(row) == 1 else _tiled_row(row, geometry, real)
-
-
-def _number(value: float, real: torch.dtype) -> Any:
-    return np.float64(value) if real == torch.float64 else np.float32(value)
+    return number(float(row), real) if len(row) == 1 else _tiled_row(row, geometry, real)
 
 
 def _optional(v: Tensor | None, real: torch.dtype) -> NDArray[Any]:
@@ -129,9 +126,8 @@ def fire(
         geometry.channels,
         geometry.run,
         pool,
-        c.leak,
+        c.of_type(real),
         _threshold(learned, geometry, real),
-        _number(c.v_reset, real),
     )
     return out, final
 
@@ -203,12 +199,8 @@ def fire_backward(
         geometry.channels,
         geometry.run,
         pool,
-        c.leak,
-        c.detach_reset,
+        c.of_type(real),
         _threshold(learned, geometry, real),
-        _number(c.v_reset, real),
-        c.surrogate,
-        _number(c.surrogate_width, real),
         np.uint32(int(seed) & 0xFFFFFFFF),
         windows,
         first_window,

@@ -20,7 +20,7 @@ class Neuron(nn.Module):
     """A layer of spiking neurons without hidden state: what the subclasses share.
 
     Args:
-        firing: v_threshold, v_reset, detach_reset, surrogate, surrogate_width: see `Firing`.
+        firing: constants of firing and reset, by name: see `Firing`.
     """
 
     def __init__(self, **firing: Any) -> None:
@@ -95,7 +95,7 @@ class PLIF(_Leaky):
         init_tau: tau_0 > 1, in time-steps; a_0 = -log(tau_0 - 1).
         tau_per: one `a` per `layer` (the paper) or per `channel` (dimension 2 of the input).
         channels: how many, for `tau_per="channel"`.
-        firing: v_threshold, v_reset, detach_reset, surrogate, surrogate_width: see `Firing`.
+        firing: constants of firing and reset, by name: see `Firing`.
 
     Raises:
         UserError: a constant lies outside its range.
