@@ -121,7 +121,14 @@ def _normalise(y, t, start, chunk, n, scale, shift, s, x, row):
 
 
 @compiled
-def _fire(x, k, v, spikes, row, n, leak, v_threshold, v_reset):
+def _reset(h, v_threshold, v_reset, soft):
+    """V_t, from H_t."""
+    after_spike = h - v_threshold if soft else v_reset
+    return after_spike if h >= v_threshold else h
+
+
+@compiled
+def _fire(x, k, v, spikes, row, n, leak, v_threshold, v_reset, soft):
     """Spikes S_t; V_t in place of V_{t-1}."""
     one = x.dtype.type(1.0)
     r = np.uintp(row)
@@ -131,7 +138,7 @@ def _fire(x, k, v, spikes, row, n, leak, v_threshold, v_reset):
         h = (x[r, i] - (before - v_reset)) * k[i] + before if leak else before + x[r, i]
         fired = h >= _at(v_threshold, i)
         spikes[r, i] = one if fired else one - one
-        v[r, i] = v_reset if fired else h
+        v[r, i] = _reset(h, _at(v_threshold, i), v_reset, soft)
 
 
 @compiled
@@ -163,7 +170,7 @@ def forward(
     [1, everything of a step], or empty. `height` is that of one image; without a pool, of all images together.
     `constants` is `layout.Constants`; v_threshold a number, or one for each place in a run [run].
     """
-    leak, v_reset = constants.leak, constants.v_reset
+    leak, v_reset, soft = constants.leak, constants.v_reset, constants.soft
     pooled = pool != NO_POOL
     rows = 4 if pooled else 1
     starts = np.zeros(4, np.int64)
@@ -186,7 +193,7 @@ def forward(
             for i in range(rows):
                 if not constant:
                     _normalise(y, t, starts[i], chunk, n, scale, shift, s, x, i)
-                _fire(x, k, v, spikes, i, n, leak, v_threshold, v_reset)
+                _fire(x, k, v, spikes, i, n, leak, v_threshold, v_reset, soft)
             if pooled:
                 _pool(spikes, n, pool == AVG, out, t, target)
             else:
@@ -198,7 +205,7 @@ def forward(
 
 @compiled
 def _charge_again(
-    y, t, start, chunk, n, scale, shift, s, k, potentials, before, row, resets, leak, v_threshold, v_reset
+    y, t, start, chunk, n, scale, shift, s, k, potentials, before, row, resets, leak, v_threshold, v_reset, soft
 ):
     """H_t, from H_{t-1} in the row `before`; from V_{-1} where there was no spike to reset it."""
     step, of_step, last, r = np.uintp(t), np.uintp(s), np.uintp(before), np.uintp(row)
@@ -208,18 +215,18 @@ def _charge_again(
             i = np.uintp(j)
             x = _wide(y[step, at + i]) * scale[of_step, to + i] + shift[of_step, to + i]
             h = potentials[last, to + i]
-            v = v_reset if resets and h >= _at(v_threshold, to + i) else h
+            v = _reset(h, _at(v_threshold, to + i), v_reset, soft) if resets else h
             potentials[r, to + i] = (x - (v - v_reset)) * k[to + i] + v if leak else v + x
 
 
 @compiled
-def _charge_held(x, row_of_x, n, k, potentials, before, row, resets, leak, v_threshold, v_reset):
+def _charge_held(x, row_of_x, n, k, potentials, before, row, resets, leak, v_threshold, v_reset, soft):
     """The same where X is the same at all steps."""
     held, last, r = np.uintp(row_of_x), np.uintp(before), np.uintp(row)
     for j in range(n):
         i = np.uintp(j)
         h = potentials[last, i]
-        v = v_reset if resets and h >= _at(v_threshold, i) else h
+        v = _reset(h, _at(v_threshold, i), v_reset, soft) if resets else h
         potentials[r, i] = (x[held, i] - (v - v_reset)) * k[i] + v if leak else v + x[held, i]
 
 
@@ -272,18 +279,19 @@ def _winners(potentials, row, n, v_threshold, winner):
 
 
 @compiled
-def _grad_h(h, grad_spike, derivative, grad_v, v_threshold, v_reset, detach):
+def _grad_h(h, grad_spike, derivative, grad_v, v_threshold, v_reset, soft, detach):
     """dL/dH_t from those of S_t and V_t, Eqs. 8-17."""
     if not detach:
-        grad_spike = grad_spike + grad_v * (v_reset - h)
+        grad_spike = grad_spike + grad_v * (-v_threshold if soft else v_reset - h)
     # A gradient that is not a number stays so through a reset.
-    kept = grad_v if h < v_threshold else grad_v - grad_v
+    kept = grad_v if soft or h < v_threshold else grad_v - grad_v
     return grad_spike * derivative + kept
 
 
 @compiled
 def _back_to_h(
-    potentials, row_of_h, n, grad, share, winner, row, by_winner, grad_v, kind, width, detach, v_threshold, v_reset
+    potentials, row_of_h, n, grad, share, winner, row, by_winner, grad_v, kind, width, detach, v_threshold, v_reset,
+    soft,
 ):  # fmt: skip
     """dL/dH_t in place of dL/dV_t. S_t gets its share of the window's gradient, or all of it where it is the winner."""
     one = grad.dtype.type(1.0)
@@ -298,7 +306,7 @@ def _back_to_h(
             z = pi * ((h - _at(v_threshold, i)) * inverse)
             derivative = one / (z * z + one) * inverse
             g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
-            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, detach)
+            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, soft, detach)
     elif kind == SIGMOID:
         for j in range(n):
             i = np.uintp(j)
@@ -306,21 +314,21 @@ def _back_to_h(
             z = one / (one + np.exp(-((h - _at(v_threshold, i)) / width)))
             derivative = z * (one - z) / width
             g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
-            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, detach)
+            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, soft, detach)
     elif kind == TRIANGLE:
         for j in range(n):
             i = np.uintp(j)
             h = potentials[of_h, i]
             derivative = max(one - abs((h - _at(v_threshold, i)) / width), zero) / width
             g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
-            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, detach)
+            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, soft, detach)
     elif kind == RECTANGLE:
         for j in range(n):
             i = np.uintp(j)
             h = potentials[of_h, i]
             derivative = (one if abs((h - _at(v_threshold, i)) / width) < half else zero) / width
             g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
-            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, detach)
+            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, soft, detach)
     else:
         raise ValueError("unknown surrogate")
 
@@ -340,13 +348,13 @@ def _sum_with_y(y, t, start, chunk, n, mean, s, grad_h, row, totals, to_grad, to
 
 
 @compiled
-def _sum_with_v(potentials, before, n, grad_h, row, resets, v_threshold, v_reset, totals, to_product):
+def _sum_with_v(potentials, before, n, grad_h, row, resets, v_threshold, v_reset, soft, totals, to_product):
     """Adds dL/dH_t times V_{t-1} - V_reset; `before` as in `_charge_again`."""
     last, r, a = np.uintp(before), np.uintp(row), np.uintp(to_product)
     for j in range(n):
         i = np.uintp(j)
         h = potentials[last, i]
-        v = v_reset if resets and h >= _at(v_threshold, i) else h
+        v = _reset(h, _at(v_threshold, i), v_reset, soft) if resets else h
         totals[a, i] = totals[a, i] + grad_h[r, i] * (v - v_reset)
 
 
@@ -386,7 +394,7 @@ def backward(
     sums of dL/dH = 1/k dL/dX and of it times y - mean; sums_v[slot] that of dL/dH_t (V_{t-1} - V_reset); all
     [..., run]. The gradients of BN and k follow from them.
     """
-    leak, v_reset, detach = constants.leak, constants.v_reset, constants.detach_reset
+    leak, v_reset, soft, detach = constants.leak, constants.v_reset, constants.soft, constants.detach_reset
     kind, surrogate_width = constants.surrogate, constants.surrogate_width
     pooled = pool != NO_POOL
     pooled_max = pooled and pool != AVG
@@ -428,11 +436,11 @@ def backward(
             for i in range(rows):
                 before, row = t * rows + i, (t + 1) * rows + i
                 if constant:
-                    _charge_held(held, i, n, k, potentials, before, row, t > 0, leak, v_threshold, v_reset)
+                    _charge_held(held, i, n, k, potentials, before, row, t > 0, leak, v_threshold, v_reset, soft)
                 else:
                     _charge_again(
                         y, t, starts[i], chunk, n, scale, shift, s, k, potentials, before, row, t > 0, leak,
-                        v_threshold, v_reset,
+                        v_threshold, v_reset, soft,
                     )  # fmt: skip
         for t in range(steps - 1, -1, -1):
             s = t if kinds > 1 else 0
@@ -450,10 +458,10 @@ def backward(
                 before, row = t * rows + i, (t + 1) * rows + i
                 _back_to_h(
                     potentials, row, n, window, share, winner, i, pooled_max, grad_v, kind, surrogate_width, detach,
-                    v_threshold, v_reset,
+                    v_threshold, v_reset, soft,
                 )  # fmt: skip
                 if leak:
-                    _sum_with_v(potentials, before, n, grad_v, i, t > 0, v_threshold, v_reset, sums_v, slot)
+                    _sum_with_v(potentials, before, n, grad_v, i, t > 0, v_threshold, v_reset, soft, sums_v, slot)
                 if constant:
                     _back_to_held(grad_v, i, n, k, leak, held_grad)
                 else:

@@ -64,6 +64,13 @@ def _charge(x, v, k, v_reset, LEAK: tl.constexpr):
 
 
 @triton.jit
+def _reset(h, v_threshold, v_reset, SOFT: tl.constexpr):
+    if SOFT:
+        return tl.where(h >= v_threshold, h - v_threshold, h)
+    return tl.where(h >= v_threshold, v_reset, h)
+
+
+@triton.jit
 def _derivative(u, width, KIND: tl.constexpr):
     z = u / width
     if KIND == ATAN:
@@ -84,7 +91,7 @@ def _derivative(u, width, KIND: tl.constexpr):
 def _forward(
     y, scale, shift, k, threshold, v_first, v_last, out,
     positions, steps, step_size, out_size, height, width, channels, v_reset,
-    POOL: tl.constexpr, LEAK: tl.constexpr, HELD: tl.constexpr, PER_STEP: tl.constexpr,
+    POOL: tl.constexpr, LEAK: tl.constexpr, SOFT: tl.constexpr, HELD: tl.constexpr, PER_STEP: tl.constexpr,
     START: tl.constexpr, LAST: tl.constexpr, P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, None, :]
@@ -109,7 +116,7 @@ def _forward(
             y_t += step_size
         h = _charge(x, v, k_, v_reset, LEAK)
         spikes = tl.where(h >= v_threshold, 1.0, 0.0)
-        v = tl.where(h >= v_threshold, v_reset, h)
+        v = _reset(h, v_threshold, v_reset, SOFT)
         if POOL == AVG:
             pooled = tl.sum(spikes, 1, keep_dims=True) * 0.25
         else:
@@ -125,8 +132,8 @@ def _backward(
     y, scale, shift, mean, k, threshold, v_first, grad_out, grad_last, potentials, grad_y, grad_first, sums, sum_k,
     positions, steps, step_size, out_size, height, width, channels, images, v_reset, surrogate_width, seed,
     map_windows, first_window,
-    POOL: tl.constexpr, LEAK: tl.constexpr, HELD: tl.constexpr, PER_STEP: tl.constexpr, DETACH: tl.constexpr,
-    START: tl.constexpr, LAST: tl.constexpr, KIND: tl.constexpr,
+    POOL: tl.constexpr, LEAK: tl.constexpr, SOFT: tl.constexpr, HELD: tl.constexpr, PER_STEP: tl.constexpr,
+    DETACH: tl.constexpr, START: tl.constexpr, LAST: tl.constexpr, KIND: tl.constexpr,
     P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """sums [programs, T or 1, 2, C] and sum_k [programs, C] have a row for each program, added up by the caller."""
@@ -162,7 +169,7 @@ def _backward(
             tl.store(h_t, h, mask=inside)
             h_t += step_size
             out_t += out_size
-            v = tl.where(h >= v_threshold, v_reset, h)
+            v = _reset(h, v_threshold, v_reset, SOFT)
         grad_v = tl.zeros([P, M, BC], tl.float32)
         if LAST:
             grad_v = tl.load(grad_last + at, mask=inside, other=0.0)
@@ -195,9 +202,15 @@ def _backward(
                 ahead = tl.cumsum(fired, 1) - fired
                 grad_fire = tl.where((fired == 1) & (ahead == rank), tl.broadcast_to(g, [P, M, BC]), 0.0)
             if not DETACH:
-                grad_fire += grad_v * (v_reset - h)
+                if SOFT:
+                    grad_fire -= grad_v * v_threshold
+                else:
+                    grad_fire += grad_v * (v_reset - h)
             grad_h = grad_fire * _derivative(h - v_threshold, surrogate_width, KIND)
-            grad_h += tl.where(h < v_threshold, grad_v, 0.0)
+            if SOFT:
+                grad_h += grad_v
+            else:
+                grad_h += tl.where(h < v_threshold, grad_v, 0.0)
             if not HELD:
                 if PER_STEP:
                     scale_ = tl.load(scale + t * channels + c, mask=here, other=0.0)
@@ -211,7 +224,7 @@ def _backward(
                 grad_x = grad_h * k_
                 grad_v = grad_h - grad_x
                 before = tl.load(h_t - step_size, mask=inside, other=0.0)  # of nothing, before the first step
-                before = tl.where(t > 0, tl.where(before >= v_threshold, v_reset, before), first)
+                before = tl.where(t > 0, _reset(before, v_threshold, v_reset, SOFT), first)
                 drive = tl.where(inside, grad_h * (x - (before - v_reset)), 0.0)
                 total_k += tl.sum(tl.sum(drive, 0, keep_dims=True), 1, keep_dims=True)
             else:
@@ -322,8 +335,8 @@ def fire(
     _forward[(tiles.blocks, tiles.channel_blocks)](
         y, scale.float().contiguous(), shift.float().contiguous(), *_rows(learned, y), _last(v, y), final, out,
         tiles.positions, steps, y[0].numel(), out[0].numel(), y.shape[3], y.shape[4], y.shape[2], constant.v_reset,
-        POOL=pool, LEAK=constant.leak, HELD=len(y) == 1, PER_STEP=len(scale) > 1, START=v is not None, LAST=last,
-        **tiles.constants,
+        POOL=pool, LEAK=constant.leak, SOFT=constant.soft, HELD=len(y) == 1, PER_STEP=len(scale) > 1,
+        START=v is not None, LAST=last, **tiles.constants,
     )  # fmt: skip
     return out, final
 
@@ -351,8 +364,9 @@ def fire_backward(
         _last(v, y), grad_out, _last(grad_last, y), potentials, grad_y, grad_first, sums, sum_k,
         tiles.positions, steps, y[0].numel(), grad_out[0].numel(), y.shape[3], y.shape[4], y.shape[2], y.shape[1],
         constant.v_reset, constant.surrogate_width, int(seed), windows, first_window,
-        POOL=pool, LEAK=constant.leak, HELD=len(y) == 1, PER_STEP=len(scale) > 1, DETACH=constant.detach_reset,
-        START=v is not None, LAST=grad_last is not None, KIND=constant.surrogate, **tiles.constants,
+        POOL=pool, LEAK=constant.leak, SOFT=constant.soft, HELD=len(y) == 1, PER_STEP=len(scale) > 1,
+        DETACH=constant.detach_reset, START=v is not None, LAST=grad_last is not None, KIND=constant.surrogate,
+        **tiles.constants,
     )  # fmt: skip
     grad_learned = torch.stack([sum_k.double().sum(0), torch.zeros_like(sum_k[0], dtype=torch.float64)])
     if learned.shape[1] == 1:

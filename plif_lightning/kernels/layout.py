@@ -30,6 +30,7 @@ class Constants(NamedTuple):
     Attributes:
         leak: whether the potential leaks; the row of 1/tau has no meaning where it does not.
         v_reset: V_reset.
+        soft: whether a spike takes V_th from the potential, instead of setting it to V_reset.
         detach_reset: whether no gradient flows through the spike of the reset.
         surrogate: number of the surrogate, see SURROGATES.
         surrogate_width: its width.
@@ -37,13 +38,15 @@ class Constants(NamedTuple):
 
     leak: bool
     v_reset: float
+    soft: bool
     detach_reset: bool
     surrogate: int
     surrogate_width: float
 
     @classmethod
     def of(cls, firing: Firing, leak: bool) -> "Constants":
-        return cls(leak, firing.v_reset, firing.detach_reset, SURROGATES[firing.surrogate], firing.surrogate_width)
+        soft, number_of_surrogate = firing.reset == "soft", SURROGATES[firing.surrogate]
+        return cls(leak, firing.v_reset, soft, firing.detach_reset, number_of_surrogate, firing.surrogate_width)
 
     @classmethod
     def from_numbers(cls, numbers: Any) -> "Constants":
@@ -52,10 +55,10 @@ class Constants(NamedTuple):
         Raises:
             UserError: there is no such surrogate.
         """
-        leak, v_reset, detach_reset, surrogate, surrogate_width = numbers
+        leak, v_reset, soft, detach_reset, surrogate, surrogate_width = numbers
         if surrogate not in SURROGATES.values():
             raise UserError(f"surrogate number must be one of {list(SURROGATES.values())}, got {surrogate:g}.")
-        return cls(bool(leak), v_reset, bool(detach_reset), int(surrogate), surrogate_width)
+        return cls(bool(leak), v_reset, bool(soft), bool(detach_reset), int(surrogate), surrogate_width)
 
     def of_type(self, real: torch.dtype) -> "Constants":
         """For the compiled loops: real numbers of the type that they compute in."""

@@ -21,7 +21,8 @@ def integrate_and_fire(
     """Spikes and the last membrane potential of neurons that charge, fire and reset for T steps.
 
     charge: H_t = V_{t-1} + k (X_t - (V_{t-1} - V_reset)), or H_t = V_{t-1} + X_t without leak;
-    fire: S_t = 1 if H_t >= V_th else 0; hard reset: V_t = H_t (1 - S_t) + V_reset S_t.
+    fire: S_t = 1 if H_t >= V_th else 0;
+    hard reset: V_t = H_t (1 - S_t) + V_reset S_t; soft reset: V_t = H_t - V_th S_t.
 
     Nothing is remembered between calls. A sequence may be cut anywhere in time: pass the returned
     potential on as the next call's `v`.
@@ -84,10 +85,12 @@ def _fire(h: Tensor, v_threshold: float) -> Tensor:
     return torch.ge(h, v_threshold, out=torch.empty_like(h))
 
 
-def _reset(h: Tensor, fired: Tensor, v_reset: float) -> Tensor:
-    """V_t = H_t (1 - S_t) + V_reset S_t."""
+def _reset(h: Tensor, fired: Tensor, firing: Firing) -> Tensor:
+    """V_t = H_t (1 - S_t) + V_reset S_t, or H_t - V_th S_t where the reset is soft."""
+    if firing.reset == "soft":
+        return torch.add(h, fired, alpha=-firing.v_threshold)
     v = torch.addcmul(h, h, fired, value=-1)
-    return v.add_(fired, alpha=v_reset) if v_reset else v
+    return v.add_(fired, alpha=firing.v_reset) if firing.v_reset else v
 
 
 class _IntegrateAndFire(torch.autograd.Function):
@@ -104,7 +107,7 @@ class _IntegrateAndFire(torch.autograd.Function):
             h = _charge(x[t if x.shape[0] > 1 else 0].to(v.dtype), k, v, firing.v_reset)
             fired = _fire(h, firing.v_threshold)
             spikes[t] = fired
-            v = _reset(h, fired, firing.v_reset)
+            v = _reset(h, fired, firing)
         return spikes, v
 
     @staticmethod
@@ -113,12 +116,12 @@ class _IntegrateAndFire(torch.autograd.Function):
         x, k, v = ctx.saved_tensors
         firing, time_steps = ctx.settings
         v_threshold, v_reset = firing.v_threshold, firing.v_reset
-        constant = x.shape[0] == 1
+        constant, soft = x.shape[0] == 1, firing.reset == "soft"
         potentials, resets = [], [v]
         for t in range(time_steps):
             h = _charge(x[0 if constant else t].to(v.dtype), k, resets[-1], v_reset)
             potentials.append(h)
-            resets.append(_reset(h, _fire(h, v_threshold), v_reset))
+            resets.append(_reset(h, _fire(h, v_threshold), firing))
         grad_v = grad_v.to(v.dtype)
         grad_x = torch.zeros_like(x, dtype=v.dtype) if constant else torch.empty_like(x)
         grad_k = None if k is None else torch.zeros_like(k)
@@ -126,9 +129,9 @@ class _IntegrateAndFire(torch.autograd.Function):
             h, v_before = potentials.pop(), resets[t]
             grad_fire = grad_spikes[t].to(h.dtype)
             if not firing.detach_reset:
-                grad_fire = grad_fire + grad_v * (v_reset - h)
+                grad_fire = grad_fire + grad_v * (-v_threshold if soft else v_reset - h)
             grad_h = firing.gradient.derivative(h - v_threshold).mul_(grad_fire)
-            grad_h.add_(_reset(grad_v, _fire(h, v_threshold), 0.0))
+            grad_h.add_(grad_v if soft else torch.addcmul(grad_v, grad_v, _fire(h, v_threshold), value=-1))
             if k is None:
                 grad_input, grad_v = grad_h, grad_h
             else:

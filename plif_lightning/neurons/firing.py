@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from plif_lightning.errors import UserError
 from plif_lightning.neurons.surrogate import Surrogate, SurrogateName
+
+Reset = Literal["hard", "soft"]
 
 
 @dataclass(frozen=True)
@@ -13,9 +16,10 @@ class Firing:
 
     Args:
         v_threshold: V_th, at which a neuron fires.
-        v_reset: V_reset < V_th, the potential after a spike and before the first step.
+        v_reset: V_reset < V_th, the potential before the first step, which it leaks to, and after a hard reset.
+        reset: what a spike does to the potential: hard sets it to V_reset (the paper), soft takes V_th from it.
         detach_reset: whether no gradient flows through the spike of the reset (S-Sec. 6).
-        surrogate: derivative of the step in the backward pass: atan (the paper), sigmoid, triangle or rectangle.
+        surrogate: derivative of the step in the backward pass, see `Surrogate`; atan is the paper's.
         surrogate_width: its width, see `Surrogate`.
 
     Raises:
@@ -26,6 +30,7 @@ class Firing:
 
     v_threshold: float = 1.0
     v_reset: float = 0.0
+    reset: Reset = "hard"
     detach_reset: bool = True
     surrogate: SurrogateName = "atan"
     surrogate_width: float = 1.0
@@ -35,6 +40,8 @@ class Firing:
             raise UserError(
                 f"v_reset must be below v_threshold, got v_reset={self.v_reset}, v_threshold={self.v_threshold}."
             )
+        if self.reset not in get_args(Reset):
+            raise UserError(f"reset must be one of {', '.join(get_args(Reset))}, got {self.reset!r}.")
         Surrogate(self.surrogate, self.surrogate_width)
 
     @property

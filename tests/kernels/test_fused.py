@@ -54,7 +54,12 @@ def test_the_neuron_is_the_reference(shape, start, held, per_channel):
     v = torch.randn(shape[1:], dtype=torch.float64) if start else None
     per_channel = per_channel and len(shape) > 2
     k = torch.rand(shape[2], dtype=torch.float64) if per_channel else torch.tensor(0.4, dtype=torch.float64)
-    for settings_ in ({}, {"v_reset": -0.2, "detach_reset": False}):
+    for settings_ in (
+        {},
+        {"v_reset": -0.2, "detach_reset": False},
+        {"reset": "soft", "v_threshold": 0.8},
+        {"reset": "soft", "v_reset": -0.2, "detach_reset": False},
+    ):
         ours, theirs = (
             gradients(lambda x, k, v, f=f, s=settings_: f(x, k, v, time_steps=shape[0], firing=Firing(**s)), x, k, v)
             for f in (kernels.integrate_and_fire, integrate_and_fire)
@@ -201,6 +206,8 @@ NEURONS = {
     "lif": lambda c: LIF(3.0),
     "per channel": lambda c: PLIF(tau_per="channel", channels=c),
     "reset and its gradient": lambda c: PLIF(v_reset=-0.4, detach_reset=False, v_threshold=0.7),
+    "soft reset": lambda c: PLIF(v_reset=-0.4, reset="soft", v_threshold=0.7),
+    "soft reset and its gradient": lambda c: PLIF(reset="soft", detach_reset=False, v_threshold=0.7),
     **{name: lambda c, name=name: PLIF(surrogate=name, surrogate_width=0.8) for name in get_args(SurrogateName)},
 }
 

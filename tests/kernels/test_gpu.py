@@ -22,7 +22,8 @@ from plif_lightning.kernels.layout import POOLS, Constants, rows_of
 from plif_lightning.neurons import Firing
 
 def both(
-    shape, pool, held=False, per_step=True, leak=True, start=False, last=False, detach=True, kind="atan", bf16=False
+    shape, pool, held=False, per_step=True, leak=True, start=False, last=False, detach=True, kind="atan", bf16=False,
+    reset="hard",
 ):
     torch.manual_seed(sum(shape))
     steps, images, channels = shape[:3]
@@ -33,7 +34,7 @@ def both(
     k = torch.rand(channels) if leak else None
     v = torch.randn(shape[1:]) if start else None
     seed = torch.tensor(123456789)
-    firing = Firing(v_reset=-0.1, detach_reset=detach, surrogate=kind, surrogate_width=1.2)
+    firing = Firing(v_reset=-0.1, reset=reset, detach_reset=detach, surrogate=kind, surrogate_width=1.2)
     learned, constants = rows_of(k, firing, y), [*Constants.of(firing, leak)]
     results = []
     for interpreted in ("1", "0"):
@@ -62,6 +63,8 @@ both((3, 2, 5, 4, 6), "none", start=True, last=True)
 both((1, 2, 3, 2, 2), "max_random", leak=False)
 both((4, 2, 70, 4, 4), "max_random", held=True, per_step=False)
 both((8, 1, 3, 4, 4), "max_first", detach=False)
+both((8, 2, 3, 4, 4), "max_random", detach=False, reset="soft", start=False)
+both((4, 2, 3, 3, 4), "none", held=True, per_step=False, start=True, last=True, reset="soft")
 for kind in ("sigmoid", "triangle", "rectangle"):
     both((4, 1, 3, 4, 4), "none", kind=kind)
 both((4, 2, 6, 4, 4), "max_random", bf16=True)
@@ -97,7 +100,7 @@ def variants():
     for dtype, (neurons, pool), held in itertools.product(
         ("fp32", "bf16", "fp16"), ((1, 0), (4, 1), (4, 2), (4, 3)), (False, True)
     ):
-        shared = {"POOL": pool, "LEAK": True, "HELD": held, "PER_STEP": not held, **TILES[neurons]}
+        shared = {"POOL": pool, "LEAK": True, "SOFT": False, "HELD": held, "PER_STEP": not held, **TILES[neurons]}
         ends = {"START": neurons == 1, "LAST": neurons == 1}
         yield "_forward", dtype, {**shared, **ends}
         yield "_backward", dtype, {**shared, **ends, "DETACH": True, "KIND": 0}

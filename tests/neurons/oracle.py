@@ -27,7 +27,7 @@ class _HandWrittenStep(torch.autograd.Function):
         return grad * d / ctx.width, None, None
 
 
-def run(x, k, v=None, *, v_threshold=1.0, v_reset=0.0, detach_reset=True, surrogate="atan", width=1.0):
+def run(x, k, v=None, *, v_threshold=1.0, v_reset=0.0, reset="hard", detach_reset=True, surrogate="atan", width=1.0):
     """Spikes [T, N, *] and the last potential; every operation is one that autograd differentiates."""
     v = torch.full_like(x[0], v_reset) if v is None else v
     if k is not None and k.dim():
@@ -38,5 +38,5 @@ def run(x, k, v=None, *, v_threshold=1.0, v_reset=0.0, detach_reset=True, surrog
         s = _HandWrittenStep.apply(h - v_threshold, surrogate, width)
         spikes.append(s)
         s_reset = s.detach() if detach_reset else s
-        v = h * (1 - s_reset) + v_reset * s_reset
+        v = h - v_threshold * s_reset if reset == "soft" else h * (1 - s_reset) + v_reset * s_reset
     return torch.stack(spikes), v

@@ -11,7 +11,7 @@ from plif_lightning.neurons import IF, LIF, PLIF, Firing, integrate_and_fire
 from tests.neurons import oracle
 
 SHAPES = [(1, 3), (1, 1, 2, 3, 5), (3, 2, 3, 5, 7), (8, 3, 4), (8, 1, 3, 1, 1)]
-CONSTANTS = [
+CONSTANTS = [  # of a hard reset
     {"v_threshold": 1.0, "v_reset": 0.0},
     {"v_threshold": 0.7, "v_reset": -0.3},
     {"v_threshold": 1.5, "v_reset": 0.4},
@@ -39,7 +39,11 @@ def outputs_and_gradients(function, x, a, v, grads, **kwargs):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("constants", CONSTANTS, ids=["paper", "negative-reset", "positive-reset"])
+@pytest.mark.parametrize(
+    "constants",
+    [*CONSTANTS, {"reset": "soft"}, {"reset": "soft", "v_threshold": 0.7, "v_reset": -0.3}],
+    ids=["paper", "negative-reset", "positive-reset", "soft", "soft-to-rest"],
+)
 @pytest.mark.parametrize("detach_reset", [True, False])
 @pytest.mark.parametrize("leak", ["layer", "channel", "none"])
 def test_spikes_and_every_gradient_equal_autograd_in_float64(shape, constants, detach_reset, leak):
@@ -111,15 +115,17 @@ def test_gradients_equal_the_papers_closed_forms(time_steps, constants, detach_r
 
 
 @pytest.mark.parametrize("time_steps", [1, 3, 8])
-@pytest.mark.parametrize(("v_reset", "detach_reset"), list(itertools.product([0.0, -0.25], [True, False])))
+@pytest.mark.parametrize(("v_reset", "detach_reset"), list(itertools.product([0.0, -0.25, None], [True, False])))
 def test_plif_equals_spikingjelly(time_steps, v_reset, detach_reset):
+    """Whose soft reset is v_reset=None."""
     pytest.importorskip("spikingjelly", reason="test extra `bench`")
     from spikingjelly.activation_based import functional, neuron, surrogate
 
     theirs = neuron.ParametricLIFNode(
         init_tau=3.0, v_reset=v_reset, detach_reset=detach_reset, surrogate_function=surrogate.ATan(), step_mode="m"
     )
-    ours = PLIF(init_tau=3.0, v_reset=v_reset, detach_reset=detach_reset)
+    reset = {"reset": "soft"} if v_reset is None else {"v_reset": v_reset}
+    ours = PLIF(init_tau=3.0, detach_reset=detach_reset, **reset)
     x, _, (grad, _) = make((time_steps, 3, 5, 7), torch.float32)
     results = []
     for module, parameter in ((theirs, theirs.w), (ours, ours.a)):
@@ -136,6 +142,14 @@ def test_hand_computed_membrane_of_four_steps():
     spikes, v = integrate_and_fire(torch.full([3, 1], 1.5), torch.tensor(0.5))
     assert spikes.flatten().tolist() == [0, 1, 0]
     assert v.item() == 0.75
+
+
+def test_a_soft_reset_keeps_what_lies_above_the_threshold():
+    # H = 1.25 fires and keeps 0.25; then 0.25 + 0.5 (2.5 - 0.25) = 1.375 fires and keeps 0.375.
+    firing = Firing(reset="soft")
+    spikes, v = integrate_and_fire(torch.full([2, 1], 2.5), torch.tensor(0.5), firing=firing)
+    assert spikes.flatten().tolist() == [1, 1]
+    assert v.item() == 0.375
 
 
 def test_neuron_at_the_threshold_fires():
@@ -221,6 +235,7 @@ def test_tau_is_the_inverse_of_sigmoid_a():
         (lambda: PLIF(tau_per="neuron"), "tau_per must be one of"),
         (lambda: PLIF(v_reset=1.0), "v_reset must be below v_threshold"),
         (lambda: PLIF(surrogate="arctan"), "surrogate must be one of"),
+        (lambda: PLIF(reset="none"), "reset must be one of hard, soft"),
         (lambda: PLIF(surrogate_width=0.0), "surrogate_width must be a positive"),
         (lambda: PLIF()(torch.zeros(0, 2)), "T >= 1"),
         (lambda: PLIF()(torch.zeros(3)), "x must be"),
