@@ -20,7 +20,8 @@ from plif_lightning.runtime.compiled import compiled
 # mypy: disable-error-code="no-untyped-def"
 
 NO_POOL, MAX_RANDOM, AVG = (POOLS[name] for name in ("none", "max_random", "avg"))
-ATAN, SIGMOID, TRIANGLE, RECTANGLE = (SURROGATES[name] for name in ("atan", "sigmoid", "triangle", "rectangle"))
+ATAN, SIGMOID, TRIANGLE = (SURROGATES[name] for name in ("atan", "sigmoid", "triangle"))
+RECTANGLE, FAST_SIGMOID = (SURROGATES[name] for name in ("rectangle", "fast_sigmoid"))
 
 
 def _wide(value):
@@ -327,6 +328,14 @@ def _back_to_h(
             i = np.uintp(j)
             h = potentials[of_h, i]
             derivative = (one if abs((h - _at(v_threshold, i)) / width) < half else zero) / width
+            g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
+            grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, soft, detach)
+    elif kind == FAST_SIGMOID:
+        for j in range(n):
+            i = np.uintp(j)
+            h = potentials[of_h, i]
+            z = one + abs((h - _at(v_threshold, i)) / width)
+            derivative = half / (z * z) / width
             g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
             grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, soft, detach)
     else:

@@ -32,6 +32,7 @@ MAX_RANDOM = tl.constexpr(POOLS["max_random"])
 AVG = tl.constexpr(POOLS["avg"])
 ATAN, SIGMOID = tl.constexpr(SURROGATES["atan"]), tl.constexpr(SURROGATES["sigmoid"])
 TRIANGLE, RECTANGLE = tl.constexpr(SURROGATES["triangle"]), tl.constexpr(SURROGATES["rectangle"])
+FAST_SIGMOID = tl.constexpr(SURROGATES["fast_sigmoid"])
 # Values in a tile: with more, the backward pass runs out of registers.
 _TILE = 256
 # A product is rounded before it is added to, so that a neuron at its threshold does what it does in the reference.
@@ -81,9 +82,12 @@ def _derivative(u, width, KIND: tl.constexpr):
         g = s * (1 - s)
     elif KIND == TRIANGLE:
         g = tl.maximum(1 - tl.abs(z), 0.0)
-    else:
-        tl.static_assert(KIND == RECTANGLE)
+    elif KIND == RECTANGLE:
         g = tl.where(tl.abs(z) < 0.5, 1.0, 0.0)
+    else:
+        tl.static_assert(KIND == FAST_SIGMOID)
+        s = 1 + tl.abs(z)
+        g = 0.5 / (s * s)
     return g / width
 
 

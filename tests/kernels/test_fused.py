@@ -347,7 +347,7 @@ def test_a_process_made_after_a_parallel_region_works(method, threads):
     assert process.exitcode == 0
 
 
-@pytest.mark.parametrize("number", [-1, 4])
+@pytest.mark.parametrize("number", [-1, 5])
 def test_an_unknown_number_is_refused(number):
     y, one = torch.zeros(2, 1, 3, 4, 4), torch.ones(1, 3)
     learned = layout.rows_of(None, Firing(), y)

@@ -65,7 +65,7 @@ both((4, 2, 70, 4, 4), "max_random", held=True, per_step=False)
 both((8, 1, 3, 4, 4), "max_first", detach=False)
 both((8, 2, 3, 4, 4), "max_random", detach=False, reset="soft", start=False)
 both((4, 2, 3, 3, 4), "none", held=True, per_step=False, start=True, last=True, reset="soft")
-for kind in ("sigmoid", "triangle", "rectangle"):
+for kind in ("sigmoid", "triangle", "rectangle", "fast_sigmoid"):
     both((4, 1, 3, 4, 4), "none", kind=kind)
 both((4, 2, 6, 4, 4), "max_random", bf16=True)
 print("equal")

@@ -2,12 +2,13 @@
 
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
 
 from plif_lightning.errors import UserError
-from plif_lightning.neurons import IF, LIF, PLIF, Firing, integrate_and_fire
+from plif_lightning.neurons import IF, LIF, PLIF, Firing, SurrogateName, integrate_and_fire
 from tests.neurons import oracle
 
 SHAPES = [(1, 3), (1, 1, 2, 3, 5), (3, 2, 3, 5, 7), (8, 3, 4), (8, 1, 3, 1, 1)]
@@ -63,7 +64,7 @@ def test_spikes_and_every_gradient_equal_autograd_in_float64(shape, constants, d
         torch.testing.assert_close(o, e, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["atan", "sigmoid", "triangle", "rectangle"])
+@pytest.mark.parametrize("name", get_args(SurrogateName))
 @pytest.mark.parametrize("width", [1.0, 0.4, 2.5])
 @pytest.mark.parametrize("detach_reset", [True, False])
 def test_every_surrogate_gives_autograds_gradients(name, width, detach_reset):

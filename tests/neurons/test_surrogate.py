@@ -1,9 +1,11 @@
+from typing import get_args
+
 import pytest
 import torch
 
-from plif_lightning.neurons import Surrogate
+from plif_lightning.neurons import Surrogate, SurrogateName
 
-NAMES = ["atan", "sigmoid", "triangle", "rectangle"]
+NAMES = get_args(SurrogateName)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -29,3 +31,17 @@ def test_antiderivative_rises_from_0_to_1(name):
 def test_atan_of_width_1_is_the_papers():
     u = torch.linspace(-2, 2, 9)
     torch.testing.assert_close(Surrogate().derivative(u), 1 / (1 + (torch.pi * u) ** 2))
+
+
+@pytest.mark.parametrize(("name", "peer"), [("fast_sigmoid", "SoftSign"), ("sigmoid", "Sigmoid")])
+def test_derivatives_are_spikingjellys(name, peer):
+    surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate", reason="test extra `bench`")
+    u = torch.linspace(-3, 3, 101, requires_grad=True)
+    getattr(surrogate, peer)(alpha=2.5)(u).sum().backward()
+    torch.testing.assert_close(Surrogate(name, 1 / 2.5).derivative(u.detach()), u.grad)
+
+
+def test_triangle_of_half_width_is_braincogs_qgategrad():
+    u, alpha = torch.linspace(-1, 1, 41), 2.0
+    expected = (alpha - alpha**2 * u.abs()).clamp(min=0)
+    torch.testing.assert_close(Surrogate("triangle", 1 / alpha).derivative(u), expected)
