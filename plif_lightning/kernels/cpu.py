@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from plif_lightning.kernels.layout import POOLS, SURROGATES
+from plif_lightning.kernels.layout import POOLS, SURROGATES, K
 from plif_lightning.runtime.compiled import compiled
 
 # mypy: disable-error-code="no-untyped-def"
@@ -393,14 +393,13 @@ def _back_to_held(grad_v, row, n, k, leak, total):
 
 @compiled
 def backward(
-    begin, end, slot, y, scale, shift, mean, k, v_first, grad_out, grad_v_last, grad_y, grad_v_first, sums, sums_v,
-    steps, height, width, channels, run, pool, constants, v_threshold, seed,
-    map_windows, first_window,
+    begin, end, slot, y, scale, shift, mean, k, v_first, grad_out, grad_v_last, grad_y, grad_v_first, sums,
+    sums_learned, steps, height, width, channels, run, pool, constants, v_threshold, seed, map_windows, first_window,
 ):  # fmt: skip
     """Gradients of units begin .. end - 1.
 
     grad_y gets dL/dX, X being BN's output, in the shape of y. sums[slot, 0 and 1] gets, for each row of scale, the
-    sums of dL/dH = 1/k dL/dX and of it times y - mean; sums_v[slot] that of dL/dH_t (V_{t-1} - V_reset); all
+    sums of dL/dH = 1/k dL/dX and of it times y - mean; sums_learned[slot, K] that of dL/dH_t (V_{t-1} - V_reset); all
     [..., run]. The gradients of BN and k follow from them.
     """
     leak, v_reset, soft, detach = constants.leak, constants.v_reset, constants.soft, constants.detach_reset
@@ -419,6 +418,8 @@ def backward(
     constant = y.shape[0] == 1
     kinds = scale.shape[0]
     totals = sums.reshape(sums.size // run, run)
+    learned = sums_learned.reshape(sums_learned.size // run, run)
+    to_learned = sums_learned.shape[1] * slot
     places = (height // 2) * (width // 2)
     images = y.shape[1] // (height * width * channels)
     number = np.empty(run, np.uint32)
@@ -470,7 +471,9 @@ def backward(
                     v_threshold, v_reset, soft,
                 )  # fmt: skip
                 if leak:
-                    _sum_with_v(potentials, before, n, grad_v, i, t > 0, v_threshold, v_reset, soft, sums_v, slot)
+                    _sum_with_v(
+                        potentials, before, n, grad_v, i, t > 0, v_threshold, v_reset, soft, learned, to_learned + K
+                    )
                 if constant:
                     _back_to_held(grad_v, i, n, k, leak, held_grad)
                 else:

@@ -27,6 +27,7 @@ from plif_lightning.kernels.layout import (
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,attr-defined"
 
+ROW_K = tl.constexpr(K)
 NO_POOL = tl.constexpr(POOLS["none"])
 MAX_RANDOM = tl.constexpr(POOLS["max_random"])
 AVG = tl.constexpr(POOLS["avg"])
@@ -133,14 +134,14 @@ def _forward(
 
 @triton.jit
 def _backward(
-    y, scale, shift, mean, k, threshold, v_first, grad_out, grad_last, potentials, grad_y, grad_first, sums, sum_k,
-    positions, steps, step_size, out_size, height, width, channels, images, v_reset, surrogate_width, seed,
-    map_windows, first_window,
+    y, scale, shift, mean, k, threshold, v_first, grad_out, grad_last, potentials, grad_y, grad_first, sums,
+    sums_learned, positions, steps, step_size, out_size, height, width, channels, images, v_reset, surrogate_width,
+    seed, map_windows, first_window,
     POOL: tl.constexpr, LEAK: tl.constexpr, SOFT: tl.constexpr, HELD: tl.constexpr, PER_STEP: tl.constexpr,
     DETACH: tl.constexpr, START: tl.constexpr, LAST: tl.constexpr, KIND: tl.constexpr,
     P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """sums [programs, T or 1, 2, C] and sum_k [programs, C] have a row for each program, added up by the caller."""
+    """The caller adds up the programs' rows of sums [programs, T or 1, 2, C] and sums_learned [programs, 2, C]."""
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, None, :]
     here = c < channels
     k_ = tl.load(k + c, mask=here, other=0.0)
@@ -248,7 +249,7 @@ def _backward(
             tl.store(grad_y + at, held.to(grad_y.dtype.element_ty), mask=inside)
         if START:
             tl.store(grad_first + at, grad_v, mask=inside)
-    tl.store(sum_k + tl.program_id(0) * channels + c, total_k, mask=here)
+    tl.store(sums_learned + (tl.program_id(0) * 2 + ROW_K) * channels + c, total_k, mask=here)
 
 
 @triton.jit
@@ -362,17 +363,17 @@ def fire_backward(
     grad_out = channels_last(grad_out.to(y.dtype))
     potentials = y.new_empty(1 + steps, y[0].numel(), dtype=torch.float32)
     sums = y.new_zeros(tiles.programs, len(scale), 2, y.shape[2], dtype=torch.float32)
-    sum_k = y.new_zeros(tiles.programs, y.shape[2], dtype=torch.float32)
+    sums_learned = y.new_zeros(tiles.programs, len(learned), y.shape[2], dtype=torch.float32)
     _backward[(tiles.programs, tiles.channel_blocks)](
         y, scale.float().contiguous(), shift.float().contiguous(), mean.float().contiguous(), *_rows(learned, y),
-        _last(v, y), grad_out, _last(grad_last, y), potentials, grad_y, grad_first, sums, sum_k,
+        _last(v, y), grad_out, _last(grad_last, y), potentials, grad_y, grad_first, sums, sums_learned,
         tiles.positions, steps, y[0].numel(), grad_out[0].numel(), y.shape[3], y.shape[4], y.shape[2], y.shape[1],
         constant.v_reset, constant.surrogate_width, int(seed), windows, first_window,
         POOL=pool, LEAK=constant.leak, SOFT=constant.soft, HELD=len(y) == 1, PER_STEP=len(scale) > 1,
         DETACH=constant.detach_reset, START=v is not None, LAST=grad_last is not None, KIND=constant.surrogate,
         **tiles.constants,
     )  # fmt: skip
-    grad_learned = torch.stack([sum_k.double().sum(0), torch.zeros_like(sum_k[0], dtype=torch.float64)])
+    grad_learned = sums_learned.double().sum(0)
     if learned.shape[1] == 1:
         grad_learned = grad_learned.sum(1, keepdim=True)
     return grad_y, grad_first, sums.sum(0, dtype=torch.float64).transpose(0, 1).float(), grad_learned.float()

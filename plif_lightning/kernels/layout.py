@@ -87,7 +87,7 @@ K, V_THRESHOLD = 0, 1  # rows of `rows_of`
 def rows_of(k: Tensor | None, firing: Firing, like: Tensor) -> Tensor:
     """What may be learned of a layer of neurons in one tensor: 1/tau (ones without leak) and V_th, [2, 1 or C].
 
-    Gradients flow to k.
+    Gradients flow to k, and to V_th where it is a tensor; there is a column for each channel then.
 
     Args:
         k: 1/tau, a scalar or [C]; None without leak.
@@ -96,8 +96,11 @@ def rows_of(k: Tensor | None, firing: Firing, like: Tensor) -> Tensor:
     """
     options = {"dtype": real_type(like), "device": like.device}
     values = torch.ones((), **options) if k is None else k.to(options["dtype"])  # type: ignore[call-overload]
-    threshold = torch.full((), firing.v_threshold, **options)  # type: ignore[call-overload]
-    return torch.stack([row.reshape(-1) for row in torch.broadcast_tensors(values, threshold)])
+    threshold = torch.as_tensor(firing.v_threshold, **options)  # type: ignore[arg-type]
+    rows = [row.reshape(-1) for row in torch.broadcast_tensors(values, threshold)]
+    if isinstance(firing.v_threshold, Tensor):
+        rows = [row.expand(like.shape[2]) for row in rows]
+    return torch.stack(rows)
 
 
 def channels_last(y: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ def fire_backward(
     grad_v = empty_potential(y, v is not None)
     slots = geometry.threads
     sums = np.zeros((slots, 2, len(scale), geometry.run), np.float64 if real == torch.float64 else np.float32)
-    sums_v = np.zeros((slots, geometry.run), sums.dtype)
+    sums_learned = np.zeros((slots, len(learned), geometry.run), sums.dtype)
     parallel(
         cpu.backward,
         geometry.units,
@@ -192,7 +192,7 @@ def fire_backward(
         array_of(grad_y),
         _optional(None, real) if v is None else array_of(grad_v[None]),
         sums,
-        sums_v,
+        sums_learned,
         steps,
         geometry.height,
         geometry.width,
@@ -206,12 +206,12 @@ def fire_backward(
         first_window,
     )
     grad_h, grad_h_y = geometry.summed(sums)
-    grad_learned = torch.zeros(len(learned), geometry.channels, dtype=torch.float64)
+    grad_learned = geometry.summed(sums_learned)
     if c.leak:
         # dL/dk = dL/dH (X - (V - V_reset)), and X = scale (y - mean) + scale mean + shift
         scale, shift, mean = scale.double(), shift.double(), mean.double()
         drive = (scale * grad_h_y + (scale * mean + shift) * grad_h).sum(0)
-        grad_learned[K] = drive - geometry.summed(sums_v)
+        grad_learned[K] = drive - grad_learned[K]
     totals = torch.stack([grad_h, grad_h_y]).mul(learned[K].double())
     return grad_y, grad_v, totals.to(real), _like(grad_learned, learned).to(real)
 

@@ -88,7 +88,7 @@ def _fire(h: Tensor, v_threshold: float) -> Tensor:
 def _reset(h: Tensor, fired: Tensor, firing: Firing) -> Tensor:
     """V_t = H_t (1 - S_t) + V_reset S_t, or H_t - V_th S_t where the reset is soft."""
     if firing.reset == "soft":
-        return torch.add(h, fired, alpha=-firing.v_threshold)
+        return torch.add(h, fired, alpha=-float(firing.v_threshold))
     v = torch.addcmul(h, h, fired, value=-1)
     return v.add_(fired, alpha=firing.v_reset) if firing.v_reset else v
 
@@ -105,7 +105,7 @@ class _IntegrateAndFire(torch.autograd.Function):
         spikes = x.new_empty(time_steps, *x.shape[1:])
         for t in range(time_steps):
             h = _charge(x[t if x.shape[0] > 1 else 0].to(v.dtype), k, v, firing.v_reset)
-            fired = _fire(h, firing.v_threshold)
+            fired = _fire(h, float(firing.v_threshold))
             spikes[t] = fired
             v = _reset(h, fired, firing)
         return spikes, v
@@ -115,7 +115,7 @@ class _IntegrateAndFire(torch.autograd.Function):
     def backward(ctx: Any, grad_spikes: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         x, k, v = ctx.saved_tensors
         firing, time_steps = ctx.settings
-        v_threshold, v_reset = firing.v_threshold, firing.v_reset
+        v_threshold, v_reset = float(firing.v_threshold), firing.v_reset
         constant, soft = x.shape[0] == 1, firing.reset == "soft"
         potentials, resets = [], [v]
         for t in range(time_steps):

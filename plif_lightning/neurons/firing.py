@@ -2,10 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from plif_lightning.errors import UserError
 from plif_lightning.neurons.surrogate import Surrogate, SurrogateName
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Threshold = float | Tensor
+else:
+    Threshold = float  # for people and the command line; a neuron that learns it puts a tensor in its place
 
 Reset = Literal["hard", "soft"]
 
@@ -15,7 +22,7 @@ class Firing:
     """How neurons fire and reset, and what gradient passes through that.
 
     Args:
-        v_threshold: V_th, at which a neuron fires.
+        v_threshold: V_th, at which a neuron fires; in Python also a tensor, a scalar or one value per channel.
         v_reset: V_reset < V_th, the potential before the first step, which it leaks to, and after a hard reset.
         reset: what a spike does to the potential: hard sets it to V_reset (the paper), soft takes V_th from it.
         detach_reset: whether no gradient flows through the spike of the reset (S-Sec. 6).
@@ -28,7 +35,7 @@ class Firing:
     Source: Fang et al. 2021, Sec. 3.3.
     """
 
-    v_threshold: float = 1.0
+    v_threshold: Threshold = 1.0
     v_reset: float = 0.0
     reset: Reset = "hard"
     detach_reset: bool = True
@@ -36,7 +43,9 @@ class Firing:
     surrogate_width: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.v_reset) and self.v_reset < self.v_threshold):
+        # A tensor is not looked at: its device would have to be waited for.
+        constant = isinstance(self.v_threshold, (int, float))
+        if not math.isfinite(self.v_reset) or (constant and not self.v_reset < self.v_threshold):
             raise UserError(
                 f"v_reset must be below v_threshold, got v_reset={self.v_reset}, v_threshold={self.v_threshold}."
             )

@@ -150,7 +150,8 @@ def test_accumulation_clipping_and_resume_are_the_same_on_every_backend():
 def test_a_profile_names_the_kernels(tmp_path):
     done = command(
         "fit", "--config", QUICKSTART, *SILENT, *TINY, *FEW, "--trainer.max_epochs", "1",
-        "--trainer.profiler", "pytorch", "--run_folder", str(tmp_path / "run"),
+        "--trainer.profiler", "PyTorchProfiler", "--trainer.profiler.row_limit=-1",
+        "--run_folder", str(tmp_path / "run"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr + "".join(p.read_text(errors="replace") for p in tmp_path.rglob("*.txt"))

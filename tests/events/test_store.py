@@ -81,14 +81,14 @@ def test_it_is_not_the_old_one_after_any_change(tmp_path, monkeypatch):
     renamed[0] = dataclasses.replace(renamed[0], name="another")
     relabelled[0] = dataclasses.replace(relabelled[0], label=2)
     marks += [fingerprint(KIND, renamed), fingerprint(KIND, relabelled)]
-    monkeypatch.setattr(store_module, "FORMAT", 2)
+    monkeypatch.setattr(store_module, "FORMAT", store_module.FORMAT + 1)
     marks.append(fingerprint(KIND, raw_files_in(folder)))
     assert len(set(marks)) == len(marks)
 
 
 def test_a_store_of_another_format_is_not_taken(tmp_path, monkeypatch):
     build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
-    monkeypatch.setattr(store_module, "FORMAT", 2)
+    monkeypatch.setattr(store_module, "FORMAT", store_module.FORMAT + 1)
     with pytest.raises(StoreError, match="was built with other options"):
         EventStore(tmp_path / "store", KIND)
 
@@ -325,9 +325,9 @@ def test_a_description_with_a_missing_part_is_no_store(tmp_path, change):
 def test_readers_end_with_the_process_that_started_them(tmp_path):
     code = (
         "import multiprocessing, time\n"
-        "from plif_lightning.events.store import _readers, _without_main\n"
+        "from plif_lightning.events.store import _process_pool, _without_main\n"
         "with _without_main():\n"
-        "    executor = _readers(1)\n"
+        "    executor = _process_pool(1)\n"
         "    executor.submit(time.sleep, 100)\n"
         "time.sleep(2)\n"
         "print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"

@@ -85,7 +85,7 @@ POINTERS = {
     "_forward": ("y", "scale", "shift", "k", "threshold", "v_first", "v_last", "out"),
     "_backward": (
         *("y", "scale", "shift", "mean", "k", "threshold", "v_first", "grad_out", "grad_last", "potentials", "grad_y"),
-        *("grad_first", "sums", "sum_k"),
+        *("grad_first", "sums", "sums_learned"),
     ),
     "_moments": ("y", "pivot", "sums"),
     "_normalize_back": ("grad", "y", "factor", "offset", "slope"),
