@@ -1,5 +1,6 @@
 """Weights & Biases: the real client, on loopback and offline."""
 
+import importlib
 import json
 import os
 import re
@@ -160,7 +161,11 @@ def test_a_project_that_cannot_be_read_is_named(capsys, monkeypatch, tmp_path):
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    with pytest.raises(SystemExit) as stop:
-        commands(["tables", "--runs", "wandb:nobody/nothing"])
+    try:
+        with pytest.raises(SystemExit) as stop:
+            commands(["tables", "--runs", "wandb:nobody/nothing"])
+    finally:
+        # the client keeps this environment's settings for all that comes after it in the process
+        importlib.import_module("wandb").teardown()
     assert stop.value.code == 2
     assert "the runs of nobody/nothing cannot be read from W&B" in capsys.readouterr().err
