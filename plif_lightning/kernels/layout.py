@@ -160,6 +160,15 @@ class Geometry:
         """One row of values per channel, or several, [S, C], repeated over a run [S, run]."""
         return values.detach().to(real).repeat(1, self.run // self.channels).numpy()
 
+    def tiled_row(self, row: Tensor, real: torch.dtype) -> NDArray[Any]:
+        """One value for all channels, or one for each, [1 or C], repeated over a run [run]."""
+        return self.tiled(row.expand(self.channels)[None], real)[0]
+
+    def threshold(self, learned: Tensor, constants: Constants, real: torch.dtype) -> Any:
+        """V_th as the compiled loops take it: a number where all channels have the same, or a row [run]."""
+        row = learned[V_THRESHOLD]
+        return number(float(row), real) if len(row) == 1 else self.tiled_row(row, real)
+
     def summed(self, totals: NDArray[Any]) -> Tensor:
         """Sums per slot and place in a run, [slots, ..., run], as sums per channel [..., C]."""
         by_channel = totals.reshape(*totals.shape[:-1], -1, self.channels)

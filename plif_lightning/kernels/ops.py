@@ -17,7 +17,6 @@ from torch import Tensor
 from plif_lightning.kernels import layout
 from plif_lightning.kernels.layout import (
     POOLS,
-    V_THRESHOLD,
     Constants,
     Geometry,
     K,
@@ -25,7 +24,6 @@ from plif_lightning.kernels.layout import (
     channels_last,
     empty_map,
     empty_potential,
-    number,
     real_type,
 )
 from plif_lightning.kernels.parallel import parallel
@@ -54,17 +52,6 @@ def _operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any
         return made
 
     return register
-
-
-def _tiled_row(row: Tensor, geometry: Geometry, real: torch.dtype) -> NDArray[Any]:
-    """One value for all channels, or one for each, [1 or C], over a run [run]."""
-    return geometry.tiled(row.expand(geometry.channels)[None], real)[0]
-
-
-def _threshold(learned: Tensor, geometry: Geometry, real: torch.dtype) -> Any:
-    """A number where all channels have the same V_th: the loops are compiled for either."""
-    row = learned[V_THRESHOLD]
-    return number(float(row), real) if len(row) == 1 else _tiled_row(row, geometry, real)
 
 
 def _optional(v: Tensor | None, real: torch.dtype) -> NDArray[Any]:
@@ -116,7 +103,7 @@ def fire(
         array_of(y),
         geometry.tiled(scale, real),
         geometry.tiled(shift, real),
-        _tiled_row(learned[K], geometry, real),
+        geometry.tiled_row(learned[K], real),
         _optional(v, real),
         array_of(final[None]) if last else _optional(None, real),
         array_of(out),
@@ -127,7 +114,7 @@ def fire(
         geometry.run,
         pool,
         c.of_type(real),
-        _threshold(learned, geometry, real),
+        geometry.threshold(learned, c, real),
     )
     return out, final
 
@@ -185,7 +172,7 @@ def fire_backward(
         geometry.tiled(scale, real),
         geometry.tiled(shift, real),
         geometry.tiled(mean, real),
-        _tiled_row(learned[K], geometry, real),
+        geometry.tiled_row(learned[K], real),
         _optional(v, real),
         array_of(channels_last(grad_out.to(y.dtype))),
         _optional(grad_last, real),
@@ -200,7 +187,7 @@ def fire_backward(
         geometry.run,
         pool,
         c.of_type(real),
-        _threshold(learned, geometry, real),
+        geometry.threshold(learned, c, real),
         np.uint32(int(seed) & 0xFFFFFFFF),
         windows,
         first_window,
