@@ -9,8 +9,8 @@ import torch
 from plif_lightning.errors import CheckpointError
 from plif_lightning.network.network import SpikingNetwork
 
-# Of a task's hyper-parameters, those that are no arguments of its network.
-_OF_THE_TASK = {"loss"}
+# Of a task's hyper-parameters, those that are no arguments of its network; the last one is LightningCLI's.
+_OF_THE_TASK = {"loss", "_instantiator"}
 _PREFIX = "network."
 
 
