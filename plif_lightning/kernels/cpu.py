@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from plif_lightning.kernels.layout import POOLS, SURROGATES, K
+from plif_lightning.kernels.layout import POOLS, SURROGATES, V_THRESHOLD, K
 from plif_lightning.runtime.compiled import compiled
 
 # mypy: disable-error-code="no-untyped-def"
@@ -63,6 +63,18 @@ def _at_overload(value, i):
     if isinstance(value, numba.types.Array):
         return lambda value, i: value[i]
     return lambda value, i: value
+
+
+def _is_learned(v_threshold):
+    """Whether V_th has a value for each place, and so a gradient."""
+    raise NotImplementedError
+
+
+@overload(_is_learned, inline="always")
+def _is_learned_overload(v_threshold):
+    if isinstance(v_threshold, numba.types.Array):
+        return lambda v_threshold: True
+    return lambda v_threshold: False
 
 
 @compiled
@@ -357,6 +369,24 @@ def _sum_with_y(y, t, start, chunk, n, mean, s, grad_h, row, totals, to_grad, to
 
 
 @compiled
+def _sum_below_threshold(potentials, row_of_h, n, grad_v, row, v_threshold, totals, to_sum):
+    """Adds dL/dV_t where H_t stayed below V_th: with -dL/dH_t it makes dL/dV_th, whatever the reset is."""
+    of_h, r, a = np.uintp(row_of_h), np.uintp(row), np.uintp(to_sum)
+    zero = totals.dtype.type(0.0)
+    for j in range(n):
+        i = np.uintp(j)
+        totals[a, i] = totals[a, i] + (grad_v[r, i] if potentials[of_h, i] < _at(v_threshold, i) else zero)
+
+
+@compiled
+def _subtract(rows, row, n, totals, from_sum):
+    r, a = np.uintp(row), np.uintp(from_sum)
+    for j in range(n):
+        i = np.uintp(j)
+        totals[a, i] = totals[a, i] - rows[r, i]
+
+
+@compiled
 def _sum_with_v(potentials, before, n, grad_h, row, resets, v_threshold, v_reset, soft, totals, to_product):
     """Adds dL/dH_t times V_{t-1} - V_reset; `before` as in `_charge_again`."""
     last, r, a = np.uintp(before), np.uintp(row), np.uintp(to_product)
@@ -399,8 +429,8 @@ def backward(
     """Gradients of units begin .. end - 1.
 
     grad_y gets dL/dX, X being BN's output, in the shape of y. sums[slot, 0 and 1] gets, for each row of scale, the
-    sums of dL/dH = 1/k dL/dX and of it times y - mean; sums_learned[slot, K] that of dL/dH_t (V_{t-1} - V_reset); all
-    [..., run]. The gradients of BN and k follow from them.
+    sums of dL/dH = 1/k dL/dX and of it times y - mean; sums_learned[slot, K] that of dL/dH_t (V_{t-1} - V_reset),
+    sums_learned[slot, V_THRESHOLD] dL/dV_th where that is learned; all [..., run]. BN's and k's gradients follow.
     """
     leak, v_reset, soft, detach = constants.leak, constants.v_reset, constants.soft, constants.detach_reset
     kind, surrogate_width = constants.surrogate, constants.surrogate_width
@@ -466,10 +496,15 @@ def backward(
                 _winners(potentials, (t + 1) * rows, n, v_threshold, winner)
             for i in range(rows):
                 before, row = t * rows + i, (t + 1) * rows + i
+                if _is_learned(v_threshold):
+                    of_threshold = to_learned + V_THRESHOLD
+                    _sum_below_threshold(potentials, row, n, grad_v, i, v_threshold, learned, of_threshold)
                 _back_to_h(
                     potentials, row, n, window, share, winner, i, pooled_max, grad_v, kind, surrogate_width, detach,
                     v_threshold, v_reset, soft,
                 )  # fmt: skip
+                if _is_learned(v_threshold):
+                    _subtract(grad_v, i, n, learned, of_threshold)
                 if leak:
                     _sum_with_v(
                         potentials, before, n, grad_v, i, t > 0, v_threshold, v_reset, soft, learned, to_learned + K

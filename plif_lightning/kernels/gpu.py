@@ -27,7 +27,7 @@ from plif_lightning.kernels.layout import (
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,attr-defined"
 
-ROW_K = tl.constexpr(K)
+ROW_K, ROW_V_THRESHOLD = tl.constexpr(K), tl.constexpr(V_THRESHOLD)
 NO_POOL = tl.constexpr(POOLS["none"])
 MAX_RANDOM = tl.constexpr(POOLS["max_random"])
 AVG = tl.constexpr(POOLS["avg"])
@@ -138,7 +138,7 @@ def _backward(
     sums_learned, positions, steps, step_size, out_size, height, width, channels, images, v_reset, surrogate_width,
     seed, map_windows, first_window,
     POOL: tl.constexpr, LEAK: tl.constexpr, SOFT: tl.constexpr, HELD: tl.constexpr, PER_STEP: tl.constexpr,
-    DETACH: tl.constexpr, START: tl.constexpr, LAST: tl.constexpr, KIND: tl.constexpr,
+    DETACH: tl.constexpr, LEARNED: tl.constexpr, START: tl.constexpr, LAST: tl.constexpr, KIND: tl.constexpr,
     P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """The caller adds up the programs' rows of sums [programs, T or 1, 2, C] and sums_learned [programs, 2, C]."""
@@ -152,6 +152,7 @@ def _backward(
     rows = steps if PER_STEP else 1
     own = sums + tl.program_id(0) * rows * 2 * channels
     total_k = tl.zeros([1, 1, BC], tl.float32)
+    total_threshold = tl.zeros([1, 1, BC], tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(positions, P), tl.num_programs(0)):
         at, window, inside = _places(block, positions, height, width, channels, c, P, M)
         first = tl.zeros([P, M, BC], tl.float32) + v_reset
@@ -212,6 +213,12 @@ def _backward(
                 else:
                     grad_fire += grad_v * (v_reset - h)
             grad_h = grad_fire * _derivative(h - v_threshold, surrogate_width, KIND)
+            if LEARNED:
+                through = grad_h
+                if SOFT:
+                    through += tl.where(h >= v_threshold, grad_v, 0.0)
+                through = tl.where(inside, through, 0.0)
+                total_threshold -= tl.sum(tl.sum(through, 0, keep_dims=True), 1, keep_dims=True)
             if SOFT:
                 grad_h += grad_v
             else:
@@ -250,6 +257,8 @@ def _backward(
         if START:
             tl.store(grad_first + at, grad_v, mask=inside)
     tl.store(sums_learned + (tl.program_id(0) * 2 + ROW_K) * channels + c, total_k, mask=here)
+    if LEARNED:
+        tl.store(sums_learned + (tl.program_id(0) * 2 + ROW_V_THRESHOLD) * channels + c, total_threshold, mask=here)
 
 
 @triton.jit
@@ -370,8 +379,8 @@ def fire_backward(
         tiles.positions, steps, y[0].numel(), grad_out[0].numel(), y.shape[3], y.shape[4], y.shape[2], y.shape[1],
         constant.v_reset, constant.surrogate_width, int(seed), windows, first_window,
         POOL=pool, LEAK=constant.leak, SOFT=constant.soft, HELD=len(y) == 1, PER_STEP=len(scale) > 1,
-        DETACH=constant.detach_reset, START=v is not None, LAST=grad_last is not None, KIND=constant.surrogate,
-        **tiles.constants,
+        DETACH=constant.detach_reset, LEARNED=constant.learns_threshold, START=v is not None,
+        LAST=grad_last is not None, KIND=constant.surrogate, **tiles.constants,
     )  # fmt: skip
     grad_learned = sums_learned.double().sum(0)
     if learned.shape[1] == 1:

@@ -34,6 +34,7 @@ class Constants(NamedTuple):
         detach_reset: whether no gradient flows through the spike of the reset.
         surrogate: number of the surrogate, see SURROGATES.
         surrogate_width: its width.
+        learns_threshold: whether V_th is learned, so that its gradient is wanted.
     """
 
     leak: bool
@@ -42,11 +43,16 @@ class Constants(NamedTuple):
     detach_reset: bool
     surrogate: int
     surrogate_width: float
+    learns_threshold: bool
 
     @classmethod
     def of(cls, firing: Firing, leak: bool) -> "Constants":
         soft, number_of_surrogate = firing.reset == "soft", SURROGATES[firing.surrogate]
-        return cls(leak, firing.v_reset, soft, firing.detach_reset, number_of_surrogate, firing.surrogate_width)
+        learns_threshold = isinstance(firing.v_threshold, Tensor)
+        return cls(
+            *(leak, firing.v_reset, soft, firing.detach_reset, number_of_surrogate, firing.surrogate_width),
+            learns_threshold,
+        )
 
     @classmethod
     def from_numbers(cls, numbers: Any) -> "Constants":
@@ -55,10 +61,12 @@ class Constants(NamedTuple):
         Raises:
             UserError: there is no such surrogate.
         """
-        leak, v_reset, soft, detach_reset, surrogate, surrogate_width = numbers
+        leak, v_reset, soft, detach_reset, surrogate, surrogate_width, learns_threshold = numbers
         if surrogate not in SURROGATES.values():
             raise UserError(f"surrogate number must be one of {list(SURROGATES.values())}, got {surrogate:g}.")
-        return cls(bool(leak), v_reset, bool(soft), bool(detach_reset), int(surrogate), surrogate_width)
+        return cls(
+            bool(leak), v_reset, bool(soft), bool(detach_reset), int(surrogate), surrogate_width, bool(learns_threshold)
+        )
 
     def of_type(self, real: torch.dtype) -> "Constants":
         """For the compiled loops: real numbers of the type that they compute in."""
@@ -87,7 +95,7 @@ K, V_THRESHOLD = 0, 1  # rows of `rows_of`
 def rows_of(k: Tensor | None, firing: Firing, like: Tensor) -> Tensor:
     """What may be learned of a layer of neurons in one tensor: 1/tau (ones without leak) and V_th, [2, 1 or C].
 
-    Gradients flow to k, and to V_th where it is a tensor; there is a column for each channel then.
+    Gradients flow to k, and to V_th where it is a tensor.
 
     Args:
         k: 1/tau, a scalar or [C]; None without leak.
@@ -97,10 +105,7 @@ def rows_of(k: Tensor | None, firing: Firing, like: Tensor) -> Tensor:
     options = {"dtype": real_type(like), "device": like.device}
     values = torch.ones((), **options) if k is None else k.to(options["dtype"])  # type: ignore[call-overload]
     threshold = torch.as_tensor(firing.v_threshold, **options)  # type: ignore[arg-type]
-    rows = [row.reshape(-1) for row in torch.broadcast_tensors(values, threshold)]
-    if isinstance(firing.v_threshold, Tensor):
-        rows = [row.expand(like.shape[2]) for row in rows]
-    return torch.stack(rows)
+    return torch.stack([row.reshape(-1) for row in torch.broadcast_tensors(values, threshold)])
 
 
 def channels_last(y: Tensor) -> Tensor:
@@ -165,9 +170,9 @@ class Geometry:
         return self.tiled(row.expand(self.channels)[None], real)[0]
 
     def threshold(self, learned: Tensor, constants: Constants, real: torch.dtype) -> Any:
-        """V_th as the compiled loops take it: a number where all channels have the same, or a row [run]."""
+        """V_th as the compiled loops take it: a number, or where it is learned a row [run]."""
         row = learned[V_THRESHOLD]
-        return number(float(row), real) if len(row) == 1 else self.tiled_row(row, real)
+        return self.tiled_row(row, real) if constants.learns_threshold else number(float(row[0]), real)
 
     def summed(self, totals: NDArray[Any]) -> Tensor:
         """Sums per slot and place in a run, [slots, ..., run], as sums per channel [..., C]."""

@@ -47,10 +47,20 @@ def integrate_and_fire(
     dtype = torch.promote_types(x.dtype, torch.float32)
     if v is None:
         v = torch.full((), firing.v_reset, dtype=dtype, device=x.device).expand(x.shape[1:])
-    if k is not None and k.dim() > 0:
-        k = k.view(-1, *[1] * (x.dim() - 3))
     with torch.autocast(x.device.type, enabled=False):
-        return _IntegrateAndFire.apply(x, None if k is None else k.to(dtype), v.to(dtype), firing, time_steps)
+        return _IntegrateAndFire.apply(
+            x,
+            None if k is None else _over_channels(k, x).to(dtype),
+            v.to(dtype),
+            _over_channels(firing.v_threshold, x) if isinstance(firing.v_threshold, Tensor) else firing.v_threshold,
+            firing,
+            time_steps,
+        )
+
+
+def _over_channels(value: Tensor, x: Tensor) -> Tensor:
+    """A scalar, or one value per channel, in a shape that goes with a step of x."""
+    return value.view(-1, *[1] * (x.dim() - 3)) if value.dim() > 0 else value
 
 
 def checked(x: Tensor, k: Tensor | None, v: Tensor | None, time_steps: int | None) -> int:
@@ -80,58 +90,73 @@ def _charge(x: Tensor, k: Tensor | None, v: Tensor, v_reset: float) -> Tensor:
     return drive.mul_(k).add_(v)
 
 
-def _fire(h: Tensor, v_threshold: float) -> Tensor:
+def _fire(h: Tensor, v_threshold: float | Tensor) -> Tensor:
     """S_t in the dtype of h: writing it there is faster than a mask, and so is arithmetic with it."""
     return torch.ge(h, v_threshold, out=torch.empty_like(h))
 
 
-def _reset(h: Tensor, fired: Tensor, firing: Firing) -> Tensor:
+def _reset(h: Tensor, fired: Tensor, v_threshold: float | Tensor, firing: Firing) -> Tensor:
     """V_t = H_t (1 - S_t) + V_reset S_t, or H_t - V_th S_t where the reset is soft."""
     if firing.reset == "soft":
-        return torch.add(h, fired, alpha=-float(firing.v_threshold))
+        return h - v_threshold * fired
     v = torch.addcmul(h, h, fired, value=-1)
     return v.add_(fired, alpha=firing.v_reset) if firing.v_reset else v
 
 
 class _IntegrateAndFire(torch.autograd.Function):
-    """Keeps only x, k and V_{-1}; the backward pass recomputes H and applies Eqs. 8-17."""
+    """Keeps only x, k, V_{-1} and V_th; the backward pass recomputes H and applies Eqs. 8-17.
+
+    dS/dV_th is -dS/dH, and under a soft reset dV/dV_th is -S.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, k: Tensor | None, v: Tensor, firing: Firing, time_steps: int
+        ctx: Any,
+        x: Tensor,
+        k: Tensor | None,
+        v: Tensor,
+        v_threshold: float | Tensor,
+        firing: Firing,
+        time_steps: int,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, k, v)
-        ctx.settings = (firing, time_steps)
+        learned = isinstance(v_threshold, Tensor)
+        ctx.save_for_backward(x, k, v, v_threshold if learned else None)
+        ctx.settings = (v_threshold if not learned else None, firing, time_steps)
         spikes = x.new_empty(time_steps, *x.shape[1:])
         for t in range(time_steps):
             h = _charge(x[t if x.shape[0] > 1 else 0].to(v.dtype), k, v, firing.v_reset)
-            fired = _fire(h, float(firing.v_threshold))
+            fired = _fire(h, v_threshold)
             spikes[t] = fired
-            v = _reset(h, fired, firing)
+            v = _reset(h, fired, v_threshold, firing)
         return spikes, v
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_spikes: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
-        x, k, v = ctx.saved_tensors
-        firing, time_steps = ctx.settings
-        v_threshold, v_reset = float(firing.v_threshold), firing.v_reset
+        x, k, v, learned = ctx.saved_tensors
+        v_threshold, firing, time_steps = ctx.settings
+        v_threshold = v_threshold if learned is None else learned
+        v_reset = firing.v_reset
         constant, soft = x.shape[0] == 1, firing.reset == "soft"
         potentials, resets = [], [v]
         for t in range(time_steps):
             h = _charge(x[0 if constant else t].to(v.dtype), k, resets[-1], v_reset)
             potentials.append(h)
-            resets.append(_reset(h, _fire(h, v_threshold), firing))
+            resets.append(_reset(h, _fire(h, v_threshold), v_threshold, firing))
         grad_v = grad_v.to(v.dtype)
         grad_x = torch.zeros_like(x, dtype=v.dtype) if constant else torch.empty_like(x)
         grad_k = None if k is None else torch.zeros_like(k)
+        grad_threshold = None if learned is None else torch.zeros_like(learned, dtype=v.dtype)
         for t in reversed(range(time_steps)):
             h, v_before = potentials.pop(), resets[t]
+            fired = _fire(h, v_threshold)
             grad_fire = grad_spikes[t].to(h.dtype)
             if not firing.detach_reset:
                 grad_fire = grad_fire + grad_v * (-v_threshold if soft else v_reset - h)
             grad_h = firing.gradient.derivative(h - v_threshold).mul_(grad_fire)
-            grad_h.add_(grad_v if soft else torch.addcmul(grad_v, grad_v, _fire(h, v_threshold), value=-1))
+            if grad_threshold is not None:
+                grad_threshold -= (grad_h + grad_v * fired if soft else grad_h).sum_to_size(grad_threshold.shape)
+            grad_h.add_(grad_v if soft else torch.addcmul(grad_v, grad_v, fired, value=-1))
             if k is None:
                 grad_input, grad_v = grad_h, grad_h
             else:
@@ -143,4 +168,4 @@ class _IntegrateAndFire(torch.autograd.Function):
                 grad_x[0] += grad_input
             else:
                 grad_x[t] = grad_input
-        return grad_x.to(x.dtype), grad_k, grad_v, None, None
+        return grad_x.to(x.dtype), grad_k, grad_v, grad_threshold, None, None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,14 +20,41 @@ class Neuron(nn.Module):
     """A layer of spiking neurons without hidden state: what the subclasses share.
 
     Args:
+        tau_per: whether what is learned is one value per `layer` (the paper) or per `channel` (dimension 2).
+        channels: how many, for `tau_per="channel"`.
+        learn_threshold: whether V_th is learned too, from v_threshold on, beside what else is.
         firing: constants of firing and reset, by name: see `Firing`.
+
+    With `learn_threshold` the parameter is `b`: V_th = V_0 + (v_threshold - V_0) exp(b), b_0 = 0, where V_0 is V_reset
+    or zero, whichever is higher. So V_th stays positive and above V_reset, whatever b becomes.
     """
 
-    def __init__(self, **firing: Any) -> None:
+    def __init__(
+        self, tau_per: TauPer = "layer", channels: int | None = None, learn_threshold: bool = False, **firing: Any
+    ) -> None:
         super().__init__()
-        self.firing = Firing(**firing)
+        if tau_per not in get_args(TauPer):
+            raise UserError(f"tau_per must be one of {', '.join(get_args(TauPer))}, got {tau_per!r}.")
+        if tau_per == "channel" and channels is None:
+            raise UserError("tau_per='channel' needs the number of channels: pass channels=C.")
+        self._shape = [channels] if tau_per == "channel" and channels is not None else []
+        self.constants = Firing(**firing)
+        self.b = nn.Parameter(torch.zeros(self._shape)) if learn_threshold else None
+        self._lowest = max(self.constants.v_reset, 0.0)
+        if learn_threshold and not self._lowest < self.constants.v_threshold < math.inf:
+            raise UserError(
+                f"v_threshold must be above zero and v_reset to be learned, got {self.constants.v_threshold}."
+            )
         # a network puts a faster form of the same function here
         self.integrate_and_fire: Callable[..., tuple[Tensor, Tensor]] = integrate_and_fire
+
+    @property
+    def firing(self) -> Firing:
+        """The constants, with V_th as it is now."""
+        if self.b is None:
+            return self.constants
+        v_threshold = self._lowest + (self.constants.v_threshold - self._lowest) * torch.exp(self.b)
+        return replace(self.constants, v_threshold=v_threshold)
 
     @property
     def k(self) -> Tensor | None:
@@ -49,11 +76,14 @@ class Neuron(nn.Module):
         return self.run(x, time_steps=time_steps)[0]
 
     def learned(self) -> dict[str, Tensor]:
-        """What is worth watching while it trains, by the name of its curve, detached: tau of neurons with a leak."""
-        return {} if self.k is None else {"tau": self.tau}
+        """What is worth watching in training, by the name of its curve, detached: tau, and V_th if it is learned."""
+        found = {} if self.k is None else {"tau": self.tau}
+        v_threshold = self.firing.v_threshold
+        return found | ({"v_threshold": v_threshold.detach()} if isinstance(v_threshold, Tensor) else {})
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in asdict(self.firing).items())
+        learned = "" if self.b is None else "learn_threshold=True, "
+        return learned + ", ".join(f"{name}={value!r}" for name, value in asdict(self.constants).items())
 
 
 class _Leaky(Neuron):
@@ -62,17 +92,17 @@ class _Leaky(Neuron):
     a: Tensor
 
     def __init__(
-        self, init_tau: float = 2.0, tau_per: TauPer = "layer", channels: int | None = None, **firing: Any
+        self,
+        init_tau: float = 2.0,
+        tau_per: TauPer = "layer",
+        channels: int | None = None,
+        learn_threshold: bool = False,
+        **firing: Any,
     ) -> None:
-        super().__init__(**firing)
+        super().__init__(tau_per, channels, learn_threshold, **firing)
         if not (1 < init_tau < math.inf):
             raise UserError(f"init_tau must be > 1 (1/tau = sigmoid(a) lies in (0, 1)), got {init_tau}.")
-        if tau_per not in get_args(TauPer):
-            raise UserError(f"tau_per must be one of {', '.join(get_args(TauPer))}, got {tau_per!r}.")
-        if tau_per == "channel" and channels is None:
-            raise UserError("tau_per='channel' needs the number of channels: pass channels=C.")
-        shape = [channels] if tau_per == "channel" and channels is not None else []
-        self._set_a(torch.full(shape, -math.log(init_tau - 1)))
+        self._set_a(torch.full(self._shape, -math.log(init_tau - 1)))
 
     def _set_a(self, a: Tensor) -> None:
         raise NotImplementedError
@@ -95,6 +125,7 @@ class PLIF(_Leaky):
         init_tau: tau_0 > 1, in time-steps; a_0 = -log(tau_0 - 1).
         tau_per: one `a` per `layer` (the paper) or per `channel` (dimension 2 of the input).
         channels: how many, for `tau_per="channel"`.
+        learn_threshold: whether V_th is learned too, positive by construction, see `Neuron`.
         firing: constants of firing and reset, by name: see `Firing`.
 
     Raises:
@@ -130,7 +161,12 @@ class IF(Neuron):
 
 
 def make_neuron(
-    neuron: NeuronName, channels: int, init_tau: float = 2.0, tau_per: TauPer = "layer", **firing: Any
+    neuron: NeuronName,
+    channels: int,
+    init_tau: float = 2.0,
+    tau_per: TauPer = "layer",
+    learn_threshold: bool = False,
+    **firing: Any,
 ) -> Neuron:
     """A layer of the named neurons for inputs [T, N, channels, *].
 
@@ -138,15 +174,16 @@ def make_neuron(
         neuron: plif (learned tau), lif (fixed tau) or if (no leak).
         channels: of the input.
         init_tau: tau_0 > 1 of plif, tau of lif, in time-steps.
-        tau_per: one time constant per layer (the paper) or per channel.
+        tau_per: one time constant (and threshold, where that is learned) per layer (the paper) or per channel.
+        learn_threshold: learn V_th too, from v_threshold on; it stays positive.
         firing: see `Firing`.
 
     Raises:
         UserError: an argument lies outside its range.
     """
     if neuron == "if":
-        return IF(**firing)
+        return IF(tau_per, channels, learn_threshold, **firing)
     leaky = {"plif": PLIF, "lif": LIF}
     if neuron not in leaky:
         raise UserError(f"neuron must be one of {', '.join(get_args(NeuronName))}, got {neuron!r}.")
-    return leaky[neuron](init_tau, tau_per, channels, **firing)
+    return leaky[neuron](init_tau, tau_per, channels, learn_threshold, **firing)

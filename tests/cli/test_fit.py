@@ -9,6 +9,7 @@ import wandb
 import yaml
 
 from plif_lightning.cli import main
+from plif_lightning.network import load_network
 from tests import writers
 from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, command, fit, load, rows
 
@@ -157,3 +158,16 @@ def test_a_profile_names_the_kernels(tmp_path):
     said = done.stdout + done.stderr + "".join(p.read_text(errors="replace") for p in tmp_path.rglob("*.txt"))
     for name in ("plif::fire", "plif::fire_backward", "ConvBlock", "PLIF"):
         assert name in said
+
+
+def test_a_learned_threshold_is_logged_kept_and_tested(capsys):
+    fit(*TINY, *FEW, "--model.learn_threshold", "true", "--model.reset", "soft", "--trainer.max_epochs", "2",
+        "--model.optimizer.lr", "0.05")  # fmt: skip
+    run = Path("runs/quickstart/version_0")
+    thresholds = [float(row["v_threshold/conv1"]) for row in rows(run / "metrics.csv") if row["v_threshold/conv1"]]
+    assert len(thresholds) == 2
+    assert thresholds[0] != thresholds[1]
+    main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT])
+    network = load_network(run / "checkpoints/best.ckpt")
+    assert network.encoder.conv1.neuron.constants.reset == "soft"
+    assert not network.training

@@ -72,6 +72,8 @@ def test_the_first_block_is_the_reference(pool, statistics, training, shape):
     [
         lambda: IF(),
         lambda: PLIF(tau_per="channel", channels=5),
+        lambda: PLIF(learn_threshold=True),
+        lambda: IF("channel", 5, True, reset="soft"),
         lambda: PLIF(v_reset=-0.4, detach_reset=False, v_threshold=0.7, surrogate="triangle"),
     ],
 )

@@ -82,6 +82,26 @@ def test_gradients_are_those_that_autograd_finds_in_float64(name, leak):
     both_equal(ours[1], theirs[1])
 
 
+@pytest.mark.parametrize("shape", [(5, 2, 3), (4, 2, 3, 5, 2), (3, 4), (6, 2, 1, 3)])
+@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+def test_gradients_of_a_learned_threshold_are_the_references(shape, per, reset):
+    torch.manual_seed(2)
+    x, v = 2 * torch.randn(shape, dtype=torch.float64), torch.randn(shape[1:], dtype=torch.float64)
+    k = torch.tensor(0.4, dtype=torch.float64)
+    channels = shape[2] if per == "channel" and len(shape) > 2 else ()
+    threshold = 0.5 + torch.rand(channels, dtype=torch.float64)
+    for detach in (True, False):
+        settings_ = {"reset": reset, "detach_reset": detach, "v_reset": -0.1}
+        ours, theirs = (
+            gradients(lambda x, k, v, th, f=f, s=settings_: f(x, k, v, firing=Firing(th, **s)), x, k, v, threshold)
+            for f in (kernels.integrate_and_fire, integrate_and_fire)
+        )
+        assert theirs[1][3].abs().sum() > 0
+        both_equal(ours[0], theirs[0], 0, 0)
+        both_equal(ours[1], theirs[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_spikes_are_bit_identical_in_lower_precision(dtype):
     torch.manual_seed(0)
@@ -206,6 +226,9 @@ NEURONS = {
     "lif": lambda c: LIF(3.0),
     "per channel": lambda c: PLIF(tau_per="channel", channels=c),
     "reset and its gradient": lambda c: PLIF(v_reset=-0.4, detach_reset=False, v_threshold=0.7),
+    "learned threshold": lambda c: PLIF(learn_threshold=True, v_threshold=0.8),
+    "learned threshold per channel": lambda c: IF("channel", c, True, v_reset=-0.3, detach_reset=False),
+    "learned threshold, soft reset": lambda c: LIF(3.0, "channel", c, True, reset="soft", detach_reset=False),
     "soft reset": lambda c: PLIF(v_reset=-0.4, reset="soft", v_threshold=0.7),
     "soft reset and its gradient": lambda c: PLIF(reset="soft", detach_reset=False, v_threshold=0.7),
     **{name: lambda c, name=name: PLIF(surrogate=name, surrogate_width=0.8) for name in get_args(SurrogateName)},

@@ -23,7 +23,7 @@ from plif_lightning.neurons import Firing
 
 def both(
     shape, pool, held=False, per_step=True, leak=True, start=False, last=False, detach=True, kind="atan", bf16=False,
-    reset="hard",
+    reset="hard", learned_threshold=False,
 ):
     torch.manual_seed(sum(shape))
     steps, images, channels = shape[:3]
@@ -34,7 +34,8 @@ def both(
     k = torch.rand(channels) if leak else None
     v = torch.randn(shape[1:]) if start else None
     seed = torch.tensor(123456789)
-    firing = Firing(v_reset=-0.1, reset=reset, detach_reset=detach, surrogate=kind, surrogate_width=1.2)
+    threshold = 0.5 + torch.rand(channels) if learned_threshold else 1.0
+    firing = Firing(threshold, v_reset=-0.1, reset=reset, detach_reset=detach, surrogate=kind, surrogate_width=1.2)
     learned, constants = rows_of(k, firing, y), [*Constants.of(firing, leak)]
     results = []
     for interpreted in ("1", "0"):
@@ -64,6 +65,9 @@ both((1, 2, 3, 2, 2), "max_random", leak=False)
 both((4, 2, 70, 4, 4), "max_random", held=True, per_step=False)
 both((8, 1, 3, 4, 4), "max_first", detach=False)
 both((8, 2, 3, 4, 4), "max_random", detach=False, reset="soft", start=False)
+both((5, 2, 3, 4, 4), "max_first", detach=False, reset="soft", learned_threshold=True)
+both((4, 2, 70, 3, 4), "none", start=True, last=True, learned_threshold=True)
+both((4, 2, 1, 4, 4), "avg", learned_threshold=True)
 both((4, 2, 3, 3, 4), "none", held=True, per_step=False, start=True, last=True, reset="soft")
 for kind in ("sigmoid", "triangle", "rectangle", "fast_sigmoid"):
     both((4, 1, 3, 4, 4), "none", kind=kind)
@@ -103,7 +107,7 @@ def variants():
         shared = {"POOL": pool, "LEAK": True, "SOFT": False, "HELD": held, "PER_STEP": not held, **TILES[neurons]}
         ends = {"START": neurons == 1, "LAST": neurons == 1}
         yield "_forward", dtype, {**shared, **ends}
-        yield "_backward", dtype, {**shared, **ends, "DETACH": True, "KIND": 0}
+        yield "_backward", dtype, {**shared, **ends, "DETACH": True, "LEARNED": False, "KIND": 0}
     for dtype in ("fp32", "bf16", "fp16"):
         yield "_moments", dtype, {"P": 4, "BC": 64}
         yield "_normalize_back", dtype, {"PER_STEP": True, "BLOCK": 1024}

@@ -180,7 +180,16 @@ def test_bf16_autocast_keeps_membranes_and_votes_in_float32():
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"neuron": "lif"}, {"neuron": "if"}, {"tau_per": "channel"}, {"surrogate": "sigmoid"}]
+    "kwargs",
+    [
+        {"neuron": "lif"},
+        {"neuron": "if"},
+        {"tau_per": "channel"},
+        {"surrogate": "sigmoid"},
+        {"reset": "soft"},
+        {"learn_threshold": True},
+        {"neuron": "if", "learn_threshold": True, "tau_per": "channel"},
+    ],
 )
 def test_every_kind_of_neuron_trains(kwargs):
     network = small(**kwargs)
@@ -188,6 +197,9 @@ def test_every_kind_of_neuron_trains(kwargs):
     learned = [name for name, p in network.named_parameters() if name.endswith(".a")]
     assert len(learned) == (4 if kwargs.get("neuron") is None else 0)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+    thresholds = [p for name, p in network.named_parameters() if name.endswith("neuron.b")]
+    assert len(thresholds) == (4 if kwargs.get("learn_threshold") else 0)
+    assert not thresholds or all(p.grad.abs().sum() > 0 for p in thresholds[:1])
 
 
 # S-Sec. 10: one channel, a 1x1 kernel of constant weight w, IF neurons, V_reset = 0.

@@ -34,6 +34,8 @@ def run(x, k, v=None, *, v_threshold=1.0, v_reset=0.0, reset="hard", detach_rese
     v = torch.full_like(x[0], v_reset) if v is None else v
     if k is not None and k.dim():
         k = k.reshape(-1, *[1] * (x.dim() - 3))
+    if isinstance(v_threshold, torch.Tensor) and v_threshold.dim():
+        v_threshold = v_threshold.reshape(-1, *[1] * (x.dim() - 3))
     spikes = []
     for x_t in x:
         h = v + x_t if k is None else v + k * (-(v - v_reset) + x_t)

@@ -77,6 +77,48 @@ def test_every_surrogate_gives_autograds_gradients(name, width, detach_reset):
         torch.testing.assert_close(o, e, rtol=1e-10, atol=1e-12)
 
 
+def threshold_gradients(function, x, v, grads, b, **settings):
+    """Outputs, and gradients of the input, of k and of the parameter b that the threshold is made of."""
+    x, b = x.clone().requires_grad_(), b.clone().requires_grad_()
+    k = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    spikes, last = function(x, k, v, 0.8 * torch.exp(b), **settings)
+    ((spikes * grads[0]).sum() + (last * grads[1]).sum()).backward()
+    return [spikes.detach(), last.detach(), x.grad, k.grad, b.grad]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 3, 5), (3, 2, 3, 5, 7), (8, 3, 4)], ids=str)
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("detach_reset", [True, False])
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_the_gradient_of_a_learned_threshold_equals_autograds_in_float64(shape, reset, detach_reset, per):
+    x, v, grads = make(shape)
+    b = torch.linspace(-0.3, 0.4, shape[2], dtype=torch.float64) if per == "channel" else torch.tensor(0.1).double()
+    settings = {"reset": reset, "detach_reset": detach_reset, "v_reset": -0.2}
+    expected = threshold_gradients(
+        lambda x, k, v, th, **s: oracle.run(x, k, v, v_threshold=th, **s), x, v, grads, b, **settings
+    )
+    actual = threshold_gradients(
+        lambda x, k, v, th, **s: integrate_and_fire(x, k, v, firing=Firing(v_threshold=th, **s)),
+        *(x, v, grads, b),
+        **settings,
+    )
+    assert expected[-1].abs().sum() > 0
+    for e, o in zip(expected, actual, strict=True):
+        torch.testing.assert_close(o, e, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("v_reset", [0.0, -0.5, 0.4])
+def test_a_learned_threshold_stays_positive_and_above_the_reset(v_reset):
+    neuron = PLIF(v_threshold=0.9, v_reset=v_reset, learn_threshold=True, tau_per="channel", channels=3)
+    torch.testing.assert_close(neuron.learned()["v_threshold"], torch.full([3], 0.9))
+    neuron.b.data = torch.tensor([-50.0, 0.0, 3.0])
+    assert (neuron.firing.v_threshold >= max(v_reset, 0.0)).all()
+    assert [name for name, _ in neuron.named_parameters()] == ["b", "a"]
+    assert "learn_threshold=True" in repr(neuron)
+    assert IF(learn_threshold=True).learned()["v_threshold"] == 1.0
+    assert LIF().learned().keys() == {"tau"}
+
+
 def closed_form(x, a, v_threshold, v_reset, detach_reset):
     """Eqs. 8-17 for one neuron with the loss sum_t c_t S_t, c_t = t + 1: spikes, dL/dx_t, dL/da."""
     k = 1 / (1 + math.exp(-a))
@@ -236,6 +278,7 @@ def test_tau_is_the_inverse_of_sigmoid_a():
         (lambda: PLIF(tau_per="neuron"), "tau_per must be one of"),
         (lambda: PLIF(v_reset=1.0), "v_reset must be below v_threshold"),
         (lambda: PLIF(surrogate="arctan"), "surrogate must be one of"),
+        (lambda: PLIF(v_threshold=-0.5, v_reset=-1.0, learn_threshold=True), "v_threshold must be above zero"),
         (lambda: PLIF(reset="none"), "reset must be one of hard, soft"),
         (lambda: PLIF(surrogate_width=0.0), "surrogate_width must be a positive"),
         (lambda: PLIF()(torch.zeros(0, 2)), "T >= 1"),
