@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,7 +17,6 @@ from plif_lightning.analysis import paper
 from plif_lightning.analysis.style import COLOURS, DASHES, MARKERS, plain
 from plif_lightning.analysis.tables import one_per_seed, other_settings, setting_of
 from plif_lightning.errors import UserError
-from plif_lightning.neurons import Firing, integrate_and_fire
 from plif_lightning.runs.histograms import Histogram, read_histograms
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.samples import Samples, read_samples
@@ -53,6 +51,10 @@ def membrane_response(
     Returns:
         Potentials after each step [steps, neurons].
     """
+    import torch  # which the figures of runs do not need
+
+    from plif_lightning.neurons import Firing, integrate_and_fire
+
     k = torch.tensor([1 / (t * STEPS_PER_MS) for t in tau], dtype=torch.float64)
     w = torch.tensor(list(weight), dtype=torch.float64)
     v: torch.Tensor | None = None
@@ -109,6 +111,10 @@ def figure_2(runs: Sequence[Run]) -> Figure:
 
 def figure_5b(runs: Sequence[Run]) -> Figure:
     """Which of three neurons of a max-pool window connects to the next layer, step by step."""
+    import torch
+
+    from plif_lightning.neurons import integrate_and_fire
+
     steps = 20
     drive = torch.tensor([0.62, 0.80, 1.15], dtype=torch.float64).expand(steps, 1, 3)
     spikes = integrate_and_fire(2 * drive, torch.tensor(0.5, dtype=torch.float64))[0][:, 0].numpy()
@@ -149,7 +155,7 @@ def _by_data(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[str, li
         if wanted(run):
             others = {k: v for k, v in other_settings(run).items() if k != "epochs"}
             groups[_group_name(run)][f"{setting_of(run)} {sorted(others.items(), key=str)}"].append(run)
-    # Means are over finished runs, of each seed one, as in the tables; a run that goes on is shown where it is alone.
+    # Means are over finished runs, of each seed one, as in the tables; a running one is shown where it is alone.
     for of_data in groups.values():
         for key, group in of_data.items():
             of_data[key] = one_per_seed([run for run in group if run.status == "finished"] or group)

@@ -1,4 +1,4 @@
-"""One page with everything that runs tell, complete in itself: it asks no server for anything."""
+"""One self-contained page with everything that runs tell: it asks no server for anything."""
 
 import base64
 import html

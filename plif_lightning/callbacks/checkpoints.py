@@ -52,12 +52,12 @@ def best_checkpoint(trainer: L.Trainer) -> BestCheckpoint | None:
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `checkpoints/last.ckpt`, from which a killed run goes on.
+    """Keeps `checkpoints/last.ckpt`, from which a killed run is resumed.
 
     Args:
         every_n_batches: write it every so many training batches too, not only after each epoch: what a
             killed run loses at most. Where gradients are being accumulated or a validation comes next, it
-            waits for the next batch at which the run can be taken up again exactly.
+            waits for the next batch from which the run can be resumed exactly.
     """
 
     def __init__(self, every_n_batches: int | None = None) -> None:

@@ -38,7 +38,7 @@ def known_run_folder(trainer: L.Trainer) -> RunFolder | None:
 
 
 class _Table(ExperimentWriter):
-    """A metrics table that goes on where a resumed run stands, instead of deleting what is there."""
+    """A metrics table that a resumed run continues, instead of deleting what is there."""
 
     def __init__(self, log_dir: str, keep_before_step: int) -> None:
         super().__init__(log_dir)

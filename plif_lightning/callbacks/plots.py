@@ -15,7 +15,7 @@ from plif_lightning.task import SpikingClassifier
 
 
 class CurvePlots(Callback):
-    """Writes the learning curve and the tau curve beside the metrics, when a fit ends or breaks off."""
+    """Writes the learning curve and the tau curve beside the metrics, when a fit ends or fails."""
 
     @rank_zero_only
     def _plot(self, trainer: L.Trainer) -> None:

@@ -8,7 +8,7 @@ from plif_lightning.errors import CheckpointError
 
 
 class SameData(Callback):
-    """Refuses to go on with a run, or to validate it on what it held out, where the training set has changed.
+    """Refuses to resume a run, or to validate it on what it held out, where the training set has changed.
 
     Another training set is split in another way: samples that the network was trained on would be called held out.
 

@@ -20,7 +20,7 @@ from plif_lightning.runs.wandb import read_identity, write_identity
 
 
 class WandbRunLogger(WandbLogger):
-    """Records a run with Weights & Biases; one that is resumed goes on in its W&B run.
+    """Records a run with Weights & Biases; one that is resumed continues its W&B run.
 
     Args:
         project: of the run. Inside a sweep, the sweep's counts.
@@ -59,8 +59,8 @@ class WandbRunLogger(WandbLogger):
         if "WANDB_SWEEP_ID" in os.environ:
             self._wandb_init["project"] = None  # it would be ignored, with a warning
 
-    def take_up(self, folder: RunFolder) -> None:
-        """Goes on in the W&B run that the run in a folder was recorded in, where there was one."""
+    def resume(self, folder: RunFolder) -> None:
+        """Continues the W&B run that the run in a folder was recorded in, where there was one."""
         known = read_identity(folder)
         if known is not None:
             self._id = self._wandb_init["id"] = known

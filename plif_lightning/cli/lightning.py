@@ -170,7 +170,7 @@ class PlifCLI(LightningCLI):
                 else:
                     logger.place(folder.path / str(self.subcommand))
             elif isinstance(logger, WandbRunLogger) and folder is not None and self.subcommand == "fit":
-                logger.take_up(folder)
+                logger.resume(folder)
             elif isinstance(logger, RunLogger) and named is not None:
                 logger.place(Path(named).absolute())
         if any(isinstance(logger, WandbRunLogger) for logger in trainer.loggers):
@@ -276,7 +276,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     # An evaluation has nothing to do with the callbacks that watched the training.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
-    # A resumed run goes on in its own folder; a new one never gets an old folder.
+    # A resumed run keeps its folder; a new one never gets an old folder.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # All metrics are logged once an epoch.
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")

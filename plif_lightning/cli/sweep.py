@@ -166,7 +166,7 @@ class _Job:
 
     @property
     def command(self) -> list[str]:
-        """What is to be called now: the run from its start, or from where it was broken off."""
+        """What is to be called now: the run from its start, or its resumption."""
         arguments = [*self.arguments, f"--run_folder={self.folder.path}"]
         if self.folder.last.is_file() and self.folder.config.is_file():
             arguments = ["fit", f"--config={self.folder.config}", "--ckpt_path", "last"]
@@ -187,7 +187,7 @@ def _comparable(arguments: Sequence[str]) -> list[str]:
 
 
 def _require_free(job: _Job) -> None:
-    """Refuses a folder that is not a run's, or whose run may be going on."""
+    """Refuses a folder that is not a run's, or whose run may be running."""
     folder = job.folder
     if not folder.path.is_dir() or folder.path.is_symlink():
         raise UserError(f"{folder.path} is not a folder: move it away, or pass another --runs.")
@@ -198,8 +198,8 @@ def _require_free(job: _Job) -> None:
         raise UserError(f"{folder.path} is being trained by another process: wait for it, or end it first.")
     if run.status != "finished" and run.host not in (None, socket.gethostname()):
         raise UserError(
-            f"{folder.path} was begun on {run.host} and may be going on there. If it is not, remove "
-            f"{folder.command.name} from it, or go on there."
+            f"{folder.path} was begun on {run.host} and may be running there. If it is not, remove "
+            f"{folder.command.name} from it, or resume it there."
         )
 
 
@@ -232,7 +232,7 @@ def _plan(sweep: Sweep, root: Path, overrides: Sequence[str]) -> tuple[list[_Job
 
 
 def run_sweep(sweep: Sweep, root: Path, jobs: int = 1, overrides: Sequence[str] = (), dry_run: bool = False) -> int:
-    """Makes all runs of a grid that are not finished yet; those that were broken off go on.
+    """Makes all runs of a grid that are not finished yet; unfinished ones are resumed.
 
     Args:
         sweep: the grid.
@@ -303,7 +303,7 @@ def _run(sweep: Sweep, root: Path, jobs: int, overrides: Sequence[str], console:
                     progress.advance(bar)
             except KeyboardInterrupt:
                 runner.stop()
-                console.print("interrupted: the same command goes on where the runs stand.")
+                console.print("interrupted: the same command resumes the runs.")
                 return 130
     failed = [job for job in waiting if job.state == "failed"]
     for job in failed:
@@ -359,7 +359,7 @@ class _Runner:
         if job.folder.path.exists():
             _require_free(job)  # somebody may have begun it since the plan was made
             if not job.folder.last.is_file():
-                _put_aside(job.folder.path)  # broken off before its first epoch: there is nothing to go on from
+                _put_aside(job.folder.path)  # ended before its first epoch: there is nothing to resume
         job.output.parent.mkdir(parents=True, exist_ok=True)
         with job.output.open("ab") as output:
             output.write(f"$ {_shown(job.command)}\n".encode())

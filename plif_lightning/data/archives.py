@@ -122,7 +122,7 @@ def error_of_the_disk(error: Exception) -> bool:
 
 
 def fetch(archive: Archive, folder: Path) -> Path:
-    """Downloads an archive, going on with a broken download, and verifies it before it gets its name.
+    """Downloads an archive, resuming a broken download, and verifies it before it gets its name.
 
     Raises:
         DatasetNotFoundError: it cannot be downloaded.
@@ -139,11 +139,11 @@ def fetch(archive: Archive, folder: Path) -> Path:
             if error_of_the_disk(error):
                 raise UserError(
                     f"{archive.name} cannot be written into {folder}: {os.strerror(error.errno)}. Free some space, or "  # type: ignore[union-attr,arg-type]
-                    f"point --data.root elsewhere. {part} keeps what has come; the next call goes on with it."
+                    f"point --data.root elsewhere. {part} keeps what has come; the next call resumes it."
                 ) from error
             lasting = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if attempt == _TRIES or lasting:
-                kept = f" {part} keeps what has come; the next call goes on with it." if part.exists() else ""
+                kept = f" {part} keeps what has come; the next call resumes it." if part.exists() else ""
                 raise DatasetNotFoundError(
                     f"{archive.name} could not be downloaded from {archive.url} ({error}).{kept} "
                     f"Or fetch it by hand ({archive.page}) and put it into {folder}."

@@ -1,4 +1,4 @@
-"""Batches at a time: a sampler that plans whole batches, and a loader that can go on where it stopped."""
+"""Batches at a time: a sampler that plans whole batches, and a loader that can be resumed."""
 
 import math
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ class BatchPlan(DistributedSampler[Any]):
         self.length, self.batch_size, self.shuffle, self.drop_last = length, batch_size, shuffle, drop_last
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
-        # (epoch, batch) at which the next pass starts, where a run goes on in the middle of an epoch
+        # (epoch, batch) at which the next pass starts, where a run is resumed in the middle of an epoch
         self.resume_at: tuple[int, int] | None = None
         if not shuffle and length < world_size:
             raise UserError(f"{length} samples are too few for {world_size} processes: pass fewer --trainer.devices.")

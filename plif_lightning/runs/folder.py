@@ -29,7 +29,7 @@ class RunFolder:
 
     @property
     def result(self) -> Path:
-        """Written when a fit has ended: where there is none, the run is going on or was broken off."""
+        """Written when a fit has ended: where there is none, the run is running or was ended."""
         return self.path / "result.json"
 
     @property

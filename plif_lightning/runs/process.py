@@ -40,7 +40,7 @@ def is_alive(started: dict[str, Any]) -> bool:
 
 
 def process_identity() -> dict[str, Any]:
-    """What tells later whether a run is still going on."""
+    """What tells later whether a run is still running."""
     known = _state_and_birth(os.getpid())
     return {"host": socket.gethostname(), "pid": os.getpid(), **({} if known is None else {"born": known[1]})}
 

@@ -12,6 +12,11 @@ from tests.cli.calls import CONFIGS, QUICKSTART, SILENT, refused
         (["--data.tim_steps", "3"], "unknown argument tim_steps. Did you mean data.time_steps?"),
         (["--trainer.max_epoch", "3"], "unknown argument trainer.max_epoch. Did you mean trainer.max_epochs?"),
         (["--data", "Digit"], "Did you mean Digits?"),
+        (["--model.optimizer", "Adamm"], "model.optimizer must be one of"),
+        (["--model.optimizer", "Adamm"], "got 'Adamm'. Did you mean Adam?"),
+        (["--model.lr_scheduler", "StepLr"], "got 'StepLr'. Did you mean StepLR?"),
+        (["--trainer.callbacks", "EarlyStoping"], "EarlyStoping"),
+        (["--model.reset", "medium"], "model.reset"),
         (["--data.time_steps", "0"], "data.time_steps must be at least 1, got 0"),
         (["--model.init_tau", "1"], "init_tau must be > 1"),
         (["--model.neuron", "gru"], "model.neuron"),
@@ -46,3 +51,8 @@ def test_a_missing_data_set_is_answered_with_files_and_place(capsys, tmp_path):
     )
     for part in ("MNIST/raw", str(tmp_path / "no"), "--data.root", "--data.download=true"):
         assert part in message
+
+
+def test_a_class_that_is_not_found_elsewhere_is_not_blamed_on_the_data(capsys):
+    for arguments in (["--model.optimizer", "Adamm"], ["--trainer.callbacks", "EarlyStoping"]):
+        assert "data must be" not in refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *arguments)

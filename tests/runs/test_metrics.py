@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from plif_lightning.analysis.curves import plot_learning_curve, plot_tau_curve
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import layer_values, read_metrics
@@ -39,14 +38,6 @@ def test_a_line_that_is_no_number_is_named(metrics):
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_metrics(tmp_path / "metrics.csv")
-
-
-@pytest.mark.parametrize("plot", [plot_learning_curve, plot_tau_curve])
-@pytest.mark.parametrize("rows", [[], TABLE])
-def test_curves_are_drawn_even_from_nothing(plot, rows, metrics, tmp_path):
-    path = tmp_path / "curve.png"
-    plot(read_metrics(metrics) if rows else [], path, "title")
-    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_checkpoint_knows_its_run(tmp_path):

@@ -1,0 +1,120 @@
+"""Every command of the READMEs is run, or parsed where it is long; every link leads somewhere; the Python runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from plif_lightning.cli import main
+from tests.cli.calls import SILENT, TINY
+from tests.conftest import REPOSITORY
+from tests.writers import write_run
+
+READMES = sorted(
+    path for path in REPOSITORY.rglob("README.md") if not any(part.startswith(".") for part in path.parts[1:])
+)
+
+
+def commands(path):
+    """The indented lines of a README that call something, as lists of words."""
+    lines = [line[4:] for line in path.read_text().splitlines() if line.startswith("    ")]
+    found = [line for line in lines if re.match(r"(PLIF_\w+=\S+ )?(python|wandb|plif-lightning) ", line)]
+    return [part.strip() for line in found for part in line.split("&&")]
+
+
+ALL = [(path, command) for path in READMES for command in commands(path)]
+OF_MAIN = [command for _, command in ALL if re.match(r"(python main\.py|plif-lightning) ", command)]
+INLINE = sorted(set(re.findall(r"`(python main\.py [^`]+)`", "\n".join(path.read_text() for path in READMES))))
+BENCHMARKS = sorted({word for _, command in ALL for word in command.split() if word.startswith("tests/benchmarks/")})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small run's folder, in the place of RUN."""
+    folder = tmp_path_factory.mktemp("run") / "RUN"
+    main([
+        *("fit", "--config", "quickstart", *TINY, *SILENT, "--run_folder", str(folder), "--trainer.max_epochs", "1"),
+        *("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--test_after_fit", "false"),
+    ])  # fmt: skip
+    return folder
+
+
+def test_the_readmes_are_found_and_hold_commands():
+    assert [str(path.relative_to(REPOSITORY)) for path in READMES] == [
+        *("README.md", "configs/README.md", "plif_lightning/events/README.md", "plif_lightning/kernels/README.md"),
+        "tests/benchmarks/README.md",
+    ]
+    assert len(OF_MAIN) >= 25
+    assert len(BENCHMARKS) >= 6
+
+
+@pytest.mark.parametrize("command", sorted({*OF_MAIN, *INLINE}))
+def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
+    words = [word.replace("RUN", str(run)).replace("DIR", str(tmp_path)) for word in shlex.split(command)[2:]]
+    if command.startswith("plif-lightning"):
+        words = shlex.split(command)[1:]
+    monkeypatch.chdir(REPOSITORY)
+    name = words[0]
+    if "--help" in words:
+        main(words)
+    elif name == "fit" and "last" not in words:
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--print_config"])
+        assert stop.value.code == 0
+        assert yaml.safe_load(capsys.readouterr().out)["model"]
+    elif name == "fit":
+        main([*words, *SILENT])  # there is nothing left to train
+    elif name == "prepare":
+        with pytest.raises(SystemExit) as stop:  # it gets as far as to the files, which are not there
+            main([*words, "--data.download", "false"])
+        assert stop.value.code == 2
+        assert "is not in" in capsys.readouterr().err
+    elif name == "sweep":
+        at = words.index("--") if "--" in words else len(words)
+        main([*words[:at], "--dry-run", "--runs", str(tmp_path / "runs"), *words[at:]])
+    elif name in ("tables", "figures", "report"):
+        write_run(tmp_path / "runs" / "a")
+        out = {"tables": "tables", "figures": "figures", "report": "report.html"}[name]
+        main([*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / out)])
+        assert (tmp_path / out).exists()
+    else:
+        assert name in ("test", "validate", "predict")
+        main([*words, *SILENT, "--trainer.limit_test_batches", "1", "--trainer.limit_predict_batches", "1"])
+
+
+@pytest.mark.parametrize("path", BENCHMARKS)
+def test_a_benchmark_says_how_it_is_called(path):
+    pytest.importorskip("spikingjelly", reason="test extra `bench`")
+    done = subprocess.run(
+        [sys.executable, path, "--help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"python {path}" in done.stdout
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_links_lead_to_files(path):
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+def test_sweep_files_that_are_named_are_there():
+    for _, command in ALL:
+        if command.startswith("wandb sweep"):
+            assert (REPOSITORY / command.split()[2]).is_file()
+
+
+def test_the_python_of_the_readme_runs():
+    for block in re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL):
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_readme_is_short_and_no_measured_table_row_stands_twice():
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 140
+    rows = [
+        line for path in READMES for line in path.read_text().splitlines() if re.match(r"\| .*\d\.\d.*\d\.\d", line)
+    ]
+    assert len(rows) == len(set(rows))
