@@ -1,8 +1,11 @@
 """What passes from the data to the task."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+from plif_lightning.errors import UserError
 
 
 class Batch(NamedTuple):
@@ -12,3 +15,25 @@ class Batch(NamedTuple):
     label: Tensor  # int64 [N]
     sample: Tensor  # int64 [N], its place in the original data set
     target: Tensor | None = None  # float32 [N, C] of mixed samples; None where the label is all of it
+
+
+def as_batch(batch: Any) -> Batch:
+    """A batch of this project's loaders as it is; a pair (x, label) of any other loader as such a batch.
+
+    Args:
+        batch: a `Batch`; or x [N, C, H, W] of static images or [N, T, C, H, W], and labels [N].
+
+    Raises:
+        UserError: it is neither.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
+        raise UserError(f"a batch must be a pair (x, label) of tensors, got {type(batch).__name__}.")
+    x, label = batch
+    if x.dim() not in (4, 5) or label.shape != x.shape[:1] or label.is_floating_point():
+        raise UserError(
+            "a batch must hold x [N, C, H, W] or [N, T, C, H, W] and integer labels [N], "
+            f"got {list(x.shape)} and {label.dtype} {list(label.shape)}."
+        )
+    return Batch(x[:, None] if x.dim() == 4 else x, label.long(), torch.arange(len(x), device=x.device))

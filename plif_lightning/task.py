@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from plif_lightning.batch import Batch
+from plif_lightning.batch import Batch, as_batch
 from plif_lightning.errors import NonFiniteError, UserError
 from plif_lightning.losses import LOSSES, LossName
 from plif_lightning.network import SpikingNetwork
@@ -83,7 +83,10 @@ class SpikingClassifier(L.LightningModule):
     def on_predict_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._seed_evaluation(batch_idx)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    # Batches of any loader: this project's, or pairs (x, label) as PyTorch's own loaders give them.
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = as_batch(batch)
         votes = self(batch.x)
         loss = self.loss(votes, batch.label if batch.target is None else batch.target)
         self._require_finite(loss, "the loss")
@@ -142,14 +145,16 @@ class SpikingClassifier(L.LightningModule):
         """Prefix of the validation metrics: `val`, or `test_as_val` where the test set selects the model."""
         return getattr(getattr(self.trainer, "datamodule", None), "val_name", "val")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        batch = as_batch(batch)
         votes = self(batch.x)
         self.val_accuracy(votes.mean(0), batch.label)
         n = len(batch.label)
         self.log(f"{self.val_name}/loss", self.loss(votes, batch.label), batch_size=n, sync_dist=True)
         self.log(f"{self.val_name}/acc", self.val_accuracy, prog_bar=True, batch_size=n)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        batch = as_batch(batch)
         votes = self(batch.x)
         rates = votes.mean(0)
         self.test_accuracy(rates, batch.label)
@@ -166,8 +171,9 @@ class SpikingClassifier(L.LightningModule):
         self.test_class_accuracy.reset()
         self.test_confusion.reset()
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Sample and label [N], predicted class [N] and votes averaged over time [N, num_classes]."""
+        batch = as_batch(batch)
         rates = self(batch.x).mean(0)
         return {"sample": batch.sample, "label": batch.label, "prediction": rates.argmax(-1), "votes": rates}
 

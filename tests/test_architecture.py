@@ -13,7 +13,7 @@ PACKAGE = Path(plif_lightning.__file__).parent
 # room -> the rooms that it may import, itself aside
 MAY_IMPORT = {
     "errors": set(),
-    "batch": set(),
+    "batch": {"errors"},
     "losses": set(),
     "version": set(),
     "runtime": set(),
@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "runs": {"runtime", "errors"},
     "analysis": {"runtime", "errors", "neurons", "configs", "runs"},
     "task": {"runtime", "errors", "batch", "losses", "network"},
-    "callbacks": {"runtime", "errors", "data", "network", "runs", "analysis", "task"},
+    "callbacks": {"runtime", "errors", "batch", "data", "network", "runs", "analysis", "task"},
     "cli": {
         "runtime",
         "errors",

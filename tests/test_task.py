@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from plif_lightning.batch import as_batch
 from plif_lightning.callbacks import LastCheckpoint, LayerMonitor, RunLogger
 from plif_lightning.data import Digits
 from plif_lightning.errors import NonFiniteError, UserError
@@ -144,3 +145,32 @@ def test_bf16_trains_with_float32_membranes(tmp_path):
     trainer(tmp_path, precision="bf16-mixed").fit(module, datamodule=Digits(time_steps=3))
     assert set(dtypes) == {torch.bfloat16}
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_it_trains_on_pairs_of_a_plain_loader(steps, tmp_path):
+    from torch.utils.data import DataLoader, TensorDataset
+
+    shape = (20, steps, 1, 8, 8) if steps else (20, 1, 8, 8)
+    loader = DataLoader(TensorDataset(torch.rand(shape), torch.arange(20) % 10), batch_size=5)
+    module = SpikingClassifier((1, 8, 8), 10, 3, channels=4, fc_features=12)
+    silent = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    run = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=RunLogger(str(tmp_path)), callbacks=[LayerMonitor()], **silent
+    )
+    run.fit(module, loader, loader)
+    assert 0 <= run.callback_metrics["val/acc"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (torch.zeros(3, 1, 8, 8), "a batch must be a pair"),
+        ((torch.zeros(3, 8, 8), torch.zeros(3, dtype=torch.int64)), r"got \[3, 8, 8\] and torch.int64 \[3\]"),
+        ((torch.zeros(3, 1, 8, 8), torch.zeros(4, dtype=torch.int64)), r"integer labels \[N\]"),
+        ((torch.zeros(3, 1, 8, 8), torch.zeros(3)), r"torch.float32 \[3\]"),
+    ],
+)
+def test_a_batch_that_is_none_is_refused(batch, message):
+    with pytest.raises(UserError, match=message):
+        as_batch(batch)

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from plif_lightning.batch import as_batch
 from plif_lightning.callbacks.logger import run_folder
 from plif_lightning.task import SpikingClassifier
 
@@ -50,7 +51,7 @@ class LayerMonitor(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._samples += len(batch.label) * trainer.world_size
+        self._samples += len(as_batch(batch).label) * trainer.world_size
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Validation runs inside the training epoch: its time is not the training's.

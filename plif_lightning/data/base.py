@@ -114,8 +114,9 @@ class SpikingDataModule(L.LightningDataModule):
         """The samples `indices` (None: all) of the training or test set."""
         raise NotImplementedError
 
-    def setup(self, stage: str) -> None:
-        if stage in ("fit", "validate") and self.train_set is None:
+    def setup(self, stage: str | None = None) -> None:
+        """Makes the data sets of a stage (fit, validate, test or predict), or all of them."""
+        if stage in ("fit", "validate", None) and self.train_set is None:
             if self.validation == "holdout":
                 train, val = holdout_split(self.labels(train=True), self.holdout_fraction)
                 self.train_set = self.dataset(train=True, indices=train, augment=True)
@@ -123,11 +124,12 @@ class SpikingDataModule(L.LightningDataModule):
             else:
                 self.train_set = self.dataset(train=True, indices=None, augment=True)
                 self.val_set = self.dataset(train=False, indices=None, augment=False)
-        if stage in ("test", "predict") and self.test_set is None:
+        if stage in ("test", "predict", None) and self.test_set is None:
             self.test_set = self.dataset(train=False, indices=None, augment=False)
 
     def _plan(self, dataset: BatchedDataset | None, train: bool) -> ResumableLoader:
-        assert dataset is not None, "setup() comes first"
+        if dataset is None:
+            raise UserError(f"{type(self).__name__} has read no data yet: call prepare_data() and setup() first.")
         trainer = self.trainer
         plan = BatchPlan(
             len(dataset),

@@ -1,7 +1,7 @@
 """Recordings of an event store as batches of frames."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plif_lightning.batch import Batch
-from plif_lightning.data.loading import BatchRequest
+from plif_lightning.data.loading import BatchRequest, request_of, sample_of
 from plif_lightning.events.augment import EventAugmentation, EventChanges, EventMix, resized
 from plif_lightning.events.integration import (
     DamagedEventsError,
@@ -59,7 +59,15 @@ class EventDataset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, request: BatchRequest) -> Batch:
+    @overload
+    def __getitem__(self, request: BatchRequest) -> Batch: ...
+
+    @overload
+    def __getitem__(self, request: int) -> tuple[Tensor, Tensor]: ...
+
+    def __getitem__(self, request: BatchRequest | int) -> Batch | tuple[Tensor, Tensor]:
+        if not isinstance(request, BatchRequest):
+            return sample_of(self[request_of(request, len(self))])
         sample = self.indices.index_select(0, request.indices)
         n = len(sample)
         recordings = sample.numpy()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from plif_lightning.batch import Batch
 from plif_lightning.data.augment import ImageAugmentation
 from plif_lightning.data.base import Part, SpikingDataModule, as_index, take
-from plif_lightning.data.loading import BatchRequest
+from plif_lightning.data.loading import BatchRequest, request_of, sample_of
 from plif_lightning.errors import UserError
 from plif_lightning.runtime.randomness import hashed_uniform
 
@@ -44,7 +44,15 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, request: BatchRequest) -> Batch:
+    @overload
+    def __getitem__(self, request: BatchRequest) -> Batch: ...
+
+    @overload
+    def __getitem__(self, request: int) -> tuple[Tensor, Tensor]: ...
+
+    def __getitem__(self, request: BatchRequest | int) -> Batch | tuple[Tensor, Tensor]:
+        if not isinstance(request, BatchRequest):
+            return sample_of(self[request_of(request, len(self))])
         # index_select, here and below: ten times faster than indexing for small batches
         images = self.images.index_select(0, request.indices)
         sample = self.sample.index_select(0, request.indices)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -21,11 +21,31 @@ class BatchRequest(NamedTuple):
 
 
 class BatchedDataset(Protocol):
-    """A data set that is read a batch at a time."""
+    """A data set that is read a batch at a time; by a plain index it gives one sample, as PyTorch's own do."""
 
     def __len__(self) -> int: ...
 
+    @overload
     def __getitem__(self, request: BatchRequest) -> Batch: ...
+
+    @overload
+    def __getitem__(self, request: int) -> tuple[Tensor, Tensor]: ...
+
+
+def request_of(index: int, length: int) -> BatchRequest:
+    """One sample by its place, augmented by a draw of PyTorch's generator.
+
+    Raises:
+        IndexError: there is no such sample.
+    """
+    if not -length <= index < length:
+        raise IndexError(f"index must lie in 0..{length - 1}, got {index}.")
+    return BatchRequest(int(torch.randint(2**62, ())), torch.tensor([index % length]))
+
+
+def sample_of(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The only sample of a batch: x [T or 1, C, H, W] and its label, or the shares of the classes where it is mixed."""
+    return batch.x[0], batch.label[0] if batch.target is None else batch.target[0]
 
 
 class BatchPlan(DistributedSampler[Any]):
@@ -67,6 +87,7 @@ class BatchPlan(DistributedSampler[Any]):
         self.length, self.batch_size, self.shuffle, self.drop_last = length, batch_size, shuffle, drop_last
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
+        self._passed = False  # whether this epoch's pass was begun
         # (epoch, batch) at which the next pass starts, where a run is resumed in the middle of an epoch
         self.resume_at: tuple[int, int] | None = None
         if not shuffle and length < world_size:
@@ -85,7 +106,14 @@ class BatchPlan(DistributedSampler[Any]):
         return self.length // global_batch if self.drop_last else math.ceil(self.length / global_batch)
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        """Chooses the order of the next pass; a Trainer calls it. Where nobody does, each pass is the next epoch."""
+        self.epoch, self._passed = epoch, False
+
+    def begin(self) -> None:
+        """Begins a pass."""
+        if self._passed:
+            self.epoch += 1
+        self._passed = True
 
     def start(self) -> int:
         """The batch at which this epoch's pass begins."""
@@ -121,6 +149,7 @@ class ResumableLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         plan = self._plan()
+        plan.begin()
         self._served = plan.start()
         for batch in super().__iter__():
             self._served += 1

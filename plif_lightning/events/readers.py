@@ -24,16 +24,16 @@ _AEDAT3_HEADER = struct.Struct("<hhiiiiii")
 _AEDAT3_POLARITY = 1
 
 
-def _content(path: Path) -> bytes:
+def _content(path: str | Path) -> bytes:
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise RecordingError(f"{path} does not exist.") from error
     except OSError as error:
         raise RecordingError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def read_nmnist(path: Path) -> Recording:
+def read_nmnist(path: str | Path) -> Recording:
     """The events of an N-MNIST file (also N-Caltech101): 40 bits each, big-endian.
 
     x (8 bits), y (8), polarity (1), time (23) [us]. y = 240 marks an overflow of the time: it is no event,
@@ -63,7 +63,7 @@ def read_nmnist(path: Path) -> Recording:
     return Recording(t, x, y, p)
 
 
-def _header(data: bytes, path: Path, version: str) -> int:
+def _header(data: bytes, path: str | Path, version: str) -> int:
     """Where the data begins after the `#` lines of an AEDAT file, whose first line must name the version."""
     magic = f"#!AER-DAT{version}".encode()
     if not data.startswith(magic):
@@ -81,7 +81,7 @@ def _header(data: bytes, path: Path, version: str) -> int:
     return at
 
 
-def read_aedat2(path: Path) -> Recording:
+def read_aedat2(path: str | Path) -> Recording:
     """The events of an AEDAT 2.0 file of a DVS128, as CIFAR10-DVS has them.
 
     `#` lines, then address and time [us] of each event, big-endian uint32. Bit 0 of an address is the
@@ -119,7 +119,7 @@ def read_aedat2(path: Path) -> Recording:
     return Recording(t, x, y, 1 - (address & 1).astype(np.int16))
 
 
-def read_aedat3(path: Path) -> Recording:
+def read_aedat3(path: str | Path) -> Recording:
     """The polarity events of an AEDAT 3.1 file, as DVS128 Gesture has them.
 
     `#` lines, then packets: a header of 28 bytes (little-endian: type and source int16; size of an event,
@@ -174,7 +174,7 @@ def _no_events() -> Recording:
     return Recording(np.zeros(0, np.int64), nothing, nothing, nothing)
 
 
-def read_aedat4(path: Path) -> Recording:
+def read_aedat4(path: str | Path) -> Recording:
     """The events of an AEDAT 4 file's first event stream, as tonic's copy of CIFAR10-DVS has them.
 
     Decoded by the `aedat` package. Its decoder trusts the sizes in a file, so a damaged one may end the
@@ -186,7 +186,7 @@ def read_aedat4(path: Path) -> Recording:
     import aedat
 
     try:
-        decoder = aedat.Decoder(path)
+        decoder = aedat.Decoder(Path(path))
         streams = sorted(number for number, s in decoder.id_to_stream().items() if s["type"] == "events")
         if not streams:
             raise RecordingError(f"{path} has no event stream.")
@@ -205,7 +205,7 @@ def read_aedat4(path: Path) -> Recording:
     return Recording(t.astype(np.int64), x, y, p.astype(np.int16))
 
 
-def read_gesture_npy(path: Path) -> Recording:
+def read_gesture_npy(path: str | Path) -> Recording:
     """The events of a clip of tonic's pre-cut DVS128 Gesture: an array [N, 4] of x, y, polarity and time [ms].
 
     Raises:
@@ -242,7 +242,7 @@ class Trial(NamedTuple):
     end: int
 
 
-def read_trials(path: Path, classes: int) -> list[Trial]:
+def read_trials(path: str | Path, classes: int) -> list[Trial]:
     """The trials in a label table of DVS128 Gesture: lines `class,startTime_usec,endTime_usec`, class from 1.
 
     A class may occur twice. Trials may overlap by a little, as they do in user22_led_labels.csv.

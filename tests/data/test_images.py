@@ -3,10 +3,12 @@ import pickle
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from plif_lightning import data as data_module
 from plif_lightning.data import CIFAR10, MNIST, Digits, FashionMNIST, HorizontalFlip, RandomCrop
+from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from tests import writers
 
@@ -208,3 +210,27 @@ def test_constructing_a_data_module_touches_no_file(tmp_path):
         assert module.num_classes == 10
         assert pickle.loads(pickle.dumps(module.input_shape)) == module.input_shape
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_plain_loader_gives_what_pytorch_users_expect():
+    data = Digits(augmentation=[RandomCrop(1)])
+    data.setup()
+    x, label = data.test_set[3]
+    assert x.shape == (1, 1, 8, 8)
+    assert label.shape == ()
+    torch.testing.assert_close(x, data.test_set[BatchRequest(0, torch.tensor([3]))].x[0])
+    assert torch.equal(data.test_set[-1][0], data.test_set[len(data.test_set) - 1][0])
+    with pytest.raises(IndexError, match=r"index must lie in 0..358, got 359"):
+        data.test_set[359]
+    x, label = next(iter(DataLoader(data.train_set, batch_size=5, shuffle=True)))
+    assert x.shape == (5, 1, 1, 8, 8)
+    assert label.shape == (5,)
+    assert sum(len(y) for _, y in DataLoader(data.test_set, batch_size=100)) == 359
+
+
+def test_setup_without_a_stage_makes_all_parts_and_loaders_ask_for_it():
+    data = Digits(validation="holdout")
+    with pytest.raises(UserError, match=r"Digits has read no data yet: call prepare_data\(\) and setup\(\) first"):
+        data.train_dataloader()
+    data.setup(None)
+    assert [len(part) for part in (data.train_set, data.val_set, data.test_set)] == [1226, 212, 359]

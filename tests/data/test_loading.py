@@ -107,3 +107,12 @@ def test_a_batch_larger_than_the_data_is_refused_where_it_would_leave_nothing():
     with pytest.raises(UserError, match=r"larger than the data \(10 samples\).*--data.drop_last=false"):
         BatchPlan(10, 16, shuffle=True, drop_last=True)
     assert batches(BatchPlan(10, 16)) == [list(range(10))]
+
+
+def test_a_plain_loop_sees_another_order_each_epoch_and_set_epoch_chooses_it():
+    loader = make_loader(Numbers(20), BatchPlan(20, 4, shuffle=True, seed=1))
+    first, second = ([batch.sample.tolist() for batch in loader] for _ in range(2))
+    assert first != second
+    loader.sampler.set_epoch(0)
+    assert [batch.sample.tolist() for batch in loader] == first
+    assert [batch.sample.tolist() for batch in loader] == second

@@ -400,3 +400,18 @@ def test_a_file_that_ends_its_decoder_is_named(tmp_path):
             except (RecordingError, StoreError) as error:
                 assert str(path) in str(error)
     assert not list((tmp_path / "store").glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("reader", "content"),
+    [
+        (readers.read_nmnist, writers.nmnist_bytes),
+        (readers.read_aedat2, writers.aedat2_bytes),
+        (readers.read_aedat3, writers.aedat3_bytes),
+        (readers.read_aedat4, writers.aedat4_bytes),
+    ],
+)
+def test_a_path_may_be_a_string(reader, content, tmp_path):
+    path = writers.write_file(tmp_path / "recording", content(writers.events_of(50, 0, 34, 34, 300_000)))
+    for one, other in zip(reader(str(path)), reader(path), strict=True):
+        np.testing.assert_array_equal(one, other)
