@@ -149,7 +149,7 @@ def test_a_run_that_was_begun_elsewhere_is_left_alone(tmp_path, capsys):
     run = write_run(tmp_path / "runs" / "a", finished=False)
     run.command.write_text(json.dumps({"arguments": ["fit", "--config=a.yaml"], "host": "elsewhere", "pid": 1}))
     assert planned(tmp_path) == 2
-    assert "was begun on elsewhere and may be going on there" in capsys.readouterr().err
+    assert "was begun on elsewhere and may be running there" in capsys.readouterr().err
     assert run.metrics.is_file()
 
 
