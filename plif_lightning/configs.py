@@ -21,8 +21,6 @@ INPUTS = {
     "cifar10dvs": ((2, 128, 128), 10),
     "dvsgesture": ((2, 128, 128), 11),
 }
-# Keys of the `model` block that are the task's and not the network's.
-_OF_THE_TASK = {"loss", "optimizer", "lr_scheduler"}
 
 
 @cache
@@ -49,7 +47,7 @@ def names(kind: str = "") -> dict[str, Path]:
     Args:
         kind: `sweeps` for sweep files; otherwise configurations and their variants.
     """
-    below = [folder() / kind] if kind else [folder(), folder() / "variants", folder() / "recipes"]
+    below = [folder() / kind] if kind else [folder(), folder() / "variants"]
     found = {path.stem: path for place in below for path in sorted(place.glob("*.yaml"))}
     found.pop("base", None)
     return found
@@ -102,9 +100,9 @@ def network_of(name: str, time_steps: int | None = None, **changes: Any) -> "Spi
         time_steps: T; the configuration's where it is not given.
         changes: arguments of the network that count instead of the configuration's.
     """
-    from plif_lightning.network import SpikingNetwork
+    from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
 
     blocks = shipped()[name]
-    model = {key: value for key, value in blocks["model"].items() if key not in _OF_THE_TASK}
+    model = {key: value for key, value in blocks["model"].items() if key in ARGUMENTS}
     steps = time_steps or blocks["data"]["init_args"]["time_steps"]
     return SpikingNetwork(*INPUTS[name], steps, **{**model, **changes})

@@ -20,7 +20,11 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self) -> None:
         # After each validation, so that what `last.ckpt` remembers of the best is up to date when it is written.
         super().__init__(
-            filename="best", mode="max", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=False
+            filename=RunFolder(Path()).best.stem,
+            mode="max",
+            save_top_k=1,
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
         )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

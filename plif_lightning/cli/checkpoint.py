@@ -102,9 +102,13 @@ def with_config_files(argv: Sequence[str]) -> list[str]:
     return found
 
 
+def is_yaml_text(value: str) -> bool:
+    """Whether the value of `--config` is a configuration itself, and not the name of one."""
+    return "\n" in value or ": " in value
+
+
 def _file(value: str) -> str:
-    is_text = "\n" in value or ":" in value.replace(":\\", "")  # the configuration itself, as YAML
-    return value if is_text else str(configs.resolve(value))
+    return value if is_yaml_text(value) else str(configs.resolve(value))
 
 
 def _last_of(argv: Sequence[str]) -> Path:

@@ -168,7 +168,7 @@ class PlifCLI(LightningCLI):
                 if self.subcommand == "fit":
                     logger.place(folder.path, keep_before_step=self.expanded.step)
                 else:
-                    logger.place(folder.path / str(self.subcommand))
+                    logger.place(folder.evaluation(str(self.subcommand)).path)
             elif isinstance(logger, WandbRunLogger) and folder is not None and self.subcommand == "fit":
                 logger.resume(folder)
             elif isinstance(logger, RunLogger) and named is not None:

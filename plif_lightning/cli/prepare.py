@@ -1,5 +1,7 @@
 """`prepare`: a data set's files and stores, without a network or a Trainer; and the help of a data set's arguments."""
 
+import importlib
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from plif_lightning.cli.checkpoint import with_config_files
+from plif_lightning.cli.checkpoint import is_yaml_text, with_config_files
 from plif_lightning.cli.lightning import place_absolutely, quieten
-from plif_lightning.cli.messages import OWN_KEYS, Parser
+from plif_lightning.cli.messages import OWN_KEYS, Parser, data_classes
 from plif_lightning.cli.summary import print_inventory
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.errors import UserError
@@ -43,7 +45,7 @@ def _without_the_runs(argv: Sequence[str]) -> list[str]:
     kept: list[str] = []
     left_out = False  # whether the argument before is left out, and its value stands here
     for argument in argv:
-        if argument.startswith("-"):
+        if argument.startswith("--") or argument == "-c":
             left_out = argument.split("=")[0].split(".")[0] in _OF_THE_RUN
         if not left_out:
             kept.append(argument)
@@ -52,7 +54,7 @@ def _without_the_runs(argv: Sequence[str]) -> list[str]:
 
 def _data_block(value: str) -> str:
     try:
-        loaded: Any = yaml.safe_load(value if "\n" in value else Path(value).read_text(encoding="utf-8"))
+        loaded: Any = yaml.safe_load(value if is_yaml_text(value) else Path(value).read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"the configuration {value} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(loaded, dict):
@@ -64,7 +66,7 @@ def prepare(argv: list[str]) -> int:
     """Does what the data needs before the first run, and says what is there."""
     quieten()
     if "--help-all" in argv:
-        print(help_of_data(argv))
+        print(_data_parser().format_help(), help_of_data(argv), sep="\n")
         return 0
     parser = _data_parser()
     config = parser.parse_args(_data_blocks_alone(_without_the_runs(argv)))
@@ -76,17 +78,19 @@ def prepare(argv: list[str]) -> int:
 
 
 def help_of_data(argv: Sequence[str]) -> str:
-    """All arguments of the data set that a configuration names, with what each does."""
+    """All arguments of the data set that the configurations among some arguments name, with what each does."""
     wanted = [a for a in argv if a not in ("-h", "--help", "--help-all")]
-    kept = []
-    for i, argument in enumerate(wanted):  # other commands have arguments of their own
-        if argument.split("=")[0] in ("--config", "-c"):
-            kept += [argument] if "=" in argument else wanted[i : i + 2]
-    config = _data_parser().parse_args(_data_blocks_alone(kept))
-    path = config.data.class_path
+    blocks = []
+    for option, value in itertools.pairwise([*_data_blocks_alone(wanted), ""]):
+        if option.startswith(("--config=", "-c=")):
+            blocks.append(option.split("=", 1)[1])
+        elif option in ("--config", "-c"):
+            blocks.append(value)
+    paths = [path for block in blocks if (path := (yaml.safe_load(block).get("data") or {}).get("class_path"))]
+    if not paths:
+        return f"--config NAME of one of the data sets ({', '.join(data_classes())}) shows their --data.* arguments."
+    module, name = paths[-1].rsplit(".", 1) if "." in paths[-1] else ("plif_lightning.data", paths[-1])
     parser = Parser(usage="", add_help=False)
-    module, name = path.rsplit(".", 1)
-    parser.add_class_arguments(getattr(__import__(module, fromlist=[name]), name), "data")
+    parser.add_class_arguments(getattr(importlib.import_module(module), name), "data")
     text = parser.format_help()
-    text = text[text.index("  --data.") :]
-    return f"--data.* of {name}:\n" + re.sub(r"\n\n+", "\n", text).rstrip()
+    return f"--data.* of {name}:\n" + re.sub(r"\n\n+", "\n", text[text.index("  --data.") :]).rstrip()

@@ -140,9 +140,9 @@ def run_name(point: dict[str, Any]) -> str:
 
 
 def _file(value: str) -> str:
-    """A configuration's path as it is, or the shipped one of that name where it is not below the working directory."""
+    """A configuration's whole path: a sweep may be called again from elsewhere."""
     try:
-        return value if Path(value).exists() else str(configs.resolve(value))
+        return str(configs.resolve(value).absolute())
     except UserError:  # the run will say so, and the others are made
         return value
 
@@ -312,7 +312,7 @@ def _run(sweep: Sweep, root: Path, jobs: int, overrides: Sequence[str], console:
             console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
         console.print(f"  again: {_shown(job.command)}", soft_wrap=True, markup=False, highlight=False)
     if not failed:
-        console.print(f"All {total} runs are finished: python main.py tables --runs {shown}", soft_wrap=True)
+        console.print(f"All {total} runs are finished: {program.shown()} tables --runs {shown}", soft_wrap=True)
     return 1 if failed else 0
 
 

@@ -74,6 +74,12 @@ class SpikingDataModule(L.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
+        for kind in type(self).__mro__[: type(self).__mro__.index(SpikingDataModule)]:
+            own = [name for name, hint in vars(kind).get("__annotations__", {}).items() if "ClassVar" not in str(hint)]
+            if own and "__dataclass_fields__" not in vars(kind):
+                raise TypeError(
+                    f"{kind.__name__} has the fields {own}: decorate it with @dataclass(eq=False, repr=False)."
+                )
         for name, least in (("time_steps", 1), ("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
             value = getattr(self, name)
             if value < least:

@@ -54,7 +54,7 @@ def integrate_and_fire(
     time_steps: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`neurons.integrate_and_fire`, in one pass over x; same arguments, results and errors."""
-    steps = checked(x, k, v, time_steps)
+    steps = checked(x, k, v, firing, time_steps)
     with torch.autocast(x.device.type, enabled=False):
         learned = rows_of(k, firing, x)
         if x.is_contiguous() and learned.shape[1] == 1:

@@ -28,7 +28,6 @@ from plif_lightning.kernels.layout import (
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,attr-defined"
 
 ROW_K, ROW_V_THRESHOLD = tl.constexpr(K), tl.constexpr(V_THRESHOLD)
-NO_POOL = tl.constexpr(POOLS["none"])
 MAX_RANDOM = tl.constexpr(POOLS["max_random"])
 AVG = tl.constexpr(POOLS["avg"])
 ATAN, SIGMOID = tl.constexpr(SURROGATES["atan"]), tl.constexpr(SURROGATES["sigmoid"])

@@ -20,7 +20,7 @@ from plif_lightning.network.pooling import SpikeMaxPool2d, draw_seed
 from plif_lightning.neurons import Neuron
 
 
-def channels_last(images: Tensor) -> Tensor:
+def images_channels_last(images: Tensor) -> Tensor:
     """[N, C, H, W] with C innermost, which the kernels want and in which convolutions are faster; they keep it."""
     images = images.contiguous(memory_format=torch.channels_last)
     n, c, h, w = images.shape
@@ -30,7 +30,8 @@ def channels_last(images: Tensor) -> Tensor:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody hooked this module, so that it must be called by itself."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks)
 
 
 # Input channels up to which a convolution is recomputed in the backward pass rather than kept: events have 2, images 3.
@@ -41,6 +42,8 @@ _MANY_SPIKES = 2**23
 
 class ConvBlock(nn.Module):
     """Conv2d 3x3 (no bias) - BN - neuron - pool over [T, N, C, H, W].
+
+    A part may be replaced by another module that takes the same arguments; see `not_fusible`.
 
     An input [1, N, C, H, W] is held for `time_steps`: convolution and BN then run once, not T times.
 
@@ -79,7 +82,7 @@ class ConvBlock(nn.Module):
         fusible = self.not_fusible is None
         if fusible and self._recomputes(x):
             return self._encoded(x)
-        images = channels_last(x.flatten(0, 1))
+        images = images_channels_last(x.flatten(0, 1))
         if fusible and binary and self._keeps_bytes(images):
             dtype = self._conv_dtype(images)
             y = conv_of_spikes(images.to(dtype), self.conv.weight.to(dtype))
@@ -94,8 +97,15 @@ class ConvBlock(nn.Module):
     @property
     def not_fusible(self) -> str | None:
         """Why BN, neuron and pool cannot be taken together, in words; None where they can."""
-        if type(self.neuron).run is not Neuron.run:
-            return f"{type(self.neuron).__name__} has a run of its own"
+        for part, base, methods in (
+            (self.neuron, Neuron, ("run", "forward")),
+            (self.norm, TimeBatchNorm2d, ("forward", "statistics_for")),
+        ):
+            if not isinstance(part, base):
+                return f"the kernels know no {type(part).__name__}"
+            own = [name for name in methods if getattr(type(part), name) is not getattr(base, name)]
+            if own:
+                return f"{type(part).__name__} has a {own[0]} of its own"
         if not self.norm.is_affine_with_averages:
             return "its BN is not affine with moving averages"
         if self._pool_name is None:
@@ -118,7 +128,8 @@ class ConvBlock(nn.Module):
         fused = self.backend.fuses(device) and self.not_fusible is None and not has_hooks(self)
         return fused and self._pool_name != "avg"
 
-    def _has_usual_conv(self) -> bool:
+    @property
+    def has_usual_conv(self) -> bool:
         """Whether the convolution is that of the paper's networks, without hooks."""
         conv = self.conv
         return (
@@ -131,12 +142,12 @@ class ConvBlock(nn.Module):
 
     def _recomputes(self, x: Tensor) -> bool:
         """Whether the backward pass recomputes the convolution: x is a network's input, of few channels."""
-        return self._has_usual_conv() and x.shape[2] <= _FEW_CHANNELS and len(x) > 1 and not x.requires_grad
+        return self.has_usual_conv and x.shape[2] <= _FEW_CHANNELS and len(x) > 1 and not x.requires_grad
 
     def _keeps_bytes(self, images: Tensor) -> bool:
         """Whether the convolution's input is to be kept as bytes: it is large, and kept at all."""
         kept = torch.is_grad_enabled() and self.conv.weight.requires_grad
-        return kept and images.numel() >= _MANY_SPIKES and self._has_usual_conv()
+        return kept and images.numel() >= _MANY_SPIKES and self.has_usual_conv
 
     def _conv_dtype(self, x: Tensor) -> torch.dtype:
         if torch.is_autocast_enabled(x.device.type):
@@ -146,7 +157,7 @@ class ConvBlock(nn.Module):
     def _encoded(self, x: Tensor) -> Tensor:
         dtype = self._conv_dtype(x)
         weight = self.conv.weight.to(dtype)
-        x = channels_last(x.flatten(0, 1).to(dtype)).unflatten(0, x.shape[:2])
+        x = images_channels_last(x.flatten(0, 1).to(dtype)).unflatten(0, x.shape[:2])
         patches = PatchMoments.of(x) if self.norm.bn.training else None
         statistics = self.norm.statistics_for(
             lambda: patches.of_convolution(weight),  # type: ignore[union-attr]
@@ -243,9 +254,13 @@ class Pool2d(nn.Module):
     @property
     def name(self) -> Pool | None:
         """The pooling as the kernels know it; None where they do not."""
-        if isinstance(self.pool, SpikeMaxPool2d):
-            return "max_first" if self.pool.ties == "first" else "max_random"
-        return "avg" if isinstance(self.pool, nn.AvgPool2d) else None
+        pool = self.pool
+        if type(pool) is SpikeMaxPool2d:
+            return "max_first" if pool.ties == "first" else "max_random"
+        if type(pool) is not nn.AvgPool2d or pool.divisor_override is not None:
+            return None
+        sizes = [(size, size) if isinstance(size, int) else tuple(size) for size in (pool.kernel_size, pool.stride)]
+        return "avg" if sizes == [(2, 2), (2, 2)] and pool.padding in (0, (0, 0)) and not pool.ceil_mode else None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(x.flatten(0, 1)).unflatten(0, x.shape[:2])

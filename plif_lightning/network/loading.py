@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 
-from plif_lightning.errors import CheckpointError
-from plif_lightning.network.network import SpikingNetwork
+from plif_lightning.errors import CheckpointError, UserError
+from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
 
-# Of a task's hyper-parameters, those that are no arguments of its network; the last one is LightningCLI's.
-_OF_THE_TASK = {"loss", "_instantiator"}
 _PREFIX = "network."
 
 
@@ -27,10 +25,13 @@ def load_network(path: str | Path) -> SpikingNetwork:
         raise CheckpointError(f"checkpoint {path} does not exist, or is a folder.")
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if k not in _OF_THE_TASK}
+        arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if k in ARGUMENTS}
+        # The form that it was trained with may not run here: `use_backend` chooses another one than the fastest.
+        network = SpikingNetwork(**{**arguments, "backend": "auto"})
         weights = checkpoint["state_dict"]
-        network = SpikingNetwork(**arguments)
         network.load_state_dict({k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)})
+    except UserError:
+        raise
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(

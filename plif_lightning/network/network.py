@@ -1,5 +1,6 @@
 """The paper's network: spiking encoder, spiking classifier, voting."""
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
@@ -14,7 +15,7 @@ from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.norm import NormStatistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
 from plif_lightning.network.structure import Structure
-from plif_lightning.neurons import Neuron, NeuronName, make_neuron
+from plif_lightning.neurons import Firing, Neuron, NeuronName, make_neuron
 
 
 class Voting(nn.Module):
@@ -154,6 +155,11 @@ class SpikingNetwork(nn.Module):
             return "reference kernels"
         blocks = [(name, block) for name, block in self.encoder.named_children() if isinstance(block, ConvBlock)]
         declined = [f"{name} by parts: {block.not_fusible}" for name, block in blocks if block.not_fusible is not None]
+        declined += [
+            f"{name} keeps its input and output whole: its convolution is not the plain 3x3 one, or has hooks"
+            for name, block in blocks
+            if block.not_fusible is None and not block.has_usual_conv
+        ]
         return "; ".join([f"{chosen} kernels", *declined])
 
     def neurons(self) -> Iterator[tuple[str, Neuron]]:
@@ -162,6 +168,15 @@ class SpikingNetwork(nn.Module):
         for name, block in blocks:
             if isinstance(block, (ConvBlock, FCBlock)):
                 yield name, block.neuron
+
+
+# Names that SpikingNetwork takes, those that it passes on included.
+ARGUMENTS = frozenset(
+    name
+    for function in (SpikingNetwork, make_neuron, Firing)
+    for name, parameter in inspect.signature(function).parameters.items()
+    if parameter.kind is not parameter.VAR_KEYWORD
+)
 
 
 def use_backend(module: nn.Module, name: BackendName = "auto") -> nn.Module:

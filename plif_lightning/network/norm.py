@@ -67,6 +67,8 @@ class TimeBatchNorm2d(nn.Module):
     def is_affine_with_averages(self) -> bool:
         """Whether this is the BN that `statistics_for` knows."""
         bn = self.bn
+        if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
+            return False
         return bn.affine and bn.track_running_stats and bn.running_mean is not None and bn.momentum is not None
 
     def statistics_for(self, batch: Callable[[], tuple[Tensor, Tensor]], count: int, time_steps: int) -> "Statistics":
@@ -118,7 +120,8 @@ class TimeBatchNorm2d(nn.Module):
         if not self.is_affine_with_averages:
             return bn(x[0])[None]
         count = x.numel() // x.shape[2]
-        self.statistics_for(lambda: (x.mean((1, 3, 4)), x.var((1, 3, 4), correction=0)), count, time_steps)
+        real = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        self.statistics_for(lambda: (real.mean((1, 3, 4)), real.var((1, 3, 4), correction=0)), count, time_steps)
         # They have moved: BN itself moves them by nothing.
         momentum, bn.momentum = bn.momentum, 0.0
         try:

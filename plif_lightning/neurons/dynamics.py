@@ -43,7 +43,7 @@ def integrate_and_fire(
 
     Source: Fang et al. 2021, Eqs. 2-6 (with the brackets that Eqs. 5 and 6 lack) and 8-17.
     """
-    time_steps = checked(x, k, v, time_steps)
+    time_steps = checked(x, k, v, firing, time_steps)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if v is None:
         v = torch.full((), firing.v_reset, dtype=dtype, device=x.device).expand(x.shape[1:])
@@ -63,7 +63,7 @@ def _over_channels(value: Tensor, x: Tensor) -> Tensor:
     return value.view(-1, *[1] * (x.dim() - 3)) if value.dim() > 0 else value
 
 
-def checked(x: Tensor, k: Tensor | None, v: Tensor | None, time_steps: int | None) -> int:
+def checked(x: Tensor, k: Tensor | None, v: Tensor | None, firing: Firing, time_steps: int | None) -> int:
     """T, after a look at the arguments of `integrate_and_fire`.
 
     Raises:
@@ -77,8 +77,10 @@ def checked(x: Tensor, k: Tensor | None, v: Tensor | None, time_steps: int | Non
         raise UserError(f"x must have 1 or time_steps = {time_steps} steps, got {x.shape[0]}.")
     if v is not None and v.shape != x.shape[1:]:
         raise UserError(f"v must have the shape of one step of x, {tuple(x.shape[1:])}, got {tuple(v.shape)}.")
-    if k is not None and k.dim() > 0 and (x.dim() < 3 or k.shape != x.shape[2:3]):
-        raise UserError(f"k must be a scalar or one value per channel of x {tuple(x.shape)}, got {tuple(k.shape)}.")
+    for name, value in (("k", k), ("v_threshold", firing.v_threshold)):
+        if isinstance(value, Tensor) and value.dim() > 0 and (x.dim() < 3 or value.shape != x.shape[2:3]):
+            shapes = f"x {tuple(x.shape)}, got {tuple(value.shape)}"
+            raise UserError(f"{name} must be a scalar or one value per channel of {shapes}.")
     return time_steps
 
 

@@ -22,7 +22,8 @@ class Firing:
     """How neurons fire and reset, and what gradient passes through that.
 
     Args:
-        v_threshold: V_th, at which a neuron fires; in Python also a tensor, a scalar or one value per channel.
+        v_threshold: V_th, at which a neuron fires; for `integrate_and_fire` also a tensor, a scalar or
+            one value per channel.
         v_reset: V_reset < V_th, the potential before the first step, which it leaks to, and after a hard reset.
         reset: what a spike does to the potential: hard sets it to V_reset (the paper), soft takes V_th from it.
         detach_reset: whether no gradient flows through the spike of the reset (S-Sec. 6).

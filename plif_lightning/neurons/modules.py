@@ -37,6 +37,8 @@ class Neuron(nn.Module):
             raise UserError(f"tau_per must be one of {', '.join(get_args(TauPer))}, got {tau_per!r}.")
         if tau_per == "channel" and channels is None:
             raise UserError("tau_per='channel' needs the number of channels: pass channels=C.")
+        if isinstance(firing.get("v_threshold"), Tensor):
+            raise UserError("v_threshold of a neuron must be a number, got a tensor: pass learn_threshold=True.")
         self._shape = [channels] if tau_per == "channel" and channels is not None else []
         self.constants = Firing(**firing)
         self.b = nn.Parameter(torch.zeros(self._shape)) if learn_threshold else None

@@ -90,8 +90,8 @@ class Surrogate:
         UserError: the name is unknown or the width is not positive and finite.
 
     Source: Fang et al. 2021, S-Sec. 6 (`atan`); Zenke and Ganguli 2018 (`fast_sigmoid`), which Herranz-Celotti and
-    Rouat 2022, "Surrogate Gradient Design for LIF networks", found best across their tasks and networks; Neftci et
-    al. 2019 (the others).
+    Rouat 2022, "Surrogate Gradient Design for LIF networks", found best across their tasks and networks, which are not
+    this paper's; Neftci et al. 2019 (the others).
 
     >>> Surrogate("atan").derivative(torch.tensor([0.0]))
     tensor([1.])

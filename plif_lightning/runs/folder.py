@@ -47,10 +47,14 @@ class RunFolder:
         """Which W&B run it is recorded in."""
         return self.path / "wandb.json"
 
+    def evaluation(self, command: str) -> "RunFolder":
+        """Where a later `test`, `validate` or `predict` of one of its checkpoints writes."""
+        return RunFolder(self.path / command)
+
     @property
     def test_result(self) -> Path:
         """What a later `test` of the best checkpoint measured on the whole test set."""
-        return self.path / "test" / "result.json"
+        return self.evaluation("test").result
 
     @property
     def checkpoints(self) -> Path:

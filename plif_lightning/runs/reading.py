@@ -11,6 +11,7 @@ from plif_lightning.runs.loading import loaded, printable
 from plif_lightning.runs.metrics import read_metrics
 from plif_lightning.runs.process import is_alive
 from plif_lightning.runs.run import Run, Status
+from plif_lightning.runtime import program
 
 
 def _is_run(folder: Path) -> bool:
@@ -39,7 +40,7 @@ def find_runs(root: Path | str) -> list[Run]:
             found.append(read_run(Path(folder), root))
             below.clear()  # evaluations of the run have folders of their own
     if not found:
-        raise UserError(f"there is no run in {root}: `python main.py fit --config configs/quickstart.yaml` makes one.")
+        raise UserError(f"there is no run in {root}: `{program.shown()} fit --config quickstart` makes one.")
     return found
 
 

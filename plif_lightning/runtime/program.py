@@ -3,14 +3,16 @@
 import sys
 from pathlib import Path
 
-_MAIN = Path(__file__).resolve().parents[2] / "main.py"
+_ROOT = Path(__file__).resolve().parents[2]
+_MAIN = _ROOT / "main.py"
+_IS_CHECKOUT = _MAIN.is_file() and (_ROOT / "configs" / "base.yaml").is_file()
 
 
 def shown() -> str:
     """The program as a person types it."""
-    return "python main.py" if _MAIN.is_file() else "plif-lightning"
+    return "python main.py" if _IS_CHECKOUT else "plif-lightning"
 
 
 def command() -> list[str]:
     """The program as another process is started."""
-    return [sys.executable, str(_MAIN)] if _MAIN.is_file() else [sys.executable, "-m", "plif_lightning"]
+    return [sys.executable, str(_MAIN)] if _IS_CHECKOUT else [sys.executable, "-m", "plif_lightning"]

@@ -177,3 +177,25 @@ def test_an_installed_copy_without_its_configurations_says_so(installed, tmp_pat
     done = run_installed(copy, "fit", "--config", "quickstart")
     assert done.returncode == 2
     assert "error: base.yaml, which lies under every configuration, is neither in" in done.stderr
+
+
+def test_help_is_shown_where_no_data_set_is_named(capsys):
+    main(["fit", "--help", "--config", "lif"])
+    assert "--config NAME of one of the data sets (" in capsys.readouterr().out
+    main(["prepare", "--help-all"])
+    out = capsys.readouterr().out
+    assert "--verify" in out
+    assert "--config NAME of one of the data sets (" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config", "quickstart", "--model.v_reset", "-0.5", "--trainer.max_epochs=3", "--seed_everything", "7"],
+        ["--config", "data: {class_path: plif_lightning.data.Digits}"],
+        ["--data", "Digits", "--run_folder", "x"],
+    ],
+)
+def test_prepare_takes_what_fit_takes(arguments, capsys):
+    main(["prepare", *arguments])
+    assert "scikit-learn digits" in capsys.readouterr().out

@@ -234,3 +234,16 @@ def test_setup_without_a_stage_makes_all_parts_and_loaders_ask_for_it():
         data.train_dataloader()
     data.setup(None)
     assert [len(part) for part in (data.train_set, data.val_set, data.test_set)] == [1226, 212, 359]
+
+
+def test_a_subclass_with_fields_that_is_no_dataclass_is_named():
+    class Mine(Digits):
+        time_steps: int = 4
+
+    with pytest.raises(TypeError, match=r"Mine has the fields \['time_steps'\]: decorate it"):
+        Mine()
+
+    class Plain(Digits):
+        title = "mine"
+
+    assert Plain(time_steps=3).time_steps == 3

@@ -14,7 +14,7 @@ from plif_lightning import kernels
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import Backend, fused, layout, ops
 from plif_lightning.network import SpikingNetwork, use_backend
-from plif_lightning.network.blocks import ConvBlock, Pool2d, channels_last
+from plif_lightning.network.blocks import ConvBlock, Pool2d, images_channels_last
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d
 from plif_lightning.neurons import IF, LIF, PLIF, Firing, SurrogateName, integrate_and_fire
@@ -106,7 +106,7 @@ def test_gradients_of_a_learned_threshold_are_the_references(shape, per, reset):
 def test_spikes_are_bit_identical_in_lower_precision(dtype):
     torch.manual_seed(0)
     x, k = 2 * torch.randn(8, 3, 4, 6, 5).to(dtype), torch.tensor(0.37)
-    for maps in (x, channels_last(x.flatten(0, 1)).unflatten(0, (8, 3))):
+    for maps in (x, images_channels_last(x.flatten(0, 1)).unflatten(0, (8, 3))):
         ours, theirs = (gradients(f, maps, k) for f in (kernels.integrate_and_fire, integrate_and_fire))
         assert torch.equal(ours[0][0], theirs[0][0])
         assert torch.equal(ours[0][1], theirs[0][1])
@@ -245,7 +245,7 @@ def test_a_block_of_every_neuron_is_the_reference(neuron, pool):
 def test_both_layouts_give_the_same(pool):
     y = maps(4, 2, 3, 6, 4)
     rows = run_block("cpu", y, pool, PLIF())
-    columns = run_block("cpu", channels_last(y.flatten(0, 1)).unflatten(0, (4, 2)), pool, PLIF())
+    columns = run_block("cpu", images_channels_last(y.flatten(0, 1)).unflatten(0, (4, 2)), pool, PLIF())
     assert torch.equal(rows[0], columns[0])
     assert torch.equal(rows[1]["y"], columns[1]["y"])
 
@@ -454,3 +454,49 @@ def test_a_part_that_somebody_put_into_the_network_is_called():
     net(torch.randn(1, 2, 1, 8, 8))
     assert calls == [0.0]
     assert net.kernels(torch.device("cpu")) == "cpu kernels; conv1 by parts: the kernels know no Sequential"
+
+
+class OwnForward(PLIF):
+    def forward(self, x, time_steps=None):
+        return super().forward(x, time_steps).mul(0)
+
+
+class OtherNeuron(nn.Module):
+    def forward(self, x, time_steps=None):
+        return (x > 0).to(x.dtype)
+
+
+class OtherNorm(nn.Module):
+    def forward(self, x, time_steps=None):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("part", "module", "reason"),
+    [
+        ("neuron", OwnForward(), "OwnForward has a forward of its own"),
+        ("neuron", OtherNeuron(), "the kernels know no OtherNeuron"),
+        ("norm", OtherNorm(), "the kernels know no OtherNorm"),
+        ("pool", Pool2d(nn.AvgPool2d(3)), "the kernels know no Pool2d"),
+        ("pool", nn.Identity(), "the kernels know no Identity"),
+    ],
+)
+def test_a_replaced_part_is_called_and_named(part, module, reason):
+    results = []
+    for backend in ("cpu", "reference"):
+        made = block(backend, PLIF(), "per_step", 3, 4, torch.float64, True, SpikeMaxPool2d("first"))
+        setattr(made, part, module.double())
+        results.append(made(maps(4, 2, 3, 6, 6)))
+        assert made.not_fusible == reason
+    assert torch.equal(*results)
+
+
+def test_a_hook_on_the_gradient_is_called_and_another_convolution_named():
+    net = SpikingNetwork((1, 8, 8), 2, 3, channels=4, fc_features=8, n_down=1)
+    calls = []
+    handle = net.encoder.conv1.neuron.register_full_backward_pre_hook(lambda module, grad: calls.append(1))
+    net(torch.randn(1, 2, 1, 8, 8)).sum().backward()
+    assert calls == [1]
+    handle.remove()
+    net.encoder.conv1.conv = nn.Conv2d(1, 4, 5, padding=2, bias=False)
+    assert "conv1 keeps its input and output whole" in net.kernels(torch.device("cpu"))

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from plif_lightning.errors import UserError
-from plif_lightning.network import SpikingNetwork
+from plif_lightning.network import SpikingNetwork, load_network
 from plif_lightning.neurons import IF
 from tests.neurons import oracle
 
@@ -269,3 +269,17 @@ def test_a_wrong_argument_is_named(kwargs, message):
 def test_a_wrong_input_is_named(kwargs, x, message):
     with pytest.raises(UserError, match=message):
         small(**kwargs)(x)
+
+
+def test_a_checkpoint_of_another_backend_is_loaded_and_its_mistakes_are_named(tmp_path):
+    network = small()
+    hyper = {**SMALL, "backend": "triton", "loss": "rate", "more": 1}
+    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"hyper_parameters": hyper, "state_dict": state}, tmp_path / "a.ckpt")
+    loaded = load_network(tmp_path / "a.ckpt")
+    assert torch.equal(loaded(inputs()), network.eval()(inputs()))
+    torch.save({"hyper_parameters": {**hyper, "n_conv": 0}, "state_dict": state}, tmp_path / "b.ckpt")
+    with pytest.raises(UserError, match="n_conv must be at least 1"):
+        load_network(tmp_path / "b.ckpt")
+    with pytest.raises(UserError, match="does not exist, or is a folder"):
+        load_network(tmp_path)

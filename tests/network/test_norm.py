@@ -77,6 +77,15 @@ def test_a_held_step_equals_its_repetition_with_running_statistics(statistics, d
 
 
 @pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+def test_running_statistics_of_a_held_step_are_float32_where_the_input_is_bfloat16(statistics, data):
+    norms = [TimeBatchNorm2d(SHAPE[2], statistics) for _ in range(2)]
+    x = (data[0][:1] + 3).bfloat16()
+    norms[0](x, time_steps=8)
+    norms[1](x.float(), time_steps=8)
+    torch.testing.assert_close(state(norms[0].bn), state(norms[1].bn), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
 def test_evaluation_uses_and_keeps_the_running_statistics(statistics, data):
     norm = TimeBatchNorm2d(SHAPE[2], statistics)
     norm(data[0])

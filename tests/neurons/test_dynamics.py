@@ -279,6 +279,11 @@ def test_tau_is_the_inverse_of_sigmoid_a():
         (lambda: PLIF(v_reset=1.0), "v_reset must be below v_threshold"),
         (lambda: PLIF(surrogate="arctan"), "surrogate must be one of"),
         (lambda: PLIF(v_threshold=-0.5, v_reset=-1.0, learn_threshold=True), "v_threshold must be above zero"),
+        (lambda: PLIF(v_threshold=torch.tensor(1.0)), "must be a number, got a tensor: pass learn_threshold=True"),
+        (
+            lambda: integrate_and_fire(torch.zeros(2, 1, 3), None, firing=Firing(torch.ones(4))),
+            "v_threshold must be a scalar or one value per channel",
+        ),
         (lambda: PLIF(reset="none"), "reset must be one of hard, soft"),
         (lambda: PLIF(surrogate_width=0.0), "surrogate_width must be a positive"),
         (lambda: PLIF()(torch.zeros(0, 2)), "T >= 1"),
