@@ -5,7 +5,10 @@ from typing import Any, get_args
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -26,6 +29,8 @@ class SpikingClassifier(L.LightningModule):
         loss: per_step (the paper) or rate (the authors' code).
         optimizer: any torch optimiser.
         lr_scheduler: any torch scheduler, stepped once an epoch.
+        decay_all: let the optimiser's weight decay act on time constants, thresholds, BN and biases too, not on the
+            weights of convolutions and FC layers alone.
         network: further arguments of `SpikingNetwork`.
 
     Raises:
@@ -40,6 +45,7 @@ class SpikingClassifier(L.LightningModule):
         loss: LossName = "per_step",
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
+        decay_all: bool = False,
         **network: Any,
     ) -> None:
         super().__init__()
@@ -51,6 +57,7 @@ class SpikingClassifier(L.LightningModule):
         self.loss = LOSSES[loss]
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.decay_all = decay_all
         self.train_loss = MeanMetric()
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -121,7 +128,7 @@ class SpikingClassifier(L.LightningModule):
     def _train_metrics(self) -> dict[str, Metric]:
         return {"loss": self.train_loss, "accuracy": self.train_accuracy}
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # A NaN never reaches the loss: a neuron with a NaN potential just stays silent. But it makes
         # the gradient NaN in every layer below, so the small parameters (BN and a) show it, and they
         # are cheap to look at. A gradient scaler skips such steps by itself.
@@ -177,8 +184,28 @@ class SpikingClassifier(L.LightningModule):
         rates = self(batch.x).mean(0)
         return {"sample": batch.sample, "label": batch.label, "prediction": rates.argmax(-1), "votes": rates}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            # For float16's sake MixedPrecision refuses optimisers that undo a scaling themselves, as fused ones do.
+            # Where nothing is scaled (bfloat16), their gradients are clipped like any others.
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
+        if optimizer.defaults.get("weight_decay") and not self.decay_all:
+            # It would pull `a` to zero, and so every tau to 2. Weights have two dimensions or more.
+            weights = [p for p in self.parameters() if p.dim() > 1]
+            others = [p for p in self.parameters() if p.dim() <= 1]
+            optimizer = self.optimizer([{"params": weights}, {"params": others, "weight_decay": 0.0}])
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)

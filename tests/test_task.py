@@ -174,3 +174,29 @@ def test_it_trains_on_pairs_of_a_plain_loader(steps, tmp_path):
 def test_a_batch_that_is_none_is_refused(batch, message):
     with pytest.raises(UserError, match=message):
         as_batch(batch)
+
+
+def decayed(**arguments):
+    """tau, BN's weight and a convolution's after 50 steps without a gradient, as shares of what they were."""
+    module = SpikingClassifier(
+        **SMALL, init_tau=16.0, optimizer=lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1), **arguments
+    )
+    optimizer = module.configure_optimizers()
+    block = module.network.encoder.conv1
+    values = [block.neuron.a, block.norm.bn.weight, block.conv.weight]
+    before = [value.detach().clone() for value in values]
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    for _ in range(50):
+        optimizer.step()
+    return [(value.norm() / old.norm()).item() for value, old in zip(values, before, strict=True)]
+
+
+def test_weight_decay_acts_on_weights_alone_unless_all_is_asked_for():
+    assert decayed() == pytest.approx([1.0, 1.0, 0.99**50], rel=1e-4)
+    assert decayed(decay_all=True) == pytest.approx([0.99**50] * 3, rel=1e-4)
+
+
+def test_without_weight_decay_all_parameters_are_one_group():
+    optimizer = SpikingClassifier(**SMALL).configure_optimizers()
+    assert len(optimizer.param_groups) == 1

@@ -171,3 +171,14 @@ def test_a_learned_threshold_is_logged_kept_and_tested(capsys):
     network = load_network(run / "checkpoints/best.ckpt")
     assert network.encoder.conv1.neuron.constants.reset == "soft"
     assert not network.training
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped_in_bf16_with_the_shipped_optimiser(algorithm):
+    few = [*TINY, *FEW, "--trainer.precision", "bf16-mixed", "--test_after_fit", "false", "--record_samples", "0"]
+    clip = ["--trainer.gradient_clip_val", "1e-12", "--trainer.gradient_clip_algorithm", algorithm]
+    fit(*few, *clip, "--trainer.max_epochs", "1", "--model.optimizer", "SGD", "--model.optimizer.lr", "1.0",
+        "--model.optimizer.fused", "true", "--run_folder", "clipped")  # fmt: skip
+    fit(*few, "--trainer.max_epochs", "1", "--run_folder", "adam", *clip)
+    weights = load("clipped/checkpoints/last.ckpt")["state_dict"]["network.encoder.conv1.norm.bn.weight"]
+    torch.testing.assert_close(weights, torch.ones_like(weights), rtol=0, atol=1e-6)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from plif_lightning.kernels.layout import SURROGATES
 from tests.conftest import REPOSITORY
 
 triton = pytest.importorskip("triton")
@@ -108,6 +109,12 @@ def variants():
         ends = {"START": neurons == 1, "LAST": neurons == 1}
         yield "_forward", dtype, {**shared, **ends}
         yield "_backward", dtype, {**shared, **ends, "DETACH": True, "LEARNED": False, "KIND": 0}
+    # What the paper's networks do not run: soft reset, a learned threshold, the reset's gradient, every surrogate.
+    other = {"POOL": 2, "LEAK": True, "SOFT": True, "HELD": False, "PER_STEP": True, **TILES[4]}
+    yield "_forward", "fp32", {**other, "START": False, "LAST": False}
+    for kind in SURROGATES.values():
+        more = {"DETACH": False, "LEARNED": True, "KIND": kind, "START": False, "LAST": False}
+        yield "_backward", "fp32", {**other, **more}
     for dtype in ("fp32", "bf16", "fp16"):
         yield "_moments", dtype, {"P": 4, "BC": 64}
         yield "_normalize_back", dtype, {"PER_STEP": True, "BLOCK": 1024}
@@ -157,4 +164,4 @@ def test_every_kernel_compiles_and_spills_no_register(capability, tmp_path):
         assert spills, text
         assert set(spills) == {"0"}, (name, dtype, constants, text)
         seen += 1
-    assert seen == 54
+    assert seen == 60
