@@ -2,6 +2,7 @@ from . import data as data
 from . import events as events
 from .network import SpikingNetwork as SpikingNetwork
 from .network import load_network as load_network
+from .network import over_time as over_time
 from .network import use_backend as use_backend
 from .neurons import IF as IF
 from .neurons import LIF as LIF

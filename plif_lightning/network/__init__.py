@@ -4,6 +4,7 @@ from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.loading import load_network
 from plif_lightning.network.network import SpikingNetwork, use_backend
 from plif_lightning.network.norm import NormStatistics
+from plif_lightning.network.over_time import OverTime, over_time
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
 from plif_lightning.network.structure import Structure
 
@@ -11,11 +12,13 @@ __all__ = [
     "InputEncoder",
     "InputEncoderName",
     "NormStatistics",
+    "OverTime",
     "PoolTies",
     "Pooling",
     "SpikeMaxPool2d",
     "SpikingNetwork",
     "Structure",
     "load_network",
+    "over_time",
     "use_backend",
 ]

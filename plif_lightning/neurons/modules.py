@@ -70,7 +70,16 @@ class Neuron(nn.Module):
         return torch.tensor(math.inf) if k is None else 1 / k.detach()
 
     def run(self, x: Tensor, v: Tensor | None = None, time_steps: int | None = None) -> tuple[Tensor, Tensor]:
-        """Spikes [T, N, *] and the last potential [N, *]: `integrate_and_fire` with this layer's constants."""
+        """Spikes [T, N, *] and the last potential [N, *]: `integrate_and_fire` with this layer's constants.
+
+        Raises:
+            UserError: x has fewer than three dimensions, as a batch [N, features] without time has.
+        """
+        if x.dim() < 3:
+            raise UserError(
+                f"x must be [T, N, features, ...], got {list(x.shape)}: a batch [N, features] has no time. "
+                "plif_lightning.over_time(net) runs a stack of layers over time."
+            )
         return self.integrate_and_fire(x, self.k, v, firing=self.firing, time_steps=time_steps)
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:

@@ -1,0 +1,67 @@
+"""A stack of ordinary layers and spiking neurons, run over time."""
+
+from torch import Tensor, nn
+
+from plif_lightning.errors import UserError
+from plif_lightning.network.blocks import ConvBlock, Encoder, FCBlock, Pool2d, TimeDropout
+from plif_lightning.network.norm import TimeBatchNorm2d
+from plif_lightning.neurons import Neuron
+
+# Layers that take [T, N, *] themselves.
+_KNOW_TIME = (Neuron, TimeBatchNorm2d, TimeDropout, Pool2d, ConvBlock, FCBlock, Encoder)
+
+
+class OverTime(nn.Module):
+    """Runs layers over x [T, N, *]: neurons see time, layers without a state see T N samples at once.
+
+    So an `nn.BatchNorm2d` takes its statistics over all time-steps; `TimeBatchNorm2d` can take those of each.
+
+    Args:
+        net: a layer, or an `nn.Sequential` of layers and Sequentials.
+
+    Raises:
+        UserError: neurons lie in a module that is no Sequential, so that nothing says where time goes in it.
+
+    >>> import torch
+    >>> from plif_lightning.neurons import PLIF
+    >>> net = OverTime(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), PLIF()))
+    >>> net(torch.zeros(8, 2, 1, 2, 2)).shape  # [T, N, C, H, W] to [T, N, features]
+    torch.Size([8, 2, 3])
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        _require_known(net)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last layer's output, [T, N, *]."""
+        if x.dim() < 3 or len(x) == 0:
+            raise UserError(f"x must be [T, N, *] with T >= 1 and at least one more dimension, got {list(x.shape)}.")
+        return _run(self.net, x)
+
+
+def _require_known(module: nn.Module) -> None:
+    if isinstance(module, nn.Sequential) and not isinstance(module, _KNOW_TIME):
+        for part in module:
+            _require_known(part)
+    elif not isinstance(module, _KNOW_TIME) and any(isinstance(part, Neuron) for part in module.modules()):
+        raise UserError(
+            f"{type(module).__name__} has neurons in it, but is no nn.Sequential: nothing says where time goes in it. "
+            "Put its parts into a Sequential, or write a forward over [T, N, *] and call it without over_time."
+        )
+
+
+def _run(module: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(module, _KNOW_TIME):
+        return module(x)
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            x = _run(part, x)
+        return x
+    return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def over_time(net: nn.Module) -> OverTime:
+    """`net` over [T, N, *]: see `OverTime`."""
+    return OverTime(net)

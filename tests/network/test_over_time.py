@@ -1,0 +1,54 @@
+import pytest
+import torch
+from torch import nn
+
+import plif_lightning as pl
+from plif_lightning.errors import UserError
+from plif_lightning.network.norm import TimeBatchNorm2d
+
+
+def stack():
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Conv2d(1, 3, 3), TimeBatchNorm2d(3), pl.PLIF(), nn.MaxPool2d(2))
+    net = nn.Sequential(inner, nn.Flatten(), nn.Linear(3 * 9, 5), pl.LIF(init_tau=3.0))
+    net[2].weight.data.mul_(10)  # so that it fires
+    return net
+
+
+def test_a_stack_over_time_is_its_layers_step_by_step():
+    net = stack().double()
+    x = 3 * torch.randn(6, 2, 1, 8, 8, dtype=torch.float64)
+    y = pl.over_time(net)(x)
+    conv, norm, first, pool = net[0]
+    maps = first(norm(torch.stack([conv(step) for step in x])))
+    features = torch.stack([net[2](pool(step).flatten(1)) for step in maps])
+    torch.testing.assert_close(y, net[3](features))
+    assert 0 < y.mean() < 1
+    y.sum().backward()
+    assert first.a.grad is not None
+
+
+def test_what_is_wrapped_keeps_its_parameters_and_takes_a_backend():
+    net = pl.over_time(stack())
+    assert len(list(net.parameters())) == len(list(stack().parameters()))
+    x = torch.randn(4, 2, 1, 8, 8)
+    assert torch.equal(pl.use_backend(net, "cpu")(x), pl.use_backend(net, "reference")(x))
+
+
+class Wild(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.neuron = pl.PLIF()
+
+
+def test_neurons_where_nothing_says_what_time_is_are_refused():
+    with pytest.raises(UserError, match=r"Wild has neurons in it, but is no nn\.Sequential"):
+        pl.over_time(nn.Sequential(nn.Flatten(), Wild()))
+
+
+def test_a_batch_without_time_is_refused():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), pl.PLIF())
+    with pytest.raises(UserError, match=r"got \[5, 3\]: a batch \[N, features\] has no time. .*over_time"):
+        net(torch.zeros(5, 1, 2, 2))
+    with pytest.raises(UserError, match=r"x must be \[T, N, \*\]"):
+        pl.over_time(net)(torch.zeros(5, 4))
