@@ -1,8 +1,7 @@
 """What a checkpoint, and a configuration's bare name, do to the arguments, before any parser sees them."""
 
-import itertools
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def expand(argv: Sequence[str]) -> Expanded:
         UserError: there is no such configuration.
     """
     given = list(argv)
-    command, *rest = with_config_files(given)
+    command, *rest = with_configs(given, config_file)
     if _INFORMATIVE & {argument.split("=")[0] for argument in rest}:
         return Expanded(given, [command, *("--help" if a == "--help-all" else a for a in rest)])
     at = next((i for i, a in enumerate(rest) if a.split("=")[0] == "--ckpt_path"), None)
@@ -84,22 +83,39 @@ def expand(argv: Sequence[str]) -> Expanded:
     return Expanded(given, [command, *rest], stored, folder if in_place else None, step, training_set)
 
 
-def with_config_files(argv: Sequence[str]) -> list[str]:
-    """The arguments with the file of each configuration that is given by its bare name.
-
-    Raises:
-        UserError: there is no such configuration.
-    """
+def with_configs(argv: Sequence[str], change: Callable[[str], str]) -> list[str]:
+    """The arguments with every value of `--config` changed."""
     found = list(argv)
     for i, argument in enumerate(found):
         option, separator, value = argument.partition("=")
         if option not in ("--config", "-c"):
             continue
         if separator:
-            found[i] = f"{option}={_file(value)}"
+            found[i] = f"{option}={change(value)}"
         elif i + 1 < len(found):
-            found[i + 1] = _file(found[i + 1])
+            found[i + 1] = change(found[i + 1])
     return found
+
+
+def config_values(argv: Sequence[str]) -> list[str]:
+    """The values of `--config` among some arguments, in their order."""
+    values: list[str] = []
+
+    def keep(value: str) -> str:
+        values.append(value)
+        return value
+
+    with_configs(argv, keep)
+    return values
+
+
+def config_file(value: str) -> str:
+    """The file of a configuration that is given by its path or bare name; one that is YAML itself as it is.
+
+    Raises:
+        UserError: there is no such configuration.
+    """
+    return value if is_yaml_text(value) else str(configs.resolve(value))
 
 
 def is_yaml_text(value: str) -> bool:
@@ -107,15 +123,9 @@ def is_yaml_text(value: str) -> bool:
     return "\n" in value or ": " in value
 
 
-def _file(value: str) -> str:
-    return value if is_yaml_text(value) else str(configs.resolve(value))
-
-
 def _last_of(argv: Sequence[str]) -> Path:
     """`last.ckpt` of the run whose configuration is given with `--config RUN/config.yaml`."""
-    values = [a.split("=", 1)[1] for a in argv if a.startswith(("--config=", "-c="))]
-    values += [b for a, b in itertools.pairwise(argv) if a in ("--config", "-c")]
-    tried = [RunFolder(Path(value).parent).last for value in values]
+    tried = [RunFolder(Path(value).parent).last for value in config_values(argv)]
     for path in reversed(tried):
         if path.is_file():
             return path

@@ -1,7 +1,6 @@
 """`prepare`: a data set's files and stores, without a network or a Trainer; and the help of a data set's arguments."""
 
 import importlib
-import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from plif_lightning.cli.checkpoint import is_yaml_text, with_config_files
+from plif_lightning.cli.checkpoint import config_file, config_values, is_yaml_text, with_configs
 from plif_lightning.cli.lightning import place_absolutely, quieten
 from plif_lightning.cli.messages import OWN_KEYS, Parser, data_classes
 from plif_lightning.cli.summary import print_inventory
@@ -23,18 +22,6 @@ def _data_parser() -> Parser:
     parser.add_argument("--verify", type=bool, default=False, help="read all once, and compare its checksums")
     parser.add_subclass_arguments(SpikingDataModule, "data", required=True)
     return parser
-
-
-def _data_blocks_alone(argv: Sequence[str]) -> list[str]:
-    """The arguments with nothing but its `data` block in the place of each configuration."""
-    found = with_config_files(argv)
-    for i, argument in enumerate(found):
-        option, separator, value = argument.partition("=")
-        if option in ("--config", "-c") and separator:
-            found[i] = f"{option}={_data_block(value)}"
-        elif option in ("--config", "-c") and i + 1 < len(found):
-            found[i + 1] = _data_block(found[i + 1])
-    return found
 
 
 # A run's own arguments may stand beside those of its data: the same line with `fit` instead of `prepare` trains.
@@ -53,6 +40,8 @@ def _without_the_runs(argv: Sequence[str]) -> list[str]:
 
 
 def _data_block(value: str) -> str:
+    """The `data` block of a configuration, as YAML."""
+    value = config_file(value)
     try:
         loaded: Any = yaml.safe_load(value if is_yaml_text(value) else Path(value).read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -69,7 +58,7 @@ def prepare(argv: list[str]) -> int:
         print(_data_parser().format_help(), help_of_data(argv), sep="\n")
         return 0
     parser = _data_parser()
-    config = parser.parse_args(_data_blocks_alone(_without_the_runs(argv)))
+    config = parser.parse_args(with_configs(_without_the_runs(argv), _data_block))
     place_absolutely(config.data.init_args)
     data: SpikingDataModule = parser.instantiate(config).data
     data.prepare_data()
@@ -79,14 +68,8 @@ def prepare(argv: list[str]) -> int:
 
 def help_of_data(argv: Sequence[str]) -> str:
     """All arguments of the data set that the configurations among some arguments name, with what each does."""
-    wanted = [a for a in argv if a not in ("-h", "--help", "--help-all")]
-    blocks = []
-    for option, value in itertools.pairwise([*_data_blocks_alone(wanted), ""]):
-        if option.startswith(("--config=", "-c=")):
-            blocks.append(option.split("=", 1)[1])
-        elif option in ("--config", "-c"):
-            blocks.append(value)
-    paths = [path for block in blocks if (path := (yaml.safe_load(block).get("data") or {}).get("class_path"))]
+    blocks = [yaml.safe_load(_data_block(value)) for value in config_values(argv)]
+    paths = [path for block in blocks if (path := (block.get("data") or {}).get("class_path"))]
     if not paths:
         return f"--config NAME of one of the data sets ({', '.join(data_classes())}) shows their --data.* arguments."
     module, name = paths[-1].rsplit(".", 1) if "." in paths[-1] else ("plif_lightning.data", paths[-1])

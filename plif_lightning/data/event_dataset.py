@@ -1,7 +1,7 @@
 """Recordings of an event store as batches of frames."""
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plif_lightning.batch import Batch
-from plif_lightning.data.loading import BatchRequest, request_of, sample_of
+from plif_lightning.data.loading import BatchedDataset, BatchRequest
 from plif_lightning.events.augment import EventAugmentation, EventChanges, EventMix, resized
 from plif_lightning.events.integration import (
     DamagedEventsError,
@@ -25,7 +25,7 @@ from plif_lightning.events.store import EventStore, StoreError
 from plif_lightning.runtime.randomness import fold_in, hashed_uniform
 
 
-class EventDataset:
+class EventDataset(BatchedDataset):
     """Recordings of a store, read a batch at a time: sliced, augmented and counted together.
 
     Args:
@@ -54,20 +54,12 @@ class EventDataset:
         self._resized = resized(store.sensor, self.frame) if self.frame != store.sensor else None
         self._labels = torch.from_numpy(store.label)
         # The machine code is made here, not while the first batch is waited for.
-        self[BatchRequest(0, torch.zeros(1, dtype=torch.int64))]
+        self.batch(BatchRequest(0, torch.zeros(1, dtype=torch.int64)))
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    @overload
-    def __getitem__(self, request: BatchRequest) -> Batch: ...
-
-    @overload
-    def __getitem__(self, request: int) -> tuple[Tensor, Tensor]: ...
-
-    def __getitem__(self, request: BatchRequest | int) -> Batch | tuple[Tensor, Tensor]:
-        if not isinstance(request, BatchRequest):
-            return sample_of(self[request_of(request, len(self))])
+    def batch(self, request: BatchRequest) -> Batch:
         sample = self.indices.index_select(0, request.indices)
         n = len(sample)
         recordings = sample.numpy()

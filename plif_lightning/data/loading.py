@@ -1,8 +1,9 @@
 """Batches at a time: a sampler that plans whole batches, and a loader that can be resumed."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -20,10 +21,15 @@ class BatchRequest(NamedTuple):
     indices: Tensor
 
 
-class BatchedDataset(Protocol):
+class BatchedDataset(ABC):
     """A data set that is read a batch at a time; by a plain index it gives one sample, as PyTorch's own do."""
 
+    @abstractmethod
     def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batch(self, request: BatchRequest) -> Batch:
+        """The samples of a request, read together."""
 
     @overload
     def __getitem__(self, request: BatchRequest) -> Batch: ...
@@ -31,21 +37,20 @@ class BatchedDataset(Protocol):
     @overload
     def __getitem__(self, request: int) -> tuple[Tensor, Tensor]: ...
 
+    def __getitem__(self, request: BatchRequest | int) -> Batch | tuple[Tensor, Tensor]:
+        """A batch; or x [T or 1, C, H, W] of one sample and its label, or its shares of the classes where it is mixed.
 
-def request_of(index: int, length: int) -> BatchRequest:
-    """One sample by its place, augmented by a draw of PyTorch's generator.
+        A sample that is asked for by its place is augmented by a draw of PyTorch's generator.
 
-    Raises:
-        IndexError: there is no such sample.
-    """
-    if not -length <= index < length:
-        raise IndexError(f"index must lie in 0..{length - 1}, got {index}.")
-    return BatchRequest(int(torch.randint(2**62, ())), torch.tensor([index % length]))
-
-
-def sample_of(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The only sample of a batch: x [T or 1, C, H, W] and its label, or the shares of the classes where it is mixed."""
-    return batch.x[0], batch.label[0] if batch.target is None else batch.target[0]
+        Raises:
+            IndexError: there is no such sample.
+        """
+        if isinstance(request, BatchRequest):
+            return self.batch(request)
+        if not -len(self) <= request < len(self):
+            raise IndexError(f"index must lie in 0..{len(self) - 1}, got {request}.")
+        one = self.batch(BatchRequest(int(torch.randint(2**62, ())), torch.tensor([request % len(self)])))
+        return one.x[0], one.label[0] if one.target is None else one.target[0]
 
 
 class BatchPlan(DistributedSampler[Any]):
