@@ -1,13 +1,15 @@
 from . import data as data
 from . import events as events
+from .dynamics import Firing as Firing
+from .dynamics import Surrogate as Surrogate
 from .network import SpikingNetwork as SpikingNetwork
 from .network import load_network as load_network
 from .network import over_time as over_time
+from .network import step as step
+from .network import traces as traces
 from .network import use_backend as use_backend
 from .neurons import IF as IF
 from .neurons import LIF as LIF
 from .neurons import PLIF as PLIF
-from .neurons import Firing as Firing
-from .neurons import Surrogate as Surrogate
 from .task import SpikingClassifier as SpikingClassifier
 from .version import __version__ as __version__

@@ -11,7 +11,7 @@ from plif_lightning.errors import UserError
 class Batch(NamedTuple):
     """N samples."""
 
-    x: Tensor  # [N, T, C, H, W]; T = 1 for a static image; counts of events in the smallest type that holds them
+    x: Tensor  # [N, T, C, H, W], or static images [N, C, H, W]; counts of events in the smallest type that holds them
     label: Tensor  # int64 [N]
     sample: Tensor  # int64 [N], its place in the original data set
     target: Tensor | None = None  # float32 [N, C] of mixed samples; None where the label is all of it
@@ -36,4 +36,9 @@ def as_batch(batch: Any) -> Batch:
             "a batch must hold x [N, C, H, W] or [N, T, C, H, W] and integer labels [N], "
             f"got {list(x.shape)} and {label.dtype} {list(label.shape)}."
         )
-    return Batch(x[:, None] if x.dim() == 4 else x, label.long(), torch.arange(len(x), device=x.device))
+    return Batch(x, label.long(), torch.arange(len(x), device=x.device))
+
+
+def time_first(x: Tensor) -> Tensor:
+    """A batch's x as networks take it: [T, N, C, H, W]; static images [N, C, H, W] as they are."""
+    return x.transpose(0, 1) if x.dim() == 5 else x

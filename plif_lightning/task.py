@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from plif_lightning.batch import Batch, as_batch
+from plif_lightning.batch import Batch, as_batch, time_first
 from plif_lightning.errors import NonFiniteError, UserError
 from plif_lightning.losses import LOSSES, LossName
 from plif_lightning.network import SpikingNetwork
@@ -66,8 +66,8 @@ class SpikingClassifier(L.LightningModule):
         self.test_confusion = MulticlassConfusionMatrix(num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Votes [T, N, num_classes] for x [N, T, C, H, W], or [N, 1, C, H, W] of a static image."""
-        return self.network(x.transpose(0, 1))
+        """Votes [T, N, num_classes] for x [N, T, C, H, W], or static images [N, C, H, W]."""
+        return self.network(time_first(x))
 
     # Every step draws its random numbers (dropout, pool ties, Poisson input) from a seed of its own.
     # A run that is resumed from any checkpoint then draws what the uninterrupted one would have drawn.

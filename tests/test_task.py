@@ -58,8 +58,9 @@ def test_the_command_line_shows_every_argument_of_network_neuron_and_firing_with
 
     from jsonargparse import ArgumentParser
 
+    from plif_lightning.dynamics import Firing
     from plif_lightning.network import SpikingNetwork
-    from plif_lightning.neurons import Firing, make_neuron
+    from plif_lightning.neurons import make_neuron
 
     parser = ArgumentParser()
     parser.add_class_arguments(SpikingClassifier, "model")

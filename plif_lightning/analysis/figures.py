@@ -53,7 +53,7 @@ def membrane_response(
     """
     import torch  # which the figures of runs do not need
 
-    from plif_lightning.neurons import Firing, integrate_and_fire
+    from plif_lightning.dynamics import Firing, integrate_and_fire
 
     k = torch.tensor([1 / (t * STEPS_PER_MS) for t in tau], dtype=torch.float64)
     w = torch.tensor(list(weight), dtype=torch.float64)
@@ -113,7 +113,7 @@ def figure_5b(runs: Sequence[Run]) -> Figure:
     """Which of three neurons of a max-pool window connects to the next layer, step by step."""
     import torch
 
-    from plif_lightning.neurons import integrate_and_fire
+    from plif_lightning.dynamics import integrate_and_fire
 
     steps = 20
     drive = torch.tensor([0.62, 0.80, 1.15], dtype=torch.float64).expand(steps, 1, 3)

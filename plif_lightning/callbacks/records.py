@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from plif_lightning.batch import time_first
 from plif_lightning.callbacks.checkpoints import BestCheckpoint
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.data import SpikingDataModule
@@ -138,14 +139,14 @@ def record_samples(network: SpikingNetwork, data: SpikingDataModule, most: int, 
     chosen = _one_of_each_class([int(label) for label in labels], most)
     try:
         for i in chosen:
-            x = dataset[BatchRequest(0, torch.tensor([i]))].x.to(device).transpose(0, 1)
-            x = x.to(dtype) if x.is_floating_point() else x
+            x = dataset[BatchRequest(0, torch.tensor([i]))].x.to(device)
+            x = time_first(x.to(dtype) if x.is_floating_point() else x)
             votes.append(network(x).cpu())
             fired = first_spikes.pop()[:, 0].cpu()
             if len(spikes) < _PLAYED:
                 spikes.append(fired.bool())
             rates.append(fired.float().mean(0))
-            frames.append(x.cpu())
+            frames.append((x if x.dim() == 5 else x[None]).cpu())
     finally:
         hook.remove()
     stacked = torch.cat(frames, 1)

@@ -54,7 +54,7 @@ class ImageDataset(BatchedDataset):
                 images = augment(images, uniform[:, : augment.draws])
                 uniform = uniform[:, augment.draws :]
         x = images.to(torch.float32).mul_(self.scale).add_(self.shift)
-        return Batch(x[:, None], self.labels.index_select(0, request.indices), sample)
+        return Batch(x, self.labels.index_select(0, request.indices), sample)
 
 
 @dataclass(eq=False, repr=False)

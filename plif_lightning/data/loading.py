@@ -38,7 +38,7 @@ class BatchedDataset(ABC):
     def __getitem__(self, request: int) -> tuple[Tensor, Tensor]: ...
 
     def __getitem__(self, request: BatchRequest | int) -> Batch | tuple[Tensor, Tensor]:
-        """A batch; or x [T or 1, C, H, W] of one sample and its label, or its shares of the classes where it is mixed.
+        """A batch; or one sample: x [T, C, H, W] or [C, H, W], and its label, or its shares of the classes.
 
         A sample that is asked for by its place is augmented by a draw of PyTorch's generator.
 

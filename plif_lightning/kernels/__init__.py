@@ -8,6 +8,7 @@ from plif_lightning.kernels.fused import (
     integrate_and_fire,
     moments,
     moments_over_processes,
+    norm_fire,
     norm_fire_pool,
 )
 from plif_lightning.kernels.layout import Pool
@@ -22,5 +23,6 @@ __all__ = [
     "integrate_and_fire",
     "moments",
     "moments_over_processes",
+    "norm_fire",
     "norm_fire_pool",
 ]

@@ -6,10 +6,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from plif_lightning.dynamics import reference
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import fused
 from plif_lightning.kernels.layout import interpreted
-from plif_lightning.neurons import dynamics
 
 BackendName = Literal["auto", "reference", "cpu", "triton"]
 
@@ -60,6 +60,6 @@ class Backend:
         return self.chosen(device) != "reference"
 
     def integrate_and_fire(self, x: Tensor, *arguments: Any, **settings: Any) -> tuple[Tensor, Tensor]:
-        """`neurons.integrate_and_fire` in the form of this backend; its arguments."""
-        run = fused.integrate_and_fire if self.fuses(x.device) else dynamics.integrate_and_fire
+        """`dynamics.integrate_and_fire` in the form of this backend; its arguments."""
+        run = fused.integrate_and_fire if self.fuses(x.device) else reference.integrate_and_fire
         return run(x, *arguments, **settings)

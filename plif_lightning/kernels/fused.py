@@ -10,10 +10,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from plif_lightning.dynamics.firing import Firing
+from plif_lightning.dynamics.reference import checked
 from plif_lightning.kernels import ops as ops  # registers the operators
 from plif_lightning.kernels.layout import POOLS, Constants, Pool, empty_map, real_type, rows_of
-from plif_lightning.neurons.dynamics import checked
-from plif_lightning.neurons.firing import Firing
 
 
 class _Fire(torch.autograd.Function):
@@ -53,7 +53,7 @@ def integrate_and_fire(
     firing: Firing = Firing(),
     time_steps: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`neurons.integrate_and_fire`, in one pass over x; same arguments, results and errors."""
+    """`dynamics.integrate_and_fire`, in one pass over x; same arguments, results and errors."""
     steps = checked(x, k, v, firing, time_steps)
     with torch.autocast(x.device.type, enabled=False):
         learned = rows_of(k, firing, x)
@@ -69,7 +69,7 @@ def integrate_and_fire(
 
 
 class _NormFirePool(torch.autograd.Function):
-    """BN's affine map, neurons and pool; keeps y, statistics and parameters."""
+    """BN's affine map, neurons and pool; keeps y, statistics and parameters, and V_{-1} where that is not V_reset."""
 
     @staticmethod
     def forward(
@@ -81,27 +81,30 @@ class _NormFirePool(torch.autograd.Function):
         mean: Tensor,
         invstd: Tensor,
         seed: Tensor,
+        v: Tensor | None,
+        last: bool,
         batch_statistics: bool,
         synchronise: bool,
         pool: int,
         constants: Sequence[float],
         steps: int,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         scale = weight * invstd
         shift = bias - mean * scale
-        ctx.save_for_backward(y, learned, mean, invstd, scale, shift, seed)
-        ctx.settings = (batch_statistics, synchronise, pool, constants, steps)
-        return torch.ops.plif.fire(y, scale, shift, learned, None, steps, pool, constants, False)[0]
+        ctx.save_for_backward(y, learned, mean, invstd, scale, shift, seed, v)
+        ctx.settings = (last, batch_statistics, synchronise, pool, constants, steps)
+        return torch.ops.plif.fire(y, scale, shift, learned, v, steps, pool, constants, last)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        y, learned, mean, invstd, scale, shift, seed = ctx.saved_tensors
-        batch_statistics, synchronise, pool, constants, steps = ctx.settings
+    def backward(ctx: Any, grad_out: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
+        y, learned, mean, invstd, scale, shift, seed, v = ctx.saved_tensors
+        last, batch_statistics, synchronise, pool, constants, steps = ctx.settings
         windows = (y.shape[3] // 2) * (y.shape[4] // 2)
-        grad_y, _, sums, grad_learned = torch.ops.plif.fire_backward(
-            y, scale, shift, mean, learned, None, seed, grad_out, None, steps, pool, constants, windows, 0
-        )
+        grad_y, grad_v, sums, grad_learned = torch.ops.plif.fire_backward(
+            y, scale, shift, mean, learned, v, seed, grad_out, grad_last if last else None,
+            steps, pool, constants, windows, 0,
+        )  # fmt: skip
         grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
         offset = slope = torch.zeros_like(scale)
         if batch_statistics:
@@ -109,7 +112,7 @@ class _NormFirePool(torch.autograd.Function):
             slope, constant = _through_statistics(sums, count, scale, invstd, synchronise)
             offset = constant - slope * mean
         torch.ops.plif.normalize_backward(grad_y, y, scale, offset, slope)
-        return grad_y, grad_weight, grad_bias, grad_learned, *[None] * 8
+        return grad_y, grad_weight, grad_bias, grad_learned, *[None] * 3, None if v is None else grad_v, *[None] * 6
 
 
 def _through_statistics(
@@ -167,7 +170,7 @@ def norm_fire_pool(
     firing: Firing = Firing(),
     time_steps: int | None = None,
 ) -> Tensor:
-    """Pooled spikes of BN's output: BN, `neurons.integrate_and_fire` and a 2x2 pool in one pass over y.
+    """Pooled spikes of BN's output: BN, `dynamics.integrate_and_fire` and a 2x2 pool in one pass over y.
 
     Args:
         y: the convolution's output [T, N, C, H, W], or [1, N, C, H, W] held for `time_steps`.
@@ -186,7 +189,45 @@ def norm_fire_pool(
     Returns:
         Spikes [T, N, C, H', W'] in the dtype of y.
     """
+    statistics = (mean, invstd, batch_statistics, synchronise)
+    return _norm_fire_pool(y, weight, bias, statistics, k, firing, time_steps, pool=pool, seed=seed)[0]
+
+
+def norm_fire(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    *,
+    batch_statistics: bool,
+    synchronise: bool = False,
+    firing: Firing = Firing(),
+) -> tuple[Tensor, Tensor]:
+    """`norm_fire_pool` without a pool, from the potential v [N, C, H, W] on (None: V_reset), which it gives back."""
+    checked(y, k, v, firing, None)
+    v = None if v is None else v.to(real_type(y))
+    return _norm_fire_pool(y, weight, bias, (mean, invstd, batch_statistics, synchronise), k, firing, v=v, last=True)
+
+
+def _norm_fire_pool(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    statistics: tuple[Tensor, Tensor, bool, bool],
+    k: Tensor | None,
+    firing: Firing,
+    time_steps: int | None = None,
+    *,
+    pool: Pool = "none",
+    seed: Tensor | None = None,
+    v: Tensor | None = None,
+    last: bool = False,
+) -> tuple[Tensor, Tensor]:
     real = real_type(y)
+    mean, invstd, of_batch, of_all_processes = statistics
     with torch.autocast(y.device.type, enabled=False):
         return _NormFirePool.apply(
             y,
@@ -196,8 +237,10 @@ def norm_fire_pool(
             mean.to(real),
             invstd.to(real),
             _no_seed() if seed is None else seed,
-            batch_statistics,
-            synchronise,
+            v,
+            last,
+            of_batch,
+            of_all_processes,
             POOLS[pool],
             [*Constants.of(firing, leak=k is not None)],
             len(y) if time_steps is None else time_steps,

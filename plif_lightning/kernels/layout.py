@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from plif_lightning.dynamics.firing import Firing
+from plif_lightning.dynamics.surrogate import SurrogateName
 from plif_lightning.errors import UserError
-from plif_lightning.neurons.firing import Firing
-from plif_lightning.neurons.surrogate import SurrogateName
 
 Pool = Literal["none", "max_first", "max_random", "avg"]
 # Compiled loops know names by their place in the Literal.

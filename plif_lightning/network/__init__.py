@@ -6,7 +6,9 @@ from plif_lightning.network.network import SpikingNetwork, use_backend
 from plif_lightning.network.norm import NormStatistics
 from plif_lightning.network.over_time import OverTime, over_time
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
+from plif_lightning.network.stepping import step
 from plif_lightning.network.structure import Structure
+from plif_lightning.network.tracing import traces
 
 __all__ = [
     "InputEncoder",
@@ -20,5 +22,7 @@ __all__ = [
     "Structure",
     "load_network",
     "over_time",
+    "step",
+    "traces",
     "use_backend",
 ]

@@ -13,11 +13,13 @@ from plif_lightning.kernels import (
     conv_of_spikes,
     encode_fire_pool,
     moments,
+    norm_fire,
     norm_fire_pool,
 )
 from plif_lightning.network.norm import Statistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d, draw_seed
 from plif_lightning.neurons import Neuron
+from plif_lightning.neurons.carry import carried
 
 
 def images_channels_last(images: Tensor) -> Tensor:
@@ -45,7 +47,8 @@ class ConvBlock(nn.Module):
 
     A part may be replaced by another module that takes the same arguments; see `not_fusible`.
 
-    An input [1, N, C, H, W] is held for `time_steps`: convolution and BN then run once, not T times.
+    An input [1, N, C, H, W] is held for `time_steps`: convolution and BN then run once, not T times. In a `step` it
+    is the step.
 
     Args:
         conv: over single images [N, C, H, W].
@@ -76,7 +79,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor, binary: bool = False) -> Tensor:
         """Pooled spikes of x [T, N, C, H, W]; `binary`: x is guaranteed to hold zeros and ones."""
-        steps = self.time_steps if len(x) == 1 else len(x)
+        steps = self.time_steps if len(x) == 1 and carried() is None else len(x)
         if not self.backend.fuses(x.device):
             return self._by_parts(self.conv(x.flatten(0, 1)), x, steps)
         fusible = self.not_fusible is None
@@ -175,11 +178,20 @@ class ConvBlock(nn.Module):
 
     def _fused(self, y: Tensor, steps: int) -> Tensor:
         statistics = self.norm.statistics_for(lambda: moments(y), y.shape[1] * y.shape[3] * y.shape[4], steps)
+        affine = self._normalisation(statistics)
+        of_batch, synchronise = statistics.of_batch, statistics.of_all_processes
+        if (state := carried()) is not None:
+            firing = self.neuron.firing
+            spikes = state.through(
+                self.neuron,
+                lambda v: norm_fire(y, *affine, v, batch_statistics=of_batch, synchronise=synchronise, firing=firing),
+            )
+            return spikes if self.pool is None else self.pool(spikes)
         return norm_fire_pool(
             y,
-            *self._normalisation(statistics),
-            batch_statistics=statistics.of_batch,
-            synchronise=statistics.of_all_processes,
+            *affine,
+            batch_statistics=of_batch,
+            synchronise=synchronise,
             time_steps=steps,
             **self._firing_and_pool(),
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
+from plif_lightning.neurons.carry import carried
 
 InputEncoderName = Literal["direct", "poisson", "latency"]
 
@@ -37,6 +38,8 @@ class InputEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.name == "direct":
             return x
+        if carried() is not None:
+            raise UserError(f"input_encoder={self.name!r} draws all time-steps at once: a step needs 'direct'.")
         if len(x) != 1:
             raise UserError(f"input_encoder={self.name!r} encodes images, got {len(x)} time-steps; use 'direct'.")
         low, high = x.aminmax()

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from plif_lightning.dynamics import Firing
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import Backend, BackendName
 from plif_lightning.network.blocks import ConvBlock, Encoder, FCBlock, Pool2d, TimeDropout
@@ -15,7 +16,8 @@ from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.norm import NormStatistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
 from plif_lightning.network.structure import Structure
-from plif_lightning.neurons import Firing, Neuron, NeuronName, make_neuron
+from plif_lightning.neurons import Neuron, NeuronName, make_neuron
+from plif_lightning.neurons.carry import carried
 
 
 class Voting(nn.Module):
@@ -35,9 +37,9 @@ class Voting(nn.Module):
 class SpikingNetwork(nn.Module):
     """n_down x [n_conv x (conv - BN - neuron) - pool] - n_fc x (dropout - FC - neuron) - voting.
 
-    Votes [T, N, num_classes] in [0, 1] from inputs [T, N, C, H, W], or from [1, N, C, H, W]: a static
-    image, held for `time_steps`, whose first convolution and BN run once. There is no hidden state:
-    every call starts at V_reset and leaves nothing behind.
+    Votes [T, N, num_classes] in [0, 1] from inputs [T, N, C, H, W], or from static images [N, C, H, W], held for
+    `time_steps`, whose first convolution and BN run once. There is no hidden state: every call starts at V_reset and
+    leaves nothing behind.
 
     Args:
         input_shape: (C, H, W), from the data.
@@ -140,10 +142,16 @@ class SpikingNetwork(nn.Module):
         use_backend(self, backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Votes [T, N, num_classes] for x [T, N, C, H, W] or a static x [1, N, C, H, W], of any numeric type."""
-        if x.dim() != 5 or x.shape[2:] != self.input_shape or len(x) not in (1, self.time_steps):
+        """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W], of any numeric type."""
+        steps = self.time_steps if carried() is None else 1
+        if x.dim() not in (4, 5) or x.shape[-3:] != self.input_shape or (x.dim() == 5 and len(x) != steps):
             c, h, w = self.input_shape
-            raise UserError(f"x must be [{self.time_steps} or 1, N, {c}, {h}, {w}], got {list(x.shape)}.")
+            raise UserError(
+                f"x must be [{steps}, N, {c}, {h}, {w}], time first, or static images [N, {c}, {h}, {w}], "
+                f"got {list(x.shape)}."
+            )
+        if x.dim() == 4:
+            x = x[None]
         if not x.is_floating_point():  # counts of events come in one byte each
             x = x.to(next(self.parameters()).dtype)
         return self.voting(self.classifier(self.encoder(self.inputs(x)).flatten(2)))
@@ -191,8 +199,6 @@ def use_backend(module: nn.Module, name: BackendName = "auto") -> nn.Module:
     """
     backend = Backend(name)
     for part in module.modules():
-        if isinstance(part, Neuron):
-            part.integrate_and_fire = backend.integrate_and_fire
-        elif isinstance(part, (ConvBlock, SpikingNetwork)):
+        if isinstance(part, (Neuron, ConvBlock, SpikingNetwork)):
             part.backend = backend
     return module

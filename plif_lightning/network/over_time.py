@@ -38,7 +38,7 @@ class OverTime(nn.Module):
         """The last layer's output, [T, N, *]."""
         if x.dim() < 3 or len(x) == 0:
             raise UserError(f"x must be [T, N, *] with T >= 1 and at least one more dimension, got {list(x.shape)}.")
-        return _run(self.net, x)
+        return run_over_time(self.net, x)
 
 
 def _require_known(module: nn.Module) -> None:
@@ -52,13 +52,15 @@ def _require_known(module: nn.Module) -> None:
         )
 
 
-def _run(module: nn.Module, x: Tensor) -> Tensor:
-    if isinstance(module, _KNOW_TIME):
+def run_over_time(module: nn.Module, x: Tensor) -> Tensor:
+    """`OverTime(module)(x)`."""
+    if isinstance(module, (*_KNOW_TIME, OverTime)):
         return module(x)
     if isinstance(module, nn.Sequential):
         for part in module:
-            x = _run(part, x)
+            x = run_over_time(part, x)
         return x
+    _require_known(module)
     return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 

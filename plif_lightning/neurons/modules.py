@@ -1,16 +1,17 @@
 """The neurons as modules: PLIF (learned time constant), LIF (fixed) and IF (no leak)."""
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from plif_lightning.dynamics import Firing
+from plif_lightning.dynamics.reference import Trace, trace
 from plif_lightning.errors import UserError
-from plif_lightning.neurons.dynamics import integrate_and_fire
-from plif_lightning.neurons.firing import Firing
+from plif_lightning.kernels import Backend
+from plif_lightning.neurons.carry import carried
 
 NeuronName = Literal["plif", "lif", "if"]
 TauPer = Literal["layer", "channel"]
@@ -27,6 +28,9 @@ class Neuron(nn.Module):
 
     With `learn_threshold` the parameter is `b`: V_th = V_0 + (v_threshold - V_0) exp(b), b_0 = 0, where V_0 is V_reset
     or zero, whichever is higher. So V_th stays positive and above V_reset, whatever b becomes.
+
+    Attributes:
+        backend: the form that runs: the fastest one on the device of x, unless `use_backend` chose another.
     """
 
     def __init__(
@@ -47,8 +51,7 @@ class Neuron(nn.Module):
             raise UserError(
                 f"v_threshold must be above zero and v_reset to be learned, got {self.constants.v_threshold}."
             )
-        # a network puts a faster form of the same function here
-        self.integrate_and_fire: Callable[..., tuple[Tensor, Tensor]] = integrate_and_fire
+        self.backend = Backend("auto")
 
     @property
     def firing(self) -> Firing:
@@ -75,15 +78,29 @@ class Neuron(nn.Module):
         Raises:
             UserError: x has fewer than three dimensions, as a batch [N, features] without time has.
         """
+        self._require_time(x)
+        return self.backend.integrate_and_fire(x, self.k, v, firing=self.firing, time_steps=time_steps)
+
+    def trace(self, x: Tensor, v: Tensor | None = None, time_steps: int | None = None) -> Trace:
+        """Spikes and potentials of every step, [T, N, *] each; arguments as `run`. By the reference, step by step."""
+        self._require_time(x)
+        return trace(x, self.k, v, firing=self.firing, time_steps=time_steps)
+
+    @staticmethod
+    def _require_time(x: Tensor) -> None:
         if x.dim() < 3:
             raise UserError(
                 f"x must be [T, N, features, ...], got {list(x.shape)}: a batch [N, features] has no time. "
                 "plif_lightning.over_time(net) runs a stack of layers over time."
             )
-        return self.integrate_and_fire(x, self.k, v, firing=self.firing, time_steps=time_steps)
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
-        """Spikes [T, N, *] for x [T, N, *], or [1, N, *] held for `time_steps`; starts at V_reset."""
+        """Spikes [T, N, *] for x [T, N, *], or [1, N, *] held for `time_steps`; starts at V_reset.
+
+        In a `step` it starts where the step before ended.
+        """
+        if (state := carried()) is not None:
+            return state.through(self, lambda v: self.run(x, v))
         return self.run(x, time_steps=time_steps)[0]
 
     def learned(self) -> dict[str, Tensor]:

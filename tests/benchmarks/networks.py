@@ -83,7 +83,7 @@ def run_ours(net: SpikingNetwork, x: Tensor) -> Tensor:
 def run_peer(net: nn.Sequential, x: Tensor, steps: int, step_mode: str) -> Tensor:
     functional.reset_net(net)
     x = x.float()
-    x = x if len(x) == steps else x.expand(steps, *x.shape[1:])
+    x = x if x.dim() == 5 else x.expand(steps, *x.shape)
     return net(x) if step_mode == "m" else torch.stack([net(step) for step in x])
 
 
@@ -193,7 +193,7 @@ def show(what: str, seconds: dict[str, list[float]]) -> None:
 def floor(name: str, batch: int, bf16: bool) -> Callable[[], None]:
     """Convolutions and FC layers alone, on maps of the network's sizes."""
     net = network_of(name)
-    static = len(inputs(name, net, batch)) == 1
+    static = inputs(name, net, batch).dim() == 4
     work = []
     for i, (part, shape) in enumerate(dense_layers(net)):
         n = batch * (1 if i == 0 and static else net.time_steps)

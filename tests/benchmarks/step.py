@@ -32,7 +32,7 @@ def inputs(name: str, net: SpikingNetwork, batch: int) -> torch.Tensor:
     shape, _ = configs.INPUTS[name]
     if shape[0] == 2:  # about as many events in a pixel and step as a recording of a DVS128 has
         return torch.poisson(torch.full((net.time_steps, batch, *shape), 0.2)).to(torch.uint8)
-    return torch.randn(1, batch, *shape)
+    return torch.randn(batch, *shape)
 
 
 def peak() -> int:

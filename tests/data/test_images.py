@@ -51,10 +51,10 @@ def test_batches_equal_torchvisions_own_pipeline(make, write, source, mean, std,
     x, label, sample = all_of(module.val_dataloader())
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
     theirs = source(tmp_path, train=False, transform=transform)
-    assert x.shape == (20, 1, *module.input_shape)
+    assert x.shape == (20, *module.input_shape)
     assert torch.equal(sample, torch.arange(20))
     for i, (image, target) in enumerate(theirs):
-        torch.testing.assert_close(x[i, 0], image, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(x[i], image, rtol=1e-5, atol=1e-6)
         assert label[i] == target
     assert len(module.train_dataloader().dataset) == 40
 
@@ -216,14 +216,14 @@ def test_a_plain_loader_gives_what_pytorch_users_expect():
     data = Digits(augmentation=[RandomCrop(1)])
     data.setup()
     x, label = data.test_set[3]
-    assert x.shape == (1, 1, 8, 8)
+    assert x.shape == (1, 8, 8)
     assert label.shape == ()
     torch.testing.assert_close(x, data.test_set[BatchRequest(0, torch.tensor([3]))].x[0])
     assert torch.equal(data.test_set[-1][0], data.test_set[len(data.test_set) - 1][0])
     with pytest.raises(IndexError, match=r"index must lie in 0..358, got 359"):
         data.test_set[359]
     x, label = next(iter(DataLoader(data.train_set, batch_size=5, shuffle=True)))
-    assert x.shape == (5, 1, 1, 8, 8)
+    assert x.shape == (5, 1, 8, 8)
     assert label.shape == (5,)
     assert sum(len(y) for _, y in DataLoader(data.test_set, batch_size=100)) == 359
 

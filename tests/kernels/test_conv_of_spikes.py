@@ -45,7 +45,7 @@ def network(**changes) -> SpikingNetwork:
 
 
 def image() -> torch.Tensor:
-    return torch.randn(1, 4, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return torch.randn(4, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def step(net: SpikingNetwork) -> tuple[list[torch.Tensor], list[torch.dtype]]:
@@ -105,7 +105,7 @@ def test_what_may_not_be_spikes_is_kept_as_it_is(pooling, change, monkeypatch):
 
 def test_under_autocast_it_is_the_convolution_of_bfloat16(monkeypatch):
     net = network(channels=16).float()
-    x = torch.randn(1, 4, 1, 12, 12)
+    x = torch.randn(4, 1, 12, 12)
     grads = []
     for many in (1, 10**9):
         monkeypatch.setattr(blocks, "_MANY_SPIKES", many)

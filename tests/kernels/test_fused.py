@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from plif_lightning import kernels
+from plif_lightning.dynamics import Firing, SurrogateName, integrate_and_fire
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import Backend, fused, layout, ops
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.blocks import ConvBlock, Pool2d, images_channels_last
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d
-from plif_lightning.neurons import IF, LIF, PLIF, Firing, SurrogateName, integrate_and_fire
-from tests.neurons import oracle
+from plif_lightning.neurons import IF, LIF, PLIF
+from tests.dynamics import oracle
 from tests.processes import on_two_processes
 
 
@@ -444,14 +445,14 @@ def test_a_part_that_somebody_put_into_the_network_is_called():
     net = SpikingNetwork((1, 8, 8), 2, 3, channels=4, fc_features=8, n_down=1)
     seen = []
     net.encoder.conv1.register_forward_hook(lambda module, inputs, spikes: seen.append(spikes.shape))
-    net(torch.randn(1, 2, 1, 8, 8))
+    net(torch.randn(2, 1, 8, 8))
     assert seen == [(3, 2, 4, 4, 4)]
     net.encoder.conv1.pool = nn.Sequential(
         nn.Flatten(0, 1), nn.AvgPool2d(2), nn.Unflatten(0, (3, 2)), nn.Threshold(2.0, 0.0)
     )
     calls = []
     net.encoder.conv1.pool.register_forward_hook(lambda module, inputs, out: calls.append(out.abs().max().item()))
-    net(torch.randn(1, 2, 1, 8, 8))
+    net(torch.randn(2, 1, 8, 8))
     assert calls == [0.0]
     assert net.kernels(torch.device("cpu")) == "cpu kernels; conv1 by parts: the kernels know no Sequential"
 
@@ -495,7 +496,7 @@ def test_a_hook_on_the_gradient_is_called_and_another_convolution_named():
     net = SpikingNetwork((1, 8, 8), 2, 3, channels=4, fc_features=8, n_down=1)
     calls = []
     handle = net.encoder.conv1.neuron.register_full_backward_pre_hook(lambda module, grad: calls.append(1))
-    net(torch.randn(1, 2, 1, 8, 8)).sum().backward()
+    net(torch.randn(2, 1, 8, 8)).sum().backward()
     assert calls == [1]
     handle.remove()
     net.encoder.conv1.conv = nn.Conv2d(1, 4, 5, padding=2, bias=False)

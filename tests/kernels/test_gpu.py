@@ -20,7 +20,7 @@ import sys
 import torch
 from plif_lightning.kernels import ops
 from plif_lightning.kernels.layout import POOLS, Constants, rows_of
-from plif_lightning.neurons import Firing
+from plif_lightning.dynamics import Firing
 
 def both(
     shape, pool, held=False, per_step=True, leak=True, start=False, last=False, detach=True, kind="atan", bf16=False,

@@ -10,7 +10,7 @@ from torch.nn import functional
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, load_network
 from plif_lightning.neurons import IF
-from tests.neurons import oracle
+from tests.dynamics import oracle
 
 SMALL = {
     "input_shape": (2, 9, 10),
@@ -70,9 +70,9 @@ def gradients(network, votes):
 def test_network_equals_the_step_by_step_one(pooling, n_conv, static):
     ours = small(n_conv=n_conv, pooling=pooling, pool_ties="first", dropout=0.0)
     theirs = copy.deepcopy(ours)
-    x = inputs(1 if static else 4)
+    x = inputs()[0] if static else inputs()
     votes = ours(x)
-    expected = step_by_step(theirs, x.expand(4, -1, -1, -1, -1), pooling)
+    expected = step_by_step(theirs, x.expand(4, *x.shape[-4:]), pooling)
     assert 0.02 < expected.mean() < 0.98
     torch.testing.assert_close(votes, expected)
     for (name, grad), e in zip(gradients(ours, votes).items(), gradients(theirs, expected).values(), strict=True):
@@ -85,7 +85,7 @@ def test_network_equals_the_step_by_step_one(pooling, n_conv, static):
 def test_a_static_image_equals_its_repetition(statistics):
     held = small(norm_statistics=statistics, pool_ties="first", dropout=0.0)
     repeated = copy.deepcopy(held)
-    x = inputs(1)
+    x = inputs()[0]
     votes, expected = held(x), repeated(x.expand(4, -1, -1, -1, -1))
     torch.testing.assert_close(votes, expected)
     for grad, e in zip(gradients(held, votes).values(), gradients(repeated, expected).values(), strict=True):
@@ -98,7 +98,7 @@ def test_first_convolution_of_a_static_image_runs_once():
     network = small()
     shapes = []
     network.encoder.conv1.conv.register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape)))
-    network(inputs(1))
+    network(inputs()[0])
     assert shapes == [(3, 5, 9, 10)]
 
 
@@ -235,7 +235,7 @@ def test_latency_encoder_fires_once_and_brighter_pixels_earlier():
     spikes = network.inputs(p)
     assert torch.equal(spikes.sum(0), torch.ones_like(p[0]))
     assert torch.equal(spikes.argmax(0), torch.floor(10 * (1 - p[0])).long())
-    network(p)
+    network(p[0])
 
 
 @pytest.mark.parametrize(
@@ -260,9 +260,11 @@ def test_a_wrong_argument_is_named(kwargs, message):
 @pytest.mark.parametrize(
     ("kwargs", "x", "message"),
     [
-        ({}, torch.zeros(4, 1, 2, 9, 9), r"x must be \[4 or 1, N, 2, 9, 10\]"),
-        ({}, torch.zeros(3, 1, 2, 9, 10), r"x must be \[4 or 1"),
-        ({"input_encoder": "poisson"}, torch.full((1, 1, 2, 9, 10), 1.5), "--data.normalize=false"),
+        ({}, torch.zeros(4, 1, 2, 9, 9), r"x must be \[4, N, 2, 9, 10\], time first, or static images \[N, 2, 9, 10\]"),
+        ({}, torch.zeros(3, 1, 2, 9, 10), r"x must be \[4, N"),
+        ({}, torch.zeros(1, 3, 2, 9, 10), r"got \[1, 3, 2, 9, 10\]"),
+        ({}, torch.zeros(9, 10), r"got \[9, 10\]"),
+        ({"input_encoder": "poisson"}, torch.full((1, 2, 9, 10), 1.5), "--data.normalize=false"),
         ({"input_encoder": "latency"}, torch.zeros(4, 1, 2, 9, 10), "encodes images, got 4 time-steps"),
     ],
 )

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from plif_lightning.dynamics.surrogate import Surrogate, SurrogateName
 from plif_lightning.errors import UserError
-from plif_lightning.neurons.surrogate import Surrogate, SurrogateName
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,13 +1,13 @@
 """The paper's neuron over T time-steps in plain PyTorch: the reference that every faster form must equal."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from plif_lightning.dynamics.firing import Firing
 from plif_lightning.errors import UserError
-from plif_lightning.neurons.firing import Firing
 
 
 def integrate_and_fire(
@@ -56,6 +56,45 @@ def integrate_and_fire(
             firing,
             time_steps,
         )
+
+
+class Trace(NamedTuple):
+    """What a layer of neurons did at each step.
+
+    Attributes:
+        spikes: S, [T, N, *].
+        charged: H, the potential that is compared with V_th, [T, N, *].
+        v: V, the potential after the reset, [T, N, *].
+    """
+
+    spikes: Tensor
+    charged: Tensor
+    v: Tensor
+
+
+def trace(
+    x: Tensor,
+    k: Tensor | None,
+    v: Tensor | None = None,
+    *,
+    firing: Firing = Firing(),
+    time_steps: int | None = None,
+) -> Trace:
+    """`integrate_and_fire` with the potentials of every step, and without a gradient; same arguments and errors."""
+    time_steps = checked(x, k, v, firing, time_steps)
+    charged, after = [], []
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        v = torch.full_like(x[0], firing.v_reset) if v is None else v.to(x.dtype)
+        k = None if k is None else _over_channels(k, x).to(x.dtype)
+        threshold = firing.v_threshold
+        threshold = _over_channels(threshold, x) if isinstance(threshold, Tensor) else threshold
+        for t in range(time_steps):
+            charged.append(_charge(x[t if len(x) > 1 else 0], k, v, firing.v_reset))
+            v = _reset(charged[-1], _fire(charged[-1], threshold), threshold, firing)
+            after.append(v)
+        h = torch.stack(charged)
+        return Trace(_fire(h, threshold), h, torch.stack(after))
 
 
 def _over_channels(value: Tensor, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ from typing import get_args
 import pytest
 import torch
 
-from plif_lightning.neurons import Surrogate, SurrogateName
+from plif_lightning.dynamics import Surrogate, SurrogateName
 
 NAMES = get_args(SurrogateName)
 

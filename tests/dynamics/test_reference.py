@@ -7,9 +7,10 @@ from typing import get_args
 import pytest
 import torch
 
+from plif_lightning.dynamics import Firing, SurrogateName, integrate_and_fire
 from plif_lightning.errors import UserError
-from plif_lightning.neurons import IF, LIF, PLIF, Firing, SurrogateName, integrate_and_fire
-from tests.neurons import oracle
+from plif_lightning.neurons import IF, LIF, PLIF
+from tests.dynamics import oracle
 
 SHAPES = [(1, 3), (1, 1, 2, 3, 5), (3, 2, 3, 5, 7), (8, 3, 4), (8, 1, 3, 1, 1)]
 CONSTANTS = [  # of a hard reset

@@ -1,0 +1,59 @@
+"""What every neuron of a network did at every step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plif_lightning.dynamics.reference import Trace
+from plif_lightning.network.network import SpikingNetwork
+from plif_lightning.network.over_time import run_over_time
+from plif_lightning.neurons import Neuron
+
+
+def run_network(net: nn.Module, x: Tensor) -> Tensor:
+    """The output of a `SpikingNetwork`, or of a stack of layers `over_time`."""
+    return net(x) if isinstance(net, SpikingNetwork) else run_over_time(net, x)
+
+
+def plain(net: nn.Module) -> nn.Module:
+    """The network in a compiled module or a `SpikingClassifier`; itself otherwise."""
+    net = getattr(net, "_orig_mod", net)
+    inner = getattr(net, "network", None)
+    return inner if isinstance(inner, SpikingNetwork) else net
+
+
+@torch.no_grad()
+def traces(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Trace]]:
+    """The output, and the spikes and membrane potentials of each layer of neurons by its name in `net`.
+
+    Args:
+        net: a `SpikingNetwork`, a `SpikingClassifier`, or what `over_time` takes.
+        x: [T, N, *]; a `SpikingNetwork` takes static images [N, C, H, W] too.
+
+    Every potential of every step is kept, so this is for few samples. Neurons run twice: for the output, and step by
+    step in the reference.
+
+    >>> from plif_lightning.neurons import PLIF
+    >>> y, found = traces(nn.Sequential(nn.Flatten(), PLIF()), torch.full([3, 1, 1, 1], 1.5))
+    >>> found["1"].v.flatten()
+    tensor([0.7500, 0.0000, 0.7500])
+    """
+    net = plain(net)
+    found: dict[str, Trace] = {}
+
+    def listener(name: str) -> Any:
+        def listen(neuron: Any, arguments: tuple[Any, ...], spikes: Tensor) -> None:
+            x, *rest = arguments
+            found[name] = neuron.trace(x, time_steps=rest[0] if rest else None)
+
+        return listen
+
+    hooks = [
+        part.register_forward_hook(listener(name)) for name, part in net.named_modules() if isinstance(part, Neuron)
+    ]
+    try:
+        return run_network(net, x), found
+    finally:
+        for hook in hooks:
+            hook.remove()

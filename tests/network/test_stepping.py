@@ -1,0 +1,162 @@
+"""One time-step at a time, and what neurons did at each."""
+
+import pytest
+import torch
+from torch import nn
+
+import plif_lightning as pl
+from plif_lightning.errors import UserError
+from tests.dynamics import oracle
+
+
+def steps_of(net, x):
+    state, outputs = None, []
+    for frame in x:
+        y, state = pl.step(net, frame, state)
+        outputs.append(y)
+    return torch.stack(outputs), state
+
+
+def exact(net):
+    """Weights whose sums are the same to the bit in any order: small multiples of 1/8; BN that changes no digits."""
+    for part in net.modules():
+        if isinstance(part, (nn.Conv2d, nn.Linear)):
+            part.weight.data = torch.randint(-3, 6, part.weight.shape) / 8
+        if isinstance(part, nn.BatchNorm2d):
+            part.eps = 0.0
+            part.running_mean.data = torch.randint(0, 3, part.running_mean.shape) / 4
+            part.running_var.fill_(0.25)
+            part.bias.data = torch.randint(-2, 3, part.bias.shape) / 8
+    return net.eval()
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("pooling", ["max", "avg"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"neuron": "if"}, {"reset": "soft", "learn_threshold": True, "v_reset": -0.5}]
+)
+def test_steps_of_a_network_are_its_whole_run_to_the_bit(backend, pooling, settings):
+    torch.manual_seed(0)
+    net = pl.SpikingNetwork(
+        (2, 8, 8), 3, 6, n_conv=2, channels=4, fc_features=8, pooling=pooling, backend=backend, **settings
+    )
+    net = exact(net)
+    x = torch.randint(0, 3, (6, 3, 2, 8, 8))
+    y, state = steps_of(net, x)
+    assert torch.equal(y, net(x))
+    assert 0 < y.mean() < 1
+    assert list(state) == [f"encoder.conv{i}.neuron" for i in (1, 2, 3, 4)] + [
+        f"classifier.fc{i}.neuron" for i in (1, 2)
+    ]
+    assert steps_of(net, x[:2])[0].equal(y[:2])  # nothing was left in it
+
+
+def test_steps_of_a_static_image_are_its_whole_run():
+    torch.manual_seed(0)
+    net = exact(pl.SpikingNetwork((1, 8, 8), 3, 6, channels=4, fc_features=8))
+    x = torch.randint(0, 4, (3, 1, 8, 8)).float()
+    assert torch.equal(steps_of(net, x.expand(6, -1, -1, -1, -1))[0], net(x))
+    module = pl.SpikingClassifier((1, 8, 8), 3, 6, channels=4, fc_features=8)
+    module.network.load_state_dict(net.state_dict())
+    assert torch.equal(steps_of(exact(module), x[None])[0], steps_of(module.network, x[None])[0])
+
+
+def test_ordinary_weights_differ_by_rounding_at_most():
+    torch.manual_seed(0)
+    net = pl.SpikingNetwork((1, 8, 8), 3, 6, channels=4, fc_features=8).double().eval()
+    x = torch.randn(6, 1, 1, 8, 8, dtype=torch.float64)
+    _, state = steps_of(net, x)
+    _, found = pl.traces(net, x)
+    for name, v in state.items():
+        torch.testing.assert_close(v, found[name].v[-1])
+
+
+def test_gradients_flow_through_the_state():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), pl.PLIF()).double()
+    x = 4 * torch.rand(5, 2, 1, 2, 3, dtype=torch.float64)
+    grads = []
+    for run in (lambda: steps_of(net, x)[0], lambda: pl.over_time(net)(x)):
+        net.zero_grad()
+        (run() * torch.linspace(0, 1, 50).view(5, 2, 5)).sum().backward()
+        grads.append([p.grad.clone() for p in net.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+    assert grads[0][-1].abs() > 0
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_block_in_training_passes_gradients_on_from_step_to_step(backend):
+    """The potential goes into the fused block and comes out of it, with its gradient."""
+    torch.manual_seed(0)
+    net = pl.SpikingNetwork((1, 8, 8), 3, 4, channels=4, fc_features=8, dropout=0.0, pool_ties="first").double()
+    pl.use_backend(net, backend)
+    x = torch.randn(4, 5, 1, 8, 8, dtype=torch.float64)
+    grads = []
+    for run in (lambda: steps_of(net, x)[0], lambda: net(x)):
+        net.zero_grad()
+        (run() * torch.linspace(0, 1, 60).view(4, 5, 3)).sum().backward()
+        grads.append([p.grad.clone() for p in net.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+    assert grads[0][0].abs().sum() > 0
+
+
+def test_a_compiled_network_is_stepped_as_it_is():
+    net = pl.SpikingNetwork((1, 8, 8), 3, 2, channels=4, fc_features=8).eval()
+    x = torch.randn(2, 16, 1, 8, 8)
+    assert torch.equal(steps_of(torch.compile(net, backend="eager"), x)[0], steps_of(net, x)[0])
+
+
+def test_what_cannot_be_stepped_is_refused():
+    net = pl.SpikingNetwork((1, 8, 8), 3, 4, channels=4, fc_features=8)
+    frame = torch.zeros(2, 1, 8, 8)
+    with pytest.raises(UserError, match=r"one mask for all time-steps of a sample: call net\.eval\(\)"):
+        pl.step(net, frame)
+    with pytest.raises(UserError, match=r"takes all time-steps at once: call net\.eval\(\)"):
+        pl.step(pl.SpikingNetwork((1, 8, 8), 3, 4, dropout=0.0, norm_statistics="all_steps"), frame)
+    with pytest.raises(UserError, match="draws all time-steps at once"):
+        pl.step(pl.SpikingNetwork((1, 8, 8), 3, 4, input_encoder="poisson").eval(), frame)
+    net.eval()
+    _, state = pl.step(net, frame)
+    with pytest.raises(UserError, match=r"v must have the shape of one step of x, \(1, 4, 8, 8\), got \(2, 4, 8, 8\)"):
+        pl.step(net, frame[:1], state)
+    with pytest.raises(UserError, match=r"state must hold the potentials of encoder\.conv1\.neuron, .* got 2"):
+        pl.step(net, frame, {"2": frame})
+    with pytest.raises(UserError, match=r"x must be \[1, N, 1, 8, 8\].*got \[1, 2, 1, 8, 9\]"):
+        pl.step(net, torch.zeros(2, 1, 8, 9))
+    neuron = pl.PLIF()
+    with pytest.raises(UserError, match="a neuron stands twice in the network"):
+        pl.step(nn.Sequential(neuron, nn.Linear(3, 3), neuron), torch.zeros(2, 3))
+
+
+def test_traces_are_the_oracles_potentials():
+    torch.manual_seed(0)
+    neuron = pl.PLIF(init_tau=3.0, v_reset=-0.2)
+    x = torch.randn(7, 2, 5) * 2
+    trace = neuron.trace(x)
+    v = None
+    for t in range(7):
+        spikes, v = oracle.run(x[t : t + 1], neuron.k.detach(), v, v_reset=-0.2)
+        assert torch.equal(trace.spikes[t], spikes[0])
+        torch.testing.assert_close(trace.v[t], v)
+    assert torch.equal(trace.spikes, (trace.charged >= 1).float())
+    assert 0 < trace.spikes.mean() < 1
+
+
+def test_traces_of_a_network_belong_to_its_output():
+    torch.manual_seed(0)
+    net = pl.SpikingNetwork((1, 8, 8), 3, 6, channels=4, fc_features=8).eval()
+    x = torch.randn(2, 1, 8, 8)
+    votes, found = pl.traces(net, x)
+    assert torch.equal(votes, net(x))
+    assert found["encoder.conv1.neuron"].v.shape == (6, 2, 4, 8, 8)
+    assert torch.equal(found["classifier.fc2.neuron"].spikes.unflatten(-1, (3, 10)).mean(-1), votes)
+    assert not any(neuron._forward_hooks for _, neuron in net.neurons())
+
+
+def test_a_neuron_alone_runs_in_the_fastest_form():
+    x = torch.randn(4, 2, 3)
+    neuron = pl.PLIF()
+    assert neuron.backend.chosen(x.device) == "cpu"
+    assert torch.equal(neuron(x), pl.use_backend(pl.PLIF(), "reference")(x))
