@@ -55,11 +55,13 @@ class Backend:
             )
         return self.name
 
-    def fuses(self, device: torch.device) -> bool:
+    def fuses(self, device: torch.device, dtype: torch.dtype | None = None) -> bool:
         """Whether the fused forms run on this device, and not the reference; errors as `chosen`."""
+        if self.name == "auto" and device.type == "cpu" and dtype == torch.float16:
+            return False  # which numba does not know
         return self.chosen(device) != "reference"
 
     def integrate_and_fire(self, x: Tensor, *arguments: Any, **settings: Any) -> tuple[Tensor, Tensor]:
         """`dynamics.integrate_and_fire` in the form of this backend; its arguments."""
-        run = fused.integrate_and_fire if self.fuses(x.device) else reference.integrate_and_fire
+        run = fused.integrate_and_fire if self.fuses(x.device, x.dtype) else reference.integrate_and_fire
         return run(x, *arguments, **settings)

@@ -80,7 +80,7 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor, binary: bool = False) -> Tensor:
         """Pooled spikes of x [T, N, C, H, W]; `binary`: x is guaranteed to hold zeros and ones."""
         steps = self.time_steps if len(x) == 1 and carried() is None else len(x)
-        if not self.backend.fuses(x.device):
+        if not self.backend.fuses(x.device, x.dtype):
             return self._by_parts(self.conv(x.flatten(0, 1)), x, steps)
         fusible = self.not_fusible is None
         if fusible and self._recomputes(x):

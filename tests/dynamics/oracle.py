@@ -44,3 +44,15 @@ def run(x, k, v=None, *, v_threshold=1.0, v_reset=0.0, reset="hard", detach_rese
         s_reset = s.detach() if detach_reset else s
         v = h - v_threshold * s_reset if reset == "soft" else h * (1 - s_reset) + v_reset * s_reset
     return torch.stack(spikes), v
+
+
+def sample(shape, dtype=torch.float64, seed=0):
+    """Inputs that make about a third of the neurons fire, an initial potential, and upstream gradients."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=g, dtype=torch.float64) * 2 + 0.7
+    v = torch.randn(shape[1:], generator=g, dtype=torch.float64) * 0.3
+    grads = (
+        torch.randn(shape, generator=g, dtype=torch.float64),
+        torch.randn(shape[1:], generator=g, dtype=torch.float64),
+    )
+    return x.to(dtype), v.to(dtype), tuple(grad.to(dtype) for grad in grads)

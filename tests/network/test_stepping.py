@@ -159,4 +159,5 @@ def test_a_neuron_alone_runs_in_the_fastest_form():
     x = torch.randn(4, 2, 3)
     neuron = pl.PLIF()
     assert neuron.backend.chosen(x.device) == "cpu"
+    assert neuron(x.half()).dtype == torch.float16  # by the reference: numba knows no float16
     assert torch.equal(neuron(x), pl.use_backend(pl.PLIF(), "reference")(x))

@@ -1,0 +1,70 @@
+"""Neurons as modules."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from plif_lightning.neurons import IF, LIF, PLIF
+from tests.dynamics import oracle
+
+
+@pytest.mark.parametrize("v_reset", [0.0, -0.5, 0.4])
+def test_a_learned_threshold_stays_positive_and_above_the_reset(v_reset):
+    neuron = PLIF(v_threshold=0.9, v_reset=v_reset, learn_threshold=True, tau_per="channel", channels=3)
+    torch.testing.assert_close(neuron.learned()["v_threshold"], torch.full([3], 0.9))
+    neuron.b.data = torch.tensor([-50.0, 0.0, 3.0])
+    assert (neuron.firing.v_threshold >= max(v_reset, 0.0)).all()
+    assert [name for name, _ in neuron.named_parameters()] == ["b", "a"]
+    assert "learn_threshold=True" in repr(neuron)
+    assert IF(learn_threshold=True).learned()["v_threshold"] == 1.0
+    assert LIF().learned().keys() == {"tau"}
+
+
+@pytest.mark.parametrize("time_steps", [1, 3, 8])
+@pytest.mark.parametrize(("v_reset", "detach_reset"), list(itertools.product([0.0, -0.25, None], [True, False])))
+def test_plif_equals_spikingjelly(time_steps, v_reset, detach_reset):
+    """Whose soft reset is v_reset=None."""
+    pytest.importorskip("spikingjelly", reason="test extra `bench`")
+    from spikingjelly.activation_based import functional, neuron, surrogate
+
+    theirs = neuron.ParametricLIFNode(
+        init_tau=3.0, v_reset=v_reset, detach_reset=detach_reset, surrogate_function=surrogate.ATan(), step_mode="m"
+    )
+    reset = {"reset": "soft"} if v_reset is None else {"v_reset": v_reset}
+    ours = PLIF(init_tau=3.0, detach_reset=detach_reset, **reset)
+    x, _, (grad, _) = oracle.sample((time_steps, 3, 5, 7), torch.float32)
+    results = []
+    for module, parameter in ((theirs, theirs.w), (ours, ours.a)):
+        inputs = x.clone().requires_grad_()
+        spikes = module(inputs)
+        (spikes * grad).sum().backward()
+        results.append((spikes.detach(), inputs.grad, parameter.grad))
+    functional.reset_net(theirs)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+
+
+def test_membrane_potential_is_float32_under_autocast():
+    neuron = PLIF()
+    x = torch.randn(8, 4, 6, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        spikes, v = neuron.run(x)
+    assert spikes.dtype == torch.bfloat16
+    assert v.dtype == torch.float32
+    expected, v_expected = neuron.run(x.float())
+    assert torch.equal(spikes.float(), expected)
+    assert torch.equal(v, v_expected)
+    spikes.sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+    assert neuron.a.grad.dtype == torch.float32
+
+
+def test_tau_is_the_inverse_of_sigmoid_a():
+    assert PLIF(init_tau=2.0).a.item() == 0
+    for init_tau in (1.1, 2.0, 16.0):
+        assert PLIF(init_tau=init_tau).tau.item() == pytest.approx(init_tau, rel=1e-6)
+        assert LIF(init_tau=init_tau).tau.item() == pytest.approx(init_tau, rel=1e-6)
+    assert IF().tau.item() == math.inf
+    assert [n for n, _ in LIF().named_parameters()] == []
+    assert PLIF(tau_per="channel", channels=5).a.shape == (5,)
