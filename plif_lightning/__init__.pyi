@@ -1,5 +1,6 @@
 from . import data as data
 from . import events as events
+from . import plot as plot
 from .dynamics import Firing as Firing
 from .dynamics import Surrogate as Surrogate
 from .network import SpikingNetwork as SpikingNetwork

@@ -21,11 +21,12 @@ MAY_IMPORT = {
     "kernels": {"runtime", "errors", "dynamics"},
     "neurons": {"errors", "dynamics", "kernels"},
     "network": {"errors", "dynamics", "kernels", "neurons"},
+    "plot": {"errors"},
     "configs": {"errors", "network"},
     "events": {"runtime", "errors"},
     "data": {"runtime", "errors", "batch", "events"},
     "runs": {"runtime", "errors"},
-    "analysis": {"runtime", "errors", "dynamics", "configs", "runs"},
+    "analysis": {"runtime", "errors", "dynamics", "configs", "plot", "runs"},
     "task": {"runtime", "errors", "batch", "losses", "network"},
     "callbacks": {"runtime", "errors", "batch", "data", "network", "runs", "analysis", "task"},
     "cli": {

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from plif_lightning.analysis.style import COLOURS, MARKERS, plain
+from plif_lightning.plot.style import COLOURS, MARKERS, plain
 from plif_lightning.runs.metrics import layer_values
 
 

@@ -14,9 +14,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from numpy.typing import NDArray
 
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.style import COLOURS, DASHES, MARKERS, plain
 from plif_lightning.analysis.tables import one_per_seed, other_settings, setting_of
 from plif_lightning.errors import UserError
+from plif_lightning.plot import picture
+from plif_lightning.plot.style import COLOURS, DASHES, MARKERS, plain
 from plif_lightning.runs.histograms import Histogram, read_histograms
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.samples import Samples, read_samples
@@ -348,18 +349,6 @@ def typical_channels(samples: Samples, count: int) -> list[int]:
     """Channels of the first layer whose firing rates vary most over their map, in order of their number."""
     spread = samples.rates.std((0, 2, 3))
     return sorted(np.argsort(-spread, kind="stable")[:count].tolist())
-
-
-def picture(frame: NDArray[Any]) -> NDArray[np.float64]:
-    """A frame [C, H, W] as an image: grey, RGB, or ON events red and OFF events blue; values 0 to 1."""
-    frame = frame.astype(np.float64)
-    if len(frame) == 2:
-        top = max(np.percentile(frame, 99.5), 1.0)
-        off, on = np.clip(frame / top, 0, 1)
-        return np.stack([1 - off, 1 - np.maximum(on, off), 1 - on], -1)
-    low, high = frame.min(), frame.max()
-    scaled = (frame - low) / (high - low if high > low else 1.0)
-    return np.moveaxis(scaled, 0, -1) if len(frame) == 3 else np.repeat(scaled[0][..., None], 3, -1)
 
 
 def _show(ax: Axes, image: NDArray[Any], title: str = "", top: float = 1.0) -> None:

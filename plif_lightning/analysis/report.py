@@ -17,9 +17,10 @@ import numpy as np
 import yaml
 
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.figures import FIGURES, NothingToShowError, drawn, picture, typical_channels
+from plif_lightning.analysis.figures import FIGURES, NothingToShowError, drawn, typical_channels
 from plif_lightning.analysis.tables import Table, problems_of
 from plif_lightning.errors import UserError
+from plif_lightning.plot import picture
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.samples import Samples, read_samples
 from plif_lightning.runtime.files import written_whole

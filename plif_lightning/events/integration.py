@@ -1,11 +1,12 @@
 """Events counted into frames, many recordings at once, straight into the batch's array."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plif_lightning.events.recording import Packed, Recording, Sensor, pack
+from plif_lightning.errors import UserError
+from plif_lightning.events.recording import Packed, Recording, Sensor, pack, recording_of
 from plif_lightning.runtime.compiled import compiled
 
 Slicing = Literal["by_count", "by_time"]
@@ -255,3 +256,42 @@ def integrate(
         bounds = bounds_by_time(packed.time, begin, end, time_steps)
     frames = count_events(packed.address, bounds, 2 * sensor.pixels)
     return frames.reshape(time_steps, 2, *sensor)
+
+
+def frames_of(
+    x: Any,
+    y: Any = None,
+    t: Any = None,
+    p: Any = None,
+    *,
+    sensor: Sensor | tuple[int, int],
+    time_steps: int,
+    slicing: Slicing = "by_count",
+) -> NDArray[Any]:
+    """The frames of events in memory, as data modules make them of recordings.
+
+    Args:
+        x: column of each event [pixel]: an array, a list or a tensor, [N]; or instead of all four a structured array
+            with the fields x, y, t and p, as tonic gives them.
+        y: row [pixel].
+        t: time [us], in ascending order.
+        p: polarity: 0 and 1, -1 and 1, or booleans.
+        sensor: (height, width).
+        time_steps: T.
+        slicing: `by_count` (Eq. S1) or `by_time`.
+
+    Returns:
+        Counts [T, 2, H, W] in the smallest of uint8, int16 and int32; channel p counts events of polarity p.
+
+    Raises:
+        UserError: an argument is not as stated; times are in seconds, or run backwards.
+
+    >>> x, y, t, p = [0, 1, 1], [0, 0, 1], [10, 11, 90], [1, -1, 1]
+    >>> frames_of(x, y, t, p, sensor=(2, 2), time_steps=2, slicing="by_time").tolist()
+    [[[[0, 1], [0, 0]], [[1, 0], [0, 0]]], [[[0, 0], [0, 0]], [[0, 0], [0, 1]]]]
+    """
+    if time_steps < 1:
+        raise UserError(f"time_steps must be at least 1, got {time_steps}.")
+    if slicing not in get_args(Slicing):
+        raise UserError(f"slicing must be one of {', '.join(get_args(Slicing))}, got {slicing!r}.")
+    return integrate(recording_of(x, y, t, p), Sensor.of(sensor), time_steps, slicing)

@@ -22,6 +22,23 @@ class Sensor(NamedTuple):
     height: int
     width: int
 
+    @classmethod
+    def of(cls, size: Any) -> "Sensor":
+        """A sensor's size from (height, width).
+
+        Raises:
+            UserError: it is none.
+        """
+        try:
+            height, width = (int(side) for side in size)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"sensor must be (height, width), got {size!r}; tonic's sensor_size is (width, height, polarities)."
+            ) from None
+        if min(height, width) < 1:
+            raise UserError(f"sensor must be at least 1 pixel high and wide, got {size!r}.")
+        return cls(height, width)
+
     @property
     def pixels(self) -> int:
         return self.height * self.width
@@ -62,6 +79,64 @@ def address_type(sensor: Sensor) -> np.dtype[Any]:
     return np.dtype(np.uint16 if 2 * sensor.pixels <= 2**16 else np.uint32)
 
 
+def _whole(values: NDArray[Any], what: str, name: str) -> Ints:
+    """Integers as they are, and floating-point numbers that are whole as integers.
+
+    Raises:
+        RecordingError: they are neither.
+    """
+    if np.issubdtype(values.dtype, np.integer):
+        return values
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    if np.issubdtype(values.dtype, np.floating) and np.isfinite(values).all() and (values == np.floor(values)).all():
+        return values.astype(np.int64)
+    unit = ": are these seconds? Times are microseconds, so multiply them by 1e6 and round" if what == "t" else ""
+    raise RecordingError(f"{name}: {what} must be whole numbers, got {values.dtype} such as {values.max()}{unit}.")
+
+
+def recording_of(
+    x: Any, y: Any = None, t: Any = None, p: Any = None, name: str = "events", sorted_by_time: bool = False
+) -> Recording:
+    """A recording from columns of any kind.
+
+    Args:
+        x: column of each event [pixel]: an array, a list or a tensor, [N]; or instead of all four a structured array
+            with the fields x, y, t and p (or `polarity`), as tonic gives them.
+        y: row [pixel].
+        t: time [us].
+        p: polarity: 0 and 1, -1 and 1, or booleans.
+        name: for messages.
+        sorted_by_time: put the events in order of time.
+
+    Raises:
+        RecordingError: something is missing, of another length, or no number.
+    """
+    fields = getattr(getattr(x, "dtype", None), "names", None)
+    if fields is not None and y is None and t is None and p is None:
+        polarity = "p" if "p" in fields else "polarity"
+        if missing := [field for field in ("x", "y", "t", polarity) if field not in fields]:
+            raise RecordingError(f"{name}: a structured array must have x, y, t and p, but lacks {', '.join(missing)}.")
+        x, y, t, p = x["x"], x["y"], x["t"], x[polarity]
+    columns = {what: np.asarray(values) for what, values in (("t", t), ("x", x), ("y", y), ("p", p))}
+    for what, values in columns.items():
+        if values.dtype == object or values.ndim != 1 or values.dtype.kind not in "iufb":
+            raise RecordingError(
+                f"{name}: {what} must be one number an event, got {values.dtype} {list(values.shape)}."
+            )
+    if len({len(values) for values in columns.values()}) > 1:
+        lengths = ", ".join(f"{len(values)} of {what}" for what, values in columns.items())
+        raise RecordingError(f"{name}: every event needs x, y, t and p, got {lengths}.")
+    columns["t"] = _whole(columns["t"], "t", name)
+    polarities = columns["p"]
+    if len(polarities) and polarities.min() == -1 and ((polarities == -1) | (polarities == 1)).all():
+        columns["p"] = (polarities > 0).astype(np.uint8)
+    if sorted_by_time:
+        order = np.argsort(columns["t"], kind="stable")
+        columns = {what: values[order] for what, values in columns.items()}
+    return Recording(**columns)
+
+
 def pack(recording: Recording, sensor: Sensor, name: str, time_order: TimeOrder = "strict") -> Packed:
     """A checked recording in the store's form.
 
@@ -72,31 +147,32 @@ def pack(recording: Recording, sensor: Sensor, name: str, time_order: TimeOrder 
         time_order: `strict` or `as_recorded`.
 
     Raises:
-        RecordingError: a coordinate or polarity lies outside the sensor, a time runs backwards, or the
-            recording is longer than 71 minutes (2^32 us).
+        RecordingError: a value is no whole number, a coordinate or polarity lies outside the sensor, a time runs
+            backwards, or the recording is longer than 71 minutes (2^32 us).
     """
-    t, x, y, p = recording
-    if len(t) == 0:
+    if len(recording.t) == 0:
         return Packed(np.zeros(0, address_type(sensor)), np.zeros(0, np.uint32), 0)
+    t, x, y, p = (_whole(np.asarray(column), what, name) for what, column in recording._asdict().items())
     for axis, values, size in (("x", x, sensor.width), ("y", y, sensor.height), ("polarity", p, 2)):
         if values.min() < 0 or values.max() >= size:
             i = int(np.argmax((values < 0) | (values >= size)))
             raise RecordingError(
                 f"{name}: event {i} has {axis} = {values[i]}, but a sensor of {sensor.width} x {sensor.height} pixels "
-                f"has {axis} in 0..{size - 1}. The file is damaged or comes from another sensor."
+                f"has {axis} in 0..{size - 1}. It is damaged or comes from another sensor."
             )
     t = t.astype(np.int64, copy=False)
     if time_order == "strict" and (t[1:] < t[:-1]).any():
         i = int(np.argmax(t[1:] < t[:-1])) + 1
         raise RecordingError(
-            f"{name}: time runs backwards at event {i}, from {t[i - 1]} to {t[i]} us. The file is damaged, or its "
-            "clock was reset while it was recorded; to keep the file's order pass --data.time_order=as_recorded."
+            f"{name}: time runs backwards at event {i}, from {t[i - 1]} to {t[i]} us. It is damaged, or its clock was "
+            "reset while it was recorded: sort the events by time, or to keep a file's order pass "
+            "--data.time_order=as_recorded."
         )
     start = int(t.min())
     if int(t.max()) - start >= 2**32:
         raise RecordingError(
             f"{name}: its events span {(int(t.max()) - start) / 6e7:.0f} minutes; at most 71 (2^32 us) are expected. "
-            "The file is damaged, or its clock was reset while it was recorded."
+            "It is damaged, its clock was reset while it was recorded, or its times are no microseconds."
         )
     address = p.astype(np.uint32) * np.uint32(sensor.pixels)
     address += y.astype(np.uint32) * np.uint32(sensor.width)

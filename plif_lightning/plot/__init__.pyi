@@ -1,0 +1,4 @@
+from .tensors import frames as frames
+from .tensors import membrane as membrane
+from .tensors import picture as picture
+from .tensors import raster as raster

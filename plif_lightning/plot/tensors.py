@@ -1,0 +1,189 @@
+"""Pictures of what goes into a network, through it and out of it: of arrays and tensors, not of run folders."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from plif_lightning.errors import UserError
+from plif_lightning.plot.style import COLOURS, plain
+
+# Neurons of a raster beyond which its dots would only make a grey area.
+_MOST = 2000
+_FEW = 4
+
+
+def _array(values: Any) -> NDArray[Any]:
+    """NumPy's form of an array, a list, or a tensor on any device."""
+    detach = getattr(values, "detach", None)
+    array = np.asarray(values if detach is None else detach().float().cpu())
+    if array.dtype.kind not in "biuf" or array.size == 0:
+        raise UserError(f"numbers are expected, got {array.dtype} {list(array.shape)}.")
+    return array
+
+
+def _of_sample(values: Any, name: str, sample: int) -> NDArray[Any]:
+    """[T, neurons] of one sample, from [T], [T, neurons] or [T, N, *]."""
+    array = _array(values)
+    if array.ndim > 2:
+        if not -array.shape[1] <= sample < array.shape[1]:
+            raise UserError(f"sample must lie in 0..{array.shape[1] - 1}, got {sample}.")
+        array = array[:, sample]
+    if array.ndim == 0:
+        raise UserError(f"{name} must be [T], [T, neurons] or [T, N, *], got a single number.")
+    return array.reshape(len(array), -1)
+
+
+def _axes(axes: Axes | None, height: float) -> Axes:
+    if axes is not None:
+        return axes
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(6.4, height), layout="constrained")[1]
+
+
+def _time_axis(axes: Axes, steps: int) -> None:
+    axes.set_xlim(-0.5, steps - 0.5)
+    axes.set_xlabel("time-step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plain(axes)
+
+
+def raster(spikes: Any, axes: Axes | None = None, *, sample: int = 0) -> Axes:
+    """A dot for every spike: neurons above one another, time to the right.
+
+    Args:
+        spikes: zeros and ones of one sample [T, neurons], or of several [T, N, *].
+        axes: where to draw; new ones where they are not given.
+        sample: of several.
+
+    Raises:
+        UserError: there is no such sample, or these are no spikes.
+    """
+    fired = _of_sample(spikes, "spikes", sample)
+    if not np.isin(fired, (0, 1)).all():
+        raise UserError(f"spikes must be zeros and ones, got values from {fired.min():g} to {fired.max():g}.")
+    steps, neurons = fired.shape
+    axes = _axes(axes, 3.2)
+    t, neuron = np.nonzero(fired)
+    axes.scatter(t, neuron, s=max(0.5, min(12.0, 1200 / min(neurons, _MOST))), marker="|", color="black", linewidths=1)
+    axes.set_ylim(-0.5, neurons - 0.5)
+    axes.set_ylabel("neuron")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _time_axis(axes, steps)
+    return axes
+
+
+def membrane(
+    v: Any,
+    axes: Axes | None = None,
+    *,
+    sample: int = 0,
+    neurons: Sequence[int] | None = None,
+    v_threshold: float | None = 1.0,
+) -> Axes:
+    """Membrane potentials over time; of a `Trace`, the potential before the reset and a mark for every spike.
+
+    Args:
+        v: potentials of one neuron [T], of one sample [T, neurons], or of several [T, N, *]; or what `traces` and
+            `Neuron.trace` give for a layer.
+        axes: where to draw; new ones where they are not given.
+        sample: of several.
+        neurons: places among the sample's neurons; the first four where they are not given, or of a `Trace` the four
+            that fire most.
+        v_threshold: V_th, drawn as a line; None for no line.
+
+    Raises:
+        UserError: there is no such sample or neuron.
+    """
+    spikes = None
+    if hasattr(v, "charged"):
+        spikes, v = _of_sample(v.spikes, "spikes", sample), v.charged
+    potential = _of_sample(v, "v", sample)
+    count = potential.shape[1]
+    if neurons is None:
+        order = np.arange(count) if spikes is None else np.argsort(-spikes.sum(0), kind="stable")
+        neurons = sorted(order[:_FEW].tolist())
+    if wrong := [i for i in neurons if not 0 <= i < count]:
+        raise UserError(f"neurons must lie in 0..{count - 1}, got {wrong[0]}.")
+    axes = _axes(axes, 3.2)
+    t = np.arange(len(potential))
+    for place, i in enumerate(neurons):
+        colour = COLOURS[place % len(COLOURS)]
+        axes.plot(
+            t,
+            potential[:, i],
+            color=colour,
+            marker=".",
+            linewidth=1.2,
+            label=f"neuron {i}" if count > 1 else "potential",
+        )
+        if spikes is not None:
+            fired = np.flatnonzero(spikes[:, i])
+            axes.plot(fired, potential[fired, i], "v", color=colour, markersize=6)
+    if v_threshold is not None:
+        axes.axhline(v_threshold, color="0.4", linestyle="--", linewidth=1, label="$V_{th}$")
+    axes.set_ylabel("membrane potential" if spikes is None else "potential before the reset")
+    axes.legend(frameon=False, fontsize=8)
+    _time_axis(axes, len(potential))
+    return axes
+
+
+def frames(x: Any, axes: Sequence[Axes] | None = None, *, sample: int = 0) -> NDArray[Any]:
+    """The frames of one sample beside one another: grey, RGB, or ON events red and OFF events blue.
+
+    Args:
+        x: frames [T, C, H, W] or [T, N, C, H, W], or an image [C, H, W]; C is 1, 2 (OFF, ON) or 3.
+        axes: one for each frame; new ones where they are not given.
+        sample: of several.
+
+    Returns:
+        The axes, [T].
+
+    Raises:
+        UserError: there is no such sample, or x is of another shape.
+    """
+    array = _array(x)
+    if array.ndim == 5:
+        if not -array.shape[1] <= sample < array.shape[1]:
+            raise UserError(f"sample must lie in 0..{array.shape[1] - 1}, got {sample}.")
+        array = array[:, sample]
+    if array.ndim == 3:
+        array = array[None]
+    if array.ndim != 4 or array.shape[1] not in (1, 2, 3):
+        raise UserError(f"frames must be [T, C, H, W] or [T, N, C, H, W] with C = 1, 2 or 3, got {list(array.shape)}.")
+    if axes is None:
+        from matplotlib import pyplot
+
+        columns = min(10, len(array))
+        rows = -(-len(array) // columns)
+        figure, grid = pyplot.subplots(
+            rows, columns, squeeze=False, figsize=(1.1 * columns, 1.3 * rows), layout="constrained"
+        )
+        for unused in grid.flat[len(array) :]:
+            figure.delaxes(unused)
+        axes = list(grid.flat[: len(array)])
+    if len(axes) != len(array):
+        raise UserError(f"axes must be one for each of {len(array)} frames, got {len(axes)}.")
+    for t, (ax, frame) in enumerate(zip(axes, array, strict=True)):
+        ax.imshow(picture(frame), interpolation="nearest")
+        ax.set_xticks([])
+        ax.set_yticks([])
+        if len(array) > 1:
+            ax.set_title(f"t = {t}", fontsize=8)
+    return np.asarray(axes)
+
+
+def picture(frame: NDArray[Any]) -> NDArray[np.float64]:
+    """A frame [C, H, W] as an image [H, W, 3]: grey, RGB, or ON events red and OFF events blue; values 0 to 1."""
+    frame = frame.astype(np.float64)
+    if len(frame) == 2:
+        top = max(np.percentile(frame, 99.5), 1.0)
+        off, on = np.clip(frame / top, 0, 1)
+        return np.stack([1 - off, 1 - np.maximum(on, off), 1 - on], -1)
+    low, high = frame.min(), frame.max()
+    scaled = (frame - low) / (high - low if high > low else 1.0)
+    return np.moveaxis(scaled, 0, -1) if len(frame) == 3 else np.repeat(scaled[0][..., None], 3, -1)

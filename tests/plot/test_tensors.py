@@ -1,0 +1,60 @@
+"""Pictures of tensors."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+
+import plif_lightning as pl
+from plif_lightning.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_window(monkeypatch):
+    pyplot.switch_backend("Agg")
+    yield
+    pyplot.close("all")
+
+
+def test_a_raster_has_a_dot_for_every_spike():
+    spikes = (torch.rand(9, 3, 4, 2, generator=torch.Generator().manual_seed(0)) > 0.7).float()
+    axes = pl.plot.raster(spikes, sample=1)
+    dots = axes.collections[0].get_offsets()
+    expected = spikes[:, 1].flatten(1).nonzero()
+    assert {tuple(dot) for dot in np.asarray(dots).tolist()} == {tuple(map(float, at)) for at in expected.tolist()}
+    assert axes.get_xlabel() == "time-step"
+    assert pl.plot.raster(spikes[:, 0, :, 0], axes) is axes
+
+
+def test_a_membrane_trace_shows_potentials_threshold_and_spikes():
+    neuron = pl.PLIF()
+    trace = neuron.trace(torch.full([5, 1, 3], 1.5, requires_grad=True))
+    axes = pl.plot.membrane(trace, neurons=[0, 2])
+    assert axes.lines[0].get_ydata() == pytest.approx([0.75, 1.125, 0.75, 1.125, 0.75])
+    assert axes.lines[1].get_xdata().tolist() == [1, 3]  # its spikes
+    assert "$V_{th}$" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(pl.plot.membrane([0.1, 0.2], v_threshold=None).lines) == 1
+
+
+@pytest.mark.parametrize("shape", [(12, 2, 6, 5), (12, 3, 2, 6, 5), (1, 6, 5)])
+def test_every_frame_is_shown(shape):
+    axes = pl.plot.frames(torch.randint(0, 4, shape))
+    assert len(axes) == (12 if len(shape) > 3 else 1)
+    assert all(ax.images[0].get_array().shape == (6, 5, 3) for ax in axes)
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: pl.plot.raster(torch.rand(4, 3)), "spikes must be zeros and ones"),
+        (lambda: pl.plot.raster(torch.zeros(4, 3, 2), sample=3), r"sample must lie in 0\.\.2, got 3"),
+        (lambda: pl.plot.membrane(torch.zeros(4, 3), neurons=[3]), r"neurons must lie in 0\.\.2, got 3"),
+        (lambda: pl.plot.membrane(0.5), "got a single number"),
+        (lambda: pl.plot.frames(torch.zeros(4, 7, 2, 2)), r"C = 1, 2 or 3, got \[4, 7, 2, 2\]"),
+        (lambda: pl.plot.frames(["a"]), "numbers are expected"),
+        (lambda: pl.plot.frames(torch.zeros(2, 1, 3, 3), [None]), "one for each of 2 frames, got 1"),
+    ],
+)
+def test_mistakes_are_named(draw, message):
+    with pytest.raises(UserError, match=message):
+        draw()
