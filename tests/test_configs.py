@@ -95,7 +95,7 @@ def test_a_variant_of_images_is_refused_for_events(variant, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     if variant == "authors_code_mnist":
-        assert "data.augmentation of this data set must be a list of EventDrop, EventFlip" in error
+        assert "data.augmentation has RandomAffine, which changes images: for events take EventFlip" in error
     else:
         assert "this data set has no argument normalize: only" in error
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from plif_lightning.events import Recording
 from plif_lightning.runs.folder import RunFolder
@@ -251,3 +252,46 @@ def write_run(
         )
         write_samples(run, recorded)
     return run
+
+
+def write_image_folder(root: Path) -> None:
+    """Class folders of colour images, 10 x 8 pixels, of three classes; six of each for training, two for testing."""
+    for part, count in (("train", 6), ("test", 2)):
+        for label, name in enumerate(("cat", "dog", "owl")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                noise = np.random.default_rng(100 * label + i + len(part)).integers(0, 60, (8, 10, 3))
+                Image.fromarray((noise + 60 * label).astype(np.uint8)).save(folder / f"{i}.png")
+
+
+def write_event_folder(root: Path) -> None:
+    """Class folders of recordings in every format that is read; of the same sensor, 128 x 128."""
+    for part in ("train", "test"):
+        for label, name in enumerate(("left", "right")):
+            folder = root / part / name
+            formats = [("0.npz", None)] if part == "test" else [
+                [("0.npz", None), ("1.aedat", aedat2_bytes), ("2.aedat", aedat3_bytes), ("3.bin", nmnist_bytes)],
+                [("0.npy", None), ("1.aedat4", aedat4_bytes)],
+            ][label]  # fmt: skip
+            for i, (file, content) in enumerate(formats):
+                recording = events_of(300 + 200 * label, i)
+                folder.mkdir(parents=True, exist_ok=True)
+                if content is not None:
+                    write_file(folder / file, content(recording))
+                elif file.endswith(".npz"):
+                    np.savez(folder / file, **recording._asdict())
+                else:
+                    fields = [(key, np.int64) for key in recording._fields]
+                    np.save(folder / file, np.array(list(zip(*recording, strict=True)), fields))
+
+
+def write_pokerdvs(root: Path) -> None:
+    """POKER-DVS as tonic unpacks it: arrays [N, 4] of t, x, y, p in a folder for each suit."""
+    for part, count in (("train", 2), ("test", 1)):
+        for label, suit in enumerate(("cl", "he", "di", "sp")):
+            for i in range(count):
+                folder = root / "POKERDVS" / f"pips_{part}" / suit
+                folder.mkdir(parents=True, exist_ok=True)
+                t, x, y, p = events_of(60 + 10 * label, i, 35, 35, 5000)
+                np.save(folder / f"{i}.npy", np.stack([t, x, y, p], 1))

@@ -116,7 +116,8 @@ def setting_of(run: Run) -> Setting:
     """What the paper's tables tell runs apart by; an IF neuron has no tau."""
     neuron = str(run.setting("model.neuron", "?"))
     tau = math.inf if neuron == "if" else _real(run.setting("model.init_tau"))
-    return Setting(run.data_set, neuron, tau, str(run.setting("model.pooling", "?")))
+    data_set = run.data_set if run.data_set in paper.TITLES else str(run.facts.get("data") or run.data_set)
+    return Setting(data_set, neuron, tau, str(run.setting("model.pooling", "?")))
 
 
 # What of a configuration decides neither what is computed nor how it is measured.

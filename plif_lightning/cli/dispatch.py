@@ -51,7 +51,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _help(name: str, argv: list[str]) -> str:
-    """One screen; for a command with a configuration, all arguments of its data set too."""
+    """One screen; for a command with a configuration or data set, all arguments of its data set too."""
     if name == "sweep":
         from plif_lightning.cli.sweep import parser
 
@@ -60,7 +60,7 @@ def _help(name: str, argv: list[str]) -> str:
         from plif_lightning.cli import results
 
         return results.PARSERS[name]().format_help().rstrip()
-    if not any(argument.split("=")[0] in ("--config", "-c") for argument in argv):
+    if not any(argument.split("=")[0] in ("--config", "-c", "--data") for argument in argv):
         return screen(name)
     from plif_lightning.cli.prepare import help_of_data  # which loads Lightning
 

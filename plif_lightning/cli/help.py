@@ -49,7 +49,7 @@ _OPTIONS: dict[str, tuple[tuple[str, tuple[tuple[str, str], ...]], ...]] = {
             ),
         ),
         ("network and optimiser", _MODEL),
-        ("data (`fit --help --config NAME` lists all arguments of its data set)", _DATA),
+        ("data (`fit --help --config NAME` or `--data NAME` lists all arguments of its data set)", _DATA),
         ("training", _TRAINER),
     ),
     "prepare": (

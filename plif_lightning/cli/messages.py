@@ -101,6 +101,7 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
         or _of_class(message)
         or _of_missing_data(message)
         or _of_unknown_key(message, known)
+        or _of_type(message)
         or message
     )
 
@@ -125,11 +126,14 @@ def _of_class(message: str) -> str | None:
 def _of_augmentation(message: str) -> str | None:
     if not re.match(r'Parser key "(?:data\.)?(?:init_args\.)?augmentation', message):
         return None
-    base = EventAugmentation if EventAugmentation.__name__ in message else ImageAugmentation
-    given = re.search(r"Given value: (.*)$", message)
+    events = EventAugmentation.__name__ in message
+    names = ", ".join(_classes_below(EventAugmentation if events else ImageAugmentation, data_module))
+    given = re.search(r"Given value: (.*?)(?: - Expected |$)", message)
+    reason = re.search(r"expects a function or a callable class: (.*?)\.? Got value", message)
+    names += ", or tonic.transforms.NAME" if events else ""
     return (
-        f"data.augmentation of this data set must be a list of {', '.join(_classes_below(base, data_module))}; "
-        f"got {given[1] if given else '?'}. "
+        f"data.augmentation of this data set must be a list of {names}; "
+        f"got {given[1] if given else '?'}{f' ({reason[1]})' if events and reason else ''}. "
         "On the command line: --data.augmentation+=NAME --data.augmentation.ARGUMENT=VALUE."
     )
 
@@ -138,6 +142,23 @@ def _of_missing_data(message: str) -> str | None:
     if not re.search(r"arguments are required: (\w+\.)?data$", message):
         return None
     return f"{message}: pass --config NAME, or --data with one of {', '.join(data_classes())}."
+
+
+def _of_type(message: str) -> str | None:
+    """A value that is of none of several types."""
+    found = re.match(
+        r'Parser key "([\w.]+)": Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors:.*'
+        r"Given value: (.*)$",
+        message,
+    )
+    if not found:
+        return None
+    key, types, value = found.groups()
+    types = re.sub(r"<class '(?:\w+\.)*(\w+)'>|(?:\w+\.)+(?=\w)", r"\1", types).replace("NoneType", "null")
+    types = re.sub(r"Literal\[(.*?)\]", r"\1", types)
+    if not key.startswith("data.") and any(key in inspect.signature(c).parameters for c in data_classes().values()):
+        key = f"data.{key}"
+    return f"{key} must be of {types.replace(', null', ' or null')}, got {value}."
 
 
 def _of_unknown_key(message: str, known: Callable[[], Iterable[str]]) -> str | None:

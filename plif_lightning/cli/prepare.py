@@ -67,13 +67,18 @@ def prepare(argv: list[str]) -> int:
 
 
 def help_of_data(argv: Sequence[str]) -> str:
-    """All arguments of the data set that the configurations among some arguments name, with what each does."""
+    """All arguments of the data set that is named in some arguments or their configurations, with what each does."""
     blocks = [yaml.safe_load(_data_block(value)) for value in config_values(argv)]
     paths = [path for block in blocks if (path := (block.get("data") or {}).get("class_path"))]
+    paths += [value for before, value in zip(["", *argv], [*argv, ""], strict=True) if before == "--data"]
+    paths += [a.removeprefix("--data=") for a in argv if a.startswith("--data=")]
     if not paths:
         return f"--config NAME of one of the data sets ({', '.join(data_classes())}) shows their --data.* arguments."
     module, name = paths[-1].rsplit(".", 1) if "." in paths[-1] else ("plif_lightning.data", paths[-1])
+    kind = getattr(importlib.import_module(module), name, None)
+    if kind is None:
+        raise UserError(f"data must be one of {', '.join(data_classes())} or a class path, got {name!r}.")
     parser = Parser(usage="", add_help=False)
-    parser.add_class_arguments(getattr(importlib.import_module(module), name), "data")
+    parser.add_class_arguments(kind, "data")
     text = parser.format_help()
     return f"--data.* of {name}:\n" + re.sub(r"\n\n+", "\n", text[text.index("  --data.") :]).rstrip()

@@ -5,9 +5,12 @@ from plif_lightning.data.base import SpikingDataModule, Validation
 from plif_lightning.data.cifar10dvs import CIFAR10DVS
 from plif_lightning.data.digits import Digits
 from plif_lightning.data.dvsgesture import DVSGesture
+from plif_lightning.data.event_folder import EventFolder
 from plif_lightning.data.event_module import EventDataModule
+from plif_lightning.data.image_folder import ImageFolder
 from plif_lightning.data.images import ImageDataModule
 from plif_lightning.data.nmnist import NMNIST
+from plif_lightning.data.tonic_events import TonicEvents
 from plif_lightning.data.torchvision import CIFAR10, MNIST, FashionMNIST
 from plif_lightning.events.augment import (
     EventDrop,
@@ -29,6 +32,7 @@ __all__ = [
     "EventDataModule",
     "EventDrop",
     "EventFlip",
+    "EventFolder",
     "EventMix",
     "EventRotation",
     "EventTranslation",
@@ -36,10 +40,12 @@ __all__ = [
     "HorizontalFlip",
     "ImageAugmentation",
     "ImageDataModule",
+    "ImageFolder",
     "PolarityFlip",
     "RandomAffine",
     "RandomCrop",
     "SpikingDataModule",
     "TimeDrop",
+    "TonicEvents",
     "Validation",
 ]

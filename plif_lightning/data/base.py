@@ -195,11 +195,6 @@ class SpikingDataModule(L.LightningDataModule):
         return f"{self.title}{note}: " + ", ".join(f"{size:,} {name}" for name, size in self.sizes().items())
 
 
-def take(tensor: Tensor, indices: Tensor | None) -> Tensor:
-    """Rows `indices` of a tensor, or all of them without a copy."""
-    return tensor if indices is None else tensor[indices]
-
-
 def as_index(indices: Tensor | None, n: int) -> Tensor:
     """Places in the original data set, int64 [n]."""
     return torch.arange(n) if indices is None else indices

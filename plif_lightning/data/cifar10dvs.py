@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from plif_lightning.data.archives import Archive
-from plif_lightning.data.event_module import EventDataModule, numbered
-from plif_lightning.data.obtaining import FIGSHARE, Origin
+from plif_lightning.data.event_module import numbered
+from plif_lightning.data.obtaining import FIGSHARE, Origin, by_api
+from plif_lightning.data.published import PublishedEvents
 from plif_lightning.events import readers
 from plif_lightning.events.recording import Sensor
 from plif_lightning.events.store import RawFile
@@ -25,7 +26,7 @@ _CIFAR10DVS_FILES = {
 
 
 @dataclass(eq=False, repr=False)
-class CIFAR10DVS(EventDataModule):
+class CIFAR10DVS(PublishedEvents):
     """CIFAR10-DVS: 1,000 recordings of each of ten classes, 128x128 pixels.
 
     Of each class the recordings 0-899, by the number in the file's name, are for training, 900-999 for testing.
@@ -35,42 +36,25 @@ class CIFAR10DVS(EventDataModule):
     title = "CIFAR10-DVS"
     sensor = Sensor(128, 128)
     class_names = tuple(_CIFAR10DVS_FILES)
-    origins = {
-        "original": Origin(
-            "CIFAR10DVS/original",
-            tuple(
-                (
-                    Archive(
-                        f"{name}.zip",
-                        md5,
-                        f"{FIGSHARE}/{number}",
-                        "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671",
-                        10**10,
-                    ),
-                    (name,),
-                )
-                for name, (number, md5) in _CIFAR10DVS_FILES.items()
-            ),
-            (9_000, 1_000),
-        ),
-        "tonic": Origin(
-            "CIFAR10DVS",
-            (
-                (
-                    Archive(
-                        "CIFAR10DVS.zip",
-                        "ce3a4a0682dc0943703bd8f749a7701c",
-                        f"{FIGSHARE}/38023437",
-                        "https://figshare.com/ndownloader/files/38023437",
-                        5 * 10**10,
-                    ),
-                    class_names,
-                ),
-            ),
-            (9_000, 1_000),
-        ),
-    }
     first_test = 900
+
+    @classmethod
+    def origins(cls) -> dict[str, Origin]:
+        from tonic import datasets
+
+        published = datasets.CIFAR10DVS
+
+        page = "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671"
+        archives = tuple(
+            (Archive(f"{name}.zip", md5, f"{FIGSHARE}/{number}", page, 10**10), (name,))
+            for name, (number, md5) in _CIFAR10DVS_FILES.items()
+        )
+        copy = Archive(published.filename, published.file_md5, by_api(published.url), published.url, 5 * 10**10)
+        counts = (9_000, 1_000)
+        return {
+            "original": Origin("CIFAR10DVS/original", archives, counts),
+            "tonic": Origin("CIFAR10DVS", ((copy, cls.class_names),), counts),
+        }
 
     def raw_files(self, train: bool) -> list[RawFile]:
         suffix, reader, alone = (

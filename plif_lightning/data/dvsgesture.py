@@ -4,15 +4,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from plif_lightning.data.archives import Archive
-from plif_lightning.data.event_module import EventDataModule, numbered
-from plif_lightning.data.obtaining import FIGSHARE, Origin
+from plif_lightning.data.event_module import numbered
+from plif_lightning.data.obtaining import Origin, by_api
+from plif_lightning.data.published import PublishedEvents
 from plif_lightning.events import readers
 from plif_lightning.events.recording import RecordingError, Sensor
 from plif_lightning.events.store import RawFile
 
 
 @dataclass(eq=False, repr=False)
-class DVSGesture(EventDataModule):
+class DVSGesture(PublishedEvents):
     """DVS128 Gesture: gestures of 29 people under several lights, 128x128 pixels.
 
     `original` cuts the recordings of DvsGesture.tar.gz into all their labelled trials: 1,176 for training and
@@ -26,44 +27,31 @@ class DVSGesture(EventDataModule):
         *("hand clapping", "right hand wave", "left hand wave", "right arm clockwise", "right arm counter-clockwise"),
         *("left arm clockwise", "left arm counter-clockwise", "arm roll", "air drums", "air guitar", "other gestures"),
     )
-    origins = {
-        "original": Origin(
-            "DVSGesture",
-            (
-                (
-                    Archive(
-                        "DvsGesture.tar.gz",
-                        "8a5c71fb11e24e5ca5b11866ca6c00a1",
-                        None,
-                        "https://ibm.ent.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8/folder/50167556794",
-                        2 * 10**10,
-                    ),
-                    ("DvsGesture",),
-                ),
-            ),
-            (1_176, 288),
-        ),
-        "tonic": Origin(
-            "DVSGesture",
-            tuple(
-                (
-                    Archive(
-                        f"{entry}.tar.gz",
-                        md5,
-                        f"{FIGSHARE}/{number}",
-                        f"https://figshare.com/ndownloader/files/{number}",
-                        4 * 10**10,
-                    ),
-                    (entry,),
-                )
-                for entry, md5, number in (
-                    ("ibmGestureTrain", "3a8f0d4120a166bac7591f77409cb105", 38022171),
-                    ("ibmGestureTest", "56070e45dadaa85fff82e0fbfbc06de5", 38020584),
-                )
-            ),
-            (1_077, 264),
-        ),
-    }
+
+    @classmethod
+    def origins(cls) -> dict[str, Origin]:
+        from tonic import datasets
+
+        published = datasets.DVSGesture
+
+        archive = Archive(
+            "DvsGesture.tar.gz",
+            "8a5c71fb11e24e5ca5b11866ca6c00a1",
+            None,
+            "https://ibm.ent.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8/folder/50167556794",
+            2 * 10**10,
+        )
+        copies = tuple(
+            (Archive(name, md5, by_api(url), url, 4 * 10**10), (name.removesuffix(".tar.gz"),))
+            for name, md5, url in (
+                (published.train_filename, published.train_md5, published.train_url),
+                (published.test_filename, published.test_md5, published.test_url),
+            )
+        )
+        return {
+            "original": Origin("DVSGesture", ((archive, ("DvsGesture",)),), (1_176, 288)),
+            "tonic": Origin("DVSGesture", copies, (1_077, 264)),
+        }
 
     def raw_files(self, train: bool) -> list[RawFile]:
         return self._original(train) if self.source == "original" else self._tonic(train)

@@ -1,7 +1,7 @@
 """Recordings of an event store as batches of frames."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from plif_lightning.batch import Batch
 from plif_lightning.data.loading import BatchedDataset, BatchRequest
+from plif_lightning.errors import UserError
 from plif_lightning.events.augment import EventAugmentation, EventChanges, EventMix, resized
 from plif_lightning.events.integration import (
     DamagedEventsError,
@@ -20,9 +21,22 @@ from plif_lightning.events.integration import (
     bounds_by_time,
     count_events,
 )
-from plif_lightning.events.recording import Sensor
+from plif_lightning.events.recording import Packed, Recording, Sensor, pack, recording_of
 from plif_lightning.events.store import EventStore, StoreError
 from plif_lightning.runtime.randomness import fold_in, hashed_uniform
+
+# Changes a structured array of events, as tonic's transforms do.
+Transform = Callable[[Any], Any]
+_TONIC = np.dtype([("x", np.int64), ("y", np.int64), ("t", np.int64), ("p", np.int64)])
+
+
+class Events(NamedTuple):
+    """Events of several readings of recordings: reading i has events [begin[i], end[i])."""
+
+    address: NDArray[Any]
+    time: NDArray[Any]
+    begin: NDArray[Any]
+    end: NDArray[Any]
 
 
 class EventDataset(BatchedDataset):
@@ -35,7 +49,8 @@ class EventDataset(BatchedDataset):
         time_steps: T.
         slicing: `by_count` or `by_time`.
         frame: height and width of the frames; the sensor's where it is None.
-        augmentation: applied in this order.
+        augmentation: changes of this project, applied in their order; before them callables on structured arrays of
+            events, as those of `tonic.transforms`.
     """
 
     def __init__(
@@ -46,10 +61,12 @@ class EventDataset(BatchedDataset):
         time_steps: int,
         slicing: Slicing = "by_count",
         frame: Sensor | None = None,
-        augmentation: Sequence[EventAugmentation] = (),
+        augmentation: Sequence[EventAugmentation | Transform] = (),
     ) -> None:
         self.store, self.indices, self.num_classes = store, indices, num_classes
-        self.time_steps, self.slicing, self.augmentation = time_steps, slicing, augmentation
+        self.time_steps, self.slicing = time_steps, slicing
+        self.augmentation = [a for a in augmentation if isinstance(a, EventAugmentation)]
+        self.transforms: list[Transform] = [a for a in augmentation if not isinstance(a, EventAugmentation)]
         self.frame = frame or store.sensor
         self._resized = resized(store.sensor, self.frame) if self.frame != store.sensor else None
         self._labels = torch.from_numpy(store.label)
@@ -62,23 +79,23 @@ class EventDataset(BatchedDataset):
     def batch(self, request: BatchRequest) -> Batch:
         sample = self.indices.index_select(0, request.indices)
         n = len(sample)
-        recordings = sample.numpy()
+        recordings = self._readings(request.key, sample)
+        events = self._events(request.key, recordings)
         target = passes = maps = None
         if self.augmentation:
-            recordings, target, maps, passes = self._augmented(request.key, sample)
+            target, maps, passes = self._augmented(request.key, recordings, n, events)
         elif self._resized is not None:
             everything = np.zeros(n, np.int64)
             passes = Pass(
                 np.arange(n), everything, everything, everything, everything + 2**32, everything.view(np.uint64)
             )
             maps = self._resized[None]
-        begin, end = self.store.offset[recordings], self.store.offset[recordings + 1]
         if self.slicing == "by_count":
-            bounds = bounds_by_count(begin, end, self.time_steps)
+            bounds = bounds_by_count(events.begin, events.end, self.time_steps)
         else:
-            bounds = bounds_by_time(self.store.time, begin, end, self.time_steps)
+            bounds = bounds_by_time(events.time, events.begin, events.end, self.time_steps)
         try:
-            counts = count_events(self.store.address, bounds, 2 * self.frame.pixels, n, maps, passes)
+            counts = count_events(events.address, bounds, 2 * self.frame.pixels, n, maps, passes)
         except DamagedEventsError as error:
             raise StoreError(
                 f"{self.store.folder} is damaged: an event lies outside the sensor. Delete {self.store.path}, "
@@ -87,17 +104,69 @@ class EventDataset(BatchedDataset):
         frames = torch.from_numpy(counts).view(self.time_steps, n, 2, *self.frame)
         return Batch(frames.transpose(0, 1), self._labels.index_select(0, sample), sample, target)
 
-    def _augmented(self, key: int, sample: Tensor) -> tuple[NDArray[Any], Tensor | None, NDArray[Any], Pass]:
-        """Which recordings are read, their targets, where their pixels go, and what else happens to them."""
-        n = len(sample)
+    def _readings(self, key: int, sample: Tensor) -> NDArray[Any]:
+        """The recordings of a batch, and after them those that they are mixed with."""
         draws = [a.draws for a in self.augmentation]
-        recordings, mix = sample.numpy(), None
+        recordings = sample.numpy()
         for augment, first in zip(self.augmentation, np.cumsum([0, *draws]), strict=False):
             if isinstance(augment, EventMix):
-                mix = augment
                 uniform = hashed_uniform(key, sample, sum(draws)).numpy()
                 partner = augment.partner(uniform[:, first : first + augment.draws], len(self.indices))
                 recordings = np.concatenate([recordings, self.indices.numpy()[partner]])
+        return recordings
+
+    def _events(self, key: int, recordings: NDArray[Any]) -> Events:
+        """The events of each reading: those in the store, or arrays of their own where transforms change them."""
+        begin, end = self.store.offset[recordings], self.store.offset[recordings + 1]
+        if not self.transforms:
+            return Events(self.store.address, self.store.time, begin, end)
+        changed = [self._transformed(key, *reading) for reading in zip(recordings, begin, end, strict=True)]
+        offset = np.cumsum([0, *(len(one.address) for one in changed)])
+        return Events(
+            np.concatenate([one.address for one in changed]),
+            np.concatenate([one.time for one in changed]),
+            offset[:-1],
+            offset[1:],
+        )
+
+    def _transformed(self, key: int, recording: int, begin: int, end: int) -> Packed:
+        """One recording after the transforms, which draw from NumPy's generator: seeded here, and put back."""
+        sensor = self.store.sensor
+        events = np.empty(end - begin, _TONIC)
+        polarity, pixel = np.divmod(self.store.address[begin:end], sensor.pixels)
+        events["y"], events["x"] = np.divmod(pixel, sensor.width)
+        events["t"], events["p"] = self.store.time[begin:end], polarity
+        state = np.random.get_state()
+        np.random.seed(fold_in(key, "transforms", int(recording)) % 2**32)
+        try:
+            for transform in self.transforms:
+                try:
+                    events = transform(events)
+                except Exception as error:  # of somebody else's
+                    raise UserError(
+                        f"data.augmentation: {type(transform).__name__} fails on events, an array with x, y, t and p "
+                        f"({type(error).__name__}: {error})."
+                    ) from error
+                if getattr(getattr(events, "dtype", None), "names", None) is None:
+                    raise UserError(
+                        f"data.augmentation: {type(transform).__name__} must give events back (an array with x, y, t "
+                        f"and p), got {type(events).__name__}: frames are made here, after it."
+                    )
+        finally:
+            np.random.set_state(state)
+        changed = recording_of(
+            events, name=f"{self.store.name[recording]} after data.augmentation", sorted_by_time=True
+        )
+        inside = (changed.x >= 0) & (changed.x < sensor.width) & (changed.y >= 0) & (changed.y < sensor.height)
+        changed = Recording(*(column[inside] for column in changed))  # what leaves the sensor is lost
+        return pack(changed, sensor, str(self.store.name[recording]))
+
+    def _augmented(
+        self, key: int, recordings: NDArray[Any], n: int, events: Events
+    ) -> tuple[Tensor | None, NDArray[Any], Pass]:
+        """Targets of the first n readings, where the pixels of all go, and what else happens to them."""
+        draws = [a.draws for a in self.augmentation]
+        mix = len(recordings) > n
         changes = EventChanges(len(recordings), self.store.sensor)
         # A partner is changed as it would be itself: its numbers are its own.
         uniform = hashed_uniform(key, torch.from_numpy(recordings), sum(draws)).numpy()
@@ -107,7 +176,7 @@ class EventDataset(BatchedDataset):
         target = None
         m = len(recordings)
         row = np.arange(m)
-        if mix is not None:
+        if mix:
             # Its rectangle is that of the recording that it is put into.
             changes.box[n:] = changes.box[:n]
             left, top, right, bottom = changes.box[:n].T
@@ -119,22 +188,23 @@ class EventDataset(BatchedDataset):
             target = own * (1 - share) + other * share
             row[n:] = np.arange(n)
         maps = changes.maps()
-        if mix is not None:
+        if mix:
             maps[n:] = changes.maps(inside_box=True)[n:]
         if self._resized is not None:
             maps = np.where(maps >= 0, self._resized[maps], -1)
-        drop_begin, drop_end = self._dropped(recordings, changes)
+        drop_begin, drop_end = self._dropped(events, changes)
         keep = np.rint(changes.keep * 2**32).astype(np.int64)
         keys = np.array([fold_in(key, "events", int(r)) for r in recordings], np.uint64)
-        return recordings, target, maps, Pass(row, np.arange(m), drop_begin, drop_end, keep, keys)
+        return target, maps, Pass(row, np.arange(m), drop_begin, drop_end, keep, keys)
 
-    def _dropped(self, recordings: NDArray[Any], changes: EventChanges) -> tuple[NDArray[Any], NDArray[Any]]:
+    @staticmethod
+    def _dropped(events: Events, changes: EventChanges) -> tuple[NDArray[Any], NDArray[Any]]:
         """The events in the intervals of time that are left out, int64 [M] each."""
-        begin, end = np.zeros(len(recordings), np.int64), np.zeros(len(recordings), np.int64)
-        for i, recording in enumerate(recordings):
+        count = len(events.begin)
+        begin, end = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        for i, (first, last) in enumerate(zip(events.begin, events.end, strict=True)):
             if changes.drop_to[i] > changes.drop_from[i]:
-                first = self.store.offset[recording]
-                time = self.store.time[first : self.store.offset[recording + 1]]
+                time = events.time[first:last]
                 if len(time):
                     window = np.array([changes.drop_from[i], changes.drop_to[i]]) * float(time[-1])
                     begin[i], end[i] = first + np.searchsorted(time, window)

@@ -1,24 +1,23 @@
-"""What the neuromorphic data sets share: raw recordings in, an event store, frames out."""
+"""What all data sets of events share: raw recordings in, an event store, frames out."""
 
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from plif_lightning.data.augment import ImageAugmentation
 from plif_lightning.data.base import Part, SpikingDataModule, as_index
 from plif_lightning.data.event_dataset import EventDataset
-from plif_lightning.data.obtaining import Obtaining, Origin
-from plif_lightning.errors import UserError
+from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events.augment import EventAugmentation, EventMix, TimeDrop
 from plif_lightning.events.integration import Slicing
 from plif_lightning.events.recording import RecordingError, Sensor, TimeOrder
@@ -29,67 +28,76 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False, repr=False)
 class EventDataModule(SpikingDataModule):
-    """Base of the neuromorphic data sets. A subclass names its origins and lists its files; see `raw_files`.
+    """Base of the data sets of events. A subclass lists its files; see `raw_files` and `home`.
 
     Class attributes that a subclass sets, beside those of `SpikingDataModule`:
         sensor: size of the camera.
-        origins: publications of the recordings, by the name that `source` chooses.
 
     Args:
         time_steps: T, the frames of a recording.
-        source: which publication of the recordings; they are not the same data.
         slicing: `by_count` cuts a recording into T slices of equally many events (the paper), `by_time` into
             slices of equal duration.
         size: collect the sensor's pixels in frames of size x size.
-        augmentation: changes of the training recordings, in this order; none in the paper.
-        allow_partial: take the recordings that are there, though they are not as many as were published.
+        augmentation: changes of the training recordings; none in the paper. Those of this project, in their order, and
+            before them `tonic.transforms` on events, in theirs.
         time_order: `strict` refuses a recording whose times run backwards; `as_recorded` keeps the file's order.
         store: folder of the event stores; `events` in the data set's own folder where it is not given.
     """
 
     sensor: ClassVar[Sensor]
-    origins: ClassVar[dict[str, Origin]]
 
     time_steps: int = 20
     eval_batch_size: int = 16
-    source: str = "original"
     slicing: Slicing = "by_count"
     size: int | None = None
-    augmentation: list[EventAugmentation] | None = None
-    allow_partial: bool = False
+    augmentation: list[EventAugmentation | Callable[[Any], Any]] | None = None
     time_order: TimeOrder = "strict"
     store: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value, known in (
-            ("source", self.source, tuple(self.origins)),
-            ("slicing", self.slicing, get_args(Slicing)),
-            ("time_order", self.time_order, get_args(TimeOrder)),
-        ):
-            if value not in known:
-                raise UserError(f"data.{name} must be one of {', '.join(known)}, got {value!r}.")
+        self._require_known("slicing", get_args(Slicing))
+        self._require_known("time_order", get_args(TimeOrder))
         if self.size is not None and not 1 <= self.size <= min(self.sensor):
             raise UserError(f"data.size must lie in 1..{min(self.sensor)}, got {self.size}.")
         if self.slicing == "by_time" and self.time_order != "strict":
             raise UserError("data.slicing=by_time needs times in order: pass --data.time_order=strict.")
         augmentation = self.augmentation or []
+        if wrong := next((a for a in augmentation if isinstance(a, ImageAugmentation)), None):
+            raise UserError(
+                f"data.augmentation has {type(wrong).__name__}, which changes images: for events take "
+                f"{', '.join(kind.__name__ for kind in EventAugmentation.__subclasses__())}, or tonic.transforms."
+            )
         if sum(isinstance(a, EventMix) for a in augmentation) > 1:
             raise UserError("data.augmentation has EventMix more than once.")
         drops = sum(isinstance(a, TimeDrop) for a in augmentation)
         if drops > 1 or (drops and self.time_order != "strict"):
             raise UserError("data.augmentation may have TimeDrop once, and needs --data.time_order=strict for it.")
-        root = Path(self.root)
-        origin = self.origins[self.source]
-        self.files = Obtaining(self.title, self.source, origin, root, self.download, self.allow_partial)
-        self.folder = self.files.folder
-        own = origin.folder.split("/")[0]
-        self.store_folder = root / own / "events"
+        self.store_folder = self.home / "events"
         if self.store:
             # Two roots may share a folder of stores without taking each other's.
-            place = hashlib.blake2b(os.fspath((root / own).resolve()).encode(), digest_size=4).hexdigest()
-            self.store_folder = Path(self.store).expanduser().absolute() / f"{own}-{place}"
+            place = hashlib.blake2b(os.fspath(self.home.resolve()).encode(), digest_size=4).hexdigest()
+            self.store_folder = Path(self.store).expanduser().absolute() / f"{self.home.name}-{place}"
         self._stores: dict[bool, EventStore] = {}
+
+    def _require_known(self, name: str, known: Sequence[str]) -> None:
+        if (value := getattr(self, name)) not in known:
+            raise UserError(f"data.{name} must be one of {', '.join(known)}, got {value!r}.")
+
+    @property
+    def home(self) -> Path:
+        """The data set's own folder."""
+        return Path(self.root)
+
+    @property
+    def called(self) -> str:
+        """The data set's name, for messages."""
+        return self.title
+
+    @property
+    def store_name(self) -> str:
+        """Begins the names of the store's files: what tells stores in one folder apart."""
+        return "events"
 
     @property
     def frame(self) -> Sensor:
@@ -101,7 +109,7 @@ class EventDataModule(SpikingDataModule):
         return (2, *self.frame)
 
     def raw_files(self, train: bool) -> list[RawFile]:
-        """The files of the training or test set that are in `folder`, in the order of the samples.
+        """The files of the training or test set that are there, in the order of the samples.
 
         Sorted by class, then by number: a split by class and order is the same on every machine.
         """
@@ -109,28 +117,49 @@ class EventDataModule(SpikingDataModule):
 
     def _kind(self, train: bool) -> Kind:
         part = "train" if train else "test"
-        name = f"{self.source}-{part}" + ("" if self.time_order == "strict" else f"-{self.time_order}")
-        return Kind(f"{self.title} ({self.source}), {part}", name, self.sensor, self.time_order)
+        name = f"{self.store_name}-{part}" + ("" if self.time_order == "strict" else f"-{self.time_order}")
+        return Kind(f"{self.called}, {part}", name, self.sensor, self.time_order)
 
-    # --- what is on the disk
+    # --- what is on the disk; a subclass that obtains its files overrides the first three
+
+    @property
+    def there(self) -> bool:
+        """Whether the raw files are; where they are gone, a store still serves."""
+        return True
+
+    def obtain(self) -> bool:
+        """Gets what is missing of the raw files, in one process at a time; whether that was anything."""
+        return False
+
+    def require_count(self, train: bool, found: int) -> None:
+        """Compares the number of recordings of the training or test set with what it should be.
+
+        Raises:
+            DatasetNotFoundError: it is another one.
+        """
+        if found == 0:
+            part = "training" if train else "test"
+            raise DatasetNotFoundError(f"{self.title} has no {part} recordings in {self.home}. Put them there.")
 
     def prepare_data(self) -> None:
         """Fetches and unpacks what is missing, and builds the stores that are missing or out of date."""
         self.prepared = False
         if self._ready():
             return
-        self.files.require_obtainable()
+        self.require_obtainable()
         with locked(self.store_folder, self._say_that_it_waits):
             if self._ready():  # by the process that was waited for
                 return
-            with locked(self.folder, self._say_that_it_waits) if self.files.wanted() else nullcontext():
-                self.prepared = self.files.obtain()
+            self.prepared = self.obtain()
             for train in (True, False):
                 raw_files = self.raw_files(train)
-                self.files.require_count(train, sum(raw.recordings for raw in raw_files))
+                self.require_count(train, sum(raw.recordings for raw in raw_files))
                 if not self._is_current(train, raw_files):
                     self._build(train, raw_files)
                     self.prepared = True
+
+    def require_obtainable(self) -> None:
+        """Raises what `obtain` could only raise too, before anything is written."""
 
     @staticmethod
     def _say_that_it_waits() -> None:
@@ -138,7 +167,7 @@ class EventDataModule(SpikingDataModule):
 
     def _ready(self) -> bool:
         """Whether both stores are there and hold what the files do; where the files are gone, what they held."""
-        there = self.files.suffices
+        there = self.there
         # of a part whose folder is gone there is only what the store holds
         return all(
             self._is_current(train, (self.raw_files(train) if there else None) or None) for train in (True, False)
@@ -152,7 +181,15 @@ class EventDataModule(SpikingDataModule):
             return False
         if raw_files is not None and store.fingerprint != fingerprint(kind, raw_files):
             return False
-        return len(store) > 0 and (self.allow_partial or len(store) == self.files.origin.counts[not train])
+        return self.is_count(train, len(store))
+
+    def is_count(self, train: bool, found: int) -> bool:
+        """Whether `require_count` raises nothing."""
+        try:
+            self.require_count(train, found)
+        except DatasetNotFoundError:
+            return False
+        return True
 
     def _build(self, train: bool, raw_files: Sequence[RawFile]) -> None:
         kind = self._kind(train)
@@ -166,7 +203,7 @@ class EventDataModule(SpikingDataModule):
         """The store of the training or test set; `prepare_data` comes first."""
         if train not in self._stores:
             store = EventStore(self.store_folder, self._kind(train))
-            self.files.require_count(train, len(store))
+            self.require_count(train, len(store))
             if len(store) and not 0 <= store.label.min() <= store.label.max() < self.num_classes:
                 raise StoreError(
                     f"{store.folder} is damaged: labels {store.label.min()}..{store.label.max()}, but there are "
@@ -203,14 +240,6 @@ class EventDataModule(SpikingDataModule):
 
     def verify(self) -> int:
         return sum(self.event_store(train).verify() for train in (True, False))
-
-    @property
-    def origin_note(self) -> str:
-        """Which publication, and whether all of it."""
-        counts = self.files.origin.counts
-        if all(len(self.event_store(train)) == n for train, n in zip((True, False), counts, strict=True)):
-            return self.source
-        return f"{self.source}, a PART of its {' and '.join(f'{n:,}' for n in counts)} recordings"
 
 
 def numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:

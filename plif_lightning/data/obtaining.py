@@ -10,6 +10,11 @@ from plif_lightning.errors import DatasetNotFoundError
 FIGSHARE = "https://api.figshare.com/v2/file/download"
 
 
+def by_api(url: str) -> str:
+    """The address at which figshare's API gives the file of an address with `ndownloader`."""
+    return f"{FIGSHARE}/{url.rsplit('/', 1)[-1]}"
+
+
 @dataclass(frozen=True)
 class Origin:
     """One publication of a data set's recordings.

@@ -3,7 +3,9 @@ from .integration import integrate as integrate
 from .readers import read_aedat2 as read_aedat2
 from .readers import read_aedat3 as read_aedat3
 from .readers import read_aedat4 as read_aedat4
+from .readers import read_any as read_any
 from .readers import read_nmnist as read_nmnist
+from .readers import read_numpy as read_numpy
 from .recording import Recording as Recording
 from .recording import RecordingError as RecordingError
 from .recording import Sensor as Sensor

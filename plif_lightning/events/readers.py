@@ -7,13 +7,14 @@ import csv
 import re
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plif_lightning.events.recording import Recording, RecordingError
+from plif_lightning.events.recording import Recording, RecordingError, recording_of
 
 # N-MNIST: events at this y only say that the clock's counter went once around
 _OVERFLOW_Y = 240
@@ -232,6 +233,58 @@ def read_gesture_npy(path: str | Path) -> Recording:
     x, y, p = np.asarray(array[:, :3]).T.astype(np.int64)
     t = np.rint(1000 * np.asarray(array[:, 3], np.float64)).astype(np.int64)
     return Recording(t, x, y, p)
+
+
+def read_numpy(path: str | Path) -> Recording:
+    """The events of a .npz with the arrays x, y, t [us] and p, or of a .npy with a structured array of these fields.
+
+    Polarities are 0 and 1, -1 and 1, or booleans.
+
+    Raises:
+        RecordingError: another format, or a truncated file.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        with loaded if isinstance(loaded, np.lib.npyio.NpzFile) else nullcontext():
+            names = list(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else list(loaded.dtype.names or ())
+            columns = {name: np.asarray(loaded[name]) for name in names}
+    except FileNotFoundError as error:
+        raise RecordingError(f"{path} does not exist.") from error
+    except Exception as error:  # zipfile, zlib and NumPy each have their own
+        reason = str(error).split("\n")[0][:200]
+        raise RecordingError(f"{path} cannot be read as NumPy arrays ({reason}). It is damaged.") from error
+    if "p" not in columns and "polarity" in columns:
+        columns["p"] = columns["polarity"]
+    if missing := [name for name in ("x", "y", "t", "p") if name not in columns]:
+        raise RecordingError(
+            f"{path} must hold x, y, t and p (.npz: four arrays; .npy: a structured array), but lacks "
+            f"{', '.join(missing)}."
+        )
+    return recording_of(columns["x"], columns["y"], columns["t"], columns["p"], name=str(path))
+
+
+# Formats of single recordings by their suffix.
+SUFFIXES = (".aedat", ".aedat4", ".bin", ".npy", ".npz")
+
+
+def read_any(path: str | Path) -> Recording:
+    """The events of a file in a format that its suffix, or for .aedat its first line, names; see SUFFIXES.
+
+    Raises:
+        RecordingError: another format, or a damaged file.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".aedat":
+        with Path(path).open("rb") as file:
+            first = file.read(len("#!AER-DAT3"))
+        versions = {b"#!AER-DAT2": read_aedat2, b"#!AER-DAT3": read_aedat3, b"#!AER-DAT4": read_aedat4}
+        if first not in versions:
+            raise RecordingError(f"{path} begins with {first!r}: it is no AEDAT 2.0, 3.1 or 4.0.")
+        return versions[first](path)
+    formats = {".aedat4": read_aedat4, ".bin": read_nmnist, ".npy": read_numpy, ".npz": read_numpy}
+    if suffix not in formats:
+        raise RecordingError(f"{path} must end in one of {', '.join(SUFFIXES)}.")
+    return formats[suffix](path)
 
 
 class Trial(NamedTuple):

@@ -39,6 +39,9 @@ class Sensor(NamedTuple):
             raise UserError(f"sensor must be at least 1 pixel high and wide, got {size!r}.")
         return cls(height, width)
 
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
     @property
     def pixels(self) -> int:
         return self.height * self.width

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from plif_lightning.errors import UserError
 from plif_lightning.events.recording import Packed, Recording, RecordingError, Sensor, TimeOrder, address_type, pack
+from plif_lightning.runtime.cores import cores
 from plif_lightning.runtime.files import written_whole
 
 # Raised by one where a build would give other arrays from the same files; older stores are then rebuilt.
@@ -291,7 +292,7 @@ def _read_all(
     """The recordings of all raw files in their order, read by several processes where that pays."""
     needed = any(raw.own_process for raw in raw_files)
     if processes is None:
-        processes = _cores() if sum(raw.size() for raw in raw_files) >= _WORTH_PROCESSES else 0
+        processes = cores() if sum(raw.size() for raw in raw_files) >= _WORTH_PROCESSES else 0
     if processes == 0 and not needed:
         for portion in _portions(raw_files):
             yield _read(portion, kind)
@@ -313,11 +314,6 @@ def _read_all(
             raise StoreError(_who_died([raw for portion, _ in waiting for raw in portion], kind)) from error
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _cores() -> int:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(61, available)  # more processes than that Windows cannot wait for
 
 
 def _end_with_parent() -> None:

@@ -376,13 +376,18 @@ def zip_of(folder: Path, path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
+def with_origin(monkeypatch, kind, source, origin):
+    origins = {**kind.origins(), source: origin}
+    monkeypatch.setattr(kind, "origins", classmethod(lambda cls: origins))
+
+
 def with_md5(monkeypatch, kind, source, md5s):
-    origin = kind.origins[source]
+    origin = kind.origins()[source]
     archives = tuple(
         (replace(archive, md5=md5, url=None), entries)
         for (archive, entries), md5 in zip(origin.archives, md5s, strict=True)
     )
-    monkeypatch.setitem(kind.origins, source, replace(origin, archives=archives))
+    with_origin(monkeypatch, kind, source, replace(origin, archives=archives))
 
 
 def test_archives_are_verified_unpacked_and_read(tmp_path, monkeypatch):
@@ -491,7 +496,7 @@ def test_a_mix_never_takes_from_what_is_held_out(tmp_path):
     partner = data.augmentation[0].partner
     data.augmentation[0].partner = lambda uniform, count: seen.append(partner(uniform, count)) or seen[-1]
     for key in range(20):
-        recordings, *_ = data.train_set._augmented(key, data.train_set.indices)
+        recordings = data.train_set._readings(key, data.train_set.indices)
         assert set(recordings.tolist()) <= set(data.train_set.indices.tolist())
     assert len(set(np.concatenate(seen).tolist())) > 10
 
@@ -575,8 +580,7 @@ def test_hidden_files_are_no_recordings(nmnist):
 
 
 def test_too_many_recordings_are_refused(nmnist, monkeypatch):
-    origin = replace(NMNIST.origins["original"], counts=(19, 10))
-    monkeypatch.setitem(NMNIST.origins, "original", origin)
+    with_origin(monkeypatch, NMNIST, "original", replace(NMNIST.origins()["original"], counts=(19, 10)))
     with pytest.raises(DatasetNotFoundError, match=r"has 19 training recordings, but 20 are in .* Take away"):
         NMNIST(root=str(nmnist)).prepare_data()
 

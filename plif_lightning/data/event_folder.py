@@ -1,0 +1,59 @@
+"""Event recordings of one's own, in class folders."""
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+from plif_lightning.data.event_module import EventDataModule
+from plif_lightning.data.folders import ClassFolders
+from plif_lightning.errors import UserError
+from plif_lightning.events import readers
+from plif_lightning.events.recording import Sensor
+from plif_lightning.events.store import RawFile
+
+
+@dataclass(eq=False, repr=False)
+class EventFolder(EventDataModule):
+    """Recordings in class folders: ROOT/train/CLASS/* and ROOT/test/CLASS/*, one a file.
+
+    .aedat (2.0 of a DVS128, 3.1), .aedat4, .bin (N-MNIST's format), .npz with the arrays x, y, t [us] and p, or .npy
+    with a structured array of these fields.
+
+    Args:
+        sensor: height and width of the camera, [pixels]; must be given.
+    """
+
+    sensor: tuple[int, int] | None = None  # type: ignore[assignment,misc]
+
+    title = "recordings in class folders"  # an object has its folder's name
+
+    def __post_init__(self) -> None:
+        if self.sensor is None:
+            raise UserError(
+                "data.sensor must be given: the camera's height and width, such as --data.sensor=[128,128]."
+            )
+        self.sensor = Sensor.of(self.sensor)
+        self.title = Path(self.root).resolve().name  # type: ignore[misc]
+        self.folders = ClassFolders(Path(self.root), readers.SUFFIXES, "recordings")
+        super().__post_init__()
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The class folders, sorted."""
+        return self.folders.classes()
+
+    @property
+    def store_name(self) -> str:
+        return str(self.sensor)
+
+    def raw_files(self, train: bool) -> list[RawFile]:
+        return [
+            RawFile(
+                "/".join(path.parts[-3:]),
+                (path,),
+                partial(readers.single, readers.read_any),
+                label,
+                own_process=path.suffix.lower() == ".aedat4",
+            )
+            for label, path in self.folders.files(train)
+        ]

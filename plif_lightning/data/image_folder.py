@@ -1,0 +1,279 @@
+"""Images of one's own, in class folders."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from rich.progress import Progress
+from torch import Tensor
+
+from plif_lightning.data.folders import ClassFolders
+from plif_lightning.data.images import ImageDataModule
+from plif_lightning.errors import UserError
+from plif_lightning.events.store import locked
+from plif_lightning.runtime.cores import cores
+from plif_lightning.runtime.files import written_whole
+
+Colour = Literal["auto", "grey", "rgb"]
+# Raised by one where the same files would give other arrays.
+_FORMAT = 1
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
+# Images that are decoded ahead.
+_PORTION = 256
+# Pillow's modes that have the same values in 8 bits of grey or colour, apart from transparency.
+_GREY, _RGB = {"1", "L", "LA"}, {"RGB", "RGBA", "P", "CMYK", "YCbCr"}
+
+
+@dataclass(eq=False, repr=False)
+class ImageFolder(ImageDataModule):
+    """Images in class folders: ROOT/train/CLASS/* and ROOT/test/CLASS/* (torchvision's layout of a folder).
+
+    They are decoded once, into arrays below ROOT/.plif_lightning that are mapped into memory, not loaded.
+
+    Args:
+        size: side that images are resized to, [pixels], without keeping their shape; as they are where it is not
+            given: then all must have one size.
+        colour: grey or rgb, whatever the files have; auto takes that of the first image, and refuses a mixture.
+        store: folder for the decoded images instead, for a root that cannot be written.
+    """
+
+    size: int | None = None
+    colour: Colour = "auto"
+    store: str | None = None
+
+    title = "images in class folders"  # an object has its folder's name
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.colour not in get_args(Colour):
+            raise UserError(f"data.colour must be one of {', '.join(get_args(Colour))}, got {self.colour!r}.")
+        if self.size is not None and self.size < 1:
+            raise UserError(f"data.size must be at least 1, got {self.size}.")
+        root = Path(self.root)
+        self.title = root.resolve().name  # type: ignore[misc]
+        self.folders = ClassFolders(root, _SUFFIXES, "images")
+        self.cache = root / ".plif_lightning"
+        if self.store:
+            place = hashlib.blake2b(os.fspath(root.resolve()).encode(), digest_size=4).hexdigest()
+            self.cache = Path(self.store).expanduser().absolute() / f"{root.resolve().name}-{place}"
+        self._folder = self.cache
+        self._facts: dict[str, Any] | None = None
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The class folders, sorted."""
+        return self.folders.classes()
+
+    @cached_property
+    def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+        """(C, H, W): of the first image, where `size` and `colour` do not say it."""
+        first = self.folders.files(train=True)[0][1]
+        with _opened(first) as image:
+            width, height = (self.size, self.size) if self.size else image.size
+            return len(_bands(image, self.colour, first)), height, width
+
+    @property
+    def mean(self) -> tuple[float, ...]:  # type: ignore[override]
+        """Per channel, measured over the training images."""
+        return tuple(self._decoded()["mean"])
+
+    @property
+    def std(self) -> tuple[float, ...]:  # type: ignore[override]
+        """As `mean`."""
+        return tuple(self._decoded()["std"])
+
+    # --- the decoded images: FINGERPRINT/train.npy, test.npy and, written last, facts.json
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.blake2b(repr((_FORMAT, self.size, self.colour)).encode(), digest_size=16)
+        for train in (True, False):
+            for label, path in self.folders.files(train):
+                stat = path.stat()
+                digest.update(repr((label, path.parts[-3:], stat.st_size, stat.st_mtime_ns)).encode())
+        return digest.hexdigest()
+
+    def _decoded(self) -> dict[str, Any]:
+        if self._facts is None:
+            self.prepare_data()
+            assert self._facts is not None
+        return self._facts
+
+    def prepare_data(self) -> None:
+        """Decodes the images, where that was not done before."""
+        self.prepared = False
+        self._folder = folder = self.cache / self._fingerprint()
+        self._facts = _facts(folder)
+        if self._facts is not None:
+            return
+        with locked(self.cache):
+            self._facts = _facts(folder)  # by the process that was waited for
+            if self._facts is None:
+                for old in self.cache.iterdir():
+                    if old.is_dir():
+                        shutil.rmtree(old, ignore_errors=True)
+                self._facts = self._decode(folder)
+                self.prepared = True
+
+    def _decode(self, folder: Path) -> dict[str, Any]:
+        shape = self.input_shape
+        files = {"train": self.folders.files(train=True), "test": self.folders.files(train=False)}
+        facts: dict[str, Any] = {"shape": shape}
+        try:
+            folder.mkdir()
+            with Progress() as bar, ThreadPoolExecutor(cores()) as pool:
+                task = bar.add_task("decoding images", total=sum(map(len, files.values())))
+                for part, listed in files.items():
+                    array = np.lib.format.open_memmap(folder / f"{part}.npy", "w+", np.uint8, (len(listed), *shape))
+                    decoded = (
+                        image
+                        for first in range(0, len(listed), _PORTION)
+                        for image in pool.map(
+                            lambda file: self._image(file[1], shape), listed[first : first + _PORTION]
+                        )
+                    )
+                    totals = _filled(array, decoded, lambda: bar.advance(task))
+                    array.flush()
+                    facts[part] = {"labels": [label for label, _ in listed], "blake2b": _checksum(array)}
+                    if part == "train":
+                        facts["mean"], facts["std"] = _moments(totals, array.size // shape[0])
+                    del array
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise UserError(
+                f"the decoded images cannot be written into {folder}: {error.strerror}. Pass --data.store DIR with "
+                "another folder."
+            ) from error
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        with written_whole(folder / "facts.json") as file:
+            json.dump(facts, file)
+        return facts
+
+    def _image(self, path: Path, shape: Sequence[int]) -> NDArray[np.uint8]:
+        with _opened(path) as image:
+            bands = _bands(image, self.colour, path)
+            if self.colour == "auto" and len(bands) != shape[0]:
+                this, first = ("grey", "colour") if len(bands) == 1 else ("colour", "grey")
+                raise UserError(
+                    f"{path} is {this}, but the first image is {first}: pass --data.colour=grey or --data.colour=rgb."
+                )
+            if not self.size and image.size != (shape[2], shape[1]):
+                raise UserError(
+                    f"{path} has {image.size[0]} x {image.size[1]} pixels, but the first image has "
+                    f"{shape[2]} x {shape[1]}: pass --data.size={min(shape[1:])} to bring all to one size."
+                )
+            try:
+                image = image.convert("L" if shape[0] == 1 else "RGB")
+                if self.size:
+                    image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+                array = np.asarray(image)
+            except (OSError, ValueError, SyntaxError) as error:
+                raise _unreadable(path, error) from error
+        return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+    def identity(self) -> str:
+        facts = self._decoded()
+        return f"{facts['train']['blake2b']} {facts['train']['labels']}"
+
+    def verify(self) -> int:
+        facts = self._decoded()
+        for part in ("train", "test"):
+            path = self._folder / f"{part}.npy"
+            if _checksum(np.load(path, mmap_mode="r")) != facts[part]["blake2b"]:
+                raise UserError(f"{path} is damaged. Delete {path.parent}: it will be made anew.")
+        return 2
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        facts, part = self._decoded(), "train" if train else "test"
+        path = self._folder / f"{part}.npy"
+        try:
+            # Copy-on-write: PyTorch knows no read-only memory.
+            images = torch.from_numpy(np.asarray(np.load(path, mmap_mode="c")))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}). Delete {path.parent}: the images are decoded anew."
+            ) from error
+        return images, torch.tensor(facts[part]["labels"], dtype=torch.int64)
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = "no image format is recognised" if isinstance(error, UnidentifiedImageError) else error
+    return UserError(f"{path} cannot be read as an image ({reason}): it is damaged or another file. Take it away.")
+
+
+def _bands(image: Image.Image, colour: Colour, path: Path) -> str:
+    """L or RGB: what an image is converted to."""
+    if image.mode not in _GREY | _RGB:
+        raise UserError(f"{path} has pixels of mode {image.mode!r}: convert it to 8 bits of grey or colour a pixel.")
+    if colour == "auto":
+        return "L" if image.mode in _GREY else "RGB"
+    return "L" if colour == "grey" else "RGB"
+
+
+def _facts(folder: Path) -> dict[str, Any] | None:
+    """What was written after the images; None where they are not whole."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
+        shape = facts["shape"]
+        for part in ("train", "test"):
+            with (folder / f"{part}.npy").open("rb") as file:
+                np.lib.format.read_magic(file)
+                found = np.lib.format.read_array_header_1_0(file)
+                expected = len(facts[part]["labels"]) * math.prod(shape) + file.tell()
+            if found[0] != (len(facts[part]["labels"]), *shape) or (folder / f"{part}.npy").stat().st_size != expected:
+                return None
+        return facts if len(facts["mean"]) == len(facts["std"]) == shape[0] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _checksum(images: NDArray[np.uint8]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for image in images:
+        digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def _filled(
+    array: NDArray[np.uint8], images: Iterable[NDArray[np.uint8]], advance: Callable[[], None]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sum and sum of squares of each channel of the images, which it writes into `array`; exact."""
+    total = np.zeros(array.shape[1], np.int64)
+    squares = np.zeros_like(total)
+    values = np.arange(256, dtype=np.int64)
+    for place, image in enumerate(images):
+        array[place] = image
+        for channel, band in enumerate(image):
+            counts = np.bincount(band.reshape(-1), minlength=256)
+            total[channel] += counts @ values
+            squares[channel] += counts @ values**2
+        advance()
+    return total, squares
+
+
+def _moments(totals: tuple[NDArray[np.int64], NDArray[np.int64]], count: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of intensities in [0, 1]; a channel that never changes keeps its scale."""
+    mean = totals[0] / (255 * count)
+    variance = totals[1] / (255**2 * count) - mean**2
+    std = np.sqrt(np.maximum(variance, 0))
+    return mean.tolist(), np.where(std > 0, std, 1.0).tolist()

@@ -1,0 +1,69 @@
+"""What the published neuromorphic data sets share: archives that are fetched, verified and unpacked."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from plif_lightning.data.event_module import EventDataModule
+from plif_lightning.data.obtaining import Obtaining, Origin
+from plif_lightning.events.store import locked
+
+
+@dataclass(eq=False, repr=False)
+class PublishedEvents(EventDataModule):
+    """Base of the published data sets of events. A subclass names its origins and lists its files.
+
+    Args:
+        source: which publication of the recordings; they are not the same data.
+        allow_partial: take the recordings that are there, though they are not as many as were published.
+    """
+
+    source: str = "original"
+    allow_partial: bool = False
+
+    def __post_init__(self) -> None:
+        self._origins = self.origins()
+        self._require_known("source", tuple(self._origins))
+        super().__post_init__()
+        origin = self._origins[self.source]
+        self.files = Obtaining(self.title, self.source, origin, Path(self.root), self.download, self.allow_partial)
+        self.folder = self.files.folder
+
+    @classmethod
+    def origins(cls) -> dict[str, Origin]:
+        """Publications of the recordings, by the name that `source` chooses."""
+        raise NotImplementedError
+
+    @property
+    def home(self) -> Path:
+        return Path(self.root) / self._origins[self.source].folder.split("/")[0]
+
+    @property
+    def called(self) -> str:
+        return f"{self.title} ({self.source})"
+
+    @property
+    def store_name(self) -> str:
+        return self.source
+
+    @property
+    def there(self) -> bool:
+        return self.files.suffices
+
+    def require_obtainable(self) -> None:
+        self.files.require_obtainable()
+
+    def obtain(self) -> bool:
+        with locked(self.folder, self._say_that_it_waits) if self.files.wanted() else nullcontext():
+            return self.files.obtain()
+
+    def require_count(self, train: bool, found: int) -> None:
+        self.files.require_count(train, found)
+
+    @property
+    def origin_note(self) -> str:
+        """Which publication, and whether all of it."""
+        counts = self.files.origin.counts
+        if all(len(self.event_store(train)) == n for train, n in zip((True, False), counts, strict=True)):
+            return self.source
+        return f"{self.source}, a PART of its {' and '.join(f'{n:,}' for n in counts)} recordings"

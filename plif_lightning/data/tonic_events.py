@@ -1,0 +1,219 @@
+"""Any data set of tonic with events on a two-dimensional sensor and a class for each recording."""
+
+import inspect
+import urllib.error
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plif_lightning.data.event_module import EventDataModule
+from plif_lightning.data.splits import holdout_split
+from plif_lightning.errors import DatasetNotFoundError, UserError
+from plif_lightning.events.recording import Recording, RecordingError, Sensor, recording_of
+from plif_lightning.events.store import RawFile
+
+
+@dataclass(eq=False, repr=False)
+class TonicEvents(EventDataModule):
+    """A class of `tonic.datasets`: tonic fetches, verifies and reads it; store, slicing and loading are this project's.
+
+    Args:
+        name: of the class, such as POKERDVS; must be given.
+        sensor: height and width of the camera where tonic does not know them, as for NCALTECH101.
+        test_fraction: share of each class, its last recordings, that is the test set where tonic has none.
+        allow_partial: take the recordings that are there, though tonic expects more.
+    """
+
+    name: str | None = None
+    sensor: tuple[int, int] | None = None  # type: ignore[assignment,misc]
+    test_fraction: float = 0.1
+    allow_partial: bool = False
+
+    title = "a data set of tonic"  # an object has the data set's name
+
+    def __post_init__(self) -> None:
+        if self.name is None:
+            raise UserError(f"data.name must be given: one of {', '.join(known())}, such as --data.name=POKERDVS.")
+        kind = _class(self.name)
+        size = getattr(kind, "sensor_size", None)
+        if size is not None and self.sensor is None:
+            self.sensor = (size[1], size[0])
+        if self.sensor is None:
+            raise UserError(
+                f"data.sensor must be given: tonic does not know the sensor of {self.name}; height and width, such as "
+                "--data.sensor=[180,240]."
+            )
+        self.sensor = Sensor.of(self.sensor)
+        self.title = f"{self.name} of tonic"  # type: ignore[misc]
+        if not 0 < self.test_fraction < 1:
+            raise UserError(f"data.test_fraction must lie in (0, 1), got {self.test_fraction}.")
+        super().__post_init__()
+
+    @property
+    def home(self) -> Path:
+        assert self.name is not None
+        return Path(self.root) / self.name
+
+    @property
+    def store_name(self) -> str:
+        share = "" if "train" in _parameters(_class(self.name)) else f"-{self.test_fraction:g}"
+        return f"tonic-{self.sensor}{share}"
+
+    def _source(self, train: bool) -> "_Source":
+        assert self.name is not None
+        return _Source(self.name, str(Path(self.root)), train, self.allow_partial)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """As tonic has them; where it has none, the recordings' labels, sorted."""
+        classes: Any = getattr(_class(self.name), "classes", None)
+        if isinstance(classes, dict):
+            classes = sorted(classes, key=lambda name: classes[name])
+        if classes is None:
+            classes = sorted({str(target) for target in self._data(train=True).targets})
+        return tuple(map(str, classes))
+
+    def _data(self, train: bool) -> Any:
+        return self._source(train).data_set(self.download)
+
+    def obtain(self) -> bool:
+        """tonic fetches what is missing."""
+        for train in (True, False):
+            self._data(train)
+        return True
+
+    def raw_files(self, train: bool) -> list[RawFile]:
+        source = self._source(train)
+        data = source.data_set(download=False)
+        labels = [self._label(target) for target in data.targets]
+        chosen: Sequence[int] = range(len(labels))
+        if "train" not in _parameters(_class(self.name)):
+            for_training, for_test = holdout_split(torch.tensor(labels), self.test_fraction)
+            chosen = (for_training if train else for_test).tolist()
+        return [
+            RawFile(f"{i}", (_file(data, i),), partial(read_one, source, i, len(labels)), labels[i]) for i in chosen
+        ]
+
+    def _label(self, target: Any) -> int:
+        if isinstance(target, str):
+            if target not in self.class_names:
+                raise UserError(f"{self.title} has a recording of the unknown class {target!r}.")
+            return self.class_names.index(target)
+        return int(target)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a process needs to open a part of one of tonic's data sets."""
+
+    name: str
+    root: str
+    train: bool
+    allow_partial: bool
+
+    def data_set(self, download: bool) -> Any:
+        """tonic's own.
+
+        Raises:
+            DatasetNotFoundError: it is not there, and cannot or may not be fetched.
+        """
+        return _opened(self, download)
+
+
+@lru_cache(maxsize=4)
+def _opened(source: _Source, download: bool) -> Any:
+    kind = _class(source.name)
+
+    def refuse(self: Any) -> None:
+        where = f"{getattr(self, 'filename', 'its files')} from {getattr(self, 'url', 'its page')}"
+        raise DatasetNotFoundError(
+            f"{source.name} of tonic is not in {self.location_on_system}. Pass --data.download=true, or put {where} "
+            "there."
+        )
+
+    methods: dict[str, Any] = {} if download else {"download": refuse}
+    if source.allow_partial:
+        methods["_check_exists"] = lambda self: any(
+            path.is_file() for path in Path(self.location_on_system, self.folder_name or "").glob("*/**/*")
+        )
+    # Of the same name, which is that of its folder too.
+    kind = type(kind.__name__, (kind,), methods)
+    arguments = {"train": source.train} if "train" in _parameters(kind) else {}
+    try:
+        return kind(save_to=source.root, **arguments)
+    except UserError:
+        raise
+    except (OSError, RuntimeError, urllib.error.URLError, EOFError, ValueError) as error:
+        raise DatasetNotFoundError(
+            f"{source.name} of tonic could not be had in {source.root} ({error}). Put its files there as tonic expects "
+            "them, or point --data.root to where they are."
+        ) from error
+
+
+def read_one(
+    source: _Source, index: int, count: int, files: tuple[Path, ...], label: int
+) -> list[tuple[int, Recording]]:
+    """Recording `index` of `count`, as tonic reads it; runs in processes of their own too."""
+    data = source.data_set(download=False)
+    if len(data) != count:
+        raise RecordingError(f"{files[0]}: {source.name} has changed while it was read. Start again.")
+    try:
+        events, _ = data[index]
+    except (OSError, ValueError, IndexError, KeyError, EOFError, TypeError) as error:
+        raise RecordingError(f"{files[0]} cannot be read by tonic ({error}). It is damaged or another file.") from error
+    return [(label, recording_of(events, name=str(files[0])))]
+
+
+def _file(data: Any, index: int) -> Path:
+    """The file of a recording, or the folder of all where tonic does not say."""
+    found = data.data[index]
+    return Path(found) if isinstance(found, str) else Path(data.location_on_system)
+
+
+def _parameters(kind: Any) -> Sequence[str]:
+    return list(inspect.signature(kind.__init__).parameters)
+
+
+def known() -> list[str]:
+    """Names of the classes of `tonic.datasets` that this module can take."""
+    import tonic.datasets
+
+    return sorted(name for name in tonic.datasets.__all__ if not _reason_against(getattr(tonic.datasets, name)))
+
+
+def _reason_against(kind: Any) -> str:
+    size = getattr(kind, "sensor_size", None)
+    if size is not None and (len(size) != 3 or size[1] < 2):
+        return f"its sensor of {' x '.join(map(str, size))} is not two-dimensional"
+    if size is None and not hasattr(kind, "file_md5"):
+        return "it holds no events"
+    needed = [
+        name
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if parameter.default is parameter.empty and name not in ("self", "save_to")
+    ]
+    if needed or "save_to" not in _parameters(kind):
+        return "it has no training and test set of labelled recordings"
+    if size is not None and not hasattr(kind, "classes"):
+        return "its recordings have no classes"
+    return ""
+
+
+def _class(name: str | None) -> Any:
+    """A class of tonic's.
+
+    Raises:
+        UserError: tonic has no such class, or one that cannot be classified by events on a sensor.
+    """
+    import tonic.datasets
+
+    kind = getattr(tonic.datasets, str(name), None)
+    if not inspect.isclass(kind):
+        raise UserError(f"data.name must be a class of tonic.datasets: one of {', '.join(known())}; got {name!r}.")
+    if reason := _reason_against(kind):
+        raise UserError(f"data.name={name} cannot be taken: {reason}. One of {', '.join(known())} can.")
+    return kind

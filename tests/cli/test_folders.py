@@ -1,0 +1,73 @@
+"""Data of one's own at the command line."""
+
+from pathlib import Path
+
+import pytest
+
+from plif_lightning.cli import main
+from tests import writers
+from tests.cli.calls import FEW, SILENT, TINY, refused, rows
+
+SMALL = [*TINY, *FEW, *SILENT, "--model.n_down", "1", "--trainer.max_epochs", "1", "--data.batch_size", "4"]
+
+
+def kinds(tmp_path):
+    writers.write_image_folder(tmp_path / "pets")
+    writers.write_event_folder(tmp_path / "hands")
+    writers.write_pokerdvs(tmp_path / "tonic")
+    flip = '{"class_path": "tonic.transforms.RandomFlipLR", "init_args": {"sensor_size": [35, 35, 2]}}'
+    return {
+        "ImageFolder": ["--data.root", "pets", "--data.augmentation+=HorizontalFlip"],
+        "EventFolder": ["--data.root", "hands", "--data.sensor", "[128,128]", "--data.size", "16"],
+        "TonicEvents": [
+            *("--data.name", "POKERDVS", "--data.root", "tonic", "--data.allow_partial", "true"),
+            *("--data.download", "false", f"--data.augmentation=[{flip}]"),
+        ],
+    }
+
+
+@pytest.mark.parametrize("kind", ["ImageFolder", "EventFolder", "TonicEvents"])
+def test_a_network_is_trained_tested_and_taken_up_again(tmp_path, capsys, kind):
+    settings = kinds(tmp_path)[kind]
+    main(["prepare", "--data", kind, *settings])
+    main(
+        [
+            "fit",
+            "--data",
+            kind,
+            *settings,
+            *SMALL,
+            "--run_folder",
+            "here",
+            "--data.validation",
+            "holdout",
+            "--data.holdout_fraction",
+            "0.5",
+        ]
+    )
+    assert float(rows("here/metrics.csv")[-1]["epoch"]) == 0
+    capsys.readouterr()
+    main(["test", "--ckpt_path", "here/checkpoints/best.ckpt"])
+    assert "accuracy" in capsys.readouterr().out
+    main(["fit", "--config", "here/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"])
+    main(["tables", "--runs", ".", "--only", "S2"])
+    title = {"ImageFolder": "pets", "EventFolder": "hands", "TonicEvents": "POKERDVS of tonic"}[kind]
+    assert title in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ImageFolder", "--data.root", "nowhere"], "nowhere/train does not exist: data.root must hold train/CLASS/"),
+        (["EventFolder", "--data.root", "nowhere"], "data.sensor must be given"),
+        (
+            ["EventFolder", "--data.root", "nowhere", "--data.sensor", "128"],
+            "data.sensor must be of tuple[int, int] or null, got 128.",
+        ),
+        (["TonicEvents"], "data.name must be given: one of ASLDVS"),
+        (["TonicEvents", "--data.name", "SHD"], "its sensor of 700 x 1 x 1 is not two-dimensional"),
+    ],
+)
+def test_mistakes_are_one_sentence(capsys, arguments, message):
+    assert message in refused(capsys, "fit", "--data", *arguments, *SMALL)
+    assert not Path("runs").exists()

@@ -1,0 +1,232 @@
+"""Event recordings of one's own, and those of tonic's data sets."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torchvision import transforms
+
+from plif_lightning.data import NMNIST, EventFlip, EventFolder, HorizontalFlip, TonicEvents
+from plif_lightning.data.loading import BatchRequest
+from plif_lightning.errors import DatasetNotFoundError, UserError
+from plif_lightning.events import Sensor, integrate, read_any, read_nmnist
+from tests import writers
+
+
+@pytest.fixture
+def root(tmp_path):
+    writers.write_event_folder(tmp_path / "hands")
+    return tmp_path / "hands"
+
+
+def made(data):
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def test_frames_are_those_of_every_format(root):
+    data = made(EventFolder(root=str(root), sensor=(128, 128), time_steps=4))
+    assert data.class_names == ("left", "right")
+    assert data.input_shape == (2, 128, 128)
+    files = [path for _, path in data.folders.files(train=True)]
+    assert {path.suffix for path in files} == {".aedat", ".aedat4", ".bin", ".npy", ".npz"}
+    batch = data.train_set.batch(BatchRequest(0, torch.arange(len(files))))
+    for i, path in enumerate(files):
+        assert np.array_equal(batch.x[i], integrate(read_any(path), Sensor(128, 128), 4)), path
+    assert batch.label.tolist() == [0] * 4 + [1] * 2
+    assert [part.counts for part in data.inventory()] == [[4, 2], [1, 1]]
+    again = EventFolder(root=str(root), sensor=(128, 128), time_steps=4, validation="holdout", holdout_fraction=0.5)
+    again.prepare_data()
+    assert not again.prepared
+    again.setup()
+    assert again.sizes() == {"training": 3, "val": 3, "test": 2}
+
+
+def replace(root, name, **columns):
+    events = {"x": [1, 2], "y": [1, 2], "t": [0, 5], "p": [0, 1], **columns}
+    np.savez(root / "train" / "left" / name, **{key: np.array(values) for key, values in events.items() if values})
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"x": [1, 128]}, r"a\.npz: event 1 has x = 128, but a sensor of 128 x 128 pixels.* comes from another sensor"),
+        ({"t": [0.1, 0.25]}, r"a\.npz: t must be whole numbers, got float64 .* are these seconds\?"),
+        ({"t": [5, 0]}, r"a\.npz: time runs backwards"),
+        ({"p": [2, 1]}, r"a\.npz: event 0 has polarity = 2"),
+        ({"p": []}, r"a\.npz must hold x, y, t and p .* but lacks p"),
+        ({"y": [1, 2, 3]}, r"a\.npz: every event needs x, y, t and p, got 2 of t, 2 of x, 3 of y"),
+    ],
+)
+def test_what_a_recording_holds_is_checked(root, columns, message):
+    replace(root, "a.npz", **columns)
+    with pytest.raises(UserError, match=message):
+        made(EventFolder(root=str(root), sensor=(128, 128)))
+    assert not list(root.glob("events/*.json"))
+
+
+def test_polarities_of_minus_one_and_one_are_off_and_on(root):
+    replace(root, "0.npz", p=[-1, 1])
+    data = made(EventFolder(root=str(root), sensor=(128, 128), time_steps=1))
+    x, _ = data.train_set[[path.name for _, path in data.folders.files(train=True)].index("0.npz")]
+    assert x.nonzero().tolist() == [[0, 0, 1, 1], [0, 1, 2, 2]]
+
+
+def break_folder(root, what):
+    if what == "suffix":
+        for path in (root / "train" / "right").iterdir():
+            path.rename(path.with_suffix(".raw"))
+    elif what == "npy":
+        np.save(root / "train" / "left" / "b.npy", np.zeros((3, 4)))
+    elif what == "zip":
+        (root / "train" / "left" / "b.npz").write_bytes(b"PK\x03\x04")
+    elif what == "aedat":
+        (root / "train" / "left" / "b.aedat").write_bytes(b"#!AER-DAT1.0\r\n")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("suffix", r"train/right holds no file that ends in \.aedat, \.aedat4, \.bin, \.npy, \.npz"),
+        ("npy", r"b\.npy must hold x, y, t and p .*structured array.* lacks x, y, t, p"),
+        ("zip", r"b\.npz cannot be read as NumPy arrays"),
+        ("aedat", r"b\.aedat begins with b'#!AER-DAT1': it is no AEDAT 2\.0, 3\.1 or 4\.0"),
+    ],
+)
+def test_what_is_no_recording_is_named(root, what, message):
+    break_folder(root, what)
+    with pytest.raises(UserError, match=message):
+        made(EventFolder(root=str(root), sensor=(128, 128)))
+
+
+def test_the_sensor_must_be_given(root):
+    with pytest.raises(UserError, match=r"data\.sensor must be given: the camera's height and width"):
+        EventFolder(root=str(root))
+    with pytest.raises(UserError, match=r"sensor must be \(height, width\), got \(128, 128, 2\)"):
+        EventFolder(root=str(root), sensor=(128, 128, 2))
+
+
+# --- tonic
+
+
+def test_nmnist_through_tonic_is_our_own_frame_by_frame(real_data, tmp_path):
+    ours = NMNIST(root=str(real_data), allow_partial=True, store=str(tmp_path / "ours"), time_steps=5)
+    theirs = TonicEvents(
+        name="NMNIST", root=str(real_data), allow_partial=True, store=str(tmp_path / "tonic"), time_steps=5
+    )
+    assert theirs.input_shape == ours.input_shape
+    assert theirs.class_names[3] == "3 - three"
+    made(ours), made(theirs)
+    assert ours.sizes() == theirs.sizes()
+    for train in (True, False):
+        a, b = ours.event_store(train), theirs.event_store(train)
+        for name in ("address", "time", "offset", "label"):
+            assert np.array_equal(getattr(a, name), getattr(b, name)), name
+
+
+def test_tonics_transforms_change_events(real_data, tmp_path):
+    tonic = pytest.importorskip("tonic.transforms")
+    flip = tonic.RandomFlipLR(sensor_size=(34, 34, 2), p=1.0)
+    place = {"root": str(real_data), "allow_partial": True, "store": str(tmp_path), "time_steps": 4}
+    plain = made(NMNIST(**place))
+    changed = made(NMNIST(**place, augmentation=[flip]))
+    both = made(NMNIST(**place, augmentation=[EventFlip(1.0), flip]))
+    request = BatchRequest(3, torch.tensor([0, 700, 31]))
+    x = plain.train_set.batch(request).x
+    assert torch.equal(changed.train_set.batch(request).x, x.flip(-1))
+    assert torch.equal(both.train_set.batch(request).x, x)
+    assert torch.equal(changed.test_set[0][0], plain.test_set[0][0])
+
+
+def test_a_transforms_draws_depend_on_seed_and_sample_alone(real_data, tmp_path):
+    tonic = pytest.importorskip("tonic.transforms")
+    data = made(
+        NMNIST(
+            root=str(real_data),
+            allow_partial=True,
+            store=str(tmp_path),
+            augmentation=[
+                tonic.DropEvent(p=0.4),
+                tonic.TimeJitter(std=2000, clip_negative=False),
+                tonic.SpatialJitter(sensor_size=(34, 34, 2), var_x=3.0, var_y=3.0),
+            ],
+        )
+    )
+    before = np.random.get_state()[1].copy()
+    both = data.train_set.batch(BatchRequest(3, torch.tensor([5, 9]))).x
+    assert np.array_equal(np.random.get_state()[1], before)
+    assert torch.equal(data.train_set.batch(BatchRequest(3, torch.tensor([9]))).x[0], both[1])
+    assert not torch.equal(data.train_set.batch(BatchRequest(4, torch.tensor([9]))).x[0], both[1])
+    path = sorted((real_data / "NMNIST" / "Train").glob("*/*.bin"))
+    assert 0 < both[0].sum() < len(read_nmnist(path[5]).t)
+
+
+def test_a_transform_of_something_else_is_refused(real_data, tmp_path):
+    tonic = pytest.importorskip("tonic.transforms")
+    place = {"root": str(real_data), "allow_partial": True, "store": str(tmp_path)}
+    for transform, message in (
+        (tonic.ToFrame(sensor_size=(34, 34, 2), n_time_bins=3), "ToFrame must give events back .* got ndarray"),
+        (transforms.RandomCrop(3), "RandomCrop fails on events, an array with x, y, t and p .TypeError"),
+    ):
+        data = NMNIST(**place, augmentation=[transform])
+        data.prepare_data()
+        with pytest.raises(UserError, match=rf"data\.augmentation: {message}"):
+            data.setup()
+    with pytest.raises(UserError, match=r"data\.augmentation has HorizontalFlip, which changes images"):
+        NMNIST(**place, augmentation=[HorizontalFlip()])
+
+
+def test_another_data_set_of_tonic(tmp_path):
+    """POKER-DVS: files in its own format, read by tonic; its downloads are not asked for."""
+    writers.write_pokerdvs(tmp_path)
+    data = made(TonicEvents(name="POKERDVS", root=str(tmp_path), time_steps=3, allow_partial=True, download=False))
+    assert (data.class_names, data.input_shape) == (("cl", "he", "di", "sp"), (2, 35, 35))
+    assert data.sizes() == {"training": 8, "test as val": 4, "test": 4}
+    store = data.event_store(train=True)
+    assert sorted(store.label.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert data.train_set[0][0].sum() == store.offset[1]
+    again = TonicEvents(name="POKERDVS", root=str(tmp_path), time_steps=3, allow_partial=True, download=False)
+    again.prepare_data()
+    assert not again.prepared
+
+
+def test_a_data_set_without_a_test_part_is_split_by_class(tmp_path):
+    """N-Caltech101: classes are folders, the sensor is given, and the last share of each class is the test set."""
+    folder = tmp_path / "NCALTECH101" / "Caltech101"
+    for name in ("crab", "bass"):
+        for i in range(5):
+            recording = writers.events_of(50 + i, i, 180, 240, 10_000)
+            writers.write_file(folder / name / f"image_{i:04d}.bin", writers.nmnist_bytes(recording))
+    with pytest.raises(UserError, match=r"data\.sensor must be given: tonic does not know the sensor of NCALTECH101"):
+        TonicEvents(name="NCALTECH101", root=str(tmp_path))
+    there = {"root": str(tmp_path), "allow_partial": True, "download": False}
+    data = made(TonicEvents(name="NCALTECH101", sensor=(180, 240), test_fraction=0.4, **there))
+    assert data.class_names == ("bass", "crab")
+    assert data.sizes() == {"training": 6, "test as val": 4, "test": 4}
+    assert data.labels(train=False).tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (None, r"data\.name must be given: one of ASLDVS, .*NMNIST, POKERDVS"),
+        ("NCARS", r"must be a class of tonic\.datasets: one of .*; got 'NCARS'"),
+        ("SHD", r"cannot be taken: its sensor of 700 x 1 x 1 is not two-dimensional. One of "),
+        ("DSEC", "cannot be taken: it has no training and test set of labelled recordings"),
+        ("VPR", "cannot be taken: its recordings have no classes"),
+    ],
+)
+def test_what_tonic_has_not_is_named(name, message):
+    with pytest.raises(UserError, match=message):
+        TonicEvents(name=name)
+
+
+def test_what_is_not_there_is_not_fetched_where_that_is_off(tmp_path):
+    data = TonicEvents(name="NMNIST", root=str(tmp_path), download=False)
+    with pytest.raises(
+        DatasetNotFoundError, match=r"NMNIST of tonic is not in .*train\.zip from https://data\.mendeley"
+    ):
+        data.prepare_data()
+    shutil.rmtree(tmp_path / "NMNIST", ignore_errors=True)
