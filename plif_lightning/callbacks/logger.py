@@ -1,6 +1,7 @@
 """Where a run keeps its files, and its table of metrics."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -8,10 +9,13 @@ from weakref import WeakKeyDictionary
 import lightning as L
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.metrics import keep_rows_before
+from plif_lightning.runs.metrics import MetricsTable
+
+RUNS = "runs"  # folder of all runs, where no other is given
 
 
 def is_trial(trainer: L.Trainer) -> bool:
@@ -37,21 +41,6 @@ def known_run_folder(trainer: L.Trainer) -> RunFolder | None:
     return _folders.get(trainer)
 
 
-class _Table(ExperimentWriter):
-    """A metrics table that a resumed run continues, instead of deleting what is there."""
-
-    def __init__(self, log_dir: str, keep_before_step: int) -> None:
-        super().__init__(log_dir)
-        self.metrics_keys = keep_rows_before(RunFolder(Path(log_dir)).metrics, keep_before_step)
-
-    def _check_log_dir_exists(self) -> None:
-        """Nothing: the folder is meant to exist."""
-
-    def save(self) -> None:
-        # Without the parent's hparams.yaml: config.yaml holds everything.
-        super(ExperimentWriter, self).save()
-
-
 class RunLogger(CSVLogger):
     """Writes `metrics.csv` into the run's folder, `save_dir/name/version_N`.
 
@@ -61,7 +50,7 @@ class RunLogger(CSVLogger):
         version: N; the next free one where it is not given.
     """
 
-    def __init__(self, save_dir: str = "runs", name: str | None = None, version: int | str | None = None) -> None:
+    def __init__(self, save_dir: str = RUNS, name: str | None = None, version: int | str | None = None) -> None:
         super().__init__(save_dir, name or "", version)
         self._keep_before_step = 0
 
@@ -75,8 +64,14 @@ class RunLogger(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         if self._experiment is None:
-            self._experiment = _Table(self.log_dir, self._keep_before_step)
+            table = MetricsTable(RunFolder(Path(self.log_dir)).metrics, self._keep_before_step)
+            self._experiment = table  # type: ignore[assignment]
         return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        values = {key: value.item() if isinstance(value, Tensor) else value for key, value in metrics.items()}
+        self.experiment.add(values, step or 0)
 
     def log_hyperparams(self, params: Any = None) -> None:
         """Nothing: the run's config.yaml holds everything."""

@@ -8,9 +8,11 @@ from typing import Any
 
 import lightning as L
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import ProgressBar as BaseProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from plif_lightning import configs
@@ -31,7 +33,7 @@ from plif_lightning.callbacks import (
 )
 from plif_lightning.callbacks.checkpoints import best_checkpoint
 from plif_lightning.callbacks.config import SaveConfig
-from plif_lightning.callbacks.logger import is_trial, run_folder
+from plif_lightning.callbacks.logger import RUNS, is_trial, run_folder
 from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.cli.checkpoint import Expanded, refuse_other_settings
 from plif_lightning.cli.messages import Parser, own_error
@@ -116,15 +118,34 @@ class PlifCLI(LightningCLI):
         if config.trainer.overfit_batches:
             raise UserError("trainer.overfit_batches would replace the data's order: pass limit_train_batches instead.")
         if self.subcommand == "fit":
-            for logger in self._loggers(config):
-                if logger.class_path.endswith(".RunLogger") and logger.init_args.name is None:
-                    logger.init_args.name = self._run_name(config)
+            self._keep_own_logger(config)
 
-    @staticmethod
-    def _loggers(config: Any) -> list[Any]:
+    def _keep_own_logger(self, config: Any) -> None:
+        """Whatever other loggers there are, a run has its folder."""
         loggers = config.trainer.logger
-        loggers = loggers if isinstance(loggers, list) else [loggers]
-        return [logger for logger in loggers if hasattr(logger, "class_path")]
+        if loggers is False:
+            return
+        loggers = [one for one in (loggers if isinstance(loggers, list) else [loggers]) if hasattr(one, "class_path")]
+        own = [one for one in loggers if one.class_path.endswith(".RunLogger")]
+        if not own:
+            arguments = Namespace(save_dir=RUNS, name=None, version=None)
+            own = [Namespace(class_path=f"{RunLogger.__module__}.{RunLogger.__name__}", init_args=arguments)]
+            # First: Lightning takes the first one's folder for the run's.
+            loggers = [*own, *loggers]
+        for one in own:
+            if one.init_args.name is None:
+                one.init_args.name = self._run_name(config)
+            if config.trainer.default_root_dir is not None and one.init_args.save_dir == RUNS:
+                one.init_args.save_dir = str(Path(config.trainer.default_root_dir) / RUNS)
+        for other in loggers:
+            # save_dir stands in the base's logger, and jsonargparse keeps it for another class: there it means nothing.
+            theirs = other.class_path.startswith("lightning.") and other.init_args.get("save_dir") == RUNS
+            if theirs and {"name", "version"} <= set(vars(other.init_args)):
+                first = own[0].init_args
+                other.init_args.save_dir = RunLogger(first.save_dir, first.name, first.version).log_dir
+                other.init_args.name = other.init_args.name or other.class_path.rsplit(".", 1)[-1]
+                other.init_args.version = other.init_args.version or ""
+        config.trainer.logger = loggers if len(loggers) > 1 else loggers[0]
 
     @staticmethod
     def _accelerator(config: Any) -> str:
@@ -155,6 +176,9 @@ class PlifCLI(LightningCLI):
             ]
         if self.subcommand == "predict":
             own.append(PredictionWriter())
+        given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
+        if config.enable_progress_bar is not False and not any(isinstance(c, BaseProgressBar) for c in given):
+            own.append(ProgressBar())
         if config.enable_checkpointing is not False and config.limit_val_batches != 0 and self.subcommand == "fit":
             own.append(BestCheckpoint())
         self.trainer_defaults = {"callbacks": own}
@@ -180,8 +204,6 @@ class PlifCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
         if config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
-        if config.get("enable_progress_bar") is False and isinstance(config.get("callbacks"), list):
-            config["callbacks"] = [c for c in config["callbacks"] if not isinstance(c, ProgressBar)]
         return super()._instantiate_trainer(config, callbacks)
 
     def before_fit(self) -> None:

@@ -1,6 +1,7 @@
 """`metrics.csv`: a row for each epoch."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from plif_lightning.runtime.files import written_whole
 def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str, float]]:
     """One row of metrics per epoch, in order, from a run's `metrics.csv`.
 
-    A logger writes several lines for one epoch (training, validation, layers); they are merged.
+    Where one epoch has several lines (validation within an epoch, older runs), they are merged.
 
     Args:
         path: the table.
@@ -64,23 +65,40 @@ def layer_values(row: dict[str, float], kind: str) -> dict[str, float]:
     return {key.removeprefix(f"{kind}/"): value for key, value in row.items() if key.startswith(f"{kind}/")}
 
 
-def keep_rows_before(path: Path, step: int) -> list[str]:
-    """Takes the rows from a step on out of a table, which a resumed run will write again.
+class MetricsTable:
+    """Writes what `read_metrics` reads: a row for each epoch. The file is whole after every `save`.
 
-    Returns:
-        The columns of what is left; none where nothing is, and the file is gone then.
+    Args:
+        path: of the table; what it holds is kept.
+        before: of it, only rows of steps before this one: a resumed run writes the others again.
     """
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if row.get("step") and int(float(row["step"])) < step]
-        columns = list(reader.fieldnames or [])
-    if not rows:
-        path.unlink()
-        return []
-    with written_whole(path) as file:
-        writer = csv.DictWriter(file, fieldnames=columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    return columns
+
+    def __init__(self, path: Path, before: int = 0) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path.is_file():
+            with path.open(newline="") as file:
+                found = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+            self.rows = [row for row in found if "step" in row and int(float(row["step"])) < before]
+            if not self.rows:
+                path.unlink()
+
+    def add(self, metrics: Mapping[str, float], step: int) -> None:
+        """What was measured at a step; it joins the row of the same step and epoch, unless it is a test's."""
+        row = {**metrics, "step": step}
+        last = self.rows[-1] if self.rows else {}
+        same = all(last.get(key) == row.get(key) for key in ("epoch", "step"))
+        if same and not any(key.startswith("test/") for key in (*row, *last)):
+            last.update(row)
+        else:
+            self.rows.append(row)
+
+    def save(self) -> None:
+        """Writes the table anew: it has one row an epoch, so it is small."""
+        if not self.rows:
+            return
+        keys = set().union(*self.rows) - {"epoch", "step"}
+        with written_whole(self.path) as file:
+            writer = csv.DictWriter(file, fieldnames=["epoch", "step", *sorted(keys)])
+            writer.writeheader()
+            writer.writerows(self.rows)

@@ -1,10 +1,20 @@
 """Compilation of numeric loops to machine code, kept on disk where a place can be written."""
 
+import functools
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import numba
+
+_log = logging.getLogger(__name__)
+
+
+@functools.cache
+def _say_once() -> None:
+    """Why nothing seems to happen: the first run of an installation waits here for up to half a minute."""
+    _log.warning("Compiling kernels, once for this installation: this may take half a minute.")
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -20,7 +30,15 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True, error_model="numpy")(function)
     cache = getattr(dispatcher, "_cache", None)
     if cache is not None:
-        save = cache.save_overload
+        save, load = cache.save_overload, cache.load_overload
+
+        def load_or_say(*arguments: Any) -> Any:
+            code = load(*arguments)
+            if code is None:
+                _say_once()
+            return code
+
+        cache.load_overload = load_or_say
 
         def save_if_possible(signature: Any, code: Any) -> None:
             with suppress(OSError):  # a full disk: compile anew in each process

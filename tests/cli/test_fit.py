@@ -1,6 +1,8 @@
 """`fit`: what it trains, writes and says."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -182,3 +184,51 @@ def test_gradients_are_clipped_in_bf16_with_the_shipped_optimiser(algorithm):
     fit(*few, "--trainer.max_epochs", "1", "--run_folder", "adam", *clip)
     weights = load("clipped/checkpoints/last.ckpt")["state_dict"]["network.encoder.conv1.norm.bn.weight"]
     torch.testing.assert_close(weights, torch.ones_like(weights), rtol=0, atol=1e-6)
+
+
+TWO = [*TINY, *FEW, "--trainer.max_epochs", "2", "--test_after_fit", "false"]
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")  # of Lightning's own when a run is resumed
+def test_another_logger_goes_beside_the_runs_own(capsys):
+    main(["fit", "--config", QUICKSTART, *SILENT, *TWO, "--trainer.logger", "CSVLogger"])
+    run = Path("runs/quickstart/version_0")
+    assert (run / "config.yaml").is_file()
+    assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["0", "1"]
+    assert rows(run / "CSVLogger" / "metrics.csv")
+    assert not (Path("runs") / "version_0").exists()
+    main(["fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", "--trainer.max_epochs", "3"])
+    assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["0", "1", "2"]
+    main(["tables", "--only", "2"])
+    assert "scikit-learn digits" not in capsys.readouterr().err
+
+
+def test_runs_lie_below_the_trainers_root():
+    fit(*TWO, "--trainer.default_root_dir", "elsewhere")
+    assert Path("elsewhere/runs/quickstart/version_0/metrics.csv").is_file()
+    assert not Path("runs").exists()
+
+
+def test_callbacks_of_a_user_go_beside_the_runs_own():
+    """And the bar is one line an epoch, on a screen of 80 characters."""
+    stop = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/acc"]
+    done = command(
+        *("fit", "--config", QUICKSTART, *TWO, *stop),
+        *("--trainer.callbacks.patience", "0", "--trainer.callbacks.min_delta", "1.0", "--trainer.max_epochs", "9"),
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path("runs/quickstart/version_0/checkpoints/best.ckpt").is_file()
+    epochs = [row["epoch"] for row in rows("runs/quickstart/version_0/metrics.csv")]
+    assert epochs == ["0", "1"]  # then it was stopped
+    lines = [line for line in done.stdout.splitlines() if line.startswith("Epoch ")]
+    assert [line.split()[1] for line in lines] == ["1/9", "2/9"]
+    assert all(len(line) <= 80 and re.search(r"loss: \d\.\d+ val/acc: \d\.\d+$", line) for line in lines)
+
+
+def test_an_epoch_is_one_row_of_metrics():
+    fit(*TWO)
+    table = rows("runs/quickstart/version_0/metrics.csv")
+    assert [row["epoch"] for row in table] == ["0", "1"]
+    assert all(row["train/loss"] and row["val/acc"] and row["tau/conv1"] for row in table)
+    assert list(table[0])[:2] == ["epoch", "step"]
