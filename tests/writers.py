@@ -14,7 +14,7 @@ from PIL import Image
 
 from plif_lightning.events import Recording
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.samples import Samples, write_samples
+from plif_lightning.runs.samples import Events, Samples, write_samples
 
 FOLDERS = {"MNIST": "MNIST/raw", "FashionMNIST": "FashionMNIST/raw", "CIFAR10": "cifar-10-batches-py"}
 
@@ -249,6 +249,9 @@ def write_run(
             np.concatenate([spikes.mean(0), spikes[:, :1].mean(0)]).astype(np.float32),
             spikes,
             random.random((time_steps, 3, 3)).astype(np.float32),
+            Events(np.arange(60) % 84, np.arange(60, dtype=np.uint32), np.array([0, 10, 40, 60]), (6, 7))
+            if frames > 1
+            else None,
         )
         write_samples(run, recorded)
     return run

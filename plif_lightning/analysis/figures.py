@@ -1,23 +1,29 @@
-"""The paper's figures from this project's runs: functions of runs that give a figure, or say what is missing."""
+"""The paper's figures from this project's runs: functions of runs that give a figure and its caption.
+
+What a reader of the figure must know stands in the caption, not in the picture; widths are those of a column, or of
+two, of a paper.
+"""
 
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.tables import one_per_seed, other_settings, setting_of
+from plif_lightning.analysis.settings import called, differences, one_per_seed, other_settings, setting_of
 from plif_lightning.errors import UserError
 from plif_lightning.plot import picture
-from plif_lightning.plot.style import COLOURS, DASHES, MARKERS, plain
+from plif_lightning.plot.style import COLOURS, DASHES, FILLS, MARKERS, plain
 from plif_lightning.runs.histograms import Histogram, read_histograms
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.samples import Samples, read_samples
@@ -28,9 +34,24 @@ class NothingToShowError(UserError):
     """No run has what a figure needs."""
 
 
+Drawn = tuple[Figure, str]  # a figure and its caption
+# Widths of a page [inches] with one and two columns (IEEE, CVF).
+WIDTHS = {1: 3.35, 2: 6.9}
+_columns: ContextVar[int] = ContextVar("columns", default=2)
+
+
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **arguments: Any) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    """A figure of this shape, or of the page's width where it is wider."""
+    most = WIDTHS[_columns.get()]
+    size = (width, height) if width <= most else (most, height * most / width)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **arguments)
+
+
+def _ink(share: float = 1.0) -> str:
+    """Black, or white on a dark ground; weaker where `share` is below one."""
+    dark = rcParams["figure.facecolor"] != "white"
+    return str(0.15 + 0.75 * share if dark else 1 - share)
 
 
 # --- without runs: the neuron itself
@@ -78,8 +99,8 @@ _RESPONSES = (
 TAU_MS = 10.0
 
 
-def _responses(current: NDArray[np.float64], y_label: str) -> Figure:
-    figure, axes = _figure(6.4, 3.6)
+def _responses(current: NDArray[np.float64], y_label: str, caption: str) -> Drawn:
+    figure, axes = _figure(WIDTHS[_columns.get()], 2.6)
     weights, taus = [w for _, w, _ in _RESPONSES], [TAU_MS * t for _, _, t in _RESPONSES]
     traces = membrane_response(current, taus, weights)
     time = np.arange(1, len(current) + 1) / STEPS_PER_MS
@@ -92,25 +113,28 @@ def _responses(current: NDArray[np.float64], y_label: str) -> Figure:
         )
     axes[0, 0].set_xlabel("time t [ms]")
     axes[0, 0].set_ylabel(y_label)
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[0, 0].legend(frameon=False, fontsize=7)
     plain(axes[0, 0])
-    return figure
+    return figure, caption
 
 
-def figure_1b(runs: Sequence[Run]) -> Figure:
+def figure_1b(runs: Sequence[Run]) -> Drawn:
     """The membrane potential under constant input: w stretches it in V, tau in t."""
-    return _responses(np.ones(60 * STEPS_PER_MS), "membrane potential V [units of w I]")
+    caption = "The membrane potential under constant input: w stretches it in V, tau in t."
+    return _responses(np.ones(60 * STEPS_PER_MS), "membrane potential V [units of w I]", caption)
 
 
-def figure_2(runs: Sequence[Run]) -> Figure:
-    """The membrane potential under spikes at 5, 80, 85 and 90 ms."""
+def figure_2(runs: Sequence[Run]) -> Drawn:
+    """The membrane potential under spikes."""
     current = np.zeros(120 * STEPS_PER_MS)
     for at in (5, 80, 85, 90):
         current[at * STEPS_PER_MS] = STEPS_PER_MS * TAU_MS  # all of a spike's charge in one step
-    return _responses(current, "membrane potential V [units of w]")
+    return _responses(
+        current, "membrane potential V [units of w]", "The membrane potential under spikes at 5, 80, 85 and 90 ms."
+    )
 
 
-def figure_5b(runs: Sequence[Run]) -> Figure:
+def figure_5b(runs: Sequence[Run]) -> Drawn:
     """Which of three neurons of a max-pool window connects to the next layer, step by step."""
     import torch
 
@@ -120,24 +144,27 @@ def figure_5b(runs: Sequence[Run]) -> Figure:
     drive = torch.tensor([0.62, 0.80, 1.15], dtype=torch.float64).expand(steps, 1, 3)
     spikes = integrate_and_fire(2 * drive, torch.tensor(0.5, dtype=torch.float64))[0][:, 0].numpy()
     draw = np.random.default_rng(1)
-    figure, axes = _figure(6.4, 2.8)
+    figure, axes = _figure(WIDTHS[_columns.get()], 2.3)
     ax = axes[0, 0]
     for i in range(3):
         at = np.flatnonzero(spikes[:, i])
-        ax.plot(at, np.full(len(at), 3 - i), "|", color="0.35", markersize=18, markeredgewidth=1.5)
+        ax.plot(at, np.full(len(at), 3 - i), "|", color=_ink(0.75), markersize=14, markeredgewidth=1.5)
     for t in range(steps):
         fired = np.flatnonzero(spikes[t])
         if len(fired):
             winner = draw.choice(fired)
             ax.plot([t, t], [3 - winner, 0.12], color=COLOURS[0], linewidth=1.2)
             ax.plot(t, 3 - winner, "o", color=COLOURS[0], markersize=7, fillstyle="full" if len(fired) == 1 else "none")
-            ax.plot(t, 0, "|", color=COLOURS[0], markersize=18, markeredgewidth=2)
+            ax.plot(t, 0, "|", color=COLOURS[0], markersize=14, markeredgewidth=2)
     ax.set_yticks([3, 2, 1, 0], ["neuron 1", "neuron 2", "neuron 3", "after the pool"])
-    ax.set_xlabel("time-step t; a ring: drawn among neurons that fired together")
+    ax.set_xlabel("time-step t")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(-0.5, 3.6)
     ax.spines[["top", "right", "left"]].set_visible(False)
-    return figure
+    return figure, (
+        "Which of three neurons of a max-pool window connects to the next layer, step by step. A ring: drawn among "
+        "neurons that fired together."
+    )
 
 
 # --- accuracy and tau over epochs
@@ -160,17 +187,25 @@ def _by_data(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[str, li
     for of_data in groups.values():
         for key, group in of_data.items():
             of_data[key] = one_per_seed([run for run in group if run.status == "finished"] or group)
-    return {
-        name: sorted(of_data.values(), key=lambda group: (setting_of(group[0]).neuron != "plif", setting_of(group[0])))
-        for name, of_data in sorted(groups.items())
-    }
+    found = {}
+    for name, of_data in sorted(groups.items()):
+        among = [group[0] for group in of_data.values()]
+        found[name] = sorted(of_data.values(), key=lambda group: _place(group[0], among))
+    return found
+
+
+def _place(run: Run, among: Sequence[Run]) -> tuple[Any, ...]:
+    """The order in which runs are listed: the paper's neuron first, what is as shipped before what is not."""
+    setting = setting_of(run)
+    return setting.neuron != "plif", setting.init_tau, setting.pooling != "max", differences(run, among)
 
 
 def _group_name(run: Run) -> str:
     """Data set, and what makes runs of it incomparable: its part, T, and the protocol."""
     title = paper.TITLES.get(run.data_set, str(run.facts.get("data") or run.data_set))
     origin = f", {_text(run.facts['origin'])}" if run.facts.get("origin") else ""
-    return f"{_text(title, 30)}{origin}\nT = {run.setting('data.time_steps', '?')}, protocol {run.protocol}"
+    name = textwrap.fill(_text(title, 30) + origin, 36)
+    return f"{name}\nT = {run.setting('data.time_steps', '?')}, protocol {run.protocol}"
 
 
 def _text(words: object, most: int = 60) -> str:
@@ -179,17 +214,24 @@ def _text(words: object, most: int = 60) -> str:
     return (text if len(text) <= most else text[: most - 1] + "\u2026").replace("$", r"\$")
 
 
-def _neuron(run: Run) -> str:
-    s = setting_of(run)
-    name = {"plif": "PLIF, $\\tau_0$", "lif": "LIF, $\\tau$"}.get(s.neuron, _text(s.neuron.upper(), 12))
-    tau = "" if s.neuron == "if" else f" = {s.init_tau:g}"
-    return f"{name}{tau}" + (f", {s.pooling}-pooling" if s.pooling != "max" else "")
+def _called(run: Run, among: Sequence[Run]) -> str:
+    """What a run is called among others of its data set: by what differs."""
+    text = textwrap.fill(_text(called(run, among), 120), 42, subsequent_indent="  ")
+    return text.replace("tau_0", "$\\tau_0$").replace("tau =", "$\\tau$ =")
 
 
-def _panels(count: int, height: float = 3.2, width: float = 4.6, **arguments: Any) -> tuple[Figure, list[Axes]]:
-    columns = min(count, 2)
+def _legend_below(ax: Axes, columns: int) -> None:
+    # The pad, in units of the font's size, leaves room for ticks and label.
+    ax.legend(
+        frameon=False, fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, ncols=columns,
+        columnspacing=1.2,
+    )  # fmt: skip
+
+
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    columns = min(count, _columns.get())
     rows = -(-count // columns)
-    figure, axes = _figure(width * columns, height * rows, rows, columns, **arguments)
+    figure, axes = _figure(WIDTHS[_columns.get()], height * rows, rows, columns)
     flat = list(axes.flat)
     for ax in flat[count:]:
         ax.set_visible(False)
@@ -204,92 +246,97 @@ def _aligned(curves: Sequence[tuple[list[float], list[float]]]) -> tuple[list[fl
     return common, np.array([[dict(zip(*curve, strict=True))[e] for e in common] for curve in curves])
 
 
-def figure_6(runs: Sequence[Run]) -> Figure:
-    """Accuracy over epochs: each run faint, their mean or its 64-epoch moving average over it, the authors' points."""
+def figure_6(runs: Sequence[Run]) -> Drawn:
+    """Accuracy over epochs."""
     data = _by_data(runs, lambda run: len(run.curve(run.val_key)[0]) > 0)
     if not data:
         raise NothingToShowError("no run has measured an accuracy yet.")
-    figure, panels = _panels(len(data), height=3.9)
+    figure, panels = _panels(len(data), height=3.3)
+    smoothed_any = authors = False
     for ax, (title, groups) in zip(panels, data.items(), strict=True):
+        among = [group[0] for group in groups]
         for i, group in enumerate(groups):
             colour, style = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
             curves = [run.curve(run.val_key) for run in group]
             epochs, values = _aligned(curves)
             mean = 100 * values.mean(0)
-            label = _neuron(group[0]) + (f" ({len(group)} runs)" if len(group) > 1 else "")
+            name = _called(group[0], among) + (f" ({len(group)} runs)" if len(group) > 1 else "")
             smoothed = len(mean) >= 128
+            smoothed_any |= smoothed
             for own_epochs, own in curves:
                 ax.plot(own_epochs, [100 * v for v in own], color=colour, alpha=0.25, linewidth=0.8)
             x, y = (epochs[63:], moving_average(list(mean))) if smoothed else (epochs, mean)
             few = len(x) <= 32
-            ax.plot(x, y, style, color=colour, label=label, marker=MARKERS[i % 8] if few else "", markersize=4)
+            ax.plot(x, y, style, color=colour, label=name, marker=MARKERS[i % 8] if few else "", markersize=4)
             known = paper.CURVES.get(setting_of(group[0]))
             if known and group[0].protocol == "A":
                 shown = [(e, a) for e, a in zip(paper.CURVE_EPOCHS, known, strict=True) if e <= max(epochs)]
                 ax.plot(*zip(*shown, strict=True), "x", color=colour, markersize=7, markeredgewidth=1.8)
-        ax.set_title(title, loc="left", fontsize=9)
+                authors = True
+        ax.set_title(title, loc="left", fontsize=7.5)
         ax.set_xlabel("epoch")
         ax.set_ylabel("accuracy [%]")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+        _legend_below(ax, 1)
         plain(ax)
-    figure.supxlabel(
-        "lines: mean over runs, 64-epoch moving average where there are 128 epochs; x: the authors' runs, all the data",
-        fontsize=7,
+    return figure, (
+        "Accuracy over epochs: each run faint, over it the mean of the runs that differ in their seed alone."
+        + (" Where there are 128 epochs, the mean's 64-epoch moving average." if smoothed_any else "")
+        + (" Crosses: the authors' runs, on all of the data." if authors else "")
     )
-    return figure
 
 
-def figure_7(runs: Sequence[Run]) -> Figure:
+def figure_7(runs: Sequence[Run]) -> Drawn:
     """tau of each layer over epochs, for each initial value."""
     data = _by_data(runs, lambda run: setting_of(run)[1::2] == ("plif", "max") and bool(run.layers("tau")))
     if not data:
         raise NothingToShowError("no run has learned time constants yet (neuron: plif, pooling: max).")
-    figure, panels = _panels(len(data))
+    figure, panels = _panels(len(data), height=3.0)
     for ax, (title, groups) in zip(panels, data.items(), strict=True):
-        taus = sorted({setting_of(group[0]).init_tau for group in groups})
+        among = [group[0] for group in groups]
         titled = set()
-        for group in groups:
+        for g, group in enumerate(groups):
             start = setting_of(group[0]).init_tau
             for i, layer in enumerate(group[0].layers("tau")):
                 curves = [run.curve(f"tau/{layer}") for run in group if layer in run.layers("tau")]
                 epochs, values = _aligned(curves)
-                label = f"$\\tau({i + 1})$: {_text(layer, 20)}"
+                name = f"$\\tau({i})$: {_text(layer, 20)}"
                 ax.fill_between([0, *epochs], [start, *values.min(0)], [start, *values.max(0)], color=COLOURS[i % 8],
                                 alpha=0.15, linewidth=0)  # fmt: skip
                 ax.plot(
-                    [0, *epochs], [start, *values.mean(0)], DASHES[taus.index(start) % 4], color=COLOURS[i % 8],
-                    marker=MARKERS[i % 8], markevery=max(1, len(epochs) // 6), markersize=4,
-                    label=None if label in titled else label,
+                    [0, *epochs], [start, *values.mean(0)], DASHES[g % 4], color=COLOURS[i % 8],
+                    marker=MARKERS[i % 8], fillstyle=FILLS[g % 4], markevery=max(1, len(epochs) // 6), markersize=4,
+                    label=None if name in titled else name,
                 )  # fmt: skip
-                titled.add(label)
+                titled.add(name)
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(_nice_ticks(ax.get_ylim()))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.set_title(title, loc="left", fontsize=9)
+        ax.set_title(title, loc="left", fontsize=7.5)
         ax.set_xlabel("epoch")
         ax.set_ylabel("$\\tau$ [time-steps]")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        starts = [
-            ax.plot([], [], DASHES[i % 4], color="0.3", label=f"$\\tau_0$ = {t:g}")[0] for i, t in enumerate(taus)
-        ]
-        del starts
-        ax.legend(frameon=False, fontsize=7, ncols=2)
+        for g, run in enumerate(among):
+            ax.plot([], [], DASHES[g % 4], color=_ink(0.7), marker="o", fillstyle=FILLS[g % 4], markersize=4,
+                    label=_called(run, among))  # fmt: skip
+        _legend_below(ax, 2)
         plain(ax)
-    figure.supxlabel("lines: mean over runs; bands: from the least to the greatest", fontsize=7)
-    return figure
+    return figure, (
+        "tau of each layer of neurons, counted from 0 at the input, over epochs. Lines: the mean of the runs that "
+        "differ in their seed alone; bands: from the least to the greatest."
+    )
 
 
 def _nice_ticks(limits: tuple[float, float]) -> Any:
     low, high = limits
-    candidates = [m * 10.0**e for e in range(-1, 7) for m in (1, 2, 5)]
+    candidates = [2.0**e for e in range(21)]
     if high / low < 3:
         candidates = [round(low + (high - low) * i / 4, 2) for i in range(5)]
     return FixedLocator([c for c in candidates if low <= c <= high])
 
 
-def figure_s1(runs: Sequence[Run]) -> Figure:
+def figure_s1(runs: Sequence[Run]) -> Drawn:
     """The distribution of W_fc / tau of each FC layer, from before training to its end."""
     recorded = [(run, read_histograms(run.folder)) for run in runs]
     found = [(run, rows) for run, rows in recorded if len({row.epoch for row in rows}) > 1]
@@ -297,8 +344,8 @@ def figure_s1(runs: Sequence[Run]) -> Figure:
         raise NothingToShowError("no run has recorded the distribution of W_fc / tau.")
     run, rows = max(found, key=lambda pair: (setting_of(pair[0]).neuron == "plif", len(pair[1])))
     layers = sorted({row.layer for row in rows})
-    figure, axes = _figure(4.4 * len(layers), 3.8, 1, len(layers))
-    for ax, layer in zip(axes[0], layers, strict=True):
+    figure, axes = _panels(len(layers), 2.9)
+    for ax, layer in zip(axes, layers, strict=True):
         of_layer = [row for row in rows if row.layer == layer]
         count = min(8, len(of_layer))
         chosen = [of_layer[round(i * (len(of_layer) - 1) / max(1, count - 1))] for i in range(count)]
@@ -307,14 +354,13 @@ def figure_s1(runs: Sequence[Run]) -> Figure:
             x, y = _density(row)
             base = count - 1 - place
             ax.fill_between(x, base, base + 1.6 * y / tallest, color=str(0.75 - 0.5 * place / count), zorder=place)
-            ax.plot(x, base + 1.6 * y / tallest, color="black", linewidth=0.7, zorder=place + 0.5)
+            ax.plot(x, base + 1.6 * y / tallest, color=_ink(), linewidth=0.7, zorder=place + 0.5)
         ax.set_yticks(range(count), [f"epoch {row.epoch}" for row in reversed(chosen)], fontsize=8)
         ax.set_xlabel(f"$W_{{fc}} / \\tau$ of {_text(layer, 20)}")
         width = np.percentile(np.abs([value for row in chosen for value in _central(row)]), 100)
         ax.set_xlim(-width, width)
         ax.spines[["top", "right", "left"]].set_visible(False)
-    figure.suptitle(f"{_group_name(run).splitlines()[0]}, {_neuron(run)}: density of W / tau", fontsize=9)
-    return figure
+    return figure, f"The density of W_fc / tau of each FC layer, from before training on. {_of(run)}"
 
 
 def _density(row: Histogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -363,7 +409,7 @@ def _name_of(samples: Samples, i: int) -> str:
     return _text(samples.classes[int(samples.label[i])], 24)
 
 
-def figure_s2(runs: Sequence[Run]) -> Figure:
+def figure_s2(runs: Sequence[Run]) -> Drawn:
     """A sample of each class, and firing rates of three channels of the first layer."""
     run, samples = _recorded(runs)
     channels, count = typical_channels(samples, 3), len(samples.label)
@@ -374,12 +420,15 @@ def figure_s2(runs: Sequence[Run]) -> Figure:
             _show(axes[row, i], samples.rates[i, c])
     for row, label in enumerate(["input", *(f"channel {c}" for c in channels)]):
         axes[row, 0].set_ylabel(label, fontsize=8)
-    _titled(figure, run, "firing rates [spikes / time-step], black 0, white 1")
-    return figure
+    return figure, (
+        "A sample of each class, and the firing rates [spikes / time-step] of three channels of the first layer, from "
+        f"0 (black) to 1 (white). {_of(run)}"
+    )
 
 
-def _titled(figure: Figure, run: Run, text: str) -> None:
-    figure.suptitle(f"{_group_name(run).splitlines()[0]}, {_neuron(run)}: {text}", fontsize=8)
+def _of(run: Run) -> str:
+    """Which run a figure shows, for its caption."""
+    return f"Data: {' '.join(_group_name(run).splitlines()[:-1])}; {called(run, [run])}; run {_text(run.name)}."
 
 
 def _grid(maps: NDArray[Any]) -> NDArray[np.float64]:
@@ -394,8 +443,8 @@ def _grid(maps: NDArray[Any]) -> NDArray[np.float64]:
     return grid
 
 
-def figure_s3(runs: Sequence[Run]) -> Figure:
-    """All channels of the first layer for one sample: (a) spikes at t = 0, (b) firing rates at the last step."""
+def figure_s3(runs: Sequence[Run]) -> Drawn:
+    """All channels of the first layer for one sample."""
     run, samples = _recorded(runs)
     figure, axes = _figure(9.0, 4.9, 1, 2)
     spikes = samples.spikes[:, 0]
@@ -403,12 +452,14 @@ def figure_s3(runs: Sequence[Run]) -> Figure:
     for ax, maps, label in zip(
         axes[0],
         (spikes[0], spikes.mean(0)),
-        ("(a) spikes at t = 0", f"(b) firing rates at t = {last} [spikes / time-step]"),
+        ("(a)", "(b)"),
         strict=True,
     ):
         _show(ax, _grid(maps.astype(np.float64)), label)
-    _titled(figure, run, f"all channels of the first layer, sample of class {_name_of(samples, 0)}")
-    return figure
+    return figure, (
+        f"All channels of the first layer for a sample of class {_name_of(samples, 0)}: (a) spikes at t = 0, (b) "
+        f"firing rates at t = {last} [spikes / time-step]. {_of(run)}"
+    )
 
 
 def _step_frames(samples: Samples, i: int) -> NDArray[Any]:
@@ -417,8 +468,8 @@ def _step_frames(samples: Samples, i: int) -> NDArray[Any]:
     return np.repeat(frames, len(samples.spikes), 0) if len(frames) == 1 else frames
 
 
-def figure_s4(runs: Sequence[Run]) -> Figure:
-    """One sample over time: (a) input and spikes of two channels, (b) their means so far."""
+def figure_s4(runs: Sequence[Run]) -> Drawn:
+    """One sample over time."""
     run, samples = _recorded(runs)
     channels = typical_channels(samples, 2)
     frames, spikes = _step_frames(samples, 0), samples.spikes[:, 0].astype(np.float64)
@@ -439,20 +490,20 @@ def figure_s4(runs: Sequence[Run]) -> Figure:
         )  # fmt: skip
         for row, label in enumerate(names):
             axes[3 * part + row, 0].set_ylabel(f"{letter} {label}", fontsize=6)
-    _titled(
-        figure, run, f"sample of class {_name_of(samples, 0)} over time; spikes white, rates from black 0 to white 1"
+    return figure, (
+        f"A sample of class {_name_of(samples, 0)} over time: (a) input and spikes of two channels of the first layer, "
+        f"(b) their means so far, from 0 (black) to 1 (white). {_of(run)}"
     )
-    return figure
 
 
-def figure_s5(runs: Sequence[Run]) -> Figure:
-    """Frames of three samples at each step, and the spikes of one channel of the first layer under each."""
+def figure_s5(runs: Sequence[Run]) -> Drawn:
+    """Frames of three samples at each step, and spikes under each."""
     try:
         run, samples = _recorded(runs, lambda s: len(s.frames) > 1)
     except NothingToShowError:  # static images only
         run, samples = _recorded(runs)
     channel = typical_channels(samples, 1)[0]
-    steps, played = samples.spikes.shape[:2]
+    steps, played = len(samples.spikes), min(3, samples.spikes.shape[1])
     figure, axes = _figure(0.75 * steps + 0.9, 0.95 * 2 * played + 0.5, 2 * played, steps)
     for i in range(played):
         frames = _step_frames(samples, i)
@@ -461,11 +512,13 @@ def figure_s5(runs: Sequence[Run]) -> Figure:
             _show(axes[2 * i + 1, t], samples.spikes[t, i, channel])
         axes[2 * i, 0].set_ylabel(_name_of(samples, i), fontsize=7)
         axes[2 * i + 1, 0].set_ylabel("spikes", fontsize=7)
-    _titled(figure, run, f"input and spikes of channel {channel} of the first layer")
-    return figure
+    return figure, (
+        f"Frames of {played} samples at each step, and under each the spikes of channel {channel} of the first layer. "
+        f"{_of(run)}"
+    )
 
 
-FIGURES: dict[str, Callable[[Sequence[Run]], Figure]] = {
+FIGURES: dict[str, Callable[[Sequence[Run]], Drawn]] = {
     "1b": figure_1b,
     "2": figure_2,
     "5b": figure_5b,
@@ -479,30 +532,39 @@ FIGURES: dict[str, Callable[[Sequence[Run]], Figure]] = {
 }
 
 
-def drawn(name: str, runs: Sequence[Run]) -> Figure:
-    """One of the figures.
+def drawn(name: str, runs: Sequence[Run], columns: int = 2) -> Drawn:
+    """One of the figures, and its caption.
+
+    Args:
+        name: in FIGURES.
+        runs: to choose from.
+        columns: of a page that it is wide, see WIDTHS.
 
     Raises:
         NothingToShowError: no run has what it needs, or one has something that cannot be drawn.
     """
+    token = _columns.set(columns)
     try:
-        return FIGURES[name](runs)
+        with rc_context({"font.size": 8}):
+            return FIGURES[name](runs)
     except NothingToShowError:
         raise
     except Exception as error:  # runs are files from anywhere: the other figures can still be made
         raise NothingToShowError(f"a run holds what cannot be drawn ({type(error).__name__}: {error}).") from error
+    finally:
+        _columns.reset(token)
 
 
-def write_figures(runs: Sequence[Run], folder: Path, names: Sequence[str]) -> int:
-    """Writes each figure as pdf and png, and says which could not be made and why.
+def write_figures(runs: Sequence[Run], folder: Path, names: Sequence[str], columns: int = 2) -> int:
+    """Writes each figure as pdf and png, their captions, and says which could not be made and why.
 
     Returns:
         Exit status: 1 where none could be made.
     """
-    made = 0
+    captions = {}
     for name in names:
         try:
-            figure = drawn(name, runs)
+            figure, captions[name] = drawn(name, runs, columns)
         except NothingToShowError as error:
             print(f"figure {name} is left out: {error}", file=sys.stderr)
             continue
@@ -513,5 +575,8 @@ def write_figures(runs: Sequence[Run], folder: Path, names: Sequence[str]) -> in
                 with written_whole(path, "wb") as file:
                     figure.savefig(file, format=kind, metadata=metadata)
                 print(path)
-        made += 1
-    return 0 if made else 1
+    if captions:
+        with written_whole(folder / "captions.md") as file:
+            file.writelines(f"**Figure {name}.** {caption}\n\n" for name, caption in captions.items())
+        print(folder / "captions.md")
+    return 0 if captions else 1

@@ -15,27 +15,43 @@ from typing import Any
 
 import numpy as np
 import yaml
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.figures import FIGURES, NothingToShowError, drawn, typical_channels
+from plif_lightning.analysis.settings import called
 from plif_lightning.analysis.tables import Table, problems_of
 from plif_lightning.errors import UserError
 from plif_lightning.plot import picture
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.samples import Samples, read_samples
+from plif_lightning.runs.samples import Events, Samples, read_samples
 from plif_lightning.runtime.files import written_whole
 
-# Points of a curve that a screen can tell apart; channels and runs whose spikes are shown.
+# Points of a curve that a screen can tell apart; channels, runs and events of a sample that are played.
 _POINTS = 200
 _CHANNELS = 11
 _PLAYERS = 4
+_EVENTS = 20_000
 _TALLEST = 96  # pixels of a map
+# Figures on the dark page.
+_DARK: Any = {
+    **{f"{part}.facecolor": "#1b1f24" for part in ("figure", "axes", "savefig")},
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#e7e9ec"),
+    "grid.color": "#5b636d",
+}
 
 
 def _number(value: Any, digits: int = 5) -> float | None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         return None
     return float(f"{value:.{digits}g}")
+
+
+def _percent(share: Any) -> float | None:
+    """As the console prints it: rounded once, to two decimals."""
+    value = _number(share, 15)
+    return None if value is None else float(f"{100 * value:.2f}")
 
 
 def _curves(run: Run) -> dict[str, list[float | None]]:
@@ -48,20 +64,21 @@ def _curves(run: Run) -> dict[str, list[float | None]]:
     for key in keys:
         values = [_number(row.get(key)) for row in rows]
         if key == run.val_key:
-            found["accuracy"] = [None if v is None else _number(100 * v) for v in values]
+            found["accuracy"] = [_percent(row.get(key)) for row in rows]
         elif key == "train/acc":
-            found[key] = [None if v is None else _number(100 * v) for v in values]
+            found[key] = [_percent(row.get(key)) for row in rows]
         elif key in ("train/loss", "lr", "train/samples_per_second") or key.startswith(("tau/", "rate/")):
             found[key] = values
     return found
 
 
-def _row(i: int, run: Run) -> dict[str, Any]:
+def _row(i: int, run: Run, among: Sequence[Run]) -> dict[str, Any]:
     best = run.best
     last = next((row for row in reversed(run.metrics) if any(k.startswith("rate/") for k in row)), {})
     return {
         "id": i,
         "name": run.name,
+        "label": called(run, among),
         "data": paper.TITLES.get(run.data_set, str(run.facts.get("data") or run.data_set))
         + (f" ({run.facts['origin']})" if run.facts.get("origin") else ""),
         "neuron": str(run.setting("model.neuron", "")),
@@ -70,7 +87,7 @@ def _row(i: int, run: Run) -> dict[str, Any]:
         "T": _number(run.setting("data.time_steps")),
         "seed": _number(run.setting("seed_everything"), 15),
         "protocol": run.protocol if run.config else None,
-        "accuracy": None if run.accuracy is None else _number(100 * run.accuracy),
+        "accuracy": _percent(run.accuracy),
         "best_epoch": None if best is None else best[0],
         "epochs": len(run.metrics),
         "speed": _number(run.metrics[-1].get("train/samples_per_second"), 3) if run.metrics else None,
@@ -99,6 +116,7 @@ def _player(run: Run, samples: Samples, i: int) -> dict[str, Any]:
     votes = np.cumsum(samples.votes[:, i], 0) / np.arange(1, len(samples.votes) + 1)[:, None]
     return {
         "run": run.name,
+        "data": paper.TITLES.get(run.data_set, str(run.facts.get("data") or run.data_set)),
         "label": samples.classes[int(samples.label[i])],
         "classes": samples.classes,
         "channels": channels,
@@ -111,7 +129,23 @@ def _player(run: Run, samples: Samples, i: int) -> dict[str, Any]:
         "spikes": _base64(np.packbits(spikes)),
         "frames": _base64((255 * frames).round().astype(np.uint8)),
         "votes": [[round(float(v), 3) for v in step] for step in votes],
+        "events": None if samples.events is None else _events(run, samples.events, i, len(spikes)),
     }
+
+
+def _events(run: Run, events: Events, i: int, steps: int) -> dict[str, Any]:
+    """A recording for the page: of many events every second, third, ... one, and where the time-steps begin."""
+    one = slice(events.offset[i], events.offset[i + 1])
+    every = max(1, -(-(one.stop - one.start) // _EVENTS))
+    address, time = events.address[one][::every].astype("<u4"), events.time[one][::every].astype(np.float64)
+    if run.setting("data.slicing") == "by_time" and len(time):
+        bounds = np.searchsorted(time, time[0] + (time[-1] - time[0]) * np.arange(steps + 1) / steps)
+        bounds[-1] = len(time)
+    else:
+        bounds = len(address) // steps * np.arange(steps + 1)
+        bounds[-1] = len(address)
+    height, width = events.sensor
+    return {"height": height, "width": width, "every": every, "bounds": bounds.tolist(), "address": _base64(address)}
 
 
 def _players(runs: Sequence[Run], problems: list[str]) -> list[dict[str, Any]]:
@@ -153,21 +187,29 @@ def _table(table: Table) -> str:
 
 def _figures(runs: Sequence[Run], problems: list[str]) -> str:
     found = []
-    for name, draw in FIGURES.items():
+    for name in FIGURES:
         try:
-            figure = drawn(name, runs)
+            figure, caption = drawn(name, runs)
         except NothingToShowError as error:
             problems.append(f"figure {name} is left out: {error}")
             continue
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
-        text = (draw.__doc__ or "").strip().splitlines()[0]
+        with rc_context(_DARK):
+            dark = _image(drawn(name, runs)[0])
+        width, height = (round(96 * side) for side in figure.get_size_inches())
+        text = html.escape(caption)
+        # With its size stated, so that a link to something below it lands there before it is loaded.
         found.append(
-            f'<figure><img loading="lazy" alt="{html.escape(text)}" src="data:image/png;base64,'
-            f'{base64.b64encode(file.getvalue()).decode()}">'
-            f"<figcaption>Figure {name}. {html.escape(text)}</figcaption></figure>"
+            f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+            f'<img loading="lazy" width="{width}" height="{height}" alt="{text}" src="{_image(figure)}"></picture>'
+            f"<figcaption>Figure {name}. {text}</figcaption></figure>"
         )
     return "".join(found)
+
+
+def _image(figure: Figure) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> None:
@@ -187,7 +229,7 @@ def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> No
     figures = _figures(runs, problems)
     data = {
         "made": "Curves have at most 200 points.",
-        "runs": [_row(i, run) for i, run in enumerate(runs)],
+        "runs": [_row(i, run, [r for r in runs if r.data_set == run.data_set]) for i, run in enumerate(runs)],
         "samples": _players(runs, problems),
         "problems": problems,
     }

@@ -5,9 +5,8 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,18 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from scipy import special
 
-from plif_lightning import configs
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.paper import Setting
+from plif_lightning.analysis.settings import (
+    differences,
+    is_limited,
+    neuron_in_words,
+    one_per_seed,
+    other_settings,
+    real,
+    setting_of,
+    unusual,
+)
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime.files import written_whole
 
@@ -77,7 +85,7 @@ class Cell:
     @property
     def is_usual(self) -> bool:
         """Whether everything beside the table's own settings is as the project ships it."""
-        return not _unusual(self.runs[0])
+        return not unusual(self.runs[0])
 
 
 def _samples(run: Run) -> tuple[int, int] | None:
@@ -88,95 +96,6 @@ def _samples(run: Run) -> tuple[int, int] | None:
         return None
     held_out = counts.get("val", 0)
     return counts["training"] + (held_out if isinstance(held_out, int) else 0), tested
-
-
-# Settings with a column of their own.
-_SHOWN = {"epochs", "samples", "origin", "trainer.max_epochs", "data.time_steps", "data.validation"}
-_SHOWN |= {"data.holdout_fraction", "data.class_path"}
-
-
-def _unusual(run: Run) -> list[str]:
-    """Settings that are not those of the shipped configuration, or that leave out a part of the data."""
-    own = other_settings(run)
-    usual = {k: v for k, v in _flat(_usual().get(run.data_set, {})) if k not in _WITHOUT_EFFECT}
-    names = [key for key, value in usual.items() if key not in _SHOWN and key in own and own[key] != value]
-    if is_limited(run):
-        names += [f"trainer.{name}" for name in _LIMITS if f"trainer.{name}" in own]
-    return names
-
-
-def _real(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def setting_of(run: Run) -> Setting:
-    """What the paper's tables tell runs apart by; an IF neuron has no tau."""
-    neuron = str(run.setting("model.neuron", "?"))
-    tau = math.inf if neuron == "if" else _real(run.setting("model.init_tau"))
-    data_set = run.data_set if run.data_set in paper.TITLES else str(run.facts.get("data") or run.data_set)
-    return Setting(data_set, neuron, tau, str(run.setting("model.pooling", "?")))
-
-
-# What of a configuration decides neither what is computed nor how it is measured.
-_WITHOUT_EFFECT = {
-    *("data.root", "data.store", "data.num_workers", "data.download", "data.eval_batch_size", "data.allow_partial"),
-    *("model.backend", "model.neuron", "model.init_tau", "model.pooling"),
-    *("trainer.default_root_dir", "trainer.log_every_n_steps", "trainer.profiler", "trainer.num_sanity_val_steps"),
-    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_checkpointing"),
-}
-_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for name, part in value.items():
-            yield from _flat(part, key if name == "init_args" else f"{key}.{name}" if key else str(name))
-    else:
-        yield key, float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def other_settings(run: Run) -> dict[str, Any]:
-    """What else must be equal for two runs to be the same experiment with other seeds."""
-    trainer = run.setting("trainer", {})
-    trainer = dict(trainer) if isinstance(trainer, Mapping) else {}
-    trainer.pop("logger", None)
-    callbacks = trainer.get("callbacks") or []
-    trainer["callbacks"] = [c for c in callbacks if "ProgressBar" not in str(c)] or None
-    parts = {"model": run.setting("model", {}), "data": run.setting("data", {}), "trainer": trainer}
-    found = {key: value for key, value in _flat(parts) if key not in _WITHOUT_EFFECT and value is not None}
-    if run.setting("ckpt_path") is not None:
-        found["ckpt_path"] = run.setting("ckpt_path")
-    found |= {"samples": run.facts.get("samples"), "origin": run.facts.get("origin"), "epochs": len(run.metrics)}
-    return found
-
-
-def is_limited(run: Run) -> bool:
-    """Whether a run saw a part of its data only, whatever the data set holds."""
-    values = [run.setting(f"trainer.{name}") for name in _LIMITS]
-    # Lightning takes 1 for one batch and 1.0 for all of them.
-    return any(value and not (isinstance(value, float) and value == 1.0) for value in values)
-
-
-def one_per_seed(runs: Sequence[Run]) -> list[Run]:
-    """The first run of each seed; runs without a seed of their own all count."""
-    found: dict[str, Run] = {}
-    for run in runs:
-        seed = run.setting("seed_everything")
-        try:
-            key = run.name if seed is None or isinstance(seed, bool) else str(int(seed))
-        except (TypeError, ValueError):
-            key = run.name
-        found.setdefault(key, run)
-    return list(found.values())
-
-
-@cache
-def _usual() -> dict[str, dict[str, Any]]:
-    """The `model` and `data` blocks that the project ships, by the data module's class."""
-    return {blocks["data"]["class_path"].rsplit(".", 1)[-1]: blocks for blocks in configs.shipped().values()}
 
 
 def interval(accuracies: Sequence[float], tested: int | None) -> tuple[float, float]:
@@ -256,15 +175,6 @@ def _result(cell: Cell | None, known: float | None, protocol: str, others: str =
     ]
 
 
-def _differences(cell: Cell, among: Sequence[Cell]) -> str:
-    """The settings in which a cell's runs differ from others of the same data set, apart from those with a column."""
-    own = other_settings(cell.runs[0])
-    beside = [other_settings(c.runs[0]) for c in among]
-    names = {k: None for k in own if k not in _SHOWN and any(other.get(k) != own[k] for other in beside)}
-    names |= dict.fromkeys(_unusual(cell.runs[0]))
-    return ", ".join(f"{key.split('.', 1)[-1]} {own[key]}" for key in names)
-
-
 def _accuracies(
     name: str,
     title: str,
@@ -290,7 +200,7 @@ def _accuracies(
         group: list[Cell | None] = list(by_setting.get(setting, [])) or [None]
         for one in group:
             data = _title(setting.data_set, one.runs if one else ())
-            others = _differences(one, same_data) if one else ""
+            others = differences(one.runs[0], [c.runs[0] for c in same_data]) if one else ""
             rows.append([data, describe(setting), *_result(one, known.get(setting), protocol, others)])
     notes = []
     left_out = [run for run in runs if run.status in ("running", "unfinished") and run.metrics]
@@ -313,22 +223,25 @@ def result_tables(runs: Sequence[Run]) -> list[Table]:
     def is_usual(s: Setting) -> bool:
         return (s.neuron, s.init_tau, s.pooling) == (usual.neuron, usual.init_tau, usual.pooling)
 
-    def neuron(s: Setting) -> str:
-        tau = {"plif": f"PLIF, tau_0 = {s.init_tau:g}", "lif": f"LIF, tau = {s.init_tau:g}"}
-        return tau.get(s.neuron, s.neuron.upper())
-
     def pooling(s: Setting) -> str:
         return {"avg": "average", "max": "max"}.get(s.pooling, s.pooling)
 
     def network(s: Setting) -> str:
-        return f"{neuron(s)}, {pooling(s)}-pooling"
+        return f"{neuron_in_words(s)}, {pooling(s)}-pooling"
 
     table_2 = {Setting(d): accuracy for d, accuracy in paper.TABLE_2.items()}
     table_s2 = {Setting(d): accuracy for d, accuracy in paper.TABLE_S2.items()}
     return [
         _accuracies("2", "Accuracy of the six data sets", "A", "network", runs, table_2, is_usual, network, True),
         _accuracies(
-            "4", "PLIF and LIF neurons", "A", "neuron", runs, paper.TABLE_4, lambda s: s.pooling == "max", neuron
+            "4",
+            "PLIF and LIF neurons",
+            "A",
+            "neuron",
+            runs,
+            paper.TABLE_4,
+            lambda s: s.pooling == "max",
+            neuron_in_words,
         ),
         _accuracies(
             "5",
@@ -373,7 +286,7 @@ def network_tables(networks: Sequence[NetworkFacts], runs: Sequence[Run]) -> lis
         structures.append([title, net.structure, f"{net.parameters:,}"])
         work, theirs, ours = paper.TABLE_3[net.data_set]
         seen = sorted(
-            {str(run.setting("data.time_steps", "?")) for run in runs if run.data_set == net.data_set}, key=_real
+            {str(run.setting("data.time_steps", "?")) for run in runs if run.data_set == net.data_set}, key=real
         )
         steps.append([title, work, theirs, str(ours), str(net.time_steps), ", ".join(seen)])
     head = ["data set", "N_conv", "N_down", "N_fc", "channels", "input", "T"]
@@ -432,8 +345,28 @@ def _markdown(table: Table) -> str:
     return "\n".join([*lines, "", *table.notes, ""])
 
 
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
+
+
+def _latex(table: Table) -> str:
+    """The table for a paper; needs the package booktabs."""
+
+    def cell(text: str) -> str:
+        escaped = "".join(_LATEX.get(c, c) for c in text)
+        return escaped.replace(r"tau\_0", r"$\tau_0$").replace("tau =", r"$\tau$ =").replace(" - ", "--")
+
+    kept = [i for i in range(len(table.columns)) if i < 2 or any(row[i] for row in table.rows)]
+    numeric = [all(not row[i] or row[i].lstrip("+-").replace(".", "", 1).isdigit() for row in table.rows) for i in kept]
+    lines = [f"% Table {table.name}. {table.title}", r"\begin{tabular}{" + "".join("lr"[n] for n in numeric) + "}"]
+    lines += [r"\toprule", " & ".join(cell(table.columns[i]) for i in kept) + r" \\", r"\midrule"]
+    lines += [" & ".join(cell(row[i]) for i in kept) + r" \\" for row in table.rows]
+    notes = [f"% {note}" for note in table.notes]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, ""])
+
+
 def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
-    """Writes `tables.md` and a csv file for each table."""
+    """Writes `tables.md`, and for each table a csv and a LaTeX file."""
     paths = [folder / "tables.md"]
     with written_whole(paths[0]) as file:
         file.write("\n".join(map(_markdown, tables)))
@@ -441,5 +374,7 @@ def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
         path = folder / f"table{table.name}.csv"
         with written_whole(path) as file:
             csv.writer(file).writerows([table.columns, *table.rows])
-        paths.append(path)
+        with written_whole(path.with_suffix(".tex")) as file:
+            file.write(_latex(table))
+        paths += [path, path.with_suffix(".tex")]
     return paths

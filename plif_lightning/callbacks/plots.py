@@ -5,9 +5,8 @@ import csv
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
-from matplotlib.figure import Figure
 
-from plif_lightning.analysis.curves import plot_learning_curve, plot_tau_curve
+from plif_lightning.analysis.curves import plot_confusion, plot_learning_curve, plot_tau_curve
 from plif_lightning.callbacks.logger import is_trial, known_run_folder, run_folder
 from plif_lightning.runs.metrics import read_metrics
 from plif_lightning.runtime.files import written_whole
@@ -59,17 +58,4 @@ class ConfusionMatrix(Callback):
             writer = csv.writer(file)
             writer.writerow(["true \\ predicted", *names])
             writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
-        figure = Figure(figsize=(6.0, 5.4), dpi=150, layout="constrained")
-        axes = figure.subplots()
-        share = counts / counts.sum(1, keepdim=True).clamp(min=1)
-        axes.imshow(share.numpy(), cmap="Greys", vmin=0, vmax=1)
-        long = max(map(len, names)) > 3
-        axes.set_xticks(range(len(names)), names, rotation=45 if long else 0, ha="right" if long else "center")
-        axes.set_yticks(range(len(names)), names)
-        axes.set_xlabel("predicted class")
-        axes.set_ylabel("true class")
-        for i, row in enumerate(counts.tolist()):
-            for j, count in enumerate(row):
-                if count:
-                    axes.text(j, i, count, ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
-        figure.savefig(folder.confusion_picture)
+        plot_confusion(counts.tolist(), names, folder.confusion_picture)

@@ -10,18 +10,21 @@ from plif_lightning.batch import time_first
 from plif_lightning.callbacks.checkpoints import BestCheckpoint
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.data import SpikingDataModule
+from plif_lightning.data.event_dataset import EventDataset
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import FCBlock
 from plif_lightning.runs.histograms import Histogram, append_histograms
 from plif_lightning.runs.process import write_command
 from plif_lightning.runs.result import write_facts
-from plif_lightning.runs.samples import Samples, write_samples
+from plif_lightning.runs.samples import Events, Samples, write_samples
 from plif_lightning.task import SpikingClassifier
 
 _BINS = 80
-# Samples whose every spike is kept: a step of 128 maps of 128 x 128 neurons is a quarter of a megabyte.
-_PLAYED = 3
+# Spikes that are kept, in all [bits]: 20 steps of 128 maps of 128 x 128 neurons are 42 million of them.
+_KEPT = 2**29
+# Events of a sample that are kept; of more, every second, third, ... one.
+_EVENTS = 100_000
 
 
 class CommandRecord(Callback):
@@ -128,22 +131,21 @@ def record_samples(network: SpikingNetwork, data: SpikingDataModule, most: int, 
     """One validation sample of each class, up to `most`, and the network's first layer and votes."""
     dataset = data.val_set
     assert dataset is not None
-    seen = min(len(dataset), 50 * len(data.class_names))
-    labels = [dataset[BatchRequest(0, torch.tensor([i]))].label.item() for i in range(seen)]
+    labels = dataset.labels().tolist()
     frames, rates, votes = [], [], []
     spikes: list[Tensor] = []
     first_spikes: list[Tensor] = []
     _, neuron = next(network.neurons())
     hook = neuron.register_forward_hook(lambda module, inputs, out: first_spikes.append(out))
     dtype = next(network.parameters()).dtype
-    chosen = _one_of_each_class([int(label) for label in labels], most)
+    chosen = _one_of_each_class(labels, most)
     try:
         for i in chosen:
             x = dataset[BatchRequest(0, torch.tensor([i]))].x.to(device)
             x = time_first(x.to(dtype) if x.is_floating_point() else x)
             votes.append(network(x).cpu())
             fired = first_spikes.pop()[:, 0].cpu()
-            if len(spikes) < _PLAYED:
+            if (len(spikes) + 1) * fired.numel() <= _KEPT:
                 spikes.append(fired.bool())
             rates.append(fired.float().mean(0))
             frames.append((x if x.dim() == 5 else x[None]).cpu())
@@ -157,4 +159,15 @@ def record_samples(network: SpikingNetwork, data: SpikingDataModule, most: int, 
         torch.stack(rates).numpy(),
         torch.stack(spikes, 1).numpy(),
         torch.cat(votes, 1).float().numpy(),
+        _events(dataset, chosen) if isinstance(dataset, EventDataset) else None,
+    )
+
+
+def _events(dataset: EventDataset, chosen: list[int]) -> Events:
+    every = [[column[:: max(1, -(-len(column) // _EVENTS))] for column in dataset.events_of(i)] for i in chosen]
+    return Events(
+        np.concatenate([address for address, _ in every]),
+        np.concatenate([time for _, time in every]),
+        np.cumsum([0, *(len(address) for address, _ in every)]),
+        (dataset.store.sensor.height, dataset.store.sensor.width),
     )

@@ -28,7 +28,7 @@ def _parser(name: str, description: str) -> PlainParser:
 
 def _tables_parser() -> PlainParser:
     parser = _parser("tables", "The paper's tables, with this project's runs beside the paper's numbers.")
-    parser.add_argument("--out", type=Path, help="folder for tables.md and a csv file for each table")
+    parser.add_argument("--out", type=Path, help="folder for tables.md, and a csv and a LaTeX file for each table")
     parser.add_argument("--only", help="some of 1,2,3,4,5,S1,S2, with commas between")
     return parser
 
@@ -36,6 +36,9 @@ def _tables_parser() -> PlainParser:
 def _figures_parser() -> PlainParser:
     parser = _parser("figures", "The paper's figures from this project's runs, as pdf and png.")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for them (default: figures)")
+    parser.add_argument(
+        "--columns", type=int, choices=(1, 2), default=2, help="of a page that a figure is wide (default: 2)"
+    )
     parser.add_argument("--only", help="some of 1b,2,5b,6,7,S1,S2,S3,S4,S5, with commas between")
     return parser
 
@@ -100,7 +103,7 @@ def figures(argv: list[str]) -> int:
 
     given = _figures_parser().parse_args(argv)
     names = _chosen(given.only, [*FIGURES]) if given.only else [*FIGURES]
-    return write_figures(find_runs(given.runs), given.out, names)
+    return write_figures(find_runs(given.runs), given.out, names, given.columns)
 
 
 def report(argv: list[str]) -> int:

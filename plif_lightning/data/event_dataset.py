@@ -76,6 +76,15 @@ class EventDataset(BatchedDataset):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def labels(self) -> Tensor:
+        return self._labels[self.indices]
+
+    def events_of(self, i: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Addresses in a frame [2, H, W] and times [us] of all events of a sample, without augmentation."""
+        recording = int(self.indices[i])
+        one = slice(self.store.offset[recording], self.store.offset[recording + 1])
+        return self.store.address[one], self.store.time[one]
+
     def batch(self, request: BatchRequest) -> Batch:
         sample = self.indices.index_select(0, request.indices)
         n = len(sample)

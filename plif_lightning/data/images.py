@@ -36,13 +36,16 @@ class ImageDataset(BatchedDataset):
         std: Sequence[float],
         augmentation: Sequence[ImageAugmentation] = (),
     ) -> None:
-        self.images, self.labels, self.sample, self.augmentation = images, labels, sample, augmentation
+        self.images, self._labels, self.sample, self.augmentation = images, labels, sample, augmentation
         std_ = torch.tensor(std).view(-1, 1, 1)
         self.scale = 1 / (255 * std_)
         self.shift = -torch.tensor(mean).view(-1, 1, 1) / std_
 
     def __len__(self) -> int:
         return len(self.sample)
+
+    def labels(self) -> Tensor:
+        return self._labels[self.sample]
 
     def batch(self, request: BatchRequest) -> Batch:
         # index_select, here and below: ten times faster than indexing for small batches
@@ -54,7 +57,7 @@ class ImageDataset(BatchedDataset):
                 images = augment(images, uniform[:, : augment.draws])
                 uniform = uniform[:, augment.draws :]
         x = images.to(torch.float32).mul_(self.scale).add_(self.shift)
-        return Batch(x, self.labels.index_select(0, sample), sample)
+        return Batch(x, self._labels.index_select(0, sample), sample)
 
 
 @dataclass(eq=False, repr=False)

@@ -31,6 +31,10 @@ class BatchedDataset(ABC):
     def batch(self, request: BatchRequest) -> Batch:
         """The samples of a request, read together."""
 
+    def labels(self) -> Tensor:
+        """The class of each sample, int64 [n]; read sample by sample where a subclass knows no better."""
+        return torch.cat([self.batch(BatchRequest(0, torch.tensor([i]))).label for i in range(len(self))])
+
     @overload
     def __getitem__(self, request: BatchRequest) -> Batch: ...
 

@@ -1,11 +1,14 @@
 """How figures look."""
 
+from typing import Any
+
 from matplotlib.axes import Axes
 
 # Okabe and Ito: told apart by readers with any colour vision; markers and dashes do the same in black and white
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B8A800")
 MARKERS = "osD^vP*X"
 DASHES = ("-", "--", ":", "-.")
+FILLS: tuple[Any, ...] = ("full", "none", "left", "bottom")
 
 
 def plain(axes: Axes) -> None:

@@ -12,6 +12,23 @@ from plif_lightning.runtime.files import written_whole
 
 
 @dataclass(frozen=True)
+class Events:
+    """The recordings that samples are the frames of.
+
+    Attributes:
+        address: place in a frame [2, H, W] of each event, [E].
+        time: of each event since its recording's first one [us], [E].
+        offset: sample i has events [offset[i], offset[i + 1]), [S + 1].
+        sensor: (height, width).
+    """
+
+    address: NDArray[Any]
+    time: NDArray[Any]
+    offset: NDArray[Any]
+    sensor: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Samples:
     """What a run's best network did with a few samples of its validation part.
 
@@ -22,6 +39,7 @@ class Samples:
         rates: mean of the first layer's spikes over time [S, C', H', W'].
         spikes: of the first samples in the first layer [T, S', C', H', W'], bool.
         votes: of each step [T, S, classes].
+        events: that the frames were made of; None for images.
     """
 
     label: NDArray[Any]
@@ -30,6 +48,7 @@ class Samples:
     rates: NDArray[Any]
     spikes: NDArray[Any]
     votes: NDArray[Any]
+    events: Events | None = None
 
 
 def read_samples(folder: RunFolder) -> Samples | None:
@@ -51,11 +70,28 @@ def read_samples(folder: RunFolder) -> Samples | None:
                 stored["counts"].astype(np.float32) / shape[0],
                 bits.reshape(shape).astype(bool),
                 np.nan_to_num(stored["votes"].astype(np.float32)),
+                _events(stored) if "event_address" in stored else None,
             )
         _require_shapes(found)
         return found
     except Exception as error:  # zipfile, zlib and NumPy each have their own
         raise UserError(f"{folder.samples} cannot be read: {' '.join(str(error).split())}.") from error
+
+
+def _events(stored: Any) -> Events:
+    height, width = (int(side) for side in stored["sensor"])
+    return Events(stored["event_address"], stored["event_time"], stored["event_offset"], (height, width))
+
+
+def _fits(events: Events, samples: int) -> bool:
+    count, offset, (height, width) = len(events.address), events.offset, events.sensor
+    return (
+        events.address.shape == events.time.shape == (count,)
+        and offset.shape == (samples + 1,)
+        and (offset[0], offset[-1]) == (0, count)
+        and bool((np.diff(offset) >= 0).all())
+        and (count == 0 or 0 <= events.address.min() <= events.address.max() < 2 * height * width)
+    )
 
 
 def _require_shapes(samples: Samples) -> None:
@@ -70,6 +106,7 @@ def _require_shapes(samples: Samples) -> None:
         and samples.rates.shape == (n, channels, height, width)
         and samples.votes.shape == (steps, n, len(samples.classes))
         and 0 <= samples.label.min() <= samples.label.max() < len(samples.classes)
+        and (samples.events is None or _fits(samples.events, n))
     )
     if not fits:
         raise ValueError("its parts do not fit together")
@@ -78,6 +115,11 @@ def _require_shapes(samples: Samples) -> None:
 def write_samples(folder: RunFolder, samples: Samples) -> None:
     """Writes what `read_samples` reads."""
     steps = len(samples.spikes)
+    events = samples.events
+    more: dict[str, Any] = {} if events is None else {
+        "event_address": events.address, "event_time": events.time, "event_offset": events.offset,
+        "sensor": np.asarray(events.sensor),
+    }  # fmt: skip
     with written_whole(folder.samples, "wb") as file:
         np.savez_compressed(
             file,
@@ -88,4 +130,5 @@ def write_samples(folder: RunFolder, samples: Samples) -> None:
             spikes=np.packbits(samples.spikes),
             spikes_shape=np.asarray(samples.spikes.shape),
             votes=samples.votes.astype(np.float16),
+            **more,
         )

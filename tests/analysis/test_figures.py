@@ -9,14 +9,16 @@ from plif_lightning.analysis.figures import (
     FIGURES,
     STEPS_PER_MS,
     TAU_MS,
+    WIDTHS,
     NothingToShowError,
+    drawn,
     figure_6,
     figure_7,
     membrane_response,
     moving_average,
-    picture,
     write_figures,
 )
+from plif_lightning.plot import picture
 from plif_lightning.runs.reading import find_runs
 from tests.writers import write_run
 
@@ -66,11 +68,25 @@ def test_all_are_made_and_are_the_same_each_time(runs, tmp_path):
         assert write_figures(runs, folder, list(FIGURES)) == 0
         digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()})
     assert digests[0] == digests[1]
-    assert set(digests[0]) == {f"figure{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")}
+    figures = {f"figure{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")}
+    assert set(digests[0]) == {*figures, "captions.md"}
+    captions = (tmp_path / "one" / "captions.md").read_text()
+    assert all(f"**Figure {name}.** " in captions for name in FIGURES)
+    assert "Data: Fashion-MNIST; PLIF, tau_0 = 2; run b." in captions
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_no_wider_than_its_columns_and_has_no_text_about_itself(runs, name, columns):
+    figure, caption = drawn(name, runs, columns)
+    assert figure.get_size_inches()[0] <= WIDTHS[columns] + 1e-9
+    assert figure._suptitle is None
+    assert figure._supxlabel is None
+    assert caption.endswith(".")
 
 
 def test_figure_6_shows_means_and_the_authors_points(runs):
-    figure = figure_6(runs)
+    figure, _ = figure_6(runs)
     panel = next(a for a in figure.axes if a.get_title(loc="left").startswith("Fashion-MNIST\nT = 8"))
     solid = [line for line in panel.lines if "(2 runs)" in str(line.get_label())]
     np.testing.assert_allclose(solid[0].get_ydata(), [50, 72.5, 80])
@@ -79,17 +95,36 @@ def test_figure_6_shows_means_and_the_authors_points(runs):
 
 
 def test_figure_7_begins_at_the_initial_value(runs):
-    figure = figure_7(runs)
+    figure, _ = figure_7(runs)
     panel = next(a for a in figure.axes if a.get_title(loc="left").startswith("Fashion-MNIST\nT = 8"))
     starts = {line.get_ydata()[0] for line in panel.lines if len(line.get_xdata())}
     assert starts == {2.0, 16.0}
+    assert {line.get_fillstyle() for line in panel.lines if len(line.get_xdata())} == {"full", "none"}
+    assert 16 in panel.yaxis.get_ticklocs()
+    assert all(tick == int(tick) for tick in panel.xaxis.get_ticklocs())
+    names = [str(line.get_label()) for line in panel.lines]
+    assert "$\\tau(0)$: conv1" in names
+
+
+def test_series_are_called_by_what_differs(runs, tmp_path):
+    run = write_run(tmp_path / "g", seed=9)
+    run.config.write_text(run.config.read_text().replace("per_step", "rate"))
+    figure, _ = figure_6(find_runs(tmp_path))
+    panel = next(a for a in figure.axes if a.get_title(loc="left").startswith("Fashion-MNIST\nT = 8"))
+    names = [name for line in panel.lines if not (name := str(line.get_label())).startswith("_")]
+    assert names == [
+        "PLIF, $\\tau_0$ = 2 (2 runs)",
+        "PLIF, $\\tau_0$ = 2, loss rate",
+        "PLIF, $\\tau_0$ = 16",
+        "LIF, $\\tau$ = 16",
+    ]
 
 
 def test_what_cannot_be_made_is_said_and_the_rest_is_made(tmp_path, capsys):
     write_run(tmp_path / "runs" / "a", neuron="lif", finished=False).weights.unlink()
     made = write_figures(find_runs(tmp_path / "runs"), tmp_path / "out", ["1b", "7", "S1", "S3"])
     assert made == 0
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["figure1b.pdf", "figure1b.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["captions.md", "figure1b.pdf", "figure1b.png"]
     said = capsys.readouterr().err
     for name in ("7", "S1", "S3"):
         assert f"figure {name} is left out: no " in said

@@ -8,6 +8,7 @@ import pytest
 
 from plif_lightning.analysis.report import write_report
 from plif_lightning.analysis.tables import result_tables
+from plif_lightning.runs.process import process_identity
 from plif_lightning.runs.reading import find_runs
 from tests.writers import write_run
 
@@ -42,7 +43,9 @@ def test_the_page_holds_all_runs_curves_and_samples(tmp_path):
     some_runs(tmp_path / "runs")
     data = data_of(report(tmp_path))
     a, b, c = data["runs"]
-    assert (a["name"], a["accuracy"], a["best_epoch"], b["init_tau"], c["status"]) == ("a", 75.0, 2, 16.0, "unfinished")
+    assert (a["name"], a["accuracy"], a["best_epoch"], b["label"], c["status"]) == (
+        "a", 75.0, 2, "PLIF, tau_0 = 16", "unfinished",
+    )  # fmt: skip
     assert a["curves"]["accuracy"] == [50.0, 75.0, 70.0]
     assert a["rates"] == {"conv1": 0.1, "fc1": 0.02}
     assert "python main.py fit --config configs/fashionmnist.yaml" in a["command"]
@@ -125,13 +128,13 @@ def test_sorting_filter_curves_and_time_slider_work(browser, tmp_path):
     page.locator("#plot").press("ArrowRight")
     page.locator("#plot").press("ArrowRight")
     assert page.locator("#readout").inner_text().startswith("epoch 2:")
-    assert "b 95" in page.locator("#readout").inner_text()
+    assert "Fashion-MNIST: PLIF, tau_0 = 16 95" in page.locator("#readout").inner_text()
     page.locator("#metric").select_option("tau")
     texts = page.locator("#plot text").all_text_contents()
     assert "tau of each layer [time-steps], logarithmic" in texts
     assert {"2", "5", "10"} <= set(texts)
     page.locator("#plot").hover()
-    assert "a: conv1" in page.locator("#readout").inner_text()
+    assert "PLIF, tau_0 = 2: conv1" in page.locator("#readout").inner_text()
     before = page.locator(".maps canvas").nth(1).evaluate("c => c.toDataURL()")
     slider = page.get_by_role("slider")
     for _ in range(7):
@@ -145,12 +148,89 @@ def test_sorting_filter_curves_and_time_slider_work(browser, tmp_path):
     assert said == []
 
 
+def test_seeds_are_a_band_and_a_part_of_the_epochs_can_be_seen(browser, tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / "runs" / str(seed), tuple(0.1 * seed + 0.05 * i for i in range(10)), seed=seed)
+    page, said = opened(browser, report(tmp_path))
+    assert page.locator("#plot .band").count() == 1
+    assert "PLIF, tau_0 = 2 (2 seeds)" in page.locator("#readout").inner_text()
+    page.locator("#seeds").select_option("1")
+    assert page.locator("#plot .band").count() == 0
+    assert "PLIF, tau_0 = 2, 2" in page.locator("#readout").inner_text()
+    box = page.locator("#plot").bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 100)
+    page.mouse.up()
+    epochs = {int(text) for text in page.locator("#plot text").all_text_contents() if text in map(str, range(1, 11))}
+    assert min(epochs) >= 5
+    page.get_by_role("button", name="All epochs").click()
+    assert "2" in page.locator("#plot text").all_text_contents()
+    assert said == []
+
+
+def test_events_are_played_beside_the_spikes(browser, tmp_path):
+    write_run(tmp_path / "runs" / "a", frames=8)
+    page, said = opened(browser, report(tmp_path))
+    pixels = "c.getContext('2d').getImageData(0, 0, c.width, c.height).data"
+    lit = f"c => [...{pixels}].filter((v, i) => i % 4 < 3 && v).length / 3"
+    assert page.locator("#film").evaluate(lit) == 1  # one event of ten in each of eight steps
+    page.get_by_label("Sample").select_option("1")
+    assert page.locator("#film").evaluate(lit) == 3  # of thirty
+    events = data_of(tmp_path / "report.html")["samples"][1]["events"]
+    assert (events["width"], events["height"], events["every"]) == (7, 6, 1)
+    assert events["bounds"] == [0, 3, 6, 9, 12, 15, 18, 21, 30]
+    before = page.locator("#film").evaluate("c => c.toDataURL()")
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function(
+        "before => document.getElementById('film').toDataURL() !== before", arg=before, timeout=60_000
+    )
+    assert said == []
+
+
+def test_accuracy_is_rounded_once_and_a_running_run_is_no_error(browser, tmp_path):
+    write_run(tmp_path / "runs" / "a", (0.239550001,))
+    run = write_run(tmp_path / "runs" / "b", finished=False)
+    command = json.loads(run.command.read_text())
+    run.command.write_text(json.dumps({**command, **process_identity()}))
+    page, _ = opened(browser, report(tmp_path))
+    cells = page.locator("#comparison tbody tr td:nth-child(3)").all_inner_texts()
+    assert cells[0] == f"{100 * 0.239550001:.2f}" == "23.96"
+    assert page.locator("#comparison td.going").inner_text() == "running"
+    assert page.locator("#comparison td.bad").count() == 0
+
+
+def test_figures_keep_their_place_and_are_dark_on_a_dark_page(browser, tmp_path):
+    some_runs(tmp_path / "runs")
+    path = report(tmp_path)
+    page, _ = opened(browser, path)
+    images = page.locator("figure img").all()
+    assert images
+    for image in images:
+        assert image.get_attribute("width").isdigit()
+        assert image.get_attribute("height").isdigit()
+    page.goto(f"{path.as_uri()}#details")
+    assert page.evaluate("Math.abs(document.getElementById('details').getBoundingClientRect().top) < innerHeight")
+    dark = browser.new_page(color_scheme="dark")
+    dark.goto(path.as_uri())
+    first = dark.locator("figure img").first
+    first.scroll_into_view_if_needed()
+    dark.wait_for_function("i => i.complete && i.naturalWidth", arg=first.element_handle())
+    corner = (
+        "i => { const c = document.createElement('canvas'); c.width = c.height = 1; const g = c.getContext('2d');"
+        "g.drawImage(i, 0, 0); return [...g.getImageData(0, 0, 1, 1).data] }"
+    )
+    assert first.evaluate(corner) == [0x1B, 0x1F, 0x24, 255]
+
+
 def test_it_fits_a_phone_and_nothing_in_it_runs(browser, tmp_path):
     some_runs(tmp_path / "runs")
     write_run(tmp_path / "runs" / "z<u>", title=ATTACK, data="Other")
     page, said = opened(browser, report(tmp_path), width=390)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.evaluate("window.attacked") is None
+    accuracy = page.locator("#comparison tbody tr td:nth-child(3)").first.bounding_box()
+    assert accuracy["x"] + accuracy["width"] < 390
     assert page.locator("section img:not([alt])").count() == 0
     assert said == []
 

@@ -4,6 +4,7 @@ import csv
 import math
 
 import pytest
+import yaml
 from scipy import stats
 
 from plif_lightning.analysis import paper
@@ -159,7 +160,29 @@ def test_settings_that_make_the_difference_are_named(tmp_path):
     run = write_run(tmp_path / "b")
     run.config.write_text(run.config.read_text().replace("per_step", "rate"))
     found = {row["other settings"]: row["difference"] for row in rows(tables(tmp_path)["2"])}
-    assert found == {"loss per_step": "-19.38", "loss rate": ""}
+    assert found == {"": "-19.38", "loss rate": ""}
+
+
+def test_a_row_names_what_differs_from_its_configuration_in_the_users_words(tmp_path):
+    for name in ("a", "b", "c"):
+        write_run(tmp_path / name, seed=ord(name))
+    run = write_run(tmp_path / "d")
+    config = yaml.safe_load(run.config.read_text())
+    config["model"] |= {
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.002}},
+        "tau_per": "channel",
+    }
+    config["data"]["init_args"] |= {"batch_size": 64, "drop_last": True, "root": "/elsewhere"}
+    run.config.write_text(yaml.safe_dump(config))
+    others = {row["seeds"]: row["other settings"] for row in rows(tables(tmp_path)["2"])}
+    assert others["3"] == ""
+    assert others["1"] == "optimizer AdamW, optimizer.lr 0.002, batch_size 64, tau_per channel, drop_last true"
+
+
+def test_folders_of_ones_own_are_data_sets_of_their_own(tmp_path):
+    write_run(tmp_path / "a", data="ImageFolder", title="cats")
+    write_run(tmp_path / "b", data="ImageFolder", title="dogs")
+    assert {row["data set"] for row in rows(tables(tmp_path)["2"])} == {"cats", "dogs"}
 
 
 def test_tables_1_3_and_s1_come_from_the_configurations(tmp_path):
@@ -181,6 +204,10 @@ def test_files_hold_the_same_cells(tmp_path):
     with (tmp_path / "out" / "table4.csv").open(newline="") as file:
         assert list(csv.reader(file))[1:] == made[1].rows
     assert "x \\| y" in (tmp_path / "out" / "tables.md").read_text()
+    latex = (tmp_path / "out" / "table4.tex").read_text()
+    assert latex.count(" \\\\\n") == 1 + len(made[1].rows)
+    assert r"PLIF, $\tau_0$ = 2 &" in latex
+    assert latex.count("&") == (1 + len(made[1].rows)) * (latex.splitlines()[3].count("&"))
 
 
 def test_the_papers_numbers_are_consistent_between_its_tables():

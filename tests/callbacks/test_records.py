@@ -57,7 +57,7 @@ def test_samples_are_what_the_best_network_does():
     folder = RunFolder(Path("here"))
     samples = read_samples(folder)
     assert samples.label.tolist() == [0, 1, 2, 3]
-    assert samples.spikes.shape == (3, 3, 6, 8, 8)
+    assert samples.spikes.shape == (3, 4, 6, 8, 8)
     network = SpikingClassifier.load_from_checkpoint(folder.best, weights_only=True).network.eval()
     votes = network(torch.from_numpy(samples.frames[0]).float())
     torch.testing.assert_close(torch.from_numpy(samples.votes), votes.detach(), atol=0.11, rtol=0)

@@ -103,7 +103,7 @@ def test_holdout_keeps_the_test_set_out_of_fit():
     assert len(train) + len(val) == 1438
     for c in range(10):
         n = int((module.labels(True) == c).sum())
-        assert int((val.labels[val.sample] == c).sum()) == int(0.15 * n)
+        assert int((val.labels() == c).sum()) == int(0.15 * n)
 
 
 def test_the_test_set_used_for_selection_is_called_so():

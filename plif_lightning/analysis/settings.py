@@ -1,0 +1,148 @@
+"""What tells runs apart, in the words in which a user sets it."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from plif_lightning import configs
+from plif_lightning.analysis import paper
+from plif_lightning.analysis.paper import Setting
+from plif_lightning.runs.run import Run
+
+# What of a configuration decides neither what is computed nor how it is measured.
+_WITHOUT_EFFECT = {
+    *("data.root", "data.store", "data.num_workers", "data.download", "data.eval_batch_size", "data.allow_partial"),
+    *("model.backend", "model.neuron", "model.init_tau", "model.pooling"),
+    *("trainer.default_root_dir", "trainer.log_every_n_steps", "trainer.profiler", "trainer.num_sanity_val_steps"),
+    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_checkpointing"),
+}
+_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _flat(part, key if name == "init_args" else f"{key}.{name}" if key else str(name))
+    else:
+        yield key, float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def other_settings(run: Run) -> dict[str, Any]:
+    """What else must be equal for two runs to be the same experiment with other seeds."""
+    trainer = run.setting("trainer", {})
+    trainer = dict(trainer) if isinstance(trainer, Mapping) else {}
+    trainer.pop("logger", None)
+    callbacks = trainer.get("callbacks") or []
+    trainer["callbacks"] = [c for c in callbacks if "ProgressBar" not in str(c)] or None
+    parts = {"model": run.setting("model", {}), "data": run.setting("data", {}), "trainer": trainer}
+    found = {key: value for key, value in _flat(parts) if key not in _WITHOUT_EFFECT and value is not None}
+    if run.setting("ckpt_path") is not None:
+        found["ckpt_path"] = run.setting("ckpt_path")
+    found |= {"samples": run.facts.get("samples"), "origin": run.facts.get("origin"), "epochs": len(run.metrics)}
+    return found
+
+
+# Settings with a column of their own.
+_SHOWN = {"epochs", "samples", "origin", "trainer.max_epochs", "data.time_steps", "data.validation"}
+_SHOWN |= {"data.holdout_fraction", "data.class_path"}
+
+
+def real(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def setting_of(run: Run) -> Setting:
+    """What the paper's tables tell runs apart by; an IF neuron has no tau."""
+    neuron = str(run.setting("model.neuron", "?"))
+    tau = math.inf if neuron == "if" else real(run.setting("model.init_tau"))
+    data_set = run.data_set if run.data_set in paper.TITLES else str(run.facts.get("data") or run.data_set)
+    return Setting(data_set, neuron, tau, str(run.setting("model.pooling", "?")))
+
+
+def is_limited(run: Run) -> bool:
+    """Whether a run saw a part of its data only, whatever the data set holds."""
+    values = [run.setting(f"trainer.{name}") for name in _LIMITS]
+    # Lightning takes 1 for one batch and 1.0 for all of them.
+    return any(value and not (isinstance(value, float) and value == 1.0) for value in values)
+
+
+def one_per_seed(runs: Sequence[Run]) -> list[Run]:
+    """The first run of each seed; runs without a seed of their own all count."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        seed = run.setting("seed_everything")
+        try:
+            key = run.name if seed is None or isinstance(seed, bool) else str(int(seed))
+        except (TypeError, ValueError):
+            key = run.name
+        found.setdefault(key, run)
+    return list(found.values())
+
+
+@cache
+def _usual() -> dict[str, dict[str, Any]]:
+    """The settings that the project ships for each data set, by the data module's class."""
+    found = {}
+    for blocks in configs.shipped().values():
+        name = str(blocks["data"]["class_path"]).rsplit(".", 1)[-1]
+        found[name] = {key: value for key, value in _flat(blocks) if key not in _WITHOUT_EFFECT}
+    return found
+
+
+def unusual(run: Run) -> list[str]:
+    """Settings that are not those of the shipped configuration, or that leave out a part of the data."""
+    own, usual = other_settings(run), _usual().get(run.data_set, {})
+    names = [key for key, value in usual.items() if key not in _SHOWN and key in own and own[key] != value]
+    if is_limited(run):
+        names += [f"trainer.{name}" for name in _LIMITS if f"trainer.{name}" in own]
+    return names
+
+
+def differences(run: Run, among: Sequence[Run]) -> str:
+    """What a run was told beyond its configuration, as `loss rate, batch_size 32`; empty where nothing.
+
+    Args:
+        run: one.
+        among: runs of the same data set. A setting that no shipped configuration names counts where it differs
+            between them, and the run has not what most have.
+    """
+    own, usual = other_settings(run), _usual().get(run.data_set, {})
+    names = dict.fromkeys(unusual(run))
+    others = [other_settings(other) for other in among]
+    for key in dict.fromkeys(key for other in others for key in other):
+        if key in _SHOWN or key in usual or key not in own:
+            continue
+        (most, _), *rest = Counter(repr(other.get(key)) for other in others).most_common()
+        if rest and repr(own.get(key)) != most:
+            names[key] = None
+    return ", ".join(_in_words(key, own.get(key)) for key in names)
+
+
+def _in_words(key: str, value: Any) -> str:
+    """A setting as a user gives it, without the part of the command line that it belongs to."""
+    name = key.split(".", 1)[-1].removesuffix(".class_path")
+    if key.endswith(".class_path"):
+        value = str(value).rsplit(".", 1)[-1]
+    elif isinstance(value, bool) or value is None:
+        value = {True: "true", False: "false", None: "none"}[value]
+    elif isinstance(value, float):
+        value = f"{value:g}"
+    return f"{name} {value}"
+
+
+def neuron_in_words(setting: Setting) -> str:
+    """`PLIF, tau_0 = 2`."""
+    tau = {"plif": f"PLIF, tau_0 = {setting.init_tau:g}", "lif": f"LIF, tau = {setting.init_tau:g}"}
+    return tau.get(setting.neuron, setting.neuron.upper())
+
+
+def called(run: Run, among: Sequence[Run]) -> str:
+    """What a curve is called among others: neuron, pooling where it is not max, and `differences`."""
+    setting = setting_of(run)
+    pooling = "" if setting.pooling == "max" else f"{setting.pooling}-pooling"
+    return ", ".join(part for part in (neuron_in_words(setting), pooling, differences(run, among)) if part)
