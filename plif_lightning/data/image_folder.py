@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,7 +94,11 @@ class ImageFolder(ImageDataModule):
         """As `mean`."""
         return tuple(self._decoded()["std"])
 
-    # --- the decoded images: FINGERPRINT/train.npy, test.npy and, written last, facts.json
+    # --- the decoded images: FORM-FINGERPRINT/train.npy, test.npy and, written last, facts.json
+
+    @property
+    def _form(self) -> str:
+        return f"{self.size or 'whole'}-{self.colour}"
 
     def _fingerprint(self) -> str:
         digest = hashlib.blake2b(repr((_FORMAT, self.size, self.colour)).encode(), digest_size=16)
@@ -113,16 +117,15 @@ class ImageFolder(ImageDataModule):
     def prepare_data(self) -> None:
         """Decodes the images, where that was not done before."""
         self.prepared = False
-        self._folder = folder = self.cache / self._fingerprint()
+        self._folder = folder = self.cache / f"{self._form}-{self._fingerprint()}"
         self._facts = _facts(folder)
         if self._facts is not None:
             return
         with locked(self.cache):
             self._facts = _facts(folder)  # by the process that was waited for
             if self._facts is None:
-                for old in self.cache.iterdir():
-                    if old.is_dir():
-                        shutil.rmtree(old, ignore_errors=True)
+                for old in self.cache.glob(f"{self._form}-*"):  # of other files; another size has its own
+                    shutil.rmtree(old, ignore_errors=True)
                 self._facts = self._decode(folder)
                 self.prepared = True
 
@@ -135,20 +138,23 @@ class ImageFolder(ImageDataModule):
             with Progress() as bar, ThreadPoolExecutor(cores()) as pool:
                 task = bar.add_task("decoding images", total=sum(map(len, files.values())))
                 for part, listed in files.items():
-                    array = np.lib.format.open_memmap(folder / f"{part}.npy", "w+", np.uint8, (len(listed), *shape))
-                    decoded = (
-                        image
-                        for first in range(0, len(listed), _PORTION)
-                        for image in pool.map(
-                            lambda file: self._image(file[1], shape), listed[first : first + _PORTION]
-                        )
-                    )
-                    totals = _filled(array, decoded, lambda: bar.advance(task))
-                    array.flush()
-                    facts[part] = {"labels": [label for label, _ in listed], "blake2b": _checksum(array)}
+                    digest, counts = hashlib.blake2b(digest_size=16), np.zeros((shape[0], 256), np.int64)
+                    # Not a mapped file: where the disk is full, a write into one ends the process.
+                    with (folder / f"{part}.npy").open("wb") as file:
+                        header = {"descr": "|u1", "fortran_order": False, "shape": (len(listed), *shape)}
+                        np.lib.format.write_array_header_1_0(file, header)
+                        for first in range(0, len(listed), _PORTION):
+                            portion = listed[first : first + _PORTION]
+                            decoded = pool.map(lambda entry: self._image(entry[1], shape), portion)
+                            images = np.ascontiguousarray(np.stack(list(decoded)))
+                            file.write(images.data)
+                            digest.update(images.data)
+                            for channel in range(shape[0]):
+                                counts[channel] += np.bincount(images[:, channel].reshape(-1), minlength=256)
+                            bar.advance(task, len(portion))
+                    facts[part] = {"labels": [label for label, _ in listed], "blake2b": digest.hexdigest()}
                     if part == "train":
-                        facts["mean"], facts["std"] = _moments(totals, array.size // shape[0])
-                    del array
+                        facts["mean"], facts["std"] = _moments(counts)
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise UserError(
@@ -249,31 +255,18 @@ def _facts(folder: Path) -> dict[str, Any] | None:
 
 def _checksum(images: NDArray[np.uint8]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for image in images:
-        digest.update(np.ascontiguousarray(image).data)
+    for first in range(0, len(images), _PORTION):
+        digest.update(np.ascontiguousarray(images[first : first + _PORTION]).data)
     return digest.hexdigest()
 
 
-def _filled(
-    array: NDArray[np.uint8], images: Iterable[NDArray[np.uint8]], advance: Callable[[], None]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sum and sum of squares of each channel of the images, which it writes into `array`; exact."""
-    total = np.zeros(array.shape[1], np.int64)
-    squares = np.zeros_like(total)
+def _moments(counts: NDArray[np.int64]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of intensities in [0, 1] from how often each of 256 occurs, [channels, 256]; exact.
+
+    A channel that never changes keeps its scale.
+    """
     values = np.arange(256, dtype=np.int64)
-    for place, image in enumerate(images):
-        array[place] = image
-        for channel, band in enumerate(image):
-            counts = np.bincount(band.reshape(-1), minlength=256)
-            total[channel] += counts @ values
-            squares[channel] += counts @ values**2
-        advance()
-    return total, squares
-
-
-def _moments(totals: tuple[NDArray[np.int64], NDArray[np.int64]], count: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of intensities in [0, 1]; a channel that never changes keeps its scale."""
-    mean = totals[0] / (255 * count)
-    variance = totals[1] / (255**2 * count) - mean**2
-    std = np.sqrt(np.maximum(variance, 0))
+    n = counts.sum(1)
+    mean = counts @ values / (255 * n)
+    std = np.sqrt(np.maximum(counts @ values**2 / (255**2 * n) - mean**2, 0))
     return mean.tolist(), np.where(std > 0, std, 1.0).tolist()

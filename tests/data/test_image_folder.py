@@ -62,6 +62,8 @@ def test_they_are_decoded_once_and_anew_where_a_file_changes(root):
     assert again.prepared
     assert again.identity() != identity
     assert len([path for path in (root / ".plif_lightning").iterdir() if path.is_dir()]) == 1
+    assert made(root, size=5).prepared
+    assert not made(root).prepared  # another size took nothing away
     (root / ".plif_lightning" / again._folder.name / "train.npy").write_bytes(b"short")
     assert made(root).prepared
 

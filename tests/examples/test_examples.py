@@ -1,0 +1,15 @@
+"""The examples do what they say."""
+
+from tests.examples import own_network, own_recordings
+
+
+def test_own_network(capsys):
+    assert own_network.main() > 0.9
+    out = capsys.readouterr().out
+    assert "epoch 4" in out
+    assert "potentials: [8, 1, 10]" in out
+
+
+def test_own_recordings(capsys):
+    assert own_recordings.main() > 0.9
+    assert "t = 9: right" in capsys.readouterr().out
