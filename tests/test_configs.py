@@ -84,6 +84,8 @@ def test_a_complete_config_parses_with_the_papers_settings(name):
 # these change how images become inputs
 OF_IMAGES = {"poisson", "latency", "authors_code_mnist"}
 EVENTS = {"nmnist", "cifar10dvs", "dvsgesture"}
+# and this one names an argument of one data set
+OF_CIFAR10 = "authors_code_cifar10"
 
 
 @pytest.mark.parametrize("variant", sorted(OF_IMAGES))
@@ -100,9 +102,15 @@ def test_a_variant_of_images_is_refused_for_events(variant, capsys):
         assert "this data set has no argument normalize: only" in error
 
 
-@pytest.mark.parametrize(
-    ("name", "variant"), [(n, v) for n in COMPLETE for v in VARIANTS if not (n in EVENTS and v in OF_IMAGES)]
-)
+PAIRS = [
+    (name, variant)
+    for name in COMPLETE
+    for variant in VARIANTS
+    if not (name in EVENTS and variant in OF_IMAGES) and (name == "cifar10" or variant != OF_CIFAR10)
+]
+
+
+@pytest.mark.parametrize(("name", "variant"), PAIRS)
 def test_a_variant_changes_only_its_own_keys(name, variant):
     path = CONFIGS / "variants" / f"{variant}.yaml"
     base = parsed("--config", str(CONFIGS / f"{name}.yaml"))

@@ -29,7 +29,7 @@ SAMPLES = {
     "CIFAR10DVS": (9_000, 1_000),
     "DVSGesture": (1_176, 288),
 }
-EPOCHS = 1024  # S-Sec. 6
+EPOCHS = 1024  # of the authors' logs; the paper names none
 
 # Table 2: accuracy A, the best epoch on the test set
 TABLE_2 = {

@@ -209,9 +209,9 @@ def _accuracies(
         names = ", ".join(f"{run.name} ({run.status}, epoch {len(run.metrics)})" for run in left_out)
         notes.append(f"Left out, because they have not come to their end: {names}.")
     notes.append(
-        f"Accuracy {protocol} [%] in the paper, after {paper.EPOCHS} epochs. Ours: the mean over seeds with Student's "
-        "95 % interval, or of one run Wilson's; a difference only where protocol and data are the paper's and "
-        "all else is as shipped."
+        f"Accuracy {protocol} [%] in the paper; the authors' logs have {paper.EPOCHS} epochs. "
+        "Ours: the mean over seeds with Student's 95 % interval, or of one run Wilson's; a difference only where "
+        "protocol and data are the paper's and all else is as shipped."
     )
     return Table(name, title, ["data set", label, *_RESULT_COLUMNS], rows, notes)
 

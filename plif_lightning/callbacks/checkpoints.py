@@ -3,21 +3,29 @@
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
 
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.task import SpikingClassifier
 
+Ties = Literal["first", "last"]
+
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `checkpoints/best.ckpt`, the epoch with the highest accuracy of the run's protocol."""
+    """Keeps `checkpoints/best.ckpt`, the epoch with the highest accuracy of the run's protocol.
 
-    def __init__(self) -> None:
+    Args:
+        ties: which of several epochs with the same accuracy.
+    """
+
+    def __init__(self, ties: Ties = "first") -> None:
+        self.ties = ties
         # After each validation, so that what `last.ckpt` remembers of the best is up to date when it is written.
         super().__init__(
             filename=RunFolder(Path()).best.stem,
@@ -32,6 +40,14 @@ class BestCheckpoint(ModelCheckpoint):
         self.monitor = f"{pl_module.val_name}/acc"
         self.dirpath = os.fspath(run_folder(trainer).checkpoints)
         super().setup(trainer, pl_module, stage)
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        better = super().check_monitor_top_k(trainer, current)
+        if self.ties == "first" or current is None or self.best_model_score is None:
+            return better
+        # On every process, whatever it found: the decision is made by all.
+        same = bool(current == self.best_model_score.to(current.device))
+        return better | trainer.strategy.reduce_boolean_decision(same)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # ModelCheckpoint would forget the best accuracy so far if the folder's path reads otherwise than

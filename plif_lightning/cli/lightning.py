@@ -31,7 +31,7 @@ from plif_lightning.callbacks import (
     WandbRunLogger,
     WeightRecord,
 )
-from plif_lightning.callbacks.checkpoints import best_checkpoint
+from plif_lightning.callbacks.checkpoints import Ties, best_checkpoint
 from plif_lightning.callbacks.config import SaveConfig
 from plif_lightning.callbacks.logger import RUNS, is_trial, run_folder
 from plif_lightning.callbacks.same_data import SameData
@@ -81,6 +81,12 @@ class PlifCLI(LightningCLI):
         )
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Test the best checkpoint once, right after fit."
+        )
+        parser.add_argument(
+            "--best_of_ties",
+            type=Ties,
+            default="first",
+            help="Which of several epochs with the same validation accuracy is the best one.",
         )
         for name in ("input_shape", "num_classes", "time_steps"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
@@ -180,7 +186,7 @@ class PlifCLI(LightningCLI):
         if config.enable_progress_bar is not False and not any(isinstance(c, BaseProgressBar) for c in given):
             own.append(ProgressBar())
         if config.enable_checkpointing is not False and config.limit_val_batches != 0 and self.subcommand == "fit":
-            own.append(BestCheckpoint())
+            own.append(BestCheckpoint(self.config[self.subcommand].best_of_ties))
         self.trainer_defaults = {"callbacks": own}
         trainer = super().instantiate_trainer(**kwargs)
         if "sync_batchnorm" not in kwargs and not config.sync_batchnorm and needs_sync_batchnorm(trainer):

@@ -39,7 +39,7 @@ def own_error(error: BaseException | None) -> UserError | None:
 
 
 # Keys of `fit` beside those of network, data and Trainer.
-OWN_KEYS = ("config", "seed_everything", "ckpt_path", "run_folder", "record_samples", "test_after_fit")
+OWN_KEYS = ("config", "seed_everything", "ckpt_path", "run_folder", "record_samples", "test_after_fit", "best_of_ties")
 
 
 def known_keys() -> set[str]:

@@ -17,8 +17,8 @@ class InputEncoder(nn.Module):
     Args:
         name: `direct` passes the input on as it is; the first conv-BN-neuron is then the learnable
             encoder (the paper). `poisson` fires at each of T steps with probability p; `latency`
-            fires once, at step floor((T - 1) (1 - p)). Both need intensities p in [0, 1], so data
-            without normalisation.
+            fires once, at step floor((T - 1) (1 - p)), exact for p = 0, 1/255, ..., 1, as images have. Both
+            need intensities p in [0, 1], so data without normalisation.
         time_steps: T.
 
     Raises:
@@ -50,7 +50,9 @@ class InputEncoder(nn.Module):
             )
         if self.name == "poisson":
             return torch.bernoulli(x.expand(self.time_steps, *x.shape[1:]))
-        fire_at = torch.floor((self.time_steps - 1) * (1 - x))
+        # In integers: in floating point 5 (1 - 51/255) falls short of 4.
+        darkness = 255 - torch.round(255 * x).long()
+        fire_at = (self.time_steps - 1) * darkness // 255
         steps = torch.arange(self.time_steps, device=x.device).view(-1, *[1] * (x.dim() - 1))
         return (fire_at == steps).to(x.dtype)
 

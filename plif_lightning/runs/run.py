@@ -68,6 +68,8 @@ class Run:
         rows = [row for row in self.metrics if 0 <= row.get(self.val_key, float("nan")) <= 1]
         if not rows:
             return None
+        if self.setting("best_of_ties") == "last":
+            rows.reverse()
         row = max(rows, key=lambda row: row[self.val_key])
         return int(row["epoch"]) + 1, row[self.val_key]
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from plif_lightning.callbacks import LastCheckpoint
+from plif_lightning.cli import main
+from plif_lightning.runs.reading import read_run
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, command, fit, load, refused, rows
 from tests.conftest import REPOSITORY
 
@@ -181,3 +183,16 @@ def test_an_existing_run_is_not_written_over(run, capsys):
     assert "version_0 already holds a run" in message
     assert "--ckpt_path last" in message
     assert (run / "metrics.csv").read_text() == before
+
+
+@pytest.mark.parametrize(("ties", "epochs"), [("first", [0, 0]), ("last", [1, 2])])
+def test_of_equal_accuracies_the_first_or_the_last_is_best_after_a_resume_too(ties, epochs):
+    still = ["--model.optimizer.lr", "0", "--best_of_ties", ties, "--run_folder", "here", "--test_after_fit", "false"]
+    fit(*TINY, *FEW, *still, "--trainer.max_epochs", "2")
+    best = [load("here/checkpoints/best.ckpt")["epoch"]]
+    main(["fit", "--config", "here/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3", *SILENT])
+    best.append(load("here/checkpoints/best.ckpt")["epoch"])
+    accuracies = {row["val/acc"] for row in rows("here/metrics.csv")}
+    assert len(accuracies) == 1  # a tie
+    assert best == epochs
+    assert read_run(Path("here")).best[0] == epochs[-1] + 1

@@ -1,6 +1,8 @@
 """The whole network against a step-by-step one, Table S1, and its own promises."""
 
 import copy
+import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -229,13 +231,14 @@ def test_poisson_encoder_fires_with_probability_p():
     torch.testing.assert_close(spikes.mean((0, 1, 2, 3)), p[0, 0, 0, 0], atol=0.01, rtol=0)
 
 
-def test_latency_encoder_fires_once_and_brighter_pixels_earlier():
-    p = torch.linspace(0, 1, 90).view(1, 1, 1, 9, 10).expand(1, 1, 2, 9, 10)
-    network = small(time_steps=11, input_encoder="latency")
-    spikes = network.inputs(p)
-    assert torch.equal(spikes.sum(0), torch.ones_like(p[0]))
-    assert torch.equal(spikes.argmax(0), torch.floor(10 * (1 - p[0])).long())
-    network(p[0])
+@pytest.mark.parametrize("time_steps", range(2, 65))
+def test_latency_encoder_fires_once_at_the_exact_step_of_every_intensity(time_steps):
+    pixels = torch.arange(256)
+    encoder = SpikingNetwork((1, 16, 16), 2, time_steps, channels=1, fc_features=1, input_encoder="latency").inputs
+    spikes = encoder((pixels / 255).view(1, 1, 1, 16, 16))
+    assert torch.equal(spikes.sum(0), torch.ones(1, 1, 16, 16))
+    exact = [math.floor((time_steps - 1) * (1 - Fraction(p, 255))) for p in range(256)]
+    assert spikes.argmax(0).flatten().tolist() == exact
 
 
 @pytest.mark.parametrize(
