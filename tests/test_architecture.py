@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "events": {"runtime", "errors"},
     "data": {"runtime", "errors", "batch", "events"},
     "runs": {"runtime", "errors"},
-    "analysis": {"runtime", "errors", "dynamics", "configs", "plot", "runs"},
+    "analysis": {"runtime", "errors", "dynamics", "network", "configs", "plot", "runs"},
     "task": {"runtime", "errors", "batch", "losses", "network"},
     "callbacks": {"runtime", "errors", "batch", "data", "network", "runs", "analysis", "task"},
     "cli": {

@@ -9,8 +9,9 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context, rcParams
@@ -137,13 +138,21 @@ def figure_2(runs: Sequence[Run]) -> Drawn:
 def figure_5b(runs: Sequence[Run]) -> Drawn:
     """Which of three neurons of a max-pool window connects to the next layer, step by step."""
     import torch
+    from torch.nn import functional
 
     from plif_lightning.dynamics import integrate_and_fire
+    from plif_lightning.network import SpikeMaxPool2d
 
     steps = 20
     drive = torch.tensor([0.62, 0.80, 1.15], dtype=torch.float64).expand(steps, 1, 3)
     spikes = integrate_and_fire(2 * drive, torch.tensor(0.5, dtype=torch.float64))[0][:, 0].numpy()
-    draw = np.random.default_rng(1)
+    # Three neurons in a window of four, the last one silent: who gets the gradient is connected.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        window = functional.pad(torch.from_numpy(spikes), (0, 1)).view(steps, 1, 2, 2).requires_grad_()
+        SpikeMaxPool2d("random")(window).sum().backward()
+    assert window.grad is not None
+    winners = window.grad.flatten(1).argmax(1).tolist()
     figure, axes = _figure(WIDTHS[_columns.get()], 2.3)
     ax = axes[0, 0]
     for i in range(3):
@@ -152,7 +161,7 @@ def figure_5b(runs: Sequence[Run]) -> Drawn:
     for t in range(steps):
         fired = np.flatnonzero(spikes[t])
         if len(fired):
-            winner = draw.choice(fired)
+            winner = winners[t]
             ax.plot([t, t], [3 - winner, 0.12], color=COLOURS[0], linewidth=1.2)
             ax.plot(t, 3 - winner, "o", color=COLOURS[0], markersize=7, fillstyle="full" if len(fired) == 1 else "none")
             ax.plot(t, 0, "|", color=COLOURS[0], markersize=14, markeredgewidth=2)
@@ -176,13 +185,17 @@ def moving_average(values: Sequence[float], window: int = 64) -> NDArray[np.floa
     return (sums[window:] - sums[:-window]) / window
 
 
+# Figures 6 and 7 show these four; others only where there are none of them.
+_OF_THE_PAPERS_CURVES = ("FashionMNIST", "CIFAR10", "CIFAR10DVS", "DVSGesture")
+
+
 def _by_data(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[str, list[list[Run]]]:
     """Runs of each data set, those that differ in nothing but their seed (and length) together."""
     groups: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        if wanted(run):
-            others = {k: v for k, v in other_settings(run).items() if k != "epochs"}
-            groups[_group_name(run)][f"{setting_of(run)} {sorted(others.items(), key=str)}"].append(run)
+    runs = [run for run in runs if wanted(run)]
+    for run in [run for run in runs if run.data_set in _OF_THE_PAPERS_CURVES] or runs:
+        others = {k: v for k, v in other_settings(run).items() if k != "epochs"}
+        groups[_group_name(run)][f"{setting_of(run)} {sorted(others.items(), key=str)}"].append(run)
     # Means are over finished runs, of each seed one, as in the tables; a running one is shown where it is alone.
     for of_data in groups.values():
         for key, group in of_data.items():
@@ -342,7 +355,7 @@ def figure_s1(runs: Sequence[Run]) -> Drawn:
     found = [(run, rows) for run, rows in recorded if len({row.epoch for row in rows}) > 1]
     if not found:
         raise NothingToShowError("no run has recorded the distribution of W_fc / tau.")
-    run, rows = max(found, key=lambda pair: (setting_of(pair[0]).neuron == "plif", len(pair[1])))
+    run, rows = max(found, key=lambda p: (p[0].data_set in paper.TITLES, setting_of(p[0]).neuron == "plif", len(p[1])))
     layers = sorted({row.layer for row in rows})
     figure, axes = _panels(len(layers), 2.9)
     for ax, layer in zip(axes, layers, strict=True):
@@ -355,12 +368,20 @@ def figure_s1(runs: Sequence[Run]) -> Drawn:
             base = count - 1 - place
             ax.fill_between(x, base, base + 1.6 * y / tallest, color=str(0.75 - 0.5 * place / count), zorder=place)
             ax.plot(x, base + 1.6 * y / tallest, color=_ink(), linewidth=0.7, zorder=place + 0.5)
+            if row.mean is not None and row.std is not None:
+                ax.text(
+                    1.0, base + 0.15, f"{row.mean:.2g} $\\pm$ {row.std:.2g}", fontsize=6, ha="right",
+                    transform=ax.get_yaxis_transform(), zorder=100,
+                )  # fmt: skip
         ax.set_yticks(range(count), [f"epoch {row.epoch}" for row in reversed(chosen)], fontsize=8)
         ax.set_xlabel(f"$W_{{fc}} / \\tau$ of {_text(layer, 20)}")
         width = np.percentile(np.abs([value for row in chosen for value in _central(row)]), 100)
         ax.set_xlim(-width, width)
         ax.spines[["top", "right", "left"]].set_visible(False)
-    return figure, f"The density of W_fc / tau of each FC layer, from before training on. {_of(run)}"
+    return figure, (
+        "The density of W_fc / tau of each FC layer, from before training on, with its mean and standard deviation at "
+        f"the right. {_of(run)}"
+    )
 
 
 def _density(row: Histogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -378,23 +399,61 @@ def _central(row: Histogram) -> list[float]:
 # --- what a network does with samples
 
 
-def _recorded(runs: Sequence[Run], wanted: Callable[[Samples], bool] = lambda samples: True) -> tuple[Run, Samples]:
-    """The run with the highest accuracy that recorded samples; its record."""
-    for run in sorted(runs, key=lambda run: -(run.accuracy or 0.0)):
+class Choice(NamedTuple):
+    """What is shown of a run's samples, where somebody chooses: a class by its name, a channel of the first layer."""
+
+    class_name: str | None = None
+    channel: int | None = None
+
+
+_EVERYTHING = Choice()
+_choice: ContextVar[Choice] = ContextVar("choice", default=_EVERYTHING)
+
+
+def _recorded(
+    runs: Sequence[Run], data_set: str, wanted: Callable[[Samples], bool] = lambda samples: True
+) -> tuple[Run, Samples]:
+    """The run with the highest accuracy that recorded samples, of a data set where there is one; its record."""
+    for run in sorted(runs, key=lambda run: (run.data_set != data_set, -(run.accuracy or 0.0))):
         try:
             samples = read_samples(run.folder)
         except UserError as error:
             print(f"note: {error}", file=sys.stderr)
             continue
         if samples is not None and wanted(samples):
-            return run, samples
+            return run, _begun_with(samples, _choice.get().class_name)
     raise NothingToShowError("no finished run has recorded samples: fit records them at its end (--record_samples).")
+
+
+def _begun_with(samples: Samples, class_name: str | None) -> Samples:
+    """The same samples, that of a class first."""
+    if class_name is None:
+        return samples
+    played = samples.spikes.shape[1]
+    names = [samples.classes[int(label)] for label in samples.label[:played]]
+    if class_name not in names:
+        raise NothingToShowError(f"no sample of class {class_name!r} was recorded, but of {', '.join(names)}.")
+    order = sorted(range(len(samples.label)), key=lambda i: (i != names.index(class_name), i))
+    first = [i for i in order if i < played]
+    return replace(
+        samples, label=samples.label[order], frames=samples.frames[:, order], rates=samples.rates[order],
+        spikes=samples.spikes[:, first], votes=samples.votes[:, order], events=None,
+    )  # fmt: skip
 
 
 def typical_channels(samples: Samples, count: int) -> list[int]:
     """Channels of the first layer whose firing rates vary most over their map, in order of their number."""
+    if (channel := _choice.get().channel) is not None:
+        if not 0 <= channel < samples.rates.shape[1]:
+            raise NothingToShowError(f"channel must lie in 0..{samples.rates.shape[1] - 1}, got {channel}.")
+        return [channel]
     spread = samples.rates.std((0, 2, 3))
     return sorted(np.argsort(-spread, kind="stable")[:count].tolist())
+
+
+def _named(channels: Sequence[int]) -> str:
+    different = sorted(set(channels))
+    return f"channel{'s' if len(different) > 1 else ''} {', '.join(map(str, different))}"
 
 
 def _show(ax: Axes, image: NDArray[Any], title: str = "", top: float = 1.0) -> None:
@@ -411,9 +470,9 @@ def _name_of(samples: Samples, i: int) -> str:
 
 def figure_s2(runs: Sequence[Run]) -> Drawn:
     """A sample of each class, and firing rates of three channels of the first layer."""
-    run, samples = _recorded(runs)
+    run, samples = _recorded(runs, "FashionMNIST")
     channels, count = typical_channels(samples, 3), len(samples.label)
-    figure, axes = _figure(0.95 * count + 0.6, 4.4, 1 + len(channels), count)
+    figure, axes = _figure(0.95 * count + 0.6, 1.1 * (1 + len(channels)), 1 + len(channels), count)
     for i in range(count):
         _show(axes[0, i], picture(samples.frames[:, i].mean(0)), _name_of(samples, i))
         for row, c in enumerate(channels, start=1):
@@ -421,8 +480,8 @@ def figure_s2(runs: Sequence[Run]) -> Drawn:
     for row, label in enumerate(["input", *(f"channel {c}" for c in channels)]):
         axes[row, 0].set_ylabel(label, fontsize=8)
     return figure, (
-        "A sample of each class, and the firing rates [spikes / time-step] of three channels of the first layer, from "
-        f"0 (black) to 1 (white). {_of(run)}"
+        f"A sample of each class, and the firing rates [spikes / time-step] of {_named(channels)} of the first layer, "
+        f"from 0 (black) to 1 (white). {_of(run)}"
     )
 
 
@@ -445,7 +504,7 @@ def _grid(maps: NDArray[Any]) -> NDArray[np.float64]:
 
 def figure_s3(runs: Sequence[Run]) -> Drawn:
     """All channels of the first layer for one sample."""
-    run, samples = _recorded(runs)
+    run, samples = _recorded(runs, "FashionMNIST")
     figure, axes = _figure(9.0, 4.9, 1, 2)
     spikes = samples.spikes[:, 0]
     last = len(spikes) - 1
@@ -470,8 +529,8 @@ def _step_frames(samples: Samples, i: int) -> NDArray[Any]:
 
 def figure_s4(runs: Sequence[Run]) -> Drawn:
     """One sample over time."""
-    run, samples = _recorded(runs)
-    channels = typical_channels(samples, 2)
+    run, samples = _recorded(runs, "CIFAR10DVS")
+    channels = (2 * typical_channels(samples, 2))[:2]
     frames, spikes = _step_frames(samples, 0), samples.spikes[:, 0].astype(np.float64)
     steps = len(spikes)
     figure, axes = _figure(0.75 * steps + 0.9, 5.4, 6, steps)
@@ -491,17 +550,17 @@ def figure_s4(runs: Sequence[Run]) -> Drawn:
         for row, label in enumerate(names):
             axes[3 * part + row, 0].set_ylabel(f"{letter} {label}", fontsize=6)
     return figure, (
-        f"A sample of class {_name_of(samples, 0)} over time: (a) input and spikes of two channels of the first layer, "
-        f"(b) their means so far, from 0 (black) to 1 (white). {_of(run)}"
+        f"A sample of class {_name_of(samples, 0)} over time: (a) input and spikes of {_named(channels)} of the first "
+        f"layer, (b) their means so far, from 0 (black) to 1 (white). {_of(run)}"
     )
 
 
 def figure_s5(runs: Sequence[Run]) -> Drawn:
     """Frames of three samples at each step, and spikes under each."""
     try:
-        run, samples = _recorded(runs, lambda s: len(s.frames) > 1)
+        run, samples = _recorded(runs, "DVSGesture", lambda s: len(s.frames) > 1)
     except NothingToShowError:  # static images only
-        run, samples = _recorded(runs)
+        run, samples = _recorded(runs, "DVSGesture")
     channel = typical_channels(samples, 1)[0]
     steps, played = len(samples.spikes), min(3, samples.spikes.shape[1])
     figure, axes = _figure(0.75 * steps + 0.9, 0.95 * 2 * played + 0.5, 2 * played, steps)
@@ -532,18 +591,19 @@ FIGURES: dict[str, Callable[[Sequence[Run]], Drawn]] = {
 }
 
 
-def drawn(name: str, runs: Sequence[Run], columns: int = 2) -> Drawn:
+def drawn(name: str, runs: Sequence[Run], columns: int = 2, choice: Choice = _EVERYTHING) -> Drawn:
     """One of the figures, and its caption.
 
     Args:
         name: in FIGURES.
         runs: to choose from.
         columns: of a page that it is wide, see WIDTHS.
+        choice: which of the recorded samples' classes and channels is shown.
 
     Raises:
         NothingToShowError: no run has what it needs, or one has something that cannot be drawn.
     """
-    token = _columns.set(columns)
+    token, chosen = _columns.set(columns), _choice.set(choice)
     try:
         with rc_context({"font.size": 8}):
             return FIGURES[name](runs)
@@ -553,9 +613,12 @@ def drawn(name: str, runs: Sequence[Run], columns: int = 2) -> Drawn:
         raise NothingToShowError(f"a run holds what cannot be drawn ({type(error).__name__}: {error}).") from error
     finally:
         _columns.reset(token)
+        _choice.reset(chosen)
 
 
-def write_figures(runs: Sequence[Run], folder: Path, names: Sequence[str], columns: int = 2) -> int:
+def write_figures(
+    runs: Sequence[Run], folder: Path, names: Sequence[str], columns: int = 2, choice: Choice = _EVERYTHING
+) -> int:
     """Writes each figure as pdf and png, their captions, and says which could not be made and why.
 
     Returns:
@@ -564,7 +627,7 @@ def write_figures(runs: Sequence[Run], folder: Path, names: Sequence[str], colum
     captions = {}
     for name in names:
         try:
-            figure, captions[name] = drawn(name, runs, columns)
+            figure, captions[name] = drawn(name, runs, columns, choice)
         except NothingToShowError as error:
             print(f"figure {name} is left out: {error}", file=sys.stderr)
             continue

@@ -48,12 +48,13 @@ class CommandRecord(Callback):
 
 
 def weight_histogram(layer: str, epoch: int, weight: Tensor, k: Tensor) -> Histogram:
-    """Counts of W / tau between equally spaced edges."""
+    """Counts of W / tau between equally spaced edges, its mean and standard deviation."""
     values = (weight.detach() * (k.detach() if k.dim() == 0 else k.detach()[:, None])).float()
     low, high = float(values.min()), float(values.max())
     if not low < high:
         low, high = low - 0.5, high + 0.5
-    return Histogram(layer, epoch, low, high, torch.histc(values, _BINS, low, high).long().cpu().numpy())
+    counts = torch.histc(values, _BINS, low, high).long().cpu().numpy()
+    return Histogram(layer, epoch, low, high, counts, float(values.mean()), float(values.std(correction=0)))
 
 
 class WeightRecord(Callback):

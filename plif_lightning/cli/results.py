@@ -36,6 +36,10 @@ def _tables_parser() -> PlainParser:
 def _figures_parser() -> PlainParser:
     parser = _parser("figures", "The paper's figures from this project's runs, as pdf and png.")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for them (default: figures)")
+    parser.add_argument("--data", help="show runs of this data set only, by its name or class")
+    parser.add_argument("--run", help="show this run only, by its folder below --runs")
+    parser.add_argument("--class", dest="class_name", help="S2 to S5: the sample of this class first")
+    parser.add_argument("--channel", type=int, help="S2 to S5: this channel of the first layer")
     parser.add_argument(
         "--columns", type=int, choices=(1, 2), default=2, help="of a page that a figure is wide (default: 2)"
     )
@@ -99,11 +103,22 @@ def tables(argv: list[str]) -> int:
 
 def figures(argv: list[str]) -> int:
     """Writes the figures."""
-    from plif_lightning.analysis.figures import FIGURES, write_figures
+    from plif_lightning.analysis.figures import FIGURES, Choice, write_figures
 
     given = _figures_parser().parse_args(argv)
     names = _chosen(given.only, [*FIGURES]) if given.only else [*FIGURES]
-    return write_figures(find_runs(given.runs), given.out, names, given.columns)
+    runs = find_runs(given.runs)
+    for option, called in (
+        ("data", lambda run: {run.data_set, str(run.facts.get("data"))}),
+        ("run", lambda r: {r.name}),
+    ):
+        wanted = getattr(given, option)
+        if wanted is not None:
+            known = sorted(set().union(*map(called, runs)))
+            runs = [run for run in runs if wanted in called(run)]
+            if not runs:
+                raise UserError(f"--{option} must be one of {', '.join(known)}, got {wanted}.")
+    return write_figures(runs, given.out, names, given.columns, Choice(given.class_name, given.channel))
 
 
 def report(argv: list[str]) -> int:

@@ -12,13 +12,18 @@ from plif_lightning.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Histogram:
-    """Distribution of an FC layer's W / tau after an epoch (counted from 1): counts between equally spaced edges."""
+    """Distribution of an FC layer's W / tau after an epoch (counted from 1): counts between equally spaced edges.
+
+    Mean and standard deviation are of the weights themselves; None in lines of older runs.
+    """
 
     layer: str
     epoch: int
     low: float
     high: float
     counts: NDArray[np.int64]
+    mean: float | None = None
+    std: float | None = None
 
 
 def append_histograms(folder: RunFolder, rows: Sequence[Histogram]) -> None:
@@ -42,7 +47,8 @@ def read_histograms(folder: RunFolder) -> list[Histogram]:
             if counts.ndim != 1 or counts.sum() <= 0 or not -np.inf < low < high < np.inf:
                 continue
             key = str(row["layer"]), int(row["epoch"])
-            found[key] = Histogram(*key, low, high, counts)
+            mean, std = (None if row.get(name) is None else float(row[name]) for name in ("mean", "std"))
+            found[key] = Histogram(*key, low, high, counts, mean, std)
         except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return sorted(found.values(), key=lambda h: h.epoch)

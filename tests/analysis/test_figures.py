@@ -1,15 +1,18 @@
 """The paper's figures: what they show, and that they are made from whatever runs there are."""
 
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
 
+from plif_lightning import network
 from plif_lightning.analysis.figures import (
     FIGURES,
     STEPS_PER_MS,
     TAU_MS,
     WIDTHS,
+    Choice,
     NothingToShowError,
     drawn,
     figure_6,
@@ -18,7 +21,10 @@ from plif_lightning.analysis.figures import (
     moving_average,
     write_figures,
 )
+from plif_lightning.cli import main
+from plif_lightning.network import SpikeMaxPool2d
 from plif_lightning.plot import picture
+from plif_lightning.plot.style import COLOURS
 from plif_lightning.runs.reading import find_runs
 from tests.writers import write_run
 
@@ -145,3 +151,47 @@ def test_pictures_show_events_by_polarity():
     np.testing.assert_allclose(image[0, 0], [1, 0, 0])  # ON
     np.testing.assert_allclose(image[1, 1], [0, 0, 1])  # OFF
     np.testing.assert_allclose(image[0, 1], [1, 1, 1])
+
+
+def test_a_figure_prefers_the_papers_data_set_and_says_what_it_took(tmp_path):
+    write_run(tmp_path / "digits", (0.99,), data="Digits", title="scikit-learn digits", frames=8)
+    fashion = write_run(tmp_path / "fashion", (0.5,))
+    runs = find_runs(tmp_path)
+    assert all("run fashion." in drawn(name, runs)[1] for name in ("S2", "S3"))
+    assert "run digits." in drawn("S4", runs)[1]  # there is no CIFAR10-DVS
+    assert [a.get_title(loc="left").split("\n")[0] for a in drawn("6", runs)[0].axes] == ["Fashion-MNIST"]
+    shutil.rmtree(fashion.path)
+    assert "scikit-learn digits" in drawn("6", find_runs(tmp_path))[0].axes[0].get_title(loc="left")
+
+
+def test_class_and_channel_can_be_chosen(runs):
+    _, caption = drawn("S4", runs, choice=Choice("bag", 2))
+    assert "A sample of class bag over time" in caption
+    assert "spikes of channel 2 of" in caption
+    with pytest.raises(NothingToShowError, match="no sample of class 'coat' was recorded, but of boot, bag"):
+        drawn("S3", runs, choice=Choice("coat"))
+    with pytest.raises(NothingToShowError, match=r"channel must lie in 0\.\.3, got 4"):
+        drawn("S2", runs, choice=Choice(channel=4))
+
+
+def test_winners_of_figure_5b_are_those_of_the_pool(runs, monkeypatch):
+    """A pool that takes the first connects the first neuron that fired at every step."""
+    monkeypatch.setattr(network, "SpikeMaxPool2d", lambda ties: SpikeMaxPool2d("first"))
+    figure, _ = drawn("5b", runs)
+    lines = figure.axes[0].lines
+    stems = [line.get_xydata() for line in lines if len(line.get_xdata()) == 2 and line.get_linewidth() == 1.2]
+    grey = [line for line in lines if line.get_marker() == "|" and line.get_color() != COLOURS[0]]
+    fired = {t: max(y for line in grey for x, y in line.get_xydata() if x == t) for (t, _), _ in stems}
+    assert stems
+    assert {t: y for (t, y), _ in stems} == fired
+
+
+def test_commands_choose_data_set_and_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs" / "a")
+    write_run(tmp_path / "runs" / "b", (0.9,))
+    main(["figures", "--only", "S2", "--run", "a", "--data", "Fashion-MNIST", "--class", "bag", "--channel", "1"])
+    assert "run a." in (tmp_path / "figures" / "captions.md").read_text()
+    with pytest.raises(SystemExit):
+        main(["figures", "--data", "CIFAR10"])
+    assert "--data must be one of Fashion-MNIST, FashionMNIST, got CIFAR10." in capsys.readouterr().err

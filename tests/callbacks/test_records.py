@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,6 +74,7 @@ def test_histograms_are_of_w_over_tau():
     weight = torch.tensor([[1.0, -1.0], [2.0, 4.0]])
     row = weight_histogram("fc1", 3, weight, torch.tensor(0.5))
     assert (row.layer, row.epoch, row.low, row.high, row.counts.sum()) == ("fc1", 3, -0.5, 2.0, 4)
+    assert (row.mean, row.std) == pytest.approx((0.75, np.std([0.5, -0.5, 1.0, 2.0])))
     row = weight_histogram("fc1", 3, weight, torch.tensor([1.0, 0.25]))
     assert (row.low, row.high) == (-1.0, 1.0)
     assert weight_histogram("fc1", 3, torch.zeros(2, 2), torch.tensor(0.5)).counts.sum() == 4
