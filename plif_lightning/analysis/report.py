@@ -172,11 +172,10 @@ def _table(table: Table) -> str:
     ours = table.columns.index("ours") if "ours" in table.columns else None
 
     def cells(tag: str, values: Sequence[str]) -> str:
-        return "".join(f"<{tag}>{html.escape(values[i])}</{tag}>" for i in kept)
+        mine = {ours: " class=mine"} if tag == "td" else {}
+        return "".join(f"<{tag}{mine.get(i, '')}>{html.escape(values[i])}</{tag}>" for i in kept)
 
-    rows = "".join(
-        f"<tr{' class=ours' if ours is not None and row[ours] else ''}>{cells('td', row)}</tr>" for row in table.rows
-    )
+    rows = "".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows)
     notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in table.notes)
     head = html.escape(f"Table {table.name}. {table.title}")
     return (
