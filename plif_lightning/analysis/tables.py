@@ -222,7 +222,7 @@ def _accuracies(
     return Table(name, title, ["data set", label, *heads, *_RESULT_COLUMNS], rows, notes)
 
 
-def _earlier_work() -> Table:
+def earlier_work() -> Table:
     """The other methods of the paper's Table 2."""
     rows = [
         [work, method, *("" if accuracy is None else f"{accuracy:.2f}" for accuracy in accuracies)]
@@ -270,7 +270,6 @@ def result_tables(runs: Sequence[Run]) -> list[Table]:
             lambda s: (s.neuron, s.init_tau) == (usual.neuron, usual.init_tau),
             pooling,
         ),
-        _earlier_work(),
         _accuracies(
             "S2",
             "Accuracy with a validation part held out",
@@ -352,16 +351,7 @@ def print_tables(tables: Sequence[Table], runs: Sequence[Run]) -> None:
         kept = [i for i in range(len(table.columns)) if i < 2 or any(row[i] for row in table.rows)]
         shown = RichTable(title=escape(f"Table {table.name}. {table.title}"), title_justify="left")
         for i in kept:
-            numeric = table.columns[i] in (
-                "paper",
-                "paper, A",
-                "ours",
-                "difference",
-                "seeds",
-                "epochs",
-                "T",
-                "learned values",
-            )
+            numeric = table.columns[i] in _NUMERIC
             shown.add_column(table.columns[i], justify="right" if numeric else "left", overflow="fold")
         for row in table.rows:
             shown.add_row(*(escape(row[i]) for i in kept))

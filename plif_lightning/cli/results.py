@@ -6,6 +6,7 @@ from plif_lightning import configs
 from plif_lightning.analysis.tables import (
     NetworkFacts,
     Table,
+    earlier_work,
     network_tables,
     ordered,
     print_tables,
@@ -76,7 +77,7 @@ def describe_networks() -> list[NetworkFacts]:
 
 def all_tables(runs: list[Run]) -> list[Table]:
     """Every table of the paper."""
-    return ordered([*network_tables(describe_networks(), runs), *result_tables(runs)])
+    return ordered([*network_tables(describe_networks(), runs), earlier_work(), *result_tables(runs)])
 
 
 def _chosen(only: str, known: list[str]) -> list[str]:
