@@ -65,6 +65,10 @@ class SpikingClassifier(L.LightningModule):
         self.test_class_accuracy = MulticlassAccuracy(num_classes, average=None)
         self.test_confusion = MulticlassConfusionMatrix(num_classes)
 
+    def as_network(self) -> SpikingNetwork:
+        """The network alone, which takes time first: what `step` and `traces` run."""
+        return self.network
+
     def forward(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes] for x [N, T, C, H, W], or static images [N, C, H, W]."""
         return self.network(time_first(x))

@@ -54,6 +54,10 @@ def _percent(share: Any) -> float | None:
     return None if value is None else float(f"{100 * value:.2f}")
 
 
+def _data(run: Run) -> str:
+    return paper.TITLES.get(run.data_set, str(run.facts.get("data") or run.data_set))
+
+
 def _curves(run: Run) -> dict[str, list[float | None]]:
     """Metrics by name, at no more epochs than a screen shows."""
     rows = run.metrics
@@ -79,8 +83,7 @@ def _row(i: int, run: Run, among: Sequence[Run]) -> dict[str, Any]:
         "id": i,
         "name": run.name,
         "label": called(run, among),
-        "data": paper.TITLES.get(run.data_set, str(run.facts.get("data") or run.data_set))
-        + (f" ({run.facts['origin']})" if run.facts.get("origin") else ""),
+        "data": _data(run) + (f" ({run.facts['origin']})" if run.facts.get("origin") else ""),
         "neuron": str(run.setting("model.neuron", "")),
         "init_tau": _number(run.setting("model.init_tau")),
         "pooling": str(run.setting("model.pooling", "")),
@@ -116,7 +119,7 @@ def _player(run: Run, samples: Samples, i: int) -> dict[str, Any]:
     votes = np.cumsum(samples.votes[:, i], 0) / np.arange(1, len(samples.votes) + 1)[:, None]
     return {
         "run": run.name,
-        "data": paper.TITLES.get(run.data_set, str(run.facts.get("data") or run.data_set)),
+        "data": _data(run),
         "label": samples.classes[int(samples.label[i])],
         "classes": samples.classes,
         "channels": channels,
@@ -153,7 +156,7 @@ def _players(runs: Sequence[Run], problems: list[str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     seen: set[str] = set()
     for run in sorted(runs, key=lambda run: -(run.accuracy or 0.0)):
-        if run.data_set in seen or len(seen) == _PLAYERS:
+        if _data(run) in seen or len(seen) == _PLAYERS:
             continue
         try:
             samples = read_samples(run.folder)
@@ -162,7 +165,7 @@ def _players(runs: Sequence[Run], problems: list[str]) -> list[dict[str, Any]]:
             problems.append(f"{run.name}: {error}")
             continue
         if players:
-            seen.add(run.data_set)
+            seen.add(_data(run))
             found += players
     return found
 
@@ -228,7 +231,7 @@ def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> No
     figures = _figures(runs, problems)
     data = {
         "made": "Curves have at most 200 points.",
-        "runs": [_row(i, run, [r for r in runs if r.data_set == run.data_set]) for i, run in enumerate(runs)],
+        "runs": [_row(i, run, [r for r in runs if _data(r) == _data(run)]) for i, run in enumerate(runs)],
         "samples": _players(runs, problems),
         "problems": problems,
     }

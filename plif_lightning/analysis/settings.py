@@ -40,12 +40,14 @@ def other_settings(run: Run) -> dict[str, Any]:
     found = {key: value for key, value in _flat(parts) if key not in _WITHOUT_EFFECT and value is not None}
     if run.setting("ckpt_path") is not None:
         found["ckpt_path"] = run.setting("ckpt_path")
+    if run.facts.get("content") is not None:
+        found["content"] = run.facts["content"]
     found |= {"samples": run.facts.get("samples"), "origin": run.facts.get("origin"), "epochs": len(run.metrics)}
     return found
 
 
 # Settings with a column of their own.
-_SHOWN = {"epochs", "samples", "origin", "trainer.max_epochs", "data.time_steps", "data.validation"}
+_SHOWN = {"epochs", "samples", "origin", "content", "trainer.max_epochs", "data.time_steps", "data.validation"}
 _SHOWN |= {"data.holdout_fraction", "data.class_path"}
 
 

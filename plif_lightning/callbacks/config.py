@@ -42,3 +42,4 @@ class SaveConfig(SaveConfigCallback):
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, SpikingDataModule):
             checkpoint["training_set"] = data.identity()
+            checkpoint["reading"] = data.reading()

@@ -1,5 +1,7 @@
 """What a run writes for those who read it later: its command and data, W_fc / tau over time, a few samples."""
 
+import hashlib
+
 import lightning as L
 import numpy as np
 import torch
@@ -43,8 +45,9 @@ class CommandRecord(Callback):
             return
         write_command(folder, self.arguments, resumed=trainer.ckpt_path is not None)
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        content = hashlib.blake2b(data.identity().encode(), digest_size=8).hexdigest()
         facts = {"data": data.title, "origin": data.origin_note, "samples": data.sizes(), "protocol": data.protocol}
-        write_facts(folder, facts)
+        write_facts(folder, {**facts, "content": content})
 
 
 def weight_histogram(layer: str, epoch: int, weight: Tensor, k: Tensor) -> Histogram:

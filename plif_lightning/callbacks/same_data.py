@@ -1,4 +1,6 @@
-"""Refuses a checkpoint whose training set is not the one that is there."""
+"""Refuses a checkpoint whose data is not what is there."""
+
+import textwrap
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -10,14 +12,16 @@ from plif_lightning.errors import CheckpointError
 class SameData(Callback):
     """Refuses to resume a run, or to validate it on what it held out, where the training set has changed.
 
-    Another training set is split in another way: samples that the network was trained on would be called held out.
+    Another training set is split in another way: samples that the network was trained on would be called held out. And
+    any evaluation is refused where classes or scale are not those that the network learned.
 
     Args:
         identity: of the training set of the run; None where a checkpoint knows none.
+        reading: `SpikingDataModule.reading` of the run; None where a checkpoint knows none.
     """
 
-    def __init__(self, identity: str | None) -> None:
-        self.identity = identity
+    def __init__(self, identity: str | None, reading: str | None) -> None:
+        self.identity, self.reading = identity, reading
 
     def _require(self, trainer: L.Trainer) -> None:
         data = getattr(trainer, "datamodule", None)
@@ -27,9 +31,27 @@ class SameData(Callback):
                 "one back, or start a new run without --ckpt_path."
             )
 
+    def _require_reading(self, trainer: L.Trainer) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if self.reading is None or not isinstance(data, SpikingDataModule) or data.reading() == self.reading:
+            return
+        here, then = (textwrap.shorten(text, 160, placeholder=" ...") for text in (data.reading(), self.reading))
+        raise CheckpointError(
+            f"the data in {data.root} is not read as the checkpoint's network learned it: {here}; it learned {then}. "
+            "Both follow from the training set: point --data.root to the one of the run."
+        )
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._require_reading(trainer)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._require_reading(trainer)
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._require(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._require_reading(trainer)
         if trainer.state.fn == "validate" and trainer.datamodule.validation == "holdout":  # type: ignore[attr-defined]
             self._require(trainer)

@@ -27,6 +27,7 @@ class Expanded:
         folder: of the run to be resumed, or whose checkpoint is evaluated.
         step: at which the checkpoint was written.
         training_set: identity of the training set of the checkpoint's run.
+        reading: how that run read its data.
     """
 
     given: list[str]
@@ -35,6 +36,7 @@ class Expanded:
     folder: RunFolder | None = None
     step: int = 0
     training_set: str | None = None
+    reading: str | None = None
 
     @property
     def command(self) -> str:
@@ -72,15 +74,15 @@ def expand(argv: Sequence[str]) -> Expanded:
     if command in EVALUATIONS and in_place:
         raise CheckpointError(f"{command} needs the file: pass --ckpt_path RUN/checkpoints/last.ckpt.")
     path = _last_of(rest) if in_place else Path(value)
-    stored, step, training_set = read_checkpoint(path)
+    stored, step, *of_data = read_checkpoint(path)
     folder = RunFolder.of_checkpoint(path)
     rest.append(f"--ckpt_path={path}")
     if command in EVALUATIONS:
         kept = {key: stored[key] for key in ("seed_everything", "model", "data")}
         kept["trainer"] = {"precision": stored["trainer"]["precision"]}
         rest.insert(0, f"--config={yaml.safe_dump(kept)}")
-        return Expanded(given, [command, *rest], stored, folder, step, training_set)
-    return Expanded(given, [command, *rest], stored, folder if in_place else None, step, training_set)
+        return Expanded(given, [command, *rest], stored, folder, step, *of_data)
+    return Expanded(given, [command, *rest], stored, folder if in_place else None, step, *of_data)
 
 
 def with_configs(argv: Sequence[str], change: Callable[[str], str]) -> list[str]:
@@ -135,14 +137,15 @@ def _last_of(argv: Sequence[str]) -> Path:
     )
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], int, str | None]:
-    """The configuration stored in a checkpoint, its step, and the identity of its training set.
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], int, str | None, str | None]:
+    """The configuration stored in a checkpoint, its step, and the identity and reading of its data.
 
     Raises:
         CheckpointError: there is no such file, or it is not a whole checkpoint of this project.
     """
     checkpoint = load_checkpoint(path)
-    return yaml.safe_load(checkpoint["cli_config"]), checkpoint["global_step"], checkpoint.get("training_set")
+    of_data = checkpoint.get("training_set"), checkpoint.get("reading")
+    return yaml.safe_load(checkpoint["cli_config"]), checkpoint["global_step"], *of_data
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

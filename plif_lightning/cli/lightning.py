@@ -125,6 +125,10 @@ class PlifCLI(LightningCLI):
             raise UserError("trainer.overfit_batches would replace the data's order: pass limit_train_batches instead.")
         if self.subcommand == "fit":
             self._keep_own_logger(config)
+            for callback in config.trainer.callbacks if isinstance(config.trainer.callbacks, list) else []:
+                arguments = callback.get("init_args")
+                if str(callback.get("class_path")).endswith("EarlyStopping") and "acc" in str(arguments.monitor):
+                    arguments.mode = "max"  # Lightning's own default would stop a run because it improves
 
     def _keep_own_logger(self, config: Any) -> None:
         """Whatever other loggers there are, a run has its folder."""
@@ -148,7 +152,8 @@ class PlifCLI(LightningCLI):
             theirs = other.class_path.startswith("lightning.") and other.init_args.get("save_dir") == RUNS
             if theirs and {"name", "version"} <= set(vars(other.init_args)):
                 first = own[0].init_args
-                other.init_args.save_dir = RunLogger(first.save_dir, first.name, first.version).log_dir
+                place = config.run_folder or RunLogger(first.save_dir, first.name, first.version).log_dir
+                other.init_args.save_dir = str(Path(place).absolute())  # a run may be resumed from elsewhere
                 other.init_args.name = other.init_args.name or other.class_path.rsplit(".", 1)[-1]
                 other.init_args.version = other.init_args.version or ""
         config.trainer.logger = loggers if len(loggers) > 1 else loggers[0]
@@ -172,7 +177,12 @@ class PlifCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config_init[self.subcommand].trainer
         weights = WeightRecord()
-        own: list[Any] = [SameData(self.expanded.training_set), LayerMonitor(), CurvePlots(), ConfusionMatrix()]
+        own: list[Any] = [
+            SameData(self.expanded.training_set, self.expanded.reading),
+            LayerMonitor(),
+            CurvePlots(),
+            ConfusionMatrix(),
+        ]
         if self.subcommand == "fit":
             own += [
                 Header(),

@@ -10,7 +10,7 @@ import yaml
 
 from plif_lightning.cli.checkpoint import config_file, config_values, is_yaml_text, with_configs
 from plif_lightning.cli.lightning import place_absolutely, quieten
-from plif_lightning.cli.messages import OWN_KEYS, Parser, data_classes
+from plif_lightning.cli.messages import OWN_KEYS, Parser, data_classes, own_error
 from plif_lightning.cli.summary import print_inventory
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.errors import UserError
@@ -60,7 +60,13 @@ def prepare(argv: list[str]) -> int:
     parser = _data_parser()
     config = parser.parse_args(with_configs(_without_the_runs(argv), _data_block))
     place_absolutely(config.data.init_args)
-    data: SpikingDataModule = parser.instantiate(config).data
+    try:
+        data: SpikingDataModule = parser.instantiate(config).data
+    except Exception as error:  # jsonargparse wraps what a data set says of its arguments
+        own = own_error(error)
+        if own is None:
+            raise
+        raise UserError(str(own)) from error
     data.prepare_data()
     print_inventory(data, data.verify() if config.verify else None)
     return 0

@@ -168,6 +168,10 @@ class SpikingDataModule(L.LightningDataModule):
         """Changes where the training set does: what a held-out part is taken from. After `setup`."""
         return str(len(self.labels(train=True)))
 
+    def reading(self) -> str:
+        """What a network that is trained on this takes for granted: the order of the classes, how values are scaled."""
+        return f"classes {', '.join(self.class_names)}"
+
     def verify(self) -> int:
         """Reads everything that was prepared once, and compares it with what was written.
 

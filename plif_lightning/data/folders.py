@@ -34,6 +34,10 @@ class ClassFolders:
                 f"{self.root / 'test' / more[0]} is a class that {self.root / 'train'} does not have: name the class "
                 "folders of both alike."
             )
+        if len(train) < 2:
+            raise UserError(
+                f"{self.root / 'train'} has one class folder, {min(train)}: there is nothing to tell apart."
+            )
         return tuple(sorted(train))
 
     def _folders(self, part: str) -> list[str]:

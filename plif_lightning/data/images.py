@@ -108,6 +108,12 @@ class ImageDataModule(SpikingDataModule):
     def labels(self, train: bool) -> Tensor:
         return self.arrays(train)[1]
 
+    def reading(self) -> str:
+        if not self.normalize:
+            return super().reading()
+        scale = [f"{value:.4g}" for value in (*self.mean, *self.std)]
+        return f"mean and deviation {', '.join(scale)}; {super().reading()}"
+
     def inventory(self) -> list[Part]:
         return [
             Part(name, self.labels(train).bincount(minlength=self.num_classes).tolist(), self.arrays(train)[0].nbytes)

@@ -89,13 +89,19 @@ class TonicEvents(EventDataModule):
     def raw_files(self, train: bool) -> list[RawFile]:
         source = self._source(train)
         data = source.data_set(download=False)
-        labels = [self._label(target) for target in data.targets]
-        chosen: Sequence[int] = range(len(labels))
+        # tonic's own order is in part the file system's: by class and name it is the same everywhere.
+        home = Path(data.location_on_system)
+        listed = sorted(
+            (self._label(target), "" if _file(data, i) == home else _file(data, i).relative_to(home).as_posix(), i)
+            for i, target in enumerate(data.targets)
+        )
         if "train" not in _parameters(_class(self.name)):
-            for_training, for_test = holdout_split(torch.tensor(labels), self.test_fraction)
-            chosen = (for_training if train else for_test).tolist()
+            for_training, for_test = holdout_split(torch.tensor([label for label, *_ in listed]), self.test_fraction)
+            listed = [listed[place] for place in (for_training if train else for_test).tolist()]
+        count = len(data.targets)
         return [
-            RawFile(f"{i}", (_file(data, i),), partial(read_one, source, i, len(labels)), labels[i]) for i in chosen
+            RawFile(name or str(i), (_file(data, i),), partial(read_one, source, i, name, count), label)
+            for label, name, i in listed
         ]
 
     def _label(self, target: Any) -> int:
@@ -147,19 +153,24 @@ def _opened(source: _Source, download: bool) -> Any:
         return kind(save_to=source.root, **arguments)
     except UserError:
         raise
+    except SystemExit as error:  # as DVSLip does, which must be fetched by hand
+        raise DatasetNotFoundError(
+            f"{source.name} of tonic is not in {source.root}, and tonic does not fetch it: put its files into "
+            f"{Path(source.root) / source.name}."
+        ) from error
     except (OSError, RuntimeError, urllib.error.URLError, EOFError, ValueError) as error:
         raise DatasetNotFoundError(
-            f"{source.name} of tonic could not be had in {source.root} ({error}). Put its files there as tonic expects "
-            "them, or point --data.root to where they are."
+            f"{source.name} of tonic could not be had ({error}). Put its files into "
+            f"{Path(source.root) / source.name} as tonic expects them, or point --data.root to where they are."
         ) from error
 
 
 def read_one(
-    source: _Source, index: int, count: int, files: tuple[Path, ...], label: int
+    source: _Source, index: int, name: str, count: int, files: tuple[Path, ...], label: int
 ) -> list[tuple[int, Recording]]:
     """Recording `index` of `count`, as tonic reads it; runs in processes of their own too."""
     data = source.data_set(download=False)
-    if len(data) != count:
+    if len(data) != count or (name and not _file(data, index).as_posix().endswith(name)):
         raise RecordingError(f"{files[0]}: {source.name} has changed while it was read. Start again.")
     try:
         events, _ = data[index]

@@ -1,9 +1,11 @@
 """A stack of ordinary layers and spiking neurons, run over time."""
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.blocks import ConvBlock, Encoder, FCBlock, Pool2d, TimeDropout
+from plif_lightning.network.blocks import ConvBlock, Encoder, FCBlock, Pool2d, TimeDropout, has_hooks
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.neurons import Neuron
 
@@ -41,14 +43,22 @@ class OverTime(nn.Module):
         return run_over_time(self.net, x)
 
 
+def _is_plain(module: nn.Module) -> bool:
+    """Whether this is its parts one after another, and nothing else: no forward of its own, no hooks."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and not has_hooks(module)
+
+
 def _require_known(module: nn.Module) -> None:
-    if isinstance(module, nn.Sequential) and not isinstance(module, _KNOW_TIME):
-        for part in module:
+    if isinstance(module, _KNOW_TIME):
+        return
+    if _is_plain(module):
+        for part in cast("nn.Sequential", module):
             _require_known(part)
-    elif not isinstance(module, _KNOW_TIME) and any(isinstance(part, Neuron) for part in module.modules()):
+    elif any(isinstance(part, Neuron) for part in module.modules()):
         raise UserError(
-            f"{type(module).__name__} has neurons in it, but is no nn.Sequential: nothing says where time goes in it. "
-            "Put its parts into a Sequential, or write a forward over [T, N, *] and call it without over_time."
+            f"{type(module).__name__} has neurons in it, but is no nn.Sequential, or one with hooks or a forward of "
+            "its own: nothing says where time goes in it. Put its parts into a plain Sequential, or write a forward "
+            "over [T, N, *] and call it without over_time."
         )
 
 
@@ -56,8 +66,8 @@ def run_over_time(module: nn.Module, x: Tensor) -> Tensor:
     """`OverTime(module)(x)`."""
     if isinstance(module, (*_KNOW_TIME, OverTime)):
         return module(x)
-    if isinstance(module, nn.Sequential):
-        for part in module:
+    if _is_plain(module):
+        for part in cast("nn.Sequential", module):
             x = run_over_time(part, x)
         return x
     _require_known(module)

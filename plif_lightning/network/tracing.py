@@ -19,8 +19,8 @@ def run_network(net: nn.Module, x: Tensor) -> Tensor:
 def plain(net: nn.Module) -> nn.Module:
     """The network in a compiled module or a `SpikingClassifier`; itself otherwise."""
     net = getattr(net, "_orig_mod", net)
-    inner = getattr(net, "network", None)
-    return inner if isinstance(inner, SpikingNetwork) else net
+    inside = getattr(net, "as_network", None)
+    return net if inside is None else inside()
 
 
 @torch.no_grad()

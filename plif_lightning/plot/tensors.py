@@ -168,8 +168,8 @@ def frames(x: Any, axes: Sequence[Axes] | None = None, *, sample: int = 0) -> ND
         axes = list(grid.flat[: len(array)])
     if len(axes) != len(array):
         raise UserError(f"axes must be one for each of {len(array)} frames, got {len(axes)}.")
-    for t, (ax, frame) in enumerate(zip(axes, array, strict=True)):
-        ax.imshow(picture(frame), interpolation="nearest")
+    for t, (ax, image) in enumerate(zip(axes, pictures(array), strict=True)):
+        ax.imshow(image, interpolation="nearest")
         ax.set_xticks([])
         ax.set_yticks([])
         if len(array) > 1:
@@ -179,11 +179,16 @@ def frames(x: Any, axes: Sequence[Axes] | None = None, *, sample: int = 0) -> ND
 
 def picture(frame: NDArray[Any]) -> NDArray[np.float64]:
     """A frame [C, H, W] as an image [H, W, 3]: grey, RGB, or ON events red and OFF events blue; values 0 to 1."""
-    frame = frame.astype(np.float64)
-    if len(frame) == 2:
-        top = max(np.percentile(frame, 99.5), 1.0)
-        off, on = np.clip(frame / top, 0, 1)
+    return pictures(frame[None])[0]
+
+
+def pictures(frames: NDArray[Any]) -> NDArray[np.float64]:
+    """Frames [T, C, H, W] as images [T, H, W, 3] of one scale, so that they can be compared; see `picture`."""
+    frames = frames.astype(np.float64)
+    if frames.shape[1] == 2:
+        top = max(np.percentile(frames, 99.5), 1.0)
+        off, on = np.clip(frames / top, 0, 1).swapaxes(0, 1)
         return np.stack([1 - off, 1 - np.maximum(on, off), 1 - on], -1)
-    low, high = frame.min(), frame.max()
-    scaled = (frame - low) / (high - low if high > low else 1.0)
-    return np.moveaxis(scaled, 0, -1) if len(frame) == 3 else np.repeat(scaled[0][..., None], 3, -1)
+    low, high = min(frames.min(), 0.0), frames.max()
+    scaled = (frames - low) / (high - low if high > low else 1.0)
+    return np.moveaxis(np.repeat(scaled, 3, 1) if frames.shape[1] == 1 else scaled, 1, -1)

@@ -226,6 +226,19 @@ def test_callbacks_of_a_user_go_beside_the_runs_own():
     assert all(len(line) <= 80 and re.search(r"loss: \d\.\d+ val/acc: \d\.\d+$", line) for line in lines)
 
 
+def test_early_stopping_by_accuracy_waits_for_it_to_fall(monkeypatch):
+    main(["fit", "--config", QUICKSTART, *SILENT[:2], *TWO, "--trainer.callbacks", "EarlyStopping",
+          "--trainer.callbacks.monitor", "val/acc"])  # fmt: skip
+    config = yaml.safe_load(Path("runs/quickstart/version_0/config.yaml").read_text())
+    assert config["trainer"]["callbacks"][0]["init_args"]["mode"] == "max"
+
+
+def test_another_loggers_files_lie_in_a_named_run_folder(tmp_path):
+    main(["fit", "--config", QUICKSTART, *SILENT, *TWO, "--trainer.logger", "CSVLogger", "--run_folder", "mine"])
+    assert Path("mine/CSVLogger/metrics.csv").is_file()
+    assert not Path("runs").exists()
+
+
 def test_an_epoch_is_one_row_of_metrics():
     fit(*TWO)
     table = rows("runs/quickstart/version_0/metrics.csv")

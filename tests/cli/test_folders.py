@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from plif_lightning.cli import main
 from tests import writers
@@ -53,6 +54,39 @@ def test_a_network_is_trained_tested_and_taken_up_again(tmp_path, capsys, kind):
     main(["tables", "--runs", ".", "--only", "S2"])
     title = {"ImageFolder": "pets", "EventFolder": "hands", "TonicEvents": "POKERDVS of tonic"}[kind]
     assert title in capsys.readouterr().out
+
+
+def test_a_checkpoint_knows_its_classes_and_its_scale(tmp_path, capsys):
+    writers.write_image_folder(tmp_path / "pets")
+    main(["fit", "--data", "ImageFolder", "--data.root", "pets", *SMALL, "--run_folder", "here"])
+    checkpoint = ["--ckpt_path", "here/checkpoints/best.ckpt"]
+    main(["test", *checkpoint])
+    for part in ("train", "test"):
+        (tmp_path / "pets" / part / "cat").rename(tmp_path / "pets" / part / "zebra")
+    for command in ("test", "predict", "validate"):
+        message = refused(capsys, command, *checkpoint)
+        assert "is not read as the checkpoint's network learned it" in message
+        assert "classes dog, owl, zebra; it learned" in message
+
+
+def test_folders_of_one_name_are_not_one_experiment(tmp_path, capsys):
+    for place in ("a", "b"):
+        writers.write_image_folder(tmp_path / place / "pets")
+    Image.new("RGB", (10, 8), (9, 9, 9)).save(tmp_path / "b" / "pets" / "train" / "cat" / "0.png")
+    for seed, place in enumerate(("a", "b")):
+        where = ["--data.root", f"{place}/pets", "--seed_everything", str(seed)]
+        main(["fit", "--data", "ImageFolder", *where, *SMALL])
+    capsys.readouterr()
+    main(["tables", "--only", "2"])
+    assert (
+        sum(line.split("│")[1].strip() == "pets" for line in capsys.readouterr().out.splitlines() if "│" in line) == 2
+    )
+
+
+def test_prepare_answers_a_wrong_argument_with_one_sentence(capsys):
+    assert "data.sensor must be given" in refused(capsys, "prepare", "--data", "EventFolder", "--data.root", "x")
+    assert "data.name must be given" in refused(capsys, "prepare", "--data", "TonicEvents")
+    assert "data.size must be at least 1" in refused(capsys, "prepare", "--data", "ImageFolder", "--data.size", "0")
 
 
 @pytest.mark.parametrize(

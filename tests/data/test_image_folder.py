@@ -1,5 +1,7 @@
 """Images in class folders: against torchvision's own reading of them, and what is refused."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,10 @@ def change(root, what):
             path.unlink()
     elif what == "other":
         (root / "test" / "fish").mkdir()
+    elif what == "one":
+        for part in ("train", "test"):
+            for name in ("dog", "owl"):
+                shutil.rmtree(root / part / name)
     elif what == "none":
         root.rename(root.with_name("gone"))
     elif what == "flat":
@@ -106,6 +112,7 @@ def change(root, what):
     [
         ("empty", r"train/cat holds no file that ends in .*\.jpg.* or take the folder away"),
         ("other", r"test/fish is a class that .*train does not have"),
+        ("one", r"train has one class folder, cat: there is nothing to tell apart"),
         ("none", r"pets/train does not exist: data\.root must hold train/CLASS/ and test/CLASS/"),
         ("flat", r"pets/train has no class folders"),
         ("sizes", r"2\.png has 9 x 8 pixels, but the first image has 10 x 8: pass --data\.size=8"),

@@ -206,6 +206,14 @@ def test_a_data_set_without_a_test_part_is_split_by_class(tmp_path):
     assert data.class_names == ("bass", "crab")
     assert data.sizes() == {"training": 6, "test as val": 4, "test": 4}
     assert data.labels(train=False).tolist() == [0, 0, 1, 1]
+    names = [f"Caltech101/{name}/image_{i:04d}.bin" for name in ("bass", "crab") for i in (3, 4)]
+    assert data.event_store(train=False).name.tolist() == names  # the last by name, whatever the file system's order
+
+
+def test_what_tonic_does_not_fetch_is_named(tmp_path):
+    data = TonicEvents(name="DVSLip", root=str(tmp_path))
+    with pytest.raises(DatasetNotFoundError, match=r"DVSLip of tonic is not in .*, and tonic does not fetch it"):
+        data.prepare_data()
 
 
 @pytest.mark.parametrize(

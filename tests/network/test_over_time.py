@@ -46,6 +46,35 @@ def test_neurons_where_nothing_says_what_time_is_are_refused():
         pl.over_time(nn.Sequential(nn.Flatten(), Wild()))
 
 
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def test_a_sequential_with_a_forward_of_its_own_or_hooks_keeps_them():
+    inner = Residual(nn.Linear(8, 8), nn.ReLU())
+    net, x = nn.Sequential(nn.Flatten(), inner, pl.IF(v_threshold=1e9)), torch.rand(4, 2, 8)
+    found = pl.traces(net, x)[1]["2"].charged[0]
+    torch.testing.assert_close(found, x[0] + torch.relu(inner[0](x[0])))
+    with pytest.raises(UserError, match=r"Residual has neurons in it.* a forward of its own"):
+        pl.over_time(nn.Sequential(Residual(nn.Linear(8, 8), pl.PLIF())))
+    hooked = nn.Sequential(nn.Linear(8, 8))
+    seen = []
+    hooked.register_forward_hook(lambda *given: seen.append(given))
+    pl.over_time(nn.Sequential(hooked, pl.PLIF()))(x)
+    assert len(seen) == 1
+
+
+def test_a_module_around_a_network_is_not_taken_for_it():
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = pl.SpikingNetwork((1, 8, 8), 3, 2, channels=2, fc_features=4)
+
+    with pytest.raises(UserError, match="Around has neurons in it"):
+        pl.traces(Around(), torch.rand(2, 1, 1, 8, 8))
+
+
 def test_a_batch_without_time_is_refused():
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), pl.PLIF())
     with pytest.raises(UserError, match=r"got \[5, 3\]: a batch \[N, features\] has no time. .*over_time"):

@@ -43,6 +43,18 @@ def test_every_frame_is_shown(shape):
     assert all(ax.images[0].get_array().shape == (6, 5, 3) for ax in axes)
 
 
+def test_frames_beside_one_another_have_one_scale():
+    axes = pl.plot.frames(np.stack([np.full((1, 2, 2), value) for value in (0.0, 0.5, 1.0)]))
+    assert [float(ax.images[0].get_array()[0, 0, 0]) for ax in axes] == [0.0, 0.5, 1.0]
+    (ones,) = pl.plot.frames(np.ones((1, 1, 2, 2)))
+    assert ones.images[0].get_array().min() == 1
+    events = np.zeros((2, 2, 3, 3))
+    events[0, 1], events[1, 1] = 50, 100
+    weak, strong = (ax.images[0].get_array()[0, 0].tolist() for ax in pl.plot.frames(events))
+    assert weak == [1, 0.5, 0.5]
+    assert strong == [1, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
