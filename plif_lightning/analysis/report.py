@@ -156,7 +156,7 @@ def _players(runs: Sequence[Run], problems: list[str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     seen: set[str] = set()
     for run in sorted(runs, key=lambda run: -(run.accuracy or 0.0)):
-        if _data(run) in seen or len(seen) == _PLAYERS:
+        if run.status == "unreadable" or _data(run) in seen or len(seen) == _PLAYERS:
             continue
         try:
             samples = read_samples(run.folder)

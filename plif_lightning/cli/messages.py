@@ -30,10 +30,14 @@ class Parser(LightningArgumentParser):
 
 
 def own_error(error: BaseException | None) -> UserError | None:
-    """The UserError that an argument's class raised, out of what jsonargparse wrapped around it."""
+    """What an argument's class refused, itself or for want of a package, out of what jsonargparse wrapped around it."""
     while error is not None:
         if isinstance(error, UserError):
             return error
+        if needed := re.search(r"Requirement '([^']+)' not met", str(error)):
+            return UserError(
+                f"{needed[1]} is not installed, but what was asked for needs it: pip install '{needed[1]}'."
+            )
         error = error.__cause__ or error.__context__
     return None
 
@@ -154,6 +158,10 @@ def _of_type(message: str) -> str | None:
     if not found:
         return None
     key, types, value = found.groups()
+    if kind := re.match(r"Namespace\(class_path='(?:\w+\.)*(\w+)'", value):
+        missing = re.search(r"arguments are required: ([\w.]+)", message)
+        name = missing[1].rsplit(".", 1)[-1] if missing else ""
+        return f"{key}: {kind[1]} needs {name}: pass --{key}.{name}." if missing else None
     types = re.sub(r"<class '(?:\w+\.)*(\w+)'>|(?:\w+\.)+(?=\w)", r"\1", types).replace("NoneType", "null")
     types = re.sub(r"Literal\[(.*?)\]", r"\1", types)
     if not key.startswith("data.") and any(key in inspect.signature(c).parameters for c in data_classes().values()):

@@ -16,6 +16,11 @@ from tests.cli.calls import CONFIGS, QUICKSTART, SILENT, refused
         (["--model.optimizer", "Adamm"], "got 'Adamm'. Did you mean Adam?"),
         (["--model.lr_scheduler", "StepLr"], "got 'StepLr'. Did you mean StepLR?"),
         (["--trainer.callbacks", "EarlyStoping"], "EarlyStoping"),
+        (
+            ["--trainer.callbacks", "EarlyStopping"],
+            "trainer.callbacks: EarlyStopping needs monitor: pass --trainer.call",
+        ),
+        (["--trainer.logger", "MLFlowLogger"], "mlflow"),
         (["--model.reset", "medium"], "model.reset"),
         (["--data.time_steps", "0"], "data.time_steps must be at least 1, got 0"),
         (["--model.init_tau", "1"], "init_tau must be > 1"),
