@@ -103,5 +103,4 @@ def plot_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], path: 
             if count:
                 colour = "white" if share[i][j] > 0.5 else "black"
                 axes.text(j, i, str(count), ha="center", va="center", color=colour, fontsize=size)
-    with written_whole(path, "wb") as file:
-        figure.savefig(file, format="png")
+    _save(figure, path)

@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from numpy.typing import NDArray
 
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.settings import called, differences, one_per_seed, other_settings, setting_of
+from plif_lightning.analysis.settings import data_title, labels, one_per_seed, other_settings, setting_of
 from plif_lightning.errors import UserError
 from plif_lightning.plot import picture
 from plif_lightning.plot.style import COLOURS, DASHES, FILLS, MARKERS, plain
@@ -189,8 +189,8 @@ def moving_average(values: Sequence[float], window: int = 64) -> NDArray[np.floa
 _OF_THE_PAPERS_CURVES = ("FashionMNIST", "CIFAR10", "CIFAR10DVS", "DVSGesture")
 
 
-def _by_data(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[str, list[list[Run]]]:
-    """Runs of each data set, those that differ in nothing but their seed (and length) together."""
+def _by_data(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[str, list[tuple[str, list[Run]]]]:
+    """Runs of each data set, those that differ in nothing but their seed (and length) together, and their label."""
     groups: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     runs = [run for run in runs if wanted(run)]
     for run in [run for run in runs if run.data_set in _OF_THE_PAPERS_CURVES] or runs:
@@ -200,24 +200,23 @@ def _by_data(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[str, li
     for of_data in groups.values():
         for key, group in of_data.items():
             of_data[key] = one_per_seed([run for run in group if run.status == "finished"] or group)
-    found = {}
-    for name, of_data in sorted(groups.items()):
-        among = [group[0] for group in of_data.values()]
-        found[name] = sorted(of_data.values(), key=lambda group: _place(group[0], among))
-    return found
+    return {
+        name: sorted(zip(labels([group[0] for group in of_data.values()]), of_data.values(), strict=True), key=_place)
+        for name, of_data in sorted(groups.items())
+    }
 
 
-def _place(run: Run, among: Sequence[Run]) -> tuple[Any, ...]:
+def _place(labelled: tuple[str, list[Run]]) -> tuple[Any, ...]:
     """The order in which runs are listed: the paper's neuron first, what is as shipped before what is not."""
-    setting = setting_of(run)
-    return setting.neuron != "plif", setting.init_tau, setting.pooling != "max", differences(run, among)
+    label, runs = labelled
+    setting = setting_of(runs[0])
+    return setting.neuron != "plif", setting.init_tau, setting.pooling != "max", label
 
 
 def _group_name(run: Run) -> str:
     """Data set, and what makes runs of it incomparable: its part, T, and the protocol."""
-    title = paper.TITLES.get(run.data_set, str(run.facts.get("data") or run.data_set))
     origin = f", {_text(run.facts['origin'])}" if run.facts.get("origin") else ""
-    name = textwrap.fill(_text(title, 30) + origin, 36)
+    name = textwrap.fill(_text(data_title(run), 30) + origin, 36)
     return f"{name}\nT = {run.setting('data.time_steps', '?')}, protocol {run.protocol}"
 
 
@@ -227,9 +226,8 @@ def _text(words: object, most: int = 60) -> str:
     return (text if len(text) <= most else text[: most - 1] + "\u2026").replace("$", r"\$")
 
 
-def _called(run: Run, among: Sequence[Run]) -> str:
-    """What a run is called among others of its data set: by what differs."""
-    text = textwrap.fill(_text(called(run, among), 120), 42, subsequent_indent="  ")
+def _for_legend(label: str) -> str:
+    text = textwrap.fill(_text(label, 120), 42, subsequent_indent="  ")
     return text.replace("tau_0", "$\\tau_0$").replace("tau =", "$\\tau$ =")
 
 
@@ -267,13 +265,12 @@ def figure_6(runs: Sequence[Run]) -> Drawn:
     figure, panels = _panels(len(data), height=3.3)
     smoothed_any = authors = False
     for ax, (title, groups) in zip(panels, data.items(), strict=True):
-        among = [group[0] for group in groups]
-        for i, group in enumerate(groups):
+        for i, (label, group) in enumerate(groups):
             colour, style = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
             curves = [run.curve(run.val_key) for run in group]
             epochs, values = _aligned(curves)
             mean = 100 * values.mean(0)
-            name = _called(group[0], among) + (f" ({len(group)} runs)" if len(group) > 1 else "")
+            name = _for_legend(label) + (f" ({len(group)} runs)" if len(group) > 1 else "")
             smoothed = len(mean) >= 128
             smoothed_any |= smoothed
             for own_epochs, own in curves:
@@ -306,9 +303,8 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
         raise NothingToShowError("no run has learned time constants yet (neuron: plif, pooling: max).")
     figure, panels = _panels(len(data), height=3.0)
     for ax, (title, groups) in zip(panels, data.items(), strict=True):
-        among = [group[0] for group in groups]
         titled = set()
-        for g, group in enumerate(groups):
+        for g, (_, group) in enumerate(groups):
             start = setting_of(group[0]).init_tau
             for i, layer in enumerate(group[0].layers("tau")):
                 curves = [run.curve(f"tau/{layer}") for run in group if layer in run.layers("tau")]
@@ -330,9 +326,9 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
         ax.set_xlabel("epoch")
         ax.set_ylabel("$\\tau$ [time-steps]")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for g, run in enumerate(among):
+        for g, (label, _) in enumerate(groups):
             ax.plot([], [], DASHES[g % 4], color=_ink(0.7), marker="o", fillstyle=FILLS[g % 4], markersize=4,
-                    label=_called(run, among))  # fmt: skip
+                    label=_for_legend(label))  # fmt: skip
         _legend_below(ax, 2)
         plain(ax)
     return figure, (
@@ -487,7 +483,7 @@ def figure_s2(runs: Sequence[Run]) -> Drawn:
 
 def _of(run: Run) -> str:
     """Which run a figure shows, for its caption."""
-    return f"Data: {' '.join(_group_name(run).splitlines()[:-1])}; {called(run, [run])}; run {_text(run.name)}."
+    return f"Data: {' '.join(_group_name(run).splitlines()[:-1])}; {labels([run])[0]}; run {_text(run.name)}."
 
 
 def _grid(maps: NDArray[Any]) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,9 +19,8 @@ import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from plif_lightning.analysis import paper
 from plif_lightning.analysis.figures import FIGURES, NothingToShowError, drawn, typical_channels
-from plif_lightning.analysis.settings import called
+from plif_lightning.analysis.settings import data_title, labels
 from plif_lightning.analysis.tables import Table, problems_of
 from plif_lightning.errors import UserError
 from plif_lightning.plot import picture
@@ -54,10 +54,6 @@ def _percent(share: Any) -> float | None:
     return None if value is None else float(f"{100 * value:.2f}")
 
 
-def _data(run: Run) -> str:
-    return paper.TITLES.get(run.data_set, str(run.facts.get("data") or run.data_set))
-
-
 def _curves(run: Run) -> dict[str, list[float | None]]:
     """Metrics by name, at no more epochs than a screen shows."""
     rows = run.metrics
@@ -76,17 +72,14 @@ def _curves(run: Run) -> dict[str, list[float | None]]:
     return found
 
 
-def _row(i: int, run: Run, among: Sequence[Run]) -> dict[str, Any]:
+def _row(i: int, run: Run, label: str) -> dict[str, Any]:
     best = run.best
     last = next((row for row in reversed(run.metrics) if any(k.startswith("rate/") for k in row)), {})
     return {
         "id": i,
         "name": run.name,
-        "label": called(run, among),
-        "data": _data(run) + (f" ({run.facts['origin']})" if run.facts.get("origin") else ""),
-        "neuron": str(run.setting("model.neuron", "")),
-        "init_tau": _number(run.setting("model.init_tau")),
-        "pooling": str(run.setting("model.pooling", "")),
+        "label": label,
+        "data": data_title(run) + (f" ({run.facts['origin']})" if run.facts.get("origin") else ""),
         "T": _number(run.setting("data.time_steps")),
         "seed": _number(run.setting("seed_everything"), 15),
         "protocol": run.protocol if run.config else None,
@@ -100,6 +93,18 @@ def _row(i: int, run: Run, among: Sequence[Run]) -> dict[str, Any]:
         "command": shlex.join(["python", "main.py", *run.command]) if run.command else "The command was not recorded.",
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     }
+
+
+def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    by_data: dict[str, list[int]] = defaultdict(list)
+    for i, run in enumerate(runs):
+        by_data[data_title(run)].append(i)
+    rows = [
+        _row(i, runs[i], label)
+        for places in by_data.values()
+        for i, label in zip(places, labels([runs[i] for i in places]), strict=True)
+    ]
+    return sorted(rows, key=lambda row: row["id"])
 
 
 def _shrunk(maps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -119,7 +124,7 @@ def _player(run: Run, samples: Samples, i: int) -> dict[str, Any]:
     votes = np.cumsum(samples.votes[:, i], 0) / np.arange(1, len(samples.votes) + 1)[:, None]
     return {
         "run": run.name,
-        "data": _data(run),
+        "data": data_title(run),
         "label": samples.classes[int(samples.label[i])],
         "classes": samples.classes,
         "channels": channels,
@@ -156,7 +161,7 @@ def _players(runs: Sequence[Run], problems: list[str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     seen: set[str] = set()
     for run in sorted(runs, key=lambda run: -(run.accuracy or 0.0)):
-        if run.status == "unreadable" or _data(run) in seen or len(seen) == _PLAYERS:
+        if run.status == "unreadable" or data_title(run) in seen or len(seen) == _PLAYERS:
             continue
         try:
             samples = read_samples(run.folder)
@@ -165,13 +170,13 @@ def _players(runs: Sequence[Run], problems: list[str]) -> list[dict[str, Any]]:
             problems.append(f"{run.name}: {error}")
             continue
         if players:
-            seen.add(_data(run))
+            seen.add(data_title(run))
             found += players
     return found
 
 
 def _table(table: Table) -> str:
-    kept = [i for i in range(len(table.columns)) if i < 2 or any(row[i] for row in table.rows)]
+    kept = table.kept
     ours = table.columns.index("ours") if "ours" in table.columns else None
 
     def cells(tag: str, values: Sequence[str]) -> str:
@@ -231,7 +236,7 @@ def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> No
     figures = _figures(runs, problems)
     data = {
         "made": "Curves have at most 200 points.",
-        "runs": [_row(i, run, [r for r in runs if _data(r) == _data(run)]) for i, run in enumerate(runs)],
+        "runs": _rows(runs),
         "samples": _players(runs, problems),
         "problems": problems,
     }

@@ -58,11 +58,16 @@ def real(value: Any) -> float:
         return math.nan
 
 
+def data_title(run: Run) -> str:
+    """The data set for people: the paper's name of it, or the run's own."""
+    return paper.TITLES.get(run.data_set, str(run.facts.get("data") or run.data_set))
+
+
 def setting_of(run: Run) -> Setting:
     """What the paper's tables tell runs apart by; an IF neuron has no tau."""
     neuron = str(run.setting("model.neuron", "?"))
     tau = math.inf if neuron == "if" else real(run.setting("model.init_tau"))
-    data_set = run.data_set if run.data_set in paper.TITLES else str(run.facts.get("data") or run.data_set)
+    data_set = run.data_set if run.data_set in paper.TITLES else data_title(run)
     return Setting(data_set, neuron, tau, str(run.setting("model.pooling", "?")))
 
 
@@ -105,24 +110,27 @@ def unusual(run: Run) -> list[str]:
     return names
 
 
-def differences(run: Run, among: Sequence[Run]) -> str:
-    """What a run was told beyond its configuration, as `loss rate, batch_size 32`; empty where nothing.
+def differences(runs: Sequence[Run]) -> list[str]:
+    """What each run was told beyond its configuration, as `loss rate, batch_size 32`; empty where nothing.
+
+    A setting that no shipped configuration names counts where it differs between the runs, and one has not what most
+    have.
 
     Args:
-        run: one.
-        among: runs of the same data set. A setting that no shipped configuration names counts where it differs
-            between them, and the run has not what most have.
+        runs: of the same data set.
     """
-    own, usual = other_settings(run), _usual().get(run.data_set, {})
-    names = dict.fromkeys(unusual(run))
-    others = [other_settings(other) for other in among]
-    for key in dict.fromkeys(key for other in others for key in other):
-        if key in _SHOWN or key in usual or key not in own:
-            continue
-        (most, _), *rest = Counter(repr(other.get(key)) for other in others).most_common()
-        if rest and repr(own.get(key)) != most:
-            names[key] = None
-    return ", ".join(_in_words(key, own.get(key)) for key in names)
+    settings = [other_settings(run) for run in runs]
+    most = {}
+    for key in dict.fromkeys(key for own in settings for key in own):
+        (value, _), *rest = Counter(repr(own.get(key)) for own in settings).most_common()
+        if rest and key not in _SHOWN:
+            most[key] = value
+    found = []
+    for run, own in zip(runs, settings, strict=True):
+        usual = _usual().get(run.data_set, {})
+        others = [key for key, value in most.items() if key in own and key not in usual and repr(own[key]) != value]
+        found.append(", ".join(_in_words(key, own.get(key)) for key in dict.fromkeys([*unusual(run), *others])))
+    return found
 
 
 def _in_words(key: str, value: Any) -> str:
@@ -143,8 +151,11 @@ def neuron_in_words(setting: Setting) -> str:
     return tau.get(setting.neuron, setting.neuron.upper())
 
 
-def called(run: Run, among: Sequence[Run]) -> str:
-    """What a curve is called among others: neuron, pooling where it is not max, and `differences`."""
-    setting = setting_of(run)
-    pooling = "" if setting.pooling == "max" else f"{setting.pooling}-pooling"
-    return ", ".join(part for part in (neuron_in_words(setting), pooling, differences(run, among)) if part)
+def labels(runs: Sequence[Run]) -> list[str]:
+    """What the curve of each run of a data set is called: neuron, pooling where it is not max, and `differences`."""
+    found = []
+    for run, told in zip(runs, differences(runs), strict=True):
+        setting = setting_of(run)
+        pooling = "" if setting.pooling == "max" else f"{setting.pooling}-pooling"
+        found.append(", ".join(part for part in (neuron_in_words(setting), pooling, told) if part))
+    return found

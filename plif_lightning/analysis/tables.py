@@ -49,6 +49,11 @@ class Table:
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def kept(self) -> list[int]:
+        """Columns that are shown: those that are empty in all rows are not."""
+        return [i for i in range(len(self.columns)) if i < 2 or any(row[i] for row in self.rows)]
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -134,11 +139,6 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
     return found
 
 
-def _title(data_set: str, runs: Sequence[Run] = ()) -> str:
-    named = next((str(run.facts["data"]) for run in runs if run.facts.get("data")), data_set)
-    return paper.TITLES.get(data_set, named)
-
-
 def _source(cell: Cell) -> str:
     run = cell.runs[0]
     samples = _samples(run)
@@ -192,19 +192,21 @@ def _accuracies(
     `beside` are other numbers of the paper, and what they are called.
     """
     found = [c for c in cells(runs) if wanted(c.setting) and (not only_protocol or c.protocol == protocol)]
-    by_setting: dict[Setting, list[Cell]] = defaultdict(list)
+    by_data: dict[str, list[Cell]] = defaultdict(list)
     for cell in found:
-        by_setting[cell.setting].append(cell)
+        by_data[cell.setting.data_set].append(cell)
+    by_setting: dict[Setting, list[tuple[Cell, str]]] = defaultdict(list)
+    for same_data in by_data.values():
+        for cell, told in zip(same_data, differences([cell.runs[0] for cell in same_data]), strict=True):
+            by_setting[cell.setting].append((cell, told))
     extra = sorted(
         (s for s in by_setting if s not in known), key=lambda s: (s.data_set, s.neuron != "plif", s.init_tau, s.pooling)
     )
     rows = []
     for setting in [*known, *extra]:
-        same_data = [c for c in found if c.setting.data_set == setting.data_set]
-        group: list[Cell | None] = list(by_setting.get(setting, [])) or [None]
-        for one in group:
-            data = _title(setting.data_set, one.runs if one else ())
-            others = differences(one.runs[0], [c.runs[0] for c in same_data]) if one else ""
+        data = paper.TITLES.get(setting.data_set, setting.data_set)
+        group: list[tuple[Cell | None, str]] = [*by_setting.get(setting, [])] or [(None, "")]
+        for one, others in group:
             more = [] if beside is None else [f"{beside[1][setting]:.2f}" if setting in beside[1] else ""]
             rows.append([data, describe(setting), *more, *_result(one, known.get(setting), protocol, others)])
     notes = []
@@ -348,13 +350,12 @@ def print_tables(tables: Sequence[Table], runs: Sequence[Run]) -> None:
     if not console.is_terminal:
         console = Console(width=200)
     for table in tables:
-        kept = [i for i in range(len(table.columns)) if i < 2 or any(row[i] for row in table.rows)]
         shown = RichTable(title=escape(f"Table {table.name}. {table.title}"), title_justify="left")
-        for i in kept:
+        for i in table.kept:
             numeric = table.columns[i] in _NUMERIC
             shown.add_column(table.columns[i], justify="right" if numeric else "left", overflow="fold")
         for row in table.rows:
-            shown.add_row(*(escape(row[i]) for i in kept))
+            shown.add_row(*(escape(row[i]) for i in table.kept))
         console.print(shown)
         for note in table.notes:
             console.print(escape(note), style="dim")
@@ -367,7 +368,7 @@ def _markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
-    kept = [i for i in range(len(table.columns)) if i < 2 or any(row[i] for row in table.rows)]
+    kept = table.kept
     lines = [f"## Table {table.name}. {table.title}", "", line([table.columns[i] for i in kept])]
     lines.append("|" + "---|" * len(kept))
     lines += [line([row[i] for i in kept]) for row in table.rows]
@@ -385,7 +386,7 @@ def _latex(table: Table) -> str:
         escaped = "".join(_LATEX.get(c, c) for c in text)
         return escaped.replace(r"tau\_0", r"$\tau_0$").replace("tau =", r"$\tau$ =").replace(" - ", "--")
 
-    kept = [i for i in range(len(table.columns)) if i < 2 or any(row[i] for row in table.rows)]
+    kept = table.kept
     numeric = [all(not row[i] or row[i].lstrip("+-").replace(".", "", 1).isdigit() for row in table.rows) for i in kept]
     lines = [f"% Table {table.name}. {table.title}", r"\begin{tabular}{" + "".join("lr"[n] for n in numeric) + "}"]
     lines += [r"\toprule", " & ".join(cell(table.columns[i]) for i in kept) + r" \\", r"\midrule"]

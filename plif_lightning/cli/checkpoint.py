@@ -1,7 +1,7 @@
 """What a checkpoint, and a configuration's bare name, do to the arguments, before any parser sees them."""
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,15 @@ def expand(argv: Sequence[str]) -> Expanded:
     return Expanded(given, [command, *rest], stored, folder if in_place else None, step, *of_data)
 
 
-def with_configs(argv: Sequence[str], change: Callable[[str], str]) -> list[str]:
-    """The arguments with every value of `--config` changed."""
+CONFIG = ("--config", "-c")
+
+
+def with_configs(argv: Sequence[str], change: Callable[[str], str], options: Collection[str] = CONFIG) -> list[str]:
+    """The arguments with every value of `--config`, or of other options, changed."""
     found = list(argv)
     for i, argument in enumerate(found):
         option, separator, value = argument.partition("=")
-        if option not in ("--config", "-c"):
+        if option not in options:
             continue
         if separator:
             found[i] = f"{option}={change(value)}"
@@ -99,15 +102,15 @@ def with_configs(argv: Sequence[str], change: Callable[[str], str]) -> list[str]
     return found
 
 
-def config_values(argv: Sequence[str]) -> list[str]:
-    """The values of `--config` among some arguments, in their order."""
+def option_values(argv: Sequence[str], *options: str) -> list[str]:
+    """The values of some options among some arguments, in their order."""
     values: list[str] = []
 
     def keep(value: str) -> str:
         values.append(value)
         return value
 
-    with_configs(argv, keep)
+    with_configs(argv, keep, options)
     return values
 
 
@@ -127,7 +130,7 @@ def is_yaml_text(value: str) -> bool:
 
 def _last_of(argv: Sequence[str]) -> Path:
     """`last.ckpt` of the run whose configuration is given with `--config RUN/config.yaml`."""
-    tried = [RunFolder(Path(value).parent).last for value in config_values(argv)]
+    tried = [RunFolder(Path(value).parent).last for value in option_values(argv, *CONFIG)]
     for path in reversed(tried):
         if path.is_file():
             return path

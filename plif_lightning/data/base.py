@@ -1,6 +1,9 @@
 """What all data modules share: the protocols, the loaders, and what the network must know."""
 
+import hashlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import lightning as L
@@ -197,6 +200,12 @@ class SpikingDataModule(L.LightningDataModule):
         """Name, origin and number of samples of each part that was set up."""
         note = f" ({self.origin_note})" if self.origin_note else ""
         return f"{self.title}{note}: " + ", ".join(f"{size:,} {name}" for name, size in self.sizes().items())
+
+
+def place_below(store: str, home: Path) -> Path:
+    """A data set's folder in one that is shared: two homes of the same name do not take each other's."""
+    place = hashlib.blake2b(os.fspath(home.resolve()).encode(), digest_size=4).hexdigest()
+    return Path(store).expanduser().absolute() / f"{home.absolute().name}-{place}"
 
 
 def as_index(indices: Tensor | None, n: int) -> Tensor:

@@ -1,6 +1,5 @@
 """What all data sets of events share: raw recordings in, an event store, frames out."""
 
-import hashlib
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from plif_lightning.data.augment import ImageAugmentation
-from plif_lightning.data.base import Part, SpikingDataModule, as_index
+from plif_lightning.data.base import Part, SpikingDataModule, as_index, place_below
 from plif_lightning.data.event_dataset import EventDataset
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events.augment import EventAugmentation, EventMix, TimeDrop
@@ -73,11 +72,7 @@ class EventDataModule(SpikingDataModule):
         drops = sum(isinstance(a, TimeDrop) for a in augmentation)
         if drops > 1 or (drops and self.time_order != "strict"):
             raise UserError("data.augmentation may have TimeDrop once, and needs --data.time_order=strict for it.")
-        self.store_folder = self.home / "events"
-        if self.store:
-            # Two roots may share a folder of stores without taking each other's.
-            place = hashlib.blake2b(os.fspath(self.home.resolve()).encode(), digest_size=4).hexdigest()
-            self.store_folder = Path(self.store).expanduser().absolute() / f"{self.home.name}-{place}"
+        self.store_folder = place_below(self.store, self.home) if self.store else self.home / "events"
         self._stores: dict[bool, EventStore] = {}
 
     def _require_known(self, name: str, known: Sequence[str]) -> None:
@@ -120,12 +115,15 @@ class EventDataModule(SpikingDataModule):
         name = f"{self.store_name}-{part}" + ("" if self.time_order == "strict" else f"-{self.time_order}")
         return Kind(f"{self.called}, {part}", name, self.sensor, self.time_order)
 
-    # --- what is on the disk; a subclass that obtains its files overrides the first three
+    # --- what is on the disk; a subclass that obtains its files overrides the first four
 
     @property
     def there(self) -> bool:
         """Whether the raw files are; where they are gone, a store still serves."""
         return True
+
+    def require_obtainable(self) -> None:
+        """Raises what `obtain` could only raise too, before anything is written."""
 
     def obtain(self) -> bool:
         """Gets what is missing of the raw files, in one process at a time; whether that was anything."""
@@ -158,9 +156,6 @@ class EventDataModule(SpikingDataModule):
                     self._build(train, raw_files)
                     self.prepared = True
 
-    def require_obtainable(self) -> None:
-        """Raises what `obtain` could only raise too, before anything is written."""
-
     @staticmethod
     def _say_that_it_waits() -> None:
         _log.warning("Another process prepares this data set: waiting for it.")
@@ -181,12 +176,8 @@ class EventDataModule(SpikingDataModule):
             return False
         if raw_files is not None and store.fingerprint != fingerprint(kind, raw_files):
             return False
-        return self.is_count(train, len(store))
-
-    def is_count(self, train: bool, found: int) -> bool:
-        """Whether `require_count` raises nothing."""
         try:
-            self.require_count(train, found)
+            self.require_count(train, len(store))
         except DatasetNotFoundError:
             return False
         return True

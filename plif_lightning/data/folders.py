@@ -1,7 +1,7 @@
 """Data in class folders: ROOT/train/CLASS/file and ROOT/test/CLASS/file."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class ClassFolders:
             raise DatasetNotFoundError(f"{folder} has no class folders: put {self.what} into {folder / 'CLASS'}.")
         return names
 
-    def files(self, train: bool) -> list[tuple[int, Path]]:
+    def files(self, train: bool) -> Iterator[tuple[int, Path]]:
         """(class, path) of each file of the training or test set.
 
         Raises:
@@ -59,7 +59,6 @@ class ClassFolders:
         """
         part, classes = "train" if train else "test", self.classes()
         there = set(self._folders(part))
-        found: list[tuple[int, Path]] = []
         for label, name in enumerate(classes):
             if name not in there:
                 continue  # nothing of it is tested
@@ -74,5 +73,4 @@ class ClassFolders:
                     f"{folder} holds no file that ends in {', '.join(sorted(self.suffixes))}: put {self.what} into it, "
                     "or take the folder away."
                 )
-            found += [(label, path) for path in paths]
-        return found
+            yield from ((label, path) for path in paths)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from rich.progress import Progress
 from torch import Tensor
 
+from plif_lightning.data.base import place_below
 from plif_lightning.data.folders import ClassFolders
 from plif_lightning.data.images import ImageDataModule
 from plif_lightning.errors import UserError
@@ -64,10 +64,7 @@ class ImageFolder(ImageDataModule):
         root = Path(self.root)
         self.title = root.resolve().name  # type: ignore[misc]
         self.folders = ClassFolders(root, _SUFFIXES, "images")
-        self.cache = root / ".plif_lightning"
-        if self.store:
-            place = hashlib.blake2b(os.fspath(root.resolve()).encode(), digest_size=4).hexdigest()
-            self.cache = Path(self.store).expanduser().absolute() / f"{root.resolve().name}-{place}"
+        self.cache = place_below(self.store, root) if self.store else root / ".plif_lightning"
         self._folder = self.cache
         self._facts: dict[str, Any] | None = None
 
@@ -79,7 +76,7 @@ class ImageFolder(ImageDataModule):
     @cached_property
     def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         """(C, H, W): of the first image, where `size` and `colour` do not say it."""
-        first = self.folders.files(train=True)[0][1]
+        _, first = next(self.folders.files(train=True))
         with _opened(first) as image:
             width, height = (self.size, self.size) if self.size else image.size
             return len(_bands(image, self.colour, first)), height, width
@@ -131,7 +128,7 @@ class ImageFolder(ImageDataModule):
 
     def _decode(self, folder: Path) -> dict[str, Any]:
         shape = self.input_shape
-        files = {"train": self.folders.files(train=True), "test": self.folders.files(train=False)}
+        files = {"train": list(self.folders.files(train=True)), "test": list(self.folders.files(train=False))}
         facts: dict[str, Any] = {"shape": shape}
         try:
             folder.mkdir()
@@ -191,8 +188,9 @@ class ImageFolder(ImageDataModule):
         return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
     def identity(self) -> str:
-        facts = self._decoded()
-        return f"{facts['train']['blake2b']} {facts['train']['labels']}"
+        # They are sorted by class, so how many there are of each says which has which.
+        facts = self._decoded()["train"]
+        return f"{facts['blake2b']} {np.bincount(facts['labels']).tolist()}"
 
     def verify(self) -> int:
         facts = self._decoded()

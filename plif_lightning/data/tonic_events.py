@@ -78,7 +78,7 @@ class TonicEvents(EventDataModule):
         return tuple(map(str, classes))
 
     def _data(self, train: bool) -> Any:
-        return self._source(train).data_set(self.download)
+        return _opened(self._source(train), self.download)
 
     def obtain(self) -> bool:
         """tonic fetches what is missing."""
@@ -88,7 +88,7 @@ class TonicEvents(EventDataModule):
 
     def raw_files(self, train: bool) -> list[RawFile]:
         source = self._source(train)
-        data = source.data_set(download=False)
+        data = _opened(source, download=False)
         # tonic's own order is in part the file system's: by class and name it is the same everywhere.
         home = Path(data.location_on_system)
         listed = sorted(
@@ -121,17 +121,14 @@ class _Source:
     train: bool
     allow_partial: bool
 
-    def data_set(self, download: bool) -> Any:
-        """tonic's own.
-
-        Raises:
-            DatasetNotFoundError: it is not there, and cannot or may not be fetched.
-        """
-        return _opened(self, download)
-
 
 @lru_cache(maxsize=4)
 def _opened(source: _Source, download: bool) -> Any:
+    """tonic's own data set.
+
+    Raises:
+        DatasetNotFoundError: it is not there, and cannot or may not be fetched.
+    """
     kind = _class(source.name)
 
     def refuse(self: Any) -> None:
@@ -169,7 +166,7 @@ def read_one(
     source: _Source, index: int, name: str, count: int, files: tuple[Path, ...], label: int
 ) -> list[tuple[int, Recording]]:
     """Recording `index` of `count`, as tonic reads it; runs in processes of their own too."""
-    data = source.data_set(download=False)
+    data = _opened(source, download=False)
     if len(data) != count or (name and not _file(data, index).as_posix().endswith(name)):
         raise RecordingError(f"{files[0]}: {source.name} has changed while it was read. Start again.")
     try:

@@ -6,8 +6,8 @@ Every reader takes a path and raises a RecordingError that names it where the fi
 import csv
 import re
 import struct
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,21 +206,26 @@ def read_aedat4(path: str | Path) -> Recording:
     return Recording(t.astype(np.int64), x, y, p.astype(np.int16))
 
 
+@contextmanager
+def _numpys_errors(path: str | Path, what: str) -> Iterator[None]:
+    """Names the file where NumPy cannot read it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise RecordingError(f"{path} does not exist.") from error
+    except Exception as error:  # zipfile, zlib and the parser of NumPy's header each have their own
+        reason = str(error).split("\n")[0][:200]
+        raise RecordingError(f"{path} cannot be read as {what} ({reason}). It is truncated or damaged.") from error
+
+
 def read_gesture_npy(path: str | Path) -> Recording:
     """The events of a clip of tonic's pre-cut DVS128 Gesture: an array [N, 4] of x, y, polarity and time [ms].
 
     Raises:
         RecordingError: another format, or a truncated file.
     """
-    try:
+    with _numpys_errors(path, "a NumPy array"):
         array = np.load(path, allow_pickle=False, mmap_mode="r")
-    except FileNotFoundError as error:
-        raise RecordingError(f"{path} does not exist.") from error
-    except Exception as error:  # NumPy parses the header with Python's own parser, which has many errors
-        reason = str(error).split("\n")[0][:200]
-        raise RecordingError(
-            f"{path} cannot be read as a NumPy array ({reason}). It is truncated or damaged."
-        ) from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] != 4 or array.dtype.kind not in "iufb":
         found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive of arrays"
         raise RecordingError(f"{path} must hold numbers [N, 4] (x, y, polarity, time in ms), got {found}.")
@@ -243,16 +248,11 @@ def read_numpy(path: str | Path) -> Recording:
     Raises:
         RecordingError: another format, or a truncated file.
     """
-    try:
+    with _numpys_errors(path, "NumPy arrays"):
         loaded = np.load(path, allow_pickle=False)
         with loaded if isinstance(loaded, np.lib.npyio.NpzFile) else nullcontext():
             names = list(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else list(loaded.dtype.names or ())
             columns = {name: np.asarray(loaded[name]) for name in names}
-    except FileNotFoundError as error:
-        raise RecordingError(f"{path} does not exist.") from error
-    except Exception as error:  # zipfile, zlib and NumPy each have their own
-        reason = str(error).split("\n")[0][:200]
-        raise RecordingError(f"{path} cannot be read as NumPy arrays ({reason}). It is damaged.") from error
     if "p" not in columns and "polarity" in columns:
         columns["p"] = columns["polarity"]
     if missing := [name for name in ("x", "y", "t", "p") if name not in columns]:
