@@ -83,7 +83,15 @@ def test_metrics_of_an_epoch_are_logged_by_their_names(tmp_path):
     run = trainer(tmp_path)
     run.fit(SpikingClassifier(**SMALL), datamodule=Digits(time_steps=3))
     layers = ("conv1", "conv2", "fc1", "fc2")
-    expected = {"train/loss", "train/acc", "lr", "train/samples_per_second", "test_as_val/loss", "test_as_val/acc"}
+    expected = {
+        "train/loss",
+        "train/acc",
+        "lr",
+        "seconds",
+        "train/samples_per_second",
+        "test_as_val/loss",
+        "test_as_val/acc",
+    }
     assert expected | {f"tau/{x}" for x in layers} | {f"rate/{x}" for x in layers} <= run.callback_metrics.keys()
     assert run.callback_metrics["lr"] == pytest.approx(1e-3)
 

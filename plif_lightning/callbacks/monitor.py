@@ -18,11 +18,12 @@ _LISTENED = 8
 
 
 class LayerMonitor(Callback):
-    """Logs each epoch: tau and firing rate of each layer, learning rate, training samples per second.
+    """Logs each epoch: tau and firing rate of each layer, learning rate, speed, seconds of the fit.
 
     Firing rates (spikes per neuron and time-step) are measured in validation and test, on about 8 of the
     batches, evenly spaced over all: a neuron that is listened to is called by itself, not together with
-    BN and pool. With one tau per channel, a layer's mean is logged. A layer without leak has none.
+    BN and pool. With one tau per channel, a layer's mean is logged. A layer without leak has none. The
+    seconds are those since the fit began, validation included; a run that is resumed adds to them.
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,20 @@ class LayerMonitor(Callback):
         # None while no training batch runs. A run that is resumed within an epoch never sees its start.
         self._since: float | None = None
         self._lr: float | None = None
+        self._earlier = 0.0
+        self._began: float | None = None
+
+    def _fitted_for(self) -> float:
+        return self._earlier + (0.0 if self._began is None else time.perf_counter() - self._began)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._fitted_for()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._earlier = state_dict["seconds"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._began = time.perf_counter()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         run_folder(trainer)
@@ -65,7 +80,7 @@ class LayerMonitor(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
         self._stop_clock()
-        values = {} if self._lr is None else {"lr": self._lr}
+        values = {"seconds": self._fitted_for()} | ({} if self._lr is None else {"lr": self._lr})
         if self._samples:
             values["train/samples_per_second"] = self._samples / self._seconds
         for name, neuron in pl_module.network.neurons():

@@ -20,6 +20,7 @@ from plif_lightning.runs.histograms import Histogram, append_histograms
 from plif_lightning.runs.process import write_command
 from plif_lightning.runs.result import write_facts
 from plif_lightning.runs.samples import Events, Samples, write_samples
+from plif_lightning.runtime.surroundings import surroundings
 from plif_lightning.task import SpikingClassifier
 
 _BINS = 80
@@ -43,7 +44,9 @@ class CommandRecord(Callback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero or is_trial(trainer):
             return
-        write_command(folder, self.arguments, resumed=trainer.ckpt_path is not None)
+        device = trainer.strategy.root_device
+        used = f"{trainer.world_size} x {torch.cuda.get_device_name(device)}" if device.type == "cuda" else None
+        write_command(folder, self.arguments, surroundings(used), resumed=trainer.ckpt_path is not None)
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
         content = hashlib.blake2b(data.identity().encode(), digest_size=8).hexdigest()
         facts = {"data": data.title, "origin": data.origin_note, "samples": data.sizes(), "protocol": data.protocol}

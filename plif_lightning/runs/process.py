@@ -1,11 +1,11 @@
-"""`command.json`: the arguments that started a run, and which process it is."""
+"""`command.json`: the arguments that started a run, which process it is, and what it is computed on and with."""
 
 import contextlib
 import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,26 @@ def process_identity() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), **({} if known is None else {"born": known[1]})}
 
 
-def write_command(folder: RunFolder, arguments: Sequence[str], resumed: bool) -> None:
-    """Says that a fit has started; one that is resumed keeps the arguments that started it."""
+def write_command(folder: RunFolder, arguments: Sequence[str], surroundings: Mapping[str, str], resumed: bool) -> None:
+    """Says that a fit has started.
+
+    Args:
+        folder: of the run.
+        arguments: of main.py. A run that is resumed keeps those that started it.
+        surroundings: machine, versions, commit. Where a run is resumed in others, it keeps both.
+        resumed: whether it is.
+    """
+    around = dict(surroundings)
     if folder.command.is_file() and resumed:
-        with contextlib.suppress(ValueError, KeyError):
-            arguments = json.loads(folder.command.read_text())["arguments"]
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            earlier = json.loads(folder.command.read_text())
+            arguments = earlier["arguments"]
+            for name, value in earlier["surroundings"].items():
+                known = str(value).split(", then ")
+                around[name] = ", then ".join(
+                    known if around.get(name) in (None, known[-1]) else [*known, around[name]]
+                )
     folder.result.unlink(missing_ok=True)
+    facts = {"arguments": list(arguments), "started": time.time(), **process_identity(), "surroundings": around}
     with written_whole(folder.command) as file:
-        json.dump({"arguments": list(arguments), "started": time.time(), **process_identity()}, file, indent=2)
+        json.dump(facts, file, indent=2)
