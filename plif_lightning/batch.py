@@ -39,6 +39,19 @@ def as_batch(batch: Any) -> Batch:
     return Batch(x, label.long(), torch.arange(len(x), device=x.device))
 
 
+def merged(x: Tensor, time_steps: int) -> Tensor:
+    """Frames [T, N, C, H, W] as fewer ones: of `time_steps` equal groups each its sum, as of slices twice as long.
+
+    Raises:
+        UserError: `time_steps` does not divide T.
+    """
+    if len(x) == time_steps:
+        return x
+    if len(x) % time_steps:
+        raise UserError(f"early_time_steps must divide the data's time_steps = {len(x)}, got {time_steps}.")
+    return x.unflatten(0, (time_steps, -1)).sum(1, dtype=torch.float32)
+
+
 def time_first(x: Tensor) -> Tensor:
     """A batch's x as networks take it: [T, N, C, H, W]; static images [N, C, H, W] as they are."""
     return x.transpose(0, 1) if x.dim() == 5 else x

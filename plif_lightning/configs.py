@@ -45,9 +45,9 @@ def names(kind: str = "") -> dict[str, Path]:
     """Shipped files by their bare names.
 
     Args:
-        kind: `sweeps` for sweep files; otherwise configurations and their variants.
+        kind: `sweeps` for sweep files; otherwise configurations, their variants and recipes.
     """
-    below = [folder() / kind] if kind else [folder(), folder() / "variants"]
+    below = [folder() / kind] if kind else [folder(), folder() / "variants", folder() / "recipes"]
     found = {path.stem: path for place in below for path in sorted(place.glob("*.yaml"))}
     found.pop("base", None)
     return found

@@ -1,4 +1,4 @@
-"""The two mean squared errors between votes and one-hot targets."""
+"""Losses of votes [T, N, C] in [0, 1] against labels, by their names."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -6,15 +6,20 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional
 
-LossName = Literal["per_step", "rate"]
+LossName = Literal["per_step", "rate", "tet", "cross_entropy"]
+
+# Logits from votes: of M = 10 neurons that vote for a class, as in the paper, the number of those that fire.
+_LOGITS = 10.0
 
 
-def _target(votes: Tensor, label: Tensor) -> Tensor:
-    one_hot = label if label.is_floating_point() else functional.one_hot(label, votes.shape[-1])
-    return one_hot.to(votes.dtype)
+def _target(votes: Tensor, label: Tensor, smoothing: float) -> Tensor:
+    """The share of each class, [N, C]."""
+    shares = label if label.is_floating_point() else functional.one_hot(label, votes.shape[-1])
+    shares = shares.to(votes.dtype)
+    return shares * (1 - smoothing) + smoothing / votes.shape[-1] if smoothing else shares
 
 
-def per_step_mse(votes: Tensor, label: Tensor) -> Tensor:
+def per_step_mse(votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
     """Squared error of the votes at every step, averaged over steps, samples and classes (a scalar).
 
     It equals `rate_mse` plus the variance of each class's votes over time.
@@ -22,18 +27,41 @@ def per_step_mse(votes: Tensor, label: Tensor) -> Tensor:
     Args:
         votes: [T, N, C] in [0, 1].
         label: int64 [N], or float [N, C], the share of each class in a mixed sample.
+        smoothing: what of the label is spread evenly over all classes.
 
     Source: Fang et al. 2021, Sec. 3.7.
     """
-    return functional.mse_loss(votes, _target(votes, label).expand_as(votes))
+    return functional.mse_loss(votes, _target(votes, label, smoothing).expand_as(votes))
 
 
-def rate_mse(votes: Tensor, label: Tensor) -> Tensor:
+def rate_mse(votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
     """Squared error of the firing rates, the votes' mean over time; arguments as `per_step_mse`.
 
     Source: the authors' code, which produced the paper's numbers.
     """
-    return functional.mse_loss(votes.mean(0), _target(votes, label))
+    return functional.mse_loss(votes.mean(0), _target(votes, label, smoothing))
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"per_step": per_step_mse, "rate": rate_mse}
+def per_step_cross_entropy(votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of every step's votes, averaged over steps and samples; arguments as `per_step_mse`.
+
+    The logits are 10 times the votes. It is TET without its second term, which keeps membrane potentials from running
+    away: votes are bounded.
+
+    Source: Deng et al. 2022 (TET), Sec. 4.2.
+    """
+    target = _target(votes, label, smoothing).expand_as(votes)
+    return functional.cross_entropy(_LOGITS * votes.flatten(0, 1), target.flatten(0, 1))
+
+
+def rate_cross_entropy(votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of the firing rates; the logits are 10 times the rates. Arguments as `per_step_mse`."""
+    return functional.cross_entropy(_LOGITS * votes.mean(0), _target(votes, label, smoothing))
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "per_step": per_step_mse,
+    "rate": rate_mse,
+    "tet": per_step_cross_entropy,
+    "cross_entropy": rate_cross_entropy,
+}

@@ -4,6 +4,7 @@ from typing import Any, get_args
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
@@ -12,11 +13,12 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from plif_lightning.batch import Batch, as_batch, time_first
+from plif_lightning.batch import Batch, as_batch, merged, time_first
 from plif_lightning.errors import NonFiniteError, UserError
 from plif_lightning.losses import LOSSES, LossName
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.runtime.randomness import fold_in, run_seed
+from plif_lightning.schedules import OneCycle
 
 
 class SpikingClassifier(L.LightningModule):
@@ -26,11 +28,15 @@ class SpikingClassifier(L.LightningModule):
         input_shape: (C, H, W), from the data.
         num_classes: number of classes, from the data.
         time_steps: T, from the data.
-        loss: per_step (the paper) or rate (the authors' code).
+        loss: per_step (the paper), rate (the authors' code), tet or cross_entropy (of steps and of rates).
+        label_smoothing: what of a label is spread evenly over all classes, in training.
         optimizer: any torch optimiser.
-        lr_scheduler: any torch scheduler, stepped once an epoch.
+        lr_scheduler: any torch scheduler, stepped once an epoch; or OneCycle, stepped with the optimiser.
         decay_all: let the optimiser's weight decay act on time constants, thresholds, BN and biases too, not on the
             weights of convolutions and FC layers alone.
+        early_time_steps: {T: number of epochs}: train with these numbers of time-steps first, one after the other, and
+            with `time_steps` then. Evaluations always run all of them. Frames of events are added up, so each must
+            divide `time_steps` there.
         network: further arguments of `SpikingNetwork`.
 
     Raises:
@@ -46,6 +52,8 @@ class SpikingClassifier(L.LightningModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
         decay_all: bool = False,
+        label_smoothing: float = 0.0,
+        early_time_steps: dict[int, int] | None = None,
         **network: Any,
     ) -> None:
         super().__init__()
@@ -53,11 +61,21 @@ class SpikingClassifier(L.LightningModule):
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
         if loss not in LOSSES:
             raise UserError(f"loss must be one of {', '.join(get_args(LossName))}, got {loss!r}.")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}.")
+        for steps, epochs in (early_time_steps or {}).items():
+            if not 1 <= steps <= time_steps or epochs < 1:
+                raise UserError(
+                    f"early_time_steps must be {{T: epochs}} with T from 1 to time_steps = {time_steps} and epochs at "
+                    f"least 1, got {{{steps}: {epochs}}}."
+                )
         self.network = SpikingNetwork(input_shape, num_classes, time_steps, **network)
         self.loss = LOSSES[loss]
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.decay_all = decay_all
+        self.label_smoothing = label_smoothing
+        self.early_time_steps = early_time_steps or {}
         self.train_loss = MeanMetric()
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -79,6 +97,13 @@ class SpikingClassifier(L.LightningModule):
     def on_fit_start(self) -> None:
         self._seed = run_seed()
 
+    def on_train_start(self) -> None:
+        # Not in configure_optimizers: the number of steps would make the loader there, before a run that is resumed
+        # has told it where to go on.
+        for scheduler in self.trainer.lr_scheduler_configs:
+            if isinstance(scheduler.scheduler, OneCycle):
+                scheduler.scheduler.total_steps = self.trainer.estimated_stepping_batches
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(fold_in(self._seed, "train", self.current_epoch, batch_idx, self.global_rank))
 
@@ -98,8 +123,11 @@ class SpikingClassifier(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_batch(batch)
-        votes = self(batch.x)
-        loss = self.loss(votes, batch.label if batch.target is None else batch.target)
+        x, steps = time_first(batch.x), self.training_time_steps
+        with self.network.for_time_steps(steps):
+            votes = self.network(x if x.dim() == 4 else merged(x, steps))
+        label = batch.label if batch.target is None else batch.target
+        loss = self.loss(votes, label, self.label_smoothing)
         self._require_finite(loss, "the loss")
         n = len(batch.label)
         self.train_loss.update(loss.detach(), n)
@@ -123,6 +151,10 @@ class SpikingClassifier(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        averaging = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if self.trainer.state.fn == "fit" and not averaging:
+            # A run that averaged its weights goes on without: from those that were trained, not from their average.
+            checkpoint["state_dict"] = checkpoint.get("current_model_state", checkpoint["state_dict"])
         if self.global_rank > 0:
             return  # the stored sums are over all processes
         for name, metric in self._train_metrics().items():
@@ -140,6 +172,16 @@ class SpikingClassifier(L.LightningModule):
             grads = [p.grad.flatten() for p in self.network.parameters() if p.grad is not None and p.dim() <= 1]
             if grads:
                 self._require_finite(torch.cat(grads), "a gradient")
+
+    @property
+    def training_time_steps(self) -> int:
+        """T of a training step in this epoch."""
+        until = 0
+        for steps, epochs in self.early_time_steps.items():
+            until += epochs
+            if self.current_epoch < until:
+                return steps
+        return self.network.time_steps
 
     def _require_finite(self, values: Tensor, what: str) -> None:
         if not torch.isfinite(values).all():
@@ -214,6 +256,8 @@ class SpikingClassifier(L.LightningModule):
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
+        if isinstance(scheduler, OneCycle):
+            config["interval"] = "step"
         if isinstance(scheduler, ReduceLROnPlateau):
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}

@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "errors": set(),
     "batch": {"errors"},
     "losses": set(),
+    "schedules": {"errors"},
     "version": set(),
     "runtime": set(),
     "dynamics": {"errors"},
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "data": {"runtime", "errors", "batch", "events"},
     "runs": {"runtime", "errors"},
     "analysis": {"runtime", "errors", "dynamics", "network", "configs", "plot", "runs"},
-    "task": {"runtime", "errors", "batch", "losses", "network"},
+    "task": {"runtime", "errors", "batch", "losses", "schedules", "network"},
     "callbacks": {"runtime", "errors", "batch", "data", "network", "runs", "analysis", "task"},
     "cli": {
         "runtime",

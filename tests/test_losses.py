@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from plif_lightning.losses import per_step_mse, rate_mse
+from plif_lightning.losses import LOSSES, per_step_cross_entropy, per_step_mse, rate_cross_entropy, rate_mse
 
 
 @pytest.fixture
@@ -50,3 +50,25 @@ def test_a_mixed_target_is_a_share_of_each_class(loss, data):
     torch.testing.assert_close(
         loss(votes, mixed), ((votes.mean(0) if loss is rate_mse else votes) - target).square().mean()
     )
+
+
+def test_cross_entropy_is_pytorchs_of_ten_times_the_votes(data):
+    votes, label = data
+    steps = [functional.cross_entropy(10 * of_step, label) for of_step in votes]
+    torch.testing.assert_close(per_step_cross_entropy(votes, label), torch.stack(steps).mean())
+    torch.testing.assert_close(rate_cross_entropy(votes, label), functional.cross_entropy(10 * votes.mean(0), label))
+    # by Jensen's inequality: TET asks more
+    assert per_step_cross_entropy(votes, label) > rate_cross_entropy(votes, label)
+
+
+def test_smoothing_is_pytorchs(data):
+    votes, label = data
+    expected = functional.cross_entropy(10 * votes.mean(0), label, label_smoothing=0.2)
+    torch.testing.assert_close(rate_cross_entropy(votes, label, 0.2), expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_smoothing_is_the_loss_of_smoothed_shares(loss, data):
+    votes, label = data
+    shares = 0.9 * functional.one_hot(label, 4).double() + 0.1 / 4
+    torch.testing.assert_close(loss(votes, label, 0.1), loss(votes, shares))

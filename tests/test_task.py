@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from plif_lightning.batch import as_batch
+from plif_lightning.batch import as_batch, merged
 from plif_lightning.callbacks import LastCheckpoint, LayerMonitor, RunLogger
 from plif_lightning.data import Digits
 from plif_lightning.errors import NonFiniteError, UserError
@@ -75,7 +75,7 @@ def test_the_command_line_shows_every_argument_of_network_neuron_and_firing_with
 
 
 def test_an_unknown_loss_is_refused():
-    with pytest.raises(UserError, match="loss must be one of per_step, rate"):
+    with pytest.raises(UserError, match="loss must be one of per_step, rate, tet, cross_entropy"):
         SpikingClassifier(**SMALL, loss="hinge")
 
 
@@ -209,3 +209,69 @@ def test_weight_decay_acts_on_weights_alone_unless_all_is_asked_for():
 def test_without_weight_decay_all_parameters_are_one_group():
     optimizer = SpikingClassifier(**SMALL).configure_optimizers()
     assert len(optimizer.param_groups) == 1
+
+
+def epochs_of(module, tmp_path, **arguments):
+    """T of each training step and of each validation, as the first neuron saw it."""
+    seen = []
+
+    def hook(block, inputs, spikes):
+        seen.append(("train" if block.training else "evaluate", len(spikes)))
+
+    module.network.encoder.conv1.register_forward_hook(hook)
+    trainer(tmp_path, limit_train_batches=1, num_sanity_val_steps=0, **arguments).fit(
+        module, datamodule=Digits(time_steps=SMALL["time_steps"])
+    )
+    return seen
+
+
+def test_early_epochs_have_fewer_time_steps_and_evaluations_all(tmp_path):
+    module = SpikingClassifier(**SMALL, early_time_steps={1: 2, 2: 1})
+    seen = epochs_of(module, tmp_path, max_epochs=5)
+    assert [steps for kind, steps in seen if kind == "train"] == [1, 1, 2, 3, 3]
+    assert {steps for kind, steps in seen if kind == "evaluate"} == {3}
+    assert module.network.time_steps == 3
+
+
+def test_fewer_time_steps_of_events_are_sums_of_frames(tmp_path):
+    frames = torch.randint(0, 200, (6, 2, 2, 4, 4), dtype=torch.uint8)
+    expected = torch.stack([frames[2 * i : 2 * i + 2].float().sum(0) for i in range(3)])
+    assert torch.equal(merged(frames, 3), expected)
+    assert merged(frames, 6) is frames
+    with pytest.raises(UserError, match=r"early_time_steps must divide the data's time_steps = 6, got 4\."):
+        merged(frames, 4)
+
+
+def test_another_t_of_a_network_is_that_of_a_network_made_for_it():
+    networks = [SpikingClassifier(**{**SMALL, "time_steps": t}).network.eval() for t in (3, 2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    x = torch.rand(4, 1, 8, 8)
+    with torch.no_grad(), networks[0].for_time_steps(2):
+        assert torch.equal(networks[0](x), networks[1](x))
+    with torch.no_grad():
+        assert networks[0](x).shape == (3, 4, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"early_time_steps": {4: 1}}, r"T from 1 to time_steps = 3 and epochs at least 1, got \{4: 1\}"),
+        ({"early_time_steps": {2: 0}}, r"got \{2: 0\}"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, got 1.0"),
+    ],
+)
+def test_options_of_a_recipe_outside_their_range_are_refused(arguments, expected):
+    with pytest.raises(UserError, match=expected):
+        SpikingClassifier(**SMALL, **arguments)
+
+
+def test_labels_are_smoothed_in_training_alone(tmp_path):
+    losses = []
+    for smoothing in (0.0, 0.5):
+        torch.manual_seed(0)
+        run = trainer(tmp_path / str(smoothing), limit_train_batches=1, num_sanity_val_steps=0)
+        module = SpikingClassifier(**SMALL, label_smoothing=smoothing, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+        run.fit(module, datamodule=Digits(time_steps=3))
+        losses.append({k: run.callback_metrics[f"{k}/loss"].item() for k in ("train", "test_as_val")})
+    assert losses[0]["train"] != losses[1]["train"]
+    assert losses[0]["test_as_val"] == losses[1]["test_as_val"]

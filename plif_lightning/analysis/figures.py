@@ -302,10 +302,12 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
     if not data:
         raise NothingToShowError("no run has learned time constants yet (neuron: plif, pooling: max).")
     figure, panels = _panels(len(data), height=3.0)
+    authors = False
     for ax, (title, groups) in zip(panels, data.items(), strict=True):
         titled = set()
         for g, (_, group) in enumerate(groups):
             start = setting_of(group[0]).init_tau
+            known = paper.TAU.get(setting_of(group[0]), ()) if group[0].protocol == "A" else ()
             for i, layer in enumerate(group[0].layers("tau")):
                 curves = [run.curve(f"tau/{layer}") for run in group if layer in run.layers("tau")]
                 epochs, values = _aligned(curves)
@@ -318,6 +320,11 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
                     label=None if name in titled else name,
                 )  # fmt: skip
                 titled.add(name)
+                marks = [(e, of_layers[i]) for e, of_layers in zip(paper.TAU_EPOCHS, known, strict=False)
+                         if e <= max(epochs) and i < len(of_layers)]  # fmt: skip
+                if marks:
+                    ax.plot(*zip(*marks, strict=True), "x", color=COLOURS[i % 8], markersize=7, markeredgewidth=1.6)
+                    authors = True
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(_nice_ticks(ax.get_ylim()))
         ax.yaxis.set_minor_locator(NullLocator())
@@ -334,6 +341,7 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
     return figure, (
         "tau of each layer of neurons, counted from 0 at the input, over epochs. Lines: the mean of the runs that "
         "differ in their seed alone; bands: from the least to the greatest."
+        + (" Crosses: the authors' runs, on all of the data." if authors else "")
     )
 
 

@@ -12,7 +12,7 @@ from plif_lightning.analysis.paper import Setting
 from plif_lightning.runs.run import Run
 
 # What of a configuration decides neither what is computed nor how it is measured.
-_WITHOUT_EFFECT = {
+WITHOUT_EFFECT = {
     *("data.root", "data.store", "data.num_workers", "data.download", "data.eval_batch_size", "data.allow_partial"),
     *("model.backend", "model.neuron", "model.init_tau", "model.pooling"),
     *("trainer.default_root_dir", "trainer.log_every_n_steps", "trainer.profiler", "trainer.num_sanity_val_steps"),
@@ -21,10 +21,11 @@ _WITHOUT_EFFECT = {
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested configuration, without the word `init_args`."""
     if isinstance(value, Mapping):
         for name, part in value.items():
-            yield from _flat(part, key if name == "init_args" else f"{key}.{name}" if key else str(name))
+            yield from flat(part, key if name == "init_args" else f"{key}.{name}" if key else str(name))
     else:
         yield key, float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -37,7 +38,7 @@ def other_settings(run: Run) -> dict[str, Any]:
     callbacks = trainer.get("callbacks") or []
     trainer["callbacks"] = [c for c in callbacks if "ProgressBar" not in str(c)] or None
     parts = {"model": run.setting("model", {}), "data": run.setting("data", {}), "trainer": trainer}
-    found = {key: value for key, value in _flat(parts) if key not in _WITHOUT_EFFECT and value is not None}
+    found = {key: value for key, value in flat(parts) if key not in WITHOUT_EFFECT and value is not None}
     if run.setting("ckpt_path") is not None:
         found["ckpt_path"] = run.setting("ckpt_path")
     if run.facts.get("content") is not None:
@@ -97,7 +98,7 @@ def _usual() -> dict[str, dict[str, Any]]:
     found = {}
     for blocks in configs.shipped().values():
         name = str(blocks["data"]["class_path"]).rsplit(".", 1)[-1]
-        found[name] = {key: value for key, value in _flat(blocks) if key not in _WITHOUT_EFFECT}
+        found[name] = {key: value for key, value in flat(blocks) if key not in WITHOUT_EFFECT}
     return found
 
 

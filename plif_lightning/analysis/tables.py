@@ -36,7 +36,7 @@ class Table:
     """A table as text.
 
     Attributes:
-        name: its number in the paper.
+        name: its number in the paper; empty for one that is not of the paper.
         title: what it shows.
         columns: heads.
         rows: cells; empty where there is nothing to say.
@@ -235,8 +235,46 @@ def earlier_work() -> Table:
     return Table("2b", "Earlier work beside it", ["work", "method", *paper.TITLES.values()], rows, notes)
 
 
+def tau_table(runs: Sequence[Run]) -> Table:
+    """Accuracy and tau of each layer (Figure 7) beside the authors' after the same epochs, where there are any."""
+    found = [c for c in cells(runs) if c.protocol == "A" and c.setting in paper.TAU]
+    found = [c for c in found if len(c.runs[0].layers("tau")) == len(paper.TAU[c.setting][0])]  # the paper's network
+    rows: list[list[str]] = []
+    layers = max((len(paper.TAU[cell.setting][0]) for cell in found), default=0)
+    for data_set in dict.fromkeys(cell.setting.data_set for cell in found):
+        group = [cell for cell in found if cell.setting.data_set == data_set]
+        for cell, told in zip(group, differences([cell.runs[0] for cell in group]), strict=True):
+            accuracies = dict(zip(paper.CURVE_EPOCHS, paper.CURVES.get(cell.setting, ()), strict=False))
+            network = ", ".join(part for part in (_network(cell.setting), told) if part)
+            for epoch, known in zip(paper.TAU_EPOCHS, paper.TAU[cell.setting], strict=True):
+                at = [row for run in cell.runs for row in run.metrics if row["epoch"] + 1 == epoch]
+                if len(at) != len(cell.runs):
+                    continue
+                ours = [row[cell.runs[0].val_key] for row in at if cell.runs[0].val_key in row]
+                row = [paper.TITLES[data_set], network, str(epoch), str(len(at))]
+                row.append(f"{100 * statistics.fmean(ours):.2f}" if ours else "")
+                row.append(f"{accuracies[epoch]:.2f}" if epoch in accuracies else "")
+                for name, theirs in zip(cell.runs[0].layers("tau"), known, strict=True):
+                    mean = statistics.fmean(r.get(f"tau/{name}", math.nan) for r in at)
+                    row.append(f"{mean:.3f} / {theirs:.3f} ({100 * (mean / theirs - 1):+.1f} %)")
+                rows.append([*row, *[""] * (layers - len(known))])
+    heads = [f"tau({i}), ours / authors'" for i in range(layers)]
+    return Table(
+        "tau",
+        "Time constants beside the authors' (Figure 7)",
+        ["data set", "network", "epoch", "seeds", "accuracy", "authors'", *heads],
+        rows,
+        ["Layers counted from 0 at the input. The authors' numbers are of one run each, from their published logs."],
+    )
+
+
+def _network(setting: Setting) -> str:
+    pooling = {"avg": "average", "max": "max"}.get(setting.pooling, setting.pooling)
+    return f"{neuron_in_words(setting)}, {pooling}-pooling"
+
+
 def result_tables(runs: Sequence[Run]) -> list[Table]:
-    """Tables 2, 4, 5 and S2."""
+    """Tables 2, 4, 5 and S2, and the time constants."""
     usual = Setting("")
 
     def is_usual(s: Setting) -> bool:
@@ -245,13 +283,10 @@ def result_tables(runs: Sequence[Run]) -> list[Table]:
     def pooling(s: Setting) -> str:
         return {"avg": "average", "max": "max"}.get(s.pooling, s.pooling)
 
-    def network(s: Setting) -> str:
-        return f"{neuron_in_words(s)}, {pooling(s)}-pooling"
-
     table_2 = {Setting(d): accuracy for d, accuracy in paper.TABLE_2.items()}
     table_s2 = {Setting(d): accuracy for d, accuracy in paper.TABLE_S2.items()}
     return [
-        _accuracies("2", "Accuracy of the six data sets", "A", "network", runs, table_2, is_usual, network, True),
+        _accuracies("2", "Accuracy of the six data sets", "A", "network", runs, table_2, is_usual, _network, True),
         _accuracies(
             "4",
             "PLIF and LIF neurons",
@@ -280,10 +315,11 @@ def result_tables(runs: Sequence[Run]) -> list[Table]:
             runs,
             table_s2,
             is_usual,
-            network,
+            _network,
             True,
             ("paper, A", table_2),
         ),
+        *([of_tau] if (of_tau := tau_table(runs)).rows else []),
     ]
 
 
@@ -332,7 +368,7 @@ def network_tables(networks: Sequence[NetworkFacts], runs: Sequence[Run]) -> lis
 
 def ordered(tables: Sequence[Table]) -> list[Table]:
     """In the paper's order."""
-    order = ["1", "2", "2b", "3", "4", "5", "S1", "S2"]
+    order = ["1", "2", "2b", "3", "4", "5", "S1", "S2", "tau"]
     return sorted(tables, key=lambda table: order.index(table.name))
 
 
@@ -344,13 +380,17 @@ def problems_of(runs: Sequence[Run]) -> list[str]:
 _NUMERIC = {"paper", "paper, A", "ours", "difference", "seeds", "epochs", "T", "learned values"}
 
 
+def _heading(table: Table) -> str:
+    return f"Table {table.name}. {table.title}" if table.name else table.title
+
+
 def print_tables(tables: Sequence[Table], runs: Sequence[Run]) -> None:
     """Prints them; columns that are empty in all rows are left out."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
     for table in tables:
-        shown = RichTable(title=escape(f"Table {table.name}. {table.title}"), title_justify="left")
+        shown = RichTable(title=escape(_heading(table)), title_justify="left")
         for i in table.kept:
             numeric = table.columns[i] in _NUMERIC
             shown.add_column(table.columns[i], justify="right" if numeric else "left", overflow="fold")
@@ -364,15 +404,15 @@ def print_tables(tables: Sequence[Table], runs: Sequence[Run]) -> None:
         console.print(f"[yellow]note[/]: {escape(problem)}")
 
 
-def _markdown(table: Table) -> str:
+def markdown(table: Table) -> str:
+    """Columns and rows as Markdown; columns that are empty in all rows are left out."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     kept = table.kept
-    lines = [f"## Table {table.name}. {table.title}", "", line([table.columns[i] for i in kept])]
-    lines.append("|" + "---|" * len(kept))
-    lines += [line([row[i] for i in kept]) for row in table.rows]
-    return "\n".join([*lines, "", *table.notes, ""])
+    lines = [line([table.columns[i] for i in kept]), "|" + "---|" * len(kept)]
+    return "\n".join([*lines, *(line([row[i] for i in kept]) for row in table.rows)])
 
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -388,7 +428,7 @@ def _latex(table: Table) -> str:
 
     kept = table.kept
     numeric = [all(not row[i] or row[i].lstrip("+-").replace(".", "", 1).isdigit() for row in table.rows) for i in kept]
-    lines = [f"% Table {table.name}. {table.title}", r"\begin{tabular}{" + "".join("lr"[n] for n in numeric) + "}"]
+    lines = [f"% {_heading(table)}", r"\begin{tabular}{" + "".join("lr"[n] for n in numeric) + "}"]
     lines += [r"\toprule", " & ".join(cell(table.columns[i]) for i in kept) + r" \\", r"\midrule"]
     lines += [" & ".join(cell(row[i]) for i in kept) + r" \\" for row in table.rows]
     notes = [f"% {note}" for note in table.notes]
@@ -399,9 +439,9 @@ def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
     """Writes `tables.md`, and for each table a csv and a LaTeX file."""
     paths = [folder / "tables.md"]
     with written_whole(paths[0]) as file:
-        file.write("\n".join(map(_markdown, tables)))
+        file.write("\n".join(f"## {_heading(t)}\n\n{markdown(t)}\n" + "\n".join(["", *t.notes, ""]) for t in tables))
     for table in tables:
-        path = folder / f"table{table.name}.csv"
+        path = folder / (f"table{table.name}.csv" if table.name else "results.csv")
         with written_whole(path) as file:
             csv.writer(file).writerows([table.columns, *table.rows])
         with written_whole(path.with_suffix(".tex")) as file:

@@ -35,7 +35,7 @@ from plif_lightning.callbacks.checkpoints import Ties, best_checkpoint
 from plif_lightning.callbacks.config import SaveConfig
 from plif_lightning.callbacks.logger import RUNS, is_trial, run_folder
 from plif_lightning.callbacks.same_data import SameData
-from plif_lightning.cli.checkpoint import Expanded, refuse_other_settings
+from plif_lightning.cli.checkpoint import Expanded, load_checkpoint, refuse_other_settings
 from plif_lightning.cli.messages import Parser, own_error
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
@@ -170,7 +170,7 @@ class PlifCLI(LightningCLI):
         """Name of the first configuration file that is no variant, or of the data set."""
         paths = [Path(str(path)) for path in config.get("config") or [] if path is not None and str(path)]
         for path in paths:
-            if path.suffix in (".yaml", ".yml") and path.resolve().parent != configs.folder() / "variants":
+            if path.suffix in (".yaml", ".yml") and path.resolve().parent.parent != configs.folder():
                 return path.stem
         return str(config.data.class_path).rsplit(".", 1)[-1].lower()
 
@@ -250,9 +250,10 @@ class PlifCLI(LightningCLI):
             best = best_checkpoint(self.trainer)
             path = best.best_model_path if best is not None else ""
             if path:
-                measured = self.trainer.test(
-                    self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False, weights_only=True
-                )
+                # Not by ckpt_path: where weights are averaged, Lightning's callback would put those that were not
+                # averaged back in place of them.
+                self.model.load_state_dict(load_checkpoint(Path(path))["state_dict"])
+                measured = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
                 results = measured[0] if measured else None
         if self.trainer.is_global_zero:
             if not is_trial(self.trainer):
@@ -296,6 +297,7 @@ _NOISE = (
     "TPU available",
     "GPU available: False",
     "Restoring states",
+    "Found current_model_state",
     "Loaded model weights",
     "`Trainer.fit` stopped",
 )

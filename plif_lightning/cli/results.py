@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from plif_lightning import configs
+from plif_lightning.analysis.results import results_table, write_results
 from plif_lightning.analysis.tables import (
     NetworkFacts,
     Table,
@@ -30,7 +31,10 @@ def _parser(name: str, description: str) -> PlainParser:
 def _tables_parser() -> PlainParser:
     parser = _parser("tables", "The paper's tables, with this project's runs beside the paper's numbers.")
     parser.add_argument("--out", type=Path, help="folder for tables.md, and a csv and a LaTeX file for each table")
-    parser.add_argument("--only", help="some of 1,2,2b,3,4,5,S1,S2, with commas between")
+    parser.add_argument("--only", help="some of 1,2,2b,3,4,5,S1,S2,tau, with commas between")
+    parser.add_argument(
+        "--results", type=Path, help="table of results, such as configs/results.csv: add the finished runs, a row each"
+    )
     return parser
 
 
@@ -95,6 +99,8 @@ def tables(argv: list[str]) -> int:
     if given.only is not None:
         chosen = _chosen(given.only, [table.name for table in found])
         found = [table for table in found if table.name in chosen]
+    if given.results is not None:
+        found.append(results_table(write_results(given.results, runs)))
     print_tables(found, runs)
     if given.out is not None:
         for path in write_tables(found, given.out):

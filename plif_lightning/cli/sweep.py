@@ -23,10 +23,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plif_lightning import configs
+from plif_lightning.analysis.results import options
+from plif_lightning.analysis.settings import WITHOUT_EFFECT, flat
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.reading import read_run
+from plif_lightning.runs.run import Run
 from plif_lightning.runtime import program
 
 _KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
@@ -163,6 +166,7 @@ class _Job:
     state: str = "waiting"
     seconds: float = 0.0
     error: str = ""
+    served_by: Path | None = None  # a finished run elsewhere with the same settings
 
     @property
     def command(self) -> list[str]:
@@ -186,6 +190,53 @@ def _comparable(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+# Not among a run's other settings, but they tell two runs apart.
+_DECISIVE = {"data.root", "data.allow_partial", "model.neuron", "model.init_tau", "model.pooling"}
+
+
+def settings(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """What a fit's arguments come to, by dotted keys: base.yaml, the configurations, what is given beside them.
+
+    Two commands with the same settings make the same run. None where that cannot be told from the arguments alone.
+    """
+    found = dict(flat(yaml.safe_load((configs.folder() / "base.yaml").read_text())))
+    if list(arguments[:1]) != ["fit"]:
+        return None
+    try:
+        for name, value in options(arguments):
+            if name == "config":
+                found |= dict(flat(yaml.safe_load(configs.resolve(value).read_text())))
+            elif name.endswith("+") or not name:
+                return None
+            else:
+                found |= dict(flat(yaml.safe_load(value), name.replace(".init_args", "")))
+    except (UserError, OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
+    found["data.root"] = str(Path(str(found.get("data.root", "data"))).expanduser().absolute())
+    quiet = ("run_folder", "trainer.logger", *(WITHOUT_EFFECT - _DECISIVE))
+    return {k: v for k, v in found.items() if v is not None and not any(k == q or k.startswith(f"{q}.") for q in quiet)}
+
+
+def _serving(job: _Job, elsewhere: Sequence[tuple[Run, dict[str, Any] | None]]) -> Path | None:
+    """A finished run with the settings of a job."""
+    wanted = settings(job.arguments)
+    return next((run.folder.path for run, own in elsewhere if own is not None and own == wanted), None)
+
+
+def _finished_beside(root: Path) -> list[tuple[Run, dict[str, Any] | None]]:
+    """Finished runs in the folders beside a sweep's, such as `runs/table4` beside `runs/table5`, and their settings."""
+    found = []
+    for path in sorted(root.parent.glob(f"*/*/{RunFolder(Path()).result.name}")):
+        if path.parent.parent != root:
+            run = read_run(path.parent)
+            own = settings(run.command)
+            # A relative root is meant from where that run was begun; its configuration holds the whole path.
+            if own is not None and run.setting("data.root") is not None:
+                own["data.root"] = run.setting("data.root")
+            found.append((run, own))
+    return [(run, own) for run, own in found if run.status == "finished"]
+
+
 def _require_free(job: _Job) -> None:
     """Refuses a folder that is not a run's, or whose run may be running."""
     folder = job.folder
@@ -204,9 +255,10 @@ def _require_free(job: _Job) -> None:
 
 
 def _plan(sweep: Sweep, root: Path, overrides: Sequence[str]) -> tuple[list[_Job], list[_Job]]:
-    """Runs that are still to be made, and those that are finished."""
+    """Runs that are still to be made, and those that are finished; of the latter some elsewhere."""
     jobs: list[_Job] = []
     finished: list[_Job] = []
+    elsewhere = _finished_beside(root)
     seen: set[str] = set()
     for point in sweep.points():
         name = run_name(point)
@@ -217,7 +269,8 @@ def _plan(sweep: Sweep, root: Path, overrides: Sequence[str]) -> tuple[list[_Job
             raise UserError(f"the values {list(point.values())} give a run no name: pass others.")
         job = _Job(name, RunFolder(root / name), point_arguments(sweep, point, overrides), root / f"{name}.log")
         if not job.folder.path.exists():
-            jobs.append(job)
+            job.served_by = _serving(job, elsewhere)
+            (jobs if job.served_by is None else finished).append(job)
             continue
         _require_free(job)
         run = read_run(job.folder.path)
@@ -276,6 +329,10 @@ def _run(sweep: Sweep, root: Path, jobs: int, overrides: Sequence[str], console:
     total = len(waiting) + len(finished)
     shown = escape(os.path.relpath(root) if root.is_relative_to(Path.cwd()) else str(root))
     console.print(f"[bold]{escape(sweep.name)}[/]: {total} runs in {shown}, {len(finished)} finished", soft_wrap=True)
+    for job in finished:
+        if job.served_by is not None:
+            path = os.path.relpath(job.served_by)
+            console.print(f"{job.name} is {path}: the same settings", markup=False, highlight=False, soft_wrap=True)
     if dry_run:
         for job in waiting:
             console.print(_shown(job.command), soft_wrap=True, markup=False, highlight=False)
@@ -312,6 +369,8 @@ def _run(sweep: Sweep, root: Path, jobs: int, overrides: Sequence[str], console:
             console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
         console.print(f"  again: {_shown(job.command)}", soft_wrap=True, markup=False, highlight=False)
     if not failed:
+        if any(job.served_by is not None for job in finished):
+            shown = escape(os.path.relpath(root.parent) if root.is_relative_to(Path.cwd()) else str(root.parent))
         console.print(f"All {total} runs are finished: {program.shown()} tables --runs {shown}", soft_wrap=True)
     return 1 if failed else 0
 
@@ -390,7 +449,8 @@ def parser() -> PlainParser:
     found = PlainParser(
         "sweep",
         "Runs a grid without a server: each run in a process and a folder of its own. Finished runs are skipped, "
-        "unfinished ones are resumed. Arguments after -- go to every run.",
+        "unfinished ones are resumed, and a finished one in a folder beside serves where its settings are the same. "
+        "Arguments after -- go to every run.",
     )
     found.add_argument("file", help="a W&B sweep file with method grid, by path or name, such as table4")
     found.add_argument("--runs", type=Path, help="folder of the runs; runs/NAME of the sweep where it is not given")

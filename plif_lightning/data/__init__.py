@@ -1,6 +1,6 @@
 """Data modules of the paper's data sets, and what they are made of."""
 
-from plif_lightning.data.augment import HorizontalFlip, ImageAugmentation, RandomAffine, RandomCrop
+from plif_lightning.data.augment import HorizontalFlip, ImageAugmentation, RandomAffine, RandomCrop, RandomErasing
 from plif_lightning.data.base import SpikingDataModule, Validation
 from plif_lightning.data.cifar10dvs import CIFAR10DVS
 from plif_lightning.data.digits import Digits
@@ -44,6 +44,7 @@ __all__ = [
     "PolarityFlip",
     "RandomAffine",
     "RandomCrop",
+    "RandomErasing",
     "SpikingDataModule",
     "TimeDrop",
     "TonicEvents",

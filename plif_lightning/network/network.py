@@ -3,6 +3,7 @@
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
@@ -155,6 +156,20 @@ class SpikingNetwork(nn.Module):
         if not x.is_floating_point():  # counts of events come in one byte each
             x = x.to(next(self.parameters()).dtype)
         return self.voting(self.classifier(self.encoder(self.inputs(x)).flatten(2)))
+
+    @contextmanager
+    def for_time_steps(self, time_steps: int) -> Iterator[None]:
+        """Takes and holds inputs for another T, as long as the context lasts: nothing learned depends on T."""
+        blocks = [block for block in self.encoder if isinstance(block, ConvBlock)]
+        parts: list[SpikingNetwork | InputEncoder | ConvBlock] = [self, self.inputs, *blocks]
+        usual = self.time_steps
+        for part in parts:
+            part.time_steps = time_steps
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.time_steps = usual
 
     def kernels(self, device: torch.device) -> str:
         """Which form runs on a device, and which blocks take the reference's parts one by one, and why."""

@@ -84,6 +84,7 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
         status = "running" if is_alive(started) else "unfinished"
     arguments = started.get("arguments")
     host = started.get("host")
+    around = started.get("surroundings")
     name = os.path.relpath(folder, root) if root is not None else folder.name
     return Run(
         files,
@@ -95,5 +96,6 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
         facts,
         None if test is None else float(test),
         host if isinstance(host, str) else None,
+        {str(k): printable(str(v)) for k, v in around.items()} if isinstance(around, dict) else {},
         [printable(problem) for problem in problems],
     )

@@ -23,6 +23,7 @@ class Run:
         facts: data set, origin, samples and protocol, as the run wrote them.
         test: accuracy of the test set measured once, as a share; None where it was not.
         host: where it was begun.
+        surroundings: machine, versions and commit that it was computed with.
         problems: what could not be read, in sentences.
     """
 
@@ -35,6 +36,7 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
     test: float | None = None
     host: str | None = None
+    surroundings: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def setting(self, key: str, default: Any = None) -> Any:

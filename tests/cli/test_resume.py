@@ -23,16 +23,25 @@ def progress(run):
         return 0
 
 
-@pytest.mark.parametrize("moment", ["after an epoch", "in an epoch"])
+# A whole recipe, at a size where every one of its phases comes about before and after the kill.
+RECIPE = ["--config", "fast_fashionmnist", "--model.early_time_steps", "{2: 1, 4: 2}", "--data.batch_size", "16"]
+RECIPE += [
+    "--trainer.callbacks",
+    "[{class_path: EMAWeightAveraging, init_args: {decay: 0.9, update_every_n_steps: 2}}]",
+]
+
+
+@pytest.mark.parametrize("moment", ["after an epoch", "in an epoch", "in an epoch of a recipe"])
 def test_a_killed_run_goes_on_exactly(moment, tmp_path):
+    recipe = RECIPE if "recipe" in moment else []
     arguments = [
-        *("fit", "--config", QUICKSTART, *SILENT, "--test_after_fit", "false", "--trainer.max_epochs", "4"),
+        *("fit", "--config", QUICKSTART, *SILENT, *recipe, "--test_after_fit", "false", "--trainer.max_epochs", "4"),
         *("--model.channels", "8", "--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 1}}]"),
     ]
     straight = command(*arguments, "--trainer.logger.name", "straight", cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr
     killed = Path("runs/killed/version_0")
-    interval = ["--checkpoint.every_n_batches", "10"] if moment == "in an epoch" else []
+    interval = ["--checkpoint.every_n_batches", "10"] if "in an epoch" in moment else []
     process = subprocess.Popen(
         [sys.executable, str(REPOSITORY / "main.py"), *arguments, *interval, "--trainer.logger.name", "killed"],
         cwd=tmp_path,
@@ -61,6 +70,9 @@ def test_a_killed_run_goes_on_exactly(moment, tmp_path):
         for name, value in state.items():
             assert torch.equal(actual["optimizer_states"][0]["state"][i][name], value), (i, name)
     assert actual["lr_schedulers"] == expected["lr_schedulers"]
+    assert ("current_model_state" in expected) == bool(recipe)
+    for name, value in expected.get("current_model_state", {}).items():
+        assert torch.equal(actual["current_model_state"][name], value), name
     tables = [rows(f"runs/{name}/version_0/metrics.csv") for name in ("straight", "killed")]
     for table in tables:
         for row in table:
@@ -197,3 +209,42 @@ def test_of_equal_accuracies_the_first_or_the_last_is_best_after_a_resume_too(ti
     assert len(accuracies) == 1  # a tie
     assert best == epochs
     assert read_run(Path("here")).best[0] == epochs[-1] + 1
+
+
+AVERAGED = ["--trainer.callbacks", "[{class_path: EMAWeightAveraging, init_args: {decay: 0.97}}]"]
+
+
+def test_the_averaged_weights_are_those_that_are_tested_and_kept(tmp_path):
+    from plif_lightning.network import load_network
+    from plif_lightning.runs.reading import read_run
+
+    fit(*FEW, *AVERAGED, "--trainer.max_epochs", "2", "--model.channels", "6", "--run_folder", "run")
+    tested = read_run(Path("run")).test
+    best = load("run/checkpoints/best.ckpt")
+    main(["test", "--ckpt_path", "run/checkpoints/best.ckpt", *SILENT, "--trainer.limit_test_batches", "2"])
+    assert float(rows("run/test/metrics.csv")[0]["test/acc"]) == tested
+    network = load_network("run/checkpoints/best.ckpt").state_dict()
+    assert all(torch.equal(value, best["state_dict"][f"network.{name}"]) for name, value in network.items())
+    assert any(not torch.equal(value, best["current_model_state"][name]) for name, value in best["state_dict"].items())
+
+
+def test_a_run_that_averaged_goes_on_without_from_the_weights_that_were_trained(tmp_path):
+    few = [*FEW, "--trainer.limit_train_batches", "8", "--model.channels", "6", "--test_after_fit", "false"]
+    fit(*few, *AVERAGED, "--trainer.max_epochs", "1", "--run_folder", "run")
+    before = load("run/checkpoints/last.ckpt")
+    one_step = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "1", "--trainer.callbacks", "[]"]
+    main(["fit", "--config", "run/config.yaml", "--ckpt_path", "last", *one_step])
+    after = load("run/checkpoints/last.ckpt")
+    assert after["global_step"] == 9
+    assert "current_model_state" not in after
+    name = "network.classifier.fc1.fc.weight"
+    # Adam moves no weight by much more than its learning rate, 0.001, in a step.
+    assert (after["state_dict"][name] - before["current_model_state"][name]).abs().max() < 0.0015
+    assert (after["state_dict"][name] - before["state_dict"][name]).abs().max() > 0.003
+
+
+def test_a_run_goes_on_with_an_average_that_it_had_not(tmp_path):
+    fit(*FEW, "--trainer.max_epochs", "1", "--model.channels", "6", "--run_folder", "run")
+    with pytest.warns(UserWarning, match="not created with WeightAveraging"):
+        main(["fit", "--config", "run/config.yaml", "--ckpt_path", "last", *AVERAGED, "--trainer.max_epochs", "2"])
+    assert "current_model_state" in load("run/checkpoints/last.ckpt")

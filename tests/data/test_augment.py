@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from plif_lightning.data.augment import HorizontalFlip, RandomAffine, RandomCrop
+from plif_lightning.data.augment import HorizontalFlip, RandomAffine, RandomCrop, RandomErasing
 from plif_lightning.errors import UserError
 
 
@@ -72,8 +72,41 @@ def test_affine_without_any_change_is_the_identity():
     assert math.isclose(torch.tensor(90.0).deg2rad().item(), math.pi / 2, rel_tol=1e-6)
 
 
+def test_erasing_zeroes_one_rectangle_of_the_asked_area_and_leaves_the_rest():
+    x, u = images(400, (3, 28, 20)).clamp(min=1), uniform(400, 5)
+    before = x.clone()
+    y = RandomErasing(0.4, area=(0.05, 0.2), ratio=(0.5, 2.0))(x, u)
+    assert torch.equal(x, before)
+    erased = (y == 0).all(1)
+    for image, after, mask, draw in zip(x, y, erased, u, strict=True):
+        if draw[0] >= 0.4:
+            assert torch.equal(image, after)
+            continue
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+        assert torch.equal(after, tv.erase(image, top, left, bottom - top, right - left, torch.tensor(0)))
+        assert 0.04 <= mask.float().mean() <= 0.22
+        assert 0.4 <= (bottom - top) / (right - left) <= 2.5
+    assert 0.3 < erased.flatten(1).any(1).float().mean() < 0.5
+
+
+def test_erasing_reaches_every_pixel_and_fits_into_the_smallest_image():
+    y = RandomErasing(1.0)(images(2000, (1, 6, 5)).clamp(min=1), uniform(2000, 5))
+    assert (y == 0).any(0).all()
+    assert torch.equal(
+        RandomErasing(1.0)(torch.ones(3, 1, 1, 1, dtype=torch.uint8), uniform(3, 5)), torch.zeros(3, 1, 1, 1)
+    )
+
+
 @pytest.mark.parametrize(
-    "make", [lambda: HorizontalFlip(1.5), lambda: RandomCrop(-1), lambda: RandomAffine(scale=(0.0, 1.0))]
+    "make",
+    [
+        lambda: RandomErasing(area=(0.0, 0.5)),
+        lambda: RandomErasing(ratio=(2.0, 1.0)),
+        lambda: HorizontalFlip(1.5),
+        lambda: RandomCrop(-1),
+        lambda: RandomAffine(scale=(0.0, 1.0)),
+    ],
 )
 def test_a_wrong_argument_is_refused(make):
     with pytest.raises(UserError):

@@ -1,0 +1,89 @@
+"""The learning rate over a training: against PyTorch's schedules, and by the Trainer."""
+
+import lightning as L
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+
+from plif_lightning.data import Digits
+from plif_lightning.errors import UserError
+from plif_lightning.schedules import OneCycle
+from plif_lightning.task import SpikingClassifier
+
+
+def rates(make, steps):
+    """The learning rate of each step."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    scheduler = make(optimizer)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def of_length(steps, **arguments):
+    def make(optimizer):
+        scheduler = OneCycle(optimizer, **arguments)
+        scheduler.total_steps = steps
+        return scheduler
+
+    return make
+
+
+def test_without_warm_up_it_is_pytorchs_cosine():
+    expected = rates(lambda o: CosineAnnealingLR(o, T_max=50, eta_min=0.04), 50)
+    assert rates(of_length(50, warmup=0.0, end=0.1), 50) == pytest.approx(expected)
+
+
+def test_its_fall_is_pytorchs_one_cycle():
+    # PyTorch's own counts from step 0 to the last one, this one to the end of the last one.
+    expected = rates(lambda o: OneCycleLR(o, 0.4, total_steps=41, pct_start=11 / 41, final_div_factor=1e9), 41)
+    ours = rates(of_length(40, warmup=0.25), 41)
+    assert max(ours) == pytest.approx(0.4)
+    assert ours[10:] == pytest.approx(expected[10:], abs=1e-6)
+    assert ours[:11] == pytest.approx([0.4 * (0.1 + 0.9 * i / 10) for i in range(11)])
+
+
+def test_it_stays_at_its_end_where_training_goes_on():
+    assert rates(of_length(10, end=0.5), 14)[10:] == pytest.approx([0.2] * 4)
+
+
+class Rates(L.Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_trainer_gives_it_its_length_and_steps_it_with_the_optimizer(accumulated):
+    module = SpikingClassifier(
+        *((1, 8, 8), 10, 2),
+        channels=4,
+        fc_features=12,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.4),
+        lr_scheduler=lambda o: OneCycle(o, warmup=0.25),
+    )
+    seen = Rates()
+    L.Trainer(
+        max_epochs=2,
+        limit_train_batches=4,
+        limit_val_batches=0,
+        accumulate_grad_batches=accumulated,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[seen],
+    ).fit(module, datamodule=Digits(time_steps=2, batch_size=4))
+    assert seen.seen[::accumulated] == pytest.approx(rates(of_length(8 // accumulated, warmup=0.25), 8 // accumulated))
+
+
+@pytest.mark.parametrize("arguments", [{"warmup": 1.0}, {"warmup": -0.1}, {"start": 2.0}, {"end": -1.0}])
+def test_a_wrong_argument_is_refused(arguments):
+    with pytest.raises(UserError, match=f"lr_scheduler.{next(iter(arguments))} must"):
+        of_length(3, **arguments)(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4))
