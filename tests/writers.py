@@ -6,6 +6,7 @@ import json
 import pickle
 import socket
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,8 @@ def write_run(
     title: str | None = None,
     frames: int = 1,
     trainer: dict[str, object] | None = None,
+    arguments: Sequence[str] = ("--config", "configs/fashionmnist.yaml"),
+    layers: Sequence[str] = ("conv1", "fc1"),
 ) -> RunFolder:
     """A run's folder, as `fit` leaves it."""
     run = RunFolder(folder)
@@ -218,15 +221,18 @@ def write_run(
         },
     }
     run.config.write_text(yaml.safe_dump(config))
-    arguments = ["fit", "--config", "configs/fashionmnist.yaml", f"--run_folder={folder}"]
-    run.command.write_text(json.dumps({"arguments": arguments, "pid": 2**30, "host": socket.gethostname()}))
+    around = {"machine": "abacus, 1 core", "versions": "Python 4, torch 9", "commit": "0123456789ab"}
+    started = {"arguments": ["fit", *arguments, f"--run_folder={folder}"], "surroundings": around}
+    run.command.write_text(json.dumps({**started, "pid": 2**30, "host": socket.gethostname()}))
     key = "val/acc" if validation == "holdout" else "test_as_val/acc"
     with run.metrics.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["epoch", "step", key, "train/loss", "tau/conv1", "tau/fc1", "rate/conv1", "rate/fc1"])
+        names = [f"{kind}/{layer}" for kind in ("tau", "rate") for layer in layers]
+        writer.writerow(["epoch", "step", key, "train/loss", "seconds", *names])
         for epoch, accuracy in enumerate(accuracies):
             step, tau = 10 * epoch + 9, init_tau - 0.1 * (epoch + 1)
-            writer.writerow([epoch, step, accuracy, 0.1 / (1 + epoch), tau, tau + 0.3, 0.1, 0.02])
+            values = [tau + 0.3 * i for i in range(len(layers))] + [0.1 / 5**i for i in range(len(layers))]
+            writer.writerow([epoch, step, accuracy, 0.1 / (1 + epoch), 60 * (epoch + 1), *values])
     training, tested = samples
     held_out = training * 15 // 100 if validation == "holdout" else 0
     parts = {"training": training - held_out, "val" if held_out else "test as val": held_out or tested}

@@ -233,3 +233,62 @@ def test_a_grid_that_was_ended_goes_on_where_its_runs_stand(tmp_path):
     assert [len(run.metrics) for run in runs] == [40, 40]
     assert json.loads((folder / "command.json").read_text())["arguments"] == before
     assert "--ckpt_path last" in (folder.parent / f"{folder.name}.log").read_text()
+
+
+# --- runs that several sweeps have in common
+
+
+def finished_run(folder, *arguments, root="data", **changes):
+    write_run(folder, arguments=arguments, **changes)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["data"]["init_args"]["root"] = str(Path(root).absolute())
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+SAME = ("--config=configs/fashionmnist.yaml", "--model.neuron=plif", "--model.init_tau=2.0")
+
+
+def test_a_finished_run_of_the_same_settings_serves_another_sweep(capsys):
+    finished_run(Path("runs/table4/a"), *SAME, "--trainer.enable_progress_bar=false")
+    assert sweep("table5", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "8 runs in runs/table5, 1 finished" in out
+    assert "fashionmnist_pooling-max is runs/table4/a: the same settings" in out
+    assert out.count("main.py fit") == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes"),
+    [
+        ([*SAME, "--seed_everything=7"], {}),
+        ([*SAME, "--model.pooling=avg", "--config=configs/cifar10.yaml"], {}),
+        ([*SAME, "--trainer.limit_train_batches=3"], {}),
+        ([*SAME, "--data.augmentation+=HorizontalFlip"], {}),
+        (["--config=none.yaml"], {}),
+        (SAME, {"finished": False}),
+        (SAME, {"root": "elsewhere"}),
+    ],
+    ids=[
+        "seed",
+        "data set",
+        "a part",
+        "not told by the arguments",
+        "unknown",
+        "unfinished",
+        "another place of the data",
+    ],
+)
+def test_another_run_does_not_serve(arguments, changes, capsys):
+    finished_run(Path("runs/table4/a"), *arguments, **changes)
+    assert sweep("table5", "--dry-run", "--grid", "model.pooling=max") == 0
+    out = capsys.readouterr().out
+    assert "0 finished" in out
+    assert out.count("main.py fit") == 4
+
+
+def test_where_a_run_serves_the_tables_are_those_of_both_folders(capsys):
+    finished_run(Path("runs/table4/a"), *SAME)
+    grid = ["--grid", "config=configs/fashionmnist.yaml", "--grid", "model.pooling=max"]
+    assert sweep("table5", *grid) == 0
+    assert "All 1 runs are finished: " in (out := capsys.readouterr().out)
+    assert out.rstrip().endswith("tables --runs runs")
