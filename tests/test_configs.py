@@ -33,6 +33,7 @@ PARAMETERS = {
 TIME_STEPS = {"mnist": 8, "fashionmnist": 8, "nmnist": 10, "cifar10": 8, "cifar10dvs": 20, "dvsgesture": 20}
 COMPLETE = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "base")
 VARIANTS = sorted(p.stem for p in (CONFIGS / "variants").glob("*.yaml"))
+RECIPES = sorted(p.stem for p in (CONFIGS / "recipes").glob("*.yaml"))
 
 
 def parsed(*arguments):
@@ -110,22 +111,28 @@ PAIRS = [
 ]
 
 
+# Recipes change how a network is trained. They do for every data set of images; ours of events augment events.
+PAIRS += [(name, recipe) for name in COMPLETE for recipe in RECIPES if name not in EVENTS]
+
+
 @pytest.mark.parametrize(("name", "variant"), PAIRS)
-def test_a_variant_changes_only_its_own_keys(name, variant):
-    path = CONFIGS / "variants" / f"{variant}.yaml"
+def test_a_variant_or_recipe_changes_only_its_own_keys(name, variant):
+    path = configs.resolve(variant)
     base = parsed("--config", str(CONFIGS / f"{name}.yaml"))
     varied = parsed("--config", str(CONFIGS / f"{name}.yaml"), "--config", str(path))
 
     def leaves(value, key=()):
         if not isinstance(value, dict):
             return {key: value}
-        return {k: v for name, part in value.items() for k, v in leaves(part, (*key, name)).items()}
+        return {k: v for name, part in value.items() for k, v in leaves(part, (*key, str(name))).items()}
 
     own = leaves(yaml.safe_load(path.read_text()))
     before, after = leaves(base), leaves(varied)
     changed = {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)}
     # the logger becomes a list, with all its defaults
-    assert {k for k in changed if k[:2] != ("trainer", "logger")} <= own.keys()
+    free = {("trainer", "logger"), ("model", "optimizer"), ("model", "lr_scheduler")}
+    assert {k for k in changed if k[:2] not in free} <= own.keys()
+    assert variant in RECIPES or not any(k[:2] in free - {("trainer", "logger")} for k in changed)
     # classes in lists are shown with all their defaults; plain values as they stand in the file
     for key, value in own.items():
         if not isinstance(value, list) or not any(isinstance(item, dict) for item in value):
@@ -137,3 +144,29 @@ def test_a_network_of_other_depths_prints_in_the_same_notation():
     assert str(deep.structure) == "{c4k3s1-BN-PLIF}*2-MPk2s2-{DP-FC6-PLIF}*2-DP-FC15-PLIF-APk5s5"
     plain = SpikingNetwork((1, 8, 8), 2, 2, n_down=1, n_fc=1, channels=4, dropout=0.0, neuron="lif", pooling="avg")
     assert str(plain.structure) == "c4k3s1-BN-LIF-APk2s2-FC20-LIF-APk10s10"
+
+
+# What of a network decides what is evaluated: a recipe may not touch it.
+EVALUATED = {"neuron", "init_tau", "v_threshold", "v_reset", "surrogate", "pooling", "norm_statistics", "reset"}
+EVALUATED |= {"n_conv", "n_down", "n_fc", "channels", "fc_features", "votes_per_class", "input_encoder"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_short_leaves_the_network_alone_and_tests_once(name):
+    text = configs.resolve(name).read_text()
+    recipe = yaml.safe_load(text)
+    assert len(text.splitlines()) <= 30
+    assert text.splitlines()[0].rstrip().endswith(f"--config {name}")
+    assert not EVALUATED & recipe["model"].keys()
+    assert "time_steps" not in recipe["data"]["init_args"]
+    assert (recipe["test_after_fit"], recipe["data"]["init_args"]["validation"]) == (True, "holdout")
+    early = recipe["model"]["early_time_steps"]
+    assert sum(early.values()) < recipe["trainer"]["max_epochs"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_of_images_is_refused_for_events(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", "nmnist", "--config", name])
+    assert stop.value.code == 2
+    assert "changes images: for events take EventFlip" in capsys.readouterr().err.splitlines()[-1]

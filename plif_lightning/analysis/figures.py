@@ -296,6 +296,39 @@ def figure_6(runs: Sequence[Run]) -> Drawn:
     )
 
 
+def figure_6t(runs: Sequence[Run]) -> Drawn:
+    """The best accuracy so far over the time of the training."""
+    data = _by_data(runs, lambda run: any(run.val_key in row and "seconds" in row for row in run.metrics))
+    if not data:
+        raise NothingToShowError("no run has measured an accuracy and its seconds yet.")
+    by_title: dict[str, list[tuple[str, list[Run]]]] = defaultdict(list)
+    for title, groups in data.items():
+        name, told = title.split("\n")[0], title.rsplit("\n", 1)[1]
+        by_title[name] += [(f"{label}, {told}", group) for label, group in groups]
+    figure, panels = _panels(len(by_title), height=3.3)
+    for ax, (title, groups) in zip(panels, by_title.items(), strict=True):
+        for i, (label, group) in enumerate(groups):
+            for run in group:
+                rows = [row for row in run.metrics if run.val_key in row and "seconds" in row]
+                best = np.maximum.accumulate([100 * row[run.val_key] for row in rows])
+                ax.plot(
+                    [row["seconds"] / 60 for row in rows], best, DASHES[i % 4], color=COLOURS[i % len(COLOURS)],
+                    marker=MARKERS[i % 8] if len(rows) <= 32 else "", markersize=4, drawstyle="steps-post",
+                    label=_for_legend(label) if run is group[0] else None,
+                )  # fmt: skip
+        ax.set_title(title, loc="left", fontsize=7.5)
+        ax.set_xlabel("time [minutes]")
+        ax.set_ylabel("best accuracy so far [%]")
+        _legend_below(ax, 1)
+        plain(ax)
+    machines = sorted({run.surroundings.get("machine", "an unknown machine") for groups in data.values()
+                       for _, group in groups for run in group})  # fmt: skip
+    return figure, (
+        "The best accuracy so far on the part that validates, over the time of the training with its validations. "
+        f"Computed on: {'; '.join(map(_text, machines))}."
+    )
+
+
 def figure_7(runs: Sequence[Run]) -> Drawn:
     """tau of each layer over epochs, for each initial value."""
     data = _by_data(runs, lambda run: setting_of(run)[1::2] == ("plif", "max") and bool(run.layers("tau")))
@@ -307,8 +340,9 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
         titled = set()
         for g, (_, group) in enumerate(groups):
             start = setting_of(group[0]).init_tau
-            known = paper.TAU.get(setting_of(group[0]), ()) if group[0].protocol == "A" else ()
-            for i, layer in enumerate(group[0].layers("tau")):
+            names = group[0].layers("tau")
+            known = paper.TAU.get(setting_of(group[0]), ((),)) if group[0].protocol == "A" else ((),)
+            for i, layer in enumerate(names):
                 curves = [run.curve(f"tau/{layer}") for run in group if layer in run.layers("tau")]
                 epochs, values = _aligned(curves)
                 name = f"$\\tau({i})$: {_text(layer, 20)}"
@@ -320,8 +354,8 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
                     label=None if name in titled else name,
                 )  # fmt: skip
                 titled.add(name)
-                marks = [(e, of_layers[i]) for e, of_layers in zip(paper.TAU_EPOCHS, known, strict=False)
-                         if e <= max(epochs) and i < len(of_layers)]  # fmt: skip
+                marks = [(e, theirs[i]) for e, theirs in zip(paper.TAU_EPOCHS, known, strict=False)
+                         if e <= max(epochs) and len(theirs) == len(names)]  # fmt: skip
                 if marks:
                     ax.plot(*zip(*marks, strict=True), "x", color=COLOURS[i % 8], markersize=7, markeredgewidth=1.6)
                     authors = True
@@ -586,6 +620,7 @@ FIGURES: dict[str, Callable[[Sequence[Run]], Drawn]] = {
     "2": figure_2,
     "5b": figure_5b,
     "6": figure_6,
+    "6t": figure_6t,
     "7": figure_7,
     "S1": figure_s1,
     "S2": figure_s2,

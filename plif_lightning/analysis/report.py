@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from plif_lightning.analysis.figures import FIGURES, NothingToShowError, drawn, typical_channels
 from plif_lightning.analysis.settings import data_title, labels
-from plif_lightning.analysis.tables import Table, problems_of
+from plif_lightning.analysis.tables import Table, heading, problems_of
 from plif_lightning.errors import UserError
 from plif_lightning.plot import picture
 from plif_lightning.runs.run import Run
@@ -185,7 +185,7 @@ def _table(table: Table) -> str:
 
     rows = "".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows)
     notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in table.notes)
-    head = html.escape(f"Table {table.name}. {table.title}")
+    head = html.escape(heading(table))
     return (
         f'<h3>{head}</h3><div class="wide" tabindex="0" role="region" aria-label="{head}"><table><thead><tr>'
         f"{cells('th', table.columns)}</tr></thead><tbody>{rows}</tbody></table></div>{notes}"

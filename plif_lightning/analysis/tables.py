@@ -380,8 +380,9 @@ def problems_of(runs: Sequence[Run]) -> list[str]:
 _NUMERIC = {"paper", "paper, A", "ours", "difference", "seeds", "epochs", "T", "learned values"}
 
 
-def _heading(table: Table) -> str:
-    return f"Table {table.name}. {table.title}" if table.name else table.title
+def heading(table: Table) -> str:
+    """Its number in the paper, where it has one, and its title."""
+    return f"Table {table.name}. {table.title}" if table.name not in ("", "tau") else table.title
 
 
 def print_tables(tables: Sequence[Table], runs: Sequence[Run]) -> None:
@@ -390,7 +391,7 @@ def print_tables(tables: Sequence[Table], runs: Sequence[Run]) -> None:
     if not console.is_terminal:
         console = Console(width=200)
     for table in tables:
-        shown = RichTable(title=escape(_heading(table)), title_justify="left")
+        shown = RichTable(title=escape(heading(table)), title_justify="left")
         for i in table.kept:
             numeric = table.columns[i] in _NUMERIC
             shown.add_column(table.columns[i], justify="right" if numeric else "left", overflow="fold")
@@ -428,7 +429,7 @@ def _latex(table: Table) -> str:
 
     kept = table.kept
     numeric = [all(not row[i] or row[i].lstrip("+-").replace(".", "", 1).isdigit() for row in table.rows) for i in kept]
-    lines = [f"% {_heading(table)}", r"\begin{tabular}{" + "".join("lr"[n] for n in numeric) + "}"]
+    lines = [f"% {heading(table)}", r"\begin{tabular}{" + "".join("lr"[n] for n in numeric) + "}"]
     lines += [r"\toprule", " & ".join(cell(table.columns[i]) for i in kept) + r" \\", r"\midrule"]
     lines += [" & ".join(cell(row[i]) for i in kept) + r" \\" for row in table.rows]
     notes = [f"% {note}" for note in table.notes]
@@ -439,7 +440,7 @@ def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
     """Writes `tables.md`, and for each table a csv and a LaTeX file."""
     paths = [folder / "tables.md"]
     with written_whole(paths[0]) as file:
-        file.write("\n".join(f"## {_heading(t)}\n\n{markdown(t)}\n" + "\n".join(["", *t.notes, ""]) for t in tables))
+        file.write("\n".join(f"## {heading(t)}\n\n{markdown(t)}\n" + "\n".join(["", *t.notes, ""]) for t in tables))
     for table in tables:
         path = folder / (f"table{table.name}.csv" if table.name else "results.csv")
         with written_whole(path) as file:

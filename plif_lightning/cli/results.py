@@ -48,7 +48,7 @@ def _figures_parser() -> PlainParser:
     parser.add_argument(
         "--columns", type=int, choices=(1, 2), default=2, help="of a page that a figure is wide (default: 2)"
     )
-    parser.add_argument("--only", help="some of 1b,2,5b,6,7,S1,S2,S3,S4,S5, with commas between")
+    parser.add_argument("--only", help="some of 1b,2,5b,6,6t,7,S1,S2,S3,S4,S5, with commas between")
     return parser
 
 

@@ -91,13 +91,41 @@ def test_a_figure_is_no_wider_than_its_columns_and_has_no_text_about_itself(runs
     assert caption.endswith(".")
 
 
+def test_figure_6t_shows_the_best_so_far_over_minutes(tmp_path):
+    write_run(tmp_path / "a", (0.5, 0.4, 0.9))
+    write_run(tmp_path / "b", (0.6, 0.7), validation="holdout", test=0.5)
+    figure, caption = drawn("6t", find_runs(tmp_path))
+    (panel,) = figure.axes  # both protocols together
+    assert [line.get_xydata().tolist() for line in panel.lines] == [
+        [[1, 50], [2, 50], [3, 90]],
+        [[1, 60], [2, 70]],
+    ]
+    assert caption.endswith("Computed on: abacus, 1 core.")
+
+
+def test_figure_7_shows_the_authors_time_constants(tmp_path):
+    write_run(tmp_path / "a", (0.5, 0.7, 0.9), layers=("conv1", "conv2", "fc1", "fc2"))
+    write_run(tmp_path / "b", (0.5, 0.7, 0.9), validation="holdout", test=0.5)
+    figure, caption = drawn("7", find_runs(tmp_path))
+    crosses = {
+        panel.get_title(loc="left")[-1]: [
+            line.get_xydata().tolist() for line in panel.lines if line.get_marker() == "x"
+        ]
+        for panel in figure.axes
+    }
+    assert crosses["B"] == []
+    assert crosses["A"][0] == [[1, 1.760], [2, 1.616], [3, 1.542]]
+    assert len(crosses["A"]) == 4
+    assert "Crosses: the authors' runs" in caption
+
+
 def test_figure_6_shows_means_and_the_authors_points(runs):
     figure, _ = figure_6(runs)
     panel = next(a for a in figure.axes if a.get_title(loc="left").startswith("Fashion-MNIST\nT = 8"))
     solid = [line for line in panel.lines if "(2 runs)" in str(line.get_label())]
     np.testing.assert_allclose(solid[0].get_ydata(), [50, 72.5, 80])
     crosses = [line for line in panel.lines if line.get_marker() == "x"]
-    assert crosses[0].get_xydata().tolist() == [[1, 88.96], [2, 90.46]]
+    assert crosses[0].get_xydata().tolist() == [[1, 88.96], [2, 90.46], [3, 91.10]]
 
 
 def test_figure_7_begins_at_the_initial_value(runs):

@@ -210,6 +210,29 @@ def test_files_hold_the_same_cells(tmp_path):
     assert latex.count("&") == (1 + len(made[1].rows)) * (latex.splitlines()[3].count("&"))
 
 
+def test_time_constants_stand_beside_the_authors_after_the_same_epochs(tmp_path):
+    layers = ("conv1", "conv2", "fc1", "fc2")
+    write_run(tmp_path / "a", (0.88, 0.9, 0.91, 0.92), layers=layers)
+    write_run(tmp_path / "b", (0.89, 0.9, 0.91, 0.92), layers=layers, seed=7)
+    write_run(tmp_path / "other network", (0.5,) * 4, init_tau=16.0)
+    write_run(tmp_path / "protocol B", (0.5,) * 4, layers=layers, validation="holdout", test=0.5)
+    table = {table.name: table for table in result_tables(find_runs(tmp_path))}["tau"]
+    assert [row[2:6] for row in table.rows] == [
+        ["1", "2", "88.50", "88.96"],
+        ["2", "2", "90.00", "90.46"],
+        ["3", "2", "91.00", "91.10"],
+    ]
+    assert table.rows[0][6:] == [
+        *("1.900 / 1.760 (+8.0 %)", "2.200 / 1.859 (+18.3 %)", "2.500 / 2.091 (+19.6 %)", "2.800 / 2.269 (+23.4 %)"),
+    ]
+
+
+def test_the_authors_time_constants_are_of_every_layer_of_their_networks():
+    assert {len(row) for s, rows in paper.TAU.items() for row in rows if s.data_set == "FashionMNIST"} == {4}
+    assert {len(row) for s, rows in paper.TAU.items() for row in rows if s.data_set == "CIFAR10"} == {8}
+    assert all(len(rows) == len(paper.TAU_EPOCHS) for rows in paper.TAU.values())
+
+
 def test_earlier_work_and_accuracy_a_stand_beside_ours(tmp_path):
     write_run(tmp_path / "a", validation="holdout", test=0.9)
     found = {table.name: table for table in all_tables(find_runs(tmp_path))}
