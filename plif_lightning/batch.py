@@ -39,17 +39,23 @@ def as_batch(batch: Any) -> Batch:
     return Batch(x, label.long(), torch.arange(len(x), device=x.device))
 
 
-def merged(x: Tensor, time_steps: int) -> Tensor:
-    """Frames [T, N, C, H, W] as fewer ones: of `time_steps` equal groups each its sum, as of slices twice as long.
+def merged(x: Tensor, time_steps: int, *others: int) -> Tensor:
+    """Frames [T, N, C, H, W] as fewer ones: the sums of `time_steps` equal groups, as of longer slices.
+
+    Args:
+        x: frames, of any type; sums of integers are int32.
+        time_steps: how many there shall be.
+        others: how many there shall be at other times, so that a wrong number is said at once.
 
     Raises:
-        UserError: `time_steps` does not divide T.
+        UserError: one of them does not divide T.
     """
+    for steps in (*others, time_steps):
+        if len(x) % steps:
+            raise UserError(f"early_time_steps must divide the data's time_steps = {len(x)}, got {steps}.")
     if len(x) == time_steps:
         return x
-    if len(x) % time_steps:
-        raise UserError(f"early_time_steps must divide the data's time_steps = {len(x)}, got {time_steps}.")
-    return x.unflatten(0, (time_steps, -1)).sum(1, dtype=torch.float32)
+    return x.unflatten(0, (time_steps, -1)).sum(1, dtype=x.dtype if x.is_floating_point() else torch.int32)
 
 
 def time_first(x: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from plif_lightning.errors import UserError
 class OneCycle(LRScheduler):
     """A linear warm-up to the optimiser's learning rate, then half a cosine down, over all steps of the training.
 
-    It takes its length from the Trainer, and is stepped after every step of the optimiser.
+    It takes its length from the Trainer, and is stepped after every step of the optimiser. A run that is resumed with
+    more epochs goes on in the longer cycle.
 
     Args:
         optimizer: whose learning rates are the highest ones.

@@ -1,5 +1,6 @@
 """The LightningModule: a spiking network, its loss, its metrics and its optimiser."""
 
+import math
 from typing import Any, get_args
 
 import lightning as L
@@ -102,7 +103,10 @@ class SpikingClassifier(L.LightningModule):
         # has told it where to go on.
         for scheduler in self.trainer.lr_scheduler_configs:
             if isinstance(scheduler.scheduler, OneCycle):
-                scheduler.scheduler.total_steps = self.trainer.estimated_stepping_batches
+                steps = self.trainer.estimated_stepping_batches
+                if not 0 < steps < math.inf:
+                    raise UserError("OneCycle needs a training of known length: pass --trainer.max_epochs.")
+                scheduler.scheduler.total_steps = steps
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(fold_in(self._seed, "train", self.current_epoch, batch_idx, self.global_rank))
@@ -125,7 +129,7 @@ class SpikingClassifier(L.LightningModule):
         batch = as_batch(batch)
         x, steps = time_first(batch.x), self.training_time_steps
         with self.network.for_time_steps(steps):
-            votes = self.network(x if x.dim() == 4 else merged(x, steps))
+            votes = self.network(x if x.dim() == 4 else merged(x, steps, *self.early_time_steps))
         label = batch.label if batch.target is None else batch.target
         loss = self.loss(votes, label, self.label_smoothing)
         self._require_finite(loss, "the loss")
@@ -151,6 +155,8 @@ class SpikingClassifier(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is None:
+            return  # load_from_checkpoint
         averaging = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
         if self.trainer.state.fn == "fit" and not averaging:
             # A run that averaged its weights goes on without: from those that were trained, not from their average.

@@ -160,7 +160,7 @@ def test_a_recipe_is_short_leaves_the_network_alone_and_tests_once(name):
     assert not EVALUATED & recipe["model"].keys()
     assert "time_steps" not in recipe["data"]["init_args"]
     assert (recipe["test_after_fit"], recipe["data"]["init_args"]["validation"]) == (True, "holdout")
-    early = recipe["model"]["early_time_steps"]
+    early = recipe["model"].get("early_time_steps", {})
     assert sum(early.values()) < recipe["trainer"]["max_epochs"]
 
 

@@ -87,3 +87,18 @@ def test_the_trainer_gives_it_its_length_and_steps_it_with_the_optimizer(accumul
 def test_a_wrong_argument_is_refused(arguments):
     with pytest.raises(UserError, match=f"lr_scheduler.{next(iter(arguments))} must"):
         of_length(3, **arguments)(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4))
+
+
+def test_a_training_of_unknown_length_is_refused():
+    module = SpikingClassifier(*((1, 8, 8), 10, 2), channels=4, fc_features=12, lr_scheduler=OneCycle)
+    trainer = L.Trainer(
+        max_epochs=-1,
+        limit_val_batches=0,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(UserError, match=r"OneCycle needs a training of known length: pass --trainer\.max_epochs"):
+        trainer.fit(module, datamodule=Digits(time_steps=2))

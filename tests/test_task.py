@@ -236,10 +236,13 @@ def test_early_epochs_have_fewer_time_steps_and_evaluations_all(tmp_path):
 def test_fewer_time_steps_of_events_are_sums_of_frames(tmp_path):
     frames = torch.randint(0, 200, (6, 2, 2, 4, 4), dtype=torch.uint8)
     expected = torch.stack([frames[2 * i : 2 * i + 2].float().sum(0) for i in range(3)])
-    assert torch.equal(merged(frames, 3), expected)
+    assert torch.equal(merged(frames, 3), expected.int())
+    assert torch.equal(merged(frames.double(), 3), expected.double())
     assert merged(frames, 6) is frames
     with pytest.raises(UserError, match=r"early_time_steps must divide the data's time_steps = 6, got 4\."):
         merged(frames, 4)
+    with pytest.raises(UserError, match="got 5"):
+        merged(frames, 3, 2, 5)
 
 
 def test_another_t_of_a_network_is_that_of_a_network_made_for_it():

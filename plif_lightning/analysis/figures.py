@@ -303,7 +303,7 @@ def figure_6t(runs: Sequence[Run]) -> Drawn:
         raise NothingToShowError("no run has measured an accuracy and its seconds yet.")
     by_title: dict[str, list[tuple[str, list[Run]]]] = defaultdict(list)
     for title, groups in data.items():
-        name, told = title.split("\n")[0], title.rsplit("\n", 1)[1]
+        name, told = title.rsplit("\n", 1)
         by_title[name] += [(f"{label}, {told}", group) for label, group in groups]
     figure, panels = _panels(len(by_title), height=3.3)
     for ax, (title, groups) in zip(panels, by_title.items(), strict=True):
@@ -325,7 +325,7 @@ def figure_6t(runs: Sequence[Run]) -> Drawn:
                        for _, group in groups for run in group})  # fmt: skip
     return figure, (
         "The best accuracy so far on the part that validates, over the time of the training with its validations. "
-        f"Computed on: {'; '.join(map(_text, machines))}."
+        f"Computed on: {'; '.join(machines)}."
     )
 
 

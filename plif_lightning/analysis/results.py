@@ -2,20 +2,21 @@
 
 import csv
 import hashlib
-import json
 import math
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 from plif_lightning import configs
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.settings import data_title, other_settings, setting_of
-from plif_lightning.analysis.tables import Table, interval
+from plif_lightning.analysis.settings import data_title, experiment, real
+from plif_lightning.analysis.tables import Table, interval, source
 from plif_lightning.errors import UserError
 from plif_lightning.runs.metrics import layer_values
+from plif_lightning.runs.process import options
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime.files import written_whole
 
@@ -25,7 +26,7 @@ COLUMNS = (
     *("seconds", "seconds_to", "machine", "versions", "commit", "run", "command"),
 )
 # After these epochs accuracy and tau are kept, and at these accuracies [%] the seconds that they took.
-_EPOCHS = (1, 2, 3, 5, 10, 15, 20, 30, 50, 100)
+_EPOCHS = (1, 2, 3, 5, 10, 15, 20, 30, 64, 100, 1024)
 _LEVELS = (50, 60, 70, 80, 90, 92, 93, 93.5, 93.85, 99, 99.5, 99.55, 99.65)
 # What of a command says where things lie and how a run shows itself, not what it computes.
 _PLACES = {
@@ -38,47 +39,31 @@ Row = dict[str, str]
 
 def digest(run: Run) -> str:
     """The same for runs of the same settings on the same data, whatever their seeds, machines and folders."""
-    told = json.dumps([setting_of(run), other_settings(run)], sort_keys=True, default=str)
-    return hashlib.blake2b(told.encode(), digest_size=6).hexdigest()
-
-
-def options(command: Sequence[str]) -> Iterable[tuple[str, str]]:
-    """Options and values of a command, as `--key value` or `--key=value`."""
-    parts = list(command[1:])
-    while parts:
-        name, separator, value = parts.pop(0).removeprefix("--").partition("=")
-        if not separator:
-            value = parts.pop(0) if parts and not parts[0].startswith("--") else ""
-        yield ("config" if name in ("config", "-c") else name), value
+    return hashlib.blake2b(experiment(run).encode(), digest_size=6).hexdigest()
 
 
 def _named(value: str) -> str:
-    """The bare name of a shipped configuration; another one as it is."""
-    known = configs.names()
-    stem = Path(value).stem
-    return stem if stem in known and (value == stem or Path(value).suffix in (".yaml", ".yml")) else value
+    """The bare name of a shipped configuration, by whatever path; another one as it is."""
+    path = Path(value)
+    shipped = configs.names().get(path.stem)
+    if shipped is None:
+        return value
+    tail = shipped.relative_to(configs.folder()).parts
+    return path.stem if value == path.stem or path.parts[-len(tail) - 1 :] == ("configs", *tail) else value
 
 
-def told(run: Run) -> tuple[list[str], dict[str, str]]:
-    """The configurations that a run was given, by their bare names, and its other arguments.
+def told(run: Run) -> list[tuple[str, str]]:
+    """The arguments that a run was given, in their order, configurations by their bare names.
 
     Those that only say where something lies are left out.
     """
-    names: list[str] = []
-    overrides: dict[str, str] = {}
-    for name, value in options(run.command):
-        if name == "config":
-            names.append(_named(value))
-        elif name not in _PLACES and not name.startswith("ckpt_path"):
-            overrides[name] = value
-    return names, overrides
+    named = [(name, _named(value) if name == "config" else value) for name, value in options(run.command)]
+    return [(name, value) for name, value in named if name not in _PLACES and (name, value) != ("ckpt_path", "last")]
 
 
-def _command(names: Sequence[str], overrides: dict[str, str]) -> str:
+def _command(arguments: Iterable[tuple[str, str]]) -> str:
     words = ["python", "main.py", "fit"]
-    for name in names:
-        words += ["--config", name]
-    for name, value in overrides.items():
+    for name, value in arguments:
         words += [f"--{name}", *([value] if value else [])]
     return shlex.join(words)
 
@@ -89,11 +74,15 @@ def _layers(metrics: dict[str, float], kind: str, digits: int) -> str:
 
 def _seconds_to(run: Run) -> str:
     """`90: 612 (epoch 2)`: when the validation first reached an accuracy [%]."""
+
+    def reaches(row: dict[str, float], level: float) -> bool:
+        return round(100 * row[run.val_key], 4) >= level  # 0.9 is a little less in the float32 of the metrics
+
     found = []
     rows = [row for row in run.metrics if run.val_key in row and "seconds" in row]
     for level, next_level in pairwise((*_LEVELS, math.inf)):
-        row = next((row for row in rows if 100 * row[run.val_key] >= level), None)
-        later = next((row for row in rows if 100 * row[run.val_key] >= next_level), None)
+        row = next((row for row in rows if reaches(row, level)), None)
+        later = next((row for row in rows if reaches(row, next_level)), None)
         if row is not None and row is not later:  # of several levels that the same epoch reached the highest
             found.append(f"{level:g}: {row['seconds']:.0f} (epoch {row['epoch'] + 1:.0f})")
     return "; ".join(found)
@@ -101,20 +90,19 @@ def _seconds_to(run: Run) -> str:
 
 def row_of(run: Run) -> Row:
     """A finished run's row."""
-    names, overrides = told(run)
+    arguments = told(run)
+    overrides = [f"{name}={value}" for name, value in arguments if name not in ("config", "seed_everything")]
     shown = {int(row["epoch"]) + 1: row for row in run.metrics if int(row["epoch"]) + 1 in _EPOCHS}
     best = run.best
     at_best = next((row for row in run.metrics if best and int(row["epoch"]) + 1 == best[0]), {})
     accuracy, tested = run.accuracy, run.tested_samples
     error = "" if accuracy is None or not tested else f"{100 * math.sqrt(accuracy * (1 - accuracy) / tested):.2f}"
-    samples = run.facts.get("samples")
-    counts = [f"{value:,} {name}" for name, value in samples.items()] if isinstance(samples, dict) else []
     measured = {e: row[run.val_key] for e, row in shown.items() if run.val_key in row}
     return {
         "data": data_title(run),
-        "source": "; ".join(part for part in (str(run.facts.get("origin") or ""), ", ".join(counts)) if part),
-        "configuration": " + ".join(names),
-        "overrides": " ".join(f"{name}={value}" for name, value in overrides.items() if name != "seed_everything"),
+        "source": source(run),
+        "configuration": " + ".join(value for name, value in arguments if name == "config"),
+        "overrides": " ".join(overrides),
         "hash": digest(run),
         "seed": str(run.setting("seed_everything", "")),
         "protocol": run.protocol,
@@ -133,7 +121,7 @@ def row_of(run: Run) -> Row:
         "seconds_to": _seconds_to(run),
         **{name: run.surroundings.get(name, "") for name in ("machine", "versions", "commit")},
         "run": run.name,
-        "command": _command(names, overrides),
+        "command": _command(arguments),
     }
 
 
@@ -147,18 +135,27 @@ def read_results(path: Path) -> list[Row]:
         with path.open(newline="") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
+            names = tuple(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table of results: {error}.") from error
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-    if missing or any(None in row or None in row.values() for row in rows):
-        what = f"it has no column {missing[0]}" if missing else "a line has too few or too many values"
-        raise UserError(f"{path} is no table of results: {what}. Pass --results another file, or move that one away.")
+    problem = None
+    if names != COLUMNS:
+        unlike = [*(name for name in COLUMNS if name not in names), *(name for name in names if name not in COLUMNS)]
+        problem = f"its columns are others ({', '.join(unlike) or 'their order'})"
+    for line, row in enumerate(rows, start=2):
+        if problem is None and (None in row or None in row.values()):
+            problem = f"line {line} has too few or too many values"
+        for name in ("epochs", "accuracy", "seconds"):
+            if problem is None and (row[name] or name != "seconds") and math.isnan(real(row[name])):
+                problem = f"{name} in line {line} must be a number, got {row[name]!r}"
+    if problem is not None:
+        raise UserError(f"{path} is no table of results: {problem}. Pass another --results, or move that file away.")
     return rows
 
 
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     """Rows of both; of the same settings and seed the new one."""
-    found = {(row["hash"], row["seed"]): row for row in (*old, *new)}
+    found = {(row["hash"], row["seed"] if row["seed"].isdigit() else row["run"]): row for row in (*old, *new)}
     order = [*paper.TITLES.values()]
 
     def place(row: Row) -> tuple[object, ...]:
@@ -194,8 +191,16 @@ def write_results(path: Path, runs: Sequence[Run]) -> list[Row]:
 _PAPER = {paper.TITLES[name]: (paper.TABLE_2[name], paper.TABLE_S2[name]) for name in paper.TITLES}
 
 
+def _mean_of_layers(texts: Sequence[str]) -> str:
+    """`conv1 1.32, fc1 5.2` of the same layers in several texts."""
+    layers = [[part.rpartition(" ") for part in text.split(", ")] for text in texts if text]
+    return ", ".join(
+        f"{same[0][0]} {fmean(float(value) for *_, value in same):.2f}" for same in zip(*layers, strict=True)
+    )
+
+
 def results_table(rows: Sequence[Row]) -> Table:
-    """The results for a reader: of several seeds their mean."""
+    """The results for a reader: of several seeds the mean."""
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["data"], row["hash"]].append(row)
@@ -203,23 +208,26 @@ def results_table(rows: Sequence[Row]) -> Table:
     for (data, _), group in groups.items():
         first = group[0]
         shares = [float(row["accuracy"]) / 100 for row in group]
-        accuracy = f"{100 * sum(shares) / len(shares):.2f}"
+        accuracy = f"{100 * fmean(shares):.2f}"
         if len(shares) > 1:
             low, high = interval(shares, None)
             accuracy += f" [{100 * low:.2f}, {100 * min(high, 1.0):.2f}], {len(shares)} seeds"
         elif first["standard_error"]:
             accuracy += f" \u00b1 {first['standard_error']}"
-        told_paper = _PAPER.get(data)
+        # Of a part of the data an accuracy cannot stand beside the paper's.
+        is_part = " of " in first["source"]
+        known = None if is_part else _PAPER.get(data)
+        minutes = [float(row["seconds"]) / 60 for row in group if row["seconds"]]
         cells.append(
             [
-                data,
-                "" if told_paper is None else f"{told_paper[0]:.2f}, {told_paper[1]:.2f}",
-                " + ".join([first["configuration"], *first["overrides"].split()]),
+                f"{data}, a part ({first['source']})" if is_part else data,
+                "" if known is None else f"{known[0]:.2f}, {known[1]:.2f}",
+                ", ".join(part for part in (first["configuration"], first["overrides"]) if part),
                 first["epochs"],
                 first["protocol"],
                 accuracy,
-                first["tau"],
-                f"{sum(float(row['seconds']) for row in group) / len(group) / 60:.0f}" if first["seconds"] else "",
+                _mean_of_layers([row["tau"] for row in group]),
+                f"{fmean(minutes):.0f}" if minutes else "",
             ]
         )
     return Table(
@@ -227,4 +235,5 @@ def results_table(rows: Sequence[Row]) -> Table:
         "Measured",
         ["data set", "paper A, B", "configuration", "epochs", "protocol", "accuracy [%]", "tau", "minutes"],
         cells,
+        ["\u00b1: one standard error of one run, over the tested samples; [ ]: Student's 95 % interval over seeds."],
     )

@@ -1,5 +1,6 @@
 """What tells runs apart, in the words in which a user sets it."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from plif_lightning.analysis.paper import Setting
 from plif_lightning.runs.run import Run
 
 # What of a configuration decides neither what is computed nor how it is measured.
-WITHOUT_EFFECT = {
+_WITHOUT_EFFECT = {
     *("data.root", "data.store", "data.num_workers", "data.download", "data.eval_batch_size", "data.allow_partial"),
     *("model.backend", "model.neuron", "model.init_tau", "model.pooling"),
     *("trainer.default_root_dir", "trainer.log_every_n_steps", "trainer.profiler", "trainer.num_sanity_val_steps"),
@@ -21,13 +22,14 @@ WITHOUT_EFFECT = {
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
 
 
-def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a nested configuration, without the word `init_args`."""
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for name, part in value.items():
-            yield from flat(part, key if name == "init_args" else f"{key}.{name}" if key else str(name))
+            yield from _flat(part, key if name == "init_args" else f"{key}.{name}" if key else str(name))
     else:
-        yield key, float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        # Lightning takes a limit of 1 for one batch and 1.0 for all of them; elsewhere 2 and 2.0 are the same.
+        number = isinstance(value, int) and not isinstance(value, bool) and ".limit_" not in key
+        yield key, float(value) if number else value
 
 
 def other_settings(run: Run) -> dict[str, Any]:
@@ -38,13 +40,29 @@ def other_settings(run: Run) -> dict[str, Any]:
     callbacks = trainer.get("callbacks") or []
     trainer["callbacks"] = [c for c in callbacks if "ProgressBar" not in str(c)] or None
     parts = {"model": run.setting("model", {}), "data": run.setting("data", {}), "trainer": trainer}
-    found = {key: value for key, value in flat(parts) if key not in WITHOUT_EFFECT and value is not None}
+    found = {key: value for key, value in _flat(parts) if key not in _WITHOUT_EFFECT and value is not None}
     if run.setting("ckpt_path") is not None:
         found["ckpt_path"] = run.setting("ckpt_path")
     if run.facts.get("content") is not None:
         found["content"] = run.facts["content"]
     found |= {"samples": run.facts.get("samples"), "origin": run.facts.get("origin"), "epochs": len(run.metrics)}
     return found
+
+
+def _without_order(item: tuple[str, Any]) -> str:
+    """Sorts settings, but not the parts of one: the order of `early_time_steps` is their meaning."""
+    return item[0].rpartition(".")[0] if item[0].startswith("model.early_time_steps.") else item[0]
+
+
+def experiment(run: Run) -> str:
+    """The same text for runs that differ in nothing but their seed, of whatever version.
+
+    What is none, false or zero is left out: most options that are added later have that default.
+    """
+    others = {key: value for key, value in other_settings(run).items() if value not in (None, False, 0)}
+    if run.protocol == "B":
+        others["best_of_ties"] = run.setting("best_of_ties", "first")
+    return json.dumps([setting_of(run), sorted(others.items(), key=_without_order)], default=str)
 
 
 # Settings with a column of their own.
@@ -98,7 +116,7 @@ def _usual() -> dict[str, dict[str, Any]]:
     found = {}
     for blocks in configs.shipped().values():
         name = str(blocks["data"]["class_path"]).rsplit(".", 1)[-1]
-        found[name] = {key: value for key, value in flat(blocks) if key not in WITHOUT_EFFECT}
+        found[name] = {key: value for key, value in _flat(blocks) if key not in _WITHOUT_EFFECT}
     return found
 
 

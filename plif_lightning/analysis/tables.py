@@ -1,7 +1,6 @@
 """The paper's tables, with this project's runs beside the paper's numbers. What was not run stays empty."""
 
 import csv
-import json
 import math
 import statistics
 from collections import defaultdict
@@ -19,10 +18,10 @@ from plif_lightning.analysis import paper
 from plif_lightning.analysis.paper import Setting
 from plif_lightning.analysis.settings import (
     differences,
+    experiment,
     is_limited,
     neuron_in_words,
     one_per_seed,
-    other_settings,
     real,
     setting_of,
     unusual,
@@ -127,8 +126,7 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         if run.status == "finished" and run.accuracy is not None and 0 <= run.accuracy <= 1:
-            key = json.dumps([setting_of(run), other_settings(run)], sort_keys=True, default=str)
-            groups[key].append(run)
+            groups[experiment(run)].append(run)
     found = []
     for group in groups.values():
         of_seeds = one_per_seed(group)
@@ -139,13 +137,13 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
     return found
 
 
-def _source(cell: Cell) -> str:
-    run = cell.runs[0]
+def source(run: Run) -> str:
+    """Where a run's data are from, and how many samples it saw; of how many, where they are a part."""
     samples = _samples(run)
     parts = [str(run.facts.get("origin") or "")] if run.facts.get("origin") else []
     if samples is not None:
         parts.append(f"{samples[0]:,} / {samples[1]:,} samples")
-        whole = paper.SAMPLES.get(cell.setting.data_set)
+        whole = paper.SAMPLES.get(setting_of(run).data_set)
         if whole is not None and samples != whole and "PART" not in "".join(parts):
             parts.append(f"of {whole[0]:,} / {whole[1]:,}")
     return ", ".join(parts)
@@ -170,7 +168,7 @@ def _result(cell: Cell | None, known: float | None, protocol: str, others: str =
         str(cell.epochs),
         str(cell.runs[0].setting("data.time_steps", "")),
         cell.protocol,
-        _source(cell),
+        source(cell.runs[0]),
         others,
     ]
 
@@ -251,26 +249,31 @@ def tau_table(runs: Sequence[Run]) -> Table:
                 if len(at) != len(cell.runs):
                     continue
                 ours = [row[cell.runs[0].val_key] for row in at if cell.runs[0].val_key in row]
-                row = [paper.TITLES[data_set], network, str(epoch), str(len(at))]
+                row = [paper.TITLES[data_set], network, str(cell.runs[0].setting("data.time_steps", ""))]
+                row += [source(cell.runs[0]), str(len(at)), f"{epoch} of {cell.epochs}"]
                 row.append(f"{100 * statistics.fmean(ours):.2f}" if ours else "")
                 row.append(f"{accuracies[epoch]:.2f}" if epoch in accuracies else "")
                 for name, theirs in zip(cell.runs[0].layers("tau"), known, strict=True):
                     mean = statistics.fmean(r.get(f"tau/{name}", math.nan) for r in at)
-                    row.append(f"{mean:.3f} / {theirs:.3f} ({100 * (mean / theirs - 1):+.1f} %)")
+                    apart = f" ({100 * (mean / theirs - 1):+.1f} %)" if cell.is_whole else ""
+                    row.append(f"{mean:.3f} / {theirs:.3f}{apart}")
                 rows.append([*row, *[""] * (layers - len(known))])
     heads = [f"tau({i}), ours / authors'" for i in range(layers)]
     return Table(
         "tau",
         "Time constants beside the authors' (Figure 7)",
-        ["data set", "network", "epoch", "seeds", "accuracy", "authors'", *heads],
+        ["data set", "network", "T", "data", "seeds", "epoch", "accuracy", "authors'", *heads],
         rows,
-        ["Layers counted from 0 at the input. The authors' numbers are of one run each, from their published logs."],
+        ["Layers counted from 0 at the input. The authors' are of one run each; Fashion-MNIST and CIFAR-10 only."],
     )
 
 
+def _pooling(setting: Setting) -> str:
+    return {"avg": "average", "max": "max"}.get(setting.pooling, setting.pooling)
+
+
 def _network(setting: Setting) -> str:
-    pooling = {"avg": "average", "max": "max"}.get(setting.pooling, setting.pooling)
-    return f"{neuron_in_words(setting)}, {pooling}-pooling"
+    return f"{neuron_in_words(setting)}, {_pooling(setting)}-pooling"
 
 
 def result_tables(runs: Sequence[Run]) -> list[Table]:
@@ -279,9 +282,6 @@ def result_tables(runs: Sequence[Run]) -> list[Table]:
 
     def is_usual(s: Setting) -> bool:
         return (s.neuron, s.init_tau, s.pooling) == (usual.neuron, usual.init_tau, usual.pooling)
-
-    def pooling(s: Setting) -> str:
-        return {"avg": "average", "max": "max"}.get(s.pooling, s.pooling)
 
     table_2 = {Setting(d): accuracy for d, accuracy in paper.TABLE_2.items()}
     table_s2 = {Setting(d): accuracy for d, accuracy in paper.TABLE_S2.items()}
@@ -305,7 +305,7 @@ def result_tables(runs: Sequence[Run]) -> list[Table]:
             runs,
             paper.TABLE_5,
             lambda s: (s.neuron, s.init_tau) == (usual.neuron, usual.init_tau),
-            pooling,
+            _pooling,
         ),
         _accuracies(
             "S2",
@@ -319,7 +319,7 @@ def result_tables(runs: Sequence[Run]) -> list[Table]:
             True,
             ("paper, A", table_2),
         ),
-        *([of_tau] if (of_tau := tau_table(runs)).rows else []),
+        tau_table(runs),
     ]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor, nn
 
 from plif_lightning.batch import as_batch
@@ -23,6 +23,7 @@ class LayerMonitor(Callback):
     Firing rates (spikes per neuron and time-step) are measured in validation and test, on about 8 of the
     batches, evenly spaced over all: a neuron that is listened to is called by itself, not together with
     BN and pool. With one tau per channel, a layer's mean is logged. A layer without leak has none. The
+    values of an average of the weights are logged where that is what is validated. The
     seconds are those since the fit began, validation included; a run that is resumed adds to them.
     """
 
@@ -34,6 +35,7 @@ class LayerMonitor(Callback):
         # None while no training batch runs. A run that is resumed within an epoch never sees its start.
         self._since: float | None = None
         self._lr: float | None = None
+        self._validated: dict[str, float] = {}
         self._earlier = 0.0
         self._began: float | None = None
 
@@ -54,6 +56,7 @@ class LayerMonitor(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._samples, self._seconds = 0, 0.0
+        self._validated = {}
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -83,10 +86,18 @@ class LayerMonitor(Callback):
         values = {"seconds": self._fitted_for()} | ({} if self._lr is None else {"lr": self._lr})
         if self._samples:
             values["train/samples_per_second"] = self._samples / self._seconds
-        for name, neuron in pl_module.network.neurons():
-            values |= {f"{kind}/{name}": value.mean().item() for kind, value in neuron.learned().items()}
+        averaging = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        values |= (averaging and self._validated) or self._learned(pl_module)
         for key, value in values.items():
             pl_module.log(key, value, sync_dist=True)
+
+    @staticmethod
+    def _learned(pl_module: SpikingClassifier) -> dict[str, float]:
+        return {
+            f"{kind}/{name}": value.mean().item()
+            for name, neuron in pl_module.network.neurons()
+            for kind, value in neuron.learned().items()
+        }
 
     def _start_counting(self, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
@@ -122,7 +133,9 @@ class LayerMonitor(Callback):
             pl_module.log(f"rate/{name}", total[0] / total[1], sync_dist=True)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SpikingClassifier)
         self._sums = {}
+        self._validated = self._learned(pl_module)  # of the average, where weights are averaged
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

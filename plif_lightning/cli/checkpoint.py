@@ -1,5 +1,6 @@
 """What a checkpoint, and a configuration's bare name, do to the arguments, before any parser sees them."""
 
+import inspect
 import pickle
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -193,7 +194,8 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
         # With another split, samples that the network was trained on would be called held out.
         data |= {"source", "time_order"}
     keys |= {f"data.init_args.{name}" for name in data}
-    old, new = _flatten(stored), _flatten(given)
+    # What an older checkpoint does not name had the default then.
+    old, new = {**_defaults(), **_flatten(stored)}, _flatten(given)
     differences = [
         f"{k.replace('.init_args', '')} is {old.get(k)!r} there, {new.get(k)!r} here"
         for k in sorted(old.keys() | new.keys())
@@ -206,6 +208,20 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
             f"the checkpoint belongs to other settings: {'; '.join(differences)}. "
             "Leave them out, or start a new run without --ckpt_path."
         )
+
+
+def _defaults() -> dict[str, Any]:
+    from plif_lightning.dynamics import Firing
+    from plif_lightning.network import SpikingNetwork
+    from plif_lightning.neurons import make_neuron
+    from plif_lightning.task import SpikingClassifier
+
+    return {
+        f"model.{name}": parameter.default
+        for function in (SpikingClassifier, SpikingNetwork, make_neuron, Firing)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not parameter.empty and not callable(parameter.default)
+    }
 
 
 def _flatten(value: Any, key: str = "") -> dict[str, Any]:

@@ -167,10 +167,11 @@ class PlifCLI(LightningCLI):
 
     @staticmethod
     def _run_name(config: Any) -> str:
-        """Name of the first configuration file that is no variant, or of the data set."""
+        """Name of the first configuration file that is no variant or recipe, or of the data set."""
+        beside = [configs.folder() / kind for kind in ("variants", "recipes")]
         paths = [Path(str(path)) for path in config.get("config") or [] if path is not None and str(path)]
         for path in paths:
-            if path.suffix in (".yaml", ".yml") and path.resolve().parent.parent != configs.folder():
+            if path.suffix in (".yaml", ".yml") and path.resolve().parent not in beside:
                 return path.stem
         return str(config.data.class_path).rsplit(".", 1)[-1].lower()
 

@@ -1,5 +1,7 @@
 """A W&B sweep file run without a server: a grid of runs in processes of their own."""
 
+import contextlib
+import io
 import itertools
 import json
 import os
@@ -12,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plif_lightning import configs
-from plif_lightning.analysis.results import options
-from plif_lightning.analysis.settings import WITHOUT_EFFECT, flat
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.reading import read_run
-from plif_lightning.runs.run import Run
 from plif_lightning.runtime import program
 
 _KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
@@ -190,51 +190,46 @@ def _comparable(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-# Not among a run's other settings, but they tell two runs apart.
-_DECISIVE = {"data.root", "data.allow_partial", "model.neuron", "model.init_tau", "model.pooling"}
+def _comparable_settings(config: dict[str, Any]) -> str:
+    """What a configuration says of the run that it makes, not of where it lies and how it shows itself."""
+    names = ("seed_everything", "test_after_fit", "best_of_ties", "model", "data", "trainer")
+    found: dict[str, Any] = json.loads(json.dumps({name: config.get(name) for name in names}, default=str))
+    data = found["data"]["init_args"]
+    data["root"] = str(Path(data["root"]).expanduser().absolute()) if data.get("root") else None
+    for name in ("store", "num_workers", "download", "eval_batch_size"):
+        data.pop(name, None)
+    found["model"].pop("backend", None)  # another form of the same functions
+    for name in ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "log_every_n_steps"):
+        found["trainer"].pop(name, None)
+    return json.dumps(found)
 
 
-def settings(arguments: Sequence[str]) -> dict[str, Any] | None:
-    """What a fit's arguments come to, by dotted keys: base.yaml, the configurations, what is given beside them.
+def _whole_settings(arguments: Sequence[str]) -> str | None:
+    """`_comparable_settings` of a fit's arguments, as its own parser understands them; None where it refuses them."""
+    from plif_lightning.cli import main
 
-    Two commands with the same settings make the same run. None where that cannot be told from the arguments alone.
-    """
-    found = dict(flat(yaml.safe_load((configs.folder() / "base.yaml").read_text())))
-    if list(arguments[:1]) != ["fit"]:
-        return None
+    out = io.StringIO()
     try:
-        for name, value in options(arguments):
-            if name == "config":
-                found |= dict(flat(yaml.safe_load(configs.resolve(value).read_text())))
-            elif name.endswith("+") or not name:
-                return None
-            else:
-                found |= dict(flat(yaml.safe_load(value), name.replace(".init_args", "")))
-    except (UserError, OSError, yaml.YAMLError, UnicodeDecodeError):
-        return None
-    found["data.root"] = str(Path(str(found.get("data.root", "data"))).expanduser().absolute())
-    quiet = ("run_folder", "trainer.logger", *(WITHOUT_EFFECT - _DECISIVE))
-    return {k: v for k, v in found.items() if v is not None and not any(k == q or k.startswith(f"{q}.") for q in quiet)}
+        with redirect_stdout(out), redirect_stderr(io.StringIO()):
+            main([*arguments, "--print_config"])
+    except SystemExit as stop:
+        if stop.code not in (0, None):
+            return None
+    return _comparable_settings(yaml.safe_load(out.getvalue()))
 
 
-def _serving(job: _Job, elsewhere: Sequence[tuple[Run, dict[str, Any] | None]]) -> Path | None:
-    """A finished run with the settings of a job."""
-    wanted = settings(job.arguments)
-    return next((run.folder.path for run, own in elsewhere if own is not None and own == wanted), None)
+def _finished_beside(root: Path) -> dict[str, Path]:
+    """Finished runs in the folders beside a sweep's, such as `runs/table4` beside `runs/table5`, by their settings.
 
-
-def _finished_beside(root: Path) -> list[tuple[Run, dict[str, Any] | None]]:
-    """Finished runs in the folders beside a sweep's, such as `runs/table4` beside `runs/table5`, and their settings."""
-    found = []
+    Their configurations count, not the commands that began them: a run may have gone on with other arguments.
+    """
+    found: dict[str, Path] = {}
     for path in sorted(root.parent.glob(f"*/*/{RunFolder(Path()).result.name}")):
-        if path.parent.parent != root:
-            run = read_run(path.parent)
-            own = settings(run.command)
-            # A relative root is meant from where that run was begun; its configuration holds the whole path.
-            if own is not None and run.setting("data.root") is not None:
-                own["data.root"] = run.setting("data.root")
-            found.append((run, own))
-    return [(run, own) for run, own in found if run.status == "finished"]
+        run = read_run(path.parent)
+        if path.parent.parent != root and run.status == "finished":
+            with contextlib.suppress(KeyError, TypeError, AttributeError):  # a configuration of something else
+                found.setdefault(_comparable_settings(run.config), path.parent)
+    return found
 
 
 def _require_free(job: _Job) -> None:
@@ -269,7 +264,7 @@ def _plan(sweep: Sweep, root: Path, overrides: Sequence[str]) -> tuple[list[_Job
             raise UserError(f"the values {list(point.values())} give a run no name: pass others.")
         job = _Job(name, RunFolder(root / name), point_arguments(sweep, point, overrides), root / f"{name}.log")
         if not job.folder.path.exists():
-            job.served_by = _serving(job, elsewhere)
+            job.served_by = elsewhere.get(_whole_settings(job.arguments) or "") if elsewhere else None
             (jobs if job.served_by is None else finished).append(job)
             continue
         _require_free(job)

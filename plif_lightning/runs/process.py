@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +45,37 @@ def process_identity() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), **({} if known is None else {"born": known[1]})}
 
 
+# Says which run it is, not what is changed in it.
+_OF_A_RESUMPTION = {"config", "ckpt_path", "run_folder"}
+
+
+def options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Names and values of a command's options, `--key value` or `--key=value`, after the command itself."""
+    parts = list(arguments[1:])
+    while parts:
+        name, separator, value = parts.pop(0).removeprefix("--").partition("=")
+        if not separator:
+            value = parts.pop(0) if parts and not parts[0].startswith("--") else ""
+        yield ("config" if name == "-c" else name), value
+
+
 def write_command(folder: RunFolder, arguments: Sequence[str], surroundings: Mapping[str, str], resumed: bool) -> None:
     """Says that a fit has started.
 
     Args:
         folder: of the run.
-        arguments: of main.py. A run that is resumed keeps those that started it.
+        arguments: of main.py. A run that is resumed keeps those that started it, and adds what it changes.
         surroundings: machine, versions, commit. Where a run is resumed in others, it keeps both.
         resumed: whether it is.
     """
     around = dict(surroundings)
     if folder.command.is_file() and resumed:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             earlier = json.loads(folder.command.read_text())
-            arguments = earlier["arguments"]
-            for name, value in earlier["surroundings"].items():
+            # What was given anew counts after what was given first.
+            changes = [(name, value) for name, value in options(arguments) if name not in _OF_A_RESUMPTION]
+            arguments = [*earlier["arguments"], *(f"--{name}={value}" for name, value in changes)]
+            for name, value in (earlier.get("surroundings") or {}).items():
                 known = str(value).split(", then ")
                 around[name] = ", then ".join(
                     known if around.get(name) in (None, known[-1]) else [*known, around[name]]

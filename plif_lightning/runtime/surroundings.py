@@ -26,7 +26,7 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit of this project's checkout, `-dirty` where files differ from it; None outside a checkout."""
+    """The commit of this project's checkout, `-dirty` where code or configurations differ; None outside a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", os.fspath(_PACKAGE), *arguments]
@@ -35,7 +35,8 @@ def commit() -> str | None:
     try:
         # An installed package may lie in a virtual environment inside somebody else's checkout.
         git("ls-files", "--error-unmatch", "__init__.py")
-        return git("describe", "--always", "--abbrev=12", "--exclude=*", "--dirty")
+        changed = git("status", "--porcelain", "--", ".", "../configs", "../main.py")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -1,5 +1,6 @@
 """The table of results: a row a run, whose command repeats it."""
 
+import numpy as np
 import pytest
 import yaml
 
@@ -14,7 +15,7 @@ from tests.test_configs import parsed
 from tests.writers import write_run
 
 RESULTS = REPOSITORY / "configs" / "results.csv"
-HOLDOUT = ("--config", "configs/fashionmnist.yaml", "--config", "holdout", "--data.root", "/far/away")
+HOLDOUT = ("--config", "/x/configs/fashionmnist.yaml", "--trainer.max_epochs=3", "-c", "holdout", "--data.root", "/far")
 
 
 def test_a_row_tells_what_was_measured_and_with_what(tmp_path):
@@ -23,13 +24,13 @@ def test_a_row_tells_what_was_measured_and_with_what(tmp_path):
         accuracies=(0.5, 0.91, 0.9),
         validation="holdout",
         test=0.8994,
-        arguments=[*HOLDOUT, "--trainer.max_epochs=3", "--model.loss", "rate"],
+        arguments=[*HOLDOUT, "--model.loss", "rate"],
     )
     row = row_of(read_run(tmp_path / "a", tmp_path))
     assert list(row) == list(COLUMNS)
     expected = {
         "data": "Fashion-MNIST",
-        "source": "51,000 training, 9,000 val, 10,000 test",
+        "source": "60,000 / 10,000 samples",
         "configuration": "fashionmnist + holdout",
         "overrides": "trainer.max_epochs=3 model.loss=rate",
         "seed": "2020",
@@ -49,7 +50,7 @@ def test_a_row_tells_what_was_measured_and_with_what(tmp_path):
         "versions": "Python 4, torch 9",
         "commit": "0123456789ab",
         "run": "a",
-        "command": "python main.py fit --config fashionmnist --config holdout --trainer.max_epochs 3 --model.loss rate",
+        "command": "python main.py fit --config fashionmnist --trainer.max_epochs 3 --config holdout --model.loss rate",
     }
     assert {name: row[name] for name in expected} == expected
 
@@ -104,8 +105,10 @@ def test_the_command_writes_the_table_and_prints_it(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("a,b\n1,2\n", "it has no column data"),
-        (f"{','.join(COLUMNS)}\n1,2\n", "a line has too few or too many values"),
+        ("a,b\n1,2\n", "its columns are others .data, source"),
+        (f"{','.join(COLUMNS)}\n1,2\n", "line 2 has too few or too many values"),
+        (f"{','.join(COLUMNS)},notes\n", "its columns are others .notes"),
+        (f"{','.join(COLUMNS)}\n{','.join(['x'] * len(COLUMNS))}\n", "epochs in line 2 must be a number, got 'x'"),
         ("\xff".encode("latin-1"), "cannot be read as a table of results"),
     ],
 )
@@ -120,19 +123,53 @@ def test_another_file_is_refused_and_left_as_it_is(content, expected, tmp_path):
 
 
 def test_the_command_of_a_row_makes_the_same_configuration(tmp_path):
-    given = ["--config", "quickstart", *TINY, *FEW, *SILENT, "--trainer.max_epochs", "1", "--record_samples=0"]
-    main(["fit", *given, "--data.augmentation", "[{class_path: HorizontalFlip}]", "--run_folder", str(tmp_path / "a")])
+    """Configurations after arguments, lists that grow, a run that went on with other arguments: all as it became."""
+    given = ["--model.pooling", "avg", "--config", "quickstart", *TINY, *FEW, *SILENT, "--config", "lif"]
+    given += ["--data.augmentation+=HorizontalFlip", "--data.augmentation+=RandomCrop", "--data.augmentation.padding=1"]
+    main(["fit", *given, "--trainer.max_epochs", "1", "--record_samples=0", "--run_folder", str(tmp_path / "a")])
+    went_on = ["--config", str(tmp_path / "a" / "config.yaml"), "--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    main(["fit", *went_on])
     run = read_run(tmp_path / "a")
-    again = parsed(*row_words(row_of(run)))
-    then = yaml.safe_load(run.folder.config.read_text())
-    for block in ("model", "seed_everything", "test_after_fit", "best_of_ties"):
+    again, then = parsed(*row_words(row_of(run))), yaml.safe_load(run.folder.config.read_text())
+    for config in (again, then):
+        for name in ("root", "store"):
+            config["data"]["init_args"].pop(name, None)
+        del config["trainer"]["logger"], config["trainer"]["enable_progress_bar"]
+    for block in ("model", "data", "trainer", "seed_everything", "test_after_fit", "best_of_ties", "record_samples"):
         assert again[block] == then[block]
-    places = {"root", "store"}
-    assert {k: v for k, v in again["data"]["init_args"].items() if k not in places} == {
-        k: v for k, v in then["data"]["init_args"].items() if k not in places
-    }
+    assert then["trainer"]["max_epochs"] == 2
+    assert len(then["data"]["init_args"]["augmentation"]) == 2
     assert run.surroundings.keys() >= {"machine", "versions"}
     assert "torch " in run.surroundings["versions"]
+
+
+def test_an_accuracy_that_is_reached_exactly_counts_though_it_is_kept_in_float32(tmp_path):
+    write_run(tmp_path / "a", accuracies=[float(np.float32(share)) for share in (0.7, 0.9, 0.9385)])
+    assert row_of(read_run(tmp_path / "a"))["seconds_to"] == "70: 60 (epoch 1); 90: 120 (epoch 2); 93.85: 180 (epoch 3)"
+
+
+def test_a_configuration_of_ones_own_keeps_its_path(tmp_path):
+    write_run(tmp_path / "a", arguments=["--config", "/home/me/mnist.yaml", "--ckpt_path", "other.ckpt"])
+    row = row_of(read_run(tmp_path / "a"))
+    assert row["configuration"] == "/home/me/mnist.yaml"
+    assert row["command"].endswith("--ckpt_path other.ckpt")
+
+
+def test_a_part_of_the_data_stands_beside_no_number_of_the_papers(tmp_path):
+    write_run(tmp_path / "runs" / "a", samples=(1000, 100), data="NMNIST")
+    table = results_table(write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs")))
+    assert table.rows[0][:2] == ["N-MNIST, a part (1,000 / 100 samples, of 60,000 / 10,000)", ""]
+
+
+def test_a_hash_outlives_new_options_but_not_ties(tmp_path):
+    for name in ("old", "new", "ties"):
+        write_run(tmp_path / name, validation="holdout", test=0.5)
+    for name, key, value in (("new", "model", {"later": 0.0, "other": None}), ("ties", None, {"best_of_ties": "last"})):
+        config = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+        (config[key] if key else config).update(value)
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+    found = {run.name: digest(run) for run in find_runs(tmp_path)}
+    assert found["old"] == found["new"] != found["ties"]
 
 
 def row_words(row):

@@ -188,7 +188,7 @@ def test_folders_of_ones_own_are_data_sets_of_their_own(tmp_path):
 def test_tables_1_3_and_s1_come_from_the_configurations(tmp_path):
     write_run(tmp_path / "a", time_steps=4)
     found = {table.name: table for table in all_tables(find_runs(tmp_path))}
-    assert list(found) == ["1", "2", "2b", "3", "4", "5", "S1", "S2"]
+    assert list(found) == ["1", "2", "2b", "3", "4", "5", "S1", "S2", "tau"]
     assert found["1"].rows[4] == ["CIFAR10-DVS", "1", "4", "2", "128", "2x128x128", "20"]
     assert found["S1"].rows[2][1:] == [
         "{{c256k3s1-BN-PLIF}*3-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10",
@@ -217,12 +217,12 @@ def test_time_constants_stand_beside_the_authors_after_the_same_epochs(tmp_path)
     write_run(tmp_path / "other network", (0.5,) * 4, init_tau=16.0)
     write_run(tmp_path / "protocol B", (0.5,) * 4, layers=layers, validation="holdout", test=0.5)
     table = {table.name: table for table in result_tables(find_runs(tmp_path))}["tau"]
-    assert [row[2:6] for row in table.rows] == [
-        ["1", "2", "88.50", "88.96"],
-        ["2", "2", "90.00", "90.46"],
-        ["3", "2", "91.00", "91.10"],
+    assert [row[2:8] for row in table.rows] == [
+        ["8", "60,000 / 10,000 samples", "2", "1 of 4", "88.50", "88.96"],
+        ["8", "60,000 / 10,000 samples", "2", "2 of 4", "90.00", "90.46"],
+        ["8", "60,000 / 10,000 samples", "2", "3 of 4", "91.00", "91.10"],
     ]
-    assert table.rows[0][6:] == [
+    assert table.rows[0][8:] == [
         *("1.900 / 1.760 (+8.0 %)", "2.200 / 1.859 (+18.3 %)", "2.500 / 2.091 (+19.6 %)", "2.800 / 2.269 (+23.4 %)"),
     ]
 
@@ -270,7 +270,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     ("arguments", "expected"),
     [
         (["tables", "--runs", "nowhere"], "runs must be a folder, got nowhere"),
-        (["tables", "--only", "9"], "--only must be some of 1,2,2b,3,4,5,S1,S2, got 9"),
+        (["tables", "--only", "9"], "--only must be some of 1,2,2b,3,4,5,S1,S2,tau, got 9"),
         (["figures", "--only", "3"], "--only must be some of 1b,2,5b,6"),
         (["tables", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["report", "--out", "."], "--out must be a file, got the folder ."),

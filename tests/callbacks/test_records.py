@@ -48,7 +48,7 @@ def test_a_resumed_run_keeps_its_command_and_its_rows():
     given = fit("--trainer.max_epochs", "1", "--run_folder", "here")
     main(["fit", "--config", "here/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"])
     run = read_run(Path("here"))
-    assert run.command == given
+    assert run.command == [*given, "--trainer.max_epochs=2"]
     assert sorted({row.epoch for row in read_histograms(run.folder)}) == [0, 1, 2]
     assert run.status == "finished"
 

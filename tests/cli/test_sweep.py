@@ -239,17 +239,20 @@ def test_a_grid_that_was_ended_goes_on_where_its_runs_stand(tmp_path):
 
 
 def finished_run(folder, *arguments, root="data", **changes):
+    """A run's folder with the configuration that these arguments make."""
+    from tests.test_configs import parsed
+
     write_run(folder, arguments=arguments, **changes)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = parsed(*arguments)
     config["data"]["init_args"]["root"] = str(Path(root).absolute())
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-SAME = ("--config=configs/fashionmnist.yaml", "--model.neuron=plif", "--model.init_tau=2.0")
+SAME = ("--config=fashionmnist", "--model.neuron=plif", "--model.init_tau=2.0")
 
 
 def test_a_finished_run_of_the_same_settings_serves_another_sweep(capsys):
-    finished_run(Path("runs/table4/a"), *SAME, "--trainer.enable_progress_bar=false")
+    finished_run(Path("runs/table4/a"), *SAME, "--trainer.enable_progress_bar=false", "--data.num_workers=0")
     assert sweep("table5", "--dry-run") == 0
     out = capsys.readouterr().out
     assert "8 runs in runs/table5, 1 finished" in out
@@ -260,35 +263,52 @@ def test_a_finished_run_of_the_same_settings_serves_another_sweep(capsys):
 @pytest.mark.parametrize(
     ("arguments", "changes"),
     [
-        ([*SAME, "--seed_everything=7"], {}),
-        ([*SAME, "--model.pooling=avg", "--config=configs/cifar10.yaml"], {}),
-        ([*SAME, "--trainer.limit_train_batches=3"], {}),
-        ([*SAME, "--data.augmentation+=HorizontalFlip"], {}),
-        (["--config=none.yaml"], {}),
-        (SAME, {"finished": False}),
-        (SAME, {"root": "elsewhere"}),
+        (["--seed_everything=7"], {}),
+        (["--config=avgpool"], {}),
+        (["--trainer.limit_train_batches=1"], {}),
+        (["--trainer.enable_checkpointing=false"], {}),
+        (["--model.lr_scheduler=null"], {}),
+        (["--data.augmentation+=HorizontalFlip"], {}),
+        (["--model.early_time_steps={2: 3, 4: 1}"], {}),
+        ([], {"finished": False}),
+        ([], {"root": "elsewhere"}),
     ],
-    ids=[
-        "seed",
-        "data set",
-        "a part",
-        "not told by the arguments",
-        "unknown",
-        "unfinished",
-        "another place of the data",
-    ],
+    ids=lambda value: " ".join(map(str, value)) or "as it is",
 )
 def test_another_run_does_not_serve(arguments, changes, capsys):
-    finished_run(Path("runs/table4/a"), *arguments, **changes)
-    assert sweep("table5", "--dry-run", "--grid", "model.pooling=max") == 0
+    finished_run(Path("runs/table4/a"), *SAME, *arguments, **changes)
+    assert sweep("table5", "--dry-run", "--grid", "config=fashionmnist", "--grid", "model.pooling=max") == 0
     out = capsys.readouterr().out
     assert "0 finished" in out
-    assert out.count("main.py fit") == 4
+    assert out.count("main.py fit") == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("{4: 1, 2: 3}", "{2: 3, 4: 1}"), ("{2: 3}", "{2: 3, 4: 1}"), ("null", "{2: 3}")],
+)
+def test_runs_with_other_time_steps_at_first_are_different_ones(one, other, capsys):
+    finished_run(Path("runs/table4/a"), *SAME, f"--model.early_time_steps={one}")
+    grid = ["--grid", "config=fashionmnist", "--grid", "model.pooling=max"]
+    assert sweep("table5", "--dry-run", *grid, "--", f"--model.early_time_steps={other}") == 0
+    assert "0 finished" in capsys.readouterr().out
+    assert sweep("table5", "--dry-run", *grid, "--", f"--model.early_time_steps={one}") == 0
+    assert "1 finished" in capsys.readouterr().out
+
+
+def test_a_run_is_what_it_became_not_what_its_command_began(capsys):
+    finished_run(Path("runs/table4/a"), *SAME)
+    path = Path("runs/table4/a/config.yaml")
+    path.write_text(path.read_text().replace("max_epochs: 1024", "max_epochs: 5"))
+    assert sweep("table5", "--dry-run", "--grid", "config=fashionmnist") == 0
+    assert "0 finished" in capsys.readouterr().out
 
 
 def test_where_a_run_serves_the_tables_are_those_of_both_folders(capsys):
     finished_run(Path("runs/table4/a"), *SAME)
-    grid = ["--grid", "config=configs/fashionmnist.yaml", "--grid", "model.pooling=max"]
+    (Path("runs/strange") / "b").mkdir(parents=True)
+    (Path("runs/strange") / "b" / "result.json").write_text("{")
+    grid = ["--grid", "config=fashionmnist", "--grid", "model.pooling=max"]
     assert sweep("table5", *grid) == 0
     assert "All 1 runs are finished: " in (out := capsys.readouterr().out)
     assert out.rstrip().endswith("tables --runs runs")
