@@ -227,7 +227,7 @@ def results_table(rows: Sequence[Row]) -> Table:
                 first["protocol"],
                 accuracy,
                 _mean_of_layers([row["tau"] for row in group]),
-                f"{fmean(minutes):.0f}" if minutes else "",
+                f"{fmean(minutes):.{0 if fmean(minutes) >= 10 else 1}f}" if minutes else "",
             ]
         )
     return Table(

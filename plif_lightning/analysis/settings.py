@@ -70,6 +70,15 @@ _SHOWN = {"epochs", "samples", "origin", "content", "trainer.max_epochs", "data.
 _SHOWN |= {"data.holdout_fraction", "data.class_path"}
 
 
+# What no shipped configuration of a data set names, and how it is where nobody sets it.
+_PLAIN = {
+    "trainer.precision": "32-true",
+    "trainer.callbacks": None,
+    "model.label_smoothing": 0.0,
+    "data.augmentation": None,
+}
+
+
 def real(value: Any) -> float:
     try:
         return float(value)
@@ -124,6 +133,8 @@ def unusual(run: Run) -> list[str]:
     """Settings that are not those of the shipped configuration, or that leave out a part of the data."""
     own, usual = other_settings(run), _usual().get(run.data_set, {})
     names = [key for key, value in usual.items() if key not in _SHOWN and key in own and own[key] != value]
+    names += [key for key in own if key.startswith("model.early_time_steps.")]
+    names += [key for key, value in _PLAIN.items() if key not in usual and own.get(key, value) != value]
     if is_limited(run):
         names += [f"trainer.{name}" for name in _LIMITS if f"trainer.{name}" in own]
     return names
@@ -147,7 +158,8 @@ def differences(runs: Sequence[Run]) -> list[str]:
     found = []
     for run, own in zip(runs, settings, strict=True):
         usual = _usual().get(run.data_set, {})
-        others = [key for key, value in most.items() if key in own and key not in usual and repr(own[key]) != value]
+        known = {*usual, *_PLAIN}
+        others = [key for key, value in most.items() if key in own and key not in known and repr(own[key]) != value]
         found.append(", ".join(_in_words(key, own.get(key)) for key in dict.fromkeys([*unusual(run), *others])))
     return found
 
@@ -161,6 +173,9 @@ def _in_words(key: str, value: Any) -> str:
         value = {True: "true", False: "false", None: "none"}[value]
     elif isinstance(value, float):
         value = f"{value:g}"
+    elif isinstance(value, list):
+        classes = [one.get("class_path") if isinstance(one, Mapping) else one for one in value]
+        value = " and ".join(str(one).rsplit(".", 1)[-1] if isinstance(one, str) else str(one) for one in classes)
     return f"{name} {value}"
 
 

@@ -90,7 +90,7 @@ def test_the_table_takes_seeds_together(tmp_path):
     assert len(table.rows) == 1
     assert cells["paper A, B"] == "94.38, 93.85"
     assert cells["accuracy [%]"] == "91.00 [78.29, 100.00], 2 seeds"
-    assert cells["minutes"] == "1"
+    assert cells["minutes"] == "1.0"
 
 
 def test_the_command_writes_the_table_and_prints_it(tmp_path, capsys):

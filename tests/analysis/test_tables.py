@@ -210,6 +210,28 @@ def test_files_hold_the_same_cells(tmp_path):
     assert latex.count("&") == (1 + len(made[1].rows)) * (latex.splitlines()[3].count("&"))
 
 
+def test_what_a_recipe_changes_is_said_and_forbids_a_difference(tmp_path):
+    write_run(
+        tmp_path / "a",
+        trainer={
+            "precision": "bf16-mixed",
+            "callbacks": [{"class_path": "x.EMAWeightAveraging", "init_args": {"decay": 1}}],
+        },
+    )
+    path = tmp_path / "a" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["model"] |= {"early_time_steps": {"2": 7, "4": 6}, "label_smoothing": 0.1}
+    config["data"]["init_args"]["augmentation"] = [{"class_path": "x.HorizontalFlip"}, {"class_path": "x.RandomCrop"}]
+    path.write_text(yaml.safe_dump(config))
+    write_run(tmp_path / "b")
+    found = {row["other settings"]: row["difference"] for row in rows(tables(tmp_path)["2"])}
+    words = "early_time_steps.2 7, early_time_steps.4 6, precision bf16-mixed, callbacks EMAWeightAveraging, "
+    words += "label_smoothing 0.1, augmentation HorizontalFlip and RandomCrop"
+    assert found.keys() == {"", words}
+    assert found[words] == ""
+    assert found[""] != ""
+
+
 def test_time_constants_stand_beside_the_authors_after_the_same_epochs(tmp_path):
     layers = ("conv1", "conv2", "fc1", "fc2")
     write_run(tmp_path / "a", (0.88, 0.9, 0.91, 0.92), layers=layers)
