@@ -78,6 +78,7 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
     elif name in ("tables", "figures", "report"):
         write_run(tmp_path / "runs" / "a")
         out = {"tables": "tables", "figures": "figures", "report": "report.html"}[name]
+        words = [str(tmp_path / "results.csv") if word == "configs/results.csv" else word for word in words]
         main([*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / out)])
         assert (tmp_path / out).exists()
     else:
