@@ -211,17 +211,13 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
 
 
 def _defaults() -> dict[str, Any]:
-    from plif_lightning.dynamics import Firing
-    from plif_lightning.network import SpikingNetwork
-    from plif_lightning.neurons import make_neuron
+    """Of the model's arguments."""
+    from plif_lightning.network.network import DEFAULTS
     from plif_lightning.task import SpikingClassifier
 
-    return {
-        f"model.{name}": parameter.default
-        for function in (SpikingClassifier, SpikingNetwork, make_neuron, Firing)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is not parameter.empty and not callable(parameter.default)
-    }
+    own = {name: p.default for name, p in inspect.signature(SpikingClassifier).parameters.items()}
+    plain = {name: value for name, value in own.items() if value is not inspect.Parameter.empty and not callable(value)}
+    return {f"model.{name}": value for name, value in {**DEFAULTS, **plain}.items()}
 
 
 def _flatten(value: Any, key: str = "") -> dict[str, Any]:

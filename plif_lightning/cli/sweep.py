@@ -26,6 +26,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plif_lightning import configs
+from plif_lightning.cli.checkpoint import expand
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
@@ -206,12 +207,14 @@ def _comparable_settings(config: dict[str, Any]) -> str:
 
 def _whole_settings(arguments: Sequence[str]) -> str | None:
     """`_comparable_settings` of a fit's arguments, as its own parser understands them; None where it refuses them."""
-    from plif_lightning.cli import main
+    from plif_lightning.cli.lightning import run  # which loads Lightning
 
     out = io.StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(io.StringIO()):
-            main([*arguments, "--print_config"])
+            run(expand([*arguments, "--print_config"]))
+    except UserError:
+        return None  # the run will say so itself
     except SystemExit as stop:
         if stop.code not in (0, None):
             return None

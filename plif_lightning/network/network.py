@@ -193,13 +193,15 @@ class SpikingNetwork(nn.Module):
                 yield name, block.neuron
 
 
-# Names that SpikingNetwork takes, those that it passes on included.
-ARGUMENTS = frozenset(
-    name
+_PARAMETERS = {
+    name: parameter
     for function in (SpikingNetwork, make_neuron, Firing)
     for name, parameter in inspect.signature(function).parameters.items()
     if parameter.kind is not parameter.VAR_KEYWORD
-)
+}
+# Names that SpikingNetwork takes, those that it passes on included, and the defaults of those that have one.
+ARGUMENTS = frozenset(_PARAMETERS)
+DEFAULTS = {name: p.default for name, p in _PARAMETERS.items() if p.default is not p.empty}
 
 
 def use_backend(module: nn.Module, name: BackendName = "auto") -> nn.Module:
