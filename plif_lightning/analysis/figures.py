@@ -341,7 +341,7 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
         for g, (_, group) in enumerate(groups):
             start = setting_of(group[0]).init_tau
             names = group[0].layers("tau")
-            known = paper.TAU.get(setting_of(group[0]), ((),)) if group[0].protocol == "A" else ((),)
+            known = paper.TAU.get(setting_of(group[0]), ()) if group[0].protocol == "A" else ()
             for i, layer in enumerate(names):
                 curves = [run.curve(f"tau/{layer}") for run in group if layer in run.layers("tau")]
                 epochs, values = _aligned(curves)

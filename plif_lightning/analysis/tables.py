@@ -173,6 +173,18 @@ def _result(cell: Cell | None, known: float | None, protocol: str, others: str =
     ]
 
 
+def _told(found: Sequence[Cell]) -> list[tuple[Cell, str]]:
+    """Cells, those of a data set together, and what each was told that the others of its data set were not."""
+    by_data: dict[str, list[Cell]] = defaultdict(list)
+    for cell in found:
+        by_data[cell.setting.data_set].append(cell)
+    return [
+        pair
+        for same_data in by_data.values()
+        for pair in zip(same_data, differences([cell.runs[0] for cell in same_data]), strict=True)
+    ]
+
+
 def _accuracies(
     name: str,
     title: str,
@@ -190,13 +202,9 @@ def _accuracies(
     `beside` are other numbers of the paper, and what they are called.
     """
     found = [c for c in cells(runs) if wanted(c.setting) and (not only_protocol or c.protocol == protocol)]
-    by_data: dict[str, list[Cell]] = defaultdict(list)
-    for cell in found:
-        by_data[cell.setting.data_set].append(cell)
     by_setting: dict[Setting, list[tuple[Cell, str]]] = defaultdict(list)
-    for same_data in by_data.values():
-        for cell, told in zip(same_data, differences([cell.runs[0] for cell in same_data]), strict=True):
-            by_setting[cell.setting].append((cell, told))
+    for cell, told in _told(found):
+        by_setting[cell.setting].append((cell, told))
     extra = sorted(
         (s for s in by_setting if s not in known), key=lambda s: (s.data_set, s.neuron != "plif", s.init_tau, s.pooling)
     )
@@ -239,25 +247,24 @@ def tau_table(runs: Sequence[Run]) -> Table:
     found = [c for c in found if len(c.runs[0].layers("tau")) == len(paper.TAU[c.setting][0])]  # the paper's network
     rows: list[list[str]] = []
     layers = max((len(paper.TAU[cell.setting][0]) for cell in found), default=0)
-    for data_set in dict.fromkeys(cell.setting.data_set for cell in found):
-        group = [cell for cell in found if cell.setting.data_set == data_set]
-        for cell, told in zip(group, differences([cell.runs[0] for cell in group]), strict=True):
-            accuracies = dict(zip(paper.CURVE_EPOCHS, paper.CURVES.get(cell.setting, ()), strict=False))
-            network = ", ".join(part for part in (_network(cell.setting), told) if part)
-            for epoch, known in zip(paper.TAU_EPOCHS, paper.TAU[cell.setting], strict=True):
-                at = [row for run in cell.runs for row in run.metrics if row["epoch"] + 1 == epoch]
-                if len(at) != len(cell.runs):
-                    continue
-                ours = [row[cell.runs[0].val_key] for row in at if cell.runs[0].val_key in row]
-                row = [paper.TITLES[data_set], network, str(cell.runs[0].setting("data.time_steps", ""))]
-                row += [source(cell.runs[0]), str(len(at)), f"{epoch} of {cell.epochs}"]
-                row.append(f"{100 * statistics.fmean(ours):.2f}" if ours else "")
-                row.append(f"{accuracies[epoch]:.2f}" if epoch in accuracies else "")
-                for name, theirs in zip(cell.runs[0].layers("tau"), known, strict=True):
-                    mean = statistics.fmean(r.get(f"tau/{name}", math.nan) for r in at)
-                    apart = f" ({100 * (mean / theirs - 1):+.1f} %)" if cell.is_whole else ""
-                    row.append(f"{mean:.3f} / {theirs:.3f}{apart}")
-                rows.append([*row, *[""] * (layers - len(known))])
+    for cell, told in _told(found):
+        first = cell.runs[0]
+        accuracies = dict(zip(paper.CURVE_EPOCHS, paper.CURVES.get(cell.setting, ()), strict=False))
+        network = ", ".join(part for part in (_network(cell.setting), told) if part)
+        for epoch, known in zip(paper.TAU_EPOCHS, paper.TAU[cell.setting], strict=True):
+            at = [row for run in cell.runs for row in run.metrics if row["epoch"] + 1 == epoch]
+            if len(at) != len(cell.runs):
+                continue
+            ours = [row[first.val_key] for row in at if first.val_key in row]
+            row = [paper.TITLES[cell.setting.data_set], network, str(first.setting("data.time_steps", ""))]
+            row += [source(first), str(len(at)), f"{epoch} of {cell.epochs}"]
+            row.append(f"{100 * statistics.fmean(ours):.2f}" if ours else "")
+            row.append(f"{accuracies[epoch]:.2f}" if epoch in accuracies else "")
+            for name, theirs in zip(first.layers("tau"), known, strict=True):
+                mean = statistics.fmean(r.get(f"tau/{name}", math.nan) for r in at)
+                apart = f" ({100 * (mean / theirs - 1):+.1f} %)" if cell.is_whole else ""
+                row.append(f"{mean:.3f} / {theirs:.3f}{apart}")
+            rows.append([*row, *[""] * (layers - len(known))])
     heads = [f"tau({i}), ours / authors'" for i in range(layers)]
     return Table(
         "tau",

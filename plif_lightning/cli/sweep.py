@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,7 +195,6 @@ def _comparable_settings(config: dict[str, Any]) -> str:
     names = ("seed_everything", "test_after_fit", "best_of_ties", "model", "data", "trainer")
     found: dict[str, Any] = json.loads(json.dumps({name: config.get(name) for name in names}, default=str))
     data = found["data"]["init_args"]
-    data["root"] = str(Path(data["root"]).expanduser().absolute()) if data.get("root") else None
     for name in ("store", "num_workers", "download", "eval_batch_size"):
         data.pop(name, None)
     found["model"].pop("backend", None)  # another form of the same functions
@@ -207,18 +205,20 @@ def _comparable_settings(config: dict[str, Any]) -> str:
 
 def _whole_settings(arguments: Sequence[str]) -> str | None:
     """`_comparable_settings` of a fit's arguments, as its own parser understands them; None where it refuses them."""
-    from plif_lightning.cli.lightning import run  # which loads Lightning
+    from plif_lightning.cli.lightning import place_absolutely, run  # which loads Lightning
 
     out = io.StringIO()
     try:
-        with redirect_stdout(out), redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
             run(expand([*arguments, "--print_config"]))
     except UserError:
         return None  # the run will say so itself
     except SystemExit as stop:
         if stop.code not in (0, None):
             return None
-    return _comparable_settings(yaml.safe_load(out.getvalue()))
+    config = yaml.safe_load(out.getvalue())
+    place_absolutely(config["data"]["init_args"])  # as in the configuration that a run keeps
+    return _comparable_settings(config)
 
 
 def _finished_beside(root: Path) -> dict[str, Path]:
