@@ -1,6 +1,8 @@
 """The LightningModule: a spiking network, its loss, its metrics and its optimiser."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import lightning as L
@@ -20,6 +22,15 @@ from plif_lightning.losses import LOSSES, LossName
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.runtime.randomness import fold_in, run_seed
 from plif_lightning.schedules import OneCycle
+
+
+@contextmanager
+def _blamed_on(argument: str) -> Iterator[None]:
+    """What a class of torch.optim refuses becomes a sentence that names the argument."""
+    try:
+        yield
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{argument} cannot be made of what was given: {error}.") from error
 
 
 class SpikingClassifier(L.LightningModule):
@@ -251,8 +262,13 @@ class SpikingClassifier(L.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        with _blamed_on("lr_scheduler"):
+            super().lr_scheduler_step(scheduler, metric)
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
+        with _blamed_on("optimizer"):
+            optimizer = self.optimizer(self.parameters())
         if optimizer.defaults.get("weight_decay") and not self.decay_all:
             # It would pull `a` to zero, and so every tau to 2. Weights have two dimensions or more.
             weights = [p for p in self.parameters() if p.dim() > 1]
@@ -260,7 +276,8 @@ class SpikingClassifier(L.LightningModule):
             optimizer = self.optimizer([{"params": weights}, {"params": others, "weight_decay": 0.0}])
         if self.lr_scheduler is None:
             return optimizer
-        scheduler = self.lr_scheduler(optimizer)
+        with _blamed_on("lr_scheduler"):
+            scheduler = self.lr_scheduler(optimizer)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
         if isinstance(scheduler, OneCycle):
             config["interval"] = "step"

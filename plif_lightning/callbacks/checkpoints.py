@@ -1,4 +1,4 @@
-"""The two checkpoints of a run: its best and its last."""
+"""The two checkpoints of a run, its best and its last, and how they are written."""
 
 import math
 import os
@@ -6,15 +6,39 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.errors import UserError
+from plif_lightning.network.loading import load_checkpoint
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runtime.files import written_whole
 from plif_lightning.task import SpikingClassifier
 
 Ties = Literal["first", "last"]
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes checkpoints so that none is ever half there, and reads none that is damaged.
+
+    Lightning's own writes into a folder for temporary files and moves from there, which across file systems is a copy
+    over the checkpoint before; a write that fails may leave nothing and say nothing.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        for left in path.parent.glob(f"{path.name}.*.tmp"):  # by a process that was killed in writing it
+            left.unlink(missing_ok=True)
+        with written_whole(path, "wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -87,6 +111,15 @@ class LastCheckpoint(Checkpoint):
         self._due = False
         self.last_model_path = ""
 
+    @property
+    def due(self) -> bool:
+        """Whether it waits for a batch from which the run can be resumed."""
+        return self._due
+
+    def ask(self) -> None:
+        """Has it written as soon as that can be."""
+        self._due = True
+
     def _save(self, trainer: L.Trainer) -> None:
         self._due = False
         if not is_trial(trainer):
@@ -97,13 +130,14 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every_n_batches is None:
-            return
         done = batch_idx + 1
-        self._due |= done % self.every_n_batches == 0
+        if self.every_n_batches is not None and done % self.every_n_batches == 0:
+            self.ask()
+        if not self._due:
+            return
         validation_next = done % (getattr(trainer, "val_check_batch", None) or math.inf) == 0
         accumulating = done % trainer.accumulate_grad_batches != 0
-        if self._due and not (trainer.is_last_batch or validation_next or accumulating):
+        if not (trainer.is_last_batch or validation_next or accumulating):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,5 +1,6 @@
 """Where a run keeps its files, and its table of metrics."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,7 @@ class RunLogger(CSVLogger):
 
     def __init__(self, save_dir: str = RUNS, name: str | None = None, version: int | str | None = None) -> None:
         super().__init__(save_dir, name or "", version)
+        self._chosen = version is not None
         self._keep_before_step = 0
 
     def place(self, folder: Path, keep_before_step: int = 0) -> None:
@@ -59,6 +61,18 @@ class RunLogger(CSVLogger):
         self._root_dir = self._save_dir = os.fspath(folder.parent)
         self._name, self._version = "", folder.name
         self._keep_before_step = keep_before_step
+
+    def claim(self) -> Path:
+        """Makes the folder of a new run; the next free one where another process has just taken that."""
+        while True:
+            folder = Path(self.log_dir)
+            try:
+                folder.mkdir(parents=True, exist_ok=self._chosen)
+                return folder
+            except FileExistsError:
+                if self._chosen:  # a file of that name
+                    raise
+                self._version = None
 
     @property
     @rank_zero_experiment
@@ -72,6 +86,11 @@ class RunLogger(CSVLogger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         values = {key: value.item() if isinstance(value, Tensor) else value for key, value in metrics.items()}
         self.experiment.add(values, step or 0)
+
+    def finalize(self, status: str) -> None:
+        # After an error, that one is to be read, not that the table could not be written either.
+        with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
+            super().finalize(status)
 
     def log_hyperparams(self, params: Any = None) -> None:
         """Nothing: the run's config.yaml holds everything."""

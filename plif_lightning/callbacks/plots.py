@@ -1,5 +1,6 @@
 """Pictures that a run leaves: learning curve, tau curve, confusion matrix."""
 
+import contextlib
 import csv
 
 import lightning as L
@@ -8,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from plif_lightning.analysis.curves import plot_confusion, plot_learning_curve, plot_tau_curve
 from plif_lightning.callbacks.logger import is_trial, known_run_folder, run_folder
+from plif_lightning.errors import UserError
 from plif_lightning.runs.metrics import read_metrics
 from plif_lightning.runtime.files import written_whole
 from plif_lightning.task import SpikingClassifier
@@ -33,9 +35,10 @@ class CurvePlots(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == "fit":
-            for logger in trainer.loggers:
-                logger.save()
-            self._plot(trainer)
+            with contextlib.suppress(OSError, UserError):  # what ended the fit is to be read, not this
+                for logger in trainer.loggers:
+                    logger.save()
+                self._plot(trainer)
 
 
 def class_names_of(trainer: L.Trainer, num_classes: int) -> list[str]:

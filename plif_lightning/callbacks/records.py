@@ -14,6 +14,7 @@ from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.data.event_dataset import EventDataset
 from plif_lightning.data.loading import BatchRequest
+from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import FCBlock
 from plif_lightning.runs.histograms import Histogram, append_histograms
@@ -42,7 +43,14 @@ class CommandRecord(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
-        if not trainer.is_global_zero or is_trial(trainer):
+        if is_trial(trainer):
+            return
+        if not trainer.is_global_zero:
+            if not folder.path.is_dir():
+                raise UserError(
+                    f"node {trainer.node_rank} does not see the run's folder {folder.path}, which node 0 has made: "
+                    "pass --run_folder with a folder on storage that all nodes share."
+                )
             return
         device = trainer.strategy.root_device
         used = f"{trainer.world_size} x {torch.cuda.get_device_name(device)}" if device.type == "cuda" else None

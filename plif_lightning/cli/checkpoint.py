@@ -1,7 +1,7 @@
 """What a checkpoint, and a configuration's bare name, do to the arguments, before any parser sees them."""
 
 import inspect
-import pickle
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ import yaml
 
 from plif_lightning import configs
 from plif_lightning.cli.help import EVALUATIONS
-from plif_lightning.errors import CheckpointError
+from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.runs.folder import RunFolder
 
 _INFORMATIVE = {"--help-all", "--print_config"}
@@ -29,6 +29,7 @@ class Expanded:
         step: at which the checkpoint was written.
         training_set: identity of the training set of the checkpoint's run.
         reading: how that run read its data.
+        resumes: whether the same arguments begin a run or go on with it (`--resume auto`).
     """
 
     given: list[str]
@@ -38,6 +39,7 @@ class Expanded:
     step: int = 0
     training_set: str | None = None
     reading: str | None = None
+    resumes: bool = False
 
     @property
     def command(self) -> str:
@@ -58,6 +60,13 @@ def expand(argv: Sequence[str]) -> Expanded:
     command, *rest = with_configs(given, config_file)
     if _INFORMATIVE & {argument.split("=")[0] for argument in rest}:
         return Expanded(given, [command, *("--help" if a == "--help-all" else a for a in rest)])
+    rest, resumed = _without_resume(command, rest)
+    if resumed is not None:
+        if not resumed.last.is_file():
+            return Expanded(given, [command, *rest], resumes=True)
+        stored, step, training_set, reading = read_checkpoint(resumed.last)
+        rest = [*_without(rest, "--run_folder"), f"--ckpt_path={resumed.last}"]
+        return Expanded(given, [command, *rest], stored, resumed, step, training_set, reading, resumes=True)
     at = next((i for i, a in enumerate(rest) if a.split("=")[0] == "--ckpt_path"), None)
     if at is None:
         if command in EVALUATIONS:
@@ -75,15 +84,48 @@ def expand(argv: Sequence[str]) -> Expanded:
     if command in EVALUATIONS and in_place:
         raise CheckpointError(f"{command} needs the file: pass --ckpt_path RUN/checkpoints/last.ckpt.")
     path = _last_of(rest) if in_place else Path(value)
-    stored, step, *of_data = read_checkpoint(path)
+    stored, step, training_set, reading = read_checkpoint(path)
     folder = RunFolder.of_checkpoint(path)
     rest.append(f"--ckpt_path={path}")
     if command in EVALUATIONS:
         kept = {key: stored[key] for key in ("seed_everything", "model", "data")}
         kept["trainer"] = {"precision": stored["trainer"]["precision"]}
         rest.insert(0, f"--config={yaml.safe_dump(kept)}")
-        return Expanded(given, [command, *rest], stored, folder, step, *of_data)
-    return Expanded(given, [command, *rest], stored, folder if in_place else None, step, *of_data)
+        return Expanded(given, [command, *rest], stored, folder, step, training_set, reading)
+    return Expanded(given, [command, *rest], stored, folder if in_place else None, step, training_set, reading)
+
+
+def _without(argv: Sequence[str], option: str) -> list[str]:
+    """The arguments without an option and its value."""
+    kept: list[str] = []
+    parts = list(argv)
+    while parts:
+        part = parts.pop(0)
+        if part == option:
+            del parts[:1]
+        elif not part.startswith(f"{option}="):
+            kept.append(part)
+    return kept
+
+
+def _without_resume(command: str, argv: list[str]) -> tuple[list[str], RunFolder | None]:
+    """The arguments without `--resume auto`, and the run's folder where it was among them.
+
+    Raises:
+        UserError: it stands where it means nothing.
+    """
+    given = option_values(argv, "--resume")
+    rest = _without(argv, "--resume")
+    if len(rest) == len(argv):
+        return rest, None
+    if given != ["auto"]:
+        raise UserError(f"--resume must be auto, got {' '.join(given) or 'nothing'}.")
+    if command != "fit":
+        raise UserError(f"--resume auto is for fit, not for {command}.")
+    folders = option_values(rest, "--run_folder")
+    if len(folders) != 1 or option_values(rest, "--ckpt_path"):
+        raise UserError("--resume auto needs --run_folder DIR, the run that it begins or goes on with, and no more.")
+    return rest, RunFolder(Path(folders[0]).absolute())
 
 
 CONFIG = ("--config", "-c")
@@ -121,7 +163,31 @@ def config_file(value: str) -> str:
     Raises:
         UserError: there is no such configuration.
     """
-    return value if is_yaml_text(value) else str(configs.resolve(value))
+    if is_yaml_text(value):
+        return value
+    if not value:
+        raise UserError("--config needs the name or the path of a configuration, got nothing.")
+    path = configs.resolve(value)
+    _require_configuration(path)
+    return str(path)
+
+
+def _require_configuration(path: Path) -> None:
+    """Says what is wrong with a file that can be no configuration, where jsonargparse would fail in its own ways."""
+    try:
+        loaded = yaml.safe_load(path.read_text())
+        json.dumps(loaded, default=str)  # a structure that holds itself has no end
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the configuration {path} cannot be read as text: {error}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"the configuration {path} is not YAML: {' '.join(str(error).split())}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the configuration {path} holds a part that contains itself.") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"the configuration {path} must hold names and values, got {type(loaded).__name__}.")
+    for name in ("model", "trainer", "checkpoint"):
+        if not isinstance(loaded.get(name, {}), dict):
+            raise UserError(f"{name} in {path} must hold names and values, got {loaded[name]!r}.")
 
 
 def is_yaml_text(value: str) -> bool:
@@ -147,33 +213,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], int, str | None, str | 
     Raises:
         CheckpointError: there is no such file, or it is not a whole checkpoint of this project.
     """
-    checkpoint = load_checkpoint(path)
+    from plif_lightning.network.loading import load_checkpoint  # which loads PyTorch
+
+    checkpoint = load_checkpoint(path, mapped=True)
+    if not {"cli_config", "global_step"} <= checkpoint.keys():
+        raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it holds no configuration.")
     of_data = checkpoint.get("training_set"), checkpoint.get("reading")
     return yaml.safe_load(checkpoint["cli_config"]), checkpoint["global_step"], *of_data
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint that `fit` wrote, its tensors mapped into memory.
-
-    Raises:
-        CheckpointError: there is no such file, or it is not a whole checkpoint of this project.
-    """
-    import torch
-
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder: pass a file, such as --ckpt_path RUN/checkpoints/best.ckpt.")
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).split("\n")[0][:200]
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is truncated or another file ({reason})."
-        ) from error
-    if not isinstance(checkpoint, dict) or not {"cli_config", "state_dict", "global_step"} <= checkpoint.keys():
-        raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it holds no configuration.")
-    return checkpoint
 
 
 def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:

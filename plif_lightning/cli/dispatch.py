@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable
 
 from plif_lightning.cli.help import COMMANDS, overview, screen
-from plif_lightning.errors import UserError
+from plif_lightning.errors import Stopped, UserError
+from plif_lightning.runtime import files
 from plif_lightning.runtime.allocator import tune_allocator
 from plif_lightning.version import __version__
 
@@ -20,11 +21,15 @@ def main(args: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and not files.about_writing(error):
             raise
         # no permission, no space, no such folder
-        print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
+        print(f"error: {f'{error.filename}: ' if error.filename else ''}{files.reason(error)}.", file=sys.stderr)
         status = 2
+    except Stopped as stop:
+        if stop.message:
+            print(stop.message, file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130

@@ -44,6 +44,7 @@ _OPTIONS: dict[str, tuple[tuple[str, tuple[tuple[str, str], ...]], ...]] = {
                 ("--config", "a configuration by path or name; later ones change earlier ones"),
                 ("--ckpt_path last", "resume the run whose config.yaml is given with --config"),
                 ("--run_folder", "where the run keeps its files, instead of runs/NAME/version_N"),
+                ("--resume auto", "begin the run of --run_folder, or go on where it was left: for schedulers"),
                 ("--seed_everything", "seed of the run"),
                 ("--test_after_fit", "true: test the best checkpoint once, at the end"),
             ),

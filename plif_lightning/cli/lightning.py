@@ -1,19 +1,27 @@
 """LightningCLI with the house's habits: what ties data, task, checkpoints and run folders together."""
 
 import logging
+import os
+import re
+import signal
 import traceback
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.callbacks import ProgressBar as BaseProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from plif_lightning import configs
 from plif_lightning.callbacks import (
@@ -31,17 +39,22 @@ from plif_lightning.callbacks import (
     WandbRunLogger,
     WeightRecord,
 )
-from plif_lightning.callbacks.checkpoints import Ties, best_checkpoint
+from plif_lightning.callbacks.checkpoints import CheckpointFiles, Ties, best_checkpoint
 from plif_lightning.callbacks.config import SaveConfig
 from plif_lightning.callbacks.logger import RUNS, is_trial, run_folder
 from plif_lightning.callbacks.same_data import SameData
-from plif_lightning.cli.checkpoint import Expanded, load_checkpoint, refuse_other_settings
+from plif_lightning.callbacks.stopping import StopOnSignal
+from plif_lightning.cli.checkpoint import Expanded, refuse_other_settings
 from plif_lightning.cli.messages import Parser, own_error
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
-from plif_lightning.errors import CheckpointError, UserError
+from plif_lightning.errors import CheckpointError, Stopped, UserError
+from plif_lightning.network.loading import load_checkpoint
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.process import locked, remove_empty
+from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.result import write_result, write_test_result
+from plif_lightning.runtime.cores import cores
 from plif_lightning.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -50,8 +63,10 @@ _log = logging.getLogger(__name__)
 class PlifCLI(LightningCLI):
     """LightningCLI with `configs/base.yaml` under every configuration, and checkpoints that know theirs."""
 
-    def __init__(self, expanded: Expanded) -> None:
+    def __init__(self, expanded: Expanded, held: ExitStack) -> None:
         self.expanded = expanded
+        self.held = held  # until the program's end
+        self.place: Path | None = None  # of a new run
         base = str(configs.folder() / "base.yaml")
         super().__init__(
             SpikingClassifier,
@@ -71,7 +86,7 @@ class PlifCLI(LightningCLI):
             "--run_folder",
             type=str | None,
             default=None,
-            help="Where a fit keeps its files, instead of runs/NAME/version_N.",
+            help="Where a fit keeps its files, instead of runs/NAME/version_N. With --resume auto it goes on there.",
         )
         parser.add_argument(
             "--record_samples",
@@ -97,9 +112,12 @@ class PlifCLI(LightningCLI):
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
         command = self.config.subcommand
+        require_ranges(self.config[command])
         if self.expanded.stored is not None:
             given = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))
             refuse_other_settings(self.expanded, given[command])
+            if self.expanded.resumes:
+                end_if_finished(self.expanded, given[command])
         elif self.config[command].get("ckpt_path") is not None:
             raise CheckpointError("ckpt_path stands in a configuration file: pass it as --ckpt_path instead.")
 
@@ -124,14 +142,14 @@ class PlifCLI(LightningCLI):
         if config.trainer.overfit_batches:
             raise UserError("trainer.overfit_batches would replace the data's order: pass limit_train_batches instead.")
         if self.subcommand == "fit":
-            self._keep_own_logger(config)
+            self._keep_own_logger(config, new=folder is None and not config.trainer.fast_dev_run)
             for callback in config.trainer.callbacks if isinstance(config.trainer.callbacks, list) else []:
                 arguments = callback.get("init_args")
                 if str(callback.get("class_path")).endswith("EarlyStopping") and "acc" in str(arguments.monitor):
                     arguments.mode = "max"  # Lightning's own default would stop a run because it improves
 
-    def _keep_own_logger(self, config: Any) -> None:
-        """Whatever other loggers there are, a run has its folder."""
+    def _keep_own_logger(self, config: Any, new: bool) -> None:
+        """Whatever other loggers there are, a run has its folder, and a new one has it for itself."""
         loggers = config.trainer.logger
         if loggers is False:
             return
@@ -147,13 +165,18 @@ class PlifCLI(LightningCLI):
                 one.init_args.name = self._run_name(config)
             if config.trainer.default_root_dir is not None and one.init_args.save_dir == RUNS:
                 one.init_args.save_dir = str(Path(config.trainer.default_root_dir) / RUNS)
+        first = RunLogger(*(own[0].init_args[name] for name in ("save_dir", "name", "version")))
+        if config.run_folder is not None:
+            self.place = Path(config.run_folder).absolute()
+        elif new and getattr(rank_zero_only, "rank", 0) == 0:
+            self.place = first.claim()
+            self.held.callback(remove_empty, self.place)  # where the run never begins
         for other in loggers:
             # save_dir stands in the base's logger, and jsonargparse keeps it for another class: there it means nothing.
             theirs = other.class_path.startswith("lightning.") and other.init_args.get("save_dir") == RUNS
             if theirs and {"name", "version"} <= set(vars(other.init_args)):
-                first = own[0].init_args
-                place = config.run_folder or RunLogger(first.save_dir, first.name, first.version).log_dir
-                other.init_args.save_dir = str(Path(place).absolute())  # a run may be resumed from elsewhere
+                place = Path(first.log_dir) if self.place is None else self.place
+                other.init_args.save_dir = str(place.absolute())  # a run may be resumed from elsewhere
                 other.init_args.name = other.init_args.name or other.class_path.rsplit(".", 1)[-1]
                 other.init_args.version = other.init_args.version or ""
         config.trainer.logger = loggers if len(loggers) > 1 else loggers[0]
@@ -190,6 +213,7 @@ class PlifCLI(LightningCLI):
                 CommandRecord(self.expanded.given),
                 weights,
                 SampleRecord(self.config[self.subcommand].record_samples),
+                StopOnSignal(requeues=self.expanded.resumes),
             ]
         if self.subcommand == "predict":
             own.append(PredictionWriter())
@@ -203,17 +227,20 @@ class PlifCLI(LightningCLI):
         if "sync_batchnorm" not in kwargs and not config.sync_batchnorm and needs_sync_batchnorm(trainer):
             _log.info("sync_batchnorm is on: BN statistics are taken over all GPUs.")
             return self.instantiate_trainer(sync_batchnorm=True)
-        folder, named = self.expanded.folder, self.config[self.subcommand].run_folder
+        folder = self.expanded.folder
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger) and folder is not None:
                 if self.subcommand == "fit":
                     logger.place(folder.path, keep_before_step=self.expanded.step)
                 else:
-                    logger.place(folder.evaluation(str(self.subcommand)).path)
+                    logger.place(evaluation_folder(folder, str(self.subcommand)).path)
             elif isinstance(logger, WandbRunLogger) and folder is not None and self.subcommand == "fit":
                 logger.resume(folder)
-            elif isinstance(logger, RunLogger) and named is not None:
-                logger.place(Path(named).absolute())
+            elif isinstance(logger, RunLogger) and self.place is not None:
+                logger.place(self.place)
+            if isinstance(logger, RunLogger):
+                # On SLURM, Lightning takes the newest hpc_ckpt_N.ckpt that lies here, whichever run's it is.
+                trainer._default_root_dir = logger.log_dir  # type: ignore[attr-defined]
         if any(isinstance(logger, WandbRunLogger) for logger in trainer.loggers):
             trainer.callbacks.append(WandbRecord(weights))  # type: ignore[attr-defined]  # after those that write what it reads
         return trainer
@@ -221,13 +248,21 @@ class PlifCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
         if config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
+        given = config.get("plugins") or []
+        plugins = list(given) if isinstance(given, (list, tuple)) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(CheckpointFiles())
+        if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+            plugins.append(SLURMEnvironment(auto_requeue=False))  # StopOnSignal does that
+        config = {**config, "plugins": plugins}
         return super()._instantiate_trainer(config, callbacks)
 
     def before_fit(self) -> None:
         for logger in self.trainer.loggers:
-            if isinstance(logger, RunLogger) and self.expanded.folder is None and self.trainer.is_global_zero:
+            if isinstance(logger, RunLogger) and self.trainer.is_global_zero:
                 folder = RunFolder(Path(logger.log_dir))
-                if folder.config.exists():
+                self.held.enter_context(locked(folder))
+                if folder.config.exists() and self.expanded.folder is None and not self.expanded.resumes:
                     raise UserError(
                         f"{folder.path} already holds a run. To resume it, pass --config {folder.config} "
                         "--ckpt_path last; for a new run leave out --trainer.logger.version."
@@ -271,7 +306,7 @@ class PlifCLI(LightningCLI):
             checkpoint = Path(str(self.config[self.subcommand].ckpt_path)).resolve()
             # Lightning takes 1 for one batch and 1.0 for all of them.
             whole = limit is None or (isinstance(limit, float) and limit == 1.0)
-            if whole and checkpoint == folder.best.resolve():
+            if whole and checkpoint == folder.best.resolve() and writable(folder):
                 write_test_result(folder, self.trainer.callback_metrics, self.datamodule.sizes())
         print_evaluation(self.trainer, self.datamodule)
 
@@ -284,6 +319,71 @@ def place_absolutely(data: Any) -> None:
     for name in ("root", "store"):
         if data.get(name):
             data[name] = str(Path(data[name]).expanduser().absolute())
+
+
+# Where Lightning, NumPy or PyTorch would end in errors of their own, or train nothing without a word: least value.
+_AT_LEAST = {
+    "seed_everything": 0,
+    "trainer.max_epochs": 1,
+    "trainer.max_steps": 1,
+    "trainer.limit_train_batches": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.val_check_interval": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.gradient_clip_val": 0,
+}
+_WITHOUT_END = ("trainer.max_epochs", "trainer.max_steps")  # where they are -1
+
+
+def require_ranges(config: Any) -> None:
+    """Refuses numbers outside their ranges.
+
+    Raises:
+        UserError: one is.
+    """
+    for key, least in _AT_LEAST.items():
+        value = config.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or (value == -1 and key in _WITHOUT_END):
+            continue
+        share = isinstance(value, float) and least == 1 and key.startswith(("trainer.limit", "trainer.val"))
+        if not value > 0 if share else value < least:
+            raise UserError(f"{key} must be {'above 0' if share else f'at least {least}'}, got {value}.")
+    if isinstance(config.get("seed_everything"), int) and config.seed_everything >= 2**32:
+        raise UserError(f"seed_everything must be below 2^32, got {config.seed_everything}.")
+    # Each would wait for its turn on a core, and start-up alone would take minutes.
+    most = max(16, 4 * cores())
+    devices, workers = config.get("trainer.devices"), config.get("data.init_args.num_workers")
+    if str(devices).isdigit() and int(devices) > most and PlifCLI._accelerator(config) == "cpu":
+        raise UserError(
+            f"trainer.devices must be at most {most} on the {cores()} cores of this machine, got {devices}."
+        )
+    if isinstance(workers, int) and workers > most:
+        raise UserError(f"data.num_workers must be at most {most} on the {cores()} cores here, got {workers}.")
+
+
+def writable(folder: RunFolder) -> bool:
+    return os.access(folder.path, os.W_OK)
+
+
+def evaluation_folder(folder: RunFolder, command: str) -> RunFolder:
+    """Where an evaluation writes: beside the checkpoint, or below `runs/` where that is on read-only storage."""
+    if writable(folder):
+        return folder.evaluation(command)
+    elsewhere = RunFolder(Path(RUNS) / folder.path.name).evaluation(command)
+    _log.warning("%s cannot be written: what is measured goes to %s.", folder.path, elsewhere.path)
+    return elsewhere
+
+
+def end_if_finished(expanded: Expanded, given: dict[str, Any]) -> None:
+    """Ends the program where `--resume auto` finds a run that has nothing left to do."""
+    assert expanded.folder is not None
+    assert expanded.stored is not None
+    run = read_run(expanded.folder.path)
+    limits = ("max_epochs", "max_steps", "max_time")
+    if run.status == "finished" and all(expanded.stored["trainer"][k] == given["trainer"][k] for k in limits):
+        accuracy = "" if run.accuracy is None else f", {100 * run.accuracy:.2f} %"
+        raise Stopped(0, f"{expanded.folder.path} is finished{accuracy}: nothing to do.")
 
 
 def needs_sync_batchnorm(trainer: L.Trainer) -> bool:
@@ -329,6 +429,47 @@ def _raised_by_lightning(error: Exception) -> bool:
     return bool(trace) and Path(L.__file__).parent in Path(trace[-1].filename).parents
 
 
+def _lost_company(error: Exception) -> str | None:
+    """What it means where a library that lets processes meet gives up."""
+    if not isinstance(error, RuntimeError) or not re.search("gloo|NCCL|TCPStore|c10d", str(error)):
+        return None
+    first = " ".join(str(error).split())[:160]
+    return (
+        f"another process of this run has ended, or has not answered for too long, so this one ends too ({first}). "
+        "Its checkpoints are whole: where it is a fit, resume it from last.ckpt."
+    )
+
+
+def _no_memory(error: Exception) -> str | None:
+    asked = re.search(r"tried to allocate ([\d.]+) ?(bytes|[KMGT]iB)", str(error), re.IGNORECASE)
+    if not isinstance(error, (RuntimeError, MemoryError)) or not (asked or isinstance(error, MemoryError)):
+        return None
+    more = ""
+    if asked:
+        more = f" when {asked[1]} {asked[2]} more were needed"
+        if asked[2] == "bytes":
+            more = f" when {int(asked[1]) / 2**30:,.1f} GiB more were needed"
+    return f"the memory was used up{more}: lower data.batch_size, data.time_steps, model.channels or model.fc_features."
+
+
+def _other_weights(error: Exception) -> str | None:
+    if not isinstance(error, RuntimeError) or "loading state_dict" not in str(error):
+        return None
+    return f"the checkpoint's weights are not this network's: {' '.join(str(error).split())[:300]}"
+
+
+def _of_a_class(error: Exception) -> str | None:
+    """jsonargparse's report on classes that it could not make: the first reason in it."""
+    if not isinstance(error, ValueError) or not str(error).startswith("Does not validate against any of the Union"):
+        return None
+    reasons = re.findall(
+        r"^ +- (?!Does not validate|Expected a <class|a class path|a dict|Not a valid)(.+)$", str(error), re.M
+    )
+    made = re.findall(r"class_path='(?:\w+\.)*(\w+)'", str(error))
+    name, reason = made[0] if made else "a class", reasons[0] if reasons else "see --help-all"
+    return f"{name} cannot be made of what was given: {reason}."
+
+
 def run(expanded: Expanded) -> int:
     """Trains or evaluates.
 
@@ -337,11 +478,19 @@ def run(expanded: Expanded) -> int:
     """
     quieten()
     try:
-        PlifCLI(expanded)
+        with ExitStack() as held:
+            PlifCLI(expanded, held)
+    except SIGTERMException:
+        return 128 + signal.SIGTERM
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning ends with status 1
+            raise KeyboardInterrupt from None
+        raise
     except Exception as error:
         own: str | Exception | None = error if isinstance(error, MisconfigurationException) else own_error(error)
-        if own is None and isinstance(error, (ValueError, RuntimeError)) and _raised_by_lightning(error):
+        if own is None and isinstance(error, (ValueError, RuntimeError, TypeError)) and _raised_by_lightning(error):
             own = " ".join(str(error).split())
+        own = own or _no_memory(error) or _lost_company(error) or _other_weights(error) or _of_a_class(error)
         if own is None:
             raise
         # PyTorch puts a loader worker's traceback into the message.

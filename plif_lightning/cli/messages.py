@@ -43,7 +43,16 @@ def own_error(error: BaseException | None) -> UserError | None:
 
 
 # Keys of `fit` beside those of network, data and Trainer.
-OWN_KEYS = ("config", "seed_everything", "ckpt_path", "run_folder", "record_samples", "test_after_fit", "best_of_ties")
+OWN_KEYS = (
+    "config",
+    "seed_everything",
+    "ckpt_path",
+    "run_folder",
+    "resume",
+    "record_samples",
+    "test_after_fit",
+    "best_of_ties",
+)
 
 
 def known_keys() -> set[str]:
@@ -151,7 +160,8 @@ def _of_missing_data(message: str) -> str | None:
 def _of_type(message: str) -> str | None:
     """A value that is of none of several types."""
     found = re.match(
-        r'Parser key "([\w.]+)": Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors:.*'
+        r'Parser key "([\w.]+)": (?:- Expected a path .*? - )?'
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors:.*"
         r"Given value: (.*)$",
         message,
     )

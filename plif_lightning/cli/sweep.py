@@ -240,7 +240,7 @@ def _require_free(job: _Job) -> None:
     folder = job.folder
     if not folder.path.is_dir() or folder.path.is_symlink():
         raise UserError(f"{folder.path} is not a folder: move it away, or pass another --runs.")
-    if not (folder.config.is_file() or folder.command.is_file()) and any(folder.path.iterdir()):
+    if not (folder.config.is_file() or folder.command.is_file()) and set(folder.path.iterdir()) - {folder.lock}:
         raise UserError(f"{folder.path} is no run's folder, and not empty: move it away, or pass another --runs.")
     run = read_run(folder.path)
     if run.status == "running":
@@ -252,17 +252,34 @@ def _require_free(job: _Job) -> None:
         )
 
 
-def _plan(sweep: Sweep, root: Path, overrides: Sequence[str]) -> tuple[list[_Job], list[_Job]]:
+def share(text: str, points: int) -> slice:
+    """Which points of a sweep `--index I` (one of them) or `--index I/N` (every N-th from the I-th) means.
+
+    Raises:
+        UserError: it is not of that form, or names none.
+    """
+    found = re.fullmatch(r"(\d+)(?:/(\d+))?", text)
+    if not found:
+        raise UserError(f"--index must be I, or I/N for every N-th run from the I-th, counted from 0, got {text!r}.")
+    index, step = int(found[1]), int(found[2] or points)
+    if not index < min(step, points):
+        raise UserError(
+            f"--index must be from 0 to {min(step, points) - 1} for the {points} runs of this sweep, got {text}."
+        )
+    return slice(index, None, step)
+
+
+def _plan(sweep: Sweep, root: Path, overrides: Sequence[str], of: slice) -> tuple[list[_Job], list[_Job]]:
     """Runs that are still to be made, and those that are finished; of the latter some elsewhere."""
     jobs: list[_Job] = []
     finished: list[_Job] = []
     elsewhere = _finished_beside(root)
-    seen: set[str] = set()
-    for point in sweep.points():
-        name = run_name(point)
-        if name in seen:
-            raise UserError(f"two runs of the sweep have the same name {name}: give each value once.")
-        seen.add(name)
+    points = {run_name(point): point for point in sweep.points()}
+    if len(points) < len(sweep.points()):
+        names = [run_name(point) for point in sweep.points()]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two runs of the sweep have the same name {twice}: give each value once.")
+    for name, point in list(points.items())[of]:
         if not re.search(r"\w", name):
             raise UserError(f"the values {list(point.values())} give a run no name: pass others.")
         job = _Job(name, RunFolder(root / name), point_arguments(sweep, point, overrides), root / f"{name}.log")
@@ -282,8 +299,15 @@ def _plan(sweep: Sweep, root: Path, overrides: Sequence[str]) -> tuple[list[_Job
     return jobs, finished
 
 
-def run_sweep(sweep: Sweep, root: Path, jobs: int = 1, overrides: Sequence[str] = (), dry_run: bool = False) -> int:
-    """Makes all runs of a grid that are not finished yet; unfinished ones are resumed.
+def run_sweep(
+    sweep: Sweep,
+    root: Path,
+    jobs: int = 1,
+    overrides: Sequence[str] = (),
+    dry_run: bool = False,
+    index: str | None = None,
+) -> int:
+    """Makes all runs of a grid, or a share of them, that are not finished yet; unfinished ones are resumed.
 
     Args:
         sweep: the grid.
@@ -291,6 +315,7 @@ def run_sweep(sweep: Sweep, root: Path, jobs: int = 1, overrides: Sequence[str] 
         jobs: processes at a time; each gets its share of the cores.
         overrides: arguments of main.py for all runs.
         dry_run: say what would be called, and call nothing.
+        index: which of them, as `share` reads it; others may be made at the same time.
 
     Returns:
         Exit status: 1 where a run failed.
@@ -302,15 +327,16 @@ def run_sweep(sweep: Sweep, root: Path, jobs: int = 1, overrides: Sequence[str] 
         raise UserError(f"--jobs must be at least 1, got {jobs}.")
     root = root.absolute()
     console = Console()
+    of = slice(None) if index is None else share(index, len(sweep.points()))
     if dry_run:
-        return _run(sweep, root, jobs, overrides, console, dry_run=True)
+        return _run(sweep, root, jobs, overrides, console, of, dry_run=True)
     root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / ".sweep.lock", blocking=False)
+    lock = contextlib.nullcontext() if index is not None else FileLock(root / ".sweep.lock", blocking=False)
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _interrupt) if in_main else None
     try:
         with lock:
-            return _run(sweep, root, jobs, overrides, console)
+            return _run(sweep, root, jobs, overrides, console, of)
     except Timeout:
         raise UserError(f"another sweep is running in {root}: wait for it, or pass another --runs.") from None
     finally:
@@ -322,8 +348,10 @@ def _interrupt(*arguments: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _run(sweep: Sweep, root: Path, jobs: int, overrides: Sequence[str], console: Console, dry_run: bool = False) -> int:
-    waiting, finished = _plan(sweep, root, overrides)
+def _run(
+    sweep: Sweep, root: Path, jobs: int, overrides: Sequence[str], console: Console, of: slice, dry_run: bool = False
+) -> int:
+    waiting, finished = _plan(sweep, root, overrides, of)
     total = len(waiting) + len(finished)
     shown = escape(os.path.relpath(root) if root.is_relative_to(Path.cwd()) else str(root))
     console.print(f"[bold]{escape(sweep.name)}[/]: {total} runs in {shown}, {len(finished)} finished", soft_wrap=True)
@@ -369,7 +397,8 @@ def _run(sweep: Sweep, root: Path, jobs: int, overrides: Sequence[str], console:
     if not failed:
         if any(job.served_by is not None for job in finished):
             shown = escape(os.path.relpath(root.parent) if root.is_relative_to(Path.cwd()) else str(root.parent))
-        console.print(f"All {total} runs are finished: {program.shown()} tables --runs {shown}", soft_wrap=True)
+        what = f"All {total} runs" if of == slice(None) else f"This share's {total} runs"
+        console.print(f"{what} are finished: {program.shown()} tables --runs {shown}", soft_wrap=True)
     return 1 if failed else 0
 
 
@@ -453,6 +482,11 @@ def parser() -> PlainParser:
     found.add_argument("file", help="a W&B sweep file with method grid, by path or name, such as table4")
     found.add_argument("--runs", type=Path, help="folder of the runs; runs/NAME of the sweep where it is not given")
     found.add_argument("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
+    found.add_argument(
+        "--index",
+        metavar="I or I/N",
+        help="only run I, or every N-th from I, counted from 0: one array task of a cluster's job",
+    )
     found.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
     found.add_argument(
         "--grid",
@@ -469,4 +503,4 @@ def sweep(argv: list[str]) -> int:
     overrides = argv[argv.index("--") + 1 :] if "--" in argv else []
     given = parser().parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     grid = replaced(read_sweep(configs.resolve(given.file, "sweeps")), given.grid)
-    return run_sweep(grid, given.runs or Path("runs") / grid.name, given.jobs, overrides, given.dry_run)
+    return run_sweep(grid, given.runs or Path("runs") / grid.name, given.jobs, overrides, given.dry_run, given.index)

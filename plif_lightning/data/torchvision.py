@@ -50,12 +50,15 @@ class TorchvisionDataModule(ImageDataModule):
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         try:
             data = self.torchvision_class(self.root, train=train, download=False)
-        except RuntimeError as error:
-            raise DatasetNotFoundError(
-                f"{self.title} not found in {Path(self.root).absolute()}. Put {self.files} there, "
-                "point --data.root to them, or pass --data.download=true."
-            ) from error
-        except (ValueError, AssertionError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        except (RuntimeError, ValueError, AssertionError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+            folder = Path(self.root) / self.files.split("/", maxsplit=1)[0]
+            # torchvision has one message for CIFAR-10's files, whether they are missing or damaged.
+            missing = "not found" in str(error) and not ("corrupted" in str(error) and folder.is_dir())
+            if missing:
+                raise DatasetNotFoundError(
+                    f"{self.title} not found in {Path(self.root).absolute()}. Put {self.files} there, "
+                    "point --data.root to them, or pass --data.download=true."
+                ) from error
             raise UserError(
                 f"{self.title} in {Path(self.root).absolute()} cannot be read ({error or type(error).__name__}): "
                 f"a file of {self.files} is damaged. Delete it and pass --data.download=true."

@@ -5,7 +5,6 @@ build leaves beside it is not a store, and the next build takes it away.
 """
 
 import dataclasses
-import errno
 import hashlib
 import itertools
 import json
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from plif_lightning.errors import UserError
 from plif_lightning.events.recording import Packed, Recording, RecordingError, Sensor, TimeOrder, address_type, pack
 from plif_lightning.runtime.cores import cores
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.files import reason, written_whole
 
 # Raised by one where a build would give other arrays from the same files; older stores are then rebuilt.
 FORMAT = 2
@@ -365,16 +364,8 @@ def _who_died(raw_files: Sequence[RawFile], kind: Kind) -> str:
 
 
 def _out_of(error: OSError, folder: Path, title: str) -> StoreError:
-    ways = {
-        errno.ENOSPC: "The disk is full: free some space",
-        errno.EDQUOT: "The quota is used up: free some space",
-        errno.EFBIG: "The file would be too large for this file system or its limit",
-        errno.EROFS: "The file system is read-only: build the store where it can be written",
-        errno.EACCES: "It cannot be written: change its permissions",
-    }
-    reason = ways.get(error.errno or 0, f"{error.strerror or error}: change that")
     return StoreError(
-        f"the event store of {title} cannot be built in {folder}. {reason}, or name another folder with "
+        f"the event store of {title} cannot be built in {folder}. {reason(error)}. Or name another folder with "
         "--data.store DIR. Nothing was left behind."
     )
 
@@ -399,8 +390,8 @@ def locked(folder: Path, waits: Callable[[], None] = lambda: None) -> Iterator[N
             waits()
             lock.acquire()
     except (OSError, NotImplementedError) as error:
-        reason = error if isinstance(error, OSError) else OSError(0, str(error))
-        raise _out_of(reason, folder, "this data set") from error
+        cause = error if isinstance(error, OSError) else OSError(0, str(error))
+        raise _out_of(cause, folder, "this data set") from error
     try:
         yield
     finally:

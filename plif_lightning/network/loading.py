@@ -1,6 +1,7 @@
-"""A trained network out of a checkpoint, without a Trainer."""
+"""Checkpoints as files: read when they are whole, and the trained network out of one, without a Trainer."""
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,49 @@ from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
 _PREFIX = "network."
 
 
+def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
+    """What a checkpoint holds. Nothing but tensors and plain values is read.
+
+    Args:
+        path: of the file.
+        mapped: leave its tensors in the file and map them into memory.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged or no checkpoint, or a weight in it is NaN or infinite.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: pass a file, such as --ckpt_path RUN/checkpoints/best.ckpt.")
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # PyTorch itself reads the checksums, but does not compare them
+        if damaged is not None:
+            raise CheckpointError(
+                f"{path} is damaged: its part {damaged} is not what was written. Use another copy of it."
+            )
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        # PyTorch's own message would advise to run whatever is in the file.
+        raise CheckpointError(
+            f"{path} was refused: it holds Python objects beside tensors and plain values, which could run any code. "
+            "No checkpoint that `fit` wrote does."
+        ) from error
+    except Exception as error:  # zipfile, pickle and PyTorch have many for a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is truncated or another file ({reason})."
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it holds no weights.")
+    for name, value in checkpoint["state_dict"].items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(f"{path} is of no use: {name} in it is NaN or infinite.")
+    return checkpoint
+
+
 def load_network(path: str | Path) -> SpikingNetwork:
     """The network of a checkpoint that `fit` wrote, in evaluation mode, on the CPU.
 
@@ -19,12 +63,10 @@ def load_network(path: str | Path) -> SpikingNetwork:
         path: such as RUN/checkpoints/best.ckpt. Nothing but tensors and plain values is read from it.
 
     Raises:
-        CheckpointError: there is no such file, or it is no checkpoint of this project.
+        CheckpointError: as `load_checkpoint`.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist, or is a folder.")
+    checkpoint = load_checkpoint(Path(path))
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if k in ARGUMENTS}
         # The form that it was trained with may not run here: `use_backend` chooses another one than the fastest.
         network = SpikingNetwork(**{**arguments, "backend": "auto"})
@@ -32,9 +74,7 @@ def load_network(path: str | Path) -> SpikingNetwork:
         network.load_state_dict({k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)})
     except UserError:
         raise
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path} cannot be read as a network: it is truncated or another file ({reason})."
-        ) from error
+        raise CheckpointError(f"the network in {path} cannot be made: {reason}") from error
     return network.eval()

@@ -1,6 +1,8 @@
 """The paper's network: spiking encoder, spiking classifier, voting."""
 
 import inspect
+import itertools
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +35,21 @@ class Voting(nn.Module):
 
     def extra_repr(self) -> str:
         return f"votes_per_class={self.votes_per_class}"
+
+
+def _require_memory(values: int, what: str, lower: str) -> None:
+    """Refuses what no machine of this size can hold, before anything is allocated: an allocation may succeed and
+    then end the process.
+    """
+    try:
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return
+    if 4 * values > machine:
+        raise UserError(
+            f"the network is too large: {what} alone would take {4 * values / 2**30:,.0f} GiB, and this machine has "
+            f"{machine / 2**30:,.0f}. Lower {lower}."
+        )
 
 
 class SpikingNetwork(nn.Module):
@@ -119,6 +136,11 @@ class SpikingNetwork(nn.Module):
         self.structure = Structure(
             n_conv, n_down, channels, tuple(features), tuple(dropouts), votes_per_class, neuron, pooling
         )
+        in_features = channels * pooled[0] * pooled[1]
+        convs = 9 * channels * (in_channels + channels * (n_conv * n_down - 1))
+        fcs = sum(i * o for i, o in itertools.pairwise([in_features, *features]))
+        _require_memory(convs + fcs, "its weights", "channels or fc_features")
+        _require_memory(time_steps * channels * height * width, "one sample's first map", "time_steps or channels")
         sizes = [channels] * n_conv * n_down + features
         neurons = iter([make_neuron(neuron, size, **neuron_settings) for size in sizes])
         self.inputs = InputEncoder(input_encoder, time_steps)
@@ -133,7 +155,6 @@ class SpikingNetwork(nn.Module):
             )
         self.encoder = Encoder(encoder)
         classifier: OrderedDict[str, nn.Module] = OrderedDict()
-        in_features = channels * pooled[0] * pooled[1]
         for i, (out_features, p) in enumerate(zip(features, dropouts, strict=True)):
             fc = nn.Linear(in_features, out_features, bias=False)
             classifier[f"fc{i + 1}"] = FCBlock(TimeDropout(p), fc, next(neurons))

@@ -28,6 +28,11 @@ class RunFolder:
         return self.path / "command.json"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains."""
+        return self.path / ".lock"
+
+    @property
     def result(self) -> Path:
         """Written when a fit has ended: where there is none, the run is running or was ended."""
         return self.path / "result.json"

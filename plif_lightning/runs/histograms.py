@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runtime.files import naming
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Histogram:
 
 def append_histograms(folder: RunFolder, rows: Sequence[Histogram]) -> None:
     """Adds lines; a line that a resumed run writes again counts instead of the first."""
-    with folder.weights.open("a") as file:
+    with naming(folder.weights), folder.weights.open("a") as file:
         file.writelines(f"{json.dumps({**asdict(row), 'counts': row.counts.tolist()})}\n" for row in rows)
 
 

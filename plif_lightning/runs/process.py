@@ -9,7 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.loading import loaded
 from plif_lightning.runtime.files import written_whole
 
 
@@ -45,8 +49,41 @@ def process_identity() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), **({} if known is None else {"born": known[1]})}
 
 
+def remove_empty(folder: Path) -> None:
+    """Takes a folder away, unless something is in it."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Holds a run's folder, so that no other process trains in it. It is made, and taken away where it stays empty.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.lock, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder.path} is being trained by another process: wait for it, or end it first.") from None
+    except NotImplementedError:  # a file system without locks
+        if is_alive(loaded(folder.command, [], optional=True)):
+            raise UserError(
+                f"{folder.path} is being trained by another process: wait for it, or end it first."
+            ) from None
+    try:
+        yield
+    finally:
+        if set(folder.path.iterdir()) == {folder.lock}:
+            folder.lock.unlink()
+        lock.release()
+        remove_empty(folder.path)
+
+
 # Says which run it is, not what is changed in it.
-_OF_A_RESUMPTION = {"config", "ckpt_path", "run_folder"}
+_OF_A_RESUMPTION = {"config", "ckpt_path", "run_folder", "resume"}
 
 
 def options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -73,8 +110,10 @@ def write_command(folder: RunFolder, arguments: Sequence[str], surroundings: Map
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             earlier = json.loads(folder.command.read_text())
             # What was given anew counts after what was given first.
-            changes = [(name, value) for name, value in options(arguments) if name not in _OF_A_RESUMPTION]
-            arguments = [*earlier["arguments"], *(f"--{name}={value}" for name, value in changes)]
+            given = list(options(arguments))
+            if "resume" not in dict(given):  # with --resume auto all of them are given anew
+                changes = [(name, value) for name, value in given if name not in _OF_A_RESUMPTION]
+                arguments = [*earlier["arguments"], *(f"--{name}={value}" for name, value in changes)]
             for name, value in (earlier.get("surroundings") or {}).items():
                 known = str(value).split(", then ")
                 around[name] = ", then ".join(

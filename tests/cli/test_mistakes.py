@@ -34,6 +34,29 @@ from tests.cli.calls import CONFIGS, QUICKSTART, SILENT, refused
         (["--ckpt_path", "."], "is a folder"),
         (["--ckpt_path"], "--ckpt_path needs a file"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", ""], "--config needs the name or the path"),
+        (["--seed_everything", "-1"], "seed_everything must be at least 0, got -1"),
+        (["--seed_everything", "4294967296"], "seed_everything must be below 2^32"),
+        (["--model.optimizer.lr", "-1"], "optimizer cannot be made of what was given: Invalid learning rate: -1.0"),
+        (["--model.optimizer.weight_decay", "-1"], "optimizer cannot be made of what was given"),
+        (["--model.optimizer.betas", "[2,3]"], "Invalid beta parameter at index 0"),
+        (["--model.optimizer.lr", "abc"], "lr must be of float, Tensor, got abc"),
+        (["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "0"], "lr_scheduler cannot be made"),
+        (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches must be at least 1, got 0"),
+        (["--trainer.check_val_every_n_epoch", "0"], "trainer.check_val_every_n_epoch must be at least 1, got 0"),
+        (["--trainer.max_epochs", "0"], "trainer.max_epochs must be at least 1, got 0"),
+        (["--trainer.max_epochs", "-2"], "trainer.max_epochs must be at least 1, got -2"),
+        (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches must be at least 1, got 0"),
+        (["--trainer.limit_train_batches", "0.0"], "trainer.limit_train_batches must be above 0, got 0.0"),
+        (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val must be at least 0, got -1"),
+        (["--trainer.devices", "9999"], "trainer.devices must be at most"),
+        (["--trainer.devices", "-3"], "should be an int > 0"),
+        (["--trainer.accelerator", "tpu"], "torch_xla"),
+        (["--data.num_workers", "9999"], "data.num_workers must be at most"),
+        (["--data.time_steps", "1000000000"], "one sample's first map alone would take"),
+        (["--model.channels", "100000000"], "its weights alone would take"),
+        (["--model.fc_features", "100000000000"], "Lower channels or fc_features"),
+        (["--trainer.callbacks", "Timer"], "Timer cannot be made of what was given"),
         (["--model.input_encoder", "poisson"], "--data.normalize=false"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -61,3 +84,29 @@ def test_a_missing_data_set_is_answered_with_files_and_place(capsys, tmp_path):
 def test_a_class_that_is_not_found_elsewhere_is_not_blamed_on_the_data(capsys):
     for arguments in (["--model.optimizer", "Adamm"], ["--trainer.callbacks", "EarlyStoping"]):
         assert "data must be" not in refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"model: [1, 2]\n", "model in mine.yaml must hold names and values, got [1, 2]"),
+        (b"a: &a [*a]\nmodel: *a\n", "holds a part that contains itself"),
+        (bytes(range(128, 256)), "cannot be read as text"),
+        (b"just words", "must hold names and values, got str"),
+        (b"model: {", "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(content, expected, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_bytes(content)
+    message = refused(capsys, "fit", "--config", QUICKSTART, "--config", "mine.yaml")
+    assert "mine.yaml" in message
+    assert expected in message
+
+
+def test_memory_that_runs_out_is_said_with_how_much_was_needed(monkeypatch, capsys):
+    def no_room(self, x):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes.")
+
+    monkeypatch.setattr("plif_lightning.task.SpikingClassifier.forward", no_room)
+    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, "--model.channels", "6")
+    assert "the memory was used up when 8.0 GiB more were needed: lower data.batch_size" in message

@@ -188,7 +188,29 @@ def test_a_path_that_leaves_the_folder_is_refused(make, name, tmp_path):
 
 @pytest.mark.parametrize("make", [zipped, tarred])
 def test_content_beyond_the_limit_is_refused(make, tmp_path):
-    refused(make(tmp_path / "a", [("a", bytes(600)), ("b", bytes(600))]), tmp_path, "its content is larger than", 1000)
+    refused(
+        make(tmp_path / "a", [("a", bytes(600)), ("b", bytes(600))]),
+        tmp_path,
+        "its content is larger, or of more files",
+        1000,
+    )
+
+
+def test_inner_archives_share_the_limit(tmp_path):
+    inner = [(f"{i}.zip", zipped(tmp_path / f"inner{i}", [(f"{i}/a", bytes(600))]).read_bytes()) for i in range(8)]
+    path = zipped(tmp_path / "a", inner)
+    whole = sum(len(content) for _, content in inner) + 8 * 600
+    with pytest.raises(ArchiveError, match="its content is larger"):
+        unpack(path, tmp_path / "out", whole - 1, nested=True)
+    assert not list((tmp_path / "out").iterdir())
+    unpack(path, tmp_path / "out", whole, nested=True)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [str(i) for i in range(8)]
+
+
+@pytest.mark.parametrize("make", [zipped, tarred])
+def test_more_files_than_a_data_set_has_are_refused(make, tmp_path, monkeypatch):
+    monkeypatch.setattr("plif_lightning.data.archives._MOST_FILES", 5)
+    refused(make(tmp_path / "a", [(f"{i}", b"") for i in range(6)]), tmp_path, "of more files, than this data set is")
 
 
 def test_a_stated_size_is_not_believed(tmp_path):

@@ -155,23 +155,31 @@ def test_a_data_set_that_is_there_is_not_downloaded(tmp_path, monkeypatch):
     prepared(MNIST(root=str(tmp_path), download=True))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "gzip"])
+@pytest.mark.parametrize("damage", ["truncated", "short by a byte", "empty", "garbage", "gzip"])
 def test_a_damaged_file_is_named(damage, tmp_path):
     writers.write_mnist(tmp_path)
     path = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
     whole = path.read_bytes()
     path.write_bytes(
-        {"truncated": whole[:-100], "empty": b"", "garbage": b"x" * 5000, "gzip": gzip.compress(whole)}[damage]
+        {
+            "truncated": whole[:-100],
+            "short by a byte": whole[:-1],
+            "empty": b"",
+            "garbage": b"x" * 5000,
+            "gzip": gzip.compress(whole),
+        }[damage]
     )
-    with pytest.raises(UserError, match="MNIST/raw"):
+    with pytest.raises(UserError, match=r"cannot be read .*MNIST/raw.* is damaged"):
         prepared(MNIST(root=str(tmp_path), download=False))
 
 
-def test_a_damaged_cifar10_file_is_named(tmp_path, monkeypatch):
-    no_hashes(monkeypatch)
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_damaged_cifar10_file_is_named(hashes, tmp_path, monkeypatch):
+    if not hashes:
+        no_hashes(monkeypatch)
     writers.write_cifar10(tmp_path)
     (tmp_path / "cifar-10-batches-py/data_batch_2").write_bytes(b"not a pickle")
-    with pytest.raises(UserError, match="cifar-10-batches-py"):
+    with pytest.raises(UserError, match=r"cifar-10-batches-py.* is damaged"):
         prepared(CIFAR10(root=str(tmp_path), download=False))
 
 

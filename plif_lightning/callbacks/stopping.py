@@ -1,0 +1,132 @@
+"""What a fit does when it is told to end: by Ctrl-C, by `kill`, by a scheduler."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import Callback
+
+from plif_lightning.callbacks.checkpoints import LastCheckpoint
+from plif_lightning.callbacks.logger import is_trial, run_folder
+from plif_lightning.errors import Stopped
+from plif_lightning.runtime import program
+
+
+class StopOnSignal(Callback):
+    """Ends training at the first batch after a signal from which the run can be resumed, with `last.ckpt` written.
+
+    SIGINT (Ctrl-C) and SIGTERM end it; a second one does so at once. On SLURM the signal of `sbatch --signal` (SIGUSR1)
+    also puts the job back into the queue. Where several processes train together, one that is told is enough.
+
+    Args:
+        requeues: whether the same command resumes the run, so that a job may be put back into the queue.
+    """
+
+    def __init__(self, requeues: bool = False) -> None:
+        self.requeues = requeues
+        self._received: signal.Signals | None = None
+        self._agreed: signal.Signals | None = None  # by all processes
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Now, not before: Lightning has just set its own, which end a run as if it were finished, and puts back those
+        # that were there before when training ends.
+        if threading.current_thread() is not threading.main_thread():
+            return
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if (own := _of_scheduler(trainer)) is not None:
+            signals.append(own)
+        for one in signals:
+            signal.signal(one, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None and number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self._received = signal.Signals(number)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        told = int(self._received or 0)
+        if trainer.world_size > 1:
+            here = torch.tensor(told, device=trainer.strategy.root_device)
+            told = int(trainer.strategy.reduce(here, reduce_op="max"))
+        if told and self._agreed is None:
+            self._agreed = signal.Signals(told)
+            if (last := _last_checkpoint(trainer)) is not None:
+                last.ask()  # it is called after this callback
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._agreed is not None:
+            last = _last_checkpoint(trainer)
+            if last is None or not last.due:
+                self._stop(trainer, self._agreed)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # What comes after training may take long: testing, recording. It is done when the run is resumed.
+        if (received := self._agreed or self._received) is not None:
+            self._stop(trainer, received)
+
+    def _stop(self, trainer: L.Trainer, received: signal.Signals) -> None:
+        folder = run_folder(trainer)
+        # SIGUSR1 would not end anything by itself; for whoever asks, the run was ended like by SIGTERM.
+        status = 128 + (received if received == signal.SIGINT else signal.SIGTERM)
+        kept = f"after step {trainer.global_step}"
+        if _last_checkpoint(trainer) is None or is_trial(trainer):
+            message = f"stopped by {received.name} {kept}: this run keeps no checkpoints."
+        else:
+            message = (
+                f"stopped by {received.name} {kept}. Resume the run with: "
+                f"{program.shown()} fit --config {shlex.quote(str(folder.config))} --ckpt_path last"
+            )
+        if trainer.is_global_zero and received == _of_scheduler(trainer):
+            if self.requeues:
+                # Now: SLURM ends a job that is put back into the queue at once.
+                sys.stderr.write(f"stopped by {received.name} {kept}: the job goes back into the queue.\n")
+                sys.stderr.flush()
+                message = _requeue()
+            else:
+                message += f" {_NOT_REQUEUED}"
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, LightningEnvironment) and not trainer.is_global_zero:
+            # The process that started this one would end itself at once where this one seems to have failed.
+            status = 0
+        raise Stopped(status, message if trainer.is_global_zero else "")
+
+
+_NOT_REQUEUED = "The job is not put back into the queue: for that, pass --run_folder DIR --resume auto."
+
+
+def _last_checkpoint(trainer: L.Trainer) -> LastCheckpoint | None:
+    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
+
+
+def _of_scheduler(trainer: L.Trainer) -> signal.Signals | None:
+    """The signal by which SLURM says that a job's time is nearly over."""
+    environment = trainer._accelerator_connector.cluster_environment
+    return environment.requeue_signal if isinstance(environment, SLURMEnvironment) else None
+
+
+def _requeue() -> str:
+    """Puts this SLURM job back into the queue; what became of that."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+    scontrol = shutil.which("scontrol")
+    if scontrol is None:
+        return f"The job {job} could not be put back into the queue: there is no scontrol on this node."
+    done = subprocess.run([scontrol, "requeue", job], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"The job {job} could not be put back into the queue: {' '.join(done.stderr.split())}."
+    return ""

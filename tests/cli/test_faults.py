@@ -1,0 +1,373 @@
+"""What happens when a run is told to end, has no room, is in company, or finds damaged files."""
+
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from plif_lightning.callbacks import LayerMonitor
+from plif_lightning.callbacks.checkpoints import CheckpointFiles
+from plif_lightning.callbacks.logger import RunLogger
+from plif_lightning.callbacks.stopping import StopOnSignal
+from plif_lightning.cli import main
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.process import locked
+from plif_lightning.runs.reading import read_run
+from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows
+from tests.conftest import REPOSITORY
+
+EIGHT = [*TINY, *FEW, "--trainer.limit_train_batches", "8", "--trainer.max_epochs", "3", "--test_after_fit", "false"]
+
+
+def told_at(monkeypatch, step, number):
+    """A signal comes within a batch, after so many steps."""
+    start, told = LayerMonitor.on_train_batch_start, []
+
+    def on_train_batch_start(self, trainer, *rest):
+        if trainer.global_step == step and not told:
+            told.append(step)
+            signal.raise_signal(number)
+        start(self, trainer, *rest)
+
+    monkeypatch.setattr(LayerMonitor, "on_train_batch_start", on_train_batch_start)
+
+
+def ended(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        fit(*arguments)
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Weights of runs that nobody disturbs, by their arguments."""
+    known = {}
+
+    def weights(*arguments):
+        if arguments not in known:
+            folder = tmp_path_factory.mktemp("straight")
+            fit(*arguments, "--run_folder", str(folder / "run"))
+            known[arguments] = load(folder / "run/checkpoints/last.ckpt")["state_dict"]
+        return known[arguments]
+
+    return weights
+
+
+def same(one, other):
+    return all(torch.equal(one[name], value) for name, value in other.items())
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "told", "kept", "more"),
+    [
+        (signal.SIGTERM, 143, 10, 11, []),
+        (signal.SIGINT, 130, 10, 11, []),
+        (signal.SIGTERM, 143, 15, 16, []),  # in the last batch of an epoch
+        (signal.SIGTERM, 143, 23, 24, []),  # in the last batch of all
+        (signal.SIGTERM, 143, 5, 6, ["--trainer.accumulate_grad_batches", "2"]),
+    ],
+)
+def test_a_run_that_is_told_to_end_saves_says_how_it_goes_on_and_does(
+    number, status, told, kept, more, straight, monkeypatch, capsys
+):
+    expected = straight(*EIGHT, *more)
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        told_at(patch, told, number)
+        assert ended(*EIGHT, *more, "--run_folder", "run") == status
+    assert signal.getsignal(number) == before
+    last = load("run/checkpoints/last.ckpt")
+    assert last["global_step"] == kept
+    assert read_run(Path("run")).status != "finished"
+    said = capsys.readouterr().err
+    assert f"stopped by {number.name} after step {kept}. Resume the run with: " in said
+    resume = said.split("Resume the run with: ")[1].split("main.py ")[1].split()
+    assert resume[:1] + resume[3:] == ["fit", "--ckpt_path", "last"]
+    main([*resume, *SILENT])
+    assert same(load("run/checkpoints/last.ckpt")["state_dict"], expected)
+    assert read_run(Path("run")).status == "finished"
+
+
+def test_a_second_signal_is_obeyed_at_once(monkeypatch):
+    done = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: done.append((number, handler)))
+    monkeypatch.setattr(signal, "raise_signal", lambda number: done.append(number))
+    callback = StopOnSignal()
+    callback._receive(signal.SIGINT, None)
+    assert not done
+    callback._receive(signal.SIGINT, None)
+    assert done == [(signal.SIGINT, signal.SIG_DFL), signal.SIGINT]
+
+
+def test_a_run_without_checkpoints_ends_too_and_says_so(monkeypatch, capsys):
+    told_at(monkeypatch, 2, signal.SIGTERM)
+    assert ended(*EIGHT, "--trainer.enable_checkpointing", "false") == 143
+    assert "this run keeps no checkpoints" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_is_told_to_end_does_not_seem_to_have_succeeded(run, monkeypatch):
+    def told(number):
+        def on_test_batch_start(self, *rest):
+            signal.raise_signal(number)
+
+        monkeypatch.setattr(LayerMonitor, "on_test_batch_start", on_test_batch_start)
+        with pytest.raises(SystemExit) as stop:
+            main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT])
+        return stop.value.code
+
+    assert told(signal.SIGTERM) == 143
+    assert told(signal.SIGINT) == 130
+    assert not (run / "test/result.json").exists()
+
+
+def test_processes_end_together_where_one_is_told(tmp_path):
+    arguments = ["fit", "--config", QUICKSTART, *TINY, "--trainer.max_epochs", "1000", "--run_folder", "run"]
+    processes = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.enable_progress_bar", "false"]
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "main.py"), *arguments, *processes],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None and not Path("run/checkpoints/last.ckpt").is_file():
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert said.count("stopped by SIGTERM") == 1
+    assert load("run/checkpoints/last.ckpt")["global_step"] % 39 != 0  # within an epoch, as a rule
+    with locked(RunFolder(Path("run"))):  # nobody holds it any more
+        pass
+
+
+# --- one command for a scheduler
+
+
+def test_resume_auto_begins_goes_on_and_leaves_a_finished_run_alone(straight, monkeypatch, capsys):
+    expected = straight(*EIGHT)
+    auto = ["--run_folder", "run", "--resume", "auto"]
+    with monkeypatch.context() as patch:
+        told_at(patch, 12, signal.SIGTERM)
+        assert ended(*EIGHT, *auto) == 143
+    fit(*EIGHT, *auto)
+    assert same(load("run/checkpoints/last.ckpt")["state_dict"], expected)
+    assert [row["epoch"] for row in rows("run/metrics.csv") if row["train/loss"]] == ["0", "1", "2"]
+    command_of = read_run(Path("run")).command
+    assert command_of == ["fit", "--config", QUICKSTART, *SILENT, *EIGHT, *auto]
+    before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.is_file()}
+    assert ended(*EIGHT, *auto) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.is_file()} == before
+    fit(*EIGHT, "--trainer.max_epochs", "4", *auto)
+    assert load("run/checkpoints/last.ckpt")["global_step"] == 32
+
+
+def test_resume_auto_begins_anew_where_nothing_was_saved(monkeypatch):
+    with monkeypatch.context() as patch:
+        told_at(patch, 3, signal.SIGTERM)
+        assert ended(*EIGHT, "--run_folder", "run") == 143
+    Path("run/checkpoints/last.ckpt").unlink()
+    fit(*EIGHT, "--run_folder", "run", "--resume=auto")
+    assert load("run/checkpoints/last.ckpt")["global_step"] == 24
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--resume", "auto"], "needs --run_folder DIR"),
+        (["--run_folder", "run", "--resume", "always"], "--resume must be auto, got always"),
+        (["--run_folder", "run", "--resume"], "--resume must be auto, got nothing"),
+        (["--run_folder", "run", "--resume=auto", "--ckpt_path", "last"], "and no more"),
+    ],
+)
+def test_resume_auto_says_what_it_needs(arguments, expected, capsys):
+    assert expected in refused(capsys, "fit", "--config", QUICKSTART, *arguments)
+    assert "is for fit" in refused(capsys, "test", "--resume", "auto", "--run_folder", "run")
+
+
+def test_resume_auto_refuses_another_run(run, capsys):
+    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, "--run_folder", str(run), "--resume", "auto")
+    assert "model.channels is 6 there, 32 here" in message
+
+
+def test_a_slurm_job_does_not_take_another_runs_weights(monkeypatch):
+    for name, value in {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    Path("hpc_ckpt_7.ckpt").write_text("another run's")
+    fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--test_after_fit", "false")
+    assert load("runs/quickstart/version_0/checkpoints/last.ckpt")["global_step"] == 3
+
+
+# --- two at once
+
+
+def test_a_run_that_is_being_trained_is_not_resumed_beside(run, capsys):
+    before = (run / "metrics.csv").read_text()
+    with locked(RunFolder(run)):
+        message = refused(capsys, "fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", *SILENT)
+        assert "is being trained by another process" in message
+        auto = ["--run_folder", str(run), "--resume", "auto", "--test_after_fit", "false", "--trainer.max_epochs", "3"]
+        assert "is being trained" in refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *TINY, *auto)
+    assert (run / "metrics.csv").read_text() == before
+
+
+def test_runs_that_begin_together_get_folders_of_their_own():
+    loggers = [RunLogger("runs", "name") for _ in range(3)]
+    assert {logger.log_dir for logger in loggers} == {"runs/name/version_0"}
+    assert [logger.claim().name for logger in loggers] == ["version_0", "version_1", "version_2"]
+
+
+def test_a_run_that_never_begins_leaves_nothing(capsys):
+    refused(capsys, "fit", "--config", QUICKSTART, *SILENT, "--model.n_down", "9")
+    refused(capsys, "fit", "--config", QUICKSTART, *SILENT, "--model.n_down", "9", "--run_folder", "here/run")
+    assert not list(Path("runs").rglob("version_*"))
+    assert not Path("here/run").exists()
+
+
+# --- no room
+
+
+def full(*arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path, files = tmp_path / "run/checkpoints/last.ckpt", CheckpointFiles()
+    files.save_checkpoint({"state_dict": {"a": torch.ones(3)}}, path)
+    (path.parent / "last.ckpt.999.tmp").write_text("a killed process was writing this")
+    before = path.read_bytes()
+    for patched in ("write", "fsync"):
+        with monkeypatch.context() as patch:
+            if patched == "write":  # PyTorch's writer knows nothing of why its file takes no more
+                patch.setattr("plif_lightning.runtime.files._Watched.write", _write_little)
+            else:
+                patch.setattr(os, "fsync", full)
+            with pytest.raises(OSError, match="No space left") as error:
+                files.save_checkpoint({"state_dict": {"a": torch.zeros(300)}}, path)
+        assert error.value.filename == str(path)
+        assert path.read_bytes() == before
+        assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+    files.save_checkpoint({"state_dict": {"a": torch.zeros(3)}}, path)
+    assert files.load_checkpoint(path)["state_dict"]["a"].sum() == 0
+
+
+def _write_little(self, content):
+    if self._file.tell() > 100:
+        self.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise self.error
+    return self._file.write(content)
+
+
+def test_a_full_disk_ends_a_fit_with_one_sentence_that_names_the_file(monkeypatch, capsys):
+    def too_late(checkpoint, file):
+        monkeypatch.setattr("plif_lightning.callbacks.plots.plot_learning_curve", full)  # nor is there room for this
+        full()
+
+    monkeypatch.setattr(torch, "save", too_late)
+    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *TINY, *FEW, "--run_folder", "run")
+    assert "run/checkpoints/best.ckpt: The disk is full: free some space." in message
+    assert not list(Path("run/checkpoints").iterdir())
+
+
+def test_a_full_disk_ends_the_report_with_one_sentence(run, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for name, what in (
+            ("report", ["--out", "out.html"]),
+            ("figures", ["--out", "out"]),
+            ("tables", ["--out", "out"]),
+        ):
+            message = refused(capsys, name, "--runs", str(run), *what)
+            assert "out" in message
+            assert ".tmp" not in message
+            assert "The disk is full" in message
+
+
+def test_a_checkpoint_on_storage_that_cannot_be_written_is_tested(run, monkeypatch, capsys):
+    monkeypatch.setattr("plif_lightning.cli.lightning.writable", lambda folder: False)
+    main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT])
+    assert Path("runs/version_0/test/confusion_matrix.csv").is_file()
+    assert not (run / "test").exists()
+
+
+# --- damaged files
+
+
+def flipped(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x10
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(run, capsys):
+    path = run / "checkpoints/best.ckpt"
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    whole = path.read_bytes()
+    for at in (largest.header_offset + 200 + largest.file_size // 2, len(whole) - 30):
+        path.write_bytes(whole)
+        flipped(path, at)
+        message = refused(capsys, "test", "--ckpt_path", str(path), *SILENT)
+        assert "damaged" in message or "cannot be read as a checkpoint" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value, run, capsys):
+    path = run / "checkpoints/best.ckpt"
+    checkpoint = load(path)
+    checkpoint["state_dict"]["network.classifier.fc1.fc.weight"][3, 4] = value
+    torch.save(checkpoint, path)
+    message = refused(capsys, "test", "--ckpt_path", str(path), *SILENT)
+    assert "network.classifier.fc1.fc.weight in it is NaN or infinite" in message
+
+
+def test_a_checkpoint_with_a_weight_missing_is_refused(run, capsys):
+    path = run / "checkpoints/best.ckpt"
+    checkpoint = load(path)
+    del checkpoint["state_dict"]["network.classifier.fc1.fc.weight"]
+    torch.save(checkpoint, path)
+    message = refused(capsys, "test", "--ckpt_path", str(path), *SILENT)
+    assert "network.classifier.fc1.fc.weight" in message
+
+
+class Hostile:
+    def __reduce__(self):
+        return Path.touch, (Path("touched"),)
+
+
+@pytest.mark.parametrize("form", ["in a checkpoint", "alone"])
+def test_a_checkpoint_that_would_run_code_is_refused_without_advice_to_let_it(form, run, capsys):
+    path = run / "checkpoints/best.ckpt"
+    if form == "alone":
+        path.write_bytes(pickle.dumps(Hostile()))
+    else:
+        torch.save({**load(path), "more": Hostile()}, path)
+    message = refused(capsys, "test", "--ckpt_path", str(path), *SILENT)
+    assert "weights_only" not in message
+    assert str(path) in message
+    assert not Path("touched").exists()
+
+
+def test_an_interrupt_while_the_program_loads_is_no_traceback():
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "main.py"), "fit", "--config", QUICKSTART],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(0.6)  # PyTorch is being loaded; wherever it is, the answer is the same
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert "Traceback" not in said
+    assert process.returncode in (130, -signal.SIGINT)
