@@ -49,6 +49,7 @@ from plif_lightning.cli.messages import Parser, own_error
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.errors import CheckpointError, Stopped, UserError
+from plif_lightning.events.remote import is_address
 from plif_lightning.network.loading import load_checkpoint
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import locked, remove_empty
@@ -317,7 +318,7 @@ class PlifCLI(LightningCLI):
 def place_absolutely(data: Any) -> None:
     """Makes the folders among a data set's arguments absolute: a run may be resumed from elsewhere."""
     for name in ("root", "store"):
-        if data.get(name):
+        if data.get(name) and not is_address(str(data[name])):
             data[name] = str(Path(data[name]).expanduser().absolute())
 
 

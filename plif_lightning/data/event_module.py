@@ -20,6 +20,7 @@ from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events.augment import EventAugmentation, EventMix, TimeDrop
 from plif_lightning.events.integration import Slicing
 from plif_lightning.events.recording import RecordingError, Sensor, TimeOrder
+from plif_lightning.events.remote import copies_of, fetch, is_address, publish
 from plif_lightning.events.store import EventStore, Kind, RawFile, StoreError, build, fingerprint, locked
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class EventDataModule(SpikingDataModule):
         augmentation: changes of the training recordings; none in the paper. Those of this project, in their order, and
             before them `tonic.transforms` on events, in theirs.
         time_order: `strict` refuses a recording whose times run backwards; `as_recorded` keeps the file's order.
-        store: folder of the event stores; `events` in the data set's own folder where it is not given.
+        store: folder of the event stores; `events` in the data set's own folder where it is not given. An address, such
+            as s3://bucket/stores, is copied from once on each machine, and to where the store is built.
     """
 
     sensor: ClassVar[Sensor]
@@ -72,7 +74,11 @@ class EventDataModule(SpikingDataModule):
         drops = sum(isinstance(a, TimeDrop) for a in augmentation)
         if drops > 1 or (drops and self.time_order != "strict"):
             raise UserError("data.augmentation may have TimeDrop once, and needs --data.time_order=strict for it.")
-        self.store_folder = place_below(self.store, self.home) if self.store else self.home / "events"
+        self.address = None if self.store is None or not is_address(self.store) else self.store.rstrip("/")
+        if self.address is not None:
+            self.store_folder = copies_of(self.address)
+        else:
+            self.store_folder = place_below(self.store, self.home) if self.store else self.home / "events"
         self._stores: dict[bool, EventStore] = {}
 
     def _require_known(self, name: str, known: Sequence[str]) -> None:
@@ -142,12 +148,17 @@ class EventDataModule(SpikingDataModule):
     def prepare_data(self) -> None:
         """Fetches and unpacks what is missing, and builds the stores that are missing or out of date."""
         self.prepared = False
-        if self._ready():
+        if self.address is None and self._ready():
             return
-        self.require_obtainable()
+        if self.address is None:
+            self.require_obtainable()
         with locked(self.store_folder, self._say_that_it_waits):
-            if self._ready():  # by the process that was waited for
+            if self.address is not None:
+                for train in (True, False):
+                    fetch(self.address, self.store_folder, self._kind(train))
+            if self._ready():  # by the process that was waited for, or there
                 return
+            self.require_obtainable()
             self.prepared = self.obtain()
             for train in (True, False):
                 raw_files = self.raw_files(train)
@@ -155,6 +166,8 @@ class EventDataModule(SpikingDataModule):
                 if not self._is_current(train, raw_files):
                     self._build(train, raw_files)
                     self.prepared = True
+                    if self.address is not None:
+                        publish(self.address, self.store_folder, self._kind(train))
 
     @staticmethod
     def _say_that_it_waits() -> None:

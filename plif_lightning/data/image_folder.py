@@ -22,6 +22,7 @@ from plif_lightning.data.base import place_below
 from plif_lightning.data.folders import ClassFolders
 from plif_lightning.data.images import ImageDataModule
 from plif_lightning.errors import UserError
+from plif_lightning.events.remote import is_address
 from plif_lightning.events.store import locked
 from plif_lightning.runtime.cores import cores
 from plif_lightning.runtime.files import written_whole
@@ -64,6 +65,8 @@ class ImageFolder(ImageDataModule):
         root = Path(self.root)
         self.title = root.resolve().name  # type: ignore[misc]
         self.folders = ClassFolders(root, _SUFFIXES, "images")
+        if self.store and is_address(self.store):
+            raise UserError(f"data.store of images must be a folder, got {self.store}.")
         self.cache = place_below(self.store, root) if self.store else root / ".plif_lightning"
         self._folder = self.cache
         self._facts: dict[str, Any] | None = None

@@ -1,0 +1,97 @@
+"""Event stores at an address."""
+
+import fsspec
+import pytest
+
+from plif_lightning.data import NMNIST
+from plif_lightning.errors import UserError
+from plif_lightning.events.remote import copies_of
+from plif_lightning.events.store import StoreError
+from tests import writers
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Turns this process into one on another machine: with another folder of temporary files, and no recordings."""
+
+    def move(name, recordings):
+        root = tmp_path / name
+        monkeypatch.setattr("tempfile.tempdir", str(root / "tmp"))
+        (root / "tmp").mkdir(parents=True, exist_ok=True)
+        if recordings and not (root / "NMNIST").exists():
+            writers.write_nmnist(root)
+        return root
+
+    yield move
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture(params=["file", "memory"])
+def address(request, tmp_path):
+    return f"file://{tmp_path}/shared/stores" if request.param == "file" else "memory://bucket/stores"
+
+
+def data(root, address):
+    return NMNIST(root=str(root), time_steps=4, allow_partial=True, download=False, store=address)
+
+
+def test_a_store_is_built_once_and_copied_once_to_each_machine(address, machine, monkeypatch):
+    first = data(machine("builds", recordings=True), address)
+    first.prepare_data()
+    assert first.prepared
+    second = data(machine("copies", recordings=False), address)
+    assert copies_of(address).parts[:-2] == second.store_folder.parts[:-2]
+    second.prepare_data()
+    assert not second.prepared
+    second.setup("fit")
+    assert second.identity() == first.identity()
+    assert second.verify() > 0
+    assert second.origin_note == first.origin_note
+
+    def no_more(*arguments):
+        raise AssertionError("it was copied before")
+
+    monkeypatch.setattr(type(fsspec.core.url_to_fs(address)[0]), "get_file", no_more)
+    again = data(machine("copies", recordings=False), address)
+    again.prepare_data()
+    assert again.identity() == first.identity()
+
+
+def test_a_store_that_was_built_anew_is_copied_anew(address, machine):
+    data(machine("builds", recordings=True), address).prepare_data()
+    old = data(machine("copies", recordings=False), address)
+    old.prepare_data()
+    root = machine("builds", recordings=True)
+    writers.write_nmnist(root, train=30)
+    new = data(root, address)
+    new.prepare_data()
+    assert new.prepared
+    assert new.identity() != old.identity()
+    copied = data(machine("copies", recordings=False), address)
+    copied.prepare_data()
+    assert copied.identity() == new.identity()
+
+
+def test_a_copy_that_is_not_what_was_built_is_refused(address, machine):
+    builds = data(machine("builds", recordings=True), address)
+    builds.prepare_data()
+    files, root = fsspec.core.url_to_fs(address)
+    path = f"{root}/{builds.event_store(True).folder.name}/time.npy"
+    damaged = bytearray(files.cat_file(path))
+    damaged[-1] ^= 1
+    files.pipe_file(path, bytes(damaged))
+    copies = data(machine("copies", recordings=False), address)
+    with pytest.raises(StoreError, match="is not what was built"):
+        copies.prepare_data()
+    assert not list(copies.store_folder.glob("*.json"))
+
+
+def test_an_address_that_leads_nowhere_is_named(machine):
+    root = machine("here", recordings=True)
+    with pytest.raises(StoreError, match="the event stores at nowhere://x cannot be reached"):
+        data(root, "nowhere://x").prepare_data()
+
+
+def test_a_machine_without_recordings_and_without_a_store_says_so(address, machine):
+    with pytest.raises(UserError, match="N-MNIST"):
+        data(machine("empty", recordings=False), address).prepare_data()
