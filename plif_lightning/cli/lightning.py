@@ -418,6 +418,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     # An evaluation has nothing to do with the callbacks that watched the training.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
+    if "SLURM_JOB_ID" not in os.environ:  # on a machine of a cluster where no job runs
+        warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
     # A resumed run keeps its folder; a new one never gets an old folder.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # All metrics are logged once an epoch.

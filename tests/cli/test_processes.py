@@ -1,13 +1,20 @@
 """Several processes of one run."""
 
+import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
 
+from plif_lightning.callbacks import CommandRecord
 from plif_lightning.cli.lightning import needs_sync_batchnorm
+from plif_lightning.errors import UserError
 from tests.cli.calls import FEW, QUICKSTART, TINY, command, load
 from tests.conftest import REPOSITORY
 
@@ -23,6 +30,86 @@ def test_fit_on_two_processes(tmp_path):
     assert "CPU x 2" in done.stdout
     assert [p.name for p in Path("runs/quickstart").iterdir()] == ["version_0"]
     assert load("runs/quickstart/version_0/checkpoints/best.ckpt")["global_step"] == 3
+
+
+def test_two_nodes_begun_by_torchrun(tmp_path):
+    """Two agents on this machine, each with one process, as on two nodes."""
+    arguments = ["fit", "--config", QUICKSTART, *TINY, *FEW, "--trainer.max_epochs", "2", "--run_folder", "run"]
+    arguments += ["--trainer.devices", "1", "--trainer.num_nodes", "2", "--trainer.strategy", "ddp"]
+    nodes = begin_two_nodes(arguments, tmp_path)
+    said = [node.communicate(timeout=240)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert "".join(said).count("fit finished") == 1
+    assert "CPU x 2" in said[0]
+    assert load("run/checkpoints/best.ckpt")["global_step"] == 3
+
+
+def begin_two_nodes(arguments, tmp_path):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "SLURM_"))} | {
+        "OMP_NUM_THREADS": "1"
+    }
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(rank)),
+                *("--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(port)),
+                *(str(REPOSITORY / "main.py"), *arguments),
+            ],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+
+
+def test_a_node_that_does_not_see_the_runs_folder_says_so(tmp_path):
+    class Node:
+        fast_dev_run, is_global_zero, node_rank = False, False, 1
+        log_dir = str(tmp_path / "made by node 0")
+
+    with pytest.raises(UserError, match=r"node 1 does not see the run's folder .*made by node 0, .* --run_folder"):
+        CommandRecord([]).on_fit_start(Node(), None)
+    (tmp_path / "made by node 0").mkdir()
+    CommandRecord([]).on_fit_start(Node(), None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_lost_ends_the_others_with_one_sentence(number, tmp_path):
+    arguments = ["fit", "--config", QUICKSTART, *TINY, "--trainer.max_epochs", "100000", "--run_folder", "run"]
+    arguments += [
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "DDPStrategy",
+        "--trainer.strategy.timeout",
+        "0:00:15",
+    ]
+    with Path("said").open("w") as output:  # not a pipe, which the process that is lost would keep open
+        process = subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "main.py"), *arguments, "--trainer.enable_progress_bar", "false"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=output,
+        )
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None and not Path("run/checkpoints/last.ckpt").is_file():
+        time.sleep(0.05)
+    (child,) = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    os.kill(child, number)
+    process.wait(200)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+    said = Path("said").read_text()
+    assert process.returncode not in (0, None)
+    assert said.count("another process of this run has ended, or has not answered for too long") == 1
+    assert "Traceback" not in said
+    assert load("run/checkpoints/last.ckpt")["global_step"] > 0
 
 
 EQUIVALENCE = """
