@@ -1,5 +1,6 @@
 """Time constants, firing rates, learning rate and speed, epoch by epoch."""
 
+import logging
 import math
 import time
 from typing import Any
@@ -13,6 +14,17 @@ from plif_lightning.batch import as_batch
 from plif_lightning.callbacks.logger import run_folder
 from plif_lightning.task import SpikingClassifier
 
+_log = logging.getLogger(__name__)
+
+_SILENT = (
+    "%s did not fire at all in this evaluation, so nothing reaches the layers behind it. If it stays so: a lower "
+    "model.v_threshold, a smaller model.init_tau or a larger learning rate."
+)
+_SATURATED = (
+    "%s fired at every step of this evaluation, so it passes nothing on about its input. If it stays so: a higher "
+    "model.v_threshold or a smaller learning rate."
+)
+
 # Batches of an evaluation in which spikes are counted, about.
 _LISTENED = 8
 
@@ -23,8 +35,9 @@ class LayerMonitor(Callback):
     Firing rates (spikes per neuron and time-step) are measured in validation and test, on about 8 of the
     batches, evenly spaced over all: a neuron that is listened to is called by itself, not together with
     BN and pool. With one tau per channel, a layer's mean is logged. A layer without leak has none. The
-    values of an average of the weights are logged where that is what is validated. The
-    seconds are those since the fit began, validation included; a run that is resumed adds to them.
+    values of an average of the weights are logged where that is what is validated. A layer that did not
+    fire at all, or fired always, is named once in a warning. The seconds are those since the fit began,
+    validation included; a run that is resumed adds to them.
     """
 
     def __init__(self) -> None:
@@ -37,6 +50,7 @@ class LayerMonitor(Callback):
         self._lr: float | None = None
         self._validated: dict[str, float] = {}
         self._earlier = 0.0
+        self._warned: set[str] = set()
         self._began: float | None = None
 
     def _fitted_for(self) -> float:
@@ -130,7 +144,11 @@ class LayerMonitor(Callback):
         self._remove_hooks()
         for name, total in self._sums.items():
             total = trainer.strategy.reduce(total, reduce_op="sum")
-            pl_module.log(f"rate/{name}", total[0] / total[1], sync_dist=True)
+            rate = total[0] / total[1]
+            pl_module.log(f"rate/{name}", rate, sync_dist=True)
+            if trainer.is_global_zero and not trainer.sanity_checking and not 0 < rate < 1 and name not in self._warned:
+                self._warned.add(name)
+                _log.warning(_SATURATED if rate > 0 else _SILENT, name)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
