@@ -45,7 +45,7 @@ def run(tmp_path_factory):
 def test_the_readmes_are_found_and_hold_commands():
     assert [str(path.relative_to(REPOSITORY)) for path in READMES] == [
         *("README.md", "configs/README.md", "plif_lightning/events/README.md", "plif_lightning/kernels/README.md"),
-        "tests/benchmarks/README.md",
+        *("tests/README.md", "tests/benchmarks/README.md"),
     ]
     assert len(OF_MAIN) >= 25
     assert len(BENCHMARKS) >= 6
@@ -119,3 +119,10 @@ def test_the_readme_is_short_and_no_measured_table_row_stands_twice():
         line for path in READMES for line in path.read_text().splitlines() if re.match(r"\| .*\d\.\d.*\d\.\d", line)
     ]
     assert len(rows) == len(set(rows))
+
+
+def test_the_table_of_faults_names_tests_that_are_there():
+    named = re.findall(r"`(\w+/test_\w+\.py)::(test_\w+)`", (REPOSITORY / "tests/README.md").read_text())
+    assert len(named) > 50
+    for file, name in named:
+        assert re.search(rf"^def {name}\(", (REPOSITORY / "tests" / file).read_text(), re.MULTILINE), f"{file}::{name}"

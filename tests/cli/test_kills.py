@@ -1,0 +1,108 @@
+"""Killed at any moment: dozens of `kill -9` at random moments, after each of which everything on disk is whole."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from plif_lightning.events.store import EventStore, StoreError
+from plif_lightning.runs.metrics import read_metrics
+from plif_lightning.runs.reading import read_run
+from tests import writers
+from tests.cli.calls import QUICKSTART, SILENT, command, load
+from tests.conftest import REPOSITORY
+from tests.writers import write_run
+
+pytestmark = pytest.mark.slow
+
+
+def killed_after(seconds, arguments, folder, environment=None):
+    """Whether `main.py` had not ended before it was killed; its status otherwise."""
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "main.py"), *arguments],
+            cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert process.returncode in (0, -signal.SIGKILL), (folder / "output").read_text()[-3000:]
+    return process.returncode != 0
+
+
+def whole(run: Path):
+    """Steps of the last checkpoint; everything that has its final name can be read."""
+    step = 0
+    for path in run.glob("checkpoints/*.ckpt"):
+        checkpoint = load(path)
+        assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
+        step = max(step, checkpoint["global_step"] if path.name == "last.ckpt" else 0)
+    if (run / "metrics.csv").is_file():
+        assert [row["epoch"] for row in read_metrics(run / "metrics.csv")][:1] == [0]
+    if (run / "config.yaml").is_file() and (run / "metrics.csv").is_file():
+        assert not read_run(run).problems
+    return step
+
+
+def test_a_run_that_is_killed_50_times_reaches_the_same_weights(tmp_path):
+    arguments = ["fit", "--config", QUICKSTART, *SILENT, "--test_after_fit", "false", "--model.channels", "8"]
+    arguments += ["--trainer.max_epochs", "60", "--checkpoint.every_n_batches", "1"]
+    auto = [*arguments, "--run_folder", "run", "--resume", "auto"]
+    other = Path("/dev/shm")  # another file system than the run's, where there is one
+    environment = {**os.environ, "TMPDIR": str(other)} if other.is_dir() else dict(os.environ)
+    moments, kills, steps = random.Random(2020), 0, [0]
+    while kills < 50 and killed_after(moments.uniform(1, 9), auto, tmp_path, environment):
+        kills += 1
+        steps.append(whole(tmp_path / "run"))
+        assert steps[-1] >= steps[-2]  # nothing that was saved is lost
+    assert kills >= 20, f"the run ended after {kills} kills: {steps}"
+    done = command(*auto, cwd=tmp_path, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    straight = command(*arguments, "--run_folder", "straight", cwd=tmp_path, timeout=900)
+    assert straight.returncode == 0, straight.stderr
+    one, two = (load(tmp_path / name / "checkpoints/last.ckpt")["state_dict"] for name in ("run", "straight"))
+    assert all(torch.equal(one[name], value) for name, value in two.items())
+    epochs = [[row["epoch"] for row in read_metrics(tmp_path / name / "metrics.csv")] for name in ("run", "straight")]
+    assert epochs[0] == epochs[1]
+
+
+def test_a_store_that_is_killed_while_it_is_built_is_none_and_is_built_by_the_next(tmp_path):
+    writers.write_nmnist(tmp_path, train=3000, test=500)
+    prepare = ["prepare", "--config", "nmnist", "--data.root", str(tmp_path), "--data.allow_partial", "true"]
+    moments = random.Random(1)
+    for _ in range(12):
+        if not killed_after(moments.uniform(1.5, 5), prepare, tmp_path):
+            break
+        for path in (tmp_path / "NMNIST/events").glob("*.json"):
+            assert path.read_text().rstrip().endswith("}")
+    done = command(*prepare, "--verify", "true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "NMNIST/events").glob("*.tmp"))
+    from plif_lightning.data import NMNIST
+
+    data = NMNIST(root=str(tmp_path), allow_partial=True)
+    for train, count in ((True, 3000), (False, 500)):
+        try:
+            assert len(EventStore(data.store_folder, data._kind(train))) == count
+        except StoreError as error:
+            pytest.fail(str(error))
+
+
+def test_a_report_that_is_killed_leaves_the_one_before(tmp_path):
+    write_run(tmp_path / "runs" / "a")
+    (tmp_path / "report.html").write_text("the one before")
+    moments = random.Random(3)
+    for _ in range(8):
+        killed = killed_after(moments.uniform(1, 5), ["report", "--runs", "runs", "--out", "report.html"], tmp_path)
+        text = (tmp_path / "report.html").read_text()
+        assert text == "the one before" or text.rstrip().endswith("</html>")
+        if not killed:
+            assert text != "the one before"
