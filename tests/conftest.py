@@ -3,7 +3,13 @@ from pathlib import Path
 
 import pytest
 
+from plif_lightning.runtime.cores import cores
+
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+if (_processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    # The processes of the suite share the cores; those that the tests start inherit it.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // _processes)))
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,8 @@ from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.errors import Stopped
 from plif_lightning.runtime import program
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
 
 class StopOnSignal(Callback):
     """Ends training at the first batch after a signal from which the run can be resumed, with `last.ckpt` written.
@@ -42,17 +44,18 @@ class StopOnSignal(Callback):
         # that were there before when training ends.
         if threading.current_thread() is not threading.main_thread():
             return
-        signals = [signal.SIGINT, signal.SIGTERM]
+        signals = list(_ENDING)
         if (own := _of_scheduler(trainer)) is not None:
             signals.append(own)
         for one in signals:
             signal.signal(one, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received is not None and number in (signal.SIGINT, signal.SIGTERM):
+        if self._received in _ENDING and number in _ENDING:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self._received = signal.Signals(number)
+        # A scheduler's signal stays the reason where SIGTERM follows: the job is to go back into the queue.
+        self._received = self._received or signal.Signals(number)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

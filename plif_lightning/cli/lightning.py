@@ -2,9 +2,7 @@
 
 import logging
 import os
-import re
 import signal
-import traceback
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,8 +13,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.callbacks import ProgressBar as BaseProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -45,7 +42,9 @@ from plif_lightning.callbacks.logger import RUNS, is_trial, run_folder
 from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
 from plif_lightning.cli.checkpoint import Expanded, refuse_other_settings
-from plif_lightning.cli.messages import Parser, own_error
+from plif_lightning.cli.explanations import explained
+from plif_lightning.cli.messages import Parser
+from plif_lightning.cli.ranges import accelerator_of, require_ranges
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.errors import CheckpointError, Stopped, UserError
@@ -55,7 +54,6 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import locked, remove_empty
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.result import write_result, write_test_result
-from plif_lightning.runtime.cores import cores
 from plif_lightning.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -138,7 +136,7 @@ class PlifCLI(LightningCLI):
         if config.record_samples < 0:
             raise UserError(f"record_samples must be at least 0, got {config.record_samples}.")
         precision = str(config.trainer.precision)
-        if precision in ("16", "16-mixed", "16-true") and self._accelerator(config) == "cpu":
+        if precision in ("16", "16-mixed", "16-true") and accelerator_of(config) == "cpu":
             raise UserError(f"--trainer.precision {precision} needs a GPU: on a CPU pass bf16-mixed or 32-true.")
         if config.trainer.overfit_batches:
             raise UserError("trainer.overfit_batches would replace the data's order: pass limit_train_batches instead.")
@@ -181,13 +179,6 @@ class PlifCLI(LightningCLI):
                 other.init_args.name = other.init_args.name or other.class_path.rsplit(".", 1)[-1]
                 other.init_args.version = other.init_args.version or ""
         config.trainer.logger = loggers if len(loggers) > 1 else loggers[0]
-
-    @staticmethod
-    def _accelerator(config: Any) -> str:
-        name = config.trainer.accelerator
-        if name in ("auto", "gpu"):
-            return "gpu" if CUDAAccelerator.is_available() or MPSAccelerator.is_available() else "cpu"
-        return str(name)
 
     @staticmethod
     def _run_name(config: Any) -> str:
@@ -322,47 +313,6 @@ def place_absolutely(data: Any) -> None:
             data[name] = str(Path(data[name]).expanduser().absolute())
 
 
-# Where Lightning, NumPy or PyTorch would end in errors of their own, or train nothing without a word: least value.
-_AT_LEAST = {
-    "seed_everything": 0,
-    "trainer.max_epochs": 1,
-    "trainer.max_steps": 1,
-    "trainer.limit_train_batches": 1,
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.check_val_every_n_epoch": 1,
-    "trainer.val_check_interval": 1,
-    "trainer.log_every_n_steps": 1,
-    "trainer.gradient_clip_val": 0,
-}
-_WITHOUT_END = ("trainer.max_epochs", "trainer.max_steps")  # where they are -1
-
-
-def require_ranges(config: Any) -> None:
-    """Refuses numbers outside their ranges.
-
-    Raises:
-        UserError: one is.
-    """
-    for key, least in _AT_LEAST.items():
-        value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or (value == -1 and key in _WITHOUT_END):
-            continue
-        share = isinstance(value, float) and least == 1 and key.startswith(("trainer.limit", "trainer.val"))
-        if not value > 0 if share else value < least:
-            raise UserError(f"{key} must be {'above 0' if share else f'at least {least}'}, got {value}.")
-    if isinstance(config.get("seed_everything"), int) and config.seed_everything >= 2**32:
-        raise UserError(f"seed_everything must be below 2^32, got {config.seed_everything}.")
-    # Each would wait for its turn on a core, and start-up alone would take minutes.
-    most = max(16, 4 * cores())
-    devices, workers = config.get("trainer.devices"), config.get("data.init_args.num_workers")
-    if str(devices).isdigit() and int(devices) > most and PlifCLI._accelerator(config) == "cpu":
-        raise UserError(
-            f"trainer.devices must be at most {most} on the {cores()} cores of this machine, got {devices}."
-        )
-    if isinstance(workers, int) and workers > most:
-        raise UserError(f"data.num_workers must be at most {most} on the {cores()} cores here, got {workers}.")
-
-
 def writable(folder: RunFolder) -> bool:
     return os.access(folder.path, os.W_OK)
 
@@ -426,53 +376,6 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
 
 
-def _raised_by_lightning(error: Exception) -> bool:
-    """Whether Lightning itself, and nothing that it called, refused something that a user asked for."""
-    trace = traceback.extract_tb(error.__traceback__)
-    return bool(trace) and Path(L.__file__).parent in Path(trace[-1].filename).parents
-
-
-def _lost_company(error: Exception) -> str | None:
-    """What it means where a library that lets processes meet gives up."""
-    if not isinstance(error, RuntimeError) or not re.search("gloo|NCCL|TCPStore|c10d", str(error)):
-        return None
-    first = " ".join(str(error).split())[:160]
-    return (
-        f"another process of this run has ended, or has not answered for too long, so this one ends too ({first}). "
-        "Its checkpoints are whole: where it is a fit, resume it from last.ckpt."
-    )
-
-
-def _no_memory(error: Exception) -> str | None:
-    asked = re.search(r"tried to allocate ([\d.]+) ?(bytes|[KMGT]iB)", str(error), re.IGNORECASE)
-    if not isinstance(error, (RuntimeError, MemoryError)) or not (asked or isinstance(error, MemoryError)):
-        return None
-    more = ""
-    if asked:
-        more = f" when {asked[1]} {asked[2]} more were needed"
-        if asked[2] == "bytes":
-            more = f" when {int(asked[1]) / 2**30:,.1f} GiB more were needed"
-    return f"the memory was used up{more}: lower data.batch_size, data.time_steps, model.channels or model.fc_features."
-
-
-def _other_weights(error: Exception) -> str | None:
-    if not isinstance(error, RuntimeError) or "loading state_dict" not in str(error):
-        return None
-    return f"the checkpoint's weights are not this network's: {' '.join(str(error).split())[:300]}"
-
-
-def _of_a_class(error: Exception) -> str | None:
-    """jsonargparse's report on classes that it could not make: the first reason in it."""
-    if not isinstance(error, ValueError) or not str(error).startswith("Does not validate against any of the Union"):
-        return None
-    reasons = re.findall(
-        r"^ +- (?!Does not validate|Expected a <class|a class path|a dict|Not a valid)(.+)$", str(error), re.M
-    )
-    made = re.findall(r"class_path='(?:\w+\.)*(\w+)'", str(error))
-    name, reason = made[0] if made else "a class", reasons[0] if reasons else "see --help-all"
-    return f"{name} cannot be made of what was given: {reason}."
-
-
 def run(expanded: Expanded) -> int:
     """Trains or evaluates.
 
@@ -490,13 +393,8 @@ def run(expanded: Expanded) -> int:
             raise KeyboardInterrupt from None
         raise
     except Exception as error:
-        own: str | Exception | None = error if isinstance(error, MisconfigurationException) else own_error(error)
-        if own is None and isinstance(error, (ValueError, RuntimeError, TypeError)) and _raised_by_lightning(error):
-            own = " ".join(str(error).split())
-        own = own or _no_memory(error) or _lost_company(error) or _other_weights(error) or _of_a_class(error)
-        if own is None:
+        said = explained(error)
+        if said is None:
             raise
-        # PyTorch puts a loader worker's traceback into the message.
-        text = str(own).strip().split("\n")[-1].split("Error: ", 1)[-1] if "Original Traceback" in str(own) else own
-        raise UserError(str(text)) from error
+        raise UserError(said) from error
     return 0

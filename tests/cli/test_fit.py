@@ -245,3 +245,34 @@ def test_an_epoch_is_one_row_of_metrics():
     assert [row["epoch"] for row in table] == ["0", "1"]
     assert all(row["train/loss"] and row["val/acc"] and row["tau/conv1"] for row in table)
     assert list(table[0])[:2] == ["epoch", "step"]
+
+
+def test_the_same_seed_gives_the_same_weights_with_workers_and_with_deterministic_algorithms():
+    arguments = [*TINY, *FEW, "--trainer.max_epochs", "2", "--test_after_fit", "false"]
+    arguments += ["--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 1}}]"]
+    found = []
+    for i, more in enumerate([[], ["--data.num_workers", "2"], ["--trainer.deterministic", "true"]]):
+        fit(*arguments, *more, "--run_folder", f"run{i}")
+        found.append(load(f"run{i}/checkpoints/last.ckpt")["state_dict"])
+        torch.use_deterministic_algorithms(False)
+    for other in found[1:]:
+        assert all(torch.equal(other[name], value) for name, value in found[0].items())
+
+
+def test_another_number_of_threads_changes_a_step_by_no_more_than_rounding():
+    from plif_lightning.network import SpikingNetwork
+
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            torch.manual_seed(5)
+            network = SpikingNetwork((1, 16, 16), 10, 4, channels=16, fc_features=64, dropout=0.0)
+            votes = network(torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(6)))
+            (votes.mean(0) - 0.1).square().sum().backward()
+            found.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-3, atol=1e-5 * found[0].abs().max().item())
