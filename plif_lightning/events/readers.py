@@ -4,12 +4,13 @@ Every reader takes a path and raises a RecordingError that names it where the fi
 """
 
 import csv
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +22,26 @@ _OVERFLOW_Y = 240
 _OVERFLOW_TIME = 2**13
 # AEDAT 2.0 of a DVS128: bit 15 marks an input signal of the camera, which is no pixel
 _AEDAT2_SPECIAL = 0x8000
+_LONGEST_HEADER = 2**20  # bytes
+_PORTION = 2**20  # events
 _AEDAT3_HEADER = struct.Struct("<hhiiiiii")
 _AEDAT3_POLARITY = 1
 
 
-def _content(path: str | Path) -> bytes:
+@contextmanager
+def _opened(path: str | Path) -> Iterator[IO[bytes]]:
     try:
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            yield file
     except FileNotFoundError as error:
         raise RecordingError(f"{path} does not exist.") from error
     except OSError as error:
         raise RecordingError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _content(path: str | Path) -> bytes:
+    with _opened(path) as file:
+        return file.read()
 
 
 def read_nmnist(path: str | Path) -> Recording:
@@ -94,30 +104,39 @@ def read_aedat2(path: str | Path) -> Recording:
     Raises:
         RecordingError: another format or sensor, or a truncated file.
     """
-    data = _content(path)
-    at = _header(data, path, "2.0")
-    if (len(data) - at) % 8:
-        raise RecordingError(
-            f"{path}: {len(data) - at} bytes after the header are not a whole number of 8-byte events. "
-            "The file is truncated."
-        )
-    raw = np.frombuffer(data, ">u4", offset=at).reshape(-1, 2)
-    address, t = raw[:, 0].astype(np.uint32), raw[:, 1].astype(np.int64)
-    if len(address) and address.max() >= 2 * _AEDAT2_SPECIAL:
-        i = int(np.argmax(address >= 2 * _AEDAT2_SPECIAL))
-        raise RecordingError(
-            f"{path}: the address of event {i} is {address[i]:#x}, which no DVS128 has. "
-            "The file is damaged or comes from another sensor."
-        )
-    if len(t) > 1:
-        # Only a jump back by more than half of the range is the counter's overflow.
-        t[1:] += 2**32 * np.cumsum(np.diff(t) < -(2**31))
-    pixel = address < _AEDAT2_SPECIAL
-    if not pixel.all():
-        address, t = address[pixel], t[pixel]
-    x = 127 - ((address >> 1) & 0x7F).astype(np.int16)
-    y = ((address >> 8) & 0x7F).astype(np.int16)
-    return Recording(t, x, y, 1 - (address & 1).astype(np.int16))
+    with _opened(path) as file:
+        at = _header(file.read(_LONGEST_HEADER), path, "2.0")
+        size = file.seek(0, os.SEEK_END) - at
+        file.seek(at)
+        if size % 8:
+            raise RecordingError(
+                f"{path}: {size} bytes after the header are not a whole number of 8-byte events. The file is truncated."
+            )
+        columns: list[NDArray[Any]] = [np.empty(size // 8, kind) for kind in (np.int64, np.int16, np.int16, np.int16)]
+        read = kept = overflows = 0
+        last = np.int64(0)
+        # In portions, so that a recording takes little more memory than its own events.
+        while len(raw := np.frombuffer(file.read(8 * _PORTION), ">u4").reshape(-1, 2)):
+            address, t = raw[:, 0].astype(np.uint32), raw[:, 1].astype(np.int64)
+            if address.max() >= 2 * _AEDAT2_SPECIAL:
+                i = int(np.argmax(address >= 2 * _AEDAT2_SPECIAL))
+                raise RecordingError(
+                    f"{path}: the address of event {read + i} is {address[i]:#x}, which no DVS128 has. "
+                    "The file is damaged or comes from another sensor."
+                )
+            # Only a jump back by more than half of the range is the counter's overflow.
+            wrapped = overflows + np.cumsum(np.diff(t, prepend=last if read else t[0]) < -(2**31))
+            read, last, overflows = read + len(t), t[-1], int(wrapped[-1])
+            t += 2**32 * wrapped
+            pixel = address < _AEDAT2_SPECIAL
+            address, t = address[pixel], t[pixel]
+            here = slice(kept, kept + len(t))
+            columns[0][here] = t
+            columns[1][here] = 127 - ((address >> 1) & 0x7F).astype(np.int16)
+            columns[2][here] = (address >> 8) & 0x7F
+            columns[3][here] = 1 - (address & 1).astype(np.int16)
+            kept += len(t)
+    return Recording(*(column[:kept] for column in columns))
 
 
 def read_aedat3(path: str | Path) -> Recording:

@@ -95,6 +95,17 @@ def test_data_that_looks_like_a_header_line_after_its_end(end, tmp_path):
         readers.read_aedat2(writers.write_file(tmp_path / "a.aedat", data))
 
 
+@pytest.mark.parametrize("portion", [1, 2, 3, 7, 1000])
+def test_aedat2_is_the_same_in_portions_of_any_size(portion, tmp_path, monkeypatch):
+    times = [2**32 - 3, 2**32 - 1, 2, 5, 2**31 + 7, 2**32 - 2, 1, 1]  # the counter runs over twice
+    words = [word for i, t in enumerate(times) for word in (2 * i if i != 4 else 0x8000, t)]
+    path = writers.write_file(tmp_path / "a.aedat", b"#!AER-DAT2.0\r\n" + struct.pack(f">{len(words)}I", *words))
+    monkeypatch.setattr(readers, "_PORTION", portion)
+    recording = readers.read_aedat2(path)
+    assert recording.t.tolist() == [2**32 - 3, 2**32 - 1, 2**32 + 2, 2**32 + 5, 2**33 - 2, 2**33 + 1, 2**33 + 1]
+    assert recording.x.tolist() == [127 - i for i in (0, 1, 2, 3, 5, 6, 7)]
+
+
 def test_aedat2_input_signals_are_no_pixels(tmp_path):
     data = b"#!AER-DAT2.0\r\n" + struct.pack(">4I", 0x8000, 1, 0x0100, 2)
     assert readers.read_aedat2(writers.write_file(tmp_path / "a.aedat", data)).t.tolist() == [2]
