@@ -15,7 +15,7 @@ from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.errors import UserError
 from plif_lightning.network.loading import load_checkpoint
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.files import is_address, written_whole
 from plif_lightning.task import SpikingClassifier
 
 Ties = Literal["first", "last"]
@@ -29,6 +29,9 @@ class CheckpointFiles(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        if is_address(str(path)):  # of a user's own ModelCheckpoint
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
         path = Path(path)
         for left in path.parent.glob(f"{path.name}.*.tmp"):  # by a process that was killed in writing it
             left.unlink(missing_ok=True)

@@ -72,7 +72,7 @@ class RunLogger(CSVLogger):
             except FileExistsError:
                 if self._chosen:  # a file of that name
                     raise
-                self._version = None
+                self._version = int(self.version) + 1  # a file of that name counts, too
 
     @property
     @rank_zero_experiment

@@ -1,6 +1,8 @@
 """What a run writes for those who read it later: its command and data, W_fc / tau over time, a few samples."""
 
 import hashlib
+import time
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -31,6 +33,23 @@ _KEPT = 2**29
 _EVENTS = 100_000
 
 
+# Storage over a network may say for a while that a folder is not there, because it was not a moment ago [s].
+_PATIENCE = 60.0
+
+
+def _require_seen(trainer: L.Trainer, folder: Path) -> None:
+    """Ends all processes where one of them does not see the run's folder, which the first has made."""
+    until = time.monotonic() + _PATIENCE
+    while not (seen := folder.is_dir()) and time.monotonic() < until:
+        time.sleep(0.5)
+    if not (trainer.strategy.reduce_boolean_decision(seen) if trainer.world_size > 1 else seen):
+        who = "another node" if seen else f"node {trainer.node_rank}"
+        raise UserError(
+            f"{who} does not see the run's folder {folder}, which node 0 has made: pass --run_folder with a folder on "
+            "storage that all nodes share."
+        )
+
+
 class CommandRecord(Callback):
     """Writes `command.json` and `data.json` when a fit starts.
 
@@ -45,12 +64,8 @@ class CommandRecord(Callback):
         folder = run_folder(trainer)
         if is_trial(trainer):
             return
+        _require_seen(trainer, folder.path)
         if not trainer.is_global_zero:
-            if not folder.path.is_dir():
-                raise UserError(
-                    f"node {trainer.node_rank} does not see the run's folder {folder.path}, which node 0 has made: "
-                    "pass --run_folder with a folder on storage that all nodes share."
-                )
             return
         device = trainer.strategy.root_device
         used = f"{trainer.world_size} x {torch.cuda.get_device_name(device)}" if device.type == "cuda" else None

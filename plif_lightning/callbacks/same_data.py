@@ -28,7 +28,7 @@ class SameData(Callback):
         if self.identity is not None and isinstance(data, SpikingDataModule) and data.identity() != self.identity:
             raise CheckpointError(
                 f"the training set in {data.root} is not the one that the checkpoint's run was trained on. Bring that "
-                "one back, or start a new run without --ckpt_path."
+                "one back, or start a new run in another folder."
             )
 
     def _require_reading(self, trainer: L.Trainer) -> None:

@@ -1,5 +1,6 @@
 """What a fit does when it is told to end: by Ctrl-C, by `kill`, by a scheduler."""
 
+import math
 import os
 import shlex
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -22,6 +24,8 @@ from plif_lightning.errors import Stopped
 from plif_lightning.runtime import program
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
+# A sweep that is told to end tells its runs, which may just have been told themselves: no second signal [s].
+_ECHO = 1.0
 
 
 class StopOnSignal(Callback):
@@ -37,35 +41,48 @@ class StopOnSignal(Callback):
     def __init__(self, requeues: bool = False) -> None:
         self.requeues = requeues
         self._received: signal.Signals | None = None
+        self._at = -math.inf
         self._agreed: signal.Signals | None = None  # by all processes
+        self._trained: L.Trainer | None = None
+
+    def watch(self, trainer: L.Trainer) -> None:
+        """Takes the scheduler's signal from now on, which would end the process: data may have to be prepared first."""
+        own = _of_scheduler(trainer)
+        if own is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(own, self._receive)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Now, not before: Lightning has just set its own, which end a run as if it were finished, and puts back those
         # that were there before when training ends.
-        if threading.current_thread() is not threading.main_thread():
-            return
-        signals = list(_ENDING)
-        if (own := _of_scheduler(trainer)) is not None:
-            signals.append(own)
-        for one in signals:
-            signal.signal(one, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            for one in _ENDING:
+                signal.signal(one, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received in _ENDING and number in _ENDING:
+        now = time.monotonic()
+        if self._received in _ENDING and number in _ENDING and now - self._at > _ECHO:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        self._at = now if self._received is None else self._at
         # A scheduler's signal stays the reason where SIGTERM follows: the job is to go back into the queue.
         self._received = self._received or signal.Signals(number)
+        if self._trained is not None:  # nothing is left to be saved
+            self._stop(self._trained, self._received)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def _told(self, trainer: L.Trainer) -> signal.Signals | None:
+        """What any of the processes was told; all of them must ask."""
         told = int(self._received or 0)
         if trainer.world_size > 1:
             here = torch.tensor(told, device=trainer.strategy.root_device)
             told = int(trainer.strategy.reduce(here, reduce_op="max"))
-        if told and self._agreed is None:
-            self._agreed = signal.Signals(told)
+        return signal.Signals(told) if told else None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        told = self._told(trainer)
+        if told is not None and self._agreed is None:
+            self._agreed = told
             if (last := _last_checkpoint(trainer)) is not None:
                 last.ask()  # it is called after this callback
 
@@ -79,8 +96,10 @@ class StopOnSignal(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # What comes after training may take long: testing, recording. It is done when the run is resumed.
-        if (received := self._agreed or self._received) is not None:
+        told = self._told(trainer)
+        if (received := self._agreed or told) is not None:
             self._stop(trainer, received)
+        self._trained = trainer
 
     def _stop(self, trainer: L.Trainer, received: signal.Signals) -> None:
         folder = run_folder(trainer)

@@ -59,7 +59,8 @@ def expand(argv: Sequence[str]) -> Expanded:
     given = list(argv)
     command, *rest = with_configs(given, config_file)
     if _INFORMATIVE & {argument.split("=")[0] for argument in rest}:
-        return Expanded(given, [command, *("--help" if a == "--help-all" else a for a in rest)])
+        shown = ("--help" if a == "--help-all" else a for a in _without(rest, "--resume"))
+        return Expanded(given, [command, *shown])
     rest, resumed = _without_resume(command, rest)
     if resumed is not None:
         if not resumed.last.is_file():
@@ -252,7 +253,7 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
     if differences:
         raise CheckpointError(
             f"the checkpoint belongs to other settings: {'; '.join(differences)}. "
-            "Leave them out, or start a new run without --ckpt_path."
+            "Leave them out, or start a new run in another folder."
         )
 
 

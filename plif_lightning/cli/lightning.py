@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.callbacks import ProgressBar as BaseProgressBar
@@ -48,12 +49,12 @@ from plif_lightning.cli.ranges import accelerator_of, require_ranges
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.errors import CheckpointError, Stopped, UserError
-from plif_lightning.events.remote import is_address
 from plif_lightning.network.loading import load_checkpoint
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import locked, remove_empty
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.result import write_result, write_test_result
+from plif_lightning.runtime.files import is_address
 from plif_lightning.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class PlifCLI(LightningCLI):
         self.expanded = expanded
         self.held = held  # until the program's end
         self.place: Path | None = None  # of a new run
+        self.stop = StopOnSignal(requeues=expanded.resumes)
         base = str(configs.folder() / "base.yaml")
         super().__init__(
             SpikingClassifier,
@@ -205,7 +207,7 @@ class PlifCLI(LightningCLI):
                 CommandRecord(self.expanded.given),
                 weights,
                 SampleRecord(self.config[self.subcommand].record_samples),
-                StopOnSignal(requeues=self.expanded.resumes),
+                self.stop,
             ]
         if self.subcommand == "predict":
             own.append(PredictionWriter())
@@ -244,12 +246,14 @@ class PlifCLI(LightningCLI):
         plugins = list(given) if isinstance(given, (list, tuple)) else [given]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(CheckpointFiles())
-        if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        named = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect() and not named:
             plugins.append(SLURMEnvironment(auto_requeue=False))  # StopOnSignal does that
         config = {**config, "plugins": plugins}
         return super()._instantiate_trainer(config, callbacks)
 
     def before_fit(self) -> None:
+        self.stop.watch(self.trainer)
         for logger in self.trainer.loggers:
             if isinstance(logger, RunLogger) and self.trainer.is_global_zero:
                 folder = RunFolder(Path(logger.log_dir))
@@ -314,6 +318,7 @@ def place_absolutely(data: Any) -> None:
 
 
 def writable(folder: RunFolder) -> bool:
+    """Whether something can be written into a run's folder."""
     return os.access(folder.path, os.W_OK)
 
 
@@ -321,7 +326,7 @@ def evaluation_folder(folder: RunFolder, command: str) -> RunFolder:
     """Where an evaluation writes: beside the checkpoint, or below `runs/` where that is on read-only storage."""
     if writable(folder):
         return folder.evaluation(command)
-    elsewhere = RunFolder(Path(RUNS) / folder.path.name).evaluation(command)
+    elsewhere = RunFolder(Path(RUNS, *folder.path.parts[-2:])).evaluation(command)
     _log.warning("%s cannot be written: what is measured goes to %s.", folder.path, elsewhere.path)
     return elsewhere
 

@@ -16,7 +16,7 @@ _AT_LEAST = {
     "trainer.accumulate_grad_batches": 1,
     "trainer.check_val_every_n_epoch": 1,
     "trainer.val_check_interval": 1,
-    "trainer.log_every_n_steps": 1,
+    "trainer.log_every_n_steps": 0,
     "trainer.gradient_clip_val": 0,
 }
 _WITHOUT_END = ("trainer.max_epochs", "trainer.max_steps")  # where they are -1

@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -29,6 +28,7 @@ from plif_lightning.cli.checkpoint import expand
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.process import in_use
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runtime import program
 
@@ -242,14 +242,8 @@ def _require_free(job: _Job) -> None:
         raise UserError(f"{folder.path} is not a folder: move it away, or pass another --runs.")
     if not (folder.config.is_file() or folder.command.is_file()) and set(folder.path.iterdir()) - {folder.lock}:
         raise UserError(f"{folder.path} is no run's folder, and not empty: move it away, or pass another --runs.")
-    run = read_run(folder.path)
-    if run.status == "running":
+    if in_use(folder):
         raise UserError(f"{folder.path} is being trained by another process: wait for it, or end it first.")
-    if run.status != "finished" and run.host not in (None, socket.gethostname()):
-        raise UserError(
-            f"{folder.path} was begun on {run.host} and may be running there. If it is not, remove "
-            f"{folder.command.name} from it, or resume it there."
-        )
 
 
 def share(text: str, points: int) -> slice:
@@ -262,11 +256,9 @@ def share(text: str, points: int) -> slice:
     if not found:
         raise UserError(f"--index must be I, or I/N for every N-th run from the I-th, counted from 0, got {text!r}.")
     index, step = int(found[1]), int(found[2] or points)
-    if not index < min(step, points):
-        raise UserError(
-            f"--index must be from 0 to {min(step, points) - 1} for the {points} runs of this sweep, got {text}."
-        )
-    return slice(index, None, step)
+    if index >= step:
+        raise UserError(f"--index must be from 0 to {step - 1} for {step} shares, got {text}.")
+    return slice(index, None, step)  # where there are more shares than runs, the last ones are empty
 
 
 def _plan(sweep: Sweep, root: Path, overrides: Sequence[str], of: slice) -> tuple[list[_Job], list[_Job]]:
@@ -444,7 +436,7 @@ class _Runner:
         start = time.monotonic()
         if job.folder.path.exists():
             _require_free(job)  # somebody may have begun it since the plan was made
-            if not job.folder.last.is_file():
+            if not job.folder.last.is_file() and job.folder.path.exists():
                 _put_aside(job.folder.path)  # ended before its first epoch: there is nothing to resume
         job.output.parent.mkdir(parents=True, exist_ok=True)
         with job.output.open("ab") as output:

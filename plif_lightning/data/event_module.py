@@ -20,8 +20,9 @@ from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events.augment import EventAugmentation, EventMix, TimeDrop
 from plif_lightning.events.integration import Slicing
 from plif_lightning.events.recording import RecordingError, Sensor, TimeOrder
-from plif_lightning.events.remote import copies_of, fetch, is_address, publish
+from plif_lightning.events.remote import copies_of, fetch, publish
 from plif_lightning.events.store import EventStore, Kind, RawFile, StoreError, build, fingerprint, locked
+from plif_lightning.runtime.files import is_address
 
 _log = logging.getLogger(__name__)
 
@@ -153,21 +154,23 @@ class EventDataModule(SpikingDataModule):
         if self.address is None:
             self.require_obtainable()
         with locked(self.store_folder, self._say_that_it_waits):
-            if self.address is not None:
-                for train in (True, False):
-                    fetch(self.address, self.store_folder, self._kind(train))
-            if self._ready():  # by the process that was waited for, or there
-                return
-            self.require_obtainable()
-            self.prepared = self.obtain()
-            for train in (True, False):
-                raw_files = self.raw_files(train)
-                self.require_count(train, sum(raw.recordings for raw in raw_files))
-                if not self._is_current(train, raw_files):
-                    self._build(train, raw_files)
-                    self.prepared = True
-                    if self.address is not None:
-                        publish(self.address, self.store_folder, self._kind(train))
+            kinds = [self._kind(train) for train in (True, False)]
+            address = self.address
+            missing = [] if address is None else [kind for kind in kinds if not fetch(address, self.store_folder, kind)]
+            if not self._ready():  # unless it was built by the process that was waited for, or fetched
+                self._build_both()
+            for kind in missing:
+                publish(str(address), self.store_folder, kind)
+
+    def _build_both(self) -> None:
+        self.require_obtainable()
+        self.prepared = self.obtain()
+        for train in (True, False):
+            raw_files = self.raw_files(train)
+            self.require_count(train, sum(raw.recordings for raw in raw_files))
+            if not self._is_current(train, raw_files):
+                self._build(train, raw_files)
+                self.prepared = True
 
     @staticmethod
     def _say_that_it_waits() -> None:
@@ -187,7 +190,8 @@ class EventDataModule(SpikingDataModule):
             store = EventStore(self.store_folder, kind)
         except StoreError:
             return False
-        if raw_files is not None and store.fingerprint != fingerprint(kind, raw_files):
+        # At an address other machines' files count, whose times of change are others.
+        if raw_files is not None and self.address is None and store.fingerprint != fingerprint(kind, raw_files):
             return False
         try:
             self.require_count(train, len(store))

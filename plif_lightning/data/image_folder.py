@@ -22,10 +22,9 @@ from plif_lightning.data.base import place_below
 from plif_lightning.data.folders import ClassFolders
 from plif_lightning.data.images import ImageDataModule
 from plif_lightning.errors import UserError
-from plif_lightning.events.remote import is_address
 from plif_lightning.events.store import locked
 from plif_lightning.runtime.cores import cores
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.files import is_address, written_whole
 
 Colour = Literal["auto", "grey", "rgb"]
 # Raised by one where the same files would give other arrays.

@@ -1,6 +1,7 @@
 """Batches at a time: a sampler that plans whole batches, and a loader that can be resumed."""
 
 import math
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple, overload
@@ -180,6 +181,13 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A terminal and a scheduler tell every process to end; the main one still needs batches until it has saved."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):  # not all on Windows
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
 def make_loader(dataset: BatchedDataset, plan: BatchPlan, num_workers: int = 0) -> ResumableLoader:
     """A loader that fetches each planned batch with one call of the data set."""
     return ResumableLoader(
@@ -189,5 +197,6 @@ def make_loader(dataset: BatchedDataset, plan: BatchPlan, num_workers: int = 0) 
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals_to_the_main_process,
         pin_memory=torch.cuda.is_available(),
     )

@@ -3,22 +3,20 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 
-from plif_lightning.events.store import EventStore, Kind, StoreError
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.events.store import ARRAYS, EventStore, Kind, StoreError
+from plif_lightning.runtime.files import naming, written_whole
 
-
-def is_address(store: str) -> bool:
-    """Whether a store's place is an address instead of a folder."""
-    return "://" in store
+_PORTION = 2**24  # bytes
 
 
 def copies_of(address: str) -> Path:
@@ -33,7 +31,7 @@ def _opened(address: str) -> Iterator[tuple[Any, str]]:
     """The file system and path of an address; whatever goes wrong there names it."""
     try:
         yield fsspec.core.url_to_fs(address)
-    except StoreError:
+    except (StoreError, FileNotFoundError):
         raise
     except Exception as error:  # each file system has its own
         missing = f" Install what is missing: {error}." if isinstance(error, ImportError) else ""
@@ -41,45 +39,74 @@ def _opened(address: str) -> Iterator[tuple[Any, str]]:
         raise StoreError(f"the event stores at {address} cannot be reached{reason}.{missing}") from error
 
 
-def fetch(address: str, folder: Path, kind: Kind) -> None:
-    """Copies a store from an address into a folder, unless the same one is there or the address has none.
+def fetch(address: str, folder: Path, kind: Kind) -> bool:
+    """Copies a store from an address into a folder, unless the same one is there; whether the address has one.
 
     The caller holds `locked(folder)`.
 
     Raises:
         StoreError: the address cannot be reached, or what came is not what the store says.
+        OSError: the copy cannot be written.
     """
+    here = folder / f"{kind.name}.json"
     with _opened(address) as (files, root):
-        path = f"{root}/{kind.name}.json"
-        if not files.exists(path):
-            return
-        text = files.cat_file(path)
-        here = folder / f"{kind.name}.json"
-        if here.is_file() and here.read_bytes() == text:
-            return
-        meta = json.loads(text)
-        name = Path(meta["folder"]).name
-        beside = folder / f"{name}.tmp"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
         try:
-            for array in meta["arrays"]:
-                files.get_file(f"{root}/{name}/{array}.npy", os.fspath(beside / f"{array}.npy"))
-            shutil.rmtree(folder / name, ignore_errors=True)
-            beside.rename(folder / name)
-            with written_whole(here, "wb") as file:
-                file.write(text)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            text = files.cat_file(f"{root}/{kind.name}.json")
+        except FileNotFoundError:
+            return False
+    if here.is_file() and here.read_bytes() == text:
+        return True
+    name = _folder_of(text, kind, address)
+    beside = folder / f"{name}.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        for array in ARRAYS:
+            with naming(beside / f"{array}.npy"), (beside / f"{array}.npy").open("wb") as copy:
+                _copy(f"{address}/{name}/{array}.npy", copy)
+        shutil.rmtree(folder / name, ignore_errors=True)
+        beside.rename(folder / name)
+        with written_whole(here, "wb") as file:
+            file.write(text)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     try:
         EventStore(folder, kind).verify()
     except StoreError as error:
         here.unlink()
         raise StoreError(f"the copy of {address}/{kind.name}.json is not what was built: {error}") from error
+    return True
+
+
+def _folder_of(text: bytes, kind: Kind, address: str) -> str:
+    """The name of a store's folder of arrays. A stranger may have written it: it must be the one that a build gives."""
+    try:
+        meta = json.loads(text)
+        name, expected = meta["folder"], f"{kind.name}.{meta['fingerprint']}"
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{address}/{kind.name}.json is damaged ({type(error).__name__}: {error}).") from error
+    if name != expected or not re.fullmatch(r"[\w.-]+", name):
+        raise StoreError(f"{address}/{kind.name}.json is no event store of this project: its folder is {name!r}.")
+    return str(name)
+
+
+def _copy(source: str, to: IO[bytes]) -> None:
+    try:
+        with _opened(source) as (files, path):
+            remote = files.open(path, "rb")
+    except FileNotFoundError as error:
+        raise StoreError(f"{source} is missing: that store is not whole.") from error
+    with remote:
+        while True:
+            with _opened(source):
+                portion = remote.read(_PORTION)
+            if not portion:
+                return
+            to.write(portion)
 
 
 def publish(address: str, folder: Path, kind: Kind) -> None:
-    """Copies a store from a folder to an address, its NAME.json last.
+    """Copies a store from a folder to an address, its NAME.json last: a copy that was broken off is none.
 
     Raises:
         StoreError: the address cannot be reached or written.

@@ -41,7 +41,7 @@ _PORTION = 16 * 2**20
 _MEMORY = 8 * 2**30
 
 
-_ARRAYS = ("address", "time", "offset", "label", "start", "name")
+ARRAYS = ("address", "time", "offset", "label", "start", "name")
 
 
 class StoreError(UserError):
@@ -145,10 +145,8 @@ class EventStore:
             arrays: dict[str, dict[str, Any]] = meta["arrays"]
             same = (meta["format"], self.sensor, meta["time_order"]) == (FORMAT, kind.sensor, kind.time_order)
             self.folder = folder / meta["folder"]
-            self._checksums = {name: str(arrays[name]["blake2b"]) for name in _ARRAYS}
-            expected_arrays = {
-                name: (tuple(arrays[name]["shape"]), np.dtype(arrays[name]["dtype"])) for name in _ARRAYS
-            }
+            self._checksums = {name: str(arrays[name]["blake2b"]) for name in ARRAYS}
+            expected_arrays = {name: (tuple(arrays[name]["shape"]), np.dtype(arrays[name]["dtype"])) for name in ARRAYS}
         except FileNotFoundError as error:
             raise StoreError(f"there is no event store {self.path}.") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -35,8 +35,10 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
                 f"{path} is damaged: its part {damaged} is not what was written. Use another copy of it."
             )
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except CheckpointError:
+    except (CheckpointError, MemoryError):
         raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
     except pickle.UnpicklingError as error:
         # PyTorch's own message would advise to run whatever is in the file.
         raise CheckpointError(
@@ -51,6 +53,8 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it holds no weights.")
     for name, value in checkpoint["state_dict"].items():
+        if not isinstance(value, torch.Tensor):
+            raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: its {name} is no tensor.")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(f"{path} is of no use: {name} in it is NaN or infinite.")
     return checkpoint

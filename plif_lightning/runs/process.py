@@ -1,6 +1,8 @@
 """`command.json`: the arguments that started a run, which process it is, and what it is computed on and with."""
 
 import contextlib
+import errno
+import inspect
 import json
 import os
 import socket
@@ -55,6 +57,12 @@ def remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+# A lock that its process leaves behind, as a file does, would be held for ever.
+_HARD: dict[str, Any] = (
+    {"fallback_to_soft": False} if "fallback_to_soft" in inspect.signature(FileLock.__init__).parameters else {}
+)
+
+
 @contextlib.contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
     """Holds a run's folder, so that no other process trains in it. It is made, and taken away where it stays empty.
@@ -63,23 +71,39 @@ def locked(folder: RunFolder) -> Iterator[None]:
         UserError: another process holds it.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.lock, blocking=False)
+    lock = FileLock(folder.lock, blocking=False, **_HARD)
     try:
         lock.acquire()
+        held = False
     except Timeout:
-        raise UserError(f"{folder.path} is being trained by another process: wait for it, or end it first.") from None
-    except NotImplementedError:  # a file system without locks
-        if is_alive(loaded(folder.command, [], optional=True)):
-            raise UserError(
-                f"{folder.path} is being trained by another process: wait for it, or end it first."
-            ) from None
+        held = True
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT):
+            raise
+        held = is_alive(loaded(folder.command, [], optional=True))  # a file system without locks
+    if held:
+        raise UserError(f"{folder.path} is being trained by another process: wait for it, or end it first.")
     try:
         yield
     finally:
-        if set(folder.path.iterdir()) == {folder.lock}:
-            folder.lock.unlink()
+        with contextlib.suppress(OSError):
+            if set(folder.path.iterdir()) == {folder.lock}:
+                folder.lock.unlink()
         lock.release()
         remove_empty(folder.path)
+
+
+def in_use(folder: RunFolder) -> bool:
+    """Whether a process trains in a run's folder, as far as that can be known from here."""
+    if not folder.result.is_file() and is_alive(loaded(folder.command, [], optional=True)):
+        return True
+    if not folder.lock.exists():
+        return False
+    try:
+        with locked(folder):
+            return False
+    except UserError:
+        return True
 
 
 # Says which run it is, not what is changed in it.

@@ -15,8 +15,13 @@ _REASONS = {
     errno.EDQUOT: "The quota is used up: free some space",
     errno.EFBIG: "The file would be too large for this file system or its limit",
     errno.EROFS: "The file system is read-only: choose another place",
-    errno.EACCES: "It cannot be written: change its permissions",
+    errno.EACCES: "permission denied: change its permissions",
 }
+
+
+def is_address(place: str) -> bool:
+    """Whether a place is an address, such as s3://bucket, instead of a path."""
+    return "://" in place
 
 
 def reason(error: OSError) -> str:

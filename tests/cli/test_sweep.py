@@ -13,9 +13,10 @@ import yaml
 from filelock import FileLock
 
 from plif_lightning.cli import main
-from plif_lightning.cli.sweep import point_arguments, read_sweep, replaced, run_name
+from plif_lightning.cli.sweep import point_arguments, read_sweep, replaced, run_name, share
 from plif_lightning.errors import UserError
-from plif_lightning.runs.process import process_identity
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.process import locked, process_identity
 from plif_lightning.runs.reading import find_runs
 from tests.conftest import REPOSITORY
 from tests.writers import write_run
@@ -145,12 +146,52 @@ def test_folders_that_are_no_runs_are_left_alone(tmp_path, capsys):
     assert foreign.read_text() == "x"
 
 
-def test_a_run_that_was_begun_elsewhere_is_left_alone(tmp_path, capsys):
+def test_a_run_that_was_begun_elsewhere_goes_on_unless_it_is_held(tmp_path, capsys):
     run = write_run(tmp_path / "runs" / "a", finished=False)
     run.command.write_text(json.dumps({"arguments": ["fit", "--config=a.yaml"], "host": "elsewhere", "pid": 1}))
-    assert planned(tmp_path) == 2
-    assert "was begun on elsewhere and may be running there" in capsys.readouterr().err
-    assert run.metrics.is_file()
+    with locked(run):
+        assert planned(tmp_path) == 2
+    assert "is being trained by another process" in capsys.readouterr().err
+    assert planned(tmp_path) == 1  # there is no a.yaml: it was begun
+    assert (tmp_path / "runs" / ".broken" / "a-0" / "metrics.csv").is_file()
+
+
+def test_a_run_that_has_just_begun_is_not_put_aside(tmp_path, capsys):
+    run = RunFolder(tmp_path / "runs" / "a")
+    with locked(run):  # while it prepares its data, there is nothing else in its folder
+        assert planned(tmp_path) == 2
+        assert run.path.is_dir()
+    assert "is being trained by another process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "points", "expected"),
+    [
+        ("0", 6, [0]),
+        ("5", 6, [5]),
+        ("1/3", 6, [1, 4]),
+        ("0/1", 6, [0, 1, 2, 3, 4, 5]),
+        ("7/12", 6, []),
+        ("2/4", 6, [2]),
+    ],
+)
+def test_a_share_of_a_sweep(text, points, expected):
+    assert list(range(points))[share(text, points)] == expected
+
+
+@pytest.mark.parametrize("text", ["6", "-1", "3/3", "1/0", "a", "", "1/2/3", "1.5"])
+def test_a_share_that_is_none_is_refused(text):
+    with pytest.raises(UserError, match="--index must be"):
+        share(text, 6)
+
+
+def test_the_shares_of_a_sweep_are_all_of_it_once(tmp_path, capsys):
+    for i in range(3):
+        main(["sweep", "table4", "--dry-run", "--runs", str(tmp_path), "--index", f"{i}/3"])
+    parts = [line for line in capsys.readouterr().out.splitlines() if "--run_folder" in line]
+    main(["sweep", "table4", "--dry-run", "--runs", str(tmp_path)])
+    whole = [line for line in capsys.readouterr().out.splitlines() if "--run_folder" in line]
+    assert sorted(parts) == sorted(whole)
 
 
 def test_a_run_that_goes_on_is_left_alone(tmp_path, capsys):

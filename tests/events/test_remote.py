@@ -1,5 +1,8 @@
 """Event stores at an address."""
 
+import json
+import shutil
+
 import fsspec
 import pytest
 
@@ -51,7 +54,7 @@ def test_a_store_is_built_once_and_copied_once_to_each_machine(address, machine,
     def no_more(*arguments):
         raise AssertionError("it was copied before")
 
-    monkeypatch.setattr(type(fsspec.core.url_to_fs(address)[0]), "get_file", no_more)
+    monkeypatch.setattr("plif_lightning.events.remote._copy", no_more)
     again = data(machine("copies", recordings=False), address)
     again.prepare_data()
     assert again.identity() == first.identity()
@@ -63,6 +66,11 @@ def test_a_store_that_was_built_anew_is_copied_anew(address, machine):
     old.prepare_data()
     root = machine("builds", recordings=True)
     writers.write_nmnist(root, train=30)
+    data(root, address).prepare_data()  # files here, or their times, do not replace what others may be using
+    files, place = fsspec.core.url_to_fs(address)
+    for path in files.glob(f"{place}/*.json"):
+        files.rm_file(path)
+    shutil.rmtree(copies_of(address))
     new = data(root, address)
     new.prepare_data()
     assert new.prepared
@@ -84,6 +92,50 @@ def test_a_copy_that_is_not_what_was_built_is_refused(address, machine):
     with pytest.raises(StoreError, match="is not what was built"):
         copies.prepare_data()
     assert not list(copies.store_folder.glob("*.json"))
+
+
+def test_a_store_that_was_built_but_not_published_is_published_by_the_next(address, machine, monkeypatch):
+    def broken(*arguments):
+        raise StoreError("the network is gone")
+
+    root = machine("builds", recordings=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("plif_lightning.data.event_module.publish", broken)
+        with pytest.raises(StoreError, match="the network is gone"):
+            data(root, address).prepare_data()
+    again = data(root, address)
+    again.prepare_data()
+    assert not again.prepared
+    copies = data(machine("copies", recordings=False), address)
+    copies.prepare_data()
+    assert copies.identity() == again.identity()
+
+
+@pytest.mark.parametrize("name", ["..", "", "../../other", "original-train.x/../.."])
+def test_a_strangers_store_cannot_name_other_folders(name, address, machine):
+    builds = data(machine("builds", recordings=True), address)
+    builds.prepare_data()
+    files, root = fsspec.core.url_to_fs(address)
+    path = f"{root}/{builds.event_store(True).path.name}"
+    meta = json.loads(files.cat_file(path))
+    files.pipe_file(path, json.dumps({**meta, "folder": name, "arrays": {}}).encode())
+    copies = data(machine("copies", recordings=False), address)
+    beside = copies.store_folder.parent / "another"
+    beside.mkdir(parents=True)
+    with pytest.raises(StoreError, match="is no event store of this project"):
+        copies.prepare_data()
+    assert beside.is_dir()
+
+
+def test_a_store_that_lacks_an_array_is_named(address, machine):
+    builds = data(machine("builds", recordings=True), address)
+    builds.prepare_data()
+    files, root = fsspec.core.url_to_fs(address)
+    files.rm_file(f"{root}/{builds.event_store(True).folder.name}/label.npy")
+    copies = data(machine("copies", recordings=False), address)
+    with pytest.raises(StoreError, match=r"label\.npy is missing"):
+        copies.prepare_data()
+    assert not list(copies.store_folder.glob("*.tmp"))
 
 
 def test_an_address_that_leads_nowhere_is_named(machine):
