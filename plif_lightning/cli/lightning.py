@@ -81,6 +81,11 @@ class PlifCLI(LightningCLI):
             args=expanded.arguments,
         )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PlifCLI":
+        # jsonargparse ties the optimiser's recipe, which the task holds, to this object, and this one holds the Trainer
+        # and the data: whoever copies the task, as an average of its weights does, means none of that.
+        return self
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         parser.add_argument(
@@ -171,7 +176,8 @@ class PlifCLI(LightningCLI):
             self.place = Path(config.run_folder).absolute()
         elif new and getattr(rank_zero_only, "rank", 0) == 0:
             self.place = first.claim()
-            self.held.callback(remove_empty, self.place)  # where the run never begins
+            for made in (self.place.parent.parent, self.place.parent, self.place):  # taken away in reverse order
+                self.held.callback(remove_empty, made)  # where the run never begins
         for other in loggers:
             # save_dir stands in the base's logger, and jsonargparse keeps it for another class: there it means nothing.
             theirs = other.class_path.startswith("lightning.") and other.init_args.get("save_dir") == RUNS

@@ -32,9 +32,10 @@ def require_ranges(config: Any) -> None:
         value = config.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or (value == -1 and key in _WITHOUT_END):
             continue
-        share = isinstance(value, float) and least == 1 and key.startswith(("trainer.limit", "trainer.val"))
+        # A share or a number: 0 may have been read as 0.0.
+        share = key in ("trainer.limit_train_batches", "trainer.val_check_interval")
         if not value > 0 if share else value < least:
-            raise UserError(f"{key} must be {'above 0' if share else f'at least {least}'}, got {value}.")
+            raise UserError(f"{key} must be {'above 0' if share else f'at least {least}'}, got {value:g}.")
     if isinstance(config.get("seed_everything"), int) and config.seed_everything >= 2**32:
         raise UserError(f"seed_everything must be below 2^32, got {config.seed_everything}.")
     # Each would wait for its turn on a core, and start-up alone would take minutes.
