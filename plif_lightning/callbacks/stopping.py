@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -21,7 +23,7 @@ from lightning.pytorch.callbacks import Callback
 from plif_lightning.callbacks.checkpoints import LastCheckpoint
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.errors import Stopped
-from plif_lightning.runtime import program
+from plif_lightning.runtime import early, program
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 # A sweep that is told to end tells its runs, which may just have been told themselves: no second signal [s].
@@ -45,11 +47,19 @@ class StopOnSignal(Callback):
         self._agreed: signal.Signals | None = None  # by all processes
         self._trained: L.Trainer | None = None
 
-    def watch(self, trainer: L.Trainer) -> None:
-        """Takes the scheduler's signal from now on, which would end the process: data may have to be prepared first."""
+    @contextmanager
+    def watching(self, trainer: L.Trainer) -> Iterator[None]:
+        """Takes the scheduler's signal, which would end the process: data may have to be prepared before training."""
         own = _of_scheduler(trainer)
         if own is not None and threading.current_thread() is threading.main_thread():
             signal.signal(own, self._receive)
+            if own in early.received:
+                self._received = own
+        try:
+            yield
+        finally:
+            if own is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(own, signal.SIG_DFL)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Now, not before: Lightning has just set its own, which end a run as if it were finished, and puts back those

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from plif_lightning.cli.help import COMMANDS, overview, screen
 from plif_lightning.errors import Stopped, UserError
-from plif_lightning.runtime import files
+from plif_lightning.runtime import early, files
 from plif_lightning.runtime.allocator import tune_allocator
 from plif_lightning.version import __version__
 
@@ -88,6 +88,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
     from plif_lightning.cli.checkpoint import expand
 
     def train_or_evaluate(rest: list[str]) -> int:
+        if name == "fit":
+            early.watch()  # PyTorch and Lightning take seconds to load
         expanded = expand([name, *rest])  # what is wrong with a checkpoint or a file's name is said at once
         from plif_lightning.cli.lightning import run
 

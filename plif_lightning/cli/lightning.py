@@ -259,7 +259,7 @@ class PlifCLI(LightningCLI):
         return super()._instantiate_trainer(config, callbacks)
 
     def before_fit(self) -> None:
-        self.stop.watch(self.trainer)
+        self.held.enter_context(self.stop.watching(self.trainer))
         for logger in self.trainer.loggers:
             if isinstance(logger, RunLogger) and self.trainer.is_global_zero:
                 folder = RunFolder(Path(logger.log_dir))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from plif_lightning import configs
 from plif_lightning.callbacks import LayerMonitor
 from plif_lightning.callbacks.checkpoints import CheckpointFiles
 from plif_lightning.callbacks.logger import RunLogger
@@ -250,6 +251,25 @@ def test_a_slurm_job_does_not_take_another_runs_weights(monkeypatch):
     Path("hpc_ckpt_7.ckpt").write_text("another run's")
     fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--test_after_fit", "false")
     assert load("runs/quickstart/version_0/checkpoints/last.ckpt")["global_step"] == 3
+
+
+def test_a_schedulers_signal_while_the_program_loads_is_heard_when_training_begins(monkeypatch, capsys):
+    for name, value in {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    resolve = configs.resolve
+
+    def told(*arguments):  # one of the first things that a fit does
+        signal.raise_signal(signal.SIGUSR1)
+        return resolve(*arguments)
+
+    monkeypatch.setattr(configs, "resolve", told)
+    assert ended(*EIGHT, "--run_folder", "run") == 143
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    assert load("run/checkpoints/last.ckpt")["global_step"] == 1
+    said = capsys.readouterr().err
+    assert "stopped by SIGUSR1 after step 1" in said
+    assert "The job is not put back into the queue: for that, pass --run_folder DIR --resume auto." in said
 
 
 # --- two at once

@@ -86,14 +86,14 @@ def test_a_job_that_is_signalled_goes_back_into_the_queue_and_ends_as_if_it_had_
 def test_a_job_whose_time_is_nearly_over_saves_itself_and_goes_on(slurm: Cluster, tmp_path):
     arguments = [*ARGUMENTS, "--model.channels", "8", "--trainer.max_epochs", "100000"]
     auto = [*arguments, "--run_folder", "run", "--resume", "auto"]
-    options = ["--ntasks", "1", "--requeue", "--time", "1", "--signal", "USR1@30"]
+    options = ["--ntasks", "1", "--requeue", "--time", "2", "--signal", "USR1@60"]
     job = slurm.submit(tmp_path, f"srun {main_py(*auto)}", *options)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600  # SLURM itself waits for two minutes before it starts a job again
     while slurm.state(job)["Restarts"] == "0" and time.monotonic() < deadline:
         time.sleep(0.5)
     assert slurm.state(job)["Restarts"] == "1", output(tmp_path)
     before = len(read_run(tmp_path / "run").metrics)
-    in_training(tmp_path / "run", before + 2)
+    in_training(tmp_path / "run", before + 2, seconds=400)
     slurm.call("scancel", "--signal=TERM", job)  # as where a node is being drained
     assert slurm.wait(job)["JobState"] == "FAILED"
     assert slurm.state(job)["ExitCode"].startswith("143")
