@@ -105,26 +105,20 @@ class LastCheckpoint(Checkpoint):
         every_n_batches: write it every so many training batches too, not only after each epoch: what a
             killed run loses at most. Where gradients are being accumulated or a validation comes next, it
             waits for the next batch from which the run can be resumed exactly.
+
+    Attributes:
+        due: whether it is to be written as soon as that can be; others may ask for it.
     """
 
     def __init__(self, every_n_batches: int | None = None) -> None:
         if every_n_batches is not None and every_n_batches < 1:
             raise UserError(f"checkpoint.every_n_batches must be at least 1, got {every_n_batches}.")
         self.every_n_batches = every_n_batches
-        self._due = False
+        self.due = False
         self.last_model_path = ""
 
-    @property
-    def due(self) -> bool:
-        """Whether it waits for a batch from which the run can be resumed."""
-        return self._due
-
-    def ask(self) -> None:
-        """Has it written as soon as that can be."""
-        self._due = True
-
     def _save(self, trainer: L.Trainer) -> None:
-        self._due = False
+        self.due = False
         if not is_trial(trainer):
             path = run_folder(trainer).last
             trainer.save_checkpoint(path, weights_only=False)
@@ -135,8 +129,8 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         done = batch_idx + 1
         if self.every_n_batches is not None and done % self.every_n_batches == 0:
-            self.ask()
-        if not self._due:
+            self.due = True
+        if not self.due:
             return
         validation_next = done % (getattr(trainer, "val_check_batch", None) or math.inf) == 0
         accumulating = done % trainer.accumulate_grad_batches != 0

@@ -30,6 +30,11 @@ _ENDING = (signal.SIGINT, signal.SIGTERM)
 _ECHO = 1.0
 
 
+def _takes_signals() -> bool:
+    """Whether handlers may be set here: Python sets them in the main thread alone."""
+    return threading.current_thread() is threading.main_thread()
+
+
 class StopOnSignal(Callback):
     """Ends training at the first batch after a signal from which the run can be resumed, with `last.ckpt` written.
 
@@ -50,32 +55,32 @@ class StopOnSignal(Callback):
     @contextmanager
     def watching(self, trainer: L.Trainer) -> Iterator[None]:
         """Takes the scheduler's signal, which would end the process: data may have to be prepared before training."""
-        own = _of_scheduler(trainer)
-        if own is not None and threading.current_thread() is threading.main_thread():
+        own = _of_scheduler(trainer) if _takes_signals() else None
+        if own is not None:
             signal.signal(own, self._receive)
             if own in early.received:
                 self._received = own
         try:
             yield
         finally:
-            if own is not None and threading.current_thread() is threading.main_thread():
+            if own is not None:
                 signal.signal(own, signal.SIG_DFL)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Now, not before: Lightning has just set its own, which end a run as if it were finished, and puts back those
         # that were there before when training ends.
-        if threading.current_thread() is threading.main_thread():
+        if _takes_signals():
             for one in _ENDING:
                 signal.signal(one, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._received in _ENDING and number in _ENDING and now - self._at > _ECHO:
+        if self._received is None:
+            # It stays the reason: where SIGTERM follows a scheduler's signal, the job is to go back into the queue.
+            self._received, self._at = signal.Signals(number), now
+        elif self._received in _ENDING and number in _ENDING and now - self._at > _ECHO:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self._at = now if self._received is None else self._at
-        # A scheduler's signal stays the reason where SIGTERM follows: the job is to go back into the queue.
-        self._received = self._received or signal.Signals(number)
         if self._trained is not None:  # nothing is left to be saved
             self._stop(self._trained, self._received)
 
@@ -94,7 +99,7 @@ class StopOnSignal(Callback):
         if told is not None and self._agreed is None:
             self._agreed = told
             if (last := _last_checkpoint(trainer)) is not None:
-                last.ask()  # it is called after this callback
+                last.due = True  # it is called after this callback
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

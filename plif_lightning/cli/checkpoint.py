@@ -68,19 +68,18 @@ def expand(argv: Sequence[str]) -> Expanded:
         stored, step, training_set, reading = read_checkpoint(resumed.last)
         rest = [*_without(rest, "--run_folder"), f"--ckpt_path={resumed.last}"]
         return Expanded(given, [command, *rest], stored, resumed, step, training_set, reading, resumes=True)
-    at = next((i for i, a in enumerate(rest) if a.split("=")[0] == "--ckpt_path"), None)
-    if at is None:
+    others = _without(rest, "--ckpt_path")
+    if len(others) == len(rest):
         if command in EVALUATIONS:
             raise CheckpointError(
                 f"{command} needs a checkpoint, or it would measure random weights: "
                 f"pass --ckpt_path RUN/checkpoints/best.ckpt."
             )
         return Expanded(given, [command, *rest])
-    inline = "=" in rest[at]
-    value = rest[at].split("=", 1)[1] if inline else rest[at + 1] if at + 1 < len(rest) else ""
+    value = next(iter(option_values(rest, "--ckpt_path")), "")
     if not value or value.startswith("--"):
         raise CheckpointError("--ckpt_path needs a file, such as RUN/checkpoints/last.ckpt.")
-    rest = rest[:at] + rest[at + (1 if inline else 2) :]
+    rest = others
     in_place = value == "last"
     if command in EVALUATIONS and in_place:
         raise CheckpointError(f"{command} needs the file: pass --ckpt_path RUN/checkpoints/last.ckpt.")

@@ -266,12 +266,12 @@ def _plan(sweep: Sweep, root: Path, overrides: Sequence[str], of: slice) -> tupl
     jobs: list[_Job] = []
     finished: list[_Job] = []
     elsewhere = _finished_beside(root)
-    points = {run_name(point): point for point in sweep.points()}
-    if len(points) < len(sweep.points()):
-        names = [run_name(point) for point in sweep.points()]
+    points = sweep.points()
+    names = [run_name(point) for point in points]
+    if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two runs of the sweep have the same name {twice}: give each value once.")
-    for name, point in list(points.items())[of]:
+    for name, point in zip(names[of], points[of], strict=True):
         if not re.search(r"\w", name):
             raise UserError(f"the values {list(point.values())} give a run no name: pass others.")
         job = _Job(name, RunFolder(root / name), point_arguments(sweep, point, overrides), root / f"{name}.log")

@@ -149,9 +149,9 @@ class EventDataModule(SpikingDataModule):
     def prepare_data(self) -> None:
         """Fetches and unpacks what is missing, and builds the stores that are missing or out of date."""
         self.prepared = False
-        if self.address is None and self._ready():
-            return
         if self.address is None:
+            if self._ready():
+                return
             self.require_obtainable()
         with locked(self.store_folder, self._say_that_it_waits):
             kinds = [self._kind(train) for train in (True, False)]

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import fsspec
 
@@ -27,10 +27,10 @@ def copies_of(address: str) -> Path:
 
 
 @contextmanager
-def _opened(address: str) -> Iterator[tuple[Any, str]]:
-    """The file system and path of an address; whatever goes wrong there names it."""
+def _reaching(address: str) -> Iterator[None]:
+    """Whatever goes wrong at an address names it, but that a file is not there."""
     try:
-        yield fsspec.core.url_to_fs(address)
+        yield
     except (StoreError, FileNotFoundError):
         raise
     except Exception as error:  # each file system has its own
@@ -49,11 +49,12 @@ def fetch(address: str, folder: Path, kind: Kind) -> bool:
         OSError: the copy cannot be written.
     """
     here = folder / f"{kind.name}.json"
-    with _opened(address) as (files, root):
-        try:
+    try:
+        with _reaching(address):
+            files, root = fsspec.core.url_to_fs(address)
             text = files.cat_file(f"{root}/{kind.name}.json")
-        except FileNotFoundError:
-            return False
+    except FileNotFoundError:
+        return False
     if here.is_file() and here.read_bytes() == text:
         return True
     name = _folder_of(text, kind, address)
@@ -92,13 +93,14 @@ def _folder_of(text: bytes, kind: Kind, address: str) -> str:
 
 def _copy(source: str, to: IO[bytes]) -> None:
     try:
-        with _opened(source) as (files, path):
+        with _reaching(source):
+            files, path = fsspec.core.url_to_fs(source)
             remote = files.open(path, "rb")
     except FileNotFoundError as error:
         raise StoreError(f"{source} is missing: that store is not whole.") from error
     with remote:
         while True:
-            with _opened(source):
+            with _reaching(source):
                 portion = remote.read(_PORTION)
             if not portion:
                 return
@@ -112,7 +114,8 @@ def publish(address: str, folder: Path, kind: Kind) -> None:
         StoreError: the address cannot be reached or written.
     """
     store = EventStore(folder, kind)
-    with _opened(address) as (files, root):
+    with _reaching(address):
+        files, root = fsspec.core.url_to_fs(address)
         files.makedirs(f"{root}/{store.folder.name}", exist_ok=True)
         for path in sorted(store.folder.iterdir()):
             files.put_file(os.fspath(path), f"{root}/{store.folder.name}/{path.name}")

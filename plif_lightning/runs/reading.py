@@ -83,7 +83,6 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
     else:
         status = "running" if is_alive(started) else "unfinished"
     arguments = started.get("arguments")
-    host = started.get("host")
     around = started.get("surroundings")
     name = os.path.relpath(folder, root) if root is not None else folder.name
     return Run(
@@ -95,7 +94,6 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
         [str(part) for part in arguments] if isinstance(arguments, list) else [],
         facts,
         None if test is None else float(test),
-        host if isinstance(host, str) else None,
         {str(k): printable(str(v)) for k, v in around.items()} if isinstance(around, dict) else {},
         [printable(problem) for problem in problems],
     )

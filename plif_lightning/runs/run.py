@@ -22,7 +22,6 @@ class Run:
         command: arguments of main.py.
         facts: data set, origin, samples and protocol, as the run wrote them.
         test: accuracy of the test set measured once, as a share; None where it was not.
-        host: where it was begun.
         surroundings: machine, versions and commit that it was computed with.
         problems: what could not be read, in sentences.
     """
@@ -35,7 +34,6 @@ class Run:
     command: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     test: float | None = None
-    host: str | None = None
     surroundings: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 

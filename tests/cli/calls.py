@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,14 @@ def command(*arguments, timeout=240, **kwargs):
         check=False,
         **kwargs,
     )
+
+
+def until(condition, seconds=200):
+    """Waits until something is so; the limit is far beyond what it should take."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"nothing came of it in {seconds} s"
+        time.sleep(0.02)
 
 
 def load(path):

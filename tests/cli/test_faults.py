@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import locked, process_identity
 from plif_lightning.runs.reading import read_run
-from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows
+from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows, until
 from tests.conftest import REPOSITORY
 
 EIGHT = [*TINY, *FEW, "--trainer.limit_train_batches", "8", "--trainer.max_epochs", "3", "--test_after_fit", "false"]
@@ -182,9 +181,7 @@ def test_processes_end_together_where_one_is_told(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and process.poll() is None and not Path("run/checkpoints/last.ckpt").is_file():
-        time.sleep(0.05)
+    until(lambda: process.poll() is not None or Path("run/checkpoints/last.ckpt").is_file())
     process.terminate()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 143
@@ -465,9 +462,7 @@ def test_an_interrupt_while_the_program_loads_is_no_traceback():
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
-        time.sleep(0.01)
+    until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text())
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert "Traceback" not in said

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import torch
 from plif_lightning.callbacks import CommandRecord
 from plif_lightning.cli.lightning import needs_sync_batchnorm
 from plif_lightning.errors import UserError
-from tests.cli.calls import FEW, QUICKSTART, TINY, command, load
+from tests.cli.calls import FEW, QUICKSTART, TINY, command, load, until
 from tests.conftest import REPOSITORY
 
 
@@ -99,9 +98,7 @@ def test_a_process_that_is_lost_ends_the_others_with_one_sentence(number, tmp_pa
             stdout=subprocess.DEVNULL,
             stderr=output,
         )
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and process.poll() is None and not Path("run/checkpoints/last.ckpt").is_file():
-        time.sleep(0.05)
+    until(lambda: process.poll() is not None or Path("run/checkpoints/last.ckpt").is_file())
     (child,) = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(child, number)
     process.wait(200)

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import yaml
 from plif_lightning.callbacks import LastCheckpoint
 from plif_lightning.cli import main
 from plif_lightning.runs.reading import read_run
-from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, command, fit, load, refused, rows
+from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, command, fit, load, refused, rows, until
 from tests.conftest import REPOSITORY
 
 
@@ -49,12 +48,12 @@ def test_a_killed_run_goes_on_exactly(moment, tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+
+    def is_the_moment():
         step = progress(killed)
-        if step >= 2 * 77 and (moment == "after an epoch" or step % 77 != 0):
-            break
-        time.sleep(0.02)
+        return step >= 2 * 77 and (moment == "after an epoch" or step % 77 != 0)
+
+    until(lambda: process.poll() is not None or is_the_moment())
     process.send_signal(signal.SIGKILL)
     process.wait()
     step = progress(killed)

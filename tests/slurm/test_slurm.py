@@ -2,14 +2,13 @@
 
 import shlex
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from plif_lightning.runs.reading import read_run
-from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, command, load
+from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, command, load, until
 from tests.conftest import REPOSITORY
 from tests.slurm.cluster import Cluster, cluster, missing
 
@@ -57,13 +56,7 @@ def test_two_tasks_are_two_ranks(slurm: Cluster, tmp_path):
 
 
 def in_training(run: Path, epochs: int, seconds: float = 200):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        metrics = read_run(run).metrics if (run / "metrics.csv").is_file() else []
-        if len(metrics) >= epochs:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{run} does not get on")
+    until(lambda: (run / "metrics.csv").is_file() and len(read_run(run).metrics) >= epochs, seconds)
 
 
 def test_a_job_that_is_signalled_goes_back_into_the_queue_and_ends_as_if_it_had_not_been(slurm: Cluster, tmp_path):
@@ -88,9 +81,7 @@ def test_a_job_whose_time_is_nearly_over_saves_itself_and_goes_on(slurm: Cluster
     auto = [*arguments, "--run_folder", "run", "--resume", "auto"]
     options = ["--ntasks", "1", "--requeue", "--time", "2", "--signal", "USR1@60"]
     job = slurm.submit(tmp_path, f"srun {main_py(*auto)}", *options)
-    deadline = time.monotonic() + 600  # SLURM itself waits for two minutes before it starts a job again
-    while slurm.state(job)["Restarts"] == "0" and time.monotonic() < deadline:
-        time.sleep(0.5)
+    until(lambda: slurm.state(job)["Restarts"] != "0", 600)  # it waits for two minutes before it starts a job again
     assert slurm.state(job)["Restarts"] == "1", output(tmp_path)
     before = len(read_run(tmp_path / "run").metrics)
     in_training(tmp_path / "run", before + 2, seconds=400)
