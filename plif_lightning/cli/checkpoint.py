@@ -246,7 +246,7 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
         f"{k.replace('.init_args', '')} is {old.get(k)!r} there, {new.get(k)!r} here"
         for k in sorted(old.keys() | new.keys())
         if old.get(k) != new.get(k)
-        and k != "model.backend"  # another form of the same functions
+        and k not in ("model.backend", "model.sparse")  # another form of the same functions
         and any(k == key or k.startswith(f"{key}.") for key in keys)
     ]
     if differences:

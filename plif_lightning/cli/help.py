@@ -22,6 +22,7 @@ _MODEL = (
     ("--model.loss", "per_step (the paper) or rate (the authors' code)"),
     ("--model.channels, --model.fc_features", "size of the network"),
     ("--model.backend", "auto, reference, cpu or triton"),
+    ("--model.sparse", "skip silent inputs on a CPU: auto, never or always"),
     ("--model.optimizer", "a class of torch.optim; --model.optimizer.lr 0.01"),
 )
 _DATA = (

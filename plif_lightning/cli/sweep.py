@@ -197,7 +197,8 @@ def _comparable_settings(config: dict[str, Any]) -> str:
     data = found["data"]["init_args"]
     for name in ("store", "num_workers", "download", "eval_batch_size"):
         data.pop(name, None)
-    found["model"].pop("backend", None)  # another form of the same functions
+    for name in ("backend", "sparse"):
+        found["model"].pop(name, None)  # another form of the same functions
     for name in ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "log_every_n_steps"):
         found["trainer"].pop(name, None)
     return json.dumps(found)

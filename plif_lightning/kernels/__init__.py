@@ -3,7 +3,6 @@
 from plif_lightning.kernels.backend import Backend, BackendName
 from plif_lightning.kernels.fused import (
     PatchMoments,
-    conv_of_spikes,
     encode_fire_pool,
     integrate_and_fire,
     moments,
@@ -12,15 +11,18 @@ from plif_lightning.kernels.fused import (
     norm_fire_pool,
 )
 from plif_lightning.kernels.layout import Pool
+from plif_lightning.kernels.sparse import Sparse, conv_of_spikes, linear_of_spikes
 
 __all__ = [
     "Backend",
     "BackendName",
     "PatchMoments",
     "Pool",
+    "Sparse",
     "conv_of_spikes",
     "encode_fire_pool",
     "integrate_and_fire",
+    "linear_of_spikes",
     "moments",
     "moments_over_processes",
     "norm_fire",

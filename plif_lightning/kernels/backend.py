@@ -10,6 +10,7 @@ from plif_lightning.dynamics import reference
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import fused
 from plif_lightning.kernels.layout import interpreted
+from plif_lightning.kernels.sparse import TYPES, Sparse, skipping_pays
 
 BackendName = Literal["auto", "reference", "cpu", "triton"]
 
@@ -24,12 +25,17 @@ class Backend:
     Args:
         name: `auto` takes the fastest form that can run where the data is: compiled for the CPU (numba), Triton on
             a CUDA device, otherwise the reference. The others take what they name.
+        sparse: whether the CPU's convolutions and FC layers of spikes skip silent inputs: `auto` does where that is
+            faster, by the spikes' share and what was measured on this machine; `never` and `always` are for tests.
 
     Raises:
         UserError: an unknown name, or one that cannot run on this machine.
     """
 
-    def __init__(self, name: BackendName = "auto") -> None:
+    def __init__(self, name: BackendName = "auto", sparse: Sparse = "auto") -> None:
+        if sparse not in get_args(Sparse):
+            raise UserError(f"sparse must be one of {', '.join(get_args(Sparse))}, got {sparse!r}.")
+        self.sparse = sparse
         if name not in get_args(BackendName):
             raise UserError(f"backend must be one of {', '.join(get_args(BackendName))}, got {name!r}.")
         if name == "triton" and not triton_is_there():
@@ -60,6 +66,17 @@ class Backend:
         if self.name == "auto" and device.type == "cpu" and dtype == torch.float16:
             return False  # which numba does not know
         return self.chosen(device) != "reference"
+
+    def skips_silence(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether a layer is to skip what is silent in its input; arguments as `sparse.skipping_pays`."""
+        if self.sparse == "never" or x.dtype not in TYPES or x.device.type != "cpu" or self.chosen(x.device) != "cpu":
+            return False
+        return self.sparse == "always" or skipping_pays(x, weight)
+
+    @property
+    def sparse_in_operator(self) -> Sparse:
+        """What the operator is told of a layer that `skips_silence`: the decision, unless that is the operator's."""
+        return "auto" if self.sparse == "auto" and torch.compiler.is_compiling() else "always"
 
     def integrate_and_fire(self, x: Tensor, *arguments: Any, **settings: Any) -> tuple[Tensor, Tensor]:
         """`dynamics.integrate_and_fire` in the form of this backend; its arguments."""

@@ -13,7 +13,7 @@ from torch.nn.grad import conv2d_weight
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.dynamics.reference import checked
 from plif_lightning.kernels import ops as ops  # registers the operators
-from plif_lightning.kernels.layout import POOLS, Constants, Pool, empty_map, real_type, rows_of
+from plif_lightning.kernels.layout import POOLS, Constants, Pool, at_a_time, empty_map, real_type, rows_of
 
 
 class _Fire(torch.autograd.Function):
@@ -276,14 +276,6 @@ class PatchMoments(NamedTuple):
         return (self.mean @ w.T).to(real_type(weight)), variance.clamp_(min=0).to(real_type(weight))
 
 
-# Values of a convolution's output that are there at a time: fewer stay in the cache, more are less often begun anew.
-_BAND = {"cpu": 2**23, "cuda": 2**26}
-
-
-def _at_a_time(device: torch.device) -> int:
-    return _BAND.get(device.type, _BAND["cuda"])
-
-
 class _EncodeFirePool(torch.autograd.Function):
     """Convolution, BN's affine map, neurons and pool, a band of rows at a time; keeps x, statistics and parameters."""
 
@@ -365,7 +357,7 @@ class _EncodeFirePool(torch.autograd.Function):
 def _bands(x: Tensor, channels: int, pool: int) -> Iterator[tuple[int, Tensor]]:
     """First row of each band, and what a convolution [T N, C, rows + 2, W] needs for it: a row more at both ends."""
     t, n, _, height, width = x.shape
-    rows = max(2, _at_a_time(x.device) // max(1, t * n * width * channels) // 2 * 2)
+    rows = max(2, at_a_time(x.device) // max(1, t * n * width * channels) // 2 * 2)
     around = F.pad(x.flatten(0, 1), (0, 0, 1, 1))
     last = height // 2 * 2 if pool else height
     for first in range(0, last, rows):
@@ -424,39 +416,3 @@ def encode_fire_pool(
             POOLS[pool],
             [*Constants.of(firing, leak=k is not None)],
         )
-
-
-class _ConvOfSpikes(torch.autograd.Function):
-    """3x3 convolution with padding 1; keeps its input as one byte a spike."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x.to(torch.uint8), weight)
-        return F.conv2d(x, weight, padding=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
-        spikes, weight = ctx.saved_tensors
-        # The input's gradient is a convolution with the mirrored weight: it needs no input, neither whole nor in parts.
-        mirrored = weight.flip(2, 3).transpose(0, 1)
-        grad_x = F.conv2d(grad, mirrored, padding=1) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=real_type(weight))
-        at_a_time = max(1, _at_a_time(grad.device) // max(1, spikes[0].numel()))
-        for some, grad_of_some in zip(spikes.split(at_a_time), grad.split(at_a_time), strict=True):
-            grad_weight += conv2d_weight(some.to(grad.dtype), weight.shape, grad_of_some, padding=1)
-        return grad_x, grad_weight.to(weight.dtype)
-
-
-def conv_of_spikes(x: Tensor, weight: Tensor) -> Tensor:
-    """`conv2d(x, weight, padding=1)`, which keeps one byte of each value for the backward pass.
-
-    Args:
-        x: zeros and ones [N, C, H, W].
-        weight: [C', C, 3, 3], in the dtype of x.
-
-    Returns:
-        [N, C', H, W], as conv2d's; the gradients are those of conv2d too, up to the order of sums.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        return _ConvOfSpikes.apply(x, weight)

@@ -136,6 +136,15 @@ def real_type(y: Tensor) -> torch.dtype:
     return torch.promote_types(y.dtype, torch.float32)
 
 
+# Values of a convolution's output that are there at a time: fewer stay in the cache, more are less often begun anew.
+BAND = {"cpu": 2**23, "cuda": 2**26}
+
+
+def at_a_time(device: torch.device) -> int:
+    """Values of a large map that are to be worked on at a time."""
+    return BAND.get(device.type, BAND["cuda"])
+
+
 def interpreted() -> bool:
     """Whether Triton's kernels run in its interpreter, on the CPU: for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"

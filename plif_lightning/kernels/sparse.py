@@ -1,55 +1,420 @@
-"""An FC layer that skips silent inputs, on the CPU. Nothing but its benchmark uses it yet."""
+"""Convolutions and FC layers of spikes, on the CPU, that only touch what spiked; and what they keep for the backward
+pass: the spikes as bits.
 
+Each operator counts the spikes that it is given and takes the event-driven loops of `cpu_sparse.py` where they are
+few, else the dense library. The limits are in `limits.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
-from plif_lightning.kernels.layout import WORTH_THREADS
+from plif_lightning.kernels.layout import WORTH_THREADS, at_a_time, real_type
 from plif_lightning.kernels.parallel import parallel
 
-# Inputs and outputs whose weights are used for all rows at a time: they stay in the second-level cache.
-_BLOCK = (128, 1024)
+# mypy: disable-error-code="untyped-decorator"
+
+Sparse = Literal["auto", "never", "always"]
+SPARSE: dict[str, int] = {name: i for i, name in enumerate(get_args(Sparse))}
+_AUTO, _NEVER, _ALWAYS = range(3)
+
+# float64 and float16 are the library's.
+TYPES = (torch.float32, torch.bfloat16)
+_WORD = 64
+# What is worked on at a time stays in the second-level cache together with the lists: values of a gradient of maps,
+# bytes of that of an FC layer, words of inputs and outputs of its weight.
+_GRAD_AT_A_TIME = 3 * 2**15
+_GRAD_OF_ROWS = 2**18
+_FC_BLOCK = (4, 512)
+# Values that are looked at to decide which form is to be taken.
+_SAMPLE = 2**17
+# Multiplications of the dense form from which on asking what spiked can pay.
+_WORTH_ASKING = 2**24
 
 
-def count_nonzero(x: Tensor) -> Tensor:
-    """Values that are not zero in each row of x [R, K], on the CPU, [R] int64."""
-    from plif_lightning.kernels import cpu  # which numba compiles
-
-    counts = torch.empty(len(x), dtype=torch.int64)
-    threads = torch.get_num_threads() if x.numel() >= WORTH_THREADS else 1
-    parallel(cpu.count_nonzero, len(x), threads, x.detach().contiguous().numpy(), counts.numpy())
-    return counts
+def _threads(work: int) -> int:
+    return torch.get_num_threads() if work >= WORTH_THREADS else 1
 
 
-@torch.library.custom_op("plif::sparse_linear", mutates_args=(), device_types="cpu")
-def sparse_linear(x: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
-    """x [R, K] times rows [K, O], [R, O], in float32, skipping what is zero in x.
+def _array(x: Tensor) -> NDArray[Any]:
+    """The memory of a matrix; bfloat16 as its bits."""
+    x = x.detach()
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
-    `counts` are those of `count_nonzero`.
-    """
-    from plif_lightning.kernels import cpu
 
-    x, rows = x.detach().contiguous(), rows.detach()
-    starts = torch.zeros(len(x) + 1, dtype=torch.int64)
-    torch.cumsum(counts, 0, out=starts[1:])
-    total = int(starts[-1])
-    place, values = torch.empty(total, dtype=torch.int64), x.new_empty(total)
-    out = x.new_empty(len(x), rows.shape[1])
-    threads = torch.get_num_threads() if total * rows.shape[1] >= WORTH_THREADS else 1
-    parallel(cpu.take_nonzero, len(x), threads, x.numpy(), starts.numpy(), place.numpy(), values.numpy())
+def _pixels(x: Tensor) -> Tensor:
+    """Maps [N, C, H, W] as rows [N H W, C], a view where C is innermost in memory."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _words(inputs: int) -> int:
+    return -(-inputs // _WORD)
+
+
+def pack(x: Tensor) -> tuple[Tensor, int]:
+    """Which values of x [R, K] are not zero, as bits [R, K / 64] int64, and how many."""
+    from plif_lightning.kernels import cpu_sparse  # which numba compiles
+
+    bits = torch.empty(len(x), _words(x.shape[1]), dtype=torch.int64)
+    threads = _threads(x.numel())
+    counts = np.zeros(threads, np.int64)
+    x = x.detach().contiguous()
+    parallel(cpu_sparse.pack, len(x), threads, _array(x), _bits(bits), counts)
+    return bits, int(counts.sum())
+
+
+def unpack(bits: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
+    """Spikes [R, K] of bits [R, K / 64]."""
+    from plif_lightning.kernels import cpu_sparse
+
+    x = torch.empty(len(bits), inputs, dtype=dtype)
+    one = _array(torch.ones(1, dtype=dtype))[0]
+    parallel(cpu_sparse.unpack, len(x), _threads(x.numel()), _bits(bits), one, _array(x))
+    return x
+
+
+def _count(bits: Tensor) -> int:
+    from plif_lightning.kernels import cpu_sparse
+
+    threads = _threads(bits.numel())
+    counts = np.zeros(threads, np.int64)
+    parallel(cpu_sparse.count, len(bits), threads, _bits(bits), counts)
+    return int(counts.sum())
+
+
+def share_of_spikes(x: Tensor) -> float:
+    """About which share of the values of x [R, K] is not zero, from some of its rows; the same for the same x."""
+    from plif_lightning.kernels import cpu_sparse
+
+    x = x.detach().contiguous()
+    rows = min(len(x), -(-_SAMPLE // x.shape[1]))
+    return cpu_sparse.sample(rows, _array(x)) / (rows * x.shape[1])
+
+
+def _bits(bits: Tensor) -> NDArray[Any]:
+    return bits.numpy().view(np.uint64)
+
+
+def _pays(mode: int, what: str, dtype: torch.dtype, spikes: int, *shape: int) -> bool:
+    """Whether the event-driven form is to be taken for this many spikes in an input of a shape [rows, K, ...]."""
+    if dtype not in TYPES or mode == _NEVER:
+        return False
+    if mode == _ALWAYS:
+        return True
+    return spikes <= _limit(what, dtype, shape) * shape[0] * shape[1]
+
+
+def _limit(what: str, dtype: torch.dtype, shape: tuple[int, ...]) -> float:
+    from plif_lightning.kernels.limits import limit
+
+    return limit(what, dtype, shape, contenders)
+
+
+# ---- convolution: x [N, C, H, W], C innermost
+
+
+def _conv_events(bits: Tensor, weight: Tensor, size: tuple[int, int, int]) -> Tensor:
+    from plif_lightning.kernels import cpu_sparse
+
+    images, height, width = size
+    outputs, channels = weight.shape[:2]
+    table = weight.detach().permute(2, 3, 1, 0).reshape(9 * channels, outputs).contiguous()
+    out = torch.empty(len(bits), outputs, dtype=weight.dtype)
     parallel(
-        cpu.gather_rows,
-        len(x),
-        threads,
-        starts.numpy(),
-        place.numpy(),
-        values.numpy(),
-        rows.numpy(),
-        out.numpy(),
-        *_BLOCK,
+        cpu_sparse.conv, images * height, _threads(out.numel()), _bits(bits), _array(table), _array(out), height, width,
+        channels,
+    )  # fmt: skip
+    return out.view(images, height, width, outputs).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("plif::conv_of_spikes", mutates_args=(), device_types="cpu")
+def _conv(x: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
+    """3x3 convolution with padding 1, [N, O, H, W] with O innermost, and the spikes as bits [N H W, C / 64]."""
+    rows = _pixels(x)
+    bits, spikes = pack(rows)
+    n, channels, height, width = x.shape
+    if _pays(mode, "conv", x.dtype, spikes, len(rows), channels, len(weight), height, width):
+        return _conv_events(bits, weight, (n, height, width)), bits
+    y = F.conv2d(x.detach(), weight.detach(), padding=1)
+    return y.contiguous(memory_format=torch.channels_last), bits
+
+
+@_conv.register_fake
+def _(x: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
+    n, channels, height, width = x.shape
+    y = x.new_empty(n, height, width, len(weight)).permute(0, 3, 1, 2)
+    return y, x.new_empty(n * height * width, _words(channels), dtype=torch.int64)
+
+
+def _conv_weight_events(bits: Tensor, grad: Tensor, channels: int) -> Tensor:
+    from plif_lightning.kernels import cpu_sparse
+
+    _, outputs, height, width = grad.shape
+    rows = _pixels(grad.detach())
+    out = torch.empty(9 * channels, outputs)
+    at_a_time = _GRAD_AT_A_TIME * 4 // grad.element_size()
+    parallel(
+        cpu_sparse.conv_weight, channels, _threads(rows.numel()), _bits(bits), _array(rows), out.numpy(), height, width,
+        channels, at_a_time,
+    )  # fmt: skip
+    return out.view(3, 3, channels, outputs).permute(3, 2, 0, 1)
+
+
+@torch.library.custom_op("plif::conv_of_spikes_weight", mutates_args=(), device_types="cpu")
+def _conv_weight(bits: Tensor, grad: Tensor, channels: int, mode: int) -> Tensor:
+    """Gradient of its weight [O, C, 3, 3], in float32 at least."""
+    _, outputs, height, width = grad.shape
+    if _pays(mode, "conv_weight", grad.dtype, _count(bits), len(bits), channels, outputs, height, width):
+        return _conv_weight_events(bits, grad, channels).contiguous()
+
+    def spikes(first: int, last: int) -> Tensor:
+        pixels = bits[first * height * width : last * height * width]
+        return unpack(pixels, channels, grad.dtype).view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+    return _conv_weight_dense(grad, channels, spikes)
+
+
+def _conv_weight_dense(grad: Tensor, channels: int, spikes: Callable[[int, int], Tensor]) -> Tensor:
+    """The library's gradient of the weight [O, C, 3, 3], in float32 at least, from some images' spikes at a time.
+
+    `spikes` gives those of images first .. last - 1, [*, C, H, W] in the dtype of `grad`.
+    """
+    n, outputs, height, width = grad.shape
+    shape = outputs, channels, 3, 3
+    out = torch.zeros(shape, dtype=real_type(grad), device=grad.device)
+    some = max(1, at_a_time(grad.device) // (channels * height * width))
+    for first in range(0, n, some):
+        last = min(first + some, n)
+        out += conv2d_weight(spikes(first, last), shape, grad[first:last].detach(), padding=1)
+    return out
+
+
+@_conv_weight.register_fake
+def _(bits: Tensor, grad: Tensor, channels: int, mode: int) -> Tensor:
+    return grad.new_empty(grad.shape[1], channels, 3, 3, dtype=real_type(grad))
+
+
+class _ConvOfSpikes(torch.autograd.Function):
+    """3x3 convolution with padding 1; keeps its input as one bit a spike."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, mode: int) -> Tensor:
+        y, bits = torch.ops.plif.conv_of_spikes(x, weight.to(x.dtype), mode)
+        ctx.save_for_backward(bits, weight)
+        ctx.mode = mode
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        bits, weight = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _conv_of_gradient(grad, weight)
+        if ctx.needs_input_grad[1]:
+            grad = grad.contiguous(memory_format=torch.channels_last)
+            grad_weight = torch.ops.plif.conv_of_spikes_weight(bits, grad, weight.shape[1], ctx.mode)
+            grad_weight = grad_weight.to(weight.dtype)
+        return grad_x, grad_weight, None
+
+
+class _ConvOfBytes(torch.autograd.Function):
+    """The same on other devices; keeps its input as one byte a spike."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x.to(torch.uint8), weight)
+        return F.conv2d(x, weight.to(x.dtype), padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
+        spikes, weight = ctx.saved_tensors
+        grad_x = _conv_of_gradient(grad, weight) if ctx.needs_input_grad[0] else None
+        kept = lambda first, last: spikes[first:last].to(grad.dtype)  # noqa: E731
+        return grad_x, _conv_weight_dense(grad, weight.shape[1], kept).to(weight.dtype)
+
+
+def _conv_of_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of the input of a 3x3 convolution with padding 1: a convolution with the mirrored weight.
+
+    It needs no input, neither whole nor in parts.
+    """
+    return F.conv2d(grad, weight.to(grad.dtype).flip(2, 3).transpose(0, 1), padding=1)
+
+
+# ---- FC layer: x [R, K], weight [O, K]
+#
+# A spike adds a column of the weight. Memory holds its rows, so the loops transpose a block at a time, in the cache, on
+# its way from memory. A weight with strides (1, O) would save that, but PyTorch's fused optimisers copy a gradient that
+# is not contiguous (45 ms a step for FC1 of Fashion-MNIST, torch 2.13), and go wrong where strides differ.
+
+
+def _linear_events(bits: Tensor, weight: Tensor) -> Tensor:
+    from plif_lightning.kernels import cpu_sparse
+
+    weight = weight.detach().contiguous()
+    out = torch.empty(len(bits), len(weight))
+    blocks = _words(len(weight))
+    parallel(cpu_sparse.linear, blocks, _threads(weight.numel()), _bits(bits), _array(weight), out.numpy(), *_FC_BLOCK)
+    return out
+
+
+@torch.library.custom_op("plif::linear_of_spikes", mutates_args=(), device_types="cpu")
+def _linear(x: Tensor, weight: Tensor, value: float, mode: int) -> tuple[Tensor, Tensor]:
+    """x weight^T [R, O], and which values of x are not zero, as bits [R, K / 64]; those are all `value`."""
+    bits, spikes = pack(x)
+    if _pays(mode, "linear", x.dtype, spikes, *x.shape, len(weight)):
+        return _linear_events(bits, weight).mul_(value).to(x.dtype), bits
+    return F.linear(x.detach(), weight.detach()), bits
+
+
+@_linear.register_fake
+def _(x: Tensor, weight: Tensor, value: float, mode: int) -> tuple[Tensor, Tensor]:
+    return x.new_empty(len(x), len(weight)), x.new_empty(len(x), _words(x.shape[1]), dtype=torch.int64)
+
+
+def _linear_weight_events(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
+    from plif_lightning.kernels import cpu_sparse
+
+    out = torch.empty(grad.shape[1], inputs)
+    outputs = min(1024, max(128, _GRAD_OF_ROWS // (grad.element_size() * len(grad)) // 64 * 64))
+    parallel(
+        cpu_sparse.linear_weight, _words(inputs), _threads(out.numel()), _bits(bits), _array(grad), out.numpy(), outputs
     )
     return out
 
 
-@sparse_linear.register_fake
-def _(x: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], rows.shape[1])
+@torch.library.custom_op("plif::linear_of_spikes_weight", mutates_args=(), device_types="cpu")
+def _linear_weight(bits: Tensor, grad: Tensor, inputs: int, value: float, mode: int) -> Tensor:
+    """Gradient of its weight [O, K], in float32 at least."""
+    # Few rows: scaling them costs less than scaling the weight's gradient.
+    grad = (grad.detach() * value).contiguous()
+    if _pays(mode, "linear_weight", grad.dtype, _count(bits), len(bits), inputs, grad.shape[1]):
+        return _linear_weight_events(bits, grad, inputs)
+    return (grad.t() @ unpack(bits, inputs, grad.dtype)).to(real_type(grad))
+
+
+@_linear_weight.register_fake
+def _(bits: Tensor, grad: Tensor, inputs: int, value: float, mode: int) -> Tensor:
+    return grad.new_empty(grad.shape[1], inputs, dtype=real_type(grad))
+
+
+class _LinearOfSpikes(torch.autograd.Function):
+    """FC layer without bias; keeps its input as one bit a value."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, value: float, mode: int) -> Tensor:
+        y, bits = torch.ops.plif.linear_of_spikes(x, weight.to(x.dtype), value, mode)
+        ctx.save_for_backward(bits, weight)
+        ctx.settings = (value, mode)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        bits, weight = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ weight.to(grad.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.ops.plif.linear_of_spikes_weight(bits, grad, weight.shape[1], *ctx.settings)
+            grad_weight = grad_weight.to(weight.dtype)
+        return grad_x, grad_weight, None, None
+
+
+def conv_of_spikes(x: Tensor, weight: Tensor, sparse: Sparse = "auto") -> Tensor:
+    """`conv2d(x, weight, padding=1)`, which keeps one bit of each value for the backward pass (a byte on a GPU).
+
+    Args:
+        x: zeros and ones [N, C, H, W].
+        weight: [O, C, 3, 3]; taken in the dtype of x, its gradient in its own.
+        sparse: whether silent inputs are skipped: where it pays (`auto`), `never` or `always`.
+
+    Returns:
+        [N, O, H, W], as conv2d's, in float32 to the bit where the library adds in the same order; the gradients are
+        those of conv2d too, up to the order of sums.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        if x.device.type == "cpu":
+            return _ConvOfSpikes.apply(x, weight, SPARSE[sparse])
+        return _ConvOfBytes.apply(x, weight)
+
+
+def skipping_pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether a layer is faster if it skips what is silent in x, as it would by `sparse="always"`.
+
+    Args:
+        x: spikes [N, C, H, W], C innermost in memory, or [*, K]; on the CPU, in the type that is computed in.
+        weight: of a 3x3 convolution [O, C, 3, 3], or of an FC layer [O, K].
+    """
+    if x.numel() * weight[:, 0].numel() < _WORTH_ASKING:
+        return False
+    if torch.compiler.is_compiling():
+        return True  # the operator decides
+    conv = weight.dim() == 4
+    rows = _pixels(x) if conv else x.flatten(0, -2)
+    shape = *rows.shape, len(weight), *(x.shape[2:] if conv else ())
+    kind = "conv" if conv else "linear"
+    share = share_of_spikes(rows)
+    trained = torch.is_grad_enabled() and weight.requires_grad
+    return all(share <= _limit(what, x.dtype, shape) for what in (kind, f"{kind}_weight")[: 1 + trained])
+
+
+def linear_of_spikes(x: Tensor, weight: Tensor, value: float = 1.0, sparse: Sparse = "auto") -> Tensor:
+    """`linear(x, weight)`, which keeps one bit of each value for the backward pass.
+
+    Args:
+        x: zeros and `value`s [*, K], on the CPU.
+        weight: [O, K]; taken in the dtype of x, its gradient in its own.
+        value: what a spike is: 1 / (1 - p) after a dropout.
+        sparse: as in `conv_of_spikes`.
+    """
+    with torch.autocast("cpu", enabled=False):
+        y = _LinearOfSpikes.apply(x.flatten(0, -2), weight, value, SPARSE[sparse])
+    return y.unflatten(0, x.shape[:-1])
+
+
+def contenders(
+    what: str, dtype: torch.dtype, shape: tuple[int, ...], share: float
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """The event-driven and the dense form of an operator, on random spikes, ready to be timed.
+
+    Args:
+        what: conv, conv_weight, linear or linear_weight.
+        dtype: of the spikes.
+        shape: as `_pays` takes it: rows, inputs, outputs, and of maps their height and width.
+        share: of the inputs that spike.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows, inputs, outputs, *size = shape
+    spikes = torch.rand(rows, inputs, generator=generator).lt(share).to(dtype)
+    grad = torch.rand(rows, outputs, generator=generator).to(dtype)
+    bits, _ = pack(spikes)
+    if what.startswith("linear"):
+        weight = torch.rand(outputs, inputs, generator=generator).to(dtype)
+        if what == "linear":
+            return lambda: _linear_events(pack(spikes)[0], weight).to(dtype), lambda: F.linear(spikes, weight)
+        return lambda: _linear_weight_events(bits, grad, inputs), lambda: grad.t() @ spikes
+    height, width = size
+    n = rows // (height * width)
+    x = spikes.view(n, height, width, inputs).permute(0, 3, 1, 2)
+    g = grad.view(n, height, width, outputs).permute(0, 3, 1, 2)
+    weight = torch.rand(outputs, inputs, 3, 3, generator=generator).to(dtype)
+    if what == "conv":
+        dense = weight.contiguous(memory_format=torch.channels_last)
+        return (
+            lambda: _conv_events(pack(spikes)[0], weight, (n, height, width)),
+            lambda: F.conv2d(x, dense, padding=1),
+        )
+    return (
+        lambda: _conv_weight_events(bits, g, inputs).contiguous(),
+        lambda: conv2d_weight(x, weight.shape, g, padding=1),
+    )

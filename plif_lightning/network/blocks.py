@@ -12,6 +12,7 @@ from plif_lightning.kernels import (
     Pool,
     conv_of_spikes,
     encode_fire_pool,
+    linear_of_spikes,
     moments,
     norm_fire,
     norm_fire_pool,
@@ -36,9 +37,16 @@ def has_hooks(module: nn.Module) -> bool:
     return any(hooks)
 
 
+def dtype_of(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The type that a convolution or FC layer computes in."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return torch.promote_types(x.dtype, weight.dtype)
+
+
 # Input channels up to which a convolution is recomputed in the backward pass rather than kept: events have 2, images 3.
 _FEW_CHANNELS = 4
-# Values of a binary input from which on keeping it as bytes is worth the two conversions.
+# Values of a binary input from which on keeping it as bits or bytes is worth the two conversions.
 _MANY_SPIKES = 2**23
 
 
@@ -86,11 +94,8 @@ class ConvBlock(nn.Module):
         if fusible and self._recomputes(x):
             return self._encoded(x)
         images = images_channels_last(x.flatten(0, 1))
-        if fusible and binary and self._keeps_bytes(images):
-            dtype = self._conv_dtype(images)
-            y = conv_of_spikes(images.to(dtype), self.conv.weight.to(dtype))
-        else:
-            y = self.conv(images)
+        y = self._of_spikes(images) if binary and self.has_usual_conv else None
+        y = self.conv(images) if y is None else y
         return self._fused(y.unflatten(0, x.shape[:2]), steps) if fusible else self._by_parts(y, x, steps)
 
     def _by_parts(self, y: Tensor, x: Tensor, steps: int) -> Tensor:
@@ -147,18 +152,18 @@ class ConvBlock(nn.Module):
         """Whether the backward pass recomputes the convolution: x is a network's input, of few channels."""
         return self.has_usual_conv and x.shape[2] <= _FEW_CHANNELS and len(x) > 1 and not x.requires_grad
 
-    def _keeps_bytes(self, images: Tensor) -> bool:
-        """Whether the convolution's input is to be kept as bytes: it is large, and kept at all."""
-        kept = torch.is_grad_enabled() and self.conv.weight.requires_grad
-        return kept and images.numel() >= _MANY_SPIKES and self.has_usual_conv
-
-    def _conv_dtype(self, x: Tensor) -> torch.dtype:
-        if torch.is_autocast_enabled(x.device.type):
-            return torch.get_autocast_dtype(x.device.type)
-        return torch.promote_types(x.dtype, self.conv.weight.dtype)
+    def _of_spikes(self, images: Tensor) -> Tensor | None:
+        """The convolution of spikes, where it may skip silent ones or is to keep them as bits; None where not."""
+        weight = self.conv.weight
+        images = images.to(dtype_of(images, weight))
+        if torch.is_grad_enabled() and weight.requires_grad and images.numel() >= _MANY_SPIKES:
+            return conv_of_spikes(images, weight, self.backend.sparse)
+        if self.backend.skips_silence(images, weight):
+            return conv_of_spikes(images, weight, self.backend.sparse_in_operator)
+        return None
 
     def _encoded(self, x: Tensor) -> Tensor:
-        dtype = self._conv_dtype(x)
+        dtype = dtype_of(x, self.conv.weight)
         weight = self.conv.weight.to(dtype)
         x = images_channels_last(x.flatten(0, 1).to(dtype)).unflatten(0, x.shape[:2])
         patches = PatchMoments.of(x) if self.norm.bn.training else None
@@ -206,32 +211,58 @@ class ConvBlock(nn.Module):
         return {"pool": pool, "seed": seed, "firing": self.neuron.firing}
 
 
-class Encoder(nn.Sequential):
+class FCBlock(nn.Module):
+    """Dropout - FC (no bias) - neuron over [T, N, F].
+
+    A part may be replaced by another module that takes the same arguments.
+
+    Args:
+        dropout: of the input.
+        fc: the layer.
+        neuron: the spiking neurons.
+        backend: the form that runs; the reference where it is not given.
+    """
+
+    def __init__(self, dropout: "TimeDropout", fc: nn.Linear, neuron: Neuron, backend: Backend | None = None) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.fc = fc
+        self.neuron = neuron
+        self.backend = backend or Backend("reference")
+
+    def forward(self, x: Tensor, binary: bool = False) -> Tensor:
+        """Spikes of x [T, N, F]; `binary`: x is guaranteed to hold zeros and ones."""
+        usual = type(self.fc) is nn.Linear and self.fc.bias is None and type(self.dropout) is TimeDropout
+        if not (binary and usual) or has_hooks(self.fc) or has_hooks(self.dropout):
+            return self.neuron(self.fc(self.dropout(x)))
+        x = self.dropout(x.to(dtype_of(x, self.fc.weight)))
+        if not self.backend.skips_silence(x, self.fc.weight):
+            return self.neuron(self.fc(x))
+        sparse = self.backend.sparse_in_operator
+        return self.neuron(linear_of_spikes(x, self.fc.weight, self.dropout.scale, sparse))
+
+    def gives_binary(self, device: torch.device) -> bool:
+        """Whether the output is guaranteed to hold zeros and ones."""
+        usual = all(getattr(type(self.neuron), name) is getattr(Neuron, name) for name in ("run", "forward"))
+        return usual and not has_hooks(self.neuron) and not has_hooks(self)
+
+
+class Blocks(nn.Sequential):
     """Blocks one after another, each told whether its input is guaranteed binary."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        binary = False
+    def forward(self, x: Tensor, binary: bool = False) -> Tensor:
         for block in self:
-            if isinstance(block, ConvBlock):
+            if isinstance(block, (ConvBlock, FCBlock)):
                 gives_binary = block.gives_binary(x.device)
                 x, binary = block(x, binary), gives_binary
             else:
                 x, binary = block(x), False
         return x
 
-
-class FCBlock(nn.Module):
-    """Dropout - FC (no bias) - neuron over [T, N, F]."""
-
-    def __init__(self, dropout: "TimeDropout", fc: nn.Linear, neuron: Neuron) -> None:
-        super().__init__()
-        self.dropout = dropout
-        self.fc = fc
-        self.neuron = neuron
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Spikes of x [T, N, F]."""
-        return self.neuron(self.fc(self.dropout(x)))
+    def gives_binary(self, device: torch.device) -> bool:
+        """Whether the output is guaranteed to hold zeros and ones."""
+        last = self[-1]
+        return isinstance(last, (ConvBlock, FCBlock)) and last.gives_binary(device) and not has_hooks(self)
 
 
 class TimeDropout(nn.Module):
@@ -251,6 +282,11 @@ class TimeDropout(nn.Module):
             return x
         keep = 1 - self.p
         return x * torch.empty_like(x[0]).bernoulli_(keep).div_(keep)
+
+    @property
+    def scale(self) -> float:
+        """What is left of a one."""
+        return 1 / (1 - self.p) if self.training else 1.0
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

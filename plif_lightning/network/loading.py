@@ -73,7 +73,7 @@ def load_network(path: str | Path) -> SpikingNetwork:
     try:
         arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if k in ARGUMENTS}
         # The form that it was trained with may not run here: `use_backend` chooses another one than the fastest.
-        network = SpikingNetwork(**{**arguments, "backend": "auto"})
+        network = SpikingNetwork(**{**arguments, "backend": "auto", "sparse": "auto"})
         weights = checkpoint["state_dict"]
         network.load_state_dict({k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)})
     except UserError:

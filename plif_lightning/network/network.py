@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from plif_lightning.dynamics import Firing
 from plif_lightning.errors import UserError
-from plif_lightning.kernels import Backend, BackendName
-from plif_lightning.network.blocks import ConvBlock, Encoder, FCBlock, Pool2d, TimeDropout
+from plif_lightning.kernels import Backend, BackendName, Sparse
+from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, Pool2d, TimeDropout
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.norm import NormStatistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
@@ -76,6 +76,8 @@ class SpikingNetwork(nn.Module):
         norm_statistics: BN statistics of each time-step (the paper) or of all time-steps together.
         input_encoder: direct (the paper: the first block is the learnable encoder), poisson or latency.
         backend: form of neurons, BN and pools: auto (the fastest that runs on the device), reference, cpu or triton.
+        sparse: whether convolutions and FC layers of spikes skip silent inputs on a CPU: auto (where it is faster),
+            never or always.
         neuron_settings: init_tau, tau_per, v_threshold and what else `make_neuron` takes.
 
     Raises:
@@ -102,10 +104,11 @@ class SpikingNetwork(nn.Module):
         norm_statistics: NormStatistics = "per_step",
         input_encoder: InputEncoderName = "direct",
         backend: BackendName = "auto",
+        sparse: Sparse = "auto",
         **neuron_settings: Any,
     ) -> None:
         super().__init__()
-        self.backend = Backend(backend)
+        self.backend = Backend(backend, sparse)
         for name, value in (
             ("time_steps", time_steps),
             ("num_classes", num_classes),
@@ -153,15 +156,15 @@ class SpikingNetwork(nn.Module):
             encoder[f"conv{i + 1}"] = ConvBlock(
                 conv, norm, next(neurons), pool if last_of_stage else None, time_steps=time_steps
             )
-        self.encoder = Encoder(encoder)
+        self.encoder = Blocks(encoder)
         classifier: OrderedDict[str, nn.Module] = OrderedDict()
         for i, (out_features, p) in enumerate(zip(features, dropouts, strict=True)):
             fc = nn.Linear(in_features, out_features, bias=False)
             classifier[f"fc{i + 1}"] = FCBlock(TimeDropout(p), fc, next(neurons))
             in_features = out_features
-        self.classifier = nn.Sequential(classifier)
+        self.classifier = Blocks(classifier)
         self.voting = Voting(votes_per_class)
-        use_backend(self, backend)
+        use_backend(self, backend, sparse)
 
     def forward(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W], of any numeric type."""
@@ -176,7 +179,10 @@ class SpikingNetwork(nn.Module):
             x = x[None]
         if not x.is_floating_point():  # counts of events come in one byte each
             x = x.to(next(self.parameters()).dtype)
-        return self.voting(self.classifier(self.encoder(self.inputs(x)).flatten(2)))
+        spikes = self.encoder(self.inputs(x)).flatten(2)
+        if isinstance(self.encoder, Blocks) and isinstance(self.classifier, Blocks):
+            return self.voting(self.classifier(spikes, self.encoder.gives_binary(x.device)))
+        return self.voting(self.classifier(spikes))
 
     @contextmanager
     def for_time_steps(self, time_steps: int) -> Iterator[None]:
@@ -204,7 +210,13 @@ class SpikingNetwork(nn.Module):
             for name, block in blocks
             if block.not_fusible is None and not block.has_usual_conv
         ]
-        return "; ".join([f"{chosen} kernels", *declined])
+        silent = {
+            "auto": ", silent inputs skipped where that is faster",
+            "always": ", silent inputs skipped",
+            "never": "",
+        }
+        skips = silent[self.backend.sparse] if chosen == "cpu" else ""
+        return "; ".join([f"{chosen} kernels{skips}", *declined])
 
     def neurons(self) -> Iterator[tuple[str, Neuron]]:
         """(layer name, neuron) of every spiking layer, from input to output: conv1, ..., fc1, ..."""
@@ -225,18 +237,20 @@ ARGUMENTS = frozenset(_PARAMETERS)
 DEFAULTS = {name: p.default for name, p in _PARAMETERS.items() if p.default is not p.empty}
 
 
-def use_backend(module: nn.Module, name: BackendName = "auto") -> nn.Module:
+def use_backend(module: nn.Module, name: BackendName = "auto", sparse: Sparse = "auto") -> nn.Module:
     """Chooses the form that every neuron and block in `module` runs in; gives back `module`.
 
     Args:
         module: a network, or anything with neurons in it.
         name: auto (the fastest that runs on the device), reference, cpu or triton.
+        sparse: whether convolutions and FC layers of spikes skip silent inputs on a CPU: auto (where it is faster),
+            never or always.
 
     Raises:
         UserError: an unknown name, or one that cannot run on this machine.
     """
-    backend = Backend(name)
+    backend = Backend(name, sparse)
     for part in module.modules():
-        if isinstance(part, (Neuron, ConvBlock, SpikingNetwork)):
+        if isinstance(part, (Neuron, ConvBlock, FCBlock, SpikingNetwork)):
             part.backend = backend
     return module

@@ -5,12 +5,12 @@ from typing import cast
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.blocks import ConvBlock, Encoder, FCBlock, Pool2d, TimeDropout, has_hooks
+from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, Pool2d, TimeDropout, has_hooks
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.neurons import Neuron
 
 # Layers that take [T, N, *] themselves.
-_KNOW_TIME = (Neuron, TimeBatchNorm2d, TimeDropout, Pool2d, ConvBlock, FCBlock, Encoder)
+_KNOW_TIME = (Neuron, TimeBatchNorm2d, TimeDropout, Pool2d, ConvBlock, FCBlock, Blocks)
 
 
 class OverTime(nn.Module):

@@ -4,6 +4,7 @@ import functools
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -15,6 +16,16 @@ _log = logging.getLogger(__name__)
 def _say_once() -> None:
     """Why nothing seems to happen: the first run of an installation waits here for up to half a minute."""
     _log.warning("Compiling kernels, once for this installation: this may take half a minute.")
+
+
+@functools.cache
+def compiled_code() -> Path | None:
+    """The folder that machine code is kept in; None where none can be written."""
+    try:
+        path = numba.njit(cache=True)(_say_once.__wrapped__).stats.cache_path
+    except RuntimeError:
+        return None
+    return None if path is None else Path(path)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

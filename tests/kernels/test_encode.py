@@ -19,7 +19,7 @@ from tests.processes import on_two_processes
 
 @pytest.fixture(autouse=True)
 def narrow_bands(monkeypatch):
-    monkeypatch.setitem(fused._BAND, "cpu", 1)  # two rows: the fewest
+    monkeypatch.setitem(layout.BAND, "cpu", 1)  # two rows: the fewest
 
 
 def block(backend, x, pool="none", channels=5, statistics="per_step", training=True, neuron=None) -> ConvBlock:
@@ -91,7 +91,7 @@ def test_the_first_block_of_every_neuron_is_the_reference(neuron):
 )
 def test_first_blocks_of_any_shape_are_the_reference(shape, pool, statistics, band):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(fused._BAND, "cpu", band)
+        patch.setitem(layout.BAND, "cpu", band)
         equal(events(*shape) - 0.3, pool, statistics=statistics)
 
 
@@ -99,7 +99,7 @@ def test_first_blocks_of_any_shape_are_the_reference(shape, pool, statistics, ba
 def test_the_width_of_bands_decides_no_tie(monkeypatch, pool):
     x = events(4, 3, 2, 12, 10)
     narrow = run(block("cpu", x, pool), x)
-    monkeypatch.setitem(fused._BAND, "cpu", 2**23)
+    monkeypatch.setitem(layout.BAND, "cpu", 2**23)
     wide = run(block("cpu", x, pool), x)
     for name in wide[1]:
         torch.testing.assert_close(narrow[1][name], wide[1][name])

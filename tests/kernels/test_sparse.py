@@ -1,32 +1,317 @@
-"""The product that skips silent inputs, against the dense one."""
+"""Convolutions and FC layers that only touch what spiked, against PyTorch's own and float64."""
+
+import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 
-from plif_lightning.kernels.sparse import count_nonzero, sparse_linear
+from plif_lightning.errors import UserError
+from plif_lightning.kernels import Backend, conv_of_spikes, limits, linear_of_spikes, sparse
+from plif_lightning.network import SpikingNetwork, use_backend
+from tests.kernels.test_network import losses
 
-
-def product(x, weight):
-    return sparse_linear(x, weight.t().contiguous(), count_nonzero(x))
-
-
-def spikes(*shape, share=0.05, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(*shape, generator=generator).lt(share).float() * torch.rand(*shape, generator=generator)
-
-
-@pytest.mark.parametrize("shape", [(1, 7), (6, 50), (128, 300), (6, 1)])
-@pytest.mark.parametrize("out", [1, 5, 513, 1100])
-@pytest.mark.parametrize("share", [0.05, 1.0])
-def test_the_product_is_that_of_the_dense_layer(shape, out, share):
-    x, weight = spikes(*shape, share=share), torch.randn(out, shape[-1])
-    exact = (x.double() @ weight.double().T).float()
-    torch.testing.assert_close(product(x, weight), exact, rtol=1e-5, atol=1e-5)
+SHARES = st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0])
+TYPES = [torch.float32, torch.bfloat16]
 
 
-def test_without_a_spike_it_is_zero():
-    assert not product(torch.zeros(6, 40), torch.randn(5, 40)).any()
+def spikes(*shape, share=0.1, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)).lt(share).float()
 
 
-def test_values_that_are_not_zero_are_counted_row_by_row():
-    assert count_nonzero(torch.tensor([[0.0, 2, -1], [0, 0, 0]])).tolist() == [2, 0]
+def maps(*shape, **options):
+    return spikes(*shape, **options).contiguous(memory_format=torch.channels_last)
+
+
+def values(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def results(function, x, weight, **options):
+    """Output and both gradients."""
+    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    y = function(x, weight, **options)
+    y.backward(values(*y.shape, seed=2).to(y.dtype))
+    return y.detach(), x.grad, weight.grad
+
+
+def close(ours, function, dtype, *given):
+    """Within what rounding explains: in proportion to the sum of what is added, whatever its sign."""
+    exact, all_added = function(*given), function(*(x.abs() for x in given))
+    bound = {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    assert ((ours.double() - exact).abs() <= bound * all_added + 1e-12).all()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@settings(deadline=None)
+@given(
+    n=st.integers(1, 5), channels=st.integers(1, 140), outputs=st.integers(1, 140), height=st.integers(1, 9),
+    width=st.integers(1, 9), share=SHARES, at_a_time=st.sampled_from([1, 3000, 3 * 2**15]),
+)  # fmt: skip
+def test_a_convolution_is_that_of_the_library(dtype, n, channels, outputs, height, width, share, at_a_time):
+    x = maps(n, channels, height, width, share=share).to(dtype)
+    weight = values(outputs, channels, 3, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse, "_GRAD_AT_A_TIME", at_a_time)  # bands of a row, bands, several images
+        y, grad_x, grad_weight = results(conv_of_spikes, x, weight, sparse="always")
+    wide, rounded = x.double(), weight.to(dtype).double()
+    grad = values(*y.shape, seed=2).to(dtype).double()
+    close(y, lambda a, w: F.conv2d(a, w, padding=1), dtype, wide, rounded)
+    close(grad_x, lambda w, g: conv2d_input(x.shape, w, g, padding=1), dtype, rounded, grad)
+    close(grad_weight, lambda a, g: conv2d_weight(a, weight.shape, g, padding=1), torch.float32, wide, grad)
+    assert grad_weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("channels", "size"), [(128, 14), (128, 17), (64, 8), (32, 9)])
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.1, 0.3])
+def test_a_convolution_adds_in_the_order_of_the_library(channels, size, share):
+    x, weight = maps(4, channels, size, size, share=share), values(channels, channels, 3, 3)
+    dense = F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), padding=1)
+    ours = conv_of_spikes(x, weight, "always")
+    if torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512":
+        assert torch.equal(ours, dense)
+    torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@settings(deadline=None)
+@given(
+    rows=st.integers(1, 20), inputs=st.integers(1, 300), outputs=st.integers(1, 600), share=SHARES,
+    value=st.sampled_from([1.0, 2.0, 1.25]),
+)  # fmt: skip
+def test_an_fc_layer_is_that_of_the_library(dtype, rows, inputs, outputs, share, value):
+    x = (spikes(rows, inputs, share=share) * value).to(dtype)
+    weight = values(outputs, inputs)
+    y, grad_x, grad_weight = results(linear_of_spikes, x, weight, value=value, sparse="always")
+    wide, rounded = x.double(), weight.to(dtype).double()
+    grad = values(*y.shape, seed=2).to(dtype).double()
+    close(y, lambda a, w: a @ w.T, dtype, wide, rounded)
+    close(grad_x, lambda w, g: g @ w, dtype, rounded, grad)
+    close(grad_weight, lambda a, g: g.T @ a, dtype, wide, grad)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_number_of_threads_changes_no_bit(dtype, monkeypatch):
+    monkeypatch.setattr(sparse, "WORTH_THREADS", 1)
+    x, weight = maps(6, 70, 9, 5).to(dtype), values(33, 70, 3, 3)
+    rows, fc = spikes(9, 333).to(dtype), values(333, 333)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            conv = results(conv_of_spikes, x, weight, sparse="always")
+            linear = results(linear_of_spikes, rows, fc, sparse="always")
+            found.append([conv[0], conv[2], linear[0], linear[2]])
+    finally:
+        torch.set_num_threads(threads)
+    for others in found[1:]:
+        assert all(map(torch.equal, found[0], others))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 1.0])
+def test_the_share_of_spikes_is_seen_from_a_sample(share):
+    x = spikes(2**14, 70, share=share)
+    assert sparse.share_of_spikes(x) == pytest.approx(share, abs=0.01)
+    assert sparse.share_of_spikes(x[:10]) == pytest.approx(x[:10].mean().item())
+    assert sparse.share_of_spikes(x.bfloat16()) == sparse.share_of_spikes(x)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(("share", "pays"), [(0.02, True), (0.07, None), (0.3, False)])
+def test_a_layer_skips_silence_up_to_its_limit(trained, share, pays, monkeypatch):
+    monkeypatch.setattr(limits, "limit", lambda what, *of: 0.05 if what.endswith("_weight") else 0.1)
+    fc, conv = values(1000, 1000).requires_grad_(trained), values(64, 64, 3, 3).requires_grad_(trained)
+    expected = not trained if pays is None else pays
+    assert sparse.skipping_pays(spikes(100, 1000, share=share), fc) == expected
+    assert sparse.skipping_pays(maps(4, 64, 20, 20, share=share), conv) == expected
+    with torch.no_grad():
+        assert sparse.skipping_pays(spikes(100, 1000, share=0.07), fc)
+
+
+def test_bits_are_the_spikes_and_come_back():
+    x = spikes(7, 200, share=0.3)
+    bits, count = sparse.pack(x)
+    assert bits.shape == (7, 4)
+    assert count == int(x.sum())
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        assert torch.equal(sparse.unpack(bits, 200, dtype), x.to(dtype))
+        assert torch.equal(sparse.pack(x.to(dtype))[0], bits)
+
+
+def test_only_what_is_worth_it_is_asked(monkeypatch):
+    def fails(*arguments):
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr(limits, "limit", fails)
+    few, weight = torch.zeros(2**10, 1), torch.zeros(2**13, 1)
+    assert not Backend().skips_silence(few, weight)
+    assert Backend(sparse="always").skips_silence(few, weight)
+    for other in (Backend(sparse="never"), Backend("reference", "always")):
+        assert not other.skips_silence(few, weight)
+    assert not Backend(sparse="always").skips_silence(few.double(), weight)
+    with pytest.raises(AssertionError, match="'linear'"):
+        Backend().skips_silence(few, torch.zeros(2**14, 1))
+    results(conv_of_spikes, maps(2, 3, 4, 4), values(2, 3, 3, 3), sparse="never")
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.05, 0.2, 1.0])
+def test_auto_takes_the_form_that_the_limit_says(limit, monkeypatch):
+    monkeypatch.setattr(limits, "limit", lambda *of: limit)
+    taken = []
+    for name in ("_conv_events", "_conv_weight_events", "_linear_events", "_linear_weight_events"):
+        form = getattr(sparse, name)
+        monkeypatch.setattr(sparse, name, lambda *of, f=form, name=name: (taken.append(name), f(*of))[1])
+    results(conv_of_spikes, maps(4, 20, 8, 8, share=0.1), values(4, 20, 3, 3))
+    results(linear_of_spikes, spikes(10, 100, share=0.1), values(4, 100))
+    assert len(taken) == (4 if limit > 0.1 else 0)
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """Limits in a file of their own, measured as 0.125; how often."""
+    calls = []
+    monkeypatch.setattr(limits, "compiled_code", lambda: tmp_path)
+    monkeypatch.setattr(limits, "_measured", lambda *of: (calls.append(of), 0.125)[1])
+    limits._limit.cache_clear()
+    yield tmp_path / "sparse_limits.json", calls
+    limits._limit.cache_clear()
+
+
+def test_a_limit_is_measured_once_for_a_machine_and_layer(kept):
+    file, calls = kept
+    shape = (128 * 196, 128, 128, 14, 14)
+    for _ in range(2):
+        assert limits.limit("conv", torch.float32, shape, sparse.contenders) == 0.125
+        limits._limit.cache_clear()  # as in the next process
+    assert (
+        limits.limit("conv", torch.float32, (200 * 196, *shape[1:]), sparse.contenders) == 0.125
+    )  # more images are no other layer
+    assert calls == [("conv", torch.float32, (32 * 196, 128, 128, 14, 14), sparse.contenders)]
+    (machine,) = json.loads(file.read_text()).values()
+    assert list(machine.values()) == [0.125]
+    limits.limit("linear", torch.float32, (8, 100, 20), sparse.contenders)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}'])
+def test_a_damaged_file_of_limits_is_measured_anew(kept, content):
+    file, calls = kept
+    file.write_text(content)
+    assert limits.limit("linear", torch.float32, (8, 100, 20), sparse.contenders) == 0.125
+    assert len(calls) == 1
+    assert json.loads(file.read_text())
+
+
+def test_where_nothing_can_be_kept_nothing_is_measured(kept, monkeypatch):
+    _, calls = kept
+    monkeypatch.setattr(limits, "compiled_code", lambda: None)
+    assert limits.limit("linear", torch.float32, (8, 100, 20), sparse.contenders) == limits._UNMEASURED
+    assert not calls
+
+
+def test_a_limit_comes_from_both_forms_on_this_machine():
+    for what, shape in (("conv", (64, 8, 8, 8, 8)), ("conv_weight", (64, 8, 8, 8, 8)), ("linear", (8, 64, 32))):
+        for dtype in TYPES:
+            events, dense = sparse.contenders(what, dtype, shape, 0.1)
+            torch.testing.assert_close(events().to(dtype), dense().to(dtype), rtol=2e-2, atol=1e-2)
+        assert 0 <= limits._measured(what, torch.float32, shape, sparse.contenders) <= 1
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar10dvs"])
+def test_ten_steps_with_silent_inputs_skipped_are_those_without(name):
+    small = {"channels": 6, "fc_features": 20}
+    curves = [losses(name, "cpu", torch.float32, sparse=s, **small) for s in ("always", "never")]
+    assert curves[0][:3] == pytest.approx(curves[1][:3], rel=1e-6)  # then a spike may flip
+    assert curves[0] == pytest.approx(curves[1], rel=0.05)
+
+
+def network(sparse="always", **changes):
+    torch.manual_seed(0)
+    net = SpikingNetwork((1, 12, 12), 3, 4, channels=16, fc_features=40, **{"dropout": 0.3, "sparse": sparse} | changes)
+    for block in net.encoder:
+        torch.nn.init.constant_(block.norm.bn.bias, 0.7)
+    return net
+
+
+def taken_in(net, x, monkeypatch):
+    taken = []
+    for name in ("_conv_events", "_linear_events"):
+        form = getattr(sparse, name)
+        monkeypatch.setattr(sparse, name, lambda *of, f=form, name=name: (taken.append(name), f(*of))[1])
+    votes = net(x)
+    monkeypatch.undo()
+    return taken, votes
+
+
+def halve(module, given, out):
+    return out * 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda net: None, ["_conv_events", "_linear_events", "_linear_events"]),
+        (lambda net: use_backend(net, "cpu", "never"), []),
+        (lambda net: use_backend(net, "reference", "always"), []),
+        (lambda net: net.encoder.conv1.register_forward_hook(halve), ["_linear_events"] * 2),
+        (lambda net: net.encoder.register_forward_hook(halve), ["_conv_events", "_linear_events"]),
+        (lambda net: net.classifier.fc1.fc.register_forward_hook(halve), ["_conv_events", "_linear_events"]),
+        (lambda net: net.classifier.fc1.dropout.register_forward_hook(halve), ["_conv_events", "_linear_events"]),
+        (lambda net: net.classifier.fc1.neuron.register_forward_hook(halve), ["_conv_events", "_linear_events"]),
+        (lambda net: setattr(net, "classifier", torch.nn.Sequential(*net.classifier)), ["_conv_events"]),
+    ],
+)
+def test_layers_skip_what_is_silent_where_their_input_is_spikes(change, expected, monkeypatch):
+    net, plain = network(), network("never")
+    change(net)
+    change(plain)
+    if expected:
+        use_backend(plain, "cpu", "never")
+    x = values(2, 1, 12, 12)
+    torch.manual_seed(1)
+    taken, votes = taken_in(net, x, monkeypatch)
+    assert taken == expected
+    torch.manual_seed(1)
+    torch.testing.assert_close(votes, plain(x))
+
+
+def test_an_average_pool_gives_no_spikes(monkeypatch):
+    assert taken_in(network(pooling="avg"), values(2, 1, 12, 12), monkeypatch)[0] == ["_linear_events"]
+
+
+def test_an_unknown_choice_is_refused():
+    with pytest.raises(UserError, match="sparse must be one of auto, never, always, got 'often'"):
+        SpikingNetwork((1, 8, 8), 2, 2, sparse="often")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_it_compiles_without_a_break():
+    net, x = network(dropout=0.0, pool_ties="first"), values(2, 1, 12, 12)
+    results = []
+    for forward in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
+        net.zero_grad()
+        votes = forward(x)
+        (1 - votes).square().sum().backward()
+        results.append([votes.detach(), *(p.grad.clone() for p in net.parameters())])
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, plain)
+
+
+@pytest.mark.parametrize("layer", ["conv", "linear"])
+@pytest.mark.parametrize("of", ["", "_weight"])
+def test_the_operators_keep_pytorchs_rules(layer, of):
+    name = f"{layer}_of_spikes{of}"
+    x, rows = maps(2, 5, 4, 3), spikes(3, 70)
+    bits, of_rows = sparse.pack(x.permute(0, 2, 3, 1).reshape(-1, 5))[0], sparse.pack(rows)[0]
+    grad = values(2, 6, 4, 3).contiguous(memory_format=torch.channels_last)
+    arguments = {
+        "conv_of_spikes": (x, values(6, 5, 3, 3), 2),
+        "conv_of_spikes_weight": (bits, grad, 5, 2),
+        "linear_of_spikes": (rows, values(4, 70), 1.0, 2),
+        "linear_of_spikes_weight": (of_rows, values(3, 4), 70, 1.0, 2),
+    }[name]
+    torch.library.opcheck(getattr(torch.ops.plif, name), arguments, test_utils=("test_schema", "test_faketensor"))

@@ -1,0 +1,117 @@
+"""Up to which share of spikes the event-driven form of a layer is faster than the dense one, on this machine.
+
+Measured once for each layer's shape, when it is first met, and kept on disk: a run that is resumed, or repeated, takes
+the same form at the same spikes. Where nothing can be written, nothing is measured either, and constants decide.
+"""
+
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from plif_lightning.runtime.compiled import compiled_code
+from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.surroundings import processor
+
+_log = logging.getLogger(__name__)
+# Rows of a layer's input that are measured with: enough to keep all threads busy.
+_PIXELS, _SAMPLES = 4096, 128
+_SHARES = (0.04, 0.16)
+# The event-driven form is taken where it is faster by this much at least.
+_MARGIN = 1.05
+# Where nothing can be measured and kept: what held on the slowest of the machines tried.
+_UNMEASURED = 0.08
+
+
+Form = Callable[[], Any]
+# Of a kind of layer, type of spikes, shape and share of spikes: the event-driven and the dense form, ready to run.
+Contenders = Callable[[str, torch.dtype, tuple[int, ...], float], tuple[Form, Form]]
+
+
+def limit(what: str, dtype: torch.dtype, shape: tuple[int, ...], contenders: Contenders) -> float:
+    """The share of spikes up to which the event-driven form is faster, 0 to 1.
+
+    Args:
+        what: conv, conv_weight, linear or linear_weight.
+        dtype: of the spikes.
+        shape: rows, inputs, outputs, and of maps their height and width.
+        contenders: what is measured.
+    """
+    return _limit(what, dtype, _like(shape), torch.get_num_threads(), contenders)
+
+
+def _like(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape that stands for all with more rows, so that little is measured."""
+    rows, inputs, outputs, *size = shape
+    if not size:
+        return min(_SAMPLES, 1 << (rows - 1).bit_length()), inputs, outputs
+    of_image = size[0] * size[1]
+    images = min(rows // of_image, max(1, _PIXELS // of_image))
+    return (1 << (images - 1).bit_length()) * of_image, inputs, outputs, *size
+
+
+@cache
+def _limit(what: str, dtype: torch.dtype, shape: tuple[int, ...], threads: int, contenders: Contenders) -> float:
+    name = f"{what} {str(dtype).removeprefix('torch.')} {'x'.join(map(str, shape))}, {threads} threads"
+    machine = f"{processor()}, torch {torch.__version__}"
+    file = _file()
+    if file is None:
+        return _UNMEASURED
+    try:
+        # One process measures, the others wait for it and read.
+        with FileLock(file.with_suffix(".lock")):
+            known = _known(file)
+            found = known.setdefault(machine, {}).get(name)
+            if not isinstance(found, float):
+                found = known[machine][name] = round(_measured(what, dtype, shape, contenders), 4)
+                with written_whole(file) as whole:
+                    json.dump(known, whole, indent=1)
+                _log.info("%s: silent inputs are skipped up to %.1f %% of spikes (%s)", name, 100 * found, file)
+            return found
+    except OSError:
+        return _UNMEASURED
+
+
+def _file() -> Path | None:
+    folder = compiled_code()
+    return None if folder is None else folder / "sparse_limits.json"
+
+
+def _known(file: Path) -> dict[str, Any]:
+    """What was measured, by machine and layer; nothing where the file is not there or damaged."""
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and all(isinstance(of, dict) for of in known.values()) else {}
+
+
+def _measured(what: str, dtype: torch.dtype, shape: tuple[int, ...], contenders: Contenders) -> float:
+    """Where the line through the event-driven form's times at two shares meets the dense form's time."""
+    times = []
+    dense_times = []
+    for share in _SHARES:
+        events, dense = contenders(what, dtype, shape, share)
+        times.append(_seconds(events))
+        dense_times.append(_seconds(dense))
+    a, b = times
+    slope = max((b - a) / (_SHARES[1] - _SHARES[0]), 1e-12)
+    found = _SHARES[0] + (min(dense_times) / _MARGIN - a) / slope
+    return min(max(found, 0.0), 1.0)
+
+
+def _seconds(form: Form) -> float:
+    form()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        form()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

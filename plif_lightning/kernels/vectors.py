@@ -1,0 +1,193 @@
+"""What numba's compiler does not find by itself: sums of chosen rows, and bits, written for LLVM.
+
+A loop that adds rows picked by a list reads and writes its total for each of them, because the compiler keeps no
+array in registers. Here the total is 64 columns in vectors of LLVM's own, which it maps to whatever the machine has
+(AVX-512, AVX2, NEON), so no compiler of C is needed. Four such registers hide the latency of the additions; what
+limits them is how fast the second-level cache hands out rows.
+"""
+
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]  # numba's own
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+
+_LANES = 16
+_F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_VECTOR = ir.VectorType(_F32, _LANES)
+
+
+def _data(context: Any, builder: Any, array: Any, value: Any) -> Any:
+    return context.make_array(array)(context, builder, value).data
+
+
+def _vector_at(builder: Any, data: Any, index: Any, bf16: bool) -> Any:
+    """16 values from an index on, as float32."""
+    lane = _I16 if bf16 else _F32
+    place = builder.bitcast(builder.gep(data, [index]), ir.VectorType(lane, _LANES).as_pointer())
+    value = builder.load(place, align=2 if bf16 else 4)
+    if not bf16:
+        return value
+    wide = ir.VectorType(_I32, _LANES)
+    sixteen = ir.Constant(wide, [ir.Constant(_I32, 16)] * _LANES)
+    return builder.bitcast(builder.shl(builder.zext(value, wide), sixteen), _VECTOR)
+
+
+def _sum_of_rows(columns: int) -> Any:
+    @intrinsic
+    def sum_of_rows(typing, table, shift, column, places, at, count, out, to, fresh):
+        signature = types.void(
+            table, types.intp, types.intp, places, types.intp, types.intp, out, types.intp, types.boolean
+        )
+
+        def code(context, builder, signature, given):
+            table_type, _, _, places_type, _, _, out_type, _, _ = signature.args
+            table, shift, column, places, at, count, out, to, fresh = given
+            bf16 = table_type.dtype == types.uint16
+            stride = cgutils.unpack_tuple(builder, context.make_array(table_type)(context, builder, table).shape, 2)[1]
+            rows = _data(context, builder, table_type, table)
+            chosen = builder.gep(_data(context, builder, places_type, places), [at])
+            total = builder.gep(_data(context, builder, out_type, out), [to])
+            vectors = range(columns // _LANES)
+            offsets = [ir.Constant(_I64, _LANES * j) for j in vectors]
+            zero = ir.Constant(_VECTOR, [ir.Constant(_F32, 0.0)] * _LANES)
+            first = [builder.select(fresh, zero, _vector_at(builder, total, offset, False)) for offset in offsets]
+            before = builder.block
+            loop, after = builder.append_basic_block("rows"), builder.append_basic_block("summed")
+            builder.cbranch(builder.icmp_signed(">", count, ir.Constant(_I64, 0)), loop, after)
+
+            builder.position_at_end(loop)
+            i = builder.phi(_I64)
+            sums = [builder.phi(_VECTOR) for _ in vectors]
+            place = builder.sext(builder.load(builder.gep(chosen, [i])), _I64)
+            row = builder.add(builder.mul(builder.add(place, shift), stride), column)
+            added = [
+                builder.fadd(s, _vector_at(builder, rows, builder.add(row, offset), bf16))
+                for s, offset in zip(sums, offsets, strict=True)
+            ]
+            following = builder.add(i, ir.Constant(_I64, 1))
+            i.add_incoming(ir.Constant(_I64, 0), before)
+            i.add_incoming(following, loop)
+            builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+
+            builder.position_at_end(after)
+            totals = [builder.phi(_VECTOR) for _ in vectors]
+            for phi, start, more in zip([*sums, *totals], [*first, *first], [*added, *added], strict=True):
+                phi.add_incoming(start, before)
+                phi.add_incoming(more, loop)
+            for value, offset in zip(totals, offsets, strict=True):
+                place = builder.bitcast(builder.gep(total, [offset]), _VECTOR.as_pointer())
+                builder.store(value, place, align=4)
+            return context.get_dummy_value()
+
+        return signature, code
+
+    return sum_of_rows
+
+
+# out[to:][:columns] (+)= sum over i < count of table[places[at + i] + shift, column:][:columns], in that order.
+# table is [rows, width], float32 or the bits of bfloat16, places are int32, out is flat float32. `fresh` begins at 0.
+sum_64: Any = _sum_of_rows(64)
+sum_16: Any = _sum_of_rows(16)
+
+
+def _transpose_16(typing, x, row, column, out, to, stride):
+    """out[to + j stride + i] = x[row + i, column + j] for i, j < 16; x is [rows, columns], out flat, of one type."""
+    signature = types.void(x, types.intp, types.intp, out, types.intp, types.intp)
+
+    def code(context, builder, signature, given):
+        x_type, _, _, out_type, _, _ = signature.args
+        x, row, column, out, to, stride = given
+        vector = ir.VectorType(context.get_data_type(x_type.dtype), _LANES)
+        width = cgutils.unpack_tuple(builder, context.make_array(x_type)(context, builder, x).shape, 2)[1]
+        source = builder.gep(_data(context, builder, x_type, x), [builder.add(builder.mul(row, width), column)])
+        target = builder.gep(_data(context, builder, out_type, out), [to])
+
+        def line(data, number, step):
+            place = builder.gep(data, [builder.mul(ir.Constant(_I64, number), step)])
+            return builder.bitcast(place, vector.as_pointer())
+
+        lines = [builder.load(line(source, i, width), align=2) for i in range(_LANES)]
+        # Blocks of 8, 4, 2 and 1 change places across the diagonal.
+        for size in (8, 4, 2, 1):
+            upper = [j if not j & size else j - size + _LANES for j in range(_LANES)]
+            lower = [j + size if not j & size else j + _LANES for j in range(_LANES)]
+            masks = [
+                ir.Constant(ir.VectorType(_I32, _LANES), [ir.Constant(_I32, k) for k in m]) for m in (upper, lower)
+            ]
+            for i in range(_LANES):
+                if not i & size:
+                    a, b = lines[i], lines[i + size]
+                    lines[i], lines[i + size] = (builder.shuffle_vector(a, b, mask) for mask in masks)
+        for j, value in enumerate(lines):
+            builder.store(value, line(target, j, stride), align=2)
+        return context.get_dummy_value()
+
+    return signature, code
+
+
+def _nonzero_16(typing, x, at):
+    """Which of the 16 values x[at:] are not zero, as bits; x is flat, float32 or the bits of bfloat16 or bytes."""
+
+    def code(context, builder, signature, given):
+        array = signature.args[0]
+        lane = context.get_data_type(array.dtype)
+        place = builder.gep(_data(context, builder, array, given[0]), [given[1]])
+        vector = ir.VectorType(lane, _LANES)
+        values = builder.load(builder.bitcast(place, vector.as_pointer()), align=1)
+        if isinstance(array.dtype, types.Float):
+            found = builder.fcmp_unordered("!=", values, ir.Constant(vector, [ir.Constant(lane, 0.0)] * _LANES))
+        else:
+            found = builder.icmp_unsigned("!=", values, ir.Constant(vector, [ir.Constant(lane, 0)] * _LANES))
+        return builder.zext(builder.bitcast(found, _I16), _I64)
+
+    return types.uint64(x, types.intp), code
+
+
+def _spread_16(typing, bits, x, at, one):
+    """x[at:][:16] = `one` where one of the 16 lowest bits is set, else 0; x is flat, of the type of `one`."""
+    signature = types.void(types.uint64, x, types.intp, one)
+
+    def code(context, builder, signature, given):
+        bits, x, at, one = given
+        lane = context.get_data_type(signature.args[3])
+        vector = ir.VectorType(lane, _LANES)
+        chosen = builder.bitcast(builder.trunc(bits, _I16), ir.VectorType(ir.IntType(1), _LANES))
+        ones = ir.Constant(vector, ir.Undefined)
+        for i in range(_LANES):
+            ones = builder.insert_element(ones, one, ir.Constant(_I32, i))
+        zeros = ir.Constant(vector, [ir.Constant(lane, 0)] * _LANES)
+        place = builder.gep(_data(context, builder, signature.args[1], x), [at])
+        builder.store(builder.select(chosen, ones, zeros), builder.bitcast(place, vector.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return signature, code
+
+
+def _lowest_bit(typing, word):
+    """The number of the lowest bit that is set, 0 to 63; of a word that is not zero."""
+
+    def code(context, builder, signature, given):
+        return builder.cttz(given[0], ir.Constant(ir.IntType(1), True))
+
+    return types.int64(types.uint64), code
+
+
+def _number_of_bits(typing, word):
+    """How many bits are set."""
+
+    def code(context, builder, signature, given):
+        return builder.ctpop(given[0])
+
+    return types.int64(types.uint64), code
+
+
+# Typed as what they are in compiled code.
+transpose_16: Any = intrinsic(_transpose_16)
+nonzero_16: Any = intrinsic(_nonzero_16)
+spread_16: Any = intrinsic(_spread_16)
+lowest_bit: Any = intrinsic(_lowest_bit)
+number_of_bits: Any = intrinsic(_number_of_bits)
