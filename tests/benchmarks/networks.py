@@ -1,6 +1,6 @@
 """Training step and inference of the paper's networks beside SpikingJelly 2.0, in alternation in one process.
 
-    python tests/benchmarks/networks.py [--rounds 7] [--fast]
+    [PLIF_DATA_ROOT=DIR] python tests/benchmarks/networks.py [--rounds 7] [--fast]
 
 Same network, sizes, batch, T, type, threads and optimiser (fused Adam); BN over all time-steps together, the first
 winner in a pool, as SpikingJelly has them. At equal weights, without dropout, the losses are compared first. The
@@ -10,6 +10,7 @@ held after its imports and inputs. The floor is convolutions and FC layers alone
 """
 
 import argparse
+import os
 import platform
 import statistics
 import subprocess
@@ -76,10 +77,6 @@ def peer(net: SpikingNetwork, step_mode: str) -> nn.Sequential:
         for theirs, ours in zip(made.parameters(), net.parameters(), strict=True):
             theirs.copy_(ours)
     return made
-
-
-def run_ours(net: SpikingNetwork, x: Tensor) -> Tensor:
-    return net(x)
 
 
 def run_peer(net: nn.Sequential, x: Tensor, steps: int, step_mode: str) -> Tensor:
@@ -242,6 +239,31 @@ def alone(name: str, batch: int, title: str, steps: int, time_steps: int | None 
     return seconds, (peak() - before) / 2**20
 
 
+def recordings(root: str, number: int) -> Tensor:
+    """Frames [T, N, C, H, W] of the first recordings of an N-MNIST test part."""
+    from plif_lightning.data import NMNIST
+
+    data = NMNIST(root=root, time_steps=10, batch_size=number, allow_partial=True)
+    data.prepare_data()
+    data.setup("test")
+    return next(iter(data.test_dataloader())).x[:number].transpose(0, 1).float()
+
+
+def of_recordings(root: str, number: int, rounds: int, fast: bool) -> None:
+    print(f"\nnmnist, real recordings, batch {number}")
+    x = recordings(root, number)
+    torch.manual_seed(0)
+    net = network_of("nmnist", norm_statistics="all_steps", pool_ties="first")
+    shares = fire_as_trained(net, x, training=False)
+    print("  spikes: " + ", ".join(f"{layer} {100 * share:.0f} %" for layer, share in shares.items()))
+    found: Contenders = {"ours": (net, net)}
+    for title, mode in (("SpikingJelly, multi-step", "m"), ("SpikingJelly, as the authors", "s"))[: 1 + (not fast)]:
+        other = peer(net, mode).eval()
+        found[title] = (other, lambda x, n=other, m=mode: run_peer(n, x, net.time_steps, m))
+    cases = {t: inference(f, x) for t, (_, f) in found.items()}
+    show("inference, firing as trained", alternate(cases, 5 * rounds))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
@@ -255,6 +277,9 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, {arguments.rounds} rounds"
     )
+    if root := os.environ.get("PLIF_DATA_ROOT"):
+        for number in 1, 4:
+            of_recordings(root, number, arguments.rounds, arguments.fast)
     for name, batch in CASES.items():
         print(f"\n{name}, batch {batch}")
         check(name, batch)

@@ -89,7 +89,7 @@ def test_a_process_that_is_lost_ends_the_others_with_one_sentence(number, tmp_pa
         "--trainer.strategy",
         "DDPStrategy",
         "--trainer.strategy.timeout",
-        "0:00:15",
+        "0:00:30",
     ]
     with Path("said").open("w") as output:  # not a pipe, which the process that is lost would keep open
         process = subprocess.Popen(
