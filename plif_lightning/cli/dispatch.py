@@ -65,6 +65,10 @@ def _help(name: str, argv: list[str]) -> str:
         from plif_lightning.cli import results
 
         return results.PARSERS[name]().format_help().rstrip()
+    if name in ("export", "stream", "cost"):
+        from plif_lightning.cli import deploy
+
+        return deploy.PARSERS[name]().format_help().rstrip()
     if not any(argument.split("=")[0] in ("--config", "-c", "--data") for argument in argv):
         return screen(name)
     from plif_lightning.cli.prepare import help_of_data  # which loads Lightning
@@ -81,6 +85,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from plif_lightning.cli import results
 
         return {"tables": results.tables, "figures": results.figures, "report": results.report}[name]
+    if name in ("export", "stream", "cost"):
+        from plif_lightning.cli import deploy
+
+        return {"export": deploy.export, "stream": deploy.stream, "cost": deploy.cost}[name]
     if name == "prepare":
         from plif_lightning.cli.prepare import prepare
 

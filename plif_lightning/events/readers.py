@@ -92,6 +92,86 @@ def _header(data: bytes, path: str | Path, version: str) -> int:
     return at
 
 
+class Aedat2Decoder:
+    """The events in the records of an AEDAT 2.0 file, one portion of the file after another.
+
+    Args:
+        name: of the file, for messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.read = 0  # records
+        self._overflows = 0
+        self._last = 0
+
+    def decode(self, data: bytes) -> Recording:
+        """The events of a whole number of records; see `read_aedat2`.
+
+        Raises:
+            RecordingError: an address that no DVS128 has.
+        """
+        raw = np.frombuffer(data, ">u4").reshape(-1, 2)
+        if not len(raw):
+            return _no_events()
+        address, t = raw[:, 0].astype(np.uint32), raw[:, 1].astype(np.int64)
+        if address.max() >= 2 * _AEDAT2_SPECIAL:
+            i = int(np.argmax(address >= 2 * _AEDAT2_SPECIAL))
+            raise RecordingError(
+                f"{self.name}: the address of event {self.read + i} is {address[i]:#x}, which no DVS128 has. "
+                "The file is damaged or comes from another sensor."
+            )
+        # Only a jump back by more than half of the range is the counter's overflow.
+        jumps = np.diff(t, prepend=self._last if self.read else t[0]) < -(2**31)
+        wrapped = self._overflows + np.cumsum(jumps)
+        self.read, self._last, self._overflows = self.read + len(t), int(t[-1]), int(wrapped[-1])
+        t += 2**32 * wrapped
+        pixel = address < _AEDAT2_SPECIAL
+        address, t = address[pixel], t[pixel]
+        x = 127 - ((address >> 1) & 0x7F).astype(np.int16)
+        y = ((address >> 8) & 0x7F).astype(np.int16)
+        return Recording(t, x, y, 1 - (address & 1).astype(np.int16))
+
+
+class Aedat2Stream:
+    """An AEDAT 2.0 file that grows, or a pipe: whole events as they come.
+
+    Args:
+        file: opened for reading bytes.
+        name: for messages.
+    """
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._file, self._name = file, name
+        self._decoder = Aedat2Decoder(name)
+        self._header_is_read = False
+        self.pending = b""  # of an event that is not whole
+
+    def read(self) -> Recording:
+        """The events that are whole since the last call; what is left of one waits.
+
+        Raises:
+            RecordingError: it is no AEDAT 2.0, or an address that no DVS128 has.
+        """
+        read = getattr(self._file, "read1", self._file.read)  # of a pipe: what is there
+        data = self.pending + (read(8 * _PORTION) or b"")
+        if not self._header_is_read:
+            at = 0
+            while data.startswith(b"#", at) and b"\n" in data[at:]:
+                at = data.index(b"\n", at) + 1
+            # Events begin with a zero.
+            if at == len(data) or data.startswith(b"#", at):
+                if len(data) > _LONGEST_HEADER:
+                    raise RecordingError(f"{self._name} is no AEDAT 2.0: its header does not end.")
+                self.pending = data
+                return _no_events()
+            at = _header(data, self._name, "2.0")
+            self._header_is_read, data = True, data[at:]
+        whole = len(data) // 8 * 8
+        self.pending = data[whole:]
+        return self._decoder.decode(data[:whole])
+
+
 def read_aedat2(path: str | Path) -> Recording:
     """The events of an AEDAT 2.0 file of a DVS128, as CIFAR10-DVS has them.
 
@@ -113,29 +193,14 @@ def read_aedat2(path: str | Path) -> Recording:
                 f"{path}: {size} bytes after the header are not a whole number of 8-byte events. The file is truncated."
             )
         columns: list[NDArray[Any]] = [np.empty(size // 8, kind) for kind in (np.int64, np.int16, np.int16, np.int16)]
-        read = kept = overflows = 0
-        last = np.int64(0)
+        decoder, kept = Aedat2Decoder(str(path)), 0
         # In portions, so that a recording takes little more memory than its own events.
-        while len(raw := np.frombuffer(file.read(8 * _PORTION), ">u4").reshape(-1, 2)):
-            address, t = raw[:, 0].astype(np.uint32), raw[:, 1].astype(np.int64)
-            if address.max() >= 2 * _AEDAT2_SPECIAL:
-                i = int(np.argmax(address >= 2 * _AEDAT2_SPECIAL))
-                raise RecordingError(
-                    f"{path}: the address of event {read + i} is {address[i]:#x}, which no DVS128 has. "
-                    "The file is damaged or comes from another sensor."
-                )
-            # Only a jump back by more than half of the range is the counter's overflow.
-            wrapped = overflows + np.cumsum(np.diff(t, prepend=last if read else t[0]) < -(2**31))
-            read, last, overflows = read + len(t), t[-1], int(wrapped[-1])
-            t += 2**32 * wrapped
-            pixel = address < _AEDAT2_SPECIAL
-            address, t = address[pixel], t[pixel]
-            here = slice(kept, kept + len(t))
-            columns[0][here] = t
-            columns[1][here] = 127 - ((address >> 1) & 0x7F).astype(np.int16)
-            columns[2][here] = (address >> 8) & 0x7F
-            columns[3][here] = 1 - (address & 1).astype(np.int16)
-            kept += len(t)
+        while len(raw := file.read(8 * _PORTION)):
+            some = decoder.decode(raw)
+            here = slice(kept, kept + len(some.t))
+            for column, values in zip(columns, some, strict=True):
+                column[here] = values
+            kept += len(some.t)
     return Recording(*(column[:kept] for column in columns))
 
 

@@ -10,7 +10,7 @@ from plif_lightning.kernels.fused import (
     norm_fire,
     norm_fire_pool,
 )
-from plif_lightning.kernels.layout import Pool
+from plif_lightning.kernels.layout import Pool, real_type
 from plif_lightning.kernels.sparse import Sparse, conv_of_spikes, linear_of_spikes
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "moments_over_processes",
     "norm_fire",
     "norm_fire_pool",
+    "real_type",
 ]

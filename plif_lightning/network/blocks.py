@@ -1,9 +1,11 @@
 """The two repeated parts of the network: conv-BN-neuron-pool and dropout-FC-neuron."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import (
@@ -16,6 +18,7 @@ from plif_lightning.kernels import (
     moments,
     norm_fire,
     norm_fire_pool,
+    real_type,
 )
 from plif_lightning.network.norm import Statistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d, draw_seed
@@ -51,7 +54,7 @@ _MANY_SPIKES = 2**23
 
 
 class ConvBlock(nn.Module):
-    """Conv2d 3x3 (no bias) - BN - neuron - pool over [T, N, C, H, W].
+    """Conv2d 3x3 (no bias) - BN - neuron - pool over [T, N, C, H, W]; with a bias and no BN where that is folded.
 
     A part may be replaced by another module that takes the same arguments; see `not_fusible`.
 
@@ -60,7 +63,7 @@ class ConvBlock(nn.Module):
 
     Args:
         conv: over single images [N, C, H, W].
-        norm: of its output.
+        norm: of its output; None where it is folded into the convolution, which then has a bias.
         neuron: the spiking neurons.
         pool: over [T, N, C, H, W]; None for a block without one.
         time_steps: T, for inputs that are held.
@@ -70,7 +73,7 @@ class ConvBlock(nn.Module):
     def __init__(
         self,
         conv: nn.Conv2d,
-        norm: TimeBatchNorm2d,
+        norm: TimeBatchNorm2d | None,
         neuron: Neuron,
         pool: nn.Module | None = None,
         *,
@@ -95,30 +98,38 @@ class ConvBlock(nn.Module):
             return self._encoded(x)
         images = images_channels_last(x.flatten(0, 1))
         y = self._of_spikes(images) if binary and self.has_usual_conv else None
-        y = self.conv(images) if y is None else y
+        if y is None:
+            folded = fusible and self.norm is None and self.has_usual_conv
+            # The kernels add the bias.
+            y = F.conv2d(images, self.conv.weight, padding=1) if folded else self.conv(images)
+        elif not fusible and self.conv.bias is not None:
+            y = y + self.conv.bias[:, None, None]
         return self._fused(y.unflatten(0, x.shape[:2]), steps) if fusible else self._by_parts(y, x, steps)
 
     def _by_parts(self, y: Tensor, x: Tensor, steps: int) -> Tensor:
-        spikes = self.neuron(self.norm(y.unflatten(0, x.shape[:2]), steps), steps)
+        y = y.unflatten(0, x.shape[:2])
+        spikes = self.neuron(y if self.norm is None else self.norm(y, steps), steps)
         return spikes if self.pool is None else self.pool(spikes)
 
     @property
     def not_fusible(self) -> str | None:
         """Why BN, neuron and pool cannot be taken together, in words; None where they can."""
-        for part, base, methods in (
-            (self.neuron, Neuron, ("run", "forward")),
-            (self.norm, TimeBatchNorm2d, ("forward", "statistics_for")),
-        ):
+        known: list[tuple[nn.Module, type, tuple[str, ...]]] = [(self.neuron, Neuron, ("run", "forward"))]
+        if self.norm is not None:
+            known.append((self.norm, TimeBatchNorm2d, ("forward", "statistics_for")))
+        for part, base, methods in known:
             if not isinstance(part, base):
                 return f"the kernels know no {type(part).__name__}"
             own = [name for name in methods if getattr(type(part), name) is not getattr(base, name)]
             if own:
                 return f"{type(part).__name__} has a {own[0]} of its own"
-        if not self.norm.is_affine_with_averages:
+        if self.norm is not None and not self.norm.is_affine_with_averages:
             return "its BN is not affine with moving averages"
         if self._pool_name is None:
             return f"the kernels know no {type(self.pool).__name__}"
-        parts: dict[str, list[nn.Module]] = {"BN": [self.norm, self.norm.bn], "neuron": [self.neuron]}
+        parts: dict[str, list[nn.Module]] = {"neuron": [self.neuron]}
+        if self.norm is not None:
+            parts = {"BN": [self.norm, self.norm.bn], **parts}
         if isinstance(self.pool, Pool2d):
             parts["pool"] = [self.pool, self.pool.pool]
         hooked = [name for name, modules in parts.items() if any(map(has_hooks, modules))]
@@ -143,7 +154,7 @@ class ConvBlock(nn.Module):
         return (
             type(conv) is nn.Conv2d
             and not has_hooks(conv)
-            and conv.bias is None
+            and (conv.bias is None) == (self.norm is not None)
             and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
             and (conv.groups, conv.padding_mode) == (1, "zeros")
         )
@@ -166,10 +177,10 @@ class ConvBlock(nn.Module):
         dtype = dtype_of(x, self.conv.weight)
         weight = self.conv.weight.to(dtype)
         x = images_channels_last(x.flatten(0, 1).to(dtype)).unflatten(0, x.shape[:2])
-        patches = PatchMoments.of(x) if self.norm.bn.training else None
-        statistics = self.norm.statistics_for(
+        patches = PatchMoments.of(x) if self.norm is not None and self.norm.bn.training else None
+        statistics = self._statistics(
             lambda: patches.of_convolution(weight),  # type: ignore[union-attr]
-            x.shape[1] * x.shape[3] * x.shape[4],
+            x,
             len(x),
         )
         return encode_fire_pool(
@@ -182,7 +193,7 @@ class ConvBlock(nn.Module):
         )
 
     def _fused(self, y: Tensor, steps: int) -> Tensor:
-        statistics = self.norm.statistics_for(lambda: moments(y), y.shape[1] * y.shape[3] * y.shape[4], steps)
+        statistics = self._statistics(lambda: moments(y), y, steps)
         affine = self._normalisation(statistics)
         of_batch, synchronise = statistics.of_batch, statistics.of_all_processes
         if (state := carried()) is not None:
@@ -201,9 +212,23 @@ class ConvBlock(nn.Module):
             **self._firing_and_pool(),
         )
 
+    def _statistics(self, batch: Callable[[], tuple[Tensor, Tensor]], x: Tensor, steps: int) -> Statistics:
+        """What the convolution's output is normalised with, for an input or output x [T, N, *, H, W]; see BN's."""
+        if self.norm is None:
+            one = torch.ones(1, self.conv.out_channels, device=x.device, dtype=real_type(x))
+            return Statistics(torch.zeros_like(one), one, False, False)
+        return self.norm.statistics_for(batch, x.shape[1] * x.shape[3] * x.shape[4], steps)
+
     def _normalisation(self, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        bn = self.norm.bn
-        return bn.weight, bn.bias, statistics.mean, statistics.invstd, self.neuron.k
+        weight, bias = self._affine(statistics)
+        return weight, bias, statistics.mean, statistics.invstd, self.neuron.k
+
+    def _affine(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
+        if self.norm is not None:
+            return self.norm.bn.weight, self.norm.bn.bias
+        one = statistics.invstd[0]
+        # Where the convolution is called as a module, it has added its bias itself.
+        return one, self.conv.bias if self.has_usual_conv and self.conv.bias is not None else torch.zeros_like(one)
 
     def _firing_and_pool(self) -> dict[str, Any]:
         pool = self._pool_name

@@ -1,5 +1,7 @@
 """Checkpoints as files: read when they are whole, and the trained network out of one, without a Trainer."""
 
+import hashlib
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -11,6 +13,38 @@ from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
 
 _PREFIX = "network."
+# What an export folder holds beside its files: their hashes, and what they are.
+EXPORTED = "export.json"
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The file itself, or the checkpoint in a folder that `export` wrote; errors as `load_network`."""
+    return _in_export(path) if path.is_dir() else path
+
+
+def _in_export(folder: Path) -> Path:
+    """The checkpoint in a folder that `export` wrote, when it is what was written.
+
+    Raises:
+        CheckpointError: the folder is none, or its checkpoint is missing or another one.
+    """
+    try:
+        hashes = json.loads((folder / EXPORTED).read_text())["sha256"]
+        expected = hashes["network.ckpt"]
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder} is a folder without {EXPORTED}: pass a folder that `export` wrote, or a file such as "
+            "RUN/checkpoints/best.ckpt."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / EXPORTED} is damaged: export the network again.") from error
+    file = folder / "network.ckpt"
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing, though {EXPORTED} names it: export the network again.")
+    with file.open("rb") as opened:
+        if hashlib.file_digest(opened, "sha256").hexdigest() != expected:
+            raise CheckpointError(f"{file} is not what was exported: its hash differs. Export the network again.")
+    return file
 
 
 def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
@@ -64,12 +98,14 @@ def load_network(path: str | Path) -> SpikingNetwork:
     """The network of a checkpoint that `fit` wrote, in evaluation mode, on the CPU.
 
     Args:
-        path: such as RUN/checkpoints/best.ckpt. Nothing but tensors and plain values is read from it.
+        path: such as RUN/checkpoints/best.ckpt, or a folder that `export` wrote. Nothing but tensors and plain values
+            is read from it.
 
     Raises:
-        CheckpointError: as `load_checkpoint`.
+        CheckpointError: as `load_checkpoint`; files of an export folder are missing or altered.
     """
-    checkpoint = load_checkpoint(Path(path))
+    path = checkpoint_file(Path(path))
+    checkpoint = load_checkpoint(path)
     try:
         arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if k in ARGUMENTS}
         # The form that it was trained with may not run here: `use_backend` chooses another one than the fastest.

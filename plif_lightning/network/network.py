@@ -78,6 +78,7 @@ class SpikingNetwork(nn.Module):
         backend: form of neurons, BN and pools: auto (the fastest that runs on the device), reference, cpu or triton.
         sparse: whether convolutions and FC layers of spikes skip silent inputs on a CPU: auto (where it is faster),
             never or always.
+        folded: no BN, but a bias in every convolution: what `deploy.fold` makes of a trained network.
         neuron_settings: init_tau, tau_per, v_threshold and what else `make_neuron` takes.
 
     Raises:
@@ -105,6 +106,7 @@ class SpikingNetwork(nn.Module):
         input_encoder: InputEncoderName = "direct",
         backend: BackendName = "auto",
         sparse: Sparse = "auto",
+        folded: bool = False,
         **neuron_settings: Any,
     ) -> None:
         super().__init__()
@@ -149,8 +151,8 @@ class SpikingNetwork(nn.Module):
         self.inputs = InputEncoder(input_encoder, time_steps)
         encoder: OrderedDict[str, nn.Module] = OrderedDict()
         for i in range(n_conv * n_down):
-            conv = nn.Conv2d(channels if i else in_channels, channels, 3, padding=1, bias=False)
-            norm = TimeBatchNorm2d(channels, norm_statistics)
+            conv = nn.Conv2d(channels if i else in_channels, channels, 3, padding=1, bias=folded)
+            norm = None if folded else TimeBatchNorm2d(channels, norm_statistics)
             pool = Pool2d(SpikeMaxPool2d(pool_ties) if pooling == "max" else nn.AvgPool2d(2))
             last_of_stage = (i + 1) % n_conv == 0
             encoder[f"conv{i + 1}"] = ConvBlock(

@@ -41,8 +41,8 @@ _carried: ContextVar[Carried | None] = ContextVar("carried", default=None)
 
 def carried() -> Carried | None:
     """What the time-step that runs here and now carries; None where a whole sequence runs."""
-    # Dynamo knows no context variables; `step` runs modules as they are, not compiled.
-    return None if torch.compiler.is_compiling() else _carried.get()
+    # Dynamo knows no context variables; `step` runs modules as they are, not compiled. (torch.export runs them.)
+    return None if torch.compiler.is_dynamo_compiling() else _carried.get()
 
 
 @contextmanager

@@ -1,0 +1,329 @@
+"""`export`, `stream` and `cost`: a trained network on its own. None of them needs Lightning."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from plif_lightning.cli.parser import PlainParser
+from plif_lightning.errors import UserError
+
+# Time-steps of which one measures firing rates: a neuron that is listened to is called by itself, which is slower.
+_RATES_EVERY = 10
+
+
+def _parser(name: str, description: str) -> PlainParser:
+    parser = PlainParser(name, description)
+    parser.add_argument(
+        "--ckpt_path",
+        type=Path,
+        required=True,
+        help="the checkpoint, such as RUN/checkpoints/best.ckpt, or a folder that export wrote",
+    )
+    return parser
+
+
+def _export_parser() -> PlainParser:
+    parser = _parser("export", "Writes a checkpoint's network, BN folded into its convolutions, for other programs.")
+    parser.add_argument("--out", type=Path, required=True, help="the folder")
+    parser.add_argument(
+        "--format",
+        action="append",
+        default=[],
+        help="network (always written), pt2 (torch.export), onnx or nir; may be repeated",
+    )
+    return parser
+
+
+def _stream_parser() -> PlainParser:
+    parser = _parser("stream", "Shows a network's running decision on a recording, a growing file or a pipe.")
+    parser.add_argument("--file", required=True, help="a recording; - reads AEDAT 2.0 from standard input")
+    parser.add_argument("--live", action="store_true", help="the file (AEDAT 2.0) grows: wait for more until Ctrl-C")
+    parser.add_argument("--idle", type=float, help="with --live: end after so many seconds without an event")
+    parser.add_argument("--events_per_step", type=int, help="events of a time-step (default: a T-th of the recording)")
+    parser.add_argument("--ms_per_step", type=float, help="milliseconds of a time-step, instead")
+    parser.add_argument("--early_exit", type=float, help="end when the best class is ahead by this share of the votes")
+    parser.add_argument("--plain", action="store_true", help="a line for each time-step, instead of a table")
+    return parser
+
+
+def _cost_parser() -> PlainParser:
+    parser = _parser("cost", "Counts what a network computes and moves, and estimates its energy.")
+    parser.add_argument("--data.root", dest="root", help="folder of the data sets, where it is another one now")
+    parser.add_argument("--samples", type=int, default=32, help="test samples to measure firing on (default: 32)")
+    parser.add_argument("--out", type=Path, help="a csv file with a row for each layer")
+    return parser
+
+
+PARSERS = {"export": _export_parser, "stream": _stream_parser, "cost": _cost_parser}
+
+
+def export(argv: list[str]) -> int:
+    """Writes the files, and says what they are."""
+    given = _export_parser().parse_args(argv)
+    from plif_lightning.deploy.export import export as write
+
+    files = write(given.ckpt_path, given.out, given.format or ["network"])
+    for name, size in files.items():
+        print(f"{given.out / name}  {size / 2**20:,.1f} MiB")
+    return 0
+
+
+def _class_names(path: Path, number: int) -> list[str]:
+    """Of the data set that a checkpoint was trained on; numbers where it has none."""
+    import importlib
+
+    import yaml
+
+    from plif_lightning.network.loading import checkpoint_file, load_checkpoint
+
+    config = yaml.safe_load(load_checkpoint(checkpoint_file(path), mapped=True).get("cli_config", "")) or {}
+    try:
+        module, name = config["data"]["class_path"].rsplit(".", 1)
+        names = list(getattr(importlib.import_module(module), name).class_names)
+    except (KeyError, ImportError, AttributeError, TypeError):
+        names = []  # a data set of another program, or one whose classes lie in its files
+    return names if len(names) == number else [str(i) for i in range(number)]
+
+
+def _pieces(file: str, live: bool, idle: float | None) -> Iterator[Any]:
+    """The events of a recording as they come, in portions."""
+    from plif_lightning.events.readers import Aedat2Stream, read_any
+    from plif_lightning.events.recording import Recording, RecordingError
+
+    if not live and file != "-":
+        whole = read_any(file)
+        size = 10_000
+        for first in range(0, len(whole.t), size):
+            yield Recording(*(column[first : first + size] for column in whole))
+        return
+    with ExitStack() as held:
+        try:
+            opened = sys.stdin.buffer if file == "-" else held.enter_context(Path(file).open("rb"))
+        except OSError as error:
+            raise RecordingError(f"{file} cannot be read: {error.strerror}.") from error
+        name = "standard input" if file == "-" else file
+        stream = Aedat2Stream(opened, name)
+        since = time.monotonic()
+        while True:
+            before = len(stream.pending)
+            some = stream.read()
+            if len(some.t):
+                since = time.monotonic()
+                yield some
+            elif len(stream.pending) == before:
+                if file == "-" or (idle is not None and time.monotonic() - since >= idle):
+                    break
+                time.sleep(0.01)
+        if stream.pending:
+            raise RecordingError(f"{name} ends within an event: {len(stream.pending)} of its 8 bytes came.")
+
+
+def stream(argv: list[str]) -> int:
+    """Shows the decision as it forms."""
+    given = _stream_parser().parse_args(argv)
+    from plif_lightning.deploy.streaming import StreamingNetwork
+    from plif_lightning.events.readers import read_any
+    from plif_lightning.network import load_network
+
+    if given.events_per_step is not None and given.ms_per_step is not None:
+        raise UserError("give --events_per_step or --ms_per_step, not both.")
+    if given.idle is not None and not given.live:
+        raise UserError("--idle is for --live.")
+    net = load_network(given.ckpt_path)
+    if net.input_shape[0] != 2:
+        raise UserError(
+            f"the network takes {' x '.join(map(str, net.input_shape))} images, and a stream gives frames of events, "
+            "2 x H x W."
+        )
+    events_per_step = given.events_per_step
+    if events_per_step is None and given.ms_per_step is None:
+        if given.live or given.file == "-":
+            raise UserError("a live stream has no end to divide by T: pass --events_per_step or --ms_per_step.")
+        events_per_step = max(1, len(read_any(given.file).t) // net.time_steps)
+    us = None if given.ms_per_step is None else round(1000 * given.ms_per_step)
+    network = StreamingNetwork(net, events_per_step=events_per_step, us_per_step=us)
+    names = _class_names(given.ckpt_path, net.structure.fc_features[-1] // net.voting.votes_per_class)
+    screen = _Screen(network, names, given.plain or not sys.stdout.isatty())
+    try:
+        with screen:
+            for piece in _pieces(given.file, given.live, given.idle):
+                if screen.push(piece, given.early_exit):
+                    break
+    except KeyboardInterrupt:
+        pass
+    if network.steps == 0:
+        print(f"no time-step came together: {network.waiting_events} events are waiting.")
+        return 1
+    print(f"decision: {names[int(network.votes.argmax())]} after {network.steps} time-steps")
+    return 0
+
+
+class _Screen:
+    """The running decision, votes, firing rates and latency, drawn anew with each time-step."""
+
+    def __init__(self, network: Any, names: list[str], plain: bool) -> None:
+        self.network, self.names, self.plain = network, names, plain
+        self.rates: dict[str, float] = {}
+        self.milliseconds: list[float] = []
+        self.live: Any = None
+        self.step_of_network = network.step
+        network.step = self._timed
+
+    def __enter__(self) -> "_Screen":
+        if not self.plain:
+            from rich.live import Live
+
+            self.live = Live(refresh_per_second=8)
+            self.live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.live is not None:
+            self.live.__exit__(*error)
+
+    def _timed(self, frame: Any) -> Any:
+        hooks = []
+        if self.network.steps % _RATES_EVERY == 0:
+            for name, neuron in self.network.net.neurons():
+                hooks.append(neuron.register_forward_hook(self._listener(name)))
+        start = time.perf_counter()
+        votes = self.step_of_network(frame)
+        if hooks:
+            for hook in hooks:
+                hook.remove()
+        else:
+            self.milliseconds.append(1e3 * (time.perf_counter() - start))
+        self._draw()
+        return votes
+
+    def _listener(self, name: str) -> Any:
+        def listen(neuron: Any, given: Any, spikes: Any) -> None:
+            self.rates[name] = spikes.mean().item()
+
+        return listen
+
+    def push(self, piece: Any, early_exit: float | None) -> bool:
+        """Whether the decision is safe enough to stop."""
+        self.network.push(piece)
+        return early_exit is not None and self.network.steps > 0 and self.network.margin >= early_exit
+
+    @property
+    def latency(self) -> float | None:
+        recent = sorted(self.milliseconds[-50:])
+        return recent[len(recent) // 2] if recent else None
+
+    def _draw(self) -> None:
+        votes = self.network.votes
+        best = int(votes.argmax())
+        latency = "" if self.latency is None else f"{self.latency:.1f} ms a step"
+        if self.plain:
+            rates = " ".join(f"{name} {100 * rate:.1f}%" for name, rate in self.rates.items())
+            print(f"step {self.network.steps}: {self.names[best]} {votes[best]:.3f}  {latency}  {rates}", flush=True)
+            return
+        from rich.table import Table
+
+        table = Table(title=f"step {self.network.steps}: {self.names[best]}  {latency}", title_justify="left")
+        table.add_column("class")
+        table.add_column("votes", justify="right")
+        table.add_column("", min_width=24)
+        for i, name in enumerate(self.names):
+            vote = float(votes[i])
+            table.add_row(f"[bold]{name}[/bold]" if i == best else name, f"{vote:.3f}", "#" * round(24 * vote))
+        table.caption = "firing: " + ", ".join(f"{name} {100 * rate:.1f} %" for name, rate in self.rates.items())
+        self.live.update(table)
+
+
+def _samples(path: Path, root: str | None, number: int) -> Any:
+    """Test samples of a checkpoint's data set, [T, N, C, H, W] or [N, C, H, W]."""
+    import importlib
+
+    import yaml
+
+    from plif_lightning.batch import time_first
+    from plif_lightning.cli.lightning import quieten
+    from plif_lightning.network.loading import checkpoint_file, load_checkpoint
+
+    quieten()
+    stored = load_checkpoint(checkpoint_file(path), mapped=True).get("cli_config")
+    if stored is None:
+        raise UserError(f"{path} is not a checkpoint that `fit` wrote: it names no data set.")
+    config = yaml.safe_load(stored)["data"]
+    module, name = config["class_path"].rsplit(".", 1)
+    arguments = {**config["init_args"], "batch_size": number, "num_workers": 0}
+    if root is not None:
+        arguments["root"] = root
+    data = getattr(importlib.import_module(module), name)(**arguments)
+    data.prepare_data()
+    data.setup("test")
+    found = []
+    for batch in data.test_dataloader():
+        found.append(batch.x)
+        if sum(map(len, found)) >= number:
+            break
+    import torch
+
+    return time_first(torch.cat(found)[:number]).float()
+
+
+def cost(argv: list[str]) -> int:
+    """Prints the table."""
+    given = _cost_parser().parse_args(argv)
+    if given.samples < 1:
+        raise UserError(f"--samples must be at least 1, got {given.samples}.")
+    from rich.console import Console
+    from rich.table import Table
+
+    from plif_lightning.deploy.cost import cost as count
+    from plif_lightning.network import load_network
+
+    net = load_network(given.ckpt_path)
+    found = count(net, _samples(given.ckpt_path, given.root, given.samples))
+    ours, other = found.total("with_memory", False), found.total("conventional", False)
+    ours_reused, other_reused = found.total("with_memory", True), found.total("conventional", True)
+    columns = (
+        "layer", "firing", "dense [M]", "MAC [M]", "AC [M]", "parameters [k]", "state [k]", "moved [MB]", "fp32 [uJ]",
+        "int8 + memory [uJ]", "conventional", "weights reused", "conventional",
+    )  # fmt: skip
+
+    def row(layer: Any, *first: str) -> tuple[str, ...]:
+        """Of a layer, or of all of them."""
+        plain = ((layer.dense, 1e6, 2), (layer.macs, 1e6, 2), (layer.accumulates, 1e6, 2), (layer.parameters, 1e3, 1),
+                 (layer.state, 1e3, 1), (layer.traffic, 1e6, 1), (layer.arithmetic, 1e6, 1))  # fmt: skip
+        energies = [f(reuse) for reuse in (False, True) for f in (layer.with_memory, layer.conventional)]
+        return *first, *(f"{v / unit:,.{n}f}" for v, unit, n in plain), *(f"{v / 1e6:,.1f}" for v in energies)
+
+    rows = [row(layer, layer.layer, f"{100 * layer.firing:.1f} %") for layer in found.layers]
+    numbers = ("dense", "macs", "accumulates", "parameters", "state", "traffic", "arithmetic")
+    whole = SimpleNamespace(
+        **{name: found.total(name) for name in numbers},
+        with_memory=lambda reuse: ours_reused if reuse else ours,
+        conventional=lambda reuse: other_reused if reuse else other,
+    )
+    rows.append(row(whole, "all", ""))
+    table = Table(title=f"{net.structure}, T = {found.time_steps}, a sample, measured on {found.samples}")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for i, cells in enumerate(rows):
+        table.add_row(*cells, end_section=i == len(rows) - 2)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    arithmetic = found.total("arithmetic") / found.total("arithmetic_dense")
+    console.print(
+        f"Energies of a 45 nm process (Horowitz 2014). Arithmetic alone: {arithmetic:.2f} of a float32 network that "
+        f"skips nothing over T steps. With memory, 8 bits, against a conventional network of this shape on one frame: "
+        f"{ours / other:.2f} times its energy if every operation fetches its weight, {ours_reused / other_reused:.2f} "
+        "times if weights are reused. Above 1 the conventional network wins."
+    )
+    if given.out is not None:
+        import csv
+
+        from plif_lightning.runtime.files import written_whole
+
+        with written_whole(given.out) as file:
+            csv.writer(file).writerows([columns, *rows])
+        print(given.out)
+    return 0

@@ -1,0 +1,9 @@
+from .cost import Cost as Cost
+from .cost import cost as cost
+from .export import export as export
+from .folding import fold as fold
+from .metric import SynapticOperations as SynapticOperations
+from .nir import NIRNetwork as NIRNetwork
+from .nir import to_nir as to_nir
+from .streaming import StreamingNetwork as StreamingNetwork
+from .streaming import exits as exits

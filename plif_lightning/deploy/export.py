@@ -1,0 +1,191 @@
+"""A trained network in the forms that other programs read, in a folder that says what is in it."""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from plif_lightning.deploy.folding import fold
+from plif_lightning.deploy.nir import to_nir
+from plif_lightning.errors import CheckpointError, UserError
+from plif_lightning.network import SpikingNetwork, load_network, step, use_backend
+from plif_lightning.network.loading import EXPORTED, load_checkpoint
+from plif_lightning.neurons import Neuron
+
+FORMATS = ("network", "pt2", "onnx", "nir")
+# ONNX operators of the version that current runtimes all know.
+_OPSET = 20
+# What only a run that goes on needs.
+_OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state", "averaging_state")
+
+
+class OneStep(nn.Module):
+    """One time-step of a network with its potentials as inputs and outputs, for exporters.
+
+    Takes a frame [N, C, H, W] and the potential [N, *] of each layer of neurons, zero before the first step; gives the
+    votes [N, num_classes] and the potentials after the step, in the same order.
+    """
+
+    def __init__(self, net: SpikingNetwork) -> None:
+        super().__init__()
+        self.net = net
+        self.names = [name for name, part in net.named_modules() if isinstance(part, Neuron)]
+
+    def forward(self, frame: Tensor, *potentials: Tensor) -> tuple[Tensor, ...]:
+        votes, state = step(self.net, frame, dict(zip(self.names, potentials, strict=True)))
+        return votes, *(state[name] for name in self.names)
+
+
+def _reference(net: SpikingNetwork) -> SpikingNetwork:
+    """The folded network in the form that exporters can follow, without gradients."""
+    net = fold(net)
+    use_backend(net, "reference")
+    return net.requires_grad_(False)
+
+
+def _example(net: SpikingNetwork, static: bool) -> Tensor:
+    return torch.rand(2, *net.input_shape) if static else torch.rand(net.time_steps, 2, *net.input_shape)
+
+
+def to_export(net: SpikingNetwork, static: bool) -> torch.export.ExportedProgram:
+    """The folded network as a program of PyTorch's own operators, for any number of samples.
+
+    Args:
+        net: trained.
+        static: whether it takes images [N, C, H, W] that are held, and not frames [T, N, C, H, W].
+    """
+    batch = torch.export.Dim("batch", min=1)
+    shapes = ({0 if static else 1: batch},)
+    return torch.export.export(_reference(net), (_example(net, static),), dynamic_shapes=shapes)
+
+
+def to_export_step(net: SpikingNetwork) -> torch.export.ExportedProgram:
+    """One time-step of the folded network, see `OneStep`."""
+    net = _reference(net)
+    batch = torch.export.Dim("batch", min=1)
+    frame = torch.rand(2, *net.input_shape)
+    potentials = tuple(torch.zeros_like(v) for v in step(net, frame)[1].values())
+    shapes = ({0: batch}, tuple({0: batch} for _ in potentials))
+    return torch.export.export(OneStep(net), (frame, *potentials), dynamic_shapes=shapes)
+
+
+def _save_onnx(program: torch.export.ExportedProgram, file: Path, names: tuple[list[str], list[str]]) -> None:
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError("ONNX needs onnx and onnxscript: pip install 'plif_lightning[export]'.") from error
+    inputs, outputs = names
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch's exporter about itself
+        made = torch.onnx.export(
+            program, dynamo=True, opset_version=_OPSET, verbose=False, input_names=inputs, output_names=outputs
+        )
+    assert made is not None
+    made.save(file)
+
+
+def _write_pt2(net: SpikingNetwork, static: bool, folder: Path) -> None:
+    torch.export.save(to_export(net, static), folder / "network.pt2")
+
+
+def _write_onnx(net: SpikingNetwork, static: bool, folder: Path) -> None:
+    _save_onnx(to_export(net, static), folder / "network.onnx", (["x"], ["votes"]))
+    if net.inputs.name == "direct":
+        layers = [name for name, _ in net.neurons()]
+        before, after = [f"v_{name}" for name in layers], [f"v_{name}_after" for name in layers]
+        _save_onnx(to_export_step(net), folder / "step.onnx", (["frame", *before], ["votes", *after]))
+
+
+def _write_nir(net: SpikingNetwork, static: bool, folder: Path) -> None:
+    graph = to_nir(net)
+    import nir
+
+    nir.write(folder / "network.nir", graph)
+
+
+_WRITERS: dict[str, Callable[[SpikingNetwork, bool, Path], None]] = {
+    "pt2": _write_pt2,
+    "onnx": _write_onnx,
+    "nir": _write_nir,
+}
+
+
+def _folded_checkpoint(checkpoint: dict[str, Any], net: SpikingNetwork) -> dict[str, Any]:
+    """A checkpoint of the folded network that `test` and `predict` measure as they do the one that it comes from."""
+    kept = {key: value for key, value in checkpoint.items() if key not in _OF_TRAINING}
+    others = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("network.")}
+    kept["state_dict"] = others | {f"network.{name}": value for name, value in fold(net).state_dict().items()}
+    kept["hyper_parameters"] = {**checkpoint["hyper_parameters"], "folded": True}
+    config = yaml.safe_load(checkpoint["cli_config"])
+    config["model"]["folded"] = True
+    kept["cli_config"] = yaml.safe_dump(config, sort_keys=False)
+    return kept
+
+
+def export(checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network",)) -> dict[str, int]:
+    """Writes a checkpoint's network, BN folded, into a folder.
+
+    `network.ckpt` always, which `load_network(out)` and `test --ckpt_path` read; `network.pt2` (torch.export; loads
+    without this package), `network.onnx` and `step.onnx`, `network.nir` where they are asked for; and `export.json`,
+    which holds the hash of each.
+
+    Args:
+        checkpoint_path: of a checkpoint that `fit` wrote.
+        out: the folder; files of an earlier export in it are replaced.
+        formats: some of FORMATS.
+
+    Returns:
+        Bytes of each file by its name.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        UserError: an unknown format; a network that a format cannot hold; a package is missing.
+    """
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise UserError(f"--format must be some of {', '.join(FORMATS)}, got {', '.join(unknown)}.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: --out must name a folder.")
+    checkpoint = load_checkpoint(checkpoint_path)
+    if "cli_config" not in checkpoint:
+        raise CheckpointError(f"{checkpoint_path} is not a checkpoint that `fit` wrote: it holds no configuration.")
+    net = load_network(checkpoint_path)
+    data = yaml.safe_load(checkpoint["cli_config"])["data"]
+    static = "slicing" not in data["init_args"]
+    out.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".export", dir=out))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        torch.save(_folded_checkpoint(checkpoint, net), folder / "network.ckpt")
+        for name in dict.fromkeys(formats):
+            if name in _WRITERS:
+                _WRITERS[name](net, static, folder)
+        files = sorted(folder.iterdir())
+        facts = {
+            "made_from": checkpoint_path.name,
+            "data": data["class_path"].rsplit(".", 1)[-1],
+            "input": ["N", *net.input_shape] if static else [net.time_steps, "N", *net.input_shape],
+            "time_steps": net.time_steps,
+            "structure": str(net.structure),
+            "sha256": {file.name: sha256(file) for file in files},
+        }
+        (folder / EXPORTED).write_text(json.dumps(facts, indent=1))
+        for file in [*files, folder / EXPORTED]:
+            file.replace(out / file.name)
+        return {file.name: (out / file.name).stat().st_size for file in files}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sha256(file: Path) -> str:
+    """Of a file's content."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,47 @@
+"""BN folded into the convolution before it (Sec. 4.1 of the paper): the network as it runs on its own."""
+
+import copy
+
+import torch
+from torch import nn
+
+from plif_lightning.errors import UserError
+from plif_lightning.network import SpikingNetwork
+from plif_lightning.network.blocks import ConvBlock, has_hooks
+
+
+def fold(net: SpikingNetwork) -> SpikingNetwork:
+    """A copy of a trained network whose convolutions do what its BN did, in evaluation mode.
+
+    W' = W w / sqrt(var + eps) and b' = b - mean w / sqrt(var + eps), in float64, rounded once. Votes equal those of
+    the network in evaluation up to the rounding of potentials.
+
+    Args:
+        net: with BN, or folded already.
+
+    Raises:
+        UserError: a convolution or BN was replaced by something else, or has hooks.
+
+    Source: Fang et al. 2021, Sec. 4.1.
+    """
+    folded = copy.deepcopy(net).eval()
+    for name, block in folded.encoder.named_children():
+        if not isinstance(block, ConvBlock) or type(block.conv) is not nn.Conv2d:
+            raise UserError(f"{name} is not a convolution with BN and neurons: BN cannot be folded into it.")
+        if block.norm is None:
+            continue
+        if not block.norm.is_affine_with_averages or has_hooks(block.norm) or has_hooks(block.norm.bn):
+            raise UserError(f"the BN of {name} is another one, or has hooks: it cannot be folded into a convolution.")
+        bn, conv = block.norm.bn, block.conv
+        with torch.no_grad():
+            assert bn.running_mean is not None
+            assert bn.running_var is not None
+            scale = bn.weight.double() * torch.rsqrt(bn.running_var.double() + bn.eps)
+            shift = bn.bias.double() - bn.running_mean.double() * scale
+            if conv.bias is not None:
+                shift += conv.bias.double() * scale
+            weight = conv.weight.double() * scale[:, None, None, None]
+            conv.weight = nn.Parameter(weight.to(conv.weight.dtype))
+            conv.bias = nn.Parameter(shift.to(conv.weight.dtype))
+        block.norm = None
+    return folded

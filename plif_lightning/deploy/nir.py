@@ -1,0 +1,269 @@
+"""Networks as NIR graphs, which other simulators and hardware read, and NIR graphs as networks that run here.
+
+NIR (Pedersen et al. 2024) says what neurons compute in continuous time; a step of dt makes it
+
+    H = V + dt / tau (v_leak - V + r X), spike where H > v_threshold, then v_reset.
+
+It knows no batch normalisation and no maximum. So BN is folded first, and a 2x2 maximum of spikes is an average and a
+threshold without memory: a LIF neuron of tau = 2 dt, r = 2 that fires above 0.1 and ends each step at zero.
+"""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from plif_lightning.deploy.folding import fold
+from plif_lightning.dynamics import Firing
+from plif_lightning.dynamics.reference import integrate_and_fire
+from plif_lightning.errors import UserError
+from plif_lightning.network import SpikingNetwork
+from plif_lightning.network.blocks import ConvBlock, FCBlock, Pool2d
+from plif_lightning.network.pooling import SpikeMaxPool2d
+from plif_lightning.neurons import IF, Neuron
+
+# Seconds a step; what the simulators that read NIR take.
+DT = 1e-4
+
+
+def _nir() -> Any:
+    try:
+        import nir
+    except ImportError as error:
+        raise UserError("NIR needs the package nir: pip install 'plif_lightning[export]'.") from error
+    return nir
+
+
+def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
+    """The network, with BN folded, as a `nir.NIRGraph` from one frame [C, H, W] to votes [num_classes].
+
+    Args:
+        net: of neurons with a leak and a hard reset.
+        dt: seconds that a time-step stands for.
+
+    Raises:
+        UserError: NIR has no words for a part of the network, or the package is missing.
+    """
+    nir = _nir()
+    net = fold(net)
+    if net.inputs.name != "direct":
+        raise UserError(f"input_encoder={net.inputs.name!r} is no part of a NIR graph: give the simulator its spikes.")
+    shape = tuple(net.input_shape)
+    nodes: dict[str, Any] = {"input": nir.Input(np.array(shape))}
+    for name, block in net.encoder.named_children():
+        assert isinstance(block, ConvBlock)
+        conv = block.conv
+        nodes[f"{name}_conv"] = nir.Conv2d(
+            shape[1:], _array(conv.weight), 1, 1, 1, 1, np.zeros(len(conv.weight), np.float32)
+            if conv.bias is None else _array(conv.bias),
+        )  # fmt: skip
+        shape = (conv.out_channels, *shape[1:])
+        nodes[f"{name}_neuron"] = _neuron(name, block.neuron, shape, dt)
+        if block.pool is None:
+            continue
+        two = np.array([2, 2])
+        nodes[f"{name}_pool"] = nir.AvgPool2d(two, two, np.array([0, 0]))
+        shape = (shape[0], shape[1] // 2, shape[2] // 2)
+        pool = block.pool.pool if isinstance(block.pool, Pool2d) else None
+        if isinstance(pool, SpikeMaxPool2d):
+            ones = np.ones(shape, np.float32)
+            nodes[f"{name}_max"] = nir.LIF(2 * dt * ones, 2 * ones, 0 * ones, np.float32(0.1) * ones, 0 * ones)
+        elif not isinstance(pool, nn.AvgPool2d):
+            raise UserError(f"{name} has a pool that NIR does not know: {type(block.pool).__name__}.")
+    # Counted from the last, so that a simulator may put a batch in front.
+    nodes["flatten"] = nir.Flatten({"input": np.array(shape)}, -3, -1)
+    features = 0
+    for name, block in net.classifier.named_children():
+        assert isinstance(block, FCBlock)
+        features = block.fc.out_features
+        nodes[f"{name}_fc"] = nir.Linear(_array(block.fc.weight))
+        nodes[f"{name}_neuron"] = _neuron(name, block.neuron, (features,), dt)
+    per_class = net.voting.votes_per_class
+    classes = features // per_class
+    mean = np.full((1, per_class), 1 / per_class, np.float32)
+    nodes["voting"] = nir.Linear(np.kron(np.eye(classes, dtype=np.float32), mean))
+    nodes["output"] = nir.Output(np.array([classes]))
+    names = list(nodes)
+    return nir.NIRGraph(nodes, list(itertools.pairwise(names)))
+
+
+def _array(x: Tensor) -> Any:
+    return x.detach().float().numpy()
+
+
+def _neuron(name: str, neuron: Neuron, shape: tuple[int, ...], dt: float) -> Any:
+    firing = neuron.firing
+    if isinstance(neuron, IF) or neuron.k is None:
+        raise UserError(f"{name} has no leak: simulators do not agree on what NIR's IF is. Export plif or lif.")
+    if firing.reset == "soft":
+        raise UserError(f"{name} resets by subtraction, which NIR does not know: export a network with a hard reset.")
+
+    def full(values: Any) -> Any:
+        values = torch.as_tensor(values).detach().double()
+        values = values.reshape(-1, *[1] * (len(shape) - 1)) if values.dim() else values
+        return np.broadcast_to(values.numpy(), shape).astype(np.float32)
+
+    # X - (V - V_reset) is v_leak - V + r X for v_leak = V_reset and r = 1. NIR fires above a threshold, we from it on.
+    v_reset = full(firing.v_reset)
+    below = np.nextafter(full(firing.v_threshold), np.float32(-np.inf))
+    return _nir().LIF(full(neuron.tau) * np.float32(dt), np.ones(shape, np.float32), v_reset, below, v_reset)
+
+
+class NIRNetwork(nn.Module):
+    """A NIR graph without cycles or branches, as a network [T, N, *] to [T, N, *].
+
+    Knows Conv2d, Affine, Linear, Scale, Flatten, SumPool2d, AvgPool2d, LIF, IF and Threshold. Neurons are the
+    reference's, so gradients are there.
+
+    Args:
+        graph: a `nir.NIRGraph`, or a file.
+        dt: seconds that a time-step stands for.
+
+    Raises:
+        UserError: the graph has cycles, branches or other nodes; the file is not one.
+    """
+
+    def __init__(self, graph: Any, dt: float = DT) -> None:
+        super().__init__()
+        nir = _nir()
+        if isinstance(graph, (str, Path)):
+            try:
+                graph = nir.read(graph)
+            except Exception as error:  # h5py has many
+                raise UserError(
+                    f"{graph} cannot be read as a NIR graph: {' '.join(str(error).split())[:200]}."
+                ) from error
+        parts = []
+        for name, node in _chain(graph):
+            made = _part(name, node, dt)
+            if made is not None:
+                parts.append((name.replace(".", "_"), made))
+        for name, part in parts:
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output [T, N, *] for x [T, N, *]."""
+        for part in self.children():
+            x = part(x) if isinstance(part, _Neurons) else part(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return x
+
+
+def _chain(graph: Any) -> Iterator[tuple[str, Any]]:
+    """The nodes from input to output."""
+    following: dict[str, list[str]] = {}
+    for a, b in graph.edges:
+        following.setdefault(a, []).append(b)
+    at = [name for name, node in graph.nodes.items() if type(node).__name__ == "Input"]
+    seen = 0
+    while len(at) == 1 and seen <= len(graph.nodes):
+        yield at[0], graph.nodes[at[0]]
+        seen += 1
+        if type(graph.nodes[at[0]]).__name__ == "Output":
+            if seen == len(graph.nodes):
+                return
+            break
+        at = sorted(set(following.get(at[0], [])))
+    raise UserError("the graph is not a chain from one input to one output: cycles and branches do not run here.")
+
+
+class _Neurons(nn.Module):
+    """Neurons of a node: k = dt / tau [*], drive r [*], v_leak [*]."""
+
+    def __init__(self, k: Any, r: Any, v_leak: Any, v_threshold: Any, v_reset: Any, leak: bool) -> None:
+        super().__init__()
+        for name, value in (("k", k), ("r", r), ("v_leak", v_leak), ("v_threshold", v_threshold)):
+            self.register_buffer(name, torch.as_tensor(np.asarray(value, np.float32)).flatten())
+        self.v_reset, self.leak = float(v_reset), leak
+
+    k: Tensor
+    r: Tensor
+    v_leak: Tensor
+    v_threshold: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(2)
+        drive = flat * self.r
+        if self.leak:
+            drive = drive + (self.v_leak - self.v_reset)
+        # NIR fires above a threshold.
+        threshold = torch.nextafter(self.v_threshold, torch.full_like(self.v_threshold, torch.inf))
+        spikes, _ = integrate_and_fire(
+            drive, self.k if self.leak else None, firing=Firing(v_threshold=threshold, v_reset=self.v_reset)
+        )
+        return spikes.view_as(x)
+
+
+class _Scale(nn.Module):
+    scale: Tensor
+
+    def __init__(self, scale: Any) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.as_tensor(np.asarray(scale, np.float32)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class _Threshold(nn.Module):
+    threshold: Tensor
+
+    def __init__(self, threshold: Any) -> None:
+        super().__init__()
+        self.register_buffer("threshold", torch.as_tensor(np.asarray(threshold, np.float32)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x > self.threshold).to(x.dtype)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    a, b = np.broadcast_to(np.asarray(value), 2).tolist()
+    return int(a), int(b)
+
+
+def _part(name: str, node: Any, dt: float) -> nn.Module | None:
+    kind = type(node).__name__
+    if kind in ("Input", "Output"):
+        return None
+    if kind == "Conv2d":
+        padding: Any = node.padding if isinstance(node.padding, str) else _pair(node.padding)
+        out, inside, *kernel = node.weight.shape
+        sizes = {"stride": _pair(node.stride), "dilation": _pair(node.dilation), "padding": padding}
+        conv = nn.Conv2d(inside * node.groups, out, tuple(kernel), groups=int(node.groups), **sizes)
+        return _filled(conv, node.weight, node.bias)
+    if kind in ("Affine", "Linear"):
+        bias = getattr(node, "bias", None)
+        out, inside = node.weight.shape
+        return _filled(nn.Linear(inside, out, bias is not None), node.weight, bias)
+    if kind == "Scale":
+        return _Scale(node.scale)
+    if kind == "Threshold":
+        return _Threshold(node.threshold)
+    if kind == "Flatten":
+        # NIR counts dimensions without the batch.
+        start, end = (int(d) + (d >= 0) for d in (node.start_dim, node.end_dim))
+        return nn.Flatten(start, end)
+    if kind in ("SumPool2d", "AvgPool2d"):
+        sizes = {"stride": _pair(node.stride), "padding": _pair(node.padding)}
+        divisor = 1 if kind == "SumPool2d" else None
+        return nn.AvgPool2d(_pair(node.kernel_size), **sizes, divisor_override=divisor)
+    if kind in ("LIF", "IF"):
+        v_reset = np.asarray(getattr(node, "v_reset", 0.0) if getattr(node, "v_reset", None) is not None else 0.0)
+        if v_reset.size > 1 and np.ptp(v_reset):
+            raise UserError(f"{name}: v_reset must be the same for all neurons of a layer.")
+        common = (node.v_threshold, v_reset.flat[0])
+        if kind == "LIF":
+            return _Neurons(dt / np.asarray(node.tau), node.r, node.v_leak, *common, leak=True)
+        return _Neurons(0.0, dt * np.asarray(node.r), 0.0, *common, leak=False)
+    raise UserError(f"{name} is a {kind}, which does not run here.")
+
+
+def _filled(layer: nn.Conv2d | nn.Linear, weight: Any, bias: Any) -> nn.Module:
+    with torch.no_grad():
+        layer.weight.copy_(torch.as_tensor(np.asarray(weight, np.float32)))
+        if layer.bias is not None:
+            layer.bias.copy_(torch.as_tensor(np.asarray(0.0 if bias is None else bias, np.float32)))
+    return layer

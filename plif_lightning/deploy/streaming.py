@@ -1,0 +1,214 @@
+"""A trained network on events or frames as they come: its potentials kept, its votes running."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plif_lightning.deploy.folding import fold
+from plif_lightning.errors import UserError
+from plif_lightning.events.integration import count_events
+from plif_lightning.events.recording import Recording, Sensor, pack, recording_of
+from plif_lightning.network import SpikingNetwork, step, use_backend
+
+
+class StreamingNetwork:
+    """Runs a network one time-step after another, for as long as there is something to see.
+
+    Keeps a copy of the network with BN folded, whose sums have one order: votes do not depend on how a stream is cut
+    into pieces. On a CPU, layers touch only what spiked.
+
+    Args:
+        net: trained; on any device, where frames are moved to.
+        events_per_step: `push` ends a time-step after so many events.
+        us_per_step: `push` ends a time-step after so many microseconds, counted from the first event on, empty ones
+            included; give one of both.
+
+    Raises:
+        UserError: an argument lies outside its range, or the network draws its input at random.
+
+    >>> import plif_lightning as pl
+    >>> stream = StreamingNetwork(pl.SpikingNetwork((2, 8, 8), 3, 4, channels=4, fc_features=8), events_per_step=2)
+    >>> stream.push([0, 1, 2], [0, 0, 5], [10, 12, 40], [1, 0, 1]).shape  # one step is whole, an event waits
+    torch.Size([1, 3])
+    """
+
+    def __init__(
+        self, net: SpikingNetwork, *, events_per_step: int | None = None, us_per_step: int | None = None
+    ) -> None:
+        for name, value in (("events_per_step", events_per_step), ("us_per_step", us_per_step)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}.")
+        if events_per_step is not None and us_per_step is not None:
+            raise UserError("give events_per_step or us_per_step, not both.")
+        if net.inputs.name != "direct":
+            raise UserError(f"input_encoder={net.inputs.name!r} needs all time-steps of an image: it does not stream.")
+        self.net = fold(net).requires_grad_(False)
+        self.device = next(self.net.parameters()).device
+        if self.device.type == "cpu":
+            use_backend(self.net, "cpu", "always")
+        self.events_per_step, self.us_per_step = events_per_step, us_per_step
+        self.sensor = Sensor(*net.input_shape[1:])
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all: potentials, votes, and events of a step that is not whole."""
+        self.potentials: dict[str, Tensor] | None = None
+        self.total: Tensor | None = None
+        self.steps = 0
+        self._waiting = np.zeros((2, 0), np.int64)  # address and time
+        self._step_ends: int | None = None
+
+    @property
+    def votes(self) -> Tensor:
+        """Mean votes of all steps since the last reset, [num_classes], or [N, num_classes] of frames [N, C, H, W].
+
+        Raises:
+            UserError: there was no step.
+        """
+        if self.total is None:
+            raise UserError("there are no votes before the first time-step.")
+        return self.total / self.steps
+
+    @property
+    def waiting_events(self) -> int:
+        """Events of a time-step that is not whole."""
+        return self._waiting.shape[1]
+
+    @property
+    def margin(self) -> float:
+        """How far the leading class is ahead of the second in the running votes; the least of all samples."""
+        first, second = self.votes.topk(2, -1).values.unbind(-1)
+        return (first - second).min().item()
+
+    @torch.no_grad()
+    def step(self, frame: Any) -> Tensor:
+        """The running votes after one more frame, [num_classes], or [N, num_classes].
+
+        Args:
+            frame: [C, H, W], or of several streams at once [N, C, H, W]; of any numeric type.
+
+        Raises:
+            UserError: it has another shape; nothing has changed then.
+        """
+        frame = torch.as_tensor(np.asarray(frame) if not isinstance(frame, Tensor) else frame)
+        single = frame.dim() == 3
+        batch = frame[None] if single else frame
+        expected = [*self.net.input_shape]
+        size = None if self.total is None else list(self.total.shape[:-1])
+        if batch.dim() != 4 or list(batch.shape[1:]) != expected or size not in (None, [] if single else [len(batch)]):
+            streams = "" if size is None else f" of {size[0] if size else 'one'} stream{'s' if size else ''}, as before"
+            raise UserError(f"frame must be {expected} or [N, {', '.join(map(str, expected))}]{streams}, got "
+                            f"{list(frame.shape)}.")  # fmt: skip
+        votes, self.potentials = step(self.net, batch.to(self.device, torch.float32), self.potentials)
+        votes = votes[0] if single else votes
+        # In float64, so that a long stream's sum does not lose what a step adds.
+        self.total = votes.double() if self.total is None else self.total + votes
+        self.steps += 1
+        return self.votes
+
+    def push(self, x: Any, y: Any = None, t: Any = None, p: Any = None) -> Tensor:
+        """The running votes after each time-step that these events make whole, [steps, num_classes].
+
+        Events of a step that is not whole wait for the next call.
+
+        Args:
+            x: column of each event [pixel], or a `Recording`, or a structured array with x, y, t and p.
+            y: row [pixel].
+            t: time [us], in ascending order, and not before the events pushed earlier.
+            p: polarity.
+
+        Raises:
+            UserError: neither way of cutting was given; an event lies outside the network's sensor, or before one that
+                it follows. Nothing has changed then.
+        """
+        if self.events_per_step is None and self.us_per_step is None:
+            raise UserError("push needs to know where a time-step ends: pass events_per_step or us_per_step.")
+        recording = x if isinstance(x, Recording) else recording_of(x, y, t, p)
+        packed = pack(recording, self.sensor, "events")
+        time = packed.time.astype(np.int64) + packed.start
+        if len(time) and self._waiting.shape[1] and time[0] < self._waiting[1, -1]:
+            self._refuse_jump(self._waiting[1, -1], time[0])
+        if len(time) and self._step_ends is not None and time[0] < self._step_ends - (self.us_per_step or 0):
+            self._refuse_jump(self._step_ends - (self.us_per_step or 0), time[0])
+        waiting = np.concatenate([self._waiting, np.stack([packed.address.astype(np.int64), time])], 1)
+        found = []
+        for frame in self._frames(waiting):
+            found.append(self.step(frame))
+        classes = self.net.structure.fc_features[-1] // self.net.voting.votes_per_class
+        return torch.stack(found) if found else torch.zeros(0, classes, dtype=torch.float64)
+
+    @staticmethod
+    def _refuse_jump(before: int, after: int) -> None:
+        raise UserError(
+            f"events: time jumps back from {before} to {after} us. If the camera's clock was reset, call reset()."
+        )
+
+    def _frames(self, waiting: Any) -> Any:
+        """A frame [C, H, W] of each whole step; what is left waits."""
+        while True:
+            count = waiting.shape[1]
+            if self.events_per_step is not None:
+                if count < self.events_per_step:
+                    break
+                end = self.events_per_step
+            else:
+                if not count:
+                    break
+                if self._step_ends is None:
+                    self._step_ends = int(waiting[1, 0]) + self.us_per_step  # type: ignore[operator]
+                if waiting[1, -1] < self._step_ends:
+                    break
+                end = int(np.searchsorted(waiting[1], self._step_ends))
+                self._step_ends += self.us_per_step  # type: ignore[operator]
+            address = waiting[0, :end].astype(np.uint32)
+            waiting = self._waiting = waiting[:, end:]
+            yield count_events(address, np.array([[0, end]]), 2 * self.sensor.pixels).reshape(2, *self.sensor)
+        self._waiting = waiting
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on from here, in tensors and plain values."""
+        return {
+            "potentials": None if self.potentials is None else {k: v.clone() for k, v in self.potentials.items()},
+            "total": self.total,
+            "steps": self.steps,
+            "waiting": torch.from_numpy(self._waiting.copy()),
+            "step_ends": self._step_ends,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where another stream of the same network was.
+
+        Raises:
+            UserError: it is no state of a stream, or of another network.
+        """
+        missing = {"potentials", "total", "steps", "waiting", "step_ends"} - state.keys()
+        if missing:
+            raise UserError(f"the state of a stream must hold {', '.join(sorted(missing))}, too.")
+        names = {name for name, _ in self.net.named_modules()}
+        if state["potentials"] is not None and not set(state["potentials"]) <= names:
+            raise UserError("the state is that of another network.")
+        self.potentials, self.total, self.steps = state["potentials"], state["total"], state["steps"]
+        self._waiting, self._step_ends = state["waiting"].numpy().copy(), state["step_ends"]
+
+
+def exits(votes: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """The decisions of networks that stop as soon as one class is far enough ahead.
+
+    Args:
+        votes: of each step [T, N, num_classes].
+        margin: that the running mean votes of the best two classes must differ by.
+
+    Returns:
+        Class and number of steps taken of each sample, [N] each; T where the margin was never reached.
+    """
+    counts = torch.arange(1, len(votes) + 1).view(-1, 1, 1)
+    running = votes.double().cumsum(0) / counts
+    best = running.topk(2, -1)
+    ahead = best.values[..., 0] - best.values[..., 1]
+    safe = ahead >= margin
+    safe[-1] = True
+    at = safe.int().argmax(0)
+    return running.argmax(-1).gather(0, at[None])[0], at + 1
