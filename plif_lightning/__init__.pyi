@@ -1,4 +1,5 @@
 from . import data as data
+from . import deploy as deploy
 from . import events as events
 from . import plot as plot
 from .dynamics import Firing as Firing

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "runs": {"runtime", "errors"},
     "analysis": {"runtime", "errors", "dynamics", "network", "configs", "plot", "runs"},
     "task": {"runtime", "errors", "batch", "losses", "schedules", "network"},
-    "callbacks": {"runtime", "errors", "batch", "data", "network", "runs", "analysis", "task"},
+    "callbacks": {"runtime", "errors", "batch", "data", "network", "deploy", "runs", "analysis", "task"},
     "cli": {
         "runtime",
         "errors",
@@ -44,6 +44,7 @@ MAY_IMPORT = {
         "task",
         "callbacks",
         "deploy",
+        "batch",
     },
     "__init__": set(),
     "__main__": {"cli"},

@@ -44,8 +44,8 @@ def run(tmp_path_factory):
 
 def test_the_readmes_are_found_and_hold_commands():
     assert [str(path.relative_to(REPOSITORY)) for path in READMES] == [
-        *("README.md", "configs/README.md", "plif_lightning/events/README.md", "plif_lightning/kernels/README.md"),
-        *("tests/README.md", "tests/benchmarks/README.md"),
+        *("README.md", "configs/README.md", "plif_lightning/deploy/README.md", "plif_lightning/events/README.md"),
+        *("plif_lightning/kernels/README.md", "tests/README.md", "tests/benchmarks/README.md"),
     ]
     assert len(OF_MAIN) >= 25
     assert len(BENCHMARKS) >= 6
@@ -81,6 +81,16 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
         words = [str(tmp_path / "results.csv") if word == "configs/results.csv" else word for word in words]
         main([*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / out)])
         assert (tmp_path / out).exists()
+    elif name == "export":
+        main(words)
+        assert (tmp_path / "network.ckpt").is_file()
+    elif name == "cost":
+        main([*words, "--samples", "2"])
+    elif name == "stream":  # it gets as far as to the run's network, which takes digits
+        words = [str(run / "checkpoints/best.ckpt") if word == str(tmp_path) else word for word in words]
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "the network takes 1 x 8 x 8 images" in capsys.readouterr().err
     else:
         assert name in ("test", "validate", "predict")
         main([*words, *SILENT, "--trainer.limit_test_batches", "1", "--trainer.limit_predict_batches", "1"])

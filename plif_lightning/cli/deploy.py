@@ -64,7 +64,7 @@ PARSERS = {"export": _export_parser, "stream": _stream_parser, "cost": _cost_par
 def export(argv: list[str]) -> int:
     """Writes the files, and says what they are."""
     given = _export_parser().parse_args(argv)
-    from plif_lightning.deploy.export import export as write
+    from plif_lightning.deploy.exporting import export as write
 
     files = write(given.ckpt_path, given.out, given.format or ["network"])
     for name, size in files.items():
@@ -237,8 +237,17 @@ class _Screen:
         self.live.update(table)
 
 
-def _samples(path: Path, root: str | None, number: int) -> Any:
-    """Test samples of a checkpoint's data set, [T, N, C, H, W] or [N, C, H, W]."""
+def samples_to_test(path: Path, root: str | None, number: int) -> tuple[Any, Any]:
+    """Some test samples of a checkpoint's data set, [T, N, C, H, W] or [N, C, H, W], and their labels [N].
+
+    Args:
+        path: of the checkpoint, or of a folder that `export` wrote.
+        root: of the data sets, where it is another than the checkpoint's.
+        number: of samples.
+
+    Raises:
+        UserError: the checkpoint names no data set; the data cannot be had.
+    """
     import importlib
 
     import yaml
@@ -259,14 +268,15 @@ def _samples(path: Path, root: str | None, number: int) -> Any:
     data = getattr(importlib.import_module(module), name)(**arguments)
     data.prepare_data()
     data.setup("test")
-    found = []
-    for batch in data.test_dataloader():
-        found.append(batch.x)
-        if sum(map(len, found)) >= number:
-            break
     import torch
 
-    return time_first(torch.cat(found)[:number]).float()
+    x, label = [], []
+    for batch in data.test_dataloader():
+        x.append(batch.x)
+        label.append(batch.label)
+        if sum(map(len, x)) >= number:
+            break
+    return time_first(torch.cat(x)[:number]).float(), torch.cat(label)[:number]
 
 
 def cost(argv: list[str]) -> int:
@@ -277,11 +287,11 @@ def cost(argv: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from plif_lightning.deploy.cost import cost as count
+    from plif_lightning.deploy.costs import cost as count
     from plif_lightning.network import load_network
 
     net = load_network(given.ckpt_path)
-    found = count(net, _samples(given.ckpt_path, given.root, given.samples))
+    found = count(net, samples_to_test(given.ckpt_path, given.root, given.samples)[0])
     ours, other = found.total("with_memory", False), found.total("conventional", False)
     ours_reused, other_reused = found.total("with_memory", True), found.total("conventional", True)
     columns = (

@@ -69,6 +69,9 @@ _OPTIONS: dict[str, tuple[tuple[str, tuple[tuple[str, str], ...]], ...]] = {
         ),
     ),
 }
+_ENGINE = dict.fromkeys(
+    ("test", "predict"), (("--engine", "auto, dense, events, int16, int8 or int4: BN folded, for a CPU"),)
+)
 for _name in EVALUATIONS:
     _OPTIONS[_name] = (
         (
@@ -78,6 +81,7 @@ for _name in EVALUATIONS:
                 ("--data.root", "folder of the data sets, where it is another one now"),
                 ("--data.num_workers", "processes that load"),
                 ("--trainer.devices", "processes or GPUs"),
+                *_ENGINE.get(_name, ()),
             ),
         ),
     )

@@ -39,6 +39,7 @@ from plif_lightning.callbacks import (
 )
 from plif_lightning.callbacks.checkpoints import CheckpointFiles, Ties, best_checkpoint
 from plif_lightning.callbacks.config import SaveConfig
+from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import RUNS, is_trial, run_folder
 from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
@@ -48,6 +49,7 @@ from plif_lightning.cli.messages import Parser
 from plif_lightning.cli.ranges import accelerator_of, require_ranges
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
+from plif_lightning.deploy import Engine
 from plif_lightning.errors import CheckpointError, Stopped, UserError
 from plif_lightning.network.loading import load_checkpoint
 from plif_lightning.runs.folder import RunFolder
@@ -109,6 +111,12 @@ class PlifCLI(LightningCLI):
             default="first",
             help="Which of several epochs with the same validation accuracy is the best one.",
         )
+        parser.add_argument(
+            "--engine",
+            type=Engine | None,
+            default=None,
+            help="predict and test: the form of the network for inference on a CPU, BN folded; auto takes the fastest.",
+        )
         for name in ("input_shape", "num_classes", "time_steps"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
@@ -140,6 +148,8 @@ class PlifCLI(LightningCLI):
             raise UserError(
                 "run_folder names the folder of a new run: leave it out beside --ckpt_path last, and for all but fit."
             )
+        if config.engine is not None and self.subcommand not in ("predict", "test"):
+            raise UserError(f"engine is a form for inference: leave it out for {self.subcommand}.")
         if config.record_samples < 0:
             raise UserError(f"record_samples must be at least 0, got {config.record_samples}.")
         precision = str(config.trainer.precision)
@@ -217,6 +227,9 @@ class PlifCLI(LightningCLI):
             ]
         if self.subcommand == "predict":
             own.append(PredictionWriter())
+        engine = self.config[self.subcommand].engine
+        if engine is not None:
+            own.append(DeployedForm(engine))
         given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
         if config.enable_progress_bar is not False and not any(isinstance(c, BaseProgressBar) for c in given):
             own.append(ProgressBar())

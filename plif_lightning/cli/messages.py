@@ -52,6 +52,7 @@ OWN_KEYS = (
     "record_samples",
     "test_after_fit",
     "best_of_ties",
+    "engine",
 )
 
 

@@ -1,6 +1,9 @@
-from .cost import Cost as Cost
-from .cost import cost as cost
-from .export import export as export
+from .costs import Cost as Cost
+from .costs import cost as cost
+from .engine import DeployedNetwork as DeployedNetwork
+from .engine import Engine as Engine
+from .engine import deployed as deployed
+from .exporting import export as export
 from .folding import fold as fold
 from .metric import SynapticOperations as SynapticOperations
 from .nir import NIRNetwork as NIRNetwork

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from plif_lightning.deploy.cost import cost
+from plif_lightning.deploy.costs import cost
 from plif_lightning.network import SpikingNetwork
 
 

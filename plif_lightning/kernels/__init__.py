@@ -11,7 +11,14 @@ from plif_lightning.kernels.fused import (
     norm_fire_pool,
 )
 from plif_lightning.kernels.layout import Pool, real_type
-from plif_lightning.kernels.sparse import Sparse, conv_of_spikes, linear_of_spikes
+from plif_lightning.kernels.sparse import (
+    Sparse,
+    conv_of_spikes,
+    conv_of_table,
+    linear_of_spikes,
+    linear_of_table,
+    table_of,
+)
 
 __all__ = [
     "Backend",
@@ -20,12 +27,15 @@ __all__ = [
     "Pool",
     "Sparse",
     "conv_of_spikes",
+    "conv_of_table",
     "encode_fire_pool",
     "integrate_and_fire",
     "linear_of_spikes",
+    "linear_of_table",
     "moments",
     "moments_over_processes",
     "norm_fire",
     "norm_fire_pool",
     "real_type",
+    "table_of",
 ]

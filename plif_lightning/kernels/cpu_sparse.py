@@ -6,7 +6,9 @@ has `vectors` add the rows, in blocks that stay in the second-level cache. Every
 of threads.
 """
 
+import numba
 import numpy as np
+from numba.extending import overload
 
 from plif_lightning.kernels.cpu import _narrow, _wide
 from plif_lightning.kernels.vectors import (
@@ -114,6 +116,30 @@ def _sum(table, shift, column, columns, places, at, count, out, to, fresh):
         out[to + j] = total
 
 
+def _total(table):
+    """An empty sum of rows of a table."""
+    raise NotImplementedError
+
+
+@overload(_total, inline="always")
+def _total_overload(table):
+    if table.dtype in (numba.types.int8, numba.types.int16):
+        return lambda table: np.empty(table.shape[1], np.int32)
+    return lambda table: np.empty(table.shape[1], np.float32)
+
+
+def _scaled(total, scale, j):
+    """Sum j, times its output's scale where it is one of integers."""
+    raise NotImplementedError
+
+
+@overload(_scaled, inline="always")
+def _scaled_overload(total, scale, j):
+    if total.dtype == numba.types.int32:
+        return lambda total, scale, j: np.float32(total[j]) * scale[j]
+    return lambda total, scale, j: total[j]
+
+
 @compiled
 def _neighbours(lists, counts, slot, column, base, places, to):
     """Copies a pixel's list to places[to:], each moved by `base`; where it ends."""
@@ -135,17 +161,18 @@ def _list_row(bits, first_pixel, width, lists, counts, slot):
 
 
 @compiled
-def conv(begin, end, slot, bits, table, out, height, width, channels):
+def conv(begin, end, slot, bits, table, scale, out, height, width, channels):
     """3x3 convolution with padding 1 of rows begin .. end - 1 of all images.
 
-    bits are [N H W, C / 64], table is [9 C, O], the rows of a tap after those of the tap before, out [N H W, O].
+    bits are [N H W, C / 64], table is [9 C, O], the rows of a tap after those of the tap before, out [N H W, O]. What
+    a table of integers gives is multiplied by `scale` [O].
     """
     outputs = table.shape[1]
     lists = np.empty((3, width, channels), np.int32)
     counts = np.zeros((3, width), np.int64)
     held = np.full(3, -1)  # which row of all rows' each slot holds
     places = np.empty(9 * channels, np.int32)
-    total = np.empty(outputs, np.float32)
+    total = _total(table)
     for row in range(begin, end):
         y = row % height
         for above in range(max(y - 1, 0), min(y + 2, height)):
@@ -163,7 +190,7 @@ def conv(begin, end, slot, bits, table, out, height, width, channels):
             pixel = np.uintp(row * width + x)
             for j in range(outputs):
                 i = np.uintp(j)
-                out[pixel, i] = _narrow(total[i], out)
+                out[pixel, i] = _narrow(_scaled(total, scale, i), out)
 
 
 @compiled
@@ -273,6 +300,25 @@ def linear(begin, end, slot, bits, weight, out, words, outputs):
                 if m or first == 0:
                     to = r * out.shape[1] + output
                     _sum(block, -64 * first, 0, n, places, 0, m, flat, to, first == 0)
+
+
+@compiled
+def linear_of_table(begin, end, slot, bits, table, totals, words):
+    """FC layer, blocks begin .. end - 1 of 64 outputs, with the weight's columns as rows of a table [K, O].
+
+    For few r: no other part of the table is touched than rows of inputs that spiked, and each while it is in the cache
+    for all r, `words` of inputs at a time. totals are [R, O]: float32, or int32 of a table of integers.
+    """
+    flat = totals.reshape(totals.size)
+    outputs = table.shape[1]
+    column, n = 64 * begin, min(64 * end, outputs) - 64 * begin
+    places = np.empty(64 * words, np.int32)
+    for first in range(0, bits.shape[1], words):
+        last = min(first + words, bits.shape[1])
+        for r in range(bits.shape[0]):
+            m = _list(bits, r, first, last, places, 0)
+            if m or first == 0:
+                _sum(table, 0, column, n, places, 0, m, flat, r * outputs + column, first == 0)
 
 
 @compiled

@@ -35,6 +35,8 @@ _GRAD_OF_ROWS = 2**18
 _FC_BLOCK = (4, 512)
 # Values that are looked at to decide which form is to be taken.
 _SAMPLE = 2**17
+_NO_SCALE = np.ones(1, np.float32)
+_NO_SCALE = np.ones(1, np.float32)
 # Multiplications of the dense form from which on asking what spiked can pay.
 _WORTH_ASKING = 2**24
 
@@ -125,13 +127,52 @@ def _conv_events(bits: Tensor, weight: Tensor, size: tuple[int, int, int]) -> Te
 
     images, height, width = size
     outputs, channels = weight.shape[:2]
-    table = weight.detach().permute(2, 3, 1, 0).reshape(9 * channels, outputs).contiguous()
     out = torch.empty(len(bits), outputs, dtype=weight.dtype)
+    table, threads = _array(table_of(weight)), _threads(out.numel())
     parallel(
-        cpu_sparse.conv, images * height, _threads(out.numel()), _bits(bits), _array(table), _array(out), height, width,
-        channels,
-    )  # fmt: skip
+        cpu_sparse.conv, images * height, threads, _bits(bits), table, _NO_SCALE, _array(out), height, width, channels
+    )
     return out.view(images, height, width, outputs).permute(0, 3, 1, 2)
+
+
+def table_of(weight: Tensor) -> Tensor:
+    """A convolution's weight [O, C, 3, 3] or an FC layer's [O, K] as the rows that inputs add, [9 C or K, O]."""
+    rows = weight.detach().permute(2, 3, 1, 0).flatten(0, 2) if weight.dim() == 4 else weight.detach().t()
+    return rows.contiguous()
+
+
+def conv_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Tensor:
+    """3x3 convolution of spikes with padding 1, from a weight that is kept as `table_of` it; no gradients.
+
+    Args:
+        x: zeros and ones [N, C, H, W], float32 on the CPU.
+        table: [9 C, O], float32, or int8 or int16.
+        scale: of each output [O], float32; for integers.
+
+    Returns:
+        [N, O, H, W], float32, O innermost.
+    """
+    from plif_lightning.kernels import cpu_sparse
+
+    n, channels, height, width = x.shape
+    bits, _ = pack(_pixels(x))
+    out = torch.empty(len(bits), table.shape[1])
+    scales, threads = _NO_SCALE if scale is None else scale.numpy(), _threads(out.numel())
+    parallel(
+        cpu_sparse.conv, n * height, threads, _bits(bits), table.numpy(), scales, out.numpy(), height, width, channels
+    )
+    return out.view(n, height, width, -1).permute(0, 3, 1, 2)
+
+
+def linear_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Tensor:
+    """FC layer of spikes x [*, K], from a weight that is kept as `table_of` it, [K, O]; as `conv_of_table`."""
+    from plif_lightning.kernels import cpu_sparse
+
+    bits, spikes = pack(x.flatten(0, -2))
+    totals = torch.empty(len(bits), table.shape[1], dtype=torch.float32 if scale is None else torch.int32)
+    blocks, threads = _words(table.shape[1]), _threads(spikes * table.shape[1])
+    parallel(cpu_sparse.linear_of_table, blocks, threads, _bits(bits), table.numpy(), totals.numpy(), _FC_BLOCK[0])
+    return (totals if scale is None else totals * scale).unflatten(0, x.shape[:-1])
 
 
 @torch.library.custom_op("plif::conv_of_spikes", mutates_args=(), device_types="cpu")

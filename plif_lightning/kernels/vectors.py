@@ -17,23 +17,22 @@ from numba.extending import intrinsic
 
 _LANES = 16
 _F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_VECTOR = ir.VectorType(_F32, _LANES)
+_FLOATS, _INTEGERS = ir.VectorType(_F32, _LANES), ir.VectorType(_I32, _LANES)
 
 
 def _data(context: Any, builder: Any, array: Any, value: Any) -> Any:
     return context.make_array(array)(context, builder, value).data
 
 
-def _vector_at(builder: Any, data: Any, index: Any, bf16: bool) -> Any:
-    """16 values from an index on, as float32."""
-    lane = _I16 if bf16 else _F32
+def _load(builder: Any, data: Any, index: Any, dtype: Any) -> Any:
+    """16 values from an index on: float32 of float32 and of bfloat16's bits (uint16), int32 of integers."""
+    lane = data.type.pointee
     place = builder.bitcast(builder.gep(data, [index]), ir.VectorType(lane, _LANES).as_pointer())
-    value = builder.load(place, align=2 if bf16 else 4)
-    if not bf16:
-        return value
-    wide = ir.VectorType(_I32, _LANES)
-    sixteen = ir.Constant(wide, [ir.Constant(_I32, 16)] * _LANES)
-    return builder.bitcast(builder.shl(builder.zext(value, wide), sixteen), _VECTOR)
+    value = builder.load(place, align=dtype.bitwidth // 8)
+    if dtype == types.uint16:
+        sixteen = ir.Constant(_INTEGERS, [ir.Constant(_I32, 16)] * _LANES)
+        return builder.bitcast(builder.shl(builder.zext(value, _INTEGERS), sixteen), _FLOATS)
+    return builder.sext(value, _INTEGERS) if dtype in (types.int8, types.int16) else value
 
 
 def _sum_of_rows(columns: int) -> Any:
@@ -46,26 +45,29 @@ def _sum_of_rows(columns: int) -> Any:
         def code(context, builder, signature, given):
             table_type, _, _, places_type, _, _, out_type, _, _ = signature.args
             table, shift, column, places, at, count, out, to, fresh = given
-            bf16 = table_type.dtype == types.uint16
+            of_table, of_total = table_type.dtype, out_type.dtype
+            integers = of_total == types.int32
+            vector = _INTEGERS if integers else _FLOATS
+            add = builder.add if integers else builder.fadd
             stride = cgutils.unpack_tuple(builder, context.make_array(table_type)(context, builder, table).shape, 2)[1]
             rows = _data(context, builder, table_type, table)
             chosen = builder.gep(_data(context, builder, places_type, places), [at])
             total = builder.gep(_data(context, builder, out_type, out), [to])
             vectors = range(columns // _LANES)
             offsets = [ir.Constant(_I64, _LANES * j) for j in vectors]
-            zero = ir.Constant(_VECTOR, [ir.Constant(_F32, 0.0)] * _LANES)
-            first = [builder.select(fresh, zero, _vector_at(builder, total, offset, False)) for offset in offsets]
+            zero = ir.Constant(vector, None)
+            first = [builder.select(fresh, zero, _load(builder, total, offset, of_total)) for offset in offsets]
             before = builder.block
             loop, after = builder.append_basic_block("rows"), builder.append_basic_block("summed")
             builder.cbranch(builder.icmp_signed(">", count, ir.Constant(_I64, 0)), loop, after)
 
             builder.position_at_end(loop)
             i = builder.phi(_I64)
-            sums = [builder.phi(_VECTOR) for _ in vectors]
+            sums = [builder.phi(vector) for _ in vectors]
             place = builder.sext(builder.load(builder.gep(chosen, [i])), _I64)
             row = builder.add(builder.mul(builder.add(place, shift), stride), column)
             added = [
-                builder.fadd(s, _vector_at(builder, rows, builder.add(row, offset), bf16))
+                add(s, _load(builder, rows, builder.add(row, offset), of_table))
                 for s, offset in zip(sums, offsets, strict=True)
             ]
             following = builder.add(i, ir.Constant(_I64, 1))
@@ -74,12 +76,12 @@ def _sum_of_rows(columns: int) -> Any:
             builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
 
             builder.position_at_end(after)
-            totals = [builder.phi(_VECTOR) for _ in vectors]
+            totals = [builder.phi(vector) for _ in vectors]
             for phi, start, more in zip([*sums, *totals], [*first, *first], [*added, *added], strict=True):
                 phi.add_incoming(start, before)
                 phi.add_incoming(more, loop)
             for value, offset in zip(totals, offsets, strict=True):
-                place = builder.bitcast(builder.gep(total, [offset]), _VECTOR.as_pointer())
+                place = builder.bitcast(builder.gep(total, [offset]), vector.as_pointer())
                 builder.store(value, place, align=4)
             return context.get_dummy_value()
 
@@ -89,7 +91,8 @@ def _sum_of_rows(columns: int) -> Any:
 
 
 # out[to:][:columns] (+)= sum over i < count of table[places[at + i] + shift, column:][:columns], in that order.
-# table is [rows, width], float32 or the bits of bfloat16, places are int32, out is flat float32. `fresh` begins at 0.
+# table is [rows, width], places are int32, out is flat: float32 for a table of float32 or bfloat16's bits, int32 for
+# one of int8 or int16. `fresh` begins at 0.
 sum_64: Any = _sum_of_rows(64)
 sum_16: Any = _sum_of_rows(16)
 

@@ -182,6 +182,7 @@ class ConvBlock(nn.Module):
             lambda: patches.of_convolution(weight),  # type: ignore[union-attr]
             x,
             len(x),
+            len(weight),
         )
         return encode_fire_pool(
             x,
@@ -193,7 +194,7 @@ class ConvBlock(nn.Module):
         )
 
     def _fused(self, y: Tensor, steps: int) -> Tensor:
-        statistics = self._statistics(lambda: moments(y), y, steps)
+        statistics = self._statistics(lambda: moments(y), y, steps, y.shape[2])
         affine = self._normalisation(statistics)
         of_batch, synchronise = statistics.of_batch, statistics.of_all_processes
         if (state := carried()) is not None:
@@ -212,10 +213,12 @@ class ConvBlock(nn.Module):
             **self._firing_and_pool(),
         )
 
-    def _statistics(self, batch: Callable[[], tuple[Tensor, Tensor]], x: Tensor, steps: int) -> Statistics:
+    def _statistics(
+        self, batch: Callable[[], tuple[Tensor, Tensor]], x: Tensor, steps: int, channels: int
+    ) -> Statistics:
         """What the convolution's output is normalised with, for an input or output x [T, N, *, H, W]; see BN's."""
         if self.norm is None:
-            one = torch.ones(1, self.conv.out_channels, device=x.device, dtype=real_type(x))
+            one = torch.ones(1, channels, device=x.device, dtype=real_type(x))
             return Statistics(torch.zeros_like(one), one, False, False)
         return self.norm.statistics_for(batch, x.shape[1] * x.shape[3] * x.shape[4], steps)
 

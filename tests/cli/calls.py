@@ -35,12 +35,12 @@ def refused(capsys, *arguments):
     return lines[0]
 
 
-def command(*arguments, timeout=240, **kwargs):
+def command(*arguments, timeout=240, text=True, **kwargs):
     """`python main.py ...` in a process of its own."""
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "main.py"), *arguments],
         capture_output=True,
-        text=True,
+        text=text,
         timeout=timeout,
         check=False,
         **kwargs,

@@ -1,0 +1,121 @@
+"""A trained network's engines: seconds at batch 1 against other runtimes, accuracy with fewer bits, and early exits.
+
+    python tests/benchmarks/deploy.py --ckpt_path RUN/checkpoints/best.ckpt [--data.root DIR] [--samples 1000]
+
+Seconds on the first test sample, in alternation in one process, with 1 and 2 threads: ours, PyTorch's dense layers in
+the folded network (the readable reference), SpikingJelly 2.0 in both of its modes, onnxruntime. Accuracy and the share
+of decisions that differ from float32's, on `--samples` test samples. Early exits: accuracy against the mean number of
+time-steps, for several margins.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from plif_lightning.runtime.allocator import tune_allocator
+
+tune_allocator()  # as main.py does
+
+import onnxruntime
+import torch
+
+from plif_lightning.cli.deploy import samples_to_test
+from plif_lightning.deploy import deployed, exits, fold
+from plif_lightning.deploy.exporting import export
+from plif_lightning.network import load_network, use_backend
+from plif_lightning.runtime.surroundings import processor
+from tests.benchmarks.networks import alternate, inference, peer, run_peer
+
+ENGINES = ("dense", "events", "auto", "int16", "int8")
+MARGINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.01)
+
+
+def seconds(path: Path, x: torch.Tensor, rounds: int) -> None:
+    net = load_network(path)
+    with tempfile.TemporaryDirectory() as folder:
+        export(path, Path(folder), ["onnx"])
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            session = onnxruntime.InferenceSession(f"{folder}/network.onnx", options)
+            dense = use_backend(fold(net), "reference")
+            cases: dict[str, Callable[[], Any]] = {
+                "PyTorch, dense, folded": inference(dense, x),
+                "onnxruntime, float32": lambda session=session: session.run(None, {"x": x.numpy()}),
+            }
+            for title, mode in (("SpikingJelly, multi-step", "m"), ("SpikingJelly, as the authors", "s")):
+                other = peer(net, mode).eval()
+                cases[title] = inference(lambda y, n=other, m=mode: run_peer(n, y, net.time_steps, m), x)
+            for engine in ENGINES:
+                made = deployed(net, engine, x)  # type: ignore[arg-type]
+                cases[engine] = inference(made, x)
+                if engine == "auto":
+                    print(f"  auto: {', '.join(f'{name} {form}' for name, form in made.forms.items())}")
+            times = alternate(cases, rounds)
+            print(f"  {threads} thread{'s' if threads > 1 else ''}, one sample, T = {net.time_steps} [ms]")
+            for title, found in times.items():
+                low, middle, high = (1e3 * v for v in (min(found), statistics.median(found), max(found)))
+                print(
+                    f"    {title:30} {middle:7.2f} [{low:.2f}, {high:.2f}], a time-step {middle / net.time_steps:.2f}"
+                )
+
+
+def accuracies(path: Path, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Prints them; gives the votes of float32 [T, N, C]."""
+    net = load_network(path)
+    forms: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        engine: deployed(net, engine)  # type: ignore[arg-type]
+        for engine in ("events", "int16", "int8", "int4")
+    }
+
+    def bf16(some: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return net(some)
+
+    forms["bf16"] = bf16
+    some = x.split(64, 0 if x.dim() == 4 else 1)
+    votes = {name: torch.cat([form(part) for part in some], 1) for name, form in forms.items()}
+    decided = {name: of.mean(0).argmax(-1) for name, of in votes.items()}
+    for name, classes in decided.items():
+        right = 100 * (classes == label).float().mean().item()
+        changed = 100 * (classes != decided["events"]).float().mean().item()
+        print(f"  {'fp32' if name == 'events' else name:6} {right:.2f} %, {changed:.2f} % of the decisions changed")
+    return votes["events"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt_path", type=Path, required=True)
+    parser.add_argument("--data.root", dest="root")
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--plot", type=Path)
+    given = parser.parse_args()
+    print(f"{processor()}, torch {torch.__version__}, onnxruntime {onnxruntime.__version__}")
+    x, label = samples_to_test(given.ckpt_path, given.root, given.samples)
+    seconds(given.ckpt_path, x[:1] if x.dim() == 4 else x[:, :1], given.rounds)
+    votes = accuracies(given.ckpt_path, x, label)
+    curve = []
+    for margin in MARGINS:
+        classes, steps = exits(votes, margin)
+        curve.append((steps.float().mean().item(), 100 * (classes == label).float().mean().item()))
+        print(f"  ahead by {margin:.1f}: {curve[-1][1]:.2f} % after {curve[-1][0]:.2f} time-steps")
+    if given.plot is not None:
+        import matplotlib.pyplot as plt
+
+        figure, axis = plt.subplots(figsize=(4.5, 3.2), layout="constrained")
+        axis.plot(*zip(*curve, strict=True), marker="o", markersize=3)
+        for (steps, accuracy), margin in zip(curve, MARGINS, strict=True):
+            axis.annotate(f"{margin:.1f}", (steps, accuracy), fontsize=6, xytext=(2, -8), textcoords="offset points")
+        axis.set(xlabel="mean time-steps", ylabel="accuracy [%]", title="early exit, by margin")
+        figure.savefig(given.plot, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

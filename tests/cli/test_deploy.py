@@ -1,0 +1,182 @@
+"""`stream` and `cost` as users call them."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from plif_lightning.cli import main
+from plif_lightning.deploy import StreamingNetwork
+from plif_lightning.events import Recording
+from plif_lightning.network import load_network
+from tests.cli.calls import TINY, command, fit, refused, rows, until
+from tests.deploy.conftest import trained
+from tests.writers import aedat2_bytes, events_of, nmnist_bytes
+
+SIZE = {"channels": 4, "fc_features": 10, "votes_per_class": 2, "pool_ties": "first"}
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """Of a network for a DVS128, with the names of DVS128 Gesture's classes."""
+    monkeypatch.chdir(tmp_path)
+    net = trained((2, 128, 128), 11, 4, n_down=4, **SIZE)
+    arguments = {"input_shape": [2, 128, 128], "num_classes": 11, "time_steps": 4, "n_down": 4, **SIZE}
+    data = {"class_path": "plif_lightning.data.DVSGesture", "init_args": {"slicing": "by_count"}}
+    torch.save(
+        {
+            "state_dict": {f"network.{name}": value for name, value in net.state_dict().items()},
+            "hyper_parameters": arguments,
+            "cli_config": yaml.safe_dump({"data": data, "model": {}}),
+        },
+        "net.ckpt",
+    )
+    return Path("net.ckpt")
+
+
+def expected(checkpoint, recording, **way):
+    stream = StreamingNetwork(load_network(checkpoint), **way)
+    stream.push(recording)
+    from plif_lightning.data import DVSGesture
+
+    return f"decision: {DVSGesture.class_names[int(stream.votes.argmax())]} after {stream.steps} time-steps"
+
+
+def test_a_recording_is_shown_step_by_step_and_decided(checkpoint, capsys):
+    recording = events_of(1000, 0)
+    Path("a.aedat").write_bytes(aedat2_bytes(recording))
+    main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat"])
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1] == expected(checkpoint, recording, events_per_step=250)
+    assert [line.split(":")[0] for line in out[:-1]] == ["step 1", "step 2", "step 3", "step 4"]
+    assert "conv1" in out[0]
+    assert "ms a step" in out[1]
+    main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--ms_per_step", "150"])
+    assert capsys.readouterr().out.splitlines()[-1] == expected(checkpoint, recording, us_per_step=150_000)
+
+
+def test_a_file_that_grows_is_followed(checkpoint, capsys):
+    recording = events_of(1000, 0)
+    content, file = aedat2_bytes(recording), Path("live.aedat")
+    file.write_bytes(content[:5])
+
+    def grow():
+        for first in range(5, len(content), 777):  # cut within headers and events
+            with file.open("ab") as opened:
+                opened.write(content[first : first + 777])
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    main(
+        ["stream", "--ckpt_path", "net.ckpt", "--file", "live.aedat", "--live", "--idle", "3", "--events_per_step=200"]
+    )
+    writer.join()
+    assert capsys.readouterr().out.splitlines()[-1] == expected(checkpoint, recording, events_per_step=200)
+
+
+def test_a_pipe_is_followed_to_its_end(checkpoint):
+    content = aedat2_bytes(events_of(1000, 0))
+    call = ["stream", "--ckpt_path", "net.ckpt", "--file", "-", "--events_per_step", "200"]
+    done = command(*call, text=False, input=content)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode().splitlines()[-1] == expected(checkpoint, events_of(1000, 0), events_per_step=200)
+    done = command(*call, text=False, input=content[:-3])
+    assert done.returncode == 2
+    assert "error: standard input ends within an event: 5 of its 8 bytes came." in done.stderr.decode()
+    assert "step 4" in done.stdout.decode()  # what was whole was shown
+
+
+def test_a_live_stream_ends_with_ctrl_c(checkpoint):
+    Path("live.aedat").write_bytes(aedat2_bytes(events_of(1000, 0)))
+    from tests.conftest import REPOSITORY
+
+    call = [sys.executable, str(REPOSITORY / "main.py"), "stream", "--ckpt_path", "net.ckpt", "--file", "live.aedat"]
+    with Path("said").open("w") as said:
+        process = subprocess.Popen([*call, "--live", "--events_per_step", "200"], stdout=said, stderr=said)
+    until(lambda: "step 5" in Path("said").read_text() or process.poll() is not None)
+    process.send_signal(2)
+    assert process.wait(100) == 0
+    assert "decision: " in Path("said").read_text()
+
+
+def test_a_decision_that_is_safe_ends_it_early(checkpoint, capsys):
+    Path("a.aedat").write_bytes(aedat2_bytes(events_of(100_000, 0)))
+    main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--early_exit", "0", "--events_per_step", "1000"])
+    assert "after 10 time-steps" in capsys.readouterr().out  # a portion of 10,000 events
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--live"], "a live stream has no end to divide by T: pass --events_per_step or --ms_per_step"),
+        (["--events_per_step", "5", "--ms_per_step", "5"], "give --events_per_step or --ms_per_step, not both"),
+        (["--idle", "1"], "--idle is for --live"),
+        (["--events_per_step", "0"], "events_per_step must be at least 1, got 0"),
+        (["--events_per_step", "some"], "argument --events_per_step: invalid int value: 'some'"),
+        (["--file", "no.aedat"], "no.aedat"),
+        (["--ckpt_path", "no.ckpt"], "checkpoint no.ckpt does not exist"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(checkpoint, arguments, message, capsys):
+    Path("a.aedat").write_bytes(aedat2_bytes(events_of(100, 0)))
+    line = refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", *arguments)
+    assert message in line
+
+
+def test_a_sensor_of_another_size_and_other_networks_are_refused(checkpoint, run_of_digits, capsys):
+    small = events_of(100, 0, 34, 34)
+    Path("small.bin").write_bytes(nmnist_bytes(small))
+    net = trained((2, 12, 12), 11, 4, **SIZE)
+    torch.save(
+        {
+            "state_dict": {f"network.{name}": value for name, value in net.state_dict().items()},
+            "hyper_parameters": {"input_shape": [2, 12, 12], "num_classes": 11, "time_steps": 4, **SIZE},
+        },
+        "small.ckpt",
+    )
+    line = refused(capsys, "stream", "--ckpt_path", "small.ckpt", "--file", "small.bin")
+    assert "but a sensor of 12 x 12 pixels has" in line
+    line = refused(capsys, "stream", "--ckpt_path", str(run_of_digits), "--file", "small.bin")
+    assert "the network takes 1 x 8 x 8 images" in line
+
+
+def test_a_recording_of_too_few_events_says_so(checkpoint, capsys):
+    Path("a.aedat").write_bytes(aedat2_bytes(Recording(*(column[:3] for column in events_of(100, 0)))))
+    with pytest.raises(SystemExit) as stop:
+        main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--events_per_step", "5"])
+    assert stop.value.code == 1
+    assert "no time-step came together: 3 events are waiting" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def run_of_digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        few = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1"]
+        fit(*TINY, *few, "--test_after_fit", "false", "--run_folder", "RUN", "--record_samples", "0")
+    return folder / "RUN/checkpoints/best.ckpt"
+
+
+def test_cost_is_a_table_and_a_file(run_of_digits, tmp_path, capsys):
+    main(["cost", "--ckpt_path", str(run_of_digits), "--samples", "4", "--out", str(tmp_path / "cost.csv")])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "measured on 4" in out
+    assert "Above 1 the conventional network wins." in out
+    table = rows(tmp_path / "cost.csv")
+    assert [row["layer"] for row in table] == ["conv1", "conv2", "fc1", "fc2", "all"]
+    assert float(table[0]["AC [M]"]) == 0  # images are no spikes
+
+
+def test_cost_refuses_what_it_cannot_count(run_of_digits, tmp_path, capsys):
+    line = refused(capsys, "cost", "--ckpt_path", str(run_of_digits), "--samples", "0")
+    assert "--samples must be at least 1, got 0" in line
+    checkpoint = torch.load(run_of_digits, weights_only=True)
+    del checkpoint["cli_config"]
+    torch.save(checkpoint, tmp_path / "foreign.ckpt")
+    line = refused(capsys, "cost", "--ckpt_path", str(tmp_path / "foreign.ckpt"))
+    assert "it names no data set" in line

@@ -1,0 +1,172 @@
+"""A checkpoint in other programs' forms."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+from plif_lightning.cli import main
+from plif_lightning.deploy import fold
+from plif_lightning.deploy.exporting import export
+from plif_lightning.errors import CheckpointError, UserError
+from plif_lightning.network import load_network, step, use_backend
+from tests.cli.calls import SILENT, TINY, fit, refused, rows
+
+SHORT = ["--trainer.limit_train_batches", "5", "--trainer.limit_val_batches", "1", "--test_after_fit", "false"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Of a run that learned a little, on static images."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fit(*TINY, *SHORT, "--trainer.max_epochs", "2", "--run_folder", "RUN")
+    return folder / "RUN/checkpoints/best.ckpt"
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "exported"
+    export(checkpoint, out, ("network", "pt2", "onnx", "nir"))
+    return out
+
+
+def images(n=5):
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_folder_says_what_is_in_it(exported):
+    facts = json.loads((exported / "export.json").read_text())
+    names = {"network.ckpt", "network.pt2", "network.onnx", "step.onnx", "network.nir"}
+    assert set(facts["sha256"]) == names
+    assert {path.name for path in exported.iterdir() if path.is_file()} == names | {"export.json"}
+    assert facts["input"] == ["N", 1, 8, 8]
+
+
+def test_the_folded_network_is_loaded_from_the_folder(checkpoint, exported):
+    net, folded = load_network(checkpoint), load_network(exported)
+    torch.testing.assert_close(folded(images()), net(images()))
+    assert folded.encoder.conv1.norm is None
+
+
+def test_test_measures_it(checkpoint, exported):
+    accuracy = []
+    for path in (checkpoint, exported / "network.ckpt"):
+        main(["test", "--ckpt_path", str(path), *SILENT])
+        run = path.parent.parent if path == checkpoint else exported
+        accuracy.append(rows(run / "test/metrics.csv")[0]["test/acc"])
+    assert accuracy[0] == accuracy[1]
+
+
+@pytest.mark.parametrize("engine", ["auto", "events", "int8"])
+def test_predict_runs_it_on_an_engine(checkpoint, exported, engine):
+    tables = []
+    for path, more in ((checkpoint, []), (exported / "network.ckpt", ["--engine", engine])):
+        main(["predict", "--ckpt_path", str(path), *SILENT, *more])
+        run = path.parent.parent if path == checkpoint else exported
+        tables.append([row["prediction"] for row in rows(run / "predict/predictions.csv")])
+    same = sum(a == b for a, b in zip(*tables, strict=True))
+    assert same >= (0.9 if engine == "int8" else 1.0) * len(tables[0])
+
+
+def test_pytorchs_program_loads_without_this_package(exported, tmp_path):
+    torch.save(images(), tmp_path / "x.pt")
+    code = (
+        "import sys, torch; x = torch.load('x.pt'); torch.save(torch.export.load(sys.argv[1]).module()(x), 'y.pt'); "
+        "assert not any(name.startswith('plif_lightning') for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, exported / "network.pt2"], cwd=tmp_path, check=True)
+    torch.testing.assert_close(torch.load(tmp_path / "y.pt"), load_network(exported)(images()))
+
+
+def test_onnxruntime_votes_the_same_for_any_batch(exported):
+    session = onnxruntime.InferenceSession(exported / "network.onnx")
+    net = load_network(exported)
+    for n in (1, 7):
+        (votes,) = session.run(["votes"], {"x": images(n).numpy()})
+        torch.testing.assert_close(torch.from_numpy(votes), net(images(n)))
+
+
+def test_onnxruntime_runs_it_step_by_step(exported):
+    session = onnxruntime.InferenceSession(exported / "step.onnx")
+    names = [one.name for one in session.get_inputs()]
+    assert names[0] == "frame"
+    net = use_backend(load_network(exported), "reference")
+    state = step(net, images())[1]
+    given = dict(zip(names[1:], (torch.zeros_like(v).numpy() for v in state.values()), strict=True))
+    state = None
+    for _ in range(3):
+        expected, state = step(net, images(), state)
+        votes, *after = session.run(None, {"frame": images().numpy(), **given})
+        given = dict(zip(names[1:], after, strict=True))
+        torch.testing.assert_close(torch.from_numpy(votes), expected)
+        for v, ours in zip(after, state.values(), strict=True):
+            torch.testing.assert_close(torch.from_numpy(v), ours)
+
+
+def test_a_folder_that_was_altered_is_refused(exported, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("export.json", "network.ckpt"):
+        (copy / name).write_bytes((exported / name).read_bytes())
+    data = bytearray((copy / "network.ckpt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "network.ckpt").write_bytes(data)
+    with pytest.raises(CheckpointError, match="is not what was exported: its hash differs"):
+        load_network(copy)
+    (copy / "network.ckpt").unlink()
+    with pytest.raises(CheckpointError, match=r"network\.ckpt is missing, though export\.json names it"):
+        load_network(copy)
+    (copy / "export.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"export\.json is damaged"):
+        load_network(copy)
+    (copy / "export.json").unlink()
+    with pytest.raises(CheckpointError, match=r"a folder without export\.json"):
+        load_network(copy)
+
+
+def test_an_export_that_fails_leaves_the_one_before(checkpoint, exported, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    export(checkpoint, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def fails(*arguments, **settings):
+        raise UserError("no")
+
+    monkeypatch.setattr("plif_lightning.deploy.exporting.to_export", fails)
+    with pytest.raises(UserError, match="no"):
+        export(checkpoint, out, ["pt2"])
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_the_command_line_exports_and_refuses(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["export", "--ckpt_path", str(checkpoint), "--out", "out"])
+    assert "network.ckpt" in capsys.readouterr().out
+    assert [file.name for file in sorted(Path("out").iterdir())] == ["export.json", "network.ckpt"]
+    for arguments, message in (
+        (["--format", "tflite"], "--format must be some of network, pt2, onnx, nir, got tflite"),
+        (["--ckpt_path", "no.ckpt"], "checkpoint no.ckpt does not exist"),
+        (["--out", str(checkpoint)], "is a file: --out must name a folder"),
+    ):
+        line = refused(capsys, "export", "--ckpt_path", str(checkpoint), "--out", "other", *arguments)
+        assert message in line
+    torch.save({"state_dict": {"a": torch.ones(1)}}, "foreign.ckpt")
+    assert "is not a checkpoint that `fit` wrote" in refused(
+        capsys, "export", "--ckpt_path", "foreign.ckpt", "--out", "o"
+    )
+
+
+def test_training_does_not_go_on_from_a_folded_checkpoint(exported, capsys):
+    line = refused(capsys, "fit", "--config", "quickstart", *TINY, "--ckpt_path", str(exported / "network.ckpt"))
+    assert "folded" in line
+
+
+def test_folding_twice_is_folding_once(exported):
+    net = load_network(exported)
+    assert torch.equal(fold(net)(images()), net(images()))

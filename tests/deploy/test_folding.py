@@ -1,0 +1,79 @@
+"""BN in the convolutions."""
+
+import pytest
+import torch
+from torch import nn
+
+from plif_lightning.deploy import fold
+from plif_lightning.errors import UserError
+from plif_lightning.network import SpikingNetwork, step, use_backend
+from tests.deploy.conftest import frames, trained
+
+KINDS = [{}, {"n_conv": 2}, {"pooling": "avg"}, {"neuron": "lif"}, {"neuron": "if"}, {"tau_per": "channel"}]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_folded_network_votes_as_the_one_it_comes_from(kind, backend):
+    net = trained(**kind).double()
+    folded = fold(net)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    assert any(isinstance(part, nn.BatchNorm2d) for part in net.modules())
+    x = frames(net).double()
+    ours = use_backend(folded, backend)(x)
+    assert ours.sum() > 0
+    torch.testing.assert_close(ours, net(x))
+    torch.testing.assert_close(folded(x[0]), net(x[0]))  # a static image
+
+
+def test_both_forms_of_a_folded_network_are_one(net):
+    x = frames(net)
+    folded = fold(net)
+    assert torch.equal(use_backend(folded, "cpu")(x), use_backend(folded, "reference")(x))
+    assert torch.equal(use_backend(folded, "cpu", "always")(x), use_backend(folded, "reference")(x))
+
+
+def test_a_folded_network_runs_step_by_step_learns_and_folds_again(net):
+    folded, x = use_backend(fold(net), "cpu", "always"), frames(net)
+    state, votes = None, []
+    for frame in x:
+        y, state = step(folded, frame, state)
+        votes.append(y)
+    assert torch.equal(torch.stack(votes), folded(x))
+    grads = []
+    for backend in ("cpu", "reference"):
+        again = use_backend(fold(folded), backend).double()
+        (1 - again(x.double())).square().sum().backward()
+        grads.append([p.grad for p in again.parameters()])
+    assert grads[0][1].abs().sum() > 0  # of the first bias
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_its_weights_are_those_of_a_network_made_folded(net):
+    again = SpikingNetwork((2, 12, 12), 3, 4, channels=8, fc_features=20, votes_per_class=2, folded=True)
+    again.load_state_dict(fold(net).state_dict())
+    assert torch.equal(again.eval()(frames(net)), fold(net)(frames(net)))
+
+
+def test_a_hook_on_a_folded_convolution_is_called(net):
+    folded = fold(net)
+    expected = folded(frames(net))
+    seen = []
+    folded.encoder.conv2.conv.register_forward_hook(lambda *of: seen.append(1))
+    torch.testing.assert_close(folded(frames(net)), expected)
+    assert seen
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda net: setattr(net.encoder.conv1, "conv", nn.Identity()), "conv1 is not a convolution with BN"),
+        (lambda net: setattr(net.encoder.conv2.norm, "bn", nn.InstanceNorm2d(8)), "the BN of conv2 is another one"),
+        (lambda net: net.encoder.conv1.norm.register_forward_hook(lambda *of: None), "the BN of conv1 .* has hooks"),
+    ],
+)
+def test_what_cannot_be_folded_is_said(net, change, message):
+    change(net)
+    with pytest.raises(UserError, match=message):
+        fold(net)

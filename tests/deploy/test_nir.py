@@ -1,0 +1,170 @@
+"""NIR graphs, in simulators that others wrote."""
+
+import contextlib
+import io
+import itertools
+
+import nir
+import numpy as np
+import pytest
+import torch
+
+from plif_lightning.deploy import NIRNetwork, fold, to_nir
+from plif_lightning.errors import UserError
+from plif_lightning.network import use_backend
+from tests.deploy.conftest import frames, trained
+
+KINDS = [{}, {"n_conv": 2}, {"pooling": "avg"}, {"neuron": "lif", "init_tau": 3.0}, {"v_threshold": 0.8}]
+
+
+def spikes_here(net, x):
+    """Votes, and the spikes of every layer by its name."""
+    folded, found = use_backend(fold(net), "reference"), {}
+    for name, neuron in folded.neurons():
+        neuron.register_forward_hook(lambda module, given, out, name=name: found.__setitem__(name, out))
+    with torch.no_grad():
+        return folded(x), found
+
+
+def listen(module, names):
+    """What the neurons of an imported graph give, step by step, by the names that they had here."""
+    found = {name: [] for name in names}
+    for name, part in module.named_modules():
+        of = name.split(".")[-1]
+        if of.endswith("_neuron"):
+            part.register_forward_hook(
+                lambda module, given, out, of=of: found[of.removesuffix("_neuron")].append(
+                    out[0] if isinstance(out, tuple) else out
+                )
+            )
+    return found
+
+
+def run_steps(module, x):
+    """Votes [T, N, C] of a simulator that takes a frame and its state, and gives both."""
+    state, votes = None, []
+    with torch.no_grad():
+        for frame in x:
+            y, state = module(frame, state)
+            votes.append(y)
+    return torch.stack(votes)
+
+
+def require_equal(votes, found, expected, spikes):
+    for name, of_layer in spikes.items():
+        assert 0 < of_layer.sum() < of_layer.numel()
+        assert torch.equal(torch.stack(found[name]).view_as(of_layer), of_layer), name
+    torch.testing.assert_close(votes, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_spikingjelly_fires_every_spike(kind, tmp_path):
+    exchange = pytest.importorskip("spikingjelly.activation_based.nir_exchange", reason="test extra `bench`")
+    net = trained(**kind)
+    x = frames(net)
+    expected, spikes = spikes_here(net, x)
+    nir.write(tmp_path / "net.nir", to_nir(net))
+    module = exchange.import_from_nir(str(tmp_path / "net.nir"))
+    found = listen(module, spikes)
+    require_equal(run_steps(module, x), found, expected, spikes)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_snntorch_fires_every_spike(kind, tmp_path):
+    importer = pytest.importorskip("snntorch.import_nir", reason="test extra `bench`")
+    net = trained(**kind)
+    x = frames(net)
+    expected, spikes = spikes_here(net, x)
+    nir.write(tmp_path / "net.nir", to_nir(net))
+    with contextlib.redirect_stdout(io.StringIO()):
+        module = importer.import_from_nir(nir.read(tmp_path / "net.nir"))
+    found = listen(module, spikes)
+    require_equal(run_steps(module, x), found, expected, spikes)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, {"tau_per": "channel"}, {"v_reset": -0.5}], ids=str)
+def test_our_own_files_come_back_spike_by_spike(kind, tmp_path):
+    net = trained(**kind)
+    x = frames(net)
+    expected, spikes = spikes_here(net, x)
+    nir.write(tmp_path / "net.nir", to_nir(net))
+    module = NIRNetwork(tmp_path / "net.nir")
+    found = listen(module, spikes)
+    with torch.no_grad():
+        votes = module(x)
+    require_equal(votes, {name: list(of[0]) for name, of in found.items()}, expected, spikes)
+
+
+def test_the_graph_is_checked_by_nir_itself(net):
+    graph = to_nir(net)
+    assert graph.check_types()
+    assert [type(node).__name__ for node in graph.nodes.values()].count("LIF") == 6  # two stand for a maximum
+
+
+def test_seconds_are_those_of_a_step(net):
+    graph = to_nir(net, dt=1e-3)
+    tau = net.encoder.conv1.neuron.tau.item()
+    assert graph.nodes["conv1_neuron"].tau.flat[0] == pytest.approx(tau * 1e-3)
+    x = frames(net)
+    torch.testing.assert_close(NIRNetwork(graph, dt=1e-3)(x), fold(net)(x))
+
+
+def foreign(dt=1e-4):
+    """A graph of nodes that ours do not hold, as sinabs exports its networks, and what it computes by hand."""
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(3, 2, 3, 3)).astype(np.float32), rng.normal(size=3).astype(np.float32)
+    out = rng.normal(size=(2, 12)).astype(np.float32)
+    two = np.array([2, 2])
+    nodes = {
+        "input": nir.Input(np.array([2, 8, 8])),
+        "0": nir.Conv2d((8, 8), weight, 2, 1, 1, 1, bias),
+        "1": nir.IF(np.full((3, 4, 4), 1 / dt), np.ones((3, 4, 4))),
+        "2": nir.SumPool2d(two, two, np.array([0, 0])),
+        "3": nir.Flatten({"input": np.array([3, 2, 2])}, 0, -1),
+        "4": nir.Affine(out, np.zeros(2, np.float32)),
+        "output": nir.Output(np.array([2])),
+    }
+    names = list(nodes)
+    return nir.NIRGraph(nodes, list(itertools.pairwise(names))), weight, bias, out
+
+
+def test_a_foreign_graph_runs():
+    graph, weight, bias, out = foreign()
+    x = torch.rand(5, 2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    v, expected = torch.zeros(2, 3, 4, 4), []
+    for frame in x:
+        v = v + torch.nn.functional.conv2d(frame, torch.tensor(weight), torch.tensor(bias), stride=2, padding=1)
+        spikes = (v > 1).float()
+        v = v * (1 - spikes)
+        pooled = 4 * torch.nn.functional.avg_pool2d(spikes, 2)
+        expected.append(pooled.flatten(1) @ torch.tensor(out).T)
+    assert torch.stack(expected).any()
+    torch.testing.assert_close(NIRNetwork(graph)(x), torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ({"neuron": "if"}, "conv1 has no leak"),
+        ({"reset": "soft"}, "conv1 resets by subtraction"),
+        ({"input_encoder": "poisson", "shape": (1, 12, 12)}, "input_encoder='poisson' is no part of a NIR graph"),
+    ],
+    ids=str,
+)
+def test_what_nir_has_no_words_for_is_said(kind, message):
+    with pytest.raises(UserError, match=message):
+        to_nir(trained(**kind))
+
+
+def test_other_graphs_are_refused(tmp_path, net):
+    (tmp_path / "no.nir").write_text("no")
+    with pytest.raises(UserError, match=r"no\.nir cannot be read as a NIR graph"):
+        NIRNetwork(tmp_path / "no.nir")
+    graph = to_nir(net)
+    graph.edges.append(("fc1_neuron", "fc1_fc"))
+    with pytest.raises(UserError, match="not a chain"):
+        NIRNetwork(graph)
+    graph, *_ = foreign()
+    graph.nodes["1"] = nir.CubaLIF(*[np.ones((3, 4, 4))] * 5)
+    with pytest.raises(UserError, match="1 is a CubaLIF, which does not run here"):
+        NIRNetwork(graph)

@@ -1,0 +1,147 @@
+"""A network on events as they come."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plif_lightning.deploy import StreamingNetwork, exits, fold
+from plif_lightning.errors import UserError
+from plif_lightning.events import Recording, Sensor, integrate
+from plif_lightning.network import use_backend
+from tests.deploy.conftest import frames, trained
+from tests.writers import events_of
+
+NET = trained()
+
+
+def recording(n=1000, seed=0):
+    return events_of(n, seed, 12, 12, last=100_000)
+
+
+def part(of, first, last):
+    return Recording(*(column[first:last] for column in of))
+
+
+def whole(net=NET):
+    """The network whose sums have the order of the stream's."""
+    return use_backend(fold(net), "cpu", "always")
+
+
+def test_frames_one_by_one_give_the_votes_of_all_of_them(net):
+    x = frames(net)
+    stream = StreamingNetwork(net)
+    found = torch.stack([stream.step(frame) for frame in x])
+    votes = whole(net)(x).double()
+    running = votes.cumsum(0) / torch.arange(1, len(x) + 1).view(-1, 1, 1)
+    torch.testing.assert_close(found, running)
+    assert torch.equal(found[-1], stream.votes)
+    alone = StreamingNetwork(net)
+    for frame in x[:, 1]:
+        alone.step(frame.numpy())
+    assert torch.equal(alone.votes, stream.votes[1])
+
+
+@settings(deadline=None, max_examples=20)
+@given(cuts=st.lists(st.integers(0, 1000), max_size=6), by_time=st.booleans())
+def test_a_recording_cut_anywhere_gives_the_same_bits(cuts, by_time):
+    way = {"us_per_step": 21_000} if by_time else {"events_per_step": 170}
+    events, stream, pieces = recording(), StreamingNetwork(NET, **way), StreamingNetwork(NET, **way)
+    expected = stream.push(events)
+    bounds = [0, *sorted(cuts), 1000]
+    found = [pieces.push(part(events, a, b)) for a, b in itertools.pairwise(bounds)]
+    assert torch.equal(torch.cat(found), expected)
+    assert pieces.waiting_events == stream.waiting_events
+    assert len(expected) == (4 if by_time else 5)
+
+
+def test_steps_by_count_are_the_frames_of_training():
+    events = recording(1000)
+    x = torch.from_numpy(integrate(events, Sensor(12, 12), 4).astype(np.float32))[:, None]
+    stream = StreamingNetwork(NET, events_per_step=250)
+    stream.push(events)
+    assert torch.equal(stream.votes, whole()(x)[:, 0].double().mean(0))
+
+
+def test_silence_is_time_too():
+    stream = StreamingNetwork(NET, us_per_step=1000)
+    assert len(stream.push([0], [0], [500], [1])) == 0
+    assert len(stream.push([0], [0], [5600], [1])) == 5  # 500 to 1500, and four empty ones
+
+
+def test_a_stream_goes_on_from_its_state(tmp_path):
+    events = recording()
+    stream = StreamingNetwork(NET, events_per_step=90)
+    stream.push(part(events, 0, 400))
+    torch.save(stream.state_dict(), tmp_path / "state.pt")
+    rest = stream.push(part(events, 400, 1000))
+    other = StreamingNetwork(NET, events_per_step=90)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(other.push(part(events, 400, 1000)), rest)
+    stream.reset()
+    assert stream.steps == stream.waiting_events == 0
+    assert torch.equal(stream.push(events)[-1], other.votes)
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        (([12], [0], [200_000], [1]), r"x = 12, but a sensor of 12 x 12 pixels"),
+        (([0], [0], [3], [1]), "time jumps back from .* to 3 us. If the camera's clock was reset, call reset"),
+        (([0, 0], [0, 0], [200_001, 200_000], [1, 1]), "time runs backwards at event 1"),
+        (([0], [0], [200_000], [2]), "polarity = 2"),
+        (([0], [0], [0.5], [1]), "are these seconds"),
+    ],
+)
+@pytest.mark.parametrize("way", [{"us_per_step": 9_000}, {"events_per_step": 90}])
+def test_events_that_cannot_be_leave_the_stream_as_it_was(events, message, way):
+    stream, undisturbed = StreamingNetwork(NET, **way), StreamingNetwork(NET, **way)
+    for one in (stream, undisturbed):
+        one.push(part(recording(), 0, 500))
+    with pytest.raises(UserError, match=message):
+        stream.push(*events)
+    assert torch.equal(stream.push(part(recording(), 500, 1000)), undisturbed.push(part(recording(), 500, 1000)))
+
+
+def test_what_is_wrong_is_said(net):
+    for settings_, message in (
+        ({"events_per_step": 0}, "events_per_step must be at least 1, got 0"),
+        ({"events_per_step": 1, "us_per_step": 1}, "not both"),
+    ):
+        with pytest.raises(UserError, match=message):
+            StreamingNetwork(net, **settings_)
+    stream = StreamingNetwork(net)
+    with pytest.raises(UserError, match="no votes before the first"):
+        stream.votes  # noqa: B018
+    with pytest.raises(UserError, match="where a time-step ends"):
+        stream.push([0], [0], [0], [0])
+    with pytest.raises(UserError, match=r"frame must be \[2, 12, 12\] or \[N, 2, 12, 12\], got \[2, 12, 11\]"):
+        stream.step(torch.zeros(2, 12, 11))
+    stream.step(torch.zeros(2, 2, 12, 12))
+    with pytest.raises(UserError, match="of 2 streams, as before"):
+        stream.step(torch.zeros(2, 12, 12))
+    with pytest.raises(UserError, match="the state of a stream must hold potentials"):
+        stream.load_state_dict({"total": None, "steps": 0, "waiting": None, "step_ends": None})
+    with pytest.raises(UserError, match="another network"):
+        stream.load_state_dict({**stream.state_dict(), "potentials": {"a": torch.zeros(1)}})
+    with pytest.raises(UserError, match="does not stream"):
+        StreamingNetwork(trained(input_encoder="poisson", shape=(1, 12, 12)))
+
+
+def test_the_network_of_the_caller_stays_as_it_was(net):
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    StreamingNetwork(net).step(frames(net)[0])
+    assert all(p.requires_grad for p in net.parameters())
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_a_decision_ends_when_it_is_far_enough_ahead():
+    votes = torch.tensor([[[0.2, 0.3], [1.0, 0.0]], [[0.9, 0.1], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    running = [[0.3, 0.2], [1.0, 1.0], [0.3667, 0.3667]]
+    assert len(running) == len(votes)
+    for margin, decisions, steps in ((0.0, [1, 0], [1, 1]), (0.2, [0, 0], [2, 1]), (1.5, [1, 0], [3, 3])):
+        decided, taken = exits(votes, margin)
+        assert (decided.tolist(), taken.tolist()) == (decisions, steps)
