@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -31,6 +31,7 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import in_use
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runtime import program
+from plif_lightning.runtime.locks import file_lock, is_about_locks
 
 _KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
 
@@ -324,14 +325,22 @@ def run_sweep(
     if dry_run:
         return _run(sweep, root, jobs, overrides, console, of, dry_run=True)
     root.mkdir(parents=True, exist_ok=True)
-    lock = contextlib.nullcontext() if index is not None else FileLock(root / ".sweep.lock", blocking=False)
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _interrupt) if in_main else None
     try:
-        with lock:
+        with contextlib.ExitStack() as held:
+            if index is None:
+                try:
+                    held.enter_context(file_lock(root / ".sweep.lock", blocking=False))
+                except Timeout:
+                    raise UserError(
+                        f"another sweep is running in {root}: wait for it, or pass another --runs."
+                    ) from None
+                except (OSError, NotImplementedError) as error:
+                    if not is_about_locks(error):
+                        raise
+                    console.print(f"{root} is on storage without locks: start no second sweep in it.")
             return _run(sweep, root, jobs, overrides, console, of)
-    except Timeout:
-        raise UserError(f"another sweep is running in {root}: wait for it, or pass another --runs.") from None
     finally:
         if in_main:
             signal.signal(signal.SIGTERM, before)

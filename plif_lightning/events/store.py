@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from numpy.typing import NDArray
 
 from plif_lightning.errors import UserError
 from plif_lightning.events.recording import Packed, Recording, RecordingError, Sensor, TimeOrder, address_type, pack
 from plif_lightning.runtime.cores import cores
 from plif_lightning.runtime.files import reason, written_whole
+from plif_lightning.runtime.locks import file_lock
 
 # Raised by one where a build would give other arrays from the same files; older stores are then rebuilt.
 FORMAT = 2
@@ -381,7 +382,7 @@ def locked(folder: Path, waits: Callable[[], None] = lambda: None) -> Iterator[N
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+        lock = file_lock(folder / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:

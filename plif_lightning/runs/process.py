@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import inspect
 import json
 import os
 import socket
@@ -11,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.loading import loaded
 from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.locks import file_lock
 
 
 def _state_and_birth(pid: int) -> tuple[str, str] | None:
@@ -57,12 +57,6 @@ def remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-# A lock that its process leaves behind, as a file does, would be held for ever.
-_HARD: dict[str, Any] = (
-    {"fallback_to_soft": False} if "fallback_to_soft" in inspect.signature(FileLock.__init__).parameters else {}
-)
-
-
 @contextlib.contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
     """Holds a run's folder, so that no other process trains in it. It is made, and taken away where it stays empty.
@@ -71,7 +65,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
         UserError: another process holds it.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.lock, blocking=False, **_HARD)
+    lock = file_lock(folder.lock, blocking=False)
     try:
         lock.acquire()
         held = False

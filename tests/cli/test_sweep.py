@@ -1,5 +1,6 @@
 """Grids of runs without a server."""
 
+import errno
 import json
 import os
 import signal
@@ -215,6 +216,17 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path, capsys):
         done = subprocess.run([*process, "--runs", "runs"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "another sweep is running in" in done.stderr
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("flock"), OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))])
+def test_storage_without_locks_is_no_hindrance(tmp_path, monkeypatch, capsys, error):
+    def no_locks(*arguments):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
+    monkeypatch.setattr("plif_lightning.cli.sweep._run", lambda *arguments, **options: 0)
+    main(["sweep", "--runs", "runs", str(write(tmp_path / "s.yaml"))])
+    assert "start no second sweep in it" in " ".join(capsys.readouterr().out.split())
 
 
 # --- runs
