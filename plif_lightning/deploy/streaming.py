@@ -46,7 +46,8 @@ class StreamingNetwork:
         if net.inputs.name != "direct":
             raise UserError(f"input_encoder={net.inputs.name!r} needs all time-steps of an image: it does not stream.")
         self.net = fold(net).requires_grad_(False)
-        self.device = next(self.net.parameters()).device
+        weight = next(self.net.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
         if self.device.type == "cpu":
             use_backend(self.net, "cpu", "always")
         self.events_per_step, self.us_per_step = events_per_step, us_per_step
@@ -102,7 +103,7 @@ class StreamingNetwork:
             streams = "" if size is None else f" of {size[0] if size else 'one'} stream{'s' if size else ''}, as before"
             raise UserError(f"frame must be {expected} or [N, {', '.join(map(str, expected))}]{streams}, got "
                             f"{list(frame.shape)}.")  # fmt: skip
-        votes, self.potentials = step(self.net, batch.to(self.device, torch.float32), self.potentials)
+        votes, self.potentials = step(self.net, batch.to(self.device, self.dtype), self.potentials)
         votes = votes[0] if single else votes
         # In float64, so that a long stream's sum does not lose what a step adds.
         self.total = votes.double() if self.total is None else self.total + votes

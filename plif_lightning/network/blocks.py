@@ -289,7 +289,7 @@ class Blocks(nn.Sequential):
 
     def gives_binary(self, device: torch.device) -> bool:
         """Whether the output is guaranteed to hold zeros and ones."""
-        last = self[-1]
+        last = self[-1] if len(self) else None
         return isinstance(last, (ConvBlock, FCBlock)) and last.gives_binary(device) and not has_hooks(self)
 
 

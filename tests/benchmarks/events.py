@@ -95,6 +95,39 @@ def integration(title: str, recordings: list[Recording], sensor: Sensor, time_st
     show(f"{title}, T = {time_steps}, {len(recordings)} recordings of {events:,} events", "events/s", events, seconds)
 
 
+def by_time(recordings: list[Recording], time_steps: int, rounds: int) -> None:
+    """Beside evlib, where it is installed (`pip install evlib`): it cuts by time only, and gives a table of counts."""
+    try:
+        import evlib
+        import polars
+    except ImportError:
+        print("\nevlib is not installed")
+        return
+    tables, windows = [], []
+    for r in recordings:
+        since = polars.Series(r.t - r.t[0]).cast(polars.Duration("us"))
+        columns = {"x": r.x.astype(np.int16), "y": r.y.astype(np.int16), "polarity": r.p.astype(np.int8)}
+        tables.append(polars.DataFrame({"t": since, **columns}))
+        windows.append((int(r.t[-1] - r.t[0]) + 1) / time_steps / 1000)
+    packed = [pack(r, DVS128, "DVS128") for r in recordings]
+
+    def theirs() -> list[Any]:
+        return [
+            evlib.create_stacked_histogram(table, *DVS128, bins=time_steps, window_duration_ms=window)
+            for table, window in zip(tables, windows, strict=True)
+        ]
+
+    for found, r in zip(theirs(), recordings, strict=True):
+        assert found["count"].sum() == len(r.t)
+    cases: dict[str, Callable[[], Any]] = {
+        "ours": lambda: [integrate(p, DVS128, time_steps, "by_time") for p in packed],
+        "evlib, a table of counts": theirs,
+    }
+    events = sum(len(r.t) for r in recordings)
+    title = f"DVS128 by time, T = {time_steps}, {len(recordings)} recordings of {events:,} events"
+    show(title, "events/s", events, alternate(rounds, **cases))
+
+
 class CachedFrames(Dataset[Any]):
     """SpikingJelly's data set of frames: a file for each recording, read anew each time."""
 
@@ -191,7 +224,9 @@ def main() -> None:
     whole = [readers.read_aedat2(path) for path in sorted((root / "DVS128").glob("*.aedat"))]
     n = arguments.events
     long = [r for r in whole if len(r.t) >= n]
-    integration("DVS128", [Recording(*(c[:n] for c in r)) for r in long], DVS128, 20, arguments.rounds)
+    first = [Recording(*(c[:n] for c in r)) for r in long]
+    integration("DVS128", first, DVS128, 20, arguments.rounds)
+    by_time(first, 20, arguments.rounds)
     windows = []
     for recording in long:
         for first in np.linspace(0, len(recording.t) - n, 22).astype(int):
