@@ -1,8 +1,8 @@
 """Convolutions and FC layers of spikes, on the CPU, that only touch what spiked; and what they keep for the backward
 pass: the spikes as bits.
 
-Each operator counts the spikes that it is given and takes the event-driven loops of `cpu_sparse.py` where they are
-few, else the dense library. The limits are in `limits.py`.
+`skipping_pays` looks at a layer's input, and says whether the event-driven loops of `cpu_sparse.py` are faster than the
+dense library; in a compiled network and for large maps the operators count for themselves. Limits are in `limits.py`.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,7 @@ _GRAD_OF_ROWS = 2**18
 _FC_BLOCK = (4, 512)
 # Values that are looked at to decide which form is to be taken.
 _SAMPLE = 2**17
-_NO_SCALE = np.ones(1, np.float32)
-_NO_SCALE = np.ones(1, np.float32)
+_NO_SCALE = np.ones(1, np.float32)  # of tables of floats
 # Multiplications of the dense form from which on asking what spiked can pay.
 _WORTH_ASKING = 2**24
 

@@ -1,5 +1,6 @@
 """Readers against events that were written by hand, other libraries' readers, real recordings, and garbage."""
 
+import io
 import re
 import struct
 from functools import partial
@@ -426,3 +427,47 @@ def test_a_path_may_be_a_string(reader, content, tmp_path):
     path = writers.write_file(tmp_path / "recording", content(writers.events_of(50, 0, 34, 34, 300_000)))
     for one, other in zip(reader(str(path)), reader(path), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+# --- a file that grows
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 100, 10_000])
+def test_a_stream_gives_what_the_whole_file_holds_however_it_comes(size, tmp_path):
+    content = writers.aedat2_bytes(writers.events_of(300, 0))
+    path = writers.write_file(tmp_path / "a.aedat", content)
+    whole = readers.read_aedat2(path)
+
+    class Pieces(io.BytesIO):
+        def read1(self, n=-1):
+            return super().read1(size)
+
+    stream, found = readers.Aedat2Stream(Pieces(content), "a"), []
+    for _ in range(len(content) // size + 1):
+        found.append(stream.read())
+    assert stream.pending == b""
+    for i, column in enumerate(whole):
+        assert np.array_equal(np.concatenate([part[i] for part in found]), column)
+
+
+def test_a_stream_waits_for_its_header_and_for_whole_events():
+    content = writers.aedat2_bytes(writers.events_of(2, 0))
+    header = len(content) - 16
+    for n in (5, 30, header, header + 7, header + 8, header + 15):
+        stream = readers.Aedat2Stream(io.BytesIO(content[:n]), "a")
+        assert len(stream.read().t) == max(0, (n - header) // 8)
+        assert len(stream.pending) == (n if n <= header else (n - header) % 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"#!AER-DAT3.1\r\n\0\0\0\0", "a is no AEDAT 2.0 file: it begins with '#!AER-DAT3.1'"),
+        (b"\0\0\0\0\0\0\0\0", "a is no AEDAT 2.0 file"),
+        (b"#" * (2**20 + 1), "its header does not end"),
+        (b"#!AER-DAT2.0\r\n\0\x01\0\0\0\0\0\0", "which no DVS128 has"),
+    ],
+)
+def test_a_stream_of_something_else_is_refused(content, message):
+    with pytest.raises(RecordingError, match=re.escape(message)):
+        readers.Aedat2Stream(io.BytesIO(content), "a").read()
