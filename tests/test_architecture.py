@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "version": set(),
     "runtime": set(),
     "dynamics": {"errors"},
-    "kernels": {"runtime", "errors", "dynamics"},
+    "kernels": {"runtime", "errors", "version", "dynamics"},
     "neurons": {"errors", "dynamics", "kernels"},
     "network": {"errors", "dynamics", "kernels", "neurons"},
     "deploy": {"runtime", "errors", "dynamics", "kernels", "neurons", "network", "events"},

@@ -1,9 +1,9 @@
 """Evaluations by a network in its deployed form."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 
 from plif_lightning.batch import as_batch, time_first
@@ -21,33 +21,30 @@ class DeployedForm(Callback):
 
     def __init__(self, engine: Engine) -> None:
         self.engine: Engine = engine
+        self.forms = ""  # of each layer, in words
         self._network: SpikingNetwork | None = None
 
-    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
-        if self._network is not None:
-            return
+    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule, loader: Iterable[Any]) -> None:
+        # Before the first batch: what listens to layers would keep them in the form that they have.
         if pl_module.device.type != "cpu":
             raise UserError(f"--engine {self.engine} runs on a CPU: pass --trainer.accelerator cpu.")
         if trainer.precision != "32-true":
             raise UserError(f"--engine {self.engine} computes in float32: pass --trainer.precision 32-true.")
-        self._network = pl_module.network  # type: ignore[assignment]
-        assert self._network is not None
-        x = time_first(as_batch(batch).x).to(torch.float32)
-        pl_module.network = deployed(self._network, self.engine, x)
+        network: SpikingNetwork = pl_module.network  # type: ignore[assignment]
+        x = time_first(as_batch(next(iter(loader))).x).float() if self.engine == "auto" else None
+        made = deployed(network, self.engine, x)
+        self.forms = ", ".join(f"{name} {form}" for name, form in made.forms.items())
+        self._network, pl_module.network = network, made
 
     def _end(self, pl_module: L.LightningModule) -> None:
         if self._network is not None:
             pl_module.network, self._network = self._network, None
 
-    def on_predict_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._begin(trainer, pl_module, batch)
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin(trainer, pl_module, trainer.datamodule.predict_dataloader())  # type: ignore[attr-defined]
 
-    def on_test_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._begin(trainer, pl_module, batch)
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin(trainer, pl_module, trainer.datamodule.test_dataloader())  # type: ignore[attr-defined]
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._end(pl_module)

@@ -1,5 +1,7 @@
 """`export`, `stream` and `cost`: a trained network on its own. None of them needs Lightning."""
 
+import argparse
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -38,14 +40,28 @@ def _export_parser() -> PlainParser:
     return parser
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0.001 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0.001, got {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
+    return value
+
+
 def _stream_parser() -> PlainParser:
     parser = _parser("stream", "Shows a network's running decision on a recording, a growing file or a pipe.")
     parser.add_argument("--file", required=True, help="a recording; - reads AEDAT 2.0 from standard input")
     parser.add_argument("--live", action="store_true", help="the file (AEDAT 2.0) grows: wait for more until Ctrl-C")
-    parser.add_argument("--idle", type=float, help="with --live: end after so many seconds without an event")
+    parser.add_argument("--idle", type=_positive, help="with --live: end after so many seconds without an event")
     parser.add_argument("--events_per_step", type=int, help="events of a time-step (default: a T-th of the recording)")
-    parser.add_argument("--ms_per_step", type=float, help="milliseconds of a time-step, instead")
-    parser.add_argument("--early_exit", type=float, help="end when the best class is ahead by this share of the votes")
+    parser.add_argument("--ms_per_step", type=_positive, help="milliseconds of a time-step, instead")
+    parser.add_argument("--early_exit", type=_share, help="end when the best class is ahead by this share of the votes")
     parser.add_argument("--plain", action="store_true", help="a line for each time-step, instead of a table")
     return parser
 
@@ -109,17 +125,17 @@ def _pieces(file: str, live: bool, idle: float | None) -> Iterator[Any]:
         stream = Aedat2Stream(opened, name)
         since = time.monotonic()
         while True:
-            before = len(stream.pending)
             some = stream.read()
             if len(some.t):
-                since = time.monotonic()
                 yield some
-            elif len(stream.pending) == before:
+            if not stream.ended:
+                since = time.monotonic()
+            else:
                 if file == "-" or (idle is not None and time.monotonic() - since >= idle):
                     break
                 time.sleep(0.01)
-        if stream.pending:
-            raise RecordingError(f"{name} ends within an event: {len(stream.pending)} of its 8 bytes came.")
+        if stream.left:
+            raise RecordingError(stream.left)
 
 
 def stream(argv: list[str]) -> int:
@@ -208,8 +224,7 @@ class _Screen:
 
     def push(self, piece: Any, early_exit: float | None) -> bool:
         """Whether the decision is safe enough to stop."""
-        self.network.push(piece)
-        return early_exit is not None and self.network.steps > 0 and self.network.margin >= early_exit
+        return any(early_exit is not None and self.network.margin >= early_exit for _ in self.network.pushed(piece))
 
     @property
     def latency(self) -> float | None:

@@ -1,6 +1,7 @@
 """All commands: what trains and evaluates is LightningCLI's, what starts and reads many runs is our own."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable
 
@@ -20,6 +21,10 @@ def main(args: list[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
+    except BrokenPipeError:
+        # Who reads what is printed wants no more of it; nor does Python's own last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
     except OSError as error:
         if error.filename is None and not files.about_writing(error):
             raise

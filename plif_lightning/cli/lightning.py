@@ -246,7 +246,9 @@ class PlifCLI(LightningCLI):
                 if self.subcommand == "fit":
                     logger.place(folder.path, keep_before_step=self.expanded.step)
                 else:
-                    logger.place(evaluation_folder(folder, str(self.subcommand)).path)
+                    engine = self.config[self.subcommand].engine
+                    name = str(self.subcommand) if engine is None else f"{self.subcommand}_{engine}"
+                    logger.place(evaluation_folder(folder, name).path)
             elif isinstance(logger, WandbRunLogger) and folder is not None and self.subcommand == "fit":
                 logger.resume(folder)
             elif isinstance(logger, RunLogger) and self.place is not None:
@@ -321,7 +323,8 @@ class PlifCLI(LightningCLI):
             checkpoint = Path(str(self.config[self.subcommand].ckpt_path)).resolve()
             # Lightning takes 1 for one batch and 1.0 for all of them.
             whole = limit is None or (isinstance(limit, float) and limit == 1.0)
-            if whole and checkpoint == folder.best.resolve() and writable(folder):
+            as_trained = self.config[self.subcommand].engine is None
+            if whole and as_trained and checkpoint == folder.best.resolve() and writable(folder):
                 write_test_result(folder, self.trainer.callback_metrics, self.datamodule.sizes())
         print_evaluation(self.trainer, self.datamodule)
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from plif_lightning.callbacks import PredictionWriter
 from plif_lightning.callbacks.checkpoints import best_checkpoint
+from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.network import SpikingNetwork
@@ -159,6 +160,9 @@ def print_evaluation(trainer: L.Trainer, data: SpikingDataModule) -> None:
     table = _table(f"{data.title}: {trainer.state.fn.value if trainer.state.fn else ''}")
     table.add_row("data", data.describe())
     table.add_row("protocol", data.protocol)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, DeployedForm):
+            table.add_row("engine", f"{callback.engine}: {callback.forms}")
     for prefix in ("test", data.val_name):
         if f"{prefix}/acc" in row:
             label = "accuracy" if prefix != "test_as_val" else "accuracy (test set)"

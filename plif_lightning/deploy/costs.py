@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plif_lightning.deploy.layers import takes_spikes
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import ConvBlock, FCBlock
@@ -42,6 +43,7 @@ class LayerCost(NamedTuple):
         dense: operations if nothing is skipped, one for each input and weight that meet.
         actual: those of inputs that are not zero.
         once: operations of a conventional layer of this shape, on one frame.
+        runs: how often it runs for a sample: T, or 1 where its input is held.
         updates: neurons times steps.
         parameters: of the layer and its neurons.
         state: potentials that are kept between steps.
@@ -53,6 +55,7 @@ class LayerCost(NamedTuple):
     dense: float
     actual: float
     once: float
+    runs: int
     updates: float
     parameters: int
     state: int
@@ -88,7 +91,7 @@ class LayerCost(NamedTuple):
             reuse: whether a weight is fetched once a time-step at most, instead of for each operation.
         """
         per_operation = AC_INT8 if self.spikes else MAC_INT8
-        fetched = min(self.actual, self.parameters * self.updates / self.state)
+        fetched = min(self.actual, self.parameters * self.runs)
         potentials = 8 * self.updates * picojoules_a_byte(4 * self.state)
         computed = per_operation * self.actual + MAC_INT8 * self.updates
         return self._weights(self.actual, fetched, reuse) + potentials + computed
@@ -135,11 +138,12 @@ def cost(net: SpikingNetwork, x: Tensor) -> Cost:
         UserError: a layer was replaced by another kind.
     """
     found: list[LayerCost] = []
+    spikes = takes_spikes(net)
     samples = x.shape[0] if x.dim() == 4 else x.shape[1]
 
     def listener(name: str) -> Callable[..., None]:
         def listen(block: nn.Module, given: tuple[Any, ...]) -> None:
-            found.append(_of_layer(name, block, given[0], net.time_steps, samples))
+            found.append(_of_layer(name, block, given[0], spikes[name], net.time_steps, samples))
 
         return listen
 
@@ -159,7 +163,7 @@ def cost(net: SpikingNetwork, x: Tensor) -> Cost:
     return Cost(tuple(found), samples, net.time_steps)
 
 
-def _of_layer(name: str, block: nn.Module, x: Tensor, time_steps: int, samples: int) -> LayerCost:
+def _of_layer(name: str, block: nn.Module, x: Tensor, spikes: bool, time_steps: int, samples: int) -> LayerCost:
     fired = (x != 0).float()
     steps = len(x)  # 1 where an input is held
     if isinstance(block, ConvBlock):
@@ -182,8 +186,7 @@ def _of_layer(name: str, block: nn.Module, x: Tensor, time_steps: int, samples: 
         out = block.fc.out_features
         actual, once = fired.sum(dtype=torch.float64).item() * out / samples, float(x[0, 0].numel() * out)
         weights = [block.fc.weight]
-    spikes = bool(((x == 0) | (x == 1)).all())
     parameters = sum(w.numel() for w in weights) + sum(p.numel() for p in block.neuron.parameters())
     return LayerCost(
-        name, spikes, fired.mean().item(), once * steps, actual, once, float(out * time_steps), parameters, out
+        name, spikes, fired.mean().item(), once * steps, actual, once, steps, float(out * time_steps), parameters, out
     )

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plif_lightning.deploy.folding import fold
+from plif_lightning.deploy.layers import is_usual, layers, takes_spikes
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import conv_of_table, linear_of_table, table_of
 from plif_lightning.network import SpikingNetwork, use_backend
-from plif_lightning.network.blocks import ConvBlock, FCBlock, Pool2d
-from plif_lightning.network.pooling import SpikeMaxPool2d
+from plif_lightning.network.blocks import ConvBlock, FCBlock
 from plif_lightning.neurons import Neuron
 
 _log = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ class _Frozen(nn.Module):
         super().__init__()
         scale = None
         if largest is not None:
+            if weight[0].numel() * largest >= 2**31:
+                raise UserError(f"{weight[0].numel()} inputs are too many for weights up to {largest}: take int8.")
             weight, scale = quantised(weight, largest)
         self.register_buffer("table", table_of(weight))
         self.register_buffer("scale", scale)
@@ -77,9 +79,8 @@ class DeployedNetwork(nn.Module):
         super().__init__()
         self.net = fold(net).float().cpu().requires_grad_(False)
         self.forms = forms
-        for part in (self.net.encoder, self.net.classifier):
-            for name, block in part.named_children():
-                _give_form(block, forms[name])
+        for name, block in layers(self.net).items():
+            _give_form(block, forms[name])
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -102,21 +103,10 @@ def _give_form(block: nn.Module, form: str) -> None:
         block.fc = FrozenLinear(block.fc.weight, None, largest)  # type: ignore[assignment]
 
 
-def _layers(net: SpikingNetwork) -> dict[str, nn.Module]:
-    return {name: block for part in (net.encoder, net.classifier) for name, block in part.named_children()}
-
-
-def _takes_spikes(net: SpikingNetwork) -> dict[str, bool]:
-    """Whether the input of each layer is zeros and ones."""
-    found, spikes = {}, False
-    for name, block in _layers(net).items():
-        found[name] = spikes
-        if isinstance(block, ConvBlock):
-            pool = block.pool.pool if isinstance(block.pool, Pool2d) else block.pool
-            spikes = pool is None or isinstance(pool, SpikeMaxPool2d)
-        else:
-            spikes = isinstance(block, FCBlock)
-    return found
+def _spiking_layers(net: SpikingNetwork) -> dict[str, bool]:
+    """Whether each layer may be given another form: it is a usual one, and its input is zeros and ones."""
+    blocks = layers(net)
+    return {name: takes and is_usual(blocks[name]) for name, takes in takes_spikes(net).items()}
 
 
 def deployed(net: SpikingNetwork, engine: Engine = "auto", x: Tensor | None = None) -> DeployedNetwork:
@@ -130,12 +120,14 @@ def deployed(net: SpikingNetwork, engine: Engine = "auto", x: Tensor | None = No
             trying both on x.
         x: some inputs, as they will come: frames [T, N, C, H, W] or static images [N, C, H, W]; for `auto`.
 
+    A layer of another kind than the paper's, or with hooks, stays as it is (`dense`).
+
     Raises:
-        UserError: an unknown engine; `auto` without x; a layer was replaced by another kind.
+        UserError: an unknown engine; `auto` without x; BN cannot be folded; a layer is too large for sums of int32.
     """
     if engine not in get_args(Engine):
         raise UserError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}.")
-    spikes = _takes_spikes(net)
+    spikes = _spiking_layers(net)
     if engine == "auto":
         if x is None:
             raise UserError("engine='auto' tries each layer's forms on inputs as they will come: pass x.")
@@ -152,7 +144,7 @@ def _fastest(net: SpikingNetwork, spikes: dict[str, bool], x: Tensor) -> dict[st
     dense = DeployedNetwork(net, dict.fromkeys(spikes, "dense"))
     inputs: dict[str, Tensor] = {}
     hooks = []
-    for name, block in _layers(dense.net).items():
+    for name, block in layers(dense.net).items():
 
         def keep(module: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
             inputs[name] = given[0]
@@ -162,7 +154,7 @@ def _fastest(net: SpikingNetwork, spikes: dict[str, bool], x: Tensor) -> dict[st
     for hook in hooks:
         hook.remove()
     forms = {}
-    for name, block in _layers(dense.net).items():
+    for name, block in layers(dense.net).items():
         forms[name] = "dense"
         if spikes[name]:
             of_form = _forms(block, inputs[name])

@@ -1,6 +1,5 @@
 """A trained network in the forms that other programs read, in a folder that says what is in it."""
 
-import hashlib
 import json
 import logging
 import shutil
@@ -18,7 +17,7 @@ from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.nir import to_nir
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import SpikingNetwork, load_network, step, use_backend
-from plif_lightning.network.loading import EXPORTED, load_checkpoint
+from plif_lightning.network.loading import EXPORTED, checkpoint_file, load_checkpoint, sha256_of
 from plif_lightning.neurons import Neuron
 
 FORMATS = ("network", "pt2", "onnx", "nir")
@@ -140,7 +139,7 @@ def export(checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network"
 
     Args:
         checkpoint_path: of a checkpoint that `fit` wrote.
-        out: the folder; files of an earlier export in it are replaced.
+        out: the folder; files of an earlier export in it are replaced, or taken away.
         formats: some of FORMATS.
 
     Returns:
@@ -154,6 +153,7 @@ def export(checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network"
         raise UserError(f"--format must be some of {', '.join(FORMATS)}, got {', '.join(unknown)}.")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out must name a folder.")
+    checkpoint_path = checkpoint_file(checkpoint_path)
     checkpoint = load_checkpoint(checkpoint_path)
     if "cli_config" not in checkpoint:
         raise CheckpointError(f"{checkpoint_path} is not a checkpoint that `fit` wrote: it holds no configuration.")
@@ -174,18 +174,24 @@ def export(checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network"
             "data": data["class_path"].rsplit(".", 1)[-1],
             "input": ["N", *net.input_shape] if static else [net.time_steps, "N", *net.input_shape],
             "time_steps": net.time_steps,
-            "structure": str(net.structure),
-            "sha256": {file.name: sha256(file) for file in files},
+            "structure": str(fold(net).structure),
+            "sha256": {file.name: sha256_of(file) for file in files},
         }
         (folder / EXPORTED).write_text(json.dumps(facts, indent=1))
+        earlier = [out / name for name in _names_in(out) if not (folder / name).exists()]
         for file in [*files, folder / EXPORTED]:
             file.replace(out / file.name)
+        for file in earlier:  # of another network, perhaps
+            file.unlink(missing_ok=True)
         return {file.name: (out / file.name).stat().st_size for file in files}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sha256(file: Path) -> str:
-    """Of a file's content."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _names_in(folder: Path) -> list[str]:
+    """The files of an earlier export."""
+    try:
+        names = json.loads((folder / EXPORTED).read_text())["sha256"]
+        return [name for name in names if Path(name).name == name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

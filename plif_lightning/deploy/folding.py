@@ -1,6 +1,7 @@
 """BN folded into the convolution before it (Sec. 4.1 of the paper): the network as it runs on its own."""
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -8,6 +9,10 @@ from torch import nn
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import ConvBlock, has_hooks
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    return type(conv) is nn.Conv2d and "weight" in conv._parameters and not has_hooks(conv)
 
 
 def fold(net: SpikingNetwork) -> SpikingNetwork:
@@ -24,14 +29,19 @@ def fold(net: SpikingNetwork) -> SpikingNetwork:
 
     Source: Fang et al. 2021, Sec. 4.1.
     """
+    for name, block in net.encoder.named_children():
+        if not isinstance(block, ConvBlock) or not _is_plain(block.conv):
+            raise UserError(
+                f"{name} is not a plain convolution with BN and neurons, or it has hooks: BN cannot be folded into it."
+            )
+        norm = block.norm
+        if norm is not None and (not norm.is_affine_with_averages or has_hooks(norm) or has_hooks(norm.bn)):
+            raise UserError(f"the BN of {name} is another one, or has hooks: it cannot be folded into a convolution.")
     folded = copy.deepcopy(net).eval()
-    for name, block in folded.encoder.named_children():
-        if not isinstance(block, ConvBlock) or type(block.conv) is not nn.Conv2d:
-            raise UserError(f"{name} is not a convolution with BN and neurons: BN cannot be folded into it.")
+    for block in folded.encoder.children():
+        assert isinstance(block, ConvBlock)
         if block.norm is None:
             continue
-        if not block.norm.is_affine_with_averages or has_hooks(block.norm) or has_hooks(block.norm.bn):
-            raise UserError(f"the BN of {name} is another one, or has hooks: it cannot be folded into a convolution.")
         bn, conv = block.norm.bn, block.conv
         with torch.no_grad():
             assert bn.running_mean is not None
@@ -44,4 +54,5 @@ def fold(net: SpikingNetwork) -> SpikingNetwork:
             conv.weight = nn.Parameter(weight.to(conv.weight.dtype))
             conv.bias = nn.Parameter(shift.to(conv.weight.dtype))
         block.norm = None
+    folded.structure = replace(net.structure, folded=True)
     return folded

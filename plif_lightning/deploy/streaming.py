@@ -1,6 +1,6 @@
 """A trained network on events or frames as they come: its potentials kept, its votes running."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ class StreamingNetwork:
         self.steps = 0
         self._waiting = np.zeros((2, 0), np.int64)  # address and time
         self._step_ends: int | None = None
+        self._latest: int | None = None  # time of the last event
 
     @property
     def votes(self) -> Tensor:
@@ -81,8 +82,7 @@ class StreamingNetwork:
     @property
     def margin(self) -> float:
         """How far the leading class is ahead of the second in the running votes; the least of all samples."""
-        first, second = self.votes.topk(2, -1).values.unbind(-1)
-        return (first - second).min().item()
+        return _ahead(self.votes).min().item()
 
     @torch.no_grad()
     def step(self, frame: Any) -> Tensor:
@@ -125,31 +125,33 @@ class StreamingNetwork:
             UserError: neither way of cutting was given; an event lies outside the network's sensor, or before one that
                 it follows. Nothing has changed then.
         """
-        if self.events_per_step is None and self.us_per_step is None:
-            raise UserError("push needs to know where a time-step ends: pass events_per_step or us_per_step.")
-        recording = x if isinstance(x, Recording) else recording_of(x, y, t, p)
-        packed = pack(recording, self.sensor, "events")
-        time = packed.time.astype(np.int64) + packed.start
-        if len(time) and self._waiting.shape[1] and time[0] < self._waiting[1, -1]:
-            self._refuse_jump(self._waiting[1, -1], time[0])
-        if len(time) and self._step_ends is not None and time[0] < self._step_ends - (self.us_per_step or 0):
-            self._refuse_jump(self._step_ends - (self.us_per_step or 0), time[0])
-        waiting = np.concatenate([self._waiting, np.stack([packed.address.astype(np.int64), time])], 1)
-        found = []
-        for frame in self._frames(waiting):
-            found.append(self.step(frame))
+        found = list(self.pushed(x, y, t, p))
         classes = self.net.structure.fc_features[-1] // self.net.voting.votes_per_class
         return torch.stack(found) if found else torch.zeros(0, classes, dtype=torch.float64)
 
-    @staticmethod
-    def _refuse_jump(before: int, after: int) -> None:
-        raise UserError(
-            f"events: time jumps back from {before} to {after} us. If the camera's clock was reset, call reset()."
-        )
+    def pushed(self, x: Any, y: Any = None, t: Any = None, p: Any = None) -> Iterator[Tensor]:
+        """`push`, a time-step after another: who stops in between leaves the rest waiting, for the next call."""
+        if self.events_per_step is None and self.us_per_step is None:
+            raise UserError("push needs to know where a time-step ends: pass events_per_step or us_per_step.")
+        if self.total is not None and self.total.dim() > 1:
+            raise UserError("push is for one stream, and frames of several were given: call reset() first.")
+        recording = x if isinstance(x, Recording) else recording_of(x, y, t, p)
+        packed = pack(recording, self.sensor, "events")
+        time = packed.time.astype(np.int64) + packed.start
+        if len(time):
+            if self._latest is not None and time[0] < self._latest:
+                raise UserError(
+                    f"events: time jumps back from {self._latest} to {time[0]} us. If the camera's clock was reset, "
+                    "call reset()."
+                )
+            self._latest = int(time[-1])
+            self._waiting = np.concatenate([self._waiting, np.stack([packed.address.astype(np.int64), time])], 1)
+        return map(self.step, self._frames())
 
-    def _frames(self, waiting: Any) -> Any:
+    def _frames(self) -> Iterator[Any]:
         """A frame [C, H, W] of each whole step; what is left waits."""
         while True:
+            waiting = self._waiting
             count = waiting.shape[1]
             if self.events_per_step is not None:
                 if count < self.events_per_step:
@@ -165,9 +167,8 @@ class StreamingNetwork:
                 end = int(np.searchsorted(waiting[1], self._step_ends))
                 self._step_ends += self.us_per_step  # type: ignore[operator]
             address = waiting[0, :end].astype(np.uint32)
-            waiting = self._waiting = waiting[:, end:]
+            self._waiting = waiting[:, end:]
             yield count_events(address, np.array([[0, end]]), 2 * self.sensor.pixels).reshape(2, *self.sensor)
-        self._waiting = waiting
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to go on from here, in tensors and plain values."""
@@ -177,6 +178,7 @@ class StreamingNetwork:
             "steps": self.steps,
             "waiting": torch.from_numpy(self._waiting.copy()),
             "step_ends": self._step_ends,
+            "latest": self._latest,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -185,7 +187,7 @@ class StreamingNetwork:
         Raises:
             UserError: it is no state of a stream, or of another network.
         """
-        missing = {"potentials", "total", "steps", "waiting", "step_ends"} - state.keys()
+        missing = {"potentials", "total", "steps", "waiting", "step_ends", "latest"} - state.keys()
         if missing:
             raise UserError(f"the state of a stream must hold {', '.join(sorted(missing))}, too.")
         names = {name for name, _ in self.net.named_modules()}
@@ -193,6 +195,15 @@ class StreamingNetwork:
             raise UserError("the state is that of another network.")
         self.potentials, self.total, self.steps = state["potentials"], state["total"], state["steps"]
         self._waiting, self._step_ends = state["waiting"].numpy().copy(), state["step_ends"]
+        self._latest = state["latest"]
+
+
+def _ahead(votes: Tensor) -> Tensor:
+    """By how much the best class leads, [*], of votes [*, num_classes]; all of its votes where it is the only one."""
+    if votes.shape[-1] == 1:
+        return votes[..., 0]
+    best = votes.topk(2, -1).values
+    return best[..., 0] - best[..., 1]
 
 
 def exits(votes: Tensor, margin: float) -> tuple[Tensor, Tensor]:
@@ -207,9 +218,7 @@ def exits(votes: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """
     counts = torch.arange(1, len(votes) + 1).view(-1, 1, 1)
     running = votes.double().cumsum(0) / counts
-    best = running.topk(2, -1)
-    ahead = best.values[..., 0] - best.values[..., 1]
-    safe = ahead >= margin
+    safe = _ahead(running) >= margin
     safe[-1] = True
     at = safe.int().argmax(0)
     return running.argmax(-1).gather(0, at[None])[0], at + 1

@@ -145,7 +145,17 @@ class Aedat2Stream:
         self._file, self._name = file, name
         self._decoder = Aedat2Decoder(name)
         self._header_is_read = False
-        self.pending = b""  # of an event that is not whole
+        self.pending = b""  # of an event, or of the header, that is not whole
+        self.ended = False  # whether nothing came at the last call
+
+    @property
+    def left(self) -> str:
+        """What is not whole, in words; nothing where all is."""
+        if not self.pending:
+            return ""
+        if not self._header_is_read:
+            return f"{self._name} ends within its header, before the first event."
+        return f"{self._name} ends within an event: {len(self.pending)} of its 8 bytes came."
 
     def read(self) -> Recording:
         """The events that are whole since the last call; what is left of one waits.
@@ -154,7 +164,9 @@ class Aedat2Stream:
             RecordingError: it is no AEDAT 2.0, or an address that no DVS128 has.
         """
         read = getattr(self._file, "read1", self._file.read)  # of a pipe: what is there
-        data = self.pending + (read(8 * _PORTION) or b"")
+        new = read(8 * _PORTION) or b""
+        self.ended = not new
+        data = self.pending + new
         if not self._header_is_read:
             at = 0
             while data.startswith(b"#", at) and b"\n" in data[at:]:

@@ -40,7 +40,7 @@ def pack(begin, end, slot, x, bits, counts):
             for j in range(whole):
                 word |= nonzero_16(flat, r * inputs + first + 16 * j) << np.uint64(16 * j)
             for j in range(16 * whole, n):
-                word |= np.uint64(flat[np.uintp(r * inputs + first + j)] != 0) << np.uint64(j)
+                word |= np.uint64(_wide(flat[np.uintp(r * inputs + first + j)]) != 0) << np.uint64(j)
             bits[r, w] = word
             total += number_of_bits(word)
     counts[slot] += total
@@ -67,12 +67,13 @@ def sample(rows, x):
     total = 0
     inputs = x.shape[1]
     flat = x.reshape(x.size)
+    step = 7919 if x.shape[0] % 7919 else 7907  # a prime that does not divide the rows
     for i in range(rows):
-        start = i * 7919 % x.shape[0] * inputs
+        start = i * step % x.shape[0] * inputs
         for j in range(0, inputs // 16 * 16, 16):
             total += number_of_bits(nonzero_16(flat, start + j))
         for j in range(inputs // 16 * 16, inputs):
-            total += 1 if flat[np.uintp(start + j)] != 0 else 0
+            total += 1 if _wide(flat[np.uintp(start + j)]) != 0 else 0
     return total
 
 

@@ -18,6 +18,7 @@ from plif_lightning.runtime.compiled import compiled_code
 from plif_lightning.runtime.files import written_whole
 from plif_lightning.runtime.locks import file_lock
 from plif_lightning.runtime.surroundings import processor
+from plif_lightning.version import __version__
 
 _log = logging.getLogger(__name__)
 # Rows of a layer's input that are measured with: enough to keep all threads busy.
@@ -25,6 +26,8 @@ _PIXELS, _SAMPLES = 4096, 128
 _SHARES = (0.04, 0.16)
 # The event-driven form is taken where it is faster by this much at least.
 _MARGIN = 1.05
+# The line is not followed further than this.
+_MOST = 0.4
 # Where nothing can be measured and kept: what held on the slowest of the machines tried.
 _UNMEASURED = 0.08
 
@@ -59,7 +62,7 @@ def _like(shape: tuple[int, ...]) -> tuple[int, ...]:
 @cache
 def _limit(what: str, dtype: torch.dtype, shape: tuple[int, ...], threads: int, contenders: Contenders) -> float:
     name = f"{what} {str(dtype).removeprefix('torch.')} {'x'.join(map(str, shape))}, {threads} threads"
-    machine = f"{processor()}, torch {torch.__version__}"
+    machine = f"{processor()}, torch {torch.__version__}, plif_lightning {__version__}"
     file = _file()
     if file is None:
         return _UNMEASURED
@@ -68,7 +71,7 @@ def _limit(what: str, dtype: torch.dtype, shape: tuple[int, ...], threads: int, 
         with file_lock(file.with_suffix(".lock")):
             known = _known(file)
             found = known.setdefault(machine, {}).get(name)
-            if not isinstance(found, float):
+            if not isinstance(found, float) or not 0 <= found <= _MOST:
                 found = known[machine][name] = round(_measured(what, dtype, shape, contenders), 4)
                 with written_whole(file) as whole:
                     json.dump(known, whole, indent=1)
@@ -94,16 +97,18 @@ def _known(file: Path) -> dict[str, Any]:
 
 def _measured(what: str, dtype: torch.dtype, shape: tuple[int, ...], contenders: Contenders) -> float:
     """Where the line through the event-driven form's times at two shares meets the dense form's time."""
-    times = []
-    dense_times = []
-    for share in _SHARES:
-        events, dense = contenders(what, dtype, shape, share)
-        times.append(_seconds(events))
-        dense_times.append(_seconds(dense))
-    a, b = times
-    slope = max((b - a) / (_SHARES[1] - _SHARES[0]), 1e-12)
-    found = _SHARES[0] + (min(dense_times) / _MARGIN - a) / slope
-    return min(max(found, 0.0), 1.0)
+    for _ in range(3):
+        times = []
+        dense_times = []
+        for share in _SHARES:
+            events, dense = contenders(what, dtype, shape, share)
+            times.append(_seconds(events))
+            dense_times.append(_seconds(dense))
+        a, b = times
+        if b > a:  # else the machine was busy with something else
+            found = _SHARES[0] + (min(dense_times) / _MARGIN - a) / (b - a) * (_SHARES[1] - _SHARES[0])
+            return min(max(found, 0.0), _MOST)
+    return _UNMEASURED
 
 
 def _seconds(form: Form) -> float:

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from plif_lightning.errors import UserError
 from plif_lightning.kernels.layout import WORTH_THREADS, at_a_time, real_type
 from plif_lightning.kernels.parallel import parallel
 
@@ -103,6 +104,18 @@ def _bits(bits: Tensor) -> NDArray[Any]:
     return bits.numpy().view(np.uint64)
 
 
+def _require_fit(x: Tensor, weight: Tensor) -> None:
+    """Refuses an input whose spikes would be looked up beyond the weight's end.
+
+    Raises:
+        UserError: x [N, C, H, W] or [*, K] and weight [O, C, 3, 3] or [O, K] do not fit.
+    """
+    conv = weight.dim() == 4
+    inputs = x.shape[1] if conv else x.shape[-1]
+    if inputs != weight.shape[1] or (conv and (x.dim() != 4 or weight.shape[2:] != (3, 3))):
+        raise UserError(f"x {list(x.shape)} does not fit a weight of shape {list(weight.shape)}.")
+
+
 def _pays(mode: int, what: str, dtype: torch.dtype, spikes: int, *shape: int) -> bool:
     """Whether the event-driven form is to be taken for this many spikes in an input of a shape [rows, K, ...]."""
     if dtype not in TYPES or mode == _NEVER:
@@ -154,19 +167,25 @@ def conv_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Tens
     from plif_lightning.kernels import cpu_sparse
 
     n, channels, height, width = x.shape
+    if len(table) != 9 * channels:
+        raise UserError(f"x {list(x.shape)} does not fit a table of shape {list(table.shape)}.")
+    table = table.contiguous()
     bits, _ = pack(_pixels(x))
-    out = torch.empty(len(bits), table.shape[1])
+    out = torch.empty(len(bits), table.shape[1], dtype=torch.float32)
     scales, threads = _NO_SCALE if scale is None else scale.numpy(), _threads(out.numel())
     parallel(
         cpu_sparse.conv, n * height, threads, _bits(bits), table.numpy(), scales, out.numpy(), height, width, channels
     )
-    return out.view(n, height, width, -1).permute(0, 3, 1, 2)
+    return out.view(n, height, width, table.shape[1]).permute(0, 3, 1, 2)
 
 
 def linear_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Tensor:
     """FC layer of spikes x [*, K], from a weight that is kept as `table_of` it, [K, O]; as `conv_of_table`."""
     from plif_lightning.kernels import cpu_sparse
 
+    if len(table) != x.shape[-1]:
+        raise UserError(f"x {list(x.shape)} does not fit a table of shape {list(table.shape)}.")
+    table = table.contiguous()
     bits, spikes = pack(x.flatten(0, -2))
     totals = torch.empty(len(bits), table.shape[1], dtype=torch.float32 if scale is None else torch.int32)
     blocks, threads = _words(table.shape[1]), _threads(spikes * table.shape[1])
@@ -177,6 +196,7 @@ def linear_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Te
 @torch.library.custom_op("plif::conv_of_spikes", mutates_args=(), device_types="cpu")
 def _conv(x: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
     """3x3 convolution with padding 1, [N, O, H, W] with O innermost, and the spikes as bits [N H W, C / 64]."""
+    _require_fit(x, weight)
     rows = _pixels(x)
     bits, spikes = pack(rows)
     n, channels, height, width = x.shape
@@ -196,9 +216,11 @@ def _(x: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
 def _conv_weight_events(bits: Tensor, grad: Tensor, channels: int) -> Tensor:
     from plif_lightning.kernels import cpu_sparse
 
+    if not len(bits):
+        return torch.zeros(grad.shape[1], channels, 3, 3, dtype=torch.float32)
     _, outputs, height, width = grad.shape
     rows = _pixels(grad.detach())
-    out = torch.empty(9 * channels, outputs)
+    out = torch.empty(9 * channels, outputs, dtype=torch.float32)
     at_a_time = _GRAD_AT_A_TIME * 4 // grad.element_size()
     parallel(
         cpu_sparse.conv_weight, channels, _threads(rows.numel()), _bits(bits), _array(rows), out.numpy(), height, width,
@@ -301,18 +323,24 @@ def _linear_events(bits: Tensor, weight: Tensor) -> Tensor:
     from plif_lightning.kernels import cpu_sparse
 
     weight = weight.detach().contiguous()
-    out = torch.empty(len(bits), len(weight))
+    out = torch.empty(len(bits), len(weight), dtype=torch.float32)
     blocks = _words(len(weight))
     parallel(cpu_sparse.linear, blocks, _threads(weight.numel()), _bits(bits), _array(weight), out.numpy(), *_FC_BLOCK)
     return out
 
 
+def _as(value: float, dtype: torch.dtype) -> float:
+    """A value as a tensor of this type holds it."""
+    return torch.tensor(value, dtype=dtype).item()
+
+
 @torch.library.custom_op("plif::linear_of_spikes", mutates_args=(), device_types="cpu")
 def _linear(x: Tensor, weight: Tensor, value: float, mode: int) -> tuple[Tensor, Tensor]:
     """x weight^T [R, O], and which values of x are not zero, as bits [R, K / 64]; those are all `value`."""
+    _require_fit(x, weight)
     bits, spikes = pack(x)
     if _pays(mode, "linear", x.dtype, spikes, *x.shape, len(weight)):
-        return _linear_events(bits, weight).mul_(value).to(x.dtype), bits
+        return _linear_events(bits, weight).mul_(_as(value, x.dtype)).to(x.dtype), bits
     return F.linear(x.detach(), weight.detach()), bits
 
 
@@ -324,7 +352,9 @@ def _(x: Tensor, weight: Tensor, value: float, mode: int) -> tuple[Tensor, Tenso
 def _linear_weight_events(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
     from plif_lightning.kernels import cpu_sparse
 
-    out = torch.empty(grad.shape[1], inputs)
+    if not len(bits):
+        return torch.zeros(grad.shape[1], inputs, dtype=torch.float32)
+    out = torch.empty(grad.shape[1], inputs, dtype=torch.float32)
     outputs = min(1024, max(128, _GRAD_OF_ROWS // (grad.element_size() * len(grad)) // 64 * 64))
     parallel(
         cpu_sparse.linear_weight, _words(inputs), _threads(out.numel()), _bits(bits), _array(grad), out.numpy(), outputs
@@ -336,7 +366,7 @@ def _linear_weight_events(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
 def _linear_weight(bits: Tensor, grad: Tensor, inputs: int, value: float, mode: int) -> Tensor:
     """Gradient of its weight [O, K], in float32 at least."""
     # Few rows: scaling them costs less than scaling the weight's gradient.
-    grad = (grad.detach() * value).contiguous()
+    grad = (grad.detach() * _as(value, grad.dtype)).contiguous()
     if _pays(mode, "linear_weight", grad.dtype, _count(bits), len(bits), inputs, grad.shape[1]):
         return _linear_weight_events(bits, grad, inputs)
     return (grad.t() @ unpack(bits, inputs, grad.dtype)).to(real_type(grad))
@@ -395,11 +425,11 @@ def skipping_pays(x: Tensor, weight: Tensor) -> bool:
         x: spikes [N, C, H, W], C innermost in memory, or [*, K]; on the CPU, in the type that is computed in.
         weight: of a 3x3 convolution [O, C, 3, 3], or of an FC layer [O, K].
     """
-    if x.numel() * weight[:, 0].numel() < _WORTH_ASKING:
+    conv = weight.dim() == 4
+    if x.numel() * weight[:, 0].numel() < _WORTH_ASKING or x.shape[1 if conv else -1] != weight.shape[1]:
         return False
     if torch.compiler.is_compiling():
         return True  # the operator decides
-    conv = weight.dim() == 4
     rows = _pixels(x) if conv else x.flatten(0, -2)
     shape = *rows.shape, len(weight), *(x.shape[2:] if conv else ())
     kind = "conv" if conv else "linear"

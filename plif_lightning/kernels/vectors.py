@@ -144,6 +144,8 @@ def _nonzero_16(typing, x, at):
         if isinstance(array.dtype, types.Float):
             found = builder.fcmp_unordered("!=", values, ir.Constant(vector, [ir.Constant(lane, 0.0)] * _LANES))
         else:
+            if array.dtype == types.uint16:  # bfloat16, whose zero may have a sign
+                values = builder.and_(values, ir.Constant(vector, [ir.Constant(lane, 0x7FFF)] * _LANES))
             found = builder.icmp_unsigned("!=", values, ir.Constant(vector, [ir.Constant(lane, 0)] * _LANES))
         return builder.zext(builder.bitcast(found, _I16), _I64)
 

@@ -40,10 +40,15 @@ def has_hooks(module: nn.Module) -> bool:
     return any(hooks)
 
 
+def computing_type(x: Tensor) -> torch.dtype:
+    """The type that a layer computes in where its weight is of the type of x."""
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+
+
 def dtype_of(x: Tensor, weight: Tensor) -> torch.dtype:
     """The type that a convolution or FC layer computes in."""
     if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
+        return computing_type(x)
     return torch.promote_types(x.dtype, weight.dtype)
 
 
@@ -91,7 +96,7 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor, binary: bool = False) -> Tensor:
         """Pooled spikes of x [T, N, C, H, W]; `binary`: x is guaranteed to hold zeros and ones."""
         steps = self.time_steps if len(x) == 1 and carried() is None else len(x)
-        if not self.backend.fuses(x.device, x.dtype):
+        if not self.backend.fuses(x.device, computing_type(x)):
             return self._by_parts(self.conv(x.flatten(0, 1)), x, steps)
         fusible = self.not_fusible is None
         if fusible and self._recomputes(x):
@@ -125,7 +130,7 @@ class ConvBlock(nn.Module):
                 return f"{type(part).__name__} has a {own[0]} of its own"
         if self.norm is not None and not self.norm.is_affine_with_averages:
             return "its BN is not affine with moving averages"
-        if self._pool_name is None:
+        if self.pool_name is None:
             return f"the kernels know no {type(self.pool).__name__}"
         parts: dict[str, list[nn.Module]] = {"neuron": [self.neuron]}
         if self.norm is not None:
@@ -136,7 +141,7 @@ class ConvBlock(nn.Module):
         return f"its {' and '.join(hooked)} {'has' if len(hooked) == 1 else 'have'} hooks" if hooked else None
 
     @property
-    def _pool_name(self) -> Pool | None:
+    def pool_name(self) -> Pool | None:
         """The pooling as the kernels know it; None where they do not."""
         if self.pool is None:
             return "none"
@@ -145,7 +150,7 @@ class ConvBlock(nn.Module):
     def gives_binary(self, device: torch.device) -> bool:
         """Whether the output is guaranteed to hold zeros and ones."""
         fused = self.backend.fuses(device) and self.not_fusible is None and not has_hooks(self)
-        return fused and self._pool_name != "avg"
+        return fused and self.pool_name != "avg"
 
     @property
     def has_usual_conv(self) -> bool:
@@ -234,7 +239,7 @@ class ConvBlock(nn.Module):
         return one, self.conv.bias if self.has_usual_conv and self.conv.bias is not None else torch.zeros_like(one)
 
     def _firing_and_pool(self) -> dict[str, Any]:
-        pool = self._pool_name
+        pool = self.pool_name
         seed = draw_seed() if pool == "max_random" and torch.is_grad_enabled() else None
         return {"pool": pool, "seed": seed, "firing": self.neuron.firing}
 
@@ -260,14 +265,19 @@ class FCBlock(nn.Module):
 
     def forward(self, x: Tensor, binary: bool = False) -> Tensor:
         """Spikes of x [T, N, F]; `binary`: x is guaranteed to hold zeros and ones."""
-        usual = type(self.fc) is nn.Linear and self.fc.bias is None and type(self.dropout) is TimeDropout
-        if not (binary and usual) or has_hooks(self.fc) or has_hooks(self.dropout):
+        if not binary or not self.has_usual_fc:
             return self.neuron(self.fc(self.dropout(x)))
         x = self.dropout(x.to(dtype_of(x, self.fc.weight)))
         if not self.backend.skips_silence(x, self.fc.weight):
             return self.neuron(self.fc(x))
         sparse = self.backend.sparse_in_operator
         return self.neuron(linear_of_spikes(x, self.fc.weight, self.dropout.scale, sparse))
+
+    @property
+    def has_usual_fc(self) -> bool:
+        """Whether dropout and FC layer are those of the paper's networks, without hooks."""
+        usual = type(self.fc) is nn.Linear and self.fc.bias is None and type(self.dropout) is TimeDropout
+        return usual and not has_hooks(self.fc) and not has_hooks(self.dropout)
 
     def gives_binary(self, device: torch.device) -> bool:
         """Whether the output is guaranteed to hold zeros and ones."""
@@ -282,7 +292,8 @@ class Blocks(nn.Sequential):
         for block in self:
             if isinstance(block, (ConvBlock, FCBlock)):
                 gives_binary = block.gives_binary(x.device)
-                x, binary = block(x, binary), gives_binary
+                # A hook may put something else in place of the input.
+                x, binary = block(x, binary and not block._forward_pre_hooks), gives_binary
             else:
                 x, binary = block(x), False
         return x

@@ -26,11 +26,11 @@ def _in_export(folder: Path) -> Path:
     """The checkpoint in a folder that `export` wrote, when it is what was written.
 
     Raises:
-        CheckpointError: the folder is none, or its checkpoint is missing or another one.
+        CheckpointError: the folder is none, or one of its files is missing or altered.
     """
     try:
-        hashes = json.loads((folder / EXPORTED).read_text())["sha256"]
-        expected = hashes["network.ckpt"]
+        hashes = dict(json.loads((folder / EXPORTED).read_text())["sha256"])
+        hashes["network.ckpt"]
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder} is a folder without {EXPORTED}: pass a folder that `export` wrote, or a file such as "
@@ -38,13 +38,19 @@ def _in_export(folder: Path) -> Path:
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / EXPORTED} is damaged: export the network again.") from error
-    file = folder / "network.ckpt"
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing, though {EXPORTED} names it: export the network again.")
-    with file.open("rb") as opened:
-        if hashlib.file_digest(opened, "sha256").hexdigest() != expected:
+    for name, expected in hashes.items():
+        file = folder / Path(name).name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing, though {EXPORTED} names it: export the network again.")
+        if sha256_of(file) != expected:
             raise CheckpointError(f"{file} is not what was exported: its hash differs. Export the network again.")
-    return file
+    return folder / "network.ckpt"
+
+
+def sha256_of(file: Path) -> str:
+    """The hash of a file's content."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class SpikingNetwork(nn.Module):
         self.input_shape = tuple(input_shape)
         self.time_steps = time_steps
         self.structure = Structure(
-            n_conv, n_down, channels, tuple(features), tuple(dropouts), votes_per_class, neuron, pooling
+            n_conv, n_down, channels, tuple(features), tuple(dropouts), votes_per_class, neuron, pooling, folded
         )
         in_features = channels * pooled[0] * pooled[1]
         convs = 9 * channels * (in_channels + channels * (n_conv * n_down - 1))
@@ -183,7 +183,8 @@ class SpikingNetwork(nn.Module):
             x = x.to(next(self.parameters()).dtype)
         spikes = self.encoder(self.inputs(x)).flatten(2)
         if isinstance(self.encoder, Blocks) and isinstance(self.classifier, Blocks):
-            return self.voting(self.classifier(spikes, self.encoder.gives_binary(x.device)))
+            binary = self.encoder.gives_binary(x.device) and not self.classifier._forward_pre_hooks
+            return self.voting(self.classifier(spikes, binary))
         return self.voting(self.classifier(spikes))
 
     @contextmanager

@@ -25,10 +25,11 @@ class Structure:
     votes_per_class: int
     neuron: str
     pooling: str
+    folded: bool = False
 
     def __str__(self) -> str:
         neuron = _NEURON[self.neuron]
-        conv = _repeat(f"c{self.channels}k3s1-BN-{neuron}", self.n_conv)
+        conv = _repeat(f"c{self.channels}k3s1-{'' if self.folded else 'BN-'}{neuron}", self.n_conv)
         # Table S1 keeps the braces around a stage even where it is not repeated inside.
         parts = [_repeat(f"{conv}-{_POOL[self.pooling]}k2s2", self.n_down)]
         fcs = [

@@ -1,5 +1,6 @@
 """`stream` and `cost` as users call them."""
 
+import io
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import yaml
 
 from plif_lightning.cli import main
 from plif_lightning.deploy import StreamingNetwork
-from plif_lightning.events import Recording
+from plif_lightning.events import Recording, readers
 from plif_lightning.network import load_network
 from tests.cli.calls import TINY, command, fit, refused, rows, until
 from tests.deploy.conftest import trained
@@ -72,7 +73,7 @@ def test_a_file_that_grows_is_followed(checkpoint, capsys):
     writer = threading.Thread(target=grow)
     writer.start()
     main(
-        ["stream", "--ckpt_path", "net.ckpt", "--file", "live.aedat", "--live", "--idle", "3", "--events_per_step=200"]
+        ["stream", "--ckpt_path", "net.ckpt", "--file", "live.aedat", "--live", "--idle", "6", "--events_per_step=200"]
     )
     writer.join()
     assert capsys.readouterr().out.splitlines()[-1] == expected(checkpoint, recording, events_per_step=200)
@@ -88,6 +89,36 @@ def test_a_pipe_is_followed_to_its_end(checkpoint):
     assert done.returncode == 2
     assert "error: standard input ends within an event: 5 of its 8 bytes came." in done.stderr.decode()
     assert "step 4" in done.stdout.decode()  # what was whole was shown
+
+
+def test_a_pipe_that_pauses_without_a_spike_is_not_at_its_end():
+    content = aedat2_bytes(events_of(4, 0))
+    signal_of_camera = b"\0\0\x80\0\0\0\0\x01"
+    stream = readers.Aedat2Stream(io.BytesIO(content[:-32] + signal_of_camera), "a")
+    assert len(stream.read().t) == 0
+    assert not stream.ended
+    stream.read()
+    assert stream.ended
+
+
+def test_a_header_without_events_says_so(checkpoint, capsys):
+    Path("a.aedat").write_bytes(aedat2_bytes(events_of(4, 0))[:30])
+    call = ["--live", "--idle", "0.001", "--events_per_step", "5"]
+    line = refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", *call)
+    assert "ends within its header, before the first event" in line
+
+
+def test_who_reads_what_is_printed_may_stop(checkpoint):
+    from tests.conftest import REPOSITORY
+
+    Path("a.aedat").write_bytes(aedat2_bytes(events_of(20_000, 0)))
+    call = f"{sys.executable} {REPOSITORY}/main.py stream --ckpt_path net.ckpt --file a.aedat --events_per_step 20"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{call} | head -1"], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.stdout.startswith("step 1: ")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 def test_a_live_stream_ends_with_ctrl_c(checkpoint):
@@ -106,7 +137,9 @@ def test_a_live_stream_ends_with_ctrl_c(checkpoint):
 def test_a_decision_that_is_safe_ends_it_early(checkpoint, capsys):
     Path("a.aedat").write_bytes(aedat2_bytes(events_of(100_000, 0)))
     main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--early_exit", "0", "--events_per_step", "1000"])
-    assert "after 10 time-steps" in capsys.readouterr().out  # a portion of 10,000 events
+    assert capsys.readouterr().out.splitlines()[-1].endswith("after 1 time-steps")
+    main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--early_exit", "1", "--events_per_step", "1000"])
+    assert capsys.readouterr().out.splitlines()[-1].endswith("after 100 time-steps")
 
 
 @pytest.mark.parametrize(
@@ -115,6 +148,9 @@ def test_a_decision_that_is_safe_ends_it_early(checkpoint, capsys):
         (["--live"], "a live stream has no end to divide by T: pass --events_per_step or --ms_per_step"),
         (["--events_per_step", "5", "--ms_per_step", "5"], "give --events_per_step or --ms_per_step, not both"),
         (["--idle", "1"], "--idle is for --live"),
+        (["--ms_per_step", "nan"], "--ms_per_step: must be a number of at least 0.001, got nan"),
+        (["--ms_per_step", "0.0001"], "--ms_per_step: must be a number of at least 0.001, got 0.0001"),
+        (["--early_exit", "nan"], "--early_exit: must be from 0 to 1, got nan"),
         (["--events_per_step", "0"], "events_per_step must be at least 1, got 0"),
         (["--events_per_step", "some"], "argument --events_per_step: invalid int value: 'some'"),
         (["--file", "no.aedat"], "no.aedat"),

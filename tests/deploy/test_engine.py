@@ -9,6 +9,7 @@ from plif_lightning.deploy import deployed, fold
 from plif_lightning.deploy.engine import quantised
 from plif_lightning.errors import UserError
 from plif_lightning.network import use_backend
+from plif_lightning.neurons import PLIF
 from tests.deploy.conftest import frames, trained
 
 KINDS = [{}, {"n_conv": 2}, {"pooling": "avg"}, {"tau_per": "channel"}, {"channels": 70, "fc_features": 130}]
@@ -20,7 +21,7 @@ def test_events_are_the_network_to_the_bit(kind):
     x = frames(net)
     votes = use_backend(fold(net), "cpu", "always")(x)
     assert torch.equal(deployed(net, "events")(x), votes)
-    assert torch.equal(deployed(net, "auto", x)(x), votes)
+    torch.testing.assert_close(deployed(net, "auto", x)(x), votes)  # whichever forms are faster here
     torch.testing.assert_close(deployed(net, "dense")(x), votes)
     torch.testing.assert_close(deployed(net, "events")(x[0]), fold(net)(x[0]))  # a static image
 
@@ -70,6 +71,46 @@ def test_the_caller_keeps_its_network_and_hears_what_was_taken(net, caplog):
     assert made.forms["conv1"] == "dense"
     assert "deployed: conv1 dense, conv2" in caplog.text
     assert not made(frames(net)).requires_grad
+
+
+class Half(PLIF):
+    def forward(self, x, time_steps=None):
+        return super().forward(x, time_steps) / 2
+
+
+def with_other_conv(**changes):
+    def change(net):
+        net.encoder.conv2.conv = torch.nn.Conv2d(8, 8, **{"kernel_size": 3, "padding": 1, "bias": False} | changes)
+
+    return change
+
+
+def with_bias(net):
+    net.classifier.fc1.fc = torch.nn.Linear(72, 20)
+    torch.nn.init.constant_(net.classifier.fc1.fc.bias, 2.0)
+
+
+CHANGES = {
+    "1x1": (with_other_conv(kernel_size=1, padding=0), "conv2"),
+    "5x5": (with_other_conv(kernel_size=5, padding=2), "conv2"),
+    "groups": (with_other_conv(groups=2), "conv2"),
+    "reflected": (with_other_conv(padding_mode="reflect"), "conv2"),
+    "bias": (with_bias, "fc1"),
+    "own neuron": (lambda net: setattr(net.classifier.fc1, "neuron", Half()), "fc2"),
+    "hook": (lambda net: net.encoder.conv2.register_forward_hook(lambda m, a, o: o * 0.5), "fc1"),
+    "pre-hook": (lambda net: net.encoder.conv2.register_forward_pre_hook(lambda m, a: (a[0] * 0.5, *a[1:])), "conv2"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_layer_of_another_kind_stays_as_it_is(net, kind):
+    change, layer = CHANGES[kind]
+    change(net)
+    x = frames(net)
+    made = deployed(net, "events")
+    assert made.forms[layer] == "dense"
+    assert set(made.forms.values()) == {"dense", "events"}
+    torch.testing.assert_close(made(x), net(x))
 
 
 def test_what_is_wrong_is_said(net):

@@ -1,6 +1,7 @@
 """A checkpoint in other programs' forms."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,8 +69,8 @@ def test_predict_runs_it_on_an_engine(checkpoint, exported, engine):
     tables = []
     for path, more in ((checkpoint, []), (exported / "network.ckpt", ["--engine", engine])):
         main(["predict", "--ckpt_path", str(path), *SILENT, *more])
-        run = path.parent.parent if path == checkpoint else exported
-        tables.append([row["prediction"] for row in rows(run / "predict/predictions.csv")])
+        folder = path.parent.parent / "predict" if path == checkpoint else exported / f"predict_{engine}"
+        tables.append([row["prediction"] for row in rows(folder / "predictions.csv")])
     same = sum(a == b for a, b in zip(*tables, strict=True))
     assert same >= (0.9 if engine == "int8" else 1.0) * len(tables[0])
 
@@ -112,8 +113,15 @@ def test_onnxruntime_runs_it_step_by_step(exported):
 def test_a_folder_that_was_altered_is_refused(exported, tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()
-    for name in ("export.json", "network.ckpt"):
+    facts = json.loads((exported / "export.json").read_text())
+    for name in ("export.json", *facts["sha256"]):
         (copy / name).write_bytes((exported / name).read_bytes())
+    onnx = (copy / "network.onnx").read_bytes()
+    (copy / "network.onnx").write_bytes(onnx[:-1])
+    with pytest.raises(CheckpointError, match=r"network\.onnx is not what was exported"):
+        load_network(copy)
+    (copy / "network.onnx").write_bytes(onnx)
+    load_network(copy)
     data = bytearray((copy / "network.ckpt").read_bytes())
     data[len(data) // 2] ^= 1
     (copy / "network.ckpt").write_bytes(data)
@@ -142,6 +150,24 @@ def test_an_export_that_fails_leaves_the_one_before(checkpoint, exported, tmp_pa
     with pytest.raises(UserError, match="no"):
         export(checkpoint, out, ["pt2"])
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_an_export_of_another_network_leaves_nothing_of_the_one_before(checkpoint, exported, tmp_path):
+    export(checkpoint, tmp_path, ["nir"])
+    (tmp_path / "mine.txt").write_text("stays")
+    export(exported, tmp_path)  # from a folder that was exported
+    assert {file.name for file in tmp_path.iterdir()} == {"export.json", "network.ckpt", "mine.txt"}
+    assert "BN" not in json.loads((tmp_path / "export.json").read_text())["structure"]
+
+
+def test_an_engine_is_no_result_of_the_run(checkpoint, tmp_path, capsys):
+    run = tmp_path / "RUN"
+    shutil.copytree(checkpoint.parent.parent, run)
+    shutil.rmtree(run / "test", ignore_errors=True)
+    main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT, "--engine", "int4"])
+    assert "int4: conv1 dense, conv2 int4" in " ".join(capsys.readouterr().out.split())
+    assert (run / "test_int4/metrics.csv").is_file()
+    assert not (run / "test").exists()
 
 
 def test_the_command_line_exports_and_refuses(checkpoint, tmp_path, monkeypatch, capsys):

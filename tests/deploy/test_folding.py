@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from plif_lightning.deploy import fold
 from plif_lightning.errors import UserError
@@ -68,7 +69,9 @@ def test_a_hook_on_a_folded_convolution_is_called(net):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda net: setattr(net.encoder.conv1, "conv", nn.Identity()), "conv1 is not a convolution with BN"),
+        (lambda net: setattr(net.encoder.conv1, "conv", nn.Identity()), "conv1 is not a plain convolution with BN"),
+        (lambda net: net.encoder.conv1.conv.register_forward_hook(lambda *of: None), "or it has hooks"),
+        (lambda net: prune.l1_unstructured(net.encoder.conv1.conv, "weight", 0.5), "conv1 is not a plain convolution"),
         (lambda net: setattr(net.encoder.conv2.norm, "bn", nn.InstanceNorm2d(8)), "the BN of conv2 is another one"),
         (lambda net: net.encoder.conv1.norm.register_forward_hook(lambda *of: None), "the BN of conv1 .* has hooks"),
     ],

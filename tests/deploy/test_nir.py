@@ -13,6 +13,7 @@ from plif_lightning.deploy import NIRNetwork, fold, to_nir
 from plif_lightning.errors import UserError
 from plif_lightning.network import use_backend
 from tests.deploy.conftest import frames, trained
+from tests.deploy.test_engine import CHANGES
 
 KINDS = [{}, {"n_conv": 2}, {"pooling": "avg"}, {"neuron": "lif", "init_tau": 3.0}, {"v_threshold": 0.8}]
 
@@ -154,6 +155,13 @@ def test_a_foreign_graph_runs():
 def test_what_nir_has_no_words_for_is_said(kind, message):
     with pytest.raises(UserError, match=message):
         to_nir(trained(**kind))
+
+
+@pytest.mark.parametrize("kind", ["1x1", "groups", "bias", "own neuron", "hook"])
+def test_a_layer_of_another_kind_is_not_written(net, kind):
+    CHANGES[kind][0](net)
+    with pytest.raises(UserError, match="is not one of the paper's layers, or it has hooks"):
+        to_nir(net)
 
 
 def test_other_graphs_are_refused(tmp_path, net):

@@ -106,6 +106,26 @@ def test_events_that_cannot_be_leave_the_stream_as_it_was(events, message, way):
     assert torch.equal(stream.push(part(recording(), 500, 1000)), undisturbed.push(part(recording(), 500, 1000)))
 
 
+def test_time_may_not_jump_back_however_the_stream_was_cut():
+    stream = StreamingNetwork(NET, events_per_step=2)
+    assert len(stream.push([0, 1], [0, 1], [1000, 2000], [1, 1])) == 1  # nothing waits
+    with pytest.raises(UserError, match="time jumps back from 2000 to 5 us"):
+        stream.push([0, 1], [0, 1], [5, 6], [1, 1])
+    assert stream.steps == 1
+    stream.reset()
+    assert len(stream.push([0, 1], [0, 1], [5, 6], [1, 1])) == 1
+
+
+def test_who_stops_in_between_goes_on_there():
+    events, stream = recording(), StreamingNetwork(NET, events_per_step=90)
+    expected = StreamingNetwork(NET, events_per_step=90).push(events)
+    steps = stream.pushed(events)
+    first = [next(steps), next(steps)]
+    assert stream.waiting_events == 1000 - 180
+    rest = stream.push([], [], [], [])
+    assert torch.equal(torch.cat([torch.stack(first), rest]), expected)
+
+
 def test_what_is_wrong_is_said(net):
     for settings_, message in (
         ({"events_per_step": 0}, "events_per_step must be at least 1, got 0"),
@@ -123,7 +143,12 @@ def test_what_is_wrong_is_said(net):
     stream.step(torch.zeros(2, 2, 12, 12))
     with pytest.raises(UserError, match="of 2 streams, as before"):
         stream.step(torch.zeros(2, 12, 12))
-    with pytest.raises(UserError, match="the state of a stream must hold potentials"):
+    several = StreamingNetwork(net, events_per_step=1)
+    several.step(torch.zeros(2, 2, 12, 12))
+    with pytest.raises(UserError, match="push is for one stream"):
+        several.push([0], [0], [0], [0])
+    assert several.waiting_events == 0
+    with pytest.raises(UserError, match="the state of a stream must hold latest, potentials"):
         stream.load_state_dict({"total": None, "steps": 0, "waiting": None, "step_ends": None})
     with pytest.raises(UserError, match="another network"):
         stream.load_state_dict({**stream.state_dict(), "potentials": {"a": torch.zeros(1)}})
@@ -145,3 +170,8 @@ def test_a_decision_ends_when_it_is_far_enough_ahead():
     for margin, decisions, steps in ((0.0, [1, 0], [1, 1]), (0.2, [0, 0], [2, 1]), (1.5, [1, 0], [3, 3])):
         decided, taken = exits(votes, margin)
         assert (decided.tolist(), taken.tolist()) == (decisions, steps)
+
+
+def test_the_only_class_is_ahead_by_its_votes():
+    decided, steps = exits(torch.tensor([[[0.2]], [[0.9]]]), 0.5)
+    assert (decided.tolist(), steps.tolist()) == ([0], [2])

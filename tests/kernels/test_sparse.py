@@ -10,7 +10,16 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from plif_lightning.errors import UserError
-from plif_lightning.kernels import Backend, conv_of_spikes, limits, linear_of_spikes, sparse
+from plif_lightning.kernels import (
+    Backend,
+    conv_of_spikes,
+    conv_of_table,
+    limits,
+    linear_of_spikes,
+    linear_of_table,
+    sparse,
+    table_of,
+)
 from plif_lightning.network import SpikingNetwork, use_backend
 from tests.kernels.test_network import losses
 
@@ -27,7 +36,7 @@ def maps(*shape, **options):
 
 
 def values(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
 def results(function, x, weight, **options):
@@ -197,9 +206,14 @@ def test_a_limit_is_measured_once_for_a_machine_and_layer(kept):
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', "NaN", "-5.0", "7.0", '"0.1"'])
 def test_a_damaged_file_of_limits_is_measured_anew(kept, content):
     file, calls = kept
+    if content in ("NaN", "-5.0", "7.0", '"0.1"'):
+        limits.limit("linear", torch.float32, (8, 100, 20), sparse.contenders)
+        content = file.read_text().replace("0.125", content)
+        limits._limit.cache_clear()
+        calls.clear()
     file.write_text(content)
     assert limits.limit("linear", torch.float32, (8, 100, 20), sparse.contenders) == 0.125
     assert len(calls) == 1
@@ -218,7 +232,26 @@ def test_a_limit_comes_from_both_forms_on_this_machine():
         for dtype in TYPES:
             events, dense = sparse.contenders(what, dtype, shape, 0.1)
             torch.testing.assert_close(events().to(dtype), dense().to(dtype), rtol=2e-2, atol=1e-2)
-        assert 0 <= limits._measured(what, torch.float32, shape, sparse.contenders) <= 1
+        limits._measured(what, torch.float32, shape, sparse.contenders)  # whatever comes of it here
+
+
+@pytest.mark.parametrize(
+    ("events", "dense", "expected"),
+    [
+        ((1.0, 2.0), 1.575, 0.04 + 0.5 * 0.12),  # halfway between, five percent aside
+        ((1.0, 2.0), 0.5, 0.0),
+        ((1.0, 1.1), 9.0, limits._MOST),  # not followed for ever
+        ((1.0, 1.0), 9.0, limits._UNMEASURED),  # no line
+    ],
+)
+def test_a_limit_is_where_the_lines_meet(events, dense, expected, monkeypatch):
+    monkeypatch.setattr(limits, "_seconds", lambda form: form())
+    found = limits._measured(
+        "conv", torch.float32, (1, 1, 1), lambda what, dtype, shape, share: (
+            lambda: events[0] if share == limits._SHARES[0] else events[1], lambda: dense
+        )
+    )  # fmt: skip
+    assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar10dvs"])
@@ -251,6 +284,10 @@ def halve(module, given, out):
     return out * 0.5
 
 
+def halve_input(module, given):
+    return (given[0] * 0.5, *given[1:])
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -259,6 +296,9 @@ def halve(module, given, out):
         (lambda net: use_backend(net, "reference", "always"), []),
         (lambda net: net.encoder.conv1.register_forward_hook(halve), ["_linear_events"] * 2),
         (lambda net: net.encoder.register_forward_hook(halve), ["_conv_events", "_linear_events"]),
+        (lambda net: net.encoder.conv2.register_forward_pre_hook(halve_input), ["_linear_events"]),
+        (lambda net: net.classifier.register_forward_pre_hook(halve_input), ["_conv_events", "_linear_events"]),
+        (lambda net: net.classifier.fc1.register_forward_pre_hook(halve_input), ["_conv_events"]),
         (lambda net: net.classifier.fc1.fc.register_forward_hook(halve), ["_conv_events", "_linear_events"]),
         (lambda net: net.classifier.fc1.dropout.register_forward_hook(halve), ["_conv_events", "_linear_events"]),
         (lambda net: net.classifier.fc1.neuron.register_forward_hook(halve), ["_conv_events", "_linear_events"]),
@@ -315,3 +355,89 @@ def test_the_operators_keep_pytorchs_rules(layer, of):
         "linear_of_spikes_weight": (of_rows, values(3, 4), 70, 1.0, 2),
     }[name]
     torch.library.opcheck(getattr(torch.ops.plif, name), arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("sparse_", ["always", "auto"])
+def test_an_input_of_another_size_is_refused(sparse_):
+    for x, weight in ((maps(2, 64, 16, 16), values(64, 32, 3, 3)), (maps(2, 4, 4, 4), values(2, 4, 1, 1))):
+        with pytest.raises(UserError, match="does not fit a weight of shape"):
+            conv_of_spikes(x, weight, sparse_)
+    with pytest.raises(UserError, match="does not fit a weight of shape"):
+        linear_of_spikes(spikes(4, 20), values(8, 12), sparse=sparse_)
+    for function, x, table in (
+        (conv_of_table, maps(2, 4, 4, 4), values(35, 2)),
+        (linear_of_table, spikes(4, 20), values(12, 8)),
+    ):
+        with pytest.raises(UserError, match="does not fit a table"):
+            function(x, table)
+    assert not sparse.skipping_pays(spikes(4096, 20), values(4096, 12))
+
+
+def test_a_network_whose_layers_do_not_fit_says_what_pytorch_says():
+    net = network()
+    net.classifier.fc1.fc = torch.nn.Linear(10, 40, bias=False)
+    with pytest.raises((RuntimeError, UserError)):
+        net(values(2, 1, 12, 12))
+
+
+def test_tables_in_any_layout_give_the_layers():
+    x, weight, rows, fc = maps(3, 5, 6, 7), values(20, 5, 3, 3), spikes(4, 70), values(33, 70)
+    torch.testing.assert_close(conv_of_table(x, table_of(weight).t().contiguous().t()), F.conv2d(x, weight, padding=1))
+    torch.testing.assert_close(linear_of_table(rows, fc.t()), rows @ fc.T)
+    torch.testing.assert_close(linear_of_table(rows, table_of(fc)), rows @ fc.T)
+
+
+def test_pytorchs_default_type_changes_nothing():
+    x, weight, rows, fc = maps(3, 8, 6, 7), values(20, 8, 3, 3), spikes(8, 128), values(64, 128)
+    plain = [
+        *results(conv_of_spikes, x, weight, sparse="always"),
+        *results(linear_of_spikes, rows, fc, sparse="always"),
+    ]
+    torch.set_default_dtype(torch.float64)
+    try:
+        wide = [
+            *results(conv_of_spikes, x, weight, sparse="always"), *results(linear_of_spikes, rows, fc, sparse="always")
+        ]  # fmt: skip
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(plain, wide, strict=True):
+        assert b.dtype == torch.float32
+        torch.testing.assert_close(a, b)
+
+
+def test_no_images_and_no_rows_are_no_error():
+    for function, x, weight in (
+        (conv_of_spikes, maps(0, 5, 6, 7), values(20, 5, 3, 3)), (linear_of_spikes, spikes(0, 128), values(64, 128))
+    ):  # fmt: skip
+        y, _, grad = results(function, x, weight, sparse="always")
+        assert len(y) == 0
+        assert not grad.any()
+
+
+def test_a_zero_with_a_sign_is_no_spike():
+    zeros = torch.full((1, 40), -0.0)
+    for dtype in (*TYPES, torch.float64):
+        assert sparse.pack(zeros.to(dtype))[1] == 0
+        assert sparse.share_of_spikes(zeros.to(dtype)) == 0
+
+
+def test_a_sample_is_of_all_rows_whatever_their_number():
+    x = torch.zeros(2 * 7919, 128)
+    x[::7919] = 1
+    assert sparse.share_of_spikes(x) < 0.01
+
+
+def test_a_spike_is_what_dropout_leaves_of_it_in_its_type():
+    x = spikes(4, 70).bfloat16() * torch.tensor(1 / 0.7).bfloat16()
+    fc = values(33, 70)
+    a, b = (results(linear_of_spikes, x, fc, value=1 / 0.7, sparse=s)[2] for s in ("always", "never"))
+    wide = values(4, 33, seed=2).bfloat16().double().T @ x.double()
+    for grad in (a, b):
+        assert ((grad.double() - wide).abs() <= 0.01 * (wide.abs() + 1)).all()
+
+
+@pytest.mark.parametrize("sparse_", ["always", "never"])
+def test_float16_is_left_to_the_reference(sparse_):
+    net, x = network(sparse_).eval(), values(2, 1, 12, 12)
+    with torch.autocast("cpu", torch.float16), torch.no_grad():
+        assert net(x).shape == (4, 2, 3)

@@ -1,0 +1,33 @@
+"""The layers of a network as what is deployed sees them."""
+
+from torch import nn
+
+from plif_lightning.network import SpikingNetwork
+from plif_lightning.network.blocks import ConvBlock, FCBlock, has_hooks
+from plif_lightning.neurons import Neuron
+
+
+def layers(net: SpikingNetwork) -> dict[str, nn.Module]:
+    """The blocks from input to output, by name."""
+    return {name: block for part in (net.encoder, net.classifier) for name, block in part.named_children()}
+
+
+def is_usual(block: nn.Module) -> bool:
+    """Whether a block is one of the paper's: its parts are this project's own, without hooks that would be lost."""
+    parts = [part for part in block.modules() if has_hooks(part)]
+    if parts or not isinstance(block, (ConvBlock, FCBlock)):
+        return False
+    known = all(getattr(type(block.neuron), name) is getattr(Neuron, name) for name in ("run", "forward"))
+    return known and (block.has_usual_conv if isinstance(block, ConvBlock) else block.has_usual_fc)
+
+
+def takes_spikes(net: SpikingNetwork) -> dict[str, bool]:
+    """Whether the input of each layer is zeros and ones."""
+    found, spikes = {}, net.inputs.name != "direct"
+    for name, block in layers(net).items():
+        found[name] = spikes
+        if isinstance(block, ConvBlock):
+            spikes = is_usual(block) and block.pool_name in ("none", "max_first", "max_random")
+        else:
+            spikes = is_usual(block)
+    return found if not has_hooks(net.encoder) and not has_hooks(net.classifier) else dict.fromkeys(found, False)
