@@ -15,6 +15,7 @@ from plif_lightning.errors import UserError
 
 # Time-steps of which one measures firing rates: a neuron that is listened to is called by itself, which is slower.
 _RATES_EVERY = 10
+ENGINES = ("events", "dense", "int16", "int8", "int4")
 
 
 def _parser(name: str, description: str) -> PlainParser:
@@ -62,6 +63,9 @@ def _stream_parser() -> PlainParser:
     parser.add_argument("--events_per_step", type=int, help="events of a time-step (default: a T-th of the recording)")
     parser.add_argument("--ms_per_step", type=_positive, help="milliseconds of a time-step, instead")
     parser.add_argument("--early_exit", type=_share, help="end when the best class is ahead by this share of the votes")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="events", help="form of the layers, as of predict (default: events)"
+    )
     parser.add_argument("--plain", action="store_true", help="a line for each time-step, instead of a table")
     return parser
 
@@ -161,7 +165,7 @@ def stream(argv: list[str]) -> int:
             raise UserError("a live stream has no end to divide by T: pass --events_per_step or --ms_per_step.")
         events_per_step = max(1, len(read_any(given.file).t) // net.time_steps)
     us = None if given.ms_per_step is None else round(1000 * given.ms_per_step)
-    network = StreamingNetwork(net, events_per_step=events_per_step, us_per_step=us)
+    network = StreamingNetwork(net, events_per_step=events_per_step, us_per_step=us, engine=given.engine)
     names = _class_names(given.ckpt_path, net.structure.fc_features[-1] // net.voting.votes_per_class)
     screen = _Screen(network, names, given.plain or not sys.stdout.isatty())
     try:

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plif_lightning.deploy.engine import Engine, deployed
 from plif_lightning.deploy.folding import fold
 from plif_lightning.errors import UserError
 from plif_lightning.events.integration import count_events
 from plif_lightning.events.recording import Recording, Sensor, pack, recording_of
-from plif_lightning.network import SpikingNetwork, step, use_backend
+from plif_lightning.network import SpikingNetwork, step
 
 
 class StreamingNetwork:
@@ -25,6 +26,7 @@ class StreamingNetwork:
         events_per_step: `push` ends a time-step after so many events.
         us_per_step: `push` ends a time-step after so many microseconds, counted from the first event on, empty ones
             included; give one of both.
+        engine: on a CPU, see `deployed`; not auto, which needs inputs to try.
 
     Raises:
         UserError: an argument lies outside its range, or the network draws its input at random.
@@ -36,7 +38,12 @@ class StreamingNetwork:
     """
 
     def __init__(
-        self, net: SpikingNetwork, *, events_per_step: int | None = None, us_per_step: int | None = None
+        self,
+        net: SpikingNetwork,
+        *,
+        events_per_step: int | None = None,
+        us_per_step: int | None = None,
+        engine: Engine = "events",
     ) -> None:
         for name, value in (("events_per_step", events_per_step), ("us_per_step", us_per_step)):
             if value is not None and value < 1:
@@ -45,11 +52,14 @@ class StreamingNetwork:
             raise UserError("give events_per_step or us_per_step, not both.")
         if net.inputs.name != "direct":
             raise UserError(f"input_encoder={net.inputs.name!r} needs all time-steps of an image: it does not stream.")
-        self.net = fold(net).requires_grad_(False)
-        weight = next(self.net.parameters())
+        weight = next(net.parameters())
         self.device, self.dtype = weight.device, weight.dtype
-        if self.device.type == "cpu":
-            use_backend(self.net, "cpu", "always")
+        if self.device.type == "cpu" and self.dtype == torch.float32:
+            self.net = deployed(net, engine).net
+        elif engine == "events":
+            self.net = fold(net).requires_grad_(False)
+        else:
+            raise UserError(f"engine={engine!r} runs on a CPU in float32, and the network is on {self.device}.")
         self.events_per_step, self.us_per_step = events_per_step, us_per_step
         self.sensor = Sensor(*net.input_shape[1:])
         self.reset()

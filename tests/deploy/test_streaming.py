@@ -156,6 +156,22 @@ def test_what_is_wrong_is_said(net):
         StreamingNetwork(trained(input_encoder="poisson", shape=(1, 12, 12)))
 
 
+def test_a_stream_runs_on_other_engines(net):
+    x = frames(net)
+    for engine in ("int16", "dense"):
+        stream = StreamingNetwork(net, engine=engine)
+        for frame in x:
+            stream.step(frame)
+        torch.testing.assert_close(stream.votes, whole(net)(x).double().mean(0))
+    wide = StreamingNetwork(trained().double())
+    wide.step(x[0])
+    assert wide.potentials["encoder.conv1.neuron"].dtype == torch.float64
+    with pytest.raises(UserError, match="pass x"):
+        StreamingNetwork(net, engine="auto")
+    with pytest.raises(UserError, match="runs on a CPU in float32"):
+        StreamingNetwork(trained().double(), engine="int8")
+
+
 def test_the_network_of_the_caller_stays_as_it_was(net):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     StreamingNetwork(net).step(frames(net)[0])
