@@ -135,8 +135,10 @@ def cost(net: SpikingNetwork, x: Tensor) -> Cost:
         x: frames [T, N, C, H, W], or static images [N, C, H, W], whose first convolution runs once.
 
     Raises:
-        UserError: a layer was replaced by another kind.
+        UserError: a layer was replaced by another kind; there is no sample.
     """
+    if x.numel() == 0:
+        raise UserError(f"a cost is an average over samples, and there are none in x {list(x.shape)}.")
     found: list[LayerCost] = []
     spikes = takes_spikes(net)
     samples = x.shape[0] if x.dim() == 4 else x.shape[1]

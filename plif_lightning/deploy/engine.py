@@ -129,7 +129,7 @@ def deployed(net: SpikingNetwork, engine: Engine = "auto", x: Tensor | None = No
         raise UserError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}.")
     spikes = _spiking_layers(net)
     if engine == "auto":
-        if x is None:
+        if x is None or x.numel() == 0:
             raise UserError("engine='auto' tries each layer's forms on inputs as they will come: pass x.")
         forms = _fastest(net, spikes, x)
     else:

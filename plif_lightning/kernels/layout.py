@@ -127,7 +127,7 @@ def empty_potential(y: Tensor, there: bool) -> Tensor:
 
 def array_of(y: Tensor) -> NDArray[Any]:
     """The memory of a map with C innermost as [T, everything of a step]; bfloat16 as its bits."""
-    flat = y.detach().permute(0, 1, 3, 4, 2).reshape(y.shape[0], -1)
+    flat = y.detach().permute(0, 1, 3, 4, 2).reshape(len(y), y[0].numel())
     return (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy()
 
 
@@ -165,7 +165,7 @@ class Geometry:
         else:
             # without windows all images are one
             self.height, positions = n * height, n * height * self.width
-            per_run = min(longest, positions)
+            per_run = min(longest, max(positions, 1))
             self.units = -(-positions // per_run)
         self.run = per_run * self.channels
         self.threads = torch.get_num_threads() if steps * y[0].numel() >= WORTH_THREADS else 1

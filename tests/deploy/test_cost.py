@@ -5,6 +5,7 @@ import torch
 
 from plif_lightning.deploy import SynapticOperations, cost, fold
 from plif_lightning.deploy.costs import picojoules_a_byte
+from plif_lightning.errors import UserError
 from plif_lightning.network import use_backend
 from tests.deploy.conftest import frames, trained
 
@@ -52,6 +53,11 @@ def test_energies_add_up():
         assert layer.with_memory(False) == pytest.approx(layer.actual * small + potentials + computed)
         assert layer.conventional(False) > 0
     assert [picojoules_a_byte(size) for size in (8192, 8193, 2**20, 2**20 + 1)] == [1.25, 2.5, 12.5, 200]
+
+
+def test_a_cost_needs_a_sample(net):
+    with pytest.raises(UserError, match="there are none in x"):
+        cost(net, torch.zeros(4, 0, 2, 12, 12))
 
 
 def test_a_network_in_training_stays_so_and_hooks_are_gone(net):

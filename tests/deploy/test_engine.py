@@ -63,6 +63,13 @@ def test_an_average_pool_gives_no_spikes_to_the_layer_after_it():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("engine", ["dense", "events", "int8"])
+def test_no_samples_have_no_votes(net, engine):
+    assert deployed(net, engine)(torch.zeros(4, 0, 2, 12, 12)).shape == (4, 0, 3)
+    for sparse in ("never", "always"):
+        assert use_backend(net, "cpu", sparse)(torch.zeros(4, 0, 2, 12, 12)).shape == (4, 0, 3)
+
+
 def test_the_caller_keeps_its_network_and_hears_what_was_taken(net, caplog):
     caplog.set_level(logging.INFO)
     made = deployed(net, "auto", frames(net))
@@ -116,5 +123,6 @@ def test_a_layer_of_another_kind_stays_as_it_is(net, kind):
 def test_what_is_wrong_is_said(net):
     with pytest.raises(UserError, match="engine must be one of auto, dense, events, int16, int8, int4, got 'fast'"):
         deployed(net, "fast")
-    with pytest.raises(UserError, match="pass x"):
-        deployed(net)
+    for x in (None, torch.zeros(4, 0, 2, 12, 12)):
+        with pytest.raises(UserError, match="pass x"):
+            deployed(net, x=x)
