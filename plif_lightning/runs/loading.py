@@ -21,7 +21,7 @@ def printable(value: Any) -> Any:
 def loaded(path: Path, problems: list[str], optional: bool = False) -> dict[str, Any]:
     try:
         text = path.read_text()
-        value = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
+        value = printable(json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader))
     except FileNotFoundError:
         if not optional:
             problems.append(f"{path} is not there.")
@@ -32,7 +32,7 @@ def loaded(path: Path, problems: list[str], optional: bool = False) -> dict[str,
     if not isinstance(value, dict):
         problems.append(f"{path} must hold names and values, got {type(value).__name__}.")
         return {}
-    return printable(value)
+    return value
 
 
 # libyaml's, where PyYAML has it: a hundred configurations in a second instead of ten
