@@ -1,5 +1,6 @@
 """A trained network in the forms that other programs read, in a folder that says what is in it."""
 
+import contextlib
 import json
 import logging
 import shutil
@@ -81,7 +82,7 @@ def _save_onnx(program: torch.export.ExportedProgram, file: Path, names: tuple[l
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError("ONNX needs onnx and onnxscript: pip install 'plif_lightning[export]'.") from error
+        raise UserError("ONNX needs onnx and onnxscript: pip install onnx onnxscript.") from error
     inputs, outputs = names
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch's exporter about itself
@@ -186,6 +187,8 @@ def export(checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network"
         return {file.name: (out / file.name).stat().st_size for file in files}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            out.rmdir()  # where nothing came of it, and nothing else is in it
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -35,7 +35,7 @@ def _nir() -> Any:
     try:
         import nir
     except ImportError as error:
-        raise UserError("NIR needs the package nir: pip install 'plif_lightning[export]'.") from error
+        raise UserError("NIR needs the package nir: pip install nir.") from error
     return nir
 
 

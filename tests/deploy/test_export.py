@@ -152,6 +152,14 @@ def test_an_export_that_fails_leaves_the_one_before(checkpoint, exported, tmp_pa
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
+@pytest.mark.parametrize(("package", "form"), [("onnxscript", "onnx"), ("nir", "nir")])
+def test_a_package_that_is_missing_is_named_and_leaves_nothing(checkpoint, tmp_path, monkeypatch, package, form):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"pip install .*{package}"):
+        export(checkpoint, tmp_path / "out", [form])
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_export_of_another_network_leaves_nothing_of_the_one_before(checkpoint, exported, tmp_path):
     export(checkpoint, tmp_path, ["nir"])
     (tmp_path / "mine.txt").write_text("stays")
