@@ -1,17 +1,23 @@
 """`export`, `stream` and `cost`: a trained network on its own. None of them needs Lightning."""
 
 import argparse
+import importlib
 import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from plif_lightning.events.recording import Recording
+    from plif_lightning.network import SpikingNetwork
 
 # Time-steps of which one measures firing rates: a neuron that is listened to is called by itself, which is slower.
 _RATES_EVERY = 10
@@ -92,34 +98,43 @@ def export(argv: list[str]) -> int:
     return 0
 
 
-def _class_names(path: Path, number: int) -> list[str]:
-    """Of the data set that a checkpoint was trained on; numbers where it has none."""
-    import importlib
-
+def _read(path: Path) -> tuple["SpikingNetwork", dict[str, Any]]:
+    """The network of a checkpoint, or of a folder that export wrote, and its data block; nothing where it has none."""
     import yaml
 
-    from plif_lightning.network.loading import checkpoint_file, load_checkpoint
+    from plif_lightning.network.loading import checkpoint_file, load_checkpoint, network_in
 
-    config = yaml.safe_load(load_checkpoint(checkpoint_file(path), mapped=True).get("cli_config", "")) or {}
+    path = checkpoint_file(path)
+    checkpoint = load_checkpoint(path)
+    config = yaml.safe_load(checkpoint.get("cli_config", "")) or {}
+    return network_in(checkpoint, path), config.get("data", {})
+
+
+def _data_class(data: dict[str, Any]) -> Any:
+    module, name = data["class_path"].rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
+
+
+def _class_names(data: dict[str, Any], number: int) -> list[str]:
+    """Of the data set that a network was trained on; numbers where it has none."""
     try:
-        module, name = config["data"]["class_path"].rsplit(".", 1)
-        names = list(getattr(importlib.import_module(module), name).class_names)
+        names = list(_data_class(data).class_names)
     except (KeyError, ImportError, AttributeError, TypeError):
         names = []  # a data set of another program, or one whose classes lie in its files
     return names if len(names) == number else [str(i) for i in range(number)]
 
 
-def _pieces(file: str, live: bool, idle: float | None) -> Iterator[Any]:
-    """The events of a recording as they come, in portions."""
-    from plif_lightning.events.readers import Aedat2Stream, read_any
-    from plif_lightning.events.recording import Recording, RecordingError
+def _portions(whole: "Recording", size: int = 10_000) -> Iterator["Recording"]:
+    """Some events of a recording after others."""
+    for first in range(0, len(whole.t), size):
+        yield type(whole)(*(column[first : first + size] for column in whole))
 
-    if not live and file != "-":
-        whole = read_any(file)
-        size = 10_000
-        for first in range(0, len(whole.t), size):
-            yield Recording(*(column[first : first + size] for column in whole))
-        return
+
+def _growing(file: str, idle: float | None) -> Iterator["Recording"]:
+    """The events of a file that grows, or of standard input, as they come."""
+    from plif_lightning.events.readers import Aedat2Stream
+    from plif_lightning.events.recording import RecordingError
+
     with ExitStack() as held:
         try:
             opened = sys.stdin.buffer if file == "-" else held.enter_context(Path(file).open("rb"))
@@ -147,30 +162,30 @@ def stream(argv: list[str]) -> int:
     given = _stream_parser().parse_args(argv)
     from plif_lightning.deploy.streaming import StreamingNetwork
     from plif_lightning.events.readers import read_any
-    from plif_lightning.network import load_network
 
     if given.events_per_step is not None and given.ms_per_step is not None:
         raise UserError("give --events_per_step or --ms_per_step, not both.")
     if given.idle is not None and not given.live:
         raise UserError("--idle is for --live.")
-    net = load_network(given.ckpt_path)
+    net, data = _read(given.ckpt_path)
     if net.input_shape[0] != 2:
         raise UserError(
             f"the network takes {' x '.join(map(str, net.input_shape))} images, and a stream gives frames of events, "
             "2 x H x W."
         )
-    events_per_step = given.events_per_step
+    growing, events_per_step = given.live or given.file == "-", given.events_per_step
+    whole = None if growing else read_any(given.file)
     if events_per_step is None and given.ms_per_step is None:
-        if given.live or given.file == "-":
+        if whole is None:
             raise UserError("a live stream has no end to divide by T: pass --events_per_step or --ms_per_step.")
-        events_per_step = max(1, len(read_any(given.file).t) // net.time_steps)
+        events_per_step = max(1, len(whole.t) // net.time_steps)
     us = None if given.ms_per_step is None else round(1000 * given.ms_per_step)
     network = StreamingNetwork(net, events_per_step=events_per_step, us_per_step=us, engine=given.engine)
-    names = _class_names(given.ckpt_path, net.structure.fc_features[-1] // net.voting.votes_per_class)
+    names = _class_names(data, net.structure.fc_features[-1] // net.voting.votes_per_class)
     screen = _Screen(network, names, given.plain or not sys.stdout.isatty())
     try:
         with screen:
-            for piece in _pieces(given.file, given.live, given.idle):
+            for piece in _growing(given.file, given.idle) if whole is None else _portions(whole):
                 if screen.push(piece, given.early_exit):
                     break
     except KeyboardInterrupt:
@@ -256,46 +271,48 @@ class _Screen:
         self.live.update(table)
 
 
-def samples_to_test(path: Path, root: str | None, number: int) -> tuple[Any, Any]:
-    """Some test samples of a checkpoint's data set, [T, N, C, H, W] or [N, C, H, W], and their labels [N].
+def samples_to_test(data: dict[str, Any], root: str | None, number: int) -> tuple["Tensor", "Tensor"]:
+    """Some test samples of a data set, [T, N, C, H, W] or [N, C, H, W], and their labels [N].
 
     Args:
-        path: of the checkpoint, or of a folder that `export` wrote.
-        root: of the data sets, where it is another than the checkpoint's.
+        data: the block of a configuration that names it.
+        root: of the data sets, where it is another than the configuration's.
         number: of samples.
 
     Raises:
-        UserError: the checkpoint names no data set; the data cannot be had.
+        UserError: the data cannot be had.
     """
-    import importlib
-
-    import yaml
+    import torch
 
     from plif_lightning.batch import time_first
     from plif_lightning.cli.lightning import quieten
-    from plif_lightning.network.loading import checkpoint_file, load_checkpoint
 
     quieten()
-    stored = load_checkpoint(checkpoint_file(path), mapped=True).get("cli_config")
-    if stored is None:
-        raise UserError(f"{path} is not a checkpoint that `fit` wrote: it names no data set.")
-    config = yaml.safe_load(stored)["data"]
-    module, name = config["class_path"].rsplit(".", 1)
-    arguments = {**config["init_args"], "batch_size": number, "num_workers": 0}
+    arguments = {**data["init_args"], "batch_size": number, "num_workers": 0}
     if root is not None:
         arguments["root"] = root
-    data = getattr(importlib.import_module(module), name)(**arguments)
-    data.prepare_data()
-    data.setup("test")
-    import torch
-
+    module = _data_class(data)(**arguments)
+    module.prepare_data()
+    module.setup("test")
     x, label = [], []
-    for batch in data.test_dataloader():
+    for batch in module.test_dataloader():
         x.append(batch.x)
         label.append(batch.label)
         if sum(map(len, x)) >= number:
             break
     return time_first(torch.cat(x)[:number]).float(), torch.cat(label)[:number]
+
+
+def read_to_test(path: Path, root: str | None, number: int) -> tuple["SpikingNetwork", "Tensor", "Tensor"]:
+    """The network of a checkpoint, and some test samples of its data set with their labels; see `samples_to_test`.
+
+    Raises:
+        UserError: the checkpoint names no data set; the data cannot be had.
+    """
+    net, data = _read(path)
+    if not data:
+        raise UserError(f"{path} is not a checkpoint that `fit` wrote: it names no data set.")
+    return net, *samples_to_test(data, root, number)
 
 
 def cost(argv: list[str]) -> int:
@@ -306,33 +323,32 @@ def cost(argv: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from plif_lightning.deploy.costs import Cost
     from plif_lightning.deploy.costs import cost as count
-    from plif_lightning.network import load_network
 
-    net = load_network(given.ckpt_path)
-    found = count(net, samples_to_test(given.ckpt_path, given.root, given.samples)[0])
-    ours, other = found.total("with_memory", False), found.total("conventional", False)
-    ours_reused, other_reused = found.total("with_memory", True), found.total("conventional", True)
+    net, x, _ = read_to_test(given.ckpt_path, given.root, given.samples)
+    found = count(net, x)
     columns = (
         "layer", "firing", "dense [M]", "MAC [M]", "AC [M]", "parameters [k]", "state [k]", "moved [MB]", "fp32 [uJ]",
         "int8 + memory [uJ]", "conventional", "weights reused", "conventional",
     )  # fmt: skip
 
-    def row(layer: Any, *first: str) -> tuple[str, ...]:
-        """Of a layer, or of all of them."""
-        plain = ((layer.dense, 1e6, 2), (layer.macs, 1e6, 2), (layer.accumulates, 1e6, 2), (layer.parameters, 1e3, 1),
-                 (layer.state, 1e3, 1), (layer.traffic, 1e6, 1), (layer.arithmetic, 1e6, 1))  # fmt: skip
-        energies = [f(reuse) for reuse in (False, True) for f in (layer.with_memory, layer.conventional)]
-        return *first, *(f"{v / unit:,.{n}f}" for v, unit, n in plain), *(f"{v / 1e6:,.1f}" for v in energies)
+    numbers = (
+        ("dense", 1e6, 2), ("macs", 1e6, 2), ("accumulates", 1e6, 2), ("parameters", 1e3, 1), ("state", 1e3, 1),
+        ("traffic", 1e6, 1), ("arithmetic", 1e6, 1),
+    )  # fmt: skip
+    energies = [(name, reuse) for reuse in (False, True) for name in ("with_memory", "conventional")]
 
-    rows = [row(layer, layer.layer, f"{100 * layer.firing:.1f} %") for layer in found.layers]
-    numbers = ("dense", "macs", "accumulates", "parameters", "state", "traffic", "arithmetic")
-    whole = SimpleNamespace(
-        **{name: found.total(name) for name in numbers},
-        with_memory=lambda reuse: ours_reused if reuse else ours,
-        conventional=lambda reuse: other_reused if reuse else other,
-    )
-    rows.append(row(whole, "all", ""))
+    def row(of: Cost, *first: str) -> tuple[str, ...]:
+        """Of one layer, or of all of them."""
+        plain = (f"{of.total(name) / unit:,.{digits}f}" for name, unit, digits in numbers)
+        return *first, *plain, *(f"{of.total(*energy) / 1e6:,.1f}" for energy in energies)
+
+    rows = [
+        row(Cost((layer,), found.samples, found.time_steps), layer.layer, f"{100 * layer.firing:.1f} %")
+        for layer in found.layers
+    ]
+    rows.append(row(found, "all", ""))
     table = Table(title=f"{net.structure}, T = {found.time_steps}, a sample, measured on {found.samples}")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
@@ -341,10 +357,11 @@ def cost(argv: list[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     arithmetic = found.total("arithmetic") / found.total("arithmetic_dense")
+    fetched, reused = (found.total("with_memory", r) / found.total("conventional", r) for r in (False, True))
     console.print(
         f"Energies of a 45 nm process (Horowitz 2014). Arithmetic alone: {arithmetic:.2f} of a float32 network that "
         f"skips nothing over T steps. With memory, 8 bits, against a conventional network of this shape on one frame: "
-        f"{ours / other:.2f} times its energy if every operation fetches its weight, {ours_reused / other_reused:.2f} "
+        f"{fetched:.2f} times its energy if every operation fetches its weight, {reused:.2f} "
         "times if weights are reused. Above 1 the conventional network wins."
     )
     if given.out is not None:

@@ -1,8 +1,6 @@
 """A trained network for inference on an ordinary CPU: frozen, BN folded, each layer in its fastest form."""
 
 import logging
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
@@ -17,6 +15,7 @@ from plif_lightning.kernels import conv_of_table, linear_of_table, table_of
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.blocks import ConvBlock, FCBlock
 from plif_lightning.neurons import Neuron
+from plif_lightning.runtime.timing import least_seconds
 
 _log = logging.getLogger(__name__)
 Engine = Literal["auto", "dense", "events", "int16", "int8", "int4"]
@@ -158,7 +157,7 @@ def _fastest(net: SpikingNetwork, spikes: dict[str, bool], x: Tensor) -> dict[st
         forms[name] = "dense"
         if spikes[name]:
             of_form = _forms(block, inputs[name])
-            seconds = {form: _seconds(run) for form, run in of_form.items()}
+            seconds = {form: least_seconds(run) for form, run in of_form.items()}
             forms[name] = min(seconds, key=seconds.__getitem__)
     return forms
 
@@ -171,13 +170,3 @@ def _forms(block: nn.Module, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     assert isinstance(block, FCBlock)
     rows, fc = FrozenLinear(block.fc.weight, None, None), block.fc
     return {"dense": lambda: F.linear(x, fc.weight), "events": lambda: rows(x)}
-
-
-def _seconds(run: Callable[[], Tensor]) -> float:
-    run()
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.nir import to_nir
 from plif_lightning.errors import CheckpointError, UserError
-from plif_lightning.network import SpikingNetwork, load_network, step, use_backend
-from plif_lightning.network.loading import EXPORTED, checkpoint_file, load_checkpoint, sha256_of
+from plif_lightning.network import SpikingNetwork, step, use_backend
+from plif_lightning.network.loading import EXPORTED, checkpoint_file, load_checkpoint, network_in, sha256_of
 from plif_lightning.neurons import Neuron
 
 FORMATS = ("network", "pt2", "onnx", "nir")
@@ -120,10 +120,10 @@ _WRITERS: dict[str, Callable[[SpikingNetwork, bool, Path], None]] = {
 
 
 def _folded_checkpoint(checkpoint: dict[str, Any], net: SpikingNetwork) -> dict[str, Any]:
-    """A checkpoint of the folded network that `test` and `predict` measure as they do the one that it comes from."""
+    """A checkpoint of the folded `net` that `test` and `predict` measure as they do the one that it comes from."""
     kept = {key: value for key, value in checkpoint.items() if key not in _OF_TRAINING}
     others = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("network.")}
-    kept["state_dict"] = others | {f"network.{name}": value for name, value in fold(net).state_dict().items()}
+    kept["state_dict"] = others | {f"network.{name}": value for name, value in net.state_dict().items()}
     kept["hyper_parameters"] = {**checkpoint["hyper_parameters"], "folded": True}
     config = yaml.safe_load(checkpoint["cli_config"])
     config["model"]["folded"] = True
@@ -158,7 +158,7 @@ def export(checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network"
     checkpoint = load_checkpoint(checkpoint_path)
     if "cli_config" not in checkpoint:
         raise CheckpointError(f"{checkpoint_path} is not a checkpoint that `fit` wrote: it holds no configuration.")
-    net = load_network(checkpoint_path)
+    net = fold(network_in(checkpoint, checkpoint_path))
     data = yaml.safe_load(checkpoint["cli_config"])["data"]
     static = "slicing" not in data["init_args"]
     out.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def export(checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network"
             "data": data["class_path"].rsplit(".", 1)[-1],
             "input": ["N", *net.input_shape] if static else [net.time_steps, "N", *net.input_shape],
             "time_steps": net.time_steps,
-            "structure": str(fold(net).structure),
+            "structure": str(net.structure),
             "sha256": {file.name: sha256_of(file) for file in files},
         }
         (folder / EXPORTED).write_text(json.dumps(facts, indent=1))

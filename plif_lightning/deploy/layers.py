@@ -3,8 +3,7 @@
 from torch import nn
 
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import ConvBlock, FCBlock, has_hooks
-from plif_lightning.neurons import Neuron
+from plif_lightning.network.blocks import ConvBlock, FCBlock, has_hooks, is_usual_neuron
 
 
 def layers(net: SpikingNetwork) -> dict[str, nn.Module]:
@@ -17,8 +16,8 @@ def is_usual(block: nn.Module) -> bool:
     parts = [part for part in block.modules() if has_hooks(part)]
     if parts or not isinstance(block, (ConvBlock, FCBlock)):
         return False
-    known = all(getattr(type(block.neuron), name) is getattr(Neuron, name) for name in ("run", "forward"))
-    return known and (block.has_usual_conv if isinstance(block, ConvBlock) else block.has_usual_fc)
+    usual = block.has_usual_conv if isinstance(block, ConvBlock) else block.has_usual_fc
+    return usual and is_usual_neuron(block.neuron)
 
 
 def takes_spikes(net: SpikingNetwork) -> dict[str, bool]:

@@ -6,7 +6,6 @@ the same form at the same spikes. Where nothing can be written, nothing is measu
 
 import json
 import logging
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from plif_lightning.runtime.compiled import compiled_code
 from plif_lightning.runtime.files import written_whole
 from plif_lightning.runtime.locks import file_lock
 from plif_lightning.runtime.surroundings import processor
+from plif_lightning.runtime.timing import least_seconds
 from plif_lightning.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -102,20 +102,10 @@ def _measured(what: str, dtype: torch.dtype, shape: tuple[int, ...], contenders:
         dense_times = []
         for share in _SHARES:
             events, dense = contenders(what, dtype, shape, share)
-            times.append(_seconds(events))
-            dense_times.append(_seconds(dense))
+            times.append(least_seconds(events))
+            dense_times.append(least_seconds(dense))
         a, b = times
         if b > a:  # else the machine was busy with something else
             found = _SHARES[0] + (min(dense_times) / _MARGIN - a) / (b - a) * (_SHARES[1] - _SHARES[0])
             return min(max(found, 0.0), _MOST)
     return _UNMEASURED
-
-
-def _seconds(form: Form) -> float:
-    form()
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        form()
-        times.append(time.perf_counter() - start)
-    return min(times)  # what else runs on the machine only adds

@@ -24,7 +24,7 @@ from plif_lightning.kernels.parallel import parallel
 
 Sparse = Literal["auto", "never", "always"]
 SPARSE: dict[str, int] = {name: i for i, name in enumerate(get_args(Sparse))}
-_AUTO, _NEVER, _ALWAYS = range(3)
+_NEVER, _ALWAYS = SPARSE["never"], SPARSE["always"]
 
 # float64 and float16 are the library's.
 TYPES = (torch.float32, torch.bfloat16)
@@ -134,16 +134,20 @@ def _limit(what: str, dtype: torch.dtype, shape: tuple[int, ...]) -> float:
 # ---- convolution: x [N, C, H, W], C innermost
 
 
-def _conv_events(bits: Tensor, weight: Tensor, size: tuple[int, int, int]) -> Tensor:
+def _conv_events(
+    bits: Tensor, table: Tensor, size: tuple[int, int, int], dtype: torch.dtype, scale: Tensor | None = None
+) -> Tensor:
+    """Sums of a table's rows [9 C, O] for images of a size [N, H, W], in a type, O innermost in memory."""
     from plif_lightning.kernels import cpu_sparse
 
     images, height, width = size
-    outputs, channels = weight.shape[:2]
-    out = torch.empty(len(bits), outputs, dtype=weight.dtype)
-    table, threads = _array(table_of(weight)), _threads(out.numel())
+    channels, outputs = len(table) // 9, table.shape[1]
+    out = torch.empty(len(bits), outputs, dtype=dtype)
+    scales, threads = _NO_SCALE if scale is None else scale.numpy(), _threads(out.numel())
     parallel(
-        cpu_sparse.conv, images * height, threads, _bits(bits), table, _NO_SCALE, _array(out), height, width, channels
-    )
+        cpu_sparse.conv, images * height, threads, _bits(bits), _array(table), scales, _array(out), height, width,
+        channels,
+    )  # fmt: skip
     return out.view(images, height, width, outputs).permute(0, 3, 1, 2)
 
 
@@ -164,19 +168,11 @@ def conv_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Tens
     Returns:
         [N, O, H, W], float32, O innermost.
     """
-    from plif_lightning.kernels import cpu_sparse
-
     n, channels, height, width = x.shape
     if len(table) != 9 * channels:
         raise UserError(f"x {list(x.shape)} does not fit a table of shape {list(table.shape)}.")
-    table = table.contiguous()
     bits, _ = pack(_pixels(x))
-    out = torch.empty(len(bits), table.shape[1], dtype=torch.float32)
-    scales, threads = _NO_SCALE if scale is None else scale.numpy(), _threads(out.numel())
-    parallel(
-        cpu_sparse.conv, n * height, threads, _bits(bits), table.numpy(), scales, out.numpy(), height, width, channels
-    )
-    return out.view(n, height, width, table.shape[1]).permute(0, 3, 1, 2)
+    return _conv_events(bits, table.contiguous(), (n, height, width), torch.float32, scale)
 
 
 def linear_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -201,7 +197,7 @@ def _conv(x: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
     bits, spikes = pack(rows)
     n, channels, height, width = x.shape
     if _pays(mode, "conv", x.dtype, spikes, len(rows), channels, len(weight), height, width):
-        return _conv_events(bits, weight, (n, height, width)), bits
+        return _conv_events(bits, table_of(weight), (n, height, width), x.dtype), bits
     y = F.conv2d(x.detach(), weight.detach(), padding=1)
     return y.contiguous(memory_format=torch.channels_last), bits
 
@@ -481,7 +477,7 @@ def contenders(
     if what == "conv":
         dense = weight.contiguous(memory_format=torch.channels_last)
         return (
-            lambda: _conv_events(pack(spikes)[0], weight, (n, height, width)),
+            lambda: _conv_events(pack(spikes)[0], table_of(weight), (n, height, width), dtype),
             lambda: F.conv2d(x, dense, padding=1),
         )
     return (

@@ -40,6 +40,13 @@ def has_hooks(module: nn.Module) -> bool:
     return any(hooks)
 
 
+def is_usual_neuron(neuron: nn.Module) -> bool:
+    """Whether a module is one of this project's neurons, which gives zeros and ones, without a `run` of its own."""
+    return isinstance(neuron, Neuron) and all(
+        getattr(type(neuron), name) is getattr(Neuron, name) for name in ("run", "forward")
+    )
+
+
 def computing_type(x: Tensor) -> torch.dtype:
     """The type that a layer computes in where its weight is of the type of x."""
     return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
@@ -281,8 +288,7 @@ class FCBlock(nn.Module):
 
     def gives_binary(self, device: torch.device) -> bool:
         """Whether the output is guaranteed to hold zeros and ones."""
-        usual = all(getattr(type(self.neuron), name) is getattr(Neuron, name) for name in ("run", "forward"))
-        return usual and not has_hooks(self.neuron) and not has_hooks(self)
+        return is_usual_neuron(self.neuron) and not has_hooks(self.neuron) and not has_hooks(self)
 
 
 class Blocks(nn.Sequential):

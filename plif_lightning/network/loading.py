@@ -111,7 +111,11 @@ def load_network(path: str | Path) -> SpikingNetwork:
         CheckpointError: as `load_checkpoint`; files of an export folder are missing or altered.
     """
     path = checkpoint_file(Path(path))
-    checkpoint = load_checkpoint(path)
+    return network_in(load_checkpoint(path), path)
+
+
+def network_in(checkpoint: dict[str, Any], path: Path) -> SpikingNetwork:
+    """`load_network` of a checkpoint that was read already, from `path`."""
     try:
         arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if k in ARGUMENTS}
         # The form that it was trained with may not run here: `use_backend` chooses another one than the fastest.

@@ -24,10 +24,10 @@ tune_allocator()  # as main.py does
 import onnxruntime
 import torch
 
-from plif_lightning.cli.deploy import samples_to_test
+from plif_lightning.cli.deploy import read_to_test
 from plif_lightning.deploy import deployed, exits, fold
 from plif_lightning.deploy.exporting import export
-from plif_lightning.network import load_network, use_backend
+from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.runtime.surroundings import processor
 from tests.benchmarks.networks import alternate, inference, peer, run_peer
 
@@ -35,8 +35,7 @@ ENGINES = ("dense", "events", "auto", "int16", "int8")
 MARGINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.01)
 
 
-def seconds(path: Path, x: torch.Tensor, rounds: int) -> None:
-    net = load_network(path)
+def seconds(net: SpikingNetwork, path: Path, x: torch.Tensor, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         export(path, Path(folder), ["onnx"])
         for threads in (1, 2):
@@ -66,9 +65,8 @@ def seconds(path: Path, x: torch.Tensor, rounds: int) -> None:
                 )
 
 
-def accuracies(path: Path, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+def accuracies(net: SpikingNetwork, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Prints them; gives the votes of float32 [T, N, C]."""
-    net = load_network(path)
     forms: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         engine: deployed(net, engine)  # type: ignore[arg-type]
         for engine in ("events", "int16", "int8", "int4")
@@ -98,9 +96,9 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     print(f"{processor()}, torch {torch.__version__}, onnxruntime {onnxruntime.__version__}")
-    x, label = samples_to_test(given.ckpt_path, given.root, given.samples)
-    seconds(given.ckpt_path, x[:1] if x.dim() == 4 else x[:, :1], given.rounds)
-    votes = accuracies(given.ckpt_path, x, label)
+    net, x, label = read_to_test(given.ckpt_path, given.root, given.samples)
+    seconds(net, given.ckpt_path, x[:1] if x.dim() == 4 else x[:, :1], given.rounds)
+    votes = accuracies(net, x, label)
     curve = []
     for margin in MARGINS:
         classes, steps = exits(votes, margin)

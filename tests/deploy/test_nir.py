@@ -58,27 +58,25 @@ def require_equal(votes, found, expected, spikes):
     torch.testing.assert_close(votes, expected)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_spikingjelly_fires_every_spike(kind, tmp_path):
+def in_spikingjelly(file):
     exchange = pytest.importorskip("spikingjelly.activation_based.nir_exchange", reason="test extra `bench`")
-    net = trained(**kind)
-    x = frames(net)
-    expected, spikes = spikes_here(net, x)
-    nir.write(tmp_path / "net.nir", to_nir(net))
-    module = exchange.import_from_nir(str(tmp_path / "net.nir"))
-    found = listen(module, spikes)
-    require_equal(run_steps(module, x), found, expected, spikes)
+    return exchange.import_from_nir(str(file))
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_snntorch_fires_every_spike(kind, tmp_path):
+def in_snntorch(file):
     importer = pytest.importorskip("snntorch.import_nir", reason="test extra `bench`")
+    with contextlib.redirect_stdout(io.StringIO()):
+        return importer.import_from_nir(nir.read(file))
+
+
+@pytest.mark.parametrize("imported", [in_spikingjelly, in_snntorch])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_other_simulators_fire_every_spike(kind, imported, tmp_path):
     net = trained(**kind)
     x = frames(net)
     expected, spikes = spikes_here(net, x)
     nir.write(tmp_path / "net.nir", to_nir(net))
-    with contextlib.redirect_stdout(io.StringIO()):
-        module = importer.import_from_nir(nir.read(tmp_path / "net.nir"))
+    module = imported(tmp_path / "net.nir")
     found = listen(module, spikes)
     require_equal(run_steps(module, x), found, expected, spikes)
 

@@ -245,7 +245,7 @@ def test_a_limit_comes_from_both_forms_on_this_machine():
     ],
 )
 def test_a_limit_is_where_the_lines_meet(events, dense, expected, monkeypatch):
-    monkeypatch.setattr(limits, "_seconds", lambda form: form())
+    monkeypatch.setattr(limits, "least_seconds", lambda form: form())
     found = limits._measured(
         "conv", torch.float32, (1, 1, 1), lambda what, dtype, shape, share: (
             lambda: events[0] if share == limits._SHARES[0] else events[1], lambda: dense
@@ -317,6 +317,12 @@ def test_layers_skip_what_is_silent_where_their_input_is_spikes(change, expected
     assert taken == expected
     torch.manual_seed(1)
     torch.testing.assert_close(votes, plain(x))
+
+
+def test_a_module_in_place_of_neurons_gives_no_spikes(monkeypatch):
+    net = network()
+    net.classifier.fc1.neuron = torch.nn.Sigmoid()
+    assert taken_in(net, values(2, 1, 12, 12), monkeypatch)[0] == ["_conv_events", "_linear_events"]
 
 
 def test_an_average_pool_gives_no_spikes(monkeypatch):
