@@ -13,7 +13,6 @@ All files lie in the page cache.
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import bounds_by_count, count_events, integrate
 from plif_lightning.events.recording import pack
 from plif_lightning.events.store import Kind, RawFile, build
+from plif_lightning.runtime.surroundings import processor
 from tests import writers
 from tests.peers import spikingjelly_dataset_utils
 
@@ -215,9 +215,7 @@ def main() -> None:
     root = Path(os.environ.get("PLIF_DATA_ROOT", "data"))
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    print(
-        f"torch {torch.__version__}, tonic {tonic.__version__}, numpy {np.__version__}, {platform.machine()}, one core"
-    )
+    print(f"torch {torch.__version__}, tonic {tonic.__version__}, numpy {np.__version__}, {processor()}, one core")
     print(f"{arguments.rounds} rounds in alternation: median [lowest, highest]")
     nmnist = [readers.read_nmnist(path) for path in sorted((root / "NMNIST/Test").glob("*/*.bin"))]
     integration("N-MNIST", nmnist, Sensor(34, 34), 10, arguments.rounds)

@@ -7,7 +7,6 @@ the first. Same network, weights, fused Adam, fp32; BN over all time-steps toget
 """
 
 import argparse
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ tune_allocator()  # as main.py does; it serves the other too
 
 import torch
 
+from plif_lightning.runtime.surroundings import processor
 from tests.benchmarks.networks import alone
 
 CONTENDERS = ("ours", "SpikingJelly, multi-step")
@@ -37,7 +37,7 @@ def main() -> None:
         seconds, mib = alone(given.config, int(batch), title, given.steps + 1, int(time_steps))
         print(statistics.median(seconds[1:]), mib)
         return
-    print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, {given.config}, fp32")
+    print(f"torch {torch.__version__}, {processor()}, {torch.get_num_threads()} threads, {given.config}, fp32")
     sizes = [2**i for i in range(given.most.bit_length())]
     print("   T  batch | step [ms]: ours, SpikingJelly, ratio | peak [MiB]: ours, SpikingJelly, ratio")
     for steps, batch in [*((t, 16) for t in sizes), *((8, n) for n in sizes if n != 16)]:

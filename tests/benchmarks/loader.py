@@ -8,7 +8,6 @@ alternation; the median and the spread over the rounds are printed.
 """
 
 import argparse
-import platform
 import statistics
 import sys
 import time
@@ -25,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from plif_lightning.data import HorizontalFlip, RandomAffine, RandomCrop
 from plif_lightning.data.images import ImageDataset
 from plif_lightning.data.loading import BatchPlan, make_loader
+from plif_lightning.runtime.surroundings import processor
 
 
 class PILImages(Dataset):
@@ -77,7 +77,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     n = arguments.images
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {platform.machine()}, 1 thread")
+    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {processor()}, 1 thread")
     print(
         f"{n} images, batch 16, {arguments.rounds} rounds in alternation: median [lowest, highest] images per second\n"
     )

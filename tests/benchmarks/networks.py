@@ -11,7 +11,6 @@ held after its imports and inputs. The floor is convolutions and FC layers alone
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 from plif_lightning.configs import network_of
 from plif_lightning.losses import rate_mse
 from plif_lightning.network import SpikingNetwork
+from plif_lightning.runtime.surroundings import processor
 from tests.benchmarks.step import inputs, peak, peak_of_imports
 
 Contenders = dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]
@@ -274,9 +274,7 @@ def main() -> None:
         _, mib = alone(arguments.memory[0], int(arguments.memory[1]), arguments.memory[2], 3)
         print(int(mib))
         return
-    print(
-        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, {arguments.rounds} rounds"
-    )
+    print(f"torch {torch.__version__}, {processor()}, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
     if root := os.environ.get("PLIF_DATA_ROOT"):
         for number in 1, 4:
             of_recordings(root, number, arguments.rounds, arguments.fast)

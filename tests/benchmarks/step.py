@@ -9,7 +9,6 @@ Memory is the process's peak beyond what it held before the first step, weights 
 
 import argparse
 import importlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import torch
 from plif_lightning import configs
 from plif_lightning.losses import LOSSES
 from plif_lightning.network import SpikingNetwork
+from plif_lightning.runtime.surroundings import processor
 
 
 def inputs(name: str, net: SpikingNetwork, batch: int) -> torch.Tensor:
@@ -85,7 +85,7 @@ def main() -> None:
     if arguments.here:
         measure(arguments.configs[0], arguments.batch, arguments.steps, arguments.compile)
         return
-    print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, fp32")
+    print(f"torch {torch.__version__}, {processor()}, {torch.get_num_threads()} threads, fp32")
     for name in arguments.configs:
         size = ["--batch", str(arguments.batch), "--steps", str(arguments.steps)]
         size += ["--compile"] if arguments.compile else []
