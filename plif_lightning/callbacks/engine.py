@@ -16,7 +16,7 @@ class DeployedForm(Callback):
     """Measures `deployed(network, engine)` instead of the network, while an evaluation runs.
 
     Args:
-        engine: see `deployed`; auto tries each layer's forms on the first batch.
+        engine: see `deployed`; each layer's forms are tried on the first batch.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -31,8 +31,7 @@ class DeployedForm(Callback):
         if trainer.precision != "32-true":
             raise UserError(f"--engine {self.engine} computes in float32: pass --trainer.precision 32-true.")
         network: SpikingNetwork = pl_module.network  # type: ignore[assignment]
-        x = time_first(as_batch(next(iter(loader))).x).float() if self.engine == "auto" else None
-        made = deployed(network, self.engine, x)
+        made = deployed(network, self.engine, time_first(as_batch(next(iter(loader))).x).float())
         self.forms = ", ".join(f"{name} {form}" for name, form in made.forms.items())
         self._network, pl_module.network = network, made
 

@@ -42,7 +42,7 @@ def _export_parser() -> PlainParser:
         "--format",
         action="append",
         default=[],
-        help="network (always written), pt2 (torch.export), onnx or nir; may be repeated",
+        help="network (always written), pt2 (torch.export), onnx, onnx_int8 or nir; may be repeated",
     )
     return parser
 

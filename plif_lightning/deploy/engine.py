@@ -1,35 +1,27 @@
 """A trained network for inference on an ordinary CPU: frozen, BN folded, each layer in its fastest form."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from plif_lightning.deploy.folding import fold
-from plif_lightning.deploy.layers import is_usual, layers, takes_spikes
+from plif_lightning.deploy.integers import LARGEST, PackedConv, PackedLinear, can_be_packed, quantised
+from plif_lightning.deploy.layers import layers, spiking_layers, weighted
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import conv_of_table, linear_of_table, table_of
 from plif_lightning.network import SpikingNetwork, use_backend
-from plif_lightning.network.blocks import ConvBlock, FCBlock
+from plif_lightning.network.blocks import ConvBlock, images_channels_last
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.timing import least_seconds
 
 _log = logging.getLogger(__name__)
 Engine = Literal["auto", "dense", "events", "int16", "int8", "int4"]
-_LARGEST = {"int16": 2**15 - 1, "int8": 2**7 - 1, "int4": 2**3 - 1}
-
-
-def quantised(weight: Tensor, largest: int) -> tuple[Tensor, Tensor]:
-    """A weight [O, *] as integers from -largest to largest, and the scale of each output [O].
-
-    The input is spikes, which are exact, so nothing but the weight is rounded, and no data is needed to choose scales.
-    """
-    scale = weight.detach().flatten(1).abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / largest
-    integers = (weight.detach() / scale.view(-1, *[1] * (weight.dim() - 1))).round()
-    return integers.to(torch.int8 if largest < 2**7 else torch.int16), scale.float()
+# Spikes for layers of which nothing is known: as in trained networks, one in ten inputs.
+_USUAL_SHARE = 0.1
 
 
 class _Frozen(nn.Module):
@@ -39,16 +31,11 @@ class _Frozen(nn.Module):
     scale: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, largest: int | None) -> None:
+    def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
         super().__init__()
-        scale = None
-        if largest is not None:
-            if weight[0].numel() * largest >= 2**31:
-                raise UserError(f"{weight[0].numel()} inputs are too many for weights up to {largest}: take int8.")
-            weight, scale = quantised(weight, largest)
         self.register_buffer("table", table_of(weight))
         self.register_buffer("scale", scale)
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.register_buffer("bias", bias)
 
 
 class FrozenConv(_Frozen):
@@ -70,16 +57,16 @@ class DeployedNetwork(nn.Module):
     """A network that only infers, on a CPU, in float32; see `deployed`.
 
     Attributes:
-        forms: of each layer: dense, events, int16, int8 or int4.
+        forms: of each layer: dense or events; of integers `int8 dense`, `int8 events` and so on.
         net: the folded network with its layers in these forms.
     """
 
-    def __init__(self, net: SpikingNetwork, forms: dict[str, str]) -> None:
+    def __init__(self, net: SpikingNetwork) -> None:
         super().__init__()
         self.net = fold(net).float().cpu().requires_grad_(False)
-        self.forms = forms
-        for name, block in layers(self.net).items():
-            _give_form(block, forms[name])
+        self.forms = dict.fromkeys(layers(self.net), "dense")
+        for block in layers(self.net).values():
+            use_backend(block, "cpu", "never")
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -91,33 +78,17 @@ class DeployedNetwork(nn.Module):
         return self.net.neurons()
 
 
-def _give_form(block: nn.Module, form: str) -> None:
-    use_backend(block, "cpu", "never")
-    if form == "dense":
-        return
-    largest = _LARGEST.get(form)
-    if isinstance(block, ConvBlock):
-        block.conv = FrozenConv(block.conv.weight, block.conv.bias, largest)  # type: ignore[assignment]
-    elif isinstance(block, FCBlock):
-        block.fc = FrozenLinear(block.fc.weight, None, largest)  # type: ignore[assignment]
-
-
-def _spiking_layers(net: SpikingNetwork) -> dict[str, bool]:
-    """Whether each layer may be given another form: it is a usual one, and its input is zeros and ones."""
-    blocks = layers(net)
-    return {name: takes and is_usual(blocks[name]) for name, takes in takes_spikes(net).items()}
-
-
 def deployed(net: SpikingNetwork, engine: Engine = "auto", x: Tensor | None = None) -> DeployedNetwork:
     """A frozen copy of a network for inference on a CPU.
 
     Args:
         net: trained.
         engine: `dense`: the library's convolutions and FC layers. `events`: they touch only what spiked; the sums are
-            those of the network with `sparse="always"`, to the bit. `int16`, `int8`, `int4`: the same with weights
-            rounded to so many bits, the first layer's aside. `auto`: for each layer the faster of dense and events, by
-            trying both on x.
-        x: some inputs, as they will come: frames [T, N, C, H, W] or static images [N, C, H, W]; for `auto`.
+            those of the network with `sparse="always"`, to the bit. `auto`: for each layer the faster of the two.
+            `int16`, `int8`, `int4`: weights rounded to so many bits, the first layer's aside; for each layer the faster
+            of touching only what spiked and the library's 8-bit instructions, which give the same numbers.
+        x: some inputs, as they will come: frames [T, N, C, H, W] or static images [N, C, H, W]. The forms of each layer
+            are tried on them. `auto` needs x; forms of integers are else tried on random spikes of one sample.
 
     A layer of another kind than the paper's, or with hooks, stays as it is (`dense`).
 
@@ -126,47 +97,63 @@ def deployed(net: SpikingNetwork, engine: Engine = "auto", x: Tensor | None = No
     """
     if engine not in get_args(Engine):
         raise UserError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}.")
-    spikes = _spiking_layers(net)
-    if engine == "auto":
-        if x is None or x.numel() == 0:
-            raise UserError("engine='auto' tries each layer's forms on inputs as they will come: pass x.")
-        forms = _fastest(net, spikes, x)
-    else:
-        forms = {name: engine if takes else "dense" for name, takes in spikes.items()}
-    made = DeployedNetwork(net, forms)
-    _log.info("deployed: %s", ", ".join(f"{name} {form}" for name, form in forms.items()))
+    if engine == "auto" and (x is None or x.numel() == 0):
+        raise UserError("engine='auto' tries each layer's forms on inputs as they will come: pass x.")
+    made = DeployedNetwork(net)
+    if engine != "dense":
+        blocks, inputs = layers(made.net), {} if engine == "events" else _inputs(made, x)
+        for name in spiking_layers(net):
+            forms = _forms(blocks[name], engine, inputs.get(name))
+            made.forms[name] = _fastest(forms, inputs[name]) if len(forms) > 1 else next(iter(forms))
+            setattr(blocks[name], weighted(blocks[name]), forms[made.forms[name]])
+    _log.info("deployed: %s", ", ".join(f"{name} {form}" for name, form in made.forms.items()))
     return made
 
 
+def _forms(block: nn.Module, engine: Engine, x: Tensor | None) -> dict[str, nn.Module]:
+    """The forms of a block's layer that an engine chooses from; x is an input of the layer."""
+    layer: Any = block.get_submodule(weighted(block))
+    rows, packed = (FrozenConv, PackedConv) if isinstance(block, ConvBlock) else (FrozenLinear, PackedLinear)
+    weight, bias = layer.weight.detach(), layer.bias
+    if engine not in LARGEST:
+        events: dict[str, nn.Module] = {"events": rows(weight, None, bias)}
+        return events if engine == "events" else {**events, "dense": layer}
+    largest = LARGEST[engine]
+    if weight[0].numel() * largest >= 2**31:
+        raise UserError(f"{weight[0].numel()} inputs are too many for weights up to {largest}: take int8.")
+    integers, scale = quantised(weight, largest)
+    forms: dict[str, nn.Module] = {f"{engine} events": rows(integers, scale, bias)}
+    if can_be_packed(integers):
+        forms[f"{engine} dense"] = packed(integers, scale, bias, None if x is None else x.shape)
+    return forms
+
+
 @torch.no_grad()
-def _fastest(net: SpikingNetwork, spikes: dict[str, bool], x: Tensor) -> dict[str, str]:
-    dense = DeployedNetwork(net, dict.fromkeys(spikes, "dense"))
+def _fastest(forms: dict[str, nn.Module], x: Tensor) -> str:
+    seconds = {name: least_seconds(partial(form, x)) for name, form in forms.items()}
+    return min(seconds, key=seconds.__getitem__)
+
+
+def _inputs(made: DeployedNetwork, x: Tensor | None) -> dict[str, Tensor]:
+    """What x gives to each layer, images [N, C, H, W] or rows [R, K]; random spikes where it gives none."""
+    if x is None or x.numel() == 0:
+        x = torch.zeros(made.net.time_steps, 1, *made.net.input_shape)
     inputs: dict[str, Tensor] = {}
     hooks = []
-    for name, block in layers(dense.net).items():
+    for name, block in layers(made.net).items():
 
         def keep(module: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
             inputs[name] = given[0]
 
         hooks.append(block.register_forward_pre_hook(keep))
-    dense(x)
+    with made.net.for_time_steps(len(x) if x.dim() == 5 else made.net.time_steps):  # a stream's inputs are one step
+        made(x)
     for hook in hooks:
         hook.remove()
-    forms = {}
-    for name, block in layers(dense.net).items():
-        forms[name] = "dense"
-        if spikes[name]:
-            of_form = _forms(block, inputs[name])
-            seconds = {form: least_seconds(run) for form, run in of_form.items()}
-            forms[name] = min(seconds, key=seconds.__getitem__)
-    return forms
-
-
-def _forms(block: nn.Module, x: Tensor) -> dict[str, Callable[[], Tensor]]:
-    if isinstance(block, ConvBlock):
-        images = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        frozen, conv = FrozenConv(block.conv.weight, block.conv.bias, None), block.conv
-        return {"dense": lambda: F.conv2d(images, conv.weight, conv.bias, padding=1), "events": lambda: frozen(images)}
-    assert isinstance(block, FCBlock)
-    rows, fc = FrozenLinear(block.fc.weight, None, None), block.fc
-    return {"dense": lambda: F.linear(x, fc.weight), "events": lambda: rows(x)}
+    generator = torch.Generator().manual_seed(0)
+    for name, given in inputs.items():
+        if not given.any():
+            given = torch.rand(given.shape, generator=generator).lt(_USUAL_SHARE).float()
+        maps = given.dim() == 5
+        inputs[name] = images_channels_last(given.flatten(0, 1)) if maps else given.flatten(0, -2)
+    return inputs

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import yaml
 from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
+from plif_lightning.deploy.integers import LARGEST, quantised
+from plif_lightning.deploy.layers import layers, spiking_layers, weighted
 from plif_lightning.deploy.nir import to_nir
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import SpikingNetwork, step, use_backend
 from plif_lightning.network.loading import EXPORTED, checkpoint_file, load_checkpoint, network_in, sha256_of
 from plif_lightning.neurons import Neuron
 
-FORMATS = ("network", "pt2", "onnx", "nir")
+FORMATS = ("network", "pt2", "onnx", "onnx_int8", "nir")
 # ONNX operators of the version that current runtimes all know.
 _OPSET = 20
 # What only a run that goes on needs.
@@ -45,10 +48,45 @@ class OneStep(nn.Module):
         return votes, *(state[name] for name in self.names)
 
 
-def _reference(net: SpikingNetwork) -> SpikingNetwork:
+class _OnIntegers(nn.Module):
+    """A layer of spikes with 8-bit weights in ONNX's operators of integers: to be exported, not to be run.
+
+    The sums are exact, so votes are those of `deployed(net, "int8")` up to the rounding of what is in float32.
+    """
+
+    integers: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
+        super().__init__()
+        integers, scale = quantised(layer.weight, LARGEST["int8"])
+        self.conv = isinstance(layer, nn.Conv2d)
+        self.outputs = len(scale)
+        self.register_buffer("integers", integers if self.conv else integers.t().contiguous())
+        self.register_buffer("scale", scale[:, None, None] if self.conv else scale)
+        bias = None if layer.bias is None else layer.bias.detach()
+        self.register_buffer("bias", bias[:, None, None] if self.conv and bias is not None else bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = x.to(torch.uint8)
+        operator = "ConvInteger" if self.conv else "MatMulInteger"
+        attributes: dict[str, Any] = {"pads": [1] * 4} if self.conv else {}
+        shape = (x.shape[0], self.outputs, *x.shape[2:]) if self.conv else (*x.shape[:-1], self.outputs)
+        sums = torch.onnx.ops.symbolic(operator, (spikes, self.integers), attributes, dtype=torch.int32, shape=shape)
+        y = sums.to(torch.float32) * self.scale
+        return y if self.bias is None else y + self.bias
+
+
+def _reference(net: SpikingNetwork, on_integers: bool = False) -> SpikingNetwork:
     """The folded network in the form that exporters can follow, without gradients."""
+    spiking = spiking_layers(net) if on_integers else []
     net = fold(net)
     use_backend(net, "reference")
+    for name in spiking:
+        block = layers(net)[name]
+        layer: Any = block.get_submodule(weighted(block))
+        setattr(block, weighted(block), _OnIntegers(layer))
     return net.requires_grad_(False)
 
 
@@ -56,24 +94,25 @@ def _example(net: SpikingNetwork, static: bool) -> Tensor:
     return torch.rand(2, *net.input_shape) if static else torch.rand(net.time_steps, 2, *net.input_shape)
 
 
-def to_export(net: SpikingNetwork, static: bool) -> torch.export.ExportedProgram:
+def to_export(net: SpikingNetwork, static: bool, on_integers: bool = False) -> torch.export.ExportedProgram:
     """The folded network as a program of PyTorch's own operators, for any number of samples.
 
     Args:
         net: trained.
         static: whether it takes images [N, C, H, W] that are held, and not frames [T, N, C, H, W].
+        on_integers: layers of spikes become ONNX's operators of integers, which PyTorch cannot run.
     """
     batch = torch.export.Dim("batch", min=1)
     shapes = ({0 if static else 1: batch},)
-    return torch.export.export(_reference(net), (_example(net, static),), dynamic_shapes=shapes)
+    return torch.export.export(_reference(net, on_integers), (_example(net, static),), dynamic_shapes=shapes)
 
 
-def to_export_step(net: SpikingNetwork) -> torch.export.ExportedProgram:
+def to_export_step(net: SpikingNetwork, on_integers: bool = False) -> torch.export.ExportedProgram:
     """One time-step of the folded network, see `OneStep`."""
-    net = _reference(net)
-    batch = torch.export.Dim("batch", min=1)
     frame = torch.rand(2, *net.input_shape)
-    potentials = tuple(torch.zeros_like(v) for v in step(net, frame)[1].values())
+    potentials = tuple(torch.zeros_like(v) for v in step(_reference(net), frame)[1].values())
+    net = _reference(net, on_integers)
+    batch = torch.export.Dim("batch", min=1)
     shapes = ({0: batch}, tuple({0: batch} for _ in potentials))
     return torch.export.export(OneStep(net), (frame, *potentials), dynamic_shapes=shapes)
 
@@ -97,12 +136,14 @@ def _write_pt2(net: SpikingNetwork, static: bool, folder: Path) -> None:
     torch.export.save(to_export(net, static), folder / "network.pt2")
 
 
-def _write_onnx(net: SpikingNetwork, static: bool, folder: Path) -> None:
-    _save_onnx(to_export(net, static), folder / "network.onnx", (["x"], ["votes"]))
+def _write_onnx(net: SpikingNetwork, static: bool, folder: Path, on_integers: bool = False) -> None:
+    ending = "_int8.onnx" if on_integers else ".onnx"
+    _save_onnx(to_export(net, static, on_integers), folder / f"network{ending}", (["x"], ["votes"]))
     if net.inputs.name == "direct":
         layers = [name for name, _ in net.neurons()]
         before, after = [f"v_{name}" for name in layers], [f"v_{name}_after" for name in layers]
-        _save_onnx(to_export_step(net), folder / "step.onnx", (["frame", *before], ["votes", *after]))
+        names = ["frame", *before], ["votes", *after]
+        _save_onnx(to_export_step(net, on_integers), folder / f"step{ending}", names)
 
 
 def _write_nir(net: SpikingNetwork, static: bool, folder: Path) -> None:
@@ -115,6 +156,7 @@ def _write_nir(net: SpikingNetwork, static: bool, folder: Path) -> None:
 _WRITERS: dict[str, Callable[[SpikingNetwork, bool, Path], None]] = {
     "pt2": _write_pt2,
     "onnx": _write_onnx,
+    "onnx_int8": partial(_write_onnx, on_integers=True),
     "nir": _write_nir,
 }
 
@@ -135,8 +177,8 @@ def export(checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network"
     """Writes a checkpoint's network, BN folded, into a folder.
 
     `network.ckpt` always, which `load_network(out)` and `test --ckpt_path` read; `network.pt2` (torch.export; loads
-    without this package), `network.onnx` and `step.onnx`, `network.nir` where they are asked for; and `export.json`,
-    which holds the hash of each.
+    without this package), `network.onnx` and `step.onnx`, the same with 8-bit weights (`network_int8.onnx`,
+    `step_int8.onnx`), `network.nir` where they are asked for; and `export.json`, which holds the hash of each.
 
     Args:
         checkpoint_path: of a checkpoint that `fit` wrote.

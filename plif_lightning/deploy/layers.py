@@ -30,3 +30,14 @@ def takes_spikes(net: SpikingNetwork) -> dict[str, bool]:
         else:
             spikes = is_usual(block)
     return found if not has_hooks(net.encoder) and not has_hooks(net.classifier) else dict.fromkeys(found, False)
+
+
+def spiking_layers(net: SpikingNetwork) -> list[str]:
+    """The layers that may be given another form: usual ones, whose input is zeros and ones."""
+    blocks = layers(net)
+    return [name for name, takes in takes_spikes(net).items() if takes and is_usual(blocks[name])]
+
+
+def weighted(block: nn.Module) -> str:
+    """Which part of a block is its convolution or FC layer."""
+    return "conv" if isinstance(block, ConvBlock) else "fc"

@@ -55,7 +55,8 @@ class StreamingNetwork:
         weight = next(net.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         if self.device.type == "cpu" and self.dtype == torch.float32:
-            self.net = deployed(net, engine).net
+            one_step = None if engine == "auto" else torch.zeros(1, 1, *net.input_shape)
+            self.net = deployed(net, engine, one_step).net
         elif engine == "events":
             self.net = fold(net).requires_grad_(False)
         else:

@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +38,23 @@ MARGINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.01)
 
 def seconds(net: SpikingNetwork, path: Path, x: torch.Tensor, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        export(path, Path(folder), ["onnx"])
+        export(path, Path(folder), ["onnx", "onnx_int8"])
         for threads in (1, 2):
             torch.set_num_threads(threads)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
-            session = onnxruntime.InferenceSession(f"{folder}/network.onnx", options)
             dense = use_backend(fold(net), "reference")
-            cases: dict[str, Callable[[], Any]] = {
-                "PyTorch, dense, folded": inference(dense, x),
-                "onnxruntime, float32": lambda session=session: session.run(None, {"x": x.numpy()}),
-            }
+            cases: dict[str, Callable[[], Any]] = {"PyTorch, dense, folded": inference(dense, x)}
+            for title, file in (("float32", "network.onnx"), ("int8", "network_int8.onnx")):
+                session = onnxruntime.InferenceSession(f"{folder}/{file}", options)
+                cases[f"onnxruntime, {title}"] = partial(session.run, None, {"x": x.numpy()})
             for title, mode in (("SpikingJelly, multi-step", "m"), ("SpikingJelly, as the authors", "s")):
                 other = peer(net, mode).eval()
                 cases[title] = inference(lambda y, n=other, m=mode: run_peer(n, y, net.time_steps, m), x)
             for engine in ENGINES:
                 made = deployed(net, engine, x)  # type: ignore[arg-type]
                 cases[engine] = inference(made, x)
-                if engine == "auto":
-                    print(f"  auto: {', '.join(f'{name} {form}' for name, form in made.forms.items())}")
+                print(f"  {engine}: {', '.join(f'{name} {form}' for name, form in made.forms.items())}")
             times = alternate(cases, rounds)
             print(f"  {threads} thread{'s' if threads > 1 else ''}, one sample, T = {net.time_steps} [ms]")
             for title, found in times.items():

@@ -4,9 +4,11 @@ import logging
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from plif_lightning.deploy import deployed, fold
-from plif_lightning.deploy.engine import quantised
+from plif_lightning.deploy import deployed, engine, fold, integers
+from plif_lightning.deploy.integers import quantised
 from plif_lightning.errors import UserError
 from plif_lightning.network import use_backend
 from plif_lightning.neurons import PLIF
@@ -26,22 +28,93 @@ def test_events_are_the_network_to_the_bit(kind):
     torch.testing.assert_close(deployed(net, "events")(x[0]), fold(net)(x[0]))  # a static image
 
 
-@pytest.mark.parametrize("engine", ["int16", "int8", "int4"])
-@pytest.mark.parametrize("kind", [{}, {"n_conv": 2}], ids=str)
-def test_integers_are_the_network_with_rounded_weights(engine, kind):
+@pytest.fixture(params=["events", "dense"])
+def form(request, monkeypatch):
+    """All layers of integers take this form, where it can be had."""
+    if request.param == "dense" and not integers._works():
+        pytest.skip("PyTorch has no exact 8-bit operators here")
+    monkeypatch.setattr(engine, "_fastest", lambda forms, x: next(f for f in forms if f.endswith(request.param)))
+    return request.param
+
+
+@pytest.mark.parametrize("bits", ["int16", "int8", "int4"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_integers_are_the_network_with_rounded_weights(bits, kind, form):
     net = trained(**kind)
-    largest = {"int16": 32767, "int8": 127, "int4": 7}[engine]
+    largest = {"int16": 32639, "int8": 127, "int4": 7}[bits]
     rounded = fold(net)
     layers = [*(block.conv for block in rounded.encoder)][1:] + [block.fc for block in rounded.classifier]
-    for layer in layers:
-        integers, scale = quantised(layer.weight, largest)
-        assert integers.abs().amax() == largest
-        layer.weight.data = integers.float() * scale.view(-1, *[1] * (layer.weight.dim() - 1))
-    x = frames(net)
-    made = deployed(net, engine)
-    assert set(made.forms.values()) == {"dense", engine}
+    made = deployed(net, bits)
     assert made.forms["conv1"] == "dense"  # its input is no spikes
+    assert made.forms["fc2"] == f"{bits} {form}"
+    for layer, taken in zip(layers, list(made.forms.values())[1:], strict=True):
+        if taken != "dense":  # after an average pool
+            whole, scale = quantised(layer.weight, largest)
+            assert whole.abs().amax() == largest
+            layer.weight.data = whole.float() * scale.view(-1, *[1] * (layer.weight.dim() - 1))
+    x = frames(net)
     torch.testing.assert_close(made(x), rounded(x))
+
+
+needs_packed = pytest.mark.skipif(not integers._works(), reason="PyTorch has no exact 8-bit operators here")
+
+
+@needs_packed
+@settings(deadline=None)
+@given(
+    size=st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(1, 9)),
+    channels=st.integers(1, 130),
+    outputs=st.integers(1, 40),
+    largest=st.sampled_from([32639, 127, 7]),
+    share=st.sampled_from([0.0, 0.1, 1.0]),
+    with_bias=st.booleans(),
+)
+def test_both_forms_of_integers_are_equal_to_the_bit(size, channels, outputs, largest, share, with_bias):
+    images, height, width = size
+    torch.manual_seed(channels)
+    bias = torch.randn(outputs) if with_bias else None
+    x = torch.rand(images, channels, height, width).lt(share).float().contiguous(memory_format=torch.channels_last)
+    whole, scale = quantised(torch.randn(outputs, channels, 3, 3), largest)
+    packed = integers.PackedConv(whole, scale, bias, x.shape if images else None)
+    assert torch.equal(packed(x), engine.FrozenConv(whole, scale, bias)(x))
+    rows = x.flatten(1).unsqueeze(1)
+    whole, scale = quantised(torch.randn(outputs, rows.shape[-1]), largest)
+    packed = integers.PackedLinear(whole, scale, None, None)
+    assert torch.equal(packed(rows), engine.FrozenLinear(whole, scale, None)(rows))
+
+
+def test_two_parts_of_eight_bits_are_sixteen():
+    whole = torch.tensor([-32639, -32512, -129, -128, -1, 0, 1, 127, 128, 255, 32639], dtype=torch.int16)
+    low, high = integers._parts(whole)
+    assert low.dtype == high.dtype == torch.int8
+    assert torch.equal(low.int() + 256 * high.int(), whole.int())
+
+
+def test_without_exact_operators_only_events_are_left(net, monkeypatch):
+    monkeypatch.setattr(integers, "_works", lambda: False)
+    assert set(deployed(net, "int8", frames(net)).forms.values()) == {"dense", "int8 events"}
+
+
+def test_operators_that_are_missing_or_wrong_are_not_used(monkeypatch):
+    for wrong in (
+        lambda *a: (_ for _ in ()).throw(AttributeError("no operator")),
+        lambda self, spikes, packed: torch.zeros(len(spikes), 2, *spikes.shape[2:]),
+    ):
+        monkeypatch.setattr(integers.PackedConv, "_sums", wrong)
+        assert not integers._works.__wrapped__()
+
+
+def test_more_inputs_than_float32_can_add_up_are_left_to_events():
+    assert not integers.can_be_packed(torch.zeros(1, 2**17 + 1, dtype=torch.int8))
+
+
+def test_a_layer_that_hears_nothing_is_tried_on_random_spikes(net):
+    made = engine.DeployedNetwork(net)
+    made.net.encoder.conv2.conv.bias.fill_(-1e6)
+    assert 0.05 < engine._inputs(made, frames(net))["fc1"].mean() < 0.2
+    state = torch.random.get_rng_state()
+    deployed(net, "int8")
+    assert torch.equal(state, torch.random.get_rng_state())  # the caller's random numbers are left alone
 
 
 def test_sixteen_bits_change_no_vote(net):
@@ -63,9 +136,9 @@ def test_an_average_pool_gives_no_spikes_to_the_layer_after_it():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ["dense", "events", "int8"])
-def test_no_samples_have_no_votes(net, engine):
-    assert deployed(net, engine)(torch.zeros(4, 0, 2, 12, 12)).shape == (4, 0, 3)
+@pytest.mark.parametrize("name", ["dense", "events", "int8"])
+def test_no_samples_have_no_votes(net, name):
+    assert deployed(net, name)(torch.zeros(4, 0, 2, 12, 12)).shape == (4, 0, 3)
     for sparse in ("never", "always"):
         assert use_backend(net, "cpu", sparse)(torch.zeros(4, 0, 2, 12, 12)).shape == (4, 0, 3)
 

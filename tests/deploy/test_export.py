@@ -6,16 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
 
 from plif_lightning.cli import main
-from plif_lightning.deploy import fold
-from plif_lightning.deploy.exporting import export
+from plif_lightning.deploy import deployed, fold
+from plif_lightning.deploy.exporting import _write_onnx, export
 from plif_lightning.errors import CheckpointError, UserError
-from plif_lightning.network import load_network, step, use_backend
+from plif_lightning.network import load_network, step
 from tests.cli.calls import SILENT, TINY, fit, refused, rows
+from tests.deploy.conftest import frames, trained
 
 SHORT = ["--trainer.limit_train_batches", "5", "--trainer.limit_val_batches", "1", "--test_after_fit", "false"]
 
@@ -33,7 +35,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "exported"
-    export(checkpoint, out, ("network", "pt2", "onnx", "nir"))
+    export(checkpoint, out, ("network", "pt2", "onnx", "onnx_int8", "nir"))
     return out
 
 
@@ -43,7 +45,8 @@ def images(n=5):
 
 def test_the_folder_says_what_is_in_it(exported):
     facts = json.loads((exported / "export.json").read_text())
-    names = {"network.ckpt", "network.pt2", "network.onnx", "step.onnx", "network.nir"}
+    onnx = {"network.onnx", "step.onnx", "network_int8.onnx", "step_int8.onnx"}
+    names = {"network.ckpt", "network.pt2", "network.nir"} | onnx
     assert set(facts["sha256"]) == names
     assert {path.name for path in exported.iterdir() if path.is_file()} == names | {"export.json"}
     assert facts["input"] == ["N", 1, 8, 8]
@@ -85,19 +88,32 @@ def test_pytorchs_program_loads_without_this_package(exported, tmp_path):
     torch.testing.assert_close(torch.load(tmp_path / "y.pt"), load_network(exported)(images()))
 
 
-def test_onnxruntime_votes_the_same_for_any_batch(exported):
-    session = onnxruntime.InferenceSession(exported / "network.onnx")
-    net = load_network(exported)
+@pytest.mark.parametrize(("file", "engine"), [("network.onnx", "dense"), ("network_int8.onnx", "int8")])
+def test_onnxruntime_votes_the_same_for_any_batch(exported, file, engine):
+    session = onnxruntime.InferenceSession(exported / file)
+    net = deployed(load_network(exported), engine)
     for n in (1, 7):
         (votes,) = session.run(["votes"], {"x": images(n).numpy()})
         torch.testing.assert_close(torch.from_numpy(votes), net(images(n)))
 
 
-def test_onnxruntime_runs_it_step_by_step(exported):
-    session = onnxruntime.InferenceSession(exported / "step.onnx")
+def test_onnxruntime_votes_with_rounded_weights_on_frames(tmp_path):
+    net = trained()
+    for static in (False, True):
+        _write_onnx(net, static, tmp_path, on_integers=True)
+        session = onnxruntime.InferenceSession(tmp_path / "network_int8.onnx")
+        x = frames(net, 5)[0] if static else frames(net, 5)
+        (votes,) = session.run(["votes"], {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(votes), deployed(net, "int8")(x))
+        assert not np.array_equal(votes, deployed(net, "events")(x).numpy())  # they are rounded
+
+
+@pytest.mark.parametrize(("file", "engine"), [("step.onnx", "dense"), ("step_int8.onnx", "int8")])
+def test_onnxruntime_runs_it_step_by_step(exported, file, engine):
+    session = onnxruntime.InferenceSession(exported / file)
     names = [one.name for one in session.get_inputs()]
     assert names[0] == "frame"
-    net = use_backend(load_network(exported), "reference")
+    net = deployed(load_network(exported), engine).net
     state = step(net, images())[1]
     given = dict(zip(names[1:], (torch.zeros_like(v).numpy() for v in state.values()), strict=True))
     state = None
@@ -173,7 +189,7 @@ def test_an_engine_is_no_result_of_the_run(checkpoint, tmp_path, capsys):
     shutil.copytree(checkpoint.parent.parent, run)
     shutil.rmtree(run / "test", ignore_errors=True)
     main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT, "--engine", "int4"])
-    assert "int4: conv1 dense, conv2 int4" in " ".join(capsys.readouterr().out.split())
+    assert "int4: conv1 dense, conv2 int4 " in " ".join(capsys.readouterr().out.split())
     assert (run / "test_int4/metrics.csv").is_file()
     assert not (run / "test").exists()
 
@@ -184,7 +200,7 @@ def test_the_command_line_exports_and_refuses(checkpoint, tmp_path, monkeypatch,
     assert "network.ckpt" in capsys.readouterr().out
     assert [file.name for file in sorted(Path("out").iterdir())] == ["export.json", "network.ckpt"]
     for arguments, message in (
-        (["--format", "tflite"], "--format must be some of network, pt2, onnx, nir, got tflite"),
+        (["--format", "tflite"], "--format must be some of network, pt2, onnx, onnx_int8, nir, got tflite"),
         (["--ckpt_path", "no.ckpt"], "checkpoint no.ckpt does not exist"),
         (["--out", str(checkpoint)], "is a file: --out must name a folder"),
     ):
