@@ -172,7 +172,8 @@ class Geometry:
 
     def tiled(self, values: Tensor, real: torch.dtype) -> NDArray[Any]:
         """One row of values per channel, or several, [S, C], repeated over a run [S, run]."""
-        return values.detach().to(real).repeat(1, self.run // self.channels).numpy()
+        # NumPy's takes 2 microseconds, Tensor.repeat 20: at batch 1 that counts.
+        return np.ascontiguousarray(np.tile(values.detach().to(real).numpy(), self.run // self.channels))
 
     def tiled_row(self, row: Tensor, real: torch.dtype) -> NDArray[Any]:
         """One value for all channels, or one for each, [1 or C], repeated over a run [run]."""

@@ -1,11 +1,13 @@
 """A trained network's engines: seconds at batch 1 against other runtimes, accuracy with fewer bits, and early exits.
 
     python tests/benchmarks/deploy.py --ckpt_path RUN/checkpoints/best.ckpt [--data.root DIR] [--samples 1000]
+                                      [--plot exits.png] [--forms forms.png]
 
 Seconds on the first test sample, in alternation in one process, with 1 and 2 threads: ours, PyTorch's dense layers in
 the folded network (the readable reference), SpikingJelly 2.0 in both of its modes, onnxruntime. Accuracy and the share
 of decisions that differ from float32's, on `--samples` test samples. Early exits: accuracy against the mean number of
-time-steps, for several margins.
+time-steps, for several margins. `--forms`: instead, each form of each layer over the share of inputs that spike, one
+sample.
 """
 
 import argparse
@@ -27,12 +29,15 @@ import torch
 
 from plif_lightning.cli.deploy import read_to_test
 from plif_lightning.deploy import deployed, exits, fold
+from plif_lightning.deploy.engine import DeployedNetwork, _forms, _inputs
 from plif_lightning.deploy.exporting import export
+from plif_lightning.deploy.layers import layers, spiking_layers
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.runtime.surroundings import processor
 from tests.benchmarks.networks import alternate, inference, peer, run_peer
 
 ENGINES = ("dense", "events", "auto", "int16", "int8")
+SHARES = (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5)
 MARGINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.01)
 
 
@@ -64,9 +69,40 @@ def seconds(net: SpikingNetwork, path: Path, x: torch.Tensor, rounds: int) -> No
                 )
 
 
+def forms(net: SpikingNetwork, rounds: int, file: Path) -> None:
+    """Prints and draws the milliseconds of each layer's forms, of one sample, over the share of inputs that spike."""
+    import matplotlib.pyplot as plt
+
+    made = DeployedNetwork(net)
+    blocks, inputs = layers(made.net), _inputs(made, None)
+    names = spiking_layers(net)
+    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.6), layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        curves: dict[str, list[float]] = {}
+        for share in SHARES:
+            x = torch.rand_like(inputs[name]).lt(share).float()
+            modules = {
+                form: made for kind in ("auto", "int16", "int8") for form, made in _forms(blocks[name], kind, x).items()
+            }
+            cases = {form: inference(made, x) for form, made in modules.items()}
+            times = {form: 1e3 * statistics.median(found) for form, found in alternate(cases, rounds).items()}
+            print(
+                f"  {name}, {100 * share:.0f} %: " + ", ".join(f"{form} {ms:.3f}" for form, ms in times.items()) + " ms"
+            )
+            for form, ms in times.items():
+                curves.setdefault(form, []).append(ms)
+        for form, ms in curves.items():
+            axis.plot([100 * share for share in SHARES], ms, marker="o", markersize=3, label=form)
+        axis.set(title=name, xlabel="inputs that spike [%]", yscale="log")
+    axes[0, 0].set_ylabel("milliseconds, one sample, all time-steps")
+    axes[0, 0].legend(fontsize=8)
+    figure.suptitle(f"{processor()}, {torch.get_num_threads()} threads; {net.structure}", fontsize=9)
+    figure.savefig(file, dpi=110)
+
+
 def accuracies(net: SpikingNetwork, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Prints them; gives the votes of float32 [T, N, C]."""
-    forms: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    made: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         engine: deployed(net, engine)  # type: ignore[arg-type]
         for engine in ("events", "int16", "int8", "int4")
     }
@@ -75,9 +111,9 @@ def accuracies(net: SpikingNetwork, x: torch.Tensor, label: torch.Tensor) -> tor
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             return net(some)
 
-    forms["bf16"] = bf16
+    made["bf16"] = bf16
     some = x.split(64, 0 if x.dim() == 4 else 1)
-    votes = {name: torch.cat([form(part) for part in some], 1) for name, form in forms.items()}
+    votes = {name: torch.cat([form(part) for part in some], 1) for name, form in made.items()}
     decided = {name: of.mean(0).argmax(-1) for name, of in votes.items()}
     for name, classes in decided.items():
         right = 100 * (classes == label).float().mean().item()
@@ -93,9 +129,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--forms", type=Path)
     given = parser.parse_args()
     print(f"{processor()}, torch {torch.__version__}, onnxruntime {onnxruntime.__version__}")
     net, x, label = read_to_test(given.ckpt_path, given.root, given.samples)
+    if given.forms is not None:
+        forms(net, given.rounds, given.forms)
+        return
     seconds(net, given.ckpt_path, x[:1] if x.dim() == 4 else x[:, :1], given.rounds)
     votes = accuracies(net, x, label)
     curve = []
