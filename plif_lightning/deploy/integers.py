@@ -52,10 +52,14 @@ class _Packed(nn.Module):
         parts = _parts(integers)
         self.scale_of_part = scale if len(parts) == 1 else torch.ones_like(scale)
         self.zero_points = torch.zeros(len(scale), dtype=torch.int32)
-        self.packed = [self._pack(part, None if like is None else list(like)) for part in parts]
+        self.like = None if like is None else list(like)
+        self.packed = [self._pack(part) for part in parts]
 
-    def _pack(self, part: Tensor, like: list[int] | None) -> Tensor:
+    def _pack(self, part: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _unpack(self, packed: Tensor) -> Tensor:
+        return packed.to_dense()
 
     def _sums(self, spikes: Tensor, packed: Tensor) -> Tensor:
         raise NotImplementedError
@@ -69,14 +73,22 @@ class _Packed(nn.Module):
     def _of_outputs(self, values: Tensor) -> Tensor:
         return values
 
+    # What is packed can be neither copied nor written.
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "packed": [self._unpack(packed) for packed in self.packed]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.packed = [self._pack(part) for part in self.packed]
+
 
 class PackedConv(_Packed):
     """3x3 convolution of spikes [N, C, H, W] with padding 1."""
 
     _geometry: tuple[Any, ...] = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
 
-    def _pack(self, part: Tensor, like: list[int] | None) -> Tensor:
-        return torch.ops.onednn.qconv_prepack(part, self.scale_of_part, 1.0, 0, *self._geometry, like)
+    def _pack(self, part: Tensor) -> Tensor:
+        return torch.ops.onednn.qconv_prepack(part, self.scale_of_part, 1.0, 0, *self._geometry, self.like)
 
     def _sums(self, spikes: Tensor, packed: Tensor) -> Tensor:
         return torch.ops.onednn.qconv2d_pointwise(
@@ -91,8 +103,11 @@ class PackedConv(_Packed):
 class PackedLinear(_Packed):
     """FC layer of spikes [*, K]."""
 
-    def _pack(self, part: Tensor, like: list[int] | None) -> Tensor:
-        return torch.ops.onednn.qlinear_prepack(part, like)
+    def _pack(self, part: Tensor) -> Tensor:
+        return torch.ops.onednn.qlinear_prepack(part, self.like)
+
+    def _unpack(self, packed: Tensor) -> Tensor:
+        return packed.to_dense().t().contiguous()
 
     def _sums(self, spikes: Tensor, packed: Tensor) -> Tensor:
         y = torch.ops.onednn.qlinear_pointwise(

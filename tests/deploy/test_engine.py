@@ -1,6 +1,8 @@
 """Networks that only infer, layer by layer in another form."""
 
+import copy
 import logging
+import pickle
 
 import pytest
 import torch
@@ -81,6 +83,16 @@ def test_both_forms_of_integers_are_equal_to_the_bit(size, channels, outputs, la
     whole, scale = quantised(torch.randn(outputs, rows.shape[-1]), largest)
     packed = integers.PackedLinear(whole, scale, None, None)
     assert torch.equal(packed(rows), engine.FrozenLinear(whole, scale, None)(rows))
+
+
+@needs_packed
+@pytest.mark.parametrize("bits", ["int16", "int8"])
+def test_a_deployed_network_can_be_copied_and_sent_elsewhere(net, bits, monkeypatch):
+    monkeypatch.setattr(engine, "_fastest", lambda forms, x: f"{bits} dense")
+    made = deployed(net, bits)
+    x = frames(net)
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert torch.equal(other(x), made(x))
 
 
 def test_two_parts_of_eight_bits_are_sixteen():
