@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plif_lightning.deploy.layers import layers, takes_spikes
+from plif_lightning.deploy.layers import takes_spikes
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import ConvBlock, FCBlock
@@ -150,7 +150,7 @@ def cost(net: SpikingNetwork, x: Tensor) -> Cost:
         return listen
 
     hooks = []
-    for name, block in layers(net).items():
+    for name, block in net.blocks().items():
         if not isinstance(block, (ConvBlock, FCBlock)):
             raise UserError(f"{name} is a {type(block).__name__}, whose operations are not known.")
         hooks.append(block.register_forward_pre_hook(listener(name)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.integers import LARGEST, PackedConv, PackedLinear, can_be_packed, quantised
-from plif_lightning.deploy.layers import layers, spiking_layers, weighted
+from plif_lightning.deploy.layers import spiking_layers, weighted
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import conv_of_table, linear_of_table, table_of
 from plif_lightning.network import SpikingNetwork, use_backend
@@ -64,8 +64,8 @@ class DeployedNetwork(nn.Module):
     def __init__(self, net: SpikingNetwork) -> None:
         super().__init__()
         self.net = fold(net).float().cpu().requires_grad_(False)
-        self.forms = dict.fromkeys(layers(self.net), "dense")
-        for block in layers(self.net).values():
+        self.forms = dict.fromkeys(self.net.blocks(), "dense")
+        for block in self.net.blocks().values():
             use_backend(block, "cpu", "never")
 
     @torch.no_grad()
@@ -101,7 +101,7 @@ def deployed(net: SpikingNetwork, engine: Engine = "auto", x: Tensor | None = No
         raise UserError("engine='auto' tries each layer's forms on inputs as they will come: pass x.")
     made = DeployedNetwork(net)
     if engine != "dense":
-        blocks, inputs = layers(made.net), {} if engine == "events" else _inputs(made, x)
+        blocks, inputs = made.net.blocks(), {} if engine == "events" else _inputs(made, x)
         for name in spiking_layers(net):
             forms = _forms(blocks[name], engine, inputs.get(name))
             made.forms[name] = _fastest(forms, inputs[name]) if len(forms) > 1 else next(iter(forms))
@@ -140,7 +140,7 @@ def _inputs(made: DeployedNetwork, x: Tensor | None) -> dict[str, Tensor]:
         x = torch.zeros(made.net.time_steps, 1, *made.net.input_shape)
     inputs: dict[str, Tensor] = {}
     hooks = []
-    for name, block in layers(made.net).items():
+    for name, block in made.net.blocks().items():
 
         def keep(module: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
             inputs[name] = given[0]

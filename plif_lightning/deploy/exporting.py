@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.integers import LARGEST, quantised
-from plif_lightning.deploy.layers import layers, spiking_layers, weighted
+from plif_lightning.deploy.layers import spiking_layers, weighted
 from plif_lightning.deploy.nir import to_nir
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import SpikingNetwork, step, use_backend
@@ -84,7 +84,7 @@ def _reference(net: SpikingNetwork, on_integers: bool = False) -> SpikingNetwork
     net = fold(net)
     use_backend(net, "reference")
     for name in spiking:
-        block = layers(net)[name]
+        block = net.blocks()[name]
         layer: Any = block.get_submodule(weighted(block))
         setattr(block, weighted(block), _OnIntegers(layer))
     return net.requires_grad_(False)

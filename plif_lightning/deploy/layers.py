@@ -6,11 +6,6 @@ from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import ConvBlock, FCBlock, has_hooks, is_usual_neuron
 
 
-def layers(net: SpikingNetwork) -> dict[str, nn.Module]:
-    """The blocks from input to output, by name."""
-    return {name: block for part in (net.encoder, net.classifier) for name, block in part.named_children()}
-
-
 def is_usual(block: nn.Module) -> bool:
     """Whether a block is one of the paper's: its parts are this project's own, without hooks that would be lost."""
     parts = [part for part in block.modules() if has_hooks(part)]
@@ -23,7 +18,7 @@ def is_usual(block: nn.Module) -> bool:
 def takes_spikes(net: SpikingNetwork) -> dict[str, bool]:
     """Whether the input of each layer is zeros and ones."""
     found, spikes = {}, net.inputs.name != "direct"
-    for name, block in layers(net).items():
+    for name, block in net.blocks().items():
         found[name] = spikes
         if isinstance(block, ConvBlock):
             spikes = is_usual(block) and block.pool_name in ("none", "max_first", "max_random")
@@ -34,7 +29,7 @@ def takes_spikes(net: SpikingNetwork) -> dict[str, bool]:
 
 def spiking_layers(net: SpikingNetwork) -> list[str]:
     """The layers that may be given another form: usual ones, whose input is zeros and ones."""
-    blocks = layers(net)
+    blocks = net.blocks()
     return [name for name, takes in takes_spikes(net).items() if takes and is_usual(blocks[name])]
 
 

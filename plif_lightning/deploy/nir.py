@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
-from plif_lightning.deploy.layers import is_usual, layers
+from plif_lightning.deploy.layers import is_usual
 from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.reference import integrate_and_fire
 from plif_lightning.errors import UserError
@@ -53,7 +53,7 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
     net = fold(net)
     if net.inputs.name != "direct":
         raise UserError(f"input_encoder={net.inputs.name!r} is no part of a NIR graph: give the simulator its spikes.")
-    for name, block in layers(net).items():
+    for name, block in net.blocks().items():
         if not is_usual(block):
             raise UserError(f"{name} is not one of the paper's layers, or it has hooks: it is not written as NIR.")
     shape = tuple(net.input_shape)

@@ -4,7 +4,7 @@ import inspect
 import itertools
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -206,7 +206,7 @@ class SpikingNetwork(nn.Module):
         chosen = self.backend.chosen(device)
         if chosen == "reference":
             return "reference kernels"
-        blocks = [(name, block) for name, block in self.encoder.named_children() if isinstance(block, ConvBlock)]
+        blocks = [(name, block) for name, block in self.blocks().items() if isinstance(block, ConvBlock)]
         declined = [f"{name} by parts: {block.not_fusible}" for name, block in blocks if block.not_fusible is not None]
         declined += [
             f"{name} keeps its input and output whole: its convolution is not the plain 3x3 one, or has hooks"
@@ -221,10 +221,13 @@ class SpikingNetwork(nn.Module):
         skips = silent[self.backend.sparse] if chosen == "cpu" else ""
         return "; ".join([f"{chosen} kernels{skips}", *declined])
 
+    def blocks(self) -> dict[str, nn.Module]:
+        """The layers from input to output, by name: conv1, ..., fc1, ..."""
+        return {**dict(self.encoder.named_children()), **dict(self.classifier.named_children())}
+
     def neurons(self) -> Iterator[tuple[str, Neuron]]:
-        """(layer name, neuron) of every spiking layer, from input to output: conv1, ..., fc1, ..."""
-        blocks: Sequence[tuple[str, nn.Module]] = [*self.encoder.named_children(), *self.classifier.named_children()]
-        for name, block in blocks:
+        """(layer name, neuron) of every spiking layer, from input to output."""
+        for name, block in self.blocks().items():
             if isinstance(block, (ConvBlock, FCBlock)):
                 yield name, block.neuron
 

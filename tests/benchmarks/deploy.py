@@ -31,7 +31,7 @@ from plif_lightning.cli.deploy import read_to_test
 from plif_lightning.deploy import deployed, exits, fold
 from plif_lightning.deploy.engine import DeployedNetwork, _forms, _inputs
 from plif_lightning.deploy.exporting import export
-from plif_lightning.deploy.layers import layers, spiking_layers
+from plif_lightning.deploy.layers import spiking_layers
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.runtime.surroundings import processor
 from tests.benchmarks.networks import alternate, inference, peer, run_peer
@@ -74,7 +74,7 @@ def forms(net: SpikingNetwork, rounds: int, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     made = DeployedNetwork(net)
-    blocks, inputs = layers(made.net), _inputs(made, None)
+    blocks, inputs = made.net.blocks(), _inputs(made, None)
     names = spiking_layers(net)
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.6), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
