@@ -16,7 +16,7 @@ class DeployedForm(Callback):
     """Measures `deployed(network, engine)` instead of the network, while an evaluation runs.
 
     Args:
-        engine: see `deployed`; each layer's forms are tried on the first batch.
+        engine: see `deployed`; where a layer has several forms, they are tried on the first batch.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -31,7 +31,9 @@ class DeployedForm(Callback):
         if trainer.precision != "32-true":
             raise UserError(f"--engine {self.engine} computes in float32: pass --trainer.precision 32-true.")
         network: SpikingNetwork = pl_module.network  # type: ignore[assignment]
-        made = deployed(network, self.engine, time_first(as_batch(next(iter(loader))).x).float())
+        fixed = self.engine in ("dense", "events")
+        batch = None if fixed else next(iter(loader), None)
+        made = deployed(network, self.engine, None if batch is None else time_first(as_batch(batch).x))
         self.forms = ", ".join(f"{name} {form}" for name, form in made.forms.items())
         self._network, pl_module.network = network, made
 

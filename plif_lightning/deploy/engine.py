@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -22,6 +23,8 @@ _log = logging.getLogger(__name__)
 Engine = Literal["auto", "dense", "events", "int16", "int8", "int4"]
 # Spikes for layers of which nothing is known: as in trained networks, one in ten inputs.
 _USUAL_SHARE = 0.1
+# Forms are tried on no more: all layers' inputs are in memory for that.
+_MOST_SAMPLES = 16
 
 
 class _Frozen(nn.Module):
@@ -78,7 +81,9 @@ class DeployedNetwork(nn.Module):
         return self.net.neurons()
 
 
-def deployed(net: SpikingNetwork, engine: Engine = "auto", x: Tensor | None = None) -> DeployedNetwork:
+def deployed(
+    net: SpikingNetwork, engine: Engine = "auto", x: Tensor | None = None, *, time_steps: int | None = None
+) -> DeployedNetwork:
     """A frozen copy of a network for inference on a CPU.
 
     Args:
@@ -88,29 +93,32 @@ def deployed(net: SpikingNetwork, engine: Engine = "auto", x: Tensor | None = No
             `int16`, `int8`, `int4`: weights rounded to so many bits, the first layer's aside; for each layer the faster
             of touching only what spiked and the library's 8-bit instructions, which give the same numbers.
         x: some inputs, as they will come: frames [T, N, C, H, W] or static images [N, C, H, W]. The forms of each layer
-            are tried on them. `auto` needs x; forms of integers are else tried on random spikes of one sample.
+            are tried on the first 16 of them. `auto` needs x; forms of integers are else tried on random spikes, one
+            in ten inputs of one sample.
+        time_steps: how many come at a time, where x is not given and it is not the network's T: 1 for a stream.
 
-    A layer of another kind than the paper's, or with hooks, stays as it is (`dense`).
+    A layer of another kind than the paper's, or with hooks, stays as it is (`dense`). Hooks hear the trial, too.
 
     Raises:
         UserError: an unknown engine; `auto` without x; BN cannot be folded; a layer is too large for sums of int32.
     """
     if engine not in get_args(Engine):
         raise UserError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}.")
-    if engine == "auto" and (x is None or x.numel() == 0):
+    x = None if x is None or x.numel() == 0 else x.float()
+    if engine == "auto" and x is None:
         raise UserError("engine='auto' tries each layer's forms on inputs as they will come: pass x.")
     made = DeployedNetwork(net)
     if engine != "dense":
-        blocks, inputs = made.net.blocks(), {} if engine == "events" else _inputs(made, x)
+        blocks, inputs = made.net.blocks(), {} if engine == "events" else inputs_of(made, x, time_steps)
         for name in spiking_layers(net):
-            forms = _forms(blocks[name], engine, inputs.get(name))
+            forms = forms_of(blocks[name], engine, inputs.get(name))
             made.forms[name] = _fastest(forms, inputs[name]) if len(forms) > 1 else next(iter(forms))
             setattr(blocks[name], weighted(blocks[name]), forms[made.forms[name]])
     _log.info("deployed: %s", ", ".join(f"{name} {form}" for name, form in made.forms.items()))
     return made
 
 
-def _forms(block: nn.Module, engine: Engine, x: Tensor | None) -> dict[str, nn.Module]:
+def forms_of(block: nn.Module, engine: Engine, x: Tensor | None) -> dict[str, nn.Module]:
     """The forms of a block's layer that an engine chooses from; x is an input of the layer."""
     layer: Any = block.get_submodule(weighted(block))
     rows, packed = (FrozenConv, PackedConv) if isinstance(block, ConvBlock) else (FrozenLinear, PackedLinear)
@@ -134,25 +142,33 @@ def _fastest(forms: dict[str, nn.Module], x: Tensor) -> str:
     return min(seconds, key=seconds.__getitem__)
 
 
-def _inputs(made: DeployedNetwork, x: Tensor | None) -> dict[str, Tensor]:
-    """What x gives to each layer, images [N, C, H, W] or rows [R, K]; random spikes where it gives none."""
-    if x is None or x.numel() == 0:
-        x = torch.zeros(made.net.time_steps, 1, *made.net.input_shape)
+def inputs_of(made: DeployedNetwork, x: Tensor | None, time_steps: int | None = None) -> dict[str, Tensor]:
+    """What x gives to each layer, images [N, C, H, W] or rows [R, K]; random spikes without x, or where it gives none.
+
+    Args:
+        made: not used for anything else at the time.
+        x: as `deployed` takes it.
+        time_steps: of random spikes; the network's T where it is None.
+    """
+    net, known = made.net, x is not None
+    if x is None:
+        steps = (time_steps or net.time_steps,) if net.inputs.name == "direct" else ()
+        x = torch.zeros(*steps, 1, *net.input_shape)
+    frames = x.dim() == 5
     inputs: dict[str, Tensor] = {}
-    hooks = []
-    for name, block in made.net.blocks().items():
+    with ExitStack() as stack:
+        for name, block in net.blocks().items():
 
-        def keep(module: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
-            inputs[name] = given[0]
+            def keep(module: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
+                inputs[name] = given[0]
 
-        hooks.append(block.register_forward_pre_hook(keep))
-    with made.net.for_time_steps(len(x) if x.dim() == 5 else made.net.time_steps):  # a stream's inputs are one step
-        made(x)
-    for hook in hooks:
-        hook.remove()
+            stack.callback(block.register_forward_pre_hook(keep).remove)
+        stack.enter_context(net.for_time_steps(len(x) if frames else net.time_steps))
+        stack.enter_context(torch.random.fork_rng(devices=[]))  # an encoder may draw
+        made(x[:, :_MOST_SAMPLES] if frames else x[:_MOST_SAMPLES])
     generator = torch.Generator().manual_seed(0)
     for name, given in inputs.items():
-        if not given.any():
+        if not known or not given.any():
             given = torch.rand(given.shape, generator=generator).lt(_USUAL_SHARE).float()
         maps = given.dim() == 5
         inputs[name] = images_channels_last(given.flatten(0, 1)) if maps else given.flatten(0, -2)

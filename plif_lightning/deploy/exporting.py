@@ -201,6 +201,8 @@ def export(checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network"
     if "cli_config" not in checkpoint:
         raise CheckpointError(f"{checkpoint_path} is not a checkpoint that `fit` wrote: it holds no configuration.")
     net = fold(network_in(checkpoint, checkpoint_path))
+    if net.inputs.name != "direct" and (others := [name for name in formats if name != "network"]):
+        raise UserError(f"input_encoder={net.inputs.name!r} is no part of {' or '.join(others)}: export network alone.")
     data = yaml.safe_load(checkpoint["cli_config"])["data"]
     static = "slicing" not in data["init_args"]
     out.mkdir(parents=True, exist_ok=True)

@@ -46,9 +46,13 @@ class _Packed(nn.Module):
         like: the shape of an input as it will come; others work, too, and may be slower. None: unknown.
     """
 
+    scale: Tensor
+    bias: Tensor | None
+
     def __init__(self, integers: Tensor, scale: Tensor, bias: Tensor | None, like: torch.Size | None) -> None:
         super().__init__()
-        self.scale, self.bias = scale, bias
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
         parts = _parts(integers)
         self.scale_of_part = scale if len(parts) == 1 else torch.ones_like(scale)
         self.zero_points = torch.zeros(len(scale), dtype=torch.int32)
@@ -74,12 +78,18 @@ class _Packed(nn.Module):
         return values
 
     # What is packed can be neither copied nor written.
+    def get_extra_state(self) -> list[Tensor]:
+        return [self._unpack(packed) for packed in self.packed]
+
+    def set_extra_state(self, state: list[Tensor]) -> None:
+        self.packed = [self._pack(part) for part in state]
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "packed": [self._unpack(packed) for packed in self.packed]}
+        return {**self.__dict__, "packed": self.get_extra_state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.packed = [self._pack(part) for part in self.packed]
+        self.set_extra_state(self.packed)
 
 
 class PackedConv(_Packed):
@@ -114,7 +124,7 @@ class PackedLinear(_Packed):
             spikes.flatten(0, -2), 1.0, 0, packed, self.scale_of_part, self.zero_points, None,
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
-        return y.unflatten(0, spikes.shape[:-1])  # which the operator forgets of no rows
+        return y.unflatten(0, spikes.shape[:-1])  # given no rows, the operator drops the leading sizes
 
 
 def can_be_packed(integers: Tensor) -> bool:
@@ -127,14 +137,17 @@ def _works() -> bool:
     # PyTorch promises nothing of its own operators: they must be there, take these arguments, and saturate nowhere.
     integers = torch.full((2, 64, 3, 3), 127, dtype=torch.int8)
     integers[1] *= -1
-    scale = torch.ones(2)
-    x = torch.ones(1, 64, 3, 3)
-    try:
-        conv = PackedConv(integers, scale, None, x.shape)(x)
-        linear = PackedLinear(integers.flatten(1), scale, None, None)(x.flatten(1))
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
-        return False
-    weight = integers.float()
-    return torch.equal(conv, F.conv2d(x, weight, padding=1)) and torch.equal(
-        linear, F.linear(x.flatten(1), weight.flatten(1))
+    weight, scale, x = (
+        integers.float(),
+        torch.ones(2, dtype=torch.float32),
+        torch.ones(1, 64, 3, 3, dtype=torch.float32),
     )
+    rows = x.flatten(1)
+    with torch.autocast("cpu", enabled=False):
+        try:
+            maps = PackedConv(integers, scale, None, x.shape)(x)
+            sums = PackedLinear(integers.flatten(1), scale, None, None)(rows)
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+            return False
+        exact = F.conv2d(x, weight, padding=1), F.linear(rows, weight.flatten(1))
+    return torch.equal(maps, exact[0]) and torch.equal(sums, exact[1])

@@ -55,8 +55,7 @@ class StreamingNetwork:
         weight = next(net.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         if self.device.type == "cpu" and self.dtype == torch.float32:
-            one_step = None if engine == "auto" else torch.zeros(1, 1, *net.input_shape)
-            self.net = deployed(net, engine, one_step).net
+            self.net = deployed(net, engine, time_steps=1).net
         elif engine == "events":
             self.net = fold(net).requires_grad_(False)
         else:

@@ -29,7 +29,7 @@ import torch
 
 from plif_lightning.cli.deploy import read_to_test
 from plif_lightning.deploy import deployed, exits, fold
-from plif_lightning.deploy.engine import DeployedNetwork, _forms, _inputs
+from plif_lightning.deploy.engine import DeployedNetwork, forms_of, inputs_of
 from plif_lightning.deploy.exporting import export
 from plif_lightning.deploy.layers import spiking_layers
 from plif_lightning.network import SpikingNetwork, use_backend
@@ -74,16 +74,16 @@ def forms(net: SpikingNetwork, rounds: int, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     made = DeployedNetwork(net)
-    blocks, inputs = made.net.blocks(), _inputs(made, None)
+    blocks, inputs = made.net.blocks(), inputs_of(made, None)
     names = spiking_layers(net)
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.6), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         curves: dict[str, list[float]] = {}
         for share in SHARES:
             x = torch.rand_like(inputs[name]).lt(share).float()
-            modules = {
-                form: made for kind in ("auto", "int16", "int8") for form, made in _forms(blocks[name], kind, x).items()
-            }
+            modules: dict[str, torch.nn.Module] = {}
+            for engine in ("auto", "int16", "int8"):
+                modules |= forms_of(blocks[name], engine, x)
             cases = {form: inference(made, x) for form, made in modules.items()}
             times = {form: 1e3 * statistics.median(found) for form, found in alternate(cases, rounds).items()}
             print(

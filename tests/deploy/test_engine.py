@@ -95,6 +95,23 @@ def test_a_deployed_network_can_be_copied_and_sent_elsewhere(net, bits, monkeypa
         assert torch.equal(other(x), made(x))
 
 
+@needs_packed
+@pytest.mark.parametrize("bits", ["int16", "int8"])
+def test_the_state_of_a_deployed_network_is_its_weights(bits, monkeypatch):
+    monkeypatch.setattr(engine, "_fastest", lambda forms, x: f"{bits} dense")
+    made, other = deployed(trained(), bits), deployed(trained(pool_ties="random"), bits)
+    for layer in other.net.blocks().values():
+        for tensor in layer.buffers():
+            tensor.fill_(1.0)
+    x = frames(made.net)
+    other.net.classifier.fc1.fc.set_extra_state(
+        [torch.zeros(20, 72, dtype=torch.int8)] * len(other.net.classifier.fc1.fc.packed)
+    )
+    assert not torch.equal(other(x), made(x))
+    other.load_state_dict(made.state_dict())
+    assert torch.equal(other(x), made(x))
+
+
 def test_two_parts_of_eight_bits_are_sixteen():
     whole = torch.tensor([-32639, -32512, -129, -128, -1, 0, 1, 127, 128, 255, 32639], dtype=torch.int16)
     low, high = integers._parts(whole)
@@ -108,12 +125,25 @@ def test_without_exact_operators_only_events_are_left(net, monkeypatch):
 
 
 def test_operators_that_are_missing_or_wrong_are_not_used(monkeypatch):
-    for wrong in (
-        lambda *a: (_ for _ in ()).throw(AttributeError("no operator")),
-        lambda self, spikes, packed: torch.zeros(len(spikes), 2, *spikes.shape[2:]),
-    ):
-        monkeypatch.setattr(integers.PackedConv, "_sums", wrong)
-        assert not integers._works.__wrapped__()
+    for kind in (integers.PackedConv, integers.PackedLinear):
+        for wrong in (
+            lambda *a: (_ for _ in ()).throw(AttributeError("no operator")),
+            lambda self, spikes, packed: torch.zeros(len(spikes), 2, *spikes.shape[2:]),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(kind, "_sums", wrong)
+                assert not integers._works.__wrapped__()
+
+
+@needs_packed
+def test_whether_the_operators_work_does_not_depend_on_who_asks():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert integers._works.__wrapped__()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert integers._works.__wrapped__()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_more_inputs_than_float32_can_add_up_are_left_to_events():
@@ -122,14 +152,32 @@ def test_more_inputs_than_float32_can_add_up_are_left_to_events():
 
 def test_a_layer_that_hears_nothing_is_tried_on_random_spikes(net):
     made = engine.DeployedNetwork(net)
+    x = frames(net, 40)
+    heard = engine.inputs_of(made, x)
+    assert len(heard["conv2"]) == 4 * 16  # of the first samples
+    assert torch.equal(heard["fc1"], made.net.encoder(x[:, :16]).flatten(2).flatten(0, 1))
     made.net.encoder.conv2.conv.bias.fill_(-1e6)
-    assert 0.05 < engine._inputs(made, frames(net))["fc1"].mean() < 0.2
+    assert 0.05 < engine.inputs_of(made, x)["fc1"].mean() < 0.2
+    for time_steps, images in ((None, 4), (1, 1)):
+        spikes = engine.inputs_of(made, None, time_steps)
+        assert spikes["conv2"].shape == (images, 8, 6, 6)
+        assert 0.02 < spikes["conv2"].mean() < 0.2
+
+
+@pytest.mark.parametrize("encoder", ["poisson", "latency"])
+def test_encoded_images_are_computed_on_integers(encoder, form):
+    net = trained(input_encoder=encoder, shape=(1, 12, 12))
     state = torch.random.get_rng_state()
-    deployed(net, "int8")
+    made = deployed(net, "int8")
+    assert made.forms["conv1"] == f"int8 {form}"  # its input is spikes
+    x = torch.rand(3, 1, 12, 12, dtype=torch.float64)
+    torch.random.set_rng_state(state)
+    deployed(net, "int8", x)
     assert torch.equal(state, torch.random.get_rng_state())  # the caller's random numbers are left alone
+    assert made(x.float()).shape == (4, 3, 3)
 
 
-def test_sixteen_bits_change_no_vote(net):
+def test_sixteen_bits_change_no_vote(net, form):
     x = frames(net, 8)
     assert torch.equal(deployed(net, "int16")(x), deployed(net, "events")(x))
 
@@ -148,8 +196,8 @@ def test_an_average_pool_gives_no_spikes_to_the_layer_after_it():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["dense", "events", "int8"])
-def test_no_samples_have_no_votes(net, name):
+@pytest.mark.parametrize("name", ["dense", "events", "int8", "int16"])
+def test_no_samples_have_no_votes(net, name, form):
     assert deployed(net, name)(torch.zeros(4, 0, 2, 12, 12)).shape == (4, 0, 3)
     for sparse in ("never", "always"):
         assert use_backend(net, "cpu", sparse)(torch.zeros(4, 0, 2, 12, 12)).shape == (4, 0, 3)

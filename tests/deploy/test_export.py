@@ -108,6 +108,16 @@ def test_onnxruntime_votes_with_rounded_weights_on_frames(tmp_path):
         assert not np.array_equal(votes, deployed(net, "events")(x).numpy())  # they are rounded
 
 
+def test_an_encoder_that_draws_is_not_exported(checkpoint, tmp_path):
+    drawn = torch.load(checkpoint, weights_only=True)
+    drawn["hyper_parameters"]["input_encoder"] = "poisson"
+    torch.save(drawn, tmp_path / "drawn.ckpt")
+    for form in ("pt2", "onnx", "onnx_int8"):
+        with pytest.raises(UserError, match=f"input_encoder='poisson' is no part of {form}"):
+            export(tmp_path / "drawn.ckpt", tmp_path / "out", ["network", form])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("file", "engine"), [("step.onnx", "dense"), ("step_int8.onnx", "int8")])
 def test_onnxruntime_runs_it_step_by_step(exported, file, engine):
     session = onnxruntime.InferenceSession(exported / file)
