@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.integers import LARGEST, PackedConv, PackedLinear, can_be_packed, quantised
-from plif_lightning.deploy.layers import spiking_layers, weighted
+from plif_lightning.deploy.layers import is_plain, spiking_layers, weighted
+from plif_lightning.deploy.prepared import Prepared
+from plif_lightning.deploy.rows import RowsConv, RowsLinear
 from plif_lightning.errors import UserError
-from plif_lightning.kernels import conv_of_table, linear_of_table, table_of
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.blocks import ConvBlock, images_channels_last
 from plif_lightning.neurons import Neuron
@@ -25,35 +26,6 @@ Engine = Literal["auto", "dense", "events", "int16", "int8", "int4"]
 _USUAL_SHARE = 0.1
 # Forms are tried on no more: all layers' inputs are in memory for that.
 _MOST_SAMPLES = 16
-
-
-class _Frozen(nn.Module):
-    """A layer whose weight is kept as rows that spikes add up; float32, or integers with a scale for each output."""
-
-    table: Tensor
-    scale: Tensor | None
-    bias: Tensor | None
-
-    def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
-        super().__init__()
-        self.register_buffer("table", table_of(weight))
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", bias)
-
-
-class FrozenConv(_Frozen):
-    """3x3 convolution of spikes [N, C, H, W] with padding 1."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = conv_of_table(x, self.table, self.scale)
-        return y if self.bias is None else y.add_(self.bias[:, None, None])
-
-
-class FrozenLinear(_Frozen):
-    """FC layer of spikes [*, K]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear_of_table(x, self.table, self.scale)
 
 
 class DeployedNetwork(nn.Module):
@@ -70,11 +42,32 @@ class DeployedNetwork(nn.Module):
         self.forms = dict.fromkeys(self.net.blocks(), "dense")
         for block in self.net.blocks().values():
             use_backend(block, "cpu", "never")
+        self._is_plain = is_plain(self.net)
+        self._prepared: Prepared | None = None
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W]."""
+        if self._is_plain:
+            self._prepared = self._prepared or Prepared(self.net)
+            if self._prepared.fits(x):
+                return self._prepared(x)
         return self.net(x)
+
+    def forget(self) -> None:
+        """Takes the network's layers and values anew at the next call: after one of them was changed."""
+        self._prepared = None
+
+    def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
+        self.forget()
+        super()._load_from_state_dict(*arguments, **named)
+
+    def _apply(self, *arguments: Any, **named: Any) -> "DeployedNetwork":
+        self.forget()
+        return super()._apply(*arguments, **named)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}
 
     def neurons(self) -> Iterator[tuple[str, Neuron]]:
         """(layer name, neuron) of every spiking layer, from input to output."""
@@ -114,6 +107,7 @@ def deployed(
             forms = forms_of(blocks[name], engine, inputs.get(name))
             made.forms[name] = _fastest(forms, inputs[name]) if len(forms) > 1 else next(iter(forms))
             setattr(blocks[name], weighted(blocks[name]), forms[made.forms[name]])
+        made.forget()
     _log.info("deployed: %s", ", ".join(f"{name} {form}" for name, form in made.forms.items()))
     return made
 
@@ -121,7 +115,7 @@ def deployed(
 def forms_of(block: nn.Module, engine: Engine, x: Tensor | None) -> dict[str, nn.Module]:
     """The forms of a block's layer that an engine chooses from; x is an input of the layer."""
     layer: Any = block.get_submodule(weighted(block))
-    rows, packed = (FrozenConv, PackedConv) if isinstance(block, ConvBlock) else (FrozenLinear, PackedLinear)
+    rows, packed = (RowsConv, PackedConv) if isinstance(block, ConvBlock) else (RowsLinear, PackedLinear)
     weight, bias = layer.weight.detach(), layer.bias
     if engine not in LARGEST:
         events: dict[str, nn.Module] = {"events": rows(weight, None, bias)}

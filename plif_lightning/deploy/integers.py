@@ -1,6 +1,6 @@
 """Weights as integers, and layers of spikes that compute with them on the dense library's 8-bit instructions.
 
-Zeros and ones times integers add up exactly, so these layers give what the event-driven ones of `engine` give, to the
+Zeros and ones times integers add up exactly, so these layers give what those of `rows` give, to the
 bit: which is taken is a matter of speed alone. oneDNN has VNNI's and AMX's instructions; PyTorch reaches them through
 the operators that its own compiler uses for quantised networks.
 """
@@ -36,7 +36,7 @@ def _parts(integers: Tensor) -> list[Tensor]:
     return [(integers - 256 * high).to(torch.int8), high.to(torch.int8)]
 
 
-class _Packed(nn.Module):
+class Packed(nn.Module):
     """A layer of spikes with a weight [O, *] of integers: int8, or int16 up to 127 * 256 + 127.
 
     Args:
@@ -65,13 +65,17 @@ class _Packed(nn.Module):
     def _unpack(self, packed: Tensor) -> Tensor:
         return packed.to_dense()
 
-    def _sums(self, spikes: Tensor, packed: Tensor) -> Tensor:
+    def _sum(self, spikes: Tensor, packed: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def sums(self, x: Tensor) -> Tensor:
+        """Without the bias."""
         spikes = x.to(torch.uint8)
-        first, *second = (self._sums(spikes, packed) for packed in self.packed)
-        y: Tensor = first.add_(second[0], alpha=256).mul_(self._of_outputs(self.scale)) if second else first
+        first, *second = (self._sum(spikes, packed) for packed in self.packed)
+        return first.add_(second[0], alpha=256).mul_(self._of_outputs(self.scale)) if second else first
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.sums(x)
         return y if self.bias is None else y.add_(self._of_outputs(self.bias))
 
     def _of_outputs(self, values: Tensor) -> Tensor:
@@ -92,7 +96,7 @@ class _Packed(nn.Module):
         self.set_extra_state(self.packed)
 
 
-class PackedConv(_Packed):
+class PackedConv(Packed):
     """3x3 convolution of spikes [N, C, H, W] with padding 1."""
 
     _geometry: tuple[Any, ...] = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
@@ -100,7 +104,7 @@ class PackedConv(_Packed):
     def _pack(self, part: Tensor) -> Tensor:
         return torch.ops.onednn.qconv_prepack(part, self.scale_of_part, 1.0, 0, *self._geometry, self.like)
 
-    def _sums(self, spikes: Tensor, packed: Tensor) -> Tensor:
+    def _sum(self, spikes: Tensor, packed: Tensor) -> Tensor:
         return torch.ops.onednn.qconv2d_pointwise(
             spikes, 1.0, 0, packed, self.scale_of_part, self.zero_points, None, *self._geometry,
             1.0, 0, torch.float32, "none", [], "",
@@ -110,7 +114,7 @@ class PackedConv(_Packed):
         return values[:, None, None]
 
 
-class PackedLinear(_Packed):
+class PackedLinear(Packed):
     """FC layer of spikes [*, K]."""
 
     def _pack(self, part: Tensor) -> Tensor:
@@ -119,7 +123,7 @@ class PackedLinear(_Packed):
     def _unpack(self, packed: Tensor) -> Tensor:
         return packed.to_dense().t().contiguous()
 
-    def _sums(self, spikes: Tensor, packed: Tensor) -> Tensor:
+    def _sum(self, spikes: Tensor, packed: Tensor) -> Tensor:
         y = torch.ops.onednn.qlinear_pointwise(
             spikes.flatten(0, -2), 1.0, 0, packed, self.scale_of_part, self.zero_points, None,
             1.0, 0, torch.float32, "none", [], "",

@@ -1,6 +1,7 @@
 """Fused forms of the reference's functions, for the CPU and for CUDA."""
 
 from plif_lightning.kernels.backend import Backend, BackendName
+from plif_lightning.kernels.frozen import FrozenFire
 from plif_lightning.kernels.fused import (
     PatchMoments,
     encode_fire_pool,
@@ -10,7 +11,7 @@ from plif_lightning.kernels.fused import (
     norm_fire,
     norm_fire_pool,
 )
-from plif_lightning.kernels.layout import Pool, real_type
+from plif_lightning.kernels.layout import Pool, at_a_time, real_type
 from plif_lightning.kernels.sparse import (
     Sparse,
     conv_of_spikes,
@@ -23,9 +24,11 @@ from plif_lightning.kernels.sparse import (
 __all__ = [
     "Backend",
     "BackendName",
+    "FrozenFire",
     "PatchMoments",
     "Pool",
     "Sparse",
+    "at_a_time",
     "conv_of_spikes",
     "conv_of_table",
     "encode_fire_pool",

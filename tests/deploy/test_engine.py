@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plif_lightning.deploy import deployed, engine, fold, integers
+from plif_lightning.deploy import deployed, engine, fold, integers, prepared, rows
 from plif_lightning.deploy.integers import quantised
+from plif_lightning.deploy.prepared import Prepared
 from plif_lightning.errors import UserError
 from plif_lightning.network import use_backend
 from plif_lightning.neurons import PLIF
@@ -78,11 +79,82 @@ def test_both_forms_of_integers_are_equal_to_the_bit(size, channels, outputs, la
     x = torch.rand(images, channels, height, width).lt(share).float().contiguous(memory_format=torch.channels_last)
     whole, scale = quantised(torch.randn(outputs, channels, 3, 3), largest)
     packed = integers.PackedConv(whole, scale, bias, x.shape if images else None)
-    assert torch.equal(packed(x), engine.FrozenConv(whole, scale, bias)(x))
-    rows = x.flatten(1).unsqueeze(1)
-    whole, scale = quantised(torch.randn(outputs, rows.shape[-1]), largest)
+    assert torch.equal(packed(x), rows.RowsConv(whole, scale, bias)(x))
+    flat = x.flatten(1).unsqueeze(1)
+    whole, scale = quantised(torch.randn(outputs, flat.shape[-1]), largest)
     packed = integers.PackedLinear(whole, scale, None, None)
-    assert torch.equal(packed(rows), engine.FrozenLinear(whole, scale, None)(rows))
+    assert torch.equal(packed(flat), rows.RowsLinear(whole, scale, None)(flat))
+
+
+PLAIN = [
+    {}, {"n_conv": 2}, {"pooling": "avg"}, {"tau_per": "channel"}, {"neuron": "if"}, {"reset": "soft"},
+    {"learn_threshold": True, "tau_per": "channel"}, {"v_reset": -0.5}, {"channels": 70}, {"shape": (1, 13, 11)},
+    {"pool_ties": "random"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["dense", "events", "int8"])
+@pytest.mark.parametrize("kind", PLAIN, ids=str)
+def test_plain_calls_give_what_the_modules_give(kind, name, form):
+    made = deployed(trained(**kind), name)
+    for samples in (3, 1, 7):
+        for x in (frames(made.net, samples), frames(made.net, samples)[0]):
+            assert made._is_plain
+            assert Prepared(made.net).fits(x)
+            votes = made(x)
+            assert torch.equal(votes, made.net(x))
+            assert votes.shape == (4, samples, 3)
+    assert votes.any()
+
+
+def test_who_listens_is_heard_and_who_left_is_forgotten(net):
+    made, heard = deployed(net, "events"), []
+    x = frames(net)
+    votes = made(x)
+    handle = made.net.encoder.conv1.neuron.register_forward_hook(lambda m, a, out: heard.append(out))
+    assert torch.equal(made(x), votes)
+    assert len(heard) == 1
+    handle.remove()
+    made(x)
+    assert len(heard) == 1
+
+
+def test_other_inputs_take_the_modules(net, monkeypatch):
+    made = deployed(net, "events")
+    x = frames(net)
+    made(x)
+    for other in (x.to(torch.uint8), x[:, :0], x.double()[:, :0]):
+        assert not made._prepared.fits(other)
+    assert torch.equal(made(x.to(torch.uint8)), made(x))
+    with pytest.raises(UserError, match="x must be"):
+        made(x[:3])
+    with made.net.for_time_steps(3):
+        assert len(made(x[:3])) == 3
+    monkeypatch.setattr(prepared, "at_a_time", lambda device: 100)
+    assert not made._prepared.fits(x)
+    monkeypatch.undo()
+    made.net.train()
+    assert not made._prepared.fits(x)
+
+
+def test_a_network_that_is_changed_is_taken_anew(net):
+    made = deployed(net, "dense")
+    x = frames(net)
+    made(x)
+    state = made.state_dict()
+    state["net.classifier.fc2.neuron.a"] = torch.tensor(5.0)
+    made.load_state_dict(state)
+    assert torch.equal(made(x), made.net(x))
+    wide = made.double()
+    assert torch.equal(wide(x.double()), wide.net(x.double()))
+
+
+def test_of_many_shapes_some_are_kept(net):
+    made = deployed(net, "dense")
+    for samples in range(1, 20):
+        x = frames(net, samples)
+        assert torch.equal(made(x), made.net(x))
+    assert all(len(fire._kept) <= 8 for _, fire in made._prepared._convs)
 
 
 @needs_packed
@@ -131,7 +203,7 @@ def test_operators_that_are_missing_or_wrong_are_not_used(monkeypatch):
             lambda self, spikes, packed: torch.zeros(len(spikes), 2, *spikes.shape[2:]),
         ):
             with monkeypatch.context() as patch:
-                patch.setattr(kind, "_sums", wrong)
+                patch.setattr(kind, "_sum", wrong)
                 assert not integers._works.__wrapped__()
 
 

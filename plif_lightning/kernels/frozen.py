@@ -1,0 +1,69 @@
+"""The neurons and pool of a layer whose values change no more: the kernel of `ops.fire`, for inference on a CPU.
+
+For one sample the kernel takes a tenth of a millisecond. PyTorch's dispatcher and autograd, and rows of 1/tau and the
+bias that are made anew for each call, take several times that; here there are none, and the rows are kept.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plif_lightning.dynamics.firing import Firing
+from plif_lightning.kernels.layout import POOLS, Constants, Geometry, K, Pool, rows_of
+from plif_lightning.kernels.parallel import parallel
+
+# Shapes of inputs for which the rows are kept.
+_MOST_SHAPES = 8
+
+
+class FrozenFire:
+    """Bias, neurons and a 2x2 pool, in float32, without gradients.
+
+    Args:
+        k: 1/tau, a scalar or [C]; None without leak.
+        firing: V_th, V_reset, and what the reset is.
+        bias: of the layer before [C], which is added to its sums; or None.
+        pool: none, max_first, max_random or avg.
+    """
+
+    def __init__(self, k: Tensor | None, firing: Firing, bias: Tensor | None = None, pool: Pool = "none") -> None:
+        self._bias = None if bias is None else bias.detach()
+        self._constants = Constants.of(firing, leak=k is not None)
+        self._learned = rows_of(k, firing, torch.empty(0)).detach()
+        self._pool = POOLS[pool]
+        self._kept: dict[Any, Any] = {}
+
+    def __call__(self, y: Tensor, time_steps: int) -> Tensor:
+        """Spikes [T, N, H', W', C] for a layer's sums y [T, N, H, W, C], or [1, N, H, W, C] held; both contiguous."""
+        from plif_lightning.kernels import cpu  # which numba compiles
+
+        key = (y.shape, time_steps, torch.get_num_threads())
+        if key not in self._kept:
+            if len(self._kept) >= _MOST_SHAPES:
+                self._kept.clear()
+            self._kept[key] = self._rows(y, time_steps)
+        units, threads, shape, before, after = self._kept[key]
+        out = torch.empty(shape)
+        flat, spikes = y.numpy().reshape(len(y), -1), out.numpy().reshape(time_steps, -1)
+        parallel(cpu.forward, units, threads, flat, *before, spikes, *after)
+        return out
+
+    def _rows(self, y: Tensor, steps: int) -> tuple[int, int, tuple[int, ...], tuple[Any, ...], tuple[Any, ...]]:
+        """Units of work, threads, the output's shape, and the kernel's arguments before and after the output."""
+        real = torch.float32
+        geometry = Geometry(y.permute(0, 1, 4, 2, 3), steps, self._pool)
+        one = torch.ones(1, geometry.channels)
+        shift = torch.zeros_like(one) if self._bias is None else self._bias[None]
+        no_potential = torch.empty(0, 1).numpy()
+        before = (
+            geometry.tiled(one, real), geometry.tiled(shift, real), geometry.tiled_row(self._learned[K], real),
+            no_potential, no_potential,
+        )  # fmt: skip
+        after = (
+            steps, geometry.height, geometry.width, geometry.channels, geometry.run, self._pool,
+            self._constants.of_type(real), geometry.threshold(self._learned, self._constants, real),
+        )  # fmt: skip
+        halve = 2 if geometry.pooled else 1
+        _, n, height, width, channels = y.shape
+        return geometry.units, geometry.threads, (steps, n, height // halve, width // halve, channels), before, after
