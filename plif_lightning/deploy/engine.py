@@ -1,7 +1,7 @@
 """A trained network for inference on an ordinary CPU: frozen, BN folded, each layer in its fastest form."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal, get_args
@@ -15,7 +15,7 @@ from plif_lightning.deploy.layers import is_plain, spiking_layers, weighted
 from plif_lightning.deploy.prepared import Prepared
 from plif_lightning.deploy.rows import RowsConv, RowsLinear
 from plif_lightning.errors import UserError
-from plif_lightning.network import SpikingNetwork, use_backend
+from plif_lightning.network import SpikingNetwork, step, use_backend
 from plif_lightning.network.blocks import ConvBlock, images_channels_last
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.timing import least_seconds
@@ -53,6 +53,15 @@ class DeployedNetwork(nn.Module):
             if self._prepared.fits(x):
                 return self._prepared(x)
         return self.net(x)
+
+    @torch.no_grad()
+    def step(self, frame: Tensor, state: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """One time-step, as `plif_lightning.step` of `net`: votes [N, num_classes] and the potential of each neuron."""
+        if self._is_plain:
+            self._prepared = self._prepared or Prepared(self.net)
+            if self._prepared.goes_on(frame, state):
+                return self._prepared.step(frame, state)
+        return step(self.net, frame, state)
 
     def forget(self) -> None:
         """Takes the network's layers and values anew at the next call: after one of them was changed."""

@@ -1,6 +1,7 @@
 """A trained network on events or frames as they come: its potentials kept, its votes running."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,11 @@ class StreamingNetwork:
         weight = next(net.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         if self.device.type == "cpu" and self.dtype == torch.float32:
-            self.net = deployed(net, engine, time_steps=1).net
+            made = deployed(net, engine, time_steps=1)
+            self.net, self._step = made.net, made.step
         elif engine == "events":
             self.net = fold(net).requires_grad_(False)
+            self._step = partial(step, self.net)
         else:
             raise UserError(f"engine={engine!r} runs on a CPU in float32, and the network is on {self.device}.")
         self.events_per_step, self.us_per_step = events_per_step, us_per_step
@@ -113,7 +116,7 @@ class StreamingNetwork:
             streams = "" if size is None else f" of {size[0] if size else 'one'} stream{'s' if size else ''}, as before"
             raise UserError(f"frame must be {expected} or [N, {', '.join(map(str, expected))}]{streams}, got "
                             f"{list(frame.shape)}.")  # fmt: skip
-        votes, self.potentials = step(self.net, batch.to(self.device, self.dtype), self.potentials)
+        votes, self.potentials = self._step(batch.to(self.device, self.dtype), self.potentials)
         votes = votes[0] if single else votes
         # In float64, so that a long stream's sum does not lose what a step adds.
         self.total = votes.double() if self.total is None else self.total + votes

@@ -7,12 +7,14 @@ bias that are made anew for each call, take several times that; here there are n
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.kernels.layout import POOLS, Constants, Geometry, K, Pool, rows_of
 from plif_lightning.kernels.parallel import parallel
 
+_NO_POTENTIAL = torch.empty(0, 1).numpy()
 # Shapes of inputs for which the rows are kept.
 _MOST_SHAPES = 8
 
@@ -36,6 +38,15 @@ class FrozenFire:
 
     def __call__(self, y: Tensor, time_steps: int) -> Tensor:
         """Spikes [T, N, H', W', C] for a layer's sums y [T, N, H, W, C], or [1, N, H, W, C] held; both contiguous."""
+        return self._run(y, time_steps, _NO_POTENTIAL, _NO_POTENTIAL)
+
+    def step(self, y: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Spikes and potential after one time-step, without a pool; y and v [N, H, W, C], v is V_reset where None."""
+        after = torch.empty(y.shape)
+        before = _NO_POTENTIAL if v is None else v.numpy().reshape(1, -1)
+        return self._run(y[None], 1, before, after.numpy().reshape(1, -1))[0], after
+
+    def _run(self, y: Tensor, time_steps: int, v_first: NDArray[Any], v_last: NDArray[Any]) -> Tensor:
         from plif_lightning.kernels import cpu  # which numba compiles
 
         key = (y.shape, time_steps, torch.get_num_threads())
@@ -46,20 +57,16 @@ class FrozenFire:
         units, threads, shape, before, after = self._kept[key]
         out = torch.empty(shape)
         flat, spikes = y.numpy().reshape(len(y), -1), out.numpy().reshape(time_steps, -1)
-        parallel(cpu.forward, units, threads, flat, *before, spikes, *after)
+        parallel(cpu.forward, units, threads, flat, *before, v_first, v_last, spikes, *after)
         return out
 
     def _rows(self, y: Tensor, steps: int) -> tuple[int, int, tuple[int, ...], tuple[Any, ...], tuple[Any, ...]]:
-        """Units of work, threads, the output's shape, and the kernel's arguments before and after the output."""
+        """Units, threads, the output's shape, and the kernel's arguments before and after potentials and output."""
         real = torch.float32
         geometry = Geometry(y.permute(0, 1, 4, 2, 3), steps, self._pool)
         one = torch.ones(1, geometry.channels)
         shift = torch.zeros_like(one) if self._bias is None else self._bias[None]
-        no_potential = torch.empty(0, 1).numpy()
-        before = (
-            geometry.tiled(one, real), geometry.tiled(shift, real), geometry.tiled_row(self._learned[K], real),
-            no_potential, no_potential,
-        )  # fmt: skip
+        before = geometry.tiled(one, real), geometry.tiled(shift, real), geometry.tiled_row(self._learned[K], real)
         after = (
             steps, geometry.height, geometry.width, geometry.channels, geometry.run, self._pool,
             self._constants.of_type(real), geometry.threshold(self._learned, self._constants, real),

@@ -41,6 +41,12 @@ SHARES = (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5)
 MARGINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.01)
 
 
+def steps(made: DeployedNetwork, x: torch.Tensor) -> None:
+    state = None
+    for frame in x if x.dim() == 5 else [x] * made.net.time_steps:
+        _, state = made.step(frame, state)
+
+
 def seconds(net: SpikingNetwork, path: Path, x: torch.Tensor, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         export(path, Path(folder), ["onnx", "onnx_int8"])
@@ -59,6 +65,8 @@ def seconds(net: SpikingNetwork, path: Path, x: torch.Tensor, rounds: int) -> No
             for engine in ENGINES:
                 made = deployed(net, engine, x)  # type: ignore[arg-type]
                 cases[engine] = inference(made, x)
+                if engine in ("auto", "int8"):
+                    cases[f"{engine}, step by step"] = partial(steps, made, x)
                 print(f"  {engine}: {', '.join(f'{name} {form}' for name, form in made.forms.items())}")
             times = alternate(cases, rounds)
             print(f"  {threads} thread{'s' if threads > 1 else ''}, one sample, T = {net.time_steps} [ms]")

@@ -13,7 +13,7 @@ from plif_lightning.deploy import deployed, engine, fold, integers, prepared, ro
 from plif_lightning.deploy.integers import quantised
 from plif_lightning.deploy.prepared import Prepared
 from plif_lightning.errors import UserError
-from plif_lightning.network import use_backend
+from plif_lightning.network import step, use_backend
 from plif_lightning.neurons import PLIF
 from tests.deploy.conftest import frames, trained
 
@@ -107,6 +107,35 @@ def test_plain_calls_give_what_the_modules_give(kind, name, form):
     assert votes.any()
 
 
+@pytest.mark.parametrize("name", ["dense", "events", "int8"])
+@pytest.mark.parametrize("kind", PLAIN, ids=str)
+def test_steps_by_plain_calls_are_those_of_the_network(kind, name, form):
+    made = deployed(trained(**kind), name)
+    state = expected_state = None
+    for i, frame in enumerate(frames(made.net)):
+        votes, state = made.step(frame, state)
+        expected, expected_state = step(made.net, frame, expected_state)
+        assert torch.equal(votes, expected)
+        assert state.keys() == expected_state.keys()
+        for v, of_network in zip(state.values(), expected_state.values(), strict=True):
+            assert torch.equal(v, of_network)
+        if i == 1:  # either goes on from what the other gave
+            state, expected_state = expected_state, state
+    assert made._prepared.goes_on(frame, state)
+
+
+def test_a_step_from_a_foreign_state_is_refused(net):
+    made = deployed(net, "events")
+    x = frames(net)
+    _, state = made.step(x[0])
+    with pytest.raises(UserError, match="state must hold the potentials"):
+        made.step(x[1], {name: v for name, v in state.items() if "fc2" not in name})
+    with pytest.raises(UserError):
+        made.step(x[1, :2], state)
+    other = {name: v.double() for name, v in state.items()}
+    assert not made._prepared.goes_on(x[1], other)
+
+
 def test_who_listens_is_heard_and_who_left_is_forgotten(net):
     made, heard = deployed(net, "events"), []
     x = frames(net)
@@ -154,7 +183,7 @@ def test_of_many_shapes_some_are_kept(net):
     for samples in range(1, 20):
         x = frames(net, samples)
         assert torch.equal(made(x), made.net(x))
-    assert all(len(fire._kept) <= 8 for _, fire in made._prepared._convs)
+    assert all(len(fire._kept) <= 8 for fire in [layer.fire for layer in made._prepared._convs])
 
 
 @needs_packed
