@@ -52,13 +52,8 @@ def seconds(net: SpikingNetwork, path: Path, x: torch.Tensor, rounds: int) -> No
         export(path, Path(folder), ["onnx", "onnx_int8"])
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
             dense = use_backend(fold(net), "reference")
             cases: dict[str, Callable[[], Any]] = {"PyTorch, dense, folded": inference(dense, x)}
-            for title, file in (("float32", "network.onnx"), ("int8", "network_int8.onnx")):
-                session = onnxruntime.InferenceSession(f"{folder}/{file}", options)
-                cases[f"onnxruntime, {title}"] = partial(session.run, None, {"x": x.numpy()})
             for title, mode in (("SpikingJelly, multi-step", "m"), ("SpikingJelly, as the authors", "s")):
                 other = peer(net, mode).eval()
                 cases[title] = inference(lambda y, n=other, m=mode: run_peer(n, y, net.time_steps, m), x)
@@ -69,6 +64,13 @@ def seconds(net: SpikingNetwork, path: Path, x: torch.Tensor, rounds: int) -> No
                     cases[f"{engine}, step by step"] = partial(steps, made, x)
                 print(f"  {engine}: {', '.join(f'{name} {form}' for name, form in made.forms.items())}")
             times = alternate(cases, rounds)
+            # By themselves: its threads spin for a while after each run, and slow down what runs next.
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            for title, file in (("float32", "network.onnx"), ("int8", "network_int8.onnx")):
+                session = onnxruntime.InferenceSession(f"{folder}/{file}", options)
+                times |= alternate({f"onnxruntime, {title}": partial(session.run, None, {"x": x.numpy()})}, rounds)
+                del session
             print(f"  {threads} thread{'s' if threads > 1 else ''}, one sample, T = {net.time_steps} [ms]")
             for title, found in times.items():
                 low, middle, high = (1e3 * v for v in (min(found), statistics.median(found), max(found)))
@@ -102,6 +104,8 @@ def forms(net: SpikingNetwork, rounds: int, file: Path) -> None:
         for form, ms in curves.items():
             axis.plot([100 * share for share in SHARES], ms, marker="o", markersize=3, label=form)
         axis.set(title=name, xlabel="inputs that spike [%]", yscale="log")
+        for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            which("{x:g}")
     axes[0, 0].set_ylabel("milliseconds, one sample, all time-steps")
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(f"{processor()}, {torch.get_num_threads()} threads; {net.structure}", fontsize=9)

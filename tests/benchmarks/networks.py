@@ -29,6 +29,7 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 
 from plif_lightning.configs import network_of
+from plif_lightning.deploy import deployed
 from plif_lightning.losses import rate_mse
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.runtime.surroundings import processor
@@ -257,6 +258,8 @@ def of_recordings(root: str, number: int, rounds: int, fast: bool) -> None:
     shares = fire_as_trained(net, x, training=False)
     print("  spikes: " + ", ".join(f"{layer} {100 * share:.0f} %" for layer, share in shares.items()))
     found: Contenders = {"ours": (net, net)}
+    for engine in ("auto", "int8"):
+        found[f"ours, deployed, {engine}"] = (made := deployed(net, engine, x), made)  # type: ignore[arg-type]
     for title, mode in (("SpikingJelly, multi-step", "m"), ("SpikingJelly, as the authors", "s"))[: 1 + (not fast)]:
         other = peer(net, mode).eval()
         found[title] = (other, lambda x, n=other, m=mode: run_peer(n, x, net.time_steps, m))
