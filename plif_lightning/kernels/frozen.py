@@ -6,6 +6,7 @@ bias that are made anew for each call, take several times that; here there are n
 
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -14,7 +15,7 @@ from plif_lightning.dynamics.firing import Firing
 from plif_lightning.kernels.layout import POOLS, Constants, Geometry, K, Pool, rows_of
 from plif_lightning.kernels.parallel import parallel
 
-_NO_POTENTIAL = torch.empty(0, 1).numpy()
+_NO_POTENTIAL = np.empty((0, 1), np.float32)
 # Shapes of inputs for which the rows are kept.
 _MOST_SHAPES = 8
 
