@@ -28,8 +28,9 @@ COLUMNS = (
 # After these epochs accuracy and tau are kept, and at these accuracies [%] the seconds that they took.
 _EPOCHS = (1, 2, 3, 5, 10, 15, 20, 30, 64, 100, 1024)
 _LEVELS = (50, 60, 70, 80, 90, 92, 93, 93.5, 93.85, 99, 99.5, 99.55, 99.65)
-# What of a command says where things lie and how a run shows itself, not what it computes.
+# What of a command says where things lie, how a run shows itself and when it saves, not what it computes.
 _PLACES = {
+    *("resume", "checkpoint.every_n_batches"),
     *("run_folder", "data.root", "data.store", "data.num_workers", "trainer.default_root_dir"),
     *("trainer.enable_progress_bar", "trainer.logger.save_dir", "trainer.logger.name"),
 }
@@ -153,9 +154,17 @@ def read_results(path: Path) -> list[Row]:
     return rows
 
 
+def _asked(row: Row) -> tuple[str, ...]:
+    """What a row's command asks for."""
+    overrides = [word for word in row["overrides"].split() if word.partition("=")[0] not in _PLACES]
+    asked = (row[name] for name in ("data", "source", "protocol", "configuration"))
+    return *asked, row["seed"] if row["seed"].isdigit() else row["run"], *overrides
+
+
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Rows of both; of the same settings and seed the new one."""
-    found = {(row["hash"], row["seed"] if row["seed"].isdigit() else row["run"]): row for row in (*old, *new)}
+    """Rows of both; of the same settings, or command, and seed the new one: a command gives what it gives now."""
+    by_command = {_asked(row): row for row in (*old, *new)}
+    found = {(row["hash"], row["seed"] if row["seed"].isdigit() else row["run"]): row for row in by_command.values()}
     order = [*paper.TITLES.values()]
 
     def place(row: Row) -> tuple[object, ...]:

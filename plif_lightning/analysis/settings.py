@@ -15,7 +15,7 @@ from plif_lightning.runs.run import Run
 # What of a configuration decides neither what is computed nor how it is measured.
 _WITHOUT_EFFECT = {
     *("data.root", "data.store", "data.num_workers", "data.download", "data.eval_batch_size", "data.allow_partial"),
-    *("model.backend", "model.neuron", "model.init_tau", "model.pooling"),
+    *("model.backend", "model.sparse", "model.neuron", "model.init_tau", "model.pooling"),
     *("trainer.default_root_dir", "trainer.log_every_n_steps", "trainer.profiler", "trainer.num_sanity_val_steps"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_checkpointing"),
 }

@@ -82,6 +82,16 @@ def test_rows_are_added_and_those_of_the_same_run_renewed(tmp_path):
     assert rows == merged(rows, rows)
 
 
+def test_a_command_that_gives_another_result_now_renews_its_row(tmp_path):
+    write_run(tmp_path / "runs" / "a")
+    (row,) = write_results(tmp_path / "a.csv", find_runs(tmp_path / "runs"))
+    later = {**row, "hash": "another", "accuracy": "93.00"}
+    assert merged([row], [later]) == [later]
+    assert merged([{**row, "overrides": "resume=auto checkpoint.every_n_batches=500"}], [later]) == [later]
+    other = {**later, "overrides": "model.init_tau=4"}
+    assert sorted(merged([row], [other]), key=str) == sorted([row, other], key=str)
+
+
 def test_the_table_takes_seeds_together(tmp_path):
     write_run(tmp_path / "runs" / "a", accuracies=(0.90,))
     write_run(tmp_path / "runs" / "b", accuracies=(0.92,), seed=7)
