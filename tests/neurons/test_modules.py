@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from plif_lightning.neurons import IF, LIF, PLIF
+from plif_lightning.errors import UserError
+from plif_lightning.neurons import IF, LIF, PLIF, make_neuron
 from tests.dynamics import oracle
 
 
@@ -68,3 +69,25 @@ def test_tau_is_the_inverse_of_sigmoid_a():
     assert IF().tau.item() == math.inf
     assert [n for n, _ in LIF().named_parameters()] == []
     assert PLIF(tau_per="channel", channels=5).a.shape == (5,)
+
+
+@pytest.mark.parametrize("init_tau", [1.0, 0.5, -2.0, math.inf, math.nan])
+def test_a_time_constant_lies_above_one_and_is_finite(init_tau):
+    for neuron in (PLIF, LIF):
+        with pytest.raises(UserError, match="init_tau must be > 1"):
+            neuron(init_tau=init_tau)
+
+
+def test_a_name_makes_its_neuron():
+    for name, kind, learned in (("plif", PLIF, ["a"]), ("lif", LIF, []), ("if", IF, [])):
+        neuron = make_neuron(name, 3)
+        assert type(neuron) is kind
+        assert [parameter for parameter, _ in neuron.named_parameters()] == learned
+    with pytest.raises(UserError, match="neuron must be one of plif, lif, if, got 'IF'"):
+        make_neuron("IF", 3)
+
+
+def test_a_neuron_shows_its_constants():
+    assert repr(PLIF(init_tau=3.0)).startswith("PLIF(tau=3, v_threshold=1.0, v_reset=0.0")
+    assert "tau=[5 channels]" in repr(LIF(tau_per="channel", channels=5))
+    assert "learn_threshold" not in repr(IF())
