@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 if (_processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     # The processes of the suite share the cores; those that the tests start inherit it.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // _processes)))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts its background jobs so, and what the tests start would not hear a Ctrl-C either.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

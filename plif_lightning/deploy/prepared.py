@@ -66,12 +66,14 @@ class Prepared:
         steps = 1 if x.dim() == 4 else len(x)
         return (
             x.dtype == torch.float32
+            and x.device.type == "cpu"
             and x.dim() in (4, 5)
             and x.shape[-3:] == net.input_shape
             and steps == (1 if x.dim() == 4 else net.time_steps)
             and 0 < x.numel() // net.input_shape[0] * self._channels <= at_a_time(x.device)
             and not net.training
             and carried() is None
+            and not torch.compiler.is_compiling()
             and not any(map(has_hooks, self._parts))
         )
 

@@ -51,11 +51,12 @@ class FrozenFire:
         from plif_lightning.kernels import cpu  # which numba compiles
 
         key = (y.shape, time_steps, torch.get_num_threads())
-        if key not in self._kept:
+        rows = self._kept.get(key)
+        if rows is None:
             if len(self._kept) >= _MOST_SHAPES:
                 self._kept.clear()
-            self._kept[key] = self._rows(y, time_steps)
-        units, threads, shape, before, after = self._kept[key]
+            rows = self._kept[key] = self._rows(y, time_steps)
+        units, threads, shape, before, after = rows
         out = torch.empty(shape)
         flat, spikes = y.numpy().reshape(len(y), -1), out.numpy().reshape(time_steps, -1)
         parallel(cpu.forward, units, threads, flat, *before, v_first, v_last, spikes, *after)

@@ -3,6 +3,7 @@
 import copy
 import logging
 import pickle
+import platform
 
 import pytest
 import torch
@@ -223,6 +224,14 @@ def test_two_parts_of_eight_bits_are_sixteen():
 def test_without_exact_operators_only_events_are_left(net, monkeypatch):
     monkeypatch.setattr(integers, "_works", lambda: False)
     assert set(deployed(net, "int8", frames(net)).forms.values()) == {"dense", "int8 events"}
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available(),
+    reason="oneDNN's 8-bit operators are x86's",
+)
+def test_on_x86_they_are_there_and_exact():
+    assert integers._works()  # else the tests of them would be skipped, and nobody would know
 
 
 def test_operators_that_are_missing_or_wrong_are_not_used(monkeypatch):

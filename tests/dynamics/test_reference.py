@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from plif_lightning.dynamics import Firing, SurrogateName, integrate_and_fire
+from plif_lightning.dynamics.reference import trace
 from plif_lightning.errors import UserError
 from plif_lightning.neurons import IF, LIF, PLIF
 from tests.dynamics import oracle
@@ -225,3 +226,20 @@ def test_if_neuron_is_the_limit_of_large_tau():
 def test_a_wrong_argument_is_named(make_it, message):
     with pytest.raises(UserError, match=message):
         make_it()
+
+
+@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_trace_holds_what_the_neuron_went_through(per, held):
+    shape = [3] if per == "channel" else []
+    k = torch.linspace(0.3, 0.6, 3)[: None if shape else 1].reshape(shape)
+    threshold = torch.linspace(0.8, 1.2, 3)[: None if shape else 1].reshape(shape)
+    firing = Firing(v_threshold=threshold, v_reset=-0.2)
+    x, v = torch.randn(1 if held else 6, 2, 3, 4) + 0.8, torch.rand(2, 3, 4)
+    found = trace(x, k, v, firing=firing, time_steps=6)
+    spikes, last = integrate_and_fire(x, k, v, firing=firing, time_steps=6)
+    assert torch.equal(found[0], spikes)
+    assert torch.equal(found[2][-1], last)
+    limit = threshold[:, None] if shape else threshold
+    assert torch.equal(found[1] >= limit, spikes.bool())  # H_t, before the reset
+    assert torch.equal(found[2], torch.where(spikes.bool(), torch.tensor(-0.2), found[1]))
