@@ -48,20 +48,21 @@ class DeployedNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W]."""
-        if self._is_plain:
-            self._prepared = self._prepared or Prepared(self.net)
-            if self._prepared.fits(x):
-                return self._prepared(x)
-        return self.net(x)
+        calls = self._calls()
+        return calls(x) if calls is not None and calls.fits(x) else self.net(x)
 
     @torch.no_grad()
     def step(self, frame: Tensor, state: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """One time-step, as `plif_lightning.step` of `net`: votes [N, num_classes] and the potential of each neuron."""
-        if self._is_plain:
-            self._prepared = self._prepared or Prepared(self.net)
-            if self._prepared.goes_on(frame, state):
-                return self._prepared.step(frame, state)
+        calls = self._calls()
+        if calls is not None and calls.goes_on(frame, state):
+            return calls.step(frame, state)
         return step(self.net, frame, state)
+
+    def _calls(self) -> Prepared | None:
+        if self._is_plain and self._prepared is None:
+            self._prepared = Prepared(self.net)
+        return self._prepared
 
     def forget(self) -> None:
         """Takes the network's layers and values anew at the next call: after one of them was changed."""
