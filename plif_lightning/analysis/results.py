@@ -158,13 +158,18 @@ def _asked(row: Row) -> tuple[str, ...]:
     """What a row's command asks for."""
     overrides = [word for word in row["overrides"].split() if word.partition("=")[0] not in _PLACES]
     asked = (row[name] for name in ("data", "source", "protocol", "configuration"))
-    return *asked, row["seed"] if row["seed"].isdigit() else row["run"], *overrides
+    return *asked, _repetition(row), *overrides
+
+
+def _repetition(row: Row) -> str:
+    """What tells a row from others of the same experiment: its seed, or its run where it has none of its own."""
+    return row["seed"] if row["seed"].isdigit() else row["run"]
 
 
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     """Rows of both; of the same settings, or command, and seed the new one: a command gives what it gives now."""
     by_command = {_asked(row): row for row in (*old, *new)}
-    found = {(row["hash"], row["seed"] if row["seed"].isdigit() else row["run"]): row for row in by_command.values()}
+    found = {(row["hash"], _repetition(row)): row for row in by_command.values()}
     order = [*paper.TITLES.values()]
 
     def place(row: Row) -> tuple[object, ...]:

@@ -109,10 +109,10 @@ def to_export(net: SpikingNetwork, static: bool, on_integers: bool = False) -> t
 
 def to_export_step(net: SpikingNetwork, on_integers: bool = False) -> torch.export.ExportedProgram:
     """One time-step of the folded network, see `OneStep`."""
-    frame = torch.rand(2, *net.input_shape)
-    potentials = tuple(torch.zeros_like(v) for v in step(_reference(net), frame)[1].values())
     net = _reference(net, on_integers)
     batch = torch.export.Dim("batch", min=1)
+    frame = torch.rand(2, *net.input_shape)
+    potentials = tuple(torch.zeros_like(v) for v in step(net, frame)[1].values())
     shapes = ({0: batch}, tuple({0: batch} for _ in potentials))
     return torch.export.export(OneStep(net), (frame, *potentials), dynamic_shapes=shapes)
 
