@@ -4,8 +4,9 @@ NIR (Pedersen et al. 2024) says what neurons compute in continuous time; a step 
 
     H = V + dt / tau (v_leak - V + r X), spike where H > v_threshold, then v_reset.
 
-It knows no batch normalisation and no maximum. So BN is folded first, and a 2x2 maximum of spikes is an average and a
-threshold without memory: a LIF neuron of tau = 2 dt, r = 2 that fires above 0.1 and ends each step at zero.
+It knows no batch normalisation and no maximum. So BN is folded first, and a 2x2 maximum of spikes is a sum and a
+threshold without memory: a LIF neuron of tau = 2 dt, r = 2 that fires above 0.1 and ends each step at zero. (A sum, not
+an average, because Norse reads no average; and as it takes r as 1, the threshold lies below half a spike.)
 """
 
 import itertools
@@ -69,14 +70,16 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
         nodes[f"{name}_neuron"] = _neuron(name, block.neuron, shape, dt)
         if block.pool is None:
             continue
-        two = np.array([2, 2])
-        nodes[f"{name}_pool"] = nir.AvgPool2d(two, two, np.array([0, 0]))
+        two = (np.array([2, 2]), np.array([2, 2]), np.array([0, 0]))
         shape = (shape[0], shape[1] // 2, shape[2] // 2)
         pool = block.pool.pool if isinstance(block.pool, Pool2d) else None
         if isinstance(pool, SpikeMaxPool2d):
+            nodes[f"{name}_pool"] = nir.SumPool2d(*two)
             ones = np.ones(shape, np.float32)
             nodes[f"{name}_max"] = nir.LIF(2 * dt * ones, 2 * ones, 0 * ones, np.float32(0.1) * ones, 0 * ones)
-        elif not isinstance(pool, nn.AvgPool2d):
+        elif isinstance(pool, nn.AvgPool2d):
+            nodes[f"{name}_pool"] = nir.AvgPool2d(*two)
+        else:
             raise UserError(f"{name} has a pool that NIR does not know: {type(block.pool).__name__}.")
     # Counted from the last, so that a simulator may put a batch in front.
     nodes["flatten"] = nir.Flatten({"input": np.array(shape)}, -3, -1)
