@@ -136,7 +136,8 @@ def _write_pt2(net: SpikingNetwork, static: bool, folder: Path) -> None:
     torch.export.save(to_export(net, static), folder / "network.pt2")
 
 
-def _write_onnx(net: SpikingNetwork, static: bool, folder: Path, on_integers: bool = False) -> None:
+def write_onnx(net: SpikingNetwork, static: bool, folder: Path, on_integers: bool = False) -> None:
+    """Writes network.onnx and step.onnx, or the same with 8-bit weights; see `export`."""
     ending = "_int8.onnx" if on_integers else ".onnx"
     _save_onnx(to_export(net, static, on_integers), folder / f"network{ending}", (["x"], ["votes"]))
     if net.inputs.name == "direct":
@@ -155,8 +156,8 @@ def _write_nir(net: SpikingNetwork, static: bool, folder: Path) -> None:
 
 _WRITERS: dict[str, Callable[[SpikingNetwork, bool, Path], None]] = {
     "pt2": _write_pt2,
-    "onnx": _write_onnx,
-    "onnx_int8": partial(_write_onnx, on_integers=True),
+    "onnx": write_onnx,
+    "onnx_int8": partial(write_onnx, on_integers=True),
     "nir": _write_nir,
 }
 

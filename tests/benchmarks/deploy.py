@@ -2,12 +2,14 @@
 
     python tests/benchmarks/deploy.py --ckpt_path RUN/checkpoints/best.ckpt [--data.root DIR] [--samples 1000]
                                       [--plot exits.png] [--forms forms.png]
+    python tests/benchmarks/deploy.py --config cifar10dvs --recording DVS128.aedat [--events 70304]
 
 Seconds on the first test sample, in alternation in one process, with 1 and 2 threads: ours, PyTorch's dense layers in
 the folded network (the readable reference), SpikingJelly 2.0 in both of its modes, onnxruntime. Accuracy and the share
 of decisions that differ from float32's, on `--samples` test samples. Early exits: accuracy against the mean number of
 time-steps, for several margins. `--forms`: instead, each form of each layer over the share of inputs that spike, one
-sample.
+sample. `--config` instead of a checkpoint: seconds alone, of a network that fires as trained ones do (see networks.py),
+on the first events of a recording.
 """
 
 import argparse
@@ -28,17 +30,35 @@ import onnxruntime
 import torch
 
 from plif_lightning.cli.deploy import read_to_test
+from plif_lightning.configs import network_of
 from plif_lightning.deploy import deployed, exits, fold
 from plif_lightning.deploy.engine import DeployedNetwork, forms_of, inputs_of
-from plif_lightning.deploy.exporting import export
+from plif_lightning.deploy.exporting import write_onnx
 from plif_lightning.deploy.layers import spiking_layers
+from plif_lightning.events import Recording, Sensor
+from plif_lightning.events.integration import integrate
+from plif_lightning.events.readers import read_any
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.runtime.surroundings import processor
-from tests.benchmarks.networks import alternate, inference, peer, run_peer
+from tests.benchmarks.networks import alternate, fire_as_trained, inference, peer, run_peer
 
 ENGINES = ("dense", "events", "auto", "int16", "int8")
 SHARES = (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5)
 MARGINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.01)
+
+
+def firing_on(name: str, path: Path, number: int) -> tuple[SpikingNetwork, torch.Tensor]:
+    """The network of a configuration, whose layers fire as trained ones do on a recording's first events, and those
+    as frames [T, 1, 2, H, W]."""
+    recording = Recording(*(of[:number] for of in read_any(path)))
+    torch.manual_seed(0)
+    net = network_of(name)
+    sensor = Sensor(*net.input_shape[1:])
+    x = torch.from_numpy(integrate(recording, sensor, net.time_steps)).unsqueeze(1).float()
+    shares = fire_as_trained(net, x, training=False)
+    spikes = ", ".join(f"{layer} {100 * share:.0f} %" for layer, share in shares.items())
+    print(f"{name}, {len(recording.t):,} events of {path.name}; spikes: {spikes}")
+    return net.eval(), x
 
 
 def steps(made: DeployedNetwork, x: torch.Tensor) -> None:
@@ -47,9 +67,10 @@ def steps(made: DeployedNetwork, x: torch.Tensor) -> None:
         _, state = made.step(frame, state)
 
 
-def seconds(net: SpikingNetwork, path: Path, x: torch.Tensor, rounds: int) -> None:
+def seconds(net: SpikingNetwork, x: torch.Tensor, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        export(path, Path(folder), ["onnx", "onnx_int8"])
+        for on_integers in (False, True):
+            write_onnx(net, x.dim() == 4, Path(folder), on_integers)
         for threads in (1, 2):
             torch.set_num_threads(threads)
             dense = use_backend(fold(net), "reference")
@@ -136,7 +157,10 @@ def accuracies(net: SpikingNetwork, x: torch.Tensor, label: torch.Tensor) -> tor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt_path", type=Path, required=True)
+    parser.add_argument("--ckpt_path", type=Path)
+    parser.add_argument("--config", choices=["nmnist", "cifar10dvs", "dvsgesture"])
+    parser.add_argument("--recording", type=Path)
+    parser.add_argument("--events", type=int, default=70_304, help="of the recording")
     parser.add_argument("--data.root", dest="root")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=25)
@@ -144,11 +168,14 @@ def main() -> None:
     parser.add_argument("--forms", type=Path)
     given = parser.parse_args()
     print(f"{processor()}, torch {torch.__version__}, onnxruntime {onnxruntime.__version__}")
+    if given.config is not None:
+        seconds(*firing_on(given.config, given.recording, given.events), given.rounds)
+        return
     net, x, label = read_to_test(given.ckpt_path, given.root, given.samples)
     if given.forms is not None:
         forms(net, given.rounds, given.forms)
         return
-    seconds(net, given.ckpt_path, x[:1] if x.dim() == 4 else x[:, :1], given.rounds)
+    seconds(net, x[:1] if x.dim() == 4 else x[:, :1], given.rounds)
     votes = accuracies(net, x, label)
     curve = []
     for margin in MARGINS:

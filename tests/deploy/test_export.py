@@ -13,7 +13,7 @@ import torch
 
 from plif_lightning.cli import main
 from plif_lightning.deploy import deployed, fold
-from plif_lightning.deploy.exporting import _write_onnx, export
+from plif_lightning.deploy.exporting import export, write_onnx
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import load_network, step
 from tests.cli.calls import SILENT, TINY, fit, refused, rows
@@ -100,7 +100,7 @@ def test_onnxruntime_votes_the_same_for_any_batch(exported, file, engine):
 def test_onnxruntime_votes_with_rounded_weights_on_frames(tmp_path):
     net = trained()
     for static in (False, True):
-        _write_onnx(net, static, tmp_path, on_integers=True)
+        write_onnx(net, static, tmp_path, on_integers=True)
         session = onnxruntime.InferenceSession(tmp_path / "network_int8.onnx")
         x = frames(net, 5)[0] if static else frames(net, 5)
         (votes,) = session.run(["votes"], {"x": x.numpy()})
