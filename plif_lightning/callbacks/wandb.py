@@ -1,4 +1,7 @@
-"""Weights & Biases beside a run's own files."""
+"""Weights & Biases beside a run's own files.
+
+Its package is imported where a run uses it: it would be a third of a second of every start.
+"""
 
 import json
 import os
@@ -6,7 +9,6 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
-import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
@@ -69,6 +71,8 @@ class WandbRunLogger(WandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         if self._experiment is None:
+            import wandb
+
             try:
                 return super().experiment
             except (wandb.errors.UsageError, wandb.errors.AuthenticationError, wandb.errors.CommError) as error:
@@ -109,6 +113,8 @@ class WandbRecord(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for run in self._runs(trainer):
+            import wandb
+
             found = {}
             for row in self.weights.latest:
                 edges = np.linspace(row.low, row.high, len(row.counts) + 1)
@@ -119,6 +125,8 @@ class WandbRecord(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
         for run in self._runs(trainer):
+            import wandb
+
             paths = {"learning_curve": folder.learning_curve, "tau_curve": folder.tau_curve}
             images = {name: wandb.Image(str(path)) for name, path in paths.items() if path.is_file()}
             if images:
@@ -128,6 +136,8 @@ class WandbRecord(Callback):
         folder = run_folder(trainer)
         for run in self._runs(trainer):
             if folder.confusion_picture.is_file():
+                import wandb
+
                 run.log(
                     {
                         "confusion_matrix": wandb.Image(str(folder.confusion_picture)),

@@ -31,17 +31,28 @@ def some_runs(folder):
     write_run(folder / "c", data="NMNIST", finished=False)
 
 
-def test_the_page_asks_nobody_for_anything(tmp_path):
-    some_runs(tmp_path / "runs")
-    text = report(tmp_path).read_text()
+@pytest.fixture(scope="module")
+def page_of_some_runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("some_runs")
+    some_runs(folder / "runs")
+    return report(folder)
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Drawing them, twice each, takes most of a page's time; for tests of what else is on it."""
+    monkeypatch.setattr("plif_lightning.analysis.report.FIGURES", {})
+
+
+def test_the_page_asks_nobody_for_anything(page_of_some_runs):
+    text = page_of_some_runs.read_text()
     assert not re.search(r"""(src|href)=(?!["']?(data:|#))""", text)
     assert "@import" not in text
     assert "fetch(" not in text
 
 
-def test_the_page_holds_all_runs_curves_and_samples(tmp_path):
-    some_runs(tmp_path / "runs")
-    data = data_of(report(tmp_path))
+def test_the_page_holds_all_runs_curves_and_samples(page_of_some_runs):
+    data = data_of(page_of_some_runs)
     a, b, c = data["runs"]
     assert (a["name"], a["accuracy"], a["best_epoch"], b["label"], c["status"]) == (
         "a", 75.0, 2, "PLIF, tau_0 = 16", "unfinished",
@@ -65,7 +76,7 @@ def test_names_and_configurations_are_not_html(tmp_path):
     )
 
 
-def test_what_cannot_be_read_stands_on_the_page_and_the_rest_is_there(tmp_path, capsys):
+def test_what_cannot_be_read_stands_on_the_page_and_the_rest_is_there(tmp_path, capsys, without_figures):
     some_runs(tmp_path / "runs")
     (tmp_path / "runs" / "a" / "samples.npz").write_bytes(b"PK")
     (tmp_path / "runs" / "b" / "config.yaml").write_text("{")
@@ -76,7 +87,7 @@ def test_what_cannot_be_read_stands_on_the_page_and_the_rest_is_there(tmp_path, 
     assert "note: " in capsys.readouterr().err
 
 
-def test_long_curves_are_thinned_to_what_a_screen_shows(tmp_path):
+def test_long_curves_are_thinned_to_what_a_screen_shows(tmp_path, without_figures):
     write_run(tmp_path / "runs" / "a", tuple(i / 2000 for i in range(1024)))
     curve = data_of(report(tmp_path))["runs"][0]["curves"]
     assert len(curve["epoch"]) == 200
@@ -111,7 +122,7 @@ def first_column(page):
     return [row.inner_text() for row in page.locator("#comparison tbody tr td:nth-child(2)").all()]
 
 
-def test_sorting_filter_curves_and_time_slider_work(browser, tmp_path):
+def test_sorting_filter_curves_and_time_slider_work(browser, tmp_path, without_figures):
     some_runs(tmp_path / "runs")
     page, said = opened(browser, report(tmp_path))
     page.get_by_role("button", name="accuracy [%]").press("Enter")
@@ -148,7 +159,7 @@ def test_sorting_filter_curves_and_time_slider_work(browser, tmp_path):
     assert said == []
 
 
-def test_seeds_are_a_band_and_a_part_of_the_epochs_can_be_seen(browser, tmp_path):
+def test_seeds_are_a_band_and_a_part_of_the_epochs_can_be_seen(browser, tmp_path, without_figures):
     for seed in (1, 2):
         write_run(tmp_path / "runs" / str(seed), tuple(0.1 * seed + 0.05 * i for i in range(10)), seed=seed)
     page, said = opened(browser, report(tmp_path))
@@ -169,7 +180,7 @@ def test_seeds_are_a_band_and_a_part_of_the_epochs_can_be_seen(browser, tmp_path
     assert said == []
 
 
-def test_events_are_played_beside_the_spikes(browser, tmp_path):
+def test_events_are_played_beside_the_spikes(browser, tmp_path, without_figures):
     write_run(tmp_path / "runs" / "a", frames=8)
     page, said = opened(browser, report(tmp_path))
     pixels = "c.getContext('2d').getImageData(0, 0, c.width, c.height).data"
@@ -188,7 +199,7 @@ def test_events_are_played_beside_the_spikes(browser, tmp_path):
     assert said == []
 
 
-def test_accuracy_is_rounded_once_and_a_running_run_is_no_error(browser, tmp_path):
+def test_accuracy_is_rounded_once_and_a_running_run_is_no_error(browser, tmp_path, without_figures):
     write_run(tmp_path / "runs" / "a", (0.239550001,))
     run = write_run(tmp_path / "runs" / "b", finished=False)
     command = json.loads(run.command.read_text())
@@ -200,9 +211,8 @@ def test_accuracy_is_rounded_once_and_a_running_run_is_no_error(browser, tmp_pat
     assert page.locator("#comparison td.bad").count() == 0
 
 
-def test_figures_keep_their_place_and_are_dark_on_a_dark_page(browser, tmp_path):
-    some_runs(tmp_path / "runs")
-    path = report(tmp_path)
+def test_figures_keep_their_place_and_are_dark_on_a_dark_page(browser, page_of_some_runs):
+    path = page_of_some_runs
     page, _ = opened(browser, path)
     images = page.locator("figure img").all()
     assert images
