@@ -2,11 +2,12 @@
 
 import argparse
 import importlib
-import math
+import itertools
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,21 +45,23 @@ def _export_parser() -> PlainParser:
         default=[],
         help="network (always written), pt2 (torch.export), onnx, onnx_int8 or nir; may be repeated",
     )
+    parser.add_argument(
+        "--input",
+        choices=["images", "frames"],
+        help="what the network takes, images [N, C, H, W] or frames [T, N, C, H, W] (default: what its data set gives)",
+    )
     return parser
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0.001 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0.001, got {text}")
-    return value
+def _number(text: str, low: float, high: float, what: str) -> float:
+    with suppress(ValueError):
+        if low <= (value := float(text)) <= high:
+            return value
+    raise argparse.ArgumentTypeError(f"must be {what}, got {text}")
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
-    return value
+_positive = partial(_number, low=0.001, high=sys.float_info.max, what="a number of at least 0.001")
+_share = partial(_number, low=0.0, high=1.0, what="from 0 to 1")
 
 
 def _stream_parser() -> PlainParser:
@@ -66,7 +69,7 @@ def _stream_parser() -> PlainParser:
     parser.add_argument("--file", required=True, help="a recording; - reads AEDAT 2.0 from standard input")
     parser.add_argument("--live", action="store_true", help="the file (AEDAT 2.0) grows: wait for more until Ctrl-C")
     parser.add_argument("--idle", type=_positive, help="with --live: end after so many seconds without an event")
-    parser.add_argument("--events_per_step", type=int, help="events of a time-step (default: a T-th of the recording)")
+    parser.add_argument("--events_per_step", type=int, help="events of a time-step (default: T steps, as in training)")
     parser.add_argument("--ms_per_step", type=_positive, help="milliseconds of a time-step, instead")
     parser.add_argument("--early_exit", type=_share, help="end when the best class is ahead by this share of the votes")
     parser.add_argument(
@@ -92,7 +95,7 @@ def export(argv: list[str]) -> int:
     given = _export_parser().parse_args(argv)
     from plif_lightning.deploy.exporting import export as write
 
-    files = write(given.ckpt_path, given.out, given.format or ["network"])
+    files = write(given.ckpt_path, given.out, given.format or ["network"], given.input)
     for name, size in files.items():
         print(f"{given.out / name}  {size / 2**20:,.1f} MiB")
     return 0
@@ -111,27 +114,44 @@ def _read(path: Path) -> tuple["SpikingNetwork", dict[str, Any]]:
 
 
 def _data_class(data: dict[str, Any]) -> Any:
-    module, name = data["class_path"].rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)
+    """The class of a checkpoint's data set.
+
+    Raises:
+        UserError: it cannot be imported here.
+    """
+    path = str(data.get("class_path"))
+    try:
+        module, name = path.rsplit(".", 1)
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"the network's data set {path} cannot be imported ({error}): run where its module can be found, "
+            "such as with its folder in PYTHONPATH."
+        ) from error
+
+
+def _sensor(data: dict[str, Any]) -> Any:
+    """Of the camera whose pixels the data set collects in fewer ones; None where it does not."""
+    settings = data.get("init_args", {})
+    if settings.get("size") is None:
+        return None
+    try:
+        return settings.get("sensor") or _data_class(data).sensor
+    except (UserError, AttributeError):
+        return None  # a data set of another program
 
 
 def _class_names(data: dict[str, Any], number: int) -> list[str]:
     """Of the data set that a network was trained on; numbers where it has none."""
     try:
         names = list(_data_class(data).class_names)
-    except (KeyError, ImportError, AttributeError, TypeError):
+    except (UserError, AttributeError, TypeError):
         names = []  # a data set of another program, or one whose classes lie in its files
     return names if len(names) == number else [str(i) for i in range(number)]
 
 
-def _portions(whole: "Recording", size: int = 10_000) -> Iterator["Recording"]:
-    """Some events of a recording after others."""
-    for first in range(0, len(whole.t), size):
-        yield type(whole)(*(column[first : first + size] for column in whole))
-
-
-def _growing(file: str, idle: float | None) -> Iterator["Recording"]:
-    """The events of a file that grows, or of standard input, as they come."""
+def _growing(file: str, idle: float | None, left: list[str]) -> Iterator["Recording"]:
+    """The events of a file that grows, or of standard input, as they come; `left` gets what its end cuts off."""
     from plif_lightning.events.readers import Aedat2Stream
     from plif_lightning.events.recording import RecordingError
 
@@ -140,8 +160,7 @@ def _growing(file: str, idle: float | None) -> Iterator["Recording"]:
             opened = sys.stdin.buffer if file == "-" else held.enter_context(Path(file).open("rb"))
         except OSError as error:
             raise RecordingError(f"{file} cannot be read: {error.strerror}.") from error
-        name = "standard input" if file == "-" else file
-        stream = Aedat2Stream(opened, name)
+        stream = Aedat2Stream(opened, _name(file))
         since = time.monotonic()
         while True:
             some = stream.read()
@@ -154,7 +173,11 @@ def _growing(file: str, idle: float | None) -> Iterator["Recording"]:
                     break
                 time.sleep(0.01)
         if stream.left:
-            raise RecordingError(stream.left)
+            left.append(stream.left)
+
+
+def _name(file: str) -> str:
+    return "standard input" if file == "-" else file
 
 
 def stream(argv: list[str]) -> int:
@@ -173,27 +196,41 @@ def stream(argv: list[str]) -> int:
             f"the network takes {' x '.join(map(str, net.input_shape))} images, and a stream gives frames of events, "
             "2 x H x W."
         )
-    growing, events_per_step = given.live or given.file == "-", given.events_per_step
-    whole = None if growing else read_any(given.file)
-    if events_per_step is None and given.ms_per_step is None:
-        if whole is None:
-            raise UserError("a live stream has no end to divide by T: pass --events_per_step or --ms_per_step.")
-        events_per_step = max(1, len(whole.t) // net.time_steps)
+    growing, cut = given.live or given.file == "-", given.events_per_step is not None or given.ms_per_step is not None
+    if growing and not cut:
+        raise UserError("a live stream has no end to divide by T: pass --events_per_step or --ms_per_step.")
     us = None if given.ms_per_step is None else round(1000 * given.ms_per_step)
-    network = StreamingNetwork(net, events_per_step=events_per_step, us_per_step=us, engine=given.engine)
+    network = StreamingNetwork(
+        net, events_per_step=given.events_per_step, us_per_step=us, engine=given.engine, sensor=_sensor(data)
+    )
     names = _class_names(data, net.structure.fc_features[-1] // net.voting.votes_per_class)
     screen = _Screen(network, names, given.plain or not sys.stdout.isatty())
+    left: list[str] = []
+    steps: Iterator[Any]
+    if growing:
+        pieces = _growing(given.file, given.idle, left)
+        steps = itertools.chain.from_iterable(network.pushed(piece, name=_name(given.file)) for piece in pieces)
+    elif cut:
+        steps = network.pushed(read_any(given.file), name=given.file)
+    else:
+        recording = read_any(given.file)
+        if not len(recording.t):
+            raise UserError(f"{given.file} holds no events.")
+        steps = network.whole(recording, data.get("init_args", {}).get("slicing", "by_count"), given.file)
     try:
         with screen:
-            for piece in _growing(given.file, given.idle) if whole is None else _portions(whole):
-                if screen.push(piece, given.early_exit):
+            for _ in steps:
+                if given.early_exit is not None and network.margin >= given.early_exit:
                     break
     except KeyboardInterrupt:
         pass
+    if network.steps > 0:
+        print(f"decision: {names[int(network.votes.argmax())]} after {network.steps} time-steps", flush=True)
+    if left and (network.steps == 0 or not given.live):
+        raise UserError(left[0])
     if network.steps == 0:
         print(f"no time-step came together: {network.waiting_events} events are waiting.")
         return 1
-    print(f"decision: {names[int(network.votes.argmax())]} after {network.steps} time-steps")
     return 0
 
 
@@ -241,10 +278,6 @@ class _Screen:
 
         return listen
 
-    def push(self, piece: Any, early_exit: float | None) -> bool:
-        """Whether the decision is safe enough to stop."""
-        return any(early_exit is not None and self.network.margin >= early_exit for _ in self.network.pushed(piece))
-
     @property
     def latency(self) -> float | None:
         recent = sorted(self.milliseconds[-50:])
@@ -288,10 +321,13 @@ def samples_to_test(data: dict[str, Any], root: str | None, number: int) -> tupl
     from plif_lightning.cli.lightning import quieten
 
     quieten()
-    arguments = {**data["init_args"], "batch_size": number, "num_workers": 0}
+    arguments = {**data.get("init_args", {}), "batch_size": number, "num_workers": 0}
     if root is not None:
         arguments["root"] = root
-    module = _data_class(data)(**arguments)
+    try:
+        module = _data_class(data)(**arguments)
+    except TypeError as error:
+        raise UserError(f"the data set {data['class_path']} takes other settings than this needs: {error}.") from error
     module.prepare_data()
     module.setup("test")
     x, label = [], []

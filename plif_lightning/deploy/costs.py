@@ -154,11 +154,12 @@ def cost(net: SpikingNetwork, x: Tensor) -> Cost:
         if not isinstance(block, (ConvBlock, FCBlock)):
             raise UserError(f"{name} is a {type(block).__name__}, whose operations are not known.")
         hooks.append(block.register_forward_pre_hook(listener(name)))
-    was_training = net.training
+    training = [part for part in net.modules() if part.training]
     try:
         net.eval()(x)
     finally:
-        net.train(was_training)
+        for part in training:
+            part.training = True
         for hook in hooks:
             hook.remove()
     return Cost(tuple(found), samples, net.time_steps)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.integers import LARGEST, PackedConv, PackedLinear, can_be_packed, quantised
-from plif_lightning.deploy.layers import is_plain, spiking_layers, weighted
+from plif_lightning.deploy.layers import spiking_layers, weighted
 from plif_lightning.deploy.prepared import Prepared
 from plif_lightning.deploy.rows import RowsConv, RowsLinear
 from plif_lightning.errors import UserError
@@ -42,39 +42,28 @@ class DeployedNetwork(nn.Module):
         self.forms = dict.fromkeys(self.net.blocks(), "dense")
         for block in self.net.blocks().values():
             use_backend(block, "cpu", "never")
-        self._is_plain = is_plain(self.net)
         self._prepared: Prepared | None = None
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W]."""
         calls = self._calls()
-        return calls(x) if calls is not None and calls.fits(x) else self.net(x)
+        return calls(x) if calls.fits(x) else self.net(x)
 
     @torch.no_grad()
     def step(self, frame: Tensor, state: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """One time-step, as `plif_lightning.step` of `net`: votes [N, num_classes] and the potential of each neuron."""
         calls = self._calls()
-        if calls is not None and calls.goes_on(frame, state):
-            return calls.step(frame, state)
-        return step(self.net, frame, state)
+        return calls.step(frame, state) if calls.goes_on(frame, state) else step(self.net, frame, state)
 
-    def _calls(self) -> Prepared | None:
-        if self._is_plain and self._prepared is None:
+    def _calls(self) -> Prepared:
+        if self._prepared is None or not self._prepared.is_current():
             self._prepared = Prepared(self.net)
         return self._prepared
 
-    def forget(self) -> None:
-        """Takes the network's layers and values anew at the next call: after one of them was changed."""
-        self._prepared = None
-
-    def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
-        self.forget()
-        super()._load_from_state_dict(*arguments, **named)
-
-    def _apply(self, *arguments: Any, **named: Any) -> "DeployedNetwork":
-        self.forget()
-        return super()._apply(*arguments, **named)
+    def train(self, mode: bool = True) -> "DeployedNetwork":
+        """Stays in evaluation mode: there is nothing to train."""
+        return super().train(False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_prepared": None}
@@ -117,7 +106,6 @@ def deployed(
             forms = forms_of(blocks[name], engine, inputs.get(name))
             made.forms[name] = _fastest(forms, inputs[name]) if len(forms) > 1 else next(iter(forms))
             setattr(blocks[name], weighted(blocks[name]), forms[made.forms[name]])
-        made.forget()
     _log.info("deployed: %s", ", ".join(f"{name} {form}" for name, form in made.forms.items()))
     return made
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -23,8 +23,10 @@ from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import SpikingNetwork, step, use_backend
 from plif_lightning.network.loading import EXPORTED, checkpoint_file, load_checkpoint, network_in, sha256_of
 from plif_lightning.neurons import Neuron
+from plif_lightning.runtime.files import written_whole
 
 FORMATS = ("network", "pt2", "onnx", "onnx_int8", "nir")
+Input = Literal["images", "frames"]
 # ONNX operators of the version that current runtimes all know.
 _OPSET = 20
 # What only a run that goes on needs.
@@ -133,7 +135,9 @@ def _save_onnx(program: torch.export.ExportedProgram, file: Path, names: tuple[l
 
 
 def _write_pt2(net: SpikingNetwork, static: bool, folder: Path) -> None:
-    torch.export.save(to_export(net, static), folder / "network.pt2")
+    program = to_export(net, static)
+    with written_whole(folder / "network.pt2", "wb") as file:
+        torch.export.save(program, file)
 
 
 def write_onnx(net: SpikingNetwork, static: bool, folder: Path, on_integers: bool = False) -> None:
@@ -174,7 +178,26 @@ def _folded_checkpoint(checkpoint: dict[str, Any], net: SpikingNetwork) -> dict[
     return kept
 
 
-def export(checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network",)) -> dict[str, int]:
+def _takes_images(data: dict[str, Any], formats: Sequence[str], given: Input | None) -> bool:
+    """Whether inputs are images [N, C, H, W] that are held, and not frames [T, N, C, H, W].
+
+    Raises:
+        UserError: the data set is another program's, so that only the user knows, and a format must.
+    """
+    if given is not None:
+        return given == "images"
+    asking = [name for name in formats if name not in ("network", "nir")]
+    if asking and not str(data.get("class_path")).startswith("plif_lightning."):
+        raise UserError(
+            f"{' and '.join(asking)} must know whether the network takes images or frames, and its data set "
+            f"{data.get('class_path')} is another program's: pass --input=images or --input=frames."
+        )
+    return "slicing" not in data.get("init_args", {})
+
+
+def export(
+    checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network",), takes: Input | None = None
+) -> dict[str, int]:
     """Writes a checkpoint's network, BN folded, into a folder.
 
     `network.ckpt` always, which `load_network(out)` and `test --ckpt_path` read; `network.pt2` (torch.export; loads
@@ -185,13 +208,16 @@ def export(checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network"
         checkpoint_path: of a checkpoint that `fit` wrote.
         out: the folder; files of an earlier export in it are replaced, or taken away.
         formats: some of FORMATS.
+        takes: `images` [N, C, H, W] or `frames` [T, N, C, H, W], where its data set is another program's.
 
     Returns:
         Bytes of each file by its name.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        UserError: an unknown format; a network that a format cannot hold; a package is missing.
+        UserError: an unknown format; a network that a format cannot hold; a package is missing; what it takes is
+            unknown.
+        OSError: a file cannot be written; it names it. The folder is as it was.
     """
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UserError(f"--format must be some of {', '.join(FORMATS)}, got {', '.join(unknown)}.")
@@ -205,19 +231,21 @@ def export(checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network"
     if net.inputs.name != "direct" and (others := [name for name in formats if name != "network"]):
         raise UserError(f"input_encoder={net.inputs.name!r} is no part of {' or '.join(others)}: export network alone.")
     data = yaml.safe_load(checkpoint["cli_config"])["data"]
-    static = "slicing" not in data["init_args"]
+    static = _takes_images(data, formats, takes)
+    there = out.exists()
     out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".export", dir=out))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        torch.save(_folded_checkpoint(checkpoint, net), folder / "network.ckpt")
+        with written_whole(folder / "network.ckpt", "wb") as opened:
+            torch.save(_folded_checkpoint(checkpoint, net), opened)
         for name in dict.fromkeys(formats):
             if name in _WRITERS:
                 _WRITERS[name](net, static, folder)
         files = sorted(folder.iterdir())
         facts = {
             "made_from": checkpoint_path.name,
-            "data": data["class_path"].rsplit(".", 1)[-1],
+            "data": str(data.get("class_path")).rsplit(".", 1)[-1],
             "input": ["N", *net.input_shape] if static else [net.time_steps, "N", *net.input_shape],
             "time_steps": net.time_steps,
             "structure": str(net.structure),
@@ -230,16 +258,24 @@ def export(checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network"
         for file in earlier:  # of another network, perhaps
             file.unlink(missing_ok=True)
         return {file.name: (out / file.name).stat().st_size for file in files}
+    except OSError as error:
+        if error.filename is None or Path(error.filename).parent != folder:
+            raise
+        raise OSError(error.errno, error.strerror, str(out / Path(error.filename).name)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            out.rmdir()  # where nothing came of it, and nothing else is in it
+        if not there:
+            with contextlib.suppress(OSError):
+                out.rmdir()  # where nothing came of it
 
 
 def _names_in(folder: Path) -> list[str]:
-    """The files of an earlier export."""
+    """The files of an earlier export; all that one could have where it does not say."""
     try:
         names = json.loads((folder / EXPORTED).read_text())["sha256"]
         return [name for name in names if Path(name).name == name]
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return []
+    except (OSError, ValueError, KeyError, TypeError):
+        onnx = [f"{what}{ending}.onnx" for what in ("network", "step") for ending in ("", "_int8")]
+        return ["network.ckpt", "network.pt2", "network.nir", *onnx]

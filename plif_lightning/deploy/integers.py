@@ -54,10 +54,15 @@ class Packed(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
         parts = _parts(integers)
-        self.scale_of_part = scale if len(parts) == 1 else torch.ones_like(scale)
+        self._ones = None if len(parts) == 1 else torch.ones_like(scale)
         self.zero_points = torch.zeros(len(scale), dtype=torch.int32)
         self.like = None if like is None else list(like)
         self.packed = [self._pack(part) for part in parts]
+
+    @property
+    def scale_of_part(self) -> Tensor:
+        """What the operator scales with: one part by the scale, two are put together first."""
+        return self.scale if self._ones is None else self._ones
 
     def _pack(self, part: Tensor) -> Tensor:
         raise NotImplementedError

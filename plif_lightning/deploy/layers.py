@@ -3,9 +3,7 @@
 from torch import nn
 
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, has_hooks, is_usual_neuron
-from plif_lightning.network.inputs import InputEncoder
-from plif_lightning.network.network import Voting
+from plif_lightning.network.blocks import ConvBlock, FCBlock, has_hooks, is_usual_neuron
 
 
 def is_usual(block: nn.Module) -> bool:
@@ -15,17 +13,6 @@ def is_usual(block: nn.Module) -> bool:
         return False
     usual = block.has_usual_conv if isinstance(block, ConvBlock) else block.has_usual_fc
     return usual and is_usual_neuron(block.neuron)
-
-
-def is_plain(net: SpikingNetwork) -> bool:
-    """Whether a folded network is nothing but the paper's layers, without hooks, and takes its input as it comes."""
-    kinds = [(net.inputs, InputEncoder), (net.encoder, Blocks), (net.classifier, Blocks), (net.voting, Voting)]
-    return (
-        net.inputs.name == "direct"
-        and all(type(part) is kind and not has_hooks(part) for part, kind in kinds)
-        and all(is_usual(block) for block in net.blocks().values())
-        and all(not isinstance(b, ConvBlock) or (b.norm is None and b.pool_name) for b in net.blocks().values())
-    )
 
 
 def takes_spikes(net: SpikingNetwork) -> dict[str, bool]:

@@ -150,6 +150,8 @@ class NIRNetwork(nn.Module):
             if made is not None:
                 parts.append((name.replace(".", "_"), made))
         for name, part in parts:
+            while hasattr(self, name):  # another node's, or a method's
+                name += "_"
             self.add_module(name, part)
 
     def forward(self, x: Tensor) -> Tensor:

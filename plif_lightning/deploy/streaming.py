@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 from plif_lightning.deploy.engine import Engine, deployed
 from plif_lightning.deploy.folding import fold
 from plif_lightning.errors import UserError
-from plif_lightning.events.integration import count_events
-from plif_lightning.events.recording import Recording, Sensor, pack, recording_of
+from plif_lightning.events.augment import resized
+from plif_lightning.events.integration import Slicing, count_events, integrate
+from plif_lightning.events.recording import Packed, Recording, Sensor, pack, recording_of
 from plif_lightning.network import SpikingNetwork, step
 
 
@@ -28,6 +29,8 @@ class StreamingNetwork:
         us_per_step: `push` ends a time-step after so many microseconds, counted from the first event on, empty ones
             included; give one of both.
         engine: on a CPU, see `deployed`; not auto, which needs inputs to try.
+        sensor: height and width of the camera [pixels], where the network's frames collect its pixels in fewer ones
+            (`size` of a data module).
 
     Raises:
         UserError: an argument lies outside its range, or the network draws its input at random.
@@ -45,6 +48,7 @@ class StreamingNetwork:
         events_per_step: int | None = None,
         us_per_step: int | None = None,
         engine: Engine = "events",
+        sensor: tuple[int, int] | None = None,
     ) -> None:
         for name, value in (("events_per_step", events_per_step), ("us_per_step", us_per_step)):
             if value is not None and value < 1:
@@ -53,6 +57,8 @@ class StreamingNetwork:
             raise UserError("give events_per_step or us_per_step, not both.")
         if net.inputs.name != "direct":
             raise UserError(f"input_encoder={net.inputs.name!r} needs all time-steps of an image: it does not stream.")
+        if engine not in get_args(Engine):
+            raise UserError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}.")
         weight = next(net.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         if self.device.type == "cpu" and self.dtype == torch.float32:
@@ -62,9 +68,13 @@ class StreamingNetwork:
             self.net = fold(net).requires_grad_(False)
             self._step = partial(step, self.net)
         else:
-            raise UserError(f"engine={engine!r} runs on a CPU in float32, and the network is on {self.device}.")
+            raise UserError(
+                f"engine={engine!r} runs on a CPU in float32, and the network is on {self.device} in {self.dtype}."
+            )
         self.events_per_step, self.us_per_step = events_per_step, us_per_step
-        self.sensor = Sensor(*net.input_shape[1:])
+        self.frame = Sensor(*net.input_shape[1:])
+        self.sensor = self.frame if sensor is None else Sensor.of(sensor)
+        self._resized = None if self.sensor == self.frame else resized(self.sensor, self.frame)
         self.reset()
 
     def reset(self) -> None:
@@ -123,7 +133,7 @@ class StreamingNetwork:
         self.steps += 1
         return self.votes
 
-    def push(self, x: Any, y: Any = None, t: Any = None, p: Any = None) -> Tensor:
+    def push(self, x: Any, y: Any = None, t: Any = None, p: Any = None, name: str = "events") -> Tensor:
         """The running votes after each time-step that these events make whole, [steps, num_classes].
 
         Events of a step that is not whole wait for the next call.
@@ -133,33 +143,54 @@ class StreamingNetwork:
             y: row [pixel].
             t: time [us], in ascending order, and not before the events pushed earlier.
             p: polarity.
+            name: where they come from, for messages.
 
         Raises:
             UserError: neither way of cutting was given; an event lies outside the network's sensor, or before one that
                 it follows. Nothing has changed then.
         """
-        found = list(self.pushed(x, y, t, p))
+        found = list(self.pushed(x, y, t, p, name))
         classes = self.net.structure.fc_features[-1] // self.net.voting.votes_per_class
         return torch.stack(found) if found else torch.zeros(0, classes, dtype=torch.float64)
 
-    def pushed(self, x: Any, y: Any = None, t: Any = None, p: Any = None) -> Iterator[Tensor]:
+    def pushed(self, x: Any, y: Any = None, t: Any = None, p: Any = None, name: str = "events") -> Iterator[Tensor]:
         """`push`, a time-step after another: who stops in between leaves the rest waiting, for the next call."""
         if self.events_per_step is None and self.us_per_step is None:
             raise UserError("push needs to know where a time-step ends: pass events_per_step or us_per_step.")
         if self.total is not None and self.total.dim() > 1:
             raise UserError("push is for one stream, and frames of several were given: call reset() first.")
-        recording = x if isinstance(x, Recording) else recording_of(x, y, t, p)
-        packed = pack(recording, self.sensor, "events")
+        recording = x if isinstance(x, Recording) else recording_of(x, y, t, p, name)
+        packed = pack(recording, self.sensor, name)
         time = packed.time.astype(np.int64) + packed.start
         if len(time):
             if self._latest is not None and time[0] < self._latest:
                 raise UserError(
-                    f"events: time jumps back from {self._latest} to {time[0]} us. If the camera's clock was reset, "
+                    f"{name}: time jumps back from {self._latest} to {time[0]} us. If the camera's clock was reset, "
                     "call reset()."
                 )
             self._latest = int(time[-1])
-            self._waiting = np.concatenate([self._waiting, np.stack([packed.address.astype(np.int64), time])], 1)
+            address = self._addresses(packed).astype(np.int64)
+            self._waiting = np.concatenate([self._waiting, np.stack([address, time])], 1)
         return map(self.step, self._frames())
+
+    def _addresses(self, packed: Packed) -> Any:
+        """Of events in a frame."""
+        return packed.address if self._resized is None else self._resized[packed.address]
+
+    def whole(self, recording: Recording, slicing: Slicing = "by_count", name: str = "events") -> Iterator[Tensor]:
+        """The running votes after each of a whole recording's T frames, which are those of a data set.
+
+        Args:
+            recording: N >= 0 events.
+            slicing: `by_count` (Eq. S1) or `by_time`.
+            name: where it comes from, for messages.
+
+        Raises:
+            UserError: an event lies outside the sensor, or before the one that it follows. Nothing has changed then.
+        """
+        packed = pack(recording, self.sensor, name)
+        packed = packed._replace(address=self._addresses(packed))
+        return map(self.step, integrate(packed, self.frame, self.net.time_steps, slicing))
 
     def _frames(self) -> Iterator[Any]:
         """A frame [C, H, W] of each whole step; what is left waits."""
@@ -181,7 +212,7 @@ class StreamingNetwork:
                 self._step_ends += self.us_per_step  # type: ignore[operator]
             address = waiting[0, :end].astype(np.uint32)
             self._waiting = waiting[:, end:]
-            yield count_events(address, np.array([[0, end]]), 2 * self.sensor.pixels).reshape(2, *self.sensor)
+            yield count_events(address, np.array([[0, end]]), 2 * self.frame.pixels).reshape(2, *self.frame)
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to go on from here, in tensors and plain values."""
@@ -203,11 +234,18 @@ class StreamingNetwork:
         missing = {"potentials", "total", "steps", "waiting", "step_ends", "latest"} - state.keys()
         if missing:
             raise UserError(f"the state of a stream must hold {', '.join(sorted(missing))}, too.")
-        names = {name for name, _ in self.net.named_modules()}
-        if state["potentials"] is not None and not set(state["potentials"]) <= names:
-            raise UserError("the state is that of another network.")
+        waiting, potentials = state["waiting"], state["potentials"]
+        if not isinstance(waiting, Tensor) or waiting.dim() != 2 or len(waiting) != 2:
+            raise UserError("the state of a stream must hold the waiting events' addresses and times, [2, N].")
+        if potentials is not None:
+            samples = 1 if state["total"] is None or state["total"].dim() == 1 else len(state["total"])
+            frames = torch.zeros(samples, *self.net.input_shape, device=self.device, dtype=self.dtype)
+            with torch.no_grad():
+                _, own = self._step(frames, None)
+            if {name: v.shape for name, v in potentials.items()} != {name: v.shape for name, v in own.items()}:
+                raise UserError("the state is that of another network, or of another number of streams.")
         self.potentials, self.total, self.steps = state["potentials"], state["total"], state["steps"]
-        self._waiting, self._step_ends = state["waiting"].numpy().copy(), state["step_ends"]
+        self._waiting, self._step_ends = waiting.numpy().copy(), state["step_ends"]
         self._latest = state["latest"]
 
 

@@ -168,8 +168,8 @@ def pack(recording: Recording, sensor: Sensor, name: str, time_order: TimeOrder 
         i = int(np.argmax(t[1:] < t[:-1])) + 1
         raise RecordingError(
             f"{name}: time runs backwards at event {i}, from {t[i - 1]} to {t[i]} us. It is damaged, or its clock was "
-            "reset while it was recorded: sort the events by time, or to keep a file's order pass "
-            "--data.time_order=as_recorded."
+            "reset while it was recorded: sort the events by time. (A data set keeps a file's order with "
+            "--data.time_order=as_recorded.)"
         )
     start = int(t.min())
     if int(t.max()) - start >= 2**32:

@@ -16,6 +16,8 @@ from plif_lightning.kernels.layout import POOLS, Constants, Geometry, K, Pool, r
 from plif_lightning.kernels.parallel import parallel
 
 _NO_POTENTIAL = np.empty((0, 1), np.float32)
+# Whatever the defaults of this process are.
+_ON: Any = {"dtype": torch.float32, "device": "cpu"}
 # Shapes of inputs for which the rows are kept.
 _MOST_SHAPES = 8
 
@@ -33,7 +35,7 @@ class FrozenFire:
     def __init__(self, k: Tensor | None, firing: Firing, bias: Tensor | None = None, pool: Pool = "none") -> None:
         self._bias = None if bias is None else bias.detach()
         self._constants = Constants.of(firing, leak=k is not None)
-        self._learned = rows_of(k, firing, torch.empty(0)).detach()
+        self._learned = rows_of(k, firing, torch.empty(0, **_ON)).detach()
         self._pool = POOLS[pool]
         self._kept: dict[Any, Any] = {}
 
@@ -43,7 +45,7 @@ class FrozenFire:
 
     def step(self, y: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """Spikes and potential after one time-step, without a pool; y and v [N, H, W, C], v is V_reset where None."""
-        after = torch.empty(y.shape)
+        after = torch.empty(y.shape, **_ON)
         before = _NO_POTENTIAL if v is None else v.numpy().reshape(1, -1)
         return self._run(y[None], 1, before, after.numpy().reshape(1, -1))[0], after
 
@@ -57,7 +59,7 @@ class FrozenFire:
                 self._kept.clear()
             rows = self._kept[key] = self._rows(y, time_steps)
         units, threads, shape, before, after = rows
-        out = torch.empty(shape)
+        out = torch.empty(shape, **_ON)
         flat, spikes = y.numpy().reshape(len(y), -1), out.numpy().reshape(time_steps, -1)
         parallel(cpu.forward, units, threads, flat, *before, v_first, v_last, spikes, *after)
         return out
@@ -66,7 +68,7 @@ class FrozenFire:
         """Units, threads, the output's shape, and the kernel's arguments before and after potentials and output."""
         real = torch.float32
         geometry = Geometry(y.permute(0, 1, 4, 2, 3), steps, self._pool)
-        one = torch.ones(1, geometry.channels)
+        one = torch.ones(1, geometry.channels, **_ON)
         shift = torch.zeros_like(one) if self._bias is None else self._bias[None]
         before = geometry.tiled(one, real), geometry.tiled(shift, real), geometry.tiled_row(self._learned[K], real)
         after = (

@@ -57,7 +57,7 @@ def _operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any
 def _optional(v: Tensor | None, real: torch.dtype) -> NDArray[Any]:
     """A potential [N, C, H, W] as the compiled loops take it, [1, everything of a step]; empty where there is none."""
     if v is None or v.numel() == 0:
-        return torch.empty(0, 1, dtype=real).numpy()
+        return torch.empty(0, 1, dtype=real, device="cpu").numpy()
     return array_of(channels_last(v.detach().to(real)[None]))
 
 

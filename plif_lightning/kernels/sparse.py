@@ -64,7 +64,7 @@ def pack(x: Tensor) -> tuple[Tensor, int]:
     """Which values of x [R, K] are not zero, as bits [R, K / 64] int64, and how many."""
     from plif_lightning.kernels import cpu_sparse  # which numba compiles
 
-    bits = torch.empty(len(x), _words(x.shape[1]), dtype=torch.int64)
+    bits = torch.empty(len(x), _words(x.shape[1]), dtype=torch.int64, device="cpu")
     threads = _threads(x.numel())
     counts = np.zeros(threads, np.int64)
     x = x.detach().contiguous()
@@ -76,8 +76,8 @@ def unpack(bits: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
     """Spikes [R, K] of bits [R, K / 64]."""
     from plif_lightning.kernels import cpu_sparse
 
-    x = torch.empty(len(bits), inputs, dtype=dtype)
-    one = _array(torch.ones(1, dtype=dtype))[0]
+    x = torch.empty(len(bits), inputs, dtype=dtype, device="cpu")
+    one = _array(torch.ones(1, dtype=dtype, device="cpu"))[0]
     parallel(cpu_sparse.unpack, len(x), _threads(x.numel()), _bits(bits), one, _array(x))
     return x
 
@@ -142,7 +142,7 @@ def _conv_events(
 
     images, height, width = size
     channels, outputs = len(table) // 9, table.shape[1]
-    out = torch.empty(len(bits), outputs, dtype=dtype)
+    out = torch.empty(len(bits), outputs, dtype=dtype, device="cpu")
     scales, threads = _NO_SCALE if scale is None else scale.numpy(), _threads(out.numel())
     parallel(
         cpu_sparse.conv, images * height, threads, _bits(bits), _array(table), scales, _array(out), height, width,
@@ -183,7 +183,7 @@ def linear_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Te
         raise UserError(f"x {list(x.shape)} does not fit a table of shape {list(table.shape)}.")
     table = table.contiguous()
     bits, spikes = pack(x.flatten(0, -2))
-    totals = torch.empty(len(bits), table.shape[1], dtype=torch.float32 if scale is None else torch.int32)
+    totals = torch.empty(len(bits), table.shape[1], dtype=torch.float32 if scale is None else torch.int32, device="cpu")
     blocks, threads = _words(table.shape[1]), _threads(spikes * table.shape[1])
     parallel(cpu_sparse.linear_of_table, blocks, threads, _bits(bits), table.numpy(), totals.numpy(), _FC_BLOCK[0])
     return (totals if scale is None else totals * scale).unflatten(0, x.shape[:-1])
@@ -213,10 +213,10 @@ def _conv_weight_events(bits: Tensor, grad: Tensor, channels: int) -> Tensor:
     from plif_lightning.kernels import cpu_sparse
 
     if not len(bits):
-        return torch.zeros(grad.shape[1], channels, 3, 3, dtype=torch.float32)
+        return torch.zeros(grad.shape[1], channels, 3, 3, dtype=torch.float32, device="cpu")
     _, outputs, height, width = grad.shape
     rows = _pixels(grad.detach())
-    out = torch.empty(9 * channels, outputs, dtype=torch.float32)
+    out = torch.empty(9 * channels, outputs, dtype=torch.float32, device="cpu")
     at_a_time = _GRAD_AT_A_TIME * 4 // grad.element_size()
     parallel(
         cpu_sparse.conv_weight, channels, _threads(rows.numel()), _bits(bits), _array(rows), out.numpy(), height, width,
@@ -319,7 +319,7 @@ def _linear_events(bits: Tensor, weight: Tensor) -> Tensor:
     from plif_lightning.kernels import cpu_sparse
 
     weight = weight.detach().contiguous()
-    out = torch.empty(len(bits), len(weight), dtype=torch.float32)
+    out = torch.empty(len(bits), len(weight), dtype=torch.float32, device="cpu")
     blocks = _words(len(weight))
     parallel(cpu_sparse.linear, blocks, _threads(weight.numel()), _bits(bits), _array(weight), out.numpy(), *_FC_BLOCK)
     return out
@@ -327,7 +327,7 @@ def _linear_events(bits: Tensor, weight: Tensor) -> Tensor:
 
 def _as(value: float, dtype: torch.dtype) -> float:
     """A value as a tensor of this type holds it."""
-    return torch.tensor(value, dtype=dtype).item()
+    return torch.tensor(value, dtype=dtype, device="cpu").item()
 
 
 @torch.library.custom_op("plif::linear_of_spikes", mutates_args=(), device_types="cpu")
@@ -349,8 +349,8 @@ def _linear_weight_events(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
     from plif_lightning.kernels import cpu_sparse
 
     if not len(bits):
-        return torch.zeros(grad.shape[1], inputs, dtype=torch.float32)
-    out = torch.empty(grad.shape[1], inputs, dtype=torch.float32)
+        return torch.zeros(grad.shape[1], inputs, dtype=torch.float32, device="cpu")
+    out = torch.empty(grad.shape[1], inputs, dtype=torch.float32, device="cpu")
     outputs = min(1024, max(128, _GRAD_OF_ROWS // (grad.element_size() * len(grad)) // 64 * 64))
     parallel(
         cpu_sparse.linear_weight, _words(inputs), _threads(out.numel()), _bits(bits), _array(grad), out.numpy(), outputs

@@ -30,8 +30,9 @@ def images_channels_last(images: Tensor) -> Tensor:
     """[N, C, H, W] with C innermost, which the kernels want and in which convolutions are faster; they keep it."""
     images = images.contiguous(memory_format=torch.channels_last)
     n, c, h, w = images.shape
-    # With one channel both layouts are the same in memory, and only the strides tell the convolution which is meant.
-    return images.as_strided((n, 1, h, w), (h * w, 1, w, 1)) if c == 1 else images
+    # Sizes of one, such as one channel's, leave strides open, and only those tell a convolution which layout is meant.
+    strides = (h * w * c, 1, w * c, c)
+    return images if images.stride() == strides else images.as_strided((n, c, h, w), strides)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -11,8 +11,9 @@ import torch
 import yaml
 
 from plif_lightning.cli import main
-from plif_lightning.deploy import StreamingNetwork
-from plif_lightning.events import Recording, readers
+from plif_lightning.deploy import StreamingNetwork, deployed
+from plif_lightning.events import Recording, Sensor, readers
+from plif_lightning.events.integration import integrate
 from plif_lightning.network import load_network
 from tests.cli.calls import TINY, command, fit, refused, rows, until
 from tests.deploy.conftest import trained
@@ -89,6 +90,7 @@ def test_a_pipe_is_followed_to_its_end(checkpoint):
     assert done.returncode == 2
     assert "error: standard input ends within an event: 5 of its 8 bytes came." in done.stderr.decode()
     assert "step 4" in done.stdout.decode()  # what was whole was shown
+    assert "decision: " in done.stdout.decode().splitlines()[-1]
 
 
 def test_a_pipe_that_pauses_without_a_spike_is_not_at_its_end():
@@ -149,6 +151,7 @@ def test_a_decision_that_is_safe_ends_it_early(checkpoint, capsys):
         (["--events_per_step", "5", "--ms_per_step", "5"], "give --events_per_step or --ms_per_step, not both"),
         (["--idle", "1"], "--idle is for --live"),
         (["--ms_per_step", "nan"], "--ms_per_step: must be a number of at least 0.001, got nan"),
+        (["--ms_per_step", "abc"], "--ms_per_step: must be a number of at least 0.001, got abc"),
         (["--ms_per_step", "0.0001"], "--ms_per_step: must be a number of at least 0.001, got 0.0001"),
         (["--early_exit", "nan"], "--early_exit: must be from 0 to 1, got nan"),
         (["--events_per_step", "0"], "events_per_step must be at least 1, got 0"),
@@ -188,6 +191,50 @@ def test_a_recording_of_too_few_events_says_so(checkpoint, capsys):
     assert "no time-step came together: 3 events are waiting" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("events", "slicing"), [(19, "by_count"), (1000, "by_count"), (1000, "by_time")])
+def test_a_whole_recording_has_the_frames_of_its_data_set(checkpoint, events, slicing, capsys):
+    recording = Recording(*(column[:events] for column in events_of(1000, 0)))
+    Path("a.aedat").write_bytes(aedat2_bytes(recording))
+    held = torch.load(checkpoint, weights_only=True)
+    held["cli_config"] = held["cli_config"].replace("by_count", slicing)
+    torch.save(held, checkpoint)
+    main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat"])
+    out = capsys.readouterr().out.splitlines()
+    x = torch.from_numpy(integrate(recording, Sensor(128, 128), 4, slicing)).float()[:, None]
+    votes = deployed(load_network(checkpoint), "events")(x).mean(0)[0]
+    from plif_lightning.data import DVSGesture
+
+    assert out[-1] == f"decision: {DVSGesture.class_names[int(votes.argmax())]} after 4 time-steps"
+    assert f" {votes.max():.3f} " in out[-2]
+
+
+def test_a_network_of_smaller_frames_sees_the_whole_sensor(checkpoint, capsys):
+    net = trained((2, 32, 32), 11, 4, n_down=4, **SIZE)
+    held = torch.load(checkpoint, weights_only=True)
+    held["state_dict"] = {f"network.{name}": value for name, value in net.state_dict().items()}
+    held["hyper_parameters"]["input_shape"] = [2, 32, 32]
+    held["cli_config"] = held["cli_config"].replace("slicing: by_count", "size: 32")
+    torch.save(held, "small.ckpt")
+    recording = events_of(1000, 0)
+    Path("a.aedat").write_bytes(aedat2_bytes(recording))
+    quarter = Recording(recording.t, recording.x // 4, recording.y // 4, recording.p)
+    stream = StreamingNetwork(net, events_per_step=100)
+    stream.push(quarter)
+    main(["stream", "--ckpt_path", "small.ckpt", "--file", "a.aedat", "--events_per_step", "100"])
+    assert f" {stream.votes.max():.3f} " in capsys.readouterr().out.splitlines()[-2]
+
+
+def test_a_wrong_event_is_named_with_its_file_before_the_first_step(checkpoint, capsys):
+    recording = events_of(20_000, 0)
+    recording.t[12_000:] -= 500_000
+    Path("a.aedat").write_bytes(aedat2_bytes(recording))
+    line = refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--events_per_step", "1000")
+    assert "a.aedat: time runs backwards at event 12000" in line
+    Path("a.aedat").write_bytes(aedat2_bytes(Recording(*(column[:0] for column in recording))))
+    line = refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat")
+    assert "a.aedat holds no events" in line
+
+
 @pytest.fixture(scope="module")
 def run_of_digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
@@ -216,3 +263,7 @@ def test_cost_refuses_what_it_cannot_count(run_of_digits, tmp_path, capsys):
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
     line = refused(capsys, "cost", "--ckpt_path", str(tmp_path / "foreign.ckpt"))
     assert "it names no data set" in line
+    checkpoint["cli_config"] = "data: {class_path: mydata.Mine}"
+    torch.save(checkpoint, tmp_path / "foreign.ckpt")
+    line = refused(capsys, "cost", "--ckpt_path", str(tmp_path / "foreign.ckpt"))
+    assert "the network's data set mydata.Mine cannot be imported (No module named 'mydata')" in line

@@ -60,6 +60,15 @@ def test_a_cost_needs_a_sample(net):
         cost(net, torch.zeros(4, 0, 2, 12, 12))
 
 
+def test_a_part_that_is_frozen_in_a_network_that_trains_stays_so(net):
+    net.train()
+    net.encoder.conv1.norm.eval()
+    cost(net, frames(net))
+    assert net.training
+    assert net.encoder.conv2.norm.training
+    assert not net.encoder.conv1.norm.training
+
+
 def test_a_network_in_training_stays_so_and_hooks_are_gone(net):
     net.train()
     cost(net, frames(net))

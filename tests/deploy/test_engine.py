@@ -4,6 +4,7 @@ import copy
 import logging
 import pickle
 import platform
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_plain_calls_give_what_the_modules_give(kind, name, form):
     made = deployed(trained(**kind), name)
     for samples in (3, 1, 7):
         for x in (frames(made.net, samples), frames(made.net, samples)[0]):
-            assert made._is_plain
+            assert made._calls()._is_plain
             assert Prepared(made.net).fits(x)
             votes = made(x)
             assert torch.equal(votes, made.net(x))
@@ -135,6 +136,12 @@ def test_a_step_from_a_foreign_state_is_refused(net):
         made.step(x[1, :2], state)
     other = {name: v.double() for name, v in state.items()}
     assert not made._prepared.goes_on(x[1], other)
+    small, large = (deployed(trained(shape=(2, size, size)), "events") for size in (8, 12))
+    _, state = small.step(frames(small.net)[0])
+    with pytest.raises(UserError, match="v must have the shape of one step"):  # the kernel would read past its end
+        large.step(frames(large.net)[0], state)
+    with pytest.raises(UserError, match="x must be"):
+        made.step(x)
 
 
 def test_who_listens_is_heard_and_who_left_is_forgotten(net):
@@ -179,12 +186,79 @@ def test_a_network_that_is_changed_is_taken_anew(net):
     assert torch.equal(wide(x.double()), wide.net(x.double()))
 
 
+def changed_net(made):
+    made.net.load_state_dict(deployed(trained(v_threshold=0.8), "dense").net.state_dict())
+
+
+def changed_bias(made):
+    made.net.encoder.conv2.conv.bias.add_(0.3)
+
+
+def changed_layer(made):
+    made.net.encoder.conv1.conv = torch.nn.Conv2d(2, 8, 3, padding=2, dilation=2).requires_grad_(False)
+
+
+def changed_neuron(made):
+    neuron = made.net.classifier.fc1.neuron
+    neuron.constants = replace(neuron.constants, v_threshold=0.3)
+
+
+@pytest.mark.parametrize("change", [changed_net, changed_bias, changed_layer, changed_neuron])
+def test_what_is_changed_in_its_network_is_seen(net, change):
+    made = deployed(net, "dense")
+    x = frames(net)
+    before = made(x)
+    change(made)
+    assert torch.equal(made(x), made.net(x))
+    assert not torch.equal(made(x), before)
+
+
+def test_weights_that_are_lent_for_a_call_are_given_back(net):
+    made = deployed(net, "dense")
+    x = frames(net)
+    before = made(x)
+    nothing = {name: torch.zeros_like(value) for name, value in made.state_dict().items()}
+    assert not torch.func.functional_call(made, nothing, (x,)).any()
+    assert torch.equal(made(x), before)
+
+
+@pytest.mark.parametrize("name", ["dense", "events"])
+def test_the_defaults_of_the_process_do_not_matter(net, name):
+    made, x = deployed(net, name), frames(net)
+    votes, (_, state) = made(x), made.step(x[0])
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        assert torch.equal(made(x), votes)
+        for v, before in zip(made.step(x[0])[1].values(), state.values(), strict=True):
+            assert torch.equal(v, before)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(made(x), made.net(x))
+
+
+def test_it_stays_in_evaluation(net):
+    made = deployed(net, "events").train()
+    assert not any(part.training for part in made.modules())
+
+
+def test_one_sample_takes_the_librarys_same_algorithm_in_a_step():
+    for seed in range(5):
+        torch.manual_seed(seed)
+        made = deployed(trained(n_conv=2, n_down=1, shape=(2, 9, 6)), "dense")
+        frame = frames(made.net, 1)[0]
+        for v, of_modules in zip(made.step(frame)[1].values(), step(made.net, frame)[1].values(), strict=True):
+            assert torch.equal(v, of_modules)
+
+
 def test_of_many_shapes_some_are_kept(net):
     made = deployed(net, "dense")
     for samples in range(1, 20):
         x = frames(net, samples)
         assert torch.equal(made(x), made.net(x))
-    assert all(len(fire._kept) <= 8 for fire in [layer.fire for layer in made._prepared._convs])
+    assert all(len(layer.fire._kept) <= 8 for layers in made._prepared._layers for layer in layers)
 
 
 @needs_packed
@@ -211,6 +285,12 @@ def test_the_state_of_a_deployed_network_is_its_weights(bits, monkeypatch):
     )
     assert not torch.equal(other(x), made(x))
     other.load_state_dict(made.state_dict())
+    assert torch.equal(other(x), made(x))
+    other = deployed(trained(), bits)
+    for layer in other.net.blocks().values():
+        for tensor in layer.buffers():
+            tensor.fill_(1.0)
+    other.load_state_dict(made.state_dict(), assign=True)
     assert torch.equal(other(x), made(x))
 
 

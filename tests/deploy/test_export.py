@@ -17,6 +17,7 @@ from plif_lightning.deploy.exporting import export, write_onnx
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import load_network, step
 from tests.cli.calls import SILENT, TINY, fit, refused, rows
+from tests.conftest import REPOSITORY
 from tests.deploy.conftest import frames, trained
 
 SHORT = ["--trainer.limit_train_batches", "5", "--trainer.limit_val_batches", "1", "--test_after_fit", "false"]
@@ -191,6 +192,41 @@ def test_an_export_of_another_network_leaves_nothing_of_the_one_before(checkpoin
     export(exported, tmp_path)  # from a folder that was exported
     assert {file.name for file in tmp_path.iterdir()} == {"export.json", "network.ckpt", "mine.txt"}
     assert "BN" not in json.loads((tmp_path / "export.json").read_text())["structure"]
+
+
+def test_a_users_own_folder_stays_and_what_is_in_the_way_goes(checkpoint, exported, tmp_path):
+    soft = torch.load(checkpoint, weights_only=True)
+    soft["hyper_parameters"]["reset"] = "soft"
+    torch.save(soft, tmp_path / "soft.ckpt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="resets by subtraction"):
+        export(tmp_path / "soft.ckpt", tmp_path / "empty", ["nir"])
+    assert not list((tmp_path / "empty").iterdir())
+    shutil.copytree(exported, tmp_path / "again", ignore=shutil.ignore_patterns("predict*", "test*"))
+    (tmp_path / "again/export.json").write_text("{")
+    (tmp_path / "again/mine.txt").write_text("mine")
+    export(checkpoint, tmp_path / "again")
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {"network.ckpt", "export.json", "mine.txt"}
+
+
+def test_a_full_disk_is_one_sentence(checkpoint, tmp_path):
+    call = f"{sys.executable} {REPOSITORY}/main.py export --ckpt_path {checkpoint} --out {tmp_path}/out"
+    done = subprocess.run(["bash", "-c", f"ulimit -f 8; {call}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"{tmp_path}/out/network.ckpt" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_another_programs_network_takes_must_be_said(checkpoint, tmp_path):
+    foreign = torch.load(checkpoint, weights_only=True)
+    foreign["cli_config"] = "data: {class_path: mydata.Mine}\nmodel: {}"
+    torch.save(foreign, tmp_path / "foreign.ckpt")
+    with pytest.raises(UserError, match=r"pt2 must know whether .* mydata.Mine is another program's: pass --input="):
+        export(tmp_path / "foreign.ckpt", tmp_path / "out", ["network", "pt2"])
+    assert not (tmp_path / "out").exists()
+    export(tmp_path / "foreign.ckpt", tmp_path / "out", ["network", "pt2"], "frames")
+    assert json.loads((tmp_path / "out/export.json").read_text())["input"] == [2, "N", 1, 8, 8]
 
 
 def test_an_engine_is_no_result_of_the_run(checkpoint, tmp_path, capsys):

@@ -152,6 +152,14 @@ def test_a_foreign_graph_runs():
     torch.testing.assert_close(NIRNetwork(graph)(x), torch.stack(expected))
 
 
+def test_nodes_may_be_called_anything():
+    two, three = (nir.Scale(np.full(4, value, np.float32)) for value in (2, 3))
+    nodes = {"input": nir.Input(np.array([4])), "a.b": two, "a_b": three, "forward": two}
+    nodes["output"] = nir.Output(np.array([4]))
+    x = torch.ones(1, 1, 4)
+    assert torch.equal(NIRNetwork(nir.NIRGraph(nodes, list(itertools.pairwise(nodes))))(x), 12 * x)
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [

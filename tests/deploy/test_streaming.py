@@ -150,8 +150,20 @@ def test_what_is_wrong_is_said(net):
     assert several.waiting_events == 0
     with pytest.raises(UserError, match="the state of a stream must hold latest, potentials"):
         stream.load_state_dict({"total": None, "steps": 0, "waiting": None, "step_ends": None})
-    with pytest.raises(UserError, match="another network"):
-        stream.load_state_dict({**stream.state_dict(), "potentials": {"a": torch.zeros(1)}})
+    own = stream.state_dict()
+    lacking = {name: v for name, v in own["potentials"].items() if "fc2" not in name}
+    larger = StreamingNetwork(trained((2, 16, 16)))
+    larger.step(torch.zeros(2, 2, 16, 16))
+    for potentials in ({"a": torch.zeros(1)}, lacking, larger.state_dict()["potentials"]):
+        with pytest.raises(UserError, match="another network"):
+            stream.load_state_dict({**own, "potentials": potentials})
+    with pytest.raises(UserError, match="waiting events' addresses and times"):
+        stream.load_state_dict({**own, "waiting": None})
+    with pytest.raises(UserError, match=r"engine must be one of .*, got 'int9'"):
+        StreamingNetwork(net.double(), engine="int9")
+    with pytest.raises(UserError, match=r"float32, and the network is on cpu in torch\.float64"):
+        StreamingNetwork(net.double(), engine="int8")
+    net.float()
     with pytest.raises(UserError, match="does not stream"):
         StreamingNetwork(trained(input_encoder="poisson", shape=(1, 12, 12)))
 
