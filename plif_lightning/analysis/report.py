@@ -85,12 +85,14 @@ def _row(i: int, run: Run, label: str) -> dict[str, Any]:
         "protocol": run.protocol if run.config else None,
         "accuracy": _percent(run.accuracy),
         "best_epoch": None if best is None else best[0],
-        "epochs": len(run.metrics),
+        "epochs": run.epochs,
         "speed": _number(run.metrics[-1].get("train/samples_per_second"), 3) if run.metrics else None,
         "status": run.status,
         "curves": _curves(run),
         "rates": {k.removeprefix("rate/"): _number(v) or 0.0 for k, v in last.items() if k.startswith("rate/")},
-        "command": shlex.join(["python", "main.py", *run.command]) if run.command else "The command was not recorded.",
+        "command": "; ".join([shlex.join(["python", "main.py", *run.command]), *run.changes])
+        if run.command
+        else "The command was not recorded.",
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     }
 

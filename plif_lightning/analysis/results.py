@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import math
+import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from statistics import fmean
 
 from plif_lightning import configs
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.settings import data_title, experiment, real
+from plif_lightning.analysis.settings import data_title, experiment, is_limited, real
 from plif_lightning.analysis.tables import Table, interval, source
 from plif_lightning.errors import UserError
 from plif_lightning.runs.metrics import layer_values
@@ -49,8 +50,9 @@ def _named(value: str) -> str:
     shipped = configs.names().get(path.stem)
     if shipped is None:
         return value
-    tail = shipped.relative_to(configs.folder()).parts
-    return path.stem if value == path.stem or path.parts[-len(tail) - 1 :] == ("configs", *tail) else value
+    inside = Path("configs", shipped.relative_to(configs.folder()))
+    same = path.is_file() and path.read_bytes() == shipped.read_bytes()
+    return path.stem if value == path.stem or (path == inside and not path.is_file()) or same else value
 
 
 def told(run: Run) -> list[tuple[str, str]]:
@@ -59,7 +61,9 @@ def told(run: Run) -> list[tuple[str, str]]:
     Those that only say where something lies are left out.
     """
     named = [(name, _named(value) if name == "config" else value) for name, value in options(run.command)]
-    return [(name, value) for name, value in named if name not in _PLACES and (name, value) != ("ckpt_path", "last")]
+    # A folder of one's own is the data set.
+    places = _PLACES - ({"data.root"} if run.data_set in ("ImageFolder", "EventFolder") else set())
+    return [(name, value) for name, value in named if name not in places and (name, value) != ("ckpt_path", "last")]
 
 
 def _command(arguments: Iterable[tuple[str, str]]) -> str:
@@ -97,17 +101,18 @@ def row_of(run: Run) -> Row:
     best = run.best
     at_best = next((row for row in run.metrics if best and int(row["epoch"]) + 1 == best[0]), {})
     accuracy, tested = run.accuracy, run.tested_samples
+    tested = None if is_limited(run) else tested
     error = "" if accuracy is None or not tested else f"{100 * math.sqrt(accuracy * (1 - accuracy) / tested):.2f}"
     measured = {e: row[run.val_key] for e, row in shown.items() if run.val_key in row}
     return {
         "data": data_title(run),
         "source": source(run),
         "configuration": " + ".join(value for name, value in arguments if name == "config"),
-        "overrides": " ".join(overrides),
+        "overrides": " ".join([*overrides, *run.changes]),
         "hash": digest(run),
         "seed": str(run.setting("seed_everything", "")),
         "protocol": run.protocol,
-        "epochs": str(len(run.metrics)),
+        "epochs": str(run.epochs),
         "T": str(run.setting("data.time_steps", "")),
         "accuracy": "" if accuracy is None else f"{100 * accuracy:.2f}",
         "standard_error": error,
@@ -122,7 +127,7 @@ def row_of(run: Run) -> Row:
         "seconds_to": _seconds_to(run),
         **{name: run.surroundings.get(name, "") for name in ("machine", "versions", "commit")},
         "run": run.name,
-        "command": _command(arguments),
+        "command": "; ".join([_command(arguments), *run.changes]) if run.command else "",
     }
 
 
@@ -146,9 +151,13 @@ def read_results(path: Path) -> list[Row]:
     for line, row in enumerate(rows, start=2):
         if problem is None and (None in row or None in row.values()):
             problem = f"line {line} has too few or too many values"
-        for name in ("epochs", "accuracy", "seconds"):
+        for name in ("accuracy", "seconds"):
             if problem is None and (row[name] or name != "seconds") and math.isnan(real(row[name])):
                 problem = f"{name} in line {line} must be a number, got {row[name]!r}"
+        if problem is None and not row["epochs"].isdigit():
+            problem = f"epochs in line {line} must be a whole number, got {row['epochs']!r}"
+        if problem is None and not _LAYERS.fullmatch(row["tau"]):
+            problem = f"tau in line {line} must read `conv1 1.32, fc1 5.2`, got {row['tau']!r}"
     if problem is not None:
         raise UserError(f"{path} is no table of results: {problem}. Pass another --results, or move that file away.")
     return rows
@@ -156,7 +165,10 @@ def read_results(path: Path) -> list[Row]:
 
 def _asked(row: Row) -> tuple[str, ...]:
     """What a row's command asks for."""
-    overrides = [word for word in row["overrides"].split() if word.partition("=")[0] not in _PLACES]
+    if not row["command"]:  # as of runs that W&B holds
+        return row["hash"], _repetition(row)
+    places = _PLACES - {"data.root"}
+    overrides = [word for word in row["overrides"].split() if word.partition("=")[0] not in places]
     asked = (row[name] for name in ("data", "source", "protocol", "configuration"))
     return *asked, _repetition(row), *overrides
 
@@ -193,7 +205,8 @@ def write_results(path: Path, runs: Sequence[Run]) -> list[Row]:
     Raises:
         UserError: there is another file of that name.
     """
-    new = [row_of(run) for run in runs if run.status == "finished" and run.accuracy is not None]
+    finished = [run for run in runs if run.status == "finished" and run.accuracy is not None]
+    new = [row_of(run) for run in sorted(finished, key=lambda run: run.started)]
     rows = merged(read_results(path) if path.exists() else [], new)
     with written_whole(path) as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -203,6 +216,9 @@ def write_results(path: Path, runs: Sequence[Run]) -> list[Row]:
 
 
 _PAPER = {paper.TITLES[name]: (paper.TABLE_2[name], paper.TABLE_S2[name]) for name in paper.TITLES}
+
+
+_LAYERS = re.compile(r"(\S+ -?\d+(\.\d+)?(, |$))*")
 
 
 def _mean_of_layers(texts: Sequence[str]) -> str:
@@ -229,7 +245,7 @@ def results_table(rows: Sequence[Row]) -> Table:
         elif first["standard_error"]:
             accuracy += f" \u00b1 {first['standard_error']}"
         # Of a part of the data an accuracy cannot stand beside the paper's.
-        is_part = " of " in first["source"]
+        is_part = bool({"of", "part", "PART"} & set(first["source"].split()))
         known = None if is_part else _PAPER.get(data)
         minutes = [float(row["seconds"]) / 60 for row in group if row["seconds"]]
         cells.append(

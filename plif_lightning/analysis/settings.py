@@ -10,6 +10,7 @@ from typing import Any
 from plif_lightning import configs
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.paper import Setting
+from plif_lightning.runs.process import options
 from plif_lightning.runs.run import Run
 
 # What of a configuration decides neither what is computed nor how it is measured.
@@ -32,20 +33,47 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, float(value) if number else value
 
 
-def other_settings(run: Run) -> dict[str, Any]:
-    """What else must be equal for two runs to be the same experiment with other seeds."""
-    trainer = run.setting("trainer", {})
+def _counting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides what is computed and how it is measured, by dotted keys."""
+    trainer = config.get("trainer", {})
     trainer = dict(trainer) if isinstance(trainer, Mapping) else {}
     trainer.pop("logger", None)
     callbacks = trainer.get("callbacks") or []
     trainer["callbacks"] = [c for c in callbacks if "ProgressBar" not in str(c)] or None
-    parts = {"model": run.setting("model", {}), "data": run.setting("data", {}), "trainer": trainer}
-    found = {key: value for key, value in _flat(parts) if key not in _WITHOUT_EFFECT and value is not None}
-    if run.setting("ckpt_path") is not None:
-        found["ckpt_path"] = run.setting("ckpt_path")
+    parts = {"model": config.get("model", {}), "data": config.get("data", {}), "trainer": trainer}
+    return {key: value for key, value in _flat(parts) if key not in _WITHOUT_EFFECT}
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run that goes on computes or measures otherwise than before, by dotted keys.
+
+    Args:
+        before: its configuration, as it is stored.
+        after: the one that it goes on with.
+    """
+    old, new = ({**_counting(c), "best_of_ties": c.get("best_of_ties")} for c in (before, after))
+    names = [name for name in (*old, *new) if name in old or new[name] not in (None, False, 0)]
+    found = {name: new.get(name) for name in dict.fromkeys(names) if old.get(name) != new.get(name)}
+    return {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in found.items()}
+
+
+def only_longer(name: str, after: Mapping[str, Any]) -> bool:
+    """Whether a setting of `changed` makes a run longer and is no change otherwise: no schedule depends on it."""
+    scheduler = str(_counting(after).get("model.lr_scheduler.class_path"))
+    return name in ("trainer.max_epochs", "trainer.max_steps") and not scheduler.endswith(".OneCycle")
+
+
+def other_settings(run: Run) -> dict[str, Any]:
+    """What else must be equal for two runs to be the same experiment with other seeds."""
+    found = {key: value for key, value in _counting(run.config).items() if value is not None}
+    begun_from = dict(options(run.command)).get("ckpt_path", "last")
+    if begun_from != "last":
+        found["ckpt_path"] = begun_from
+    if run.changes:
+        found["changes"] = run.changes
     if run.facts.get("content") is not None:
         found["content"] = run.facts["content"]
-    found |= {"samples": run.facts.get("samples"), "origin": run.facts.get("origin"), "epochs": len(run.metrics)}
+    found |= {"samples": run.facts.get("samples"), "origin": run.facts.get("origin"), "epochs": run.epochs}
     return found
 
 
@@ -87,8 +115,10 @@ def real(value: Any) -> float:
 
 
 def data_title(run: Run) -> str:
-    """The data set for people: the paper's name of it, or the run's own."""
-    return paper.TITLES.get(run.data_set, str(run.facts.get("data") or run.data_set))
+    """The data set for people: the paper's name of it, or the run's own, which is never one of the paper's."""
+    title = str(run.facts.get("data") or run.data_set)
+    own = f"{title} ({run.data_set})" if title in (*paper.TITLES, *paper.TITLES.values()) else title
+    return paper.TITLES.get(run.data_set, own)
 
 
 def setting_of(run: Run) -> Setting:
@@ -107,16 +137,17 @@ def is_limited(run: Run) -> bool:
 
 
 def one_per_seed(runs: Sequence[Run]) -> list[Run]:
-    """The first run of each seed; runs without a seed of their own all count."""
+    """The run of each seed that was begun last; runs without a seed of their own all count."""
     found: dict[str, Run] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.started):
         seed = run.setting("seed_everything")
         try:
             key = run.name if seed is None or isinstance(seed, bool) else str(int(seed))
         except (TypeError, ValueError):
             key = run.name
-        found.setdefault(key, run)
-    return list(found.values())
+        found[key] = run
+    chosen = set(map(id, found.values()))
+    return [run for run in runs if id(run) in chosen]
 
 
 @cache

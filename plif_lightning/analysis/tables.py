@@ -78,7 +78,7 @@ class Cell:
 
     @property
     def epochs(self) -> int:
-        return len(self.runs[0].metrics)
+        return self.runs[0].epochs
 
     @property
     def is_whole(self) -> bool:
@@ -122,7 +122,7 @@ def interval(accuracies: Sequence[float], tested: int | None) -> tuple[float, fl
 
 
 def cells(runs: Sequence[Run]) -> list[Cell]:
-    """Finished runs, those that differ in nothing but their seed together; of one seed the first."""
+    """Finished runs, those that differ in nothing but their seed together; of one seed the latest."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         if run.status == "finished" and run.accuracy is not None and 0 <= run.accuracy <= 1:
@@ -137,6 +137,11 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
     return found
 
 
+def runs_without_a_test(runs: Sequence[Run]) -> list[Run]:
+    """Finished runs of protocol B whose best checkpoint nobody tested, so that they have no accuracy."""
+    return [run for run in runs if run.status == "finished" and run.protocol == "B" and run.test is None]
+
+
 def source(run: Run) -> str:
     """Where a run's data are from, and how many samples it saw; of how many, where they are a part."""
     samples = _samples(run)
@@ -146,6 +151,8 @@ def source(run: Run) -> str:
         whole = paper.SAMPLES.get(setting_of(run).data_set)
         if whole is not None and samples != whole and "PART" not in "".join(parts):
             parts.append(f"of {whole[0]:,} / {whole[1]:,}")
+    if is_limited(run):
+        parts.append("a part of them by the trainer's limits")
     return ", ".join(parts)
 
 
@@ -219,8 +226,11 @@ def _accuracies(
     left_out = [run for run in runs if run.status in ("running", "unfinished") and run.metrics]
     left_out = [run for run in left_out if wanted(setting_of(run))]
     if left_out:
-        names = ", ".join(f"{run.name} ({run.status}, epoch {len(run.metrics)})" for run in left_out)
+        names = ", ".join(f"{run.name} ({run.status}, epoch {run.epochs})" for run in left_out)
         notes.append(f"Left out, because they have not come to their end: {names}.")
+    if untested := [run for run in runs_without_a_test(runs) if wanted(setting_of(run))]:
+        names = ", ".join(run.name for run in untested)
+        notes.append(f"Left out, because their test set was never measured (test --ckpt_path RUN/...): {names}.")
     notes.append(
         f"Accuracy {protocol} [%] in the paper; the authors' logs have {paper.EPOCHS} epochs. "
         "Ours: the mean over seeds with Student's 95 % interval, or of one run Wilson's; a difference only where "

@@ -2,7 +2,9 @@
 
 import hashlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -20,7 +22,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import FCBlock
 from plif_lightning.runs.histograms import Histogram, append_histograms
-from plif_lightning.runs.process import write_command
+from plif_lightning.runs.process import Resumption, write_command
 from plif_lightning.runs.result import write_facts
 from plif_lightning.runs.samples import Events, Samples, write_samples
 from plif_lightning.runtime.surroundings import surroundings
@@ -55,10 +57,14 @@ class CommandRecord(Callback):
 
     Args:
         arguments: of main.py. A run that is resumed keeps those that started it.
+        changed: settings that a run that is resumed has from now on, and had otherwise before.
+        longer: those that make it longer, and change nothing else.
     """
 
-    def __init__(self, arguments: list[str]) -> None:
-        self.arguments = arguments
+    def __init__(
+        self, arguments: list[str], changed: Mapping[str, Any] | None = None, longer: Mapping[str, Any] | None = None
+    ) -> None:
+        self.arguments, self.changed, self.longer = arguments, changed or {}, longer or {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
@@ -69,7 +75,8 @@ class CommandRecord(Callback):
             return
         device = trainer.strategy.root_device
         used = f"{trainer.world_size} x {torch.cuda.get_device_name(device)}" if device.type == "cuda" else None
-        write_command(folder, self.arguments, surroundings(used), resumed=trainer.ckpt_path is not None)
+        resumed = None if trainer.ckpt_path is None else Resumption(trainer.global_step, self.changed, self.longer)
+        write_command(folder, self.arguments, surroundings(used), resumed)
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
         content = hashlib.blake2b(data.identity().encode(), digest_size=8).hexdigest()
         facts = {"data": data.title, "origin": data.origin_note, "samples": data.sizes(), "protocol": data.protocol}

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from plif_lightning import configs
+from plif_lightning.analysis.settings import changed, only_longer
 from plif_lightning.callbacks import (
     BestCheckpoint,
     CommandRecord,
@@ -53,13 +54,15 @@ from plif_lightning.deploy import Engine
 from plif_lightning.errors import CheckpointError, Stopped, UserError
 from plif_lightning.network.loading import load_checkpoint
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.process import locked, remove_empty
+from plif_lightning.runs.process import in_use, locked, remove_empty
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.result import write_result, write_test_result
 from plif_lightning.runtime.files import is_address
 from plif_lightning.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
+# Settings of the data that a test does not depend on.
+_OF_TRAINING = {"data.batch_size", "data.drop_last", "data.augmentation"}
 
 
 class PlifCLI(LightningCLI):
@@ -69,6 +72,8 @@ class PlifCLI(LightningCLI):
         self.expanded = expanded
         self.held = held  # until the program's end
         self.place: Path | None = None  # of a new run
+        self.changed: dict[str, Any] = {}  # since the checkpoint
+        self.longer: dict[str, Any] = {}
         self.stop = StopOnSignal(requeues=expanded.resumes)
         base = str(configs.folder() / "base.yaml")
         super().__init__(
@@ -130,6 +135,8 @@ class PlifCLI(LightningCLI):
         if self.expanded.stored is not None:
             given = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))
             refuse_other_settings(self.expanded, given[command])
+            for name, value in changed(self.expanded.stored, given[command]).items():
+                (self.longer if only_longer(name, given[command]) else self.changed)[name] = value
             if self.expanded.resumes:
                 end_if_finished(self.expanded, given[command])
         elif self.config[command].get("ckpt_path") is not None:
@@ -220,7 +227,7 @@ class PlifCLI(LightningCLI):
         if self.subcommand == "fit":
             own += [
                 Header(),
-                CommandRecord(self.expanded.given),
+                CommandRecord(self.expanded.given, self.changed, self.longer),
                 weights,
                 SampleRecord(self.config[self.subcommand].record_samples),
                 self.stop,
@@ -323,9 +330,17 @@ class PlifCLI(LightningCLI):
             checkpoint = Path(str(self.config[self.subcommand].ckpt_path)).resolve()
             # Lightning takes 1 for one batch and 1.0 for all of them.
             whole = limit is None or (isinstance(limit, float) and limit == 1.0)
-            as_trained = self.config[self.subcommand].engine is None
-            if whole and as_trained and checkpoint == folder.best.resolve() and writable(folder):
-                write_test_result(folder, self.trainer.callback_metrics, self.datamodule.sizes())
+            others = [name for name in self.changed if name == "trainer.precision" or name.startswith("data.")]
+            others = [name for name in others if name not in _OF_TRAINING]
+            if self.config[self.subcommand].engine is not None:
+                others.append("engine")
+            if whole and checkpoint == folder.best.resolve() and writable(folder):
+                if others:
+                    _log.warning("With other %s than in training, this is no result of the run.", ", ".join(others))
+                elif in_use(folder):
+                    _log.warning("The run goes on, and so may its best checkpoint: this is no result of it yet.")
+                else:
+                    write_test_result(folder, self.trainer.callback_metrics, self.datamodule.sizes())
         print_evaluation(self.trainer, self.datamodule)
 
     def after_predict(self) -> None:

@@ -1,5 +1,7 @@
 """`tables`, `figures` and `report`: what the runs tell. None of them needs Lightning."""
 
+import shlex
+import sys
 from pathlib import Path
 
 from plif_lightning import configs
@@ -12,12 +14,14 @@ from plif_lightning.analysis.tables import (
     ordered,
     print_tables,
     result_tables,
+    runs_without_a_test,
     write_tables,
 )
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
 from plif_lightning.runs.reading import find_runs
 from plif_lightning.runs.run import Run
+from plif_lightning.runtime import program
 
 
 def _parser(name: str, description: str) -> PlainParser:
@@ -101,6 +105,13 @@ def tables(argv: list[str]) -> int:
         found = [table for table in found if table.name in chosen]
     if given.results is not None:
         found.append(results_table(write_results(given.results, runs)))
+        for run in runs_without_a_test(runs):
+            best = shlex.quote(str(run.folder.best))
+            print(
+                f"note: {run.name} has no row: its test set was never measured. "
+                f"{program.shown()} test --ckpt_path {best}",
+                file=sys.stderr,
+            )
     print_tables(found, runs)
     if given.out is not None:
         for path in write_tables(found, given.out):

@@ -14,7 +14,8 @@ from plif_lightning.runtime.files import written_whole
 def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str, float]]:
     """One row of metrics per epoch, in order, from a run's `metrics.csv`.
 
-    Where one epoch has several lines (validation within an epoch, older runs), they are merged.
+    Where one epoch has several lines (validation within an epoch, older runs), they are merged: of each metric the last
+    value counts, of a validation's accuracy the best, whose checkpoint is kept.
 
     Args:
         path: the table.
@@ -39,10 +40,17 @@ def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str
                         raise UserError(message) from None
                     problems.append(f"{message} The line is left out.")
                     continue
-                epochs.setdefault(int(values["epoch"]), {}).update(values)
+                merge(epochs.setdefault(int(values["epoch"]), {}), values)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table of metrics: {error}.") from error
     return [epochs[epoch] for epoch in sorted(epochs)]
+
+
+def merge(epoch: dict[str, float], line: Mapping[str, float]) -> None:
+    """Adds a line of metrics to those of its epoch: the last value counts, of a validation's accuracy the best."""
+    best = {key: epoch[key] for key in ("val/acc", "test_as_val/acc") if epoch.get(key, 0.0) > line.get(key, 2.0)}
+    epoch.update(line)
+    epoch.update(best)
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:

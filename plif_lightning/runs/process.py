@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,6 @@ def in_use(folder: RunFolder) -> bool:
         return True
 
 
-# Says which run it is, not what is changed in it.
-_OF_A_RESUMPTION = {"config", "ckpt_path", "run_folder", "resume"}
-
-
 def options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Names and values of a command's options, `--key value` or `--key=value`, after the command itself."""
     parts = list(arguments[1:])
@@ -114,30 +111,49 @@ def options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield ("config" if name == "-c" else name), value
 
 
-def write_command(folder: RunFolder, arguments: Sequence[str], surroundings: Mapping[str, str], resumed: bool) -> None:
+@dataclass(frozen=True)
+class Resumption:
+    """That a run goes on.
+
+    Attributes:
+        step: at which it was left.
+        changed: settings that it has from now on, by their dotted keys, and had otherwise before.
+        longer: those that make it longer, and change nothing else.
+    """
+
+    step: int
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    longer: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_command(
+    folder: RunFolder, arguments: Sequence[str], surroundings: Mapping[str, str], resumed: Resumption | None = None
+) -> None:
     """Says that a fit has started.
 
     Args:
-        folder: of the run.
-        arguments: of main.py. A run that is resumed keeps those that started it, and adds what it changes.
+        folder: of the run. What a test of an earlier best checkpoint measured is taken away.
+        arguments: of main.py. A run that is resumed keeps those that started it, and gets what makes it longer.
         surroundings: machine, versions, commit. Where a run is resumed in others, it keeps both.
-        resumed: whether it is.
+        resumed: where it is; what that changes is added to what it changed before.
     """
-    around = dict(surroundings)
-    if folder.command.is_file() and resumed:
+    around, changes = dict(surroundings), []
+    if folder.command.is_file() and resumed is not None:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             earlier = json.loads(folder.command.read_text())
-            # What was given anew counts after what was given first.
-            given = list(options(arguments))
-            if "resume" not in dict(given):  # with --resume auto all of them are given anew
-                changes = [(name, value) for name, value in given if name not in _OF_A_RESUMPTION]
-                arguments = [*earlier["arguments"], *(f"--{name}={value}" for name, value in changes)]
+            arguments = [*earlier["arguments"], *(f"--{name}={value}" for name, value in resumed.longer.items())]
+            changes = [*earlier.get("changes", [])]
+            if resumed.changed:
+                changes.append({"step": resumed.step, "settings": dict(resumed.changed)})
             for name, value in (earlier.get("surroundings") or {}).items():
                 known = str(value).split(", then ")
                 around[name] = ", then ".join(
                     known if around.get(name) in (None, known[-1]) else [*known, around[name]]
                 )
     folder.result.unlink(missing_ok=True)
+    folder.test_result.unlink(missing_ok=True)
     facts = {"arguments": list(arguments), "started": time.time(), **process_identity(), "surroundings": around}
+    if changes:
+        facts["changes"] = changes
     with written_whole(folder.command) as file:
         json.dump(facts, file, indent=2)

@@ -96,4 +96,16 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
         None if test is None else float(test),
         {str(k): printable(str(v)) for k, v in around.items()} if isinstance(around, dict) else {},
         [printable(problem) for problem in problems],
+        float(started["started"]) if isinstance(started.get("started"), (int, float)) else 0.0,
+        [printable(change) for change in _changes(started.get("changes"))],
     )
+
+
+def _changes(changes: Any) -> list[str]:
+    """`after step 154 trainer.max_epochs=4`."""
+    found = []
+    for change in changes if isinstance(changes, list) else []:
+        if isinstance(change, dict) and isinstance(settings := change.get("settings"), dict):
+            values = " ".join(f"{name}={value}" for name, value in settings.items())
+            found.append(f"after step {change.get('step')} {values}")
+    return found

@@ -24,6 +24,8 @@ class Run:
         test: accuracy of the test set measured once, as a share; None where it was not.
         surroundings: machine, versions and commit that it was computed with.
         problems: what could not be read, in sentences.
+        started: when it was begun or resumed last [s since 1970]; 0 where that is not known.
+        changes: what it was told otherwise when it was resumed, in words, in their order.
     """
 
     folder: RunFolder
@@ -36,6 +38,8 @@ class Run:
     test: float | None = None
     surroundings: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    started: float = 0.0
+    changes: list[str] = field(default_factory=list)
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A value of the configuration by its dotted key, such as `model.init_tau` or `data.time_steps`."""
@@ -50,8 +54,14 @@ class Run:
 
     @property
     def data_set(self) -> str:
-        """Name of the data module's class."""
-        return str(self.setting("data.class_path", "?")).rsplit(".", 1)[-1]
+        """Name of the data module's class; with its module where it is another program's."""
+        path = str(self.setting("data.class_path", "?"))
+        return path.rsplit(".", 1)[-1] if path.startswith("plif_lightning.") else path
+
+    @property
+    def epochs(self) -> int:
+        """Epochs since the weights were new, those before a run began from another one's checkpoint included."""
+        return int(self.metrics[-1]["epoch"]) + 1 if self.metrics else 0
 
     @property
     def protocol(self) -> Literal["A", "B"]:

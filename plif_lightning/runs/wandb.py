@@ -6,6 +6,7 @@ from typing import Any
 
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.metrics import merge
 from plif_lightning.runs.run import Run, Status
 from plif_lightning.runtime.files import written_whole
 
@@ -48,7 +49,7 @@ def run_of_wandb(run: Any) -> Run:
     for row in run.scan_history():
         if row.get("epoch") is not None and not any(key.startswith("test/") for key in row):
             values = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and not k.startswith("_")}
-            epochs.setdefault(int(row["epoch"]), {}).update(values)
+            merge(epochs.setdefault(int(row["epoch"]), {}), values)
     config = dict(run.config)
     test = run.summary.get("test/acc")
     return Run(

@@ -1,11 +1,14 @@
 """The table of results: a row a run, whose command repeats it."""
 
+import json
+
 import numpy as np
 import pytest
 import yaml
 
 from plif_lightning.analysis.results import COLUMNS, digest, merged, read_results, results_table, row_of, write_results
-from plif_lightning.analysis.tables import markdown
+from plif_lightning.analysis.settings import changed, only_longer
+from plif_lightning.analysis.tables import cells, markdown
 from plif_lightning.cli import main
 from plif_lightning.errors import UserError
 from plif_lightning.runs.reading import find_runs, read_run
@@ -15,7 +18,8 @@ from tests.test_configs import parsed
 from tests.writers import write_run
 
 RESULTS = REPOSITORY / "configs" / "results.csv"
-HOLDOUT = ("--config", "/x/configs/fashionmnist.yaml", "--trainer.max_epochs=3", "-c", "holdout", "--data.root", "/far")
+SHIPPED = str(REPOSITORY / "configs/fashionmnist.yaml")
+HOLDOUT = ("--config", SHIPPED, "--trainer.max_epochs=3", "-c", "holdout", "--data.root", "/far")
 
 
 def test_a_row_tells_what_was_measured_and_with_what(tmp_path):
@@ -112,13 +116,22 @@ def test_the_command_writes_the_table_and_prints_it(tmp_path, capsys):
     assert "paper A, B" in (tmp_path / "out" / "tables.md").read_text()
 
 
+def line(**cells):
+    return f"{','.join(COLUMNS)}\n{','.join(cells.get(name, 'x') for name in COLUMNS)}\n"
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
         ("a,b\n1,2\n", "its columns are others .data, source"),
         (f"{','.join(COLUMNS)}\n1,2\n", "line 2 has too few or too many values"),
         (f"{','.join(COLUMNS)},notes\n", "its columns are others .notes"),
-        (f"{','.join(COLUMNS)}\n{','.join(['x'] * len(COLUMNS))}\n", "epochs in line 2 must be a number, got 'x'"),
+        (line(), "accuracy in line 2 must be a number, got 'x'"),
+        (line(accuracy="9", seconds="", epochs="10.0"), "epochs in line 2 must be a whole number, got '10.0'"),
+        (
+            line(accuracy="9", seconds="", epochs="10", tau="conv1"),
+            "tau in line 2 must read .conv1 1.32, fc1 5.2., got",
+        ),
         ("\xff".encode("latin-1"), "cannot be read as a table of results"),
     ],
 )
@@ -159,10 +172,96 @@ def test_an_accuracy_that_is_reached_exactly_counts_though_it_is_kept_in_float32
 
 
 def test_a_configuration_of_ones_own_keeps_its_path(tmp_path):
-    write_run(tmp_path / "a", arguments=["--config", "/home/me/mnist.yaml", "--ckpt_path", "other.ckpt"])
+    write_run(tmp_path / "a", arguments=["--config", "/home/me/configs/mnist.yaml", "--ckpt_path", "other.ckpt"])
+    write_run(tmp_path / "b", arguments=["--config", "/home/me/configs/mnist.yaml", "--ckpt_path", "third.ckpt"])
+    a, b = row_of(read_run(tmp_path / "a")), row_of(read_run(tmp_path / "b"))
+    assert a["configuration"] == "/home/me/configs/mnist.yaml"
+    assert a["command"].endswith("--ckpt_path other.ckpt")
+    assert a["hash"] != b["hash"]  # what they began from differs
+
+
+def test_a_run_that_went_on_with_other_settings_says_so_and_is_another_experiment(tmp_path):
+    for name in ("straight", "changed"):
+        write_run(tmp_path / name, seed=name == "changed")
+    command = json.loads((tmp_path / "changed/command.json").read_text())
+    command["changes"] = [{"step": 154, "settings": {"trainer.gradient_clip_val": 0.1}}]
+    (tmp_path / "changed/command.json").write_text(json.dumps(command))
+    straight, row = (row_of(read_run(tmp_path / name)) for name in ("straight", "changed"))
+    assert row["hash"] != straight["hash"]
+    assert row["overrides"].endswith("after step 154 trainer.gradient_clip_val=0.1")
+    assert row["command"].endswith("; after step 154 trainer.gradient_clip_val=0.1")
+
+
+def test_what_makes_a_run_only_longer_is_no_change():
+    before = {"model": {"lr_scheduler": None}, "trainer": {"max_epochs": 2, "precision": "32-true", "callbacks": None}}
+    after = {**before, "trainer": {"max_epochs": 4, "precision": "bf16-mixed", "callbacks": ["EMA"], "later": False}}
+    found = changed(before, after)
+    assert found == {"trainer.max_epochs": 4, "trainer.precision": "bf16-mixed", "trainer.callbacks": ["EMA"]}
+    assert [name for name in found if only_longer(name, after)] == ["trainer.max_epochs"]
+    cycle = {**after, "model": {"lr_scheduler": {"class_path": "plif_lightning.schedules.OneCycle"}}}
+    assert not only_longer("trainer.max_epochs", cycle)
+    assert changed(before, before) == {}
+
+
+def test_runs_without_a_command_are_told_apart_by_their_settings(tmp_path):
+    for name, tau in (("a", 2.0), ("b", 16.0)):
+        write_run(tmp_path / "runs" / name, init_tau=tau)
+        (tmp_path / "runs" / name / "command.json").unlink()
+    rows = write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs"))
+    assert [row["command"] for row in rows] == ["", ""]
+
+
+def test_own_data_is_never_the_papers_and_its_folder_is_part_of_the_command(tmp_path):
+    for name in ("cats", "cars"):
+        run = write_run(tmp_path / "runs" / name, data="ImageFolder", title="MNIST", arguments=["--data.root", name])
+        run.data.write_text(json.dumps({**json.loads(run.data.read_text()), "content": name}))
+    rows = write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs"))
+    assert [row["command"] for row in rows] == [f"python main.py fit --data.root {name}" for name in ("cars", "cats")]
+    assert rows[0]["data"] == "MNIST (ImageFolder)"
+    assert all(cells[1] == "" for cells in results_table(rows).rows)
+    other = write_run(tmp_path / "other", data="MNIST")
+    other.config.write_text(other.config.read_text().replace("plif_lightning.data.MNIST", "mydata.MNIST"))
+    assert row_of(read_run(tmp_path / "other"))["data"] == "MNIST (mydata.MNIST)"
+
+
+def test_of_the_same_settings_and_seed_the_latest_counts_everywhere(tmp_path):
+    for name, started, accuracy in (("a", 2.0, 0.95), ("b", 1.0, 0.9)):
+        run = write_run(tmp_path / "runs" / name, (0.5, accuracy))
+        run.command.write_text(json.dumps({**json.loads(run.command.read_text()), "started": started}))
+    runs = find_runs(tmp_path / "runs")
+    assert [row["accuracy"] for row in write_results(tmp_path / "results.csv", runs)] == ["95.00"]
+    assert [cell.accuracy for cell in cells(runs)] == [95.0]
+
+
+def test_of_several_validations_in_an_epoch_the_best_counts_as_its_checkpoint_does(tmp_path):
+    run = write_run(tmp_path / "a", (0.5, 0.95, 0.7))
+    run.metrics.write_text(run.metrics.read_text().replace("\n2,", "\n1,"))
+    assert read_run(tmp_path / "a").best == (2, 0.95)
+
+
+def test_a_limited_evaluation_has_no_error_and_no_number_of_the_papers(tmp_path):
+    write_run(tmp_path / "runs" / "a", trainer={"limit_val_batches": 1})
+    (row,) = write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs"))
+    assert row["standard_error"] == ""
+    assert "a part of them" in row["source"]
+    assert results_table([row]).rows[0][1] == ""
+
+
+def test_a_run_that_was_never_tested_is_named(tmp_path, capsys):
+    write_run(tmp_path / "runs" / "a", validation="holdout")
+    main(["tables", "--runs", str(tmp_path / "runs"), "--only", "S2", "--results", str(tmp_path / "results.csv")])
+    said = capsys.readouterr()
+    assert "note: a has no row: its test set was never measured." in said.err
+    assert "test --ckpt_path" in said.err
+    assert "was never measured" in " ".join(said.out.split())
+
+
+def test_epochs_count_from_new_weights(tmp_path):
+    run = write_run(tmp_path / "a", (0.5, 0.75, 0.7))
+    lines = run.metrics.read_text().splitlines()
+    run.metrics.write_text("\n".join([lines[0], lines[3]]) + "\n")
     row = row_of(read_run(tmp_path / "a"))
-    assert row["configuration"] == "/home/me/mnist.yaml"
-    assert row["command"].endswith("--ckpt_path other.ckpt")
+    assert (row["epochs"], row["epoch"]) == ("3", "3")
 
 
 def test_a_part_of_the_data_stands_beside_no_number_of_the_papers(tmp_path):

@@ -7,6 +7,8 @@ import torch
 import yaml
 
 from plif_lightning.cli import main
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.process import locked
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows
 
 
@@ -55,6 +57,25 @@ def test_predict_writes_label_prediction_and_votes_in_the_datas_order(run):
         assert votes[int(row["prediction"])] == max(votes)
         right += row["label"] == row["prediction"]
     assert right / 359 == pytest.approx(float(rows(run / "test/metrics.csv")[0]["test/acc"]), abs=1e-6)
+
+
+def test_only_a_test_as_in_training_is_a_result_of_the_run(run, caplog):
+    """What accuracy B is read from: not with another T or precision, nor while the run goes on."""
+    test = ["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT]
+    result = run / "test/result.json"
+    for name, value in (("data.time_steps", "1"), ("trainer.precision", "bf16-mixed")):
+        main([*test, f"--{name}", value])
+        assert f"With other {name} than in training" in caplog.text
+        assert not result.exists()
+    with locked(RunFolder(run)):
+        main(test)
+        assert "so may its best checkpoint" in caplog.text
+        assert not result.exists()
+    main([*test, "--data.eval_batch_size", "50", "--data.batch_size", "8"])
+    assert result.exists()
+    longer = ["--trainer.max_epochs", "3", "--test_after_fit", "false"]
+    fit("--ckpt_path", "last", *longer, config=str(run / "config.yaml"))
+    assert not result.exists()  # it was of what was the best checkpoint then
 
 
 def test_a_data_override_beside_a_checkpoint_wins(run, capsys):

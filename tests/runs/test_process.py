@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.process import options, write_command
+from plif_lightning.runs.process import Resumption, options, write_command
 from plif_lightning.runtime import surroundings
 
 
@@ -21,22 +21,30 @@ def test_options_are_read_in_both_forms():
 
 def test_a_resumed_run_keeps_what_started_it_and_adds_what_changed(tmp_path):
     folder = RunFolder(tmp_path)
-    write_command(folder, ["fit", "--config", "x"], {"machine": "a", "commit": "1"}, resumed=False)
-    again = ["fit", "--config", "RUN/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "7"]
-    write_command(folder, again, {"machine": "b", "commit": "1"}, resumed=True)
-    assert read(folder)["arguments"] == ["fit", "--config", "x", "--trainer.max_epochs=7"]
+    write_command(folder, ["fit", "--config", "x"], {"machine": "a", "commit": "1"})
+    again = ["fit", "--config", "RUN/config.yaml", "--ckpt_path", "last", "--trainer.gradient_clip_val", "7"]
+    write_command(folder, again, {"machine": "b", "commit": "1"}, Resumption(3, {"trainer.gradient_clip_val": 7}))
+    changes = [{"step": 3, "settings": {"trainer.gradient_clip_val": 7}}]
+    assert read(folder)["arguments"] == ["fit", "--config", "x"]
+    assert read(folder)["changes"] == changes
     assert read(folder)["surroundings"] == {"machine": "a, then b", "commit": "1"}
-    write_command(folder, again[:5], {"machine": "b"}, resumed=True)
+    write_command(folder, again[:5], {"machine": "b"}, Resumption(5, {}, {"trainer.max_epochs": 9}))
+    assert read(folder)["changes"] == changes
+    assert read(folder)["arguments"] == ["fit", "--config", "x", "--trainer.max_epochs=9"]
     assert read(folder)["surroundings"] == {"machine": "a, then b", "commit": "1"}
-    write_command(folder, ["fit"], {"machine": "c"}, resumed=False)
+    folder.test_result.parent.mkdir()
+    folder.test_result.write_text("{}")
+    write_command(folder, ["fit"], {"machine": "c"})
     assert read(folder)["surroundings"] == {"machine": "c"}
+    assert "changes" not in read(folder)
+    assert not folder.test_result.exists()  # it was of an earlier best checkpoint
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"arguments": ["fit"], "surroundings": null}'])
 def test_a_record_that_cannot_be_read_is_written_anew(content, tmp_path):
     folder = RunFolder(tmp_path)
     folder.command.write_text(content)
-    write_command(folder, ["fit", "--config", "x"], {"machine": "b"}, resumed=True)
+    write_command(folder, ["fit", "--config", "x"], {"machine": "b"}, Resumption(1))
     assert read(folder)["surroundings"] == {"machine": "b"}
 
 
