@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from plif_lightning import configs
 from plif_lightning.cli.help import EVALUATIONS
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.process import options
 
 _INFORMATIVE = {"--help-all", "--print_config"}
 
@@ -76,7 +77,7 @@ def expand(argv: Sequence[str]) -> Expanded:
                 f"pass --ckpt_path RUN/checkpoints/best.ckpt."
             )
         return Expanded(given, [command, *rest])
-    value = next(iter(option_values(rest, "--ckpt_path")), "")
+    value = next(iter(option_values(rest, "ckpt_path")), "")
     if not value or value.startswith("--"):
         raise CheckpointError("--ckpt_path needs a file, such as RUN/checkpoints/last.ckpt.")
     rest = others
@@ -114,7 +115,7 @@ def _without_resume(command: str, argv: list[str]) -> tuple[list[str], RunFolder
     Raises:
         UserError: it stands where it means nothing.
     """
-    given = option_values(argv, "--resume")
+    given = option_values(argv, "resume")
     rest = _without(argv, "--resume")
     if len(rest) == len(argv):
         return rest, None
@@ -122,8 +123,8 @@ def _without_resume(command: str, argv: list[str]) -> tuple[list[str], RunFolder
         raise UserError(f"--resume must be auto, got {' '.join(given) or 'nothing'}.")
     if command != "fit":
         raise UserError(f"--resume auto is for fit, not for {command}.")
-    folders = option_values(rest, "--run_folder")
-    if len(folders) != 1 or option_values(rest, "--ckpt_path"):
+    folders = option_values(rest, "run_folder")
+    if len(folders) != 1 or option_values(rest, "ckpt_path"):
         raise UserError("--resume auto needs --run_folder DIR, the run that it begins or goes on with, and no more.")
     return rest, RunFolder(Path(folders[0]).absolute())
 
@@ -131,12 +132,12 @@ def _without_resume(command: str, argv: list[str]) -> tuple[list[str], RunFolder
 CONFIG = ("--config", "-c")
 
 
-def with_configs(argv: Sequence[str], change: Callable[[str], str], options: Collection[str] = CONFIG) -> list[str]:
-    """The arguments with every value of `--config`, or of other options, changed."""
+def with_configs(argv: Sequence[str], change: Callable[[str], str]) -> list[str]:
+    """The arguments with every value of `--config` changed."""
     found = list(argv)
     for i, argument in enumerate(found):
         option, separator, value = argument.partition("=")
-        if option not in options:
+        if option not in CONFIG:
             continue
         if separator:
             found[i] = f"{option}={change(value)}"
@@ -145,16 +146,9 @@ def with_configs(argv: Sequence[str], change: Callable[[str], str], options: Col
     return found
 
 
-def option_values(argv: Sequence[str], *options: str) -> list[str]:
-    """The values of some options among some arguments, in their order."""
-    values: list[str] = []
-
-    def keep(value: str) -> str:
-        values.append(value)
-        return value
-
-    with_configs(argv, keep, options)
-    return values
+def option_values(argv: Sequence[str], option: str) -> list[str]:
+    """The values of an option among some arguments, in their order; `config` is `-c`, too."""
+    return [value for name, value in options(["", *argv]) if name == option]
 
 
 def config_file(value: str) -> str:
@@ -197,7 +191,7 @@ def is_yaml_text(value: str) -> bool:
 
 def _last_of(argv: Sequence[str]) -> Path:
     """`last.ckpt` of the run whose configuration is given with `--config RUN/config.yaml`."""
-    tried = [RunFolder(Path(value).parent).last for value in option_values(argv, *CONFIG)]
+    tried = [RunFolder(Path(value).parent).last for value in option_values(argv, "config")]
     for path in reversed(tried):
         if path.is_file():
             return path

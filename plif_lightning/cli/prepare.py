@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from plif_lightning.cli.checkpoint import CONFIG, config_file, is_yaml_text, option_values, with_configs
+from plif_lightning.cli.checkpoint import config_file, is_yaml_text, option_values, with_configs
 from plif_lightning.cli.lightning import place_absolutely, quieten
 from plif_lightning.cli.messages import OWN_KEYS, Parser, data_classes, own_error
 from plif_lightning.cli.summary import print_inventory
@@ -74,9 +74,9 @@ def prepare(argv: list[str]) -> int:
 
 def help_of_data(argv: Sequence[str]) -> str:
     """All arguments of the data set that is named in some arguments or their configurations, with what each does."""
-    blocks = [yaml.safe_load(_data_block(value)) for value in option_values(argv, *CONFIG)]
+    blocks = [yaml.safe_load(_data_block(value)) for value in option_values(argv, "config")]
     paths = [path for block in blocks if (path := (block.get("data") or {}).get("class_path"))]
-    paths += option_values(argv, "--data")
+    paths += option_values(argv, "data")
     if not paths:
         return f"--config NAME of one of the data sets ({', '.join(data_classes())}) shows their --data.* arguments."
     module, name = paths[-1].rsplit(".", 1) if "." in paths[-1] else ("plif_lightning.data", paths[-1])
