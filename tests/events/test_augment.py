@@ -16,6 +16,7 @@ from plif_lightning.events.augment import (
     TimeDrop,
     resized,
 )
+from plif_lightning.events.integration import Pass, count_events
 
 SENSOR = Sensor(3, 4)
 
@@ -121,3 +122,27 @@ def test_resizing_keeps_every_event_and_divides_evenly_where_it_can(size):
 def test_an_argument_outside_its_range_is_refused(make):
     with pytest.raises(UserError, match="must"):
         make()
+
+
+def splitmix64(state):
+    """Next state and number, as Steele et al. 2014 and Vigna's splitmix64.c have it."""
+    mask = 2**64 - 1
+    state = (state + 0x9E3779B97F4A7C15) & mask
+    z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return state, z ^ (z >> 31)
+
+
+def test_events_are_left_out_by_the_numbers_of_splitmix64():
+    state, numbers = 0, []
+    for _ in range(2000):
+        state, number = splitmix64(state)
+        numbers.append(number)
+    # What its author's program gives for the seed 0.
+    assert numbers[:3] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    address = np.arange(2000, dtype=np.uint16)
+    no = np.zeros(1, np.int64)
+    for keep in (2**31, 2**30, 2**32 // 10):
+        passes = Pass(no, no - 1, no, no, no + keep, np.zeros(1, np.uint64))
+        frames = count_events(address, np.array([[0, 2000]]), 2000, passes=passes)
+        assert np.flatnonzero(frames).tolist() == [i for i, number in enumerate(numbers) if number >> 32 < keep]
