@@ -235,6 +235,15 @@ def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> No
     if path.is_dir():
         raise UserError(f"--out must be a file, got the folder {path}.")
     problems = problems_of(runs)
+    with written_whole(path, "wb") as file:  # opened first: who cannot have the page there does not wait for it
+        page = _page(runs, tables, problems)
+        file.write(page.encode("utf-8", "backslashreplace"))
+    print(f"{path}: {len(runs)} runs, {len(page) / 2**20:.1f} MiB")
+    for problem in problems:
+        print(f"note: {problem}", file=sys.stderr)
+
+
+def _page(runs: Sequence[Run], tables: Sequence[Table], problems: list[str]) -> str:
     figures = _figures(runs, problems)
     data = {
         "made": "Curves have at most 200 points.",
@@ -247,9 +256,4 @@ def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> No
     page = (resources.files("plif_lightning.analysis") / "report.html").read_text(encoding="utf-8")
     parts = {"<!--TABLES-->": "".join(map(_table, tables)), "<!--FIGURES-->": figures, "/*DATA*/": text}
     # In one go: what stands in one part cannot be taken for the mark of another.
-    page = re.sub("|".join(map(re.escape, parts)), lambda mark: parts[mark[0]], page)
-    with written_whole(path, "wb") as file:
-        file.write(page.encode("utf-8", "backslashreplace"))
-    print(f"{path}: {len(runs)} runs, {len(page) / 2**20:.1f} MiB")
-    for problem in problems:
-        print(f"note: {problem}", file=sys.stderr)
+    return re.sub("|".join(map(re.escape, parts)), lambda mark: parts[mark[0]], page)
