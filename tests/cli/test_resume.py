@@ -146,6 +146,24 @@ def test_mid_epoch_checkpoints_wait_until_gradients_are_complete():
     assert batches["current"]["ready"] == 4
 
 
+def test_mid_epoch_checkpoints_wait_for_a_validation_that_comes_next(monkeypatch):
+    saved = []
+    monkeypatch.setattr(LastCheckpoint, "_save", lambda self, trainer: saved.append(trainer.global_step))
+    arguments = ["--checkpoint.every_n_batches", "1", "--trainer.limit_train_batches", "8", "--record_samples", "0"]
+    arguments += ["--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1"]
+    fit(*TINY, *arguments, "--test_after_fit", "false")
+    assert saved == [1, 3, 5, 7, 8]
+
+
+def test_a_run_begun_from_another_ones_checkpoint_finds_a_best_of_its_own(run, tmp_path):
+    last = load(run / "checkpoints/last.ckpt")
+    last["callbacks"]["BestCheckpoint"]["best_model_score"] = torch.tensor(1.0)
+    torch.save(last, tmp_path / "other.ckpt")
+    more = ["--trainer.max_epochs", "3", "--run_folder", "new", "--test_after_fit", "false"]
+    fit("--ckpt_path", str(tmp_path / "other.ckpt"), *more, config=str(run / "config.yaml"))
+    assert load("new/checkpoints/best.ckpt")["epoch"] == 2
+
+
 def test_the_summary_names_the_epoch_and_accuracy_of_the_best_checkpoint(capsys):
     arguments = ["--trainer.val_check_interval", "0.25", "--trainer.max_epochs", "2", "--test_after_fit", "false"]
     fit("--model.optimizer.lr", "0.01", "--model.channels", "8", *arguments)
