@@ -100,8 +100,7 @@ def row_of(run: Run) -> Row:
     shown = {int(row["epoch"]) + 1: row for row in run.metrics if int(row["epoch"]) + 1 in _EPOCHS}
     best = run.best
     at_best = next((row for row in run.metrics if best and int(row["epoch"]) + 1 == best[0]), {})
-    accuracy, tested = run.accuracy, run.tested_samples
-    tested = None if is_limited(run) else tested
+    accuracy, tested = run.accuracy, None if is_limited(run) else run.tested_samples
     error = "" if accuracy is None or not tested else f"{100 * math.sqrt(accuracy * (1 - accuracy) / tested):.2f}"
     measured = {e: row[run.val_key] for e, row in shown.items() if run.val_key in row}
     return {

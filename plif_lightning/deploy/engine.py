@@ -73,6 +73,16 @@ class DeployedNetwork(nn.Module):
         return self.net.neurons()
 
 
+def require_engine(engine: str) -> None:
+    """Refuses a name that is none of the engines.
+
+    Raises:
+        UserError: it is not.
+    """
+    if engine not in get_args(Engine):
+        raise UserError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}.")
+
+
 def deployed(
     net: SpikingNetwork, engine: Engine = "auto", x: Tensor | None = None, *, time_steps: int | None = None
 ) -> DeployedNetwork:
@@ -94,8 +104,7 @@ def deployed(
     Raises:
         UserError: an unknown engine; `auto` without x; BN cannot be folded; a layer is too large for sums of int32.
     """
-    if engine not in get_args(Engine):
-        raise UserError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}.")
+    require_engine(engine)
     x = None if x is None or x.numel() == 0 else x.float()
     if engine == "auto" and x is None:
         raise UserError("engine='auto' tries each layer's forms on inputs as they will come: pass x.")

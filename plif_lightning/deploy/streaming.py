@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from plif_lightning.deploy.engine import Engine, deployed
+from plif_lightning.deploy.engine import Engine, deployed, require_engine
 from plif_lightning.deploy.folding import fold
 from plif_lightning.errors import UserError
 from plif_lightning.events.augment import resized
@@ -57,8 +57,7 @@ class StreamingNetwork:
             raise UserError("give events_per_step or us_per_step, not both.")
         if net.inputs.name != "direct":
             raise UserError(f"input_encoder={net.inputs.name!r} needs all time-steps of an image: it does not stream.")
-        if engine not in get_args(Engine):
-            raise UserError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}.")
+        require_engine(engine)
         weight = next(net.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         if self.device.type == "cpu" and self.dtype == torch.float32:
