@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Literal, get_args
 
 from plif_lightning.dynamics.surrogate import Surrogate, SurrogateName
@@ -45,7 +46,9 @@ class Firing:
 
     def __post_init__(self) -> None:
         # A tensor is not looked at: its device would have to be waited for.
-        constant = isinstance(self.v_threshold, (int, float))
+        constant = type(self.v_threshold).__name__ not in ("Tensor", "Parameter")
+        if constant and not isinstance(self.v_threshold, Real):
+            raise UserError(f"v_threshold must be a number, got {self.v_threshold!r}.")
         if not math.isfinite(self.v_reset) or (constant and not self.v_reset < self.v_threshold):
             raise UserError(
                 f"v_reset must be below v_threshold, got v_reset={self.v_reset}, v_threshold={self.v_threshold}."

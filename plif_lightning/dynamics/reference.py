@@ -1,5 +1,6 @@
 """The paper's neuron over T time-steps in plain PyTorch: the reference that every faster form must equal."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +48,7 @@ def integrate_and_fire(
     dtype = torch.promote_types(x.dtype, torch.float32)
     if v is None:
         v = torch.full((), firing.v_reset, dtype=dtype, device=x.device).expand(x.shape[1:])
-    with torch.autocast(x.device.type, enabled=False):
+    with in_own_precision(x.device):
         return _IntegrateAndFire.apply(
             x,
             None if k is None else _over_channels(k, x).to(dtype),
@@ -83,7 +84,7 @@ def trace(
     """`integrate_and_fire` with the potentials of every step, and without a gradient; same arguments and errors."""
     time_steps = checked(x, k, v, firing, time_steps)
     charged, after = [], []
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.no_grad(), in_own_precision(x.device):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         v = torch.full_like(x[0], firing.v_reset) if v is None else v.to(x.dtype)
         k = None if k is None else _over_channels(k, x).to(x.dtype)
@@ -95,6 +96,12 @@ def trace(
             after.append(v)
         h = torch.stack(charged)
         return Trace(_fire(h, threshold), h, torch.stack(after))
+
+
+def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """While it lasts no autocast is in force; there is none on some devices, such as meta."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def _over_channels(value: Tensor, x: Tensor) -> Tensor:
@@ -112,10 +119,14 @@ def checked(x: Tensor, k: Tensor | None, v: Tensor | None, firing: Firing, time_
         raise UserError(f"x must be [T, N, *] with T >= 1, got shape {tuple(x.shape)}.")
     if time_steps is None:
         time_steps = x.shape[0]
+    elif time_steps < 1:
+        raise UserError(f"time_steps must be at least 1, got {time_steps}.")
     elif x.shape[0] not in (1, time_steps):
         raise UserError(f"x must have 1 or time_steps = {time_steps} steps, got {x.shape[0]}.")
     if v is not None and v.shape != x.shape[1:]:
         raise UserError(f"v must have the shape of one step of x, {tuple(x.shape[1:])}, got {tuple(v.shape)}.")
+    if v is not None and v.device != x.device:
+        raise UserError(f"v must be on the device of x, {x.device}, got one on {v.device}.")
     for name, value in (("k", k), ("v_threshold", firing.v_threshold)):
         if isinstance(value, Tensor) and value.dim() > 0 and (x.dim() < 3 or value.shape != x.shape[2:3]):
             shapes = f"x {tuple(x.shape)}, got {tuple(value.shape)}"
@@ -140,8 +151,8 @@ def _reset(h: Tensor, fired: Tensor, v_threshold: float | Tensor, firing: Firing
     """V_t = H_t (1 - S_t) + V_reset S_t, or H_t - V_th S_t where the reset is soft."""
     if firing.reset == "soft":
         return h - v_threshold * fired
-    v = torch.addcmul(h, h, fired, value=-1)
-    return v.add_(fired, alpha=firing.v_reset) if firing.v_reset else v
+    # Not H_t (1 - S_t) + V_reset S_t as it stands: an infinite H_t would leave a NaN.
+    return h.masked_fill(fired != 0, firing.v_reset)
 
 
 class _IntegrateAndFire(torch.autograd.Function):
@@ -197,7 +208,7 @@ class _IntegrateAndFire(torch.autograd.Function):
             grad_h = firing.gradient.derivative(h - v_threshold).mul_(grad_fire)
             if grad_threshold is not None:
                 grad_threshold -= (grad_h + grad_v * fired if soft else grad_h).sum_to_size(grad_threshold.shape)
-            grad_h.add_(grad_v if soft else torch.addcmul(grad_v, grad_v, fired, value=-1))
+            grad_h.add_(grad_v if soft else grad_v.masked_fill(fired != 0, 0.0))
             if k is None:
                 grad_input, grad_v = grad_h, grad_h
             else:

@@ -15,6 +15,10 @@ from plif_lightning.kernels.sparse import TYPES, Sparse, skipping_pays
 BackendName = Literal["auto", "reference", "cpu", "triton"]
 
 
+# numba knows no float16; the Triton kernels compute in float32.
+_UNKNOWN_TYPE = {"cpu": torch.float16, "triton": torch.float64}
+
+
 def triton_is_there() -> bool:
     return importlib.util.find_spec("triton") is not None
 
@@ -63,9 +67,12 @@ class Backend:
 
     def fuses(self, device: torch.device, dtype: torch.dtype | None = None) -> bool:
         """Whether the fused forms run on this device, and not the reference; errors as `chosen`."""
-        if self.name == "auto" and device.type == "cpu" and dtype == torch.float16:
-            return False  # which numba does not know
-        return self.chosen(device) != "reference"
+        chosen = self.chosen(device)
+        if dtype is not None and dtype == _UNKNOWN_TYPE.get(chosen):
+            if self.name == "auto":
+                return False
+            raise UserError(f"backend={chosen!r} does not compute in {str(dtype)[6:]}: pass --model.backend auto.")
+        return chosen != "reference"
 
     def skips_silence(self, x: Tensor, weight: Tensor) -> bool:
         """Whether a layer is to skip what is silent in its input; arguments as `sparse.skipping_pays`."""

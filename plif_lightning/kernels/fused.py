@@ -1,5 +1,6 @@
 """The fused forms with the signatures of the reference, and their gradients."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from plif_lightning.dynamics.firing import Firing
-from plif_lightning.dynamics.reference import checked
+from plif_lightning.dynamics.reference import checked, in_own_precision
 from plif_lightning.kernels import ops as ops  # registers the operators
 from plif_lightning.kernels.layout import POOLS, Constants, Pool, at_a_time, empty_map, real_type, rows_of
 
@@ -55,17 +56,19 @@ def integrate_and_fire(
 ) -> tuple[Tensor, Tensor]:
     """`dynamics.integrate_and_fire`, in one pass over x; same arguments, results and errors."""
     steps = checked(x, k, v, firing, time_steps)
-    with torch.autocast(x.device.type, enabled=False):
+    with in_own_precision(x.device):
         learned = rows_of(k, firing, x)
         if x.is_contiguous() and learned.shape[1] == 1:
-            shape = (1, 1, 1, -1)  # nothing depends on where a neuron lies
+            shape = (1, 1, 1, x[0].numel())  # nothing depends on where a neuron lies
         else:
             c, h = (*x.shape[2:], 1, 1)[:2]
-            shape = (x.shape[1], c, h, -1)
+            shape = (x.shape[1], c, h, math.prod(x.shape[4:]))
         maps = x.reshape(len(x), *shape)
-        first = None if v is None else v.to(real_type(x)).reshape(shape if shape[0] != 1 else (1, 1, 1, v.numel()))
+        if not x.dtype.is_floating_point:
+            maps = maps.to(real_type(x))  # the kernels take 16 bits of an integer for a bfloat16
+        first = None if v is None else v.to(real_type(x)).reshape(shape)
         spikes, last = _Fire.apply(maps, learned, first, [*Constants.of(firing, leak=k is not None)], steps)
-    return spikes.reshape(steps, *x.shape[1:]), last.reshape(x.shape[1:])
+    return spikes.reshape(steps, *x.shape[1:]).to(x.dtype), last.reshape(x.shape[1:])
 
 
 class _NormFirePool(torch.autograd.Function):
@@ -228,7 +231,7 @@ def _norm_fire_pool(
 ) -> tuple[Tensor, Tensor]:
     real = real_type(y)
     mean, invstd, of_batch, of_all_processes = statistics
-    with torch.autocast(y.device.type, enabled=False):
+    with in_own_precision(y.device):
         return _NormFirePool.apply(
             y,
             weight.to(real),
@@ -402,7 +405,7 @@ def encode_fire_pool(
         Spikes [T, N, C', H', W'] in the dtype of x.
     """
     real = real_type(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with in_own_precision(x.device):
         return _EncodeFirePool.apply(
             x,
             conv,

@@ -41,7 +41,9 @@ def _operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any
         def on_gpu(*arguments: Any) -> Any:
             from plif_lightning.kernels import gpu  # Triton need not be there
 
-            return getattr(gpu, on_cpu.__name__)(*arguments)
+            # Triton launches on the current device, which need not be the data's.
+            with torch.cuda.device_of(arguments[0]):
+                return getattr(gpu, on_cpu.__name__)(*arguments)
 
         @functools.wraps(on_cpu)
         def here(*arguments: Any) -> Any:

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from plif_lightning.dynamics.reference import in_own_precision
 from plif_lightning.errors import UserError
 from plif_lightning.kernels.layout import WORTH_THREADS, at_a_time, real_type
 from plif_lightning.kernels.parallel import parallel
@@ -118,7 +119,7 @@ def _require_fit(x: Tensor, weight: Tensor) -> None:
 
 def _pays(mode: int, what: str, dtype: torch.dtype, spikes: int, *shape: int) -> bool:
     """Whether the event-driven form is to be taken for this many spikes in an input of a shape [rows, K, ...]."""
-    if dtype not in TYPES or mode == _NEVER:
+    if dtype not in TYPES or mode == _NEVER or not shape[0]:
         return False
     if mode == _ALWAYS:
         return True
@@ -396,19 +397,31 @@ class _LinearOfSpikes(torch.autograd.Function):
         return grad_x, grad_weight, None, None
 
 
+def _require_spikes(x: Tensor, fits: bool, shape: str) -> None:
+    if not fits or (x.device.type == "cpu" and x.dtype == torch.float16):
+        raise UserError(
+            f"x must be {shape} in float32, bfloat16 or float64, got {list(x.shape)} in {str(x.dtype)[6:]}."
+        )
+
+
 def conv_of_spikes(x: Tensor, weight: Tensor, sparse: Sparse = "auto") -> Tensor:
     """`conv2d(x, weight, padding=1)`, which keeps one bit of each value for the backward pass (a byte on a GPU).
 
     Args:
-        x: zeros and ones [N, C, H, W].
-        weight: [O, C, 3, 3]; taken in the dtype of x, its gradient in its own.
+        x: zeros and ones [N, C, H, W], not of float16.
+        weight: [O, C, 3, 3], finite (of infinity, conv2d makes NaN at a silent input too); taken in the dtype of x,
+            its gradient in its own.
         sparse: whether silent inputs are skipped: where it pays (`auto`), `never` or `always`.
 
     Returns:
         [N, O, H, W], as conv2d's, in float32 to the bit where the library adds in the same order; the gradients are
         those of conv2d too, up to the order of sums.
+
+    Raises:
+        UserError: x is of another shape or type.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    _require_spikes(x, x.dim() == 4, "[N, C, H, W]")
+    with in_own_precision(x.device):
         if x.device.type == "cpu":
             return _ConvOfSpikes.apply(x, weight, SPARSE[sparse])
         return _ConvOfBytes.apply(x, weight)
@@ -438,11 +451,15 @@ def linear_of_spikes(x: Tensor, weight: Tensor, value: float = 1.0, sparse: Spar
     """`linear(x, weight)`, which keeps one bit of each value for the backward pass.
 
     Args:
-        x: zeros and `value`s [*, K], on the CPU.
-        weight: [O, K]; taken in the dtype of x, its gradient in its own.
+        x: zeros and `value`s [N, K] or [*, N, K], on the CPU, not of float16.
+        weight: [O, K], as in `conv_of_spikes`.
         value: what a spike is: 1 / (1 - p) after a dropout.
         sparse: as in `conv_of_spikes`.
+
+    Raises:
+        UserError: x is of another shape or type.
     """
+    _require_spikes(x, x.dim() >= 2, "[*, N, K]")
     with torch.autocast("cpu", enabled=False):
         y = _LinearOfSpikes.apply(x.flatten(0, -2), weight, value, SPARSE[sparse])
     return y.unflatten(0, x.shape[:-1])

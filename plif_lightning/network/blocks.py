@@ -41,6 +41,13 @@ def has_hooks(module: nn.Module) -> bool:
     return any(hooks)
 
 
+def hooks_on_all() -> bool:
+    """Whether somebody hooked every module there is, so that each must be called by itself."""
+    every = torch.nn.modules.module
+    hooks = every._global_forward_hooks, every._global_forward_pre_hooks
+    return any(hooks) or any((every._global_backward_hooks, every._global_backward_pre_hooks))
+
+
 def is_usual_neuron(neuron: nn.Module) -> bool:
     """Whether a module is one of this project's neurons, which gives zeros and ones, without a `run` of its own."""
     return isinstance(neuron, Neuron) and all(
@@ -133,7 +140,7 @@ class ConvBlock(nn.Module):
         for part, base, methods in known:
             if not isinstance(part, base):
                 return f"the kernels know no {type(part).__name__}"
-            own = [name for name in methods if getattr(type(part), name) is not getattr(base, name)]
+            own = [n for n in methods if n in vars(part) or getattr(type(part), n) is not getattr(base, n)]
             if own:
                 return f"{type(part).__name__} has a {own[0]} of its own"
         if self.norm is not None and not self.norm.is_affine_with_averages:
@@ -145,6 +152,8 @@ class ConvBlock(nn.Module):
             parts = {"BN": [self.norm, self.norm.bn], **parts}
         if isinstance(self.pool, Pool2d):
             parts["pool"] = [self.pool, self.pool.pool]
+        if hooks_on_all():
+            return "all modules have hooks"
         hooked = [name for name, modules in parts.items() if any(map(has_hooks, modules))]
         return f"its {' and '.join(hooked)} {'has' if len(hooked) == 1 else 'have'} hooks" if hooked else None
 
@@ -248,7 +257,7 @@ class ConvBlock(nn.Module):
 
     def _firing_and_pool(self) -> dict[str, Any]:
         pool = self.pool_name
-        seed = draw_seed() if pool == "max_random" and torch.is_grad_enabled() else None
+        seed = draw_seed(self.training) if pool == "max_random" else None
         return {"pool": pool, "seed": seed, "firing": self.neuron.firing}
 
 

@@ -42,6 +42,8 @@ class InputEncoder(nn.Module):
             raise UserError(f"input_encoder={self.name!r} draws all time-steps at once: a step needs 'direct'.")
         if len(x) != 1:
             raise UserError(f"input_encoder={self.name!r} encodes images, got {len(x)} time-steps; use 'direct'.")
+        if not x.numel():
+            raise UserError(f"input_encoder={self.name!r} encodes images, got none: x of N = 0.")
         low, high = x.aminmax()
         if low < 0 or high > 1:
             raise UserError(

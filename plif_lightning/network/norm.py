@@ -81,9 +81,12 @@ class TimeBatchNorm2d(nn.Module):
             time_steps: T.
 
         Raises:
-            ValueError: a batch statistic over a single value.
+            UserError: a batch statistic over no value.
+            ValueError: one over a single value.
         """
         bn = self.bn
+        if bn.training and count == 0:
+            raise UserError("x must hold at least one sample in training, where BN measures, got none: x of N = 0.")
         assert bn.running_mean is not None
         assert bn.running_var is not None
         assert bn.momentum is not None

@@ -14,9 +14,13 @@ PoolTies = Literal["first", "random"]
 _OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # row-major, as torch.nn.MaxPool2d scans a window
 
 
-def draw_seed() -> Tensor:
-    """A seed for the ties of one call, from PyTorch's generator; on the CPU, so that nobody waits for a GPU."""
-    return torch.randint(2**32, (), dtype=torch.int64)
+def draw_seed(training: bool) -> Tensor | None:
+    """A seed for the ties of one call, from PyTorch's generator; on the CPU, so that nobody waits for a GPU.
+
+    None where no gradient will ask for the ties. In training it is drawn without gradients too: a checkpointed layer
+    runs so first, and draws the same numbers again when it is run once more.
+    """
+    return torch.randint(2**32, (), dtype=torch.int64) if training or torch.is_grad_enabled() else None
 
 
 def _hash(z: Tensor) -> Tensor:
@@ -50,8 +54,7 @@ class SpikeMaxPool2d(nn.Module):
         self.ties = ties
 
     def forward(self, spikes: Tensor) -> Tensor:
-        draws = self.ties == "random" and torch.is_grad_enabled()
-        return _SpikeMaxPool.apply(spikes, draw_seed() if draws else None)
+        return _SpikeMaxPool.apply(spikes, draw_seed(self.training) if self.ties == "random" else None)
 
     def extra_repr(self) -> str:
         return f"ties={self.ties!r}"

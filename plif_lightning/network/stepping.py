@@ -1,8 +1,12 @@
 """A network run one time-step at a time."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from plif_lightning.errors import UserError
 from plif_lightning.network.blocks import TimeDropout
@@ -51,13 +55,24 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, Tensor] | None = Non
             f"state must hold the potentials of {', '.join(neurons)}, as the step before gave them, "
             f"got {', '.join(state) or 'nothing'}."
         )
+    of_steps = {part.bn for part in net.modules() if isinstance(part, TimeBatchNorm2d)}
     for part in net.modules():
         if isinstance(part, TimeDropout) and part.training and part.p > 0:
             raise UserError("dropout has one mask for all time-steps of a sample: call net.eval() before a step.")
         if isinstance(part, TimeBatchNorm2d) and part.bn.training and part.statistics == "all_steps":
             raise UserError("norm_statistics='all_steps' takes all time-steps at once: call net.eval() before a step.")
-    with carrying({neurons[name]: v for name, v in (state or {}).items()}) as carried:
+        if isinstance(part, _BatchNorm) and part.training and part not in of_steps:
+            raise UserError(
+                f"{type(part).__name__} in training takes all time-steps at once: call net.eval() before a step."
+            )
+    with _not_compiled(net), carrying({neurons[name]: v for name, v in (state or {}).items()}) as carried:
         y = run_network(net, frame[None])
     if missing := [name for name, neuron in neurons.items() if neuron not in carried.after]:
         raise UserError(f"the network did not call {', '.join(missing)}, so there is no potential to go on from.")
     return y[0], {name: carried.after[neuron] for name, neuron in neurons.items()}
+
+
+def _not_compiled(net: nn.Module) -> AbstractContextManager[Any]:
+    """Runs modules that were compiled in place, or in a part, as they are: a compiled one cannot take potentials."""
+    compiled = any(part._compiled_call_impl is not None or "_orig_mod" in part._modules for part in net.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.dynamics.reference import Trace
+from plif_lightning.errors import UserError
 from plif_lightning.network.network import SpikingNetwork
 from plif_lightning.network.over_time import run_over_time
 from plif_lightning.neurons import Neuron
@@ -44,6 +45,8 @@ def traces(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Trace]]:
 
     def listener(name: str) -> Any:
         def listen(neuron: Any, arguments: tuple[Any, ...], spikes: Tensor) -> None:
+            if name in found:
+                raise UserError(f"{name} stands twice in the network, so it has more than one trace: make two.")
             x, *rest = arguments
             found[name] = neuron.trace(x, time_steps=rest[0] if rest else None)
 

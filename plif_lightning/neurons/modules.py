@@ -140,7 +140,9 @@ class _Leaky(Neuron):
         return torch.sigmoid(self.a)
 
     def extra_repr(self) -> str:
-        tau = f"tau={self.tau.item():.4g}" if self.a.dim() == 0 else f"tau=[{self.a.numel()} channels]"
+        tau = f"tau=[{self.a.numel()} channels]"
+        if self.a.dim() == 0:
+            tau = "tau on meta" if self.a.is_meta else f"tau={self.tau.item():.4g}"
         return f"{tau}, {super().extra_repr()}"
 
 

@@ -116,13 +116,60 @@ def test_spikes_are_bit_identical_in_lower_precision(dtype):
         both_equal(ours[1], theirs[1], 1e-5, 1e-4)
 
 
-def test_a_sequence_can_be_cut_anywhere_in_time():
-    x, k = 2 * torch.randn(9, 4, 3), torch.tensor(0.5)
+@pytest.mark.parametrize("shape", [(9, 4, 3), (9, 1, 3), (9, 1, 3, 4, 2), (9, 2, 3, 2)])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_sequence_can_be_cut_anywhere_in_time(shape, per_channel, channels_last):
+    x, k = 2 * torch.randn(shape), torch.rand(3) if per_channel else torch.tensor(0.5)
+    if channels_last:
+        x = x.movedim(2, -1).contiguous().movedim(-1, 2)
     whole, last = kernels.integrate_and_fire(x, k)
     first, v = kernels.integrate_and_fire(x[:4], k)
     second, v = kernels.integrate_and_fire(x[4:], k, v)
     assert torch.equal(torch.cat([first, second]), whole)
     assert torch.equal(v, last)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_the_gradient_of_a_potential_is_that_of_the_reference(per_channel):
+    x, v, k = (
+        2 * torch.randn(3, 1, 3, 4, 2),
+        torch.rand(1, 3, 4, 2),
+        torch.rand(3) if per_channel else torch.tensor(0.5),
+    )
+    x = x.movedim(2, -1).contiguous().movedim(-1, 2)
+    found = [gradients(f, x, k, v) for f in (kernels.integrate_and_fire, integrate_and_fire)]
+    for ours, theirs in zip(*found, strict=True):
+        both_equal(ours, theirs, 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.uint16, torch.int64])
+def test_integers_are_the_numbers_that_they_are(dtype):
+    x = torch.tensor([3, 0, 1, 2, 300, 0, 7, 1]).to(dtype).view(4, 1, 2)
+    ours, theirs = (f(x, torch.tensor(0.4)) for f in (kernels.integrate_and_fire, integrate_and_fire))
+    assert ours[0].dtype == dtype
+    both_equal(ours, theirs, 0, 0)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_no_samples_give_no_spikes(per_channel):
+    k = torch.rand(4) if per_channel else torch.tensor(0.5)
+    assert kernels.integrate_and_fire(torch.zeros(3, 0, 4, 2), k)[0].shape == (3, 0, 4, 2)
+    net = SpikingNetwork((1, 8, 8), 3, 5, channels=4, fc_features=8, tau_per="channel" if per_channel else "layer")
+    assert net.eval()(torch.zeros(0, 1, 8, 8)).shape == (5, 0, 3)
+    with pytest.raises(UserError, match="at least one sample in training"):
+        net.train()(torch.zeros(0, 1, 8, 8))
+
+
+def test_an_infinite_input_is_reset_like_any_other():
+    x = torch.tensor([float("inf"), 3.0, 0.5, float("inf"), -1.0]).view(5, 1, 1).double()
+    for v_reset in (0.0, -0.5):
+        found = [
+            f(x, torch.tensor(0.5), firing=Firing(v_reset=v_reset))
+            for f in (kernels.integrate_and_fire, integrate_and_fire)
+        ]
+        both_equal(*found, 0, 0)
+        assert found[0][0].flatten().tolist() == [1, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +179,7 @@ def test_a_sequence_can_be_cut_anywhere_in_time():
         (torch.zeros(0, 3), torch.tensor(0.5)),
         (torch.zeros(2, 3, 4), torch.rand(3)),
         (torch.zeros(2, 3), torch.tensor(0.5), torch.zeros(4)),
+        (torch.zeros(2, 3), torch.tensor(0.5), torch.zeros(3, device="meta")),
     ],
 )
 def test_bad_arguments_are_refused_as_by_the_reference(arguments):
@@ -328,6 +376,22 @@ def test_parts_with_hooks_are_called():
     assert seen[0].shape == (4, 2, 3, 4, 4)
 
 
+def test_a_hook_on_all_modules_sees_every_part_and_so_does_a_forward_put_on_one():
+    made = block("cpu", PLIF(), "per_step", 3, 4, torch.float64, True, SpikeMaxPool2d("first"))
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        made(maps(4, 2, 3, 4, 4))
+        assert made.not_fusible == "all modules have hooks"
+    finally:
+        handle.remove()
+    assert {made.conv, made.norm, made.norm.bn, made.neuron, made.pool, made.pool.pool} <= {*seen}
+    assert made.not_fusible is None
+    made.neuron.forward = lambda x, time_steps=None: torch.full_like(x, 7.0)
+    assert made(maps(4, 2, 3, 4, 4)).unique().tolist() == [1.0]  # the pool's
+    assert made.not_fusible == "PLIF has a forward of its own"
+
+
 # --- threads and processes
 
 
@@ -394,6 +458,29 @@ def test_a_backend_that_does_not_run_where_the_data_is_is_refused():
     with pytest.raises(UserError, match="backend='cpu' runs on cpu, but the data is on meta"):
         Backend("cpu").fuses(torch.device("meta"))
     assert not Backend("auto").fuses(torch.device("meta"))
+
+
+def test_a_backend_that_does_not_compute_in_a_type_is_refused(monkeypatch):
+    x = torch.full([4, 2, 3], 1.5).half()
+    assert torch.equal(PLIF()(x), use_backend(PLIF(), "reference")(x))
+    for computed in (
+        lambda: use_backend(PLIF(), "cpu")(x),
+        lambda: SpikingNetwork((1, 8, 8), 3, 4, channels=4, fc_features=8, backend="cpu").half()(
+            torch.ones(2, 1, 8, 8).half()
+        ),
+    ):
+        with pytest.raises(UserError, match=r"backend='cpu' does not compute in float16: pass --model\.backend auto"):
+            computed()
+    for function, weight in (
+        (kernels.linear_of_spikes, torch.ones(5, 3)),
+        (kernels.conv_of_spikes, torch.ones(5, 3, 3, 3)),
+    ):
+        with pytest.raises(UserError, match=r"x must be .* got .* in float16"):
+            function(x if weight.dim() == 2 else x[None], weight)
+    monkeypatch.setattr("plif_lightning.kernels.backend.triton_is_there", lambda: True)
+    cuda = torch.device("cuda")
+    assert Backend("auto").fuses(cuda, torch.float32)
+    assert not Backend("auto").fuses(cuda, torch.float64)
 
 
 def test_triton_without_its_package_is_refused(monkeypatch):

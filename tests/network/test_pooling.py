@@ -1,8 +1,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from plif_lightning.errors import UserError
+from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.pooling import SpikeMaxPool2d
 
 
@@ -62,8 +64,26 @@ def test_evaluation_draws_no_random_number():
     torch.manual_seed(3)
     before = torch.get_rng_state()
     with torch.no_grad():
-        SpikeMaxPool2d("random")(spikes((2, 2, 4, 4)))
+        SpikeMaxPool2d("random").eval()(spikes((2, 2, 4, 4)))
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_network_draws_the_same_twice(backend, reentrant):
+    torch.manual_seed(0)
+    net = SpikingNetwork((2, 8, 8), 3, 5, channels=4, fc_features=40, backend=backend)
+    outputs, gradients = [], []
+    net.register_forward_hook(lambda module, inputs, votes: outputs.append(votes.detach()))
+    x = torch.rand(5, 4, 2, 8, 8, requires_grad=True)
+    for run in (lambda: checkpoint(net, x, use_reentrant=reentrant), lambda: net(x)):
+        net.zero_grad()
+        torch.manual_seed(1)
+        run().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert len(outputs) == 2 + reentrant  # the other kind ends its second run where it has what it needs
+    assert all(torch.equal(outputs[0], other) for other in outputs)
+    torch.testing.assert_close(*gradients)
 
 
 def test_an_unknown_rule_is_refused():

@@ -102,10 +102,39 @@ def test_a_block_in_training_passes_gradients_on_from_step_to_step(backend):
     assert grads[0][0].abs().sum() > 0
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_a_compiled_network_is_stepped_as_it_is():
     net = pl.SpikingNetwork((1, 8, 8), 3, 2, channels=4, fc_features=8).eval()
     x = torch.randn(2, 16, 1, 8, 8)
-    assert torch.equal(steps_of(torch.compile(net, backend="eager"), x)[0], steps_of(net, x)[0])
+    expected = steps_of(net, x)[0]
+    assert torch.equal(steps_of(torch.compile(net, backend="eager"), x)[0], expected)
+    net.compile(backend="eager")
+    assert torch.equal(steps_of(net, x)[0], expected)
+    assert torch.equal(net(x), expected)
+    layers = nn.Sequential(nn.Conv2d(1, 2, 3), pl.PLIF())
+    expected = steps_of(layers, x)[0]
+    layers[1].compile(backend="eager")
+    assert torch.equal(steps_of(pl.over_time(layers), x)[0], expected)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_one_sample_is_stepped_whatever_lies_where_in_memory(backend):
+    torch.manual_seed(0)
+    x = 2 * torch.randn(6, 1, 2, 8, 8)
+    layers = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), pl.PLIF()).to(memory_format=torch.channels_last)
+    pl.use_backend(layers, backend)
+    assert torch.equal(steps_of(layers, x)[0], pl.over_time(layers)(x))
+    settings = {"channels": 4, "fc_features": 8, "tau_per": "channel", "pool_ties": "first"}
+    net = exact(pl.SpikingNetwork((2, 8, 8), 3, 6, backend=backend, **settings))
+    frames = x.round()
+    y = steps_of(net, frames)[0]
+    assert torch.equal(y, net(frames))
+    y.sum().backward()
+    stepped = net.encoder.conv1.neuron.a.grad.clone()
+    net.zero_grad()
+    net(frames).sum().backward()
+    torch.testing.assert_close(stepped, net.encoder.conv1.neuron.a.grad)
+    assert stepped.abs().sum() > 0
 
 
 def test_what_cannot_be_stepped_is_refused():
@@ -128,6 +157,12 @@ def test_what_cannot_be_stepped_is_refused():
     neuron = pl.PLIF()
     with pytest.raises(UserError, match="a neuron stands twice in the network"):
         pl.step(nn.Sequential(neuron, nn.Linear(3, 3), neuron), torch.zeros(2, 3))
+    with pytest.raises(UserError, match="0 stands twice in the network"):
+        pl.traces(nn.Sequential(neuron, nn.Linear(3, 3), neuron), torch.zeros(2, 2, 3))
+    batch_norm = nn.Sequential(nn.BatchNorm1d(3), pl.PLIF())
+    with pytest.raises(UserError, match=r"BatchNorm1d in training takes all time-steps at once: call net\.eval\(\)"):
+        pl.step(batch_norm, torch.zeros(2, 3))
+    pl.step(batch_norm.eval(), torch.zeros(2, 3))
 
 
 def test_traces_are_the_oracles_potentials():

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,3 +92,18 @@ def test_a_neuron_shows_its_constants():
     assert repr(PLIF(init_tau=3.0)).startswith("PLIF(tau=3, v_threshold=1.0, v_reset=0.0")
     assert "tau=[5 channels]" in repr(LIF(tau_per="channel", channels=5))
     assert "learn_threshold" not in repr(IF())
+
+
+def test_a_neuron_without_memory_is_shown_and_gives_shapes():
+    with torch.device("meta"):
+        neuron, x = PLIF(), torch.empty(4, 2, 3)
+    assert "tau on meta" in repr(neuron)
+    assert neuron(x).shape == x.shape
+    assert neuron(x).is_meta
+
+
+@pytest.mark.parametrize("v_threshold", [None, "1", -1.0, np.float32(-1), math.nan])
+def test_a_threshold_is_a_number_above_the_reset(v_threshold):
+    with pytest.raises(UserError, match="v_threshold"):
+        PLIF(v_threshold=v_threshold)
+    assert PLIF(v_threshold=np.float32(2)).constants.v_threshold == 2
