@@ -77,6 +77,8 @@ class SpikingDataModule(L.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
+        if self.root.startswith("~"):
+            self.root = str(Path(self.root).expanduser())
         for kind in type(self).__mro__[: type(self).__mro__.index(SpikingDataModule)]:
             own = [name for name, hint in vars(kind).get("__annotations__", {}).items() if "ClassVar" not in str(hint)]
             if own and "__dataclass_fields__" not in vars(kind):

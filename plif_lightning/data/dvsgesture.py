@@ -60,7 +60,7 @@ class DVSGesture(PublishedEvents):
         folder = self.folder / "DvsGesture"
         listing = folder / f"trials_to_{'train' if train else 'test'}.txt"
         try:
-            names = sorted({line.strip() for line in listing.read_text().splitlines() if line.strip()})
+            names = sorted({line.strip() for line in listing.read_text("utf-8-sig").splitlines() if line.strip()})
         except (OSError, UnicodeDecodeError) as error:
             raise RecordingError(f"{listing}, the list of this part's recordings, cannot be read ({error}).") from error
         found = []

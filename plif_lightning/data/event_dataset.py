@@ -149,12 +149,14 @@ class EventDataset(BatchedDataset):
         np.random.seed(fold_in(key, "transforms", int(recording)) % 2**32)
         try:
             for transform in self.transforms:
+                if not len(events):
+                    break  # most of tonic's transforms fail on no events
                 try:
                     events = transform(events)
                 except Exception as error:  # of somebody else's
                     raise UserError(
-                        f"data.augmentation: {type(transform).__name__} fails on events, an array with x, y, t and p "
-                        f"({type(error).__name__}: {error})."
+                        f"data.augmentation: {type(transform).__name__} fails on the events of "
+                        f"{self.store.name[recording]}, an array with x, y, t and p ({type(error).__name__}: {error})."
                     ) from error
                 if getattr(getattr(events, "dtype", None), "names", None) is None:
                     raise UserError(

@@ -1,5 +1,6 @@
 """Event recordings of one's own, in class folders."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -9,7 +10,8 @@ from plif_lightning.data.folders import ClassFolders
 from plif_lightning.errors import UserError
 from plif_lightning.events import readers
 from plif_lightning.events.recording import Sensor
-from plif_lightning.events.store import RawFile
+from plif_lightning.events.remote import classes_at
+from plif_lightning.events.store import EventStore, RawFile, StoreError
 
 
 @dataclass(eq=False, repr=False)
@@ -33,14 +35,32 @@ class EventFolder(EventDataModule):
                 "data.sensor must be given: the camera's height and width, such as --data.sensor=[128,128]."
             )
         self.sensor = Sensor.of(self.sensor)
+        super().__post_init__()
         self.title = Path(self.root).resolve().name  # type: ignore[misc]
         self.folders = ClassFolders(Path(self.root), readers.SUFFIXES, "recordings")
-        super().__post_init__()
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The class folders, sorted."""
+        """The class folders, sorted; where they are gone, what the store holds."""
+        if not self.there:
+            kind = self._kind(train=True)
+            found: tuple[str, ...] = ()
+            if self.address is not None:
+                found = classes_at(self.address, kind)
+            else:
+                with suppress(StoreError):
+                    found = EventStore(self.store_folder, kind).classes
+            if found:
+                return found
         return self.folders.classes()
+
+    @property
+    def there(self) -> bool:
+        return any((Path(self.root) / part).is_dir() for part in ("train", "test"))
+
+    @property
+    def classes_of_files(self) -> tuple[str, ...]:
+        return self.class_names if self.there else ()
 
     @property
     def store_name(self) -> str:

@@ -43,7 +43,8 @@ class EventDataModule(SpikingDataModule):
             before them `tonic.transforms` on events, in theirs.
         time_order: `strict` refuses a recording whose times run backwards; `as_recorded` keeps the file's order.
         store: folder of the event stores; `events` in the data set's own folder where it is not given. An address, such
-            as s3://bucket/stores, is copied from once on each machine, and to where the store is built.
+            as s3://bucket/stores, has a folder for each data set, of the name of its own; it is copied from once on
+            each machine, and to where the store is built.
     """
 
     sensor: ClassVar[Sensor]
@@ -75,8 +76,10 @@ class EventDataModule(SpikingDataModule):
         drops = sum(isinstance(a, TimeDrop) for a in augmentation)
         if drops > 1 or (drops and self.time_order != "strict"):
             raise UserError("data.augmentation may have TimeDrop once, and needs --data.time_order=strict for it.")
-        self.address = None if self.store is None or not is_address(self.store) else self.store.rstrip("/")
-        if self.address is not None:
+        self.address: str | None = None
+        if self.store is not None and is_address(self.store):
+            # Other machines keep the data set elsewhere, but call its folder the same.
+            self.address = f"{self.store.rstrip('/')}/{self.home.absolute().name}"
             self.store_folder = copies_of(self.address)
         else:
             self.store_folder = place_below(self.store, self.home) if self.store else self.home / "events"
@@ -117,10 +120,15 @@ class EventDataModule(SpikingDataModule):
         """
         raise NotImplementedError
 
+    @property
+    def classes_of_files(self) -> tuple[str, ...]:
+        """Names of the classes, where the files say them; () where they are known anyway."""
+        return ()
+
     def _kind(self, train: bool) -> Kind:
         part = "train" if train else "test"
         name = f"{self.store_name}-{part}" + ("" if self.time_order == "strict" else f"-{self.time_order}")
-        return Kind(f"{self.called}, {part}", name, self.sensor, self.time_order)
+        return Kind(f"{self.called}, {part}", name, self.sensor, self.time_order, self.classes_of_files)
 
     # --- what is on the disk; a subclass that obtains its files overrides the first four
 
@@ -165,12 +173,18 @@ class EventDataModule(SpikingDataModule):
     def _build_both(self) -> None:
         self.require_obtainable()
         self.prepared = self.obtain()
+        outdated = {}
         for train in (True, False):
             raw_files = self.raw_files(train)
+            if not raw_files and self._is_current(train, None):
+                _log.warning("The raw files of %s are gone: what its store holds is taken.", self._kind(train).title)
+                continue
             self.require_count(train, sum(raw.recordings for raw in raw_files))
             if not self._is_current(train, raw_files):
-                self._build(train, raw_files)
-                self.prepared = True
+                outdated[train] = raw_files
+        for train, raw_files in outdated.items():  # only when both parts are what they should be
+            self._build(train, raw_files)
+            self.prepared = True
 
     @staticmethod
     def _say_that_it_waits() -> None:

@@ -4,10 +4,10 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -69,6 +69,7 @@ class ImageFolder(ImageDataModule):
         self.cache = place_below(self.store, root) if self.store else root / ".plif_lightning"
         self._folder = self.cache
         self._facts: dict[str, Any] | None = None
+        self._mapped: dict[bool, Tensor] = {}
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -103,7 +104,10 @@ class ImageFolder(ImageDataModule):
         digest = hashlib.blake2b(repr((_FORMAT, self.size, self.colour)).encode(), digest_size=16)
         for train in (True, False):
             for label, path in self.folders.files(train):
-                stat = path.stat()
+                try:
+                    stat = path.stat()
+                except OSError as error:
+                    raise _unreadable(path, error) from error
                 digest.update(repr((label, path.parts[-3:], stat.st_size, stat.st_mtime_ns)).encode())
         return digest.hexdigest()
 
@@ -116,11 +120,13 @@ class ImageFolder(ImageDataModule):
     def prepare_data(self) -> None:
         """Decodes the images, where that was not done before."""
         self.prepared = False
-        self._folder = folder = self.cache / f"{self._form}-{self._fingerprint()}"
+        folder = self.cache / f"{self._form}-{self._fingerprint()}"
+        if folder != self._folder:
+            self._folder, self._mapped = folder, {}
         self._facts = _facts(folder)
         if self._facts is not None:
             return
-        with locked(self.cache):
+        with locked(self.cache, what="the decoded images"):
             self._facts = _facts(folder)  # by the process that was waited for
             if self._facts is None:
                 for old in self.cache.glob(f"{self._form}-*"):  # of other files; another size has its own
@@ -202,17 +208,27 @@ class ImageFolder(ImageDataModule):
                 raise UserError(f"{path} is damaged. Delete {path.parent}: it will be made anew.")
         return 2
 
+    def images_anew(self, train: bool) -> Callable[[], Tensor]:
+        return partial(_mapped, self._folder / f"{'train' if train else 'test'}.npy")
+
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        facts, part = self._decoded(), "train" if train else "test"
-        path = self._folder / f"{part}.npy"
-        try:
-            # Copy-on-write: PyTorch knows no read-only memory.
-            images = torch.from_numpy(np.asarray(np.load(path, mmap_mode="c")))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}). Delete {path.parent}: the images are decoded anew."
-            ) from error
-        return images, torch.tensor(facts[part]["labels"], dtype=torch.int64)
+        facts = self._decoded()
+        if not self._mapped:
+            # Both at once: another run that finds other files takes these away, which a mapping outlives.
+            self._mapped = {part: self.images_anew(part)() for part in (True, False)}
+        return self._mapped[train], torch.tensor(facts["train" if train else "test"]["labels"], dtype=torch.int64)
+
+
+def _mapped(path: Path) -> Tensor:
+    try:
+        # Copy-on-write: PyTorch knows no read-only memory.
+        return torch.from_numpy(np.asarray(np.load(path, mmap_mode="c")))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} was taken away meanwhile, by a run that found other images in the class folders. Start again."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete {path.parent}: the images are decoded anew.") from error
 
 
 def _opened(path: Path) -> Image.Image:

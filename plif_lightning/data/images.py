@@ -1,8 +1,8 @@
 """Static images, held in memory as uint8."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class ImageDataset(BatchedDataset):
         mean: per channel, of intensities in [0, 1].
         std: per channel.
         augmentation: applied in this order.
+        images_anew: gives the images to another process, where they are mapped from a file: sent, they would be copied.
     """
 
     def __init__(
@@ -35,14 +36,24 @@ class ImageDataset(BatchedDataset):
         mean: Sequence[float],
         std: Sequence[float],
         augmentation: Sequence[ImageAugmentation] = (),
+        images_anew: Callable[[], Tensor] | None = None,
     ) -> None:
         self.images, self._labels, self.sample, self.augmentation = images, labels, sample, augmentation
+        self.images_anew = images_anew
         std_ = torch.tensor(std).view(-1, 1, 1)
         self.scale = 1 / (255 * std_)
         self.shift = -torch.tensor(mean).view(-1, 1, 1) / std_
 
     def __len__(self) -> int:
         return len(self.sample)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "images": None} if self.images_anew is not None else vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.images_anew is not None:
+            self.images = self.images_anew()
 
     def labels(self) -> Tensor:
         return self._labels[self.sample]
@@ -87,6 +98,10 @@ class ImageDataModule(SpikingDataModule):
         """Images uint8 [n, C, H, W] and labels int64 [n] of the training or test set."""
         raise NotImplementedError
 
+    def images_anew(self, train: bool) -> Callable[[], Tensor] | None:
+        """What maps the images of `read` again, in another process; None where they are in memory."""
+        return None
+
     def arrays(self, train: bool) -> tuple[Tensor, Tensor]:
         """What `read` gives, checked and kept."""
         if train not in self._arrays:
@@ -130,4 +145,5 @@ class ImageDataModule(SpikingDataModule):
             mean,
             std,
             (self.augmentation or ()) if augment else (),
+            self.images_anew(train),
         )

@@ -54,7 +54,8 @@ class PublishedEvents(EventDataModule):
         self.files.require_obtainable()
 
     def obtain(self) -> bool:
-        with locked(self.folder, self._say_that_it_waits) if self.files.wanted() else nullcontext():
+        waiting = locked(self.folder, self._say_that_it_waits, f"the files of {self.title}", "data.root")
+        with waiting if self.files.wanted() else nullcontext():
             return self.files.obtain()
 
     def require_count(self, train: bool, found: int) -> None:

@@ -80,6 +80,10 @@ class TonicEvents(EventDataModule):
     def _data(self, train: bool) -> Any:
         return _opened(self._source(train), self.download)
 
+    def prepare_data(self) -> None:
+        _opened.cache_clear()  # files may have come or gone since
+        super().prepare_data()
+
     def obtain(self) -> bool:
         """tonic fetches what is missing."""
         for train in (True, False):

@@ -1,5 +1,6 @@
 """Events counted into frames, many recordings at once, straight into the batch's array."""
 
+from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -240,6 +241,7 @@ def integrate(
         Counts [T, 2, H, W] in the smallest of uint8, int16 and int32; channel p counts events of polarity p.
 
     Raises:
+        UserError: time_steps or slicing is not as stated.
         RecordingError: an event lies outside the sensor or before the one that it follows.
 
     Source: Fang et al. 2021, Eq. S1.
@@ -248,6 +250,10 @@ def integrate(
     >>> integrate(four, Sensor(2, 2), 2)[0].tolist()
     [[[1, 0], [0, 0]], [[0, 1], [0, 0]]]
     """
+    if not isinstance(time_steps, Integral) or time_steps < 1:
+        raise UserError(f"time_steps must be a whole number, at least 1, got {time_steps!r}.")
+    if slicing not in get_args(Slicing):
+        raise UserError(f"slicing must be one of {', '.join(get_args(Slicing))}, got {slicing!r}.")
     packed = recording if isinstance(recording, Packed) else pack(recording, sensor, "recording")
     begin, end = np.array([0]), np.array([len(packed.address)])
     if slicing == "by_count":
@@ -290,8 +296,4 @@ def frames_of(
     >>> frames_of(x, y, t, p, sensor=(2, 2), time_steps=2, slicing="by_time").tolist()
     [[[[0, 1], [0, 0]], [[1, 0], [0, 0]]], [[[0, 0], [0, 0]], [[0, 0], [0, 1]]]]
     """
-    if time_steps < 1:
-        raise UserError(f"time_steps must be at least 1, got {time_steps}.")
-    if slicing not in get_args(Slicing):
-        raise UserError(f"slicing must be one of {', '.join(get_args(Slicing))}, got {slicing!r}.")
     return integrate(recording_of(x, y, t, p), Sensor.of(sensor), time_steps, slicing)

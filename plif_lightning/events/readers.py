@@ -348,9 +348,8 @@ def read_numpy(path: str | Path) -> Recording:
         loaded = np.load(path, allow_pickle=False)
         with loaded if isinstance(loaded, np.lib.npyio.NpzFile) else nullcontext():
             names = list(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else list(loaded.dtype.names or ())
-            columns = {name: np.asarray(loaded[name]) for name in names}
-    if "p" not in columns and "polarity" in columns:
-        columns["p"] = columns["polarity"]
+            wanted = {"x": "x", "y": "y", "t": "t", "p": "p" if "p" in names else "polarity"}
+            columns = {column: np.asarray(loaded[name]) for column, name in wanted.items() if name in names}
     if missing := [name for name in ("x", "y", "t", "p") if name not in columns]:
         raise RecordingError(
             f"{path} must hold x, y, t and p (.npz: four arrays; .npy: a structured array), but lacks "
@@ -371,7 +370,7 @@ def read_any(path: str | Path) -> Recording:
     """
     suffix = Path(path).suffix.lower()
     if suffix == ".aedat":
-        with Path(path).open("rb") as file:
+        with _opened(path) as file:
             first = file.read(len("#!AER-DAT3"))
         versions = {b"#!AER-DAT2": read_aedat2, b"#!AER-DAT3": read_aedat3, b"#!AER-DAT4": read_aedat4}
         if first not in versions:

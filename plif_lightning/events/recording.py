@@ -1,5 +1,6 @@
 """A recording in memory: events in order of time, and the sensor that they lie on."""
 
+import operator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -30,7 +31,7 @@ class Sensor(NamedTuple):
             UserError: it is none.
         """
         try:
-            height, width = (int(side) for side in size)
+            height, width = (operator.index(side) for side in size)
         except (TypeError, ValueError):
             raise UserError(
                 f"sensor must be (height, width), got {size!r}; tonic's sensor_size is (width, height, polarities)."
@@ -88,11 +89,15 @@ def _whole(values: NDArray[Any], what: str, name: str) -> Ints:
     Raises:
         RecordingError: they are neither.
     """
+    if values.dtype == np.uint64 and len(values) and values.max() >= 2**63:
+        raise RecordingError(f"{name}: {what} must lie below 2^63, got {values.max()}.")
     if np.issubdtype(values.dtype, np.integer):
         return values
     if values.dtype == bool:
         return values.astype(np.uint8)
     if np.issubdtype(values.dtype, np.floating) and np.isfinite(values).all() and (values == np.floor(values)).all():
+        if len(values) and np.abs(values).max() >= 2**63:
+            raise RecordingError(f"{name}: {what} must lie below 2^63, got {values.min():g} to {values.max():g}.")
         return values.astype(np.int64)
     unit = ": are these seconds? Times are microseconds, so multiply them by 1e6 and round" if what == "t" else ""
     raise RecordingError(f"{name}: {what} must be whole numbers, got {values.dtype} such as {values.max()}{unit}.")
@@ -121,7 +126,12 @@ def recording_of(
         if missing := [field for field in ("x", "y", "t", polarity) if field not in fields]:
             raise RecordingError(f"{name}: a structured array must have x, y, t and p, but lacks {', '.join(missing)}.")
         x, y, t, p = x["x"], x["y"], x["t"], x[polarity]
-    columns = {what: np.asarray(values) for what, values in (("t", t), ("x", x), ("y", y), ("p", p))}
+    columns = {}
+    for what, values in (("t", t), ("x", x), ("y", y), ("p", p)):
+        try:
+            columns[what] = np.asarray(values.detach() if hasattr(values, "detach") else values)
+        except (ValueError, TypeError) as error:  # lists of several lengths, a tensor on a GPU
+            raise RecordingError(f"{name}: {what} must be one number an event ({error}).") from error
     for what, values in columns.items():
         if values.dtype == object or values.ndim != 1 or values.dtype.kind not in "iufb":
             raise RecordingError(

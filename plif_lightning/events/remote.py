@@ -7,13 +7,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import fsspec
 
-from plif_lightning.events.store import ARRAYS, EventStore, Kind, StoreError
+from plif_lightning.events.store import ARRAYS, EventStore, Kind, StoreError, remove_others
 from plif_lightning.runtime.files import naming, written_whole
 
 _PORTION = 2**24  # bytes
@@ -55,9 +55,11 @@ def fetch(address: str, folder: Path, kind: Kind) -> bool:
             text = files.cat_file(f"{root}/{kind.name}.json")
     except FileNotFoundError:
         return False
-    if here.is_file() and here.read_bytes() == text:
-        return True
     name = _folder_of(text, kind, address)
+    if here.is_file() and here.read_bytes() == text:
+        with suppress(StoreError):  # an array may have been swept out of the folder of temporary files
+            EventStore(folder, kind)
+            return True
     beside = folder / f"{name}.tmp"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -76,16 +78,56 @@ def fetch(address: str, folder: Path, kind: Kind) -> bool:
     except StoreError as error:
         here.unlink()
         raise StoreError(f"the copy of {address}/{kind.name}.json is not what was built: {error}") from error
+    remove_others(folder, kind, folder / name)
     return True
 
 
-def _folder_of(text: bytes, kind: Kind, address: str) -> str:
-    """The name of a store's folder of arrays. A stranger may have written it: it must be the one that a build gives."""
+def classes_at(address: str, kind: Kind) -> tuple[str, ...]:
+    """Names of the classes of the store at an address; () where there is none, or it does not hold them.
+
+    Raises:
+        StoreError: the address cannot be reached.
+    """
+    try:
+        with _reaching(address):
+            files, root = fsspec.core.url_to_fs(address)
+            text = files.cat_file(f"{root}/{kind.name}.json")
+    except FileNotFoundError:
+        return ()
+    return _classes_of(_meta(text, kind, address))
+
+
+def _classes_of(meta: dict[str, Any]) -> tuple[str, ...]:
+    classes = meta.get("classes", ())
+    return tuple(map(str, classes)) if isinstance(classes, list) else ()
+
+
+def _meta(text: bytes, kind: Kind, address: str) -> dict[str, Any]:
     try:
         meta = json.loads(text)
-        name, expected = meta["folder"], f"{kind.name}.{meta['fingerprint']}"
-    except (ValueError, KeyError, TypeError) as error:
+        if not isinstance(meta, dict):
+            raise TypeError(f"{type(meta).__name__} is no table")
+    except (ValueError, TypeError) as error:
         raise StoreError(f"{address}/{kind.name}.json is damaged ({type(error).__name__}: {error}).") from error
+    return meta
+
+
+def _folder_of(text: bytes, kind: Kind, address: str) -> str:
+    """The name of a store's folder of arrays. A stranger may have written it: it must be the one that a build gives.
+
+    Raises:
+        StoreError: it is another one, or the store is of other classes.
+    """
+    meta = _meta(text, kind, address)
+    try:
+        name, expected = meta["folder"], f"{kind.name}.{meta['fingerprint']}"
+    except KeyError as error:
+        raise StoreError(f"{address}/{kind.name}.json is damaged ({type(error).__name__}: {error}).") from error
+    if kind.classes and (found := _classes_of(meta)) != kind.classes:
+        raise StoreError(
+            f"the event store at {address} holds recordings of {', '.join(found) or 'unnamed classes'}, but those here "
+            f"are of {', '.join(kind.classes)}: name another address with --data.store."
+        )
     if name != expected or not re.fullmatch(r"[\w.-]+", name):
         raise StoreError(f"{address}/{kind.name}.json is no event store of this project: its folder is {name!r}.")
     return str(name)

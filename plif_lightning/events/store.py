@@ -93,12 +93,14 @@ class Kind:
         name: of the store's files.
         sensor: size of the camera.
         time_order: see `recording.pack`.
+        classes: names of the labels, where the files say them; () where they are known anyway.
     """
 
     title: str
     name: str
     sensor: Sensor
     time_order: TimeOrder = "strict"
+    classes: tuple[str, ...] = ()
 
 
 def fingerprint(kind: Kind, raw_files: Sequence[RawFile]) -> str:
@@ -125,6 +127,7 @@ class EventStore:
         label: int64 [n].
         start: time of each recording's first event [us], int64 [n].
         name: file and place in it that each recording comes from, [n].
+        classes: names of the labels; () where it does not hold them.
 
     Raises:
         StoreError: there is no such store, it holds something else, or an array is not as it was written.
@@ -145,6 +148,7 @@ class EventStore:
             self.fingerprint: str = meta["fingerprint"]
             arrays: dict[str, dict[str, Any]] = meta["arrays"]
             same = (meta["format"], self.sensor, meta["time_order"]) == (FORMAT, kind.sensor, kind.time_order)
+            self.classes = tuple(map(str, meta.get("classes", ())))
             self.folder = folder / meta["folder"]
             self._checksums = {name: str(arrays[name]["blake2b"]) for name in ARRAYS}
             expected_arrays = {name: (tuple(arrays[name]["shape"]), np.dtype(arrays[name]["dtype"])) for name in ARRAYS}
@@ -154,6 +158,10 @@ class EventStore:
             raise StoreError(f"{self.path} is damaged ({type(error).__name__}: {error}).") from error
         if not same:
             raise StoreError(f"{self.path} was built with other options.")
+        if kind.classes and self.classes != kind.classes:
+            raise StoreError(
+                f"{self.path} holds recordings of {', '.join(self.classes)}, not of {', '.join(kind.classes)}."
+            )
         if expected not in (None, self.fingerprint):
             raise StoreError(f"{self.path} was built anew by another process meanwhile. Start again.")
         for name, (shape, dtype) in expected_arrays.items():
@@ -251,7 +259,10 @@ def _read(raw_files: Sequence[RawFile], kind: Kind) -> list[tuple[int, str, Pack
     if any(raw.own_process for raw in raw_files):
         _limit_memory()
     for raw in raw_files:
-        recordings = raw.read(raw.paths, raw.label)
+        try:
+            recordings = raw.read(raw.paths, raw.label)
+        except OSError as error:
+            raise RecordingError(f"{error.filename or raw.paths[0]} cannot be read: {error.strerror}.") from error
         assert len(recordings) == raw.recordings
         for i, (label, recording) in enumerate(recordings):
             name = raw.name if raw.recordings == 1 else f"{raw.name}#{i}"
@@ -362,20 +373,24 @@ def _who_died(raw_files: Sequence[RawFile], kind: Kind) -> str:
     )
 
 
-def _out_of(error: OSError, folder: Path, title: str) -> StoreError:
+def _out_of(error: OSError, folder: Path, what: str, option: str = "data.store") -> StoreError:
     return StoreError(
-        f"the event store of {title} cannot be built in {folder}. {reason(error)}. Or name another folder with "
-        "--data.store DIR. Nothing was left behind."
+        f"{what} cannot be written into {folder}. {reason(error)}. Or name another folder with --{option} DIR. Nothing "
+        "was left behind."
     )
 
 
 @contextmanager
-def locked(folder: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+def locked(
+    folder: Path, waits: Callable[[], None] = lambda: None, what: str = "the event store", option: str = "data.store"
+) -> Iterator[None]:
     """Holds the lock of a folder: one process at a time writes there.
 
     Args:
         folder: is made where it is missing.
         waits: called once where another process holds the lock.
+        what: is written there, for messages.
+        option: that names another folder.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -390,7 +405,7 @@ def locked(folder: Path, waits: Callable[[], None] = lambda: None) -> Iterator[N
             lock.acquire()
     except (OSError, NotImplementedError) as error:
         cause = error if isinstance(error, OSError) else OSError(0, str(error))
-        raise _out_of(cause, folder, "this data set") from error
+        raise _out_of(cause, folder, what, option) from error
     try:
         yield
     finally:
@@ -434,18 +449,24 @@ def build(
                 "data": kind.title,
                 "sensor": list(kind.sensor),
                 "time_order": kind.time_order,
+                "classes": list(kind.classes),
                 "fingerprint": mark,
                 "folder": final.name,
                 "arrays": arrays,
             }
             json.dump(meta, file, indent=2)
     except OSError as error:
-        raise _out_of(error, folder, kind.title) from error
+        raise _out_of(error, folder, f"the event store of {kind.title}") from error
     finally:
         _remove([beside])
     store = EventStore(folder, kind)
-    _remove([path for path in folder.glob(f"{kind.name}.*") if path.is_dir() and path != final])
+    remove_others(folder, kind, final)
     return store
+
+
+def remove_others(folder: Path, kind: Kind, but: Path) -> None:
+    """Takes away the arrays of older stores of this kind."""
+    _remove([path for path in folder.glob(f"{kind.name}.*") if path.is_dir() and path != but])
 
 
 def _write(

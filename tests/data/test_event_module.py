@@ -289,6 +289,18 @@ def test_a_store_serves_without_the_files_it_was_built_from(nmnist):
     assert len(data.event_store(train=True)) == 20
 
 
+def test_of_a_part_whose_files_are_gone_the_store_serves_and_nothing_is_lost_to_a_wrong_count(nmnist, caplog):
+    prepared(NMNIST, nmnist)
+    for path in nmnist.glob("NMNIST/Test/*/*.bin"):
+        path.unlink()
+    writers.write_file(nmnist / "NMNIST/Train/0/00099.bin", writers.nmnist_bytes(writers.events_of(7, 0, 34, 34)))
+    for built in (True, False):
+        data = prepared(NMNIST, nmnist, download=False)
+        assert data.prepared is built
+        assert (len(data.event_store(True)), len(data.event_store(False))) == (21, 10)
+    assert "The raw files of N-MNIST (original), test are gone: what its store holds is taken." in caplog.text
+
+
 def test_a_finished_store_needs_no_place_to_write(nmnist, monkeypatch):
     prepared(NMNIST, nmnist)
     monkeypatch.setattr(events_module, "locked", None)
@@ -350,6 +362,14 @@ def test_gesture_files_that_do_not_fit_are_named(tmp_path, change, expected):
     change(tmp_path / "DVSGesture/DvsGesture")
     with pytest.raises(RecordingError, match=expected):
         prepared(DVSGesture, tmp_path)
+
+
+def test_a_trial_list_may_begin_with_a_byte_order_mark(tmp_path):
+    writers.write_dvsgesture(tmp_path)
+    listing = tmp_path / "DVSGesture/DvsGesture/trials_to_train.txt"
+    plain = len(prepared(DVSGesture, tmp_path).event_store(train=True))
+    listing.write_text(listing.read_text(), encoding="utf-8-sig", newline="\r\n")
+    assert len(prepared(DVSGesture, tmp_path).event_store(train=True)) == plain
 
 
 def test_a_missing_gesture_recording_is_named_unless_a_part_is_allowed(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Images in class folders: against torchvision's own reading of them, and what is refused."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -76,6 +77,32 @@ def test_a_held_out_part_is_no_copy_and_a_store_may_lie_elsewhere(root, tmp_path
     assert data.train_set.images.data_ptr() == data.val_set.images.data_ptr()
     assert {int(data.val_set[i][1]) for i in range(len(data.val_set))} == {0, 1, 2}
     assert data.sizes() == {"training": 12, "val": 6, "test": 6}
+
+
+def test_a_run_keeps_its_images_where_another_one_found_others(root):
+    first = made(root)
+    pickled = pickle.dumps(first.train_set)
+    assert len(pickled) < first.train_set.images.nbytes + 2000
+    assert torch.equal(pickle.loads(pickled).images, first.train_set.images)
+    expected = first.dataset(False, None, augment=False).batch(BatchRequest(0, torch.arange(3))).x
+    kept = ImageFolder(root=str(root), validation="holdout", holdout_fraction=0.34)
+    kept.prepare_data()
+    kept.setup("fit")
+    Image.new("RGB", (10, 8), (1, 2, 3)).save(root / "train" / "cat" / "9.png")
+    late = ImageFolder(root=str(root))
+    late.prepare_data()
+    assert made(root).prepared is False
+    kept.setup("test")
+    torch.testing.assert_close(kept.test_set.batch(BatchRequest(0, torch.arange(3))).x, expected)
+    shutil.rmtree(root / ".plif_lightning")
+    with pytest.raises(UserError, match="was taken away meanwhile, by a run that found other images"):
+        late.setup("fit")
+
+
+def test_a_link_that_leads_nowhere_is_named(root):
+    (root / "train" / "cat" / "z.png").symlink_to(root / "nowhere.png")
+    with pytest.raises(UserError, match=r"z\.png cannot be read as an image"):
+        made(root)
 
 
 def change(root, what):

@@ -74,8 +74,16 @@ def test_polarities_of_minus_one_and_one_are_off_and_on(root):
     assert x.nonzero().tolist() == [[0, 0, 1, 1], [0, 1, 2, 2]]
 
 
+def test_what_else_an_npz_holds_is_not_looked_at(root):
+    events = {name: np.array(values) for name, values in {"x": [1], "y": [2], "t": [3], "p": [1]}.items()}
+    np.savez(root / "a.npz", **events, about=np.array({"subject": 3}, dtype=object))
+    assert [column.tolist() for column in read_any(root / "a.npz")] == [[3], [1], [2], [1]]
+
+
 def break_folder(root, what):
-    if what == "suffix":
+    if what == "folder":
+        (root / "train" / "left" / "b.aedat").mkdir()
+    elif what == "suffix":
         for path in (root / "train" / "right").iterdir():
             path.rename(path.with_suffix(".raw"))
     elif what == "npy":
@@ -90,6 +98,7 @@ def break_folder(root, what):
     ("what", "message"),
     [
         ("suffix", r"train/right holds no file that ends in \.aedat, \.aedat4, \.bin, \.npy, \.npz"),
+        ("folder", r"b\.aedat cannot be read: Is a directory"),
         ("npy", r"b\.npy must hold x, y, t and p .*structured array.* lacks x, y, t, p"),
         ("zip", r"b\.npz cannot be read as NumPy arrays"),
         ("aedat", r"b\.aedat begins with b'#!AER-DAT1': it is no AEDAT 2\.0, 3\.1 or 4\.0"),
@@ -140,6 +149,25 @@ def test_tonics_transforms_change_events(real_data, tmp_path):
     assert torch.equal(changed.test_set[0][0], plain.test_set[0][0])
 
 
+def test_a_recording_without_events_passes_tonics_transforms(root):
+    tonic = pytest.importorskip("tonic.transforms")
+    replace(root, "0.npz", x=[], y=[], t=[], p=[])
+    np.savez(root / "train" / "left" / "0.npz", **{name: np.zeros(0, np.int64) for name in "xytp"})
+    transforms = [tonic.DropEventByTime(0.2), tonic.TimeAlignment()]
+    data = made(EventFolder(root=str(root), sensor=(128, 128), augmentation=transforms, batch_size=1))
+    x = data.train_set.batch(BatchRequest(0, torch.arange(len(data.train_set)))).x
+    assert (x.flatten(1).sum(1) == 0).sum() == 1
+
+    def fails(events):
+        raise ValueError("no")
+
+    broken = EventFolder(root=str(root), sensor=(128, 128), augmentation=[fails])
+    broken.prepare_data()
+    broken.setup()
+    with pytest.raises(UserError, match=r"function fails on the events of train/left/\d\.\w+, an .*ValueError: no"):
+        broken.train_set.batch(BatchRequest(0, torch.arange(6)))
+
+
 def test_a_transforms_draws_depend_on_seed_and_sample_alone(real_data, tmp_path):
     tonic = pytest.importorskip("tonic.transforms")
     data = made(
@@ -168,7 +196,7 @@ def test_a_transform_of_something_else_is_refused(real_data, tmp_path):
     place = {"root": str(real_data), "allow_partial": True, "store": str(tmp_path)}
     for transform, message in (
         (tonic.ToFrame(sensor_size=(34, 34, 2), n_time_bins=3), "ToFrame must give events back .* got ndarray"),
-        (transforms.RandomCrop(3), "RandomCrop fails on events, an array with x, y, t and p .TypeError"),
+        (transforms.RandomCrop(3), "RandomCrop fails on the events of .*, an array with x, y, t and p .TypeError"),
     ):
         data = NMNIST(**place, augmentation=[transform])
         data.prepare_data()
@@ -190,6 +218,9 @@ def test_another_data_set_of_tonic(tmp_path):
     again = TonicEvents(name="POKERDVS", root=str(tmp_path), time_steps=3, allow_partial=True, download=False)
     again.prepare_data()
     assert not again.prepared
+    next((tmp_path / "POKERDVS").glob("pips_train/cl/*.npy")).unlink()
+    fewer = made(TonicEvents(name="POKERDVS", root=str(tmp_path), time_steps=3, allow_partial=True, download=False))
+    assert fewer.sizes()["training"] == 7
 
 
 def test_a_data_set_without_a_test_part_is_split_by_class(tmp_path):

@@ -53,6 +53,7 @@ def frames(x=X, y=Y, t=T, p=P, sensor=SENSOR, time_steps=4, slicing="by_time"):
     [
         (lambda: frames(t=T / 1e6), "t must be whole numbers.*are these seconds.*multiply them by 1e6"),
         (lambda: integrate(Recording(T / 1e6, X, Y, P), Sensor(*SENSOR), 4, "by_time"), "are these seconds"),
+        (lambda: integrate(Recording(T, X, Y, P), Sensor(*SENSOR), 4, "by-count"), "slicing must be one of"),
         (lambda: frames(x=X + 0.5), "x must be whole numbers, got float64"),
         (lambda: frames(p=P - 2), "polarity = -"),
         (lambda: frames(x=X + 1), "has x = 7, but a sensor of 7 x 5 pixels has x in 0..6"),
@@ -62,7 +63,13 @@ def frames(x=X, y=Y, t=T, p=P, sensor=SENSOR, time_steps=4, slicing="by_time"):
         (lambda: frames(x=[[1, 2], [3, 4]]), r"x must be one number an event, got int64 \[2, 2\]"),
         (lambda: frames(sensor=(7, 5, 2)), "tonic's sensor_size is .width, height, polarities"),
         (lambda: frames(sensor=(0, 5)), "at least 1 pixel"),
-        (lambda: frames(time_steps=0), "time_steps must be at least 1, got 0"),
+        (lambda: frames(time_steps=0), "time_steps must be a whole number, at least 1, got 0"),
+        (lambda: frames(time_steps=2.0), "time_steps must be a whole number, at least 1, got 2.0"),
+        (lambda: frames(sensor=(1.9, 2)), "sensor must be"),
+        (lambda: frames(sensor=(float("inf"), 2)), "sensor must be"),
+        (lambda: frames(x=[[0], [0, 1]]), "x must be one number an event"),
+        (lambda: frames(t=np.linspace(0, 1e30, 500)), r"t must lie below 2\^63, got 0 to 1e\+30"),
+        (lambda: frames(t=np.full(500, 2**63, np.uint64)), r"t must lie below 2\^63"),
         (lambda: frames(slicing="time"), "slicing must be one of by_count, by_time, got 'time'"),
         (
             lambda: pl.events.frames_of(structured()[["x", "y"]], sensor=SENSOR, time_steps=2),

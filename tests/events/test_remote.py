@@ -6,7 +6,7 @@ import shutil
 import fsspec
 import pytest
 
-from plif_lightning.data import NMNIST
+from plif_lightning.data import CIFAR10DVS, NMNIST, DVSGesture, EventFolder
 from plif_lightning.errors import UserError
 from plif_lightning.events.remote import copies_of
 from plif_lightning.events.store import StoreError
@@ -43,7 +43,7 @@ def test_a_store_is_built_once_and_copied_once_to_each_machine(address, machine,
     first.prepare_data()
     assert first.prepared
     second = data(machine("copies", recordings=False), address)
-    assert copies_of(address).parts[:-2] == second.store_folder.parts[:-2]
+    assert copies_of(first.address).parts[:-2] == second.store_folder.parts[:-2]
     second.prepare_data()
     assert not second.prepared
     second.setup("fit")
@@ -67,10 +67,10 @@ def test_a_store_that_was_built_anew_is_copied_anew(address, machine):
     root = machine("builds", recordings=True)
     writers.write_nmnist(root, train=30)
     data(root, address).prepare_data()  # files here, or their times, do not replace what others may be using
-    files, place = fsspec.core.url_to_fs(address)
+    files, place = fsspec.core.url_to_fs(old.address)
     for path in files.glob(f"{place}/*.json"):
         files.rm_file(path)
-    shutil.rmtree(copies_of(address))
+    shutil.rmtree(copies_of(old.address))
     new = data(root, address)
     new.prepare_data()
     assert new.prepared
@@ -83,7 +83,7 @@ def test_a_store_that_was_built_anew_is_copied_anew(address, machine):
 def test_a_copy_that_is_not_what_was_built_is_refused(address, machine):
     builds = data(machine("builds", recordings=True), address)
     builds.prepare_data()
-    files, root = fsspec.core.url_to_fs(address)
+    files, root = fsspec.core.url_to_fs(builds.address)
     path = f"{root}/{builds.event_store(True).folder.name}/time.npy"
     damaged = bytearray(files.cat_file(path))
     damaged[-1] ^= 1
@@ -115,7 +115,7 @@ def test_a_store_that_was_built_but_not_published_is_published_by_the_next(addre
 def test_a_strangers_store_cannot_name_other_folders(name, address, machine):
     builds = data(machine("builds", recordings=True), address)
     builds.prepare_data()
-    files, root = fsspec.core.url_to_fs(address)
+    files, root = fsspec.core.url_to_fs(builds.address)
     path = f"{root}/{builds.event_store(True).path.name}"
     meta = json.loads(files.cat_file(path))
     files.pipe_file(path, json.dumps({**meta, "folder": name, "arrays": {}}).encode())
@@ -130,7 +130,7 @@ def test_a_strangers_store_cannot_name_other_folders(name, address, machine):
 def test_a_store_that_lacks_an_array_is_named(address, machine):
     builds = data(machine("builds", recordings=True), address)
     builds.prepare_data()
-    files, root = fsspec.core.url_to_fs(address)
+    files, root = fsspec.core.url_to_fs(builds.address)
     files.rm_file(f"{root}/{builds.event_store(True).folder.name}/label.npy")
     copies = data(machine("copies", recordings=False), address)
     with pytest.raises(StoreError, match=r"label\.npy is missing"):
@@ -140,10 +140,94 @@ def test_a_store_that_lacks_an_array_is_named(address, machine):
 
 def test_an_address_that_leads_nowhere_is_named(machine):
     root = machine("here", recordings=True)
-    with pytest.raises(StoreError, match="the event stores at nowhere://x cannot be reached"):
+    with pytest.raises(StoreError, match="the event stores at nowhere://x/NMNIST cannot be reached"):
         data(root, "nowhere://x").prepare_data()
 
 
 def test_a_machine_without_recordings_and_without_a_store_says_so(address, machine):
     with pytest.raises(UserError, match="N-MNIST"):
         data(machine("empty", recordings=False), address).prepare_data()
+
+
+def folder(root, address, **settings):
+    return EventFolder(root=str(root / "hands"), sensor=(128, 128), time_steps=2, store=address, **settings)
+
+
+def test_data_sets_do_not_take_each_others_stores(address, machine):
+    root = machine("builds", recordings=True)
+    writers.write_cifar10dvs(root)
+    writers.write_dvsgesture(root)
+    built = {}
+    for kind in (CIFAR10DVS, DVSGesture):
+        built[kind] = kind(root=str(root), allow_partial=True, download=False, store=address)
+        built[kind].prepare_data()
+        assert built[kind].prepared
+    copies = machine("copies", recordings=False)
+    for kind, there in built.items():
+        data = kind(root=str(copies), allow_partial=True, download=False, store=address)
+        data.prepare_data()
+        assert not data.prepared
+        assert data.identity() == there.identity()
+
+
+def test_class_folders_of_other_classes_are_refused(address, machine):
+    root = machine("builds", recordings=False)
+    writers.write_event_folder(root / "hands")
+    folder(root, address).prepare_data()
+    root = machine("others", recordings=False)
+    writers.write_event_folder(root / "hands")
+    for part in ("train", "test"):
+        (root / "hands" / part / "left").rename(root / "hands" / part / "up")
+    with pytest.raises(
+        StoreError, match="holds recordings of left, right, but those here are of right, up: name another"
+    ):
+        folder(root, address).prepare_data()
+
+
+def test_class_folders_are_served_without_their_files(address, machine):
+    root = machine("builds", recordings=False)
+    writers.write_event_folder(root / "hands")
+    first = folder(root, address)
+    first.prepare_data()
+    local = folder(root, None)
+    local.prepare_data()
+    for part in ("train", "test"):
+        shutil.rmtree(root / "hands" / part)
+    for data in (folder(machine("copies", recordings=False), address), folder(root, None)):
+        assert data.class_names == ("left", "right")
+        data.prepare_data()
+        assert not data.prepared
+        assert data.identity() == first.identity()
+    with pytest.raises(UserError, match="train does not exist"):
+        folder(machine("empty", recordings=False), None).prepare_data()
+
+
+def test_a_copy_that_lost_an_array_is_made_again(address, machine):
+    builds = data(machine("builds", recordings=True), address)
+    builds.prepare_data()
+    root = machine("copies", recordings=False)
+    for lost in ("address.npy", "label.npy"):
+        copies = data(root, address)
+        copies.prepare_data()
+        (copies.event_store(True).folder / lost).unlink()
+        again = data(root, address)
+        again.prepare_data()
+        assert again.identity() == builds.identity()
+
+
+def test_copies_of_older_stores_are_taken_away(address, machine):
+    root = machine("builds", recordings=True)
+    for train in (20, 30):
+        writers.write_nmnist(root, train=train)
+        there = data(root, address)
+        files, place = fsspec.core.url_to_fs(there.address)
+        if files.exists(place):
+            for path in files.glob(f"{place}/*.json"):
+                files.rm_file(path)
+        shutil.rmtree(there.store_folder, ignore_errors=True)
+        there.prepare_data()
+        copies = data(machine("copies", recordings=False), address)
+        copies.prepare_data()
+        assert len(copies.event_store(True)) == train
+        machine("builds", recordings=True)
+    assert len([path for path in copies.store_folder.iterdir() if path.is_dir()]) == 2

@@ -282,7 +282,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, number,
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # whoever runs the tests may be allowed to write everywhere
     with (
-        pytest.raises(StoreError, match=f"cannot be built in .*{expected}.*--data.store DIR"),
+        pytest.raises(StoreError, match=f"cannot be written into .*{expected}.*--data.store DIR"),
         locked(tmp_path / "store"),
     ):
         pass
@@ -291,7 +291,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, number,
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "store").write_text("")
     with (
-        pytest.raises(StoreError, match=re.escape(f"cannot be built in {tmp_path / 'store'}")),
+        pytest.raises(StoreError, match=re.escape(f"cannot be written into {tmp_path / 'store'}")),
         locked(tmp_path / "store"),
     ):
         pass
