@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
@@ -231,12 +232,27 @@ def _for_legend(label: str) -> str:
     return text.replace("tau_0", "$\\tau_0$").replace("tau =", "$\\tau$ =")
 
 
-def _legend_below(ax: Axes, columns: int) -> None:
-    # The pad, in units of the font's size, leaves room for ticks and label.
-    ax.legend(
-        frameon=False, fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, ncols=columns,
-        columnspacing=1.2,
-    )  # fmt: skip
+# Entries of a legend, and its lines that a panel's height has room for.
+_ENTRIES, _LINES = 16, 6
+
+
+def _legends_below(figure: Figure, panels: Sequence[Axes], columns: int) -> None:
+    """A legend below each panel, for which the figure grows; of very many entries it says how many more there are."""
+    longest = 0
+    for ax in panels:
+        handles, labels = ax.get_legend_handles_labels()
+        if (more := len(labels) - _ENTRIES) > 0:
+            handles = [*handles[:_ENTRIES], Line2D([], [], linestyle="")]
+            labels = [*labels[:_ENTRIES], f"and {more} more"]
+        longest = max(longest, sum(1 + label.count("\n") for label in labels) // columns)
+        # The pad, in units of the font's size, leaves room for ticks and label.
+        ax.legend(
+            handles, labels, frameon=False, fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5,
+            ncols=columns, columnspacing=1.2,
+        )  # fmt: skip
+    rows = panels[0].get_gridspec().nrows  # type: ignore[union-attr]
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + rows * 0.13 * max(0, longest - _LINES))
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -287,8 +303,8 @@ def figure_6(runs: Sequence[Run]) -> Drawn:
         ax.set_xlabel("epoch")
         ax.set_ylabel("accuracy [%]")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend_below(ax, 1)
         plain(ax)
+    _legends_below(figure, panels, 1)
     return figure, (
         "Accuracy over epochs: each run faint, over it the mean of the runs that differ in their seed alone."
         + (" Where there are 128 epochs, the mean's 64-epoch moving average." if smoothed_any else "")
@@ -319,8 +335,8 @@ def figure_6t(runs: Sequence[Run]) -> Drawn:
         ax.set_title(title, loc="left", fontsize=7.5)
         ax.set_xlabel("time [minutes]")
         ax.set_ylabel("best accuracy so far [%]")
-        _legend_below(ax, 1)
         plain(ax)
+    _legends_below(figure, panels, 1)
     machines = sorted({run.surroundings.get("machine", "an unknown machine") for groups in data.values()
                        for _, group in groups for run in group})  # fmt: skip
     return figure, (
@@ -370,8 +386,8 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
         for g, (label, _) in enumerate(groups):
             ax.plot([], [], DASHES[g % 4], color=_ink(0.7), marker="o", fillstyle=FILLS[g % 4], markersize=4,
                     label=_for_legend(label))  # fmt: skip
-        _legend_below(ax, 2)
         plain(ax)
+    _legends_below(figure, panels, 2)
     return figure, (
         "tau of each layer of neurons, counted from 0 at the input, over epochs. Lines: the mean of the runs that "
         "differ in their seed alone; bands: from the least to the greatest."

@@ -30,6 +30,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     else:
         # Lightning takes a limit of 1 for one batch and 1.0 for all of them; elsewhere 2 and 2.0 are the same.
         number = isinstance(value, int) and not isinstance(value, bool) and ".limit_" not in key
+        number = number and abs(value) < 2**53
         yield key, float(value) if number else value
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 from scipy import special
@@ -27,6 +26,7 @@ from plif_lightning.analysis.settings import (
     unusual,
 )
 from plif_lightning.runs.run import Run
+from plif_lightning.runtime.console import Console
 from plif_lightning.runtime.files import written_whole
 
 

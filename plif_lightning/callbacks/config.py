@@ -4,13 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
+from jsonargparse.typing import register_type
 from lightning.pytorch.cli import SaveConfigCallback
 
 from plif_lightning.callbacks.logger import RunLogger
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runtime.files import written_whole
+
+# Of StochasticWeightAveraging; otherwise the dump holds a sentence in its place.
+register_type(torch.device, str)
 
 
 class SaveConfig(SaveConfigCallback):

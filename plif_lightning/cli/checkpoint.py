@@ -77,7 +77,10 @@ def expand(argv: Sequence[str]) -> Expanded:
                 f"pass --ckpt_path RUN/checkpoints/best.ckpt."
             )
         return Expanded(given, [command, *rest])
-    value = next(iter(option_values(rest, "ckpt_path")), "")
+    named = option_values(rest, "ckpt_path")
+    if len(named) > 1:
+        raise CheckpointError(f"--ckpt_path must be given once, got {' and '.join(named)}.")
+    value = next(iter(named), "")
     if not value or value.startswith("--"):
         raise CheckpointError("--ckpt_path needs a file, such as RUN/checkpoints/last.ckpt.")
     rest = others

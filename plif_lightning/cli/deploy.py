@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
+from plif_lightning.runtime.console import Console
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -356,8 +357,7 @@ def cost(argv: list[str]) -> int:
     given = _cost_parser().parse_args(argv)
     if given.samples < 1:
         raise UserError(f"--samples must be at least 1, got {given.samples}.")
-    from rich.console import Console
-    from rich.table import Table
+        from rich.table import Table
 
     from plif_lightning.deploy.costs import Cost
     from plif_lightning.deploy.costs import cost as count

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 import warnings
 from contextlib import ExitStack
@@ -131,7 +132,7 @@ class PlifCLI(LightningCLI):
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
         command = self.config.subcommand
-        require_ranges(self.config[command])
+        require_ranges(self.config[command], command)
         if self.expanded.stored is not None:
             given = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))
             refuse_other_settings(self.expanded, given[command])
@@ -164,6 +165,11 @@ class PlifCLI(LightningCLI):
             raise UserError(f"--trainer.precision {precision} needs a GPU: on a CPU pass bf16-mixed or 32-true.")
         if config.trainer.overfit_batches:
             raise UserError("trainer.overfit_batches would replace the data's order: pass limit_train_batches instead.")
+        if config.trainer.barebones:
+            raise UserError(
+                "trainer.barebones would keep nothing of a run: pass --trainer.fast_dev_run true to try one, or "
+                "--trainer.enable_checkpointing false to keep no checkpoints."
+            )
         if self.subcommand == "fit":
             self._keep_own_logger(config, new=folder is None and not config.trainer.fast_dev_run)
             for callback in config.trainer.callbacks if isinstance(config.trainer.callbacks, list) else []:
@@ -172,10 +178,8 @@ class PlifCLI(LightningCLI):
                     arguments.mode = "max"  # Lightning's own default would stop a run because it improves
 
     def _keep_own_logger(self, config: Any, new: bool) -> None:
-        """Whatever other loggers there are, a run has its folder, and a new one has it for itself."""
+        """Whatever other loggers there are, or none, a run has its folder, and a new one has it for itself."""
         loggers = config.trainer.logger
-        if loggers is False:
-            return
         loggers = [one for one in (loggers if isinstance(loggers, list) else [loggers]) if hasattr(one, "class_path")]
         own = [one for one in loggers if one.class_path.endswith(".RunLogger")]
         if not own:
@@ -287,10 +291,12 @@ class PlifCLI(LightningCLI):
                 folder = RunFolder(Path(logger.log_dir))
                 self.held.enter_context(locked(folder))
                 if folder.config.exists() and self.expanded.folder is None and not self.expanded.resumes:
+                    resume = f"--config {shlex.quote(str(folder.config))} --ckpt_path last"
                     raise UserError(
-                        f"{folder.path} already holds a run. To resume it, pass --config {folder.config} "
-                        "--ckpt_path last; for a new run leave out --trainer.logger.version."
+                        f"{folder.path} already holds a run. To resume it, pass {resume}; for a new run leave out "
+                        "--trainer.logger.version."
                     )
+                _ = logger.experiment  # a damaged table is told now, not after the first epoch
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

@@ -19,15 +19,24 @@ _AT_LEAST = {
     "trainer.log_every_n_steps": 0,
     "trainer.gradient_clip_val": 0,
 }
+# Of an evaluation: what it is not to leave out whole.
+_MEASURED = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
 _WITHOUT_END = ("trainer.max_epochs", "trainer.max_steps")  # where they are -1
 
 
-def require_ranges(config: Any) -> None:
+def require_ranges(config: Any, command: str) -> None:
     """Refuses numbers outside their ranges.
+
+    Args:
+        config: of the command.
+        command: fit, validate, test or predict.
 
     Raises:
         UserError: one is.
     """
+    limit = _MEASURED.get(command)
+    if limit is not None and config.trainer[limit] == 0:
+        raise UserError(f"trainer.{limit} must be above 0 for {command}, or nothing is measured, got 0.")
     for key, least in _AT_LEAST.items():
         value = config.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or (value == -1 and key in _WITHOUT_END):

@@ -89,9 +89,9 @@ def all_tables(runs: list[Run]) -> list[Table]:
 
 
 def _chosen(only: str, known: list[str]) -> list[str]:
-    names = [name.strip() for name in only.split(",")]
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"--only must be some of {','.join(known)}, got {','.join(unknown)}.")
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    if not names or (unknown := [name for name in names if name not in known]):
+        raise UserError(f"--only must be some of {','.join(known)}, got {','.join(unknown) if names else repr(only)}.")
     return names
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich import filesize
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -22,6 +22,7 @@ from plif_lightning.network import SpikingNetwork
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import layer_values, read_metrics
 from plif_lightning.runtime import program
+from plif_lightning.runtime.console import Console
 from plif_lightning.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -35,10 +36,14 @@ def _layers(row: dict[str, float], kind: str, form: str) -> str:
     return "  ".join(f"{layer} {value:{form}}" for layer, value in layer_values(row, kind).items())
 
 
-def _shown(path: Path) -> str:
+def _relative(path: Path) -> str:
     """Relative to the working directory where it lies below it."""
     path = path.resolve()
-    return escape(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _shown(path: Path) -> str:
+    return escape(_relative(path))
 
 
 def _table(title: str) -> Table:
@@ -96,7 +101,7 @@ def print_header(trainer: L.Trainer, network: SpikingNetwork, data: SpikingDataM
 
 
 def _add_files(table: Table, folder: RunFolder) -> None:
-    """Rows for what the run's folder holds, and the command that tests it."""
+    """Rows for what the run's folder holds."""
     for name, path in (
         ("run folder", folder.path),
         ("best checkpoint", folder.best),
@@ -107,8 +112,6 @@ def _add_files(table: Table, folder: RunFolder) -> None:
     ):
         if path.exists():
             table.add_row(name, _shown(path))
-    if folder.best.exists():
-        table.add_row("test this run", f"[bold]{program.shown()} test --ckpt_path {_shown(folder.best)}[/]")
 
 
 def print_fit(
@@ -150,6 +153,10 @@ def print_fit(
     console = Console()
     console.print()
     console.print(table)
+    if folder.best.exists() and not is_trial(trainer):
+        # Not in the table, which would fold it: it is there to be copied.
+        command = f"{program.shown()} test --ckpt_path {shlex.quote(_relative(folder.best))}"
+        console.print(f"test this run: {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_evaluation(trainer: L.Trainer, data: SpikingDataModule) -> None:

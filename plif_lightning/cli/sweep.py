@@ -19,7 +19,6 @@ from typing import Any
 
 import yaml
 from filelock import Timeout
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -31,6 +30,7 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import in_use
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runtime import program
+from plif_lightning.runtime.console import Console
 from plif_lightning.runtime.locks import file_lock, is_about_locks
 
 _KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
@@ -126,6 +126,8 @@ def replaced(sweep: Sweep, changes: Sequence[str]) -> Sweep:
             parsed = yaml.safe_load(f"[{values}]")
         except yaml.YAMLError as error:
             raise UserError(f"the values of --grid {change} are not YAML: {' '.join(str(error).split())}.") from error
+        if not parsed or any(value in ("", None) for value in parsed if key == "config"):
+            raise UserError(f"--grid {change!r} gives {key} no value.")
         parameters[key] = parsed
     return Sweep(sweep.name, sweep.arguments, parameters)
 
@@ -464,6 +466,11 @@ class _Runner:
                 self._processes.discard(process)
         job.seconds = time.monotonic() - start
         job.state = "finished" if status == 0 and job.folder.result.is_file() else "failed"
+        if status == 0 and job.state == "failed":
+            job.error = (
+                f"it ended without an error, but {job.folder.path} holds no result, as after a fast_dev_run. Its "
+                f"output is in {job.output}."
+            )
 
     def stop(self) -> None:
         """Ends what is running; what has not begun does not begin."""

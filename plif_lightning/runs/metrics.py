@@ -1,6 +1,7 @@
 """`metrics.csv`: a row for each epoch."""
 
 import csv
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 
 from plif_lightning.errors import UserError
 from plif_lightning.runtime.files import written_whole
+
+_log = logging.getLogger(__name__)
 
 
 def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str, float]]:
@@ -63,8 +66,9 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
                 values[key] = float(value)
             except ValueError:
                 raise ValueError(f"{key} must be a number, got {value!r}") from None
-    if not np.isfinite(values["epoch"]):
-        raise ValueError(f"epoch must be a number, got {row['epoch']!r}")
+    for key in ("epoch", "step"):
+        if not np.isfinite(values.get(key, 0.0)):
+            raise ValueError(f"{key} must be a number, got {row[key]!r}")
     return values
 
 
@@ -85,9 +89,19 @@ class MetricsTable:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         if path.is_file():
-            with path.open(newline="") as file:
-                found = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
-            self.rows = [row for row in found if "step" in row and int(float(row["step"])) < before]
+            try:
+                with path.open(newline="") as file:
+                    found = list(csv.DictReader(file))
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise UserError(
+                    f"{path} cannot be read as a table of metrics: {error}. Move it away to go on without it."
+                ) from error
+            for line, row in enumerate(found, start=2):
+                try:
+                    if _numbers(row).get("step", before) < before:
+                        self.rows.append({key: value for key, value in row.items() if value})
+                except ValueError as error:
+                    _log.warning("%s, line %d: %s. The line is left out.", path, line, error)
             if not self.rows:
                 path.unlink()
 

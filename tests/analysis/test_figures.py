@@ -1,6 +1,7 @@
 """The paper's figures: what they show, and that they are made from whatever runs there are."""
 
 import hashlib
+import re
 import shutil
 
 import numpy as np
@@ -101,6 +102,19 @@ def test_figure_6t_shows_the_best_so_far_over_minutes(tmp_path):
         [[1, 60], [2, 70]],
     ]
     assert caption.endswith("Computed on: abacus, 1 core.")
+
+
+@pytest.mark.parametrize("name", ["6", "6t", "7"])
+def test_many_runs_have_room_for_what_they_are_called(name, tmp_path):
+    for i in range(20):
+        write_run(tmp_path / str(i), init_tau=2.0 + i)
+    figure, _ = drawn(name, find_runs(tmp_path))
+    (panel,) = figure.axes
+    written = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert len(written) == 17
+    assert re.fullmatch(r"and \d+ more", written[-1])
+    figure.savefig(tmp_path / "figure.png")  # a warning would be an error here
+    assert panel.get_position().height * figure.get_size_inches()[1] > 1  # inch
 
 
 def test_figure_7_shows_the_authors_time_constants(tmp_path):

@@ -108,6 +108,7 @@ ODD = {
     "weights": lambda run: swap(run.weights, "[1, 4, 9, 4, 1]", "[]"),
     "layer": lambda run: swap(run.weights, "fc1", "a$_^$b{"),
     "spikes": lambda run: run.samples.write_bytes(b"PK"),
+    "a number without end": lambda run: swap(run.config, "max_epochs: 3", "max_epochs: 1" + 400 * "0"),
 }
 
 
@@ -298,6 +299,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     [
         (["tables", "--runs", "nowhere"], "runs must be a folder, got nowhere"),
         (["tables", "--only", "9"], "--only must be some of 1,2,2b,3,4,5,S1,S2,tau, got 9"),
+        (["tables", "--only", ","], "got ','."),
         (["figures", "--only", "3"], "--only must be some of 1b,2,5b,6"),
         (["tables", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["report", "--out", "."], "--out must be a file, got the folder ."),

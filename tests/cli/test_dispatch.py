@@ -18,6 +18,7 @@ from plif_lightning.cli.messages import known_keys
 from plif_lightning.errors import UserError
 from tests.cli.calls import SILENT, TINY, refused
 from tests.conftest import REPOSITORY
+from tests.writers import write_run
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
@@ -27,6 +28,17 @@ def test_without_a_command_all_of_them_are_shown(arguments, capsys):
     assert "usage: " in out
     for name in ("prepare", "fit", "validate", "test", "predict", "sweep", "tables", "figures", "report"):
         assert re.search(rf"^  {name} ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["tables", "--runs", "run"], ["fit", "--help"]])
+def test_a_reader_that_wants_no_more_ends_a_command_like_any_other(arguments, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    write_run(tmp_path / "run")
+    call = [sys.executable, str(REPOSITORY / "main.py"), *arguments]
+    done = subprocess.run(call, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("name", help_module.COMMANDS)

@@ -100,6 +100,15 @@ def test_an_evaluation_without_a_checkpoint_is_refused(subcommand, capsys):
     assert "--ckpt_path RUN/checkpoints/best.ckpt" in message
 
 
+@pytest.mark.parametrize(("subcommand", "part"), [("test", "test"), ("validate", "val"), ("predict", "predict")])
+def test_an_evaluation_of_nothing_is_refused(subcommand, part, run, capsys):
+    best = ["--ckpt_path", str(run / "checkpoints/best.ckpt")]
+    for nothing in ("0", "0.0"):
+        message = refused(capsys, subcommand, *best, f"--trainer.limit_{part}_batches", nothing)
+        assert f"trainer.limit_{part}_batches must be above 0 for {subcommand}" in message
+    assert "--ckpt_path must be given once" in refused(capsys, subcommand, *best, *best)
+
+
 def test_model_settings_beside_a_checkpoint_that_says_otherwise_are_refused(run, capsys):
     best = str(run / "checkpoints/best.ckpt")
     message = refused(capsys, "test", "--ckpt_path", best, "--model.init_tau", "3")

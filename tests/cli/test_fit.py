@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,24 @@ def test_another_logger_goes_beside_the_runs_own(capsys):
     assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["0", "1", "2"]
     main(["tables", "--only", "2"])
     assert "scikit-learn digits" not in capsys.readouterr().err
+
+
+def test_without_a_logger_a_run_has_its_own_all_the_same():
+    for i in (0, 1):
+        fit(*TWO, "--trainer.logger", "false")
+        assert (Path("runs/quickstart") / f"version_{i}" / "config.yaml").is_file()
+    fit(*TWO, "--trainer.logger", "false", "--run_folder", "two words")
+    assert rows("two words/metrics.csv")
+    assert {path.name for path in Path().iterdir()} == {"runs", "two words"}
+
+
+def test_the_command_that_tests_a_run_can_be_copied(capsys):
+    fit(*TWO, "--run_folder", "a folder whose name is long enough to be folded in a table/two words")
+    said = capsys.readouterr().out
+    line = next(line for line in said.splitlines() if line.startswith("test this run: "))
+    call = shlex.split(line.removeprefix("test this run: "))[2:]
+    main([*call, *SILENT, *FEW])
+    assert "accuracy" in capsys.readouterr().out
 
 
 def test_runs_lie_below_the_trainers_root():

@@ -29,6 +29,7 @@ from tests.cli.calls import CONFIGS, QUICKSTART, SILENT, refused
         (["--data.batch_size", "2000", "--data.drop_last", "true"], "larger than the data (1226 samples)"),
         (["--trainer.precision", "16-mixed", "--trainer.accelerator", "cpu"], "pass bf16-mixed or 32-true"),
         (["--trainer.overfit_batches", "2"], "pass limit_train_batches instead"),
+        (["--trainer.barebones", "true"], "trainer.barebones would keep nothing of a run: pass --trainer.fast_dev_run"),
         (["--trainer.val_check_interval", "500"], "must be less than or equal to the number of the training batches"),
         (["--checkpoint.every_n_batches", "0"], "checkpoint.every_n_batches must be at least 1"),
         (["--ckpt_path", "."], "is a folder"),

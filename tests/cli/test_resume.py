@@ -186,6 +186,27 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     assert "file/runs" in message
 
 
+def test_a_run_with_averaged_weights_of_the_last_epochs_goes_on_exactly():
+    swa = ["--trainer.callbacks", "StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "0.01"]
+    arguments = ["fit", "--config", QUICKSTART, *SILENT[:2], *TINY, *FEW, "--test_after_fit", "false", *swa]
+    arguments += ["--trainer.callbacks.swa_epoch_start", "1", "--trainer.max_epochs", "4"]
+    main([*arguments, "--run_folder", "straight"])
+    main([*arguments, "--run_folder", "stopped", "--trainer.max_steps", "6"])
+    assert yaml.safe_load(Path("stopped/config.yaml").read_text())["trainer"]["callbacks"]
+    main(["fit", "--config", "stopped/config.yaml", "--ckpt_path", "last", "--trainer.max_steps", "-1"])
+    straight, stopped = (load(f"{name}/checkpoints/last.ckpt")["state_dict"] for name in ("straight", "stopped"))
+    assert all(torch.equal(stopped[name], value) for name, value in straight.items())
+
+
+def test_a_damaged_table_of_metrics_is_told_before_anything_is_trained(run, capsys):
+    (run / "metrics.csv").write_bytes(b"epoch,step\n\xff\xfe,1\n")
+    arguments = ["fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", "--trainer.max_epochs", "3"]
+    assert "metrics.csv cannot be read as a table of metrics" in refused(capsys, *arguments)
+    (run / "metrics.csv").unlink()
+    main(arguments)
+    assert rows(run / "metrics.csv")
+
+
 def test_a_resume_that_finds_nothing_is_refused(capsys):
     message = refused(capsys, "fit", "--config", QUICKSTART, "--ckpt_path", "last")
     assert "--config RUN/config.yaml" in message

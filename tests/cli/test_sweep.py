@@ -107,6 +107,9 @@ def test_values_can_be_replaced_and_added(tmp_path):
     with pytest.raises(UserError, match=r"the values of --grid x=\{a are not YAML"):
         replaced(grid, ["x={a"])
     assert replaced(grid, ["x=[1,2],3"]).parameters["x"] == [[1, 2], 3]
+    for nothing in ("x= ", "config=quickstart,~"):
+        with pytest.raises(UserError, match=r"gives .* no value"):
+            replaced(grid, [nothing])
     with pytest.raises(UserError, match=r"--grid must be KEY=VALUE,VALUE,\.\.\., got 'x'"):
         replaced(grid, ["x"])
 
@@ -263,6 +266,12 @@ def test_a_failed_run_is_shown_with_its_last_lines_and_its_command(tmp_path, cap
     assert "again: python main.py fit" in said
     assert "--model.init_tau=0.5" in said.split("again:")[1]
     assert [run.status for run in find_runs(tmp_path / "runs") if run.status == "finished"] == ["finished"]
+
+
+def test_a_run_that_leaves_no_result_says_why(tmp_path, capsys):
+    path = write(tmp_path / "mini.yaml", parameters={"config": {"value": "configs/quickstart.yaml"}})
+    assert sweep(path, "--", *TINY, "--trainer.fast_dev_run=true") == 1
+    assert "it ended without an error, but" in capsys.readouterr().out
 
 
 def test_a_grid_that_was_ended_goes_on_where_its_runs_stand(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.metrics import layer_values, read_metrics
+from plif_lightning.runs.metrics import MetricsTable, layer_values, read_metrics
 
 TABLE = """epoch,step,train/acc,val/acc,tau/conv1,tau/fc1,test/acc
 0,76,,0.5,,,
@@ -33,6 +33,15 @@ def test_a_line_that_is_no_number_is_named(metrics):
     metrics.write_text(TABLE.replace("0.75", "much"))
     with pytest.raises(UserError, match=r"metrics.csv, line 4: val/acc must be a number, got 'much'"):
         read_metrics(metrics)
+
+
+def test_a_run_that_goes_on_leaves_out_a_line_that_it_cannot_read(metrics, caplog):
+    metrics.write_text(TABLE.replace("0,76,0.4", "0,abc,0.4"))
+    assert [row["step"] for row in MetricsTable(metrics, before=154).rows] == ["76", "153", "153"]
+    assert f"{metrics}, line 3: step must be a number, got 'abc'. The line is left out." in caplog.text
+    metrics.write_bytes(b"epoch,step\n\xff\xfe,1\n")
+    with pytest.raises(UserError, match=r"cannot be read as a table of metrics: .* Move it away"):
+        MetricsTable(metrics, before=154)
 
 
 def test_a_missing_table_is_named(tmp_path):
