@@ -58,11 +58,14 @@ def _named(value: str) -> str:
 def told(run: Run) -> list[tuple[str, str]]:
     """The arguments that a run was given, in their order, configurations by their bare names.
 
-    Those that only say where something lies are left out.
+    Those that only say where something lies are left out. A folder of one's own is the data set; it stands as if it lay
+    where the others do, in `data`.
     """
     named = [(name, _named(value) if name == "config" else value) for name, value in options(run.command)]
-    # A folder of one's own is the data set.
-    places = _PLACES - ({"data.root"} if run.data_set in ("ImageFolder", "EventFolder") else set())
+    places = _PLACES
+    if run.data_set in ("ImageFolder", "EventFolder"):
+        places = _PLACES - {"data.root"}
+        named = [(name, f"data/{Path(value).name}" if name == "data.root" else value) for name, value in named]
     return [(name, value) for name, value in named if name not in places and (name, value) != ("ckpt_path", "last")]
 
 

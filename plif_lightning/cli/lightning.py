@@ -412,6 +412,8 @@ def quieten() -> None:
         handler.addFilter(_tells_something)
     # lightning 2.6 calls what torch 2.13 deprecates
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Of DDP: the strides of a weight of one input channel are open, and its gradient has others. All else agrees.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Images lie in memory and are cut into batches at once: worker processes would only slow them down.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     # An evaluation has nothing to do with the callbacks that watched the training.

@@ -36,8 +36,8 @@ class EventFolder(EventDataModule):
             )
         self.sensor = Sensor.of(self.sensor)
         super().__post_init__()
-        self.title = Path(self.root).resolve().name  # type: ignore[misc]
         self.folders = ClassFolders(Path(self.root), readers.SUFFIXES, "recordings")
+        self.title = self.folders.title  # type: ignore[misc]
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]

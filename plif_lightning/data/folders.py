@@ -22,6 +22,11 @@ class ClassFolders:
     suffixes: Collection[str]
     what: str
 
+    @property
+    def title(self) -> str:
+        """The name of the root, of a link its own."""
+        return Path(os.path.abspath(self.root)).name  # noqa: PTH100 (which would follow links)
+
     def classes(self) -> tuple[str, ...]:
         """Names of the class folders of the training set, sorted.
 

@@ -62,8 +62,8 @@ class ImageFolder(ImageDataModule):
         if self.size is not None and self.size < 1:
             raise UserError(f"data.size must be at least 1, got {self.size}.")
         root = Path(self.root)
-        self.title = root.resolve().name  # type: ignore[misc]
         self.folders = ClassFolders(root, _SUFFIXES, "images")
+        self.title = self.folders.title  # type: ignore[misc]
         if self.store and is_address(self.store):
             raise UserError(f"data.store of images must be a folder, got {self.store}.")
         self.cache = place_below(self.store, root) if self.store else root / ".plif_lightning"

@@ -213,10 +213,13 @@ def test_runs_without_a_command_are_told_apart_by_their_settings(tmp_path):
 
 def test_own_data_is_never_the_papers_and_its_folder_is_part_of_the_command(tmp_path):
     for name in ("cats", "cars"):
-        run = write_run(tmp_path / "runs" / name, data="ImageFolder", title="MNIST", arguments=["--data.root", name])
+        given = ["--data.root", f"/somewhere/{name}"]
+        run = write_run(tmp_path / "runs" / name, data="ImageFolder", title="MNIST", arguments=given)
         run.data.write_text(json.dumps({**json.loads(run.data.read_text()), "content": name}))
     rows = write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs"))
-    assert [row["command"] for row in rows] == [f"python main.py fit --data.root {name}" for name in ("cars", "cats")]
+    assert [row["command"] for row in rows] == [
+        f"python main.py fit --data.root data/{name}" for name in ("cars", "cats")
+    ]
     assert rows[0]["data"] == "MNIST (ImageFolder)"
     assert all(cells[1] == "" for cells in results_table(rows).rows)
     other = write_run(tmp_path / "other", data="MNIST")

@@ -105,6 +105,14 @@ def test_a_link_that_leads_nowhere_is_named(root):
         made(root)
 
 
+def test_a_data_set_has_the_name_that_its_folder_was_given_by(root, monkeypatch):
+    link = root.parent / "animals"
+    link.symlink_to(root)
+    assert [ImageFolder(root=str(path)).title for path in (root, link)] == ["pets", "animals"]
+    monkeypatch.chdir(root / "train")
+    assert ImageFolder(root="..").title == "pets"
+
+
 def change(root, what):
     cat = root / "train" / "cat"
     if what == "empty":
