@@ -29,7 +29,8 @@ def as_batch(batch: Any) -> Batch:
     if isinstance(batch, Batch):
         return batch
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
-        raise UserError(f"a batch must be a pair (x, label) of tensors, got {type(batch).__name__}.")
+        length = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise UserError(f"a batch must be a pair (x, label) of tensors, got {type(batch).__name__}{length}.")
     x, label = batch
     if x.dim() not in (4, 5) or label.shape != x.shape[:1] or label.is_floating_point():
         raise UserError(

@@ -6,6 +6,8 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional
 
+from plif_lightning.errors import UserError
+
 LossName = Literal["per_step", "rate", "tet", "cross_entropy"]
 
 # Logits from votes: of M = 10 neurons that vote for a class, as in the paper, the number of those that fire.
@@ -14,7 +16,11 @@ _LOGITS = 10.0
 
 def _target(votes: Tensor, label: Tensor, smoothing: float) -> Tensor:
     """The share of each class, [N, C]."""
-    shares = label if label.is_floating_point() else functional.one_hot(label, votes.shape[-1])
+    try:
+        shares = label if label.is_floating_point() else functional.one_hot(label, votes.shape[-1])
+    except RuntimeError as error:  # on a GPU it is an assertion of its own
+        wrong = f"{label.min()}..{label.max()}"
+        raise UserError(f"labels must lie in 0..{votes.shape[-1] - 1}, got {wrong}: check num_classes.") from error
     shares = shares.to(votes.dtype)
     return shares * (1 - smoothing) + smoothing / votes.shape[-1] if smoothing else shares
 

@@ -88,6 +88,7 @@ class SpikingClassifier(L.LightningModule):
         self.decay_all = decay_all
         self.label_smoothing = label_smoothing
         self.early_time_steps = early_time_steps or {}
+        self._seed: int | None = None
         self.train_loss = MeanMetric()
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -109,6 +110,22 @@ class SpikingClassifier(L.LightningModule):
     def on_fit_start(self) -> None:
         self._seed = run_seed()
 
+    # What a validation, test or prediction draws is the same each time, and takes nothing from whoever else draws: a
+    # loader that shuffles would begin every epoch alike.
+
+    def _keep_generators(self) -> None:
+        cuda = self.device if self.device.type == "cuda" else None
+        self._generators = torch.get_rng_state(), None if cuda is None else torch.cuda.get_rng_state(cuda)
+
+    def _put_generators_back(self) -> None:
+        here, on_gpu = self._generators
+        torch.set_rng_state(here)
+        if on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu, self.device)
+
+    on_validation_start = on_test_start = on_predict_start = _keep_generators
+    on_validation_end = on_test_end = on_predict_end = _put_generators_back
+
     def on_train_start(self) -> None:
         # Not in configure_optimizers: the number of steps would make the loader there, before a run that is resumed
         # has told it where to go on.
@@ -120,6 +137,8 @@ class SpikingClassifier(L.LightningModule):
                 scheduler.scheduler.total_steps = steps
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self._seed is None:
+            self._seed = run_seed()  # a subclass may have an on_fit_start of its own
         torch.manual_seed(fold_in(self._seed, "train", self.current_epoch, batch_idx, self.global_rank))
 
     def _seed_evaluation(self, batch_idx: int) -> None:
@@ -140,7 +159,9 @@ class SpikingClassifier(L.LightningModule):
         batch = as_batch(batch)
         x, steps = time_first(batch.x), self.training_time_steps
         with self.network.for_time_steps(steps):
-            votes = self.network(x if x.dim() == 4 else merged(x, steps, *self.early_time_steps))
+            if x.dim() == 5 and self.early_time_steps:
+                x = merged(x, steps, *self.early_time_steps)
+            votes = self.network(x)
         label = batch.label if batch.target is None else batch.target
         loss = self.loss(votes, label, self.label_smoothing)
         self._require_finite(loss, "the loss")
@@ -271,13 +292,20 @@ class SpikingClassifier(L.LightningModule):
             optimizer = self.optimizer(self.parameters())
         if optimizer.defaults.get("weight_decay") and not self.decay_all:
             # It would pull `a` to zero, and so every tau to 2. Weights have two dimensions or more.
-            weights = [p for p in self.parameters() if p.dim() > 1]
-            others = [p for p in self.parameters() if p.dim() <= 1]
-            optimizer = self.optimizer([{"params": weights}, {"params": others, "weight_decay": 0.0}])
+            for group in [group for group in optimizer.param_groups if group["weight_decay"]]:
+                others = [p for p in group["params"] if p.dim() <= 1]
+                group["params"] = [p for p in group["params"] if p.dim() > 1]
+                if others:
+                    optimizer.add_param_group({**group, "params": others, "weight_decay": 0.0})
         if self.lr_scheduler is None:
             return optimizer
         with _blamed_on("lr_scheduler"):
             scheduler = self.lr_scheduler(optimizer)
+        if type(scheduler) is torch.optim.lr_scheduler.ReduceLROnPlateau:
+            raise UserError(
+                "lr_scheduler: ReduceLROnPlateau needs to know what it watches: take "
+                "lightning.pytorch.cli.ReduceLROnPlateau(optimizer, monitor='val/loss')."
+            )
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
         if isinstance(scheduler, OneCycle):
             config["interval"] = "step"

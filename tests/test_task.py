@@ -4,11 +4,13 @@ import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from plif_lightning.batch import as_batch, merged
 from plif_lightning.callbacks import LastCheckpoint, LayerMonitor, RunLogger
 from plif_lightning.data import Digits
 from plif_lightning.errors import NonFiniteError, UserError
+from plif_lightning.network import load_network
 from plif_lightning.task import SpikingClassifier
 
 SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "time_steps": 3, "channels": 4, "fc_features": 12}
@@ -158,8 +160,6 @@ def test_bf16_trains_with_float32_membranes(tmp_path):
 
 @pytest.mark.parametrize("steps", [0, 3])
 def test_it_trains_on_pairs_of_a_plain_loader(steps, tmp_path):
-    from torch.utils.data import DataLoader, TensorDataset
-
     shape = (20, steps, 1, 8, 8) if steps else (20, 1, 8, 8)
     loader = DataLoader(TensorDataset(torch.rand(shape), torch.arange(20) % 10), batch_size=5)
     module = SpikingClassifier((1, 8, 8), 10, 3, channels=4, fc_features=12)
@@ -171,10 +171,99 @@ def test_it_trains_on_pairs_of_a_plain_loader(steps, tmp_path):
     assert 0 <= run.callback_metrics["val/acc"] <= 1
 
 
+def quick(epochs, **more):
+    silent = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return L.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, **silent, **more)
+
+
+def test_a_loader_that_shuffles_has_another_order_in_every_epoch():
+    class Listed(Dataset):
+        def __init__(self):
+            self.asked = []
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, i):
+            self.asked.append(i)
+            return torch.rand(1, 8, 8), i % 3
+
+    L.seed_everything(1)
+    data = Listed()
+    module = SpikingClassifier((1, 8, 8), 3, 2, channels=4, fc_features=8)
+    quick(4).fit(module, DataLoader(data, 4, shuffle=True), DataLoader(Listed(), 4))
+    orders = [tuple(data.asked[8 * epoch : 8 * epoch + 8]) for epoch in range(4)]
+    assert len(set(orders)) == 4
+    after = []
+    for seed in (5, 6):  # whoever draws after a test draws from their own seed
+        torch.manual_seed(seed)
+        quick(1).test(module, DataLoader(Listed(), 4), verbose=False)
+        after.append(torch.rand(3))
+    assert not torch.equal(*after)
+
+
+@pytest.mark.parametrize(
+    ("x", "label", "message"),
+    [
+        (torch.rand(4, 6, 1, 8, 8), torch.zeros(4), r"x must be \[3, N, 1, 8, 8\].* got \[6, 4, 1, 8, 8\]"),
+        (torch.rand(4, 5, 1, 8, 8), torch.zeros(4), r"x must be \[3, N, 1, 8, 8\].* got \[5, 4, 1, 8, 8\]"),
+        (
+            torch.rand(4, 1, 8, 8),
+            torch.tensor([1, 2, 3, 10]),
+            r"labels must lie in 0\.\.9, got 1\.\.10: check num_classes",
+        ),
+    ],
+)
+def test_batches_that_do_not_fit_the_network_are_refused_in_training(x, label, message):
+    loader = DataLoader(TensorDataset(x, label.long()), batch_size=4)
+    with pytest.raises(UserError, match=message):
+        quick(1, num_sanity_val_steps=0).fit(SpikingClassifier(**SMALL), loader, loader)
+
+
+def test_a_subclass_need_not_call_our_hooks():
+    class Mine(SpikingClassifier):
+        def on_fit_start(self):
+            pass
+
+    quick(1, limit_train_batches=2).fit(Mine(**SMALL), datamodule=Digits(time_steps=3))
+
+
+def test_optimisers_and_schedules_are_those_of_torch():
+    def of_a_part(parameters):
+        return torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=0.1, weight_decay=0.1)
+
+    def in_groups(parameters):
+        return torch.optim.SGD([{"params": list(parameters)}], lr=0.1, weight_decay=1e-4)
+
+    module = SpikingClassifier(**SMALL)
+    module.network.encoder.requires_grad_(False)
+    for make in (of_a_part, in_groups):
+        module.optimizer = make
+        groups = module.configure_optimizers().param_groups
+        assert [group["weight_decay"] > 0 for group in groups] == [True, False]
+        assert all(p.dim() > 1 for p in groups[0]["params"])
+        assert all(p.dim() <= 1 for p in groups[1]["params"])
+    module.lr_scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau
+    with pytest.raises(UserError, match=r"take lightning\.pytorch\.cli\.ReduceLROnPlateau"):
+        module.configure_optimizers()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_a_network_that_was_compiled_is_loaded(tmp_path):
+    module = SpikingClassifier(**SMALL)
+    module.network = torch.compile(module.network, backend="eager")
+    run = quick(1, limit_train_batches=1, limit_val_batches=1)
+    run.fit(module, datamodule=Digits(time_steps=3))
+    run.save_checkpoint(tmp_path / "c.ckpt")
+    network = load_network(tmp_path / "c.ckpt")
+    assert torch.equal(network.encoder.conv1.conv.weight, module.network.encoder.conv1.conv.weight)
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
         (torch.zeros(3, 1, 8, 8), "a batch must be a pair"),
+        ([torch.zeros(3, 1, 8, 8)], "got list of 1"),
         ((torch.zeros(3, 8, 8), torch.zeros(3, dtype=torch.int64)), r"got \[3, 8, 8\] and torch.int64 \[3\]"),
         ((torch.zeros(3, 1, 8, 8), torch.zeros(4, dtype=torch.int64)), r"integer labels \[N\]"),
         ((torch.zeros(3, 1, 8, 8), torch.zeros(3)), r"torch.float32 \[3\]"),

@@ -77,6 +77,7 @@ class SpikingDataModule(L.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
+        self.root = os.fspath(self.root)
         if self.root.startswith("~"):
             self.root = str(Path(self.root).expanduser())
         for kind in type(self).__mro__[: type(self).__mro__.index(SpikingDataModule)]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plif_lightning.deploy.layers import takes_spikes
+from plif_lightning.deploy.layers import network_of, takes_spikes
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import ConvBlock, FCBlock
@@ -137,6 +137,7 @@ def cost(net: SpikingNetwork, x: Tensor) -> Cost:
     Raises:
         UserError: a layer was replaced by another kind; there is no sample.
     """
+    net = network_of(net)
     if x.numel() == 0:
         raise UserError(f"a cost is an average over samples, and there are none in x {list(x.shape)}.")
     found: list[LayerCost] = []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.integers import LARGEST, PackedConv, PackedLinear, can_be_packed, quantised
-from plif_lightning.deploy.layers import spiking_layers, weighted
+from plif_lightning.deploy.layers import network_of, spiking_layers, weighted
 from plif_lightning.deploy.prepared import Prepared
 from plif_lightning.deploy.rows import RowsConv, RowsLinear
 from plif_lightning.errors import UserError
@@ -105,6 +105,7 @@ def deployed(
         UserError: an unknown engine; `auto` without x; BN cannot be folded; a layer is too large for sums of int32.
     """
     require_engine(engine)
+    net = network_of(net)
     x = None if x is None or x.numel() == 0 else x.float()
     if engine == "auto" and x is None:
         raise UserError("engine='auto' tries each layer's forms on inputs as they will come: pass x.")

@@ -196,7 +196,7 @@ def _takes_images(data: dict[str, Any], formats: Sequence[str], given: Input | N
 
 
 def export(
-    checkpoint_path: Path, out: Path, formats: Sequence[str] = ("network",), takes: Input | None = None
+    checkpoint_path: str | Path, out: str | Path, formats: Sequence[str] = ("network",), takes: Input | None = None
 ) -> dict[str, int]:
     """Writes a checkpoint's network, BN folded, into a folder.
 
@@ -219,6 +219,7 @@ def export(
             unknown.
         OSError: a file cannot be written; it names it. The folder is as it was.
     """
+    checkpoint_path, out = Path(checkpoint_path), Path(out)
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UserError(f"--format must be some of {', '.join(FORMATS)}, got {', '.join(unknown)}.")
     if out.exists() and not out.is_dir():

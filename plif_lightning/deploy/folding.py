@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from plif_lightning.deploy.layers import network_of
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import ConvBlock, has_hooks
@@ -29,6 +30,7 @@ def fold(net: SpikingNetwork) -> SpikingNetwork:
 
     Source: Fang et al. 2021, Sec. 4.1.
     """
+    net = network_of(net)
     for name, block in net.encoder.named_children():
         if not isinstance(block, ConvBlock) or not _is_plain(block.conv):
             raise UserError(

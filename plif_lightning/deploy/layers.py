@@ -2,8 +2,22 @@
 
 from torch import nn
 
+from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import ConvBlock, FCBlock, has_hooks, is_usual_neuron
+from plif_lightning.network.tracing import plain
+
+
+def network_of(net: nn.Module) -> SpikingNetwork:
+    """The network itself, or that of a task or a compiled module.
+
+    Raises:
+        UserError: it is none.
+    """
+    net = plain(net)
+    if not isinstance(net, SpikingNetwork):
+        raise UserError(f"net must be a SpikingNetwork, or a task with one, got {type(net).__name__}.")
+    return net
 
 
 def is_usual(block: nn.Module) -> bool:

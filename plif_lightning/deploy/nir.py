@@ -185,7 +185,8 @@ class _Neurons(nn.Module):
     def __init__(self, k: Any, r: Any, v_leak: Any, v_threshold: Any, v_reset: Any, leak: bool) -> None:
         super().__init__()
         for name, value in (("k", k), ("r", r), ("v_leak", v_leak), ("v_threshold", v_threshold)):
-            self.register_buffer(name, torch.as_tensor(np.asarray(value, np.float32)).flatten())
+            values = torch.as_tensor(np.asarray(value, np.float32)).flatten()
+            self.register_buffer(name, values[0] if values.numel() == 1 else values)  # one for all, as Norse writes it
         self.v_reset, self.leak = float(v_reset), leak
 
     k: Tensor

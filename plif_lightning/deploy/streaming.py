@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from plif_lightning.deploy.engine import Engine, deployed, require_engine
 from plif_lightning.deploy.folding import fold
+from plif_lightning.deploy.layers import network_of
 from plif_lightning.errors import UserError
 from plif_lightning.events.augment import resized
 from plif_lightning.events.integration import Slicing, count_events, integrate
@@ -51,10 +53,11 @@ class StreamingNetwork:
         sensor: tuple[int, int] | None = None,
     ) -> None:
         for name, value in (("events_per_step", events_per_step), ("us_per_step", us_per_step)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}.")
+            if value is not None and (not isinstance(value, Integral) or value < 1):
+                raise UserError(f"{name} must be a whole number, at least 1, got {value}.")
         if events_per_step is not None and us_per_step is not None:
             raise UserError("give events_per_step or us_per_step, not both.")
+        net = network_of(net)
         if net.inputs.name != "direct":
             raise UserError(f"input_encoder={net.inputs.name!r} needs all time-steps of an image: it does not stream.")
         require_engine(engine)
@@ -103,8 +106,11 @@ class StreamingNetwork:
 
     @property
     def margin(self) -> float:
-        """How far the leading class is ahead of the second in the running votes; the least of all samples."""
-        return _ahead(self.votes).min().item()
+        """How far the leading class is ahead of the second in the running votes; the least of all samples.
+
+        0 before the first time-step.
+        """
+        return 0.0 if self.total is None else _ahead(self.votes).min().item()
 
     @torch.no_grad()
     def step(self, frame: Any) -> Tensor:
@@ -149,8 +155,10 @@ class StreamingNetwork:
                 it follows. Nothing has changed then.
         """
         found = list(self.pushed(x, y, t, p, name))
+        if found:
+            return torch.stack(found)
         classes = self.net.structure.fc_features[-1] // self.net.voting.votes_per_class
-        return torch.stack(found) if found else torch.zeros(0, classes, dtype=torch.float64)
+        return torch.zeros(0, classes if self.total is None else self.total.shape[-1], dtype=torch.float64)
 
     def pushed(self, x: Any, y: Any = None, t: Any = None, p: Any = None, name: str = "events") -> Iterator[Tensor]:
         """`push`, a time-step after another: who stops in between leaves the rest waiting, for the next call."""

@@ -46,7 +46,7 @@ class Firing:
 
     def __post_init__(self) -> None:
         # A tensor is not looked at: its device would have to be waited for.
-        constant = type(self.v_threshold).__name__ not in ("Tensor", "Parameter")
+        constant = not hasattr(self.v_threshold, "requires_grad")
         if constant and not isinstance(self.v_threshold, Real):
             raise UserError(f"v_threshold must be a number, got {self.v_threshold!r}.")
         if not math.isfinite(self.v_reset) or (constant and not self.v_reset < self.v_threshold):

@@ -66,11 +66,13 @@ class Trace(NamedTuple):
         spikes: S, [T, N, *].
         charged: H, the potential that is compared with V_th, [T, N, *].
         v: V, the potential after the reset, [T, N, *].
+        v_threshold: V_th, a number or [channels].
     """
 
     spikes: Tensor
     charged: Tensor
     v: Tensor
+    v_threshold: float | Tensor = 1.0
 
 
 def trace(
@@ -95,7 +97,7 @@ def trace(
             v = _reset(charged[-1], _fire(charged[-1], threshold), threshold, firing)
             after.append(v)
         h = torch.stack(charged)
-        return Trace(_fire(h, threshold), h, torch.stack(after))
+        return Trace(_fire(h, threshold), h, torch.stack(after), firing.v_threshold)
 
 
 def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:

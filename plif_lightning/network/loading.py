@@ -121,6 +121,7 @@ def network_in(checkpoint: dict[str, Any], path: Path) -> SpikingNetwork:
         # The form that it was trained with may not run here: `use_backend` chooses another one than the fastest.
         network = SpikingNetwork(**{**arguments, "backend": "auto", "sparse": "auto"})
         weights = checkpoint["state_dict"]
+        weights = {k.replace("._orig_mod.", "."): v for k, v in weights.items()}  # of a network that was compiled
         network.load_state_dict({k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)})
     except UserError:
         raise

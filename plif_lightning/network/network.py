@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.dynamics import Firing
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.kernels import Backend, BackendName, Sparse
 from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, Pool2d, TimeDropout
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
@@ -110,6 +110,7 @@ class SpikingNetwork(nn.Module):
         **neuron_settings: Any,
     ) -> None:
         super().__init__()
+        require_known_arguments("SpikingNetwork", neuron_settings, ARGUMENTS)
         self.backend = Backend(backend, sparse)
         for name, value in (
             ("time_steps", time_steps),

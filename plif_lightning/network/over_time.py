@@ -44,8 +44,8 @@ class OverTime(nn.Module):
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether this is its parts one after another, and nothing else: no forward of its own, no hooks."""
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and not has_hooks(module)
+    """Whether this is its parts one after another: no forward of its own."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def _require_known(module: nn.Module) -> None:
@@ -56,8 +56,8 @@ def _require_known(module: nn.Module) -> None:
             _require_known(part)
     elif any(isinstance(part, Neuron) for part in module.modules()):
         raise UserError(
-            f"{type(module).__name__} has neurons in it, but is no nn.Sequential, or one with hooks or a forward of "
-            "its own: nothing says where time goes in it. Put its parts into a plain Sequential, or write a forward "
+            f"{type(module).__name__} has neurons in it, but is no nn.Sequential, or one with a forward of its own: "
+            "nothing says where time goes in it. Put its parts into a plain Sequential, or write a forward "
             "over [T, N, *] and call it without over_time."
         )
 
@@ -67,11 +67,30 @@ def run_over_time(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, (*_KNOW_TIME, OverTime)):
         return module(x)
     if _is_plain(module):
-        for part in cast("nn.Sequential", module):
+        return _run_parts(cast("nn.Sequential", module), x)
+    _require_known(module)
+    y = module(x.flatten(0, 1))
+    if not isinstance(y, Tensor):
+        raise UserError(
+            f"{type(module).__name__} gives a {type(y).__name__}: over_time runs neurons of this project, and layers "
+            "without a state that give one tensor."
+        )
+    return y.unflatten(0, x.shape[:2])
+
+
+def _run_parts(module: nn.Sequential, x: Tensor) -> Tensor:
+    def over_parts(x: Tensor) -> Tensor:
+        for part in module:
             x = run_over_time(part, x)
         return x
-    _require_known(module)
-    return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    if not has_hooks(module):
+        return over_parts(x)
+    module.forward = over_parts  # type: ignore[method-assign]  # hooks stand around a module's own call
+    try:
+        return module(x)
+    finally:
+        del module.forward
 
 
 def over_time(net: nn.Module) -> OverTime:

@@ -25,7 +25,8 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, Tensor] | None = Non
     flow through it.
 
     Args:
-        net: a `SpikingNetwork`, a `SpikingClassifier`, or what `over_time` takes.
+        net: a `SpikingNetwork`, a `SpikingClassifier`, what `over_time` takes, or a module with a forward over
+            [T, N, *], which then gets one step [1, N, *].
         frame: x of one step [N, *].
         state: what the step before gave; None before the first one.
 

@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 from plif_lightning.dynamics.reference import Trace
 from plif_lightning.errors import UserError
-from plif_lightning.network.network import SpikingNetwork
 from plif_lightning.network.over_time import run_over_time
 from plif_lightning.neurons import Neuron
 
 
 def run_network(net: nn.Module, x: Tensor) -> Tensor:
-    """The output of a `SpikingNetwork`, or of a stack of layers `over_time`."""
-    return net(x) if isinstance(net, SpikingNetwork) else run_over_time(net, x)
+    """The output of a `SpikingNetwork`, of a stack of layers `over_time`, or of a module that knows time itself."""
+    knows_time = not isinstance(net, nn.Sequential) and type(net).forward is not nn.Module.forward
+    neurons = any(isinstance(part, Neuron) for part in net.modules())
+    return net(x) if knows_time and neurons else run_over_time(net, x)
 
 
 def plain(net: nn.Module) -> nn.Module:
@@ -29,7 +30,8 @@ def traces(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Trace]]:
     """The output, and the spikes and membrane potentials of each layer of neurons by its name in `net`.
 
     Args:
-        net: a `SpikingNetwork`, a `SpikingClassifier`, or what `over_time` takes.
+        net: a `SpikingNetwork`, a `SpikingClassifier`, what `over_time` takes, or a module with a forward over
+            [T, N, *].
         x: [T, N, *]; a `SpikingNetwork` takes static images [N, C, H, W] too.
 
     Every potential of every step is kept, so this is for few samples. Neurons run twice: for the output, and step by

@@ -1,5 +1,6 @@
 """The neurons as modules: PLIF (learned time constant), LIF (fixed) and IF (no leak)."""
 
+import inspect
 import math
 from dataclasses import asdict, replace
 from typing import Any, Literal, get_args
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.reference import Trace, trace
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.kernels import Backend
 from plif_lightning.neurons.carry import carried
 
@@ -43,6 +44,8 @@ class Neuron(nn.Module):
             raise UserError("tau_per='channel' needs the number of channels: pass channels=C.")
         if isinstance(firing.get("v_threshold"), Tensor):
             raise UserError("v_threshold of a neuron must be a number, got a tensor: pass learn_threshold=True.")
+        known = [*inspect.signature(type(self).__init__).parameters, *Firing.__dataclass_fields__]
+        require_known_arguments(type(self).__name__, firing, [name for name in known if name not in ("self", "firing")])
         self._shape = [channels] if tau_per == "channel" and channels is not None else []
         self.constants = Firing(**firing)
         self.b = nn.Parameter(torch.zeros(self._shape)) if learn_threshold else None
@@ -82,7 +85,13 @@ class Neuron(nn.Module):
         return self.backend.integrate_and_fire(x, self.k, v, firing=self.firing, time_steps=time_steps)
 
     def trace(self, x: Tensor, v: Tensor | None = None, time_steps: int | None = None) -> Trace:
-        """Spikes and potentials of every step, [T, N, *] each; arguments as `run`. By the reference, step by step."""
+        """Spikes and potentials of every step, [T, N, *] each; arguments as `run`. By the reference, step by step.
+
+        Raises:
+            UserError: x as for `run`; or a subclass has equations of its own, and no trace of them.
+        """
+        if type(self).trace is Neuron.trace and type(self).run is not Neuron.run:
+            raise UserError(f"{type(self).__name__} has a run of its own: give it a trace of its own, too.")
         self._require_time(x)
         return trace(x, self.k, v, firing=self.firing, time_steps=time_steps)
 

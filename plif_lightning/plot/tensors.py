@@ -1,7 +1,7 @@
 """Pictures of what goes into a network, through it and out of it: of arrays and tensors, not of run folders."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -63,7 +63,7 @@ def raster(spikes: Any, axes: Axes | None = None, *, sample: int = 0) -> Axes:
     Raises:
         UserError: there is no such sample, or these are no spikes.
     """
-    fired = _of_sample(spikes, "spikes", sample)
+    fired = _of_sample(getattr(spikes, "spikes", spikes), "spikes", sample)
     if not np.isin(fired, (0, 1)).all():
         raise UserError(f"spikes must be zeros and ones, got values from {fired.min():g} to {fired.max():g}.")
     steps, neurons = fired.shape
@@ -83,7 +83,7 @@ def membrane(
     *,
     sample: int = 0,
     neurons: Sequence[int] | None = None,
-    v_threshold: float | None = 1.0,
+    v_threshold: float | Literal["own"] | None = "own",
 ) -> Axes:
     """Membrane potentials over time; of a `Trace`, the potential before the reset and a mark for every spike.
 
@@ -94,13 +94,17 @@ def membrane(
         sample: of several.
         neurons: places among the sample's neurons; the first four where they are not given, or of a `Trace` the four
             that fire most.
-        v_threshold: V_th, drawn as a line; None for no line.
+        v_threshold: V_th, drawn as a line; `own` is that of a `Trace` (none where each channel has another), and 1 of
+            other potentials; None for no line.
 
     Raises:
         UserError: there is no such sample or neuron.
     """
     spikes = None
     if hasattr(v, "charged"):
+        if v_threshold == "own":
+            own = _array(v.v_threshold)
+            v_threshold = float(own) if own.ndim == 0 else None
         spikes, v = _of_sample(v.spikes, "spikes", sample), v.charged
     potential = _of_sample(v, "v", sample)
     count = potential.shape[1]
@@ -125,7 +129,9 @@ def membrane(
             fired = np.flatnonzero(spikes[:, i])
             axes.plot(fired, potential[fired, i], "v", color=colour, markersize=6)
     if v_threshold is not None:
-        axes.axhline(v_threshold, color="0.4", linestyle="--", linewidth=1, label="$V_{th}$")
+        axes.axhline(
+            1.0 if v_threshold == "own" else v_threshold, color="0.4", linestyle="--", linewidth=1, label="$V_{th}$"
+        )
     axes.set_ylabel("membrane potential" if spikes is None else "potential before the reset")
     axes.legend(frameon=False, fontsize=8)
     _time_axis(axes, len(potential))

@@ -13,7 +13,7 @@ import torch
 
 from plif_lightning.cli import main
 from plif_lightning.deploy import deployed, fold
-from plif_lightning.deploy.exporting import export, write_onnx
+from plif_lightning.deploy.exporting import export, to_export, to_export_step, write_onnx
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import load_network, step
 from tests.cli.calls import SILENT, TINY, fit, refused, rows
@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "exported"
-    export(checkpoint, out, ("network", "pt2", "onnx", "onnx_int8", "nir"))
+    export(str(checkpoint), str(out), ("network", "pt2", "onnx", "onnx_int8", "nir"))
     return out
 
 
@@ -237,6 +237,14 @@ def test_an_engine_is_no_result_of_the_run(checkpoint, tmp_path, capsys):
     assert "int4: conv1 dense, conv2 int4 " in " ".join(capsys.readouterr().out.split())
     assert (run / "test_int4/metrics.csv").is_file()
     assert not (run / "test").exists()
+
+
+@pytest.mark.parametrize("tau_per", ["layer", "channel"])
+def test_a_learned_threshold_is_exported(tau_per):
+    net = trained(learn_threshold=True, tau_per=tau_per)
+    x = frames(net)
+    torch.testing.assert_close(to_export(net, static=False).module()(x), fold(net)(x))
+    assert to_export_step(net) is not None
 
 
 def test_the_command_line_exports_and_refuses(checkpoint, tmp_path, monkeypatch, capsys):

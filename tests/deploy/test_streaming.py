@@ -8,10 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plif_lightning.deploy import StreamingNetwork, exits, fold
+from plif_lightning.deploy import StreamingNetwork, cost, deployed, exits, fold, to_nir
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, Sensor, integrate
-from plif_lightning.network import use_backend
+from plif_lightning.network import over_time, use_backend
+from plif_lightning.neurons import PLIF
+from plif_lightning.task import SpikingClassifier
 from tests.deploy.conftest import frames, trained
 from tests.writers import events_of
 
@@ -128,7 +130,8 @@ def test_who_stops_in_between_goes_on_there():
 
 def test_what_is_wrong_is_said(net):
     for settings_, message in (
-        ({"events_per_step": 0}, "events_per_step must be at least 1, got 0"),
+        ({"events_per_step": 0}, "events_per_step must be a whole number, at least 1, got 0"),
+        ({"events_per_step": 1e3}, "events_per_step must be a whole number, at least 1, got 1000.0"),
         ({"events_per_step": 1, "us_per_step": 1}, "not both"),
     ):
         with pytest.raises(UserError, match=message):
@@ -189,6 +192,26 @@ def test_the_network_of_the_caller_stays_as_it_was(net):
     StreamingNetwork(net).step(frames(net)[0])
     assert all(p.requires_grad for p in net.parameters())
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_before_the_first_step_nobody_is_ahead(net):
+    stream = StreamingNetwork(net, events_per_step=2000)
+    assert stream.margin == 0
+    stream.push([1], [1], [1], [1])
+    assert stream.margin == 0
+
+
+def test_what_is_deployed_is_a_network_or_a_task_with_one(net):
+    task = SpikingClassifier((2, 12, 12), 3, 4, channels=8, fc_features=20, votes_per_class=2)
+    task.network = net
+    x = frames(net)
+    assert torch.equal(fold(task)(x), fold(net)(x))
+    assert cost(task, x).layers == cost(net, x).layers
+    assert StreamingNetwork(task).step(x[0, 0]).shape == (3,)
+    other = over_time(torch.nn.Sequential(PLIF()))
+    for use in (fold, to_nir, StreamingNetwork, lambda net: cost(net, x), lambda net: deployed(net, "dense")):
+        with pytest.raises(UserError, match="net must be a SpikingNetwork, or a task with one, got OverTime"):
+            use(other)
 
 
 def test_a_decision_ends_when_it_is_far_enough_ahead():

@@ -63,6 +63,18 @@ def test_a_sequential_with_a_forward_of_its_own_or_hooks_keeps_them():
     hooked.register_forward_hook(lambda *given: seen.append(given))
     pl.over_time(nn.Sequential(hooked, pl.PLIF()))(x)
     assert len(seen) == 1
+    whole = nn.Sequential(hooked, pl.PLIF())
+    expected = pl.over_time(whole)(x)
+    shapes = []
+    whole.register_forward_hook(lambda module, inputs, y: shapes.append((inputs[0].shape, y.shape)))
+    assert torch.equal(pl.over_time(whole)(x), expected)
+    assert shapes == [(x.shape, expected.shape)]
+    assert "forward" not in vars(whole)
+
+
+def test_a_layer_with_a_state_is_refused():
+    with pytest.raises(UserError, match="GRU gives a tuple: over_time runs neurons of this project, and layers"):
+        pl.over_time(nn.Sequential(nn.GRU(4, 4), pl.PLIF()))(torch.rand(2, 3, 4))
 
 
 def test_a_module_around_a_network_is_not_taken_for_it():

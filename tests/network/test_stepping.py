@@ -165,6 +165,36 @@ def test_what_cannot_be_stepped_is_refused():
     pl.step(batch_norm.eval(), torch.zeros(2, 3))
 
 
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part = pl.over_time(nn.Sequential(nn.Linear(4, 4), pl.PLIF()))
+        self.neuron = pl.PLIF()
+
+    def forward(self, x):
+        return self.neuron(x + self.part(x))
+
+
+def test_a_network_of_ones_own_is_stepped_and_traced():
+    torch.manual_seed(0)
+    net, x = Residual(), 2 * torch.rand(6, 3, 4)
+    y, state = steps_of(net, x)
+    assert torch.equal(y, net(x))
+    assert list(state) == ["part.net.1", "neuron"]
+    out, found = pl.traces(net, x)
+    assert torch.equal(out, net(x))
+    assert torch.equal(found["neuron"].spikes, out)
+
+
+def test_neurons_with_equations_of_their_own_have_no_trace_of_others():
+    class Mine(pl.PLIF):
+        def run(self, x, v=None, time_steps=None):
+            return torch.zeros_like(x), x[-1]
+
+    with pytest.raises(UserError, match="Mine has a run of its own: give it a trace of its own, too"):
+        pl.traces(nn.Sequential(Mine()), torch.zeros(2, 3, 4))
+
+
 def test_traces_are_the_oracles_potentials():
     torch.manual_seed(0)
     neuron = pl.PLIF(init_tau=3.0, v_reset=-0.2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from plif_lightning.errors import UserError
+from plif_lightning.network import SpikingNetwork
 from plif_lightning.neurons import IF, LIF, PLIF, make_neuron
 from tests.dynamics import oracle
 
@@ -92,6 +93,20 @@ def test_a_neuron_shows_its_constants():
     assert repr(PLIF(init_tau=3.0)).startswith("PLIF(tau=3, v_threshold=1.0, v_reset=0.0")
     assert "tau=[5 channels]" in repr(LIF(tau_per="channel", channels=5))
     assert "learn_threshold" not in repr(IF())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LIF(tau=2.0), r"LIF has no argument tau\. Did you mean init_tau\?"),
+        (lambda: IF(init_tau=2.0), r"IF has no argument init_tau\. It has tau_per, channels"),
+        (lambda: PLIF(v_treshold=2.0), r"Did you mean v_threshold\?"),
+        (lambda: SpikingNetwork((1, 8, 8), 3, 4, chanels=3), r"has no argument chanels\. Did you mean channels\?"),
+    ],
+)
+def test_an_unknown_argument_is_answered_with_the_nearest(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
 
 
 def test_a_neuron_without_memory_is_shown_and_gives_shapes():

@@ -34,6 +34,23 @@ def test_a_membrane_trace_shows_potentials_threshold_and_spikes():
     assert axes.lines[1].get_xdata().tolist() == [1, 3]  # its spikes
     assert "$V_{th}$" in [text.get_text() for text in axes.get_legend().get_texts()]
     assert len(pl.plot.membrane([0.1, 0.2], v_threshold=None).lines) == 1
+    assert (
+        pl.plot.raster(trace).collections[0].get_offsets().tolist()
+        == pl.plot.raster(trace.spikes).collections[0].get_offsets().tolist()
+    )
+
+
+def test_the_threshold_that_is_drawn_is_the_neurons():
+    x = torch.full([5, 1, 3], 1.5)
+    for made, expected in (
+        (pl.PLIF(v_threshold=0.3), 0.3),
+        (pl.PLIF(v_threshold=0.5, learn_threshold=True), 0.5),
+    ):
+        assert pl.plot.membrane(made.trace(x)).lines[-1].get_ydata() == pytest.approx([expected] * 2)
+    each = pl.PLIF(tau_per="channel", channels=3, learn_threshold=True)
+    labels = [line.get_label() for line in pl.plot.membrane(each.trace(x)).lines]
+    assert "$V_{th}$" not in labels
+    assert pl.plot.membrane([0.1, 0.2]).lines[-1].get_ydata() == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("shape", [(12, 2, 6, 5), (12, 3, 2, 6, 5), (1, 6, 5)])
