@@ -83,10 +83,10 @@ def resolve(name: str, kind: str = "") -> Path:
 @cache
 def shipped() -> dict[str, dict[str, Any]]:
     """The `model` and `data` blocks of the shipped configurations, base.yaml under each, by their names."""
-    base = yaml.safe_load((folder() / "base.yaml").read_text())
+    base = yaml.safe_load((folder() / "base.yaml").read_text("utf-8"))
     found = {}
     for path in sorted(folder().glob("*.yaml")):
-        loaded = yaml.safe_load(path.read_text())
+        loaded = yaml.safe_load(path.read_text("utf-8"))
         if "data" in loaded:
             found[path.stem] = {"model": {**base["model"], **loaded["model"]}, "data": loaded["data"]}
     return found

@@ -91,6 +91,9 @@ class SpikingClassifier(L.LightningModule):
         self._seed: int | None = None
         self.train_loss = MeanMetric()
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        # Of the whole set on all processes: Lightning's own mean over processes counts samples in whole numbers.
+        self.val_loss = MeanMetric()
+        self.test_loss = MeanMetric()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_class_accuracy = MulticlassAccuracy(num_classes, average=None)
@@ -241,7 +244,8 @@ class SpikingClassifier(L.LightningModule):
         votes = self(batch.x)
         self.val_accuracy(votes.mean(0), batch.label)
         n = len(batch.label)
-        self.log(f"{self.val_name}/loss", self.loss(votes, batch.label), batch_size=n, sync_dist=True)
+        self.val_loss(self.loss(votes, batch.label), n)
+        self.log(f"{self.val_name}/loss", self.val_loss, batch_size=n)
         self.log(f"{self.val_name}/acc", self.val_accuracy, prog_bar=True, batch_size=n)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -252,7 +256,8 @@ class SpikingClassifier(L.LightningModule):
         self.test_class_accuracy.update(rates, batch.label)
         self.test_confusion.update(rates, batch.label)
         n = len(batch.label)
-        self.log("test/loss", self.loss(votes, batch.label), batch_size=n, sync_dist=True)
+        self.test_loss(self.loss(votes, batch.label), n)
+        self.log("test/loss", self.test_loss, batch_size=n)
         self.log("test/acc", self.test_accuracy, batch_size=n)
 
     def on_test_epoch_end(self) -> None:

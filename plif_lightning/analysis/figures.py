@@ -218,7 +218,8 @@ def _group_name(run: Run) -> str:
     """Data set, and what makes runs of it incomparable: its part, T, and the protocol."""
     origin = f", {_text(run.facts['origin'])}" if run.facts.get("origin") else ""
     name = textwrap.fill(_text(data_title(run), 30) + origin, 36)
-    return f"{name}\nT = {run.setting('data.time_steps', '?')}, protocol {run.protocol}"
+    steps = _text(run.setting("data.time_steps", "?"), 12)
+    return f"{name}\nT = {steps}, protocol {run.protocol}"
 
 
 def _text(words: object, most: int = 60) -> str:
@@ -284,7 +285,10 @@ def figure_6(runs: Sequence[Run]) -> Drawn:
         for i, (label, group) in enumerate(groups):
             colour, style = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
             curves = [run.curve(run.val_key) for run in group]
-            epochs, values = _aligned(curves)
+            try:
+                epochs, values = _aligned(curves)
+            except NothingToShowError:  # no epoch in common, so no mean
+                epochs, values = curves[0][0], np.array([curves[0][1]])
             mean = 100 * values.mean(0)
             name = _for_legend(label) + (f" ({len(group)} runs)" if len(group) > 1 else "")
             smoothed = len(mean) >= 128
@@ -354,6 +358,9 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
     authors = False
     for ax, (title, groups) in zip(panels, data.items(), strict=True):
         titled = set()
+        for g, (label, _) in enumerate(groups):
+            ax.plot([], [], DASHES[g % 4], color=_ink(0.7), marker="o", fillstyle=FILLS[g % 4], markersize=4,
+                    label=_for_legend(label))  # fmt: skip
         for g, (_, group) in enumerate(groups):
             start = setting_of(group[0]).init_tau
             names = group[0].layers("tau")
@@ -383,9 +390,6 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
         ax.set_xlabel("epoch")
         ax.set_ylabel("$\\tau$ [time-steps]")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for g, (label, _) in enumerate(groups):
-            ax.plot([], [], DASHES[g % 4], color=_ink(0.7), marker="o", fillstyle=FILLS[g % 4], markersize=4,
-                    label=_for_legend(label))  # fmt: skip
         plain(ax)
     _legends_below(figure, panels, 2)
     return figure, (
@@ -581,23 +585,29 @@ def _step_frames(samples: Samples, i: int) -> NDArray[Any]:
     return np.repeat(frames, len(samples.spikes), 0) if len(frames) == 1 else frames
 
 
+def _few_steps(steps: int) -> list[int]:
+    """All time-steps, or where a row has no room for them 20 at equal distances."""
+    return sorted({round(i * (steps - 1) / max(1, min(steps, 20) - 1)) for i in range(min(steps, 20))})
+
+
 def figure_s4(runs: Sequence[Run]) -> Drawn:
     """One sample over time."""
     run, samples = _recorded(runs, "CIFAR10DVS")
     channels = (2 * typical_channels(samples, 2))[:2]
     frames, spikes = _step_frames(samples, 0), samples.spikes[:, 0].astype(np.float64)
+    shown_steps = _few_steps(len(spikes))
+    figure, axes = _figure(0.75 * len(shown_steps) + 0.9, 5.4, 6, len(shown_steps))
     steps = len(spikes)
-    figure, axes = _figure(0.75 * steps + 0.9, 5.4, 6, steps)
     so_far = np.arange(1, steps + 1)[:, None, None, None]
     parts = (
         ("(a)", frames.astype(np.float64), spikes),
         ("(b)", np.cumsum(frames.astype(np.float64), 0) / so_far, np.cumsum(spikes, 0) / so_far),
     )
     for part, (letter, shown, fired) in enumerate(parts):
-        for t in range(steps):
-            _show(axes[3 * part, t], picture(shown[t]), f"t = {t}" if part == 0 else "")
+        for place, t in enumerate(shown_steps):
+            _show(axes[3 * part, place], picture(shown[t]), f"t = {t}" if part == 0 else "")
             for row, c in enumerate(channels, start=1):
-                _show(axes[3 * part + row, t], fired[t, c])
+                _show(axes[3 * part + row, place], fired[t, c])
         names = ("input", *(f"channel {c}" for c in channels)) if part == 0 else (
             "mean input", *(f"rate, ch. {c}" for c in channels)
         )  # fmt: skip
@@ -616,13 +626,13 @@ def figure_s5(runs: Sequence[Run]) -> Drawn:
     except NothingToShowError:  # static images only
         run, samples = _recorded(runs, "DVSGesture")
     channel = typical_channels(samples, 1)[0]
-    steps, played = len(samples.spikes), min(3, samples.spikes.shape[1])
-    figure, axes = _figure(0.75 * steps + 0.9, 0.95 * 2 * played + 0.5, 2 * played, steps)
+    shown_steps, played = _few_steps(len(samples.spikes)), min(3, samples.spikes.shape[1])
+    figure, axes = _figure(0.75 * len(shown_steps) + 0.9, 0.95 * 2 * played + 0.5, 2 * played, len(shown_steps))
     for i in range(played):
         frames = _step_frames(samples, i)
-        for t in range(steps):
-            _show(axes[2 * i, t], picture(frames[t]), f"t = {t}" if i == 0 else "")
-            _show(axes[2 * i + 1, t], samples.spikes[t, i, channel])
+        for place, t in enumerate(shown_steps):
+            _show(axes[2 * i, place], picture(frames[t]), f"t = {t}" if i == 0 else "")
+            _show(axes[2 * i + 1, place], samples.spikes[t, i, channel])
         axes[2 * i, 0].set_ylabel(_name_of(samples, i), fontsize=7)
         axes[2 * i + 1, 0].set_ylabel("spikes", fontsize=7)
     return figure, (

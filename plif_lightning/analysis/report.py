@@ -43,7 +43,10 @@ _DARK: Any = {
 
 
 def _number(value: Any, digits: int = 5) -> float | None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    try:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            return None
+    except OverflowError:  # an integer without end, in a stranger's file
         return None
     return float(f"{value:.{digits}g}")
 
@@ -58,7 +61,12 @@ def _curves(run: Run) -> dict[str, list[float | None]]:
     """Metrics by name, at no more epochs than a screen shows."""
     rows = run.metrics
     if len(rows) > _POINTS:
-        rows = [rows[round(i * (len(rows) - 1) / (_POINTS - 1))] for i in range(_POINTS)]
+        # Validations first, which need not be in every epoch.
+        measured = [row for row in rows if run.val_key in row]
+        rows = measured if len(measured) >= _POINTS // 2 else rows
+        chosen = {round(i * (len(rows) - 1) / (_POINTS - 1)) for i in range(_POINTS)}
+        best = max(measured, key=lambda row: row[run.val_key], default=None)
+        rows = [row for i, row in enumerate(rows) if i in chosen or row is best]
     keys = list(dict.fromkeys(key for row in rows for key in row))
     found: dict[str, list[float | None]] = {"epoch": [_number(row["epoch"] + 1) for row in rows]}
     for key in keys:

@@ -140,7 +140,7 @@ def read_results(path: Path) -> list[Row]:
         UserError: it is another file.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
             names = tuple(reader.fieldnames or ())

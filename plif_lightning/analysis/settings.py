@@ -132,9 +132,13 @@ def setting_of(run: Run) -> Setting:
 
 def is_limited(run: Run) -> bool:
     """Whether a run saw a part of its data only, whatever the data set holds."""
-    values = [run.setting(f"trainer.{name}") for name in _LIMITS]
+    return bool(_limits_of(run))
+
+
+def _limits_of(run: Run) -> list[str]:
+    values = {name: run.setting(f"trainer.{name}") for name in _LIMITS}
     # Lightning takes 1 for one batch and 1.0 for all of them.
-    return any(value and not (isinstance(value, float) and value == 1.0) for value in values)
+    return [name for name, value in values.items() if value and not (isinstance(value, float) and value == 1.0)]
 
 
 def one_per_seed(runs: Sequence[Run]) -> list[Run]:
@@ -167,8 +171,7 @@ def unusual(run: Run) -> list[str]:
     names = [key for key, value in usual.items() if key not in _SHOWN and key in own and own[key] != value]
     names += [key for key in own if key.startswith("model.early_time_steps.")]
     names += [key for key, value in _PLAIN.items() if key not in usual and own.get(key, value) != value]
-    if is_limited(run):
-        names += [f"trainer.{name}" for name in _LIMITS if f"trainer.{name}" in own]
+    names += [f"trainer.{name}" for name in _limits_of(run)]
     return names
 
 

@@ -50,6 +50,7 @@ class StopOnSignal(Callback):
         self._received: signal.Signals | None = None
         self._at = -math.inf
         self._agreed: signal.Signals | None = None  # by all processes
+        self.terminated = False  # before training
         self._trained: L.Trainer | None = None
 
     @contextmanager
@@ -60,18 +61,30 @@ class StopOnSignal(Callback):
             signal.signal(own, self._receive)
             if own in early.received:
                 self._received = own
+        # Until training takes it, SIGTERM ends this process as Ctrl-C does, with those that it has started.
+        ends = _takes_signals() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if ends:
+            signal.signal(signal.SIGTERM, self._terminate)
         try:
             yield
         finally:
+            if ends:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if own is not None:
                 signal.signal(own, signal.SIG_DFL)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Now, not before: Lightning has just set its own, which end a run as if it were finished, and puts back those
         # that were there before when training ends.
+        if self.terminated and self._received is None:
+            self._received = signal.SIGTERM  # what was raised then got lost in somebody's callback
         if _takes_signals():
             for one in _ENDING:
                 signal.signal(one, self._receive)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self.terminated = True
+        raise KeyboardInterrupt
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -109,7 +109,7 @@ class WandbRecord(Callback):
         for run in self._runs(trainer):
             write_identity(folder, run)
             if folder.data.is_file():
-                run.config.update({"facts": json.loads(folder.data.read_text())}, allow_val_change=True)
+                run.config.update({"facts": json.loads(folder.data.read_text("utf-8"))}, allow_val_change=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for run in self._runs(trainer):

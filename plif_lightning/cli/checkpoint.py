@@ -172,7 +172,7 @@ def config_file(value: str) -> str:
 def _require_configuration(path: Path) -> None:
     """Says what is wrong with a file that can be no configuration, where jsonargparse would fail in its own ways."""
     try:
-        loaded = yaml.safe_load(path.read_text())
+        loaded = yaml.safe_load(path.read_text("utf-8"))
         json.dumps(loaded, default=str)  # a structure that holds itself has no end
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the configuration {path} cannot be read as text: {error}.") from error

@@ -357,7 +357,7 @@ def cost(argv: list[str]) -> int:
     given = _cost_parser().parse_args(argv)
     if given.samples < 1:
         raise UserError(f"--samples must be at least 1, got {given.samples}.")
-        from rich.table import Table
+    from rich.table import Table
 
     from plif_lightning.deploy.costs import Cost
     from plif_lightning.deploy.costs import cost as count

@@ -1,6 +1,7 @@
 """All commands: what trains and evaluates is LightningCLI's, what starts and reads many runs is our own."""
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from plif_lightning.version import __version__
 def main(args: list[str] | None = None) -> None:
     """Runs the command line; a user's mistake ends it with one sentence and exit status 2."""
     tune_allocator()  # before PyTorch allocates anything
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not know all that a run is called
     argv = sys.argv[1:] if args is None else args
     try:
         status = _run(argv)

@@ -69,13 +69,13 @@ _OF_TRAINING = {"data.batch_size", "data.drop_last", "data.augmentation"}
 class PlifCLI(LightningCLI):
     """LightningCLI with `configs/base.yaml` under every configuration, and checkpoints that know theirs."""
 
-    def __init__(self, expanded: Expanded, held: ExitStack) -> None:
+    def __init__(self, expanded: Expanded, held: ExitStack, stop: StopOnSignal) -> None:
         self.expanded = expanded
         self.held = held  # until the program's end
         self.place: Path | None = None  # of a new run
         self.changed: dict[str, Any] = {}  # since the checkpoint
         self.longer: dict[str, Any] = {}
-        self.stop = StopOnSignal(requeues=expanded.resumes)
+        self.stop = stop
         base = str(configs.folder() / "base.yaml")
         super().__init__(
             SpikingClassifier,
@@ -207,6 +207,9 @@ class PlifCLI(LightningCLI):
                 other.init_args.save_dir = str(place.absolute())  # a run may be resumed from elsewhere
                 other.init_args.name = other.init_args.name or other.class_path.rsplit(".", 1)[-1]
                 other.init_args.version = other.init_args.version or ""
+            if other.class_path.endswith(".CSVLogger") and self.expanded.folder is not None:
+                # It begins its file anew: what it wrote before the run went on stays where it is.
+                other.init_args.version = f"from_step_{self.expanded.step}"
         config.trainer.logger = loggers if len(loggers) > 1 else loggers[0]
 
     @staticmethod
@@ -433,13 +436,17 @@ def run(expanded: Expanded) -> int:
         UserError: a mistake that Lightning, PyTorch or a loader's worker process noticed, in one sentence.
     """
     quieten()
+    stop = StopOnSignal(requeues=expanded.resumes)
     try:
         with ExitStack() as held:
-            PlifCLI(expanded, held)
+            PlifCLI(expanded, held, stop)
     except SIGTERMException:
         return 128 + signal.SIGTERM
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning ends with status 1
+    except (SystemExit, KeyboardInterrupt) as ended:
+        # Lightning ends an interrupted fit with status 1.
+        if isinstance(ended, KeyboardInterrupt) or isinstance(ended.__context__, KeyboardInterrupt):
+            if stop.terminated:
+                raise Stopped(128 + signal.SIGTERM, "stopped by SIGTERM before training began.") from None
             raise KeyboardInterrupt from None
         raise
     except Exception as error:

@@ -64,7 +64,7 @@ def read_sweep(path: Path) -> Sweep:
         UserError: the file is no sweep file, or not a grid.
     """
     try:
-        loaded = yaml.safe_load(path.read_text())
+        loaded = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"the sweep file {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

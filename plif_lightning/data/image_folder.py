@@ -255,7 +255,7 @@ def _bands(image: Image.Image, colour: Colour, path: Path) -> str:
 def _facts(folder: Path) -> dict[str, Any] | None:
     """What was written after the images; None where they are not whole."""
     try:
-        facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
+        facts: dict[str, Any] = json.loads((folder / "facts.json").read_text("utf-8"))
         shape = facts["shape"]
         for part in ("train", "test"):
             with (folder / f"{part}.npy").open("rb") as file:

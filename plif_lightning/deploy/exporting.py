@@ -273,7 +273,7 @@ def export(
 def _names_in(folder: Path) -> list[str]:
     """The files of an earlier export; all that one could have where it does not say."""
     try:
-        names = json.loads((folder / EXPORTED).read_text())["sha256"]
+        names = json.loads((folder / EXPORTED).read_text("utf-8"))["sha256"]
         return [name for name in names if Path(name).name == name]
     except FileNotFoundError:
         return []

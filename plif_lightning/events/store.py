@@ -143,7 +143,7 @@ class EventStore:
     def __init__(self, folder: Path, kind: Kind, expected: str | None = None) -> None:
         self.path, self.kind = folder / f"{kind.name}.json", kind
         try:
-            meta = json.loads(self.path.read_text())
+            meta = json.loads(self.path.read_text("utf-8"))
             self.sensor = Sensor(*meta["sensor"])
             self.fingerprint: str = meta["fingerprint"]
             arrays: dict[str, dict[str, Any]] = meta["arrays"]

@@ -89,7 +89,7 @@ def _file() -> Path | None:
 def _known(file: Path) -> dict[str, Any]:
     """What was measured, by machine and layer; nothing where the file is not there or damaged."""
     try:
-        known = json.loads(file.read_text())
+        known = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) and all(isinstance(of, dict) for of in known.values()) else {}

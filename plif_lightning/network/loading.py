@@ -29,7 +29,7 @@ def _in_export(folder: Path) -> Path:
         CheckpointError: the folder is none, or one of its files is missing or altered.
     """
     try:
-        hashes = dict(json.loads((folder / EXPORTED).read_text())["sha256"])
+        hashes = dict(json.loads((folder / EXPORTED).read_text("utf-8"))["sha256"])
         hashes["network.ckpt"]
     except FileNotFoundError as error:
         raise CheckpointError(

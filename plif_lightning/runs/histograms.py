@@ -37,7 +37,7 @@ def read_histograms(folder: RunFolder) -> list[Histogram]:
     """Distributions of W / tau in the order of epochs; lines that cannot be read are left out."""
     found: dict[tuple[str, int], Histogram] = {}
     try:
-        lines = folder.weights.read_text().splitlines()
+        lines = folder.weights.read_text("utf-8").splitlines()
     except OSError:
         return []
     for line in lines:

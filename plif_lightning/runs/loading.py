@@ -20,7 +20,7 @@ def printable(value: Any) -> Any:
 
 def loaded(path: Path, problems: list[str], optional: bool = False) -> dict[str, Any]:
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
         value = printable(json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader))
     except FileNotFoundError:
         if not optional:

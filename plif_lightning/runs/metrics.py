@@ -30,7 +30,7 @@ def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str
     """
     epochs: dict[int, dict[str, float]] = {}
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             for line, row in enumerate(csv.DictReader(file), start=2):
                 # A test after the fit is logged under the last epoch but belongs to the best one.
                 if not row.get("epoch") or any(value and key and key.startswith("test/") for key, value in row.items()):
@@ -90,7 +90,7 @@ class MetricsTable:
         self.rows: list[dict[str, Any]] = []
         if path.is_file():
             try:
-                with path.open(newline="") as file:
+                with path.open(newline="", encoding="utf-8") as file:
                     found = list(csv.DictReader(file))
             except (UnicodeDecodeError, csv.Error) as error:
                 raise UserError(

@@ -140,7 +140,7 @@ def write_command(
     around, changes = dict(surroundings), []
     if folder.command.is_file() and resumed is not None:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            earlier = json.loads(folder.command.read_text())
+            earlier = json.loads(folder.command.read_text("utf-8"))
             arguments = [*earlier["arguments"], *(f"--{name}={value}" for name, value in resumed.longer.items())]
             changes = [*earlier.get("changes", [])]
             if resumed.changed:

@@ -23,7 +23,7 @@ def write_identity(folder: RunFolder, run: Any) -> None:
 def read_identity(folder: RunFolder) -> str | None:
     """The W&B run that a run was recorded in; None where there is none."""
     try:
-        return str(json.loads(folder.wandb.read_text())["id"])
+        return str(json.loads(folder.wandb.read_text("utf-8"))["id"])
     except (OSError, ValueError, KeyError):
         return None
 

@@ -117,6 +117,33 @@ def test_many_runs_have_room_for_what_they_are_called(name, tmp_path):
     assert panel.get_position().height * figure.get_size_inches()[1] > 1  # inch
 
 
+def test_figure_6_shows_runs_without_a_common_epoch(tmp_path):
+    for i in (0, 1):
+        run = write_run(tmp_path / str(i), (0.5, 0.6, 0.7, 0.8), seed=i)
+        lines = run.metrics.read_text().splitlines()
+        run.metrics.write_text("\n".join([lines[0], *lines[1 + i :: 2]]) + "\n")
+    write_run(tmp_path / "other", init_tau=4.0)
+    figure, _ = drawn("6", find_runs(tmp_path))
+    assert len(figure.axes[0].get_legend().get_texts()) == 2
+
+
+@pytest.mark.parametrize("name", ["S4", "S5"])
+def test_of_many_time_steps_some_are_shown(name, tmp_path):
+    write_run(tmp_path / "a", time_steps=100, frames=100)
+    figure, _ = drawn(name, find_runs(tmp_path))
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title().startswith("t =")]
+    assert len(titles) == 20
+    assert (titles[0], titles[-1]) == ("t = 0", "t = 99")
+
+
+def test_figure_7_names_its_runs_before_its_layers(tmp_path):
+    write_run(tmp_path / "a", layers=[f"conv{i}" for i in range(30)])
+    figure, _ = drawn("7", find_runs(tmp_path))
+    written = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert "tau(0)" not in written[0]
+    assert written[-1] == "and 15 more"
+
+
 def test_figure_7_shows_the_authors_time_constants(tmp_path):
     write_run(tmp_path / "a", (0.5, 0.7, 0.9), layers=("conv1", "conv2", "fc1", "fc2"))
     write_run(tmp_path / "b", (0.5, 0.7, 0.9), validation="holdout", test=0.5)

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from plif_lightning.analysis.report import write_report
+from plif_lightning.analysis.report import _curves, write_report
 from plif_lightning.analysis.tables import result_tables
 from plif_lightning.runs.process import process_identity
 from plif_lightning.runs.reading import find_runs
@@ -85,6 +85,21 @@ def test_what_cannot_be_read_stands_on_the_page_and_the_rest_is_there(tmp_path, 
     assert any("samples.npz cannot be read" in problem for problem in data["problems"])
     assert any("config.yaml cannot be read" in problem for problem in data["problems"])
     assert "note: " in capsys.readouterr().err
+
+
+def test_long_curves_keep_their_validations_and_the_best(tmp_path, without_figures):
+    run = write_run(tmp_path / "runs" / "a", tuple(i / 2000 for i in range(1000)))
+    lines = run.metrics.read_text().splitlines()
+    kept = [",".join([*line.split(",")[:2], "" if i % 5 else line.split(",")[2], *line.split(",")[3:]])
+            for i, line in enumerate(lines[1:])]  # fmt: skip
+    kept[740] = kept[740].replace(",0.37,", ",0.9,")
+    run.metrics.write_text("\n".join([lines[0], *kept]) + "\n")
+    curves = _curves(find_runs(tmp_path / "runs")[0])
+    assert len(curves["epoch"]) <= 201
+    accuracies = [value for value in curves["accuracy"] if value is not None]
+    assert len(accuracies) >= 190
+    assert accuracies[0] == 0
+    assert max(accuracies) == 90
 
 
 def test_long_curves_are_thinned_to_what_a_screen_shows(tmp_path, without_figures):

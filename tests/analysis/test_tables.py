@@ -1,7 +1,9 @@
 """The paper's tables: its numbers, ours beside them, and nothing where nothing was run."""
 
 import csv
+import json
 import math
+import os
 
 import pytest
 import yaml
@@ -12,6 +14,7 @@ from plif_lightning.analysis.tables import cells, interval, result_tables, write
 from plif_lightning.cli import main
 from plif_lightning.cli.results import all_tables
 from plif_lightning.runs.reading import find_runs
+from tests.cli.calls import command
 from tests.writers import write_run
 
 
@@ -122,11 +125,30 @@ def swap(path, old, new):
 def test_one_odd_run_hinders_no_other(tmp_path, odd, capsys):
     ODD[odd](write_run(tmp_path / "runs" / "odd"))
     write_run(tmp_path / "runs" / "whole", seed=5)
-    for command in (["tables"], ["report", "--out", str(tmp_path / "r.html")]):
-        main([*command, "--runs", str(tmp_path / "runs")])  # exit status 0
+    for call in (["tables"], ["report", "--out", str(tmp_path / "r.html")]):
+        main([*call, "--runs", str(tmp_path / "runs")])  # exit status 0
     page = (tmp_path / "r.html").read_text()
     assert page.count("<figure>") >= 8
     assert page.count("data:image/png") >= 16  # on a light and on a dark page
+
+
+def test_an_odd_run_alone_is_told_too(tmp_path):
+    swap(write_run(tmp_path / "runs" / "odd").config, "time_steps: 8", "time_steps: 1" + 400 * "0")
+    main(["report", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "r.html")])
+    assert (tmp_path / "r.html").is_file()
+
+
+def test_files_are_read_as_they_are_written_whatever_the_terminal_speaks(tmp_path):
+    run = write_run(tmp_path / "runs" / "a", data="ImageFolder", title="K\u00e4se\u65e5\u672c")
+    run.config.write_text(run.config.read_text() + "note: K\u00e4se\n", encoding="utf-8")
+    run.data.write_text(json.dumps(json.loads(run.data.read_text()), ensure_ascii=False), encoding="utf-8")
+    for environment in ({"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "latin-1"}):
+        done = command(
+            *("tables", "--runs", str(tmp_path / "runs"), "--only", "2"), env={**os.environ, **environment}, text=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"cannot be read" not in done.stderr
+        assert b"K\\xe4se" in done.stdout or b"K\xe4se" in done.stdout
 
 
 def test_figures_of_odd_runs_and_a_whole_one_are_drawn(tmp_path):

@@ -200,6 +200,8 @@ def test_another_logger_goes_beside_the_runs_own(capsys):
     assert not (Path("runs") / "version_0").exists()
     main(["fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", "--trainer.max_epochs", "3"])
     assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["0", "1", "2"]
+    theirs = [{row["epoch"] for row in rows(path)} for path in sorted((run / "CSVLogger").rglob("metrics.csv"))]
+    assert theirs == [{"2"}, {"0", "1"}]  # it went on in a folder of its own, and took nothing away
     main(["tables", "--only", "2"])
     assert "scikit-learn digits" not in capsys.readouterr().err
 

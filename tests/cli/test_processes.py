@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -29,6 +30,41 @@ def test_fit_on_two_processes(tmp_path):
     assert "CPU x 2" in done.stdout
     assert [p.name for p in Path("runs/quickstart").iterdir()] == ["version_0"]
     assert load("runs/quickstart/version_0/checkpoints/best.ckpt")["global_step"] == 3
+
+
+def test_a_test_on_two_processes_measures_what_one_does(tmp_path):
+    run = command("fit", "--config", QUICKSTART, *TINY, *FEW, "--trainer.max_epochs", "1", "--run_folder", "run")
+    assert run.returncode == 0, run.stderr
+    losses = []
+    for more in ([], ["--trainer.devices", "2", "--trainer.strategy", "ddp"]):
+        done = command("test", "--ckpt_path", "run/checkpoints/best.ckpt", "--trainer.accelerator", "cpu", *more)
+        assert done.returncode == 0, done.stderr
+        losses.append(re.search(r"loss +(\d\.\d+)", done.stdout)[1])  # of 359 samples
+    assert losses[0] == losses[1]
+
+
+def test_sigterm_before_training_ends_all_processes(tmp_path):
+    arguments = ["fit", "--config", QUICKSTART, *TINY, *FEW, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "main.py"), *arguments, "--run_folder", str(tmp_path / "told")],
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL),  # which pytest's workers ignore
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def others():
+        found = subprocess.run(["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True).stdout
+        lines = [line.split(None, 1) for line in found.splitlines()[1:]]
+        return [int(pid) for pid, call in lines if str(tmp_path) in call and int(pid) != process.pid]
+
+    until(lambda: process.poll() is not None or others())
+    process.terminate()
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 143, said
+    assert "stopped by SIGTERM" in said
+    until(lambda: not others())
 
 
 def test_two_nodes_begun_by_torchrun(tmp_path):
