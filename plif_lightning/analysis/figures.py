@@ -216,20 +216,28 @@ def _place(labelled: tuple[str, list[Run]]) -> tuple[Any, ...]:
 
 def _group_name(run: Run) -> str:
     """Data set, and what makes runs of it incomparable: its part, T, and the protocol."""
-    origin = f", {_text(run.facts['origin'])}" if run.facts.get("origin") else ""
-    name = textwrap.fill(_text(data_title(run), 30) + origin, 36)
+    origin = f", {_short(run.facts['origin'])}" if run.facts.get("origin") else ""
+    name = _plain(textwrap.fill(_short(data_title(run), 30) + origin, 36))
     steps = _text(run.setting("data.time_steps", "?"), 12)
     return f"{name}\nT = {steps}, protocol {run.protocol}"
 
 
 def _text(words: object, most: int = 60) -> str:
     """What a run is called, as it is: short enough, and no formula."""
+    return _plain(_short(words, most))
+
+
+def _short(words: object, most: int = 60) -> str:
     text = " ".join(str(words).split())
-    return (text if len(text) <= most else text[: most - 1] + "\u2026").replace("$", r"\$")
+    return text if len(text) <= most else text[: most - 1] + "\u2026"
+
+
+def _plain(text: str) -> str:
+    return text.replace("$", r"\$")  # after a line was broken, which may be before any sign
 
 
 def _for_legend(label: str) -> str:
-    text = textwrap.fill(_text(label, 120), 42, subsequent_indent="  ")
+    text = _plain(textwrap.fill(_short(label, 120), 42, subsequent_indent="  "))
     return text.replace("tau_0", "$\\tau_0$").replace("tau =", "$\\tau$ =")
 
 

@@ -136,6 +136,14 @@ def test_of_many_time_steps_some_are_shown(name, tmp_path):
     assert (titles[0], titles[-1]) == ("t = 0", "t = 99")
 
 
+def test_a_name_is_broken_before_it_is_made_plain(tmp_path):
+    write_run(tmp_path / "a", data="ImageFolder", title="x" * 28 + " $y$", origin="z" * 35 + "$w$")
+    figure, _ = drawn("6", find_runs(tmp_path))
+    title = figure.axes[0].get_title(loc="left")
+    assert title.replace("\\$", "").count("\\") == 0
+    assert title.count("\\$") == title.count("$") > 0
+
+
 def test_figure_7_names_its_runs_before_its_layers(tmp_path):
     write_run(tmp_path / "a", layers=[f"conv{i}" for i in range(30)])
     figure, _ = drawn("7", find_runs(tmp_path))
