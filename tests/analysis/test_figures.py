@@ -137,7 +137,7 @@ def test_of_many_time_steps_some_are_shown(name, tmp_path):
 
 
 def test_a_name_is_broken_before_it_is_made_plain(tmp_path):
-    write_run(tmp_path / "a", data="ImageFolder", title="x" * 28 + " $y$", origin="z" * 35 + "$w$")
+    write_run(tmp_path / "a", data="ImageFolder", title="x" * 28 + " $y$", origin="z" * 33 + "$w$")
     figure, _ = drawn("6", find_runs(tmp_path))
     title = figure.axes[0].get_title(loc="left")
     assert title.replace("\\$", "").count("\\") == 0
