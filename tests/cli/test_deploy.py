@@ -154,7 +154,7 @@ def test_a_decision_that_is_safe_ends_it_early(checkpoint, capsys):
         (["--ms_per_step", "abc"], "--ms_per_step: must be a number of at least 0.001, got abc"),
         (["--ms_per_step", "0.0001"], "--ms_per_step: must be a number of at least 0.001, got 0.0001"),
         (["--early_exit", "nan"], "--early_exit: must be from 0 to 1, got nan"),
-        (["--events_per_step", "0"], "events_per_step must be at least 1, got 0"),
+        (["--events_per_step", "0"], "events_per_step must be a whole number, at least 1, got 0"),
         (["--events_per_step", "some"], "argument --events_per_step: invalid int value: 'some'"),
         (["--file", "no.aedat"], "no.aedat"),
         (["--ckpt_path", "no.ckpt"], "checkpoint no.ckpt does not exist"),
