@@ -89,6 +89,7 @@ class SpikingClassifier(L.LightningModule):
         self.label_smoothing = label_smoothing
         self.early_time_steps = early_time_steps or {}
         self._seed: int | None = None
+        self._generators: tuple[Tensor, Tensor | None] | None = None
         self.train_loss = MeanMetric()
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         # Of the whole set on all processes: Lightning's own mean over processes counts samples in whole numbers.
@@ -121,6 +122,8 @@ class SpikingClassifier(L.LightningModule):
         self._generators = torch.get_rng_state(), None if cuda is None else torch.cuda.get_rng_state(cuda)
 
     def _put_generators_back(self) -> None:
+        if self._generators is None:
+            return  # a subclass may have an on_validation_start of its own
         here, on_gpu = self._generators
         torch.set_rng_state(here)
         if on_gpu is not None:
@@ -244,7 +247,7 @@ class SpikingClassifier(L.LightningModule):
         votes = self(batch.x)
         self.val_accuracy(votes.mean(0), batch.label)
         n = len(batch.label)
-        self.val_loss(self.loss(votes, batch.label), n)
+        self.val_loss.update(self.loss(votes, batch.label), n)
         self.log(f"{self.val_name}/loss", self.val_loss, batch_size=n)
         self.log(f"{self.val_name}/acc", self.val_accuracy, prog_bar=True, batch_size=n)
 
@@ -256,7 +259,7 @@ class SpikingClassifier(L.LightningModule):
         self.test_class_accuracy.update(rates, batch.label)
         self.test_confusion.update(rates, batch.label)
         n = len(batch.label)
-        self.test_loss(self.loss(votes, batch.label), n)
+        self.test_loss.update(self.loss(votes, batch.label), n)
         self.log("test/loss", self.test_loss, batch_size=n)
         self.log("test/acc", self.test_accuracy, batch_size=n)
 

@@ -225,6 +225,9 @@ def test_a_subclass_need_not_call_our_hooks():
         def on_fit_start(self):
             pass
 
+        def on_validation_start(self):
+            pass
+
     quick(1, limit_train_batches=2).fit(Mine(**SMALL), datamodule=Digits(time_steps=3))
 
 
