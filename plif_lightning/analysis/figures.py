@@ -595,7 +595,7 @@ def _step_frames(samples: Samples, i: int) -> NDArray[Any]:
 
 def _few_steps(steps: int) -> list[int]:
     """All time-steps, or where a row has no room for them 20 at equal distances."""
-    return sorted({round(i * (steps - 1) / max(1, min(steps, 20) - 1)) for i in range(min(steps, 20))})
+    return list(range(steps)) if steps <= 20 else [round(i * (steps - 1) / 19) for i in range(20)]
 
 
 def figure_s4(runs: Sequence[Run]) -> Drawn:
@@ -605,8 +605,7 @@ def figure_s4(runs: Sequence[Run]) -> Drawn:
     frames, spikes = _step_frames(samples, 0), samples.spikes[:, 0].astype(np.float64)
     shown_steps = _few_steps(len(spikes))
     figure, axes = _figure(0.75 * len(shown_steps) + 0.9, 5.4, 6, len(shown_steps))
-    steps = len(spikes)
-    so_far = np.arange(1, steps + 1)[:, None, None, None]
+    so_far = np.arange(1, len(spikes) + 1)[:, None, None, None]
     parts = (
         ("(a)", frames.astype(np.float64), spikes),
         ("(b)", np.cumsum(frames.astype(np.float64), 0) / so_far, np.cumsum(spikes, 0) / so_far),

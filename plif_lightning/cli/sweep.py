@@ -126,7 +126,7 @@ def replaced(sweep: Sweep, changes: Sequence[str]) -> Sweep:
             parsed = yaml.safe_load(f"[{values}]")
         except yaml.YAMLError as error:
             raise UserError(f"the values of --grid {change} are not YAML: {' '.join(str(error).split())}.") from error
-        if not parsed or any(value in ("", None) for value in parsed if key == "config"):
+        if not parsed or (key == "config" and any(value in ("", None) for value in parsed)):
             raise UserError(f"--grid {change!r} gives {key} no value.")
         parameters[key] = parsed
     return Sweep(sweep.name, sweep.arguments, parameters)

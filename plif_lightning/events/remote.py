@@ -49,11 +49,8 @@ def fetch(address: str, folder: Path, kind: Kind) -> bool:
         OSError: the copy cannot be written.
     """
     here = folder / f"{kind.name}.json"
-    try:
-        with _reaching(address):
-            files, root = fsspec.core.url_to_fs(address)
-            text = files.cat_file(f"{root}/{kind.name}.json")
-    except FileNotFoundError:
+    text = _text_at(address, kind)
+    if text is None:
         return False
     name = _folder_of(text, kind, address)
     if here.is_file() and here.read_bytes() == text:
@@ -88,13 +85,18 @@ def classes_at(address: str, kind: Kind) -> tuple[str, ...]:
     Raises:
         StoreError: the address cannot be reached.
     """
+    text = _text_at(address, kind)
+    return () if text is None else _classes_of(_meta(text, kind, address))
+
+
+def _text_at(address: str, kind: Kind) -> bytes | None:
+    """The NAME.json of a store at an address; None where there is none."""
     try:
         with _reaching(address):
             files, root = fsspec.core.url_to_fs(address)
-            text = files.cat_file(f"{root}/{kind.name}.json")
+            return bytes(files.cat_file(f"{root}/{kind.name}.json"))
     except FileNotFoundError:
-        return ()
-    return _classes_of(_meta(text, kind, address))
+        return None
 
 
 def _classes_of(meta: dict[str, Any]) -> tuple[str, ...]:

@@ -44,8 +44,8 @@ def has_hooks(module: nn.Module) -> bool:
 def hooks_on_all() -> bool:
     """Whether somebody hooked every module there is, so that each must be called by itself."""
     every = torch.nn.modules.module
-    hooks = every._global_forward_hooks, every._global_forward_pre_hooks
-    return any(hooks) or any((every._global_backward_hooks, every._global_backward_pre_hooks))
+    forward = every._global_forward_hooks, every._global_forward_pre_hooks
+    return any((*forward, every._global_backward_hooks, every._global_backward_pre_hooks))
 
 
 def is_usual_neuron(neuron: nn.Module) -> bool:
