@@ -1,5 +1,6 @@
 """Every shipped configuration: it parses, and its network is the paper's."""
 
+import functools
 import io
 from contextlib import redirect_stdout
 
@@ -36,8 +37,9 @@ VARIANTS = sorted(p.stem for p in (CONFIGS / "variants").glob("*.yaml"))
 RECIPES = sorted(p.stem for p in (CONFIGS / "recipes").glob("*.yaml"))
 
 
+@functools.cache
 def parsed(*arguments):
-    """The configuration as `fit --print_config` shows it."""
+    """The configuration as `fit --print_config` shows it; not to be changed."""
     out = io.StringIO()
     with redirect_stdout(out), pytest.raises(SystemExit) as stop:
         main(["fit", *arguments, "--print_config"])

@@ -103,7 +103,8 @@ def trace(
 def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
     """While it lasts no autocast is in force; there is none on some devices, such as meta."""
     known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+    in_force = known and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if in_force else nullcontext()
 
 
 def _over_channels(value: Tensor, x: Tensor) -> Tensor:

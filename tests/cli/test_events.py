@@ -37,7 +37,7 @@ WRITERS = {
 def test_fit_and_test_of_the_papers_networks(name, capsys):
     WRITERS[name](Path("data"))
     few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
-    few += ["--data.batch_size", "2", "--data.eval_batch_size", "2", "--record_samples", "1"]
+    few += ["--data.batch_size", "1", "--data.eval_batch_size", "1", "--record_samples", "1"]
     main(["fit", *config(name), *SILENT, *PART, *few])
     out = said(capsys)
     assert "(original, a PART of its" in out

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from plif_lightning.callbacks import CommandRecord
+from plif_lightning.cli import main
 from plif_lightning.cli.lightning import needs_sync_batchnorm
 from plif_lightning.errors import UserError
-from tests.cli.calls import FEW, QUICKSTART, TINY, command, load, until
+from tests.cli.calls import FEW, QUICKSTART, TINY, command, fit, load, until
 from tests.conftest import REPOSITORY
 
 
@@ -32,14 +33,15 @@ def test_fit_on_two_processes(tmp_path):
     assert load("runs/quickstart/version_0/checkpoints/best.ckpt")["global_step"] == 3
 
 
-def test_a_test_on_two_processes_measures_what_one_does(tmp_path):
-    run = command("fit", "--config", QUICKSTART, *TINY, *FEW, "--trainer.max_epochs", "1", "--run_folder", "run")
-    assert run.returncode == 0, run.stderr
-    losses = []
-    for more in ([], ["--trainer.devices", "2", "--trainer.strategy", "ddp"]):
-        done = command("test", "--ckpt_path", "run/checkpoints/best.ckpt", "--trainer.accelerator", "cpu", *more)
-        assert done.returncode == 0, done.stderr
-        losses.append(re.search(r"loss +(\d\.\d+)", done.stdout)[1])  # of 359 samples
+def test_a_test_on_two_processes_measures_what_one_does(capsys):
+    fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--test_after_fit", "false", "--run_folder", "run")
+    arguments = ["test", "--ckpt_path", "run/checkpoints/best.ckpt", "--trainer.accelerator", "cpu"]
+    capsys.readouterr()
+    main(arguments)
+    one = capsys.readouterr().out
+    two = command(*arguments, "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    assert two.returncode == 0, two.stderr
+    losses = [re.search(r"loss +(\d\.\d+)", said)[1] for said in (one, two.stdout)]  # of 359 samples
     assert losses[0] == losses[1]
 
 

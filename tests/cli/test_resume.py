@@ -1,5 +1,6 @@
 """Runs that were killed, moved or stopped, and go on."""
 
+import functools
 import signal
 import subprocess
 import sys
@@ -29,21 +30,32 @@ RECIPE += [
     "--trainer.callbacks",
     "[{class_path: EMAWeightAveraging, init_args: {decay: 0.9, update_every_n_steps: 2}}]",
 ]
+LONG = ["--test_after_fit", "false", "--trainer.max_epochs", "4", "--model.channels", "8"]
+LONG += ["--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 1}}]"]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The run that nothing happens to, with and without the recipe; made once."""
+
+    @functools.cache
+    def run(of_recipe):
+        folder = tmp_path_factory.mktemp("straight")
+        fit(*(RECIPE if of_recipe else []), *LONG, "--run_folder", str(folder / "run"))
+        return folder / "run"
+
+    return run
 
 
 @pytest.mark.parametrize("moment", ["after an epoch", "in an epoch", "in an epoch of a recipe"])
-def test_a_killed_run_goes_on_exactly(moment, tmp_path):
+def test_a_killed_run_goes_on_exactly(moment, straight, tmp_path):
     recipe = RECIPE if "recipe" in moment else []
-    arguments = [
-        *("fit", "--config", QUICKSTART, *SILENT, *recipe, "--test_after_fit", "false", "--trainer.max_epochs", "4"),
-        *("--model.channels", "8", "--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 1}}]"),
-    ]
-    straight = command(*arguments, "--trainer.logger.name", "straight", cwd=tmp_path)
-    assert straight.returncode == 0, straight.stderr
+    undisturbed = straight(bool(recipe))
     killed = Path("runs/killed/version_0")
-    interval = ["--checkpoint.every_n_batches", "10"] if "in an epoch" in moment else []
+    arguments = ["fit", "--config", QUICKSTART, *SILENT, *recipe, *LONG, "--trainer.logger.name", "killed"]
+    arguments += ["--checkpoint.every_n_batches", "10"] if "in an epoch" in moment else []
     process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "main.py"), *arguments, *interval, "--trainer.logger.name", "killed"],
+        [sys.executable, str(REPOSITORY / "main.py"), *arguments],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -62,7 +74,7 @@ def test_a_killed_run_goes_on_exactly(moment, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert [p.name for p in Path("runs/killed").iterdir()] == ["version_0"]
 
-    expected, actual = (load(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in ("straight", "killed"))
+    expected, actual = (load(run / "checkpoints/last.ckpt") for run in (undisturbed, killed))
     assert actual["global_step"] == expected["global_step"] == 308
     for name, value in expected["state_dict"].items():
         assert torch.equal(actual["state_dict"][name], value), name
@@ -73,13 +85,13 @@ def test_a_killed_run_goes_on_exactly(moment, tmp_path):
     assert ("current_model_state" in expected) == bool(recipe)
     for name, value in expected.get("current_model_state", {}).items():
         assert torch.equal(actual["current_model_state"][name], value), name
-    tables = [rows(f"runs/{name}/version_0/metrics.csv") for name in ("straight", "killed")]
+    tables = [rows(run / "metrics.csv") for run in (undisturbed, killed)]
     for table in tables:
         for row in table:
             row.pop("train/samples_per_second")
             row.pop("seconds")
     assert tables[0] == tables[1]
-    best = [load(f"runs/{name}/version_0/checkpoints/best.ckpt")["global_step"] for name in ("straight", "killed")]
+    best = [load(run / "checkpoints/best.ckpt")["global_step"] for run in (undisturbed, killed)]
     assert best[0] == best[1]
 
 
