@@ -12,6 +12,12 @@ if (_processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     # The processes of the suite share the cores; those that the tests start inherit it.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // _processes)))
 
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: some tests wait for other processes, which do little."""
+    return cores() + 1
+
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts its background jobs so, and what the tests start would not hear a Ctrl-C either.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -77,18 +77,12 @@ def membrane_response(
     """
     import torch  # which the figures of runs do not need
 
-    from plif_lightning.dynamics import Firing, integrate_and_fire
+    from plif_lightning.dynamics import Firing
+    from plif_lightning.dynamics.reference import trace
 
     k = torch.tensor([1 / (t * STEPS_PER_MS) for t in tau], dtype=torch.float64)
-    w = torch.tensor(list(weight), dtype=torch.float64)
-    v: torch.Tensor | None = None
-    never = Firing(v_threshold=float("inf"))
-    trace = []
-    for i in current:
-        x = (float(i) * w)[None, None]  # [T = 1, N = 1, neurons]
-        _, v = integrate_and_fire(x, k, v, firing=never)
-        trace.append(v[0].numpy())
-    return np.stack(trace)
+    x = torch.from_numpy(np.outer(current, weight))[:, None]  # [T, N = 1, neurons]
+    return trace(x, k, firing=Firing(v_threshold=float("inf"))).v[:, 0].numpy()
 
 
 _RESPONSES = (

@@ -174,6 +174,13 @@ def test_another_convolution_is_called_as_it_is(change):
     assert torch.equal(*spikes)
 
 
+STATISTICS = ["per_step", "all_steps"]
+
+
+def halves_of_a_batch(rank):
+    return {statistics: half_of_a_batch(rank, statistics) for statistics in STATISTICS}
+
+
 def half_of_a_batch(rank, statistics):
     x = events(4, 4, 2, 6, 6)
     made = block("cpu", x, "max_first", statistics=statistics)
@@ -184,9 +191,15 @@ def half_of_a_batch(rank, statistics):
     return spikes.detach(), [p.grad for p in made.parameters()]
 
 
-@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
-def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch(tmp_path, statistics):
-    halves = on_two_processes(half_of_a_batch, tmp_path, statistics)
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory):
+    """What each of two processes makes of its half, in every case."""
+    return on_two_processes(halves_of_a_batch, tmp_path_factory.mktemp("two"))
+
+
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch(on_two, statistics):
+    halves = [half[statistics] for half in on_two]
     x = events(4, 4, 2, 6, 6)
     whole = run(block("cpu", x, "max_first", statistics=statistics), x)
     assert torch.equal(torch.cat([half[0] for half in halves], 1), whole[0])

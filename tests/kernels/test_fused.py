@@ -500,6 +500,13 @@ def test_copied_networks_keep_their_backend():
 # --- several processes
 
 
+CASES = [(static, statistics) for static in (False, True) for statistics in ("per_step", "all_steps")]
+
+
+def halves_of_a_batch(rank):
+    return {case: half_of_a_batch(rank, 5, *case) for case in CASES}
+
+
 def half_of_a_batch(rank, steps, static, statistics):
     y = maps(1 if static else steps, 4, 3, 4, 6)
     made = block("cpu", PLIF(), statistics, 3, steps, torch.float64, True, SpikeMaxPool2d("first"))
@@ -512,10 +519,15 @@ def half_of_a_batch(rank, steps, static, statistics):
     return spikes.detach(), part.grad, grads, made.norm.bn.running_var
 
 
-@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
-@pytest.mark.parametrize("static", [False, True])
-def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch(tmp_path, static, statistics):
-    halves = on_two_processes(half_of_a_batch, tmp_path, 5, static, statistics)
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory):
+    """What each of two processes makes of its half, in every case."""
+    return on_two_processes(halves_of_a_batch, tmp_path_factory.mktemp("two"))
+
+
+@pytest.mark.parametrize(("static", "statistics"), CASES)
+def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch(on_two, static, statistics):
+    halves = [half[static, statistics] for half in on_two]
     y = maps(1 if static else 5, 4, 3, 4, 6).requires_grad_()
     made = block("cpu", PLIF(), statistics, 3, 5, torch.float64, True, SpikeMaxPool2d("first"))
     spikes = made(y)
