@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,6 +30,8 @@ FORMATS = ("network", "pt2", "onnx", "onnx_int8", "nir")
 Input = Literal["images", "frames"]
 # ONNX operators of the version that current runtimes all know.
 _OPSET = 20
+# No export takes so long [s].
+_LONGEST = 24 * 3600
 # What only a run that goes on needs.
 _OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state", "averaging_state")
 
@@ -235,6 +238,10 @@ def export(
     static = _takes_images(data, formats, takes)
     there = out.exists()
     out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(".export*"):  # by a process that was killed, unless one is at work beside
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _LONGEST:
+                shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=".export", dir=out))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

@@ -1,9 +1,11 @@
 """A checkpoint in other programs' forms."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +178,16 @@ def test_an_export_that_fails_leaves_the_one_before(checkpoint, exported, tmp_pa
     with pytest.raises(UserError, match="no"):
         export(checkpoint, out, ["pt2"])
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_what_a_killed_export_left_is_taken_away_and_one_beside_is_not(checkpoint, tmp_path):
+    for name, days in ((".exportold", 2), (".exportnew", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "network.ckpt").write_text("half")
+        os.utime(tmp_path / name, (time.time() - days * 86_400,) * 2)
+    export(checkpoint, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".exportnew", "network.ckpt", "export.json"}
+    load_network(tmp_path)  # checks the hash
 
 
 @pytest.mark.parametrize(("package", "form"), [("onnxscript", "onnx"), ("nir", "nir")])
