@@ -37,14 +37,18 @@ VARIANTS = sorted(p.stem for p in (CONFIGS / "variants").glob("*.yaml"))
 RECIPES = sorted(p.stem for p in (CONFIGS / "recipes").glob("*.yaml"))
 
 
-@functools.cache
 def parsed(*arguments):
-    """The configuration as `fit --print_config` shows it; not to be changed."""
+    """The configuration as `fit --print_config` shows it."""
+    return yaml.safe_load(_printed(*arguments))
+
+
+@functools.cache
+def _printed(*arguments):
     out = io.StringIO()
     with redirect_stdout(out), pytest.raises(SystemExit) as stop:
         main(["fit", *arguments, "--print_config"])
     assert stop.value.code == 0
-    return yaml.safe_load(out.getvalue())
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("name", TABLE_S1)

@@ -144,7 +144,7 @@ def test_a_step_draws_the_same_numbers_whatever_was_drawn_before(tmp_path):
 def test_training_lowers_the_loss(loss, tmp_path):
     torch.manual_seed(0)
     module = SpikingClassifier(**{**SMALL, "channels": 16, "fc_features": 64}, loss=loss, dropout=0.0)
-    run = trainer(tmp_path, max_epochs=6, limit_train_batches=None)
+    run = trainer(tmp_path, max_epochs=4, limit_train_batches=None)
     run.fit(module, datamodule=Digits(time_steps=3))
     assert run.callback_metrics["train/loss"] < 0.05  # 0.1 is what a silent network loses
 

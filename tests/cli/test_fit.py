@@ -1,7 +1,6 @@
 """`fit`: what it trains, writes and says."""
 
 import json
-import os
 import re
 import shlex
 from pathlib import Path
@@ -230,19 +229,16 @@ def test_runs_lie_below_the_trainers_root():
     assert not Path("runs").exists()
 
 
-def test_callbacks_of_a_user_go_beside_the_runs_own():
+def test_callbacks_of_a_user_go_beside_the_runs_own(monkeypatch, capsys):
     """And the bar is one line an epoch, on a screen of 80 characters."""
     stop = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/acc"]
-    done = command(
-        *("fit", "--config", QUICKSTART, *TWO, *stop),
-        *("--trainer.callbacks.patience", "0", "--trainer.callbacks.min_delta", "1.0", "--trainer.max_epochs", "9"),
-        env={**os.environ, "COLUMNS": "80"},
-    )
-    assert done.returncode == 0, done.stderr
+    stop += ["--trainer.callbacks.patience", "0", "--trainer.callbacks.min_delta", "1.0", "--trainer.max_epochs", "9"]
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["fit", "--config", QUICKSTART, *TWO, *stop])
     assert Path("runs/quickstart/version_0/checkpoints/best.ckpt").is_file()
     epochs = [row["epoch"] for row in rows("runs/quickstart/version_0/metrics.csv")]
     assert epochs == ["0", "1"]  # then it was stopped
-    lines = [line for line in done.stdout.splitlines() if line.startswith("Epoch ")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch ")]
     assert [line.split()[1] for line in lines] == ["1/9", "2/9"]
     assert all(len(line) <= 80 and re.search(r"loss: \d\.\d+ val/acc: \d\.\d+$", line) for line in lines)
 
