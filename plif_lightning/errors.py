@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 
 
 class Stopped(SystemExit):
-    """A fit was told to end, and has saved where it was.
+    """The program was told to end, and has left everything as it should be.
 
     Args:
         status: with which the program ends.

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from plif_lightning.callbacks.logger import is_trial, run_folder
@@ -33,6 +34,8 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if trainer.received_sigterm:  # Lightning's loop asks only where it trains or measures
+            raise SIGTERMException
         self._batches.append({key: value.cpu() for key, value in outputs.items()})
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

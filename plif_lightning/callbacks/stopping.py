@@ -129,6 +129,15 @@ class StopOnSignal(Callback):
             self._stop(trainer, received)
         self._trained = trainer
 
+    def say_if_trained(self) -> None:
+        """Ends the program in the words of a fit, if it was interrupted after training: in its test, or in writing.
+
+        Raises:
+            Stopped: it was.
+        """
+        if self._trained is not None:
+            self._stop(self._trained, signal.SIGTERM if self.terminated else signal.SIGINT)
+
     def _stop(self, trainer: L.Trainer, received: signal.Signals) -> None:
         folder = run_folder(trainer)
         # SIGUSR1 would not end anything by itself; for whoever asks, the run was ended like by SIGTERM.

@@ -28,6 +28,7 @@ class Expanded:
         stored: the configuration in the checkpoint.
         folder: of the run to be resumed, or whose checkpoint is evaluated.
         step: at which the checkpoint was written.
+        epochs: that were whole then.
         training_set: identity of the training set of the checkpoint's run.
         reading: how that run read its data.
         resumes: whether the same arguments begin a run or go on with it (`--resume auto`).
@@ -38,6 +39,7 @@ class Expanded:
     stored: dict[str, Any] | None = None
     folder: RunFolder | None = None
     step: int = 0
+    epochs: int = 0
     training_set: str | None = None
     reading: str | None = None
     resumes: bool = False
@@ -66,9 +68,9 @@ def expand(argv: Sequence[str]) -> Expanded:
     if resumed is not None:
         if not resumed.last.is_file():
             return Expanded(given, [command, *rest], resumes=True)
-        stored, step, training_set, reading = read_checkpoint(resumed.last)
+        stored, step, epochs, training_set, reading = read_checkpoint(resumed.last)
         rest = [*_without(rest, "--run_folder"), f"--ckpt_path={resumed.last}"]
-        return Expanded(given, [command, *rest], stored, resumed, step, training_set, reading, resumes=True)
+        return Expanded(given, [command, *rest], stored, resumed, step, epochs, training_set, reading, resumes=True)
     others = _without(rest, "--ckpt_path")
     if len(others) == len(rest):
         if command in EVALUATIONS:
@@ -88,15 +90,15 @@ def expand(argv: Sequence[str]) -> Expanded:
     if command in EVALUATIONS and in_place:
         raise CheckpointError(f"{command} needs the file: pass --ckpt_path RUN/checkpoints/last.ckpt.")
     path = _last_of(rest) if in_place else Path(value)
-    stored, step, training_set, reading = read_checkpoint(path)
+    stored, step, epochs, training_set, reading = read_checkpoint(path)
     folder = RunFolder.of_checkpoint(path)
     rest.append(f"--ckpt_path={path}")
     if command in EVALUATIONS:
         kept = {key: stored[key] for key in ("seed_everything", "model", "data")}
         kept["trainer"] = {"precision": stored["trainer"]["precision"]}
         rest.insert(0, f"--config={yaml.safe_dump(kept)}")
-        return Expanded(given, [command, *rest], stored, folder, step, training_set, reading)
-    return Expanded(given, [command, *rest], stored, folder if in_place else None, step, training_set, reading)
+        return Expanded(given, [command, *rest], stored, folder, step, epochs, training_set, reading)
+    return Expanded(given, [command, *rest], stored, folder if in_place else None, step, epochs, training_set, reading)
 
 
 def _without(argv: Sequence[str], option: str) -> list[str]:
@@ -204,8 +206,8 @@ def _last_of(argv: Sequence[str]) -> Path:
     )
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], int, str | None, str | None]:
-    """The configuration stored in a checkpoint, its step, and the identity and reading of its data.
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], int, int, str | None, str | None]:
+    """The configuration stored in a checkpoint, its step and epochs, and the identity and reading of its data.
 
     Raises:
         CheckpointError: there is no such file, or it is not a whole checkpoint of this project.
@@ -216,7 +218,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], int, str | None, str | 
     if not {"cli_config", "global_step"} <= checkpoint.keys():
         raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it holds no configuration.")
     of_data = checkpoint.get("training_set"), checkpoint.get("reading")
-    return yaml.safe_load(checkpoint["cli_config"]), checkpoint["global_step"], *of_data
+    done = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
+    progress = checkpoint["global_step"], done.get("processed", checkpoint.get("epoch", 0))
+    return yaml.safe_load(checkpoint["cli_config"]), *progress, *of_data
 
 
 def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
@@ -251,6 +255,21 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
             f"the checkpoint belongs to other settings: {'; '.join(differences)}. "
             "Leave them out, or start a new run in another folder."
         )
+
+
+def refuse_shorter(expanded: Expanded, trainer: dict[str, Any]) -> None:
+    """Compares how long a run that goes on is to be with how long it has been.
+
+    Raises:
+        CheckpointError: it is longer already.
+    """
+    for name, what, done in (("max_epochs", "epochs", expanded.epochs), ("max_steps", "steps", expanded.step)):
+        limit = trainer.get(name)
+        if limit is not None and 0 <= limit < done:
+            raise CheckpointError(
+                f"the run has {done} {what} already, and trainer.{name} is {limit}: leave it out, or start a new run "
+                "in another folder."
+            )
 
 
 def _defaults() -> dict[str, Any]:

@@ -45,7 +45,7 @@ from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import RUNS, is_trial, run_folder
 from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
-from plif_lightning.cli.checkpoint import Expanded, refuse_other_settings
+from plif_lightning.cli.checkpoint import Expanded, refuse_other_settings, refuse_shorter
 from plif_lightning.cli.explanations import explained
 from plif_lightning.cli.messages import Parser
 from plif_lightning.cli.ranges import accelerator_of, require_ranges
@@ -143,6 +143,8 @@ class PlifCLI(LightningCLI):
             refuse_other_settings(self.expanded, given[command])
             for name, value in changed(self.expanded.stored, given[command]).items():
                 (self.longer if only_longer(name, given[command]) else self.changed)[name] = value
+            if command == "fit" and self.expanded.folder is not None:
+                refuse_shorter(self.expanded, given[command]["trainer"])
             if self.expanded.resumes:
                 end_if_finished(self.expanded, given[command])
         elif self.config[command].get("ckpt_path") is not None:
@@ -161,6 +163,8 @@ class PlifCLI(LightningCLI):
             raise UserError(
                 "run_folder names the folder of a new run: leave it out beside --ckpt_path last, and for all but fit."
             )
+        if config.run_folder is not None and not config.run_folder.strip():
+            raise UserError("run_folder must name a folder, got nothing.")
         if config.engine is not None and self.subcommand not in ("predict", "test"):
             raise UserError(f"engine is a form for inference: leave it out for {self.subcommand}.")
         if config.record_samples < 0:
@@ -208,7 +212,8 @@ class PlifCLI(LightningCLI):
             # save_dir stands in the base's logger, and jsonargparse keeps it for another class: there it means nothing.
             theirs = other.class_path.startswith("lightning.") and other.init_args.get("save_dir") == RUNS
             if theirs and {"name", "version"} <= set(vars(other.init_args)):
-                place = Path(first.log_dir) if self.place is None else self.place
+                resumed = self.expanded.folder.path if self.expanded.folder is not None else Path(first.log_dir)
+                place = resumed if self.place is None else self.place
                 other.init_args.save_dir = str(place.absolute())  # a run may be resumed from elsewhere
                 other.init_args.name = other.init_args.name or other.class_path.rsplit(".", 1)[-1]
                 other.init_args.version = other.init_args.version or ""
@@ -300,10 +305,10 @@ class PlifCLI(LightningCLI):
                 self.held.enter_context(locked(folder))
                 if folder.config.exists() and self.expanded.folder is None and not self.expanded.resumes:
                     resume = f"--config {shlex.quote(str(folder.config))} --ckpt_path last"
-                    raise UserError(
-                        f"{folder.path} already holds a run. To resume it, pass {resume}; for a new run leave out "
-                        "--trainer.logger.version."
-                    )
+                    resume = f"to resume it, pass {resume}" if folder.last.is_file() else "it saved no checkpoint"
+                    given = self.config[self.subcommand].run_folder is not None
+                    other = "name another --run_folder" if given else "leave out --trainer.logger.version"
+                    raise UserError(f"{folder.path} already holds a run: {resume}; for a new run {other}.")
                 _ = logger.experiment  # a damaged table is told now, not after the first epoch
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -378,6 +383,9 @@ def evaluation_folder(folder: RunFolder, command: str) -> RunFolder:
     if writable(folder):
         return folder.evaluation(command)
     elsewhere = RunFolder(Path(RUNS, *folder.path.parts[-2:])).evaluation(command)
+    there = next(path for path in (elsewhere.path.absolute(), *elsewhere.path.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise UserError(f"neither {folder.path} nor {there} can be written: call it from a folder that can be.")
     _log.warning("%s cannot be written: what is measured goes to %s.", folder.path, elsewhere.path)
     return elsewhere
 
@@ -450,6 +458,7 @@ def run(expanded: Expanded) -> int:
     except (SystemExit, KeyboardInterrupt) as ended:
         # Lightning ends an interrupted fit with status 1.
         if isinstance(ended, KeyboardInterrupt) or isinstance(ended.__context__, KeyboardInterrupt):
+            stop.say_if_trained()
             if stop.terminated:
                 raise Stopped(128 + signal.SIGTERM, "stopped by SIGTERM before training began.") from None
             raise KeyboardInterrupt from None

@@ -23,6 +23,7 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import layer_values, read_metrics
 from plif_lightning.runtime import program
 from plif_lightning.runtime.console import Console
+from plif_lightning.runtime.files import relative
 from plif_lightning.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -36,14 +37,8 @@ def _layers(row: dict[str, float], kind: str, form: str) -> str:
     return "  ".join(f"{layer} {value:{form}}" for layer, value in layer_values(row, kind).items())
 
 
-def _relative(path: Path) -> str:
-    """Relative to the working directory where it lies below it."""
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
 def _shown(path: Path) -> str:
-    return escape(_relative(path))
+    return escape(relative(path))
 
 
 def _table(title: str) -> Table:
@@ -155,7 +150,7 @@ def print_fit(
     console.print(table)
     if folder.best.exists() and not is_trial(trainer):
         # Not in the table, which would fold it: it is there to be copied.
-        command = f"{program.shown()} test --ckpt_path {shlex.quote(_relative(folder.best))}"
+        command = f"{program.shown()} test --ckpt_path {shlex.quote(relative(folder.best))}"
         console.print(f"test this run: {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
 
 

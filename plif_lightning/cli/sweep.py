@@ -31,6 +31,7 @@ from plif_lightning.runs.process import in_use
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runtime import program
 from plif_lightning.runtime.console import Console
+from plif_lightning.runtime.files import relative
 from plif_lightning.runtime.locks import file_lock, is_about_locks
 
 _KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
@@ -260,6 +261,8 @@ def share(text: str, points: int) -> slice:
     if not found:
         raise UserError(f"--index must be I, or I/N for every N-th run from the I-th, counted from 0, got {text!r}.")
     index, step = int(found[1]), int(found[2] or points)
+    if not step:
+        raise UserError(f"--index must be I/N with at least one share, got {text}.")
     if index >= step:
         raise UserError(f"--index must be from 0 to {step - 1} for {step} shares, got {text}.")
     return slice(index, None, step)  # where there are more shares than runs, the last ones are empty
@@ -357,7 +360,7 @@ def _run(
 ) -> int:
     waiting, finished = _plan(sweep, root, overrides, of)
     total = len(waiting) + len(finished)
-    shown = escape(os.path.relpath(root) if root.is_relative_to(Path.cwd()) else str(root))
+    shown = escape(relative(root))
     console.print(f"[bold]{escape(sweep.name)}[/]: {total} runs in {shown}, {len(finished)} finished", soft_wrap=True)
     for job in finished:
         if job.served_by is not None:
@@ -400,7 +403,7 @@ def _run(
         console.print(f"  again: {_shown(job.command)}", soft_wrap=True, markup=False, highlight=False)
     if not failed:
         if any(job.served_by is not None for job in finished):
-            shown = escape(os.path.relpath(root.parent) if root.is_relative_to(Path.cwd()) else str(root.parent))
+            shown = escape(relative(root.parent))
         what = f"All {total} runs" if of == slice(None) else f"This share's {total} runs"
         console.print(f"{what} are finished: {program.shown()} tables --runs {shown}", soft_wrap=True)
     return 1 if failed else 0

@@ -19,6 +19,16 @@ _REASONS = {
 }
 
 
+def relative(path: Path) -> str:
+    """Relative to the working directory where it lies below it."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # somebody has taken it away
+        return str(path)
+    path = path.resolve()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def is_address(place: str) -> bool:
     """Whether a place is an address, such as s3://bucket, instead of a path."""
     return "://" in place

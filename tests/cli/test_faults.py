@@ -25,6 +25,8 @@ from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import locked, process_identity
 from plif_lightning.runs.reading import read_run
+from plif_lightning.runtime.files import relative
+from plif_lightning.task import SpikingClassifier
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows, until
 from tests.conftest import REPOSITORY
 
@@ -63,6 +65,14 @@ def straight(tmp_path_factory):
         return known[arguments]
 
     return weights
+
+
+def exit_status(*arguments):
+    try:
+        main(list(arguments))
+    except SystemExit as stop:
+        return stop.code
+    return 0
 
 
 def same(one, other):
@@ -171,6 +181,39 @@ def test_an_evaluation_that_is_told_to_end_does_not_seem_to_have_succeeded(run, 
     assert not (run / "test/result.json").exists()
 
 
+def test_a_prediction_that_is_told_to_end_leaves_none(run, monkeypatch):
+    step = SpikingClassifier.predict_step
+
+    def predict_step(self, *rest):
+        signal.raise_signal(signal.SIGTERM)
+        return step(self, *rest)
+
+    monkeypatch.setattr(SpikingClassifier, "predict_step", predict_step)
+    assert exit_status("predict", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT) == 143
+    assert not list(run.rglob("predictions.csv"))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_the_test_after_a_fit_says_how_the_run_goes_on(number, status, monkeypatch, capsys):
+    arguments = ["--config", QUICKSTART, *SILENT, *EIGHT, "--test_after_fit", "true", "--run_folder", "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerMonitor, "on_test_batch_start", lambda *rest: signal.raise_signal(number))
+        assert exit_status("fit", *arguments) == status
+    assert f"stopped by {number.name} after step 24. Resume the run with: " in capsys.readouterr().err
+    assert read_run(Path("run")).status != "finished"
+    assert exit_status("fit", *arguments, "--resume", "auto") == 0
+    assert read_run(Path("run")).status == "finished"
+
+
+@pytest.mark.parametrize("arguments", [["report", "--out", "out/report.html"], ["tables", "--out", "out"]])
+def test_sigterm_while_results_are_written_leaves_nothing_half(run, arguments, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda number: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert exit_status(*arguments, "--runs", str(run.parent.parent)) == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not list(Path("out").iterdir())
+
+
 def test_processes_end_together_where_one_is_told(tmp_path):
     arguments = ["fit", "--config", QUICKSTART, *TINY, "--trainer.max_epochs", "1000", "--run_folder", "run"]
     processes = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.enable_progress_bar", "false"]
@@ -234,6 +277,43 @@ def test_resume_auto_begins_anew_where_nothing_was_saved(monkeypatch):
 def test_resume_auto_says_what_it_needs(arguments, expected, capsys):
     assert expected in refused(capsys, "fit", "--config", QUICKSTART, *arguments)
     assert "is for fit" in refused(capsys, "test", "--resume", "auto", "--run_folder", "run")
+
+
+@pytest.mark.parametrize("limit", [("max_epochs", 1, "2 epochs"), ("max_steps", 3, "6 steps")])
+@pytest.mark.parametrize("auto", [True, False])
+def test_a_run_that_is_longer_already_is_not_shortened(limit, auto, capsys):
+    few = ["--config", QUICKSTART, *SILENT, *TINY, *FEW, "--trainer.max_epochs", "2", "--run_folder", "run"]
+    main(["fit", *few])
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    name, value, done = limit
+    going_on = [*few, "--resume", "auto"] if auto else ["--config", "run/config.yaml", "--ckpt_path", "last"]
+    message = refused(capsys, "fit", *going_on, f"--trainer.{name}={value}")
+    assert f"the run has {done} already, and trainer.{name} is {value}" in message
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+
+
+def test_another_logger_of_a_run_that_goes_on_stays_in_its_folder(monkeypatch, tmp_path):
+    few = ["--config", QUICKSTART, *SILENT, *TINY, *FEW, "--trainer.logger", "CSVLogger", "--trainer.max_epochs"]
+    auto = ["--run_folder", "mine", "--resume", "auto"]
+    main(["fit", *few, "1", *auto])
+    monkeypatch.chdir(tmp_path / "mine")
+    main(["fit", *few, "2", "--run_folder", str(tmp_path / "mine"), "--resume", "auto"])
+    assert not (tmp_path / "mine/runs").exists()
+    assert not (tmp_path / "runs").exists()
+    assert len(list((tmp_path / "mine/CSVLogger").rglob("metrics.csv"))) == 2
+
+
+def test_a_run_that_saved_nothing_is_not_said_to_be_resumable(run, capsys):
+    (run / "checkpoints/last.ckpt").unlink()
+    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *TINY, "--run_folder", str(run))
+    assert "already holds a run: it saved no checkpoint; for a new run name another --run_folder" in message
+
+
+@pytest.mark.parametrize("more", [[], ["--resume", "auto"]])
+def test_a_run_folder_without_a_name_is_refused(more, capsys):
+    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *TINY, "--run_folder", "", *more)
+    assert "run_folder must name a folder, got nothing" in message
+    assert not list(Path().iterdir())
 
 
 def test_resume_auto_refuses_another_run(run, capsys):
@@ -382,6 +462,21 @@ def test_a_checkpoint_on_storage_that_cannot_be_written_is_tested(run, monkeypat
     main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT])
     assert Path("runs/quickstart/version_0/test/confusion_matrix.csv").is_file()
     assert not (run / "test").exists()
+
+
+def test_an_evaluation_that_nothing_can_be_kept_of_is_refused_before_it_measures(run, monkeypatch, capsys):
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    message = refused(capsys, "test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT)
+    assert message.endswith("can be written: call it from a folder that can be.")
+
+
+def test_a_working_directory_that_somebody_took_away_is_no_hindrance(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert relative(tmp_path / "run") == str(tmp_path / "run")
 
 
 # --- damaged files
