@@ -7,6 +7,8 @@ import pytest
 from plif_lightning.runtime.cores import cores
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# For what must come, at some time: far more than it takes on a loaded machine [s].
+PATIENCE = 1200
 
 if (_processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     # The processes of the suite share the cores; those that the tests start inherit it.

@@ -10,7 +10,7 @@ import yaml
 
 from plif_lightning.cli import main
 from tests.cli.calls import SILENT, TINY
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY
 from tests.writers import write_run
 
 READMES = sorted(
@@ -100,7 +100,7 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
 def test_a_benchmark_says_how_it_is_called(path):
     pytest.importorskip("spikingjelly", reason="test extra `bench`")
     done = subprocess.run(
-        [sys.executable, path, "--help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, path, "--help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stderr
     assert f"python {path}" in done.stdout

@@ -15,7 +15,7 @@ import yaml
 from plif_lightning.runs.wandb import run_of_wandb
 from tests.callbacks.wandb_server import WandbServer
 from tests.cli.calls import SILENT, TINY
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY
 
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.yaml")
 WANDB = str(REPOSITORY / "configs" / "variants" / "wandb.yaml")
@@ -28,7 +28,7 @@ def _working_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
 
 
-def wandb(*arguments, environment, timeout=240):
+def wandb(*arguments, environment, timeout=PATIENCE):
     command = [str(Path(sys.executable).parent / "wandb"), *arguments]
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=timeout, check=False, cwd=REPOSITORY
@@ -57,7 +57,7 @@ def test_a_sweep_and_its_agent_run_the_shipped_command(tmp_path):
         (tmp_path / "main.py").symlink_to(REPOSITORY / "main.py")
         environment["PYTHONPATH"] = str(REPOSITORY)
         agent = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path
+            command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=tmp_path
         )
     said = agent.stdout + agent.stderr
     assert server.exit_codes == {"run1": 0, "run2": 0}, said[-3000:]
@@ -90,7 +90,7 @@ def records(folder):
 def command(*arguments):
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "main.py"), *arguments],
-        env={**os.environ, "WANDB_MODE": "offline"}, capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, "WANDB_MODE": "offline"}, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
@@ -126,7 +126,7 @@ def test_without_a_login_the_ways_out_are_named(tmp_path):
     environment = {**os.environ, "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "main.py"), *arguments],
-        env=environment, capture_output=True, text=True, timeout=240, check=False, stdin=subprocess.DEVNULL,
+        env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 2
     said = done.stderr.splitlines()[-1]

@@ -11,7 +11,7 @@ import torch
 
 from plif_lightning import configs
 from plif_lightning.cli import main
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY
 
 CONFIGS = configs.folder()
 QUICKSTART = str(CONFIGS / "quickstart.yaml")
@@ -35,7 +35,7 @@ def refused(capsys, *arguments):
     return lines[0]
 
 
-def command(*arguments, timeout=240, text=True, **kwargs):
+def command(*arguments, timeout=PATIENCE, text=True, **kwargs):
     """`python main.py ...` in a process of its own."""
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "main.py"), *arguments],
@@ -47,7 +47,7 @@ def command(*arguments, timeout=240, text=True, **kwargs):
     )
 
 
-def until(condition, seconds=200):
+def until(condition, seconds=PATIENCE):
     """Waits until something is so; the limit is far beyond what it should take."""
     deadline = time.monotonic() + seconds
     while not condition():

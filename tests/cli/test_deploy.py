@@ -16,6 +16,7 @@ from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
 from plif_lightning.network import load_network
 from tests.cli.calls import TINY, command, fit, refused, rows, until
+from tests.conftest import PATIENCE
 from tests.deploy.conftest import trained
 from tests.writers import aedat2_bytes, events_of, nmnist_bytes
 
@@ -116,7 +117,11 @@ def test_who_reads_what_is_printed_may_stop(checkpoint):
     Path("a.aedat").write_bytes(aedat2_bytes(events_of(20_000, 0)))
     call = f"{sys.executable} {REPOSITORY}/main.py stream --ckpt_path net.ckpt --file a.aedat --events_per_step 20"
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"{call} | head -1"], capture_output=True, text=True, timeout=240, check=False
+        ["bash", "-o", "pipefail", "-c", f"{call} | head -1"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.stdout.startswith("step 1: ")
     assert "Traceback" not in done.stderr
@@ -132,7 +137,7 @@ def test_a_live_stream_ends_with_ctrl_c(checkpoint):
         process = subprocess.Popen([*call, "--live", "--events_per_step", "200"], stdout=said, stderr=said)
     until(lambda: "step 5" in Path("said").read_text() or process.poll() is not None)
     process.send_signal(2)
-    assert process.wait(100) == 0
+    assert process.wait(PATIENCE) == 0
     assert "decision: " in Path("said").read_text()
 
 

@@ -12,7 +12,7 @@ import pytest
 from plif_lightning.cli import main
 from tests import writers
 from tests.cli.calls import CONFIGS, SILENT, command, load, refused, rows
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY
 
 PART = ["--data.allow_partial", "true"]
 SMALL = ["--model.channels", "4", "--model.fc_features", "16", "--data.batch_size", "4", "--data.time_steps", "3"]
@@ -151,7 +151,7 @@ def test_two_processes_prepare_at_once():
     writers.write_nmnist(Path("data"), 200, 20)
     arguments = [sys.executable, str(REPOSITORY / "main.py"), "prepare", *config("nmnist"), *PART]
     processes = [subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in "ab"]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert sorted("Prepared." in out for out in outputs) == [False, True]
     stores = [p for p in Path("data/NMNIST/events").iterdir() if p.is_dir()]
@@ -173,7 +173,7 @@ def test_a_mistake_in_the_data_ends_every_process():
     done = command(
         *("fit", *config("nmnist"), *SMALL, "--data.download", "false", "--trainer.max_epochs", "1"),
         *("--trainer.devices", "2", "--trainer.strategy", "ddp"),
-        timeout=100,
+        timeout=PATIENCE,
     )
     assert done.returncode != 0
     assert "error: N-MNIST (original) is not in" in done.stderr
@@ -189,7 +189,7 @@ def test_a_program_without_a_main_guard_can_prepare():
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        [sys.executable, "program.py"], capture_output=True, text=True, timeout=100, env=environment, check=False
+        [sys.executable, "program.py"], capture_output=True, text=True, timeout=PATIENCE, env=environment, check=False
     )
     assert "3 recordings" in done.stdout, done.stderr
 

@@ -28,7 +28,7 @@ from plif_lightning.runs.reading import read_run
 from plif_lightning.runtime.files import relative
 from plif_lightning.task import SpikingClassifier
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows, until
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY
 
 EIGHT = [*TINY, *FEW, "--trainer.limit_train_batches", "8", "--trainer.max_epochs", "3", "--test_after_fit", "false"]
 
@@ -226,7 +226,7 @@ def test_processes_end_together_where_one_is_told(tmp_path):
     )
     until(lambda: process.poll() is not None or Path("run/checkpoints/last.ckpt").is_file())
     process.terminate()
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
     assert said.count("stopped by SIGTERM") == 1
     assert load("run/checkpoints/last.ckpt")["global_step"] > 0
@@ -559,6 +559,6 @@ def test_an_interrupt_while_the_program_loads_is_no_traceback():
     )
     until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text())
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in said
     assert process.returncode in (130, -signal.SIGINT)

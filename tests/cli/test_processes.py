@@ -17,7 +17,7 @@ from plif_lightning.cli import main
 from plif_lightning.cli.lightning import needs_sync_batchnorm
 from plif_lightning.errors import UserError
 from tests.cli.calls import FEW, QUICKSTART, TINY, command, fit, load, until
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY
 
 
 def test_fit_on_two_processes(tmp_path):
@@ -63,7 +63,7 @@ def test_sigterm_before_training_ends_all_processes(tmp_path):
 
     until(lambda: process.poll() is not None or others())
     process.terminate()
-    _, said = process.communicate(timeout=200)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, said
     assert "stopped by SIGTERM" in said
     until(lambda: not others())
@@ -74,7 +74,7 @@ def test_two_nodes_begun_by_torchrun(tmp_path):
     arguments = ["fit", "--config", QUICKSTART, *TINY, *FEW, "--trainer.max_epochs", "2", "--run_folder", "run"]
     arguments += ["--trainer.devices", "1", "--trainer.num_nodes", "2", "--trainer.strategy", "ddp"]
     nodes = begin_two_nodes(arguments, tmp_path)
-    said = [node.communicate(timeout=240)[0] for node in nodes]
+    said = [node.communicate(timeout=PATIENCE)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     assert "".join(said).count("fit finished") == 1
     assert "CPU x 2" in said[0]
@@ -139,7 +139,7 @@ def test_a_process_that_is_lost_ends_the_others_with_one_sentence(number, tmp_pa
     until(lambda: process.poll() is not None or Path("run/checkpoints/last.ckpt").is_file())
     (child,) = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(child, number)
-    process.wait(200)
+    process.wait(PATIENCE)
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
     said = Path("said").read_text()
@@ -201,7 +201,7 @@ def test_two_processes_learn_what_one_learns_with_the_doubled_batch(tmp_path):
         environment.pop(name, None)
     for devices in (1, 2):
         run = [sys.executable, str(script), str(devices), str(tmp_path / f"{devices}.pt")]
-        done = subprocess.run(run, check=False, timeout=240, env=environment, capture_output=True, text=True)
+        done = subprocess.run(run, check=False, timeout=PATIENCE, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = load(tmp_path / "1.pt"), load(tmp_path / "2.pt")
     assert torch.equal(one["before"], two["before"])

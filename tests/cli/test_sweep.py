@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,8 @@ from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import locked, process_identity
 from plif_lightning.runs.reading import find_runs
-from tests.conftest import REPOSITORY
+from tests.cli.calls import until
+from tests.conftest import PATIENCE, REPOSITORY
 from tests.writers import write_run
 
 SWEEPS = REPOSITORY / "configs" / "sweeps"
@@ -216,7 +216,9 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path, capsys):
     (tmp_path / "runs").mkdir()
     with FileLock(tmp_path / "runs" / ".sweep.lock"):
         process = [sys.executable, str(REPOSITORY / "main.py"), "sweep", str(write(tmp_path / "s.yaml"))]
-        done = subprocess.run([*process, "--runs", "runs"], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [*process, "--runs", "runs"], capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
     assert done.returncode == 2
     assert "another sweep is running in" in done.stderr
 
@@ -281,15 +283,12 @@ def test_a_grid_that_was_ended_goes_on_where_its_runs_stand(tmp_path):
     command = [sys.executable, str(REPOSITORY / "main.py"), "sweep", str(path), "--", *few]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     folder = tmp_path / "runs" / "mini" / "quickstart_seed_everything-1"
-    for _ in range(600):
-        if (folder / "checkpoints" / "last.ckpt").is_file():
-            break
-        time.sleep(0.1)
+    until((folder / "checkpoints" / "last.ckpt").is_file)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
     before = json.loads((folder / "command.json").read_text())["arguments"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = find_runs(tmp_path / "runs")
     assert [len(run.metrics) for run in runs] == [40, 40]

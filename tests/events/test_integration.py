@@ -18,6 +18,7 @@ from plif_lightning.events.integration import (
 )
 from plif_lightning.events.recording import RecordingError, pack
 from tests import writers
+from tests.conftest import PATIENCE
 
 # (t, x, y, p) on a sensor of 2x2
 FOUR = Recording(np.array([0, 1, 2, 9]), np.array([0, 1, 1, 0]), np.array([0, 0, 1, 1]), np.array([0, 1, 1, 0]))
@@ -162,6 +163,6 @@ def test_it_works_in_a_process_that_was(method):
     queue = context.Queue()
     process = context.Process(target=integrate_elsewhere, args=(queue,))
     process.start()
-    assert queue.get(timeout=120) == expected
-    process.join(timeout=60)
+    assert queue.get(timeout=PATIENCE) == expected
+    process.join(timeout=PATIENCE)
     assert process.exitcode == 0

@@ -22,7 +22,7 @@ from plif_lightning.events import store as store_module
 from plif_lightning.events.recording import RecordingError
 from plif_lightning.events.store import EventStore, Kind, RawFile, StoreError, build, fingerprint, locked
 from tests import writers
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY
 
 KIND = Kind("test set", "original-test", Sensor(34, 34))
 
@@ -220,7 +220,7 @@ store._Column.append = write
 def test_a_disk_that_takes_no_more_leaves_nothing(tmp_path, before, expected):
     raw_files_in(tmp_path / "raw")
     process = script(tmp_path, before)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert expected in error
     assert "--data.store DIR" in error
@@ -238,7 +238,7 @@ KILLED_EARLIER = KILLED.replace("store.written_whole", "store._Column.close")
 @pytest.mark.parametrize("before", [KILLED, KILLED_EARLIER])
 def test_what_a_killed_build_leaves_is_no_store_and_is_taken_away(tmp_path, before):
     process = script(tmp_path, before)
-    process.communicate(timeout=120)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGKILL
     assert len(list((tmp_path / "store").iterdir())) > 1
     with pytest.raises(StoreError, match="there is no event store"):
@@ -252,7 +252,7 @@ def test_what_a_killed_build_leaves_is_no_store_and_is_taken_away(tmp_path, befo
 def hold(folder, ready, release):
     with locked(folder):
         ready.set()
-        release.wait(60)
+        release.wait(PATIENCE)
 
 
 def test_a_second_process_waits_and_says_so(tmp_path):
@@ -260,7 +260,7 @@ def test_a_second_process_waits_and_says_so(tmp_path):
     ready, release = context.Event(), context.Event()
     process = context.Process(target=hold, args=(tmp_path, ready, release))
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(PATIENCE)
     said = []
 
     def say():

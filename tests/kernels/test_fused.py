@@ -19,6 +19,7 @@ from plif_lightning.network.blocks import ConvBlock, Pool2d, images_channels_las
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d
 from plif_lightning.neurons import IF, LIF, PLIF
+from tests.conftest import PATIENCE
 from tests.dynamics import oracle
 from tests.processes import on_two_processes
 
@@ -430,8 +431,8 @@ def test_a_process_made_after_a_parallel_region_works(method, threads):
     queue = context.Queue()
     process = context.Process(target=in_a_child, args=(queue,))
     process.start()
-    assert queue.get(timeout=60) == expected
-    process.join(timeout=60)
+    assert queue.get(timeout=PATIENCE) == expected
+    process.join(timeout=PATIENCE)
     assert process.exitcode == 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from plif_lightning.kernels.layout import SURROGATES
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY
 
 triton = pytest.importorskip("triton")
 
@@ -80,7 +80,12 @@ print("equal")
 def test_in_the_interpreter_they_compute_what_the_cpu_kernels_do():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", INTERPRETED],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "equal"
