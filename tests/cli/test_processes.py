@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -120,23 +121,21 @@ def test_a_node_that_does_not_see_the_runs_folder_says_so(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_lost_ends_the_others_with_one_sentence(number, tmp_path):
-    arguments = ["fit", "--config", QUICKSTART, *TINY, "--trainer.max_epochs", "100000", "--run_folder", "run"]
-    arguments += [
-        "--trainer.devices",
-        "2",
-        "--trainer.strategy",
-        "DDPStrategy",
-        "--trainer.strategy.timeout",
-        "0:00:30",
-    ]
-    with Path("said").open("w") as output:  # not a pipe, which the process that is lost would keep open
-        process = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "main.py"), *arguments, "--trainer.enable_progress_bar", "false"],
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=output,
-        )
-    until(lambda: process.poll() is not None or Path("run/checkpoints/last.ckpt").is_file())
+    arguments = ["fit", "--config", QUICKSTART, *TINY, "--trainer.max_epochs", "100000"]
+    arguments += ["--trainer.enable_progress_bar", "false", "--trainer.devices", "2"]
+    arguments += ["--trainer.strategy", "DDPStrategy", "--trainer.strategy.timeout"]
+    for timeout in ("0:00:30", "0:03:00", "0:15:00"):  # on a loaded machine they may not even find each other in time
+        shutil.rmtree("run", ignore_errors=True)
+        with Path("said").open("w") as output:  # not a pipe, which the process that is lost would keep open
+            process = subprocess.Popen(
+                [sys.executable, str(REPOSITORY / "main.py"), *arguments, timeout, "--run_folder", "run"],
+                cwd=tmp_path,
+                stdout=subprocess.DEVNULL,
+                stderr=output,
+            )
+        until(lambda started=process: started.poll() is not None or Path("run/checkpoints/last.ckpt").is_file())
+        if process.poll() is None:
+            break
     (child,) = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(child, number)
     process.wait(PATIENCE)
