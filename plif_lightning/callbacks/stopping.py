@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,15 +23,11 @@ from plif_lightning.callbacks.checkpoints import LastCheckpoint
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.errors import Stopped
 from plif_lightning.runtime import early, program
+from plif_lightning.runtime.signals import takes_signals
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 # A sweep that is told to end tells its runs, which may just have been told themselves: no second signal [s].
 _ECHO = 1.0
-
-
-def _takes_signals() -> bool:
-    """Whether handlers may be set here: Python sets them in the main thread alone."""
-    return threading.current_thread() is threading.main_thread()
 
 
 class StopOnSignal(Callback):
@@ -56,13 +51,13 @@ class StopOnSignal(Callback):
     @contextmanager
     def watching(self, trainer: L.Trainer) -> Iterator[None]:
         """Takes the scheduler's signal, which would end the process: data may have to be prepared before training."""
-        own = _of_scheduler(trainer) if _takes_signals() else None
+        own = _of_scheduler(trainer) if takes_signals() else None
         if own is not None:
             signal.signal(own, self._receive)
             if own in early.received:
                 self._received = own
         # Until training takes it, SIGTERM ends this process as Ctrl-C does, with those that it has started.
-        ends = _takes_signals() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        ends = takes_signals() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         if ends:
             signal.signal(signal.SIGTERM, self._terminate)
         try:
@@ -78,7 +73,7 @@ class StopOnSignal(Callback):
         # that were there before when training ends.
         if self.terminated and self._received is None:
             self._received = signal.SIGTERM  # what was raised then got lost in somebody's callback
-        if _takes_signals():
+        if takes_signals():
             for one in _ENDING:
                 signal.signal(one, self._receive)
 

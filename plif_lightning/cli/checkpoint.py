@@ -91,14 +91,15 @@ def expand(argv: Sequence[str]) -> Expanded:
         raise CheckpointError(f"{command} needs the file: pass --ckpt_path RUN/checkpoints/last.ckpt.")
     path = _last_of(rest) if in_place else Path(value)
     stored, step, epochs, training_set, reading = read_checkpoint(path)
-    folder = RunFolder.of_checkpoint(path)
+    folder: RunFolder | None = RunFolder.of_checkpoint(path)
     rest.append(f"--ckpt_path={path}")
     if command in EVALUATIONS:
         kept = {key: stored[key] for key in ("seed_everything", "model", "data")}
         kept["trainer"] = {"precision": stored["trainer"]["precision"]}
         rest.insert(0, f"--config={yaml.safe_dump(kept)}")
-        return Expanded(given, [command, *rest], stored, folder, step, epochs, training_set, reading)
-    return Expanded(given, [command, *rest], stored, folder if in_place else None, step, epochs, training_set, reading)
+    elif not in_place:
+        folder = None
+    return Expanded(given, [command, *rest], stored, folder, step, epochs, training_set, reading)
 
 
 def _without(argv: Sequence[str], option: str) -> list[str]:

@@ -1,13 +1,10 @@
 """All commands: what trains and evaluates is LightningCLI's, what starts and reads many runs is our own."""
 
-import contextlib
 import difflib
 import io
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -15,6 +12,7 @@ from plif_lightning.cli.help import COMMANDS, overview, screen
 from plif_lightning.errors import Stopped, UserError
 from plif_lightning.runtime import early, files
 from plif_lightning.runtime.allocator import tune_allocator
+from plif_lightning.runtime.signals import on_sigterm
 from plif_lightning.version import __version__
 
 
@@ -67,29 +65,17 @@ def _run(argv: list[str]) -> int:
         print(_help(name, rest))
         return 0
     if name in _WRITE:
-        with _cleared_away():
+        with on_sigterm(_stop):
             return _command(name)(rest)
     return _command(name)(rest)
 
 
-# These are over soon, and are not resumed.
+# These are over soon, and are not resumed: SIGTERM ends them like Ctrl-C, and files that are not whole are taken away.
 _WRITE = ("tables", "figures", "report", "export", "cost")
 
 
-@contextlib.contextmanager
-def _cleared_away() -> Iterator[None]:
-    """SIGTERM ends the program like Ctrl-C while this lasts: files that are not whole yet are taken away."""
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        raise Stopped(128 + number, "stopped by SIGTERM.")
-
-    takes = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, end) if takes else None
-    try:
-        yield
-    finally:
-        if takes:
-            signal.signal(signal.SIGTERM, before)
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped(128 + number, "stopped by SIGTERM.")
 
 
 def _help(name: str, argv: list[str]) -> str:

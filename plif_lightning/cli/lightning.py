@@ -208,12 +208,12 @@ class PlifCLI(LightningCLI):
             self.place = first.claim()
             for made in (self.place.parent.parent, self.place.parent, self.place):  # taken away in reverse order
                 self.held.callback(remove_empty, made)  # where the run never begins
+        folder = self.expanded.folder
+        place = self.place or (Path(first.log_dir) if folder is None else folder.path)
         for other in loggers:
             # save_dir stands in the base's logger, and jsonargparse keeps it for another class: there it means nothing.
             theirs = other.class_path.startswith("lightning.") and other.init_args.get("save_dir") == RUNS
             if theirs and {"name", "version"} <= set(vars(other.init_args)):
-                resumed = self.expanded.folder.path if self.expanded.folder is not None else Path(first.log_dir)
-                place = resumed if self.place is None else self.place
                 other.init_args.save_dir = str(place.absolute())  # a run may be resumed from elsewhere
                 other.init_args.name = other.init_args.name or other.class_path.rsplit(".", 1)[-1]
                 other.init_args.version = other.init_args.version or ""

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import threading
 import time
@@ -33,6 +32,7 @@ from plif_lightning.runtime import program
 from plif_lightning.runtime.console import Console
 from plif_lightning.runtime.files import relative
 from plif_lightning.runtime.locks import file_lock, is_about_locks
+from plif_lightning.runtime.signals import on_sigterm
 
 _KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
 
@@ -330,25 +330,17 @@ def run_sweep(
     if dry_run:
         return _run(sweep, root, jobs, overrides, console, of, dry_run=True)
     root.mkdir(parents=True, exist_ok=True)
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _interrupt) if in_main else None
-    try:
-        with contextlib.ExitStack() as held:
-            if index is None:
-                try:
-                    held.enter_context(file_lock(root / ".sweep.lock", blocking=False))
-                except Timeout:
-                    raise UserError(
-                        f"another sweep is running in {root}: wait for it, or pass another --runs."
-                    ) from None
-                except (OSError, NotImplementedError) as error:
-                    if not is_about_locks(error):
-                        raise
-                    console.print(f"{root} is on storage without locks: start no second sweep in it.")
-            return _run(sweep, root, jobs, overrides, console, of)
-    finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
+    with on_sigterm(_interrupt), contextlib.ExitStack() as held:
+        if index is None:
+            try:
+                held.enter_context(file_lock(root / ".sweep.lock", blocking=False))
+            except Timeout:
+                raise UserError(f"another sweep is running in {root}: wait for it, or pass another --runs.") from None
+            except (OSError, NotImplementedError) as error:
+                if not is_about_locks(error):
+                    raise
+                console.print(f"{root} is on storage without locks: start no second sweep in it.")
+        return _run(sweep, root, jobs, overrides, console, of)
 
 
 def _interrupt(*arguments: Any) -> None:
