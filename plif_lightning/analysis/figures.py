@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
@@ -516,12 +518,32 @@ def _named(channels: Sequence[int]) -> str:
     return f"channel{'s' if len(different) > 1 else ''} {', '.join(map(str, different))}"
 
 
-def _show(ax: Axes, image: NDArray[Any], title: str = "", top: float = 1.0) -> None:
-    ax.imshow(image, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
+def _show(ax: Axes, image: NDArray[Any]) -> None:
+    ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_xticks([])
     ax.set_yticks([])
-    if title:
-        ax.set_title(title, fontsize=7)
+
+
+def _show_row(ax: Axes, images: NDArray[Any], label: str, titles: Sequence[str] = ()) -> None:
+    """Images [N, H, W] or [N, H, W, 3] beside one another, with a frame around and a title above each.
+
+    They share a panel: one for each would take ten times as long to draw.
+    """
+    n, h, w = images.shape[:3]
+    step = w + max(1, w // 10)
+    strip = np.zeros((h, n * step - (step - w), 4))  # transparent between them
+    for i, image in enumerate(images):
+        strip[:, i * step : i * step + w, :3] = image if image.ndim == 3 else image[..., None]
+        strip[:, i * step : i * step + w, 3] = 1
+    _show(ax, strip)
+    ax.spines[:].set_visible(False)
+    frames = [Rectangle((i * step - 0.5, -0.5), w, h) for i in range(n)]
+    edge = {"edgecolor": rcParams["axes.edgecolor"], "linewidth": rcParams["axes.linewidth"]}
+    ax.add_collection(PatchCollection(frames, facecolor="none", clip_on=False, **edge))
+    ax.set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
+    if titles:
+        ax.set_xticks([i * step + (w - 1) / 2 for i in range(n)], titles, fontsize=7)
+        ax.tick_params(length=0, labeltop=True, labelbottom=False)
 
 
 def _name_of(samples: Samples, i: int) -> str:
@@ -532,13 +554,11 @@ def figure_s2(runs: Sequence[Run]) -> Drawn:
     """A sample of each class, and firing rates of three channels of the first layer."""
     run, samples = _recorded(runs, "FashionMNIST")
     channels, count = typical_channels(samples, 3), len(samples.label)
-    figure, axes = _figure(0.95 * count + 0.6, 1.1 * (1 + len(channels)), 1 + len(channels), count)
-    for i in range(count):
-        _show(axes[0, i], picture(samples.frames[:, i].mean(0)), _name_of(samples, i))
-        for row, c in enumerate(channels, start=1):
-            _show(axes[row, i], samples.rates[i, c])
-    for row, label in enumerate(["input", *(f"channel {c}" for c in channels)]):
-        axes[row, 0].set_ylabel(label, fontsize=8)
+    figure, axes = _figure(0.95 * count + 0.6, 1.1 * (1 + len(channels)), 1 + len(channels))
+    shown = np.stack([picture(samples.frames[:, i].mean(0)) for i in range(count)])
+    _show_row(axes[0, 0], shown, "input", [_name_of(samples, i) for i in range(count)])
+    for row, c in enumerate(channels, start=1):
+        _show_row(axes[row, 0], samples.rates[:, c], f"channel {c}")
     return figure, (
         f"A sample of each class, and the firing rates [spikes / time-step] of {_named(channels)} of the first layer, "
         f"from 0 (black) to 1 (white). {_of(run)}"
@@ -574,7 +594,8 @@ def figure_s3(runs: Sequence[Run]) -> Drawn:
         ("(a)", "(b)"),
         strict=True,
     ):
-        _show(ax, _grid(maps.astype(np.float64)), label)
+        _show(ax, _grid(maps.astype(np.float64)))
+        ax.set_title(label, fontsize=7)
     return figure, (
         f"All channels of the first layer for a sample of class {_name_of(samples, 0)}: (a) spikes at t = 0, (b) "
         f"firing rates at t = {last} [spikes / time-step]. {_of(run)}"
@@ -592,28 +613,29 @@ def _few_steps(steps: int) -> list[int]:
     return list(range(steps)) if steps <= 20 else [round(i * (steps - 1) / 19) for i in range(20)]
 
 
+def _step_titles(steps: Sequence[int]) -> list[str]:
+    return [f"t = {steps[0]}", *map(str, steps[1:])]
+
+
 def figure_s4(runs: Sequence[Run]) -> Drawn:
     """One sample over time."""
     run, samples = _recorded(runs, "CIFAR10DVS")
     channels = (2 * typical_channels(samples, 2))[:2]
     frames, spikes = _step_frames(samples, 0), samples.spikes[:, 0].astype(np.float64)
     shown_steps = _few_steps(len(spikes))
-    figure, axes = _figure(0.75 * len(shown_steps) + 0.9, 5.4, 6, len(shown_steps))
+    figure, axes = _figure(0.75 * len(shown_steps) + 0.9, 5.4, 6)
     so_far = np.arange(1, len(spikes) + 1)[:, None, None, None]
     parts = (
         ("(a)", frames.astype(np.float64), spikes),
         ("(b)", np.cumsum(frames.astype(np.float64), 0) / so_far, np.cumsum(spikes, 0) / so_far),
     )
     for part, (letter, shown, fired) in enumerate(parts):
-        for place, t in enumerate(shown_steps):
-            _show(axes[3 * part, place], picture(shown[t]), f"t = {t}" if part == 0 else "")
-            for row, c in enumerate(channels, start=1):
-                _show(axes[3 * part + row, place], fired[t, c])
-        names = ("input", *(f"channel {c}" for c in channels)) if part == 0 else (
-            "mean input", *(f"rate, ch. {c}" for c in channels)
-        )  # fmt: skip
-        for row, label in enumerate(names):
-            axes[3 * part + row, 0].set_ylabel(f"{letter} {label}", fontsize=6)
+        images = np.stack([picture(shown[t]) for t in shown_steps])
+        titles = _step_titles(shown_steps) if part == 0 else ()
+        _show_row(axes[3 * part, 0], images, f"{letter} {'mean ' if part else ''}input", titles)
+        for row, c in enumerate(channels, start=1):
+            label = f"{letter} {'rate, ch.' if part else 'channel'} {c}"
+            _show_row(axes[3 * part + row, 0], fired[shown_steps, c], label)
     return figure, (
         f"A sample of class {_name_of(samples, 0)} over time: (a) input and spikes of {_named(channels)} of the first "
         f"layer, (b) their means so far, from 0 (black) to 1 (white). {_of(run)}"
@@ -628,14 +650,13 @@ def figure_s5(runs: Sequence[Run]) -> Drawn:
         run, samples = _recorded(runs, "DVSGesture")
     channel = typical_channels(samples, 1)[0]
     shown_steps, played = _few_steps(len(samples.spikes)), min(3, samples.spikes.shape[1])
-    figure, axes = _figure(0.75 * len(shown_steps) + 0.9, 0.95 * 2 * played + 0.5, 2 * played, len(shown_steps))
+    figure, axes = _figure(0.75 * len(shown_steps) + 0.9, 0.95 * 2 * played + 0.5, 2 * played)
     for i in range(played):
         frames = _step_frames(samples, i)
-        for place, t in enumerate(shown_steps):
-            _show(axes[2 * i, place], picture(frames[t]), f"t = {t}" if i == 0 else "")
-            _show(axes[2 * i + 1, place], samples.spikes[t, i, channel])
-        axes[2 * i, 0].set_ylabel(_name_of(samples, i), fontsize=7)
-        axes[2 * i + 1, 0].set_ylabel("spikes", fontsize=7)
+        images = np.stack([picture(frames[t]) for t in shown_steps])
+        titles = _step_titles(shown_steps) if i == 0 else ()
+        _show_row(axes[2 * i, 0], images, _name_of(samples, i), titles)
+        _show_row(axes[2 * i + 1, 0], samples.spikes[shown_steps, i, channel], "spikes")
     return figure, (
         f"Frames of {played} samples at each step, and under each the spikes of channel {channel} of the first layer. "
         f"{_of(run)}"
