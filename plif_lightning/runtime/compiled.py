@@ -3,12 +3,18 @@
 import functools
 import logging
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import numba
+from filelock import FileLock, Timeout
+from numba.core.compiler_lock import global_compiler_lock
 
+from plif_lightning.runtime.locks import file_lock
+
+# For another process that compiles [s]; who waits longer compiles, too.
+_PATIENCE = 120
 _log = logging.getLogger(__name__)
 
 
@@ -28,6 +34,36 @@ def compiled_code() -> Path | None:
     return None if path is None else Path(path)
 
 
+@functools.cache
+def _turn() -> FileLock | None:
+    """Held by the process that compiles; None where no file can be written."""
+    folder = compiled_code()
+    return None if folder is None else file_lock(folder / "compiling.lock")
+
+
+def _compile_alone(dispatcher: Any, cache: Any) -> None:
+    """Processes that begin together, as those of one run do, compile a function once: the others wait and load it."""
+    load, compile_for = cache.load_overload, dispatcher.compile
+    held = ExitStack()
+
+    def load_or_take_turn(*arguments: Any) -> Any:
+        code = load(*arguments)
+        if code is None:
+            _say_once()
+            with suppress(Timeout, OSError, NotImplementedError):  # storage without locks: each compiles
+                if (turn := _turn()) is not None:
+                    held.enter_context(turn.acquire(timeout=_PATIENCE))
+                    code = load(*arguments)
+        return code
+
+    def compile_and_release(*arguments: Any) -> Any:
+        # Numba's own lock first: a function is also compiled within the compilation of one that calls it.
+        with global_compiler_lock, held:
+            return compile_for(*arguments)
+
+    cache.load_overload, dispatcher.compile = load_or_take_turn, compile_and_release
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as machine code for the types of its first call, which runs without Python's global lock.
 
@@ -41,19 +77,12 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True, error_model="numpy")(function)
     cache = getattr(dispatcher, "_cache", None)
     if cache is not None:
-        save, load = cache.save_overload, cache.load_overload
-
-        def load_or_say(*arguments: Any) -> Any:
-            code = load(*arguments)
-            if code is None:
-                _say_once()
-            return code
-
-        cache.load_overload = load_or_say
+        save = cache.save_overload
 
         def save_if_possible(signature: Any, code: Any) -> None:
             with suppress(OSError):  # a full disk: compile anew in each process
                 save(signature, code)
 
         cache.save_overload = save_if_possible
+        _compile_alone(dispatcher, cache)
     return dispatcher

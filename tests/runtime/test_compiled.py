@@ -1,8 +1,14 @@
-"""What a user hears of the compilation."""
+"""Machine code is made once, and what a user hears of it."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from plif_lightning.runtime.locks import file_lock
+from tests.cli.calls import until
 
 CODE = """
 from plif_lightning.runtime.compiled import compiled
@@ -10,24 +16,42 @@ from plif_lightning.runtime.compiled import compiled
 def double(x):
     return 2 * x
 
-def triple(x):
-    return 3 * x
+def six_times(x):
+    return 3 * doubled(x)
 
-assert compiled(double)(2.0) + compiled(triple)(2.0) == 10.0
+doubled, multiplied = compiled(double), compiled(six_times)
+assert multiplied(2.0) == 12.0
+print(len(doubled.stats.cache_misses) + len(multiplied.stats.cache_misses))
 """
 
 
-def test_it_is_said_once_in_the_first_process_and_never_again(tmp_path):
+@pytest.fixture
+def start(tmp_path):
+    """Starts a process with a cache of its own."""
     (tmp_path / "loops.py").write_text(CODE)
-    said = []
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "loops.py"],
-            cwd=tmp_path,
-            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        said.append(done.stderr.count("Compiling kernels, once"))
-    assert said == [1, 0]
+
+    def started(*arguments, **kwargs):
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+        return subprocess.Popen([sys.executable, *arguments], cwd=tmp_path, env=environment, text=True, **kwargs)
+
+    return started
+
+
+def test_it_is_said_once_in_the_first_process_and_never_again(start):
+    said = [start("loops.py", stderr=subprocess.PIPE).communicate()[1] for _ in range(2)]
+    assert [text.count("Compiling kernels, once") for text in said] == [1, 0]
+
+
+def test_of_processes_that_begin_together_one_compiles(start, tmp_path):
+    where = "from plif_lightning.runtime.compiled import compiled_code; print(compiled_code())"
+    folder = Path(start("-c", where, stdout=subprocess.PIPE).communicate()[0].strip())
+    said = [tmp_path / "first.txt", tmp_path / "second.txt"]
+    with file_lock(folder / "compiling.lock"):
+        processes = []
+        for path in said:
+            with path.open("w") as file:
+                processes.append(start("loops.py", stdout=subprocess.PIPE, stderr=file))
+        until(lambda: all("Compiling" in path.read_text() for path in said))
+    made = [int(process.communicate()[0]) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sum(made) == 2  # of two functions, each once
