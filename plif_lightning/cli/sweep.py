@@ -34,6 +34,7 @@ from plif_lightning.runtime.files import relative
 from plif_lightning.runtime.locks import file_lock, is_about_locks
 from plif_lightning.runtime.signals import on_sigterm
 
+_PROGRAMS = ("main.py", "plif-lightning")
 _KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
 
 
@@ -78,17 +79,25 @@ def read_sweep(path: Path) -> Sweep:
         raise UserError(
             f"method must be grid, got {loaded.get('method')!r} in {path}: use `wandb sweep` for random or bayes."
         )
+    called = loaded.get("program", _PROGRAMS[0])
+    if Path(str(called)).name not in _PROGRAMS:
+        raise UserError(
+            f"{path} is of the program {called}, but `sweep` runs {_PROGRAMS[0]}: use `wandb agent` for it."
+        )
+    name = str(loaded.get("name") or path.stem)
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"name of {path} must be that of a folder in runs/, got {name!r}.")
     parameters = {}
-    for name, given in loaded["parameters"].items():
+    for key, given in loaded["parameters"].items():
         if isinstance(given, dict) and given.keys() == {"value"}:
-            parameters[str(name)] = [given["value"]]
+            parameters[str(key)] = [given["value"]]
         elif isinstance(given, dict) and given.keys() == {"values"} and isinstance(given["values"], list):
-            parameters[str(name)] = given["values"]
+            parameters[str(key)] = given["values"]
         else:
-            raise UserError(f"parameter {name} of {path} must have `value` or a list of `values`, got {given!r}.")
-        if not parameters[str(name)]:
-            raise UserError(f"parameter {name} of {path} has no values.")
-    return Sweep(str(loaded.get("name") or path.stem), _arguments(path, loaded.get("command")), parameters)
+            raise UserError(f"parameter {key} of {path} must have `value` or a list of `values`, got {given!r}.")
+        if not parameters[str(key)]:
+            raise UserError(f"parameter {key} of {path} has no values.")
+    return Sweep(name, _arguments(path, loaded.get("command")), parameters)
 
 
 def _arguments(path: Path, command: Any) -> list[str]:
@@ -197,7 +206,8 @@ def _comparable(arguments: Sequence[str]) -> list[str]:
 def _comparable_settings(config: dict[str, Any]) -> str:
     """What a configuration says of the run that it makes, not of where it lies and how it shows itself."""
     names = ("seed_everything", "test_after_fit", "best_of_ties", "model", "data", "trainer")
-    found: dict[str, Any] = json.loads(json.dumps({name: config.get(name) for name in names}, default=str))
+    text = json.dumps({name: config.get(name) for name in names}, default=str)
+    found: dict[str, Any] = json.loads(text, parse_int=float)  # 3 and 3.0 are the same
     data = found["data"]["init_args"]
     for name in ("store", "num_workers", "download", "eval_batch_size"):
         data.pop(name, None)

@@ -82,6 +82,8 @@ def write(path: Path, **changes):
         ({"parameters": None}, "is not a sweep file: it has no `parameters`"),
         ({"parameters": {"a": {"min": 0, "max": 1}}}, "parameter a of .* must have `value` or a list of `values`"),
         ({"parameters": {"a": {"values": []}}}, "parameter a of .* has no values"),
+        ({"program": "train.py"}, "is of the program train.py, but `sweep` runs main.py: use `wandb agent` for it"),
+        ({"name": "../../x"}, "name of .* must be that of a folder in runs/, got '../../x'"),
         ({"early_terminate": {}}, "has early_terminate, which only W&B's own agent knows"),
         ({"command": ["python"]}, "command of .* must be a list with"),
         ({"command": ["${args}", "${program}"]}, "and, after it, .*args"),
@@ -312,8 +314,10 @@ def finished_run(folder, *arguments, root="data", **changes):
 SAME = ("--config=fashionmnist", "--model.neuron=plif", "--model.init_tau=2.0")
 
 
-def test_a_finished_run_of_the_same_settings_serves_another_sweep(capsys):
-    finished_run(Path("runs/table4/a"), *SAME, "--trainer.enable_progress_bar=false", "--data.num_workers=0")
+@pytest.mark.parametrize("tau", ["2.0", "2"])
+def test_a_finished_run_of_the_same_settings_serves_another_sweep(tau, capsys):
+    beside = ("--trainer.enable_progress_bar=false", "--data.num_workers=0")
+    finished_run(Path("runs/table4/a"), *SAME[:-1], f"--model.init_tau={tau}", *beside)
     assert sweep("table5", "--dry-run") == 0
     out = capsys.readouterr().out
     assert "8 runs in runs/table5, 1 finished" in out
