@@ -25,12 +25,12 @@ from plif_lightning.schedules import OneCycle
 
 
 @contextmanager
-def _blamed_on(argument: str) -> Iterator[None]:
+def _blamed_on(argument: str, cannot: str = "be made of what was given") -> Iterator[None]:
     """What a class of torch.optim refuses becomes a sentence that names the argument."""
     try:
         yield
     except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"{argument} cannot be made of what was given: {error}.") from error
+        raise UserError(f"{argument} cannot {cannot}: {error}.") from error
 
 
 class SpikingClassifier(L.LightningModule):
@@ -292,7 +292,7 @@ class SpikingClassifier(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        with _blamed_on("lr_scheduler"):
+        with _blamed_on("lr_scheduler", "go on with what was given"):
             super().lr_scheduler_step(scheduler, metric)
 
     def configure_optimizers(self) -> Any:

@@ -70,7 +70,7 @@ class RunLogger(CSVLogger):
                 folder.mkdir(parents=True, exist_ok=self._chosen)
                 return folder
             except FileExistsError:
-                if self._chosen:  # a file of that name
+                if self._chosen or not os.path.lexists(folder):  # a file of that name, or a file among the parents
                     raise
                 self._version = int(self.version) + 1  # a file of that name counts, too
 

@@ -23,7 +23,7 @@ from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import FCBlock
 from plif_lightning.runs.histograms import Histogram, append_histograms
 from plif_lightning.runs.process import Resumption, write_command
-from plif_lightning.runs.result import write_facts
+from plif_lightning.runs.result import forget_results, write_facts
 from plif_lightning.runs.samples import Events, Samples, write_samples
 from plif_lightning.runtime.surroundings import surroundings
 from plif_lightning.task import SpikingClassifier
@@ -81,6 +81,11 @@ class CommandRecord(Callback):
         content = hashlib.blake2b(data.identity().encode(), digest_size=8).hexdigest()
         facts = {"data": data.title, "origin": data.origin_note, "samples": data.sizes(), "protocol": data.protocol}
         write_facts(folder, {**facts, "content": content})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not before: where a checkpoint cannot be restored, a finished run stays what it was.
+        if trainer.is_global_zero and not is_trial(trainer):
+            forget_results(run_folder(trainer))
 
 
 def weight_histogram(layer: str, epoch: int, weight: Tensor, k: Tensor) -> Histogram:

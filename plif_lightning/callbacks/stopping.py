@@ -45,7 +45,7 @@ class StopOnSignal(Callback):
         self._received: signal.Signals | None = None
         self._at = -math.inf
         self._agreed: signal.Signals | None = None  # by all processes
-        self.terminated = False  # before training
+        self.terminated = False  # outside training
         self._trained: L.Trainer | None = None
 
     @contextmanager
@@ -56,15 +56,9 @@ class StopOnSignal(Callback):
             signal.signal(own, self._receive)
             if own in early.received:
                 self._received = own
-        # Until training takes it, SIGTERM ends this process as Ctrl-C does, with those that it has started.
-        ends = takes_signals() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        if ends:
-            signal.signal(signal.SIGTERM, self._terminate)
         try:
             yield
         finally:
-            if ends:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if own is not None:
                 signal.signal(own, signal.SIG_DFL)
 
@@ -77,7 +71,8 @@ class StopOnSignal(Callback):
             for one in _ENDING:
                 signal.signal(one, self._receive)
 
-    def _terminate(self, number: int, frame: FrameType | None) -> None:
+    def terminate(self, number: int, frame: FrameType | None) -> None:
+        """Ends this process as Ctrl-C does, with those that it has started: SIGTERM's handler, but in training."""
         self.terminated = True
         raise KeyboardInterrupt
 

@@ -71,7 +71,7 @@ def _run(argv: list[str]) -> int:
 
 
 # These are over soon, and are not resumed: SIGTERM ends them like Ctrl-C, and files that are not whole are taken away.
-_WRITE = ("tables", "figures", "report", "export", "cost")
+_WRITE = ("prepare", "tables", "figures", "report", "export", "cost")
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -59,6 +59,7 @@ from plif_lightning.runs.process import in_use, locked, remove_empty
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.result import write_result, write_test_result
 from plif_lightning.runtime.files import is_address
+from plif_lightning.runtime.signals import on_sigterm
 from plif_lightning.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -217,6 +218,8 @@ class PlifCLI(LightningCLI):
                 other.init_args.save_dir = str(place.absolute())  # a run may be resumed from elsewhere
                 other.init_args.name = other.init_args.name or other.class_path.rsplit(".", 1)[-1]
                 other.init_args.version = other.init_args.version or ""
+            if other.class_path.endswith(".WandbRunLogger") and other.init_args.save_dir == RUNS:
+                other.init_args.save_dir = str(Path(RUNS).absolute())
             if other.class_path.endswith(".CSVLogger") and self.expanded.folder is not None:
                 # It begins its file anew: what it wrote before the run went on stays where it is.
                 other.init_args.version = f"from_step_{self.expanded.step}"
@@ -451,7 +454,7 @@ def run(expanded: Expanded) -> int:
     quieten()
     stop = StopOnSignal(requeues=expanded.resumes)
     try:
-        with ExitStack() as held:
+        with on_sigterm(stop.terminate), ExitStack() as held:
             PlifCLI(expanded, held, stop)
     except SIGTERMException:
         return 128 + signal.SIGTERM
@@ -460,7 +463,8 @@ def run(expanded: Expanded) -> int:
         if isinstance(ended, KeyboardInterrupt) or isinstance(ended.__context__, KeyboardInterrupt):
             stop.say_if_trained()
             if stop.terminated:
-                raise Stopped(128 + signal.SIGTERM, "stopped by SIGTERM before training began.") from None
+                before = " before training began" if expanded.command == "fit" else ""
+                raise Stopped(128 + signal.SIGTERM, f"stopped by SIGTERM{before}.") from None
             raise KeyboardInterrupt from None
         raise
     except Exception as error:

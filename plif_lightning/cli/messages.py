@@ -114,6 +114,7 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
         _of_augmentation(message)
         or _of_class(message)
         or _of_missing_data(message)
+        or _of_missing_argument(message)
         or _of_unknown_key(message, known)
         or _of_type(message)
         or message
@@ -158,6 +159,17 @@ def _of_missing_data(message: str) -> str | None:
     return f"{message}: pass --config NAME, or --data with one of {', '.join(data_classes())}."
 
 
+_NEEDS = "a class that was given needs"
+
+
+def _of_missing_argument(message: str) -> str | None:
+    """An argument of a class that was given without it."""
+    if not (missing := re.match(r"the following arguments are required: (\w+)$", message)) or missing[1] in OWN_KEYS:
+        return None
+    name = missing[1]
+    return f"{_NEEDS} {name}: after --KEY=CLASS or --KEY+=CLASS, pass --KEY.{name}=VALUE."
+
+
 def _of_type(message: str) -> str | None:
     """A value that is of none of several types."""
     found = re.match(
@@ -169,10 +181,11 @@ def _of_type(message: str) -> str | None:
     if not found:
         return None
     key, types, value = found.groups()
-    if kind := re.match(r"Namespace\(class_path='(?:\w+\.)*(\w+)'", value):
-        missing = re.search(r"arguments are required: ([\w.]+)", message)
+    if kinds := re.findall(r"Namespace\(class_path='(?:\w+\.)*(\w+)'", value):
+        missing = re.search(rf"(?:arguments are required:|{_NEEDS}) (\w+)", message)
         name = missing[1].rsplit(".", 1)[-1] if missing else ""
-        return f"{key}: {kind[1]} needs {name}: pass --{key}.{name}." if missing else None
+        # of several, the one that was given last
+        return f"{key}: {kinds[-1]} needs {name}: pass --{key}.{name}=VALUE after it." if missing else None
     types = re.sub(r"<class '(?:\w+\.)*(\w+)'>|(?:\w+\.)+(?=\w)", r"\1", types).replace("NoneType", "null")
     types = re.sub(r"Literal\[(.*?)\]", r"\1", types)
     if not key.startswith("data.") and any(key in inspect.signature(c).parameters for c in data_classes().values()):

@@ -160,6 +160,8 @@ class ImageFolder(ImageDataModule):
                     facts[part] = {"labels": [label for label, _ in listed], "blake2b": digest.hexdigest()}
                     if part == "train":
                         facts["mean"], facts["std"] = _moments(counts)
+            with written_whole(folder / "facts.json") as file:
+                json.dump(facts, file)
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise UserError(
@@ -169,8 +171,6 @@ class ImageFolder(ImageDataModule):
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        with written_whole(folder / "facts.json") as file:
-            json.dump(facts, file)
         return facts
 
     def _image(self, path: Path, shape: Sequence[int]) -> NDArray[np.uint8]:

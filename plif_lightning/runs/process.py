@@ -132,7 +132,7 @@ def write_command(
     """Says that a fit has started.
 
     Args:
-        folder: of the run. What a test of an earlier best checkpoint measured is taken away.
+        folder: of the run.
         arguments: of main.py. A run that is resumed keeps those that started it, and gets what makes it longer.
         surroundings: machine, versions, commit. Where a run is resumed in others, it keeps both.
         resumed: where it is; what that changes is added to what it changed before.
@@ -150,8 +150,6 @@ def write_command(
                 around[name] = ", then ".join(
                     known if around.get(name) in (None, known[-1]) else [*known, around[name]]
                 )
-    folder.result.unlink(missing_ok=True)
-    folder.test_result.unlink(missing_ok=True)
     facts = {"arguments": list(arguments), "started": time.time(), **process_identity(), "surroundings": around}
     if changes:
         facts["changes"] = changes

@@ -15,6 +15,12 @@ def write_facts(folder: RunFolder, facts: Mapping[str, Any]) -> None:
         json.dump(facts, file, indent=2)
 
 
+def forget_results(folder: RunFolder) -> None:
+    """Takes away what a run said at its end, and what a test of its best checkpoint measured: it is trained on."""
+    folder.result.unlink(missing_ok=True)
+    folder.test_result.unlink(missing_ok=True)
+
+
 def write_result(folder: RunFolder, test: Mapping[str, float] | None, samples: Mapping[str, int]) -> None:
     """Says that the run came to its end.
 

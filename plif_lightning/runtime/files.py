@@ -15,6 +15,8 @@ _REASONS = {
     errno.EDQUOT: "The quota is used up: free some space",
     errno.EFBIG: "The file would be too large for this file system or its limit",
     errno.EROFS: "The file system is read-only: choose another place",
+    errno.EEXIST: "there is a file, or a link to nothing, instead of a folder: move it away, or choose another place",
+    errno.ENOTDIR: "a folder above it is a file: choose another place",
     errno.EACCES: "permission denied: change its permissions",
 }
 

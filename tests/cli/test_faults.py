@@ -21,6 +21,7 @@ from plif_lightning.callbacks.checkpoints import CheckpointFiles
 from plif_lightning.callbacks.logger import RunLogger
 from plif_lightning.callbacks.stopping import StopOnSignal
 from plif_lightning.cli import main
+from plif_lightning.cli.lightning import PlifCLI
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import locked, process_identity
@@ -29,6 +30,7 @@ from plif_lightning.runtime.files import relative
 from plif_lightning.task import SpikingClassifier
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
+from tests.writers import write_image_folder
 
 EIGHT = [*TINY, *FEW, "--trainer.limit_train_batches", "8", "--trainer.max_epochs", "3", "--test_after_fit", "false"]
 
@@ -212,6 +214,41 @@ def test_sigterm_while_results_are_written_leaves_nothing_half(run, arguments, m
     assert exit_status(*arguments, "--runs", str(run.parent.parent)) == 143
     assert signal.getsignal(signal.SIGTERM) == before
     assert not list(Path("out").iterdir())
+
+
+def test_sigterm_while_data_are_prepared_leaves_nothing_half(monkeypatch, tmp_path):
+    write_image_folder(tmp_path / "pets")
+    prepare = ["prepare", "--data", "ImageFolder", "--data.root", "pets", "--data.store", "decoded"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: signal.raise_signal(signal.SIGTERM))
+        assert exit_status(*prepare) == 143
+    assert not [path for path in Path("decoded").rglob("*") if path.suffix in (".npy", ".json")]
+    assert exit_status(*prepare) == 0
+
+
+def test_sigterm_before_there_is_a_trainer_leaves_no_folder(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(PlifCLI, "instantiate_trainer", lambda self: signal.raise_signal(signal.SIGTERM))
+    assert exit_status("fit", "--config", QUICKSTART, *SILENT) == 143
+    assert "stopped by SIGTERM before training began." in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not Path("runs").exists()
+
+
+def test_a_finished_run_that_cannot_be_taken_up_stays_finished(monkeypatch, capsys):
+    few = ["--config", QUICKSTART, *SILENT, *TINY, *FEW, "--run_folder", "run", "--resume", "auto"]
+    main(["fit", *few, "--trainer.max_epochs", "1"])
+
+    def refuses(self, state):
+        raise UserError("not this optimizer's")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Optimizer, "load_state_dict", refuses)
+        assert refused(capsys, "fit", *few, "--trainer.max_epochs", "2") == "error: not this optimizer's"
+    assert read_run(Path("run")).status == "finished"
+    told_at(monkeypatch, 4, signal.SIGTERM)
+    assert exit_status("fit", *few, "--trainer.max_epochs", "2") == 143
+    assert read_run(Path("run")).status != "finished"
 
 
 def test_processes_end_together_where_one_is_told(tmp_path):

@@ -1,8 +1,10 @@
 """Mistakes are answered with one sentence."""
 
+from pathlib import Path
+
 import pytest
 
-from tests.cli.calls import CONFIGS, QUICKSTART, SILENT, refused
+from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, refused
 
 
 @pytest.mark.parametrize(
@@ -19,6 +21,11 @@ from tests.cli.calls import CONFIGS, QUICKSTART, SILENT, refused
         (
             ["--trainer.callbacks", "EarlyStopping"],
             "trainer.callbacks: EarlyStopping needs monitor: pass --trainer.call",
+        ),
+        (["--trainer.callbacks+=EarlyStopping"], "a class that was given needs monitor: after --KEY=CLASS or"),
+        (
+            ["--trainer.logger+=TensorBoardLogger"],
+            "trainer.logger: TensorBoardLogger needs save_dir: pass --trainer.logger.save_dir=VALUE after it",
         ),
         (["--trainer.logger", "MLFlowLogger"], "mlflow"),
         (["--model.reset", "medium"], "model.reset"),
@@ -42,7 +49,7 @@ from tests.cli.calls import CONFIGS, QUICKSTART, SILENT, refused
         (["--model.optimizer.weight_decay", "-1"], "optimizer cannot be made of what was given"),
         (["--model.optimizer.betas", "[2,3]"], "Invalid beta parameter at index 0"),
         (["--model.optimizer.lr", "abc"], "lr must be of float, Tensor, got abc"),
-        (["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "0"], "lr_scheduler cannot be made"),
+        (["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "0"], "lr_scheduler cannot go on"),
         (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches must be at least 1, got 0"),
         (["--trainer.check_val_every_n_epoch", "0"], "trainer.check_val_every_n_epoch must be at least 1, got 0"),
         (["--trainer.max_epochs", "0"], "trainer.max_epochs must be at least 1, got 0"),
@@ -85,6 +92,27 @@ def test_a_missing_data_set_is_answered_with_files_and_place(capsys, tmp_path):
 def test_a_class_that_is_not_found_elsewhere_is_not_blamed_on_the_data(capsys):
     for arguments in (["--model.optimizer", "Adamm"], ["--trainer.callbacks", "EarlyStoping"]):
         assert "data must be" not in refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *arguments)
+
+
+@pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval'")
+def test_a_schedule_that_is_over_too_early_is_said_to_be(capsys):
+    schedule = [
+        "--model.lr_scheduler=OneCycleLR",
+        "--model.lr_scheduler.max_lr=0.01",
+        "--model.lr_scheduler.total_steps=1",
+    ]
+    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *TINY, *FEW, "--trainer.max_epochs=3", *schedule)
+    assert "lr_scheduler cannot go on with what was given: Tried to step 2 times." in message
+
+
+@pytest.mark.parametrize("option", ["--run_folder", "--trainer.default_root_dir"])
+@pytest.mark.parametrize("place", ["file", "link", "file/run", "link/run"])
+def test_a_place_that_can_be_no_folder_is_named(option, place, capsys):
+    Path("file").touch()
+    Path("link").symlink_to("nowhere/at/all")
+    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, option, place)
+    assert place.split("/")[0] in message
+    assert "choose another place" in message
 
 
 @pytest.mark.parametrize(
