@@ -30,8 +30,9 @@ def _raised_by_lightning(error: Exception) -> bool:
 
 def _lost_company(error: Exception) -> str | None:
     """What it means where a library that lets processes meet gives up."""
-    lost = re.search("closed by peer|reset by peer|timed out|Timed out|remote process", str(error))
-    if not isinstance(error, RuntimeError) or not lost or not re.search("gloo|NCCL|TCPStore|c10d", str(error)):
+    lost = re.search("closed by peer|reset by peer|timed out|Timed out|remote process|pair closure", str(error))
+    by_whom = re.search("gloo|NCCL|TCPStore|c10d|pair closure", str(error))
+    if not isinstance(error, RuntimeError) or not lost or not by_whom:
         return None
     first = " ".join(str(error).split())[:160]
     return (

@@ -15,6 +15,7 @@ import torch
 
 from plif_lightning.callbacks import CommandRecord
 from plif_lightning.cli import main
+from plif_lightning.cli.explanations import explained
 from plif_lightning.cli.lightning import needs_sync_batchnorm
 from plif_lightning.errors import UserError
 from tests.cli.calls import FEW, QUICKSTART, TINY, command, fit, load, until
@@ -148,6 +149,19 @@ def test_a_process_that_is_lost_ends_the_others_with_one_sentence(number, tmp_pa
         assert said.count("another process of this run has ended, or has not answered for too long") == 1
         assert "Traceback" not in said
     assert load("run/checkpoints/last.ckpt")["global_step"] > 0
+
+
+@pytest.mark.parametrize(
+    "message",
+    [  # of gloo, as PyTorch 2.13 gives them
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:544] Connection closed by peer [127.0.0.1]:51283",
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 30000ms for recv",
+        "Application timeout caused pair closure",
+    ],
+)
+def test_what_a_library_says_of_a_lost_process_is_put_into_one_sentence(message):
+    assert explained(RuntimeError(message)).startswith("another process of this run has ended, or has not answered")
+    assert explained(RuntimeError("a pair of shapes timed out")) is None
 
 
 EQUIVALENCE = """
