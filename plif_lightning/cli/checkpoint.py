@@ -19,29 +19,40 @@ _INFORMATIVE = {"--help-all", "--print_config"}
 
 
 @dataclass(frozen=True)
+class Stored:
+    """What a checkpoint says beside its weights; of none, nothing.
+
+    Attributes:
+        config: of the run that wrote it.
+        step: at which it was written.
+        epochs: that were whole then.
+        training_set: identity of the training set of its run.
+        reading: how that run read its data.
+    """
+
+    config: dict[str, Any] | None = None
+    step: int = 0
+    epochs: int = 0
+    training_set: str | None = None
+    reading: str | None = None
+
+
+@dataclass(frozen=True)
 class Expanded:
     """The arguments of a command, and what a checkpoint among them says.
 
     Attributes:
         given: as the user wrote them.
         arguments: for the parser: configurations as files, and a checkpoint's own configuration before what is given.
-        stored: the configuration in the checkpoint.
+        stored: what the checkpoint holds.
         folder: of the run to be resumed, or whose checkpoint is evaluated.
-        step: at which the checkpoint was written.
-        epochs: that were whole then.
-        training_set: identity of the training set of the checkpoint's run.
-        reading: how that run read its data.
         resumes: whether the same arguments begin a run or go on with it (`--resume auto`).
     """
 
     given: list[str]
     arguments: list[str]
-    stored: dict[str, Any] | None = None
+    stored: Stored = Stored()
     folder: RunFolder | None = None
-    step: int = 0
-    epochs: int = 0
-    training_set: str | None = None
-    reading: str | None = None
     resumes: bool = False
 
     @property
@@ -68,9 +79,9 @@ def expand(argv: Sequence[str]) -> Expanded:
     if resumed is not None:
         if not resumed.last.is_file():
             return Expanded(given, [command, *rest], resumes=True)
-        stored, step, epochs, training_set, reading = read_checkpoint(resumed.last)
+        stored = read_checkpoint(resumed.last)
         rest = [*_without(rest, "--run_folder"), f"--ckpt_path={resumed.last}"]
-        return Expanded(given, [command, *rest], stored, resumed, step, epochs, training_set, reading, resumes=True)
+        return Expanded(given, [command, *rest], stored, resumed, resumes=True)
     others = _without(rest, "--ckpt_path")
     if len(others) == len(rest):
         if command in EVALUATIONS:
@@ -90,16 +101,17 @@ def expand(argv: Sequence[str]) -> Expanded:
     if command in EVALUATIONS and in_place:
         raise CheckpointError(f"{command} needs the file: pass --ckpt_path RUN/checkpoints/last.ckpt.")
     path = _last_of(rest) if in_place else Path(value)
-    stored, step, epochs, training_set, reading = read_checkpoint(path)
+    stored = read_checkpoint(path)
     folder: RunFolder | None = RunFolder.of_checkpoint(path)
     rest.append(f"--ckpt_path={path}")
     if command in EVALUATIONS:
-        kept = {key: stored[key] for key in ("seed_everything", "model", "data")}
-        kept["trainer"] = {"precision": stored["trainer"]["precision"]}
+        assert stored.config is not None
+        kept = {key: stored.config[key] for key in ("seed_everything", "model", "data")}
+        kept["trainer"] = {"precision": stored.config["trainer"]["precision"]}
         rest.insert(0, f"--config={yaml.safe_dump(kept)}")
     elif not in_place:
         folder = None
-    return Expanded(given, [command, *rest], stored, folder, step, epochs, training_set, reading)
+    return Expanded(given, [command, *rest], stored, folder)
 
 
 def _without(argv: Sequence[str], option: str) -> list[str]:
@@ -207,8 +219,8 @@ def _last_of(argv: Sequence[str]) -> Path:
     )
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], int, int, str | None, str | None]:
-    """The configuration stored in a checkpoint, its step and epochs, and the identity and reading of its data.
+def read_checkpoint(path: Path) -> Stored:
+    """What is stored in a checkpoint.
 
     Raises:
         CheckpointError: there is no such file, or it is not a whole checkpoint of this project.
@@ -218,10 +230,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], int, int, str | None, s
     checkpoint = load_checkpoint(path, mapped=True)
     if not {"cli_config", "global_step"} <= checkpoint.keys():
         raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it holds no configuration.")
-    of_data = checkpoint.get("training_set"), checkpoint.get("reading")
     done = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
-    progress = checkpoint["global_step"], done.get("processed", checkpoint.get("epoch", 0))
-    return yaml.safe_load(checkpoint["cli_config"]), *progress, *of_data
+    return Stored(
+        yaml.safe_load(checkpoint["cli_config"]),
+        checkpoint["global_step"],
+        done.get("processed", checkpoint.get("epoch", 0)),
+        checkpoint.get("training_set"),
+        checkpoint.get("reading"),
+    )
 
 
 def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
@@ -230,7 +246,7 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
     Raises:
         CheckpointError: they differ in what the checkpoint's weights, split or next batches depend on.
     """
-    stored = expanded.stored
+    stored = expanded.stored.config
     assert stored is not None
     data = {"validation", "holdout_fraction"}
     keys = {"model"}
@@ -264,7 +280,8 @@ def refuse_shorter(expanded: Expanded, trainer: dict[str, Any]) -> None:
     Raises:
         CheckpointError: it is longer already.
     """
-    for name, what, done in (("max_epochs", "epochs", expanded.epochs), ("max_steps", "steps", expanded.step)):
+    stored = expanded.stored
+    for name, what, done in (("max_epochs", "epochs", stored.epochs), ("max_steps", "steps", stored.step)):
         limit = trainer.get(name)
         if limit is not None and 0 <= limit < done:
             raise CheckpointError(

@@ -139,10 +139,11 @@ class PlifCLI(LightningCLI):
         self.config = parser.parse_args(args)
         command = self.config.subcommand
         require_ranges(self.config[command], command)
-        if self.expanded.stored is not None:
+        stored = self.expanded.stored.config
+        if stored is not None:
             given = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))
             refuse_other_settings(self.expanded, given[command])
-            for name, value in changed(self.expanded.stored, given[command]).items():
+            for name, value in changed(stored, given[command]).items():
                 (self.longer if only_longer(name, given[command]) else self.changed)[name] = value
             if command == "fit" and self.expanded.folder is not None:
                 refuse_shorter(self.expanded, given[command]["trainer"])
@@ -222,7 +223,7 @@ class PlifCLI(LightningCLI):
                 other.init_args.save_dir = str(Path(RUNS).absolute())
             if other.class_path.endswith(".CSVLogger") and self.expanded.folder is not None:
                 # It begins its file anew: what it wrote before the run went on stays where it is.
-                other.init_args.version = f"from_step_{self.expanded.step}"
+                other.init_args.version = f"from_step_{self.expanded.stored.step}"
         config.trainer.logger = loggers if len(loggers) > 1 else loggers[0]
 
     @staticmethod
@@ -239,7 +240,7 @@ class PlifCLI(LightningCLI):
         config = self.config_init[self.subcommand].trainer
         weights = WeightRecord()
         own: list[Any] = [
-            SameData(self.expanded.training_set, self.expanded.reading),
+            SameData(self.expanded.stored.training_set, self.expanded.stored.reading),
             LayerMonitor(),
             CurvePlots(),
             ConfusionMatrix(),
@@ -271,7 +272,7 @@ class PlifCLI(LightningCLI):
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger) and folder is not None:
                 if self.subcommand == "fit":
-                    logger.place(folder.path, keep_before_step=self.expanded.step)
+                    logger.place(folder.path, keep_before_step=self.expanded.stored.step)
                 else:
                     engine = self.config[self.subcommand].engine
                     name = str(self.subcommand) if engine is None else f"{self.subcommand}_{engine}"
@@ -396,10 +397,11 @@ def evaluation_folder(folder: RunFolder, command: str) -> RunFolder:
 def end_if_finished(expanded: Expanded, given: dict[str, Any]) -> None:
     """Ends the program where `--resume auto` finds a run that has nothing left to do."""
     assert expanded.folder is not None
-    assert expanded.stored is not None
+    stored = expanded.stored.config
+    assert stored is not None
     run = read_run(expanded.folder.path)
     limits = ("max_epochs", "max_steps", "max_time")
-    if run.status == "finished" and all(expanded.stored["trainer"][k] == given["trainer"][k] for k in limits):
+    if run.status == "finished" and all(stored["trainer"][k] == given["trainer"][k] for k in limits):
         accuracy = "" if run.accuracy is None else f", {100 * run.accuracy:.2f} %"
         raise Stopped(0, f"{expanded.folder.path} is finished{accuracy}: nothing to do.")
 
