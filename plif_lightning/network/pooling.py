@@ -69,18 +69,18 @@ def _windows(x: Tensor) -> list[Tensor]:
 class _SpikeMaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spikes: Tensor, seed: Tensor | None) -> Tensor:
-        fired = [(neuron != 0).to(torch.uint8) for neuron in _windows(spikes)]
+        fired = [neuron != 0 for neuron in _windows(spikes)]
         pooled = fired[0] | fired[1] | fired[2] | fired[3]
         if ctx.needs_input_grad[0]:
             # The tie rule is needed for the gradient alone. One byte a window is kept for it.
-            none = 1 - pooled
-            tied = [neuron | none for neuron in fired]  # where none fired, all four are tied at the maximum 0
+            # Where none fired, all four are tied at the maximum 0.
+            tied = [(neuron | ~pooled).to(torch.uint8) for neuron in fired]
             rank: Tensor | int = 0
             if seed is not None:
                 place = torch.arange(pooled.numel(), device=spikes.device).view(pooled.shape)
                 uniform = (_hash((place ^ seed.to(spikes.device)) & 0xFFFFFFFF) >> 8).to(torch.float32) * 2**-24
                 rank = (uniform * (tied[0] + tied[1] + tied[2] + tied[3])).to(torch.uint8)
-            winner = torch.zeros_like(pooled)
+            winner = torch.zeros_like(tied[0])
             ahead = tied[0]  # how many tied neurons come before the next one
             for i in (1, 2, 3):
                 winner += i * (tied[i] & (ahead == rank))

@@ -1,15 +1,18 @@
 """Training step and inference of the paper's networks beside SpikingJelly 2.0, in alternation in one process.
 
     [PLIF_DATA_ROOT=DIR] python tests/benchmarks/networks.py [--rounds 7] [--fast]
+    python tests/benchmarks/networks.py --ckpt_path RUN/checkpoints/best.ckpt --config cifar10dvs [--batch 2]
 
 Same network, sizes, batch, T, type, threads and optimiser (fused Adam); BN over all time-steps together, the first
 winner in a pool, as SpikingJelly has them. At equal weights, without dropout, the losses are compared first. The
 third column is the network as the authors wrote it: the same layers of SpikingJelly, called once per time-step
 (BN of each step then, our default). Peak memory is that of a process which only does 3 training steps, beyond what it
-held after its imports and inputs. The floor is convolutions and FC layers alone, forward and backward.
+held after its imports and inputs. The floor is convolutions and FC layers alone, forward and backward. With
+`--ckpt_path`, a trained network on samples of its test set, instead of new ones whose layers are made to fire so much.
 """
 
 import argparse
+import copy
 import os
 import statistics
 import subprocess
@@ -28,6 +31,7 @@ import torch
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 
+from plif_lightning.cli.deploy import read_to_test
 from plif_lightning.configs import network_of
 from plif_lightning.deploy import deployed
 from plif_lightning.losses import rate_mse
@@ -144,12 +148,79 @@ def contenders(
     if trained:
         shares = fire_as_trained(net, x, training)
         print("  spikes: " + ", ".join(f"{layer} {100 * share:.0f} %" for layer, share in shares.items()))
-    label = torch.randint(0, 10, (batch,))
+    return with_peers(net), x, torch.randint(0, 10, (batch,))
+
+
+def with_peers(net: SpikingNetwork) -> Contenders:
     found: Contenders = {"ours": (net, net)}
     for title, mode in (("SpikingJelly, multi-step", "m"), ("SpikingJelly, as the authors", "s")):
-        other = peer(net, mode)
+        other = peer(net, mode).train(net.training)
         found[title] = (other, lambda x, n=other, m=mode: run_peer(n, x, net.time_steps, m))
-    return found, x, label
+    return found
+
+
+def shares(net: SpikingNetwork, x: Tensor) -> str:
+    """Which share of each layer's outputs are spikes, as they come out of its pool, in words."""
+    found = []
+
+    def note(name: str, y: Tensor) -> None:
+        found.append(f"{name} {100 * (y != 0).float().mean().item():.1f} %")
+
+    hooks = [
+        block.register_forward_hook(lambda block, given, y, name=name: note(name, y))
+        for name, block in net.blocks().items()
+    ]
+    with torch.no_grad():
+        net(x)
+    for hook in hooks:
+        hook.remove()
+    return ", ".join(found)
+
+
+def of_checkpoint(name: str, path: Path, root: str | None, batch: int, rounds: int, fast: bool) -> None:
+    """A trained network, with BN and pools as SpikingJelly has them, on samples of its test set."""
+    trained, x, label = read_to_test(path, root, batch)
+    net = network_of(name, trained.time_steps, norm_statistics="all_steps", pool_ties="first")
+    net.load_state_dict(trained.state_dict())
+    x = x.float()
+    print(f"\n{name}, trained, batch {batch}, T = {net.time_steps}")
+    print(f"  spikes in training: {shares(net.train(), x)}")
+    for bf16 in (False, True):
+        what = f"training step, {'bf16-mixed' if bf16 else 'fp32'}"
+        compare(what, with_peers(copy.deepcopy(net)), x, label, bf16, floor(name, batch, bf16), rounds, fast)
+    net.load_state_dict(trained.state_dict())  # BN has counted on
+    print(f"  spikes in inference: {shares(net.eval(), x)}")
+    infer("inference", net, x, 3 * rounds, fast)
+
+
+def infer(what: str, net: SpikingNetwork, x: Tensor, rounds: int, fast: bool) -> None:
+    """Prints the seconds of inference, deployed too."""
+    found = with_peers(net.eval())
+    for engine in ("auto", "int8"):
+        found[f"ours, deployed, {engine}"] = (made := deployed(net, engine, x), made)  # type: ignore[arg-type]
+    show(what, alternate({t: inference(f, x) for t, (_, f) in of_interest(found, fast).items()}, rounds))
+
+
+def of_interest(found: Contenders, fast: bool) -> Contenders:
+    return {title: made for title, made in found.items() if not fast or title != "SpikingJelly, as the authors"}
+
+
+def compare(
+    what: str,
+    found: Contenders,
+    x: Tensor,
+    label: Tensor,
+    bf16: bool,
+    alone: Callable[[], None],
+    rounds: int,
+    fast: bool,
+) -> None:
+    """Prints the seconds of a training step."""
+    cases: dict[str, Callable[[], Any]] = {
+        title: training_step(forward, module.parameters(), x, label, bf16)
+        for title, (module, forward) in of_interest(found, fast).items()
+    }
+    show(what, alternate({**cases, "convolutions and FC alone": alone}, rounds))
 
 
 def check(name: str, batch: int) -> None:
@@ -257,14 +328,7 @@ def of_recordings(root: str, number: int, rounds: int, fast: bool) -> None:
     net = network_of("nmnist", norm_statistics="all_steps", pool_ties="first")
     shares = fire_as_trained(net, x, training=False)
     print("  spikes: " + ", ".join(f"{layer} {100 * share:.0f} %" for layer, share in shares.items()))
-    found: Contenders = {"ours": (net, net)}
-    for engine in ("auto", "int8"):
-        found[f"ours, deployed, {engine}"] = (made := deployed(net, engine, x), made)  # type: ignore[arg-type]
-    for title, mode in (("SpikingJelly, multi-step", "m"), ("SpikingJelly, as the authors", "s"))[: 1 + (not fast)]:
-        other = peer(net, mode).eval()
-        found[title] = (other, lambda x, n=other, m=mode: run_peer(n, x, net.time_steps, m))
-    cases = {t: inference(f, x) for t, (_, f) in found.items()}
-    show("inference, firing as trained", alternate(cases, 5 * rounds))
+    infer("inference, firing as trained", net, x, 5 * rounds, fast)
 
 
 def main() -> None:
@@ -272,12 +336,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--fast", action="store_true", help="without the authors' form")
     parser.add_argument("--memory", nargs=3, help="measure memory in this process: CONFIG BATCH CONTENDER")
+    parser.add_argument("--ckpt_path", type=Path)
+    parser.add_argument("--config", help="of the checkpoint's network")
+    parser.add_argument("--data.root", dest="root")
+    parser.add_argument("--batch", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.memory:
         _, mib = alone(arguments.memory[0], int(arguments.memory[1]), arguments.memory[2], 3)
         print(int(mib))
         return
     print(f"torch {torch.__version__}, {processor()}, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
+    if arguments.ckpt_path is not None:
+        of = arguments.config, arguments.ckpt_path, arguments.root, arguments.batch
+        of_checkpoint(*of, arguments.rounds, arguments.fast)
+        return
     if root := os.environ.get("PLIF_DATA_ROOT"):
         for number in 1, 4:
             of_recordings(root, number, arguments.rounds, arguments.fast)
@@ -289,15 +361,8 @@ def main() -> None:
         )
         for trained, bf16 in runs:
             found, x, label = contenders(name, batch, trained=trained)
-            if arguments.fast:
-                del found["SpikingJelly, as the authors"]
-            cases: dict[str, Callable[[], Any]] = {
-                title: training_step(forward, module.parameters(), x, label, bf16)
-                for title, (module, forward) in found.items()
-            }
-            cases["convolutions and FC alone"] = floor(name, batch, bf16)
             what = f"training step, {'bf16-mixed' if bf16 else 'fp32'}, {'firing as trained' if trained else 'fresh'}"
-            show(what, alternate(cases, arguments.rounds))
+            compare(what, found, x, label, bf16, floor(name, batch, bf16), arguments.rounds, arguments.fast)
         found, x, _ = contenders(name, batch, trained=True, training=False)
         for module, _ in found.values():
             module.eval()
