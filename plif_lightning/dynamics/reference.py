@@ -102,7 +102,7 @@ def trace(
 
 def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
     """While it lasts no autocast is in force; on the meta device there is none."""
-    # Not torch.amp.is_autocast_available, which PyTorch 2.9 cannot compile.
+    # Not torch.amp.is_autocast_available, which PyTorch 2.10 cannot compile.
     in_force = device.type != "meta" and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if in_force else nullcontext()
 
