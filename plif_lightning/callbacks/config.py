@@ -18,8 +18,16 @@ from plif_lightning.runtime.files import written_whole
 register_type(torch.device, str)
 
 
+def _folders(trainer: L.Trainer) -> list[RunFolder]:
+    """The run's; none of a trial."""
+    return [RunFolder(Path(logger.log_dir)) for logger in trainer.loggers if isinstance(logger, RunLogger)][:1]
+
+
 class SaveConfig(SaveConfigCallback):
-    """Writes the full configuration into the run's folder, every checkpoint, and other loggers."""
+    """Writes the full configuration into the run's folder, every checkpoint, and other loggers.
+
+    A run that goes on keeps the file that it has until it is trained again: its checkpoint may not be restored.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
@@ -33,14 +41,20 @@ class SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        log_dir = next((logger.log_dir for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
-        if log_dir is not None:
-            folder = RunFolder(Path(log_dir))
-            with written_whole(folder.config) as file:
-                file.write(self.text)
+        if not any(folder.config.is_file() for folder in _folders(trainer)):
+            self._write(trainer)
         for logger in trainer.loggers:
             if not isinstance(logger, RunLogger):
                 logger.log_hyperparams(yaml.safe_load(self.text))
+
+    def _write(self, trainer: L.Trainer) -> None:
+        for folder in _folders(trainer):
+            with written_whole(folder.config) as file:
+                file.write(self.text)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._write(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["cli_config"] = self.text

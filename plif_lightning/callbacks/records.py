@@ -21,6 +21,7 @@ from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import FCBlock
+from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import Histogram, append_histograms
 from plif_lightning.runs.process import Resumption, write_command
 from plif_lightning.runs.result import forget_results, write_facts
@@ -53,7 +54,7 @@ def _require_seen(trainer: L.Trainer, folder: Path) -> None:
 
 
 class CommandRecord(Callback):
-    """Writes `command.json` and `data.json` when a fit starts.
+    """Writes `command.json` and `data.json` when a fit starts, of a run that goes on when it is trained again.
 
     Args:
         arguments: of main.py. A run that is resumed keeps those that started it.
@@ -65,14 +66,26 @@ class CommandRecord(Callback):
         self, arguments: list[str], changed: Mapping[str, Any] | None = None, longer: Mapping[str, Any] | None = None
     ) -> None:
         self.arguments, self.changed, self.longer = arguments, changed or {}, longer or {}
+        self._written = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
         if is_trial(trainer):
             return
         _require_seen(trainer, folder.path)
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero and not folder.command.is_file():
+            self._write(trainer, folder)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not before: where a checkpoint cannot be restored, a finished run stays what it was.
+        if trainer.is_global_zero and not is_trial(trainer):
+            folder = run_folder(trainer)
+            forget_results(folder)
+            if not self._written:
+                self._write(trainer, folder)
+
+    def _write(self, trainer: L.Trainer, folder: RunFolder) -> None:
+        self._written = True
         device = trainer.strategy.root_device
         used = f"{trainer.world_size} x {torch.cuda.get_device_name(device)}" if device.type == "cuda" else None
         resumed = None if trainer.ckpt_path is None else Resumption(trainer.global_step, self.changed, self.longer)
@@ -81,11 +94,6 @@ class CommandRecord(Callback):
         content = hashlib.blake2b(data.identity().encode(), digest_size=8).hexdigest()
         facts = {"data": data.title, "origin": data.origin_note, "samples": data.sizes(), "protocol": data.protocol}
         write_facts(folder, {**facts, "content": content})
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Not before: where a checkpoint cannot be restored, a finished run stays what it was.
-        if trainer.is_global_zero and not is_trial(trainer):
-            forget_results(run_folder(trainer))
 
 
 def weight_histogram(layer: str, epoch: int, weight: Tensor, k: Tensor) -> Histogram:

@@ -57,6 +57,8 @@ def test_a_sweep_and_its_agent_run_the_shipped_command(tmp_path):
         (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
         (tmp_path / "main.py").symlink_to(REPOSITORY / "main.py")
         environment["PYTHONPATH"] = str(REPOSITORY)
+        # The agent calls `python`, which is this one where its environment is not activated, too.
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         agent = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=tmp_path
         )

@@ -242,13 +242,17 @@ def test_a_finished_run_that_cannot_be_taken_up_stays_finished(monkeypatch, caps
     def refuses(self, state):
         raise UserError("not this optimizer's")
 
+    kept = ("config.yaml", "command.json", "data.json", "result.json")
+    before = {name: Path("run", name).read_bytes() for name in kept}
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.Optimizer, "load_state_dict", refuses)
         assert refused(capsys, "fit", *few, "--trainer.max_epochs", "2") == "error: not this optimizer's"
+    assert {name: Path("run", name).read_bytes() for name in kept} == before
     assert read_run(Path("run")).status == "finished"
     told_at(monkeypatch, 4, signal.SIGTERM)
     assert exit_status("fit", *few, "--trainer.max_epochs", "2") == 143
     assert read_run(Path("run")).status != "finished"
+    assert read_run(Path("run")).config["trainer"]["max_epochs"] == 2
 
 
 def test_processes_end_together_where_one_is_told(tmp_path):
