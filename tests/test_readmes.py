@@ -105,8 +105,11 @@ import contextlib, io, json, runpy, sys
 said = {}
 for path in sys.argv[1:]:
     sys.argv = [path, "--help"]
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        runpy.run_path(path, run_name="__main__")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            runpy.run_path(path, run_name="__main__")
+    except SystemExit as stop:
+        assert not stop.code, (path, stop.code)
     said[path] = out.getvalue()
 print(json.dumps(said))
 """

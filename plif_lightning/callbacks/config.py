@@ -18,9 +18,9 @@ from plif_lightning.runtime.files import written_whole
 register_type(torch.device, str)
 
 
-def _folders(trainer: L.Trainer) -> list[RunFolder]:
-    """The run's; none of a trial."""
-    return [RunFolder(Path(logger.log_dir)) for logger in trainer.loggers if isinstance(logger, RunLogger)][:1]
+def _folder(trainer: L.Trainer) -> RunFolder | None:
+    """The run's; a trial has none."""
+    return next((RunFolder(Path(logger.log_dir)) for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -35,26 +35,29 @@ class SaveConfig(SaveConfigCallback):
         config = self.config.clone()
         config.ckpt_path = config.run_folder = None
         self.text = self.parser.dump(config, skip_none=False, format="yaml")
+        self._written = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if not any(folder.config.is_file() for folder in _folders(trainer)):
-            self._write(trainer)
+        folder = _folder(trainer)
+        if folder is not None and not folder.config.is_file():
+            self._write(folder)
         for logger in trainer.loggers:
             if not isinstance(logger, RunLogger):
                 logger.log_hyperparams(yaml.safe_load(self.text))
 
-    def _write(self, trainer: L.Trainer) -> None:
-        for folder in _folders(trainer):
-            with written_whole(folder.config) as file:
-                file.write(self.text)
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._write(trainer)
+        folder = _folder(trainer)
+        if trainer.is_global_zero and folder is not None and not self._written:
+            self._write(folder)
+
+    def _write(self, folder: RunFolder) -> None:
+        self._written = True
+        with written_whole(folder.config) as file:
+            file.write(self.text)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["cli_config"] = self.text

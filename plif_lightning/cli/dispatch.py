@@ -70,7 +70,7 @@ def _run(argv: list[str]) -> int:
     return _command(name)(rest)
 
 
-# These are over soon, and are not resumed: SIGTERM ends them like Ctrl-C, and files that are not whole are taken away.
+# These are called again, not resumed: SIGTERM ends them like Ctrl-C, and files that are not whole are taken away.
 _WRITE = ("prepare", "tables", "figures", "report", "export", "cost")
 
 

@@ -40,7 +40,7 @@ from plif_lightning.events.integration import integrate
 from plif_lightning.events.readers import read_any
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.runtime.surroundings import processor
-from tests.benchmarks.networks import alternate, fire_as_trained, inference, peer, run_peer
+from tests.benchmarks.networks import alternate, fire_as_trained, in_words, inference, peer, run_peer
 
 ENGINES = ("dense", "events", "auto", "int16", "int8")
 SHARES = (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5)
@@ -56,8 +56,7 @@ def firing_on(name: str, path: Path, number: int) -> tuple[SpikingNetwork, torch
     sensor = Sensor(*net.input_shape[1:])
     x = torch.from_numpy(integrate(recording, sensor, net.time_steps)).unsqueeze(1).float()
     shares = fire_as_trained(net, x, training=False)
-    spikes = ", ".join(f"{layer} {100 * share:.0f} %" for layer, share in shares.items())
-    print(f"{name}, {len(recording.t):,} events of {path.name}; spikes: {spikes}")
+    print(f"{name}, {len(recording.t):,} events of {path.name}; spikes: {in_words(shares)}")
     return net.eval(), x
 
 

@@ -147,8 +147,12 @@ def contenders(
     x = inputs(name, net, batch)
     if trained:
         shares = fire_as_trained(net, x, training)
-        print("  spikes: " + ", ".join(f"{layer} {100 * share:.0f} %" for layer, share in shares.items()))
+        print(f"  spikes: {in_words(shares)}")
     return with_peers(net), x, torch.randint(0, 10, (batch,))
+
+
+def in_words(shares: dict[str, float], digits: int = 0) -> str:
+    return ", ".join(f"{layer} {100 * share:.{digits}f} %" for layer, share in shares.items())
 
 
 def with_peers(net: SpikingNetwork) -> Contenders:
@@ -159,22 +163,20 @@ def with_peers(net: SpikingNetwork) -> Contenders:
     return found
 
 
-def shares(net: SpikingNetwork, x: Tensor) -> str:
-    """Which share of each layer's outputs are spikes, as they come out of its pool, in words."""
-    found = []
+def firing(net: SpikingNetwork, x: Tensor) -> dict[str, float]:
+    """The share of each layer's outputs that are spikes, as they come out of its pool."""
+    found: dict[str, float] = {}
+    names = {block: name for name, block in net.blocks().items()}
 
-    def note(name: str, y: Tensor) -> None:
-        found.append(f"{name} {100 * (y != 0).float().mean().item():.1f} %")
+    def note(block: nn.Module, given: Any, y: Tensor) -> None:
+        found[names[block]] = (y != 0).float().mean().item()
 
-    hooks = [
-        block.register_forward_hook(lambda block, given, y, name=name: note(name, y))
-        for name, block in net.blocks().items()
-    ]
+    hooks = [block.register_forward_hook(note) for block in names]
     with torch.no_grad():
         net(x)
     for hook in hooks:
         hook.remove()
-    return ", ".join(found)
+    return found
 
 
 def of_checkpoint(name: str, path: Path, root: str | None, batch: int, rounds: int, fast: bool) -> None:
@@ -184,12 +186,12 @@ def of_checkpoint(name: str, path: Path, root: str | None, batch: int, rounds: i
     net.load_state_dict(trained.state_dict())
     x = x.float()
     print(f"\n{name}, trained, batch {batch}, T = {net.time_steps}")
-    print(f"  spikes in training: {shares(net.train(), x)}")
+    print(f"  spikes in training: {in_words(firing(net.train(), x), 1)}")
     for bf16 in (False, True):
         what = f"training step, {'bf16-mixed' if bf16 else 'fp32'}"
-        compare(what, with_peers(copy.deepcopy(net)), x, label, bf16, floor(name, batch, bf16), rounds, fast)
+        compare(name, what, with_peers(copy.deepcopy(net)), x, label, bf16, rounds, fast)
     net.load_state_dict(trained.state_dict())  # BN has counted on
-    print(f"  spikes in inference: {shares(net.eval(), x)}")
+    print(f"  spikes in inference: {in_words(firing(net.eval(), x), 1)}")
     infer("inference", net, x, 3 * rounds, fast)
 
 
@@ -206,21 +208,15 @@ def of_interest(found: Contenders, fast: bool) -> Contenders:
 
 
 def compare(
-    what: str,
-    found: Contenders,
-    x: Tensor,
-    label: Tensor,
-    bf16: bool,
-    alone: Callable[[], None],
-    rounds: int,
-    fast: bool,
+    name: str, what: str, found: Contenders, x: Tensor, label: Tensor, bf16: bool, rounds: int, fast: bool
 ) -> None:
     """Prints the seconds of a training step."""
     cases: dict[str, Callable[[], Any]] = {
         title: training_step(forward, module.parameters(), x, label, bf16)
         for title, (module, forward) in of_interest(found, fast).items()
     }
-    show(what, alternate({**cases, "convolutions and FC alone": alone}, rounds))
+    cases["convolutions and FC alone"] = floor(name, len(label), bf16)
+    show(what, alternate(cases, rounds))
 
 
 def check(name: str, batch: int) -> None:
@@ -327,7 +323,7 @@ def of_recordings(root: str, number: int, rounds: int, fast: bool) -> None:
     torch.manual_seed(0)
     net = network_of("nmnist", norm_statistics="all_steps", pool_ties="first")
     shares = fire_as_trained(net, x, training=False)
-    print("  spikes: " + ", ".join(f"{layer} {100 * share:.0f} %" for layer, share in shares.items()))
+    print(f"  spikes: {in_words(shares)}")
     infer("inference, firing as trained", net, x, 5 * rounds, fast)
 
 
@@ -362,7 +358,7 @@ def main() -> None:
         for trained, bf16 in runs:
             found, x, label = contenders(name, batch, trained=trained)
             what = f"training step, {'bf16-mixed' if bf16 else 'fp32'}, {'firing as trained' if trained else 'fresh'}"
-            compare(what, found, x, label, bf16, floor(name, batch, bf16), arguments.rounds, arguments.fast)
+            compare(name, what, found, x, label, bf16, arguments.rounds, arguments.fast)
         found, x, _ = contenders(name, batch, trained=True, training=False)
         for module, _ in found.values():
             module.eval()

@@ -249,9 +249,13 @@ def test_a_finished_run_that_cannot_be_taken_up_stays_finished(monkeypatch, caps
         assert refused(capsys, "fit", *few, "--trainer.max_epochs", "2") == "error: not this optimizer's"
     assert {name: Path("run", name).read_bytes() for name in kept} == before
     assert read_run(Path("run")).status == "finished"
+    tested = RunFolder(Path("run")).test_result
+    tested.parent.mkdir(exist_ok=True)
+    tested.write_text("{}")
     told_at(monkeypatch, 4, signal.SIGTERM)
     assert exit_status("fit", *few, "--trainer.max_epochs", "2") == 143
     assert read_run(Path("run")).status != "finished"
+    assert not tested.exists()  # it was of an earlier best checkpoint
     assert read_run(Path("run")).config["trainer"]["max_epochs"] == 2
 
 
