@@ -1,7 +1,7 @@
 """A trained network for inference on an ordinary CPU: frozen, BN folded, each layer in its fastest form."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal, get_args
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.integers import LARGEST, PackedConv, PackedLinear, can_be_packed, quantised
-from plif_lightning.deploy.layers import network_of, spiking_layers, weighted
-from plif_lightning.deploy.prepared import Prepared
+from plif_lightning.deploy.layers import event_layers, network_of, spiking_layers, weighted
+from plif_lightning.deploy.prepared import PlainConv, Prepared
 from plif_lightning.deploy.rows import RowsConv, RowsLinear
 from plif_lightning.errors import UserError
+from plif_lightning.kernels import SparseMaps
 from plif_lightning.network import SpikingNetwork, step, use_backend
 from plif_lightning.network.blocks import ConvBlock, images_channels_last
 from plif_lightning.neurons import Neuron
@@ -22,8 +23,9 @@ from plif_lightning.runtime.timing import least_seconds
 
 _log = logging.getLogger(__name__)
 Engine = Literal["auto", "dense", "events", "int16", "int8", "int4"]
-# Spikes for layers of which nothing is known: as in trained networks, one in ten inputs.
-_USUAL_SHARE = 0.1
+# Inputs of layers of which nothing is known, and how many of them are not zero: frames of events, and as in trained
+# networks.
+_USUAL_SHARE_OF_EVENTS, _USUAL_SHARE = 0.01, 0.1
 # Forms are tried on no more: all layers' inputs are in memory for that.
 _MOST_SAMPLES = 16
 
@@ -92,8 +94,9 @@ def deployed(
         net: trained.
         engine: `dense`: the library's convolutions and FC layers. `events`: they touch only what spiked; the sums are
             those of the network with `sparse="always"`, to the bit. `auto`: for each layer the faster of the two.
-            `int16`, `int8`, `int4`: weights rounded to so many bits, the first layer's aside; for each layer the faster
-            of touching only what spiked and the library's 8-bit instructions, which give the same numbers.
+            `int16`, `int8`, `int4`: weights rounded to so many bits, the first layer's aside, which is as with `auto`;
+            for each layer the faster of touching only what spiked and the library's 8-bit instructions, which give the
+            same numbers.
         x: some inputs, as they will come: frames [T, N, C, H, W] or static images [N, C, H, W]. The forms of each layer
             are tried on the first 16 of them. `auto` needs x; forms of integers are else tried on random spikes, one
             in ten inputs of one sample.
@@ -112,21 +115,36 @@ def deployed(
     made = DeployedNetwork(net)
     if engine != "dense":
         blocks, inputs = made.net.blocks(), {} if engine == "events" else inputs_of(made, x, time_steps)
-        for name in spiking_layers(net):
-            forms = forms_of(blocks[name], engine, inputs.get(name))
-            made.forms[name] = _fastest(forms, inputs[name]) if len(forms) > 1 else next(iter(forms))
-            setattr(blocks[name], weighted(blocks[name]), forms[made.forms[name]])
+        spiking, of_events = spiking_layers(net), event_layers(net, x)
+        as_bits = False
+        for name in [*of_events, *spiking]:
+            block, given = blocks[name], inputs.get(name)
+            forms = forms_of(block, engine, given, binary=name in spiking)
+            best = next(iter(forms))
+            if given is not None and len(forms) > 1:
+                best = _fastest(block, forms, given, as_bits)
+            setattr(block, weighted(block), forms[best])
+            made.forms[name], as_bits = best, "events" in best
     _log.info("deployed: %s", ", ".join(f"{name} {form}" for name, form in made.forms.items()))
     return made
 
 
-def forms_of(block: nn.Module, engine: Engine, x: Tensor | None) -> dict[str, nn.Module]:
-    """The forms of a block's layer that an engine chooses from; x is an input of the layer."""
+def forms_of(block: nn.Module, engine: Engine, x: Tensor | None, *, binary: bool = True) -> dict[str, nn.Module]:
+    """The forms of a block's layer that an engine chooses from.
+
+    Args:
+        block: of a folded network.
+        engine: the engine.
+        x: an input of the block.
+        binary: whether its inputs are spikes; else they are events.
+    """
     layer: Any = block.get_submodule(weighted(block))
     rows, packed = (RowsConv, PackedConv) if isinstance(block, ConvBlock) else (RowsLinear, PackedLinear)
     weight, bias = layer.weight.detach(), layer.bias
-    if engine not in LARGEST:
+    if engine not in LARGEST or not binary:
         events: dict[str, nn.Module] = {"events": rows(weight, None, bias)}
+        if not binary:
+            events = {"events": RowsConv(weight, None, bias, binary=False)}
         return events if engine == "events" else {**events, "dense": layer}
     largest = LARGEST[engine]
     if weight[0].numel() * largest >= 2**31:
@@ -134,18 +152,36 @@ def forms_of(block: nn.Module, engine: Engine, x: Tensor | None) -> dict[str, nn
     integers, scale = quantised(weight, largest)
     forms: dict[str, nn.Module] = {f"{engine} events": rows(integers, scale, bias)}
     if can_be_packed(integers):
-        forms[f"{engine} dense"] = packed(integers, scale, bias, None if x is None else x.shape)
+        like = None if x is None else x.flatten(0, -4).shape if x.dim() == 5 else x.flatten(0, -2).shape
+        forms[f"{engine} dense"] = packed(integers, scale, bias, like)
     return forms
 
 
 @torch.no_grad()
-def _fastest(forms: dict[str, nn.Module], x: Tensor) -> str:
-    seconds = {name: least_seconds(partial(form, x)) for name, form in forms.items()}
+def _fastest(block: nn.Module, forms: dict[str, nn.Module], x: Tensor, as_bits: bool) -> str:
+    """The form with which a block takes the least time for x; `as_bits`: the block before hands over bits."""
+    seconds = {name: least_seconds(runs_alone(block, form, x, as_bits)) for name, form in forms.items()}
     return min(seconds, key=seconds.__getitem__)
 
 
+def runs_alone(block: nn.Module, form: nn.Module, x: Tensor, as_bits: bool = False) -> Callable[[], Any]:
+    """A block with its layer in a form, ready to be timed: of an FC layer that layer alone.
+
+    Args:
+        block: of a folded network; keeps its own layer.
+        form: one of `forms_of` it.
+        x: maps [T, N, C, H, W], or rows.
+        as_bits: whether x are spikes that the block before hands over as bits.
+    """
+    if not isinstance(block, ConvBlock):
+        return partial(form, x)
+    images = images_channels_last(x.flatten(0, 1))
+    plain = PlainConv(block, form)
+    return partial(plain, SparseMaps.of(images, binary=True) if as_bits else images, len(x), len(x))
+
+
 def inputs_of(made: DeployedNetwork, x: Tensor | None, time_steps: int | None = None) -> dict[str, Tensor]:
-    """What x gives to each layer, images [N, C, H, W] or rows [R, K]; random spikes without x, or where it gives none.
+    """What x gives to each layer, maps [T, N, C, H, W] or rows [R, K]; random spikes without x, or where it gives none.
 
     Args:
         made: not used for anything else at the time.
@@ -169,9 +205,9 @@ def inputs_of(made: DeployedNetwork, x: Tensor | None, time_steps: int | None = 
         stack.enter_context(torch.random.fork_rng(devices=[]))  # an encoder may draw
         made(x[:, :_MOST_SAMPLES] if frames else x[:_MOST_SAMPLES])
     generator = torch.Generator().manual_seed(0)
+    share = _USUAL_SHARE_OF_EVENTS
     for name, given in inputs.items():
         if not known or not given.any():
-            given = torch.rand(given.shape, generator=generator).lt(_USUAL_SHARE).float()
-        maps = given.dim() == 5
-        inputs[name] = images_channels_last(given.flatten(0, 1)) if maps else given.flatten(0, -2)
+            given = torch.rand(given.shape, generator=generator).lt(share).float()
+        inputs[name], share = given if given.dim() == 5 else given.flatten(0, -2), _USUAL_SHARE
     return inputs

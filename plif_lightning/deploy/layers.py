@@ -1,11 +1,13 @@
 """The layers of a network as what is deployed sees them."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import ConvBlock, FCBlock, has_hooks, is_usual_neuron
 from plif_lightning.network.tracing import plain
+
+_POLARITIES = 2
 
 
 def network_of(net: nn.Module) -> SpikingNetwork:
@@ -45,6 +47,20 @@ def spiking_layers(net: SpikingNetwork) -> list[str]:
     """The layers that may be given another form: usual ones, whose input is zeros and ones."""
     blocks = net.blocks()
     return [name for name, takes in takes_spikes(net).items() if takes and is_usual(blocks[name])]
+
+
+def event_layers(net: SpikingNetwork, x: Tensor | None) -> list[str]:
+    """The layer that takes frames of events, in which little is not zero, where it may be given another form.
+
+    Args:
+        net: the network.
+        x: what it takes: frames [T, N, C, H, W] or static images [N, C, H, W]. Without it, two channels, the polarities
+            of events, tell an event network.
+    """
+    name, block = next(iter(net.blocks().items()))
+    of_events = net.input_shape[0] == _POLARITIES if x is None else x.dim() == 5
+    usual = isinstance(block, ConvBlock) and is_usual(block) and not has_hooks(net.encoder)
+    return [name] if of_events and usual and net.inputs.name == "direct" else []
 
 
 def weighted(block: nn.Module) -> str:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plif_lightning.deploy.integers import Packed, PackedConv, PackedLinear
-from plif_lightning.deploy.layers import weighted
 from plif_lightning.deploy.rows import Rows, RowsConv, RowsLinear
-from plif_lightning.kernels import FrozenFire, at_a_time
+from plif_lightning.kernels import EventBlock, FrozenFire, SparseMaps, at_a_time
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, has_hooks, images_channels_last, is_usual_neuron
 from plif_lightning.network.inputs import InputEncoder
@@ -25,20 +24,68 @@ from plif_lightning.neurons.carry import carried
 Sums = Callable[[Tensor], Tensor]
 
 
-class _Layer(NamedTuple):
-    neuron: str  # its name in the network
-    sums: Sums
-    fire: FrozenFire
-    fire_unpooled: FrozenFire
-    pool: Callable[[Tensor], Tensor] | None
-
-
 _POOLS: dict[str, Callable[[Tensor], Tensor] | None] = {
     "none": None,
     "max_first": partial(F.max_pool2d, kernel_size=2),
     "max_random": partial(F.max_pool2d, kernel_size=2),
     "avg": partial(F.avg_pool2d, kernel_size=2),
 }
+
+
+class PlainConv:
+    """A convolutional block, its layer in any of the forms, as a plain call.
+
+    Args:
+        block: one of the paper's, folded.
+        form: of its layer; the block's own where it is None.
+    """
+
+    def __init__(self, block: ConvBlock, form: nn.Module | None = None) -> None:
+        layer: Any = form or block.conv
+        neuron = block.neuron
+        pool = block.pool_name or "none"
+        self._sums = _sums(layer)
+        self._fire, self._fire_unpooled = (FrozenFire(neuron.k, neuron.firing, layer.bias, p) for p in (pool, "none"))
+        self._pool = _POOLS[pool]
+        self._takes = torch.uint8 if isinstance(layer, Packed) else torch.float32
+        self._binary = not isinstance(layer, RowsConv) or layer.binary
+        self._events: EventBlock | None = None
+        if isinstance(layer, RowsConv) and pool != "avg":
+            self._events = EventBlock.of_neurons(layer.table, layer.scale, layer.bias, neuron.k, neuron.firing, pool)
+
+    @property
+    def writes_sums(self) -> bool:
+        """Whether the convolution's output is there as a whole."""
+        return self._events is None
+
+    def __call__(self, x: Tensor | SparseMaps, length: int, steps: int) -> Tensor | SparseMaps:
+        """Pooled spikes [T N, C', H', W'] of maps [length N, C, H, W], of which one step may be held for T."""
+        if self._events is not None and length == steps:
+            return self._events(self._sparse(x), steps)
+        maps = _channels_innermost(self._sums(self._dense(x)))
+        spikes = self._fire(maps.view(length, len(maps) // length, *maps.shape[1:]), steps)
+        return spikes.flatten(0, 1).permute(0, 3, 1, 2)
+
+    def step(self, x: Tensor | SparseMaps, v: Tensor | None) -> tuple[Tensor | SparseMaps, Tensor]:
+        """Pooled spikes [N, C', H', W'] and potential [N, C', H, W] after one time-step."""
+        v = None if v is None else _channels_innermost(v)
+        if self._events is not None:
+            bits, after = self._events.step(self._sparse(x), v)
+            return bits, after.permute(0, 3, 1, 2)
+        fired, after = self._fire_unpooled.step(_channels_innermost(self._sums(self._dense(x))), v)
+        spikes = fired.permute(0, 3, 1, 2)
+        return spikes if self._pool is None else self._pool(spikes), after.permute(0, 3, 1, 2)
+
+    def _sparse(self, x: Tensor | SparseMaps) -> SparseMaps:
+        return x if isinstance(x, SparseMaps) else SparseMaps.of(x, self._binary)
+
+    def _dense(self, x: Tensor | SparseMaps) -> Tensor:
+        return x.images(self._takes) if isinstance(x, SparseMaps) else x
+
+
+class _FC(NamedTuple):
+    sums: Sums
+    fire: FrozenFire
 
 
 class Prepared:
@@ -75,18 +122,17 @@ class Prepared:
         )
 
     @cached_property
-    def _layers(self) -> tuple[list[_Layer], list[_Layer]]:
-        """Of the encoder, and of the classifier."""
-        convs: list[_Layer] = []
-        fcs: list[_Layer] = []
+    def _layers(self) -> tuple[dict[str, PlainConv], dict[str, _FC]]:
+        """Of the encoder, and of the classifier, by the name of the neurons in the network."""
+        convs: dict[str, PlainConv] = {}
+        fcs: dict[str, _FC] = {}
         names = {part: name for name, part in self.net.named_modules()}
         for block in self.net.blocks().values():
-            layer: Any = block.get_submodule(weighted(block))
-            neuron: Any = block.get_submodule("neuron")
-            pool = (block.pool_name or "none") if isinstance(block, ConvBlock) else "none"
-            pooled, alone = (FrozenFire(neuron.k, neuron.firing, layer.bias, kind) for kind in (pool, "none"))
-            of_kind = convs if isinstance(block, ConvBlock) else fcs
-            of_kind.append(_Layer(names[neuron], _sums(layer), pooled, alone, _POOLS[pool]))
+            if isinstance(block, ConvBlock):
+                convs[names[block.neuron]] = PlainConv(block)
+            elif isinstance(block, FCBlock):
+                neuron = block.neuron
+                fcs[names[neuron]] = _FC(_sums(block.fc), FrozenFire(neuron.k, neuron.firing, block.fc.bias))
         return convs, fcs
 
     @cached_property
@@ -105,26 +151,30 @@ class Prepared:
             and x.dim() in (4, 5)
             and x.shape[-3:] == net.input_shape
             and steps == (1 if x.dim() == 4 else net.time_steps)
-            and 0 < x.numel() // net.input_shape[0] * self._channels <= at_a_time(x.device)
+            and x.numel() > 0
             and not net.training
             and carried() is None
             and not torch.compiler.is_compiling()
             and not torch.is_autocast_enabled("cpu")
             and not any(map(has_hooks, self._parts))
             and self._is_plain
+            and (x.numel() // net.input_shape[0] * self._channels <= at_a_time(x.device) or not self._is_large)
         )
+
+    @property
+    def _is_large(self) -> bool:
+        """Whether the first layer, with the largest map, needs memory for it: the network takes it in bands."""
+        return any(conv.writes_sums for conv in list(self._layers[0].values())[:1])
 
     def __call__(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes]."""
         steps, samples, length = self.net.time_steps, x.shape[-4], 1 if x.dim() == 4 else len(x)
-        images = images_channels_last(x if x.dim() == 4 else x.flatten(0, 1))
+        images: Tensor | SparseMaps = images_channels_last(x if x.dim() == 4 else x.flatten(0, 1))
         convs, fcs = self._layers
-        for layer in convs:
-            maps = _channels_innermost(layer.sums(images))
-            spikes = layer.fire(maps.view(length, samples, *maps.shape[1:]), steps)
-            images, length = spikes.flatten(0, 1).permute(0, 3, 1, 2), steps
-        rows = images.flatten(1)
-        for layer in fcs:
+        for conv in convs.values():
+            images, length = conv(images, length, steps), steps
+        rows = _rows(images)
+        for layer in fcs.values():
             totals = layer.sums(rows)
             rows = layer.fire(totals.view(steps, samples, 1, 1, -1), steps).view(totals.shape)
         return self.net.voting(rows.view(steps, samples, -1))
@@ -143,20 +193,16 @@ class Prepared:
     def step(self, frame: Tensor, state: Mapping[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
         """`plif_lightning.step` of the network: votes [N, num_classes] and potentials."""
         after: dict[str, Tensor] = {}
-        images = images_channels_last(frame)
+        images: Tensor | SparseMaps = images_channels_last(frame)
         convs, fcs = self._layers
-        for layer in convs:
-            v = None if state is None else _channels_innermost(state[layer.neuron])
-            spikes, v = layer.fire_unpooled.step(_channels_innermost(layer.sums(images)), v)
-            after[layer.neuron] = v.permute(0, 3, 1, 2)
-            images = spikes.permute(0, 3, 1, 2)
-            images = images if layer.pool is None else layer.pool(images)
-        rows = images.flatten(1)
-        for layer in fcs:
+        for name, conv in convs.items():
+            images, after[name] = conv.step(images, None if state is None else state[name])
+        rows = _rows(images)
+        for name, layer in fcs.items():
             totals = layer.sums(rows)
-            v = None if state is None else state[layer.neuron].contiguous().view(len(rows), 1, 1, -1)
-            spikes, v = layer.fire_unpooled.step(totals.view(len(rows), 1, 1, -1), v)
-            rows, after[layer.neuron] = spikes.view(totals.shape), v.view(totals.shape)
+            v = None if state is None else state[name].contiguous().view(len(rows), 1, 1, -1)
+            spikes, v = layer.fire.step(totals.view(len(rows), 1, 1, -1), v)
+            rows, after[name] = spikes.view(totals.shape), v.view(totals.shape)
         return self.net.voting(rows[None])[0], after
 
 
@@ -192,6 +238,10 @@ def _is_known(block: nn.Module) -> bool:
 def _channels_innermost(maps: Tensor) -> Tensor:
     """Maps [N, C, H, W] as [N, H, W, C]; a view where they lie so in memory."""
     return maps.permute(0, 2, 3, 1).contiguous()
+
+
+def _rows(maps: Tensor | SparseMaps) -> Tensor:
+    return (maps.images(torch.float32) if isinstance(maps, SparseMaps) else maps).flatten(1)
 
 
 def _sums(layer: Any) -> Sums:

@@ -1,4 +1,4 @@
-"""Layers of spikes that keep their weight as rows, of which the inputs that spike choose some to be added up."""
+"""Layers that keep their weight as rows, of which the inputs that are not zero choose some to be added up."""
 
 from torch import Tensor, nn
 
@@ -20,11 +20,19 @@ class Rows(nn.Module):
 
 
 class RowsConv(Rows):
-    """3x3 convolution of spikes [N, C, H, W] with padding 1."""
+    """3x3 convolution of [N, C, H, W] with padding 1.
+
+    Attributes:
+        binary: whether its input is spikes; else it is mostly zeros, as frames of events are.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None, *, binary: bool = True) -> None:
+        super().__init__(weight, scale, bias)
+        self.binary = binary
 
     def sums(self, x: Tensor) -> Tensor:
         """Without the bias."""
-        return conv_of_table(x, self.table, self.scale)
+        return conv_of_table(x, self.table, self.scale, binary=self.binary)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.sums(x)

@@ -1,10 +1,11 @@
 """Fused forms of the reference's functions, for the CPU and for CUDA."""
 
 from plif_lightning.kernels.backend import Backend, BackendName
+from plif_lightning.kernels.bits import SparseMaps
+from plif_lightning.kernels.block import EventBlock, conv_fire_pool
+from plif_lightning.kernels.encode import PatchMoments, encode_fire_pool
 from plif_lightning.kernels.frozen import FrozenFire
 from plif_lightning.kernels.fused import (
-    PatchMoments,
-    encode_fire_pool,
     integrate_and_fire,
     moments,
     moments_over_processes,
@@ -24,11 +25,14 @@ from plif_lightning.kernels.sparse import (
 __all__ = [
     "Backend",
     "BackendName",
+    "EventBlock",
     "FrozenFire",
     "PatchMoments",
     "Pool",
     "Sparse",
+    "SparseMaps",
     "at_a_time",
+    "conv_fire_pool",
     "conv_of_spikes",
     "conv_of_table",
     "encode_fire_pool",

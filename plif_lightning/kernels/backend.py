@@ -9,6 +9,7 @@ from torch import Tensor
 from plif_lightning.dynamics import reference
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import fused
+from plif_lightning.kernels.block import skipping_events_pays
 from plif_lightning.kernels.layout import interpreted
 from plif_lightning.kernels.sparse import TYPES, Sparse, skipping_pays
 
@@ -74,11 +75,17 @@ class Backend:
             raise UserError(f"backend={chosen!r} does not compute in {str(dtype)[6:]}: pass --model.backend auto.")
         return chosen != "reference"
 
-    def skips_silence(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether a layer is to skip what is silent in its input; arguments as `sparse.skipping_pays`."""
+    def skips_silence(self, x: Tensor, weight: Tensor, binary: bool = True) -> bool:
+        """Whether a layer is to skip what is silent in its input.
+
+        Args:
+            x: as `sparse.skipping_pays` takes it.
+            weight: as there.
+            binary: whether x is spikes; else it is what a network's first block takes.
+        """
         if self.sparse == "never" or x.dtype not in TYPES or x.device.type != "cpu" or self.chosen(x.device) != "cpu":
             return False
-        return self.sparse == "always" or skipping_pays(x, weight)
+        return self.sparse == "always" or (skipping_pays if binary else skipping_events_pays)(x, weight)
 
     @property
     def sparse_in_operator(self) -> Sparse:

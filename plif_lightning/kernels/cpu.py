@@ -422,6 +422,29 @@ def _back_to_held(grad_v, row, n, k, leak, total):
 
 
 @compiled
+def work_of_backward(real, steps, run, channels, pooled, map_windows):
+    """Rows that `backward_unit` works in; `number` tells windows and channels apart where ties are drawn."""
+    rows = 4 if pooled else 1
+    potentials = np.empty(((steps + 1) * rows, run), real)  # V_{-1}, H_0, H_1, ...
+    grad_v = np.empty((rows, run), real)
+    held = np.empty((rows, run), real)  # X where it is the same at all steps, and the sum of dL/dH_t
+    held_grad = np.empty((rows, run), real)
+    window = np.empty((1, run), real)
+    tied, winner = np.empty(run, real), np.zeros((1, run), real)
+    number = np.empty(run, np.uint32)
+    for i in range(run):
+        number[i] = i // channels + i % channels * map_windows
+    return potentials, grad_v, held, held_grad, window, tied, winner, number
+
+
+@compiled
+def place_of_ties(target, image_windows, channels, map_windows, first_window):
+    """What the ranks of tied neurons of the first step are drawn with, from the place of a unit's output."""
+    windows = target // channels
+    return windows // image_windows * channels * map_windows + first_window + windows % image_windows
+
+
+@compiled
 def backward(
     begin, end, slot, y, scale, shift, mean, k, v_first, grad_out, grad_v_last, grad_y, grad_v_first, sums,
     sums_learned, steps, height, width, channels, run, pool, constants, v_threshold, seed, map_windows, first_window,
@@ -432,96 +455,101 @@ def backward(
     sums of dL/dH = 1/k dL/dX and of it times y - mean; sums_learned[slot, K] that of dL/dH_t (V_{t-1} - V_reset),
     sums_learned[slot, V_THRESHOLD] dL/dV_th where that is learned; all [..., run]. BN's and k's gradients follow.
     """
+    pooled = pool != NO_POOL
+    starts = np.zeros(4, np.int64)
+    work = work_of_backward(scale.dtype, steps, run, channels, pooled, map_windows)
+    image_windows = (height // 2) * (width // 2)
+    of_step = y.shape[1] // (height * width) * map_windows
+    for unit in range(begin, end):
+        target, n = _place(unit, height, width, channels, pooled, run, starts)
+        place = place_of_ties(target, image_windows, channels, map_windows, first_window) if pooled else 0
+        backward_unit(
+            y, starts, target, n, channels if pooled else n, slot, scale, shift, mean, k, v_first, grad_out,
+            grad_v_last, grad_y, grad_v_first, sums, sums_learned, steps, pool, constants, v_threshold, seed, place,
+            of_step, work,
+        )  # fmt: skip
+
+
+@compiled
+def backward_unit(
+    y, starts, target, n, chunk, slot, scale, shift, mean, k, v_first, grad_out, grad_v_last, grad_y, grad_v_first,
+    sums, sums_learned, steps, pool, constants, v_threshold, seed, place, places_of_step, work,
+):  # fmt: skip
+    """Those of n values of the output from `target` on; `starts` are where its neurons lie in a step of y."""
     leak, v_reset, soft, detach = constants.leak, constants.v_reset, constants.soft, constants.detach_reset
     kind, surrogate_width = constants.surrogate, constants.surrogate_width
     pooled = pool != NO_POOL
     pooled_max = pooled and pool != AVG
     rows = 4 if pooled else 1
-    starts = np.zeros(4, np.int64)
-    real = scale.dtype
-    potentials = np.empty(((steps + 1) * rows, run), real)  # V_{-1}, H_0, H_1, ...
-    grad_v = np.empty((rows, run), real)
-    held = np.empty((rows, run), real)  # X where it is the same at all steps, and the sum of dL/dH_t
-    held_grad = np.empty((rows, run), real)
-    window = np.empty((1, run), real)
-    tied, winner = np.empty(run, real), np.zeros((1, run), real)
+    potentials, grad_v, held, held_grad, window, tied, winner, number = work
     constant = y.shape[0] == 1
     kinds = scale.shape[0]
+    run = number.size
     totals = sums.reshape(sums.size // run, run)
     learned = sums_learned.reshape(sums_learned.size // run, run)
     to_learned = sums_learned.shape[1] * slot
-    places = (height // 2) * (width // 2)
-    images = y.shape[1] // (height * width * channels)
-    number = np.empty(run, np.uint32)
-    for i in range(run):
-        number[i] = i // channels + i % channels * map_windows
     share, zero = scale.dtype.type(0.25 if pool == AVG else 1.0), scale.dtype.type(0.0)
-    for unit in range(begin, end):
-        target, n = _place(unit, height, width, channels, pooled, run, starts)
-        chunk = channels if pooled else n
+    for i in range(rows):
+        if v_first.shape[0]:
+            _load(v_first, 0, starts[i], chunk, n, potentials, i)
+        else:
+            _fill(potentials, i, n, v_reset)
+        if grad_v_last.shape[0]:
+            _load(grad_v_last, 0, starts[i], chunk, n, grad_v, i)
+        else:
+            _fill(grad_v, i, n, zero)
+        if constant:
+            _normalise(y, 0, starts[i], chunk, n, scale, shift, 0, held, i)
+            _fill(held_grad, i, n, zero)
+    for t in range(steps):
+        s = t if kinds > 1 else 0
         for i in range(rows):
-            if v_first.shape[0]:
-                _load(v_first, 0, starts[i], chunk, n, potentials, i)
-            else:
-                _fill(potentials, i, n, v_reset)
-            if grad_v_last.shape[0]:
-                _load(grad_v_last, 0, starts[i], chunk, n, grad_v, i)
-            else:
-                _fill(grad_v, i, n, zero)
+            before, row = t * rows + i, (t + 1) * rows + i
             if constant:
-                _normalise(y, 0, starts[i], chunk, n, scale, shift, 0, held, i)
-                _fill(held_grad, i, n, zero)
-        for t in range(steps):
-            s = t if kinds > 1 else 0
-            for i in range(rows):
-                before, row = t * rows + i, (t + 1) * rows + i
-                if constant:
-                    _charge_held(held, i, n, k, potentials, before, row, t > 0, leak, v_threshold, v_reset, soft)
-                else:
-                    _charge_again(
-                        y, t, starts[i], chunk, n, scale, shift, s, k, potentials, before, row, t > 0, leak,
-                        v_threshold, v_reset, soft,
-                    )  # fmt: skip
-        for t in range(steps - 1, -1, -1):
-            s = t if kinds > 1 else 0
-            _load(grad_out, t, target, n, n, window, 0)
-            if pooled_max:
-                if pool == MAX_RANDOM:
-                    windows = target // channels
-                    place = (t * images + windows // places) * channels * map_windows + first_window + windows % places
-                    _count_fired(potentials, (t + 1) * rows, n, v_threshold, tied)
-                    _ranks(tied, n, number, np.uint32(place), seed, winner)
-                else:
-                    _fill(winner, 0, n, zero)
-                _winners(potentials, (t + 1) * rows, n, v_threshold, winner)
-            for i in range(rows):
-                before, row = t * rows + i, (t + 1) * rows + i
-                if _is_learned(v_threshold):
-                    of_threshold = to_learned + V_THRESHOLD
-                    _sum_below_threshold(potentials, row, n, grad_v, i, v_threshold, learned, of_threshold)
-                _back_to_h(
-                    potentials, row, n, window, share, winner, i, pooled_max, grad_v, kind, surrogate_width, detach,
+                _charge_held(held, i, n, k, potentials, before, row, t > 0, leak, v_threshold, v_reset, soft)
+            else:
+                _charge_again(
+                    y, t, starts[i], chunk, n, scale, shift, s, k, potentials, before, row, t > 0, leak,
                     v_threshold, v_reset, soft,
                 )  # fmt: skip
-                if _is_learned(v_threshold):
-                    _subtract(grad_v, i, n, learned, of_threshold)
-                if leak:
-                    _sum_with_v(
-                        potentials, before, n, grad_v, i, t > 0, v_threshold, v_reset, soft, learned, to_learned + K
-                    )
-                if constant:
-                    _back_to_held(grad_v, i, n, k, leak, held_grad)
-                else:
-                    to_grad = 2 * kinds * slot + s
-                    _sum_with_y(y, t, starts[i], chunk, n, mean, s, grad_v, i, totals, to_grad, to_grad + kinds)
-                    _back_to_x(grad_v, i, n, chunk, k, leak, grad_y, t, starts[i])
+    for t in range(steps - 1, -1, -1):
+        s = t if kinds > 1 else 0
+        _load(grad_out, t, target, n, n, window, 0)
+        if pooled_max:
+            if pool == MAX_RANDOM:
+                _count_fired(potentials, (t + 1) * rows, n, v_threshold, tied)
+                _ranks(tied, n, number, np.uint32(place + t * places_of_step), seed, winner)
+            else:
+                _fill(winner, 0, n, zero)
+            _winners(potentials, (t + 1) * rows, n, v_threshold, winner)
         for i in range(rows):
+            before, row = t * rows + i, (t + 1) * rows + i
+            if _is_learned(v_threshold):
+                of_threshold = to_learned + V_THRESHOLD
+                _sum_below_threshold(potentials, row, n, grad_v, i, v_threshold, learned, of_threshold)
+            _back_to_h(
+                potentials, row, n, window, share, winner, i, pooled_max, grad_v, kind, surrogate_width, detach,
+                v_threshold, v_reset, soft,
+            )  # fmt: skip
+            if _is_learned(v_threshold):
+                _subtract(grad_v, i, n, learned, of_threshold)
+            if leak:
+                _sum_with_v(
+                    potentials, before, n, grad_v, i, t > 0, v_threshold, v_reset, soft, learned, to_learned + K
+                )
             if constant:
-                to_grad = 2 * slot
-                _sum_with_y(y, 0, starts[i], chunk, n, mean, 0, held_grad, i, totals, to_grad, to_grad + 1)
-                _back_to_x(held_grad, i, n, chunk, k, leak, grad_y, 0, starts[i])
-            if grad_v_first.shape[0]:
-                _store(grad_v, i, n, chunk, grad_v_first, 0, starts[i])
+                _back_to_held(grad_v, i, n, k, leak, held_grad)
+            else:
+                to_grad = 2 * kinds * slot + s
+                _sum_with_y(y, t, starts[i], chunk, n, mean, s, grad_v, i, totals, to_grad, to_grad + kinds)
+                _back_to_x(grad_v, i, n, chunk, k, leak, grad_y, t, starts[i])
+    for i in range(rows):
+        if constant:
+            to_grad = 2 * slot
+            _sum_with_y(y, 0, starts[i], chunk, n, mean, 0, held_grad, i, totals, to_grad, to_grad + 1)
+            _back_to_x(held_grad, i, n, chunk, k, leak, grad_y, 0, starts[i])
+        if grad_v_first.shape[0]:
+            _store(grad_v, i, n, chunk, grad_v_first, 0, starts[i])
 
 
 @compiled

@@ -12,6 +12,7 @@ from numba.extending import overload
 
 from plif_lightning.kernels.cpu import _narrow, _wide
 from plif_lightning.kernels.vectors import (
+    add_row_16,
     lowest_bit,
     nonzero_16,
     number_of_bits,
@@ -23,6 +24,8 @@ from plif_lightning.kernels.vectors import (
 from plif_lightning.runtime.compiled import compiled
 
 # mypy: disable-error-code="no-untyped-def"
+
+_INTEGERS = (numba.types.int8, numba.types.int16)
 
 
 @compiled
@@ -117,81 +120,128 @@ def _sum(table, shift, column, columns, places, at, count, out, to, fresh):
         out[to + j] = total
 
 
-def _total(table):
-    """An empty sum of rows of a table."""
+def _totals(table, rows):
+    """So many sums of a table's rows, zeros."""
     raise NotImplementedError
 
 
-@overload(_total, inline="always")
-def _total_overload(table):
-    if table.dtype in (numba.types.int8, numba.types.int16):
-        return lambda table: np.empty(table.shape[1], np.int32)
-    return lambda table: np.empty(table.shape[1], np.float32)
+@overload(_totals, inline="always")
+def _totals_overload(table, rows):
+    if table.dtype in _INTEGERS:
+        return lambda table, rows: np.zeros(rows * table.shape[1], np.int32)
+    return lambda table, rows: np.zeros(rows * table.shape[1], np.float32)
+
+
+def _add_row(table, row, column, factor, out, to):
+    """`vectors.add_row_16` of a table of floats: one of integers is never multiplied."""
+    raise NotImplementedError
+
+
+@overload(_add_row, inline="always")
+def _add_row_overload(table, row, column, factor, out, to):
+    if table.dtype in _INTEGERS:
+        return lambda table, row, column, factor, out, to: None
+    return lambda table, row, column, factor, out, to: add_row_16(table, row, column, factor, out, to)
 
 
 def _scaled(total, scale, j):
-    """Sum j, times its output's scale where it is one of integers."""
+    """The sum of output j, times its scale where it is one of integers."""
     raise NotImplementedError
 
 
 @overload(_scaled, inline="always")
 def _scaled_overload(total, scale, j):
-    if total.dtype == numba.types.int32:
-        return lambda total, scale, j: np.float32(total[j]) * scale[j]
-    return lambda total, scale, j: total[j]
+    if total == numba.types.int32:
+        return lambda total, scale, j: np.float32(total) * scale[j]
+    return lambda total, scale, j: total
 
 
 @compiled
-def _neighbours(lists, counts, slot, column, base, places, to):
-    """Copies a pixel's list to places[to:], each moved by `base`; where it ends."""
-    n = counts[slot, column]
-    s, c, first = np.uintp(slot), np.uintp(column), np.uintp(to)
-    for j in range(n):
-        i = np.uintp(j)
-        places[first + i] = lists[s, c, i] + base
-    return to + n
+def _list_row(bits, first_pixel, left, columns, width, lists, counts, to):
+    """Lists of columns left .. of a row of pixels, empty ones outside of it, in places to .. of lists, each as long."""
+    longest = lists.size // counts.size
+    for j in range(columns):
+        here = np.uintp(to + j)
+        counts[here] = 0
+        if 0 <= left + j < width:
+            start = (to + j) * longest
+            counts[here] = _list(bits, first_pixel + left + j, 0, bits.shape[1], lists, start) - start
 
 
 @compiled
-def _list_row(bits, first_pixel, width, lists, counts, slot):
-    """The lists of a row of pixels."""
-    flat = lists.reshape(lists.size)
-    for x in range(width):
-        to = (slot * width + x) * lists.shape[2]
-        counts[slot, x] = _list(bits, first_pixel + x, 0, bits.shape[1], flat, to) - to
+def _spikes_around(counts, above, here, below):
+    """How many of a pixel's neighbours' inputs are not zero; for the places see `_sum_around`."""
+    a, h, b, spikes = np.uintp(above), np.uintp(here), np.uintp(below), 0
+    for d in range(3):
+        i = np.uintp(d)
+        spikes += counts[a + i] + counts[h + i] + counts[b + i]
+    return spikes
 
 
 @compiled
-def conv(begin, end, slot, bits, table, scale, out, height, width, channels):
+def _sum_around(lists, counts, above, here, below, values, pixel, width, table, places, sums, to):
+    """sums[to:] gets what a 3x3 convolution adds up at a pixel.
+
+    above, here and below: where the lists of the pixels left of it are, in the three rows. values: of all pixels, flat;
+    none of spikes.
+    """
+    channels, outputs = table.shape[0] // 9, table.shape[1]
+    if values.size > 0:
+        for j in range(outputs):
+            sums[np.uintp(to + j)] = 0
+    m = np.uintp(0)
+    for tap in range(9):
+        at = np.uintp((above if tap < 3 else here if tap < 6 else below) + tap % 3)
+        listed, row = np.uintp(at * np.uintp(channels)), tap * channels
+        if values.size > 0:
+            of_pixel = (pixel + (tap // 3 - 1) * width + tap % 3 - 1) * channels
+            for e in range(counts[at]):
+                c = lists[listed + np.uintp(e)]
+                value = _wide(values[np.uintp(of_pixel + c)])
+                for j in range(0, outputs, 16):
+                    _add_row(table, row + c, j, value, sums, to + j)
+        else:
+            for e in range(counts[at]):
+                places[m] = lists[listed + np.uintp(e)] + row
+                m += np.uintp(1)
+    if values.size == 0:
+        _sum(table, 0, 0, outputs, places, 0, np.int64(m), sums, to, True)
+
+
+@compiled
+def conv(begin, end, slot, bits, values, table, scale, out, height, width):
     """3x3 convolution with padding 1 of rows begin .. end - 1 of all images.
 
-    bits are [N H W, C / 64], table is [9 C, O], the rows of a tap after those of the tap before, out [N H W, O]. What
-    a table of integers gives is multiplied by `scale` [O].
+    bits are [N H W, C / 64] and say what is not zero; values are all pixels', flat, or none of spikes. table is
+    [9 C, O], the rows of a tap after those of the tap before; of more outputs than out [N H W, O] has, a multiple
+    of 16. What a table of integers gives is multiplied by `scale` [O].
     """
-    outputs = table.shape[1]
-    lists = np.empty((3, width, channels), np.int32)
-    counts = np.zeros((3, width), np.int64)
-    held = np.full(3, -1)  # which row of all rows' each slot holds
+    channels, outputs = table.shape[0] // 9, out.shape[1]
+    columns = width + 2
+    lists = np.empty(4 * columns * channels, np.int32)
+    counts = np.zeros(4 * columns, np.int64)  # of three rows, and of one outside of the image
+    held = np.full(3, -1)  # which row of all rows' each holds
     places = np.empty(9 * channels, np.int32)
-    total = _total(table)
-    for row in range(begin, end):
-        y = row % height
-        for above in range(max(y - 1, 0), min(y + 2, height)):
-            other = row - y + above
-            if held[above % 3] != other:
-                _list_row(bits, other * width, width, lists, counts, above % 3)
-                held[above % 3] = other
+    sums = _totals(table, 2)  # the second are zeros
+    for unit in range(begin, end):
+        image, y = unit // height, unit % height
+        for other in range(max(y - 1, 0), min(y + 2, height)):
+            row = image * height + other
+            if held[other % 3] != row:
+                _list_row(bits, row * width, -1, columns, width, lists, counts, other % 3 * columns)
+                held[other % 3] = row
+        above = (y - 1) % 3 * columns if y > 0 else 3 * columns
+        here = y % 3 * columns
+        below = (y + 1) % 3 * columns if y + 1 < height else 3 * columns
         for x in range(width):
-            m = 0
-            for dy in range(max(-1, -y), min(2, height - y)):
-                for dx in range(max(-1, -x), min(2, width - x)):
-                    base = (3 * (dy + 1) + dx + 1) * channels
-                    m = _neighbours(lists, counts, (y + dy) % 3, x + dx, base, places, m)
-            _sum(table, 0, 0, outputs, places, 0, m, total, 0, True)
-            pixel = np.uintp(row * width + x)
+            found = _spikes_around(counts, above + x, here + x, below + x) > 0
+            if found:
+                pixel = (image * height + y) * width + x
+                _sum_around(lists, counts, above + x, here + x, below + x, values, pixel, width, table, places, sums, 0)
+            first, p = np.uintp(0 if found else table.shape[1]), np.uintp(unit * width + x)
             for j in range(outputs):
                 i = np.uintp(j)
-                out[pixel, i] = _narrow(_scaled(total, scale, i), out)
+                out[p, i] = _narrow(_scaled(sums[first + i], scale, i), out)
 
 
 @compiled

@@ -1,20 +1,18 @@
 """The fused forms with the signatures of the reference, and their gradients."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.dynamics.reference import checked, in_own_precision
 from plif_lightning.kernels import ops as ops  # registers the operators
-from plif_lightning.kernels.layout import POOLS, Constants, Pool, at_a_time, empty_map, real_type, rows_of
+from plif_lightning.kernels.layout import POOLS, Constants, Pool, real_type, rows_of
 
 
 class _Fire(torch.autograd.Function):
@@ -37,12 +35,12 @@ class _Fire(torch.autograd.Function):
         one = x.new_ones(1, x.shape[2], dtype=real_type(x))
         zero = torch.zeros_like(one)
         grad_x, grad_first, _, grad_learned = torch.ops.plif.fire_backward(
-            x, one, zero, zero, learned, v, _no_seed(), grad_spikes, grad_v, steps, POOLS["none"], constants, 0, 0
+            x, one, zero, zero, learned, v, no_seed(), grad_spikes, grad_v, steps, POOLS["none"], constants, 0, 0
         )
         return grad_x, grad_learned, None if v is None else grad_first, None, None
 
 
-def _no_seed() -> Tensor:
+def no_seed() -> Tensor:
     return torch.zeros((), dtype=torch.int64)
 
 
@@ -112,13 +110,13 @@ class _NormFirePool(torch.autograd.Function):
         offset = slope = torch.zeros_like(scale)
         if batch_statistics:
             count = y.numel() // (y.shape[2] * len(scale))
-            slope, constant = _through_statistics(sums, count, scale, invstd, synchronise)
+            slope, constant = through_statistics(sums, count, scale, invstd, synchronise)
             offset = constant - slope * mean
         torch.ops.plif.normalize_backward(grad_y, y, scale, offset, slope)
         return grad_y, grad_weight, grad_bias, grad_learned, *[None] * 3, None if v is None else grad_v, *[None] * 6
 
 
-def _through_statistics(
+def through_statistics(
     sums: Tensor, count: int, scale: Tensor, invstd: Tensor, synchronise: bool
 ) -> tuple[Tensor, Tensor]:
     """BN's gradient through the batch's statistics: dL/dy = scale dL/dX + slope (y - mean) + constant.
@@ -239,7 +237,7 @@ def _norm_fire_pool(
             rows_of(k, firing, y),
             mean.to(real),
             invstd.to(real),
-            _no_seed() if seed is None else seed,
+            no_seed() if seed is None else seed,
             v,
             last,
             of_batch,
@@ -247,177 +245,4 @@ def _norm_fire_pool(
             POOLS[pool],
             [*Constants.of(firing, leak=k is not None)],
             len(y) if time_steps is None else time_steps,
-        )
-
-
-class PatchMoments(NamedTuple):
-    """What the batch statistics of any 3x3 convolution over x [T, N, C, H, W] follow from, in float64.
-
-    Attributes:
-        mean: of the values of a patch, with the zeros around an image, [T, 9 C].
-        covariance: of them [T, 9 C, 9 C].
-    """
-
-    mean: Tensor
-    covariance: Tensor
-
-    @staticmethod
-    def of(x: Tensor) -> "PatchMoments":
-        means, covariances = [], []
-        for step in x:
-            patches = F.unfold(step.to(real_type(x)), 3, padding=1)  # [N, 9 C, H W]
-            mean = patches.mean((0, 2))
-            patches -= mean[:, None]
-            covariances.append(torch.bmm(patches, patches.transpose(1, 2)).sum(0) / (len(patches) * patches.shape[2]))
-            means.append(mean)
-        return PatchMoments(torch.stack(means).double(), torch.stack(covariances).double())
-
-    def of_convolution(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance of each step and channel of the convolution's output, [T, C'] each."""
-        w = weight.detach().flatten(1).double()
-        variance = ((self.covariance @ w.T) * w.T).sum(1)
-        return (self.mean @ w.T).to(real_type(weight)), variance.clamp_(min=0).to(real_type(weight))
-
-
-class _EncodeFirePool(torch.autograd.Function):
-    """Convolution, BN's affine map, neurons and pool, a band of rows at a time; keeps x, statistics and parameters."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        conv: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        learned: Tensor,
-        mean: Tensor,
-        invstd: Tensor,
-        seed: Tensor,
-        patch_mean: Tensor | None,
-        patch_covariance: Tensor | None,
-        synchronise: bool,
-        pool: int,
-        constants: Sequence[float],
-    ) -> Tensor:
-        scale = weight * invstd
-        shift = bias - mean * scale
-        ctx.save_for_backward(x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance)
-        ctx.settings = (synchronise, pool, constants)
-        halve = 2 if pool else 1
-        height, width = x.shape[3] // halve, x.shape[4] // halve
-        out = None
-        for first, band in _bands(x, len(conv), pool):
-            y = F.conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
-            spikes = torch.ops.plif.fire(y, scale, shift, learned, None, len(x), pool, constants, False)[0]
-            if spikes.shape[3] == height:
-                return spikes  # all in one band
-            if out is None:
-                out = empty_map(y, len(x), height, width)
-            out[:, :, :, first // halve : first // halve + spikes.shape[3]] = spikes
-        assert out is not None
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance = ctx.saved_tensors
-        synchronise, pool, constants = ctx.settings
-        halve = 2 if pool else 1
-        width = x.shape[4] // halve
-        grad_conv = torch.zeros_like(conv, dtype=real_type(conv))
-        sums, grad_learned = scale.new_zeros(2, *scale.shape), torch.zeros_like(learned)
-        for first, band in _bands(x, len(conv), pool):
-            y = F.conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
-            rows = y.shape[3] // halve
-            first_window = first // halve * width
-            grad_y, _, sums_of_band, grad_of_band = torch.ops.plif.fire_backward(
-                y, scale, shift, mean, learned, None, seed, grad_out[:, :, :, first // halve : first // halve + rows],
-                None, len(x), pool, constants, (x.shape[3] // halve) * width, first_window,
-            )  # fmt: skip
-            if len(scale) > 1:
-                grad_y *= scale[:, None, :, None, None]
-            grad_conv += conv2d_weight(band, conv.shape, grad_y.flatten(0, 1), padding=(0, 1))
-            sums += sums_of_band
-            grad_learned += grad_of_band
-        if len(scale) == 1:
-            grad_conv *= scale[0][:, None, None, None]
-        if patch_mean is not None:
-            # The rest of dL/dy, slope (y - mean) + constant, is a function of y, which is linear in the patches: what
-            # it adds to the gradient of the weights follows from the patches' moments.
-            of_step = x.shape[1] * x.shape[3] * x.shape[4]
-            count = of_step * (len(x) // len(scale))
-            slope, constant = (
-                values.double()[:, :, None] for values in _through_statistics(sums, count, scale, invstd, synchronise)
-            )
-            w = conv.flatten(1).double()
-            of_y = w @ patch_covariance  # [T, C', 9 C]
-            beside = (patch_mean @ w.T - mean)[:, :, None] * patch_mean[:, None]
-            grad_conv += (
-                (slope * (of_y + beside) + constant * patch_mean[:, None]).sum(0).mul(of_step).view_as(conv)
-            ).to(grad_conv.dtype)
-        grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
-        return None, grad_conv.to(conv.dtype), grad_weight, grad_bias, grad_learned, *[None] * 8
-
-
-def _bands(x: Tensor, channels: int, pool: int) -> Iterator[tuple[int, Tensor]]:
-    """First row of each band, and what a convolution [T N, C, rows + 2, W] needs for it: a row more at both ends."""
-    t, n, _, height, width = x.shape
-    rows = max(2, at_a_time(x.device) // max(1, t * n * width * channels) // 2 * 2)
-    around = F.pad(x.flatten(0, 1), (0, 0, 1, 1))
-    last = height // 2 * 2 if pool else height
-    for first in range(0, last, rows):
-        yield first, around[:, :, first : min(first + rows, last) + 2]
-
-
-def encode_fire_pool(
-    x: Tensor,
-    conv: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    k: Tensor | None,
-    *,
-    patches: PatchMoments | None = None,
-    synchronise: bool = False,
-    pool: Pool = "none",
-    seed: Tensor | None = None,
-    firing: Firing = Firing(),
-) -> Tensor:
-    """`norm_fire_pool` of a 3x3 convolution of x, whose output is never there as a whole, nor kept.
-
-    The first convolution of a network for events has few input channels and the largest output: to compute it again,
-    a band of rows at a time, costs less than to write it into memory and read it. No gradient flows to x.
-
-    Args:
-        x: events or images [T, N, C, H, W].
-        conv: weight of a convolution with padding 1 and without bias [C', C, 3, 3], in the dtype of x.
-        weight: of BN [C'].
-        bias: of BN [C'].
-        mean: that the convolution's output is normalised with, [T or 1, C'].
-        invstd: as mean.
-        k: 1/tau, a scalar or [C']; None without leak.
-        patches: those of x, where mean and invstd are of this batch and gradients flow through them.
-        synchronise: whether they are those of all processes' batches.
-        pool: as `norm_fire_pool`, and so are the arguments after it.
-
-    Returns:
-        Spikes [T, N, C', H', W'] in the dtype of x.
-    """
-    real = real_type(x)
-    with in_own_precision(x.device):
-        return _EncodeFirePool.apply(
-            x,
-            conv,
-            weight.to(real),
-            bias.to(real),
-            rows_of(k, firing, x),
-            mean.to(real),
-            invstd.to(real),
-            _no_seed() if seed is None else seed,
-            None if patches is None else patches.mean,
-            None if patches is None else patches.covariance,
-            synchronise,
-            POOLS[pool],
-            [*Constants.of(firing, leak=k is not None)],
         )

@@ -20,6 +20,8 @@ SURROGATES: dict[str, int] = {name: i for i, name in enumerate(get_args(Surrogat
 # that T potentials of it stay in the second-level cache.
 _RUN = 1024
 _CACHE = 2**17  # values
+# Values in a vector of the compiled loops that are written for LLVM.
+LANES = 16
 # Below this many neuron-steps, handing work to other threads takes longer than the work.
 WORTH_THREADS = 2**16
 

@@ -41,7 +41,7 @@ def limit(what: str, dtype: torch.dtype, shape: tuple[int, ...], contenders: Con
     """The share of spikes up to which the event-driven form is faster, 0 to 1.
 
     Args:
-        what: conv, conv_weight, linear or linear_weight.
+        what: as `contenders` take it.
         dtype: of the spikes.
         shape: rows, inputs, outputs, and of maps their height and width.
         contenders: what is measured.

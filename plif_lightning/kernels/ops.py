@@ -190,19 +190,32 @@ def fire_backward(
         pool,
         c.of_type(real),
         geometry.threshold(learned, c, real),
-        np.uint32(int(seed) & 0xFFFFFFFF),
+        seed_of(seed),
         windows,
         first_window,
     )
+    return grad_y, grad_v, *sums_of_backward(geometry, sums, sums_learned, scale, shift, mean, learned, c)
+
+
+def seed_of(seed: Tensor) -> Any:
+    """As the compiled loops take it."""
+    return np.uint32(int(seed) & 0xFFFFFFFF)
+
+
+def sums_of_backward(
+    geometry: Geometry, sums: NDArray[Any], sums_learned: NDArray[Any], scale: Tensor, shift: Tensor, mean: Tensor,
+    learned: Tensor, constants: Constants,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Sums and the gradient of `learned`, as `fire_backward` gives them, from what the compiled loops added up."""
     grad_h, grad_h_y = geometry.summed(sums)
     grad_learned = geometry.summed(sums_learned)
-    if c.leak:
+    if constants.leak:
         # dL/dk = dL/dH (X - (V - V_reset)), and X = scale (y - mean) + scale mean + shift
-        scale, shift, mean = scale.double(), shift.double(), mean.double()
-        drive = (scale * grad_h_y + (scale * mean + shift) * grad_h).sum(0)
+        wide_scale, wide_mean = scale.double(), mean.double()
+        drive = (wide_scale * grad_h_y + (wide_scale * wide_mean + shift.double()) * grad_h).sum(0)
         grad_learned[K] = drive - grad_learned[K]
     totals = torch.stack([grad_h, grad_h_y]).mul(learned[K].double())
-    return grad_y, grad_v, totals.to(real), _like(grad_learned, learned).to(real)
+    return totals.to(scale.dtype), _like(grad_learned, learned).to(scale.dtype)
 
 
 def _like(grad: Tensor, learned: Tensor) -> Tensor:

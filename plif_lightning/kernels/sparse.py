@@ -6,11 +6,10 @@ dense library; in a compiled network and for large maps the operators count for 
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -18,8 +17,23 @@ from torch.nn.grad import conv2d_weight
 
 from plif_lightning.dynamics.reference import in_own_precision
 from plif_lightning.errors import UserError
-from plif_lightning.kernels.layout import WORTH_THREADS, at_a_time, real_type
+from plif_lightning.kernels.bits import (
+    SparseMaps,
+    array_of_bits,
+    array_of_rows,
+    number_of_spikes,
+    pack,
+    pixels_of,
+    share_of_spikes,
+    threads_for,
+    unpack,
+    words_for,
+)
+from plif_lightning.kernels.layout import LANES, at_a_time, real_type
 from plif_lightning.kernels.parallel import parallel
+
+if TYPE_CHECKING:
+    from plif_lightning.kernels.limits import Contenders
 
 # mypy: disable-error-code="untyped-decorator"
 
@@ -29,83 +43,17 @@ _NEVER, _ALWAYS = SPARSE["never"], SPARSE["always"]
 
 # float64 and float16 are the library's.
 TYPES = (torch.float32, torch.bfloat16)
-_WORD = 64
 # What is worked on at a time stays in the second-level cache together with the lists: values of a gradient of maps,
 # bytes of that of an FC layer, words of inputs and outputs of its weight.
 _GRAD_AT_A_TIME = 3 * 2**15
 _GRAD_OF_ROWS = 2**18
 _FC_BLOCK = (4, 512)
-# Values that are looked at to decide which form is to be taken.
-_SAMPLE = 2**17
 _NO_SCALE = np.ones(1, np.float32)  # of tables of floats
 # Multiplications of the dense form from which on asking what spiked can pay.
 _WORTH_ASKING = 2**24
 
 
-def _threads(work: int) -> int:
-    return torch.get_num_threads() if work >= WORTH_THREADS else 1
-
-
-def _array(x: Tensor) -> NDArray[Any]:
-    """The memory of a matrix; bfloat16 as its bits."""
-    x = x.detach()
-    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """Maps [N, C, H, W] as rows [N H W, C], a view where C is innermost in memory."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _words(inputs: int) -> int:
-    return -(-inputs // _WORD)
-
-
-def pack(x: Tensor) -> tuple[Tensor, int]:
-    """Which values of x [R, K] are not zero, as bits [R, K / 64] int64, and how many."""
-    from plif_lightning.kernels import cpu_sparse  # which numba compiles
-
-    bits = torch.empty(len(x), _words(x.shape[1]), dtype=torch.int64, device="cpu")
-    threads = _threads(x.numel())
-    counts = np.zeros(threads, np.int64)
-    x = x.detach().contiguous()
-    parallel(cpu_sparse.pack, len(x), threads, _array(x), _bits(bits), counts)
-    return bits, int(counts.sum())
-
-
-def unpack(bits: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
-    """Spikes [R, K] of bits [R, K / 64]."""
-    from plif_lightning.kernels import cpu_sparse
-
-    x = torch.empty(len(bits), inputs, dtype=dtype, device="cpu")
-    one = _array(torch.ones(1, dtype=dtype, device="cpu"))[0]
-    parallel(cpu_sparse.unpack, len(x), _threads(x.numel()), _bits(bits), one, _array(x))
-    return x
-
-
-def _count(bits: Tensor) -> int:
-    from plif_lightning.kernels import cpu_sparse
-
-    threads = _threads(bits.numel())
-    counts = np.zeros(threads, np.int64)
-    parallel(cpu_sparse.count, len(bits), threads, _bits(bits), counts)
-    return int(counts.sum())
-
-
-def share_of_spikes(x: Tensor) -> float:
-    """About which share of the values of x [R, K] is not zero, from some of its rows; the same for the same x."""
-    from plif_lightning.kernels import cpu_sparse
-
-    x = x.detach().contiguous()
-    rows = min(len(x), -(-_SAMPLE // x.shape[1]))
-    return cpu_sparse.sample(rows, _array(x)) / (rows * x.shape[1])
-
-
-def _bits(bits: Tensor) -> NDArray[Any]:
-    return bits.numpy().view(np.uint64)
-
-
-def _require_fit(x: Tensor, weight: Tensor) -> None:
+def require_fit(x: Tensor, weight: Tensor) -> None:
     """Refuses an input whose spikes would be looked up beyond the weight's end.
 
     Raises:
@@ -117,38 +65,53 @@ def _require_fit(x: Tensor, weight: Tensor) -> None:
         raise UserError(f"x {list(x.shape)} does not fit a weight of shape {list(weight.shape)}.")
 
 
-def _pays(mode: int, what: str, dtype: torch.dtype, spikes: int, *shape: int) -> bool:
-    """Whether the event-driven form is to be taken for this many spikes in an input of a shape [rows, K, ...]."""
+def pays(mode: int, what: str, dtype: torch.dtype, spikes: int, *shape: int, of: "Contenders | None" = None) -> bool:
+    """Whether the event-driven form is to be taken for this many spikes in an input of a shape [rows, K, ...].
+
+    Args:
+        mode: of SPARSE.
+        what: as `of` takes it.
+        dtype: of the input.
+        spikes: how many values of it are not zero.
+        shape: rows, inputs, outputs, and of maps their height and width.
+        of: what is measured for the limit; `contenders` where it is None.
+    """
     if dtype not in TYPES or mode == _NEVER or not shape[0]:
         return False
     if mode == _ALWAYS:
         return True
-    return spikes <= _limit(what, dtype, shape) * shape[0] * shape[1]
+    return spikes <= _limit(what, dtype, shape, of) * shape[0] * shape[1]
 
 
-def _limit(what: str, dtype: torch.dtype, shape: tuple[int, ...]) -> float:
+def _limit(what: str, dtype: torch.dtype, shape: tuple[int, ...], of: "Contenders | None") -> float:
     from plif_lightning.kernels.limits import limit
 
-    return limit(what, dtype, shape, contenders)
+    return limit(what, dtype, shape, of or contenders)
 
 
 # ---- convolution: x [N, C, H, W], C innermost
 
 
-def _conv_events(
-    bits: Tensor, table: Tensor, size: tuple[int, int, int], dtype: torch.dtype, scale: Tensor | None = None
-) -> Tensor:
-    """Sums of a table's rows [9 C, O] for images of a size [N, H, W], in a type, O innermost in memory."""
+def conv_events(x: SparseMaps, table: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
+    """3x3 convolution with padding 1 of what is not zero.
+
+    Args:
+        x: its input [N, C, H, W].
+        table: `table_of` the weight.
+        dtype: of the output.
+        scale: of each output [O]; for a table of integers.
+
+    Returns:
+        [N, O, H, W], O innermost in memory.
+    """
     from plif_lightning.kernels import cpu_sparse
 
-    images, height, width = size
-    channels, outputs = len(table) // 9, table.shape[1]
-    out = torch.empty(len(bits), outputs, dtype=dtype, device="cpu")
-    scales, threads = _NO_SCALE if scale is None else scale.numpy(), _threads(out.numel())
-    parallel(
-        cpu_sparse.conv, images * height, threads, _bits(bits), _array(table), scales, _array(out), height, width,
-        channels,
-    )  # fmt: skip
+    images, _, height, width = x.shape
+    outputs = table.shape[1]
+    out = torch.empty(len(x.bits), outputs, dtype=dtype, device="cpu")
+    scales, threads = _NO_SCALE if scale is None else scale.numpy(), threads_for(out.numel())
+    arrays = array_of_rows(in_vectors(table)), scales, array_of_rows(out)
+    parallel(cpu_sparse.conv, images * height, threads, *x.arrays(), *arrays, height, width)
     return out.view(images, height, width, outputs).permute(0, 3, 1, 2)
 
 
@@ -158,22 +121,27 @@ def table_of(weight: Tensor) -> Tensor:
     return rows.contiguous()
 
 
-def conv_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Tensor:
-    """3x3 convolution of spikes with padding 1, from a weight that is kept as `table_of` it; no gradients.
+def in_vectors(rows: Tensor) -> Tensor:
+    """Rows [*, O] with zeros for more outputs, a multiple of 16, as the loops take a convolution's."""
+    missing = -rows.shape[-1] % LANES
+    return F.pad(rows, (0, missing)) if missing else rows
+
+
+def conv_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None, *, binary: bool = True) -> Tensor:
+    """3x3 convolution with padding 1 of what is not zero, from a weight that is kept as `table_of` it; no gradients.
 
     Args:
-        x: zeros and ones [N, C, H, W], float32 on the CPU.
-        table: [9 C, O], float32, or int8 or int16.
+        x: [N, C, H, W], float32 on the CPU.
+        table: [9 C, O], float32, or of spikes int8 or int16.
         scale: of each output [O], float32; for integers.
+        binary: whether x is zeros and ones.
 
     Returns:
         [N, O, H, W], float32, O innermost.
     """
-    n, channels, height, width = x.shape
-    if len(table) != 9 * channels:
+    if len(table) != 9 * x.shape[1]:
         raise UserError(f"x {list(x.shape)} does not fit a table of shape {list(table.shape)}.")
-    bits, _ = pack(_pixels(x))
-    return _conv_events(bits, table.contiguous(), (n, height, width), torch.float32, scale)
+    return conv_events(SparseMaps.of(x, binary), table.contiguous(), torch.float32, scale)
 
 
 def linear_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -185,20 +153,21 @@ def linear_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Te
     table = table.contiguous()
     bits, spikes = pack(x.flatten(0, -2))
     totals = torch.empty(len(bits), table.shape[1], dtype=torch.float32 if scale is None else torch.int32, device="cpu")
-    blocks, threads = _words(table.shape[1]), _threads(spikes * table.shape[1])
-    parallel(cpu_sparse.linear_of_table, blocks, threads, _bits(bits), table.numpy(), totals.numpy(), _FC_BLOCK[0])
+    blocks, threads = words_for(table.shape[1]), threads_for(spikes * table.shape[1])
+    arrays = array_of_bits(bits), table.numpy(), totals.numpy()
+    parallel(cpu_sparse.linear_of_table, blocks, threads, *arrays, _FC_BLOCK[0])
     return (totals if scale is None else totals * scale).unflatten(0, x.shape[:-1])
 
 
 @torch.library.custom_op("plif::conv_of_spikes", mutates_args=(), device_types="cpu")
 def _conv(x: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
     """3x3 convolution with padding 1, [N, O, H, W] with O innermost, and the spikes as bits [N H W, C / 64]."""
-    _require_fit(x, weight)
-    rows = _pixels(x)
+    require_fit(x, weight)
+    rows = pixels_of(x)
     bits, spikes = pack(rows)
     n, channels, height, width = x.shape
-    if _pays(mode, "conv", x.dtype, spikes, len(rows), channels, len(weight), height, width):
-        return _conv_events(bits, table_of(weight), (n, height, width), x.dtype), bits
+    if pays(mode, "conv", x.dtype, spikes, len(rows), channels, len(weight), height, width):
+        return conv_events(SparseMaps(bits, None, (n, channels, height, width)), table_of(weight), x.dtype), bits
     y = F.conv2d(x.detach(), weight.detach(), padding=1)
     return y.contiguous(memory_format=torch.channels_last), bits
 
@@ -207,7 +176,7 @@ def _conv(x: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
 def _(x: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
     n, channels, height, width = x.shape
     y = x.new_empty(n, height, width, len(weight)).permute(0, 3, 1, 2)
-    return y, x.new_empty(n * height * width, _words(channels), dtype=torch.int64)
+    return y, x.new_empty(n * height * width, words_for(channels), dtype=torch.int64)
 
 
 def _conv_weight_events(bits: Tensor, grad: Tensor, channels: int) -> Tensor:
@@ -216,13 +185,11 @@ def _conv_weight_events(bits: Tensor, grad: Tensor, channels: int) -> Tensor:
     if not len(bits):
         return torch.zeros(grad.shape[1], channels, 3, 3, dtype=torch.float32, device="cpu")
     _, outputs, height, width = grad.shape
-    rows = _pixels(grad.detach())
+    rows = pixels_of(grad.detach())
     out = torch.empty(9 * channels, outputs, dtype=torch.float32, device="cpu")
     at_a_time = _GRAD_AT_A_TIME * 4 // grad.element_size()
-    parallel(
-        cpu_sparse.conv_weight, channels, _threads(rows.numel()), _bits(bits), _array(rows), out.numpy(), height, width,
-        channels, at_a_time,
-    )  # fmt: skip
+    arrays = array_of_bits(bits), array_of_rows(rows), out.numpy()
+    parallel(cpu_sparse.conv_weight, channels, threads_for(rows.numel()), *arrays, height, width, channels, at_a_time)
     return out.view(3, 3, channels, outputs).permute(3, 2, 0, 1)
 
 
@@ -230,7 +197,7 @@ def _conv_weight_events(bits: Tensor, grad: Tensor, channels: int) -> Tensor:
 def _conv_weight(bits: Tensor, grad: Tensor, channels: int, mode: int) -> Tensor:
     """Gradient of its weight [O, C, 3, 3], in float32 at least."""
     _, outputs, height, width = grad.shape
-    if _pays(mode, "conv_weight", grad.dtype, _count(bits), len(bits), channels, outputs, height, width):
+    if pays(mode, "conv_weight", grad.dtype, number_of_spikes(bits), len(bits), channels, outputs, height, width):
         return _conv_weight_events(bits, grad, channels).contiguous()
 
     def spikes(first: int, last: int) -> Tensor:
@@ -321,8 +288,9 @@ def _linear_events(bits: Tensor, weight: Tensor) -> Tensor:
 
     weight = weight.detach().contiguous()
     out = torch.empty(len(bits), len(weight), dtype=torch.float32, device="cpu")
-    blocks = _words(len(weight))
-    parallel(cpu_sparse.linear, blocks, _threads(weight.numel()), _bits(bits), _array(weight), out.numpy(), *_FC_BLOCK)
+    blocks = words_for(len(weight))
+    arrays = array_of_bits(bits), array_of_rows(weight), out.numpy()
+    parallel(cpu_sparse.linear, blocks, threads_for(weight.numel()), *arrays, *_FC_BLOCK)
     return out
 
 
@@ -334,16 +302,16 @@ def _as(value: float, dtype: torch.dtype) -> float:
 @torch.library.custom_op("plif::linear_of_spikes", mutates_args=(), device_types="cpu")
 def _linear(x: Tensor, weight: Tensor, value: float, mode: int) -> tuple[Tensor, Tensor]:
     """x weight^T [R, O], and which values of x are not zero, as bits [R, K / 64]; those are all `value`."""
-    _require_fit(x, weight)
+    require_fit(x, weight)
     bits, spikes = pack(x)
-    if _pays(mode, "linear", x.dtype, spikes, *x.shape, len(weight)):
+    if pays(mode, "linear", x.dtype, spikes, *x.shape, len(weight)):
         return _linear_events(bits, weight).mul_(_as(value, x.dtype)).to(x.dtype), bits
     return F.linear(x.detach(), weight.detach()), bits
 
 
 @_linear.register_fake
 def _(x: Tensor, weight: Tensor, value: float, mode: int) -> tuple[Tensor, Tensor]:
-    return x.new_empty(len(x), len(weight)), x.new_empty(len(x), _words(x.shape[1]), dtype=torch.int64)
+    return x.new_empty(len(x), len(weight)), x.new_empty(len(x), words_for(x.shape[1]), dtype=torch.int64)
 
 
 def _linear_weight_events(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
@@ -353,9 +321,8 @@ def _linear_weight_events(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
         return torch.zeros(grad.shape[1], inputs, dtype=torch.float32, device="cpu")
     out = torch.empty(grad.shape[1], inputs, dtype=torch.float32, device="cpu")
     outputs = min(1024, max(128, _GRAD_OF_ROWS // (grad.element_size() * len(grad)) // 64 * 64))
-    parallel(
-        cpu_sparse.linear_weight, _words(inputs), _threads(out.numel()), _bits(bits), _array(grad), out.numpy(), outputs
-    )
+    arrays = array_of_bits(bits), array_of_rows(grad), out.numpy()
+    parallel(cpu_sparse.linear_weight, words_for(inputs), threads_for(out.numel()), *arrays, outputs)
     return out
 
 
@@ -364,7 +331,7 @@ def _linear_weight(bits: Tensor, grad: Tensor, inputs: int, value: float, mode: 
     """Gradient of its weight [O, K], in float32 at least."""
     # Few rows: scaling them costs less than scaling the weight's gradient.
     grad = (grad.detach() * _as(value, grad.dtype)).contiguous()
-    if _pays(mode, "linear_weight", grad.dtype, _count(bits), len(bits), inputs, grad.shape[1]):
+    if pays(mode, "linear_weight", grad.dtype, number_of_spikes(bits), len(bits), inputs, grad.shape[1]):
         return _linear_weight_events(bits, grad, inputs)
     return (grad.t() @ unpack(bits, inputs, grad.dtype)).to(real_type(grad))
 
@@ -427,24 +394,26 @@ def conv_of_spikes(x: Tensor, weight: Tensor, sparse: Sparse = "auto") -> Tensor
         return _ConvOfBytes.apply(x, weight)
 
 
-def skipping_pays(x: Tensor, weight: Tensor) -> bool:
+def skipping_pays(x: Tensor, weight: Tensor, what: str | None = None, of: "Contenders | None" = None) -> bool:
     """Whether a layer is faster if it skips what is silent in x, as it would by `sparse="always"`.
 
     Args:
         x: spikes [N, C, H, W], C innermost in memory, or [*, K]; on the CPU, in the type that is computed in.
         weight: of a 3x3 convolution [O, C, 3, 3], or of an FC layer [O, K].
+        what: as `of` takes it, whose gradient is `what_weight`; conv or linear where it is None.
+        of: as `pays` takes it.
     """
     conv = weight.dim() == 4
     if x.numel() * weight[:, 0].numel() < _WORTH_ASKING or x.shape[1 if conv else -1] != weight.shape[1]:
         return False
     if torch.compiler.is_compiling():
         return True  # the operator decides
-    rows = _pixels(x) if conv else x.flatten(0, -2)
+    rows = pixels_of(x) if conv else x.flatten(0, -2)
     shape = *rows.shape, len(weight), *(x.shape[2:] if conv else ())
-    kind = "conv" if conv else "linear"
+    what = what or ("conv" if conv else "linear")
     share = share_of_spikes(rows)
     trained = torch.is_grad_enabled() and weight.requires_grad
-    return all(share <= _limit(what, x.dtype, shape) for what in (kind, f"{kind}_weight")[: 1 + trained])
+    return all(share <= _limit(form, x.dtype, shape, of) for form in (what, f"{what}_weight")[: 1 + trained])
 
 
 def linear_of_spikes(x: Tensor, weight: Tensor, value: float = 1.0, sparse: Sparse = "auto") -> Tensor:
@@ -473,7 +442,7 @@ def contenders(
     Args:
         what: conv, conv_weight, linear or linear_weight.
         dtype: of the spikes.
-        shape: as `_pays` takes it: rows, inputs, outputs, and of maps their height and width.
+        shape: as `pays` takes it: rows, inputs, outputs, and of maps their height and width.
         share: of the inputs that spike.
     """
     generator = torch.Generator().manual_seed(0)
@@ -494,7 +463,7 @@ def contenders(
     if what == "conv":
         dense = weight.contiguous(memory_format=torch.channels_last)
         return (
-            lambda: _conv_events(pack(spikes)[0], table_of(weight), (n, height, width), dtype),
+            lambda: conv_events(SparseMaps.of(x, binary=True), table_of(weight), dtype),
             lambda: F.conv2d(x, dense, padding=1),
         )
     return (

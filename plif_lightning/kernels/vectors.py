@@ -1,4 +1,4 @@
-"""What numba's compiler does not find by itself: sums of chosen rows, and bits, written for LLVM.
+"""What numba's compiler does not find by itself: sums of chosen rows, neurons, and bits, written for LLVM.
 
 A loop that adds rows picked by a list reads and writes its total for each of them, because the compiler keeps no
 array in registers. Here the total is 64 columns in vectors of LLVM's own, which it maps to whatever the machine has
@@ -13,11 +13,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from plif_lightning.kernels.layout import LANES
+
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
-_LANES = 16
 _F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_FLOATS, _INTEGERS = ir.VectorType(_F32, _LANES), ir.VectorType(_I32, _LANES)
+_FLOATS, _INTEGERS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
 
 
 def _data(context: Any, builder: Any, array: Any, value: Any) -> Any:
@@ -27,10 +28,10 @@ def _data(context: Any, builder: Any, array: Any, value: Any) -> Any:
 def _load(builder: Any, data: Any, index: Any, dtype: Any) -> Any:
     """16 values from an index on: float32 of float32 and of bfloat16's bits (uint16), int32 of integers."""
     lane = data.type.pointee
-    place = builder.bitcast(builder.gep(data, [index]), ir.VectorType(lane, _LANES).as_pointer())
+    place = builder.bitcast(builder.gep(data, [index]), ir.VectorType(lane, LANES).as_pointer())
     value = builder.load(place, align=dtype.bitwidth // 8)
     if dtype == types.uint16:
-        sixteen = ir.Constant(_INTEGERS, [ir.Constant(_I32, 16)] * _LANES)
+        sixteen = ir.Constant(_INTEGERS, [ir.Constant(_I32, 16)] * LANES)
         return builder.bitcast(builder.shl(builder.zext(value, _INTEGERS), sixteen), _FLOATS)
     return builder.sext(value, _INTEGERS) if dtype in (types.int8, types.int16) else value
 
@@ -53,8 +54,8 @@ def _sum_of_rows(columns: int) -> Any:
             rows = _data(context, builder, table_type, table)
             chosen = builder.gep(_data(context, builder, places_type, places), [at])
             total = builder.gep(_data(context, builder, out_type, out), [to])
-            vectors = range(columns // _LANES)
-            offsets = [ir.Constant(_I64, _LANES * j) for j in vectors]
+            vectors = range(columns // LANES)
+            offsets = [ir.Constant(_I64, LANES * j) for j in vectors]
             zero = ir.Constant(vector, None)
             first = [builder.select(fresh, zero, _load(builder, total, offset, of_total)) for offset in offsets]
             before = builder.block
@@ -97,6 +98,68 @@ sum_64: Any = _sum_of_rows(64)
 sum_16: Any = _sum_of_rows(16)
 
 
+def _add_row_16(typing, table, row, column, factor, out, to):
+    """out[to:][:16] += factor * table[row, column:][:16], rounded once; the types are those of `sum_16`, of floats."""
+    signature = types.void(table, types.intp, types.intp, types.float32, out, types.intp)
+
+    def code(context, builder, signature, given):
+        table_type, out_type = signature.args[0], signature.args[4]
+        table, row, column, factor, out, to = given
+        stride = cgutils.unpack_tuple(builder, context.make_array(table_type)(context, builder, table).shape, 2)[1]
+        place = builder.add(builder.mul(row, stride), column)
+        values = _load(builder, _data(context, builder, table_type, table), place, table_type.dtype)
+        total = _data(context, builder, out_type, out)
+        fma = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fma.v{LANES}f32"
+        )
+        sums = builder.call(fma, [_repeated(builder, factor), values, _load(builder, total, to, out_type.dtype)])
+        builder.store(sums, builder.bitcast(builder.gep(total, [to]), _FLOATS.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return signature, code
+
+
+def _fire_16(typing, sums, at, scale, shift, of_step, k, v_threshold, column, v, place, v_reset, leak, soft):
+    """One step of 16 neurons: which of them fire, as bits; `cpu.forward`'s arithmetic, in its order.
+
+    X = sums[at:] * scale[of_step:] + shift[of_step:]; V is v[place:], before and after; k and v_threshold from `column`
+    on. All arrays are flat and float32, sums may be int32.
+    """
+    f, n = types.float32, types.intp
+    signature = types.uint64(sums, n, scale, shift, n, k, v_threshold, n, v, n, f, types.boolean, types.boolean)
+
+    def code(context, builder, signature, given):
+        names = ("sums", "at", "scale", "shift", "of_step", "k", "v_threshold", "column", "v", "place")
+        types_of = dict(zip(names, signature.args, strict=False))
+        sums, at, scale, shift, of_step, k, v_threshold, column, v, place, v_reset, leak, soft = given
+
+        def load(name, array, index):
+            return _load(builder, _data(context, builder, types_of[name], array), index, types_of[name].dtype)
+
+        total = load("sums", sums, at)
+        if types_of["sums"].dtype == types.int32:
+            total = builder.sitofp(total, _FLOATS)
+        x = builder.fadd(builder.fmul(total, load("scale", scale, of_step)), load("shift", shift, of_step))
+        before, threshold = load("v", v, place), load("v_threshold", v_threshold, column)
+        reset = _repeated(builder, v_reset)
+        leaking = builder.fmul(builder.fsub(x, builder.fsub(before, reset)), load("k", k, column))
+        h = builder.select(leak, builder.fadd(leaking, before), builder.fadd(before, x))
+        fired = builder.fcmp_ordered(">=", h, threshold)
+        after = builder.select(soft, builder.fsub(h, threshold), reset)
+        target = builder.gep(_data(context, builder, types_of["v"], v), [place])
+        builder.store(builder.select(fired, after, h), builder.bitcast(target, _FLOATS.as_pointer()), align=4)
+        return builder.zext(builder.bitcast(fired, _I16), _I64)
+
+    return signature, code
+
+
+def _repeated(builder: Any, value: Any) -> Any:
+    """A float32 in all lanes."""
+    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(_I32, 0))
+    first = ir.Constant(_INTEGERS, [ir.Constant(_I32, 0)] * LANES)
+    return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), first)
+
+
 def _transpose_16(typing, x, row, column, out, to, stride):
     """out[to + j stride + i] = x[row + i, column + j] for i, j < 16; x is [rows, columns], out flat, of one type."""
     signature = types.void(x, types.intp, types.intp, out, types.intp, types.intp)
@@ -104,7 +167,7 @@ def _transpose_16(typing, x, row, column, out, to, stride):
     def code(context, builder, signature, given):
         x_type, _, _, out_type, _, _ = signature.args
         x, row, column, out, to, stride = given
-        vector = ir.VectorType(context.get_data_type(x_type.dtype), _LANES)
+        vector = ir.VectorType(context.get_data_type(x_type.dtype), LANES)
         width = cgutils.unpack_tuple(builder, context.make_array(x_type)(context, builder, x).shape, 2)[1]
         source = builder.gep(_data(context, builder, x_type, x), [builder.add(builder.mul(row, width), column)])
         target = builder.gep(_data(context, builder, out_type, out), [to])
@@ -113,15 +176,13 @@ def _transpose_16(typing, x, row, column, out, to, stride):
             place = builder.gep(data, [builder.mul(ir.Constant(_I64, number), step)])
             return builder.bitcast(place, vector.as_pointer())
 
-        lines = [builder.load(line(source, i, width), align=2) for i in range(_LANES)]
+        lines = [builder.load(line(source, i, width), align=2) for i in range(LANES)]
         # Blocks of 8, 4, 2 and 1 change places across the diagonal.
         for size in (8, 4, 2, 1):
-            upper = [j if not j & size else j - size + _LANES for j in range(_LANES)]
-            lower = [j + size if not j & size else j + _LANES for j in range(_LANES)]
-            masks = [
-                ir.Constant(ir.VectorType(_I32, _LANES), [ir.Constant(_I32, k) for k in m]) for m in (upper, lower)
-            ]
-            for i in range(_LANES):
+            upper = [j if not j & size else j - size + LANES for j in range(LANES)]
+            lower = [j + size if not j & size else j + LANES for j in range(LANES)]
+            masks = [ir.Constant(ir.VectorType(_I32, LANES), [ir.Constant(_I32, k) for k in m]) for m in (upper, lower)]
+            for i in range(LANES):
                 if not i & size:
                     a, b = lines[i], lines[i + size]
                     lines[i], lines[i + size] = (builder.shuffle_vector(a, b, mask) for mask in masks)
@@ -139,14 +200,14 @@ def _nonzero_16(typing, x, at):
         array = signature.args[0]
         lane = context.get_data_type(array.dtype)
         place = builder.gep(_data(context, builder, array, given[0]), [given[1]])
-        vector = ir.VectorType(lane, _LANES)
+        vector = ir.VectorType(lane, LANES)
         values = builder.load(builder.bitcast(place, vector.as_pointer()), align=1)
         if isinstance(array.dtype, types.Float):
-            found = builder.fcmp_unordered("!=", values, ir.Constant(vector, [ir.Constant(lane, 0.0)] * _LANES))
+            found = builder.fcmp_unordered("!=", values, ir.Constant(vector, [ir.Constant(lane, 0.0)] * LANES))
         else:
             if array.dtype == types.uint16:  # bfloat16, whose zero may have a sign
-                values = builder.and_(values, ir.Constant(vector, [ir.Constant(lane, 0x7FFF)] * _LANES))
-            found = builder.icmp_unsigned("!=", values, ir.Constant(vector, [ir.Constant(lane, 0)] * _LANES))
+                values = builder.and_(values, ir.Constant(vector, [ir.Constant(lane, 0x7FFF)] * LANES))
+            found = builder.icmp_unsigned("!=", values, ir.Constant(vector, [ir.Constant(lane, 0)] * LANES))
         return builder.zext(builder.bitcast(found, _I16), _I64)
 
     return types.uint64(x, types.intp), code
@@ -159,12 +220,12 @@ def _spread_16(typing, bits, x, at, one):
     def code(context, builder, signature, given):
         bits, x, at, one = given
         lane = context.get_data_type(signature.args[3])
-        vector = ir.VectorType(lane, _LANES)
-        chosen = builder.bitcast(builder.trunc(bits, _I16), ir.VectorType(ir.IntType(1), _LANES))
+        vector = ir.VectorType(lane, LANES)
+        chosen = builder.bitcast(builder.trunc(bits, _I16), ir.VectorType(ir.IntType(1), LANES))
         ones = ir.Constant(vector, ir.Undefined)
-        for i in range(_LANES):
+        for i in range(LANES):
             ones = builder.insert_element(ones, one, ir.Constant(_I32, i))
-        zeros = ir.Constant(vector, [ir.Constant(lane, 0)] * _LANES)
+        zeros = ir.Constant(vector, [ir.Constant(lane, 0)] * LANES)
         place = builder.gep(_data(context, builder, signature.args[1], x), [at])
         builder.store(builder.select(chosen, ones, zeros), builder.bitcast(place, vector.as_pointer()), align=2)
         return context.get_dummy_value()
@@ -191,6 +252,8 @@ def _number_of_bits(typing, word):
 
 
 # Typed as what they are in compiled code.
+add_row_16: Any = intrinsic(_add_row_16)
+fire_16: Any = intrinsic(_fire_16)
 transpose_16: Any = intrinsic(_transpose_16)
 nonzero_16: Any = intrinsic(_nonzero_16)
 spread_16: Any = intrinsic(_spread_16)

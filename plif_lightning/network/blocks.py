@@ -12,6 +12,8 @@ from plif_lightning.kernels import (
     Backend,
     PatchMoments,
     Pool,
+    Sparse,
+    conv_fire_pool,
     conv_of_spikes,
     encode_fire_pool,
     linear_of_spikes,
@@ -117,7 +119,13 @@ class ConvBlock(nn.Module):
         if fusible and self._recomputes(x):
             return self._encoded(x)
         images = images_channels_last(x.flatten(0, 1))
-        y = self._of_spikes(images) if binary and self.has_usual_conv else None
+        y = None
+        if binary and self.has_usual_conv:
+            images = images.to(dtype_of(images, self.conv.weight))
+            if not fusible or not self._only_infers or steps > len(x):
+                y = self._of_spikes(images)
+            elif self.backend.skips_silence(images, self.conv.weight):
+                return self._fired(images.unflatten(0, x.shape[:2]))
         if y is None:
             folded = fusible and self.norm is None and self.has_usual_conv
             # The kernels add the bias.
@@ -185,10 +193,27 @@ class ConvBlock(nn.Module):
         """Whether the backward pass recomputes the convolution: x is a network's input, of few channels."""
         return self.has_usual_conv and x.shape[2] <= _FEW_CHANNELS and len(x) > 1 and not x.requires_grad
 
+    @property
+    def _only_infers(self) -> bool:
+        """Whether nothing but spikes is wanted, so that no map of sums need be made."""
+        settled = self.norm is None or not self.norm.bn.training
+        return settled and self.pool_name != "avg" and carried() is None and not torch.is_grad_enabled()
+
+    def _fired(self, x: Tensor) -> Tensor:
+        statistics = self._statistics(lambda: moments(x), x, len(x), len(self.conv.weight))
+        firing_and_pool = self._firing_and_pool()
+        firing_and_pool.pop("seed")  # who wins a window is nothing to its spike
+        return conv_fire_pool(
+            x,
+            self.conv.weight.to(x.dtype),
+            *self._normalisation(statistics),
+            sparse=self.backend.sparse_in_operator,
+            **firing_and_pool,
+        )
+
     def _of_spikes(self, images: Tensor) -> Tensor | None:
         """The convolution of spikes, where it may skip silent ones or is to keep them as bits; None where not."""
         weight = self.conv.weight
-        images = images.to(dtype_of(images, weight))
         if torch.is_grad_enabled() and weight.requires_grad and images.numel() >= _MANY_SPIKES:
             return conv_of_spikes(images, weight, self.backend.sparse)
         if self.backend.skips_silence(images, weight):
@@ -199,7 +224,9 @@ class ConvBlock(nn.Module):
         dtype = dtype_of(x, self.conv.weight)
         weight = self.conv.weight.to(dtype)
         x = images_channels_last(x.flatten(0, 1).to(dtype)).unflatten(0, x.shape[:2])
-        patches = PatchMoments.of(x) if self.norm is not None and self.norm.bn.training else None
+        skips = self.pool_name != "avg" and self.backend.skips_silence(x.flatten(0, 1), weight, binary=False)
+        sparse: Sparse = self.backend.sparse_in_operator if skips else "never"
+        patches = PatchMoments.of(x, sparse) if self.norm is not None and self.norm.bn.training else None
         statistics = self._statistics(
             lambda: patches.of_convolution(weight),  # type: ignore[union-attr]
             x,
@@ -212,6 +239,7 @@ class ConvBlock(nn.Module):
             *self._normalisation(statistics),
             patches=patches,
             synchronise=statistics.of_all_processes,
+            sparse=sparse,
             **self._firing_and_pool(),
         )
 

@@ -15,6 +15,7 @@ from plif_lightning.deploy import deployed, engine, fold, integers, prepared, ro
 from plif_lightning.deploy.integers import quantised
 from plif_lightning.deploy.prepared import Prepared
 from plif_lightning.errors import UserError
+from plif_lightning.kernels import SparseMaps
 from plif_lightning.network import step, use_backend
 from plif_lightning.neurons import PLIF
 from tests.deploy.conftest import frames, trained
@@ -33,12 +34,34 @@ def test_events_are_the_network_to_the_bit(kind):
     torch.testing.assert_close(deployed(net, "events")(x[0]), fold(net)(x[0]))  # a static image
 
 
+def test_frames_of_events_are_gone_over_where_something_happened(net):
+    x = frames(net)
+    assert deployed(net, "events").forms["conv1"] == "events"  # two channels
+    assert deployed(net, "events", x).forms["conv1"] == "events"
+    assert deployed(net, "events", x[0]).forms["conv1"] == "dense"  # a static image, all of whose pixels count
+    assert deployed(trained(shape=(1, 12, 12)), "events").forms["conv1"] == "dense"
+    net.encoder.conv1.register_forward_hook(lambda module, given, out: None)
+    assert deployed(net, "events").forms["conv1"] == "dense"
+
+
+@pytest.mark.parametrize("as_bits", [False, True])
+def test_a_block_is_timed_in_each_form_and_keeps_its_own(net, as_bits):
+    made = engine.DeployedNetwork(net)
+    conv2, given = made.net.encoder.conv2, engine.inputs_of(made, frames(net))["conv2"]
+    own, expected = conv2.conv, conv2(given)
+    for form in engine.forms_of(conv2, "int16", given).values():
+        spikes = engine.runs_alone(conv2, form, given, as_bits)()
+        spikes = spikes.images(torch.float32) if isinstance(spikes, SparseMaps) else spikes
+        assert torch.equal(spikes, expected.flatten(0, 1))
+    assert conv2.conv is own
+
+
 @pytest.fixture(params=["events", "dense"])
 def form(request, monkeypatch):
     """All layers of integers take this form, where it can be had."""
     if request.param == "dense" and not integers._works():
         pytest.skip("PyTorch has no exact 8-bit operators here")
-    monkeypatch.setattr(engine, "_fastest", lambda forms, x: next(f for f in forms if f.endswith(request.param)))
+    monkeypatch.setattr(engine, "_fastest", lambda b, forms, *x: next(f for f in forms if f.endswith(request.param)))
     return request.param
 
 
@@ -50,7 +73,7 @@ def test_integers_are_the_network_with_rounded_weights(bits, kind, form):
     rounded = fold(net)
     layers = [*(block.conv for block in rounded.encoder)][1:] + [block.fc for block in rounded.classifier]
     made = deployed(net, bits)
-    assert made.forms["conv1"] == "dense"  # its input is no spikes
+    assert made.forms["conv1"] == form  # its input is no spikes
     assert made.forms["fc2"] == f"{bits} {form}"
     for layer, taken in zip(layers, list(made.forms.values())[1:], strict=True):
         if taken != "dense":  # after an average pool
@@ -168,7 +191,8 @@ def test_other_inputs_take_the_modules(net, monkeypatch):
     with made.net.for_time_steps(3):
         assert len(made(x[:3])) == 3
     monkeypatch.setattr(prepared, "at_a_time", lambda device: 100)
-    assert not made._prepared.fits(x)
+    assert made._prepared.fits(x)
+    assert not deployed(net, "dense")._calls().fits(x)  # whose first map is large
     monkeypatch.undo()
     made.net.train()
     assert not made._prepared.fits(x)
@@ -258,13 +282,15 @@ def test_of_many_shapes_some_are_kept(net):
     for samples in range(1, 20):
         x = frames(net, samples)
         assert torch.equal(made(x), made.net(x))
-    assert all(len(layer.fire._kept) <= 8 for layers in made._prepared._layers for layer in layers)
+    convs, fcs = (layers.values() for layers in made._prepared._layers)
+    assert all(len(conv._fire._kept) <= 8 for conv in convs)
+    assert all(len(fc.fire._kept) <= 8 for fc in fcs)
 
 
 @needs_packed
 @pytest.mark.parametrize("bits", ["int16", "int8"])
 def test_a_deployed_network_can_be_copied_and_sent_elsewhere(net, bits, monkeypatch):
-    monkeypatch.setattr(engine, "_fastest", lambda forms, x: f"{bits} dense")
+    monkeypatch.setattr(engine, "_fastest", lambda block, forms, *x: next(f for f in forms if f.endswith("dense")))
     made = deployed(net, bits)
     x = frames(net)
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
@@ -274,7 +300,7 @@ def test_a_deployed_network_can_be_copied_and_sent_elsewhere(net, bits, monkeypa
 @needs_packed
 @pytest.mark.parametrize("bits", ["int16", "int8"])
 def test_the_state_of_a_deployed_network_is_its_weights(bits, monkeypatch):
-    monkeypatch.setattr(engine, "_fastest", lambda forms, x: f"{bits} dense")
+    monkeypatch.setattr(engine, "_fastest", lambda block, forms, *x: next(f for f in forms if f.endswith("dense")))
     made, other = deployed(trained(), bits), deployed(trained(pool_ties="random"), bits)
     for layer in other.net.blocks().values():
         for tensor in layer.buffers():
@@ -344,14 +370,15 @@ def test_a_layer_that_hears_nothing_is_tried_on_random_spikes(net):
     made = engine.DeployedNetwork(net)
     x = frames(net, 40)
     heard = engine.inputs_of(made, x)
-    assert len(heard["conv2"]) == 4 * 16  # of the first samples
+    assert heard["conv2"].shape[:2] == (4, 16)  # of the first samples
     assert torch.equal(heard["fc1"], made.net.encoder(x[:, :16]).flatten(2).flatten(0, 1))
     made.net.encoder.conv2.conv.bias.fill_(-1e6)
     assert 0.05 < engine.inputs_of(made, x)["fc1"].mean() < 0.2
-    for time_steps, images in ((None, 4), (1, 1)):
+    for time_steps in (None, 1):
         spikes = engine.inputs_of(made, None, time_steps)
-        assert spikes["conv2"].shape == (images, 8, 6, 6)
+        assert spikes["conv2"].shape == (time_steps or 4, 1, 8, 6, 6)
         assert 0.02 < spikes["conv2"].mean() < 0.2
+        assert spikes["conv1"].mean() < 0.05
 
 
 @pytest.mark.parametrize("encoder", ["poisson", "latency"])
@@ -382,7 +409,7 @@ def test_rounding_keeps_what_is_zero_and_what_is_largest():
 
 def test_an_average_pool_gives_no_spikes_to_the_layer_after_it():
     assert deployed(trained(pooling="avg"), "events").forms == {
-        "conv1": "dense", "conv2": "dense", "fc1": "dense", "fc2": "events",
+        "conv1": "events", "conv2": "dense", "fc1": "dense", "fc2": "events",
     }  # fmt: skip
 
 
@@ -398,8 +425,7 @@ def test_the_caller_keeps_its_network_and_hears_what_was_taken(net, caplog):
     made = deployed(net, "auto", frames(net))
     assert all(p.requires_grad for p in net.parameters())
     assert not any(p.requires_grad for p in made.parameters())
-    assert made.forms["conv1"] == "dense"
-    assert "deployed: conv1 dense, conv2" in caplog.text
+    assert f"deployed: conv1 {made.forms['conv1']}, conv2 {made.forms['conv2']}" in caplog.text
     assert not made(frames(net)).requires_grad
 
 

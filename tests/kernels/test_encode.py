@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from plif_lightning.kernels import PatchMoments, fused, layout, ops
+from plif_lightning.kernels import PatchMoments, layout, ops
+from plif_lightning.kernels import block as blocks
 from plif_lightning.network import use_backend
 from plif_lightning.network.blocks import ConvBlock, Pool2d
 from plif_lightning.network.norm import TimeBatchNorm2d
@@ -109,7 +110,7 @@ def test_nothing_is_read_that_was_not_written(monkeypatch):
     x = events(3, 2, 2, 7, 5)
     expected = run(block("cpu", x, "max_random"), x)
     empty = layout.empty_map
-    for module in (layout, ops, fused):
+    for module in (layout, ops, blocks):
         monkeypatch.setattr(module, "empty_map", lambda *a: empty(*a).fill_(float("nan")))
     ours = run(block("cpu", x, "max_random"), x)
     assert torch.equal(ours[0], expected[0])

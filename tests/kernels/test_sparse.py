@@ -12,6 +12,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import (
     Backend,
+    bits,
     conv_of_spikes,
     conv_of_table,
     limits,
@@ -20,6 +21,7 @@ from plif_lightning.kernels import (
     sparse,
     table_of,
 )
+from plif_lightning.kernels.bits import pack, share_of_spikes, unpack
 from plif_lightning.network import SpikingNetwork, use_backend
 from tests.kernels.test_network import losses
 
@@ -104,7 +106,7 @@ def test_an_fc_layer_is_that_of_the_library(dtype, rows, inputs, outputs, share,
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_the_number_of_threads_changes_no_bit(dtype, monkeypatch):
-    monkeypatch.setattr(sparse, "WORTH_THREADS", 1)
+    monkeypatch.setattr(bits, "WORTH_THREADS", 1)
     x, weight = maps(6, 70, 9, 5).to(dtype), values(33, 70, 3, 3)
     rows, fc = spikes(9, 333).to(dtype), values(333, 333)
     threads = torch.get_num_threads()
@@ -124,9 +126,9 @@ def test_the_number_of_threads_changes_no_bit(dtype, monkeypatch):
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 1.0])
 def test_the_share_of_spikes_is_seen_from_a_sample(share):
     x = spikes(2**14, 70, share=share)
-    assert sparse.share_of_spikes(x) == pytest.approx(share, abs=0.01)
-    assert sparse.share_of_spikes(x[:10]) == pytest.approx(x[:10].mean().item())
-    assert sparse.share_of_spikes(x.bfloat16()) == sparse.share_of_spikes(x)
+    assert share_of_spikes(x) == pytest.approx(share, abs=0.01)
+    assert share_of_spikes(x[:10]) == pytest.approx(x[:10].mean().item())
+    assert share_of_spikes(x.bfloat16()) == share_of_spikes(x)
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -143,12 +145,12 @@ def test_a_layer_skips_silence_up_to_its_limit(trained, share, pays, monkeypatch
 
 def test_bits_are_the_spikes_and_come_back():
     x = spikes(7, 200, share=0.3)
-    bits, count = sparse.pack(x)
+    bits, count = pack(x)
     assert bits.shape == (7, 4)
     assert count == int(x.sum())
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        assert torch.equal(sparse.unpack(bits, 200, dtype), x.to(dtype))
-        assert torch.equal(sparse.pack(x.to(dtype))[0], bits)
+        assert torch.equal(unpack(bits, 200, dtype), x.to(dtype))
+        assert torch.equal(pack(x.to(dtype))[0], bits)
 
 
 def test_only_what_is_worth_it_is_asked(monkeypatch):
@@ -171,7 +173,7 @@ def test_only_what_is_worth_it_is_asked(monkeypatch):
 def test_auto_takes_the_form_that_the_limit_says(limit, monkeypatch):
     monkeypatch.setattr(limits, "limit", lambda *of: limit)
     taken = []
-    for name in ("_conv_events", "_conv_weight_events", "_linear_events", "_linear_weight_events"):
+    for name in ("conv_events", "_conv_weight_events", "_linear_events", "_linear_weight_events"):
         form = getattr(sparse, name)
         monkeypatch.setattr(sparse, name, lambda *of, f=form, name=name: (taken.append(name), f(*of))[1])
     results(conv_of_spikes, maps(4, 20, 8, 8, share=0.1), values(4, 20, 3, 3))
@@ -272,7 +274,7 @@ def network(sparse="always", **changes):
 
 def taken_in(net, x, monkeypatch):
     taken = []
-    for name in ("_conv_events", "_linear_events"):
+    for name in ("conv_events", "_linear_events"):
         form = getattr(sparse, name)
         monkeypatch.setattr(sparse, name, lambda *of, f=form, name=name: (taken.append(name), f(*of))[1])
     votes = net(x)
@@ -291,18 +293,18 @@ def halve_input(module, given):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda net: None, ["_conv_events", "_linear_events", "_linear_events"]),
+        (lambda net: None, ["conv_events", "_linear_events", "_linear_events"]),
         (lambda net: use_backend(net, "cpu", "never"), []),
         (lambda net: use_backend(net, "reference", "always"), []),
         (lambda net: net.encoder.conv1.register_forward_hook(halve), ["_linear_events"] * 2),
-        (lambda net: net.encoder.register_forward_hook(halve), ["_conv_events", "_linear_events"]),
+        (lambda net: net.encoder.register_forward_hook(halve), ["conv_events", "_linear_events"]),
         (lambda net: net.encoder.conv2.register_forward_pre_hook(halve_input), ["_linear_events"]),
-        (lambda net: net.classifier.register_forward_pre_hook(halve_input), ["_conv_events", "_linear_events"]),
-        (lambda net: net.classifier.fc1.register_forward_pre_hook(halve_input), ["_conv_events"]),
-        (lambda net: net.classifier.fc1.fc.register_forward_hook(halve), ["_conv_events", "_linear_events"]),
-        (lambda net: net.classifier.fc1.dropout.register_forward_hook(halve), ["_conv_events", "_linear_events"]),
-        (lambda net: net.classifier.fc1.neuron.register_forward_hook(halve), ["_conv_events", "_linear_events"]),
-        (lambda net: setattr(net, "classifier", torch.nn.Sequential(*net.classifier)), ["_conv_events"]),
+        (lambda net: net.classifier.register_forward_pre_hook(halve_input), ["conv_events", "_linear_events"]),
+        (lambda net: net.classifier.fc1.register_forward_pre_hook(halve_input), ["conv_events"]),
+        (lambda net: net.classifier.fc1.fc.register_forward_hook(halve), ["conv_events", "_linear_events"]),
+        (lambda net: net.classifier.fc1.dropout.register_forward_hook(halve), ["conv_events", "_linear_events"]),
+        (lambda net: net.classifier.fc1.neuron.register_forward_hook(halve), ["conv_events", "_linear_events"]),
+        (lambda net: setattr(net, "classifier", torch.nn.Sequential(*net.classifier)), ["conv_events"]),
     ],
 )
 def test_layers_skip_what_is_silent_where_their_input_is_spikes(change, expected, monkeypatch):
@@ -322,7 +324,7 @@ def test_layers_skip_what_is_silent_where_their_input_is_spikes(change, expected
 def test_a_module_in_place_of_neurons_gives_no_spikes(monkeypatch):
     net = network()
     net.classifier.fc1.neuron = torch.nn.Sigmoid()
-    assert taken_in(net, values(2, 1, 12, 12), monkeypatch)[0] == ["_conv_events", "_linear_events"]
+    assert taken_in(net, values(2, 1, 12, 12), monkeypatch)[0] == ["conv_events", "_linear_events"]
 
 
 def test_an_average_pool_gives_no_spikes(monkeypatch):
@@ -352,7 +354,7 @@ def test_it_compiles_without_a_break():
 def test_the_operators_keep_pytorchs_rules(layer, of):
     name = f"{layer}_of_spikes{of}"
     x, rows = maps(2, 5, 4, 3), spikes(3, 70)
-    bits, of_rows = sparse.pack(x.permute(0, 2, 3, 1).reshape(-1, 5))[0], sparse.pack(rows)[0]
+    bits, of_rows = pack(x.permute(0, 2, 3, 1).reshape(-1, 5))[0], pack(rows)[0]
     grad = values(2, 6, 4, 3).contiguous(memory_format=torch.channels_last)
     arguments = {
         "conv_of_spikes": (x, values(6, 5, 3, 3), 2),
@@ -423,14 +425,14 @@ def test_no_images_and_no_rows_are_no_error():
 def test_a_zero_with_a_sign_is_no_spike():
     zeros = torch.full((1, 40), -0.0)
     for dtype in (*TYPES, torch.float64):
-        assert sparse.pack(zeros.to(dtype))[1] == 0
-        assert sparse.share_of_spikes(zeros.to(dtype)) == 0
+        assert pack(zeros.to(dtype))[1] == 0
+        assert share_of_spikes(zeros.to(dtype)) == 0
 
 
 def test_a_sample_is_of_all_rows_whatever_their_number():
     x = torch.zeros(2 * 7919, 128)
     x[::7919] = 1
-    assert sparse.share_of_spikes(x) < 0.01
+    assert share_of_spikes(x) < 0.01
 
 
 def test_a_spike_is_what_dropout_leaves_of_it_in_its_type():

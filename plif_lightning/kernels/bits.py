@@ -1,0 +1,114 @@
+"""Spikes as bits, 64 inputs to a word; and what the event-driven loops need to know of an input."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plif_lightning.kernels.layout import WORTH_THREADS
+from plif_lightning.kernels.parallel import parallel
+
+_WORD = 64
+# Values that are looked at to decide which form is to be taken.
+_SAMPLE = 2**17
+_NO_VALUES = np.empty(0, np.float32)
+
+
+def threads_for(work: int) -> int:
+    """Threads that a loop over so many values is worth."""
+    return torch.get_num_threads() if work >= WORTH_THREADS else 1
+
+
+def array_of_rows(x: Tensor) -> NDArray[Any]:
+    """The memory of a matrix; bfloat16 as its bits."""
+    x = x.detach()
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def array_of_bits(bits: Tensor) -> NDArray[Any]:
+    """As the loops take them: without a sign."""
+    return bits.numpy().view(np.uint64)
+
+
+def pixels_of(x: Tensor) -> Tensor:
+    """Maps [N, C, H, W] as rows [N H W, C], a view where C is innermost in memory."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def words_for(inputs: int) -> int:
+    """Words that a bit for each input takes."""
+    return -(-inputs // _WORD)
+
+
+def pack(x: Tensor) -> tuple[Tensor, int]:
+    """Which values of x [R, K] are not zero, as bits [R, K / 64] int64, and how many."""
+    from plif_lightning.kernels import cpu_sparse  # which numba compiles
+
+    bits = torch.empty(len(x), words_for(x.shape[1]), dtype=torch.int64, device="cpu")
+    threads = threads_for(x.numel())
+    counts = np.zeros(threads, np.int64)
+    x = x.detach().contiguous()
+    parallel(cpu_sparse.pack, len(x), threads, array_of_rows(x), array_of_bits(bits), counts)
+    return bits, int(counts.sum())
+
+
+def unpack(bits: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
+    """Spikes [R, K] of bits [R, K / 64]."""
+    from plif_lightning.kernels import cpu_sparse
+
+    x = torch.empty(len(bits), inputs, dtype=dtype, device="cpu")
+    one = array_of_rows(torch.ones(1, dtype=dtype, device="cpu"))[0]
+    parallel(cpu_sparse.unpack, len(x), threads_for(x.numel()), array_of_bits(bits), one, array_of_rows(x))
+    return x
+
+
+def number_of_spikes(bits: Tensor) -> int:
+    """How many bits are set."""
+    from plif_lightning.kernels import cpu_sparse
+
+    threads = threads_for(bits.numel())
+    counts = np.zeros(threads, np.int64)
+    parallel(cpu_sparse.count, len(bits), threads, array_of_bits(bits), counts)
+    return int(counts.sum())
+
+
+def share_of_spikes(x: Tensor) -> float:
+    """About which share of the values of x [R, K] is not zero, from some of its rows; the same for the same x."""
+    from plif_lightning.kernels import cpu_sparse
+
+    x = x.detach().contiguous()
+    rows = min(len(x), -(-_SAMPLE // x.shape[1]))
+    return cpu_sparse.sample(rows, array_of_rows(x)) / (rows * x.shape[1])
+
+
+class SparseMaps(NamedTuple):
+    """Maps [N, C, H, W] as the event-driven loops read them.
+
+    Attributes:
+        bits: which values are not zero [N H W, C / 64].
+        values: all of them [N H W, C], float32 or bfloat16; None where those that are not zero are ones.
+        shape: [N, C, H, W].
+    """
+
+    bits: Tensor
+    values: Tensor | None
+    shape: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, x: Tensor, binary: bool) -> "SparseMaps":
+        """Those of a tensor [N, C, H, W], of which `binary` says that it holds zeros and ones only."""
+        n, channels, height, width = x.shape
+        rows = pixels_of(x.detach()).contiguous()
+        return cls(pack(rows)[0], None if binary else rows, (n, channels, height, width))
+
+    def images(self, dtype: torch.dtype) -> Tensor:
+        """Spikes as a tensor [N, C, H, W], C innermost in memory."""
+        n, channels, height, width = self.shape
+        return unpack(self.bits, channels, dtype).view(n, height, width, channels).permute(0, 3, 1, 2)
+
+    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """bits, and values in one row, none of spikes, for the compiled loops."""
+        values = _NO_VALUES if self.values is None else array_of_rows(self.values).reshape(-1)
+        return array_of_bits(self.bits), values

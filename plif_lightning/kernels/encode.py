@@ -1,0 +1,186 @@
+"""A network's first block, whose convolution is made band by band, or where something happened, and never kept."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from plif_lightning.dynamics.firing import Firing
+from plif_lightning.dynamics.reference import in_own_precision
+from plif_lightning.kernels import block as block  # registers the operators
+from plif_lightning.kernels.bits import SparseMaps, threads_for
+from plif_lightning.kernels.fused import no_seed, through_statistics
+from plif_lightning.kernels.layout import POOLS, Constants, Pool, real_type, rows_of
+from plif_lightning.kernels.parallel import parallel
+from plif_lightning.kernels.sparse import SPARSE, TYPES, Sparse
+
+
+class PatchMoments(NamedTuple):
+    """What the batch statistics of any 3x3 convolution over x [T, N, C, H, W] follow from, in float64.
+
+    Attributes:
+        mean: of the values of a patch, with the zeros around an image, [T, 9 C].
+        covariance: of them [T, 9 C, 9 C].
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    @staticmethod
+    def of(x: Tensor, sparse: Sparse = "never") -> "PatchMoments":
+        """Those of x; `sparse` as in `encode_fire_pool`."""
+        return PatchMoments(*torch.ops.plif.patch_moments(x.detach(), SPARSE[sparse]))
+
+    def of_convolution(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of each step and channel of the convolution's output, [T, C'] each."""
+        w = weight.detach().flatten(1).double()
+        variance = ((self.covariance @ w.T) * w.T).sum(1)
+        return (self.mean @ w.T).to(real_type(weight)), variance.clamp_(min=0).to(real_type(weight))
+
+
+@torch.library.custom_op("plif::patch_moments", mutates_args=())
+def _patch_moments(x: Tensor, mode: int) -> tuple[Tensor, Tensor]:
+    if mode != SPARSE["never"] and x.device.type == "cpu" and x.dtype in TYPES:
+        return _moments_of_events(x)
+    means, covariances = [], []
+    for step in x:
+        patches = F.unfold(step.to(real_type(x)), 3, padding=1)  # [N, 9 C, H W]
+        mean = patches.mean((0, 2))
+        patches -= mean[:, None]
+        covariances.append(torch.bmm(patches, patches.transpose(1, 2)).sum(0) / (len(patches) * patches.shape[2]))
+        means.append(mean)
+    return torch.stack(means).double(), torch.stack(covariances).double()
+
+
+@_patch_moments.register_fake
+def _(x: Tensor, mode: int) -> tuple[Tensor, Tensor]:
+    t, inputs = len(x), 9 * x.shape[2]
+    return x.new_empty(t, inputs, dtype=torch.float64), x.new_empty(t, inputs, inputs, dtype=torch.float64)
+
+
+def _moments_of_events(x: Tensor) -> tuple[Tensor, Tensor]:
+    from plif_lightning.kernels import cpu_block
+
+    t, n, channels, height, width = x.shape
+    sums = torch.zeros(t, 9 * channels, dtype=torch.float64)
+    products = torch.zeros(t, 9 * channels, 9 * channels, dtype=torch.float64)
+    maps = SparseMaps.of(x.flatten(0, 1), binary=False)
+    arrays = *maps.arrays(), sums.numpy(), products.numpy()
+    parallel(cpu_block.patch_moments, t, threads_for(x.numel()), *arrays, n, height, width)
+    count = n * height * width
+    mean = sums / count
+    # In float64 nothing is lost by this order: counts of events and their products are whole numbers.
+    return mean, products / count - mean[:, :, None] * mean[:, None]
+
+
+class _EncodeFirePool(torch.autograd.Function):
+    """Convolution, BN's affine map, neurons and pool, a band of rows at a time; keeps x, statistics and parameters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        conv: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        learned: Tensor,
+        mean: Tensor,
+        invstd: Tensor,
+        seed: Tensor,
+        patch_mean: Tensor | None,
+        patch_covariance: Tensor | None,
+        synchronise: bool,
+        pool: int,
+        constants: Sequence[float],
+        mode: int,
+    ) -> Tensor:
+        scale = weight * invstd
+        shift = bias - mean * scale
+        ctx.save_for_backward(x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance)
+        ctx.settings = (synchronise, pool, constants, mode)
+        return torch.ops.plif.conv_fire_pool(x, conv, scale, shift, learned, False, pool, constants, mode)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance = ctx.saved_tensors
+        synchronise, pool, constants, mode = ctx.settings
+        grad_conv, sums, grad_learned = torch.ops.plif.conv_fire_pool_backward(
+            x, conv, scale, shift, mean, learned, seed, grad_out, False, pool, constants, mode
+        )
+        if patch_mean is not None:
+            # The rest of dL/dy, slope (y - mean) + constant, is a function of y, which is linear in the patches: what
+            # it adds to the gradient of the weights follows from the patches' moments.
+            of_step = x.shape[1] * x.shape[3] * x.shape[4]
+            count = of_step * (len(x) // len(scale))
+            slope, constant = (
+                values.double()[:, :, None] for values in through_statistics(sums, count, scale, invstd, synchronise)
+            )
+            w = conv.flatten(1).double()
+            of_y = w @ patch_covariance  # [T, C', 9 C]
+            beside = (patch_mean @ w.T - mean)[:, :, None] * patch_mean[:, None]
+            grad_conv += (
+                (slope * (of_y + beside) + constant * patch_mean[:, None]).sum(0).mul(of_step).view_as(conv)
+            ).to(grad_conv.dtype)
+        grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
+        return None, grad_conv.to(conv.dtype), grad_weight, grad_bias, grad_learned, *[None] * 9
+
+
+def encode_fire_pool(
+    x: Tensor,
+    conv: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    k: Tensor | None,
+    *,
+    patches: PatchMoments | None = None,
+    synchronise: bool = False,
+    pool: Pool = "none",
+    seed: Tensor | None = None,
+    firing: Firing = Firing(),
+    sparse: Sparse = "never",
+) -> Tensor:
+    """`norm_fire_pool` of a 3x3 convolution of x, whose output is never there as a whole, nor kept.
+
+    The first convolution of a network for events has few input channels and the largest output: to compute it again,
+    a band of rows at a time, costs less than to write it into memory and read it. No gradient flows to x.
+
+    Args:
+        x: events or images [T, N, C, H, W].
+        conv: weight of a convolution with padding 1 and without bias [C', C, 3, 3], in the dtype of x.
+        weight: of BN [C'].
+        bias: of BN [C'].
+        mean: that the convolution's output is normalised with, [T or 1, C'].
+        invstd: as mean.
+        k: 1/tau, a scalar or [C']; None without leak.
+        patches: those of x, where mean and invstd are of this batch and gradients flow through them.
+        synchronise: whether they are those of all processes' batches.
+        pool: as `norm_fire_pool`, and so are the arguments after it.
+        sparse: whether what is zero in x is skipped, on the CPU: where it pays (`auto`), `never` or `always`.
+
+    Returns:
+        Spikes [T, N, C', H', W'] in the dtype of x.
+    """
+    real = real_type(x)
+    with in_own_precision(x.device):
+        return _EncodeFirePool.apply(
+            x,
+            conv,
+            weight.to(real),
+            bias.to(real),
+            rows_of(k, firing, x),
+            mean.to(real),
+            invstd.to(real),
+            no_seed() if seed is None else seed,
+            None if patches is None else patches.mean,
+            None if patches is None else patches.covariance,
+            synchronise,
+            POOLS[pool],
+            [*Constants.of(firing, leak=k is not None)],
+            SPARSE[sparse],
+        )

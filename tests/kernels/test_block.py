@@ -1,0 +1,239 @@
+"""Convolution, neurons and pool in one pass over what is not zero, against the same parts one after another."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plif_lightning.dynamics.firing import Firing
+from plif_lightning.errors import UserError
+from plif_lightning.kernels import (
+    EventBlock,
+    PatchMoments,
+    SparseMaps,
+    bits,
+    block,
+    conv_fire_pool,
+    limits,
+    norm_fire_pool,
+    table_of,
+)
+from plif_lightning.kernels.layout import POOLS, Constants, rows_of
+from plif_lightning.kernels.sparse import conv_events
+from plif_lightning.network import SpikingNetwork
+from tests.kernels.test_encode import block as block_of
+from tests.kernels.test_encode import events, run
+from tests.kernels.test_network import losses
+from tests.kernels.test_sparse import SHARES, TYPES, maps, values
+
+SPIKING = ["none", "max_first", "max_random"]
+FIRINGS = [
+    Firing(),
+    Firing(reset="soft"),
+    Firing(v_reset=-0.4, v_threshold=0.7),
+    Firing(v_threshold=torch.linspace(0.4, 1.2, 40)),
+]
+
+
+def of_table(kind, outputs, channels):
+    weight = values(outputs, channels, 3, 3)
+    if kind in TYPES:
+        return table_of(weight.to(kind)), None
+    integers = (weight * 40).round().clamp(-127, 127).to(kind)
+    return table_of(integers), torch.rand(outputs, generator=torch.Generator().manual_seed(3)) / 40
+
+
+def one_after_another(x, table, scale, bias, k, firing, pool, steps, v=None):
+    dtype = torch.bfloat16 if table.dtype == torch.bfloat16 else torch.float32
+    y = conv_events(x, table, dtype, scale).unflatten(0, (steps, -1))
+    one = torch.ones(1, table.shape[1])
+    constants = [*Constants.of(firing, leak=k is not None)]
+    learned = rows_of(k, firing, one)
+    return torch.ops.plif.fire(y, one, bias[None], learned, v, steps, POOLS[pool], constants, v is not None)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(0, 2), st.integers(1, 11), st.integers(1, 11)),
+    channels=st.integers(1, 130), share=SHARES, pool=st.sampled_from(SPIKING),
+    kind=st.sampled_from([*TYPES, torch.int8, torch.int16]), firing=st.sampled_from(FIRINGS),
+    leak=st.sampled_from([None, "scalar", "channel"]), at_a_time=st.sampled_from([1, 700, 2**12]),
+)  # fmt: skip
+def test_spikes_are_those_of_the_parts_to_the_bit(size, channels, share, pool, kind, firing, leak, at_a_time):
+    steps, n, height, width = size
+    outputs = 40
+    x = SparseMaps.of(maps(steps * n, channels, height, width, share=share), binary=True)
+    table, scale = of_table(kind, outputs, channels)
+    k = {None: None, "scalar": torch.tensor(0.4), "channel": torch.linspace(0.1, 0.9, outputs)}[leak]
+    bias = values(outputs, seed=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block, "_AT_A_TIME", at_a_time)
+        ours = EventBlock.of_neurons(table, scale, bias, k, firing, pool)(x, steps)
+    theirs, _ = one_after_another(x, table, scale, bias, k, firing, pool, steps)
+    assert torch.equal(ours.images(theirs.dtype), theirs.flatten(0, 1))
+    again = SparseMaps.of(theirs.flatten(0, 1), binary=True)
+    assert torch.equal(ours.bits, again.bits)
+    assert ours.shape == again.shape
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("outputs", [16, 21, 130])
+def test_values_are_added_up_as_the_library_does(dtype, outputs):
+    x = events(6, 2, 2, 9, 7).flatten(0, 1).to(dtype)
+    weight = values(outputs, 2, 3, 3).to(dtype)
+    sums = conv_events(SparseMaps.of(x, binary=False), table_of(weight), torch.float32)
+    exact = torch.conv2d(x.double(), weight.double(), padding=1)
+    torch.testing.assert_close(sums.double(), exact, rtol=1e-6, atol=1e-6)
+    ours = EventBlock.of_neurons(table_of(weight), None, None, torch.tensor(0.5), Firing(), "max_first")
+    theirs, _ = one_after_another(
+        SparseMaps.of(x, binary=False), table_of(weight), None, torch.zeros(outputs), torch.tensor(0.5), Firing(),
+        "max_first", 6,
+    )  # fmt: skip
+    assert torch.equal(ours(SparseMaps.of(x, binary=False), 6).images(dtype), theirs.flatten(0, 1))
+
+
+@pytest.mark.parametrize("pool", SPIKING)
+@pytest.mark.parametrize("size", [(6, 8), (7, 5)])
+def test_steps_one_after_another_are_the_whole(pool, size):
+    x = maps(4 * 3, 20, *size)
+    made = EventBlock.of_neurons(table_of(values(33, 20, 3, 3)), None, values(33), torch.tensor(0.5), FIRINGS[2], pool)
+    whole = made(SparseMaps.of(x, binary=True), 4).images(torch.float32).unflatten(0, (4, 3))
+    v = None
+    for step, expected in zip(x.unflatten(0, (4, 3)), whole, strict=True):
+        spikes, v = made.step(SparseMaps.of(step.contiguous(memory_format=torch.channels_last), binary=True), v)
+        assert torch.equal(spikes.images(torch.float32), expected)
+    sums = SparseMaps.of(x, binary=True), table_of(values(33, 20, 3, 3)), None, values(33), torch.tensor(0.5)
+    _, last = one_after_another(*sums, FIRINGS[2], "none", 4, torch.full((3, 33, *size), FIRINGS[2].v_reset))
+    assert torch.equal(v.permute(0, 3, 1, 2), last)
+
+
+def test_the_number_of_threads_changes_no_spike(monkeypatch):
+    monkeypatch.setattr(bits, "WORTH_THREADS", 1)
+    x = SparseMaps.of(maps(8, 30, 9, 9), binary=True)
+    made = EventBlock.of_neurons(table_of(values(48, 30, 3, 3)), None, None, None, Firing(), "max_first")
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            found.append(made(x, 4).bits)
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0].any()
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("sparse", ["never", "always"])
+def test_inference_of_spikes_is_that_of_the_map(dtype, sparse):
+    x = maps(6, 20, 7, 8).to(dtype).unflatten(0, (3, 2))
+    weight, statistics = (
+        values(17, 20, 3, 3).to(dtype),
+        (values(17), values(17, seed=2), values(1, 17), torch.rand(1, 17)),
+    )
+    y = torch.conv2d(x.flatten(0, 1), weight, padding=1).unflatten(0, (3, 2))
+    k = torch.tensor(0.3)
+    expected = norm_fire_pool(y, *statistics, k, batch_statistics=False, pool="max_first")
+    ours = conv_fire_pool(x, weight, *statistics, k, pool="max_first", sparse=sparse)
+    assert ours.shape == expected.shape
+    assert ours.dtype == dtype
+    assert ours.stride() == expected.stride()
+    assert (ours != expected).float().mean() < (0.001 if dtype == torch.float32 else 0.02)
+
+
+def test_a_weight_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="does not fit"):
+        conv_fire_pool(
+            torch.ones(2, 1, 3, 5, 5), torch.ones(4, 2, 3, 3), *[torch.ones(4)] * 2, *[torch.ones(1, 4)] * 2, None
+        )
+
+
+@pytest.mark.parametrize("pool", SPIKING)
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("shape", "channels"), [((3, 2, 1, 5, 7), 5), ((4, 3, 2, 12, 10), 16), ((1, 2, 2, 6, 6), 35)])
+def test_a_first_block_that_skips_silence_is_the_one_that_does_not(pool, statistics, training, shape, channels):
+    x = (events(*shape) * (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.3)).float()
+    settings = {"channels": channels, "statistics": statistics, "training": training}
+    exact = run(block_of("reference", x.double(), pool, **settings), x.double())
+    found = {}
+    for sparse in ("never", "always"):
+        made = block_of("cpu", x, pool, **settings)
+        made.backend.sparse = sparse
+        found[sparse] = run(made, x)
+    for name, gradient in exact[1].items():
+        errors = {sparse: (of[1][name].double() - gradient).norm() for sparse, of in found.items()}
+        # A sum of many that cancel out is told from its largest gradient.
+        largest = max(of.norm() for of in exact[1].values())
+        assert errors["always"] <= max(2 * errors["never"], 2e-6 * largest), name
+    assert (found["always"][0] != exact[0].float()).float().mean() < 0.002
+    for name, buffer in exact[2].items():
+        torch.testing.assert_close(found["always"][2][name], buffer.to(found["always"][2][name].dtype))
+
+
+def test_under_autocast_it_is_bfloat16_too():
+    x = events(6, 4, 2, 8, 8).float()
+    found = []
+    for sparse in ("never", "always"):
+        made = block_of("cpu", x, "max_first", channels=32)
+        made.backend.sparse = sparse
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(run(made, x))
+    exact = run(block_of("reference", x.double(), "max_first", channels=32), x.double())[1]["conv.weight"]
+    dense, ours = ((of[1]["conv.weight"] - exact).norm() / exact.norm() for of in found)
+    assert found[1][0].dtype == torch.bfloat16
+    assert ours < max(0.05, 1.2 * dense)
+
+
+def test_moments_of_patches_of_events_are_those_of_all():
+    x = events(3, 2, 2, 6, 5).float() * (torch.rand(3, 2, 2, 6, 5) < 0.5)
+    for ours, dense in zip(PatchMoments.of(x, "always"), PatchMoments.of(x), strict=True):
+        torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("share", "skips"), [(0.01, True), (0.2, False)])
+def test_auto_skips_silence_up_to_the_limit(share, skips, monkeypatch):
+    asked = []
+    monkeypatch.setattr(limits, "limit", lambda what, *of: (asked.append(what), 0.1)[1])
+    x = torch.rand(4, 1, 2, 64, 64).lt(share).float().contiguous()
+    made = block_of("cpu", x, "max_first", channels=64)
+    taken = []
+    operator = block._back_to_events
+    monkeypatch.setattr(block, "_back_to_events", lambda *of: (taken.append(True), operator(*of))[1])
+    run(made, x)
+    assert asked == (["events", "events_weight"] if skips else ["events"])
+    assert taken == [True] * skips
+
+
+def test_what_is_measured_are_both_forms():
+    shape = 2 * 36, 2, 20, 6, 6
+    for what in ("events", "events_weight"):
+        ours, dense = (form() for form in block.contenders(what, torch.float32, shape, 0.2))
+        for a, b in zip(*((of,) if what == "events" else of for of in (ours, dense)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert 0 <= limits._measured("events", torch.float32, shape, block.contenders) <= limits._MOST
+
+
+def test_ten_steps_of_an_event_network_are_those_without():
+    small = {"channels": 6, "fc_features": 20}
+    curves = [losses("nmnist", "cpu", torch.float32, sparse=s, **small) for s in ("always", "never")]
+    assert curves[0][:3] == pytest.approx(curves[1][:3], rel=1e-6)  # then a spike may flip
+    assert curves[0] == pytest.approx(curves[1], rel=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:.*autograd.Function:DeprecationWarning")  # PyTorch's compiler of itself
+@pytest.mark.parametrize("pooling", ["max", "avg"])
+def test_a_network_gives_the_same_votes_with_and_without_gradients(pooling):
+    torch.manual_seed(0)
+    net = SpikingNetwork((2, 12, 12), 3, 4, channels=16, fc_features=40, sparse="always", pooling=pooling).eval()
+    for layer in net.encoder:
+        torch.nn.init.constant_(layer.norm.bn.bias, 1.5)
+        torch.nn.init.constant_(layer.norm.bn.weight, 2.0)
+    for layer in net.classifier:
+        torch.nn.init.uniform_(layer.fc.weight, -0.2, 0.4)
+    x = events(4, 3, 2, 12, 12).float()
+    votes = net(x)
+    assert votes.any()
+    with torch.no_grad():
+        assert torch.equal(net(x), votes)
+        assert torch.equal(torch.compile(net, backend="eager", fullgraph=True)(x), votes)
