@@ -54,6 +54,8 @@ from plif_lightning.kernels.sparse import (
 
 # Potentials that are worked on at a time: half of a first-level cache.
 _AT_A_TIME = 2**12
+# Steps that forms are tried on: maps of so many leave the caches, as those of a network's first block do.
+_STEPS = 8
 _NO_POTENTIAL = torch.empty(0, 1, dtype=torch.float32, device="cpu")
 
 
@@ -352,10 +354,10 @@ def contenders(
     """
     generator = torch.Generator().manual_seed(0)
     rows, inputs, outputs, height, width = shape
-    x = torch.rand(rows, inputs, generator=generator).lt(share).to(dtype).view(-1, height, width, inputs)
-    x = torch.stack([x, x]).permute(0, 1, 4, 2, 3)  # two steps
+    x = torch.rand(_STEPS, rows // (height * width), height, width, inputs, generator=generator).lt(share).to(dtype)
+    x = x.permute(0, 1, 4, 2, 3)
     conv = torch.rand(outputs, inputs, 3, 3, generator=generator).to(dtype)
-    grad = torch.rand(2, x.shape[1], height // 2, width // 2, outputs, generator=generator).to(dtype)
+    grad = torch.rand(_STEPS, x.shape[1], height // 2, width // 2, outputs, generator=generator).to(dtype)
     grad = grad.permute(0, 1, 4, 2, 3)
     one = torch.ones(1, outputs)
     learned, pool = rows_of(None, Firing(), one), POOLS["max_first"]

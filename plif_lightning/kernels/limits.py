@@ -6,6 +6,7 @@ the same form at the same spikes. Where nothing can be written, nothing is measu
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -62,7 +63,9 @@ def _like(shape: tuple[int, ...]) -> tuple[int, ...]:
 @cache
 def _limit(what: str, dtype: torch.dtype, shape: tuple[int, ...], threads: int, contenders: Contenders) -> float:
     name = f"{what} {str(dtype).removeprefix('torch.')} {'x'.join(map(str, shape))}, {threads} threads"
-    machine = f"{processor()}, torch {torch.__version__}, plif_lightning {__version__}"
+    # How long OpenMP's threads wait in a loop for more work takes the kernels' own threads up to half of their speed.
+    waiting = os.environ.get("GOMP_SPINCOUNT", "default")
+    machine = f"{processor()}, torch {torch.__version__}, plif_lightning {__version__}, GOMP_SPINCOUNT {waiting}"
     file = _file()
     if file is None:
         return _UNMEASURED
