@@ -3,9 +3,10 @@
 For one sample that is more than the layers themselves. The numbers are those of the modules, to the bit.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from plif_lightning.deploy.integers import Packed, PackedConv, PackedLinear
 from plif_lightning.deploy.rows import Rows, RowsConv, RowsLinear
-from plif_lightning.kernels import EventBlock, FrozenFire, SparseMaps, at_a_time
+from plif_lightning.kernels import EventBlock, FrozenFire, SparseMaps, at_a_time, linear_of_bits, unpack
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, has_hooks, images_channels_last, is_usual_neuron
 from plif_lightning.network.inputs import InputEncoder
@@ -83,9 +84,24 @@ class PlainConv:
         return x.images(self._takes) if isinstance(x, SparseMaps) else x
 
 
-class _FC(NamedTuple):
-    sums: Sums
-    fire: FrozenFire
+class _PlainFC:
+    """The same of an FC block."""
+
+    def __init__(self, block: FCBlock) -> None:
+        layer: Any = block.fc
+        self._layer = layer
+        self._sums = _sums(layer)
+        self._takes = torch.uint8 if isinstance(layer, Packed) else torch.float32
+        self.fire = FrozenFire(block.neuron.k, block.neuron.firing, layer.bias)
+
+    def sums(self, x: Tensor | SparseMaps) -> Tensor:
+        """Of rows [R, K], or of maps [R, C, H, W] as rows."""
+        if not isinstance(x, SparseMaps):
+            return self._sums(x)
+        bits, inputs = x.flattened(), math.prod(x.shape[1:])
+        if isinstance(self._layer, RowsLinear):
+            return linear_of_bits(bits, inputs, self._layer.table, self._layer.scale)
+        return self._sums(unpack(bits, inputs, self._takes))
 
 
 class Prepared:
@@ -122,17 +138,16 @@ class Prepared:
         )
 
     @cached_property
-    def _layers(self) -> tuple[dict[str, PlainConv], dict[str, _FC]]:
+    def _layers(self) -> tuple[dict[str, PlainConv], dict[str, _PlainFC]]:
         """Of the encoder, and of the classifier, by the name of the neurons in the network."""
         convs: dict[str, PlainConv] = {}
-        fcs: dict[str, _FC] = {}
+        fcs: dict[str, _PlainFC] = {}
         names = {part: name for name, part in self.net.named_modules()}
         for block in self.net.blocks().values():
             if isinstance(block, ConvBlock):
                 convs[names[block.neuron]] = PlainConv(block)
             elif isinstance(block, FCBlock):
-                neuron = block.neuron
-                fcs[names[neuron]] = _FC(_sums(block.fc), FrozenFire(neuron.k, neuron.firing, block.fc.bias))
+                fcs[names[block.neuron]] = _PlainFC(block)
         return convs, fcs
 
     @cached_property
@@ -173,7 +188,7 @@ class Prepared:
         convs, fcs = self._layers
         for conv in convs.values():
             images, length = conv(images, length, steps), steps
-        rows = _rows(images)
+        rows: Any = images if isinstance(images, SparseMaps) else images.flatten(1)
         for layer in fcs.values():
             totals = layer.sums(rows)
             rows = layer.fire(totals.view(steps, samples, 1, 1, -1), steps).view(totals.shape)
@@ -197,11 +212,11 @@ class Prepared:
         convs, fcs = self._layers
         for name, conv in convs.items():
             images, after[name] = conv.step(images, None if state is None else state[name])
-        rows = _rows(images)
+        rows: Any = images if isinstance(images, SparseMaps) else images.flatten(1)
         for name, layer in fcs.items():
             totals = layer.sums(rows)
-            v = None if state is None else state[name].contiguous().view(len(rows), 1, 1, -1)
-            spikes, v = layer.fire.step(totals.view(len(rows), 1, 1, -1), v)
+            v = None if state is None else state[name].contiguous().view(len(totals), 1, 1, -1)
+            spikes, v = layer.fire.step(totals.view(len(totals), 1, 1, -1), v)
             rows, after[name] = spikes.view(totals.shape), v.view(totals.shape)
         return self.net.voting(rows[None])[0], after
 
@@ -238,10 +253,6 @@ def _is_known(block: nn.Module) -> bool:
 def _channels_innermost(maps: Tensor) -> Tensor:
     """Maps [N, C, H, W] as [N, H, W, C]; a view where they lie so in memory."""
     return maps.permute(0, 2, 3, 1).contiguous()
-
-
-def _rows(maps: Tensor | SparseMaps) -> Tensor:
-    return (maps.images(torch.float32) if isinstance(maps, SparseMaps) else maps).flatten(1)
 
 
 def _sums(layer: Any) -> Sums:

@@ -1,7 +1,7 @@
 """Fused forms of the reference's functions, for the CPU and for CUDA."""
 
 from plif_lightning.kernels.backend import Backend, BackendName
-from plif_lightning.kernels.bits import SparseMaps
+from plif_lightning.kernels.bits import SparseMaps, unpack
 from plif_lightning.kernels.block import EventBlock, conv_fire_pool
 from plif_lightning.kernels.encode import PatchMoments, encode_fire_pool
 from plif_lightning.kernels.frozen import FrozenFire
@@ -17,6 +17,7 @@ from plif_lightning.kernels.sparse import (
     Sparse,
     conv_of_spikes,
     conv_of_table,
+    linear_of_bits,
     linear_of_spikes,
     linear_of_table,
     table_of,
@@ -37,6 +38,7 @@ __all__ = [
     "conv_of_table",
     "encode_fire_pool",
     "integrate_and_fire",
+    "linear_of_bits",
     "linear_of_spikes",
     "linear_of_table",
     "moments",
@@ -45,4 +47,5 @@ __all__ = [
     "norm_fire_pool",
     "real_type",
     "table_of",
+    "unpack",
 ]

@@ -108,6 +108,17 @@ class SparseMaps(NamedTuple):
         n, channels, height, width = self.shape
         return unpack(self.bits, channels, dtype).view(n, height, width, channels).permute(0, 3, 1, 2)
 
+    def flattened(self) -> Tensor:
+        """Spikes as bits of rows [N, C H W / 64], in the order of `Tensor.flatten`."""
+        from plif_lightning.kernels import cpu_sparse
+
+        n, channels, height, width = self.shape
+        inputs = channels * height * width
+        bits = torch.empty(n, words_for(inputs), dtype=torch.int64, device="cpu")
+        arrays = array_of_bits(self.bits), array_of_bits(bits)
+        parallel(cpu_sparse.flatten, n, threads_for(n * inputs), *arrays, height * width)
+        return bits
+
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """bits, and values in one row, none of spikes, for the compiled loops."""
         values = _NO_VALUES if self.values is None else array_of_rows(self.values).reshape(-1)

@@ -65,6 +65,20 @@ def unpack(begin, end, slot, bits, one, x):
 
 
 @compiled
+def flatten(begin, end, slot, bits, flat, pixels):
+    """Maps begin .. end - 1 as rows: flat [N, C H W / 64] gets bits [N H W, C / 64], the channels one after another."""
+    for n in range(begin, end):
+        flat[n] = 0
+        for p in range(pixels):
+            for w in range(bits.shape[1]):
+                word = bits[np.uintp(n * pixels + p), np.uintp(w)]
+                while word != 0:
+                    place = np.uint64((64 * w + lowest_bit(word)) * pixels + p)
+                    flat[np.uintp(n), place >> np.uint64(6)] |= np.uint64(1) << (place & np.uint64(63))
+                    word &= word - np.uint64(1)
+
+
+@compiled
 def sample(rows, x):
     """How many values of so many rows of x [R, K] are not zero: rows all over x, whatever the period of its shape."""
     total = 0

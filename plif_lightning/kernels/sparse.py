@@ -146,17 +146,21 @@ def conv_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None, *, bina
 
 def linear_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Tensor:
     """FC layer of spikes x [*, K], from a weight that is kept as `table_of` it, [K, O]; as `conv_of_table`."""
+    return linear_of_bits(pack(x.flatten(0, -2))[0], x.shape[-1], table, scale).unflatten(0, x.shape[:-1])
+
+
+def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | None = None) -> Tensor:
+    """The same [R, O] for spikes that are bits [R, K / 64] of so many inputs."""
     from plif_lightning.kernels import cpu_sparse
 
-    if len(table) != x.shape[-1]:
-        raise UserError(f"x {list(x.shape)} does not fit a table of shape {list(table.shape)}.")
+    if len(table) != inputs:
+        raise UserError(f"x of {inputs} inputs does not fit a table of shape {list(table.shape)}.")
     table = table.contiguous()
-    bits, spikes = pack(x.flatten(0, -2))
     totals = torch.empty(len(bits), table.shape[1], dtype=torch.float32 if scale is None else torch.int32, device="cpu")
-    blocks, threads = words_for(table.shape[1]), threads_for(spikes * table.shape[1])
+    blocks, threads = words_for(table.shape[1]), threads_for(number_of_spikes(bits) * table.shape[1])
     arrays = array_of_bits(bits), table.numpy(), totals.numpy()
     parallel(cpu_sparse.linear_of_table, blocks, threads, *arrays, _FC_BLOCK[0])
-    return (totals if scale is None else totals * scale).unflatten(0, x.shape[:-1])
+    return totals if scale is None else totals * scale
 
 
 @torch.library.custom_op("plif::conv_of_spikes", mutates_args=(), device_types="cpu")

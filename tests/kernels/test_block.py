@@ -15,6 +15,8 @@ from plif_lightning.kernels import (
     block,
     conv_fire_pool,
     limits,
+    linear_of_bits,
+    linear_of_table,
     norm_fire_pool,
     table_of,
 )
@@ -105,6 +107,23 @@ def test_steps_one_after_another_are_the_whole(pool, size):
     sums = SparseMaps.of(x, binary=True), table_of(values(33, 20, 3, 3)), None, values(33), torch.tensor(0.5)
     _, last = one_after_another(*sums, FIRINGS[2], "none", 4, torch.full((3, 33, *size), FIRINGS[2].v_reset))
     assert torch.equal(v.permute(0, 3, 1, 2), last)
+
+
+@settings(deadline=None)
+@given(
+    shape=st.tuples(st.integers(0, 3), st.integers(1, 130), st.integers(1, 9), st.integers(1, 9)), share=SHARES,
+    kind=st.sampled_from([torch.float32, torch.int8]),
+)  # fmt: skip
+def test_bits_of_maps_are_those_of_rows(shape, share, kind):
+    x = maps(*shape, share=share)
+    flat = SparseMaps.of(x, binary=True).flattened()
+    assert torch.equal(flat, bits.pack(x.flatten(1))[0])
+    inputs = x[0].numel() if len(x) else shape[1] * shape[2] * shape[3]
+    table = (values(inputs, 70) * 40).to(kind)
+    scale = None if kind == torch.float32 else torch.rand(70)
+    assert torch.equal(linear_of_bits(flat, inputs, table, scale), linear_of_table(x.flatten(1), table, scale))
+    with pytest.raises(UserError, match="does not fit"):
+        linear_of_bits(flat, inputs + 1, table, scale)
 
 
 def test_the_number_of_threads_changes_no_spike(monkeypatch):
