@@ -7,18 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from plif_lightning.kernels.layout import WORTH_THREADS
+from plif_lightning.kernels.layout import threads_for
 from plif_lightning.kernels.parallel import parallel
 
 _WORD = 64
 # Values that are looked at to decide which form is to be taken.
 _SAMPLE = 2**17
 _NO_VALUES = np.empty(0, np.float32)
-
-
-def threads_for(work: int) -> int:
-    """Threads that a loop over so many values is worth."""
-    return torch.get_num_threads() if work >= WORTH_THREADS else 1
 
 
 def array_of_rows(x: Tensor) -> NDArray[Any]:

@@ -19,12 +19,12 @@ from plif_lightning.kernels.bits import (
     array_of_bits,
     array_of_rows,
     number_of_spikes,
-    threads_for,
     words_for,
 )
 from plif_lightning.kernels.fused import no_seed
 from plif_lightning.kernels.layout import (
     POOLS,
+    SUM,
     V_THRESHOLD,
     Constants,
     Geometry,
@@ -36,6 +36,7 @@ from plif_lightning.kernels.layout import (
     empty_map,
     real_type,
     rows_of,
+    threads_for,
 )
 from plif_lightning.kernels.ops import seed_of, sums_of_backward
 from plif_lightning.kernels.parallel import parallel
@@ -54,6 +55,8 @@ from plif_lightning.kernels.sparse import (
 
 # Potentials that are worked on at a time: half of a first-level cache.
 _AT_A_TIME = 2**12
+# Units of work for each thread, where a map has so many: threads share them evenly.
+_UNITS = 4
 # Steps that forms are tried on: maps of so many leave the caches, as those of a network's first block do.
 _STEPS = 8
 _NO_POTENTIAL = torch.empty(0, 1, dtype=torch.float32, device="cpu")
@@ -129,14 +132,15 @@ class EventBlock:
         images, _, height, width = x.shape
         halve = 2 if pooled else 1
         rows, windows = height // halve, width // halve
-        run = max(1, min(windows, _AT_A_TIME // (halve**2 * self._table.shape[1])))
+        threads = threads_for(SUM * images * height * width * self._outputs)
+        of_thread = images // steps * rows * windows // threads
+        run = max(1, min(windows, _AT_A_TIME // (halve**2 * self._table.shape[1]), of_thread // _UNITS))
         words = words_for(self._outputs)
         bits = torch.empty(images * rows * windows, words, dtype=torch.int64, device="cpu")
-        units = images // steps * rows * -(-windows // run)
         parallel(
-            cpu_block.conv_fire_pool, units, threads_for(images * height * width * self._outputs), *x.arrays(),
-            self._table, *self._rows, v_first.numpy(), v_last.numpy(), array_of_bits(bits), steps, height, width,
-            pooled, run, self._constants,
+            cpu_block.conv_fire_pool, images // steps * rows * -(-windows // run), threads, *x.arrays(), self._table,
+            *self._rows, v_first.numpy(), v_last.numpy(), array_of_bits(bits), steps, height, width, pooled, run,
+            self._constants,
         )  # fmt: skip
         return SparseMaps(bits, None, (images, self._outputs, rows, windows))
 
@@ -274,7 +278,7 @@ def _back_to_events(
     c, real = Constants.from_numbers(constants), torch.float32
     steps, n, outputs, height, width = len(grad_out), grad_out.shape[1], len(conv), *x.shape[2:]
     halve = 2 if pool else 1
-    geometry = Geometry(torch.empty(steps, n, outputs, height, width, device="meta"), steps, pool)
+    geometry = Geometry(torch.empty(steps, n, outputs, height, width, device="meta"), steps, pool, SUM)
     # The sums of all steps, and their gradients, are there beside the potentials.
     run = max(1, min(width // halve, geometry.run // outputs // 2))
     geometry.run = run * outputs
@@ -359,7 +363,7 @@ def contenders(
     conv = torch.rand(outputs, inputs, 3, 3, generator=generator).to(dtype)
     grad = torch.rand(_STEPS, x.shape[1], height // 2, width // 2, outputs, generator=generator).to(dtype)
     grad = grad.permute(0, 1, 4, 2, 3)
-    one = torch.ones(1, outputs)
+    one = torch.ones(1, outputs, dtype=torch.float32, device="cpu")
     learned, pool = rows_of(None, Firing(), one), POOLS["max_first"]
     constants = [*Constants.of(Firing(), leak=True)]
 

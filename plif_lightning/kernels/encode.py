@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.dynamics.reference import in_own_precision
 from plif_lightning.kernels import block as block  # registers the operators
-from plif_lightning.kernels.bits import SparseMaps, threads_for
+from plif_lightning.kernels.bits import SparseMaps
 from plif_lightning.kernels.fused import no_seed, through_statistics
-from plif_lightning.kernels.layout import POOLS, Constants, Pool, real_type, rows_of
+from plif_lightning.kernels.layout import POOLS, Constants, Pool, real_type, rows_of, threads_for
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.sparse import SPARSE, TYPES, Sparse
 
@@ -65,8 +65,8 @@ def _moments_of_events(x: Tensor) -> tuple[Tensor, Tensor]:
     from plif_lightning.kernels import cpu_block
 
     t, n, channels, height, width = x.shape
-    sums = torch.zeros(t, 9 * channels, dtype=torch.float64)
-    products = torch.zeros(t, 9 * channels, 9 * channels, dtype=torch.float64)
+    sums = torch.zeros(t, 9 * channels, dtype=torch.float64, device="cpu")
+    products = torch.zeros(t, 9 * channels, 9 * channels, dtype=torch.float64, device="cpu")
     maps = SparseMaps.of(x.flatten(0, 1), binary=False)
     arrays = *maps.arrays(), sums.numpy(), products.numpy()
     parallel(cpu_block.patch_moments, t, threads_for(x.numel()), *arrays, n, height, width)
@@ -161,7 +161,8 @@ def encode_fire_pool(
         patches: those of x, where mean and invstd are of this batch and gradients flow through them.
         synchronise: whether they are those of all processes' batches.
         pool: as `norm_fire_pool`, and so are the arguments after it.
-        sparse: whether what is zero in x is skipped, on the CPU: where it pays (`auto`), `never` or `always`.
+        sparse: whether what is zero in x is skipped, on the CPU: where it pays (`auto`), `never` or `always`. Of an
+            infinite weight a convolution makes NaN there, too; who skips does not.
 
     Returns:
         Spikes [T, N, C', H', W'] in the dtype of x.

@@ -22,8 +22,16 @@ _RUN = 1024
 _CACHE = 2**17  # values
 # Values in a vector of the compiled loops that are written for LLVM.
 LANES = 16
-# Below this many neuron-steps, handing work to other threads takes longer than the work.
-WORTH_THREADS = 2**16
+# Steps of a neuron that are worth a second thread: 0.2 ms. To hand work to one takes 0.07, and more where OpenMP's
+# threads still wait in a loop.
+WORTH_THREADS = 2**20
+# As many steps take the time of one neuron's in the backward pass, and of one sum of a convolution that skips silence.
+BACKWARD, SUM = 4, 12
+
+
+def threads_for(work: int) -> int:
+    """Threads that are worth so much work, in steps of a neuron."""
+    return torch.get_num_threads() if work >= WORTH_THREADS else 1
 
 
 class Constants(NamedTuple):
@@ -153,9 +161,16 @@ def interpreted() -> bool:
 
 
 class Geometry:
-    """How a map is cut into units of work; arguments of the compiled loops."""
+    """How a map is cut into units of work; arguments of the compiled loops.
 
-    def __init__(self, y: Tensor, steps: int, pool: int) -> None:
+    Args:
+        y: the map.
+        steps: T.
+        pool: number of the pooling.
+        work: how much a value of a step is, in steps of a neuron.
+    """
+
+    def __init__(self, y: Tensor, steps: int, pool: int, work: int = 1) -> None:
         _, n, self.channels, height, self.width = y.shape
         self.pooled = pool != POOLS["none"]
         neurons = 4 if self.pooled else 1
@@ -170,7 +185,7 @@ class Geometry:
             per_run = min(longest, max(positions, 1))
             self.units = -(-positions // per_run)
         self.run = per_run * self.channels
-        self.threads = torch.get_num_threads() if steps * y[0].numel() >= WORTH_THREADS else 1
+        self.threads = threads_for(work * steps * y[0].numel())
 
     def tiled(self, values: Tensor, real: torch.dtype) -> NDArray[Any]:
         """One row of values per channel, or several, [S, C], repeated over a run [S, run]."""

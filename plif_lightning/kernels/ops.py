@@ -16,6 +16,7 @@ from torch import Tensor
 
 from plif_lightning.kernels import layout
 from plif_lightning.kernels.layout import (
+    BACKWARD,
     POOLS,
     Constants,
     Geometry,
@@ -158,7 +159,7 @@ def fire_backward(
     c = Constants.from_numbers(constants)
     y = channels_last(y)
     real = real_type(y)
-    geometry = Geometry(y, steps, pool)
+    geometry = Geometry(y, steps, pool, BACKWARD)
     grad_y = empty_map(y, len(y), *y.shape[3:])
     if geometry.pooled and (y.shape[3] % 2 or y.shape[4] % 2):
         grad_y.zero_()  # an odd last row or column lies in no window

@@ -25,11 +25,10 @@ from plif_lightning.kernels.bits import (
     pack,
     pixels_of,
     share_of_spikes,
-    threads_for,
     unpack,
     words_for,
 )
-from plif_lightning.kernels.layout import LANES, at_a_time, real_type
+from plif_lightning.kernels.layout import LANES, SUM, at_a_time, real_type, threads_for
 from plif_lightning.kernels.parallel import parallel
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def conv_events(x: SparseMaps, table: Tensor, dtype: torch.dtype, scale: Tensor 
     images, _, height, width = x.shape
     outputs = table.shape[1]
     out = torch.empty(len(x.bits), outputs, dtype=dtype, device="cpu")
-    scales, threads = _NO_SCALE if scale is None else scale.numpy(), threads_for(out.numel())
+    scales, threads = _NO_SCALE if scale is None else scale.numpy(), threads_for(SUM * out.numel())
     arrays = array_of_rows(in_vectors(table)), scales, array_of_rows(out)
     parallel(cpu_sparse.conv, images * height, threads, *x.arrays(), *arrays, height, width)
     return out.view(images, height, width, outputs).permute(0, 3, 1, 2)
@@ -157,7 +156,7 @@ def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | Non
         raise UserError(f"x of {inputs} inputs does not fit a table of shape {list(table.shape)}.")
     table = table.contiguous()
     totals = torch.empty(len(bits), table.shape[1], dtype=torch.float32 if scale is None else torch.int32, device="cpu")
-    blocks, threads = words_for(table.shape[1]), threads_for(number_of_spikes(bits) * table.shape[1])
+    blocks, threads = words_for(table.shape[1]), threads_for(2 * number_of_spikes(bits) * table.shape[1])
     arrays = array_of_bits(bits), table.numpy(), totals.numpy()
     parallel(cpu_sparse.linear_of_table, blocks, threads, *arrays, _FC_BLOCK[0])
     return totals if scale is None else totals * scale
@@ -193,7 +192,9 @@ def _conv_weight_events(bits: Tensor, grad: Tensor, channels: int) -> Tensor:
     out = torch.empty(9 * channels, outputs, dtype=torch.float32, device="cpu")
     at_a_time = _GRAD_AT_A_TIME * 4 // grad.element_size()
     arrays = array_of_bits(bits), array_of_rows(rows), out.numpy()
-    parallel(cpu_sparse.conv_weight, channels, threads_for(rows.numel()), *arrays, height, width, channels, at_a_time)
+    parallel(
+        cpu_sparse.conv_weight, channels, threads_for(SUM * rows.numel()), *arrays, height, width, channels, at_a_time
+    )
     return out.view(3, 3, channels, outputs).permute(3, 2, 0, 1)
 
 

@@ -200,6 +200,7 @@ class ConvBlock(nn.Module):
         return settled and self.pool_name != "avg" and carried() is None and not torch.is_grad_enabled()
 
     def _fired(self, x: Tensor) -> Tensor:
+        # BN asks for a batch's moments in training only.
         statistics = self._statistics(lambda: moments(x), x, len(x), len(self.conv.weight))
         firing_and_pool = self._firing_and_pool()
         firing_and_pool.pop("seed")  # who wins a window is nothing to its spike

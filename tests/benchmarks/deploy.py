@@ -32,9 +32,9 @@ import torch
 from plif_lightning.cli.deploy import read_to_test
 from plif_lightning.configs import network_of
 from plif_lightning.deploy import deployed, exits, fold
-from plif_lightning.deploy.engine import DeployedNetwork, forms_of, inputs_of
+from plif_lightning.deploy.engine import DeployedNetwork, forms_of, inputs_of, runs_alone
 from plif_lightning.deploy.exporting import write_onnx
-from plif_lightning.deploy.layers import spiking_layers
+from plif_lightning.deploy.layers import event_layers, spiking_layers
 from plif_lightning.events import Recording, Sensor
 from plif_lightning.events.integration import integrate
 from plif_lightning.events.readers import read_any
@@ -100,12 +100,16 @@ def seconds(net: SpikingNetwork, x: torch.Tensor, rounds: int) -> None:
 
 
 def forms(net: SpikingNetwork, rounds: int, file: Path) -> None:
-    """Prints and draws the milliseconds of each layer's forms, of one sample, over the share of inputs that spike."""
+    """Prints and draws the milliseconds of each layer's forms over the share of inputs that are not zero.
+
+    Of one sample; of a convolution with its neurons and pool.
+    """
     import matplotlib.pyplot as plt
 
     made = DeployedNetwork(net)
     blocks, inputs = made.net.blocks(), inputs_of(made, None)
-    names = spiking_layers(net)
+    spiking = spiking_layers(net)
+    names = event_layers(net, None) + spiking
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.6), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         curves: dict[str, list[float]] = {}
@@ -113,8 +117,8 @@ def forms(net: SpikingNetwork, rounds: int, file: Path) -> None:
             x = torch.rand_like(inputs[name]).lt(share).float()
             modules: dict[str, torch.nn.Module] = {}
             for engine in ("auto", "int16", "int8"):
-                modules |= forms_of(blocks[name], engine, x)
-            cases = {form: inference(made, x) for form, made in modules.items()}
+                modules |= forms_of(blocks[name], engine, x, binary=name in spiking)
+            cases = {form: runs_alone(blocks[name], made, x) for form, made in modules.items()}
             times = {form: 1e3 * statistics.median(found) for form, found in alternate(cases, rounds).items()}
             print(
                 f"  {name}, {100 * share:.0f} %: " + ", ".join(f"{form} {ms:.3f}" for form, ms in times.items()) + " ms"
@@ -123,7 +127,7 @@ def forms(net: SpikingNetwork, rounds: int, file: Path) -> None:
                 curves.setdefault(form, []).append(ms)
         for form, ms in curves.items():
             axis.plot([100 * share for share in SHARES], ms, marker="o", markersize=3, label=form)
-        axis.set(title=name, xlabel="inputs that spike [%]", yscale="log")
+        axis.set(title=name, xlabel="inputs that are not zero [%]", yscale="log")
         for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             which("{x:g}")
     axes[0, 0].set_ylabel("milliseconds, one sample, all time-steps")

@@ -14,6 +14,7 @@ from plif_lightning.kernels import (
     bits,
     block,
     conv_fire_pool,
+    layout,
     limits,
     linear_of_bits,
     linear_of_table,
@@ -127,7 +128,7 @@ def test_bits_of_maps_are_those_of_rows(shape, share, kind):
 
 
 def test_the_number_of_threads_changes_no_spike(monkeypatch):
-    monkeypatch.setattr(bits, "WORTH_THREADS", 1)
+    monkeypatch.setattr(layout, "WORTH_THREADS", 1)
     x = SparseMaps.of(maps(8, 30, 9, 9), binary=True)
     made = EventBlock.of_neurons(table_of(values(48, 30, 3, 3)), None, None, None, Firing(), "max_first")
     threads = torch.get_num_threads()
@@ -256,3 +257,38 @@ def test_a_network_gives_the_same_votes_with_and_without_gradients(pooling):
     with torch.no_grad():
         assert torch.equal(net(x), votes)
         assert torch.equal(torch.compile(net, backend="eager", fullgraph=True)(x), votes)
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize("pool", [0, 1])
+@pytest.mark.parametrize("name", ["conv_fire_pool", "conv_fire_pool_backward", "patch_moments"])
+def test_the_operators_keep_pytorchs_rules(name, pool, mode):
+    x = events(3, 2, 2, 6, 8).float().permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    conv, one = values(20, 2, 3, 3), torch.ones(3, 20)
+    learned = rows_of(torch.tensor(0.5), Firing(), one)
+    constants = [*Constants.of(Firing(), leak=True)]
+    grad = values(3, 2, 20, 3, 4) if pool else values(3, 2, 20, 6, 8)
+    arguments = {
+        "conv_fire_pool": (x, conv, one, one, learned, False, pool, constants, mode),
+        "conv_fire_pool_backward": (
+            x, conv, one, one, one, learned, torch.tensor(0), grad, False, pool, constants, mode,
+        ),
+        "patch_moments": (x, mode),
+    }[name]  # fmt: skip
+    torch.library.opcheck(getattr(torch.ops.plif, name), arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_a_step_of_an_event_network_compiles_without_a_break():
+    torch.manual_seed(0)
+    net = SpikingNetwork(
+        (2, 8, 8), 3, 4, channels=4, fc_features=8, dropout=0.0, pool_ties="first", sparse="always"
+    )  # fmt: skip
+    x, results = events(4, 2, 2, 8, 8).float(), []
+    for forward in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
+        net.zero_grad()
+        votes = forward(x)
+        (1 - votes).square().sum().backward()
+        results.append([votes.detach(), *(p.grad.clone() for p in net.parameters())])
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, plain)

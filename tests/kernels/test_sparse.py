@@ -12,9 +12,9 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import (
     Backend,
-    bits,
     conv_of_spikes,
     conv_of_table,
+    layout,
     limits,
     linear_of_spikes,
     linear_of_table,
@@ -106,7 +106,7 @@ def test_an_fc_layer_is_that_of_the_library(dtype, rows, inputs, outputs, share,
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_the_number_of_threads_changes_no_bit(dtype, monkeypatch):
-    monkeypatch.setattr(bits, "WORTH_THREADS", 1)
+    monkeypatch.setattr(layout, "WORTH_THREADS", 1)
     x, weight = maps(6, 70, 9, 5).to(dtype), values(33, 70, 3, 3)
     rows, fc = spikes(9, 333).to(dtype), values(333, 333)
     threads = torch.get_num_threads()
