@@ -156,7 +156,7 @@ def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | Non
         raise UserError(f"x of {inputs} inputs does not fit a table of shape {list(table.shape)}.")
     table = table.contiguous()
     totals = torch.empty(len(bits), table.shape[1], dtype=torch.float32 if scale is None else torch.int32, device="cpu")
-    blocks, threads = words_for(table.shape[1]), threads_for(2 * number_of_spikes(bits) * table.shape[1])
+    blocks, threads = words_for(table.shape[1]), threads_for(number_of_spikes(bits) * table.shape[1])
     arrays = array_of_bits(bits), table.numpy(), totals.numpy()
     parallel(cpu_sparse.linear_of_table, blocks, threads, *arrays, _FC_BLOCK[0])
     return totals if scale is None else totals * scale

@@ -111,6 +111,8 @@ def forms(net: SpikingNetwork, rounds: int, file: Path) -> None:
     spiking = spiking_layers(net)
     names = event_layers(net, None) + spiking
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.6), layout="constrained", squeeze=False)
+    every = ["events", "dense", *(f"{bits} {form}" for bits in ("int16", "int8") for form in ("events", "dense"))]
+    colours = {form: f"C{i}" for i, form in enumerate(every)}
     for axis, name in zip(axes[0], names, strict=True):
         curves: dict[str, list[float]] = {}
         for share in SHARES:
@@ -126,12 +128,12 @@ def forms(net: SpikingNetwork, rounds: int, file: Path) -> None:
             for form, ms in times.items():
                 curves.setdefault(form, []).append(ms)
         for form, ms in curves.items():
-            axis.plot([100 * share for share in SHARES], ms, marker="o", markersize=3, label=form)
+            axis.plot([100 * share for share in SHARES], ms, marker="o", markersize=3, label=form, color=colours[form])
         axis.set(title=name, xlabel="inputs that are not zero [%]", yscale="log")
         for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             which("{x:g}")
     axes[0, 0].set_ylabel("milliseconds, one sample, all time-steps")
-    axes[0, 0].legend(fontsize=8)
+    figure.legend(handles=axes[0, -1].get_lines(), loc="outside right center", fontsize=8)  # those of all forms
     figure.suptitle(f"{processor()}, {torch.get_num_threads()} threads; {net.structure}", fontsize=9)
     figure.savefig(file, dpi=110)
 
