@@ -99,7 +99,10 @@ sum_16: Any = _sum_of_rows(16)
 
 
 def _add_row_16(typing, table, row, column, factor, out, to):
-    """out[to:][:16] += factor * table[row, column:][:16], rounded once; the types are those of `sum_16`, of floats."""
+    """out[to:][:16] += factor * table[row, column:][:16]; the types are those of `sum_16`, of floats.
+
+    Rounded once, as the dense library does it, where the processor can.
+    """
     signature = types.void(table, types.intp, types.intp, types.float32, out, types.intp)
 
     def code(context, builder, signature, given):
@@ -110,7 +113,7 @@ def _add_row_16(typing, table, row, column, factor, out, to):
         values = _load(builder, _data(context, builder, table_type, table), place, table_type.dtype)
         total = _data(context, builder, out_type, out)
         fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fma.v{LANES}f32"
+            builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fmuladd.v{LANES}f32"
         )
         sums = builder.call(fma, [_repeated(builder, factor), values, _load(builder, total, to, out_type.dtype)])
         builder.store(sums, builder.bitcast(builder.gep(total, [to]), _FLOATS.as_pointer()), align=4)
