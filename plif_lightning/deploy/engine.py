@@ -48,15 +48,15 @@ class DeployedNetwork(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W]."""
-        calls = self._calls()
-        return calls(x) if calls.fits(x) else self.net(x)
+        """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W], float32 or whole numbers."""
+        calls, as_floats = self._calls(), x if x.is_floating_point() else x.float()
+        return calls(as_floats) if calls.fits(as_floats) else self.net(x)
 
     @torch.no_grad()
     def step(self, frame: Tensor, state: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """One time-step, as `plif_lightning.step` of `net`: votes [N, num_classes] and the potential of each neuron."""
-        calls = self._calls()
-        return calls.step(frame, state) if calls.goes_on(frame, state) else step(self.net, frame, state)
+        calls, as_floats = self._calls(), frame if frame.is_floating_point() else frame.float()
+        return calls.step(as_floats, state) if calls.goes_on(as_floats, state) else step(self.net, frame, state)
 
     def _calls(self) -> Prepared:
         if self._prepared is None or not self._prepared.is_current():
@@ -116,15 +116,18 @@ def deployed(
     if engine != "dense":
         blocks, inputs = made.net.blocks(), {} if engine == "events" else inputs_of(made, x, time_steps)
         spiking, of_events = spiking_layers(net), event_layers(net, x)
-        as_bits = False
+        names, hand_over_bits = list(blocks), set()
         for name in [*of_events, *spiking]:
             block, given = blocks[name], inputs.get(name)
+            as_bits = names.index(name) > 0 and names[names.index(name) - 1] in hand_over_bits
             forms = forms_of(block, engine, given, binary=name in spiking)
             best = next(iter(forms))
             if given is not None and len(forms) > 1:
                 best = _fastest(block, forms, given, as_bits)
             setattr(block, weighted(block), forms[best])
-            made.forms[name], as_bits = best, "events" in best
+            made.forms[name] = best
+            if "events" in best and isinstance(block, ConvBlock) and block.pool_name != "avg":
+                hand_over_bits.add(name)
     _log.info("deployed: %s", ", ".join(f"{name} {form}" for name, form in made.forms.items()))
     return made
 
@@ -139,12 +142,12 @@ def forms_of(block: nn.Module, engine: Engine, x: Tensor | None, *, binary: bool
         binary: whether its inputs are spikes; else they are events.
     """
     layer: Any = block.get_submodule(weighted(block))
-    rows, packed = (RowsConv, PackedConv) if isinstance(block, ConvBlock) else (RowsLinear, PackedLinear)
+    of_conv = isinstance(block, ConvBlock)
+    rows = partial(RowsConv, binary=binary) if of_conv else RowsLinear
+    packed = PackedConv if of_conv else PackedLinear
     weight, bias = layer.weight.detach(), layer.bias
     if engine not in LARGEST or not binary:
         events: dict[str, nn.Module] = {"events": rows(weight, None, bias)}
-        if not binary:
-            events = {"events": RowsConv(weight, None, bias, binary=False)}
         return events if engine == "events" else {**events, "dense": layer}
     largest = LARGEST[engine]
     if weight[0].numel() * largest >= 2**31:

@@ -178,8 +178,8 @@ class Prepared:
 
     @property
     def _is_large(self) -> bool:
-        """Whether the first layer, with the largest map, needs memory for it: the network takes it in bands."""
-        return any(conv.writes_sums for conv in list(self._layers[0].values())[:1])
+        """Whether a layer before the first pool, where maps are largest, writes one: the network takes it in bands."""
+        return any(conv.writes_sums for conv in list(self._layers[0].values())[: self.net.structure.n_conv])
 
     def __call__(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes]."""

@@ -14,6 +14,7 @@ from torch.nn.grad import conv2d_weight
 
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.dynamics.reference import in_own_precision
+from plif_lightning.errors import UserError
 from plif_lightning.kernels.bits import (
     SparseMaps,
     array_of_bits,
@@ -33,7 +34,6 @@ from plif_lightning.kernels.layout import (
     array_of,
     at_a_time,
     channels_last,
-    empty_map,
     real_type,
     rows_of,
     threads_for,
@@ -129,7 +129,9 @@ class EventBlock:
     def _run(self, x: SparseMaps, steps: int, pooled: bool, v_first: Tensor, v_last: Tensor) -> SparseMaps:
         from plif_lightning.kernels import cpu_block  # which numba compiles
 
-        images, _, height, width = x.shape
+        images, channels, height, width = x.shape
+        if 9 * channels != len(self._table):
+            raise UserError(f"x {list(x.shape)} does not fit a table of shape {list(self._table.shape)}.")
         halve = 2 if pooled else 1
         rows, windows = height // halve, width // halve
         threads = threads_for(SUM * images * height * width * self._outputs)
@@ -158,9 +160,9 @@ def conv_fire_pool(
     firing: Firing = Firing(),
     sparse: Sparse = "always",
 ) -> Tensor:
-    """`norm_fire_pool` of a 3x3 convolution of spikes that skips silent ones; on the CPU, without gradients.
+    """`norm_fire_pool` of a 3x3 convolution of spikes, without gradients, whose output is never there as a whole.
 
-    The convolution's output is never there as a whole.
+    Silent inputs can be skipped on the CPU, and not before an average pool; else a band of rows is computed at a time.
 
     Args:
         x: zeros and ones [T, N, C, H, W], float32 or bfloat16.
@@ -171,7 +173,7 @@ def conv_fire_pool(
     """
     real = real_type(x)
     scale = weight.to(real) * invstd.to(real)
-    shift = bias.to(real) - mean.to(real) * scale
+    scale, shift = torch.broadcast_tensors(scale, bias.to(real) - mean.to(real) * scale)
     constants = [*Constants.of(firing, leak=k is not None)]
     learned = rows_of(k, firing, x)
     with in_own_precision(x.device):
@@ -197,7 +199,8 @@ def _conv_fire_pool(
     binary: whether x is zeros and ones; mode: of `sparse.SPARSE`. A convolution's output is made a band of rows at a
     time at most.
     """
-    maps = _worth_skipping(x, conv, binary, pool, mode)
+    _require_rows(scale, shift, len(x), len(conv))
+    maps = _worth_skipping(x, conv, "conv" if binary else "events", pool, mode)
     if maps is None:
         return _in_bands(x, conv, scale, shift, learned, pool, constants)
     block = EventBlock(table_of(conv), scale, shift, learned, Constants.from_numbers(constants), pool)
@@ -208,22 +211,36 @@ def _conv_fire_pool(
 def _(
     x: Tensor, conv: Tensor, scale: Any, shift: Any, learned: Any, binary: bool, pool: int, constants: Any, mode: int
 ) -> Tensor:
+    return _empty_spikes(x, conv, pool)
+
+
+def _empty_spikes(x: Tensor, conv: Tensor, pool: int) -> Tensor:
     halve = 2 if pool else 1
     t, n, _, height, width = x.shape
     return x.new_empty(t, n, height // halve, width // halve, len(conv)).permute(0, 1, 4, 2, 3)
 
 
-def _worth_skipping(x: Tensor, conv: Tensor, binary: bool, pool: int, mode: int) -> SparseMaps | None:
-    """What of x [T, N, C, H, W] is not zero, where little enough is that the rest is skipped."""
+def _require_rows(scale: Tensor, shift: Tensor, steps: int, outputs: int) -> None:
+    """Refuses rows that the loops would read beyond the end of."""
+    for name, rows in (("scale", scale), ("shift", shift)):
+        if rows.shape != scale.shape or rows.shape not in ((1, outputs), (steps, outputs)):
+            raise UserError(f"{name} must be [1 or {steps}, {outputs}], both alike, got {list(rows.shape)}.")
+
+
+def _worth_skipping(x: Tensor, conv: Tensor, what: str, pool: int, mode: int) -> SparseMaps | None:
+    """What of x [T, N, C, H, W] is not zero, where little enough is that the rest is skipped.
+
+    what: whose limit decides: conv of spikes, events, or events_weight in the backward pass.
+    """
     if mode == SPARSE["never"] or x.device.type != "cpu" or pool == POOLS["avg"]:
         return None
     images = x.flatten(0, 1)
     require_fit(images, conv)
     if x.dtype not in TYPES:
         return None
+    binary = what == "conv"
     maps = SparseMaps.of(images, binary)
-    shape = len(maps.bits), x.shape[2], len(conv), *x.shape[3:]
-    what, of = ("conv", None) if binary else ("events", contenders)
+    shape, of = (len(maps.bits), x.shape[2], len(conv), *x.shape[3:]), None if binary else contenders
     return maps if pays(mode, what, x.dtype, number_of_spikes(maps.bits), *shape, of=of) else None
 
 
@@ -231,17 +248,13 @@ def _in_bands(
     x: Tensor, conv: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, pool: int, constants: Sequence[float]
 ) -> Tensor:
     halve = 2 if pool else 1
-    height, width = x.shape[3] // halve, x.shape[4] // halve
-    out = None
+    out = _empty_spikes(x, conv, pool)
     for first, band in _bands(x, len(conv), pool):
         y = F.conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
         spikes = torch.ops.plif.fire(y, scale, shift, learned, None, len(x), pool, constants, False)[0]
-        if spikes.shape[3] == height:
+        if spikes.shape == out.shape:
             return spikes  # all in one band
-        if out is None:
-            out = empty_map(y, len(x), height, width)
         out[:, :, :, first // halve : first // halve + spikes.shape[3]] = spikes
-    assert out is not None
     return out
 
 
@@ -255,7 +268,6 @@ def _conv_fire_pool_backward(
     learned: Tensor,
     seed: Tensor,
     grad_out: Tensor,
-    binary: bool,
     pool: int,
     constants: Sequence[float],
     mode: int,
@@ -265,7 +277,7 @@ def _conv_fire_pool_backward(
     The last two are those of `ops.fire_backward`, whose arguments those here are, and of `conv_fire_pool`.
     """
     given = scale, shift, mean, learned, seed, grad_out, pool, constants
-    maps = _worth_skipping(x, conv, binary, pool, mode)
+    maps = _worth_skipping(x, conv, "events_weight", pool, mode)
     return _back_in_bands(x, conv, *given) if maps is None else _back_to_events(maps, conv, *given)
 
 
@@ -304,7 +316,7 @@ def _back_in_bands(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     halve = 2 if pool else 1
     height, width = x.shape[3] // halve, x.shape[4] // halve
-    grad_conv = torch.zeros_like(conv, dtype=real_type(conv))
+    grad_conv = conv.new_zeros(conv.shape, dtype=real_type(conv))
     sums, grad_learned = scale.new_zeros(2, *scale.shape), torch.zeros_like(learned)
     for first, band in _bands(x, len(conv), pool):
         y = F.conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
@@ -325,10 +337,10 @@ def _back_in_bands(
 
 @_conv_fire_pool_backward.register_fake
 def _(
-    x: Any, conv: Tensor, scale: Tensor, shift: Any, mean: Any, learned: Tensor, seed: Any, grad_out: Any, binary: Any,
-    pool: Any, constants: Any, mode: Any,
+    x: Any, conv: Tensor, scale: Tensor, shift: Any, mean: Any, learned: Tensor, seed: Any, grad_out: Any, pool: Any,
+    constants: Any, mode: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grad_conv = torch.zeros_like(conv, dtype=real_type(conv))
+    grad_conv = conv.new_zeros(conv.shape, dtype=real_type(conv))
     return grad_conv, scale.new_zeros(2, *scale.shape), torch.zeros_like(learned)
 
 
@@ -370,10 +382,9 @@ def contenders(
     def form(name: Sparse) -> Callable[[], Any]:
         mode = SPARSE[name]
         if what == "events":
-            operator, given = torch.ops.plif.conv_fire_pool, (one, one, learned)
-        else:
-            operator = torch.ops.plif.conv_fire_pool_backward
-            given = one, one, one, learned, no_seed(), grad  # type: ignore[assignment]
-        return lambda: operator(x, conv, *given, False, pool, constants, mode)
+            return lambda: torch.ops.plif.conv_fire_pool(x, conv, one, one, learned, False, pool, constants, mode)
+        return lambda: torch.ops.plif.conv_fire_pool_backward(
+            x, conv, one, one, one, learned, no_seed(), grad, pool, constants, mode
+        )
 
     return form("always"), form("never")

@@ -11,11 +11,14 @@ from torch.nn import functional as F
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.dynamics.reference import in_own_precision
 from plif_lightning.kernels import block as block  # registers the operators
-from plif_lightning.kernels.bits import SparseMaps
+from plif_lightning.kernels.bits import SparseMaps, number_of_spikes
 from plif_lightning.kernels.fused import no_seed, through_statistics
 from plif_lightning.kernels.layout import POOLS, Constants, Pool, real_type, rows_of, threads_for
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.sparse import SPARSE, TYPES, Sparse
+
+# Share of values that are not zero up to which moments are added up from them, where the operator itself decides.
+_FEW = 0.1
 
 
 class PatchMoments(NamedTuple):
@@ -44,7 +47,9 @@ class PatchMoments(NamedTuple):
 @torch.library.custom_op("plif::patch_moments", mutates_args=())
 def _patch_moments(x: Tensor, mode: int) -> tuple[Tensor, Tensor]:
     if mode != SPARSE["never"] and x.device.type == "cpu" and x.dtype in TYPES:
-        return _moments_of_events(x)
+        maps = SparseMaps.of(x.flatten(0, 1), binary=False)
+        if mode == SPARSE["always"] or number_of_spikes(maps.bits) <= _FEW * x.numel():
+            return _moments_of_events(maps, len(x))
     means, covariances = [], []
     for step in x:
         patches = F.unfold(step.to(real_type(x)), 3, padding=1)  # [N, 9 C, H W]
@@ -61,15 +66,15 @@ def _(x: Tensor, mode: int) -> tuple[Tensor, Tensor]:
     return x.new_empty(t, inputs, dtype=torch.float64), x.new_empty(t, inputs, inputs, dtype=torch.float64)
 
 
-def _moments_of_events(x: Tensor) -> tuple[Tensor, Tensor]:
+def _moments_of_events(x: SparseMaps, t: int) -> tuple[Tensor, Tensor]:
     from plif_lightning.kernels import cpu_block
 
-    t, n, channels, height, width = x.shape
+    images, channels, height, width = x.shape
+    n = images // t
     sums = torch.zeros(t, 9 * channels, dtype=torch.float64, device="cpu")
     products = torch.zeros(t, 9 * channels, 9 * channels, dtype=torch.float64, device="cpu")
-    maps = SparseMaps.of(x.flatten(0, 1), binary=False)
-    arrays = *maps.arrays(), sums.numpy(), products.numpy()
-    parallel(cpu_block.patch_moments, t, threads_for(x.numel()), *arrays, n, height, width)
+    arrays = *x.arrays(), sums.numpy(), products.numpy()
+    parallel(cpu_block.patch_moments, t, threads_for(images * channels * height * width), *arrays, n, height, width)
     count = n * height * width
     mean = sums / count
     # In float64 nothing is lost by this order: counts of events and their products are whole numbers.
@@ -109,7 +114,7 @@ class _EncodeFirePool(torch.autograd.Function):
         x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance = ctx.saved_tensors
         synchronise, pool, constants, mode = ctx.settings
         grad_conv, sums, grad_learned = torch.ops.plif.conv_fire_pool_backward(
-            x, conv, scale, shift, mean, learned, seed, grad_out, False, pool, constants, mode
+            x, conv, scale, shift, mean, learned, seed, grad_out, pool, constants, mode
         )
         if patch_mean is not None:
             # The rest of dL/dy, slope (y - mean) + constant, is a function of y, which is linear in the patches: what

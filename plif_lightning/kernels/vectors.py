@@ -230,7 +230,9 @@ def _spread_16(typing, bits, x, at, one):
             ones = builder.insert_element(ones, one, ir.Constant(_I32, i))
         zeros = ir.Constant(vector, [ir.Constant(lane, 0)] * LANES)
         place = builder.gep(_data(context, builder, signature.args[1], x), [at])
-        builder.store(builder.select(chosen, ones, zeros), builder.bitcast(place, vector.as_pointer()), align=2)
+        chosen_ones = builder.select(chosen, ones, zeros)
+        target = builder.bitcast(place, vector.as_pointer())
+        builder.store(chosen_ones, target, align=signature.args[3].bitwidth // 8)
         return context.get_dummy_value()
 
     return signature, code

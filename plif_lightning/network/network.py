@@ -181,7 +181,8 @@ class SpikingNetwork(nn.Module):
         if x.dim() == 4:
             x = x[None]
         if not x.is_floating_point():  # counts of events come in one byte each
-            x = x.to(next(self.parameters()).dtype)
+            weight = next(self.parameters(), None)  # a deployed network may have none
+            x = x.float() if weight is None else x.to(weight.dtype)
         spikes = self.encoder(self.inputs(x)).flatten(2)
         if isinstance(self.encoder, Blocks) and isinstance(self.classifier, Blocks):
             binary = self.encoder.gives_binary(x.device) and not self.classifier._forward_pre_hooks

@@ -185,7 +185,8 @@ def test_other_inputs_take_the_modules(net, monkeypatch):
     made(x)
     for other in (x.to(torch.uint8), x[:, :0], x.double()[:, :0]):
         assert not made._prepared.fits(other)
-    assert torch.equal(made(x.to(torch.uint8)), made(x))
+    assert torch.equal(made(x.to(torch.uint8)), made(x.to(torch.uint8).float()))
+    assert torch.equal(made.step(x[0].to(torch.uint8))[0], made.step(x[0].to(torch.uint8).float())[0])
     with pytest.raises(UserError, match="x must be"):
         made(x[:3])
     with made.net.for_time_steps(3):
@@ -196,6 +197,16 @@ def test_other_inputs_take_the_modules(net, monkeypatch):
     monkeypatch.undo()
     made.net.train()
     assert not made._prepared.fits(x)
+
+
+@pytest.mark.parametrize("name", ["events", "int8"])
+def test_counts_of_events_are_taken_where_no_layer_has_parameters(name):
+    net = trained(neuron="if")
+    x = (frames(net) > 0).to(torch.uint8)
+    made = deployed(net, name)
+    assert torch.equal(made(x), made(x.float()))
+    assert torch.equal(made.net(x), made(x))
+    assert torch.equal(made.step(x[0])[0], made(x)[0])
 
 
 def test_a_network_that_is_changed_is_taken_anew(net):

@@ -205,9 +205,10 @@ def test_under_autocast_it_is_bfloat16_too():
     assert ours < max(0.05, 1.2 * dense)
 
 
-def test_moments_of_patches_of_events_are_those_of_all():
-    x = events(3, 2, 2, 6, 5).float() * (torch.rand(3, 2, 2, 6, 5) < 0.5)
-    for ours, dense in zip(PatchMoments.of(x, "always"), PatchMoments.of(x), strict=True):
+@pytest.mark.parametrize(("sparse", "share"), [("always", 0.5), ("auto", 0.1), ("auto", 1)])
+def test_moments_of_patches_of_events_are_those_of_all(sparse, share):
+    x = events(3, 2, 2, 6, 5).float() * (torch.rand(3, 2, 2, 6, 5) < share)
+    for ours, dense in zip(PatchMoments.of(x, sparse), PatchMoments.of(x), strict=True):
         torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-6)
 
 
@@ -223,6 +224,21 @@ def test_auto_skips_silence_up_to_the_limit(share, skips, monkeypatch):
     run(made, x)
     assert asked == (["events", "events_weight"] if skips else ["events"])
     assert taken == [True] * skips
+
+
+@pytest.mark.parametrize("size", [(1, 6), (6, 1), (1, 1)])
+@pytest.mark.parametrize("pool", SPIKING)
+def test_maps_without_a_window_give_no_spikes(size, pool):
+    x = events(3, 2, 2, *size).float()
+    found = []
+    for sparse in ("never", "always"):
+        made = block_of("cpu", x, pool)
+        made.backend.sparse = sparse
+        found.append(run(made, x))
+    assert found[0][0].shape == found[1][0].shape
+    assert torch.equal(found[0][0], found[1][0])
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_measured_are_both_forms():
@@ -271,7 +287,7 @@ def test_the_operators_keep_pytorchs_rules(name, pool, mode):
     arguments = {
         "conv_fire_pool": (x, conv, one, one, learned, False, pool, constants, mode),
         "conv_fire_pool_backward": (
-            x, conv, one, one, one, learned, torch.tensor(0), grad, False, pool, constants, mode,
+            x, conv, one, one, one, learned, torch.tensor(0), grad, pool, constants, mode,
         ),
         "patch_moments": (x, mode),
     }[name]  # fmt: skip
@@ -284,6 +300,7 @@ def test_a_step_of_an_event_network_compiles_without_a_break():
     net = SpikingNetwork(
         (2, 8, 8), 3, 4, channels=4, fc_features=8, dropout=0.0, pool_ties="first", sparse="always"
     )  # fmt: skip
+    net = net.to(memory_format=torch.channels_last)
     x, results = events(4, 2, 2, 8, 8).float(), []
     for forward in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
         net.zero_grad()
