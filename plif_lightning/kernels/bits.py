@@ -13,7 +13,6 @@ from plif_lightning.kernels.parallel import parallel
 _WORD = 64
 # Values that are looked at to decide which form is to be taken.
 _SAMPLE = 2**17
-_NO_VALUES = np.empty(0, np.float32)
 
 
 def array_of_rows(x: Tensor) -> NDArray[Any]:
@@ -114,7 +113,10 @@ class SparseMaps(NamedTuple):
         parallel(cpu_sparse.flatten, n, threads_for(n * inputs), *arrays, height * width)
         return bits
 
-    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """bits, and values in one row, none of spikes, for the compiled loops."""
-        values = _NO_VALUES if self.values is None else array_of_rows(self.values).reshape(-1)
-        return array_of_bits(self.bits), values
+    def arrays(self, table: NDArray[Any] | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """bits, and values in one row, none of spikes, as the compiled loops take them beside a table."""
+        if self.values is not None:
+            return array_of_bits(self.bits), array_of_rows(self.values).reshape(-1)
+        # Of the type that values would have: loops are compiled for as few types as can be.
+        wide = table is None or table.dtype != np.uint16
+        return array_of_bits(self.bits), np.empty(0, np.float32 if wide else np.uint16)

@@ -139,9 +139,10 @@ class EventBlock:
         run = max(1, min(windows, _AT_A_TIME // (halve**2 * self._table.shape[1]), of_thread // _UNITS))
         words = words_for(self._outputs)
         bits = torch.empty(images * rows * windows, words, dtype=torch.int64, device="cpu")
+        units = images // steps * rows * -(-windows // run)
         parallel(
-            cpu_block.conv_fire_pool, images // steps * rows * -(-windows // run), threads, *x.arrays(), self._table,
-            *self._rows, v_first.numpy(), v_last.numpy(), array_of_bits(bits), steps, height, width, pooled, run,
+            cpu_block.conv_fire_pool, units, threads, *x.arrays(self._table), self._table, *self._rows,
+            v_first.numpy(), v_last.numpy(), array_of_bits(bits), steps, height, width, pooled, run,
             self._constants,
         )  # fmt: skip
         return SparseMaps(bits, None, (images, self._outputs, rows, windows))
@@ -300,7 +301,7 @@ def _back_to_events(
     table = array_of_rows(in_vectors(table_of(conv)))
     grad_table = np.zeros((slots, len(scale), *table.shape), np.float32)
     parallel(
-        cpu_block.conv_fire_pool_backward, n * (height // halve) * -(-(width // halve) // run), slots, *x.arrays(),
+        cpu_block.conv_fire_pool_backward, n * (height // halve) * -(-(width // halve) // run), slots, *x.arrays(table),
         table, *(geometry.tiled(row, real) for row in (scale, shift, mean)), geometry.tiled_row(learned[K], real),
         _NO_POTENTIAL.numpy(), array_of(channels_last(grad_out.to(conv.dtype))), sums, sums_learned, grad_table, steps,
         height, width, outputs, run, pool, c.of_type(real), geometry.threshold(learned, c, real), seed_of(seed),

@@ -109,8 +109,9 @@ def conv_events(x: SparseMaps, table: Tensor, dtype: torch.dtype, scale: Tensor 
     outputs = table.shape[1]
     out = torch.empty(len(x.bits), outputs, dtype=dtype, device="cpu")
     scales, threads = _NO_SCALE if scale is None else scale.numpy(), threads_for(SUM * out.numel())
-    arrays = array_of_rows(in_vectors(table)), scales, array_of_rows(out)
-    parallel(cpu_sparse.conv, images * height, threads, *x.arrays(), *arrays, height, width)
+    rows = array_of_rows(in_vectors(table))
+    arrays = *x.arrays(rows), rows, scales, array_of_rows(out)
+    parallel(cpu_sparse.conv, images * height, threads, *arrays, height, width)
     return out.view(images, height, width, outputs).permute(0, 3, 1, 2)
 
 

@@ -84,9 +84,10 @@ def test_spikes_are_those_of_the_parts_to_the_bit(size, channels, share, pool, k
 def test_values_are_added_up_as_the_library_does(dtype, outputs):
     x = events(6, 2, 2, 9, 7).flatten(0, 1).to(dtype)
     weight = values(outputs, 2, 3, 3).to(dtype)
-    sums = conv_events(SparseMaps.of(x, binary=False), table_of(weight), torch.float32)
+    sums = conv_events(SparseMaps.of(x, binary=False), table_of(weight), dtype)
     exact = torch.conv2d(x.double(), weight.double(), padding=1)
-    torch.testing.assert_close(sums.double(), exact, rtol=1e-6, atol=1e-6)
+    bound = 1e-6 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(sums.double(), exact, rtol=bound, atol=bound)
     ours = EventBlock.of_neurons(table_of(weight), None, None, torch.tensor(0.5), Firing(), "max_first")
     theirs, _ = one_after_another(
         SparseMaps.of(x, binary=False), table_of(weight), None, torch.zeros(outputs), torch.tensor(0.5), Firing(),
