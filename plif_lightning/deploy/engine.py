@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -116,10 +117,10 @@ def deployed(
     if engine != "dense":
         blocks, inputs = made.net.blocks(), {} if engine == "events" else inputs_of(made, x, time_steps)
         spiking, of_events = spiking_layers(net), event_layers(net, x)
-        names, hand_over_bits = list(blocks), set()
+        before, hand_over_bits = dict(pairwise(reversed(blocks))), set()
         for name in [*of_events, *spiking]:
             block, given = blocks[name], inputs.get(name)
-            as_bits = names.index(name) > 0 and names[names.index(name) - 1] in hand_over_bits
+            as_bits = before.get(name) in hand_over_bits
             forms = forms_of(block, engine, given, binary=name in spiking)
             best = next(iter(forms))
             if given is not None and len(forms) > 1:

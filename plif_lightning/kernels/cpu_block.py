@@ -38,7 +38,7 @@ def _round_overload(table, sums, to):
 
 
 @compiled
-def _load(potentials, pixel, outputs, v, to):
+def _load(potentials, pixel, v, to):
     p = np.uintp(pixel)
     for j in range(potentials.shape[1]):
         v[np.uintp(to + j)] = potentials[p, np.uintp(j)]
@@ -96,7 +96,7 @@ def conv_fire_pool(
         if v_first.shape[0]:
             for i in range(n * neurons):
                 y, x = top + 1 + i % neurons // halve, left + 1 + halve * (i // neurons) + i % halve
-                _load(v_first, (image * height + y) * width + x, outputs, v, i * outputs)
+                _load(v_first, (image * height + y) * width + x, v, i * outputs)
         for t in range(steps):
             of_step = t * outputs if scale.size > outputs else 0
             step = t * images + image

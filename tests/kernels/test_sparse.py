@@ -336,9 +336,8 @@ def test_an_unknown_choice_is_refused():
         SpikingNetwork((1, 8, 8), 2, 2, sparse="often")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_it_compiles_without_a_break():
-    net, x = network(dropout=0.0, pool_ties="first"), values(2, 1, 12, 12)
+def compiles_without_a_break(net, x):
+    """A step's votes and gradients, compiled, are those of the network."""
     results = []
     for forward in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
         net.zero_grad()
@@ -347,6 +346,11 @@ def test_it_compiles_without_a_break():
         results.append([votes.detach(), *(p.grad.clone() for p in net.parameters())])
     for plain, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, plain)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_it_compiles_without_a_break():
+    compiles_without_a_break(network(dropout=0.0, pool_ties="first"), values(2, 1, 12, 12))
 
 
 @pytest.mark.parametrize("layer", ["conv", "linear"])
