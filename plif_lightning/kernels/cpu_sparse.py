@@ -26,6 +26,8 @@ from plif_lightning.runtime.compiled import compiled
 # mypy: disable-error-code="no-untyped-def"
 
 _INTEGERS = (numba.types.int8, numba.types.int16)
+# Between the rows of a block: at distances of a power of two they would push each other out of the caches.
+_GAP = 16
 
 
 @compiled
@@ -331,15 +333,15 @@ def conv_weight(begin, end, slot, bits, grad, out, height, width, channels, at_a
 
 
 @compiled
-def _transpose(x, row, rows, column, columns, out, stride):
-    """out[j stride + i] = x[row + i, column + j] for i < rows, j < columns."""
+def _transpose(x, row, rows, column, columns, out, to, stride):
+    """out[to + j stride + i] = x[row + i, column + j] for i < rows, j < columns."""
     whole, across = rows // 16 * 16, columns // 16 * 16
     for i in range(0, whole, 16):
         for j in range(0, across, 16):
-            transpose_16(x, row + i, column + j, out, j * stride + i, stride)
+            transpose_16(x, row + i, column + j, out, to + j * stride + i, stride)
     for i in range(rows):
         for j in range(across if i < whole else 0, columns):
-            out[j * stride + i] = x[row + i, column + j]
+            out[to + j * stride + i] = x[row + i, column + j]
 
 
 @compiled
@@ -351,7 +353,8 @@ def linear(begin, end, slot, bits, weight, out, words, outputs):
     """
     flat = out.reshape(out.size)
     places = np.empty(64 * words, np.int32)
-    block = np.empty((64 * words, outputs), weight.dtype)
+    stride = outputs + _GAP
+    block = np.empty((64 * words, stride), weight.dtype)
     of_block = block.reshape(block.size)
     last_output = min(64 * end, weight.shape[0])
     for output in range(64 * begin, last_output, outputs):
@@ -359,7 +362,7 @@ def linear(begin, end, slot, bits, weight, out, words, outputs):
         for first in range(0, bits.shape[1], words):
             last = min(first + words, bits.shape[1])
             inputs = min(64 * last, weight.shape[1]) - 64 * first
-            _transpose(weight, output, n, 64 * first, inputs, of_block, outputs)
+            _transpose(weight, output, n, 64 * first, inputs, of_block, 0, stride)
             for r in range(bits.shape[0]):
                 m = _list(bits, r, first, last, places, 0)
                 if m or first == 0:
@@ -396,7 +399,8 @@ def linear_weight(begin, end, slot, bits, grad, out, outputs):
     lists = np.empty((64, rows), np.int32)
     counts = np.empty(64, np.int64)
     places = lists.reshape(lists.size)
-    block = np.empty((64, outputs), np.float32)
+    stride = outputs + _GAP
+    block = np.empty((64, stride), np.float32)
     of_block, flat = block.reshape(block.size), out.reshape(out.size)
     inputs = out.shape[1]
     for w in range(begin, end):
@@ -412,5 +416,7 @@ def linear_weight(begin, end, slot, bits, grad, out, outputs):
         for output in range(0, grad.shape[1], outputs):
             n = min(outputs, grad.shape[1] - output)
             for c in range(of_word):
-                _sum(grad, 0, output, n, places, c * rows, counts[c], of_block, c * outputs, True)
-            _transpose(block, 0, of_word, 0, n, flat[output * inputs + 64 * w :], inputs)
+                _sum(grad, 0, output, n, places, c * rows, counts[c], of_block, c * stride, True)
+            # Few rows of `out` at a time: they may lie at such distances, too.
+            for j in range(0, n, 16):
+                _transpose(block, 0, of_word, j, min(16, n - j), flat, (output + j) * inputs + 64 * w, inputs)

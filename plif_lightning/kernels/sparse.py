@@ -43,10 +43,11 @@ _NEVER, _ALWAYS = SPARSE["never"], SPARSE["always"]
 # float64 and float16 are the library's.
 TYPES = (torch.float32, torch.bfloat16)
 # What is worked on at a time stays in the second-level cache together with the lists: values of a gradient of maps,
-# bytes of that of an FC layer, words of inputs and outputs of its weight.
+# bytes of that of an FC layer, words of inputs and bytes of outputs of its weight, words of inputs of a table.
 _GRAD_AT_A_TIME = 3 * 2**15
 _GRAD_OF_ROWS = 2**18
-_FC_BLOCK = (4, 512)
+_FC_BLOCK = (8, 2**9)
+_TABLE_WORDS = 4
 _NO_SCALE = np.ones(1, np.float32)  # of tables of floats
 # Multiplications of the dense form from which on asking what spiked can pay.
 _WORTH_ASKING = 2**24
@@ -159,7 +160,7 @@ def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | Non
     totals = torch.empty(len(bits), table.shape[1], dtype=torch.float32 if scale is None else torch.int32, device="cpu")
     blocks, threads = words_for(table.shape[1]), threads_for(number_of_spikes(bits) * table.shape[1])
     arrays = array_of_bits(bits), table.numpy(), totals.numpy()
-    parallel(cpu_sparse.linear_of_table, blocks, threads, *arrays, _FC_BLOCK[0])
+    parallel(cpu_sparse.linear_of_table, blocks, threads, *arrays, _TABLE_WORDS)
     return totals if scale is None else totals * scale
 
 
@@ -294,9 +295,10 @@ def _linear_events(bits: Tensor, weight: Tensor) -> Tensor:
 
     weight = weight.detach().contiguous()
     out = torch.empty(len(bits), len(weight), dtype=torch.float32, device="cpu")
-    blocks = words_for(len(weight))
+    blocks, (words, of_outputs) = words_for(len(weight)), _FC_BLOCK
     arrays = array_of_bits(bits), array_of_rows(weight), out.numpy()
-    parallel(cpu_sparse.linear, blocks, threads_for(weight.numel()), *arrays, *_FC_BLOCK)
+    outputs = of_outputs // weight.element_size()
+    parallel(cpu_sparse.linear, blocks, threads_for(weight.numel()), *arrays, words, outputs)
     return out
 
 
