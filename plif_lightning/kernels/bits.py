@@ -11,6 +11,8 @@ from plif_lightning.kernels.layout import threads_for
 from plif_lightning.kernels.parallel import parallel
 
 _WORD = 64
+# Steps of a neuron that take the time of listing one spike.
+_LISTED = 4
 # Values that are looked at to decide which form is to be taken.
 _SAMPLE = 2**17
 
@@ -113,10 +115,28 @@ class SparseMaps(NamedTuple):
         parallel(cpu_sparse.flatten, n, threads_for(n * inputs), *arrays, height * width)
         return bits
 
-    def arrays(self, table: NDArray[Any] | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """bits, and values in one row, none of spikes, as the compiled loops take them beside a table."""
+    def arrays(self, table: NDArray[Any] | None = None) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """As the compiled loops take them beside a table: `list_rows`' places and starts, and values in one row.
+
+        There are no values of spikes.
+        """
+        places, starts = self._lists()
         if self.values is not None:
-            return array_of_bits(self.bits), array_of_rows(self.values).reshape(-1)
+            return places, starts, array_of_rows(self.values).reshape(-1)
         # Of the type that values would have: loops are compiled for as few types as can be.
         wide = table is None or table.dtype != np.uint16
-        return array_of_bits(self.bits), np.empty(0, np.float32 if wide else np.uint16)
+        return places, starts, np.empty(0, np.float32 if wide else np.uint16)
+
+    def _lists(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        from plif_lightning.kernels import cpu_sparse
+
+        n, channels, height, width = self.shape
+        rows, bits = n * height, array_of_bits(self.bits)
+        counts, starts = np.empty(rows, np.int64), np.empty(rows * width + 1, np.int64)
+        parallel(cpu_sparse.count_rows, rows, threads_for(bits.size), bits, width, counts)
+        ends = counts.cumsum()
+        starts[-1] = total = ends[-1] if rows else 0
+        places = np.empty(total, np.int32)
+        threads = threads_for(_LISTED * (rows * width + total))
+        parallel(cpu_sparse.list_rows, rows, threads, bits, ends - counts, width, channels, places, starts)
+        return places, starts

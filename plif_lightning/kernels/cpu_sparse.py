@@ -31,6 +31,14 @@ _GAP = 16
 
 
 @compiled
+def aligned(size, dtype):
+    """A flat array for so many values, whose vectors lie in one line of the cache each."""
+    at_least = np.empty(size + 64, dtype)
+    first = -at_least.ctypes.data % 64 // at_least.itemsize
+    return at_least[first : first + size]
+
+
+@compiled
 def pack(begin, end, slot, x, bits, counts):
     """bits[r] gets which of x[r] are not zero, counts[slot] grows by how many. x is [R, K], bits [R, K / 64]."""
     inputs = x.shape[1]
@@ -107,6 +115,35 @@ def count(begin, end, slot, bits, counts):
 
 
 @compiled
+def count_rows(begin, end, slot, bits, width, counts):
+    """counts[r] of rows begin .. end - 1 of all maps: how many bits are set in its pixels."""
+    for r in range(begin, end):
+        counts[r] = 0
+        for p in range(r * width, (r + 1) * width):
+            for w in range(bits.shape[1]):
+                counts[r] += number_of_bits(bits[np.uintp(p), np.uintp(w)])
+
+
+@compiled
+def list_rows(begin, end, slot, bits, firsts, width, channels, places, starts):
+    """places[firsts[r]:] gets what is not zero in a row r of all maps, as x channels + c, in order.
+
+    starts [N H W + 1] gets where the list of each pixel begins.
+    """
+    for r in range(begin, end):
+        to = np.uintp(firsts[r])
+        for x in range(width):
+            pixel = np.uintp(r * width + x)
+            starts[pixel] = to
+            for w in range(bits.shape[1]):
+                word = bits[pixel, np.uintp(w)]
+                while word != 0:
+                    places[to] = x * channels + 64 * w + lowest_bit(word)
+                    to += np.uintp(1)
+                    word &= word - np.uint64(1)
+
+
+@compiled
 def _list(bits, row, first, last, places, to):
     """Puts the inputs of words first .. last - 1 that spiked into places[to:], in order; where the list ends."""
     r, end = np.uintp(row), np.uintp(to)
@@ -120,32 +157,38 @@ def _list(bits, row, first, last, places, to):
 
 
 @compiled
-def _sum(table, shift, column, columns, places, at, count, out, to, fresh):
+def _sum(table, shift, apart, column, columns, places, ranges, out, to, fresh):
     """`vectors.sum_64` for any number of columns."""
     done = 0
     while done + 64 <= columns:
-        sum_64(table, shift, column + done, places, at, count, out, to + done, fresh)
+        sum_64(table, shift, apart, column + done, places, ranges, out, to + done, fresh)
         done += 64
     while done + 16 <= columns:
-        sum_16(table, shift, column + done, places, at, count, out, to + done, fresh)
+        sum_16(table, shift, apart, column + done, places, ranges, out, to + done, fresh)
         done += 16
     for j in range(done, columns):
         total = out.dtype.type(0.0) if fresh else out[to + j]
-        for i in range(at, at + count):
-            total += _wide(table[places[i] + shift, column + j])
+        for n in range(len(ranges) // 2):
+            for i in range(ranges[2 * n], ranges[2 * n + 1]):
+                total += _wide(table[places[i] + shift + n * apart, column + j])
         out[to + j] = total
 
 
-def _totals(table, rows):
+def totals(table, rows):
     """So many sums of a table's rows, zeros."""
     raise NotImplementedError
 
 
-@overload(_totals, inline="always")
+@overload(totals, inline="always")
 def _totals_overload(table, rows):
-    if table.dtype in _INTEGERS:
-        return lambda table, rows: np.zeros(rows * table.shape[1], np.int32)
-    return lambda table, rows: np.zeros(rows * table.shape[1], np.float32)
+    dtype = np.int32 if table.dtype in _INTEGERS else np.float32
+
+    def zeros(table, rows):
+        sums = aligned(rows * table.shape[1], dtype)
+        sums[:] = 0
+        return sums
+
+    return zeros
 
 
 def _add_row(table, row, column, factor, out, to):
@@ -173,88 +216,67 @@ def _scaled_overload(total, scale, j):
 
 
 @compiled
-def _list_row(bits, first_pixel, left, columns, width, lists, counts, to):
-    """Lists of columns left .. of a row of pixels, empty ones outside of it, in places to .. of lists, each as long."""
-    longest = lists.size // counts.size
-    for j in range(columns):
-        here = np.uintp(to + j)
-        counts[here] = 0
-        if 0 <= left + j < width:
-            start = (to + j) * longest
-            counts[here] = _list(bits, first_pixel + left + j, 0, bits.shape[1], lists, start) - start
+def around(starts, row, y, x, height, width):
+    """Where `list_rows` lists pixels x - 1 .. x + 1 of rows y - 1, y and y + 1: (begin, end) three times.
+
+    `row` is y among the rows of all maps. Nothing is outside of a map.
+    """
+    left, right = row * width + max(x - 1, 0), row * width + min(x + 2, width)
+    first, last, begin, end = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    if y > 0:
+        first, last = starts[np.uintp(left - width)], starts[np.uintp(right - width)]
+    if y + 1 < height:
+        begin, end = starts[np.uintp(left + width)], starts[np.uintp(right + width)]
+    return first, last, starts[np.uintp(left)], starts[np.uintp(right)], begin, end
 
 
 @compiled
-def _spikes_around(counts, above, here, below):
-    """How many of a pixel's neighbours' inputs are not zero; for the places see `_sum_around`."""
-    a, h, b, spikes = np.uintp(above), np.uintp(here), np.uintp(below), 0
-    for d in range(3):
-        i = np.uintp(d)
-        spikes += counts[a + i] + counts[h + i] + counts[b + i]
-    return spikes
+def is_silent(ranges):
+    """Whether there is nothing in what `around` gives."""
+    return ranges[0] == ranges[1] and ranges[2] == ranges[3] and ranges[4] == ranges[5]
 
 
 @compiled
-def _sum_around(lists, counts, above, here, below, values, pixel, width, table, places, sums, to):
-    """sums[to:] gets what a 3x3 convolution adds up at a pixel.
+def sum_around(places, ranges, values, row, x, width, table, sums, to):
+    """sums[to:] gets what a 3x3 convolution adds up at pixel x of a row of all maps.
 
-    above, here and below: where the lists of the pixels left of it are, in the three rows. values: of all pixels, flat;
-    none of spikes.
+    ranges are `around` it; values are of all pixels, flat, or none of spikes; table is `conv`'s.
     """
     channels, outputs = table.shape[0] // 9, table.shape[1]
-    if values.size > 0:
-        for j in range(outputs):
-            sums[np.uintp(to + j)] = 0
-    m = np.uintp(0)
-    for tap in range(9):
-        at = np.uintp((above if tap < 3 else here if tap < 6 else below) + tap % 3)
-        listed, row = np.uintp(at * np.uintp(channels)), tap * channels
-        if values.size > 0:
-            of_pixel = (pixel + (tap // 3 - 1) * width + tap % 3 - 1) * channels
-            for e in range(counts[at]):
-                c = lists[listed + np.uintp(e)]
-                value = _wide(values[np.uintp(of_pixel + c)])
-                for j in range(0, outputs, 16):
-                    _add_row(table, row + c, j, value, sums, to + j)
-        else:
-            for e in range(counts[at]):
-                places[m] = lists[listed + np.uintp(e)] + row
-                m += np.uintp(1)
+    # A place is of pixel x - 1 + d of row y - 1 + i, d and i = 0, 1, 2, and the table's row is that of tap 3 i + d.
+    shift, apart = (1 - x) * channels, 3 * channels
     if values.size == 0:
-        _sum(table, 0, 0, outputs, places, 0, np.int64(m), sums, to, True)
+        _sum(table, shift, apart, 0, outputs, places, ranges, sums, to, True)
+        return
+    for j in range(outputs):
+        sums[np.uintp(to + j)] = 0
+    for i in range(3):
+        of_row = (row + i - 1) * width * channels
+        for e in range(ranges[2 * i], ranges[2 * i + 1]):
+            place = places[np.uintp(e)]
+            value = _wide(values[np.uintp(of_row + place)])
+            for j in range(0, outputs, 16):
+                _add_row(table, place + shift + i * apart, j, value, sums, to + j)
 
 
 @compiled
-def conv(begin, end, slot, bits, values, table, scale, out, height, width):
-    """3x3 convolution with padding 1 of rows begin .. end - 1 of all images.
+def conv(begin, end, slot, places, starts, values, table, scale, out, height, width):
+    """3x3 convolution with padding 1 of rows begin .. end - 1 of all maps.
 
-    bits are [N H W, C / 64] and say what is not zero; values are all pixels', flat, or none of spikes. table is
+    places and starts are `list_rows` of what is not zero; values are all pixels', flat, or none of spikes. table is
     [9 C, O], the rows of a tap after those of the tap before; of more outputs than out [N H W, O] has, a multiple
     of 16. What a table of integers gives is multiplied by `scale` [O].
     """
-    channels, outputs = table.shape[0] // 9, out.shape[1]
-    columns = width + 2
-    lists = np.empty(4 * columns * channels, np.int32)
-    counts = np.zeros(4 * columns, np.int64)  # of three rows, and of one outside of the image
-    held = np.full(3, -1)  # which row of all rows' each holds
-    places = np.empty(9 * channels, np.int32)
-    sums = _totals(table, 2)  # the second are zeros
-    for unit in range(begin, end):
-        image, y = unit // height, unit % height
-        for other in range(max(y - 1, 0), min(y + 2, height)):
-            row = image * height + other
-            if held[other % 3] != row:
-                _list_row(bits, row * width, -1, columns, width, lists, counts, other % 3 * columns)
-                held[other % 3] = row
-        above = (y - 1) % 3 * columns if y > 0 else 3 * columns
-        here = y % 3 * columns
-        below = (y + 1) % 3 * columns if y + 1 < height else 3 * columns
+    outputs = out.shape[1]
+    sums = totals(table, 2)  # the second are zeros
+    for row in range(begin, end):
         for x in range(width):
-            found = _spikes_around(counts, above + x, here + x, below + x) > 0
-            if found:
-                pixel = (image * height + y) * width + x
-                _sum_around(lists, counts, above + x, here + x, below + x, values, pixel, width, table, places, sums, 0)
-            first, p = np.uintp(0 if found else table.shape[1]), np.uintp(unit * width + x)
+            ranges = around(starts, row, row % height, x, height, width)
+            first = np.uintp(table.shape[1])
+            if not is_silent(ranges):
+                first = np.uintp(0)
+                sum_around(places, ranges, values, row, x, width, table, sums, 0)
+            p = np.uintp(row * width + x)
             for j in range(outputs):
                 i = np.uintp(j)
                 out[p, i] = _narrow(_scaled(sums[first + i], scale, i), out)
@@ -308,7 +330,8 @@ def conv_weight(begin, end, slot, bits, grad, out, height, width, channels, at_a
     per_image = (rows + 2) * (width + 1)
     together = max(1, at_a_time // (outputs * per_image)) if rows == height else 1
     together = min(together, images)
-    padded = np.empty((together * per_image + 1, outputs), grad.dtype)
+    pixels = together * per_image + 1
+    padded = aligned(pixels * outputs, grad.dtype).reshape((pixels, outputs))
     lists = np.empty((end - begin, together * rows * width), np.int32)
     counts = np.empty(end - begin, np.int64)
     flat, places = out.reshape(out.size), lists.reshape(lists.size)
@@ -325,10 +348,11 @@ def conv_weight(begin, end, slot, bits, grad, out, height, width, channels, at_a
             padded[to] = 0
             for c in range(end - begin):
                 if counts[c] or fresh:
+                    of_channel = (c * lists.shape[1], c * lists.shape[1] + counts[c])
                     for tap in range(9):
                         shift = -((tap // 3 - 1) * (width + 1) + tap % 3 - 1)
                         row = (tap * channels + begin + c) * outputs
-                        _sum(padded, shift, 0, outputs, places, c * lists.shape[1], counts[c], flat, row, fresh)
+                        _sum(padded, shift, 0, 0, outputs, places, of_channel, flat, row, fresh)
             fresh = False
 
 
@@ -354,8 +378,8 @@ def linear(begin, end, slot, bits, weight, out, words, outputs):
     flat = out.reshape(out.size)
     places = np.empty(64 * words, np.int32)
     stride = outputs + _GAP
-    block = np.empty((64 * words, stride), weight.dtype)
-    of_block = block.reshape(block.size)
+    of_block = aligned(64 * words * stride, weight.dtype)
+    block = of_block.reshape((64 * words, stride))
     last_output = min(64 * end, weight.shape[0])
     for output in range(64 * begin, last_output, outputs):
         n = min(outputs, last_output - output)
@@ -367,7 +391,7 @@ def linear(begin, end, slot, bits, weight, out, words, outputs):
                 m = _list(bits, r, first, last, places, 0)
                 if m or first == 0:
                     to = r * out.shape[1] + output
-                    _sum(block, -64 * first, 0, n, places, 0, m, flat, to, first == 0)
+                    _sum(block, -64 * first, 0, 0, n, places, (0, m), flat, to, first == 0)
 
 
 @compiled
@@ -386,7 +410,7 @@ def linear_of_table(begin, end, slot, bits, table, totals, words):
         for r in range(bits.shape[0]):
             m = _list(bits, r, first, last, places, 0)
             if m or first == 0:
-                _sum(table, 0, column, n, places, 0, m, flat, r * outputs + column, first == 0)
+                _sum(table, 0, 0, column, n, places, (0, m), flat, r * outputs + column, first == 0)
 
 
 @compiled
@@ -400,8 +424,8 @@ def linear_weight(begin, end, slot, bits, grad, out, outputs):
     counts = np.empty(64, np.int64)
     places = lists.reshape(lists.size)
     stride = outputs + _GAP
-    block = np.empty((64, stride), np.float32)
-    of_block, flat = block.reshape(block.size), out.reshape(out.size)
+    of_block, flat = aligned(64 * stride, np.float32), out.reshape(out.size)
+    block = of_block.reshape((64, stride))
     inputs = out.shape[1]
     for w in range(begin, end):
         counts[:] = 0
@@ -416,7 +440,8 @@ def linear_weight(begin, end, slot, bits, grad, out, outputs):
         for output in range(0, grad.shape[1], outputs):
             n = min(outputs, grad.shape[1] - output)
             for c in range(of_word):
-                _sum(grad, 0, output, n, places, c * rows, counts[c], of_block, c * stride, True)
+                of_input = (c * rows, c * rows + counts[c])
+                _sum(grad, 0, 0, output, n, places, of_input, of_block, c * stride, True)
             # Few rows of `out` at a time: they may lie at such distances, too.
             for j in range(0, n, 16):
                 _transpose(block, 0, of_word, j, min(16, n - j), flat, (output + j) * inputs + 64 * w, inputs)

@@ -38,49 +38,57 @@ def _load(builder: Any, data: Any, index: Any, dtype: Any) -> Any:
 
 def _sum_of_rows(columns: int) -> Any:
     @intrinsic
-    def sum_of_rows(typing, table, shift, column, places, at, count, out, to, fresh):
-        signature = types.void(
-            table, types.intp, types.intp, places, types.intp, types.intp, out, types.intp, types.boolean
-        )
+    def sum_of_rows(typing, table, shift, apart, column, places, ranges, out, to, fresh):
+        n = types.intp
+        signature = types.void(table, n, n, n, places, ranges, out, n, types.boolean)
 
         def code(context, builder, signature, given):
-            table_type, _, _, places_type, _, _, out_type, _, _ = signature.args
-            table, shift, column, places, at, count, out, to, fresh = given
+            table_type, _, _, _, places_type, ranges_type, out_type, _, _ = signature.args
+            table, shift, apart, column, places, ranges, out, to, fresh = given
             of_table, of_total = table_type.dtype, out_type.dtype
             integers = of_total == types.int32
             vector = _INTEGERS if integers else _FLOATS
             add = builder.add if integers else builder.fadd
             stride = cgutils.unpack_tuple(builder, context.make_array(table_type)(context, builder, table).shape, 2)[1]
             rows = _data(context, builder, table_type, table)
-            chosen = builder.gep(_data(context, builder, places_type, places), [at])
+            chosen = _data(context, builder, places_type, places)
             total = builder.gep(_data(context, builder, out_type, out), [to])
             vectors = range(columns // LANES)
             offsets = [ir.Constant(_I64, LANES * j) for j in vectors]
             zero = ir.Constant(vector, None)
-            first = [builder.select(fresh, zero, _load(builder, total, offset, of_total)) for offset in offsets]
-            before = builder.block
-            loop, after = builder.append_basic_block("rows"), builder.append_basic_block("summed")
-            builder.cbranch(builder.icmp_signed(">", count, ir.Constant(_I64, 0)), loop, after)
+            totals = [builder.select(fresh, zero, _load(builder, total, offset, of_total)) for offset in offsets]
 
-            builder.position_at_end(loop)
-            i = builder.phi(_I64)
-            sums = [builder.phi(vector) for _ in vectors]
-            place = builder.sext(builder.load(builder.gep(chosen, [i])), _I64)
-            row = builder.add(builder.mul(builder.add(place, shift), stride), column)
-            added = [
-                add(s, _load(builder, rows, builder.add(row, offset), of_table))
-                for s, offset in zip(sums, offsets, strict=True)
-            ]
-            following = builder.add(i, ir.Constant(_I64, 1))
-            i.add_incoming(ir.Constant(_I64, 0), before)
-            i.add_incoming(following, loop)
-            builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+            def with_rows_of(begin, end, shift, before):
+                """The sums with those of another range of places."""
+                entry = builder.block
+                loop, after = builder.append_basic_block("rows"), builder.append_basic_block("summed")
+                builder.cbranch(builder.icmp_signed("<", begin, end), loop, after)
 
-            builder.position_at_end(after)
-            totals = [builder.phi(vector) for _ in vectors]
-            for phi, start, more in zip([*sums, *totals], [*first, *first], [*added, *added], strict=True):
-                phi.add_incoming(start, before)
-                phi.add_incoming(more, loop)
+                builder.position_at_end(loop)
+                i = builder.phi(_I64)
+                sums = [builder.phi(vector) for _ in vectors]
+                place = builder.sext(builder.load(builder.gep(chosen, [i])), _I64)
+                row = builder.add(builder.mul(builder.add(place, shift), stride), column)
+                added = [
+                    add(s, _load(builder, rows, builder.add(row, offset), of_table))
+                    for s, offset in zip(sums, offsets, strict=True)
+                ]
+                following = builder.add(i, ir.Constant(_I64, 1))
+                i.add_incoming(begin, entry)
+                i.add_incoming(following, loop)
+                builder.cbranch(builder.icmp_signed("<", following, end), loop, after)
+
+                builder.position_at_end(after)
+                found = [builder.phi(vector) for _ in vectors]
+                for phi, start, more in zip([*sums, *found], [*before] * 2, [*added] * 2, strict=True):
+                    phi.add_incoming(start, entry)
+                    phi.add_incoming(more, loop)
+                return found
+
+            ends = cgutils.unpack_tuple(builder, ranges, ranges_type.count)
+            for begin, end in zip(ends[::2], ends[1::2], strict=True):
+                totals = with_rows_of(begin, end, shift, totals)
+                shift = builder.add(shift, apart)
             for value, offset in zip(totals, offsets, strict=True):
                 place = builder.bitcast(builder.gep(total, [offset]), vector.as_pointer())
                 builder.store(value, place, align=4)
@@ -91,9 +99,10 @@ def _sum_of_rows(columns: int) -> Any:
     return sum_of_rows
 
 
-# out[to:][:columns] (+)= sum over i < count of table[places[at + i] + shift, column:][:columns], in that order.
-# table is [rows, width], places are int32, out is flat: float32 for a table of float32 or bfloat16's bits, int32 for
-# one of int8 or int16. `fresh` begins at 0.
+# out[to:][:columns] (+)= sum over i of table[places[i] + shift, column:][:columns], in that order, for the i of ranges
+# (begin, end, begin, end, ...); the shift grows by `apart` from range to range. table is [rows, width], places are
+# int32, out is flat: float32 for a table of float32 or bfloat16's bits, int32 for one of int8 or int16. `fresh` begins
+# at 0.
 sum_64: Any = _sum_of_rows(64)
 sum_16: Any = _sum_of_rows(16)
 
