@@ -76,7 +76,7 @@ class Backend:
         return chosen != "reference"
 
     def skips_silence(self, x: Tensor, weight: Tensor, binary: bool = True) -> bool:
-        """Whether a layer is to skip what is silent in its input.
+        """Whether a layer may skip what is silent in its input; its operator, told `sparse`, counts and decides.
 
         Args:
             x: as `sparse.skipping_pays` takes it.
@@ -86,11 +86,6 @@ class Backend:
         if self.sparse == "never" or x.dtype not in TYPES or x.device.type != "cpu" or self.chosen(x.device) != "cpu":
             return False
         return self.sparse == "always" or (skipping_pays if binary else skipping_events_pays)(x, weight)
-
-    @property
-    def sparse_in_operator(self) -> Sparse:
-        """What the operator is told of a layer that `skips_silence`: the decision, unless that is the operator's."""
-        return "auto" if self.sparse == "auto" and torch.compiler.is_compiling() else "always"
 
     def integrate_and_fire(self, x: Tensor, *arguments: Any, **settings: Any) -> tuple[Tensor, Tensor]:
         """`dynamics.integrate_and_fire` in the form of this backend; its arguments."""

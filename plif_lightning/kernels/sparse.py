@@ -403,7 +403,7 @@ def conv_of_spikes(x: Tensor, weight: Tensor, sparse: Sparse = "auto") -> Tensor
 
 
 def skipping_pays(x: Tensor, weight: Tensor, what: str | None = None, of: "Contenders | None" = None) -> bool:
-    """Whether a layer is faster if it skips what is silent in x, as it would by `sparse="always"`.
+    """Whether a layer is faster if what is silent in x is skipped: forward, or in the gradient of its weight.
 
     Args:
         x: spikes [N, C, H, W], C innermost in memory, or [*, K]; on the CPU, in the type that is computed in.
@@ -421,7 +421,7 @@ def skipping_pays(x: Tensor, weight: Tensor, what: str | None = None, of: "Conte
     what = what or ("conv" if conv else "linear")
     share = share_of_spikes(rows)
     trained = torch.is_grad_enabled() and weight.requires_grad
-    return all(share <= _limit(form, x.dtype, shape, of) for form in (what, f"{what}_weight")[: 1 + trained])
+    return any(share <= _limit(form, x.dtype, shape, of) for form in (what, f"{what}_weight")[: 1 + trained])
 
 
 def linear_of_spikes(x: Tensor, weight: Tensor, value: float = 1.0, sparse: Sparse = "auto") -> Tensor:
@@ -447,6 +447,8 @@ def contenders(
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """The event-driven and the dense form of an operator, on random spikes, ready to be timed.
 
+    Gradients of weights are those of weights in float32, as autocast has them.
+
     Args:
         what: conv, conv_weight, linear or linear_weight.
         dtype: of the spikes.
@@ -462,7 +464,7 @@ def contenders(
         weight = torch.rand(outputs, inputs, generator=generator).to(dtype)
         if what == "linear":
             return lambda: _linear_events(pack(spikes)[0], weight).to(dtype), lambda: F.linear(spikes, weight)
-        return lambda: _linear_weight_events(bits, grad, inputs), lambda: grad.t() @ spikes
+        return lambda: _linear_weight_events(bits, grad, inputs), lambda: (grad.t() @ spikes).float()
     height, width = size
     n = rows // (height * width)
     x = spikes.view(n, height, width, inputs).permute(0, 3, 1, 2)
@@ -476,5 +478,5 @@ def contenders(
         )
     return (
         lambda: _conv_weight_events(bits, g, inputs).contiguous(),
-        lambda: conv2d_weight(x, weight.shape, g, padding=1),
+        lambda: conv2d_weight(x, weight.shape, g, padding=1).float(),
     )

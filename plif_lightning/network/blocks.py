@@ -208,17 +208,16 @@ class ConvBlock(nn.Module):
             x,
             self.conv.weight.to(x.dtype),
             *self._normalisation(statistics),
-            sparse=self.backend.sparse_in_operator,
+            sparse=self.backend.sparse,
             **firing_and_pool,
         )
 
     def _of_spikes(self, images: Tensor) -> Tensor | None:
         """The convolution of spikes, where it may skip silent ones or is to keep them as bits; None where not."""
         weight = self.conv.weight
-        if torch.is_grad_enabled() and weight.requires_grad and images.numel() >= _MANY_SPIKES:
+        large = torch.is_grad_enabled() and weight.requires_grad and images.numel() >= _MANY_SPIKES
+        if large or self.backend.skips_silence(images, weight):
             return conv_of_spikes(images, weight, self.backend.sparse)
-        if self.backend.skips_silence(images, weight):
-            return conv_of_spikes(images, weight, self.backend.sparse_in_operator)
         return None
 
     def _encoded(self, x: Tensor) -> Tensor:
@@ -226,7 +225,7 @@ class ConvBlock(nn.Module):
         weight = self.conv.weight.to(dtype)
         x = images_channels_last(x.flatten(0, 1).to(dtype)).unflatten(0, x.shape[:2])
         skips = self.pool_name != "avg" and self.backend.skips_silence(x.flatten(0, 1), weight, binary=False)
-        sparse: Sparse = self.backend.sparse_in_operator if skips else "never"
+        sparse: Sparse = self.backend.sparse if skips else "never"
         patches = PatchMoments.of(x, sparse) if self.norm is not None and self.norm.bn.training else None
         statistics = self._statistics(
             lambda: patches.of_convolution(weight),  # type: ignore[union-attr]
@@ -316,8 +315,7 @@ class FCBlock(nn.Module):
         x = self.dropout(x.to(dtype_of(x, self.fc.weight)))
         if not self.backend.skips_silence(x, self.fc.weight):
             return self.neuron(self.fc(x))
-        sparse = self.backend.sparse_in_operator
-        return self.neuron(linear_of_spikes(x, self.fc.weight, self.dropout.scale, sparse))
+        return self.neuron(linear_of_spikes(x, self.fc.weight, self.dropout.scale, self.backend.sparse))
 
     @property
     def has_usual_fc(self) -> bool:

@@ -213,18 +213,26 @@ def test_moments_of_patches_of_events_are_those_of_all(sparse, share):
         torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("share", "skips"), [(0.01, True), (0.2, False)])
-def test_auto_skips_silence_up_to_the_limit(share, skips, monkeypatch):
-    asked = []
-    monkeypatch.setattr(limits, "limit", lambda what, *of: (asked.append(what), 0.1)[1])
+@pytest.mark.parametrize(
+    ("share", "of_weight", "dense"),
+    [
+        (0.01, 0.1, []),
+        (0.1, 0.05, ["_back_in_bands"]),
+        (0.1, 0.4, []),
+        (0.3, 0.4, ["_in_bands"]),
+        (0.5, 0.4, ["_in_bands", "_back_in_bands"]),
+    ],
+)
+def test_auto_skips_silence_up_to_the_limit(share, of_weight, dense, monkeypatch):
+    monkeypatch.setattr(limits, "limit", lambda what, *of: {"events": 0.2, "events_weight": of_weight}[what])
     x = torch.rand(4, 1, 2, 64, 64).lt(share).float().contiguous()
     made = block_of("cpu", x, "max_first", channels=64)
     taken = []
-    operator = block._back_to_events
-    monkeypatch.setattr(block, "_back_to_events", lambda *of: (taken.append(True), operator(*of))[1])
+    for name in ("_in_bands", "_back_in_bands"):
+        form = getattr(block, name)
+        monkeypatch.setattr(block, name, lambda *of, name=name, form=form: (taken.append(name), form(*of))[1])
     run(made, x)
-    assert asked == (["events", "events_weight"] if skips else ["events"])
-    assert taken == [True] * skips
+    assert taken == dense
 
 
 @pytest.mark.parametrize("size", [(1, 6), (6, 1), (1, 1)])

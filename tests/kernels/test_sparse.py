@@ -133,14 +133,14 @@ def test_the_share_of_spikes_is_seen_from_a_sample(share):
 
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize(("share", "pays"), [(0.02, True), (0.07, None), (0.3, False)])
-def test_a_layer_skips_silence_up_to_its_limit(trained, share, pays, monkeypatch):
-    monkeypatch.setattr(limits, "limit", lambda what, *of: 0.05 if what.endswith("_weight") else 0.1)
+def test_an_operator_is_asked_where_forward_or_gradient_may_pay(trained, share, pays, monkeypatch):
+    monkeypatch.setattr(limits, "limit", lambda what, *of: 0.1 if what.endswith("_weight") else 0.05)
     fc, conv = values(1000, 1000).requires_grad_(trained), values(64, 64, 3, 3).requires_grad_(trained)
-    expected = not trained if pays is None else pays
+    expected = trained if pays is None else pays
     assert sparse.skipping_pays(spikes(100, 1000, share=share), fc) == expected
     assert sparse.skipping_pays(maps(4, 64, 20, 20, share=share), conv) == expected
     with torch.no_grad():
-        assert sparse.skipping_pays(spikes(100, 1000, share=0.07), fc)
+        assert not sparse.skipping_pays(spikes(100, 1000, share=0.07), fc)
 
 
 def test_bits_are_the_spikes_and_come_back():
