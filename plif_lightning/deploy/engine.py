@@ -164,8 +164,8 @@ def forms_of(block: nn.Module, engine: Engine, x: Tensor | None, *, binary: bool
 @torch.no_grad()
 def _fastest(block: nn.Module, forms: dict[str, nn.Module], x: Tensor, as_bits: bool) -> str:
     """The form with which a block takes the least time for x; `as_bits`: the block before hands over bits."""
-    seconds = {name: least_seconds(runs_alone(block, form, x, as_bits)) for name, form in forms.items()}
-    return min(seconds, key=seconds.__getitem__)
+    runs = [runs_alone(block, form, x, as_bits) for form in forms.values()]
+    return min(zip(least_seconds(*runs), forms, strict=True))[1]
 
 
 def runs_alone(block: nn.Module, form: nn.Module, x: Tensor, as_bits: bool = False) -> Callable[[], Any]:

@@ -64,7 +64,7 @@ def conv_fire_pool(
     `constants` is `layout.Constants`.
     """
     outputs = table.shape[1]
-    images = starts.size // (steps * height * width)
+    images = (starts.size - 1) // (steps * height * width)
     halve = 2 if pooled else 1
     neurons = halve * halve
     rows, windows = height // halve, width // halve
@@ -125,7 +125,7 @@ def conv_fire_pool_backward(
     each of `run` windows. grad_table[slot] gets, for each row of scale, what the gradient of the table is before it is
     multiplied by that, [S, 9 C, O]. `nothing` stands for potentials that are not wanted.
     """
-    images = starts.size // (steps * height * width)
+    images = (starts.size - 1) // (steps * height * width)
     pooled = pool != NO_POOL
     halve = 2 if pooled else 1
     rows, windows = height // halve, width // halve

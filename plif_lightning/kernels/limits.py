@@ -51,13 +51,19 @@ def limit(what: str, dtype: torch.dtype, shape: tuple[int, ...], contenders: Con
 
 
 def _like(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape that stands for all with more rows, so that little is measured."""
+    """A shape that stands for others with about as many rows, or more, so that little is measured."""
     rows, inputs, outputs, *size = shape
     if not size:
-        return min(_SAMPLES, 1 << (rows - 1).bit_length()), inputs, outputs
+        return min(_SAMPLES, _rounded(rows)), inputs, outputs
     of_image = size[0] * size[1]
     images = min(rows // of_image, max(1, _PIXELS // of_image))
-    return (1 << (images - 1).bit_length()) * of_image, inputs, outputs, *size
+    return _rounded(images) * of_image, inputs, outputs, *size
+
+
+def _rounded(number: int) -> int:
+    """Up to the next of eight numbers between two powers of two, so that there are few shapes to measure."""
+    step = 1 << max(0, (number - 1).bit_length() - 4)
+    return -(-number // step) * step
 
 
 @cache
@@ -104,9 +110,9 @@ def _measured(what: str, dtype: torch.dtype, shape: tuple[int, ...], contenders:
         times = []
         dense_times = []
         for share in _SHARES:
-            events, dense = contenders(what, dtype, shape, share)
-            times.append(least_seconds(events))
-            dense_times.append(least_seconds(dense))
+            of_events, of_dense = least_seconds(*contenders(what, dtype, shape, share))
+            times.append(of_events)
+            dense_times.append(of_dense)
         a, b = times
         if b > a:  # else the machine was busy with something else
             found = _SHARES[0] + (min(dense_times) / _MARGIN - a) / (b - a) * (_SHARES[1] - _SHARES[0])

@@ -5,15 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 
-def least_seconds(run: Callable[[], Any]) -> float:
-    """The least of seven times, after one that warms up: what else runs on the machine only adds.
+def least_seconds(*forms: Callable[[], Any]) -> list[float]:
+    """Of each form the least of seven times, after one that warms up: what else runs on the machine only adds.
 
-    Of fewer, but one, where they take more than a second together.
+    They take turns, so that each finds the caches as another left them. Fewer times, but one, where a turn takes long.
     """
-    run()
-    times: list[float] = []
-    while not times or (len(times) < 7 and sum(times) < 1):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    times: list[list[float]] = [[] for _ in forms]
+    for form in forms:
+        form()
+    began = time.perf_counter()
+    while not times[0] or (len(times[0]) < 7 and time.perf_counter() - began < len(forms)):
+        for form, of_form in zip(forms, times, strict=True):
+            start = time.perf_counter()
+            form()
+            of_form.append(time.perf_counter() - start)
+    return [min(of_form) for of_form in times]

@@ -201,7 +201,7 @@ def test_a_limit_is_measured_once_for_a_machine_and_layer(kept):
     assert (
         limits.limit("conv", torch.float32, (200 * 196, *shape[1:]), sparse.contenders) == 0.125
     )  # more images are no other layer
-    assert calls == [("conv", torch.float32, (32 * 196, 128, 128, 14, 14), sparse.contenders)]
+    assert calls == [("conv", torch.float32, (20 * 196, 128, 128, 14, 14), sparse.contenders)]
     (machine,) = json.loads(file.read_text()).values()
     assert list(machine.values()) == [0.125]
     limits.limit("linear", torch.float32, (8, 100, 20), sparse.contenders)
@@ -247,7 +247,7 @@ def test_a_limit_comes_from_both_forms_on_this_machine():
     ],
 )
 def test_a_limit_is_where_the_lines_meet(events, dense, expected, monkeypatch):
-    monkeypatch.setattr(limits, "least_seconds", lambda form: form())
+    monkeypatch.setattr(limits, "least_seconds", lambda *forms: [form() for form in forms])
     found = limits._measured(
         "conv", torch.float32, (1, 1, 1), lambda what, dtype, shape, share: (
             lambda: events[0] if share == limits._SHARES[0] else events[1], lambda: dense
@@ -453,3 +453,9 @@ def test_float16_is_left_to_the_reference(sparse_):
     net, x = network(sparse_).eval(), values(2, 1, 12, 12)
     with torch.autocast("cpu", torch.float16), torch.no_grad():
         assert net(x).shape == (4, 2, 3)
+
+
+def test_limits_are_those_of_about_as_many_rows():
+    for rows, like in ((1, 1), (15, 15), (17, 18), (40, 40), (121, 128), (1000, 128)):
+        assert limits._like((rows, 8, 8)) == (like, 8, 8)
+    assert limits._like((5 * 36, 2, 4, 6, 6)) == (5 * 36, 2, 4, 6, 6)
