@@ -78,6 +78,22 @@ def _is_learned_overload(v_threshold):
 
 
 @compiled
+def aligned(size, dtype):
+    """A flat array for so many values, whose vectors lie in one line of the cache each."""
+    at_least = np.empty(size + 64, dtype)
+    first = -at_least.ctypes.data % 64 // at_least.itemsize
+    return at_least[first : first + size]
+
+
+@compiled
+def working_rows(rows, run, dtype):
+    """So many rows of zeros to work in."""
+    flat = aligned(rows * run, dtype)
+    flat[:] = 0
+    return flat.reshape((rows, run))
+
+
+@compiled
 def _place(unit, height, width, channels, pooled, run, starts):
     """Where a unit lies: the starts of its four neurons in a step, its place in the output, its length."""
     if not pooled:
@@ -187,9 +203,9 @@ def forward(
     pooled = pool != NO_POOL
     rows = 4 if pooled else 1
     starts = np.zeros(4, np.int64)
-    x = np.empty((rows, run), scale.dtype)
-    v = np.empty((rows, run), scale.dtype)
-    spikes = np.empty((rows, run), scale.dtype)
+    x = working_rows(rows, run, scale.dtype)
+    v = working_rows(rows, run, scale.dtype)
+    spikes = working_rows(rows, run, scale.dtype)
     constant = y.shape[0] == 1
     for unit in range(begin, end):
         target, n = _place(unit, height, width, channels, pooled, run, starts)
@@ -425,12 +441,12 @@ def _back_to_held(grad_v, row, n, k, leak, total):
 def work_of_backward(real, steps, run, channels, pooled, map_windows):
     """Rows that `backward_unit` works in; `number` tells windows and channels apart where ties are drawn."""
     rows = 4 if pooled else 1
-    potentials = np.empty(((steps + 1) * rows, run), real)  # V_{-1}, H_0, H_1, ...
-    grad_v = np.empty((rows, run), real)
-    held = np.empty((rows, run), real)  # X where it is the same at all steps, and the sum of dL/dH_t
-    held_grad = np.empty((rows, run), real)
-    window = np.empty((1, run), real)
-    tied, winner = np.empty(run, real), np.zeros((1, run), real)
+    potentials = working_rows((steps + 1) * rows, run, real)  # V_{-1}, H_0, H_1, ...
+    grad_v = working_rows(rows, run, real)
+    held = working_rows(rows, run, real)  # X where it is the same at all steps, and the sum of dL/dH_t
+    held_grad = working_rows(rows, run, real)
+    window = working_rows(1, run, real)
+    tied, winner = aligned(run, real), working_rows(1, run, real)
     number = np.empty(run, np.uint32)
     for i in range(run):
         number[i] = i // channels + i % channels * map_windows

@@ -10,8 +10,17 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from plif_lightning.kernels.cpu import NO_POOL, _narrow, _wide, backward_unit, place_of_ties, work_of_backward
-from plif_lightning.kernels.cpu_sparse import aligned, around, is_silent, sum_around, totals
+from plif_lightning.kernels.cpu import (
+    NO_POOL,
+    _narrow,
+    _wide,
+    aligned,
+    backward_unit,
+    place_of_ties,
+    work_of_backward,
+    working_rows,
+)
+from plif_lightning.kernels.cpu_sparse import around, is_silent, sum_around, totals
 from plif_lightning.kernels.layout import LANES
 from plif_lightning.kernels.vectors import add_row_16, fire_16
 from plif_lightning.runtime.compiled import compiled
@@ -132,8 +141,9 @@ def conv_fire_pool_backward(
     runs = (windows + run - 1) // run
     total = totals(table, 1)
     # A vector more, which what is read of the last position's outputs may reach into.
-    y = np.zeros((steps, halve * halve * run * outputs + LANES), np.float32)
-    grad_y = np.zeros((steps, halve * halve * run * outputs + LANES), np.float32)
+    of_step = halve * halve * run * outputs + LANES
+    y = working_rows(steps, of_step, np.float32)
+    grad_y = working_rows(steps, of_step, np.float32)
     firsts = np.zeros(4, np.int64)
     for i in range(4):
         firsts[i] = (i // 2 * 2 * run + i % 2) * outputs

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from plif_lightning.kernels.cpu import _narrow, _wide
+from plif_lightning.kernels.cpu import _narrow, _wide, aligned
 from plif_lightning.kernels.vectors import (
     add_row_16,
     lowest_bit,
@@ -28,14 +28,6 @@ from plif_lightning.runtime.compiled import compiled
 _INTEGERS = (numba.types.int8, numba.types.int16)
 # Between the rows of a block: at distances of a power of two they would push each other out of the caches.
 _GAP = 16
-
-
-@compiled
-def aligned(size, dtype):
-    """A flat array for so many values, whose vectors lie in one line of the cache each."""
-    at_least = np.empty(size + 64, dtype)
-    first = -at_least.ctypes.data % 64 // at_least.itemsize
-    return at_least[first : first + size]
 
 
 @compiled

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from plif_lightning.kernels import (
     Backend,
     conv_of_spikes,
     conv_of_table,
+    cpu,
     layout,
     limits,
     linear_of_spikes,
@@ -459,3 +461,10 @@ def test_limits_are_those_of_about_as_many_rows():
     for rows, like in ((1, 1), (15, 15), (17, 18), (40, 40), (121, 128), (1000, 128)):
         assert limits._like((rows, 8, 8)) == (like, 8, 8)
     assert limits._like((5 * 36, 2, 4, 6, 6)) == (5 * 36, 2, 4, 6, 6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int32, np.float64])
+def test_blocks_begin_with_a_line_of_the_cache(dtype):
+    for size in (0, 1, 1000, 10**6):
+        block = cpu.aligned(size, dtype)
+        assert (block.size, block.dtype, block.ctypes.data % 64) == (size, dtype, 0)
