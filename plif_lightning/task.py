@@ -20,6 +20,7 @@ from plif_lightning.batch import Batch, as_batch, merged, time_first
 from plif_lightning.errors import NonFiniteError, UserError
 from plif_lightning.losses import LOSSES, LossName
 from plif_lightning.network import SpikingNetwork
+from plif_lightning.runtime.finite import FiniteCheck
 from plif_lightning.runtime.randomness import fold_in, run_seed
 from plif_lightning.schedules import OneCycle
 
@@ -31,6 +32,14 @@ def _blamed_on(argument: str, cannot: str = "be made of what was given") -> Iter
         yield
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{argument} cannot {cannot}: {error}.") from error
+
+
+class _Mean(MeanMetric):
+    """A weighted mean that does not look for NaN first: a GPU would have to be waited for."""
+
+    def update(self, value: Tensor, weight: float) -> None:  # type: ignore[override]
+        self.mean_value += value * weight
+        self.weight += weight
 
 
 class SpikingClassifier(L.LightningModule):
@@ -90,8 +99,10 @@ class SpikingClassifier(L.LightningModule):
         self.early_time_steps = early_time_steps or {}
         self._seed: int | None = None
         self._generators: tuple[Tensor, Tensor | None] | None = None
-        self.train_loss = MeanMetric()
-        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self._finite = FiniteCheck()
+        self.train_loss = _Mean()
+        # Labels are not looked at first: a GPU would have to be waited for, and the loss refuses one that is none.
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         # Of the whole set on all processes: Lightning's own mean over processes counts samples in whole numbers.
         self.val_loss = MeanMetric()
         self.test_loss = MeanMetric()
@@ -186,6 +197,7 @@ class SpikingClassifier(L.LightningModule):
         self.train_accuracy.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._stop_if(self._finite.settle())  # none is written of weights that are no numbers
         checkpoint["train_metrics"] = {
             f"{name}.{state}": self.trainer.strategy.reduce(torch.as_tensor(value).clone(), reduce_op="sum")
             for name, metric in self._train_metrics().items()
@@ -228,14 +240,20 @@ class SpikingClassifier(L.LightningModule):
         return self.network.time_steps
 
     def _require_finite(self, values: Tensor, what: str) -> None:
-        if not torch.isfinite(values).all():
+        sentence = f"{what} is NaN or infinite at step {self.global_step} (epoch {self.current_epoch})"
+        self._stop_if(self._finite.ask(values, self.global_step, sentence))
+
+    def _stop_if(self, found: str | None) -> None:
+        if found is not None:
             callbacks = self.trainer.checkpoint_callbacks
             paths = [path for c in callbacks if (path := getattr(c, "last_model_path", ""))]
             kept = f"The last good checkpoint is {paths[-1]}." if paths else "No checkpoint was written before."
             raise NonFiniteError(
-                f"{what} is NaN or infinite at step {self.global_step} (epoch {self.current_epoch}): training stopped. "
-                f"{kept} Lower the learning rate, or use --trainer.precision 32-true."
+                f"{found}: training stopped. {kept} Lower the learning rate, or use --trainer.precision 32-true."
             )
+
+    def on_train_epoch_end(self) -> None:
+        self._stop_if(self._finite.settle())
 
     @property
     def val_name(self) -> str:

@@ -46,10 +46,12 @@ class Damage(L.Callback):
 @pytest.mark.parametrize(
     "name", ["encoder.conv1.conv.weight", "encoder.conv2.norm.bn.weight", "classifier.fc1.fc.weight"]
 )
-def test_a_nan_stops_the_run_at_once_and_keeps_the_last_good_checkpoint(name, tmp_path):
-    run = trainer(tmp_path, [Damage(name, 6)], max_epochs=3)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_nan_stops_the_run_at_once_and_keeps_the_last_good_checkpoint(name, late, tmp_path):
+    run, task = trainer(tmp_path, [Damage(name, 6)], max_epochs=3), SpikingClassifier(**SMALL)
+    task._finite.late = late  # as on a GPU
     with pytest.raises(NonFiniteError, match=r"NaN or infinite at step 6 \(epoch 1\).*last\.ckpt.*learning rate"):
-        run.fit(SpikingClassifier(**SMALL), datamodule=Digits(time_steps=3))
+        run.fit(task, datamodule=Digits(time_steps=3))
     kept = torch.load(tmp_path / "run/version_0/checkpoints/last.ckpt", weights_only=True)
     assert kept["global_step"] == 4
     assert all(torch.isfinite(t).all() for t in kept["state_dict"].values())
