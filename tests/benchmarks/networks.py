@@ -1,6 +1,7 @@
 """Training step and inference of the paper's networks beside SpikingJelly 2.0, in alternation in one process.
 
     [PLIF_DATA_ROOT=DIR] python tests/benchmarks/networks.py [--rounds 7] [--fast]
+    python tests/benchmarks/networks.py --device cuda
     python tests/benchmarks/networks.py --ckpt_path RUN/checkpoints/best.ckpt --config cifar10dvs [--batch 2]
 
 Same network, sizes, batch, T, type, threads and optimiser (fused Adam); BN over all time-steps together, the first
@@ -9,6 +10,7 @@ third column is the network as the authors wrote it: the same layers of SpikingJ
 (BN of each step then, our default). Peak memory is that of a process which only does 3 training steps, beyond what it
 held after its imports and inputs. The floor is convolutions and FC layers alone, forward and backward. With
 `--ckpt_path`, a trained network on samples of its test set, instead of new ones whose layers are made to fire so much.
+On a GPU, where SpikingJelly takes Triton kernels by itself, memory is the most that PyTorch held there.
 """
 
 import argparse
@@ -40,7 +42,7 @@ from plif_lightning.runtime.surroundings import processor
 from tests.benchmarks.step import inputs, peak, peak_of_imports
 
 Contenders = dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]
-CASES = {"fashionmnist": 16, "cifar10dvs": 2}
+CASES = {"cpu": {"fashionmnist": 16, "cifar10dvs": 2}, "cuda": {"cifar10": 16, "cifar10dvs": 16, "dvsgesture": 16}}
 # Of a layer's outputs, spikes after the pool: in trained networks of Fashion-MNIST 8.7, 8.2 and 12.1 % (conv1, conv2,
 # fc1), of MNIST 8.1, 7.6 and 14.9 %, of an N-MNIST part 4.0, 9.2 and 22.8 %.
 SHARE = 0.09
@@ -98,7 +100,7 @@ def training_step(
 
     def step() -> float:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             votes = forward(x)
         loss = rate_mse(votes.float(), label)
         loss.backward()
@@ -180,12 +182,15 @@ def firing(net: SpikingNetwork, x: Tensor) -> dict[str, float]:
 
 
 def of_checkpoint(name: str, path: Path, root: str | None, batch: int, rounds: int, fast: bool) -> None:
-    """A trained network, with BN and pools as SpikingJelly has them, on samples of its test set."""
+    """A new and a trained network, with BN and pools as SpikingJelly has them, on samples of the test set."""
     trained, x, label = read_to_test(path, root, batch)
+    torch.manual_seed(0)
     net = network_of(name, trained.time_steps, norm_statistics="all_steps", pool_ties="first")
-    net.load_state_dict(trained.state_dict())
     x = x.float()
-    print(f"\n{name}, trained, batch {batch}, T = {net.time_steps}")
+    print(f"\n{name}, samples of its test set, batch {batch}, T = {net.time_steps}")
+    print(f"  spikes of a new network in training: {in_words(firing(net.train(), x), 1)}")
+    compare(name, "training step, fp32, fresh", with_peers(copy.deepcopy(net)), x, label, False, rounds, fast)
+    net.load_state_dict(trained.state_dict())
     print(f"  spikes in training: {in_words(firing(net.train(), x), 1)}")
     for bf16 in (False, True):
         what = f"training step, {'bf16-mixed' if bf16 else 'fp32'}"
@@ -239,12 +244,19 @@ def check(name: str, batch: int) -> None:
     assert difference < 0.02, losses
 
 
+def finished() -> None:
+    """Waits until a GPU has done all that it was told."""
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+
+
 def alternate(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {title: [] for title in cases}
     for _ in range(rounds + 1):
         for title, case in cases.items():
             start = time.perf_counter()
             case()
+            finished()
             seconds[title].append(time.perf_counter() - start)
     return {title: times[1:] for title, times in seconds.items()}
 
@@ -273,7 +285,7 @@ def floor(name: str, batch: int, bf16: bool) -> Callable[[], None]:
 
     def step() -> None:
         for part, x in work:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
                 y = part(x)
             y.backward(torch.ones_like(y))
             part.weight.grad = x.grad = None
@@ -304,7 +316,8 @@ def alone(name: str, batch: int, title: str, steps: int, time_steps: int | None 
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    return seconds, (peak() - before) / 2**20
+    on_gpu = torch.get_default_device().type == "cuda"
+    return seconds, (torch.cuda.max_memory_allocated() if on_gpu else peak() - before) / 2**20
 
 
 def recordings(root: str, number: int) -> Tensor:
@@ -336,25 +349,30 @@ def main() -> None:
     parser.add_argument("--config", help="of the checkpoint's network")
     parser.add_argument("--data.root", dest="root")
     parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--device", choices=CASES, default="cpu")
     arguments = parser.parse_args()
+    torch.set_default_device(arguments.device)
     if arguments.memory:
         _, mib = alone(arguments.memory[0], int(arguments.memory[1]), arguments.memory[2], 3)
         print(int(mib))
         return
-    print(f"torch {torch.__version__}, {processor()}, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
+    on_gpu = arguments.device == "cuda"
+    card = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, " if on_gpu else ""
+    machine = f"{card}{processor()}, {torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {machine}, {arguments.rounds} rounds")
     if arguments.ckpt_path is not None:
         of = arguments.config, arguments.ckpt_path, arguments.root, arguments.batch
         of_checkpoint(*of, arguments.rounds, arguments.fast)
         return
-    if root := os.environ.get("PLIF_DATA_ROOT"):
+    if (root := os.environ.get("PLIF_DATA_ROOT")) and not on_gpu:  # deployed networks run on a CPU
         for number in 1, 4:
             of_recordings(root, number, arguments.rounds, arguments.fast)
-    for name, batch in CASES.items():
+    for name, batch in CASES[arguments.device].items():
         print(f"\n{name}, batch {batch}")
         check(name, batch)
-        runs = (
-            [(False, False), (True, False), (True, True)] if name == "fashionmnist" else [(False, False), (True, False)]
-        )
+        runs = [(False, False), (True, False), (True, True)]
+        if name == "cifar10dvs" and not on_gpu:
+            runs.pop()
         for trained, bf16 in runs:
             found, x, label = contenders(name, batch, trained=trained)
             what = f"training step, {'bf16-mixed' if bf16 else 'fp32'}, {'firing as trained' if trained else 'fresh'}"
@@ -365,7 +383,7 @@ def main() -> None:
         cases = {t: inference(f, x) for t, (_, f) in found.items()}
         show("inference, firing as trained", alternate(cases, arguments.rounds))
         for title in found:
-            command = [sys.executable, __file__, "--memory", name, str(batch), title]
+            command = [sys.executable, __file__, "--memory", name, str(batch), title, "--device", arguments.device]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             print(f"    peak memory of training, {title}: {int(done.stdout.split()[-1]):,} MiB")
 
