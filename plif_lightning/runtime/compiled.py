@@ -35,14 +35,18 @@ def compiled_code() -> Path | None:
 
 
 @functools.cache
-def _turn() -> FileLock | None:
-    """Held by the process that compiles; None where no file can be written."""
+def _turn(function: Callable[..., Any]) -> FileLock | None:
+    """Held by the process that compiles a function; None where no file can be written."""
     folder = compiled_code()
-    return None if folder is None else file_lock(folder / "compiling.lock")
+    name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}.lock"
+    return None if folder is None else file_lock(folder / name)
 
 
 def _compile_alone(dispatcher: Any, cache: Any) -> None:
-    """Processes that begin together, as those of one run do, compile a function once: the others wait and load it."""
+    """Processes that begin together, as those of one run do, compile a function once: the others wait and load it.
+
+    Who waits for a function's lock holds at most those of its callers, so nobody waits for ever.
+    """
     load, compile_for = cache.load_overload, dispatcher.compile
     held = ExitStack()
 
@@ -51,7 +55,7 @@ def _compile_alone(dispatcher: Any, cache: Any) -> None:
         if code is None:
             _say_once()
             with suppress(Timeout, OSError, NotImplementedError):  # storage without locks: each compiles
-                if (turn := _turn()) is not None:
+                if (turn := _turn(dispatcher.py_func)) is not None:
                     held.enter_context(turn.acquire(timeout=_PATIENCE))
                     code = load(*arguments)
         return code

@@ -50,7 +50,7 @@ def test_of_processes_that_begin_together_one_compiles(start, tmp_path):
     where = "from plif_lightning.runtime.compiled import compiled_code; print(compiled_code())"
     folder = Path(start("-c", where, stdout=subprocess.PIPE).communicate()[0].strip())
     said = [tmp_path / "first.txt", tmp_path / "second.txt"]
-    with file_lock(folder / "compiling.lock"):
+    with file_lock(folder / "__main__.six_times.lock"):
         processes = []
         for path in said:
             with path.open("w") as file:
