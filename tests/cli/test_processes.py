@@ -125,7 +125,7 @@ def test_a_process_that_is_lost_ends_the_others_with_one_sentence(number, tmp_pa
     arguments = ["fit", "--config", QUICKSTART, *TINY, "--trainer.max_epochs", "100000"]
     arguments += ["--trainer.enable_progress_bar", "false", "--trainer.devices", "2"]
     arguments += ["--trainer.strategy", "DDPStrategy", "--trainer.strategy.timeout"]
-    for timeout in ("0:00:30", "0:03:00", "0:15:00"):  # on a loaded machine they may not even find each other in time
+    for timeout in ("0:00:15", "0:01:30", "0:15:00"):  # on a loaded machine they may not even find each other in time
         shutil.rmtree("run", ignore_errors=True)
         with Path("said").open("w") as output:  # not a pipe, which the process that is lost would keep open
             process = subprocess.Popen(
