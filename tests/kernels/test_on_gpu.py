@@ -1,4 +1,7 @@
-"""The Triton kernels on an NVIDIA GPU, with `-m gpu`. Not run there yet; with a CPU's names in place it passed."""
+"""The Triton kernels on an NVIDIA GPU, with `-m gpu`. Not run there yet.
+
+With a CPU's names in place all passed but those of memory, of float16 and of waiting, which mean nothing there.
+"""
 
 import copy
 
