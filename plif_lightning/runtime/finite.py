@@ -45,19 +45,15 @@ class FiniteCheck:
         if on_gpu:
             arrived = torch.cuda.Event()
             arrived.record(torch.cuda.current_stream(values.device))
-        before = [answer for answer in self._pending if answer.step != step]
-        now = [answer for answer in self._pending if answer.step == step]
-        self._pending = [*now, _Answer(host, arrived, step, sentence)]
-        return self._read(before)
+        # All that is pending is of one step.
+        found = self.settle() if self._pending and self._pending[0].step != step else None
+        self._pending.append(_Answer(host, arrived, step, sentence))
+        return found
 
     def settle(self) -> str | None:
         """The same of all that was asked; waits for it."""
         pending, self._pending = self._pending, []
-        return self._read(pending)
-
-    @staticmethod
-    def _read(answers: list[_Answer]) -> str | None:
-        for answer in answers:
+        for answer in pending:
             if answer.arrived is not None:
                 answer.arrived.synchronize()
             if not answer.finite.item():

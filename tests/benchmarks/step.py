@@ -21,6 +21,7 @@ from plif_lightning.runtime.allocator import tune_allocator
 tune_allocator()  # as main.py does
 
 import torch
+from torch import nn
 
 from plif_lightning import configs
 from plif_lightning.losses import LOSSES
@@ -33,6 +34,16 @@ def inputs(name: str, net: SpikingNetwork, batch: int) -> torch.Tensor:
     if shape[0] == 2:  # about as many events in a pixel and step as a recording of a DVS128 has
         return torch.poisson(torch.full((net.time_steps, batch, *shape), 0.2)).to(torch.uint8)
     return torch.randn(batch, *shape)
+
+
+def make_fire(module: nn.Module) -> None:
+    """Scales BN and FC layers so that a new network fires in every layer from the first step on."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.constant_(part.weight, 4.0)
+            nn.init.constant_(part.bias, 0.5)
+        if isinstance(part, nn.Linear):
+            part.weight.data *= 4
 
 
 def peak() -> int:

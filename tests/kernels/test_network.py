@@ -6,7 +6,7 @@ import torch
 from plif_lightning.configs import INPUTS, network_of
 from plif_lightning.losses import per_step_mse
 from plif_lightning.network import SpikingNetwork
-from tests.benchmarks.step import inputs
+from tests.benchmarks.step import inputs, make_fire
 
 SMALL = {"channels": 6, "fc_features": 20}
 LARGE = ("cifar10dvs", "dvsgesture")  # of 128x128 pixels; T = 20 in the slow tests
@@ -15,12 +15,7 @@ LARGE = ("cifar10dvs", "dvsgesture")  # of 128x128 pixels; T = 20 in the slow te
 def losses(name, backend, dtype, steps=10, batch=2, **changes):
     torch.manual_seed(0)
     net = network_of(name, backend=backend, **changes).to(dtype)
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # so that it fires from the first step on
-            torch.nn.init.constant_(module.weight, 4.0)
-            torch.nn.init.constant_(module.bias, 0.5)
-        if isinstance(module, torch.nn.Linear):
-            module.weight.data *= 4
+    make_fire(net)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     curve = []
     for step in range(steps):

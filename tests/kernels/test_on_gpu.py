@@ -15,7 +15,7 @@ from plif_lightning.data import Digits
 from plif_lightning.losses import per_step_mse
 from plif_lightning.network import use_backend
 from plif_lightning.task import SpikingClassifier
-from tests.benchmarks.step import inputs
+from tests.benchmarks.step import inputs, make_fire
 from tests.test_task import SMALL, trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -34,12 +34,7 @@ def lively(name, **changes):
     """A network that fires from the first step on, on the GPU, with an input and labels."""
     torch.manual_seed(0)
     net = network_of(name, pool_ties="first", dropout=0.0, **changes)
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.constant_(module.weight, 4.0)
-            torch.nn.init.constant_(module.bias, 0.5)
-        if isinstance(module, torch.nn.Linear):
-            module.weight.data *= 4
+    make_fire(net)
     label = torch.randint(0, INPUTS[name][1], (2,))
     return net.cuda(), inputs(name, net, 2).cuda(), label.cuda()
 

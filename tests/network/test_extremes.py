@@ -8,6 +8,7 @@ from plif_lightning.errors import NonFiniteError
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.neurons import PLIF
 from plif_lightning.task import SpikingClassifier
+from tests.benchmarks.step import make_fire
 
 FORMS = ("reference", "cpu")
 
@@ -17,13 +18,7 @@ def lively(backend, **kwargs):
     torch.manual_seed(1)
     settings = {"channels": 8, "fc_features": 20, "dropout": 0.0, "pool_ties": "first", **kwargs}
     network = SpikingNetwork((1, 8, 8), 10, 4, backend=backend, **settings)
-    with torch.no_grad():
-        for part in network.modules():
-            if isinstance(part, torch.nn.BatchNorm2d):
-                part.weight.fill_(4)
-                part.bias.fill_(0.5)
-            if isinstance(part, torch.nn.Linear):
-                part.weight.mul_(4)
+    make_fire(network)
     return network
 
 
