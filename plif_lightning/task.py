@@ -20,6 +20,7 @@ from plif_lightning.batch import Batch, as_batch, merged, time_first
 from plif_lightning.errors import NonFiniteError, UserError
 from plif_lightning.losses import LOSSES, LossName
 from plif_lightning.network import SpikingNetwork
+from plif_lightning.network.parts import parts_of, require_parts
 from plif_lightning.runtime.finite import FiniteCheck
 from plif_lightning.runtime.randomness import fold_in, run_seed
 from plif_lightning.schedules import OneCycle
@@ -198,6 +199,7 @@ class SpikingClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._stop_if(self._finite.settle())  # none is written of weights that are no numbers
+        checkpoint["network_parts"] = parts_of(self.network)
         checkpoint["train_metrics"] = {
             f"{name}.{state}": self.trainer.strategy.reduce(torch.as_tensor(value).clone(), reduce_op="sum")
             for name, metric in self._train_metrics().items()
@@ -205,6 +207,8 @@ class SpikingClassifier(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "network_parts" in checkpoint:  # older ones do not say
+            require_parts(self.network, checkpoint["network_parts"], "the checkpoint")
         if self._trainer is None:
             return  # load_from_checkpoint
         averaging = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]

@@ -204,7 +204,7 @@ def stream(argv: list[str]) -> int:
     network = StreamingNetwork(
         net, events_per_step=given.events_per_step, us_per_step=us, engine=given.engine, sensor=_sensor(data)
     )
-    names = _class_names(data, net.structure.fc_features[-1] // net.voting.votes_per_class)
+    names = _class_names(data, net.num_classes)
     screen = _Screen(network, names, given.plain or not sys.stdout.isatty())
     left: list[str] = []
     steps: Iterator[Any]
@@ -357,6 +357,7 @@ def cost(argv: list[str]) -> int:
     given = _cost_parser().parse_args(argv)
     if given.samples < 1:
         raise UserError(f"--samples must be at least 1, got {given.samples}.")
+    from rich.markup import escape
     from rich.table import Table
 
     from plif_lightning.deploy.costs import Cost
@@ -366,7 +367,7 @@ def cost(argv: list[str]) -> int:
     found = count(net, x)
     columns = (
         "layer", "firing", "dense [M]", "MAC [M]", "AC [M]", "parameters [k]", "state [k]", "moved [MB]", "fp32 [uJ]",
-        "int8 + memory [uJ]", "conventional", "weights reused", "conventional",
+        "int8, fetched [uJ]", "conventional, fetched [uJ]", "int8, reused [uJ]", "conventional, reused [uJ]",
     )  # fmt: skip
 
     numbers = (
@@ -385,9 +386,9 @@ def cost(argv: list[str]) -> int:
         for layer in found.layers
     ]
     rows.append(row(found, "all", ""))
-    table = Table(title=f"{net.structure}, T = {found.time_steps}, a sample, measured on {found.samples}")
+    table = Table(title=f"{escape(str(net.structure))}, T = {found.time_steps}, a sample, measured on {found.samples}")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(escape(column), justify="left" if i == 0 else "right")
     for i, cells in enumerate(rows):
         table.add_row(*cells, end_section=i == len(rows) - 2)
     console = Console(width=None if sys.stdout.isatty() else 160)

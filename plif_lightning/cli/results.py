@@ -73,13 +73,10 @@ def describe_networks() -> list[NetworkFacts]:
     for name, (shape, _) in configs.INPUTS.items():
         with torch.device("meta"):
             net = configs.network_of(name)
-        s, size = net.structure, sum(p.numel() for p in net.parameters())
-        data_set = configs.shipped()[name]["data"]["class_path"].rsplit(".", 1)[-1]
-        found.append(
-            NetworkFacts(
-                *(data_set, s.n_conv, s.n_down, len(s.fc_features), s.channels, shape, net.time_steps, str(s), size)
-            )
-        )
+        size, blocks = sum(p.numel() for p in net.parameters()), configs.shipped()[name]
+        data_set = blocks["data"]["class_path"].rsplit(".", 1)[-1]
+        row = [blocks["model"][key] for key in ("n_conv", "n_down", "n_fc", "channels")]
+        found.append(NetworkFacts(*(data_set, *row, shape, net.time_steps, str(net.structure), size)))
     return found
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plif_lightning.deploy.layers import network_of, takes_spikes
+from plif_lightning.deploy.layers import network_of
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import ConvBlock, FCBlock
@@ -38,7 +38,8 @@ class LayerCost(NamedTuple):
 
     Attributes:
         layer: its name.
-        spikes: whether its input is zeros and ones; else its operations are multiply-accumulates.
+        spikes: whether its input was zeros and ones alone, a network's own input aside; else its operations are
+            multiply-accumulates.
         firing: share of its inputs that are not zero.
         dense: operations if nothing is skipped, one for each input and weight that meet.
         actual: those of inputs that are not zero.
@@ -141,12 +142,14 @@ def cost(net: SpikingNetwork, x: Tensor) -> Cost:
     if x.numel() == 0:
         raise UserError(f"a cost is an average over samples, and there are none in x {list(x.shape)}.")
     found: list[LayerCost] = []
-    spikes = takes_spikes(net)
+    # What comes after the first layer is zeros and ones, or not, whatever kind of neurons fired it.
+    analog = next(iter(net.blocks())) if net.inputs.name == "direct" else None
     samples = x.shape[0] if x.dim() == 4 else x.shape[1]
 
     def listener(name: str) -> Callable[..., None]:
         def listen(block: nn.Module, given: tuple[Any, ...]) -> None:
-            found.append(_of_layer(name, block, given[0], spikes[name], net.time_steps, samples))
+            spikes = name != analog and bool(((given[0] == 0) | (given[0] == 1)).all())
+            found.append(_of_layer(name, block, given[0], spikes, net.time_steps, samples))
 
         return listen
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.integers import LARGEST, quantised
-from plif_lightning.deploy.layers import spiking_layers, weighted
+from plif_lightning.deploy.layers import spiking_layers, unusual, weighted
 from plif_lightning.deploy.nir import to_nir
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import SpikingNetwork, step, use_backend
 from plif_lightning.network.loading import EXPORTED, checkpoint_file, load_checkpoint, network_in, sha256_of
+from plif_lightning.network.parts import parts_of
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.files import written_whole
 
@@ -109,7 +110,8 @@ def to_export(net: SpikingNetwork, static: bool, on_integers: bool = False) -> t
     """
     batch = torch.export.Dim("batch", min=1)
     shapes = ({0 if static else 1: batch},)
-    return torch.export.export(_reference(net, on_integers), (_example(net, static),), dynamic_shapes=shapes)
+    with _blamed_on_layers(net):
+        return torch.export.export(_reference(net, on_integers), (_example(net, static),), dynamic_shapes=shapes)
 
 
 def to_export_step(net: SpikingNetwork, on_integers: bool = False) -> torch.export.ExportedProgram:
@@ -119,7 +121,30 @@ def to_export_step(net: SpikingNetwork, on_integers: bool = False) -> torch.expo
     frame = torch.rand(2, *net.input_shape)
     potentials = tuple(torch.zeros_like(v) for v in step(net, frame)[1].values())
     shapes = ({0: batch}, tuple({0: batch} for _ in potentials))
-    return torch.export.export(OneStep(net), (frame, *potentials), dynamic_shapes=shapes)
+    with _blamed_on_layers(net):
+        return torch.export.export(OneStep(net), (frame, *potentials), dynamic_shapes=shapes)
+
+
+@contextlib.contextmanager
+def _blamed_on_layers(net: SpikingNetwork) -> Iterator[None]:
+    """What PyTorch's exporter cannot follow becomes a sentence that names the layers it does not know.
+
+    Raises:
+        UserError: the exporter failed in a network of unusual layers.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        strange = [f"{name} {reason}" for name, block in net.blocks().items() if (reason := unusual(block))]
+        if not strange:
+            raise
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"PyTorch's exporter cannot follow the network, in which {'; '.join(strange)} ({cause[:200]}). It follows "
+            "PyTorch's own operations, without decisions that depend on values."
+        ) from error
 
 
 def _save_onnx(program: torch.export.ExportedProgram, file: Path, names: tuple[list[str], list[str]]) -> None:
@@ -175,6 +200,7 @@ def _folded_checkpoint(checkpoint: dict[str, Any], net: SpikingNetwork) -> dict[
     others = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("network.")}
     kept["state_dict"] = others | {f"network.{name}": value for name, value in net.state_dict().items()}
     kept["hyper_parameters"] = {**checkpoint["hyper_parameters"], "folded": True}
+    kept["network_parts"] = parts_of(net)
     config = yaml.safe_load(checkpoint["cli_config"])
     config["model"]["folded"] = True
     kept["cli_config"] = yaml.safe_dump(config, sort_keys=False)

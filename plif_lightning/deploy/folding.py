@@ -1,7 +1,6 @@
 """BN folded into the convolution before it (Sec. 4.1 of the paper): the network as it runs on its own."""
 
 import copy
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -56,5 +55,4 @@ def fold(net: SpikingNetwork) -> SpikingNetwork:
             conv.weight = nn.Parameter(weight.to(conv.weight.dtype))
             conv.bias = nn.Parameter(shift.to(conv.weight.dtype))
         block.norm = None
-    folded.structure = replace(net.structure, folded=True)
     return folded

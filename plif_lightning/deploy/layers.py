@@ -4,8 +4,9 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import ConvBlock, FCBlock, has_hooks, is_usual_neuron
+from plif_lightning.network.blocks import ConvBlock, FCBlock, has_hooks, is_usual_neuron, own_method
 from plif_lightning.network.tracing import plain
+from plif_lightning.neurons import Neuron
 
 _POLARITIES = 2
 
@@ -22,13 +23,26 @@ def network_of(net: nn.Module) -> SpikingNetwork:
     return net
 
 
+def unusual(block: nn.Module) -> str | None:
+    """Why a block is not one of the paper's, in words that follow its name; None where it is."""
+    if not isinstance(block, (ConvBlock, FCBlock)):
+        return f"is a {type(block).__name__}"
+    if any(map(has_hooks, block.modules())):
+        return "has hooks, which would be lost"
+    if not is_usual_neuron(block.neuron):
+        kind = type(block.neuron)
+        own = isinstance(block.neuron, Neuron) and f", whose {own_method(block.neuron)} is its own"
+        return f"has neurons of the kind {kind.__name__}{own or ''}"
+    if isinstance(block, ConvBlock) and not block.has_usual_conv:
+        return "has a convolution that is not the paper's 3x3 one"
+    if isinstance(block, FCBlock) and not block.has_usual_fc:
+        return "has another dropout or FC layer than the paper's"
+    return None
+
+
 def is_usual(block: nn.Module) -> bool:
     """Whether a block is one of the paper's: its parts are this project's own, without hooks that would be lost."""
-    parts = [part for part in block.modules() if has_hooks(part)]
-    if parts or not isinstance(block, (ConvBlock, FCBlock)):
-        return False
-    usual = block.has_usual_conv if isinstance(block, ConvBlock) else block.has_usual_fc
-    return usual and is_usual_neuron(block.neuron)
+    return unusual(block) is None
 
 
 def takes_spikes(net: SpikingNetwork) -> dict[str, bool]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
-from plif_lightning.deploy.layers import is_usual
+from plif_lightning.deploy.layers import unusual
 from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.reference import integrate_and_fire
 from plif_lightning.errors import UserError
@@ -55,8 +55,8 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
     if net.inputs.name != "direct":
         raise UserError(f"input_encoder={net.inputs.name!r} is no part of a NIR graph: give the simulator its spikes.")
     for name, block in net.blocks().items():
-        if not is_usual(block):
-            raise UserError(f"{name} is not one of the paper's layers, or it has hooks: it is not written as NIR.")
+        if (reason := unusual(block)) is not None:
+            raise UserError(f"{name} {reason}: it is not written as NIR.")
     shape = tuple(net.input_shape)
     nodes: dict[str, Any] = {"input": nir.Input(np.array(shape))}
     for name, block in net.encoder.named_children():

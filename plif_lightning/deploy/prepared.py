@@ -16,7 +16,15 @@ from plif_lightning.deploy.integers import Packed, PackedConv, PackedLinear
 from plif_lightning.deploy.rows import Rows, RowsConv, RowsLinear
 from plif_lightning.kernels import EventBlock, FrozenFire, SparseMaps, at_a_time, linear_of_bits, unpack
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, has_hooks, images_channels_last, is_usual_neuron
+from plif_lightning.network.blocks import (
+    Blocks,
+    ConvBlock,
+    FCBlock,
+    has_hooks,
+    hooks_on_all,
+    images_channels_last,
+    is_usual_neuron,
+)
 from plif_lightning.network.inputs import InputEncoder
 from plif_lightning.network.network import Voting
 from plif_lightning.neurons import Neuron
@@ -115,7 +123,7 @@ class Prepared:
         self.net = net
         self._parts = list(net.modules())
         self._held = list(_held(net))
-        self._channels = net.structure.channels
+        self._channels = net.channels
 
     def is_current(self) -> bool:
         """Whether the network holds the modules and values that it held when this was made.
@@ -171,6 +179,7 @@ class Prepared:
             and carried() is None
             and not torch.compiler.is_compiling()
             and not torch.is_autocast_enabled("cpu")
+            and not hooks_on_all()
             and not any(map(has_hooks, self._parts))
             and self._is_plain
             and (x.numel() // net.input_shape[0] * self._channels <= at_a_time(x.device) or not self._is_large)
@@ -179,7 +188,12 @@ class Prepared:
     @property
     def _is_large(self) -> bool:
         """Whether a layer before the first pool, where maps are largest, writes one: the network takes it in bands."""
-        return any(conv.writes_sums for conv in list(self._layers[0].values())[: self.net.structure.n_conv])
+        for block, conv in zip(self.net.encoder, self._layers[0].values(), strict=True):
+            if conv.writes_sums:
+                return True
+            if block.pool is not None:
+                break
+        return False
 
     def __call__(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes]."""

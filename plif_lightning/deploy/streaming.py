@@ -157,8 +157,7 @@ class StreamingNetwork:
         found = list(self.pushed(x, y, t, p, name))
         if found:
             return torch.stack(found)
-        classes = self.net.structure.fc_features[-1] // self.net.voting.votes_per_class
-        return torch.zeros(0, classes if self.total is None else self.total.shape[-1], dtype=torch.float64)
+        return torch.zeros(0, self.net.num_classes if self.total is None else self.total.shape[-1], dtype=torch.float64)
 
     def pushed(self, x: Any, y: Any = None, t: Any = None, p: Any = None, name: str = "events") -> Iterator[Tensor]:
         """`push`, a time-step after another: who stops in between leaves the rest waiting, for the next call."""

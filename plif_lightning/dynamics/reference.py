@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.errors import UserError
 
@@ -101,10 +101,14 @@ def trace(
 
 
 def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """While it lasts no autocast is in force; on the meta device there is none."""
+    """While it lasts no autocast is in force."""
+    return torch.autocast(device.type, enabled=False) if autocast_in_force(device) else nullcontext()
+
+
+def autocast_in_force(device: torch.device) -> bool:
+    """Whether autocast changes types on this device; on the meta device there is none to ask about."""
     # Not torch.amp.is_autocast_available, which PyTorch 2.10 cannot compile.
-    in_force = device.type != "meta" and torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if in_force else nullcontext()
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def _over_channels(value: Tensor, x: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ def _atan_integral(z: Tensor) -> Tensor:
 
 
 def _sigmoid(z: Tensor) -> Tensor:
-    s = torch.sigmoid(z)
-    return s * (1 - s)
+    e = torch.exp(-z.abs())  # s(z) s(-z), as s (1 - s) cancels in float32 where the neuron is saturated
+    return e / (1 + e).square_()
 
 
 def _triangle(z: Tensor) -> Tensor:
@@ -73,14 +73,15 @@ class Surrogate:
     | name | g(z) | sigma, with z = u / width |
     |---|---|---|
     | `atan` | 1 / (1 + (pi z)^2) | arctan(pi z) / pi + 1/2 |
-    | `sigmoid` | s(z) (1 - s(z)) | s(z) = 1 / (1 + exp(-z)) |
+    | `sigmoid` | s(z) s(-z) | s(z) = 1 / (1 + exp(-z)) |
     | `triangle` | max(0, 1 - abs(z)) | (1 + z)^2 / 2 on [-1, 0], 1 - (1 - z)^2 / 2 on [0, 1] |
     | `rectangle` | 1 where abs(z) < 1/2 | z + 1/2, clamped to [0, 1] |
     | `fast_sigmoid` | 1 / (2 (1 + abs(z))^2) | 1/2 + z / (2 (1 + abs(z))) |
 
-    Peers' names: SpikingJelly's SoftSign(alpha) is `fast_sigmoid` of width 1 / alpha; snnTorch's fast_sigmoid(slope)
-    and Norse's SuperSpike are the same without the factor of unit area. BrainCog's QGateGrad(alpha) is `triangle` of
-    width 1 / alpha.
+    Peers' names: SpikingJelly's SoftSign(alpha) is `fast_sigmoid` of width 1 / alpha; snnTorch's fast_sigmoid(slope) is
+    the same without the factor of unit area, and so is Norse's SuperSpike at width 1 (Norse 1.1 ignores its alpha).
+    BrainCog's QGateGrad(alpha) is `triangle` of width 1 / alpha; snnTorch's `triangular` is another function, 1 below
+    the threshold and -1 above it.
 
     Args:
         name: the shape; `atan` with width 1 is the paper's.

@@ -340,8 +340,9 @@ def _back_to_h(
         for j in range(n):
             i = np.uintp(j)
             h = potentials[of_h, i]
-            z = one / (one + np.exp(-((h - _at(v_threshold, i)) / width)))
-            derivative = z * (one - z) / width
+            # s(z) s(-z): s (1 - s) cancels where the neuron is saturated
+            z = np.exp(-abs((h - _at(v_threshold, i)) / width))
+            derivative = z / ((one + z) * (one + z)) / width
             g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
             grad_v[r, i] = _grad_h(h, g, derivative, grad_v[r, i], _at(v_threshold, i), v_reset, soft, detach)
     elif kind == TRIANGLE:

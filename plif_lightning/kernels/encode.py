@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.dynamics.reference import in_own_precision
 from plif_lightning.kernels import block as block  # registers the operators

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.dynamics.reference import checked, in_own_precision
 from plif_lightning.kernels import ops as ops  # registers the operators

@@ -78,8 +78,8 @@ def _derivative(u, width, KIND: tl.constexpr):
         z = 3.141592653589793 * z
         g = 1 / (z * z + 1)
     elif KIND == SIGMOID:
-        s = 1 / (1 + tl.exp(-z))
-        g = s * (1 - s)
+        s = tl.exp(-tl.abs(z))  # s(z) s(-z): s (1 - s) cancels where the neuron is saturated
+        g = s / ((1 + s) * (1 + s))
     elif KIND == TRIANGLE:
         g = tl.maximum(1 - tl.abs(z), 0.0)
     elif KIND == RECTANGLE:

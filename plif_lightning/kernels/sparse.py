@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.reference import in_own_precision
 from plif_lightning.errors import UserError
 from plif_lightning.kernels.bits import (

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plif_lightning.dynamics.reference import autocast_in_force
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import (
     Backend,
@@ -50,21 +51,32 @@ def hooks_on_all() -> bool:
     return any((*forward, every._global_backward_hooks, every._global_backward_pre_hooks))
 
 
+def must_be_called(module: nn.Module) -> bool:
+    """Whether hooks wait for this module to be called: its own, or those of all modules."""
+    return has_hooks(module) or hooks_on_all()
+
+
+def own_method(neuron: Neuron) -> str | None:
+    """`run` or `forward`, where a neuron computes something else in it than this project's neurons; else None."""
+    for name in ("run", "forward"):
+        if name in vars(neuron) or getattr(type(neuron), name) is not getattr(Neuron, name):
+            return name
+    return None
+
+
 def is_usual_neuron(neuron: nn.Module) -> bool:
     """Whether a module is one of this project's neurons, which gives zeros and ones, without a `run` of its own."""
-    return isinstance(neuron, Neuron) and all(
-        getattr(type(neuron), name) is getattr(Neuron, name) for name in ("run", "forward")
-    )
+    return isinstance(neuron, Neuron) and own_method(neuron) is None
 
 
 def computing_type(x: Tensor) -> torch.dtype:
     """The type that a layer computes in where its weight is of the type of x."""
-    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    return torch.get_autocast_dtype(x.device.type) if autocast_in_force(x.device) else x.dtype
 
 
 def dtype_of(x: Tensor, weight: Tensor) -> torch.dtype:
     """The type that a convolution or FC layer computes in."""
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast_in_force(x.device):
         return computing_type(x)
     return torch.promote_types(x.dtype, weight.dtype)
 
@@ -174,7 +186,7 @@ class ConvBlock(nn.Module):
 
     def gives_binary(self, device: torch.device) -> bool:
         """Whether the output is guaranteed to hold zeros and ones."""
-        fused = self.backend.fuses(device) and self.not_fusible is None and not has_hooks(self)
+        fused = self.backend.fuses(device) and self.not_fusible is None and not must_be_called(self)
         return fused and self.pool_name != "avg"
 
     @property
@@ -183,7 +195,7 @@ class ConvBlock(nn.Module):
         conv = self.conv
         return (
             type(conv) is nn.Conv2d
-            and not has_hooks(conv)
+            and not must_be_called(conv)
             and (conv.bias is None) == (self.norm is not None)
             and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
             and (conv.groups, conv.padding_mode) == (1, "zeros")
@@ -321,11 +333,11 @@ class FCBlock(nn.Module):
     def has_usual_fc(self) -> bool:
         """Whether dropout and FC layer are those of the paper's networks, without hooks."""
         usual = type(self.fc) is nn.Linear and self.fc.bias is None and type(self.dropout) is TimeDropout
-        return usual and not has_hooks(self.fc) and not has_hooks(self.dropout)
+        return usual and not has_hooks(self.fc) and not must_be_called(self.dropout)
 
     def gives_binary(self, device: torch.device) -> bool:
         """Whether the output is guaranteed to hold zeros and ones."""
-        return is_usual_neuron(self.neuron) and not has_hooks(self.neuron) and not has_hooks(self)
+        return is_usual_neuron(self.neuron) and not has_hooks(self.neuron) and not must_be_called(self)
 
 
 class Blocks(nn.Sequential):

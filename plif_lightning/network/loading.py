@@ -11,6 +11,7 @@ import torch
 
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
+from plif_lightning.network.parts import require_parts
 
 _PREFIX = "network."
 # What an export folder holds beside its files: their hashes, and what they are.
@@ -120,6 +121,8 @@ def network_in(checkpoint: dict[str, Any], path: Path) -> SpikingNetwork:
         arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if k in ARGUMENTS}
         # The form that it was trained with may not run here: `use_backend` chooses another one than the fastest.
         network = SpikingNetwork(**{**arguments, "backend": "auto", "sparse": "auto"})
+        if "network_parts" in checkpoint:  # older ones do not say
+            require_parts(network, checkpoint["network_parts"], path)
         weights = checkpoint["state_dict"]
         weights = {k.replace("._orig_mod.", "."): v for k, v in weights.items()}  # of a network that was compiled
         network.load_state_dict({k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)})

@@ -24,14 +24,15 @@ from plif_lightning.neurons.carry import carried
 
 
 class Voting(nn.Module):
-    """Mean of the M output neurons of each class: [T, N, M C] to votes [T, N, C] in float32."""
+    """Mean of the M output neurons of each class: [T, N, M C] to votes [T, N, C], in float32 at least."""
 
     def __init__(self, votes_per_class: int) -> None:
         super().__init__()
         self.votes_per_class = votes_per_class
 
     def forward(self, spikes: Tensor) -> Tensor:
-        return spikes.float().unflatten(-1, (-1, self.votes_per_class)).mean(-1)
+        real = torch.promote_types(spikes.dtype, torch.float32)
+        return spikes.to(real).unflatten(-1, (-1, self.votes_per_class)).mean(-1)
 
     def extra_repr(self) -> str:
         return f"votes_per_class={self.votes_per_class}"
@@ -139,9 +140,7 @@ class SpikingNetwork(nn.Module):
         features = [*[fc_features] * (n_fc - 1), votes_per_class * num_classes]
         self.input_shape = tuple(input_shape)
         self.time_steps = time_steps
-        self.structure = Structure(
-            n_conv, n_down, channels, tuple(features), tuple(dropouts), votes_per_class, neuron, pooling, folded
-        )
+        self.num_classes, self.channels = num_classes, channels
         in_features = channels * pooled[0] * pooled[1]
         convs = 9 * channels * (in_channels + channels * (n_conv * n_down - 1))
         fcs = sum(i * o for i, o in itertools.pairwise([in_features, *features]))
@@ -202,6 +201,11 @@ class SpikingNetwork(nn.Module):
         finally:
             for part in parts:
                 part.time_steps = usual
+
+    @property
+    def structure(self) -> Structure:
+        """The layers in the notation of Table S1, as they are now."""
+        return Structure.of(self.encoder.children(), self.classifier.children(), self.voting)
 
     def kernels(self, device: torch.device) -> str:
         """Which form runs on a device, and which blocks take the reference's parts one by one, and why."""

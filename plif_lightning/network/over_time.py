@@ -5,7 +5,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, Pool2d, TimeDropout, has_hooks
+from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, Pool2d, TimeDropout, must_be_called
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.neurons import Neuron
 
@@ -84,7 +84,7 @@ def _run_parts(module: nn.Sequential, x: Tensor) -> Tensor:
             x = run_over_time(part, x)
         return x
 
-    if not has_hooks(module):
+    if not must_be_called(module):
         return over_parts(x)
     module.forward = over_parts  # type: ignore[method-assign]  # hooks stand around a module's own call
     try:

@@ -4,8 +4,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.errors import UserError
 
 Pooling = Literal["max", "avg"]

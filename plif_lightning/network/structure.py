@@ -1,42 +1,100 @@
-"""The network's shape as plain numbers, printed in the notation of Table S1."""
+"""A network's layers in the notation of Table S1, read from its modules."""
 
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-_NEURON = {"plif": "PLIF", "lif": "LIF", "if": "IF"}
-_POOL = {"max": "MP", "avg": "AP"}
+from torch import nn
 
-
-def _repeat(part: str, times: int) -> str:
-    return part if times == 1 else f"{{{part}}}*{times}"
+from plif_lightning.network.blocks import ConvBlock, FCBlock, Pool2d, TimeDropout
+from plif_lightning.network.norm import TimeBatchNorm2d
+from plif_lightning.network.pooling import SpikeMaxPool2d
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Arguments of Tables 1 and S1; `str()` is the network's row of Table S1.
+    """The layers of a network as they are; `str()` is the network's row of Table S1.
 
-    `dropout` is p before each FC layer; a layer without dropout has no DP in its string.
+    A module that the notation has no letters for is written by the name of its class.
+
+    Attributes:
+        convs: (convolution with BN and neuron, pool or nothing) of each block of the encoder.
+        fcs: dropout, FC layer and neuron of each block of the classifier; without DP where p is 0.
+        voting: the last layer.
     """
 
-    n_conv: int
-    n_down: int
-    channels: int
-    fc_features: tuple[int, ...]
-    dropout: tuple[float, ...]
-    votes_per_class: int
-    neuron: str
-    pooling: str
-    folded: bool = False
+    convs: tuple[tuple[str, str], ...]
+    fcs: tuple[str, ...]
+    voting: str
+
+    @classmethod
+    def of(cls, encoder: Iterable[nn.Module], classifier: Iterable[nn.Module], voting: nn.Module) -> "Structure":
+        """The structure of these blocks."""
+        votes = getattr(voting, "votes_per_class", None)
+        last = _name(voting) if votes is None else f"APk{votes}s{votes}"
+        return cls(tuple(map(_conv_block, encoder)), tuple(map(_fc_block, classifier)), last)
 
     def __str__(self) -> str:
-        neuron = _NEURON[self.neuron]
-        conv = _repeat(f"c{self.channels}k3s1-{'' if self.folded else 'BN-'}{neuron}", self.n_conv)
-        # Table S1 keeps the braces around a stage even where it is not repeated inside.
-        parts = [_repeat(f"{conv}-{_POOL[self.pooling]}k2s2", self.n_down)]
-        fcs = [
-            f"{'DP-' if p > 0 else ''}FC{features}-{neuron}"
-            for features, p in zip(self.fc_features, self.dropout, strict=True)
-        ]
-        hidden, out = fcs[:-1], fcs[-1]
-        parts += [_repeat(hidden[0], len(hidden))] if len(set(hidden)) == 1 else hidden
-        votes = self.votes_per_class
-        return "-".join([*parts, out, f"APk{votes}s{votes}"])
+        stages, inside = [], []
+        for conv, pool in self.convs:
+            inside.append(conv)
+            if pool:
+                stages.append("-".join([*_repeated(inside), pool]))
+                inside = []
+        return "-".join(
+            [*_repeated(stages), *_repeated(inside), *_repeated(self.fcs[:-1]), *self.fcs[-1:], self.voting]
+        )
+
+
+def _repeated(parts: Sequence[str]) -> list[str]:
+    """Equal parts that follow each other as one, `{part}*times`."""
+    counted = [(part, len(list(group))) for part, group in itertools.groupby(parts)]
+    return [part if times == 1 else f"{{{part}}}*{times}" for part, times in counted]
+
+
+def _name(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _size(size: int | Sequence[int]) -> str:
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    return str(sides[0]) if len(set(sides)) == 1 else "x".join(map(str, sides))
+
+
+def _conv(conv: nn.Module) -> str:
+    """Such as c128k3s1; padding, dilation and groups where they are not the usual ones."""
+    if not isinstance(conv, nn.Conv2d):
+        return _name(conv)
+    padding = conv.padding if isinstance(conv.padding, str) else _size(conv.padding)
+    usual = _size([side // 2 for side in conv.kernel_size])
+    more = [("p", padding, usual), ("d", _size(conv.dilation), "1"), ("g", str(conv.groups), "1")]
+    others = "".join(f"{letter}{value}" for letter, value, default in more if value != default)
+    return f"c{conv.out_channels}k{_size(conv.kernel_size)}s{_size(conv.stride)}{others}"
+
+
+def _pool(pool: nn.Module | None) -> str:
+    if pool is None:
+        return ""
+    inside = pool.pool if isinstance(pool, Pool2d) else pool
+    if isinstance(inside, SpikeMaxPool2d):
+        return "MPk2s2"
+    if isinstance(inside, (nn.MaxPool2d, nn.AvgPool2d)):
+        letters = "MP" if isinstance(inside, nn.MaxPool2d) else "AP"
+        return f"{letters}k{_size(inside.kernel_size)}s{_size(inside.stride)}"
+    return _conv(inside)
+
+
+def _conv_block(block: nn.Module) -> tuple[str, str]:
+    if not isinstance(block, ConvBlock):
+        return _name(block), ""
+    norm = [] if block.norm is None else ["BN" if isinstance(block.norm, TimeBatchNorm2d) else _name(block.norm)]
+    return "-".join([_conv(block.conv), *norm, _name(block.neuron)]), _pool(block.pool)
+
+
+def _fc_block(block: nn.Module) -> str:
+    if not isinstance(block, FCBlock):
+        return _name(block)
+    dropout = "DP" if isinstance(block.dropout, TimeDropout) else _name(block.dropout)
+    drops = not isinstance(block.dropout, nn.Identity) and getattr(block.dropout, "p", 1) != 0
+    fc = f"FC{block.fc.out_features}" if isinstance(block.fc, nn.Linear) else _name(block.fc)
+    return "-".join([*([dropout] if drops else []), fc, _name(block.neuron)])

@@ -57,27 +57,23 @@ def peer(net: SpikingNetwork, step_mode: str) -> nn.Sequential:
             step_mode=step_mode,
         )  # fmt: skip
 
-    shape, layers = net.input_shape, []
-    s = net.structure
-    channels = shape[0]
-    for _ in range(s.n_down):
-        for _ in range(s.n_conv):
-            layers += [
-                layer.Conv2d(channels, s.channels, 3, padding=1, bias=False, step_mode=step_mode),
-                layer.BatchNorm2d(s.channels, step_mode=step_mode),
-                plif(),
-            ]
-            channels = s.channels
-        layers.append(layer.MaxPool2d(2, 2, step_mode=step_mode))
-    layers.append(layer.Flatten(step_mode=step_mode))
-    features = s.channels * (shape[1] >> s.n_down) * (shape[2] >> s.n_down)
-    for out in s.fc_features:
+    layers: list[nn.Module] = []
+    for block in net.encoder:
+        conv = block.conv
         layers += [
-            layer.Dropout(0.5, step_mode=step_mode),
-            layer.Linear(features, out, bias=False, step_mode=step_mode),
+            layer.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False, step_mode=step_mode),
+            layer.BatchNorm2d(conv.out_channels, step_mode=step_mode),
             plif(),
         ]
-        features = out
+        if block.pool is not None:
+            layers.append(layer.MaxPool2d(2, 2, step_mode=step_mode))
+    layers.append(layer.Flatten(step_mode=step_mode))
+    for block in net.classifier:
+        layers += [
+            layer.Dropout(0.5, step_mode=step_mode),
+            layer.Linear(block.fc.in_features, block.fc.out_features, bias=False, step_mode=step_mode),
+            plif(),
+        ]
     layers.append(layer.VotingLayer(10, step_mode=step_mode))
     made = nn.Sequential(*layers)
     with torch.no_grad():

@@ -255,7 +255,10 @@ def test_cost_is_a_table_and_a_file(run_of_digits, tmp_path, capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "measured on 4" in out
     assert "Above 1 the conventional network wins." in out
+    for unit in ("[k]", "[uJ]", "[MB]"):
+        assert unit in out
     table = rows(tmp_path / "cost.csv")
+    assert len(table[0]) == 13  # no two columns have the same name
     assert [row["layer"] for row in table] == ["conv1", "conv2", "fc1", "fc2", "all"]
     assert float(table[0]["AC [M]"]) == 0  # images are no spikes
 

@@ -7,6 +7,7 @@ from plif_lightning.deploy import SynapticOperations, cost, fold
 from plif_lightning.deploy.costs import picojoules_a_byte
 from plif_lightning.errors import UserError
 from plif_lightning.network import use_backend
+from plif_lightning.neurons import PLIF
 from tests.deploy.conftest import frames, trained
 
 KINDS = [{}, {"n_conv": 2}, {"pooling": "avg"}]
@@ -84,3 +85,22 @@ def test_the_metric_averages_over_samples(net):
     found = {name: value.item() for name, value in metric.compute().items()}
     whole = cost(net, x)
     assert found == pytest.approx({name: whole.total(name) for name in ("accumulates", "macs")})
+
+
+class Own(PLIF):
+    """A neuron with equations of its own, which are PLIF's."""
+
+    def run(self, x, v=None, time_steps=None):
+        return super().run(x, v, time_steps)
+
+
+def test_neurons_with_a_run_of_their_own_are_counted_alike():
+    net = trained()
+    x = frames(net)
+    expected = cost(net, x)
+    for block in (net.encoder.conv1, net.classifier.fc1):
+        own = Own()
+        own.load_state_dict(block.neuron.state_dict())
+        block.neuron = own
+    assert cost(net, x) == expected
+    assert expected.layers[0].accumulates == 0 < expected.layers[1].accumulates

@@ -18,6 +18,7 @@ from plif_lightning.deploy import deployed, fold
 from plif_lightning.deploy.exporting import export, to_export, to_export_step, write_onnx
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import load_network, step
+from plif_lightning.neurons import PLIF
 from tests.cli.calls import SILENT, TINY, fit, refused, rows
 from tests.conftest import REPOSITORY
 from tests.deploy.conftest import frames, trained
@@ -113,6 +114,7 @@ def test_onnxruntime_votes_with_rounded_weights_on_frames(tmp_path):
 def test_an_encoder_that_draws_is_not_exported(checkpoint, tmp_path):
     drawn = torch.load(checkpoint, weights_only=True)
     drawn["hyper_parameters"]["input_encoder"] = "poisson"
+    del drawn["network_parts"]
     torch.save(drawn, tmp_path / "drawn.ckpt")
     for form in ("pt2", "onnx", "onnx_int8"):
         with pytest.raises(UserError, match=f"input_encoder='poisson' is no part of {form}"):
@@ -209,6 +211,7 @@ def test_an_export_of_another_network_leaves_nothing_of_the_one_before(checkpoin
 def test_a_users_own_folder_stays_and_what_is_in_the_way_goes(checkpoint, exported, tmp_path):
     soft = torch.load(checkpoint, weights_only=True)
     soft["hyper_parameters"]["reset"] = "soft"
+    del soft["network_parts"]
     torch.save(soft, tmp_path / "soft.ckpt")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="resets by subtraction"):
@@ -285,3 +288,18 @@ def test_training_does_not_go_on_from_a_folded_checkpoint(exported, capsys):
 def test_folding_twice_is_folding_once(exported):
     net = load_network(exported)
     assert torch.equal(fold(net)(images()), net(images()))
+
+
+class Undecided(PLIF):
+    def run(self, x, v=None, time_steps=None):
+        spikes, v = super().run(x, v, time_steps)
+        return (spikes, v) if spikes.sum() > 3 else (0 * spikes, v)
+
+
+def test_neurons_that_no_exporter_can_follow_are_named():
+    net = trained()
+    net.encoder.conv2.neuron = Undecided()
+    for write in (lambda: to_export(net, static=False), lambda: to_export_step(net)):
+        with pytest.raises(UserError, match="conv2 has neurons of the kind Undecided, whose run is its own") as refused:
+            write()
+        assert "\n" not in str(refused.value)

@@ -9,6 +9,7 @@ import torch
 from plif_lightning.dynamics import Firing, SurrogateName, integrate_and_fire
 from plif_lightning.dynamics.reference import trace
 from plif_lightning.errors import UserError
+from plif_lightning.network import use_backend
 from plif_lightning.neurons import IF, LIF, PLIF
 from tests.dynamics import oracle
 
@@ -243,3 +244,22 @@ def test_a_trace_holds_what_the_neuron_went_through(per, held):
     limit = threshold[:, None] if shape else threshold
     assert torch.equal(found[1] >= limit, spikes.bool())  # H_t, before the reset
     assert torch.equal(found[2], torch.where(spikes.bool(), torch.tensor(-0.2), found[1]))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("head", [torch.sum, lambda spikes: spikes.square().sum()])
+def test_a_penalty_on_gradients_is_refused(backend, head):
+    layer, neuron = torch.nn.Linear(4, 3), use_backend(PLIF(), backend)
+    loss = head(neuron(3 * layer(torch.randn(5, 2, 4, generator=torch.Generator().manual_seed(0)))))
+    found = torch.autograd.grad(loss, [layer.weight, neuron.a], create_graph=True)
+    assert all(gradient.requires_grad for gradient in found)
+    with pytest.raises(UserError, match="cannot be differentiated again"):
+        sum(g.square().sum() for g in found).backward()
+
+
+def test_a_gradient_of_constants_is_a_constant():
+    x = torch.randn(5, 2, 4)
+    weight = torch.ones(4, requires_grad=True)
+    spikes, _ = integrate_and_fire(x, torch.tensor(0.5))
+    (found,) = torch.autograd.grad((spikes * weight).sum(), weight, create_graph=True)
+    assert not found.requires_grad

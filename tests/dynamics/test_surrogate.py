@@ -45,3 +45,11 @@ def test_triangle_of_half_width_is_braincogs_qgategrad():
     u, alpha = torch.linspace(-1, 1, 41), 2.0
     expected = (alpha - alpha**2 * u.abs()).clamp(min=0)
     torch.testing.assert_close(Surrogate("triangle", 1 / alpha).derivative(u), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_keeps_the_digits_of_saturated_neurons(name):
+    u = torch.linspace(-30, 30, 241)
+    exact = Surrogate(name).derivative(u.double()).float()
+    torch.testing.assert_close(Surrogate(name).derivative(u), exact, rtol=1e-5, atol=0)
+    torch.testing.assert_close(Surrogate(name).derivative(-u), Surrogate(name).derivative(u), rtol=0, atol=0)

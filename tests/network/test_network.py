@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from plif_lightning.deploy import deployed
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, load_network
-from plif_lightning.neurons import IF
+from plif_lightning.network.norm import TimeBatchNorm2d
+from plif_lightning.neurons import IF, PLIF
 from tests.dynamics import oracle
 
 SMALL = {
@@ -288,3 +290,38 @@ def test_a_checkpoint_of_another_backend_is_loaded_and_its_mistakes_are_named(tm
         load_network(tmp_path / "b.ckpt")
     with pytest.raises(UserError, match="is a folder"):
         load_network(tmp_path)
+
+
+def test_in_float64_votes_and_gradients_have_all_its_digits():
+    ours = small(pool_ties="first", dropout=0.0).double()
+    theirs = copy.deepcopy(ours)
+    x = inputs().double()
+    votes, expected = ours(x), step_by_step(theirs, x, "max")
+    assert votes.dtype == torch.float64
+    pairs = zip(gradients(ours, votes).values(), gradients(theirs, expected).values(), strict=True)
+    for found, grad in pairs:
+        torch.testing.assert_close(found, grad, rtol=1e-10, atol=1e-13)
+
+
+def test_shapes_are_there_without_memory():
+    with torch.device("meta"):
+        network = small()
+        assert network(torch.empty(4, 3, 2, 9, 10)).shape == (4, 3, 3)
+        assert network(torch.empty(3, 2, 9, 10)).shape == (4, 3, 3)
+        assert PLIF()(torch.empty(4, 3, 5)).shape == (4, 3, 5)
+
+
+@pytest.mark.parametrize("sparse", ["auto", "always"])
+def test_hooks_of_all_modules_hear_every_module(sparse):
+    network, heard = small(sparse=sparse).eval(), set()
+    made = deployed(network, "events")
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, given, out: heard.add(module))
+    try:
+        for net in (network, made.net):
+            heard.clear()
+            with torch.no_grad():
+                (network if net is network else made)(inputs())
+            holders = {part for part in net.modules() if isinstance(part, TimeBatchNorm2d)}
+            assert {part for part in net.modules() if part not in holders} <= heard
+    finally:
+        handle.remove()

@@ -1,0 +1,172 @@
+"""What a network is made of, as its notation and its checkpoints say it."""
+
+import copy
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+import plif_lightning as pl
+from plif_lightning.deploy import fold
+from plif_lightning.errors import CheckpointError
+from plif_lightning.network import SpikingNetwork, load_network, over_time
+from plif_lightning.network.blocks import Pool2d
+from plif_lightning.network.parts import parts_of, require_parts
+from plif_lightning.neurons import LIF, PLIF
+
+SIZES = {"channels": 4, "fc_features": 8, "votes_per_class": 2}
+
+
+def network(**changes):
+    torch.manual_seed(0)
+    return SpikingNetwork((1, 8, 8), 3, 4, **{**SIZES, **changes})
+
+
+class Quiet(PLIF):
+    """A neuron that fires only from twice the threshold on."""
+
+    def run(self, x, v=None, time_steps=None):
+        return super().run(x / 2, v, time_steps)
+
+
+def with_quiet_neurons(net):
+    net.encoder.conv1.neuron = Quiet()
+
+
+def with_strides_for_pools(net):
+    for block in net.encoder:
+        block.pool = Pool2d(nn.Conv2d(4, 4, 2, stride=2, bias=False))
+
+
+def with_a_method_of_its_own(net):
+    neuron = net.classifier.fc1.neuron
+    neuron.run = partial(PLIF.run, neuron)
+
+
+def with_another_threshold(net):
+    net.classifier.fc1.neuron = PLIF(v_threshold=0.5)
+
+
+def with_dropout_of_steps(net):
+    net.classifier.fc1.dropout = nn.Dropout(0.5)
+
+
+def with_another_eps(net):
+    net.encoder.conv2.norm.bn.eps = 0.1
+
+
+CHANGES = {
+    with_quiet_neurons: r"encoder\.conv1\.neuron is a \S*test_parts\.Quiet there, a PLIF here",
+    with_strides_for_pools: r"encoder\.conv1\.pool\.pool is a Conv2d there, a SpikeMaxPool2d here",
+    with_a_method_of_its_own: r"replaced of classifier\.fc1\.neuron is \['run'\] there, None here",
+    with_another_threshold: r"v_threshold of classifier\.fc1\.neuron is 0\.5 there, 1\.0 here",
+    with_dropout_of_steps: r"classifier\.fc1\.dropout is a Dropout there, a TimeDropout here",
+    with_another_eps: r"eps of encoder\.conv2\.norm\.bn is 0\.1 there, 1e-05 here",
+}
+
+
+def trained_task(kind=pl.SpikingClassifier, change=None, **settings):
+    task = kind((1, 8, 8), 3, 4, **SIZES, **settings)
+    if change is not None:
+        change(task.network)
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_steps=1, limit_val_batches=0, **silent)
+    loader = torch.utils.data.DataLoader([(torch.rand(1, 8, 8), i % 3) for i in range(6)], batch_size=3)
+    trainer.fit(task, loader, loader)
+    trainer.save_checkpoint("net.ckpt")
+    return task
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_checkpoint_of_another_network_is_refused_by_name(change):
+    trained_task(change=change)
+    with pytest.raises(CheckpointError, match=CHANGES[change]):
+        load_network("net.ckpt")
+    with pytest.raises(CheckpointError, match=CHANGES[change]):
+        pl.SpikingClassifier.load_from_checkpoint("net.ckpt", weights_only=True)
+
+
+class OwnTask(pl.SpikingClassifier):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        with_quiet_neurons(self.network)
+        with_strides_for_pools(self.network)
+
+
+def test_a_task_that_builds_the_network_loads_it():
+    task = trained_task(OwnTask)
+    again = OwnTask.load_from_checkpoint("net.ckpt", weights_only=True)
+    x = torch.rand(5, 1, 8, 8)
+    assert torch.equal(task.eval()(x), again.eval()(x))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"neuron": "lif", "pooling": "avg"}, {"tau_per": "channel", "learn_threshold": True, "dropout": [0.0, 0.2]}],
+    ids=str,
+)
+def test_the_projects_own_networks_come_back(settings):
+    task = trained_task(**settings)
+    x = torch.rand(5, 1, 8, 8)
+    assert torch.equal(load_network("net.ckpt")(x), task.network.eval()(x))
+
+
+def test_a_checkpoint_that_does_not_say_loads_as_before():
+    task = trained_task()
+    checkpoint = torch.load("net.ckpt", weights_only=True)
+    del checkpoint["network_parts"]
+    torch.save(checkpoint, "net.ckpt")
+    x = torch.rand(5, 1, 8, 8)
+    assert torch.equal(load_network("net.ckpt")(x), task.network.eval()(x))
+    pl.SpikingClassifier.load_from_checkpoint("net.ckpt", weights_only=True)
+
+
+def test_settings_that_are_younger_than_a_checkpoint_are_no_difference():
+    net = network()
+    stored = parts_of(net)
+    del stored["encoder.conv1.neuron"]["reset"]
+    require_parts(net, stored, "net.ckpt")
+    with pytest.raises(CheckpointError, match=r"classifier\.fc9, a PLIF, is only there"):
+        require_parts(net, {**stored, "classifier.fc9": {"class": "PLIF"}}, "net.ckpt")
+    with pytest.raises(CheckpointError, match="does not say what its network is"):
+        require_parts(net, {"encoder": 3}, "net.ckpt")
+
+
+def test_forms_of_the_same_function_are_no_difference():
+    net = network()
+    stored = parts_of(net)
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
+    require_parts(synchronised, stored, "net.ckpt")
+    require_parts(torch.compile(net, backend="eager"), stored, "net.ckpt")
+    compiled = copy.deepcopy(net)
+    compiled.encoder = torch.compile(compiled.encoder, backend="eager")
+    require_parts(compiled, stored, "net.ckpt")
+    pl.use_backend(net, "reference")
+    require_parts(net, stored, "net.ckpt")
+
+
+def test_the_notation_is_of_the_modules_that_are_there():
+    net = network(n_conv=2)
+    assert str(net.structure) == "{{c4k3s1-BN-PLIF}*2-MPk2s2}*2-DP-FC8-PLIF-DP-FC6-PLIF-APk2s2"
+    assert str(fold(net).structure) == "{{c4k3s1-PLIF}*2-MPk2s2}*2-DP-FC8-PLIF-DP-FC6-PLIF-APk2s2"
+    with_quiet_neurons(net)
+    net.encoder.conv2.pool = Pool2d(nn.Conv2d(4, 4, 2, stride=2))
+    net.encoder.conv4.conv = nn.Conv2d(4, 4, (1, 5), padding=(0, 2), groups=2)
+    net.encoder.conv4.pool = Pool2d(nn.AvgPool2d(3, stride=2, padding=1))
+    net.classifier.fc1.dropout = nn.Identity()
+    net.classifier.fc2.neuron = LIF(3.0)
+    net.classifier.fc2.dropout = nn.Dropout(0.5)
+    assert str(net.structure) == (
+        "c4k3s1-BN-Quiet-c4k3s1-BN-PLIF-c4k2s2p0-c4k3s1-BN-PLIF-c4k1x5s1g2-BN-PLIF-APk3s2-FC8-PLIF-Dropout-FC6-LIF-APk2s2"
+    )
+    net.encoder.conv4 = nn.Conv2d(4, 4, 2, stride=2)
+    net.classifier.fc1 = over_time(nn.Sequential(nn.Linear(4, 8), PLIF()))
+    net.voting = nn.Identity()
+    assert str(net.structure).endswith("-Conv2d-OverTime-Dropout-FC6-LIF-Identity")
