@@ -200,6 +200,11 @@ class SpikingClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._stop_if(self._finite.settle())  # none is written of weights that are no numbers
         checkpoint["network_parts"] = parts_of(self.network)
+        data = getattr(self.trainer, "datamodule", None)
+        if names := getattr(data, "class_names", None):
+            checkpoint["class_names"] = [str(name) for name in names]
+        if (sensor := getattr(data, "sensor", None)) is not None:
+            checkpoint["sensor"] = [int(side) for side in sensor]
         checkpoint["train_metrics"] = {
             f"{name}.{state}": self.trainer.strategy.reduce(torch.as_tensor(value).clone(), reduce_op="sum")
             for name, metric in self._train_metrics().items()

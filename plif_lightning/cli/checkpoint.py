@@ -15,6 +15,10 @@ from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import options
 
+# Arguments of the network that the data set gives.
+_FROM_DATA = ("input_shape", "num_classes", "time_steps")
+# Of a run's model, what an evaluation has no use for; classes that a stranger's checkpoint may name.
+_OF_TRAINING = ("optimizer", "lr_scheduler")
 _INFORMATIVE = {"--help-all", "--print_config"}
 
 
@@ -102,16 +106,41 @@ def expand(argv: Sequence[str]) -> Expanded:
         raise CheckpointError(f"{command} needs the file: pass --ckpt_path RUN/checkpoints/last.ckpt.")
     path = _last_of(rest) if in_place else Path(value)
     stored = read_checkpoint(path)
+    if command not in EVALUATIONS and "class_path" not in (stored.config or {}).get("data", {}):
+        raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it names no data set to go on with.")
     folder: RunFolder | None = RunFolder.of_checkpoint(path)
     rest.append(f"--ckpt_path={path}")
     if command in EVALUATIONS:
         assert stored.config is not None
-        kept = {key: stored.config[key] for key in ("seed_everything", "model", "data")}
-        kept["trainer"] = {"precision": stored.config["trainer"]["precision"]}
-        rest.insert(0, f"--config={yaml.safe_dump(kept)}")
+        rest = _evaluated(stored.config, rest)
     elif not in_place:
         folder = None
     return Expanded(given, [command, *rest], stored, folder)
+
+
+def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:
+    """The arguments of an evaluation, after what of the stored configuration counts in one.
+
+    Raises:
+        CheckpointError: neither names a data set.
+    """
+    model = {name: value for name, value in stored["model"].items() if name not in _OF_TRAINING}
+    data = {**stored["data"], "init_args": {**stored["data"]["init_args"]}}
+    data["init_args"].pop("augmentation", None)
+    kept: dict[str, Any] = {"model": model}
+    if "seed_everything" in stored:
+        kept["seed_everything"] = stored["seed_everything"]
+    if "precision" in stored.get("trainer", {}):
+        kept["trainer"] = {"precision": stored["trainer"]["precision"]}
+    if "class_path" in data:
+        kept["data"] = data
+    elif not option_values(rest, "data") and not option_values(rest, "config"):
+        raise CheckpointError(
+            "the checkpoint names no data set, as none of another Trainer does: pass --data NAME, such as --data MNIST."
+        )
+    elif not option_values(rest, "data.time_steps"):
+        rest = [*rest, f"--data.time_steps={data['init_args']['time_steps']}"]
+    return [f"--config={yaml.safe_dump(kept)}", *rest]
 
 
 def _without(argv: Sequence[str], option: str) -> list[str]:
@@ -225,18 +254,26 @@ def read_checkpoint(path: Path) -> Stored:
     Raises:
         CheckpointError: there is no such file, or it is not a whole checkpoint of this project.
     """
-    from plif_lightning.network.loading import load_checkpoint  # which loads PyTorch
+    from plif_lightning.network.loading import configuration_in, load_checkpoint  # which loads PyTorch
 
     checkpoint = load_checkpoint(path, mapped=True)
-    if not {"cli_config", "global_step"} <= checkpoint.keys():
+    config, hyper_parameters = configuration_in(checkpoint, path), checkpoint.get("hyper_parameters")
+    if not config and isinstance(hyper_parameters, dict) and "time_steps" in hyper_parameters:
+        # Another Trainer's: the network's arguments are there, its data are not.
+        config = {"model": {name: value for name, value in hyper_parameters.items() if name not in _FROM_DATA}}
+        config["data"] = {"init_args": {"time_steps": hyper_parameters["time_steps"]}}
+    if not config or not isinstance(checkpoint.get("global_step"), int):
         raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it holds no configuration.")
-    done = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
+    done: Any = checkpoint
+    for name in ("loops", "fit_loop", "epoch_progress", "current"):
+        done = done.get(name) if isinstance(done, dict) else None
+    epochs = done.get("processed") if isinstance(done, dict) else checkpoint.get("epoch", 0)
+    texts = (checkpoint.get(name) for name in ("training_set", "reading"))
     return Stored(
-        yaml.safe_load(checkpoint["cli_config"]),
+        config,
         checkpoint["global_step"],
-        done.get("processed", checkpoint.get("epoch", 0)),
-        checkpoint.get("training_set"),
-        checkpoint.get("reading"),
+        epochs if isinstance(epochs, int) else 0,
+        *(text if isinstance(text, str) else None for text in texts),
     )
 
 
@@ -254,9 +291,14 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
         # what else decides which samples the next batches hold
         keys |= {"seed_everything", "data.class_path"}
         data |= {"time_steps", "batch_size", "drop_last", "source", "slicing", "size", "time_order"}
-    elif stored["data"]["init_args"].get("validation") == "holdout":
-        # With another split, samples that the network was trained on would be called held out.
-        data |= {"source", "time_order"}
+    else:
+        keys -= {"model"}
+        keys |= {f"model.{name}" for name in _model_names(stored, given) if name not in _OF_TRAINING}
+        if stored["data"]["init_args"].get("validation") == "holdout":
+            # With another split, samples that the network was trained on would be called held out.
+            data |= {"source", "time_order"}
+        if "class_path" not in stored["data"]:
+            data = {"time_steps"}
     keys |= {f"data.init_args.{name}" for name in data}
     # What an older checkpoint does not name had the default then.
     old, new = {**_defaults(), **_flatten(stored)}, _flatten(given)
@@ -272,6 +314,10 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
             f"the checkpoint belongs to other settings: {'; '.join(differences)}. "
             "Leave them out, or start a new run in another folder."
         )
+
+
+def _model_names(*configs: dict[str, Any]) -> set[str]:
+    return {name for config in configs for name in config["model"]}
 
 
 def refuse_shorter(expanded: Expanded, trainer: dict[str, Any]) -> None:

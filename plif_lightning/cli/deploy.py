@@ -5,11 +5,11 @@ import importlib
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
@@ -18,6 +18,7 @@ from plif_lightning.runtime.console import Console
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from plif_lightning.data import SpikingDataModule
     from plif_lightning.events.recording import Recording
     from plif_lightning.network import SpikingNetwork
 
@@ -83,6 +84,7 @@ def _stream_parser() -> PlainParser:
 def _cost_parser() -> PlainParser:
     parser = _parser("cost", "Counts what a network computes and moves, and estimates its energy.")
     parser.add_argument("--data.root", dest="root", help="folder of the data sets, where it is another one now")
+    parser.epilog = "--data NAME and --data.KEY VALUE, as of prepare: the data set, where the checkpoint names none."
     parser.add_argument("--samples", type=int, default=32, help="test samples to measure firing on (default: 32)")
     parser.add_argument("--out", type=Path, help="a csv file with a row for each layer")
     return parser
@@ -102,53 +104,77 @@ def export(argv: list[str]) -> int:
     return 0
 
 
-def _read(path: Path) -> tuple["SpikingNetwork", dict[str, Any]]:
-    """The network of a checkpoint, or of a folder that export wrote, and its data block; nothing where it has none."""
-    import yaml
+class _Read(NamedTuple):
+    """A network and what its checkpoint says of its data.
 
-    from plif_lightning.network.loading import checkpoint_file, load_checkpoint, network_in
+    Attributes:
+        net: the network.
+        data: block of the configuration; empty where the checkpoint has none.
+        class_names: a name for each class; its number where the checkpoint does not say.
+        sensor: height and width of the camera whose pixels the data set collects in fewer ones; None where it does not.
+    """
+
+    net: "SpikingNetwork"
+    data: dict[str, Any]
+    class_names: list[str]
+    sensor: Any
+
+
+def _read(path: Path) -> _Read:
+    """What a checkpoint, or a folder that export wrote, holds; nothing outside this package is imported for it."""
+    from plif_lightning.network.loading import (
+        checkpoint_file,
+        class_names_in,
+        configuration_in,
+        load_checkpoint,
+        network_in,
+    )
 
     path = checkpoint_file(path)
     checkpoint = load_checkpoint(path)
-    config = yaml.safe_load(checkpoint.get("cli_config", "")) or {}
-    return network_in(checkpoint, path), config.get("data", {})
+    net, data = network_in(checkpoint, path), configuration_in(checkpoint, path).get("data", {})
+    names, sensor = class_names_in(checkpoint, net.num_classes), checkpoint.get("sensor")
+    settings = data.get("init_args", {})
+    kind = None if names is not None and sensor is not None else _own_data_class(data)  # of older checkpoints
+    of_kind = getattr(kind, "class_names", None)
+    if names is None and isinstance(of_kind, tuple) and len(of_kind) == net.num_classes:
+        names = list(of_kind)
+    names = names or [str(i) for i in range(net.num_classes)]
+    if settings.get("size") is None:
+        return _Read(net, data, names, None)
+    return _Read(net, data, names, settings.get("sensor") or sensor or getattr(kind, "sensor", None))
+
+
+def _own_data_class(data: dict[str, Any]) -> Any:
+    """The class of a data set where it is one of this package; None where it is another program's."""
+    from plif_lightning import data as ours
+
+    package, _, name = str(data.get("class_path")).rpartition(".")
+    kind = getattr(ours, name, None) if package.split(".")[0] == "plif_lightning" else None
+    return kind if isinstance(kind, type) and issubclass(kind, ours.SpikingDataModule) else None
 
 
 def _data_class(data: dict[str, Any]) -> Any:
-    """The class of a checkpoint's data set.
+    """The class of a checkpoint's data set, whose module is imported.
 
     Raises:
-        UserError: it cannot be imported here.
+        UserError: it cannot be imported here, or is no data set.
     """
+    from plif_lightning.data import SpikingDataModule
+
     path = str(data.get("class_path"))
     try:
         module, name = path.rsplit(".", 1)
-        return getattr(importlib.import_module(module), name)
+        kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"the network's data set {path} cannot be imported ({error}): run where its module can be found, "
             "such as with its folder in PYTHONPATH."
         ) from error
-
-
-def _sensor(data: dict[str, Any]) -> Any:
-    """Of the camera whose pixels the data set collects in fewer ones; None where it does not."""
-    settings = data.get("init_args", {})
-    if settings.get("size") is None:
-        return None
-    try:
-        return settings.get("sensor") or _data_class(data).sensor
-    except (UserError, AttributeError):
-        return None  # a data set of another program
-
-
-def _class_names(data: dict[str, Any], number: int) -> list[str]:
-    """Of the data set that a network was trained on; numbers where it has none."""
-    try:
-        names = list(_data_class(data).class_names)
-    except (UserError, AttributeError, TypeError):
-        names = []  # a data set of another program, or one whose classes lie in its files
-    return names if len(names) == number else [str(i) for i in range(number)]
+    # Whatever else a checkpoint names would be called with what it says.
+    if not isinstance(kind, type) or not issubclass(kind, SpikingDataModule):
+        raise UserError(f"the network's data set {path} is none: it must be a subclass of SpikingDataModule.")
+    return kind
 
 
 def _growing(file: str, idle: float | None, left: list[str]) -> Iterator["Recording"]:
@@ -191,7 +217,7 @@ def stream(argv: list[str]) -> int:
         raise UserError("give --events_per_step or --ms_per_step, not both.")
     if given.idle is not None and not given.live:
         raise UserError("--idle is for --live.")
-    net, data = _read(given.ckpt_path)
+    net, data, names, sensor = _read(given.ckpt_path)
     if net.input_shape[0] != 2:
         raise UserError(
             f"the network takes {' x '.join(map(str, net.input_shape))} images, and a stream gives frames of events, "
@@ -202,9 +228,8 @@ def stream(argv: list[str]) -> int:
         raise UserError("a live stream has no end to divide by T: pass --events_per_step or --ms_per_step.")
     us = None if given.ms_per_step is None else round(1000 * given.ms_per_step)
     network = StreamingNetwork(
-        net, events_per_step=given.events_per_step, us_per_step=us, engine=given.engine, sensor=_sensor(data)
+        net, events_per_step=given.events_per_step, us_per_step=us, engine=given.engine, sensor=sensor
     )
-    names = _class_names(data, net.num_classes)
     screen = _Screen(network, names, given.plain or not sys.stdout.isatty())
     left: list[str] = []
     steps: Iterator[Any]
@@ -221,18 +246,21 @@ def stream(argv: list[str]) -> int:
     try:
         with screen:
             for _ in steps:
-                if given.early_exit is not None and network.margin >= given.early_exit:
+                ahead = network.margin if network.votes.any() else -1.0  # before the first vote nothing leads
+                if given.early_exit is not None and ahead >= given.early_exit:
                     break
     except KeyboardInterrupt:
         pass
-    if network.steps > 0:
+    decided = network.total is not None and bool(network.total.any())
+    if decided:
         print(f"decision: {names[int(network.votes.argmax())]} after {network.steps} time-steps", flush=True)
+    elif network.steps > 0:
+        print(f"no decision: no output neuron has fired in {network.steps} time-steps.", flush=True)
     if left and (network.steps == 0 or not given.live):
         raise UserError(left[0])
     if network.steps == 0:
         print(f"no time-step came together: {network.waiting_events} events are waiting.")
-        return 1
-    return 0
+    return 0 if decided else 1
 
 
 class _Screen:
@@ -241,6 +269,7 @@ class _Screen:
     def __init__(self, network: Any, names: list[str], plain: bool) -> None:
         self.network, self.names, self.plain = network, names, plain
         self.rates: dict[str, float] = {}
+        self.rates_at = 0  # the step that they were measured in
         self.milliseconds: list[float] = []
         self.live: Any = None
         self.step_of_network = network.step
@@ -266,6 +295,7 @@ class _Screen:
         start = time.perf_counter()
         votes = self.step_of_network(frame)
         if hooks:
+            self.rates_at = self.network.steps
             for hook in hooks:
                 hook.remove()
         else:
@@ -285,23 +315,28 @@ class _Screen:
         return recent[len(recent) // 2] if recent else None
 
     def _draw(self) -> None:
-        votes = self.network.votes
-        best = int(votes.argmax())
+        votes, steps = self.network.votes, self.network.steps
+        best = int(votes.argmax()) if votes.any() else None
         latency = "" if self.latency is None else f"{self.latency:.1f} ms a step"
         if self.plain:
+            leads = "no vote yet" if best is None else f"{self.names[best]} {votes[best]:.3f}"
             rates = " ".join(f"{name} {100 * rate:.1f}%" for name, rate in self.rates.items())
-            print(f"step {self.network.steps}: {self.names[best]} {votes[best]:.3f}  {latency}  {rates}", flush=True)
+            # Rates are shown with the step that they are of, and not again.
+            print(f"step {steps}: {leads}  {latency}  {rates if steps == self.rates_at else ''}".rstrip(), flush=True)
             return
+        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=f"step {self.network.steps}: {self.names[best]}  {latency}", title_justify="left")
+        leads = "no vote yet" if best is None else escape(self.names[best])
+        table = Table(title=f"step {steps}: {leads}  {latency}", title_justify="left")
         table.add_column("class")
         table.add_column("votes", justify="right")
         table.add_column("", min_width=24)
-        for i, name in enumerate(self.names):
+        for i, name in enumerate(map(escape, self.names)):
             vote = float(votes[i])
             table.add_row(f"[bold]{name}[/bold]" if i == best else name, f"{vote:.3f}", "#" * round(24 * vote))
-        table.caption = "firing: " + ", ".join(f"{name} {100 * rate:.1f} %" for name, rate in self.rates.items())
+        rates = ", ".join(f"{name} {100 * rate:.1f} %" for name, rate in self.rates.items())
+        table.caption = f"firing in step {self.rates_at}: {rates}"
         self.live.update(table)
 
 
@@ -316,19 +351,24 @@ def samples_to_test(data: dict[str, Any], root: str | None, number: int) -> tupl
     Raises:
         UserError: the data cannot be had.
     """
-    import torch
-
-    from plif_lightning.batch import time_first
-    from plif_lightning.cli.lightning import quieten
-
-    quieten()
-    arguments = {**data.get("init_args", {}), "batch_size": number, "num_workers": 0}
+    arguments = {**data.get("init_args", {}), "num_workers": 0}
+    arguments.pop("augmentation", None)  # of training samples
     if root is not None:
         arguments["root"] = root
     try:
         module = _data_class(data)(**arguments)
     except TypeError as error:
         raise UserError(f"the data set {data['class_path']} takes other settings than this needs: {error}.") from error
+    return _first_of_test(module, number)
+
+
+def _first_of_test(module: "SpikingDataModule", number: int) -> tuple["Tensor", "Tensor"]:
+    import torch
+
+    from plif_lightning.batch import time_first
+    from plif_lightning.cli.lightning import quieten
+
+    quieten()
     module.prepare_data()
     module.setup("test")
     x, label = [], []
@@ -340,21 +380,38 @@ def samples_to_test(data: dict[str, Any], root: str | None, number: int) -> tupl
     return time_first(torch.cat(x)[:number]).float(), torch.cat(label)[:number]
 
 
-def read_to_test(path: Path, root: str | None, number: int) -> tuple["SpikingNetwork", "Tensor", "Tensor"]:
+def read_to_test(
+    path: Path, root: str | None, number: int, named: Sequence[str] = ()
+) -> tuple["SpikingNetwork", "Tensor", "Tensor"]:
     """The network of a checkpoint, and some test samples of its data set with their labels; see `samples_to_test`.
 
+    Args:
+        path: of the checkpoint.
+        root: of the data sets, where it is another than the configuration's.
+        number: of samples.
+        named: `--data NAME` and more arguments of a data set, which counts instead of the checkpoint's.
+
     Raises:
-        UserError: the checkpoint names no data set; the data cannot be had.
+        UserError: no data set is named; the data cannot be had.
     """
-    net, data = _read(path)
-    if not data:
-        raise UserError(f"{path} is not a checkpoint that `fit` wrote: it names no data set.")
-    return net, *samples_to_test(data, root, number)
+    read = _read(path)
+    if named:
+        from plif_lightning.cli.prepare import data_of
+
+        roots = [] if root is None else [f"--data.root={root}"]
+        module, _ = data_of([*named, *roots, f"--data.time_steps={read.net.time_steps}"])
+        return read.net, *_first_of_test(module, number)
+    if "class_path" not in read.data:
+        raise UserError(f"{path} names no data set, as none of another Trainer does: pass --data NAME.")
+    return read.net, *samples_to_test(read.data, root, number)
 
 
 def cost(argv: list[str]) -> int:
     """Prints the table."""
-    given = _cost_parser().parse_args(argv)
+    parser = _cost_parser()
+    given, named = parser.parse_known_args(argv)
+    if named and not {"--data", "--config", "-c"} & {argument.split("=")[0] for argument in named}:
+        parser.error(f"unrecognized arguments: {' '.join(named)}")
     if given.samples < 1:
         raise UserError(f"--samples must be at least 1, got {given.samples}.")
     from rich.markup import escape
@@ -363,7 +420,7 @@ def cost(argv: list[str]) -> int:
     from plif_lightning.deploy.costs import Cost
     from plif_lightning.deploy.costs import cost as count
 
-    net, x, _ = read_to_test(given.ckpt_path, given.root, given.samples)
+    net, x, _ = read_to_test(given.ckpt_path, given.root, given.samples, named)
     found = count(net, x)
     columns = (
         "layer", "firing", "dense [M]", "MAC [M]", "AC [M]", "parameters [k]", "state [k]", "moved [MB]", "fp32 [uJ]",

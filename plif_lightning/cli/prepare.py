@@ -51,24 +51,33 @@ def _data_block(value: str) -> str:
     return yaml.safe_dump({key: part for key, part in loaded.items() if key == "data"})
 
 
+def data_of(argv: Sequence[str]) -> tuple[SpikingDataModule, bool]:
+    """The data set that is named in some arguments or their configurations, and whether it is to be verified.
+
+    Raises:
+        UserError: an argument is none of the data set's, or lies outside its range.
+    """
+    parser = _data_parser()
+    config = parser.parse_args(with_configs(_without_the_runs(argv), _data_block))
+    place_absolutely(config.data.init_args)
+    try:
+        return parser.instantiate(config).data, config.verify
+    except Exception as error:  # jsonargparse wraps what a data set says of its arguments
+        own = own_error(error)
+        if own is None:
+            raise
+        raise own from error
+
+
 def prepare(argv: list[str]) -> int:
     """Does what the data needs before the first run, and says what is there."""
     quieten()
     if "--help-all" in argv:
         print(_data_parser().format_help(), help_of_data(argv), sep="\n")
         return 0
-    parser = _data_parser()
-    config = parser.parse_args(with_configs(_without_the_runs(argv), _data_block))
-    place_absolutely(config.data.init_args)
-    try:
-        data: SpikingDataModule = parser.instantiate(config).data
-    except Exception as error:  # jsonargparse wraps what a data set says of its arguments
-        own = own_error(error)
-        if own is None:
-            raise
-        raise own from error
+    data, verify = data_of(argv)
     data.prepare_data()
-    print_inventory(data, data.verify() if config.verify else None)
+    print_inventory(data, data.verify() if verify else None)
     return 0
 
 

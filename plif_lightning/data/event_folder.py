@@ -58,6 +58,14 @@ class EventFolder(EventDataModule):
     def there(self) -> bool:
         return any((Path(self.root) / part).is_dir() for part in ("train", "test"))
 
+    def require_obtainable(self) -> None:
+        if not self.there:
+            self.folders.classes()  # which says what is missing
+
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        self.folders.say_what_is_left_out()
+
     @property
     def classes_of_files(self) -> tuple[str, ...]:
         return self.class_names if self.there else ()

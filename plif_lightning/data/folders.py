@@ -1,11 +1,17 @@
 """Data in class folders: ROOT/train/CLASS/file and ROOT/test/CLASS/file."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from plif_lightning.errors import DatasetNotFoundError, UserError
+
+_log = logging.getLogger(__name__)
+# Files of those that are not read that a warning names.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -14,7 +20,7 @@ class ClassFolders:
 
     Args:
         root: holds `train` and `test`, with a folder for each class in each.
-        suffixes: of the files that count, in lower case; others are left alone.
+        suffixes: of the files that count, in lower case; others are left alone, see `say_what_is_left_out`.
         what: they are, for messages.
     """
 
@@ -56,6 +62,33 @@ class ClassFolders:
             raise DatasetNotFoundError(f"{folder} has no class folders: put {self.what} into {folder / 'CLASS'}.")
         return names
 
+    def say_what_is_left_out(self) -> None:
+        """Warns of everything in the class folders that is not read, by name and number."""
+        left: list[Path] = []
+        for part in ("train", "test"):
+            folder = self.root / part
+            if not folder.is_dir():
+                continue
+            entries = [entry for entry in os.scandir(folder) if entry.name[0] != "."]
+            left += [Path(entry.path) for entry in entries if not entry.is_dir()]
+            for inside in (os.scandir(entry.path) for entry in entries if entry.is_dir()):
+                left += [Path(entry.path) for entry in inside if entry.name[0] != "." and not self._counts(entry)]
+        if left:
+            kinds = Counter("folders" if path.is_dir() else path.suffix.lower() or "no ending" for path in left)
+            names = [str(path.relative_to(self.root)) for path in sorted(left)]
+            _log.warning(
+                "%d files in %s are not read (%s): %s%s. Those that are read end in %s, and lie in a class folder.",
+                len(left),
+                self.root,
+                ", ".join(f"{kind}: {number}" for kind, number in sorted(kinds.items())),
+                ", ".join(names[:_NAMED]),
+                f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "",
+                ", ".join(sorted(self.suffixes)),
+            )
+
+    def _counts(self, entry: "os.DirEntry[str]") -> bool:
+        return not entry.name.startswith(".") and Path(entry.name).suffix.lower() in self.suffixes
+
     def files(self, train: bool) -> Iterator[tuple[int, Path]]:
         """(class, path) of each file of the training or test set.
 
@@ -68,11 +101,7 @@ class ClassFolders:
             if name not in there:
                 continue  # nothing of it is tested
             folder = self.root / part / name
-            paths = sorted(
-                Path(entry.path)
-                for entry in os.scandir(folder)
-                if not entry.name.startswith(".") and Path(entry.name).suffix.lower() in self.suffixes
-            )
+            paths = sorted(Path(entry.path) for entry in os.scandir(folder) if self._counts(entry))
             if not paths:
                 raise UserError(
                     f"{folder} holds no file that ends in {', '.join(sorted(self.suffixes))}: put {self.what} into it, "

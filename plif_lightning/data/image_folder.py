@@ -119,6 +119,7 @@ class ImageFolder(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Decodes the images, where that was not done before."""
+        self.folders.say_what_is_left_out()
         self.prepared = False
         folder = self.cache / f"{self._form}-{self._fingerprint()}"
         if folder != self._folder:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,18 @@ from torch import Tensor, nn
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.integers import LARGEST, quantised
 from plif_lightning.deploy.layers import spiking_layers, unusual, weighted
-from plif_lightning.deploy.nir import to_nir
-from plif_lightning.errors import CheckpointError, UserError
+from plif_lightning.deploy.nir import readers, to_nir
+from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, step, use_backend
-from plif_lightning.network.loading import EXPORTED, checkpoint_file, load_checkpoint, network_in, sha256_of
+from plif_lightning.network.loading import (
+    EXPORTED,
+    checkpoint_file,
+    class_names_in,
+    configuration_in,
+    load_checkpoint,
+    network_in,
+    sha256_of,
+)
 from plif_lightning.network.parts import parts_of
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.files import written_whole
@@ -40,8 +48,8 @@ _OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "curr
 class OneStep(nn.Module):
     """One time-step of a network with its potentials as inputs and outputs, for exporters.
 
-    Takes a frame [N, C, H, W] and the potential [N, *] of each layer of neurons, zero before the first step; gives the
-    votes [N, num_classes] and the potentials after the step, in the same order.
+    Takes a frame [N, C, H, W] and the potential [N, *] of each layer of neurons, V_reset before the first step; gives
+    the votes [N, num_classes] and the potentials after the step, in the same order.
     """
 
     def __init__(self, net: SpikingNetwork) -> None:
@@ -147,7 +155,12 @@ def _blamed_on_layers(net: SpikingNetwork) -> Iterator[None]:
         ) from error
 
 
-def _save_onnx(program: torch.export.ExportedProgram, file: Path, names: tuple[list[str], list[str]]) -> None:
+def _save_onnx(
+    program: torch.export.ExportedProgram,
+    file: Path,
+    names: tuple[list[str], list[str]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -159,12 +172,14 @@ def _save_onnx(program: torch.export.ExportedProgram, file: Path, names: tuple[l
             program, dynamo=True, opset_version=_OPSET, verbose=False, input_names=inputs, output_names=outputs
         )
     assert made is not None
+    made.model.metadata_props.update(metadata or {})
     made.save(file)
 
 
 def _write_pt2(net: SpikingNetwork, static: bool, folder: Path) -> None:
     program = to_export(net, static)
-    with written_whole(folder / "network.pt2", "wb") as file:
+    with written_whole(folder / "network.pt2", "wb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch's exporter about itself
         torch.export.save(program, file)
 
 
@@ -173,10 +188,10 @@ def write_onnx(net: SpikingNetwork, static: bool, folder: Path, on_integers: boo
     ending = "_int8.onnx" if on_integers else ".onnx"
     _save_onnx(to_export(net, static, on_integers), folder / f"network{ending}", (["x"], ["votes"]))
     if net.inputs.name == "direct":
-        layers = [name for name, _ in net.neurons()]
-        before, after = [f"v_{name}" for name in layers], [f"v_{name}_after" for name in layers]
-        names = ["frame", *before], ["votes", *after]
-        _save_onnx(to_export_step(net, on_integers), folder / f"step{ending}", names)
+        first = {f"v_{name}": neuron.firing.v_reset for name, neuron in net.neurons()}
+        names = ["frame", *first], ["votes", *(f"{name}_after" for name in first)]
+        metadata = {f"before_the_first_step.{name}": str(v_reset) for name, v_reset in first.items()}
+        _save_onnx(to_export_step(net, on_integers), folder / f"step{ending}", names, metadata)
 
 
 def _write_nir(net: SpikingNetwork, static: bool, folder: Path) -> None:
@@ -194,16 +209,16 @@ _WRITERS: dict[str, Callable[[SpikingNetwork, bool, Path], None]] = {
 }
 
 
-def _folded_checkpoint(checkpoint: dict[str, Any], net: SpikingNetwork) -> dict[str, Any]:
+def _folded_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: SpikingNetwork) -> dict[str, Any]:
     """A checkpoint of the folded `net` that `test` and `predict` measure as they do the one that it comes from."""
     kept = {key: value for key, value in checkpoint.items() if key not in _OF_TRAINING}
     others = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("network.")}
     kept["state_dict"] = others | {f"network.{name}": value for name, value in net.state_dict().items()}
     kept["hyper_parameters"] = {**checkpoint["hyper_parameters"], "folded": True}
     kept["network_parts"] = parts_of(net)
-    config = yaml.safe_load(checkpoint["cli_config"])
-    config["model"]["folded"] = True
-    kept["cli_config"] = yaml.safe_dump(config, sort_keys=False)
+    if config:
+        config = {**config, "model": {**config["model"], "folded": True}}
+        kept["cli_config"] = yaml.safe_dump(config, sort_keys=False)
     return kept
 
 
@@ -217,9 +232,10 @@ def _takes_images(data: dict[str, Any], formats: Sequence[str], given: Input | N
         return given == "images"
     asking = [name for name in formats if name not in ("network", "nir")]
     if asking and not str(data.get("class_path")).startswith("plif_lightning."):
+        unknown = f"{data['class_path']} is another program's" if "class_path" in data else "is not in the checkpoint"
         raise UserError(
             f"{' and '.join(asking)} must know whether the network takes images or frames, and its data set "
-            f"{data.get('class_path')} is another program's: pass --input=images or --input=frames."
+            f"{unknown}: pass --input=images or --input=frames."
         )
     return "slicing" not in data.get("init_args", {})
 
@@ -231,7 +247,8 @@ def export(
 
     `network.ckpt` always, which `load_network(out)` and `test --ckpt_path` read; `network.pt2` (torch.export; loads
     without this package), `network.onnx` and `step.onnx`, the same with 8-bit weights (`network_int8.onnx`,
-    `step_int8.onnx`), `network.nir` where they are asked for; and `export.json`, which holds the hash of each.
+    `step_int8.onnx`), `network.nir` where they are asked for; and `export.json`, which holds the hash of each, the
+    classes' names, the potentials that a stream begins with, and which simulators read the NIR graph exactly.
 
     Args:
         checkpoint_path: of a checkpoint that `fit` wrote.
@@ -255,12 +272,11 @@ def export(
         raise UserError(f"{out} is a file: --out must name a folder.")
     checkpoint_path = checkpoint_file(checkpoint_path)
     checkpoint = load_checkpoint(checkpoint_path)
-    if "cli_config" not in checkpoint:
-        raise CheckpointError(f"{checkpoint_path} is not a checkpoint that `fit` wrote: it holds no configuration.")
+    config = configuration_in(checkpoint, checkpoint_path)
     net = fold(network_in(checkpoint, checkpoint_path))
     if net.inputs.name != "direct" and (others := [name for name in formats if name != "network"]):
         raise UserError(f"input_encoder={net.inputs.name!r} is no part of {' or '.join(others)}: export network alone.")
-    data = yaml.safe_load(checkpoint["cli_config"])["data"]
+    data = config.get("data", {})
     static = _takes_images(data, formats, takes)
     there = out.exists()
     out.mkdir(parents=True, exist_ok=True)
@@ -272,17 +288,20 @@ def export(
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with written_whole(folder / "network.ckpt", "wb") as opened:
-            torch.save(_folded_checkpoint(checkpoint, net), opened)
+            torch.save(_folded_checkpoint(checkpoint, config, net), opened)
         for name in dict.fromkeys(formats):
             if name in _WRITERS:
                 _WRITERS[name](net, static, folder)
         files = sorted(folder.iterdir())
         facts = {
             "made_from": checkpoint_path.name,
-            "data": str(data.get("class_path")).rsplit(".", 1)[-1],
+            "data": str(data["class_path"]).rsplit(".", 1)[-1] if "class_path" in data else None,
+            "class_names": class_names_in(checkpoint, net.num_classes),
             "input": ["N", *net.input_shape] if static else [net.time_steps, "N", *net.input_shape],
             "time_steps": net.time_steps,
             "structure": str(net.structure),
+            "potentials_before_the_first_step": {name: neuron.firing.v_reset for name, neuron in net.neurons()},
+            **({"nir_readers": readers(net)} if "nir" in formats else {}),
             "sha256": {file.name: sha256_of(file) for file in files},
         }
         (folder / EXPORTED).write_text(json.dumps(facts, indent=1))

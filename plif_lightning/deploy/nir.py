@@ -10,6 +10,7 @@ an average, because Norse reads no average; and as it takes r as 1, the threshol
 """
 
 import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from plif_lightning.network.blocks import ConvBlock, FCBlock, Pool2d
 from plif_lightning.network.pooling import SpikeMaxPool2d
 from plif_lightning.neurons import IF, Neuron
 
+_log = logging.getLogger(__name__)
 # Seconds a step; what the simulators that read NIR take.
 DT = 1e-4
 
@@ -40,8 +42,46 @@ def _nir() -> Any:
     return nir
 
 
+def readers(net: SpikingNetwork) -> dict[str, str | None]:
+    """Which simulators fire every spike of a network's NIR graph: None, or what keeps one from it, by its name.
+
+    Measured with SpikingJelly 2.0, snnTorch 1.0 and Norse 1.1 (the tests repeat it). Norse is to be given the graph's
+    dt.
+
+    Args:
+        net: of neurons with a leak and a hard reset.
+    """
+    neurons = [neuron for _, neuron in net.neurons()]
+    taus = any(_differ(neuron.tau) for neuron in neurons)
+    thresholds = any(_differ(torch.as_tensor(neuron.firing.v_threshold)) for neuron in neurons)
+    resets = any(neuron.firing.v_reset != 0 for neuron in neurons)
+    averages = any(isinstance(block, ConvBlock) and block.pool_name == "avg" for block in net.blocks().values())
+    found: dict[str, list[tuple[bool, str]]] = {
+        "SpikingJelly": [
+            (taus, "refuses a tau for each channel"),
+            (thresholds, "refuses a V_th for each channel"),
+        ],
+        "snnTorch": [
+            (resets, "refuses a V_reset that is not 0"),
+            (thresholds, "refuses a V_th for each channel"),
+            (taus, "fires other spikes, without a word, where channels have a tau each"),
+        ],
+        "Norse": [
+            (averages, "reads no average pool"),
+            (resets, "fires other spikes, without a word, where V_reset is not 0"),
+        ],
+    }
+    return {name: next((reason for holds, reason in of if holds), None) for name, of in found.items()}
+
+
+def _differ(values: Tensor) -> bool:
+    return values.detach().unique().numel() > 1
+
+
 def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
     """The network, with BN folded, as a `nir.NIRGraph` from one frame [C, H, W] to votes [num_classes].
+
+    A warning names the simulators that would not fire its every spike, see `readers`.
 
     Args:
         net: of neurons with a leak and a hard reset.
@@ -95,6 +135,8 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
     nodes["voting"] = nir.Linear(np.kron(np.eye(classes, dtype=np.float32), mean))
     nodes["output"] = nir.Output(np.array([classes]))
     names = list(nodes)
+    if failing := [f"{name} {reason}" for name, reason in readers(net).items() if reason is not None]:
+        _log.warning("Not every simulator reads this NIR graph as it is meant: %s.", "; ".join(failing))
     return nir.NIRGraph(nodes, list(itertools.pairwise(names)))
 
 

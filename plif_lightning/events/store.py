@@ -395,6 +395,7 @@ def locked(
     Raises:
         StoreError: the folder cannot be written.
     """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = file_lock(folder / ".lock")
@@ -408,6 +409,13 @@ def locked(
         raise _out_of(cause, folder, what, option) from error
     try:
         yield
+    except BaseException:
+        if made and folder.is_dir() and set(folder.iterdir()) == {folder / ".lock"}:  # nothing came of it
+            (folder / ".lock").unlink()
+            for place in made:
+                with suppress(OSError):
+                    place.rmdir()
+        raise
     finally:
         lock.release()
 

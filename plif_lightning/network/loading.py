@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
 from plif_lightning.network.parts import require_parts
 
 _PREFIX = "network."
+# Characters and parts of a configuration, and how deep they lie, far beyond what any has.
+_LONGEST, _MOST_PARTS, _DEEPEST = 2**20, 10_000, 50
 # What an export folder holds beside its files: their hashes, and what they are.
 EXPORTED = "export.json"
 
@@ -101,6 +104,64 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
+def configuration_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The configuration of the run that wrote a checkpoint; an empty one where the checkpoint holds none.
+
+    It is a stranger's: only its outline is checked here, that `model`, `data`, its `init_args` and `trainer` are there
+    and hold names and values.
+
+    Raises:
+        CheckpointError: it is none that `fit` wrote.
+    """
+    text = checkpoint.get("cli_config")
+    if text is None:
+        return {}
+    try:
+        if not isinstance(text, str) or len(text) > _LONGEST:
+            raise ValueError("it is no text of a usual length")
+        config: Any = yaml.safe_load(text)
+        _require_small(config)
+        for name in ("model", "data", "trainer"):
+            if not isinstance(config.setdefault(name, {}), dict):
+                raise ValueError(f"{name} must hold names and values, got {str(config[name])[:80]!r}")
+        data = config["data"]
+        if not isinstance(data.setdefault("init_args", {}), dict) or not isinstance(data.get("class_path", ""), str):
+            raise ValueError("data must have a class_path and init_args")
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} is not a checkpoint that `fit` wrote: its configuration cannot be read ({reason})."
+        ) from error
+    return config
+
+
+def _require_small(value: Any) -> None:
+    """Refuses what has more parts than any configuration; a YAML file of a few lines can have billions."""
+    waiting, seen = [iter([value])], 0
+    while waiting:
+        for part in waiting[-1]:
+            seen += 1
+            if seen > _MOST_PARTS or len(waiting) > _DEEPEST:
+                raise ValueError("it has too many parts")
+            if isinstance(part, (dict, list)):
+                waiting.append(iter([*part, *part.values()] if isinstance(part, dict) else part))
+                break
+        else:
+            waiting.pop()
+
+
+def class_names_in(checkpoint: dict[str, Any], number: int) -> list[str] | None:
+    """Names of the classes that a checkpoint's network tells apart; None where it does not say them.
+
+    Args:
+        checkpoint: anyone's.
+        number: of the network's classes.
+    """
+    names = checkpoint.get("class_names")
+    known = isinstance(names, list) and len(names) == number and all(isinstance(name, str) for name in names)
+    return names if known else None
+
+
 def load_network(path: str | Path) -> SpikingNetwork:
     """The network of a checkpoint that `fit` wrote, in evaluation mode, on the CPU.
 
@@ -117,6 +178,8 @@ def load_network(path: str | Path) -> SpikingNetwork:
 
 def network_in(checkpoint: dict[str, Any], path: Path) -> SpikingNetwork:
     """`load_network` of a checkpoint that was read already, from `path`."""
+    if not isinstance(checkpoint.get("hyper_parameters"), dict):
+        raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it does not say what its network is.")
     try:
         arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if k in ARGUMENTS}
         # The form that it was trained with may not run here: `use_backend` chooses another one than the fastest.

@@ -240,7 +240,7 @@ class SpikingNetwork(nn.Module):
 
 _PARAMETERS = {
     name: parameter
-    for function in (SpikingNetwork, make_neuron, Firing)
+    for function in (Firing, make_neuron, SpikingNetwork)  # the last one's default counts
     for name, parameter in inspect.signature(function).parameters.items()
     if parameter.kind is not parameter.VAR_KEYWORD
 }

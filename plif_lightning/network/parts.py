@@ -13,21 +13,22 @@ Parts = dict[str, dict[str, Any]]
 # Modules that compute the same in evaluation.
 _SAME = {"SyncBatchNorm": "BatchNorm2d"}
 _COMPILED = "_orig_mod"
+_NO_SETTINGS = ("training", "time_steps")
 
 
 def parts_of(net: nn.Module) -> Parts:
     """Class and settings of every module in a network, by the name of the module.
 
     Settings are the public attributes with plain values (kernel sizes, strides, V_th, a dropout's p, ...), and
-    `replaced`: methods that one module has been given in place of its class's. Classes of this project and of PyTorch
-    go by their bare names, others with their module's.
+    `replaced`: methods that one module has been given in place of its class's. T is none of them, as nothing learned
+    depends on it. Classes of this project and of PyTorch go by their bare names, others with their module's.
     """
     found: Parts = {}
     for name, module in net.named_modules():
         if _COMPILED in module._modules:  # the wrapper; what it wraps comes next
             continue
         own = vars(module)
-        settings = {key: _plain(value) for key, value in own.items() if key[0] != "_" and key != "training"}
+        settings = {key: _plain(value) for key, value in own.items() if key[0] != "_" and key not in _NO_SETTINGS}
         settings = {key: value for key, value in settings.items() if value is not _NOT_PLAIN}
         if isinstance(module, Neuron):
             settings |= asdict(module.constants)

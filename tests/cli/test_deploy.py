@@ -1,6 +1,8 @@
 """`stream` and `cost` as users call them."""
 
 import io
+import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,19 +17,26 @@ from plif_lightning.deploy import StreamingNetwork, deployed
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
 from plif_lightning.network import load_network
-from tests.cli.calls import TINY, command, fit, refused, rows, until
+from tests.cli.calls import SILENT, TINY, command, fit, refused, rows, until
 from tests.conftest import PATIENCE
 from tests.deploy.conftest import trained
-from tests.writers import aedat2_bytes, events_of, nmnist_bytes
+from tests.writers import aedat2_bytes, events_of, nmnist_bytes, write_event_folder
 
 SIZE = {"channels": 4, "fc_features": 10, "votes_per_class": 2, "pool_ties": "first"}
+
+
+def of_few_events(net):
+    """A network whose layers fire for a handful of events on a large sensor, too."""
+    for block in net.encoder:
+        block.norm.bn.bias.data += 1.0
+    return net
 
 
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
     """Of a network for a DVS128, with the names of DVS128 Gesture's classes."""
     monkeypatch.chdir(tmp_path)
-    net = trained((2, 128, 128), 11, 4, n_down=4, **SIZE)
+    net = of_few_events(trained((2, 128, 128), 11, 4, n_down=4, **SIZE))
     arguments = {"input_shape": [2, 128, 128], "num_classes": 11, "time_steps": 4, "n_down": 4, **SIZE}
     data = {"class_path": "plif_lightning.data.DVSGesture", "init_args": {"slicing": "by_count"}}
     torch.save(
@@ -214,7 +223,7 @@ def test_a_whole_recording_has_the_frames_of_its_data_set(checkpoint, events, sl
 
 
 def test_a_network_of_smaller_frames_sees_the_whole_sensor(checkpoint, capsys):
-    net = trained((2, 32, 32), 11, 4, n_down=4, **SIZE)
+    net = of_few_events(trained((2, 32, 32), 11, 4, n_down=4, **SIZE))
     held = torch.load(checkpoint, weights_only=True)
     held["state_dict"] = {f"network.{name}": value for name, value in net.state_dict().items()}
     held["hyper_parameters"]["input_shape"] = [2, 32, 32]
@@ -270,8 +279,65 @@ def test_cost_refuses_what_it_cannot_count(run_of_digits, tmp_path, capsys):
     del checkpoint["cli_config"]
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
     line = refused(capsys, "cost", "--ckpt_path", str(tmp_path / "foreign.ckpt"))
-    assert "it names no data set" in line
+    assert "names no data set, as none of another Trainer does: pass --data NAME" in line
     checkpoint["cli_config"] = "data: {class_path: mydata.Mine}"
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
     line = refused(capsys, "cost", "--ckpt_path", str(tmp_path / "foreign.ckpt"))
     assert "the network's data set mydata.Mine cannot be imported (No module named 'mydata')" in line
+
+
+def test_a_stream_says_the_classes_that_a_test_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_event_folder(tmp_path / "hands")
+    few = ["--trainer.max_epochs", "1", "--model.channels", "4", "--model.fc_features", "10", "--model.n_down", "4"]
+    data = ["--data", "EventFolder", "--data.root", "hands", "--data.sensor=[128,128]", "--data.time_steps", "2"]
+    main(["fit", *data, *few, *SILENT, "--data.batch_size", "2", "--run_folder", "RUN", "--record_samples", "0"])
+    recording = next(Path("hands/test/left").glob("*"))
+    net = load_network("RUN/checkpoints/best.ckpt")
+    held = torch.load("RUN/checkpoints/best.ckpt", weights_only=True)
+    assert held["class_names"] == ["left", "right"]
+    x = torch.from_numpy(integrate(readers.read_any(recording), Sensor(128, 128), 2)).float()[:, None]
+    with torch.no_grad():  # until an output neuron fires
+        while not (votes := net(x).mean(0)[0]).any():
+            for block in net.classifier:
+                block.fc.weight += 0.05
+            for block in net.encoder:
+                block.norm.bn.bias += 0.3
+    held["state_dict"] |= {f"network.{name}": value for name, value in net.state_dict().items()}
+    torch.save(held, "net.ckpt")
+    main(["export", "--ckpt_path", "net.ckpt", "--out", "out"])
+    shutil.rmtree("hands/train")  # nobody needs the files for it
+    for path in ("net.ckpt", "out"):
+        main(["stream", "--ckpt_path", path, "--file", str(recording)])
+        said = f"decision: {('left', 'right')[int(votes.argmax())]} after 2 time-steps"
+        assert capsys.readouterr().out.splitlines()[-1] == said
+    assert json.loads(Path("out/export.json").read_text())["class_names"] == ["left", "right"]
+
+
+def test_a_network_that_does_not_fire_decides_nothing(checkpoint, capsys):
+    held = torch.load(checkpoint, weights_only=True)
+    held["state_dict"]["network.classifier.fc2.fc.weight"].zero_()
+    torch.save(held, checkpoint)
+    Path("a.aedat").write_bytes(aedat2_bytes(events_of(1000, 0)))
+    for more in ([], ["--early_exit", "0"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", *more])
+        assert stop.value.code == 1
+        out = capsys.readouterr().out.splitlines()
+        assert out[-1] == "no decision: no output neuron has fired in 4 time-steps."
+        assert out[0].startswith("step 1: no vote yet")
+
+
+def test_firing_rates_stand_in_the_line_of_their_step(checkpoint, capsys):
+    recording = events_of(4000, 0)
+    Path("a.aedat").write_bytes(aedat2_bytes(recording))
+    main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--events_per_step", "250"])
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    assert [i for i, line in enumerate(lines, 1) if "conv1" in line] == [1, 11]
+    stream, found = StreamingNetwork(load_network(checkpoint), events_per_step=250), {}
+    neurons = dict(stream.net.neurons())
+    handle = neurons["conv2"].register_forward_hook(lambda neuron, given, spikes: found.update(conv2=spikes.mean()))
+    for step, _ in enumerate(stream.pushed(recording), 1):
+        if step in (1, 11):
+            assert f"conv2 {100 * found['conv2']:.1f}%" in lines[step - 1]
+    handle.remove()

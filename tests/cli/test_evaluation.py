@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import yaml
 
+import plif_lightning as pl
 from plif_lightning.cli import main
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import locked
@@ -135,3 +137,28 @@ def test_validation_on_another_split_than_the_runs_is_refused(run, capsys):
     best = str(run / "checkpoints/best.ckpt")
     message = refused(capsys, "validate", "--ckpt_path", best, "--data.holdout_fraction", "0.9")
     assert "data.holdout_fraction is 0.15 there, 0.9 here" in message
+
+
+def test_a_checkpoint_of_another_trainer_is_measured_on_the_data_that_are_named(tmp_path, capsys):
+    data = pl.data.Digits(time_steps=2)
+    task = pl.SpikingClassifier(data.input_shape, data.num_classes, data.time_steps, channels=6, fc_features=20)
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_epochs=1, limit_train_batches=3, limit_val_batches=1, **silent)
+    trainer.fit(task, datamodule=data)
+    trainer.save_checkpoint("net.ckpt")
+    assert "names no data set" in refused(capsys, "test", "--ckpt_path", "net.ckpt")
+    assert "names no data set" in refused(capsys, "cost", "--ckpt_path", "net.ckpt")
+    assert "names no data set to go on with" in refused(capsys, "fit", *TINY, "--ckpt_path", "net.ckpt")
+    main(["test", "--ckpt_path", "net.ckpt", "--data", "Digits", *SILENT])
+    expected = trainer.test(task, datamodule=data, verbose=False)[0]["test/acc"]
+    assert float(rows(tmp_path / "test/metrics.csv")[0]["test/acc"]) == pytest.approx(expected)
+    main(["cost", "--ckpt_path", "net.ckpt", "--data", "Digits", "--samples", "4"])
+    assert "measured on 4" in " ".join(capsys.readouterr().out.split())
+    other_steps = ["--data", "Digits", "--data.time_steps", "3"]
+    assert "time_steps is 2 there, 3 here" in refused(capsys, "test", "--ckpt_path", "net.ckpt", *other_steps)
+    assert "pass --input=images" in refused(
+        capsys, "export", "--ckpt_path", "net.ckpt", "--out", "out", "--format", "onnx"
+    )
+    main(["export", "--ckpt_path", "net.ckpt", "--out", "out"])
+    x = torch.rand(5, 1, 8, 8)
+    torch.testing.assert_close(pl.load_network("out")(x), task.network.eval()(x))

@@ -1,6 +1,7 @@
 """What happens when a run is told to end, has no room, is in company, or finds damaged files."""
 
 import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from plif_lightning import configs
 from plif_lightning.callbacks import LayerMonitor
@@ -593,6 +595,115 @@ def test_a_checkpoint_that_would_run_code_is_refused_without_advice_to_let_it(fo
     assert "weights_only" not in message
     assert str(path) in message
     assert not Path("touched").exists()
+
+
+READING = ["test", "validate", "predict", "cost", "stream", "export", "fit"]
+
+
+def read_by(command, path):
+    """Arguments with which a command reads a checkpoint."""
+    if command in ("test", "validate", "predict"):
+        return [command, "--ckpt_path", str(path), *SILENT]
+    more = {"stream": ["--file", "events.aedat"], "export": ["--out", "out"], "cost": []}
+    if command in more:
+        return [command, "--ckpt_path", str(path), *more[command]]
+    return ["fit", "--config", QUICKSTART, *SILENT, *TINY, "--ckpt_path", str(path)]
+
+
+@pytest.fixture(scope="module")
+def module_that_says_so(tmp_path_factory):
+    """A module that anybody could import; it says so when it is."""
+    folder = tmp_path_factory.mktemp("module")
+    (folder / "told.py").write_text(
+        "from pathlib import Path\nPath('imported').touch()\n"
+        "def called(*args, **kwargs):\n    Path('called').touch()\n"
+        "class Called:\n"
+        "    def __init__(self, *args, **kwargs):\n        called()\n    __call__ = __init__\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def best_of_a_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--test_after_fit", "false", "--run_folder", str(folder / "run"))
+    return load(folder / "run/checkpoints/best.ckpt")
+
+
+@pytest.mark.parametrize("command", READING)
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ("data", "called"),
+        ("data", "Called"),
+        ("optimizer", "Called"),
+        ("lr_scheduler", "Called"),
+        ("augmentation", "Called"),
+    ],
+)
+def test_what_a_checkpoint_names_is_not_called(
+    where, what, command, best_of_a_run, module_that_says_so, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(module_that_says_so)
+    monkeypatch.delitem(sys.modules, "told", raising=False)
+    path, checkpoint = "best.ckpt", best_of_a_run
+    config = yaml.safe_load(checkpoint["cli_config"])
+    named = {"class_path": f"told.{what}", "init_args": {}}
+    if where == "data":
+        config["data"] = {**named, "init_args": config["data"]["init_args"]}
+    elif where == "augmentation":
+        config["data"]["init_args"]["augmentation"] = [named]
+    else:
+        config["model"][where] = named
+    torch.save({**checkpoint, "cli_config": yaml.safe_dump(config)}, path)
+    exit_status(*read_by(command, path))
+    assert not Path("called").exists()
+    # A data set may be a module of the user's own, which must be imported to see whether it is one.
+    assert not Path("imported").exists() or (where == "data" and command in ("test", "validate", "predict", "cost"))
+    assert "Traceback" not in capsys.readouterr().err
+
+
+LAUGHS = "a: &a [1, 1]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghijkl")
+)
+MALFORMED = {
+    "a tag": "!!python/object/apply:os.system ['touch called']",
+    "a number": 3,
+    "a text that is a number": "3",
+    "bytes": b"model: {}",
+    "brackets": "[" * 100_000,
+    "few brackets": "model: {a: " + "[" * 60 + "]" * 60 + "}",
+    "a billion laughs": LAUGHS,
+    "a long number": "seed_everything: " + "9" * 5000,
+    "another model": "model: 3",
+    "another data": "data: {class_path: [1], init_args: {}}",
+    "other arguments": "data: {class_path: plif_lightning.data.Digits, init_args: 7}",
+    "no date": "seed_everything: 2020-99-99",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"), [*((kind, "stream") for kind in MALFORMED), *(("a billion laughs", name) for name in READING)]
+)
+def test_a_malformed_configuration_in_a_checkpoint_is_one_sentence(kind, command, best_of_a_run, capsys):
+    torch.save({**best_of_a_run, "cli_config": MALFORMED[kind]}, "best.ckpt")
+    message = refused(capsys, *read_by(command, "best.ckpt"))
+    assert "is not a checkpoint that `fit` wrote: its configuration cannot be read" in message
+    assert len(message) < 500
+    assert not Path("called").exists()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"hyper_parameters": 3}, {"network_parts": 3}, {"network_parts": {"a": 1}}, {"global_step": "x"}, {"loops": 5}],
+    ids=str,
+)
+@pytest.mark.parametrize("command", ["test", "stream", "fit"])
+def test_what_else_a_checkpoint_holds_ends_in_no_traceback(other, command, best_of_a_run, capsys):
+    more = {"class_names": [3], "sensor": "x", "training_set": 7, "reading": 7}
+    torch.save({**best_of_a_run, **other, **more}, "best.ckpt")
+    exit_status(*read_by(command, "best.ckpt"))
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_an_interrupt_while_the_program_loads_is_no_traceback():

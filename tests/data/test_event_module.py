@@ -426,7 +426,7 @@ def test_another_archive_is_refused_and_nothing_is_unpacked(tmp_path):
     (folder / "train.zip").write_bytes(b"something else")
     with pytest.raises(ArchiveError, match=r"train\.zip is not the published train\.zip"):
         prepared(NMNIST, tmp_path)
-    assert sorted(p.name for p in folder.iterdir()) == [".lock", "events", "train.zip"]
+    assert sorted(p.name for p in folder.iterdir()) == [".lock", "train.zip"]
 
 
 def test_archives_inside_an_archive_are_unpacked(tmp_path, monkeypatch):

@@ -192,3 +192,12 @@ def test_real_jpegs(real_data):
         torch.testing.assert_close(ours.test_set[i][0], theirs[i][0], atol=1e-6, rtol=0)
         assert ours.test_set[i][1] == theirs[i][1]
     assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=2e-3)  # those of the lossless images
+
+
+def test_files_that_are_not_read_are_named(root, caplog):
+    made(root)
+    assert "not read" not in caplog.text
+    (root / "train" / "cat" / "notes.txt").write_text("")
+    made(root)
+    assert "1 files in" in caplog.text
+    assert "(.txt: 1): train/cat/notes.txt." in caplog.text

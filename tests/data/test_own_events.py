@@ -269,3 +269,28 @@ def test_what_is_not_there_is_not_fetched_where_that_is_off(tmp_path):
     ):
         data.prepare_data()
     shutil.rmtree(tmp_path / "NMNIST", ignore_errors=True)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_files_that_are_not_read_are_named(root, prepared, caplog):
+    if prepared:
+        made(EventFolder(root=str(root), sensor=(128, 128)))
+    assert "not read" not in caplog.text
+    for i in range(6):
+        for suffix in ("raw", "dat"):
+            (root / "train" / "left" / f"{i}.{suffix}").write_bytes(b"")
+    (root / "test" / "right" / "by subject").mkdir()
+    (root / "test" / "0.npz").write_bytes(b"")
+    data = made(EventFolder(root=str(root), sensor=(128, 128)))
+    assert data.prepared is not prepared
+    assert "14 files in" in caplog.text
+    assert "(.dat: 6, .npz: 1, .raw: 6, folders: 1): test/0.npz, test/right/by subject, train/left/0.dat" in caplog.text
+    assert "and 9 more. Those that are read end in .aedat, .aedat4, .bin, .npy, .npz" in caplog.text
+
+
+def test_where_there_is_no_data_set_nothing_is_left(tmp_path):
+    with pytest.raises(DatasetNotFoundError, match="does not exist"):
+        EventFolder(root=str(tmp_path / "none" / "here"), sensor=(128, 128)).prepare_data()
+    with pytest.raises(DatasetNotFoundError):
+        NMNIST(root=str(tmp_path / "none"), download=False).prepare_data()
+    assert not (tmp_path / "none").exists()

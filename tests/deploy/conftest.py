@@ -5,7 +5,7 @@ from plif_lightning.network import SpikingNetwork
 
 
 def trained(shape=(2, 12, 12), classes=3, steps=4, **changes) -> SpikingNetwork:
-    """A network that fires, with BN that has seen data and a tau of its own in each layer."""
+    """A network that fires, with BN that has seen data and a tau of its own in each layer, or in each channel."""
     torch.manual_seed(0)
     settings = {
         "channels": 8,
@@ -18,6 +18,10 @@ def trained(shape=(2, 12, 12), classes=3, steps=4, **changes) -> SpikingNetwork:
     for i, (_, neuron) in enumerate(net.neurons()):
         if hasattr(neuron, "a"):
             neuron.a.data -= 0.2 * i
+        if neuron.k is not None and neuron.k.dim():  # a tau, and a threshold where it is learned, for each channel
+            neuron.a.data += torch.linspace(-0.7, 0.7, len(neuron.a))
+        if neuron.b is not None:
+            neuron.b.data -= torch.linspace(0.0, 0.3, neuron.b.numel()).view_as(neuron.b)
     for block in net.encoder:
         bn = block.norm.bn
         torch.nn.init.uniform_(bn.weight, 1.0, 2.0)

@@ -303,3 +303,20 @@ def test_neurons_that_no_exporter_can_follow_are_named():
         with pytest.raises(UserError, match="conv2 has neurons of the kind Undecided, whose run is its own") as refused:
             write()
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("v_reset", [0.0, -0.5])
+def test_a_step_in_onnx_says_which_potentials_it_begins_with(v_reset, tmp_path):
+    net = trained(v_reset=v_reset)
+    write_onnx(net, False, tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "step.onnx")
+    said = session.get_modelmeta().custom_metadata_map
+    x = frames(net)
+    state = {}
+    for given in session.get_inputs()[1:]:
+        first = float(said[f"before_the_first_step.{given.name}"])
+        state[given.name] = np.full([3, *given.shape[1:]], first, np.float32)
+    for frame, expected in zip(x, fold(net)(x), strict=True):
+        votes, *after = session.run(None, {"frame": frame.numpy(), **state})
+        state = dict(zip(state, after, strict=True))
+        torch.testing.assert_close(torch.from_numpy(votes), expected)
