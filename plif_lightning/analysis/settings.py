@@ -90,7 +90,7 @@ def experiment(run: Run) -> str:
     """
     others = {key: value for key, value in other_settings(run).items() if value not in (None, False, 0)}
     if run.protocol == "B":
-        others["best_of_ties"] = run.setting("best_of_ties", "first")
+        others["best_of_ties"] = run.best_of_ties
     return json.dumps([setting_of(run), sorted(others.items(), key=_without_order)], default=str)
 
 

@@ -105,11 +105,11 @@ def _samples(run: Run) -> tuple[int, int] | None:
 def interval(accuracies: Sequence[float], tested: int | None) -> tuple[float, float]:
     """The 95 % interval of accuracies, as shares.
 
-    Of the mean over seeds by Student's t; of one run by Wilson's binomial interval, over its test samples. NaN where
-    neither is known.
+    Of the mean over seeds by Student's t; of one run, and of seeds that all reached the same, by Wilson's binomial
+    interval, over the test samples of one. NaN where neither is known.
     """
     n = len(accuracies)
-    if n > 1:
+    if len(set(accuracies)) > 1:
         mean = statistics.fmean(accuracies)
         half = float(special.stdtrit(n - 1, 0.975)) * statistics.stdev(accuracies) / math.sqrt(n)
         return mean - half, mean + half
@@ -233,7 +233,8 @@ def _accuracies(
         notes.append(f"Left out, because their test set was never measured (test --ckpt_path RUN/...): {names}.")
     notes.append(
         f"Accuracy {protocol} [%] in the paper; the authors' logs have {paper.EPOCHS} epochs. "
-        "Ours: the mean over seeds with Student's 95 % interval, or of one run Wilson's; a difference only where "
+        "Ours: the mean over seeds with Student's 95 % interval, or Wilson's of one run and of seeds that all reached "
+        "the same; a difference only where "
         "protocol and data are the paper's and all else is as shipped."
     )
     heads = [] if beside is None else [beside[0]]
@@ -242,10 +243,7 @@ def _accuracies(
 
 def earlier_work() -> Table:
     """The other methods of the paper's Table 2."""
-    rows = [
-        [work, method, *("" if accuracy is None else f"{accuracy:.2f}" for accuracy in accuracies)]
-        for work, method, accuracies in paper.EARLIER
-    ]
+    rows = [[work, method, *accuracies] for work, method, accuracies in paper.EARLIER]
     rows.append(["the paper", "Spike-based BP", *(f"{paper.TABLE_2[data_set]:.2f}" for data_set in paper.TITLES)])
     notes = ["Accuracy [%] as the paper's Table 2 gives it; [21] is of 10 of the 11 classes of DVS128 Gesture."]
     return Table("2b", "Earlier work beside it", ["work", "method", *paper.TITLES.values()], rows, notes)

@@ -119,9 +119,10 @@ class PlifCLI(LightningCLI):
         )
         parser.add_argument(
             "--best_of_ties",
-            type=Ties,
-            default="first",
-            help="Which of several epochs with the same validation accuracy is the best one.",
+            type=Ties | None,
+            default=None,
+            help="Which of several epochs with the same validation accuracy is the best one (null: the last where a "
+            "held-out part validates, as in the authors' code; the first on the test set).",
         )
         parser.add_argument(
             "--engine",

@@ -23,12 +23,12 @@ from plif_lightning.runs.reading import find_runs
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime import program
 
+RUNS = "runs"  # where a fit keeps them
+
 
 def _parser(name: str, description: str) -> PlainParser:
     parser = PlainParser(name, description)
-    parser.add_argument(
-        "--runs", default="runs", help="folder that holds the runs, or wandb:ENTITY/PROJECT (default: runs)"
-    )
+    parser.add_argument("--runs", help="folder that holds the runs, or wandb:ENTITY/PROJECT (default: runs)")
     return parser
 
 
@@ -95,7 +95,12 @@ def _chosen(only: str, known: list[str]) -> list[str]:
 def tables(argv: list[str]) -> int:
     """Prints the tables, and writes them where that is asked for."""
     given = _tables_parser().parse_args(argv)
-    runs = find_runs(given.runs)
+    try:
+        runs = find_runs(given.runs or RUNS)
+    except UserError:
+        if given.runs is not None or given.results is not None:
+            raise
+        runs = []  # the paper's numbers are there without any
     found = all_tables(runs)
     if given.only is not None:
         chosen = _chosen(given.only, [table.name for table in found])
@@ -122,7 +127,7 @@ def figures(argv: list[str]) -> int:
 
     given = _figures_parser().parse_args(argv)
     names = _chosen(given.only, [*FIGURES]) if given.only else [*FIGURES]
-    runs = find_runs(given.runs)
+    runs = find_runs(given.runs or RUNS)
     for option, called in (
         ("data", lambda run: {run.data_set, str(run.facts.get("data"))}),
         ("run", lambda r: {r.name}),
@@ -141,6 +146,6 @@ def report(argv: list[str]) -> int:
     from plif_lightning.analysis.report import write_report
 
     given = _report_parser().parse_args(argv)
-    runs = find_runs(given.runs)
+    runs = find_runs(given.runs or RUNS)
     write_report(runs, all_tables(runs), given.out)
     return 0

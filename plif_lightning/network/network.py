@@ -16,7 +16,7 @@ from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.kernels import Backend, BackendName, Sparse
 from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, Pool2d, TimeDropout
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
-from plif_lightning.network.norm import NormStatistics, TimeBatchNorm2d
+from plif_lightning.network.norm import NormHeld, NormStatistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
 from plif_lightning.network.structure import Structure
 from plif_lightning.neurons import Neuron, NeuronName, make_neuron
@@ -75,6 +75,8 @@ class SpikingNetwork(nn.Module):
         pooling: max or avg.
         pool_ties: winner among neurons of a max-pool window that fire together: random (the paper) or first.
         norm_statistics: BN statistics of each time-step (the paper) or of all time-steps together.
+        norm_held: how far the first BN's running statistics move for a static image: as for every_step (the paper's
+            Algorithm S1), or once (the authors' code).
         input_encoder: direct (the paper: the first block is the learnable encoder), poisson or latency.
         backend: form of neurons, BN and pools: auto (the fastest that runs on the device), reference, cpu or triton.
         sparse: whether convolutions and FC layers of spikes skip silent inputs on a CPU: auto (where it is faster),
@@ -104,6 +106,7 @@ class SpikingNetwork(nn.Module):
         pooling: Pooling = "max",
         pool_ties: PoolTies = "random",
         norm_statistics: NormStatistics = "per_step",
+        norm_held: NormHeld = "every_step",
         input_encoder: InputEncoderName = "direct",
         backend: BackendName = "auto",
         sparse: Sparse = "auto",
@@ -152,7 +155,7 @@ class SpikingNetwork(nn.Module):
         encoder: OrderedDict[str, nn.Module] = OrderedDict()
         for i in range(n_conv * n_down):
             conv = nn.Conv2d(channels if i else in_channels, channels, 3, padding=1, bias=folded)
-            norm = None if folded else TimeBatchNorm2d(channels, norm_statistics)
+            norm = None if folded else TimeBatchNorm2d(channels, norm_statistics, norm_held)
             pool = Pool2d(SpikeMaxPool2d(pool_ties) if pooling == "max" else nn.AvgPool2d(2))
             last_of_stage = (i + 1) % n_conv == 0
             encoder[f"conv{i + 1}"] = ConvBlock(

@@ -11,6 +11,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.kernels import moments_over_processes
 
 NormStatistics = Literal["per_step", "all_steps"]
+NormHeld = Literal["every_step", "once"]
 
 
 class Statistics(NamedTuple):
@@ -38,16 +39,20 @@ class TimeBatchNorm2d(nn.Module):
             the running statistics T times a batch (Algorithm S1, the authors' code); `all_steps`
             merges T into the batch, as multi-step libraries do.
 
-    An input of one step that stands for `time_steps` equal steps is normalised once, and the running
-    statistics move as if every step had been seen: T times towards the same mean and unbiased
-    variance (`per_step`), or once with the variance's correction for T N H W values (`all_steps`).
+        held: how far the running statistics move for an input of one step that stands for `time_steps` equal steps,
+            which is normalised once: `every_step` as if every step had been seen, T times towards the same mean and
+            unbiased variance (`per_step`), or once with the variance's correction for T N H W values (`all_steps`);
+            `once` for the one step that was there (the authors' code).
 
     Raises:
-        UserError: unknown `statistics`.
+        UserError: unknown `statistics` or `held`.
     """
 
-    def __init__(self, channels: int, statistics: NormStatistics = "per_step") -> None:
+    def __init__(self, channels: int, statistics: NormStatistics = "per_step", held: NormHeld = "every_step") -> None:
         super().__init__()
+        if held not in get_args(NormHeld):
+            raise UserError(f"norm_held must be one of {', '.join(get_args(NormHeld))}, got {held!r}.")
+        self.held = held
         if statistics not in get_args(NormStatistics):
             raise UserError(
                 f"norm_statistics must be one of {', '.join(get_args(NormStatistics))}, got {statistics!r}."
@@ -57,7 +62,7 @@ class TimeBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """Normalised x, of the same shape; `time_steps` where x [1, N, C, H, W] stands for T equal steps."""
-        if self.bn.training and len(x) == 1 and time_steps is not None and time_steps > 1:
+        if self.held == "every_step" and self.bn.training and len(x) == 1 and time_steps is not None and time_steps > 1:
             return self._held(x, time_steps)
         if self.bn.training and self.statistics == "per_step" and len(x) > 1:
             return torch.stack([self.bn(step) for step in x])
@@ -105,7 +110,9 @@ class TimeBatchNorm2d(nn.Module):
                 mean, var, n = moments_over_processes(mean, var, count)
             elif count == 1:
                 raise ValueError("Expected more than 1 value per channel when training, got 1.")
-            if self.statistics == "all_steps" and seen_steps == 1:
+            if seen_steps == 1 and self.held == "once":
+                time_steps = 1
+            elif self.statistics == "all_steps" and seen_steps == 1:
                 n = n * time_steps  # as if every step had been there
             unbiased = var * (n / (n - 1))
             # T updates r += m (s_t - r), one after another, in one: s_t has the weight m (1 - m)^(T - 1 - t).
@@ -136,4 +143,4 @@ class TimeBatchNorm2d(nn.Module):
         return y
 
     def extra_repr(self) -> str:
-        return f"statistics={self.statistics!r}"
+        return f"statistics={self.statistics!r}, held={self.held!r}"

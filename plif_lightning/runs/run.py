@@ -73,12 +73,18 @@ class Run:
         return "val/acc" if self.protocol == "B" else "test_as_val/acc"
 
     @property
+    def best_of_ties(self) -> str:
+        """Which of several epochs with the same validation accuracy is the best one: first or last."""
+        # Runs that do not name it are older than it; those that leave it open follow their protocol.
+        return self.setting("best_of_ties", "first") or ("last" if self.protocol == "B" else "first")
+
+    @property
     def best(self) -> tuple[int, float] | None:
         """(epoch, counted from 1; accuracy as a share) of the best validation; None before the first."""
         rows = [row for row in self.metrics if 0 <= row.get(self.val_key, float("nan")) <= 1]
         if not rows:
             return None
-        if self.setting("best_of_ties") == "last":
+        if self.best_of_ties == "last":
             rows.reverse()
         row = max(rows, key=lambda row: row[self.val_key])
         return int(row["epoch"]) + 1, row[self.val_key]

@@ -9,6 +9,7 @@ import pytest
 
 from plif_lightning import network
 from plif_lightning.analysis.figures import (
+    _RESPONSES,
     FIGURES,
     STEPS_PER_MS,
     TAU_MS,
@@ -234,8 +235,13 @@ def test_a_figure_prefers_the_papers_data_set_and_says_what_it_took(tmp_path):
     write_run(tmp_path / "digits", (0.99,), data="Digits", title="scikit-learn digits", frames=8)
     fashion = write_run(tmp_path / "fashion", (0.5,))
     runs = find_runs(tmp_path)
-    assert all("run fashion." in drawn(name, runs)[1] for name in ("S2", "S3"))
-    assert "run digits." in drawn("S4", runs)[1]  # there is no CIFAR10-DVS
+    assert "run fashion." in drawn("S2", runs)[1]
+    assert all("run digits." in drawn(name, runs)[1] for name in ("S3", "S4"))  # there is no CIFAR10-DVS
+    write_run(tmp_path / "dvs", (0.3,), data="CIFAR10DVS", frames=8)
+    runs = find_runs(tmp_path)
+    assert all("run dvs." in drawn(name, runs)[1] for name in ("S1", "S3", "S4"))
+    shutil.rmtree(tmp_path / "dvs")
+    runs = find_runs(tmp_path)
     assert [a.get_title(loc="left").split("\n")[0] for a in drawn("6", runs)[0].axes] == ["Fashion-MNIST"]
     shutil.rmtree(fashion.path)
     assert "scikit-learn digits" in drawn("6", find_runs(tmp_path))[0].axes[0].get_title(loc="left")
@@ -272,3 +278,12 @@ def test_commands_choose_data_set_and_run(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["figures", "--data", "CIFAR10"])
     assert "--data must be one of Fashion-MNIST, FashionMNIST, got CIFAR10." in capsys.readouterr().err
+
+
+def test_a_spike_lifts_the_potential_by_its_weight_over_tau():
+    (ax,) = drawn("2", [])[0].axes
+    lifted = {line.get_label().split(" (")[0]: max(line.get_ydata()[: 20 * STEPS_PER_MS]) for line in ax.lines}
+    expected = {label: w / (TAU_MS * t) for label, w, t in _RESPONSES}
+    assert lifted.keys() == expected.keys()
+    for label, height in expected.items():
+        assert lifted[label] == pytest.approx(height, rel=1e-6)

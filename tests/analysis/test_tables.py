@@ -38,6 +38,13 @@ def test_seeds_are_averaged_and_one_seed_counts_once(tmp_path):
     assert row["95 % interval"] == f"{92 - half:.2f} - {92 + half:.2f}"
 
 
+def test_of_seeds_that_agree_the_interval_is_binomial_too():
+    assert interval([0.99] * 3, 100) == interval([0.99], 100)
+    low, high = interval([0.99] * 3, 100)
+    assert low < 0.99 < high
+    assert math.isnan(interval([0.99] * 3, None)[0])
+
+
 def test_of_one_run_the_interval_is_binomial():
     low, high = interval([0.9], 100)
     expected = stats.binomtest(90, 100).proportion_ci(method="wilson")
@@ -291,6 +298,10 @@ def test_earlier_work_and_accuracy_a_stand_beside_ours(tmp_path):
     earlier = found["2b"]
     assert earlier.rows[0] == ["[24]", "ANN2SNN", "98.37", "", "82.95", "", "", ""]
     assert len(earlier.rows) == 21
+    cells = [cell for row in earlier.rows[:-1] for cell in row[2:] if cell]
+    assert {cell for cell in cells if len(cell) < 5} == {
+        *("50.7", "99.2", "96", "60.5", "99.5", "96.3", "32.2", "99.1", "52.4", "99.0", "54.0")  # as printed
+    }
     for data_set, title in paper.TITLES.items():  # which is what the paper claims of all but CIFAR-10
         place = earlier.columns.index(title)
         best = max(float(row[place] or 0) for row in earlier.rows[:-1])
@@ -318,9 +329,18 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert (tmp_path / "out" / "tables.md").is_file()
 
 
+def test_the_papers_numbers_need_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["tables", "--only", "2,2b"])
+    out = capsys.readouterr().out
+    assert "99.72" in out
+    assert "[24]" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["tables", "--results", "results.csv", "--runs", "none"], "runs must be a folder, got none"),
         (["tables", "--runs", "nowhere"], "runs must be a folder, got nowhere"),
         (["tables", "--only", "9"], "--only must be some of 1,2,2b,3,4,5,S1,S2,tau, got 9"),
         (["tables", "--only", ","], "got ','."),

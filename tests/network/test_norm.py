@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from plif_lightning.errors import UserError
+from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.norm import TimeBatchNorm2d
 
 SHAPE = (5, 3, 4, 6, 7)  # T, N, C, H, W
@@ -105,3 +106,28 @@ def test_conversion_to_sync_batchnorm_keeps_the_wrapper():
 def test_unknown_statistics_are_refused():
     with pytest.raises(UserError, match="norm_statistics must be one of per_step, all_steps"):
         TimeBatchNorm2d(3, "batch")
+
+
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+def test_a_held_input_moves_the_statistics_once_where_that_is_asked_for(data, statistics):
+    """The authors' code: convolution and BN of a static image run once a batch."""
+    x, grad = data[0][:1], data[1][:1]
+    plain = nn.BatchNorm2d(SHAPE[2])
+    expected = trained(plain, x[0], grad[0])
+    actual = trained(TimeBatchNorm2d(SHAPE[2], statistics, "once"), x, grad, time_steps=SHAPE[0])
+    close([actual[0][0], actual[1][0], *actual[2:]], expected)
+    assert actual[-1] == 1
+    often = trained(TimeBatchNorm2d(SHAPE[2], statistics), x, grad, time_steps=SHAPE[0])
+    assert not torch.allclose(often[5], actual[5])
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_only_a_static_first_block_moves_once(backend):
+    settings = {"channels": 4, "fc_features": 8, "backend": backend, "norm_held": "once"}
+    net = SpikingNetwork((1, 8, 8), 3, 5, **settings).train()
+    net(torch.rand(2, 1, 8, 8))
+    assert [block.norm.bn.num_batches_tracked.item() for block in net.encoder] == [1, 5]
+    net(torch.rand(5, 2, 1, 8, 8))
+    assert [block.norm.bn.num_batches_tracked.item() for block in net.encoder] == [6, 10]
+    with pytest.raises(UserError, match="norm_held must be one of every_step, once, got 'twice'"):
+        SpikingNetwork((1, 8, 8), 3, 5, norm_held="twice")
