@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,15 @@ class Sweep:
         name: of the sweep.
         arguments: of main.py, the same in every run.
         parameters: name and values of each dimension of the grid.
+        metric: by which its runs are ranked.
+        maximise: whether the highest is the best.
     """
 
     name: str
     arguments: list[str]
     parameters: dict[str, list[Any]]
+    metric: str = "val/acc"
+    maximise: bool = True
 
     def points(self) -> list[dict[str, Any]]:
         """All combinations, the last parameter changing first."""
@@ -97,7 +102,13 @@ def read_sweep(path: Path) -> Sweep:
             raise UserError(f"parameter {key} of {path} must have `value` or a list of `values`, got {given!r}.")
         if not parameters[str(key)]:
             raise UserError(f"parameter {key} of {path} has no values.")
-    return Sweep(name, _arguments(path, loaded.get("command")), parameters)
+    metric = loaded.get("metric") or {}
+    if not isinstance(metric, dict) or metric.get("goal", "minimize") not in ("maximize", "minimize"):
+        raise UserError(f"metric of {path} must have a name, and a goal, maximize or minimize; got {metric!r}.")
+    made = Sweep(name, _arguments(path, loaded.get("command")), parameters)
+    if "name" in metric:
+        made = replace(made, metric=str(metric["name"]), maximise=metric.get("goal") == "maximize")
+    return made
 
 
 def _arguments(path: Path, command: Any) -> list[str]:
@@ -139,7 +150,7 @@ def replaced(sweep: Sweep, changes: Sequence[str]) -> Sweep:
         if not parsed or (key == "config" and any(value in ("", None) for value in parsed)):
             raise UserError(f"--grid {change!r} gives {key} no value.")
         parameters[key] = parsed
-    return Sweep(sweep.name, sweep.arguments, parameters)
+    return replace(sweep, parameters=parameters)
 
 
 def _text(value: Any) -> str:
@@ -382,33 +393,73 @@ def _run(
                 for done, call in enumerate(as_completed(calls), start=len(finished) + 1):
                     job = calls[call]
                     call.result()
-                    accuracy = read_run(job.folder.path).accuracy if job.state == "finished" else None
-                    said = f": {100 * accuracy:.2f} %" if accuracy is not None else ""
+                    said = f": {_shown_score(sweep, job.folder)}" if job.state == "finished" else ""
                     text = f"[{done}/{total}] {job.name} {job.state} after {job.seconds:.0f} s{said}"
+                    failed_now = job.state == "failed"
                     console.print(
-                        text,
-                        style="red" if job.state == "failed" else "",
-                        markup=False,
-                        highlight=False,
-                        soft_wrap=True,
+                        text, style="red" if failed_now else "", markup=False, highlight=False, soft_wrap=True
                     )
+                    if failed_now:  # now, not when all others have run
+                        _print_failure(console, job)
                     progress.advance(bar)
             except KeyboardInterrupt:
                 runner.stop()
                 console.print("interrupted: the same command resumes the runs.")
                 return 130
+    _print_ranking(console, sweep, [*finished, *(job for job in waiting if job.state == "finished")])
     failed = [job for job in waiting if job.state == "failed"]
     for job in failed:
-        console.print(f"\n[bold red]failed[/]: {escape(job.name)}")
-        for line in [job.error] if job.error else _last_lines(job.output):
-            console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
-        console.print(f"  again: {_shown(job.command)}", soft_wrap=True, markup=False, highlight=False)
+        console.print(
+            f"failed: {job.name}  again: {_shown(job.command)}", soft_wrap=True, markup=False, highlight=False
+        )
     if not failed:
-        if any(job.served_by is not None for job in finished):
-            shown = escape(relative(root.parent))
+        below = root.parent if any(job.served_by is not None for job in finished) else root
         what = f"All {total} runs" if of == slice(None) else f"This share's {total} runs"
-        console.print(f"{what} are finished: {program.shown()} tables --runs {shown}", soft_wrap=True)
+        command = f"{program.shown()} tables --runs {shlex.quote(relative(below))}"
+        console.print(f"{what} are finished: {command}", soft_wrap=True, markup=False, highlight=False)
     return 1 if failed else 0
+
+
+def _print_failure(console: Console, job: _Job) -> None:
+    for line in [job.error] if job.error else _last_lines(job.output):
+        console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
+
+
+def score(sweep: Sweep, folder: RunFolder) -> tuple[str, float | None]:
+    """A finished run's value of the sweep's metric, and the metric's name; None where it has none.
+
+    Of a validation accuracy it is the best epoch's (of protocol A it is called test_as_val/acc, of B val/acc), of
+    test/acc that of the one test, of other metrics the last.
+    """
+    run, name = read_run(folder.path), sweep.metric
+    if name in ("val/acc", "test_as_val/acc"):
+        name, found = run.val_key, run.best[1] if run.best else None
+    elif name == "test/acc":
+        found = run.test
+    else:
+        found = next(reversed(run.curve(name)[1]), None)
+    return name, found if found is not None and math.isfinite(found) else None
+
+
+def _in_words(name: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if name.endswith("acc") else f"{value:.5g}"
+
+
+def _shown_score(sweep: Sweep, folder: RunFolder) -> str:
+    name, found = score(sweep, folder)
+    return f"no {name}" if found is None else f"{name} {_in_words(name, found)}"
+
+
+def _print_ranking(console: Console, sweep: Sweep, jobs: Sequence[_Job]) -> None:
+    """The runs in the order of the sweep's metric, best first."""
+    scores = [(*score(sweep, RunFolder(job.served_by or job.folder.path)), job) for job in jobs]
+    known = [(name, value, job) for name, value, job in scores if value is not None]
+    if len(known) < 2:
+        return
+    names = " and ".join(sorted({name for name, _, _ in known}))
+    console.print(f"\n{names}, {'highest' if sweep.maximise else 'lowest'} first:", highlight=False)
+    for name, value, job in sorted(known, key=lambda found: (-found[1] if sweep.maximise else found[1], found[2].name)):
+        console.print(f"  {_in_words(name, value):>9}  {job.name}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _last_lines(path: Path, most: int = 12) -> list[str]:

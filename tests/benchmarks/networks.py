@@ -6,7 +6,7 @@
 
 Same network, sizes, batch, T, type, threads and optimiser (fused Adam); BN over all time-steps together, the first
 winner in a pool, as SpikingJelly has them. At equal weights, without dropout, votes in float64 are compared
-first. The third column is the network as the authors wrote it: the same layers of SpikingJelly, called once per time-step
+first. The third column is the network as the authors wrote it: the same layers of SpikingJelly, called once a time-step
 (BN of each step then, our default). Peak memory is that of a process which only does 3 training steps, beyond what it
 held after its imports and inputs. The floor is convolutions and FC layers alone, forward and backward. With
 `--ckpt_path`, a trained network on samples of its test set, instead of new ones whose layers are made to fire so much.

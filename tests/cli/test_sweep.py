@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ import yaml
 from filelock import FileLock
 
 from plif_lightning.cli import main
-from plif_lightning.cli.sweep import point_arguments, read_sweep, replaced, run_name, share
+from plif_lightning.cli.sweep import point_arguments, read_sweep, replaced, run_name, score, share
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import locked, process_identity
-from plif_lightning.runs.reading import find_runs
+from plif_lightning.runs.reading import find_runs, read_run
 from tests.cli.calls import until
 from tests.conftest import PATIENCE, REPOSITORY
 from tests.writers import write_run
@@ -247,11 +248,18 @@ def test_a_grid_runs_once_and_a_second_call_finds_it_finished(tmp_path, capsys):
     assert said.count("python main.py fit --config=") == 2
     assert not (tmp_path / "runs").exists()
     assert sweep(*grid, "--", *TINY) == 0
-    assert "All 2 runs are finished" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "All 2 runs are finished" in said
     runs = find_runs(tmp_path / "runs" / "mini")
     assert sorted(run.setting("model.neuron") for run in runs) == ["lif", "plif"]
     assert all(run.status == "finished" and run.accuracy is not None for run in runs)
     assert all(run.folder.samples.is_file() and run.folder.weights.is_file() for run in runs)
+    for run in runs:  # its validation, not its test, and the best one first
+        assert f"{run.name} finished after" in said
+        assert f"s: val/acc {100 * run.best[1]:.2f} %" in said
+    ranking = said.split("val/acc, highest first:\n")[1].splitlines()[:2]
+    best = sorted(runs, key=lambda run: (-run.best[1], run.name))
+    assert [line.split() for line in ranking] == [[f"{100 * r.best[1]:.2f}", "%", r.name] for r in best]
     written = {run.name: run.folder.metrics.stat().st_mtime_ns for run in runs}
     assert sweep(*grid, "--", *TINY) == 0
     assert "2 finished" in capsys.readouterr().out
@@ -266,7 +274,7 @@ def test_a_failed_run_is_shown_with_its_last_lines_and_its_command(tmp_path, cap
     assert sweep(path, "--", *TINY) == 1
     said = capsys.readouterr().out
     assert "[2/2]" in said
-    assert "error: init_tau must be > 1" in said
+    assert "error: init_tau must be > 1" in said.split("[2/2]")[0]  # at once, while others run
     assert "again: python main.py fit" in said
     assert "--model.init_tau=0.5" in said.split("again:")[1]
     assert [run.status for run in find_runs(tmp_path / "runs") if run.status == "finished"] == ["finished"]
@@ -377,3 +385,24 @@ def test_where_a_run_serves_the_tables_are_those_of_both_folders(capsys):
     assert sweep("table5", *grid) == 0
     assert "All 1 runs are finished: " in (out := capsys.readouterr().out)
     assert out.rstrip().endswith("tables --runs runs")
+
+
+def test_runs_are_ranked_by_the_sweeps_own_metric(tmp_path):
+    file = tmp_path / "s.yaml"
+    by_loss = read_sweep(write(file, metric={"name": "train/loss", "goal": "minimize"}))
+    assert (by_loss.metric, by_loss.maximise) == ("train/loss", False)
+    a = write_run(tmp_path / "a", (0.7, 0.9, 0.8), validation="holdout", test=0.6)
+    assert score(by_loss, a) == ("train/loss", read_run(a.path).curve("train/loss")[1][-1])
+    assert score(replace(by_loss, metric="test/acc"), a) == ("test/acc", 0.6)
+    for name in ("val/acc", "test_as_val/acc"):
+        assert score(replace(by_loss, metric=name), a) == ("val/acc", 0.9)
+    assert score(replace(by_loss, metric="rate/conv9"), a) == ("rate/conv9", None)
+    with pytest.raises(UserError, match=r"metric of .* must have a name, and a goal"):
+        read_sweep(write(file, metric={"name": "val/acc", "goal": "best"}))
+
+
+def test_what_is_printed_can_be_pasted(tmp_path, capsys):
+    write_run(tmp_path / "x;touch F" / "a").command.write_text(json.dumps({"arguments": ["fit", "--config=a.yaml"]}))
+    path = write(tmp_path / "s.yaml", name="x;touch F", parameters={"config": {"value": "a.yaml"}})
+    assert sweep(path, "--runs", tmp_path / "x;touch F") == 0
+    assert "tables --runs 'x;touch F'" in capsys.readouterr().out
