@@ -1,4 +1,4 @@
-"""Command line: python main.py {prepare,fit,validate,test,predict,sweep,tables,figures,report} ..."""
+"""Command line: python main.py COMMAND ...; without a command it says which there are."""
 
 from plif_lightning.cli import main
 

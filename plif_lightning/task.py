@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, get_args
 
 import lightning as L
@@ -176,7 +176,8 @@ class SpikingClassifier(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_batch(batch)
         x, steps = time_first(batch.x), self.training_time_steps
-        with self.network.for_time_steps(steps):
+        for_time_steps = getattr(self.network, "for_time_steps", nullcontext)
+        with for_time_steps(steps):
             if x.dim() == 5 and self.early_time_steps:
                 x = merged(x, steps, *self.early_time_steps)
             votes = self.network(x)
@@ -242,11 +243,17 @@ class SpikingClassifier(L.LightningModule):
     def training_time_steps(self) -> int:
         """T of a training step in this epoch."""
         until = 0
-        for steps, epochs in self.early_time_steps.items():
+        for early, epochs in self.early_time_steps.items():
             until += epochs
             if self.current_epoch < until:
-                return steps
-        return self.network.time_steps
+                return early
+        steps: int | None = getattr(self.network, "time_steps", None)
+        if steps is None:
+            raise UserError(
+                f"the network of a SpikingClassifier must have time_steps, its T, as SpikingNetwork has; "
+                f"{type(self.network).__name__} has none."
+            )
+        return steps
 
     def _require_finite(self, values: Tensor, what: str) -> None:
         sentence = f"{what} is NaN or infinite at step {self.global_step} (epoch {self.current_epoch})"

@@ -372,3 +372,10 @@ def test_labels_are_smoothed_in_training_alone(tmp_path):
         losses.append({k: run.callback_metrics[f"{k}/loss"].item() for k in ("train", "test_as_val")})
     assert losses[0]["train"] != losses[1]["train"]
     assert losses[0]["test_as_val"] == losses[1]["test_as_val"]
+
+
+def test_a_network_without_t_is_named():
+    task = SpikingClassifier((1, 8, 8), 3, 4, channels=4, fc_features=8)
+    task.network = torch.nn.Identity()
+    with pytest.raises(UserError, match="must have time_steps, its T, as SpikingNetwork has; Identity has none"):
+        _ = task.training_time_steps

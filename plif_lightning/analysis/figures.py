@@ -98,7 +98,7 @@ TAU_MS = 10.0
 
 
 def _responses(current: NDArray[np.float64], y_label: str, caption: str) -> Drawn:
-    figure, axes = _figure(WIDTHS[_columns.get()], 2.6)
+    figure, axes = _figure(WIDTHS[_columns.get()], 3.4)
     weights, taus = [w for _, w, _ in _RESPONSES], [TAU_MS * t for _, _, t in _RESPONSES]
     traces = membrane_response(current, taus, weights)
     time = np.arange(1, len(current) + 1) / STEPS_PER_MS
@@ -111,8 +111,8 @@ def _responses(current: NDArray[np.float64], y_label: str, caption: str) -> Draw
         )
     axes[0, 0].set_xlabel("time t [ms]")
     axes[0, 0].set_ylabel(y_label)
-    axes[0, 0].legend(frameon=False, fontsize=7)
     plain(axes[0, 0])
+    _legends_below(figure, [axes[0, 0]], 2)
     return figure, caption
 
 
@@ -188,21 +188,41 @@ def moving_average(values: Sequence[float], window: int = 64) -> NDArray[np.floa
 _OF_THE_PAPERS_CURVES = ("FashionMNIST", "CIFAR10", "CIFAR10DVS", "DVSGesture")
 
 
-def _by_data(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[str, list[tuple[str, list[Run]]]]:
+class _Panel(NamedTuple):
+    """What a panel's runs have in common.
+
+    Attributes:
+        data: the data set.
+        told: what makes runs of it incomparable, T and the protocol.
+        shared: what all of them were told beyond their configuration.
+    """
+
+    data: str
+    told: str
+    shared: str = ""
+
+    @property
+    def title(self) -> str:
+        return "\n".join(part for part in self if part)
+
+
+def _by_data(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[_Panel, list[tuple[str, list[Run]]]]:
     """Runs of each data set, those that differ in nothing but their seed (and length) together, and their label."""
-    groups: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[_Panel, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     runs = [run for run in runs if wanted(run)]
     for run in [run for run in runs if run.data_set in _OF_THE_PAPERS_CURVES] or runs:
         others = {k: v for k, v in other_settings(run).items() if k != "epochs"}
-        groups[_group_name(run)][f"{setting_of(run)} {sorted(others.items(), key=str)}"].append(run)
+        groups[_panel_of(run)][f"{setting_of(run)} {sorted(others.items(), key=str)}"].append(run)
     # Means are over finished runs, of each seed one, as in the tables; a running one is shown where it is alone.
     for of_data in groups.values():
         for key, group in of_data.items():
             of_data[key] = one_per_seed([run for run in group if run.status == "finished"] or group)
-    return {
-        name: sorted(zip(labels([group[0] for group in of_data.values()]), of_data.values(), strict=True), key=_place)
-        for name, of_data in sorted(groups.items())
-    }
+    found = {}
+    for name, of_data in sorted(groups.items()):
+        named = labels([group[0] for group in of_data.values()])
+        shared = _plain(textwrap.fill(_short(named.shared, 120), 62))
+        found[name._replace(shared=shared)] = sorted(zip(named.each, of_data.values(), strict=True), key=_place)
+    return found
 
 
 def _place(labelled: tuple[str, list[Run]]) -> tuple[Any, ...]:
@@ -212,12 +232,11 @@ def _place(labelled: tuple[str, list[Run]]) -> tuple[Any, ...]:
     return setting.neuron != "plif", setting.init_tau, setting.pooling != "max", label
 
 
-def _group_name(run: Run) -> str:
-    """Data set, and what makes runs of it incomparable: its part, T, and the protocol."""
+def _panel_of(run: Run) -> _Panel:
     origin = f", {_short(run.facts['origin'])}" if run.facts.get("origin") else ""
     name = _plain(textwrap.fill(_short(data_title(run), 30) + origin, 36))
     steps = _text(run.setting("data.time_steps", "?"), 12)
-    return f"{name}\nT = {steps}, protocol {run.protocol}"
+    return _Panel(name, f"T = {steps}, protocol {run.protocol}")
 
 
 def _text(words: object, most: int = 60) -> str:
@@ -287,7 +306,7 @@ def figure_6(runs: Sequence[Run]) -> Drawn:
         raise NothingToShowError("no run has measured an accuracy yet.")
     figure, panels = _panels(len(data), height=3.3)
     smoothed_any = authors = False
-    for ax, (title, groups) in zip(panels, data.items(), strict=True):
+    for ax, (panel, groups) in zip(panels, data.items(), strict=True):
         for i, (label, group) in enumerate(groups):
             colour, style = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
             curves = [run.curve(run.val_key) for run in group]
@@ -309,7 +328,7 @@ def figure_6(runs: Sequence[Run]) -> Drawn:
                 shown = [(e, a) for e, a in zip(paper.CURVE_EPOCHS, known, strict=True) if e <= max(epochs)]
                 ax.plot(*zip(*shown, strict=True), "x", color=colour, markersize=7, markeredgewidth=1.8)
                 authors = True
-        ax.set_title(title, loc="left", fontsize=7.5)
+        ax.set_title(panel.title, loc="left", fontsize=7.5)
         ax.set_xlabel("epoch")
         ax.set_ylabel("accuracy [%]")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -328,9 +347,12 @@ def figure_6t(runs: Sequence[Run]) -> Drawn:
     if not data:
         raise NothingToShowError("no run has measured an accuracy and its seconds yet.")
     by_title: dict[str, list[tuple[str, list[Run]]]] = defaultdict(list)
-    for title, groups in data.items():
-        name, told = title.rsplit("\n", 1)
-        by_title[name] += [(f"{label}, {told}", group) for label, group in groups]
+    for panel, groups in data.items():
+        told = ", ".join(part.replace("\n", " ") for part in panel[1:] if part)
+        by_title[panel.data] += [(f"{label}, {told}", group) for label, group in groups]
+    shown = [run for groups in data.values() for _, group in groups for run in group]
+    longest = max(row.get("seconds", 0.0) for run in shown for row in run.metrics)
+    unit, seconds = ("minutes", 60) if longest > 180 else ("seconds", 1)
     figure, panels = _panels(len(by_title), height=3.3)
     for ax, (title, groups) in zip(panels, by_title.items(), strict=True):
         for i, (label, group) in enumerate(groups):
@@ -338,19 +360,20 @@ def figure_6t(runs: Sequence[Run]) -> Drawn:
                 rows = [row for row in run.metrics if run.val_key in row and "seconds" in row]
                 best = np.maximum.accumulate([100 * row[run.val_key] for row in rows])
                 ax.plot(
-                    [row["seconds"] / 60 for row in rows], best, DASHES[i % 4], color=COLOURS[i % len(COLOURS)],
+                    [row["seconds"] / seconds for row in rows], best, DASHES[i % 4], color=COLOURS[i % len(COLOURS)],
                     marker=MARKERS[i % 8] if len(rows) <= 32 else "", markersize=4, drawstyle="steps-post",
                     label=_for_legend(label) if run is group[0] else None,
                 )  # fmt: skip
         ax.set_title(title, loc="left", fontsize=7.5)
-        ax.set_xlabel("time [minutes]")
+        ax.set_xlabel(f"time [{unit}]")
+        ax.set_xlim(left=0)
         ax.set_ylabel("best accuracy so far [%]")
         plain(ax)
     _legends_below(figure, panels, 1)
-    machines = sorted({run.surroundings.get("machine", "an unknown machine") for groups in data.values()
-                       for _, group in groups for run in group})  # fmt: skip
+    machines = sorted({run.surroundings.get("machine", "an unknown machine") for run in shown})
     return figure, (
-        "The best accuracy so far on the part that validates, over the time of the training with its validations. "
+        "The best accuracy so far on the part that validates, over the time since the fit began, validations and what "
+        "is compiled at its start included. "
         f"Computed on: {'; '.join(machines)}."
     )
 
@@ -362,9 +385,11 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
         raise NothingToShowError("no run has learned time constants yet (neuron: plif, pooling: max).")
     figure, panels = _panels(len(data), height=3.0)
     authors = False
-    for ax, (title, groups) in zip(panels, data.items(), strict=True):
+    for ax, (panel, groups) in zip(panels, data.items(), strict=True):
         titled = set()
-        for g, (label, _) in enumerate(groups):
+        # What tells kinds of lines apart; of one kind the title says what it is.
+        alone = groups[0][0] if len(groups) == 1 else ""
+        for g, (label, _) in enumerate(() if alone else groups):
             ax.plot([], [], DASHES[g % 4], color=_ink(0.7), marker="o", fillstyle=FILLS[g % 4], markersize=4,
                     label=_for_legend(label))  # fmt: skip
         for g, (_, group) in enumerate(groups):
@@ -392,7 +417,11 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
         ax.yaxis.set_major_locator(_nice_ticks(ax.get_ylim()))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.set_title(title, loc="left", fontsize=7.5)
+        ax.set_title(
+            "\n".join(filter(None, [panel.title, _plain(textwrap.fill(_short(alone, 120), 62))])),
+            loc="left",
+            fontsize=7.5,
+        )
         ax.set_xlabel("epoch")
         ax.set_ylabel("$\\tau$ [time-steps]")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -410,7 +439,7 @@ def _nice_ticks(limits: tuple[float, float]) -> Any:
     low, high = limits
     candidates = [2.0**e for e in range(21)]
     if high / low < 3:
-        candidates = [round(low + (high - low) * i / 4, 2) for i in range(5)]
+        candidates = [*MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
     return FixedLocator([c for c in candidates if low <= c <= high])
 
 
@@ -441,8 +470,7 @@ def figure_s1(runs: Sequence[Run]) -> Drawn:
             ax.plot(x, base + 1.6 * y / tallest, color=_ink(), linewidth=0.7, zorder=place + 0.5)
             if row.mean is not None and row.std is not None:
                 ax.text(
-                    1.0, base + 0.15, f"{row.mean:.2g} $\\pm$ {row.std:.2g}", fontsize=6, ha="right",
-                    transform=ax.get_yaxis_transform(), zorder=100,
+                    1.02, base, f"{row.mean:.2g} $\\pm$ {row.std:.2g}", fontsize=6, transform=ax.get_yaxis_transform(),
                 )  # fmt: skip
         ax.set_yticks(range(count), [f"epoch {row.epoch}" for row in reversed(chosen)], fontsize=8)
         ax.set_xlabel(f"$W_{{fc}} / \\tau$ of {_text(layer, 20)}")
@@ -576,7 +604,7 @@ def figure_s2(runs: Sequence[Run]) -> Drawn:
 
 def _of(run: Run) -> str:
     """Which run a figure shows, for its caption."""
-    return f"Data: {' '.join(_group_name(run).splitlines()[:-1])}; {labels([run])[0]}; run {_text(run.name)}."
+    return f"Data: {' '.join(_panel_of(run).data.splitlines())}; {labels([run]).each[0]}; run {_text(run.name)}."
 
 
 def _grid(maps: NDArray[Any]) -> NDArray[np.float64]:

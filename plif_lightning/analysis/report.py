@@ -105,16 +105,18 @@ def _row(i: int, run: Run, label: str) -> dict[str, Any]:
     }
 
 
-def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _rows(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """What the page shows of each run, and of each data set what its runs have in common."""
     by_data: dict[str, list[int]] = defaultdict(list)
     for i, run in enumerate(runs):
         by_data[data_title(run)].append(i)
-    rows = [
-        _row(i, runs[i], label)
-        for places in by_data.values()
-        for i, label in zip(places, labels([runs[i] for i in places]), strict=True)
-    ]
-    return sorted(rows, key=lambda row: row["id"])
+    rows, shared = [], {}
+    for title, places in by_data.items():
+        named = labels([runs[i] for i in places])
+        rows += [_row(i, runs[i], label) for i, label in zip(places, named.each, strict=True)]
+        if named.shared:
+            shared[title] = named.shared
+    return sorted(rows, key=lambda row: row["id"]), shared
 
 
 def _shrunk(maps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -246,22 +248,28 @@ def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> No
     with written_whole(path, "wb") as file:  # opened first: who cannot have the page there does not wait for it
         page = _page(runs, tables, problems)
         file.write(page.encode("utf-8", "backslashreplace"))
-    print(f"{path}: {len(runs)} runs, {len(page) / 2**20:.1f} MiB")
+    print(f"{path}: {len(runs)} run{'s' if len(runs) != 1 else ''}, {len(page) / 2**20:.1f} MiB")
     for problem in problems:
         print(f"note: {problem}", file=sys.stderr)
 
 
 def _page(runs: Sequence[Run], tables: Sequence[Table], problems: list[str]) -> str:
     figures = _figures(runs, problems)
+    rows, shared = _rows(runs)
     data = {
         "made": "Curves have at most 200 points.",
-        "runs": _rows(runs),
+        "runs": rows,
+        "shared": shared,
         "samples": _players(runs, problems),
         "problems": problems,
     }
     # Nothing that a run is called can end the script or begin an element.
     text = json.dumps(data, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
     page = (resources.files("plif_lightning.analysis") / "report.html").read_text(encoding="utf-8")
-    parts = {"<!--TABLES-->": "".join(map(_table, tables)), "<!--FIGURES-->": figures, "/*DATA*/": text}
+    parts = {
+        "<!--TABLES-->": "".join(_table(table) for table in tables if table.rows),
+        "<!--FIGURES-->": figures,
+        "/*DATA*/": text,
+    }
     # In one go: what stands in one part cannot be taken for the mark of another.
     return re.sub("|".join(map(re.escape, parts)), lambda mark: parts[mark[0]], page)

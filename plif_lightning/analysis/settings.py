@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from plif_lightning import configs
 from plif_lightning.analysis import paper
@@ -184,6 +184,10 @@ def differences(runs: Sequence[Run]) -> list[str]:
     Args:
         runs: of the same data set.
     """
+    return [", ".join(told) for told in _told(runs)]
+
+
+def _told(runs: Sequence[Run]) -> list[list[str]]:
     settings = [other_settings(run) for run in runs]
     most = {}
     for key in dict.fromkeys(key for own in settings for key in own):
@@ -195,7 +199,7 @@ def differences(runs: Sequence[Run]) -> list[str]:
         usual = _usual().get(run.data_set, {})
         known = {*usual, *_PLAIN}
         others = [key for key, value in most.items() if key in own and key not in known and repr(own[key]) != value]
-        found.append(", ".join(_in_words(key, own.get(key)) for key in dict.fromkeys([*unusual(run), *others])))
+        found.append([_in_words(key, own.get(key)) for key in dict.fromkeys([*unusual(run), *others])])
     return found
 
 
@@ -220,11 +224,26 @@ def neuron_in_words(setting: Setting) -> str:
     return tau.get(setting.neuron, setting.neuron.upper())
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
-    """What the curve of each run of a data set is called: neuron, pooling where it is not max, and `differences`."""
+class Labels(NamedTuple):
+    """What the curves of runs are called.
+
+    Attributes:
+        each: of every run its neuron, its pooling where it is not max, and what it was told that not all were.
+        shared: what all of them were told beyond their configuration; nothing of a single run.
+    """
+
+    each: list[str]
+    shared: str
+
+
+def labels(runs: Sequence[Run]) -> Labels:
+    """Names for the curves of some runs of a data set, in which what they share is not repeated."""
+    told = _told(runs)
+    shared = [words for words in told[0] if all(words in others for others in told)] if len(runs) > 1 else []
     found = []
-    for run, told in zip(runs, differences(runs), strict=True):
+    for run, own in zip(runs, told, strict=True):
         setting = setting_of(run)
         pooling = "" if setting.pooling == "max" else f"{setting.pooling}-pooling"
-        found.append(", ".join(part for part in (neuron_in_words(setting), pooling, told) if part))
-    return found
+        parts = (neuron_in_words(setting), pooling, *(words for words in own if words not in shared))
+        found.append(", ".join(part for part in parts if part))
+    return Labels(found, ", ".join(shared))

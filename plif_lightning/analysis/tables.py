@@ -209,12 +209,11 @@ def _accuracies(
     `beside` are other numbers of the paper, and what they are called.
     """
     found = [c for c in cells(runs) if wanted(c.setting) and (not only_protocol or c.protocol == protocol)]
+    found = [c for c in found if c.setting.data_set in paper.TITLES]
     by_setting: dict[Setting, list[tuple[Cell, str]]] = defaultdict(list)
     for cell, told in _told(found):
         by_setting[cell.setting].append((cell, told))
-    extra = sorted(
-        (s for s in by_setting if s not in known), key=lambda s: (s.data_set, s.neuron != "plif", s.init_tau, s.pooling)
-    )
+    extra = sorted((s for s in by_setting if s not in known), key=_order)
     rows = []
     for setting in [*known, *extra]:
         data = paper.TITLES.get(setting.data_set, setting.data_set)
@@ -239,6 +238,20 @@ def _accuracies(
     )
     heads = [] if beside is None else [beside[0]]
     return Table(name, title, ["data set", label, *heads, *_RESULT_COLUMNS], rows, notes)
+
+
+def _order(setting: Setting) -> tuple[Any, ...]:
+    return setting.data_set, setting.neuron != "plif", setting.init_tau, setting.pooling
+
+
+def other_data(runs: Sequence[Run]) -> Table:
+    """What was run on data sets that the paper does not have."""
+    found = _told([cell for cell in cells(runs) if cell.setting.data_set not in paper.TITLES])
+    rows = []
+    for cell, told in sorted(found, key=lambda pair: _order(pair[0].setting)):
+        rows.append([cell.setting.data_set, _network(cell.setting), *_result(cell, None, "", told)[1:]])
+    heads = [name for name in _RESULT_COLUMNS if name != "paper"]
+    return Table("other", "Data sets that are not the paper's", ["data set", "network", *heads], rows)
 
 
 def earlier_work() -> Table:
@@ -335,6 +348,7 @@ def result_tables(runs: Sequence[Run]) -> list[Table]:
             ("paper, A", table_2),
         ),
         tau_table(runs),
+        other_data(runs),
     ]
 
 
@@ -383,7 +397,7 @@ def network_tables(networks: Sequence[NetworkFacts], runs: Sequence[Run]) -> lis
 
 def ordered(tables: Sequence[Table]) -> list[Table]:
     """In the paper's order."""
-    order = ["1", "2", "2b", "3", "4", "5", "S1", "S2", "tau"]
+    order = ["1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "other"]
     return sorted(tables, key=lambda table: order.index(table.name))
 
 
@@ -397,7 +411,7 @@ _NUMERIC = {"paper", "paper, A", "ours", "difference", "seeds", "epochs", "T", "
 
 def heading(table: Table) -> str:
     """Its number in the paper, where it has one, and its title."""
-    return f"Table {table.name}. {table.title}" if table.name not in ("", "tau") else table.title
+    return f"Table {table.name}. {table.title}" if table.name not in ("", "tau", "other") else table.title
 
 
 def print_tables(tables: Sequence[Table], runs: Sequence[Run]) -> None:
@@ -405,7 +419,7 @@ def print_tables(tables: Sequence[Table], runs: Sequence[Run]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
-    for table in tables:
+    for table in [table for table in tables if table.rows]:
         shown = RichTable(title=escape(heading(table)), title_justify="left")
         for i in table.kept:
             numeric = table.columns[i] in _NUMERIC

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -25,8 +26,23 @@ _SATURATED = (
     "model.v_threshold or a smaller learning rate."
 )
 
+_DEAD = (
+    "%s %s no gradient at all in steps %s, so nothing is learned there. Either no neuron before fires, or the "
+    "potentials lie where the surrogate is flat. Try a lower model.v_threshold, a smaller model.init_tau or a larger "
+    "model.surrogate_width."
+)
+# Steps of a training whose gradients are looked at, to find layers that are dead from the start.
+_LOOKED_AT = (24, 49, 74, 99)
+
 # Batches of an evaluation in which spikes are counted, about.
 _LISTENED = 8
+
+
+def _weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weight of each convolution and FC layer, by the name of its block."""
+    for name, part in network.named_modules():
+        if isinstance(part, (nn.Conv2d, nn.Linear)):
+            yield name.split(".")[-2] if "." in name else name, part.weight
 
 
 class LayerMonitor(Callback):
@@ -36,7 +52,8 @@ class LayerMonitor(Callback):
     batches, evenly spaced over all: a neuron that is listened to is called by itself, not together with
     BN and pool. With one tau per channel, a layer's mean is logged. A layer without leak has none. The
     values of an average of the weights are logged where that is what is validated. A layer that did not
-    fire at all, or fired always, is named once in a warning. The seconds are those since the fit began,
+    fire at all, or fired always, is named once in a warning; so is one whose weight gets no gradient within
+    the first hundred steps. The seconds are those since the fit began,
     validation included; a run that is resumed adds to them.
     """
 
@@ -52,6 +69,8 @@ class LayerMonitor(Callback):
         self._earlier = 0.0
         self._warned: set[str] = set()
         self._began: float | None = None
+        self._dead: dict[str, int] = {}  # steps in which the weight of a layer had no gradient
+        self._looked: list[int] = []
 
     def _fitted_for(self) -> float:
         return self._earlier + (0.0 if self._began is None else time.perf_counter() - self._began)
@@ -84,6 +103,25 @@ class LayerMonitor(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._samples += len(as_batch(batch).label) * trainer.world_size
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        assert isinstance(pl_module, SpikingClassifier)
+        if trainer.global_step not in _LOOKED_AT:
+            return
+        self._looked.append(trainer.global_step + 1)
+        for name, weight in _weights(pl_module.network):
+            if weight.grad is not None and not weight.grad.any():
+                self._dead[name] = self._dead.get(name, 0) + 1
+        if trainer.global_step == _LOOKED_AT[-1] and trainer.is_global_zero:
+            dead = [name for name, steps in self._dead.items() if steps == len(self._looked)]
+            if dead and len(self._looked) > 1:
+                *most, last = map(str, self._looked)
+                *names, end = dead
+                verb = "get" if names else "gets"
+                said = f"{', '.join(names)} and {end}" if names else end
+                _log.warning(_DEAD, said, verb, f"{', '.join(most)} and {last}")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Validation runs inside the training epoch: its time is not the training's.

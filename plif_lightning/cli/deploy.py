@@ -1,4 +1,4 @@
-"""`export`, `stream` and `cost`: a trained network on its own. None of them needs Lightning."""
+"""`export`, `stream` and `cost`: a trained network on its own. `cost` alone loads Lightning, for its data set."""
 
 import argparse
 import importlib

@@ -22,7 +22,7 @@ _MODEL = (
     ("--model.neuron", "plif (learned tau), lif (fixed tau) or if (no leak)"),
     ("--model.init_tau", "tau_0 > 1 of plif, tau of lif, in time-steps"),
     ("--model.pooling", "max or avg"),
-    ("--model.loss", "per_step (the paper) or rate (the authors' code)"),
+    ("--model.loss", "per_step (the paper), rate (the authors' code), tet or cross_entropy"),
     ("--model.channels, --model.fc_features", "size of the network"),
     ("--model.backend", "auto, reference, cpu or triton"),
     ("--model.sparse", "skip silent inputs on a CPU: auto, never or always"),

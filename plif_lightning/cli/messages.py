@@ -25,6 +25,12 @@ class Parser(LightningArgumentParser):
         # An abbreviation would turn a mistyped key into another one.
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
+    def format_help(self, *arguments: Any) -> str:
+        for action in self._actions:
+            if action.help:  # Lightning's docstrings are in Sphinx's markup
+                action.help = re.sub(r":[a-z:]+:`~?([^`]*)`", r"\1", action.help).replace("``", "")
+        return super().format_help(*arguments)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise own_error(ex) or UserError(in_one_sentence(message, known_keys)) from ex
 
@@ -89,7 +95,10 @@ _NAMED = (
 def _nearest(key: str, known: Iterable[str]) -> str:
     """` Did you mean X?` for the known key that is most alike, or nothing."""
     known = list(known)
-    matches = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    # A key is mistyped in one of its parts: those that the block has, by their own names.
+    block, dot, name = key.rpartition(".")
+    beside = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == block}
+    matches = [f"{block}{dot}{near}" for near in difflib.get_close_matches(name, beside, n=1, cutoff=0.7)]
     if not matches:
         by_last_name = {name.rsplit(".", 1)[-1]: name for name in known}
         matches = [

@@ -35,7 +35,7 @@ def _parser(name: str, description: str) -> PlainParser:
 def _tables_parser() -> PlainParser:
     parser = _parser("tables", "The paper's tables, with this project's runs beside the paper's numbers.")
     parser.add_argument("--out", type=Path, help="folder for tables.md, and a csv and a LaTeX file for each table")
-    parser.add_argument("--only", help="some of 1,2,2b,3,4,5,S1,S2,tau, with commas between")
+    parser.add_argument("--only", help="some of 1,2,2b,3,4,5,S1,S2,tau,other, with commas between")
     parser.add_argument(
         "--results", type=Path, help="table of results, such as configs/results.csv: add the finished runs, a row each"
     )

@@ -109,6 +109,18 @@ def _add_files(table: Table, folder: RunFolder) -> None:
             table.add_row(name, _shown(path))
 
 
+def _warn_of_ties(best: int, epochs: int, data: SpikingDataModule) -> None:
+    """Says so where many epochs have the best accuracy, so that it tells little which of them was kept."""
+    if best > 1 and 3 * best >= epochs:
+        sizes = data.sizes()
+        samples = sizes.get("val", sizes.get("test as val"))
+        _log.warning(
+            "%d of %d epochs reached the best accuracy: the %s validation samples cannot tell them apart, and which of "
+            "them was kept says little. Hold more out (data.holdout_fraction), or train longer.",
+            *(best, epochs, "" if samples is None else f"{samples:,}"),
+        )
+
+
 def print_fit(
     trainer: L.Trainer, data: SpikingDataModule, test: Mapping[str, float] | None, asked_for_test: bool
 ) -> None:
@@ -128,6 +140,7 @@ def print_fit(
             checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True, mmap=True)
             row = next((row for row in metrics if row["epoch"] == checkpoint["epoch"]), best)
             best = {**row, key: float(kept.best_model_score)}
+        _warn_of_ties(sum(math.isclose(row[key], best[key], abs_tol=1e-9) for row in measured), len(measured), data)
         epoch = f"epoch {best['epoch'] + 1:.0f} of {len(metrics)}"
         name = "best test epoch" if data.validation == "test" else "best validation epoch"
         table.add_row(name, f"[bold]{_percent(best[key])}[/] ({epoch})")

@@ -227,13 +227,13 @@ def count_events(
 
 
 def integrate(
-    recording: Recording | Packed, sensor: Sensor, time_steps: int, slicing: Slicing = "by_count"
+    recording: Recording | Packed, sensor: Sensor | tuple[int, int], time_steps: int, slicing: Slicing = "by_count"
 ) -> NDArray[Any]:
     """The frames of one recording.
 
     Args:
         recording: N >= 0 events in order of time.
-        sensor: its size.
+        sensor: (height, width).
         time_steps: T.
         slicing: `by_count` (Eq. S1) or `by_time`.
 
@@ -254,6 +254,7 @@ def integrate(
         raise UserError(f"time_steps must be a whole number, at least 1, got {time_steps!r}.")
     if slicing not in get_args(Slicing):
         raise UserError(f"slicing must be one of {', '.join(get_args(Slicing))}, got {slicing!r}.")
+    sensor = Sensor.of(sensor)
     packed = recording if isinstance(recording, Packed) else pack(recording, sensor, "recording")
     begin, end = np.array([0]), np.array([len(packed.address)])
     if slicing == "by_count":
@@ -278,7 +279,7 @@ def frames_of(
 
     Args:
         x: column of each event [pixel]: an array, a list or a tensor, [N]; or instead of all four a structured array
-            with the fields x, y, t and p, as tonic gives them.
+            with the fields x, y, t and p, as tonic gives them, or a `Recording`, as `read_any` gives it.
         y: row [pixel].
         t: time [us], in ascending order.
         p: polarity: 0 and 1, -1 and 1, or booleans.
@@ -296,4 +297,4 @@ def frames_of(
     >>> frames_of(x, y, t, p, sensor=(2, 2), time_steps=2, slicing="by_time").tolist()
     [[[[0, 1], [0, 0]], [[1, 0], [0, 0]]], [[[0, 0], [0, 0]], [[0, 0], [0, 1]]]]
     """
-    return integrate(recording_of(x, y, t, p), Sensor.of(sensor), time_steps, slicing)
+    return integrate(recording_of(x, y, t, p), sensor, time_steps, slicing)

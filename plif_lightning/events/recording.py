@@ -110,7 +110,7 @@ def recording_of(
 
     Args:
         x: column of each event [pixel]: an array, a list or a tensor, [N]; or instead of all four a structured array
-            with the fields x, y, t and p (or `polarity`), as tonic gives them.
+            with the fields x, y, t and p (or `polarity`), as tonic gives them, or a `Recording`.
         y: row [pixel].
         t: time [us].
         p: polarity: 0 and 1, -1 and 1, or booleans.
@@ -120,6 +120,8 @@ def recording_of(
     Raises:
         RecordingError: something is missing, of another length, or no number.
     """
+    if isinstance(x, Recording) and y is None and t is None and p is None:
+        t, x, y, p = x
     fields = getattr(getattr(x, "dtype", None), "names", None)
     if fields is not None and y is None and t is None and p is None:
         polarity = "p" if "p" in fields else "polarity"

@@ -1,7 +1,9 @@
 """Compilation of numeric loops to machine code, kept on disk where a place can be written."""
 
 import functools
+import hashlib
 import logging
+import pickle
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,13 +17,14 @@ from plif_lightning.runtime.locks import file_lock
 
 # For another process that compiles [s]; who waits longer compiles, too.
 _PATIENCE = 120
+_DIGEST = 16  # bytes
 _log = logging.getLogger(__name__)
 
 
 @functools.cache
 def _say_once() -> None:
-    """Why nothing seems to happen: the first run of an installation waits here for up to half a minute."""
-    _log.warning("Compiling kernels, once for this installation: this may take half a minute.")
+    """Why nothing seems to happen: what is used for the first time is waited for, up to half a minute."""
+    _log.warning("Compiling kernels that were not needed here before: up to half a minute. They are kept.")
 
 
 @functools.cache
@@ -40,6 +43,42 @@ def _turn(function: Callable[..., Any]) -> FileLock | None:
     folder = compiled_code()
     name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}.lock"
     return None if folder is None else file_lock(folder / name)
+
+
+def _checksum(code: bytes) -> bytes:
+    return hashlib.blake2b(code, digest_size=_DIGEST).digest()
+
+
+def _check_files(cache: Any) -> None:
+    """Files of machine code end in their checksum: one that was damaged, as by a power loss, counts as missing.
+
+    numba would end in an error, or run whatever a flipped bit has made of the code.
+    """
+    files = cache._cache_file
+    dump, load_data, load_index = files._dump, files._load_data, files._load_index
+
+    def dump_with_checksum(value: Any) -> bytes:
+        code = dump(value)
+        return code + _checksum(code)  # reading pickled values ends where they end
+
+    def is_whole(path: str, beside: int = 0) -> bool:
+        content = Path(path).read_bytes()[beside:]
+        return content[-_DIGEST:] == _checksum(content[:-_DIGEST])
+
+    def load_whole_data(name: str) -> Any:
+        if not is_whole(files._data_path(name)):
+            raise FileNotFoundError(name)
+        return load_data(name)
+
+    def load_whole_index() -> Any:
+        try:
+            with Path(files._index_path).open("rb") as file:
+                pickle.load(file)  # numba's version
+                return load_index() if is_whole(files._index_path, file.tell()) else {}
+        except Exception:  # there is none, or it is damaged, for which pickle has many
+            return {}
+
+    files._dump, files._load_data, files._load_index = dump_with_checksum, load_whole_data, load_whole_index
 
 
 def _compile_alone(dispatcher: Any, cache: Any) -> None:
@@ -88,5 +127,6 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
                 save(signature, code)
 
         cache.save_overload = save_if_possible
+        _check_files(cache)
         _compile_alone(dispatcher, cache)
     return dispatcher

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import yaml
 
 from plif_lightning.analysis.report import _curves, write_report
 from plif_lightning.analysis.tables import result_tables
@@ -140,10 +141,10 @@ def first_column(page):
 def test_sorting_filter_curves_and_time_slider_work(browser, tmp_path, without_figures):
     some_runs(tmp_path / "runs")
     page, said = opened(browser, report(tmp_path))
-    page.get_by_role("button", name="accuracy [%]").press("Enter")
+    page.get_by_role("button", name="accuracy A or B [%]").press("Enter")
     assert first_column(page)[0] == "b"
-    assert page.locator("th[aria-sort=descending]").inner_text() == "accuracy [%]"
-    page.get_by_role("button", name="accuracy [%]").click()
+    assert page.locator("th[aria-sort=descending]").inner_text() == "accuracy A or B [%]"
+    page.get_by_role("button", name="accuracy A or B [%]").click()
     assert first_column(page)[-1] == "b"
     page.get_by_label("Filter").fill("n-mnist UNFINISHED")
     page.get_by_label("Filter").fill("nmnist unfinished")
@@ -267,3 +268,21 @@ def test_a_hundred_runs_are_shown(browser, tmp_path):
     page, said = opened(browser, path)
     assert len(first_column(page)) == 100
     assert said == []
+
+
+def test_what_runs_share_is_said_once(tmp_path, without_figures):
+    for name, more in (("a", {}), ("b", {"init_tau": 16.0}), ("c", {"pooling": "avg"})):
+        run = write_run(tmp_path / "runs" / name, **more)
+        config = yaml.safe_load(run.config.read_text().replace("per_step", "rate"))
+        config["data"]["init_args"]["batch_size"] = 8 if name == "c" else 16
+        run.config.write_text(yaml.safe_dump(config))
+    data = data_of(report(tmp_path))
+    assert data["shared"] == {"Fashion-MNIST": "loss rate"}
+    assert [run["label"] for run in data["runs"]] == [
+        *("PLIF, tau_0 = 2", "PLIF, tau_0 = 16", "PLIF, tau_0 = 2, avg-pooling, batch_size 8")
+    ]
+    shutil.rmtree(tmp_path / "runs" / "b")
+    shutil.rmtree(tmp_path / "runs" / "c")
+    data = data_of(report(tmp_path))
+    assert data["shared"] == {}
+    assert data["runs"][0]["label"] == "PLIF, tau_0 = 2, loss rate"

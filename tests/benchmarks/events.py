@@ -213,15 +213,18 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=70_304, help="of each DVS128 recording")
     arguments = parser.parse_args()
     root = Path(os.environ.get("PLIF_DATA_ROOT", "data"))
+    n = arguments.events
+    whole = [readers.read_aedat2(path) for path in sorted((root / "DVS128").glob("*.aedat"))]
+    long = [r for r in whole if len(r.t) >= n]
+    nmnist = [readers.read_nmnist(path) for path in sorted((root / "NMNIST/Test").glob("*/*.bin"))]
+    for found, what in ((long, f"DVS128/*.aedat with {n:,} events or more"), (nmnist, "NMNIST/Test/*/*.bin")):
+        if not found:
+            parser.error(f"{root} holds no {what}: set PLIF_DATA_ROOT to a folder that does.")
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     print(f"torch {torch.__version__}, tonic {tonic.__version__}, numpy {np.__version__}, {processor()}, one core")
     print(f"{arguments.rounds} rounds in alternation: median [lowest, highest]")
-    nmnist = [readers.read_nmnist(path) for path in sorted((root / "NMNIST/Test").glob("*/*.bin"))]
     integration("N-MNIST", nmnist, Sensor(34, 34), 10, arguments.rounds)
-    whole = [readers.read_aedat2(path) for path in sorted((root / "DVS128").glob("*.aedat"))]
-    n = arguments.events
-    long = [r for r in whole if len(r.t) >= n]
     first = [Recording(*(c[:n] for c in r)) for r in long]
     integration("DVS128", first, DVS128, 20, arguments.rounds)
     by_time(first, 20, arguments.rounds)

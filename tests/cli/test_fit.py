@@ -293,3 +293,20 @@ def test_another_number_of_threads_changes_a_step_by_no_more_than_rounding():
         torch.set_num_threads(threads)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-3, atol=1e-5 * found[0].abs().max().item())
+
+
+def test_layers_that_are_dead_from_the_start_are_named(caplog):
+    flat = ["--model.surrogate", "triangle", "--model.surrogate_width", "0.01", "--data.batch_size", "4"]
+    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "110", "--trainer.limit_val_batches", "1"]
+    fit(*TINY, *few, *flat, "--test_after_fit", "false", "--record_samples", "0")
+    (said,) = [record.getMessage() for record in caplog.records if "no gradient at all" in record.getMessage()]
+    assert "fc1 and fc2 get no gradient at all in steps 25, 50, 75 and 100" in said
+    caplog.clear()
+    fit(*few, "--data.batch_size", "4", "--test_after_fit", "false", "--record_samples", "0")
+    assert "no gradient at all" not in caplog.text
+
+
+def test_a_validation_that_cannot_tell_epochs_apart_is_told_of(caplog):
+    still = ["--trainer.max_epochs", "3", "--model.optimizer.lr", "0", "--test_after_fit", "false"]
+    fit(*TINY, *FEW, *still, "--record_samples", "0")
+    assert "3 of 3 epochs reached the best accuracy: the 212 validation samples cannot tell them apart" in caplog.text

@@ -10,7 +10,7 @@ from torchvision import transforms
 from plif_lightning.data import NMNIST, EventFlip, EventFolder, HorizontalFlip, TonicEvents
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import DatasetNotFoundError, UserError
-from plif_lightning.events import Sensor, integrate, read_any, read_nmnist
+from plif_lightning.events import Sensor, frames_of, integrate, read_any, read_nmnist
 from tests import writers
 
 
@@ -294,3 +294,13 @@ def test_where_there_is_no_data_set_nothing_is_left(tmp_path):
     with pytest.raises(DatasetNotFoundError):
         NMNIST(root=str(tmp_path / "none"), download=False).prepare_data()
     assert not (tmp_path / "none").exists()
+
+
+def test_what_is_read_goes_into_frames_as_it_is(root):
+    path = root / "train" / "left" / "0.npz"
+    recording = read_any(path)
+    expected = integrate(recording, Sensor(128, 128), 4)
+    assert np.array_equal(frames_of(recording, sensor=(128, 128), time_steps=4), expected)
+    assert np.array_equal(integrate(recording, (128, 128), 4), expected)
+    with pytest.raises(UserError, match=r"sensor must be \(height, width\)"):
+        integrate(recording, (128, 128, 2), 4)

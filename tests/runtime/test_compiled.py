@@ -41,7 +41,7 @@ def test_it_is_said_once_in_the_first_process_and_never_again(start):
     said = []
     for _ in range(2):
         process = start("loops.py", stderr=subprocess.PIPE)
-        said.append(process.communicate()[1].count("Compiling kernels, once"))
+        said.append(process.communicate()[1].count("Compiling kernels that were not needed here before"))
         assert process.returncode == 0
     assert said == [1, 0]
 
@@ -59,3 +59,29 @@ def test_of_processes_that_begin_together_one_compiles(start, tmp_path):
     made = [int(process.communicate()[0]) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sum(made) == 2  # of two functions, each once
+
+
+def flipped(path, at):
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 0x10
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        *(lambda path, at=at: flipped(path, at) for at in (7, 200, -20)),
+    ],
+)
+def test_damaged_machine_code_is_thrown_away_and_compiled_anew(start, tmp_path, kind, damage):
+    assert start("loops.py", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).communicate()[0].split() == ["2"]
+    for path in (tmp_path / "cache").rglob(f"*.{kind}"):
+        damage(path)
+    for compiled_again in ("2", "0"):
+        process = start("loops.py", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, said = process.communicate()
+        assert process.returncode == 0, said
+        assert out.split() == [compiled_again]
