@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from plif_lightning.callbacks.logger import is_trial, run_folder
-from plif_lightning.errors import UserError
+from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.loading import load_checkpoint
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runtime.files import is_address, written_whole
@@ -82,8 +82,15 @@ class BestCheckpoint(ModelCheckpoint):
         # ModelCheckpoint would forget the best accuracy so far if the folder's path reads otherwise than
         # before (relative, moved), and let a worse epoch take its place. A run that starts in a new folder
         # has no best.ckpt yet, and its own to find.
-        path = RunFolder(Path(self.dirpath or "").parent).best
-        score = state_dict["best_model_score"]
+        folder = RunFolder(Path(self.dirpath or "").parent)
+        path, score = folder.best, state_dict["best_model_score"]
+        if score is not None and not path.is_file() and folder.last.is_file():
+            # A run that begins in another folder has no last.ckpt there yet either.
+            raise CheckpointError(
+                f"{path} is not there, the weights of the best epoch so far ({100 * float(score):.2f} %): without it "
+                f"the run would report another epoch as its best. Bring it back, or start anew from {folder.last} with "
+                "--ckpt_path and another --run_folder."
+            )
         if path.is_file() and score is not None:
             here = os.fspath(path)
             paths = {"dirpath": self.dirpath, "best_model_path": here, "kth_best_model_path": here}

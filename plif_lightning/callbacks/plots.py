@@ -2,6 +2,9 @@
 
 import contextlib
 import csv
+import logging
+from collections.abc import Iterator
+from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -10,9 +13,21 @@ from lightning.pytorch.utilities import rank_zero_only
 from plif_lightning.analysis.curves import plot_confusion, plot_learning_curve, plot_tau_curve
 from plif_lightning.callbacks.logger import is_trial, known_run_folder, run_folder
 from plif_lightning.errors import UserError
+from plif_lightning.runs.loading import printable
 from plif_lightning.runs.metrics import read_metrics
 from plif_lightning.runtime.files import written_whole
 from plif_lightning.task import SpikingClassifier
+
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _without_consequences(picture: Path) -> Iterator[None]:
+    """A picture that cannot be drawn or written is said to be missing; it ends no fit, whose result counts more."""
+    try:
+        yield
+    except Exception as error:  # matplotlib has many: fonts, names that are no text, a full disk
+        _log.warning("%s could not be drawn (%s: %s).", picture, type(error).__name__, error)
 
 
 class CurvePlots(Callback):
@@ -27,8 +42,9 @@ class CurvePlots(Callback):
         metrics = read_metrics(folder.metrics)
         title = getattr(getattr(trainer, "datamodule", None), "title", "")
         if metrics:
-            plot_learning_curve(metrics, folder.learning_curve, title)
-            plot_tau_curve(metrics, folder.tau_curve, title)
+            for plot, path in ((plot_learning_curve, folder.learning_curve), (plot_tau_curve, folder.tau_curve)):
+                with _without_consequences(path):
+                    plot(metrics, path, title)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._plot(trainer)
@@ -61,4 +77,5 @@ class ConfusionMatrix(Callback):
             writer = csv.writer(file)
             writer.writerow(["true \\ predicted", *names])
             writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
-        plot_confusion(counts.tolist(), names, folder.confusion_picture)
+        with _without_consequences(folder.confusion_picture):
+            plot_confusion(counts.tolist(), [printable(name) for name in names], folder.confusion_picture)

@@ -1,6 +1,7 @@
 """What a run writes for those who read it later: its command and data, W_fc / tau over time, a few samples."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from plif_lightning.runs.samples import Events, Samples, write_samples
 from plif_lightning.runtime.surroundings import surroundings
 from plif_lightning.task import SpikingClassifier
 
+_log = logging.getLogger(__name__)
 _BINS = 80
 # Spikes that are kept, in all [bits]: 20 steps of 128 maps of 128 x 128 neurons are 42 million of them.
 _KEPT = 2**29
@@ -74,7 +76,7 @@ class CommandRecord(Callback):
             return
         _require_seen(trainer, folder.path)
         if trainer.is_global_zero and not folder.command.is_file():
-            self._write(trainer, folder)
+            self._write(trainer, pl_module, folder)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Not before: where a checkpoint cannot be restored, a finished run stays what it was.
@@ -82,14 +84,23 @@ class CommandRecord(Callback):
             folder = run_folder(trainer)
             forget_results(folder)
             if not self._written:
-                self._write(trainer, folder)
+                self._write(trainer, pl_module, folder)
 
-    def _write(self, trainer: L.Trainer, folder: RunFolder) -> None:
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, folder: RunFolder) -> None:
         self._written = True
         device = trainer.strategy.root_device
         used = f"{trainer.world_size} x {torch.cuda.get_device_name(device)}" if device.type == "cuda" else None
         resumed = None if trainer.ckpt_path is None else Resumption(trainer.global_step, self.changed, self.longer)
-        write_command(folder, self.arguments, surroundings(used), resumed)
+        network: SpikingNetwork = pl_module.network  # type: ignore[assignment]
+        form = network.backend.chosen(device) if isinstance(network, SpikingNetwork) else "its own"
+        around = surroundings(used) | {"threads": str(torch.get_num_threads()), "form": form}
+        changed = write_command(folder, self.arguments, around, resumed)
+        if changed & {"threads", "form", "machine", "versions"}:
+            _log.warning(
+                "The run goes on with other %s than before (see command.json): sums are added up in another order, "
+                "so its weights differ from those of an uninterrupted run.",
+                " and ".join(sorted(changed)),
+            )
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
         content = hashlib.blake2b(data.identity().encode(), digest_size=8).hexdigest()
         facts = {"data": data.title, "origin": data.origin_note, "samples": data.sizes(), "protocol": data.protocol}

@@ -22,10 +22,11 @@ from lightning.pytorch.callbacks import Callback
 from plif_lightning.callbacks.checkpoints import LastCheckpoint
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.errors import Stopped
+from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runtime import early, program
-from plif_lightning.runtime.signals import takes_signals
+from plif_lightning.runtime.signals import ending, takes_signals
 
-_ENDING = (signal.SIGINT, signal.SIGTERM)
+_ENDING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 # A sweep that is told to end tells its runs, which may just have been told themselves: no second signal [s].
 _ECHO = 1.0
 
@@ -33,8 +34,9 @@ _ECHO = 1.0
 class StopOnSignal(Callback):
     """Ends training at the first batch after a signal from which the run can be resumed, with `last.ckpt` written.
 
-    SIGINT (Ctrl-C) and SIGTERM end it; a second one does so at once. On SLURM the signal of `sbatch --signal` (SIGUSR1)
-    also puts the job back into the queue. Where several processes train together, one that is told is enough.
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal) end it; a second one does so at once. On SLURM the signal of
+    `sbatch --signal` (SIGUSR1) also puts the job back into the queue. Where several processes train together, one that
+    is told is enough.
 
     Args:
         requeues: whether the same command resumes the run, so that a job may be put back into the queue.
@@ -45,7 +47,8 @@ class StopOnSignal(Callback):
         self._received: signal.Signals | None = None
         self._at = -math.inf
         self._agreed: signal.Signals | None = None  # by all processes
-        self.terminated = False  # outside training
+        self.terminated: signal.Signals | None = None  # outside training
+        self.trainer: L.Trainer | None = None
         self._trained: L.Trainer | None = None
 
     @contextmanager
@@ -65,15 +68,16 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Now, not before: Lightning has just set its own, which end a run as if it were finished, and puts back those
         # that were there before when training ends.
-        if self.terminated and self._received is None:
-            self._received = signal.SIGTERM  # what was raised then got lost in somebody's callback
+        if self.terminated is not None and self._received is None:
+            self._received = self.terminated  # what was raised then got lost in somebody's callback
+        self.trainer = trainer
         if takes_signals():
-            for one in _ENDING:
+            for one in (signal.SIGINT, *ending()):
                 signal.signal(one, self._receive)
 
     def terminate(self, number: int, frame: FrameType | None) -> None:
-        """Ends this process as Ctrl-C does, with those that it has started: SIGTERM's handler, but in training."""
-        self.terminated = True
+        """Ends this process as Ctrl-C does, with those that it has started: the handler of SIGTERM, but in training."""
+        self.terminated = signal.Signals(number)
         raise KeyboardInterrupt
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -126,20 +130,26 @@ class StopOnSignal(Callback):
             Stopped: it was.
         """
         if self._trained is not None:
-            self._stop(self._trained, signal.SIGTERM if self.terminated else signal.SIGINT)
+            self._stop(self._trained, self.terminated or signal.SIGINT)
+
+    @property
+    def resumption(self) -> str:
+        """The command that resumes the run, as a sentence; nothing where there is none to be resumed."""
+        trainer = self.trainer
+        if trainer is None or is_trial(trainer) or _last_checkpoint(trainer) is None:
+            return ""
+        folder = run_folder(trainer)
+        return f"Resume the run with: {_resuming(folder)}" if folder.last.is_file() else ""
 
     def _stop(self, trainer: L.Trainer, received: signal.Signals) -> None:
         folder = run_folder(trainer)
         # SIGUSR1 would not end anything by itself; for whoever asks, the run was ended like by SIGTERM.
-        status = 128 + (received if received == signal.SIGINT else signal.SIGTERM)
+        status = 128 + (received if received in _ENDING else signal.SIGTERM)
         kept = f"after step {trainer.global_step}"
         if _last_checkpoint(trainer) is None or is_trial(trainer):
             message = f"stopped by {received.name} {kept}: this run keeps no checkpoints."
         else:
-            message = (
-                f"stopped by {received.name} {kept}. Resume the run with: "
-                f"{program.shown()} fit --config {shlex.quote(str(folder.config))} --ckpt_path last"
-            )
+            message = f"stopped by {received.name} {kept}. Resume the run with: {_resuming(folder)}"
         if trainer.is_global_zero and received == _of_scheduler(trainer):
             if self.requeues:
                 # Now: SLURM ends a job that is put back into the queue at once.
@@ -153,6 +163,10 @@ class StopOnSignal(Callback):
             # The process that started this one would end itself at once where this one seems to have failed.
             status = 0
         raise Stopped(status, message if trainer.is_global_zero else "")
+
+
+def _resuming(folder: RunFolder) -> str:
+    return f"{program.shown()} fit --config {shlex.quote(str(folder.config))} --ckpt_path last"
 
 
 _NOT_REQUEUED = "The job is not put back into the queue: for that, pass --run_folder DIR --resume auto."

@@ -3,6 +3,7 @@
 import difflib
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -12,7 +13,7 @@ from plif_lightning.cli.help import COMMANDS, overview, screen
 from plif_lightning.errors import Stopped, UserError
 from plif_lightning.runtime import early, files
 from plif_lightning.runtime.allocator import tune_allocator
-from plif_lightning.runtime.signals import on_sigterm
+from plif_lightning.runtime.signals import on_termination
 from plif_lightning.version import __version__
 
 
@@ -65,17 +66,17 @@ def _run(argv: list[str]) -> int:
         print(_help(name, rest))
         return 0
     if name in _WRITE:
-        with on_sigterm(_stop):
+        with on_termination(_stop):
             return _command(name)(rest)
     return _command(name)(rest)
 
 
-# These are called again, not resumed: SIGTERM ends them like Ctrl-C, and files that are not whole are taken away.
+# These are called again, not resumed: SIGTERM and SIGHUP end them like Ctrl-C, and what is not whole is taken away.
 _WRITE = ("prepare", "tables", "figures", "report", "export", "cost")
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped(128 + number, "stopped by SIGTERM.")
+    raise Stopped(128 + number, f"stopped by {signal.Signals(number).name}.")
 
 
 def _help(name: str, argv: list[str]) -> str:

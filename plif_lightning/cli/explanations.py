@@ -1,5 +1,6 @@
 """What Lightning, PyTorch, jsonargparse or a loader ended with, in one sentence, where a user can do something."""
 
+import errno
 import re
 import traceback
 from pathlib import Path
@@ -15,7 +16,15 @@ def explained(error: Exception) -> str | None:
     own: str | Exception | None = error if isinstance(error, MisconfigurationException) else own_error(error)
     if own is None and isinstance(error, (ValueError, RuntimeError, TypeError)) and _raised_by_lightning(error):
         own = " ".join(str(error).split())
-    own = own or _no_memory(error) or _lost_company(error) or _other_weights(error) or _of_a_class(error)
+    own = (
+        own
+        or _lost_worker(error)
+        or _too_many_files(error)
+        or _no_memory(error)
+        or _lost_company(error)
+        or _other_weights(error)
+        or _of_a_class(error)
+    )
     if own is None:
         return None
     # PyTorch puts a loader worker's traceback into the message.
@@ -39,6 +48,28 @@ def _lost_company(error: Exception) -> str | None:
         f"another process of this run has ended, or has not answered for too long, so this one ends too ({first}). "
         "Its checkpoints are whole: where it is a fit, resume it from last.ckpt."
     )
+
+
+def _lost_worker(error: Exception) -> str | None:
+    """A loader's process that ended, as the kernel ends one where memory runs out."""
+    lost = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+    if not isinstance(error, RuntimeError) or not lost:
+        return None
+    return (
+        f"a process that loads data (pid {lost[1]}) was ended from outside, as happens where memory runs out: pass a "
+        "smaller data.num_workers or data.batch_size."
+    )
+
+
+def _too_many_files(error: Exception) -> str | None:
+    seen: BaseException | None = error
+    while seen is not None:
+        if getattr(seen, "errno", None) == errno.EMFILE or "Too many open files" in str(seen):
+            return "this process may open no more files (ulimit -n): allow more, or pass --data.num_workers 0."
+        if "received 0 items of ancdata" in str(seen):  # what PyTorch's workers make of it
+            return "this process may open no more files (ulimit -n): allow more, or pass --data.num_workers 0."
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def _no_memory(error: Exception) -> str | None:

@@ -47,7 +47,7 @@ from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
 from plif_lightning.cli.checkpoint import Expanded, refuse_other_settings, refuse_shorter
 from plif_lightning.cli.explanations import explained
-from plif_lightning.cli.messages import Parser
+from plif_lightning.cli.messages import Parser, own_error
 from plif_lightning.cli.ranges import accelerator_of, require_ranges
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
@@ -59,7 +59,7 @@ from plif_lightning.runs.process import in_use, locked, remove_empty
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.result import write_result, write_test_result
 from plif_lightning.runtime.files import is_address
-from plif_lightning.runtime.signals import on_sigterm
+from plif_lightning.runtime.signals import on_termination
 from plif_lightning.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -329,6 +329,7 @@ class PlifCLI(LightningCLI):
 
     def after_fit(self) -> None:
         results = None
+        require_best_checkpoint(self.trainer)
         test = self.config[self.subcommand].test_after_fit and not is_trial(self.trainer)
         if test:
             best = best_checkpoint(self.trainer)
@@ -369,6 +370,24 @@ class PlifCLI(LightningCLI):
 
     def after_predict(self) -> None:
         print_evaluation(self.trainer, self.datamodule)
+
+
+def require_best_checkpoint(trainer: L.Trainer) -> None:
+    """Ends a fit without a result where its best checkpoint was taken away meanwhile.
+
+    Raises:
+        CheckpointError: it was.
+    """
+    best = best_checkpoint(trainer)
+    if best is None or best.best_model_score is None or is_trial(trainer) or not trainer.is_global_zero:
+        return
+    path = run_folder(trainer).best
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}, the weights of the best epoch ({100 * float(best.best_model_score):.2f} %), was taken away while "
+            "the run went on: it has no result. Bring it back and resume, or start anew from "
+            f"{run_folder(trainer).last} with --ckpt_path and another --run_folder."
+        )
 
 
 def place_absolutely(data: Any) -> None:
@@ -457,7 +476,7 @@ def run(expanded: Expanded) -> int:
     quieten()
     stop = StopOnSignal(requeues=expanded.resumes)
     try:
-        with on_sigterm(stop.terminate), ExitStack() as held:
+        with on_termination(stop.terminate), ExitStack() as held:
             PlifCLI(expanded, held, stop)
     except SIGTERMException:
         return 128 + signal.SIGTERM
@@ -465,14 +484,16 @@ def run(expanded: Expanded) -> int:
         # Lightning ends an interrupted fit with status 1.
         if isinstance(ended, KeyboardInterrupt) or isinstance(ended.__context__, KeyboardInterrupt):
             stop.say_if_trained()
-            if stop.terminated:
+            if stop.terminated is not None:
                 before = " before training began" if expanded.command == "fit" else ""
-                raise Stopped(128 + signal.SIGTERM, f"stopped by SIGTERM{before}.") from None
+                raise Stopped(128 + stop.terminated, f"stopped by {stop.terminated.name}{before}.") from None
             raise KeyboardInterrupt from None
         raise
     except Exception as error:
         said = explained(error)
         if said is None:
             raise
-        raise UserError(said) from error
+        # What this project itself refused says what to do.
+        hint = stop.resumption if own_error(error) is None else ""
+        raise UserError(f"{said} {hint}".rstrip()) from error
     return 0

@@ -33,7 +33,7 @@ from plif_lightning.runtime import program
 from plif_lightning.runtime.console import Console
 from plif_lightning.runtime.files import relative
 from plif_lightning.runtime.locks import file_lock, is_about_locks
-from plif_lightning.runtime.signals import on_sigterm
+from plif_lightning.runtime.signals import on_termination
 
 _PROGRAMS = ("main.py", "plif-lightning")
 _KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
@@ -351,7 +351,7 @@ def run_sweep(
     if dry_run:
         return _run(sweep, root, jobs, overrides, console, of, dry_run=True)
     root.mkdir(parents=True, exist_ok=True)
-    with on_sigterm(_interrupt), contextlib.ExitStack() as held:
+    with on_termination(_interrupt), contextlib.ExitStack() as held:
         if index is None:
             try:
                 held.enter_context(file_lock(root / ".sweep.lock", blocking=False))

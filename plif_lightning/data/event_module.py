@@ -21,7 +21,16 @@ from plif_lightning.events.augment import EventAugmentation, EventMix, TimeDrop
 from plif_lightning.events.integration import Slicing
 from plif_lightning.events.recording import RecordingError, Sensor, TimeOrder
 from plif_lightning.events.remote import copies_of, fetch, publish
-from plif_lightning.events.store import EventStore, Kind, RawFile, StoreError, build, fingerprint, locked
+from plif_lightning.events.store import (
+    DamagedStoreError,
+    EventStore,
+    Kind,
+    RawFile,
+    StoreError,
+    build,
+    fingerprint,
+    locked,
+)
 from plif_lightning.runtime.files import is_address
 
 _log = logging.getLogger(__name__)
@@ -202,6 +211,9 @@ class EventDataModule(SpikingDataModule):
         kind = self._kind(train)
         try:
             store = EventStore(self.store_folder, kind)
+        except DamagedStoreError as error:
+            _log.warning("%s Where its recordings are there, it is built anew.", error)
+            return False
         except StoreError:
             return False
         # At an address other machines' files count, whose times of change are others.
@@ -230,6 +242,12 @@ class EventDataModule(SpikingDataModule):
                 raise StoreError(
                     f"{store.folder} is damaged: labels {store.label.min()}..{store.label.max()}, but there are "
                     f"{self.num_classes} classes. Delete {store.path}, and it will be built anew."
+                )
+            if not len(store.address):
+                part = "training" if train else "test"
+                raise UserError(
+                    f"none of the {len(store)} {part} recordings of {self.title} in {self.home} holds an event: look "
+                    "at the files with plif_lightning.events.read_any."
                 )
             self._stores[train] = store
         return self._stores[train]

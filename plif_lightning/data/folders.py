@@ -87,7 +87,9 @@ class ClassFolders:
             )
 
     def _counts(self, entry: "os.DirEntry[str]") -> bool:
-        return not entry.name.startswith(".") and Path(entry.name).suffix.lower() in self.suffixes
+        # Not of pipes: to open one would wait for whoever writes into it.
+        readable = entry.is_file() or entry.is_dir() or entry.is_symlink()
+        return entry.name[0] != "." and Path(entry.name).suffix.lower() in self.suffixes and readable
 
     def files(self, train: bool) -> Iterator[tuple[int, Path]]:
         """(class, path) of each file of the training or test set.

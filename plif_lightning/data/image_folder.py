@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,6 +29,7 @@ from plif_lightning.runtime.cores import cores
 from plif_lightning.runtime.files import is_address, written_whole
 
 Colour = Literal["auto", "grey", "rgb"]
+_log = logging.getLogger(__name__)
 # Raised by one where the same files would give other arrays.
 _FORMAT = 1
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
@@ -159,6 +162,7 @@ class ImageFolder(ImageDataModule):
                                 counts[channel] += np.bincount(images[:, channel].reshape(-1), minlength=256)
                             bar.advance(task, len(portion))
                     facts[part] = {"labels": [label for label, _ in listed], "blake2b": digest.hexdigest()}
+                    facts[part]["time"] = (folder / f"{part}.npy").stat().st_mtime_ns
                     if part == "train":
                         facts["mean"], facts["std"] = _moments(counts)
             with written_whole(folder / "facts.json") as file:
@@ -254,7 +258,10 @@ def _bands(image: Image.Image, colour: Colour, path: Path) -> str:
 
 
 def _facts(folder: Path) -> dict[str, Any] | None:
-    """What was written after the images; None where they are not whole."""
+    """What was written after the images; None where they are not whole.
+
+    Images whose file has another time of change than it had are read once, and compared with their checksum.
+    """
     try:
         facts: dict[str, Any] = json.loads((folder / "facts.json").read_text("utf-8"))
         shape = facts["shape"]
@@ -263,8 +270,16 @@ def _facts(folder: Path) -> dict[str, Any] | None:
                 np.lib.format.read_magic(file)
                 found = np.lib.format.read_array_header_1_0(file)
                 expected = len(facts[part]["labels"]) * math.prod(shape) + file.tell()
-            if found[0] != (len(facts[part]["labels"]), *shape) or (folder / f"{part}.npy").stat().st_size != expected:
+            file_stat = (folder / f"{part}.npy").stat()
+            if found[0] != (len(facts[part]["labels"]), *shape) or file_stat.st_size != expected:
                 return None
+            if facts[part].get("time") != file_stat.st_mtime_ns:
+                if _checksum(np.load(folder / f"{part}.npy", mmap_mode="r")) != facts[part]["blake2b"]:
+                    _log.warning("%s is damaged: the images are decoded anew.", folder / f"{part}.npy")
+                    return None
+                facts[part]["time"] = file_stat.st_mtime_ns
+                with suppress(OSError), written_whole(folder / "facts.json") as again:  # it may be read-only
+                    json.dump(facts, again)
         return facts if len(facts["mean"]) == len(facts["std"]) == shape[0] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,9 +1,11 @@
 """Batches at a time: a sampler that plans whole batches, and a loader that can be resumed."""
 
 import math
+import shutil
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -98,8 +100,9 @@ class BatchPlan(DistributedSampler[Any]):
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
         self._passed = False  # whether this epoch's pass was begun
-        # (epoch, batch) at which the next pass starts, where a run is resumed in the middle of an epoch
-        self.resume_at: tuple[int, int] | None = None
+        # (epoch, batch, samples of a batch of all processes) at which the next pass starts, where a run is resumed
+        # within an epoch; older checkpoints do not say the samples
+        self.resume_at: tuple[int, int, int | None] | None = None
         if not shuffle and length < world_size:
             raise UserError(f"{length} samples are too few for {world_size} processes: pass fewer --trainer.devices.")
         if len(self) == 0:
@@ -109,11 +112,10 @@ class BatchPlan(DistributedSampler[Any]):
             )
 
     def __len__(self) -> int:
-        global_batch = self.batch_size * self.world_size
         if not self.shuffle:
             # No process may get an empty batch: rather one of them takes one sample more in some.
-            return min(math.ceil(self.length / global_batch), self.length // self.world_size)
-        return self.length // global_batch if self.drop_last else math.ceil(self.length / global_batch)
+            return min(math.ceil(self.length / self.global_batch), self.length // self.world_size)
+        return self.length // self.global_batch if self.drop_last else math.ceil(self.length / self.global_batch)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next pass; a Trainer calls it. Where nobody does, each pass is the next epoch."""
@@ -125,9 +127,27 @@ class BatchPlan(DistributedSampler[Any]):
             self.epoch += 1
         self._passed = True
 
+    @property
+    def global_batch(self) -> int:
+        """Samples of a batch, of all processes together."""
+        return self.batch_size * self.world_size
+
     def start(self) -> int:
-        """The batch at which this epoch's pass begins."""
-        return self.resume_at[1] if self.resume_at is not None and self.resume_at[0] == self.epoch else 0
+        """The batch at which this epoch's pass begins.
+
+        Raises:
+            UserError: the run was left within this epoch, with batches of another size.
+        """
+        if self.resume_at is None or self.resume_at[0] != self.epoch:
+            return 0
+        _, served, global_batch = self.resume_at
+        if served and global_batch not in (None, self.global_batch):
+            raise UserError(
+                f"the run was left within epoch {self.epoch}, after {served} batches of {global_batch} samples, and "
+                f"would go on with batches of {self.global_batch}: samples would be skipped or seen twice. Resume it "
+                "with as many devices and the same data.batch_size, at least to the end of that epoch."
+            )
+        return served
 
     def __iter__(self) -> Iterator[BatchRequest]:
         key = fold_in(self.seed, "samples", self.epoch)
@@ -171,10 +191,11 @@ class ResumableLoader(DataLoader[Any]):
         return self.sampler
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self._plan().epoch, "served": self._served}
+        plan = self._plan()
+        return {"epoch": plan.epoch, "served": self._served, "global_batch": plan.global_batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._plan().resume_at = (state["epoch"], state["served"])
+        self._plan().resume_at = (state["epoch"], state["served"], state.get("global_batch"))
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -183,13 +204,43 @@ def _as_it_is(batch: Any) -> Any:
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
     """A terminal and a scheduler tell every process to end; the main one still needs batches until it has saved."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):  # not all on Windows
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
+# Where worker processes put the batches that they hand over, on Linux. A container has 64 MiB unless it is told.
+_SHARED = Path("/dev/shm")
+
+
+def _require_shared_memory(dataset: BatchedDataset, plan: BatchPlan, num_workers: int) -> None:
+    """Refuses workers whose batches have no room: they would wait for ever, or be ended without a word.
+
+    Raises:
+        UserError: there is too little shared memory.
+    """
+    if not num_workers or not _SHARED.is_dir():
+        return
+    sample = dataset[BatchRequest(0, torch.zeros(1, dtype=torch.int64))].x
+    # Each worker has two batches ready, PyTorch's prefetch_factor, and one is being used.
+    needed = sample.nbytes * plan.batch_size * (2 * num_workers + 1)
+    free = shutil.disk_usage(_SHARED).free
+    if needed > free:
+        raise UserError(
+            f"data.num_workers={num_workers} processes hand their batches over in {_SHARED}, where "
+            f"{needed / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} are free: pass --data.num_workers 0, a "
+            "smaller --data.batch_size or --data.eval_batch_size, or give a container more (docker run --shm-size 2g)."
+        )
+
+
 def make_loader(dataset: BatchedDataset, plan: BatchPlan, num_workers: int = 0) -> ResumableLoader:
-    """A loader that fetches each planned batch with one call of the data set."""
+    """A loader that fetches each planned batch with one call of the data set.
+
+    Raises:
+        UserError: there is too little shared memory for the workers' batches.
+    """
+    if len(dataset):
+        _require_shared_memory(dataset, plan, num_workers)
     return ResumableLoader(
         dataset,  # type: ignore[arg-type]
         sampler=plan,

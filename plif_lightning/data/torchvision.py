@@ -1,6 +1,8 @@
 """Static data sets that torchvision downloads, verifies and reads: MNIST, Fashion-MNIST, CIFAR-10."""
 
+import gzip
 import pickle
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +14,10 @@ from torchvision import datasets
 
 from plif_lightning.data.images import ImageDataModule
 from plif_lightning.errors import DatasetNotFoundError, UserError
+from plif_lightning.runtime.files import written_whole
+
+# Bytes of an unpacked file; MNIST's largest has 47 million.
+_LARGEST = 2**26
 
 
 @dataclass(eq=False, repr=False)
@@ -27,7 +33,7 @@ class TorchvisionDataModule(ImageDataModule):
     files: ClassVar[str]
 
     def prepare_data(self) -> None:
-        self.prepared = False
+        self.prepared = self._unpack()
         if self.download and not self._there():
             self.prepared = True
             try:
@@ -38,6 +44,25 @@ class TorchvisionDataModule(ImageDataModule):
                     f"{self.title} is not in {Path(self.root).absolute()} and could not be downloaded ({error}). "
                     f"Put {self.files} there, or point --data.root to them."
                 ) from error
+
+    def _unpack(self) -> bool:
+        """Unpacks what lies there packed, as MNIST is published; whether that was anything."""
+        found = False
+        raw = Path(self.root) / self.torchvision_class.__name__ / "raw"
+        for name, _ in getattr(self.torchvision_class, "resources", ()):
+            packed, file = raw / Path(name).name, raw / Path(name).stem
+            if packed.is_file() and not file.is_file():
+                try:
+                    with gzip.open(packed) as source:
+                        content = source.read(_LARGEST + 1)
+                except (OSError, EOFError, zlib.error) as error:
+                    raise UserError(f"{packed} cannot be unpacked ({error}): it is damaged. Delete it.") from error
+                if len(content) > _LARGEST:
+                    raise UserError(f"{packed} unpacks to more than {_LARGEST / 2**20:.0f} MiB: it is another file.")
+                with written_whole(file, "wb") as target:
+                    target.write(content)
+                found = True
+        return found
 
     def _there(self) -> bool:
         try:

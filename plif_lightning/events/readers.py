@@ -7,8 +7,9 @@ import csv
 import os
 import re
 import struct
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -26,6 +27,8 @@ _LONGEST_HEADER = 2**20  # bytes
 _PORTION = 2**20  # events
 _AEDAT3_HEADER = struct.Struct("<hhiiiiii")
 _AEDAT3_POLARITY = 1
+# Bytes of events in a byte of an archive; those of real cameras take 3 to 20.
+_MOST_PACKED = 100
 
 
 @contextmanager
@@ -311,7 +314,25 @@ def _numpys_errors(path: str | Path, what: str) -> Iterator[None]:
         raise RecordingError(f"{path} does not exist.") from error
     except Exception as error:  # zipfile, zlib and the parser of NumPy's header each have their own
         reason = str(error).split("\n")[0][:200]
+        if "allow_pickle" in str(error):  # NumPy would advise to load whatever code is in the file
+            reason = "it holds Python objects, which could run any code"
         raise RecordingError(f"{path} cannot be read as {what} ({reason}). It is truncated or damaged.") from error
+
+
+def _require_plausible(path: str | Path) -> None:
+    """Refuses an archive that unpacks to far more than events do, before it takes the machine's memory.
+
+    Raises:
+        RecordingError: it does.
+    """
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        packed = sum(info.compress_size for info in archive.infolist())
+        unpacked = sum(info.file_size for info in archive.infolist())
+        if unpacked > max(2**30, _MOST_PACKED * packed):
+            raise RecordingError(
+                f"{path} has {packed / 2**20:,.0f} MiB and would unpack to {unpacked / 2**30:,.0f} GiB, as no events "
+                "do: it is not read."
+            )
 
 
 def read_gesture_npy(path: str | Path) -> Recording:
@@ -344,6 +365,7 @@ def read_numpy(path: str | Path) -> Recording:
     Raises:
         RecordingError: another format, or a truncated file.
     """
+    _require_plausible(path)
     with _numpys_errors(path, "NumPy arrays"):
         loaded = np.load(path, allow_pickle=False)
         with loaded if isinstance(loaded, np.lib.npyio.NpzFile) else nullcontext():

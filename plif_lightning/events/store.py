@@ -49,6 +49,10 @@ class StoreError(UserError):
     """A store is missing, damaged, or could not be built."""
 
 
+class DamagedStoreError(StoreError):
+    """A store is not what was built."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RawFile:
     """A file (or several that belong together) and how its recordings are read; must be picklable.
@@ -118,7 +122,7 @@ class EventStore:
     Args:
         folder: that holds the store.
         kind: what it is to hold.
-        expected: the fingerprint that it must have, where only one will do.
+        expected: the fingerprint that it must have, where only one will do: of a store that was opened before.
 
     Attributes:
         address: of all events, place in a frame [2, H, W].
@@ -129,8 +133,11 @@ class EventStore:
         name: file and place in it that each recording comes from, [n].
         classes: names of the labels; () where it does not hold them.
 
+    An array whose file has another size or time of change than it had is read once, and compared with its checksum.
+
     Raises:
-        StoreError: there is no such store, it holds something else, or an array is not as it was written.
+        StoreError: there is no such store, or it holds something else.
+        DamagedStoreError: an array is not as it was written.
     """
 
     address: NDArray[Any]
@@ -155,7 +162,7 @@ class EventStore:
         except FileNotFoundError as error:
             raise StoreError(f"there is no event store {self.path}.") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{self.path} is damaged ({type(error).__name__}: {error}).") from error
+            raise DamagedStoreError(f"{self.path} is damaged ({type(error).__name__}: {error}).") from error
         if not same:
             raise StoreError(f"{self.path} was built with other options.")
         if kind.classes and self.classes != kind.classes:
@@ -174,16 +181,27 @@ class EventStore:
             or len(self.time) != len(self.address)
             or (self.offset[1:] < self.offset[:-1]).any()
         ):
-            raise StoreError(f"{self.folder} is damaged: its arrays do not fit together.")
+            raise DamagedStoreError(f"{self.folder} is damaged: its arrays do not fit together.")
+        if expected is None:
+            self._require_unchanged()
+
+    def _require_unchanged(self) -> None:
+        """Verifies arrays that may have been written to since that was done: loaders do not look at what they read."""
+        with suppress(OSError, ValueError):
+            if json.loads(_seen(self.path).read_text("utf-8")) == _sizes_and_times(self.folder):
+                return
+        self.verify()
+        with suppress(OSError):  # it may lie where nobody may write
+            _note_as_seen(self.path, self.folder)
 
     def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         path = self.folder / f"{name}.npy"
         try:
             array = np.load(path, mmap_mode="r" if name in ("address", "time") and 0 not in shape else None)
         except Exception as error:  # NumPy parses the header with Python's own parser, which has many errors
-            raise StoreError(f"{path} is missing or damaged ({error}).") from error
+            raise DamagedStoreError(f"{path} is missing or damaged ({error}).") from error
         if array.shape != shape or array.dtype != dtype:
-            raise StoreError(
+            raise DamagedStoreError(
                 f"{path} is damaged: {dtype} {list(shape)} expected, got {array.dtype} {list(array.shape)}."
             )
         # A plain array on the same memory: every access to a memmap object costs a little.
@@ -204,7 +222,7 @@ class EventStore:
         """
         for name, expected in self._checksums.items():
             if _checksum(self.folder / f"{name}.npy") != expected:
-                raise StoreError(
+                raise DamagedStoreError(
                     f"{self.folder / f'{name}.npy'} is damaged: its checksum is not the one of its build. Delete "
                     f"{self.path}, and it will be built anew."
                 )
@@ -219,6 +237,22 @@ class EventStore:
     def bytes(self) -> int:
         """Size on disk."""
         return sum(path.stat().st_size for path in self.folder.iterdir())
+
+
+def _seen(path: Path) -> Path:
+    """Holds what the arrays of the store NAME.json were like when they were last verified."""
+    return path.with_suffix(".seen.json")
+
+
+def _sizes_and_times(folder: Path) -> dict[str, list[int]]:
+    """What tells whether the files of arrays may have been written to."""
+    stats = {name: (folder / f"{name}.npy").stat() for name in ARRAYS}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _note_as_seen(path: Path, folder: Path) -> None:
+    with written_whole(_seen(path)) as file:
+        json.dump(_sizes_and_times(folder), file)
 
 
 def _checksum(path: Path) -> str:
@@ -463,6 +497,7 @@ def build(
                 "arrays": arrays,
             }
             json.dump(meta, file, indent=2)
+        _note_as_seen(folder / f"{kind.name}.json", final)  # what was just written is what was summed up
     except OSError as error:
         raise _out_of(error, folder, f"the event store of {kind.title}") from error
     finally:

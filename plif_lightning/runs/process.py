@@ -128,8 +128,8 @@ class Resumption:
 
 def write_command(
     folder: RunFolder, arguments: Sequence[str], surroundings: Mapping[str, str], resumed: Resumption | None = None
-) -> None:
-    """Says that a fit has started.
+) -> set[str]:
+    """Says that a fit has started; gives the surroundings that are others than a run that is resumed had.
 
     Args:
         folder: of the run.
@@ -138,6 +138,7 @@ def write_command(
         resumed: where it is; what that changes is added to what it changed before.
     """
     around, changes = dict(surroundings), []
+    others: set[str] = set()
     if folder.command.is_file() and resumed is not None:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             earlier = json.loads(folder.command.read_text("utf-8"))
@@ -147,6 +148,8 @@ def write_command(
                 changes.append({"step": resumed.step, "settings": dict(resumed.changed)})
             for name, value in (earlier.get("surroundings") or {}).items():
                 known = str(value).split(", then ")
+                if name in around and around[name] != known[-1]:
+                    others.add(name)
                 around[name] = ", then ".join(
                     known if around.get(name) in (None, known[-1]) else [*known, around[name]]
                 )
@@ -155,3 +158,4 @@ def write_command(
         facts["changes"] = changes
     with written_whole(folder.command) as file:
         json.dump(facts, file, indent=2)
+    return others

@@ -13,13 +13,23 @@ def takes_signals() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+def ending() -> list[signal.Signals]:
+    """Signals that tell a program to end, Ctrl-C aside: SIGTERM, and SIGHUP, which comes when a terminal is closed.
+
+    Not SIGHUP where it is ignored, as `nohup` has it.
+    """
+    found = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not on Windows
+        found.append(signal.SIGHUP)
+    return found
+
+
 @contextmanager
-def on_sigterm(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Has SIGTERM call a handler while this lasts, and puts back what was there before; not in other threads."""
-    takes = takes_signals()
-    before = signal.signal(signal.SIGTERM, handler) if takes else None
+def on_termination(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Has SIGTERM and SIGHUP call a handler while this lasts, and restores theirs; does nothing in other threads."""
+    before = {number: signal.signal(number, handler) for number in ending()} if takes_signals() else {}
     try:
         yield
     finally:
-        if takes:
-            signal.signal(signal.SIGTERM, before)
+        for number, own in before.items():
+            signal.signal(number, own)

@@ -1,6 +1,7 @@
 """The neuromorphic data sets: from files in their formats to batches."""
 
 import hashlib
+import os
 import pickle
 import shutil
 import tarfile
@@ -18,6 +19,7 @@ from plif_lightning.data import (
     DVSGesture,
     EventDrop,
     EventFlip,
+    EventFolder,
     EventMix,
     EventRotation,
     EventTranslation,
@@ -280,6 +282,32 @@ def test_a_damaged_store_is_built_anew(nmnist):
     assert data.verify() == 12
 
 
+def test_a_store_with_zeros_in_it_is_built_anew(nmnist, caplog):
+    path = prepared(NMNIST, nmnist).event_store(train=True).folder / "address.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-60] + bytes(60))
+    data = prepared(NMNIST, nmnist)
+    assert data.prepared
+    assert "address.npy is damaged: its checksum" in caplog.text
+    assert path.read_bytes() == whole
+    shutil.rmtree(nmnist / "NMNIST/Train")
+    shutil.rmtree(nmnist / "NMNIST/Test")
+    path.write_bytes(whole[:-60] + bytes(60))
+    with pytest.raises(UserError):
+        prepared(NMNIST, nmnist, download=False)
+
+
+def test_recordings_without_an_event_are_nothing_to_train_on(tmp_path):
+    for part in ("train", "test"):
+        for name in ("left", "right"):
+            (tmp_path / part / name).mkdir(parents=True)
+            np.savez(tmp_path / part / name / "0.npz", **{column: np.zeros(0, np.int64) for column in "xytp"})
+    data = EventFolder(root=str(tmp_path), sensor=(8, 8))
+    data.prepare_data()
+    with pytest.raises(UserError, match=r"none of the 2 training recordings of .* holds an event"):
+        data.setup()
+
+
 def test_a_store_serves_without_the_files_it_was_built_from(nmnist):
     prepared(NMNIST, nmnist)
     shutil.rmtree(nmnist / "NMNIST/Train")
@@ -339,11 +367,18 @@ def test_a_damaged_recording_is_named_and_nothing_is_written(nmnist):
     assert not [name for name in names if name.startswith("original-test") or name.endswith(".tmp")]
 
 
+def unnoticed(path, array):
+    """Writes an array in place of another one, as a disk that fails does: at no time that the file system knows."""
+    before = path.stat()
+    np.save(path, array)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def test_an_address_outside_the_sensor_in_the_store_is_found_when_it_is_read(nmnist):
     store = prepared(NMNIST, nmnist).event_store(train=True)
     address = np.load(store.folder / "address.npy")
     address[:] = 65_000
-    np.save(store.folder / "address.npy", address)
+    unnoticed(store.folder / "address.npy", address)
     with pytest.raises(StoreError, match=r"an event lies outside the sensor\. Delete"):
         prepared(NMNIST, nmnist).setup("fit")
 
@@ -545,7 +580,7 @@ def test_an_address_outside_the_sensor_is_found_with_augmentation_too(nmnist):
     store = prepared(NMNIST, nmnist).event_store(train=True)
     address = np.load(store.folder / "address.npy")
     address[-1] = 65_000
-    np.save(store.folder / "address.npy", address)
+    unnoticed(store.folder / "address.npy", address)
     data = prepared(NMNIST, nmnist, augmentation=[EventFlip()])
     data.setup("fit")
     with pytest.raises(StoreError, match="an event lies outside the sensor"):
@@ -589,7 +624,7 @@ def test_a_label_that_no_class_has_is_damage(nmnist):
     store = prepared(NMNIST, nmnist).event_store(train=True)
     label = np.load(store.folder / "label.npy")
     label[0] = 99
-    np.save(store.folder / "label.npy", label)
+    unnoticed(store.folder / "label.npy", label)
     with pytest.raises(StoreError, match=r"labels 0\.\.99, but there are 10 classes"):
         prepared(NMNIST, nmnist).setup("fit")
 

@@ -1,5 +1,6 @@
 """Images in class folders: against torchvision's own reading of them, and what is refused."""
 
+import os
 import pickle
 import shutil
 
@@ -192,6 +193,25 @@ def test_real_jpegs(real_data):
         torch.testing.assert_close(ours.test_set[i][0], theirs[i][0], atol=1e-6, rtol=0)
         assert ours.test_set[i][1] == theirs[i][1]
     assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=2e-3)  # those of the lossless images
+
+
+def test_decoded_images_with_zeros_in_them_are_decoded_anew(root, caplog):
+    data = made(root)
+    path = data._folder / "train.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-50] + bytes(50))
+    again = made(root)
+    assert again.prepared
+    assert "train.npy is damaged: the images are decoded anew" in caplog.text
+    assert path.read_bytes() == whole
+    os.utime(path)
+    assert not made(root).prepared  # written to, but with what it was
+
+
+def test_a_pipe_among_the_images_is_not_waited_for(root, caplog):
+    os.mkfifo(root / "train" / "cat" / "f.png")
+    made(root)
+    assert "(.png: 1): train/cat/f.png." in caplog.text
 
 
 def test_files_that_are_not_read_are_named(root, caplog):

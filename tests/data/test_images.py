@@ -255,3 +255,23 @@ def test_a_subclass_with_fields_that_is_no_dataclass_is_named():
         title = "mine"
 
     assert Plain(time_steps=3).time_steps == 3
+
+
+@pytest.mark.parametrize(("make", "name"), [(MNIST, "MNIST"), (FashionMNIST, "FashionMNIST")])
+def test_packed_files_are_enough_without_a_download(make, name, tmp_path):
+    writers.write_mnist(tmp_path, name=name)
+    whole = {}
+    for path in (tmp_path / name / "raw").iterdir():
+        whole[path.name] = path.read_bytes()
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    module = prepared(make(root=str(tmp_path), download=False))
+    assert module.prepared
+    for file, content in whole.items():
+        assert (tmp_path / name / "raw" / file).read_bytes() == content
+    assert not prepared(make(root=str(tmp_path), download=False)).prepared
+    path = tmp_path / name / "raw" / "train-labels-idx1-ubyte"
+    path.unlink()
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(b"x" * 100)[:-5])
+    with pytest.raises(UserError, match=r"train-labels-idx1-ubyte\.gz cannot be unpacked"):
+        prepared(make(root=str(tmp_path), download=False))

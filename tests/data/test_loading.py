@@ -1,6 +1,10 @@
+import itertools
+import shutil
+from collections import namedtuple
 from itertools import chain
 
 import pytest
+import torch
 
 from plif_lightning.batch import Batch
 from plif_lightning.data.loading import BatchPlan, make_loader
@@ -86,7 +90,7 @@ def test_a_loader_goes_on_where_its_state_stands(num_workers):
     for _ in range(3):
         next(iterator)
     state = stopped.state_dict()
-    assert state == {"epoch": 2, "served": 3}
+    assert state == {"epoch": 2, "served": 3, "global_batch": 8}
     resumed = loader()
     resumed.load_state_dict(state)
     resumed.sampler.set_epoch(2)
@@ -116,3 +120,44 @@ def test_a_plain_loop_sees_another_order_each_epoch_and_set_epoch_chooses_it():
     loader.sampler.set_epoch(0)
     assert [batch.sample.tolist() for batch in loader] == first
     assert [batch.sample.tolist() for batch in loader] == second
+
+
+def test_a_run_left_within_an_epoch_goes_on_with_the_same_samples_or_not_at_all():
+    def made(batch_size, world_size, rank=0):
+        plan = BatchPlan(100, batch_size, shuffle=True, seed=1, rank=rank, world_size=world_size)
+        return make_loader(Numbers(100), plan)
+
+    first = made(8, 1)
+    first.sampler.set_epoch(3)
+    taken = list(itertools.islice(first, 5))
+    state = first.state_dict()
+    rest = made(8, 1)
+    rest.load_state_dict(state)
+    rest.sampler.set_epoch(3)
+    seen = torch.cat([batch.sample for batch in (*taken, *rest)])
+    assert sorted(seen.tolist()) == list(range(100))
+    for other in (made(8, 2), made(4, 1), made(16, 1)):
+        other.load_state_dict(state)
+        other.sampler.set_epoch(3)
+        with pytest.raises(UserError, match="left within epoch 3, after 5 batches of 8 samples"):
+            next(iter(other))
+        other.sampler.set_epoch(4)  # an epoch that is whole is cut anew
+        assert len(list(other)) == len(other)
+    half = made(4, 2)  # as many samples in a batch
+    half.load_state_dict(state)
+    half.sampler.set_epoch(3)
+    assert len(list(half)) == len(half) - 5
+    old = made(8, 2)
+    old.load_state_dict({"epoch": 3, "served": 5})  # of an older checkpoint
+    old.sampler.set_epoch(3)
+    assert len(list(old)) == len(old) - 5
+
+
+def test_workers_without_room_for_their_batches_are_refused(monkeypatch):
+    plan = BatchPlan(100, 8)
+    make_loader(Numbers(100), plan, num_workers=1)
+    usage = namedtuple("Usage", "free")(100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    make_loader(Numbers(100), plan)
+    with pytest.raises(UserError, match=r"data.num_workers=2 processes hand their batches over in /dev/shm"):
+        make_loader(Numbers(100), plan, num_workers=2)

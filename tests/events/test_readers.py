@@ -3,6 +3,7 @@
 import io
 import re
 import struct
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import tonic.io
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plif_lightning.events import Recording, Sensor, readers
+from plif_lightning.events import Recording, Sensor, read_any, readers
 from plif_lightning.events.recording import RecordingError, pack
 from plif_lightning.events.store import Kind, RawFile, StoreError, build, locked
 from tests import writers
@@ -471,3 +472,23 @@ def test_a_stream_waits_for_its_header_and_for_whole_events():
 def test_a_stream_of_something_else_is_refused(content, message):
     with pytest.raises(RecordingError, match=re.escape(message)):
         readers.Aedat2Stream(io.BytesIO(content), "a").read()
+
+
+def test_an_archive_that_unpacks_to_far_more_than_events_is_not_read(tmp_path):
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in "xytp":
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (2**26,)})
+                for _ in range(64):
+                    file.write(bytes(2**23))
+    with pytest.raises(RecordingError, match=r"bomb\.npz has \d MiB and would unpack to 2 GiB, as no events do"):
+        read_any(path)
+
+
+def test_numpys_advice_to_load_code_is_not_passed_on(tmp_path):
+    path = tmp_path / "code.npz"
+    np.savez(path, **{name: np.array([{}], dtype=object) for name in "xytp"})
+    with pytest.raises(RecordingError, match="it holds Python objects, which could run any code") as refused:
+        read_any(path)
+    assert "allow_pickle" not in str(refused.value)

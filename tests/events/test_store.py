@@ -20,7 +20,16 @@ import pytest
 from plif_lightning.events import Sensor, readers
 from plif_lightning.events import store as store_module
 from plif_lightning.events.recording import RecordingError
-from plif_lightning.events.store import EventStore, Kind, RawFile, StoreError, build, fingerprint, locked
+from plif_lightning.events.store import (
+    DamagedStoreError,
+    EventStore,
+    Kind,
+    RawFile,
+    StoreError,
+    build,
+    fingerprint,
+    locked,
+)
 from tests import writers
 from tests.conftest import PATIENCE, REPOSITORY
 
@@ -55,7 +64,7 @@ def test_it_holds_what_the_files_hold(tmp_path, processes):
         assert (store.time[part] + store.start[i]).tolist() == t.tolist()
     assert store.verify() == 6
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == sorted(
-        [f"original-test.{store.fingerprint}", "original-test.json"]
+        [f"original-test.{store.fingerprint}", "original-test.json", "original-test.seen.json"]
     )
 
 
@@ -142,6 +151,41 @@ def test_damage_is_found(tmp_path, name):
     assert len(build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))) == 5
 
 
+def overwrite(path):
+    """Zeros in the place of a file's last 30 bytes, as a disk may leave them after a power loss."""
+    path.write_bytes(path.read_bytes()[:-30] + bytes(30))
+
+
+@pytest.mark.parametrize("name", ["address", "time"])
+def test_an_array_that_was_written_to_is_read_once_and_damage_is_found(tmp_path, name, monkeypatch):
+    store = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
+    checked = []
+    checksum = store_module._checksum
+    monkeypatch.setattr(store_module, "_checksum", lambda path: checked.append(path) or checksum(path))
+    EventStore(tmp_path / "store", KIND)
+    assert checked == []
+    os.utime(store.folder / f"{name}.npy")  # as a copy has it
+    for times in (6, 6):
+        EventStore(tmp_path / "store", KIND)
+        assert len(checked) == times
+    overwrite(store.folder / f"{name}.npy")
+    with pytest.raises(DamagedStoreError, match=rf"{name}\.npy is damaged: its checksum"):
+        EventStore(tmp_path / "store", KIND)
+
+
+def test_a_store_that_says_no_times_is_read_once(tmp_path):
+    store = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
+    note = tmp_path / "store" / "original-test.seen.json"
+    for text in (None, "", "{"):
+        note.unlink() if text is None else note.write_text(text)
+        assert len(EventStore(tmp_path / "store", KIND)) == 5
+        assert "time" in json.loads(note.read_text())
+    note.unlink()
+    overwrite(store.folder / "time.npy")
+    with pytest.raises(DamagedStoreError):
+        EventStore(tmp_path / "store", KIND)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"sensor": [34, 34]}'])
 def test_a_damaged_description_is_no_store(tmp_path, text):
     store = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
@@ -224,7 +268,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing(tmp_path, before, expected):
     assert process.returncode != 0
     assert expected in error
     assert "--data.store DIR" in error
-    assert [path.name for path in (tmp_path / "store").iterdir()] == [".lock"]
+    assert not (tmp_path / "store").exists()
 
 
 KILLED = """
@@ -246,7 +290,7 @@ def test_what_a_killed_build_leaves_is_no_store_and_is_taken_away(tmp_path, befo
     with locked(tmp_path / "store"):
         store = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
     names = {path.name for path in (tmp_path / "store").iterdir()}
-    assert names == {".lock", "original-test.json", store.folder.name}
+    assert names == {".lock", "original-test.json", "original-test.seen.json", store.folder.name}
 
 
 def hold(folder, ready, release):
