@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -13,6 +14,7 @@ from plif_lightning.cli.help import COMMANDS, overview, screen
 from plif_lightning.errors import Stopped, UserError
 from plif_lightning.runtime import early, files
 from plif_lightning.runtime.allocator import tune_allocator
+from plif_lightning.runtime.console import whoever_listens
 from plif_lightning.runtime.signals import on_termination
 from plif_lightning.version import __version__
 
@@ -20,6 +22,9 @@ from plif_lightning.version import __version__
 def main(args: list[str] | None = None) -> None:
     """Runs the command line; a user's mistake ends it with one sentence and exit status 2."""
     tune_allocator()  # before PyTorch allocates anything
+    if sys.stdout is None or sys.stderr is None:  # closed by whoever started this program
+        nothing = Path(os.devnull).open("w")  # noqa: SIM115
+        sys.stdout, sys.stderr = sys.stdout or nothing, sys.stderr or nothing
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may not know all that a run is called
@@ -127,4 +132,6 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
         return run(expanded)
 
+    if name == "fit":
+        return whoever_listens()(train_or_evaluate)
     return train_or_evaluate

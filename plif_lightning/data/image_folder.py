@@ -27,6 +27,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.events.store import locked
 from plif_lightning.runtime.cores import cores
 from plif_lightning.runtime.files import is_address, written_whole
+from plif_lightning.runtime.mapped import explain_bus_errors
 
 Colour = Literal["auto", "grey", "rgb"]
 _log = logging.getLogger(__name__)
@@ -226,6 +227,7 @@ class ImageFolder(ImageDataModule):
 
 def _mapped(path: Path) -> Tensor:
     try:
+        explain_bus_errors()
         # Copy-on-write: PyTorch knows no read-only memory.
         return torch.from_numpy(np.asarray(np.load(path, mmap_mode="c")))
     except FileNotFoundError as error:

@@ -31,6 +31,7 @@ from plif_lightning.events.recording import Packed, Recording, RecordingError, S
 from plif_lightning.runtime.cores import cores
 from plif_lightning.runtime.files import reason, written_whole
 from plif_lightning.runtime.locks import file_lock
+from plif_lightning.runtime.mapped import explain_bus_errors
 
 # Raised by one where a build would give other arrays from the same files; older stores are then rebuilt.
 FORMAT = 2
@@ -184,6 +185,7 @@ class EventStore:
             raise DamagedStoreError(f"{self.folder} is damaged: its arrays do not fit together.")
         if expected is None:
             self._require_unchanged()
+        explain_bus_errors()
 
     def _require_unchanged(self) -> None:
         """Verifies arrays that may have been written to since that was done: loaders do not look at what they read."""

@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
 from plif_lightning.network.structure import Structure
 from plif_lightning.neurons import Neuron, NeuronName, make_neuron
 from plif_lightning.neurons.carry import carried
+from plif_lightning.runtime.memory import memory_limit
 
 
 class Voting(nn.Module):
@@ -42,14 +42,11 @@ def _require_memory(values: int, what: str, lower: str) -> None:
     """Refuses what no machine of this size can hold, before anything is allocated: an allocation may succeed and
     then end the process.
     """
-    try:
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return
-    if 4 * values > machine:
+    limit = memory_limit()
+    if limit is not None and 4 * values > limit:
         raise UserError(
-            f"the network is too large: {what} alone would take {4 * values / 2**30:,.0f} GiB, and this machine has "
-            f"{machine / 2**30:,.0f}. Lower {lower}."
+            f"the network is too large: {what} alone would take {4 * values / 2**30:,.0f} GiB, and this machine, or "
+            f"container, has {limit / 2**30:,.0f}. Lower {lower}."
         )
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.loading import printable
 from plif_lightning.runtime.files import written_whole
 
 
@@ -65,7 +66,7 @@ def read_samples(folder: RunFolder) -> Samples | None:
             bits = np.unpackbits(stored["spikes"], count=int(np.prod(shape)))
             found = Samples(
                 stored["label"],
-                [str(name) for name in stored["classes"]],
+                [printable(str(name)) for name in stored["classes"]],
                 stored["frames"],
                 stored["counts"].astype(np.float32) / shape[0],
                 bits.reshape(shape).astype(bool),

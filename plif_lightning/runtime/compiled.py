@@ -13,6 +13,7 @@ import numba
 from filelock import FileLock, Timeout
 from numba.core.compiler_lock import global_compiler_lock
 
+from plif_lightning.errors import UserError
 from plif_lightning.runtime.locks import file_lock
 
 # For another process that compiles [s]; who waits longer compiles, too.
@@ -32,7 +33,7 @@ def compiled_code() -> Path | None:
     """The folder that machine code is kept in; None where none can be written."""
     try:
         path = numba.njit(cache=True)(_say_once.__wrapped__).stats.cache_path
-    except RuntimeError:
+    except (RuntimeError, AttributeError):  # no place can be written; nothing is compiled
         return None
     return None if path is None else Path(path)
 
@@ -112,7 +113,16 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     A division by zero gives what NumPy gives, instead of a branch that keeps loops from using vector instructions.
     Single-threaded, so that it is safe in a forked or spawned worker process.
+
+    Called where numba is told not to compile, it raises a UserError: the loops are some thousand times slower then.
     """
+    if getattr(numba.config, "DISABLE_JIT", False):
+
+        @functools.wraps(function)
+        def refused(*arguments: Any) -> Any:
+            raise UserError("numba is told not to compile (NUMBA_DISABLE_JIT is set), and nothing runs so: unset it.")
+
+        return refused
     try:
         dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -32,7 +34,7 @@ from plif_lightning.runtime.files import relative
 from plif_lightning.task import SpikingClassifier
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
-from tests.writers import write_image_folder
+from tests.writers import write_image_folder, write_nmnist
 
 EIGHT = [*TINY, *FEW, "--trainer.limit_train_batches", "8", "--trainer.max_epochs", "3", "--test_after_fit", "false"]
 
@@ -718,3 +720,173 @@ def test_an_interrupt_while_the_program_loads_is_no_traceback():
     _, said = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in said
     assert process.returncode in (130, -signal.SIGINT)
+
+
+# --- told to end by a terminal that is closed
+
+
+def test_a_closed_terminal_saves_as_sigterm_does_and_nohup_is_left_alone(straight, monkeypatch, capsys):
+    expected = straight(*EIGHT)
+    with monkeypatch.context() as patch:
+        told_at(patch, 10, signal.SIGHUP)
+        assert ended(*EIGHT, "--run_folder", "run") == 128 + signal.SIGHUP
+    assert "stopped by SIGHUP after step 11. Resume the run with: " in capsys.readouterr().err
+    fit(*EIGHT, "--run_folder", "run", "--resume", "auto")
+    assert same(load("run/checkpoints/last.ckpt")["state_dict"], expected)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        told_at(monkeypatch, 10, signal.SIGHUP)
+        fit(*EIGHT, "--run_folder", "nohup")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert load("nohup/checkpoints/last.ckpt")["global_step"] == 24
+
+
+# --- nobody reads, nothing is drawn, somebody deletes
+
+
+@pytest.mark.parametrize("to", ["| head -1", "2>&1 | head -1", "> /dev/full", "> /dev/full 2>&1", ">&- 2>&-"])
+def test_a_fit_goes_on_where_nobody_reads_what_it_prints(to, tmp_path):
+    few = [*TINY, *FEW, "--trainer.max_epochs", "1", "--run_folder", "run", "--trainer.callbacks", "[]"]
+    call = shlex.join([sys.executable, str(REPOSITORY / "main.py"), "fit", "--config", QUICKSTART, *few])
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{call} {to}"], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert read_run(Path("run")).status == "finished"
+
+
+def test_a_picture_that_cannot_be_drawn_ends_no_fit(monkeypatch, caplog):
+    def fails(*arguments):
+        raise UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed")
+
+    for name in ("plot_learning_curve", "plot_tau_curve", "plot_confusion"):
+        monkeypatch.setattr(f"plif_lightning.callbacks.plots.{name}", fails)
+    fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--run_folder", "run")
+    assert read_run(Path("run")).status == "finished"
+    for name in ("learning_curve", "tau_curve", "confusion_matrix"):
+        assert f"run/{name}.png could not be drawn (UnicodeEncodeError" in caplog.text
+
+
+def test_classes_whose_names_are_no_text_are_trained_and_drawn(tmp_path, capsys):
+    write_image_folder(tmp_path / "pets")
+    for part in ("train", "test"):
+        os.rename(tmp_path / "pets" / part / "cat", os.fsencode(tmp_path / "pets" / part) + b"/cat\xe9")  # noqa: PTH104
+    few = ["--trainer.max_epochs", "1", "--model.channels", "4", "--model.fc_features", "8", "--model.n_down", "1"]
+    data = ["--data", "ImageFolder", "--data.root", "pets", "--data.size", "8", "--data.time_steps", "2"]
+    main(["fit", *data, *few, *SILENT, "--test_after_fit", "true", "--run_folder", "run"])
+    assert read_run(Path("run")).status == "finished"
+    assert Path("run/confusion_matrix.png").is_file()
+    main(["test", "--ckpt_path", "run/checkpoints/best.ckpt", *SILENT])
+    main(["report", "--runs", "run", "--out", "report.html"])
+
+
+def test_a_best_checkpoint_that_is_deleted_is_missed(run, monkeypatch, capsys):
+    shutil.copytree(run, "other")
+    Path("other/checkpoints/best.ckpt").unlink()
+    resume = ["fit", "--config", "other/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3", *SILENT]
+    assert "best.ckpt is not there, the weights of the best epoch so far" in refused(capsys, *resume)
+    validated = LayerMonitor.on_train_epoch_start
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            Path("third/checkpoints/best.ckpt").unlink()
+        validated(self, trainer, pl_module)
+
+    monkeypatch.setattr(LayerMonitor, "on_train_epoch_start", on_train_epoch_start)
+    still = [
+        "--model.optimizer.lr",
+        "0",
+        "--best_of_ties",
+        "first",
+        "--run_folder",
+        "third",
+        "--trainer.max_epochs",
+        "3",
+    ]
+    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *TINY, *FEW, *still)
+    assert "was taken away while the run went on: it has no result" in message
+    assert read_run(Path("third")).status != "finished"
+    # A run that begins in a folder of its own from that checkpoint has its own best epoch to find.
+    begin = ["--ckpt_path", "third/checkpoints/last.ckpt", "--trainer.max_epochs", "4", "--model.optimizer.lr", "0"]
+    main(["fit", "--config", QUICKSTART, *SILENT, *TINY, *FEW, *begin, "--test_after_fit", "false"])
+
+
+# PyTorch raises it wherever the signal finds this process, also where Python can only say that it did.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_loaders_process_that_is_killed_is_one_sentence_with_the_way_on(monkeypatch, capsys):
+    start = LayerMonitor.on_train_batch_start
+
+    def on_train_batch_start(self, trainer, *rest):
+        if trainer.global_step == 10:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+        start(self, trainer, *rest)
+
+    monkeypatch.setattr(LayerMonitor, "on_train_batch_start", on_train_batch_start)
+    workers = ["--data.num_workers", "1", "--checkpoint.every_n_batches", "2", "--run_folder", "run"]
+    long = [a.replace("8", "200") if a == "8" else a for a in EIGHT]
+    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *long, "--data.batch_size", "4", *workers)
+    assert re.search(r"a process that loads data \(pid \d+\) was ended from outside", message)
+    assert "Resume the run with: python main.py fit --config" in message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        RuntimeError("received 0 items of ancdata"),
+        RuntimeError("Too many open files. Communication with the workers is no longer possible."),
+    ],
+    ids=str,
+)
+def test_files_that_may_not_be_opened_are_one_sentence(error, monkeypatch, capsys):
+    def on_train_batch_start(self, *rest):
+        raise error
+
+    monkeypatch.setattr(LayerMonitor, "on_train_batch_start", on_train_batch_start)
+    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *TINY, *FEW)
+    assert "this process may open no more files (ulimit -n): allow more" in message
+
+
+def test_other_threads_and_kernels_of_a_run_that_goes_on_are_recorded(run, caplog):
+    command = json.loads((run / "command.json").read_text())
+    threads = str(torch.get_num_threads())
+    assert (command["surroundings"]["threads"], command["surroundings"]["form"]) == (threads, "cpu")
+    resume = ["fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", *SILENT, "--trainer.max_epochs"]
+    main([*resume, "3", "--model.backend", "reference"])
+    assert "goes on with other form than before" in caplog.text
+    assert json.loads((run / "command.json").read_text())["surroundings"]["form"] == "cpu, then reference"
+    caplog.clear()
+    main([*resume, "4", "--model.backend", "reference"])
+    assert "than before" not in caplog.text
+    torch.set_num_threads(int(threads) + 1)
+    try:
+        main([*resume, "5", "--model.backend", "reference"])
+    finally:
+        torch.set_num_threads(int(threads))
+    assert "goes on with other threads than before" in caplog.text
+
+
+CUT = """
+import os, sys
+import numpy as np
+from pathlib import Path
+from plif_lightning.events.store import EventStore, Kind
+from plif_lightning.events.recording import Sensor
+store = EventStore(Path("data/NMNIST/events"), Kind("", sys.argv[1], Sensor(34, 34)))
+os.truncate(store.folder / "address.npy", 200)
+print(store.address[5000:].sum())
+"""
+
+
+def test_a_store_that_is_cut_short_while_it_is_read_is_one_sentence(tmp_path):
+    write_nmnist(tmp_path / "data", 10, 8)
+    main(["prepare", "--config", "nmnist", "--data.allow_partial", "true"])
+    name = next(Path("data/NMNIST/events").glob("*-train.json")).stem
+    done = subprocess.run([sys.executable, "-c", CUT, name], capture_output=True, text=True, check=False, env={
+        **os.environ, "PYTHONPATH": str(REPOSITORY)
+    })  # fmt: skip
+    assert done.returncode == 128 + signal.SIGBUS
+    assert done.stderr.startswith("error: a file that is mapped into memory was cut short while it was read")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from plif_lightning.runtime.locks import file_lock
-from tests.cli.calls import until
+from tests.cli.calls import QUICKSTART, TINY, command, until
 
 CODE = """
 from plif_lightning.runtime.compiled import compiled
@@ -85,3 +85,11 @@ def test_damaged_machine_code_is_thrown_away_and_compiled_anew(start, tmp_path, 
         out, said = process.communicate()
         assert process.returncode == 0, said
         assert out.split() == [compiled_again]
+
+
+def test_where_numba_may_not_compile_it_says_so(tmp_path):
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = command("fit", "--config", QUICKSTART, *TINY, "--run_folder", str(tmp_path / "run"), env=environment)
+    assert done.returncode == 2
+    assert "error: numba is told not to compile (NUMBA_DISABLE_JIT is set)" in done.stderr
+    assert "Traceback" not in done.stderr
