@@ -228,7 +228,7 @@ def _require_shared_memory(dataset: BatchedDataset, plan: BatchPlan, num_workers
     if needed > free:
         raise UserError(
             f"data.num_workers={num_workers} processes hand their batches over in {_SHARED}, where "
-            f"{needed / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} are free: pass --data.num_workers 0, a "
+            f"{needed / 2**20:,.1f} MiB are needed and {free / 2**20:,.1f} are free: pass --data.num_workers 0, a "
             "smaller --data.batch_size or --data.eval_batch_size, or give a container more (docker run --shm-size 2g)."
         )
 
