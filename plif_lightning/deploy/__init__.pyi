@@ -7,6 +7,7 @@ from .exporting import export as export
 from .folding import fold as fold
 from .metric import SynapticOperations as SynapticOperations
 from .nir import NIRNetwork as NIRNetwork
+from .nir import readers as readers
 from .nir import to_nir as to_nir
 from .streaming import StreamingNetwork as StreamingNetwork
 from .streaming import exits as exits

@@ -95,18 +95,13 @@ def test_prepare_of_images(capsys):
     assert "There are no checksums to compare." in out
 
 
-def unnoticed(path, content):
-    """Writes into a file as a disk that fails does: at no time that the file system knows."""
-    before = path.stat()
-    path.write_bytes(content)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
 def test_prepare_finds_damage(capsys):
     writers.write_nmnist(Path("data"))
     main(["prepare", *config("nmnist"), *PART])
     path = next(Path("data/NMNIST/events").glob("original-train.*/address.npy"))
-    unnoticed(path, path.read_bytes()[:-1] + b"\xff")
+    content = path.read_bytes()[:-1] + b"\xff"
+    with writers.unnoticed(path):
+        path.write_bytes(content)
     error = refused(capsys, "prepare", *config("nmnist"), *PART, "--verify", "true")
     assert "address.npy is damaged: its checksum is not the one of its build" in error
 
@@ -222,9 +217,10 @@ def test_an_error_in_a_loader_worker_is_one_sentence_too(capsys):
     writers.write_nmnist(Path("data"), 20, 8)
     main(["prepare", *config("nmnist"), *PART])
     path = next(Path("data/NMNIST/events").glob("original-train.*/address.npy"))
-    content = path.read_bytes()
     # a place in the middle, which the first batch that is read for a look does not touch
-    unnoticed(path, content[:-20_000] + b"\xff" * 20_000)
+    content = path.read_bytes()[:-20_000] + b"\xff" * 20_000
+    with writers.unnoticed(path):
+        path.write_bytes(content)
     capsys.readouterr()
     error = refused(capsys, "fit", *config("nmnist"), *PART, *SMALL, *SILENT, "--data.num_workers", "1")
     assert re.fullmatch(

@@ -1,7 +1,6 @@
 """The neuromorphic data sets: from files in their formats to batches."""
 
 import hashlib
-import os
 import pickle
 import shutil
 import tarfile
@@ -367,18 +366,12 @@ def test_a_damaged_recording_is_named_and_nothing_is_written(nmnist):
     assert not [name for name in names if name.startswith("original-test") or name.endswith(".tmp")]
 
 
-def unnoticed(path, array):
-    """Writes an array in place of another one, as a disk that fails does: at no time that the file system knows."""
-    before = path.stat()
-    np.save(path, array)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
 def test_an_address_outside_the_sensor_in_the_store_is_found_when_it_is_read(nmnist):
     store = prepared(NMNIST, nmnist).event_store(train=True)
     address = np.load(store.folder / "address.npy")
     address[:] = 65_000
-    unnoticed(store.folder / "address.npy", address)
+    with writers.unnoticed(store.folder / "address.npy"):
+        np.save(store.folder / "address.npy", address)
     with pytest.raises(StoreError, match=r"an event lies outside the sensor\. Delete"):
         prepared(NMNIST, nmnist).setup("fit")
 
@@ -580,7 +573,8 @@ def test_an_address_outside_the_sensor_is_found_with_augmentation_too(nmnist):
     store = prepared(NMNIST, nmnist).event_store(train=True)
     address = np.load(store.folder / "address.npy")
     address[-1] = 65_000
-    unnoticed(store.folder / "address.npy", address)
+    with writers.unnoticed(store.folder / "address.npy"):
+        np.save(store.folder / "address.npy", address)
     data = prepared(NMNIST, nmnist, augmentation=[EventFlip()])
     data.setup("fit")
     with pytest.raises(StoreError, match="an event lies outside the sensor"):
@@ -624,7 +618,8 @@ def test_a_label_that_no_class_has_is_damage(nmnist):
     store = prepared(NMNIST, nmnist).event_store(train=True)
     label = np.load(store.folder / "label.npy")
     label[0] = 99
-    unnoticed(store.folder / "label.npy", label)
+    with writers.unnoticed(store.folder / "label.npy"):
+        np.save(store.folder / "label.npy", label)
     with pytest.raises(StoreError, match=r"labels 0\.\.99, but there are 10 classes"):
         prepared(NMNIST, nmnist).setup("fit")
 
