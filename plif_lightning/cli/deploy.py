@@ -424,7 +424,7 @@ def cost(argv: list[str]) -> int:
     found = count(net, x)
     columns = (
         "layer", "firing", "dense [M]", "MAC [M]", "AC [M]", "parameters [k]", "state [k]", "moved [MB]", "fp32 [uJ]",
-        "int8, fetched [uJ]", "conventional, fetched [uJ]", "int8, reused [uJ]", "conventional, reused [uJ]",
+        "int8, fetched [uJ]", "ANN, fetched [uJ]", "int8, reused [uJ]", "ANN, reused [uJ]",
     )  # fmt: skip
 
     numbers = (
@@ -454,8 +454,8 @@ def cost(argv: list[str]) -> int:
     fetched, reused = (found.total("with_memory", r) / found.total("conventional", r) for r in (False, True))
     console.print(
         f"Energies of a 45 nm process (Horowitz 2014). Arithmetic alone: {arithmetic:.2f} of a float32 network that "
-        f"skips nothing over T steps. With memory, 8 bits, against a conventional network of this shape on one frame: "
-        f"{fetched:.2f} times its energy if every operation fetches its weight, {reused:.2f} "
+        f"skips nothing over T steps. With memory, 8 bits, against a conventional network of this shape on one frame "
+        f"(ANN): {fetched:.2f} times its energy if every operation fetches its weight, {reused:.2f} "
         "times if weights are reused. Above 1 the conventional network wins."
     )
     if given.out is not None:

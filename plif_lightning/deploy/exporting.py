@@ -1,6 +1,7 @@
 """A trained network in the forms that other programs read, in a folder that says what is in it."""
 
 import contextlib
+import io
 import json
 import logging
 import shutil
@@ -178,9 +179,10 @@ def _save_onnx(
 
 def _write_pt2(net: SpikingNetwork, static: bool, folder: Path) -> None:
     program = to_export(net, static)
-    with written_whole(folder / "network.pt2", "wb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch's exporter about itself
-        torch.export.save(program, file)
+    whole = io.BytesIO()  # PyTorch warns of any other file than its own
+    torch.export.save(program, whole)
+    with written_whole(folder / "network.pt2", "wb") as file:
+        file.write(whole.getbuffer())
 
 
 def write_onnx(net: SpikingNetwork, static: bool, folder: Path, on_integers: bool = False) -> None:

@@ -19,7 +19,7 @@ from plif_lightning.deploy.exporting import export, to_export, to_export_step, w
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import load_network, step
 from plif_lightning.neurons import PLIF
-from tests.cli.calls import SILENT, TINY, fit, refused, rows
+from tests.cli.calls import SILENT, TINY, command, fit, refused, rows
 from tests.conftest import REPOSITORY
 from tests.deploy.conftest import frames, trained
 
@@ -320,3 +320,9 @@ def test_a_step_in_onnx_says_which_potentials_it_begins_with(v_reset, tmp_path):
         votes, *after = session.run(None, {"frame": frame.numpy(), **state})
         state = dict(zip(state, after, strict=True))
         torch.testing.assert_close(torch.from_numpy(votes), expected)
+
+
+def test_a_program_is_exported_without_a_word_of_pytorchs(checkpoint, tmp_path):
+    done = command("export", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / "out"), "--format", "pt2")
+    assert done.returncode == 0
+    assert done.stderr == ""
