@@ -352,7 +352,7 @@ def figure_6t(runs: Sequence[Run]) -> Drawn:
         by_title[panel.data] += [(f"{label}, {told}", group) for label, group in groups]
     shown = [run for groups in data.values() for _, group in groups for run in group]
     longest = max(row.get("seconds", 0.0) for run in shown for row in run.metrics)
-    unit, seconds = ("minutes", 60) if longest > 180 else ("seconds", 1)
+    unit, seconds = ("minutes", 60) if longest >= 120 else ("seconds", 1)
     figure, panels = _panels(len(by_title), height=3.3)
     for ax, (title, groups) in zip(panels, by_title.items(), strict=True):
         for i, (label, group) in enumerate(groups):

@@ -632,15 +632,16 @@ def best_of_a_run(tmp_path_factory):
     return load(folder / "run/checkpoints/best.ckpt")
 
 
-@pytest.mark.parametrize("command", READING)
 @pytest.mark.parametrize(
-    ("where", "what"),
+    ("where", "what", "command"),
     [
-        ("data", "called"),
-        ("data", "Called"),
-        ("optimizer", "Called"),
-        ("lr_scheduler", "Called"),
-        ("augmentation", "Called"),
+        *(("data", what, command) for what in ("called", "Called") for command in READING),
+        *(
+            (part, "Called", name)
+            for part in ("optimizer", "augmentation")
+            for name in ("test", "cost", "stream", "fit")
+        ),
+        ("lr_scheduler", "Called", "test"),
     ],
 )
 def test_what_a_checkpoint_names_is_not_called(
@@ -727,13 +728,14 @@ def test_an_interrupt_while_the_program_loads_is_no_traceback():
 
 def test_a_closed_terminal_saves_as_sigterm_does_and_nohup_is_left_alone(straight, monkeypatch, capsys):
     expected = straight(*EIGHT)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     with monkeypatch.context() as patch:
         told_at(patch, 10, signal.SIGHUP)
         assert ended(*EIGHT, "--run_folder", "run") == 128 + signal.SIGHUP
     assert "stopped by SIGHUP after step 11. Resume the run with: " in capsys.readouterr().err
     fit(*EIGHT, "--run_folder", "run", "--resume", "auto")
     assert same(load("run/checkpoints/last.ckpt")["state_dict"], expected)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         told_at(monkeypatch, 10, signal.SIGHUP)
         fit(*EIGHT, "--run_folder", "nohup")
