@@ -13,15 +13,16 @@ Parts = dict[str, dict[str, Any]]
 # Modules that compute the same in evaluation.
 _SAME = {"SyncBatchNorm": "BatchNorm2d"}
 _COMPILED = "_orig_mod"
-_NO_SETTINGS = ("training", "time_steps")
+# What a training may change as it goes (dropout's p, BN's momentum), and T: nothing learned depends on them.
+_NO_SETTINGS = ("training", "time_steps", "p", "momentum")
 
 
 def parts_of(net: nn.Module) -> Parts:
     """Class and settings of every module in a network, by the name of the module.
 
-    Settings are the public attributes with plain values (kernel sizes, strides, V_th, a dropout's p, ...), and
-    `replaced`: methods that one module has been given in place of its class's. T is none of them, as nothing learned
-    depends on it. Classes of this project and of PyTorch go by their bare names, others with their module's.
+    Settings are the public attributes with plain values (kernel sizes, strides, V_th, eps, ...), and `replaced`: methods
+    that one module has been given in place of its class's. Classes of this project and of PyTorch go by their bare
+    names, others with their module's.
     """
     found: Parts = {}
     for name, module in net.named_modules():
