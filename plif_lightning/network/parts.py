@@ -20,9 +20,9 @@ _NO_SETTINGS = ("training", "time_steps", "p", "momentum")
 def parts_of(net: nn.Module) -> Parts:
     """Class and settings of every module in a network, by the name of the module.
 
-    Settings are the public attributes with plain values (kernel sizes, strides, V_th, eps, ...), and `replaced`: methods
-    that one module has been given in place of its class's. Classes of this project and of PyTorch go by their bare
-    names, others with their module's.
+    Settings are the public attributes with plain values (kernel sizes, strides, V_th, eps, ...), and `replaced`:
+    methods that one module has been given in place of its class's. Classes of this project and of PyTorch go by their
+    bare names, others with their module's.
     """
     found: Parts = {}
     for name, module in net.named_modules():
