@@ -1,5 +1,6 @@
 """The LightningModule: a spiking network, its loss, its metrics and its optimiser."""
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,7 +21,8 @@ from plif_lightning.batch import Batch, as_batch, merged, time_first
 from plif_lightning.errors import NonFiniteError, UserError
 from plif_lightning.losses import LOSSES, LossName
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.parts import parts_of, require_parts
+from plif_lightning.network.network import ARGUMENTS, DEFAULTS
+from plif_lightning.network.parts import Parts, parts_of, require_parts
 from plif_lightning.runtime.finite import FiniteCheck
 from plif_lightning.runtime.randomness import fold_in, run_seed
 from plif_lightning.schedules import OneCycle
@@ -200,11 +202,14 @@ class SpikingClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._stop_if(self._finite.settle())  # none is written of weights that are no numbers
-        checkpoint["network_parts"] = parts_of(self.network)
+        checkpoint["network_parts"] = self._parts()
+        # A copy of its own: Lightning changes hyper_parameters where load_from_checkpoint is given others.
+        checkpoint["network_arguments"] = {name: value for name, value in self.hparams.items() if name in ARGUMENTS}
         data = getattr(self.trainer, "datamodule", None)
-        if names := getattr(data, "class_names", None):
+        names, sensor = getattr(data, "class_names", None), getattr(data, "sensor", None)
+        if isinstance(names, (list, tuple)):
             checkpoint["class_names"] = [str(name) for name in names]
-        if (sensor := getattr(data, "sensor", None)) is not None:
+        if isinstance(sensor, tuple) and len(sensor) == 2 and all(isinstance(side, int) for side in sensor):
             checkpoint["sensor"] = [int(side) for side in sensor]
         checkpoint["train_metrics"] = {
             f"{name}.{state}": self.trainer.strategy.reduce(torch.as_tensor(value).clone(), reduce_op="sum")
@@ -213,8 +218,9 @@ class SpikingClassifier(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "network_parts" in checkpoint:  # older ones do not say
-            require_parts(self.network, checkpoint["network_parts"], "the checkpoint")
+        # Older ones do not say; and who makes this task with other arguments than the checkpoint's means it.
+        if "network_parts" in checkpoint and not self._has_other_arguments(checkpoint):
+            require_parts(self._parts(), checkpoint["network_parts"], "the checkpoint")
         if self._trainer is None:
             return  # load_from_checkpoint
         averaging = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
@@ -226,6 +232,20 @@ class SpikingClassifier(L.LightningModule):
         for name, metric in self._train_metrics().items():
             for state in metric.metric_state:
                 setattr(metric, state, checkpoint["train_metrics"][f"{name}.{state}"].to(self.device))
+
+    def _parts(self) -> Parts:
+        """`parts_of` the network, and this task where it has a forward of its own."""
+        own = type(self).forward is not SpikingClassifier.forward
+        task = {"the task": {"class": type(self).__name__, "from": "elsewhere"}} if own else {}
+        return parts_of(self.network) | task
+
+    def _has_other_arguments(self, checkpoint: dict[str, Any]) -> bool:
+        stored = checkpoint.get("network_arguments")
+        here = {name: value for name, value in self.hparams.items() if name in ARGUMENTS}
+        there = stored if isinstance(stored, dict) else here
+        # What is not named has its default; tuples and lists are the same here.
+        one, other = (json.dumps({**DEFAULTS, **of}, default=str, sort_keys=True) for of in (here, there))
+        return one != other
 
     def _train_metrics(self) -> dict[str, Metric]:
         return {"loss": self.train_loss, "accuracy": self.train_accuracy}

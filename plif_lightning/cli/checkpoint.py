@@ -301,7 +301,8 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
             data = {"time_steps"}
     keys |= {f"data.init_args.{name}" for name in data}
     # What an older checkpoint does not name had the default then.
-    old, new = {**_defaults(), **_flatten(stored)}, _flatten(given)
+    defaults = {f"model.{name}": value for name, value in model_defaults().items()}
+    old, new = {**defaults, **_flatten(stored)}, _flatten(given)
     differences = [
         f"{k.replace('.init_args', '')} is {old.get(k)!r} there, {new.get(k)!r} here"
         for k in sorted(old.keys() | new.keys())
@@ -336,14 +337,14 @@ def refuse_shorter(expanded: Expanded, trainer: dict[str, Any]) -> None:
             )
 
 
-def _defaults() -> dict[str, Any]:
-    """Of the model's arguments."""
+def model_defaults() -> dict[str, Any]:
+    """Of the arguments of a task and its network."""
     from plif_lightning.network.network import DEFAULTS
     from plif_lightning.task import SpikingClassifier
 
     own = {name: p.default for name, p in inspect.signature(SpikingClassifier).parameters.items()}
     plain = {name: value for name, value in own.items() if value is not inspect.Parameter.empty and not callable(value)}
-    return {f"model.{name}": value for name, value in {**DEFAULTS, **plain}.items()}
+    return {**DEFAULTS, **plain}
 
 
 def _flatten(value: Any, key: str = "") -> dict[str, Any]:

@@ -14,8 +14,8 @@ from plif_lightning.cli.help import COMMANDS, overview, screen
 from plif_lightning.errors import Stopped, UserError
 from plif_lightning.runtime import early, files
 from plif_lightning.runtime.allocator import tune_allocator
-from plif_lightning.runtime.console import whoever_listens
 from plif_lightning.runtime.signals import on_termination
+from plif_lightning.runtime.streams import whoever_listens
 from plif_lightning.version import __version__
 
 

@@ -142,6 +142,8 @@ class PlifCLI(LightningCLI):
         require_ranges(self.config[command], command)
         stored = self.expanded.stored.config
         if stored is not None:
+            if command == "fit" and self.config[command].best_of_ties is None:
+                self.config[command].best_of_ties = stored.get("best_of_ties")  # a run keeps its rule
             given = yaml.safe_load(parser.dump(self.config, skip_none=False, format="yaml"))
             refuse_other_settings(self.expanded, given[command])
             for name, value in changed(stored, given[command]).items():

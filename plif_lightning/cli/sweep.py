@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plif_lightning import configs
-from plif_lightning.cli.checkpoint import expand
+from plif_lightning.cli.checkpoint import expand, model_defaults
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
@@ -219,7 +219,12 @@ def _comparable_settings(config: dict[str, Any]) -> str:
     names = ("seed_everything", "test_after_fit", "best_of_ties", "model", "data", "trainer")
     text = json.dumps({name: config.get(name) for name in names}, default=str)
     found: dict[str, Any] = json.loads(text, parse_int=float)  # 3 and 3.0 are the same
+    # What an older run does not name had its default then; of protocol A the rule for ties decides nothing.
+    found["model"] = {**json.loads(json.dumps(model_defaults()), parse_int=float), **found["model"]}
     data = found["data"]["init_args"]
+    found["best_of_ties"] = (
+        (config.get("best_of_ties", "first") or "last") if data.get("validation") == "holdout" else None
+    )
     for name in ("store", "num_workers", "download", "eval_batch_size"):
         data.pop(name, None)
     for name in ("backend", "sparse"):

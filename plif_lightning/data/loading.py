@@ -223,7 +223,8 @@ def _require_shared_memory(dataset: BatchedDataset, plan: BatchPlan, num_workers
         return
     sample = dataset[BatchRequest(0, torch.zeros(1, dtype=torch.int64))].x
     # Each worker has two batches ready, PyTorch's prefetch_factor, and one is being used.
-    needed = sample.nbytes * plan.batch_size * (2 * num_workers + 1)
+    batches = min(2 * num_workers + 1, len(plan))
+    needed = sample.nbytes * min(plan.batch_size, len(dataset)) * batches
     free = shutil.disk_usage(_SHARED).free
     if needed > free:
         raise UserError(

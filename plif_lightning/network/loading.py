@@ -12,7 +12,7 @@ import yaml
 
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
-from plif_lightning.network.parts import require_parts
+from plif_lightning.network.parts import parts_of, require_parts
 
 _PREFIX = "network."
 # Characters and parts of a configuration, and how deep they lie, far beyond what any has.
@@ -185,7 +185,7 @@ def network_in(checkpoint: dict[str, Any], path: Path) -> SpikingNetwork:
         # The form that it was trained with may not run here: `use_backend` chooses another one than the fastest.
         network = SpikingNetwork(**{**arguments, "backend": "auto", "sparse": "auto"})
         if "network_parts" in checkpoint:  # older ones do not say
-            require_parts(network, checkpoint["network_parts"], path)
+            require_parts(parts_of(network), checkpoint["network_parts"], path)
         weights = checkpoint["state_dict"]
         weights = {k.replace("._orig_mod.", "."): v for k, v in weights.items()}  # of a network that was compiled
         network.load_state_dict({k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)})

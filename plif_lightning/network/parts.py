@@ -1,5 +1,6 @@
 """The modules that a network is made of, as plain values that a checkpoint can hold."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -10,64 +11,79 @@ from plif_lightning.errors import CheckpointError
 from plif_lightning.neurons import Neuron
 
 Parts = dict[str, dict[str, Any]]
+_log = logging.getLogger(__name__)
 # Modules that compute the same in evaluation.
 _SAME = {"SyncBatchNorm": "BatchNorm2d"}
 _COMPILED = "_orig_mod"
-# What a training may change as it goes (dropout's p, BN's momentum), and T: nothing learned depends on them.
-_NO_SETTINGS = ("training", "time_steps", "p", "momentum")
+# Attributes that votes do not depend on: T, for which nothing is learned, and what acts in training alone.
+_NO_SETTINGS = {
+    *("training", "time_steps", "p", "momentum", "ties", "statistics", "held"),
+    *("surrogate", "surrogate_width", "detach_reset"),
+}
 
 
 def parts_of(net: nn.Module) -> Parts:
     """Class and settings of every module in a network, by the name of the module.
 
-    Settings are the public attributes with plain values (kernel sizes, strides, V_th, eps, ...), and `replaced`:
-    methods that one module has been given in place of its class's. Classes of this project and of PyTorch go by their
-    bare names, others with their module's.
+    Settings are, of modules of this project and of PyTorch, the public attributes with plain values that votes depend
+    on (kernel sizes, strides, eps, ...); of all neurons the constants of firing; and `replaced`: methods that a module
+    has been given in place of its class's. Other programs' modules may count or keep what they like in attributes.
     """
     found: Parts = {}
     for name, module in net.named_modules():
         if _COMPILED in module._modules:  # the wrapper; what it wraps comes next
             continue
-        own = vars(module)
-        settings = {key: _plain(value) for key, value in own.items() if key[0] != "_" and key not in _NO_SETTINGS}
-        settings = {key: value for key, value in settings.items() if value is not _NOT_PLAIN}
+        own = {key: value for key, value in vars(module).items() if key[0] != "_"}
+        settings: dict[str, Any] = dict(own) if _origin(module) != "elsewhere" else {}
         if isinstance(module, Neuron):
             settings |= asdict(module.constants)
+        plain = {key: _plain(value) for key, value in settings.items() if key not in _NO_SETTINGS}
+        part: dict[str, Any] = {"class": _class_name(module), "from": _origin(module)}
+        part |= {key: value for key, value in plain.items() if value is not _NOT_PLAIN}
         if replaced := sorted(key for key, value in own.items() if callable(value) and hasattr(type(module), key)):
-            settings["replaced"] = replaced
-        path = ".".join(part for part in name.split(".") if part != _COMPILED)
-        found[path] = {"class": _class_name(type(module)), **settings}
+            part["replaced"] = replaced
+        if module._forward_hooks or module._forward_pre_hooks:
+            part["hooks"] = True
+        found[".".join(level for level in name.split(".") if level != _COMPILED)] = part
     return found
 
 
-def require_parts(net: nn.Module, stored: Mapping[str, Mapping[str, Any]], path: object) -> None:
+def require_parts(here: Parts, stored: Any, path: object) -> None:
     """Refuses a network that is not made of what a checkpoint's network was made of.
 
-    A setting that the checkpoint does not name is not compared: it is younger than the checkpoint.
+    Settings that only one of them has are not compared: one of them is older, or has been given an attribute. Hooks,
+    which no checkpoint holds, are warned of.
 
     Args:
-        net: that the checkpoint's weights are meant for.
+        here: `parts_of` the network that the checkpoint's weights are meant for.
         stored: `parts_of` the network that was trained.
         path: of the checkpoint, for the message.
 
     Raises:
         CheckpointError: the first differences, by the names of the modules.
     """
-    here, differences = parts_of(net), []
     if not isinstance(stored, Mapping) or not all(isinstance(part, Mapping) for part in stored.values()):
         raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it does not say what its network is.")
+    differences = []
     for name in dict.fromkeys([*stored, *here]):
         there, now = stored.get(name), here.get(name)
         place = name or "the network"
         if there is None or now is None:
             known = there or now or {}
             differences.append(f"{place}, a {known.get('class')}, is only {'there' if now is None else 'here'}")
-        elif there.get("class") != now["class"]:
-            differences.append(f"{place} is a {there.get('class')} there, a {now['class']} here")
+        elif (there.get("class"), there.get("from")) != (now["class"], now["from"]):
+            differences.append(f"{place} is a {_described(there)} there, a {_described(now)} here")
+        elif there.get("replaced") != now.get("replaced"):
+            differences.append(f"replaced of {place} is {there.get('replaced')} there, {now.get('replaced')} here")
         else:
-            for key, value in there.items():
-                if value != now.get(key):
-                    differences.append(f"{key} of {place} is {value!r} there, {now.get(key)!r} here")
+            keys = (there.keys() & now.keys()) - {"class", "from", "replaced", "hooks"}
+            differences += [
+                f"{key} of {place} is {there[key]!r} there, {now[key]!r} here"
+                for key in sorted(keys)
+                if there[key] != now[key]
+            ]
+            if there.get("hooks") and not now.get("hooks"):
+                _log.warning("%s: %s had hooks when it was saved. What they did is not in the checkpoint.", path, place)
     if differences:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
         raise CheckpointError(
@@ -81,16 +97,33 @@ _NOT_PLAIN = object()
 
 
 def _plain(value: Any) -> Any:
-    """Numbers, texts and None as they are, sequences of them as lists; `_NOT_PLAIN` for anything else."""
-    if value is None or isinstance(value, (bool, int, float, str)):
+    """Numbers, texts and None as Python's own, sequences of them as lists; `_NOT_PLAIN` for anything else.
+
+    Subclasses, such as NumPy's numbers and enumerations, would be no plain values of a checkpoint.
+    """
+    if value is None or isinstance(value, bool):
         return value
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, str):
+        return str.__str__(value)
     if isinstance(value, (tuple, list)):
         values = [_plain(part) for part in value]
         return _NOT_PLAIN if any(part is _NOT_PLAIN for part in values) else values
     return _NOT_PLAIN
 
 
-def _class_name(kind: type) -> str:
-    if kind.__module__.partition(".")[0] in ("plif_lightning", "torch"):
-        return _SAME.get(kind.__qualname__, kind.__qualname__)
-    return f"{kind.__module__}.{kind.__qualname__}"
+def _class_name(module: nn.Module) -> str:
+    """Without its module: a class of a script is found elsewhere when it is imported."""
+    name = type(module).__name__
+    return _SAME.get(name, name)
+
+
+def _origin(module: nn.Module) -> str:
+    package = type(module).__module__.partition(".")[0]
+    return package if package in ("plif_lightning", "torch") else "elsewhere"
+
+
+def _described(part: Mapping[str, Any]) -> str:
+    return f"{part.get('class')}{' of another program' if part.get('from') == 'elsewhere' else ''}"

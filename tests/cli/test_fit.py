@@ -310,3 +310,9 @@ def test_a_validation_that_cannot_tell_epochs_apart_is_told_of(caplog):
     still = ["--trainer.max_epochs", "3", "--model.optimizer.lr", "0", "--test_after_fit", "false"]
     fit(*TINY, *FEW, *still, "--record_samples", "0")
     assert "3 of 3 epochs reached the best accuracy: the 212 validation samples cannot tell them apart" in caplog.text
+
+
+def test_one_batch_is_one_batch_and_not_all_of_them():
+    """Whether Rich or Lightning is imported first decides the order of a type's parts, and so what 1 is read as."""
+    done = command("fit", "--config", QUICKSTART, "--trainer.limit_val_batches", "1", "--print_config")
+    assert "\n  limit_val_batches: 1\n" in done.stdout

@@ -14,7 +14,15 @@ import yaml
 from filelock import FileLock
 
 from plif_lightning.cli import main
-from plif_lightning.cli.sweep import point_arguments, read_sweep, replaced, run_name, score, share
+from plif_lightning.cli.sweep import (
+    _comparable_settings,
+    point_arguments,
+    read_sweep,
+    replaced,
+    run_name,
+    score,
+    share,
+)
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import locked, process_identity
@@ -406,3 +414,13 @@ def test_what_is_printed_can_be_pasted(tmp_path, capsys):
     path = write(tmp_path / "s.yaml", name="x;touch F", parameters={"config": {"value": "a.yaml"}})
     assert sweep(path, "--runs", tmp_path / "x;touch F") == 0
     assert "tables --runs 'x;touch F'" in capsys.readouterr().out
+
+
+def test_a_run_of_before_a_setting_was_there_serves_a_sweep_beside_it():
+    config = {"model": {"neuron": "plif"}, "data": {"class_path": "x", "init_args": {"validation": "test"}}}
+    old = {**config, "best_of_ties": "first", "trainer": {}}
+    new = {**old, "best_of_ties": None, "model": {**config["model"], "norm_held": "every_step"}}
+    assert _comparable_settings(old) == _comparable_settings(new)
+    assert _comparable_settings(old) != _comparable_settings({**new, "model": {**new["model"], "norm_held": "once"}})
+    held = {"class_path": "x", "init_args": {"validation": "holdout"}}
+    assert _comparable_settings({**old, "data": held}) != _comparable_settings({**new, "data": held})

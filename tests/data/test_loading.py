@@ -159,5 +159,7 @@ def test_workers_without_room_for_their_batches_are_refused(monkeypatch):
     usage = namedtuple("Usage", "free")(100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     make_loader(Numbers(100), plan)
+    few = make_loader(Numbers(2), BatchPlan(2, 1000), num_workers=2)  # two samples of four bytes are no thousand
+    assert len(few) == 1
     with pytest.raises(UserError, match=r"data.num_workers=2 processes hand their batches over in /dev/shm"):
         make_loader(Numbers(100), plan, num_workers=2)

@@ -1,9 +1,12 @@
 """What a network is made of, as its notation and its checkpoints say it."""
 
 import copy
+from dataclasses import replace
+from enum import Enum
 from functools import partial
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -58,7 +61,7 @@ def with_another_eps(net):
 
 
 CHANGES = {
-    with_quiet_neurons: r"encoder\.conv1\.neuron is a \S*test_parts\.Quiet there, a PLIF here",
+    with_quiet_neurons: r"encoder\.conv1\.neuron is a Quiet of another program there, a PLIF here",
     with_strides_for_pools: r"encoder\.conv1\.pool\.pool is a Conv2d there, a SpikeMaxPool2d here",
     with_a_method_of_its_own: r"replaced of classifier\.fc1\.neuron is \['run'\] there, None here",
     with_another_threshold: r"v_threshold of classifier\.fc1\.neuron is 0\.5 there, 1\.0 here",
@@ -132,24 +135,133 @@ def test_settings_that_are_younger_than_a_checkpoint_are_no_difference():
     net = network()
     stored = parts_of(net)
     del stored["encoder.conv1.neuron"]["reset"]
-    require_parts(net, stored, "net.ckpt")
+    require_parts(parts_of(net), stored, "net.ckpt")
     with pytest.raises(CheckpointError, match=r"classifier\.fc9, a PLIF, is only there"):
-        require_parts(net, {**stored, "classifier.fc9": {"class": "PLIF"}}, "net.ckpt")
+        require_parts(parts_of(net), {**stored, "classifier.fc9": {"class": "PLIF"}}, "net.ckpt")
     with pytest.raises(CheckpointError, match="does not say what its network is"):
-        require_parts(net, {"encoder": 3}, "net.ckpt")
+        require_parts(parts_of(net), {"encoder": 3}, "net.ckpt")
+
+
+class Mode(str, Enum):  # noqa: UP042 (as many programs have them)
+    FAST = "fast"
+
+
+class Counting(PLIF):
+    """Another program's neuron, which keeps what it likes."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.mode, self.scale = 0, Mode.FAST, np.float64(1.0)
+
+    def forward(self, x, time_steps=None):
+        self.calls += 1
+        return super().forward(x, time_steps)
+
+
+class CountingTask(pl.SpikingClassifier):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.network.encoder.conv1.neuron = Counting()
+
+
+class OwnForward(pl.SpikingClassifier):
+    def forward(self, x):
+        return super().forward(1 - x)
+
+
+def test_other_programs_modules_may_keep_what_they_like(monkeypatch):
+    trained_task(CountingTask)
+    CountingTask.load_from_checkpoint("net.ckpt", weights_only=True)
+    monkeypatch.setattr(Counting, "__module__", "__main__")  # trained in a script, loaded by another one
+    CountingTask.load_from_checkpoint("net.ckpt", weights_only=True)
+    with pytest.raises(CheckpointError, match=r"encoder\.conv1\.neuron is a Counting of another program there"):
+        load_network("net.ckpt")
+
+
+def test_settings_are_plain_values():
+    net = network()
+    net.encoder.conv1.norm.bn.eps = np.float64(1e-5)
+    net.voting.mode = Mode.FAST
+    neuron = net.classifier.fc1.neuron
+    neuron.constants = replace(neuron.constants, v_threshold=torch.linspace(0.8, 1.2, 8))
+    stored = parts_of(net)
+    torch.save(stored, "parts.pt")
+    assert torch.load("parts.pt", weights_only=True) == stored
+    assert stored["voting"]["mode"] == "fast"
+    require_parts(parts_of(network()), stored, "net.ckpt")
+
+
+def test_who_asks_for_other_arguments_gets_them():
+    trained_task()
+    for changed in ({"v_threshold": 0.9}, {"dropout": 0.0}, {"surrogate_width": 2.0}, {"pool_ties": "first"}):
+        task = pl.SpikingClassifier.load_from_checkpoint("net.ckpt", weights_only=True, **changed)
+        (name,) = changed
+        assert task.hparams[name] == changed[name]
+
+
+def test_what_acts_in_training_alone_may_change_in_it():
+    net = network()
+    stored = parts_of(net)
+    net.classifier.fc1.dropout.p = 0.1
+    net.encoder.conv1.norm.bn.momentum = 0.01
+    require_parts(parts_of(net), stored, "net.ckpt")
+
+
+def test_a_task_with_a_forward_of_its_own_is_not_loaded_as_another():
+    task = trained_task(OwnForward)
+    with pytest.raises(CheckpointError, match="the task, a OwnForward, is only there"):
+        load_network("net.ckpt")
+    x = torch.rand(5, 1, 8, 8)
+    again = OwnForward.load_from_checkpoint("net.ckpt", weights_only=True)
+    assert torch.equal(task.eval()(x), again.eval()(x))
+
+
+def test_hooks_that_no_checkpoint_holds_are_warned_of(caplog):
+    trained_task(change=lambda net: net.encoder.conv1.register_forward_hook(lambda module, given, out: 1 - out))
+    load_network("net.ckpt")
+    assert "encoder.conv1 had hooks when it was saved" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not")  # by PyTorch's compiler
+def test_a_network_that_was_compiled_in_place_is_the_same():
+    trained_task(change=lambda net: net.compile(backend="eager"))
+    load_network("net.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("names", "sensor"),
+    [(np.array(["a", "b", "c"]), "DVS346"), (lambda: ["a"], (3,)), ("abc", None), (None, [128, 128])],
+)
+def test_other_programs_data_modules_are_no_hindrance(names, sensor):
+    class Data(L.LightningDataModule):
+        class_names, sensor = None, None
+
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader([(torch.rand(1, 8, 8), 0), (torch.rand(1, 8, 8), 1)], batch_size=2)
+
+        val_dataloader = train_dataloader
+
+    data = Data()
+    data.class_names, data.sensor = names, sensor
+    task = pl.SpikingClassifier((1, 8, 8), 3, 4, **SIZES)
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_steps=1, limit_val_batches=0, **silent)
+    trainer.fit(task, datamodule=data)
+    trainer.save_checkpoint("net.ckpt")
+    assert not {"class_names", "sensor"} & torch.load("net.ckpt", weights_only=True).keys()
 
 
 def test_forms_of_the_same_function_are_no_difference():
     net = network()
     stored = parts_of(net)
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
-    require_parts(synchronised, stored, "net.ckpt")
-    require_parts(torch.compile(net, backend="eager"), stored, "net.ckpt")
+    require_parts(parts_of(synchronised), stored, "net.ckpt")
+    require_parts(parts_of(torch.compile(net, backend="eager")), stored, "net.ckpt")
     compiled = copy.deepcopy(net)
     compiled.encoder = torch.compile(compiled.encoder, backend="eager")
-    require_parts(compiled, stored, "net.ckpt")
+    require_parts(parts_of(compiled), stored, "net.ckpt")
     pl.use_backend(net, "reference")
-    require_parts(net, stored, "net.ckpt")
+    require_parts(parts_of(net), stored, "net.ckpt")
 
 
 def test_the_notation_is_of_the_modules_that_are_there():
