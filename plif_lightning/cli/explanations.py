@@ -52,12 +52,17 @@ def _lost_company(error: Exception) -> str | None:
 
 def _lost_worker(error: Exception) -> str | None:
     """A loader's process that ended, as the kernel ends one where memory runs out."""
-    lost = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
-    if not isinstance(error, RuntimeError) or not lost:
+    named = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+    # Ended while a batch is handed over, it is not PyTorch that notices.
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    handing_over = any(file.parent.name == "multiprocessing" and file.name == "reductions.py" for file in files)
+    lost_in_between = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and handing_over
+    if not lost_in_between and not (named and isinstance(error, RuntimeError)):
         return None
+    which = f" (pid {named[1]})" if named else ""
     return (
-        f"a process that loads data (pid {lost[1]}) was ended from outside, as happens where memory runs out: pass a "
-        "smaller data.num_workers or data.batch_size."
+        f"a process that loads data{which} was ended from outside, as happens where memory runs out: pass a smaller "
+        "data.num_workers or data.batch_size."
     )
 
 

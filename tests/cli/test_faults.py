@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.multiprocessing import reductions
 
 from plif_lightning import configs
 from plif_lightning.callbacks import LayerMonitor
@@ -25,6 +26,7 @@ from plif_lightning.callbacks.checkpoints import CheckpointFiles
 from plif_lightning.callbacks.logger import RunLogger
 from plif_lightning.callbacks.stopping import StopOnSignal
 from plif_lightning.cli import main
+from plif_lightning.cli.explanations import explained
 from plif_lightning.cli.lightning import PlifCLI
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
@@ -830,7 +832,7 @@ def test_a_loaders_process_that_is_killed_is_one_sentence_with_the_way_on(monkey
     workers = ["--data.num_workers", "1", "--checkpoint.every_n_batches", "2", "--run_folder", "run"]
     long = [a.replace("8", "200") if a == "8" else a for a in EIGHT]
     message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *long, "--data.batch_size", "4", *workers)
-    assert re.search(r"a process that loads data \(pid \d+\) was ended from outside", message)
+    assert re.search(r"a process that loads data( \(pid \d+\))? was ended from outside", message)
     assert "Resume the run with: python main.py fit --config" in message
 
 
@@ -892,3 +894,16 @@ def test_a_store_that_is_cut_short_while_it_is_read_is_one_sentence(tmp_path):
     })  # fmt: skip
     assert done.returncode == 128 + signal.SIGBUS
     assert done.stderr.startswith("error: a file that is mapped into memory was cut short while it was read")
+
+
+def test_a_loaders_process_that_is_killed_while_it_hands_over_a_batch_is_one_too():
+    def closed(*arguments):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    class Df:
+        detach = closed
+
+    with pytest.raises(ConnectionResetError) as lost:
+        reductions.rebuild_storage_fd(torch.UntypedStorage, Df(), 4)
+    assert "a process that loads data was ended from outside" in explained(lost.value)
+    assert explained(ConnectionResetError()) is None
