@@ -15,8 +15,8 @@ from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import options
 
-# Arguments of the network that the data set gives.
-_FROM_DATA = ("input_shape", "num_classes", "time_steps")
+# Arguments of the network that the data set gives: they are not keys.
+FROM_DATA = ("input_shape", "num_classes", "time_steps")
 # Of a run's model, what an evaluation has no use for; classes that a stranger's checkpoint may name.
 _OF_TRAINING = ("optimizer", "lr_scheduler")
 _INFORMATIVE = {"--help-all", "--print_config"}
@@ -260,7 +260,7 @@ def read_checkpoint(path: Path) -> Stored:
     config, hyper_parameters = configuration_in(checkpoint, path), checkpoint.get("hyper_parameters")
     if not config and isinstance(hyper_parameters, dict) and "time_steps" in hyper_parameters:
         # Another Trainer's: the network's arguments are there, its data are not.
-        config = {"model": {name: value for name, value in hyper_parameters.items() if name not in _FROM_DATA}}
+        config = {"model": {name: value for name, value in hyper_parameters.items() if name not in FROM_DATA}}
         config["data"] = {"init_args": {"time_steps": hyper_parameters["time_steps"]}}
     if not config or not isinstance(checkpoint.get("global_step"), int):
         raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it holds no configuration.")

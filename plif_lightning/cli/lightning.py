@@ -45,7 +45,7 @@ from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import RUNS, is_trial, run_folder
 from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
-from plif_lightning.cli.checkpoint import Expanded, refuse_other_settings, refuse_shorter
+from plif_lightning.cli.checkpoint import FROM_DATA, Expanded, refuse_other_settings, refuse_shorter
 from plif_lightning.cli.explanations import explained
 from plif_lightning.cli.messages import Parser, own_error
 from plif_lightning.cli.ranges import accelerator_of, require_ranges
@@ -130,7 +130,7 @@ class PlifCLI(LightningCLI):
             default=None,
             help="predict and test: the form of the network for inference on a CPU, BN folded; auto takes the fastest.",
         )
-        for name in ("input_shape", "num_classes", "time_steps"):
+        for name in FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     # --- checkpoints and the configurations in them

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from plif_lightning import data as data_module
 from plif_lightning.callbacks import LastCheckpoint
+from plif_lightning.cli.checkpoint import FROM_DATA
 from plif_lightning.data import ImageAugmentation, SpikingDataModule
 from plif_lightning.errors import UserError
 from plif_lightning.events.augment import EventAugmentation
@@ -71,7 +72,7 @@ def known_keys() -> set[str]:
     keys = {*OWN_KEYS, "data.class_path", *parser.get_defaults(skip_validation=True).keys()}
     for data in data_classes().values():
         keys |= {f"data.{name}" for name in inspect.signature(data).parameters}
-    return keys
+    return keys - {f"model.{name}" for name in FROM_DATA}
 
 
 def _classes_below(base: type, *modules: Any) -> dict[str, type]:
@@ -94,7 +95,7 @@ _NAMED = (
 
 def _nearest(key: str, known: Iterable[str]) -> str:
     """` Did you mean X?` for the known key that is most alike, or nothing."""
-    known = list(known)
+    known = sorted(known)
     # A key is mistyped in one of its parts: those that the block has, by their own names.
     block, dot, name = key.rpartition(".")
     beside = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == block}
