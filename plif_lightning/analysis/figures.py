@@ -387,7 +387,7 @@ def figure_7(runs: Sequence[Run]) -> Drawn:
     authors = False
     for ax, (panel, groups) in zip(panels, data.items(), strict=True):
         titled = set()
-        # What tells kinds of lines apart; of one kind the title says what it is.
+        # The legend distinguishes groups of runs; a single group is described in the title.
         alone = groups[0][0] if len(groups) == 1 else ""
         for g, (label, _) in enumerate(() if alone else groups):
             ax.plot([], [], DASHES[g % 4], color=_ink(0.7), marker="o", fillstyle=FILLS[g % 4], markersize=4,

@@ -17,7 +17,7 @@ from plif_lightning.runs.process import options
 
 # Arguments of the network that the data set gives: they are not keys.
 FROM_DATA = ("input_shape", "num_classes", "time_steps")
-# Of a run's model, what an evaluation has no use for; classes that a stranger's checkpoint may name.
+# Settings of a run's model that an evaluation does not need; they name classes, in a stranger's checkpoint any.
 _OF_TRAINING = ("optimizer", "lr_scheduler")
 _INFORMATIVE = {"--help-all", "--print_config"}
 

@@ -69,9 +69,9 @@ def _lost_worker(error: Exception) -> str | None:
 def _too_many_files(error: Exception) -> str | None:
     seen: BaseException | None = error
     while seen is not None:
-        if getattr(seen, "errno", None) == errno.EMFILE or "Too many open files" in str(seen):
-            return "this process may open no more files (ulimit -n): allow more, or pass --data.num_workers 0."
-        if "received 0 items of ancdata" in str(seen):  # what PyTorch's workers make of it
+        # The last is what PyTorch's workers make of it.
+        said = any(words in str(seen) for words in ("Too many open files", "received 0 items of ancdata"))
+        if said or getattr(seen, "errno", None) == errno.EMFILE:
             return "this process may open no more files (ulimit -n): allow more, or pass --data.num_workers 0."
         seen = seen.__cause__ or seen.__context__
     return None
