@@ -59,7 +59,7 @@ from plif_lightning.runs.process import in_use, locked, remove_empty
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.result import write_result, write_test_result
 from plif_lightning.runtime.files import is_address
-from plif_lightning.runtime.signals import on_termination
+from plif_lightning.runtime.signals import ignore_loaders_end, on_termination
 from plif_lightning.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -492,6 +492,7 @@ def run(expanded: Expanded) -> int:
             raise KeyboardInterrupt from None
         raise
     except Exception as error:
+        ignore_loaders_end()
         said = explained(error)
         if said is None:
             raise

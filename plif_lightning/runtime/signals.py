@@ -33,3 +33,9 @@ def on_termination(handler: Callable[[int, FrameType | None], Any]) -> Iterator[
     finally:
         for number, own in before.items():
             signal.signal(number, own)
+
+
+def ignore_loaders_end() -> None:
+    """Drop PyTorch's handler, which raises for a loader's process that was killed, even while its loss is reported."""
+    if takes_signals() and hasattr(signal, "SIGCHLD"):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
