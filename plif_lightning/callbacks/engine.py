@@ -25,7 +25,6 @@ class DeployedForm(Callback):
         self._network: SpikingNetwork | None = None
 
     def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule, loader: Iterable[Any]) -> None:
-        # Before the first batch: what listens to layers would keep them in the form that they have.
         if pl_module.device.type != "cpu":
             raise UserError(f"--engine {self.engine} runs on a CPU: pass --trainer.accelerator cpu.")
         if trainer.precision != "32-true":

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
@@ -58,7 +59,7 @@ class LayerMonitor(Callback):
     """
 
     def __init__(self) -> None:
-        self._hooks: list[Any] = []
+        self._listening = ExitStack()
         self._sums: dict[str, Tensor] = {}
         self._samples = 0
         self._seconds = 0.0
@@ -154,32 +155,24 @@ class LayerMonitor(Callback):
     def _start_counting(self, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
 
-        def count(name: str) -> Any:
-            def hook(module: nn.Module, inputs: Any, spikes: Tensor) -> None:
-                # [sum of the batches' mean rates x samples, samples], so that a short last batch counts less
-                n = spikes.shape[1]
-                update = torch.stack([spikes.mean(dtype=torch.float32) * n, torch.tensor(n, device=spikes.device)])
-                self._sums[name] = self._sums[name] + update if name in self._sums else update
+        def count(name: str, spikes: Tensor) -> None:
+            # [sum of the batches' mean rates x samples, samples], so that a short last batch counts less
+            n = spikes.shape[1]
+            update = torch.stack([spikes.mean(dtype=torch.float32) * n, torch.tensor(n, device=spikes.device)])
+            self._sums[name] = self._sums[name] + update if name in self._sums else update
 
-            return hook
-
-        self._hooks = [neuron.register_forward_hook(count(name)) for name, neuron in pl_module.network.neurons()]
+        self._listening.enter_context(pl_module.network.listening(count))
 
     def _listen(self, pl_module: L.LightningModule, batch_idx: int, batches: Any) -> None:
         """Counts spikes in this batch, or not."""
         count = batches[0] if isinstance(batches, list) else batches
         every = max(1, int(count) // _LISTENED) if math.isfinite(count) else 1
-        self._remove_hooks()
+        self._listening.close()
         if batch_idx % every == 0:
             self._start_counting(pl_module)
 
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
     def _stop_counting(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._remove_hooks()
+        self._listening.close()
         for name, total in self._sums.items():
             total = trainer.strategy.reduce(total, reduce_op="sum")
             rate = total[0] / total[1]
@@ -214,4 +207,4 @@ class LayerMonitor(Callback):
         self._stop_counting(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._remove_hooks()
+        self._listening.close()

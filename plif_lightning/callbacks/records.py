@@ -195,23 +195,20 @@ def record_samples(network: SpikingNetwork, data: SpikingDataModule, most: int, 
     labels = dataset.labels().tolist()
     frames, rates, votes = [], [], []
     spikes: list[Tensor] = []
-    first_spikes: list[Tensor] = []
-    _, neuron = next(network.neurons())
-    hook = neuron.register_forward_hook(lambda module, inputs, out: first_spikes.append(out))
+    heard: dict[str, Tensor] = {}
+    first = next(iter(network.blocks()))
     dtype = next(network.parameters()).dtype
     chosen = _one_of_each_class(labels, most)
-    try:
+    with network.listening(heard.__setitem__):
         for i in chosen:
             x = dataset[BatchRequest(0, torch.tensor([i]))].x.to(device)
             x = time_first(x.to(dtype) if x.is_floating_point() else x)
             votes.append(network(x).cpu())
-            fired = first_spikes.pop()[:, 0].cpu()
+            fired = heard[first][:, 0].cpu()
             if (len(spikes) + 1) * fired.numel() <= _KEPT:
                 spikes.append(fired.bool())
             rates.append(fired.float().mean(0))
             frames.append((x if x.dim() == 5 else x[None]).cpu())
-    finally:
-        hook.remove()
     stacked = torch.cat(frames, 1)
     return Samples(
         np.asarray([labels[i] for i in chosen]),

@@ -288,26 +288,19 @@ class _Screen:
             self.live.__exit__(*error)
 
     def _timed(self, frame: Any) -> Any:
-        hooks = []
         if self.network.steps % _RATES_EVERY == 0:
-            for name, neuron in self.network.net.neurons():
-                hooks.append(neuron.register_forward_hook(self._listener(name)))
-        start = time.perf_counter()
-        votes = self.step_of_network(frame)
-        if hooks:
+            with self.network.net.listening(self._hear):
+                votes = self.step_of_network(frame)
             self.rates_at = self.network.steps
-            for hook in hooks:
-                hook.remove()
         else:
+            start = time.perf_counter()
+            votes = self.step_of_network(frame)
             self.milliseconds.append(1e3 * (time.perf_counter() - start))
         self._draw()
         return votes
 
-    def _listener(self, name: str) -> Any:
-        def listen(neuron: Any, given: Any, spikes: Any) -> None:
-            self.rates[name] = spikes.mean().item()
-
-        return listen
+    def _hear(self, layer: str, spikes: "Tensor") -> None:
+        self.rates[layer] = spikes.mean().item()
 
     @property
     def latency(self) -> float | None:

@@ -1,13 +1,12 @@
 from .costs import Cost as Cost
 from .costs import cost as cost
-from .engine import DeployedNetwork as DeployedNetwork
 from .engine import Engine as Engine
 from .engine import deployed as deployed
 from .exporting import export as export
 from .folding import fold as fold
-from .metric import SynapticOperations as SynapticOperations
 from .nir import NIRNetwork as NIRNetwork
 from .nir import readers as readers
 from .nir import to_nir as to_nir
+from .plain import DeployedNetwork as DeployedNetwork
 from .streaming import StreamingNetwork as StreamingNetwork
 from .streaming import exits as exits

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from plif_lightning.deploy.layers import network_of
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import ConvBlock, FCBlock
+from plif_lightning.network.blocks import FCBlock
+from plif_lightning.network.conv_block import ConvBlock
 
 # pJ. float32: a multiplication and an addition; an addition. Integers of 8 bits into sums of 32.
 MAC, AC = 3.7 + 0.9, 0.9

@@ -18,11 +18,12 @@ import yaml
 from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
-from plif_lightning.deploy.integers import LARGEST, quantised
-from plif_lightning.deploy.layers import spiking_layers, unusual, weighted
+from plif_lightning.deploy.layers import spiking_layers, weighted
 from plif_lightning.deploy.nir import readers, to_nir
+from plif_lightning.deploy.weights import LARGEST, quantised
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, step, use_backend
+from plif_lightning.network.blocks import refuses_block
 from plif_lightning.network.loading import (
     EXPORTED,
     checkpoint_file,
@@ -146,7 +147,7 @@ def _blamed_on_layers(net: SpikingNetwork) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        strange = [f"{name} {reason}" for name, block in net.blocks().items() if (reason := unusual(block))]
+        strange = [f"{name}: {reason}" for name, block in net.blocks().items() if (reason := refuses_block(block))]
         if not strange:
             raise
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -8,7 +8,8 @@ from torch import nn
 from plif_lightning.deploy.layers import network_of
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import ConvBlock, has_hooks
+from plif_lightning.network.conv_block import ConvBlock
+from plif_lightning.network.hooks import has_hooks
 
 
 def _is_plain(conv: nn.Module) -> bool:

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
-from plif_lightning.deploy.layers import unusual
 from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.reference import integrate_and_fire
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import ConvBlock, FCBlock, Pool2d
+from plif_lightning.network.blocks import FCBlock, refuses_block
+from plif_lightning.network.conv_block import ConvBlock
+from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.pooling import SpikeMaxPool2d
 from plif_lightning.neurons import IF, Neuron
 
@@ -95,8 +96,8 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
     if net.inputs.name != "direct":
         raise UserError(f"input_encoder={net.inputs.name!r} is no part of a NIR graph: give the simulator its spikes.")
     for name, block in net.blocks().items():
-        if (reason := unusual(block)) is not None:
-            raise UserError(f"{name} {reason}: it is not written as NIR.")
+        if (reason := refuses_block(block)) is not None:
+            raise UserError(f"{name} is not written as NIR: {reason}.")
     shape = tuple(net.input_shape)
     nodes: dict[str, Any] = {"input": nir.Input(np.array(shape))}
     for name, block in net.encoder.named_children():

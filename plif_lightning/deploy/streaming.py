@@ -1,6 +1,6 @@
 """A trained network on events or frames as they come: its potentials kept, its votes running."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from plif_lightning.deploy.engine import Engine, deployed, require_engine
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.layers import network_of
+from plif_lightning.deploy.plain import DeployedNetwork
 from plif_lightning.errors import UserError
 from plif_lightning.events.augment import resized
 from plif_lightning.events.integration import Slicing, count_events, integrate
@@ -64,8 +65,8 @@ class StreamingNetwork:
         weight = next(net.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         if self.device.type == "cpu" and self.dtype == torch.float32:
-            made = deployed(net, engine, time_steps=1)
-            self.net, self._step = made.net, made.step
+            self.net: DeployedNetwork | SpikingNetwork = deployed(net, engine, time_steps=1)
+            self._step: Callable[..., Any] = self.net.step
         elif engine == "events":
             self.net = fold(net).requires_grad_(False)
             self._step = partial(step, self.net)

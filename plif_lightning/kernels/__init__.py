@@ -2,8 +2,8 @@
 
 from plif_lightning.kernels.backend import Backend, BackendName
 from plif_lightning.kernels.bits import SparseMaps, unpack
-from plif_lightning.kernels.block import EventBlock, conv_fire_pool
-from plif_lightning.kernels.encode import PatchMoments, encode_fire_pool
+from plif_lightning.kernels.block import EventBlock
+from plif_lightning.kernels.conv_block import PatchMoments, conv_fire_pool
 from plif_lightning.kernels.frozen import FrozenFire
 from plif_lightning.kernels.fused import (
     integrate_and_fire,
@@ -13,8 +13,8 @@ from plif_lightning.kernels.fused import (
     norm_fire_pool,
 )
 from plif_lightning.kernels.layout import Pool, at_a_time, real_type
+from plif_lightning.kernels.policy import Sparse
 from plif_lightning.kernels.sparse import (
-    Sparse,
     conv_of_spikes,
     conv_of_table,
     linear_of_bits,
@@ -36,7 +36,6 @@ __all__ = [
     "conv_fire_pool",
     "conv_of_spikes",
     "conv_of_table",
-    "encode_fire_pool",
     "integrate_and_fire",
     "linear_of_bits",
     "linear_of_spikes",

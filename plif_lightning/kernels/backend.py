@@ -9,9 +9,9 @@ from torch import Tensor
 from plif_lightning.dynamics import reference
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import fused
-from plif_lightning.kernels.block import skipping_events_pays
+from plif_lightning.kernels.bits import pixels_of, share_of_spikes
 from plif_lightning.kernels.layout import interpreted
-from plif_lightning.kernels.sparse import TYPES, Sparse, skipping_pays
+from plif_lightning.kernels.policy import TYPES, WORTH_LOOKING, Op, OpName, Sparse, choose
 
 BackendName = Literal["auto", "reference", "cpu", "triton"]
 
@@ -76,16 +76,31 @@ class Backend:
         return chosen != "reference"
 
     def skips_silence(self, x: Tensor, weight: Tensor, binary: bool = True) -> bool:
-        """Whether a layer may skip what is silent in its input; its operator, told `sparse`, counts and decides.
+        """True if the event-driven form of a layer, or of its weight's gradient, is likely faster for x.
+
+        An estimate from a sample of x, which spares dense inputs the packing into bits: the operators, which are given
+        `sparse`, count all of x and choose for themselves.
 
         Args:
-            x: as `sparse.skipping_pays` takes it.
-            weight: as there.
-            binary: whether x is spikes; else it is what a network's first block takes.
+            x: [N, C, H, W], C innermost in memory, or [*, K], in the type that is computed in.
+            weight: of a 3x3 convolution [O, C, 3, 3], or of an FC layer [O, K].
+            binary: x is spikes; else it is what a network's first block takes.
         """
         if self.sparse == "never" or x.dtype not in TYPES or x.device.type != "cpu" or self.chosen(x.device) != "cpu":
             return False
-        return self.sparse == "always" or (skipping_pays if binary else skipping_events_pays)(x, weight)
+        if self.sparse == "always":
+            return True
+        names: tuple[OpName, ...] = ("linear", "linear_weight")
+        if weight.dim() == 4:
+            names = ("conv", "conv_weight") if binary else ("events", "events_weight")
+        forward = Op.of(names[0], x, weight)
+        if forward.multiplications < WORTH_LOOKING or forward.inputs != weight.shape[1]:
+            return False
+        if torch.compiler.is_compiling():
+            return True
+        density = share_of_spikes(pixels_of(x) if forward.size else x.flatten(0, -2))
+        trained = torch.is_grad_enabled() and weight.requires_grad
+        return choose(forward, density) or (trained and choose(forward._replace(name=names[1]), density))
 
     def integrate_and_fire(self, x: Tensor, *arguments: Any, **settings: Any) -> tuple[Tensor, Tensor]:
         """`dynamics.integrate_and_fire` in the form of this backend; its arguments."""

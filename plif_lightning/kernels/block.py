@@ -3,7 +3,7 @@
 What is not zero in the input is gone over once; or the library's convolution makes a band of rows at a time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from plif_lightning.dynamics.firing import Firing
-from plif_lightning.dynamics.reference import in_own_precision
 from plif_lightning.errors import UserError
 from plif_lightning.kernels.bits import (
     SparseMaps,
@@ -38,20 +37,11 @@ from plif_lightning.kernels.layout import (
     rows_of,
     threads_for,
 )
+from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.ops import seed_of, sums_of_backward
 from plif_lightning.kernels.parallel import parallel
-from plif_lightning.kernels.sparse import (
-    SPARSE,
-    TYPES,
-    Sparse,
-    in_vectors,
-    pays,
-    require_fit,
-    skipping_pays,
-    table_of,
-)
-
-# mypy: disable-error-code="untyped-decorator"
+from plif_lightning.kernels.policy import TYPES, Form, Op, OpName, Sparse, candidates_of, choose
+from plif_lightning.kernels.sparse import in_vectors, require_fit, table_of
 
 # Potentials that are worked on at a time: half of a first-level cache.
 _AT_A_TIME = 2**12
@@ -148,42 +138,7 @@ class EventBlock:
         return SparseMaps(bits, None, (images, self._outputs, rows, windows))
 
 
-def conv_fire_pool(
-    x: Tensor,
-    conv: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    k: Tensor | None,
-    *,
-    pool: Pool = "none",
-    firing: Firing = Firing(),
-    sparse: Sparse = "always",
-) -> Tensor:
-    """`norm_fire_pool` of a 3x3 convolution of spikes, without gradients, whose output is never there as a whole.
-
-    Silent inputs can be skipped on the CPU, and not before an average pool; else a band of rows is computed at a time.
-
-    Args:
-        x: zeros and ones [T, N, C, H, W], float32 or bfloat16.
-        conv: weight of a convolution with padding 1 [C', C, 3, 3].
-        sparse: whether silent inputs are skipped: where it pays (`auto`), `never` or `always`.
-
-    Other arguments and the result are those of `norm_fire_pool`.
-    """
-    real = real_type(x)
-    scale = weight.to(real) * invstd.to(real)
-    scale, shift = torch.broadcast_tensors(scale, bias.to(real) - mean.to(real) * scale)
-    constants = [*Constants.of(firing, leak=k is not None)]
-    learned = rows_of(k, firing, x)
-    with in_own_precision(x.device):
-        return torch.ops.plif.conv_fire_pool(
-            x, conv, scale, shift, learned, True, POOLS[pool], constants, SPARSE[sparse]
-        )
-
-
-@torch.library.custom_op("plif::conv_fire_pool", mutates_args=())
+@operator(devices=["CompositeExplicitAutograd"])
 def _conv_fire_pool(
     x: Tensor,
     conv: Tensor,
@@ -193,15 +148,15 @@ def _conv_fire_pool(
     binary: bool,
     pool: int,
     constants: Sequence[float],
-    mode: int,
+    sparse: str,
 ) -> Tensor:
     """Pooled spikes [T, N, C', H', W'] of the convolution of x [T, N, C, H, W]; see `ops.fire`.
 
-    binary: whether x is zeros and ones; mode: of `sparse.SPARSE`. A convolution's output is made a band of rows at a
-    time at most.
+    The convolution's output is never there as a whole. binary: x holds zeros and ones.
     """
+    require_fit(x.flatten(0, 1), conv)
     _require_rows(scale, shift, len(x), len(conv))
-    maps = _worth_skipping(x, conv, "conv" if binary else "events", pool, mode)
+    maps = _sparse_maps(x, conv, "conv" if binary else "events", pool, sparse)
     if maps is None:
         return _in_bands(x, conv, scale, shift, learned, pool, constants)
     block = EventBlock(table_of(conv), scale, shift, learned, Constants.from_numbers(constants), pool)
@@ -210,7 +165,7 @@ def _conv_fire_pool(
 
 @_conv_fire_pool.register_fake
 def _(
-    x: Tensor, conv: Tensor, scale: Any, shift: Any, learned: Any, binary: bool, pool: int, constants: Any, mode: int
+    x: Tensor, conv: Tensor, scale: Any, shift: Any, learned: Any, binary: bool, pool: int, constants: Any, sparse: str
 ) -> Tensor:
     return _empty_spikes(x, conv, pool)
 
@@ -228,21 +183,15 @@ def _require_rows(scale: Tensor, shift: Tensor, steps: int, outputs: int) -> Non
             raise UserError(f"{name} must be [1 or {steps}, {outputs}], both alike, got {list(rows.shape)}.")
 
 
-def _worth_skipping(x: Tensor, conv: Tensor, what: str, pool: int, mode: int) -> SparseMaps | None:
-    """What of x [T, N, C, H, W] is not zero, where little enough is that the rest is skipped.
-
-    what: whose limit decides: conv of spikes, events, or events_weight in the backward pass.
-    """
-    if mode == SPARSE["never"] or x.device.type != "cpu" or pool == POOLS["avg"]:
+def _sparse_maps(x: Tensor, conv: Tensor, name: OpName, pool: int, sparse: str) -> SparseMaps | None:
+    """The non-zero inputs of x [T, N, C, H, W] if the event-driven form of the operator is to be taken, else None."""
+    if sparse == "never" or x.device.type != "cpu" or pool == POOLS["avg"]:
         return None
-    images = x.flatten(0, 1)
-    require_fit(images, conv)
     if x.dtype not in TYPES:
         return None
-    binary = what == "conv"
-    maps = SparseMaps.of(images, binary)
-    shape, of = (len(maps.bits), x.shape[2], len(conv), *x.shape[3:]), None if binary else contenders
-    return maps if pays(mode, what, x.dtype, number_of_spikes(maps.bits), *shape, of=of) else None
+    maps = SparseMaps.of(x.flatten(0, 1), binary=name == "conv")
+    density = number_of_spikes(maps.bits) / max(1, x.numel())
+    return maps if choose(Op.of(name, x, conv), density, sparse) else None
 
 
 def _in_bands(
@@ -259,7 +208,7 @@ def _in_bands(
     return out
 
 
-@torch.library.custom_op("plif::conv_fire_pool_backward", mutates_args=())
+@operator(devices=["CompositeExplicitAutograd"])
 def _conv_fire_pool_backward(
     x: Tensor,
     conv: Tensor,
@@ -271,14 +220,14 @@ def _conv_fire_pool_backward(
     grad_out: Tensor,
     pool: int,
     constants: Sequence[float],
-    mode: int,
+    sparse: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the convolution's weight, of the statistics in it aside; sums and gradient of `learned`.
 
     The last two are those of `ops.fire_backward`, whose arguments those here are, and of `conv_fire_pool`.
     """
     given = scale, shift, mean, learned, seed, grad_out, pool, constants
-    maps = _worth_skipping(x, conv, "events_weight", pool, mode)
+    maps = _sparse_maps(x, conv, "events_weight", pool, sparse)
     return _back_in_bands(x, conv, *given) if maps is None else _back_to_events(maps, conv, *given)
 
 
@@ -339,7 +288,7 @@ def _back_in_bands(
 @_conv_fire_pool_backward.register_fake
 def _(
     x: Any, conv: Tensor, scale: Tensor, shift: Any, mean: Any, learned: Tensor, seed: Any, grad_out: Any, pool: Any,
-    constants: Any, mode: Any,
+    constants: Any, sparse: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad_conv = conv.new_zeros(conv.shape, dtype=real_type(conv))
     return grad_conv, scale.new_zeros(2, *scale.shape), torch.zeros_like(learned)
@@ -355,37 +304,26 @@ def _bands(x: Tensor, channels: int, pool: int) -> Iterator[tuple[int, Tensor]]:
         yield first, around[:, :, first : min(first + rows, last) + 2]
 
 
-def skipping_events_pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether a block is faster if it skips what is zero in x [N, C, H, W]; as `sparse.skipping_pays`."""
-    return skipping_pays(x, weight, "events", contenders)
-
-
-def contenders(
-    what: str, dtype: torch.dtype, shape: tuple[int, ...], share: float
-) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """The event-driven and the dense form of a block of convolution, neurons and pool, as `sparse.contenders`.
-
-    Args:
-        what: events, or events_weight for the gradients.
-        dtype: as there, and so are the others.
-    """
+@candidates_of("events", "events_weight")
+def _candidates(op: Op, density: float) -> tuple[Form, Form]:
+    """Both forms of a block of convolution, neurons and pool on random frames, or of its gradients."""
     generator = torch.Generator().manual_seed(0)
-    rows, inputs, outputs, height, width = shape
-    x = torch.rand(_STEPS, rows // (height * width), height, width, inputs, generator=generator).lt(share).to(dtype)
+    (height, width), dtype = op.size, op.dtype
+    n = op.rows // (height * width)
+    x = torch.rand(_STEPS, n, height, width, op.inputs, generator=generator).lt(density).to(dtype)
     x = x.permute(0, 1, 4, 2, 3)
-    conv = torch.rand(outputs, inputs, 3, 3, generator=generator).to(dtype)
-    grad = torch.rand(_STEPS, x.shape[1], height // 2, width // 2, outputs, generator=generator).to(dtype)
+    conv = torch.rand(op.outputs, op.inputs, 3, 3, generator=generator).to(dtype)
+    grad = torch.rand(_STEPS, n, height // 2, width // 2, op.outputs, generator=generator).to(dtype)
     grad = grad.permute(0, 1, 4, 2, 3)
-    one = torch.ones(1, outputs, dtype=torch.float32, device="cpu")
+    one = torch.ones(1, op.outputs, dtype=torch.float32, device="cpu")
     learned, pool = rows_of(None, Firing(), one), POOLS["max_first"]
     constants = [*Constants.of(Firing(), leak=True)]
 
-    def form(name: Sparse) -> Callable[[], Any]:
-        mode = SPARSE[name]
-        if what == "events":
-            return lambda: torch.ops.plif.conv_fire_pool(x, conv, one, one, learned, False, pool, constants, mode)
+    def form(sparse: Sparse) -> Form:
+        if op.name == "events":
+            return lambda: torch.ops.plif.conv_fire_pool(x, conv, one, one, learned, False, pool, constants, sparse)
         return lambda: torch.ops.plif.conv_fire_pool_backward(
-            x, conv, one, one, one, learned, no_seed(), grad, pool, constants, mode
+            x, conv, one, one, one, learned, no_seed(), grad, pool, constants, sparse
         )
 
     return form("always"), form("never")

@@ -27,18 +27,17 @@ from plif_lightning.kernels.layout import (
     empty_potential,
     real_type,
 )
+from plif_lightning.kernels.operators import Operator
 from plif_lightning.kernels.parallel import parallel
 
-# mypy: disable-error-code="untyped-decorator"
 
-
-def _operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:
-    """Registers a function as the CPU's kernel of the operator of its name, and kernels/gpu.py's as CUDA's.
+def _operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Operator]:
+    """Registers a function as the CPU kernel of the operator of its name, and that in kernels/gpu.py for CUDA.
 
     CUDA's runs on the CPU too, in Triton's interpreter, where that is asked for.
     """
 
-    def register(on_cpu: Callable[..., Any]) -> Any:
+    def register(on_cpu: Callable[..., Any]) -> Operator:
         def on_gpu(*arguments: Any) -> Any:
             from plif_lightning.kernels import gpu  # Triton need not be there
 
@@ -50,8 +49,8 @@ def _operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any
         def here(*arguments: Any) -> Any:
             return (on_gpu if layout.interpreted() else on_cpu)(*arguments)
 
-        made = torch.library.custom_op(f"plif::{on_cpu.__name__}", here, mutates_args=mutates, device_types="cpu")
-        made.register_kernel("cuda")(on_gpu)
+        made = Operator(here, mutates, ["CPU"])
+        made.register_kernel("CUDA", on_gpu)
         return made
 
     return register

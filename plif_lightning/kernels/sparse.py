@@ -1,12 +1,11 @@
-"""Convolutions and FC layers of spikes, on the CPU, that only touch what spiked; and what they keep for the backward
-pass: the spikes as bits.
+"""Event-driven convolutions and FC layers of spikes on the CPU; for the backward pass they keep the spikes as bits.
 
-`skipping_pays` looks at a layer's input, and says whether the event-driven loops of `cpu_sparse.py` are faster than the
-dense library; in a compiled network and for large maps the operators count for themselves. Limits are in `limits.py`.
+The operators count the spikes of their input and let `policy.choose` decide between the event-driven loops of
+`cpu_sparse.py` and the dense library.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,24 +23,14 @@ from plif_lightning.kernels.bits import (
     number_of_spikes,
     pack,
     pixels_of,
-    share_of_spikes,
     unpack,
     words_for,
 )
 from plif_lightning.kernels.layout import LANES, SUM, at_a_time, real_type, threads_for
+from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.parallel import parallel
+from plif_lightning.kernels.policy import Form, Op, Sparse, candidates_of, choose
 
-if TYPE_CHECKING:
-    from plif_lightning.kernels.limits import Contenders
-
-# mypy: disable-error-code="untyped-decorator"
-
-Sparse = Literal["auto", "never", "always"]
-SPARSE: dict[str, int] = {name: i for i, name in enumerate(get_args(Sparse))}
-_NEVER, _ALWAYS = SPARSE["never"], SPARSE["always"]
-
-# float64 and float16 are the library's.
-TYPES = (torch.float32, torch.bfloat16)
 # What is worked on at a time stays in the second-level cache together with the lists: values of a gradient of maps,
 # bytes of that of an FC layer, words of inputs and bytes of outputs of its weight, words of inputs of a table.
 _GRAD_AT_A_TIME = 3 * 2**15
@@ -49,8 +38,6 @@ _GRAD_OF_ROWS = 2**18
 _FC_BLOCK = (8, 2**9)
 _TABLE_WORDS = 4
 _NO_SCALE = np.ones(1, np.float32)  # of tables of floats
-# Multiplications of the dense form from which on asking what spiked can pay.
-_WORTH_ASKING = 2**24
 
 
 def require_fit(x: Tensor, weight: Tensor) -> None:
@@ -65,28 +52,9 @@ def require_fit(x: Tensor, weight: Tensor) -> None:
         raise UserError(f"x {list(x.shape)} does not fit a weight of shape {list(weight.shape)}.")
 
 
-def pays(mode: int, what: str, dtype: torch.dtype, spikes: int, *shape: int, of: "Contenders | None" = None) -> bool:
-    """Whether the event-driven form is to be taken for this many spikes in an input of a shape [rows, K, ...].
-
-    Args:
-        mode: of SPARSE.
-        what: as `of` takes it.
-        dtype: of the input.
-        spikes: how many values of it are not zero.
-        shape: rows, inputs, outputs, and of maps their height and width.
-        of: what is measured for the limit; `contenders` where it is None.
-    """
-    if dtype not in TYPES or mode == _NEVER or not shape[0]:
-        return False
-    if mode == _ALWAYS:
-        return True
-    return spikes <= _limit(what, dtype, shape, of) * shape[0] * shape[1]
-
-
-def _limit(what: str, dtype: torch.dtype, shape: tuple[int, ...], of: "Contenders | None") -> float:
-    from plif_lightning.kernels.limits import limit
-
-    return limit(what, dtype, shape, of or contenders)
+def _density(bits: Tensor, inputs: int) -> float:
+    """Share of the inputs of bits [R, inputs / 64] that are set."""
+    return number_of_spikes(bits) / max(1, len(bits) * inputs)
 
 
 # ---- convolution: x [N, C, H, W], C innermost
@@ -164,21 +132,20 @@ def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | Non
     return totals if scale is None else totals * scale
 
 
-@torch.library.custom_op("plif::conv_of_spikes", mutates_args=(), device_types="cpu")
-def _conv(x: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
+@operator()
+def _conv_of_spikes(x: Tensor, weight: Tensor, sparse: str) -> tuple[Tensor, Tensor]:
     """3x3 convolution with padding 1, [N, O, H, W] with O innermost, and the spikes as bits [N H W, C / 64]."""
     require_fit(x, weight)
-    rows = pixels_of(x)
-    bits, spikes = pack(rows)
+    bits, spikes = pack(pixels_of(x))
     n, channels, height, width = x.shape
-    if pays(mode, "conv", x.dtype, spikes, len(rows), channels, len(weight), height, width):
+    if choose(Op.of("conv", x, weight), spikes / max(1, x.numel()), sparse):
         return conv_events(SparseMaps(bits, None, (n, channels, height, width)), table_of(weight), x.dtype), bits
     y = F.conv2d(x.detach(), weight.detach(), padding=1)
     return y.contiguous(memory_format=torch.channels_last), bits
 
 
-@_conv.register_fake
-def _(x: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
+@_conv_of_spikes.register_fake
+def _(x: Tensor, weight: Tensor, sparse: str) -> tuple[Tensor, Tensor]:
     n, channels, height, width = x.shape
     y = x.new_empty(n, height, width, len(weight)).permute(0, 3, 1, 2)
     return y, x.new_empty(n * height * width, words_for(channels), dtype=torch.int64)
@@ -200,11 +167,12 @@ def _conv_weight_events(bits: Tensor, grad: Tensor, channels: int) -> Tensor:
     return out.view(3, 3, channels, outputs).permute(3, 2, 0, 1)
 
 
-@torch.library.custom_op("plif::conv_of_spikes_weight", mutates_args=(), device_types="cpu")
-def _conv_weight(bits: Tensor, grad: Tensor, channels: int, mode: int) -> Tensor:
+@operator()
+def _conv_of_spikes_weight(bits: Tensor, grad: Tensor, channels: int, sparse: str) -> Tensor:
     """Gradient of its weight [O, C, 3, 3], in float32 at least."""
     _, outputs, height, width = grad.shape
-    if pays(mode, "conv_weight", grad.dtype, number_of_spikes(bits), len(bits), channels, outputs, height, width):
+    op = Op("conv_weight", grad.dtype, len(bits), channels, outputs, (height, width))
+    if choose(op, _density(bits, channels), sparse):
         return _conv_weight_events(bits, grad, channels).contiguous()
 
     def spikes(first: int, last: int) -> Tensor:
@@ -229,8 +197,8 @@ def _conv_weight_dense(grad: Tensor, channels: int, spikes: Callable[[int, int],
     return out
 
 
-@_conv_weight.register_fake
-def _(bits: Tensor, grad: Tensor, channels: int, mode: int) -> Tensor:
+@_conv_of_spikes_weight.register_fake
+def _(bits: Tensor, grad: Tensor, channels: int, sparse: str) -> Tensor:
     return grad.new_empty(grad.shape[1], channels, 3, 3, dtype=real_type(grad))
 
 
@@ -238,10 +206,10 @@ class _ConvOfSpikes(torch.autograd.Function):
     """3x3 convolution with padding 1; keeps its input as one bit a spike."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, mode: int) -> Tensor:
-        y, bits = torch.ops.plif.conv_of_spikes(x, weight.to(x.dtype), mode)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, sparse: Sparse) -> Tensor:
+        y, bits = torch.ops.plif.conv_of_spikes(x, weight.to(x.dtype), sparse)
         ctx.save_for_backward(bits, weight)
-        ctx.mode = mode
+        ctx.sparse = sparse
         return y
 
     @staticmethod
@@ -253,7 +221,7 @@ class _ConvOfSpikes(torch.autograd.Function):
             grad_x = _conv_of_gradient(grad, weight)
         if ctx.needs_input_grad[1]:
             grad = grad.contiguous(memory_format=torch.channels_last)
-            grad_weight = torch.ops.plif.conv_of_spikes_weight(bits, grad, weight.shape[1], ctx.mode)
+            grad_weight = torch.ops.plif.conv_of_spikes_weight(bits, grad, weight.shape[1], ctx.sparse)
             grad_weight = grad_weight.to(weight.dtype)
         return grad_x, grad_weight, None
 
@@ -307,18 +275,18 @@ def _as(value: float, dtype: torch.dtype) -> float:
     return torch.tensor(value, dtype=dtype, device="cpu").item()
 
 
-@torch.library.custom_op("plif::linear_of_spikes", mutates_args=(), device_types="cpu")
-def _linear(x: Tensor, weight: Tensor, value: float, mode: int) -> tuple[Tensor, Tensor]:
+@operator()
+def _linear_of_spikes(x: Tensor, weight: Tensor, value: float, sparse: str) -> tuple[Tensor, Tensor]:
     """x weight^T [R, O], and which values of x are not zero, as bits [R, K / 64]; those are all `value`."""
     require_fit(x, weight)
     bits, spikes = pack(x)
-    if pays(mode, "linear", x.dtype, spikes, *x.shape, len(weight)):
+    if choose(Op.of("linear", x, weight), spikes / max(1, x.numel()), sparse):
         return _linear_events(bits, weight).mul_(_as(value, x.dtype)).to(x.dtype), bits
     return F.linear(x.detach(), weight.detach()), bits
 
 
-@_linear.register_fake
-def _(x: Tensor, weight: Tensor, value: float, mode: int) -> tuple[Tensor, Tensor]:
+@_linear_of_spikes.register_fake
+def _(x: Tensor, weight: Tensor, value: float, sparse: str) -> tuple[Tensor, Tensor]:
     return x.new_empty(len(x), len(weight)), x.new_empty(len(x), words_for(x.shape[1]), dtype=torch.int64)
 
 
@@ -334,18 +302,18 @@ def _linear_weight_events(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
     return out
 
 
-@torch.library.custom_op("plif::linear_of_spikes_weight", mutates_args=(), device_types="cpu")
-def _linear_weight(bits: Tensor, grad: Tensor, inputs: int, value: float, mode: int) -> Tensor:
+@operator()
+def _linear_of_spikes_weight(bits: Tensor, grad: Tensor, inputs: int, value: float, sparse: str) -> Tensor:
     """Gradient of its weight [O, K], in float32 at least."""
     # Few rows: scaling them costs less than scaling the weight's gradient.
     grad = (grad.detach() * _as(value, grad.dtype)).contiguous()
-    if pays(mode, "linear_weight", grad.dtype, number_of_spikes(bits), len(bits), inputs, grad.shape[1]):
+    if choose(Op("linear_weight", grad.dtype, len(bits), inputs, grad.shape[1]), _density(bits, inputs), sparse):
         return _linear_weight_events(bits, grad, inputs)
     return (grad.t() @ unpack(bits, inputs, grad.dtype)).to(real_type(grad))
 
 
-@_linear_weight.register_fake
-def _(bits: Tensor, grad: Tensor, inputs: int, value: float, mode: int) -> Tensor:
+@_linear_of_spikes_weight.register_fake
+def _(bits: Tensor, grad: Tensor, inputs: int, value: float, sparse: str) -> Tensor:
     return grad.new_empty(grad.shape[1], inputs, dtype=real_type(grad))
 
 
@@ -353,10 +321,10 @@ class _LinearOfSpikes(torch.autograd.Function):
     """FC layer without bias; keeps its input as one bit a value."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, value: float, mode: int) -> Tensor:
-        y, bits = torch.ops.plif.linear_of_spikes(x, weight.to(x.dtype), value, mode)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, value: float, sparse: Sparse) -> Tensor:
+        y, bits = torch.ops.plif.linear_of_spikes(x, weight.to(x.dtype), value, sparse)
         ctx.save_for_backward(bits, weight)
-        ctx.settings = (value, mode)
+        ctx.settings = (value, sparse)
         return y
 
     @staticmethod
@@ -398,30 +366,8 @@ def conv_of_spikes(x: Tensor, weight: Tensor, sparse: Sparse = "auto") -> Tensor
     _require_spikes(x, x.dim() == 4, "[N, C, H, W]")
     with in_own_precision(x.device):
         if x.device.type == "cpu":
-            return _ConvOfSpikes.apply(x, weight, SPARSE[sparse])
+            return _ConvOfSpikes.apply(x, weight, sparse)
         return _ConvOfBytes.apply(x, weight)
-
-
-def skipping_pays(x: Tensor, weight: Tensor, what: str | None = None, of: "Contenders | None" = None) -> bool:
-    """Whether a layer is faster if what is silent in x is skipped: forward, or in the gradient of its weight.
-
-    Args:
-        x: spikes [N, C, H, W], C innermost in memory, or [*, K]; on the CPU, in the type that is computed in.
-        weight: of a 3x3 convolution [O, C, 3, 3], or of an FC layer [O, K].
-        what: as `of` takes it, whose gradient is `what_weight`; conv or linear where it is None.
-        of: as `pays` takes it.
-    """
-    conv = weight.dim() == 4
-    if x.numel() * weight[:, 0].numel() < _WORTH_ASKING or x.shape[1 if conv else -1] != weight.shape[1]:
-        return False
-    if torch.compiler.is_compiling():
-        return True  # the operator decides
-    rows = pixels_of(x) if conv else x.flatten(0, -2)
-    shape = *rows.shape, len(weight), *(x.shape[2:] if conv else ())
-    what = what or ("conv" if conv else "linear")
-    share = share_of_spikes(rows)
-    trained = torch.is_grad_enabled() and weight.requires_grad
-    return any(share <= _limit(form, x.dtype, shape, of) for form in (what, f"{what}_weight")[: 1 + trained])
 
 
 def linear_of_spikes(x: Tensor, weight: Tensor, value: float = 1.0, sparse: Sparse = "auto") -> Tensor:
@@ -438,45 +384,31 @@ def linear_of_spikes(x: Tensor, weight: Tensor, value: float = 1.0, sparse: Spar
     """
     _require_spikes(x, x.dim() >= 2, "[*, N, K]")
     with torch.autocast("cpu", enabled=False):
-        y = _LinearOfSpikes.apply(x.flatten(0, -2), weight, value, SPARSE[sparse])
+        y = _LinearOfSpikes.apply(x.flatten(0, -2), weight, value, sparse)
     return y.unflatten(0, x.shape[:-1])
 
 
-def contenders(
-    what: str, dtype: torch.dtype, shape: tuple[int, ...], share: float
-) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """The event-driven and the dense form of an operator, on random spikes, ready to be timed.
-
-    Gradients of weights are those of weights in float32, as autocast has them.
-
-    Args:
-        what: conv, conv_weight, linear or linear_weight.
-        dtype: of the spikes.
-        shape: as `pays` takes it: rows, inputs, outputs, and of maps their height and width.
-        share: of the inputs that spike.
-    """
+@candidates_of("conv", "conv_weight", "linear", "linear_weight")
+def _candidates(op: Op, density: float) -> tuple[Form, Form]:
+    """Both forms on random spikes; gradients of weights are those of weights in float32, as under autocast."""
     generator = torch.Generator().manual_seed(0)
-    rows, inputs, outputs, *size = shape
-    spikes = torch.rand(rows, inputs, generator=generator).lt(share).to(dtype)
-    grad = torch.rand(rows, outputs, generator=generator).to(dtype)
+    spikes = torch.rand(op.rows, op.inputs, generator=generator).lt(density).to(op.dtype)
+    grad = torch.rand(op.rows, op.outputs, generator=generator).to(op.dtype)
     bits, _ = pack(spikes)
-    if what.startswith("linear"):
-        weight = torch.rand(outputs, inputs, generator=generator).to(dtype)
-        if what == "linear":
-            return lambda: _linear_events(pack(spikes)[0], weight).to(dtype), lambda: F.linear(spikes, weight)
-        return lambda: _linear_weight_events(bits, grad, inputs), lambda: (grad.t() @ spikes).float()
-    height, width = size
-    n = rows // (height * width)
-    x = spikes.view(n, height, width, inputs).permute(0, 3, 1, 2)
-    g = grad.view(n, height, width, outputs).permute(0, 3, 1, 2)
-    weight = torch.rand(outputs, inputs, 3, 3, generator=generator).to(dtype)
-    if what == "conv":
+    if op.name.startswith("linear"):
+        weight = torch.rand(op.outputs, op.inputs, generator=generator).to(op.dtype)
+        if op.name == "linear":
+            return lambda: _linear_events(pack(spikes)[0], weight).to(op.dtype), lambda: F.linear(spikes, weight)
+        return lambda: _linear_weight_events(bits, grad, op.inputs), lambda: (grad.t() @ spikes).float()
+    x, g = (rows.view(-1, *op.size, rows.shape[1]).permute(0, 3, 1, 2) for rows in (spikes, grad))
+    weight = torch.rand(op.outputs, op.inputs, 3, 3, generator=generator).to(op.dtype)
+    if op.name == "conv":
         dense = weight.contiguous(memory_format=torch.channels_last)
         return (
-            lambda: conv_events(SparseMaps.of(x, binary=True), table_of(weight), dtype),
+            lambda: conv_events(SparseMaps.of(x, binary=True), table_of(weight), op.dtype),
             lambda: F.conv2d(x, dense, padding=1),
         )
     return (
-        lambda: _conv_weight_events(bits, g, inputs).contiguous(),
+        lambda: _conv_weight_events(bits, g, op.inputs).contiguous(),
         lambda: conv2d_weight(x, weight.shape, g, padding=1).float(),
     )

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from plif_lightning.dynamics import Firing
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.kernels import Backend, BackendName, Sparse
-from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, Pool2d, TimeDropout
+from plif_lightning.network.blocks import Blocks, FCBlock
+from plif_lightning.network.conv_block import ConvBlock
+from plif_lightning.network.hooks import Hear, listening
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
+from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.network.norm import NormHeld, NormStatistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
 from plif_lightning.network.structure import Structure
@@ -202,22 +205,38 @@ class SpikingNetwork(nn.Module):
             for part in parts:
                 part.time_steps = usual
 
+    @contextmanager
+    def listening(self, hear: Hear) -> Iterator[None]:
+        """Calls `hear(layer, spikes)` with each layer's spikes [T, N, *], before its pool, while the context lasts.
+
+        Blocks run part by part then, which is slower and gives the same spikes.
+        """
+        blocks = [block for block in self.blocks().values() if isinstance(block, ConvBlock)]
+        for block in blocks:
+            block.listened = True
+        try:
+            with listening(dict(self.neurons()), hear):
+                yield
+        finally:
+            for block in blocks:
+                block.listened = False
+
     @property
     def structure(self) -> Structure:
         """The layers in the notation of Table S1, as they are now."""
         return Structure.of(self.encoder.children(), self.classifier.children(), self.voting)
 
     def kernels(self, device: torch.device) -> str:
-        """Which form runs on a device, and which blocks take the reference's parts one by one, and why."""
+        """The form that runs on a device, and the blocks that run part by part or with a plain convolution, and why."""
         chosen = self.backend.chosen(device)
         if chosen == "reference":
             return "reference kernels"
         blocks = [(name, block) for name, block in self.blocks().items() if isinstance(block, ConvBlock)]
-        declined = [f"{name} by parts: {block.not_fusible}" for name, block in blocks if block.not_fusible is not None]
+        declined = [f"{name} part by part: {reason}" for name, block in blocks if (reason := block.refuses_fusion)]
         declined += [
-            f"{name} keeps its input and output whole: its convolution is not the plain 3x3 one, or has hooks"
+            f"{name} stores its convolution's output: {reason}"
             for name, block in blocks
-            if block.not_fusible is None and not block.has_usual_conv
+            if block.refuses_fusion is None and (reason := block.refuses_conv)
         ]
         silent = {
             "auto": ", silent inputs skipped where that is faster",

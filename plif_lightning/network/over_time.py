@@ -5,7 +5,10 @@ from typing import cast
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, Pool2d, TimeDropout, must_be_called
+from plif_lightning.network.blocks import Blocks, FCBlock
+from plif_lightning.network.conv_block import ConvBlock
+from plif_lightning.network.hooks import must_be_called
+from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.neurons import Neuron
 

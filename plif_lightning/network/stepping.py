@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.blocks import TimeDropout
+from plif_lightning.network.layers import TimeDropout
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.tracing import plain, run_network
 from plif_lightning.neurons import Neuron

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from plif_lightning.network.blocks import ConvBlock, FCBlock, Pool2d, TimeDropout
+from plif_lightning.network.blocks import FCBlock
+from plif_lightning.network.conv_block import ConvBlock
+from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d
 

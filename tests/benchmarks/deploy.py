@@ -32,13 +32,16 @@ import torch
 from plif_lightning.cli.deploy import read_to_test
 from plif_lightning.configs import network_of
 from plif_lightning.deploy import deployed, exits, fold
-from plif_lightning.deploy.engine import DeployedNetwork, forms_of, inputs_of, runs_alone
+from plif_lightning.deploy.engine import forms_of, inputs_of, run_alone
 from plif_lightning.deploy.exporting import write_onnx
 from plif_lightning.deploy.layers import event_layers, spiking_layers
+from plif_lightning.deploy.plain import ConvLayer, DeployedNetwork, FCLayer
+from plif_lightning.deploy.weights import Weights
 from plif_lightning.events import Recording, Sensor
 from plif_lightning.events.integration import integrate
 from plif_lightning.events.readers import read_any
 from plif_lightning.network import SpikingNetwork, use_backend
+from plif_lightning.network.conv_block import ConvBlock
 from plif_lightning.runtime.surroundings import processor
 from tests.benchmarks.networks import alternate, fire_as_trained, in_words, inference, peer, run_peer
 
@@ -62,7 +65,7 @@ def firing_on(name: str, path: Path, number: int) -> tuple[SpikingNetwork, torch
 
 def steps(made: DeployedNetwork, x: torch.Tensor) -> None:
     state = None
-    for frame in x if x.dim() == 5 else [x] * made.net.time_steps:
+    for frame in x if x.dim() == 5 else [x] * made.time_steps:
         _, state = made.step(frame, state)
 
 
@@ -106,8 +109,8 @@ def forms(net: SpikingNetwork, rounds: int, file: Path) -> None:
     """
     import matplotlib.pyplot as plt
 
-    made = DeployedNetwork(net)
-    blocks, inputs = made.net.blocks(), inputs_of(made, None)
+    folded = fold(net).requires_grad_(False)
+    blocks, inputs = folded.blocks(), inputs_of(folded, None)
     spiking = spiking_layers(net)
     names = event_layers(net, None) + spiking
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.6), layout="constrained", squeeze=False)
@@ -117,10 +120,11 @@ def forms(net: SpikingNetwork, rounds: int, file: Path) -> None:
         curves: dict[str, list[float]] = {}
         for share in SHARES:
             x = torch.rand_like(inputs[name]).lt(share).float()
-            modules: dict[str, torch.nn.Module] = {}
+            makers: dict[str, Callable[[], Weights]] = {}
             for engine in ("auto", "int16", "int8"):
-                modules |= forms_of(blocks[name], engine, x, binary=name in spiking)
-            cases = {form: runs_alone(blocks[name], made, x) for form, made in modules.items()}
+                makers |= forms_of(blocks[name], engine, x, binary=name in spiking)
+            kind: Any = ConvLayer if isinstance(blocks[name], ConvBlock) else FCLayer
+            cases = {form: run_alone(kind(name, blocks[name], make()), x) for form, make in makers.items()}
             times = {form: 1e3 * statistics.median(found) for form, found in alternate(cases, rounds).items()}
             print(
                 f"  {name}, {100 * share:.0f} %: " + ", ".join(f"{form} {ms:.3f}" for form, ms in times.items()) + " ms"

@@ -21,8 +21,7 @@ tune_allocator()  # as main.py does
 import numpy as np
 import torch
 
-from plif_lightning.kernels.limits import limit
-from plif_lightning.kernels.sparse import contenders
+from plif_lightning.kernels.policy import Op, break_even, candidates
 from plif_lightning.runtime.surroundings import processor
 from tests.benchmarks.networks import alternate
 
@@ -65,11 +64,12 @@ def main() -> None:
         kind = title.split()[0].lower().replace("fc", "linear")
         for what in (kind, f"{kind}_weight"):
             for dtype in (torch.float32, torch.bfloat16):
+                op = Op(what, dtype, *shape[:3], shape[3:])
                 name = str(dtype).removeprefix("torch.")
                 print(f"{title}, {what.removeprefix(kind + '_')}, {name}: worth it up to ", end="")
-                print(f"{100 * limit(what, dtype, shape, contenders):.0f} %")
+                print(f"{100 * break_even(op):.0f} %")
                 for share in SHARES:
-                    events, dense = contenders(what, dtype, shape, share)
+                    events, dense = candidates(op, share)
                     times = alternate({"events": events, "dense": dense}, arguments.rounds)
                     ratios = [d / e for e, d in zip(times["events"], times["dense"], strict=True)]
                     taps = 9 if kind == "conv" else 1

@@ -334,10 +334,8 @@ def test_firing_rates_stand_in_the_line_of_their_step(checkpoint, capsys):
     main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--events_per_step", "250"])
     lines = capsys.readouterr().out.splitlines()[:-1]
     assert [i for i, line in enumerate(lines, 1) if "conv1" in line] == [1, 11]
-    stream, found = StreamingNetwork(load_network(checkpoint), events_per_step=250), {}
-    neurons = dict(stream.net.neurons())
-    handle = neurons["conv2"].register_forward_hook(lambda neuron, given, spikes: found.update(conv2=spikes.mean()))
-    for step, _ in enumerate(stream.pushed(recording), 1):
-        if step in (1, 11):
-            assert f"conv2 {100 * found['conv2']:.1f}%" in lines[step - 1]
-    handle.remove()
+    stream, heard = StreamingNetwork(load_network(checkpoint), events_per_step=250), {}
+    with stream.net.listening(heard.__setitem__):
+        for step, _ in enumerate(stream.pushed(recording), 1):
+            if step in (1, 11):
+                assert f"conv2 {100 * heard['conv2'].mean():.1f}%" in lines[step - 1]

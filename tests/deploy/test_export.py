@@ -17,7 +17,7 @@ from plif_lightning.cli import main
 from plif_lightning.deploy import deployed, fold
 from plif_lightning.deploy.exporting import export, to_export, to_export_step, write_onnx
 from plif_lightning.errors import CheckpointError, UserError
-from plif_lightning.network import load_network, step
+from plif_lightning.network import load_network
 from plif_lightning.neurons import PLIF
 from tests.cli.calls import SILENT, TINY, command, fit, refused, rows
 from tests.conftest import REPOSITORY
@@ -127,12 +127,12 @@ def test_onnxruntime_runs_it_step_by_step(exported, file, engine):
     session = onnxruntime.InferenceSession(exported / file)
     names = [one.name for one in session.get_inputs()]
     assert names[0] == "frame"
-    net = deployed(load_network(exported), engine).net
-    state = step(net, images())[1]
+    net = deployed(load_network(exported), engine)
+    state = net.step(images())[1]
     given = dict(zip(names[1:], (torch.zeros_like(v).numpy() for v in state.values()), strict=True))
     state = None
     for _ in range(3):
-        expected, state = step(net, images(), state)
+        expected, state = net.step(images(), state)
         votes, *after = session.run(None, {"frame": images().numpy(), **given})
         given = dict(zip(names[1:], after, strict=True))
         torch.testing.assert_close(torch.from_numpy(votes), expected)
@@ -300,7 +300,7 @@ def test_neurons_that_no_exporter_can_follow_are_named():
     net = trained()
     net.encoder.conv2.neuron = Undecided()
     for write in (lambda: to_export(net, static=False), lambda: to_export_step(net)):
-        with pytest.raises(UserError, match="conv2 has neurons of the kind Undecided, whose run is its own") as refused:
+        with pytest.raises(UserError, match="conv2: Undecided has a run of its own") as refused:
             write()
         assert "\n" not in str(refused.value)
 

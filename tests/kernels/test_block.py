@@ -15,17 +15,18 @@ from plif_lightning.kernels import (
     block,
     conv_fire_pool,
     layout,
-    limits,
     linear_of_bits,
     linear_of_table,
     norm_fire_pool,
+    policy,
     table_of,
 )
 from plif_lightning.kernels.layout import POOLS, Constants, rows_of
+from plif_lightning.kernels.policy import Op, candidates
 from plif_lightning.kernels.sparse import conv_events
 from plif_lightning.network import SpikingNetwork
-from tests.kernels.test_encode import block as block_of
-from tests.kernels.test_encode import events, run
+from tests.kernels.test_conv_block import block as block_of
+from tests.kernels.test_conv_block import events, run
 from tests.kernels.test_network import losses
 from tests.kernels.test_sparse import SHARES, TYPES, compiles_without_a_break, maps, values
 
@@ -155,7 +156,7 @@ def test_inference_of_spikes_is_that_of_the_map(dtype, sparse):
     y = torch.conv2d(x.flatten(0, 1), weight, padding=1).unflatten(0, (3, 2))
     k = torch.tensor(0.3)
     expected = norm_fire_pool(y, *statistics, k, batch_statistics=False, pool="max_first")
-    ours = conv_fire_pool(x, weight, *statistics, k, pool="max_first", sparse=sparse)
+    ours = conv_fire_pool(x, weight, *statistics, k, binary=True, pool="max_first", sparse=sparse)
     assert ours.shape == expected.shape
     assert ours.dtype == dtype
     assert ours.stride() == expected.stride()
@@ -224,7 +225,7 @@ def test_moments_of_patches_of_events_are_those_of_all(sparse, share):
     ],
 )
 def test_auto_skips_silence_up_to_the_limit(share, of_weight, dense, monkeypatch):
-    monkeypatch.setattr(limits, "limit", lambda what, *of: {"events": 0.2, "events_weight": of_weight}[what])
+    monkeypatch.setattr(policy, "break_even", lambda op: {"events": 0.2, "events_weight": of_weight}[op.name])
     x = torch.rand(4, 1, 2, 64, 64).lt(share).float().contiguous()
     made = block_of("cpu", x, "max_first", channels=64)
     taken = []
@@ -251,12 +252,12 @@ def test_maps_without_a_window_give_no_spikes(size, pool):
 
 
 def test_what_is_measured_are_both_forms():
-    shape = 2 * 36, 2, 20, 6, 6
-    for what in ("events", "events_weight"):
-        ours, dense = (form() for form in block.contenders(what, torch.float32, shape, 0.2))
-        for a, b in zip(*((of,) if what == "events" else of for of in (ours, dense)), strict=True):
+    op = Op("events", torch.float32, 2 * 36, 2, 20, (6, 6))
+    for name in ("events", "events_weight"):
+        ours, dense = (form() for form in candidates(op._replace(name=name), 0.2))
+        for a, b in zip(*((of,) if name == "events" else of for of in (ours, dense)), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    assert 0 <= limits._measured("events", torch.float32, shape, block.contenders) <= limits._MOST
+    assert 0 <= policy._measured(op) <= policy._MOST
 
 
 def test_ten_steps_of_an_event_network_are_those_without():
@@ -284,21 +285,21 @@ def test_a_network_gives_the_same_votes_with_and_without_gradients(pooling):
         assert torch.equal(torch.compile(net, backend="eager", fullgraph=True)(x), votes)
 
 
-@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize("sparse", ["auto", "never", "always"])
 @pytest.mark.parametrize("pool", [0, 1])
 @pytest.mark.parametrize("name", ["conv_fire_pool", "conv_fire_pool_backward", "patch_moments"])
-def test_the_operators_keep_pytorchs_rules(name, pool, mode):
+def test_the_operators_keep_pytorchs_rules(name, pool, sparse):
     x = events(3, 2, 2, 6, 8).float().permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     conv, one = values(20, 2, 3, 3), torch.ones(3, 20)
     learned = rows_of(torch.tensor(0.5), Firing(), one)
     constants = [*Constants.of(Firing(), leak=True)]
     grad = values(3, 2, 20, 3, 4) if pool else values(3, 2, 20, 6, 8)
     arguments = {
-        "conv_fire_pool": (x, conv, one, one, learned, False, pool, constants, mode),
+        "conv_fire_pool": (x, conv, one, one, learned, False, pool, constants, sparse),
         "conv_fire_pool_backward": (
-            x, conv, one, one, one, learned, torch.tensor(0), grad, pool, constants, mode,
+            x, conv, one, one, one, learned, torch.tensor(0), grad, pool, constants, sparse,
         ),
-        "patch_moments": (x, mode),
+        "patch_moments": (x, sparse),
     }[name]  # fmt: skip
     torch.library.opcheck(getattr(torch.ops.plif, name), arguments, test_utils=("test_schema", "test_faketensor"))
 

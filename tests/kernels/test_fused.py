@@ -15,7 +15,8 @@ from plif_lightning.dynamics import Firing, SurrogateName, integrate_and_fire
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import Backend, layout, ops
 from plif_lightning.network import SpikingNetwork, use_backend
-from plif_lightning.network.blocks import ConvBlock, Pool2d, images_channels_last
+from plif_lightning.network.conv_block import ConvBlock, images_channels_last
+from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d
 from plif_lightning.neurons import IF, LIF, PLIF
@@ -368,12 +369,12 @@ def test_parts_with_hooks_are_called():
     made = block("cpu", PLIF(), "per_step", 3, 4, torch.float64, True, SpikeMaxPool2d("first"))
     y = maps(4, 2, 3, 4, 4)
     expected = made(y)
-    assert made.not_fusible is None
+    assert made.refuses_fusion is None
     seen = []
     made.neuron.register_forward_hook(lambda module, inputs, spikes: seen.append(spikes))
     made.norm.bn.reset_running_stats()
     assert torch.equal(made(y), expected)
-    assert made.not_fusible == "its neuron has hooks"
+    assert made.refuses_fusion == "its neuron has hooks"
     assert seen[0].shape == (4, 2, 3, 4, 4)
 
 
@@ -383,14 +384,14 @@ def test_a_hook_on_all_modules_sees_every_part_and_so_does_a_forward_put_on_one(
     handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
     try:
         made(maps(4, 2, 3, 4, 4))
-        assert made.not_fusible == "all modules have hooks"
+        assert made.refuses_fusion == "all modules have hooks"
     finally:
         handle.remove()
     assert {made.conv, made.norm, made.norm.bn, made.neuron, made.pool, made.pool.pool} <= {*seen}
-    assert made.not_fusible is None
+    assert made.refuses_fusion is None
     made.neuron.forward = lambda x, time_steps=None: torch.full_like(x, 7.0)
     assert made(maps(4, 2, 3, 4, 4)).unique().tolist() == [1.0]  # the pool's
-    assert made.not_fusible == "PLIF has a forward of its own"
+    assert made.refuses_fusion == "PLIF has a forward of its own"
 
 
 # --- threads and processes
@@ -556,7 +557,7 @@ def test_a_part_that_somebody_put_into_the_network_is_called():
     assert calls == [0.0]
     assert (
         net.kernels(torch.device("cpu"))
-        == "cpu kernels, silent inputs skipped where that is faster; conv1 by parts: the kernels know no Sequential"
+        == "cpu kernels, silent inputs skipped where that is faster; conv1 part by part: the kernels know no Sequential"
     )
 
 
@@ -591,7 +592,7 @@ def test_a_replaced_part_is_called_and_named(part, module, reason):
         made = block(backend, PLIF(), "per_step", 3, 4, torch.float64, True, SpikeMaxPool2d("first"))
         setattr(made, part, module.double())
         results.append(made(maps(4, 2, 3, 6, 6)))
-        assert made.not_fusible == reason
+        assert made.refuses_fusion == reason
     assert torch.equal(*results)
 
 
@@ -603,4 +604,6 @@ def test_a_hook_on_the_gradient_is_called_and_another_convolution_named():
     assert calls == [1]
     handle.remove()
     net.encoder.conv1.conv = nn.Conv2d(1, 4, 5, padding=2, bias=False)
-    assert "conv1 keeps its input and output whole" in net.kernels(torch.device("cpu"))
+    assert "conv1 stores its convolution's output: its convolution is not the plain 3x3 one" in net.kernels(
+        torch.device("cpu")
+    )

@@ -17,13 +17,14 @@ from plif_lightning.kernels import (
     conv_of_table,
     cpu,
     layout,
-    limits,
     linear_of_spikes,
     linear_of_table,
+    policy,
     sparse,
     table_of,
 )
 from plif_lightning.kernels.bits import pack, share_of_spikes, unpack
+from plif_lightning.kernels.policy import Op, candidates, choose
 from plif_lightning.network import SpikingNetwork, use_backend
 from tests.kernels.test_network import losses
 
@@ -136,13 +137,13 @@ def test_the_share_of_spikes_is_seen_from_a_sample(share):
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize(("share", "pays"), [(0.02, True), (0.07, None), (0.3, False)])
 def test_an_operator_is_asked_where_forward_or_gradient_may_pay(trained, share, pays, monkeypatch):
-    monkeypatch.setattr(limits, "limit", lambda what, *of: 0.1 if what.endswith("_weight") else 0.05)
+    monkeypatch.setattr(policy, "break_even", lambda op: 0.1 if op.name.endswith("_weight") else 0.05)
     fc, conv = values(1000, 1000).requires_grad_(trained), values(64, 64, 3, 3).requires_grad_(trained)
     expected = trained if pays is None else pays
-    assert sparse.skipping_pays(spikes(100, 1000, share=share), fc) == expected
-    assert sparse.skipping_pays(maps(4, 64, 20, 20, share=share), conv) == expected
+    assert Backend().skips_silence(spikes(100, 1000, share=share), fc) == expected
+    assert Backend().skips_silence(maps(4, 64, 20, 20, share=share), conv) == expected
     with torch.no_grad():
-        assert not sparse.skipping_pays(spikes(100, 1000, share=0.07), fc)
+        assert not Backend().skips_silence(spikes(100, 1000, share=0.07), fc)
 
 
 def test_bits_are_the_spikes_and_come_back():
@@ -159,21 +160,21 @@ def test_only_what_is_worth_it_is_asked(monkeypatch):
     def fails(*arguments):
         raise AssertionError(arguments)
 
-    monkeypatch.setattr(limits, "limit", fails)
+    monkeypatch.setattr(policy, "break_even", fails)
     few, weight = torch.zeros(2**10, 1), torch.zeros(2**13, 1)
     assert not Backend().skips_silence(few, weight)
     assert Backend(sparse="always").skips_silence(few, weight)
     for other in (Backend(sparse="never"), Backend("reference", "always")):
         assert not other.skips_silence(few, weight)
     assert not Backend(sparse="always").skips_silence(few.double(), weight)
-    with pytest.raises(AssertionError, match="'linear'"):
+    with pytest.raises(AssertionError, match="name='linear'"):
         Backend().skips_silence(few, torch.zeros(2**14, 1))
     results(conv_of_spikes, maps(2, 3, 4, 4), values(2, 3, 3, 3), sparse="never")
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.05, 0.2, 1.0])
 def test_auto_takes_the_form_that_the_limit_says(limit, monkeypatch):
-    monkeypatch.setattr(limits, "limit", lambda *of: limit)
+    monkeypatch.setattr(policy, "break_even", lambda op: limit)
     taken = []
     for name in ("conv_events", "_conv_weight_events", "_linear_events", "_linear_weight_events"):
         form = getattr(sparse, name)
@@ -187,26 +188,24 @@ def test_auto_takes_the_form_that_the_limit_says(limit, monkeypatch):
 def kept(monkeypatch, tmp_path):
     """Limits in a file of their own, measured as 0.125; how often."""
     calls = []
-    monkeypatch.setattr(limits, "compiled_code", lambda: tmp_path)
-    monkeypatch.setattr(limits, "_measured", lambda *of: (calls.append(of), 0.125)[1])
-    limits._limit.cache_clear()
+    monkeypatch.setattr(policy, "compiled_code", lambda: tmp_path)
+    monkeypatch.setattr(policy, "_measured", lambda *of: (calls.append(of), 0.125)[1])
+    policy._break_even.cache_clear()
     yield tmp_path / "sparse_limits.json", calls
-    limits._limit.cache_clear()
+    policy._break_even.cache_clear()
 
 
 def test_a_limit_is_measured_once_for_a_machine_and_layer(kept):
     file, calls = kept
-    shape = (128 * 196, 128, 128, 14, 14)
+    op = Op("conv", torch.float32, 128 * 196, 128, 128, (14, 14))
     for _ in range(2):
-        assert limits.limit("conv", torch.float32, shape, sparse.contenders) == 0.125
-        limits._limit.cache_clear()  # as in the next process
-    assert (
-        limits.limit("conv", torch.float32, (200 * 196, *shape[1:]), sparse.contenders) == 0.125
-    )  # more images are no other layer
-    assert calls == [("conv", torch.float32, (20 * 196, 128, 128, 14, 14), sparse.contenders)]
+        assert policy.break_even(op) == 0.125
+        policy._break_even.cache_clear()  # as in the next process
+    assert policy.break_even(op._replace(rows=200 * 196)) == 0.125  # more images are no other layer
+    assert calls == [(op._replace(rows=20 * 196),)]
     (machine,) = json.loads(file.read_text()).values()
     assert list(machine.values()) == [0.125]
-    limits.limit("linear", torch.float32, (8, 100, 20), sparse.contenders)
+    policy.break_even(Op("linear", torch.float32, 8, 100, 20))
     assert len(calls) == 2
 
 
@@ -214,29 +213,29 @@ def test_a_limit_is_measured_once_for_a_machine_and_layer(kept):
 def test_a_damaged_file_of_limits_is_measured_anew(kept, content):
     file, calls = kept
     if content in ("NaN", "-5.0", "7.0", '"0.1"'):
-        limits.limit("linear", torch.float32, (8, 100, 20), sparse.contenders)
+        policy.break_even(Op("linear", torch.float32, 8, 100, 20))
         content = file.read_text().replace("0.125", content)
-        limits._limit.cache_clear()
+        policy._break_even.cache_clear()
         calls.clear()
     file.write_text(content)
-    assert limits.limit("linear", torch.float32, (8, 100, 20), sparse.contenders) == 0.125
+    assert policy.break_even(Op("linear", torch.float32, 8, 100, 20)) == 0.125
     assert len(calls) == 1
     assert json.loads(file.read_text())
 
 
 def test_where_nothing_can_be_kept_nothing_is_measured(kept, monkeypatch):
     _, calls = kept
-    monkeypatch.setattr(limits, "compiled_code", lambda: None)
-    assert limits.limit("linear", torch.float32, (8, 100, 20), sparse.contenders) == limits._UNMEASURED
+    monkeypatch.setattr(policy, "compiled_code", lambda: None)
+    assert policy.break_even(Op("linear", torch.float32, 8, 100, 20)) == policy._UNMEASURED
     assert not calls
 
 
 def test_a_limit_comes_from_both_forms_on_this_machine():
-    for what, shape in (("conv", (64, 8, 8, 8, 8)), ("conv_weight", (64, 8, 8, 8, 8)), ("linear", (8, 64, 32))):
+    for name, *shape in (("conv", 64, 8, 8, (8, 8)), ("conv_weight", 64, 8, 8, (8, 8)), ("linear", 8, 64, 32)):
         for dtype in TYPES:
-            events, dense = sparse.contenders(what, dtype, shape, 0.1)
+            events, dense = candidates(Op(name, dtype, *shape), 0.1)
             torch.testing.assert_close(events().to(dtype), dense().to(dtype), rtol=2e-2, atol=1e-2)
-        limits._measured(what, torch.float32, shape, sparse.contenders)  # whatever comes of it here
+        policy._measured(Op(name, torch.float32, *shape))  # whatever comes of it here
 
 
 @pytest.mark.parametrize(
@@ -244,18 +243,15 @@ def test_a_limit_comes_from_both_forms_on_this_machine():
     [
         ((1.0, 2.0), 1.575, 0.04 + 0.5 * 0.12),  # halfway between, five percent aside
         ((1.0, 2.0), 0.5, 0.0),
-        ((1.0, 1.1), 9.0, limits._MOST),  # not followed for ever
-        ((1.0, 1.0), 9.0, limits._UNMEASURED),  # no line
+        ((1.0, 1.1), 9.0, policy._MOST),  # not followed for ever
+        ((1.0, 1.0), 9.0, policy._UNMEASURED),  # no line
     ],
 )
 def test_a_limit_is_where_the_lines_meet(events, dense, expected, monkeypatch):
-    monkeypatch.setattr(limits, "least_seconds", lambda *forms: [form() for form in forms])
-    found = limits._measured(
-        "conv", torch.float32, (1, 1, 1), lambda what, dtype, shape, share: (
-            lambda: events[0] if share == limits._SHARES[0] else events[1], lambda: dense
-        )
-    )  # fmt: skip
-    assert found == pytest.approx(expected)
+    monkeypatch.setattr(policy, "least_seconds", lambda *forms: [form() for form in forms])
+    forms = lambda op, density: (lambda: events[density != policy._DENSITIES[0]], lambda: dense)  # noqa: E731
+    monkeypatch.setattr(policy, "candidates", forms)
+    assert policy._measured(Op("conv", torch.float32, 1, 1, 1)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar10dvs"])
@@ -363,10 +359,10 @@ def test_the_operators_keep_pytorchs_rules(layer, of):
     bits, of_rows = pack(x.permute(0, 2, 3, 1).reshape(-1, 5))[0], pack(rows)[0]
     grad = values(2, 6, 4, 3).contiguous(memory_format=torch.channels_last)
     arguments = {
-        "conv_of_spikes": (x, values(6, 5, 3, 3), 2),
-        "conv_of_spikes_weight": (bits, grad, 5, 2),
-        "linear_of_spikes": (rows, values(4, 70), 1.0, 2),
-        "linear_of_spikes_weight": (of_rows, values(3, 4), 70, 1.0, 2),
+        "conv_of_spikes": (x, values(6, 5, 3, 3), "always"),
+        "conv_of_spikes_weight": (bits, grad, 5, "always"),
+        "linear_of_spikes": (rows, values(4, 70), 1.0, "always"),
+        "linear_of_spikes_weight": (of_rows, values(3, 4), 70, 1.0, "always"),
     }[name]
     torch.library.opcheck(getattr(torch.ops.plif, name), arguments, test_utils=("test_schema", "test_faketensor"))
 
@@ -384,7 +380,7 @@ def test_an_input_of_another_size_is_refused(sparse_):
     ):
         with pytest.raises(UserError, match="does not fit a table"):
             function(x, table)
-    assert not sparse.skipping_pays(spikes(4096, 20), values(4096, 12))
+    assert not Backend().skips_silence(spikes(4096, 20), values(4096, 12))
 
 
 def test_a_network_whose_layers_do_not_fit_says_what_pytorch_says():
@@ -459,8 +455,19 @@ def test_float16_is_left_to_the_reference(sparse_):
 
 def test_limits_are_those_of_about_as_many_rows():
     for rows, like in ((1, 1), (15, 15), (17, 18), (40, 40), (121, 128), (1000, 128)):
-        assert limits._like((rows, 8, 8)) == (like, 8, 8)
-    assert limits._like((5 * 36, 2, 4, 6, 6)) == (5 * 36, 2, 4, 6, 6)
+        assert policy._representative(Op("linear", torch.float32, rows, 8, 8)).rows == like
+    maps_of_few = Op("conv", torch.float32, 5 * 36, 2, 4, (6, 6))
+    assert policy._representative(maps_of_few) == maps_of_few
+
+
+def test_only_the_density_and_what_was_asked_for_choose(monkeypatch):
+    monkeypatch.setattr(policy, "break_even", lambda op: 0.1)
+    op = Op("linear", torch.float32, 8, 100, 20)
+    assert [choose(op, density) for density in (0.0, 0.1, 0.11)] == [True, True, False]
+    assert choose(op, 1.0, "always")
+    assert not choose(op, 0.0, "never")
+    assert not choose(op._replace(dtype=torch.float64), 0.0, "always")
+    assert not choose(op._replace(rows=0), 0.0, "always")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int32, np.float64])

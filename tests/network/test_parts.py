@@ -15,7 +15,7 @@ import plif_lightning as pl
 from plif_lightning.deploy import fold
 from plif_lightning.errors import CheckpointError
 from plif_lightning.network import SpikingNetwork, load_network, over_time
-from plif_lightning.network.blocks import Pool2d
+from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.parts import parts_of, require_parts
 from plif_lightning.neurons import LIF, PLIF
 

@@ -1,4 +1,6 @@
-"""A network's first block, whose convolution is made band by band, or where something happened, and never kept."""
+"""Convolution, BN, neurons and pool as one function: the convolution is computed per band of rows or per event, and its
+output is never stored.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,10 +16,11 @@ from plif_lightning.kernels import block as block  # registers the operators
 from plif_lightning.kernels.bits import SparseMaps, number_of_spikes
 from plif_lightning.kernels.fused import no_seed, through_statistics
 from plif_lightning.kernels.layout import POOLS, Constants, Pool, real_type, rows_of, threads_for
+from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.parallel import parallel
-from plif_lightning.kernels.sparse import SPARSE, TYPES, Sparse
+from plif_lightning.kernels.policy import TYPES, Sparse
 
-# Share of values that are not zero up to which moments are added up from them, where the operator itself decides.
+# Density up to which `auto` adds moments up from the non-zero values alone.
 _FEW = 0.1
 
 
@@ -34,8 +37,8 @@ class PatchMoments(NamedTuple):
 
     @staticmethod
     def of(x: Tensor, sparse: Sparse = "never") -> "PatchMoments":
-        """Those of x; `sparse` as in `encode_fire_pool`."""
-        return PatchMoments(*torch.ops.plif.patch_moments(x.detach(), SPARSE[sparse]))
+        """Those of x; `sparse` as in `conv_fire_pool`."""
+        return PatchMoments(*torch.ops.plif.patch_moments(x.detach(), sparse))
 
     def of_convolution(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of each step and channel of the convolution's output, [T, C'] each."""
@@ -44,11 +47,11 @@ class PatchMoments(NamedTuple):
         return (self.mean @ w.T).to(real_type(weight)), variance.clamp_(min=0).to(real_type(weight))
 
 
-@torch.library.custom_op("plif::patch_moments", mutates_args=())
-def _patch_moments(x: Tensor, mode: int) -> tuple[Tensor, Tensor]:
-    if mode != SPARSE["never"] and x.device.type == "cpu" and x.dtype in TYPES:
+@operator(devices=["CompositeExplicitAutograd"])
+def _patch_moments(x: Tensor, sparse: str) -> tuple[Tensor, Tensor]:
+    if sparse != "never" and x.device.type == "cpu" and x.dtype in TYPES:
         maps = SparseMaps.of(x.flatten(0, 1), binary=False)
-        if mode == SPARSE["always"] or number_of_spikes(maps.bits) <= _FEW * x.numel():
+        if sparse == "always" or number_of_spikes(maps.bits) <= _FEW * x.numel():
             return _moments_of_events(maps, len(x))
     means, covariances = [], []
     for step in x:
@@ -61,7 +64,7 @@ def _patch_moments(x: Tensor, mode: int) -> tuple[Tensor, Tensor]:
 
 
 @_patch_moments.register_fake
-def _(x: Tensor, mode: int) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, sparse: str) -> tuple[Tensor, Tensor]:
     t, inputs = len(x), 9 * x.shape[2]
     return x.new_empty(t, inputs, dtype=torch.float64), x.new_empty(t, inputs, inputs, dtype=torch.float64)
 
@@ -81,8 +84,8 @@ def _moments_of_events(x: SparseMaps, t: int) -> tuple[Tensor, Tensor]:
     return mean, products / count - mean[:, :, None] * mean[:, None]
 
 
-class _EncodeFirePool(torch.autograd.Function):
-    """Convolution, BN's affine map, neurons and pool, a band of rows at a time; keeps x, statistics and parameters."""
+class _ConvFirePool(torch.autograd.Function):
+    """Convolution, BN's affine map, neurons and pool; keeps x, statistics and parameters."""
 
     @staticmethod
     def forward(
@@ -98,23 +101,24 @@ class _EncodeFirePool(torch.autograd.Function):
         patch_mean: Tensor | None,
         patch_covariance: Tensor | None,
         synchronise: bool,
+        binary: bool,
         pool: int,
         constants: Sequence[float],
-        mode: int,
+        sparse: Sparse,
     ) -> Tensor:
         scale = weight * invstd
         shift = bias - mean * scale
         ctx.save_for_backward(x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance)
-        ctx.settings = (synchronise, pool, constants, mode)
-        return torch.ops.plif.conv_fire_pool(x, conv, scale, shift, learned, False, pool, constants, mode)
+        ctx.settings = (synchronise, pool, constants, sparse)
+        return torch.ops.plif.conv_fire_pool(x, conv, scale, shift, learned, binary, pool, constants, sparse)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance = ctx.saved_tensors
-        synchronise, pool, constants, mode = ctx.settings
+        synchronise, pool, constants, sparse = ctx.settings
         grad_conv, sums, grad_learned = torch.ops.plif.conv_fire_pool_backward(
-            x, conv, scale, shift, mean, learned, seed, grad_out, pool, constants, mode
+            x, conv, scale, shift, mean, learned, seed, grad_out, pool, constants, sparse
         )
         if patch_mean is not None:
             # The rest of dL/dy, slope (y - mean) + constant, is a function of y, which is linear in the patches: what
@@ -131,10 +135,10 @@ class _EncodeFirePool(torch.autograd.Function):
                 (slope * (of_y + beside) + constant * patch_mean[:, None]).sum(0).mul(of_step).view_as(conv)
             ).to(grad_conv.dtype)
         grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
-        return None, grad_conv.to(conv.dtype), grad_weight, grad_bias, grad_learned, *[None] * 9
+        return None, grad_conv.to(conv.dtype), grad_weight, grad_bias, grad_learned, *[None] * 10
 
 
-def encode_fire_pool(
+def conv_fire_pool(
     x: Tensor,
     conv: Tensor,
     weight: Tensor,
@@ -143,6 +147,7 @@ def encode_fire_pool(
     invstd: Tensor,
     k: Tensor | None,
     *,
+    binary: bool = False,
     patches: PatchMoments | None = None,
     synchronise: bool = False,
     pool: Pool = "none",
@@ -150,31 +155,32 @@ def encode_fire_pool(
     firing: Firing = Firing(),
     sparse: Sparse = "never",
 ) -> Tensor:
-    """`norm_fire_pool` of a 3x3 convolution of x, whose output is never there as a whole, nor kept.
+    """`norm_fire_pool` of a 3x3 convolution of x, whose output is never stored as a whole.
 
-    The first convolution of a network for events has few input channels and the largest output: to compute it again,
-    a band of rows at a time, costs less than to write it into memory and read it. No gradient flows to x.
+    The first convolution of a network for events has few input channels and the largest output: recomputing it in the
+    backward pass costs less than writing it to memory and reading it. Without gradients that holds for all blocks.
 
     Args:
-        x: events or images [T, N, C, H, W].
+        x: events, images or, without gradients, spikes [T, N, C, H, W]. No gradient flows to x.
         conv: weight of a convolution with padding 1 and without bias [C', C, 3, 3], in the dtype of x.
         weight: of BN [C'].
         bias: of BN [C'].
         mean: that the convolution's output is normalised with, [T or 1, C'].
         invstd: as mean.
         k: 1/tau, a scalar or [C']; None without leak.
+        binary: x holds zeros and ones.
         patches: those of x, where mean and invstd are of this batch and gradients flow through them.
         synchronise: whether they are those of all processes' batches.
         pool: as `norm_fire_pool`, and so are the arguments after it.
-        sparse: whether what is zero in x is skipped, on the CPU: where it pays (`auto`), `never` or `always`. Of an
-            infinite weight a convolution makes NaN there, too; who skips does not.
+        sparse: skip zeros of x on the CPU if that is faster (`auto`), `never` or `always`; never before an average
+            pool. An infinite weight makes NaN of a zero, unless it is skipped.
 
     Returns:
         Spikes [T, N, C', H', W'] in the dtype of x.
     """
     real = real_type(x)
     with in_own_precision(x.device):
-        return _EncodeFirePool.apply(
+        return _ConvFirePool.apply(
             x,
             conv,
             weight.to(real),
@@ -186,7 +192,8 @@ def encode_fire_pool(
             None if patches is None else patches.mean,
             None if patches is None else patches.covariance,
             synchronise,
+            binary,
             POOLS[pool],
             [*Constants.of(firing, leak=k is not None)],
-            SPARSE[sparse],
+            sparse,
         )

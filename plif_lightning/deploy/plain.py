@@ -1,0 +1,330 @@
+"""Layers of a deployed network as plain calls, and the network that is made of them.
+
+PyTorch's modules around a layer take longer for one sample than the layer itself. The numbers are those of the folded
+network, to the bit.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plif_lightning.deploy.weights import Rows, Weights
+from plif_lightning.errors import UserError
+from plif_lightning.kernels import EventBlock, FrozenFire, Pool, SparseMaps, at_a_time, linear_of_bits, unpack
+from plif_lightning.network import SpikingNetwork, step
+from plif_lightning.network.blocks import Blocks, FCBlock
+from plif_lightning.network.conv_block import ConvBlock, images_channels_last
+from plif_lightning.network.hooks import Hear, has_hooks, listening
+from plif_lightning.neurons import Neuron
+from plif_lightning.neurons.carry import carrying
+
+Maps = Tensor | SparseMaps
+State = dict[str, Tensor]
+
+
+def _pooled(maps: Tensor, pool: Pool) -> Tensor:
+    if pool == "none":
+        return maps
+    return F.avg_pool2d(maps, 2) if pool == "avg" else F.max_pool2d(maps, 2)
+
+
+class Layer(Protocol):
+    """A layer as a plain call.
+
+    Attributes:
+        neurons: names of its neurons in the network.
+    """
+
+    neurons: tuple[str, ...]
+
+    def __call__(self, x: Maps, length: int, steps: int, hear: Hear | None) -> Maps:
+        """Its output [T N, *] for x [length N, *], length being T, or 1 for an input that is held."""
+
+    def step(self, x: Maps, state: Mapping[str, Tensor] | None, hear: Hear | None) -> tuple[Maps, State]:
+        """Its output [N, *] and its potentials after one time-step."""
+
+
+class ConvLayer:
+    """A folded convolutional block with its weight in some form.
+
+    Args:
+        name: of its neurons.
+        block: one that the kernels know.
+        weights: its weight.
+    """
+
+    def __init__(self, name: str, block: ConvBlock, weights: Weights) -> None:
+        self.neurons: tuple[str, ...] = (name,)
+        neuron, bias, pool = block.neuron, block.conv.bias, block.pool_name or "none"
+        self._weights, self._pool = weights, pool
+        self._fire, self._fire_unpooled = (FrozenFire(neuron.k, neuron.firing, bias, p) for p in (pool, "none"))
+        self._events = self._events_unpooled = None
+        if isinstance(weights, Rows) and pool != "avg":
+            of_neurons = partial(EventBlock.of_neurons, weights.table, weights.scale, bias, neuron.k, neuron.firing)
+            self._events, self._events_unpooled = of_neurons(pool), of_neurons("none")
+
+    @property
+    def event_driven(self) -> bool:
+        """True if its convolution's output is never stored, and its spikes are handed on as bits."""
+        return self._events is not None
+
+    def __call__(self, x: Maps, length: int, steps: int, hear: Hear | None = None) -> Maps:
+        if hear is not None:
+            spikes = _dense(self._run(x, length, steps, self._events_unpooled, self._fire_unpooled))
+            hear(self.neurons[0], spikes.unflatten(0, (steps, -1)))
+            return _pooled(spikes, self._pool)
+        return self._run(x, length, steps, self._events, self._fire)
+
+    def _run(self, x: Maps, length: int, steps: int, events: EventBlock | None, fire: FrozenFire) -> Maps:
+        if events is not None and length == steps:
+            return events(self._sparse(x), steps)
+        maps = self._sums(x)
+        spikes = fire(maps.view(length, len(maps) // length, *maps.shape[1:]), steps)
+        return spikes.flatten(0, 1).permute(0, 3, 1, 2)
+
+    def step(self, x: Maps, state: Mapping[str, Tensor] | None, hear: Hear | None = None) -> tuple[Maps, State]:
+        (name,) = self.neurons
+        v = None if state is None else _channels_innermost(state[name])
+        if self._events is not None and hear is None:
+            pooled, after = self._events.step(self._sparse(x), v)
+            return pooled, {name: after.permute(0, 3, 1, 2)}
+        if self._events_unpooled is not None:
+            bits, after = self._events_unpooled.step(self._sparse(x), v)
+            spikes = bits.images(torch.float32)
+        else:
+            fired, after = self._fire_unpooled.step(self._sums(x), v)
+            spikes = fired.permute(0, 3, 1, 2)
+        if hear is not None:
+            hear(name, spikes[None])
+        return _pooled(spikes, self._pool), {name: after.permute(0, 3, 1, 2)}
+
+    def _sums(self, x: Maps) -> Tensor:
+        """[N, H, W, C]."""
+        return _channels_innermost(self._weights.sums(_dense(x, self._weights.takes)))
+
+    def _sparse(self, x: Maps) -> SparseMaps:
+        assert isinstance(self._weights, Rows)
+        return x if isinstance(x, SparseMaps) else SparseMaps.of(x, self._weights.binary)
+
+
+class FCLayer:
+    """The same of an FC block, for rows or for maps."""
+
+    def __init__(self, name: str, block: FCBlock, weights: Weights) -> None:
+        self.neurons: tuple[str, ...] = (name,)
+        self._weights = weights
+        self._fire = FrozenFire(block.neuron.k, block.neuron.firing)
+
+    def __call__(self, x: Maps, length: int, steps: int, hear: Hear | None = None) -> Tensor:
+        totals = self._sums(x)
+        spikes = self._fire(totals.view(length, len(totals) // length, 1, 1, -1), steps).view(-1, totals.shape[1])
+        if hear is not None:
+            hear(self.neurons[0], spikes.unflatten(0, (steps, -1)))
+        return spikes
+
+    def step(self, x: Maps, state: Mapping[str, Tensor] | None, hear: Hear | None = None) -> tuple[Tensor, State]:
+        (name,), totals = self.neurons, self._sums(x)
+        v = None if state is None else state[name].contiguous().view(len(totals), 1, 1, -1)
+        spikes, v = self._fire.step(totals.view(len(totals), 1, 1, -1), v)
+        spikes = spikes.view(totals.shape)
+        if hear is not None:
+            hear(name, spikes[None])
+        return spikes, {name: v.view(totals.shape)}
+
+    def _sums(self, x: Maps) -> Tensor:
+        if not isinstance(x, SparseMaps):
+            return self._weights.sums(x.flatten(1))
+        bits, inputs = x.flattened(), math.prod(x.shape[1:])
+        if isinstance(self._weights, Rows):
+            return linear_of_bits(bits, inputs, self._weights.table, self._weights.scale)
+        return self._weights.sums(unpack(bits, inputs, self._weights.takes))
+
+
+class ModuleLayer:
+    """A block of another kind, or with hooks, called as the module that it is.
+
+    Args:
+        prefix: its name in the network.
+        block: the block.
+        flat: it takes rows.
+    """
+
+    def __init__(self, prefix: str, block: nn.Module, flat: bool) -> None:
+        self._block, self._flat = block, flat
+        self._named = {f"{prefix}.{n}": part for n, part in block.named_modules() if isinstance(part, Neuron)}
+        self.neurons = tuple(self._named)
+
+    def __call__(self, x: Maps, length: int, steps: int, hear: Hear | None = None) -> Tensor:
+        dense = _dense(x)
+        given = (dense.flatten(1) if self._flat else dense).unflatten(0, (length, -1))
+        with listening(self._named, hear):
+            return self._block(given).flatten(0, 1)
+
+    def step(self, x: Maps, state: Mapping[str, Tensor] | None, hear: Hear | None = None) -> tuple[Tensor, State]:
+        before: dict[nn.Module, Tensor] = {}
+        if state is not None:
+            before = {neuron: state[name] for name, neuron in self._named.items()}
+        with carrying(before) as carried:
+            spikes = self(x, 1, 1, hear)
+        return spikes, {name: carried.after[neuron] for name, neuron in self._named.items()}
+
+
+def _dense(x: Maps, dtype: torch.dtype = torch.float32) -> Tensor:
+    return x.images(dtype) if isinstance(x, SparseMaps) else x
+
+
+def _channels_innermost(maps: Tensor) -> Tensor:
+    """Maps [N, C, H, W] as [N, H, W, C]; a view where they lie so in memory."""
+    return maps.permute(0, 2, 3, 1).contiguous()
+
+
+class DeployedNetwork(nn.Module):
+    """A network that only infers, on a CPU, in float32: its layers, one after another; see `deployed`.
+
+    It does not change: it has no parameters, no submodules and no training mode.
+
+    Args:
+        net: folded; not used for anything else. One with a forward, or a container, of its own is called as it is.
+        layers: of its blocks, in order.
+        forms: of each block.
+
+    Attributes:
+        forms: of each block: dense or events; of integers `int8 dense`, `int8 events` and so on.
+    """
+
+    def __init__(self, net: SpikingNetwork, layers: list[Layer], forms: dict[str, str]) -> None:
+        super().__init__()
+        self.forms = forms
+        self.input_shape, self.num_classes, self.time_steps = net.input_shape, net.num_classes, net.time_steps
+        self._layers = layers
+        # In a tuple: not registered as a submodule.
+        self._modules_of = (net.inputs, net.voting)
+        self._whole: tuple[SpikingNetwork, ...] = (net,) if refuses_containers(net) else ()
+        self._channels = net.channels
+        self._hear: Hear | None = None
+        self._shapes: dict[str, tuple[int, ...]] | None = None  # of one sample's potentials
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W], of any numeric type."""
+        if x.shape[-3:] != self.input_shape or not (x.dim() == 4 or (x.dim() == 5 and len(x) == self.time_steps)):
+            c, h, w = self.input_shape
+            raise UserError(
+                f"x must be [{self.time_steps}, N, {c}, {h}, {w}], time first, or static images [N, {c}, {h}, {w}], "
+                f"got {list(x.shape)}."
+            )
+        x = (x[None] if x.dim() == 4 else x).to("cpu", torch.float32)
+        some = self._samples_at_a_time(x)
+        with torch.autocast("cpu", enabled=False):
+            if x.shape[1] <= some:
+                return self._votes(x)
+            return torch.cat([self._votes(part) for part in x.split(some, 1)], 1)
+
+    def _samples_at_a_time(self, x: Tensor) -> int:
+        """So many that a first map that is stored does not outgrow the memory that a convolution may take."""
+        _, height, width = self.input_shape
+        first = self._layers[0] if self._layers else None
+        if not x.shape[1] or not isinstance(first, ConvLayer) or first.event_driven:
+            return x.shape[1]
+        return max(1, at_a_time(x.device) // (len(x) * height * width * self._channels))
+
+    def _votes(self, x: Tensor) -> Tensor:
+        if not x.shape[1]:
+            return torch.zeros(self.time_steps, 0, self.num_classes)
+        if self._whole:
+            with self._listening_to_whole():
+                return self._whole[0](x if len(x) == self.time_steps else x[0])
+        inputs, voting = self._modules_of
+        x = inputs(x)
+        length = len(x)
+        maps: Maps = images_channels_last(x.flatten(0, 1))
+        for layer in self._layers:
+            maps, length = layer(maps, length, self.time_steps, self._hear), self.time_steps
+        return voting(_dense(maps).unflatten(0, (self.time_steps, -1)))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def step(self, frame: Tensor, state: Mapping[str, Tensor] | None = None) -> tuple[Tensor, State]:
+        """One time-step, as `plif_lightning.step`: votes [N, num_classes] and the potential of each neuron.
+
+        Raises:
+            UserError: another shape of frame, or a state of another network or batch.
+        """
+        if frame.dim() != 4 or frame.shape[1:] != self.input_shape:
+            c, h, w = self.input_shape
+            raise UserError(f"x must be one step [N, {c}, {h}, {w}], got {list(frame.shape)}.")
+        frame = frame.to("cpu", torch.float32)
+        with torch.autocast("cpu", enabled=False):
+            if self._whole:
+                with self._listening_to_whole():
+                    return step(self._whole[0], frame, state)
+            self._require_state(frame, state)
+            return self._step(frame, state)
+
+    def _step(self, frame: Tensor, state: Mapping[str, Tensor] | None) -> tuple[Tensor, State]:
+        inputs, voting = self._modules_of
+        with carrying({}):
+            frame = inputs(frame[None])[0]  # refuses what draws all steps at once
+        maps: Maps = images_channels_last(frame)
+        after: State = {}
+        for layer in self._layers:
+            maps, potentials = layer.step(maps, state, self._hear)
+            after |= potentials
+        return voting(_dense(maps)[None])[0], after
+
+    def _require_state(self, frame: Tensor, state: Mapping[str, Tensor] | None) -> None:
+        names = [name for layer in self._layers for name in layer.neurons]
+        if state is None:
+            return
+        if list(state) != names:
+            raise UserError(
+                f"state must hold the potentials of {', '.join(names)}, as the step before gave them, "
+                f"got {', '.join(state) or 'nothing'}."
+            )
+        if self._shapes is None:
+            after = self._step(torch.zeros(1, *self.input_shape, dtype=torch.float32, device="cpu"), None)[1]
+            self._shapes = {name: tuple(v.shape[1:]) for name, v in after.items()}
+        # The kernels read as many potentials as there are neurons, whatever they are given.
+        for name, shape in self._shapes.items():
+            v = state[name]
+            if v.shape != (len(frame), *shape) or v.dtype != torch.float32 or v.device.type != "cpu":
+                raise UserError(
+                    f"v must have the shape of one step, {[len(frame), *shape]} in float32 on the CPU for {name}, "
+                    f"got {list(v.shape)} in {str(v.dtype)[6:]} on {v.device}."
+                )
+
+    @contextmanager
+    def listening(self, hear: Hear) -> Iterator[None]:
+        """Calls `hear(layer, spikes)` with each layer's spikes [T, N, *], before its pool, while the context lasts."""
+        self._hear = lambda name, spikes: hear(name.split(".")[1], spikes)
+        try:
+            yield
+        finally:
+            self._hear = None
+
+    def _listening_to_whole(self) -> AbstractContextManager[None]:
+        return listening({f"whole.{name}": neuron for name, neuron in self._whole[0].neurons()}, self._hear)
+
+    def train(self, mode: bool = True) -> "DeployedNetwork":
+        """Stays in evaluation mode: there is nothing to train."""
+        return super().train(False)
+
+
+def refuses_containers(net: SpikingNetwork) -> str | None:
+    """Why a network is more than its blocks one after another; None if it is not."""
+    if type(net).forward is not SpikingNetwork.forward or "forward" in vars(net):
+        return f"{type(net).__name__} has a forward of its own"
+    for name, part, kinds in (
+        ("encoder", net.encoder, (Blocks, nn.Sequential)), ("classifier", net.classifier, (Blocks, nn.Sequential)),
+    ):  # fmt: skip
+        if type(part) not in kinds:
+            return f"its {name} is a {type(part).__name__}"
+    hooked = [part for part in (net, net.encoder, net.classifier, net.inputs, net.voting) if has_hooks(part)]
+    return "it has hooks" if hooked else None

@@ -1,0 +1,181 @@
+"""Dense or event-driven: which form of an operator is faster at a given density, on this machine.
+
+The break-even density of an operator, the share of non-zero inputs up to which its event-driven form is faster, is
+measured once for each shape, when it is first met, and kept on disk, so a run that is resumed or repeated takes the
+same forms. Where nothing can be written, nothing is measured, and a constant decides.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from plif_lightning.runtime.compiled import compiled_code
+from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.locks import file_lock
+from plif_lightning.runtime.surroundings import processor
+from plif_lightning.runtime.timing import least_seconds
+from plif_lightning.version import __version__
+
+_log = logging.getLogger(__name__)
+
+Sparse = Literal["auto", "never", "always"]
+OpName = Literal["conv", "conv_weight", "linear", "linear_weight", "events", "events_weight"]
+# The event-driven loops take no other types: float64 and float16 are left to the library.
+TYPES = (torch.float32, torch.bfloat16)
+# Multiplications of the dense form below which even a look at the input costs too much.
+WORTH_LOOKING = 2**24
+# Input rows that are measured with: enough to keep all threads busy.
+_PIXELS, _SAMPLES = 4096, 128
+_DENSITIES = (0.04, 0.16)
+# The event-driven form is taken where it is faster by this factor at least.
+_MARGIN = 1.05
+# The break-even density is extrapolated no further than this.
+_MOST = 0.4
+# Break-even density where nothing can be measured: that of the slowest machine tried.
+_UNMEASURED = 0.08
+
+
+class Op(NamedTuple):
+    """An operator as far as its speed depends on it.
+
+    Attributes:
+        name: conv and linear: layers of spikes; events: a block of convolution, neurons and pool on frames of events;
+            with `_weight`, the gradient of its weight.
+        dtype: of the input.
+        rows: of the input: pixels of all images, or samples.
+        inputs: values of a row.
+        outputs: of the layer.
+        size: (H, W) of feature maps; empty for an FC layer.
+    """
+
+    name: OpName
+    dtype: torch.dtype
+    rows: int
+    inputs: int
+    outputs: int
+    size: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, name: OpName, x: Tensor, weight: Tensor) -> "Op":
+        """That of a 3x3 convolution of x [*, C, H, W] or an FC layer of x [*, K]; `weight` [O, C, 3, 3] or [O, K]."""
+        if weight.dim() == 2:
+            return cls(name, x.dtype, math.prod(x.shape[:-1]), x.shape[-1], len(weight))
+        *images, channels, height, width = x.shape
+        return cls(name, x.dtype, math.prod(images) * height * width, channels, len(weight), (height, width))
+
+    @property
+    def multiplications(self) -> int:
+        """Of the dense form."""
+        return self.rows * self.inputs * self.outputs * (9 if self.size else 1)
+
+
+Form = Callable[[], Any]
+# Event-driven and dense form of an operator on random input of some density, ready to be timed.
+Candidates = Callable[[Op, float], tuple[Form, Form]]
+_candidates: dict[str, Candidates] = {}
+
+
+def candidates_of(*names: OpName) -> Callable[[Candidates], Candidates]:
+    """Registers a function as that which makes the forms of these operators."""
+
+    def register(make: Candidates) -> Candidates:
+        _candidates.update(dict.fromkeys(names, make))
+        return make
+
+    return register
+
+
+def candidates(op: Op, density: float) -> tuple[Form, Form]:
+    """The event-driven and the dense form of an operator on random input, ready to be timed."""
+    return _candidates[op.name](op, density)
+
+
+def choose(op: Op, density: float, sparse: str = "auto") -> bool:
+    """True if the event-driven form of an operator is to be taken, False for the dense one.
+
+    Args:
+        op: the operator and its shape.
+        density: share of its inputs that are not zero.
+        sparse: `auto` takes the faster one; `never` and `always` do not look at the density.
+    """
+    if op.dtype not in TYPES or sparse == "never" or not op.rows:
+        return False
+    return sparse == "always" or density <= break_even(op)
+
+
+def break_even(op: Op) -> float:
+    """The density up to which the event-driven form of an operator is faster, 0 to 1."""
+    return _break_even(_representative(op), torch.get_num_threads())
+
+
+def _representative(op: Op) -> Op:
+    """An operator of a similar size, or smaller, that stands for this one, so that little is measured."""
+    if not op.size:
+        return op._replace(rows=min(_SAMPLES, _rounded(op.rows)))
+    pixels = op.size[0] * op.size[1]
+    images = min(op.rows // pixels, max(1, _PIXELS // pixels))
+    return op._replace(rows=_rounded(images) * pixels)
+
+
+def _rounded(number: int) -> int:
+    """Round up to one of eight numbers between two powers of two, so that there are few shapes to measure."""
+    step = 1 << max(0, (number - 1).bit_length() - 4)
+    return -(-number // step) * step
+
+
+@cache
+def _break_even(op: Op, threads: int) -> float:
+    shape = "x".join(map(str, (op.rows, op.inputs, op.outputs, *op.size)))
+    name = f"{op.name} {str(op.dtype).removeprefix('torch.')} {shape}, {threads} threads"
+    # How long OpenMP's threads spin for more work takes the kernels' own threads up to half of their speed.
+    spinning = os.environ.get("GOMP_SPINCOUNT", "default")
+    machine = f"{processor()}, torch {torch.__version__}, plif_lightning {__version__}, GOMP_SPINCOUNT {spinning}"
+    file = _file()
+    if file is None:
+        return _UNMEASURED
+    try:
+        # One process measures, the others wait for it and read.
+        with file_lock(file.with_suffix(".lock")):
+            known = _known(file)
+            found = known.setdefault(machine, {}).get(name)
+            if not isinstance(found, float) or not 0 <= found <= _MOST:
+                found = known[machine][name] = round(_measured(op), 4)
+                with written_whole(file) as whole:
+                    json.dump(known, whole, indent=1)
+                _log.info("%s: event-driven up to a density of %.1f %% (%s)", name, 100 * found, file)
+            return found
+    except (OSError, NotImplementedError):  # nothing can be written, or the file system has no locks
+        return _UNMEASURED
+
+
+def _file() -> Path | None:
+    folder = compiled_code()
+    return None if folder is None else folder / "sparse_limits.json"
+
+
+def _known(file: Path) -> dict[str, Any]:
+    """What was measured, by machine and operator; nothing if the file is missing or damaged."""
+    try:
+        known = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and all(isinstance(of, dict) for of in known.values()) else {}
+
+
+def _measured(op: Op) -> float:
+    """Where the line through the event-driven form's times at two densities meets the dense form's time."""
+    for _ in range(3):
+        times, dense_times = zip(*(least_seconds(*candidates(op, density)) for density in _DENSITIES), strict=True)
+        a, b = times
+        if b > a:  # else the machine was busy with something else
+            found = _DENSITIES[0] + (min(dense_times) / _MARGIN - a) / (b - a) * (_DENSITIES[1] - _DENSITIES[0])
+            return min(max(found, 0.0), _MOST)
+    return _UNMEASURED

@@ -1,0 +1,367 @@
+"""The block conv-BN-neuron-pool and its forms, in order of speed."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plif_lightning.dynamics.reference import autocast_in_force
+from plif_lightning.kernels import (
+    Backend,
+    PatchMoments,
+    Pool,
+    conv_fire_pool,
+    conv_of_spikes,
+    moments,
+    norm_fire,
+    norm_fire_pool,
+    real_type,
+)
+from plif_lightning.network.hooks import has_global_hooks, has_hooks, must_be_called
+from plif_lightning.network.layers import Pool2d
+from plif_lightning.network.norm import Statistics, TimeBatchNorm2d
+from plif_lightning.network.pooling import draw_seed
+from plif_lightning.neurons import Neuron
+from plif_lightning.neurons.carry import carried
+
+_log = logging.getLogger(__name__)
+# Input channels up to which the backward pass recomputes a convolution rather than storing it: events have 2, images 3.
+_FEW_CHANNELS = 4
+# Values of a binary input from which on keeping it as bits or bytes is worth the two conversions.
+_MANY_SPIKES = 2**23
+
+
+def images_channels_last(images: Tensor) -> Tensor:
+    """[N, C, H, W] with C innermost, which the kernels want and in which convolutions are faster; they keep it."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    n, c, h, w = images.shape
+    # Sizes of one, such as one channel's, leave strides open, and only those tell a convolution which layout is meant.
+    strides = (h * w * c, 1, w * c, c)
+    return images if images.stride() == strides else images.as_strided((n, c, h, w), strides)
+
+
+def computing_type(x: Tensor) -> torch.dtype:
+    """The type that a layer computes in if its weight is of the type of x."""
+    return torch.get_autocast_dtype(x.device.type) if autocast_in_force(x.device) else x.dtype
+
+
+def dtype_of(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The type that a convolution or FC layer computes in."""
+    if autocast_in_force(x.device):
+        return computing_type(x)
+    return torch.promote_types(x.dtype, weight.dtype)
+
+
+def refuses_class(part: Any, base: type, *methods: str) -> str | None:
+    """Why a module is not what the kernels compute for its class: another class, or one of these methods replaced."""
+    if not isinstance(part, base):
+        return f"the kernels know no {type(part).__name__}"
+    for name in methods:
+        if name in vars(part) or getattr(type(part), name) is not getattr(base, name):
+            return f"{type(part).__name__} has a {name} of its own"
+    return None
+
+
+def refuses_neuron(neuron: nn.Module) -> str | None:
+    """Why the kernels do not compute these neurons, which then may give other values than zeros and ones."""
+    return refuses_class(neuron, Neuron, "run", "forward")
+
+
+class Call:
+    """One call of a block, and what several forms ask about it.
+
+    Attributes:
+        block: the block.
+        x: [T, N, C, H, W], or [1, N, C, H, W] held for `steps`.
+        binary: x is guaranteed to hold zeros and ones.
+        steps: T.
+        fuses: the fused forms run on its device and in its type, not the reference.
+        fusion: why the kernels cannot take BN, neurons and pool together; None if they can.
+        conv: why they cannot compute the convolution; None if they can.
+    """
+
+    def __init__(self, block: "ConvBlock", x: Tensor, binary: bool) -> None:
+        self.block, self.x, self.binary = block, x, binary
+        self.steps = block.time_steps if len(x) == 1 and carried() is None else len(x)
+        self.fuses = block.backend.fuses(x.device, computing_type(x))
+        self.fusion: str | None = block.refuses_fusion if self.fuses else "the reference runs parts one by one"
+        self.conv: str | None = block.refuses_conv if self.fuses else self.fusion
+        self._skips: bool | None = None
+
+    @property
+    def images(self) -> Tensor:
+        """[T N, C, H, W], C innermost."""
+        return images_channels_last(self.x.flatten(0, 1))
+
+    @property
+    def spikes(self) -> Tensor:
+        """The same of a binary input, in the type that the convolution computes in."""
+        images = self.images
+        return images.to(dtype_of(images, self.block.conv.weight))
+
+    def skips(self, images: Tensor) -> bool:
+        """True if the event-driven form is likely faster for these spikes."""
+        if self._skips is None:
+            self._skips = self.block.backend.skips_silence(images, self.block.conv.weight)
+        return self._skips
+
+
+class Form(NamedTuple):
+    """A way to run a block.
+
+    Attributes:
+        name: for people.
+        refuses: gives the reason why a call cannot take this form, or None.
+        run: pooled spikes [T, N, C', H', W'] of a call that it does not refuse.
+    """
+
+    name: str
+    refuses: Callable[[Call], str | None]
+    run: Callable[[Call], Tensor]
+
+
+def _refuses_recomputing(call: Call) -> str | None:
+    if reason := call.fusion or call.conv:
+        return reason
+    if call.x.shape[2] > _FEW_CHANNELS:
+        return f"its input has more than {_FEW_CHANNELS} channels"
+    if len(call.x) == 1:
+        return "its input is of one step"
+    return "its input needs a gradient" if call.x.requires_grad else None
+
+
+def _recompute(call: Call) -> Tensor:
+    block, x = call.block, call.x
+    dtype = dtype_of(x, block.conv.weight)
+    weight = block.conv.weight.to(dtype)
+    x = images_channels_last(x.flatten(0, 1).to(dtype)).unflatten(0, x.shape[:2])
+    skips = block.pool_name != "avg" and block.backend.skips_silence(x.flatten(0, 1), weight, binary=False)
+    sparse = block.backend.sparse if skips else "never"
+    patches = PatchMoments.of(x, sparse) if block.norm is not None and block.norm.bn.training else None
+    batch = (lambda: moments(x)) if patches is None else (lambda: patches.of_convolution(weight))
+    statistics = block.statistics(batch, x, len(x), len(weight))
+    return conv_fire_pool(
+        x,
+        weight,
+        *block.normalisation(statistics),
+        patches=patches,
+        synchronise=statistics.of_all_processes,
+        sparse=sparse,
+        pool=block.pool_name or "none",
+        seed=block.seed(),
+        firing=block.neuron.firing,
+    )
+
+
+def _refuses_one_pass(call: Call) -> str | None:
+    if reason := call.fusion or call.conv:
+        return reason
+    if not call.binary:
+        return "its input may be other than zeros and ones"
+    block = call.block
+    if torch.is_grad_enabled() or (block.norm is not None and block.norm.bn.training):
+        return "it is trained"
+    if block.pool_name == "avg" or carried() is not None or call.steps > len(call.x):
+        return "its output is averaged, or its input is of one step"
+    return None if call.skips(call.spikes) else "the dense convolution is faster at this density"
+
+
+def _one_pass(call: Call) -> Tensor:
+    block = call.block
+    x = call.spikes.unflatten(0, call.x.shape[:2])
+    # Not in training, so the batch's moments are not asked for; ties do not affect the forward pass.
+    statistics = block.statistics(lambda: moments(x), x, len(x), len(block.conv.weight))
+    return conv_fire_pool(
+        x,
+        block.conv.weight.to(x.dtype),
+        *block.normalisation(statistics),
+        binary=True,
+        sparse=block.backend.sparse,
+        pool=block.pool_name or "none",
+        firing=block.neuron.firing,
+    )
+
+
+def _fuse(call: Call) -> Tensor:
+    block = call.block
+    y = convolve(call, with_bias=False).unflatten(0, call.x.shape[:2])
+    statistics = block.statistics(lambda: moments(y), y, call.steps, y.shape[2])
+    affine, firing = block.normalisation(statistics), block.neuron.firing
+    if (state := carried()) is not None:
+        spikes = state.through(
+            block.neuron,
+            lambda v: norm_fire(
+                y, *affine, v, firing=firing,
+                batch_statistics=statistics.of_batch, synchronise=statistics.of_all_processes,
+            ),
+        )  # fmt: skip
+        return spikes if block.pool is None else block.pool(spikes)
+    return norm_fire_pool(
+        y,
+        *affine,
+        batch_statistics=statistics.of_batch,
+        synchronise=statistics.of_all_processes,
+        time_steps=call.steps,
+        pool=block.pool_name or "none",
+        seed=block.seed(),
+        firing=firing,
+    )
+
+
+def _by_parts(call: Call) -> Tensor:
+    block, y = call.block, convolve(call, with_bias=True).unflatten(0, call.x.shape[:2])
+    spikes = block.neuron(y if block.norm is None else block.norm(y, call.steps), call.steps)
+    return spikes if block.pool is None else block.pool(spikes)
+
+
+def convolve(call: Call, with_bias: bool) -> Tensor:
+    """The convolution's output [T N, C', H', W']; without a bias where the kernel after it adds that."""
+    conv = call.block.conv
+    if call.conv is not None:
+        return conv(call.images if call.fuses else call.x.flatten(0, 1))
+    bias = conv.bias if with_bias else None
+    if call.binary:
+        spikes = call.spikes
+        large = torch.is_grad_enabled() and conv.weight.requires_grad and spikes.numel() >= _MANY_SPIKES
+        if large or call.skips(spikes):
+            y = conv_of_spikes(spikes, conv.weight, call.block.backend.sparse)
+            return y if bias is None else y + bias[:, None, None]
+        return F.conv2d(spikes, conv.weight, bias, padding=1)
+    return F.conv2d(call.images, conv.weight, bias, padding=1)
+
+
+# In order of speed; the last never refuses.
+FORMS = (
+    Form("convolution recomputed in the backward pass", _refuses_recomputing, _recompute),
+    Form("event-driven from spikes to spikes", _refuses_one_pass, _one_pass),
+    Form("BN, neurons and pool in one kernel", lambda call: call.fusion, _fuse),
+    Form("part by part", lambda call: None, _by_parts),
+)
+
+
+class ConvBlock(nn.Module):
+    """Conv2d 3x3 (no bias) - BN - neuron - pool over [T, N, C, H, W]; with a bias and no BN where that is folded.
+
+    A part may be replaced by another module that takes the same arguments; `refuses_fusion` and `refuses_conv` say
+    which of them the kernels do not compute. `FORMS` are the ways in which a call may run.
+
+    An input [1, N, C, H, W] is held for `time_steps`: convolution and BN then run once, not T times. In a `step` it
+    is the step.
+
+    Args:
+        conv: over single images [N, C, H, W].
+        norm: of its output; None where it is folded into the convolution, which then has a bias.
+        neuron: the spiking neurons.
+        pool: over [T, N, C, H, W]; None for a block without one.
+        time_steps: T, for inputs that are held.
+        backend: the form that runs; the reference where it is not given.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        norm: TimeBatchNorm2d | None,
+        neuron: Neuron,
+        pool: nn.Module | None = None,
+        *,
+        time_steps: int,
+        backend: Backend | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+        self.neuron = neuron
+        self.pool = pool
+        self.time_steps = time_steps
+        self.backend = backend or Backend("reference")
+        self.listened = False  # somebody listens to its neurons, and says so
+        self._said_hooks = False
+
+    def forward(self, x: Tensor, binary: bool = False) -> Tensor:
+        """Pooled spikes of x [T, N, C, H, W]; `binary`: x is guaranteed to hold zeros and ones."""
+        call = Call(self, x, binary)
+        for form in FORMS:
+            if form.refuses(call) is None:
+                return form.run(call)
+        raise AssertionError("the last form never refuses")
+
+    @property
+    def pool_name(self) -> Pool | None:
+        """The pooling by the kernels' name; None if they do not have it."""
+        if self.pool is None:
+            return "none"
+        return self.pool.name if isinstance(self.pool, Pool2d) else None
+
+    @property
+    def refuses_fusion(self) -> str | None:
+        """Why the kernels cannot take BN, neurons and pool together; None if they can."""
+        reason = "somebody listens to its neurons" if self.listened else refuses_neuron(self.neuron)
+        if reason is None and self.norm is not None:
+            reason = refuses_class(self.norm, TimeBatchNorm2d, "forward", "statistics_for")
+            if reason is None and not self.norm.is_affine_with_averages:
+                reason = "its BN is not affine with moving averages"
+        if reason is None and self.pool_name is None:
+            reason = f"the kernels know no {type(self.pool).__name__}"
+        return reason or self._refuses_hooks()
+
+    @property
+    def refuses_conv(self) -> str | None:
+        """Why the kernels cannot compute the convolution; None if they can."""
+        conv = self.conv
+        if type(conv) is not nn.Conv2d:
+            return f"its convolution is a {type(conv).__name__}"
+        if (conv.bias is None) != (self.norm is not None):
+            return "its convolution has a bias beside BN" if self.norm is not None else "it has neither BN nor a bias"
+        plain = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+        if not plain or (conv.groups, conv.padding_mode) != (1, "zeros"):
+            return "its convolution is not the plain 3x3 one"
+        return "its convolution has hooks" if must_be_called(conv) else None
+
+    def _refuses_hooks(self) -> str | None:
+        if has_global_hooks():
+            return "all modules have hooks"
+        hooked = list(dict.fromkeys(name for name, part in self._parts() if has_hooks(part)))
+        if not hooked:
+            return None
+        if not (self._said_hooks or torch.compiler.is_compiling()):
+            self._said_hooks = True
+            _log.info("A block runs part by part, because its %s has hooks.", " and its ".join(hooked))
+        return f"its {' and '.join(hooked)} {'has' if len(hooked) == 1 else 'have'} hooks"
+
+    def _parts(self) -> Iterator[tuple[str, nn.Module]]:
+        if self.norm is not None:
+            yield from (("BN", self.norm), ("BN", self.norm.bn))
+        yield "neuron", self.neuron
+        if isinstance(self.pool, Pool2d):
+            yield from (("pool", self.pool), ("pool", self.pool.pool))
+
+    def gives_binary(self, device: torch.device) -> bool:
+        """True if the output is guaranteed to hold zeros and ones."""
+        fused = self.backend.fuses(device) and self.refuses_fusion is None and not must_be_called(self)
+        return fused and self.pool_name != "avg"
+
+    def statistics(
+        self, batch: Callable[[], tuple[Tensor, Tensor]], x: Tensor, steps: int, channels: int
+    ) -> Statistics:
+        """The convolution's statistics for BN, from an input or output x [T, N, *, H, W]: `statistics_for`."""
+        if self.norm is None:
+            one = torch.ones(1, channels, device=x.device, dtype=real_type(x))
+            return Statistics(torch.zeros_like(one), one, False, False)
+        return self.norm.statistics_for(batch, x.shape[1] * x.shape[3] * x.shape[4], steps)
+
+    def normalisation(self, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """BN's weight and bias, mean, 1 / standard deviation, and 1/tau, as the kernels take them."""
+        if self.norm is not None:
+            return self.norm.bn.weight, self.norm.bn.bias, statistics.mean, statistics.invstd, self.neuron.k
+        weight = statistics.invstd[0]
+        bias = self.conv.bias
+        if bias is None or self.refuses_conv is not None:  # a convolution that is called as a module adds it itself
+            bias = torch.zeros_like(weight)
+        return weight, bias, statistics.mean, statistics.invstd, self.neuron.k
+
+    def seed(self) -> Tensor | None:
+        """Decides among tied neurons of a window; None where nothing is drawn."""
+        return draw_seed(self.training) if self.pool_name == "max_random" else None

@@ -1,0 +1,57 @@
+"""Layers over time that are no neurons: dropout and pools."""
+
+import torch
+from torch import Tensor, nn
+
+from plif_lightning.errors import UserError
+from plif_lightning.kernels import Pool
+from plif_lightning.network.pooling import SpikeMaxPool2d
+
+
+class TimeDropout(nn.Module):
+    """Dropout of [T, N, *] with one mask per sample, the same at all T steps, scaled by 1 / (1 - p).
+
+    Source: Lee et al. 2020, Sec. 3.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise UserError(f"dropout must be at least 0 and below 1, got {p}.")
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        keep = 1 - self.p
+        return x * torch.empty_like(x[0]).bernoulli_(keep).div_(keep)
+
+    @property
+    def scale(self) -> float:
+        """Value of a kept spike."""
+        return 1 / (1 - self.p) if self.training else 1.0
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class Pool2d(nn.Module):
+    """Applies a 2x2 pooling of single images [N, C, H, W] to [T, N, C, H, W]."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+
+    @property
+    def name(self) -> Pool | None:
+        """The pooling by the kernels' name; None if they do not have it."""
+        pool = self.pool
+        if type(pool) is SpikeMaxPool2d:
+            return "max_first" if pool.ties == "first" else "max_random"
+        if type(pool) is not nn.AvgPool2d or pool.divisor_override is not None:
+            return None
+        sizes = [(size, size) if isinstance(size, int) else tuple(size) for size in (pool.kernel_size, pool.stride)]
+        return "avg" if sizes == [(2, 2), (2, 2)] and pool.padding in (0, (0, 0)) and not pool.ceil_mode else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x.flatten(0, 1)).unflatten(0, x.shape[:2])
