@@ -15,7 +15,10 @@ from tests.conftest import PATIENCE, REPOSITORY
 from tests.writers import write_run
 
 READMES = sorted(
-    path for path in REPOSITORY.rglob("README.md") if not any(part.startswith(".") for part in path.parts[1:])
+    path
+    for name in ("README.md", "RESULTS.md", "clusters.md")
+    for path in REPOSITORY.rglob(name)
+    if not any(part.startswith(".") for part in path.parts[1:])
 )
 
 
@@ -45,7 +48,8 @@ def run(tmp_path_factory):
 
 def test_the_readmes_are_found_and_hold_commands():
     assert [str(path.relative_to(REPOSITORY)) for path in READMES] == [
-        *("README.md", "configs/README.md", "plif_lightning/deploy/README.md", "plif_lightning/events/README.md"),
+        *("README.md", "configs/README.md", "configs/RESULTS.md", "configs/clusters.md"),
+        *("plif_lightning/deploy/README.md", "plif_lightning/events/README.md"),
         *("plif_lightning/kernels/README.md", "tests/README.md", "tests/benchmarks/README.md"),
     ]
     assert len(OF_MAIN) >= 25

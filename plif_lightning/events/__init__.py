@@ -1,4 +1,4 @@
-"""From raw recordings of event cameras to frames. Without PyTorch, so that processes that read files start at once."""
+"""Read event-camera recordings and turn them into frames. PyTorch is not imported, so reader processes start fast."""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
-"""Augmentation of events: where each pixel of a recording goes, and which events are left out.
+"""Event augmentation: remap the pixels of a recording and drop events.
 
-The slices stay those of the unchanged recording: an event that is dropped or moved out of the frame leaves a
+Slice boundaries are those of the original recording: an event that is dropped or moved out of the frame leaves a
 gap and shifts no other event into another time-step.
 """
 
@@ -18,17 +18,17 @@ Array = NDArray[Any]
 
 
 class EventChanges:
-    """What happens to the events of M readings of recordings. Augmentations write into it, one after another.
+    """Changes to the events of M passes over recordings. Augmentations update it in turn.
 
     Args:
         count: M.
-        sensor: of the recordings.
+        sensor: sensor of the recordings.
 
     Attributes:
         swap_polarity: bool [M].
-        keep: probability with which each event is kept, float64 [M].
-        drop_from: events from this share of the recording's duration on are left out, float64 [M], ...
-        drop_to: ... up to this one.
+        keep: probability of keeping an event, float64 [M].
+        drop_from: start of the dropped interval, as a share of the recording's duration, float64 [M].
+        drop_to: end of that interval, float64 [M].
         box: pixels (left, top, right, bottom; right and bottom excluded) that another recording fills, int64 [M, 4].
     """
 
@@ -42,25 +42,25 @@ class EventChanges:
 
     @property
     def moved(self) -> bool:
-        """Whether anything was asked for that an address must be looked up for."""
+        """True if any address may change, so that a lookup table is needed."""
         return self._places is not None or bool(self.swap_polarity.any()) or bool(self.box.any())
 
     def places(self) -> tuple[Array, Array]:
-        """Column and row that each pixel of the sensor goes to, float32 [M, H W] each; may lie outside."""
+        """Target column and row of each sensor pixel, float32 [M, H W] each; may lie outside the sensor."""
         if self._places is None:
             y, x = np.indices(self.sensor, np.float32).reshape(2, 1, -1)
             self._places = np.repeat(x, self.count, 0), np.repeat(y, self.count, 0)
         return self._places
 
     def move(self, x: Array, y: Array) -> None:
-        """Sets the places of `places` anew."""
+        """Replace the targets that `places` returns."""
         self._places = x, y
 
     def maps(self, inside_box: bool = False) -> Array:
-        """Target address of every address on the sensor, int32 [M, 2 H W]; -1 where it is lost.
+        """Target address of every sensor address, int32 [M, 2 H W]; -1 drops the event.
 
         Args:
-            inside_box: give what lies in the box instead of what lies outside.
+            inside_box: keep the targets inside the box instead of those outside.
         """
         height, width = self.sensor
         x, y = (np.rint(place).astype(np.int32) for place in self.places())
@@ -80,17 +80,17 @@ def _require_probability(p: float) -> None:
 
 
 class EventAugmentation(ABC):
-    """A random change of recordings; `draws` uniform numbers per recording decide it."""
+    """A random change of recordings, determined by `draws` uniform random numbers per recording."""
 
     draws: int
 
     @abstractmethod
     def __call__(self, changes: EventChanges, uniform: Array) -> None:
-        """Writes into `changes` what numbers in [0, 1), float32 [M, draws], decide."""
+        """Update `changes` from random numbers in [0, 1), float32 [M, draws]."""
 
 
 class EventFlip(EventAugmentation):
-    """Mirrors a recording left to right with probability `p`.
+    """Mirror a recording left to right with probability `p`.
 
     Args:
         p: probability.
@@ -110,7 +110,7 @@ class EventFlip(EventAugmentation):
 
 
 class EventTranslation(EventAugmentation):
-    """Shifts a recording by whole pixels, uniformly in both directions; what leaves the sensor is lost.
+    """Shift a recording by whole pixels, uniformly in both directions; events that leave the sensor are dropped.
 
     Args:
         pixels: largest shift.
@@ -130,7 +130,7 @@ class EventTranslation(EventAugmentation):
 
 
 class EventRotation(EventAugmentation):
-    """Turns a recording about the sensor's centre; every pixel goes to the nearest one there.
+    """Rotate a recording about the sensor's centre, to the nearest pixel.
 
     Args:
         degrees: largest angle; the angle is uniform in [-degrees, degrees].
@@ -153,7 +153,7 @@ class EventRotation(EventAugmentation):
 
 
 class PolarityFlip(EventAugmentation):
-    """Exchanges ON and OFF events of a recording with probability `p`.
+    """Swap ON and OFF events of a recording with probability `p`.
 
     Args:
         p: probability.
@@ -170,10 +170,10 @@ class PolarityFlip(EventAugmentation):
 
 
 class TimeDrop(EventAugmentation):
-    """Leaves out all events of a random interval of time.
+    """Drop all events of a random time interval.
 
     Args:
-        share: longest interval, as a share of the recording's duration; lengths up to it are equally likely.
+        share: longest interval, as a share of the recording's duration; its length is uniform in [0, share].
 
     Source: "drop by time" of Gu et al. 2021, EventDrop.
     """
@@ -192,10 +192,10 @@ class TimeDrop(EventAugmentation):
 
 
 class EventDrop(EventAugmentation):
-    """Leaves out each event with a probability that is drawn for each recording.
+    """Drop each event with a probability drawn per recording.
 
     Args:
-        share: largest probability; those up to it are equally likely.
+        share: largest probability; it is uniform in [0, share].
 
     Source: "random drop" of Gu et al. 2021, EventDrop.
     """
@@ -212,9 +212,9 @@ class EventDrop(EventAugmentation):
 
 
 class EventMix(EventAugmentation):
-    """Replaces a rectangle of a recording, at all times, by that of another training recording.
+    """Replace a rectangle of a recording, over its whole duration, with that of another training recording.
 
-    The target becomes a mixture of both classes, in the proportion of the areas.
+    The target becomes a mixture of both classes, in proportion to their areas.
 
     Args:
         p: probability.
@@ -230,12 +230,12 @@ class EventMix(EventAugmentation):
         self.p = p
 
     def partner(self, uniform: Array, count: int) -> Array:
-        """Which of `count` recordings each one is mixed with, int64 [M]."""
+        """Index of the recording that each one is mixed with, out of `count`, int64 [M]."""
         return (uniform[:, 4].astype(np.float64) * count).astype(np.int64)
 
     def __call__(self, changes: EventChanges, uniform: Array) -> None:
         height, width = changes.sensor
-        # the rectangle's sides for a share that is uniform in [0, 1]; its centre is anywhere
+        # The area's share is uniform in [0, 1], the centre uniform over the sensor.
         side = np.sqrt(uniform[:, 1])
         for column, draw, size in ((0, 2, width), (1, 3, height)):
             centre = uniform[:, draw] * size
@@ -247,10 +247,10 @@ class EventMix(EventAugmentation):
 
 
 def resized(sensor: Sensor, size: Sensor) -> Array:
-    """Target address of every address when a sensor's pixels are collected in fewer ones, int32 [2 H W].
+    """Target address of every sensor address when the sensor is downsampled to `size`, int32 [2 H W].
 
-    Pixel x goes to floor(x * new width / width): exact, every event is kept, and where the sizes divide, each
-    new pixel collects equally many old ones.
+    Pixel x maps to floor(x * new width / width). This keeps every event; if the new size divides the old one, each new
+    pixel sums equally many old ones.
 
     >>> resized(Sensor(2, 4), Sensor(1, 2)).tolist()
     [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]

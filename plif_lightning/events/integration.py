@@ -1,4 +1,4 @@
-"""Events counted into frames, many recordings at once, straight into the batch's array."""
+"""Count events into frames: many recordings at once, directly into the batch array."""
 
 from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
@@ -12,21 +12,21 @@ from plif_lightning.runtime.compiled import compiled
 
 Slicing = Literal["by_count", "by_time"]
 Array = NDArray[Any]
-# Counts are tried in this order of types; PyTorch knows all of them.
+# Tried in this order until the counts fit; PyTorch supports all of them.
 _COUNT_TYPES = (np.uint8, np.int16, np.int32)
 
 
 def bounds_by_count(begin: Array, end: Array, time_steps: int) -> Array:
-    """Where the slices of equally many events lie: slice j of recording i is events [b[i, j], b[i, j + 1]).
+    """Bounds b of slices of equally many events: slice j of recording i is events [b[i, j], b[i, j + 1]).
 
     Args:
         begin: first event of each recording, int64 [N].
-        end: the event after its last, int64 [N].
+        end: one past its last event, int64 [N].
         time_steps: T.
 
     Returns:
-        int64 [N, T + 1]. Of n events every slice has floor(n / T), and the last one the remainder too: with
-        n < T it has all of them.
+        int64 [N, T + 1]. Each slice has floor(n / T) of n events; the last one also takes the remainder, which is
+        all events if n < T.
 
     Source: Fang et al. 2021, Eq. S1.
 
@@ -41,7 +41,7 @@ def bounds_by_count(begin: Array, end: Array, time_steps: int) -> Array:
 
 @compiled
 def _search(time: Array, begin: Array, end: Array, bounds: Array) -> None:
-    """Fills `bounds` with the first event at or after each slice's start, of times in ascending order."""
+    """Fill `bounds` with the first event at or after each slice's start; times must ascend."""
     slices = bounds.shape[1] - 1
     for i in range(len(begin)):
         bounds[i, :] = end[i]
@@ -59,22 +59,22 @@ def _search(time: Array, begin: Array, end: Array, bounds: Array) -> None:
                     high = middle
                 else:
                     low = middle + 1
-            # Where all events have one time, they all lie in the first slice.
+            # If all events have the same time, they belong to the first slice.
             bounds[i, j] = end[i] if duration == 0 else low
 
 
 def bounds_by_time(time: Array, begin: Array, end: Array, time_steps: int) -> Array:
-    """Where the slices of equal duration lie, from the first event's time to the last one's, both included.
+    """Bounds of slices of equal duration between the first and the last event, both included.
 
     Args:
-        time: of all recordings' events, ascending within each.
+        time: times of all recordings' events, ascending within each recording.
         begin: first event of each recording, int64 [N].
-        end: the event after its last, int64 [N].
+        end: one past its last event, int64 [N].
         time_steps: T.
 
     Returns:
-        int64 [N, T + 1], as `bounds_by_count`. Slice j holds the events with
-        j D / T <= t - t_0 < (j + 1) D / T, the last one those at t_0 + D too.
+        int64 [N, T + 1], as in `bounds_by_count`. Slice j holds the events with
+        j D / T <= t - t_0 < (j + 1) D / T; the last one also includes t_0 + D.
 
     >>> time = np.array([10, 11, 12, 14, 20], dtype=np.uint32)
     >>> bounds_by_time(time, np.array([0]), np.array([5]), 5)
@@ -86,15 +86,15 @@ def bounds_by_time(time: Array, begin: Array, end: Array, time_steps: int) -> Ar
 
 
 class Pass(NamedTuple):
-    """One reading of one recording into one row of the batch. Arrays have one entry a reading, [M].
+    """M passes, each over one recording and into one row of the batch. All arrays are [M].
 
     Attributes:
-        row: of the batch.
-        pixel_map: row of the table of target addresses; -1 where addresses stay as they are.
-        drop_begin: events [drop_begin, drop_end) are left out.
+        row: row of the batch.
+        pixel_map: row of the table of target addresses; -1 leaves addresses unchanged.
+        drop_begin: events [drop_begin, drop_end) are dropped.
         drop_end: see `drop_begin`.
-        keep: of 2^32, the probability with which each event is kept.
-        key: of the random numbers for that, uint64.
+        keep: probability of keeping an event, times 2^32.
+        key: key of the random numbers for `keep`, uint64.
     """
 
     row: Array
@@ -107,14 +107,14 @@ class Pass(NamedTuple):
 
 @compiled
 def _count(address: Array, bounds: Array, frames: Array) -> int:
-    """Counts events into frames [T, N, size]; tells what went wrong (1: a count ran over, 2: an address)."""
+    """Count events into frames [T, N, size]; error bits: 1 if a count overflowed, 2 if an address is out of range."""
     status = 0
     size = frames.shape[2]
     top = np.iinfo(frames.dtype).max
     for i in range(bounds.shape[0]):
         for j in range(bounds.shape[1] - 1):
             frame = frames[j, i]
-            # Here, not in a pass of its own: it then lies in the innermost cache.
+            # Zeroed here rather than in a separate pass, so that the frame is in L1 cache when counting starts.
             for place in range(size):
                 frame[place] = 0
             for e in range(bounds[i, j], bounds[i, j + 1]):
@@ -142,9 +142,9 @@ def _count_changed(
     key: Array,
     frames: Array,
 ) -> int:
-    """`_count` with augmentation: a table of target addresses (-1: outside), and events left out.
+    """`_count` with augmentation: address remapping (-1 drops the event) and dropped events.
 
-    The first N readings have one row each; further ones add to a row.
+    The first N passes fill one row each; later ones add to an existing row.
     """
     status = 0
     size = maps.shape[1] if maps.shape[0] > 0 else frames.shape[2]
@@ -163,7 +163,7 @@ def _count_changed(
                 if drop_begin[i] <= e < drop_end[i]:
                     continue
                 if keep[i] < 2**32:
-                    # SplitMix64 at this event's place: independent of order, workers and batch
+                    # SplitMix64 at this event's index: independent of order, workers and batch
                     z = key[i] + np.uint64(e - bounds[i, 0] + 1) * np.uint64(0x9E3779B97F4A7C15)
                     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
                     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -193,20 +193,20 @@ def count_events(
     maps: Array | None = None,
     passes: Pass | None = None,
 ) -> Array:
-    """Counts of events in every slice and place.
+    """Count the events of every slice per frame address.
 
     Args:
-        address: of all events, uint16 or uint32.
-        bounds: of the slices, int64 [M, T + 1]; see `bounds_by_count`.
-        size: places in a frame, 2 H W.
-        rows: N, of the batch; M where there are no passes.
-        maps: tables from a sensor's addresses to a frame's, int32 [R, places on the sensor]; -1 for none.
-        passes: what happens to the events of each of the M readings; None for nothing. The first N have the
-            rows 0 .. N - 1.
+        address: addresses of all events, uint16 or uint32.
+        bounds: slice bounds, int64 [M, T + 1]; see `bounds_by_count`.
+        size: addresses of a frame, 2 H W.
+        rows: N, the batch size; M if `passes` is None.
+        maps: tables from sensor to frame addresses, int32 [R, addresses of the sensor]; -1 drops the event.
+        passes: changes to the events of each of the M passes; None for no change. The first N passes have
+            the rows 0 .. N - 1.
 
     Returns:
-        [T, N, size] in the smallest of uint8, int16 and int32 that holds the counts. Time comes first, as the
-        network wants it: `result.swapaxes(0, 1)` is the batch [N, T, size], without a copy.
+        [T, N, size] in the smallest of uint8, int16 and int32 that holds the counts. Time is dimension 0, as in the
+        network: `result.swapaxes(0, 1)` is the batch [N, T, size] without a copy.
 
     Raises:
         DamagedEventsError: an address lies outside the sensor.
@@ -229,7 +229,7 @@ def count_events(
 def integrate(
     recording: Recording | Packed, sensor: Sensor | tuple[int, int], time_steps: int, slicing: Slicing = "by_count"
 ) -> NDArray[Any]:
-    """The frames of one recording.
+    """Frames of one recording.
 
     Args:
         recording: N >= 0 events in order of time.
@@ -241,8 +241,8 @@ def integrate(
         Counts [T, 2, H, W] in the smallest of uint8, int16 and int32; channel p counts events of polarity p.
 
     Raises:
-        UserError: time_steps or slicing is not as stated.
-        RecordingError: an event lies outside the sensor or before the one that it follows.
+        UserError: time_steps or slicing is invalid.
+        RecordingError: an event lies outside the sensor, or its time is before that of the previous event.
 
     Source: Fang et al. 2021, Eq. S1.
 
@@ -275,11 +275,11 @@ def frames_of(
     time_steps: int,
     slicing: Slicing = "by_count",
 ) -> NDArray[Any]:
-    """The frames of events in memory, as data modules make them of recordings.
+    """Frames of events in memory, computed as in the data modules.
 
     Args:
-        x: column of each event [pixel]: an array, a list or a tensor, [N]; or instead of all four a structured array
-            with the fields x, y, t and p, as tonic gives them, or a `Recording`, as `read_any` gives it.
+        x: column of each event [pixel]: an array, a list or a tensor, [N]; or, in place of all four arguments, a
+            structured array with the fields x, y, t and p (as from tonic) or a `Recording` (as from `read_any`).
         y: row [pixel].
         t: time [us], in ascending order.
         p: polarity: 0 and 1, -1 and 1, or booleans.
@@ -291,7 +291,7 @@ def frames_of(
         Counts [T, 2, H, W] in the smallest of uint8, int16 and int32; channel p counts events of polarity p.
 
     Raises:
-        UserError: an argument is not as stated; times are in seconds, or run backwards.
+        UserError: an argument is invalid, or times are in seconds or run backwards.
 
     >>> x, y, t, p = [0, 1, 1], [0, 0, 1], [10, 11, 90], [1, -1, 1]
     >>> frames_of(x, y, t, p, sensor=(2, 2), time_steps=2, slicing="by_time").tolist()

@@ -1,6 +1,6 @@
-"""Files of event cameras, read into `Recording`s: whole, checked, without a loop over events.
+"""Readers of event-camera files: each loads a whole file into a checked `Recording` without looping over events.
 
-Every reader takes a path and raises a RecordingError that names it where the file is not what it should be.
+Every reader takes a path and raises a RecordingError that names it if the file is invalid.
 """
 
 import csv
@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 from plif_lightning.events.recording import Recording, RecordingError, recording_of
 
-# N-MNIST: events at this y only say that the clock's counter went once around
+# N-MNIST: an event at this y only marks an overflow of the clock.
 _OVERFLOW_Y = 240
 _OVERFLOW_TIME = 2**13
-# AEDAT 2.0 of a DVS128: bit 15 marks an input signal of the camera, which is no pixel
+# AEDAT 2.0 of a DVS128: bit 15 marks an external input signal of the camera, not a pixel.
 _AEDAT2_SPECIAL = 0x8000
 _LONGEST_HEADER = 2**20  # bytes
 _PORTION = 2**20  # events
 _AEDAT3_HEADER = struct.Struct("<hhiiiiii")
 _AEDAT3_POLARITY = 1
-# Bytes of events in a byte of an archive; those of real cameras take 3 to 20.
-_MOST_PACKED = 100
+# Largest accepted compression ratio; recordings of real cameras reach 3 to 20.
+_MAX_COMPRESSION = 100
 
 
 @contextmanager
@@ -48,10 +48,10 @@ def _content(path: str | Path) -> bytes:
 
 
 def read_nmnist(path: str | Path) -> Recording:
-    """The events of an N-MNIST file (also N-Caltech101): 40 bits each, big-endian.
+    """Events of an N-MNIST file (also N-Caltech101): 40 bits each, big-endian.
 
-    x (8 bits), y (8), polarity (1), time (23) [us]. y = 240 marks an overflow of the time: it is no event,
-    and every later time gains 2^13 us (as in the data set's own Matlab reader).
+    x (8 bits), y (8), polarity (1), time (23) [us]. y = 240 marks an overflow of the clock: it is not an event, and
+    adds 2^13 us to every later time (as in the data set's own Matlab reader).
 
     Raises:
         RecordingError: the file's size is not a multiple of 5 bytes.
@@ -78,7 +78,7 @@ def read_nmnist(path: str | Path) -> Recording:
 
 
 def _header(data: bytes, path: str | Path, version: str) -> int:
-    """Where the data begins after the `#` lines of an AEDAT file, whose first line must name the version."""
+    """Offset of the data after the `#` lines of an AEDAT file, whose first line must name the version."""
     magic = f"#!AER-DAT{version}".encode()
     if not data.startswith(magic):
         first = data[:20].split(b"\n")[0].decode("ascii", "backslashreplace").strip()
@@ -87,7 +87,7 @@ def _header(data: bytes, path: str | Path, version: str) -> int:
     while data.startswith(b"#", at):
         line_end = data.find(b"\n", at) + 1
         if line_end == 0:
-            raise RecordingError(f"{path}: its header breaks off. The file is truncated.")
+            raise RecordingError(f"{path}: its header is incomplete. The file is truncated.")
         ended = data[at:line_end].strip().upper() in (b"#!END-HEADER", b"#END OF ASCII HEADER")
         at = line_end
         if ended:
@@ -96,10 +96,10 @@ def _header(data: bytes, path: str | Path, version: str) -> int:
 
 
 class Aedat2Decoder:
-    """The events in the records of an AEDAT 2.0 file, one portion of the file after another.
+    """Decode an AEDAT 2.0 file chunk by chunk.
 
     Args:
-        name: of the file, for messages.
+        name: name of the file, for messages.
     """
 
     def __init__(self, name: str) -> None:
@@ -109,10 +109,10 @@ class Aedat2Decoder:
         self._last = 0
 
     def decode(self, data: bytes) -> Recording:
-        """The events of a whole number of records; see `read_aedat2`.
+        """Events of a whole number of records; see `read_aedat2`.
 
         Raises:
-            RecordingError: an address that no DVS128 has.
+            RecordingError: an address cannot come from a DVS128.
         """
         raw = np.frombuffer(data, ">u4").reshape(-1, 2)
         if not len(raw):
@@ -124,7 +124,7 @@ class Aedat2Decoder:
                 f"{self.name}: the address of event {self.read + i} is {address[i]:#x}, which no DVS128 has. "
                 "The file is damaged or comes from another sensor."
             )
-        # Only a jump back by more than half of the range is the counter's overflow.
+        # Only a backward jump of more than half the range is an overflow of the counter.
         jumps = np.diff(t, prepend=self._last if self.read else t[0]) < -(2**31)
         wrapped = self._overflows + np.cumsum(jumps)
         self.read, self._last, self._overflows = self.read + len(t), int(t[-1]), int(wrapped[-1])
@@ -137,23 +137,23 @@ class Aedat2Decoder:
 
 
 class Aedat2Stream:
-    """An AEDAT 2.0 file that grows, or a pipe: whole events as they come.
+    """Read complete events from a growing AEDAT 2.0 file or a pipe.
 
     Args:
-        file: opened for reading bytes.
-        name: for messages.
+        file: opened in binary mode.
+        name: name of the file, for messages.
     """
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._file, self._name = file, name
         self._decoder = Aedat2Decoder(name)
         self._header_is_read = False
-        self.pending = b""  # of an event, or of the header, that is not whole
-        self.ended = False  # whether nothing came at the last call
+        self.pending = b""  # bytes of an incomplete event or header
+        self.ended = False  # True if the last `read` got no bytes
 
     @property
     def left(self) -> str:
-        """What is not whole, in words; nothing where all is."""
+        """Message about an incomplete event or header; empty if everything is complete."""
         if not self.pending:
             return ""
         if not self._header_is_read:
@@ -161,12 +161,13 @@ class Aedat2Stream:
         return f"{self._name} ends within an event: {len(self.pending)} of its 8 bytes came."
 
     def read(self) -> Recording:
-        """The events that are whole since the last call; what is left of one waits.
+        """Events completed since the last call; the bytes of an incomplete one are kept for the next call.
 
         Raises:
-            RecordingError: it is no AEDAT 2.0, or an address that no DVS128 has.
+            RecordingError: the file is not AEDAT 2.0, or an address cannot come from a DVS128.
         """
-        read = getattr(self._file, "read1", self._file.read)  # of a pipe: what is there
+        # On a pipe, `read1` returns the bytes available instead of blocking for more.
+        read = getattr(self._file, "read1", self._file.read)
         new = read(8 * _PORTION) or b""
         self.ended = not new
         data = self.pending + new
@@ -174,7 +175,7 @@ class Aedat2Stream:
             at = 0
             while data.startswith(b"#", at) and b"\n" in data[at:]:
                 at = data.index(b"\n", at) + 1
-            # Events begin with a zero.
+            # The first byte of an event is zero, so it cannot be mistaken for a header line.
             if at == len(data) or data.startswith(b"#", at):
                 if len(data) > _LONGEST_HEADER:
                     raise RecordingError(f"{self._name} is no AEDAT 2.0: its header does not end.")
@@ -188,13 +189,12 @@ class Aedat2Stream:
 
 
 def read_aedat2(path: str | Path) -> Recording:
-    """The events of an AEDAT 2.0 file of a DVS128, as CIFAR10-DVS has them.
+    """Events of an AEDAT 2.0 file of a DVS128, as in CIFAR10-DVS.
 
     `#` lines, then address and time [us] of each event, big-endian uint32. Bit 0 of an address is the
-    polarity, bits 1-7 are x, bits 8-14 y; an address with bit 15 is an input signal of the camera and left
-    out. The camera counts x from the right and says 0 for an ON event: both are turned around, as in the
-    authors' code, so that p = 1 is ON. Times of 2^31 us and more are read as they are; where the counter
-    runs over 2^32 they go on.
+    polarity, bits 1-7 are x, bits 8-14 y; bit 15 marks an input signal of the camera, which is skipped. The camera
+    counts x from the right and encodes ON as 0: both are inverted, as in the authors' code, so that p = 1 is ON. Times
+    are unsigned, and an overflow of the counter adds 2^32 us to later ones.
 
     Raises:
         RecordingError: another format or sensor, or a truncated file.
@@ -209,7 +209,7 @@ def read_aedat2(path: str | Path) -> Recording:
             )
         columns: list[NDArray[Any]] = [np.empty(size // 8, kind) for kind in (np.int64, np.int16, np.int16, np.int16)]
         decoder, kept = Aedat2Decoder(str(path)), 0
-        # In portions, so that a recording takes little more memory than its own events.
+        # Decode in chunks, so that memory stays little above that of the events themselves.
         while len(raw := file.read(8 * _PORTION)):
             some = decoder.decode(raw)
             here = slice(kept, kept + len(some.t))
@@ -220,13 +220,13 @@ def read_aedat2(path: str | Path) -> Recording:
 
 
 def read_aedat3(path: str | Path) -> Recording:
-    """The polarity events of an AEDAT 3.1 file, as DVS128 Gesture has them.
+    """Polarity events of an AEDAT 3.1 file, as in DVS128 Gesture.
 
     `#` lines, then packets: a header of 28 bytes (little-endian: type and source int16; size of an event,
     offset of its time, overflows of the time, capacity, number and valid number of events int32), and
     `capacity` events. A polarity event is data uint32 (bit 0 valid, bit 1 polarity, bits 2-16 y,
     bits 17-31 x) and time uint32 [us], to which the packet's overflows add 2^31 each. Packets of other
-    types and events that are marked invalid are left out.
+    types and invalid events are skipped.
 
     Raises:
         RecordingError: another format, or a truncated or damaged file.
@@ -238,7 +238,7 @@ def read_aedat3(path: str | Path) -> Recording:
     parts = []
     while at < len(data):
         if len(data) - at < _AEDAT3_HEADER.size:
-            raise RecordingError(f"{path}: the packet at byte {at} breaks off in its header. The file is truncated.")
+            raise RecordingError(f"{path}: the packet at byte {at} has an incomplete header. The file is truncated.")
         kind, _, size, time_at, overflows, capacity, number, _ = _AEDAT3_HEADER.unpack_from(data, at)
         if size < 1 or capacity < 0 or not 0 <= number <= capacity or overflows < 0:
             raise RecordingError(
@@ -275,10 +275,10 @@ def _no_events() -> Recording:
 
 
 def read_aedat4(path: str | Path) -> Recording:
-    """The events of an AEDAT 4 file's first event stream, as tonic's copy of CIFAR10-DVS has them.
+    """Events of the first event stream of an AEDAT 4 file, as in tonic's copy of CIFAR10-DVS.
 
-    Decoded by the `aedat` package. Its decoder trusts the sizes in a file, so a damaged one may end the
-    process: the event store reads these files in processes of their own.
+    Decoded by the `aedat` package, which trusts the sizes in a file, so a damaged file can crash the process. The event
+    store therefore reads these files in separate processes.
 
     Raises:
         RecordingError: another format, a damaged file, or one without an event stream.
@@ -294,7 +294,7 @@ def read_aedat4(path: str | Path) -> Recording:
     except RecordingError:
         raise
     except BaseException as error:
-        # The decoder is compiled code, whose panics are no Exception.
+        # The decoder is written in Rust, and its panics do not derive from Exception.
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
         reason = str(error).split("\n")[0][:200] or type(error).__name__
@@ -307,36 +307,36 @@ def read_aedat4(path: str | Path) -> Recording:
 
 @contextmanager
 def _numpys_errors(path: str | Path, what: str) -> Iterator[None]:
-    """Names the file where NumPy cannot read it."""
+    """Turn NumPy's errors into a RecordingError that names the file."""
     try:
         yield
     except FileNotFoundError as error:
         raise RecordingError(f"{path} does not exist.") from error
-    except Exception as error:  # zipfile, zlib and the parser of NumPy's header each have their own
+    except Exception as error:  # zipfile, zlib and NumPy's header parser raise many types
         reason = str(error).split("\n")[0][:200]
-        if "allow_pickle" in str(error):  # NumPy would advise to load whatever code is in the file
+        if "allow_pickle" in str(error):  # NumPy's own message suggests allowing pickles
             reason = "it holds Python objects, which could run any code"
         raise RecordingError(f"{path} cannot be read as {what} ({reason}). It is truncated or damaged.") from error
 
 
 def _require_plausible(path: str | Path) -> None:
-    """Refuses an archive that unpacks to far more than events do, before it takes the machine's memory.
+    """Refuse an archive that would exhaust memory: its compression ratio is too high for events.
 
     Raises:
-        RecordingError: it does.
+        RecordingError: the ratio exceeds the limit, and the content 1 GiB.
     """
     with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         packed = sum(info.compress_size for info in archive.infolist())
         unpacked = sum(info.file_size for info in archive.infolist())
-        if unpacked > max(2**30, _MOST_PACKED * packed):
+        if unpacked > max(2**30, _MAX_COMPRESSION * packed):
             raise RecordingError(
-                f"{path} has {packed / 2**20:,.0f} MiB and would unpack to {unpacked / 2**30:,.0f} GiB, as no events "
-                "do: it is not read."
+                f"{path} has {packed / 2**20:,.0f} MiB and would unpack to {unpacked / 2**30:,.0f} GiB, far more "
+                "than events can: it is not read."
             )
 
 
 def read_gesture_npy(path: str | Path) -> Recording:
-    """The events of a clip of tonic's pre-cut DVS128 Gesture: an array [N, 4] of x, y, polarity and time [ms].
+    """Events of a clip of tonic's pre-cut DVS128 Gesture: an array [N, 4] of x, y, polarity and time [ms].
 
     Raises:
         RecordingError: another format, or a truncated file.
@@ -358,7 +358,7 @@ def read_gesture_npy(path: str | Path) -> Recording:
 
 
 def read_numpy(path: str | Path) -> Recording:
-    """The events of a .npz with the arrays x, y, t [us] and p, or of a .npy with a structured array of these fields.
+    """Events of a .npz with the arrays x, y, t [us] and p, or of a .npy with a structured array of these fields.
 
     Polarities are 0 and 1, -1 and 1, or booleans.
 
@@ -380,12 +380,12 @@ def read_numpy(path: str | Path) -> Recording:
     return recording_of(columns["x"], columns["y"], columns["t"], columns["p"], name=str(path))
 
 
-# Formats of single recordings by their suffix.
+# Suffixes of files that hold one recording.
 SUFFIXES = (".aedat", ".aedat4", ".bin", ".npy", ".npz")
 
 
 def read_any(path: str | Path) -> Recording:
-    """The events of a file in a format that its suffix, or for .aedat its first line, names; see SUFFIXES.
+    """Events of a file; the suffix (see SUFFIXES) selects the format, for .aedat together with the first line.
 
     Raises:
         RecordingError: another format, or a damaged file.
@@ -405,7 +405,7 @@ def read_any(path: str | Path) -> Recording:
 
 
 class Trial(NamedTuple):
-    """A labelled part of a recording: class from 0, and the times [us] at which it starts and is over."""
+    """A labelled part of a recording: class from 0, start and end time [us]."""
 
     label: int
     start: int
@@ -413,13 +413,12 @@ class Trial(NamedTuple):
 
 
 def read_trials(path: str | Path, classes: int) -> list[Trial]:
-    """The trials in a label table of DVS128 Gesture: lines `class,startTime_usec,endTime_usec`, class from 1.
+    """Trials of a DVS128 Gesture label table: lines `class,startTime_usec,endTime_usec`, class from 1.
 
-    A class may occur twice. Trials may overlap by a little, as they do in user22_led_labels.csv.
+    A class may occur twice. Trials may overlap slightly, as in user22_led_labels.csv.
 
     Raises:
-        RecordingError: the table is missing, has another form, names an unknown class, or its trials are not
-            in order of their start.
+        RecordingError: the table is missing or malformed, names an unknown class, or is not sorted by start time.
     """
     try:
         lines = list(csv.reader(_content(path).decode("utf-8-sig").splitlines()))
@@ -447,10 +446,10 @@ def read_trials(path: str | Path, classes: int) -> list[Trial]:
 
 
 def cut(recording: Recording, trials: Sequence[Trial], path: Path) -> list[Recording]:
-    """The events of each trial, start <= t < end.
+    """Events of each trial, start <= t < end.
 
     Raises:
-        RecordingError: a trial holds no event: table and recording do not belong together.
+        RecordingError: a trial holds no event, so table and recording do not match.
     """
     t = recording.t
     ordered = not (t[1:] < t[:-1]).any()
@@ -470,17 +469,17 @@ def cut(recording: Recording, trials: Sequence[Trial], path: Path) -> list[Recor
     return parts
 
 
-# What the event store calls: (label, recording) of everything in some files. Functions of this module, so
-# that a process of its own can find them.
+# `RawFile.read` functions of the event store: (label, recording) of everything in some files. Defined at module level,
+# so that reader processes can unpickle them.
 
 
 def single(reader: Callable[[Path], Recording], files: tuple[Path, ...], label: int) -> list[tuple[int, Recording]]:
-    """A file that holds one recording."""
+    """Read a file that holds one recording."""
     return [(label, reader(files[0]))]
 
 
 def gesture_trials(files: tuple[Path, ...], classes: int) -> list[tuple[int, Recording]]:
-    """A recording of DVS128 Gesture and its label table: one recording for each trial, in the table's order."""
+    """Read a DVS128 Gesture recording and its label table: one recording per trial, in the table's order."""
     path, table = files
     trials = read_trials(table, classes)
     return [(t.label, part) for t, part in zip(trials, cut(read_aedat3(path), trials, path), strict=True)]

@@ -1,4 +1,4 @@
-"""A recording in memory: events in order of time, and the sensor that they lie on."""
+"""Recordings in memory: time-ordered events and their sensor."""
 
 import operator
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from plif_lightning.errors import UserError
 
 Ints: TypeAlias = NDArray[np.integer[Any]]
-# strict refuses a recording whose times run backwards; as_recorded keeps its events in the file's order
+# `strict` refuses a recording whose times run backwards; `as_recorded` keeps the file's order.
 TimeOrder = Literal["strict", "as_recorded"]
 
 
 class RecordingError(UserError):
-    """A file is not a recording of the expected format and sensor; the message names the file."""
+    """A file is not a recording of the expected format and sensor. The message names the file."""
 
 
 class Sensor(NamedTuple):
@@ -25,10 +25,10 @@ class Sensor(NamedTuple):
 
     @classmethod
     def of(cls, size: Any) -> "Sensor":
-        """A sensor's size from (height, width).
+        """Sensor from (height, width).
 
         Raises:
-            UserError: it is none.
+            UserError: `size` is not a pair of positive integers.
         """
         try:
             height, width = (operator.index(side) for side in size)
@@ -65,12 +65,12 @@ class Recording(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A recording as the event store keeps it: 6 bytes an event.
+    """A recording in the event store's format, 6 bytes per event.
 
     Attributes:
-        address: place in a frame [2, H, W], that is p * H * W + y * W + x; uint16 (uint32 on large sensors) [N].
-        time: since the first event [us], uint32 [N].
-        start: time of the first event [us]; 0 where there is none.
+        address: index into a frame [2, H, W], p * H * W + y * W + x; uint16 (uint32 for large sensors) [N].
+        time: time since the first event [us], uint32 [N].
+        start: time of the first event [us]; 0 if there is none.
     """
 
     address: Ints
@@ -79,15 +79,15 @@ class Packed(NamedTuple):
 
 
 def address_type(sensor: Sensor) -> np.dtype[Any]:
-    """The smallest type for the addresses of a sensor."""
+    """Smallest dtype that holds the addresses of a sensor."""
     return np.dtype(np.uint16 if 2 * sensor.pixels <= 2**16 else np.uint32)
 
 
 def _whole(values: NDArray[Any], what: str, name: str) -> Ints:
-    """Integers as they are, and floating-point numbers that are whole as integers.
+    """Integers, converted from booleans or from floating-point numbers without a fraction.
 
     Raises:
-        RecordingError: they are neither.
+        RecordingError: a value is not a whole number or not below 2^63.
     """
     if values.dtype == np.uint64 and len(values) and values.max() >= 2**63:
         raise RecordingError(f"{name}: {what} must lie below 2^63, got {values.max()}.")
@@ -106,19 +106,19 @@ def _whole(values: NDArray[Any], what: str, name: str) -> Ints:
 def recording_of(
     x: Any, y: Any = None, t: Any = None, p: Any = None, name: str = "events", sorted_by_time: bool = False
 ) -> Recording:
-    """A recording from columns of any kind.
+    """Recording from arrays, lists, tensors or a structured array.
 
     Args:
-        x: column of each event [pixel]: an array, a list or a tensor, [N]; or instead of all four a structured array
-            with the fields x, y, t and p (or `polarity`), as tonic gives them, or a `Recording`.
+        x: column of each event [pixel]: an array, a list or a tensor, [N]; or, in place of all four arguments, a
+            structured array with the fields x, y, t and p (or `polarity`), as from tonic, or a `Recording`.
         y: row [pixel].
         t: time [us].
         p: polarity: 0 and 1, -1 and 1, or booleans.
-        name: for messages.
-        sorted_by_time: put the events in order of time.
+        name: name of the recording, for messages.
+        sorted_by_time: sort the events by time.
 
     Raises:
-        RecordingError: something is missing, of another length, or no number.
+        RecordingError: a column is missing, not numeric or of another length.
     """
     if isinstance(x, Recording) and y is None and t is None and p is None:
         t, x, y, p = x
@@ -133,11 +133,11 @@ def recording_of(
         try:
             columns[what] = np.asarray(values.detach() if hasattr(values, "detach") else values)
         except (ValueError, TypeError) as error:  # lists of several lengths, a tensor on a GPU
-            raise RecordingError(f"{name}: {what} must be one number an event ({error}).") from error
+            raise RecordingError(f"{name}: {what} must be one number per event ({error}).") from error
     for what, values in columns.items():
         if values.dtype == object or values.ndim != 1 or values.dtype.kind not in "iufb":
             raise RecordingError(
-                f"{name}: {what} must be one number an event, got {values.dtype} {list(values.shape)}."
+                f"{name}: {what} must be one number per event, got {values.dtype} {list(values.shape)}."
             )
     if len({len(values) for values in columns.values()}) > 1:
         lengths = ", ".join(f"{len(values)} of {what}" for what, values in columns.items())
@@ -153,17 +153,17 @@ def recording_of(
 
 
 def pack(recording: Recording, sensor: Sensor, name: str, time_order: TimeOrder = "strict") -> Packed:
-    """A checked recording in the store's form.
+    """Check a recording and convert it to the store's format.
 
     Args:
         recording: N >= 0 events.
-        sensor: on which all of them must lie.
-        name: of the file, for messages.
+        sensor: sensor that must contain all of them.
+        name: name of the file, for messages.
         time_order: `strict` or `as_recorded`.
 
     Raises:
-        RecordingError: a value is no whole number, a coordinate or polarity lies outside the sensor, a time runs
-            backwards, or the recording is longer than 71 minutes (2^32 us).
+        RecordingError: a value is not a whole number, a coordinate or polarity is out of range, time runs backwards,
+            or the recording is longer than 71 minutes (2^32 us).
     """
     if len(recording.t) == 0:
         return Packed(np.zeros(0, address_type(sensor)), np.zeros(0, np.uint32), 0)
@@ -187,7 +187,7 @@ def pack(recording: Recording, sensor: Sensor, name: str, time_order: TimeOrder 
     if int(t.max()) - start >= 2**32:
         raise RecordingError(
             f"{name}: its events span {(int(t.max()) - start) / 6e7:.0f} minutes; at most 71 (2^32 us) are expected. "
-            "It is damaged, its clock was reset while it was recorded, or its times are no microseconds."
+            "It is damaged, its clock was reset while it was recorded, or its times are not in microseconds."
         )
     address = p.astype(np.uint32) * np.uint32(sensor.pixels)
     address += y.astype(np.uint32) * np.uint32(sensor.width)

@@ -1,4 +1,4 @@
-"""Event stores on object storage, at any address that fsspec knows (`s3://`, `file://`); each machine copies once."""
+"""Event stores on object storage, at any fsspec URL (`s3://`, `file://`). Each machine downloads a store once."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ _PORTION = 2**24  # bytes
 
 
 def copies_of(address: str) -> Path:
-    """Where this machine keeps its copies of the stores at an address: in the folder of temporary files."""
+    """Local folder for copies of the stores at a URL, below the system's temporary folder."""
     name = hashlib.blake2b(address.encode(), digest_size=8).hexdigest()
     user = os.getuid() if hasattr(os, "getuid") else "user"
     return Path(tempfile.gettempdir()) / f"plif_lightning-{user}" / name
@@ -28,24 +28,24 @@ def copies_of(address: str) -> Path:
 
 @contextmanager
 def _reaching(address: str) -> Iterator[None]:
-    """Whatever goes wrong at an address names it, but that a file is not there."""
+    """Turn any error except a missing file into a StoreError that names the URL."""
     try:
         yield
     except (StoreError, FileNotFoundError):
         raise
-    except Exception as error:  # each file system has its own
+    except Exception as error:  # every fsspec backend has its own error types
         missing = f" Install what is missing: {error}." if isinstance(error, ImportError) else ""
         reason = "" if missing else f" ({' '.join(str(error).split()) or type(error).__name__})"
         raise StoreError(f"the event stores at {address} cannot be reached{reason}.{missing}") from error
 
 
 def fetch(address: str, folder: Path, kind: Kind) -> bool:
-    """Copies a store from an address into a folder, unless the same one is there; whether the address has one.
+    """Download a store from a URL into a folder, unless it is already there. True if the URL has a store.
 
     The caller holds `locked(folder)`.
 
     Raises:
-        StoreError: the address cannot be reached, or what came is not what the store says.
+        StoreError: the URL cannot be reached, or the copy does not match its checksums.
         OSError: the copy cannot be written.
     """
     here = folder / f"{kind.name}.json"
@@ -54,43 +54,43 @@ def fetch(address: str, folder: Path, kind: Kind) -> bool:
         return False
     name = _folder_of(text, kind, address)
     if here.is_file() and here.read_bytes() == text:
-        with suppress(StoreError):  # an array may have been swept out of the folder of temporary files
+        with suppress(StoreError):  # the system may have deleted an array from its temporary folder
             EventStore(folder, kind)
             return True
-    beside = folder / f"{name}.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    staging = folder / f"{name}.tmp"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
     try:
         for array in ARRAYS:
-            with naming(beside / f"{array}.npy"), (beside / f"{array}.npy").open("wb") as copy:
+            with naming(staging / f"{array}.npy"), (staging / f"{array}.npy").open("wb") as copy:
                 _copy(f"{address}/{name}/{array}.npy", copy)
         shutil.rmtree(folder / name, ignore_errors=True)
-        beside.rename(folder / name)
+        staging.rename(folder / name)
         with written_whole(here, "wb") as file:
             file.write(text)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     try:
         EventStore(folder, kind).verify()
     except StoreError as error:
         here.unlink()
-        raise StoreError(f"the copy of {address}/{kind.name}.json is not what was built: {error}") from error
+        raise StoreError(f"the copy of {address}/{kind.name}.json differs from what was built: {error}") from error
     remove_others(folder, kind, folder / name)
     return True
 
 
 def classes_at(address: str, kind: Kind) -> tuple[str, ...]:
-    """Names of the classes of the store at an address; () where there is none, or it does not hold them.
+    """Class names of the store at a URL; () if there is no store or it has no names.
 
     Raises:
-        StoreError: the address cannot be reached.
+        StoreError: the URL cannot be reached.
     """
     text = _text_at(address, kind)
     return () if text is None else _classes_of(_meta(text, kind, address))
 
 
 def _text_at(address: str, kind: Kind) -> bytes | None:
-    """The NAME.json of a store at an address; None where there is none."""
+    """Content of the store's NAME.json at a URL; None if there is none."""
     try:
         with _reaching(address):
             files, root = fsspec.core.url_to_fs(address)
@@ -108,17 +108,17 @@ def _meta(text: bytes, kind: Kind, address: str) -> dict[str, Any]:
     try:
         meta = json.loads(text)
         if not isinstance(meta, dict):
-            raise TypeError(f"{type(meta).__name__} is no table")
+            raise TypeError(f"{type(meta).__name__} is not a JSON object")
     except (ValueError, TypeError) as error:
         raise StoreError(f"{address}/{kind.name}.json is damaged ({type(error).__name__}: {error}).") from error
     return meta
 
 
 def _folder_of(text: bytes, kind: Kind, address: str) -> str:
-    """The name of a store's folder of arrays. A stranger may have written it: it must be the one that a build gives.
+    """Folder name of a store's arrays. It is untrusted input, so it must be the name that a build would choose.
 
     Raises:
-        StoreError: it is another one, or the store is of other classes.
+        StoreError: it is a different name, or the store has other classes.
     """
     meta = _meta(text, kind, address)
     try:
@@ -128,7 +128,7 @@ def _folder_of(text: bytes, kind: Kind, address: str) -> str:
     if kind.classes and (found := _classes_of(meta)) != kind.classes:
         raise StoreError(
             f"the event store at {address} holds recordings of {', '.join(found) or 'unnamed classes'}, but those here "
-            f"are of {', '.join(kind.classes)}: name another address with --data.store."
+            f"are of {', '.join(kind.classes)}: pass another URL with --data.store."
         )
     if name != expected or not re.fullmatch(r"[\w.-]+", name):
         raise StoreError(f"{address}/{kind.name}.json is no event store of this project: its folder is {name!r}.")
@@ -141,7 +141,7 @@ def _copy(source: str, to: IO[bytes]) -> None:
             files, path = fsspec.core.url_to_fs(source)
             remote = files.open(path, "rb")
     except FileNotFoundError as error:
-        raise StoreError(f"{source} is missing: that store is not whole.") from error
+        raise StoreError(f"{source} is missing: that store is incomplete.") from error
     with remote:
         while True:
             with _reaching(source):
@@ -152,10 +152,10 @@ def _copy(source: str, to: IO[bytes]) -> None:
 
 
 def publish(address: str, folder: Path, kind: Kind) -> None:
-    """Copies a store from a folder to an address, its NAME.json last: a copy that was broken off is none.
+    """Upload a store from a folder to a URL, NAME.json last: an interrupted upload does not count as a store.
 
     Raises:
-        StoreError: the address cannot be reached or written.
+        StoreError: the URL cannot be reached or written.
     """
     store = EventStore(folder, kind)
     with _reaching(address):

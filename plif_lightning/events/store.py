@@ -1,7 +1,7 @@
-"""The event store: all recordings of a split in a few arrays, memory-mapped, built once.
+"""The event store: all recordings of a split in a few memory-mapped arrays, built once.
 
-NAME.json is the store: it names the folder of its arrays, and is written last and whole. Whatever a killed
-build leaves beside it is not a store, and the next build takes it away.
+NAME.json defines the store: it names the folder of the arrays and is written last, atomically. The leftovers of a
+killed build are therefore not a store; the next build deletes them.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ from plif_lightning.runtime.files import reason, written_whole
 from plif_lightning.runtime.locks import file_lock
 from plif_lightning.runtime.mapped import explain_bus_errors
 
-# Raised by one where a build would give other arrays from the same files; older stores are then rebuilt.
+# Increment when a build produces other arrays from the same files; older stores are then rebuilt.
 FORMAT = 2
-# Below this size starting processes takes longer than reading.
-_WORTH_PROCESSES = 64 * 2**20
-# Files are read in portions of about this size, so that neither a process nor the queue holds much at once.
+# Raw data below this size is read in this process, because starting others would take longer.
+_MIN_BYTES_FOR_PROCESSES = 64 * 2**20
+# Files are read in chunks of about this size, which bounds the memory of the reader processes and the queue.
 _PORTION = 16 * 2**20
-# Of address space, for a process that decodes files whose decoder trusts the sizes in them.
+# Address space of a process whose decoder trusts the sizes in a file.
 _MEMORY = 8 * 2**30
 
 
@@ -51,20 +51,20 @@ class StoreError(UserError):
 
 
 class DamagedStoreError(StoreError):
-    """A store is not what was built."""
+    """A store differs from what was built."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RawFile:
-    """A file (or several that belong together) and how its recordings are read; must be picklable.
+    """A file (or several that belong together) and the function that reads its recordings; must be picklable.
 
     Attributes:
-        name: of the recording, relative to the data set's folder, with `/`.
-        paths: that are read; their sizes and times of change tell whether a store is up to date.
-        read: gives (label, recording) for each recording in `paths`; a function of a module.
+        name: name of the recording, relative to the data set's folder, with `/`.
+        paths: files to read; a store is up to date if their sizes and modification times are unchanged.
+        read: returns (label, recording) for each recording in `paths`; a module-level function.
         label: passed to `read`.
-        recordings: how many `read` will give.
-        own_process: whether a damaged file may take the process with it that reads it.
+        recordings: number of recordings that `read` returns.
+        own_process: read in a separate process, because a damaged file may crash it.
     """
 
     name: str
@@ -75,10 +75,10 @@ class RawFile:
     own_process: bool = False
 
     def stats(self) -> list[os.stat_result]:
-        """What the file system says of each file.
+        """File status of each path.
 
         Raises:
-            RecordingError: one of them is missing.
+            RecordingError: a file is missing.
         """
         try:
             return [path.stat() for path in self.paths]
@@ -91,14 +91,14 @@ class RawFile:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a store is to hold, its raw files aside: everything that changes its arrays.
+    """Specification of a store: everything besides the raw files that determines its arrays.
 
     Attributes:
-        title: of the data set and split, for messages.
-        name: of the store's files.
+        title: data set and split, for messages.
+        name: name of the store's files.
         sensor: size of the camera.
         time_order: see `recording.pack`.
-        classes: names of the labels, where the files say them; () where they are known anyway.
+        classes: class names, if they come from the files; () if the data set defines them.
     """
 
     title: str
@@ -109,7 +109,7 @@ class Kind:
 
 
 def fingerprint(kind: Kind, raw_files: Sequence[RawFile]) -> str:
-    """Changes where the format, an option, or any raw file's name, label, size or time of change does."""
+    """Hash of the format, the options and every raw file's name, label, size and modification time."""
     digest = hashlib.blake2b(repr((FORMAT, kind.sensor, kind.time_order)).encode(), digest_size=16)
     for raw in raw_files:
         stats = [(stat.st_size, stat.st_mtime_ns) for stat in raw.stats()]
@@ -121,24 +121,24 @@ class EventStore:
     """The recordings of one split.
 
     Args:
-        folder: that holds the store.
-        kind: what it is to hold.
-        expected: the fingerprint that it must have, where only one will do: of a store that was opened before.
+        folder: folder of the store.
+        kind: specification that it must match.
+        expected: required fingerprint, when reopening the same store in another process; None accepts any.
 
     Attributes:
-        address: of all events, place in a frame [2, H, W].
-        time: of all events since their recording's first one [us], uint32.
+        address: index into a frame [2, H, W] of every event.
+        time: time of every event since its recording's first one [us], uint32.
         offset: recording i has events [offset[i], offset[i + 1]), int64 [n + 1].
         label: int64 [n].
         start: time of each recording's first event [us], int64 [n].
-        name: file and place in it that each recording comes from, [n].
-        classes: names of the labels; () where it does not hold them.
+        name: source file of each recording, and its index in that file if there are several, [n].
+        classes: class names; () if the store has none.
 
-    An array whose file has another size or time of change than it had is read once, and compared with its checksum.
+    If an array's file size or modification time has changed, it is read once and compared with its checksum.
 
     Raises:
-        StoreError: there is no such store, or it holds something else.
-        DamagedStoreError: an array is not as it was written.
+        StoreError: there is no such store, or it does not match `kind`.
+        DamagedStoreError: an array differs from what was written.
     """
 
     address: NDArray[Any]
@@ -171,7 +171,7 @@ class EventStore:
                 f"{self.path} holds recordings of {', '.join(self.classes)}, not of {', '.join(kind.classes)}."
             )
         if expected not in (None, self.fingerprint):
-            raise StoreError(f"{self.path} was built anew by another process meanwhile. Start again.")
+            raise StoreError(f"{self.path} was rebuilt by another process in the meantime. Start again.")
         for name, (shape, dtype) in expected_arrays.items():
             setattr(self, name, self._open(name, shape, dtype))
         n = len(self.label)
@@ -188,51 +188,54 @@ class EventStore:
         explain_bus_errors()
 
     def _require_unchanged(self) -> None:
-        """Verifies arrays that may have been written to since that was done: loaders do not look at what they read."""
+        """Verify arrays that may have changed since the last verification: loaders do not check what they read."""
         with suppress(OSError, ValueError):
-            if json.loads(_seen(self.path).read_text("utf-8")) == _sizes_and_times(self.folder):
+            if json.loads(_verification_file(self.path).read_text("utf-8")) == _sizes_and_times(self.folder):
                 return
         self.verify()
-        with suppress(OSError):  # it may lie where nobody may write
-            _note_as_seen(self.path, self.folder)
+        with suppress(OSError):  # the folder may be read-only
+            _record_verification(self.path, self.folder)
 
     def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         path = self.folder / f"{name}.npy"
         try:
             array = np.load(path, mmap_mode="r" if name in ("address", "time") and 0 not in shape else None)
-        except Exception as error:  # NumPy parses the header with Python's own parser, which has many errors
+        except Exception as error:  # NumPy evaluates the header as Python, which raises many types
             raise DamagedStoreError(f"{path} is missing or damaged ({error}).") from error
         if array.shape != shape or array.dtype != dtype:
             raise DamagedStoreError(
                 f"{path} is damaged: {dtype} {list(shape)} expected, got {array.dtype} {list(array.shape)}."
             )
-        # A plain array on the same memory: every access to a memmap object costs a little.
+        # A plain array on the same memory avoids the overhead of memmap objects.
         return np.asarray(array)
 
     def __len__(self) -> int:
         return len(self.label)
 
     def __reduce__(self) -> tuple[type["EventStore"], tuple[Path, Kind, str]]:
-        # Another process maps the files itself, instead of getting gigabytes through a pipe.
+        # Unpickling maps the files again, instead of sending gigabytes through a pipe.
         return EventStore, (self.path.parent, self.kind, self.fingerprint)
 
     def verify(self) -> int:
-        """Reads all arrays once and compares their checksums; how many there are.
+        """Read all arrays and compare their checksums.
+
+        Returns:
+            Number of arrays.
 
         Raises:
-            StoreError: one differs.
+            DamagedStoreError: a checksum differs.
         """
         for name, expected in self._checksums.items():
             if _checksum(self.folder / f"{name}.npy") != expected:
                 raise DamagedStoreError(
                     f"{self.folder / f'{name}.npy'} is damaged: its checksum is not the one of its build. Delete "
-                    f"{self.path}, and it will be built anew."
+                    f"{self.path} to rebuild it."
                 )
         return len(self._checksums)
 
     @property
     def content(self) -> str:
-        """Changes where a recording or a label does, and only then."""
+        """Checksums of all recordings and labels, as one string."""
         return "".join(self._checksums[name] for name in ("address", "time", "label", "offset"))
 
     @property
@@ -241,19 +244,19 @@ class EventStore:
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
 
-def _seen(path: Path) -> Path:
-    """Holds what the arrays of the store NAME.json were like when they were last verified."""
+def _verification_file(path: Path) -> Path:
+    """File with the sizes and modification times of the arrays at their last verification."""
     return path.with_suffix(".seen.json")
 
 
 def _sizes_and_times(folder: Path) -> dict[str, list[int]]:
-    """What tells whether the files of arrays may have been written to."""
+    """Size and modification time [ns] of each array's file."""
     stats = {name: (folder / f"{name}.npy").stat() for name in ARRAYS}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
-def _note_as_seen(path: Path, folder: Path) -> None:
-    with written_whole(_seen(path)) as file:
+def _record_verification(path: Path, folder: Path) -> None:
+    with written_whole(_verification_file(path)) as file:
         json.dump(_sizes_and_times(folder), file)
 
 
@@ -263,7 +266,7 @@ def _checksum(path: Path) -> str:
 
 
 class _Column:
-    """A one-dimensional array that is written from its beginning to its end, as a .npy file."""
+    """A one-dimensional .npy file, written sequentially."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
         self.path, self.dtype, self.length = path, dtype, 0
@@ -272,7 +275,7 @@ class _Column:
 
     def _write_header(self) -> None:
         header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
-        # NumPy leaves room for the longest length, so that the header's size never changes.
+        # NumPy pads the header for the largest length, so its size never changes.
         np.lib.format.write_array_header_1_0(self.file, header)
 
     def append(self, values: NDArray[Any]) -> None:
@@ -290,7 +293,7 @@ class _Column:
 
 
 def _read(raw_files: Sequence[RawFile], kind: Kind) -> list[tuple[int, str, Packed]]:
-    """(label, name, recording) of all recordings in some raw files; runs in a process of its own."""
+    """(label, name, recording) of all recordings in some raw files; may run in a separate process."""
     found = []
     if any(raw.own_process for raw in raw_files):
         _limit_memory()
@@ -307,14 +310,14 @@ def _read(raw_files: Sequence[RawFile], kind: Kind) -> list[tuple[int, str, Pack
 
 
 def _limit_memory() -> None:
-    """Ends this process rather than the machine's memory where a damaged file asks for too much of it."""
+    """Limit this process's memory, so that a damaged file ends it instead of exhausting the machine."""
     try:
         import resource
     except ImportError:  # not on Windows
         return
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
-    with suppress(ValueError, OSError):  # macOS takes no limit that is below what it has reserved
+    with suppress(ValueError, OSError):  # macOS refuses a limit below what is already reserved
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
@@ -334,15 +337,15 @@ def _portions(raw_files: Sequence[RawFile]) -> Iterator[list[RawFile]]:
 def _read_all(
     raw_files: Sequence[RawFile], kind: Kind, processes: int | None
 ) -> Iterator[list[tuple[int, str, Packed]]]:
-    """The recordings of all raw files in their order, read by several processes where that pays."""
+    """Recordings of all raw files in order, read in parallel if there is enough data."""
     needed = any(raw.own_process for raw in raw_files)
     if processes is None:
-        processes = cores() if sum(raw.size() for raw in raw_files) >= _WORTH_PROCESSES else 0
+        processes = cores() if sum(raw.size() for raw in raw_files) >= _MIN_BYTES_FOR_PROCESSES else 0
     if processes == 0 and not needed:
         for portion in _portions(raw_files):
             yield _read(portion, kind)
         return
-    # Spawned: a fork would copy the threads' locks of whatever runs in this process.
+    # Spawned, because a fork would copy locks that other threads hold.
     with _process_pool(max(1, processes)) as executor:
         waiting: deque[tuple[list[RawFile], Future[list[tuple[int, str, Packed]]]]] = deque()
         portions = _portions(raw_files)
@@ -362,7 +365,7 @@ def _read_all(
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone, however that ended."""
+    """End this process when its parent has exited for any reason, including SIGKILL."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -379,9 +382,9 @@ def _process_pool(processes: int) -> ProcessPoolExecutor:
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """A process that is spawned meanwhile does not import the program that runs here.
+    """Keep spawned processes from importing this program's main module.
 
-    It needs nothing of it, and a program that does not look at `__name__` would start all over again in it.
+    They do not need it, and a script without a `__name__` guard would run again in each of them.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -392,7 +395,7 @@ def _without_main() -> Iterator[None]:
 
 
 def _who_died(raw_files: Sequence[RawFile], kind: Kind) -> str:
-    """Which file ends the process that reads it: each one whose decoder might is tried in a process of its own."""
+    """Error message for a lost reader process. To find the cause, read each unsafe file again in its own process."""
     for raw in raw_files:
         if not raw.own_process:
             continue
@@ -402,10 +405,10 @@ def _who_died(raw_files: Sequence[RawFile], kind: Kind) -> str:
                     future = executor.submit(_read, [raw], kind)
                 future.result()
             except BrokenProcessPool:
-                return f"{raw.paths[0]} cannot be read: it ends the process that decodes it. The file is damaged."
+                return f"{raw.paths[0]} cannot be read: it crashes the process that decodes it. The file is damaged."
     return (
-        f"{kind.title}: a process that reads recordings was ended from outside, as happens where memory runs out, "
-        f"between {raw_files[0].paths[0]} and {raw_files[-1].paths[-1]}. Nothing was left behind; try again."
+        f"{kind.title}: a process that reads recordings was killed from outside, for example because memory ran "
+        f"out, between {raw_files[0].paths[0]} and {raw_files[-1].paths[-1]}. Nothing was left behind; try again."
     )
 
 
@@ -420,13 +423,13 @@ def _out_of(error: OSError, folder: Path, what: str, option: str = "data.store")
 def locked(
     folder: Path, waits: Callable[[], None] = lambda: None, what: str = "the event store", option: str = "data.store"
 ) -> Iterator[None]:
-    """Holds the lock of a folder: one process at a time writes there.
+    """Hold the lock of a folder, so that one process at a time writes there.
 
     Args:
-        folder: is made where it is missing.
-        waits: called once where another process holds the lock.
-        what: is written there, for messages.
-        option: that names another folder.
+        folder: created if it is missing.
+        waits: called once if another process holds the lock.
+        what: content of the folder, for messages.
+        option: command-line option that sets the folder, for messages.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -446,7 +449,7 @@ def locked(
     try:
         yield
     except BaseException:
-        if made and folder.is_dir() and set(folder.iterdir()) == {folder / ".lock"}:  # nothing came of it
+        if made and folder.is_dir() and set(folder.iterdir()) == {folder / ".lock"}:  # nothing was written
             (folder / ".lock").unlink()
             for place in made:
                 with suppress(OSError):
@@ -463,16 +466,16 @@ def build(
     progress: Callable[[int], None] = lambda recordings: None,
     processes: int | None = None,
 ) -> EventStore:
-    """Builds the store of some raw files, and puts it in the place of what was there before.
+    """Build the store of some raw files, replacing an existing one.
 
     The caller holds `locked(folder)`.
 
     Args:
-        folder: that is to hold the store.
-        kind: what it holds.
-        raw_files: in the order that the recordings get.
-        progress: called with the number of recordings that were added.
-        processes: that read; None for all cores where the data is large, 0 for none beside this one.
+        folder: folder of the store.
+        kind: specification of the store.
+        raw_files: raw files, in the order of the recordings.
+        progress: called with the number of recordings added since the last call.
+        processes: number of reader processes; None uses all cores for large data, 0 reads in this process.
 
     Raises:
         RecordingError: a file cannot be read.
@@ -480,13 +483,13 @@ def build(
     """
     mark = fingerprint(kind, raw_files)
     final = folder / f"{kind.name}.{mark}"
-    beside = folder / f"{kind.name}.{mark}.tmp"
+    staging = folder / f"{kind.name}.{mark}.tmp"
     _remove(path for path in folder.glob(f"{kind.name}.*.tmp"))
     try:
-        beside.mkdir(parents=True)
-        arrays = _write(beside, kind, _read_all(raw_files, kind, processes), progress)
-        _remove([final])  # of the same raw files, but damaged
-        beside.rename(final)
+        staging.mkdir(parents=True)
+        arrays = _write(staging, kind, _read_all(raw_files, kind, processes), progress)
+        _remove([final])  # a damaged build of the same raw files
+        staging.rename(final)
         with written_whole(folder / f"{kind.name}.json") as file:
             meta = {
                 "format": FORMAT,
@@ -499,18 +502,18 @@ def build(
                 "arrays": arrays,
             }
             json.dump(meta, file, indent=2)
-        _note_as_seen(folder / f"{kind.name}.json", final)  # what was just written is what was summed up
+        _record_verification(folder / f"{kind.name}.json", final)  # the checksums were just computed
     except OSError as error:
         raise _out_of(error, folder, f"the event store of {kind.title}") from error
     finally:
-        _remove([beside])
+        _remove([staging])
     store = EventStore(folder, kind)
     remove_others(folder, kind, final)
     return store
 
 
 def remove_others(folder: Path, kind: Kind, but: Path) -> None:
-    """Takes away the arrays of older stores of this kind."""
+    """Delete the arrays of older stores of this kind."""
     _remove([path for path in folder.glob(f"{kind.name}.*") if path.is_dir() and path != but])
 
 

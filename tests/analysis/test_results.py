@@ -1,6 +1,7 @@
 """The table of results: a row a run, whose command repeats it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -123,9 +124,9 @@ def line(**cells):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("a,b\n1,2\n", "its columns are others .data, source"),
+        ("a,b\n1,2\n", "its columns differ .data, source"),
         (f"{','.join(COLUMNS)}\n1,2\n", "line 2 has too few or too many values"),
-        (f"{','.join(COLUMNS)},notes\n", "its columns are others .notes"),
+        (f"{','.join(COLUMNS)},notes\n", "its columns differ .notes"),
         (line(), "accuracy in line 2 must be a number, got 'x'"),
         (line(accuracy="9", seconds="", epochs="10.0"), "epochs in line 2 must be a whole number, got '10.0'"),
         (
@@ -310,5 +311,21 @@ def test_the_commands_of_the_results_are_of_the_runs_that_they_tell_of():
         assert "dirty" not in row["commit"]
 
 
-def test_the_table_of_the_readme_is_that_of_the_results():
-    assert markdown(results_table(read_results(RESULTS))) in (REPOSITORY / "README.md").read_text()
+def test_the_table_of_all_runs_is_that_of_the_results():
+    assert markdown(results_table(read_results(RESULTS))) in (REPOSITORY / "configs/RESULTS.md").read_text()
+
+
+def test_the_short_table_of_the_readme_is_of_measured_runs():
+    """Accuracy, epochs and minutes of each of its rows are those of a row of the results."""
+    lines = (REPOSITORY / "README.md").read_text().splitlines()
+    short = [re.split(r"\s*\|\s*", line)[1:-1] for line in lines if re.search(r"\| \d+\.\d\d \([AB]\) \|", line)]
+    table = markdown(results_table(read_results(RESULTS))).splitlines()
+    whole = {
+        (row[5].split(" ")[0], row[4], row[3], row[7])
+        for row in (re.split(r"\s*\|\s*", line)[1:-1] for line in table)
+        if len(row) == 8
+    }
+    assert len(short) >= 8
+    for row in short:
+        accuracy, protocol = row[2].rstrip(")").split(" (")
+        assert (accuracy, protocol, row[4], row[5]) in whole
