@@ -1,4 +1,4 @@
-"""Data modules of the paper's data sets, and what they are made of."""
+"""Data modules of the paper's data sets and of user data, their base classes and augmentations."""
 
 from plif_lightning.data.augment import HorizontalFlip, ImageAugmentation, RandomAffine, RandomCrop, RandomErasing
 from plif_lightning.data.base import SpikingDataModule, Validation

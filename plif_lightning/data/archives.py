@@ -1,4 +1,4 @@
-"""Archives of data sets: fetched, verified, unpacked. None is trusted, and nothing is left half done."""
+"""Download, verify and unpack data set archives. Their content is untrusted, and every step is atomic."""
 
 import errno
 import hashlib
@@ -38,7 +38,7 @@ _TIMEOUT = 30  # seconds without a byte
 
 
 class ArchiveError(UserError):
-    """An archive is not the published one, or holds what no data set holds."""
+    """An archive differs from the published one, or its content is unsafe."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Archive:
     """A published file.
 
     Attributes:
-        name: of the file.
-        md5: of its content, in hexadecimal digits.
-        url: where it is fetched from; None where people must fetch it themselves.
-        page: where people find it.
-        limit: largest size of its unpacked content [bytes].
+        name: file name.
+        md5: MD5 of the content, in hexadecimal digits.
+        url: download URL; None if it must be downloaded by hand.
+        page: web page to download it from by hand.
+        limit: largest accepted size of the unpacked content [bytes].
     """
 
     name: str
@@ -77,36 +77,36 @@ def _md5(path: Path, description: str) -> str:
 
 
 def verify(path: Path, archive: Archive) -> None:
-    """Compares a file with the published one.
+    """Compare a file's MD5 with the published one.
 
     Raises:
-        ArchiveError: it is another one.
+        ArchiveError: it differs.
     """
     found = _md5(path, f"verifying {path.name}")
     if found != archive.md5:
         raise ArchiveError(
             f"{path} is not the published {archive.name}: its md5 is {found}, not {archive.md5}. It is damaged, "
-            f"incomplete or another file: delete it, and fetch it anew from {archive.url or archive.page}."
+            f"incomplete or another file: delete it and download it again from {archive.url or archive.page}."
         )
 
 
 def _transfer(url: str, part: Path, name: str) -> None:
-    """Adds to `part` what it lacks of the file."""
+    """Download the rest of a file and append it to `part`."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "plif_lightning"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is missing; the md5 will tell
+        if error.code == 416 and have:  # nothing is missing; the MD5 decides
             return
         raise
     with response:
-        # A server that knows no ranges sends everything again.
-        goes_on = have > 0 and response.status == 206
+        # A server without range requests sends the whole file again.
+        resumes = have > 0 and response.status == 206
         left = int(response.headers.get("Content-Length") or 0) or None
-        total = left and left + (have if goes_on else 0)
-        with part.open("ab" if goes_on else "wb") as file, _bar(f"fetching {name}", total) as (progress, task):
-            progress.advance(task, have if goes_on else 0)
+        total = left and left + (have if resumes else 0)
+        with part.open("ab" if resumes else "wb") as file, _bar(f"fetching {name}", total) as (progress, task):
+            progress.advance(task, have if resumes else 0)
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 progress.advance(task, len(chunk))
@@ -115,18 +115,19 @@ def _transfer(url: str, part: Path, name: str) -> None:
 
 
 def error_of_the_disk(error: Exception) -> bool:
-    """Whether this is about a file here, and not about the network, to which urllib's and ssl's errors belong too."""
+    """True if a local file caused the error; false for network errors, including those of urllib and ssl."""
     disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
     network = urllib.error.URLError | ssl.SSLError | ConnectionError | TimeoutError
     return isinstance(error, OSError) and not isinstance(error, network) and error.errno in disk
 
 
 def fetch(archive: Archive, folder: Path) -> Path:
-    """Downloads an archive, resuming a broken download, and verifies it before it gets its name.
+    """Download an archive, resuming an interrupted download, and verify it before renaming it to its final name.
 
     Raises:
         DatasetNotFoundError: it cannot be downloaded.
-        ArchiveError: what was downloaded is not the published file.
+        ArchiveError: the downloaded file is not the published one.
+        UserError: it cannot be written.
     """
     assert archive.url is not None
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,11 +140,11 @@ def fetch(archive: Archive, folder: Path) -> Path:
             if error_of_the_disk(error):
                 raise UserError(
                     f"{archive.name} cannot be written into {folder}: {os.strerror(error.errno)}. Free some space, or "  # type: ignore[union-attr,arg-type]
-                    f"point --data.root elsewhere. {part} keeps what has come; the next call resumes it."
+                    f"point --data.root elsewhere. {part} keeps what was received; the next call resumes it."
                 ) from error
             lasting = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if attempt == _TRIES or lasting:
-                kept = f" {part} keeps what has come; the next call resumes it." if part.exists() else ""
+                kept = f" {part} keeps what was received; the next call resumes it." if part.exists() else ""
                 raise DatasetNotFoundError(
                     f"{archive.name} could not be downloaded from {archive.url} ({error}).{kept} "
                     f"Or fetch it by hand ({archive.page}) and put it into {folder}."
@@ -198,54 +199,53 @@ def _target(folder: Path, name: str, path: Path) -> Path:
 
 
 def unpack(path: Path, folder: Path, limit: int, nested: bool = False) -> None:
-    """Unpacks a .zip or .tar.gz so that each of its top-level entries appears whole, or not at all.
+    """Unpack a .zip or .tar.gz; each top-level entry appears atomically.
 
     Args:
-        path: of the archive.
-        folder: that gets the entries; one that is there already is left as it is.
-        limit: largest size of the content [bytes], that of all inner archives together.
-        nested: whether the .zip files among the entries are unpacked too, and left out.
+        path: the archive.
+        folder: folder for the entries; existing ones are left unchanged.
+        limit: largest accepted size of the content, including all inner archives [bytes].
+        nested: also unpack the .zip files among the entries, and delete them.
 
     Raises:
-        ArchiveError: a path leaves the folder, a member is a link or special file, occurs twice or is
-            truncated, or the content is larger than `limit` or than the space that is free, or of too many files.
+        ArchiveError: a path leaves the folder; a member is a link or special file, occurs twice or is truncated; or the
+            content exceeds `limit`, the free space or the number of files.
+        UserError: the content cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _unpack(path, folder, _Allowance(limit, shutil.disk_usage(folder).free), nested)
 
 
-# Recordings of the largest data set (N-MNIST: 70,000 in 20 folders), and as many again.
-_MOST_FILES = 140_000
+# Twice the files of the largest data set (N-MNIST: 70,000 recordings in 20 folders).
+_MAX_FILES = 140_000
 
 
 @dataclass
 class _Allowance:
-    """What may still be written [bytes], and how many files and folders."""
+    """Remaining budget of bytes, and of files and folders."""
 
     size: int
     free: int
-    files: int = field(default_factory=lambda: _MOST_FILES)
+    files: int = field(default_factory=lambda: _MAX_FILES)
 
     def take(self, path: Path, folder: Path, size: int) -> None:
         self.size -= size
         self.free -= size
         self.files -= 1
         if self.size < 0 or self.files < 0:
-            raise ArchiveError(
-                f"{path}: its content is larger, or of more files, than this data set is. Nothing was unpacked."
-            )
+            raise ArchiveError(f"{path}: its content has more bytes or files than this data set. Nothing was unpacked.")
         if self.free < 0:
             raise ArchiveError(f"{path}: its content is larger than the space that is free in {folder}.")
 
 
 def _unpack(path: Path, folder: Path, allowance: _Allowance, nested: bool) -> None:
-    beside = folder / f".unpacking-{path.name}"
-    shutil.rmtree(beside, ignore_errors=True)  # of a killed process: whoever unpacks holds the lock
-    beside.mkdir()
+    staging = folder / f".unpacking-{path.name}"
+    shutil.rmtree(staging, ignore_errors=True)  # left by a killed process; the caller holds the lock
+    staging.mkdir()
     try:
         with _bar(f"unpacking {path.name}", None) as (progress, task):
             for member in _zip_members(path) if zipfile.is_zipfile(path) else _tar_members(path):
-                target = _target(beside, member.name, path)
+                target = _target(staging, member.name, path)
                 allowance.take(path, folder, member.size)
                 if member.content is None:
                     target.mkdir(parents=True, exist_ok=True)
@@ -253,7 +253,7 @@ def _unpack(path: Path, folder: Path, allowance: _Allowance, nested: bool) -> No
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("xb") as file:
                     size = 0
-                    # A member's stated size is not believed.
+                    # A member's stated size is untrusted.
                     while size <= member.size and (chunk := member.content.read(_CHUNK)):
                         file.write(chunk)
                         size += len(chunk)
@@ -263,10 +263,10 @@ def _unpack(path: Path, folder: Path, allowance: _Allowance, nested: bool) -> No
                         f"{path}: {member.name!r} is not of the size that it states. Nothing was unpacked."
                     )
         if nested:
-            for inner in sorted(beside.glob("*.zip")):
-                _unpack(inner, beside, allowance, nested=False)
+            for inner in sorted(staging.glob("*.zip")):
+                _unpack(inner, staging, allowance, nested=False)
                 inner.unlink()
-        for entry in sorted(beside.iterdir()):
+        for entry in sorted(staging.iterdir()):
             if not (folder / entry.name).exists():
                 entry.rename(folder / entry.name)
     except FileExistsError as error:
@@ -280,4 +280,4 @@ def _unpack(path: Path, folder: Path, allowance: _Allowance, nested: bool) -> No
             f"{path} cannot be unpacked into {folder}: {os.strerror(error.errno)}. Nothing was left there."
         ) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches of uint8 images, drawn sample by sample from numbers given to it."""
+"""Batched augmentation of uint8 images; the caller passes the random numbers of each sample."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,17 +13,17 @@ from plif_lightning.errors import UserError
 
 
 class ImageAugmentation(ABC):
-    """A random change of images; `draws` uniform numbers per image decide it."""
+    """A random change of images, determined by `draws` uniform random numbers per image."""
 
     draws: int
 
     @abstractmethod
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
-        """Changed images, uint8 [N, C, H, W], for images of that shape and numbers in [0, 1), [N, draws]."""
+        """Augmented images, uint8 [N, C, H, W], from images of that shape and random numbers in [0, 1), [N, draws]."""
 
 
 class HorizontalFlip(ImageAugmentation):
-    """Mirrors an image left to right with probability `p`.
+    """Mirror an image left to right with probability `p`.
 
     Args:
         p: probability.
@@ -44,7 +44,7 @@ class HorizontalFlip(ImageAugmentation):
 
 
 class RandomCrop(ImageAugmentation):
-    """Cuts an image of the original size out of the zero-padded one, at a random place.
+    """Crop the zero-padded image to its original size at a random position.
 
     Args:
         padding: pixels added on each side.
@@ -61,7 +61,7 @@ class RandomCrop(ImageAugmentation):
         height, width = images.shape[-2:]
         padded = functional.pad(images, [self.padding] * 4).numpy()
         corners = (uniform * (2 * self.padding + 1)).to(torch.int32).tolist()
-        # A slice for each image copies whole rows: several times faster than one gather of single pixels.
+        # One slice per image copies whole rows: several times faster than one gather over pixels.
         cut = np.empty(images.shape, dtype=np.uint8)
         for image, (top, left), out in zip(padded, corners, cut, strict=True):
             out[:] = image[:, top : top + height, left : left + width]
@@ -70,20 +70,20 @@ class RandomCrop(ImageAugmentation):
 
 @lru_cache(maxsize=8)
 def _pixels(height: int, width: int) -> Tensor:
-    """(x, y, 1) of every pixel from the image's centre, float32 [H * W, 3]."""
+    """(x, y, 1) of every pixel, relative to the image's centre, float32 [H * W, 3]."""
     x = (torch.arange(width) - (width - 1) / 2).expand(height, width)
     y = (torch.arange(height) - (height - 1) / 2)[:, None].expand(height, width)
     return torch.stack([x, y, torch.ones_like(x)], -1).flatten(0, 1)
 
 
 class RandomAffine(ImageAugmentation):
-    """Rotates, shifts and scales an image about its centre; nearest neighbour, zeros outside.
+    """Rotate, shift and scale an image about its centre; nearest neighbour, zeros outside.
 
     The defaults are the authors' for MNIST. Same transformation as `torchvision.transforms.RandomAffine`.
 
     Args:
         degrees: rotation, uniform in [-degrees, degrees].
-        translate: largest shift as a share of the image's size.
+        translate: largest shift, as a share of the image size.
         scale: smallest and largest magnification.
     """
 
@@ -105,7 +105,7 @@ class RandomAffine(ImageAugmentation):
         height, width = images.shape[-2:]
         u = uniform.numpy().astype(np.float64)
         angle = (2 * u[:, 0] - 1) * math.radians(self.degrees)
-        # torchvision shifts by whole pixels
+        # torchvision also rounds shifts to whole pixels.
         shift_x = ((2 * u[:, 1] - 1) * self.translate * width).round()
         shift_y = ((2 * u[:, 2] - 1) * self.translate * height).round()
         scale = self.scale[0] + u[:, 3] * (self.scale[1] - self.scale[0])
@@ -120,12 +120,12 @@ class RandomAffine(ImageAugmentation):
 
 
 class RandomErasing(ImageAugmentation):
-    """Sets a rectangle of an image to zero, with probability `p`; its corner is drawn so that all of it fits.
+    """Set a random rectangle inside an image to zero with probability `p`.
 
     Args:
         p: probability.
-        area: smallest and largest share of the image.
-        ratio: smallest and largest height by width.
+        area: smallest and largest area, as a share of the image.
+        ratio: smallest and largest aspect ratio, height / width.
 
     Source: Zhong et al. 2017.
     """

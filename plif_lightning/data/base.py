@@ -1,4 +1,4 @@
-"""What all data modules share: the protocols, the loaders, and what the network must know."""
+"""Base class of all data modules: validation protocols, loaders and input shape."""
 
 import hashlib
 import os
@@ -19,13 +19,13 @@ Validation = Literal["test", "holdout"]
 
 
 class Part(NamedTuple):
-    """What is there of the training or test set.
+    """Size of the training or test set.
 
     Attributes:
         name: `training` or `test`.
-        counts: samples of each class.
-        bytes: of what is read.
-        events: of all recordings; None for images.
+        counts: samples per class.
+        bytes: size of the data that is read.
+        events: number of events in all recordings; None for images.
     """
 
     name: str
@@ -36,29 +36,29 @@ class Part(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class SpikingDataModule(L.LightningDataModule):
-    """Base of all data modules. A subclass reads the data and names its shape; see `labels` and `dataset`.
+    """Base class of all data modules. A subclass implements `labels` and `dataset`.
 
-    A subclass is a dataclass too: its fields are arguments beside the inherited ones, and `--help` shows them all.
+    A subclass is a dataclass, too: its fields become arguments beside the inherited ones, and `--help` shows them all.
 
     Class attributes that a subclass sets:
-        title: the data set's name for people.
+        title: display name of the data set.
         input_shape: (C, H, W).
         class_names: one name per class.
 
     Args:
-        root: folder that holds the data set's own folder.
+        root: folder that contains the data set's folder.
         time_steps: T, the simulated time-steps.
         validation: `test` validates on the test set and keeps its best epoch (Tables 2, 4, 5);
-            `holdout` validates on a part of the training set and leaves the test set alone (Table S2).
+            `holdout` validates on a part of the training set and does not touch the test set (Table S2).
         holdout_fraction: share of each class that `holdout` takes from the training set.
         batch_size: training samples per process and step.
-        eval_batch_size: samples per step in validation, test and prediction.
-        drop_last: leave out an incomplete last training batch.
-        num_workers: loader processes; the batches do not depend on them.
-        download: fetch the data set if it is not there.
+        eval_batch_size: samples per process and step in validation, test and prediction.
+        drop_last: drop an incomplete last training batch.
+        num_workers: loader processes; batches do not depend on their number.
+        download: download the data set if it is missing.
 
     Raises:
-        UserError: an argument lies outside its range.
+        UserError: an argument is out of range.
     """
 
     title: ClassVar[str]
@@ -98,7 +98,7 @@ class SpikingDataModule(L.LightningDataModule):
         self.train_set: BatchedDataset | None = None
         self.val_set: BatchedDataset | None = None
         self.test_set: BatchedDataset | None = None
-        # whether the last `prepare_data` had anything to do
+        # True if the last `prepare_data` downloaded, unpacked or built anything.
         self.prepared = False
 
     @property
@@ -107,12 +107,12 @@ class SpikingDataModule(L.LightningDataModule):
 
     @property
     def val_name(self) -> str:
-        """Prefix of the validation metrics: a test set used for model selection is called so."""
+        """Prefix of the validation metrics; it says so if the test set is used for model selection."""
         return "test_as_val" if self.validation == "test" else "val"
 
     @property
     def protocol(self) -> str:
-        """How accuracy is measured, in words."""
+        """Description of the evaluation protocol."""
         if self.validation == "test":
             return "A: best test epoch (selected on the test set, as in Tables 2, 4 and 5)"
         share = f"{100 * self.holdout_fraction:g}%"
@@ -123,11 +123,11 @@ class SpikingDataModule(L.LightningDataModule):
         raise NotImplementedError
 
     def dataset(self, train: bool, indices: Tensor | None, augment: bool) -> BatchedDataset:
-        """The samples `indices` (None: all) of the training or test set."""
+        """Data set of the samples `indices` (None: all) of the training or test set."""
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Makes the data sets of a stage (fit, validate, test or predict), or all of them."""
+        """Create the data sets of a stage (fit, validate, test or predict; None: all)."""
         if stage in ("fit", "validate", None) and self.train_set is None:
             if self.validation == "holdout":
                 train, val = holdout_split(self.labels(train=True), self.holdout_fraction)
@@ -167,50 +167,50 @@ class SpikingDataModule(L.LightningDataModule):
         return self._plan(self.test_set, train=False)
 
     def inventory(self) -> list[Part]:
-        """What is there of the training and the test set."""
+        """Sizes of the training and the test set."""
         raise NotImplementedError
 
     def identity(self) -> str:
-        """Changes where the training set does: what a held-out part is taken from. After `setup`."""
+        """Identity of the training set, from which the holdout is taken; changes if it does. Call `setup` first."""
         return str(len(self.labels(train=True)))
 
     def reading(self) -> str:
-        """What a network that is trained on this takes for granted: the order of the classes, how values are scaled."""
+        """Assumptions of a network trained on this data: class order and input scaling."""
         return f"classes {', '.join(self.class_names)}"
 
     def verify(self) -> int:
-        """Reads everything that was prepared once, and compares it with what was written.
+        """Read all prepared data and compare its checksums.
 
         Returns:
-            How many checksums were compared.
+            Number of checksums compared.
 
         Raises:
-            UserError: something differs.
+            UserError: a checksum differs.
         """
         return 0
 
     @property
     def origin_note(self) -> str:
-        """Which of several publications of the data set this is, and whether all of it; empty where there is one."""
+        """Publication of the data set, and whether it is complete; empty if there is only one publication."""
         return ""
 
     def sizes(self) -> dict[str, int]:
-        """Number of samples of each part that was set up."""
+        """Number of samples of each data set that `setup` created."""
         parts = {"training": self.train_set, self.val_name.replace("_", " "): self.val_set, "test": self.test_set}
         return {name: len(part) for name, part in parts.items() if part is not None}
 
     def describe(self) -> str:
-        """Name, origin and number of samples of each part that was set up."""
+        """Title, origin and sizes of the data sets that `setup` created."""
         note = f" ({self.origin_note})" if self.origin_note else ""
         return f"{self.title}{note}: " + ", ".join(f"{size:,} {name}" for name, size in self.sizes().items())
 
 
 def place_below(store: str, home: Path) -> Path:
-    """A data set's folder in one that is shared: two homes of the same name do not take each other's."""
+    """Folder of a data set below a shared `store`; a hash keeps homes of the same name apart."""
     place = hashlib.blake2b(os.fspath(home.resolve()).encode(), digest_size=4).hexdigest()
     return Path(store).expanduser().absolute() / f"{home.absolute().name}-{place}"
 
 
 def as_index(indices: Tensor | None, n: int) -> Tensor:
-    """Places in the original data set, int64 [n]."""
+    """Indices into the original data set, int64 [n]; all if `indices` is None."""
     return torch.arange(n) if indices is None else indices

@@ -29,8 +29,8 @@ _CIFAR10DVS_FILES = {
 class CIFAR10DVS(PublishedEvents):
     """CIFAR10-DVS: 1,000 recordings of each of ten classes, 128x128 pixels.
 
-    Of each class the recordings 0-899, by the number in the file's name, are for training, 900-999 for testing.
-    `original` are the AEDAT 2.0 files, in the authors' orientation; `tonic` its AEDAT 4 copy, as it is.
+    Recordings 0-899 of each class, by the number in the file name, are the training set, 900-999 the test set.
+    `original` reads the AEDAT 2.0 files in the authors' orientation; `tonic` reads its AEDAT 4 copy unchanged.
     """
 
     title = "CIFAR10-DVS"

@@ -1,4 +1,4 @@
-"""scikit-learn's digits: real images that come with a library."""
+"""scikit-learn's digits: real images that need no download."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from plif_lightning.data.images import ImageDataModule
 
 @dataclass(eq=False, repr=False)
 class Digits(ImageDataModule):
-    """scikit-learn's 1,797 digits of 8x8 pixels; every fifth one is for testing. Nothing to download."""
+    """scikit-learn's 1,797 digits of 8x8 pixels; every fifth one is a test image. Nothing to download."""
 
     title = "scikit-learn digits"
     input_shape = (1, 8, 8)

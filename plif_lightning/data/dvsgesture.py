@@ -16,9 +16,9 @@ from plif_lightning.events.store import RawFile
 class DVSGesture(PublishedEvents):
     """DVS128 Gesture: gestures of 29 people under several lights, 128x128 pixels.
 
-    `original` cuts the recordings of DvsGesture.tar.gz into all their labelled trials: 1,176 for training and
-    288 for testing, as in the paper. `tonic` is its pre-cut copy with 1,077 and 264 and times in milliseconds:
-    another benchmark.
+    `original` cuts the recordings of DvsGesture.tar.gz into all labelled trials: 1,176 for training and 288 for
+    testing, as in the paper. `tonic` is its pre-cut copy with 1,077 and 264 clips and times in milliseconds, which is
+    a different benchmark.
     """
 
     title = "DVS128 Gesture"
@@ -62,7 +62,7 @@ class DVSGesture(PublishedEvents):
         try:
             names = sorted({line.strip() for line in listing.read_text("utf-8-sig").splitlines() if line.strip()})
         except (OSError, UnicodeDecodeError) as error:
-            raise RecordingError(f"{listing}, the list of this part's recordings, cannot be read ({error}).") from error
+            raise RecordingError(f"{listing}, the list of recordings, cannot be read ({error}).") from error
         found = []
         for name in names:
             path = folder / name
@@ -71,7 +71,7 @@ class DVSGesture(PublishedEvents):
             if not path.is_file():
                 if self.allow_partial:
                     continue
-                raise RecordingError(f"{path} is missing, but {listing.name} names it. Unpack DvsGesture.tar.gz anew.")
+                raise RecordingError(f"{path} is missing, but {listing.name} names it. Unpack DvsGesture.tar.gz again.")
             table = folder / f"{path.stem}_labels.csv"
             trials = len(readers.read_trials(table, self.num_classes))
             found.append(RawFile(name, (path, table), readers.gesture_trials, self.num_classes, trials))

@@ -1,4 +1,4 @@
-"""Recordings of an event store as batches of frames."""
+"""Batches of frames from the recordings of an event store."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,13 +25,13 @@ from plif_lightning.events.recording import Packed, Recording, Sensor, pack, rec
 from plif_lightning.events.store import EventStore, StoreError
 from plif_lightning.runtime.randomness import fold_in, hashed_uniform
 
-# Changes a structured array of events, as tonic's transforms do.
+# Maps a structured array of events to another, like the transforms of tonic.
 Transform = Callable[[Any], Any]
 _TONIC = np.dtype([("x", np.int64), ("y", np.int64), ("t", np.int64), ("p", np.int64)])
 
 
 class Events(NamedTuple):
-    """Events of several readings of recordings: reading i has events [begin[i], end[i])."""
+    """Events of M passes over recordings: pass i has events [begin[i], end[i])."""
 
     address: NDArray[Any]
     time: NDArray[Any]
@@ -40,17 +40,17 @@ class Events(NamedTuple):
 
 
 class EventDataset(BatchedDataset):
-    """Recordings of a store, read a batch at a time: sliced, augmented and counted together.
+    """Recordings of a store; each batch is sliced, augmented and counted in one call.
 
     Args:
-        store: of the split.
-        indices: of the recordings, int64 [n].
-        num_classes: of the data set.
+        store: store of the split.
+        indices: indices of the recordings in the store, int64 [n].
+        num_classes: number of classes of the data set.
         time_steps: T.
         slicing: `by_count` or `by_time`.
-        frame: height and width of the frames; the sensor's where it is None.
-        augmentation: changes of this project, applied in their order; before them callables on structured arrays of
-            events, as those of `tonic.transforms`.
+        frame: height and width of the frames; None for those of the sensor.
+        augmentation: callables on structured arrays of events, such as `tonic.transforms`, are applied first, then
+            the `EventAugmentation`s; each group in the given order.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class EventDataset(BatchedDataset):
         self.frame = frame or store.sensor
         self._resized = resized(store.sensor, self.frame) if self.frame != store.sensor else None
         self._labels = torch.from_numpy(store.label)
-        # The machine code is made here, not while the first batch is waited for.
+        # Compiles the kernels now rather than during the first batch.
         self.batch(BatchRequest(0, torch.zeros(1, dtype=torch.int64)))
 
     def __len__(self) -> int:
@@ -80,7 +80,7 @@ class EventDataset(BatchedDataset):
         return self._labels[self.indices]
 
     def events_of(self, i: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Addresses in a frame [2, H, W] and times [us] of all events of a sample, without augmentation."""
+        """Addresses in a frame [2, H, W] and times [us] of a sample's events, without augmentation."""
         recording = int(self.indices[i])
         one = slice(self.store.offset[recording], self.store.offset[recording + 1])
         return self.store.address[one], self.store.time[one]
@@ -88,7 +88,7 @@ class EventDataset(BatchedDataset):
     def batch(self, request: BatchRequest) -> Batch:
         sample = self.indices.index_select(0, request.indices)
         n = len(sample)
-        recordings = self._readings(request.key, sample)
+        recordings = self._with_partners(request.key, sample)
         events = self._events(request.key, recordings)
         target = passes = maps = None
         if self.augmentation:
@@ -107,14 +107,14 @@ class EventDataset(BatchedDataset):
             counts = count_events(events.address, bounds, 2 * self.frame.pixels, n, maps, passes)
         except DamagedEventsError as error:
             raise StoreError(
-                f"{self.store.folder} is damaged: an event lies outside the sensor. Delete {self.store.path}, "
-                "and it will be built anew."
+                f"{self.store.folder} is damaged: an event lies outside the sensor. Delete {self.store.path} "
+                "to rebuild it."
             ) from error
         frames = torch.from_numpy(counts).view(self.time_steps, n, 2, *self.frame)
         return Batch(frames.transpose(0, 1), self._labels.index_select(0, sample), sample, target)
 
-    def _readings(self, key: int, sample: Tensor) -> NDArray[Any]:
-        """The recordings of a batch, and after them those that they are mixed with."""
+    def _with_partners(self, key: int, sample: Tensor) -> NDArray[Any]:
+        """Indices of a batch's recordings, followed by those of their `EventMix` partners."""
         draws = [a.draws for a in self.augmentation]
         recordings = sample.numpy()
         for augment, first in zip(self.augmentation, np.cumsum([0, *draws]), strict=False):
@@ -125,11 +125,11 @@ class EventDataset(BatchedDataset):
         return recordings
 
     def _events(self, key: int, recordings: NDArray[Any]) -> Events:
-        """The events of each reading: those in the store, or arrays of their own where transforms change them."""
+        """Events of each pass: the store's own arrays, or transformed copies if there are transforms."""
         begin, end = self.store.offset[recordings], self.store.offset[recordings + 1]
         if not self.transforms:
             return Events(self.store.address, self.store.time, begin, end)
-        changed = [self._transformed(key, *reading) for reading in zip(recordings, begin, end, strict=True)]
+        changed = [self._transformed(key, *one_pass) for one_pass in zip(recordings, begin, end, strict=True)]
         offset = np.cumsum([0, *(len(one.address) for one in changed)])
         return Events(
             np.concatenate([one.address for one in changed]),
@@ -139,7 +139,7 @@ class EventDataset(BatchedDataset):
         )
 
     def _transformed(self, key: int, recording: int, begin: int, end: int) -> Packed:
-        """One recording after the transforms, which draw from NumPy's generator: seeded here, and put back."""
+        """One transformed recording. Seeds NumPy's global generator for the transforms, and restores it."""
         sensor = self.store.sensor
         events = np.empty(end - begin, _TONIC)
         polarity, pixel = np.divmod(self.store.address[begin:end], sensor.pixels)
@@ -150,18 +150,18 @@ class EventDataset(BatchedDataset):
         try:
             for transform in self.transforms:
                 if not len(events):
-                    break  # most of tonic's transforms fail on no events
+                    break  # most of tonic's transforms fail without events
                 try:
                     events = transform(events)
-                except Exception as error:  # of somebody else's
+                except Exception as error:  # third-party code may raise anything
                     raise UserError(
                         f"data.augmentation: {type(transform).__name__} fails on the events of "
                         f"{self.store.name[recording]}, an array with x, y, t and p ({type(error).__name__}: {error})."
                     ) from error
                 if getattr(getattr(events, "dtype", None), "names", None) is None:
                     raise UserError(
-                        f"data.augmentation: {type(transform).__name__} must give events back (an array with x, y, t "
-                        f"and p), got {type(events).__name__}: frames are made here, after it."
+                        f"data.augmentation: {type(transform).__name__} must return events (an array with x, y, t "
+                        f"and p), got {type(events).__name__}: frames are computed afterwards."
                     )
         finally:
             np.random.set_state(state)
@@ -169,17 +169,17 @@ class EventDataset(BatchedDataset):
             events, name=f"{self.store.name[recording]} after data.augmentation", sorted_by_time=True
         )
         inside = (changed.x >= 0) & (changed.x < sensor.width) & (changed.y >= 0) & (changed.y < sensor.height)
-        changed = Recording(*(column[inside] for column in changed))  # what leaves the sensor is lost
+        changed = Recording(*(column[inside] for column in changed))  # drop events outside the sensor
         return pack(changed, sensor, str(self.store.name[recording]))
 
     def _augmented(
         self, key: int, recordings: NDArray[Any], n: int, events: Events
     ) -> tuple[Tensor | None, NDArray[Any], Pass]:
-        """Targets of the first n readings, where the pixels of all go, and what else happens to them."""
+        """Targets of the n samples, address tables and event changes of all passes."""
         draws = [a.draws for a in self.augmentation]
         mix = len(recordings) > n
         changes = EventChanges(len(recordings), self.store.sensor)
-        # A partner is changed as it would be itself: its numbers are its own.
+        # A partner uses its own random numbers, so it is augmented as it would be as a sample.
         uniform = hashed_uniform(key, torch.from_numpy(recordings), sum(draws)).numpy()
         for augment in self.augmentation:
             augment(changes, uniform[:, : augment.draws])
@@ -188,7 +188,7 @@ class EventDataset(BatchedDataset):
         m = len(recordings)
         row = np.arange(m)
         if mix:
-            # Its rectangle is that of the recording that it is put into.
+            # A partner fills the rectangle of the recording that it is mixed into.
             changes.box[n:] = changes.box[:n]
             left, top, right, bottom = changes.box[:n].T
             share = torch.from_numpy((right - left) * (bottom - top) / self.store.sensor.pixels).float()[:, None]
@@ -210,7 +210,7 @@ class EventDataset(BatchedDataset):
 
     @staticmethod
     def _dropped(events: Events, changes: EventChanges) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The events in the intervals of time that are left out, int64 [M] each."""
+        """First and end event of the dropped time intervals, int64 [M] each."""
         count = len(events.begin)
         begin, end = np.zeros(count, np.int64), np.zeros(count, np.int64)
         for i, (first, last) in enumerate(zip(events.begin, events.end, strict=True)):

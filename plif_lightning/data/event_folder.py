@@ -1,4 +1,4 @@
-"""Event recordings of one's own, in class folders."""
+"""User recordings of events in class folders."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from plif_lightning.events.store import EventStore, RawFile, StoreError
 
 @dataclass(eq=False, repr=False)
 class EventFolder(EventDataModule):
-    """Recordings in class folders: ROOT/train/CLASS/* and ROOT/test/CLASS/*, one a file.
+    """Recordings in class folders: ROOT/train/CLASS/* and ROOT/test/CLASS/*, one per file.
 
-    .aedat (2.0 of a DVS128, 3.1), .aedat4, .bin (N-MNIST's format), .npz with the arrays x, y, t [us] and p, or .npy
-    with a structured array of these fields.
+    Formats: .aedat (2.0 of a DVS128, 3.1), .aedat4, .bin (N-MNIST's format), .npz with the arrays x, y, t [us] and p,
+    or .npy with a structured array of these fields.
 
     Args:
-        sensor: height and width of the camera, [pixels]; must be given.
+        sensor: height and width of the camera [pixels]; required.
     """
 
     sensor: tuple[int, int] | None = None  # type: ignore[assignment,misc]
 
-    title = "recordings in class folders"  # an object has its folder's name
+    title = "recordings in class folders"  # an instance uses its folder's name
 
     def __post_init__(self) -> None:
         if self.sensor is None:
@@ -41,7 +41,7 @@ class EventFolder(EventDataModule):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The class folders, sorted; where they are gone, what the store holds."""
+        """Names of the class folders, sorted; if the folders are missing, the store's class names."""
         if not self.there:
             kind = self._kind(train=True)
             found: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class EventFolder(EventDataModule):
 
     def require_obtainable(self) -> None:
         if not self.there:
-            self.folders.classes()  # which says what is missing
+            self.folders.classes()  # raises an error that names what is missing
 
     def prepare_data(self) -> None:
         super().prepare_data()

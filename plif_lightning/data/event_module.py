@@ -1,4 +1,4 @@
-"""What all data sets of events share: raw recordings in, an event store, frames out."""
+"""Base class of event data modules: raw recordings to event store to frames."""
 
 import logging
 import os
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False, repr=False)
 class EventDataModule(SpikingDataModule):
-    """Base of the data sets of events. A subclass lists its files; see `raw_files` and `home`.
+    """Base class of event data sets. A subclass implements `raw_files` and, if needed, `home`.
 
     Class attributes that a subclass sets, beside those of `SpikingDataModule`:
         sensor: size of the camera.
@@ -47,13 +47,13 @@ class EventDataModule(SpikingDataModule):
         time_steps: T, the frames of a recording.
         slicing: `by_count` cuts a recording into T slices of equally many events (the paper), `by_time` into
             slices of equal duration.
-        size: collect the sensor's pixels in frames of size x size.
-        augmentation: changes of the training recordings; none in the paper. Those of this project, in their order, and
-            before them `tonic.transforms` on events, in theirs.
+        size: downsample frames to size x size pixels.
+        augmentation: augmentation of the training recordings; none in the paper. `tonic.transforms` on events are
+            applied first, then this package's; each group in the given order.
         time_order: `strict` refuses a recording whose times run backwards; `as_recorded` keeps the file's order.
-        store: folder of the event stores; `events` in the data set's own folder where it is not given. An address, such
-            as s3://bucket/stores, has a folder for each data set, of the name of its own; it is copied from once on
-            each machine, and to where the store is built.
+        store: folder of the event stores; default: `events` in the data set's folder. With a URL, such as
+            s3://bucket/stores, each data set has a subfolder there, named like its own folder. A machine downloads the
+            store once; if the URL has none yet, the machine that builds it uploads it.
     """
 
     sensor: ClassVar[Sensor]
@@ -77,7 +77,7 @@ class EventDataModule(SpikingDataModule):
         augmentation = self.augmentation or []
         if wrong := next((a for a in augmentation if isinstance(a, ImageAugmentation)), None):
             raise UserError(
-                f"data.augmentation has {type(wrong).__name__}, which changes images: for events take "
+                f"data.augmentation has {type(wrong).__name__}, which changes images: for events use "
                 f"{', '.join(kind.__name__ for kind in EventAugmentation.__subclasses__())}, or tonic.transforms."
             )
         if sum(isinstance(a, EventMix) for a in augmentation) > 1:
@@ -87,7 +87,7 @@ class EventDataModule(SpikingDataModule):
             raise UserError("data.augmentation may have TimeDrop once, and needs --data.time_order=strict for it.")
         self.address: str | None = None
         if self.store is not None and is_address(self.store):
-            # Other machines keep the data set elsewhere, but call its folder the same.
+            # The data set's path differs between machines, but its folder name does not.
             self.address = f"{self.store.rstrip('/')}/{self.home.absolute().name}"
             self.store_folder = copies_of(self.address)
         else:
@@ -100,17 +100,17 @@ class EventDataModule(SpikingDataModule):
 
     @property
     def home(self) -> Path:
-        """The data set's own folder."""
+        """Folder of the data set."""
         return Path(self.root)
 
     @property
     def called(self) -> str:
-        """The data set's name, for messages."""
+        """Name of the data set, for messages."""
         return self.title
 
     @property
     def store_name(self) -> str:
-        """Begins the names of the store's files: what tells stores in one folder apart."""
+        """Prefix of the store's file names; distinguishes stores in one folder."""
         return "events"
 
     @property
@@ -123,15 +123,15 @@ class EventDataModule(SpikingDataModule):
         return (2, *self.frame)
 
     def raw_files(self, train: bool) -> list[RawFile]:
-        """The files of the training or test set that are there, in the order of the samples.
+        """Available files of the training or test set, in sample order.
 
-        Sorted by class, then by number: a split by class and order is the same on every machine.
+        They are sorted by class, then by number, so that a split by class and order is the same on every machine.
         """
         raise NotImplementedError
 
     @property
     def classes_of_files(self) -> tuple[str, ...]:
-        """Names of the classes, where the files say them; () where they are known anyway."""
+        """Class names, if they come from the files; () if the data set defines them."""
         return ()
 
     def _kind(self, train: bool) -> Kind:
@@ -139,42 +139,42 @@ class EventDataModule(SpikingDataModule):
         name = f"{self.store_name}-{part}" + ("" if self.time_order == "strict" else f"-{self.time_order}")
         return Kind(f"{self.called}, {part}", name, self.sensor, self.time_order, self.classes_of_files)
 
-    # --- what is on the disk; a subclass that obtains its files overrides the first four
+    # --- files on disk; a subclass that downloads its files overrides the first four
 
     @property
     def there(self) -> bool:
-        """Whether the raw files are; where they are gone, a store still serves."""
+        """True if the raw files exist; without them, an existing store is used."""
         return True
 
     def require_obtainable(self) -> None:
-        """Raises what `obtain` could only raise too, before anything is written."""
+        """Raise the error that `obtain` would raise, before anything is written."""
 
     def obtain(self) -> bool:
-        """Gets what is missing of the raw files, in one process at a time; whether that was anything."""
+        """Obtain missing raw files, in one process at a time. True if any were missing."""
         return False
 
     def require_count(self, train: bool, found: int) -> None:
-        """Compares the number of recordings of the training or test set with what it should be.
+        """Check the number of recordings of the training or test set.
 
         Raises:
-            DatasetNotFoundError: it is another one.
+            DatasetNotFoundError: it is not the expected number.
         """
         if found == 0:
             part = "training" if train else "test"
             raise DatasetNotFoundError(f"{self.title} has no {part} recordings in {self.home}. Put them there.")
 
     def prepare_data(self) -> None:
-        """Fetches and unpacks what is missing, and builds the stores that are missing or out of date."""
+        """Download and unpack missing files, and build missing or stale stores."""
         self.prepared = False
         if self.address is None:
             if self._ready():
                 return
             self.require_obtainable()
-        with locked(self.store_folder, self._say_that_it_waits):
+        with locked(self.store_folder, self._warn_of_waiting):
             kinds = [self._kind(train) for train in (True, False)]
             address = self.address
             missing = [] if address is None else [kind for kind in kinds if not fetch(address, self.store_folder, kind)]
-            if not self._ready():  # unless it was built by the process that was waited for, or fetched
+            if not self._ready():  # another process may have built it meanwhile, or it was downloaded
                 self._build_both()
             for kind in missing:
                 publish(str(address), self.store_folder, kind)
@@ -186,23 +186,23 @@ class EventDataModule(SpikingDataModule):
         for train in (True, False):
             raw_files = self.raw_files(train)
             if not raw_files and self._is_current(train, None):
-                _log.warning("The raw files of %s are gone: what its store holds is taken.", self._kind(train).title)
+                _log.warning("Raw files of %s are missing: using the existing event store.", self._kind(train).title)
                 continue
             self.require_count(train, sum(raw.recordings for raw in raw_files))
             if not self._is_current(train, raw_files):
                 outdated[train] = raw_files
-        for train, raw_files in outdated.items():  # only when both parts are what they should be
+        for train, raw_files in outdated.items():  # only after both counts were checked
             self._build(train, raw_files)
             self.prepared = True
 
     @staticmethod
-    def _say_that_it_waits() -> None:
-        _log.warning("Another process prepares this data set: waiting for it.")
+    def _warn_of_waiting() -> None:
+        _log.warning("Another process is preparing this data set: waiting for it.")
 
     def _ready(self) -> bool:
-        """Whether both stores are there and hold what the files do; where the files are gone, what they held."""
+        """True if both stores exist and match the raw files, as far as these exist."""
         there = self.there
-        # of a part whose folder is gone there is only what the store holds
+        # If a split has no raw files, any valid store is current.
         return all(
             self._is_current(train, (self.raw_files(train) if there else None) or None) for train in (True, False)
         )
@@ -212,11 +212,11 @@ class EventDataModule(SpikingDataModule):
         try:
             store = EventStore(self.store_folder, kind)
         except DamagedStoreError as error:
-            _log.warning("%s Where its recordings are there, it is built anew.", error)
+            _log.warning("%s It is rebuilt if its recordings are available.", error)
             return False
         except StoreError:
             return False
-        # At an address other machines' files count, whose times of change are others.
+        # A store from a URL was built on another machine, where the files have other modification times.
         if raw_files is not None and self.address is None and store.fingerprint != fingerprint(kind, raw_files):
             return False
         try:
@@ -231,17 +231,17 @@ class EventDataModule(SpikingDataModule):
             task = bar.add_task(f"event store of {kind.title}", total=sum(raw.recordings for raw in raw_files))
             build(self.store_folder, kind, raw_files, lambda recordings: bar.advance(task, recordings))
 
-    # --- what the loaders read
+    # --- data for the loaders
 
     def event_store(self, train: bool) -> EventStore:
-        """The store of the training or test set; `prepare_data` comes first."""
+        """Event store of the training or test set; call `prepare_data` first."""
         if train not in self._stores:
             store = EventStore(self.store_folder, self._kind(train))
             self.require_count(train, len(store))
             if len(store) and not 0 <= store.label.min() <= store.label.max() < self.num_classes:
                 raise StoreError(
                     f"{store.folder} is damaged: labels {store.label.min()}..{store.label.max()}, but there are "
-                    f"{self.num_classes} classes. Delete {store.path}, and it will be built anew."
+                    f"{self.num_classes} classes. Delete {store.path} to rebuild it."
                 )
             if not len(store.address):
                 part = "training" if train else "test"
@@ -283,7 +283,11 @@ class EventDataModule(SpikingDataModule):
 
 
 def numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:
-    """The files of a folder whose names end in a number, in the order of that number."""
+    """Files of a folder with a suffix, sorted by the number at the end of their names.
+
+    Raises:
+        RecordingError: a name does not end in a number.
+    """
     if not folder.is_dir():
         return []
     found = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from plif_lightning.errors import DatasetNotFoundError, UserError
 
 _log = logging.getLogger(__name__)
-# Files of those that are not read that a warning names.
+# Number of ignored files that a warning names.
 _NAMED = 5
 
 
@@ -19,9 +19,9 @@ class ClassFolders:
     """The files of a data set, sorted by class and name.
 
     Args:
-        root: holds `train` and `test`, with a folder for each class in each.
-        suffixes: of the files that count, in lower case; others are left alone, see `say_what_is_left_out`.
-        what: they are, for messages.
+        root: folder with `train` and `test`, which contain one folder per class.
+        suffixes: lower-case suffixes of the files to read; others are ignored, see `say_what_is_left_out`.
+        what: plural noun for the files, for messages.
     """
 
     root: Path
@@ -30,25 +30,23 @@ class ClassFolders:
 
     @property
     def title(self) -> str:
-        """The name of the root, of a link its own."""
+        """Name of the root folder; for a symbolic link, that of the link."""
         return Path(os.path.abspath(self.root)).name  # noqa: PTH100 (which would follow links)
 
     def classes(self) -> tuple[str, ...]:
-        """Names of the class folders of the training set, sorted.
+        """Names of the training set's class folders, sorted.
 
         Raises:
-            UserError: there are none, or the test set has others.
+            UserError: there are fewer than two, or the test set has one that the training set lacks.
         """
         train, test = (set(self._folders(part)) for part in ("train", "test"))
         if more := sorted(test - train):
             raise UserError(
-                f"{self.root / 'test' / more[0]} is a class that {self.root / 'train'} does not have: name the class "
-                "folders of both alike."
+                f"{self.root / 'test' / more[0]} is a class that {self.root / 'train'} does not have: use the same "
+                "class names in both."
             )
         if len(train) < 2:
-            raise UserError(
-                f"{self.root / 'train'} has one class folder, {min(train)}: there is nothing to tell apart."
-            )
+            raise UserError(f"{self.root / 'train'} has only one class folder, {min(train)}: at least two are needed.")
         return tuple(sorted(train))
 
     def _folders(self, part: str) -> list[str]:
@@ -63,7 +61,7 @@ class ClassFolders:
         return names
 
     def say_what_is_left_out(self) -> None:
-        """Warns of everything in the class folders that is not read, by name and number."""
+        """Warn of ignored files: how many there are, and the names of the first few."""
         left: list[Path] = []
         for part in ("train", "test"):
             folder = self.root / part
@@ -77,7 +75,7 @@ class ClassFolders:
             kinds = Counter("folders" if path.is_dir() else path.suffix.lower() or "no ending" for path in left)
             names = [str(path.relative_to(self.root)) for path in sorted(left)]
             _log.warning(
-                "%d files in %s are not read (%s): %s%s. Those that are read end in %s, and lie in a class folder.",
+                "%d files in %s are ignored (%s): %s%s. Only files in a class folder that end in %s are read.",
                 len(left),
                 self.root,
                 ", ".join(f"{kind}: {number}" for kind, number in sorted(kinds.items())),
@@ -87,26 +85,26 @@ class ClassFolders:
             )
 
     def _counts(self, entry: "os.DirEntry[str]") -> bool:
-        # Not of pipes: to open one would wait for whoever writes into it.
+        # Excludes pipes, because opening one blocks until somebody writes into it.
         readable = entry.is_file() or entry.is_dir() or entry.is_symlink()
         return entry.name[0] != "." and Path(entry.name).suffix.lower() in self.suffixes and readable
 
     def files(self, train: bool) -> Iterator[tuple[int, Path]]:
-        """(class, path) of each file of the training or test set.
+        """(label, path) of each file of the training or test set.
 
         Raises:
-            UserError: a class folder holds no such file.
+            UserError: a class folder holds no file to read.
         """
         part, classes = "train" if train else "test", self.classes()
         there = set(self._folders(part))
         for label, name in enumerate(classes):
             if name not in there:
-                continue  # nothing of it is tested
+                continue  # the test set may lack a class
             folder = self.root / part / name
             paths = sorted(Path(entry.path) for entry in os.scandir(folder) if self._counts(entry))
             if not paths:
                 raise UserError(
                     f"{folder} holds no file that ends in {', '.join(sorted(self.suffixes))}: put {self.what} into it, "
-                    "or take the folder away."
+                    "or remove the folder."
                 )
             yield from ((label, path) for path in paths)

@@ -1,4 +1,4 @@
-"""Images of one's own, in class folders."""
+"""User images in class folders."""
 
 import hashlib
 import json
@@ -31,33 +31,33 @@ from plif_lightning.runtime.mapped import explain_bus_errors
 
 Colour = Literal["auto", "grey", "rgb"]
 _log = logging.getLogger(__name__)
-# Raised by one where the same files would give other arrays.
+# Increment when the same files produce other arrays.
 _FORMAT = 1
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
-# Images that are decoded ahead.
+# Images per chunk while decoding and hashing.
 _PORTION = 256
-# Pillow's modes that have the same values in 8 bits of grey or colour, apart from transparency.
+# Pillow modes whose values fit 8-bit grey or RGB; transparency is dropped.
 _GREY, _RGB = {"1", "L", "LA"}, {"RGB", "RGBA", "P", "CMYK", "YCbCr"}
 
 
 @dataclass(eq=False, repr=False)
 class ImageFolder(ImageDataModule):
-    """Images in class folders: ROOT/train/CLASS/* and ROOT/test/CLASS/* (torchvision's layout of a folder).
+    """Images in class folders: ROOT/train/CLASS/* and ROOT/test/CLASS/* (the layout of torchvision's ImageFolder).
 
-    They are decoded once, into arrays below ROOT/.plif_lightning that are mapped into memory, not loaded.
+    They are decoded once into arrays below ROOT/.plif_lightning, which are memory-mapped.
 
     Args:
-        size: side that images are resized to, [pixels], without keeping their shape; as they are where it is not
-            given: then all must have one size.
-        colour: grey or rgb, whatever the files have; auto takes that of the first image, and refuses a mixture.
-        store: folder for the decoded images instead, for a root that cannot be written.
+        size: resize images to size x size pixels, ignoring their aspect ratio; by default images keep their size,
+            which must then be the same for all.
+        colour: convert all images to grey or rgb; auto uses that of the first image and refuses a mixture.
+        store: folder for the decoded images, if root is read-only.
     """
 
     size: int | None = None
     colour: Colour = "auto"
     store: str | None = None
 
-    title = "images in class folders"  # an object has its folder's name
+    title = "images in class folders"  # an instance uses its folder's name
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,12 +77,12 @@ class ImageFolder(ImageDataModule):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The class folders, sorted."""
+        """Names of the class folders, sorted."""
         return self.folders.classes()
 
     @cached_property
     def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-        """(C, H, W): of the first image, where `size` and `colour` do not say it."""
+        """(C, H, W), taken from the first image as far as `size` and `colour` do not set it."""
         _, first = next(self.folders.files(train=True))
         with _opened(first) as image:
             width, height = (self.size, self.size) if self.size else image.size
@@ -90,15 +90,15 @@ class ImageFolder(ImageDataModule):
 
     @property
     def mean(self) -> tuple[float, ...]:  # type: ignore[override]
-        """Per channel, measured over the training images."""
+        """Mean per channel, over all pixels of the training images."""
         return tuple(self._decoded()["mean"])
 
     @property
     def std(self) -> tuple[float, ...]:  # type: ignore[override]
-        """As `mean`."""
+        """Standard deviation per channel, over all pixels of the training images."""
         return tuple(self._decoded()["std"])
 
-    # --- the decoded images: FORM-FINGERPRINT/train.npy, test.npy and, written last, facts.json
+    # --- decoded images: FORM-FINGERPRINT/train.npy, test.npy and, written last, facts.json
 
     @property
     def _form(self) -> str:
@@ -122,7 +122,7 @@ class ImageFolder(ImageDataModule):
         return self._facts
 
     def prepare_data(self) -> None:
-        """Decodes the images, where that was not done before."""
+        """Decode the images, unless that was done before."""
         self.folders.say_what_is_left_out()
         self.prepared = False
         folder = self.cache / f"{self._form}-{self._fingerprint()}"
@@ -132,9 +132,9 @@ class ImageFolder(ImageDataModule):
         if self._facts is not None:
             return
         with locked(self.cache, what="the decoded images"):
-            self._facts = _facts(folder)  # by the process that was waited for
+            self._facts = _facts(folder)  # another process may have decoded them meanwhile
             if self._facts is None:
-                for old in self.cache.glob(f"{self._form}-*"):  # of other files; another size has its own
+                for old in self.cache.glob(f"{self._form}-*"):  # of other files; other sizes are kept
                     shutil.rmtree(old, ignore_errors=True)
                 self._facts = self._decode(folder)
                 self.prepared = True
@@ -149,7 +149,7 @@ class ImageFolder(ImageDataModule):
                 task = bar.add_task("decoding images", total=sum(map(len, files.values())))
                 for part, listed in files.items():
                     digest, counts = hashlib.blake2b(digest_size=16), np.zeros((shape[0], 256), np.int64)
-                    # Not a mapped file: where the disk is full, a write into one ends the process.
+                    # Not memory-mapped, because a full disk would then crash the process (SIGBUS).
                     with (folder / f"{part}.npy").open("wb") as file:
                         header = {"descr": "|u1", "fortran_order": False, "shape": (len(listed), *shape)}
                         np.lib.format.write_array_header_1_0(file, header)
@@ -202,7 +202,7 @@ class ImageFolder(ImageDataModule):
         return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
     def identity(self) -> str:
-        # They are sorted by class, so how many there are of each says which has which.
+        # Images are sorted by class, so the counts per class determine all labels.
         facts = self._decoded()["train"]
         return f"{facts['blake2b']} {np.bincount(facts['labels']).tolist()}"
 
@@ -211,7 +211,7 @@ class ImageFolder(ImageDataModule):
         for part in ("train", "test"):
             path = self._folder / f"{part}.npy"
             if _checksum(np.load(path, mmap_mode="r")) != facts[part]["blake2b"]:
-                raise UserError(f"{path} is damaged. Delete {path.parent}: it will be made anew.")
+                raise UserError(f"{path} is damaged. Delete {path.parent} to decode the images again.")
         return 2
 
     def images_anew(self, train: bool) -> Callable[[], Tensor]:
@@ -220,7 +220,7 @@ class ImageFolder(ImageDataModule):
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         facts = self._decoded()
         if not self._mapped:
-            # Both at once: another run that finds other files takes these away, which a mapping outlives.
+            # Map both at once: a run that finds other files deletes these, but existing mappings stay valid.
             self._mapped = {part: self.images_anew(part)() for part in (True, False)}
         return self._mapped[train], torch.tensor(facts["train" if train else "test"]["labels"], dtype=torch.int64)
 
@@ -228,14 +228,14 @@ class ImageFolder(ImageDataModule):
 def _mapped(path: Path) -> Tensor:
     try:
         explain_bus_errors()
-        # Copy-on-write: PyTorch knows no read-only memory.
+        # Copy-on-write, because PyTorch does not support read-only memory.
         return torch.from_numpy(np.asarray(np.load(path, mmap_mode="c")))
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} was taken away meanwhile, by a run that found other images in the class folders. Start again."
+            f"{path} was deleted by another run, which found other images in the class folders. Start again."
         ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}). Delete {path.parent}: the images are decoded anew.") from error
+        raise UserError(f"{path} is damaged ({error}). Delete {path.parent} to decode the images again.") from error
 
 
 def _opened(path: Path) -> Image.Image:
@@ -247,11 +247,11 @@ def _opened(path: Path) -> Image.Image:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     reason = "no image format is recognised" if isinstance(error, UnidentifiedImageError) else error
-    return UserError(f"{path} cannot be read as an image ({reason}): it is damaged or another file. Take it away.")
+    return UserError(f"{path} cannot be read as an image ({reason}): it is damaged or another file. Remove it.")
 
 
 def _bands(image: Image.Image, colour: Colour, path: Path) -> str:
-    """L or RGB: what an image is converted to."""
+    """Pillow mode that an image is converted to, L or RGB."""
     if image.mode not in _GREY | _RGB:
         raise UserError(f"{path} has pixels of mode {image.mode!r}: convert it to 8 bits of grey or colour a pixel.")
     if colour == "auto":
@@ -260,9 +260,9 @@ def _bands(image: Image.Image, colour: Colour, path: Path) -> str:
 
 
 def _facts(folder: Path) -> dict[str, Any] | None:
-    """What was written after the images; None where they are not whole.
+    """Content of facts.json; None if the decoded images are missing, incomplete or damaged.
 
-    Images whose file has another time of change than it had are read once, and compared with their checksum.
+    If an array's modification time has changed, it is read once and compared with its checksum.
     """
     try:
         facts: dict[str, Any] = json.loads((folder / "facts.json").read_text("utf-8"))
@@ -277,10 +277,10 @@ def _facts(folder: Path) -> dict[str, Any] | None:
                 return None
             if facts[part].get("time") != file_stat.st_mtime_ns:
                 if _checksum(np.load(folder / f"{part}.npy", mmap_mode="r")) != facts[part]["blake2b"]:
-                    _log.warning("%s is damaged: the images are decoded anew.", folder / f"{part}.npy")
+                    _log.warning("%s is damaged: decoding the images again.", folder / f"{part}.npy")
                     return None
                 facts[part]["time"] = file_stat.st_mtime_ns
-                with suppress(OSError), written_whole(folder / "facts.json") as again:  # it may be read-only
+                with suppress(OSError), written_whole(folder / "facts.json") as again:  # the folder may be read-only
                     json.dump(facts, again)
         return facts if len(facts["mean"]) == len(facts["std"]) == shape[0] else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -295,9 +295,9 @@ def _checksum(images: NDArray[np.uint8]) -> str:
 
 
 def _moments(counts: NDArray[np.int64]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of intensities in [0, 1] from how often each of 256 occurs, [channels, 256]; exact.
+    """Exact mean and standard deviation of intensities in [0, 1], from their histogram [channels, 256].
 
-    A channel that never changes keeps its scale.
+    The deviation of a constant channel is replaced by 1.
     """
     values = np.arange(256, dtype=np.int64)
     n = counts.sum(1)

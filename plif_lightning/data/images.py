@@ -1,4 +1,4 @@
-"""Static images, held in memory as uint8."""
+"""Base class of static image data sets, held in memory as uint8."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from plif_lightning.runtime.randomness import hashed_uniform
 
 
 class ImageDataset(BatchedDataset):
-    """Static images, read a batch at a time: indexed, augmented, normalised together.
+    """Static images; each batch is indexed, augmented and normalised in one call.
 
     Args:
-        images: of the original data set, uint8 [m, C, H, W].
-        labels: of them, int64 [m].
-        sample: which of them this data set holds, int64 [n].
-        mean: per channel, of intensities in [0, 1].
-        std: per channel.
+        images: images of the original data set, uint8 [m, C, H, W].
+        labels: their labels, int64 [m].
+        sample: indices of the images in this data set, int64 [n].
+        mean: mean per channel, for intensities in [0, 1].
+        std: standard deviation per channel.
         augmentation: applied in this order.
-        images_anew: gives the images to another process, where they are mapped from a file: sent, they would be copied.
+        images_anew: maps the images again in another process; for memory-mapped files, where pickling would copy them.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class ImageDataset(BatchedDataset):
 
 @dataclass(eq=False, repr=False)
 class ImageDataModule(SpikingDataModule):
-    """Base of the static data sets. A subclass reads the images; see `read`.
+    """Base class of static image data sets. A subclass implements `read`.
 
     Class attributes that a subclass sets, beside those of `SpikingDataModule`:
-        mean: per channel, of intensities in [0, 1].
-        std: per channel.
+        mean: mean per channel, for intensities in [0, 1].
+        std: standard deviation per channel.
 
     Args:
-        augmentation: changes of the training images, in this order.
+        augmentation: augmentation of the training images, in this order.
         normalize: zero mean and unit variance per channel; otherwise intensities in [0, 1].
     """
 
@@ -99,11 +99,11 @@ class ImageDataModule(SpikingDataModule):
         raise NotImplementedError
 
     def images_anew(self, train: bool) -> Callable[[], Tensor] | None:
-        """What maps the images of `read` again, in another process; None where they are in memory."""
+        """Function that maps the images of `read` again in another process; None if they are in memory."""
         return None
 
     def arrays(self, train: bool) -> tuple[Tensor, Tensor]:
-        """What `read` gives, checked and kept."""
+        """Checked and cached result of `read`."""
         if train not in self._arrays:
             images, labels = self.read(train)
             part = "training" if train else "test"

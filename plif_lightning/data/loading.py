@@ -1,4 +1,4 @@
-"""Batches at a time: a sampler that plans whole batches, and a loader that can be resumed."""
+"""A sampler that plans whole batches, and a loader that resumes within an epoch."""
 
 import math
 import shutil
@@ -18,24 +18,24 @@ from plif_lightning.runtime.randomness import fold_in
 
 
 class BatchRequest(NamedTuple):
-    """Which samples a batch takes, and the key of its random numbers."""
+    """Sample indices of a batch and the key of its random numbers."""
 
     key: int
     indices: Tensor
 
 
 class BatchedDataset(ABC):
-    """A data set that is read a batch at a time; by a plain index it gives one sample, as PyTorch's own do."""
+    """A data set that reads whole batches; with an integer index it returns one sample, like PyTorch's data sets."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def batch(self, request: BatchRequest) -> Batch:
-        """The samples of a request, read together."""
+        """Samples of a request, read in one call."""
 
     def labels(self) -> Tensor:
-        """The class of each sample, int64 [n]; read sample by sample where a subclass knows no better."""
+        """Label of each sample, int64 [n]. Reads every sample unless a subclass overrides it."""
         return torch.cat([self.batch(BatchRequest(0, torch.tensor([i]))).label for i in range(len(self))])
 
     @overload
@@ -45,12 +45,12 @@ class BatchedDataset(ABC):
     def __getitem__(self, request: int) -> tuple[Tensor, Tensor]: ...
 
     def __getitem__(self, request: BatchRequest | int) -> Batch | tuple[Tensor, Tensor]:
-        """A batch; or one sample: x [T, C, H, W] or [C, H, W], and its label, or its shares of the classes.
+        """A batch; or one sample: x [T, C, H, W] or [C, H, W], and its label or its class shares (mixed samples).
 
-        A sample that is asked for by its place is augmented by a draw of PyTorch's generator.
+        A single sample is augmented with a key drawn from PyTorch's global generator.
 
         Raises:
-            IndexError: there is no such sample.
+            IndexError: the index is out of range.
         """
         if isinstance(request, BatchRequest):
             return self.batch(request)
@@ -61,27 +61,26 @@ class BatchedDataset(ABC):
 
 
 class BatchPlan(DistributedSampler[Any]):
-    """The batches of one process and epoch, as a function of (seed, epoch) alone.
+    """The batches of one process and epoch, determined by (seed, epoch) alone.
 
-    In training the shuffled epoch is cut into global batches of `world_size * batch_size` samples and
-    each process takes its part of every one, so that two processes do together what one does with the
-    doubled batch. In evaluation every sample is seen exactly once, and every process gets the same
-    number of batches.
+    In training, the shuffled epoch is cut into global batches of `world_size * batch_size` samples, and each process
+    takes its share of every one. Two processes therefore train on the same batches as one process with twice the batch
+    size. In evaluation, every sample is seen exactly once, and every process gets the same number of batches.
 
-    It is a `DistributedSampler`, so Lightning does not put another one in its place.
+    It derives from `DistributedSampler`, so that Lightning does not replace it.
 
     Args:
-        length: samples of the data set.
-        batch_size: per process.
+        length: number of samples in the data set.
+        batch_size: samples per process.
         shuffle: training order.
-        drop_last: leave out an incomplete last global batch; otherwise it is filled up to the same
-            size on every process with samples from the start of the epoch.
-        seed: of the shuffle and of the keys.
-        rank: this process.
-        world_size: how many there are.
+        drop_last: drop an incomplete last global batch; otherwise it is padded with samples from the start of the
+            epoch, so that every process gets the same size.
+        seed: seed of the order and of the keys.
+        rank: index of this process.
+        world_size: number of processes.
 
     Raises:
-        UserError: no batch can be made.
+        UserError: there are too few samples for one batch, or for the number of processes.
     """
 
     def __init__(
@@ -99,9 +98,9 @@ class BatchPlan(DistributedSampler[Any]):
         self.length, self.batch_size, self.shuffle, self.drop_last = length, batch_size, shuffle, drop_last
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
-        self._passed = False  # whether this epoch's pass was begun
-        # (epoch, batch, samples of a batch of all processes) at which the next pass starts, where a run is resumed
-        # within an epoch; older checkpoints do not say the samples
+        self._started = False  # True once the current epoch was started
+        # (epoch, first batch, samples per global batch) of a run resumed within an epoch; the last is None in older
+        # checkpoints
         self.resume_at: tuple[int, int, int | None] | None = None
         if not shuffle and length < world_size:
             raise UserError(f"{length} samples are too few for {world_size} processes: pass fewer --trainer.devices.")
@@ -113,39 +112,39 @@ class BatchPlan(DistributedSampler[Any]):
 
     def __len__(self) -> int:
         if not self.shuffle:
-            # No process may get an empty batch: rather one of them takes one sample more in some.
+            # Fewer, slightly larger batches, so that no process gets an empty one.
             return min(math.ceil(self.length / self.global_batch), self.length // self.world_size)
         return self.length // self.global_batch if self.drop_last else math.ceil(self.length / self.global_batch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of the next pass; a Trainer calls it. Where nobody does, each pass is the next epoch."""
-        self.epoch, self._passed = epoch, False
+        """Set the epoch of the next iteration. The Trainer calls it; without it, each iteration is a new epoch."""
+        self.epoch, self._started = epoch, False
 
     def begin(self) -> None:
-        """Begins a pass."""
-        if self._passed:
+        """Start an iteration over the epoch's batches."""
+        if self._started:
             self.epoch += 1
-        self._passed = True
+        self._started = True
 
     @property
     def global_batch(self) -> int:
-        """Samples of a batch, of all processes together."""
+        """Samples per batch, over all processes."""
         return self.batch_size * self.world_size
 
     def start(self) -> int:
-        """The batch at which this epoch's pass begins.
+        """Index of this epoch's first batch; non-zero if the run resumes within the epoch.
 
         Raises:
-            UserError: the run was left within this epoch, with batches of another size.
+            UserError: the run was interrupted in this epoch with another global batch size.
         """
         if self.resume_at is None or self.resume_at[0] != self.epoch:
             return 0
         _, served, global_batch = self.resume_at
         if served and global_batch not in (None, self.global_batch):
             raise UserError(
-                f"the run was left within epoch {self.epoch}, after {served} batches of {global_batch} samples, and "
-                f"would go on with batches of {self.global_batch}: samples would be skipped or seen twice. Resume it "
-                "with as many devices and the same data.batch_size, at least to the end of that epoch."
+                f"the run was interrupted in epoch {self.epoch}, after {served} batches of {global_batch} samples, and "
+                f"would resume with batches of {self.global_batch}: samples would be skipped or seen twice. Resume it "
+                "with the same number of devices and the same data.batch_size, at least to the end of that epoch."
             )
         return served
 
@@ -168,12 +167,12 @@ class BatchPlan(DistributedSampler[Any]):
 
     def _evaluation(self) -> list[Tensor]:
         mine = torch.arange(self.rank, self.length, self.world_size)
-        # Equally many batches everywhere, or a collective operation would wait for ever.
+        # Every process needs the same number of batches, or collective operations would deadlock.
         return list(mine.tensor_split(len(self)))
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader whose state is the epoch and the number of batches served in it."""
+    """A DataLoader whose state is the epoch and the number of batches served in it, so that it can be resumed."""
 
     _served = 0
 
@@ -198,23 +197,23 @@ class ResumableLoader(DataLoader[Any]):
         self._plan().resume_at = (state["epoch"], state["served"], state.get("global_batch"))
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """A terminal and a scheduler tell every process to end; the main one still needs batches until it has saved."""
+def _ignore_signals(worker: int) -> None:
+    """Ignore termination signals: they reach all processes, but the main one needs batches until it has saved."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):  # not all on Windows
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-# Where worker processes put the batches that they hand over, on Linux. A container has 64 MiB unless it is told.
+# Shared memory through which workers pass batches on Linux. Containers have 64 MiB by default.
 _SHARED = Path("/dev/shm")
 
 
 def _require_shared_memory(dataset: BatchedDataset, plan: BatchPlan, num_workers: int) -> None:
-    """Refuses workers whose batches have no room: they would wait for ever, or be ended without a word.
+    """Check that the workers' batches fit into shared memory: otherwise they would hang or be killed silently.
 
     Raises:
         UserError: there is too little shared memory.
@@ -222,20 +221,20 @@ def _require_shared_memory(dataset: BatchedDataset, plan: BatchPlan, num_workers
     if not num_workers or not _SHARED.is_dir():
         return
     sample = dataset[BatchRequest(0, torch.zeros(1, dtype=torch.int64))].x
-    # Each worker has two batches ready, PyTorch's prefetch_factor, and one is being used.
+    # Each worker prefetches two batches (PyTorch's prefetch_factor), and one more is in use.
     batches = min(2 * num_workers + 1, len(plan))
     needed = sample.nbytes * min(plan.batch_size, len(dataset)) * batches
     free = shutil.disk_usage(_SHARED).free
     if needed > free:
         raise UserError(
-            f"data.num_workers={num_workers} processes hand their batches over in {_SHARED}, where "
+            f"data.num_workers={num_workers} processes pass their batches through {_SHARED}, where "
             f"{needed / 2**20:,.1f} MiB are needed and {free / 2**20:,.1f} are free: pass --data.num_workers 0, a "
             "smaller --data.batch_size or --data.eval_batch_size, or give a container more (docker run --shm-size 2g)."
         )
 
 
 def make_loader(dataset: BatchedDataset, plan: BatchPlan, num_workers: int = 0) -> ResumableLoader:
-    """A loader that fetches each planned batch with one call of the data set.
+    """Create a loader that reads each planned batch with one call of the data set.
 
     Raises:
         UserError: there is too little shared memory for the workers' batches.
@@ -248,7 +247,7 @@ def make_loader(dataset: BatchedDataset, plan: BatchPlan, num_workers: int = 0) 
         batch_size=None,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        collate_fn=_identity,
+        worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
     )

@@ -1,4 +1,4 @@
-"""The raw files of a data set's publication: what is there, what is missing, and how it gets there."""
+"""Find, download and unpack the raw files of a published data set."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 from plif_lightning.data.archives import Archive, fetch, unpack, verify
 from plif_lightning.errors import DatasetNotFoundError
 
-# the address with `ndownloader` answers with a web page
+# Used because `ndownloader` URLs return a web page.
 FIGSHARE = "https://api.figshare.com/v2/file/download"
 
 
 def by_api(url: str) -> str:
-    """The address at which figshare's API gives the file of an address with `ndownloader`."""
+    """URL of figshare's API for the file of an `ndownloader` URL."""
     return f"{FIGSHARE}/{url.rsplit('/', 1)[-1]}"
 
 
@@ -20,8 +20,8 @@ class Origin:
     """One publication of a data set's recordings.
 
     Attributes:
-        folder: that holds them, below `data.root`.
-        archives: file and the folders that unpacking it gives.
+        folder: their folder below `data.root`.
+        archives: each archive and the folders that it unpacks to.
         counts: published numbers of training and test recordings.
     """
 
@@ -31,15 +31,15 @@ class Origin:
 
 
 class Obtaining:
-    """Fetches, verifies and unpacks an origin's files.
+    """Download, verify and unpack the files of an origin.
 
     Args:
-        title: of the data set, for messages.
-        name: of the origin, for messages.
-        origin: what is wanted.
-        root: folder that holds the data set's own folder.
-        download: whether missing archives may be downloaded.
-        allow_partial: whether what is there is enough.
+        title: title of the data set, for messages.
+        name: name of the origin, for messages.
+        origin: the publication to obtain.
+        root: folder that contains the data set's folder.
+        download: download missing archives.
+        allow_partial: accept an incomplete data set.
     """
 
     def __init__(
@@ -51,29 +51,29 @@ class Obtaining:
 
     @property
     def missing(self) -> list[str]:
-        """Folders of the origin that are not there."""
+        """Folders of the origin that do not exist."""
         return [name for _, names in self.origin.archives for name in names if not (self.folder / name).is_dir()]
 
     @property
     def suffices(self) -> bool:
-        """Whether nothing is missing, or something is there and that is allowed to be enough."""
+        """True if the data set is complete, or partially there and `allow_partial` is set."""
         missing = self.missing
         return not missing or (
             self.allow_partial and len(missing) < sum(len(names) for _, names in self.origin.archives)
         )
 
     def wanted(self) -> list[tuple[Archive, tuple[str, ...]]]:
-        """The archives that would give what is not in the folder."""
+        """Archives of the missing folders; none if `suffices`."""
         if self.suffices:
             return []
         missing = set(self.missing)
         return [(archive, names) for archive, names in self.origin.archives if missing & set(names)]
 
     def require_obtainable(self) -> None:
-        """To be asked before anything is written.
+        """Check that `obtain` can get all archives; call it before anything is written.
 
         Raises:
-            DatasetNotFoundError: an archive must be fetched by hand, or `data.download` is off.
+            DatasetNotFoundError: an archive must be downloaded by hand, or `data.download` is off.
         """
         for archive, _ in self.wanted():
             if not (self.folder / archive.name).is_file() and (archive.url is None or not self.download):
@@ -84,10 +84,10 @@ class Obtaining:
                 )
 
     def obtain(self) -> bool:
-        """Unpacks, and where that is possible downloads, whatever is not in the folder; whether that was anything.
+        """Download (if possible) and unpack all missing folders. True if any were missing.
 
         Raises:
-            UserError: it cannot be fetched, is not the published file, or does not unpack to what is wanted.
+            UserError: an archive cannot be downloaded, is not the published file, or lacks an expected folder.
         """
         wanted = self.wanted()
         for archive, names in wanted:
@@ -105,20 +105,20 @@ class Obtaining:
         return bool(wanted)
 
     def require_count(self, train: bool, found: int) -> None:
-        """Compares the recordings of the training or test set with the published number.
+        """Compare the number of training or test recordings with the published one.
 
         Raises:
-            DatasetNotFoundError: it is another one, and that is not allowed.
+            DatasetNotFoundError: it differs, and `allow_partial` does not permit that.
         """
         part, published = ("training", self.origin.counts[0]) if train else ("test", self.origin.counts[1])
         if found == published or (found > 0 and self.allow_partial):
             return
         if found > published:
-            way = "Take away what does not belong there, or pass --data.allow_partial=true to take all of it."
+            way = "Remove what does not belong there, or pass --data.allow_partial=true to use all of them."
         elif found == 0:
             way = "Put them there, or point --data.root to them."
         else:
-            way = "Add the missing ones, or pass --data.allow_partial=true to take what is there."
+            way = "Add the missing ones, or pass --data.allow_partial=true to use what is there."
         raise DatasetNotFoundError(
             f"{self.called} has {published:,} {part} recordings, but {found:,} are in {self.folder}. {way}"
         )

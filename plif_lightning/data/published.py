@@ -1,4 +1,4 @@
-"""What the published neuromorphic data sets share: archives that are fetched, verified and unpacked."""
+"""Base class of published neuromorphic data sets, whose archives are downloaded, verified and unpacked."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from plif_lightning.events.store import locked
 
 @dataclass(eq=False, repr=False)
 class PublishedEvents(EventDataModule):
-    """Base of the published data sets of events. A subclass names its origins and lists its files.
+    """Base class of published event data sets. A subclass implements `origins` and `raw_files`.
 
     Args:
-        source: which publication of the recordings; they are not the same data.
-        allow_partial: take the recordings that are there, though they are not as many as were published.
+        source: publication of the recordings; different publications are different data.
+        allow_partial: accept fewer recordings than were published.
     """
 
     source: str = "original"
@@ -31,7 +31,7 @@ class PublishedEvents(EventDataModule):
 
     @classmethod
     def origins(cls) -> dict[str, Origin]:
-        """Publications of the recordings, by the name that `source` chooses."""
+        """Publications of the recordings, by their value of `source`."""
         raise NotImplementedError
 
     @property
@@ -54,7 +54,7 @@ class PublishedEvents(EventDataModule):
         self.files.require_obtainable()
 
     def obtain(self) -> bool:
-        waiting = locked(self.folder, self._say_that_it_waits, f"the files of {self.title}", "data.root")
+        waiting = locked(self.folder, self._warn_of_waiting, f"the files of {self.title}", "data.root")
         with waiting if self.files.wanted() else nullcontext():
             return self.files.obtain()
 
@@ -63,7 +63,7 @@ class PublishedEvents(EventDataModule):
 
     @property
     def origin_note(self) -> str:
-        """Which publication, and whether all of it."""
+        """Publication of the recordings, and whether it is complete."""
         counts = self.files.origin.counts
         if all(len(self.event_store(train)) == n for train, n in zip((True, False), counts, strict=True)):
             return self.source

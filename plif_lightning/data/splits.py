@@ -1,4 +1,4 @@
-"""Train and validation parts as a function of the labels and the fraction alone."""
+"""Training and validation split, determined by the labels and the fraction alone."""
 
 from fractions import Fraction
 
@@ -9,7 +9,7 @@ from plif_lightning.errors import UserError
 
 
 def holdout_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Indices of the training and of the validation part, each ascending.
+    """Indices of the training and the validation samples, each ascending.
 
     The first ceil((1 - fraction) n) samples of each class are for training, the rest for validation.
 
@@ -18,7 +18,7 @@ def holdout_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
         fraction: share of each class that is held out, in (0, 1).
 
     Raises:
-        UserError: the fraction lies outside (0, 1), or nothing is held out.
+        UserError: the fraction lies outside (0, 1), or no sample is held out.
 
     Source: Fang et al. 2021, S-Sec. 7 (fraction 0.15).
 
@@ -27,7 +27,7 @@ def holdout_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """
     if not 0 < fraction < 1:
         raise UserError(f"holdout_fraction must lie in (0, 1), got {fraction}.")
-    # As a decimal fraction: in floating point 0.15 * 20 may fall short of 3.
+    # Exact decimal arithmetic: in floating point, 0.15 * 20 may be less than 3.
     exact = Fraction(str(fraction))
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():

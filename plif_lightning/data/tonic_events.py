@@ -1,4 +1,4 @@
-"""Any data set of tonic with events on a two-dimensional sensor and a class for each recording."""
+"""Data sets of tonic whose recordings have a two-dimensional sensor and one class each."""
 
 import inspect
 import urllib.error
@@ -19,13 +19,13 @@ from plif_lightning.events.store import RawFile
 
 @dataclass(eq=False, repr=False)
 class TonicEvents(EventDataModule):
-    """A class of `tonic.datasets`: tonic fetches, verifies and reads it; store, slicing and loading are this project's.
+    """A class of `tonic.datasets`. tonic downloads, verifies and reads it; this package stores, slices and loads it.
 
     Args:
-        name: of the class, such as POKERDVS; must be given.
-        sensor: height and width of the camera where tonic does not know them, as for NCALTECH101.
-        test_fraction: share of each class, its last recordings, that is the test set where tonic has none.
-        allow_partial: take the recordings that are there, though tonic expects more.
+        name: name of the class, such as POKERDVS; required.
+        sensor: height and width of the camera; required if tonic does not know them, as for NCALTECH101.
+        test_fraction: share of each class, its last recordings, for the test set if tonic defines none.
+        allow_partial: accept fewer recordings than tonic expects.
     """
 
     name: str | None = None
@@ -33,7 +33,7 @@ class TonicEvents(EventDataModule):
     test_fraction: float = 0.1
     allow_partial: bool = False
 
-    title = "a data set of tonic"  # an object has the data set's name
+    title = "a data set of tonic"  # an instance uses the data set's name
 
     def __post_init__(self) -> None:
         if self.name is None:
@@ -69,7 +69,7 @@ class TonicEvents(EventDataModule):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """As tonic has them; where it has none, the recordings' labels, sorted."""
+        """Class names from tonic; if it has none, the recordings' labels, sorted."""
         classes: Any = getattr(_class(self.name), "classes", None)
         if isinstance(classes, dict):
             classes = sorted(classes, key=lambda name: classes[name])
@@ -81,11 +81,11 @@ class TonicEvents(EventDataModule):
         return _opened(self._source(train), self.download)
 
     def prepare_data(self) -> None:
-        _opened.cache_clear()  # files may have come or gone since
+        _opened.cache_clear()  # files may have changed since
         super().prepare_data()
 
     def obtain(self) -> bool:
-        """tonic fetches what is missing."""
+        """Let tonic download missing files. Always True."""
         for train in (True, False):
             self._data(train)
         return True
@@ -93,7 +93,7 @@ class TonicEvents(EventDataModule):
     def raw_files(self, train: bool) -> list[RawFile]:
         source = self._source(train)
         data = _opened(source, download=False)
-        # tonic's own order is in part the file system's: by class and name it is the same everywhere.
+        # tonic's order partly depends on the file system; sorting by class and name makes it deterministic.
         home = Path(data.location_on_system)
         listed = sorted(
             (self._label(target), "" if _file(data, i) == home else _file(data, i).relative_to(home).as_posix(), i)
@@ -118,7 +118,7 @@ class TonicEvents(EventDataModule):
 
 @dataclass(frozen=True)
 class _Source:
-    """What a process needs to open a part of one of tonic's data sets."""
+    """Picklable arguments for opening the training or test set of a tonic data set."""
 
     name: str
     root: str
@@ -128,10 +128,10 @@ class _Source:
 
 @lru_cache(maxsize=4)
 def _opened(source: _Source, download: bool) -> Any:
-    """tonic's own data set.
+    """The tonic data set.
 
     Raises:
-        DatasetNotFoundError: it is not there, and cannot or may not be fetched.
+        DatasetNotFoundError: it is missing, and cannot or may not be downloaded.
     """
     kind = _class(source.name)
 
@@ -147,21 +147,21 @@ def _opened(source: _Source, download: bool) -> Any:
         methods["_check_exists"] = lambda self: any(
             path.is_file() for path in Path(self.location_on_system, self.folder_name or "").glob("*/**/*")
         )
-    # Of the same name, which is that of its folder too.
+    # Same class name, because tonic names the folder after it.
     kind = type(kind.__name__, (kind,), methods)
     arguments = {"train": source.train} if "train" in _parameters(kind) else {}
     try:
         return kind(save_to=source.root, **arguments)
     except UserError:
         raise
-    except SystemExit as error:  # as DVSLip does, which must be fetched by hand
+    except SystemExit as error:  # raised by DVSLip, which must be downloaded by hand
         raise DatasetNotFoundError(
             f"{source.name} of tonic is not in {source.root}, and tonic does not fetch it: put its files into "
             f"{Path(source.root) / source.name}."
         ) from error
     except (OSError, RuntimeError, urllib.error.URLError, EOFError, ValueError) as error:
         raise DatasetNotFoundError(
-            f"{source.name} of tonic could not be had ({error}). Put its files into "
+            f"{source.name} of tonic could not be obtained ({error}). Put its files into "
             f"{Path(source.root) / source.name} as tonic expects them, or point --data.root to where they are."
         ) from error
 
@@ -169,10 +169,10 @@ def _opened(source: _Source, download: bool) -> Any:
 def read_one(
     source: _Source, index: int, name: str, count: int, files: tuple[Path, ...], label: int
 ) -> list[tuple[int, Recording]]:
-    """Recording `index` of `count`, as tonic reads it; runs in processes of their own too."""
+    """Recording `index` of `count`, read by tonic; may run in a separate process."""
     data = _opened(source, download=False)
     if len(data) != count or (name and not _file(data, index).as_posix().endswith(name)):
-        raise RecordingError(f"{files[0]}: {source.name} has changed while it was read. Start again.")
+        raise RecordingError(f"{files[0]}: {source.name} changed while it was being read. Start again.")
     try:
         events, _ = data[index]
     except (OSError, ValueError, IndexError, KeyError, EOFError, TypeError) as error:
@@ -181,7 +181,7 @@ def read_one(
 
 
 def _file(data: Any, index: int) -> Path:
-    """The file of a recording, or the folder of all where tonic does not say."""
+    """File of a recording; the data set's folder if tonic does not expose the file."""
     found = data.data[index]
     return Path(found) if isinstance(found, str) else Path(data.location_on_system)
 
@@ -191,13 +191,13 @@ def _parameters(kind: Any) -> Sequence[str]:
 
 
 def known() -> list[str]:
-    """Names of the classes of `tonic.datasets` that this module can take."""
+    """Names of the supported classes of `tonic.datasets`."""
     import tonic.datasets
 
-    return sorted(name for name in tonic.datasets.__all__ if not _reason_against(getattr(tonic.datasets, name)))
+    return sorted(name for name in tonic.datasets.__all__ if not _why_unsupported(getattr(tonic.datasets, name)))
 
 
-def _reason_against(kind: Any) -> str:
+def _why_unsupported(kind: Any) -> str:
     size = getattr(kind, "sensor_size", None)
     if size is not None and (len(size) != 3 or size[1] < 2):
         return f"its sensor of {' x '.join(map(str, size))} is not two-dimensional"
@@ -216,16 +216,16 @@ def _reason_against(kind: Any) -> str:
 
 
 def _class(name: str | None) -> Any:
-    """A class of tonic's.
+    """Class of `tonic.datasets` by name.
 
     Raises:
-        UserError: tonic has no such class, or one that cannot be classified by events on a sensor.
+        UserError: there is no such class, or it is not supported.
     """
     import tonic.datasets
 
     kind = getattr(tonic.datasets, str(name), None)
     if not inspect.isclass(kind):
         raise UserError(f"data.name must be a class of tonic.datasets: one of {', '.join(known())}; got {name!r}.")
-    if reason := _reason_against(kind):
-        raise UserError(f"data.name={name} cannot be taken: {reason}. One of {', '.join(known())} can.")
+    if reason := _why_unsupported(kind):
+        raise UserError(f"data.name={name} is not supported: {reason}. Supported are {', '.join(known())}.")
     return kind

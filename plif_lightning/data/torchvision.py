@@ -16,17 +16,17 @@ from plif_lightning.data.images import ImageDataModule
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.runtime.files import written_whole
 
-# Bytes of an unpacked file; MNIST's largest has 47 million.
+# Largest accepted size of an unpacked file [bytes]; MNIST's largest has 47 million.
 _LARGEST = 2**26
 
 
 @dataclass(eq=False, repr=False)
 class TorchvisionDataModule(ImageDataModule):
-    """Base of the data sets that torchvision downloads, verifies and reads.
+    """Base class of data sets that torchvision downloads, verifies and reads.
 
     Class attributes that a subclass sets, beside those of `ImageDataModule`:
-        torchvision_class: of `torchvision.datasets`.
-        files: that it reads, for messages.
+        torchvision_class: class of `torchvision.datasets`.
+        files: files that it reads, for messages.
     """
 
     torchvision_class: ClassVar[Any]
@@ -46,7 +46,7 @@ class TorchvisionDataModule(ImageDataModule):
                 ) from error
 
     def _unpack(self) -> bool:
-        """Unpacks what lies there packed, as MNIST is published; whether that was anything."""
+        """Unpack .gz files in the raw folder, the form in which MNIST is published. True if there were any."""
         found = False
         raw = Path(self.root) / self.torchvision_class.__name__ / "raw"
         for name, _ in getattr(self.torchvision_class, "resources", ()):
@@ -68,7 +68,7 @@ class TorchvisionDataModule(ImageDataModule):
         try:
             for train in (True, False):
                 self.torchvision_class(self.root, train=train, download=False)
-        except Exception:  # whatever is wrong, the download says it better
+        except Exception:  # the download reports the cause better
             return False
         return True
 
@@ -77,7 +77,7 @@ class TorchvisionDataModule(ImageDataModule):
             data = self.torchvision_class(self.root, train=train, download=False)
         except (RuntimeError, ValueError, AssertionError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
             folder = Path(self.root) / self.files.split("/", maxsplit=1)[0]
-            # torchvision has one message for CIFAR-10's files, whether they are missing or damaged.
+            # For CIFAR-10, torchvision has the same message for missing and for damaged files.
             missing = "not found" in str(error) and not ("corrupted" in str(error) and folder.is_dir())
             if missing:
                 raise DatasetNotFoundError(
@@ -128,7 +128,8 @@ class CIFAR10(TorchvisionDataModule):
     """CIFAR-10: 50,000 training and 10,000 test images.
 
     Args:
-        authors_std: divide by the authors' deviations, the mean of the images' own, instead of that over all pixels.
+        authors_std: divide by the authors' standard deviations, means of per-image ones, instead of those over all
+            pixels.
     """
 
     authors_std: bool = False
@@ -141,7 +142,7 @@ class CIFAR10(TorchvisionDataModule):
         *("airplane", "automobile", "bird", "cat", "deer"),
         *("dog", "frog", "horse", "ship", "truck"),
     )
-    # Over all pixels of the training images: unit variance, as S-Sec. 5 says.
+    # Over all pixels of the training images, which gives the unit variance of S-Sec. 5.
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The neuron in plain PyTorch: its constants, its surrogate gradients, and the reference of every kernel."""
+"""Neuron dynamics in plain PyTorch: constants, surrogate gradients and the reference for every kernel."""
 
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.dynamics.reference import integrate_and_fire

@@ -1,4 +1,4 @@
-"""Gradients that cannot be differentiated again."""
+"""Errors for second derivatives of custom backward passes."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from plif_lightning.errors import UserError
 
 
 class _Undifferentiable(torch.autograd.Function):
-    """The identity, whose gradient is an error."""
+    """Identity whose backward pass raises an error."""
 
     @staticmethod
     def forward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -26,15 +26,15 @@ class _Undifferentiable(torch.autograd.Function):
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes the second derivative of an `autograd.Function` an error; decorates its `backward`.
+    """Decorate the `backward` of an `autograd.Function` so that differentiating it again raises an error.
 
-    PyTorch's decorator of this name looks at the incoming gradients alone. Where those are constants, as those of a
-    sum are, a gradient that depends on what was saved in the forward pass comes out as a constant, without a word.
+    PyTorch's decorator of the same name only checks the incoming gradients. If these are constant, as for a sum, it
+    silently treats a gradient that depends on saved tensors as constant.
     """
 
     @functools.wraps(backward)
     def checked(ctx: Any, *gradients: Any) -> Any:
-        if torch.compiler.is_compiling():  # compiled graphs refuse second derivatives themselves
+        if torch.compiler.is_compiling():  # compiled graphs raise this error themselves
             return backward(ctx, *gradients)
         with torch.no_grad():
             found = backward(ctx, *gradients)

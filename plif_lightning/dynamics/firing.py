@@ -1,4 +1,4 @@
-"""The constants of firing and reset, as one value that every form of the dynamics takes."""
+"""Constants of firing and reset, shared by all implementations of the dynamics."""
 
 import math
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
 
     Threshold = float | Tensor
 else:
-    Threshold = float  # for people and the command line; a neuron that learns it puts a tensor in its place
+    Threshold = float  # on the command line; neurons with a learnable threshold pass a tensor
 
 Reset = Literal["hard", "soft"]
 
 
 @dataclass(frozen=True)
 class Firing:
-    """How neurons fire and reset, and what gradient passes through that.
+    """Firing threshold, reset and surrogate gradient.
 
     Args:
         v_threshold: V_th, at which a neuron fires; for `integrate_and_fire` also a tensor, a scalar or
             one value per channel.
-        v_reset: V_reset < V_th, the potential before the first step, which it leaks to, and after a hard reset.
-        reset: what a spike does to the potential: hard sets it to V_reset (the paper), soft takes V_th from it.
-        detach_reset: whether no gradient flows through the spike of the reset (S-Sec. 6).
-        surrogate: derivative of the step in the backward pass, see `Surrogate`; atan is the paper's.
+        v_reset: V_reset < V_th: initial potential, resting potential of the leak and potential after a hard reset.
+        reset: effect of a spike on the potential: hard sets it to V_reset (the paper), soft subtracts V_th.
+        detach_reset: block the gradient through the spike in the reset (S-Sec. 6).
+        surrogate: derivative of the step function in the backward pass, see `Surrogate`; the paper uses atan.
         surrogate_width: its width, see `Surrogate`.
 
     Raises:
-        UserError: a constant lies outside its range.
+        UserError: a constant is out of range.
 
     Source: Fang et al. 2021, Sec. 3.3.
     """
@@ -45,7 +45,7 @@ class Firing:
     surrogate_width: float = 1.0
 
     def __post_init__(self) -> None:
-        # A tensor is not looked at: its device would have to be waited for.
+        # A tensor is not checked, because reading it would synchronise with its device.
         constant = not hasattr(self.v_threshold, "requires_grad")
         if constant and not isinstance(self.v_threshold, Real):
             raise UserError(f"v_threshold must be a number, got {self.v_threshold!r}.")
@@ -59,5 +59,5 @@ class Firing:
 
     @property
     def gradient(self) -> Surrogate:
-        """The surrogate by its name and width."""
+        """Surrogate of this name and width."""
         return Surrogate(self.surrogate, self.surrogate_width)

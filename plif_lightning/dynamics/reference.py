@@ -1,4 +1,4 @@
-"""The paper's neuron over T time-steps in plain PyTorch: the reference that every faster form must equal."""
+"""The paper's neuron over T time-steps in plain PyTorch: the reference for every faster implementation."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -19,28 +19,28 @@ def integrate_and_fire(
     firing: Firing = Firing(),
     time_steps: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Spikes and the last membrane potential of neurons that charge, fire and reset for T steps.
+    """Spikes and last membrane potential of neurons that charge, fire and reset for T steps.
 
     charge: H_t = V_{t-1} + k (X_t - (V_{t-1} - V_reset)), or H_t = V_{t-1} + X_t without leak;
     fire: S_t = 1 if H_t >= V_th else 0;
     hard reset: V_t = H_t (1 - S_t) + V_reset S_t; soft reset: V_t = H_t - V_th S_t.
 
-    Nothing is remembered between calls. A sequence may be cut anywhere in time: pass the returned
-    potential on as the next call's `v`.
+    Calls are stateless. A sequence may be split anywhere in time: pass the returned potential to the next
+    call as `v`.
 
     Args:
-        x: input X, [T, N, *], or [1, N, *] with `time_steps`: an input that stays the same for T steps.
+        x: input X, [T, N, *], or [1, N, *] with `time_steps` for an input that is constant over T steps.
         k: 1/tau in (0, 1), a scalar or one value per channel (dimension 2 of x); None: no leak (IF).
-        v: potential V_{-1} before the first step, [N, *]; V_reset where it is not given.
-        firing: V_th, V_reset, the surrogate and what the reset passes on.
-        time_steps: T, only for an x of one step.
+        v: potential V_{-1} before the first step, [N, *]; V_reset by default.
+        firing: threshold, reset and surrogate.
+        time_steps: T, only for an x with one step.
 
     Returns:
-        Spikes of 0 and 1, [T, N, *] in the dtype of x; the potential V_{T-1}, [N, *], in float32 at
-        least, whatever autocast is in force.
+        Spikes of 0 and 1, [T, N, *] in the dtype of x; the potential V_{T-1}, [N, *], at least float32,
+        even under autocast.
 
     Raises:
-        UserError: x has fewer than two dimensions or no time-step, or shapes do not fit each other.
+        UserError: x has fewer than two dimensions or no time-step, or shapes do not match.
 
     Source: Fang et al. 2021, Eqs. 2-6 (with the brackets that Eqs. 5 and 6 lack) and 8-17.
     """
@@ -60,11 +60,11 @@ def integrate_and_fire(
 
 
 class Trace(NamedTuple):
-    """What a layer of neurons did at each step.
+    """Spikes and potentials of a layer at each time-step.
 
     Attributes:
         spikes: S, [T, N, *].
-        charged: H, the potential that is compared with V_th, [T, N, *].
+        charged: H, the potential compared with V_th, [T, N, *].
         v: V, the potential after the reset, [T, N, *].
         v_threshold: V_th, a number or [channels].
     """
@@ -83,7 +83,7 @@ def trace(
     firing: Firing = Firing(),
     time_steps: int | None = None,
 ) -> Trace:
-    """`integrate_and_fire` with the potentials of every step, and without a gradient; same arguments and errors."""
+    """Spikes and potentials of every step, without gradients; arguments and errors as in `integrate_and_fire`."""
     time_steps = checked(x, k, v, firing, time_steps)
     charged, after = [], []
     with torch.no_grad(), in_own_precision(x.device):
@@ -101,26 +101,26 @@ def trace(
 
 
 def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """While it lasts no autocast is in force."""
+    """Context manager that disables autocast on a device."""
     return torch.autocast(device.type, enabled=False) if autocast_in_force(device) else nullcontext()
 
 
 def autocast_in_force(device: torch.device) -> bool:
-    """Whether autocast changes types on this device; on the meta device there is none to ask about."""
-    # Not torch.amp.is_autocast_available, which PyTorch 2.10 cannot compile.
+    """True if autocast is enabled on this device; always False on the meta device, which has none."""
+    # torch.amp.is_autocast_available cannot be compiled by PyTorch 2.10.
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def _over_channels(value: Tensor, x: Tensor) -> Tensor:
-    """A scalar, or one value per channel, in a shape that goes with a step of x."""
+    """A scalar, or one value per channel in a shape that broadcasts with one step of x."""
     return value.view(-1, *[1] * (x.dim() - 3)) if value.dim() > 0 else value
 
 
 def checked(x: Tensor, k: Tensor | None, v: Tensor | None, firing: Firing, time_steps: int | None) -> int:
-    """T, after a look at the arguments of `integrate_and_fire`.
+    """Check the arguments of `integrate_and_fire` and return T.
 
     Raises:
-        UserError: see there.
+        UserError: see `integrate_and_fire`.
     """
     if x.dim() < 2 or x.shape[0] == 0:
         raise UserError(f"x must be [T, N, *] with T >= 1, got shape {tuple(x.shape)}.")
@@ -142,7 +142,7 @@ def checked(x: Tensor, k: Tensor | None, v: Tensor | None, firing: Firing, time_
 
 
 def _charge(x: Tensor, k: Tensor | None, v: Tensor, v_reset: float) -> Tensor:
-    """H_t, Eq. 3 with the paper's k(a), or the sum of input and potential without leak."""
+    """H_t: Eq. 3 with the paper's k(a); without leak, the sum of input and potential."""
     if k is None:
         return v + x
     drive = x - v if v_reset == 0 else x - (v - v_reset)
@@ -150,20 +150,20 @@ def _charge(x: Tensor, k: Tensor | None, v: Tensor, v_reset: float) -> Tensor:
 
 
 def _fire(h: Tensor, v_threshold: float | Tensor) -> Tensor:
-    """S_t in the dtype of h: writing it there is faster than a mask, and so is arithmetic with it."""
+    """S_t in the dtype of h, which is faster to write and to compute with than a boolean mask."""
     return torch.ge(h, v_threshold, out=torch.empty_like(h))
 
 
 def _reset(h: Tensor, fired: Tensor, v_threshold: float | Tensor, firing: Firing) -> Tensor:
-    """V_t = H_t (1 - S_t) + V_reset S_t, or H_t - V_th S_t where the reset is soft."""
+    """V_t = H_t (1 - S_t) + V_reset S_t, or H_t - V_th S_t for a soft reset."""
     if firing.reset == "soft":
         return h - v_threshold * fired
-    # Not H_t (1 - S_t) + V_reset S_t as it stands: an infinite H_t would leave a NaN.
+    # Evaluating H_t (1 - S_t) + V_reset S_t literally would give NaN for an infinite H_t.
     return h.masked_fill(fired != 0, firing.v_reset)
 
 
 class _IntegrateAndFire(torch.autograd.Function):
-    """Keeps only x, k, V_{-1} and V_th; the backward pass recomputes H and applies Eqs. 8-17.
+    """Saves only x, k, V_{-1} and V_th; the backward pass recomputes H and applies Eqs. 8-17.
 
     dS/dV_th is -dS/dH, and under a soft reset dV/dV_th is -S.
     """

@@ -2,7 +2,7 @@
 
 Each is a density g of unit area, scaled by a width w [units of the membrane potential]:
 sigma'(u) = g(u / w) / w with u = H - V_th. Its antiderivative sigma rises from 0 to 1 and is the
-smooth function that takes the step's place in the backward pass.
+smooth function that replaces the step in the backward pass.
 """
 
 import math
@@ -27,7 +27,7 @@ def _atan_integral(z: Tensor) -> Tensor:
 
 
 def _sigmoid(z: Tensor) -> Tensor:
-    e = torch.exp(-z.abs())  # s(z) s(-z), as s (1 - s) cancels in float32 where the neuron is saturated
+    e = torch.exp(-z.abs())  # s(z) s(-z), because s (1 - s) cancels in float32 for large |z|
     return e / (1 + e).square_()
 
 
@@ -78,20 +78,20 @@ class Surrogate:
     | `rectangle` | 1 where abs(z) < 1/2 | z + 1/2, clamped to [0, 1] |
     | `fast_sigmoid` | 1 / (2 (1 + abs(z))^2) | 1/2 + z / (2 (1 + abs(z))) |
 
-    Peers' names: SpikingJelly's SoftSign(alpha) is `fast_sigmoid` of width 1 / alpha; snnTorch's fast_sigmoid(slope) is
-    the same without the factor of unit area, and so is Norse's SuperSpike at width 1 (Norse 1.1 ignores its alpha).
-    BrainCog's QGateGrad(alpha) is `triangle` of width 1 / alpha; snnTorch's `triangular` is another function, 1 below
-    the threshold and -1 above it.
+    Names in other libraries: SpikingJelly's SoftSign(alpha) is `fast_sigmoid` of width 1 / alpha; snnTorch's
+    fast_sigmoid(slope) is the same without normalisation to unit area, and so is Norse's SuperSpike at width 1 (Norse
+    1.1 ignores its alpha). BrainCog's QGateGrad(alpha) is `triangle` of width 1 / alpha; snnTorch's `triangular` is a
+    different function, 1 below the threshold and -1 above it.
 
     Args:
-        name: the shape; `atan` with width 1 is the paper's.
-        width: stretches the surrogate along the membrane potential, > 0.
+        name: shape of the surrogate; the paper uses `atan` with width 1.
+        width: scale along the membrane potential, > 0.
 
     Raises:
         UserError: the name is unknown or the width is not positive and finite.
 
     Source: Fang et al. 2021, S-Sec. 6 (`atan`); Zenke and Ganguli 2018 (`fast_sigmoid`), which Herranz-Celotti and
-    Rouat 2022, "Surrogate Gradient Design for LIF networks", found best across their tasks and networks, which are not
+    Rouat 2022, "Surrogate Gradient Design for LIF networks", found best on their tasks and networks, which differ from
     this paper's; Neftci et al. 2019 (the others).
 
     >>> Surrogate("atan").derivative(torch.tensor([0.0]))

@@ -1,4 +1,4 @@
-"""Pictures of spikes, potentials and frames, for a notebook; every function gives matplotlib's axes back."""
+"""Plots of spikes, potentials and frames for notebooks; every function returns matplotlib axes."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Pictures of what goes into a network, through it and out of it: of arrays and tensors, not of run folders."""
+"""Plots of a network's inputs, states and spikes, from arrays and tensors."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from plif_lightning.errors import UserError
 from plif_lightning.plot.style import COLOURS, plain
 
-# Neurons of a raster beyond which its dots would only make a grey area.
-_MOST = 2000
-_FEW = 4
+# Marks of a raster stop shrinking at this number of neurons.
+_MAX_NEURONS = 2000
+# Neurons of a membrane plot, unless they are given.
+_DEFAULT_NEURONS = 4
 
 
 def _array(values: Any) -> NDArray[Any]:
-    """NumPy's form of an array, a list, or a tensor on any device."""
+    """NumPy array from an array, a list, or a tensor on any device."""
     detach = getattr(values, "detach", None)
     array = np.asarray(values if detach is None else detach().float().cpu())
     if array.dtype.kind not in "biuf" or array.size == 0:
@@ -26,7 +27,7 @@ def _array(values: Any) -> NDArray[Any]:
 
 
 def _of_sample(values: Any, name: str, sample: int) -> NDArray[Any]:
-    """[T, neurons] of one sample, from [T], [T, neurons] or [T, N, *]."""
+    """Values of one sample, [T, neurons], from [T], [T, neurons] or [T, N, *]."""
     array = _array(values)
     if array.ndim > 2:
         if not -array.shape[1] <= sample < array.shape[1]:
@@ -53,15 +54,15 @@ def _time_axis(axes: Axes, steps: int) -> None:
 
 
 def raster(spikes: Any, axes: Axes | None = None, *, sample: int = 0) -> Axes:
-    """A dot for every spike: neurons above one another, time to the right.
+    """Plot a spike raster: one mark per spike, neurons over time.
 
     Args:
-        spikes: zeros and ones of one sample [T, neurons], or of several [T, N, *].
-        axes: where to draw; new ones where they are not given.
-        sample: of several.
+        spikes: zeros and ones of one sample [T, neurons] or of several [T, N, *].
+        axes: axes to draw on; None creates new ones.
+        sample: index of the sample in [T, N, *].
 
     Raises:
-        UserError: there is no such sample, or these are no spikes.
+        UserError: there is no such sample, or a value is neither 0 nor 1.
     """
     fired = _of_sample(getattr(spikes, "spikes", spikes), "spikes", sample)
     if not np.isin(fired, (0, 1)).all():
@@ -69,7 +70,9 @@ def raster(spikes: Any, axes: Axes | None = None, *, sample: int = 0) -> Axes:
     steps, neurons = fired.shape
     axes = _axes(axes, 3.2)
     t, neuron = np.nonzero(fired)
-    axes.scatter(t, neuron, s=max(0.5, min(12.0, 1200 / min(neurons, _MOST))), marker="|", color="black", linewidths=1)
+    axes.scatter(
+        t, neuron, s=max(0.5, min(12.0, 1200 / min(neurons, _MAX_NEURONS))), marker="|", color="black", linewidths=1
+    )
     axes.set_ylim(-0.5, neurons - 0.5)
     axes.set_ylabel("neuron")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -85,17 +88,16 @@ def membrane(
     neurons: Sequence[int] | None = None,
     v_threshold: float | Literal["own"] | None = "own",
 ) -> Axes:
-    """Membrane potentials over time; of a `Trace`, the potential before the reset and a mark for every spike.
+    """Plot membrane potentials over time; for a `Trace`, the potential before the reset with a mark per spike.
 
     Args:
-        v: potentials of one neuron [T], of one sample [T, neurons], or of several [T, N, *]; or what `traces` and
-            `Neuron.trace` give for a layer.
-        axes: where to draw; new ones where they are not given.
-        sample: of several.
-        neurons: places among the sample's neurons; the first four where they are not given, or of a `Trace` the four
-            that fire most.
-        v_threshold: V_th, drawn as a line; `own` is that of a `Trace` (none where each channel has another), and 1 of
-            other potentials; None for no line.
+        v: potentials of one neuron [T], of one sample [T, neurons] or of several [T, N, *]; or a layer's `Trace` from
+            `traces` or `Neuron.trace`.
+        axes: axes to draw on; None creates new ones.
+        sample: index of the sample in [T, N, *].
+        neurons: indices among the sample's neurons; None for the first four, or the four of a `Trace` that fire most.
+        v_threshold: V_th, drawn as a line. `own` is that of a `Trace` (no line if it differs between channels), and 1
+            for other potentials; None draws no line.
 
     Raises:
         UserError: there is no such sample or neuron.
@@ -110,7 +112,7 @@ def membrane(
     count = potential.shape[1]
     if neurons is None:
         order = np.arange(count) if spikes is None else np.argsort(-spikes.sum(0), kind="stable")
-        neurons = sorted(order[:_FEW].tolist())
+        neurons = sorted(order[:_DEFAULT_NEURONS].tolist())
     if wrong := [i for i in neurons if not 0 <= i < count]:
         raise UserError(f"neurons must lie in 0..{count - 1}, got {wrong[0]}.")
     axes = _axes(axes, 3.2)
@@ -139,18 +141,18 @@ def membrane(
 
 
 def frames(x: Any, axes: Sequence[Axes] | None = None, *, sample: int = 0) -> NDArray[Any]:
-    """The frames of one sample beside one another: grey, RGB, or ON events red and OFF events blue.
+    """Plot the frames of one sample side by side: grey, RGB, or ON events red and OFF events blue.
 
     Args:
         x: frames [T, C, H, W] or [T, N, C, H, W], or an image [C, H, W]; C is 1, 2 (OFF, ON) or 3.
-        axes: one for each frame; new ones where they are not given.
-        sample: of several.
+        axes: one per frame; None creates new ones.
+        sample: index of the sample in [T, N, C, H, W].
 
     Returns:
         The axes, [T].
 
     Raises:
-        UserError: there is no such sample, or x is of another shape.
+        UserError: there is no such sample, or x or axes have the wrong shape.
     """
     array = _array(x)
     if array.ndim == 5:
@@ -189,7 +191,7 @@ def picture(frame: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def pictures(frames: NDArray[Any]) -> NDArray[np.float64]:
-    """Frames [T, C, H, W] as images [T, H, W, 3] of one scale, so that they can be compared; see `picture`."""
+    """Frames [T, C, H, W] as images [T, H, W, 3] on a common scale, so that they are comparable; see `picture`."""
     frames = frames.astype(np.float64)
     if frames.shape[1] == 2:
         top = max(np.percentile(frames, 99.5), 1.0)

@@ -223,9 +223,7 @@ def test_an_error_in_a_loader_worker_is_one_sentence_too(capsys):
         path.write_bytes(content)
     capsys.readouterr()
     error = refused(capsys, "fit", *config("nmnist"), *PART, *SMALL, *SILENT, "--data.num_workers", "1")
-    assert re.fullmatch(
-        r"error: \S+ is damaged: an event lies outside the sensor\. Delete .* will be built anew\.", error
-    )
+    assert re.fullmatch(r"error: \S+ is damaged: an event lies outside the sensor\. Delete .* to rebuild it\.", error)
 
 
 def test_a_checkpoint_is_tested_with_another_backend_than_it_was_trained_with(capsys):

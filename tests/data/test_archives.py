@@ -1,4 +1,4 @@
-"""Archives: fetched from a server on this machine, broken off, exchanged, and written with bad intent."""
+"""Archives: downloaded from a local server, interrupted, replaced and malicious."""
 
 import errno
 import gzip
@@ -26,7 +26,7 @@ LIMIT = 10**6
 
 
 class Server(BaseHTTPRequestHandler):
-    """Serves CONTENT; `breaks` holds after how many bytes each of the next answers ends."""
+    """Serve CONTENT; `breaks` holds the number of bytes after which each of the next responses ends."""
 
     breaks: list[int] = []
     ranges: list[str | None] = []
@@ -120,7 +120,7 @@ def test_a_server_that_refuses_is_named_with_the_way_out(server, tmp_path, statu
 
 def test_a_download_that_never_ends_keeps_what_has_come(server, tmp_path):
     server.breaks = [10, 10, 10, 10]
-    with pytest.raises(DatasetNotFoundError, match=r"data\.zip\.part keeps what has come"):
+    with pytest.raises(DatasetNotFoundError, match=r"data\.zip\.part keeps what was received"):
         fetch(archive(server), tmp_path)
     assert (tmp_path / "data.zip.part").read_bytes() == CONTENT[:40]
 
@@ -191,7 +191,7 @@ def test_content_beyond_the_limit_is_refused(make, tmp_path):
     refused(
         make(tmp_path / "a", [("a", bytes(600)), ("b", bytes(600))]),
         tmp_path,
-        "its content is larger, or of more files",
+        "its content has more bytes or files",
         1000,
     )
 
@@ -200,7 +200,7 @@ def test_inner_archives_share_the_limit(tmp_path):
     inner = [(f"{i}.zip", zipped(tmp_path / f"inner{i}", [(f"{i}/a", bytes(600))]).read_bytes()) for i in range(8)]
     path = zipped(tmp_path / "a", inner)
     whole = sum(len(content) for _, content in inner) + 8 * 600
-    with pytest.raises(ArchiveError, match="its content is larger"):
+    with pytest.raises(ArchiveError, match="its content has more bytes or files"):
         unpack(path, tmp_path / "out", whole - 1, nested=True)
     assert not list((tmp_path / "out").iterdir())
     unpack(path, tmp_path / "out", whole, nested=True)
@@ -209,8 +209,8 @@ def test_inner_archives_share_the_limit(tmp_path):
 
 @pytest.mark.parametrize("make", [zipped, tarred])
 def test_more_files_than_a_data_set_has_are_refused(make, tmp_path, monkeypatch):
-    monkeypatch.setattr("plif_lightning.data.archives._MOST_FILES", 5)
-    refused(make(tmp_path / "a", [(f"{i}", b"") for i in range(6)]), tmp_path, "of more files, than this data set is")
+    monkeypatch.setattr("plif_lightning.data.archives._MAX_FILES", 5)
+    refused(make(tmp_path / "a", [(f"{i}", b"") for i in range(6)]), tmp_path, "more bytes or files than this data set")
 
 
 def test_a_stated_size_is_not_believed(tmp_path):
@@ -259,7 +259,7 @@ def test_a_damaged_member_is_refused(tmp_path):
     refused(path, tmp_path, "is truncated or damaged")
 
 
-# Without the time of day, which two processes of a suite would not agree on.
+# Without a time stamp, which would differ between pytest-xdist processes.
 @pytest.mark.parametrize("content", [b"", b"garbage", gzip.compress(b"garbage", mtime=0)])
 def test_what_is_no_archive_is_refused(content, tmp_path):
     (tmp_path / "a").write_bytes(content)

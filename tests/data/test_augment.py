@@ -57,7 +57,7 @@ def test_affine_equals_torchvisions_affine(shape):
             shear=[0.0, 0.0],
             interpolation=InterpolationMode.NEAREST,
         )
-        # A source pixel may lie on the border of two by rounding.
+        # Rounding may place a source position on the border of two pixels.
         assert (after != expected).float().mean() <= 0.02
 
 

@@ -1,4 +1,4 @@
-"""The neuromorphic data sets: from files in their formats to batches."""
+"""Neuromorphic data sets: from raw files to batches."""
 
 import hashlib
 import pickle
@@ -60,7 +60,7 @@ def everything(dataset, key=1):
     return dataset[BatchRequest(key, torch.arange(len(dataset)))]
 
 
-# --- what is in the sets, and in which order
+# --- content and order of the sets
 
 
 def test_nmnist_is_sorted_by_class_then_number(nmnist):
@@ -230,7 +230,7 @@ def test_a_mix_takes_a_rectangle_of_another_recording_and_its_share_of_the_targe
         candidates = [
             (batch.x[i] != plain.x[i]).any(0).any(0) & (batch.x[i] != plain.x[j]).any(0).any(0) for j in range(6)
         ]
-        # every pixel comes from this recording, or from one other one
+        # every pixel comes from this recording or from its partner
         assert any(not wrong.any() for wrong in candidates)
 
 
@@ -251,7 +251,7 @@ def test_numbers_depend_on_epoch_and_sample_alone(cifar10dvs):
     assert not torch.equal(everything(data.train_set, key=2).x, together.x)
 
 
-# --- preparing
+# --- prepare_data
 
 
 def test_preparing_again_does_nothing(nmnist):
@@ -261,7 +261,7 @@ def test_preparing_again_does_nothing(nmnist):
     again = prepared(NMNIST, nmnist)
     assert not again.prepared
     assert {path: path.stat().st_mtime_ns for path in (nmnist / "NMNIST/events").rglob("*")} == before
-    # whatever does not change the events does not change the store
+    # options that do not change the events do not change the store
     assert not prepared(NMNIST, nmnist, time_steps=3, slicing="by_time", size=17, augmentation=[EventFlip()]).prepared
 
 
@@ -325,7 +325,7 @@ def test_of_a_part_whose_files_are_gone_the_store_serves_and_nothing_is_lost_to_
         data = prepared(NMNIST, nmnist, download=False)
         assert data.prepared is built
         assert (len(data.event_store(True)), len(data.event_store(False))) == (21, 10)
-    assert "The raw files of N-MNIST (original), test are gone: what its store holds is taken." in caplog.text
+    assert "Raw files of N-MNIST (original), test are missing: using the existing event store." in caplog.text
 
 
 def test_a_finished_store_needs_no_place_to_write(nmnist, monkeypatch):
@@ -346,7 +346,7 @@ def test_a_part_is_refused_unless_it_is_allowed(nmnist):
     with pytest.raises(DatasetNotFoundError, match=r"60,000 training recordings, but 20 are in .*allow_partial=true"):
         data.prepare_data()
     prepared(NMNIST, nmnist)
-    with pytest.raises(DatasetNotFoundError, match="but 20 are in"):  # nor out of the store of another run
+    with pytest.raises(DatasetNotFoundError, match="but 20 are in"):  # nor from the store of another run
         NMNIST(root=str(nmnist)).setup("fit")
 
 
@@ -516,7 +516,7 @@ def test_arguments_outside_their_range_are_refused(arguments, expected):
         DVSGesture(**arguments)
 
 
-# --- details that whole batches do not show
+# --- details not visible in whole batches
 
 
 def test_a_time_drop_leaves_out_exactly_its_interval(cifar10dvs):
@@ -544,7 +544,7 @@ def test_a_mix_never_takes_from_what_is_held_out(tmp_path):
     partner = data.augmentation[0].partner
     data.augmentation[0].partner = lambda uniform, count: seen.append(partner(uniform, count)) or seen[-1]
     for key in range(20):
-        recordings = data.train_set._readings(key, data.train_set.indices)
+        recordings = data.train_set._with_partners(key, data.train_set.indices)
         assert set(recordings.tolist()) <= set(data.train_set.indices.tolist())
     assert len(set(np.concatenate(seen).tolist())) > 10
 
@@ -610,7 +610,7 @@ def test_a_worker_that_finds_another_store_says_so(nmnist):
     pickled = pickle.dumps(data.event_store(train=True))
     (nmnist / "NMNIST/Train/0/00000.bin").unlink()
     prepared(NMNIST, nmnist)
-    with pytest.raises(StoreError, match="was built anew by another process"):
+    with pytest.raises(StoreError, match="was rebuilt by another process"):
         pickle.loads(pickled)
 
 
@@ -631,7 +631,7 @@ def test_hidden_files_are_no_recordings(nmnist):
 
 def test_too_many_recordings_are_refused(nmnist, monkeypatch):
     with_origin(monkeypatch, NMNIST, "original", replace(NMNIST.origins()["original"], counts=(19, 10)))
-    with pytest.raises(DatasetNotFoundError, match=r"has 19 training recordings, but 20 are in .* Take away"):
+    with pytest.raises(DatasetNotFoundError, match=r"has 19 training recordings, but 20 are in .* Remove what"):
         NMNIST(root=str(nmnist)).prepare_data()
 
 

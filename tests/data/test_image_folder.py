@@ -1,4 +1,4 @@
-"""Images in class folders: against torchvision's own reading of them, and what is refused."""
+"""Images in class folders, against torchvision's ImageFolder, and refused input."""
 
 import os
 import pickle
@@ -67,7 +67,7 @@ def test_they_are_decoded_once_and_anew_where_a_file_changes(root):
     assert again.identity() != identity
     assert len([path for path in (root / ".plif_lightning").iterdir() if path.is_dir()]) == 1
     assert made(root, size=5).prepared
-    assert not made(root).prepared  # another size took nothing away
+    assert not made(root).prepared  # another size deleted nothing
     (root / ".plif_lightning" / again._folder.name / "train.npy").write_bytes(b"short")
     assert made(root).prepared
 
@@ -96,7 +96,7 @@ def test_a_run_keeps_its_images_where_another_one_found_others(root):
     kept.setup("test")
     torch.testing.assert_close(kept.test_set.batch(BatchRequest(0, torch.arange(3))).x, expected)
     shutil.rmtree(root / ".plif_lightning")
-    with pytest.raises(UserError, match="was taken away meanwhile, by a run that found other images"):
+    with pytest.raises(UserError, match="was deleted by another run, which found other images"):
         late.setup("fit")
 
 
@@ -146,9 +146,9 @@ def change(root, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("empty", r"train/cat holds no file that ends in .*\.jpg.* or take the folder away"),
+        ("empty", r"train/cat holds no file that ends in .*\.jpg.* or remove the folder"),
         ("other", r"test/fish is a class that .*train does not have"),
-        ("one", r"train has one class folder, cat: there is nothing to tell apart"),
+        ("one", r"train has only one class folder, cat: at least two are needed"),
         ("none", r"pets/train does not exist: data\.root must hold train/CLASS/ and test/CLASS/"),
         ("flat", r"pets/train has no class folders"),
         ("sizes", r"2\.png has 9 x 8 pixels, but the first image has 10 x 8: pass --data\.size=8"),
@@ -192,7 +192,7 @@ def test_real_jpegs(real_data):
     for i in (0, 1, 999, 1000, 9999):
         torch.testing.assert_close(ours.test_set[i][0], theirs[i][0], atol=1e-6, rtol=0)
         assert ours.test_set[i][1] == theirs[i][1]
-    assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=2e-3)  # those of the lossless images
+    assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=2e-3)  # values of the lossless images
 
 
 def test_decoded_images_with_zeros_in_them_are_decoded_anew(root, caplog):
@@ -202,10 +202,10 @@ def test_decoded_images_with_zeros_in_them_are_decoded_anew(root, caplog):
     path.write_bytes(whole[:-50] + bytes(50))
     again = made(root)
     assert again.prepared
-    assert "train.npy is damaged: the images are decoded anew" in caplog.text
+    assert "train.npy is damaged: decoding the images again" in caplog.text
     assert path.read_bytes() == whole
     os.utime(path)
-    assert not made(root).prepared  # written to, but with what it was
+    assert not made(root).prepared  # modified, but with the same content
 
 
 def test_a_pipe_among_the_images_is_not_waited_for(root, caplog):
@@ -216,8 +216,8 @@ def test_a_pipe_among_the_images_is_not_waited_for(root, caplog):
 
 def test_files_that_are_not_read_are_named(root, caplog):
     made(root)
-    assert "not read" not in caplog.text
+    assert "ignored" not in caplog.text
     (root / "train" / "cat" / "notes.txt").write_text("")
     made(root)
-    assert "1 files in" in caplog.text
+    assert f"1 files in {root} are ignored" in caplog.text
     assert "(.txt: 1): train/cat/notes.txt." in caplog.text

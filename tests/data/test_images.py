@@ -25,7 +25,7 @@ def all_of(loader):
 
 
 def no_hashes(monkeypatch):
-    """The small files of the tests have other hashes than the published ones."""
+    """Accept the small test files, whose hashes differ from the published ones."""
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *a, **k: True)
 
 

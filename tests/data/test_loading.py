@@ -12,7 +12,7 @@ from plif_lightning.errors import UserError
 
 
 class Numbers:
-    """A data set whose samples are their own numbers."""
+    """A data set whose samples are their own indices."""
 
     def __init__(self, n):
         self.n = n
@@ -49,7 +49,7 @@ def test_two_processes_do_together_what_one_does_with_the_doubled_batch(n, drop_
     assert len(parts[0]) == len(parts[1]) == len(whole)
     for one, a, b in zip(whole, *parts, strict=True):
         assert len(a) == len(b)
-        assert (a + b)[: len(one)] == one  # beyond it, an odd last batch is filled up
+        assert (a + b)[: len(one)] == one  # an odd last batch is padded beyond that
 
 
 @pytest.mark.parametrize(("n", "world_size"), [(33, 2), (32, 2), (5, 3), (100, 4), (17, 1), (47, 3)])
@@ -139,16 +139,16 @@ def test_a_run_left_within_an_epoch_goes_on_with_the_same_samples_or_not_at_all(
     for other in (made(8, 2), made(4, 1), made(16, 1)):
         other.load_state_dict(state)
         other.sampler.set_epoch(3)
-        with pytest.raises(UserError, match="left within epoch 3, after 5 batches of 8 samples"):
+        with pytest.raises(UserError, match="interrupted in epoch 3, after 5 batches of 8 samples"):
             next(iter(other))
-        other.sampler.set_epoch(4)  # an epoch that is whole is cut anew
+        other.sampler.set_epoch(4)  # a whole epoch may use another batch size
         assert len(list(other)) == len(other)
-    half = made(4, 2)  # as many samples in a batch
+    half = made(4, 2)  # the same global batch size
     half.load_state_dict(state)
     half.sampler.set_epoch(3)
     assert len(list(half)) == len(half) - 5
     old = made(8, 2)
-    old.load_state_dict({"epoch": 3, "served": 5})  # of an older checkpoint
+    old.load_state_dict({"epoch": 3, "served": 5})  # from an older checkpoint
     old.sampler.set_epoch(3)
     assert len(list(old)) == len(old) - 5
 
@@ -159,7 +159,7 @@ def test_workers_without_room_for_their_batches_are_refused(monkeypatch):
     usage = namedtuple("Usage", "free")(100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     make_loader(Numbers(100), plan)
-    few = make_loader(Numbers(2), BatchPlan(2, 1000), num_workers=2)  # two samples of four bytes are no thousand
+    few = make_loader(Numbers(2), BatchPlan(2, 1000), num_workers=2)  # only two samples exist, not a thousand
     assert len(few) == 1
-    with pytest.raises(UserError, match=r"data.num_workers=2 processes hand their batches over in /dev/shm"):
+    with pytest.raises(UserError, match=r"data.num_workers=2 processes pass their batches through /dev/shm"):
         make_loader(Numbers(100), plan, num_workers=2)

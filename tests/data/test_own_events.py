@@ -1,4 +1,4 @@
-"""Event recordings of one's own, and those of tonic's data sets."""
+"""User recordings of events, and data sets of tonic."""
 
 import shutil
 
@@ -195,7 +195,7 @@ def test_a_transform_of_something_else_is_refused(real_data, tmp_path):
     tonic = pytest.importorskip("tonic.transforms")
     place = {"root": str(real_data), "allow_partial": True, "store": str(tmp_path)}
     for transform, message in (
-        (tonic.ToFrame(sensor_size=(34, 34, 2), n_time_bins=3), "ToFrame must give events back .* got ndarray"),
+        (tonic.ToFrame(sensor_size=(34, 34, 2), n_time_bins=3), "ToFrame must return events .* got ndarray"),
         (transforms.RandomCrop(3), "RandomCrop fails on the events of .*, an array with x, y, t and p .TypeError"),
     ):
         data = NMNIST(**place, augmentation=[transform])
@@ -207,7 +207,7 @@ def test_a_transform_of_something_else_is_refused(real_data, tmp_path):
 
 
 def test_another_data_set_of_tonic(tmp_path):
-    """POKER-DVS: files in its own format, read by tonic; its downloads are not asked for."""
+    """POKER-DVS: files in its own format, read by tonic without downloading."""
     writers.write_pokerdvs(tmp_path)
     data = made(TonicEvents(name="POKERDVS", root=str(tmp_path), time_steps=3, allow_partial=True, download=False))
     assert (data.class_names, data.input_shape) == (("cl", "he", "di", "sp"), (2, 35, 35))
@@ -238,7 +238,7 @@ def test_a_data_set_without_a_test_part_is_split_by_class(tmp_path):
     assert data.sizes() == {"training": 6, "test as val": 4, "test": 4}
     assert data.labels(train=False).tolist() == [0, 0, 1, 1]
     names = [f"Caltech101/{name}/image_{i:04d}.bin" for name in ("bass", "crab") for i in (3, 4)]
-    assert data.event_store(train=False).name.tolist() == names  # the last by name, whatever the file system's order
+    assert data.event_store(train=False).name.tolist() == names  # the last by name, on any file system
 
 
 def test_what_tonic_does_not_fetch_is_named(tmp_path):
@@ -252,9 +252,9 @@ def test_what_tonic_does_not_fetch_is_named(tmp_path):
     [
         (None, r"data\.name must be given: one of ASLDVS, .*NMNIST, POKERDVS"),
         ("NCARS", r"must be a class of tonic\.datasets: one of .*; got 'NCARS'"),
-        ("SHD", r"cannot be taken: its sensor of 700 x 1 x 1 is not two-dimensional. One of "),
-        ("DSEC", "cannot be taken: it has no training and test set of labelled recordings"),
-        ("VPR", "cannot be taken: its recordings have no classes"),
+        ("SHD", r"is not supported: its sensor of 700 x 1 x 1 is not two-dimensional. Supported are "),
+        ("DSEC", "is not supported: it has no training and test set of labelled recordings"),
+        ("VPR", "is not supported: its recordings have no classes"),
     ],
 )
 def test_what_tonic_has_not_is_named(name, message):
@@ -275,7 +275,7 @@ def test_what_is_not_there_is_not_fetched_where_that_is_off(tmp_path):
 def test_files_that_are_not_read_are_named(root, prepared, caplog):
     if prepared:
         made(EventFolder(root=str(root), sensor=(128, 128)))
-    assert "not read" not in caplog.text
+    assert "ignored" not in caplog.text
     for i in range(6):
         for suffix in ("raw", "dat"):
             (root / "train" / "left" / f"{i}.{suffix}").write_bytes(b"")
@@ -283,9 +283,9 @@ def test_files_that_are_not_read_are_named(root, prepared, caplog):
     (root / "test" / "0.npz").write_bytes(b"")
     data = made(EventFolder(root=str(root), sensor=(128, 128)))
     assert data.prepared is not prepared
-    assert "14 files in" in caplog.text
+    assert f"14 files in {root} are ignored" in caplog.text
     assert "(.dat: 6, .npz: 1, .raw: 6, folders: 1): test/0.npz, test/right/by subject, train/left/0.dat" in caplog.text
-    assert "and 9 more. Those that are read end in .aedat, .aedat4, .bin, .npy, .npz" in caplog.text
+    assert "and 9 more. Only files in a class folder that end in .aedat, .aedat4, .bin, .npy, .npz" in caplog.text
 
 
 def test_where_there_is_no_data_set_nothing_is_left(tmp_path):

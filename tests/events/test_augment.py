@@ -1,4 +1,4 @@
-"""Augmentation: what the numbers decide, pixel by pixel and event by event."""
+"""Augmentation of events from given random numbers, pixel by pixel and event by event."""
 
 import numpy as np
 import pytest
@@ -125,7 +125,7 @@ def test_an_argument_outside_its_range_is_refused(make):
 
 
 def splitmix64(state):
-    """Next state and number, as Steele et al. 2014 and Vigna's splitmix64.c have it."""
+    """Next state and number, as in Steele et al. 2014 and Vigna's splitmix64.c."""
     mask = 2**64 - 1
     state = (state + 0x9E3779B97F4A7C15) & mask
     z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -138,7 +138,7 @@ def test_events_are_left_out_by_the_numbers_of_splitmix64():
     for _ in range(2000):
         state, number = splitmix64(state)
         numbers.append(number)
-    # What its author's program gives for the seed 0.
+    # Output of its author's program for seed 0.
     assert numbers[:3] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     address = np.arange(2000, dtype=np.uint16)
     no = np.zeros(1, np.int64)

@@ -1,4 +1,4 @@
-"""Frames against numbers counted by hand, SpikingJelly, and properties of every recording."""
+"""Frames against hand-computed counts, SpikingJelly and properties that hold for every recording."""
 
 import itertools
 import multiprocessing
@@ -156,7 +156,7 @@ def integrate_elsewhere(queue: "multiprocessing.Queue[list[int]]") -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # what a loader's workers do
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # loader workers fork, too
 def test_it_works_in_a_process_that_was(method):
     expected = integrate(FOUR, TINY, 2).reshape(-1).tolist()
     context = multiprocessing.get_context(method)

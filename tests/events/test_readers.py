@@ -1,4 +1,4 @@
-"""Readers against events that were written by hand, other libraries' readers, real recordings, and garbage."""
+"""Readers against hand-written events, other libraries' readers, real recordings and garbage."""
 
 import io
 import re
@@ -91,7 +91,7 @@ def test_aedat2_times_past_2_31_and_over_2_32(tmp_path):
 
 @pytest.mark.parametrize("end", [b"#End Of ASCII Header\r\n", b"#!END-HEADER\r\n"])
 def test_data_that_looks_like_a_header_line_after_its_end(end, tmp_path):
-    # the first byte of an address is that of #: no DVS128 has it, and it must not be taken for a line
+    # The first byte of the address is `#`: no DVS128 produces it, and it must not be parsed as a header line.
     data = AEDAT2 + end + struct.pack(">II", 0x23000000, 0)
     with pytest.raises(RecordingError, match="the address of event 0 is 0x23000000"):
         readers.read_aedat2(writers.write_file(tmp_path / "a.aedat", data))
@@ -99,7 +99,7 @@ def test_data_that_looks_like_a_header_line_after_its_end(end, tmp_path):
 
 @pytest.mark.parametrize("portion", [1, 2, 3, 7, 1000])
 def test_aedat2_is_the_same_in_portions_of_any_size(portion, tmp_path, monkeypatch):
-    times = [2**32 - 3, 2**32 - 1, 2, 5, 2**31 + 7, 2**32 - 2, 1, 1]  # the counter runs over twice
+    times = [2**32 - 3, 2**32 - 1, 2, 5, 2**31 + 7, 2**32 - 2, 1, 1]  # the counter overflows twice
     words = [word for i, t in enumerate(times) for word in (2 * i if i != 4 else 0x8000, t)]
     path = writers.write_file(tmp_path / "a.aedat", b"#!AER-DAT2.0\r\n" + struct.pack(f">{len(words)}I", *words))
     monkeypatch.setattr(readers, "_PORTION", portion)
@@ -119,7 +119,7 @@ def test_aedat3_times_past_2_31_and_invalid_events(tmp_path):
     same(readers.read_aedat3(writers.write_file(tmp_path / "a.aedat", data)), late)
 
 
-# --- beside other libraries
+# --- against other libraries
 
 
 def test_nmnist_as_tonic_and_spikingjelly_read_it(real_data, spikingjelly_utils):
@@ -130,7 +130,7 @@ def test_nmnist_as_tonic_and_spikingjelly_read_it(real_data, spikingjelly_utils)
         ours = readers.read_nmnist(path)
         theirs = tonic.io.read_mnist_file(str(path), dtype)
         same(ours, Recording(*(theirs[name] for name in "txyp")))
-        others = spikingjelly_utils.load_ATIS_bin(path)  # it knows no overflows; these files have none
+        others = spikingjelly_utils.load_ATIS_bin(path)  # it ignores overflows; these files have none
         same(ours, Recording(*(others[name] for name in "txyp")))
         assert 1069 <= len(ours.t) <= 7152
 
@@ -249,11 +249,11 @@ def packet(kind=1, size=8, offset=4, overflow=0, capacity=1, number=1, valid=1, 
         (readers.read_nmnist, bytes(7), "7 bytes are not a whole number of 5-byte events"),
         (readers.read_aedat2, b"", "is no AEDAT 2.0 file: it begins with ''"),
         (readers.read_aedat2, AEDAT3, "is no AEDAT 2.0 file: it begins with '#!AER-DAT3.1'"),
-        (readers.read_aedat2, AEDAT2 + b"# no end", "its header breaks off"),
+        (readers.read_aedat2, AEDAT2 + b"# no end", "its header is incomplete"),
         (readers.read_aedat2, AEDAT2 + bytes(12), "12 bytes after the header are not a whole number of 8-byte events"),
         (readers.read_aedat2, AEDAT2 + struct.pack(">II", 1 << 16, 0), "the address of event 0 is 0x10000"),
         (readers.read_aedat3, AEDAT2, "is no AEDAT 3.1 file"),
-        (readers.read_aedat3, AEDAT3 + bytes(5), "breaks off in its header"),
+        (readers.read_aedat3, AEDAT3 + bytes(5), "has an incomplete header"),
         (
             readers.read_aedat3,
             AEDAT3 + packet(capacity=2**31 - 1, number=1),
@@ -311,7 +311,7 @@ def test_times_that_run_backwards_can_be_kept():
     assert packed.start == 4
 
 
-# --- fuzz: correct events or an error of ours, never anything else
+# --- fuzz: correct events or a RecordingError, never anything else
 
 mutations = st.lists(
     st.one_of(
@@ -482,7 +482,7 @@ def test_an_archive_that_unpacks_to_far_more_than_events_is_not_read(tmp_path):
                 np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (2**26,)})
                 for _ in range(64):
                     file.write(bytes(2**23))
-    with pytest.raises(RecordingError, match=r"bomb\.npz has \d MiB and would unpack to 2 GiB, as no events do"):
+    with pytest.raises(RecordingError, match=r"bomb\.npz has \d MiB and would unpack to 2 GiB, far more than events"):
         read_any(path)
 
 

@@ -1,4 +1,4 @@
-"""Events in memory: columns of any kind, and what is refused."""
+"""Events in memory: accepted column types and refused input."""
 
 import numpy as np
 import pytest
@@ -59,15 +59,15 @@ def frames(x=X, y=Y, t=T, p=P, sensor=SENSOR, time_steps=4, slicing="by_time"):
         (lambda: frames(x=X + 1), "has x = 7, but a sensor of 7 x 5 pixels has x in 0..6"),
         (lambda: frames(t=T[::-1]), "time runs backwards at event .*sort the events by time"),
         (lambda: frames(y=Y[1:]), "every event needs x, y, t and p, got 500 of t, 500 of x, 499 of y, 500 of p"),
-        (lambda: frames(y=None), "y must be one number an event, got object"),
-        (lambda: frames(x=[[1, 2], [3, 4]]), r"x must be one number an event, got int64 \[2, 2\]"),
+        (lambda: frames(y=None), "y must be one number per event, got object"),
+        (lambda: frames(x=[[1, 2], [3, 4]]), r"x must be one number per event, got int64 \[2, 2\]"),
         (lambda: frames(sensor=(7, 5, 2)), "tonic's sensor_size is .width, height, polarities"),
         (lambda: frames(sensor=(0, 5)), "at least 1 pixel"),
         (lambda: frames(time_steps=0), "time_steps must be a whole number, at least 1, got 0"),
         (lambda: frames(time_steps=2.0), "time_steps must be a whole number, at least 1, got 2.0"),
         (lambda: frames(sensor=(1.9, 2)), "sensor must be"),
         (lambda: frames(sensor=(float("inf"), 2)), "sensor must be"),
-        (lambda: frames(x=[[0], [0, 1]]), "x must be one number an event"),
+        (lambda: frames(x=[[0], [0, 1]]), "x must be one number per event"),
         (lambda: frames(t=np.linspace(0, 1e30, 500)), r"t must lie below 2\^63, got 0 to 1e\+30"),
         (lambda: frames(t=np.full(500, 2**63, np.uint64)), r"t must lie below 2\^63"),
         (lambda: frames(slicing="time"), "slicing must be one of by_count, by_time, got 'time'"),

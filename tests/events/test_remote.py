@@ -1,4 +1,4 @@
-"""Event stores at an address."""
+"""Event stores at a URL."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tests import writers
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Turns this process into one on another machine: with another folder of temporary files, and no recordings."""
+    """Simulate another machine: another temporary folder, and no recordings."""
 
     def move(name, recordings):
         root = tmp_path / name
@@ -66,7 +66,7 @@ def test_a_store_that_was_built_anew_is_copied_anew(address, machine):
     old.prepare_data()
     root = machine("builds", recordings=True)
     writers.write_nmnist(root, train=30)
-    data(root, address).prepare_data()  # files here, or their times, do not replace what others may be using
+    data(root, address).prepare_data()  # local files or modification times must not replace a shared store
     files, place = fsspec.core.url_to_fs(old.address)
     for path in files.glob(f"{place}/*.json"):
         files.rm_file(path)
@@ -89,7 +89,7 @@ def test_a_copy_that_is_not_what_was_built_is_refused(address, machine):
     damaged[-1] ^= 1
     files.pipe_file(path, bytes(damaged))
     copies = data(machine("copies", recordings=False), address)
-    with pytest.raises(StoreError, match="is not what was built"):
+    with pytest.raises(StoreError, match="differs from what was built"):
         copies.prepare_data()
     assert not list(copies.store_folder.glob("*.json"))
 
@@ -179,7 +179,7 @@ def test_class_folders_of_other_classes_are_refused(address, machine):
     for part in ("train", "test"):
         (root / "hands" / part / "left").rename(root / "hands" / part / "up")
     with pytest.raises(
-        StoreError, match="holds recordings of left, right, but those here are of right, up: name another"
+        StoreError, match="holds recordings of left, right, but those here are of right, up: pass another"
     ):
         folder(root, address).prepare_data()
 

@@ -1,4 +1,4 @@
-"""The store: what it holds, when it is built, and what is left when it cannot be."""
+"""Event store: content, rebuilding, damage and failed builds."""
 
 import dataclasses
 import errno
@@ -118,7 +118,7 @@ def test_a_decoder_that_cannot_be_trusted_harms_nobody_else(tmp_path, read, erro
     with pytest.raises(error) as caught:
         build(tmp_path / "store", KIND, [source])
     if error is StoreError:
-        assert f"{path} cannot be read: it ends the process that decodes it" in str(caught.value)
+        assert f"{path} cannot be read: it crashes the process that decodes it" in str(caught.value)
     assert not list((tmp_path / "store").iterdir())
 
 
@@ -127,7 +127,7 @@ def test_a_new_build_takes_the_place_of_the_old_one(tmp_path):
     kept = old.address.copy()
     new = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw", 3))
     assert len(new) == 3
-    assert old.address.tolist() == kept.tolist()  # a run that still reads it goes on
+    assert old.address.tolist() == kept.tolist()  # the mapping of a running process stays valid
     assert [p.name for p in (tmp_path / "store").iterdir() if p.is_dir()] == [f"original-test.{new.fingerprint}"]
 
 
@@ -152,7 +152,7 @@ def test_damage_is_found(tmp_path, name):
 
 
 def overwrite(path):
-    """Zeros in the place of a file's last 30 bytes, as a disk may leave them after a power loss."""
+    """Zero a file's last 30 bytes, as after a power loss."""
     path.write_bytes(path.read_bytes()[:-30] + bytes(30))
 
 
@@ -164,7 +164,7 @@ def test_an_array_that_was_written_to_is_read_once_and_damage_is_found(tmp_path,
     monkeypatch.setattr(store_module, "_checksum", lambda path: checked.append(path) or checksum(path))
     EventStore(tmp_path / "store", KIND)
     assert checked == []
-    os.utime(store.folder / f"{name}.npy")  # as a copy has it
+    os.utime(store.folder / f"{name}.npy")  # as after copying
     for times in (6, 6):
         EventStore(tmp_path / "store", KIND)
         assert len(checked) == times
@@ -324,7 +324,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, number,
     def refuse(*args, **kwargs):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # whoever runs the tests may be allowed to write everywhere
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # the tests may run as root, who can write everywhere
     with (
         pytest.raises(StoreError, match=f"cannot be written into .*{expected}.*--data.store DIR"),
         locked(tmp_path / "store"),

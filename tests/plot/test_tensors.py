@@ -1,4 +1,4 @@
-"""Pictures of tensors."""
+"""Plots of tensors."""
 
 import numpy as np
 import pytest
