@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "runs": {"runtime", "errors"},
     "analysis": {"runtime", "errors", "dynamics", "network", "configs", "plot", "runs"},
     "task": {"runtime", "errors", "batch", "losses", "schedules", "network"},
-    "callbacks": {"runtime", "errors", "batch", "data", "network", "deploy", "runs", "analysis", "task"},
+    "callbacks": {"runtime", "errors", "batch", "plot", "data", "network", "deploy", "runs", "task"},
     "cli": {
         "runtime",
         "errors",

@@ -1,10 +1,10 @@
-"""Numbers of the paper and of its authors' published runs, each with its source. Accuracies in percent."""
+"""Results of the paper and of its authors' published runs, each with its source. Accuracies in percent."""
 
 from typing import NamedTuple
 
 
 class Setting(NamedTuple):
-    """What an accuracy was reached with; `data_set` is the name of the data module's class."""
+    """Key of a result; `data_set` is the class name of the data module."""
 
     data_set: str
     neuron: str = "plif"
@@ -12,7 +12,7 @@ class Setting(NamedTuple):
     pooling: str = "max"
 
 
-# title, classes, training and test samples: Sec. 4.1, S-Sec. 5
+# Titles, and numbers of training and test samples: Sec. 4.1, S-Sec. 5
 TITLES = {
     "MNIST": "MNIST",
     "FashionMNIST": "Fashion-MNIST",
@@ -29,9 +29,9 @@ SAMPLES = {
     "CIFAR10DVS": (9_000, 1_000),
     "DVSGesture": (1_176, 288),
 }
-EPOCHS = 1024  # of the authors' logs; the paper names none
+EPOCHS = 1024  # authors' logs; the paper does not state it
 
-# Table 2: accuracy A, the best epoch on the test set
+# Table 2, protocol A: best epoch on the test set
 TABLE_2 = {
     "MNIST": 99.72,
     "FashionMNIST": 94.38,
@@ -40,8 +40,8 @@ TABLE_2 = {
     "CIFAR10DVS": 74.80,
     "DVSGesture": 97.57,
 }
-# Table 2, earlier work: its number in the paper's list of references, its method, and its accuracies in the order of
-# TITLES, with the digits that it prints. [21] is of 10 of DVS128 Gesture's 11 classes.
+# Table 2, earlier work: number in the paper's references, method, and accuracies in the order of TITLES, with the
+# printed digits. [21] uses 10 of the 11 classes of DVS128 Gesture.
 EARLIER = (
     ("[24]", "ANN2SNN", ("98.37", "", "82.95", "", "", "")),
     ("[50]", "ANN2SNN", ("99.44", "", "88.82", "", "", "")),
@@ -64,7 +64,7 @@ EARLIER = (
     ("[55]", "HATS", ("", "", "", "99.1", "52.4", "")),
     ("[4]", "GCN", ("", "", "", "99.0", "54.0", "")),
 )
-# Table S2: accuracy B, the best epoch on a held-out part, tested once
+# Table S2, protocol B: best epoch on a held-out part, tested once
 TABLE_S2 = {
     "MNIST": 99.63,
     "FashionMNIST": 93.85,
@@ -73,7 +73,7 @@ TABLE_S2 = {
     "CIFAR10DVS": 69.00,
     "DVSGesture": 96.53,
 }
-# Table 3: time-steps of the best earlier work, its number in the paper's list of references, and of the paper
+# Table 3: best earlier work by its number in the paper's references, its time-steps, and those of the paper
 TABLE_3 = {
     "MNIST": ("[64]", "400", 8),
     "FashionMNIST": ("[8]", "20", 8),
@@ -83,7 +83,7 @@ TABLE_3 = {
     "DVSGesture": ("[27]", "500 (training), 1800 (testing)", 20),
 }
 _ABLATED = ("FashionMNIST", "CIFAR10", "CIFAR10DVS", "DVSGesture")
-# Table 4: accuracy A
+# Table 4, protocol A
 TABLE_4 = {
     Setting(data_set, neuron, tau): accuracy
     for (neuron, tau), row in {
@@ -94,13 +94,13 @@ TABLE_4 = {
     }.items()
     for data_set, accuracy in zip(_ABLATED, row, strict=True)
 }
-# Table 5: accuracy A
+# Table 5, protocol A
 TABLE_5 = {
     Setting(data_set, pooling=pooling): accuracy
     for pooling, row in {"avg": (94.74, 93.30, 72.70, 97.22), "max": (94.38, 93.50, 74.80, 97.57)}.items()
     for data_set, accuracy in zip(_ABLATED, row, strict=True)
 }
-# The authors' published logs: accuracy on the test set after these epochs of one run each
+# The authors' published logs: accuracy on the test set after these epochs, one run per setting
 CURVE_EPOCHS = (1, 2, 3, 5, 10, 16, 32, 64)
 CURVES = {
     Setting("MNIST", "plif", 2.0, "max"): (98.22, 98.65, 98.71, 98.65, 99.06, 99.30, 99.39, 99.45),

@@ -1,4 +1,4 @@
-"""One self-contained page with everything that runs tell: it asks no server for anything."""
+"""One self-contained HTML page with all runs, tables and figures; it loads nothing from a server."""
 
 import base64
 import html
@@ -28,13 +28,13 @@ from plif_lightning.runs.run import Run
 from plif_lightning.runs.samples import Events, Samples, read_samples
 from plif_lightning.runtime.files import written_whole
 
-# Points of a curve that a screen can tell apart; channels, runs and events of a sample that are played.
+# Limits of the page: points of a curve, channels, data sets and events of a sample in the player.
 _POINTS = 200
 _CHANNELS = 11
 _PLAYERS = 4
 _EVENTS = 20_000
-_TALLEST = 96  # pixels of a map
-# Figures on the dark page.
+_TALLEST = 96  # largest side of a map [pixel]
+# Style of the figures in dark mode.
 _DARK: Any = {
     **{f"{part}.facecolor": "#1b1f24" for part in ("figure", "axes", "savefig")},
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#e7e9ec"),
@@ -43,40 +43,44 @@ _DARK: Any = {
 
 
 def _number(value: Any, digits: int = 5) -> float | None:
+    """Round to significant digits; None for anything but a finite number."""
     try:
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
             return None
-    except OverflowError:  # an integer without end, in a stranger's file
+    except OverflowError:  # an integer too large for a float
         return None
     return float(f"{value:.{digits}g}")
 
 
 def _percent(share: Any) -> float | None:
-    """As the console prints it: rounded once, to two decimals."""
+    """Convert to percent with two decimals, as on the console: rounded once."""
     value = _number(share, 15)
     return None if value is None else float(f"{100 * value:.2f}")
 
 
-def _curves(run: Run) -> dict[str, list[float | None]]:
-    """Metrics by name, at no more epochs than a screen shows."""
+def _thinned(run: Run) -> list[dict[str, float]]:
+    """Return a run's metrics at _POINTS epochs at most, plus the best one."""
     rows = run.metrics
-    if len(rows) > _POINTS:
-        # Validations first, which need not be in every epoch.
-        measured = [row for row in rows if run.val_key in row]
-        rows = measured if len(measured) >= _POINTS // 2 else rows
-        chosen = {round(i * (len(rows) - 1) / (_POINTS - 1)) for i in range(_POINTS)}
-        best = max(measured, key=lambda row: row[run.val_key], default=None)
-        rows = [row for i, row in enumerate(rows) if i in chosen or row is best]
+    if len(rows) <= _POINTS:
+        return rows
+    # Prefer epochs with a validation, which not every epoch need have.
+    measured = [row for row in rows if run.val_key in row]
+    rows = measured if len(measured) >= _POINTS // 2 else rows
+    chosen = {round(i * (len(rows) - 1) / (_POINTS - 1)) for i in range(_POINTS)}
+    best = max(measured, key=lambda row: row[run.val_key], default=None)
+    return [row for i, row in enumerate(rows) if i in chosen or row is best]
+
+
+def _curves(run: Run) -> dict[str, list[float | None]]:
+    """Return metrics by name, thinned as in `_thinned`."""
+    rows = _thinned(run)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     found: dict[str, list[float | None]] = {"epoch": [_number(row["epoch"] + 1) for row in rows]}
     for key in keys:
-        values = [_number(row.get(key)) for row in rows]
-        if key == run.val_key:
-            found["accuracy"] = [_percent(row.get(key)) for row in rows]
-        elif key == "train/acc":
-            found[key] = [_percent(row.get(key)) for row in rows]
+        if key in (run.val_key, "train/acc"):
+            found["accuracy" if key == run.val_key else key] = [_percent(row.get(key)) for row in rows]
         elif key in ("train/loss", "lr", "train/samples_per_second") or key.startswith(("tau/", "rate/")):
-            found[key] = values
+            found[key] = [_number(row.get(key)) for row in rows]
     return found
 
 
@@ -106,7 +110,7 @@ def _row(i: int, run: Run, label: str) -> dict[str, Any]:
 
 
 def _rows(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """What the page shows of each run, and of each data set what its runs have in common."""
+    """Return the page's data of each run, and the settings shared by all runs of each data set."""
     by_data: dict[str, list[int]] = defaultdict(list)
     for i, run in enumerate(runs):
         by_data[data_title(run)].append(i)
@@ -120,7 +124,7 @@ def _rows(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 
 def _shrunk(maps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Every second, third, ... pixel of maps [..., H, W] that are too large for the page."""
+    """Subsample maps [..., H, W] with a side over _TALLEST."""
     step = -(-max(maps.shape[-2:]) // _TALLEST)
     return maps[..., ::step, ::step]
 
@@ -154,7 +158,7 @@ def _player(run: Run, samples: Samples, i: int) -> dict[str, Any]:
 
 
 def _events(run: Run, events: Events, i: int, steps: int) -> dict[str, Any]:
-    """A recording for the page: of many events every second, third, ... one, and where the time-steps begin."""
+    """Return a recording for the player, subsampled to _EVENTS events, and the bounds of its time-steps."""
     one = slice(events.offset[i], events.offset[i + 1])
     every = max(1, -(-(one.stop - one.start) // _EVENTS))
     address, time = events.address[one][::every].astype("<u4"), events.time[one][::every].astype(np.float64)
@@ -169,7 +173,7 @@ def _events(run: Run, events: Events, i: int, steps: int) -> dict[str, Any]:
 
 
 def _players(runs: Sequence[Run], problems: list[str]) -> list[dict[str, Any]]:
-    """Samples of the best run of each data set."""
+    """Return the recorded samples of the best run of each data set."""
     found: list[dict[str, Any]] = []
     seen: set[str] = set()
     for run in sorted(runs, key=lambda run: -(run.accuracy or 0.0)):
@@ -216,7 +220,7 @@ def _figures(runs: Sequence[Run], problems: list[str]) -> str:
             dark = _image(drawn(name, runs)[0])
         width, height = (round(96 * side) for side in figure.get_size_inches())
         text = html.escape(caption)
-        # With its size stated, so that a link to something below it lands there before it is loaded.
+        # With width and height the layout does not move while images load, so links to sections below stay right.
         found.append(
             f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
             f'<img loading="lazy" width="{width}" height="{height}" alt="{text}" src="{_image(figure)}"></picture>'
@@ -232,20 +236,20 @@ def _image(figure: Figure) -> str:
 
 
 def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> None:
-    """Writes the page.
+    """Write the page.
 
     Args:
-        runs: all of them.
-        tables: the paper's.
-        path: where to.
+        runs: to show.
+        tables: the paper's tables.
+        path: of the HTML file.
 
     Raises:
-        UserError: it cannot be written there.
+        UserError: path is a folder.
     """
     if path.is_dir():
         raise UserError(f"--out must be a file, got the folder {path}.")
     problems = problems_of(runs)
-    with written_whole(path, "wb") as file:  # opened first: who cannot have the page there does not wait for it
+    with written_whole(path, "wb") as file:  # opened first: fail before drawing, not after
         page = _page(runs, tables, problems)
         file.write(page.encode("utf-8", "backslashreplace"))
     print(f"{path}: {len(runs)} run{'s' if len(runs) != 1 else ''}, {len(page) / 2**20:.1f} MiB")
@@ -263,7 +267,7 @@ def _page(runs: Sequence[Run], tables: Sequence[Table], problems: list[str]) -> 
         "samples": _players(runs, problems),
         "problems": problems,
     }
-    # Nothing that a run is called can end the script or begin an element.
+    # Escaped, so that no name from a run can end the script or start an element.
     text = json.dumps(data, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
     page = (resources.files("plif_lightning.analysis") / "report.html").read_text(encoding="utf-8")
     parts = {
@@ -271,5 +275,5 @@ def _page(runs: Sequence[Run], tables: Sequence[Table], problems: list[str]) -> 
         "<!--FIGURES-->": figures,
         "/*DATA*/": text,
     }
-    # In one go: what stands in one part cannot be taken for the mark of another.
+    # One pass: text of one part is not searched for the marker of another.
     return re.sub("|".join(map(re.escape, parts)), lambda mark: parts[mark[0]], page)

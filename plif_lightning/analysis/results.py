@@ -1,4 +1,4 @@
-"""`configs/results.csv`: what was measured, a row a run with the command that repeats it, and the README's table."""
+"""`configs/results.csv`, one row per run with the command that repeats it, and the table of configs/RESULTS.md."""
 
 import csv
 import hashlib
@@ -26,10 +26,10 @@ COLUMNS = (
     *("accuracy", "standard_error", "epoch", "accuracy_by_epoch", "tau", "tau_by_epoch", "firing_rate"),
     *("seconds", "seconds_to", "machine", "versions", "commit", "run", "command"),
 )
-# After these epochs accuracy and tau are kept, and at these accuracies [%] the seconds that they took.
+# Epochs after which accuracy and tau are stored, and accuracies [%] for which the time to reach them is stored.
 _EPOCHS = (1, 2, 3, 5, 10, 15, 20, 30, 64, 100, 1024)
 _LEVELS = (50, 60, 70, 80, 90, 92, 93, 93.5, 93.85, 99, 99.5, 99.55, 99.65)
-# What of a command says where things lie, how a run shows itself and when it saves, not what it computes.
+# Arguments for places, display and saving, which do not affect the computation.
 _PLACES = {
     *("resume", "checkpoint.every_n_batches"),
     *("run_folder", "data.root", "data.store", "data.num_workers", "trainer.default_root_dir"),
@@ -40,12 +40,12 @@ Row = dict[str, str]
 
 
 def digest(run: Run) -> str:
-    """The same for runs of the same settings on the same data, whatever their seeds, machines and folders."""
+    """Hash a run's settings and data, but not its seed, machine and folder."""
     return hashlib.blake2b(experiment(run).encode(), digest_size=6).hexdigest()
 
 
 def _named(value: str) -> str:
-    """The bare name of a shipped configuration, by whatever path; another one as it is."""
+    """Return the bare name of a shipped configuration, given by name or path; any other value unchanged."""
     path = Path(value)
     shipped = configs.names().get(path.stem)
     if shipped is None:
@@ -56,10 +56,9 @@ def _named(value: str) -> str:
 
 
 def told(run: Run) -> list[tuple[str, str]]:
-    """The arguments that a run was given, in their order, configurations by their bare names.
+    """Return a run's arguments in order, with bare names of configurations and without those in _PLACES.
 
-    Those that only say where something lies are left out. A folder of one's own is the data set; it stands as if it lay
-    where the others do, in `data`.
+    The folder of a user's own data identifies the data set; it is kept, as a folder in `data`.
     """
     named = [(name, _named(value) if name == "config" else value) for name, value in options(run.command)]
     places = _PLACES
@@ -81,30 +80,34 @@ def _layers(metrics: dict[str, float], kind: str, digits: int) -> str:
 
 
 def _seconds_to(run: Run) -> str:
-    """`90: 612 (epoch 2)`: when the validation first reached an accuracy [%]."""
+    """Return seconds and epoch at which validation first reached each accuracy [%], as `90: 612 (epoch 2)`."""
 
     def reaches(row: dict[str, float], level: float) -> bool:
-        return round(100 * row[run.val_key], 4) >= level  # 0.9 is a little less in the float32 of the metrics
+        return round(100 * row[run.val_key], 4) >= level  # in float32 metrics 0.9 is slightly less
 
     found = []
     rows = [row for row in run.metrics if run.val_key in row and "seconds" in row]
     for level, next_level in pairwise((*_LEVELS, math.inf)):
         row = next((row for row in rows if reaches(row, level)), None)
         later = next((row for row in rows if reaches(row, next_level)), None)
-        if row is not None and row is not later:  # of several levels that the same epoch reached the highest
+        if row is not None and row is not later:  # only the highest level that an epoch reached
             found.append(f"{level:g}: {row['seconds']:.0f} (epoch {row['epoch'] + 1:.0f})")
     return "; ".join(found)
 
 
+def _standard_error(accuracy: float | None, tested: int | None) -> str:
+    """Return the standard error [%] of an accuracy over tested samples; empty if either is unknown."""
+    return "" if accuracy is None or not tested else f"{100 * math.sqrt(accuracy * (1 - accuracy) / tested):.2f}"
+
+
 def row_of(run: Run) -> Row:
-    """A finished run's row."""
+    """Return the row of a finished run."""
     arguments = told(run)
     overrides = [f"{name}={value}" for name, value in arguments if name not in ("config", "seed_everything")]
     shown = {int(row["epoch"]) + 1: row for row in run.metrics if int(row["epoch"]) + 1 in _EPOCHS}
     best = run.best
     at_best = next((row for row in run.metrics if best and int(row["epoch"]) + 1 == best[0]), {})
     accuracy, tested = run.accuracy, None if is_limited(run) else run.tested_samples
-    error = "" if accuracy is None or not tested else f"{100 * math.sqrt(accuracy * (1 - accuracy) / tested):.2f}"
     measured = {e: row[run.val_key] for e, row in shown.items() if run.val_key in row}
     return {
         "data": data_title(run),
@@ -117,7 +120,7 @@ def row_of(run: Run) -> Row:
         "epochs": str(run.epochs),
         "T": str(run.setting("data.time_steps", "")),
         "accuracy": "" if accuracy is None else f"{100 * accuracy:.2f}",
-        "standard_error": error,
+        "standard_error": _standard_error(accuracy, tested),
         "epoch": "" if best is None else str(best[0]),
         "accuracy_by_epoch": "; ".join(f"{e}: {100 * value:.2f}" for e, value in measured.items()),
         "tau": _layers(at_best, "tau", 3),
@@ -134,10 +137,10 @@ def row_of(run: Run) -> Row:
 
 
 def read_results(path: Path) -> list[Row]:
-    """The rows of a file that `write_results` wrote.
+    """Read the rows of a file that `write_results` wrote.
 
     Raises:
-        UserError: it is another file.
+        UserError: the file is not such a table.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -146,28 +149,39 @@ def read_results(path: Path) -> list[Row]:
             names = tuple(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table of results: {error}.") from error
-    problem = None
-    if names != COLUMNS:
-        unlike = [*(name for name in COLUMNS if name not in names), *(name for name in names if name not in COLUMNS)]
-        problem = f"its columns are others ({', '.join(unlike) or 'their order'})"
+    problem = _problem_of_columns(names)
     for line, row in enumerate(rows, start=2):
-        if problem is None and (None in row or None in row.values()):
-            problem = f"line {line} has too few or too many values"
-        for name in ("accuracy", "seconds"):
-            if problem is None and (row[name] or name != "seconds") and math.isnan(real(row[name])):
-                problem = f"{name} in line {line} must be a number, got {row[name]!r}"
-        if problem is None and not row["epochs"].isdigit():
-            problem = f"epochs in line {line} must be a whole number, got {row['epochs']!r}"
-        if problem is None and not _LAYERS.fullmatch(row["tau"]):
-            problem = f"tau in line {line} must read `conv1 1.32, fc1 5.2`, got {row['tau']!r}"
-    if problem is not None:
-        raise UserError(f"{path} is no table of results: {problem}. Pass another --results, or move that file away.")
+        problem = problem or _problem_of_line(line, row)
+    if problem:
+        raise UserError(f"{path} is not a table of results: {problem}. Pass another --results, or move that file away.")
     return rows
 
 
-def _asked(row: Row) -> tuple[str, ...]:
-    """What a row's command asks for."""
-    if not row["command"]:  # as of runs that W&B holds
+def _problem_of_columns(names: tuple[str, ...]) -> str:
+    """Return how columns differ from COLUMNS; empty if they do not."""
+    if names == COLUMNS:
+        return ""
+    unlike = [*(name for name in COLUMNS if name not in names), *(name for name in names if name not in COLUMNS)]
+    return f"its columns differ ({', '.join(unlike) or 'their order'})"
+
+
+def _problem_of_line(line: int, row: Row) -> str:
+    """Return what is wrong with a row; empty if nothing is."""
+    if None in row or None in row.values():
+        return f"line {line} has too few or too many values"
+    for name in ("accuracy", "seconds"):
+        if (row[name] or name != "seconds") and math.isnan(real(row[name])):
+            return f"{name} in line {line} must be a number, got {row[name]!r}"
+    if not row["epochs"].isdigit():
+        return f"epochs in line {line} must be a whole number, got {row['epochs']!r}"
+    if not _LAYERS.fullmatch(row["tau"]):
+        return f"tau in line {line} must read `conv1 1.32, fc1 5.2`, got {row['tau']!r}"
+    return ""
+
+
+def _experiment_key(row: Row) -> tuple[str, ...]:
+    """Identify the experiment and seed that a row's command asks for."""
+    if not row["command"]:  # runs read from W&B have none
         return row["hash"], _repetition(row)
     places = _PLACES - {"data.root"}
     overrides = [word for word in row["overrides"].split() if word.partition("=")[0] not in places]
@@ -176,13 +190,13 @@ def _asked(row: Row) -> tuple[str, ...]:
 
 
 def _repetition(row: Row) -> str:
-    """What tells a row from others of the same experiment: its seed, or its run where it has none of its own."""
+    """Identify a row among those of the same experiment: by its seed, or by its run if it has no seed."""
     return row["seed"] if row["seed"].isdigit() else row["run"]
 
 
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Rows of both; of the same settings, or command, and seed the new one: a command gives what it gives now."""
-    by_command = {_asked(row): row for row in (*old, *new)}
+    """Merge rows; a new row replaces an old one with the same seed and the same settings or the same command."""
+    by_command = {_experiment_key(row): row for row in (*old, *new)}
     found = {(row["hash"], _repetition(row)): row for row in by_command.values()}
     order = [*paper.TITLES.values()]
 
@@ -202,10 +216,10 @@ def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
 
 
 def write_results(path: Path, runs: Sequence[Run]) -> list[Row]:
-    """Adds the finished runs to a table of results, and gives all of its rows.
+    """Add the finished runs to a table of results and return all of its rows.
 
     Raises:
-        UserError: there is another file of that name.
+        UserError: path is another file.
     """
     finished = [run for run in runs if run.status == "finished" and run.accuracy is not None]
     new = [row_of(run) for run in sorted(finished, key=lambda run: run.started)]
@@ -218,35 +232,37 @@ def write_results(path: Path, runs: Sequence[Run]) -> list[Row]:
 
 
 _PAPER = {paper.TITLES[name]: (paper.TABLE_2[name], paper.TABLE_S2[name]) for name in paper.TITLES}
-
-
 _LAYERS = re.compile(r"(\S+ -?\d+(\.\d+)?(, |$))*")
 
 
 def _mean_of_layers(texts: Sequence[str]) -> str:
-    """`conv1 1.32, fc1 5.2` of the same layers in several texts."""
+    """Average texts such as `conv1 1.32, fc1 5.2` layer by layer."""
     layers = [[part.rpartition(" ") for part in text.split(", ")] for text in texts if text]
     return ", ".join(
         f"{same[0][0]} {fmean(float(value) for *_, value in same):.2f}" for same in zip(*layers, strict=True)
     )
 
 
+def _accuracy_of(group: Sequence[Row]) -> str:
+    """Return the mean accuracy [%] over seeds with its interval, or a single accuracy with its standard error."""
+    shares = [float(row["accuracy"]) / 100 for row in group]
+    accuracy = f"{100 * fmean(shares):.2f}"
+    if len(shares) > 1:
+        low, high = interval(shares, None)
+        return f"{accuracy} [{100 * low:.2f}, {100 * min(high, 1.0):.2f}], {len(shares)} seeds"
+    error = group[0]["standard_error"]
+    return f"{accuracy} \u00b1 {error}" if error else accuracy
+
+
 def results_table(rows: Sequence[Row]) -> Table:
-    """The results for a reader: of several seeds the mean."""
+    """Return the table for the README: the mean over seeds."""
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["data"], row["hash"]].append(row)
     cells = []
     for (data, _), group in groups.items():
         first = group[0]
-        shares = [float(row["accuracy"]) / 100 for row in group]
-        accuracy = f"{100 * fmean(shares):.2f}"
-        if len(shares) > 1:
-            low, high = interval(shares, None)
-            accuracy += f" [{100 * low:.2f}, {100 * min(high, 1.0):.2f}], {len(shares)} seeds"
-        elif first["standard_error"]:
-            accuracy += f" \u00b1 {first['standard_error']}"
-        # Of a part of the data an accuracy cannot stand beside the paper's.
+        # Accuracies on a part of the data cannot be compared with the paper's.
         is_part = bool({"of", "part", "PART"} & set(first["source"].split()))
         known = None if is_part else _PAPER.get(data)
         minutes = [float(row["seconds"]) / 60 for row in group if row["seconds"]]
@@ -257,7 +273,7 @@ def results_table(rows: Sequence[Row]) -> Table:
                 ", ".join(part for part in (first["configuration"], first["overrides"]) if part),
                 first["epochs"],
                 first["protocol"],
-                accuracy,
+                _accuracy_of(group),
                 _mean_of_layers([row["tau"] for row in group]),
                 f"{fmean(minutes):.{0 if fmean(minutes) >= 10 else 1}f}" if minutes else "",
             ]

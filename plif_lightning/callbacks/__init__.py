@@ -1,4 +1,4 @@
-"""What happens around the training loop, one thing a file; by these names configurations find them."""
+"""Callbacks and loggers, one concern per file, under the names that configurations use."""
 
 from plif_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from plif_lightning.callbacks.logger import RunLogger

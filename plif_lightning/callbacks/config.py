@@ -1,4 +1,4 @@
-"""The configuration of a run: in its folder, in its checkpoints, at other loggers."""
+"""Save a run's configuration in its folder, its checkpoints and other loggers."""
 
 from pathlib import Path
 from typing import Any
@@ -14,24 +14,24 @@ from plif_lightning.data import SpikingDataModule
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runtime.files import written_whole
 
-# Of StochasticWeightAveraging; otherwise the dump holds a sentence in its place.
+# For StochasticWeightAveraging, whose device would otherwise be dumped as an error text.
 register_type(torch.device, str)
 
 
 def _folder(trainer: L.Trainer) -> RunFolder | None:
-    """The run's; a trial has none."""
+    """Return the run's folder; None for a trial run."""
     return next((RunFolder(Path(logger.log_dir)) for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
 
 
 class SaveConfig(SaveConfigCallback):
     """Writes the full configuration into the run's folder, every checkpoint, and other loggers.
 
-    A run that goes on keeps the file that it has until it is trained again: its checkpoint may not be restored.
+    A resumed run keeps its file until training starts, because restoring the checkpoint may fail.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
-        # A run is configured by what it trains, not by where it happened to be resumed.
+        # How a run was resumed is not part of its configuration.
         config = self.config.clone()
         config.ckpt_path = config.run_folder = None
         self.text = self.parser.dump(config, skip_none=False, format="yaml")

@@ -1,4 +1,4 @@
-"""Where a run keeps its files, and its table of metrics."""
+"""The run's folder and its table of metrics."""
 
 import contextlib
 import os
@@ -16,11 +16,11 @@ from torch import Tensor
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import MetricsTable
 
-RUNS = "runs"  # folder of all runs, where no other is given
+RUNS = "runs"  # default folder of all runs
 
 
 def is_trial(trainer: L.Trainer) -> bool:
-    """Whether this is a `fast_dev_run`, which leaves no files."""
+    """True for a `fast_dev_run`, which writes no files."""
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
@@ -28,9 +28,9 @@ _folders: WeakKeyDictionary[L.Trainer, RunFolder] = WeakKeyDictionary()
 
 
 def run_folder(trainer: L.Trainer) -> RunFolder:
-    """The folder of this run, the same on every process.
+    """Return the folder of this run, the same in every process.
 
-    The first call asks the other processes, so all of them must make it: `LayerMonitor.setup` does.
+    The first call is collective, so every process must make it: `LayerMonitor.setup` does.
     """
     if trainer not in _folders:
         _folders[trainer] = RunFolder(Path(trainer.log_dir or trainer.default_root_dir))
@@ -38,7 +38,7 @@ def run_folder(trainer: L.Trainer) -> RunFolder:
 
 
 def known_run_folder(trainer: L.Trainer) -> RunFolder | None:
-    """The folder of this run where `run_folder` was called before; asks no other process."""
+    """Return the folder of this run if `run_folder` was called before, without communication."""
     return _folders.get(trainer)
 
 
@@ -47,8 +47,8 @@ class RunLogger(CSVLogger):
 
     Args:
         save_dir: folder of all runs.
-        name: folder of this configuration's runs; the configuration's name where it is not given.
-        version: N; the next free one where it is not given.
+        name: folder of this configuration's runs; by default the configuration's name.
+        version: N; by default the next free number.
     """
 
     def __init__(self, save_dir: str = RUNS, name: str | None = None, version: int | str | None = None) -> None:
@@ -57,22 +57,22 @@ class RunLogger(CSVLogger):
         self._keep_before_step = 0
 
     def place(self, folder: Path, keep_before_step: int = 0) -> None:
-        """Writes into `folder`, after those rows of its metrics that lie before a step."""
+        """Write into `folder`, keeping the rows of its metrics before step `keep_before_step`."""
         self._root_dir = self._save_dir = os.fspath(folder.parent)
         self._name, self._version = "", folder.name
         self._keep_before_step = keep_before_step
 
     def claim(self) -> Path:
-        """Makes the folder of a new run; the next free one where another process has just taken that."""
+        """Create the folder of a new run; if another process has just created it, take the next free number."""
         while True:
             folder = Path(self.log_dir)
             try:
                 folder.mkdir(parents=True, exist_ok=self._chosen)
                 return folder
             except FileExistsError:
-                if self._chosen or not os.path.lexists(folder):  # a file of that name, or a file among the parents
+                if self._chosen or not os.path.lexists(folder):  # a file of that name, or a parent that is a file
                     raise
-                self._version = int(self.version) + 1  # a file of that name counts, too
+                self._version = int(self.version) + 1  # a file of that name counts as taken
 
     @property
     @rank_zero_experiment
@@ -88,9 +88,9 @@ class RunLogger(CSVLogger):
         self.experiment.add(values, step or 0)
 
     def finalize(self, status: str) -> None:
-        # After an error, that one is to be read, not that the table could not be written either.
+        # After an error, report that one rather than a failure to write the table.
         with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
             super().finalize(status)
 
     def log_hyperparams(self, params: Any = None) -> None:
-        """Nothing: the run's config.yaml holds everything."""
+        """Do nothing: config.yaml has all hyperparameters."""

@@ -1,4 +1,4 @@
-"""Pictures that a run leaves: learning curve, tau curve, confusion matrix."""
+"""Figures in the run's folder: learning curve, tau curve, confusion matrix."""
 
 import contextlib
 import csv
@@ -9,10 +9,11 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.figure import Figure
 
-from plif_lightning.analysis.curves import plot_confusion, plot_learning_curve, plot_tau_curve
 from plif_lightning.callbacks.logger import is_trial, known_run_folder, run_folder
 from plif_lightning.errors import UserError
+from plif_lightning.plot.curves import confusion_matrix, learning_curve, tau_curve
 from plif_lightning.runs.loading import printable
 from plif_lightning.runs.metrics import read_metrics
 from plif_lightning.runtime.files import written_whole
@@ -22,49 +23,54 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def _without_consequences(picture: Path) -> Iterator[None]:
-    """A picture that cannot be drawn or written is said to be missing; it ends no fit, whose result counts more."""
+def _or_warning(picture: Path) -> Iterator[None]:
+    """Turn any error into a warning: the result of a fit counts more than a figure."""
     try:
         yield
-    except Exception as error:  # matplotlib has many: fonts, names that are no text, a full disk
+    except Exception as error:  # matplotlib raises many: missing fonts, names that are not text, a full disk
         _log.warning("%s could not be drawn (%s: %s).", picture, type(error).__name__, error)
 
 
+def _save(figure: Figure, path: Path) -> None:
+    with written_whole(path, "wb") as file:
+        figure.savefig(file, format="png")
+
+
 class CurvePlots(Callback):
-    """Writes the learning curve and the tau curve beside the metrics, when a fit ends or fails."""
+    """Writes the learning curve and the tau curve into the run's folder when a fit ends or fails."""
 
     @rank_zero_only
     def _plot(self, trainer: L.Trainer) -> None:
-        # Not run_folder(): where a run ends before its start, nobody else is there to be asked.
+        # run_folder() may wait for the other processes, which are gone if the run failed before its start.
         folder = known_run_folder(trainer)
         if folder is None or is_trial(trainer) or not folder.metrics.is_file():
             return
         metrics = read_metrics(folder.metrics)
         title = getattr(getattr(trainer, "datamodule", None), "title", "")
         if metrics:
-            for plot, path in ((plot_learning_curve, folder.learning_curve), (plot_tau_curve, folder.tau_curve)):
-                with _without_consequences(path):
-                    plot(metrics, path, title)
+            for draw, path in ((learning_curve, folder.learning_curve), (tau_curve, folder.tau_curve)):
+                with _or_warning(path):
+                    _save(draw(metrics, title), path)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._plot(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == "fit":
-            with contextlib.suppress(OSError, UserError):  # what ended the fit is to be read, not this
+            with contextlib.suppress(OSError, UserError):  # report the error that ended the fit, not this one
                 for logger in trainer.loggers:
                     logger.save()
                 self._plot(trainer)
 
 
 def class_names_of(trainer: L.Trainer, num_classes: int) -> list[str]:
-    """The data's names of its classes, or their numbers where it has none."""
+    """Return the class names of the data set, or class numbers if it has none."""
     names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
     return list(names or map(str, range(num_classes)))
 
 
 class ConfusionMatrix(Callback):
-    """Writes the test's confusion matrix into the run's folder, as csv and png."""
+    """Writes the confusion matrix of a test into the run's folder, as CSV and PNG."""
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
@@ -77,5 +83,6 @@ class ConfusionMatrix(Callback):
             writer = csv.writer(file)
             writer.writerow(["true \\ predicted", *names])
             writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
-        with _without_consequences(folder.confusion_picture):
-            plot_confusion(counts.tolist(), [printable(name) for name in names], folder.confusion_picture)
+        with _or_warning(folder.confusion_picture):
+            figure = confusion_matrix(counts.tolist(), [printable(name) for name in names])
+            _save(figure, folder.confusion_picture)

@@ -1,4 +1,4 @@
-"""Predictions as a table."""
+"""Write predictions as CSV."""
 
 import csv
 from pathlib import Path
@@ -16,7 +16,7 @@ from plif_lightning.runtime.files import written_whole
 
 
 class PredictionWriter(Callback):
-    """Writes `predictions.csv`: sample, label, prediction and the votes of each class, in the data's order."""
+    """Writes `predictions.csv`: sample, label, prediction and the votes for each class, in the order of the data."""
 
     def __init__(self) -> None:
         self._batches: list[dict[str, Tensor]] = []
@@ -34,7 +34,7 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.received_sigterm:  # Lightning's loop asks only where it trains or measures
+        if trainer.received_sigterm:  # Lightning checks only in training and evaluation
             raise SIGTERMException
         self._batches.append({key: value.cpu() for key, value in outputs.items()})
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 
 class _Time(ProgressColumn):
-    """What is left of the epoch; when it is over, what it took."""
+    """Remaining time of the epoch; once it has finished, its duration."""
 
     max_refresh = 0.5
 
@@ -31,10 +31,10 @@ class _Time(ProgressColumn):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's in one line of 80 characters, epochs counted from 1, as everywhere else, without the run's number.
+    """Lightning's progress bar on one line of 80 characters, with epochs counted from 1 and without the version number.
 
     Args:
-        leave: keep each epoch's bar, with its loss and accuracy, on the screen.
+        leave: keep the bar of each finished epoch, with its loss and accuracy.
     """
 
     def __init__(self, leave: bool = True) -> None:
@@ -58,7 +58,7 @@ class ProgressBar(RichProgressBar):
     def _init_progress(self, trainer: L.Trainer) -> None:
         super()._init_progress(trainer)
         if self._metric_component is not None:
-            self._metric_component._table_column = Column(no_wrap=True)  # the bar gives way, not the last word
+            self._metric_component._table_column = Column(no_wrap=True)  # shrink the bar rather than wrap the metrics
 
     def _get_train_description(self, current_epoch: int) -> str:
         of = f"/{self.trainer.max_epochs}" if self.trainer.max_epochs not in (None, -1) else ""

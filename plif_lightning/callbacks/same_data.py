@@ -1,4 +1,4 @@
-"""Refuses a checkpoint whose data is not what is there."""
+"""Refuse checkpoints that do not match the data."""
 
 import textwrap
 
@@ -10,14 +10,14 @@ from plif_lightning.errors import CheckpointError
 
 
 class SameData(Callback):
-    """Refuses to resume a run, or to validate it on what it held out, where the training set has changed.
+    """Refuses to use a checkpoint with data that does not match it.
 
-    Another training set is split in another way: samples that the network was trained on would be called held out. And
-    any evaluation is refused where classes or scale are not those that the network learned.
+    Resuming a run, or validating it on its held-out part, requires the same training set: a different one is split
+    differently, so held-out samples could have been trained on. Every evaluation requires the same classes and scale.
 
     Args:
-        identity: of the training set of the run; None where a checkpoint knows none.
-        reading: `SpikingDataModule.reading` of the run; None where a checkpoint knows none.
+        identity: `SpikingDataModule.identity` of the run's data; None if the checkpoint has none.
+        reading: `SpikingDataModule.reading` of the run's data; None if the checkpoint has none.
     """
 
     def __init__(self, identity: str | None, reading: str | None) -> None:
@@ -27,8 +27,8 @@ class SameData(Callback):
         data = getattr(trainer, "datamodule", None)
         if self.identity is not None and isinstance(data, SpikingDataModule) and data.identity() != self.identity:
             raise CheckpointError(
-                f"the training set in {data.root} is not the one that the checkpoint's run was trained on. Bring that "
-                "one back, or start a new run in another folder."
+                f"the training set in {data.root} is not the one that the checkpoint's run was trained on. Restore "
+                "it, or start a new run in another folder."
             )
 
     def _require_reading(self, trainer: L.Trainer) -> None:

@@ -1,6 +1,6 @@
-"""Weights & Biases beside a run's own files.
+"""Log runs to Weights & Biases in addition to their own files.
 
-Its package is imported where a run uses it: it would be a third of a second of every start.
+Its package is imported on use, because it would add a third of a second to every start.
 """
 
 import json
@@ -22,17 +22,17 @@ from plif_lightning.runs.wandb import read_identity, write_identity
 
 
 class WandbRunLogger(WandbLogger):
-    """Records a run with Weights & Biases; one that is resumed continues its W&B run.
+    """Logs a run to Weights & Biases; a resumed run continues its W&B run.
 
     Args:
-        project: of the run. Inside a sweep, the sweep's counts.
-        name: of the run; W&B makes one up where it is not given.
-        group: of runs that belong together; WANDB_RUN_GROUP where it is not given.
-        tags: of the run; WANDB_TAGS where they are not given.
-        entity: user or team; the default one of the login where it is not given.
-        offline: keep everything on this machine, for `wandb sync` later; WANDB_MODE=offline does the same.
+        project: of the run; ignored in a sweep, which has its own.
+        name: of the run; by default W&B generates one.
+        group: of related runs; by default WANDB_RUN_GROUP.
+        tags: of the run; by default WANDB_TAGS.
+        entity: user or team; by default that of the login.
+        offline: log to this machine only, for `wandb sync` later, as WANDB_MODE=offline does.
         save_dir: folder for W&B's own files.
-        checkpoints: upload checkpoints as artifacts: false, best (when the run ends) or all (each as it is written).
+        checkpoints: upload checkpoints as artifacts: false, best (when the run ends) or all (each when written).
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class WandbRunLogger(WandbLogger):
             entity=entity,
             resume="allow",
         )
-        self._wandb_init.pop("anonymous", None)  # which has no effect any more but a warning
+        self._wandb_init.pop("anonymous", None)  # deprecated: has no effect but a warning
         if "WANDB_SWEEP_ID" in os.environ:
-            self._wandb_init["project"] = None  # it would be ignored, with a warning
+            self._wandb_init["project"] = None  # W&B would ignore it with a warning
 
     def resume(self, folder: RunFolder) -> None:
-        """Continues the W&B run that the run in a folder was recorded in, where there was one."""
+        """Continue the W&B run of the run in a folder, if it has one."""
         known = read_identity(folder)
         if known is not None:
             self._id = self._wandb_init["id"] = known
@@ -84,16 +84,16 @@ class WandbRunLogger(WandbLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any = None) -> None:
-        # A sweep locks what it sets. To set that again to what it is would be refused with a warning.
+        # A sweep locks its settings, and W&B warns if they are set again, even to the same values.
         known = dict(self.experiment.config)
         super().log_hyperparams({k: v for k, v in params.items() if k not in known or known[k] != v})
 
 
 class WandbRecord(Callback):
-    """What W&B gets beside the metrics: distributions of W_fc / tau, confusion matrix, figures, facts of the data.
+    """Logs distributions of W_fc / tau, confusion matrix, figures and facts of the data to W&B.
 
     Args:
-        weights: has the distributions, and comes before this one in the Trainer's callbacks.
+        weights: source of the distributions; must precede this callback in the Trainer's list.
     """
 
     def __init__(self, weights: WeightRecord) -> None:

@@ -8,21 +8,10 @@ import numpy as np
 import pytest
 
 from plif_lightning import network
-from plif_lightning.analysis.figures import (
-    _RESPONSES,
-    FIGURES,
-    STEPS_PER_MS,
-    TAU_MS,
-    WIDTHS,
-    Choice,
-    NothingToShowError,
-    drawn,
-    figure_6,
-    figure_7,
-    membrane_response,
-    moving_average,
-    write_figures,
-)
+from plif_lightning.analysis.figures import FIGURES, WIDTHS, Choice, NothingToShowError, drawn, write_figures
+from plif_lightning.analysis.figures.accuracy import figure_6, moving_average
+from plif_lightning.analysis.figures.neurons import RESPONSES, STEPS_PER_MS, TAU_MS, membrane_response
+from plif_lightning.analysis.figures.taus import figure_7
 from plif_lightning.cli import main
 from plif_lightning.network import SpikeMaxPool2d
 from plif_lightning.plot import picture
@@ -257,7 +246,7 @@ def test_class_and_channel_can_be_chosen(runs):
     _, caption = drawn("S4", runs, choice=Choice("bag", 2))
     assert "A sample of class bag over time" in caption
     assert "spikes of channel 2 of" in caption
-    with pytest.raises(NothingToShowError, match="no sample of class 'coat' was recorded, but of boot, bag"):
+    with pytest.raises(NothingToShowError, match="no sample of class 'coat' was recorded, only of boot, bag"):
         drawn("S3", runs, choice=Choice("coat"))
     with pytest.raises(NothingToShowError, match=r"channel must lie in 0\.\.3, got 4"):
         drawn("S2", runs, choice=Choice(channel=4))
@@ -289,7 +278,7 @@ def test_commands_choose_data_set_and_run(tmp_path, monkeypatch, capsys):
 def test_a_spike_lifts_the_potential_by_its_weight_over_tau():
     (ax,) = drawn("2", [])[0].axes
     lifted = {line.get_label().split(" (")[0]: max(line.get_ydata()[: 20 * STEPS_PER_MS]) for line in ax.lines}
-    expected = {label: w / (TAU_MS * t) for label, w, t in _RESPONSES}
+    expected = {label: w / (TAU_MS * t) for label, w, t in RESPONSES}
     assert lifted.keys() == expected.keys()
     for label, height in expected.items():
         assert lifted[label] == pytest.approx(height, rel=1e-6)

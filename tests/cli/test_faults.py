@@ -397,7 +397,7 @@ def test_a_schedulers_signal_while_the_program_loads_is_heard_when_training_begi
     assert load("run/checkpoints/last.ckpt")["global_step"] == 1
     said = capsys.readouterr().err
     assert "stopped by SIGUSR1 after step 1" in said
-    assert "The job is not put back into the queue: for that, pass --run_folder DIR --resume auto." in said
+    assert "The job is not requeued: pass --run_folder DIR --resume auto for that." in said
 
 
 # --- two at once
@@ -481,7 +481,7 @@ def _write_little(self, content):
 
 def test_a_full_disk_ends_a_fit_with_one_sentence_that_names_the_file(monkeypatch, capsys):
     def too_late(checkpoint, file):
-        monkeypatch.setattr("plif_lightning.callbacks.plots.plot_learning_curve", full)  # nor is there room for this
+        monkeypatch.setattr("plif_lightning.callbacks.plots.learning_curve", full)  # nor is there room for this
         full()
 
     monkeypatch.setattr(torch, "save", too_late)
@@ -765,7 +765,7 @@ def test_a_picture_that_cannot_be_drawn_ends_no_fit(monkeypatch, caplog):
     def fails(*arguments):
         raise UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed")
 
-    for name in ("plot_learning_curve", "plot_tau_curve", "plot_confusion"):
+    for name in ("learning_curve", "tau_curve", "confusion_matrix"):
         monkeypatch.setattr(f"plif_lightning.callbacks.plots.{name}", fails)
     fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--run_folder", "run")
     assert read_run(Path("run")).status == "finished"
@@ -894,7 +894,7 @@ def test_a_store_that_is_cut_short_while_it_is_read_is_one_sentence(tmp_path):
         **os.environ, "PYTHONPATH": str(REPOSITORY)
     })  # fmt: skip
     assert done.returncode == 128 + signal.SIGBUS
-    assert done.stderr.startswith("error: a file that is mapped into memory was cut short while it was read")
+    assert done.stderr.startswith("error: a memory-mapped file was truncated while it was read")
 
 
 def test_a_loaders_process_that_is_killed_while_it_hands_over_a_batch_is_one_too():

@@ -68,7 +68,7 @@ def test_a_job_that_is_signalled_goes_back_into_the_queue_and_ends_as_if_it_had_
     state = slurm.wait(job)
     assert state["JobState"] == "COMPLETED", output(tmp_path)
     assert state["Restarts"] == "1", output(tmp_path)
-    assert output(tmp_path).count("the job goes back into the queue") == 1
+    assert output(tmp_path).count("the job is requeued") == 1
     assert not list(tmp_path.glob("**/hpc_ckpt*"))
     straight = command(*arguments, "--run_folder", "straight", cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr

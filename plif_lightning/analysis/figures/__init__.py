@@ -1,0 +1,101 @@
+"""The paper's figures, drawn from this project's runs.
+
+Each is a function of runs that returns a figure and its caption. Explanations belong in the caption, not in the
+figure; widths are those of one or two columns of a paper.
+"""
+
+
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib import rc_context
+
+from plif_lightning.analysis.figures.accuracy import figure_6, figure_6t
+from plif_lightning.analysis.figures.neurons import figure_1b, figure_2, figure_5b
+from plif_lightning.analysis.figures.page import WIDTHS, Drawn, NothingToShowError, page_columns
+from plif_lightning.analysis.figures.samples import (
+    DEFAULT_CHOICE,
+    Choice,
+    figure_s2,
+    figure_s3,
+    figure_s4,
+    figure_s5,
+    sample_choice,
+    typical_channels,
+)
+from plif_lightning.analysis.figures.taus import figure_7
+from plif_lightning.analysis.figures.weights import figure_s1
+from plif_lightning.runs.run import Run
+from plif_lightning.runtime.files import written_whole
+
+__all__ = ["FIGURES", "WIDTHS", "Choice", "Drawn", "NothingToShowError", "drawn", "typical_channels", "write_figures"]
+
+FIGURES: dict[str, Callable[[Sequence[Run]], Drawn]] = {
+    "1b": figure_1b,
+    "2": figure_2,
+    "5b": figure_5b,
+    "6": figure_6,
+    "6t": figure_6t,
+    "7": figure_7,
+    "S1": figure_s1,
+    "S2": figure_s2,
+    "S3": figure_s3,
+    "S4": figure_s4,
+    "S5": figure_s5,
+}
+
+
+def drawn(name: str, runs: Sequence[Run], columns: int = 2, choice: Choice = DEFAULT_CHOICE) -> Drawn:
+    """Draw a figure and return it with its caption.
+
+    Args:
+        name: a key of FIGURES.
+        runs: to choose from.
+        columns: width in columns of a page, a key of WIDTHS.
+        choice: class and channel of the recorded samples to show.
+
+    Raises:
+        NothingToShowError: no run has the data that the figure needs, or a run's data cannot be drawn.
+    """
+    token, chosen = page_columns.set(columns), sample_choice.set(choice)
+    try:
+        with rc_context({"font.size": 8}):
+            return FIGURES[name](runs)
+    except NothingToShowError:
+        raise
+    except Exception as error:  # the files of a run may hold anything; the other figures can still be drawn
+        raise NothingToShowError(f"a run has data that cannot be drawn ({type(error).__name__}: {error}).") from error
+    finally:
+        page_columns.reset(token)
+        sample_choice.reset(chosen)
+
+
+def write_figures(
+    runs: Sequence[Run], folder: Path, names: Sequence[str], columns: int = 2, choice: Choice = DEFAULT_CHOICE
+) -> int:
+    """Write each figure as PDF and PNG and all captions to `captions.md`; report figures that cannot be drawn.
+
+    Returns:
+        Exit status: 1 if no figure could be drawn.
+    """
+    captions = {}
+    for name in names:
+        try:
+            figure, captions[name] = drawn(name, runs, columns, choice)
+        except NothingToShowError as error:
+            print(f"figure {name} is left out: {error}", file=sys.stderr)
+            continue
+        # Without dates and versions the same runs give identical files; Type 42 embeds fonts as TrueType.
+        with rc_context({"pdf.fonttype": 42}):
+            for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+                path = folder / f"figure{name}.{kind}"
+                with written_whole(path, "wb") as file:
+                    figure.savefig(file, format=kind, metadata=metadata)
+                print(path)
+    if captions:
+        with written_whole(folder / "captions.md") as file:
+            file.writelines(f"**Figure {name}.** {caption}\n\n" for name, caption in captions.items())
+        print(folder / "captions.md")
+    return 0 if captions else 1

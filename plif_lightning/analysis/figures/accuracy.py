@@ -1,0 +1,150 @@
+"""Accuracy over epochs (6) and over training time (6t)."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from plif_lightning.analysis import paper
+from plif_lightning.analysis.figures.grouping import Curve, Groups, Panel, aligned, by_panel
+from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, for_legend, legends_below, new_panels
+from plif_lightning.analysis.settings import setting_of
+from plif_lightning.plot.style import COLOURS, DASHES, MARKERS, plain
+from plif_lightning.runs.run import Run
+
+_WINDOW = 64  # epochs of the moving average
+
+
+def moving_average(values: Sequence[float], window: int = _WINDOW) -> NDArray[np.float64]:
+    """Average the last `window` values at each position, starting at the first complete window."""
+    sums = np.cumsum([0.0, *values])
+    return (sums[window:] - sums[:-window]) / window
+
+
+def figure_6(runs: Sequence[Run]) -> Drawn:
+    """Draw accuracy over epochs."""
+    data = by_panel(runs, lambda run: len(run.curve(run.val_key)[0]) > 0)
+    if not data:
+        raise NothingToShowError("no run has measured an accuracy yet.")
+    figure, panels = new_panels(len(data), height=3.3)
+    smoothed = authors = False
+    for ax, (panel, groups) in zip(panels, data.items(), strict=True):
+        for place, (label, group) in enumerate(groups):
+            curves = [run.curve(run.val_key) for run in group]
+            epochs, mean = _mean(curves)
+            _draw_runs(ax, place, curves)
+            smoothed |= _draw_mean(ax, place, epochs, mean, label, len(group))
+            authors |= _draw_authors(ax, place, group[0], max(epochs))
+        ax.set_title(panel.title, loc="left", fontsize=7.5)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("accuracy [%]")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plain(ax)
+    legends_below(figure, panels, 1)
+    return figure, (
+        "Accuracy over epochs. Faint: each run; strong: the mean of runs that differ only in their seed."
+        + (" For 128 epochs and more the mean is a 64-epoch moving average." if smoothed else "")
+        + (" Crosses: the authors' runs, on the full data set." if authors else "")
+    )
+
+
+def _mean(curves: Sequence[Curve]) -> tuple[list[float], NDArray[np.float64]]:
+    """Return common epochs and mean accuracy [%]; those of the first run if there is no common epoch."""
+    try:
+        epochs, values = aligned(curves)
+    except NothingToShowError:
+        epochs, values = curves[0][0], np.array([curves[0][1]])
+    return epochs, 100 * values.mean(0)
+
+
+def _draw_runs(ax: Axes, place: int, curves: Sequence[Curve]) -> None:
+    for epochs, values in curves:
+        colour = COLOURS[place % len(COLOURS)]
+        ax.plot(epochs, [100 * v for v in values], color=colour, alpha=0.25, linewidth=0.8)
+
+
+def _draw_mean(
+    ax: Axes, place: int, epochs: Sequence[float], mean: NDArray[np.float64], label: str, count: int
+) -> bool:
+    """Draw the mean accuracy [%] of `count` runs.
+
+    Returns:
+        True if it was smoothed: the curve has at least two windows of the moving average.
+    """
+    name = for_legend(label) + (f" ({count} runs)" if count > 1 else "")
+    smoothed = len(mean) >= 2 * _WINDOW
+    x, y = (epochs[_WINDOW - 1 :], moving_average(list(mean))) if smoothed else (epochs, mean)
+    mark = MARKERS[place % 8] if len(x) <= 32 else ""
+    colour, style = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
+    ax.plot(x, y, style, color=colour, label=name, marker=mark, markersize=4)
+    return smoothed
+
+
+def _draw_authors(ax: Axes, place: int, run: Run, last: float) -> bool:
+    """Mark the authors' accuracies of the same setting up to epoch `last`; True if they published any."""
+    known = paper.CURVES.get(setting_of(run))
+    if not known or run.protocol != "A":
+        return False
+    points = [(e, a) for e, a in zip(paper.CURVE_EPOCHS, known, strict=True) if e <= last]
+    colour = COLOURS[place % len(COLOURS)]
+    ax.plot(*zip(*points, strict=True), "x", color=colour, markersize=7, markeredgewidth=1.8)
+    return True
+
+
+def figure_6t(runs: Sequence[Run]) -> Drawn:
+    """Draw the best accuracy so far over training time."""
+    data = by_panel(runs, lambda run: bool(_timed(run)))
+    if not data:
+        raise NothingToShowError("no run has measured an accuracy and its seconds yet.")
+    shown = [run for groups in data.values() for _, group in groups for run in group]
+    unit, seconds = _time_unit(shown)
+    by_data = _by_data(data)
+    figure, panels = new_panels(len(by_data), height=3.3)
+    for ax, (title, groups) in zip(panels, by_data.items(), strict=True):
+        for place, (label, group) in enumerate(groups):
+            _draw_best_so_far(ax, place, label, group, seconds)
+        ax.set_title(title, loc="left", fontsize=7.5)
+        ax.set_xlabel(f"time [{unit}]")
+        ax.set_xlim(left=0)
+        ax.set_ylabel("best accuracy so far [%]")
+        plain(ax)
+    legends_below(figure, panels, 1)
+    machines = sorted({run.surroundings.get("machine", "an unknown machine") for run in shown})
+    return figure, (
+        "Best validation accuracy so far over the time since the fit started, which includes validation and the "
+        f"compilation at the start. Computed on: {'; '.join(machines)}."
+    )
+
+
+def _timed(run: Run) -> list[dict[str, float]]:
+    """Rows of metrics with both an accuracy and its time."""
+    return [row for row in run.metrics if run.val_key in row and "seconds" in row]
+
+
+def _by_data(data: dict[Panel, Groups]) -> dict[str, Groups]:
+    """Merge the panels of each data set: T, protocol and shared settings move into the labels."""
+    merged: dict[str, Groups] = defaultdict(list)
+    for panel, groups in data.items():
+        told = ", ".join(part.replace("\n", " ") for part in panel[1:] if part)
+        merged[panel.data] += [(f"{label}, {told}", group) for label, group in groups]
+    return merged
+
+
+def _time_unit(runs: Sequence[Run]) -> tuple[str, int]:
+    """Choose the unit of the time axis and return its name and its length [s]."""
+    longest = max(row.get("seconds", 0.0) for run in runs for row in run.metrics)
+    return ("minutes", 60) if longest >= 120 else ("seconds", 1)
+
+
+def _draw_best_so_far(ax: Axes, place: int, label: str, group: Sequence[Run], seconds: int) -> None:
+    for run in group:
+        rows = _timed(run)
+        best = np.maximum.accumulate([100 * row[run.val_key] for row in rows])
+        ax.plot(
+            [row["seconds"] / seconds for row in rows], best, DASHES[place % 4], color=COLOURS[place % len(COLOURS)],
+            marker=MARKERS[place % 8] if len(rows) <= 32 else "", markersize=4, drawstyle="steps-post",
+            label=for_legend(label) if run is group[0] else None,
+        )  # fmt: skip

@@ -1,0 +1,99 @@
+"""Group runs into panels and curves, and name them."""
+
+import textwrap
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plif_lightning.analysis.figures.page import NothingToShowError, escaped, for_title, literal, shortened
+from plif_lightning.analysis.settings import data_title, labels, one_per_seed, other_settings, setting_of
+from plif_lightning.runs.run import Run
+
+# Data sets of Figures 6 and 7; others are shown only if there is no run of these.
+_OF_THE_PAPERS_CURVES = ("FashionMNIST", "CIFAR10", "CIFAR10DVS", "DVSGesture")
+
+
+class Panel(NamedTuple):
+    """Common properties of the runs in a panel.
+
+    Attributes:
+        data: name of the data set.
+        conditions: T and the evaluation protocol; accuracies under different ones are not comparable.
+        shared: settings of all these runs that differ from their configuration.
+    """
+
+    data: str
+    conditions: str
+    shared: str = ""
+
+    @property
+    def title(self) -> str:
+        return "\n".join(part for part in self if part)
+
+
+Curve = tuple[list[float], list[float]]  # epochs and values
+Groups = list[tuple[str, list[Run]]]  # label and runs of each curve
+
+
+def by_panel(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[Panel, Groups]:
+    """Group runs by data set, T and protocol, and within those by settings other than seed and length.
+
+    Args:
+        runs: to choose from.
+        wanted: True for runs that the figure can show.
+    """
+    groups: dict[Panel, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    runs = [run for run in runs if wanted(run)]
+    for run in [run for run in runs if run.data_set in _OF_THE_PAPERS_CURVES] or runs:
+        groups[panel_of(run)][_settings_key(run)].append(run)
+    found = {}
+    for panel, by_settings in sorted(groups.items()):
+        counted = [_counted(group) for group in by_settings.values()]
+        named = labels([group[0] for group in counted])
+        labelled = sorted(zip(named.each, counted, strict=True), key=_place)
+        found[panel._replace(shared=for_title(named.shared))] = labelled
+    return found
+
+
+def _settings_key(run: Run) -> str:
+    others = {k: v for k, v in other_settings(run).items() if k != "epochs"}
+    return f"{setting_of(run)} {sorted(others.items(), key=str)}"
+
+
+def _counted(group: list[Run]) -> list[Run]:
+    """Runs that count towards a mean: finished, one per seed, as in the tables; unfinished if there are no others."""
+    return one_per_seed([run for run in group if run.status == "finished"] or group)
+
+
+def _place(labelled: tuple[str, list[Run]]) -> tuple[Any, ...]:
+    """Sort key of curves: PLIF first, then by tau_0, max-pooling before others."""
+    label, runs = labelled
+    setting = setting_of(runs[0])
+    return setting.neuron != "plif", setting.init_tau, setting.pooling != "max", label
+
+
+def panel_of(run: Run) -> Panel:
+    origin = f", {shortened(run.facts['origin'])}" if run.facts.get("origin") else ""
+    name = escaped(textwrap.fill(shortened(data_title(run), 30) + origin, 36))
+    steps = literal(run.setting("data.time_steps", "?"), 12)
+    return Panel(name, f"T = {steps}, protocol {run.protocol}")
+
+
+def source_of(run: Run) -> str:
+    """Data set, settings and name of the run that a figure shows, for its caption."""
+    return f"Data: {' '.join(panel_of(run).data.splitlines())}; {labels([run]).each[0]}; run {literal(run.name)}."
+
+
+def aligned(curves: Sequence[Curve]) -> tuple[list[float], NDArray[np.float64]]:
+    """Return the epochs that all curves have, and the values there [curves, epochs].
+
+    Raises:
+        NothingToShowError: there is no common epoch.
+    """
+    common = sorted(set.intersection(*(set(epochs) for epochs, _ in curves)))
+    if not common:
+        raise NothingToShowError("runs that differ only in their seed have no epoch in common.")
+    return common, np.array([[dict(zip(*curve, strict=True))[e] for e in common] for curve in curves])

@@ -1,0 +1,103 @@
+"""Sizes, panels, legends and text that all figures share."""
+
+import textwrap
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from plif_lightning.errors import UserError
+
+
+class NothingToShowError(UserError):
+    """No run has the data that a figure needs."""
+
+
+Drawn = tuple[Figure, str]  # a figure and its caption
+# Figure widths [inch] for one and two columns of a page (IEEE, CVF).
+WIDTHS = {1: 3.35, 2: 6.9}
+page_columns: ContextVar[int] = ContextVar("page_columns", default=2)
+# Maximum number of legend entries, and the number of legend lines that fit the default height of a panel.
+_ENTRIES, _LINES = 16, 6
+
+
+def page_width() -> float:
+    return WIDTHS[page_columns.get()]
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    """Create a figure [inch], scaled down if it is wider than the page.
+
+    Returns:
+        The figure and its axes [rows, columns].
+    """
+    size = (width, height) if width <= page_width() else (page_width(), height * page_width() / width)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def new_panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Create a figure of the page's width with `count` panels of equal height [inch]."""
+    columns = min(count, page_columns.get())
+    rows = -(-count // columns)
+    figure, axes = new_figure(page_width(), height * rows, rows, columns)
+    flat = list(axes.flat)
+    for ax in flat[count:]:
+        ax.set_visible(False)
+    return figure, flat[:count]
+
+
+def ink(share: float = 1.0) -> str:
+    """Foreground grey: black, or white on a dark background; fainter for `share` below 1."""
+    dark = rcParams["figure.facecolor"] != "white"
+    return str(0.15 + 0.75 * share if dark else 1 - share)
+
+
+def legends_below(figure: Figure, panels: Sequence[Axes], columns: int) -> None:
+    """Add a legend below each panel and make the figure taller to fit it; long legends end with "and N more"."""
+    longest = 0
+    for ax in panels:
+        handles, labels = ax.get_legend_handles_labels()
+        if (more := len(labels) - _ENTRIES) > 0:
+            handles = [*handles[:_ENTRIES], Line2D([], [], linestyle="")]
+            labels = [*labels[:_ENTRIES], f"and {more} more"]
+        longest = max(longest, sum(1 + label.count("\n") for label in labels) // columns)
+        # borderaxespad [font size] leaves room for the ticks and the axis label.
+        ax.legend(
+            handles, labels, frameon=False, fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5,
+            ncols=columns, columnspacing=1.2,
+        )  # fmt: skip
+    rows = panels[0].get_gridspec().nrows  # type: ignore[union-attr]
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + rows * 0.13 * max(0, longest - _LINES))
+
+
+def shortened(words: object, most: int = 60) -> str:
+    """Collapse white space and truncate to `most` characters."""
+    text = " ".join(str(words).split())
+    return text if len(text) <= most else text[: most - 1] + "\u2026"
+
+
+def escaped(text: str) -> str:
+    """Escape "$", which would start a formula. Wrap before escaping: a line break may separate the backslash."""
+    return text.replace("$", r"\$")
+
+
+def literal(words: object, most: int = 60) -> str:
+    """Shorten and escape."""
+    return escaped(shortened(words, most))
+
+
+def for_title(words: str) -> str:
+    """Shorten, wrap and escape the settings in a panel's title."""
+    return escaped(textwrap.fill(shortened(words, 120), 62))
+
+
+def for_legend(label: str) -> str:
+    """Shorten, wrap and escape a legend entry, with tau as a symbol."""
+    text = escaped(textwrap.fill(shortened(label, 120), 42, subsequent_indent="  "))
+    return text.replace("tau_0", "$\\tau_0$").replace("tau =", "$\\tau$ =")

@@ -1,0 +1,235 @@
+"""Recorded samples: input, spikes and firing rates of the first layer (S2 to S5)."""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from plif_lightning.analysis.figures.grouping import source_of
+from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, literal, new_figure
+from plif_lightning.errors import UserError
+from plif_lightning.plot import picture
+from plif_lightning.runs.run import Run
+from plif_lightning.runs.samples import Samples, read_samples
+
+
+class Choice(NamedTuple):
+    """A user's choice among recorded samples: the name of a class, a channel of the first layer."""
+
+    class_name: str | None = None
+    channel: int | None = None
+
+
+DEFAULT_CHOICE = Choice()
+sample_choice: ContextVar[Choice] = ContextVar("sample_choice", default=DEFAULT_CHOICE)
+
+
+# --- choosing
+
+
+def _recorded(
+    runs: Sequence[Run], data_set: str, wanted: Callable[[Samples], bool] = lambda samples: True
+) -> tuple[Run, Samples]:
+    """Return the run with recorded samples that has the highest accuracy, and its samples.
+
+    Args:
+        runs: to choose from.
+        data_set: preferred data set.
+        wanted: True for samples that the figure can show.
+
+    Raises:
+        NothingToShowError: there is none.
+    """
+    for run in sorted(runs, key=lambda run: (run.data_set != data_set, -(run.accuracy or 0.0))):
+        try:
+            samples = read_samples(run.folder)
+        except UserError as error:
+            sys.stderr.write(f"note: {error}\n")
+            continue
+        if samples is not None and wanted(samples):
+            return run, _starting_with(samples, sample_choice.get().class_name)
+    raise NothingToShowError("no finished run has recorded samples: fit records them at its end (--record_samples).")
+
+
+def _starting_with(samples: Samples, class_name: str | None) -> Samples:
+    """Move the sample of a class to the front; None keeps the order."""
+    if class_name is None:
+        return samples
+    played = samples.spikes.shape[1]
+    names = [samples.classes[int(label)] for label in samples.label[:played]]
+    if class_name not in names:
+        raise NothingToShowError(f"no sample of class {class_name!r} was recorded, only of {', '.join(names)}.")
+    order = sorted(range(len(samples.label)), key=lambda i: (i != names.index(class_name), i))
+    first = [i for i in order if i < played]
+    return replace(
+        samples, label=samples.label[order], frames=samples.frames[:, order], rates=samples.rates[order],
+        spikes=samples.spikes[:, first], votes=samples.votes[:, order], events=None,
+    )  # fmt: skip
+
+
+def typical_channels(samples: Samples, count: int) -> list[int]:
+    """Return the chosen channel, or the `count` channels whose firing rates vary most over the map, sorted.
+
+    Raises:
+        NothingToShowError: the first layer does not have the chosen channel.
+    """
+    if (channel := sample_choice.get().channel) is not None:
+        if not 0 <= channel < samples.rates.shape[1]:
+            raise NothingToShowError(f"channel must lie in 0..{samples.rates.shape[1] - 1}, got {channel}.")
+        return [channel]
+    spread = samples.rates.std((0, 2, 3))
+    return sorted(np.argsort(-spread, kind="stable")[:count].tolist())
+
+
+def _named(channels: Sequence[int]) -> str:
+    different = sorted(set(channels))
+    return f"channel{'s' if len(different) > 1 else ''} {', '.join(map(str, different))}"
+
+
+def _class_of(samples: Samples, i: int) -> str:
+    return literal(samples.classes[int(samples.label[i])], 24)
+
+
+def _step_frames(samples: Samples, i: int) -> NDArray[Any]:
+    """Return the input at each step [T, C, H, W]; a static image is repeated."""
+    frames = samples.frames[:, i]
+    return np.repeat(frames, len(samples.spikes), 0) if len(frames) == 1 else frames
+
+
+def _few_steps(steps: int) -> list[int]:
+    """Return all time-steps, or 20 at equal distances if there are more than a row has room for."""
+    return list(range(steps)) if steps <= 20 else [round(i * (steps - 1) / 19) for i in range(20)]
+
+
+# --- drawing
+
+
+def _show(ax: Axes, image: NDArray[Any]) -> None:
+    ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def _show_row(ax: Axes, images: NDArray[Any], label: str, titles: Sequence[str] = ()) -> None:
+    """Draw images [N, H, W] or [N, H, W, 3] side by side, each with a frame and a title.
+
+    They share one panel: a panel per image takes ten times as long to draw.
+    """
+    n, h, w = images.shape[:3]
+    step = w + max(1, w // 10)
+    strip = np.zeros((h, n * step - (step - w), 4))  # RGBA, transparent between the images
+    for i, image in enumerate(images):
+        strip[:, i * step : i * step + w, :3] = image if image.ndim == 3 else image[..., None]
+        strip[:, i * step : i * step + w, 3] = 1
+    _show(ax, strip)
+    ax.spines[:].set_visible(False)
+    frames = [Rectangle((i * step - 0.5, -0.5), w, h) for i in range(n)]
+    edge = {"edgecolor": rcParams["axes.edgecolor"], "linewidth": rcParams["axes.linewidth"]}
+    ax.add_collection(PatchCollection(frames, facecolor="none", clip_on=False, **edge))
+    ax.set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
+    if titles:
+        ax.set_xticks([i * step + (w - 1) / 2 for i in range(n)], titles, fontsize=7)
+        ax.tick_params(length=0, labeltop=True, labelbottom=False)
+
+
+def _step_titles(steps: Sequence[int]) -> list[str]:
+    return [f"t = {steps[0]}", *map(str, steps[1:])]
+
+
+def _grid(maps: NDArray[Any]) -> NDArray[np.float64]:
+    """Tile maps [C, H, W] into a nearly square grid with grey lines in between."""
+    c, h, w = maps.shape
+    columns = int(np.ceil(np.sqrt(c)))
+    rows = -(-c // columns)
+    grid = np.full((rows * (h + 1) - 1, columns * (w + 1) - 1), 0.5)
+    for i, one in enumerate(maps):
+        row, column = divmod(i, columns)
+        grid[row * (h + 1) : row * (h + 1) + h, column * (w + 1) : column * (w + 1) + w] = one
+    return grid
+
+
+# --- figures
+
+
+def figure_s2(runs: Sequence[Run]) -> Drawn:
+    """Draw a sample of each class, and firing rates of three channels of the first layer."""
+    run, samples = _recorded(runs, "FashionMNIST")
+    channels, count = typical_channels(samples, 3), len(samples.label)
+    figure, axes = new_figure(0.95 * count + 0.6, 1.1 * (1 + len(channels)), 1 + len(channels))
+    shown = np.stack([picture(samples.frames[:, i].mean(0)) for i in range(count)])
+    _show_row(axes[0, 0], shown, "input", [_class_of(samples, i) for i in range(count)])
+    for row, c in enumerate(channels, start=1):
+        _show_row(axes[row, 0], samples.rates[:, c], f"channel {c}")
+    return figure, (
+        f"A sample of each class, and the firing rates [spikes / time-step] of {_named(channels)} of the first layer, "
+        f"from 0 (black) to 1 (white). {source_of(run)}"
+    )
+
+
+def figure_s3(runs: Sequence[Run]) -> Drawn:
+    """Draw all channels of the first layer for one sample."""
+    run, samples = _recorded(runs, "CIFAR10DVS")
+    figure, axes = new_figure(9.0, 4.9, 1, 2)
+    spikes = samples.spikes[:, 0]
+    last = len(spikes) - 1
+    for ax, maps, label in zip(axes[0], (spikes[0], spikes.mean(0)), ("(a)", "(b)"), strict=True):
+        _show(ax, _grid(maps.astype(np.float64)))
+        ax.set_title(label, fontsize=7)
+    return figure, (
+        f"All channels of the first layer for a sample of class {_class_of(samples, 0)}: (a) spikes at t = 0, (b) "
+        f"firing rates at t = {last} [spikes / time-step]. {source_of(run)}"
+    )
+
+
+def figure_s4(runs: Sequence[Run]) -> Drawn:
+    """Draw input, spikes and their running means of one sample over time."""
+    run, samples = _recorded(runs, "CIFAR10DVS")
+    channels = (2 * typical_channels(samples, 2))[:2]
+    frames, spikes = _step_frames(samples, 0), samples.spikes[:, 0].astype(np.float64)
+    shown_steps = _few_steps(len(spikes))
+    figure, axes = new_figure(0.75 * len(shown_steps) + 0.9, 5.4, 6)
+    so_far = np.arange(1, len(spikes) + 1)[:, None, None, None]
+    parts = (
+        ("(a)", frames.astype(np.float64), spikes),
+        ("(b)", np.cumsum(frames.astype(np.float64), 0) / so_far, np.cumsum(spikes, 0) / so_far),
+    )
+    for part, (letter, shown, fired) in enumerate(parts):
+        images = np.stack([picture(shown[t]) for t in shown_steps])
+        titles = _step_titles(shown_steps) if part == 0 else ()
+        _show_row(axes[3 * part, 0], images, f"{letter} {'mean ' if part else ''}input", titles)
+        for row, c in enumerate(channels, start=1):
+            label = f"{letter} {'rate, ch.' if part else 'channel'} {c}"
+            _show_row(axes[3 * part + row, 0], fired[shown_steps, c], label)
+    return figure, (
+        f"A sample of class {_class_of(samples, 0)} over time: (a) input and spikes of {_named(channels)} of the first "
+        f"layer, (b) their means so far, from 0 (black) to 1 (white). {source_of(run)}"
+    )
+
+
+def figure_s5(runs: Sequence[Run]) -> Drawn:
+    """Draw frames of three samples at each step, and the spikes below each."""
+    try:
+        run, samples = _recorded(runs, "DVSGesture", lambda s: len(s.frames) > 1)
+    except NothingToShowError:  # static images only
+        run, samples = _recorded(runs, "DVSGesture")
+    channel = typical_channels(samples, 1)[0]
+    shown_steps, played = _few_steps(len(samples.spikes)), min(3, samples.spikes.shape[1])
+    figure, axes = new_figure(0.75 * len(shown_steps) + 0.9, 0.95 * 2 * played + 0.5, 2 * played)
+    for i in range(played):
+        frames = _step_frames(samples, i)
+        images = np.stack([picture(frames[t]) for t in shown_steps])
+        titles = _step_titles(shown_steps) if i == 0 else ()
+        _show_row(axes[2 * i, 0], images, _class_of(samples, i), titles)
+        _show_row(axes[2 * i + 1, 0], samples.spikes[shown_steps, i, channel], "spikes")
+    return figure, (
+        f"Frames of {played} samples at each step, and below each the spikes of channel {channel} of the first layer. "
+        f"{source_of(run)}"
+    )
