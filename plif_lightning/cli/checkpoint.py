@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,16 @@ from typing import Any
 import yaml
 
 from plif_lightning import configs
-from plif_lightning.cli.help import EVALUATIONS
+from plif_lightning.cli.arguments import take, values
+from plif_lightning.cli.commands import EVALUATIONS
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.process import options
 
 # Arguments of the network that the data set gives: they are not keys.
 FROM_DATA = ("input_shape", "num_classes", "time_steps")
 # Settings of a run's model that an evaluation does not need; they name classes, in a stranger's checkpoint any.
 _OF_TRAINING = ("optimizer", "lr_scheduler")
+CONFIG = ("--config", "-c")
 _INFORMATIVE = {"--help-all", "--print_config"}
 
 
@@ -65,7 +66,7 @@ class Expanded:
 
 
 def expand(argv: Sequence[str]) -> Expanded:
-    """The arguments with `--ckpt_path` as a file, and before them the configuration stored in it.
+    """Resolve `--ckpt_path` and `--resume`, and put the configuration stored in a checkpoint before the arguments.
 
     Args:
         argv: the command and its arguments.
@@ -75,47 +76,65 @@ def expand(argv: Sequence[str]) -> Expanded:
         UserError: there is no such configuration.
     """
     given = list(argv)
-    command, *rest = with_configs(given, config_file)
+    command, rest = given[0], given[1:]
+    for value in values(rest, *CONFIG):
+        config_file(value)  # refuses what cannot be one before Lightning is loaded
     if _INFORMATIVE & {argument.split("=")[0] for argument in rest}:
-        shown = ("--help" if a == "--help-all" else a for a in _without(rest, "--resume"))
+        shown = ("--help" if a == "--help-all" else a for a in take(rest, "--resume")[1])
         return Expanded(given, [command, *shown])
-    rest, resumed = _without_resume(command, rest)
-    if resumed is not None:
-        if not resumed.last.is_file():
-            return Expanded(given, [command, *rest], resumes=True)
-        stored = read_checkpoint(resumed.last)
-        rest = [*_without(rest, "--run_folder"), f"--ckpt_path={resumed.last}"]
-        return Expanded(given, [command, *rest], stored, resumed, resumes=True)
-    others = _without(rest, "--ckpt_path")
-    if len(others) == len(rest):
+    resume, rest = take(rest, "--resume")
+    if resume:
+        return _resumed(given, resume, rest)
+    named, others = take(rest, "--ckpt_path")
+    if not named:
         if command in EVALUATIONS:
             raise CheckpointError(
                 f"{command} needs a checkpoint, or it would measure random weights: "
                 f"pass --ckpt_path RUN/checkpoints/best.ckpt."
             )
-        return Expanded(given, [command, *rest])
-    named = option_values(rest, "ckpt_path")
+        return Expanded(given, given)
     if len(named) > 1:
         raise CheckpointError(f"--ckpt_path must be given once, got {' and '.join(named)}.")
-    value = next(iter(named), "")
-    if not value or value.startswith("--"):
+    if not named[0]:
         raise CheckpointError("--ckpt_path needs a file, such as RUN/checkpoints/last.ckpt.")
-    rest = others
-    in_place = value == "last"
-    if command in EVALUATIONS and in_place:
-        raise CheckpointError(f"{command} needs the file: pass --ckpt_path RUN/checkpoints/last.ckpt.")
-    path = _last_of(rest) if in_place else Path(value)
-    stored = read_checkpoint(path)
-    if command not in EVALUATIONS and "class_path" not in (stored.config or {}).get("data", {}):
-        raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it names no data set to go on with.")
-    folder: RunFolder | None = RunFolder.of_checkpoint(path)
-    rest.append(f"--ckpt_path={path}")
     if command in EVALUATIONS:
-        assert stored.config is not None
-        rest = _evaluated(stored.config, rest)
-    elif not in_place:
-        folder = None
-    return Expanded(given, [command, *rest], stored, folder)
+        return _evaluation(given, named[0], others)
+    in_place = named[0] == "last"
+    path = _last_of(others) if in_place else Path(named[0])
+    stored = read_checkpoint(path)
+    if "class_path" not in (stored.config or {}).get("data", {}):
+        raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it names no data set to resume with.")
+    folder = RunFolder.of_checkpoint(path) if in_place else None
+    return Expanded(given, [command, *others, f"--ckpt_path={path}"], stored, folder)
+
+
+def _resumed(given: list[str], resume: list[str], rest: list[str]) -> Expanded:
+    """The arguments of `fit --resume auto --run_folder DIR`: those of a new run, or of one that is resumed."""
+    command = given[0]
+    if resume != ["auto"]:
+        raise UserError(f"--resume must be auto, got {' '.join(filter(None, resume)) or 'nothing'}.")
+    if command != "fit":
+        raise UserError(f"--resume auto is for fit, not for {command}.")
+    folders, others = take(rest, "--run_folder")
+    if len(folders) != 1 or not folders[0] or values(rest, "--ckpt_path"):
+        raise UserError("--resume auto needs --run_folder DIR, the run to start or to resume, and no --ckpt_path.")
+    folder = RunFolder(Path(folders[0]).absolute())
+    if not folder.last.is_file():
+        return Expanded(given, [command, *rest], resumes=True)
+    stored = read_checkpoint(folder.last)
+    return Expanded(given, [command, *others, f"--ckpt_path={folder.last}"], stored, folder, resumes=True)
+
+
+def _evaluation(given: list[str], named: str, others: list[str]) -> Expanded:
+    """The arguments of an evaluation of a checkpoint, with its own configuration before them."""
+    command = given[0]
+    if named == "last":
+        raise CheckpointError(f"{command} needs the file: pass --ckpt_path RUN/checkpoints/last.ckpt.")
+    path = Path(named)
+    stored = read_checkpoint(path)
+    assert stored.config is not None
+    arguments = _evaluated(stored.config, [*others, f"--ckpt_path={path}"])
+    return Expanded(given, [command, *arguments], stored, RunFolder.of_checkpoint(path))
 
 
 def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:
@@ -134,68 +153,13 @@ def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:
         kept["trainer"] = {"precision": stored["trainer"]["precision"]}
     if "class_path" in data:
         kept["data"] = data
-    elif not option_values(rest, "data") and not option_values(rest, "config"):
+    elif not values(rest, "--data") and not values(rest, *CONFIG):
         raise CheckpointError(
             "the checkpoint names no data set, as none of another Trainer does: pass --data NAME, such as --data MNIST."
         )
-    elif not option_values(rest, "data.time_steps"):
+    elif not values(rest, "--data.time_steps"):
         rest = [*rest, f"--data.time_steps={data['init_args']['time_steps']}"]
     return [f"--config={yaml.safe_dump(kept)}", *rest]
-
-
-def _without(argv: Sequence[str], option: str) -> list[str]:
-    """The arguments without an option and its value."""
-    kept: list[str] = []
-    parts = list(argv)
-    while parts:
-        part = parts.pop(0)
-        if part == option:
-            del parts[:1]
-        elif not part.startswith(f"{option}="):
-            kept.append(part)
-    return kept
-
-
-def _without_resume(command: str, argv: list[str]) -> tuple[list[str], RunFolder | None]:
-    """The arguments without `--resume auto`, and the run's folder where it was among them.
-
-    Raises:
-        UserError: it stands where it means nothing.
-    """
-    given = option_values(argv, "resume")
-    rest = _without(argv, "--resume")
-    if len(rest) == len(argv):
-        return rest, None
-    if given != ["auto"]:
-        raise UserError(f"--resume must be auto, got {' '.join(given) or 'nothing'}.")
-    if command != "fit":
-        raise UserError(f"--resume auto is for fit, not for {command}.")
-    folders = option_values(rest, "run_folder")
-    if len(folders) != 1 or option_values(rest, "ckpt_path"):
-        raise UserError("--resume auto needs --run_folder DIR, the run that it begins or goes on with, and no more.")
-    return rest, RunFolder(Path(folders[0]).absolute())
-
-
-CONFIG = ("--config", "-c")
-
-
-def with_configs(argv: Sequence[str], change: Callable[[str], str]) -> list[str]:
-    """The arguments with every value of `--config` changed."""
-    found = list(argv)
-    for i, argument in enumerate(found):
-        option, separator, value = argument.partition("=")
-        if option not in CONFIG:
-            continue
-        if separator:
-            found[i] = f"{option}={change(value)}"
-        elif i + 1 < len(found):
-            found[i + 1] = change(found[i + 1])
-    return found
-
-
-def option_values(argv: Sequence[str], option: str) -> list[str]:
-    """The values of an option among some arguments, in their order; `config` is `-c`, too."""
-    return [value for name, value in options(["", *argv]) if name == option]
 
 
 def config_file(value: str) -> str:
@@ -238,7 +202,7 @@ def is_yaml_text(value: str) -> bool:
 
 def _last_of(argv: Sequence[str]) -> Path:
     """`last.ckpt` of the run whose configuration is given with `--config RUN/config.yaml`."""
-    tried = [RunFolder(Path(value).parent).last for value in option_values(argv, "config")]
+    tried = [RunFolder(Path(value).parent).last for value in values(argv, *CONFIG)]
     for path in reversed(tried):
         if path.is_file():
             return path

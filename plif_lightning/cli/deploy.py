@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from plif_lightning.cli.parser import PlainParser
+from plif_lightning.deploy.engines import Engine
 from plif_lightning.errors import UserError
 from plif_lightning.runtime.console import Console
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 # Time-steps of which one measures firing rates: a neuron that is listened to is called by itself, which is slower.
 _RATES_EVERY = 10
-ENGINES = ("events", "dense", "int16", "int8", "int4")
+# Of a stream: auto would need inputs to try.
+_ENGINES = [name for name in get_args(Engine) if name != "auto"]
 
 
 def _parser(name: str, description: str) -> PlainParser:
@@ -75,7 +77,7 @@ def _stream_parser() -> PlainParser:
     parser.add_argument("--ms_per_step", type=_positive, help="milliseconds of a time-step, instead")
     parser.add_argument("--early_exit", type=_share, help="end when the best class is ahead by this share of the votes")
     parser.add_argument(
-        "--engine", choices=ENGINES, default="events", help="form of the layers, as of predict (default: events)"
+        "--engine", choices=_ENGINES, default="events", help="form of the layers, as of predict (default: events)"
     )
     parser.add_argument("--plain", action="store_true", help="a line for each time-step, instead of a table")
     return parser

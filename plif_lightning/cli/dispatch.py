@@ -1,4 +1,4 @@
-"""All commands: what trains and evaluates is LightningCLI's, what starts and reads many runs is our own."""
+"""The entry point: finds the command, runs it, and turns its errors into one sentence and an exit status."""
 
 import difflib
 import io
@@ -10,7 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from plif_lightning.cli.help import COMMANDS, overview, screen
+from plif_lightning.cli.commands import COMMANDS, Command
+from plif_lightning.cli.help import overview, screen
 from plif_lightning.errors import Stopped, UserError
 from plif_lightning.runtime import early, files
 from plif_lightning.runtime.allocator import tune_allocator
@@ -63,75 +64,47 @@ def _run(argv: list[str]) -> int:
         print(f"plif_lightning {__version__}")
         return 0
     name, rest = argv[0], argv[1:]
-    if name not in COMMANDS:
+    command = COMMANDS.get(name)
+    if command is None:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UserError(f"unknown command {name}.{hint} The commands are {', '.join(COMMANDS)}.")
     if {"-h", "--help"} & set(rest):
-        print(_help(name, rest))
+        print(_help(command, rest))
         return 0
-    if name in _WRITE:
+    run = _lightning(name) if command.module is None else command.function()
+    if command.writes:
         with on_termination(_stop):
-            return _command(name)(rest)
-    return _command(name)(rest)
-
-
-# These are called again, not resumed: SIGTERM and SIGHUP end them like Ctrl-C, and what is not whole is taken away.
-_WRITE = ("prepare", "tables", "figures", "report", "export", "cost")
+            return run(rest)
+    return run(rest)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(128 + number, f"stopped by {signal.Signals(number).name}.")
 
 
-def _help(name: str, argv: list[str]) -> str:
+def _help(command: Command, argv: list[str]) -> str:
     """One screen; for a command with a configuration or data set, all arguments of its data set too."""
-    if name == "sweep":
-        from plif_lightning.cli.sweep import parser
-
-        return parser().format_help().rstrip()
-    if name in ("tables", "figures", "report"):
-        from plif_lightning.cli import results
-
-        return results.PARSERS[name]().format_help().rstrip()
-    if name in ("export", "stream", "cost"):
-        from plif_lightning.cli import deploy
-
-        return deploy.PARSERS[name]().format_help().rstrip()
+    if command.has_parser:
+        return command.parser().format_help().rstrip()
     if not any(argument.split("=")[0] in ("--config", "-c", "--data") for argument in argv):
-        return screen(name)
+        return screen(command.name)
     from plif_lightning.cli.prepare import help_of_data  # which loads Lightning
 
-    return f"{screen(name)}\n\n{help_of_data(argv)}"
+    return f"{screen(command.name)}\n\n{help_of_data(argv)}"
 
 
-def _command(name: str) -> Callable[[list[str]], int]:
-    if name == "sweep":
-        from plif_lightning.cli.sweep import sweep
-
-        return sweep
-    if name in ("tables", "figures", "report"):
-        from plif_lightning.cli import results
-
-        return {"tables": results.tables, "figures": results.figures, "report": results.report}[name]
-    if name in ("export", "stream", "cost"):
-        from plif_lightning.cli import deploy
-
-        return {"export": deploy.export, "stream": deploy.stream, "cost": deploy.cost}[name]
-    if name == "prepare":
-        from plif_lightning.cli.prepare import prepare
-
-        return prepare
-    from plif_lightning.cli.checkpoint import expand
+def _lightning(name: str) -> Callable[[list[str]], int]:
+    """Training or evaluation by Lightning."""
 
     def train_or_evaluate(rest: list[str]) -> int:
+        from plif_lightning.cli.checkpoint import expand
+
         if name == "fit":
             early.watch()  # PyTorch and Lightning take seconds to load
-        expanded = expand([name, *rest])  # what is wrong with a checkpoint or a file's name is said at once
+        expanded = expand([name, *rest])  # reports a bad checkpoint or file name before they are loaded
         from plif_lightning.cli.lightning import run
 
         return run(expanded)
 
-    if name == "fit":
-        return whoever_listens()(train_or_evaluate)
-    return train_or_evaluate
+    return whoever_listens()(train_or_evaluate) if name == "fit" else train_or_evaluate

@@ -1,22 +1,7 @@
 """One screen of help for each command: what people use first. `--help-all` shows everything."""
 
+from plif_lightning.cli.commands import COMMANDS, EVALUATIONS
 from plif_lightning.runtime import program
-
-COMMANDS = {
-    "prepare": "fetch, verify and unpack a data set, and say what is there",
-    "fit": "train a network; keeps its best and its last checkpoint",
-    "validate": "measure a checkpoint on the validation part of its own run",
-    "test": "measure a checkpoint on the test set, per class too",
-    "predict": "write a checkpoint's predictions and votes into a csv file",
-    "export": "write a checkpoint's network for other programs: folded, torch.export, ONNX, NIR",
-    "stream": "show a network's running decision on a recording, a growing file or a pipe",
-    "cost": "count what a network computes and moves, and estimate its energy",
-    "sweep": "make all runs of a grid, each in a process and folder of its own",
-    "tables": "the paper's tables, with your runs beside the paper's numbers",
-    "figures": "the paper's figures from your runs, as pdf and png",
-    "report": "one page with tables, figures and all runs",
-}
-EVALUATIONS = ("validate", "test", "predict")
 
 _MODEL = (
     ("--model.neuron", "plif (learned tau), lif (fixed tau) or if (no leak)"),
@@ -108,7 +93,7 @@ def overview() -> str:
             "",
             f"usage: {call} COMMAND [--config NAME] [--model.KEY VALUE] [--data.KEY VALUE] [--trainer.KEY VALUE]",
             "",
-            *_columns(tuple(COMMANDS.items())),
+            *_columns(tuple((command.name, command.summary) for command in COMMANDS.values())),
             "",
             f"To begin: {call} fit --config quickstart (on a CPU, nothing to download)",
             f"More on each: {call} COMMAND --help; all arguments: {call} COMMAND --help-all; --version",
@@ -119,7 +104,7 @@ def overview() -> str:
 def screen(name: str) -> str:
     """One screen for a command of LightningCLI's kind."""
     call = program.shown()
-    lines = [f"{call} {name}: {COMMANDS[name]}.", ""]
+    lines = [f"{call} {name}: {COMMANDS[name].summary}.", ""]
     for title, rows in _OPTIONS[name]:
         lines += [f"{title}:", *_columns(rows), ""]
     lines += [f"for example: {call} {_EXAMPLES[name]}", f"all arguments: {call} {name} --help-all"]

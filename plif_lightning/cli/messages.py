@@ -8,15 +8,24 @@ from typing import Any, NoReturn
 
 import lightning as L
 import torch
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 
 from plif_lightning import data as data_module
 from plif_lightning.callbacks import LastCheckpoint
-from plif_lightning.cli.checkpoint import FROM_DATA
+from plif_lightning.cli.checkpoint import FROM_DATA, config_file
 from plif_lightning.data import ImageAugmentation, SpikingDataModule
 from plif_lightning.errors import UserError
 from plif_lightning.events.augment import EventAugmentation
 from plif_lightning.task import SpikingClassifier
+
+
+class ConfigFile(ActionConfigFile):
+    """A configuration by path, or by bare name."""
+
+    @staticmethod
+    def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
+        ActionConfigFile.apply_config(parser, cfg, dest, config_file(value))
 
 
 class Parser(LightningArgumentParser):
@@ -25,6 +34,11 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # An abbreviation would turn a mistyped key into another one.
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("action") is ActionConfigFile:  # LightningCLI's
+            kwargs["action"] = ConfigFile
+        return super().add_argument(*args, **kwargs)
 
     def format_help(self, *arguments: Any) -> str:
         for action in self._actions:

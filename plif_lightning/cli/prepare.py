@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-from plif_lightning.cli.checkpoint import config_file, is_yaml_text, option_values, with_configs
+from plif_lightning.cli.arguments import values
+from plif_lightning.cli.checkpoint import CONFIG, config_file, is_yaml_text
 from plif_lightning.cli.lightning import place_absolutely, quieten
 from plif_lightning.cli.messages import OWN_KEYS, Parser, data_classes, own_error
 from plif_lightning.cli.summary import print_inventory
@@ -16,9 +18,17 @@ from plif_lightning.data import SpikingDataModule
 from plif_lightning.errors import UserError
 
 
+class DataOfConfigFile(ActionConfigFile):
+    """The data of a configuration, by path or bare name."""
+
+    @staticmethod
+    def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
+        ActionConfigFile.apply_config(parser, cfg, dest, _data_block(value))
+
+
 def _data_parser() -> Parser:
     parser = Parser(prog="prepare", description="Fetches, verifies and unpacks a data set, and says what is there.")
-    parser.add_argument("--config", "-c", action="config", help="a configuration by path or name")
+    parser.add_argument("--config", "-c", action=DataOfConfigFile, help="a configuration by path or name")
     parser.add_argument("--verify", type=bool, default=False, help="read all once, and compare its checksums")
     parser.add_subclass_arguments(SpikingDataModule, "data", required=True)
     return parser
@@ -58,7 +68,7 @@ def data_of(argv: Sequence[str]) -> tuple[SpikingDataModule, bool]:
         UserError: an argument is none of the data set's, or lies outside its range.
     """
     parser = _data_parser()
-    config = parser.parse_args(with_configs(_without_the_runs(argv), _data_block))
+    config = parser.parse_args(_without_the_runs(argv))
     place_absolutely(config.data.init_args)
     try:
         return parser.instantiate(config).data, config.verify
@@ -83,9 +93,9 @@ def prepare(argv: list[str]) -> int:
 
 def help_of_data(argv: Sequence[str]) -> str:
     """All arguments of the data set that is named in some arguments or their configurations, with what each does."""
-    blocks = [yaml.safe_load(_data_block(value)) for value in option_values(argv, "config")]
+    blocks = [yaml.safe_load(_data_block(value)) for value in values(argv, *CONFIG)]
     paths = [path for block in blocks if (path := (block.get("data") or {}).get("class_path"))]
-    paths += option_values(argv, "data")
+    paths += values(argv, "--data")
     if not paths:
         return f"--config NAME of one of the data sets ({', '.join(data_classes())}) shows their --data.* arguments."
     module, name = paths[-1].rsplit(".", 1) if "." in paths[-1] else ("plif_lightning.data", paths[-1])

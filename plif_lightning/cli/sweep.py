@@ -568,6 +568,9 @@ def parser() -> PlainParser:
     return found
 
 
+PARSERS = {"sweep": parser}
+
+
 def sweep(argv: list[str]) -> int:
     """Makes the runs of a grid."""
     overrides = argv[argv.index("--") + 1 :] if "--" in argv else []

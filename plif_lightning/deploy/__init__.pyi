@@ -1,7 +1,7 @@
 from .costs import Cost as Cost
 from .costs import cost as cost
-from .engine import Engine as Engine
 from .engine import deployed as deployed
+from .engines import Engine as Engine
 from .exporting import export as export
 from .folding import fold as fold
 from .nir import NIRNetwork as NIRNetwork

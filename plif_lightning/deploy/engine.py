@@ -4,11 +4,12 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from plif_lightning.deploy.engines import Engine, require_engine
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.layers import event_layers, network_of, spiking_layers, weighted
 from plif_lightning.deploy.plain import ConvLayer, DeployedNetwork, FCLayer, Layer, ModuleLayer, refuses_containers
@@ -21,22 +22,11 @@ from plif_lightning.network.conv_block import ConvBlock, images_channels_last
 from plif_lightning.runtime.timing import least_seconds
 
 _log = logging.getLogger(__name__)
-Engine = Literal["auto", "dense", "events", "int16", "int8", "int4"]
 # Inputs of layers of which nothing is known, and how many of them are not zero: frames of events, and as in trained
 # networks.
 _USUAL_SHARE_OF_EVENTS, _USUAL_SHARE = 0.01, 0.1
 # Forms are tried on no more: all layers' inputs are in memory for that.
 _MOST_SAMPLES = 16
-
-
-def require_engine(engine: str) -> None:
-    """Refuses a name that is none of the engines.
-
-    Raises:
-        UserError: it is not.
-    """
-    if engine not in get_args(Engine):
-        raise UserError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}.")
 
 
 def deployed(

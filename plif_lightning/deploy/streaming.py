@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plif_lightning.deploy.engine import Engine, deployed, require_engine
+from plif_lightning.deploy.engine import deployed
+from plif_lightning.deploy.engines import Engine, require_engine
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.layers import network_of
 from plif_lightning.deploy.plain import DeployedNetwork

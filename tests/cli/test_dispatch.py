@@ -14,6 +14,7 @@ import plif_lightning
 from plif_lightning import configs
 from plif_lightning.cli import help as help_module
 from plif_lightning.cli import main
+from plif_lightning.cli.commands import COMMANDS
 from plif_lightning.cli.messages import known_keys
 from plif_lightning.errors import UserError
 from tests.cli.calls import SILENT, TINY, refused
@@ -41,7 +42,7 @@ def test_a_reader_that_wants_no_more_ends_a_command_like_any_other(arguments, tm
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.parametrize("name", help_module.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_is_one_screen_and_loads_no_torch(name):
     code = (
         f"import sys; from plif_lightning.cli import main; main([{name!r}, '--help']); "
@@ -125,7 +126,7 @@ def test_a_missing_base_is_an_error(monkeypatch, tmp_path):
     configs.folder.cache_clear()
     monkeypatch.setattr(configs, "__file__", str(tmp_path / "plif_lightning" / "configs.py"))
     try:
-        with pytest.raises(UserError, match=r"base\.yaml, which lies under every configuration, is neither in"):
+        with pytest.raises(UserError, match=r"base\.yaml, the base of every configuration, is neither in"):
             configs.folder()
     finally:
         configs.folder.cache_clear()
@@ -189,7 +190,7 @@ def test_an_installed_copy_without_its_configurations_says_so(installed, tmp_pat
             target.write_bytes(path.read_bytes())
     done = run_installed(copy, "fit", "--config", "quickstart")
     assert done.returncode == 2
-    assert "error: base.yaml, which lies under every configuration, is neither in" in done.stderr
+    assert "error: base.yaml, the base of every configuration, is neither in" in done.stderr
 
 
 def test_help_is_shown_where_no_data_set_is_named(capsys):

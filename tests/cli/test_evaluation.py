@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_trainer_is_measured_on_the_data_that_are_named(
     trainer.save_checkpoint("net.ckpt")
     assert "names no data set" in refused(capsys, "test", "--ckpt_path", "net.ckpt")
     assert "names no data set" in refused(capsys, "cost", "--ckpt_path", "net.ckpt")
-    assert "names no data set to go on with" in refused(capsys, "fit", *TINY, "--ckpt_path", "net.ckpt")
+    assert "names no data set to resume with" in refused(capsys, "fit", *TINY, "--ckpt_path", "net.ckpt")
     main(["test", "--ckpt_path", "net.ckpt", "--data", "Digits", *SILENT])
     expected = trainer.test(task, datamodule=data, verbose=False)[0]["test/acc"]
     assert float(rows(tmp_path / "test/metrics.csv")[0]["test/acc"]) == pytest.approx(expected)

@@ -564,7 +564,7 @@ def test_weights_that_are_no_numbers_are_refused(value, run, capsys):
 def test_a_checkpoint_whose_weights_are_no_tensors_is_refused(run, capsys):
     path = run / "checkpoints/best.ckpt"
     torch.save({**load(path), "state_dict": {"a": 1}}, path)
-    assert "its a is no tensor" in refused(capsys, "test", "--ckpt_path", str(path), *SILENT)
+    assert "its a is not a tensor" in refused(capsys, "test", "--ckpt_path", str(path), *SILENT)
 
 
 def test_a_checkpoint_at_an_address_is_lightnings(tmp_path):
@@ -790,7 +790,7 @@ def test_a_best_checkpoint_that_is_deleted_is_missed(run, monkeypatch, capsys):
     shutil.copytree(run, "other")
     Path("other/checkpoints/best.ckpt").unlink()
     resume = ["fit", "--config", "other/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3", *SILENT]
-    assert "best.ckpt is not there, the weights of the best epoch so far" in refused(capsys, *resume)
+    assert "best.ckpt, the best checkpoint so far" in refused(capsys, *resume)
     validated = LayerMonitor.on_train_epoch_start
 
     def on_train_epoch_start(self, trainer, pl_module):
@@ -861,17 +861,17 @@ def test_other_threads_and_kernels_of_a_run_that_goes_on_are_recorded(run, caplo
     assert (command["surroundings"]["threads"], command["surroundings"]["form"]) == (threads, "cpu")
     resume = ["fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", *SILENT, "--trainer.max_epochs"]
     main([*resume, "3", "--model.backend", "reference"])
-    assert "goes on with other form than before" in caplog.text
+    assert "resumes with different form" in caplog.text
     assert json.loads((run / "command.json").read_text())["surroundings"]["form"] == "cpu, then reference"
     caplog.clear()
     main([*resume, "4", "--model.backend", "reference"])
-    assert "than before" not in caplog.text
+    assert "resumes with different" not in caplog.text
     torch.set_num_threads(int(threads) + 1)
     try:
         main([*resume, "5", "--model.backend", "reference"])
     finally:
         torch.set_num_threads(int(threads))
-    assert "goes on with other threads than before" in caplog.text
+    assert "resumes with different threads" in caplog.text
 
 
 CUT = """

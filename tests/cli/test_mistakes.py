@@ -61,7 +61,7 @@ from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, refused
         (["--trainer.devices", "-3"], "should be an int > 0"),
         (["--trainer.accelerator", "tpu"], "torch_xla"),
         (["--data.num_workers", "9999"], "data.num_workers must be at most"),
-        (["--data.time_steps", "1000000000"], "one sample's first map alone would take"),
+        (["--data.time_steps", "1000000000"], "one sample's first feature map alone would take"),
         (["--model.channels", "100000000"], "its weights alone would take"),
         (["--model.fc_features", "100000000000"], "Lower channels or fc_features"),
         (["--trainer.callbacks", "Timer"], "Timer cannot be made of what was given"),
@@ -112,7 +112,7 @@ def test_a_place_that_can_be_no_folder_is_named(option, place, capsys):
     Path("link").symlink_to("nowhere/at/all")
     message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, option, place)
     assert place.split("/")[0] in message
-    assert "choose another place" in message
+    assert "choose another folder" in message
 
 
 @pytest.mark.parametrize(

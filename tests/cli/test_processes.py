@@ -108,7 +108,7 @@ def begin_two_nodes(arguments, tmp_path):
 
 
 def test_a_node_that_does_not_see_the_runs_folder_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("plif_lightning.callbacks.records._PATIENCE", 0.0)
+    monkeypatch.setattr("plif_lightning.callbacks.records._VISIBILITY_TIMEOUT", 0.0)
 
     class Node:
         fast_dev_run, is_global_zero, node_rank, world_size = False, False, 1, 1

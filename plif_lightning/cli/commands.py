@@ -1,0 +1,55 @@
+"""Table of all commands; help, dispatch and signals read it."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Command(NamedTuple):
+    """A command.
+
+    Attributes:
+        name: on the command line.
+        summary: for the overview.
+        module: of `plif_lightning.cli` that has a function of this name, which takes arguments and gives the exit
+            status; None for Lightning's own, which `cli.lightning` runs.
+        writes: SIGTERM and SIGHUP end it like Ctrl-C, removing what is half-written. The others resume or only print.
+    """
+
+    name: str
+    summary: str
+    module: str | None = None
+    writes: bool = False
+
+    def function(self) -> Callable[[list[str]], int]:
+        """The function that runs it, imported when it is called."""
+        return getattr(self._module(), self.name)
+
+    def parser(self) -> Any:
+        """Its argparse parser; for those that have one of their own (`PARSERS` of the module)."""
+        return self._module().PARSERS[self.name]()
+
+    @property
+    def has_parser(self) -> bool:
+        return self.module not in (None, "prepare")
+
+    def _module(self) -> Any:
+        return importlib.import_module(f"plif_lightning.cli.{self.module}")
+
+
+_ALL = (
+    Command("prepare", "download, verify and unpack a data set, and list its contents", "prepare", writes=True),
+    Command("fit", "train a network; keep its best and its last checkpoint"),
+    Command("validate", "evaluate a checkpoint on its validation set"),
+    Command("test", "evaluate a checkpoint on the test set, per class too"),
+    Command("predict", "write a checkpoint's predictions and votes to a CSV file"),
+    Command("export", "export a checkpoint: BN-folded, torch.export, ONNX, NIR", "deploy", writes=True),
+    Command("stream", "classify a recording, a growing file or a pipe as events arrive", "deploy"),
+    Command("cost", "estimate operations, memory traffic and energy", "deploy", writes=True),
+    Command("sweep", "run a parameter grid, one process and one folder per run", "sweep"),
+    Command("tables", "print the paper's tables, with your runs beside the paper's numbers", "results", writes=True),
+    Command("figures", "draw the paper's figures from your runs, as PDF and PNG", "results", writes=True),
+    Command("report", "write one page with tables, figures and all runs", "results", writes=True),
+)
+COMMANDS = {command.name: command for command in _ALL}
+EVALUATIONS = ("validate", "test", "predict")
