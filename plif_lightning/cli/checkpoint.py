@@ -116,8 +116,10 @@ def _resumed(given: list[str], resume: list[str], rest: list[str]) -> Expanded:
     if command != "fit":
         raise UserError(f"--resume auto is for fit, not for {command}.")
     folders, others = take(rest, "--run_folder")
-    if len(folders) != 1 or not folders[0] or values(rest, "--ckpt_path"):
+    if len(folders) != 1 or values(rest, "--ckpt_path"):
         raise UserError("--resume auto needs --run_folder DIR, the run to start or to resume, and no --ckpt_path.")
+    if not folders[0].strip():
+        raise UserError("run_folder must name a folder, got nothing.")
     folder = RunFolder(Path(folders[0]).absolute())
     if not folder.last.is_file():
         return Expanded(given, [command, *rest], resumes=True)

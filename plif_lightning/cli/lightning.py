@@ -48,7 +48,7 @@ from plif_lightning.callbacks.stopping import StopOnSignal
 from plif_lightning.cli.checkpoint import FROM_DATA, Expanded, refuse_other_settings, refuse_shorter
 from plif_lightning.cli.explanations import explained
 from plif_lightning.cli.messages import Parser, own_error
-from plif_lightning.cli.ranges import accelerator_of, require_ranges
+from plif_lightning.cli.ranges import refuse_combinations, require_ranges
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.deploy import Engine
@@ -164,26 +164,7 @@ class PlifCLI(LightningCLI):
         config = self.config[self.subcommand]
         place_absolutely(config.data.init_args)
         folder = self.expanded.folder
-        if config.run_folder is not None and (self.subcommand != "fit" or folder is not None):
-            raise UserError(
-                "run_folder names the folder of a new run: leave it out beside --ckpt_path last, and for all but fit."
-            )
-        if config.run_folder is not None and not config.run_folder.strip():
-            raise UserError("run_folder must name a folder, got nothing.")
-        if config.engine is not None and self.subcommand not in ("predict", "test"):
-            raise UserError(f"engine is a form for inference: leave it out for {self.subcommand}.")
-        if config.record_samples < 0:
-            raise UserError(f"record_samples must be at least 0, got {config.record_samples}.")
-        precision = str(config.trainer.precision)
-        if precision in ("16", "16-mixed", "16-true") and accelerator_of(config) == "cpu":
-            raise UserError(f"--trainer.precision {precision} needs a GPU: on a CPU pass bf16-mixed or 32-true.")
-        if config.trainer.overfit_batches:
-            raise UserError("trainer.overfit_batches would replace the data's order: pass limit_train_batches instead.")
-        if config.trainer.barebones:
-            raise UserError(
-                "trainer.barebones would keep nothing of a run: pass --trainer.fast_dev_run true to try one, or "
-                "--trainer.enable_checkpointing false to keep no checkpoints."
-            )
+        refuse_combinations(config, str(self.subcommand), resumed=folder is not None)
         if self.subcommand == "fit":
             self._keep_own_logger(config, new=folder is None and not config.trainer.fast_dev_run)
             for callback in config.trainer.callbacks if isinstance(config.trainer.callbacks, list) else []:
@@ -192,42 +173,41 @@ class PlifCLI(LightningCLI):
                     arguments.mode = "max"  # Lightning's own default would stop a run because it improves
 
     def _keep_own_logger(self, config: Any, new: bool) -> None:
-        """Whatever other loggers there are, or none, a run has its folder, and a new one has it for itself."""
-        loggers = config.trainer.logger
-        loggers = [one for one in (loggers if isinstance(loggers, list) else [loggers]) if hasattr(one, "class_path")]
-        own = [one for one in loggers if one.class_path.endswith(".RunLogger")]
-        if not own:
+        """Put the run's own logger first, whose folder Lightning takes for the run's; leave others as they are.
+
+        Args:
+            config: of the command.
+            new: the run is a new one and gets a folder of its own.
+        """
+        given = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
+        loggers = [one for one in given if hasattr(one, "class_path")]
+        own = next((one for one in loggers if one.class_path.endswith(".RunLogger")), None)
+        if own is None:
             arguments = Namespace(save_dir=RUNS, name=None, version=None)
-            own = [Namespace(class_path=f"{RunLogger.__module__}.{RunLogger.__name__}", init_args=arguments)]
-            # First: Lightning takes the first one's folder for the run's.
-            loggers = [*own, *loggers]
-        for one in own:
-            if one.init_args.name is None:
-                one.init_args.name = self._run_name(config)
-            if config.trainer.default_root_dir is not None and one.init_args.save_dir == RUNS:
-                one.init_args.save_dir = str(Path(config.trainer.default_root_dir) / RUNS)
-        first = RunLogger(*(own[0].init_args[name] for name in ("save_dir", "name", "version")))
+            own = Namespace(class_path=f"{RunLogger.__module__}.{RunLogger.__name__}", init_args=arguments)
+        if own.init_args.name is None:
+            own.init_args.name = self._run_name(config)
+        if config.trainer.default_root_dir is not None and own.init_args.save_dir == RUNS:
+            own.init_args.save_dir = str(Path(config.trainer.default_root_dir) / RUNS)
+        folder = self._claim(config, RunLogger(*(own.init_args[name] for name in ("save_dir", "name", "version"))), new)
+        others = [one for one in loggers if one is not own]
+        for other in others:
+            if other.init_args.get("save_dir") == RUNS:  # W&B's default; for another class left over from base.yaml's
+                of_wandb = other.class_path.endswith(".WandbRunLogger")
+                other.init_args.save_dir = str((Path(RUNS) if of_wandb else folder).absolute())
+        config.trainer.logger = [own, *others]
+
+    def _claim(self, config: Any, logger: RunLogger, new: bool) -> Path:
+        """The run's folder; that of a new run is created, and removed again if the run never starts."""
         if config.run_folder is not None:
             self.place = Path(config.run_folder).absolute()
         elif new and getattr(rank_zero_only, "rank", 0) == 0:
-            self.place = first.claim()
-            for made in (self.place.parent.parent, self.place.parent, self.place):  # taken away in reverse order
-                self.held.callback(remove_empty, made)  # where the run never begins
-        folder = self.expanded.folder
-        place = self.place or (Path(first.log_dir) if folder is None else folder.path)
-        for other in loggers:
-            # save_dir stands in the base's logger, and jsonargparse keeps it for another class: there it means nothing.
-            theirs = other.class_path.startswith("lightning.") and other.init_args.get("save_dir") == RUNS
-            if theirs and {"name", "version"} <= set(vars(other.init_args)):
-                other.init_args.save_dir = str(place.absolute())  # a run may be resumed from elsewhere
-                other.init_args.name = other.init_args.name or other.class_path.rsplit(".", 1)[-1]
-                other.init_args.version = other.init_args.version or ""
-            if other.class_path.endswith(".WandbRunLogger") and other.init_args.save_dir == RUNS:
-                other.init_args.save_dir = str(Path(RUNS).absolute())
-            if other.class_path.endswith(".CSVLogger") and self.expanded.folder is not None:
-                # It begins its file anew: what it wrote before the run went on stays where it is.
-                other.init_args.version = f"from_step_{self.expanded.stored.step}"
-        config.trainer.logger = loggers if len(loggers) > 1 else loggers[0]
+            self.place = logger.claim()
+            for made in (self.place.parent.parent, self.place.parent, self.place):  # removed in reverse order
+                self.held.callback(remove_empty, made)
+        if self.place is not None:
+            return self.place
+        return Path(logger.log_dir) if self.expanded.folder is None else self.expanded.folder.path
 
     @staticmethod
     def _run_name(config: Any) -> str:
@@ -242,54 +222,58 @@ class PlifCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config_init[self.subcommand].trainer
         weights = WeightRecord()
-        own: list[Any] = [
+        self.trainer_defaults = {"callbacks": self._own_callbacks(config, weights)}
+        trainer = super().instantiate_trainer(**kwargs)
+        if "sync_batchnorm" not in kwargs and not config.sync_batchnorm and needs_sync_batchnorm(trainer):
+            _log.info("sync_batchnorm is on: BN statistics are taken over all GPUs.")
+            return self.instantiate_trainer(sync_batchnorm=True)
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                self._place(logger)
+                # On SLURM, Lightning takes the newest hpc_ckpt_N.ckpt that lies here, whichever run's it is.
+                trainer._default_root_dir = logger.log_dir  # type: ignore[attr-defined]
+            elif isinstance(logger, WandbRunLogger):
+                if self.expanded.folder is not None and self.subcommand == "fit":
+                    logger.resume(self.expanded.folder)
+                # Last: after the callbacks that write what it reads.
+                trainer.callbacks.append(WandbRecord(weights))  # type: ignore[attr-defined]
+        return trainer
+
+    def _own_callbacks(self, config: Any, weights: WeightRecord) -> list[Callback]:
+        """What this project adds to the Trainer's callbacks."""
+        options = self.config[self.subcommand]
+        own: list[Callback] = [
             SameData(self.expanded.stored.training_set, self.expanded.stored.reading),
             LayerMonitor(),
             CurvePlots(),
             ConfusionMatrix(),
         ]
         if self.subcommand == "fit":
-            own += [
-                Header(),
-                CommandRecord(self.expanded.given, self.changed, self.longer),
-                weights,
-                SampleRecord(self.config[self.subcommand].record_samples),
-                self.stop,
-            ]
+            record = CommandRecord(self.expanded.given, self.changed, self.longer)
+            own += [Header(), record, weights, SampleRecord(options.record_samples), self.stop]
         if self.subcommand == "predict":
             own.append(PredictionWriter())
-        engine = self.config[self.subcommand].engine
-        if engine is not None:
-            own.append(DeployedForm(engine))
+        if options.engine is not None:
+            own.append(DeployedForm(options.engine))
         given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
         if config.enable_progress_bar is not False and not any(isinstance(c, BaseProgressBar) for c in given):
             own.append(ProgressBar())
         if config.enable_checkpointing is not False and config.limit_val_batches != 0 and self.subcommand == "fit":
-            own.append(BestCheckpoint(self.config[self.subcommand].best_of_ties))
-        self.trainer_defaults = {"callbacks": own}
-        trainer = super().instantiate_trainer(**kwargs)
-        if "sync_batchnorm" not in kwargs and not config.sync_batchnorm and needs_sync_batchnorm(trainer):
-            _log.info("sync_batchnorm is on: BN statistics are taken over all GPUs.")
-            return self.instantiate_trainer(sync_batchnorm=True)
+            own.append(BestCheckpoint(options.best_of_ties))
+        return own
+
+    def _place(self, logger: RunLogger) -> None:
+        """Give the run's logger its folder: of a resumed or a new run, or of an evaluation beside a checkpoint."""
         folder = self.expanded.folder
-        for logger in trainer.loggers:
-            if isinstance(logger, RunLogger) and folder is not None:
-                if self.subcommand == "fit":
-                    logger.place(folder.path, keep_before_step=self.expanded.stored.step)
-                else:
-                    engine = self.config[self.subcommand].engine
-                    name = str(self.subcommand) if engine is None else f"{self.subcommand}_{engine}"
-                    logger.place(evaluation_folder(folder, name).path)
-            elif isinstance(logger, WandbRunLogger) and folder is not None and self.subcommand == "fit":
-                logger.resume(folder)
-            elif isinstance(logger, RunLogger) and self.place is not None:
+        if folder is None:
+            if self.place is not None:
                 logger.place(self.place)
-            if isinstance(logger, RunLogger):
-                # On SLURM, Lightning takes the newest hpc_ckpt_N.ckpt that lies here, whichever run's it is.
-                trainer._default_root_dir = logger.log_dir  # type: ignore[attr-defined]
-        if any(isinstance(logger, WandbRunLogger) for logger in trainer.loggers):
-            trainer.callbacks.append(WandbRecord(weights))  # type: ignore[attr-defined]  # after those that write what it reads
-        return trainer
+        elif self.subcommand == "fit":
+            logger.place(folder.path, keep_before_step=self.expanded.stored.step)
+        else:
+            engine = self.config[self.subcommand].engine
+            name = str(self.subcommand) if engine is None else f"{self.subcommand}_{engine}"
+            logger.place(evaluation_folder(folder, name).path)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
         if config.get("enable_checkpointing") is False:
@@ -386,9 +370,9 @@ def require_best_checkpoint(trainer: L.Trainer) -> None:
     path = run_folder(trainer).best
     if not path.is_file():
         raise CheckpointError(
-            f"{path}, the weights of the best epoch ({100 * float(best.best_model_score):.2f} %), was taken away while "
-            "the run went on: it has no result. Bring it back and resume, or start anew from "
-            f"{run_folder(trainer).last} with --ckpt_path and another --run_folder."
+            f"{path}, the best checkpoint ({100 * float(best.best_model_score):.2f} %), was deleted during the run, "
+            f"which has no result without it. Restore it and resume, or start a new run from {run_folder(trainer).last} with "
+            "--ckpt_path and another --run_folder."
         )
 
 

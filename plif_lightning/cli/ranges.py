@@ -58,6 +58,34 @@ def require_ranges(config: Any, command: str) -> None:
         raise UserError(f"data.num_workers must be at most {most} on the {cores()} cores here, got {workers}.")
 
 
+def refuse_combinations(config: Any, command: str, resumed: bool) -> None:
+    """Refuse settings that mean nothing for a command, or that the program cannot honour.
+
+    Raises:
+        UserError: there is one.
+    """
+    if config.run_folder is not None and (command != "fit" or resumed):
+        raise UserError(
+            "run_folder names the folder of a new run: leave it out beside --ckpt_path last, and for all but fit."
+        )
+    if config.run_folder is not None and not config.run_folder.strip():
+        raise UserError("run_folder must name a folder, got nothing.")
+    if config.engine is not None and command not in ("predict", "test"):
+        raise UserError(f"engine is a form for inference: leave it out for {command}.")
+    if config.record_samples < 0:
+        raise UserError(f"record_samples must be at least 0, got {config.record_samples}.")
+    precision = str(config.trainer.precision)
+    if precision in ("16", "16-mixed", "16-true") and accelerator_of(config) == "cpu":
+        raise UserError(f"--trainer.precision {precision} needs a GPU: on a CPU pass bf16-mixed or 32-true.")
+    if config.trainer.overfit_batches:
+        raise UserError("trainer.overfit_batches would replace the data's order: pass limit_train_batches instead.")
+    if config.trainer.barebones:
+        raise UserError(
+            "trainer.barebones would keep nothing of a run: pass --trainer.fast_dev_run true to try one, or "
+            "--trainer.enable_checkpointing false to keep no checkpoints."
+        )
+
+
 def accelerator_of(config: Any) -> str:
     """Where a configuration will be computed: cpu, gpu, or what it names."""
     name = config.trainer.accelerator

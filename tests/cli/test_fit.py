@@ -195,12 +195,12 @@ def test_another_logger_goes_beside_the_runs_own(capsys):
     run = Path("runs/quickstart/version_0")
     assert (run / "config.yaml").is_file()
     assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["0", "1"]
-    assert rows(run / "CSVLogger" / "metrics.csv")
+    assert rows(run / "version_0" / "metrics.csv")
     assert not (Path("runs") / "version_0").exists()
     main(["fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", "--trainer.max_epochs", "3"])
     assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["0", "1", "2"]
-    theirs = [{row["epoch"] for row in rows(path)} for path in sorted((run / "CSVLogger").rglob("metrics.csv"))]
-    assert theirs == [{"2"}, {"0", "1"}]  # it went on in a folder of its own, and took nothing away
+    theirs = [{row["epoch"] for row in rows(path)} for path in sorted(run.glob("version_*/metrics.csv"))]
+    assert theirs == [{"0", "1"}, {"2"}]  # Lightning gives each start a folder of its own
     main(["tables", "--only", "2"])
     assert "scikit-learn digits" not in capsys.readouterr().err
 
@@ -252,7 +252,7 @@ def test_early_stopping_by_accuracy_waits_for_it_to_fall(monkeypatch):
 
 def test_another_loggers_files_lie_in_a_named_run_folder(tmp_path):
     main(["fit", "--config", QUICKSTART, *SILENT, *TWO, "--trainer.logger", "CSVLogger", "--run_folder", "mine"])
-    assert Path("mine/CSVLogger/metrics.csv").is_file()
+    assert Path("mine/version_0/metrics.csv").is_file()
     assert not Path("runs").exists()
 
 
