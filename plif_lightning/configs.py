@@ -1,4 +1,4 @@
-"""The shipped configurations: where they are, what each is called, and the networks that they describe."""
+"""Find the shipped configurations and build their networks."""
 
 import difflib
 from functools import cache
@@ -12,7 +12,7 @@ from plif_lightning.errors import UserError
 if TYPE_CHECKING:
     from plif_lightning.network import SpikingNetwork
 
-# What the data tells the network, (C, H, W) and classes, so that a network can be made without the data.
+# Input shape (C, H, W) and number of classes of each data set, so that a network can be built without the data.
 INPUTS = {
     "mnist": ((1, 28, 28), 10),
     "fashionmnist": ((1, 28, 28), 10),
@@ -25,10 +25,10 @@ INPUTS = {
 
 @cache
 def folder() -> Path:
-    """The folder of the configurations: in the package where it was installed, beside it in a checkout.
+    """Return the folder of the configurations: inside an installed package, beside it in a checkout.
 
     Raises:
-        UserError: there is none with a `base.yaml` in it.
+        UserError: neither folder contains `base.yaml`.
     """
     package = Path(__file__).resolve().parent
     places = [package / "_configs", package.parent / "configs"]
@@ -36,16 +36,16 @@ def folder() -> Path:
         if (place / "base.yaml").is_file():
             return place
     raise UserError(
-        f"base.yaml, which lies under every configuration, is neither in {' nor in '.join(map(str, places))}: "
-        "install plif_lightning anew, or bring the folder configs back."
+        f"base.yaml, the base of every configuration, is neither in {' nor in '.join(map(str, places))}: "
+        "reinstall plif_lightning, or restore the folder configs."
     )
 
 
 def names(kind: str = "") -> dict[str, Path]:
-    """Shipped files by their bare names.
+    """Return the shipped files by their bare names.
 
     Args:
-        kind: `sweeps` for sweep files; otherwise configurations, their variants and recipes.
+        kind: `sweeps` for sweep files; by default configurations, variants and recipes.
     """
     below = [folder() / kind] if kind else [folder(), folder() / "variants", folder() / "recipes"]
     found = {path.stem: path for place in below for path in sorted(place.glob("*.yaml"))}
@@ -54,10 +54,10 @@ def names(kind: str = "") -> dict[str, Path]:
 
 
 def resolve(name: str, kind: str = "") -> Path:
-    """The file that a path or a bare name means: `my.yaml`, `quickstart`, `lif`, `configs/variants/lif.yaml`.
+    """Resolve a path or bare name to a file: `my.yaml`, `quickstart`, `lif`, `configs/variants/lif.yaml`.
 
     Args:
-        name: as a user wrote it; a path that is there counts first.
+        name: path or bare name; an existing path takes precedence.
         kind: see `names`.
 
     Raises:
@@ -82,7 +82,7 @@ def resolve(name: str, kind: str = "") -> Path:
 
 @cache
 def shipped() -> dict[str, dict[str, Any]]:
-    """The `model` and `data` blocks of the shipped configurations, base.yaml under each, by their names."""
+    """Return the `model` and `data` blocks of each shipped configuration, merged over base.yaml, by name."""
     base = yaml.safe_load((folder() / "base.yaml").read_text("utf-8"))
     found = {}
     for path in sorted(folder().glob("*.yaml")):
@@ -93,12 +93,12 @@ def shipped() -> dict[str, dict[str, Any]]:
 
 
 def network_of(name: str, time_steps: int | None = None, **changes: Any) -> "SpikingNetwork":
-    """The network of one of the paper's six configurations.
+    """Build the network of one of the paper's six configurations.
 
     Args:
-        name: of the configuration, such as `fashionmnist`.
-        time_steps: T; the configuration's where it is not given.
-        changes: arguments of the network that count instead of the configuration's.
+        name: name of the configuration, such as `fashionmnist`.
+        time_steps: T; by default the configuration's.
+        changes: arguments of the network that override the configuration's.
     """
     from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
 

@@ -1,15 +1,15 @@
-"""Errors that a user can cause; `main.py` prints them as one sentence, without a traceback."""
+"""Errors that a user can cause; `main.py` prints their message without a traceback."""
 
 import difflib
 from collections.abc import Collection, Iterable
 
 
 class Stopped(SystemExit):
-    """The program was told to end, and has left everything as it should be.
+    """The program was told to stop and has saved everything.
 
     Args:
-        status: with which the program ends.
-        message: what the user is told; nothing on all but the first of several processes.
+        status: exit status.
+        message: text for the user; empty on all processes but the first.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -18,14 +18,14 @@ class Stopped(SystemExit):
 
 
 class UserError(ValueError):
-    """A mistake in an argument, a configuration or a file, with the way out in its message."""
+    """A mistake in an argument, a configuration or a file; the message says how to fix it."""
 
 
 def require_known_arguments(of: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Refuses keyword arguments that something does not have.
+    """Check keyword arguments against those that `of` accepts.
 
     Raises:
-        UserError: one of them is unknown.
+        UserError: an argument is unknown.
     """
     for name in given:
         if name not in known:

@@ -1,4 +1,4 @@
-"""Losses of votes [T, N, C] in [0, 1] against labels, by their names."""
+"""Losses between votes [T, N, C] in [0, 1] and labels, by name."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -10,15 +10,15 @@ from plif_lightning.errors import UserError
 
 LossName = Literal["per_step", "rate", "tet", "cross_entropy"]
 
-# Logits from votes: of M = 10 neurons that vote for a class, as in the paper, the number of those that fire.
+# Logits per vote: with M = 10 neurons per class, as in the paper, a logit is the number of neurons that fire.
 _LOGITS = 10.0
 
 
 def _target(votes: Tensor, label: Tensor, smoothing: float) -> Tensor:
-    """The share of each class, [N, C]."""
+    """Return the target probability of each class, [N, C]."""
     try:
         shares = label if label.is_floating_point() else functional.one_hot(label, votes.shape[-1])
-    except RuntimeError as error:  # on a GPU it is an assertion of its own
+    except RuntimeError as error:  # raised on a CPU; a GPU reports a device-side assertion instead
         wrong = f"{label.min()}..{label.max()}"
         raise UserError(f"labels must lie in 0..{votes.shape[-1] - 1}, got {wrong}: check num_classes.") from error
     shares = shares.to(votes.dtype)
@@ -26,14 +26,14 @@ def _target(votes: Tensor, label: Tensor, smoothing: float) -> Tensor:
 
 
 def per_step_mse(votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Squared error of the votes at every step, averaged over steps, samples and classes (a scalar).
+    """Mean squared error of the votes at each step, averaged over steps, samples and classes (a scalar).
 
-    It equals `rate_mse` plus the variance of each class's votes over time.
+    Equals `rate_mse` plus the mean variance of the votes over time.
 
     Args:
         votes: [T, N, C] in [0, 1].
-        label: int64 [N], or float [N, C], the share of each class in a mixed sample.
-        smoothing: what of the label is spread evenly over all classes.
+        label: int64 [N], or float [N, C], the fraction of each class in a mixed sample.
+        smoothing: fraction of the label that is spread evenly over all classes.
 
     Source: Fang et al. 2021, Sec. 3.7.
     """
@@ -41,7 +41,7 @@ def per_step_mse(votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor
 
 
 def rate_mse(votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Squared error of the firing rates, the votes' mean over time; arguments as `per_step_mse`.
+    """Mean squared error of the firing rates (mean votes over time); arguments as in `per_step_mse`.
 
     Source: the authors' code, which produced the paper's numbers.
     """
@@ -49,10 +49,10 @@ def rate_mse(votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
 
 
 def per_step_cross_entropy(votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of every step's votes, averaged over steps and samples; arguments as `per_step_mse`.
+    """Cross-entropy of the votes at each step, averaged over steps and samples; arguments as in `per_step_mse`.
 
-    The logits are 10 times the votes. It is TET without its second term, which keeps membrane potentials from running
-    away: votes are bounded.
+    The logits are 10 times the votes. This is TET without its second term, which keeps membrane potentials bounded:
+    votes are bounded already.
 
     Source: Deng et al. 2022 (TET), Sec. 4.2.
     """
@@ -61,7 +61,7 @@ def per_step_cross_entropy(votes: Tensor, label: Tensor, smoothing: float = 0.0)
 
 
 def rate_cross_entropy(votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of the firing rates; the logits are 10 times the rates. Arguments as `per_step_mse`."""
+    """Cross-entropy of the firing rates; the logits are 10 times the rates. Arguments as in `per_step_mse`."""
     return functional.cross_entropy(_LOGITS * votes.mean(0), _target(votes, label, smoothing))
 
 

@@ -1,4 +1,4 @@
-"""Learning rates that change within an epoch."""
+"""Learning rate schedules that advance after every optimiser step."""
 
 import math
 
@@ -10,16 +10,16 @@ from plif_lightning.errors import UserError
 
 
 class OneCycle(LRScheduler):
-    """A linear warm-up to the optimiser's learning rate, then half a cosine down, over all steps of the training.
+    """Linear warm-up to the optimiser's learning rate, then half a cosine down, over all steps of the training.
 
-    It takes its length from the Trainer, and is stepped after every step of the optimiser. A run that is resumed with
-    more epochs goes on in the longer cycle.
+    The Trainer provides the number of steps; the schedule advances after every optimiser step. A run resumed with more
+    epochs continues on the longer cycle.
 
     Args:
-        optimizer: whose learning rates are the highest ones.
-        warmup: share of the training in which they are reached; 0: a cosine alone.
-        start: first learning rate, as a share of the highest.
-        end: last learning rate, as a share of the highest.
+        optimizer: its learning rates are the peak values.
+        warmup: fraction of the training until the peak; 0: cosine only.
+        start: first learning rate, as a fraction of the peak.
+        end: last learning rate, as a fraction of the peak.
 
     Raises:
         UserError: an argument lies outside its range.
@@ -32,11 +32,11 @@ class OneCycle(LRScheduler):
             if not 0 <= value <= 1 or (name == "warmup" and value == 1):
                 raise UserError(f"lr_scheduler.{name} must lie in [0, 1], warmup below 1, got {value}.")
         self.warmup, self.start, self.end = warmup, start, end
-        self.total_steps: float = math.inf  # until the Trainer is known
+        self.total_steps: float = math.inf  # set once the Trainer is known
         super().__init__(optimizer)
 
     def share(self, done: float) -> float:
-        """The learning rate as a share of the highest, when a share `done` of the training is over."""
+        """Return the learning rate as a fraction of the peak after a fraction `done` of the training."""
         if done < self.warmup:
             return self.start + (1 - self.start) * done / self.warmup
         falling = min((done - self.warmup) / (1 - self.warmup), 1.0)

@@ -1,4 +1,4 @@
-"""The two checkpoints of a run, its best and its last, and how they are written."""
+"""Write a run's best and last checkpoint."""
 
 import math
 import os
@@ -22,18 +22,18 @@ Ties = Literal["first", "last"]
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes checkpoints so that none is ever half there, and reads none that is damaged.
+    """Writes checkpoints atomically and refuses damaged ones.
 
-    Lightning's own writes into a folder for temporary files and moves from there, which across file systems is a copy
-    over the checkpoint before; a write that fails may leave nothing and say nothing.
+    Lightning's own plugin writes to a temporary folder and moves the file. Across file systems that copies over the
+    previous checkpoint, so a failed write may silently leave no checkpoint at all.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        if is_address(str(path)):  # of a user's own ModelCheckpoint
+        if is_address(str(path)):  # from a user's own ModelCheckpoint
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        for left in path.parent.glob(f"{path.name}.*.tmp"):  # by a process that was killed in writing it
+        for left in path.parent.glob(f"{path.name}.*.tmp"):  # left by a process killed while writing
             left.unlink(missing_ok=True)
         with written_whole(path, "wb") as file:
             torch.save(checkpoint, file)
@@ -45,16 +45,16 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `checkpoints/best.ckpt`, the epoch with the highest accuracy of the run's protocol.
+    """Keeps `checkpoints/best.ckpt`, the epoch with the highest accuracy under the run's protocol.
 
     Args:
-        ties: which of several epochs with the same accuracy; None: the last where a held-out part validates, as in the
-            authors' code, which gave Table S2, and the first on the test set.
+        ties: which of several epochs with equal accuracy to keep; None: the last on a held-out validation set, as in
+            the authors' code behind Table S2, and the first on the test set.
     """
 
     def __init__(self, ties: Ties | None = None) -> None:
         self.ties = ties
-        # After each validation, so that what `last.ckpt` remembers of the best is up to date when it is written.
+        # Update after each validation, before `last.ckpt` is written with this callback's state.
         super().__init__(
             filename=RunFolder(Path()).best.stem,
             mode="max",
@@ -74,21 +74,20 @@ class BestCheckpoint(ModelCheckpoint):
         better = super().check_monitor_top_k(trainer, current)
         if self.ties == "first" or current is None or self.best_model_score is None:
             return better
-        # On every process, whatever it found: the decision is made by all.
+        # The reduction is collective: every process calls it, whatever its own value.
         same = bool(current == self.best_model_score.to(current.device))
         return better | trainer.strategy.reduce_boolean_decision(same)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # ModelCheckpoint would forget the best accuracy so far if the folder's path reads otherwise than
-        # before (relative, moved), and let a worse epoch take its place. A run that starts in a new folder
-        # has no best.ckpt yet, and its own to find.
+        # If the folder's path has changed (relative, moved), ModelCheckpoint would reset the best accuracy and let a
+        # worse epoch overwrite best.ckpt. A run that starts in a new folder has no best.ckpt and starts its own search.
         folder = RunFolder(Path(self.dirpath or "").parent)
         path, score = folder.best, state_dict["best_model_score"]
         if score is not None and not path.is_file() and folder.last.is_file():
-            # A run that begins in another folder has no last.ckpt there yet either.
+            # last.ckpt in this folder shows that the run is resumed in place.
             raise CheckpointError(
-                f"{path} is not there, the weights of the best epoch so far ({100 * float(score):.2f} %): without it "
-                f"the run would report another epoch as its best. Bring it back, or start anew from {folder.last} with "
+                f"{path}, the best checkpoint so far ({100 * float(score):.2f} %), is missing: without it the run "
+                f"would report another epoch as its best. Restore it, or start a new run from {folder.last} with "
                 "--ckpt_path and another --run_folder."
             )
         if path.is_file() and score is not None:
@@ -98,25 +97,25 @@ class BestCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        # Not ModelCheckpoint's: it holds the monitor, which is not known when a checkpoint is read.
+        # ModelCheckpoint's key contains the monitored metric, which is unknown when a checkpoint is loaded.
         return type(self).__name__
 
 
 def best_checkpoint(trainer: L.Trainer) -> BestCheckpoint | None:
-    """The callback that keeps this run's best checkpoint, where there is one."""
+    """Return the callback that keeps this run's best checkpoint; None if there is none."""
     return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `checkpoints/last.ckpt`, from which a killed run is resumed.
+    """Keeps `checkpoints/last.ckpt`, from which an interrupted run resumes.
 
     Args:
-        every_n_batches: write it every so many training batches too, not only after each epoch: what a
-            killed run loses at most. Where gradients are being accumulated or a validation comes next, it
-            waits for the next batch from which the run can be resumed exactly.
+        every_n_batches: also write it after this many training batches, not only after each epoch; a killed run
+            loses at most that many. During gradient accumulation or right before a validation, it waits for the next
+            batch after which the run can be resumed exactly.
 
     Attributes:
-        due: whether it is to be written as soon as that can be; others may ask for it.
+        due: write it after the next possible batch; other callbacks may set this.
     """
 
     def __init__(self, every_n_batches: int | None = None) -> None:
@@ -147,7 +146,7 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # The progress bar has just asked for the epoch's metrics on the first process alone, which now
-        # waits for the others to add theirs. They must do that before anything else that all do together.
+        # The progress bar has just requested the epoch's metrics on rank 0 only, which now waits for the other ranks
+        # to reduce theirs. They must do so before any other collective.
         _ = trainer.callback_metrics
         self._save(trainer)

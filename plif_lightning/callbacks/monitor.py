@@ -1,4 +1,4 @@
-"""Time constants, firing rates, learning rate and speed, epoch by epoch."""
+"""Log time constants, firing rates, learning rate and speed of each epoch."""
 
 import logging
 import math
@@ -19,43 +19,41 @@ from plif_lightning.task import SpikingClassifier
 _log = logging.getLogger(__name__)
 
 _SILENT = (
-    "%s did not fire at all in this evaluation, so nothing reaches the layers behind it. If it stays so: a lower "
+    "%s did not fire at all in this evaluation, so the layers after it get no input. If this persists, try a lower "
     "model.v_threshold, a smaller model.init_tau or a larger learning rate."
 )
 _SATURATED = (
-    "%s fired at every step of this evaluation, so it passes nothing on about its input. If it stays so: a higher "
+    "%s fired at every step of this evaluation, so its output carries no information. If this persists, try a higher "
     "model.v_threshold or a smaller learning rate."
 )
 
 _DEAD = (
-    "%s %s no gradient at all in steps %s, so nothing is learned there. Either no neuron before fires, or the "
-    "potentials lie where the surrogate is flat. Try a lower model.v_threshold, a smaller model.init_tau or a larger "
-    "model.surrogate_width."
+    "%s %s no gradient at all in steps %s and cannot learn. Either no neuron in the layer before fires, or the "
+    "potentials lie where the surrogate gradient is zero. Try a lower model.v_threshold, a smaller model.init_tau or "
+    "a larger model.surrogate_width."
 )
-# Steps of a training whose gradients are looked at, to find layers that are dead from the start.
-_LOOKED_AT = (24, 49, 74, 99)
+# Training steps (from 0) whose gradients are checked, to find layers that are dead from the start.
+_GRADIENT_STEPS = (24, 49, 74, 99)
 
-# Batches of an evaluation in which spikes are counted, about.
-_LISTENED = 8
+# Approximate number of evaluation batches in which spikes are counted.
+_COUNTED_BATCHES = 8
 
 
 def _weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weight of each convolution and FC layer, by the name of its block."""
+    """Yield the block name and weight of each convolution and FC layer."""
     for name, part in network.named_modules():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
             yield name.split(".")[-2] if "." in name else name, part.weight
 
 
 class LayerMonitor(Callback):
-    """Logs each epoch: tau and firing rate of each layer, learning rate, speed, seconds of the fit.
+    """Logs in each epoch: tau and firing rate of each layer, learning rate, speed and seconds of the fit.
 
-    Firing rates (spikes per neuron and time-step) are measured in validation and test, on about 8 of the
-    batches, evenly spaced over all: a neuron that is listened to is called by itself, not together with
-    BN and pool. With one tau per channel, a layer's mean is logged. A layer without leak has none. The
-    values of an average of the weights are logged where that is what is validated. A layer that did not
-    fire at all, or fired always, is named once in a warning; so is one whose weight gets no gradient within
-    the first hundred steps. The seconds are those since the fit began,
-    validation included; a run that is resumed adds to them.
+    Firing rates (spikes per neuron and time-step) are measured in validation and test on about 8 evenly spaced
+    batches, because counting spikes prevents fusing a neuron with BN and pooling. With one tau per channel, the mean
+    of the layer is logged; a layer without leak has no tau. If averaged weights are validated, their tau is logged.
+    The first time that a layer never fires or fires at every step, and if its weight gets no gradient within the first
+    hundred steps, a warning names it. Seconds include validation and accumulate when a run is resumed.
     """
 
     def __init__(self) -> None:
@@ -63,15 +61,15 @@ class LayerMonitor(Callback):
         self._sums: dict[str, Tensor] = {}
         self._samples = 0
         self._seconds = 0.0
-        # None while no training batch runs. A run that is resumed within an epoch never sees its start.
+        # None outside training batches. Not set at the epoch's start: a run resumed within an epoch skips that hook.
         self._since: float | None = None
         self._lr: float | None = None
         self._validated: dict[str, float] = {}
         self._earlier = 0.0
         self._warned: set[str] = set()
         self._began: float | None = None
-        self._dead: dict[str, int] = {}  # steps in which the weight of a layer had no gradient
-        self._looked: list[int] = []
+        self._dead: dict[str, int] = {}  # checked steps in which a layer's weight had no gradient
+        self._checked: list[int] = []
 
     def _fitted_for(self) -> float:
         return self._earlier + (0.0 if self._began is None else time.perf_counter() - self._began)
@@ -95,7 +93,7 @@ class LayerMonitor(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Not after the last batch: by then the scheduler has set the next epoch's rate.
+        # Read it before each batch: after the last one the scheduler has already set the next epoch's rate.
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]
         if self._since is None:
             self._since = time.perf_counter()
@@ -109,23 +107,23 @@ class LayerMonitor(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         assert isinstance(pl_module, SpikingClassifier)
-        if trainer.global_step not in _LOOKED_AT:
+        if trainer.global_step not in _GRADIENT_STEPS:
             return
-        self._looked.append(trainer.global_step + 1)
+        self._checked.append(trainer.global_step + 1)
         for name, weight in _weights(pl_module.network):
             if weight.grad is not None and not weight.grad.any():
                 self._dead[name] = self._dead.get(name, 0) + 1
-        if trainer.global_step == _LOOKED_AT[-1] and trainer.is_global_zero:
-            dead = [name for name, steps in self._dead.items() if steps == len(self._looked)]
-            if dead and len(self._looked) > 1:
-                *most, last = map(str, self._looked)
+        if trainer.global_step == _GRADIENT_STEPS[-1] and trainer.is_global_zero:
+            dead = [name for name, steps in self._dead.items() if steps == len(self._checked)]
+            if dead and len(self._checked) > 1:
+                *most, last = map(str, self._checked)
                 *names, end = dead
                 verb = "get" if names else "gets"
                 said = f"{', '.join(names)} and {end}" if names else end
                 _log.warning(_DEAD, said, verb, f"{', '.join(most)} and {last}")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Validation runs inside the training epoch: its time is not the training's.
+        # Validation runs within the training epoch and must not count as training time.
         self._stop_clock()
 
     def _stop_clock(self) -> None:
@@ -156,7 +154,7 @@ class LayerMonitor(Callback):
         assert isinstance(pl_module, SpikingClassifier)
 
         def count(name: str, spikes: Tensor) -> None:
-            # [sum of the batches' mean rates x samples, samples], so that a short last batch counts less
+            # [sum of mean rate x samples over batches, samples], so that a short last batch weighs less
             n = spikes.shape[1]
             update = torch.stack([spikes.mean(dtype=torch.float32) * n, torch.tensor(n, device=spikes.device)])
             self._sums[name] = self._sums[name] + update if name in self._sums else update
@@ -164,9 +162,9 @@ class LayerMonitor(Callback):
         self._listening.enter_context(pl_module.network.listening(count))
 
     def _listen(self, pl_module: L.LightningModule, batch_idx: int, batches: Any) -> None:
-        """Counts spikes in this batch, or not."""
+        """Count spikes in this batch if it is one of the evenly spaced ones."""
         count = batches[0] if isinstance(batches, list) else batches
-        every = max(1, int(count) // _LISTENED) if math.isfinite(count) else 1
+        every = max(1, int(count) // _COUNTED_BATCHES) if math.isfinite(count) else 1
         self._listening.close()
         if batch_idx % every == 0:
             self._start_counting(pl_module)
@@ -184,7 +182,7 @@ class LayerMonitor(Callback):
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
         self._sums = {}
-        self._validated = self._learned(pl_module)  # of the average, where weights are averaged
+        self._validated = self._learned(pl_module)  # those of the averaged weights, if weights are averaged
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -1,4 +1,4 @@
-"""What a run writes for those who read it later: its command and data, W_fc / tau over time, a few samples."""
+"""Record a run's command and data, histograms of W_fc / tau, and a few samples."""
 
 import hashlib
 import logging
@@ -32,36 +32,36 @@ from plif_lightning.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
 _BINS = 80
-# Spikes that are kept, in all [bits]: 20 steps of 128 maps of 128 x 128 neurons are 42 million of them.
-_KEPT = 2**29
-# Events of a sample that are kept; of more, every second, third, ... one.
-_EVENTS = 100_000
+# Limit on all recorded spikes [bits]; a sample with 20 steps of 128 maps of 128 x 128 neurons takes 42 million.
+_MAX_SPIKES = 2**29
+# Limit on the recorded events of a sample; beyond it, keep every second, third, ... event.
+_MAX_EVENTS = 100_000
 
 
-# Storage over a network may say for a while that a folder is not there, because it was not a moment ago [s].
-_PATIENCE = 60.0
+# Network storage may cache for a while that a folder does not exist [s].
+_VISIBILITY_TIMEOUT = 60.0
 
 
 def _require_seen(trainer: L.Trainer, folder: Path) -> None:
-    """Ends all processes where one of them does not see the run's folder, which the first has made."""
-    until = time.monotonic() + _PATIENCE
+    """Raise on all processes if one of them cannot see the run's folder, which rank 0 has created."""
+    until = time.monotonic() + _VISIBILITY_TIMEOUT
     while not (seen := folder.is_dir()) and time.monotonic() < until:
         time.sleep(0.5)
     if not (trainer.strategy.reduce_boolean_decision(seen) if trainer.world_size > 1 else seen):
         who = "another node" if seen else f"node {trainer.node_rank}"
         raise UserError(
-            f"{who} does not see the run's folder {folder}, which node 0 has made: pass --run_folder with a folder on "
-            "storage that all nodes share."
+            f"{who} does not see the run's folder {folder}, which node 0 has created: pass --run_folder with a folder "
+            "on storage that all nodes share."
         )
 
 
 class CommandRecord(Callback):
-    """Writes `command.json` and `data.json` when a fit starts, of a run that goes on when it is trained again.
+    """Writes `command.json` and `data.json` when a fit starts; for a resumed run, when training starts.
 
     Args:
-        arguments: of main.py. A run that is resumed keeps those that started it.
-        changed: settings that a run that is resumed has from now on, and had otherwise before.
-        longer: those that make it longer, and change nothing else.
+        arguments: arguments of main.py. A resumed run keeps its original ones.
+        changed: new values of settings that a resumed run changes.
+        longer: new values of settings that only extend the run.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class CommandRecord(Callback):
             self._write(trainer, pl_module, folder)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Not before: where a checkpoint cannot be restored, a finished run stays what it was.
+        # Only now that the checkpoint has been restored: if that fails, a finished run must stay unchanged.
         if trainer.is_global_zero and not is_trial(trainer):
             folder = run_folder(trainer)
             forget_results(folder)
@@ -97,8 +97,8 @@ class CommandRecord(Callback):
         changed = write_command(folder, self.arguments, around, resumed)
         if changed & {"threads", "form", "machine", "versions"}:
             _log.warning(
-                "The run goes on with other %s than before (see command.json): sums are added up in another order, "
-                "so its weights differ from those of an uninterrupted run.",
+                "The run resumes with different %s (see command.json): floating-point sums run in another order, so "
+                "its weights will differ from those of an uninterrupted run.",
                 " and ".join(sorted(changed)),
             )
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
@@ -108,7 +108,7 @@ class CommandRecord(Callback):
 
 
 def weight_histogram(layer: str, epoch: int, weight: Tensor, k: Tensor) -> Histogram:
-    """Counts of W / tau between equally spaced edges, its mean and standard deviation."""
+    """Return the histogram of W / tau with equally spaced edges, and its mean and standard deviation."""
     values = (weight.detach() * (k.detach() if k.dim() == 0 else k.detach()[:, None])).float()
     low, high = float(values.min()), float(values.max())
     if not low < high:
@@ -118,12 +118,12 @@ def weight_histogram(layer: str, epoch: int, weight: Tensor, k: Tensor) -> Histo
 
 
 class WeightRecord(Callback):
-    """Writes the distribution of W_fc / tau of each FC layer after each epoch into `weights.jsonl` (Fig. S1).
+    """Writes the histogram of W_fc / tau of each FC layer after each epoch to `weights.jsonl` (Fig. S1).
 
-    The line of epoch 0 is that before training. Layers without leak have no tau and no line.
+    Epoch 0 is the state before training. Layers without leak have no tau and no line.
 
     Attributes:
-        latest: those of the last epoch, on the process that writes them.
+        latest: histograms of the last epoch, on the process that writes them.
     """
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class WeightRecord(Callback):
         append_histograms(folder, self.latest)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.ckpt_path is None:  # a line that a run writes again counts instead of the first
+        if trainer.ckpt_path is None:  # a resumed run has its line of epoch 0, which this one would override
             self._write(trainer, pl_module, 0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -157,10 +157,10 @@ def _one_of_each_class(labels: list[int], most: int) -> list[int]:
 
 
 class SampleRecord(Callback):
-    """Writes what the best network does with one sample of each class into `samples.npz`, when a fit has ended.
+    """Writes spikes and votes of the best network for one sample per class to `samples.npz` when a fit ends.
 
     Args:
-        most: samples at most; 0 records nothing.
+        most: maximum number of samples; 0 records nothing.
     """
 
     def __init__(self, most: int) -> None:
@@ -189,7 +189,7 @@ class SampleRecord(Callback):
 
 @torch.no_grad()
 def record_samples(network: SpikingNetwork, data: SpikingDataModule, most: int, device: torch.device) -> Samples:
-    """One validation sample of each class, up to `most`, and the network's first layer and votes."""
+    """Record one validation sample per class, up to `most`, with the spikes of the first layer and the votes."""
     dataset = data.val_set
     assert dataset is not None
     labels = dataset.labels().tolist()
@@ -205,7 +205,7 @@ def record_samples(network: SpikingNetwork, data: SpikingDataModule, most: int, 
             x = time_first(x.to(dtype) if x.is_floating_point() else x)
             votes.append(network(x).cpu())
             fired = heard[first][:, 0].cpu()
-            if (len(spikes) + 1) * fired.numel() <= _KEPT:
+            if (len(spikes) + 1) * fired.numel() <= _MAX_SPIKES:
                 spikes.append(fired.bool())
             rates.append(fired.float().mean(0))
             frames.append((x if x.dim() == 5 else x[None]).cpu())
@@ -222,7 +222,7 @@ def record_samples(network: SpikingNetwork, data: SpikingDataModule, most: int, 
 
 
 def _events(dataset: EventDataset, chosen: list[int]) -> Events:
-    every = [[column[:: max(1, -(-len(column) // _EVENTS))] for column in dataset.events_of(i)] for i in chosen]
+    every = [[column[:: max(1, -(-len(column) // _MAX_EVENTS))] for column in dataset.events_of(i)] for i in chosen]
     return Events(
         np.concatenate([address for address, _ in every]),
         np.concatenate([time for _, time in every]),

@@ -1,4 +1,4 @@
-"""From a trained checkpoint to where it is used: folded, streaming, in other simulators."""
+"""Deploy trained networks: BN folding, inference engines, streaming, export to other formats, cost estimates."""
 
 import lazy_loader
 

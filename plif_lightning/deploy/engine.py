@@ -18,7 +18,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.kernels import SparseMaps
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.blocks import refuses_block
-from plif_lightning.network.conv_block import ConvBlock, images_channels_last
+from plif_lightning.network.conv import ConvBlock, images_channels_last
 from plif_lightning.runtime.timing import least_seconds
 
 _log = logging.getLogger(__name__)

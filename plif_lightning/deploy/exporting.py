@@ -1,4 +1,4 @@
-"""A trained network in the forms that other programs read, in a folder that says what is in it."""
+"""Export a trained network to formats that other programs read, with a manifest."""
 
 import contextlib
 import io
@@ -39,18 +39,18 @@ from plif_lightning.runtime.files import written_whole
 
 FORMATS = ("network", "pt2", "onnx", "onnx_int8", "nir")
 Input = Literal["images", "frames"]
-# ONNX operators of the version that current runtimes all know.
+# ONNX opset that all current runtimes support.
 _OPSET = 20
-# No export takes so long [s].
-_LONGEST = 24 * 3600
-# What only a run that goes on needs.
-_OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state", "averaging_state")
+# Temporary folders older than this belong to killed exports [s].
+_STALE_AFTER = 24 * 3600
+# Parts of a checkpoint that are only needed to resume training.
+_TRAINING_STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state", "averaging_state")
 
 
 class OneStep(nn.Module):
-    """One time-step of a network with its potentials as inputs and outputs, for exporters.
+    """One time-step of a network with the potentials as inputs and outputs, for exporters.
 
-    Takes a frame [N, C, H, W] and the potential [N, *] of each layer of neurons, V_reset before the first step; gives
+    Takes a frame [N, C, H, W] and the potential [N, *] of each neuron layer, V_reset before the first step. Returns
     the votes [N, num_classes] and the potentials after the step, in the same order.
     """
 
@@ -64,10 +64,10 @@ class OneStep(nn.Module):
         return votes, *(state[name] for name in self.names)
 
 
-class _OnIntegers(nn.Module):
-    """A layer of spikes with 8-bit weights in ONNX's operators of integers: to be exported, not to be run.
+class _IntegerLayer(nn.Module):
+    """A layer with binary input and 8-bit weights in ONNX's integer operators; it can be exported but not run.
 
-    The sums are exact, so votes are those of `deployed(net, "int8")` up to the rounding of what is in float32.
+    Integer sums are exact, so votes equal those of `deployed(net, "int8")` up to the rounding of float32 operations.
     """
 
     integers: Tensor
@@ -95,14 +95,14 @@ class _OnIntegers(nn.Module):
 
 
 def _reference(net: SpikingNetwork, on_integers: bool = False) -> SpikingNetwork:
-    """The folded network in the form that exporters can follow, without gradients."""
+    """Return the folded network on the reference backend, which exporters can trace, without gradients."""
     spiking = spiking_layers(net) if on_integers else []
     net = fold(net)
     use_backend(net, "reference")
     for name in spiking:
         block = net.blocks()[name]
         layer: Any = block.get_submodule(weighted(block))
-        setattr(block, weighted(block), _OnIntegers(layer))
+        setattr(block, weighted(block), _IntegerLayer(layer))
     return net.requires_grad_(False)
 
 
@@ -111,36 +111,36 @@ def _example(net: SpikingNetwork, static: bool) -> Tensor:
 
 
 def to_export(net: SpikingNetwork, static: bool, on_integers: bool = False) -> torch.export.ExportedProgram:
-    """The folded network as a program of PyTorch's own operators, for any number of samples.
+    """Trace the folded network into a program of PyTorch operators, for any number of samples.
 
     Args:
-        net: trained.
-        static: whether it takes images [N, C, H, W] that are held, and not frames [T, N, C, H, W].
-        on_integers: layers of spikes become ONNX's operators of integers, which PyTorch cannot run.
+        net: trained network.
+        static: True for static images [N, C, H, W], False for frames [T, N, C, H, W].
+        on_integers: use ONNX's integer operators for layers with binary input; PyTorch cannot run the result.
     """
     batch = torch.export.Dim("batch", min=1)
     shapes = ({0 if static else 1: batch},)
-    with _blamed_on_layers(net):
+    with _naming_layers(net):
         return torch.export.export(_reference(net, on_integers), (_example(net, static),), dynamic_shapes=shapes)
 
 
 def to_export_step(net: SpikingNetwork, on_integers: bool = False) -> torch.export.ExportedProgram:
-    """One time-step of the folded network, see `OneStep`."""
+    """Trace one time-step of the folded network, see `OneStep`."""
     net = _reference(net, on_integers)
     batch = torch.export.Dim("batch", min=1)
     frame = torch.rand(2, *net.input_shape)
     potentials = tuple(torch.zeros_like(v) for v in step(net, frame)[1].values())
     shapes = ({0: batch}, tuple({0: batch} for _ in potentials))
-    with _blamed_on_layers(net):
+    with _naming_layers(net):
         return torch.export.export(OneStep(net), (frame, *potentials), dynamic_shapes=shapes)
 
 
 @contextlib.contextmanager
-def _blamed_on_layers(net: SpikingNetwork) -> Iterator[None]:
-    """What PyTorch's exporter cannot follow becomes a sentence that names the layers it does not know.
+def _naming_layers(net: SpikingNetwork) -> Iterator[None]:
+    """Turn an error of torch.export into one that names the layers of unknown kinds.
 
     Raises:
-        UserError: the exporter failed in a network of unusual layers.
+        UserError: the export of a network with such layers failed.
     """
     try:
         yield
@@ -152,8 +152,8 @@ def _blamed_on_layers(net: SpikingNetwork) -> Iterator[None]:
             raise
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"PyTorch's exporter cannot follow the network, in which {'; '.join(strange)} ({cause[:200]}). It follows "
-            "PyTorch's own operations, without decisions that depend on values."
+            f"torch.export cannot trace the network, in which {'; '.join(strange)} ({cause[:200]}). It traces only "
+            "PyTorch operations, without control flow that depends on values."
         ) from error
 
 
@@ -169,7 +169,7 @@ def _save_onnx(
         raise UserError("ONNX needs onnx and onnxscript: pip install onnx onnxscript.") from error
     inputs, outputs = names
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch's exporter about itself
+        warnings.simplefilter("ignore")  # PyTorch's exporter warns about its own internals
         made = torch.onnx.export(
             program, dynamo=True, opset_version=_OPSET, verbose=False, input_names=inputs, output_names=outputs
         )
@@ -180,14 +180,14 @@ def _save_onnx(
 
 def _write_pt2(net: SpikingNetwork, static: bool, folder: Path) -> None:
     program = to_export(net, static)
-    whole = io.BytesIO()  # PyTorch warns of any other file than its own
+    whole = io.BytesIO()  # torch.export.save warns about our file objects
     torch.export.save(program, whole)
     with written_whole(folder / "network.pt2", "wb") as file:
         file.write(whole.getbuffer())
 
 
 def write_onnx(net: SpikingNetwork, static: bool, folder: Path, on_integers: bool = False) -> None:
-    """Writes network.onnx and step.onnx, or the same with 8-bit weights; see `export`."""
+    """Write network.onnx and step.onnx, or the same with 8-bit weights; see `export`."""
     ending = "_int8.onnx" if on_integers else ".onnx"
     _save_onnx(to_export(net, static, on_integers), folder / f"network{ending}", (["x"], ["votes"]))
     if net.inputs.name == "direct":
@@ -213,8 +213,8 @@ _WRITERS: dict[str, Callable[[SpikingNetwork, bool, Path], None]] = {
 
 
 def _folded_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: SpikingNetwork) -> dict[str, Any]:
-    """A checkpoint of the folded `net` that `test` and `predict` measure as they do the one that it comes from."""
-    kept = {key: value for key, value in checkpoint.items() if key not in _OF_TRAINING}
+    """Return a checkpoint of the folded `net` that `test` and `predict` accept like the original one."""
+    kept = {key: value for key, value in checkpoint.items() if key not in _TRAINING_STATE}
     others = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("network.")}
     kept["state_dict"] = others | {f"network.{name}": value for name, value in net.state_dict().items()}
     kept["hyper_parameters"] = {**checkpoint["hyper_parameters"], "folded": True}
@@ -226,18 +226,18 @@ def _folded_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: 
 
 
 def _takes_images(data: dict[str, Any], formats: Sequence[str], given: Input | None) -> bool:
-    """Whether inputs are images [N, C, H, W] that are held, and not frames [T, N, C, H, W].
+    """True if inputs are static images [N, C, H, W], False for frames [T, N, C, H, W].
 
     Raises:
-        UserError: the data set is another program's, so that only the user knows, and a format must.
+        UserError: a format needs to know, but the data module is unknown and `given` is None.
     """
     if given is not None:
         return given == "images"
     asking = [name for name in formats if name not in ("network", "nir")]
     if asking and not str(data.get("class_path")).startswith("plif_lightning."):
-        unknown = f"{data['class_path']} is another program's" if "class_path" in data else "is not in the checkpoint"
+        unknown = f"{data['class_path']} is not part of plif_lightning" if "class_path" in data else "is unknown"
         raise UserError(
-            f"{' and '.join(asking)} must know whether the network takes images or frames, and its data set "
+            f"{' and '.join(asking)} must know if the network takes images or frames, but its data module "
             f"{unknown}: pass --input=images or --input=frames."
         )
     return "slicing" not in data.get("init_args", {})
@@ -246,27 +246,27 @@ def _takes_images(data: dict[str, Any], formats: Sequence[str], given: Input | N
 def export(
     checkpoint_path: str | Path, out: str | Path, formats: Sequence[str] = ("network",), takes: Input | None = None
 ) -> dict[str, int]:
-    """Writes a checkpoint's network, BN folded, into a folder.
+    """Export a checkpoint's network, with BN folded, into a folder.
 
-    `network.ckpt` always, which `load_network(out)` and `test --ckpt_path` read; `network.pt2` (torch.export; loads
-    without this package), `network.onnx` and `step.onnx`, the same with 8-bit weights (`network_int8.onnx`,
-    `step_int8.onnx`), `network.nir` where they are asked for; and `export.json`, which holds the hash of each, the
-    classes' names, the potentials that a stream begins with, and which simulators read the NIR graph exactly.
+    Always writes `network.ckpt`, which `load_network(out)` and `test --ckpt_path` read, and the manifest `export.json`:
+    the hash of each file, class names, initial potentials of a stream, and which simulators reproduce the NIR graph.
+    Optional: `network.pt2` (torch.export; loads without this package), `network.onnx` and `step.onnx`, the same with
+    8-bit weights (`network_int8.onnx`, `step_int8.onnx`), and `network.nir`.
 
     Args:
-        checkpoint_path: of a checkpoint that `fit` wrote.
-        out: the folder; files of an earlier export in it are replaced, or taken away.
+        checkpoint_path: a checkpoint that `fit` wrote.
+        out: the folder; files of an earlier export in it are replaced or deleted.
         formats: some of FORMATS.
-        takes: `images` [N, C, H, W] or `frames` [T, N, C, H, W], where its data set is another program's.
+        takes: `images` [N, C, H, W] or `frames` [T, N, C, H, W]; needed if the data module is not part of this package.
 
     Returns:
-        Bytes of each file by its name.
+        Size of each file by name [bytes].
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        UserError: an unknown format; a network that a format cannot hold; a package is missing; what it takes is
+        UserError: a format is unknown or does not support the network; a package is missing; the kind of input is
             unknown.
-        OSError: a file cannot be written; it names it. The folder is as it was.
+        OSError: a file cannot be written; the error names it. The folder is unchanged.
     """
     checkpoint_path, out = Path(checkpoint_path), Path(out)
     if unknown := [name for name in formats if name not in FORMATS]:
@@ -278,14 +278,16 @@ def export(
     config = configuration_in(checkpoint, checkpoint_path)
     net = fold(network_in(checkpoint, checkpoint_path))
     if net.inputs.name != "direct" and (others := [name for name in formats if name != "network"]):
-        raise UserError(f"input_encoder={net.inputs.name!r} is no part of {' or '.join(others)}: export network alone.")
+        raise UserError(
+            f"input_encoder={net.inputs.name!r} cannot be exported to {' or '.join(others)}: export only network."
+        )
     data = config.get("data", {})
     static = _takes_images(data, formats, takes)
     there = out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(".export*"):  # by a process that was killed, unless one is at work beside
+    for left in out.glob(".export*"):  # left by a killed process, or in use by a concurrent export
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _LONGEST:
+            if time.time() - left.stat().st_mtime > _STALE_AFTER:
                 shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=".export", dir=out))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -308,10 +310,10 @@ def export(
             "sha256": {file.name: sha256_of(file) for file in files},
         }
         (folder / EXPORTED).write_text(json.dumps(facts, indent=1))
-        earlier = [out / name for name in _names_in(out) if not (folder / name).exists()]
+        earlier = [out / name for name in _earlier_files(out) if not (folder / name).exists()]
         for file in [*files, folder / EXPORTED]:
             file.replace(out / file.name)
-        for file in earlier:  # of another network, perhaps
+        for file in earlier:  # stale: may hold another network
             file.unlink(missing_ok=True)
         return {file.name: (out / file.name).stat().st_size for file in files}
     except OSError as error:
@@ -322,11 +324,11 @@ def export(
         shutil.rmtree(folder, ignore_errors=True)
         if not there:
             with contextlib.suppress(OSError):
-                out.rmdir()  # where nothing came of it
+                out.rmdir()  # only if nothing was exported
 
 
-def _names_in(folder: Path) -> list[str]:
-    """The files of an earlier export; all that one could have where it does not say."""
+def _earlier_files(folder: Path) -> list[str]:
+    """Return the names of an earlier export's files; all possible names if its manifest is damaged."""
     try:
         names = json.loads((folder / EXPORTED).read_text("utf-8"))["sha256"]
         return [name for name in names if Path(name).name == name]

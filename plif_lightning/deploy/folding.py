@@ -1,4 +1,4 @@
-"""BN folded into the convolution before it (Sec. 4.1 of the paper): the network as it runs on its own."""
+"""Fold BN into the preceding convolution for inference (Sec. 4.1 of the paper)."""
 
 import copy
 
@@ -8,7 +8,7 @@ from torch import nn
 from plif_lightning.deploy.layers import network_of
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.conv_block import ConvBlock
+from plif_lightning.network.conv import ConvBlock
 from plif_lightning.network.hooks import has_hooks
 
 
@@ -17,16 +17,16 @@ def _is_plain(conv: nn.Module) -> bool:
 
 
 def fold(net: SpikingNetwork) -> SpikingNetwork:
-    """A copy of a trained network whose convolutions do what its BN did, in evaluation mode.
+    """Return a copy of a trained network with BN folded into its convolutions, in evaluation mode.
 
-    W' = W w / sqrt(var + eps) and b' = b - mean w / sqrt(var + eps), in float64, rounded once. Votes equal those of
-    the network in evaluation up to the rounding of potentials.
+    W' = W w / sqrt(var + eps) and b' = b - mean w / sqrt(var + eps), computed in float64 and rounded once. Votes equal
+    those of the network in evaluation mode up to the rounding of potentials.
 
     Args:
-        net: with BN, or folded already.
+        net: network with BN, or already folded.
 
     Raises:
-        UserError: a convolution or BN was replaced by something else, or has hooks.
+        UserError: a convolution or BN was replaced by another module, or has hooks.
 
     Source: Fang et al. 2021, Sec. 4.1.
     """
@@ -38,7 +38,10 @@ def fold(net: SpikingNetwork) -> SpikingNetwork:
             )
         norm = block.norm
         if norm is not None and (not norm.is_affine_with_averages or has_hooks(norm) or has_hooks(norm.bn)):
-            raise UserError(f"the BN of {name} is another one, or has hooks: it cannot be folded into a convolution.")
+            raise UserError(
+                f"the norm of {name} is not BN with affine parameters and running averages, or it has hooks: it cannot "
+                "be folded into a convolution."
+            )
     folded = copy.deepcopy(net).eval()
     for block in folded.encoder.children():
         assert isinstance(block, ConvBlock)

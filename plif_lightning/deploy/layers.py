@@ -1,11 +1,11 @@
-"""The layers of a network as deployment and exports see them."""
+"""Classify a network's layers for deployment and export."""
 
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import refuses_block
-from plif_lightning.network.conv_block import ConvBlock
+from plif_lightning.network.conv import ConvBlock
 from plif_lightning.network.hooks import has_hooks
 from plif_lightning.network.tracing import plain
 
@@ -13,10 +13,10 @@ _POLARITIES = 2
 
 
 def network_of(net: nn.Module) -> SpikingNetwork:
-    """The network itself, or that of a task or a compiled module.
+    """Return the network itself, unwrapped from a task or a compiled module.
 
     Raises:
-        UserError: it is none.
+        UserError: there is no SpikingNetwork in it.
     """
     net = plain(net)
     if not isinstance(net, SpikingNetwork):
@@ -25,7 +25,7 @@ def network_of(net: nn.Module) -> SpikingNetwork:
 
 
 def takes_spikes(net: SpikingNetwork) -> dict[str, bool]:
-    """For each layer, True if its input is zeros and ones."""
+    """Return for each layer True if its input is binary (zeros and ones)."""
     found, spikes = {}, net.inputs.name != "direct"
     for name, block in net.blocks().items():
         found[name], known = spikes, refuses_block(block) is None
@@ -37,18 +37,18 @@ def takes_spikes(net: SpikingNetwork) -> dict[str, bool]:
 
 
 def spiking_layers(net: SpikingNetwork) -> list[str]:
-    """The layers that may be given another form: known ones, whose input is zeros and ones."""
+    """Return the layers that can be replaced by an event-driven or integer form: known kinds with binary input."""
     blocks = net.blocks()
     return [name for name, takes in takes_spikes(net).items() if takes and refuses_block(blocks[name]) is None]
 
 
 def event_layers(net: SpikingNetwork, x: Tensor | None) -> list[str]:
-    """The layer that takes sparse frames of events, if it may be given another form.
+    """Return the first layer in a list if it takes sparse event frames and can be replaced; otherwise an empty list.
 
     Args:
         net: the network.
-        x: what it takes: frames [T, N, C, H, W] or static images [N, C, H, W]. Without it, two channels, the polarities
-            of events, tell an event network.
+        x: example input: frames [T, N, C, H, W] or static images [N, C, H, W]. Without it, a network with two input
+            channels, the polarities, is assumed to take events.
     """
     name, block = next(iter(net.blocks().items()))
     of_events = net.input_shape[0] == _POLARITIES if x is None else x.dim() == 5
@@ -57,5 +57,5 @@ def event_layers(net: SpikingNetwork, x: Tensor | None) -> list[str]:
 
 
 def weighted(block: nn.Module) -> str:
-    """Name of the part of a block that is its convolution or FC layer."""
+    """Return the attribute name of a block's convolution or FC layer."""
     return "conv" if isinstance(block, ConvBlock) else "fc"

@@ -1,12 +1,12 @@
-"""Networks as NIR graphs, which other simulators and hardware read, and NIR graphs as networks that run here.
+"""Export networks as NIR graphs for other simulators and hardware, and run NIR graphs here.
 
-NIR (Pedersen et al. 2024) says what neurons compute in continuous time; a step of dt makes it
+NIR (Pedersen et al. 2024) defines neurons in continuous time. Discretised with a step dt, a LIF neuron is
 
     H = V + dt / tau (v_leak - V + r X), spike where H > v_threshold, then v_reset.
 
-It knows no batch normalisation and no maximum. So BN is folded first, and a 2x2 maximum of spikes is a sum and a
-threshold without memory: a LIF neuron of tau = 2 dt, r = 2 that fires above 0.1 and ends each step at zero. (A sum, not
-an average, because Norse reads no average; and as it takes r as 1, the threshold lies below half a spike.)
+NIR has neither batch normalisation nor max-pooling. BN is therefore folded, and a 2x2 maximum of spikes becomes a sum
+and a memoryless threshold: a LIF neuron with tau = 2 dt and r = 2 that fires above 0.1 and ends each step at zero. It
+is a sum because Norse cannot read average pooling; the threshold is below half a spike because Norse assumes r = 1.
 """
 
 import itertools
@@ -25,13 +25,13 @@ from plif_lightning.dynamics.reference import integrate_and_fire
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import FCBlock, refuses_block
-from plif_lightning.network.conv_block import ConvBlock
+from plif_lightning.network.conv import ConvBlock
 from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.pooling import SpikeMaxPool2d
 from plif_lightning.neurons import IF, Neuron
 
 _log = logging.getLogger(__name__)
-# Seconds a step; what the simulators that read NIR take.
+# Time-step that the simulators assume when they read NIR [s].
 DT = 1e-4
 
 
@@ -44,13 +44,13 @@ def _nir() -> Any:
 
 
 def readers(net: SpikingNetwork) -> dict[str, str | None]:
-    """Which simulators fire every spike of a network's NIR graph: None, or what keeps one from it, by its name.
+    """For each simulator, return None if it reproduces every spike of the network's NIR graph, otherwise the reason.
 
-    Measured with SpikingJelly 2.0, snnTorch 1.0 and Norse 1.1 (the tests repeat it). Norse is to be given the graph's
+    Measured with SpikingJelly 2.0, snnTorch 1.0 and Norse 1.1 (repeated by the tests). Norse must be passed the graph's
     dt.
 
     Args:
-        net: of neurons with a leak and a hard reset.
+        net: network whose neurons have a leak and a hard reset.
     """
     neurons = [neuron for _, neuron in net.neurons()]
     taus = any(_differ(neuron.tau) for neuron in neurons)
@@ -59,17 +59,17 @@ def readers(net: SpikingNetwork) -> dict[str, str | None]:
     averages = any(isinstance(block, ConvBlock) and block.pool_name == "avg" for block in net.blocks().values())
     found: dict[str, list[tuple[bool, str]]] = {
         "SpikingJelly": [
-            (taus, "refuses a tau for each channel"),
-            (thresholds, "refuses a V_th for each channel"),
+            (taus, "refuses a tau per channel"),
+            (thresholds, "refuses a V_th per channel"),
         ],
         "snnTorch": [
-            (resets, "refuses a V_reset that is not 0"),
-            (thresholds, "refuses a V_th for each channel"),
-            (taus, "fires other spikes, without a word, where channels have a tau each"),
+            (resets, "refuses a V_reset other than 0"),
+            (thresholds, "refuses a V_th per channel"),
+            (taus, "fires different spikes without a warning if tau differs per channel"),
         ],
         "Norse": [
-            (averages, "reads no average pool"),
-            (resets, "fires other spikes, without a word, where V_reset is not 0"),
+            (averages, "cannot read average pooling"),
+            (resets, "fires different spikes without a warning if V_reset is not 0"),
         ],
     }
     return {name: next((reason for holds, reason in of if holds), None) for name, of in found.items()}
@@ -80,24 +80,26 @@ def _differ(values: Tensor) -> bool:
 
 
 def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
-    """The network, with BN folded, as a `nir.NIRGraph` from one frame [C, H, W] to votes [num_classes].
+    """Convert the network, with BN folded, to a `nir.NIRGraph` from one frame [C, H, W] to votes [num_classes].
 
-    A warning names the simulators that would not fire its every spike, see `readers`.
+    A warning names the simulators that do not reproduce every spike, see `readers`.
 
     Args:
-        net: of neurons with a leak and a hard reset.
-        dt: seconds that a time-step stands for.
+        net: network whose neurons have a leak and a hard reset.
+        dt: duration of a time-step [s].
 
     Raises:
-        UserError: NIR has no words for a part of the network, or the package is missing.
+        UserError: a part of the network has no NIR equivalent, or the package is missing.
     """
     nir = _nir()
     net = fold(net)
     if net.inputs.name != "direct":
-        raise UserError(f"input_encoder={net.inputs.name!r} is no part of a NIR graph: give the simulator its spikes.")
+        raise UserError(
+            f"input_encoder={net.inputs.name!r} cannot be part of a NIR graph: pass its spikes to the simulator."
+        )
     for name, block in net.blocks().items():
         if (reason := refuses_block(block)) is not None:
-            raise UserError(f"{name} is not written as NIR: {reason}.")
+            raise UserError(f"{name} cannot be written as NIR: {reason}.")
     shape = tuple(net.input_shape)
     nodes: dict[str, Any] = {"input": nir.Input(np.array(shape))}
     for name, block in net.encoder.named_children():
@@ -121,8 +123,8 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
         elif isinstance(pool, nn.AvgPool2d):
             nodes[f"{name}_pool"] = nir.AvgPool2d(*two)
         else:
-            raise UserError(f"{name} has a pool that NIR does not know: {type(block.pool).__name__}.")
-    # Counted from the last, so that a simulator may put a batch in front.
+            raise UserError(f"{name} has a pool without NIR equivalent: {type(block.pool).__name__}.")
+    # Negative dimensions, so that a simulator may prepend a batch dimension.
     nodes["flatten"] = nir.Flatten({"input": np.array(shape)}, -3, -1)
     features = 0
     for name, block in net.classifier.named_children():
@@ -137,7 +139,7 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
     nodes["output"] = nir.Output(np.array([classes]))
     names = list(nodes)
     if failing := [f"{name} {reason}" for name, reason in readers(net).items() if reason is not None]:
-        _log.warning("Not every simulator reads this NIR graph as it is meant: %s.", "; ".join(failing))
+        _log.warning("Not every simulator reproduces this NIR graph: %s.", "; ".join(failing))
     return nir.NIRGraph(nodes, list(itertools.pairwise(names)))
 
 
@@ -148,33 +150,34 @@ def _array(x: Tensor) -> Any:
 def _neuron(name: str, neuron: Neuron, shape: tuple[int, ...], dt: float) -> Any:
     firing = neuron.firing
     if isinstance(neuron, IF) or neuron.k is None:
-        raise UserError(f"{name} has no leak: simulators do not agree on what NIR's IF is. Export plif or lif.")
+        raise UserError(f"{name} has no leak: simulators interpret NIR's IF differently. Export plif or lif.")
     if firing.reset == "soft":
-        raise UserError(f"{name} resets by subtraction, which NIR does not know: export a network with a hard reset.")
+        raise UserError(f"{name} resets by subtraction, which NIR does not have: export a network with a hard reset.")
 
     def full(values: Any) -> Any:
         values = torch.as_tensor(values).detach().double()
         values = values.reshape(-1, *[1] * (len(shape) - 1)) if values.dim() else values
         return np.broadcast_to(values.numpy(), shape).astype(np.float32)
 
-    # X - (V - V_reset) is v_leak - V + r X for v_leak = V_reset and r = 1. NIR fires above a threshold, we from it on.
+    # X - (V - V_reset) is v_leak - V + r X for v_leak = V_reset and r = 1. NIR fires above the threshold, we at or
+    # above it.
     v_reset = full(firing.v_reset)
     below = np.nextafter(full(firing.v_threshold), np.float32(-np.inf))
     return _nir().LIF(full(neuron.tau) * np.float32(dt), np.ones(shape, np.float32), v_reset, below, v_reset)
 
 
 class NIRNetwork(nn.Module):
-    """A NIR graph without cycles or branches, as a network [T, N, *] to [T, N, *].
+    """A NIR graph without cycles or branches, as a module from [T, N, *] to [T, N, *].
 
-    Knows Conv2d, Affine, Linear, Scale, Flatten, SumPool2d, AvgPool2d, LIF, IF and Threshold. Neurons are the
-    reference's, so gradients are there.
+    Supports Conv2d, Affine, Linear, Scale, Flatten, SumPool2d, AvgPool2d, LIF, IF and Threshold. Neurons run in the
+    reference implementation, so the module is differentiable.
 
     Args:
         graph: a `nir.NIRGraph`, or a file.
-        dt: seconds that a time-step stands for.
+        dt: duration of a time-step [s].
 
     Raises:
-        UserError: the graph has cycles, branches or other nodes; the file is not one.
+        UserError: the graph has cycles, branches or other nodes; the file is not a NIR graph.
     """
 
     def __init__(self, graph: Any, dt: float = DT) -> None:
@@ -183,7 +186,7 @@ class NIRNetwork(nn.Module):
         if isinstance(graph, (str, Path)):
             try:
                 graph = nir.read(graph)
-            except Exception as error:  # h5py has many
+            except Exception as error:  # h5py raises many types
                 raise UserError(
                     f"{graph} cannot be read as a NIR graph: {' '.join(str(error).split())[:200]}."
                 ) from error
@@ -193,19 +196,19 @@ class NIRNetwork(nn.Module):
             if made is not None:
                 parts.append((name.replace(".", "_"), made))
         for name, part in parts:
-            while hasattr(self, name):  # another node's, or a method's
+            while hasattr(self, name):  # the name of another node or of a method
                 name += "_"
             self.add_module(name, part)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Output [T, N, *] for x [T, N, *]."""
+        """Return the output [T, N, *] for x [T, N, *]."""
         for part in self.children():
             x = part(x) if isinstance(part, _Neurons) else part(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return x
 
 
 def _chain(graph: Any) -> Iterator[tuple[str, Any]]:
-    """The nodes from input to output."""
+    """Yield names and nodes from input to output."""
     following: dict[str, list[str]] = {}
     for a, b in graph.edges:
         following.setdefault(a, []).append(b)
@@ -219,17 +222,17 @@ def _chain(graph: Any) -> Iterator[tuple[str, Any]]:
                 return
             break
         at = sorted(set(following.get(at[0], [])))
-    raise UserError("the graph is not a chain from one input to one output: cycles and branches do not run here.")
+    raise UserError("the graph is not a chain from one input to one output: cycles and branches are not supported.")
 
 
 class _Neurons(nn.Module):
-    """Neurons of a node: k = dt / tau [*], drive r [*], v_leak [*]."""
+    """Neurons of a LIF or IF node: k = dt / tau [*], input gain r [*], v_leak [*]."""
 
     def __init__(self, k: Any, r: Any, v_leak: Any, v_threshold: Any, v_reset: Any, leak: bool) -> None:
         super().__init__()
         for name, value in (("k", k), ("r", r), ("v_leak", v_leak), ("v_threshold", v_threshold)):
             values = torch.as_tensor(np.asarray(value, np.float32)).flatten()
-            self.register_buffer(name, values[0] if values.numel() == 1 else values)  # one for all, as Norse writes it
+            self.register_buffer(name, values[0] if values.numel() == 1 else values)  # Norse writes one value for all
         self.v_reset, self.leak = float(v_reset), leak
 
     k: Tensor
@@ -242,7 +245,7 @@ class _Neurons(nn.Module):
         drive = flat * self.r
         if self.leak:
             drive = drive + (self.v_leak - self.v_reset)
-        # NIR fires above a threshold.
+        # NIR fires above the threshold, the reference at or above it.
         threshold = torch.nextafter(self.v_threshold, torch.full_like(self.v_threshold, torch.inf))
         spikes, _ = integrate_and_fire(
             drive, self.k if self.leak else None, firing=Firing(v_threshold=threshold, v_reset=self.v_reset)
@@ -296,7 +299,7 @@ def _part(name: str, node: Any, dt: float) -> nn.Module | None:
     if kind == "Threshold":
         return _Threshold(node.threshold)
     if kind == "Flatten":
-        # NIR counts dimensions without the batch.
+        # NIR's dimensions exclude the batch.
         start, end = (int(d) + (d >= 0) for d in (node.start_dim, node.end_dim))
         return nn.Flatten(start, end)
     if kind in ("SumPool2d", "AvgPool2d"):
@@ -311,7 +314,7 @@ def _part(name: str, node: Any, dt: float) -> nn.Module | None:
         if kind == "LIF":
             return _Neurons(dt / np.asarray(node.tau), node.r, node.v_leak, *common, leak=True)
         return _Neurons(0.0, dt * np.asarray(node.r), 0.0, *common, leak=False)
-    raise UserError(f"{name} is a {kind}, which does not run here.")
+    raise UserError(f"{name} is a {kind}, which is not supported.")
 
 
 def _filled(layer: nn.Conv2d | nn.Linear, weight: Any, bias: Any) -> nn.Module:

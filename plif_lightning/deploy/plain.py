@@ -19,7 +19,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.kernels import EventBlock, FrozenFire, Pool, SparseMaps, at_a_time, linear_of_bits, unpack
 from plif_lightning.network import SpikingNetwork, step
 from plif_lightning.network.blocks import Blocks, FCBlock
-from plif_lightning.network.conv_block import ConvBlock, images_channels_last
+from plif_lightning.network.conv import ConvBlock, images_channels_last
 from plif_lightning.network.hooks import Hear, has_hooks, listening
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import carrying
@@ -285,7 +285,7 @@ class DeployedNetwork(nn.Module):
             return
         if list(state) != names:
             raise UserError(
-                f"state must hold the potentials of {', '.join(names)}, as the step before gave them, "
+                f"state must hold the potentials of {', '.join(names)}, as returned by the previous step, "
                 f"got {', '.join(state) or 'nothing'}."
             )
         if self._shapes is None:

@@ -1,4 +1,4 @@
-"""A trained network on events or frames as they come: its potentials kept, its votes running."""
+"""Run a trained network on a stream of events or frames, with persistent potentials and running votes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -22,26 +22,25 @@ from plif_lightning.network import SpikingNetwork, step
 
 
 class StreamingNetwork:
-    """Runs a network one time-step after another, for as long as there is something to see.
+    """Runs a network one time-step at a time, on a stream of any length.
 
-    Keeps a copy of the network with BN folded, whose sums have one order: votes do not depend on how a stream is cut
-    into pieces. On a CPU, layers touch only what spiked.
+    Holds a copy of the network with BN folded. It sums in a fixed order, so votes do not depend on how a stream is
+    split into calls. On a CPU it is event-driven by default: layers process only non-zero inputs.
 
     Args:
-        net: trained; on any device, where frames are moved to.
-        events_per_step: `push` ends a time-step after so many events.
-        us_per_step: `push` ends a time-step after so many microseconds, counted from the first event on, empty ones
-            included; give one of both.
-        engine: on a CPU, see `deployed`; not auto, which needs inputs to try.
-        sensor: height and width of the camera [pixels], where the network's frames collect its pixels in fewer ones
-            (`size` of a data module).
+        net: trained network on any device; frames are moved there.
+        events_per_step: number of events per time-step of `push`.
+        us_per_step: duration of a time-step of `push` [us], counted from the first event, empty steps included; pass
+            either this or `events_per_step`.
+        engine: engine on a CPU, see `deployed`; not auto, which needs sample inputs.
+        sensor: height and width of the camera [pixels], if larger than the network's frames (`size` of a data module).
 
     Raises:
-        UserError: an argument lies outside its range, or the network draws its input at random.
+        UserError: an argument lies outside its range, or the input encoder is random.
 
     >>> import plif_lightning as pl
     >>> stream = StreamingNetwork(pl.SpikingNetwork((2, 8, 8), 3, 4, channels=4, fc_features=8), events_per_step=2)
-    >>> stream.push([0, 1, 2], [0, 0, 5], [10, 12, 40], [1, 0, 1]).shape  # one step is whole, an event waits
+    >>> stream.push([0, 1, 2], [0, 0, 5], [10, 12, 40], [1, 0, 1]).shape  # one step is complete, one event is pending
     torch.Size([1, 3])
     """
 
@@ -61,7 +60,7 @@ class StreamingNetwork:
             raise UserError("give events_per_step or us_per_step, not both.")
         net = network_of(net)
         if net.inputs.name != "direct":
-            raise UserError(f"input_encoder={net.inputs.name!r} needs all time-steps of an image: it does not stream.")
+            raise UserError(f"input_encoder={net.inputs.name!r} needs all time-steps of an image: it cannot stream.")
         require_engine(engine)
         weight = next(net.parameters())
         self.device, self.dtype = weight.device, weight.dtype
@@ -82,7 +81,7 @@ class StreamingNetwork:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all: potentials, votes, and events of a step that is not whole."""
+        """Clear potentials, votes and pending events."""
         self.potentials: dict[str, Tensor] | None = None
         self.total: Tensor | None = None
         self.steps = 0
@@ -92,10 +91,10 @@ class StreamingNetwork:
 
     @property
     def votes(self) -> Tensor:
-        """Mean votes of all steps since the last reset, [num_classes], or [N, num_classes] of frames [N, C, H, W].
+        """Mean votes of all steps since the last reset, [num_classes], or [N, num_classes] for frames [N, C, H, W].
 
         Raises:
-            UserError: there was no step.
+            UserError: there was no step yet.
         """
         if self.total is None:
             raise UserError("there are no votes before the first time-step.")
@@ -103,26 +102,26 @@ class StreamingNetwork:
 
     @property
     def waiting_events(self) -> int:
-        """Events of a time-step that is not whole."""
+        """Number of pending events of an incomplete time-step."""
         return self._waiting.shape[1]
 
     @property
     def margin(self) -> float:
-        """How far the leading class is ahead of the second in the running votes; the least of all samples.
+        """Difference between the running votes of the best two classes, minimum over samples.
 
         0 before the first time-step.
         """
-        return 0.0 if self.total is None else _ahead(self.votes).min().item()
+        return 0.0 if self.total is None else _margins(self.votes).min().item()
 
     @torch.no_grad()
     def step(self, frame: Any) -> Tensor:
-        """The running votes after one more frame, [num_classes], or [N, num_classes].
+        """Process one frame and return the running votes, [num_classes] or [N, num_classes].
 
         Args:
-            frame: [C, H, W], or of several streams at once [N, C, H, W]; of any numeric type.
+            frame: [C, H, W], or [N, C, H, W] for N streams at once; of any numeric type.
 
         Raises:
-            UserError: it has another shape; nothing has changed then.
+            UserError: the frame has another shape; the state is unchanged.
         """
         frame = torch.as_tensor(np.asarray(frame) if not isinstance(frame, Tensor) else frame)
         single = frame.dim() == 3
@@ -135,26 +134,26 @@ class StreamingNetwork:
                             f"{list(frame.shape)}.")  # fmt: skip
         votes, self.potentials = self._step(batch.to(self.device, self.dtype), self.potentials)
         votes = votes[0] if single else votes
-        # In float64, so that a long stream's sum does not lose what a step adds.
+        # float64, so that the sum over a long stream does not absorb the votes of a step.
         self.total = votes.double() if self.total is None else self.total + votes
         self.steps += 1
         return self.votes
 
     def push(self, x: Any, y: Any = None, t: Any = None, p: Any = None, name: str = "events") -> Tensor:
-        """The running votes after each time-step that these events make whole, [steps, num_classes].
+        """Process events and return the running votes after each completed time-step, [steps, num_classes].
 
-        Events of a step that is not whole wait for the next call.
+        Events of an incomplete step stay pending until the next call.
 
         Args:
             x: column of each event [pixel], or a `Recording`, or a structured array with x, y, t and p.
             y: row [pixel].
-            t: time [us], in ascending order, and not before the events pushed earlier.
+            t: time [us], ascending, not before events pushed earlier.
             p: polarity.
-            name: where they come from, for messages.
+            name: source of the events, for messages.
 
         Raises:
-            UserError: neither way of cutting was given; an event lies outside the network's sensor, or before one that
-                it follows. Nothing has changed then.
+            UserError: neither events_per_step nor us_per_step was given; an event lies outside the sensor or goes back
+                in time. The state is unchanged.
         """
         found = list(self.pushed(x, y, t, p, name))
         if found:
@@ -162,11 +161,11 @@ class StreamingNetwork:
         return torch.zeros(0, self.net.num_classes if self.total is None else self.total.shape[-1], dtype=torch.float64)
 
     def pushed(self, x: Any, y: Any = None, t: Any = None, p: Any = None, name: str = "events") -> Iterator[Tensor]:
-        """`push`, a time-step after another: who stops in between leaves the rest waiting, for the next call."""
+        """Like `push`, but yield the votes after each time-step; events not yet processed stay pending."""
         if self.events_per_step is None and self.us_per_step is None:
             raise UserError("push needs to know where a time-step ends: pass events_per_step or us_per_step.")
         if self.total is not None and self.total.dim() > 1:
-            raise UserError("push is for one stream, and frames of several were given: call reset() first.")
+            raise UserError("push takes one stream, but frames of several were given: call reset() first.")
         recording = x if isinstance(x, Recording) else recording_of(x, y, t, p, name)
         packed = pack(recording, self.sensor, name)
         time = packed.time.astype(np.int64) + packed.start
@@ -182,26 +181,26 @@ class StreamingNetwork:
         return map(self.step, self._frames())
 
     def _addresses(self, packed: Packed) -> Any:
-        """Of events in a frame."""
+        """Map events from the sensor to addresses in a frame."""
         return packed.address if self._resized is None else self._resized[packed.address]
 
     def whole(self, recording: Recording, slicing: Slicing = "by_count", name: str = "events") -> Iterator[Tensor]:
-        """The running votes after each of a whole recording's T frames, which are those of a data set.
+        """Slice a complete recording into T frames as a data set does, and yield the running votes after each.
 
         Args:
             recording: N >= 0 events.
             slicing: `by_count` (Eq. S1) or `by_time`.
-            name: where it comes from, for messages.
+            name: source of the recording, for messages.
 
         Raises:
-            UserError: an event lies outside the sensor, or before the one that it follows. Nothing has changed then.
+            UserError: an event lies outside the sensor or goes back in time. The state is unchanged.
         """
         packed = pack(recording, self.sensor, name)
         packed = packed._replace(address=self._addresses(packed))
         return map(self.step, integrate(packed, self.frame, self.net.time_steps, slicing))
 
     def _frames(self) -> Iterator[Any]:
-        """A frame [C, H, W] of each whole step; what is left waits."""
+        """Yield a frame [C, H, W] for each complete step; the remaining events stay pending."""
         while True:
             waiting = self._waiting
             count = waiting.shape[1]
@@ -223,7 +222,7 @@ class StreamingNetwork:
             yield count_events(address, np.array([[0, end]]), 2 * self.frame.pixels).reshape(2, *self.frame)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on from here, in tensors and plain values."""
+        """Return the state of the stream for `load_state_dict`, as tensors and plain values."""
         return {
             "potentials": None if self.potentials is None else {k: v.clone() for k, v in self.potentials.items()},
             "total": self.total,
@@ -234,14 +233,14 @@ class StreamingNetwork:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where another stream of the same network was.
+        """Continue from the state of another stream of the same network.
 
         Raises:
-            UserError: it is no state of a stream, or of another network.
+            UserError: it is not the state of a stream, or belongs to another network.
         """
         missing = {"potentials", "total", "steps", "waiting", "step_ends", "latest"} - state.keys()
         if missing:
-            raise UserError(f"the state of a stream must hold {', '.join(sorted(missing))}, too.")
+            raise UserError(f"the state of a stream lacks {', '.join(sorted(missing))}.")
         waiting, potentials = state["waiting"], state["potentials"]
         if not isinstance(waiting, Tensor) or waiting.dim() != 2 or len(waiting) != 2:
             raise UserError("the state of a stream must hold the waiting events' addresses and times, [2, N].")
@@ -251,14 +250,14 @@ class StreamingNetwork:
             with torch.no_grad():
                 _, own = self._step(frames, None)
             if {name: v.shape for name, v in potentials.items()} != {name: v.shape for name, v in own.items()}:
-                raise UserError("the state is that of another network, or of another number of streams.")
+                raise UserError("the state belongs to another network or another number of streams.")
         self.potentials, self.total, self.steps = state["potentials"], state["total"], state["steps"]
         self._waiting, self._step_ends = waiting.numpy().copy(), state["step_ends"]
         self._latest = state["latest"]
 
 
-def _ahead(votes: Tensor) -> Tensor:
-    """By how much the best class leads, [*], of votes [*, num_classes]; all of its votes where it is the only one."""
+def _margins(votes: Tensor) -> Tensor:
+    """Margin [*] between the best two classes in votes [*, num_classes]; with a single class, its votes."""
     if votes.shape[-1] == 1:
         return votes[..., 0]
     best = votes.topk(2, -1).values
@@ -266,18 +265,18 @@ def _ahead(votes: Tensor) -> Tensor:
 
 
 def exits(votes: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """The decisions of networks that stop as soon as one class is far enough ahead.
+    """Return the decisions under early exit: stop as soon as the best class leads by `margin`.
 
     Args:
-        votes: of each step [T, N, num_classes].
-        margin: that the running mean votes of the best two classes must differ by.
+        votes: votes of each step [T, N, num_classes].
+        margin: required difference between the running mean votes of the best two classes.
 
     Returns:
-        Class and number of steps taken of each sample, [N] each; T where the margin was never reached.
+        Class and number of steps of each sample, [N] each; T steps if the margin is never reached.
     """
     counts = torch.arange(1, len(votes) + 1).view(-1, 1, 1)
     running = votes.double().cumsum(0) / counts
-    safe = _ahead(running) >= margin
+    safe = _margins(running) >= margin
     safe[-1] = True
     at = safe.int().argmax(0)
     return running.argmax(-1).gather(0, at[None])[0], at + 1

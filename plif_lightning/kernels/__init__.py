@@ -1,4 +1,4 @@
-"""Fused forms of the reference's functions, for the CPU and for CUDA."""
+"""Fused and event-driven kernels of the reference's functions, for the CPU and for CUDA."""
 
 from plif_lightning.kernels.backend import Backend, BackendName
 from plif_lightning.kernels.bits import SparseMaps, unpack

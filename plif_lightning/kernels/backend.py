@@ -1,4 +1,4 @@
-"""Which form of the functions runs where."""
+"""Choice of kernels: which form of each function runs on which device."""
 
 import importlib.util
 from typing import Any, Literal, get_args
@@ -16,8 +16,8 @@ from plif_lightning.kernels.policy import TYPES, WORTH_LOOKING, Op, OpName, Spar
 BackendName = Literal["auto", "reference", "cpu", "triton"]
 
 
-# numba knows no float16; the Triton kernels compute in float32.
-_UNKNOWN_TYPE = {"cpu": torch.float16, "triton": torch.float64}
+# numba does not support float16; the Triton kernels compute in float32.
+_UNSUPPORTED_TYPE = {"cpu": torch.float16, "triton": torch.float64}
 
 
 def triton_is_there() -> bool:
@@ -25,13 +25,14 @@ def triton_is_there() -> bool:
 
 
 class Backend:
-    """A choice between the reference and its fused forms, made anew for each device.
+    """A choice between the reference and its fused forms, resolved per device.
 
     Args:
-        name: `auto` takes the fastest form that can run where the data is: compiled for the CPU (numba), Triton on
-            a CUDA device, otherwise the reference. The others take what they name.
-        sparse: whether the CPU's convolutions and FC layers of spikes skip silent inputs: `auto` does where that is
-            faster, by the spikes' share and what was measured on this machine; `never` and `always` are for tests.
+        name: `auto` takes the fastest form that runs on the device of the data: numba kernels on a CPU, Triton on a
+            CUDA device, otherwise the reference. `reference`, `cpu` and `triton` force one.
+        sparse: skip silent inputs in convolutions and FC layers of spikes on a CPU: `auto` where it is faster, by the
+            density of the input and the break-even density measured on this machine; `never` and `always` are for
+            tests.
 
     Raises:
         UserError: an unknown name, or one that cannot run on this machine.
@@ -53,7 +54,7 @@ class Backend:
         """The form that runs on this device: reference, cpu or triton.
 
         Raises:
-            UserError: the backend that was asked for does not run there.
+            UserError: the requested backend does not run on this device.
         """
         if self.name == "auto":
             if device.type == "cuda" and self._triton:
@@ -67,9 +68,9 @@ class Backend:
         return self.name
 
     def fuses(self, device: torch.device, dtype: torch.dtype | None = None) -> bool:
-        """Whether the fused forms run on this device, and not the reference; errors as `chosen`."""
+        """True if the fused forms run on this device in this type, False for the reference; errors as `chosen`."""
         chosen = self.chosen(device)
-        if dtype is not None and dtype == _UNKNOWN_TYPE.get(chosen):
+        if dtype is not None and dtype == _UNSUPPORTED_TYPE.get(chosen):
             if self.name == "auto":
                 return False
             raise UserError(f"backend={chosen!r} does not compute in {str(dtype)[6:]}: pass --model.backend auto.")
@@ -78,13 +79,13 @@ class Backend:
     def skips_silence(self, x: Tensor, weight: Tensor, binary: bool = True) -> bool:
         """True if the event-driven form of a layer, or of its weight's gradient, is likely faster for x.
 
-        An estimate from a sample of x, which spares dense inputs the packing into bits: the operators, which are given
-        `sparse`, count all of x and choose for themselves.
+        The density is estimated from a sample of x, so that dense inputs need not be packed into bits. The operators
+        then count all of x and choose a form themselves, by `sparse`.
 
         Args:
-            x: [N, C, H, W], C innermost in memory, or [*, K], in the type that is computed in.
-            weight: of a 3x3 convolution [O, C, 3, 3], or of an FC layer [O, K].
-            binary: x is spikes; else it is what a network's first block takes.
+            x: [N, C, H, W], C innermost in memory, or [*, K], in the type that the layer computes in.
+            weight: weight of a 3x3 convolution [O, C, 3, 3], or of an FC layer [O, K].
+            binary: x is spikes; otherwise it is the input of a network's first block.
         """
         if self.sparse == "never" or x.dtype not in TYPES or x.device.type != "cpu" or self.chosen(x.device) != "cpu":
             return False
@@ -103,6 +104,6 @@ class Backend:
         return choose(forward, density) or (trained and choose(forward._replace(name=names[1]), density))
 
     def integrate_and_fire(self, x: Tensor, *arguments: Any, **settings: Any) -> tuple[Tensor, Tensor]:
-        """`dynamics.integrate_and_fire` in the form of this backend; its arguments."""
+        """`dynamics.integrate_and_fire` in the form of this backend; same arguments."""
         run = fused.integrate_and_fire if self.fuses(x.device, x.dtype) else reference.integrate_and_fire
         return run(x, *arguments, **settings)

@@ -1,4 +1,4 @@
-"""Spikes as bits, 64 inputs to a word; and what the event-driven loops need to know of an input."""
+"""Spikes packed as bits, 64 inputs per word, and index lists of non-zero inputs for the event-driven loops."""
 
 from typing import Any, NamedTuple
 
@@ -11,36 +11,36 @@ from plif_lightning.kernels.layout import threads_for
 from plif_lightning.kernels.parallel import parallel
 
 _WORD = 64
-# Steps of a neuron that take the time of listing one spike.
+# Cost of listing one spike, in neuron-steps.
 _LISTED = 4
-# Values that are looked at to decide which form is to be taken.
+# Number of values sampled to estimate a density.
 _SAMPLE = 2**17
 
 
 def array_of_rows(x: Tensor) -> NDArray[Any]:
-    """The memory of a matrix; bfloat16 as its bits."""
+    """A matrix as a NumPy array that shares its memory; bfloat16 as its bits in uint16."""
     x = x.detach()
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def array_of_bits(bits: Tensor) -> NDArray[Any]:
-    """As the loops take them: without a sign."""
+    """Words as the compiled loops take them: uint64, in the same memory."""
     return bits.numpy().view(np.uint64)
 
 
 def pixels_of(x: Tensor) -> Tensor:
-    """Maps [N, C, H, W] as rows [N H W, C], a view where C is innermost in memory."""
+    """Feature maps [N, C, H, W] as rows [N H W, C], a view if C is innermost in memory."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 def words_for(inputs: int) -> int:
-    """Words that a bit for each input takes."""
+    """Number of words that hold one bit per input."""
     return -(-inputs // _WORD)
 
 
 def pack(x: Tensor) -> tuple[Tensor, int]:
-    """Which values of x [R, K] are not zero, as bits [R, K / 64] int64, and how many."""
-    from plif_lightning.kernels import cpu_sparse  # which numba compiles
+    """Bits [R, K / 64] int64 that mark the non-zero values of x [R, K], and how many there are."""
+    from plif_lightning.kernels import cpu_sparse  # deferred: imports numba
 
     bits = torch.empty(len(x), words_for(x.shape[1]), dtype=torch.int64, device="cpu")
     threads = threads_for(x.numel())
@@ -51,7 +51,7 @@ def pack(x: Tensor) -> tuple[Tensor, int]:
 
 
 def unpack(bits: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
-    """Spikes [R, K] of bits [R, K / 64]."""
+    """Spikes [R, K] from bits [R, K / 64]."""
     from plif_lightning.kernels import cpu_sparse
 
     x = torch.empty(len(bits), inputs, dtype=dtype, device="cpu")
@@ -61,7 +61,7 @@ def unpack(bits: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
 
 
 def number_of_spikes(bits: Tensor) -> int:
-    """How many bits are set."""
+    """Number of bits that are set."""
     from plif_lightning.kernels import cpu_sparse
 
     threads = threads_for(bits.numel())
@@ -71,7 +71,7 @@ def number_of_spikes(bits: Tensor) -> int:
 
 
 def share_of_spikes(x: Tensor) -> float:
-    """About which share of the values of x [R, K] is not zero, from some of its rows; the same for the same x."""
+    """Estimated density of x [R, K], from a deterministic sample of its rows."""
     from plif_lightning.kernels import cpu_sparse
 
     x = x.detach().contiguous()
@@ -80,11 +80,11 @@ def share_of_spikes(x: Tensor) -> float:
 
 
 class SparseMaps(NamedTuple):
-    """Maps [N, C, H, W] as the event-driven loops read them.
+    """Feature maps [N, C, H, W] in the form that the event-driven loops read.
 
     Attributes:
-        bits: which values are not zero [N H W, C / 64].
-        values: all of them [N H W, C], float32 or bfloat16; None where those that are not zero are ones.
+        bits: mark the non-zero values [N H W, C / 64].
+        values: all values [N H W, C], float32 or bfloat16; None for spikes.
         shape: [N, C, H, W].
     """
 
@@ -94,7 +94,7 @@ class SparseMaps(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, binary: bool) -> "SparseMaps":
-        """Those of a tensor [N, C, H, W], of which `binary` says that it holds zeros and ones only."""
+        """From a tensor [N, C, H, W]; `binary`: it is spikes."""
         n, channels, height, width = x.shape
         rows = pixels_of(x.detach()).contiguous()
         return cls(pack(rows)[0], None if binary else rows, (n, channels, height, width))
@@ -116,14 +116,14 @@ class SparseMaps(NamedTuple):
         return bits
 
     def arrays(self, table: NDArray[Any] | None = None) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """As the compiled loops take them beside a table: `list_rows`' places and starts, and values in one row.
+        """As the compiled loops take them: `list_rows`' places and starts, and the values, flat.
 
-        There are no values of spikes.
+        For spikes the values are empty, with the dtype that values for this table would have.
         """
         places, starts = self._lists()
         if self.values is not None:
             return places, starts, array_of_rows(self.values).reshape(-1)
-        # Of the type that values would have: loops are compiled for as few types as can be.
+        # The same type as values, so that the loops are compiled for fewer types.
         wide = table is None or table.dtype != np.uint16
         return places, starts, np.empty(0, np.float32 if wide else np.uint16)
 

@@ -1,6 +1,7 @@
-"""Convolutional blocks whose convolution's output is never in memory as a whole.
+"""Convolutional blocks that never store the convolution's full output.
 
-What is not zero in the input is gone over once; or the library's convolution makes a band of rows at a time.
+The event-driven form sums the non-zero inputs around each position; the dense form computes one band of rows at a time
+with PyTorch's convolution.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,11 +44,11 @@ from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.policy import TYPES, Form, Op, OpName, Sparse, candidates_of, choose
 from plif_lightning.kernels.sparse import in_vectors, require_fit, table_of
 
-# Potentials that are worked on at a time: half of a first-level cache.
+# Potentials per unit of work: they fill half of a first-level cache.
 _AT_A_TIME = 2**12
-# Units of work for each thread, where a map has so many: threads share them evenly.
+# Minimum number of units of work per thread, for load balance, if the feature map is large enough.
 _UNITS = 4
-# Steps that forms are tried on: maps of so many leave the caches, as those of a network's first block do.
+# Time-steps of a timing: enough for its feature maps to exceed the caches, as those of a network's first block do.
 _STEPS = 8
 _NO_POTENTIAL = torch.empty(0, 1, dtype=torch.float32, device="cpu")
 
@@ -55,15 +56,15 @@ _NO_POTENTIAL = torch.empty(0, 1, dtype=torch.float32, device="cpu")
 class EventBlock:
     """A 3x3 convolution with padding 1, BN's affine map or a bias, neurons and a 2x2 max-pool; no gradients.
 
-    Its spikes are those of the same parts one after another: the sums are `conv_events`'s, to the bit.
+    Its spikes equal those of the parts run one by one: the sums are bit-identical to `conv_events`.
 
     Args:
         table: `table_of` the weight [9 C, O]: float32, bfloat16, int8 or int16.
-        scale: what the sums are multiplied with, [T or 1, O] float32.
-        shift: what is added then, as scale.
-        learned: 1/tau and V_th, `layout.rows_of` them.
-        constants: of the neurons.
-        pool: none, max_first or max_random, of which the spikes are the same.
+        scale: factor of the sums, [T or 1, O] float32.
+        shift: added to the scaled sums, as scale.
+        learned: 1/tau and V_th, see `layout.rows_of`.
+        constants: constants of the neurons.
+        pool: number of the pooling: none, max_first or max_random, which give the same spikes.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class EventBlock:
         self._outputs = table.shape[1]
         self._table = array_of_rows(in_vectors(table))
         rows = learned.detach().expand(2, self._outputs)
-        # Outputs that only fill a vector up never fire: their potential stays at V_reset, or rises by zeros.
+        # Padding outputs get an infinite threshold, so that they never fire.
         thresholds = torch.full((self._table.shape[1],), torch.inf, dtype=torch.float32, device="cpu")
         thresholds[: self._outputs] = rows[V_THRESHOLD]
         rows_of_channels = (in_vectors(x.detach()).reshape(-1) for x in (scale, shift, rows[K]))
@@ -84,14 +85,14 @@ class EventBlock:
     def of_neurons(
         cls, table: Tensor, scale: Tensor | None, bias: Tensor | None, k: Tensor | None, firing: Firing, pool: Pool
     ) -> "EventBlock":
-        """That of a folded layer.
+        """The block of a layer with folded BN.
 
         Args:
-            table: as above.
-            scale: of each output [O], for a table of integers.
-            bias: of each output [O], or None.
+            table: as in the class.
+            scale: factor of each output [O], for a table of integers.
+            bias: bias of each output [O], or None.
             k: 1/tau, a scalar or [O]; None without leak.
-            firing: V_th, V_reset, and what the reset is.
+            firing: V_th, V_reset and the kind of reset.
             pool: none, max_first or max_random.
         """
         one = torch.ones(table.shape[1], dtype=torch.float32, device="cpu")
@@ -105,11 +106,11 @@ class EventBlock:
         return self._run(x, steps, self._pooled, _NO_POTENTIAL, _NO_POTENTIAL)
 
     def step(self, x: SparseMaps, v: Tensor | None) -> tuple[SparseMaps, Tensor]:
-        """Pooled spikes of x [N, C, H, W] and the potential after it; v [N, H, W, O], V_reset where it is None."""
+        """Pooled spikes of one time-step x [N, C, H, W], and the next potential; v [N, H, W, O] (None: V_reset)."""
         n, _, height, width = x.shape
         after = torch.empty(n, height, width, self._outputs, dtype=torch.float32, device="cpu")
         before = _NO_POTENTIAL if v is None else v.reshape(-1, self._outputs)
-        # Neurons of a last row or column that is in no window have a potential, too.
+        # With an odd size, neurons outside of all windows need their potential too: pool afterwards.
         whole = self._pooled and height % 2 == width % 2 == 0
         spikes = self._run(x, 1, whole, before, after.view(-1, self._outputs))
         if self._pooled and not whole:
@@ -117,7 +118,7 @@ class EventBlock:
         return spikes, after
 
     def _run(self, x: SparseMaps, steps: int, pooled: bool, v_first: Tensor, v_last: Tensor) -> SparseMaps:
-        from plif_lightning.kernels import cpu_block  # which numba compiles
+        from plif_lightning.kernels import cpu_block  # deferred: imports numba
 
         images, channels, height, width = x.shape
         if 9 * channels != len(self._table):
@@ -150,10 +151,7 @@ def _conv_fire_pool(
     constants: Sequence[float],
     sparse: str,
 ) -> Tensor:
-    """Pooled spikes [T, N, C', H', W'] of the convolution of x [T, N, C, H, W]; see `ops.fire`.
-
-    The convolution's output is never there as a whole. binary: x holds zeros and ones.
-    """
+    """Pooled spikes [T, N, C', H', W'] of the convolution of x [T, N, C, H, W]; see `ops.fire`. binary: x is spikes."""
     require_fit(x.flatten(0, 1), conv)
     _require_rows(scale, shift, len(x), len(conv))
     maps = _sparse_maps(x, conv, "conv" if binary else "events", pool, sparse)
@@ -177,14 +175,16 @@ def _empty_spikes(x: Tensor, conv: Tensor, pool: int) -> Tensor:
 
 
 def _require_rows(scale: Tensor, shift: Tensor, steps: int, outputs: int) -> None:
-    """Refuses rows that the loops would read beyond the end of."""
+    """Refuse scale and shift of a wrong shape: the loops would read beyond their end."""
     for name, rows in (("scale", scale), ("shift", shift)):
         if rows.shape != scale.shape or rows.shape not in ((1, outputs), (steps, outputs)):
-            raise UserError(f"{name} must be [1 or {steps}, {outputs}], both alike, got {list(rows.shape)}.")
+            raise UserError(
+                f"{name} must be [1 or {steps}, {outputs}], the same for scale and shift, got {list(rows.shape)}."
+            )
 
 
 def _sparse_maps(x: Tensor, conv: Tensor, name: OpName, pool: int, sparse: str) -> SparseMaps | None:
-    """The non-zero inputs of x [T, N, C, H, W] if the event-driven form of the operator is to be taken, else None."""
+    """The non-zero inputs of x [T, N, C, H, W] if `choose` takes the event-driven form of the operator, else None."""
     if sparse == "never" or x.device.type != "cpu" or pool == POOLS["avg"]:
         return None
     if x.dtype not in TYPES:
@@ -222,9 +222,9 @@ def _conv_fire_pool_backward(
     constants: Sequence[float],
     sparse: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the convolution's weight, of the statistics in it aside; sums and gradient of `learned`.
+    """Gradient of the convolution's weight, without that through BN's statistics; sums; gradient of `learned`.
 
-    The last two are those of `ops.fire_backward`, whose arguments those here are, and of `conv_fire_pool`.
+    The last two as in `ops.fire_backward`; arguments as in `ops.fire_backward` and `conv_fire_pool`.
     """
     given = scale, shift, mean, learned, seed, grad_out, pool, constants
     maps = _sparse_maps(x, conv, "events_weight", pool, sparse)
@@ -241,7 +241,7 @@ def _back_to_events(
     steps, n, outputs, height, width = len(grad_out), grad_out.shape[1], len(conv), *x.shape[2:]
     halve = 2 if pool else 1
     geometry = Geometry(torch.empty(steps, n, outputs, height, width, device="meta"), steps, pool, SUM)
-    # The sums of all steps, and their gradients, are there beside the potentials.
+    # Sums of all steps and their gradients must fit the cache together with the potentials.
     run = max(1, min(width // halve, geometry.run // outputs // 2))
     geometry.run = run * outputs
     slots = geometry.threads
@@ -295,18 +295,18 @@ def _(
 
 
 def _bands(x: Tensor, channels: int, pool: int) -> Iterator[tuple[int, Tensor]]:
-    """First row of each band, and what a convolution [T N, C, rows + 2, W] needs for it: a row more at both ends."""
+    """First row of each band, and its convolution's input [T N, C, rows + 2, W], with a border row at both ends."""
     t, n, _, height, width = x.shape
     rows = max(2, at_a_time(x.device) // max(1, t * n * width * channels) // 2 * 2)
-    around = F.pad(x.flatten(0, 1), (0, 0, 1, 1))
+    padded = F.pad(x.flatten(0, 1), (0, 0, 1, 1))
     last = height // 2 * 2 if pool else height
     for first in range(0, last, rows):
-        yield first, around[:, :, first : min(first + rows, last) + 2]
+        yield first, padded[:, :, first : min(first + rows, last) + 2]
 
 
 @candidates_of("events", "events_weight")
 def _candidates(op: Op, density: float) -> tuple[Form, Form]:
-    """Both forms of a block of convolution, neurons and pool on random frames, or of its gradients."""
+    """Event-driven and dense form of a convolution-neuron-pool block, or of its gradients, on random frames."""
     generator = torch.Generator().manual_seed(0)
     (height, width), dtype = op.size, op.dtype
     n = op.rows // (height * width)

@@ -20,16 +20,16 @@ from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.policy import TYPES, Sparse
 
-# Density up to which `auto` adds moments up from the non-zero values alone.
+# Density up to which `auto` computes moments from the non-zero values only.
 _FEW = 0.1
 
 
 class PatchMoments(NamedTuple):
-    """What the batch statistics of any 3x3 convolution over x [T, N, C, H, W] follow from, in float64.
+    """Moments of the 3x3 patches of x, in float64; the batch statistics of any 3x3 convolution over x follow from them.
 
     Attributes:
-        mean: of the values of a patch, with the zeros around an image, [T, 9 C].
-        covariance: of them [T, 9 C, 9 C].
+        mean: mean patch of x [T, N, C, H, W] with zero padding, [T, 9 C].
+        covariance: covariance of the patches, [T, 9 C, 9 C].
     """
 
     mean: Tensor
@@ -37,7 +37,7 @@ class PatchMoments(NamedTuple):
 
     @staticmethod
     def of(x: Tensor, sparse: Sparse = "never") -> "PatchMoments":
-        """Those of x; `sparse` as in `conv_fire_pool`."""
+        """Moments of x [T, N, C, H, W]; `sparse` as in `conv_fire_pool`."""
         return PatchMoments(*torch.ops.plif.patch_moments(x.detach(), sparse))
 
     def of_convolution(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ def _moments_of_events(x: SparseMaps, t: int) -> tuple[Tensor, Tensor]:
     parallel(cpu_block.patch_moments, t, threads_for(images * channels * height * width), *arrays, n, height, width)
     count = n * height * width
     mean = sums / count
-    # In float64 nothing is lost by this order: counts of events and their products are whole numbers.
+    # E[xy] - E[x] E[y] does not lose digits here: event counts and their products are integers, exact in float64.
     return mean, products / count - mean[:, :, None] * mean[:, None]
 
 
@@ -121,8 +121,8 @@ class _ConvFirePool(torch.autograd.Function):
             x, conv, scale, shift, mean, learned, seed, grad_out, pool, constants, sparse
         )
         if patch_mean is not None:
-            # The rest of dL/dy, slope (y - mean) + constant, is a function of y, which is linear in the patches: what
-            # it adds to the gradient of the weights follows from the patches' moments.
+            # The remaining term of dL/dy, slope (y - mean) + constant, is affine in y, and y is linear in the patches:
+            # its part of the weight's gradient follows from the patches' moments.
             of_step = x.shape[1] * x.shape[3] * x.shape[4]
             count = of_step * (len(x) // len(scale))
             slope, constant = (
@@ -130,9 +130,9 @@ class _ConvFirePool(torch.autograd.Function):
             )
             w = conv.flatten(1).double()
             of_y = w @ patch_covariance  # [T, C', 9 C]
-            beside = (patch_mean @ w.T - mean)[:, :, None] * patch_mean[:, None]
+            of_means = (patch_mean @ w.T - mean)[:, :, None] * patch_mean[:, None]
             grad_conv += (
-                (slope * (of_y + beside) + constant * patch_mean[:, None]).sum(0).mul(of_step).view_as(conv)
+                (slope * (of_y + of_means) + constant * patch_mean[:, None]).sum(0).mul(of_step).view_as(conv)
             ).to(grad_conv.dtype)
         grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
         return None, grad_conv.to(conv.dtype), grad_weight, grad_bias, grad_learned, *[None] * 10
@@ -155,25 +155,27 @@ def conv_fire_pool(
     firing: Firing = Firing(),
     sparse: Sparse = "never",
 ) -> Tensor:
-    """`norm_fire_pool` of a 3x3 convolution of x, whose output is never stored as a whole.
+    """`norm_fire_pool` of a 3x3 convolution of x, whose full output is never stored.
 
     The first convolution of a network for events has few input channels and the largest output: recomputing it in the
-    backward pass costs less than writing it to memory and reading it. Without gradients that holds for all blocks.
+    backward pass is cheaper than storing and loading its output. Without gradients this applies to all blocks.
 
     Args:
         x: events, images or, without gradients, spikes [T, N, C, H, W]. No gradient flows to x.
         conv: weight of a convolution with padding 1 and without bias [C', C, 3, 3], in the dtype of x.
-        weight: of BN [C'].
-        bias: of BN [C'].
-        mean: that the convolution's output is normalised with, [T or 1, C'].
-        invstd: as mean.
+        weight: BN's weight [C'].
+        bias: BN's bias [C'].
+        mean: mean of the normalisation, [T or 1, C']; gets no gradient.
+        invstd: 1 / sqrt(variance + eps), as mean.
         k: 1/tau, a scalar or [C']; None without leak.
-        binary: x holds zeros and ones.
-        patches: those of x, where mean and invstd are of this batch and gradients flow through them.
-        synchronise: whether they are those of all processes' batches.
-        pool: as `norm_fire_pool`, and so are the arguments after it.
+        binary: x is spikes.
+        patches: moments of x, if mean and invstd are statistics of this batch, so that gradients flow through them.
+        synchronise: mean and invstd are taken over the batches of all processes.
+        pool: as in `norm_fire_pool`.
+        seed: as in `norm_fire_pool`.
+        firing: as in `norm_fire_pool`.
         sparse: skip zeros of x on the CPU if that is faster (`auto`), `never` or `always`; never before an average
-            pool. An infinite weight makes NaN of a zero, unless it is skipped.
+            pool. An infinite weight times a zero gives NaN only if the zero is not skipped.
 
     Returns:
         Spikes [T, N, C', H', W'] in the dtype of x.

@@ -1,13 +1,13 @@
 """BN, the neuron over all T and the pool in one pass, compiled for the CPU.
 
-A map is taken as rows of neighbouring values with C innermost (PyTorch's channels_last): whatever BN, a neuron or
-a window does, it does to long rows at a time, in short loops over few arrays, which is what the compiler turns into
-vector instructions. One unit of work is a run of a row (without pool) or of two rows (with a pool): all T steps of
-it are done before the next one, so that its potentials stay in the cache. bfloat16 comes as its bits in uint16.
+A feature map is processed as rows of neighbouring values with C innermost (PyTorch's channels_last): BN, neurons and
+windows run over long rows in short loops over few arrays, which the compiler vectorises. One unit of work is a run of a
+row (without a pool) or of two rows (with a pool): all T steps of a unit run before the next unit, so that its
+potentials stay in the cache. bfloat16 is passed as its bits in uint16.
 
-The loops take whole arrays and places in them, as unsigned numbers. A slice would cost two atomic operations on its
-array's count of references, and a signed index a test for whether it counts from the end: as much as the loop itself.
-They read and write so few arrays that the compiler can tell them apart (at most 8 comparisons of two).
+The loops take whole arrays and unsigned indices into them. A slice would cost two atomic operations on its array's
+reference count, and a signed index a test for negative values: as much as the loop itself. Each loop reads and writes
+so few arrays that the compiler can check at run time that they do not overlap (at most 8 comparisons).
 """
 
 import numba
@@ -25,7 +25,7 @@ RECTANGLE, FAST_SIGMOID = (SURROGATES[name] for name in ("rectangle", "fast_sigm
 
 
 def _wide(value):
-    """A value as float32 (float64 where it is)."""
+    """A value as float32; float64 is unchanged."""
     raise NotImplementedError
 
 
@@ -37,7 +37,7 @@ def _wide_overload(value):
 
 
 def _narrow(wide, array):
-    """A value as the array's, rounded to the nearest (even) bfloat16 where that is wanted."""
+    """A value in the array's type; rounded to nearest even for bfloat16."""
     raise NotImplementedError
 
 
@@ -54,7 +54,7 @@ def _narrow_overload(wide, array):
 
 
 def _at(value, i):
-    """Element i of a row with a value for each place, or the number that all places share."""
+    """Element i of a row, or the number itself if all positions share it."""
     raise NotImplementedError
 
 
@@ -66,7 +66,7 @@ def _at_overload(value, i):
 
 
 def _is_learned(v_threshold):
-    """Whether V_th has a value for each place, and so a gradient."""
+    """True if V_th is a row, i.e. learned, and needs a gradient."""
     raise NotImplementedError
 
 
@@ -79,7 +79,7 @@ def _is_learned_overload(v_threshold):
 
 @compiled
 def aligned(size, dtype):
-    """A flat array for so many values, whose vectors lie in one line of the cache each."""
+    """A flat uninitialised array of `size` values, aligned so that no vector crosses a cache line."""
     at_least = np.empty(size + 64, dtype)
     first = -at_least.ctypes.data % 64 // at_least.itemsize
     return at_least[first : first + size]
@@ -87,7 +87,7 @@ def aligned(size, dtype):
 
 @compiled
 def working_rows(rows, run, dtype):
-    """So many rows of zeros to work in."""
+    """Workspace of `rows` rows of `run` zeros."""
     flat = aligned(rows * run, dtype)
     flat[:] = 0
     return flat.reshape((rows, run))
@@ -95,7 +95,7 @@ def working_rows(rows, run, dtype):
 
 @compiled
 def _place(unit, height, width, channels, pooled, run, starts):
-    """Where a unit lies: the starts of its four neurons in a step, its place in the output, its length."""
+    """Output offset and length of a unit; writes the offsets of its four neurons in a step to `starts`."""
     if not pooled:
         starts[0] = unit * run
         return unit * run, min(run, height * width * channels - unit * run)
@@ -111,7 +111,7 @@ def _place(unit, height, width, channels, pooled, run, starts):
 
 @compiled
 def _load(y, t, start, chunk, n, rows, row):
-    """Copies into a row the n values of a step from `start` on, of which chunks alternate with another neuron's."""
+    """Copy n values of a step from `start` on into a row; chunks alternate with another neuron's of the same window."""
     s, r = np.uintp(t), np.uintp(row)
     for w in range(n // chunk):
         at, to = np.uintp(start + 2 * w * chunk), np.uintp(w * chunk)
@@ -122,7 +122,7 @@ def _load(y, t, start, chunk, n, rows, row):
 
 @compiled
 def _store(rows, row, n, chunk, y, t, start):
-    """The other way round."""
+    """Write a row back to the feature map; inverse of `_load`."""
     s, r = np.uintp(t), np.uintp(row)
     for w in range(n // chunk):
         at, of = np.uintp(start + 2 * w * chunk), np.uintp(w * chunk)
@@ -140,7 +140,7 @@ def _fill(rows, row, n, value):
 
 @compiled
 def _normalise(y, t, start, chunk, n, scale, shift, s, x, row):
-    """BN's output X of the values that `_load` takes."""
+    """BN's output X of the values that `_load` would copy."""
     step, of_step, r = np.uintp(t), np.uintp(s), np.uintp(row)
     for w in range(n // chunk):
         at, to = np.uintp(start + 2 * w * chunk), np.uintp(w * chunk)
@@ -151,14 +151,14 @@ def _normalise(y, t, start, chunk, n, scale, shift, s, x, row):
 
 @compiled
 def _reset(h, v_threshold, v_reset, soft):
-    """V_t, from H_t."""
+    """V_t from H_t."""
     after_spike = h - v_threshold if soft else v_reset
     return after_spike if h >= v_threshold else h
 
 
 @compiled
 def _fire(x, k, v, spikes, row, n, leak, v_threshold, v_reset, soft):
-    """Spikes S_t; V_t in place of V_{t-1}."""
+    """Compute spikes S_t, and V_t in place of V_{t-1}."""
     one = x.dtype.type(1.0)
     r = np.uintp(row)
     for j in range(n):
@@ -172,7 +172,7 @@ def _fire(x, k, v, spikes, row, n, leak, v_threshold, v_reset, soft):
 
 @compiled
 def _pool(spikes, n, average, out, t, start):
-    """Windows of four rows of spikes."""
+    """Pool the windows formed by four rows of spikes."""
     step, first = np.uintp(t), np.uintp(start)
     a, b, c, d = np.uintp(0), np.uintp(1), np.uintp(2), np.uintp(3)
     quarter = spikes.dtype.type(0.25)
@@ -195,9 +195,9 @@ def forward(
 ):  # fmt: skip
     """Spikes of units begin .. end - 1.
 
-    y is [T or 1, everything of a step], scale and shift are [T or 1, run], k is [run]; v_first and v_last are
-    [1, everything of a step], or empty. `height` is that of one image; without a pool, of all images together.
-    `constants` is `layout.Constants`; v_threshold a number, or one for each place in a run [run].
+    y is [T or 1, N H W C], scale and shift are [T or 1, run], k is [run]; v_first and v_last are [1, N H W C] or empty.
+    `height` is that of one image; without a pool, of all images together. `constants` is `layout.Constants`;
+    v_threshold is a number, or a row [run].
     """
     leak, v_reset, soft = constants.leak, constants.v_reset, constants.soft
     pooled = pool != NO_POOL
@@ -236,7 +236,7 @@ def forward(
 def _charge_again(
     y, t, start, chunk, n, scale, shift, s, k, potentials, before, row, resets, leak, v_threshold, v_reset, soft
 ):
-    """H_t, from H_{t-1} in the row `before`; from V_{-1} where there was no spike to reset it."""
+    """Recompute H_t from H_{t-1} in the row `before`; from V_{-1} if not `resets`, i.e. at the first step."""
     step, of_step, last, r = np.uintp(t), np.uintp(s), np.uintp(before), np.uintp(row)
     for w in range(n // chunk):
         at, to = np.uintp(start + 2 * w * chunk), np.uintp(w * chunk)
@@ -250,7 +250,7 @@ def _charge_again(
 
 @compiled
 def _charge_held(x, row_of_x, n, k, potentials, before, row, resets, leak, v_threshold, v_reset, soft):
-    """The same where X is the same at all steps."""
+    """`_charge_again` for a held input: X is the same at all steps."""
     held, last, r = np.uintp(row_of_x), np.uintp(before), np.uintp(row)
     for j in range(n):
         i = np.uintp(j)
@@ -261,7 +261,7 @@ def _charge_held(x, row_of_x, n, k, potentials, before, row, resets, leak, v_thr
 
 @compiled
 def _count_fired(potentials, row, n, v_threshold, tied):
-    """How many neurons of each window are tied: those that fired, or all four where none did."""
+    """Number of tied neurons in each window: those that fired, or all four if none did."""
     one = tied.dtype.type(1.0)
     zero, four = one - one, one + one + one + one
     a, b, c, d = np.uintp(row), np.uintp(row + 1), np.uintp(row + 2), np.uintp(row + 3)
@@ -277,7 +277,7 @@ def _count_fired(potentials, row, n, v_threshold, tied):
 
 @compiled
 def _ranks(tied, n, number, place, seed, rank):
-    """A rank from 0 to tied - 1, each with the same chance, from a hash of the place (lowbias32, Wellons 2018)."""
+    """Draw a rank uniformly from 0 to tied - 1 by hashing the position of the window (lowbias32, Wellons 2018)."""
     scale = rank.dtype.type(2**-24)
     first = np.uintp(0)
     for j in range(n):
@@ -291,7 +291,7 @@ def _ranks(tied, n, number, place, seed, rank):
 
 @compiled
 def _winners(potentials, row, n, v_threshold, winner):
-    """Turns a rank among the tied neurons of each window into the number of the neuron that has it, 0 to 3."""
+    """Replace a rank among the tied neurons of each window by the index of that neuron, 0 to 3."""
     one = winner.dtype.type(1.0)
     zero, only = one - one, np.uintp(0)
     a, b, c, d = np.uintp(row), np.uintp(row + 1), np.uintp(row + 2), np.uintp(row + 3)
@@ -309,10 +309,10 @@ def _winners(potentials, row, n, v_threshold, winner):
 
 @compiled
 def _grad_h(h, grad_spike, derivative, grad_v, v_threshold, v_reset, soft, detach):
-    """dL/dH_t from those of S_t and V_t, Eqs. 8-17."""
+    """dL/dH_t from dL/dS_t and dL/dV_t, Eqs. 8-17."""
     if not detach:
         grad_spike = grad_spike + grad_v * (-v_threshold if soft else v_reset - h)
-    # A gradient that is not a number stays so through a reset.
+    # grad_v - grad_v instead of 0 propagates NaN through a reset.
     kept = grad_v if soft or h < v_threshold else grad_v - grad_v
     return grad_spike * derivative + kept
 
@@ -322,12 +322,12 @@ def _back_to_h(
     potentials, row_of_h, n, grad, share, winner, row, by_winner, grad_v, kind, width, detach, v_threshold, v_reset,
     soft,
 ):  # fmt: skip
-    """dL/dH_t in place of dL/dV_t. S_t gets its share of the window's gradient, or all of it where it is the winner."""
+    """Replace dL/dV_t by dL/dH_t. S_t gets a share of the window's gradient, or all of it if it is the winner."""
     one = grad.dtype.type(1.0)
     zero, half, pi, inverse = one - one, grad.dtype.type(0.5), grad.dtype.type(np.pi), one / width
     own = grad.dtype.type(row)
     only, r, of_h = np.uintp(0), np.uintp(row), np.uintp(row_of_h)
-    # A loop for each: the exponential in one for all would keep it from vector instructions, at twice the time.
+    # One loop per surrogate: in a common loop the exponential prevents vectorisation and doubles the runtime.
     if kind == ATAN:
         for j in range(n):
             i = np.uintp(j)
@@ -340,7 +340,7 @@ def _back_to_h(
         for j in range(n):
             i = np.uintp(j)
             h = potentials[of_h, i]
-            # s(z) s(-z): s (1 - s) cancels where the neuron is saturated
+            # s(z) s(-z), as s (1 - s) cancels if the neuron is saturated
             z = np.exp(-abs((h - _at(v_threshold, i)) / width))
             derivative = z / ((one + z) * (one + z)) / width
             g = share * grad[only, i] if not by_winner or winner[only, i] == own else zero
@@ -373,7 +373,7 @@ def _back_to_h(
 
 @compiled
 def _sum_with_y(y, t, start, chunk, n, mean, s, grad_h, row, totals, to_grad, to_product):
-    """Adds dL/dH, and its product with y - mean, to two rows of totals."""
+    """Add dL/dH, and its product with y - mean, to two rows of totals."""
     step, of_step, r = np.uintp(t), np.uintp(s), np.uintp(row)
     a, b = np.uintp(to_grad), np.uintp(to_product)
     for w in range(n // chunk):
@@ -387,7 +387,7 @@ def _sum_with_y(y, t, start, chunk, n, mean, s, grad_h, row, totals, to_grad, to
 
 @compiled
 def _sum_below_threshold(potentials, row_of_h, n, grad_v, row, v_threshold, totals, to_sum):
-    """Adds dL/dV_t where H_t stayed below V_th: with -dL/dH_t it makes dL/dV_th, whatever the reset is."""
+    """Add dL/dV_t where H_t < V_th: minus dL/dH_t this is dL/dV_th, for either reset."""
     of_h, r, a = np.uintp(row_of_h), np.uintp(row), np.uintp(to_sum)
     zero = totals.dtype.type(0.0)
     for j in range(n):
@@ -405,7 +405,7 @@ def _subtract(rows, row, n, totals, from_sum):
 
 @compiled
 def _sum_with_v(potentials, before, n, grad_h, row, resets, v_threshold, v_reset, soft, totals, to_product):
-    """Adds dL/dH_t times V_{t-1} - V_reset; `before` as in `_charge_again`."""
+    """Add dL/dH_t (V_{t-1} - V_reset) to totals; `before` and `resets` as in `_charge_again`."""
     last, r, a = np.uintp(before), np.uintp(row), np.uintp(to_product)
     for j in range(n):
         i = np.uintp(j)
@@ -416,7 +416,7 @@ def _sum_with_v(potentials, before, n, grad_h, row, resets, v_threshold, v_reset
 
 @compiled
 def _back_to_x(grad_v, row, n, chunk, k, leak, grad_y, t, start):
-    """dL/dX_t, and dL/dV_{t-1} in place of dL/dH_t."""
+    """Compute dL/dX_t, and replace dL/dH_t by dL/dV_{t-1}."""
     r, step = np.uintp(row), np.uintp(t)
     for w in range(n // chunk):
         at, of = np.uintp(start + 2 * w * chunk), np.uintp(w * chunk)
@@ -429,7 +429,7 @@ def _back_to_x(grad_v, row, n, chunk, k, leak, grad_y, t, start):
 
 @compiled
 def _back_to_held(grad_v, row, n, k, leak, total):
-    """The same where X is the same at all steps: dL/dH_t is added up."""
+    """`_back_to_x` for a held input: sum up dL/dH_t over the steps."""
     r = np.uintp(row)
     for j in range(n):
         i = np.uintp(j)
@@ -440,11 +440,11 @@ def _back_to_held(grad_v, row, n, k, leak, total):
 
 @compiled
 def work_of_backward(real, steps, run, channels, pooled, map_windows):
-    """Rows that `backward_unit` works in; `number` tells windows and channels apart where ties are drawn."""
+    """Workspace of `backward_unit`; `number` identifies window and channel when ties are drawn."""
     rows = 4 if pooled else 1
     potentials = working_rows((steps + 1) * rows, run, real)  # V_{-1}, H_0, H_1, ...
     grad_v = working_rows(rows, run, real)
-    held = working_rows(rows, run, real)  # X where it is the same at all steps, and the sum of dL/dH_t
+    held = working_rows(rows, run, real)  # X of a held input; the next row is its sum of dL/dH_t
     held_grad = working_rows(rows, run, real)
     window = working_rows(1, run, real)
     tied, winner = aligned(run, real), working_rows(1, run, real)
@@ -456,7 +456,7 @@ def work_of_backward(real, steps, run, channels, pooled, map_windows):
 
 @compiled
 def place_of_ties(target, image_windows, channels, map_windows, first_window):
-    """What the ranks of tied neurons of the first step are drawn with, from the place of a unit's output."""
+    """First hash input of a unit's ties at the first step, from the offset `target` of its output."""
     windows = target // channels
     return windows // image_windows * channels * map_windows + first_window + windows % image_windows
 
@@ -468,9 +468,10 @@ def backward(
 ):  # fmt: skip
     """Gradients of units begin .. end - 1.
 
-    grad_y gets dL/dX, X being BN's output, in the shape of y. sums[slot, 0 and 1] gets, for each row of scale, the
-    sums of dL/dH = 1/k dL/dX and of it times y - mean; sums_learned[slot, K] that of dL/dH_t (V_{t-1} - V_reset),
-    sums_learned[slot, V_THRESHOLD] dL/dV_th where that is learned; all [..., run]. BN's and k's gradients follow.
+    grad_y gets dL/dX, with X = BN's output, in the shape of y. sums[slot, 0] and sums[slot, 1] get, for each row of
+    scale, the sums of dL/dH = 1/k dL/dX and of dL/dH (y - mean); sums_learned[slot, K] gets that of
+    dL/dH_t (V_{t-1} - V_reset), sums_learned[slot, V_THRESHOLD] gets dL/dV_th if it is learned; all [..., run]. The
+    caller derives the gradients of BN and k from them.
     """
     pooled = pool != NO_POOL
     starts = np.zeros(4, np.int64)
@@ -492,7 +493,7 @@ def backward_unit(
     y, starts, target, n, chunk, slot, scale, shift, mean, k, v_first, grad_out, grad_v_last, grad_y, grad_v_first,
     sums, sums_learned, steps, pool, constants, v_threshold, seed, place, places_of_step, work,
 ):  # fmt: skip
-    """Those of n values of the output from `target` on; `starts` are where its neurons lie in a step of y."""
+    """Gradients of one unit: n outputs from `target` on; `starts` are the offsets of its neurons in a step of y."""
     leak, v_reset, soft, detach = constants.leak, constants.v_reset, constants.soft, constants.detach_reset
     kind, surrogate_width = constants.surrogate, constants.surrogate_width
     pooled = pool != NO_POOL
@@ -571,7 +572,7 @@ def backward_unit(
 
 @compiled
 def normalise_back(begin, end, slot, y, grad, factor, offset, slope, run):
-    """Turns dL/d(BN's output) in `grad` into dL/dy = factor grad + offset + slope y, rows of `run` values at a time."""
+    """Replace dL/d(BN's output) in `grad` by dL/dy = factor grad + offset + slope y, `run` values at a time."""
     per_step = (y.shape[1] + run - 1) // run
     for unit in range(begin, end):
         t, first = unit // per_step, (unit % per_step) * run
@@ -590,7 +591,7 @@ def _normalise_back(y, grad, t, start, n, factor, offset, slope, s):
 
 @compiled
 def statistics(begin, end, slot, y, pivot, run, sums):
-    """Adds to sums[slot, 0 and 1, t] the sums over step t of y - pivot and of its square, per place in a run."""
+    """Add the sums over step t of y - pivot and of its square, per position of a run, to sums[slot, 0 and 1, t]."""
     per_step = (y.shape[1] + run - 1) // run
     totals = sums.reshape(sums.size // run, run)
     for unit in range(begin, end):

@@ -1,9 +1,10 @@
-"""A convolution that skips what is silent, BN's affine map, the neuron over all T and the pool, compiled for the CPU.
+"""Event-driven convolution, BN's affine map, the neuron over all T and the pool in one pass, compiled for the CPU.
 
-Nothing but the neurons reads a convolution's output, the largest map of a network. Here it is never in memory: a unit
-of work is a short run of a row (without a pool) or of two rows, whose potentials stay in the first-level cache for all
-T steps. At each step the sums of a position are added up from what spiked around it, and its neurons take them from
-there. Where nothing did, they are zeros and only the neurons remain: in a frame of events that is most of them.
+Only the neurons read a convolution's output, the largest feature map of a network, so it is never stored. A unit of
+work is a short run of a row (without a pool) or of two rows (with a pool), whose potentials stay in the first-level
+cache for all T steps. At each step the sums of a position are computed from the non-zero inputs in its receptive field,
+and its neurons consume them at once. Where all inputs are zero, as at most positions of an event frame, the sums are
+zero and only the neurons are computed.
 """
 
 import numpy as np
@@ -29,7 +30,7 @@ from plif_lightning.runtime.compiled import compiled
 
 
 def _round(table, sums, to):
-    """Rounds a position's sums to the table's type, as a convolution's output would be."""
+    """Round a position's sums to the table's type, as a stored convolution output would be."""
     raise NotImplementedError
 
 
@@ -67,10 +68,10 @@ def conv_fire_pool(
 ):  # fmt: skip
     """Spikes of units begin .. end - 1, as bits.
 
-    places, starts, values and table are those of `cpu_sparse.conv`, for maps [T N, H, W]; the table has a multiple of
-    16 outputs O. scale and shift are [T or 1, O], k and v_threshold [O], all flat and float32; v_first and v_last are
-    [N H W, outputs], or empty. out is [T N H' W', O / 64]. A unit is `run` windows of a row, or of two that are pooled;
-    `constants` is `layout.Constants`.
+    places, starts, values and table are as in `cpu_sparse.conv`, for feature maps [T N, H, W]; the number of outputs O
+    of the table is a multiple of 16. scale and shift are [T or 1, O], k and v_threshold [O], all flat and float32;
+    v_first and v_last are [N H W, outputs], or empty. out is [T N H' W', O / 64]. A unit is `run` positions of a row,
+    or `run` windows of two rows; `constants` is `layout.Constants`.
     """
     outputs = table.shape[1]
     images = (starts.size - 1) // (steps * height * width)
@@ -78,7 +79,7 @@ def conv_fire_pool(
     neurons = halve * halve
     rows, windows = height // halve, width // halve
     runs = (windows + run - 1) // run
-    sums = totals(table, neurons + 1)  # the last are zeros
+    sums = totals(table, neurons + 1)  # the last row stays zero
     at = np.zeros(4, np.int64)
     v = aligned(run * neurons * outputs, np.float32)
     for unit in range(begin, end):
@@ -128,11 +129,11 @@ def conv_fire_pool_backward(
     begin, end, slot, places, starts, values, table, scale, shift, mean, k, nothing, grad_out, sums, sums_learned,
     grad_table, steps, height, width, outputs, run, pool, constants, v_threshold, seed,
 ):  # fmt: skip
-    """Gradients of units begin .. end - 1, which are those of `conv_fire_pool`, with the potentials made anew.
+    """Gradients of units begin .. end - 1, the same units as in `conv_fire_pool`; recomputes the potentials.
 
-    What is not named there is as `cpu.backward` takes it, with tables of `outputs` channels and rows of so many for
-    each of `run` windows. grad_table[slot] gets, for each row of scale, what the gradient of the table is before it is
-    multiplied by that, [S, 9 C, O]. `nothing` stands for potentials that are not wanted.
+    Arguments are as in `conv_fire_pool`, the others as in `cpu.backward`, with `outputs` channels and runs of `run`
+    windows. grad_table[slot] gets, for each row of scale, the gradient of the table before its multiplication by that
+    row, [S, 9 C, O]. `nothing` is an empty array in place of unused potentials.
     """
     images = (starts.size - 1) // (steps * height * width)
     pooled = pool != NO_POOL
@@ -140,7 +141,7 @@ def conv_fire_pool_backward(
     rows, windows = height // halve, width // halve
     runs = (windows + run - 1) // run
     total = totals(table, 1)
-    # A vector more, which what is read of the last position's outputs may reach into.
+    # One vector more: vector loads of the last position's outputs may reach beyond them.
     of_step = halve * halve * run * outputs + LANES
     y = working_rows(steps, of_step, np.float32)
     grad_y = working_rows(steps, of_step, np.float32)
@@ -183,7 +184,7 @@ def conv_fire_pool_backward(
 
 @compiled
 def _put(total, found, outputs, y, t, to):
-    """A position's sums into y, zeros where none were found."""
+    """Write a position's sums to y, zeros if not `found`."""
     step, first = np.uintp(t), np.uintp(to)
     if found:
         for j in range(outputs):
@@ -195,7 +196,7 @@ def _put(total, found, outputs, y, t, to):
 
 @compiled
 def _add_to_table(places, ranges, values, row, x, width, grad_y, t, start, grad_table, to, table):
-    """Adds a position's gradient, times each value that was summed up there, to that value's row of the table's."""
+    """Add a position's gradient times each input value in its receptive field to that input's row of grad_table."""
     channels, outputs = table.shape[0] // 9, table.shape[1]
     for i in range(3):
         of_row, shift = (row + i - 1) * width * channels, (3 * i + 1 - x) * channels
@@ -209,8 +210,8 @@ def _add_to_table(places, ranges, values, row, x, width, grad_y, t, start, grad_
 
 @compiled
 def patch_moments(begin, end, slot, places, starts, values, sums, products, images, height, width):
-    """Of steps begin .. end - 1: the sums of all 3x3 patches' values [T, 9 C], zeros around an image, and of their
-    products [T, 9 C, 9 C]."""
+    """Sums over the 3x3 patches (zero padding) of steps begin .. end - 1: of their values [T, 9 C], and of products of
+    two values [T, 9 C, 9 C]."""
     channels = sums.shape[1] // 9
     patch, found = np.empty(9 * channels, np.int64), np.empty(9 * channels, np.float64)
     for t in range(begin, end):

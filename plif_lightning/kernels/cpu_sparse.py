@@ -1,9 +1,9 @@
-"""Convolutions and FC layers of spikes, compiled for the CPU: where nothing spiked, nothing is done.
+"""Event-driven convolutions and FC layers of spikes, compiled for the CPU: silent inputs are skipped.
 
-A product with zeros and ones is a sum of rows: of the weight's for the output, of the output's gradient for the
-gradient of the weight. Spikes come as bits, 64 inputs to a word. Each loop reads lists of who spiked from them and
-has `vectors` add the rows, in blocks that stay in the second-level cache. Every sum has one order, whatever the number
-of threads.
+A product with zeros and ones is a sum of rows: rows of the weight for the output, rows of the output's gradient for
+the gradient of the weight. Spikes are packed as bits, 64 inputs per word. Each loop turns them into index lists and
+adds the listed rows with `vectors`, in blocks that stay in the second-level cache. The order of each sum does not
+depend on the number of threads.
 """
 
 import numba
@@ -26,13 +26,13 @@ from plif_lightning.runtime.compiled import compiled
 # mypy: disable-error-code="no-untyped-def"
 
 _INTEGERS = (numba.types.int8, numba.types.int16)
-# Between the rows of a block: at distances of a power of two they would push each other out of the caches.
+# Padding between the rows of a block: rows a power of two apart would evict each other from the caches.
 _GAP = 16
 
 
 @compiled
 def pack(begin, end, slot, x, bits, counts):
-    """bits[r] gets which of x[r] are not zero, counts[slot] grows by how many. x is [R, K], bits [R, K / 64]."""
+    """Mark the non-zero values of x [R, K] in bits [R, K / 64], and add their number to counts[slot]."""
     inputs = x.shape[1]
     flat = x.reshape(x.size)
     total = 0
@@ -53,7 +53,7 @@ def pack(begin, end, slot, x, bits, counts):
 
 @compiled
 def unpack(begin, end, slot, bits, one, x):
-    """The other way round: x[r] gets `one` where a bit is set, else 0."""
+    """Inverse of `pack`: x[r] gets `one` where a bit is set, else 0."""
     inputs = x.shape[1]
     whole = inputs // 16 * 16
     flat = x.reshape(x.size)
@@ -68,7 +68,7 @@ def unpack(begin, end, slot, bits, one, x):
 
 @compiled
 def flatten(begin, end, slot, bits, flat, pixels):
-    """Maps begin .. end - 1 as rows: flat [N, C H W / 64] gets bits [N H W, C / 64], the channels one after another."""
+    """Reorder bits [N H W, C / 64] of feature maps begin .. end - 1 to flat [N, C H W / 64], channel by channel."""
     for n in range(begin, end):
         flat[n] = 0
         for p in range(pixels):
@@ -82,11 +82,11 @@ def flatten(begin, end, slot, bits, flat, pixels):
 
 @compiled
 def sample(rows, x):
-    """How many values of so many rows of x [R, K] are not zero: rows all over x, whatever the period of its shape."""
+    """Number of non-zero values in `rows` rows of x [R, K], in a prime stride to avoid periods of its shape."""
     total = 0
     inputs = x.shape[1]
     flat = x.reshape(x.size)
-    step = 7919 if x.shape[0] % 7919 else 7907  # a prime that does not divide the rows
+    step = 7919 if x.shape[0] % 7919 else 7907  # a prime that does not divide the number of rows
     for i in range(rows):
         start = i * step % x.shape[0] * inputs
         for j in range(0, inputs // 16 * 16, 16):
@@ -98,7 +98,7 @@ def sample(rows, x):
 
 @compiled
 def count(begin, end, slot, bits, counts):
-    """counts[slot] grows by the bits that are set in rows begin .. end - 1."""
+    """Add the number of set bits in rows begin .. end - 1 to counts[slot]."""
     total = 0
     for r in range(begin, end):
         for w in range(bits.shape[1]):
@@ -108,7 +108,7 @@ def count(begin, end, slot, bits, counts):
 
 @compiled
 def count_rows(begin, end, slot, bits, width, counts):
-    """counts[r] of rows begin .. end - 1 of all maps: how many bits are set in its pixels."""
+    """counts[r] gets the number of set bits in row r of all feature maps, for rows begin .. end - 1."""
     for r in range(begin, end):
         counts[r] = 0
         for p in range(r * width, (r + 1) * width):
@@ -118,9 +118,9 @@ def count_rows(begin, end, slot, bits, width, counts):
 
 @compiled
 def list_rows(begin, end, slot, bits, firsts, width, channels, places, starts):
-    """places[firsts[r]:] gets what is not zero in a row r of all maps, as x channels + c, in order.
+    """List the non-zero inputs of each row r of all feature maps in places[firsts[r]:], as x channels + c, in order.
 
-    starts [N H W + 1] gets where the list of each pixel begins.
+    starts [N H W + 1] gets the index at which the list of each pixel begins.
     """
     for r in range(begin, end):
         to = np.uintp(firsts[r])
@@ -137,7 +137,7 @@ def list_rows(begin, end, slot, bits, firsts, width, channels, places, starts):
 
 @compiled
 def _list(bits, row, first, last, places, to):
-    """Puts the inputs of words first .. last - 1 that spiked into places[to:], in order; where the list ends."""
+    """List the spikes of words first .. last - 1 in places[to:], in order; returns the end of the list."""
     r, end = np.uintp(row), np.uintp(to)
     for w in range(first, last):
         word = bits[r, np.uintp(w)]
@@ -167,7 +167,7 @@ def _sum(table, shift, apart, column, columns, places, ranges, out, to, fresh):
 
 
 def totals(table, rows):
-    """So many sums of a table's rows, zeros."""
+    """A flat array of zeros for `rows` sums of a table's rows, int32 for integers, else float32."""
     raise NotImplementedError
 
 
@@ -184,7 +184,7 @@ def _totals_overload(table, rows):
 
 
 def _add_row(table, row, column, factor, out, to):
-    """`vectors.add_row_16` of a table of floats: one of integers is never multiplied."""
+    """`vectors.add_row_16` for tables of floats; a no-op for tables of integers, which take spikes only."""
     raise NotImplementedError
 
 
@@ -196,7 +196,7 @@ def _add_row_overload(table, row, column, factor, out, to):
 
 
 def _scaled(total, scale, j):
-    """The sum of output j, times its scale where it is one of integers."""
+    """The sum of output j, times its scale if it is a sum of integers."""
     raise NotImplementedError
 
 
@@ -209,9 +209,9 @@ def _scaled_overload(total, scale, j):
 
 @compiled
 def around(starts, row, y, x, height, width):
-    """Where `list_rows` lists pixels x - 1 .. x + 1 of rows y - 1, y and y + 1: (begin, end) three times.
+    """Ranges (begin, end) in the lists of `list_rows` of pixels x - 1 .. x + 1 of rows y - 1, y and y + 1.
 
-    `row` is y among the rows of all maps. Nothing is outside of a map.
+    `row` is the index of row y among the rows of all feature maps. Ranges outside of a map are empty.
     """
     left, right = row * width + max(x - 1, 0), row * width + min(x + 2, width)
     first, last, begin, end = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
@@ -224,18 +224,18 @@ def around(starts, row, y, x, height, width):
 
 @compiled
 def is_silent(ranges):
-    """Whether there is nothing in what `around` gives."""
+    """True if all ranges from `around` are empty."""
     return ranges[0] == ranges[1] and ranges[2] == ranges[3] and ranges[4] == ranges[5]
 
 
 @compiled
 def sum_around(places, ranges, values, row, x, width, table, sums, to):
-    """sums[to:] gets what a 3x3 convolution adds up at pixel x of a row of all maps.
+    """Write the 3x3 convolution at pixel x of a row of all feature maps to sums[to:].
 
-    ranges are `around` it; values are of all pixels, flat, or none of spikes; table is `conv`'s.
+    ranges are from `around`; values are those of all pixels, flat, or empty for spikes; table as in `conv`.
     """
     channels, outputs = table.shape[0] // 9, table.shape[1]
-    # A place is of pixel x - 1 + d of row y - 1 + i, d and i = 0, 1, 2, and the table's row is that of tap 3 i + d.
+    # A place belongs to pixel x - 1 + d of row y - 1 + i, with d, i = 0, 1, 2; its table row is that of tap 3 i + d.
     shift, apart = (1 - x) * channels, 3 * channels
     if values.size == 0:
         _sum(table, shift, apart, 0, outputs, places, ranges, sums, to, True)
@@ -253,14 +253,14 @@ def sum_around(places, ranges, values, row, x, width, table, sums, to):
 
 @compiled
 def conv(begin, end, slot, places, starts, values, table, scale, out, height, width):
-    """3x3 convolution with padding 1 of rows begin .. end - 1 of all maps.
+    """3x3 convolution with padding 1 of rows begin .. end - 1 of all feature maps.
 
-    places and starts are `list_rows` of what is not zero; values are all pixels', flat, or none of spikes. table is
-    [9 C, O], the rows of a tap after those of the tap before; of more outputs than out [N H W, O] has, a multiple
-    of 16. What a table of integers gives is multiplied by `scale` [O].
+    places and starts are from `list_rows`; values are those of all pixels, flat, or empty for spikes. table is
+    [9 C, O], ordered by tap and then channel, with O padded to a multiple of 16; out is [N H W, outputs]. Sums of a
+    table of integers are multiplied by `scale` [O].
     """
     outputs = out.shape[1]
-    sums = totals(table, 2)  # the second are zeros
+    sums = totals(table, 2)  # the second row stays zero
     for row in range(begin, end):
         for x in range(width):
             ranges = around(starts, row, row % height, x, height, width)
@@ -276,7 +276,7 @@ def conv(begin, end, slot, places, starts, values, table, scale, out, height, wi
 
 @compiled
 def _padded(grad, image, first, rows, height, width, padded, to):
-    """Copies rows first - 1 .. first + rows of an image to padded[to:], zeros left of each and outside of the image."""
+    """Copy rows first - 1 .. first + rows of an image to padded[to:], zeros left of each and outside of the image."""
     zero = padded.dtype.type(0)
     outputs = grad.shape[1]
     for y in range(first - 1, first + rows + 1):
@@ -295,7 +295,7 @@ def _padded(grad, image, first, rows, height, width, padded, to):
 
 @compiled
 def _list_channels(bits, first_pixel, rows, width, begin, end, place, lists, counts):
-    """Adds to the list of each channel begin .. end - 1 where it spiked in some rows of an image."""
+    """Append the positions of spikes in some rows of an image to the list of each channel begin .. end - 1."""
     for y in range(rows):
         for x in range(width):
             pixel, here = np.uintp(first_pixel + y * width + x), place + y * (width + 1) + x
@@ -311,10 +311,10 @@ def _list_channels(bits, first_pixel, rows, width, begin, end, place, lists, cou
 
 @compiled
 def conv_weight(begin, end, slot, bits, grad, out, height, width, channels, at_a_time):
-    """Gradient of the weight of input channels begin .. end - 1, from that of the output.
+    """Gradient of the weight for input channels begin .. end - 1, from the output's gradient.
 
-    grad is [N H W, O], out is [9 C, O] as `conv`'s table. `at_a_time` values of grad are worked on at a time: a band of
-    rows of an image, or several images.
+    grad is [N H W, O], out is [9 C, O] as the table of `conv`. Works on blocks of about `at_a_time` values of grad: a
+    band of rows of an image, or several images.
     """
     outputs = grad.shape[1]
     images = bits.shape[0] // (height * width)
@@ -364,8 +364,8 @@ def _transpose(x, row, rows, column, columns, out, to, stride):
 def linear(begin, end, slot, bits, weight, out, words, outputs):
     """FC layer, blocks begin .. end - 1 of 64 outputs. bits are [R, K / 64], weight is [O, K], out [R, O] float32.
 
-    A block of the weight, for `words` of inputs and so many `outputs`, is transposed and then serves all r while it is
-    in the cache.
+    Each block of the weight, `words` words of inputs by `outputs` outputs, is transposed once and used for all rows
+    while it is in the cache.
     """
     flat = out.reshape(out.size)
     places = np.empty(64 * words, np.int32)
@@ -390,8 +390,8 @@ def linear(begin, end, slot, bits, weight, out, words, outputs):
 def linear_of_table(begin, end, slot, bits, table, totals, words):
     """FC layer, blocks begin .. end - 1 of 64 outputs, with the weight's columns as rows of a table [K, O].
 
-    For few r: no other part of the table is touched than rows of inputs that spiked, and each while it is in the cache
-    for all r, `words` of inputs at a time. totals are [R, O]: float32, or int32 of a table of integers.
+    For few rows R: only table rows of inputs that spiked are loaded, and `words` words of inputs are processed for all
+    R at a time, while they are in the cache. totals are [R, O]: float32, or int32 for a table of integers.
     """
     flat = totals.reshape(totals.size)
     outputs = table.shape[1]
@@ -407,9 +407,9 @@ def linear_of_table(begin, end, slot, bits, table, totals, words):
 
 @compiled
 def linear_weight(begin, end, slot, bits, grad, out, outputs):
-    """Gradient of its weight [O, K], words begin .. end - 1 of 64 inputs, from that of its output [R, O].
+    """Gradient of the weight [O, K] of an FC layer, words begin .. end - 1 of 64 inputs, from the output's [R, O].
 
-    That of a word's inputs and so many `outputs` is added up while it is in the cache, and transposed.
+    The block of a word's inputs by `outputs` outputs is summed up in the cache, then transposed to `out`.
     """
     rows = grad.shape[0]
     lists = np.empty((64, rows), np.int32)
@@ -434,6 +434,6 @@ def linear_weight(begin, end, slot, bits, grad, out, outputs):
             for c in range(of_word):
                 of_input = (c * rows, c * rows + counts[c])
                 _sum(grad, 0, 0, output, n, places, of_input, of_block, c * stride, True)
-            # Few rows of `out` at a time: they may lie at such distances, too.
+            # Few rows of `out` at a time: they may be a power of two apart as well.
             for j in range(0, n, 16):
                 _transpose(block, 0, of_word, j, min(16, n - j), flat, (output + j) * inputs + 64 * w, inputs)

@@ -1,7 +1,7 @@
-"""The neurons and pool of a layer whose values change no more: the kernel of `ops.fire`, for inference on a CPU.
+"""Neurons and pool of a layer with constant parameters: the kernel of `ops.fire` with low overhead, for CPU inference.
 
-For one sample the kernel takes a tenth of a millisecond. PyTorch's dispatcher and autograd, and rows of 1/tau and the
-bias that are made anew for each call, take several times that; here there are none, and the rows are kept.
+For one sample the kernel takes 0.1 ms. PyTorch's dispatcher and autograd, and expanding 1/tau and the bias into rows on
+each call, would take several times that. This class bypasses the dispatcher and caches the rows.
 """
 
 from typing import Any
@@ -16,9 +16,9 @@ from plif_lightning.kernels.layout import POOLS, Constants, Geometry, K, Pool, r
 from plif_lightning.kernels.parallel import parallel
 
 _NO_POTENTIAL = np.empty((0, 1), np.float32)
-# Whatever the defaults of this process are.
+# Explicit, because torch.set_default_dtype and set_default_device may differ.
 _ON: Any = {"dtype": torch.float32, "device": "cpu"}
-# Shapes of inputs for which the rows are kept.
+# Number of input shapes whose rows are cached.
 _MOST_SHAPES = 8
 
 
@@ -27,8 +27,8 @@ class FrozenFire:
 
     Args:
         k: 1/tau, a scalar or [C]; None without leak.
-        firing: V_th, V_reset, and what the reset is.
-        bias: of the layer before [C], which is added to its sums; or None.
+        firing: V_th, V_reset and the kind of reset.
+        bias: bias of the preceding layer [C], added to its sums; or None.
         pool: none, max_first, max_random or avg.
     """
 
@@ -37,27 +37,27 @@ class FrozenFire:
         self._constants = Constants.of(firing, leak=k is not None)
         self._learned = rows_of(k, firing, torch.empty(0, **_ON)).detach()
         self._pool = POOLS[pool]
-        self._kept: dict[Any, Any] = {}
+        self._cached: dict[Any, Any] = {}
 
     def __call__(self, y: Tensor, time_steps: int) -> Tensor:
-        """Spikes [T, N, H', W', C] for a layer's sums y [T, N, H, W, C], or [1, N, H, W, C] held; both contiguous."""
+        """Spikes [T, N, H', W', C] for the sums y [T, N, H, W, C] of a layer, or held [1, N, H, W, C]; contiguous."""
         return self._run(y, time_steps, _NO_POTENTIAL, _NO_POTENTIAL)
 
     def step(self, y: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Spikes and potential after one time-step, without a pool; y and v [N, H, W, C], v is V_reset where None."""
+        """Spikes and next potential of one time-step, without a pool; y and v [N, H, W, C] (None: V_reset)."""
         after = torch.empty(y.shape, **_ON)
         before = _NO_POTENTIAL if v is None else v.numpy().reshape(1, -1)
         return self._run(y[None], 1, before, after.numpy().reshape(1, -1))[0], after
 
     def _run(self, y: Tensor, time_steps: int, v_first: NDArray[Any], v_last: NDArray[Any]) -> Tensor:
-        from plif_lightning.kernels import cpu  # which numba compiles
+        from plif_lightning.kernels import cpu  # deferred: imports numba
 
         key = (y.shape, time_steps, torch.get_num_threads())
-        rows = self._kept.get(key)
+        rows = self._cached.get(key)
         if rows is None:
-            if len(self._kept) >= _MOST_SHAPES:
-                self._kept.clear()
-            rows = self._kept[key] = self._rows(y, time_steps)
+            if len(self._cached) >= _MOST_SHAPES:
+                self._cached.clear()
+            rows = self._cached[key] = self._rows(y, time_steps)
         units, threads, shape, before, after = rows
         out = torch.empty(shape, **_ON)
         flat, spikes = y.numpy().reshape(len(y), -1), out.numpy().reshape(time_steps, -1)

@@ -1,4 +1,4 @@
-"""The fused forms with the signatures of the reference, and their gradients."""
+"""Fused forms of the reference's functions, with their gradients."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from plif_lightning.kernels.layout import POOLS, Constants, Pool, real_type, row
 
 
 class _Fire(torch.autograd.Function):
-    """Neurons alone; keeps x, what is learned, and V_{-1}."""
+    """Neurons alone; saves x, the learned rows and V_{-1} for the backward pass."""
 
     @staticmethod
     def forward(
@@ -57,20 +57,20 @@ def integrate_and_fire(
     with in_own_precision(x.device):
         learned = rows_of(k, firing, x)
         if x.is_contiguous() and learned.shape[1] == 1:
-            shape = (1, 1, 1, x[0].numel())  # nothing depends on where a neuron lies
+            shape = (1, 1, 1, x[0].numel())  # all neurons are alike, so their layout does not matter
         else:
             c, h = (*x.shape[2:], 1, 1)[:2]
             shape = (x.shape[1], c, h, math.prod(x.shape[4:]))
         maps = x.reshape(len(x), *shape)
         if not x.dtype.is_floating_point:
-            maps = maps.to(real_type(x))  # the kernels take 16 bits of an integer for a bfloat16
+            maps = maps.to(real_type(x))  # the kernels would read a 16-bit integer as bfloat16
         first = None if v is None else v.to(real_type(x)).reshape(shape)
         spikes, last = _Fire.apply(maps, learned, first, [*Constants.of(firing, leak=k is not None)], steps)
     return spikes.reshape(steps, *x.shape[1:]).to(x.dtype), last.reshape(x.shape[1:])
 
 
 class _NormFirePool(torch.autograd.Function):
-    """BN's affine map, neurons and pool; keeps y, statistics and parameters, and V_{-1} where that is not V_reset."""
+    """BN's affine map, neurons and pool; saves y, statistics, parameters and V_{-1} for the backward pass."""
 
     @staticmethod
     def forward(
@@ -121,14 +121,17 @@ def through_statistics(
 ) -> tuple[Tensor, Tensor]:
     """BN's gradient through the batch's statistics: dL/dy = scale dL/dX + slope (y - mean) + constant.
 
-    That is scale (dL/dX - mean of it - normalised y times the mean of dL/dX times normalised y), X being BN's output.
+    With X = BN's output and z = normalised y: dL/dy = scale (dL/dX - mean(dL/dX) - z mean(dL/dX z)).
 
     Args:
-        sums: those of `ops.fire_backward` [2, S, C].
-        count: values that each of the S statistics is over, in this process.
+        sums: sums from `ops.fire_backward` [2, S, C].
+        count: number of values of each of the S statistics in this process.
         scale: BN's weight / standard deviation [S, C].
         invstd: [S, C].
-        synchronise: whether the statistics are over all processes.
+        synchronise: the statistics are taken over all processes.
+
+    Returns:
+        slope and constant, [S, C] each.
     """
     n = torch.tensor(float(count), device=sums.device)
     if synchronise:
@@ -149,7 +152,7 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moments_over_processes(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and number of values of all processes' batches together, from those of each [*, C]."""
+    """Mean, variance and number of values [*, C] over the batches of all processes, from those of this process."""
     counts = torch.full_like(mean, float(count))
     total, squares, n = _summed_over_processes(torch.stack([mean * counts, (var + mean.square()) * counts, counts]))
     mean = total / n
@@ -175,17 +178,17 @@ def norm_fire_pool(
 
     Args:
         y: the convolution's output [T, N, C, H, W], or [1, N, C, H, W] held for `time_steps`.
-        weight: of BN [C].
-        bias: of BN [C].
-        mean: that y is normalised with, per step and channel or per channel, [T or 1, C]; no gradient flows to it.
+        weight: BN's weight [C].
+        bias: BN's bias [C].
+        mean: mean of the normalisation, per step and channel or per channel, [T or 1, C]; gets no gradient.
         invstd: 1 / sqrt(variance + eps), as mean.
         k: 1/tau, a scalar or [C]; None without leak.
-        batch_statistics: whether mean and invstd are y's own, so that its gradient flows through them too.
-        synchronise: whether they are those of all processes' y.
+        batch_statistics: mean and invstd are statistics of y, so that its gradient flows through them too.
+        synchronise: they are taken over y of all processes.
         pool: none, max_first, max_random or avg.
         seed: int64 on the CPU, for max_random.
-        firing: V_th, V_reset, the surrogate and what the reset passes on.
-        time_steps: T, only for a y of one step.
+        firing: V_th, V_reset, the surrogate, and the kind and gradient of the reset.
+        time_steps: T, for a held y.
 
     Returns:
         Spikes [T, N, C, H', W'] in the dtype of y.
@@ -207,7 +210,7 @@ def norm_fire(
     synchronise: bool = False,
     firing: Firing = Firing(),
 ) -> tuple[Tensor, Tensor]:
-    """`norm_fire_pool` without a pool, from the potential v [N, C, H, W] on (None: V_reset), which it gives back."""
+    """`norm_fire_pool` without a pool, from potential v [N, C, H, W] (None: V_reset); returns the last one too."""
     checked(y, k, v, firing, None)
     v = None if v is None else v.to(real_type(y))
     return _norm_fire_pool(y, weight, bias, (mean, invstd, batch_statistics, synchronise), k, firing, v=v, last=True)

@@ -1,8 +1,8 @@
 """BN, the neuron over all T and the pool in one pass, for CUDA in Triton; the same functions as kernels/cpu.py.
 
-Maps are [T, positions, C] with C innermost. A program holds a tile [P, M, C] of P windows of M neurons each (without
-a pool M = 1) and BC channels, for all T steps in turn. The backward pass first runs forward again and writes the
-potentials into a buffer that lives no longer than the call.
+Feature maps are [T, positions, C] with C innermost. A program processes a tile [P, M, BC] of P windows with M neurons
+each (M = 1 without a pool) and BC channels, for all T steps in turn. The backward pass first recomputes the potentials
+into a temporary buffer.
 """
 
 from collections.abc import Sequence
@@ -33,16 +33,16 @@ AVG = tl.constexpr(POOLS["avg"])
 ATAN, SIGMOID = tl.constexpr(SURROGATES["atan"]), tl.constexpr(SURROGATES["sigmoid"])
 TRIANGLE, RECTANGLE = tl.constexpr(SURROGATES["triangle"]), tl.constexpr(SURROGATES["rectangle"])
 FAST_SIGMOID = tl.constexpr(SURROGATES["fast_sigmoid"])
-# Values in a tile: with more, the backward pass runs out of registers.
+# Values per tile; with more, the backward pass spills registers.
 _TILE = 256
-# A product is rounded before it is added to, so that a neuron at its threshold does what it does in the reference.
-# Left to itself, NVIDIA's assembler takes so few registers that it spills some.
+# Without fused multiply-adds, products are rounded as in the reference, so that neurons at their threshold agree.
+# Without maxnreg, NVIDIA's assembler allocates so few registers that it spills some.
 _OPTIONS = {"enable_fp_fusion": False, "maxnreg": 128}
 
 
 @triton.jit
 def _places(block, positions, height, width, channels, c, P: tl.constexpr, M: tl.constexpr):
-    """Of a tile: where its neurons lie in a step [P, M, C], where its windows lie in the output, and what is inside."""
+    """Offsets of a tile's neurons in a step [P, M, C] and of its windows in the output, and a mask of valid ones."""
     p = block * P + tl.arange(0, P)[:, None, None]
     m = tl.arange(0, M)[None, :, None]
     if M == 4:
@@ -108,7 +108,7 @@ def _forward(
         v = tl.load(v_first + at, mask=inside, other=0.0)
     scale_ = tl.load(scale + c, mask=here, other=0.0)
     shift_ = tl.load(shift + c, mask=here, other=0.0)
-    # Pointers that move on: a place in a long sequence may need more than 32 bits.
+    # Increment pointers per step: an offset into a long sequence may exceed 32 bits.
     y_t, out_t = y + at, out + window
     x = tl.load(y_t, mask=inside, other=0.0).to(tl.float32) * scale_ + shift_
     for t in range(steps):
@@ -140,7 +140,7 @@ def _backward(
     DETACH: tl.constexpr, LEARNED: tl.constexpr, START: tl.constexpr, LAST: tl.constexpr, KIND: tl.constexpr,
     P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """The caller adds up the programs' rows of sums [programs, T or 1, 2, C] and sums_learned [programs, 2, C]."""
+    """Gradients; the caller reduces sums [programs, T or 1, 2, C] and sums_learned [programs, 2, C] over programs."""
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, None, :]
     here = c < channels
     k_ = tl.load(k + c, mask=here, other=0.0)
@@ -234,7 +234,7 @@ def _backward(
             if LEAK:
                 grad_x = grad_h * k_
                 grad_v = grad_h - grad_x
-                before = tl.load(h_t - step_size, mask=inside, other=0.0)  # of nothing, before the first step
+                before = tl.load(h_t - step_size, mask=inside, other=0.0)  # unused at the first step
                 before = tl.where(t > 0, _reset(before, v_threshold, v_reset, SOFT), first)
                 drive = tl.where(inside, grad_h * (x - (before - v_reset)), 0.0)
                 total_k += tl.sum(tl.sum(drive, 0, keep_dims=True), 1, keep_dims=True)
@@ -262,7 +262,7 @@ def _backward(
 
 @triton.jit
 def _moments(y, pivot, sums, positions, channels, P: tl.constexpr, BC: tl.constexpr):
-    """sums [programs, T, 2, C]: of y - pivot and its square over a step, for the positions of each program."""
+    """Sums [programs, T, 2, C] of y - pivot and of its square over a step, for the positions of each program."""
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
     t = tl.program_id(2)
     here = c < channels
@@ -298,7 +298,7 @@ def _normalize_back(grad, y, factor, offset, slope, size, channels, PER_STEP: tl
 
 
 class _Tiles:
-    """How a map is cut for the kernels."""
+    """Division of a feature map into tiles."""
 
     def __init__(self, y: Tensor, pool: int) -> None:
         if y.dtype == torch.float64:
@@ -311,7 +311,7 @@ class _Tiles:
         self.block = max(1, _TILE // (self.neurons * self.block_channels))
         self.channel_blocks = triton.cdiv(self.channels, self.block_channels)
         self.blocks = max(1, triton.cdiv(self.positions, self.block))
-        # As many programs as fill the device; each then goes through several tiles, and sums in a row of its own.
+        # Enough programs to fill the device; each processes several tiles and accumulates in its own row of sums.
         full = 2 if y.device.type == "cpu" else 8 * torch.cuda.get_device_properties(y.device).multi_processor_count
         self.programs = min(self.blocks, max(1, full // self.channel_blocks))
 
@@ -321,13 +321,13 @@ class _Tiles:
 
 
 def _rows(learned: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """1/tau and V_th of each channel [C]."""
+    """1/tau and V_th per channel, [C] each."""
     rows = learned.detach().float().expand(-1, y.shape[2]).contiguous()
     return rows[K], rows[V_THRESHOLD]
 
 
 def _last(v: Tensor | None, y: Tensor) -> Tensor:
-    """A potential [N, C, H, W] with C innermost; something empty where there is none."""
+    """A potential [N, C, H, W] with C innermost; an empty tensor for None."""
     if v is None:
         return y.new_empty(0, dtype=torch.float32)
     return v.detach().float().contiguous(memory_format=torch.channels_last)

@@ -1,22 +1,22 @@
-"""Registration of the kernels as PyTorch operators `torch.ops.plif.*`, so that autograd and compilers see one call."""
+"""Register kernels as PyTorch operators `torch.ops.plif.*`, which autograd and compilers see as one call."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-# torch.library.custom_op does the same with five more Python calls around every kernel.
+# torch.library.custom_op would add five Python calls of overhead to every kernel.
 _LIBRARY = torch.library.Library("plif", "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 
 class Operator:
-    """A function as the operator `torch.ops.plif.NAME`; called, it is the function.
+    """A function registered as the operator `torch.ops.plif.NAME`; calling it runs the function directly.
 
     Args:
-        kernel: typed as `torch.library.infer_schema` wants it; writes to no argument but those named.
-        mutates: arguments that it writes to.
-        devices: dispatch keys that it serves.
+        kernel: the function, with types that `torch.library.infer_schema` supports.
+        mutates: the arguments that it writes to.
+        devices: dispatch keys that it is registered for.
     """
 
     def __init__(self, kernel: Callable[..., Any], mutates: Sequence[str], devices: Sequence[str]) -> None:
@@ -27,12 +27,12 @@ class Operator:
             self.register_kernel(device, kernel)
 
     def register_kernel(self, device: str, kernel: Callable[..., Any]) -> None:
-        """Takes another kernel on the devices of a dispatch key."""
-        # Dynamo must not look into kernels that a function calls outside of a compiled graph.
+        """Register a kernel for the devices of a dispatch key."""
+        # Dynamo must not trace into kernels that are called outside of a compiled graph.
         _LIBRARY.impl(self.name, torch.compiler.disable(kernel), device)
 
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
-        """Takes a function that gives the shapes and types of results, for compilers."""
+        """Register a function that returns empty results, from which compilers infer shapes and types."""
         torch.library.register_fake(f"plif::{self.name}", fake, lib=_LIBRARY)
         return fake
 
@@ -43,5 +43,5 @@ class Operator:
 def operator(
     mutates: Sequence[str] = (), devices: Sequence[str] = ("CPU",)
 ) -> Callable[[Callable[..., Any]], Operator]:
-    """Makes an `Operator` of a function."""
+    """Decorator: register a function as an `Operator`."""
     return lambda kernel: Operator(kernel, mutates, devices)

@@ -1,8 +1,8 @@
-"""The fused operators as PyTorch sees them: one schema for each, with a kernel for the CPU and one for CUDA.
+"""The fused operators: one schema each, with a CPU and a CUDA kernel.
 
 `plif::fire` is BN's affine map, the neuron over all T and the pool; `plif::fire_backward` recomputes the potentials
-from its input; `plif::moments` gives BN's statistics; `plif::normalize_backward` turns the gradient of BN's output
-into that of its input. `fused.py` ties them together, with BN's exact gradient.
+from its input; `plif::moments` computes BN's statistics; `plif::normalize_backward` turns the gradient of BN's output
+into that of its input. `fused.py` combines them, with BN's exact gradient.
 """
 
 import functools
@@ -32,16 +32,16 @@ from plif_lightning.kernels.parallel import parallel
 
 
 def _operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Operator]:
-    """Registers a function as the CPU kernel of the operator of its name, and that in kernels/gpu.py for CUDA.
+    """Register a function as the CPU kernel of the operator of its name, and its namesake in kernels/gpu.py for CUDA.
 
-    CUDA's runs on the CPU too, in Triton's interpreter, where that is asked for.
+    With TRITON_INTERPRET=1 the CUDA kernel runs on the CPU too, in Triton's interpreter.
     """
 
     def register(on_cpu: Callable[..., Any]) -> Operator:
         def on_gpu(*arguments: Any) -> Any:
-            from plif_lightning.kernels import gpu  # Triton need not be there
+            from plif_lightning.kernels import gpu  # deferred: Triton may be missing
 
-            # Triton launches on the current device, which need not be the data's.
+            # Triton launches on the current device, which may not be that of the data.
             with torch.cuda.device_of(arguments[0]):
                 return getattr(gpu, on_cpu.__name__)(*arguments)
 
@@ -57,7 +57,7 @@ def _operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Ope
 
 
 def _optional(v: Tensor | None, real: torch.dtype) -> NDArray[Any]:
-    """A potential [N, C, H, W] as the compiled loops take it, [1, everything of a step]; empty where there is none."""
+    """A potential [N, C, H, W] as the compiled loops take it, [1, N H W C]; empty for None."""
     if v is None or v.numel() == 0:
         return torch.empty(0, 1, dtype=real, device="cpu").numpy()
     return array_of(channels_last(v.detach().to(real)[None]))
@@ -75,20 +75,20 @@ def fire(
     constants: Sequence[float],
     last: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Pooled spikes [T, N, C, H', W'] and, where `last`, the potential after the last step [N, C, H, W].
+    """Pooled spikes [T, N, C, H', W'] and, if `last`, the potential after the last step [N, C, H, W].
 
     Args:
         y: [T, N, C, H, W], or [1, N, C, H, W] held for T steps.
-        scale: of each channel, and of each step where BN's statistics are, [T or 1, C].
-        shift: as scale.
+        scale: factor per channel, and per step if BN's statistics are, [T or 1, C].
+        shift: added to scale y, as scale.
         learned: see `layout.rows_of`, [2, 1 or C].
-        v: potential before the first step [N, C, H, W]; V_reset where it is None.
+        v: potential before the first step [N, C, H, W]; None for V_reset.
         steps: T.
         pool: number of the pooling, see `layout.POOLS`.
         constants: see `layout.Constants`.
-        last: whether the last potential is wanted; without a pool only.
+        last: return the last potential; only without a pool.
     """
-    from plif_lightning.kernels import cpu  # which numba compiles
+    from plif_lightning.kernels import cpu  # deferred: imports numba
 
     layout.require_pool(pool)
     c = Constants.from_numbers(constants)
@@ -146,13 +146,13 @@ def fire_backward(
     windows: int,
     first_window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dL/dX in the shape of y, X being scale y + shift; dL/dV_{-1}; sums; the gradient of `learned`.
+    """dL/dX in the shape of y, with X = scale y + shift; dL/dV_{-1}; sums; the gradient of `learned`.
 
-    The sums [2, T or 1, C] are, for each row of scale, those of dL/dX and of dL/dX (y - mean). Other arguments as
-    `fire`; seed decides among tied neurons of a window, int64. Where y is a band of rows of a map, `windows` is the
-    number of windows of the whole map, and `first_window` that of the band's first: what a seed draws depends on them.
+    The sums [2, T or 1, C] are, for each row of scale, those of dL/dX and of dL/dX (y - mean). Arguments as in `fire`,
+    and `seed`, int64, which breaks ties within a window. If y is a band of rows of a feature map, `windows` is the
+    number of windows of the whole map, and `first_window` the index of the band's first: the drawn ties depend on them.
     """
-    from plif_lightning.kernels import cpu  # which numba compiles
+    from plif_lightning.kernels import cpu  # deferred: imports numba
 
     layout.require_pool(pool)
     c = Constants.from_numbers(constants)
@@ -198,7 +198,7 @@ def fire_backward(
 
 
 def seed_of(seed: Tensor) -> Any:
-    """As the compiled loops take it."""
+    """The seed as the compiled loops take it: uint32."""
     return np.uint32(int(seed) & 0xFFFFFFFF)
 
 
@@ -206,7 +206,7 @@ def sums_of_backward(
     geometry: Geometry, sums: NDArray[Any], sums_learned: NDArray[Any], scale: Tensor, shift: Tensor, mean: Tensor,
     learned: Tensor, constants: Constants,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Sums and the gradient of `learned`, as `fire_backward` gives them, from what the compiled loops added up."""
+    """Sums and the gradient of `learned` of `fire_backward`, from the partial sums of the compiled loops."""
     grad_h, grad_h_y = geometry.summed(sums)
     grad_learned = geometry.summed(sums_learned)
     if constants.leak:
@@ -219,7 +219,7 @@ def sums_of_backward(
 
 
 def _like(grad: Tensor, learned: Tensor) -> Tensor:
-    """Gradients per channel [2, C] in the shape of what is learned, [2, 1 or C]."""
+    """Reduce gradients per channel [2, C] to the shape of `learned`, [2, 1 or C]."""
     return grad if grad.shape == learned.shape else grad.sum(1, keepdim=True)
 
 
@@ -239,12 +239,12 @@ def _(
 @_operator()
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each step and channel of y [T, N, C, H, W], [T, C] each, in float32 at least."""
-    from plif_lightning.kernels import cpu  # which numba compiles
+    from plif_lightning.kernels import cpu  # deferred: imports numba
 
     y = channels_last(y)
     real = real_type(y)
     geometry = Geometry(y, 1, POOLS["none"])
-    # About a value of each channel, so that a mean far from zero does not eat the variance's digits.
+    # Moments about one value per channel: a mean far from zero would cancel the variance's digits.
     pivot = y[:, 0, :, 0, 0].to(real)
     units = len(y) * -(-y[0].numel() // geometry.run)
     sums = np.zeros((geometry.threads, 2, len(y), geometry.run), np.float64 if real == torch.float64 else np.float32)
@@ -262,8 +262,8 @@ def _(y: Tensor) -> tuple[Tensor, Tensor]:
 
 @_operator(mutates=("grad",))
 def normalize_backward(grad: Tensor, y: Tensor, factor: Tensor, offset: Tensor, slope: Tensor) -> None:
-    """Turns dL/dX in `grad` into factor dL/dX + offset + slope y; the three are [T or 1, C]."""
-    from plif_lightning.kernels import cpu  # which numba compiles
+    """Replace dL/dX in `grad` by factor dL/dX + offset + slope y, in place; the three are [T or 1, C]."""
+    from plif_lightning.kernels import cpu  # deferred: imports numba
 
     y = channels_last(y)
     real = real_type(y)

@@ -1,4 +1,4 @@
-"""Compiled loops on PyTorch's number of threads, without a threading layer that a fork would break."""
+"""Run compiled loops on several threads, without numba's threading layers, which break after a fork."""
 
 import os
 from collections.abc import Callable
@@ -13,16 +13,16 @@ def _forget_pool() -> None:
     _pool = None
 
 
-# A forked child has none of its parent's threads: it makes its own when it needs them.
+# A forked child has none of its parent's threads: it creates its own pool on demand.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
 def parallel(loop: Callable[..., Any], units: int, threads: int, *arguments: Any) -> None:
-    """Calls `loop(first, last, slot, *arguments)` so that together the calls cover 0 .. units - 1.
+    """Call `loop(first, last, slot, *arguments)` for consecutive ranges that cover 0 .. units - 1.
 
-    There are up to `threads` calls at the same time, with slots 0, 1, ...; this thread makes the first. The loop
-    must release Python's global lock.
+    Up to `threads` calls run concurrently, with slots 0, 1, ...; the calling thread runs the first. The loop must
+    release the GIL.
     """
     threads = min(threads, units)
     if threads <= 1:

@@ -1,8 +1,8 @@
 """Dense or event-driven: which form of an operator is faster at a given density, on this machine.
 
 The break-even density of an operator, the share of non-zero inputs up to which its event-driven form is faster, is
-measured once for each shape, when it is first met, and kept on disk, so a run that is resumed or repeated takes the
-same forms. Where nothing can be written, nothing is measured, and a constant decides.
+measured once per shape, on first use, and cached on disk, so a resumed or repeated run takes the same forms. If the
+cache is not writable, nothing is measured and a constant is used.
 """
 
 import json
@@ -28,31 +28,31 @@ _log = logging.getLogger(__name__)
 
 Sparse = Literal["auto", "never", "always"]
 OpName = Literal["conv", "conv_weight", "linear", "linear_weight", "events", "events_weight"]
-# The event-driven loops take no other types: float64 and float16 are left to the library.
+# Types of the event-driven loops; float64 and float16 always take the dense form.
 TYPES = (torch.float32, torch.bfloat16)
-# Multiplications of the dense form below which even a look at the input costs too much.
+# Multiplications of the dense form below which even sampling the density costs too much.
 WORTH_LOOKING = 2**24
-# Input rows that are measured with: enough to keep all threads busy.
+# Input rows of a measurement: enough to keep all threads busy.
 _PIXELS, _SAMPLES = 4096, 128
 _DENSITIES = (0.04, 0.16)
-# The event-driven form is taken where it is faster by this factor at least.
+# The event-driven form must be faster by at least this factor.
 _MARGIN = 1.05
-# The break-even density is extrapolated no further than this.
+# Upper limit of the extrapolated break-even density.
 _MOST = 0.4
-# Break-even density where nothing can be measured: that of the slowest machine tried.
+# Break-even density if nothing can be measured: that of the slowest machine tested.
 _UNMEASURED = 0.08
 
 
 class Op(NamedTuple):
-    """An operator as far as its speed depends on it.
+    """The properties of an operator that its speed depends on.
 
     Attributes:
         name: conv and linear: layers of spikes; events: a block of convolution, neurons and pool on frames of events;
             with `_weight`, the gradient of its weight.
-        dtype: of the input.
-        rows: of the input: pixels of all images, or samples.
-        inputs: values of a row.
-        outputs: of the layer.
+        dtype: dtype of the input.
+        rows: input rows: pixels of all images, or samples.
+        inputs: input values per row: channels or features.
+        outputs: output channels or features.
         size: (H, W) of feature maps; empty for an FC layer.
     """
 
@@ -65,7 +65,7 @@ class Op(NamedTuple):
 
     @classmethod
     def of(cls, name: OpName, x: Tensor, weight: Tensor) -> "Op":
-        """That of a 3x3 convolution of x [*, C, H, W] or an FC layer of x [*, K]; `weight` [O, C, 3, 3] or [O, K]."""
+        """The operator of a 3x3 convolution of x [*, C, H, W] or an FC layer of x [*, K], by the weight's shape."""
         if weight.dim() == 2:
             return cls(name, x.dtype, math.prod(x.shape[:-1]), x.shape[-1], len(weight))
         *images, channels, height, width = x.shape
@@ -73,18 +73,18 @@ class Op(NamedTuple):
 
     @property
     def multiplications(self) -> int:
-        """Of the dense form."""
+        """Multiplications of the dense form."""
         return self.rows * self.inputs * self.outputs * (9 if self.size else 1)
 
 
 Form = Callable[[], Any]
-# Event-driven and dense form of an operator on random input of some density, ready to be timed.
+# Returns the event-driven and the dense form of an operator on random input of a density, ready to be timed.
 Candidates = Callable[[Op, float], tuple[Form, Form]]
 _candidates: dict[str, Candidates] = {}
 
 
 def candidates_of(*names: OpName) -> Callable[[Candidates], Candidates]:
-    """Registers a function as that which makes the forms of these operators."""
+    """Decorator: register the function that builds the candidates of these operators."""
 
     def register(make: Candidates) -> Candidates:
         _candidates.update(dict.fromkeys(names, make))
@@ -99,12 +99,12 @@ def candidates(op: Op, density: float) -> tuple[Form, Form]:
 
 
 def choose(op: Op, density: float, sparse: str = "auto") -> bool:
-    """True if the event-driven form of an operator is to be taken, False for the dense one.
+    """True to take the event-driven form of an operator, False for the dense one.
 
     Args:
         op: the operator and its shape.
         density: share of its inputs that are not zero.
-        sparse: `auto` takes the faster one; `never` and `always` do not look at the density.
+        sparse: `auto` takes the faster one; `never` and `always` ignore the density.
     """
     if op.dtype not in TYPES or sparse == "never" or not op.rows:
         return False
@@ -117,7 +117,7 @@ def break_even(op: Op) -> float:
 
 
 def _representative(op: Op) -> Op:
-    """An operator of a similar size, or smaller, that stands for this one, so that little is measured."""
+    """The operator of similar or smaller size that is measured in place of this one, to measure few shapes quickly."""
     if not op.size:
         return op._replace(rows=min(_SAMPLES, _rounded(op.rows)))
     pixels = op.size[0] * op.size[1]
@@ -135,14 +135,14 @@ def _rounded(number: int) -> int:
 def _break_even(op: Op, threads: int) -> float:
     shape = "x".join(map(str, (op.rows, op.inputs, op.outputs, *op.size)))
     name = f"{op.name} {str(op.dtype).removeprefix('torch.')} {shape}, {threads} threads"
-    # How long OpenMP's threads spin for more work takes the kernels' own threads up to half of their speed.
+    # Spinning OpenMP threads slow the kernels' own threads down by up to a factor of two.
     spinning = os.environ.get("GOMP_SPINCOUNT", "default")
     machine = f"{processor()}, torch {torch.__version__}, plif_lightning {__version__}, GOMP_SPINCOUNT {spinning}"
     file = _file()
     if file is None:
         return _UNMEASURED
     try:
-        # One process measures, the others wait for it and read.
+        # One process measures while the others wait, then read its result.
         with file_lock(file.with_suffix(".lock")):
             known = _known(file)
             found = known.setdefault(machine, {}).get(name)
@@ -152,7 +152,7 @@ def _break_even(op: Op, threads: int) -> float:
                     json.dump(known, whole, indent=1)
                 _log.info("%s: event-driven up to a density of %.1f %% (%s)", name, 100 * found, file)
             return found
-    except (OSError, NotImplementedError):  # nothing can be written, or the file system has no locks
+    except (OSError, NotImplementedError):  # not writable, or a file system without locks
         return _UNMEASURED
 
 
@@ -162,20 +162,20 @@ def _file() -> Path | None:
 
 
 def _known(file: Path) -> dict[str, Any]:
-    """What was measured, by machine and operator; nothing if the file is missing or damaged."""
+    """Cached measurements by machine and operator; empty if the file is missing or damaged."""
     try:
         known = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) and all(isinstance(of, dict) for of in known.values()) else {}
+    return known if isinstance(known, dict) and all(isinstance(limits, dict) for limits in known.values()) else {}
 
 
 def _measured(op: Op) -> float:
-    """Where the line through the event-driven form's times at two densities meets the dense form's time."""
+    """The density at which the event-driven time, a line through two measurements, equals the dense time."""
     for _ in range(3):
         times, dense_times = zip(*(least_seconds(*candidates(op, density)) for density in _DENSITIES), strict=True)
         a, b = times
-        if b > a:  # else the machine was busy with something else
+        if b > a:  # otherwise the machine was busy
             found = _DENSITIES[0] + (min(dense_times) / _MARGIN - a) / (b - a) * (_DENSITIES[1] - _DENSITIES[0])
             return min(max(found, 0.0), _MOST)
     return _UNMEASURED

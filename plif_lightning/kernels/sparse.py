@@ -1,4 +1,4 @@
-"""Event-driven convolutions and FC layers of spikes on the CPU; for the backward pass they keep the spikes as bits.
+"""Event-driven convolutions and FC layers of spikes on the CPU; they save the spikes as bits for the backward pass.
 
 The operators count the spikes of their input and let `policy.choose` decide between the event-driven loops of
 `cpu_sparse.py` and the dense library.
@@ -31,20 +31,20 @@ from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.policy import Form, Op, Sparse, candidates_of, choose
 
-# What is worked on at a time stays in the second-level cache together with the lists: values of a gradient of maps,
-# bytes of that of an FC layer, words of inputs and bytes of outputs of its weight, words of inputs of a table.
+# Block sizes that keep a block and its lists in the second-level cache: values of a feature map's gradient, bytes of an
+# FC layer's output gradient, words of inputs and bytes of outputs of an FC weight, words of inputs of a table.
 _GRAD_AT_A_TIME = 3 * 2**15
 _GRAD_OF_ROWS = 2**18
 _FC_BLOCK = (8, 2**9)
 _TABLE_WORDS = 4
-_NO_SCALE = np.ones(1, np.float32)  # of tables of floats
+_NO_SCALE = np.ones(1, np.float32)  # for tables of floats
 
 
 def require_fit(x: Tensor, weight: Tensor) -> None:
-    """Refuses an input whose spikes would be looked up beyond the weight's end.
+    """Refuse shapes that do not match: the loops would read beyond the weight's end.
 
     Raises:
-        UserError: x [N, C, H, W] or [*, K] and weight [O, C, 3, 3] or [O, K] do not fit.
+        UserError: x [N, C, H, W] or [*, K] does not fit the weight [O, C, 3, 3] or [O, K].
     """
     conv = weight.dim() == 4
     inputs = x.shape[1] if conv else x.shape[-1]
@@ -53,7 +53,7 @@ def require_fit(x: Tensor, weight: Tensor) -> None:
 
 
 def _density(bits: Tensor, inputs: int) -> float:
-    """Share of the inputs of bits [R, inputs / 64] that are set."""
+    """Density of spikes given as bits [R, inputs / 64]."""
     return number_of_spikes(bits) / max(1, len(bits) * inputs)
 
 
@@ -61,13 +61,13 @@ def _density(bits: Tensor, inputs: int) -> float:
 
 
 def conv_events(x: SparseMaps, table: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
-    """3x3 convolution with padding 1 of what is not zero.
+    """Event-driven 3x3 convolution with padding 1.
 
     Args:
-        x: its input [N, C, H, W].
+        x: the input [N, C, H, W].
         table: `table_of` the weight.
-        dtype: of the output.
-        scale: of each output [O]; for a table of integers.
+        dtype: dtype of the output.
+        scale: factor of each output [O], for a table of integers.
 
     Returns:
         [N, O, H, W], O innermost in memory.
@@ -85,28 +85,28 @@ def conv_events(x: SparseMaps, table: Tensor, dtype: torch.dtype, scale: Tensor 
 
 
 def table_of(weight: Tensor) -> Tensor:
-    """A convolution's weight [O, C, 3, 3] or an FC layer's [O, K] as the rows that inputs add, [9 C or K, O]."""
+    """Transpose a weight [O, C, 3, 3] or [O, K] into the rows that inputs add to the outputs, [9 C or K, O]."""
     rows = weight.detach().permute(2, 3, 1, 0).flatten(0, 2) if weight.dim() == 4 else weight.detach().t()
     return rows.contiguous()
 
 
 def in_vectors(rows: Tensor) -> Tensor:
-    """Rows [*, O] with zeros for more outputs, a multiple of 16, as the loops take a convolution's."""
+    """Pad rows [*, O] with zeros to a multiple of 16 outputs, as the loops of a convolution require."""
     missing = -rows.shape[-1] % LANES
     return F.pad(rows, (0, missing)) if missing else rows
 
 
 def conv_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None, *, binary: bool = True) -> Tensor:
-    """3x3 convolution with padding 1 of what is not zero, from a weight that is kept as `table_of` it; no gradients.
+    """Event-driven 3x3 convolution with padding 1 from a weight stored as `table_of` it; no gradients.
 
     Args:
         x: [N, C, H, W], float32 on the CPU.
-        table: [9 C, O], float32, or of spikes int8 or int16.
-        scale: of each output [O], float32; for integers.
-        binary: whether x is zeros and ones.
+        table: [9 C, O], float32, or int8 or int16 if x is spikes.
+        scale: factor of each output [O], float32; for a table of integers.
+        binary: x is spikes.
 
     Returns:
-        [N, O, H, W], float32, O innermost.
+        [N, O, H, W], float32, O innermost in memory.
     """
     if len(table) != 9 * x.shape[1]:
         raise UserError(f"x {list(x.shape)} does not fit a table of shape {list(table.shape)}.")
@@ -114,12 +114,12 @@ def conv_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None, *, bina
 
 
 def linear_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Tensor:
-    """FC layer of spikes x [*, K], from a weight that is kept as `table_of` it, [K, O]; as `conv_of_table`."""
+    """FC layer [*, O] of spikes x [*, K] from a weight stored as `table_of` it, [K, O]; see `conv_of_table`."""
     return linear_of_bits(pack(x.flatten(0, -2))[0], x.shape[-1], table, scale).unflatten(0, x.shape[:-1])
 
 
 def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | None = None) -> Tensor:
-    """The same [R, O] for spikes that are bits [R, K / 64] of so many inputs."""
+    """`linear_of_table` [R, O] for spikes as bits [R, K / 64] of K = `inputs` inputs."""
     from plif_lightning.kernels import cpu_sparse
 
     if len(table) != inputs:
@@ -169,7 +169,7 @@ def _conv_weight_events(bits: Tensor, grad: Tensor, channels: int) -> Tensor:
 
 @operator()
 def _conv_of_spikes_weight(bits: Tensor, grad: Tensor, channels: int, sparse: str) -> Tensor:
-    """Gradient of its weight [O, C, 3, 3], in float32 at least."""
+    """Gradient of the convolution's weight [O, C, 3, 3], in float32 at least."""
     _, outputs, height, width = grad.shape
     op = Op("conv_weight", grad.dtype, len(bits), channels, outputs, (height, width))
     if choose(op, _density(bits, channels), sparse):
@@ -183,16 +183,16 @@ def _conv_of_spikes_weight(bits: Tensor, grad: Tensor, channels: int, sparse: st
 
 
 def _conv_weight_dense(grad: Tensor, channels: int, spikes: Callable[[int, int], Tensor]) -> Tensor:
-    """The library's gradient of the weight [O, C, 3, 3], in float32 at least, from some images' spikes at a time.
+    """Dense gradient of the weight [O, C, 3, 3], in float32 at least, from a few images at a time.
 
-    `spikes` gives those of images first .. last - 1, [*, C, H, W] in the dtype of `grad`.
+    `spikes(first, last)` returns the spikes of images first .. last - 1, [*, C, H, W] in the dtype of `grad`.
     """
     n, outputs, height, width = grad.shape
     shape = outputs, channels, 3, 3
     out = torch.zeros(shape, dtype=real_type(grad), device=grad.device)
-    some = max(1, at_a_time(grad.device) // (channels * height * width))
-    for first in range(0, n, some):
-        last = min(first + some, n)
+    together = max(1, at_a_time(grad.device) // (channels * height * width))
+    for first in range(0, n, together):
+        last = min(first + together, n)
         out += conv2d_weight(spikes(first, last), shape, grad[first:last].detach(), padding=1)
     return out
 
@@ -203,7 +203,7 @@ def _(bits: Tensor, grad: Tensor, channels: int, sparse: str) -> Tensor:
 
 
 class _ConvOfSpikes(torch.autograd.Function):
-    """3x3 convolution with padding 1; keeps its input as one bit a spike."""
+    """3x3 convolution with padding 1; saves its input as one bit per value."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, sparse: Sparse) -> Tensor:
@@ -227,7 +227,7 @@ class _ConvOfSpikes(torch.autograd.Function):
 
 
 class _ConvOfBytes(torch.autograd.Function):
-    """The same on other devices; keeps its input as one byte a spike."""
+    """3x3 convolution with padding 1 on other devices; saves its input as one byte per value."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -239,23 +239,20 @@ class _ConvOfBytes(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
         spikes, weight = ctx.saved_tensors
         grad_x = _conv_of_gradient(grad, weight) if ctx.needs_input_grad[0] else None
-        kept = lambda first, last: spikes[first:last].to(grad.dtype)  # noqa: E731
-        return grad_x, _conv_weight_dense(grad, weight.shape[1], kept).to(weight.dtype)
+        some = lambda first, last: spikes[first:last].to(grad.dtype)  # noqa: E731
+        return grad_x, _conv_weight_dense(grad, weight.shape[1], some).to(weight.dtype)
 
 
 def _conv_of_gradient(grad: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of the input of a 3x3 convolution with padding 1: a convolution with the mirrored weight.
-
-    It needs no input, neither whole nor in parts.
-    """
+    """Gradient of the input of a 3x3 convolution with padding 1: a convolution with the mirrored weight."""
     return F.conv2d(grad, weight.to(grad.dtype).flip(2, 3).transpose(0, 1), padding=1)
 
 
 # ---- FC layer: x [R, K], weight [O, K]
 #
-# A spike adds a column of the weight. Memory holds its rows, so the loops transpose a block at a time, in the cache, on
-# its way from memory. A weight with strides (1, O) would save that, but PyTorch's fused optimisers copy a gradient that
-# is not contiguous (45 ms a step for FC1 of Fashion-MNIST, torch 2.13), and go wrong where strides differ.
+# A spike adds a column of the weight, which is stored by rows, so the loops load it in blocks and transpose each in the
+# cache. A weight with strides (1, O) would avoid that, but PyTorch's fused optimisers copy a non-contiguous gradient
+# (45 ms per step for FC1 of Fashion-MNIST, torch 2.13), and give wrong results if strides differ.
 
 
 def _linear_events(bits: Tensor, weight: Tensor) -> Tensor:
@@ -271,13 +268,13 @@ def _linear_events(bits: Tensor, weight: Tensor) -> Tensor:
 
 
 def _as(value: float, dtype: torch.dtype) -> float:
-    """A value as a tensor of this type holds it."""
+    """`value` rounded to `dtype`."""
     return torch.tensor(value, dtype=dtype, device="cpu").item()
 
 
 @operator()
 def _linear_of_spikes(x: Tensor, weight: Tensor, value: float, sparse: str) -> tuple[Tensor, Tensor]:
-    """x weight^T [R, O], and which values of x are not zero, as bits [R, K / 64]; those are all `value`."""
+    """x weight^T [R, O], and bits [R, K / 64] that mark the non-zero values of x, which all equal `value`."""
     require_fit(x, weight)
     bits, spikes = pack(x)
     if choose(Op.of("linear", x, weight), spikes / max(1, x.numel()), sparse):
@@ -304,8 +301,8 @@ def _linear_weight_events(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
 
 @operator()
 def _linear_of_spikes_weight(bits: Tensor, grad: Tensor, inputs: int, value: float, sparse: str) -> Tensor:
-    """Gradient of its weight [O, K], in float32 at least."""
-    # Few rows: scaling them costs less than scaling the weight's gradient.
+    """Gradient of the FC layer's weight [O, K], in float32 at least."""
+    # The output's gradient has few rows: scaling it is cheaper than scaling the weight's gradient.
     grad = (grad.detach() * _as(value, grad.dtype)).contiguous()
     if choose(Op("linear_weight", grad.dtype, len(bits), inputs, grad.shape[1]), _density(bits, inputs), sparse):
         return _linear_weight_events(bits, grad, inputs)
@@ -318,7 +315,7 @@ def _(bits: Tensor, grad: Tensor, inputs: int, value: float, sparse: str) -> Ten
 
 
 class _LinearOfSpikes(torch.autograd.Function):
-    """FC layer without bias; keeps its input as one bit a value."""
+    """FC layer without bias; saves its input as one bit per value."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, value: float, sparse: Sparse) -> Tensor:
@@ -348,20 +345,20 @@ def _require_spikes(x: Tensor, fits: bool, shape: str) -> None:
 
 
 def conv_of_spikes(x: Tensor, weight: Tensor, sparse: Sparse = "auto") -> Tensor:
-    """`conv2d(x, weight, padding=1)`, which keeps one bit of each value for the backward pass (a byte on a GPU).
+    """`conv2d(x, weight, padding=1)` of spikes; saves one bit per input for the backward pass (a byte on a GPU).
 
     Args:
-        x: zeros and ones [N, C, H, W], not of float16.
-        weight: [O, C, 3, 3], finite (of infinity, conv2d makes NaN at a silent input too); taken in the dtype of x,
-            its gradient in its own.
-        sparse: whether silent inputs are skipped: where it pays (`auto`), `never` or `always`.
+        x: spikes [N, C, H, W], not float16.
+        weight: [O, C, 3, 3], finite (conv2d turns an infinite weight into NaN at silent inputs too); cast to the dtype
+            of x, its gradient is in its own dtype.
+        sparse: skip silent inputs if that is faster (`auto`), `never` or `always`.
 
     Returns:
-        [N, O, H, W], as conv2d's, in float32 to the bit where the library adds in the same order; the gradients are
-        those of conv2d too, up to the order of sums.
+        [N, O, H, W], equal to conv2d's, in float32 bit-identical if PyTorch adds in the same order. Gradients equal
+        those of conv2d up to the order of sums.
 
     Raises:
-        UserError: x is of another shape or type.
+        UserError: x has another shape or type.
     """
     _require_spikes(x, x.dim() == 4, "[N, C, H, W]")
     with in_own_precision(x.device):
@@ -371,16 +368,16 @@ def conv_of_spikes(x: Tensor, weight: Tensor, sparse: Sparse = "auto") -> Tensor
 
 
 def linear_of_spikes(x: Tensor, weight: Tensor, value: float = 1.0, sparse: Sparse = "auto") -> Tensor:
-    """`linear(x, weight)`, which keeps one bit of each value for the backward pass.
+    """`linear(x, weight)` of spikes; saves one bit per input for the backward pass.
 
     Args:
-        x: zeros and `value`s [N, K] or [*, N, K], on the CPU, not of float16.
+        x: zeros and `value`s [N, K] or [*, N, K], on the CPU, not float16.
         weight: [O, K], as in `conv_of_spikes`.
-        value: what a spike is: 1 / (1 - p) after a dropout.
+        value: value of a spike: 1 / (1 - p) after dropout.
         sparse: as in `conv_of_spikes`.
 
     Raises:
-        UserError: x is of another shape or type.
+        UserError: x has another shape or type.
     """
     _require_spikes(x, x.dim() >= 2, "[*, N, K]")
     with torch.autocast("cpu", enabled=False):
@@ -390,7 +387,7 @@ def linear_of_spikes(x: Tensor, weight: Tensor, value: float = 1.0, sparse: Spar
 
 @candidates_of("conv", "conv_weight", "linear", "linear_weight")
 def _candidates(op: Op, density: float) -> tuple[Form, Form]:
-    """Both forms on random spikes; gradients of weights are those of weights in float32, as under autocast."""
+    """Event-driven and dense form on random spikes; weight gradients are in float32, as under autocast."""
     generator = torch.Generator().manual_seed(0)
     spikes = torch.rand(op.rows, op.inputs, generator=generator).lt(density).to(op.dtype)
     grad = torch.rand(op.rows, op.outputs, generator=generator).to(op.dtype)

@@ -1,9 +1,9 @@
-"""What numba's compiler does not find by itself: sums of chosen rows, neurons, and bits, written for LLVM.
+"""Loops that numba does not vectorise well, written in LLVM IR: sums of indexed rows, neurons, and bits.
 
-A loop that adds rows picked by a list reads and writes its total for each of them, because the compiler keeps no
-array in registers. Here the total is 64 columns in vectors of LLVM's own, which it maps to whatever the machine has
-(AVX-512, AVX2, NEON), so no compiler of C is needed. Four such registers hide the latency of the additions; what
-limits them is how fast the second-level cache hands out rows.
+In a numba loop that adds rows selected by a list, the total is loaded and stored for each row, because the compiler
+does not keep an array in registers. Here the total is 64 columns in LLVM vectors, which map to the machine's own
+(AVX-512, AVX2, NEON) without a C compiler. Four such registers hide the latency of the additions; the limit is the
+bandwidth of the second-level cache.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def _data(context: Any, builder: Any, array: Any, value: Any) -> Any:
 
 
 def _load(builder: Any, data: Any, index: Any, dtype: Any) -> Any:
-    """16 values from an index on: float32 of float32 and of bfloat16's bits (uint16), int32 of integers."""
+    """Load 16 values from an index: float32 from float32 or from bfloat16 bits (uint16), int32 from integers."""
     lane = data.type.pointee
     place = builder.bitcast(builder.gep(data, [index]), ir.VectorType(lane, LANES).as_pointer())
     value = builder.load(place, align=dtype.bitwidth // 8)
@@ -59,7 +59,7 @@ def _sum_of_rows(columns: int) -> Any:
             totals = [builder.select(fresh, zero, _load(builder, total, offset, of_total)) for offset in offsets]
 
             def with_rows_of(begin, end, shift, before):
-                """The sums with those of another range of places."""
+                """`before` plus the rows of places[begin:end]."""
                 entry = builder.block
                 loop, after = builder.append_basic_block("rows"), builder.append_basic_block("summed")
                 builder.cbranch(builder.icmp_signed("<", begin, end), loop, after)
@@ -99,18 +99,17 @@ def _sum_of_rows(columns: int) -> Any:
     return sum_of_rows
 
 
-# out[to:][:columns] (+)= sum over i of table[places[i] + shift, column:][:columns], in that order, for the i of ranges
-# (begin, end, begin, end, ...); the shift grows by `apart` from range to range. table is [rows, width], places are
-# int32, out is flat: float32 for a table of float32 or bfloat16's bits, int32 for one of int8 or int16. `fresh` begins
-# at 0.
+# out[to:][:columns] (+)= sum over i of table[places[i] + shift, column:][:columns], in that order, for i in ranges
+# (begin, end, begin, end, ...); shift grows by `apart` from range to range. table is [rows, width], places are int32,
+# out is flat: float32 for a table of float32 or bfloat16 bits, int32 for one of int8 or int16. `fresh` starts at zero.
 sum_64: Any = _sum_of_rows(64)
 sum_16: Any = _sum_of_rows(16)
 
 
 def _add_row_16(typing, table, row, column, factor, out, to):
-    """out[to:][:16] += factor * table[row, column:][:16]; the types are those of `sum_16`, of floats.
+    """out[to:][:16] += factor * table[row, column:][:16]; types as `sum_16`, without integers.
 
-    Rounded once, as the dense library does it, where the processor can.
+    Uses a fused multiply-add if the processor has one, as the dense library does.
     """
     signature = types.void(table, types.intp, types.intp, types.float32, out, types.intp)
 
@@ -132,10 +131,10 @@ def _add_row_16(typing, table, row, column, factor, out, to):
 
 
 def _fire_16(typing, sums, at, scale, shift, of_step, k, v_threshold, column, v, place, v_reset, leak, soft):
-    """One step of 16 neurons: which of them fire, as bits; `cpu.forward`'s arithmetic, in its order.
+    """Run one step of 16 neurons; returns their spikes as bits. Same arithmetic and order as `cpu.forward`.
 
-    X = sums[at:] * scale[of_step:] + shift[of_step:]; V is v[place:], before and after; k and v_threshold from `column`
-    on. All arrays are flat and float32, sums may be int32.
+    X = sums[at:] * scale[of_step:] + shift[of_step:]; V in v[place:] is updated in place; k and v_threshold are indexed
+    from `column`. All arrays are flat and float32; sums may be int32.
     """
     f, n = types.float32, types.intp
     signature = types.uint64(sums, n, scale, shift, n, k, v_threshold, n, v, n, f, types.boolean, types.boolean)
@@ -166,14 +165,14 @@ def _fire_16(typing, sums, at, scale, shift, of_step, k, v_threshold, column, v,
 
 
 def _repeated(builder: Any, value: Any) -> Any:
-    """A float32 in all lanes."""
+    """Broadcast a float32 to all lanes."""
     one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(_I32, 0))
     first = ir.Constant(_INTEGERS, [ir.Constant(_I32, 0)] * LANES)
     return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), first)
 
 
 def _transpose_16(typing, x, row, column, out, to, stride):
-    """out[to + j stride + i] = x[row + i, column + j] for i, j < 16; x is [rows, columns], out flat, of one type."""
+    """out[to + j stride + i] = x[row + i, column + j] for i, j < 16; x is [rows, columns], out flat and of its type."""
     signature = types.void(x, types.intp, types.intp, out, types.intp, types.intp)
 
     def code(context, builder, signature, given):
@@ -189,7 +188,7 @@ def _transpose_16(typing, x, row, column, out, to, stride):
             return builder.bitcast(place, vector.as_pointer())
 
         lines = [builder.load(line(source, i, width), align=2) for i in range(LANES)]
-        # Blocks of 8, 4, 2 and 1 change places across the diagonal.
+        # Swap blocks of size 8, 4, 2 and 1 across the diagonal.
         for size in (8, 4, 2, 1):
             upper = [j if not j & size else j - size + LANES for j in range(LANES)]
             lower = [j + size if not j & size else j + LANES for j in range(LANES)]
@@ -206,7 +205,7 @@ def _transpose_16(typing, x, row, column, out, to, stride):
 
 
 def _nonzero_16(typing, x, at):
-    """Which of the 16 values x[at:] are not zero, as bits; x is flat, float32 or the bits of bfloat16 or bytes."""
+    """Bits that mark the non-zero ones of the 16 values x[at:]; x is flat: floats, bfloat16 bits (uint16) or bytes."""
 
     def code(context, builder, signature, given):
         array = signature.args[0]
@@ -217,7 +216,7 @@ def _nonzero_16(typing, x, at):
         if isinstance(array.dtype, types.Float):
             found = builder.fcmp_unordered("!=", values, ir.Constant(vector, [ir.Constant(lane, 0.0)] * LANES))
         else:
-            if array.dtype == types.uint16:  # bfloat16, whose zero may have a sign
+            if array.dtype == types.uint16:  # bfloat16: ignore the sign of zero
                 values = builder.and_(values, ir.Constant(vector, [ir.Constant(lane, 0x7FFF)] * LANES))
             found = builder.icmp_unsigned("!=", values, ir.Constant(vector, [ir.Constant(lane, 0)] * LANES))
         return builder.zext(builder.bitcast(found, _I16), _I64)
@@ -226,7 +225,7 @@ def _nonzero_16(typing, x, at):
 
 
 def _spread_16(typing, bits, x, at, one):
-    """x[at:][:16] = `one` where one of the 16 lowest bits is set, else 0; x is flat, of the type of `one`."""
+    """x[at:][:16] = `one` for each of the 16 lowest bits that is set, else 0; x is flat, of the type of `one`."""
     signature = types.void(types.uint64, x, types.intp, one)
 
     def code(context, builder, signature, given):
@@ -248,7 +247,7 @@ def _spread_16(typing, bits, x, at, one):
 
 
 def _lowest_bit(typing, word):
-    """The number of the lowest bit that is set, 0 to 63; of a word that is not zero."""
+    """Index of the lowest set bit, 0 to 63, of a non-zero word."""
 
     def code(context, builder, signature, given):
         return builder.cttz(given[0], ir.Constant(ir.IntType(1), True))
@@ -257,7 +256,7 @@ def _lowest_bit(typing, word):
 
 
 def _number_of_bits(typing, word):
-    """How many bits are set."""
+    """Number of bits that are set."""
 
     def code(context, builder, signature, given):
         return builder.ctpop(given[0])
@@ -265,7 +264,7 @@ def _number_of_bits(typing, word):
     return types.int64(types.uint64), code
 
 
-# Typed as what they are in compiled code.
+# Any: the Python signatures have a typing context, which compiled callers do not pass.
 add_row_16: Any = intrinsic(_add_row_16)
 fire_16: Any = intrinsic(_fire_16)
 transpose_16: Any = intrinsic(_transpose_16)

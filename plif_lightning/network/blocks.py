@@ -1,10 +1,10 @@
-"""The two repeated parts of the network, one after another: conv-BN-neuron-pool and dropout-FC-neuron."""
+"""The FC block (dropout-FC-neuron), and sequences of blocks."""
 
 import torch
 from torch import Tensor, nn
 
 from plif_lightning.kernels import Backend, linear_of_spikes
-from plif_lightning.network.conv_block import ConvBlock, dtype_of, refuses_neuron
+from plif_lightning.network.conv import ConvBlock, dtype_of, refuses_neuron
 from plif_lightning.network.hooks import has_hooks, must_be_called
 from plif_lightning.network.layers import TimeDropout
 from plif_lightning.neurons import Neuron
@@ -16,10 +16,10 @@ class FCBlock(nn.Module):
     A part may be replaced by another module that takes the same arguments.
 
     Args:
-        dropout: of the input.
-        fc: the layer.
+        dropout: dropout of the input.
+        fc: the FC layer.
         neuron: the spiking neurons.
-        backend: the form that runs; the reference where it is not given.
+        backend: the form that runs; None for the reference.
     """
 
     def __init__(self, dropout: TimeDropout, fc: nn.Linear, neuron: Neuron, backend: Backend | None = None) -> None:
@@ -30,7 +30,7 @@ class FCBlock(nn.Module):
         self.backend = backend or Backend("reference")
 
     def forward(self, x: Tensor, binary: bool = False) -> Tensor:
-        """Spikes of x [T, N, F]; `binary`: x is guaranteed to hold zeros and ones."""
+        """Spikes [T, N, F'] of x [T, N, F]; `binary`: x is guaranteed to be spikes (zeros and ones)."""
         if not binary or self.refuses_fc is not None:
             return self.neuron(self.fc(self.dropout(x)))
         x = self.dropout(x.to(dtype_of(x, self.fc.weight)))
@@ -55,7 +55,7 @@ class FCBlock(nn.Module):
 
 
 class Blocks(nn.Sequential):
-    """Blocks one after another, each told whether its input is guaranteed binary."""
+    """A sequence of blocks that passes on whether activations are guaranteed binary (zeros and ones)."""
 
     def forward(self, x: Tensor, binary: bool = False) -> Tensor:
         for block in self:
@@ -74,7 +74,7 @@ class Blocks(nn.Sequential):
 
 
 def refuses_block(block: nn.Module) -> str | None:
-    """Why a block is not one that the kernels and exports know; None if it is. Hooks would be lost there."""
+    """Why the kernels and exports do not support a block; None if they do. They would drop hooks."""
     if not isinstance(block, (ConvBlock, FCBlock)):
         return f"it is a {type(block).__name__}"
     if any(map(has_hooks, block.modules())):

@@ -1,4 +1,4 @@
-"""The block conv-BN-neuron-pool and its forms, in order of speed."""
+"""The block conv-BN-neuron-pool and its forms, fastest first."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -28,23 +28,24 @@ from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import carried
 
 _log = logging.getLogger(__name__)
-# Input channels up to which the backward pass recomputes a convolution rather than storing it: events have 2, images 3.
+# Up to this many input channels the backward pass recomputes the convolution instead of storing its output: events
+# have 2, images 3.
 _FEW_CHANNELS = 4
-# Values of a binary input from which on keeping it as bits or bytes is worth the two conversions.
+# From this many values on, storing a binary input as bits or bytes pays for the two conversions.
 _MANY_SPIKES = 2**23
 
 
 def images_channels_last(images: Tensor) -> Tensor:
-    """[N, C, H, W] with C innermost, which the kernels want and in which convolutions are faster; they keep it."""
+    """[N, C, H, W] with C innermost: the kernels require it, convolutions are faster with it and preserve it."""
     images = images.contiguous(memory_format=torch.channels_last)
     n, c, h, w = images.shape
-    # Sizes of one, such as one channel's, leave strides open, and only those tell a convolution which layout is meant.
+    # Strides of dimensions of size 1 are ambiguous, and a convolution infers the layout from strides alone.
     strides = (h * w * c, 1, w * c, c)
     return images if images.stride() == strides else images.as_strided((n, c, h, w), strides)
 
 
 def computing_type(x: Tensor) -> torch.dtype:
-    """The type that a layer computes in if its weight is of the type of x."""
+    """The type that a layer computes in, if its weight has the type of x."""
     return torch.get_autocast_dtype(x.device.type) if autocast_in_force(x.device) else x.dtype
 
 
@@ -56,31 +57,31 @@ def dtype_of(x: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def refuses_class(part: Any, base: type, *methods: str) -> str | None:
-    """Why a module is not what the kernels compute for its class: another class, or one of these methods replaced."""
+    """Why the kernels cannot replace a module: another class, or one of these methods is overridden."""
     if not isinstance(part, base):
-        return f"the kernels know no {type(part).__name__}"
+        return f"the kernels do not support {type(part).__name__}"
     for name in methods:
         if name in vars(part) or getattr(type(part), name) is not getattr(base, name):
-            return f"{type(part).__name__} has a {name} of its own"
+            return f"{type(part).__name__} overrides {name}"
     return None
 
 
 def refuses_neuron(neuron: nn.Module) -> str | None:
-    """Why the kernels do not compute these neurons, which then may give other values than zeros and ones."""
+    """Why the kernels cannot compute these neurons, so that their output may not be binary; None if they can."""
     return refuses_class(neuron, Neuron, "run", "forward")
 
 
 class Call:
-    """One call of a block, and what several forms ask about it.
+    """One call of a block, with the properties that several forms check.
 
     Attributes:
         block: the block.
         x: [T, N, C, H, W], or [1, N, C, H, W] held for `steps`.
-        binary: x is guaranteed to hold zeros and ones.
+        binary: x is guaranteed to be spikes (zeros and ones).
         steps: T.
-        fuses: the fused forms run on its device and in its type, not the reference.
+        fuses: the fused kernels support its device and type.
         fusion: why the kernels cannot take BN, neurons and pool together; None if they can.
-        conv: why they cannot compute the convolution; None if they can.
+        conv: why the kernels cannot compute the convolution; None if they can.
     """
 
     def __init__(self, block: "ConvBlock", x: Tensor, binary: bool) -> None:
@@ -98,7 +99,7 @@ class Call:
 
     @property
     def spikes(self) -> Tensor:
-        """The same of a binary input, in the type that the convolution computes in."""
+        """`images` of a binary input, in the type that the convolution computes in."""
         images = self.images
         return images.to(dtype_of(images, self.block.conv.weight))
 
@@ -113,9 +114,9 @@ class Form(NamedTuple):
     """A way to run a block.
 
     Attributes:
-        name: for people.
-        refuses: gives the reason why a call cannot take this form, or None.
-        run: pooled spikes [T, N, C', H', W'] of a call that it does not refuse.
+        name: name for log messages.
+        refuses: the reason why a call cannot run in this form; None if it can.
+        run: pooled spikes [T, N, C', H', W'] of a call that is not refused.
     """
 
     name: str
@@ -129,7 +130,7 @@ def _refuses_recomputing(call: Call) -> str | None:
     if call.x.shape[2] > _FEW_CHANNELS:
         return f"its input has more than {_FEW_CHANNELS} channels"
     if len(call.x) == 1:
-        return "its input is of one step"
+        return "its input has one step"
     return "its input needs a gradient" if call.x.requires_grad else None
 
 
@@ -160,19 +161,19 @@ def _refuses_one_pass(call: Call) -> str | None:
     if reason := call.fusion or call.conv:
         return reason
     if not call.binary:
-        return "its input may be other than zeros and ones"
+        return "its input may not be binary"
     block = call.block
     if torch.is_grad_enabled() or (block.norm is not None and block.norm.bn.training):
-        return "it is trained"
+        return "it is in training"
     if block.pool_name == "avg" or carried() is not None or call.steps > len(call.x):
-        return "its output is averaged, or its input is of one step"
+        return "its pool averages, or its input has one step"
     return None if call.skips(call.spikes) else "the dense convolution is faster at this density"
 
 
 def _one_pass(call: Call) -> Tensor:
     block = call.block
     x = call.spikes.unflatten(0, call.x.shape[:2])
-    # Not in training, so the batch's moments are not asked for; ties do not affect the forward pass.
+    # In evaluation BN needs no batch moments, and ties do not affect the forward pass.
     statistics = block.statistics(lambda: moments(x), x, len(x), len(block.conv.weight))
     return conv_fire_pool(
         x,
@@ -218,7 +219,7 @@ def _by_parts(call: Call) -> Tensor:
 
 
 def convolve(call: Call, with_bias: bool) -> Tensor:
-    """The convolution's output [T N, C', H', W']; without a bias where the kernel after it adds that."""
+    """The convolution's output [T N, C', H', W']; without its bias if the next kernel adds it."""
     conv = call.block.conv
     if call.conv is not None:
         return conv(call.images if call.fuses else call.x.flatten(0, 1))
@@ -233,7 +234,7 @@ def convolve(call: Call, with_bias: bool) -> Tensor:
     return F.conv2d(call.images, conv.weight, bias, padding=1)
 
 
-# In order of speed; the last never refuses.
+# Fastest first; the last one never refuses.
 FORMS = (
     Form("convolution recomputed in the backward pass", _refuses_recomputing, _recompute),
     Form("event-driven from spikes to spikes", _refuses_one_pass, _one_pass),
@@ -243,21 +244,21 @@ FORMS = (
 
 
 class ConvBlock(nn.Module):
-    """Conv2d 3x3 (no bias) - BN - neuron - pool over [T, N, C, H, W]; with a bias and no BN where that is folded.
+    """Conv2d 3x3 (no bias) - BN - neuron - pool over [T, N, C, H, W]; with a bias instead of BN if BN is folded.
 
-    A part may be replaced by another module that takes the same arguments; `refuses_fusion` and `refuses_conv` say
-    which of them the kernels do not compute. `FORMS` are the ways in which a call may run.
+    A part may be replaced by another module that takes the same arguments; `refuses_fusion` and `refuses_conv` say why
+    the kernels cannot compute such a part. A call runs in the first of `FORMS` that does not refuse it.
 
-    An input [1, N, C, H, W] is held for `time_steps`: convolution and BN then run once, not T times. In a `step` it
-    is the step.
+    An input [1, N, C, H, W] is held for `time_steps`: convolution and BN run once instead of T times. In a `step` it
+    is a single time-step.
 
     Args:
-        conv: over single images [N, C, H, W].
-        norm: of its output; None where it is folded into the convolution, which then has a bias.
+        conv: convolution over single images [N, C, H, W].
+        norm: BN of its output; None if it is folded into the convolution, which then has a bias.
         neuron: the spiking neurons.
-        pool: over [T, N, C, H, W]; None for a block without one.
-        time_steps: T, for inputs that are held.
-        backend: the form that runs; the reference where it is not given.
+        pool: pool over [T, N, C, H, W]; None for a block without one.
+        time_steps: T, for held inputs.
+        backend: the form that runs; None for the reference.
     """
 
     def __init__(
@@ -277,11 +278,11 @@ class ConvBlock(nn.Module):
         self.pool = pool
         self.time_steps = time_steps
         self.backend = backend or Backend("reference")
-        self.listened = False  # somebody listens to its neurons, and says so
-        self._said_hooks = False
+        self.listened = False  # set by `SpikingNetwork.listening`, so that its hooks are not reported
+        self._reported_hooks = False
 
     def forward(self, x: Tensor, binary: bool = False) -> Tensor:
-        """Pooled spikes of x [T, N, C, H, W]; `binary`: x is guaranteed to hold zeros and ones."""
+        """Pooled spikes of x [T, N, C, H, W]; `binary`: x is guaranteed to be spikes (zeros and ones)."""
         call = Call(self, x, binary)
         for form in FORMS:
             if form.refuses(call) is None:
@@ -290,7 +291,7 @@ class ConvBlock(nn.Module):
 
     @property
     def pool_name(self) -> Pool | None:
-        """The pooling by the kernels' name; None if they do not have it."""
+        """The kernels' name of the pooling; None if they do not support it."""
         if self.pool is None:
             return "none"
         return self.pool.name if isinstance(self.pool, Pool2d) else None
@@ -298,13 +299,13 @@ class ConvBlock(nn.Module):
     @property
     def refuses_fusion(self) -> str | None:
         """Why the kernels cannot take BN, neurons and pool together; None if they can."""
-        reason = "somebody listens to its neurons" if self.listened else refuses_neuron(self.neuron)
+        reason = "its neurons are being listened to" if self.listened else refuses_neuron(self.neuron)
         if reason is None and self.norm is not None:
             reason = refuses_class(self.norm, TimeBatchNorm2d, "forward", "statistics_for")
             if reason is None and not self.norm.is_affine_with_averages:
-                reason = "its BN is not affine with moving averages"
+                reason = "its BN is not affine with running averages"
         if reason is None and self.pool_name is None:
-            reason = f"the kernels know no {type(self.pool).__name__}"
+            reason = f"the kernels do not support {type(self.pool).__name__}"
         return reason or self._refuses_hooks()
 
     @property
@@ -314,10 +315,10 @@ class ConvBlock(nn.Module):
         if type(conv) is not nn.Conv2d:
             return f"its convolution is a {type(conv).__name__}"
         if (conv.bias is None) != (self.norm is not None):
-            return "its convolution has a bias beside BN" if self.norm is not None else "it has neither BN nor a bias"
-        plain = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-        if not plain or (conv.groups, conv.padding_mode) != (1, "zeros"):
-            return "its convolution is not the plain 3x3 one"
+            return "its convolution has a bias and BN" if self.norm is not None else "it has neither BN nor a bias"
+        standard = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+        if not standard or (conv.groups, conv.padding_mode) != (1, "zeros"):
+            return "its convolution is not 3x3 with stride 1 and padding 1"
         return "its convolution has hooks" if must_be_called(conv) else None
 
     def _refuses_hooks(self) -> str | None:
@@ -326,8 +327,8 @@ class ConvBlock(nn.Module):
         hooked = list(dict.fromkeys(name for name, part in self._parts() if has_hooks(part)))
         if not hooked:
             return None
-        if not (self._said_hooks or torch.compiler.is_compiling()):
-            self._said_hooks = True
+        if not (self._reported_hooks or torch.compiler.is_compiling()):
+            self._reported_hooks = True
             _log.info("A block runs part by part, because its %s has hooks.", " and its ".join(hooked))
         return f"its {' and '.join(hooked)} {'has' if len(hooked) == 1 else 'have'} hooks"
 
@@ -346,7 +347,7 @@ class ConvBlock(nn.Module):
     def statistics(
         self, batch: Callable[[], tuple[Tensor, Tensor]], x: Tensor, steps: int, channels: int
     ) -> Statistics:
-        """The convolution's statistics for BN, from an input or output x [T, N, *, H, W]: `statistics_for`."""
+        """BN statistics of the convolution's output, see `statistics_for`; x [T, N, *, H, W] is its input or output."""
         if self.norm is None:
             one = torch.ones(1, channels, device=x.device, dtype=real_type(x))
             return Statistics(torch.zeros_like(one), one, False, False)
@@ -358,10 +359,10 @@ class ConvBlock(nn.Module):
             return self.norm.bn.weight, self.norm.bn.bias, statistics.mean, statistics.invstd, self.neuron.k
         weight = statistics.invstd[0]
         bias = self.conv.bias
-        if bias is None or self.refuses_conv is not None:  # a convolution that is called as a module adds it itself
+        if bias is None or self.refuses_conv is not None:  # a convolution called as a module adds its own bias
             bias = torch.zeros_like(weight)
         return weight, bias, statistics.mean, statistics.invstd, self.neuron.k
 
     def seed(self) -> Tensor | None:
-        """Decides among tied neurons of a window; None where nothing is drawn."""
+        """Seed of the tie-breaking in max-pooling; None if the pool draws nothing."""
         return draw_seed(self.training) if self.pool_name == "max_random" else None

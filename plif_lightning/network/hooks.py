@@ -1,4 +1,4 @@
-"""Hooks of modules: a hooked module must be called by itself, not as a part of a kernel."""
+"""Hooks of modules: a hooked module must be called as a module, not fused into a kernel."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def has_global_hooks() -> bool:
-    """True if there are hooks on all modules."""
+    """True if global hooks are registered, which run for every module."""
     return bool(
         _every._global_forward_hooks
         or _every._global_forward_pre_hooks
@@ -25,7 +25,7 @@ def has_global_hooks() -> bool:
 
 
 def must_be_called(module: nn.Module) -> bool:
-    """True if hooks wait for this module to be called: its own, or those on all modules."""
+    """True if this module must be called as a module for hooks to run: its own or global ones."""
     return has_hooks(module) or has_global_hooks()
 
 
@@ -34,7 +34,7 @@ Hear = Callable[[str, Tensor], None]
 
 @contextmanager
 def listening(neurons: Mapping[str, nn.Module], hear: Hear | None) -> Iterator[None]:
-    """Calls `hear(name, spikes)` with what these neurons give, [T, N, *], while the context lasts."""
+    """Call `hear(name, spikes)` with the output [T, N, *] of each of these neurons while the context lasts."""
 
     def listener(name: str, hear: Hear) -> Callable[..., None]:
         return lambda neuron, given, spikes: hear(name, spikes)

@@ -1,4 +1,4 @@
-"""Input encoders of S-Sec. 10: how an image becomes the input of T time-steps."""
+"""Input encoders of S-Sec. 10: turn an image into the input of T time-steps."""
 
 from typing import Literal, get_args
 
@@ -15,10 +15,10 @@ class InputEncoder(nn.Module):
     """Turns images [1, N, C, H, W] into the first layer's input.
 
     Args:
-        name: `direct` passes the input on as it is; the first conv-BN-neuron is then the learnable
+        name: `direct` passes the input through unchanged; the first conv-BN-neuron is then the learnable
             encoder (the paper). `poisson` fires at each of T steps with probability p; `latency`
-            fires once, at step floor((T - 1) (1 - p)), exact for p = 0, 1/255, ..., 1, as images have. Both
-            need intensities p in [0, 1], so data without normalisation.
+            fires once, at step floor((T - 1) (1 - p)), exact for the p = 0, 1/255, ..., 1 of 8-bit images.
+            Both need intensities p in [0, 1], i.e. data that is not normalised.
         time_steps: T.
 
     Raises:
@@ -52,7 +52,7 @@ class InputEncoder(nn.Module):
             )
         if self.name == "poisson":
             return torch.bernoulli(x.expand(self.time_steps, *x.shape[1:]))
-        # In integers: in floating point 5 (1 - 51/255) falls short of 4.
+        # Integer arithmetic: in floating point 5 (1 - 51/255) is below 4.
         darkness = 255 - torch.round(255 * x).long()
         fire_at = (self.time_steps - 1) * darkness // 255
         steps = torch.arange(self.time_steps, device=x.device).view(-1, *[1] * (x.dim() - 1))

@@ -1,4 +1,4 @@
-"""Layers over time that are no neurons: dropout and pools."""
+"""Stateless layers over time: dropout and pools."""
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Pool2d(nn.Module):
 
     @property
     def name(self) -> Pool | None:
-        """The pooling by the kernels' name; None if they do not have it."""
+        """The kernels' name of the pooling; None if they do not support it."""
         pool = self.pool
         if type(pool) is SpikeMaxPool2d:
             return "max_first" if pool.ties == "first" else "max_random"

@@ -14,7 +14,7 @@ from plif_lightning.dynamics import Firing
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.kernels import Backend, BackendName, Sparse
 from plif_lightning.network.blocks import Blocks, FCBlock
-from plif_lightning.network.conv_block import ConvBlock
+from plif_lightning.network.conv import ConvBlock
 from plif_lightning.network.hooks import Hear, listening
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.layers import Pool2d, TimeDropout
@@ -41,14 +41,12 @@ class Voting(nn.Module):
         return f"votes_per_class={self.votes_per_class}"
 
 
-def _require_memory(values: int, what: str, lower: str) -> None:
-    """Refuses what no machine of this size can hold, before anything is allocated: an allocation may succeed and
-    then end the process.
-    """
+def _require_memory(values: int, part: str, lower: str) -> None:
+    """Refuse a network that exceeds the memory, before allocating it: the system may kill the process otherwise."""
     limit = memory_limit()
     if limit is not None and 4 * values > limit:
         raise UserError(
-            f"the network is too large: {what} alone would take {4 * values / 2**30:,.0f} GiB, and this machine, or "
+            f"the network is too large: {part} alone would take {4 * values / 2**30:,.0f} GiB, and this machine, or "
             f"container, has {limit / 2**30:,.0f}. Lower {lower}."
         )
 
@@ -57,8 +55,7 @@ class SpikingNetwork(nn.Module):
     """n_down x [n_conv x (conv - BN - neuron) - pool] - n_fc x (dropout - FC - neuron) - voting.
 
     Votes [T, N, num_classes] in [0, 1] from inputs [T, N, C, H, W], or from static images [N, C, H, W], held for
-    `time_steps`, whose first convolution and BN run once. There is no hidden state: every call starts at V_reset and
-    leaves nothing behind.
+    `time_steps`, whose first convolution and BN run once. There is no hidden state: every call starts at V_reset.
 
     Args:
         input_shape: (C, H, W), from the data.
@@ -70,19 +67,19 @@ class SpikingNetwork(nn.Module):
         channels: output channels of every convolution.
         fc_features: output features of every FC layer but the last, which has M * num_classes.
         votes_per_class: M, output neurons per class.
-        dropout: drop probability before every FC layer, or one value for each of them.
+        dropout: drop probability before every FC layer, or one value per FC layer.
         neuron: plif (learned tau), lif (fixed tau) or if (no leak).
         pooling: max or avg.
-        pool_ties: winner among neurons of a max-pool window that fire together: random (the paper) or first.
-        norm_statistics: BN statistics of each time-step (the paper) or of all time-steps together.
-        norm_held: how far the first BN's running statistics move for a static image: as for every_step (the paper's
-            Algorithm S1), or once (the authors' code).
+        pool_ties: which of several firing neurons in a max-pool window gets the gradient: random (the paper) or first.
+        norm_statistics: BN statistics per_step (the paper), or of all_steps together.
+        norm_held: updates of the first BN's running statistics by a static image: every_step (T updates; the paper's
+            Algorithm S1) or once (the authors' code).
         input_encoder: direct (the paper: the first block is the learnable encoder), poisson or latency.
-        backend: form of neurons, BN and pools: auto (the fastest that runs on the device), reference, cpu or triton.
-        sparse: whether convolutions and FC layers of spikes skip silent inputs on a CPU: auto (where it is faster),
-            never or always.
-        folded: no BN, but a bias in every convolution: what `deploy.fold` makes of a trained network.
-        neuron_settings: init_tau, tau_per, v_threshold and what else `make_neuron` takes.
+        backend: kernels of neurons, BN and pools: auto (the fastest that run on the device), reference, cpu or triton.
+        sparse: skip silent inputs in convolutions and FC layers of spikes on a CPU: auto (where it is faster), never
+            or always.
+        folded: a bias in every convolution instead of BN, as returned by `deploy.fold`.
+        neuron_settings: init_tau, tau_per, v_threshold and other arguments of `make_neuron`.
 
     Raises:
         UserError: an argument lies outside its range or does not fit the others.
@@ -148,7 +145,8 @@ class SpikingNetwork(nn.Module):
         convs = 9 * channels * (in_channels + channels * (n_conv * n_down - 1))
         fcs = sum(i * o for i, o in itertools.pairwise([in_features, *features]))
         _require_memory(convs + fcs, "its weights", "channels or fc_features")
-        _require_memory(time_steps * channels * height * width, "one sample's first map", "time_steps or channels")
+        first_map = time_steps * channels * height * width
+        _require_memory(first_map, "one sample's first feature map", "time_steps or channels")
         sizes = [channels] * n_conv * n_down + features
         neurons = iter([make_neuron(neuron, size, **neuron_settings) for size in sizes])
         self.inputs = InputEncoder(input_encoder, time_steps)
@@ -182,8 +180,8 @@ class SpikingNetwork(nn.Module):
             )
         if x.dim() == 4:
             x = x[None]
-        if not x.is_floating_point():  # counts of events come in one byte each
-            weight = next(self.parameters(), None)  # a deployed network may have none
+        if not x.is_floating_point():  # event counts are stored as uint8
+            weight = next(self.parameters(), None)  # None for a deployed network without weights
             x = x.float() if weight is None else x.to(weight.dtype)
         spikes = self.encoder(self.inputs(x)).flatten(2)
         if isinstance(self.encoder, Blocks) and isinstance(self.classifier, Blocks):
@@ -193,23 +191,23 @@ class SpikingNetwork(nn.Module):
 
     @contextmanager
     def for_time_steps(self, time_steps: int) -> Iterator[None]:
-        """Takes and holds inputs for another T, as long as the context lasts: nothing learned depends on T."""
+        """Run with another T while the context lasts; no parameter depends on T."""
         blocks = [block for block in self.encoder if isinstance(block, ConvBlock)]
         parts: list[SpikingNetwork | InputEncoder | ConvBlock] = [self, self.inputs, *blocks]
-        usual = self.time_steps
+        original = self.time_steps
         for part in parts:
             part.time_steps = time_steps
         try:
             yield
         finally:
             for part in parts:
-                part.time_steps = usual
+                part.time_steps = original
 
     @contextmanager
     def listening(self, hear: Hear) -> Iterator[None]:
-        """Calls `hear(layer, spikes)` with each layer's spikes [T, N, *], before its pool, while the context lasts.
+        """Call `hear(layer, spikes)` with each layer's spikes [T, N, *], before its pool, while the context lasts.
 
-        Blocks run part by part then, which is slower and gives the same spikes.
+        Blocks then run part by part, which is slower and gives the same spikes.
         """
         blocks = [block for block in self.blocks().values() if isinstance(block, ConvBlock)]
         for block in blocks:
@@ -223,11 +221,11 @@ class SpikingNetwork(nn.Module):
 
     @property
     def structure(self) -> Structure:
-        """The layers in the notation of Table S1, as they are now."""
+        """The current layers in the notation of Table S1."""
         return Structure.of(self.encoder.children(), self.classifier.children(), self.voting)
 
     def kernels(self, device: torch.device) -> str:
-        """The form that runs on a device, and the blocks that run part by part or with a plain convolution, and why."""
+        """Description of the kernels that run on a device, and of blocks that fall back to a slower form and why."""
         chosen = self.backend.chosen(device)
         if chosen == "reference":
             return "reference kernels"
@@ -259,23 +257,23 @@ class SpikingNetwork(nn.Module):
 
 _PARAMETERS = {
     name: parameter
-    for function in (Firing, make_neuron, SpikingNetwork)  # the last one's default counts
+    for function in (Firing, make_neuron, SpikingNetwork)  # the default of the last one wins
     for name, parameter in inspect.signature(function).parameters.items()
     if parameter.kind is not parameter.VAR_KEYWORD
 }
-# Names that SpikingNetwork takes, those that it passes on included, and the defaults of those that have one.
+# Arguments of SpikingNetwork, including those that it passes on, and their defaults.
 ARGUMENTS = frozenset(_PARAMETERS)
 DEFAULTS = {name: p.default for name, p in _PARAMETERS.items() if p.default is not p.empty}
 
 
 def use_backend(module: nn.Module, name: BackendName = "auto", sparse: Sparse = "auto") -> nn.Module:
-    """Chooses the form that every neuron and block in `module` runs in; gives back `module`.
+    """Set the backend of every neuron and block in `module` in place; returns `module`.
 
     Args:
-        module: a network, or anything with neurons in it.
+        module: a network, or any module that contains neurons.
         name: auto (the fastest that runs on the device), reference, cpu or triton.
-        sparse: whether convolutions and FC layers of spikes skip silent inputs on a CPU: auto (where it is faster),
-            never or always.
+        sparse: skip silent inputs in convolutions and FC layers of spikes on a CPU: auto (where it is faster), never
+            or always.
 
     Raises:
         UserError: an unknown name, or one that cannot run on this machine.

@@ -1,4 +1,4 @@
-"""Batch normalisation of [T, N, C, H, W], with the statistics of each step or of all steps."""
+"""Batch normalisation of [T, N, C, H, W], with statistics per step or over all steps."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
@@ -15,13 +15,13 @@ NormHeld = Literal["every_step", "once"]
 
 
 class Statistics(NamedTuple):
-    """What BN normalises with.
+    """Mean and scale that BN normalises with.
 
     Attributes:
         mean: [T or 1, C].
         invstd: 1 / sqrt(variance + eps), [T or 1, C].
-        of_batch: whether they are those of the batch itself.
-        of_all_processes: whether they are those of all processes' batches together.
+        of_batch: they are statistics of the batch itself, not running ones.
+        of_all_processes: they are taken over the batches of all processes (SyncBatchNorm).
     """
 
     mean: Tensor
@@ -35,14 +35,13 @@ class TimeBatchNorm2d(nn.Module):
 
     Args:
         channels: C.
-        statistics: `per_step` normalises each step with that step's own batch statistics and moves
-            the running statistics T times a batch (Algorithm S1, the authors' code); `all_steps`
+        statistics: `per_step` normalises each step with that step's own batch statistics and updates
+            the running statistics T times per batch (Algorithm S1, the authors' code); `all_steps`
             merges T into the batch, as multi-step libraries do.
-
-        held: how far the running statistics move for an input of one step that stands for `time_steps` equal steps,
-            which is normalised once: `every_step` as if every step had been seen, T times towards the same mean and
-            unbiased variance (`per_step`), or once with the variance's correction for T N H W values (`all_steps`);
-            `once` for the one step that was there (the authors' code).
+        held: updates of the running statistics by a held input, i.e. one step that stands for `time_steps` equal ones
+            and is normalised once. `every_step`: as if every step had been seen, i.e. T updates with the same mean and
+            unbiased variance (`per_step`), or one with the bias correction for T N H W values (`all_steps`). `once`:
+            one update by the single step (the authors' code).
 
     Raises:
         UserError: unknown `statistics` or `held`.
@@ -61,7 +60,7 @@ class TimeBatchNorm2d(nn.Module):
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
-        """Normalised x, of the same shape; `time_steps` where x [1, N, C, H, W] stands for T equal steps."""
+        """Normalised x, of the same shape; `time_steps` is T of a held input x [1, N, C, H, W]."""
         if self.held == "every_step" and self.bn.training and len(x) == 1 and time_steps is not None and time_steps > 1:
             return self._held(x, time_steps)
         if self.bn.training and self.statistics == "per_step" and len(x) > 1:
@@ -70,28 +69,28 @@ class TimeBatchNorm2d(nn.Module):
 
     @property
     def is_affine_with_averages(self) -> bool:
-        """Whether this is the BN that `statistics_for` knows."""
+        """True if `statistics_for` supports `bn`: affine, with exponential running averages."""
         bn = self.bn
         if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
             return False
         return bn.affine and bn.track_running_stats and bn.running_mean is not None and bn.momentum is not None
 
     def statistics_for(self, batch: Callable[[], tuple[Tensor, Tensor]], count: int, time_steps: int) -> "Statistics":
-        """What an input is to be normalised with; in training, the running statistics move.
+        """Statistics to normalise an input with; in training, this updates the running statistics.
 
         Args:
-            batch: gives the input's mean and biased variance for each step and channel, [T, C] each, or [1, C] for a
-                step that stands for `time_steps` equal ones; asked in training only.
-            count: values of a step and channel.
+            batch: returns the input's mean and biased variance per step and channel, [T, C] each, or [1, C] for a
+                held input; called in training only.
+            count: number of values per step and channel.
             time_steps: T.
 
         Raises:
-            UserError: a batch statistic over no value.
-            ValueError: one over a single value.
+            UserError: a batch statistic over no values.
+            ValueError: a batch statistic over a single value.
         """
         bn = self.bn
         if bn.training and count == 0:
-            raise UserError("x must hold at least one sample in training, where BN measures, got none: x of N = 0.")
+            raise UserError("x must hold at least one sample in training, for BN's batch statistics, got N = 0.")
         assert bn.running_mean is not None
         assert bn.running_var is not None
         assert bn.momentum is not None
@@ -113,9 +112,9 @@ class TimeBatchNorm2d(nn.Module):
             if seen_steps == 1 and self.held == "once":
                 time_steps = 1
             elif self.statistics == "all_steps" and seen_steps == 1:
-                n = n * time_steps  # as if every step had been there
+                n = n * time_steps  # as if every step had been seen
             unbiased = var * (n / (n - 1))
-            # T updates r += m (s_t - r), one after another, in one: s_t has the weight m (1 - m)^(T - 1 - t).
+            # T successive updates r += m (s_t - r) in closed form: s_t has the weight m (1 - m)^(T - 1 - t).
             updates = time_steps if self.statistics == "per_step" else 1
             ages = torch.arange(updates - 1, -1, -1, device=mean.device, dtype=mean.dtype)
             weights = (bn.momentum * (1 - bn.momentum) ** ages)[:, None]
@@ -132,7 +131,7 @@ class TimeBatchNorm2d(nn.Module):
         count = x.numel() // x.shape[2]
         real = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         self.statistics_for(lambda: (real.mean((1, 3, 4)), real.var((1, 3, 4), correction=0)), count, time_steps)
-        # They have moved: BN itself moves them by nothing.
+        # The running statistics are already updated: keep BN from updating them again.
         momentum, bn.momentum = bn.momentum, 0.0
         try:
             y = bn(x[0])[None]

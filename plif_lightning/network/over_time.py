@@ -6,26 +6,26 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.network.blocks import Blocks, FCBlock
-from plif_lightning.network.conv_block import ConvBlock
+from plif_lightning.network.conv import ConvBlock
 from plif_lightning.network.hooks import must_be_called
 from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.neurons import Neuron
 
-# Layers that take [T, N, *] themselves.
+# Layers that take [T, N, *].
 _KNOW_TIME = (Neuron, TimeBatchNorm2d, TimeDropout, Pool2d, ConvBlock, FCBlock, Blocks)
 
 
 class OverTime(nn.Module):
-    """Runs layers over x [T, N, *]: neurons see time, layers without a state see T N samples at once.
+    """Run layers over x [T, N, *]: neurons see time, stateless layers see T N samples at once.
 
-    So an `nn.BatchNorm2d` takes its statistics over all time-steps; `TimeBatchNorm2d` can take those of each.
+    `nn.BatchNorm2d` therefore takes its statistics over all time-steps; `TimeBatchNorm2d` can take them per step.
 
     Args:
         net: a layer, or an `nn.Sequential` of layers and Sequentials.
 
     Raises:
-        UserError: neurons lie in a module that is no Sequential, so that nothing says where time goes in it.
+        UserError: neurons are inside a module other than a Sequential, whose order of layers is unknown.
 
     >>> import torch
     >>> from plif_lightning.neurons import PLIF
@@ -47,7 +47,7 @@ class OverTime(nn.Module):
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether this is its parts one after another: no forward of its own."""
+    """True if this runs its parts in sequence: a Sequential that does not override forward."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
@@ -59,8 +59,8 @@ def _require_known(module: nn.Module) -> None:
             _require_known(part)
     elif any(isinstance(part, Neuron) for part in module.modules()):
         raise UserError(
-            f"{type(module).__name__} has neurons in it, but is no nn.Sequential, or one with a forward of its own: "
-            "nothing says where time goes in it. Put its parts into a plain Sequential, or write a forward "
+            f"{type(module).__name__} contains neurons, but is not an nn.Sequential, or overrides its forward: "
+            "over_time cannot run its layers over time. Put its parts into an nn.Sequential, or write a forward "
             "over [T, N, *] and call it without over_time."
         )
 
@@ -75,8 +75,8 @@ def run_over_time(module: nn.Module, x: Tensor) -> Tensor:
     y = module(x.flatten(0, 1))
     if not isinstance(y, Tensor):
         raise UserError(
-            f"{type(module).__name__} gives a {type(y).__name__}: over_time runs neurons of this project, and layers "
-            "without a state that give one tensor."
+            f"{type(module).__name__} returns a {type(y).__name__}: over_time runs neurons of this project, and "
+            "stateless layers that return one tensor."
         )
     return y.unflatten(0, x.shape[:2])
 
@@ -89,7 +89,7 @@ def _run_parts(module: nn.Sequential, x: Tensor) -> Tensor:
 
     if not must_be_called(module):
         return over_parts(x)
-    module.forward = over_parts  # type: ignore[method-assign]  # hooks stand around a module's own call
+    module.forward = over_parts  # type: ignore[method-assign]  # hooks run around the module's own call
     try:
         return module(x)
     finally:
@@ -97,5 +97,5 @@ def _run_parts(module: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def over_time(net: nn.Module) -> OverTime:
-    """`net` over [T, N, *]: see `OverTime`."""
+    """`OverTime(net)`: `net` over [T, N, *]."""
     return OverTime(net)

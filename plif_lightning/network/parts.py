@@ -1,4 +1,4 @@
-"""The modules that a network is made of, as plain values that a checkpoint can hold."""
+"""Description of a network's modules in plain values, which checkpoints store and verify."""
 
 import logging
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from plif_lightning.neurons import Neuron
 
 Parts = dict[str, dict[str, Any]]
 _log = logging.getLogger(__name__)
-# Modules that compute the same in evaluation.
+# Modules that compute the same in evaluation, under one name.
 _SAME = {"SyncBatchNorm": "BatchNorm2d"}
 _COMPILED = "_orig_mod"
-# Attributes that votes do not depend on: T, for which nothing is learned, and what acts in training alone.
+# Attributes that do not affect votes in evaluation: T, on which no parameter depends, and training-only settings.
 _NO_SETTINGS = {
     *("training", "time_steps", "p", "momentum", "ties", "statistics", "held"),
     *("surrogate", "surrogate_width", "detach_reset"),
@@ -23,15 +23,15 @@ _NO_SETTINGS = {
 
 
 def parts_of(net: nn.Module) -> Parts:
-    """Class and settings of every module in a network, by the name of the module.
+    """Class and settings of every module in a network, by module name.
 
-    Settings are, of modules of this project and of PyTorch, the public attributes with plain values that votes depend
-    on (kernel sizes, strides, eps, ...); of all neurons the constants of firing; and `replaced`: methods that a module
-    has been given in place of its class's. Other programs' modules may count or keep what they like in attributes.
+    Settings are, for modules of this project and of PyTorch, the public attributes with plain values that affect votes
+    (kernel sizes, strides, eps, ...); for all neurons the constants of firing; and `replaced`: methods overridden on
+    the instance. Attributes of other programs' modules are ignored: they may be counters or caches.
     """
     found: Parts = {}
     for name, module in net.named_modules():
-        if _COMPILED in module._modules:  # the wrapper; what it wraps comes next
+        if _COMPILED in module._modules:  # the wrapper of a compiled module; the module itself follows
             continue
         own = {key: value for key, value in vars(module).items() if key[0] != "_"}
         settings: dict[str, Any] = dict(own) if _origin(module) != "elsewhere" else {}
@@ -49,18 +49,18 @@ def parts_of(net: nn.Module) -> Parts:
 
 
 def require_parts(here: Parts, stored: Any, path: object) -> None:
-    """Refuses a network that is not made of what a checkpoint's network was made of.
+    """Refuse a network whose modules differ from those of a checkpoint's network.
 
-    Settings that only one of them has are not compared: one of them is older, or has been given an attribute. Hooks,
-    which no checkpoint holds, are warned of.
+    Settings that only one of the two has are not compared: one is older, or has an additional attribute. Hooks are not
+    stored in checkpoints; a missing one is logged as a warning.
 
     Args:
-        here: `parts_of` the network that the checkpoint's weights are meant for.
+        here: `parts_of` the network that is to load the weights.
         stored: `parts_of` the network that was trained.
-        path: of the checkpoint, for the message.
+        path: the checkpoint, for the message.
 
     Raises:
-        CheckpointError: the first differences, by the names of the modules.
+        CheckpointError: the modules differ; names the first differences.
     """
     if not isinstance(stored, Mapping) or not all(isinstance(part, Mapping) for part in stored.values()):
         raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it does not say what its network is.")
@@ -87,9 +87,9 @@ def require_parts(here: Parts, stored: Any, path: object) -> None:
     if differences:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
         raise CheckpointError(
-            f"the network in {path} is another one than its arguments make: {'; '.join(differences[:3])}{more}. Its "
-            "weights would give other votes. Give its layers to a SpikingClassifier of your own, in its __init__, and "
-            "load the checkpoint with that class's load_from_checkpoint."
+            f"the network in {path} differs from the one that its arguments build: {'; '.join(differences[:3])}{more}. "
+            "Its weights would give other votes. Build its layers in the __init__ of a subclass of SpikingClassifier, "
+            "and load the checkpoint with that class's load_from_checkpoint."
         )
 
 
@@ -97,9 +97,9 @@ _NOT_PLAIN = object()
 
 
 def _plain(value: Any) -> Any:
-    """Numbers, texts and None as Python's own, sequences of them as lists; `_NOT_PLAIN` for anything else.
+    """Numbers, strings and None as built-in types, sequences of them as lists; `_NOT_PLAIN` for anything else.
 
-    Subclasses, such as NumPy's numbers and enumerations, would be no plain values of a checkpoint.
+    `weights_only` loading would refuse subclasses, such as NumPy numbers and enumerations.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -115,7 +115,7 @@ def _plain(value: Any) -> Any:
 
 
 def _class_name(module: nn.Module) -> str:
-    """Without its module: a class of a script is found elsewhere when it is imported."""
+    """Name of the class without its module, which differs when a script is imported instead of run."""
     name = type(module).__name__
     return _SAME.get(name, name)
 

@@ -15,16 +15,16 @@ _OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # row-major, as torch.nn.MaxPool2d 
 
 
 def draw_seed(training: bool) -> Tensor | None:
-    """A seed for the ties of one call, from PyTorch's generator; on the CPU, so that nobody waits for a GPU.
+    """A seed for the ties of one call, from PyTorch's generator; on the CPU, which needs no GPU synchronisation.
 
-    None where no gradient will ask for the ties. In training it is drawn without gradients too: a checkpointed layer
-    runs so first, and draws the same numbers again when it is run once more.
+    None if no gradient needs the ties. In training it is drawn under `no_grad` too: activation checkpointing first runs
+    a layer so, and must draw the same numbers when it recomputes the layer.
     """
     return torch.randint(2**32, (), dtype=torch.int64) if training or torch.is_grad_enabled() else None
 
 
 def _hash(z: Tensor) -> Tensor:
-    """32 well-mixed bits in int64, of 32 bits (lowbias32, Wellons 2018): what the kernels compute too."""
+    """32-bit hash of 32-bit integers, in int64 (lowbias32, Wellons 2018); the kernels use the same one."""
     mask = 0xFFFFFFFF
     z = ((z ^ (z >> 16)) * 0x7FEB352D) & mask
     z = ((z ^ (z >> 15)) * 0x846CA68B) & mask
@@ -34,14 +34,14 @@ def _hash(z: Tensor) -> Tensor:
 class SpikeMaxPool2d(nn.Module):
     """Max-pooling of binary spikes over 2x2 windows, stride 2, with a rule for ties.
 
-    Spikes in [*, H, W], spikes out [*, H // 2, W // 2] in the same dtype; an odd last row or column
-    is left out. The output does not depend on the rule, the gradient does: all of a window's goes to
-    one neuron, the winner.
+    Maps spikes [*, H, W] to spikes [*, H // 2, W // 2] of the same dtype; an odd last row or column
+    is dropped. The rule affects only the gradient, which each window passes to a single neuron, the
+    winner.
 
     Args:
         ties: `random` (the paper's Fig. 5) draws the winner uniformly among the neurons of a window
-            that fired; `first` (the authors' code) takes the first of them in row-major order. Where
-            none fired all four are tied at zero, and the same rule draws among the four.
+            that fired; `first` (the authors' code) takes the first of them in row-major order. If none
+            fired, all four are tied at zero and the rule applies to all four.
 
     Raises:
         UserError: an unknown rule.
@@ -72,8 +72,8 @@ class _SpikeMaxPool(torch.autograd.Function):
         fired = [neuron != 0 for neuron in _windows(spikes)]
         pooled = fired[0] | fired[1] | fired[2] | fired[3]
         if ctx.needs_input_grad[0]:
-            # The tie rule is needed for the gradient alone. One byte a window is kept for it.
-            # Where none fired, all four are tied at the maximum 0.
+            # Only the gradient depends on the tie rule: one byte per window is saved for it.
+            # If none fired, all four are tied at the maximum 0.
             tied = [(neuron | ~pooled).to(torch.uint8) for neuron in fired]
             rank: Tensor | int = 0
             if seed is not None:
@@ -81,7 +81,7 @@ class _SpikeMaxPool(torch.autograd.Function):
                 uniform = (_hash((place ^ seed.to(spikes.device)) & 0xFFFFFFFF) >> 8).to(torch.float32) * 2**-24
                 rank = (uniform * (tied[0] + tied[1] + tied[2] + tied[3])).to(torch.uint8)
             winner = torch.zeros_like(tied[0])
-            ahead = tied[0]  # how many tied neurons come before the next one
+            ahead = tied[0]  # number of tied neurons before the next one
             for i in (1, 2, 3):
                 winner += i * (tied[i] & (ahead == rank))
                 ahead = ahead + tied[i]

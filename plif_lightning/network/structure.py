@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from plif_lightning.network.blocks import FCBlock
-from plif_lightning.network.conv_block import ConvBlock
+from plif_lightning.network.conv import ConvBlock
 from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d
@@ -15,13 +15,13 @@ from plif_lightning.network.pooling import SpikeMaxPool2d
 
 @dataclass(frozen=True)
 class Structure:
-    """The layers of a network as they are; `str()` is the network's row of Table S1.
+    """The current layers of a network; `str()` is its row of Table S1.
 
-    A module that the notation has no letters for is written by the name of its class.
+    A module that the notation does not cover is written as its class name.
 
     Attributes:
-        convs: (convolution with BN and neuron, pool or nothing) of each block of the encoder.
-        fcs: dropout, FC layer and neuron of each block of the classifier; without DP where p is 0.
+        convs: (convolution with BN and neuron, pool or "") of each block of the encoder.
+        fcs: dropout, FC layer and neuron of each block of the classifier; without DP if p is 0.
         voting: the last layer.
     """
 
@@ -49,7 +49,7 @@ class Structure:
 
 
 def _repeated(parts: Sequence[str]) -> list[str]:
-    """Equal parts that follow each other as one, `{part}*times`."""
+    """Parts with runs of equal ones merged into `{part}*times`."""
     counted = [(part, len(list(group))) for part, group in itertools.groupby(parts)]
     return [part if times == 1 else f"{{{part}}}*{times}" for part, times in counted]
 
@@ -64,12 +64,12 @@ def _size(size: int | Sequence[int]) -> str:
 
 
 def _conv(conv: nn.Module) -> str:
-    """Such as c128k3s1; padding, dilation and groups where they are not the usual ones."""
+    """Such as c128k3s1; padding, dilation and groups only if they are not the default."""
     if not isinstance(conv, nn.Conv2d):
         return _name(conv)
     padding = conv.padding if isinstance(conv.padding, str) else _size(conv.padding)
-    usual = _size([side // 2 for side in conv.kernel_size])
-    more = [("p", padding, usual), ("d", _size(conv.dilation), "1"), ("g", str(conv.groups), "1")]
+    same_padding = _size([side // 2 for side in conv.kernel_size])
+    more = [("p", padding, same_padding), ("d", _size(conv.dilation), "1"), ("g", str(conv.groups), "1")]
     others = "".join(f"{letter}{value}" for letter, value, default in more if value != default)
     return f"c{conv.out_channels}k{_size(conv.kernel_size)}s{_size(conv.stride)}{others}"
 

@@ -1,4 +1,4 @@
-"""What every neuron of a network did at every step."""
+"""Record spikes and potentials of every neuron of a network at every step."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from plif_lightning.neurons import Neuron
 
 
 def run_network(net: nn.Module, x: Tensor) -> Tensor:
-    """The output of a `SpikingNetwork`, of a stack of layers `over_time`, or of a module that knows time itself."""
+    """The output of a `SpikingNetwork` or other module over [T, N, *]; other stacks of layers run `over_time`."""
     knows_time = not isinstance(net, nn.Sequential) and type(net).forward is not nn.Module.forward
     neurons = any(isinstance(part, Neuron) for part in net.modules())
     return net(x) if knows_time and neurons else run_over_time(net, x)
 
 
 def plain(net: nn.Module) -> nn.Module:
-    """The network in a compiled module or a `SpikingClassifier`; itself otherwise."""
+    """Unwrap the network of a compiled module or a `SpikingClassifier`; other modules are returned unchanged."""
     net = getattr(net, "_orig_mod", net)
     inside = getattr(net, "as_network", None)
     return net if inside is None else inside()
@@ -30,11 +30,11 @@ def traces(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Trace]]:
     """The output, and the spikes and membrane potentials of each layer of neurons by its name in `net`.
 
     Args:
-        net: a `SpikingNetwork`, a `SpikingClassifier`, what `over_time` takes, or a module with a forward over
+        net: a `SpikingNetwork`, a `SpikingClassifier`, an argument of `over_time`, or a module with a forward over
             [T, N, *].
         x: [T, N, *]; a `SpikingNetwork` takes static images [N, C, H, W] too.
 
-    Every potential of every step is kept, so this is for few samples. Neurons run twice: for the output, and step by
+    Stores every potential of every step, so use it for few samples. Neurons run twice: for the output, and step by
     step in the reference.
 
     >>> from plif_lightning.neurons import PLIF
@@ -48,7 +48,7 @@ def traces(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Trace]]:
     def listener(name: str) -> Any:
         def listen(neuron: Any, arguments: tuple[Any, ...], spikes: Tensor) -> None:
             if name in found:
-                raise UserError(f"{name} stands twice in the network, so it has more than one trace: make two.")
+                raise UserError(f"{name} is used twice in the network, so it has two traces: give each layer its own.")
             x, *rest = arguments
             found[name] = neuron.trace(x, time_steps=rest[0] if rest else None)
 

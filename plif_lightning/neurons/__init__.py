@@ -1,4 +1,4 @@
-"""Spiking neurons as modules, and running them step by step."""
+"""Spiking neurons as modules."""
 
 from plif_lightning.neurons.modules import IF, LIF, PLIF, Neuron, NeuronName, TauPer, make_neuron
 

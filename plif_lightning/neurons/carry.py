@@ -1,4 +1,4 @@
-"""Potentials that go in and out of one time-step, while it runs: neurons themselves keep none."""
+"""Membrane potentials passed in and out of a single time-step; neurons themselves keep no state."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from plif_lightning.errors import UserError
 
 
 class Carried:
-    """What a time-step starts from and ends with.
+    """Membrane potentials before and after one time-step.
 
     Args:
-        before: potential of each neuron [N, *] before the step; V_reset for those that are not in it.
+        before: potential of each neuron [N, *] before the step; neurons without an entry start at V_reset.
 
     Attributes:
         after: potential of each neuron that was called, after the step.
@@ -25,13 +25,19 @@ class Carried:
         self.after: dict[nn.Module, Tensor] = {}
 
     def through(self, neuron: nn.Module, run: Callable[[Tensor | None], tuple[Tensor, Tensor]]) -> Tensor:
-        """Spikes of `run`, which takes the neuron's potential and gives spikes and the next potential.
+        """Spikes of the neuron; its new potential is stored in `after`.
+
+        Args:
+            neuron: the layer of neurons.
+            run: maps its potential (None: V_reset) to its spikes and its next potential.
 
         Raises:
-            UserError: the neuron was called before in this step.
+            UserError: the neuron was already called in this step.
         """
         if neuron in self.after:
-            raise UserError("a neuron stands twice in the network, so its potential after a step is not one: make two.")
+            raise UserError(
+                "a neuron is used twice in the network, so it has two potentials after a step: give each layer its own."
+            )
         spikes, self.after[neuron] = run(self.before.get(neuron))
         return spikes
 
@@ -40,14 +46,14 @@ _carried: ContextVar[Carried | None] = ContextVar("carried", default=None)
 
 
 def carried() -> Carried | None:
-    """What the time-step that runs here and now carries; None where a whole sequence runs."""
-    # Dynamo knows no context variables; `step` runs modules as they are, not compiled. (torch.export runs them.)
+    """Potentials of the time-step that is running; None if a whole sequence is running."""
+    # Dynamo does not support context variables; `step` runs modules uncompiled. (torch.export does run them.)
     return None if torch.compiler.is_dynamo_compiling() else _carried.get()
 
 
 @contextmanager
 def carrying(before: Mapping[nn.Module, Tensor]) -> Iterator[Carried]:
-    """Neurons that are called meanwhile start from `before`, and leave their potentials in what this gives."""
+    """Run neurons from the potentials `before` while the context lasts; yields the `Carried` with their new ones."""
     token = _carried.set(Carried(before))
     try:
         yield _carried.get()  # type: ignore[misc]

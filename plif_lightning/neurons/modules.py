@@ -1,4 +1,4 @@
-"""The neurons as modules: PLIF (learned time constant), LIF (fixed) and IF (no leak)."""
+"""Neuron modules: PLIF (learned time constant), LIF (fixed) and IF (no leak)."""
 
 import inspect
 import math
@@ -19,19 +19,19 @@ TauPer = Literal["layer", "channel"]
 
 
 class Neuron(nn.Module):
-    """A layer of spiking neurons without hidden state: what the subclasses share.
+    """Base class of a layer of spiking neurons without hidden state.
 
     Args:
-        tau_per: whether what is learned is one value per `layer` (the paper) or per `channel` (dimension 2).
-        channels: how many, for `tau_per="channel"`.
-        learn_threshold: whether V_th is learned too, from v_threshold on, beside what else is.
+        tau_per: share learned values per `layer` (the paper) or per `channel` (dimension 2 of the input).
+        channels: number of channels, for `tau_per="channel"`.
+        learn_threshold: learn V_th too, initialised with v_threshold.
         firing: constants of firing and reset, by name: see `Firing`.
 
-    With `learn_threshold` the parameter is `b`: V_th = V_0 + (v_threshold - V_0) exp(b), b_0 = 0, where V_0 is V_reset
-    or zero, whichever is higher. So V_th stays positive and above V_reset, whatever b becomes.
+    With `learn_threshold` the parameter is `b`: V_th = V_0 + (v_threshold - V_0) exp(b), b_0 = 0, where
+    V_0 = max(V_reset, 0). V_th therefore stays positive and above V_reset for any b.
 
     Attributes:
-        backend: the form that runs: the fastest one on the device of x, unless `use_backend` chose another.
+        backend: the form that runs: the fastest on the device of x, unless set by `use_backend`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Neuron(nn.Module):
 
     @property
     def firing(self) -> Firing:
-        """The constants, with V_th as it is now."""
+        """Constants of firing and reset, with the current V_th."""
         if self.b is None:
             return self.constants
         v_threshold = self._lowest + (self.constants.v_threshold - self._lowest) * torch.exp(self.b)
@@ -66,7 +66,7 @@ class Neuron(nn.Module):
 
     @property
     def k(self) -> Tensor | None:
-        """1/tau as the equations use it: a scalar or [C]; None without leak."""
+        """1/tau, the leak of the equations: a scalar or [C]; None without leak."""
         raise NotImplementedError
 
     @property
@@ -79,19 +79,19 @@ class Neuron(nn.Module):
         """Spikes [T, N, *] and the last potential [N, *]: `integrate_and_fire` with this layer's constants.
 
         Raises:
-            UserError: x has fewer than three dimensions, as a batch [N, features] without time has.
+            UserError: x has fewer than three dimensions, such as a batch [N, features] without time.
         """
         self._require_time(x)
         return self.backend.integrate_and_fire(x, self.k, v, firing=self.firing, time_steps=time_steps)
 
     def trace(self, x: Tensor, v: Tensor | None = None, time_steps: int | None = None) -> Trace:
-        """Spikes and potentials of every step, [T, N, *] each; arguments as `run`. By the reference, step by step.
+        """Spikes and potentials of every step, [T, N, *] each, from the reference; arguments as `run`.
 
         Raises:
-            UserError: x as for `run`; or a subclass has equations of its own, and no trace of them.
+            UserError: x as for `run`; or a subclass overrides `run` but not `trace`.
         """
         if type(self).trace is Neuron.trace and type(self).run is not Neuron.run:
-            raise UserError(f"{type(self).__name__} has a run of its own: give it a trace of its own, too.")
+            raise UserError(f"{type(self).__name__} overrides run: override trace too.")
         self._require_time(x)
         return trace(x, self.k, v, firing=self.firing, time_steps=time_steps)
 
@@ -106,14 +106,14 @@ class Neuron(nn.Module):
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """Spikes [T, N, *] for x [T, N, *], or [1, N, *] held for `time_steps`; starts at V_reset.
 
-        In a `step` it starts where the step before ended.
+        In a `step` it starts from the potential of the previous step.
         """
         if (state := carried()) is not None:
             return state.through(self, lambda v: self.run(x, v))
         return self.run(x, time_steps=time_steps)[0]
 
     def learned(self) -> dict[str, Tensor]:
-        """What is worth watching in training, by the name of its curve, detached: tau, and V_th if it is learned."""
+        """Values to log in training, detached, by curve name: tau, and V_th if it is learned."""
         found = {} if self.k is None else {"tau": self.tau}
         v_threshold = self.firing.v_threshold
         return found | ({"v_threshold": v_threshold.detach()} if isinstance(v_threshold, Tensor) else {})
@@ -124,7 +124,7 @@ class Neuron(nn.Module):
 
 
 class _Leaky(Neuron):
-    """A neuron whose leak is k = sigmoid(a) = 1/tau."""
+    """A neuron with the leak k = sigmoid(a) = 1/tau."""
 
     a: Tensor
 
@@ -163,8 +163,8 @@ class PLIF(_Leaky):
     Args:
         init_tau: tau_0 > 1, in time-steps; a_0 = -log(tau_0 - 1).
         tau_per: one `a` per `layer` (the paper) or per `channel` (dimension 2 of the input).
-        channels: how many, for `tau_per="channel"`.
-        learn_threshold: whether V_th is learned too, positive by construction, see `Neuron`.
+        channels: number of channels, for `tau_per="channel"`.
+        learn_threshold: learn V_th too, positive by construction, see `Neuron`.
         firing: constants of firing and reset, by name: see `Firing`.
 
     Raises:
@@ -207,14 +207,14 @@ def make_neuron(
     learn_threshold: bool = False,
     **firing: Any,
 ) -> Neuron:
-    """A layer of the named neurons for inputs [T, N, channels, *].
+    """A layer of neurons of the given kind for inputs [T, N, channels, *].
 
     Args:
         neuron: plif (learned tau), lif (fixed tau) or if (no leak).
-        channels: of the input.
+        channels: channels of the input.
         init_tau: tau_0 > 1 of plif, tau of lif, in time-steps.
-        tau_per: one time constant (and threshold, where that is learned) per layer (the paper) or per channel.
-        learn_threshold: learn V_th too, from v_threshold on; it stays positive.
+        tau_per: one time constant (and threshold, if learned) per layer (the paper) or per channel.
+        learn_threshold: learn V_th too, initialised with v_threshold; it stays positive.
         firing: see `Firing`.
 
     Raises:

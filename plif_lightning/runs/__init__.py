@@ -1,1 +1,1 @@
-"""What a run's folder holds: each format's writer beside its reader. Nothing else names its files."""
+"""Files of a run's folder, with the writer and reader of each format in one module."""

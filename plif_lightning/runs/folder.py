@@ -1,4 +1,4 @@
-"""The layout of a run's folder: nothing else knows the names of its files."""
+"""Layout of a run's folder; the only place that names its files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps its files."""
+    """Paths of a run's files."""
 
     path: Path
 
@@ -24,41 +24,41 @@ class RunFolder:
 
     @property
     def command(self) -> Path:
-        """The arguments that started the run, and which process it is."""
+        """Arguments, process and environment of the run."""
         return self.path / "command.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the process that trains."""
+        """Lock of the process that trains in this folder."""
         return self.path / ".lock"
 
     @property
     def result(self) -> Path:
-        """Written when a fit has ended: where there is none, the run is running or was ended."""
+        """Written when a fit finishes; missing while it runs and after an interruption."""
         return self.path / "result.json"
 
     @property
     def weights(self) -> Path:
-        """Distributions of W_fc / tau, a line for each layer and epoch."""
+        """Histograms of W_fc / tau, one line per layer and epoch."""
         return self.path / "weights.jsonl"
 
     @property
     def samples(self) -> Path:
-        """What the network did with a few samples."""
+        """Spikes and votes for a few samples."""
         return self.path / "samples.npz"
 
     @property
     def wandb(self) -> Path:
-        """Which W&B run it is recorded in."""
+        """Id of the W&B run."""
         return self.path / "wandb.json"
 
     def evaluation(self, command: str) -> "RunFolder":
-        """Where a later `test`, `validate` or `predict` of one of its checkpoints writes."""
+        """Folder for the results of a later `test`, `validate` or `predict` of its checkpoints."""
         return RunFolder(self.path / command)
 
     @property
     def test_result(self) -> Path:
-        """What a later `test` of the best checkpoint measured on the whole test set."""
+        """Result of a later `test` of the best checkpoint on the whole test set."""
         return self.evaluation("test").result
 
     @property
@@ -95,6 +95,6 @@ class RunFolder:
 
     @staticmethod
     def of_checkpoint(checkpoint: Path) -> "RunFolder":
-        """The run a checkpoint belongs to; the checkpoint's own folder where it was moved out of one."""
+        """Return the run that a checkpoint belongs to; for a checkpoint outside a run, its own folder."""
         folder = checkpoint.resolve().parent
         return RunFolder(folder.parent if folder.name == "checkpoints" else folder)

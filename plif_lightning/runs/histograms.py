@@ -1,4 +1,4 @@
-"""`weights.jsonl`: the distribution of W_fc / tau, a line for each layer and epoch (Fig. S1)."""
+"""`weights.jsonl`: histograms of W_fc / tau, one line per layer and epoch (Fig. S1)."""
 
 import json
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from plif_lightning.runtime.files import naming
 
 @dataclass(frozen=True)
 class Histogram:
-    """Distribution of an FC layer's W / tau after an epoch (counted from 1): counts between equally spaced edges.
+    """Histogram of an FC layer's W / tau after an epoch, counted from 1, with equally spaced edges.
 
-    Mean and standard deviation are of the weights themselves; None in lines of older runs.
+    `mean` and `std` are those of W / tau itself, not of the bins; None in lines of older runs.
     """
 
     layer: str
@@ -28,13 +28,13 @@ class Histogram:
 
 
 def append_histograms(folder: RunFolder, rows: Sequence[Histogram]) -> None:
-    """Adds lines; a line that a resumed run writes again counts instead of the first."""
+    """Append lines. If a resumed run repeats an epoch, readers use the later line."""
     with naming(folder.weights), folder.weights.open("a") as file:
         file.writelines(f"{json.dumps({**asdict(row), 'counts': row.counts.tolist()})}\n" for row in rows)
 
 
 def read_histograms(folder: RunFolder) -> list[Histogram]:
-    """Distributions of W / tau in the order of epochs; lines that cannot be read are left out."""
+    """Return the histograms of W / tau in the order of epochs, skipping unreadable lines."""
     found: dict[tuple[str, int], Histogram] = {}
     try:
         lines = folder.weights.read_text("utf-8").splitlines()

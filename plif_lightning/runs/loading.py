@@ -1,4 +1,4 @@
-"""JSON and YAML files of a run, from anywhere: never trusted, never the end of reading the others."""
+"""Read a run's JSON and YAML files, which are untrusted; an unreadable file never stops the others from being read."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 
 
 def printable(value: Any) -> Any:
-    """Without characters that no file can hold."""
+    """Escape characters that UTF-8 cannot encode (lone surrogates)."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, list):
@@ -24,7 +24,7 @@ def loaded(path: Path, problems: list[str], optional: bool = False) -> dict[str,
         value = printable(json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader))
     except FileNotFoundError:
         if not optional:
-            problems.append(f"{path} is not there.")
+            problems.append(f"{path} does not exist.")
         return {}
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         problems.append(f"{path} cannot be read: {' '.join(str(error).split())}.")
@@ -35,5 +35,5 @@ def loaded(path: Path, problems: list[str], optional: bool = False) -> dict[str,
     return value
 
 
-# libyaml's, where PyYAML has it: a hundred configurations in a second instead of ten
+# libyaml's loader, if available, reads a hundred configurations in one second instead of ten.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -1,4 +1,4 @@
-"""`metrics.csv`: a row for each epoch."""
+"""`metrics.csv`: one row per epoch."""
 
 import csv
 import logging
@@ -15,18 +15,17 @@ _log = logging.getLogger(__name__)
 
 
 def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str, float]]:
-    """One row of metrics per epoch, in order, from a run's `metrics.csv`.
+    """Read one row of metrics per epoch, in order, from a run's `metrics.csv`.
 
-    Where one epoch has several lines (validation within an epoch, older runs), they are merged: of each metric the last
-    value counts, of a validation's accuracy the best, whose checkpoint is kept.
+    Several lines of one epoch (validation within an epoch, older runs) are merged: the last value of each metric, but
+    the best validation accuracy, because its checkpoint is the one kept.
 
     Args:
         path: the table.
-        problems: gets a sentence for each line that cannot be read, which is then left out; without it, that is an
-            error.
+        problems: list that receives a sentence for each unreadable line, which is skipped; None: raise an error.
 
     Raises:
-        UserError: the file cannot be read as such a table.
+        UserError: the file, or without `problems` a line, cannot be read.
     """
     epochs: dict[int, dict[str, float]] = {}
     try:
@@ -41,7 +40,7 @@ def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str
                     message = f"{path}, line {line}: {error}."
                     if problems is None:
                         raise UserError(message) from None
-                    problems.append(f"{message} The line is left out.")
+                    problems.append(f"{message} The line is skipped.")
                     continue
                 merge(epochs.setdefault(int(values["epoch"]), {}), values)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -50,7 +49,7 @@ def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str
 
 
 def merge(epoch: dict[str, float], line: Mapping[str, float]) -> None:
-    """Adds a line of metrics to those of its epoch: the last value counts, of a validation's accuracy the best."""
+    """Merge a line of metrics into its epoch: keep the last value of each, but the best validation accuracy."""
     best = {key: epoch[key] for key in ("val/acc", "test_as_val/acc") if epoch.get(key, 0.0) > line.get(key, 2.0)}
     epoch.update(line)
     epoch.update(best)
@@ -73,16 +72,16 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
 
 
 def layer_values(row: dict[str, float], kind: str) -> dict[str, float]:
-    """Values of one kind (`tau`, `rate`) by layer, in the order of the network."""
+    """Return the values of one kind (`tau`, `rate`) by layer, in network order."""
     return {key.removeprefix(f"{kind}/"): value for key, value in row.items() if key.startswith(f"{kind}/")}
 
 
 class MetricsTable:
-    """Writes what `read_metrics` reads: a row for each epoch. The file is whole after every `save`.
+    """Writes the table that `read_metrics` reads, one row per epoch; every `save` is atomic.
 
     Args:
-        path: of the table; what it holds is kept.
-        before: of it, only rows of steps before this one: a resumed run writes the others again.
+        path: the table; existing rows are kept.
+        before: drop existing rows from this step on, because a resumed run writes them again.
     """
 
     def __init__(self, path: Path, before: int = 0) -> None:
@@ -94,19 +93,19 @@ class MetricsTable:
                     found = list(csv.DictReader(file))
             except (UnicodeDecodeError, csv.Error) as error:
                 raise UserError(
-                    f"{path} cannot be read as a table of metrics: {error}. Move it away to go on without it."
+                    f"{path} cannot be read as a table of metrics: {error}. Move it away to continue without it."
                 ) from error
             for line, row in enumerate(found, start=2):
                 try:
                     if _numbers(row).get("step", before) < before:
                         self.rows.append({key: value for key, value in row.items() if value})
                 except ValueError as error:
-                    _log.warning("%s, line %d: %s. The line is left out.", path, line, error)
+                    _log.warning("%s, line %d: %s. The line is skipped.", path, line, error)
             if not self.rows:
                 path.unlink()
 
     def add(self, metrics: Mapping[str, float], step: int) -> None:
-        """What was measured at a step; it joins the row of the same step and epoch, unless it is a test's."""
+        """Add metrics of a step to the row of the same step and epoch; metrics of a test get their own row."""
         row = {**metrics, "step": step}
         last = self.rows[-1] if self.rows else {}
         same = all(last.get(key) == row.get(key) for key in ("epoch", "step"))
@@ -116,7 +115,7 @@ class MetricsTable:
             self.rows.append(row)
 
     def save(self) -> None:
-        """Writes the table anew: it has one row an epoch, so it is small."""
+        """Rewrite the whole table, which is small: one row per epoch."""
         if not self.rows:
             return
         keys = set().union(*self.rows) - {"epoch", "step"}

@@ -1,4 +1,4 @@
-"""`command.json`: the arguments that started a run, which process it is, and what it is computed on and with."""
+"""`command.json`: arguments, process and environment of a run."""
 
 import contextlib
 import errno
@@ -21,7 +21,7 @@ from plif_lightning.runtime.locks import file_lock
 
 
 def _state_and_birth(pid: int) -> tuple[str, str] | None:
-    """A process's state and start, where the system tells them (Linux); a pid may be given to another one later."""
+    """Return a process's state and start time (Linux only); the start time detects a reused pid."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return after_name[0], after_name[19]
@@ -30,6 +30,7 @@ def _state_and_birth(pid: int) -> tuple[str, str] | None:
 
 
 def is_alive(started: dict[str, Any]) -> bool:
+    """True if the process described by `process_identity` runs on this host."""
     pid = started.get("pid")
     if started.get("host") != socket.gethostname() or not isinstance(pid, int):
         return False
@@ -47,23 +48,23 @@ def is_alive(started: dict[str, Any]) -> bool:
 
 
 def process_identity() -> dict[str, Any]:
-    """What tells later whether a run is still running."""
+    """Return host, pid and start time of this process, from which `is_alive` tells if it still runs."""
     known = _state_and_birth(os.getpid())
     return {"host": socket.gethostname(), "pid": os.getpid(), **({} if known is None else {"born": known[1]})}
 
 
 def remove_empty(folder: Path) -> None:
-    """Takes a folder away, unless something is in it."""
+    """Delete a folder if it is empty."""
     with contextlib.suppress(OSError):
         folder.rmdir()
 
 
 @contextlib.contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
-    """Holds a run's folder, so that no other process trains in it. It is made, and taken away where it stays empty.
+    """Lock a run's folder, so that no other process trains in it. The folder is created, and deleted if left empty.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the lock.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     lock = file_lock(folder.lock, blocking=False)
@@ -75,7 +76,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         if getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT):
             raise
-        held = is_alive(loaded(folder.command, [], optional=True))  # a file system without locks
+        held = is_alive(loaded(folder.command, [], optional=True))  # the file system does not support locks
     if held:
         raise UserError(f"{folder.path} is being trained by another process: wait for it, or end it first.")
     try:
@@ -89,7 +90,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
 
 
 def in_use(folder: RunFolder) -> bool:
-    """Whether a process trains in a run's folder, as far as that can be known from here."""
+    """True if a process trains in a run's folder; may miss one on another host if the file system has no locks."""
     if not folder.result.is_file() and is_alive(loaded(folder.command, [], optional=True)):
         return True
     if not folder.lock.exists():
@@ -102,7 +103,7 @@ def in_use(folder: RunFolder) -> bool:
 
 
 def options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Names and values of a command's options, `--key value` or `--key=value`, after the command itself."""
+    """Yield names and values of the options, `--key value` or `--key=value`, that follow the subcommand."""
     parts = list(arguments[1:])
     while parts:
         name, separator, value = parts.pop(0).removeprefix("--").partition("=")
@@ -113,12 +114,12 @@ def options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Resumption:
-    """That a run goes on.
+    """How a run was resumed.
 
     Attributes:
-        step: at which it was left.
-        changed: settings that it has from now on, by their dotted keys, and had otherwise before.
-        longer: those that make it longer, and change nothing else.
+        step: training step at which it resumes.
+        changed: new values of settings that differ from before, by their dotted keys.
+        longer: new values of settings that only extend the run.
     """
 
     step: int
@@ -129,13 +130,16 @@ class Resumption:
 def write_command(
     folder: RunFolder, arguments: Sequence[str], surroundings: Mapping[str, str], resumed: Resumption | None = None
 ) -> set[str]:
-    """Says that a fit has started; gives the surroundings that are others than a run that is resumed had.
+    """Write `command.json` at the start of a fit.
 
     Args:
-        folder: of the run.
-        arguments: of main.py. A run that is resumed keeps those that started it, and gets what makes it longer.
-        surroundings: machine, versions, commit. Where a run is resumed in others, it keeps both.
-        resumed: where it is; what that changes is added to what it changed before.
+        folder: folder of the run.
+        arguments: arguments of main.py. A resumed run keeps its original ones and appends `resumed.longer`.
+        surroundings: machine, versions, commit. Where they differ from those of a resumed run, both are kept.
+        resumed: how the run is resumed; None for a new run. Its changes are appended to earlier ones.
+
+    Returns:
+        Keys of `surroundings` whose values differ from before.
     """
     around, changes = dict(surroundings), []
     others: set[str] = set()

@@ -1,4 +1,4 @@
-"""All runs below a folder; what cannot be read is said, and the rest is read."""
+"""Read all runs below a folder; unreadable parts are reported, the rest is read."""
 
 import os
 from pathlib import Path
@@ -20,27 +20,27 @@ def _is_run(folder: Path) -> bool:
 
 
 def find_runs(root: Path | str) -> list[Run]:
-    """All runs in a folder and below it, in the order of their paths; a run that cannot be read is among them.
+    """Return all runs in a folder and its subfolders in path order, unreadable ones included.
 
     Args:
-        root: the folder; or `wandb:ENTITY/PROJECT`, read by W&B's API, which knows no samples and no W / tau.
+        root: the folder; or `wandb:ENTITY/PROJECT`, read through W&B's API, without samples and W / tau.
 
     Raises:
-        UserError: there is no such folder or project, or no run in it.
+        UserError: the folder or project does not exist, or has no runs.
     """
     if str(root).startswith(wandb.PREFIX):
         return wandb.runs_of_project(str(root).removeprefix(wandb.PREFIX))
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"runs must be a folder, got {root}, which is not there.")
+        raise UserError(f"runs must be a folder, got {root}, which does not exist.")
     found = []
     for folder, below, _ in os.walk(root):
         below[:] = sorted((name for name in below if not name.startswith(".")), key=_by_number)
         if _is_run(Path(folder)):
             found.append(read_run(Path(folder), root))
-            below.clear()  # evaluations of the run have folders of their own
+            below.clear()  # subfolders hold evaluations of this run
     if not found:
-        raise UserError(f"there is no run in {root}: `{program.shown()} fit --config quickstart` makes one.")
+        raise UserError(f"there is no run in {root}: `{program.shown()} fit --config quickstart` creates one.")
     return found
 
 
@@ -50,7 +50,7 @@ def _by_number(name: str) -> list[tuple[int, Any]]:
 
 
 def read_run(folder: Path, root: Path | None = None) -> Run:
-    """What a run's folder holds; what cannot be read stands in `problems`."""
+    """Read a run's folder; `Run.problems` names unreadable parts."""
     files = RunFolder(folder)
     problems: list[str] = []
     config = loaded(files.config, problems)
@@ -61,7 +61,7 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
         except UserError as error:
             problems.append(str(error))
     else:
-        problems.append(f"{files.metrics} is not there: no epoch was finished.")
+        problems.append(f"{files.metrics} does not exist: no epoch was finished.")
     started = loaded(files.command, problems, optional=True)
     result = loaded(files.result, problems, optional=True)
     test = result.get("test")
@@ -74,7 +74,7 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
         if isinstance(facts.get("samples"), dict):
             facts["samples"] = {**facts["samples"], "test": later.get("samples")}
     if test is not None and not (isinstance(test, (int, float)) and 0 <= test <= 1):
-        problems.append(f"{files.result}: test must be a share from 0 to 1, got {test!r}.")
+        problems.append(f"{files.result}: test must be a fraction from 0 to 1, got {test!r}.")
         test = None
     if not config:
         status: Status = "unreadable"
@@ -102,7 +102,7 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
 
 
 def _changes(changes: Any) -> list[str]:
-    """`after step 154 trainer.max_epochs=4`."""
+    """Format changes as `after step 154 trainer.max_epochs=4`."""
     found = []
     for change in changes if isinstance(changes, list) else []:
         if isinstance(change, dict) and isinstance(settings := change.get("settings"), dict):

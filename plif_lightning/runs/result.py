@@ -1,4 +1,4 @@
-"""`data.json`, `result.json`, `test/result.json`: what a run says of its data and of its end."""
+"""`data.json`, `result.json`, `test/result.json`: data and results of a run."""
 
 import json
 import time
@@ -10,24 +10,24 @@ from plif_lightning.runtime.files import written_whole
 
 
 def write_facts(folder: RunFolder, facts: Mapping[str, Any]) -> None:
-    """Keeps what a fit is about to be trained on: data, origin, samples of each part, protocol."""
+    """Write the data set, origin, samples of each split and protocol of a fit that starts."""
     with written_whole(folder.data) as file:
         json.dump(facts, file, indent=2)
 
 
 def forget_results(folder: RunFolder) -> None:
-    """Takes away what a run said at its end, and what a test of its best checkpoint measured: it is trained on."""
+    """Delete the results of a fit and of a later test, which are stale once training resumes."""
     folder.result.unlink(missing_ok=True)
     folder.test_result.unlink(missing_ok=True)
 
 
 def write_result(folder: RunFolder, test: Mapping[str, float] | None, samples: Mapping[str, int]) -> None:
-    """Says that the run came to its end.
+    """Mark a run as finished.
 
     Args:
-        folder: of the run.
-        test: what its one test measured, where there was one.
-        samples: of each part of the data that was read.
+        folder: folder of the run.
+        test: metrics of its final test; None if it had none.
+        samples: samples of each split that was used.
     """
     accuracy = None if test is None else test["test/acc"]
     with written_whole(folder.result) as file:
@@ -35,6 +35,6 @@ def write_result(folder: RunFolder, test: Mapping[str, float] | None, samples: M
 
 
 def write_test_result(folder: RunFolder, metrics: Mapping[str, Any], samples: Mapping[str, int]) -> None:
-    """Keeps what a `test` of the run's best checkpoint measured on the whole test set."""
+    """Write the result of a `test` of the best checkpoint on the whole test set."""
     with written_whole(folder.test_result) as file:
         json.dump({"test": float(metrics["test/acc"]), "samples": samples.get("test")}, file, indent=2)

@@ -1,4 +1,4 @@
-"""A run as its folder, or W&B, tells it."""
+"""A run as read from its folder or from W&B."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,21 +11,21 @@ Status = Literal["finished", "running", "unfinished", "unreadable"]
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it.
+    """A run as read from its folder or from W&B.
 
     Attributes:
-        folder: where it is.
-        name: the folder, from the one that was searched.
-        status: unreadable where there is nothing to be told of it.
-        config: nested, as `config.yaml` holds it.
-        metrics: a row per epoch.
+        folder: its files.
+        name: path of the folder, relative to the one that was searched.
+        status: `unreadable` if there is no usable configuration.
+        config: nested configuration from `config.yaml`.
+        metrics: one row per epoch.
         command: arguments of main.py.
-        facts: data set, origin, samples and protocol, as the run wrote them.
-        test: accuracy of the test set measured once, as a share; None where it was not.
-        surroundings: machine, versions and commit that it was computed with.
-        problems: what could not be read, in sentences.
-        started: when it was begun or resumed last [s since 1970]; 0 where that is not known.
-        changes: what it was told otherwise when it was resumed, in words, in their order.
+        facts: data set, origin, samples and protocol from `data.json`.
+        test: accuracy on the test set, measured once, from 0 to 1; None if it was not.
+        surroundings: machine, versions and commit.
+        problems: a sentence for each unreadable part.
+        started: time of the last start or resumption [s since 1970]; 0 if unknown.
+        changes: settings changed on resuming, as text, in order.
     """
 
     folder: RunFolder
@@ -42,7 +42,7 @@ class Run:
     changes: list[str] = field(default_factory=list)
 
     def setting(self, key: str, default: Any = None) -> Any:
-        """A value of the configuration by its dotted key, such as `model.init_tau` or `data.time_steps`."""
+        """Return a configuration value by its dotted key, such as `model.init_tau` or `data.time_steps`."""
         value: Any = self.config
         for name in key.split("."):
             if isinstance(value, dict) and name not in value and isinstance(value.get("init_args"), dict):
@@ -54,18 +54,18 @@ class Run:
 
     @property
     def data_set(self) -> str:
-        """Name of the data module's class; with its module where it is another program's."""
+        """Class name of the data module; the full path if it is not part of plif_lightning."""
         path = str(self.setting("data.class_path", "?"))
         return path.rsplit(".", 1)[-1] if path.startswith("plif_lightning.") else path
 
     @property
     def epochs(self) -> int:
-        """Epochs since the weights were new, those before a run began from another one's checkpoint included."""
+        """Epochs since initialisation, including those of a checkpoint that the run started from."""
         return int(self.metrics[-1]["epoch"]) + 1 if self.metrics else 0
 
     @property
     def protocol(self) -> Literal["A", "B"]:
-        """A: the best epoch on the test set; B: the best on a part held out of the training set, tested once."""
+        """A: best epoch on the test set; B: best epoch on a held-out part of the training set, then one test."""
         return "B" if self.setting("data.validation") == "holdout" else "A"
 
     @property
@@ -74,13 +74,13 @@ class Run:
 
     @property
     def best_of_ties(self) -> str:
-        """Which of several epochs with the same validation accuracy is the best one: first or last."""
-        # Runs that do not name it are older than it; those that leave it open follow their protocol.
+        """Tie break between epochs of equal validation accuracy: `first` or `last`."""
+        # Older runs lack the setting; null means the default of the protocol.
         return self.setting("best_of_ties", "first") or ("last" if self.protocol == "B" else "first")
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """(epoch, counted from 1; accuracy as a share) of the best validation; None before the first."""
+        """Epoch (from 1) and accuracy (0 to 1) of the best validation; None before the first."""
         rows = [row for row in self.metrics if 0 <= row.get(self.val_key, float("nan")) <= 1]
         if not rows:
             return None
@@ -91,25 +91,25 @@ class Run:
 
     @property
     def accuracy(self) -> float | None:
-        """What the run's protocol reports, as a share: the best epoch's (A), or the one test's (B)."""
+        """Accuracy that the protocol reports, from 0 to 1: that of the best epoch (A) or of the final test (B)."""
         if self.protocol == "B":
             return self.test
         return self.best[1] if self.best else None
 
     @property
     def tested_samples(self) -> int | None:
-        """Samples that `accuracy` is a share of."""
+        """Number of samples that `accuracy` was measured on; None if unknown."""
         samples = self.facts.get("samples", {})
         found = samples.get("test", samples.get("test as val")) if isinstance(samples, dict) else None
         return found if isinstance(found, int) and found > 0 else None
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:
-        """Epochs, counted from 1, and values of one metric."""
+        """Return epochs (from 1) and values of one metric."""
         rows = [row for row in self.metrics if key in row]
         return [row["epoch"] + 1 for row in rows], [row[key] for row in rows]
 
     def layers(self, kind: str) -> list[str]:
-        """Layers that have values of a kind (`tau`, `rate`), in the order of the network."""
+        """Return the layers that have values of a kind (`tau`, `rate`), in network order."""
         found: dict[str, None] = {}
         for row in self.metrics:
             found |= dict.fromkeys(layer_values(row, kind))

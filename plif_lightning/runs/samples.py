@@ -1,4 +1,4 @@
-"""`samples.npz`: what a run's best network did with a few samples."""
+"""`samples.npz`: inputs, spikes and votes of a run's best network for a few samples."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,11 @@ from plif_lightning.runtime.files import written_whole
 
 @dataclass(frozen=True)
 class Events:
-    """The recordings that samples are the frames of.
+    """Event recordings of the samples.
 
     Attributes:
-        address: place in a frame [2, H, W] of each event, [E].
-        time: of each event since its recording's first one [us], [E].
+        address: index into a frame [2, H, W] of each event, [E].
+        time: time of each event since its recording's first one [us], [E].
         offset: sample i has events [offset[i], offset[i + 1]), [S + 1].
         sensor: (height, width).
     """
@@ -31,16 +31,16 @@ class Events:
 
 @dataclass(frozen=True)
 class Samples:
-    """What a run's best network did with a few samples of its validation part.
+    """Inputs, spikes and votes of a run's best network for a few validation samples.
 
     Attributes:
         label: class of each sample [S].
         classes: names of all classes.
-        frames: of each sample [T or 1, S, C, H, W].
-        rates: mean of the first layer's spikes over time [S, C', H', W'].
-        spikes: of the first samples in the first layer [T, S', C', H', W'], bool.
-        votes: of each step [T, S, classes].
-        events: that the frames were made of; None for images.
+        frames: network inputs [T or 1, S, C, H, W].
+        rates: firing rates of the first layer [S, C', H', W'].
+        spikes: spikes of the first layer for the first S' samples [T, S', C', H', W'], bool.
+        votes: votes at each step [T, S, classes].
+        events: recordings from which the frames were built; None for images.
     """
 
     label: NDArray[Any]
@@ -53,7 +53,7 @@ class Samples:
 
 
 def read_samples(folder: RunFolder) -> Samples | None:
-    """What the run's network did with a few samples; None where nothing was recorded.
+    """Read the samples of a run; None if nothing was recorded.
 
     Raises:
         UserError: the file is damaged.
@@ -75,7 +75,7 @@ def read_samples(folder: RunFolder) -> Samples | None:
             )
         _require_shapes(found)
         return found
-    except Exception as error:  # zipfile, zlib and NumPy each have their own
+    except Exception as error:  # zipfile, zlib and NumPy each raise their own types
         raise UserError(f"{folder.samples} cannot be read: {' '.join(str(error).split())}.") from error
 
 
@@ -110,11 +110,11 @@ def _require_shapes(samples: Samples) -> None:
         and (samples.events is None or _fits(samples.events, n))
     )
     if not fits:
-        raise ValueError("its parts do not fit together")
+        raise ValueError("the shapes or values of its arrays do not match")
 
 
 def write_samples(folder: RunFolder, samples: Samples) -> None:
-    """Writes what `read_samples` reads."""
+    """Write the file that `read_samples` reads."""
     steps = len(samples.spikes)
     events = samples.events
     more: dict[str, Any] = {} if events is None else {

@@ -1,4 +1,4 @@
-"""`wandb.json`: which W&B run a run is recorded in; and runs that W&B holds."""
+"""`wandb.json`, the id of a run at W&B; and runs read from W&B."""
 
 import json
 from pathlib import Path
@@ -15,13 +15,13 @@ _STATES: dict[str, Status] = {"finished": "finished", "running": "running"}
 
 
 def write_identity(folder: RunFolder, run: Any) -> None:
-    """Keeps which W&B run this one is recorded in."""
+    """Write id and project of the W&B run."""
     with written_whole(folder.wandb) as file:
         json.dump({"id": run.id, "project": run.project}, file)
 
 
 def read_identity(folder: RunFolder) -> str | None:
-    """The W&B run that a run was recorded in; None where there is none."""
+    """Return the id of the W&B run; None if there is none."""
     try:
         return str(json.loads(folder.wandb.read_text("utf-8"))["id"])
     except (OSError, ValueError, KeyError):
@@ -35,16 +35,16 @@ def runs_of_project(project: str) -> list[Run]:
         found = [run_of_wandb(run) for run in wandb.Api().runs(project)]
     except (wandb.errors.Error, ValueError) as error:
         raise UserError(
-            f"the runs of {project} cannot be read from W&B: {' '.join(str(error).split())}. It must be "
-            "ENTITY/PROJECT, and `wandb login` comes first."
+            f"the runs of {project} cannot be read from W&B: {' '.join(str(error).split())}. The name must be "
+            "ENTITY/PROJECT; run `wandb login` first."
         ) from error
     if not found:
-        raise UserError(f"there is no run in W&B's project {project}.")
+        raise UserError(f"the W&B project {project} has no runs.")
     return found
 
 
 def run_of_wandb(run: Any) -> Run:
-    """A run as W&B's API gives it (`wandb.apis.public.Run`), that `variants/wandb.yaml` recorded."""
+    """Convert a run from W&B's API (`wandb.apis.public.Run`) that was logged with `variants/wandb.yaml`."""
     epochs: dict[int, dict[str, float]] = {}
     for row in run.scan_history():
         if row.get("epoch") is not None and not any(key.startswith("test/") for key in row):
@@ -53,7 +53,7 @@ def run_of_wandb(run: Any) -> Run:
     config = dict(run.config)
     test = run.summary.get("test/acc")
     return Run(
-        RunFolder(Path("wandb") / str(run.id)),  # nothing is there
+        RunFolder(Path("wandb") / str(run.id)),  # does not exist
         str(run.name),
         _STATES.get(str(run.state), "unfinished") if "model" in config else "unreadable",
         config,

@@ -1,1 +1,1 @@
-"""What the project needs of the machine: allocator, compiled loops, files that appear whole, random numbers."""
+"""System-level helpers: allocator, compilation, atomic files, signals, random numbers."""

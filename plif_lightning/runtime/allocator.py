@@ -1,4 +1,4 @@
-"""Settings of the C allocator for training on a CPU."""
+"""Tune the C allocator for training on a CPU."""
 
 import ctypes
 import os
@@ -9,18 +9,17 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def tune_allocator() -> None:
-    """Makes glibc keep large blocks instead of returning each to the system; does nothing elsewhere.
+    """Make glibc keep large blocks instead of returning them to the system; no effect with other C libraries.
 
-    A training step allocates and frees the same few large tensors over and over. By default each is a
-    fresh mapping, whose every page costs a page fault: a third of a training step of the MNIST network.
-    `PLIF_ALLOCATOR=default` leaves everything as it is. Call it before `import torch`, which reads the
-    switch for huge pages when it starts.
+    Every training step allocates and frees the same few large tensors. By default each gets a new mapping, with a
+    page fault per page: a third of a training step of the MNIST network. `PLIF_ALLOCATOR=default` disables all of
+    this. Call it before `import torch`, which reads the setting for huge pages on import.
     """
     if os.environ.get("PLIF_ALLOCATOR") == "default" or not sys.platform.startswith("linux"):
         return
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # PyTorch's threads wait for their next work in a loop: for a millisecond and more, in which the kernels' own
-    # threads want the cores. A training step of the CIFAR10-DVS network took 7 % longer.
+    # PyTorch's idle threads spin for a millisecond or more and compete with the threads of our kernels for the cores.
+    # A training step of the CIFAR10-DVS network took 7 % longer.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""What is printed for people."""
+"""Console output."""
 
 from typing import NoReturn
 
@@ -6,7 +6,7 @@ import rich.console
 
 
 class Console(rich.console.Console):
-    """Rich's, but that whoever wants no more of its output, such as `head`, ends the program as all others do."""
+    """Rich's console, which raises BrokenPipeError as `print` does when a reader such as `head` closes the pipe."""
 
     def on_broken_pipe(self) -> NoReturn:
         raise BrokenPipeError

@@ -1,9 +1,9 @@
-"""How many processes or threads pay."""
+"""Number of usable CPU cores."""
 
 import os
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use, 61 at most."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(61, available)  # more processes than that Windows cannot wait for
+    return min(61, available)  # Windows cannot wait for more processes

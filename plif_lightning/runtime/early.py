@@ -1,10 +1,10 @@
-"""A scheduler's signal that comes while the program is still being loaded."""
+"""Catch a scheduler's signal that arrives while the program is still importing."""
 
 import os
 import signal
 from types import FrameType
 
-# Signals that came before anybody could act on them.
+# Signals that arrived before the handlers of training were installed.
 received: list[int] = []
 
 
@@ -13,7 +13,7 @@ def _remember(number: int, frame: FrameType | None) -> None:
 
 
 def watch() -> None:
-    """In a SLURM job, remembers SIGUSR1, which would end the process, until training can act on it."""
+    """In a SLURM job, record SIGUSR1 until training can handle it; by default it would kill the process."""
     received.clear()
     if (
         "SLURM_JOB_ID" in os.environ

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes and readable I/O errors."""
 
 import contextlib
 import errno
@@ -12,42 +12,42 @@ _TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslas
 
 _REASONS = {
     errno.ENOSPC: "The disk is full: free some space",
-    errno.EDQUOT: "The quota is used up: free some space",
+    errno.EDQUOT: "The disk quota is exceeded: free some space",
     errno.EFBIG: "The file would be too large for this file system or its limit",
-    errno.EROFS: "The file system is read-only: choose another place",
-    errno.EEXIST: "there is a file, or a link to nothing, instead of a folder: move it away, or choose another place",
-    errno.ENOTDIR: "a folder above it is a file: choose another place",
+    errno.EROFS: "The file system is read-only: choose another folder",
+    errno.EEXIST: "a file or a broken link is where a folder must be: move it away, or choose another folder",
+    errno.ENOTDIR: "one of its parent folders is a file: choose another folder",
     errno.EACCES: "permission denied: change its permissions",
 }
 
 
 def relative(path: Path) -> str:
-    """Relative to the working directory where it lies below it."""
+    """Return the path relative to the working directory if it lies below it; otherwise absolute."""
     try:
         here = Path.cwd()
-    except FileNotFoundError:  # somebody has taken it away
+    except FileNotFoundError:  # the working directory was deleted
         return str(path)
     path = path.resolve()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def is_address(place: str) -> bool:
-    """Whether a place is an address, such as s3://bucket, instead of a path."""
+    """True for a URL such as s3://bucket, False for a path."""
     return "://" in place
 
 
 def reason(error: OSError) -> str:
-    """Why a file cannot be written, and what helps, as a sentence without its full stop."""
+    """Return why a file cannot be written and how to fix it, as a sentence without full stop."""
     return _REASONS.get(error.errno or 0, f"{error.strerror or error}")
 
 
 def about_writing(error: OSError) -> bool:
-    """Whether it says that a file cannot be written."""
+    """True if the error is a known reason for which a file cannot be written."""
     return error.errno in _REASONS
 
 
 class _Watched:
-    """A file that remembers why it could not be written: not every library passes that on."""
+    """A file that keeps its last write error, because some libraries replace it by their own."""
 
     def __init__(self, file: IO[Any]) -> None:
         self._file = file
@@ -66,7 +66,7 @@ class _Watched:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors in writing say which file cannot be written: what fails within `write` names none."""
+    """Add `path` to any OSError without a file name, such as one raised by `write`."""
     try:
         yield
     except OSError as error:
@@ -77,13 +77,13 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def written_whole(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
-    """A file to write into, which takes the place of `path` when the block ends without an error.
+    """Yield a temporary file that replaces `path` atomically if the block ends without an error.
 
-    Until then, and after an error, `path` is what it was before. It is replaced in one step, on its own file system,
-    and only when all of the new content has reached the disk. Missing folders are made.
+    After an error, `path` is unchanged. The temporary file is in the same folder and is fsynced before the rename.
+    Missing folders are created.
 
     Raises:
-        OSError: the file cannot be written; it names `path`.
+        OSError: the file cannot be written; the error names `path`.
     """
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     watched = None

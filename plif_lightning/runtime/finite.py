@@ -1,4 +1,4 @@
-"""Whether values are finite, without waiting for a GPU."""
+"""Check that values are finite without synchronising with a GPU."""
 
 from typing import Any, NamedTuple
 
@@ -6,34 +6,34 @@ import torch
 from torch import Tensor
 
 
-class _Answer(NamedTuple):
-    finite: Tensor  # on the host
-    arrived: Any  # the event after which it is there; None where it is
+class _Result(NamedTuple):
+    finite: Tensor  # bool [], on the host
+    copied: Any  # CUDA event of the copy to the host; None on a CPU
     step: int
     sentence: str
 
 
 class FiniteCheck:
-    """Whether what is asked about is finite.
+    """Reports the first non-finite values.
 
-    To ask a GPU at once makes the host wait for it, so that it has nothing to do afterwards. Its answers are copied
-    while it goes on, and read a step late: when something is asked at another step, or by `settle`.
+    Reading a result from a GPU immediately would synchronise with it and leave it idle afterwards. Results are
+    therefore copied asynchronously and read one step later: by the first `ask` of another step, or by `settle`.
 
     Attributes:
-        late: whether answers are read late; where it is None, those of a GPU are.
+        late: read results one step later; None: only on a GPU.
     """
 
     def __init__(self, late: bool | None = None) -> None:
         self.late = late
-        self._pending: list[_Answer] = []
+        self._pending: list[_Result] = []
 
     def ask(self, values: Tensor, step: int, sentence: str) -> str | None:
-        """The sentence of the first of all that was not finite, as far as it is known; None where all is well.
+        """Return the sentence of the first non-finite values known so far; None if there are none.
 
         Args:
-            values: what is to be finite.
-            step: number of the step that it belongs to.
-            sentence: what is to be said where it is not.
+            values: values to check.
+            step: training step that they belong to.
+            sentence: message if they are not finite.
         """
         finite = torch.isfinite(values.detach()).all()
         on_gpu = values.device.type == "cuda"
@@ -41,21 +41,21 @@ class FiniteCheck:
             return None if finite.item() else sentence
         host = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=on_gpu)
         host.copy_(finite, non_blocking=True)
-        arrived = None
+        copied = None
         if on_gpu:
-            arrived = torch.cuda.Event()
-            arrived.record(torch.cuda.current_stream(values.device))
-        # All that is pending is of one step.
+            copied = torch.cuda.Event()
+            copied.record(torch.cuda.current_stream(values.device))
+        # All pending results belong to one step.
         found = self.settle() if self._pending and self._pending[0].step != step else None
-        self._pending.append(_Answer(host, arrived, step, sentence))
+        self._pending.append(_Result(host, copied, step, sentence))
         return found
 
     def settle(self) -> str | None:
-        """The same of all that was asked; waits for it."""
+        """Wait for all pending results and return the sentence of the first non-finite one; None if there is none."""
         pending, self._pending = self._pending, []
-        for answer in pending:
-            if answer.arrived is not None:
-                answer.arrived.synchronize()
-            if not answer.finite.item():
-                return answer.sentence
+        for result in pending:
+            if result.copied is not None:
+                result.copied.synchronize()
+            if not result.finite.item():
+                return result.sentence
         return None

@@ -1,4 +1,4 @@
-"""Files that are mapped into memory and cut short while they are read."""
+"""Report memory-mapped files that are truncated while in use."""
 
 import ctypes
 import faulthandler
@@ -8,8 +8,8 @@ import signal
 from plif_lightning.runtime.signals import takes_signals
 
 _SENTENCE = (
-    b"error: a file that is mapped into memory was cut short while it was read, as when another program writes it anew "
-    b"or its disk fails. Prepare the data again; a run that was being trained resumes from its last.ckpt.\n"
+    b"error: a memory-mapped file was truncated while it was read, for example because another program rewrote it or "
+    b"its disk failed. Prepare the data again; an interrupted run resumes from its last.ckpt.\n"
 )
 
 
@@ -19,17 +19,17 @@ def _end(number: int) -> None:
 
 
 def explain_bus_errors() -> None:
-    """Has this process end with a sentence where it reads behind the end of a mapped file, not without a word.
+    """Print a message before exiting when this process reads past the end of a truncated mapped file.
 
-    The system answers that with SIGBUS in the midst of an instruction, where Python's own handlers never run. So this
-    one is C's; nothing but writing and ending happens in it.
+    The kernel sends SIGBUS in the middle of an instruction, where Python's handlers never run. This handler is
+    therefore installed through C; it only writes and exits.
     """
     if not hasattr(signal, "SIGBUS") or not takes_signals() or faulthandler.is_enabled():
-        return  # not on Windows; or somebody else says what happened
+        return  # Windows has no SIGBUS; faulthandler reports it itself
     if signal.getsignal(signal.SIGBUS) is signal.SIG_DFL:
         libc = ctypes.CDLL(None)
         libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
         libc.signal(int(signal.SIGBUS), _HANDLER)
 
 
-_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)(_end)  # kept for as long as the process lives
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)(_end)  # must not be garbage-collected

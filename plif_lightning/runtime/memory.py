@@ -1,4 +1,4 @@
-"""How much memory this process may take."""
+"""Memory limit of this process."""
 
 import os
 from contextlib import suppress
@@ -8,16 +8,16 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def memory_limit() -> int | None:
-    """Bytes of the machine's memory, or of the container's where that is less; None where the system does not say."""
+    """Return the smaller of the machine's memory and the container's limit [bytes]; None if both are unknown."""
     limits = []
-    with suppress(AttributeError, ValueError, OSError):  # not on Windows
+    with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     limits += [limit for file in _limit_files() if (limit := _number_in(file)) is not None]
     return min(limits, default=None)
 
 
 def _limit_files() -> list[Path]:
-    """Of this process's control group and those above it, version 2 and 1."""
+    """Files that may hold the limits of this process's cgroup and its parents, in cgroup v2 and v1."""
     found = [_CGROUPS / "memory.max", _CGROUPS / "memory/memory.limit_in_bytes"]
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -30,6 +30,6 @@ def _limit_files() -> list[Path]:
 
 
 def _number_in(file: Path) -> int | None:
-    with suppress(OSError, ValueError):  # there is none, or it says max
+    with suppress(OSError, ValueError):  # missing, or "max"
         return int(file.read_text())
     return None

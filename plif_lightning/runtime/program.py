@@ -1,4 +1,4 @@
-"""How this program is called: as `python main.py` in a checkout, as `plif-lightning` where it is installed."""
+"""Command that starts this program: `python main.py` in a checkout, `plif-lightning` if it is installed."""
 
 import sys
 from pathlib import Path
@@ -9,10 +9,10 @@ _IS_CHECKOUT = _MAIN.is_file() and (_ROOT / "configs" / "base.yaml").is_file()
 
 
 def shown() -> str:
-    """The program as a person types it."""
+    """Return the command as a user types it."""
     return "python main.py" if _IS_CHECKOUT else "plif-lightning"
 
 
 def command() -> list[str]:
-    """The program as another process is started."""
+    """Return the arguments that start the program in another process."""
     return [sys.executable, str(_MAIN)] if _IS_CHECKOUT else [sys.executable, "-m", "plif_lightning"]

@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of (seed, place), so that nothing depends on workers, devices or restarts."""
+"""Random numbers as pure functions of seed and position, independent of workers, devices and restarts."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def fold_in(*parts: int | str) -> int:
-    """A 63-bit seed that depends on all `parts` and on their order.
+    """Hash `parts`, in their order, to a 63-bit seed.
 
     >>> fold_in(2020, "shuffle", 0) == fold_in(2020, "shuffle", 0) != fold_in(2020, "shuffle", 1)
     True
@@ -19,12 +19,12 @@ def fold_in(*parts: int | str) -> int:
 
 
 def run_seed() -> int:
-    """The seed of this run: `seed_everything`'s where it was called, otherwise PyTorch's initial one."""
+    """Return the seed of this run: that of `seed_everything` if it was called, otherwise PyTorch's initial seed."""
     return int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
 
 
 def hashed_uniform(key: int, index: Tensor, draws: int) -> Tensor:
-    """Uniform numbers in [0, 1), float32 [N, draws]: row i depends on `key` and `index[i]` alone.
+    """Return uniform numbers in [0, 1), float32 [N, draws]; row i depends only on `key` and `index[i]`.
 
     Args:
         key: a seed, such as `fold_in(seed, epoch)`.
@@ -38,5 +38,5 @@ def hashed_uniform(key: int, index: Tensor, draws: int) -> Tensor:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
-    # 24 bits: every one of them is exact in float32, and 1.0 is never reached
+    # 24 bits are exact in float32 and never round to 1.0.
     return torch.from_numpy((z >> np.uint64(40)).astype(np.float32) * np.float32(2**-24))

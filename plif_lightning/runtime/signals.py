@@ -1,4 +1,4 @@
-"""Handlers of signals, where they may be set."""
+"""Signal handlers."""
 
 import signal
 import threading
@@ -9,24 +9,24 @@ from typing import Any
 
 
 def takes_signals() -> bool:
-    """Whether handlers may be set here: Python sets them in the main thread alone."""
+    """True in the main thread, the only one in which Python can set signal handlers."""
     return threading.current_thread() is threading.main_thread()
 
 
 def ending() -> list[signal.Signals]:
-    """Signals that tell a program to end, Ctrl-C aside: SIGTERM, and SIGHUP, which comes when a terminal is closed.
+    """Return the signals besides SIGINT that terminate a program: SIGTERM and SIGHUP (a closed terminal).
 
-    Not SIGHUP where it is ignored, as `nohup` has it.
+    SIGHUP is left out if it is ignored, as under `nohup`.
     """
     found = [signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not on Windows
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # absent from Windows
         found.append(signal.SIGHUP)
     return found
 
 
 @contextmanager
 def on_termination(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Has SIGTERM and SIGHUP call a handler while this lasts, and restores theirs; does nothing in other threads."""
+    """Handle SIGTERM and SIGHUP within the block, then restore the previous handlers; no effect in other threads."""
     before = {number: signal.signal(number, handler) for number in ending()} if takes_signals() else {}
     try:
         yield
@@ -36,6 +36,6 @@ def on_termination(handler: Callable[[int, FrameType | None], Any]) -> Iterator[
 
 
 def ignore_loaders_end() -> None:
-    """Drop PyTorch's handler, which raises for a loader's process that was killed, even while its loss is reported."""
-    if takes_signals() and hasattr(signal, "SIGCHLD"):  # not on Windows
+    """Remove PyTorch's SIGCHLD handler, which raises for a killed loader worker even while its loss is reported."""
+    if takes_signals() and hasattr(signal, "SIGCHLD"):  # absent from Windows
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Standard output and error of a program that goes on without readers. Nothing here imports Rich: see the tests."""
+"""Keep a program running after the reader of its output has exited. Must not import Rich: see the tests."""
 
 import os
 import sys
@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 
-class _Indifferent:
-    """A stream that goes on without readers, and without room on its disk: the rest of what is written is lost."""
+class _LossyStream:
+    """A stream that discards all further output after a broken pipe or on a full disk."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -36,9 +36,9 @@ class _Indifferent:
 
 @contextmanager
 def whoever_listens() -> Iterator[None]:
-    """While this lasts, nobody who stops reading what is printed ends the program, as `fit | head` would a training."""
+    """Ignore broken pipes within the block, so that `fit | head` does not end a training."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_Indifferent, before)
+    sys.stdout, sys.stderr = map(_LossyStream, before)
     try:
         yield
         sys.stdout.flush()

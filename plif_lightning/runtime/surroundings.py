@@ -1,4 +1,4 @@
-"""What a run was computed on and with: processor, accelerator, versions, commit."""
+"""Environment of a run: processor, accelerator, versions, commit."""
 
 import importlib.metadata
 import os
@@ -12,7 +12,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def processor() -> str:
-    """The processor's name, with family and model where the system tells them: many have the same name."""
+    """Return the processor's name, with family and model if known, because many processors share a name."""
     known: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -26,14 +26,14 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit of this project's checkout, `-dirty` where code or configurations differ; None outside a checkout."""
+    """Return the commit of this checkout, with `-dirty` if code or configurations differ; None outside a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", os.fspath(_PACKAGE), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
     try:
-        # An installed package may lie in a virtual environment inside somebody else's checkout.
+        # An installed package may lie in a virtual environment inside the checkout of another project.
         git("ls-files", "--error-unmatch", "__init__.py")
         changed = git("status", "--porcelain", "--", ".", "../configs", "../main.py")
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
@@ -42,10 +42,10 @@ def commit() -> str | None:
 
 
 def surroundings(accelerator: str | None = None) -> dict[str, str]:
-    """Machine, versions and commit, a sentence each.
+    """Return machine, versions and commit, each as one line of text.
 
     Args:
-        accelerator: its name, where one was used.
+        accelerator: name of the accelerator, if one is used.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""How long something takes, for choices between forms of one function."""
+"""Time several implementations of a function, to choose the fastest."""
 
 import time
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def least_seconds(*forms: Callable[[], Any]) -> list[float]:
-    """Of each form the least of seven times, after one that warms up: what else runs on the machine only adds.
+    """Return the minimum runtime of each form [s] over seven rounds after a warm-up; other load only adds time.
 
-    They take turns, so that each finds the caches as another left them. Fewer times, but one, where a turn takes long.
+    The forms alternate, so that each finds the caches as another left them. Slow forms get fewer rounds, at least one.
     """
     times: list[list[float]] = [[] for _ in forms]
     for form in forms:

@@ -41,7 +41,7 @@ from plif_lightning.events import Recording, Sensor
 from plif_lightning.events.integration import integrate
 from plif_lightning.events.readers import read_any
 from plif_lightning.network import SpikingNetwork, use_backend
-from plif_lightning.network.conv_block import ConvBlock
+from plif_lightning.network.conv import ConvBlock
 from plif_lightning.runtime.surroundings import processor
 from tests.benchmarks.networks import alternate, fire_as_trained, in_words, inference, peer, run_peer
 

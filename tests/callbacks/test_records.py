@@ -1,4 +1,4 @@
-"""What a run writes for those who read it later."""
+"""Records in a run's folder: commands, histograms, samples."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Weights & Biases: the real client, on loopback and offline."""
+"""Weights & Biases with the real client, offline and against a local server."""
 
 import importlib
 import json
@@ -53,11 +53,11 @@ def test_a_sweep_and_its_agent_run_the_shipped_command(tmp_path):
         made = wandb("sweep", str(path), environment=environment)
         assert made.returncode == 0, made.stderr
         command = [str(Path(sys.executable).parent / "wandb"), "agent", "e/plif_lightning/S"]
-        # The agent runs in a folder with the configurations, as in the repository.
+        # The agent runs in a folder that contains the configurations, like the repository.
         (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
         (tmp_path / "main.py").symlink_to(REPOSITORY / "main.py")
         environment["PYTHONPATH"] = str(REPOSITORY)
-        # The agent calls `python`, which is this one where its environment is not activated, too.
+        # The agent calls `python`, which must be this one even if its environment is not activated.
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         agent = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=tmp_path
@@ -83,7 +83,7 @@ def test_a_sweep_and_its_agent_run_the_shipped_command(tmp_path):
 
 
 def records(folder):
-    """What the client's own reader finds in an offline run."""
+    """Records of an offline run, read by the client's own reader."""
     (path,) = Path(folder).glob("*.wandb")
     done = wandb("leet", "inspect", "--json", str(path.absolute()), environment=dict(os.environ))
     assert done.returncode == 0, done.stderr
@@ -108,7 +108,7 @@ def test_an_offline_run_is_read_back_and_a_resumed_one_is_the_same_run():
     assert config["trainer"]["max_epochs"] == 1
     history = [r["history"]["item"] for r in found if r["type"] == "history"]
     assert any("train/loss" in row and "tau/conv1" in row for row in history)
-    with chdir("run"):  # it may go on from anywhere
+    with chdir("run"):  # resuming works from any folder
         command("fit", "--config", "config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2")
     ids = [re.search(r"-(\w+)$", path.name)[1] for path in Path("runs/wandb").glob("offline-run-*")]
     assert ids == [json.loads(Path("run/wandb.json").read_text())["id"]] * 2
@@ -169,7 +169,7 @@ def test_a_project_that_cannot_be_read_is_named(capsys, monkeypatch, tmp_path):
         with pytest.raises(SystemExit) as stop:
             commands(["tables", "--runs", "wandb:nobody/nothing"])
     finally:
-        # the client keeps this environment's settings for all that comes after it in the process
+        # Otherwise the client keeps this environment's settings for the rest of the process.
         importlib.import_module("wandb").teardown()
     assert stop.value.code == 2
     assert "the runs of nobody/nothing cannot be read from W&B" in capsys.readouterr().err

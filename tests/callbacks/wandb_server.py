@@ -1,4 +1,4 @@
-"""As much of a W&B server as sweeps, agents and runs need: it deals out a grid, and keeps what it is sent."""
+"""A minimal W&B server for sweeps, agents and runs: it serves the points of a grid and stores what it receives."""
 
 import http.server
 import itertools
@@ -12,15 +12,15 @@ import yaml
 
 
 class WandbServer:
-    """Listens on loopback; a context manager.
+    """Server on the loopback interface; a context manager.
 
     Attributes:
-        url: for WANDB_BASE_URL.
-        configs: of each run, by its name, as the client last sent it.
-        history: rows of each run.
-        exit_codes: of each run that has ended.
+        url: value for WANDB_BASE_URL.
+        configs: latest configuration of each run, by name.
+        histories: rows of each run.
+        exit_codes: exit code of each run that has ended.
         output: console lines of each run.
-        unknown: operations that nobody expected.
+        unknown: unexpected operations.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class WandbServer:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def log_message(self, *arguments: Any) -> None:
-                """Nothing."""
+                """Log nothing."""
 
             def _answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))

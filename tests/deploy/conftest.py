@@ -5,7 +5,7 @@ from plif_lightning.network import SpikingNetwork
 
 
 def trained(shape=(2, 12, 12), classes=3, steps=4, **changes) -> SpikingNetwork:
-    """A network that fires, with BN that has seen data and a tau of its own in each layer, or in each channel."""
+    """A network that fires, with non-trivial BN statistics and a different tau in each layer or channel."""
     torch.manual_seed(0)
     settings = {
         "channels": 8,
@@ -18,7 +18,7 @@ def trained(shape=(2, 12, 12), classes=3, steps=4, **changes) -> SpikingNetwork:
     for i, (_, neuron) in enumerate(net.neurons()):
         if hasattr(neuron, "a"):
             neuron.a.data -= 0.2 * i
-        if neuron.k is not None and neuron.k.dim():  # a tau, and a threshold where it is learned, for each channel
+        if neuron.k is not None and neuron.k.dim():  # tau, and a learned threshold, per channel
             neuron.a.data += torch.linspace(-0.7, 0.7, len(neuron.a))
         if neuron.b is not None:
             neuron.b.data -= torch.linspace(0.0, 0.3, neuron.b.numel()).view_as(neuron.b)
@@ -34,7 +34,7 @@ def trained(shape=(2, 12, 12), classes=3, steps=4, **changes) -> SpikingNetwork:
         spikes = net.encoder(net.inputs(x[None] if x.dim() == 4 else x)).flatten(2)
         for block in net.classifier:
             weight = block.fc.weight.add_(0.05).clone()
-            for power in range(12):  # until it fires, not always
+            for power in range(12):  # raise the weights until the layer fires often enough
                 block.fc.weight.copy_(weight * 1.5**power)
                 if block(spikes).mean() > 0.25:
                     break
@@ -43,7 +43,7 @@ def trained(shape=(2, 12, 12), classes=3, steps=4, **changes) -> SpikingNetwork:
 
 
 def frames(net: SpikingNetwork, samples: int = 3) -> torch.Tensor:
-    """Counts of events."""
+    """Random event counts [T, N, C, H, W]."""
     shape = (net.time_steps, samples, *net.input_shape)
     return torch.poisson(torch.full(shape, 0.4), generator=torch.Generator().manual_seed(1))
 

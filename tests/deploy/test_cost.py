@@ -1,4 +1,4 @@
-"""What a network computes, by another's count."""
+"""Operation counts, compared with SpikingJelly's counter and by hand."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ KINDS = [{}, {"n_conv": 2}, {"pooling": "avg"}]
 def test_operations_are_spikingjellys(kind):
     counter = pytest.importorskip("spikingjelly.activation_based.op_counter", reason="test extra `bench`")
     net = trained(**kind)
-    x = (frames(net) > 0).float()  # their counter knows spikes only
+    x = (frames(net) > 0).float()  # their counter supports binary inputs only
     ours = cost(net, x)
     plain = use_backend(fold(net), "reference")
     theirs = counter.SynOpCounter()
@@ -30,7 +30,7 @@ def test_operations_are_spikingjellys(kind):
 def test_dense_operations_are_those_of_the_shapes():
     net = trained()
     found = {layer.layer: layer for layer in cost(net, torch.ones(4, 1, 2, 12, 12)).layers}
-    # pairs of pixels at most one apart on a side of 12, in both directions
+    # Along a side of 12, 3 * 12 - 2 pairs of pixels are at most one apart; squared for both directions.
     assert found["conv1"].dense == found["conv1"].actual == 4 * (3 * 12 - 2) ** 2 * 2 * 8
     assert found["conv1"].firing == 1
     assert found["fc1"].dense == 4 * 8 * 9 * 20
@@ -38,7 +38,7 @@ def test_dense_operations_are_those_of_the_shapes():
     assert found["conv2"].state == 8 * 36
     assert found["conv2"].updates == 4 * 8 * 36
     held = {layer.layer: layer for layer in cost(net, torch.ones(1, 2, 12, 12)).layers}
-    assert held["conv1"].dense == found["conv1"].dense / 4  # a static image's first convolution runs once
+    assert held["conv1"].dense == found["conv1"].dense / 4  # the first convolution runs once for a static image
     assert held["conv1"].updates == found["conv1"].updates
 
 
@@ -57,7 +57,7 @@ def test_energies_add_up():
 
 
 def test_a_cost_needs_a_sample(net):
-    with pytest.raises(UserError, match="there are none in x"):
+    with pytest.raises(UserError, match="but there are none in x"):
         cost(net, torch.zeros(4, 0, 2, 12, 12))
 
 
@@ -78,7 +78,7 @@ def test_a_network_in_training_stays_so_and_hooks_are_gone(net):
 
 
 class Own(PLIF):
-    """A neuron with equations of its own, which are PLIF's."""
+    """A neuron that overrides `run`, with the equations of PLIF."""
 
     def run(self, x, v=None, time_steps=None):
         return super().run(x, v, time_steps)

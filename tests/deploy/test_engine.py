@@ -1,4 +1,4 @@
-"""Networks that only infer, layer by layer in another form."""
+"""Inference engines: each layer in a dense, event-driven or integer form."""
 
 import copy
 import logging
@@ -20,7 +20,7 @@ from tests.deploy.conftest import frames, trained
 
 
 def by_modules(net, made):
-    """The folded network, each layer in the form that the deployed one has."""
+    """The folded network with the same form in each layer as the deployed one."""
     folded = fold(net).requires_grad_(False)
     for form, block in zip(made.forms.values(), folded.blocks().values(), strict=True):
         use_backend(block, "cpu", "always" if "events" in form else "never")
@@ -36,7 +36,7 @@ def test_events_are_the_network_to_the_bit(kind):
     x = frames(net)
     votes = use_backend(fold(net), "cpu", "always")(x)
     assert torch.equal(deployed(net, "events")(x), votes)
-    torch.testing.assert_close(deployed(net, "auto", x)(x), votes)  # whichever forms are faster here
+    torch.testing.assert_close(deployed(net, "auto", x)(x), votes)  # the fastest forms on this machine
     torch.testing.assert_close(deployed(net, "dense")(x), votes)
     torch.testing.assert_close(deployed(net, "events")(x[0]), fold(net)(x[0]))  # a static image
 
@@ -45,7 +45,7 @@ def test_frames_of_events_are_gone_over_where_something_happened(net):
     x = frames(net)
     assert deployed(net, "events").forms["conv1"] == "events"  # two channels
     assert deployed(net, "events", x).forms["conv1"] == "events"
-    assert deployed(net, "events", x[0]).forms["conv1"] == "dense"  # a static image, all of whose pixels count
+    assert deployed(net, "events", x[0]).forms["conv1"] == "dense"  # a static image is dense
     assert deployed(trained(shape=(1, 12, 12)), "events").forms["conv1"] == "dense"
     net.encoder.conv1.register_forward_hook(lambda module, given, out: None)
     assert deployed(net, "events").forms["conv1"] == "dense"
@@ -53,7 +53,7 @@ def test_frames_of_events_are_gone_over_where_something_happened(net):
 
 @pytest.mark.parametrize("as_bits", [False, True])
 def test_a_layer_is_timed_in_each_form(net, as_bits, monkeypatch):
-    """On what it will be given: bits, where the layer before hands over such."""
+    """Timing uses the actual input: bits if the previous layer produces them."""
     folded, timed = fold(net), []
     monkeypatch.setattr(engine, "least_seconds", lambda *runs: (timed.append([run() for run in runs]), range(2))[1])
     conv2, given = folded.encoder.conv2, engine.inputs_of(folded, frames(net))["conv2"]
@@ -69,7 +69,7 @@ def test_a_layer_is_timed_in_each_form(net, as_bits, monkeypatch):
 
 @pytest.fixture(params=["events", "dense"])
 def form(request, monkeypatch):
-    """All layers of integers take this form, where it can be had."""
+    """Force this form for all integer layers that support it."""
     if request.param == "dense" and not weights._works():
         pytest.skip("PyTorch has no exact 8-bit operators here")
     monkeypatch.setattr(engine, "_fastest", lambda forms, *x: next(f for f in forms if f.endswith(request.param)))
@@ -84,10 +84,10 @@ def test_integers_are_the_network_with_rounded_weights(bits, kind, form):
     rounded = fold(net)
     layers = [*(block.conv for block in rounded.encoder)][1:] + [block.fc for block in rounded.classifier]
     made = deployed(net, bits)
-    assert made.forms["conv1"] == form  # its input is no spikes
+    assert made.forms["conv1"] == form  # its input is not binary
     assert made.forms["fc2"] == f"{bits} {form}"
     for layer, taken in zip(layers, list(made.forms.values())[1:], strict=True):
-        if taken != "dense":  # after an average pool
+        if taken != "dense":  # layers after average pooling stay dense
             whole, scale = quantised(layer.weight, largest)
             assert whole.abs().amax() == largest
             layer.weight.data = whole.float() * scale.view(-1, *[1] * (layer.weight.dim() - 1))
@@ -156,7 +156,7 @@ def test_steps_by_plain_calls_are_those_of_the_network(kind, name):
         assert list(state) == list(expected_state)
         for v, of_network in zip(state.values(), expected_state.values(), strict=True):
             assert torch.equal(v, of_network)
-        if i == 1:  # each takes the potentials that the other gave
+        if i == 1:  # continue each from the potentials of the other
             state, expected_state = expected_state, state
 
 
@@ -176,7 +176,7 @@ def test_a_step_from_a_foreign_state_is_refused(net):
     _, state = made.step(x[0])
     with pytest.raises(UserError, match="state must hold the potentials"):
         made.step(x[1], {name: v for name, v in state.items() if "fc2" not in name})
-    # The kernels would read past the end of what is too short.
+    # The kernels would read past the end of a tensor that is too short.
     for foreign in ({name: v.double() for name, v in state.items()}, {name: v[:2] for name, v in state.items()}):
         with pytest.raises(UserError, match="v must have the shape of one step"):
             made.step(x[1], foreign)
@@ -252,7 +252,7 @@ def test_a_large_batch_is_taken_in_parts(net, name, monkeypatch):
     sizes = []
     monkeypatch.setattr(made, "_votes", lambda part, votes=made._votes: (sizes.append(part.shape[1]), votes(part))[1])
     torch.testing.assert_close(made(x), votes)
-    assert sizes == ([3, 3, 1] if name == "dense" else [7])  # events never store the map
+    assert sizes == ([3, 3, 1] if name == "dense" else [7])  # events never store the feature map
 
 
 @pytest.mark.parametrize("name", ["events", "int8"])
@@ -287,7 +287,7 @@ def test_of_many_shapes_some_are_kept(net):
     for samples in range(1, 20):
         x = frames(net, samples)
         assert torch.equal(made(x), modules(x))
-    assert all(len(layer._fire._kept) <= 8 for layer in made._layers)
+    assert all(len(layer._fire._cached) <= 8 for layer in made._layers)
 
 
 def test_one_sample_takes_the_librarys_same_algorithm_in_a_step():
@@ -342,7 +342,7 @@ def test_without_exact_operators_only_events_are_left(net, monkeypatch):
     reason="oneDNN's 8-bit operators are x86's",
 )
 def test_on_x86_they_are_there_and_exact():
-    assert weights._works()  # else the tests of them would be skipped, and nobody would know
+    assert weights._works()  # otherwise their tests would be silently skipped
 
 
 def test_operators_that_are_missing_or_wrong_are_not_used(monkeypatch):
@@ -373,7 +373,7 @@ def test_more_inputs_than_float32_can_add_up_are_left_to_events():
 def test_a_layer_that_hears_nothing_is_tried_on_random_spikes(net):
     folded, x = fold(net).requires_grad_(False), frames(net, 40)
     heard = engine.inputs_of(folded, x)
-    assert heard["conv2"].shape[:2] == (4, 16)  # of the first samples
+    assert heard["conv2"].shape[:2] == (4, 16)  # the first samples only
     assert torch.equal(heard["fc1"], folded.encoder(x[:, :16]).flatten(2).flatten(0, 1))
     folded.encoder.conv2.conv.bias.fill_(-1e6)
     assert 0.05 < engine.inputs_of(folded, x)["fc1"].mean() < 0.2
@@ -389,11 +389,11 @@ def test_encoded_images_are_computed_on_integers(encoder, form):
     net = trained(input_encoder=encoder, shape=(1, 12, 12))
     state = torch.random.get_rng_state()
     made = deployed(net, "int8")
-    assert made.forms["conv1"] == f"int8 {form}"  # its input is spikes
+    assert made.forms["conv1"] == f"int8 {form}"  # its input is binary
     x = torch.rand(3, 1, 12, 12, dtype=torch.float64)
     torch.random.set_rng_state(state)
     deployed(net, "int8", x)
-    assert torch.equal(state, torch.random.get_rng_state())  # the caller's random numbers are left alone
+    assert torch.equal(state, torch.random.get_rng_state())  # the caller's random state is unchanged
     assert made(x.float()).shape == (4, 3, 3)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint in other programs' forms."""
+"""Exports of a checkpoint to other formats."""
 
 import json
 import os
@@ -28,7 +28,7 @@ SHORT = ["--trainer.limit_train_batches", "5", "--trainer.limit_val_batches", "1
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Of a run that learned a little, on static images."""
+    """Checkpoint of a short run on static images."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -108,7 +108,7 @@ def test_onnxruntime_votes_with_rounded_weights_on_frames(tmp_path):
     x = frames(net, 5)
     (votes,) = session.run(["votes"], {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(votes), deployed(net, "int8")(x))
-    assert not np.array_equal(votes, deployed(net, "events")(x).numpy())  # they are rounded
+    assert not np.array_equal(votes, deployed(net, "events")(x).numpy())  # weights are rounded
 
 
 def test_an_encoder_that_draws_is_not_exported(checkpoint, tmp_path):
@@ -117,7 +117,7 @@ def test_an_encoder_that_draws_is_not_exported(checkpoint, tmp_path):
     del drawn["network_parts"]
     torch.save(drawn, tmp_path / "drawn.ckpt")
     for form in ("pt2", "onnx", "onnx_int8"):
-        with pytest.raises(UserError, match=f"input_encoder='poisson' is no part of {form}"):
+        with pytest.raises(UserError, match=f"input_encoder='poisson' cannot be exported to {form}"):
             export(tmp_path / "drawn.ckpt", tmp_path / "out", ["network", form])
     assert not (tmp_path / "out").exists()
 
@@ -148,14 +148,14 @@ def test_a_folder_that_was_altered_is_refused(exported, tmp_path):
         (copy / name).write_bytes((exported / name).read_bytes())
     onnx = (copy / "network.onnx").read_bytes()
     (copy / "network.onnx").write_bytes(onnx[:-1])
-    with pytest.raises(CheckpointError, match=r"network\.onnx is not what was exported"):
+    with pytest.raises(CheckpointError, match=r"network\.onnx was altered after the export"):
         load_network(copy)
     (copy / "network.onnx").write_bytes(onnx)
     load_network(copy)
     data = bytearray((copy / "network.ckpt").read_bytes())
     data[len(data) // 2] ^= 1
     (copy / "network.ckpt").write_bytes(data)
-    with pytest.raises(CheckpointError, match="is not what was exported: its hash differs"):
+    with pytest.raises(CheckpointError, match="was altered after the export: its hash differs"):
         load_network(copy)
     (copy / "network.ckpt").unlink()
     with pytest.raises(CheckpointError, match=r"network\.ckpt is missing, though export\.json names it"):
@@ -203,7 +203,7 @@ def test_a_package_that_is_missing_is_named_and_leaves_nothing(checkpoint, tmp_p
 def test_an_export_of_another_network_leaves_nothing_of_the_one_before(checkpoint, exported, tmp_path):
     export(checkpoint, tmp_path, ["nir"])
     (tmp_path / "mine.txt").write_text("stays")
-    export(exported, tmp_path)  # from a folder that was exported
+    export(exported, tmp_path)  # from an exported folder
     assert {file.name for file in tmp_path.iterdir()} == {"export.json", "network.ckpt", "mine.txt"}
     assert "BN" not in json.loads((tmp_path / "export.json").read_text())["structure"]
 
@@ -237,7 +237,7 @@ def test_what_another_programs_network_takes_must_be_said(checkpoint, tmp_path):
     foreign = torch.load(checkpoint, weights_only=True)
     foreign["cli_config"] = "data: {class_path: mydata.Mine}\nmodel: {}"
     torch.save(foreign, tmp_path / "foreign.ckpt")
-    with pytest.raises(UserError, match=r"pt2 must know whether .* mydata.Mine is another program's: pass --input="):
+    with pytest.raises(UserError, match=r"pt2 must know if .* mydata.Mine is not part of .*: pass --input="):
         export(tmp_path / "foreign.ckpt", tmp_path / "out", ["network", "pt2"])
     assert not (tmp_path / "out").exists()
     export(tmp_path / "foreign.ckpt", tmp_path / "out", ["network", "pt2"], "frames")
@@ -300,7 +300,7 @@ def test_neurons_that_no_exporter_can_follow_are_named():
     net = trained()
     net.encoder.conv2.neuron = Undecided()
     for write in (lambda: to_export(net, static=False), lambda: to_export_step(net)):
-        with pytest.raises(UserError, match="conv2: Undecided has a run of its own") as refused:
+        with pytest.raises(UserError, match="conv2: Undecided overrides run") as refused:
             write()
         assert "\n" not in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""BN in the convolutions."""
+"""Folding of BN into convolutions."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_a_folded_network_runs_step_by_step_learns_and_folds_again(net):
         again = use_backend(fold(folded), backend).double()
         (1 - again(x.double())).square().sum().backward()
         grads.append([p.grad for p in again.parameters()])
-    assert grads[0][1].abs().sum() > 0  # of the first bias
+    assert grads[0][1].abs().sum() > 0  # gradient of the first bias
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -72,8 +72,8 @@ def test_a_hook_on_a_folded_convolution_is_called(net):
         (lambda net: setattr(net.encoder.conv1, "conv", nn.Identity()), "conv1 is not a plain convolution with BN"),
         (lambda net: net.encoder.conv1.conv.register_forward_hook(lambda *of: None), "or it has hooks"),
         (lambda net: prune.l1_unstructured(net.encoder.conv1.conv, "weight", 0.5), "conv1 is not a plain convolution"),
-        (lambda net: setattr(net.encoder.conv2.norm, "bn", nn.InstanceNorm2d(8)), "the BN of conv2 is another one"),
-        (lambda net: net.encoder.conv1.norm.register_forward_hook(lambda *of: None), "the BN of conv1 .* has hooks"),
+        (lambda net: setattr(net.encoder.conv2.norm, "bn", nn.InstanceNorm2d(8)), "the norm of conv2 is not BN"),
+        (lambda net: net.encoder.conv1.norm.register_forward_hook(lambda *of: None), "the norm of conv1 .* has hooks"),
     ],
 )
 def test_what_cannot_be_folded_is_said(net, change, message):

@@ -1,4 +1,4 @@
-"""NIR graphs, in simulators that others wrote."""
+"""NIR graphs in other simulators, and other NIR graphs here."""
 
 import contextlib
 import io
@@ -35,7 +35,7 @@ KINDS = [
 
 
 def spikes_here(net, x):
-    """Votes, and the spikes of every layer by its name."""
+    """Votes, and the spikes of every layer by name."""
     folded, found = use_backend(fold(net), "reference"), {}
     for name, neuron in folded.neurons():
         neuron.register_forward_hook(lambda module, given, out, name=name: found.__setitem__(name, out))
@@ -44,7 +44,7 @@ def spikes_here(net, x):
 
 
 def listen(module, names):
-    """What the neurons of an imported graph give, step by step, by the names that they had here."""
+    """Outputs of an imported graph's neurons at each step, by their layer names in this project."""
     found = {name: [] for name in names}
     for name, part in module.named_modules():
         of = name.split(".")[-1]
@@ -58,7 +58,7 @@ def listen(module, names):
 
 
 def run_steps(module, x):
-    """Votes [T, N, C] of a simulator that takes a frame and its state, and gives both."""
+    """Votes [T, N, C] of a simulator that maps (frame, state) to (votes, state)."""
     state, votes = None, []
     with torch.no_grad():
         for frame in x:
@@ -88,7 +88,7 @@ def in_snntorch(file):
 def in_norse(file):
     norse = pytest.importorskip("norse.torch", reason="test extra `bench`")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the nirtorch that Norse 1.1.0 calls
+        warnings.simplefilter("ignore", DeprecationWarning)  # raised by the nirtorch that Norse 1.1.0 calls
         return norse.from_nir(nir.read(file), dt=DT)
 
 
@@ -104,7 +104,7 @@ def test_simulators_fire_every_spike_or_are_named(kind, simulator, tmp_path, cap
     nir.write(tmp_path / "net.nir", to_nir(net))
     reason = readers(net)[simulator]
     assert (f"{simulator} {reason}" in caplog.text) == (reason is not None)
-    if reason is not None and "without a word" not in reason:
+    if reason is not None and "without a warning" not in reason:
         with pytest.raises((AssertionError, KeyError, ValueError)):
             SIMULATORS[simulator](tmp_path / "net.nir")
         return
@@ -139,7 +139,7 @@ def test_our_own_files_come_back_spike_by_spike(kind, tmp_path):
 def test_the_graph_is_checked_by_nir_itself(net):
     graph = to_nir(net)
     assert graph.check_types()
-    assert [type(node).__name__ for node in graph.nodes.values()].count("LIF") == 6  # two stand for a maximum
+    assert [type(node).__name__ for node in graph.nodes.values()].count("LIF") == 6  # two implement max-pooling
 
 
 def test_seconds_are_those_of_a_step(net):
@@ -151,7 +151,7 @@ def test_seconds_are_those_of_a_step(net):
 
 
 def foreign(dt=1e-4):
-    """A graph of nodes that ours do not hold, as sinabs exports its networks, and what it computes by hand."""
+    """A graph like those that sinabs exports, with nodes that ours lack, and the same computed by hand."""
     rng = np.random.default_rng(0)
     weight, bias = rng.normal(size=(3, 2, 3, 3)).astype(np.float32), rng.normal(size=3).astype(np.float32)
     out = rng.normal(size=(2, 12)).astype(np.float32)
@@ -196,7 +196,7 @@ def test_nodes_may_be_called_anything():
     [
         ({"neuron": "if"}, "conv1 has no leak"),
         ({"reset": "soft"}, "conv1 resets by subtraction"),
-        ({"input_encoder": "poisson", "shape": (1, 12, 12)}, "input_encoder='poisson' is no part of a NIR graph"),
+        ({"input_encoder": "poisson", "shape": (1, 12, 12)}, "input_encoder='poisson' cannot be part of a NIR graph"),
     ],
     ids=str,
 )
@@ -208,7 +208,7 @@ def test_what_nir_has_no_words_for_is_said(kind, message):
 @pytest.mark.parametrize("kind", ["1x1", "groups", "bias", "own neuron", "hook"])
 def test_a_layer_of_another_kind_is_not_written(net, kind):
     CHANGES[kind][0](net)
-    with pytest.raises(UserError, match="is not written as NIR"):
+    with pytest.raises(UserError, match="cannot be written as NIR"):
         to_nir(net)
 
 
@@ -222,5 +222,5 @@ def test_other_graphs_are_refused(tmp_path, net):
         NIRNetwork(graph)
     graph, *_ = foreign()
     graph.nodes["1"] = nir.CubaLIF(*[np.ones((3, 4, 4))] * 5)
-    with pytest.raises(UserError, match="1 is a CubaLIF, which does not run here"):
+    with pytest.raises(UserError, match="1 is a CubaLIF, which is not supported"):
         NIRNetwork(graph)

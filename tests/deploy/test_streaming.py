@@ -1,4 +1,4 @@
-"""A network on events as they come."""
+"""Networks on streams of events and frames."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def part(of, first, last):
 
 
 def whole(net=NET):
-    """The network whose sums have the order of the stream's."""
+    """The network with the summation order of the stream."""
     return use_backend(fold(net), "cpu", "always")
 
 
@@ -71,7 +71,7 @@ def test_steps_by_count_are_the_frames_of_training():
 def test_silence_is_time_too():
     stream = StreamingNetwork(NET, us_per_step=1000)
     assert len(stream.push([0], [0], [500], [1])) == 0
-    assert len(stream.push([0], [0], [5600], [1])) == 5  # 500 to 1500, and four empty ones
+    assert len(stream.push([0], [0], [5600], [1])) == 5  # 500 to 1500, and four empty steps
 
 
 def test_a_stream_goes_on_from_its_state(tmp_path):
@@ -110,7 +110,7 @@ def test_events_that_cannot_be_leave_the_stream_as_it_was(events, message, way):
 
 def test_time_may_not_jump_back_however_the_stream_was_cut():
     stream = StreamingNetwork(NET, events_per_step=2)
-    assert len(stream.push([0, 1], [0, 1], [1000, 2000], [1, 1])) == 1  # nothing waits
+    assert len(stream.push([0, 1], [0, 1], [1000, 2000], [1, 1])) == 1  # nothing is pending
     with pytest.raises(UserError, match="time jumps back from 2000 to 5 us"):
         stream.push([0, 1], [0, 1], [5, 6], [1, 1])
     assert stream.steps == 1
@@ -148,10 +148,10 @@ def test_what_is_wrong_is_said(net):
         stream.step(torch.zeros(2, 12, 12))
     several = StreamingNetwork(net, events_per_step=1)
     several.step(torch.zeros(2, 2, 12, 12))
-    with pytest.raises(UserError, match="push is for one stream"):
+    with pytest.raises(UserError, match="push takes one stream"):
         several.push([0], [0], [0], [0])
     assert several.waiting_events == 0
-    with pytest.raises(UserError, match="the state of a stream must hold latest, potentials"):
+    with pytest.raises(UserError, match="the state of a stream lacks latest, potentials"):
         stream.load_state_dict({"total": None, "steps": 0, "waiting": None, "step_ends": None})
     own = stream.state_dict()
     lacking = {name: v for name, v in own["potentials"].items() if "fc2" not in name}
@@ -167,7 +167,7 @@ def test_what_is_wrong_is_said(net):
     with pytest.raises(UserError, match=r"float32, and the network is on cpu in torch\.float64"):
         StreamingNetwork(net.double(), engine="int8")
     net.float()
-    with pytest.raises(UserError, match="does not stream"):
+    with pytest.raises(UserError, match="cannot stream"):
         StreamingNetwork(trained(input_encoder="poisson", shape=(1, 12, 12)))
 
 

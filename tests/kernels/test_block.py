@@ -1,4 +1,4 @@
-"""Convolution, neurons and pool in one pass over what is not zero, against the same parts one after another."""
+"""Event-driven convolution, neurons and pool in one pass, against the same parts run one by one."""
 
 import pytest
 import torch
@@ -185,7 +185,7 @@ def test_a_first_block_that_skips_silence_is_the_one_that_does_not(pool, statist
         found[sparse] = run(made, x)
     for name, gradient in exact[1].items():
         errors = {sparse: (of[1][name].double() - gradient).norm() for sparse, of in found.items()}
-        # A sum of many that cancel out is told from its largest gradient.
+        # Sums whose terms cancel have a large relative error: compare with the largest gradient instead.
         largest = max(of.norm() for of in exact[1].values())
         assert errors["always"] <= max(2 * errors["never"], 2e-6 * largest), name
     assert (found["always"][0] != exact[0].float()).float().mean() < 0.002
@@ -263,11 +263,11 @@ def test_what_is_measured_are_both_forms():
 def test_ten_steps_of_an_event_network_are_those_without():
     small = {"channels": 6, "fc_features": 20}
     curves = [losses("nmnist", "cpu", torch.float32, sparse=s, **small) for s in ("always", "never")]
-    assert curves[0][:3] == pytest.approx(curves[1][:3], rel=1e-6)  # then a spike may flip
+    assert curves[0][:3] == pytest.approx(curves[1][:3], rel=1e-6)  # afterwards a spike may flip
     assert curves[0] == pytest.approx(curves[1], rel=0.05)
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.Function:DeprecationWarning")  # PyTorch's compiler of itself
+@pytest.mark.filterwarnings("ignore:.*autograd.Function:DeprecationWarning")  # from PyTorch's compiler
 @pytest.mark.parametrize("pooling", ["max", "avg"])
 def test_a_network_gives_the_same_votes_with_and_without_gradients(pooling):
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The first block, whose convolution is made band by band and never kept, against the reference."""
+"""The first block, whose convolution is computed per band and never stored, against the reference."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 from plif_lightning.kernels import PatchMoments, layout, ops
 from plif_lightning.kernels import block as blocks
 from plif_lightning.network import use_backend
-from plif_lightning.network.conv_block import FORMS, Call, ConvBlock
+from plif_lightning.network.conv import FORMS, Call, ConvBlock
 from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.neurons import IF, PLIF
@@ -21,7 +21,7 @@ from tests.processes import on_two_processes
 
 @pytest.fixture(autouse=True)
 def narrow_bands(monkeypatch):
-    monkeypatch.setitem(layout.BAND, "cpu", 1)  # two rows: the fewest
+    monkeypatch.setitem(layout.BAND, "cpu", 1)  # two rows, the minimum
 
 
 def block(backend, x, pool="none", channels=5, statistics="per_step", training=True, neuron=None) -> ConvBlock:
@@ -197,7 +197,7 @@ def half_of_a_batch(rank, statistics):
 
 @pytest.fixture(scope="module")
 def on_two(tmp_path_factory):
-    """What each of two processes makes of its half, in every case."""
+    """Results of each of two processes on its half of the batch, in every case."""
     return on_two_processes(halves_of_a_batch, tmp_path_factory.mktemp("two"))
 
 

@@ -1,4 +1,4 @@
-"""Convolutions that keep their input as bits, against PyTorch's own."""
+"""Convolutions that save their input as bits, against PyTorch's."""
 
 import pytest
 import torch
@@ -6,12 +6,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from plif_lightning.kernels import conv_of_spikes, layout
-from plif_lightning.network import SpikingNetwork, conv_block
+from plif_lightning.network import SpikingNetwork, conv
 
 
 @pytest.fixture(autouse=True)
 def few_at_a_time(monkeypatch):
-    monkeypatch.setattr(conv_block, "_MANY_SPIKES", 1)
+    monkeypatch.setattr(conv, "_MANY_SPIKES", 1)
     monkeypatch.setitem(layout.BAND, "cpu", 100)  # one or two images
 
 
@@ -49,11 +49,11 @@ def image() -> torch.Tensor:
 
 
 def step(net: SpikingNetwork) -> tuple[list[torch.Tensor], list[torch.dtype]]:
-    """Gradients of one step, and the types of all tensors that were kept of maps of 12 x 12, whole or as bits."""
+    """Gradients of one training step, and dtypes of all saved 12 x 12 feature maps, as values or as bits."""
     kept: list[torch.dtype] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.numel() in (3 * 4 * 5 * 12 * 12, 3 * 4 * 12 * 12):  # a map of five channels; a word for each pixel
+        if tensor.numel() in (3 * 4 * 5 * 12 * 12, 3 * 4 * 12 * 12):  # five channels, or one word per pixel
             kept.append(tensor.dtype)
         return tensor
 
@@ -67,7 +67,7 @@ def step(net: SpikingNetwork) -> tuple[list[torch.Tensor], list[torch.dtype]]:
 def test_a_network_keeps_its_spikes_as_bits_and_learns_the_same(monkeypatch):
     ours, kept = step(network())
     assert sorted(map(str, kept)) == ["torch.float64", "torch.int64"]  # conv2's output and its input
-    monkeypatch.setattr(conv_block, "_MANY_SPIKES", 10**9)
+    monkeypatch.setattr(conv, "_MANY_SPIKES", 10**9)
     theirs, kept = step(network())
     assert kept == [torch.float64, torch.float64]
     for a, b in zip(ours, theirs, strict=True):
@@ -95,7 +95,7 @@ def halved(part: nn.Module) -> None:
 def test_what_may_not_be_spikes_is_kept_as_it_is(pooling, change, monkeypatch):
     grads = []
     for many in (1, 10**9):
-        monkeypatch.setattr(conv_block, "_MANY_SPIKES", many)
+        monkeypatch.setattr(conv, "_MANY_SPIKES", many)
         net = network(pooling=pooling)
         change(net)
         grads.append(step(net)[0])
@@ -108,7 +108,7 @@ def test_under_autocast_it_is_the_convolution_of_bfloat16(monkeypatch):
     x = torch.randn(4, 1, 12, 12)
     grads = []
     for many in (1, 10**9):
-        monkeypatch.setattr(conv_block, "_MANY_SPIKES", many)
+        monkeypatch.setattr(conv, "_MANY_SPIKES", many)
         net.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             votes = net(x)

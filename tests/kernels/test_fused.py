@@ -15,7 +15,7 @@ from plif_lightning.dynamics import Firing, SurrogateName, integrate_and_fire
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import Backend, layout, ops
 from plif_lightning.network import SpikingNetwork, use_backend
-from plif_lightning.network.conv_block import ConvBlock, images_channels_last
+from plif_lightning.network.conv import ConvBlock, images_channels_last
 from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d
@@ -26,7 +26,7 @@ from tests.processes import on_two_processes
 
 
 def gradients(function, *inputs, seed=0):
-    """Outputs of a function and the gradients of a random weighting of them."""
+    """Outputs of a function, and gradients of a randomly weighted sum of them."""
     leaves = [None if x is None else x.detach().clone().requires_grad_() for x in inputs]
     outputs = function(*leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -204,7 +204,7 @@ POOLS = {
 
 
 class Identity(nn.Module):
-    """In the place of a convolution: the block's input is its BN's."""
+    """Replaces the convolution, so that the block's input goes to BN."""
 
     def forward(self, x):
         return x
@@ -236,7 +236,7 @@ def run_block(backend, y, pool, neuron, statistics="per_step", training=True, st
 
 
 def assert_equal_runs(ours, theirs, tolerance):
-    """Equal spikes; gradients and statistics, by name, within a tolerance."""
+    """Spikes are equal; gradients and statistics, by name, are equal within a tolerance."""
     assert torch.equal(ours[0], theirs[0])
     for a, b in zip(ours[1:], theirs[1:], strict=True):
         assert a.keys() == b.keys()
@@ -390,8 +390,8 @@ def test_a_hook_on_all_modules_sees_every_part_and_so_does_a_forward_put_on_one(
     assert {made.conv, made.norm, made.norm.bn, made.neuron, made.pool, made.pool.pool} <= {*seen}
     assert made.refuses_fusion is None
     made.neuron.forward = lambda x, time_steps=None: torch.full_like(x, 7.0)
-    assert made(maps(4, 2, 3, 4, 4)).unique().tolist() == [1.0]  # the pool's
-    assert made.refuses_fusion == "PLIF has a forward of its own"
+    assert made(maps(4, 2, 3, 4, 4)).unique().tolist() == [1.0]  # pooled from 7.0
+    assert made.refuses_fusion == "PLIF overrides forward"
 
 
 # --- threads and processes
@@ -417,13 +417,13 @@ def test_the_number_of_threads_changes_no_spike_and_hardly_a_gradient(threads):
 
 
 def in_a_child(queue):
-    torch.set_num_threads(1)  # as a loader's worker does: PyTorch's own threads do not survive a fork
+    torch.set_num_threads(1)  # like a worker of a data loader: PyTorch's own threads do not survive a fork
     y = torch.ones(4, 4, 64, 16, 16)
     queue.put(kernels.integrate_and_fire(y, torch.tensor(0.5))[0].sum().item())
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # what a loader's workers do
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # as workers of a data loader
 def test_a_process_made_after_a_parallel_region_works(method, threads):
     threads(2)
     y = torch.full((4, 4, 64, 16, 16), 1.0)
@@ -448,7 +448,7 @@ def test_an_unknown_number_is_refused(number):
         ops.fire(y, one, one, learned, None, 2, 0, [*constants._replace(surrogate=number)], False)
 
 
-# --- the choice
+# --- choice of a backend
 
 
 def test_unknown_backends_are_refused():
@@ -523,7 +523,7 @@ def half_of_a_batch(rank, steps, static, statistics):
 
 @pytest.fixture(scope="module")
 def on_two(tmp_path_factory):
-    """What each of two processes makes of its half, in every case."""
+    """Results of each of two processes on its half of the batch, in every case."""
     return on_two_processes(halves_of_a_batch, tmp_path_factory.mktemp("two"))
 
 
@@ -556,8 +556,8 @@ def test_a_part_that_somebody_put_into_the_network_is_called():
     net(torch.randn(2, 1, 8, 8))
     assert calls == [0.0]
     assert (
-        net.kernels(torch.device("cpu"))
-        == "cpu kernels, silent inputs skipped where that is faster; conv1 part by part: the kernels know no Sequential"
+        net.kernels(torch.device("cpu")) == "cpu kernels, silent inputs skipped where that is faster; "
+        "conv1 part by part: the kernels do not support Sequential"
     )
 
 
@@ -579,11 +579,11 @@ class OtherNorm(nn.Module):
 @pytest.mark.parametrize(
     ("part", "module", "reason"),
     [
-        ("neuron", OwnForward(), "OwnForward has a forward of its own"),
-        ("neuron", OtherNeuron(), "the kernels know no OtherNeuron"),
-        ("norm", OtherNorm(), "the kernels know no OtherNorm"),
-        ("pool", Pool2d(nn.AvgPool2d(3)), "the kernels know no Pool2d"),
-        ("pool", nn.Identity(), "the kernels know no Identity"),
+        ("neuron", OwnForward(), "OwnForward overrides forward"),
+        ("neuron", OtherNeuron(), "the kernels do not support OtherNeuron"),
+        ("norm", OtherNorm(), "the kernels do not support OtherNorm"),
+        ("pool", Pool2d(nn.AvgPool2d(3)), "the kernels do not support Pool2d"),
+        ("pool", nn.Identity(), "the kernels do not support Identity"),
     ],
 )
 def test_a_replaced_part_is_called_and_named(part, module, reason):
@@ -604,6 +604,6 @@ def test_a_hook_on_the_gradient_is_called_and_another_convolution_named():
     assert calls == [1]
     handle.remove()
     net.encoder.conv1.conv = nn.Conv2d(1, 4, 5, padding=2, bias=False)
-    assert "conv1 stores its convolution's output: its convolution is not the plain 3x3 one" in net.kernels(
+    assert "conv1 stores its convolution's output: its convolution is not 3x3 with stride 1" in net.kernels(
         torch.device("cpu")
     )

@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: their numbers in Triton's interpreter, their machine code from its compiler."""
+"""The Triton kernels without a GPU: results in Triton's interpreter, machine code from its compiler."""
 
 import itertools
 import os
@@ -106,7 +106,7 @@ TILES = {1: {"P": 4, "M": 1, "BC": 64}, 4: {"P": 1, "M": 4, "BC": 64}}
 
 
 def variants():
-    """(kernel, type of the map, compile-time arguments) of everything that the paper's networks run."""
+    """(kernel, dtype of the feature map, compile-time arguments) of all variants in use."""
     for dtype, (neurons, pool), held in itertools.product(
         ("fp32", "bf16", "fp16"), ((1, 0), (4, 1), (4, 2), (4, 3)), (False, True)
     ):
@@ -114,7 +114,7 @@ def variants():
         ends = {"START": neurons == 1, "LAST": neurons == 1}
         yield "_forward", dtype, {**shared, **ends}
         yield "_backward", dtype, {**shared, **ends, "DETACH": True, "LEARNED": False, "KIND": 0}
-    # What the paper's networks do not run: soft reset, a learned threshold, the reset's gradient, every surrogate.
+    # Not used by the paper's networks: soft reset, a learned threshold, the reset's gradient, other surrogates.
     other = {"POOL": 2, "LEAK": True, "SOFT": True, "HELD": False, "PER_STEP": True, **TILES[4]}
     yield "_forward", "fp32", {**other, "START": False, "LAST": False}
     for kind in SURROGATES.values():
@@ -145,11 +145,11 @@ def compiled(name, dtype, constants, capability):
 
 
 def report(kernel, folder):
-    """What NVIDIA's assembler says of the kernel's registers."""
+    """Register report of NVIDIA's assembler."""
     path = folder / "kernel.ptx"
     path.write_text(kernel.asm["ptx"])
     architecture = re.search(r"\.target (sm_\w+)", path.read_text())[1]
-    # Triton brings an assembler for each generation; the newest one first.
+    # Triton ships several assemblers; try the newest first.
     for tool in sorted((Path(triton.__file__).parent / "backends/nvidia/bin").glob("ptxas*"), reverse=True):
         command = [tool, "-v", f"--gpu-name={architecture}", str(path), "-o", str(folder / "kernel.cubin")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -158,7 +158,7 @@ def report(kernel, folder):
     raise AssertionError(done.stderr)
 
 
-SLOW = pytest.mark.slow  # of one generation all are compiled always, of the others every fifth
+SLOW = pytest.mark.slow  # by default, one generation compiles all kernels, the others every fifth
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Whole networks: the fused forms learn what the reference learns, compiled or not."""
+"""Whole networks: the fused forms train like the reference, compiled or not."""
 
 import pytest
 import torch
@@ -36,15 +36,15 @@ def test_ten_steps_of_each_network_are_those_of_the_reference(name, statistics):
     small = SMALL | ({"time_steps": 6} if name in LARGE else {})
     curves = [losses(name, b, torch.float64, norm_statistics=statistics, **small) for b in ("cpu", "reference")]
     assert curves[0] == pytest.approx(curves[1], rel=1e-6)
-    assert len(set(curves[0])) > 5  # it learns, or at least moves
+    assert len(set(curves[0])) > 5  # the loss changes
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INPUTS)
 def test_ten_steps_of_each_whole_network_stay_close_to_the_reference(name):
     curves = [losses(name, backend, torch.float32) for backend in ("cpu", "reference")]
-    # A spike that rounding flips moves a loss of two samples, from the first step on: the reference itself, with
-    # another number of threads, differs by up to 5 % (CIFAR-10), so that only the sum of some steps tells.
+    # A spike flipped by rounding visibly changes a loss over two samples, from the first step on: the reference differs
+    # from itself by up to 5 % with another number of threads (CIFAR-10), so only the sum of several steps is compared.
     assert sum(curves[0]) == pytest.approx(sum(curves[1]), rel=0.05)
 
 

@@ -1,6 +1,6 @@
 """The Triton kernels on an NVIDIA GPU, with `-m gpu`. Not run there yet.
 
-With a CPU's names in place all passed but those of memory, of float16 and of waiting, which mean nothing there.
+With the device replaced by a CPU all passed except those of memory, float16 and synchronisation, which need a GPU.
 """
 
 import copy
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 @pytest.fixture(autouse=True)
 def in_full_precision():
-    """Without TF32, which rounds a convolution's inputs to ten bits."""
+    """Disable TF32, which rounds the inputs of a convolution to ten bits."""
     allowed = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     yield
@@ -31,7 +31,7 @@ def in_full_precision():
 
 
 def lively(name, **changes):
-    """A network that fires from the first step on, on the GPU, with an input and labels."""
+    """A network on the GPU that fires from the first step on, with an input and labels."""
     torch.manual_seed(0)
     net = network_of(name, pool_ties="first", dropout=0.0, **changes)
     make_fire(net)
@@ -51,7 +51,7 @@ def test_spikes_and_gradients_are_the_references(pooling, neuron, held):
         votes = net(x.to(next(net.parameters()).dtype))
         per_step_mse(votes, label).backward()
         found.append([votes.double(), *(p.grad.double() for p in net.parameters())])
-    # A spike whose potential rounds to the other side of the threshold changes a vote by a tenth, and gradients a bit.
+    # A spike flipped by rounding at the threshold changes a vote by a tenth, and gradients slightly.
     assert (found[0][0] != found[1][0]).float().mean() < 0.01
     for ours, theirs in zip(found[0][1:], found[1][1:], strict=True):
         assert torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.99
@@ -93,7 +93,7 @@ ON_GPU = {"accelerator": "gpu", "devices": 1}
 
 def test_a_training_step_waits_for_nothing(tmp_path):
     class Strict(L.Callback):
-        """After the first steps, in which kernels are compiled."""
+        """Forbid synchronisation, except in the first steps, which compile kernels."""
 
         def on_train_batch_start(self, trainer, *of):
             if trainer.global_step > 1:

@@ -1,4 +1,4 @@
-"""Convolutions and FC layers that only touch what spiked, against PyTorch's own and float64."""
+"""Event-driven convolutions and FC layers, against PyTorch's and float64."""
 
 import json
 
@@ -45,7 +45,7 @@ def values(*shape, seed=1):
 
 
 def results(function, x, weight, **options):
-    """Output and both gradients."""
+    """Output, and gradients of input and weight."""
     x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
     y = function(x, weight, **options)
     y.backward(values(*y.shape, seed=2).to(y.dtype))
@@ -53,7 +53,7 @@ def results(function, x, weight, **options):
 
 
 def close(ours, function, dtype, *given):
-    """Within what rounding explains: in proportion to the sum of what is added, whatever its sign."""
+    """Equal within the rounding error, which is proportional to the sum of absolute terms."""
     exact, all_added = function(*given), function(*(x.abs() for x in given))
     bound = {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
     assert ((ours.double() - exact).abs() <= bound * all_added + 1e-12).all()
@@ -69,7 +69,7 @@ def test_a_convolution_is_that_of_the_library(dtype, n, channels, outputs, heigh
     x = maps(n, channels, height, width, share=share).to(dtype)
     weight = values(outputs, channels, 3, 3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparse, "_GRAD_AT_A_TIME", at_a_time)  # bands of a row, bands, several images
+        patch.setattr(sparse, "_GRAD_AT_A_TIME", at_a_time)  # bands of one row, of several rows, several images
         y, grad_x, grad_weight = results(conv_of_spikes, x, weight, sparse="always")
     wide, rounded = x.double(), weight.to(dtype).double()
     grad = values(*y.shape, seed=2).to(dtype).double()
@@ -186,7 +186,7 @@ def test_auto_takes_the_form_that_the_limit_says(limit, monkeypatch):
 
 @pytest.fixture
 def kept(monkeypatch, tmp_path):
-    """Limits in a file of their own, measured as 0.125; how often."""
+    """A temporary cache of break-even densities, all measured as 0.125, and the list of measurements."""
     calls = []
     monkeypatch.setattr(policy, "compiled_code", lambda: tmp_path)
     monkeypatch.setattr(policy, "_measured", lambda *of: (calls.append(of), 0.125)[1])
@@ -200,8 +200,8 @@ def test_a_limit_is_measured_once_for_a_machine_and_layer(kept):
     op = Op("conv", torch.float32, 128 * 196, 128, 128, (14, 14))
     for _ in range(2):
         assert policy.break_even(op) == 0.125
-        policy._break_even.cache_clear()  # as in the next process
-    assert policy.break_even(op._replace(rows=200 * 196)) == 0.125  # more images are no other layer
+        policy._break_even.cache_clear()  # as in a new process
+    assert policy.break_even(op._replace(rows=200 * 196)) == 0.125  # more images share the measurement
     assert calls == [(op._replace(rows=20 * 196),)]
     (machine,) = json.loads(file.read_text()).values()
     assert list(machine.values()) == [0.125]
@@ -235,16 +235,16 @@ def test_a_limit_comes_from_both_forms_on_this_machine():
         for dtype in TYPES:
             events, dense = candidates(Op(name, dtype, *shape), 0.1)
             torch.testing.assert_close(events().to(dtype), dense().to(dtype), rtol=2e-2, atol=1e-2)
-        policy._measured(Op(name, torch.float32, *shape))  # whatever comes of it here
+        policy._measured(Op(name, torch.float32, *shape))  # any result will do
 
 
 @pytest.mark.parametrize(
     ("events", "dense", "expected"),
     [
-        ((1.0, 2.0), 1.575, 0.04 + 0.5 * 0.12),  # halfway between, five percent aside
+        ((1.0, 2.0), 1.575, 0.04 + 0.5 * 0.12),  # halfway, with the margin of five percent
         ((1.0, 2.0), 0.5, 0.0),
-        ((1.0, 1.1), 9.0, policy._MOST),  # not followed for ever
-        ((1.0, 1.0), 9.0, policy._UNMEASURED),  # no line
+        ((1.0, 1.1), 9.0, policy._MOST),  # extrapolation is limited
+        ((1.0, 1.0), 9.0, policy._UNMEASURED),  # times do not grow with the density
     ],
 )
 def test_a_limit_is_where_the_lines_meet(events, dense, expected, monkeypatch):
@@ -258,7 +258,7 @@ def test_a_limit_is_where_the_lines_meet(events, dense, expected, monkeypatch):
 def test_ten_steps_with_silent_inputs_skipped_are_those_without(name):
     small = {"channels": 6, "fc_features": 20}
     curves = [losses(name, "cpu", torch.float32, sparse=s, **small) for s in ("always", "never")]
-    assert curves[0][:3] == pytest.approx(curves[1][:3], rel=1e-6)  # then a spike may flip
+    assert curves[0][:3] == pytest.approx(curves[1][:3], rel=1e-6)  # afterwards a spike may flip
     assert curves[0] == pytest.approx(curves[1], rel=0.05)
 
 
@@ -335,7 +335,7 @@ def test_an_unknown_choice_is_refused():
 
 
 def compiles_without_a_break(net, x):
-    """A step's votes and gradients, compiled, are those of the network."""
+    """Votes and gradients of a compiled step equal those of the network."""
     results = []
     for forward in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
         net.zero_grad()

@@ -1,4 +1,4 @@
-"""Inputs and layers at the edges: what is computed is defined, and the same in every form."""
+"""Extreme inputs and layers: results are defined, and equal in all forms."""
 
 import lightning as L
 import pytest
@@ -33,7 +33,7 @@ def test_votes_are_defined_whatever_comes_in(value):
     votes = [lively(form).eval()(x) for form in FORMS]
     assert torch.isfinite(votes[0]).all()
     assert torch.equal(*votes)
-    alone = lively("reference").eval()(x[:, [0, 2]])  # the other samples of the batch know nothing of it
+    alone = lively("reference").eval()(x[:, [0, 2]])  # other samples of the batch are unaffected
     assert torch.equal(votes[0][:, [0, 2]], alone)
 
 
@@ -111,6 +111,6 @@ def test_a_gradient_through_hundreds_of_steps_is_that_of_the_reference():
         neuron = use_backend(PLIF(init_tau=1.05), form)
         y = x.clone().requires_grad_()
         spikes = neuron(y)
-        spikes[-1].sum().backward()  # it decays by 1 - k at each step, through numbers that are no normal floats
+        spikes[-1].sum().backward()  # decays by 1 - k per step, through subnormal numbers
         found.append(y.grad)
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-30)

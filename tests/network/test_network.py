@@ -1,4 +1,4 @@
-"""The whole network against a step-by-step one, Table S1, and its own promises."""
+"""The network against a step-by-step implementation, Table S1, and its documented properties."""
 
 import copy
 import math
@@ -28,7 +28,7 @@ SMALL = {
 def small(**kwargs):
     torch.manual_seed(0)
     network = SpikingNetwork(**{**SMALL, **kwargs})
-    # ordinary initial weights leave such a small network almost silent
+    # with default initial weights such a small network is almost silent
     for module in network.modules():
         if isinstance(module, nn.Linear):
             module.weight.data.mul_(4).add_(0.5)
@@ -43,7 +43,7 @@ def inputs(time_steps=4, n=3, seed=1):
 
 
 def step_by_step(network, x, pooling):
-    """The paper's network run once per time-step, as Algorithm S1 has it, with the oracle's neurons."""
+    """The paper's network run once per time-step (Algorithm S1), with the oracle's neurons."""
     blocks = list(network.encoder.named_children()) + list(network.classifier.named_children())
     potentials, votes = {}, []
     for x_t in x:
@@ -119,7 +119,7 @@ def test_dropout_mask_is_the_same_at_every_step_and_scaled():
     x = torch.ones(6, 50, 40)
     y = dropout(x)
     assert torch.equal(y, y[:1].expand_as(y))  # constant over T
-    assert not torch.equal(y[:, 0], y[:, 1])  # of its own for each sample
+    assert not torch.equal(y[:, 0], y[:, 1])  # independent for each sample
     torch.testing.assert_close(y.unique(), torch.tensor([0, 1 / 0.7]))
     assert abs((y[0] == 0).float().mean() - 0.3) < 0.03
     assert torch.equal(dropout.eval()(x), x)
@@ -212,7 +212,7 @@ def test_every_kind_of_neuron_trains(kwargs):
 @pytest.mark.parametrize("time_steps", [8, 21])
 def test_simplified_encoder_fires_as_often_and_as_early_as_the_paper_says(w, time_steps):
     p = torch.tensor([k / 64 for k in range(1, 65)], dtype=torch.float64)
-    # Sums of multiples of 1/64 are exact, so no neuron lies at the threshold by rounding alone.
+    # Sums of multiples of 1/64 are exact, so rounding cannot move a neuron across the threshold.
     w = round(w * 64) / 64
     spikes = IF()(w * p.expand(time_steps, 1, -1))[:, 0]
     steps_to_fire = torch.ceil(1 / (w * p))

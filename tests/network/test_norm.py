@@ -35,7 +35,7 @@ def data():
 
 
 class StepByStep(nn.Module):
-    """Algorithm S1: the network, and so its BN, runs once per time-step."""
+    """Algorithm S1: the network, including BN, runs once per time-step."""
 
     def __init__(self):
         super().__init__()
@@ -72,7 +72,7 @@ def test_a_held_step_equals_its_repetition_with_running_statistics(statistics, d
     y = repeated(inputs.expand(time_steps, -1, -1, -1, -1))
     (y * grad).sum().backward()
     expected = [y.detach()[:1], inputs.grad, repeated.bn.weight.grad, repeated.bn.bias.grad, *state(repeated.bn)]
-    # What is held is used T times: its gradient is the sum over the steps.
+    # A held input is used T times: its gradient is the sum over the steps.
     actual = trained(TimeBatchNorm2d(SHAPE[2], statistics), x, grad.sum(0, keepdim=True), time_steps=time_steps)
     close(actual, expected)
 

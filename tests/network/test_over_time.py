@@ -42,7 +42,7 @@ class Wild(nn.Module):
 
 
 def test_neurons_where_nothing_says_what_time_is_are_refused():
-    with pytest.raises(UserError, match=r"Wild has neurons in it, but is no nn\.Sequential"):
+    with pytest.raises(UserError, match=r"Wild contains neurons, but is not an nn\.Sequential"):
         pl.over_time(nn.Sequential(nn.Flatten(), Wild()))
 
 
@@ -56,7 +56,7 @@ def test_a_sequential_with_a_forward_of_its_own_or_hooks_keeps_them():
     net, x = nn.Sequential(nn.Flatten(), inner, pl.IF(v_threshold=1e9)), torch.rand(4, 2, 8)
     found = pl.traces(net, x)[1]["2"].charged[0]
     torch.testing.assert_close(found, x[0] + torch.relu(inner[0](x[0])))
-    with pytest.raises(UserError, match=r"Residual has neurons in it.* a forward of its own"):
+    with pytest.raises(UserError, match=r"Residual contains neurons.* overrides its forward"):
         pl.over_time(nn.Sequential(Residual(nn.Linear(8, 8), pl.PLIF())))
     hooked = nn.Sequential(nn.Linear(8, 8))
     seen = []
@@ -73,7 +73,7 @@ def test_a_sequential_with_a_forward_of_its_own_or_hooks_keeps_them():
 
 
 def test_a_layer_with_a_state_is_refused():
-    with pytest.raises(UserError, match="GRU gives a tuple: over_time runs neurons of this project, and layers"):
+    with pytest.raises(UserError, match="GRU returns a tuple: over_time runs neurons of this project, and stateless"):
         pl.over_time(nn.Sequential(nn.GRU(4, 4), pl.PLIF()))(torch.rand(2, 3, 4))
 
 
@@ -83,7 +83,7 @@ def test_a_module_around_a_network_is_not_taken_for_it():
             super().__init__()
             self.network = pl.SpikingNetwork((1, 8, 8), 3, 2, channels=2, fc_features=4)
 
-    with pytest.raises(UserError, match="Around has neurons in it"):
+    with pytest.raises(UserError, match="Around contains neurons"):
         pl.traces(Around(), torch.rand(2, 1, 1, 8, 8))
 
 

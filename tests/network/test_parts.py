@@ -1,4 +1,4 @@
-"""What a network is made of, as its notation and its checkpoints say it."""
+"""The modules of a network: notation of Table S1, and verification of checkpoints."""
 
 import copy
 from dataclasses import replace
@@ -28,7 +28,7 @@ def network(**changes):
 
 
 class Quiet(PLIF):
-    """A neuron that fires only from twice the threshold on."""
+    """A neuron that needs twice the threshold to fire."""
 
     def run(self, x, v=None, time_steps=None):
         return super().run(x / 2, v, time_steps)
@@ -142,12 +142,12 @@ def test_settings_that_are_younger_than_a_checkpoint_are_no_difference():
         require_parts(parts_of(net), {"encoder": 3}, "net.ckpt")
 
 
-class Mode(str, Enum):  # noqa: UP042 (as many programs have them)
+class Mode(str, Enum):  # noqa: UP042 (common in other programs)
     FAST = "fast"
 
 
 class Counting(PLIF):
-    """Another program's neuron, which keeps what it likes."""
+    """Another program's neuron, with attributes of its own."""
 
     def __init__(self):
         super().__init__()

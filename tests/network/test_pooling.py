@@ -40,7 +40,7 @@ def test_random_ties_give_each_neuron_that_fired_the_same_chance(pattern):
     n = 12_000
     x = window.repeat(n, 1, 1, 1).requires_grad_()
     SpikeMaxPool2d("random")(x).sum().backward()
-    assert torch.equal(x.grad.sum((-1, -2)), torch.ones(n, 1))  # one winner a window
+    assert torch.equal(x.grad.sum((-1, -2)), torch.ones(n, 1))  # one winner per window
     share = x.grad.mean(0).flatten()
     tied = window.flatten().bool() if pattern else torch.ones(4, dtype=torch.bool)
     assert share[~tied].sum() == 0
@@ -81,7 +81,7 @@ def test_a_checkpointed_network_draws_the_same_twice(backend, reentrant):
         torch.manual_seed(1)
         run().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
-    assert len(outputs) == 2 + reentrant  # the other kind ends its second run where it has what it needs
+    assert len(outputs) == 2 + reentrant  # the non-reentrant kind stops recomputing once it has the saved tensors
     assert all(torch.equal(outputs[0], other) for other in outputs)
     torch.testing.assert_close(*gradients)
 

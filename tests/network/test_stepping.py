@@ -1,4 +1,4 @@
-"""One time-step at a time, and what neurons did at each."""
+"""Networks run one time-step at a time, and traces of their neurons."""
 
 import pytest
 import torch
@@ -18,12 +18,12 @@ def steps_of(net, x):
 
 
 def exact(net):
-    """Weights whose sums are the same to the bit in any order: small multiples of 1/8; BN that changes no digits."""
+    """Weights whose sums are exact in any order: small multiples of 1/8; BN that does not round."""
     for part in net.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
             part.weight.data = torch.randint(-3, 6, part.weight.shape) / 8
         if isinstance(part, nn.BatchNorm2d):
-            part.eps = 2.0**-60  # lost beside a variance of 1; PyTorch 2.10 refuses 0
+            part.eps = 2.0**-60  # rounded away next to the variance; PyTorch 2.10 refuses 0
             part.running_mean.data = torch.randint(0, 3, part.running_mean.shape) / 4
             part.running_var.fill_(0.25)
             part.bias.data = torch.randint(-2, 3, part.bias.shape) / 8
@@ -48,7 +48,7 @@ def test_steps_of_a_network_are_its_whole_run_to_the_bit(backend, pooling, setti
     assert list(state) == [f"encoder.conv{i}.neuron" for i in (1, 2, 3, 4)] + [
         f"classifier.fc{i}.neuron" for i in (1, 2)
     ]
-    assert steps_of(net, x[:2])[0].equal(y[:2])  # nothing was left in it
+    assert steps_of(net, x[:2])[0].equal(y[:2])  # no state is left in it
 
 
 def test_steps_of_a_static_image_are_its_whole_run():
@@ -87,7 +87,7 @@ def test_gradients_flow_through_the_state():
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_a_block_in_training_passes_gradients_on_from_step_to_step(backend):
-    """The potential goes into the fused block and comes out of it, with its gradient."""
+    """The fused block takes the potential and returns it, with gradients."""
     torch.manual_seed(0)
     net = pl.SpikingNetwork((1, 8, 8), 3, 4, channels=4, fc_features=8, dropout=0.0, pool_ties="first").double()
     pl.use_backend(net, backend)
@@ -155,9 +155,9 @@ def test_what_cannot_be_stepped_is_refused():
     with pytest.raises(UserError, match=r"x must be \[1, N, 1, 8, 8\].*got \[1, 2, 1, 8, 9\]"):
         pl.step(net, torch.zeros(2, 1, 8, 9))
     neuron = pl.PLIF()
-    with pytest.raises(UserError, match="a neuron stands twice in the network"):
+    with pytest.raises(UserError, match="a neuron is used twice in the network"):
         pl.step(nn.Sequential(neuron, nn.Linear(3, 3), neuron), torch.zeros(2, 3))
-    with pytest.raises(UserError, match="0 stands twice in the network"):
+    with pytest.raises(UserError, match="0 is used twice in the network"):
         pl.traces(nn.Sequential(neuron, nn.Linear(3, 3), neuron), torch.zeros(2, 2, 3))
     batch_norm = nn.Sequential(nn.BatchNorm1d(3), pl.PLIF())
     with pytest.raises(UserError, match=r"BatchNorm1d in training takes all time-steps at once: call net\.eval\(\)"):
@@ -191,7 +191,7 @@ def test_neurons_with_equations_of_their_own_have_no_trace_of_others():
         def run(self, x, v=None, time_steps=None):
             return torch.zeros_like(x), x[-1]
 
-    with pytest.raises(UserError, match="Mine has a run of its own: give it a trace of its own, too"):
+    with pytest.raises(UserError, match="Mine overrides run: override trace too"):
         pl.traces(nn.Sequential(Mine()), torch.zeros(2, 3, 4))
 
 
@@ -224,5 +224,5 @@ def test_a_neuron_alone_runs_in_the_fastest_form():
     x = torch.randn(4, 2, 3)
     neuron = pl.PLIF()
     assert neuron.backend.chosen(x.device) == "cpu"
-    assert neuron(x.half()).dtype == torch.float16  # by the reference: numba knows no float16
+    assert neuron(x.half()).dtype == torch.float16  # in the reference: numba does not support float16
     assert torch.equal(neuron(x), pl.use_backend(pl.PLIF(), "reference")(x))

@@ -1,4 +1,4 @@
-"""Neurons as modules."""
+"""Neuron modules."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ def test_a_learned_threshold_stays_positive_and_above_the_reset(v_reset):
 @pytest.mark.parametrize("time_steps", [1, 3, 8])
 @pytest.mark.parametrize(("v_reset", "detach_reset"), list(itertools.product([0.0, -0.25, None], [True, False])))
 def test_plif_equals_spikingjelly(time_steps, v_reset, detach_reset):
-    """Whose soft reset is v_reset=None."""
+    """SpikingJelly's soft reset is v_reset=None."""
     pytest.importorskip("spikingjelly", reason="test extra `bench`")
     from spikingjelly.activation_based import functional, neuron, surrogate
 

@@ -38,7 +38,7 @@ def test_a_line_that_is_no_number_is_named(metrics):
 def test_a_run_that_goes_on_leaves_out_a_line_that_it_cannot_read(metrics, caplog):
     metrics.write_text(TABLE.replace("0,76,0.4", "0,abc,0.4"))
     assert [row["step"] for row in MetricsTable(metrics, before=154).rows] == ["76", "153", "153"]
-    assert f"{metrics}, line 3: step must be a number, got 'abc'. The line is left out." in caplog.text
+    assert f"{metrics}, line 3: step must be a number, got 'abc'. The line is skipped." in caplog.text
     metrics.write_bytes(b"epoch,step\n\xff\xfe,1\n")
     with pytest.raises(UserError, match=r"cannot be read as a table of metrics: .* Move it away"):
         MetricsTable(metrics, before=154)

@@ -1,4 +1,4 @@
-"""`command.json`: what started a run, and what it was computed with."""
+"""`command.json`: arguments and environment of a run."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def test_the_commit_is_that_of_the_projects_own_checkout_and_says_what_is_not_in
     assert surroundings.commit() is None
     git("init", "-q")
     (package / "__init__.py").write_text("")
-    assert surroundings.commit() is None  # somebody else's checkout, with an installed package in it
+    assert surroundings.commit() is None  # an installed package inside the checkout of another project
     git("add", ".")
     git("commit", "-qm", "first")
     head = git("rev-parse", "--short=12", "HEAD")

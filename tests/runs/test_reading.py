@@ -1,4 +1,4 @@
-"""Runs as their folders tell them, whole or not."""
+"""Reading complete and damaged run folders."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_what_is_no_share_is_no_accuracy(tmp_path, accuracy):
     run.result.write_text(json.dumps({"test": accuracy}))
     found = read_run(tmp_path / "a")
     assert found.accuracy is None
-    assert "test must be a share from 0 to 1" in found.problems[0]
+    assert "test must be a fraction from 0 to 1" in found.problems[0]
 
 
 @pytest.mark.parametrize("arguments", ["null", "5", "[" * 5000 + "]" * 5000])
@@ -72,7 +72,7 @@ def test_a_run_that_is_going_on_is_told_from_one_that_was_broken_off(tmp_path):
     folder.command.write_text(json.dumps({"arguments": [], "pid": os.getpid(), "host": socket.gethostname()}))
     assert read_run(tmp_path / "a").status == "running"
     folder.command.write_text(json.dumps({"arguments": [], **process_identity(), "born": "1"}))
-    assert read_run(tmp_path / "a").status == "unfinished"  # the pid is another process's by now
+    assert read_run(tmp_path / "a").status == "unfinished"  # the pid now belongs to another process
     folder.command.write_text(json.dumps({"arguments": [], "pid": os.getpid(), "host": "elsewhere"}))
     assert read_run(tmp_path / "a").status == "unfinished"
 
@@ -80,7 +80,7 @@ def test_a_run_that_is_going_on_is_told_from_one_that_was_broken_off(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "status", "problem"),
     [
-        (lambda run: run.config.unlink(), "unreadable", "config.yaml is not there"),
+        (lambda run: run.config.unlink(), "unreadable", "config.yaml does not exist"),
         (lambda run: run.config.write_text("a: [1"), "unreadable", "config.yaml cannot be read"),
         (lambda run: run.config.write_text("- 1"), "unreadable", "must hold names and values, got list"),
         (lambda run: run.metrics.unlink(), "finished", "no epoch was finished"),
@@ -116,7 +116,7 @@ def test_an_empty_table_is_a_run_without_epochs(tmp_path, text):
 
 
 def test_folders_without_runs_are_refused(tmp_path):
-    with pytest.raises(UserError, match="which is not there"):
+    with pytest.raises(UserError, match="which does not exist"):
         find_runs(tmp_path / "none")
     with pytest.raises(UserError, match="there is no run in"):
         find_runs(tmp_path)
@@ -128,7 +128,7 @@ def test_histograms_and_samples_are_read_back(tmp_path):
         file.write('{"layer": "fc1", "epoch": 3, "low": -7, "high": 7, "counts": [5]}\nnot json\n{"layer": 1}\n')
     rows = read_histograms(folder)
     assert [row.epoch for row in rows] == [0, 1, 2, 3]
-    assert (rows[-1].low, rows[-1].counts.tolist()) == (-7.0, [5])  # written again when the run went on
+    assert (rows[-1].low, rows[-1].counts.tolist()) == (-7.0, [5])  # the resumed run wrote this epoch again
     samples = read_samples(folder)
     np.testing.assert_allclose(samples.rates[:2], samples.spikes.mean(0), atol=1e-6)
     folder.samples.write_bytes(folder.samples.read_bytes()[:200])

@@ -1,4 +1,4 @@
-"""Whether values are finite, at once and a step late."""
+"""Non-finite values are reported immediately or one step later."""
 
 import math
 

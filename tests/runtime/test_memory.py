@@ -1,4 +1,4 @@
-"""How much memory a process may take: a container's limit, where there is one."""
+"""Memory limit of the machine or the container."""
 
 import os
 

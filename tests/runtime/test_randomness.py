@@ -22,7 +22,7 @@ def test_uniform_numbers_are_uniform_and_independent():
 
 
 def test_first_number_is_splitmix64s():
-    # Steele, Lea and Flood's generator with seed 0 gives 0xE220A8397B1DCDAF first.
+    # The first output of SplitMix64 with seed 0 is 0xE220A8397B1DCDAF.
     assert hashed_uniform(0, torch.tensor([0]), 1).item() == (0xE220A8397B1DCDAF >> 40) / 2**24
 
 
