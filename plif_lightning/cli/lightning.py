@@ -371,8 +371,8 @@ def require_best_checkpoint(trainer: L.Trainer) -> None:
     if not path.is_file():
         raise CheckpointError(
             f"{path}, the best checkpoint ({100 * float(best.best_model_score):.2f} %), was deleted during the run, "
-            f"which has no result without it. Restore it and resume, or start a new run from {run_folder(trainer).last} with "
-            "--ckpt_path and another --run_folder."
+            "which has no result without it. Restore it and resume, or start a new run from "
+            f"{run_folder(trainer).last} with --ckpt_path and another --run_folder."
         )
 
 

@@ -4,8 +4,6 @@ Each is a function of runs that returns a figure and its caption. Explanations b
 figure; widths are those of one or two columns of a paper.
 """
 
-
-
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
