@@ -13,5 +13,5 @@ from .network import use_backend as use_backend
 from .neurons import IF as IF
 from .neurons import LIF as LIF
 from .neurons import PLIF as PLIF
-from .task import SpikingClassifier as SpikingClassifier
-from .version import __version__ as __version__
+from .runtime.version import __version__ as __version__
+from .training import SpikingClassifier as SpikingClassifier

@@ -1,6 +1,7 @@
 """The house: which part may know which."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -13,38 +14,24 @@ PACKAGE = Path(plif_lightning.__file__).parent
 # room -> the rooms that it may import, itself aside
 MAY_IMPORT = {
     "errors": set(),
-    "batch": {"errors"},
-    "losses": {"errors"},
-    "schedules": {"errors"},
-    "version": set(),
     "runtime": {"errors"},
     "dynamics": {"errors"},
-    "kernels": {"runtime", "errors", "version", "dynamics"},
+    "kernels": {"runtime", "errors", "dynamics"},
     "neurons": {"errors", "dynamics", "kernels"},
     "network": {"runtime", "errors", "dynamics", "kernels", "neurons"},
     "deploy": {"runtime", "errors", "dynamics", "kernels", "neurons", "network", "events"},
     "plot": {"errors"},
     "configs": {"errors", "network"},
     "events": {"runtime", "errors"},
-    "data": {"runtime", "errors", "batch", "events"},
+    "data": {"runtime", "errors", "events"},
     "runs": {"runtime", "errors"},
     "analysis": {"runtime", "errors", "dynamics", "network", "configs", "plot", "runs"},
-    "task": {"runtime", "errors", "batch", "losses", "schedules", "network"},
-    "callbacks": {"runtime", "errors", "batch", "plot", "data", "network", "deploy", "runs", "task"},
+    "training": {"runtime", "errors", "data", "network"},
+    "schedules": {"training"},  # an import path of earlier configurations
+    "callbacks": {"runtime", "errors", "data", "network", "deploy", "plot", "runs", "training"},
     "cli": {
-        "runtime",
-        "errors",
-        "version",
-        "configs",
-        "events",
-        "data",
-        "network",
-        "runs",
-        "analysis",
-        "task",
-        "callbacks",
+        *("runtime", "errors", "configs", "events", "data", "network", "runs", "analysis", "training", "callbacks"),
         "deploy",
-        "batch",
     },
     "__init__": set(),
     "__main__": {"cli"},
@@ -149,6 +136,20 @@ def test_processes_that_read_recordings_start_without_torch():
     code = "import sys, plif_lightning.events.store; print(*{'torch', 'lightning', 'numba'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert done.stdout.split() == []
+
+
+def test_every_arrow_is_one_that_something_needs():
+    used = {part: set().union(*(imported(path) for path in FILES if part_of(path) == part)) for part in MAY_IMPORT}
+    assert {part: rooms - {part} for part, rooms in used.items()} == MAY_IMPORT
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["plif_lightning.events.augment.EventFlip", "plif_lightning.schedules.OneCycle", "plif_lightning.data.MNIST"],
+)
+def test_class_paths_of_earlier_configurations_are_there(path):
+    module, name = path.rsplit(".", 1)
+    assert getattr(importlib.import_module(module), name).__name__ == name
 
 
 def test_main_defines_no_class():

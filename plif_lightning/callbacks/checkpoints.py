@@ -16,7 +16,7 @@ from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.loading import load_checkpoint
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runtime.files import is_address, written_whole
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.training.task import SpikingClassifier
 
 Ties = Literal["first", "last"]
 

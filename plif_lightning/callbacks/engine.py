@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from plif_lightning.batch import as_batch, time_first
+from plif_lightning.data.batch import as_batch, time_first
 from plif_lightning.deploy import Engine, deployed
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork

@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor, nn
 
-from plif_lightning.batch import as_batch
 from plif_lightning.callbacks.logger import run_folder
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.data.batch import as_batch
+from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
 

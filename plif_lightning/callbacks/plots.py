@@ -17,7 +17,7 @@ from plif_lightning.plot.curves import confusion_matrix, learning_curve, tau_cur
 from plif_lightning.runs.loading import printable
 from plif_lightning.runs.metrics import read_metrics
 from plif_lightning.runtime.files import written_whole
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
 

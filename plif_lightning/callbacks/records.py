@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from plif_lightning.batch import time_first
 from plif_lightning.callbacks.checkpoints import BestCheckpoint
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.data import SpikingDataModule
+from plif_lightning.data.batch import time_first
 from plif_lightning.data.event_dataset import EventDataset
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import UserError
@@ -28,7 +28,7 @@ from plif_lightning.runs.process import Resumption, write_command
 from plif_lightning.runs.result import forget_results, write_facts
 from plif_lightning.runs.samples import Events, Samples, write_samples
 from plif_lightning.runtime.surroundings import surroundings
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
 _BINS = 80

@@ -306,7 +306,7 @@ def refuse_shorter(expanded: Expanded, trainer: dict[str, Any]) -> None:
 def model_defaults() -> dict[str, Any]:
     """Of the arguments of a task and its network."""
     from plif_lightning.network.network import DEFAULTS
-    from plif_lightning.task import SpikingClassifier
+    from plif_lightning.training.task import SpikingClassifier
 
     own = {name: p.default for name, p in inspect.signature(SpikingClassifier).parameters.items()}
     plain = {name: value for name, value in own.items() if value is not inspect.Parameter.empty and not callable(value)}

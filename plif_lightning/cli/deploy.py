@@ -1,7 +1,6 @@
 """`export`, `stream` and `cost`: a trained network on its own. `cost` alone loads Lightning, for its data set."""
 
 import argparse
-import importlib
 import itertools
 import sys
 import time
@@ -19,7 +18,6 @@ from plif_lightning.runtime.console import Console
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from plif_lightning.data import SpikingDataModule
     from plif_lightning.events.recording import Recording
     from plif_lightning.network import SpikingNetwork
 
@@ -154,29 +152,6 @@ def _own_data_class(data: dict[str, Any]) -> Any:
     package, _, name = str(data.get("class_path")).rpartition(".")
     kind = getattr(ours, name, None) if package.split(".")[0] == "plif_lightning" else None
     return kind if isinstance(kind, type) and issubclass(kind, ours.SpikingDataModule) else None
-
-
-def _data_class(data: dict[str, Any]) -> Any:
-    """The class of a checkpoint's data set, whose module is imported.
-
-    Raises:
-        UserError: it cannot be imported here, or is no data set.
-    """
-    from plif_lightning.data import SpikingDataModule
-
-    path = str(data.get("class_path"))
-    try:
-        module, name = path.rsplit(".", 1)
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"the network's data set {path} cannot be imported ({error}): run where its module can be found, "
-            "such as with its folder in PYTHONPATH."
-        ) from error
-    # Whatever else a checkpoint names would be called with what it says.
-    if not isinstance(kind, type) or not issubclass(kind, SpikingDataModule):
-        raise UserError(f"the network's data set {path} is none: it must be a subclass of SpikingDataModule.")
-    return kind
 
 
 def _growing(file: str, idle: float | None, left: list[str]) -> Iterator["Recording"]:
@@ -335,46 +310,6 @@ class _Screen:
         self.live.update(table)
 
 
-def samples_to_test(data: dict[str, Any], root: str | None, number: int) -> tuple["Tensor", "Tensor"]:
-    """Some test samples of a data set, [T, N, C, H, W] or [N, C, H, W], and their labels [N].
-
-    Args:
-        data: the block of a configuration that names it.
-        root: of the data sets, where it is another than the configuration's.
-        number: of samples.
-
-    Raises:
-        UserError: the data cannot be had.
-    """
-    arguments = {**data.get("init_args", {}), "num_workers": 0}
-    arguments.pop("augmentation", None)  # of training samples
-    if root is not None:
-        arguments["root"] = root
-    try:
-        module = _data_class(data)(**arguments)
-    except TypeError as error:
-        raise UserError(f"the data set {data['class_path']} takes other settings than this needs: {error}.") from error
-    return _first_of_test(module, number)
-
-
-def _first_of_test(module: "SpikingDataModule", number: int) -> tuple["Tensor", "Tensor"]:
-    import torch
-
-    from plif_lightning.batch import time_first
-    from plif_lightning.cli.lightning import quieten
-
-    quieten()
-    module.prepare_data()
-    module.setup("test")
-    x, label = [], []
-    for batch in module.test_dataloader():
-        x.append(batch.x)
-        label.append(batch.label)
-        if sum(map(len, x)) >= number:
-            break
-    return time_first(torch.cat(x)[:number]).float(), torch.cat(label)[:number]
-
-
 def read_to_test(
     path: Path, root: str | None, number: int, named: Sequence[str] = ()
 ) -> tuple["SpikingNetwork", "Tensor", "Tensor"]:
@@ -389,13 +324,17 @@ def read_to_test(
     Raises:
         UserError: no data set is named; the data cannot be had.
     """
+    from plif_lightning.cli.lightning import quieten
+    from plif_lightning.data.testing import first_test_samples, samples_to_test
+
+    quieten()
     read = _read(path)
     if named:
         from plif_lightning.cli.prepare import data_of
 
         roots = [] if root is None else [f"--data.root={root}"]
         module, _ = data_of([*named, *roots, f"--data.time_steps={read.net.time_steps}"])
-        return read.net, *_first_of_test(module, number)
+        return read.net, *first_test_samples(module, number)
     if "class_path" not in read.data:
         raise UserError(f"{path} names no data set, as none of another Trainer does: pass --data NAME.")
     return read.net, *samples_to_test(read.data, root, number)

@@ -17,7 +17,7 @@ from plif_lightning.runtime import early, files
 from plif_lightning.runtime.allocator import tune_allocator
 from plif_lightning.runtime.signals import on_termination
 from plif_lightning.runtime.streams import whoever_listens
-from plif_lightning.version import __version__
+from plif_lightning.runtime.version import __version__
 
 
 def main(args: list[str] | None = None) -> None:

@@ -60,7 +60,7 @@ from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.result import write_result, write_test_result
 from plif_lightning.runtime.files import is_address
 from plif_lightning.runtime.signals import ignore_loaders_end, on_termination
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
 # Settings of the data that a test does not depend on.

@@ -15,9 +15,9 @@ from plif_lightning import data as data_module
 from plif_lightning.callbacks import LastCheckpoint
 from plif_lightning.cli.checkpoint import FROM_DATA, config_file
 from plif_lightning.data import ImageAugmentation, SpikingDataModule
+from plif_lightning.data.event_augment import EventAugmentation
 from plif_lightning.errors import UserError
-from plif_lightning.events.augment import EventAugmentation
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.training.task import SpikingClassifier
 
 
 class ConfigFile(ActionConfigFile):

@@ -24,7 +24,7 @@ from plif_lightning.runs.metrics import layer_values, read_metrics
 from plif_lightning.runtime import program
 from plif_lightning.runtime.console import Console
 from plif_lightning.runtime.files import relative
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
 

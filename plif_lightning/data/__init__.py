@@ -5,14 +5,7 @@ from plif_lightning.data.base import SpikingDataModule, Validation
 from plif_lightning.data.cifar10dvs import CIFAR10DVS
 from plif_lightning.data.digits import Digits
 from plif_lightning.data.dvsgesture import DVSGesture
-from plif_lightning.data.event_folder import EventFolder
-from plif_lightning.data.event_module import EventDataModule
-from plif_lightning.data.image_folder import ImageFolder
-from plif_lightning.data.images import ImageDataModule
-from plif_lightning.data.nmnist import NMNIST
-from plif_lightning.data.tonic_events import TonicEvents
-from plif_lightning.data.torchvision import CIFAR10, MNIST, FashionMNIST
-from plif_lightning.events.augment import (
+from plif_lightning.data.event_augment import (
     EventDrop,
     EventFlip,
     EventMix,
@@ -21,6 +14,13 @@ from plif_lightning.events.augment import (
     PolarityFlip,
     TimeDrop,
 )
+from plif_lightning.data.event_folder import EventFolder
+from plif_lightning.data.event_module import EventDataModule
+from plif_lightning.data.image_folder import ImageFolder
+from plif_lightning.data.images import ImageDataModule
+from plif_lightning.data.nmnist import NMNIST
+from plif_lightning.data.tonic_events import TonicEvents
+from plif_lightning.data.torchvision import CIFAR10, MNIST, FashionMNIST
 
 __all__ = [
     "CIFAR10",

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from plif_lightning.batch import Batch
+from plif_lightning.data.batch import Batch
+from plif_lightning.data.event_augment import EventAugmentation, EventChanges, EventMix
 from plif_lightning.data.loading import BatchedDataset, BatchRequest
 from plif_lightning.errors import UserError
-from plif_lightning.events.augment import EventAugmentation, EventChanges, EventMix, resized
 from plif_lightning.events.integration import (
     DamagedEventsError,
     Pass,
@@ -20,6 +20,7 @@ from plif_lightning.events.integration import (
     bounds_by_count,
     bounds_by_time,
     count_events,
+    resized,
 )
 from plif_lightning.events.recording import Packed, Recording, Sensor, pack, recording_of
 from plif_lightning.events.store import EventStore, StoreError

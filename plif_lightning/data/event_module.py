@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from plif_lightning.data.augment import ImageAugmentation
 from plif_lightning.data.base import Part, SpikingDataModule, as_index, place_below
+from plif_lightning.data.event_augment import EventAugmentation, EventMix, TimeDrop
 from plif_lightning.data.event_dataset import EventDataset
 from plif_lightning.errors import DatasetNotFoundError, UserError
-from plif_lightning.events.augment import EventAugmentation, EventMix, TimeDrop
 from plif_lightning.events.integration import Slicing
 from plif_lightning.events.recording import RecordingError, Sensor, TimeOrder
 from plif_lightning.events.remote import copies_of, fetch, publish
@@ -29,9 +30,10 @@ from plif_lightning.events.store import (
     StoreError,
     build,
     fingerprint,
-    locked,
+    unwritable,
 )
 from plif_lightning.runtime.files import is_address
+from plif_lightning.runtime.locks import folder_lock
 
 _log = logging.getLogger(__name__)
 
@@ -170,7 +172,7 @@ class EventDataModule(SpikingDataModule):
             if self._ready():
                 return
             self.require_obtainable()
-        with locked(self.store_folder, self._warn_of_waiting):
+        with folder_lock(self.store_folder, partial(unwritable, self.store_folder), self._warn_of_waiting):
             kinds = [self._kind(train) for train in (True, False)]
             address = self.address
             missing = [] if address is None else [kind for kind in kinds if not fetch(address, self.store_folder, kind)]

@@ -24,9 +24,9 @@ from plif_lightning.data.base import place_below
 from plif_lightning.data.folders import ClassFolders
 from plif_lightning.data.images import ImageDataModule
 from plif_lightning.errors import UserError
-from plif_lightning.events.store import locked
 from plif_lightning.runtime.cores import cores
-from plif_lightning.runtime.files import is_address, written_whole
+from plif_lightning.runtime.files import is_address, not_written, written_whole
+from plif_lightning.runtime.locks import folder_lock
 from plif_lightning.runtime.mapped import explain_bus_errors
 
 Colour = Literal["auto", "grey", "rgb"]
@@ -131,13 +131,16 @@ class ImageFolder(ImageDataModule):
         self._facts = _facts(folder)
         if self._facts is not None:
             return
-        with locked(self.cache, what="the decoded images"):
+        with folder_lock(self.cache, lambda error: UserError(self._unwritable(error))):
             self._facts = _facts(folder)  # another process may have decoded them meanwhile
             if self._facts is None:
                 for old in self.cache.glob(f"{self._form}-*"):  # of other files; other sizes are kept
                     shutil.rmtree(old, ignore_errors=True)
                 self._facts = self._decode(folder)
                 self.prepared = True
+
+    def _unwritable(self, error: OSError) -> str:
+        return not_written("the decoded images", self.cache, "data.store", error)
 
     def _decode(self, folder: Path) -> dict[str, Any]:
         shape = self.input_shape

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from plif_lightning.batch import Batch
 from plif_lightning.data.augment import ImageAugmentation
 from plif_lightning.data.base import Part, SpikingDataModule, as_index
+from plif_lightning.data.batch import Batch
 from plif_lightning.data.loading import BatchedDataset, BatchRequest
 from plif_lightning.errors import UserError
 from plif_lightning.runtime.randomness import hashed_uniform

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from plif_lightning.batch import Batch
+from plif_lightning.data.batch import Batch
 from plif_lightning.errors import UserError
 from plif_lightning.runtime.randomness import fold_in
 

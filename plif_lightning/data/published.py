@@ -6,7 +6,9 @@ from pathlib import Path
 
 from plif_lightning.data.event_module import EventDataModule
 from plif_lightning.data.obtaining import Obtaining, Origin
-from plif_lightning.events.store import locked
+from plif_lightning.errors import UserError
+from plif_lightning.runtime.files import not_written
+from plif_lightning.runtime.locks import folder_lock
 
 
 @dataclass(eq=False, repr=False)
@@ -54,9 +56,12 @@ class PublishedEvents(EventDataModule):
         self.files.require_obtainable()
 
     def obtain(self) -> bool:
-        waiting = locked(self.folder, self._warn_of_waiting, f"the files of {self.title}", "data.root")
+        waiting = folder_lock(self.folder, self._unwritable, self._warn_of_waiting)
         with waiting if self.files.wanted() else nullcontext():
             return self.files.obtain()
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(not_written(f"the files of {self.title}", self.folder, "data.root", error))
 
     def require_count(self, train: bool, found: int) -> None:
         self.files.require_count(train, found)

@@ -15,8 +15,7 @@ from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.layers import network_of
 from plif_lightning.deploy.plain import DeployedNetwork
 from plif_lightning.errors import UserError
-from plif_lightning.events.augment import resized
-from plif_lightning.events.integration import Slicing, count_events, integrate
+from plif_lightning.events.integration import Slicing, count_events, integrate, resized
 from plif_lightning.events.recording import Packed, Recording, Sensor, pack, recording_of
 from plif_lightning.network import SpikingNetwork, step
 

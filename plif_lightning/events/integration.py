@@ -298,3 +298,17 @@ def frames_of(
     [[[[0, 1], [0, 0]], [[1, 0], [0, 0]]], [[[0, 0], [0, 0]], [[0, 0], [0, 1]]]]
     """
     return integrate(recording_of(x, y, t, p), sensor, time_steps, slicing)
+
+
+def resized(sensor: Sensor, size: Sensor) -> Array:
+    """Target address of every sensor address when the sensor is downsampled to `size`, int32 [2 H W].
+
+    Pixel x maps to floor(x * new width / width). This keeps every event; if the new size divides the old one, each new
+    pixel sums equally many old ones.
+
+    >>> resized(Sensor(2, 4), Sensor(1, 2)).tolist()
+    [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
+    """
+    p, y, x = np.indices((2, *sensor))
+    target = p * size.pixels + (y * size.height // sensor.height) * size.width + x * size.width // sensor.width
+    return target.reshape(-1).astype(np.int32)

@@ -23,14 +23,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from filelock import Timeout
 from numpy.typing import NDArray
 
 from plif_lightning.errors import UserError
 from plif_lightning.events.recording import Packed, Recording, RecordingError, Sensor, TimeOrder, address_type, pack
 from plif_lightning.runtime.cores import cores
-from plif_lightning.runtime.files import reason, written_whole
-from plif_lightning.runtime.locks import file_lock
+from plif_lightning.runtime.files import not_written, written_whole
 from plif_lightning.runtime.mapped import explain_bus_errors
 
 # Increment when a build produces other arrays from the same files; older stores are then rebuilt.
@@ -412,51 +410,9 @@ def _who_died(raw_files: Sequence[RawFile], kind: Kind) -> str:
     )
 
 
-def _out_of(error: OSError, folder: Path, what: str, option: str = "data.store") -> StoreError:
-    return StoreError(
-        f"{what} cannot be written into {folder}. {reason(error)}. Or name another folder with --{option} DIR. Nothing "
-        "was left behind."
-    )
-
-
-@contextmanager
-def locked(
-    folder: Path, waits: Callable[[], None] = lambda: None, what: str = "the event store", option: str = "data.store"
-) -> Iterator[None]:
-    """Hold the lock of a folder, so that one process at a time writes there.
-
-    Args:
-        folder: created if it is missing.
-        waits: called once if another process holds the lock.
-        what: content of the folder, for messages.
-        option: command-line option that sets the folder, for messages.
-
-    Raises:
-        StoreError: the folder cannot be written.
-    """
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = file_lock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            waits()
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        cause = error if isinstance(error, OSError) else OSError(0, str(error))
-        raise _out_of(cause, folder, what, option) from error
-    try:
-        yield
-    except BaseException:
-        if made and folder.is_dir() and set(folder.iterdir()) == {folder / ".lock"}:  # nothing was written
-            (folder / ".lock").unlink()
-            for place in made:
-                with suppress(OSError):
-                    place.rmdir()
-        raise
-    finally:
-        lock.release()
+def unwritable(folder: Path, error: OSError, what: str = "the event store") -> StoreError:
+    """Error for a store's folder that cannot be written."""
+    return StoreError(not_written(what, folder, "data.store", error))
 
 
 def build(
@@ -504,7 +460,7 @@ def build(
             json.dump(meta, file, indent=2)
         _record_verification(folder / f"{kind.name}.json", final)  # the checksums were just computed
     except OSError as error:
-        raise _out_of(error, folder, f"the event store of {kind.title}") from error
+        raise unwritable(folder, error, f"the event store of {kind.title}") from error
     finally:
         _remove([staging])
     store = EventStore(folder, kind)

@@ -22,7 +22,7 @@ from plif_lightning.runtime.files import written_whole
 from plif_lightning.runtime.locks import file_lock
 from plif_lightning.runtime.surroundings import processor
 from plif_lightning.runtime.timing import least_seconds
-from plif_lightning.version import __version__
+from plif_lightning.runtime.version import __version__
 
 _log = logging.getLogger(__name__)
 

@@ -103,3 +103,11 @@ def written_whole(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def not_written(what: str, folder: Path, option: str, error: OSError) -> str:
+    """Return the message for files that cannot be written into a folder set by a command-line option."""
+    return (
+        f"{what} cannot be written into {folder}. {reason(error)}. Or name another folder with --{option} DIR. Nothing "
+        "was left behind."
+    )

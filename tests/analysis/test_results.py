@@ -199,7 +199,7 @@ def test_what_makes_a_run_only_longer_is_no_change():
     found = changed(before, after)
     assert found == {"trainer.max_epochs": 4, "trainer.precision": "bf16-mixed", "trainer.callbacks": ["EMA"]}
     assert [name for name in found if only_longer(name, after)] == ["trainer.max_epochs"]
-    cycle = {**after, "model": {"lr_scheduler": {"class_path": "plif_lightning.schedules.OneCycle"}}}
+    cycle = {**after, "model": {"lr_scheduler": {"class_path": "plif_lightning.training.schedules.OneCycle"}}}
     assert not only_longer("trainer.max_epochs", cycle)
     assert changed(before, before) == {}
 

@@ -36,9 +36,9 @@ from torch import Tensor, nn
 from plif_lightning.cli.deploy import read_to_test
 from plif_lightning.configs import network_of
 from plif_lightning.deploy import deployed
-from plif_lightning.losses import rate_mse
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.runtime.surroundings import processor
+from plif_lightning.training.losses import rate_mse
 from tests.benchmarks.step import inputs, make_fire, peak, peak_of_imports
 
 Contenders = dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]

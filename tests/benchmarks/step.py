@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from plif_lightning import configs
-from plif_lightning.losses import LOSSES
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.runtime.surroundings import processor
+from plif_lightning.training.losses import LOSSES
 
 
 def inputs(name: str, net: SpikingNetwork, batch: int) -> torch.Tensor:

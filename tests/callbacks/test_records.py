@@ -15,7 +15,7 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import read_histograms
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.samples import read_samples
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.training.task import SpikingClassifier
 
 SMALL = ["--model.channels", "6", "--model.fc_features", "20", "--data.time_steps", "3", "--trainer.callbacks", "[]"]
 SMALL += ["--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"]

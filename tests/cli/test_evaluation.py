@@ -86,7 +86,7 @@ def test_a_data_override_beside_a_checkpoint_wins(run, capsys):
 
 
 def test_checkpoints_load_with_weights_only_and_restore_the_task(run):
-    from plif_lightning.task import SpikingClassifier
+    from plif_lightning.training.task import SpikingClassifier
 
     for name in ("best", "last"):
         checkpoint = load(run / f"checkpoints/{name}.ckpt")

@@ -33,7 +33,7 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import locked, process_identity
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runtime.files import relative
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.training.task import SpikingClassifier
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
 from tests.writers import write_image_folder, write_nmnist

@@ -136,6 +136,6 @@ def test_memory_that_runs_out_is_said_with_how_much_was_needed(monkeypatch, caps
     def no_room(self, x):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes.")
 
-    monkeypatch.setattr("plif_lightning.task.SpikingClassifier.forward", no_room)
+    monkeypatch.setattr("plif_lightning.training.task.SpikingClassifier.forward", no_room)
     message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, "--model.channels", "6")
     assert "the memory was used up when 8.0 GiB more were needed: lower data.batch_size" in message

@@ -169,7 +169,7 @@ import sys
 import lightning as L
 import torch
 from plif_lightning.data import Digits
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.training.task import SpikingClassifier
 from tests.processes import leave_at_once
 
 class FrozenStatistics(L.Callback):

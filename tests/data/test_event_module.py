@@ -30,8 +30,7 @@ from plif_lightning.data.archives import ArchiveError
 from plif_lightning.data.loading import BatchPlan, BatchRequest, make_loader
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events import readers
-from plif_lightning.events.augment import resized
-from plif_lightning.events.integration import integrate
+from plif_lightning.events.integration import integrate, resized
 from plif_lightning.events.recording import RecordingError, Sensor
 from plif_lightning.events.store import StoreError
 from plif_lightning.runtime.randomness import hashed_uniform
@@ -330,7 +329,7 @@ def test_of_a_part_whose_files_are_gone_the_store_serves_and_nothing_is_lost_to_
 
 def test_a_finished_store_needs_no_place_to_write(nmnist, monkeypatch):
     prepared(NMNIST, nmnist)
-    monkeypatch.setattr(events_module, "locked", None)
+    monkeypatch.setattr(events_module, "folder_lock", None)
     assert not prepared(NMNIST, nmnist).prepared
 
 
@@ -583,16 +582,16 @@ def test_an_address_outside_the_sensor_is_found_with_augmentation_too(nmnist):
 
 def test_a_process_that_waited_finds_the_store_of_the_other_one(nmnist, monkeypatch):
     data = NMNIST(root=str(nmnist), allow_partial=True)
-    locked = events_module.locked
+    folder_lock = events_module.folder_lock
     calls = []
 
-    def lock(folder, waits):
+    def lock(folder, unwritable, waits):
         if not calls:
             calls.append(1)
             prepared(NMNIST, nmnist)
-        return locked(folder, waits)
+        return folder_lock(folder, unwritable, waits)
 
-    monkeypatch.setattr(events_module, "locked", lock)
+    monkeypatch.setattr(events_module, "folder_lock", lock)
     data.prepare_data()
     assert not data.prepared
 

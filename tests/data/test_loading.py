@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 import torch
 
-from plif_lightning.batch import Batch
+from plif_lightning.data.batch import Batch
 from plif_lightning.data.loading import BatchPlan, make_loader
 from plif_lightning.errors import UserError
 

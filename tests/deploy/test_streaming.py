@@ -13,7 +13,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, Sensor, integrate
 from plif_lightning.network import over_time, use_backend
 from plif_lightning.neurons import PLIF
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.training.task import SpikingClassifier
 from tests.deploy.conftest import frames, trained
 from tests.writers import events_of
 

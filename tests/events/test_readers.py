@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from plif_lightning.events import Recording, Sensor, read_any, readers
 from plif_lightning.events.recording import RecordingError, pack
-from plif_lightning.events.store import Kind, RawFile, StoreError, build, locked
+from plif_lightning.events.store import Kind, RawFile, StoreError, build, unwritable
+from plif_lightning.runtime.locks import folder_lock
 from tests import writers
 
 FORMATS = {
@@ -407,7 +408,7 @@ def test_a_file_that_ends_its_decoder_is_named(tmp_path):
         damaged = content[:place] + b"\xff\xff\xff\x7f" + content[place + 4 :]
         path = writers.write_file(tmp_path / f"{i}.aedat4", damaged)
         source = RawFile(path.name, (path,), partial(readers.single, readers.read_aedat4), 0, own_process=True)
-        with locked(tmp_path / "store"):
+        with folder_lock(tmp_path / "store", partial(unwritable, tmp_path)):
             try:
                 build(tmp_path / "store", Kind("test", f"k{i}", Sensor(128, 128)), [source], processes=1)
             except (RecordingError, StoreError) as error:

@@ -28,8 +28,9 @@ from plif_lightning.events.store import (
     StoreError,
     build,
     fingerprint,
-    locked,
+    unwritable,
 )
+from plif_lightning.runtime.locks import folder_lock
 from tests import writers
 from tests.conftest import PATIENCE, REPOSITORY
 
@@ -228,11 +229,13 @@ def test_a_recording_that_vanishes_is_named(tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
-from plif_lightning.events.store import build, locked
+from functools import partial
+from plif_lightning.events.store import build, unwritable
+from plif_lightning.runtime.locks import folder_lock
 from tests.events.test_store import KIND, raw_files_in
 folder = Path(sys.argv[1])
 {before}
-with locked(folder / "store"):
+with folder_lock(folder / "store", partial(unwritable, folder)):
     build(folder / "store", KIND, raw_files_in(folder / "raw"), processes=0)
 """
 
@@ -287,14 +290,14 @@ def test_what_a_killed_build_leaves_is_no_store_and_is_taken_away(tmp_path, befo
     assert len(list((tmp_path / "store").iterdir())) > 1
     with pytest.raises(StoreError, match="there is no event store"):
         EventStore(tmp_path / "store", KIND)
-    with locked(tmp_path / "store"):
+    with folder_lock(tmp_path / "store", partial(unwritable, tmp_path)):
         store = build(tmp_path / "store", KIND, raw_files_in(tmp_path / "raw"))
     names = {path.name for path in (tmp_path / "store").iterdir()}
     assert names == {".lock", "original-test.json", "original-test.seen.json", store.folder.name}
 
 
 def hold(folder, ready, release):
-    with locked(folder):
+    with folder_lock(folder, partial(unwritable, folder)):
         ready.set()
         release.wait(PATIENCE)
 
@@ -311,7 +314,7 @@ def test_a_second_process_waits_and_says_so(tmp_path):
         said.append(time.monotonic())
         release.set()
 
-    with locked(tmp_path, say):
+    with folder_lock(tmp_path, partial(unwritable, tmp_path), say):
         assert len(said) == 1
     process.join(60)
     assert process.exitcode == 0
@@ -327,7 +330,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, number,
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # the tests may run as root, who can write everywhere
     with (
         pytest.raises(StoreError, match=f"cannot be written into .*{expected}.*--data.store DIR"),
-        locked(tmp_path / "store"),
+        folder_lock(tmp_path / "store", partial(unwritable, tmp_path / "store")),
     ):
         pass
 
@@ -336,7 +339,7 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "store").write_text("")
     with (
         pytest.raises(StoreError, match=re.escape(f"cannot be written into {tmp_path / 'store'}")),
-        locked(tmp_path / "store"),
+        folder_lock(tmp_path / "store", partial(unwritable, tmp_path / "store")),
     ):
         pass
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from plif_lightning.configs import INPUTS, network_of
-from plif_lightning.losses import per_step_mse
 from plif_lightning.network import SpikingNetwork
+from plif_lightning.training.losses import per_step_mse
 from tests.benchmarks.step import inputs, make_fire
 
 SMALL = {"channels": 6, "fc_features": 20}

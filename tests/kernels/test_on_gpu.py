@@ -12,9 +12,9 @@ import torch
 from plif_lightning.cli import main
 from plif_lightning.configs import INPUTS, network_of
 from plif_lightning.data import Digits
-from plif_lightning.losses import per_step_mse
 from plif_lightning.network import use_backend
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.training.losses import per_step_mse
+from plif_lightning.training.task import SpikingClassifier
 from tests.benchmarks.step import inputs, make_fire
 from tests.test_task import SMALL, trainer
 

@@ -7,7 +7,7 @@ import torch
 from plif_lightning.errors import NonFiniteError
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.neurons import PLIF
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.training.task import SpikingClassifier
 from tests.benchmarks.step import make_fire
 
 FORMS = ("reference", "cpu")

@@ -17,15 +17,15 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from plif_lightning.batch import Batch, as_batch, merged, time_first
+from plif_lightning.data.batch import Batch, as_batch, merged, time_first
 from plif_lightning.errors import NonFiniteError, UserError
-from plif_lightning.losses import LOSSES, LossName
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.network import ARGUMENTS, DEFAULTS
 from plif_lightning.network.parts import Parts, parts_of, require_parts
-from plif_lightning.runtime.finite import FiniteCheck
 from plif_lightning.runtime.randomness import fold_in, run_seed
-from plif_lightning.schedules import OneCycle
+from plif_lightning.training.finite import FiniteCheck
+from plif_lightning.training.losses import LOSSES, LossName
+from plif_lightning.training.schedules import OneCycle
 
 
 @contextmanager

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from plif_lightning.errors import UserError
-from plif_lightning.events import Sensor
-from plif_lightning.events.augment import (
+from plif_lightning.data.event_augment import (
     EventChanges,
     EventDrop,
     EventFlip,
@@ -14,9 +12,10 @@ from plif_lightning.events.augment import (
     EventTranslation,
     PolarityFlip,
     TimeDrop,
-    resized,
 )
-from plif_lightning.events.integration import Pass, count_events
+from plif_lightning.errors import UserError
+from plif_lightning.events import Sensor
+from plif_lightning.events.integration import Pass, count_events, resized
 
 SENSOR = Sensor(3, 4)
 

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from plif_lightning.batch import as_batch, merged
 from plif_lightning.callbacks import LastCheckpoint, LayerMonitor, RunLogger
 from plif_lightning.data import Digits
+from plif_lightning.data.batch import as_batch, merged
 from plif_lightning.errors import NonFiniteError, UserError
 from plif_lightning.network import load_network
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.training.task import SpikingClassifier
 
 SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "time_steps": 3, "channels": 4, "fc_features": 12}
 

@@ -7,8 +7,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from plif_lightning.data import Digits
 from plif_lightning.errors import UserError
-from plif_lightning.schedules import OneCycle
-from plif_lightning.task import SpikingClassifier
+from plif_lightning.training.schedules import OneCycle
+from plif_lightning.training.task import SpikingClassifier
 
 
 def rates(make, steps):

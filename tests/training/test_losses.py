@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from plif_lightning.losses import LOSSES, per_step_cross_entropy, per_step_mse, rate_cross_entropy, rate_mse
+from plif_lightning.training.losses import LOSSES, per_step_cross_entropy, per_step_mse, rate_cross_entropy, rate_mse
 
 
 @pytest.fixture

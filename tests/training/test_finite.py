@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from plif_lightning.runtime.finite import FiniteCheck
+from plif_lightning.training.finite import FiniteCheck
 
 GOOD, BAD = torch.ones(3), torch.tensor([0.0, math.nan])
 

@@ -1,0 +1,47 @@
+"""Learning rate schedules that advance after every optimiser step."""
+
+import math
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from plif_lightning.errors import UserError
+
+
+class OneCycle(LRScheduler):
+    """Linear warm-up to the optimiser's learning rate, then half a cosine down, over all steps of the training.
+
+    The Trainer provides the number of steps; the schedule advances after every optimiser step. A run resumed with more
+    epochs continues on the longer cycle.
+
+    Args:
+        optimizer: its learning rates are the peak values.
+        warmup: fraction of the training until the peak; 0: cosine only.
+        start: first learning rate, as a fraction of the peak.
+        end: last learning rate, as a fraction of the peak.
+
+    Raises:
+        UserError: an argument lies outside its range.
+
+    Source: Smith and Topin 2018 (one cycle), Loshchilov and Hutter 2017 (cosine).
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup: float = 0.2, start: float = 0.1, end: float = 0.0) -> None:
+        for name, value in (("warmup", warmup), ("start", start), ("end", end)):
+            if not 0 <= value <= 1 or (name == "warmup" and value == 1):
+                raise UserError(f"lr_scheduler.{name} must lie in [0, 1], warmup below 1, got {value}.")
+        self.warmup, self.start, self.end = warmup, start, end
+        self.total_steps: float = math.inf  # set once the Trainer is known
+        super().__init__(optimizer)
+
+    def share(self, done: float) -> float:
+        """Return the learning rate as a fraction of the peak after a fraction `done` of the training."""
+        if done < self.warmup:
+            return self.start + (1 - self.start) * done / self.warmup
+        falling = min((done - self.warmup) / (1 - self.warmup), 1.0)
+        return self.end + (1 - self.end) * (1 + math.cos(math.pi * falling)) / 2
+
+    def get_lr(self) -> list[float | Tensor]:
+        share = self.share(self.last_epoch / self.total_steps)
+        return [rate * share for rate in self.base_lrs]
