@@ -1,9 +1,9 @@
-"""What tells runs apart, in the words in which a user sets it."""
+"""Runs by what tells them apart, in the words of the command line."""
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -12,61 +12,15 @@ from plif_lightning.analysis import paper
 from plif_lightning.analysis.paper import Setting
 from plif_lightning.runs.process import options
 from plif_lightning.runs.run import Run
+from plif_lightning.runs.settings import identity, key_of, without_order
 
-# What of a configuration decides neither what is computed nor how it is measured.
-_WITHOUT_EFFECT = {
-    *("data.root", "data.store", "data.num_workers", "data.download", "data.eval_batch_size", "data.allow_partial"),
-    *("model.backend", "model.sparse", "model.neuron", "model.init_tau", "model.pooling"),
-    *("trainer.default_root_dir", "trainer.log_every_n_steps", "trainer.profiler", "trainer.num_sanity_val_steps"),
-    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_checkpointing"),
-}
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for name, part in value.items():
-            yield from _flat(part, key if name == "init_args" else f"{key}.{name}" if key else str(name))
-    else:
-        # Lightning takes a limit of 1 for one batch and 1.0 for all of them; elsewhere 2 and 2.0 are the same.
-        number = isinstance(value, int) and not isinstance(value, bool) and ".limit_" not in key
-        number = number and abs(value) < 2**53
-        yield key, float(value) if number else value
-
-
-def _counting(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration decides what is computed and how it is measured, by dotted keys."""
-    trainer = config.get("trainer", {})
-    trainer = dict(trainer) if isinstance(trainer, Mapping) else {}
-    trainer.pop("logger", None)
-    callbacks = trainer.get("callbacks") or []
-    trainer["callbacks"] = [c for c in callbacks if "ProgressBar" not in str(c)] or None
-    parts = {"model": config.get("model", {}), "data": config.get("data", {}), "trainer": trainer}
-    return {key: value for key, value in _flat(parts) if key not in _WITHOUT_EFFECT}
-
-
-def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run that goes on computes or measures otherwise than before, by dotted keys.
-
-    Args:
-        before: its configuration, as it is stored.
-        after: the one that it goes on with.
-    """
-    old, new = ({**_counting(c), "best_of_ties": c.get("best_of_ties")} for c in (before, after))
-    names = [name for name in (*old, *new) if name in old or new[name] not in (None, False, 0)]
-    found = {name: new.get(name) for name in dict.fromkeys(names) if old.get(name) != new.get(name)}
-    return {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in found.items()}
-
-
-def only_longer(name: str, after: Mapping[str, Any]) -> bool:
-    """Whether a setting of `changed` makes a run longer and is no change otherwise: no schedule depends on it."""
-    scheduler = str(_counting(after).get("model.lr_scheduler.class_path"))
-    return name in ("trainer.max_epochs", "trainer.max_steps") and not scheduler.endswith(".OneCycle")
 
 
 def other_settings(run: Run) -> dict[str, Any]:
     """What else must be equal for two runs to be the same experiment with other seeds."""
-    found = {key: value for key, value in _counting(run.config).items() if value is not None}
+    settings = identity(run.config).items()
+    found = {key: value for key, value in settings if value is not None and key_of(key).column != "paper"}
     begun_from = dict(options(run.command)).get("ckpt_path", "last")
     if begun_from != "last":
         found["ckpt_path"] = begun_from
@@ -78,11 +32,6 @@ def other_settings(run: Run) -> dict[str, Any]:
     return found
 
 
-def _without_order(item: tuple[str, Any]) -> str:
-    """Sorts settings, but not the parts of one: the order of `early_time_steps` is their meaning."""
-    return item[0].rpartition(".")[0] if item[0].startswith("model.early_time_steps.") else item[0]
-
-
 def experiment(run: Run) -> str:
     """The same text for runs that differ in nothing but their seed, of whatever version.
 
@@ -91,12 +40,15 @@ def experiment(run: Run) -> str:
     others = {key: value for key, value in other_settings(run).items() if value not in (None, False, 0)}
     if run.protocol == "B":
         others["best_of_ties"] = run.best_of_ties
-    return json.dumps([setting_of(run), sorted(others.items(), key=_without_order)], default=str)
+    return json.dumps([setting_of(run), sorted(others.items(), key=without_order)], default=str)
 
 
-# Settings with a column of their own.
-_SHOWN = {"epochs", "samples", "origin", "content", "trainer.max_epochs", "data.time_steps", "data.validation"}
-_SHOWN |= {"data.holdout_fraction", "data.class_path"}
+# Facts with a column of their own, beside the settings that have one.
+_FACTS = {"epochs", "samples", "origin", "content"}
+
+
+def _has_column(key: str) -> bool:
+    return key in _FACTS or key_of(key).column is not None
 
 
 # What no shipped configuration of a data set names, and how it is where nobody sets it.
@@ -161,14 +113,18 @@ def _usual() -> dict[str, dict[str, Any]]:
     found = {}
     for blocks in configs.shipped().values():
         name = str(blocks["data"]["class_path"]).rsplit(".", 1)[-1]
-        found[name] = {key: value for key, value in _flat(blocks) if key not in _WITHOUT_EFFECT}
+        found[name] = {
+            key: value
+            for key, value in identity(blocks).items()
+            if key_of(key).column != "paper" and not key.startswith("trainer.")
+        }
     return found
 
 
 def unusual(run: Run) -> list[str]:
     """Settings that are not those of the shipped configuration, or that leave out a part of the data."""
     own, usual = other_settings(run), _usual().get(run.data_set, {})
-    names = [key for key, value in usual.items() if key not in _SHOWN and key in own and own[key] != value]
+    names = [key for key, value in usual.items() if not _has_column(key) and key in own and own[key] != value]
     names += [key for key in own if key.startswith("model.early_time_steps.")]
     names += [key for key, value in _PLAIN.items() if key not in usual and own.get(key, value) != value]
     names += [f"trainer.{name}" for name in _limits_of(run)]
@@ -192,7 +148,7 @@ def _told(runs: Sequence[Run]) -> list[list[str]]:
     most = {}
     for key in dict.fromkeys(key for own in settings for key in own):
         (value, _), *rest = Counter(repr(own.get(key)) for own in settings).most_common()
-        if rest and key not in _SHOWN:
+        if rest and not _has_column(key):
             most[key] = value
     found = []
     for run, own in zip(runs, settings, strict=True):

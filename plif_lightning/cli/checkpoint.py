@@ -14,11 +14,10 @@ from plif_lightning.cli.arguments import take, values
 from plif_lightning.cli.commands import EVALUATIONS
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.settings import comparable, flat, key_of
 
 # Arguments of the network that the data set gives: they are not keys.
 FROM_DATA = ("input_shape", "num_classes", "time_steps")
-# Settings of a run's model that an evaluation does not need; they name classes, in a stranger's checkpoint any.
-_OF_TRAINING = ("optimizer", "lr_scheduler")
 CONFIG = ("--config", "-c")
 _INFORMATIVE = {"--help-all", "--print_config"}
 
@@ -145,9 +144,10 @@ def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:
     Raises:
         CheckpointError: neither names a data set.
     """
-    model = {name: value for name, value in stored["model"].items() if name not in _OF_TRAINING}
-    data = {**stored["data"], "init_args": {**stored["data"]["init_args"]}}
-    data["init_args"].pop("augmentation", None)
+    # Left out: what acts in training alone. It names classes, in a stranger's checkpoint any.
+    model = {name: value for name, value in stored["model"].items() if not key_of(f"model.{name}").training}
+    arguments = stored["data"]["init_args"]
+    data = {**stored["data"], "init_args": {name: v for name, v in arguments.items() if name != "augmentation"}}
     kept: dict[str, Any] = {"model": model}
     if "seed_everything" in stored:
         kept["seed_everything"] = stored["seed_everything"]
@@ -251,30 +251,14 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
     """
     stored = expanded.stored.config
     assert stored is not None
-    data = {"validation", "holdout_fraction"}
-    keys = {"model"}
-    if expanded.command == "fit":
-        # what else decides which samples the next batches hold
-        keys |= {"seed_everything", "data.class_path"}
-        data |= {"time_steps", "batch_size", "drop_last", "source", "slicing", "size", "time_order"}
-    else:
-        keys -= {"model"}
-        keys |= {f"model.{name}" for name in _model_names(stored, given) if name not in _OF_TRAINING}
-        if stored["data"]["init_args"].get("validation") == "holdout":
-            # With another split, samples that the network was trained on would be called held out.
-            data |= {"source", "time_order"}
-        if "class_path" not in stored["data"]:
-            data = {"time_steps"}
-    keys |= {f"data.init_args.{name}" for name in data}
     # What an older checkpoint does not name had the default then.
-    defaults = {f"model.{name}": value for name, value in model_defaults().items()}
-    old, new = {**defaults, **_flatten(stored)}, _flatten(given)
+    defaults = {"model": model_defaults()}
+    old, new = {**comparable(defaults), **comparable(stored)}, comparable(given)
+    there, here = {**flat(defaults), **flat(stored)}, flat(given)
     differences = [
-        f"{k.replace('.init_args', '')} is {old.get(k)!r} there, {new.get(k)!r} here"
-        for k in sorted(old.keys() | new.keys())
-        if old.get(k) != new.get(k)
-        and k not in ("model.backend", "model.sparse")  # another form of the same functions
-        and any(k == key or k.startswith(f"{key}.") for key in keys)
+        f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and _must_agree(name, expanded.command, stored)
     ]
     if differences:
         raise CheckpointError(
@@ -283,8 +267,19 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
         )
 
 
-def _model_names(*configs: dict[str, Any]) -> set[str]:
-    return {name for config in configs for name in config["model"]}
+def _must_agree(name: str, command: str, stored: dict[str, Any]) -> bool:
+    """True if a setting must be that of the checkpoint: for training on with it, or for a fair evaluation of it."""
+    key = key_of(name)
+    if key.identity == "never":
+        return False
+    if command == "fit":
+        return key.fixed
+    if name.startswith("model."):
+        return not key.training
+    if "class_path" not in stored["data"]:  # another Trainer's: only T is known
+        return name == "data.time_steps"
+    held_out = stored["data"]["init_args"].get("validation") == "holdout"
+    return key.split == "always" or (held_out and key.split == "holdout")
 
 
 def refuse_shorter(expanded: Expanded, trainer: dict[str, Any]) -> None:
@@ -311,11 +306,3 @@ def model_defaults() -> dict[str, Any]:
     own = {name: p.default for name, p in inspect.signature(SpikingClassifier).parameters.items()}
     plain = {name: value for name, value in own.items() if value is not inspect.Parameter.empty and not callable(value)}
     return {**DEFAULTS, **plain}
-
-
-def _flatten(value: Any, key: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {
-            k: v for name, part in value.items() for k, v in _flatten(part, f"{key}.{name}" if key else name).items()
-        }
-    return {key: value}

@@ -23,7 +23,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from plif_lightning import configs
-from plif_lightning.analysis.settings import changed, only_longer
 from plif_lightning.callbacks import (
     BestCheckpoint,
     CommandRecord,
@@ -58,13 +57,12 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import in_use, locked, remove_empty
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.result import write_result, write_test_result
+from plif_lightning.runs.settings import changed, key_of, only_longer
 from plif_lightning.runtime.files import is_address
 from plif_lightning.runtime.signals import ignore_loaders_end, on_termination
 from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
-# Settings of the data that a test does not depend on.
-_OF_TRAINING = {"data.batch_size", "data.drop_last", "data.augmentation"}
 
 
 class PlifCLI(LightningCLI):
@@ -342,7 +340,7 @@ class PlifCLI(LightningCLI):
             # Lightning takes 1 for one batch and 1.0 for all of them.
             whole = limit is None or (isinstance(limit, float) and limit == 1.0)
             others = [name for name in self.changed if name == "trainer.precision" or name.startswith("data.")]
-            others = [name for name in others if name not in _OF_TRAINING]
+            others = [name for name in others if not key_of(name).training]
             if self.config[self.subcommand].engine is not None:
                 others.append("engine")
             if whole and checkpoint == folder.best.resolve() and writable(folder):

@@ -29,6 +29,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import in_use
 from plif_lightning.runs.reading import read_run
+from plif_lightning.runs.settings import identity, without_order
 from plif_lightning.runtime import program
 from plif_lightning.runtime.console import Console
 from plif_lightning.runtime.files import relative
@@ -215,23 +216,13 @@ def _comparable(arguments: Sequence[str]) -> list[str]:
 
 
 def _comparable_settings(config: dict[str, Any]) -> str:
-    """What a configuration says of the run that it makes, not of where it lies and how it shows itself."""
-    names = ("seed_everything", "test_after_fit", "best_of_ties", "model", "data", "trainer")
-    text = json.dumps({name: config.get(name) for name in names}, default=str)
-    found: dict[str, Any] = json.loads(text, parse_int=float)  # 3 and 3.0 are the same
-    # What an older run does not name had its default then; of protocol A the rule for ties decides nothing.
-    found["model"] = {**json.loads(json.dumps(model_defaults()), parse_int=float), **found["model"]}
-    data = found["data"]["init_args"]
-    found["best_of_ties"] = (
-        (config.get("best_of_ties", "first") or "last") if data.get("validation") == "holdout" else None
-    )
-    for name in ("store", "num_workers", "download", "eval_batch_size"):
-        data.pop(name, None)
-    for name in ("backend", "sparse"):
-        found["model"].pop(name, None)  # another form of the same functions
-    for name in ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "log_every_n_steps"):
-        found["trainer"].pop(name, None)
-    return json.dumps(found)
+    """What tells the run of a configuration from others while it is planned."""
+    # What an older run does not name had its default then.
+    found = identity({**config, "model": {**model_defaults(), **config["model"]}}, planned=True)
+    found |= {name: config.get(name) for name in ("seed_everything", "test_after_fit")}
+    if found.get("data.validation") == "holdout":  # on the test set the rule for ties decides nothing
+        found["best_of_ties"] = config.get("best_of_ties", "first") or "last"
+    return json.dumps(sorted(found.items(), key=without_order), default=str)
 
 
 def _whole_settings(arguments: Sequence[str]) -> str | None:

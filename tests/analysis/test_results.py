@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from plif_lightning.analysis.results import COLUMNS, digest, merged, read_results, results_table, row_of, write_results
-from plif_lightning.analysis.settings import changed, only_longer
 from plif_lightning.analysis.tables import cells, markdown
 from plif_lightning.cli import main
 from plif_lightning.errors import UserError
 from plif_lightning.runs.reading import find_runs, read_run
+from plif_lightning.runs.settings import changed, only_longer
 from tests.cli.calls import FEW, SILENT, TINY
 from tests.conftest import REPOSITORY
 from tests.test_configs import parsed
