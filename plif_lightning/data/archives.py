@@ -13,21 +13,14 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from plif_lightning.errors import DatasetNotFoundError, UserError
 
@@ -61,18 +54,25 @@ class Archive:
 
 
 @contextmanager
-def _bar(description: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
+def _bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar; yields a function that advances it by a number of bytes."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:
-        yield progress, progress.add_task(description, total=total)
+        yield partial(progress.advance, progress.add_task(description, total=total))
+
+
+def _chunks(content: IO[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
+    """Rest of a file or response in chunks."""
+    while chunk := content.read(_CHUNK):
+        yield chunk
+        advance(len(chunk))
 
 
 def _md5(path: Path, description: str) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file, _bar(description, path.stat().st_size) as (progress, task):
-        while chunk := file.read(_CHUNK):
+    with path.open("rb") as file, _bar(description, path.stat().st_size) as advance:
+        for chunk in _chunks(file, advance):
             digest.update(chunk)
-            progress.advance(task, len(chunk))
     return digest.hexdigest()
 
 
@@ -90,26 +90,33 @@ def verify(path: Path, archive: Archive) -> None:
         )
 
 
+def _response(url: str, have: int) -> Any:
+    """Response with the bytes of a file after the first `have`; None if there are no more."""
+    headers = {"User-Agent": "plif_lightning"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:
+            return None
+        raise
+
+
 def _transfer(url: str, part: Path, name: str) -> None:
     """Download the rest of a file and append it to `part`."""
     have = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "plif_lightning"} | ({"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is missing; the MD5 decides
-            return
-        raise
+    response = _response(url, have)
+    if response is None:  # the MD5 decides
+        return
     with response:
         # A server without range requests sends the whole file again.
-        resumes = have > 0 and response.status == 206
-        left = int(response.headers.get("Content-Length") or 0) or None
-        total = left and left + (have if resumes else 0)
-        with part.open("ab" if resumes else "wb") as file, _bar(f"fetching {name}", total) as (progress, task):
-            progress.advance(task, have if resumes else 0)
-            while chunk := response.read(_CHUNK):
+        have = have if response.status == 206 else 0
+        left = int(response.headers.get("Content-Length") or 0)
+        total = have + left if left else None
+        with part.open("ab") as file, _bar(f"fetching {name}", total) as advance:
+            file.truncate(have)
+            advance(have)
+            for chunk in _chunks(response, advance):
                 file.write(chunk)
-                progress.advance(task, len(chunk))
     if total and part.stat().st_size < total:
         raise http.client.IncompleteRead(b"", total - part.stat().st_size)
 
@@ -121,26 +128,19 @@ def error_of_the_disk(error: Exception) -> bool:
     return isinstance(error, OSError) and not isinstance(error, network) and error.errno in disk
 
 
-def fetch(archive: Archive, folder: Path) -> Path:
-    """Download an archive, resuming an interrupted download, and verify it before renaming it to its final name.
-
-    Raises:
-        DatasetNotFoundError: it cannot be downloaded.
-        ArchiveError: the downloaded file is not the published one.
-        UserError: it cannot be written.
-    """
+def _download(archive: Archive, part: Path) -> None:
+    """Append the rest of an archive to `part`, in several tries."""
     assert archive.url is not None
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{archive.name}.part"
+    folder = part.parent
     for attempt in range(1, _TRIES + 1):
         try:
             _transfer(archive.url, part, archive.name)
-            break
+            return
         except (OSError, http.client.HTTPException) as error:
             if error_of_the_disk(error):
                 raise UserError(
-                    f"{archive.name} cannot be written into {folder}: {os.strerror(error.errno)}. Free some space, or "  # type: ignore[union-attr,arg-type]
-                    f"point --data.root elsewhere. {part} keeps what was received; the next call resumes it."
+                    f"{archive.name} cannot be written into {folder}: {os.strerror(error.errno)}. Free some space, "  # type: ignore[union-attr,arg-type]
+                    f"or point --data.root elsewhere. {part} keeps what was received; the next call resumes it."
                 ) from error
             lasting = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if attempt == _TRIES or lasting:
@@ -150,6 +150,19 @@ def fetch(archive: Archive, folder: Path) -> Path:
                     f"Or fetch it by hand ({archive.page}) and put it into {folder}."
                 ) from error
             time.sleep(_PAUSE * 2 ** (attempt - 1))
+
+
+def fetch(archive: Archive, folder: Path) -> Path:
+    """Download an archive, resuming an interrupted download, and verify it before renaming it to its final name.
+
+    Raises:
+        DatasetNotFoundError: it cannot be downloaded.
+        ArchiveError: the downloaded file is not the published one.
+        UserError: it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{archive.name}.part"
+    _download(archive, part)
     found = _md5(part, f"verifying {archive.name}")
     if found != archive.md5:
         part.unlink()
@@ -238,37 +251,11 @@ class _Allowance:
             raise ArchiveError(f"{path}: its content is larger than the space that is free in {folder}.")
 
 
-def _unpack(path: Path, folder: Path, allowance: _Allowance, nested: bool) -> None:
-    staging = folder / f".unpacking-{path.name}"
-    shutil.rmtree(staging, ignore_errors=True)  # left by a killed process; the caller holds the lock
-    staging.mkdir()
+@contextmanager
+def _explained(path: Path, folder: Path) -> Iterator[None]:
+    """Turn errors of unpacking an archive into an ArchiveError, or into a UserError if the folder causes them."""
     try:
-        with _bar(f"unpacking {path.name}", None) as (progress, task):
-            for member in _zip_members(path) if zipfile.is_zipfile(path) else _tar_members(path):
-                target = _target(staging, member.name, path)
-                allowance.take(path, folder, member.size)
-                if member.content is None:
-                    target.mkdir(parents=True, exist_ok=True)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("xb") as file:
-                    size = 0
-                    # A member's stated size is untrusted.
-                    while size <= member.size and (chunk := member.content.read(_CHUNK)):
-                        file.write(chunk)
-                        size += len(chunk)
-                        progress.advance(task, len(chunk))
-                if size != member.size:
-                    raise ArchiveError(
-                        f"{path}: {member.name!r} is not of the size that it states. Nothing was unpacked."
-                    )
-        if nested:
-            for inner in sorted(staging.glob("*.zip")):
-                _unpack(inner, staging, allowance, nested=False)
-                inner.unlink()
-        for entry in sorted(staging.iterdir()):
-            if not (folder / entry.name).exists():
-                entry.rename(folder / entry.name)
+        yield
     except FileExistsError as error:
         raise ArchiveError(f"{path}: {error.filename} occurs twice in it. Nothing was unpacked.") from error
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
@@ -279,5 +266,42 @@ def _unpack(path: Path, folder: Path, allowance: _Allowance, nested: bool) -> No
         raise UserError(
             f"{path} cannot be unpacked into {folder}: {os.strerror(error.errno)}. Nothing was left there."
         ) from error
+
+
+def _unpack(path: Path, folder: Path, allowance: _Allowance, nested: bool) -> None:
+    staging = folder / f".unpacking-{path.name}"
+    shutil.rmtree(staging, ignore_errors=True)  # left by a killed process; the caller holds the lock
+    staging.mkdir()
+    try:
+        with _explained(path, folder):
+            with _bar(f"unpacking {path.name}", None) as advance:
+                for member in _zip_members(path) if zipfile.is_zipfile(path) else _tar_members(path):
+                    target = _target(staging, member.name, path)
+                    allowance.take(path, folder, member.size)
+                    _write(member, target, path, advance)
+            if nested:
+                for inner in sorted(staging.glob("*.zip")):
+                    _unpack(inner, staging, allowance, nested=False)
+                    inner.unlink()
+            for entry in sorted(staging.iterdir()):
+                if not (folder / entry.name).exists():
+                    entry.rename(folder / entry.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write(member: _Member, target: Path, path: Path, advance: Callable[[int], None]) -> None:
+    """Write one member of an archive `path`. Its stated size is untrusted."""
+    if member.content is None:
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    size = 0
+    with target.open("xb") as file:
+        for chunk in _chunks(member.content, advance):
+            file.write(chunk)
+            size += len(chunk)
+            if size > member.size:
+                break
+    if size != member.size:
+        raise ArchiveError(f"{path}: {member.name!r} is not of the size that it states. Nothing was unpacked.")

@@ -12,6 +12,16 @@ from torch.nn import functional
 from plif_lightning.errors import UserError
 
 
+def require_share(name: str, value: float) -> None:
+    """Check a probability or another share.
+
+    Raises:
+        UserError: it lies outside [0, 1].
+    """
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} must lie in [0, 1], got {value}.")
+
+
 class ImageAugmentation(ABC):
     """A random change of images, determined by `draws` uniform random numbers per image."""
 
@@ -32,8 +42,7 @@ class HorizontalFlip(ImageAugmentation):
     draws = 1
 
     def __init__(self, p: float = 0.5) -> None:
-        if not 0 <= p <= 1:
-            raise UserError(f"p must lie in [0, 1], got {p}.")
+        require_share("p", p)
         self.p = p
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:

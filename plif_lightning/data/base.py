@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, get_args
@@ -90,9 +91,7 @@ class SpikingDataModule(L.LightningDataModule):
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"data.{name} must be at least {least}, got {value}.")
-        if self.validation not in get_args(Validation):
-            known = ", ".join(get_args(Validation))
-            raise UserError(f"data.validation must be one of {known}, got {self.validation!r}.")
+        self._require_known("validation", get_args(Validation))
         if not 0 < self.holdout_fraction < 1:
             raise UserError(f"data.holdout_fraction must lie in (0, 1), got {self.holdout_fraction}.")
         self.train_set: BatchedDataset | None = None
@@ -100,6 +99,10 @@ class SpikingDataModule(L.LightningDataModule):
         self.test_set: BatchedDataset | None = None
         # True if the last `prepare_data` downloaded, unpacked or built anything.
         self.prepared = False
+
+    def _require_known(self, name: str, known: Sequence[str]) -> None:
+        if (value := getattr(self, name)) not in known:
+            raise UserError(f"data.{name} must be one of {', '.join(known)}, got {value!r}.")
 
     @property
     def num_classes(self) -> int:

@@ -28,10 +28,11 @@ def as_batch(batch: Any) -> Batch:
     """
     if isinstance(batch, Batch):
         return batch
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
+    parts = tuple(batch) if isinstance(batch, (tuple, list)) else ()
+    if [isinstance(part, Tensor) for part in parts] != [True, True]:
         length = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
         raise UserError(f"a batch must be a pair (x, label) of tensors, got {type(batch).__name__}{length}.")
-    x, label = batch
+    x, label = parts
     if x.dim() not in (4, 5) or label.shape != x.shape[:1] or label.is_floating_point():
         raise UserError(
             "a batch must hold x [N, C, H, W] or [N, T, C, H, W] and integer labels [N], "

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plif_lightning.data.augment import require_share
 from plif_lightning.errors import UserError
 from plif_lightning.events.recording import Sensor
 
@@ -39,11 +40,6 @@ class EventChanges:
         self.drop_from, self.drop_to = np.zeros(count), np.zeros(count)
         self.box = np.zeros((count, 4), np.int64)
         self._places: tuple[Array, Array] | None = None
-
-    @property
-    def moved(self) -> bool:
-        """True if any address may change, so that a lookup table is needed."""
-        return self._places is not None or bool(self.swap_polarity.any()) or bool(self.box.any())
 
     def places(self) -> tuple[Array, Array]:
         """Target column and row of each sensor pixel, float32 [M, H W] each; may lie outside the sensor."""
@@ -74,11 +70,6 @@ class EventChanges:
         return maps.reshape(self.count, -1)
 
 
-def _require_probability(p: float) -> None:
-    if not 0 <= p <= 1:
-        raise UserError(f"p must lie in [0, 1], got {p}.")
-
-
 class EventAugmentation(ABC):
     """A random change of recordings, determined by `draws` uniform random numbers per recording."""
 
@@ -99,7 +90,7 @@ class EventFlip(EventAugmentation):
     draws = 1
 
     def __init__(self, p: float = 0.5) -> None:
-        _require_probability(p)
+        require_share("p", p)
         self.p = p
 
     def __call__(self, changes: EventChanges, uniform: Array) -> None:
@@ -162,7 +153,7 @@ class PolarityFlip(EventAugmentation):
     draws = 1
 
     def __init__(self, p: float = 0.5) -> None:
-        _require_probability(p)
+        require_share("p", p)
         self.p = p
 
     def __call__(self, changes: EventChanges, uniform: Array) -> None:
@@ -181,8 +172,7 @@ class TimeDrop(EventAugmentation):
     draws = 2
 
     def __init__(self, share: float = 0.3) -> None:
-        if not 0 <= share <= 1:
-            raise UserError(f"share must lie in [0, 1], got {share}.")
+        require_share("share", share)
         self.share = share
 
     def __call__(self, changes: EventChanges, uniform: Array) -> None:
@@ -203,8 +193,7 @@ class EventDrop(EventAugmentation):
     draws = 1
 
     def __init__(self, share: float = 0.3) -> None:
-        if not 0 <= share <= 1:
-            raise UserError(f"share must lie in [0, 1], got {share}.")
+        require_share("share", share)
         self.share = share
 
     def __call__(self, changes: EventChanges, uniform: Array) -> None:
@@ -226,7 +215,7 @@ class EventMix(EventAugmentation):
     draws = 5
 
     def __init__(self, p: float = 0.5) -> None:
-        _require_probability(p)
+        require_share("p", p)
         self.p = p
 
     def partner(self, uniform: Array, count: int) -> Array:

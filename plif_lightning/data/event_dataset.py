@@ -13,15 +13,7 @@ from plif_lightning.data.batch import Batch
 from plif_lightning.data.event_augment import EventAugmentation, EventChanges, EventMix
 from plif_lightning.data.loading import BatchedDataset, BatchRequest
 from plif_lightning.errors import UserError
-from plif_lightning.events.integration import (
-    DamagedEventsError,
-    Pass,
-    Slicing,
-    bounds_by_count,
-    bounds_by_time,
-    count_events,
-    resized,
-)
+from plif_lightning.events.integration import DamagedEventsError, Pass, Slicing, count_events, resized, slice_bounds
 from plif_lightning.events.recording import Packed, Recording, Sensor, pack, recording_of
 from plif_lightning.events.store import EventStore, StoreError
 from plif_lightning.runtime.randomness import fold_in, hashed_uniform
@@ -100,10 +92,7 @@ class EventDataset(BatchedDataset):
                 np.arange(n), everything, everything, everything, everything + 2**32, everything.view(np.uint64)
             )
             maps = self._resized[None]
-        if self.slicing == "by_count":
-            bounds = bounds_by_count(events.begin, events.end, self.time_steps)
-        else:
-            bounds = bounds_by_time(events.time, events.begin, events.end, self.time_steps)
+        bounds = slice_bounds(self.slicing, events.time, events.begin, events.end, self.time_steps)
         try:
             counts = count_events(events.address, bounds, 2 * self.frame.pixels, n, maps, passes)
         except DamagedEventsError as error:

@@ -76,17 +76,7 @@ class EventDataModule(SpikingDataModule):
             raise UserError(f"data.size must lie in 1..{min(self.sensor)}, got {self.size}.")
         if self.slicing == "by_time" and self.time_order != "strict":
             raise UserError("data.slicing=by_time needs times in order: pass --data.time_order=strict.")
-        augmentation = self.augmentation or []
-        if wrong := next((a for a in augmentation if isinstance(a, ImageAugmentation)), None):
-            raise UserError(
-                f"data.augmentation has {type(wrong).__name__}, which changes images: for events use "
-                f"{', '.join(kind.__name__ for kind in EventAugmentation.__subclasses__())}, or tonic.transforms."
-            )
-        if sum(isinstance(a, EventMix) for a in augmentation) > 1:
-            raise UserError("data.augmentation has EventMix more than once.")
-        drops = sum(isinstance(a, TimeDrop) for a in augmentation)
-        if drops > 1 or (drops and self.time_order != "strict"):
-            raise UserError("data.augmentation may have TimeDrop once, and needs --data.time_order=strict for it.")
+        _require_augmentation(self.augmentation or [], self.time_order)
         self.address: str | None = None
         if self.store is not None and is_address(self.store):
             # The data set's path differs between machines, but its folder name does not.
@@ -95,10 +85,6 @@ class EventDataModule(SpikingDataModule):
         else:
             self.store_folder = place_below(self.store, self.home) if self.store else self.home / "events"
         self._stores: dict[bool, EventStore] = {}
-
-    def _require_known(self, name: str, known: Sequence[str]) -> None:
-        if (value := getattr(self, name)) not in known:
-            raise UserError(f"data.{name} must be one of {', '.join(known)}, got {value!r}.")
 
     @property
     def home(self) -> Path:
@@ -282,6 +268,25 @@ class EventDataModule(SpikingDataModule):
 
     def verify(self) -> int:
         return sum(self.event_store(train).verify() for train in (True, False))
+
+
+def _require_augmentation(augmentation: Sequence[Any], time_order: TimeOrder) -> None:
+    """Refuse augmentation of images, a second EventMix or TimeDrop, and a TimeDrop of times that may be out of order.
+
+    Raises:
+        UserError: there is one of these.
+    """
+    if wrong := next((a for a in augmentation if isinstance(a, ImageAugmentation)), None):
+        raise UserError(
+            f"data.augmentation has {type(wrong).__name__}, which changes images: for events use "
+            f"{', '.join(kind.__name__ for kind in EventAugmentation.__subclasses__())}, or tonic.transforms."
+        )
+    mixes, drops = (sum(isinstance(a, kind) for a in augmentation) for kind in (EventMix, TimeDrop))
+    if mixes > 1:
+        raise UserError("data.augmentation has EventMix more than once.")
+    allowed = 1 if time_order == "strict" else 0
+    if drops > allowed:
+        raise UserError("data.augmentation may have TimeDrop once, and needs --data.time_order=strict for it.")
 
 
 def numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:

@@ -14,6 +14,11 @@ _log = logging.getLogger(__name__)
 _NAMED = 5
 
 
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """Entries of a folder, except hidden ones."""
+    return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+
+
 @dataclass(frozen=True)
 class ClassFolders:
     """The files of a data set, sorted by class and name.
@@ -55,39 +60,42 @@ class ClassFolders:
             raise DatasetNotFoundError(
                 f"{folder} does not exist: data.root must hold train/CLASS/ and test/CLASS/ with {self.what} in them."
             )
-        names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+        names = [entry.name for entry in _visible(folder) if entry.is_dir()]
         if not names:
             raise DatasetNotFoundError(f"{folder} has no class folders: put {self.what} into {folder / 'CLASS'}.")
         return names
 
+    def _ignored(self) -> list[Path]:
+        """Files and folders that `files` does not read, except hidden ones."""
+        ignored: list[str] = []
+        for folder in (self.root / "train", self.root / "test"):
+            for entry in _visible(folder) if folder.is_dir() else ():
+                if entry.is_dir():
+                    ignored += [inside.path for inside in _visible(Path(entry.path)) if not self._counts(inside)]
+                else:
+                    ignored.append(entry.path)
+        return sorted(map(Path, ignored))
+
     def say_what_is_left_out(self) -> None:
         """Warn of ignored files: how many there are, and the names of the first few."""
-        left: list[Path] = []
-        for part in ("train", "test"):
-            folder = self.root / part
-            if not folder.is_dir():
-                continue
-            entries = [entry for entry in os.scandir(folder) if entry.name[0] != "."]
-            left += [Path(entry.path) for entry in entries if not entry.is_dir()]
-            for inside in (os.scandir(entry.path) for entry in entries if entry.is_dir()):
-                left += [Path(entry.path) for entry in inside if entry.name[0] != "." and not self._counts(entry)]
-        if left:
-            kinds = Counter("folders" if path.is_dir() else path.suffix.lower() or "no ending" for path in left)
-            names = [str(path.relative_to(self.root)) for path in sorted(left)]
-            _log.warning(
-                "%d files in %s are ignored (%s): %s%s. Only files in a class folder that end in %s are read.",
-                len(left),
-                self.root,
-                ", ".join(f"{kind}: {number}" for kind, number in sorted(kinds.items())),
-                ", ".join(names[:_NAMED]),
-                f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "",
-                ", ".join(sorted(self.suffixes)),
-            )
+        ignored = self._ignored()
+        if not ignored:
+            return
+        kinds = Counter("folders" if path.is_dir() else path.suffix.lower() or "no ending" for path in ignored)
+        _log.warning(
+            "%d files in %s are ignored (%s): %s%s. Only files in a class folder that end in %s are read.",
+            len(ignored),
+            self.root,
+            ", ".join(f"{kind}: {number}" for kind, number in sorted(kinds.items())),
+            ", ".join(str(path.relative_to(self.root)) for path in ignored[:_NAMED]),
+            f" and {len(ignored) - _NAMED} more" if len(ignored) > _NAMED else "",
+            ", ".join(sorted(self.suffixes)),
+        )
 
-    def _counts(self, entry: "os.DirEntry[str]") -> bool:
+    def _counts(self, entry: os.DirEntry[str]) -> bool:
         # Excludes pipes, because opening one blocks until somebody writes into it.
         readable = entry.is_file() or entry.is_dir() or entry.is_symlink()
-        return entry.name[0] != "." and Path(entry.name).suffix.lower() in self.suffixes and readable
+        return Path(entry.name).suffix.lower() in self.suffixes and readable
 
     def files(self, train: bool) -> Iterator[tuple[int, Path]]:
         """(label, path) of each file of the training or test set.
@@ -101,7 +109,7 @@ class ClassFolders:
             if name not in there:
                 continue  # the test set may lack a class
             folder = self.root / part / name
-            paths = sorted(Path(entry.path) for entry in os.scandir(folder) if self._counts(entry))
+            paths = sorted(Path(entry.path) for entry in _visible(folder) if self._counts(entry))
             if not paths:
                 raise UserError(
                     f"{folder} holds no file that ends in {', '.join(sorted(self.suffixes))}: put {self.what} into it, "

@@ -61,8 +61,7 @@ class ImageFolder(ImageDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.colour not in get_args(Colour):
-            raise UserError(f"data.colour must be one of {', '.join(get_args(Colour))}, got {self.colour!r}.")
+        self._require_known("colour", get_args(Colour))
         if self.size is not None and self.size < 1:
             raise UserError(f"data.size must be at least 1, got {self.size}.")
         root = Path(self.root)
@@ -171,21 +170,21 @@ class ImageFolder(ImageDataModule):
                         facts["mean"], facts["std"] = _moments(counts)
             with written_whole(folder / "facts.json") as file:
                 json.dump(facts, file)
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise UserError(
-                f"the decoded images cannot be written into {folder}: {error.strerror}. Pass --data.store DIR with "
-                "another folder."
-            ) from error
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"the decoded images cannot be written into {folder}: {error.strerror}. Pass --data.store DIR with "
+                    "another folder."
+                ) from error
             raise
         return facts
 
     def _image(self, path: Path, shape: Sequence[int]) -> NDArray[np.uint8]:
         with _opened(path) as image:
             bands = _bands(image, self.colour, path)
-            if self.colour == "auto" and len(bands) != shape[0]:
+            # Other values of `colour` convert every image to the same.
+            if len(bands) != shape[0]:
                 this, first = ("grey", "colour") if len(bands) == 1 else ("colour", "grey")
                 raise UserError(
                     f"{path} is {this}, but the first image is {first}: pass --data.colour=grey or --data.colour=rgb."

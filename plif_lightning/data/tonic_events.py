@@ -2,7 +2,7 @@
 
 import inspect
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -186,8 +186,13 @@ def _file(data: Any, index: int) -> Path:
     return Path(found) if isinstance(found, str) else Path(data.location_on_system)
 
 
-def _parameters(kind: Any) -> Sequence[str]:
-    return list(inspect.signature(kind.__init__).parameters)
+def _parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(kind.__init__).parameters
+
+
+def _required(kind: Any) -> set[str]:
+    """Names of the parameters without a default."""
+    return {name for name, parameter in _parameters(kind).items() if parameter.default is parameter.empty}
 
 
 def known() -> list[str]:
@@ -198,17 +203,14 @@ def known() -> list[str]:
 
 
 def _why_unsupported(kind: Any) -> str:
+    """Reason why a class of `tonic.datasets` is not supported; empty if it is."""
     size = getattr(kind, "sensor_size", None)
-    if size is not None and (len(size) != 3 or size[1] < 2):
+    if size is None:
+        if not hasattr(kind, "file_md5"):
+            return "it holds no events"
+    elif len(size) != 3 or size[1] < 2:
         return f"its sensor of {' x '.join(map(str, size))} is not two-dimensional"
-    if size is None and not hasattr(kind, "file_md5"):
-        return "it holds no events"
-    needed = [
-        name
-        for name, parameter in inspect.signature(kind.__init__).parameters.items()
-        if parameter.default is parameter.empty and name not in ("self", "save_to")
-    ]
-    if needed or "save_to" not in _parameters(kind):
+    if "save_to" not in _parameters(kind) or _required(kind) - {"self", "save_to"}:
         return "it has no training and test set of labelled recordings"
     if size is not None and not hasattr(kind, "classes"):
         return "its recordings have no classes"

@@ -85,6 +85,13 @@ def bounds_by_time(time: Array, begin: Array, end: Array, time_steps: int) -> Ar
     return bounds
 
 
+def slice_bounds(slicing: Slicing, time: Array, begin: Array, end: Array, time_steps: int) -> Array:
+    """`bounds_by_count` or `bounds_by_time`, as `slicing` says."""
+    if slicing == "by_count":
+        return bounds_by_count(begin, end, time_steps)
+    return bounds_by_time(time, begin, end, time_steps)
+
+
 class Pass(NamedTuple):
     """M passes, each over one recording and into one row of the batch. All arrays are [M].
 
@@ -130,6 +137,49 @@ def _count(address: Array, bounds: Array, frames: Array) -> int:
 
 
 @compiled
+def _count_slice(
+    address: Array,
+    bounds: Array,
+    j: int,
+    maps: Array,
+    pixel_map: int,
+    drop_begin: int,
+    drop_end: int,
+    keep: int,
+    key: int,
+    frame: Array,
+) -> int:
+    """Count the events of slice j of one pass with its changes, see `Pass`; error bits as in `_count`."""
+    status = 0
+    first, size = bounds[0], maps.shape[1]
+    top = np.iinfo(frame.dtype).max
+    for e in range(bounds[j], bounds[j + 1]):
+        a = np.int64(address[e])
+        if a >= size:
+            status |= 2
+            continue
+        if drop_begin <= e < drop_end:
+            continue
+        if keep < 2**32:
+            # SplitMix64 at this event's index: independent of order, workers and batch
+            z = key + np.uint64(e - first + 1) * np.uint64(0x9E3779B97F4A7C15)
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            z ^= z >> np.uint64(31)
+            if np.int64(z >> np.uint64(32)) >= keep:
+                continue
+        if pixel_map >= 0:
+            a = np.int64(maps[pixel_map, a])
+            if a < 0:
+                continue
+        count = frame[a]
+        frame[a] = count + 1
+        if count == top:
+            status |= 1
+    return status
+
+
+@compiled
 def _count_changed(
     address: Array,
     bounds: Array,
@@ -147,37 +197,15 @@ def _count_changed(
     The first N passes fill one row each; later ones add to an existing row.
     """
     status = 0
-    size = maps.shape[1] if maps.shape[0] > 0 else frames.shape[2]
-    top = np.iinfo(frames.dtype).max
     for i in range(bounds.shape[0]):
         for j in range(bounds.shape[1] - 1):
             frame = frames[j, row[i]]
             if i < frames.shape[1]:
                 for place in range(frame.shape[0]):
                     frame[place] = 0
-            for e in range(bounds[i, j], bounds[i, j + 1]):
-                a = np.int64(address[e])
-                if a >= size:
-                    status |= 2
-                    continue
-                if drop_begin[i] <= e < drop_end[i]:
-                    continue
-                if keep[i] < 2**32:
-                    # SplitMix64 at this event's index: independent of order, workers and batch
-                    z = key[i] + np.uint64(e - bounds[i, 0] + 1) * np.uint64(0x9E3779B97F4A7C15)
-                    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-                    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-                    z ^= z >> np.uint64(31)
-                    if np.int64(z >> np.uint64(32)) >= keep[i]:
-                        continue
-                if pixel_map[i] >= 0:
-                    a = np.int64(maps[pixel_map[i], a])
-                    if a < 0:
-                        continue
-                count = frame[a]
-                frame[a] = count + 1
-                if count == top:
-                    status |= 1
+            status |= _count_slice(
+                address, bounds[i], j, maps, pixel_map[i], drop_begin[i], drop_end[i], keep[i], key[i], frame
+            )
     return status
 
 
@@ -216,9 +244,8 @@ def count_events(
         if passes is None:
             status = _count(address, bounds, frames)
         else:
-            status = _count_changed(
-                address, bounds, np.zeros((0, 0), np.int32) if maps is None else maps, *passes, frames
-            )
+            tables = np.zeros((0, size), np.int32) if maps is None else maps
+            status = _count_changed(address, bounds, tables, *passes, frames)
         if status & 2:
             raise DamagedEventsError
         if status == 0:
@@ -257,10 +284,7 @@ def integrate(
     sensor = Sensor.of(sensor)
     packed = recording if isinstance(recording, Packed) else pack(recording, sensor, "recording")
     begin, end = np.array([0]), np.array([len(packed.address)])
-    if slicing == "by_count":
-        bounds = bounds_by_count(begin, end, time_steps)
-    else:
-        bounds = bounds_by_time(packed.time, begin, end, time_steps)
+    bounds = slice_bounds(slicing, packed.time, begin, end, time_steps)
     frames = count_events(packed.address, bounds, 2 * sensor.pixels)
     return frames.reshape(time_steps, 2, *sensor)
 

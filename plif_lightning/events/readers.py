@@ -219,6 +219,19 @@ def read_aedat2(path: str | Path) -> Recording:
     return Recording(*(column[:kept] for column in columns))
 
 
+def _packet(data: bytes, at: int, path: str | Path) -> tuple[int, int, int, int, int, int]:
+    """Checked header of the packet at byte `at`: type, event size, offset of the time, overflows, capacity, number."""
+    if len(data) - at < _AEDAT3_HEADER.size:
+        raise RecordingError(f"{path}: the packet at byte {at} has an incomplete header. The file is truncated.")
+    kind, _, size, time_at, overflows, capacity, number, _ = _AEDAT3_HEADER.unpack_from(data, at)
+    if size < 1 or capacity < 0 or not 0 <= number <= capacity or overflows < 0:
+        raise RecordingError(
+            f"{path}: the packet at byte {at} says {number} of {capacity} events of {size} bytes and {overflows} "
+            "overflows. The file is damaged."
+        )
+    return kind, size, time_at, overflows, capacity, number
+
+
 def read_aedat3(path: str | Path) -> Recording:
     """Polarity events of an AEDAT 3.1 file, as in DVS128 Gesture.
 
@@ -237,14 +250,7 @@ def read_aedat3(path: str | Path) -> Recording:
     at = _header(data, path, "3.1")
     parts = []
     while at < len(data):
-        if len(data) - at < _AEDAT3_HEADER.size:
-            raise RecordingError(f"{path}: the packet at byte {at} has an incomplete header. The file is truncated.")
-        kind, _, size, time_at, overflows, capacity, number, _ = _AEDAT3_HEADER.unpack_from(data, at)
-        if size < 1 or capacity < 0 or not 0 <= number <= capacity or overflows < 0:
-            raise RecordingError(
-                f"{path}: the packet at byte {at} says {number} of {capacity} events of {size} bytes and {overflows} "
-                "overflows. The file is damaged."
-            )
+        kind, size, time_at, overflows, capacity, number = _packet(data, at, path)
         at += _AEDAT3_HEADER.size
         if capacity * size > len(data) - at:
             raise RecordingError(
@@ -274,6 +280,24 @@ def _no_events() -> Recording:
     return Recording(np.zeros(0, np.int64), nothing, nothing, nothing)
 
 
+def _aedat4_packets(path: str | Path) -> list[Any]:
+    """Structured arrays of events in the first event stream of an AEDAT 4 file."""
+    import aedat
+
+    try:
+        decoder = aedat.Decoder(Path(path))
+        streams = sorted(number for number, s in decoder.id_to_stream().items() if s["type"] == "events")
+        if not streams:
+            raise RecordingError(f"{path} has no event stream.")
+        return [packet["events"] for packet in decoder if packet["stream_id"] == streams[0]]
+    except (RecordingError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        # The decoder is written in Rust, and its panics do not derive from Exception.
+        reason = str(error).split("\n")[0][:200] or type(error).__name__
+        raise RecordingError(f"{path} cannot be read as AEDAT 4 ({reason}). It is damaged or another file.") from error
+
+
 def read_aedat4(path: str | Path) -> Recording:
     """Events of the first event stream of an AEDAT 4 file, as in tonic's copy of CIFAR10-DVS.
 
@@ -283,22 +307,7 @@ def read_aedat4(path: str | Path) -> Recording:
     Raises:
         RecordingError: another format, a damaged file, or one without an event stream.
     """
-    import aedat
-
-    try:
-        decoder = aedat.Decoder(Path(path))
-        streams = sorted(number for number, s in decoder.id_to_stream().items() if s["type"] == "events")
-        if not streams:
-            raise RecordingError(f"{path} has no event stream.")
-        packets = [packet["events"] for packet in decoder if packet["stream_id"] == streams[0]]
-    except RecordingError:
-        raise
-    except BaseException as error:
-        # The decoder is written in Rust, and its panics do not derive from Exception.
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-            raise
-        reason = str(error).split("\n")[0][:200] or type(error).__name__
-        raise RecordingError(f"{path} cannot be read as AEDAT 4 ({reason}). It is damaged or another file.") from error
+    packets = _aedat4_packets(path)
     if not packets:
         return _no_events()
     t, x, y, p = (np.concatenate([packet[name] for packet in packets]) for name in packets[0].dtype.names)
@@ -346,9 +355,9 @@ def read_gesture_npy(path: str | Path) -> Recording:
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] != 4 or array.dtype.kind not in "iufb":
         found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive of arrays"
         raise RecordingError(f"{path} must hold numbers [N, 4] (x, y, polarity, time in ms), got {found}.")
-    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (np.abs(array) < 2**52).all()):
-        raise RecordingError(f"{path} holds values that are no coordinates or times. The file is damaged.")
-    if array.dtype.kind in "iu" and len(array) and (array.max() >= 2**52 or array.min() <= -(2**52)):
+    limit = np.float64(2**52)
+    # False for NaN, too; `abs` of the smallest integer would be negative.
+    if not ((array > -limit) & (array < limit)).all():
         raise RecordingError(f"{path} holds values that are no coordinates or times. The file is damaged.")
     if array.dtype.kind == "f" and (array[:, :3] != np.floor(array[:, :3])).any():
         raise RecordingError(f"{path} holds coordinates or polarities that are no whole numbers. The file is damaged.")
@@ -412,6 +421,18 @@ class Trial(NamedTuple):
     end: int
 
 
+def _trial(line: Sequence[str], classes: int, place: str) -> Trial:
+    """Trial from a line of a label table; `place` is the line, for messages."""
+    if len(line) != 3 or not all(re.fullmatch(r"\s*\d{1,18}\s*", cell, re.ASCII) for cell in line):
+        raise RecordingError(f"{place}: expected class, start and end [us], got {','.join(line)!r}.")
+    label, start, end = map(int, line)
+    if not 1 <= label <= classes:
+        raise RecordingError(f"{place}: class {label} is unknown; expected 1..{classes}.")
+    if end <= start:
+        raise RecordingError(f"{place}: the trial ends at {end} us, before its start at {start} us.")
+    return Trial(label - 1, start, end)
+
+
 def read_trials(path: str | Path, classes: int) -> list[Trial]:
     """Trials of a DVS128 Gesture label table: lines `class,startTime_usec,endTime_usec`, class from 1.
 
@@ -427,19 +448,15 @@ def read_trials(path: str | Path, classes: int) -> list[Trial]:
     if not lines or [cell.strip() for cell in lines[0]] != ["class", "startTime_usec", "endTime_usec"]:
         raise RecordingError(f"{path} must begin with the line class,startTime_usec,endTime_usec.")
     trials: list[Trial] = []
+    latest = 0
     for number, line in enumerate(lines[1:], start=2):
-        if not any(cell.strip() for cell in line):
+        if not "".join(line).strip():
             continue
-        if len(line) != 3 or not all(re.fullmatch(r"\s*\d{1,18}\s*", cell, re.ASCII) for cell in line):
-            raise RecordingError(f"{path}, line {number}: expected class, start and end [us], got {','.join(line)!r}.")
-        label, start, end = (int(cell) for cell in line)
-        if not 1 <= label <= classes:
-            raise RecordingError(f"{path}, line {number}: class {label} is unknown; expected 1..{classes}.")
-        if end <= start:
-            raise RecordingError(f"{path}, line {number}: the trial ends at {end} us, before its start at {start} us.")
-        if trials and start < trials[-1].start:
+        trial = _trial(line, classes, f"{path}, line {number}")
+        if trial.start < latest:
             raise RecordingError(f"{path}, line {number}: the trials are not in order of their start.")
-        trials.append(Trial(label - 1, start, end))
+        latest = trial.start
+        trials.append(trial)
     if not trials:
         raise RecordingError(f"{path} lists no trial.")
     return trials
@@ -455,12 +472,8 @@ def cut(recording: Recording, trials: Sequence[Trial], path: Path) -> list[Recor
     ordered = not (t[1:] < t[:-1]).any()
     parts = []
     for trial in trials:
-        chosen: slice | NDArray[Any]
-        if ordered:
-            chosen = slice(*np.searchsorted(t, [trial.start, trial.end]))
-        else:
-            chosen = (t >= trial.start) & (t < trial.end)
-        parts.append(Recording(*(column[chosen] for column in recording)))
+        inside = slice(*np.searchsorted(t, trial[1:])) if ordered else (t >= trial.start) & (t < trial.end)
+        parts.append(Recording(*(column[inside] for column in recording)))
         if len(parts[-1].t) == 0:
             raise RecordingError(
                 f"{path}: no event lies between {trial.start} and {trial.end} us, where its label table has class "

@@ -89,18 +89,44 @@ def _whole(values: NDArray[Any], what: str, name: str) -> Ints:
     Raises:
         RecordingError: a value is not a whole number or not below 2^63.
     """
-    if values.dtype == np.uint64 and len(values) and values.max() >= 2**63:
+    if values.dtype == np.uint64 and values.max(initial=0) >= 2**63:
         raise RecordingError(f"{name}: {what} must lie below 2^63, got {values.max()}.")
     if np.issubdtype(values.dtype, np.integer):
         return values
     if values.dtype == bool:
         return values.astype(np.uint8)
-    if np.issubdtype(values.dtype, np.floating) and np.isfinite(values).all() and (values == np.floor(values)).all():
-        if len(values) and np.abs(values).max() >= 2**63:
+    if np.issubdtype(values.dtype, np.floating) and (np.isfinite(values) & (values == np.floor(values))).all():
+        if np.abs(values).max(initial=0) >= 2**63:
             raise RecordingError(f"{name}: {what} must lie below 2^63, got {values.min():g} to {values.max():g}.")
         return values.astype(np.int64)
     unit = ": are these seconds? Times are microseconds, so multiply them by 1e6 and round" if what == "t" else ""
     raise RecordingError(f"{name}: {what} must be whole numbers, got {values.dtype} such as {values.max()}{unit}.")
+
+
+def _columns_of(x: Any, y: Any, t: Any, p: Any, name: str) -> tuple[Any, Any, Any, Any]:
+    """x, y, t and p from the arguments of `recording_of`, where x may stand for all four."""
+    if y is not None or t is not None or p is not None:
+        return x, y, t, p
+    if isinstance(x, Recording):
+        return x.x, x.y, x.t, x.p
+    fields = getattr(getattr(x, "dtype", None), "names", None)
+    if fields is None:
+        return x, y, t, p
+    polarity = "p" if "p" in fields else "polarity"
+    if missing := [field for field in ("x", "y", "t", polarity) if field not in fields]:
+        raise RecordingError(f"{name}: a structured array must have x, y, t and p, but lacks {', '.join(missing)}.")
+    return x["x"], x["y"], x["t"], x[polarity]
+
+
+def _numbers(values: Any, what: str, name: str) -> NDArray[Any]:
+    """One number per event, [N], from an array, a list or a tensor."""
+    try:
+        numbers = np.asarray(values.detach() if hasattr(values, "detach") else values)
+    except (ValueError, TypeError) as error:  # lists of several lengths, a tensor on a GPU
+        raise RecordingError(f"{name}: {what} must be one number per event ({error}).") from error
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iufb":
+        raise RecordingError(f"{name}: {what} must be one number per event, got {numbers.dtype} {list(numbers.shape)}.")
+    return numbers
 
 
 def recording_of(
@@ -120,31 +146,14 @@ def recording_of(
     Raises:
         RecordingError: a column is missing, not numeric or of another length.
     """
-    if isinstance(x, Recording) and y is None and t is None and p is None:
-        t, x, y, p = x
-    fields = getattr(getattr(x, "dtype", None), "names", None)
-    if fields is not None and y is None and t is None and p is None:
-        polarity = "p" if "p" in fields else "polarity"
-        if missing := [field for field in ("x", "y", "t", polarity) if field not in fields]:
-            raise RecordingError(f"{name}: a structured array must have x, y, t and p, but lacks {', '.join(missing)}.")
-        x, y, t, p = x["x"], x["y"], x["t"], x[polarity]
-    columns = {}
-    for what, values in (("t", t), ("x", x), ("y", y), ("p", p)):
-        try:
-            columns[what] = np.asarray(values.detach() if hasattr(values, "detach") else values)
-        except (ValueError, TypeError) as error:  # lists of several lengths, a tensor on a GPU
-            raise RecordingError(f"{name}: {what} must be one number per event ({error}).") from error
-    for what, values in columns.items():
-        if values.dtype == object or values.ndim != 1 or values.dtype.kind not in "iufb":
-            raise RecordingError(
-                f"{name}: {what} must be one number per event, got {values.dtype} {list(values.shape)}."
-            )
+    x, y, t, p = _columns_of(x, y, t, p, name)
+    columns = {what: _numbers(values, what, name) for what, values in (("t", t), ("x", x), ("y", y), ("p", p))}
     if len({len(values) for values in columns.values()}) > 1:
         lengths = ", ".join(f"{len(values)} of {what}" for what, values in columns.items())
         raise RecordingError(f"{name}: every event needs x, y, t and p, got {lengths}.")
     columns["t"] = _whole(columns["t"], "t", name)
     polarities = columns["p"]
-    if len(polarities) and polarities.min() == -1 and ((polarities == -1) | (polarities == 1)).all():
+    if polarities.min(initial=0) == -1 and ((polarities == -1) | (polarities == 1)).all():
         columns["p"] = (polarities > 0).astype(np.uint8)
     if sorted_by_time:
         order = np.argsort(columns["t"], kind="stable")

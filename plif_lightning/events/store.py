@@ -4,106 +4,33 @@ NAME.json defines the store: it names the folder of the arrays and is written la
 killed build are therefore not a store; the next build deletes them.
 """
 
-import dataclasses
 import hashlib
-import itertools
 import json
-import multiprocessing
 import os
 import shutil
-import sys
-import threading
-import types
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plif_lightning.errors import UserError
-from plif_lightning.events.recording import Packed, Recording, RecordingError, Sensor, TimeOrder, address_type, pack
-from plif_lightning.runtime.cores import cores
+from plif_lightning.events.raw import Kind as Kind
+from plif_lightning.events.raw import Labelled, read_all
+from plif_lightning.events.raw import RawFile as RawFile
+from plif_lightning.events.raw import StoreError as StoreError
+from plif_lightning.events.recording import Sensor, address_type
 from plif_lightning.runtime.files import not_written, written_whole
 from plif_lightning.runtime.mapped import explain_bus_errors
 
 # Increment when a build produces other arrays from the same files; older stores are then rebuilt.
 FORMAT = 2
-# Raw data below this size is read in this process, because starting others would take longer.
-_MIN_BYTES_FOR_PROCESSES = 64 * 2**20
-# Files are read in chunks of about this size, which bounds the memory of the reader processes and the queue.
-_PORTION = 16 * 2**20
-# Address space of a process whose decoder trusts the sizes in a file.
-_MEMORY = 8 * 2**30
-
-
 ARRAYS = ("address", "time", "offset", "label", "start", "name")
-
-
-class StoreError(UserError):
-    """A store is missing, damaged, or could not be built."""
 
 
 class DamagedStoreError(StoreError):
     """A store differs from what was built."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RawFile:
-    """A file (or several that belong together) and the function that reads its recordings; must be picklable.
-
-    Attributes:
-        name: name of the recording, relative to the data set's folder, with `/`.
-        paths: files to read; a store is up to date if their sizes and modification times are unchanged.
-        read: returns (label, recording) for each recording in `paths`; a module-level function.
-        label: passed to `read`.
-        recordings: number of recordings that `read` returns.
-        own_process: read in a separate process, because a damaged file may crash it.
-    """
-
-    name: str
-    paths: tuple[Path, ...]
-    read: Callable[[tuple[Path, ...], int], Sequence[tuple[int, Recording]]]
-    label: int = 0
-    recordings: int = 1
-    own_process: bool = False
-
-    def stats(self) -> list[os.stat_result]:
-        """File status of each path.
-
-        Raises:
-            RecordingError: a file is missing.
-        """
-        try:
-            return [path.stat() for path in self.paths]
-        except OSError as error:
-            raise RecordingError(f"{error.filename} cannot be read: {error.strerror}.") from error
-
-    def size(self) -> int:
-        return sum(stat.st_size for stat in self.stats())
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """Specification of a store: everything besides the raw files that determines its arrays.
-
-    Attributes:
-        title: data set and split, for messages.
-        name: name of the store's files.
-        sensor: size of the camera.
-        time_order: see `recording.pack`.
-        classes: class names, if they come from the files; () if the data set defines them.
-    """
-
-    title: str
-    name: str
-    sensor: Sensor
-    time_order: TimeOrder = "strict"
-    classes: tuple[str, ...] = ()
 
 
 def fingerprint(kind: Kind, raw_files: Sequence[RawFile]) -> str:
@@ -148,6 +75,19 @@ class EventStore:
 
     def __init__(self, folder: Path, kind: Kind, expected: str | None = None) -> None:
         self.path, self.kind = folder / f"{kind.name}.json", kind
+        arrays = self._described()
+        if expected not in (None, self.fingerprint):
+            raise StoreError(f"{self.path} was rebuilt by another process in the meantime. Start again.")
+        for name, (shape, dtype) in arrays.items():
+            setattr(self, name, self._open(name, shape, dtype))
+        self._require_consistent()
+        if expected is None:
+            self._require_unchanged()
+        explain_bus_errors()
+
+    def _described(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Read NAME.json. Returns the shape and dtype of each array."""
+        kind = self.kind
         try:
             meta = json.loads(self.path.read_text("utf-8"))
             self.sensor = Sensor(*meta["sensor"])
@@ -155,9 +95,9 @@ class EventStore:
             arrays: dict[str, dict[str, Any]] = meta["arrays"]
             same = (meta["format"], self.sensor, meta["time_order"]) == (FORMAT, kind.sensor, kind.time_order)
             self.classes = tuple(map(str, meta.get("classes", ())))
-            self.folder = folder / meta["folder"]
+            self.folder = self.path.parent / meta["folder"]
             self._checksums = {name: str(arrays[name]["blake2b"]) for name in ARRAYS}
-            expected_arrays = {name: (tuple(arrays[name]["shape"]), np.dtype(arrays[name]["dtype"])) for name in ARRAYS}
+            found = {name: (tuple(arrays[name]["shape"]), np.dtype(arrays[name]["dtype"])) for name in ARRAYS}
         except FileNotFoundError as error:
             raise StoreError(f"there is no event store {self.path}.") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -168,22 +108,17 @@ class EventStore:
             raise StoreError(
                 f"{self.path} holds recordings of {', '.join(self.classes)}, not of {', '.join(kind.classes)}."
             )
-        if expected not in (None, self.fingerprint):
-            raise StoreError(f"{self.path} was rebuilt by another process in the meantime. Start again.")
-        for name, (shape, dtype) in expected_arrays.items():
-            setattr(self, name, self._open(name, shape, dtype))
-        n = len(self.label)
+        return found
+
+    def _require_consistent(self) -> None:
         if (
-            len(self.offset) != n + 1
+            len(self.offset) != len(self.label) + 1
             or self.offset[0] != 0
             or self.offset[-1] != len(self.address)
             or len(self.time) != len(self.address)
             or (self.offset[1:] < self.offset[:-1]).any()
         ):
             raise DamagedStoreError(f"{self.folder} is damaged: its arrays do not fit together.")
-        if expected is None:
-            self._require_unchanged()
-        explain_bus_errors()
 
     def _require_unchanged(self) -> None:
         """Verify arrays that may have changed since the last verification: loaders do not check what they read."""
@@ -290,126 +225,6 @@ class _Column:
         return {"dtype": self.dtype.str, "shape": [self.length], "blake2b": _checksum(self.path)}
 
 
-def _read(raw_files: Sequence[RawFile], kind: Kind) -> list[tuple[int, str, Packed]]:
-    """(label, name, recording) of all recordings in some raw files; may run in a separate process."""
-    found = []
-    if any(raw.own_process for raw in raw_files):
-        _limit_memory()
-    for raw in raw_files:
-        try:
-            recordings = raw.read(raw.paths, raw.label)
-        except OSError as error:
-            raise RecordingError(f"{error.filename or raw.paths[0]} cannot be read: {error.strerror}.") from error
-        assert len(recordings) == raw.recordings
-        for i, (label, recording) in enumerate(recordings):
-            name = raw.name if raw.recordings == 1 else f"{raw.name}#{i}"
-            found.append((label, name, pack(recording, kind.sensor, str(raw.paths[0]), kind.time_order)))
-    return found
-
-
-def _limit_memory() -> None:
-    """Limit this process's memory, so that a damaged file ends it instead of exhausting the machine."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
-    with suppress(ValueError, OSError):  # macOS refuses a limit below what is already reserved
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
-def _portions(raw_files: Sequence[RawFile]) -> Iterator[list[RawFile]]:
-    portion: list[RawFile] = []
-    size = 0
-    for raw in raw_files:
-        portion.append(raw)
-        size += raw.size()
-        if size >= _PORTION:
-            yield portion
-            portion, size = [], 0
-    if portion:
-        yield portion
-
-
-def _read_all(
-    raw_files: Sequence[RawFile], kind: Kind, processes: int | None
-) -> Iterator[list[tuple[int, str, Packed]]]:
-    """Recordings of all raw files in order, read in parallel if there is enough data."""
-    needed = any(raw.own_process for raw in raw_files)
-    if processes is None:
-        processes = cores() if sum(raw.size() for raw in raw_files) >= _MIN_BYTES_FOR_PROCESSES else 0
-    if processes == 0 and not needed:
-        for portion in _portions(raw_files):
-            yield _read(portion, kind)
-        return
-    # Spawned, because a fork would copy locks that other threads hold.
-    with _process_pool(max(1, processes)) as executor:
-        waiting: deque[tuple[list[RawFile], Future[list[tuple[int, str, Packed]]]]] = deque()
-        portions = _portions(raw_files)
-        try:
-            while True:
-                for portion in itertools.islice(portions, 2 * max(1, processes) - len(waiting)):
-                    with _without_main():
-                        waiting.append((portion, executor.submit(_read, portion, kind)))
-                if not waiting:
-                    return
-                yield waiting[0][1].result()
-                waiting.popleft()
-        except BrokenProcessPool as error:
-            raise StoreError(_who_died([raw for portion, _ in waiting for raw in portion], kind)) from error
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent has exited for any reason, including SIGKILL."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _process_pool(processes: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_parent)
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep spawned processes from importing this program's main module.
-
-    They do not need it, and a script without a `__name__` guard would run again in each of them.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _who_died(raw_files: Sequence[RawFile], kind: Kind) -> str:
-    """Error message for a lost reader process. To find the cause, read each unsafe file again in its own process."""
-    for raw in raw_files:
-        if not raw.own_process:
-            continue
-        with _process_pool(1) as executor:
-            try:
-                with _without_main():
-                    future = executor.submit(_read, [raw], kind)
-                future.result()
-            except BrokenProcessPool:
-                return f"{raw.paths[0]} cannot be read: it crashes the process that decodes it. The file is damaged."
-    return (
-        f"{kind.title}: a process that reads recordings was killed from outside, for example because memory ran "
-        f"out, between {raw_files[0].paths[0]} and {raw_files[-1].paths[-1]}. Nothing was left behind; try again."
-    )
-
-
 def unwritable(folder: Path, error: OSError, what: str = "the event store") -> StoreError:
     """Error for a store's folder that cannot be written."""
     return StoreError(not_written(what, folder, "data.store", error))
@@ -443,7 +258,7 @@ def build(
     _remove(path for path in folder.glob(f"{kind.name}.*.tmp"))
     try:
         staging.mkdir(parents=True)
-        arrays = _write(staging, kind, _read_all(raw_files, kind, processes), progress)
+        arrays = _write(staging, kind, read_all(raw_files, kind, processes), progress)
         _remove([final])  # a damaged build of the same raw files
         staging.rename(final)
         with written_whole(folder / f"{kind.name}.json") as file:
@@ -473,12 +288,7 @@ def remove_others(folder: Path, kind: Kind, but: Path) -> None:
     _remove([path for path in folder.glob(f"{kind.name}.*") if path.is_dir() and path != but])
 
 
-def _write(
-    folder: Path,
-    kind: Kind,
-    recordings: Iterable[list[tuple[int, str, Packed]]],
-    progress: Callable[[int], None],
-) -> dict[str, Any]:
+def _write(folder: Path, kind: Kind, recordings: Iterable[Labelled], progress: Callable[[int], None]) -> dict[str, Any]:
     columns = {
         "address": _Column(folder / "address.npy", address_type(kind.sensor)),
         "time": _Column(folder / "time.npy", np.dtype(np.uint32)),

@@ -26,13 +26,18 @@ def _array(values: Any) -> NDArray[Any]:
     return array
 
 
+def _sample(array: NDArray[Any], sample: int) -> NDArray[Any]:
+    """Values of one sample, [T, *], from [T, N, *]."""
+    if not -array.shape[1] <= sample < array.shape[1]:
+        raise UserError(f"sample must lie in 0..{array.shape[1] - 1}, got {sample}.")
+    return array[:, sample]
+
+
 def _of_sample(values: Any, name: str, sample: int) -> NDArray[Any]:
     """Values of one sample, [T, neurons], from [T], [T, neurons] or [T, N, *]."""
     array = _array(values)
     if array.ndim > 2:
-        if not -array.shape[1] <= sample < array.shape[1]:
-            raise UserError(f"sample must lie in 0..{array.shape[1] - 1}, got {sample}.")
-        array = array[:, sample]
+        array = _sample(array, sample)
     if array.ndim == 0:
         raise UserError(f"{name} must be [T], [T, neurons] or [T, N, *], got a single number.")
     return array.reshape(len(array), -1)
@@ -80,6 +85,24 @@ def raster(spikes: Any, axes: Axes | None = None, *, sample: int = 0) -> Axes:
     return axes
 
 
+def _own_threshold(v: Any) -> float | None:
+    """V_th of a `Trace`, None if it differs between channels; 1 for other potentials."""
+    if not hasattr(v, "charged"):
+        return 1.0
+    own = _array(v.v_threshold)
+    return float(own) if own.ndim == 0 else None
+
+
+def _chosen(neurons: Sequence[int] | None, count: int, spikes: NDArray[Any] | None) -> Sequence[int]:
+    """The given neurons out of `count`; if none are given, those that fire most, or the first ones without spikes."""
+    if neurons is None:
+        order = np.arange(count) if spikes is None else np.argsort(-spikes.sum(0), kind="stable")
+        neurons = sorted(order[:_DEFAULT_NEURONS].tolist())
+    if wrong := [i for i in neurons if not 0 <= i < count]:
+        raise UserError(f"neurons must lie in 0..{count - 1}, got {wrong[0]}.")
+    return neurons
+
+
 def membrane(
     v: Any,
     axes: Axes | None = None,
@@ -102,38 +125,25 @@ def membrane(
     Raises:
         UserError: there is no such sample or neuron.
     """
+    if v_threshold == "own":
+        v_threshold = _own_threshold(v)
     spikes = None
     if hasattr(v, "charged"):
-        if v_threshold == "own":
-            own = _array(v.v_threshold)
-            v_threshold = float(own) if own.ndim == 0 else None
         spikes, v = _of_sample(v.spikes, "spikes", sample), v.charged
     potential = _of_sample(v, "v", sample)
     count = potential.shape[1]
-    if neurons is None:
-        order = np.arange(count) if spikes is None else np.argsort(-spikes.sum(0), kind="stable")
-        neurons = sorted(order[:_DEFAULT_NEURONS].tolist())
-    if wrong := [i for i in neurons if not 0 <= i < count]:
-        raise UserError(f"neurons must lie in 0..{count - 1}, got {wrong[0]}.")
+    neurons = _chosen(neurons, count, spikes)
     axes = _axes(axes, 3.2)
     t = np.arange(len(potential))
     for place, i in enumerate(neurons):
         colour = COLOURS[place % len(COLOURS)]
-        axes.plot(
-            t,
-            potential[:, i],
-            color=colour,
-            marker=".",
-            linewidth=1.2,
-            label=f"neuron {i}" if count > 1 else "potential",
-        )
+        label = f"neuron {i}" if count > 1 else "potential"
+        axes.plot(t, potential[:, i], color=colour, marker=".", linewidth=1.2, label=label)
         if spikes is not None:
             fired = np.flatnonzero(spikes[:, i])
             axes.plot(fired, potential[fired, i], "v", color=colour, markersize=6)
     if v_threshold is not None:
-        axes.axhline(
-            1.0 if v_threshold == "own" else v_threshold, color="0.4", linestyle="--", linewidth=1, label="$V_{th}$"
-        )
+        axes.axhline(v_threshold, color="0.4", linestyle="--", linewidth=1, label="$V_{th}$")
     axes.set_ylabel("membrane potential" if spikes is None else "potential before the reset")
     axes.legend(frameon=False, fontsize=8)
     _time_axis(axes, len(potential))
@@ -156,24 +166,13 @@ def frames(x: Any, axes: Sequence[Axes] | None = None, *, sample: int = 0) -> ND
     """
     array = _array(x)
     if array.ndim == 5:
-        if not -array.shape[1] <= sample < array.shape[1]:
-            raise UserError(f"sample must lie in 0..{array.shape[1] - 1}, got {sample}.")
-        array = array[:, sample]
+        array = _sample(array, sample)
     if array.ndim == 3:
         array = array[None]
     if array.ndim != 4 or array.shape[1] not in (1, 2, 3):
         raise UserError(f"frames must be [T, C, H, W] or [T, N, C, H, W] with C = 1, 2 or 3, got {list(array.shape)}.")
     if axes is None:
-        from matplotlib import pyplot
-
-        columns = min(10, len(array))
-        rows = -(-len(array) // columns)
-        figure, grid = pyplot.subplots(
-            rows, columns, squeeze=False, figsize=(1.1 * columns, 1.3 * rows), layout="constrained"
-        )
-        for unused in grid.flat[len(array) :]:
-            figure.delaxes(unused)
-        axes = list(grid.flat[: len(array)])
+        axes = _grid(len(array))
     if len(axes) != len(array):
         raise UserError(f"axes must be one for each of {len(array)} frames, got {len(axes)}.")
     for t, (ax, image) in enumerate(zip(axes, pictures(array), strict=True)):
@@ -183,6 +182,20 @@ def frames(x: Any, axes: Sequence[Axes] | None = None, *, sample: int = 0) -> ND
         if len(array) > 1:
             ax.set_title(f"t = {t}", fontsize=8)
     return np.asarray(axes)
+
+
+def _grid(count: int) -> list[Axes]:
+    """New axes in rows of ten."""
+    from matplotlib import pyplot
+
+    columns = min(10, count)
+    rows = -(-count // columns)
+    figure, grid = pyplot.subplots(
+        rows, columns, squeeze=False, figsize=(1.1 * columns, 1.3 * rows), layout="constrained"
+    )
+    for unused in grid.flat[count:]:
+        figure.delaxes(unused)
+    return list(grid.flat[:count])
 
 
 def picture(frame: NDArray[Any]) -> NDArray[np.float64]:

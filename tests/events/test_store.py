@@ -372,10 +372,9 @@ def test_a_description_with_a_missing_part_is_no_store(tmp_path, change):
 def test_readers_end_with_the_process_that_started_them(tmp_path):
     code = (
         "import multiprocessing, time\n"
-        "from plif_lightning.events.store import _process_pool, _without_main\n"
-        "with _without_main():\n"
-        "    executor = _process_pool(1)\n"
-        "    executor.submit(time.sleep, 100)\n"
+        "from plif_lightning.events.raw import _process_pool, _submit\n"
+        "executor = _process_pool(1)\n"
+        "_submit(executor, time.sleep, 100)\n"
         "time.sleep(2)\n"
         "print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
         "time.sleep(100)\n"
