@@ -1,4 +1,4 @@
-"""jsonargparse's messages in one sentence, with the nearest known name; its own text where nothing better is known."""
+"""The parser of the commands that Lightning runs, and its messages with the nearest known name."""
 
 import difflib
 import inspect
@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import lightning as L
+import lightning.pytorch.callbacks as callbacks
 import torch
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from plif_lightning import data as data_module
 from plif_lightning.callbacks import LastCheckpoint
@@ -29,7 +33,7 @@ class ConfigFile(ActionConfigFile):
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong in one sentence, with the nearest known key where an unknown one was given."""
+    """Report parser errors in one sentence, and suggest the nearest key for an unknown one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # An abbreviation would turn a mistyped key into another one.
@@ -89,8 +93,8 @@ def known_keys() -> set[str]:
     return keys - {f"model.{name}" for name in FROM_DATA}
 
 
-def _classes_below(base: type, *modules: Any) -> dict[str, type]:
-    found = [(name, c) for module in modules for name, c in vars(module).items() if isinstance(c, type)]
+def _classes_below(base: type, module: Any) -> dict[str, type]:
+    found = [(name, c) for name, c in vars(module).items() if isinstance(c, type)]
     return {name: c for name, c in found if issubclass(c, base) and c is not base and not name.startswith("_")}
 
 
@@ -98,13 +102,6 @@ def data_classes() -> dict[str, type[SpikingDataModule]]:
     """The data sets, by the name of their class."""
     classes = _classes_below(SpikingDataModule, data_module)
     return {name: c for name, c in classes.items() if hasattr(c, "title")}
-
-
-# Names by which a class may be given without its module: key, what it is called, its base, where it is looked for.
-_NAMED = (
-    ("optimizer", "model.optimizer", torch.optim.Optimizer, (torch.optim,)),
-    ("lr_scheduler", "model.lr_scheduler", torch.optim.lr_scheduler.LRScheduler, (torch.optim.lr_scheduler,)),
-)
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
@@ -127,109 +124,32 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 
 def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
-    """What the parser says, for a person; its own text where it is not recognised.
+    """jsonargparse's message on one line, with the nearest known name if it names an unknown key or class.
 
     Args:
         message: of jsonargparse.
         known: gives every key that may be given.
     """
-    message = re.sub(r"\s*\n\s*", " ", message).strip()
-    return (
-        _of_augmentation(message)
-        or _of_class(message)
-        or _of_missing_data(message)
-        or _of_missing_argument(message)
-        or _of_unknown_key(message, known)
-        or _of_type(message)
-        or message
-    )
+    message = " ".join(message.split())
+    if re.search(r"arguments are required: (\w+\.)?data$", message):
+        return f"{message}: pass --config NAME, or --data with one of {', '.join(data_classes())}."
+    if needed := re.search(r"arguments are required: (\w+)(?= |$)", message):
+        return f"a class that was given needs {needed[1]}: pass --KEY.{needed[1]}=VALUE after --KEY=CLASS."
+    given = re.search(r"(?:dot import path string|Import path): '?([\w.]+)", message)
+    if given and not re.search(r"Expected a <class '(?:float|int|str|bool)'>", message):
+        key = re.match(r'Parser key "([\w.]+)"', message)
+        return f"{key[1] if key else 'an argument'} names no class {given[1]}.{_nearest(given[1], known_classes())}"
+    if unknown := re.search(r"(?:unrecognized arguments: (?:--)?|[Oo]ption '|[Kk]ey ')([\w.]+)", message):
+        key = unknown[1].replace("init_args.", "")
+        owners = [name for name, c in data_classes().items() if key in inspect.signature(c).parameters]
+        if owners and message.startswith("Option"):  # of the data set that was chosen, which has no such argument
+            return f"this data set has no argument {key}: only {', '.join(owners)} have it."
+        return f"unknown argument {key}.{_nearest(key, known())}"
+    return message
 
 
-def _of_class(message: str) -> str | None:
-    """A class that cannot be found by its name."""
-    if not (given := re.search(r"(?:Expected a dot import path string|Import path): (\S+)", message)):
-        return None
-    name = given[1].strip("'\"")
-    parser_key = re.match(r'Parser key "([\w.]+)"', message)
-    key = parser_key[1] if parser_key else ""
-    if key == "data":
-        names = list(data_classes())
-        return f"data must be one of {', '.join(names)} or a class path, got {name!r}.{_nearest(name, names)}"
-    for part, called, base, modules in _NAMED:
-        if part in key:
-            names = list(_classes_below(base, *modules))
-            return f"{called} must be one of {', '.join(names)} or a class path, got {name!r}.{_nearest(name, names)}"
-    return None
-
-
-def _of_augmentation(message: str) -> str | None:
-    if not re.match(r'Parser key "(?:data\.)?(?:init_args\.)?augmentation', message):
-        return None
-    events = EventAugmentation.__name__ in message
-    names = ", ".join(_classes_below(EventAugmentation if events else ImageAugmentation, data_module))
-    given = re.search(r"Given value: (.*?)(?: - Expected |$)", message)
-    reason = re.search(r"expects a function or a callable class: (.*?)\.? Got value", message)
-    names += ", or tonic.transforms.NAME" if events else ""
-    return (
-        f"data.augmentation of this data set must be a list of {names}; "
-        f"got {given[1] if given else '?'}{f' ({reason[1]})' if events and reason else ''}. "
-        "On the command line: --data.augmentation+=NAME --data.augmentation.ARGUMENT=VALUE."
-    )
-
-
-def _of_missing_data(message: str) -> str | None:
-    if not re.search(r"arguments are required: (\w+\.)?data$", message):
-        return None
-    return f"{message}: pass --config NAME, or --data with one of {', '.join(data_classes())}."
-
-
-_NEEDS = "a class that was given needs"
-
-
-def _of_missing_argument(message: str) -> str | None:
-    """An argument of a class that was given without it."""
-    if not (missing := re.match(r"the following arguments are required: (\w+)$", message)) or missing[1] in OWN_KEYS:
-        return None
-    name = missing[1]
-    return f"{_NEEDS} {name}: after --KEY=CLASS or --KEY+=CLASS, pass --KEY.{name}=VALUE."
-
-
-def _of_type(message: str) -> str | None:
-    """A value that is of none of several types."""
-    found = re.match(
-        r'Parser key "([\w.]+)": (?:- Expected a path .*? - )?'
-        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors:.*"
-        r"Given value: (.*)$",
-        message,
-    )
-    if not found:
-        return None
-    key, types, value = found.groups()
-    if kinds := re.findall(r"Namespace\(class_path='(?:\w+\.)*(\w+)'", value):
-        missing = re.search(rf"(?:arguments are required:|{_NEEDS}) (\w+)", message)
-        name = missing[1].rsplit(".", 1)[-1] if missing else ""
-        # of several, the one that was given last
-        return f"{key}: {kinds[-1]} needs {name}: pass --{key}.{name}=VALUE after it." if missing else None
-    types = re.sub(r"<class '(?:\w+\.)*(\w+)'>|(?:\w+\.)+(?=\w)", r"\1", types).replace("NoneType", "null")
-    types = re.sub(r"Literal\[(.*?)\]", r"\1", types)
-    if not key.startswith("data.") and any(key in inspect.signature(c).parameters for c in data_classes().values()):
-        key = f"data.{key}"
-    return f"{key} must be of {types.replace(', null', ' or null')}, got {value}."
-
-
-def _of_unknown_key(message: str, known: Callable[[], Iterable[str]]) -> str | None:
-    if unknown := re.search(r"unrecognized arguments: (?:--)?([\w.]+)", message):
-        key = unknown[1]
-    elif unknown := re.search(r"(?:[Oo]ption|[Kk]ey) '([\w.]+)'(?: is not|$)", message):
-        key = unknown[1]
-        inside = re.match(r'Parser key "([\w.]+)"', message)
-        if inside and not key.startswith(inside[1]):
-            key = f"{inside[1]}.{key}"
-    else:
-        return None
-    key = key.replace("init_args.", "")
-    owners = [name for name, c in data_classes().items() if key in inspect.signature(c).parameters]
-    if owners and message.startswith("Option"):  # said inside the class of the data set that was chosen
-        *most, last = owners
-        return f"this data set has no argument {key}: only {', '.join(most)}{' and ' if most else ''}{last} have it."
-    return f"unknown argument {key}.{_nearest(key, known())}"
+def known_classes() -> set[str]:
+    """Names by which classes may be given without their module."""
+    bases: dict[type, Any] = dict.fromkeys((SpikingDataModule, ImageAugmentation, EventAugmentation), data_module)
+    bases |= {Optimizer: torch.optim, LRScheduler: torch.optim.lr_scheduler, Callback: callbacks}
+    return {name for base, module in bases.items() for name in _classes_below(base, module)}

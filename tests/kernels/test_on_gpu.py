@@ -16,7 +16,7 @@ from plif_lightning.network import use_backend
 from plif_lightning.training.losses import per_step_mse
 from plif_lightning.training.task import SpikingClassifier
 from tests.benchmarks.step import inputs, make_fire
-from tests.test_task import SMALL, trainer
+from tests.training.test_task import SMALL, trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
