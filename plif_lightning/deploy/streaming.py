@@ -52,11 +52,7 @@ class StreamingNetwork:
         engine: Engine = "events",
         sensor: tuple[int, int] | None = None,
     ) -> None:
-        for name, value in (("events_per_step", events_per_step), ("us_per_step", us_per_step)):
-            if value is not None and (not isinstance(value, Integral) or value < 1):
-                raise UserError(f"{name} must be a whole number, at least 1, got {value}.")
-        if events_per_step is not None and us_per_step is not None:
-            raise UserError("give events_per_step or us_per_step, not both.")
+        _require_one_length(events_per_step, us_per_step)
         net = network_of(net)
         if net.inputs.name != "direct":
             raise UserError(f"input_encoder={net.inputs.name!r} needs all time-steps of an image: it cannot stream.")
@@ -123,20 +119,25 @@ class StreamingNetwork:
             UserError: the frame has another shape; the state is unchanged.
         """
         frame = torch.as_tensor(np.asarray(frame) if not isinstance(frame, Tensor) else frame)
+        self._require_shape(frame)
         single = frame.dim() == 3
         batch = frame[None] if single else frame
-        expected = [*self.net.input_shape]
-        size = None if self.total is None else list(self.total.shape[:-1])
-        if batch.dim() != 4 or list(batch.shape[1:]) != expected or size not in (None, [] if single else [len(batch)]):
-            streams = "" if size is None else f" of {size[0] if size else 'one'} stream{'s' if size else ''}, as before"
-            raise UserError(f"frame must be {expected} or [N, {', '.join(map(str, expected))}]{streams}, got "
-                            f"{list(frame.shape)}.")  # fmt: skip
         votes, self.potentials = self._step(batch.to(self.device, self.dtype), self.potentials)
         votes = votes[0] if single else votes
         # float64, so that the sum over a long stream does not absorb the votes of a step.
         self.total = votes.double() if self.total is None else self.total + votes
         self.steps += 1
         return self.votes
+
+    def _require_shape(self, frame: Tensor) -> None:
+        """Refuse a frame of another shape, or of another number of streams than before."""
+        expected, streams = [*self.net.input_shape], list(frame.shape[:-3])
+        before = streams if self.total is None else list(self.total.shape[:-1])
+        if frame.dim() not in (3, 4) or list(frame.shape[-3:]) != expected or streams != before:
+            count = f"{before[0]} streams" if before else "one stream"
+            of_streams = "" if self.total is None else f" of {count}, as before"
+            raise UserError(f"frame must be {expected} or [N, {', '.join(map(str, expected))}]{of_streams}, got "
+                            f"{list(frame.shape)}.")  # fmt: skip
 
     def push(self, x: Any, y: Any = None, t: Any = None, p: Any = None, name: str = "events") -> Tensor:
         """Process events and return the running votes after each completed time-step, [steps, num_classes].
@@ -237,22 +238,35 @@ class StreamingNetwork:
         Raises:
             UserError: it is not the state of a stream, or belongs to another network.
         """
-        missing = {"potentials", "total", "steps", "waiting", "step_ends", "latest"} - state.keys()
+        missing = self.state_dict().keys() - state.keys()
         if missing:
             raise UserError(f"the state of a stream lacks {', '.join(sorted(missing))}.")
         waiting, potentials = state["waiting"], state["potentials"]
         if not isinstance(waiting, Tensor) or waiting.dim() != 2 or len(waiting) != 2:
             raise UserError("the state of a stream must hold the waiting events' addresses and times, [2, N].")
         if potentials is not None:
-            samples = 1 if state["total"] is None or state["total"].dim() == 1 else len(state["total"])
-            frames = torch.zeros(samples, *self.net.input_shape, device=self.device, dtype=self.dtype)
-            with torch.no_grad():
-                _, own = self._step(frames, None)
-            if {name: v.shape for name, v in potentials.items()} != {name: v.shape for name, v in own.items()}:
-                raise UserError("the state belongs to another network or another number of streams.")
+            self._require_own(potentials, state["total"])
         self.potentials, self.total, self.steps = state["potentials"], state["total"], state["steps"]
         self._waiting, self._step_ends = waiting.numpy().copy(), state["step_ends"]
         self._latest = state["latest"]
+
+    @torch.no_grad()
+    def _require_own(self, potentials: Mapping[str, Tensor], total: Tensor | None) -> None:
+        """Refuse potentials of another network, or of another number of streams than the votes are of."""
+        samples = 1 if total is None or total.dim() == 1 else len(total)
+        frames = torch.zeros(samples, *self.net.input_shape, device=self.device, dtype=self.dtype)
+        _, own = self._step(frames, None)
+        if {name: v.shape for name, v in potentials.items()} != {name: v.shape for name, v in own.items()}:
+            raise UserError("the state belongs to another network or another number of streams.")
+
+
+def _require_one_length(events_per_step: int | None, us_per_step: int | None) -> None:
+    """Refuse lengths of a time-step that are no whole numbers, or two of them."""
+    for name, value in (("events_per_step", events_per_step), ("us_per_step", us_per_step)):
+        if value is not None and (not isinstance(value, Integral) or value < 1):
+            raise UserError(f"{name} must be a whole number, at least 1, got {value}.")
+    if events_per_step is not None and us_per_step is not None:
+        raise UserError("give events_per_step or us_per_step, not both.")
 
 
 def _margins(votes: Tensor) -> Tensor:

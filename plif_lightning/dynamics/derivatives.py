@@ -25,7 +25,7 @@ class _Undifferentiable(torch.autograd.Function):
         )
 
 
-def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
     """Decorate the `backward` of an `autograd.Function` so that differentiating it again raises an error.
 
     PyTorch's decorator of the same name only checks the incoming gradients. If these are constant, as for a sum, it
@@ -33,7 +33,7 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(backward)
-    def checked(ctx: Any, *gradients: Any) -> Any:
+    def checked(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         if torch.compiler.is_compiling():  # compiled graphs raise this error themselves
             return backward(ctx, *gradients)
         with torch.no_grad():
@@ -41,8 +41,6 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
         depends_on = (*gradients, *ctx.saved_tensors) if torch.is_grad_enabled() else ()
         if not any(isinstance(one, Tensor) and one.requires_grad for one in depends_on):
             return found
-        parts = found if isinstance(found, tuple) else (found,)
-        attached = _Undifferentiable.apply(*(None if p is None else p.detach().requires_grad_() for p in parts))
-        return attached if isinstance(found, tuple) else attached[0]
+        return _Undifferentiable.apply(*(None if one is None else one.detach().requires_grad_() for one in found))
 
     return checked

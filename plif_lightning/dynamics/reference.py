@@ -1,5 +1,6 @@
 """The paper's neuron over T time-steps in plain PyTorch: the reference for every faster implementation."""
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -45,18 +46,8 @@ def integrate_and_fire(
     Source: Fang et al. 2021, Eqs. 2-6 (with the brackets that Eqs. 5 and 6 lack) and 8-17.
     """
     time_steps = checked(x, k, v, firing, time_steps)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    if v is None:
-        v = torch.full((), firing.v_reset, dtype=dtype, device=x.device).expand(x.shape[1:])
     with in_own_precision(x.device):
-        return _IntegrateAndFire.apply(
-            x,
-            None if k is None else _over_channels(k, x).to(dtype),
-            v.to(dtype),
-            _over_channels(firing.v_threshold, x) if isinstance(firing.v_threshold, Tensor) else firing.v_threshold,
-            firing,
-            time_steps,
-        )
+        return _IntegrateAndFire.apply(x, *_prepared(x, k, v, firing), firing, time_steps)
 
 
 class Trace(NamedTuple):
@@ -85,19 +76,10 @@ def trace(
 ) -> Trace:
     """Spikes and potentials of every step, without gradients; arguments and errors as in `integrate_and_fire`."""
     time_steps = checked(x, k, v, firing, time_steps)
-    charged, after = [], []
     with torch.no_grad(), in_own_precision(x.device):
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        v = torch.full_like(x[0], firing.v_reset) if v is None else v.to(x.dtype)
-        k = None if k is None else _over_channels(k, x).to(x.dtype)
-        threshold = firing.v_threshold
-        threshold = _over_channels(threshold, x) if isinstance(threshold, Tensor) else threshold
-        for t in range(time_steps):
-            charged.append(_charge(x[t if len(x) > 1 else 0], k, v, firing.v_reset))
-            v = _reset(charged[-1], _fire(charged[-1], threshold), threshold, firing)
-            after.append(v)
-        h = torch.stack(charged)
-        return Trace(_fire(h, threshold), h, torch.stack(after), firing.v_threshold)
+        steps = _steps(x, *_prepared(x, k, v, firing), firing, time_steps)
+        charged, spikes, after = (torch.stack(values) for values in zip(*steps, strict=True))
+    return Trace(spikes, charged, after, firing.v_threshold)
 
 
 def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -111,9 +93,20 @@ def autocast_in_force(device: torch.device) -> bool:
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
-def _over_channels(value: Tensor, x: Tensor) -> Tensor:
-    """A scalar, or one value per channel in a shape that broadcasts with one step of x."""
-    return value.view(-1, *[1] * (x.dim() - 3)) if value.dim() > 0 else value
+def _prepared(
+    x: Tensor, k: Tensor | None, v: Tensor | None, firing: Firing
+) -> tuple[Tensor | None, Tensor, float | Tensor]:
+    """k, V_{-1} and V_th in shapes that broadcast with one step of x, and k and V_{-1} in float32 at least."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if v is None:
+        v = torch.full((), firing.v_reset, dtype=dtype, device=x.device).expand(x.shape[1:])
+    k = _over_channels(k, x)
+    return None if k is None else k.to(dtype), v.to(dtype), _over_channels(firing.v_threshold, x)
+
+
+def _over_channels(value: Any, x: Tensor) -> Any:
+    """One value per channel in a shape that broadcasts with one step of x; anything else is returned unchanged."""
+    return value.view(-1, *[1] * (x.dim() - 3)) if isinstance(value, Tensor) and value.dim() > 0 else value
 
 
 def checked(x: Tensor, k: Tensor | None, v: Tensor | None, firing: Firing, time_steps: int | None) -> int:
@@ -122,22 +115,28 @@ def checked(x: Tensor, k: Tensor | None, v: Tensor | None, firing: Firing, time_
     Raises:
         UserError: see `integrate_and_fire`.
     """
-    if x.dim() < 2 or x.shape[0] == 0:
-        raise UserError(f"x must be [T, N, *] with T >= 1, got shape {tuple(x.shape)}.")
-    if time_steps is None:
-        time_steps = x.shape[0]
-    elif time_steps < 1:
-        raise UserError(f"time_steps must be at least 1, got {time_steps}.")
-    elif x.shape[0] not in (1, time_steps):
-        raise UserError(f"x must have 1 or time_steps = {time_steps} steps, got {x.shape[0]}.")
+    time_steps = _number_of_steps(x, time_steps)
     if v is not None and v.shape != x.shape[1:]:
         raise UserError(f"v must have the shape of one step of x, {tuple(x.shape[1:])}, got {tuple(v.shape)}.")
     if v is not None and v.device != x.device:
         raise UserError(f"v must be on the device of x, {x.device}, got one on {v.device}.")
     for name, value in (("k", k), ("v_threshold", firing.v_threshold)):
-        if isinstance(value, Tensor) and value.dim() > 0 and (x.dim() < 3 or value.shape != x.shape[2:3]):
+        if isinstance(value, Tensor) and value.dim() > 0 and value.shape != x.shape[2:3]:
             shapes = f"x {tuple(x.shape)}, got {tuple(value.shape)}"
             raise UserError(f"{name} must be a scalar or one value per channel of {shapes}.")
+    return time_steps
+
+
+def _number_of_steps(x: Tensor, time_steps: int | None) -> int:
+    """T of an input with that many steps, or with one step that is held for `time_steps`."""
+    if x.dim() < 2 or x.shape[0] == 0:
+        raise UserError(f"x must be [T, N, *] with T >= 1, got shape {tuple(x.shape)}.")
+    if time_steps is None:
+        return x.shape[0]
+    if time_steps < 1:
+        raise UserError(f"time_steps must be at least 1, got {time_steps}.")
+    if x.shape[0] not in (1, time_steps):
+        raise UserError(f"x must have 1 or time_steps = {time_steps} steps, got {x.shape[0]}.")
     return time_steps
 
 
@@ -162,11 +161,35 @@ def _reset(h: Tensor, fired: Tensor, v_threshold: float | Tensor, firing: Firing
     return h.masked_fill(fired != 0, firing.v_reset)
 
 
-class _IntegrateAndFire(torch.autograd.Function):
-    """Saves only x, k, V_{-1} and V_th; the backward pass recomputes H and applies Eqs. 8-17.
+def _steps(
+    x: Tensor, k: Tensor | None, v: Tensor, v_threshold: float | Tensor, firing: Firing, time_steps: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield H_t, S_t and V_t of each step, for values as `_prepared` returns them."""
+    for x_t in x.expand(time_steps, *x.shape[1:]):
+        h = _charge(x_t.to(v.dtype), k, v, firing.v_reset)
+        fired = _fire(h, v_threshold)
+        v = _reset(h, fired, v_threshold, firing)
+        yield h, fired, v
+
+
+def _grad_of_charged(
+    h: Tensor, grad_fire: Tensor, grad_v: Tensor, v_threshold: float | Tensor, firing: Firing, to: Tensor | None
+) -> Tensor:
+    """dL/dH_t from dL/dS_t and dL/dV_t; adds dL/dV_th of this step to `to`.
 
     dS/dV_th is -dS/dH, and under a soft reset dV/dV_th is -S.
     """
+    fired, soft = _fire(h, v_threshold), firing.reset == "soft"
+    if not firing.detach_reset:
+        grad_fire = grad_fire + grad_v * (-v_threshold if soft else firing.v_reset - h)
+    grad_h = firing.gradient.derivative(h - v_threshold).mul_(grad_fire)
+    if to is not None:
+        to -= (grad_h + grad_v * fired if soft else grad_h).sum_to_size(to.shape)
+    return grad_h.add_(grad_v if soft else grad_v.masked_fill(fired != 0, 0.0))
+
+
+class _IntegrateAndFire(torch.autograd.Function):
+    """Saves only x, k, V_{-1} and V_th; the backward pass recomputes H and applies Eqs. 8-17."""
 
     @staticmethod
     def forward(
@@ -182,11 +205,8 @@ class _IntegrateAndFire(torch.autograd.Function):
         ctx.save_for_backward(x, k, v, v_threshold if learned else None)
         ctx.settings = (v_threshold if not learned else None, firing, time_steps)
         spikes = x.new_empty(time_steps, *x.shape[1:])
-        for t in range(time_steps):
-            h = _charge(x[t if x.shape[0] > 1 else 0].to(v.dtype), k, v, firing.v_reset)
-            fired = _fire(h, v_threshold)
-            spikes[t] = fired
-            v = _reset(h, fired, v_threshold, firing)
+        for t, (_, fired, v_t) in enumerate(_steps(x, k, v, v_threshold, firing, time_steps)):
+            spikes[t], v = fired, v_t
         return spikes, v
 
     @staticmethod
@@ -195,31 +215,22 @@ class _IntegrateAndFire(torch.autograd.Function):
         x, k, v, learned = ctx.saved_tensors
         v_threshold, firing, time_steps = ctx.settings
         v_threshold = v_threshold if learned is None else learned
-        v_reset = firing.v_reset
-        constant, soft = x.shape[0] == 1, firing.reset == "soft"
+        constant, inputs = x.shape[0] == 1, x.expand(time_steps, *x.shape[1:])
         potentials, resets = [], [v]
-        for t in range(time_steps):
-            h = _charge(x[0 if constant else t].to(v.dtype), k, resets[-1], v_reset)
+        for h, _, after in _steps(x, k, v, v_threshold, firing, time_steps):
             potentials.append(h)
-            resets.append(_reset(h, _fire(h, v_threshold), v_threshold, firing))
+            resets.append(after)
         grad_v = grad_v.to(v.dtype)
         grad_x = torch.zeros_like(x, dtype=v.dtype) if constant else torch.empty_like(x)
         grad_k = None if k is None else torch.zeros_like(k)
         grad_threshold = None if learned is None else torch.zeros_like(learned, dtype=v.dtype)
         for t in reversed(range(time_steps)):
-            h, v_before = potentials.pop(), resets[t]
-            fired = _fire(h, v_threshold)
-            grad_fire = grad_spikes[t].to(h.dtype)
-            if not firing.detach_reset:
-                grad_fire = grad_fire + grad_v * (-v_threshold if soft else v_reset - h)
-            grad_h = firing.gradient.derivative(h - v_threshold).mul_(grad_fire)
-            if grad_threshold is not None:
-                grad_threshold -= (grad_h + grad_v * fired if soft else grad_h).sum_to_size(grad_threshold.shape)
-            grad_h.add_(grad_v if soft else grad_v.masked_fill(fired != 0, 0.0))
+            grad_fire = grad_spikes[t].to(v.dtype)
+            grad_h = _grad_of_charged(potentials.pop(), grad_fire, grad_v, v_threshold, firing, grad_threshold)
             if k is None:
                 grad_input, grad_v = grad_h, grad_h
             else:
-                drive = x[0 if constant else t].to(h.dtype) - (v_before - v_reset)
+                drive = inputs[t].to(v.dtype) - (resets[t] - firing.v_reset)
                 grad_k += drive.mul_(grad_h).sum_to_size(k.shape)
                 grad_input = grad_h * k
                 grad_v = grad_h.sub_(grad_input)

@@ -22,10 +22,6 @@ def _atan(z: Tensor) -> Tensor:
     return (math.pi * z).square_().add_(1).reciprocal_()
 
 
-def _atan_integral(z: Tensor) -> Tensor:
-    return torch.arctan(math.pi * z) / math.pi + 0.5
-
-
 def _sigmoid(z: Tensor) -> Tensor:
     e = torch.exp(-z.abs())  # s(z) s(-z), because s (1 - s) cancels in float32 for large |z|
     return e / (1 + e).square_()
@@ -35,34 +31,21 @@ def _triangle(z: Tensor) -> Tensor:
     return (1 - z.abs()).clamp_(min=0)
 
 
-def _triangle_integral(z: Tensor) -> Tensor:
-    z = z.clamp(-1, 1)
-    return torch.where(z < 0, (1 + z).square() / 2, 1 - (1 - z).square() / 2)
-
-
 def _rectangle(z: Tensor) -> Tensor:
     return (z.abs() < 0.5).to(z.dtype)
-
-
-def _rectangle_integral(z: Tensor) -> Tensor:
-    return (z + 0.5).clamp(0, 1)
 
 
 def _fast_sigmoid(z: Tensor) -> Tensor:
     return z.abs().add_(1).square_().reciprocal_().mul_(0.5)
 
 
-def _fast_sigmoid_integral(z: Tensor) -> Tensor:
-    return 0.5 + 0.5 * z / (1 + z.abs())
-
-
-# name -> (g, integral of g)
-_DENSITIES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "atan": (_atan, _atan_integral),
-    "sigmoid": (_sigmoid, torch.sigmoid),
-    "triangle": (_triangle, _triangle_integral),
-    "rectangle": (_rectangle, _rectangle_integral),
-    "fast_sigmoid": (_fast_sigmoid, _fast_sigmoid_integral),
+# name -> g
+_DENSITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "atan": _atan,
+    "sigmoid": _sigmoid,
+    "triangle": _triangle,
+    "rectangle": _rectangle,
+    "fast_sigmoid": _fast_sigmoid,
 }
 
 
@@ -109,10 +92,5 @@ class Surrogate:
 
     def derivative(self, u: Tensor) -> Tensor:
         """sigma'(u) for u = H - V_th of any shape."""
-        if self.width == 1.0:
-            return _DENSITIES[self.name][0](u)
-        return _DENSITIES[self.name][0](u / self.width) / self.width
-
-    def antiderivative(self, u: Tensor) -> Tensor:
-        """sigma(u), in [0, 1], for u = H - V_th of any shape."""
-        return _DENSITIES[self.name][1](u / self.width)
+        density = _DENSITIES[self.name]
+        return density(u) if self.width == 1.0 else density(u / self.width) / self.width

@@ -24,6 +24,20 @@ def triton_is_there() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def _name(weight: Tensor, binary: bool) -> OpName:
+    """The operator of a layer; arguments as in `Backend.skips_silence`."""
+    if weight.dim() != 4:
+        return "linear"
+    return "conv" if binary else "events"
+
+
+def _is_faster(op: Op, x: Tensor, weight: Tensor) -> bool:
+    """True if an operator, or in training the gradient of its weight, is faster event-driven at the density of x."""
+    density = share_of_spikes(pixels_of(x) if op.size else x.flatten(0, -2))
+    trained = torch.is_grad_enabled() and weight.requires_grad
+    return choose(op, density) or (trained and choose(op.of_weight(), density))
+
+
 class Backend:
     """A choice between the reference and its fused forms, resolved per device.
 
@@ -39,14 +53,12 @@ class Backend:
     """
 
     def __init__(self, name: BackendName = "auto", sparse: Sparse = "auto") -> None:
-        if sparse not in get_args(Sparse):
-            raise UserError(f"sparse must be one of {', '.join(get_args(Sparse))}, got {sparse!r}.")
-        self.sparse = sparse
-        if name not in get_args(BackendName):
-            raise UserError(f"backend must be one of {', '.join(get_args(BackendName))}, got {name!r}.")
+        for argument, value, known in (("sparse", sparse, Sparse), ("backend", name, BackendName)):
+            if value not in get_args(known):
+                raise UserError(f"{argument} must be one of {', '.join(get_args(known))}, got {value!r}.")
         if name == "triton" and not triton_is_there():
             raise UserError("backend='triton' needs the package triton, which is not installed: pass backend='auto'.")
-        self.name = name
+        self.name, self.sparse = name, sparse
         self._triton = triton_is_there()
         self._triton_runs_on = "cpu" if interpreted() else "cuda"
 
@@ -91,17 +103,10 @@ class Backend:
             return False
         if self.sparse == "always":
             return True
-        names: tuple[OpName, ...] = ("linear", "linear_weight")
-        if weight.dim() == 4:
-            names = ("conv", "conv_weight") if binary else ("events", "events_weight")
-        forward = Op.of(names[0], x, weight)
-        if forward.multiplications < WORTH_LOOKING or forward.inputs != weight.shape[1]:
+        op = Op.of(_name(weight, binary), x, weight)
+        if op.multiplications < WORTH_LOOKING or op.inputs != weight.shape[1]:
             return False
-        if torch.compiler.is_compiling():
-            return True
-        density = share_of_spikes(pixels_of(x) if forward.size else x.flatten(0, -2))
-        trained = torch.is_grad_enabled() and weight.requires_grad
-        return choose(forward, density) or (trained and choose(forward._replace(name=names[1]), density))
+        return torch.compiler.is_compiling() or _is_faster(op, x, weight)
 
     def integrate_and_fire(self, x: Tensor, *arguments: Any, **settings: Any) -> tuple[Tensor, Tensor]:
         """`dynamics.integrate_and_fire` in the form of this backend; same arguments."""

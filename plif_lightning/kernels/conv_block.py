@@ -14,8 +14,8 @@ from plif_lightning.dynamics.firing import Firing
 from plif_lightning.dynamics.reference import in_own_precision
 from plif_lightning.kernels import block as block  # registers the operators
 from plif_lightning.kernels.bits import SparseMaps, number_of_spikes
-from plif_lightning.kernels.fused import no_seed, through_statistics
-from plif_lightning.kernels.layout import POOLS, Constants, Pool, real_type, rows_of, threads_for
+from plif_lightning.kernels.fused import no_seed, real_rows, through_statistics
+from plif_lightning.kernels.layout import POOLS, Constants, Pool, real_type, threads_for
 from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.policy import TYPES, Sparse
@@ -180,22 +180,8 @@ def conv_fire_pool(
     Returns:
         Spikes [T, N, C', H', W'] in the dtype of x.
     """
-    real = real_type(x)
+    settings = synchronise, binary, POOLS[pool], [*Constants.of(firing, leak=k is not None)], sparse
     with in_own_precision(x.device):
-        return _ConvFirePool.apply(
-            x,
-            conv,
-            weight.to(real),
-            bias.to(real),
-            rows_of(k, firing, x),
-            mean.to(real),
-            invstd.to(real),
-            no_seed() if seed is None else seed,
-            None if patches is None else patches.mean,
-            None if patches is None else patches.covariance,
-            synchronise,
-            binary,
-            POOLS[pool],
-            [*Constants.of(firing, leak=k is not None)],
-            sparse,
-        )
+        rows = real_rows(x, weight, bias, mean, invstd, k, firing)
+        of_patches = (None, None) if patches is None else patches
+        return _ConvFirePool.apply(x, conv, *rows, no_seed() if seed is None else seed, *of_patches, *settings)

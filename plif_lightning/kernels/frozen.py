@@ -71,10 +71,7 @@ class FrozenFire:
         one = torch.ones(1, geometry.channels, **_ON)
         shift = torch.zeros_like(one) if self._bias is None else self._bias[None]
         before = geometry.tiled(one, real), geometry.tiled(shift, real), geometry.tiled_row(self._learned[K], real)
-        after = (
-            steps, geometry.height, geometry.width, geometry.channels, geometry.run, self._pool,
-            self._constants.of_type(real), geometry.threshold(self._learned, self._constants, real),
-        )  # fmt: skip
+        after = geometry.settings(self._learned, self._constants, real)
         halve = 2 if geometry.pooled else 1
         _, n, height, width, channels = y.shape
         return geometry.units, geometry.threads, (steps, n, height // halve, width // halve, channels), before, after

@@ -230,22 +230,16 @@ def _norm_fire_pool(
     v: Tensor | None = None,
     last: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    real = real_type(y)
     mean, invstd, of_batch, of_all_processes = statistics
+    constants, steps = [*Constants.of(firing, leak=k is not None)], len(y) if time_steps is None else time_steps
     with in_own_precision(y.device):
-        return _NormFirePool.apply(
-            y,
-            weight.to(real),
-            bias.to(real),
-            rows_of(k, firing, y),
-            mean.to(real),
-            invstd.to(real),
-            no_seed() if seed is None else seed,
-            v,
-            last,
-            of_batch,
-            of_all_processes,
-            POOLS[pool],
-            [*Constants.of(firing, leak=k is not None)],
-            len(y) if time_steps is None else time_steps,
-        )
+        given = y, *real_rows(y, weight, bias, mean, invstd, k, firing), no_seed() if seed is None else seed, v
+        return _NormFirePool.apply(*given, last, of_batch, of_all_processes, POOLS[pool], constants, steps)
+
+
+def real_rows(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, k: Tensor | None, firing: Firing
+) -> tuple[Tensor, ...]:
+    """BN's weight and bias, `rows_of` k and V_th, mean and invstd, in the type that kernels compute x in."""
+    real = real_type(x)
+    return weight.to(real), bias.to(real), rows_of(k, firing, x), mean.to(real), invstd.to(real)

@@ -172,6 +172,7 @@ class Geometry:
 
     def __init__(self, y: Tensor, steps: int, pool: int, work: int = 1) -> None:
         _, n, self.channels, height, self.width = y.shape
+        self.steps, self.pool = steps, pool
         self.pooled = pool != POOLS["none"]
         neurons = 4 if self.pooled else 1
         longest = max(1, min(_RUN, _CACHE // (steps * neurons)) // self.channels)
@@ -200,6 +201,11 @@ class Geometry:
         """V_th as the compiled loops take it: a number, or a row [run] if it is learned."""
         row = learned[V_THRESHOLD]
         return self.tiled_row(row, real) if constants.learns_threshold else number(float(row[0]), real)
+
+    def settings(self, learned: Tensor, constants: Constants, real: torch.dtype) -> tuple[Any, ...]:
+        """T, sizes, pool, constants and V_th, the last arguments of the compiled loops."""
+        sizes = self.steps, self.height, self.width, self.channels, self.run
+        return *sizes, self.pool, constants.of_type(real), self.threshold(learned, constants, real)
 
     def summed(self, totals: NDArray[Any]) -> Tensor:
         """Reduce sums per slot and position in a run [slots, ..., run] to sums per channel [..., C]."""

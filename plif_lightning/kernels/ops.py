@@ -98,26 +98,10 @@ def fire(
     halve = 2 if geometry.pooled else 1
     out = empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve)
     final = empty_potential(y, last)
-    parallel(
-        cpu.forward,
-        geometry.units,
-        geometry.threads,
-        array_of(y),
-        geometry.tiled(scale, real),
-        geometry.tiled(shift, real),
-        geometry.tiled_row(learned[K], real),
-        _optional(v, real),
-        array_of(final[None]) if last else _optional(None, real),
-        array_of(out),
-        steps,
-        geometry.height,
-        geometry.width,
-        geometry.channels,
-        geometry.run,
-        pool,
-        c.of_type(real),
-        geometry.threshold(learned, c, real),
-    )
+    rows = geometry.tiled(scale, real), geometry.tiled(shift, real), geometry.tiled_row(learned[K], real)
+    potentials = _optional(v, real), array_of(final[None]) if last else _optional(None, real)
+    given, settings = (array_of(y), *rows, *potentials), geometry.settings(learned, c, real)
+    parallel(cpu.forward, geometry.units, geometry.threads, *given, array_of(out), *settings)
     return out, final
 
 
@@ -166,34 +150,11 @@ def fire_backward(
     slots = geometry.threads
     sums = np.zeros((slots, 2, len(scale), geometry.run), np.float64 if real == torch.float64 else np.float32)
     sums_learned = np.zeros((slots, len(learned), geometry.run), sums.dtype)
-    parallel(
-        cpu.backward,
-        geometry.units,
-        geometry.threads,
-        array_of(y),
-        geometry.tiled(scale, real),
-        geometry.tiled(shift, real),
-        geometry.tiled(mean, real),
-        geometry.tiled_row(learned[K], real),
-        _optional(v, real),
-        array_of(channels_last(grad_out.to(y.dtype))),
-        _optional(grad_last, real),
-        array_of(grad_y),
-        _optional(None, real) if v is None else array_of(grad_v[None]),
-        sums,
-        sums_learned,
-        steps,
-        geometry.height,
-        geometry.width,
-        geometry.channels,
-        geometry.run,
-        pool,
-        c.of_type(real),
-        geometry.threshold(learned, c, real),
-        seed_of(seed),
-        windows,
-        first_window,
-    )
+    rows = (*(geometry.tiled(row, real) for row in (scale, shift, mean)), geometry.tiled_row(learned[K], real))
+    given = array_of(y), *rows, _optional(v, real), array_of(channels_last(grad_out.to(y.dtype)))
+    found = array_of(grad_y), _optional(None, real) if v is None else array_of(grad_v[None]), sums, sums_learned
+    settings = *geometry.settings(learned, c, real), seed_of(seed), windows, first_window
+    parallel(cpu.backward, geometry.units, geometry.threads, *given, _optional(grad_last, real), *found, *settings)
     return grad_y, grad_v, *sums_of_backward(geometry, sums, sums_learned, scale, shift, mean, learned, c)
 
 

@@ -71,6 +71,10 @@ class Op(NamedTuple):
         *images, channels, height, width = x.shape
         return cls(name, x.dtype, math.prod(images) * height * width, channels, len(weight), (height, width))
 
+    def of_weight(self) -> "Op":
+        """The gradient of this operator's weight."""
+        return self._replace(name=f"{self.name}_weight")  # type: ignore[arg-type]
+
     @property
     def multiplications(self) -> int:
         """Multiplications of the dense form."""

@@ -216,9 +216,8 @@ class _ConvOfSpikes(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         bits, weight = ctx.saved_tensors
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _conv_of_gradient(grad, weight)
+        grad_x = _conv_of_gradient(grad, weight) if ctx.needs_input_grad[0] else None
+        grad_weight = None
         if ctx.needs_input_grad[1]:
             grad = grad.contiguous(memory_format=torch.channels_last)
             grad_weight = torch.ops.plif.conv_of_spikes_weight(bits, grad, weight.shape[1], ctx.sparse)
@@ -328,9 +327,8 @@ class _LinearOfSpikes(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         bits, weight = ctx.saved_tensors
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad @ weight.to(grad.dtype)
+        grad_x = grad @ weight.to(grad.dtype) if ctx.needs_input_grad[0] else None
+        grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_weight = torch.ops.plif.linear_of_spikes_weight(bits, grad, weight.shape[1], *ctx.settings)
             grad_weight = grad_weight.to(weight.dtype)

@@ -82,6 +82,7 @@ class Call:
         fuses: the fused kernels support its device and type.
         fusion: why the kernels cannot take BN, neurons and pool together; None if they can.
         conv: why the kernels cannot compute the convolution; None if they can.
+        whole: why the kernels cannot take the whole block together; None if they can.
     """
 
     def __init__(self, block: "ConvBlock", x: Tensor, binary: bool) -> None:
@@ -90,6 +91,7 @@ class Call:
         self.fuses = block.backend.fuses(x.device, computing_type(x))
         self.fusion: str | None = block.refuses_fusion if self.fuses else "the reference runs parts one by one"
         self.conv: str | None = block.refuses_conv if self.fuses else self.fusion
+        self.whole = self.fusion or self.conv
         self._skips: bool | None = None
 
     @property
@@ -125,8 +127,8 @@ class Form(NamedTuple):
 
 
 def _refuses_recomputing(call: Call) -> str | None:
-    if reason := call.fusion or call.conv:
-        return reason
+    if call.whole:
+        return call.whole
     if call.x.shape[2] > _FEW_CHANNELS:
         return f"its input has more than {_FEW_CHANNELS} channels"
     if len(call.x) == 1:
@@ -141,7 +143,7 @@ def _recompute(call: Call) -> Tensor:
     x = images_channels_last(x.flatten(0, 1).to(dtype)).unflatten(0, x.shape[:2])
     skips = block.pool_name != "avg" and block.backend.skips_silence(x.flatten(0, 1), weight, binary=False)
     sparse = block.backend.sparse if skips else "never"
-    patches = PatchMoments.of(x, sparse) if block.norm is not None and block.norm.bn.training else None
+    patches = PatchMoments.of(x, sparse) if block.normalises_by_batch else None
     batch = (lambda: moments(x)) if patches is None else (lambda: patches.of_convolution(weight))
     statistics = block.statistics(batch, x, len(x), len(weight))
     return conv_fire_pool(
@@ -158,12 +160,12 @@ def _recompute(call: Call) -> Tensor:
 
 
 def _refuses_one_pass(call: Call) -> str | None:
-    if reason := call.fusion or call.conv:
-        return reason
+    if call.whole:
+        return call.whole
     if not call.binary:
         return "its input may not be binary"
     block = call.block
-    if torch.is_grad_enabled() or (block.norm is not None and block.norm.bn.training):
+    if torch.is_grad_enabled() or block.normalises_by_batch:
         return "it is in training"
     if block.pool_name == "avg" or carried() is not None or call.steps > len(call.x):
         return "its pool averages, or its input has one step"
@@ -224,14 +226,16 @@ def convolve(call: Call, with_bias: bool) -> Tensor:
     if call.conv is not None:
         return conv(call.images if call.fuses else call.x.flatten(0, 1))
     bias = conv.bias if with_bias else None
-    if call.binary:
-        spikes = call.spikes
-        large = torch.is_grad_enabled() and conv.weight.requires_grad and spikes.numel() >= _MANY_SPIKES
-        if large or call.skips(spikes):
-            y = conv_of_spikes(spikes, conv.weight, call.block.backend.sparse)
-            return y if bias is None else y + bias[:, None, None]
-        return F.conv2d(spikes, conv.weight, bias, padding=1)
-    return F.conv2d(call.images, conv.weight, bias, padding=1)
+    images = call.spikes if call.binary else call.images
+    if call.binary and (_saves_memory(images, conv.weight) or call.skips(images)):
+        y = conv_of_spikes(images, conv.weight, call.block.backend.sparse)
+        return y if bias is None else y + bias[:, None, None]
+    return F.conv2d(images, conv.weight, bias, padding=1)
+
+
+def _saves_memory(spikes: Tensor, weight: Tensor) -> bool:
+    """True if the backward pass needs the spikes, and they are many enough to be stored as bits or bytes."""
+    return torch.is_grad_enabled() and weight.requires_grad and spikes.numel() >= _MANY_SPIKES
 
 
 # Fastest first; the last one never refuses.
@@ -295,6 +299,11 @@ class ConvBlock(nn.Module):
         if self.pool is None:
             return "none"
         return self.pool.name if isinstance(self.pool, Pool2d) else None
+
+    @property
+    def normalises_by_batch(self) -> bool:
+        """True if BN normalises with statistics of the batch."""
+        return self.norm is not None and self.norm.bn.training
 
     @property
     def refuses_fusion(self) -> str | None:

@@ -1,7 +1,9 @@
 """Hooks of modules: a hooked module must be called as a module, not fused into a kernel."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as _every
@@ -32,18 +34,15 @@ def must_be_called(module: nn.Module) -> bool:
 Hear = Callable[[str, Tensor], None]
 
 
-@contextmanager
-def listening(neurons: Mapping[str, nn.Module], hear: Hear | None) -> Iterator[None]:
+def listening(neurons: Mapping[str, nn.Module], hear: Hear | None) -> AbstractContextManager[None]:
     """Call `hear(name, spikes)` with the output [T, N, *] of each of these neurons while the context lasts."""
+    return nullcontext() if hear is None else hooked(neurons, lambda name, neuron, given, spikes: hear(name, spikes))
 
-    def listener(name: str, hear: Hear) -> Callable[..., None]:
-        return lambda neuron, given, spikes: hear(name, spikes)
 
-    handles = []
-    if hear is not None:
-        handles = [neuron.register_forward_hook(listener(name, hear)) for name, neuron in neurons.items()]
-    try:
+@contextmanager
+def hooked(modules: Mapping[str, nn.Module], hook: Callable[[str, Any, Any, Any], None]) -> Iterator[None]:
+    """Call `hook(name, module, inputs, output)` after each call of these modules while the context lasts."""
+    with ExitStack() as handles:
+        for name, module in modules.items():
+            handles.enter_context(module.register_forward_hook(partial(hook, name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

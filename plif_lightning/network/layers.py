@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import Pool
@@ -50,8 +51,8 @@ class Pool2d(nn.Module):
             return "max_first" if pool.ties == "first" else "max_random"
         if type(pool) is not nn.AvgPool2d or pool.divisor_override is not None:
             return None
-        sizes = [(size, size) if isinstance(size, int) else tuple(size) for size in (pool.kernel_size, pool.stride)]
-        return "avg" if sizes == [(2, 2), (2, 2)] and pool.padding in (0, (0, 0)) and not pool.ceil_mode else None
+        halves = _pair(pool.kernel_size) == _pair(pool.stride) == (2, 2)
+        return "avg" if halves and pool.padding in (0, (0, 0)) and not pool.ceil_mode else None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(x.flatten(0, 1)).unflatten(0, x.shape[:2])

@@ -71,6 +71,13 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
         raise CheckpointError(f"{path} is a folder: pass a file, such as --ckpt_path RUN/checkpoints/best.ckpt.")
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist.")
+    checkpoint = _read(path, mapped)
+    _require_weights(checkpoint, path)
+    return checkpoint
+
+
+def _read(path: Path, mapped: bool) -> Any:
+    """Content of a file that PyTorch wrote, of whatever type; arguments and errors as `load_checkpoint`."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # PyTorch does not verify the checksums
@@ -78,7 +85,7 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path} is damaged: the checksum of its part {damaged} differs. Use another copy of it."
             )
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (CheckpointError, MemoryError):
         raise
     except OSError as error:
@@ -90,10 +97,17 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
             "No checkpoint that `fit` wrote does."
         ) from error
     except Exception as error:  # zipfile, pickle and PyTorch raise many types for a damaged file
-        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is truncated or another kind of file ({reason})."
+            f"{path} cannot be read as a checkpoint: it is truncated or another kind of file ({_in_one_line(error)})."
         ) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _require_weights(checkpoint: Any, path: Path) -> None:
+    """Refuse a file without weights, or with a weight that is NaN or infinite."""
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it holds no weights.")
     for name, value in checkpoint["state_dict"].items():
@@ -101,7 +115,6 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
             raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: its {name} is not a tensor.")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(f"{path} is unusable: {name} in it is NaN or infinite.")
-    return checkpoint
 
 
 def configuration_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -128,9 +141,8 @@ def configuration_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         if not isinstance(data.setdefault("init_args", {}), dict) or not isinstance(data.get("class_path", ""), str):
             raise ValueError("data must have a class_path and init_args")
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path} is not a checkpoint that `fit` wrote: its configuration cannot be read ({reason})."
+            f"{path} is not a checkpoint that `fit` wrote: its configuration cannot be read ({_in_one_line(error)})."
         ) from error
     return config
 
@@ -192,6 +204,5 @@ def network_in(checkpoint: dict[str, Any], path: Path) -> SpikingNetwork:
     except UserError:
         raise
     except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"the network in {path} cannot be built: {reason}") from error
+        raise CheckpointError(f"the network in {path} cannot be built: {_in_one_line(error)}") from error
     return network.eval()

@@ -49,22 +49,19 @@ class TimeBatchNorm2d(nn.Module):
 
     def __init__(self, channels: int, statistics: NormStatistics = "per_step", held: NormHeld = "every_step") -> None:
         super().__init__()
-        if held not in get_args(NormHeld):
-            raise UserError(f"norm_held must be one of {', '.join(get_args(NormHeld))}, got {held!r}.")
-        self.held = held
-        if statistics not in get_args(NormStatistics):
-            raise UserError(
-                f"norm_statistics must be one of {', '.join(get_args(NormStatistics))}, got {statistics!r}."
-            )
-        self.statistics = statistics
+        for name, value, known in (("held", held, NormHeld), ("statistics", statistics, NormStatistics)):
+            if value not in get_args(known):
+                raise UserError(f"norm_{name} must be one of {', '.join(get_args(known))}, got {value!r}.")
+        self.held, self.statistics = held, statistics
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """Normalised x, of the same shape; `time_steps` is T of a held input x [1, N, C, H, W]."""
-        if self.held == "every_step" and self.bn.training and len(x) == 1 and time_steps is not None and time_steps > 1:
-            return self._held(x, time_steps)
-        if self.bn.training and self.statistics == "per_step" and len(x) > 1:
-            return torch.stack([self.bn(step) for step in x])
+        if self.bn.training:
+            if self.held == "every_step" and len(x) == 1 and time_steps is not None and time_steps > 1:
+                return self._held(x, time_steps)
+            if self.statistics == "per_step" and len(x) > 1:
+                return torch.stack([self.bn(step) for step in x])
         return self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     @property
@@ -89,40 +86,51 @@ class TimeBatchNorm2d(nn.Module):
             ValueError: a batch statistic over a single value.
         """
         bn = self.bn
-        if bn.training and count == 0:
+        if not bn.training:
+            assert bn.running_mean is not None
+            assert bn.running_var is not None
+            return Statistics(bn.running_mean[None], torch.rsqrt(bn.running_var + bn.eps)[None], False, False)
+        if count == 0:
             raise UserError("x must hold at least one sample in training, for BN's batch statistics, got N = 0.")
+        with torch.no_grad():
+            mean, var = batch()
+            repeats = time_steps if len(mean) == 1 and self.held == "every_step" else 1
+            mean, var, n, synchronised = self._of_batch(mean, var, count)
+            self._update_running(mean, var, n, repeats)
+            return Statistics(mean, torch.rsqrt(var + bn.eps), True, synchronised)
+
+    def _of_batch(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor, int | Tensor, bool]:
+        """Moments and number of values per `statistics` and over all processes, from those of each step.
+
+        The last value is True if other processes took part.
+        """
+        if self.statistics == "all_steps" and len(mean) > 1:
+            steps, whole = len(mean), mean.mean(0, keepdim=True)
+            var = (var + (mean - whole).square()).mean(0, keepdim=True)
+            mean, count = whole, count * steps
+        if isinstance(self.bn, nn.SyncBatchNorm) and dist.is_initialized() and dist.get_world_size() > 1:
+            return *moments_over_processes(mean, var, count), True
+        if count == 1:
+            raise ValueError("Expected more than 1 value per channel when training, got 1.")
+        return mean, var, count, False
+
+    def _update_running(self, mean: Tensor, var: Tensor, n: int | Tensor, repeats: int) -> None:
+        """Update the running statistics by each step's mean and biased variance of n values, `repeats` times."""
+        bn = self.bn
         assert bn.running_mean is not None
         assert bn.running_var is not None
         assert bn.momentum is not None
-        if not bn.training:
-            return Statistics(bn.running_mean[None], torch.rsqrt(bn.running_var + bn.eps)[None], False, False)
-        with torch.no_grad():
-            mean, var = batch()
-            seen_steps = len(mean)
-            if self.statistics == "all_steps" and seen_steps > 1:
-                whole = mean.mean(0, keepdim=True)
-                var = (var + (mean - whole).square()).mean(0, keepdim=True)
-                mean, count = whole, count * seen_steps
-            synchronise = isinstance(bn, nn.SyncBatchNorm) and dist.is_initialized() and dist.get_world_size() > 1
-            n: int | Tensor = count
-            if synchronise:
-                mean, var, n = moments_over_processes(mean, var, count)
-            elif count == 1:
-                raise ValueError("Expected more than 1 value per channel when training, got 1.")
-            if seen_steps == 1 and self.held == "once":
-                time_steps = 1
-            elif self.statistics == "all_steps" and seen_steps == 1:
-                n = n * time_steps  # as if every step had been seen
-            unbiased = var * (n / (n - 1))
-            # T successive updates r += m (s_t - r) in closed form: s_t has the weight m (1 - m)^(T - 1 - t).
-            updates = time_steps if self.statistics == "per_step" else 1
-            ages = torch.arange(updates - 1, -1, -1, device=mean.device, dtype=mean.dtype)
-            weights = (bn.momentum * (1 - bn.momentum) ** ages)[:, None]
-            for running, seen in ((bn.running_mean, mean), (bn.running_var, unbiased)):
-                running.mul_((1 - bn.momentum) ** updates).add_((weights * seen).sum(0))
-            if bn.num_batches_tracked is not None:
-                bn.num_batches_tracked += updates
-            return Statistics(mean, torch.rsqrt(var + bn.eps), True, synchronise)
+        updates = len(mean) * repeats
+        if self.statistics == "all_steps":
+            updates, n = 1, n * repeats
+        unbiased = var * (n / (n - 1))
+        # T successive updates r += m (s_t - r) in closed form: s_t has the weight m (1 - m)^(T - 1 - t).
+        ages = torch.arange(updates - 1, -1, -1, device=mean.device, dtype=mean.dtype)
+        weights = (bn.momentum * (1 - bn.momentum) ** ages)[:, None]
+        for running, seen in ((bn.running_mean, mean), (bn.running_var, unbiased)):
+            running.mul_((1 - bn.momentum) ** updates).add_((weights * seen).sum(0))
+        if bn.num_batches_tracked is not None:
+            bn.num_batches_tracked += updates
 
     def _held(self, x: Tensor, time_steps: int) -> Tensor:
         bn = self.bn

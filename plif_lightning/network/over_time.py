@@ -1,6 +1,6 @@
 """A stack of ordinary layers and spiking neurons, run over time."""
 
-from typing import cast
+from typing import TypeGuard
 
 from torch import Tensor, nn
 
@@ -46,7 +46,7 @@ class OverTime(nn.Module):
         return run_over_time(self.net, x)
 
 
-def _is_plain(module: nn.Module) -> bool:
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Sequential]:
     """True if this runs its parts in sequence: a Sequential that does not override forward."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
@@ -55,7 +55,7 @@ def _require_known(module: nn.Module) -> None:
     if isinstance(module, _KNOW_TIME):
         return
     if _is_plain(module):
-        for part in cast("nn.Sequential", module):
+        for part in module:
             _require_known(part)
     elif any(isinstance(part, Neuron) for part in module.modules()):
         raise UserError(
@@ -70,7 +70,7 @@ def run_over_time(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, (*_KNOW_TIME, OverTime)):
         return module(x)
     if _is_plain(module):
-        return _run_parts(cast("nn.Sequential", module), x)
+        return _run_parts(module, x)
     _require_known(module)
     y = module(x.flatten(0, 1))
     if not isinstance(y, Tensor):

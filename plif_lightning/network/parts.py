@@ -1,7 +1,7 @@
 """Description of a network's modules in plain values, which checkpoints store and verify."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -29,23 +29,32 @@ def parts_of(net: nn.Module) -> Parts:
     (kernel sizes, strides, eps, ...); for all neurons the constants of firing; and `replaced`: methods overridden on
     the instance. Attributes of other programs' modules are ignored: they may be counters or caches.
     """
-    found: Parts = {}
-    for name, module in net.named_modules():
-        if _COMPILED in module._modules:  # the wrapper of a compiled module; the module itself follows
-            continue
-        own = {key: value for key, value in vars(module).items() if key[0] != "_"}
-        settings: dict[str, Any] = dict(own) if _origin(module) != "elsewhere" else {}
-        if isinstance(module, Neuron):
-            settings |= asdict(module.constants)
-        plain = {key: _plain(value) for key, value in settings.items() if key not in _NO_SETTINGS}
-        part: dict[str, Any] = {"class": _class_name(module), "from": _origin(module)}
-        part |= {key: value for key, value in plain.items() if value is not _NOT_PLAIN}
-        if replaced := sorted(key for key, value in own.items() if callable(value) and hasattr(type(module), key)):
-            part["replaced"] = replaced
-        if module._forward_hooks or module._forward_pre_hooks:
-            part["hooks"] = True
-        found[".".join(level for level in name.split(".") if level != _COMPILED)] = part
-    return found
+    return {
+        ".".join(level for level in name.split(".") if level != _COMPILED): _part(module)
+        for name, module in net.named_modules()
+        if _COMPILED not in module._modules  # the wrapper of a compiled module; the module itself follows
+    }
+
+
+def _part(module: nn.Module) -> dict[str, Any]:
+    """Class and settings of one module, see `parts_of`."""
+    own = {key: value for key, value in vars(module).items() if key[0] != "_"}
+    name = type(module).__name__  # without its module, which differs when a script is imported instead of run
+    part = {"class": _SAME.get(name, name), "from": _origin(module), **_settings(module, own)}
+    if replaced := sorted(key for key, value in own.items() if callable(value) and hasattr(type(module), key)):
+        part["replaced"] = replaced
+    if module._forward_hooks or module._forward_pre_hooks:
+        part["hooks"] = True
+    return part
+
+
+def _settings(module: nn.Module, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values that affect votes, from a module's public attributes `own` and its constants of firing."""
+    settings = {} if _origin(module) == "elsewhere" else dict(own)
+    if isinstance(module, Neuron):
+        settings |= asdict(module.constants)
+    plain = {key: _plain(value) for key, value in settings.items() if key not in _NO_SETTINGS}
+    return {key: value for key, value in plain.items() if value is not _NOT_PLAIN}
 
 
 def require_parts(here: Parts, stored: Any, path: object) -> None:
@@ -64,27 +73,7 @@ def require_parts(here: Parts, stored: Any, path: object) -> None:
     """
     if not isinstance(stored, Mapping) or not all(isinstance(part, Mapping) for part in stored.values()):
         raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it does not say what its network is.")
-    differences = []
-    for name in dict.fromkeys([*stored, *here]):
-        there, now = stored.get(name), here.get(name)
-        place = name or "the network"
-        if there is None or now is None:
-            known = there or now or {}
-            differences.append(f"{place}, a {known.get('class')}, is only {'there' if now is None else 'here'}")
-        elif (there.get("class"), there.get("from")) != (now["class"], now["from"]):
-            differences.append(f"{place} is a {_described(there)} there, a {_described(now)} here")
-        elif there.get("replaced") != now.get("replaced"):
-            differences.append(f"replaced of {place} is {there.get('replaced')} there, {now.get('replaced')} here")
-        else:
-            keys = (there.keys() & now.keys()) - {"class", "from", "replaced", "hooks"}
-            differences += [
-                f"{key} of {place} is {there[key]!r} there, {now[key]!r} here"
-                for key in sorted(keys)
-                if there[key] != now[key]
-            ]
-            if there.get("hooks") and not now.get("hooks"):
-                _log.warning("%s: %s had hooks when it was saved. What they did is not in the checkpoint.", path, place)
-    if differences:
+    if differences := _differences(here, stored, path):
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
         raise CheckpointError(
             f"the network in {path} differs from the one that its arguments build: {'; '.join(differences[:3])}{more}. "
@@ -93,7 +82,36 @@ def require_parts(here: Parts, stored: Any, path: object) -> None:
         )
 
 
+def _differences(here: Parts, stored: Mapping[str, Mapping[str, Any]], path: object) -> list[str]:
+    """Differences between the modules of two networks, in words; logs a warning for each one that lacks its hooks."""
+    found = []
+    for name in dict.fromkeys([*stored, *here]):
+        place = name or "the network"
+        if name not in here:
+            found.append(f"{place}, a {stored[name].get('class')}, is only there")
+        elif name not in stored:
+            found.append(f"{place}, a {here[name]['class']}, is only here")
+        else:
+            found += _changes(place, stored[name], here[name], path)
+    return found
+
+
+def _changes(place: str, there: Mapping[str, Any], now: Mapping[str, Any], path: object) -> list[str]:
+    """Differences between a module here and its namesake in a checkpoint, see `_differences`."""
+    if (there.get("class"), there.get("from")) != (now["class"], now["from"]):
+        return [f"{place} is a {_described(there)} there, a {_described(now)} here"]
+    if there.get("replaced") != now.get("replaced"):
+        return [f"replaced of {place} is {there.get('replaced')} there, {now.get('replaced')} here"]
+    if there.get("hooks") and not now.get("hooks"):
+        _log.warning("%s: %s had hooks when it was saved. What they did is not in the checkpoint.", path, place)
+    keys = sorted((there.keys() & now.keys()) - {"class", "from", "replaced", "hooks"})
+    changed = [key for key in keys if there[key] != now[key]]
+    return [f"{key} of {place} is {there[key]!r} there, {now[key]!r} here" for key in changed]
+
+
 _NOT_PLAIN = object()
+# Conversions to built-in types; str() of an enumeration of strings would be its name.
+_BUILT_IN: dict[type, Callable[[Any], Any]] = {bool: bool, int: int, float: float, str: str.__str__}
 
 
 def _plain(value: Any) -> Any:
@@ -101,23 +119,15 @@ def _plain(value: Any) -> Any:
 
     `weights_only` loading would refuse subclasses, such as NumPy numbers and enumerations.
     """
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (int, float):
-        if isinstance(value, kind):
-            return kind(value)
-    if isinstance(value, str):
-        return str.__str__(value)
+    if value is None:
+        return None
     if isinstance(value, (tuple, list)):
         values = [_plain(part) for part in value]
         return _NOT_PLAIN if any(part is _NOT_PLAIN for part in values) else values
+    for kind, built_in in _BUILT_IN.items():
+        if isinstance(value, kind):
+            return built_in(value)
     return _NOT_PLAIN
-
-
-def _class_name(module: nn.Module) -> str:
-    """Name of the class without its module, which differs when a script is imported instead of run."""
-    name = type(module).__name__
-    return _SAME.get(name, name)
 
 
 def _origin(module: nn.Module) -> str:

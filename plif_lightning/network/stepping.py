@@ -51,26 +51,41 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, Tensor] | None = Non
     """
     net = plain(net)
     neurons = {name: part for name, part in net.named_modules() if isinstance(part, Neuron)}
-    if state is not None and state.keys() != neurons.keys():
-        raise UserError(
-            f"state must hold the potentials of {', '.join(neurons)}, as returned by the previous step, "
-            f"got {', '.join(state) or 'nothing'}."
-        )
-    time_norms = {part.bn for part in net.modules() if isinstance(part, TimeBatchNorm2d)}
-    for part in net.modules():
-        if isinstance(part, TimeDropout) and part.training and part.p > 0:
-            raise UserError("dropout has one mask for all time-steps of a sample: call net.eval() before a step.")
-        if isinstance(part, TimeBatchNorm2d) and part.bn.training and part.statistics == "all_steps":
-            raise UserError("norm_statistics='all_steps' takes all time-steps at once: call net.eval() before a step.")
-        if isinstance(part, _BatchNorm) and part.training and part not in time_norms:
-            raise UserError(
-                f"{type(part).__name__} in training takes all time-steps at once: call net.eval() before a step."
-            )
-    with _not_compiled(net), carrying({neurons[name]: v for name, v in (state or {}).items()}) as carried:
+    before = _by_neuron(neurons, state)
+    _require_single_steps(net)
+    with _not_compiled(net), carrying(before) as carried:
         y = run_network(net, frame[None])
     if missing := [name for name, neuron in neurons.items() if neuron not in carried.after]:
         raise UserError(f"the network did not call {', '.join(missing)}, so the next step has no potential of it.")
     return y[0], {name: carried.after[neuron] for name, neuron in neurons.items()}
+
+
+def _by_neuron(neurons: Mapping[str, Neuron], state: Mapping[str, Tensor] | None) -> dict[nn.Module, Tensor]:
+    """Potentials of a state by neuron; refuses a state of other neurons."""
+    if state is None:
+        return {}
+    if state.keys() != neurons.keys():
+        raise UserError(
+            f"state must hold the potentials of {', '.join(neurons)}, as returned by the previous step, "
+            f"got {', '.join(state) or 'nothing'}."
+        )
+    return {neurons[name]: v for name, v in state.items()}
+
+
+def _require_single_steps(net: nn.Module) -> None:
+    """Refuse a network with a layer that takes all time-steps at once in training."""
+    time_norms = {part.bn for part in net.modules() if isinstance(part, TimeBatchNorm2d)}
+    for part in net.modules():
+        match part:
+            case TimeDropout(training=True) if part.p > 0:
+                reason = "dropout has one mask for all time-steps of a sample"
+            case TimeBatchNorm2d(statistics="all_steps", bn=nn.Module(training=True)):
+                reason = "norm_statistics='all_steps' takes all time-steps at once"
+            case _BatchNorm(training=True) if part not in time_norms:
+                reason = f"{type(part).__name__} in training takes all time-steps at once"
+            case _:
+                continue
+        raise UserError(f"{reason}: call net.eval() before a step.")
 
 
 def _not_compiled(net: nn.Module) -> AbstractContextManager[Any]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from plif_lightning.dynamics.reference import Trace
 from plif_lightning.errors import UserError
+from plif_lightning.network.hooks import hooked
 from plif_lightning.network.over_time import run_over_time
 from plif_lightning.neurons import Neuron
 
@@ -45,20 +46,11 @@ def traces(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Trace]]:
     net = plain(net)
     found: dict[str, Trace] = {}
 
-    def listener(name: str) -> Any:
-        def listen(neuron: Any, arguments: tuple[Any, ...], spikes: Tensor) -> None:
-            if name in found:
-                raise UserError(f"{name} is used twice in the network, so it has two traces: give each layer its own.")
-            x, *rest = arguments
-            found[name] = neuron.trace(x, time_steps=rest[0] if rest else None)
+    def record(name: str, neuron: Neuron, arguments: tuple[Any, ...], spikes: Tensor) -> None:
+        if name in found:
+            raise UserError(f"{name} is used twice in the network, so it has two traces: give each layer its own.")
+        x, *rest = arguments
+        found[name] = neuron.trace(x, time_steps=rest[0] if rest else None)
 
-        return listen
-
-    hooks = [
-        part.register_forward_hook(listener(name)) for name, part in net.named_modules() if isinstance(part, Neuron)
-    ]
-    try:
+    with hooked({name: part for name, part in net.named_modules() if isinstance(part, Neuron)}, record):
         return run_network(net, x), found
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -59,11 +59,17 @@ def folder_lock(
     try:
         yield
     except BaseException:
-        if made and folder.is_dir() and set(folder.iterdir()) == {folder / ".lock"}:  # nothing was written
-            (folder / ".lock").unlink()
-            for place in made:
-                with suppress(OSError):
-                    place.rmdir()
+        if made:
+            _remove_unused(folder, made)
         raise
     finally:
         lock.release()
+
+
+def _remove_unused(folder: Path, made: list[Path]) -> None:
+    """Remove a locked folder into which nothing was written, and the folders above it in `made`, from the inside."""
+    if folder.is_dir() and set(folder.iterdir()) == {folder / ".lock"}:
+        (folder / ".lock").unlink()
+        for place in made:
+            with suppress(OSError):
+                place.rmdir()
