@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from plif_lightning.dynamics.surrogate import Surrogate, SurrogateName
 from plif_lightning.errors import UserError
@@ -16,6 +16,7 @@ else:
     Threshold = float  # on the command line; neurons with a learnable threshold pass a tensor
 
 Reset = Literal["hard", "soft"]
+__all__ = ["Firing", "FiringKeywords", "Keywords", "Reset", "Threshold"]
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,29 @@ class Firing:
     def gradient(self) -> Surrogate:
         """Surrogate of this name and width."""
         return Surrogate(self.surrogate, self.surrogate_width)
+
+
+if TYPE_CHECKING:
+    from typing import Unpack as Keywords
+else:
+
+    class Keywords:
+        """`typing.Unpack` for type checkers, `Any` at run time.
+
+        jsonargparse then follows keywords that a constructor passes on to the signature that takes them, where they
+        have defaults; a TypedDict has none.
+        """
+
+        def __class_getitem__(cls, item: object) -> object:
+            return Any
+
+
+class FiringKeywords(TypedDict, total=False):
+    """Arguments of `Firing` for type checkers, where a constructor passes them on."""
+
+    v_threshold: float
+    v_reset: float
+    reset: Reset
+    detach_reset: bool
+    surrogate: SurrogateName
+    surrogate_width: float

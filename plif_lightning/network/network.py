@@ -5,12 +5,13 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from plif_lightning.dynamics import Firing
+from plif_lightning.dynamics.firing import Keywords as Keywords
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.kernels import Backend, BackendName, Sparse
 from plif_lightning.network.blocks import Blocks, FCBlock
@@ -23,6 +24,7 @@ from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
 from plif_lightning.network.structure import Structure
 from plif_lightning.neurons import Neuron, NeuronName, make_neuron
 from plif_lightning.neurons.carry import carried
+from plif_lightning.neurons.modules import NeuronKeywords
 from plif_lightning.runtime.memory import memory_limit
 
 
@@ -108,7 +110,7 @@ class SpikingNetwork(nn.Module):
         backend: BackendName = "auto",
         sparse: Sparse = "auto",
         folded: bool = False,
-        **neuron_settings: Any,
+        **neuron_settings: Keywords[NeuronKeywords],
     ) -> None:
         super().__init__()
         require_known_arguments("SpikingNetwork", neuron_settings, ARGUMENTS)
@@ -264,6 +266,27 @@ _PARAMETERS = {
 # Arguments of SpikingNetwork, including those that it passes on, and their defaults.
 ARGUMENTS = frozenset(_PARAMETERS)
 DEFAULTS = {name: p.default for name, p in _PARAMETERS.items() if p.default is not p.empty}
+
+
+class NetworkKeywords(NeuronKeywords, total=False):
+    """Arguments of `SpikingNetwork` for type checkers, where a constructor passes them on."""
+
+    n_conv: int
+    n_down: int
+    n_fc: int
+    channels: int
+    fc_features: int
+    votes_per_class: int
+    dropout: float | list[float]
+    neuron: NeuronName
+    pooling: Pooling
+    pool_ties: PoolTies
+    norm_statistics: NormStatistics
+    norm_held: NormHeld
+    input_encoder: InputEncoderName
+    backend: BackendName
+    sparse: Sparse
+    folded: bool
 
 
 def use_backend(module: nn.Module, name: BackendName = "auto", sparse: Sparse = "auto") -> nn.Module:

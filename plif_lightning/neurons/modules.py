@@ -3,12 +3,13 @@
 import inspect
 import math
 from dataclasses import asdict, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from plif_lightning.dynamics import Firing
+from plif_lightning.dynamics.firing import FiringKeywords, Keywords
 from plif_lightning.dynamics.reference import Trace, trace
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.kernels import Backend
@@ -35,7 +36,11 @@ class Neuron(nn.Module):
     """
 
     def __init__(
-        self, tau_per: TauPer = "layer", channels: int | None = None, learn_threshold: bool = False, **firing: Any
+        self,
+        tau_per: TauPer = "layer",
+        channels: int | None = None,
+        learn_threshold: bool = False,
+        **firing: Keywords[FiringKeywords],
     ) -> None:
         super().__init__()
         if tau_per not in get_args(TauPer):
@@ -134,7 +139,7 @@ class _Leaky(Neuron):
         tau_per: TauPer = "layer",
         channels: int | None = None,
         learn_threshold: bool = False,
-        **firing: Any,
+        **firing: Keywords[FiringKeywords],
     ) -> None:
         super().__init__(tau_per, channels, learn_threshold, **firing)
         if not (1 < init_tau < math.inf):
@@ -199,13 +204,21 @@ class IF(Neuron):
         return None
 
 
+class NeuronKeywords(FiringKeywords, total=False):
+    """Arguments of `make_neuron` for type checkers, where a constructor passes them on."""
+
+    init_tau: float
+    tau_per: TauPer
+    learn_threshold: bool
+
+
 def make_neuron(
     neuron: NeuronName,
     channels: int,
     init_tau: float = 2.0,
     tau_per: TauPer = "layer",
     learn_threshold: bool = False,
-    **firing: Any,
+    **firing: Keywords[FiringKeywords],
 ) -> Neuron:
     """A layer of neurons of the given kind for inputs [T, N, channels, *].
 

@@ -2,8 +2,12 @@
 
 from typing import Any, NamedTuple
 
+import lightning as L
 import torch
-from torch import Tensor
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from plif_lightning.errors import NonFiniteError
 
 
 class _Result(NamedTuple):
@@ -59,3 +63,52 @@ class FiniteCheck:
             if not result.finite.item():
                 return result.sentence
         return None
+
+
+class FiniteGuard(Callback):
+    """Ends training when the loss or a gradient is NaN or infinite, before a checkpoint is written of such weights.
+
+    A NaN never reaches the loss, because a neuron with a NaN potential stays silent. But it makes the gradient NaN in
+    every layer below, so the small parameters (BN and `a`) show it, and they are cheap to check. A gradient scaler
+    skips such steps by itself.
+
+    Args:
+        network: whose gradients are checked.
+
+    Raises:
+        NonFiniteError: from the hooks; names the last good checkpoint.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._check = FiniteCheck()
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        self._require(loss, "the loss", trainer)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            grads = [p.grad.flatten() for p in self._network.parameters() if p.grad is not None and p.dim() <= 1]
+            if grads:
+                self._require(torch.cat(grads), "a gradient", trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        _stop_if(self._check.settle(), trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        _stop_if(self._check.settle(), trainer)
+
+    def _require(self, values: Tensor, what: str, trainer: L.Trainer) -> None:
+        sentence = f"{what} is NaN or infinite at step {trainer.global_step} (epoch {trainer.current_epoch})"
+        _stop_if(self._check.ask(values, trainer.global_step, sentence), trainer)
+
+
+def _stop_if(found: str | None, trainer: L.Trainer) -> None:
+    if found is not None:
+        paths = [path for c in trainer.checkpoint_callbacks if (path := getattr(c, "last_model_path", ""))]
+        kept = f"The last good checkpoint is {paths[-1]}." if paths else "No checkpoint was written before."
+        raise NonFiniteError(
+            f"{found}: training stopped. {kept} Lower the learning rate, or use --trainer.precision 32-true."
+        )

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
@@ -17,15 +17,15 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from plif_lightning.data.batch import Batch, as_batch, merged, time_first
-from plif_lightning.errors import NonFiniteError, UserError
+from plif_lightning.data.batch import as_batch, merged, time_first
+from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.network import ARGUMENTS, DEFAULTS
+from plif_lightning.network.network import ARGUMENTS, DEFAULTS, Keywords, NetworkKeywords
 from plif_lightning.network.parts import Parts, parts_of, require_parts
-from plif_lightning.runtime.randomness import fold_in, run_seed
-from plif_lightning.training.finite import FiniteCheck
+from plif_lightning.training.finite import FiniteGuard
 from plif_lightning.training.losses import LOSSES, LossName
 from plif_lightning.training.schedules import OneCycle
+from plif_lightning.training.seeds import StepSeeds
 
 
 @contextmanager
@@ -78,7 +78,7 @@ class SpikingClassifier(L.LightningModule):
         decay_all: bool = False,
         label_smoothing: float = 0.0,
         early_time_steps: dict[int, int] | None = None,
-        **network: Any,
+        **network: Keywords[NetworkKeywords],
     ) -> None:
         super().__init__()
         # Plain values only, so that checkpoints load with weights_only=True.
@@ -100,9 +100,6 @@ class SpikingClassifier(L.LightningModule):
         self.decay_all = decay_all
         self.label_smoothing = label_smoothing
         self.early_time_steps = early_time_steps or {}
-        self._seed: int | None = None
-        self._generators: tuple[Tensor, Tensor | None] | None = None
-        self._finite = FiniteCheck()
         self.train_loss = _Mean()
         # Labels are not looked at first: a GPU would have to be waited for, and the loss refuses one that is none.
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
@@ -122,29 +119,9 @@ class SpikingClassifier(L.LightningModule):
         """Votes [T, N, num_classes] for x [N, T, C, H, W], or static images [N, C, H, W]."""
         return self.network(time_first(x))
 
-    # Every step draws its random numbers (dropout, pool ties, Poisson input) from a seed of its own.
-    # A run that is resumed from any checkpoint then draws what the uninterrupted one would have drawn.
-
-    def on_fit_start(self) -> None:
-        self._seed = run_seed()
-
-    # What a validation, test or prediction draws is the same each time, and takes nothing from whoever else draws: a
-    # loader that shuffles would begin every epoch alike.
-
-    def _keep_generators(self) -> None:
-        cuda = self.device if self.device.type == "cuda" else None
-        self._generators = torch.get_rng_state(), None if cuda is None else torch.cuda.get_rng_state(cuda)
-
-    def _put_generators_back(self) -> None:
-        if self._generators is None:
-            return  # a subclass may have an on_validation_start of its own
-        here, on_gpu = self._generators
-        torch.set_rng_state(here)
-        if on_gpu is not None:
-            torch.cuda.set_rng_state(on_gpu, self.device)
-
-    on_validation_start = on_test_start = on_predict_start = _keep_generators
-    on_validation_end = on_test_end = on_predict_end = _put_generators_back
+    def configure_callbacks(self) -> list[Callback]:
+        """What watches every step, whichever Trainer runs it."""
+        return [StepSeeds(), FiniteGuard(self.network)]
 
     def on_train_start(self) -> None:
         # Not in configure_optimizers: the number of steps would make the loader there, before a run that is resumed
@@ -155,23 +132,6 @@ class SpikingClassifier(L.LightningModule):
                 if not 0 < steps < math.inf:
                     raise UserError("OneCycle needs a training of known length: pass --trainer.max_epochs.")
                 scheduler.scheduler.total_steps = steps
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if self._seed is None:
-            self._seed = run_seed()  # a subclass may have an on_fit_start of its own
-        torch.manual_seed(fold_in(self._seed, "train", self.current_epoch, batch_idx, self.global_rank))
-
-    def _seed_evaluation(self, batch_idx: int) -> None:
-        torch.manual_seed(fold_in(run_seed(), "evaluate", batch_idx, self.global_rank))
-
-    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._seed_evaluation(batch_idx)
-
-    def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._seed_evaluation(batch_idx)
-
-    def on_predict_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._seed_evaluation(batch_idx)
 
     # Batches of any loader: this project's, or pairs (x, label) as PyTorch's own loaders give them.
 
@@ -185,7 +145,6 @@ class SpikingClassifier(L.LightningModule):
             votes = self.network(x)
         label = batch.label if batch.target is None else batch.target
         loss = self.loss(votes, label, self.label_smoothing)
-        self._require_finite(loss, "the loss")
         n = len(batch.label)
         self.train_loss.update(loss.detach(), n)
         self.train_accuracy.update(votes.detach().mean(0), batch.label)
@@ -201,7 +160,6 @@ class SpikingClassifier(L.LightningModule):
         self.train_accuracy.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._stop_if(self._finite.settle())  # none is written of weights that are no numbers
         checkpoint["network_parts"] = self._parts()
         # A copy of its own: Lightning changes hyper_parameters where load_from_checkpoint is given others.
         checkpoint["network_arguments"] = {name: value for name, value in self.hparams.items() if name in ARGUMENTS}
@@ -250,15 +208,6 @@ class SpikingClassifier(L.LightningModule):
     def _train_metrics(self) -> dict[str, Metric]:
         return {"loss": self.train_loss, "accuracy": self.train_accuracy}
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # A NaN never reaches the loss: a neuron with a NaN potential just stays silent. But it makes
-        # the gradient NaN in every layer below, so the small parameters (BN and a) show it, and they
-        # are cheap to look at. A gradient scaler skips such steps by itself.
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            grads = [p.grad.flatten() for p in self.network.parameters() if p.grad is not None and p.dim() <= 1]
-            if grads:
-                self._require_finite(torch.cat(grads), "a gradient")
-
     @property
     def training_time_steps(self) -> int:
         """T of a training step in this epoch."""
@@ -274,22 +223,6 @@ class SpikingClassifier(L.LightningModule):
                 f"{type(self.network).__name__} has none."
             )
         return steps
-
-    def _require_finite(self, values: Tensor, what: str) -> None:
-        sentence = f"{what} is NaN or infinite at step {self.global_step} (epoch {self.current_epoch})"
-        self._stop_if(self._finite.ask(values, self.global_step, sentence))
-
-    def _stop_if(self, found: str | None) -> None:
-        if found is not None:
-            callbacks = self.trainer.checkpoint_callbacks
-            paths = [path for c in callbacks if (path := getattr(c, "last_model_path", ""))]
-            kept = f"The last good checkpoint is {paths[-1]}." if paths else "No checkpoint was written before."
-            raise NonFiniteError(
-                f"{found}: training stopped. {kept} Lower the learning rate, or use --trainer.precision 32-true."
-            )
-
-    def on_train_epoch_end(self) -> None:
-        self._stop_if(self._finite.settle())
 
     @property
     def val_name(self) -> str:

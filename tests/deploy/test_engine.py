@@ -334,7 +334,9 @@ def test_two_parts_of_eight_bits_are_sixteen():
 
 def test_without_exact_operators_only_events_are_left(net, monkeypatch):
     monkeypatch.setattr(weights, "_works", lambda: False)
-    assert set(deployed(net, "int8", frames(net)).forms.values()) == {"dense", "int8 events"}
+    first, *others = deployed(net, "int8", frames(net)).forms.values()
+    assert first in ("dense", "events")  # whichever is faster
+    assert set(others) == {"int8 events"}
 
 
 @pytest.mark.skipif(

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import lightning as L
 import pytest
@@ -11,6 +12,7 @@ from plif_lightning.data import Digits
 from plif_lightning.data.batch import as_batch, merged
 from plif_lightning.errors import NonFiniteError, UserError
 from plif_lightning.network import load_network
+from plif_lightning.training.finite import FiniteCheck
 from plif_lightning.training.task import SpikingClassifier
 
 SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "time_steps": 3, "channels": 4, "fc_features": 12}
@@ -47,9 +49,10 @@ class Damage(L.Callback):
     "name", ["encoder.conv1.conv.weight", "encoder.conv2.norm.bn.weight", "classifier.fc1.fc.weight"]
 )
 @pytest.mark.parametrize("late", [False, True])
-def test_a_nan_stops_the_run_at_once_and_keeps_the_last_good_checkpoint(name, late, tmp_path):
+def test_a_nan_stops_the_run_at_once_and_keeps_the_last_good_checkpoint(name, late, tmp_path, monkeypatch):
+    # late: as on a GPU
+    monkeypatch.setattr("plif_lightning.training.finite.FiniteCheck", partial(FiniteCheck, late))
     run, task = trainer(tmp_path, [Damage(name, 6)], max_epochs=3), SpikingClassifier(**SMALL)
-    task._finite.late = late  # as on a GPU
     with pytest.raises(NonFiniteError, match=r"NaN or infinite at step 6 \(epoch 1\).*last\.ckpt.*learning rate"):
         run.fit(task, datamodule=Digits(time_steps=3))
     kept = torch.load(tmp_path / "run/version_0/checkpoints/last.ckpt", weights_only=True)
@@ -379,3 +382,23 @@ def test_a_network_without_t_is_named():
     task.network = torch.nn.Identity()
     with pytest.raises(UserError, match="must have time_steps, its T, as SpikingNetwork has; Identity has none"):
         _ = task.training_time_steps
+
+
+def test_the_keywords_of_type_checkers_are_the_arguments():
+    """A constructor that passes arguments on names them for mypy and pyright."""
+    import inspect
+
+    from plif_lightning.dynamics.firing import Firing, FiringKeywords
+    from plif_lightning.network.network import NetworkKeywords, SpikingNetwork
+    from plif_lightning.neurons.modules import NeuronKeywords, make_neuron
+
+    def named(function, *others):
+        kinds = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        return {p.name for p in kinds} - set(others)
+
+    firing = named(Firing)
+    neuron = firing | named(make_neuron, "neuron", "channels")
+    network = neuron | named(SpikingNetwork, "input_shape", "num_classes", "time_steps")
+    assert FiringKeywords.__annotations__.keys() == firing
+    assert NeuronKeywords.__annotations__.keys() == neuron
+    assert NetworkKeywords.__annotations__.keys() == network
