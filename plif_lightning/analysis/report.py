@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from plif_lightning.analysis.settings import data_title, labels
 from plif_lightning.analysis.tables import Table, heading, problems_of
 from plif_lightning.errors import UserError
 from plif_lightning.plot import picture
+from plif_lightning.runs.metrics import layer_values
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.samples import Events, Samples, read_samples
 from plif_lightning.runtime.files import written_whole
@@ -74,19 +75,22 @@ def _thinned(run: Run) -> list[dict[str, float]]:
 def _curves(run: Run) -> dict[str, list[float | None]]:
     """Return metrics by name, thinned as in `_thinned`."""
     rows = _thinned(run)
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    converters: dict[str, Callable[[Any], float | None]] = {
+        **dict.fromkeys(("train/loss", "lr", "train/samples_per_second"), _number),
+        **dict.fromkeys((run.val_key, "train/acc"), _percent),
+    }
     found: dict[str, list[float | None]] = {"epoch": [_number(row["epoch"] + 1) for row in rows]}
-    for key in keys:
-        if key in (run.val_key, "train/acc"):
-            found["accuracy" if key == run.val_key else key] = [_percent(row.get(key)) for row in rows]
-        elif key in ("train/loss", "lr", "train/samples_per_second") or key.startswith(("tau/", "rate/")):
-            found[key] = [_number(row.get(key)) for row in rows]
+    for key in dict.fromkeys(key for row in rows for key in row):
+        if key in converters or key.startswith(("tau/", "rate/")):
+            name = "accuracy" if key == run.val_key else key
+            found[name] = [converters.get(key, _number)(row.get(key)) for row in rows]
     return found
 
 
 def _row(i: int, run: Run, label: str) -> dict[str, Any]:
     best = run.best
-    last = next((row for row in reversed(run.metrics) if any(k.startswith("rate/") for k in row)), {})
+    command = shlex.join(["python", "main.py", *run.command])
+    rates = next(filter(None, (layer_values(row, "rate") for row in reversed(run.metrics))), {})
     return {
         "id": i,
         "name": run.name,
@@ -101,10 +105,8 @@ def _row(i: int, run: Run, label: str) -> dict[str, Any]:
         "speed": _number(run.metrics[-1].get("train/samples_per_second"), 3) if run.metrics else None,
         "status": run.status,
         "curves": _curves(run),
-        "rates": {k.removeprefix("rate/"): _number(v) or 0.0 for k, v in last.items() if k.startswith("rate/")},
-        "command": "; ".join([shlex.join(["python", "main.py", *run.command]), *run.changes])
-        if run.command
-        else "The command was not recorded.",
+        "rates": {layer: _number(rate) or 0.0 for layer, rate in rates.items()},
+        "command": "; ".join([command, *run.changes]) if run.command else "The command was not recorded.",
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     }
 
@@ -180,8 +182,7 @@ def _players(runs: Sequence[Run], problems: list[str]) -> list[dict[str, Any]]:
         if run.status == "unreadable" or data_title(run) in seen or len(seen) == _PLAYERS:
             continue
         try:
-            samples = read_samples(run.folder)
-            players = [] if samples is None else [_player(run, samples, i) for i in range(samples.spikes.shape[1])]
+            players = _players_of(run)
         except (UserError, ValueError, IndexError) as error:
             problems.append(f"{run.name}: {error}")
             continue
@@ -191,13 +192,19 @@ def _players(runs: Sequence[Run], problems: list[str]) -> list[dict[str, Any]]:
     return found
 
 
+def _players_of(run: Run) -> list[dict[str, Any]]:
+    """Return the recorded samples of a run; empty if it has none."""
+    samples = read_samples(run.folder)
+    return [] if samples is None else [_player(run, samples, i) for i in range(samples.spikes.shape[1])]
+
+
 def _table(table: Table) -> str:
-    kept = table.kept
+    table = table.trimmed
     ours = table.columns.index("ours") if "ours" in table.columns else None
 
     def cells(tag: str, values: Sequence[str]) -> str:
         mine = {ours: " class=mine"} if tag == "td" else {}
-        return "".join(f"<{tag}{mine.get(i, '')}>{html.escape(values[i])}</{tag}>" for i in kept)
+        return "".join(f"<{tag}{mine.get(i, '')}>{html.escape(value)}</{tag}>" for i, value in enumerate(values))
 
     rows = "".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows)
     notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in table.notes)

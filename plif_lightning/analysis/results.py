@@ -6,7 +6,7 @@ import math
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -95,20 +95,30 @@ def _seconds_to(run: Run) -> str:
     return "; ".join(found)
 
 
-def _standard_error(accuracy: float | None, tested: int | None) -> str:
-    """Return the standard error [%] of an accuracy over tested samples; empty if either is unknown."""
-    return "" if accuracy is None or not tested else f"{100 * math.sqrt(accuracy * (1 - accuracy) / tested):.2f}"
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
+def _standard_error(run: Run) -> str:
+    """Return the standard error [%] of the accuracy over tested samples; empty if either is unknown."""
+    accuracy, tested = run.accuracy, run.tested_samples
+    if accuracy is None or not tested or is_limited(run):
+        return ""
+    return _percent(math.sqrt(accuracy * (1 - accuracy) / tested))
+
+
+def _by_epoch(run: Run, text: Callable[[dict[str, float]], str]) -> str:
+    """Join the text of each epoch in _EPOCHS, as `1: 98.22; 2: 98.65`, without empty ones."""
+    texts = ((int(row["epoch"]) + 1, text(row)) for row in run.metrics)
+    return "; ".join(f"{epoch}: {said}" for epoch, said in texts if epoch in _EPOCHS and said)
 
 
 def row_of(run: Run) -> Row:
     """Return the row of a finished run."""
     arguments = told(run)
     overrides = [f"{name}={value}" for name, value in arguments if name not in ("config", "seed_everything")]
-    shown = {int(row["epoch"]) + 1: row for row in run.metrics if int(row["epoch"]) + 1 in _EPOCHS}
     best = run.best
-    at_best = next((row for row in run.metrics if best and int(row["epoch"]) + 1 == best[0]), {})
-    accuracy, tested = run.accuracy, None if is_limited(run) else run.tested_samples
-    measured = {e: row[run.val_key] for e, row in shown.items() if run.val_key in row}
+    last = run.metrics[-1] if run.metrics else {}
     return {
         "data": data_title(run),
         "source": source(run),
@@ -119,16 +129,14 @@ def row_of(run: Run) -> Row:
         "protocol": run.protocol,
         "epochs": str(run.epochs),
         "T": str(run.setting("data.time_steps", "")),
-        "accuracy": "" if accuracy is None else f"{100 * accuracy:.2f}",
-        "standard_error": _standard_error(accuracy, tested),
+        "accuracy": _percent(run.accuracy),
+        "standard_error": _standard_error(run),
         "epoch": "" if best is None else str(best[0]),
-        "accuracy_by_epoch": "; ".join(f"{e}: {100 * value:.2f}" for e, value in measured.items()),
-        "tau": _layers(at_best, "tau", 3),
-        "tau_by_epoch": "; ".join(
-            f"{e}: {_layers(row, 'tau', 3)}" for e, row in shown.items() if _layers(row, "tau", 3)
-        ),
-        "firing_rate": _layers(at_best, "rate", 4),
-        "seconds": f"{run.metrics[-1]['seconds']:.0f}" if run.metrics and "seconds" in run.metrics[-1] else "",
+        "accuracy_by_epoch": _by_epoch(run, lambda row: _percent(row.get(run.val_key))),
+        "tau": _layers(run.best_metrics, "tau", 3),
+        "tau_by_epoch": _by_epoch(run, lambda row: _layers(row, "tau", 3)),
+        "firing_rate": _layers(run.best_metrics, "rate", 4),
+        "seconds": f"{last['seconds']:.0f}" if "seconds" in last else "",
         "seconds_to": _seconds_to(run),
         **{name: run.surroundings.get(name, "") for name in ("machine", "versions", "commit")},
         "run": run.name,
@@ -161,7 +169,7 @@ def _problem_of_columns(names: tuple[str, ...]) -> str:
     """Return how columns differ from COLUMNS; empty if they do not."""
     if names == COLUMNS:
         return ""
-    unlike = [*(name for name in COLUMNS if name not in names), *(name for name in names if name not in COLUMNS)]
+    unlike = [name for name in (*COLUMNS, *names) if name not in COLUMNS or name not in names]
     return f"its columns differ ({', '.join(unlike) or 'their order'})"
 
 
@@ -202,15 +210,8 @@ def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
 
     def place(row: Row) -> tuple[object, ...]:
         known = order.index(row["data"]) if row["data"] in order else len(order)
-        return (
-            known,
-            row["data"],
-            row["protocol"],
-            row["configuration"],
-            row["overrides"],
-            int(row["epochs"]),
-            row["seed"],
-        )
+        names = (row[name] for name in ("data", "protocol", "configuration", "overrides"))
+        return known, *names, int(row["epochs"]), row["seed"]
 
     return sorted(found.values(), key=place)
 
@@ -259,29 +260,26 @@ def results_table(rows: Sequence[Row]) -> Table:
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["data"], row["hash"]].append(row)
-    cells = []
-    for (data, _), group in groups.items():
-        first = group[0]
-        # Accuracies on a part of the data cannot be compared with the paper's.
-        is_part = bool({"of", "part", "PART"} & set(first["source"].split()))
-        known = None if is_part else _PAPER.get(data)
-        minutes = [float(row["seconds"]) / 60 for row in group if row["seconds"]]
-        cells.append(
-            [
-                f"{data}, a part ({first['source']})" if is_part else data,
-                "" if known is None else f"{known[0]:.2f}, {known[1]:.2f}",
-                ", ".join(part for part in (first["configuration"], first["overrides"]) if part),
-                first["epochs"],
-                first["protocol"],
-                _accuracy_of(group),
-                _mean_of_layers([row["tau"] for row in group]),
-                f"{fmean(minutes):.{0 if fmean(minutes) >= 10 else 1}f}" if minutes else "",
-            ]
-        )
-    return Table(
-        "",
-        "Measured",
-        ["data set", "paper A, B", "configuration", "epochs", "protocol", "accuracy [%]", "tau", "minutes"],
-        cells,
-        ["\u00b1: one standard error of one run, over the tested samples; [ ]: Student's 95 % interval over seeds."],
-    )
+    columns = ["data set", "paper A, B", "configuration", "epochs", "protocol", "accuracy [%]", "tau", "minutes"]
+    notes = ["\u00b1: one standard error of one run, over the tested samples; [ ]: Student's 95 % interval over seeds."]
+    return Table("", "Measured", columns, [_means(group) for group in groups.values()], notes)
+
+
+def _means(group: Sequence[Row]) -> list[str]:
+    """Return the row of `results_table` for runs that differ only in their seed."""
+    first = group[0]
+    data = first["data"]
+    # Accuracies on a part of the data cannot be compared with the paper's.
+    is_part = bool({"of", "part", "PART"} & set(first["source"].split()))
+    known = None if is_part else _PAPER.get(data)
+    minutes = [float(row["seconds"]) / 60 for row in group if row["seconds"]]
+    return [
+        f"{data}, a part ({first['source']})" if is_part else data,
+        "" if known is None else f"{known[0]:.2f}, {known[1]:.2f}",
+        ", ".join(filter(None, (first["configuration"], first["overrides"]))),
+        first["epochs"],
+        first["protocol"],
+        _accuracy_of(group),
+        _mean_of_layers([row["tau"] for row in group]),
+        f"{fmean(minutes):.{0 if fmean(minutes) >= 10 else 1}f}" if minutes else "",
+    ]

@@ -4,10 +4,10 @@ import csv
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -49,9 +49,11 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def kept(self) -> list[int]:
-        """Columns that are shown: those that are empty in all rows are not."""
-        return [i for i in range(len(self.columns)) if i < 2 or any(row[i] for row in self.rows)]
+    def trimmed(self) -> "Table":
+        """The table without the columns that are empty in all rows; the first two always stay."""
+        kept = [i for i in range(len(self.columns)) if i < 2 or any(row[i] for row in self.rows)]
+        columns, *rows = ([cells[i] for i in kept] for cells in (self.columns, *self.rows))
+        return replace(self, columns=columns, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ def runs_without_a_test(runs: Sequence[Run]) -> list[Run]:
 def source(run: Run) -> str:
     """Where a run's data are from, and how many samples it saw; of how many, where they are a part."""
     samples = _samples(run)
-    parts = [str(run.facts.get("origin") or "")] if run.facts.get("origin") else []
+    origin = run.facts.get("origin")
+    parts = [str(origin)] if origin else []
     if samples is not None:
         parts.append(f"{samples[0]:,} / {samples[1]:,} samples")
         whole = paper.SAMPLES.get(setting_of(run).data_set)
@@ -161,15 +164,19 @@ _RESULT_COLUMNS = [
 ]
 
 
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
 def _result(cell: Cell | None, known: float | None, protocol: str, others: str = "") -> list[str]:
-    stated = "" if known is None else f"{known:.2f}"
+    """Return the cells below _RESULT_COLUMNS."""
     if cell is None:
-        return [stated, *[""] * (len(_RESULT_COLUMNS) - 1)]
-    comparable = known is not None and cell.protocol == protocol and cell.is_whole and cell.is_usual
+        return [_number(known), *[""] * (len(_RESULT_COLUMNS) - 1)]
+    comparable = cell.protocol == protocol and cell.is_whole and cell.is_usual
     return [
-        stated,
+        _number(known),
         f"{cell.accuracy:.2f}",
-        f"{cell.accuracy - known:+.2f}" if comparable and known is not None else "",
+        f"{cell.accuracy - known:+.2f}" if known is not None and comparable else "",
         "" if math.isnan(cell.low) else f"{cell.low:.2f} - {cell.high:.2f}",
         str(len(cell.runs)),
         str(cell.epochs),
@@ -192,52 +199,70 @@ def _told(found: Sequence[Cell]) -> list[tuple[Cell, str]]:
     ]
 
 
-def _accuracies(
-    name: str,
-    title: str,
-    protocol: str,
-    label: str,
-    runs: Sequence[Run],
-    known: Mapping[Setting, float],
-    wanted: Any,
-    describe: Any,
-    only_protocol: bool = False,
-    beside: tuple[str, Mapping[Setting, float]] | None = None,
-) -> Table:
-    """A table of accuracies: every cell of the paper's, and what was run for it, or without it.
+class _Comparison(NamedTuple):
+    """A table of the paper with accuracies.
 
-    `beside` are other numbers of the paper, and what they are called.
+    Attributes:
+        name: its number in the paper.
+        title: what it shows.
+        protocol: protocol of the paper's accuracies.
+        label: head of the column that `describe` fills.
+        known: the paper's accuracies [%].
+        wanted: True for the settings that belong to it.
+        describe: put a setting in words.
+        only_protocol: leave out runs of the other protocol.
+        beside: heads and values of further columns with accuracies of the paper [%].
     """
-    found = [c for c in cells(runs) if wanted(c.setting) and (not only_protocol or c.protocol == protocol)]
-    found = [c for c in found if c.setting.data_set in paper.TITLES]
-    by_setting: dict[Setting, list[tuple[Cell, str]]] = defaultdict(list)
-    for cell, told in _told(found):
-        by_setting[cell.setting].append((cell, told))
-    extra = sorted((s for s in by_setting if s not in known), key=_order)
-    rows = []
-    for setting in [*known, *extra]:
-        data = paper.TITLES.get(setting.data_set, setting.data_set)
-        group: list[tuple[Cell | None, str]] = [*by_setting.get(setting, [])] or [(None, "")]
-        for one, others in group:
-            more = [] if beside is None else [f"{beside[1][setting]:.2f}" if setting in beside[1] else ""]
-            rows.append([data, describe(setting), *more, *_result(one, known.get(setting), protocol, others)])
+
+    name: str
+    title: str
+    protocol: str
+    label: str
+    known: Mapping[Setting, float]
+    wanted: Callable[[Setting], bool]
+    describe: Callable[[Setting], str]
+    only_protocol: bool = False
+    beside: tuple[tuple[str, Mapping[Setting, float]], ...] = ()
+
+    def with_runs(self, runs: Sequence[Run]) -> Table:
+        """Return the table: each setting of the paper with its runs, if any, then runs of other settings."""
+        by_setting: dict[Setting, list[tuple[Cell | None, str]]] = defaultdict(list)
+        for cell, told in _told([cell for cell in cells(runs) if self._shows(cell)]):
+            by_setting[cell.setting].append((cell, told))
+        rows = [
+            self._row(setting, cell, told)
+            for setting in [*self.known, *sorted((s for s in by_setting if s not in self.known), key=_order)]
+            for cell, told in by_setting.get(setting, [(None, "")])
+        ]
+        notes = _left_out([run for run in runs if self.wanted(setting_of(run))])
+        notes.append(
+            f"Accuracy {self.protocol} [%] in the paper; the authors' logs have {paper.EPOCHS} epochs. "
+            "Ours: the mean over seeds with Student's 95 % interval, or Wilson's of one run and of seeds that all "
+            "reached the same; a difference only where protocol and data are the paper's and all else is as shipped."
+        )
+        heads = [head for head, _ in self.beside]
+        return Table(self.name, self.title, ["data set", self.label, *heads, *_RESULT_COLUMNS], rows, notes)
+
+    def _shows(self, cell: Cell) -> bool:
+        is_comparable = not self.only_protocol or cell.protocol == self.protocol
+        return is_comparable and self.wanted(cell.setting) and cell.setting.data_set in paper.TITLES
+
+    def _row(self, setting: Setting, cell: Cell | None, told: str) -> list[str]:
+        others = [_number(values.get(setting)) for _, values in self.beside]
+        result = _result(cell, self.known.get(setting), self.protocol, told)
+        return [paper.TITLES[setting.data_set], self.describe(setting), *others, *result]
+
+
+def _left_out(runs: Sequence[Run]) -> list[str]:
+    """Name the runs that have no accuracy, and why."""
     notes = []
-    left_out = [run for run in runs if run.status in ("running", "unfinished") and run.metrics]
-    left_out = [run for run in left_out if wanted(setting_of(run))]
-    if left_out:
-        names = ", ".join(f"{run.name} ({run.status}, epoch {run.epochs})" for run in left_out)
+    if unended := [run for run in runs if run.status in ("running", "unfinished") and run.metrics]:
+        names = ", ".join(f"{run.name} ({run.status}, epoch {run.epochs})" for run in unended)
         notes.append(f"Left out, because they have not come to their end: {names}.")
-    if untested := [run for run in runs_without_a_test(runs) if wanted(setting_of(run))]:
+    if untested := runs_without_a_test(runs):
         names = ", ".join(run.name for run in untested)
         notes.append(f"Left out, because their test set was never measured (test --ckpt_path RUN/...): {names}.")
-    notes.append(
-        f"Accuracy {protocol} [%] in the paper; the authors' logs have {paper.EPOCHS} epochs. "
-        "Ours: the mean over seeds with Student's 95 % interval, or Wilson's of one run and of seeds that all reached "
-        "the same; a difference only where "
-        "protocol and data are the paper's and all else is as shipped."
-    )
-    heads = [] if beside is None else [beside[0]]
-    return Table(name, title, ["data set", label, *heads, *_RESULT_COLUMNS], rows, notes)
+    return notes
 
 
 def _order(setting: Setting) -> tuple[Any, ...]:
@@ -266,34 +291,37 @@ def tau_table(runs: Sequence[Run]) -> Table:
     """Accuracy and tau of each layer (Figure 7) beside the authors' after the same epochs, where there are any."""
     found = [c for c in cells(runs) if c.protocol == "A" and c.setting in paper.TAU]
     found = [c for c in found if len(c.runs[0].layers("tau")) == len(paper.TAU[c.setting][0])]  # the paper's network
-    rows: list[list[str]] = []
     layers = max((len(paper.TAU[cell.setting][0]) for cell in found), default=0)
-    for cell, told in _told(found):
-        first = cell.runs[0]
-        accuracies = dict(zip(paper.CURVE_EPOCHS, paper.CURVES.get(cell.setting, ()), strict=False))
-        network = ", ".join(part for part in (_network(cell.setting), told) if part)
-        for epoch, known in zip(paper.TAU_EPOCHS, paper.TAU[cell.setting], strict=True):
-            at = [row for run in cell.runs for row in run.metrics if row["epoch"] + 1 == epoch]
-            if len(at) != len(cell.runs):
-                continue
-            ours = [row[first.val_key] for row in at if first.val_key in row]
-            row = [paper.TITLES[cell.setting.data_set], network, str(first.setting("data.time_steps", ""))]
-            row += [source(first), str(len(at)), f"{epoch} of {cell.epochs}"]
-            row.append(f"{100 * statistics.fmean(ours):.2f}" if ours else "")
-            row.append(f"{accuracies[epoch]:.2f}" if epoch in accuracies else "")
-            for name, theirs in zip(first.layers("tau"), known, strict=True):
-                mean = statistics.fmean(r.get(f"tau/{name}", math.nan) for r in at)
-                apart = f" ({100 * (mean / theirs - 1):+.1f} %)" if cell.is_whole else ""
-                row.append(f"{mean:.3f} / {theirs:.3f}{apart}")
-            rows.append([*row, *[""] * (layers - len(known))])
     heads = [f"tau({i}), ours / authors'" for i in range(layers)]
-    return Table(
-        "tau",
-        "Time constants beside the authors' (Figure 7)",
-        ["data set", "network", "T", "data", "seeds", "epoch", "accuracy", "authors'", *heads],
-        rows,
-        ["Layers counted from 0 at the input. The authors' are of one run each; Fashion-MNIST and CIFAR-10 only."],
-    )
+    columns = ["data set", "network", "T", "data", "seeds", "epoch", "accuracy", "authors'", *heads]
+    rows = [[*row, *[""] * (len(columns) - len(row))] for cell, told in _told(found) for row in _tau_rows(cell, told)]
+    notes = ["Layers counted from 0 at the input. The authors' are of one run each; Fashion-MNIST and CIFAR-10 only."]
+    return Table("tau", "Time constants beside the authors' (Figure 7)", columns, rows, notes)
+
+
+def _tau_rows(cell: Cell, told: str) -> Iterator[list[str]]:
+    """Yield a row of `tau_table` for each of the authors' epochs that all runs of a cell have reached."""
+    first = cell.runs[0]
+    accuracies = dict(zip(paper.CURVE_EPOCHS, paper.CURVES.get(cell.setting, ()), strict=False))
+    network = ", ".join(filter(None, (_network(cell.setting), told)))
+    for epoch, known in zip(paper.TAU_EPOCHS, paper.TAU[cell.setting], strict=True):
+        at = [row for run in cell.runs for row in run.metrics if row["epoch"] + 1 == epoch]
+        if len(at) != len(cell.runs):
+            continue
+        ours = [row[first.val_key] for row in at if first.val_key in row]
+        yield [
+            *(paper.TITLES[cell.setting.data_set], network, str(first.setting("data.time_steps", "")), source(first)),
+            *(str(len(at)), f"{epoch} of {cell.epochs}"),
+            *(_number(100 * statistics.fmean(ours) if ours else None), _number(accuracies.get(epoch))),
+            *(_tau_beside(cell, name, tau, at) for name, tau in zip(first.layers("tau"), known, strict=True)),
+        ]
+
+
+def _tau_beside(cell: Cell, layer: str, theirs: float, at: Sequence[Mapping[str, float]]) -> str:
+    """Return the mean tau of a layer and the authors', with the difference if the runs saw all of the data."""
+    mean = statistics.fmean(row.get(f"tau/{layer}", math.nan) for row in at)
+    apart = f" ({100 * (mean / theirs - 1):+.1f} %)" if cell.is_whole else ""
+    return f"{mean:.3f} / {theirs:.3f}{apart}"
 
 
 def _pooling(setting: Setting) -> str:
@@ -307,49 +335,28 @@ def _network(setting: Setting) -> str:
 def result_tables(runs: Sequence[Run]) -> list[Table]:
     """Tables 2, 4, 5 and S2, and the time constants."""
     usual = Setting("")
-
-    def is_usual(s: Setting) -> bool:
-        return (s.neuron, s.init_tau, s.pooling) == (usual.neuron, usual.init_tau, usual.pooling)
-
     table_2 = {Setting(d): accuracy for d, accuracy in paper.TABLE_2.items()}
     table_s2 = {Setting(d): accuracy for d, accuracy in paper.TABLE_S2.items()}
-    return [
-        _accuracies("2", "Accuracy of the six data sets", "A", "network", runs, table_2, is_usual, _network, True),
-        _accuracies(
-            "4",
-            "PLIF and LIF neurons",
-            "A",
-            "neuron",
-            runs,
-            paper.TABLE_4,
-            lambda s: s.pooling == "max",
-            neuron_in_words,
+
+    def has_usual_neuron(s: Setting) -> bool:
+        return (s.neuron, s.init_tau) == (usual.neuron, usual.init_tau)
+
+    def has_usual_pooling(s: Setting) -> bool:
+        return s.pooling == usual.pooling
+
+    def is_usual(s: Setting) -> bool:
+        return has_usual_neuron(s) and has_usual_pooling(s)
+
+    comparisons = (
+        _Comparison("2", "Accuracy of the six data sets", "A", "network", table_2, is_usual, _network, True),
+        _Comparison("4", "PLIF and LIF neurons", "A", "neuron", paper.TABLE_4, has_usual_pooling, neuron_in_words),
+        _Comparison("5", "Average and max-pooling", "A", "pooling", paper.TABLE_5, has_usual_neuron, _pooling),
+        _Comparison(
+            *("S2", "Accuracy with a validation part held out", "B", "network", table_s2, is_usual, _network, True),
+            beside=(("paper, A", table_2),),
         ),
-        _accuracies(
-            "5",
-            "Average and max-pooling",
-            "A",
-            "pooling",
-            runs,
-            paper.TABLE_5,
-            lambda s: (s.neuron, s.init_tau) == (usual.neuron, usual.init_tau),
-            _pooling,
-        ),
-        _accuracies(
-            "S2",
-            "Accuracy with a validation part held out",
-            "B",
-            "network",
-            runs,
-            table_s2,
-            is_usual,
-            _network,
-            True,
-            ("paper, A", table_2),
-        ),
-        tau_table(runs),
-        other_data(runs),
-    ]
+    )
+    return [*(comparison.with_runs(runs) for comparison in comparisons), tau_table(runs), other_data(runs)]
 
 
 @dataclass(frozen=True)
@@ -373,25 +380,18 @@ def network_tables(networks: Sequence[NetworkFacts], runs: Sequence[Run]) -> lis
     for net in networks:
         title = paper.TITLES[net.data_set]
         shape = "x".join(map(str, net.input_shape))
-        first.append(
-            [title, str(net.n_conv), str(net.n_down), str(net.n_fc), str(net.channels), shape, str(net.time_steps)]
-        )
+        numbers = map(str, (net.n_conv, net.n_down, net.n_fc, net.channels, shape, net.time_steps))
+        first.append([title, *numbers])
         structures.append([title, net.structure, f"{net.parameters:,}"])
         work, theirs, ours = paper.TABLE_3[net.data_set]
-        seen = sorted(
-            {str(run.setting("data.time_steps", "?")) for run in runs if run.data_set == net.data_set}, key=real
-        )
-        steps.append([title, work, theirs, str(ours), str(net.time_steps), ", ".join(seen)])
+        seen = {str(run.setting("data.time_steps", "?")) for run in runs if run.data_set == net.data_set}
+        steps.append([title, work, theirs, str(ours), str(net.time_steps), ", ".join(sorted(seen, key=real))])
     head = ["data set", "N_conv", "N_down", "N_fc", "channels", "input", "T"]
+    steps_head = ["data set", "best earlier work", "its T", "paper's T", "T of the configuration", "T of the runs"]
     return [
         Table("1", "Networks of the configurations", head, first),
         Table("S1", "Their structure", ["data set", "structure", "learned values"], structures),
-        Table(
-            "3",
-            "Time-steps",
-            ["data set", "best earlier work", "its T", "paper's T", "T of the configuration", "T of the runs"],
-            steps,
-        ),
+        Table("3", "Time-steps", steps_head, steps),
     ]
 
 
@@ -419,19 +419,23 @@ def print_tables(tables: Sequence[Table], runs: Sequence[Run]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
-    for table in [table for table in tables if table.rows]:
-        shown = RichTable(title=escape(heading(table)), title_justify="left")
-        for i in table.kept:
-            numeric = table.columns[i] in _NUMERIC
-            shown.add_column(table.columns[i], justify="right" if numeric else "left", overflow="fold")
-        for row in table.rows:
-            shown.add_row(*(escape(row[i]) for i in table.kept))
-        console.print(shown)
-        for note in table.notes:
-            console.print(escape(note), style="dim")
-        console.print()
+    for table in tables:
+        if table.rows:
+            _print_table(table.trimmed, console)
     for problem in problems_of(runs):
         console.print(f"[yellow]note[/]: {escape(problem)}")
+
+
+def _print_table(table: Table, console: Console) -> None:
+    shown = RichTable(title=escape(heading(table)), title_justify="left")
+    for name in table.columns:
+        shown.add_column(name, justify="right" if name in _NUMERIC else "left", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*map(escape, row))
+    console.print(shown)
+    for note in table.notes:
+        console.print(escape(note), style="dim")
+    console.print()
 
 
 def markdown(table: Table) -> str:
@@ -440,9 +444,8 @@ def markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
-    kept = table.kept
-    lines = [line([table.columns[i] for i in kept]), "|" + "---|" * len(kept)]
-    return "\n".join([*lines, *(line([row[i] for i in kept]) for row in table.rows)])
+    table = table.trimmed
+    return "\n".join([line(table.columns), "|" + "---|" * len(table.columns), *map(line, table.rows)])
 
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -456,13 +459,17 @@ def _latex(table: Table) -> str:
         escaped = "".join(_LATEX.get(c, c) for c in text)
         return escaped.replace(r"tau\_0", r"$\tau_0$").replace("tau =", r"$\tau$ =").replace(" - ", "--")
 
-    kept = table.kept
-    numeric = [all(not row[i] or row[i].lstrip("+-").replace(".", "", 1).isdigit() for row in table.rows) for i in kept]
-    lines = [f"% {heading(table)}", r"\begin{tabular}{" + "".join("lr"[n] for n in numeric) + "}"]
-    lines += [r"\toprule", " & ".join(cell(table.columns[i]) for i in kept) + r" \\", r"\midrule"]
-    lines += [" & ".join(cell(row[i]) for i in kept) + r" \\" for row in table.rows]
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(map(cell, cells)) + r" \\"
+
+    def is_numeric(i: int) -> bool:
+        return all(not row[i] or row[i].lstrip("+-").replace(".", "", 1).isdigit() for row in table.rows)
+
+    table = table.trimmed
+    aligned = "".join("lr"[is_numeric(i)] for i in range(len(table.columns)))
+    lines = [f"% {heading(table)}", rf"\begin{{tabular}}{{{aligned}}}", r"\toprule", line(table.columns), r"\midrule"]
     notes = [f"% {note}" for note in table.notes]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, ""])
+    return "\n".join([*lines, *map(line, table.rows), r"\bottomrule", r"\end{tabular}", *notes, ""])
 
 
 def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:

@@ -24,6 +24,11 @@ def is_trial(trainer: L.Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
+def writes_files(trainer: L.Trainer) -> bool:
+    """True in the process that writes the run's files, unless it is a trial."""
+    return trainer.is_global_zero and not is_trial(trainer)
+
+
 _folders: WeakKeyDictionary[L.Trainer, RunFolder] = WeakKeyDictionary()
 
 

@@ -46,6 +46,12 @@ def _weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name.split(".")[-2] if "." in name else name, part.weight
 
 
+def _listed(words: list[str]) -> str:
+    """Join words, as `a, b and c`."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 class LayerMonitor(Callback):
     """Logs in each epoch: tau and firing rate of each layer, learning rate, speed and seconds of the fit.
 
@@ -114,13 +120,13 @@ class LayerMonitor(Callback):
             if weight.grad is not None and not weight.grad.any():
                 self._dead[name] = self._dead.get(name, 0) + 1
         if trainer.global_step == _GRADIENT_STEPS[-1] and trainer.is_global_zero:
-            dead = [name for name, steps in self._dead.items() if steps == len(self._checked)]
-            if dead and len(self._checked) > 1:
-                *most, last = map(str, self._checked)
-                *names, end = dead
-                verb = "get" if names else "gets"
-                said = f"{', '.join(names)} and {end}" if names else end
-                _log.warning(_DEAD, said, verb, f"{', '.join(most)} and {last}")
+            self._warn_of_dead_layers()
+
+    def _warn_of_dead_layers(self) -> None:
+        dead = [name for name, steps in self._dead.items() if steps == len(self._checked)]
+        if dead and len(self._checked) > 1:
+            verb = "get" if len(dead) > 1 else "gets"
+            _log.warning(_DEAD, _listed(dead), verb, _listed([*map(str, self._checked)]))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Validation runs within the training epoch and must not count as training time.

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
-from plif_lightning.callbacks.logger import is_trial, known_run_folder, run_folder
+from plif_lightning.callbacks.logger import is_trial, known_run_folder, run_folder, writes_files
 from plif_lightning.errors import UserError
 from plif_lightning.plot.curves import confusion_matrix, learning_curve, tau_curve
 from plif_lightning.runs.loading import printable
@@ -74,7 +74,7 @@ class ConfusionMatrix(Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
-        if not trainer.is_global_zero or is_trial(trainer):
+        if not writes_files(trainer):
             return
         counts = pl_module.confusion_matrix.cpu()
         names = class_names_of(trainer, len(counts))

@@ -1,9 +1,10 @@
 """Record a run's command and data, histograms of W_fc / tau, and a few samples."""
 
+import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from plif_lightning.callbacks.checkpoints import BestCheckpoint
-from plif_lightning.callbacks.logger import is_trial, run_folder
+from plif_lightning.callbacks.checkpoints import best_checkpoint
+from plif_lightning.callbacks.logger import is_trial, run_folder, writes_files
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.data.batch import time_first
 from plif_lightning.data.event_dataset import EventDataset
@@ -80,7 +81,7 @@ class CommandRecord(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Only now that the checkpoint has been restored: if that fails, a finished run must stay unchanged.
-        if trainer.is_global_zero and not is_trial(trainer):
+        if writes_files(trainer):
             folder = run_folder(trainer)
             forget_results(folder)
             if not self._written:
@@ -131,7 +132,7 @@ class WeightRecord(Callback):
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, epoch: int) -> None:
         folder = run_folder(trainer)
-        if not trainer.is_global_zero or is_trial(trainer):
+        if not writes_files(trainer):
             return
         assert isinstance(pl_module, SpikingClassifier)
         self.latest = [
@@ -169,22 +170,29 @@ class SampleRecord(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
         folder = run_folder(trainer)
-        if self.most == 0 or not trainer.is_global_zero or is_trial(trainer) or data.val_set is None:
+        if self.most == 0 or not writes_files(trainer) or data.val_set is None:
             return
         assert isinstance(pl_module, SpikingClassifier)
-        network = pl_module.network
-        before = {name: value.clone() for name, value in network.state_dict().items()}
-        training = network.training
-        if any(isinstance(c, BestCheckpoint) for c in trainer.checkpoint_callbacks) and folder.best.is_file():
-            state = torch.load(folder.best, map_location="cpu", weights_only=True)["state_dict"]
-            prefix = "network."
-            network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        try:
-            samples = record_samples(network.eval(), data, self.most, pl_module.device)
-        finally:
-            network.load_state_dict(before)
-            network.train(training)
+        has_best = best_checkpoint(trainer) is not None and folder.best.is_file()
+        with _evaluating(pl_module.network, folder.best if has_best else None) as network:
+            samples = record_samples(network, data, self.most, pl_module.device)
         write_samples(folder, samples)
+
+
+@contextlib.contextmanager
+def _evaluating(network: SpikingNetwork, checkpoint: Path | None) -> Iterator[SpikingNetwork]:
+    """Put a network in evaluation mode, with the weights of a checkpoint if there is one, and restore it afterwards."""
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    training = network.training
+    if checkpoint is not None:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        prefix = "network."
+        network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    try:
+        yield network.eval()
+    finally:
+        network.load_state_dict(before)
+        network.train(training)
 
 
 @torch.no_grad()

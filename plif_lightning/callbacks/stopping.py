@@ -136,24 +136,22 @@ class StopOnSignal(Callback):
     def resumption(self) -> str:
         """A sentence with the command that resumes the run; empty if it cannot be resumed."""
         trainer = self.trainer
-        if trainer is None or is_trial(trainer) or _last_checkpoint(trainer) is None:
+        if trainer is None or not _keeps_checkpoints(trainer):
             return ""
         folder = run_folder(trainer)
         return f"Resume the run with: {_resuming(folder)}" if folder.last.is_file() else ""
 
     def _stop(self, trainer: L.Trainer, received: signal.Signals) -> None:
-        folder = run_folder(trainer)
         # After SIGUSR1 exit with the status of SIGTERM.
         status = 128 + (received if received in _ENDING else signal.SIGTERM)
-        kept = f"after step {trainer.global_step}"
-        if _last_checkpoint(trainer) is None or is_trial(trainer):
-            message = f"stopped by {received.name} {kept}: this run keeps no checkpoints."
-        else:
-            message = f"stopped by {received.name} {kept}. Resume the run with: {_resuming(folder)}"
+        stopped = f"stopped by {received.name} after step {trainer.global_step}"
+        message = f"{stopped}: this run keeps no checkpoints."
+        if _keeps_checkpoints(trainer):
+            message = f"{stopped}. Resume the run with: {_resuming(run_folder(trainer))}"
         if trainer.is_global_zero and received == _of_scheduler(trainer):
             if self.requeues:
                 # Before requeueing, because SLURM ends a requeued job immediately.
-                sys.stderr.write(f"stopped by {received.name} {kept}: the job is requeued.\n")
+                sys.stderr.write(f"{stopped}: the job is requeued.\n")
                 sys.stderr.flush()
                 message = _requeue()
             else:
@@ -174,6 +172,10 @@ _NOT_REQUEUED = "The job is not requeued: pass --run_folder DIR --resume auto fo
 
 def _last_checkpoint(trainer: L.Trainer) -> LastCheckpoint | None:
     return next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
+
+
+def _keeps_checkpoints(trainer: L.Trainer) -> bool:
+    return _last_checkpoint(trainer) is not None and not is_trial(trainer)
 
 
 def _of_scheduler(trainer: L.Trainer) -> signal.Signals | None:

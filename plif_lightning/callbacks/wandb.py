@@ -5,6 +5,7 @@ Its package is imported on use, because it would add a third of a second to ever
 
 import json
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from plif_lightning.callbacks.logger import is_trial, run_folder
+from plif_lightning.callbacks.logger import run_folder, writes_files
 from plif_lightning.callbacks.records import WeightRecord
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
@@ -100,7 +101,7 @@ class WandbRecord(Callback):
         self.weights = weights
 
     def _runs(self, trainer: L.Trainer) -> list[Any]:
-        if not trainer.is_global_zero or is_trial(trainer):
+        if not writes_files(trainer):
             return []
         return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbRunLogger)]
 
@@ -124,23 +125,15 @@ class WandbRecord(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
+        self._log_figures(trainer, learning_curve=folder.learning_curve, tau_curve=folder.tau_curve)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._log_figures(trainer, confusion_matrix=run_folder(trainer).confusion_picture)
+
+    def _log_figures(self, trainer: L.Trainer, **paths: Path) -> None:
         for run in self._runs(trainer):
             import wandb
 
-            paths = {"learning_curve": folder.learning_curve, "tau_curve": folder.tau_curve}
             images = {name: wandb.Image(str(path)) for name, path in paths.items() if path.is_file()}
             if images:
                 run.log({**images, "trainer/global_step": trainer.global_step})
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = run_folder(trainer)
-        for run in self._runs(trainer):
-            if folder.confusion_picture.is_file():
-                import wandb
-
-                run.log(
-                    {
-                        "confusion_matrix": wandb.Image(str(folder.confusion_picture)),
-                        "trainer/global_step": trainer.global_step,
-                    }
-                )

@@ -137,10 +137,10 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
         return f"a class that was given needs {needed[1]}: pass --KEY.{needed[1]}=VALUE after --KEY=CLASS."
     given = re.search(r"(?:dot import path string|Import path): '?([\w.]+)", message)
     if given and not re.search(r"Expected a <class '(?:float|int|str|bool)'>", message):
-        key = re.match(r'Parser key "([\w.]+)"', message)
-        return f"{key[1] if key else 'an argument'} names no class {given[1]}.{_nearest(given[1], known_classes())}"
-    if unknown := re.search(r"(?:unrecognized arguments: (?:--)?|[Oo]ption '|[Kk]ey ')([\w.]+)", message):
-        key = unknown[1].replace("init_args.", "")
+        block = re.match(r'Parser key "([\w.]+)"', message)
+        return f"{block[1] if block else 'an argument'} names no class {given[1]}.{_nearest(given[1], known_classes())}"
+    if named := re.search(r"(?:unrecognized arguments: (?:--)?|[Oo]ption '|[Kk]ey ')([\w.]+)", message):
+        key = named[1].replace("init_args.", "")
         owners = [name for name, c in data_classes().items() if key in inspect.signature(c).parameters]
         if owners and message.startswith("Option"):  # of the data set that was chosen, which has no such argument
             return f"this data set has no argument {key}: only {', '.join(owners)} have it."

@@ -268,21 +268,54 @@ def export(
             unknown.
         OSError: a file cannot be written; the error names it. The folder is unchanged.
     """
-    checkpoint_path, out = Path(checkpoint_path), Path(out)
+    out = Path(out)
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UserError(f"--format must be some of {', '.join(FORMATS)}, got {', '.join(unknown)}.")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out must name a folder.")
-    checkpoint_path = checkpoint_file(checkpoint_path)
+    others = [name for name in formats if name != "network"]
+    checkpoint_path = checkpoint_file(Path(checkpoint_path))
     checkpoint = load_checkpoint(checkpoint_path)
     config = configuration_in(checkpoint, checkpoint_path)
     net = fold(network_in(checkpoint, checkpoint_path))
-    if net.inputs.name != "direct" and (others := [name for name in formats if name != "network"]):
+    if net.inputs.name != "direct" and others:
         raise UserError(
             f"input_encoder={net.inputs.name!r} cannot be exported to {' or '.join(others)}: export only network."
         )
     data = config.get("data", {})
     static = _takes_images(data, formats, takes)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with _folder_inside(out) as folder:
+        with written_whole(folder / "network.ckpt", "wb") as opened:
+            torch.save(_folded_checkpoint(checkpoint, config, net), opened)
+        for name in dict.fromkeys(others):
+            _WRITERS[name](net, static, folder)
+        facts = {"made_from": checkpoint_path.name, **_facts(net, static, checkpoint, data, formats)}
+        return _publish(folder, out, facts)
+
+
+def _facts(
+    net: SpikingNetwork, static: bool, checkpoint: dict[str, Any], data: dict[str, Any], formats: Sequence[str]
+) -> dict[str, Any]:
+    """Return what the manifest says of a network, its data set and its classes."""
+    return {
+        "data": str(data["class_path"]).rsplit(".", 1)[-1] if "class_path" in data else None,
+        "class_names": class_names_in(checkpoint, net.num_classes),
+        "input": ["N", *net.input_shape] if static else [net.time_steps, "N", *net.input_shape],
+        "time_steps": net.time_steps,
+        "structure": str(net.structure),
+        "potentials_before_the_first_step": {name: neuron.firing.v_reset for name, neuron in net.neurons()},
+        **({"nir_readers": readers(net)} if "nir" in formats else {}),
+    }
+
+
+@contextlib.contextmanager
+def _folder_inside(out: Path) -> Iterator[Path]:
+    """Create a temporary folder in `out` and delete it afterwards, and `out` too if it was created for nothing.
+
+    Raises:
+        OSError: a file in it could not be written; the error names the same file in `out`.
+    """
     there = out.exists()
     out.mkdir(parents=True, exist_ok=True)
     for left in out.glob(".export*"):  # left by a killed process, or in use by a concurrent export
@@ -290,32 +323,8 @@ def export(
             if time.time() - left.stat().st_mtime > _STALE_AFTER:
                 shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=".export", dir=out))
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with written_whole(folder / "network.ckpt", "wb") as opened:
-            torch.save(_folded_checkpoint(checkpoint, config, net), opened)
-        for name in dict.fromkeys(formats):
-            if name in _WRITERS:
-                _WRITERS[name](net, static, folder)
-        files = sorted(folder.iterdir())
-        facts = {
-            "made_from": checkpoint_path.name,
-            "data": str(data["class_path"]).rsplit(".", 1)[-1] if "class_path" in data else None,
-            "class_names": class_names_in(checkpoint, net.num_classes),
-            "input": ["N", *net.input_shape] if static else [net.time_steps, "N", *net.input_shape],
-            "time_steps": net.time_steps,
-            "structure": str(net.structure),
-            "potentials_before_the_first_step": {name: neuron.firing.v_reset for name, neuron in net.neurons()},
-            **({"nir_readers": readers(net)} if "nir" in formats else {}),
-            "sha256": {file.name: sha256_of(file) for file in files},
-        }
-        (folder / EXPORTED).write_text(json.dumps(facts, indent=1))
-        earlier = [out / name for name in _earlier_files(out) if not (folder / name).exists()]
-        for file in [*files, folder / EXPORTED]:
-            file.replace(out / file.name)
-        for file in earlier:  # stale: may hold another network
-            file.unlink(missing_ok=True)
-        return {file.name: (out / file.name).stat().st_size for file in files}
+        yield folder
     except OSError as error:
         if error.filename is None or Path(error.filename).parent != folder:
             raise
@@ -325,6 +334,19 @@ def export(
         if not there:
             with contextlib.suppress(OSError):
                 out.rmdir()  # only if nothing was exported
+
+
+def _publish(folder: Path, out: Path, facts: Mapping[str, Any]) -> dict[str, int]:
+    """Write the manifest, move all files from `folder` to `out`, delete stale ones, and return the size of each."""
+    files = sorted(folder.iterdir())
+    manifest = {**facts, "sha256": {file.name: sha256_of(file) for file in files}}
+    (folder / EXPORTED).write_text(json.dumps(manifest, indent=1))
+    earlier = [out / name for name in _earlier_files(out) if not (folder / name).exists()]
+    for file in [*files, folder / EXPORTED]:
+        file.replace(out / file.name)
+    for file in earlier:  # stale: may hold another network
+        file.unlink(missing_ok=True)
+    return {file.name: (out / file.name).stat().st_size for file in files}
 
 
 def _earlier_files(folder: Path) -> list[str]:

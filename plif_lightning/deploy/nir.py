@@ -11,7 +11,8 @@ is a sum because Norse cannot read average pooling; the threshold is below half 
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,37 +94,19 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
     """
     nir = _nir()
     net = fold(net)
-    if net.inputs.name != "direct":
-        raise UserError(
-            f"input_encoder={net.inputs.name!r} cannot be part of a NIR graph: pass its spikes to the simulator."
-        )
-    for name, block in net.blocks().items():
-        if (reason := refuses_block(block)) is not None:
-            raise UserError(f"{name} cannot be written as NIR: {reason}.")
+    _require_known_parts(net)
     shape = tuple(net.input_shape)
     nodes: dict[str, Any] = {"input": nir.Input(np.array(shape))}
     for name, block in net.encoder.named_children():
         assert isinstance(block, ConvBlock)
         conv = block.conv
-        nodes[f"{name}_conv"] = nir.Conv2d(
-            shape[1:], _array(conv.weight), 1, 1, 1, 1, np.zeros(len(conv.weight), np.float32)
-            if conv.bias is None else _array(conv.bias),
-        )  # fmt: skip
+        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
+        nodes[f"{name}_conv"] = nir.Conv2d(shape[1:], _array(conv.weight), 1, 1, 1, 1, _array(bias))
         shape = (conv.out_channels, *shape[1:])
         nodes[f"{name}_neuron"] = _neuron(name, block.neuron, shape, dt)
-        if block.pool is None:
-            continue
-        two = (np.array([2, 2]), np.array([2, 2]), np.array([0, 0]))
-        shape = (shape[0], shape[1] // 2, shape[2] // 2)
-        pool = block.pool.pool if isinstance(block.pool, Pool2d) else None
-        if isinstance(pool, SpikeMaxPool2d):
-            nodes[f"{name}_pool"] = nir.SumPool2d(*two)
-            ones = np.ones(shape, np.float32)
-            nodes[f"{name}_max"] = nir.LIF(2 * dt * ones, 2 * ones, 0 * ones, np.float32(0.1) * ones, 0 * ones)
-        elif isinstance(pool, nn.AvgPool2d):
-            nodes[f"{name}_pool"] = nir.AvgPool2d(*two)
-        else:
-            raise UserError(f"{name} has a pool without NIR equivalent: {type(block.pool).__name__}.")
+        if block.pool is not None:
+            shape = (shape[0], shape[1] // 2, shape[2] // 2)
+            nodes |= _pool_nodes(name, block.pool, shape, dt)
     # Negative dimensions, so that a simulator may prepend a batch dimension.
     nodes["flatten"] = nir.Flatten({"input": np.array(shape)}, -3, -1)
     features = 0
@@ -137,10 +120,33 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
     mean = np.full((1, per_class), 1 / per_class, np.float32)
     nodes["voting"] = nir.Linear(np.kron(np.eye(classes, dtype=np.float32), mean))
     nodes["output"] = nir.Output(np.array([classes]))
-    names = list(nodes)
     if failing := [f"{name} {reason}" for name, reason in readers(net).items() if reason is not None]:
         _log.warning("Not every simulator reproduces this NIR graph: %s.", "; ".join(failing))
-    return nir.NIRGraph(nodes, list(itertools.pairwise(names)))
+    return nir.NIRGraph(nodes, list(itertools.pairwise(nodes)))
+
+
+def _require_known_parts(net: SpikingNetwork) -> None:
+    if net.inputs.name != "direct":
+        raise UserError(
+            f"input_encoder={net.inputs.name!r} cannot be part of a NIR graph: pass its spikes to the simulator."
+        )
+    for name, block in net.blocks().items():
+        if (reason := refuses_block(block)) is not None:
+            raise UserError(f"{name} cannot be written as NIR: {reason}.")
+
+
+def _pool_nodes(name: str, pool: nn.Module, shape: tuple[int, ...], dt: float) -> dict[str, Any]:
+    """Return the nodes of a 2x2 pool with outputs of a shape [C, H, W]; a maximum of spikes takes two."""
+    nir = _nir()
+    inner = pool.pool if isinstance(pool, Pool2d) else None
+    two = (np.array([2, 2]), np.array([2, 2]), np.array([0, 0]))
+    if isinstance(inner, SpikeMaxPool2d):
+        ones = np.ones(shape, np.float32)
+        over = nir.LIF(2 * dt * ones, 2 * ones, 0 * ones, np.float32(0.1) * ones, 0 * ones)
+        return {f"{name}_pool": nir.SumPool2d(*two), f"{name}_max": over}
+    if isinstance(inner, nn.AvgPool2d):
+        return {f"{name}_pool": nir.AvgPool2d(*two)}
+    raise UserError(f"{name} has a pool without NIR equivalent: {type(pool).__name__}.")
 
 
 def _array(x: Tensor) -> Any:
@@ -190,15 +196,13 @@ class NIRNetwork(nn.Module):
                 raise UserError(
                     f"{graph} cannot be read as a NIR graph: {' '.join(str(error).split())[:200]}."
                 ) from error
-        parts = []
         for name, node in _chain(graph):
-            made = _part(name, node, dt)
-            if made is not None:
-                parts.append((name.replace(".", "_"), made))
-        for name, part in parts:
-            while hasattr(self, name):  # the name of another node or of a method
-                name += "_"
-            self.add_module(name, part)
+            part = _part(name, node, dt)
+            if part is not None:
+                name = name.replace(".", "_")
+                while hasattr(self, name):  # the name of another node or of a method
+                    name += "_"
+                self.add_module(name, part)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output [T, N, *] for x [T, N, *]."""
@@ -281,40 +285,51 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _part(name: str, node: Any, dt: float) -> nn.Module | None:
+    """Return the module of a node; None for the ends of the graph."""
     kind = type(node).__name__
     if kind in ("Input", "Output"):
         return None
-    if kind == "Conv2d":
-        padding: Any = node.padding if isinstance(node.padding, str) else _pair(node.padding)
-        out, inside, *kernel = node.weight.shape
-        sizes = {"stride": _pair(node.stride), "dilation": _pair(node.dilation), "padding": padding}
-        conv = nn.Conv2d(inside * node.groups, out, tuple(kernel), groups=int(node.groups), **sizes)
-        return _filled(conv, node.weight, node.bias)
-    if kind in ("Affine", "Linear"):
-        bias = getattr(node, "bias", None)
-        out, inside = node.weight.shape
-        return _filled(nn.Linear(inside, out, bias is not None), node.weight, bias)
-    if kind == "Scale":
-        return _Scale(node.scale)
-    if kind == "Threshold":
-        return _Threshold(node.threshold)
-    if kind == "Flatten":
-        # NIR's dimensions exclude the batch.
-        start, end = (int(d) + (d >= 0) for d in (node.start_dim, node.end_dim))
-        return nn.Flatten(start, end)
-    if kind in ("SumPool2d", "AvgPool2d"):
-        sizes = {"stride": _pair(node.stride), "padding": _pair(node.padding)}
-        divisor = 1 if kind == "SumPool2d" else None
-        return nn.AvgPool2d(_pair(node.kernel_size), **sizes, divisor_override=divisor)
     if kind in ("LIF", "IF"):
-        v_reset = np.asarray(getattr(node, "v_reset", 0.0) if getattr(node, "v_reset", None) is not None else 0.0)
-        if v_reset.size > 1 and np.ptp(v_reset):
-            raise UserError(f"{name}: v_reset must be the same for all neurons of a layer.")
-        common = (node.v_threshold, v_reset.flat[0])
-        if kind == "LIF":
-            return _Neurons(dt / np.asarray(node.tau), node.r, node.v_leak, *common, leak=True)
-        return _Neurons(0.0, dt * np.asarray(node.r), 0.0, *common, leak=False)
-    raise UserError(f"{name} is a {kind}, which is not supported.")
+        return _neurons(name, node, dt)
+    if kind not in _MODULES:
+        raise UserError(f"{name} is a {kind}, which is not supported.")
+    return _MODULES[kind](node)
+
+
+def _neurons(name: str, node: Any, dt: float) -> _Neurons:
+    v_reset = getattr(node, "v_reset", None)
+    v_reset = np.asarray(0.0 if v_reset is None else v_reset)
+    if v_reset.size > 1 and np.ptp(v_reset):
+        raise UserError(f"{name}: v_reset must be the same for all neurons of a layer.")
+    common = (node.v_threshold, v_reset.flat[0])
+    if type(node).__name__ == "LIF":
+        return _Neurons(dt / np.asarray(node.tau), node.r, node.v_leak, *common, leak=True)
+    return _Neurons(0.0, dt * np.asarray(node.r), 0.0, *common, leak=False)
+
+
+def _conv(node: Any) -> nn.Module:
+    padding: Any = node.padding if isinstance(node.padding, str) else _pair(node.padding)
+    out, inside, *kernel = node.weight.shape
+    sizes = {"stride": _pair(node.stride), "dilation": _pair(node.dilation), "padding": padding}
+    conv = nn.Conv2d(inside * node.groups, out, tuple(kernel), groups=int(node.groups), **sizes)
+    return _filled(conv, node.weight, node.bias)
+
+
+def _linear(node: Any) -> nn.Module:
+    bias = getattr(node, "bias", None)
+    out, inside = node.weight.shape
+    return _filled(nn.Linear(inside, out, bias is not None), node.weight, bias)
+
+
+def _flatten(node: Any) -> nn.Module:
+    # NIR's dimensions exclude the batch.
+    start, end = (int(d) + (d >= 0) for d in (node.start_dim, node.end_dim))
+    return nn.Flatten(start, end)
+
+
+def _pool(node: Any, divisor: int | None = None) -> nn.Module:
+    size, stride, padding = (_pair(value) for value in (node.kernel_size, node.stride, node.padding))
+    return nn.AvgPool2d(size, stride, padding, divisor_override=divisor)
 
 
 def _filled(layer: nn.Conv2d | nn.Linear, weight: Any, bias: Any) -> nn.Module:
@@ -323,3 +338,15 @@ def _filled(layer: nn.Conv2d | nn.Linear, weight: Any, bias: Any) -> nn.Module:
         if layer.bias is not None:
             layer.bias.copy_(torch.as_tensor(np.asarray(0.0 if bias is None else bias, np.float32)))
     return layer
+
+
+_MODULES: dict[str, Callable[[Any], nn.Module]] = {
+    "Conv2d": _conv,
+    "Affine": _linear,
+    "Linear": _linear,
+    "Scale": lambda node: _Scale(node.scale),
+    "Threshold": lambda node: _Threshold(node.threshold),
+    "Flatten": _flatten,
+    "SumPool2d": partial(_pool, divisor=1),
+    "AvgPool2d": _pool,
+}

@@ -2,7 +2,7 @@
 
 import csv
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,32 @@ def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str
     """
     epochs: dict[int, dict[str, float]] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for line, row in enumerate(csv.DictReader(file), start=2):
-                # A test after the fit is logged under the last epoch but belongs to the best one.
-                if not row.get("epoch") or any(value and key and key.startswith("test/") for key, value in row.items()):
-                    continue
-                try:
-                    values = _numbers(row)
-                except ValueError as error:
-                    message = f"{path}, line {line}: {error}."
-                    if problems is None:
-                        raise UserError(message) from None
-                    problems.append(f"{message} The line is skipped.")
-                    continue
-                merge(epochs.setdefault(int(values["epoch"]), {}), values)
+        for line, row in _lines(path):
+            if not _is_of_epoch(row):
+                continue
+            try:
+                values = _numbers(row)
+            except ValueError as error:
+                message = f"{path}, line {line}: {error}."
+                if problems is None:
+                    raise UserError(message) from None
+                problems.append(f"{message} The line is skipped.")
+                continue
+            merge(epochs.setdefault(int(values["epoch"]), {}), values)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table of metrics: {error}.") from error
     return [epochs[epoch] for epoch in sorted(epochs)]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the values of each line below the header."""
+    with path.open(newline="", encoding="utf-8") as file:
+        yield from enumerate(csv.DictReader(file), start=2)
+
+
+def _is_of_epoch(row: dict[str, Any]) -> bool:
+    """True for metrics of an epoch; a test after the fit is logged under the last one but belongs to the best one."""
+    return bool(row.get("epoch")) and not any(value and key and key.startswith("test/") for key, value in row.items())
 
 
 def merge(epoch: dict[str, float], line: Mapping[str, float]) -> None:
@@ -89,13 +98,12 @@ class MetricsTable:
         self.rows: list[dict[str, Any]] = []
         if path.is_file():
             try:
-                with path.open(newline="", encoding="utf-8") as file:
-                    found = list(csv.DictReader(file))
+                found = [*_lines(path)]
             except (UnicodeDecodeError, csv.Error) as error:
                 raise UserError(
                     f"{path} cannot be read as a table of metrics: {error}. Move it away to continue without it."
                 ) from error
-            for line, row in enumerate(found, start=2):
+            for line, row in found:
                 try:
                     if _numbers(row).get("step", before) < before:
                         self.rows.append({key: value for key, value in row.items() if value})

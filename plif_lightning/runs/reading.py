@@ -54,51 +54,63 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
     files = RunFolder(folder)
     problems: list[str] = []
     config = loaded(files.config, problems)
-    metrics: list[dict[str, float]] = []
-    if files.metrics.is_file():
-        try:
-            metrics = read_metrics(files.metrics, problems)
-        except UserError as error:
-            problems.append(str(error))
-    else:
-        problems.append(f"{files.metrics} does not exist: no epoch was finished.")
+    metrics = _metrics(files, problems)
     started = loaded(files.command, problems, optional=True)
     result = loaded(files.result, problems, optional=True)
-    test = result.get("test")
     facts = loaded(files.data, problems, optional=True)
     if isinstance(result.get("samples"), dict):
         facts["samples"] = result["samples"]
-    if test is None and files.test_result.is_file():
-        later = loaded(files.test_result, problems, optional=True)
-        test = later.get("test")
-        if isinstance(facts.get("samples"), dict):
-            facts["samples"] = {**facts["samples"], "test": later.get("samples")}
-    if test is not None and not (isinstance(test, (int, float)) and 0 <= test <= 1):
-        problems.append(f"{files.result}: test must be a fraction from 0 to 1, got {test!r}.")
-        test = None
-    if not config:
-        status: Status = "unreadable"
-    elif result:
-        status = "finished"
-    else:
-        status = "running" if is_alive(started) else "unfinished"
     arguments = started.get("arguments")
     around = started.get("surroundings")
     name = os.path.relpath(folder, root) if root is not None else folder.name
     return Run(
         files,
         printable(folder.name if name == "." else name),
-        status,
+        _status(config, result, started),
         config,
         metrics,
         [str(part) for part in arguments] if isinstance(arguments, list) else [],
         facts,
-        None if test is None else float(test),
-        {str(k): printable(str(v)) for k, v in around.items()} if isinstance(around, dict) else {},
-        [printable(problem) for problem in problems],
+        _test(files, result, facts, problems),
+        {str(k): str(v) for k, v in around.items()} if isinstance(around, dict) else {},
+        printable(problems),
         float(started["started"]) if isinstance(started.get("started"), (int, float)) else 0.0,
-        [printable(change) for change in _changes(started.get("changes"))],
+        _changes(started.get("changes")),
     )
+
+
+def _metrics(files: RunFolder, problems: list[str]) -> list[dict[str, float]]:
+    """Read the metrics of each epoch; none if they cannot be read."""
+    if not files.metrics.is_file():
+        problems.append(f"{files.metrics} does not exist: no epoch was finished.")
+        return []
+    try:
+        return read_metrics(files.metrics, problems)
+    except UserError as error:
+        problems.append(str(error))
+        return []
+
+
+def _test(files: RunFolder, result: dict[str, Any], facts: dict[str, Any], problems: list[str]) -> float | None:
+    """Return the test accuracy of the fit, or of a later `test`, whose number of samples is entered in `facts`."""
+    test = result.get("test")
+    if test is None and files.test_result.is_file():
+        later = loaded(files.test_result, problems, optional=True)
+        test = later.get("test")
+        if isinstance(facts.get("samples"), dict):
+            facts["samples"] = {**facts["samples"], "test": later.get("samples")}
+    if test is None or (isinstance(test, (int, float)) and 0 <= test <= 1):
+        return None if test is None else float(test)
+    problems.append(f"{files.result}: test must be a fraction from 0 to 1, got {test!r}.")
+    return None
+
+
+def _status(config: dict[str, Any], result: dict[str, Any], started: dict[str, Any]) -> Status:
+    if not config:
+        return "unreadable"
+    if result:
+        return "finished"
+    return "running" if is_alive(started) else "unfinished"
 
 
 def _changes(changes: Any) -> list[str]:

@@ -79,15 +79,18 @@ class Run:
         return self.setting("best_of_ties", "first") or ("last" if self.protocol == "B" else "first")
 
     @property
-    def best(self) -> tuple[int, float] | None:
-        """Epoch (from 1) and accuracy (0 to 1) of the best validation; None before the first."""
+    def best_metrics(self) -> dict[str, float]:
+        """Metrics of the epoch with the best validation; empty before the first."""
         rows = [row for row in self.metrics if 0 <= row.get(self.val_key, float("nan")) <= 1]
-        if not rows:
-            return None
         if self.best_of_ties == "last":
             rows.reverse()
-        row = max(rows, key=lambda row: row[self.val_key])
-        return int(row["epoch"]) + 1, row[self.val_key]
+        return max(rows, key=lambda row: row[self.val_key], default={})
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Epoch (from 1) and accuracy (0 to 1) of the best validation; None before the first."""
+        row = self.best_metrics
+        return (int(row["epoch"]) + 1, row[self.val_key]) if row else None
 
     @property
     def accuracy(self) -> float | None:

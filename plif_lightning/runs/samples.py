@@ -97,16 +97,15 @@ def _fits(events: Events, samples: int) -> bool:
 
 def _require_shapes(samples: Samples) -> None:
     steps, played, channels, height, width = samples.spikes.shape
-    n = len(samples.label)
+    n, classes = len(samples.label), len(samples.classes)
+    shapes = samples.label.shape, samples.rates.shape, samples.votes.shape
     fits = (
-        samples.label.shape == (n,)
+        shapes == ((n,), (n, channels, height, width), (steps, n, classes))
         and n >= played > 0
         and samples.frames.ndim == 5
         and samples.frames.shape[:2] in ((1, n), (steps, n))
         and 0 not in samples.frames.shape
-        and samples.rates.shape == (n, channels, height, width)
-        and samples.votes.shape == (steps, n, len(samples.classes))
-        and 0 <= samples.label.min() <= samples.label.max() < len(samples.classes)
+        and 0 <= samples.label.min() <= samples.label.max() < classes
         and (samples.events is None or _fits(samples.events, n))
     )
     if not fits:
