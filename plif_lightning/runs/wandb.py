@@ -46,7 +46,12 @@ def runs_of_project(project: str) -> list[Run]:
 def run_of_wandb(run: Any) -> Run:
     """Convert a run from W&B's API (`wandb.apis.public.Run`) that was logged with `variants/wandb.yaml`."""
     epochs: dict[int, dict[str, float]] = {}
-    for row in run.scan_history():
+    problems: list[str] = []
+    try:
+        history = list(run.scan_history())
+    except Exception as error:  # the client's own types are private; a run that logged nothing has no history
+        history, problems = [], [f"its history cannot be read from W&B: {' '.join(str(error).split())}."]
+    for row in history:
         if row.get("epoch") is not None and not any(key.startswith("test/") for key in row):
             values = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and not k.startswith("_")}
             merge(epochs.setdefault(int(row["epoch"]), {}), values)
@@ -61,4 +66,5 @@ def run_of_wandb(run: Any) -> Run:
         [],
         dict(config.get("facts") or {}),
         float(test) if isinstance(test, (int, float)) else None,
+        problems=problems,
     )

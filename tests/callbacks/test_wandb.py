@@ -36,6 +36,15 @@ def wandb(*arguments, environment, timeout=PATIENCE):
     )
 
 
+# Reads the project's runs back with the real client.
+READ = """
+import json
+from plif_lightning.runs.reading import find_runs
+for run in find_runs("wandb:e/plif_lightning"):
+    print(json.dumps([run.name, run.status, run.setting("model.neuron"), run.test, run.problems]))
+"""
+
+
 def test_a_sweep_and_its_agent_run_the_shipped_command(tmp_path):
     sweep = yaml.safe_load((REPOSITORY / "configs" / "sweeps" / "table4.yaml").read_text())
     small = {"config": "configs/quickstart.yaml", "trainer.max_epochs": 2, "trainer.limit_train_batches": 3}
@@ -62,7 +71,17 @@ def test_a_sweep_and_its_agent_run_the_shipped_command(tmp_path):
         agent = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=tmp_path
         )
+        read = subprocess.run(
+            [sys.executable, "-c", READ], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
     said = agent.stdout + agent.stderr
+    assert read.returncode == 0, read.stderr[-3000:]
+    found = [json.loads(line) for line in read.stdout.splitlines()]
+    assert [run[:3] for run in found] == [["run1", "finished", "plif"], ["run2", "finished", "lif"]]
+    for name, _, _, tested, problems in found:
+        assert tested == next(row["test/acc"] for row in server.rows(name) if "test/acc" in row)
+        # W&B's client reads histories from files that its server exports; the local one exports none.
+        assert problems == [f"its history cannot be read from W&B: no history found for run {name}."]
     assert server.exit_codes == {"run1": 0, "run2": 0}, said[-3000:]
     assert "locked" not in said
     assert "Ignoring project" not in said

@@ -109,6 +109,10 @@ class WandbServer:
                     "teams": {"edges": []},
                 }
             },
+            "GetDefaultEntity": lambda: {"viewer": {"id": "U", "entity": "e"}},
+            "Runs": lambda: self._runs(project),
+            "RunHistoryKeys": lambda: {"project": {"run": self._described(variables["name"])}},
+            "RunParquetHistory": lambda: {"project": {"run": {"parquetHistory": self._history(variables["runName"])}}},
             "UpsertSweep": lambda: self._upsert_sweep(variables, project),
             "SweepWithRuns": lambda: {"project": {"sweep": {**self._sweep, "runs": {"edges": []}}}},
             "Sweep": lambda: {"project": {"sweep": {**self._sweep, "runs": {"edges": []}}}},
@@ -184,3 +188,37 @@ class WandbServer:
             "historyLineCount": 0,
         }
         return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
+
+    def _runs(self, project: dict[str, Any]) -> dict[str, Any]:
+        edges = [{"node": self._described(name), "cursor": name} for name in self.configs]
+        page = {"endCursor": None, "hasNextPage": False}
+        runs = {"edges": edges, "pageInfo": page}
+        return {"project": {**project, "internalId": "1", "runCount": len(edges), "readOnly": False, "runs": runs}}
+
+    def _described(self, name: str) -> dict[str, Any]:
+        """A run as the API lists it."""
+        plain = {"group": None, "jobType": None, "commit": None, "readOnly": False, "sweepName": None, "tags": []}
+        summary = {key: value for row in self.rows(name) for key, value in row.items()}
+        return {
+            **plain,
+            "id": f"id-{name}",
+            "name": name,
+            "displayName": name,
+            "state": "finished",
+            "projectId": "1",
+            "config": json.dumps({key: {"value": value} for key, value in self.configs[name].items()}),
+            "summaryMetrics": json.dumps(summary),
+            "systemMetrics": "{}",
+            "createdAt": "2026-01-01T00:00:00Z",
+            "heartbeatAt": "2026-01-01T00:00:00Z",
+            "description": "",
+            "notes": "",
+            "defaultColorIndex": "0",
+            "user": {"name": "u", "username": "u"},
+            "historyLineCount": len(self.rows(name)),
+            "historyKeys": {"lastStep": max((row["_step"] for row in self.rows(name)), default=-1), "keys": {}},
+        }
+
+    def _history(self, name: str) -> dict[str, Any]:
+        """All rows are live: this server exports none to Parquet, which the client needs to read any."""
+        return {"parquetUrls": [], "liveData": self.rows(name)}
