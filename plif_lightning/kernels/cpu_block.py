@@ -16,11 +16,9 @@ from plif_lightning.kernels.cpu import (
     _narrow,
     _wide,
     aligned,
-    backward_unit,
-    place_of_ties,
-    work_of_backward,
     working_rows,
 )
+from plif_lightning.kernels.cpu_backward import backward_unit, place_of_ties, work_of_backward
 from plif_lightning.kernels.cpu_sparse import around, is_silent, sum_around, totals
 from plif_lightning.kernels.layout import LANES
 from plif_lightning.kernels.vectors import add_row_16, fire_16
@@ -131,8 +129,8 @@ def conv_fire_pool_backward(
 ):  # fmt: skip
     """Gradients of units begin .. end - 1, the same units as in `conv_fire_pool`; recomputes the potentials.
 
-    Arguments are as in `conv_fire_pool`, the others as in `cpu.backward`, with `outputs` channels and runs of `run`
-    windows. grad_table[slot] gets, for each row of scale, the gradient of the table before its multiplication by that
+    Arguments are as in `conv_fire_pool`, the others as in `cpu_backward.backward`, with `outputs` channels and runs of
+    `run` windows. grad_table[slot] gets, for each row of scale, the gradient of the table before its multiplication by that
     row, [S, 9 C, O]. `nothing` is an empty array in place of unused potentials.
     """
     images = (starts.size - 1) // (steps * height * width)

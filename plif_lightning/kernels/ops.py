@@ -136,7 +136,7 @@ def fire_backward(
     and `seed`, int64, which breaks ties within a window. If y is a band of rows of a feature map, `windows` is the
     number of windows of the whole map, and `first_window` the index of the band's first: the drawn ties depend on them.
     """
-    from plif_lightning.kernels import cpu  # deferred: imports numba
+    from plif_lightning.kernels import cpu_backward  # deferred: imports numba
 
     layout.require_pool(pool)
     c = Constants.from_numbers(constants)
@@ -154,7 +154,9 @@ def fire_backward(
     given = array_of(y), *rows, _optional(v, real), array_of(channels_last(grad_out.to(y.dtype)))
     found = array_of(grad_y), _optional(None, real) if v is None else array_of(grad_v[None]), sums, sums_learned
     settings = *geometry.settings(learned, c, real), seed_of(seed), windows, first_window
-    parallel(cpu.backward, geometry.units, geometry.threads, *given, _optional(grad_last, real), *found, *settings)
+    parallel(
+        cpu_backward.backward, geometry.units, geometry.threads, *given, _optional(grad_last, real), *found, *settings
+    )
     return grad_y, grad_v, *sums_of_backward(geometry, sums, sums_learned, scale, shift, mean, learned, c)
 
 
@@ -224,14 +226,14 @@ def _(y: Tensor) -> tuple[Tensor, Tensor]:
 @_operator(mutates=("grad",))
 def normalize_backward(grad: Tensor, y: Tensor, factor: Tensor, offset: Tensor, slope: Tensor) -> None:
     """Replace dL/dX in `grad` by factor dL/dX + offset + slope y, in place; the three are [T or 1, C]."""
-    from plif_lightning.kernels import cpu  # deferred: imports numba
+    from plif_lightning.kernels import cpu_backward  # deferred: imports numba
 
     y = channels_last(y)
     real = real_type(y)
     geometry = Geometry(y, 1, POOLS["none"])
     units = len(y) * -(-y[0].numel() // geometry.run)
     tiles = (geometry.tiled(values, real) for values in (factor, offset, slope))
-    parallel(cpu.normalise_back, units, geometry.threads, array_of(y), array_of(grad), *tiles, geometry.run)
+    parallel(cpu_backward.normalise_back, units, geometry.threads, array_of(y), array_of(grad), *tiles, geometry.run)
 
 
 @normalize_backward.register_fake
