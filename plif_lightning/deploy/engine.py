@@ -67,18 +67,13 @@ def deployed(
         room = "encoder" if name in dict(folded.encoder.named_children()) else "classifier"
         if (reason := refuses_block(block)) is not None:
             _log.info("deployed: %s stays as it is: %s", name, reason)
-            chosen[name] = "dense"
-            layers.append(ModuleLayer(f"{room}.{name}", block, flat=room == "classifier"))
-            continue
-        given = inputs.get(name)
-        kind: Any = ConvLayer if isinstance(block, ConvBlock) else FCLayer
-        makers = forms_of(block, engine if name in free else "dense", given, binary=name in spiking)
-        forms: dict[str, Layer] = {form: kind(f"{room}.{name}.neuron", block, make()) for form, make in makers.items()}
-        best = next(iter(forms))
-        if len(forms) > 1 and given is not None:
-            best = _fastest(forms, given, layers[-1] if layers else None)
-        chosen[name] = best
-        layers.append(forms[best])
+            forms: dict[str, Layer] = {"dense": ModuleLayer(f"{room}.{name}", block, flat=room == "classifier")}
+        else:
+            given, kind = inputs.get(name), ConvLayer if isinstance(block, ConvBlock) else FCLayer
+            makers = forms_of(block, engine if name in free else "dense", given, binary=name in spiking)
+            forms = {form: kind(f"{room}.{name}.neuron", block, make()) for form, make in makers.items()}  # type: ignore[arg-type]
+        chosen[name] = _best(forms, inputs.get(name), layers[-1] if layers else None)
+        layers.append(forms[chosen[name]])
     _log.info("deployed: %s", ", ".join(f"{name} {form}" for name, form in chosen.items()))
     return DeployedNetwork(folded, layers, chosen)
 
@@ -114,15 +109,20 @@ def forms_of(
 
 
 @torch.no_grad()
-def _fastest(forms: dict[str, Layer], x: Tensor, before: Layer | None) -> str:
-    """The form of a layer that takes the least time for x, maps [T, N, C, H, W] or rows.
+def _best(forms: dict[str, Layer], x: Tensor | None, before: Layer | None) -> str:
+    """The form of a layer that takes the least time for x; the only or first one if there is nothing to try.
 
     Args:
         forms: the layer in each form.
-        x: its input.
+        x: its input, maps [T, N, C, H, W] or rows.
         before: the layer before, which may hand over spikes as bits.
     """
-    as_bits = isinstance(before, ConvLayer) and before.event_driven
+    if x is None or len(forms) == 1:
+        return next(iter(forms))
+    return _fastest(forms, x, isinstance(before, ConvLayer) and before.event_driven)
+
+
+def _fastest(forms: dict[str, Layer], x: Tensor, as_bits: bool) -> str:
     runs = [run_alone(form, x, as_bits) for form in forms.values()]
     return min(zip(least_seconds(*runs), forms, strict=True))[1]
 

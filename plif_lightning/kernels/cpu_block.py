@@ -130,8 +130,8 @@ def conv_fire_pool_backward(
     """Gradients of units begin .. end - 1, the same units as in `conv_fire_pool`; recomputes the potentials.
 
     Arguments are as in `conv_fire_pool`, the others as in `cpu_backward.backward`, with `outputs` channels and runs of
-    `run` windows. grad_table[slot] gets, for each row of scale, the gradient of the table before its multiplication by that
-    row, [S, 9 C, O]. `nothing` is an empty array in place of unused potentials.
+    `run` windows. grad_table[slot] gets, for each row of scale, the gradient of the table before its multiplication by
+    that row, [S, 9 C, O]. `nothing` is an empty array in place of unused potentials.
     """
     images = (starts.size - 1) // (steps * height * width)
     pooled = pool != NO_POOL
