@@ -18,7 +18,7 @@ _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "ov
 
 
 def other_settings(run: Run) -> dict[str, Any]:
-    """What else must be equal for two runs to be the same experiment with other seeds."""
+    """The settings and facts, beside the paper's columns, in which runs that differ in their seed alone agree."""
     settings = identity(run.config).items()
     found = {key: value for key, value in settings if value is not None and key_of(key).column != "paper"}
     begun_from = dict(options(run.command)).get("ckpt_path", "last")
@@ -33,9 +33,9 @@ def other_settings(run: Run) -> dict[str, Any]:
 
 
 def experiment(run: Run) -> str:
-    """The same text for runs that differ in nothing but their seed, of whatever version.
+    """A text that is equal for runs that differ only in their seed, of any version.
 
-    What is none, false or zero is left out: most options that are added later have that default.
+    Values that are none, false or zero are left out: most options that are added later have that default.
     """
     others = {key: value for key, value in other_settings(run).items() if value not in (None, False, 0)}
     if run.protocol == "B":
@@ -51,7 +51,7 @@ def _has_column(key: str) -> bool:
     return key in _FACTS or key_of(key).column is not None
 
 
-# What no shipped configuration of a data set names, and how it is where nobody sets it.
+# Settings that no shipped configuration of a data set names, with their defaults.
 _PLAIN = {
     "trainer.precision": "32-true",
     "trainer.callbacks": None,
@@ -68,14 +68,14 @@ def real(value: Any) -> float:
 
 
 def data_title(run: Run) -> str:
-    """The data set for people: the paper's name of it, or the run's own, which is never one of the paper's."""
+    """Display name of the data set: the paper's, or the run's own, which is never one of the paper's."""
     title = str(run.facts.get("data") or run.data_set)
     own = f"{title} ({run.data_set})" if title in (*paper.TITLES, *paper.TITLES.values()) else title
     return paper.TITLES.get(run.data_set, own)
 
 
 def setting_of(run: Run) -> Setting:
-    """What the paper's tables tell runs apart by; an IF neuron has no tau."""
+    """Data set, neuron, tau and pooling: the columns of the paper's tables. An IF neuron has no tau."""
     neuron = str(run.setting("model.neuron", "?"))
     tau = math.inf if neuron == "if" else real(run.setting("model.init_tau"))
     data_set = run.data_set if run.data_set in paper.TITLES else data_title(run)
@@ -83,7 +83,7 @@ def setting_of(run: Run) -> Setting:
 
 
 def is_limited(run: Run) -> bool:
-    """Whether a run saw a part of its data only, whatever the data set holds."""
+    """True if the Trainer limited a run to a part of its data."""
     return bool(_limits_of(run))
 
 
@@ -122,7 +122,7 @@ def _usual() -> dict[str, dict[str, Any]]:
 
 
 def unusual(run: Run) -> list[str]:
-    """Settings that are not those of the shipped configuration, or that leave out a part of the data."""
+    """Settings that differ from the shipped configuration, or that leave out a part of the data."""
     own, usual = other_settings(run), _usual().get(run.data_set, {})
     names = [key for key, value in usual.items() if not _has_column(key) and key in own and own[key] != value]
     names += [key for key in own if key.startswith("model.early_time_steps.")]
@@ -132,10 +132,9 @@ def unusual(run: Run) -> list[str]:
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
-    """What each run was told beyond its configuration, as `loss rate, batch_size 32`; empty where nothing.
+    """Settings of each run beyond its configuration, such as `loss rate, batch_size 32`; empty if there are none.
 
-    A setting that no shipped configuration names counts where it differs between the runs, and one has not what most
-    have.
+    A setting that no shipped configuration names is listed if a run differs in it from most others.
 
     Args:
         runs: of the same data set.
@@ -160,7 +159,7 @@ def _told(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def _in_words(key: str, value: Any) -> str:
-    """A setting as a user gives it, without the part of the command line that it belongs to."""
+    """A setting as a user gives it, without the block that it belongs to."""
     name = key.split(".", 1)[-1].removesuffix(".class_path")
     if key.endswith(".class_path"):
         value = str(value).rsplit(".", 1)[-1]
@@ -181,11 +180,11 @@ def neuron_in_words(setting: Setting) -> str:
 
 
 class Labels(NamedTuple):
-    """What the curves of runs are called.
+    """Names of the curves of runs.
 
     Attributes:
-        each: of every run its neuron, its pooling where it is not max, and what it was told that not all were.
-        shared: what all of them were told beyond their configuration; nothing of a single run.
+        each: for every run its neuron, its pooling unless it is max, and the settings that not all runs share.
+        shared: settings that all of them share beyond their configuration; empty for a single run.
     """
 
     each: list[str]
@@ -193,7 +192,7 @@ class Labels(NamedTuple):
 
 
 def labels(runs: Sequence[Run]) -> Labels:
-    """Names for the curves of some runs of a data set, in which what they share is not repeated."""
+    """Names for the curves of some runs of a data set, without what they share."""
     told = _told(runs)
     shared = [words for words in told[0] if all(words in others for others in told)] if len(runs) > 1 else []
     found = []

@@ -84,13 +84,13 @@ class Cell:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the runs saw all of the paper's data set."""
+        """True if the runs saw all of the paper's data set."""
         run = self.runs[0]
         return _samples(run) == paper.SAMPLES.get(self.setting.data_set) and not is_limited(run)
 
     @property
     def is_usual(self) -> bool:
-        """Whether everything beside the table's own settings is as the project ships it."""
+        """True if all settings but the table's own are those of the shipped configuration."""
         return not unusual(self.runs[0])
 
 
@@ -145,7 +145,7 @@ def runs_without_a_test(runs: Sequence[Run]) -> list[Run]:
 
 
 def source(run: Run) -> str:
-    """Where a run's data are from, and how many samples it saw; of how many, where they are a part."""
+    """Origin of a run's data and number of samples; for a part of the data also the whole number."""
     samples = _samples(run)
     origin = run.facts.get("origin")
     parts = [str(origin)] if origin else []
@@ -270,7 +270,7 @@ def _order(setting: Setting) -> tuple[Any, ...]:
 
 
 def other_data(runs: Sequence[Run]) -> Table:
-    """What was run on data sets that the paper does not have."""
+    """Runs on data sets that the paper does not have."""
     found = _told([cell for cell in cells(runs) if cell.setting.data_set not in paper.TITLES])
     rows = []
     for cell, told in sorted(found, key=lambda pair: _order(pair[0].setting)):

@@ -1,4 +1,4 @@
-"""LightningCLI with the house's habits: what ties data, task, checkpoints and run folders together."""
+"""LightningCLI for this project: ties data, task, checkpoints and run folders together."""
 
 import logging
 import os
@@ -66,7 +66,7 @@ _log = logging.getLogger(__name__)
 
 
 class PlifCLI(LightningCLI):
-    """LightningCLI with `configs/base.yaml` under every configuration, and checkpoints that know theirs."""
+    """LightningCLI with `configs/base.yaml` under every configuration, and checkpoints that hold their own."""
 
     def __init__(self, expanded: Expanded, held: ExitStack, stop: StopOnSignal) -> None:
         self.expanded = expanded
@@ -89,13 +89,13 @@ class PlifCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The one that is called: the parsers of all would take the time of all."""
+        """Only the command that is called: building all parsers would take the time of all."""
         command = self.expanded.arguments[0]
         return {command: LightningCLI.subcommands()[command]}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PlifCLI":
         # jsonargparse ties the optimiser's recipe, which the task holds, to this object, and this one holds the Trainer
-        # and the data: whoever copies the task, as an average of its weights does, means none of that.
+        # and the data: copying the task, as weight averaging does, must not copy those.
         return self
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -104,13 +104,13 @@ class PlifCLI(LightningCLI):
             "--run_folder",
             type=str | None,
             default=None,
-            help="Where a fit keeps its files, instead of runs/NAME/version_N. With --resume auto it goes on there.",
+            help="Folder of a fit's files, instead of runs/NAME/version_N. --resume auto resumes the run there.",
         )
         parser.add_argument(
             "--record_samples",
             type=int,
             default=10,
-            help="Record the best network's spikes for so many samples, one of a class, when a fit has ended.",
+            help="Samples, one per class, whose spikes in the best network are recorded when a fit ends.",
         )
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Test the best checkpoint once, right after fit."
@@ -126,7 +126,7 @@ class PlifCLI(LightningCLI):
             "--engine",
             type=Engine | None,
             default=None,
-            help="predict and test: the form of the network for inference on a CPU, BN folded; auto takes the fastest.",
+            help="predict and test: form of the BN-folded network on a CPU; auto takes the fastest.",
         )
         for name in FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
@@ -154,7 +154,7 @@ class PlifCLI(LightningCLI):
             raise CheckpointError("ckpt_path stands in a configuration file: pass it as --ckpt_path instead.")
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: the whole configuration is taken from the checkpoint, not the model's part alone."""
+        """Do nothing: the whole configuration is taken from the checkpoint, not the model's part alone."""
 
     # --- before and after the classes are made
 
@@ -238,7 +238,7 @@ class PlifCLI(LightningCLI):
         return trainer
 
     def _own_callbacks(self, config: Any, weights: WeightRecord) -> list[Callback]:
-        """What this project adds to the Trainer's callbacks."""
+        """Callbacks that this project adds to the Trainer's."""
         options = self.config[self.subcommand]
         own: list[Callback] = [
             SameData(self.expanded.stored.training_set, self.expanded.stored.reading),
@@ -347,7 +347,7 @@ class PlifCLI(LightningCLI):
                 if others:
                     _log.warning("With other %s than in training, this is no result of the run.", ", ".join(others))
                 elif in_use(folder):
-                    _log.warning("The run goes on, and so may its best checkpoint: this is no result of it yet.")
+                    _log.warning("The run is still in training, and its best checkpoint may change: no result is kept.")
                 else:
                     write_test_result(folder, self.trainer.callback_metrics, self.datamodule.sizes())
         print_evaluation(self.trainer, self.datamodule)
@@ -357,7 +357,7 @@ class PlifCLI(LightningCLI):
 
 
 def require_best_checkpoint(trainer: L.Trainer) -> None:
-    """Ends a fit without a result where its best checkpoint was taken away meanwhile.
+    """End a fit without a result if its best checkpoint was deleted meanwhile.
 
     Raises:
         CheckpointError: it was.
@@ -375,19 +375,19 @@ def require_best_checkpoint(trainer: L.Trainer) -> None:
 
 
 def place_absolutely(data: Any) -> None:
-    """Makes the folders among a data set's arguments absolute: a run may be resumed from elsewhere."""
+    """Make the folders among a data set's arguments absolute: a run may be resumed from another folder."""
     for name in ("root", "store"):
         if data.get(name) and not is_address(str(data[name])):
             data[name] = str(Path(data[name]).expanduser().absolute())
 
 
 def writable(folder: RunFolder) -> bool:
-    """Whether something can be written into a run's folder."""
+    """True if a run's folder is writable."""
     return os.access(folder.path, os.W_OK)
 
 
 def evaluation_folder(folder: RunFolder, command: str) -> RunFolder:
-    """Where an evaluation writes: beside the checkpoint, or below `runs/` where that is on read-only storage."""
+    """Folder of an evaluation: beside the checkpoint, or below `runs/` if that is on read-only storage."""
     if writable(folder):
         return folder.evaluation(command)
     elsewhere = RunFolder(Path(RUNS, *folder.path.parts[-2:])).evaluation(command)
@@ -399,7 +399,7 @@ def evaluation_folder(folder: RunFolder, command: str) -> RunFolder:
 
 
 def end_if_finished(expanded: Expanded, given: dict[str, Any]) -> None:
-    """Ends the program where `--resume auto` finds a run that has nothing left to do."""
+    """End the program if `--resume auto` finds a finished run."""
     assert expanded.folder is not None
     stored = expanded.stored.config
     assert stored is not None
@@ -411,11 +411,11 @@ def end_if_finished(expanded: Expanded, given: dict[str, Any]) -> None:
 
 
 def needs_sync_batchnorm(trainer: L.Trainer) -> bool:
-    """Whether several GPUs train together, each on a part of the batch whose statistics BN is meant to take."""
+    """True if several GPUs train together: BN's statistics are then those of all parts of the batch."""
     return trainer.world_size > 1 and isinstance(trainer.accelerator, CUDAAccelerator)
 
 
-# Of what Lightning says at every start or checkpoint, what tells a user nothing.
+# Messages of Lightning at every start or checkpoint that tell a user nothing.
 _NOISE = (
     "💡 Tip",
     "`weights_only` was not set",
@@ -441,7 +441,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Images lie in memory and are cut into batches at once: worker processes would only slow them down.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
-    # An evaluation has nothing to do with the callbacks that watched the training.
+    # An evaluation does not need the callbacks of the training.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
     if "SLURM_JOB_ID" not in os.environ:  # on a machine of a cluster where no job runs
         warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
@@ -452,10 +452,10 @@ def quieten() -> None:
 
 
 def run(expanded: Expanded) -> int:
-    """Trains or evaluates.
+    """Train or evaluate.
 
     Raises:
-        UserError: a mistake that Lightning, PyTorch or a loader's worker process noticed, in one sentence.
+        UserError: an error of Lightning, PyTorch or a loader's process that a user can mend, in one sentence.
     """
     quieten()
     stop = StopOnSignal(requeues=expanded.resumes)

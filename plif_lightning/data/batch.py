@@ -1,4 +1,4 @@
-"""What passes from the data to the task."""
+"""Batches: what the data modules give to the task."""
 
 from typing import Any, NamedTuple
 

@@ -36,17 +36,17 @@ def deployed(
 
     Args:
         net: trained.
-        engine: `dense`: the library's convolutions and FC layers. `events`: they touch only what spiked; the sums are
-            those of the network with `sparse="always"`, to the bit. `auto`: for each layer the faster of the two.
-            `int16`, `int8`, `int4`: weights rounded to so many bits, the first layer's aside, which is as with `auto`;
-            for each layer the faster of touching only what spiked and the library's 8-bit instructions, which give the
-            same numbers.
-        x: some inputs, as they will come: frames [T, N, C, H, W] or static images [N, C, H, W]. The forms of each layer
-            are tried on the first 16 of them. `auto` needs x; forms of integers are else tried on random spikes, one
-            in ten inputs of one sample.
-        time_steps: how many come at a time, where x is not given and it is not the network's T: 1 for a stream.
+        engine: `dense`: the library's convolutions and FC layers. `events`: event-driven ones, whose sums are those of
+            the network with `sparse="always"`, to the bit. `auto`: for each layer the faster of the two. `int16`,
+            `int8`, `int4`: weights rounded to so many bits, except for the first layer, which is as with `auto`; for
+            each layer the faster of event-driven sums and the library's 8-bit instructions, with equal results.
+        x: typical inputs: frames [T, N, C, H, W] or static images [N, C, H, W]. The forms of each layer are timed on
+            the first 16 of them. `auto` needs x; forms of integers are timed on random spikes without it, with a
+            density of 0.1, for one sample.
+        time_steps: steps per call, if x is not given and it is not the network's T: 1 for a stream.
 
-    A layer of another kind than the paper's, or with hooks, stays as it is (`dense`). Hooks hear the trial, too.
+    A layer that the kernels do not support, or with hooks, stays as it is (`dense`). Hooks are called in the trial,
+    too.
 
     Raises:
         UserError: an unknown engine; `auto` without x; BN cannot be folded; a layer is too large for sums of int32.

@@ -1,7 +1,7 @@
-"""Layers of a deployed network as plain calls, and the network that is made of them.
+"""Layers of a deployed network as plain calls, and the network made of them.
 
-PyTorch's modules around a layer take longer for one sample than the layer itself. The numbers are those of the folded
-network, to the bit.
+For one sample, PyTorch's modules around a layer take longer than the layer itself. Results equal those of the folded
+network to the bit.
 """
 
 import math
@@ -187,7 +187,7 @@ def _channels_innermost(maps: Tensor) -> Tensor:
 class DeployedNetwork(nn.Module):
     """A network that only infers, on a CPU, in float32: its layers, one after another; see `deployed`.
 
-    It does not change: it has no parameters, no submodules and no training mode.
+    It is immutable: it has no parameters, no submodules and no training mode.
 
     Args:
         net: folded; not used for anything else. One with a forward, or a container, of its own is called as it is.
@@ -228,7 +228,7 @@ class DeployedNetwork(nn.Module):
             return torch.cat([self._votes(part) for part in x.split(some, 1)], 1)
 
     def _samples_at_a_time(self, x: Tensor) -> int:
-        """So many that a first map that is stored does not outgrow the memory that a convolution may take."""
+        """Number of samples whose first feature map, if it is stored, fits into the memory limit of a convolution."""
         _, height, width = self.input_shape
         first = self._layers[0] if self._layers else None
         if not x.shape[1] or not isinstance(first, ConvLayer) or first.event_driven:
@@ -318,7 +318,7 @@ class DeployedNetwork(nn.Module):
 
 
 def refuses_containers(net: SpikingNetwork) -> str | None:
-    """Why a network is more than its blocks one after another; None if it is not."""
+    """Reason why a network is more than its blocks one after another; None if it is not."""
     if type(net).forward is not SpikingNetwork.forward or "forward" in vars(net):
         return f"{type(net).__name__} has a forward of its own"
     for name, part, kinds in (

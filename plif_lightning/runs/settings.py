@@ -1,4 +1,4 @@
-"""The settings of a run: what tells two runs apart, what an evaluation depends on, what must stay when it is resumed.
+"""Settings of a run: which tell two runs apart, which an evaluation depends on, which are fixed when it is resumed.
 
 `KEYS` is the one table; tables, sweeps, resumption and evaluation read it.
 """

@@ -30,7 +30,7 @@ from plif_lightning.training.seeds import StepSeeds
 
 @contextmanager
 def _blamed_on(argument: str, cannot: str = "be made of what was given") -> Iterator[None]:
-    """What a class of torch.optim refuses becomes a sentence that names the argument."""
+    """Turn an error of a class of torch.optim into a sentence that names the argument."""
     try:
         yield
     except (ValueError, TypeError, ZeroDivisionError) as error:
@@ -38,7 +38,7 @@ def _blamed_on(argument: str, cannot: str = "be made of what was given") -> Iter
 
 
 class _Mean(MeanMetric):
-    """A weighted mean that does not look for NaN first: a GPU would have to be waited for."""
+    """A weighted mean without the check for NaN, which would synchronise with the GPU."""
 
     def update(self, value: Tensor, weight: float) -> None:  # type: ignore[override]
         self.mean_value += value * weight
@@ -53,14 +53,14 @@ class SpikingClassifier(L.LightningModule):
         num_classes: number of classes, from the data.
         time_steps: T, from the data.
         loss: per_step (the paper), rate (the authors' code), tet or cross_entropy (of steps and of rates).
-        label_smoothing: what of a label is spread evenly over all classes, in training.
+        label_smoothing: share of a label that is spread evenly over all classes, in training.
         optimizer: any torch optimiser.
         lr_scheduler: any torch scheduler, stepped once an epoch; or OneCycle, stepped with the optimiser.
         decay_all: let the optimiser's weight decay act on time constants, thresholds, BN and biases too, not on the
             weights of convolutions and FC layers alone.
-        early_time_steps: {T: number of epochs}: train with these numbers of time-steps first, one after the other, and
-            with `time_steps` then. Evaluations always run all of them. Frames of events are added up, so each must
-            divide `time_steps` there.
+        early_time_steps: {T: number of epochs}: train with these numbers of time-steps first, in this order, then with
+            `time_steps`. Evaluations always use `time_steps`. Frames of events are summed, so each T must divide
+            `time_steps` there.
         network: further arguments of `SpikingNetwork`.
 
     Raises:
@@ -101,9 +101,9 @@ class SpikingClassifier(L.LightningModule):
         self.label_smoothing = label_smoothing
         self.early_time_steps = early_time_steps or {}
         self.train_loss = _Mean()
-        # Labels are not looked at first: a GPU would have to be waited for, and the loss refuses one that is none.
+        # Labels are not validated, which would synchronise with the GPU; the loss refuses an invalid one.
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-        # Of the whole set on all processes: Lightning's own mean over processes counts samples in whole numbers.
+        # Over the whole set on all processes: Lightning's own mean over processes counts samples in whole numbers.
         self.val_loss = MeanMetric()
         self.test_loss = MeanMetric()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -120,12 +120,12 @@ class SpikingClassifier(L.LightningModule):
         return self.network(time_first(x))
 
     def configure_callbacks(self) -> list[Callback]:
-        """What watches every step, whichever Trainer runs it."""
+        """Callbacks that watch every step, for any Trainer."""
         return [StepSeeds(), FiniteGuard(self.network)]
 
     def on_train_start(self) -> None:
-        # Not in configure_optimizers: the number of steps would make the loader there, before a run that is resumed
-        # has told it where to go on.
+        # Not in configure_optimizers: asking for the number of steps would create the loader there, before a resumed
+        # run has told it where to continue.
         for scheduler in self.trainer.lr_scheduler_configs:
             if isinstance(scheduler.scheduler, OneCycle):
                 steps = self.trainer.estimated_stepping_batches
@@ -133,7 +133,7 @@ class SpikingClassifier(L.LightningModule):
                     raise UserError("OneCycle needs a training of known length: pass --trainer.max_epochs.")
                 scheduler.scheduler.total_steps = steps
 
-    # Batches of any loader: this project's, or pairs (x, label) as PyTorch's own loaders give them.
+    # Batches come from any loader: this project's, or pairs (x, label) from PyTorch's own.
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_batch(batch)
@@ -153,7 +153,7 @@ class SpikingClassifier(L.LightningModule):
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=n)
         return loss
 
-    # An epoch's loss and accuracy so far are a part of what a checkpoint in its middle must hold.
+    # A checkpoint within an epoch holds the epoch's loss and accuracy so far.
 
     def on_train_epoch_start(self) -> None:
         self.train_loss.reset()
@@ -176,14 +176,14 @@ class SpikingClassifier(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Older ones do not say; and who makes this task with other arguments than the checkpoint's means it.
+        # Older checkpoints do not say. Arguments that differ from the checkpoint's were given on purpose.
         if "network_parts" in checkpoint and not self._has_other_arguments(checkpoint):
             require_parts(self._parts(), checkpoint["network_parts"], "the checkpoint")
         if self._trainer is None:
             return  # load_from_checkpoint
         averaging = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
         if self.trainer.state.fn == "fit" and not averaging:
-            # A run that averaged its weights goes on without: from those that were trained, not from their average.
+            # A run that averaged its weights is resumed without: from the trained weights, not from their average.
             checkpoint["state_dict"] = checkpoint.get("current_model_state", checkpoint["state_dict"])
         if self.global_rank > 0:
             return  # the stored sums are over all processes
