@@ -63,7 +63,7 @@ class EventDataset(BatchedDataset):
         self.frame = frame or store.sensor
         self._resized = resized(store.sensor, self.frame) if self.frame != store.sensor else None
         self._labels = torch.from_numpy(store.label)
-        # Compiles the kernels now rather than during the first batch.
+        # Reads one sample, so that numba compiles here and not in the first batch.
         self.batch(BatchRequest(0, torch.zeros(1, dtype=torch.int64)))
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class EventDataset(BatchedDataset):
         return self._labels[self.indices]
 
     def events_of(self, i: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Addresses in a frame [2, H, W] and times [us] of a sample's events, without augmentation."""
+        """Addresses in a frame [2, H, W] of the sensor's size and times [us] of a sample's events, not augmented."""
         recording = int(self.indices[i])
         one = slice(self.store.offset[recording], self.store.offset[recording + 1])
         return self.store.address[one], self.store.time[one]
@@ -101,6 +101,7 @@ class EventDataset(BatchedDataset):
                 "to rebuild it."
             ) from error
         frames = torch.from_numpy(counts).view(self.time_steps, n, 2, *self.frame)
+        # Batches are sample-first, networks time-first; both are views.
         return Batch(frames.transpose(0, 1), self._labels.index_select(0, sample), sample, target)
 
     def _with_partners(self, key: int, sample: Tensor) -> NDArray[Any]:

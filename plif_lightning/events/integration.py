@@ -221,14 +221,14 @@ def count_events(
     maps: Array | None = None,
     passes: Pass | None = None,
 ) -> Array:
-    """Count the events of every slice per frame address.
+    """For each slice, count the events at each address (polarity and pixel).
 
     Args:
         address: addresses of all events, uint16 or uint32.
         bounds: slice bounds, int64 [M, T + 1]; see `bounds_by_count`.
         size: addresses of a frame, 2 H W.
         rows: N, the batch size; M if `passes` is None.
-        maps: tables from sensor to frame addresses, int32 [R, addresses of the sensor]; -1 drops the event.
+        maps: lookup tables int32 [R, 2 H W of the sensor], the new address of each sensor address; -1 drops the event.
         passes: changes to the events of each of the M passes; None for no change. The first N passes have
             the rows 0 .. N - 1.
 

@@ -72,7 +72,7 @@ class RawFile:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """Specification of a store: everything besides the raw files that determines its arrays.
+    """Specification of a store: all options, apart from the raw files, that determine its arrays.
 
     Attributes:
         title: data set and split, for messages.

@@ -39,7 +39,7 @@ def _is_faster(op: Op, x: Tensor, weight: Tensor) -> bool:
 
 
 class Backend:
-    """A choice between the reference and its fused forms, resolved per device.
+    """Selects the implementation by the device of the data: plain PyTorch (reference), numba (cpu) or Triton.
 
     Args:
         name: `auto` takes the fastest form that runs on the device of the data: numba kernels on a CPU, Triton on a
@@ -97,7 +97,7 @@ class Backend:
         Args:
             x: [N, C, H, W], C innermost in memory, or [*, K], in the type that the layer computes in.
             weight: weight of a 3x3 convolution [O, C, 3, 3], or of an FC layer [O, K].
-            binary: x is spikes; otherwise it is the input of a network's first block.
+            binary: x holds only zeros and ones; False for event counts, the input of a network's first block.
         """
         if self.sparse == "never" or x.dtype not in TYPES or x.device.type != "cpu" or self.chosen(x.device) != "cpu":
             return False

@@ -41,7 +41,7 @@ from plif_lightning.kernels.layout import (
 from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.ops import seed_of, sums_of_backward
 from plif_lightning.kernels.parallel import parallel
-from plif_lightning.kernels.policy import TYPES, Form, Op, OpName, Sparse, candidates_of, choose
+from plif_lightning.kernels.policy import TYPES, Op, OpName, Sparse, Timed, candidates_of, choose
 from plif_lightning.kernels.sparse import in_vectors, require_fit, table_of
 
 # Potentials per unit of work: they fill half of a first-level cache.
@@ -305,7 +305,7 @@ def _bands(x: Tensor, channels: int, pool: int) -> Iterator[tuple[int, Tensor]]:
 
 
 @candidates_of("events", "events_weight")
-def _candidates(op: Op, density: float) -> tuple[Form, Form]:
+def _candidates(op: Op, density: float) -> tuple[Timed, Timed]:
     """Event-driven and dense form of a convolution-neuron-pool block, or of its gradients, on random frames."""
     generator = torch.Generator().manual_seed(0)
     (height, width), dtype = op.size, op.dtype
@@ -319,7 +319,7 @@ def _candidates(op: Op, density: float) -> tuple[Form, Form]:
     learned, pool = rows_of(None, Firing(), one), POOLS["max_first"]
     constants = [*Constants.of(Firing(), leak=True)]
 
-    def form(sparse: Sparse) -> Form:
+    def form(sparse: Sparse) -> Timed:
         if op.name == "events":
             return lambda: torch.ops.plif.conv_fire_pool(x, conv, one, one, learned, False, pool, constants, sparse)
         return lambda: torch.ops.plif.conv_fire_pool_backward(

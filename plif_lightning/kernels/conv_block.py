@@ -155,10 +155,11 @@ def conv_fire_pool(
     firing: Firing = Firing(),
     sparse: Sparse = "never",
 ) -> Tensor:
-    """`norm_fire_pool` of a 3x3 convolution of x, whose full output is never stored.
+    """3x3 convolution, BN, neurons and pool of x. The full output of the convolution is never stored.
 
     The first convolution of a network for events has few input channels and the largest output: recomputing it in the
-    backward pass is cheaper than storing and loading its output. Without gradients this applies to all blocks.
+    backward pass is cheaper than storing and loading its output. If no gradients are needed, any block may use this
+    function, because nothing has to be stored for a backward pass.
 
     Args:
         x: events, images or, without gradients, spikes [T, N, C, H, W]. No gradient flows to x.
@@ -168,7 +169,7 @@ def conv_fire_pool(
         mean: mean of the normalisation, [T or 1, C']; gets no gradient.
         invstd: 1 / sqrt(variance + eps), as mean.
         k: 1/tau, a scalar or [C']; None without leak.
-        binary: x is spikes.
+        binary: x holds only zeros and ones.
         patches: moments of x, if mean and invstd are statistics of this batch, so that gradients flow through them.
         synchronise: mean and invstd are taken over the batches of all processes.
         pool: as in `norm_fire_pool`.

@@ -81,9 +81,9 @@ class Op(NamedTuple):
         return self.rows * self.inputs * self.outputs * (9 if self.size else 1)
 
 
-Form = Callable[[], Any]
+Timed = Callable[[], Any]
 # Returns the event-driven and the dense form of an operator on random input of a density, ready to be timed.
-Candidates = Callable[[Op, float], tuple[Form, Form]]
+Candidates = Callable[[Op, float], tuple[Timed, Timed]]
 _candidates: dict[str, Candidates] = {}
 
 
@@ -97,7 +97,7 @@ def candidates_of(*names: OpName) -> Callable[[Candidates], Candidates]:
     return register
 
 
-def candidates(op: Op, density: float) -> tuple[Form, Form]:
+def candidates(op: Op, density: float) -> tuple[Timed, Timed]:
     """The event-driven and the dense form of an operator on random input, ready to be timed."""
     return _candidates[op.name](op, density)
 

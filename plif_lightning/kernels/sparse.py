@@ -29,7 +29,7 @@ from plif_lightning.kernels.bits import (
 from plif_lightning.kernels.layout import LANES, SUM, at_a_time, real_type, threads_for
 from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.parallel import parallel
-from plif_lightning.kernels.policy import Form, Op, Sparse, candidates_of, choose
+from plif_lightning.kernels.policy import Op, Sparse, Timed, candidates_of, choose
 
 # Block sizes that keep a block and its lists in the second-level cache: values of a feature map's gradient, bytes of an
 # FC layer's output gradient, words of inputs and bytes of outputs of an FC weight, words of inputs of a table.
@@ -384,7 +384,7 @@ def linear_of_spikes(x: Tensor, weight: Tensor, value: float = 1.0, sparse: Spar
 
 
 @candidates_of("conv", "conv_weight", "linear", "linear_weight")
-def _candidates(op: Op, density: float) -> tuple[Form, Form]:
+def _candidates(op: Op, density: float) -> tuple[Timed, Timed]:
     """Event-driven and dense form on random spikes; weight gradients are in float32, as under autocast."""
     generator = torch.Generator().manual_seed(0)
     spikes = torch.rand(op.rows, op.inputs, generator=generator).lt(density).to(op.dtype)

@@ -74,7 +74,10 @@ class Blocks(nn.Sequential):
 
 
 def refuses_block(block: nn.Module) -> str | None:
-    """Why the kernels and exports do not support a block; None if they do. They would drop hooks."""
+    """Why the kernels and exports do not support a block; None if they do.
+
+    A block with hooks is refused, because kernels and exports never call its modules.
+    """
     if not isinstance(block, (ConvBlock, FCBlock)):
         return f"it is a {type(block).__name__}"
     if any(map(has_hooks, block.modules())):

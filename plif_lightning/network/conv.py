@@ -31,7 +31,8 @@ _log = logging.getLogger(__name__)
 # Up to this many input channels the backward pass recomputes the convolution instead of storing its output: events
 # have 2, images 3.
 _FEW_CHANNELS = 4
-# From this many values on, storing a binary input as bits or bytes pays for the two conversions.
+# A binary input of at least this many values is stored as bits (CPU) or bytes (GPU) for the backward pass; below it,
+# packing and unpacking cost more than they save.
 _MANY_SPIKES = 2**23
 
 
@@ -57,7 +58,7 @@ def dtype_of(x: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def refuses_class(part: Any, base: type, *methods: str) -> str | None:
-    """Why the kernels cannot replace a module: another class, or one of these methods is overridden."""
+    """Why the kernels cannot replace a module: another class, or it overrides one of `methods`; None if they can."""
     if not isinstance(part, base):
         return f"the kernels do not support {type(part).__name__}"
     for name in methods:
@@ -67,7 +68,7 @@ def refuses_class(part: Any, base: type, *methods: str) -> str | None:
 
 
 def refuses_neuron(neuron: nn.Module) -> str | None:
-    """Why the kernels cannot compute these neurons, so that their output may not be binary; None if they can."""
+    """Why the kernels cannot compute these neurons, whose output may then hold other values; None if they can."""
     return refuses_class(neuron, Neuron, "run", "forward")
 
 
@@ -80,18 +81,20 @@ class Call:
         binary: x is guaranteed to be spikes (zeros and ones).
         steps: T.
         fuses: the fused kernels support its device and type.
-        fusion: why the kernels cannot take BN, neurons and pool together; None if they can.
-        conv: why the kernels cannot compute the convolution; None if they can.
-        whole: why the kernels cannot take the whole block together; None if they can.
+        why_not_fused: why the kernels cannot take BN, neurons and pool together; None if they can.
+        why_not_conv: why the kernels cannot compute the convolution; None if they can.
+        why_not_whole: why the kernels cannot take the whole block together; None if they can.
     """
 
     def __init__(self, block: "ConvBlock", x: Tensor, binary: bool) -> None:
         self.block, self.x, self.binary = block, x, binary
         self.steps = block.time_steps if len(x) == 1 and carried() is None else len(x)
         self.fuses = block.backend.fuses(x.device, computing_type(x))
-        self.fusion: str | None = block.refuses_fusion if self.fuses else "the reference runs parts one by one"
-        self.conv: str | None = block.refuses_conv if self.fuses else self.fusion
-        self.whole = self.fusion or self.conv
+        self.why_not_fused: str | None = (
+            block.refuses_fusion if self.fuses else "the reference, or this type, has no fused kernels"
+        )
+        self.why_not_conv: str | None = block.refuses_conv if self.fuses else self.why_not_fused
+        self.why_not_whole = self.why_not_fused or self.why_not_conv
         self._skips: bool | None = None
 
     @property
@@ -116,7 +119,7 @@ class Form(NamedTuple):
     """A way to run a block.
 
     Attributes:
-        name: name for log messages.
+        name: as `ConvBlock.refusals` lists it.
         refuses: the reason why a call cannot run in this form; None if it can.
         run: pooled spikes [T, N, C', H', W'] of a call that is not refused.
     """
@@ -127,8 +130,8 @@ class Form(NamedTuple):
 
 
 def _refuses_recomputing(call: Call) -> str | None:
-    if call.whole:
-        return call.whole
+    if call.why_not_whole:
+        return call.why_not_whole
     if call.x.shape[2] > _FEW_CHANNELS:
         return f"its input has more than {_FEW_CHANNELS} channels"
     if len(call.x) == 1:
@@ -160,15 +163,17 @@ def _recompute(call: Call) -> Tensor:
 
 
 def _refuses_one_pass(call: Call) -> str | None:
-    if call.whole:
-        return call.whole
+    if call.why_not_whole:
+        return call.why_not_whole
     if not call.binary:
-        return "its input may not be binary"
+        return "its input is not guaranteed to be binary"
     block = call.block
     if torch.is_grad_enabled() or block.normalises_by_batch:
-        return "it is in training"
-    if block.pool_name == "avg" or carried() is not None or call.steps > len(call.x):
-        return "its pool averages, or its input has one step"
+        return "gradients are enabled, or BN uses batch statistics"
+    if block.pool_name == "avg":
+        return "its pool averages"
+    if carried() is not None or call.steps > len(call.x):
+        return "it runs single time-steps, or its input is held"
     return None if call.skips(call.spikes) else "the dense convolution is faster at this density"
 
 
@@ -221,9 +226,12 @@ def _by_parts(call: Call) -> Tensor:
 
 
 def convolve(call: Call, with_bias: bool) -> Tensor:
-    """The convolution's output [T N, C', H', W']; without its bias if the next kernel adds it."""
+    """The convolution's output [T N, C', H', W'].
+
+    `with_bias=False` leaves the bias to the next kernel; a convolution that is called as a module adds its own.
+    """
     conv = call.block.conv
-    if call.conv is not None:
+    if call.why_not_conv is not None:
         return conv(call.images if call.fuses else call.x.flatten(0, 1))
     bias = conv.bias if with_bias else None
     images = call.spikes if call.binary else call.images
@@ -240,9 +248,9 @@ def _saves_memory(spikes: Tensor, weight: Tensor) -> bool:
 
 # Fastest first; the last one never refuses.
 FORMS = (
-    Form("convolution recomputed in the backward pass", _refuses_recomputing, _recompute),
+    Form("convolution output not stored", _refuses_recomputing, _recompute),
     Form("event-driven from spikes to spikes", _refuses_one_pass, _one_pass),
-    Form("BN, neurons and pool in one kernel", lambda call: call.fusion, _fuse),
+    Form("BN, neurons and pool in one kernel", lambda call: call.why_not_fused, _fuse),
     Form("part by part", lambda call: None, _by_parts),
 )
 
@@ -250,8 +258,9 @@ FORMS = (
 class ConvBlock(nn.Module):
     """Conv2d 3x3 (no bias) - BN - neuron - pool over [T, N, C, H, W]; with a bias instead of BN if BN is folded.
 
-    A part may be replaced by another module that takes the same arguments; `refuses_fusion` and `refuses_conv` say why
-    the kernels cannot compute such a part. A call runs in the first of `FORMS` that does not refuse it.
+    A part may be replaced by another module that takes the same arguments; `refuses_fusion` and `refuses_conv` give
+    the reason if the kernels cannot compute a replaced part. A call runs in the first of `FORMS` that does not refuse
+    it, see `refusals`.
 
     An input [1, N, C, H, W] is held for `time_steps`: convolution and BN run once instead of T times. In a `step` it
     is a single time-step.
@@ -282,7 +291,7 @@ class ConvBlock(nn.Module):
         self.pool = pool
         self.time_steps = time_steps
         self.backend = backend or Backend("reference")
-        self.listened = False  # set by `SpikingNetwork.listening`, so that its hooks are not reported
+        self.listened = False  # True while `SpikingNetwork.listening` has its own hooks on the neurons
         self._reported_hooks = False
 
     def forward(self, x: Tensor, binary: bool = False) -> Tensor:
@@ -292,6 +301,11 @@ class ConvBlock(nn.Module):
             if form.refuses(call) is None:
                 return form.run(call)
         raise AssertionError("the last form never refuses")
+
+    def refusals(self, x: Tensor, binary: bool = False) -> dict[str, str | None]:
+        """For each form, fastest first, why `forward` would not run in it; the first one with None runs."""
+        call = Call(self, x, binary)
+        return {form.name: form.refuses(call) for form in FORMS}
 
     @property
     def pool_name(self) -> Pool | None:
@@ -332,13 +346,15 @@ class ConvBlock(nn.Module):
 
     def _refuses_hooks(self) -> str | None:
         if has_global_hooks():
-            return "all modules have hooks"
+            return "global module hooks are registered"
         hooked = list(dict.fromkeys(name for name, part in self._parts() if has_hooks(part)))
         if not hooked:
             return None
         if not (self._reported_hooks or torch.compiler.is_compiling()):
             self._reported_hooks = True
-            _log.info("A block runs part by part, because its %s has hooks.", " and its ".join(hooked))
+            _log.warning(
+                "A block runs part by part, which is slower, because of hooks on its %s.", " and ".join(hooked)
+            )
         return f"its {' and '.join(hooked)} {'has' if len(hooked) == 1 else 'have'} hooks"
 
     def _parts(self) -> Iterator[tuple[str, nn.Module]]:

@@ -227,7 +227,7 @@ class SpikingNetwork(nn.Module):
         return Structure.of(self.encoder.children(), self.classifier.children(), self.voting)
 
     def kernels(self, device: torch.device) -> str:
-        """Description of the kernels that run on a device, and of blocks that fall back to a slower form and why."""
+        """The kernels that run on `device`, and each convolutional block that needs a slower form, with the reason."""
         chosen = self.backend.chosen(device)
         if chosen == "reference":
             return "reference kernels"

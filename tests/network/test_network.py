@@ -321,3 +321,20 @@ def test_hooks_of_all_modules_hear_every_module(sparse):
         assert {part for part in network.modules() if part not in holders} <= heard
     finally:
         handle.remove()
+
+
+def test_a_block_says_why_it_runs_in_no_faster_form():
+    net = small(sparse="always").eval()
+    x = inputs() if inputs().dim() == 5 else inputs()[None].expand(net.time_steps, *inputs().shape)
+    first = net.encoder.conv1.refusals(x)
+    assert next(iter(first.items())) == ("convolution output not stored", None)
+    spikes = torch.zeros(net.time_steps, 2, 8, 9, 10)
+    trained = net.encoder.conv2.refusals(spikes, binary=True)
+    assert list(trained.values())[:3] == [
+        "its input has more than 4 channels", "gradients are enabled, or BN uses batch statistics", None
+    ]  # fmt: skip
+    with torch.no_grad():
+        assert net.encoder.conv2.refusals(spikes, binary=True)["event-driven from spikes to spikes"] is None
+    net.encoder.conv2.neuron.register_forward_hook(lambda module, given, out: None)
+    assert net.encoder.conv2.refusals(spikes, binary=True)["part by part"] is None
+    assert set(list(net.encoder.conv2.refusals(spikes).values())[:3]) == {"its neuron has hooks"}
