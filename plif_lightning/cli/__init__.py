@@ -1,4 +1,4 @@
-"""The command line. What needs no Lightning does not wait for it."""
+"""Command line. Commands that need no Lightning do not load it."""
 
 from plif_lightning.cli.dispatch import main
 

@@ -1,7 +1,12 @@
-"""Options of an argument list that are read before any other parser sees them."""
+"""Read options from an argument list before any other parser, and YAML from any argument."""
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from plif_lightning.errors import UserError
 
 
 def take(argv: Sequence[str], *flags: str) -> tuple[list[str], list[str]]:
@@ -9,7 +14,7 @@ def take(argv: Sequence[str], *flags: str) -> tuple[list[str], list[str]]:
 
     Args:
         argv: arguments.
-        flags: of the option, such as `--config`, `-c`.
+        flags: names of the option, such as `--config`, `-c`.
 
     Returns:
         The option's values in order, an empty text where it has none; and all other arguments in order.
@@ -21,5 +26,26 @@ def take(argv: Sequence[str], *flags: str) -> tuple[list[str], list[str]]:
 
 
 def values(argv: Sequence[str], *flags: str) -> list[str]:
-    """The values of an option, in order."""
+    """Return the values of an option, in order."""
     return take(argv, *flags)[0]
+
+
+def option_names(argv: Sequence[str]) -> set[str]:
+    """Return all arguments, each without `=VALUE`."""
+    return {argument.split("=")[0] for argument in argv}
+
+
+def parsed_yaml(text: str, source: str) -> Any:
+    """Parse YAML.
+
+    Args:
+        text: YAML.
+        source: name of the text, for the message.
+
+    Raises:
+        UserError: the text is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
+        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}.") from error

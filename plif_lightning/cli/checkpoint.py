@@ -1,37 +1,38 @@
-"""What a checkpoint, and a configuration's bare name, do to the arguments, before any parser sees them."""
+"""Resolve checkpoints and names of configurations in the arguments, before any parser reads them."""
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from plif_lightning import configs
-from plif_lightning.cli.arguments import take, values
+from plif_lightning.cli.arguments import option_names, parsed_yaml, take, values
 from plif_lightning.cli.commands import EVALUATIONS
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.settings import comparable, flat, key_of
 
-# Arguments of the network that the data set gives: they are not keys.
+# Arguments of the network that its data set determines: they are not keys.
 FROM_DATA = ("input_shape", "num_classes", "time_steps")
 CONFIG = ("--config", "-c")
+_T = TypeVar("_T")
 _INFORMATIVE = {"--help-all", "--print_config"}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a checkpoint says beside its weights; of none, nothing.
+    """Content of a checkpoint other than its weights; empty without a checkpoint.
 
     Attributes:
-        config: of the run that wrote it.
-        step: at which it was written.
-        epochs: that were whole then.
-        training_set: identity of the training set of its run.
-        reading: how that run read its data.
+        config: configuration of the run that wrote it.
+        step: global step.
+        epochs: number of completed epochs.
+        training_set: identity of the run's training set.
+        reading: how the run read its data.
     """
 
     config: dict[str, Any] | None = None
@@ -43,14 +44,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Expanded:
-    """The arguments of a command, and what a checkpoint among them says.
+    """Arguments of a command, and the content of the checkpoint among them.
 
     Attributes:
-        given: as the user wrote them.
-        arguments: for the parser: configurations as files, and a checkpoint's own configuration before what is given.
-        stored: what the checkpoint holds.
-        folder: of the run to be resumed, or whose checkpoint is evaluated.
-        resumes: whether the same arguments begin a run or go on with it (`--resume auto`).
+        given: arguments as the user wrote them.
+        arguments: arguments for the parser, with a checkpoint's own configuration before those given.
+        stored: content of the checkpoint.
+        folder: folder of the run to resume or evaluate.
+        resumes: True if the same arguments start the run or resume it (`--resume auto`).
     """
 
     given: list[str]
@@ -65,50 +66,68 @@ class Expanded:
 
 
 def expand(argv: Sequence[str]) -> Expanded:
-    """Resolve `--ckpt_path` and `--resume`, and put the configuration stored in a checkpoint before the arguments.
+    """Resolve `--ckpt_path` and `--resume`; for an evaluation, put the checkpoint's configuration first.
 
     Args:
         argv: the command and its arguments.
 
     Raises:
-        CheckpointError: an evaluation has no checkpoint, or the one that is named is none.
-        UserError: there is no such configuration.
+        CheckpointError: an evaluation has no checkpoint, or the file is not a checkpoint.
+        UserError: a configuration does not exist.
     """
     given = list(argv)
     command, rest = given[0], given[1:]
     for value in values(rest, *CONFIG):
-        config_file(value)  # refuses what cannot be one before Lightning is loaded
-    if _INFORMATIVE & {argument.split("=")[0] for argument in rest}:
-        shown = ("--help" if a == "--help-all" else a for a in take(rest, "--resume")[1])
-        return Expanded(given, [command, *shown])
+        config_file(value)  # refuses a wrong one before Lightning is loaded
+    if _INFORMATIVE & option_names(rest):
+        return Expanded(given, [command, *_informative(rest)])
     resume, rest = take(rest, "--resume")
     if resume:
-        return _resumed(given, resume, rest)
+        return _start_or_resume(given, resume, rest)
     named, others = take(rest, "--ckpt_path")
-    if not named:
-        if command in EVALUATIONS:
-            raise CheckpointError(
-                f"{command} needs a checkpoint, or it would measure random weights: "
-                f"pass --ckpt_path RUN/checkpoints/best.ckpt."
-            )
+    if not named and command not in EVALUATIONS:
         return Expanded(given, given)
+    checkpoint = _only_checkpoint(command, named)
+    expanded = _evaluation if command in EVALUATIONS else _resumption
+    return expanded(given, checkpoint, others)
+
+
+def _informative(rest: Sequence[str]) -> list[str]:
+    """Return arguments that only print help or a configuration, as Lightning's parser knows them."""
+    return ["--help" if argument == "--help-all" else argument for argument in take(rest, "--resume")[1]]
+
+
+def _only_checkpoint(command: str, named: Sequence[str]) -> str:
+    """Return the value of `--ckpt_path`.
+
+    Raises:
+        CheckpointError: there is none, or several.
+    """
+    if not named:
+        raise CheckpointError(
+            f"{command} needs a checkpoint, or it would measure random weights: "
+            f"pass --ckpt_path RUN/checkpoints/best.ckpt."
+        )
     if len(named) > 1:
         raise CheckpointError(f"--ckpt_path must be given once, got {' and '.join(named)}.")
     if not named[0]:
         raise CheckpointError("--ckpt_path needs a file, such as RUN/checkpoints/last.ckpt.")
-    if command in EVALUATIONS:
-        return _evaluation(given, named[0], others)
-    in_place = named[0] == "last"
-    path = _last_of(others) if in_place else Path(named[0])
+    return named[0]
+
+
+def _resumption(given: list[str], checkpoint: str, others: list[str]) -> Expanded:
+    """Expand the arguments of a `fit` that resumes a checkpoint, in place for `--ckpt_path last`."""
+    in_place = checkpoint == "last"
+    path = _last_of(others) if in_place else Path(checkpoint)
     stored = read_checkpoint(path)
     if "class_path" not in (stored.config or {}).get("data", {}):
         raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it names no data set to resume with.")
     folder = RunFolder.of_checkpoint(path) if in_place else None
-    return Expanded(given, [command, *others, f"--ckpt_path={path}"], stored, folder)
+    return Expanded(given, [given[0], *others, f"--ckpt_path={path}"], stored, folder)
 
 
-def _resumed(given: list[str], resume: list[str], rest: list[str]) -> Expanded:
-    """The arguments of `fit --resume auto --run_folder DIR`: those of a new run, or of one that is resumed."""
+def _start_or_resume(given: list[str], resume: list[str], rest: list[str]) -> Expanded:
+    """Expand `fit --resume auto --run_folder DIR`, which resumes the run if it has a checkpoint."""
     command = given[0]
     if resume != ["auto"]:
         raise UserError(f"--resume must be auto, got {' '.join(filter(None, resume)) or 'nothing'}.")
@@ -126,12 +145,12 @@ def _resumed(given: list[str], resume: list[str], rest: list[str]) -> Expanded:
     return Expanded(given, [command, *others, f"--ckpt_path={folder.last}"], stored, folder, resumes=True)
 
 
-def _evaluation(given: list[str], named: str, others: list[str]) -> Expanded:
-    """The arguments of an evaluation of a checkpoint, with its own configuration before them."""
+def _evaluation(given: list[str], checkpoint: str, others: list[str]) -> Expanded:
+    """Expand the arguments of an evaluation, with the checkpoint's own configuration first."""
     command = given[0]
-    if named == "last":
+    if checkpoint == "last":
         raise CheckpointError(f"{command} needs the file: pass --ckpt_path RUN/checkpoints/last.ckpt.")
-    path = Path(named)
+    path = Path(checkpoint)
     stored = read_checkpoint(path)
     assert stored.config is not None
     arguments = _evaluated(stored.config, [*others, f"--ckpt_path={path}"])
@@ -139,12 +158,12 @@ def _evaluation(given: list[str], named: str, others: list[str]) -> Expanded:
 
 
 def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:
-    """The arguments of an evaluation, after what of the stored configuration counts in one.
+    """Return the arguments of an evaluation, after the parts of the stored configuration that affect it.
 
     Raises:
-        CheckpointError: neither names a data set.
+        CheckpointError: neither of the two names a data set.
     """
-    # Left out: what acts in training alone. It names classes, in a stranger's checkpoint any.
+    # Without settings of training: they name classes to import, which in another person's checkpoint may be any.
     model = {name: value for name, value in stored["model"].items() if not key_of(f"model.{name}").training}
     arguments = stored["data"]["init_args"]
     data = {**stored["data"], "init_args": {name: v for name, v in arguments.items() if name != "augmentation"}}
@@ -157,7 +176,7 @@ def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:
         kept["data"] = data
     elif not values(rest, "--data") and not values(rest, *CONFIG):
         raise CheckpointError(
-            "the checkpoint names no data set, as none of another Trainer does: pass --data NAME, such as --data MNIST."
+            "the checkpoint names no data set because another Trainer wrote it: pass --data NAME, such as --data MNIST."
         )
     elif not values(rest, "--data.time_steps"):
         rest = [*rest, f"--data.time_steps={data['init_args']['time_steps']}"]
@@ -165,10 +184,10 @@ def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:
 
 
 def config_file(value: str) -> str:
-    """The file of a configuration that is given by its path or bare name; one that is YAML itself as it is.
+    """Return the path of a configuration given by path or name; YAML text is returned as it is.
 
     Raises:
-        UserError: there is no such configuration.
+        UserError: the configuration does not exist.
     """
     if is_yaml_text(value):
         return value
@@ -180,14 +199,14 @@ def config_file(value: str) -> str:
 
 
 def _require_configuration(path: Path) -> None:
-    """Says what is wrong with a file that can be no configuration, where jsonargparse would fail in its own ways."""
+    """Refuse a file that cannot be a configuration with a message clearer than jsonargparse's."""
     try:
-        loaded = yaml.safe_load(path.read_text("utf-8"))
-        json.dumps(loaded, default=str)  # a structure that holds itself has no end
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the configuration {path} cannot be read as text: {error}.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"the configuration {path} is not YAML: {' '.join(str(error).split())}.") from error
+    loaded = parsed_yaml(text, f"the configuration {path}")
+    try:
+        json.dumps(loaded, default=str)
     except (ValueError, RecursionError) as error:
         raise UserError(f"the configuration {path} holds a part that contains itself.") from error
     if not isinstance(loaded, dict):
@@ -198,12 +217,12 @@ def _require_configuration(path: Path) -> None:
 
 
 def is_yaml_text(value: str) -> bool:
-    """Whether the value of `--config` is a configuration itself, and not the name of one."""
+    """True if the value of `--config` is YAML itself, not a name or path."""
     return "\n" in value or ": " in value
 
 
 def _last_of(argv: Sequence[str]) -> Path:
-    """`last.ckpt` of the run whose configuration is given with `--config RUN/config.yaml`."""
+    """Return `last.ckpt` of the run whose configuration is given with `--config RUN/config.yaml`."""
     tried = [RunFolder(Path(value).parent).last for value in values(argv, *CONFIG)]
     for path in reversed(tried):
         if path.is_file():
@@ -215,43 +234,57 @@ def _last_of(argv: Sequence[str]) -> Path:
 
 
 def read_checkpoint(path: Path) -> Stored:
-    """What is stored in a checkpoint.
+    """Read the content of a checkpoint other than its weights.
 
     Raises:
-        CheckpointError: there is no such file, or it is not a whole checkpoint of this project.
+        CheckpointError: the file does not exist, or is not a complete checkpoint of this project.
     """
     from plif_lightning.network.loading import configuration_in, load_checkpoint  # which loads PyTorch
 
     checkpoint = load_checkpoint(path, mapped=True)
-    config, hyper_parameters = configuration_in(checkpoint, path), checkpoint.get("hyper_parameters")
-    if not config and isinstance(hyper_parameters, dict) and "time_steps" in hyper_parameters:
-        # Another Trainer's: the network's arguments are there, its data are not.
-        config = {"model": {name: value for name, value in hyper_parameters.items() if name not in FROM_DATA}}
-        config["data"] = {"init_args": {"time_steps": hyper_parameters["time_steps"]}}
+    config = configuration_in(checkpoint, path) or _of_another_trainer(checkpoint)
     if not config or not isinstance(checkpoint.get("global_step"), int):
         raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it holds no configuration.")
+    training_set, reading = (_of_type(checkpoint.get(name), str) for name in ("training_set", "reading"))
+    return Stored(config, checkpoint["global_step"], _epochs(checkpoint), training_set, reading)
+
+
+def _of_type(value: Any, kind: type[_T]) -> _T | None:
+    return value if isinstance(value, kind) else None
+
+
+def _of_another_trainer(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration made of the hyperparameters that another Trainer stored: the network, and T of its data.
+
+    Empty if there are none.
+    """
+    stored = checkpoint.get("hyper_parameters")
+    if not isinstance(stored, dict) or "time_steps" not in stored:
+        return {}
+    return {
+        "model": {name: value for name, value in stored.items() if name not in FROM_DATA},
+        "data": {"init_args": {"time_steps": stored["time_steps"]}},
+    }
+
+
+def _epochs(checkpoint: Mapping[str, Any]) -> int:
+    """Return the number of completed epochs; 0 if a checkpoint does not say."""
     done: Any = checkpoint
     for name in ("loops", "fit_loop", "epoch_progress", "current"):
         done = done.get(name) if isinstance(done, dict) else None
     epochs = done.get("processed") if isinstance(done, dict) else checkpoint.get("epoch", 0)
-    texts = (checkpoint.get(name) for name in ("training_set", "reading"))
-    return Stored(
-        config,
-        checkpoint["global_step"],
-        epochs if isinstance(epochs, int) else 0,
-        *(text if isinstance(text, str) else None for text in texts),
-    )
+    return _of_type(epochs, int) or 0
 
 
 def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
-    """Compares the configuration that was parsed with the one stored in the checkpoint.
+    """Compare the parsed configuration with the one stored in the checkpoint.
 
     Raises:
         CheckpointError: they differ in what the checkpoint's weights, split or next batches depend on.
     """
     stored = expanded.stored.config
     assert stored is not None
-    # What an older checkpoint does not name had the default then.
+    # Settings that an older checkpoint does not name had their default then.
     defaults = {"model": model_defaults()}
     old, new = {**comparable(defaults), **comparable(stored)}, comparable(given)
     there, here = {**flat(defaults), **flat(stored)}, flat(given)
@@ -268,7 +301,7 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
 
 
 def _must_agree(name: str, command: str, stored: dict[str, Any]) -> bool:
-    """True if a setting must be that of the checkpoint: for training on with it, or for a fair evaluation of it."""
+    """True if a setting must equal the checkpoint's, to resume it or to evaluate it fairly."""
     key = key_of(name)
     if key.identity == "never":
         return False
@@ -283,10 +316,10 @@ def _must_agree(name: str, command: str, stored: dict[str, Any]) -> bool:
 
 
 def refuse_shorter(expanded: Expanded, trainer: dict[str, Any]) -> None:
-    """Compares how long a run that goes on is to be with how long it has been.
+    """Compare the length of a resumed run with the length it has reached.
 
     Raises:
-        CheckpointError: it is longer already.
+        CheckpointError: it is already longer.
     """
     stored = expanded.stored
     for name, what, done in (("max_epochs", "epochs", stored.epochs), ("max_steps", "steps", stored.step)):
@@ -299,7 +332,7 @@ def refuse_shorter(expanded: Expanded, trainer: dict[str, Any]) -> None:
 
 
 def model_defaults() -> dict[str, Any]:
-    """Of the arguments of a task and its network."""
+    """Return the default of each argument of a task and its network."""
     from plif_lightning.network.network import DEFAULTS
     from plif_lightning.training.task import SpikingClassifier
 

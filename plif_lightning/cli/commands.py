@@ -1,4 +1,4 @@
-"""Table of all commands; help, dispatch and signals read it."""
+"""Table of all commands, for help, dispatch and signal handling."""
 
 import importlib
 from collections.abc import Callable
@@ -9,11 +9,12 @@ class Command(NamedTuple):
     """A command.
 
     Attributes:
-        name: on the command line.
-        summary: for the overview.
-        module: of `plif_lightning.cli` that has a function of this name, which takes arguments and gives the exit
-            status; None for Lightning's own, which `cli.lightning` runs.
-        writes: SIGTERM and SIGHUP end it like Ctrl-C, removing what is half-written. The others resume or only print.
+        name: name on the command line.
+        summary: text for the overview.
+        module: module of `plif_lightning.cli` with a function of this name, which takes arguments and returns the
+            exit status; None for Lightning's own commands, which `cli.lightning` runs.
+        writes: True if SIGTERM and SIGHUP end it like Ctrl-C, removing unfinished files. Other commands can be resumed
+            or only print.
     """
 
     name: str
@@ -22,11 +23,11 @@ class Command(NamedTuple):
     writes: bool = False
 
     def function(self) -> Callable[[list[str]], int]:
-        """The function that runs it, imported when it is called."""
+        """Import and return the function that runs the command."""
         return getattr(self._module(), self.name)
 
     def parser(self) -> Any:
-        """Its argparse parser; for those that have one of their own (`PARSERS` of the module)."""
+        """Return the command's own argparse parser, from `PARSERS` of its module."""
         return self._module().PARSERS[self.name]()
 
     @property

@@ -1,4 +1,4 @@
-"""The entry point: finds the command, runs it, and turns its errors into one sentence and an exit status."""
+"""Entry point: run a command, and report its errors in one sentence and an exit status."""
 
 import difflib
 import io
@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from plif_lightning.cli.arguments import option_names
 from plif_lightning.cli.commands import COMMANDS, Command
 from plif_lightning.cli.help import overview, screen
 from plif_lightning.errors import Stopped, UserError
@@ -21,39 +22,50 @@ from plif_lightning.runtime.version import __version__
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line; a user's mistake ends it with one sentence and exit status 2."""
+    """Run the command line; a user's mistake ends it with one sentence and exit status 2."""
     tune_allocator()  # before PyTorch allocates anything
-    if sys.stdout is None or sys.stderr is None:  # closed by whoever started this program
-        nothing = Path(os.devnull).open("w")  # noqa: SIM115
-        sys.stdout, sys.stderr = sys.stdout or nothing, sys.stderr or nothing
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may not know all that a run is called
-    argv = sys.argv[1:] if args is None else args
+    _prepare_output()
     try:
-        status = _run(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except BrokenPipeError:
-        # Who reads what is printed wants no more of it; nor does Python's own last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141
-    except OSError as error:
-        if error.filename is None and not files.about_writing(error):
-            raise
-        # no permission, no space, no such folder
-        print(f"error: {f'{error.filename}: ' if error.filename else ''}{files.reason(error)}.", file=sys.stderr)
-        status = 2
+        status: int | None = _run(sys.argv[1:] if args is None else args)
     except Stopped as stop:
         if stop.message:
             print(stop.message, file=sys.stderr)
         raise
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        status = _reported(error)
+        if status is None:
+            raise
     if status:
         raise SystemExit(status)
+
+
+def _prepare_output() -> None:
+    """Make both outputs accept any text, and discard it if the parent process closed them."""
+    if sys.stdout is None or sys.stderr is None:
+        nothing = Path(os.devnull).open("w")  # noqa: SIM115
+        sys.stdout, sys.stderr = sys.stdout or nothing, sys.stderr or nothing
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack characters of a run's name
+
+
+def _reported(error: BaseException) -> int | None:
+    """Print an error in one sentence and return the exit status; None for an error of the program itself."""
+    if isinstance(error, BrokenPipeError):
+        # A reader such as `head` has exited. Python would flush stdout once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    text = f"{error}"
+    if isinstance(error, OSError):
+        if error.filename is None and not files.about_writing(error):
+            return None
+        # For example no permission, no space or no such folder.
+        text = f"{f'{error.filename}: ' if error.filename else ''}{files.reason(error)}."
+    print(f"error: {text}", file=sys.stderr)
+    return 2
 
 
 def _run(argv: list[str]) -> int:
@@ -84,10 +96,10 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _help(command: Command, argv: list[str]) -> str:
-    """One screen; for a command with a configuration or data set, all arguments of its data set too."""
+    """Return the help of a command, with all arguments of the data set or configuration that is given."""
     if command.has_parser:
         return command.parser().format_help().rstrip()
-    if not any(argument.split("=")[0] in ("--config", "-c", "--data") for argument in argv):
+    if not option_names(argv) & {"--config", "-c", "--data"}:
         return screen(command.name)
     from plif_lightning.cli.prepare import help_of_data  # which loads Lightning
 
@@ -95,14 +107,14 @@ def _help(command: Command, argv: list[str]) -> str:
 
 
 def _lightning(name: str) -> Callable[[list[str]], int]:
-    """Training or evaluation by Lightning."""
+    """Return the function that runs a command of Lightning."""
 
     def train_or_evaluate(rest: list[str]) -> int:
         from plif_lightning.cli.checkpoint import expand
 
         if name == "fit":
             early.watch()  # PyTorch and Lightning take seconds to load
-        expanded = expand([name, *rest])  # reports a bad checkpoint or file name before they are loaded
+        expanded = expand([name, *rest])  # reports a wrong checkpoint or file name before PyTorch is loaded
         from plif_lightning.cli.lightning import run
 
         return run(expanded)

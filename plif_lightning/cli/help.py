@@ -1,4 +1,4 @@
-"""One screen of help for each command: what people use first. `--help-all` shows everything."""
+"""One screen of help for each command, with its most common options; `--help-all` lists all."""
 
 from plif_lightning.cli.commands import COMMANDS, EVALUATIONS
 from plif_lightning.runtime import program
@@ -18,7 +18,7 @@ _DATA = (
     ("--data.time_steps", "T"),
     ("--data.validation", "test (accuracy A) or holdout (accuracy B)"),
     ("--data.batch_size", "training samples per process and step"),
-    ("--data.augmentation+=NAME", "change training samples; may be repeated"),
+    ("--data.augmentation+=NAME", "augment training samples; may be repeated"),
 )
 _TRAINER = (
     ("--trainer.max_epochs", "epochs"),
@@ -28,12 +28,12 @@ _TRAINER = (
 _OPTIONS: dict[str, tuple[tuple[str, tuple[tuple[str, str], ...]], ...]] = {
     "fit": (
         (
-            "what is trained",
+            "run",
             (
-                ("--config", "a configuration by path or name; later ones change earlier ones"),
+                ("--config", "a configuration by path or name; later ones override earlier ones"),
                 ("--ckpt_path last", "resume the run whose config.yaml is given with --config"),
-                ("--run_folder", "where the run keeps its files, instead of runs/NAME/version_N"),
-                ("--resume auto", "begin the run of --run_folder, or go on where it was left: for schedulers"),
+                ("--run_folder", "folder of the run, instead of runs/NAME/version_N"),
+                ("--resume auto", "start or resume the run in --run_folder; safe to repeat, for schedulers"),
                 ("--seed_everything", "seed of the run"),
                 ("--test_after_fit", "true: test the best checkpoint once, at the end"),
             ),
@@ -48,8 +48,8 @@ _OPTIONS: dict[str, tuple[tuple[str, tuple[tuple[str, str], ...]], ...]] = {
             (
                 ("--config", "a configuration by path or name"),
                 ("--data.root", "folder of the data sets"),
-                ("--data.download", "false: fetch nothing"),
-                ("--verify true", "read all that was prepared once, and compare its checksums"),
+                ("--data.download", "false: download nothing"),
+                ("--verify true", "read all files and compare their checksums"),
             ),
         ),
     ),
@@ -60,11 +60,11 @@ _ENGINE = dict.fromkeys(
 for _name in EVALUATIONS:
     _OPTIONS[_name] = (
         (
-            "what is measured",
+            "evaluation",
             (
-                ("--ckpt_path", "the checkpoint, such as RUN/checkpoints/best.ckpt; it knows its configuration"),
-                ("--data.root", "folder of the data sets, where it is another one now"),
-                ("--data.num_workers", "processes that load"),
+                ("--ckpt_path", "the checkpoint, such as RUN/checkpoints/best.ckpt; it contains its configuration"),
+                ("--data.root", "folder of the data sets, if it has moved"),
+                ("--data.num_workers", "processes that load data"),
                 ("--trainer.devices", "processes or GPUs"),
                 *_ENGINE.get(_name, ()),
             ),
@@ -85,7 +85,7 @@ def _columns(rows: tuple[tuple[str, str], ...]) -> list[str]:
 
 
 def overview() -> str:
-    """What there is."""
+    """Return the overview of all commands."""
     call = program.shown()
     return "\n".join(
         [
@@ -95,14 +95,14 @@ def overview() -> str:
             "",
             *_columns(tuple((command.name, command.summary) for command in COMMANDS.values())),
             "",
-            f"To begin: {call} fit --config quickstart (on a CPU, nothing to download)",
+            f"To start: {call} fit --config quickstart (on a CPU, nothing to download)",
             f"More on each: {call} COMMAND --help; all arguments: {call} COMMAND --help-all; --version",
         ]
     )
 
 
 def screen(name: str) -> str:
-    """One screen for a command of LightningCLI's kind."""
+    """Return the screen of a command that LightningCLI parses."""
     call = program.shown()
     lines = [f"{call} {name}: {COMMANDS[name].summary}.", ""]
     for title, rows in _OPTIONS[name]:

@@ -1,4 +1,4 @@
-"""The parser of the commands that need no Lightning."""
+"""Parser of the commands that need no Lightning."""
 
 import argparse
 from typing import NoReturn
@@ -8,7 +8,7 @@ from plif_lightning.runtime import program
 
 
 class PlainParser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence."""
+    """Reports errors in one sentence."""
 
     def __init__(self, name: str, description: str) -> None:
         super().__init__(prog=f"{program.shown()} {name}", description=description, allow_abbrev=False)

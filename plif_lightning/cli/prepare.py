@@ -1,4 +1,4 @@
-"""`prepare`: a data set's files and stores, without a network or a Trainer; and the help of a data set's arguments."""
+"""`prepare`: download and verify a data set without a network or a Trainer; and the help of its arguments."""
 
 import importlib
 import re
@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-from plif_lightning.cli.arguments import values
+from plif_lightning.cli.arguments import parsed_yaml, values
 from plif_lightning.cli.checkpoint import CONFIG, config_file, is_yaml_text
 from plif_lightning.cli.lightning import place_absolutely, quieten
 from plif_lightning.cli.messages import OWN_KEYS, Parser, data_classes, own_error
@@ -19,7 +19,7 @@ from plif_lightning.errors import UserError
 
 
 class DataOfConfigFile(ActionConfigFile):
-    """The data of a configuration, by path or bare name."""
+    """Read only the data set of a configuration, given by path or name."""
 
     @staticmethod
     def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
@@ -27,20 +27,21 @@ class DataOfConfigFile(ActionConfigFile):
 
 
 def _data_parser() -> Parser:
-    parser = Parser(prog="prepare", description="Fetches, verifies and unpacks a data set, and says what is there.")
+    parser = Parser(prog="prepare", description="Download, verify and unpack a data set, and list its contents.")
     parser.add_argument("--config", "-c", action=DataOfConfigFile, help="a configuration by path or name")
-    parser.add_argument("--verify", type=bool, default=False, help="read all once, and compare its checksums")
+    parser.add_argument("--verify", type=bool, default=False, help="read all files and compare their checksums")
     parser.add_subclass_arguments(SpikingDataModule, "data", required=True)
     return parser
 
 
-# A run's own arguments may stand beside those of its data: the same line with `fit` instead of `prepare` trains.
+# Arguments of a run, which `prepare` ignores, so that a command line of `fit` works with `prepare` too.
 _OF_THE_RUN = ("--model", "--trainer", "--checkpoint", *(f"--{key}" for key in OWN_KEYS if key != "config"))
 
 
 def _without_the_runs(argv: Sequence[str]) -> list[str]:
+    """Drop the arguments of a run, and their values."""
     kept: list[str] = []
-    left_out = False  # whether the argument before is left out, and its value stands here
+    left_out = False  # True also for the value that follows a dropped argument
     for argument in argv:
         if argument.startswith("--") or argument == "-c":
             left_out = argument.split("=")[0].split(".")[0] in _OF_THE_RUN
@@ -50,29 +51,30 @@ def _without_the_runs(argv: Sequence[str]) -> list[str]:
 
 
 def _data_block(value: str) -> str:
-    """The `data` block of a configuration, as YAML."""
+    """Return the `data` block of a configuration as YAML."""
     value = config_file(value)
-    try:
-        loaded: Any = yaml.safe_load(value if is_yaml_text(value) else Path(value).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"the configuration {value} is not YAML: {' '.join(str(error).split())}.") from error
+    text = value if is_yaml_text(value) else Path(value).read_text(encoding="utf-8")
+    loaded = parsed_yaml(text, f"the configuration {value}")
     if not isinstance(loaded, dict):
         raise UserError(f"the configuration {value} must hold names and values, got {type(loaded).__name__}.")
     return yaml.safe_dump({key: part for key, part in loaded.items() if key == "data"})
 
 
 def data_of(argv: Sequence[str]) -> tuple[SpikingDataModule, bool]:
-    """The data set that is named in some arguments or their configurations, and whether it is to be verified.
+    """Build the data set that arguments or their configurations name.
+
+    Returns:
+        The data set; and True if its files are to be verified.
 
     Raises:
-        UserError: an argument is none of the data set's, or lies outside its range.
+        UserError: an argument is unknown to the data set, or lies outside its range.
     """
     parser = _data_parser()
     config = parser.parse_args(_without_the_runs(argv))
     place_absolutely(config.data.init_args)
     try:
         return parser.instantiate(config).data, config.verify
-    except Exception as error:  # jsonargparse wraps what a data set says of its arguments
+    except Exception as error:  # jsonargparse wraps the errors of a data set
         own = own_error(error)
         if own is None:
             raise
@@ -80,7 +82,7 @@ def data_of(argv: Sequence[str]) -> tuple[SpikingDataModule, bool]:
 
 
 def prepare(argv: list[str]) -> int:
-    """Does what the data needs before the first run, and says what is there."""
+    """Prepare a data set for its first run, and list its contents."""
     quieten()
     if "--help-all" in argv:
         print(_data_parser().format_help(), help_of_data(argv), sep="\n")
@@ -92,7 +94,7 @@ def prepare(argv: list[str]) -> int:
 
 
 def help_of_data(argv: Sequence[str]) -> str:
-    """All arguments of the data set that is named in some arguments or their configurations, with what each does."""
+    """Return the help of all arguments of the data set that arguments or their configurations name."""
     blocks = [yaml.safe_load(_data_block(value)) for value in values(argv, *CONFIG)]
     paths = [path for block in blocks if (path := (block.get("data") or {}).get("class_path"))]
     paths += values(argv, "--data")

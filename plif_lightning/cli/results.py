@@ -1,4 +1,4 @@
-"""`tables`, `figures` and `report`: what the runs tell. None of them needs Lightning."""
+"""`tables`, `figures` and `report`: results of runs. None of them loads Lightning."""
 
 import shlex
 import sys
@@ -23,7 +23,7 @@ from plif_lightning.runs.reading import find_runs
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime import program
 
-RUNS = "runs"  # where a fit keeps them
+RUNS = "runs"  # default folder of a fit
 
 
 def _parser(name: str, description: str) -> PlainParser:
@@ -33,31 +33,31 @@ def _parser(name: str, description: str) -> PlainParser:
 
 
 def _tables_parser() -> PlainParser:
-    parser = _parser("tables", "The paper's tables, with this project's runs beside the paper's numbers.")
-    parser.add_argument("--out", type=Path, help="folder for tables.md, and a csv and a LaTeX file for each table")
-    parser.add_argument("--only", help="some of 1,2,2b,3,4,5,S1,S2,tau,other, with commas between")
+    parser = _parser("tables", "Print the paper's tables, with this project's runs beside the paper's numbers.")
+    parser.add_argument("--out", type=Path, help="folder for tables.md, and for a csv and a LaTeX file of each table")
+    parser.add_argument("--only", help="comma-separated tables: 1, 2, 2b, 3, 4, 5, S1, S2, tau or other")
     parser.add_argument(
-        "--results", type=Path, help="table of results, such as configs/results.csv: add the finished runs, a row each"
+        "--results", type=Path, help="table of results, such as configs/results.csv: add a row for each finished run"
     )
     return parser
 
 
 def _figures_parser() -> PlainParser:
-    parser = _parser("figures", "The paper's figures from this project's runs, as pdf and png.")
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for them (default: figures)")
+    parser = _parser("figures", "Draw the paper's figures from this project's runs, as pdf and png.")
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)")
     parser.add_argument("--data", help="show runs of this data set only, by its name or class")
     parser.add_argument("--run", help="show this run only, by its folder below --runs")
     parser.add_argument("--class", dest="class_name", help="S2 to S5: the sample of this class first")
     parser.add_argument("--channel", type=int, help="S2 to S5: this channel of the first layer")
     parser.add_argument(
-        "--columns", type=int, choices=(1, 2), default=2, help="of a page that a figure is wide (default: 2)"
+        "--columns", type=int, choices=(1, 2), default=2, help="width of a figure in columns of a page (default: 2)"
     )
-    parser.add_argument("--only", help="some of 1b,2,5b,6,6t,7,S1,S2,S3,S4,S5, with commas between")
+    parser.add_argument("--only", help="comma-separated figures: 1b, 2, 5b, 6, 6t, 7, S1, S2, S3, S4 or S5")
     return parser
 
 
 def _report_parser() -> PlainParser:
-    parser = _parser("report", "One self-contained page with tables, figures and all runs.")
+    parser = _parser("report", "Write one self-contained page with tables, figures and all runs.")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     return parser
 
@@ -66,7 +66,7 @@ PARSERS = {"tables": _tables_parser, "figures": _figures_parser, "report": _repo
 
 
 def describe_networks() -> list[NetworkFacts]:
-    """The networks of the paper's six configurations, made without memory for their weights."""
+    """Describe the networks of the paper's six configurations, built without memory for weights."""
     import torch
 
     found = []
@@ -81,11 +81,12 @@ def describe_networks() -> list[NetworkFacts]:
 
 
 def all_tables(runs: list[Run]) -> list[Table]:
-    """Every table of the paper."""
+    """Return every table of the paper."""
     return ordered([*network_tables(describe_networks(), runs), earlier_work(), *result_tables(runs)])
 
 
 def _chosen(only: str, known: list[str]) -> list[str]:
+    """Split the names of `--only`; refuse unknown ones."""
     names = [name.strip() for name in only.split(",") if name.strip()]
     if not names or (unknown := [name for name in names if name not in known]):
         raise UserError(f"--only must be some of {','.join(known)}, got {','.join(unknown) if names else repr(only)}.")
@@ -93,27 +94,16 @@ def _chosen(only: str, known: list[str]) -> list[str]:
 
 
 def tables(argv: list[str]) -> int:
-    """Prints the tables, and writes them where that is asked for."""
+    """Print the tables, and write them into the files asked for."""
     given = _tables_parser().parse_args(argv)
-    try:
-        runs = find_runs(given.runs or RUNS)
-    except UserError:
-        if given.runs is not None or given.results is not None:
-            raise
-        runs = []  # the paper's numbers are there without any
+    runs = _runs(given.runs or RUNS, required=given.runs is not None or given.results is not None)
     found = all_tables(runs)
     if given.only is not None:
         chosen = _chosen(given.only, [table.name for table in found])
         found = [table for table in found if table.name in chosen]
     if given.results is not None:
         found.append(results_table(write_results(given.results, runs)))
-        for run in runs_without_a_test(runs):
-            best = shlex.quote(str(run.folder.best))
-            print(
-                f"note: {run.name} has no row: its test set was never measured. "
-                f"{program.shown()} test --ckpt_path {best}",
-                file=sys.stderr,
-            )
+        _note_untested(runs)
     print_tables(found, runs)
     if given.out is not None:
         for path in write_tables(found, given.out):
@@ -121,8 +111,28 @@ def tables(argv: list[str]) -> int:
     return 0
 
 
+def _runs(place: str, required: bool) -> list[Run]:
+    """Find the runs; without any, return none unless they are required: the paper's numbers need no runs."""
+    try:
+        return find_runs(place)
+    except UserError:
+        if required:
+            raise
+        return []
+
+
+def _note_untested(runs: list[Run]) -> None:
+    """Print the command that tests each run without a test result."""
+    for run in runs_without_a_test(runs):
+        print(
+            f"note: {run.name} has no row: its test set was never measured. "
+            f"{program.shown()} test --ckpt_path {shlex.quote(str(run.folder.best))}",
+            file=sys.stderr,
+        )
+
+
 def figures(argv: list[str]) -> int:
-    """Writes the figures."""
+    """Draw the figures and return the exit status."""
     from plif_lightning.analysis.figures import FIGURES, Choice, write_figures
 
     given = _figures_parser().parse_args(argv)
@@ -142,7 +152,7 @@ def figures(argv: list[str]) -> int:
 
 
 def report(argv: list[str]) -> int:
-    """Writes the page."""
+    """Write the page."""
     from plif_lightning.analysis.report import write_report
 
     given = _report_parser().parse_args(argv)

@@ -1,8 +1,7 @@
-"""A W&B sweep file run without a server: a grid of runs in processes of their own."""
+"""Run a W&B sweep file without a server: a grid of runs, each in its own process."""
 
 import contextlib
 import io
-import itertools
 import json
 import math
 import os
@@ -11,9 +10,9 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,162 +23,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from plif_lightning import configs
 from plif_lightning.cli.checkpoint import expand, model_defaults
+from plif_lightning.cli.grid import Sweep, point_arguments, read_sweep, replaced, run_name, share
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import in_use
 from plif_lightning.runs.reading import read_run
+from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import identity, without_order
 from plif_lightning.runtime import program
 from plif_lightning.runtime.console import Console
 from plif_lightning.runtime.files import relative
 from plif_lightning.runtime.locks import file_lock, is_about_locks
 from plif_lightning.runtime.signals import on_termination
-
-_PROGRAMS = ("main.py", "plif-lightning")
-_KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A grid.
-
-    Attributes:
-        name: of the sweep.
-        arguments: of main.py, the same in every run.
-        parameters: name and values of each dimension of the grid.
-        metric: by which its runs are ranked.
-        maximise: whether the highest is the best.
-    """
-
-    name: str
-    arguments: list[str]
-    parameters: dict[str, list[Any]]
-    metric: str = "val/acc"
-    maximise: bool = True
-
-    def points(self) -> list[dict[str, Any]]:
-        """All combinations, the last parameter changing first."""
-        return [
-            dict(zip(self.parameters, values, strict=True)) for values in itertools.product(*self.parameters.values())
-        ]
-
-
-def read_sweep(path: Path) -> Sweep:
-    """The grid of a W&B sweep file; of its `command`, what stands after the program, but not W&B's variant.
-
-    Raises:
-        UserError: the file is no sweep file, or not a grid.
-    """
-    try:
-        loaded = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"the sweep file {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the sweep file {path} is not YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(loaded, dict) or not isinstance(loaded.get("parameters"), dict) or not loaded["parameters"]:
-        raise UserError(f"{path} is not a sweep file: it has no `parameters`. See configs/sweeps/table4.yaml.")
-    if unknown := sorted(map(str, loaded.keys() - _KNOWN)):
-        raise UserError(f"{path} has {', '.join(unknown)}, which only W&B's own agent knows: use `wandb sweep` for it.")
-    if loaded.get("method") != "grid":
-        raise UserError(
-            f"method must be grid, got {loaded.get('method')!r} in {path}: use `wandb sweep` for random or bayes."
-        )
-    called = loaded.get("program", _PROGRAMS[0])
-    if Path(str(called)).name not in _PROGRAMS:
-        raise UserError(
-            f"{path} is of the program {called}, but `sweep` runs {_PROGRAMS[0]}: use `wandb agent` for it."
-        )
-    name = str(loaded.get("name") or path.stem)
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UserError(f"name of {path} must be that of a folder in runs/, got {name!r}.")
-    parameters = {}
-    for key, given in loaded["parameters"].items():
-        if isinstance(given, dict) and given.keys() == {"value"}:
-            parameters[str(key)] = [given["value"]]
-        elif isinstance(given, dict) and given.keys() == {"values"} and isinstance(given["values"], list):
-            parameters[str(key)] = given["values"]
-        else:
-            raise UserError(f"parameter {key} of {path} must have `value` or a list of `values`, got {given!r}.")
-        if not parameters[str(key)]:
-            raise UserError(f"parameter {key} of {path} has no values.")
-    metric = loaded.get("metric") or {}
-    if not isinstance(metric, dict) or metric.get("goal", "minimize") not in ("maximize", "minimize"):
-        raise UserError(f"metric of {path} must have a name, and a goal, maximize or minimize; got {metric!r}.")
-    made = Sweep(name, _arguments(path, loaded.get("command")), parameters)
-    if "name" in metric:
-        made = replace(made, metric=str(metric["name"]), maximise=metric.get("goal") == "maximize")
-    return made
-
-
-def _arguments(path: Path, command: Any) -> list[str]:
-    if command is None:
-        return ["fit"]
-    command = [str(part) for part in command] if isinstance(command, list) else []
-    rest = command[command.index("${program}") + 1 :] if "${program}" in command else []
-    if "${args}" not in rest or any(part.startswith("${") and part != "${args}" for part in rest):
-        raise UserError(
-            f"command of {path} must be a list with ${{program}} and, after it, ${{args}}, and nothing else in "
-            "braces there: use `wandb agent` for other forms."
-        )
-    rest = [part for part in rest if part != "${args}"]
-    kept: list[str] = []
-    for part in rest:
-        if Path(part.removeprefix("--config=")).name == "wandb.yaml":
-            if kept and kept[-1] in ("--config", "-c"):
-                kept.pop()
-        else:
-            kept.append(part)
-    return kept
-
-
-def replaced(sweep: Sweep, changes: Sequence[str]) -> Sweep:
-    """The sweep with other values of some parameters, or more parameters: `KEY=VALUE,VALUE`.
-
-    Raises:
-        UserError: a change is not of that form.
-    """
-    parameters = dict(sweep.parameters)
-    for change in changes:
-        key, _, values = change.partition("=")
-        if not key or not values:
-            raise UserError(f"--grid must be KEY=VALUE,VALUE,..., got {change!r}.")
-        try:
-            parsed = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError as error:
-            raise UserError(f"the values of --grid {change} are not YAML: {' '.join(str(error).split())}.") from error
-        if not parsed or (key == "config" and any(value in ("", None) for value in parsed)):
-            raise UserError(f"--grid {change!r} gives {key} no value.")
-        parameters[key] = parsed
-    return replace(sweep, parameters=parameters)
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, (bool, list, dict)) or value is None else str(value)
-
-
-def run_name(point: dict[str, Any]) -> str:
-    """Name of a run's folder: its configuration's name, and every other parameter."""
-    parts = []
-    for key, value in sorted(point.items(), key=lambda item: item[0] != "config"):
-        text = Path(str(value)).stem if key == "config" else f"{key.rsplit('.', 1)[-1]}-{_text(value)}"
-        parts.append(re.sub(r"[^\w.+-]+", "-", text))
-    return "_".join(parts)
-
-
-def _file(value: str) -> str:
-    """A configuration's whole path: a sweep may be called again from elsewhere."""
-    try:
-        return str(configs.resolve(value).absolute())
-    except UserError:  # the run will say so, and the others are made
-        return value
-
-
-def point_arguments(sweep: Sweep, point: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Arguments of main.py for one run: the configuration first, which the others change; overrides count last."""
-    point = dict(sorted(point.items(), key=lambda item: item[0] != "config"))
-    given = [f"--{key}={_file(str(value)) if key == 'config' else _text(value)}" for key, value in point.items()]
-    return [*sweep.arguments, *given, *overrides]
 
 
 @dataclass
@@ -195,7 +51,7 @@ class _Job:
 
     @property
     def command(self) -> list[str]:
-        """What is to be called now: the run from its start, or its resumption."""
+        """Command that starts the run, or resumes it if it has a checkpoint."""
         arguments = [*self.arguments, f"--run_folder={self.folder.path}"]
         if self.folder.last.is_file() and self.folder.config.is_file():
             arguments = ["fit", f"--config={self.folder.config}", "--ckpt_path", "last"]
@@ -206,27 +62,36 @@ def _shown(command: Sequence[str]) -> str:
     return f"{program.shown()} {shlex.join(command[len(program.command()) :])}"
 
 
+def _print(console: Console, text: str, style: str = "") -> None:
+    """Print a line as it is: not wrapped, and without Rich's markup or highlighting."""
+    console.print(text, style=style, soft_wrap=True, markup=False, highlight=False)
+
+
+def _without_folder(arguments: Sequence[str]) -> list[str]:
+    return [argument for argument in arguments if not argument.startswith("--run_folder=")]
+
+
 def _comparable(arguments: Sequence[str]) -> list[str]:
-    """Without the run's folder, and with whole paths: a sweep may be called again from elsewhere."""
+    """Make the paths of configurations absolute: a sweep can be repeated from another folder."""
+    flag = "--config="
     return [
-        f"--config={Path(a.removeprefix('--config=')).resolve()}" if a.startswith("--config=") else a
-        for a in arguments
-        if not a.startswith("--run_folder=")
+        f"{flag}{Path(argument.removeprefix(flag)).resolve()}" if argument.startswith(flag) else argument
+        for argument in _without_folder(arguments)
     ]
 
 
 def _comparable_settings(config: dict[str, Any]) -> str:
-    """What tells the run of a configuration from others while it is planned."""
-    # What an older run does not name had its default then.
+    """Return the settings of a configuration that distinguish a planned run from others."""
+    # Settings that an older run does not name had their default then.
     found = identity({**config, "model": {**model_defaults(), **config["model"]}}, planned=True)
     found |= {name: config.get(name) for name in ("seed_everything", "test_after_fit")}
-    if found.get("data.validation") == "holdout":  # on the test set the rule for ties decides nothing
+    if found.get("data.validation") == "holdout":  # validated on the test set, a run does not depend on the rule
         found["best_of_ties"] = config.get("best_of_ties", "first") or "last"
     return json.dumps(sorted(found.items(), key=without_order), default=str)
 
 
 def _whole_settings(arguments: Sequence[str]) -> str | None:
-    """`_comparable_settings` of a fit's arguments, as its own parser understands them; None where it refuses them."""
+    """Return `_comparable_settings` of the arguments of a fit as its parser reads them; None if it refuses them."""
     from plif_lightning.cli.lightning import place_absolutely, run  # which loads Lightning
 
     out = io.StringIO()
@@ -234,7 +99,7 @@ def _whole_settings(arguments: Sequence[str]) -> str | None:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
             run(expand([*arguments, "--print_config"]))
     except UserError:
-        return None  # the run will say so itself
+        return None  # the run reports it
     except SystemExit as stop:
         if stop.code not in (0, None):
             return None
@@ -243,22 +108,22 @@ def _whole_settings(arguments: Sequence[str]) -> str | None:
     return _comparable_settings(config)
 
 
-def _finished_beside(root: Path) -> dict[str, Path]:
-    """Finished runs in the folders beside a sweep's, such as `runs/table4` beside `runs/table5`, by their settings.
+def _finished_siblings(root: Path) -> dict[str, Path]:
+    """Return finished runs in sibling folders of a sweep, such as `runs/table4` for `runs/table5`, by settings.
 
-    Their configurations count, not the commands that began them: a run may have gone on with other arguments.
+    Settings are read from configurations, not commands, because a run may have been resumed with other arguments.
     """
     found: dict[str, Path] = {}
     for path in sorted(root.parent.glob(f"*/*/{RunFolder(Path()).result.name}")):
         run = read_run(path.parent)
         if path.parent.parent != root and run.status == "finished":
-            with contextlib.suppress(KeyError, TypeError, AttributeError):  # a configuration of something else
+            with contextlib.suppress(KeyError, TypeError, AttributeError):  # another program's configuration
                 found.setdefault(_comparable_settings(run.config), path.parent)
     return found
 
 
 def _require_free(job: _Job) -> None:
-    """Refuses a folder that is not a run's, or whose run may be running."""
+    """Refuse a folder that does not belong to a run, or whose run may be running."""
     folder = job.folder
     if not folder.path.is_dir() or folder.path.is_symlink():
         raise UserError(f"{folder.path} is not a folder: move it away, or pass another --runs.")
@@ -268,51 +133,54 @@ def _require_free(job: _Job) -> None:
         raise UserError(f"{folder.path} is being trained by another process: wait for it, or end it first.")
 
 
-def share(text: str, points: int) -> slice:
-    """Which points of a sweep `--index I` (one of them) or `--index I/N` (every N-th from the I-th) means.
+def _own_run(job: _Job) -> Run:
+    """Read the run in a job's folder.
 
     Raises:
-        UserError: it is not of that form, or names none.
+        UserError: the folder is in use, or holds anything but this run.
     """
-    found = re.fullmatch(r"(\d+)(?:/(\d+))?", text)
-    if not found:
-        raise UserError(f"--index must be I, or I/N for every N-th run from the I-th, counted from 0, got {text!r}.")
-    index, step = int(found[1]), int(found[2] or points)
-    if not step:
-        raise UserError(f"--index must be I/N with at least one share, got {text}.")
-    if index >= step:
-        raise UserError(f"--index must be from 0 to {step - 1} for {step} shares, got {text}.")
-    return slice(index, None, step)  # where there are more shares than runs, the last ones are empty
+    _require_free(job)
+    run = read_run(job.folder.path)
+    if run.command and _comparable(run.command) != _comparable(job.arguments):
+        raise UserError(
+            f"{job.folder.path} holds a run of another command: {shlex.join(_without_folder(run.command))}. "
+            f"Now it would be: {shlex.join(job.arguments)}. Pass another --runs, or move that folder away."
+        )
+    return run
 
 
-def _plan(sweep: Sweep, root: Path, overrides: Sequence[str], of: slice) -> tuple[list[_Job], list[_Job]]:
-    """Runs that are still to be made, and those that are finished; of the latter some elsewhere."""
-    jobs: list[_Job] = []
-    finished: list[_Job] = []
-    elsewhere = _finished_beside(root)
+def _jobs(sweep: Sweep, root: Path, overrides: Sequence[str], of: slice) -> list[_Job]:
+    """Return a job for each selected run of a grid.
+
+    Raises:
+        UserError: two runs have the same name, or one has none.
+    """
     points = sweep.points()
     names = [run_name(point) for point in points]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two runs of the sweep have the same name {twice}: give each value once.")
+    jobs = []
     for name, point in zip(names[of], points[of], strict=True):
         if not re.search(r"\w", name):
             raise UserError(f"the values {list(point.values())} give a run no name: pass others.")
-        job = _Job(name, RunFolder(root / name), point_arguments(sweep, point, overrides), root / f"{name}.log")
-        if not job.folder.path.exists():
+        jobs.append(_Job(name, RunFolder(root / name), point_arguments(sweep, point, overrides), root / f"{name}.log"))
+    return jobs
+
+
+def _plan(sweep: Sweep, root: Path, overrides: Sequence[str], of: slice) -> tuple[list[_Job], list[_Job]]:
+    """Return the jobs still to run, and those already finished in their own folder or a sibling's."""
+    waiting: list[_Job] = []
+    finished: list[_Job] = []
+    elsewhere = _finished_siblings(root)
+    for job in _jobs(sweep, root, overrides, of):
+        if job.folder.path.exists():
+            is_finished = _own_run(job).status == "finished"
+        else:
             job.served_by = elsewhere.get(_whole_settings(job.arguments) or "") if elsewhere else None
-            (jobs if job.served_by is None else finished).append(job)
-            continue
-        _require_free(job)
-        run = read_run(job.folder.path)
-        own = [a for a in run.command if not a.startswith("--run_folder=")]
-        if run.command and _comparable(own) != _comparable(job.arguments):
-            raise UserError(
-                f"{job.folder.path} holds a run of another command: {shlex.join(own)}. "
-                f"Now it would be: {shlex.join(job.arguments)}. Pass another --runs, or move that folder away."
-            )
-        (finished if run.status == "finished" else jobs).append(job)
-    return jobs, finished
+            is_finished = job.served_by is not None
+        (finished if is_finished else waiting).append(job)
+    return waiting, finished
 
 
 def run_sweep(
@@ -323,18 +191,18 @@ def run_sweep(
     dry_run: bool = False,
     index: str | None = None,
 ) -> int:
-    """Makes all runs of a grid, or a share of them, that are not finished yet; unfinished ones are resumed.
+    """Run the unfinished runs of a grid or of a share of it, resuming those that have a checkpoint.
 
     Args:
         sweep: the grid.
         root: folder of all its runs.
-        jobs: processes at a time; each gets its share of the cores.
+        jobs: number of concurrent processes, each with an equal share of the cores.
         overrides: arguments of main.py for all runs.
-        dry_run: say what would be called, and call nothing.
-        index: which of them, as `share` reads it; others may be made at the same time.
+        dry_run: print the commands without running them.
+        index: runs to select, see `share`; other shares may run at the same time.
 
     Returns:
-        Exit status: 1 where a run failed.
+        Exit status: 1 if a run failed.
 
     Raises:
         UserError: a run's folder holds another run, or is in use.
@@ -342,90 +210,111 @@ def run_sweep(
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}.")
     root = root.absolute()
-    console = Console()
     of = slice(None) if index is None else share(index, len(sweep.points()))
     if dry_run:
-        return _run(sweep, root, jobs, overrides, console, of, dry_run=True)
+        return _run(sweep, root, jobs, overrides, of, dry_run=True)
     root.mkdir(parents=True, exist_ok=True)
-    with on_termination(_interrupt), contextlib.ExitStack() as held:
-        if index is None:
-            try:
-                held.enter_context(file_lock(root / ".sweep.lock", blocking=False))
-            except Timeout:
-                raise UserError(f"another sweep is running in {root}: wait for it, or pass another --runs.") from None
-            except (OSError, NotImplementedError) as error:
-                if not is_about_locks(error):
-                    raise
-                console.print(f"{root} is on storage without locks: start no second sweep in it.")
-        return _run(sweep, root, jobs, overrides, console, of)
+    with on_termination(_interrupt), _alone(root) if index is None else contextlib.nullcontext():
+        return _run(sweep, root, jobs, overrides, of)
 
 
 def _interrupt(*arguments: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _run(
-    sweep: Sweep, root: Path, jobs: int, overrides: Sequence[str], console: Console, of: slice, dry_run: bool = False
-) -> int:
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Lock the folder of a sweep within the block.
+
+    Raises:
+        UserError: another sweep has locked it.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(file_lock(root / ".sweep.lock", blocking=False))
+        except Timeout:
+            raise UserError(f"another sweep is running in {root}: wait for it, or pass another --runs.") from None
+        except (OSError, NotImplementedError) as error:
+            if not is_about_locks(error):
+                raise
+            Console().print(f"{root} is on storage without locks: start no second sweep in it.")
+        yield
+
+
+def _run(sweep: Sweep, root: Path, jobs: int, overrides: Sequence[str], of: slice, dry_run: bool = False) -> int:
+    """Plan the runs, print the plan, run it unless `dry_run`, and return the exit status."""
+    console = Console()
     waiting, finished = _plan(sweep, root, overrides, of)
-    total = len(waiting) + len(finished)
-    shown = escape(relative(root))
+    _print_plan(console, sweep, root, waiting, finished)
+    if dry_run:
+        for job in waiting:
+            _print(console, _shown(job.command))
+        return 0
+    if not _run_all(console, sweep, waiting, len(finished), jobs):
+        return 130
+    _print_ranking(console, sweep, [*finished, *(job for job in waiting if job.state == "finished")])
+    failed = [job for job in waiting if job.state == "failed"]
+    for job in failed:
+        _print(console, f"failed: {job.name}  again: {_shown(job.command)}")
+    if failed:
+        return 1
+    _print_next(console, root, [*waiting, *finished], whole=of == slice(None))
+    return 0
+
+
+def _print_plan(console: Console, sweep: Sweep, root: Path, waiting: Sequence[_Job], finished: Sequence[_Job]) -> None:
+    """Print the number of runs, and the finished runs that are in other folders."""
+    shown, total = escape(relative(root)), len(waiting) + len(finished)
     console.print(f"[bold]{escape(sweep.name)}[/]: {total} runs in {shown}, {len(finished)} finished", soft_wrap=True)
     for job in finished:
         if job.served_by is not None:
-            path = os.path.relpath(job.served_by)
-            console.print(f"{job.name} is {path}: the same settings", markup=False, highlight=False, soft_wrap=True)
-    if dry_run:
-        for job in waiting:
-            console.print(_shown(job.command), soft_wrap=True, markup=False, highlight=False)
-        return 0
-    runner = _Runner(jobs)
+            _print(console, f"{job.name} is {os.path.relpath(job.served_by)}: the same settings")
+
+
+def _run_all(console: Console, sweep: Sweep, waiting: Sequence[_Job], finished: int, jobs: int) -> bool:
+    """Run all waiting jobs, print each result as soon as it is known, and return False if interrupted."""
+    runner, total = _Runner(jobs), finished + len(waiting)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("all runs", total=total, completed=len(finished))
+        bar = progress.add_task("all runs", total=total, completed=finished)
         with ThreadPoolExecutor(jobs) as pool:
             calls = {pool.submit(runner.run, job): job for job in waiting}
             try:
-                for done, call in enumerate(as_completed(calls), start=len(finished) + 1):
-                    job = calls[call]
+                for done, call in enumerate(as_completed(calls), start=finished + 1):
                     call.result()
-                    said = f": {_shown_score(sweep, job.folder)}" if job.state == "finished" else ""
-                    text = f"[{done}/{total}] {job.name} {job.state} after {job.seconds:.0f} s{said}"
-                    failed_now = job.state == "failed"
-                    console.print(
-                        text, style="red" if failed_now else "", markup=False, highlight=False, soft_wrap=True
-                    )
-                    if failed_now:  # now, not when all others have run
-                        _print_failure(console, job)
+                    _print_end(console, sweep, calls[call], f"[{done}/{total}]")
                     progress.advance(bar)
             except KeyboardInterrupt:
                 runner.stop()
                 console.print("interrupted: the same command resumes the runs.")
-                return 130
-    _print_ranking(console, sweep, [*finished, *(job for job in waiting if job.state == "finished")])
-    failed = [job for job in waiting if job.state == "failed"]
-    for job in failed:
-        console.print(
-            f"failed: {job.name}  again: {_shown(job.command)}", soft_wrap=True, markup=False, highlight=False
-        )
-    if not failed:
-        below = root.parent if any(job.served_by is not None for job in finished) else root
-        what = f"All {total} runs" if of == slice(None) else f"This share's {total} runs"
-        command = f"{program.shown()} tables --runs {shlex.quote(relative(below))}"
-        console.print(f"{what} are finished: {command}", soft_wrap=True, markup=False, highlight=False)
-    return 1 if failed else 0
+                return False
+    return True
 
 
-def _print_failure(console: Console, job: _Job) -> None:
-    for line in [job.error] if job.error else _last_lines(job.output):
-        console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
+def _print_end(console: Console, sweep: Sweep, job: _Job, count: str) -> None:
+    """Print the result of a job that has ended; of a failed one, its error or the end of its output."""
+    text = f"{count} {job.name} {job.state} after {job.seconds:.0f} s"
+    if job.state == "finished":
+        text += f": {_shown_score(sweep, job.folder)}"
+    failed = job.state == "failed"
+    _print(console, text, "red" if failed else "")
+    if failed:
+        for line in [job.error] if job.error else _last_lines(job.output):
+            _print(console, f"  {line}")
+
+
+def _print_next(console: Console, root: Path, jobs: Sequence[_Job], whole: bool) -> None:
+    """Print the command that shows the tables of finished runs."""
+    below = root.parent if any(job.served_by is not None for job in jobs) else root
+    runs = f"All {len(jobs)} runs" if whole else f"This share's {len(jobs)} runs"
+    _print(console, f"{runs} are finished: {program.shown()} tables --runs {shlex.quote(relative(below))}")
 
 
 def score(sweep: Sweep, folder: RunFolder) -> tuple[str, float | None]:
-    """A finished run's value of the sweep's metric, and the metric's name; None where it has none.
+    """Return the name of the sweep's metric in a finished run, and its value; None if the run has none.
 
-    Of a validation accuracy it is the best epoch's (of protocol A it is called test_as_val/acc, of B val/acc), of
-    test/acc that of the one test, of other metrics the last.
+    For validation accuracy (val/acc, or test_as_val/acc under protocol A) it is the value of the best epoch, for
+    test/acc the result of the test, and for other metrics the last value.
     """
     run, name = read_run(folder.path), sweep.metric
     if name in ("val/acc", "test_as_val/acc"):
@@ -447,7 +336,7 @@ def _shown_score(sweep: Sweep, folder: RunFolder) -> str:
 
 
 def _print_ranking(console: Console, sweep: Sweep, jobs: Sequence[_Job]) -> None:
-    """The runs in the order of the sweep's metric, best first."""
+    """Print the runs by the sweep's metric, best first; nothing for fewer than two values."""
     scores = [(*score(sweep, RunFolder(job.served_by or job.folder.path)), job) for job in jobs]
     known = [(name, value, job) for name, value, job in scores if value is not None]
     if len(known) < 2:
@@ -455,7 +344,7 @@ def _print_ranking(console: Console, sweep: Sweep, jobs: Sequence[_Job]) -> None
     names = " and ".join(sorted({name for name, _, _ in known}))
     console.print(f"\n{names}, {'highest' if sweep.maximise else 'lowest'} first:", highlight=False)
     for name, value, job in sorted(known, key=lambda found: (-found[1] if sweep.maximise else found[1], found[2].name)):
-        console.print(f"  {_in_words(name, value):>9}  {job.name}", soft_wrap=True, markup=False, highlight=False)
+        _print(console, f"  {_in_words(name, value):>9}  {job.name}")
 
 
 def _last_lines(path: Path, most: int = 12) -> list[str]:
@@ -467,7 +356,7 @@ def _last_lines(path: Path, most: int = 12) -> list[str]:
 
 
 def _put_aside(folder: Path) -> None:
-    """Moves a run's folder to `.broken` beside it: nothing is thrown away."""
+    """Move a run's folder into `.broken` beside it, so that nothing is lost."""
     aside = folder.parent / ".broken"
     aside.mkdir(exist_ok=True)
     i = 0
@@ -487,7 +376,7 @@ class _Runner:
         self._lock = threading.Lock()
 
     def run(self, job: _Job) -> None:
-        """Makes one run; whatever goes wrong is the job's failure, and the others go on."""
+        """Run one job; an error fails the job, and the others continue."""
         try:
             self._run(job)
         except (UserError, OSError) as error:
@@ -498,10 +387,26 @@ class _Runner:
             job.state = "stopped"
             return
         start = time.monotonic()
-        if job.folder.path.exists():
-            _require_free(job)  # somebody may have begun it since the plan was made
-            if not job.folder.last.is_file() and job.folder.path.exists():
-                _put_aside(job.folder.path)  # ended before its first epoch: there is nothing to resume
+        self._clear(job)
+        status = self._call(job)
+        job.seconds = time.monotonic() - start
+        job.state = "finished" if status == 0 and job.folder.result.is_file() else "failed"
+        if status == 0 and job.state == "failed":
+            job.error = (
+                f"it ended without an error, but {job.folder.path} holds no result, as after a fast_dev_run. Its "
+                f"output is in {job.output}."
+            )
+
+    def _clear(self, job: _Job) -> None:
+        """Put the folder of a run without a checkpoint aside: it cannot be resumed."""
+        if not job.folder.path.exists():
+            return
+        _require_free(job)  # another process may have started it since the plan
+        if not job.folder.last.is_file() and job.folder.path.exists():
+            _put_aside(job.folder.path)
+
+    def _call(self, job: _Job) -> int:
+        """Run the command of a job, append its output to the job's log, and return its exit status."""
         job.output.parent.mkdir(parents=True, exist_ok=True)
         with job.output.open("ab") as output:
             output.write(f"$ {_shown(job.command)}\n".encode())
@@ -516,16 +421,10 @@ class _Runner:
             status = process.wait()
             with self._lock:
                 self._processes.discard(process)
-        job.seconds = time.monotonic() - start
-        job.state = "finished" if status == 0 and job.folder.result.is_file() else "failed"
-        if status == 0 and job.state == "failed":
-            job.error = (
-                f"it ended without an error, but {job.folder.path} holds no result, as after a fast_dev_run. Its "
-                f"output is in {job.output}."
-            )
+        return status
 
     def stop(self) -> None:
-        """Ends what is running; what has not begun does not begin."""
+        """Terminate running processes and start no more."""
         self.stopped = True
         with self._lock:
             for process in self._processes:
@@ -533,20 +432,20 @@ class _Runner:
 
 
 def parser() -> PlainParser:
-    """Of the command."""
+    """Return the parser of the command."""
     found = PlainParser(
         "sweep",
-        "Runs a grid without a server: each run in a process and a folder of its own. Finished runs are skipped, "
-        "unfinished ones are resumed, and a finished one in a folder beside serves where its settings are the same. "
-        "Arguments after -- go to every run.",
+        "Run a parameter grid without a server, one process and one folder per run. Finished runs are skipped, also "
+        "those with the same settings in a sibling of --runs; unfinished runs are resumed. Arguments after -- are "
+        "passed to every run.",
     )
     found.add_argument("file", help="a W&B sweep file with method grid, by path or name, such as table4")
-    found.add_argument("--runs", type=Path, help="folder of the runs; runs/NAME of the sweep where it is not given")
-    found.add_argument("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
+    found.add_argument("--runs", type=Path, help="folder of the runs (default: runs/NAME of the sweep)")
+    found.add_argument("--jobs", type=int, default=1, help="concurrent runs, each with an equal share of the cores")
     found.add_argument(
         "--index",
         metavar="I or I/N",
-        help="only run I, or every N-th from I, counted from 0: one array task of a cluster's job",
+        help="only run I, or every N-th from I, counted from 0: one task of a cluster's job array",
     )
     found.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
     found.add_argument(
@@ -554,7 +453,7 @@ def parser() -> PlainParser:
         action="append",
         default=[],
         metavar="KEY=VALUE,VALUE",
-        help="other values for a parameter, or one more parameter, such as seed_everything=1,2,3",
+        help="replace the values of a parameter, or add one, such as seed_everything=1,2,3",
     )
     return found
 
@@ -563,7 +462,7 @@ PARSERS = {"sweep": parser}
 
 
 def sweep(argv: list[str]) -> int:
-    """Makes the runs of a grid."""
+    """Run a parameter grid and return the exit status."""
     overrides = argv[argv.index("--") + 1 :] if "--" in argv else []
     given = parser().parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     grid = replaced(read_sweep(configs.resolve(given.file, "sweeps")), given.grid)

@@ -202,7 +202,7 @@ def test_a_recording_of_too_few_events_says_so(checkpoint, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--events_per_step", "5"])
     assert stop.value.code == 1
-    assert "no time-step came together: 3 events are waiting" in capsys.readouterr().out
+    assert "no time-step is complete: 3 events are pending" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("events", "slicing"), [(19, "by_count"), (1000, "by_count"), (1000, "by_time")])
@@ -279,7 +279,7 @@ def test_cost_refuses_what_it_cannot_count(run_of_digits, tmp_path, capsys):
     del checkpoint["cli_config"]
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
     line = refused(capsys, "cost", "--ckpt_path", str(tmp_path / "foreign.ckpt"))
-    assert "names no data set, as none of another Trainer does: pass --data NAME" in line
+    assert "names no data set because another Trainer wrote it: pass --data NAME" in line
     checkpoint["cli_config"] = "data: {class_path: mydata.Mine}"
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
     line = refused(capsys, "cost", "--ckpt_path", str(tmp_path / "foreign.ckpt"))

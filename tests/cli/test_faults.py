@@ -832,7 +832,7 @@ def test_a_loaders_process_that_is_killed_is_one_sentence_with_the_way_on(monkey
     workers = ["--data.num_workers", "1", "--checkpoint.every_n_batches", "2", "--run_folder", "run"]
     long = [a.replace("8", "200") if a == "8" else a for a in EIGHT]
     message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *long, "--data.batch_size", "4", *workers)
-    assert re.search(r"a process that loads data( \(pid \d+\))? was ended from outside", message)
+    assert re.search(r"a process that loads data( \(pid \d+\))? was killed from outside", message)
     assert "Resume the run with: python main.py fit --config" in message
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL  # the signal may arrive when all has been said
 
@@ -906,5 +906,5 @@ def test_a_loaders_process_that_is_killed_while_it_hands_over_a_batch_is_one_too
 
     with pytest.raises(ConnectionResetError) as lost:
         reductions.rebuild_storage_fd(torch.UntypedStorage, Df(), 4)
-    assert "a process that loads data was ended from outside" in explained(lost.value)
+    assert "a process that loads data was killed from outside" in explained(lost.value)
     assert explained(ConnectionResetError()) is None

@@ -64,7 +64,7 @@ from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, refused
         (["--data.time_steps", "1000000000"], "one sample's first feature map alone would take"),
         (["--model.channels", "100000000"], "its weights alone would take"),
         (["--model.fc_features", "100000000000"], "Lower channels or fc_features"),
-        (["--trainer.callbacks", "Timer"], "Timer cannot be made of what was given"),
+        (["--trainer.callbacks", "Timer"], "Timer cannot be built with these arguments"),
         (["--model.input_encoder", "poisson"], "--data.normalize=false"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

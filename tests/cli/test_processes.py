@@ -146,7 +146,7 @@ def test_a_process_that_is_lost_ends_the_others_with_one_sentence(number, tmp_pa
     assert process.returncode not in (0, None)
     # Lightning looks every five seconds whether a process has died, and then ends the first one by force.
     if process.returncode != -signal.SIGKILL:
-        assert said.count("another process of this run has ended, or has not answered for too long") == 1
+        assert said.count("another process of this run has ended or did not answer in time") == 1
         assert "Traceback" not in said
     assert load("run/checkpoints/last.ckpt")["global_step"] > 0
 
@@ -160,7 +160,7 @@ def test_a_process_that_is_lost_ends_the_others_with_one_sentence(number, tmp_pa
     ],
 )
 def test_what_a_library_says_of_a_lost_process_is_put_into_one_sentence(message):
-    assert explained(RuntimeError(message)).startswith("another process of this run has ended, or has not answered")
+    assert explained(RuntimeError(message)).startswith("another process of this run has ended or did not answer")
     assert explained(RuntimeError("a pair of shapes timed out")) is None
 
 

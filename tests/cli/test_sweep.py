@@ -14,15 +14,8 @@ import yaml
 from filelock import FileLock
 
 from plif_lightning.cli import main
-from plif_lightning.cli.sweep import (
-    _comparable_settings,
-    point_arguments,
-    read_sweep,
-    replaced,
-    run_name,
-    score,
-    share,
-)
+from plif_lightning.cli.grid import point_arguments, read_sweep, replaced, run_name, share
+from plif_lightning.cli.sweep import _comparable_settings, score
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import locked, process_identity
@@ -91,7 +84,7 @@ def write(path: Path, **changes):
         ({"parameters": None}, "is not a sweep file: it has no `parameters`"),
         ({"parameters": {"a": {"min": 0, "max": 1}}}, "parameter a of .* must have `value` or a list of `values`"),
         ({"parameters": {"a": {"values": []}}}, "parameter a of .* has no values"),
-        ({"program": "train.py"}, "is of the program train.py, but `sweep` runs main.py: use `wandb agent` for it"),
+        ({"program": "train.py"}, "has program train.py, but `sweep` runs main.py: use `wandb agent` for it"),
         ({"name": "../../x"}, "name of .* must be that of a folder in runs/, got '../../x'"),
         ({"early_terminate": {}}, "has early_terminate, which only W&B's own agent knows"),
         ({"command": ["python"]}, "command of .* must be a list with"),
@@ -115,7 +108,7 @@ def test_files_that_are_none_are_refused(tmp_path, capsys):
 def test_values_can_be_replaced_and_added(tmp_path):
     grid = replaced(read_sweep(write(tmp_path / "s.yaml")), ["model.neuron=if", "seed_everything=1,2"])
     assert grid.points() == [{"model.neuron": "if", "seed_everything": s} for s in (1, 2)]
-    with pytest.raises(UserError, match=r"the values of --grid x=\{a are not YAML"):
+    with pytest.raises(UserError, match=r"--grid x=\{a is not YAML"):
         replaced(grid, ["x={a"])
     assert replaced(grid, ["x=[1,2],3"]).parameters["x"] == [[1, 2], 3]
     for nothing in ("x= ", "config=quickstart,~"):

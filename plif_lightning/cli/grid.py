@@ -1,0 +1,194 @@
+"""Read a W&B sweep file as a grid of runs, and name each run and its arguments."""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from plif_lightning import configs
+from plif_lightning.cli.arguments import parsed_yaml
+from plif_lightning.errors import UserError
+
+_PROGRAMS = ("main.py", "plif-lightning")
+_KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid of runs.
+
+    Attributes:
+        name: name of the sweep.
+        arguments: arguments of main.py shared by all runs.
+        parameters: name and values of each dimension of the grid.
+        metric: metric that ranks the runs.
+        maximise: True if the highest value is best.
+    """
+
+    name: str
+    arguments: list[str]
+    parameters: dict[str, list[Any]]
+    metric: str = "val/acc"
+    maximise: bool = True
+
+    def points(self) -> list[dict[str, Any]]:
+        """Return all combinations of values; the last parameter varies fastest."""
+        return [
+            dict(zip(self.parameters, values, strict=True)) for values in itertools.product(*self.parameters.values())
+        ]
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Read the grid of a W&B sweep file.
+
+    Arguments after the program in its `command` are kept, without W&B's own configuration.
+
+    Raises:
+        UserError: the file is not a sweep file, or not a grid.
+    """
+    loaded = _load(path)
+    name = str(loaded.get("name") or path.stem)
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"name of {path} must be that of a folder in runs/, got {name!r}.")
+    parameters = {str(key): _values(path, key, given) for key, given in loaded["parameters"].items()}
+    metric, maximise = _ranking(path, loaded.get("metric") or {})
+    return Sweep(name, _arguments(path, loaded.get("command")), parameters, metric, maximise)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Load a sweep file; refuse other files, and sweeps that need W&B's agent."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise UserError(f"the sweep file {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the sweep file {path} is not YAML: {error}.") from error
+    loaded = parsed_yaml(text, f"the sweep file {path}")
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("parameters"), dict) or not loaded["parameters"]:
+        raise UserError(f"{path} is not a sweep file: it has no `parameters`. See configs/sweeps/table4.yaml.")
+    if unknown := sorted(map(str, loaded.keys() - _KNOWN)):
+        raise UserError(f"{path} has {', '.join(unknown)}, which only W&B's own agent knows: use `wandb sweep` for it.")
+    if loaded.get("method") != "grid":
+        raise UserError(
+            f"method must be grid, got {loaded.get('method')!r} in {path}: use `wandb sweep` for random or bayes."
+        )
+    program = loaded.get("program", _PROGRAMS[0])
+    if Path(str(program)).name not in _PROGRAMS:
+        raise UserError(f"{path} has program {program}, but `sweep` runs {_PROGRAMS[0]}: use `wandb agent` for it.")
+    return loaded
+
+
+def _values(path: Path, key: Any, given: Any) -> list[Any]:
+    """Return the values of a parameter."""
+    form = {*given} if isinstance(given, dict) else set()
+    if form == {"value"}:
+        return [given["value"]]
+    if form != {"values"} or not isinstance(given["values"], list):
+        raise UserError(f"parameter {key} of {path} must have `value` or a list of `values`, got {given!r}.")
+    if not given["values"]:
+        raise UserError(f"parameter {key} of {path} has no values.")
+    return given["values"]
+
+
+def _ranking(path: Path, metric: Any) -> tuple[str, bool]:
+    """Return the metric that ranks the runs, and True if its highest value is best."""
+    if not isinstance(metric, dict) or metric.get("goal", "minimize") not in ("maximize", "minimize"):
+        raise UserError(f"metric of {path} must have a name, and a goal, maximize or minimize; got {metric!r}.")
+    if "name" not in metric:
+        return Sweep.metric, Sweep.maximise
+    return str(metric["name"]), metric.get("goal") == "maximize"
+
+
+def _arguments(path: Path, command: Any) -> list[str]:
+    """Return the arguments after the program in a W&B `command`; `fit` without one."""
+    if command is None:
+        return ["fit"]
+    parts = [str(part) for part in command] if isinstance(command, list) else []
+    rest = parts[parts.index("${program}") + 1 :] if "${program}" in parts else []
+    if {part for part in rest if part.startswith("${")} != {"${args}"}:
+        raise UserError(
+            f"command of {path} must be a list with ${{program}} and, after it, ${{args}}, and nothing else in "
+            "braces there: use `wandb agent` for other forms."
+        )
+    return _without_wandb([part for part in rest if part != "${args}"])
+
+
+def _without_wandb(arguments: Sequence[str]) -> list[str]:
+    """Drop `--config wandb.yaml`, which logs to W&B."""
+    kept: list[str] = []
+    for argument in arguments:
+        if Path(argument.removeprefix("--config=")).name != "wandb.yaml":
+            kept.append(argument)
+        elif kept and kept[-1] in ("--config", "-c"):
+            kept.pop()
+    return kept
+
+
+def replaced(sweep: Sweep, changes: Sequence[str]) -> Sweep:
+    """Return the sweep with parameters replaced or added, each given as `KEY=VALUE,VALUE`.
+
+    Raises:
+        UserError: a change has another form.
+    """
+    parameters = dict(sweep.parameters)
+    for change in changes:
+        key, _, values = change.partition("=")
+        if not key or not values:
+            raise UserError(f"--grid must be KEY=VALUE,VALUE,..., got {change!r}.")
+        parsed = parsed_yaml(f"[{values}]", f"--grid {change}")
+        if not parsed or (key == "config" and any(value in ("", None) for value in parsed)):
+            raise UserError(f"--grid {change!r} gives {key} no value.")
+        parameters[key] = parsed
+    return replace(sweep, parameters=parameters)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (bool, list, dict)) or value is None else str(value)
+
+
+def _config_first(point: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return names and values of a point, its configuration first: later arguments override it."""
+    return sorted(point.items(), key=lambda item: item[0] != "config")
+
+
+def run_name(point: dict[str, Any]) -> str:
+    """Return the folder name of a run: the name of its configuration, then all other parameters."""
+    parts = []
+    for key, value in _config_first(point):
+        text = Path(str(value)).stem if key == "config" else f"{key.rsplit('.', 1)[-1]}-{_text(value)}"
+        parts.append(re.sub(r"[^\w.+-]+", "-", text))
+    return "_".join(parts)
+
+
+def _file(value: str) -> str:
+    """Return the absolute path of a configuration, so that the sweep can be repeated from another folder."""
+    try:
+        return str(configs.resolve(value).absolute())
+    except UserError:  # the run reports it, without stopping the other runs
+        return value
+
+
+def point_arguments(sweep: Sweep, point: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Return the arguments of main.py for one run; overrides come last, so they win."""
+    given = [f"--{key}={_file(str(value)) if key == 'config' else _text(value)}" for key, value in _config_first(point)]
+    return [*sweep.arguments, *given, *overrides]
+
+
+def share(text: str, points: int) -> slice:
+    """Return the points that `--index I` (only the I-th) or `--index I/N` (every N-th from the I-th) selects.
+
+    Raises:
+        UserError: the text has another form, or I is out of range.
+    """
+    found = re.fullmatch(r"(\d+)(?:/(\d+))?", text)
+    if not found:
+        raise UserError(f"--index must be I, or I/N for every N-th run from the I-th, counted from 0, got {text!r}.")
+    index, step = int(found[1]), int(found[2] or points)
+    if not step:
+        raise UserError(f"--index must be I/N with at least one share, got {text}.")
+    if index >= step:
+        raise UserError(f"--index must be from 0 to {step - 1} for {step} shares, got {text}.")
+    return slice(index, None, step)  # with more shares than runs, the last ones are empty
