@@ -138,7 +138,12 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
     given = re.search(r"(?:dot import path string|Import path): '?([\w.]+)", message)
     if given and not re.search(r"Expected a <class '(?:float|int|str|bool)'>", message):
         block = re.match(r'Parser key "([\w.]+)"', message)
-        return f"{block[1] if block else 'an argument'} names no class {given[1]}.{_nearest(given[1], known_classes())}"
+        key, known_names = block[1] if block else "an argument", known_classes()
+        if given[1] in known_names:
+            return f"{key} does not take {given[1]}, a class of another kind."
+        return f"{key} names no class {given[1]}.{_nearest(given[1], known_names)}"
+    if re.match(r'Parser key "(?:data\.)?augmentation".*Expected a <class \'list\'>', message):
+        return "data.augmentation must be a list of classes: pass --data.augmentation+=NAME for each."
     if named := re.search(r"(?:unrecognized arguments: (?:--)?|[Oo]ption '|[Kk]ey ')([\w.]+)", message):
         key = named[1].replace("init_args.", "")
         owners = [name for name, c in data_classes().items() if key in inspect.signature(c).parameters]

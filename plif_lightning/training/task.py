@@ -29,7 +29,7 @@ from plif_lightning.training.seeds import StepSeeds
 
 
 @contextmanager
-def _blamed_on(argument: str, cannot: str = "be made of what was given") -> Iterator[None]:
+def _blamed_on(argument: str, cannot: str = "be built with these arguments") -> Iterator[None]:
     """Turn an error of a class of torch.optim into a sentence that names the argument."""
     try:
         yield
@@ -279,7 +279,7 @@ class SpikingClassifier(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        with _blamed_on("lr_scheduler", "go on with what was given"):
+        with _blamed_on("lr_scheduler", "continue with these arguments"):
             super().lr_scheduler_step(scheduler, metric)
 
     def configure_optimizers(self) -> Any:

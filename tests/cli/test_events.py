@@ -116,7 +116,12 @@ def test_prepare_finds_damage(capsys):
         (
             "nmnist",
             ["--data.augmentation", "RandomCrop"],
-            "data.augmentation of this data set must be a list of EventDrop",
+            "data.augmentation must be a list of classes: pass --data.augmentation+=NAME",
+        ),
+        (
+            "nmnist",
+            ["--data.augmentation+=RandomCrop"],
+            "augmentation does not take RandomCrop, a class of another kind",
         ),
         ("nmnist", ["--model.input_encoder", "poisson"], "input_encoder='poisson' encodes images"),
     ],

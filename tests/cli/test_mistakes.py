@@ -45,11 +45,11 @@ from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, refused
         (["--config", ""], "--config needs the name or the path"),
         (["--seed_everything", "-1"], "seed_everything must be at least 0, got -1"),
         (["--seed_everything", "4294967296"], "seed_everything must be below 2^32"),
-        (["--model.optimizer.lr", "-1"], "optimizer cannot be made of what was given: Invalid learning rate: -1.0"),
-        (["--model.optimizer.weight_decay", "-1"], "optimizer cannot be made of what was given"),
+        (["--model.optimizer.lr", "-1"], "optimizer cannot be built with these arguments: Invalid learning rate: -1.0"),
+        (["--model.optimizer.weight_decay", "-1"], "optimizer cannot be built with these arguments"),
         (["--model.optimizer.betas", "[2,3]"], "Invalid beta parameter at index 0"),
         (["--model.optimizer.lr", "abc"], "Given value: abc"),
-        (["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "0"], "lr_scheduler cannot go on"),
+        (["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "0"], "lr_scheduler cannot continue"),
         (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches must be at least 1, got 0"),
         (["--trainer.check_val_every_n_epoch", "0"], "trainer.check_val_every_n_epoch must be at least 1, got 0"),
         (["--trainer.max_epochs", "0"], "trainer.max_epochs must be at least 1, got 0"),
@@ -102,7 +102,7 @@ def test_a_schedule_that_is_over_too_early_is_said_to_be(capsys):
         "--model.lr_scheduler.total_steps=1",
     ]
     message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *TINY, *FEW, "--trainer.max_epochs=3", *schedule)
-    assert "lr_scheduler cannot go on with what was given: Tried to step 2 times." in message
+    assert "lr_scheduler cannot continue with these arguments: Tried to step 2 times." in message
 
 
 @pytest.mark.parametrize("option", ["--run_folder", "--trainer.default_root_dir"])
