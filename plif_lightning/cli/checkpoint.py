@@ -1,4 +1,4 @@
-"""Resolve checkpoints and names of configurations in the arguments, before any parser reads them."""
+"""Rewrite --ckpt_path and --resume, and check configurations, before any parser reads the arguments."""
 
 import inspect
 import json
@@ -48,7 +48,8 @@ class Expanded:
 
     Attributes:
         given: arguments as the user wrote them.
-        arguments: arguments for the parser, with a checkpoint's own configuration before those given.
+        arguments: arguments for the parser: those of an evaluation begin with the stored configuration; of a resumed
+            fit only the path of last.ckpt is filled in.
         stored: content of the checkpoint.
         folder: folder of the run to resume or evaluate.
         resumes: True if the same arguments start the run or resume it (`--resume auto`).
@@ -163,8 +164,9 @@ def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:
     Raises:
         CheckpointError: neither of the two names a data set.
     """
-    # Without settings of training: they name classes to import, which in another person's checkpoint may be any.
-    model = {name: value for name, value in stored["model"].items() if not key_of(f"model.{name}").training}
+    # Optimiser, schedule and augmentation are dropped: they may name any class to import, and an evaluation uses none.
+    # data.class_path is imported, and must be a SpikingDataModule.
+    model = {name: value for name, value in stored["model"].items() if not key_of(f"model.{name}").training_only}
     arguments = stored["data"]["init_args"]
     data = {**stored["data"], "init_args": {name: v for name, v in arguments.items() if name != "augmentation"}}
     kept: dict[str, Any] = {"model": model}
@@ -296,7 +298,7 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
     if differences:
         raise CheckpointError(
             f"the checkpoint belongs to other settings: {'; '.join(differences)}. "
-            "Leave them out, or start a new run in another folder."
+            "Pass the stored values, or start a new run in another folder."
         )
 
 
@@ -308,7 +310,7 @@ def _must_agree(name: str, command: str, stored: dict[str, Any]) -> bool:
     if command == "fit":
         return key.fixed
     if name.startswith("model."):
-        return not key.training
+        return not key.training_only
     if "class_path" not in stored["data"]:  # another Trainer's: only T is known
         return name == "data.time_steps"
     held_out = stored["data"]["init_args"].get("validation") == "holdout"

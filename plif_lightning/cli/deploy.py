@@ -76,9 +76,13 @@ def _stream_parser() -> PlainParser:
     parser.add_argument("--file", required=True, help="a recording; - reads AEDAT 2.0 from standard input")
     parser.add_argument("--live", action="store_true", help="follow a growing file (AEDAT 2.0) until Ctrl-C")
     parser.add_argument("--idle", type=_positive, help="with --live: end after this many seconds without an event")
-    parser.add_argument("--events_per_step", type=int, help="events per time-step (default: T steps, as in training)")
+    parser.add_argument(
+        "--events_per_step", type=int, help="events per time-step (default: all in T steps; needed if live)"
+    )
     parser.add_argument("--ms_per_step", type=_positive, help="milliseconds per time-step, instead of events")
-    parser.add_argument("--early_exit", type=_share, help="end when the best class is ahead by this share of the votes")
+    parser.add_argument(
+        "--early_exit", type=_share, help="stop once the best class's mean vote leads by this margin, 0 to 1"
+    )
     parser.add_argument(
         "--engine", choices=_ENGINES, default="events", help="engine of the layers, as in predict (default: events)"
     )

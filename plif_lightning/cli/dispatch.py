@@ -114,7 +114,7 @@ def _lightning(name: str) -> Callable[[list[str]], int]:
 
         if name == "fit":
             early.watch()  # PyTorch and Lightning take seconds to load
-        expanded = expand([name, *rest])  # reports a wrong checkpoint or file name before PyTorch is loaded
+        expanded = expand([name, *rest])  # reports a wrong checkpoint or file name before Lightning is loaded
         from plif_lightning.cli.lightning import run
 
         return run(expanded)

@@ -16,7 +16,10 @@ _MODEL = (
 _DATA = (
     ("--data.root", "folder of the data sets"),
     ("--data.time_steps", "T"),
-    ("--data.validation", "test (accuracy A) or holdout (accuracy B)"),
+    (
+        "--data.validation",
+        "choose the epoch on the test set: test (protocol A), or on a part held out: holdout (B)",
+    ),
     ("--data.batch_size", "training samples per process and step"),
     ("--data.augmentation+=NAME", "augment training samples; may be repeated"),
 )
@@ -91,9 +94,12 @@ def overview() -> str:
         [
             "Spiking networks with learnable membrane time constants (PLIF).",
             "",
-            f"usage: {call} COMMAND [--config NAME] [--model.KEY VALUE] [--data.KEY VALUE] [--trainer.KEY VALUE]",
+            f"usage: {call} COMMAND [ARGUMENTS]",
             "",
             *_columns(tuple((command.name, command.summary) for command in COMMANDS.values())),
+            "",
+            "prepare, fit, validate, test and predict take --config NAME, --model.KEY VALUE, --data.KEY VALUE and",
+            "--trainer.KEY VALUE.",
             "",
             f"To start: {call} fit --config quickstart (on a CPU, nothing to download)",
             f"More on each: {call} COMMAND --help; all arguments: {call} COMMAND --help-all; --version",

@@ -154,7 +154,10 @@ class PlifCLI(LightningCLI):
             raise CheckpointError("ckpt_path stands in a configuration file: pass it as --ckpt_path instead.")
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: the whole configuration is taken from the checkpoint, not the model's part alone."""
+        """Do nothing, instead of merging the checkpoint's hyper_parameters.
+
+        `expand` has put the stored settings of an evaluation first; a resumed fit is only compared with them.
+        """
 
     # --- before and after the classes are made
 
@@ -340,7 +343,7 @@ class PlifCLI(LightningCLI):
             # Lightning takes 1 for one batch and 1.0 for all of them.
             whole = limit is None or (isinstance(limit, float) and limit == 1.0)
             others = [name for name in self.changed if name == "trainer.precision" or name.startswith("data.")]
-            others = [name for name in others if not key_of(name).training]
+            others = [name for name in others if not key_of(name).training_only]
             if self.config[self.subcommand].engine is not None:
                 others.append("engine")
             if whole and checkpoint == folder.best.resolve() and writable(folder):

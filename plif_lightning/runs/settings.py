@@ -15,8 +15,9 @@ class Key(NamedTuple):
         name: dotted name, without `init_args`.
         identity: two runs that differ in it are two experiments: always, never (it changes neither what is computed
             nor how it is measured), or only while one is planned, whose data and files cannot be compared yet.
-        training: an evaluation does not depend on it.
-        fixed: a run cannot be resumed with another value: weights, or the samples of the next batches, depend on it.
+        training_only: an evaluation does not use it.
+        fixed: a run cannot be resumed with another value, because weights or the samples of the next batches depend on
+            it, or because the checkpoint restores it.
         split: an evaluation cannot use another value, because samples of the training set would count as held out:
             always, or if a part was held out.
         column: tables show it in a column: as the paper does, or as one of ours.
@@ -24,13 +25,13 @@ class Key(NamedTuple):
 
     name: str
     identity: Literal["always", "never", "planned"] = "always"
-    training: bool = False
+    training_only: bool = False
     fixed: bool = False
     split: Literal["always", "holdout"] | None = None
     column: Literal["paper", "own"] | None = None
 
 
-# The longest name that fits counts.
+# The most specific row applies, alone: `model.backend` inherits nothing from `model`.
 KEYS = {
     key.name: key
     for key in (
@@ -39,8 +40,10 @@ KEYS = {
         Key("model.neuron", fixed=True, column="paper"),
         Key("model.init_tau", fixed=True, column="paper"),
         Key("model.pooling", fixed=True, column="paper"),
-        Key("model.optimizer", training=True, fixed=True),
-        Key("model.lr_scheduler", training=True, fixed=True),
+        # Lightning restores the state of optimiser and schedule, learning rate included, from the checkpoint: another
+        # value here would have no effect.
+        Key("model.optimizer", training_only=True, fixed=True),
+        Key("model.lr_scheduler", training_only=True, fixed=True),
         Key("model.backend", identity="never"),
         Key("model.sparse", identity="never"),
         Key("data"),
@@ -58,9 +61,9 @@ KEYS = {
         Key("data.time_steps", fixed=True, column="own"),
         Key("data.slicing", fixed=True),
         Key("data.size", fixed=True),
-        Key("data.batch_size", training=True, fixed=True),
-        Key("data.drop_last", training=True, fixed=True),
-        Key("data.augmentation", training=True),
+        Key("data.batch_size", training_only=True, fixed=True),
+        Key("data.drop_last", training_only=True, fixed=True),
+        Key("data.augmentation", training_only=True),
         Key("trainer"),
         Key("trainer.max_epochs", column="own"),
         Key("trainer.logger", identity="never"),

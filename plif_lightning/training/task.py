@@ -124,8 +124,8 @@ class SpikingClassifier(L.LightningModule):
         return [StepSeeds(), FiniteGuard(self.network)]
 
     def on_train_start(self) -> None:
-        # Not in configure_optimizers: asking for the number of steps would create the loader there, before a resumed
-        # run has told it where to continue.
+        # Replaces the restored length of the cycle by this Trainer's. In configure_optimizers, asking for the number of
+        # steps would create the training loader before its position is restored.
         for scheduler in self.trainer.lr_scheduler_configs:
             if isinstance(scheduler.scheduler, OneCycle):
                 steps = self.trainer.estimated_stepping_batches

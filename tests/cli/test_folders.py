@@ -96,7 +96,7 @@ def test_prepare_answers_a_wrong_argument_with_one_sentence(capsys):
         (["EventFolder", "--data.root", "nowhere"], "data.sensor must be given"),
         (
             ["EventFolder", "--data.root", "nowhere", "--data.sensor", "128"],
-            "data.sensor must be of tuple[int, int] or null, got 128.",
+            "Given value: 128",
         ),
         (["TonicEvents"], "data.name must be given: one of ASLDVS"),
         (["TonicEvents", "--data.name", "SHD"], "its sensor of 700 x 1 x 1 is not two-dimensional"),
