@@ -155,3 +155,10 @@ def test_class_paths_of_earlier_configurations_are_there(path):
 def test_main_defines_no_class():
     tree = ast.parse((PACKAGE.parent / "main.py").read_text())
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+
+
+def test_kernels_are_there_without_dynamo_and_numba():
+    """Both take longer to import than all else; a stream of a deployed network needs no Dynamo."""
+    code = "import sys, plif_lightning.deploy.plain; print(*{'torch._dynamo', 'numba'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert done.stdout.split() == []

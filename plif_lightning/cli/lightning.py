@@ -196,7 +196,7 @@ class PlifCLI(LightningCLI):
             if other.init_args.get("save_dir") == RUNS:  # W&B's default; for another class left over from base.yaml's
                 of_wandb = other.class_path.endswith(".WandbRunLogger")
                 other.init_args.save_dir = str((Path(RUNS) if of_wandb else folder).absolute())
-        config.trainer.logger = [own, *others]
+        config.trainer.logger = [own, *others] if others else own
 
     def _claim(self, config: Any, logger: RunLogger, new: bool) -> Path:
         """The run's folder; that of a new run is created, and removed again if the run never starts."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from plif_lightning.deploy.weights import Rows, Weights
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import EventBlock, FrozenFire, Pool, SparseMaps, at_a_time, linear_of_bits, unpack
+from plif_lightning.kernels.operators import not_traced
 from plif_lightning.network import SpikingNetwork, step
 from plif_lightning.network.blocks import Blocks, FCBlock
 from plif_lightning.network.conv import ConvBlock, images_channels_last
@@ -210,7 +211,7 @@ class DeployedNetwork(nn.Module):
         self._hear: Hear | None = None
         self._shapes: dict[str, tuple[int, ...]] | None = None  # of one sample's potentials
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_traced
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W], of any numeric type."""
@@ -249,7 +250,7 @@ class DeployedNetwork(nn.Module):
             maps, length = layer(maps, length, self.time_steps, self._hear), self.time_steps
         return voting(_dense(maps).unflatten(0, (self.time_steps, -1)))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_traced
     @torch.no_grad()
     def step(self, frame: Tensor, state: Mapping[str, Tensor] | None = None) -> tuple[Tensor, State]:
         """One time-step, as `plif_lightning.step`: votes [N, num_classes] and the potential of each neuron.

@@ -1,13 +1,36 @@
 """Register kernels as PyTorch operators `torch.ops.plif.*`, which autograd and compilers see as one call."""
 
+import functools
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
 # torch.library.custom_op would add five Python calls of overhead to every kernel.
 _LIBRARY = torch.library.Library("plif", "FRAGMENT")
+Function = TypeVar("Function", bound=Callable[..., Any])
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+
+
+def not_traced(kernel: Function) -> Function:
+    """Decorator: keep Dynamo from tracing into a function, as `torch.compiler.disable` does.
+
+    That one imports Dynamo, which takes a second: more than all else at the start of a stream. So it is called only
+    once Dynamo has been imported.
+    """
+    disabled: Callable[..., Any] | None = None
+
+    @functools.wraps(kernel)
+    def run(*arguments: Any, **named: Any) -> Any:
+        nonlocal disabled
+        if disabled is None:
+            if "torch._dynamo" not in sys.modules:
+                return kernel(*arguments, **named)
+            disabled = torch.compiler.disable(kernel)
+        return disabled(*arguments, **named)
+
+    return cast("Function", run)
 
 
 class Operator:
@@ -28,8 +51,7 @@ class Operator:
 
     def register_kernel(self, device: str, kernel: Callable[..., Any]) -> None:
         """Register a kernel for the devices of a dispatch key."""
-        # Dynamo must not trace into kernels that are called outside of a compiled graph.
-        _LIBRARY.impl(self.name, torch.compiler.disable(kernel), device)
+        _LIBRARY.impl(self.name, not_traced(kernel), device)
 
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
         """Register a function that returns empty results, from which compilers infer shapes and types."""

@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from plif_lightning.runtime.compiled import compiled_code
 from plif_lightning.runtime.files import written_whole
 from plif_lightning.runtime.locks import file_lock
 from plif_lightning.runtime.surroundings import processor
@@ -161,6 +160,8 @@ def _break_even(op: Op, threads: int) -> float:
 
 
 def _file() -> Path | None:
+    from plif_lightning.runtime.compiled import compiled_code  # deferred: imports numba
+
     folder = compiled_code()
     return None if folder is None else folder / "sparse_limits.json"
 

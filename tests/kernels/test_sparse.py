@@ -188,7 +188,7 @@ def test_auto_takes_the_form_that_the_limit_says(limit, monkeypatch):
 def kept(monkeypatch, tmp_path):
     """A temporary cache of break-even densities, all measured as 0.125, and the list of measurements."""
     calls = []
-    monkeypatch.setattr(policy, "compiled_code", lambda: tmp_path)
+    monkeypatch.setattr(policy, "_file", lambda: tmp_path / "sparse_limits.json")
     monkeypatch.setattr(policy, "_measured", lambda *of: (calls.append(of), 0.125)[1])
     policy._break_even.cache_clear()
     yield tmp_path / "sparse_limits.json", calls
@@ -225,7 +225,7 @@ def test_a_damaged_file_of_limits_is_measured_anew(kept, content):
 
 def test_where_nothing_can_be_kept_nothing_is_measured(kept, monkeypatch):
     _, calls = kept
-    monkeypatch.setattr(policy, "compiled_code", lambda: None)
+    monkeypatch.setattr(policy, "_file", lambda: None)
     assert policy.break_even(Op("linear", torch.float32, 8, 100, 20)) == policy._UNMEASURED
     assert not calls
 
