@@ -294,7 +294,8 @@ def test_a_grid_that_was_ended_goes_on_where_its_runs_stand(tmp_path):
     command = [sys.executable, str(REPOSITORY / "main.py"), "sweep", str(path), "--", *few]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     folder = tmp_path / "runs" / "mini" / "quickstart_seed_everything-1"
-    until((folder / "checkpoints" / "last.ckpt").is_file)
+    until(lambda: process.poll() is not None or (folder / "checkpoints" / "last.ckpt").is_file())
+    assert process.returncode is None, process.stdout.read()
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
