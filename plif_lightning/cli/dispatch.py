@@ -17,7 +17,7 @@ from plif_lightning.errors import Stopped, UserError
 from plif_lightning.runtime import early, files
 from plif_lightning.runtime.allocator import tune_allocator
 from plif_lightning.runtime.signals import on_termination
-from plif_lightning.runtime.streams import whoever_listens
+from plif_lightning.runtime.streams import ignoring_broken_pipes
 from plif_lightning.runtime.version import __version__
 
 
@@ -119,4 +119,4 @@ def _lightning(name: str) -> Callable[[list[str]], int]:
 
         return run(expanded)
 
-    return whoever_listens()(train_or_evaluate) if name == "fit" else train_or_evaluate
+    return ignoring_broken_pipes()(train_or_evaluate) if name == "fit" else train_or_evaluate

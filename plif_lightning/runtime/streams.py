@@ -35,7 +35,7 @@ class _LossyStream:
 
 
 @contextmanager
-def whoever_listens() -> Iterator[None]:
+def ignoring_broken_pipes() -> Iterator[None]:
     """Ignore broken pipes within the block, so that `fit | head` does not end a training."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_LossyStream, before)
