@@ -55,7 +55,7 @@ class Parser(LightningArgumentParser):
 
 
 def own_error(error: BaseException | None) -> UserError | None:
-    """What an argument's class refused, itself or for want of a package, out of what jsonargparse wrapped around it."""
+    """The error of an argument's class, or of a missing package, without what jsonargparse wrapped around it."""
     while error is not None:
         if isinstance(error, UserError):
             return error
