@@ -22,6 +22,8 @@ from plif_lightning.network import SpikingNetwork, step
 from plif_lightning.network.blocks import Blocks, FCBlock
 from plif_lightning.network.conv import ConvBlock, images_channels_last
 from plif_lightning.network.hooks import Hear, has_hooks, listening
+from plif_lightning.network.network import require_input
+from plif_lightning.network.stepping import foreign_state
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import carrying
 
@@ -215,12 +217,7 @@ class DeployedNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W], of any numeric type."""
-        if x.shape[-3:] != self.input_shape or not (x.dim() == 4 or (x.dim() == 5 and len(x) == self.time_steps)):
-            c, h, w = self.input_shape
-            raise UserError(
-                f"x must be [{self.time_steps}, N, {c}, {h}, {w}], time first, or static images [N, {c}, {h}, {w}], "
-                f"got {list(x.shape)}."
-            )
+        require_input(x, self.time_steps, self.input_shape)
         x = (x[None] if x.dim() == 4 else x).to("cpu", torch.float32)
         some = self._samples_at_a_time(x)
         with torch.autocast("cpu", enabled=False):
@@ -285,10 +282,7 @@ class DeployedNetwork(nn.Module):
         if state is None:
             return
         if list(state) != names:
-            raise UserError(
-                f"state must hold the potentials of {', '.join(names)}, as returned by the previous step, "
-                f"got {', '.join(state) or 'nothing'}."
-            )
+            raise foreign_state(state, names)
         if self._shapes is None:
             after = self._step(torch.zeros(1, *self.input_shape, dtype=torch.float32, device="cpu"), None)[1]
             self._shapes = {name: tuple(v.shape[1:]) for name, v in after.items()}

@@ -115,7 +115,7 @@ class Packed:
         else:
             self._packed = [torch.ops.onednn.qlinear_prepack(p, self._like) for p in parts]
 
-    # What is packed can be neither copied nor written.
+    # Packed weights cannot be copied or pickled: they are packed again.
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_packed"}
 

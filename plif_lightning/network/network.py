@@ -53,6 +53,20 @@ def _require_memory(values: int, part: str, lower: str) -> None:
         )
 
 
+def require_input(x: Tensor, time_steps: int, input_shape: tuple[int, ...]) -> None:
+    """Refuse an input that is neither frames of all time-steps nor static images.
+
+    Raises:
+        UserError: it is not.
+    """
+    if x.dim() not in (4, 5) or x.shape[-3:] != input_shape or (x.dim() == 5 and len(x) != time_steps):
+        c, h, w = input_shape
+        raise UserError(
+            f"x must be [{time_steps}, N, {c}, {h}, {w}], time first, or static images [N, {c}, {h}, {w}], "
+            f"got {list(x.shape)}."
+        )
+
+
 class SpikingNetwork(nn.Module):
     """n_down x [n_conv x (conv - BN - neuron) - pool] - n_fc x (dropout - FC - neuron) - voting.
 
@@ -174,12 +188,7 @@ class SpikingNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W], of any numeric type."""
         steps = self.time_steps if carried() is None else 1
-        if x.dim() not in (4, 5) or x.shape[-3:] != self.input_shape or (x.dim() == 5 and len(x) != steps):
-            c, h, w = self.input_shape
-            raise UserError(
-                f"x must be [{steps}, N, {c}, {h}, {w}], time first, or static images [N, {c}, {h}, {w}], "
-                f"got {list(x.shape)}."
-            )
+        require_input(x, steps, self.input_shape)
         if x.dim() == 4:
             x = x[None]
         if not x.is_floating_point():  # event counts are stored as uint8

@@ -1,6 +1,6 @@
 """Run a network one time-step at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,6 +16,14 @@ from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import carrying
 
 State = dict[str, Tensor]
+
+
+def foreign_state(state: Iterable[str], neurons: Iterable[str]) -> UserError:
+    """The error for a state that holds the potentials of other neurons than the network's, by their names."""
+    return UserError(
+        f"state must hold the potentials of {', '.join(neurons)}, as returned by the previous step, "
+        f"got {', '.join(state) or 'nothing'}."
+    )
 
 
 def step(net: nn.Module, frame: Tensor, state: Mapping[str, Tensor] | None = None) -> tuple[Tensor, State]:
@@ -65,10 +73,7 @@ def _by_neuron(neurons: Mapping[str, Neuron], state: Mapping[str, Tensor] | None
     if state is None:
         return {}
     if state.keys() != neurons.keys():
-        raise UserError(
-            f"state must hold the potentials of {', '.join(neurons)}, as returned by the previous step, "
-            f"got {', '.join(state) or 'nothing'}."
-        )
+        raise foreign_state(state, neurons)
     return {neurons[name]: v for name, v in state.items()}
 
 

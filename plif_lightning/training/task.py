@@ -201,7 +201,7 @@ class SpikingClassifier(L.LightningModule):
         stored = checkpoint.get("network_arguments")
         here = {name: value for name, value in self.hparams.items() if name in ARGUMENTS}
         there = stored if isinstance(stored, dict) else here
-        # What is not named has its default; tuples and lists are the same here.
+        # Missing arguments have their defaults; JSON makes tuples and lists equal.
         one, other = (json.dumps({**DEFAULTS, **of}, default=str, sort_keys=True) for of in (here, there))
         return one != other
 
