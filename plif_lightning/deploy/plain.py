@@ -316,10 +316,8 @@ def refuses_containers(net: SpikingNetwork) -> str | None:
     """Reason why a network is more than its blocks one after another; None if it is not."""
     if type(net).forward is not SpikingNetwork.forward or "forward" in vars(net):
         return f"{type(net).__name__} has a forward of its own"
-    for name, part, kinds in (
-        ("encoder", net.encoder, (Blocks, nn.Sequential)), ("classifier", net.classifier, (Blocks, nn.Sequential)),
-    ):  # fmt: skip
-        if type(part) not in kinds:
-            return f"its {name} is a {type(part).__name__}"
-    hooked = [part for part in (net, net.encoder, net.classifier, net.inputs, net.voting) if has_hooks(part)]
-    return "it has hooks" if hooked else None
+    for part in (net.encoder, net.classifier):
+        if type(part) not in (Blocks, nn.Sequential):
+            return f"a container is a {type(part).__name__}"
+    containers = net, net.encoder, net.classifier, net.inputs, net.voting
+    return "it has hooks" if any(map(has_hooks, containers)) else None
