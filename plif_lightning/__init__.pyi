@@ -2,6 +2,7 @@ from . import data as data
 from . import deploy as deploy
 from . import events as events
 from . import plot as plot
+from .dynamics import Equations as Equations
 from .dynamics import Firing as Firing
 from .dynamics import Surrogate as Surrogate
 from .network import SpikingNetwork as SpikingNetwork
@@ -10,8 +11,18 @@ from .network import over_time as over_time
 from .network import step as step
 from .network import traces as traces
 from .network import use_backend as use_backend
+from .neurons import ALIF as ALIF
+from .neurons import CLIF as CLIF
+from .neurons import EIF as EIF
+from .neurons import GLIF as GLIF
 from .neurons import IF as IF
+from .neurons import KLIF as KLIF
 from .neurons import LIF as LIF
 from .neurons import PLIF as PLIF
+from .neurons import QIF as QIF
+from .neurons import Neuron as Neuron
+from .neurons import Synaptic as Synaptic
+from .neurons import fixed as fixed
+from .neurons import learned as learned
 from .runtime.version import __version__ as __version__
 from .training import SpikingClassifier as SpikingClassifier

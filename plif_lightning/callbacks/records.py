@@ -136,9 +136,9 @@ class WeightRecord(Callback):
             return
         assert isinstance(pl_module, SpikingClassifier)
         self.latest = [
-            weight_histogram(name, epoch, block.fc.weight, block.neuron.k)
+            weight_histogram(name, epoch, block.fc.weight, 1 / block.neuron.learned()["tau"])
             for name, block in pl_module.network.classifier.named_children()
-            if isinstance(block, FCBlock) and block.neuron.k is not None
+            if isinstance(block, FCBlock) and "tau" in block.neuron.learned()
         ]
         append_histograms(folder, self.latest)
 

@@ -288,8 +288,8 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
     assert stored is not None
     # Settings that an older checkpoint does not name had their default then.
     defaults = {"model": model_defaults()}
-    old, new = {**comparable(defaults), **comparable(stored)}, comparable(given)
-    there, here = {**flat(defaults), **flat(stored)}, flat(given)
+    old, new = _over(comparable(defaults), comparable(stored)), comparable(given)
+    there, here = _over(flat(defaults), flat(stored)), flat(given)
     differences = [
         f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
         for name in sorted(old.keys() | new.keys())
@@ -300,6 +300,12 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
             f"the checkpoint belongs to other settings: {'; '.join(differences)}. "
             "Pass the stored values, or start a new run in another folder."
         )
+
+
+def _over(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """Stored settings by dotted names, and defaults of others; a class takes the place of a default that is a name."""
+    blocks = {name.rpartition(".")[0] for name in stored}
+    return {**{name: value for name, value in defaults.items() if name not in blocks}, **stored}
 
 
 def _must_agree(name: str, command: str, stored: dict[str, Any]) -> bool:

@@ -24,6 +24,9 @@ from plif_lightning.runtime.version import __version__
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends it with one sentence and exit status 2."""
     tune_allocator()  # before PyTorch allocates anything
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # neurons and data modules of one's own; last, so that they hide nothing
     _prepare_output()
     try:
         status: int | None = _run(sys.argv[1:] if args is None else args)

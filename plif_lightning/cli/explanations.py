@@ -106,11 +106,14 @@ def _of_a_class(error: Exception) -> str | None:
     if not isinstance(error, ValueError) or not str(error).startswith("Does not validate against any of the Union"):
         return None
     reasons = re.findall(
-        r"^ +- (?!Does not validate|Expected a <class|a class path|a dict|Not a valid)(.+)$", str(error), re.M
+        r"^ +- (?!Does not validate|Expected a (?:<class|typing)|a class path|a dict|Not a valid)(.+)$",
+        str(error),
+        re.M,
     )
     made = re.findall(r"class_path='(?:\w+\.)*(\w+)'", str(error))
     name, reason = made[0] if made else "a class", reasons[0] if reasons else "see --help-all"
-    return f"{name} cannot be built with these arguments: {reason}."
+    # A whole sentence is one of ours.
+    return reason if reason.endswith(".") else f"{name} cannot be built with these arguments: {reason}."
 
 
 _CAUSES = (_lost_worker, _too_many_files, _no_memory, _lost_peer, _other_weights, _of_a_class)

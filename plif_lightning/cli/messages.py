@@ -4,7 +4,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import lightning as L
 import lightning.pytorch.callbacks as callbacks
@@ -21,6 +21,7 @@ from plif_lightning.cli.checkpoint import FROM_DATA, config_file
 from plif_lightning.data import ImageAugmentation, SpikingDataModule
 from plif_lightning.data.event_augment import EventAugmentation
 from plif_lightning.errors import UserError
+from plif_lightning.network.network import NeuronName
 from plif_lightning.training.task import SpikingClassifier
 
 
@@ -135,6 +136,8 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
         return f"{message}: pass --config NAME, or --data with one of {', '.join(data_classes())}."
     if needed := re.search(r"arguments are required: (\w+)(?= |$)", message):
         return f"a class that was given needs {needed[1]}: pass --KEY.{needed[1]}=VALUE after --KEY=CLASS."
+    if message.startswith('Parser key "model.neuron"') and "NestedArg" not in message:
+        return _about_neuron(message)
     given = re.search(r"(?:dot import path string|Import path): '?([\w.]+)", message)
     if given and not re.search(r"Expected a <class '(?:float|int|str|bool)'>", message):
         block = re.match(r'Parser key "([\w.]+)"', message)
@@ -151,6 +154,19 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
             return f"this data set has no argument {key}: only {', '.join(owners)} have it."
         return f"unknown argument {key}.{_nearest(key, known())}"
     return message
+
+
+def _about_neuron(message: str) -> str:
+    """jsonargparse's message on a value of `model.neuron` that is neither a name nor a class of neurons."""
+    given = re.search(r"Given value: ('?)(\S+)\1$", message)
+    attribute, module = r"module '\S+' has no attribute '\S+'", r"No module named '\S+'"
+    reason = re.search(rf"({attribute}|{module}|not correspond to a subclass of Neuron)", message)
+    because = "" if reason is None else f" ({reason[1].replace('not correspond to', 'it is not')})"
+    return (
+        f"model.neuron must be one of {', '.join(get_args(NeuronName))}, or a class of neurons such as "
+        f"my_neurons.MyNeuron, of a file my_neurons.py in this folder; got {given[2] if given else 'another value'}"
+        f"{because}."
+    )
 
 
 def known_classes() -> set[str]:

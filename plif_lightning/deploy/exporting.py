@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import shutil
@@ -35,6 +36,7 @@ from plif_lightning.network.loading import (
 )
 from plif_lightning.network.parts import parts_of
 from plif_lightning.neurons import Neuron
+from plif_lightning.neurons.carry import packed, unpacked
 from plif_lightning.runtime.files import written_whole
 
 FORMATS = ("network", "pt2", "onnx", "onnx_int8", "nir")
@@ -48,20 +50,32 @@ _TRAINING_STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "c
 
 
 class OneStep(nn.Module):
-    """One time-step of a network with the potentials as inputs and outputs, for exporters.
+    """One time-step of a network with its states as inputs and outputs, for exporters.
 
-    Takes a frame [N, C, H, W] and the potential [N, *] of each neuron layer, V_reset before the first step. Returns
-    the votes [N, num_classes] and the potentials after the step, in the same order.
+    Takes a frame [N, C, H, W] and the states [N, *] of each layer of neurons, in the order of `states_of`. Returns the
+    votes [N, num_classes] and the states after the step, in the same order.
     """
 
     def __init__(self, net: SpikingNetwork) -> None:
         super().__init__()
         self.net = net
-        self.names = [name for name, part in net.named_modules() if isinstance(part, Neuron)]
+        neurons = [(name, part) for name, part in net.named_modules() if isinstance(part, Neuron)]
+        self.names = {name: len(neuron.equations.state) for name, neuron in neurons}
 
-    def forward(self, frame: Tensor, *potentials: Tensor) -> tuple[Tensor, ...]:
-        votes, state = step(self.net, frame, dict(zip(self.names, potentials, strict=True)))
-        return votes, *(state[name] for name in self.names)
+    def forward(self, frame: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        given = iter(states)
+        before = {name: packed(tuple(itertools.islice(given, number))) for name, number in self.names.items()}
+        votes, after = step(self.net, frame, before)
+        return votes, *itertools.chain.from_iterable(unpacked(after[name]) for name in self.names)
+
+
+def states_of(net: SpikingNetwork) -> dict[str, float]:
+    """The states of every layer of neurons before the first step, by name: `v_conv1`, its potential, and so on."""
+    return {
+        f"{state}_{name}": start
+        for name, neuron in net.neurons()
+        for state, start in zip(neuron.equations.state, neuron.equations.start(neuron.constants), strict=True)
+    }
 
 
 class _IntegerLayer(nn.Module):
@@ -129,10 +143,10 @@ def to_export_step(net: SpikingNetwork, on_integers: bool = False) -> torch.expo
     net = _reference(net, on_integers)
     batch = torch.export.Dim("batch", min=1)
     frame = torch.rand(2, *net.input_shape)
-    potentials = tuple(torch.zeros_like(v) for v in step(net, frame)[1].values())
-    shapes = ({0: batch}, tuple({0: batch} for _ in potentials))
+    states = tuple(torch.zeros_like(v) for layer in step(net, frame)[1].values() for v in unpacked(layer))
+    shapes = ({0: batch}, tuple({0: batch} for _ in states))
     with _naming_layers(net):
-        return torch.export.export(OneStep(net), (frame, *potentials), dynamic_shapes=shapes)
+        return torch.export.export(OneStep(net), (frame, *states), dynamic_shapes=shapes)
 
 
 @contextlib.contextmanager
@@ -191,7 +205,7 @@ def write_onnx(net: SpikingNetwork, static: bool, folder: Path, on_integers: boo
     ending = "_int8.onnx" if on_integers else ".onnx"
     _save_onnx(to_export(net, static, on_integers), folder / f"network{ending}", (["x"], ["votes"]))
     if net.inputs.name == "direct":
-        first = {f"v_{name}": neuron.firing.v_reset for name, neuron in net.neurons()}
+        first = states_of(net)
         names = ["frame", *first], ["votes", *(f"{name}_after" for name in first)]
         metadata = {f"before_the_first_step.{name}": str(v_reset) for name, v_reset in first.items()}
         _save_onnx(to_export_step(net, on_integers), folder / f"step{ending}", names, metadata)
@@ -304,7 +318,8 @@ def _facts(
         "input": ["N", *net.input_shape] if static else [net.time_steps, "N", *net.input_shape],
         "time_steps": net.time_steps,
         "structure": str(net.structure),
-        "potentials_before_the_first_step": {name: neuron.firing.v_reset for name, neuron in net.neurons()},
+        "potentials_before_the_first_step": {name: neuron.constants.v_reset for name, neuron in net.neurons()},
+        "states_before_the_first_step": states_of(net),
         **({"nir_readers": readers(net)} if "nir" in formats else {}),
     }
 

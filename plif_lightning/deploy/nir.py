@@ -29,7 +29,7 @@ from plif_lightning.network.blocks import FCBlock, refuses_block
 from plif_lightning.network.conv import ConvBlock
 from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.pooling import SpikeMaxPool2d
-from plif_lightning.neurons import IF, Neuron
+from plif_lightning.neurons import IF, LIF, PLIF, Neuron
 
 _log = logging.getLogger(__name__)
 # Time-step that the simulators assume when they read NIR [s].
@@ -54,7 +54,7 @@ def readers(net: SpikingNetwork) -> dict[str, str | None]:
         net: network whose neurons have a leak and a hard reset.
     """
     neurons = [neuron for _, neuron in net.neurons()]
-    taus = any(_differ(neuron.tau) for neuron in neurons)
+    taus = any(isinstance(neuron, (PLIF, LIF)) and _differ(neuron.tau) for neuron in neurons)
     thresholds = any(_differ(torch.as_tensor(neuron.firing.v_threshold)) for neuron in neurons)
     resets = any(neuron.firing.v_reset != 0 for neuron in neurons)
     averages = any(isinstance(block, ConvBlock) and block.pool_name == "avg" for block in net.blocks().values())
@@ -155,14 +155,16 @@ def _array(x: Tensor) -> Any:
 
 def _neuron(name: str, neuron: Neuron, shape: tuple[int, ...], dt: float) -> Any:
     firing = neuron.firing
-    if isinstance(neuron, IF) or neuron.k is None:
+    if isinstance(neuron, IF):
         raise UserError(f"{name} has no leak: simulators interpret NIR's IF differently. Export plif or lif.")
+    if not isinstance(neuron, (PLIF, LIF)):
+        raise UserError(f"{name} is a {type(neuron).__name__}, whose equations NIR does not have. Export plif or lif.")
     if firing.reset == "soft":
         raise UserError(f"{name} resets by subtraction, which NIR does not have: export a network with a hard reset.")
 
     def full(values: Any) -> Any:
         values = torch.as_tensor(values).detach().double()
-        values = values.reshape(-1, *[1] * (len(shape) - 1)) if values.dim() else values
+        values = values.reshape(-1, *[1] * (len(shape) - 1))
         return np.broadcast_to(values.numpy(), shape).astype(np.float32)
 
     # X - (V - V_reset) is v_leak - V + r X for v_leak = V_reset and r = 1. NIR fires above the threshold, we at or

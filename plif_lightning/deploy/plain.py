@@ -25,10 +25,10 @@ from plif_lightning.network.hooks import Hear, has_hooks, listening
 from plif_lightning.network.network import require_input
 from plif_lightning.network.stepping import foreign_state
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import carrying
+from plif_lightning.neurons.carry import LayerState, carrying, packed, unpacked
 
 Maps = Tensor | SparseMaps
-State = dict[str, Tensor]
+State = dict[str, LayerState]
 
 
 def _pooled(maps: Tensor, pool: Pool) -> Tensor:
@@ -49,7 +49,7 @@ class Layer(Protocol):
     def __call__(self, x: Maps, length: int, steps: int, hear: Hear | None) -> Maps:
         """Its output [T N, *] for x [length N, *], length being T, or 1 for an input that is held."""
 
-    def step(self, x: Maps, state: Mapping[str, Tensor] | None, hear: Hear | None) -> tuple[Maps, State]:
+    def step(self, x: Maps, state: Mapping[str, LayerState] | None, hear: Hear | None) -> tuple[Maps, State]:
         """Its output [N, *] and its potentials after one time-step."""
 
 
@@ -66,10 +66,10 @@ class ConvLayer:
         self.neurons: tuple[str, ...] = (name,)
         neuron, bias, pool = block.neuron, block.conv.bias, block.pool_name or "none"
         self._weights, self._pool = weights, pool
-        self._fire, self._fire_unpooled = (FrozenFire(neuron.k, neuron.firing, bias, p) for p in (pool, "none"))
+        self._fire, self._fire_unpooled = (FrozenFire(neuron.dynamics, bias, p) for p in (pool, "none"))
         self._events = self._events_unpooled = None
         if isinstance(weights, Rows) and pool != "avg":
-            of_neurons = partial(EventBlock.of_neurons, weights.table, weights.scale, bias, neuron.k, neuron.firing)
+            of_neurons = partial(EventBlock.of_neurons, weights.table, weights.scale, bias, neuron.dynamics)
             self._events, self._events_unpooled = of_neurons(pool), of_neurons("none")
 
     @property
@@ -91,21 +91,21 @@ class ConvLayer:
         spikes = fire(maps.view(length, len(maps) // length, *maps.shape[1:]), steps)
         return spikes.flatten(0, 1).permute(0, 3, 1, 2)
 
-    def step(self, x: Maps, state: Mapping[str, Tensor] | None, hear: Hear | None = None) -> tuple[Maps, State]:
+    def step(self, x: Maps, state: Mapping[str, LayerState] | None, hear: Hear | None = None) -> tuple[Maps, State]:
         (name,) = self.neurons
-        v = None if state is None else _channels_innermost(state[name])
+        before = None if state is None else torch.stack([_channels_innermost(v) for v in unpacked(state[name])])
         if self._events is not None and hear is None:
-            pooled, after = self._events.step(self._sparse(x), v)
-            return pooled, {name: after.permute(0, 3, 1, 2)}
+            pooled, after = self._events.step(self._sparse(x), before)
+            return pooled, {name: _channels_first(after)}
         if self._events_unpooled is not None:
-            bits, after = self._events_unpooled.step(self._sparse(x), v)
+            bits, after = self._events_unpooled.step(self._sparse(x), before)
             spikes = bits.images(torch.float32)
         else:
-            fired, after = self._fire_unpooled.step(self._sums(x), v)
+            fired, after = self._fire_unpooled.step(self._sums(x), before)
             spikes = fired.permute(0, 3, 1, 2)
         if hear is not None:
             hear(name, spikes[None])
-        return _pooled(spikes, self._pool), {name: after.permute(0, 3, 1, 2)}
+        return _pooled(spikes, self._pool), {name: _channels_first(after)}
 
     def _sums(self, x: Maps) -> Tensor:
         """[N, H, W, C]."""
@@ -122,7 +122,7 @@ class FCLayer:
     def __init__(self, name: str, block: FCBlock, weights: Weights) -> None:
         self.neurons: tuple[str, ...] = (name,)
         self._weights = weights
-        self._fire = FrozenFire(block.neuron.k, block.neuron.firing)
+        self._fire = FrozenFire(block.neuron.dynamics)
 
     def __call__(self, x: Maps, length: int, steps: int, hear: Hear | None = None) -> Tensor:
         totals = self._sums(x)
@@ -131,14 +131,14 @@ class FCLayer:
             hear(self.neurons[0], spikes.unflatten(0, (steps, -1)))
         return spikes
 
-    def step(self, x: Maps, state: Mapping[str, Tensor] | None, hear: Hear | None = None) -> tuple[Tensor, State]:
+    def step(self, x: Maps, state: Mapping[str, LayerState] | None, hear: Hear | None = None) -> tuple[Tensor, State]:
         (name,), totals = self.neurons, self._sums(x)
-        v = None if state is None else state[name].contiguous().view(len(totals), 1, 1, -1)
-        spikes, v = self._fire.step(totals.view(len(totals), 1, 1, -1), v)
+        before = None if state is None else torch.stack(unpacked(state[name])).unflatten(1, (-1, 1, 1))
+        spikes, after = self._fire.step(totals.view(len(totals), 1, 1, -1), before)
         spikes = spikes.view(totals.shape)
         if hear is not None:
             hear(name, spikes[None])
-        return spikes, {name: v.view(totals.shape)}
+        return spikes, {name: packed(after.view(-1, *totals.shape).unbind())}
 
     def _sums(self, x: Maps) -> Tensor:
         if not isinstance(x, SparseMaps):
@@ -169,8 +169,8 @@ class ModuleLayer:
         with listening(self._named, hear):
             return self._block(given).flatten(0, 1)
 
-    def step(self, x: Maps, state: Mapping[str, Tensor] | None, hear: Hear | None = None) -> tuple[Tensor, State]:
-        before: dict[nn.Module, Tensor] = {}
+    def step(self, x: Maps, state: Mapping[str, LayerState] | None, hear: Hear | None = None) -> tuple[Tensor, State]:
+        before: dict[nn.Module, LayerState] = {}
         if state is not None:
             before = {neuron: state[name] for name, neuron in self._named.items()}
         with carrying(before) as carried:
@@ -185,6 +185,11 @@ def _dense(x: Maps, dtype: torch.dtype = torch.float32) -> Tensor:
 def _channels_innermost(maps: Tensor) -> Tensor:
     """Maps [N, C, H, W] as [N, H, W, C]; a view where they lie so in memory."""
     return maps.permute(0, 2, 3, 1).contiguous()
+
+
+def _channels_first(states: Tensor) -> LayerState:
+    """Inverse of `_channels_innermost`, for the states of a layer [S, N, H, W, C]."""
+    return packed(states.permute(0, 1, 4, 2, 3).unbind())
 
 
 class DeployedNetwork(nn.Module):
@@ -211,7 +216,7 @@ class DeployedNetwork(nn.Module):
         self._whole: tuple[SpikingNetwork, ...] = (net,) if refuses_containers(net) else ()
         self._channels = net.channels
         self._hear: Hear | None = None
-        self._shapes: dict[str, tuple[int, ...]] | None = None  # of one sample's potentials
+        self._shapes: dict[str, list[tuple[int, ...]]] | None = None  # of one sample's states
 
     @not_traced
     @torch.no_grad()
@@ -249,7 +254,7 @@ class DeployedNetwork(nn.Module):
 
     @not_traced
     @torch.no_grad()
-    def step(self, frame: Tensor, state: Mapping[str, Tensor] | None = None) -> tuple[Tensor, State]:
+    def step(self, frame: Tensor, state: Mapping[str, LayerState] | None = None) -> tuple[Tensor, State]:
         """One time-step, as `plif_lightning.step`: votes [N, num_classes] and the potential of each neuron.
 
         Raises:
@@ -266,7 +271,7 @@ class DeployedNetwork(nn.Module):
             self._require_state(frame, state)
             return self._step(frame, state)
 
-    def _step(self, frame: Tensor, state: Mapping[str, Tensor] | None) -> tuple[Tensor, State]:
+    def _step(self, frame: Tensor, state: Mapping[str, LayerState] | None) -> tuple[Tensor, State]:
         inputs, voting = self._modules_of
         with carrying({}):
             frame = inputs(frame[None])[0]  # refuses what draws all steps at once
@@ -277,7 +282,7 @@ class DeployedNetwork(nn.Module):
             after |= potentials
         return voting(_dense(maps)[None])[0], after
 
-    def _require_state(self, frame: Tensor, state: Mapping[str, Tensor] | None) -> None:
+    def _require_state(self, frame: Tensor, state: Mapping[str, LayerState] | None) -> None:
         names = [name for layer in self._layers for name in layer.neurons]
         if state is None:
             return
@@ -285,15 +290,18 @@ class DeployedNetwork(nn.Module):
             raise foreign_state(state, names)
         if self._shapes is None:
             after = self._step(torch.zeros(1, *self.input_shape, dtype=torch.float32, device="cpu"), None)[1]
-            self._shapes = {name: tuple(v.shape[1:]) for name, v in after.items()}
-        # The kernels read as many potentials as there are neurons, whatever they are given.
-        for name, shape in self._shapes.items():
-            v = state[name]
-            if v.shape != (len(frame), *shape) or v.dtype != torch.float32 or v.device.type != "cpu":
-                raise UserError(
-                    f"v must have the shape of one step, {[len(frame), *shape]} in float32 on the CPU for {name}, "
-                    f"got {list(v.shape)} in {str(v.dtype)[6:]} on {v.device}."
-                )
+            self._shapes = {name: [tuple(v.shape[1:]) for v in unpacked(of)] for name, of in after.items()}
+        # The kernels read as many values as there are neurons, whatever they are given.
+        for name, shapes in self._shapes.items():
+            states = unpacked(state[name])
+            if len(states) != len(shapes):
+                raise UserError(f"{name} has {len(shapes)} states, got {len(states)}.")
+            for v, shape in zip(states, shapes, strict=True):
+                if v.shape != (len(frame), *shape) or v.dtype != torch.float32 or v.device.type != "cpu":
+                    raise UserError(
+                        f"v must have the shape of one step, {[len(frame), *shape]} in float32 on the CPU for {name}, "
+                        f"got {list(v.shape)} in {str(v.dtype)[6:]} on {v.device}."
+                    )
 
     @contextmanager
     def listening(self, hear: Hear) -> Iterator[None]:

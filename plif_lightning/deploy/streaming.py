@@ -18,6 +18,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.events.integration import Slicing, count_events, integrate, resized
 from plif_lightning.events.recording import Packed, Recording, Sensor, pack, recording_of
 from plif_lightning.network import SpikingNetwork, step
+from plif_lightning.neurons.carry import LayerState, packed, unpacked
 
 
 class StreamingNetwork:
@@ -77,7 +78,7 @@ class StreamingNetwork:
 
     def reset(self) -> None:
         """Clear potentials, votes and pending events."""
-        self.potentials: dict[str, Tensor] | None = None
+        self.potentials: dict[str, LayerState] | None = None
         self.total: Tensor | None = None
         self.steps = 0
         self._waiting = np.zeros((2, 0), np.int64)  # address and time
@@ -224,7 +225,7 @@ class StreamingNetwork:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the stream for `load_state_dict`, as tensors and plain values."""
         return {
-            "potentials": None if self.potentials is None else {k: v.clone() for k, v in self.potentials.items()},
+            "potentials": None if self.potentials is None else _copied(self.potentials),
             "total": self.total,
             "steps": self.steps,
             "waiting": torch.from_numpy(self._waiting.copy()),
@@ -251,13 +252,21 @@ class StreamingNetwork:
         self._latest = state["latest"]
 
     @torch.no_grad()
-    def _require_own(self, potentials: Mapping[str, Tensor], total: Tensor | None) -> None:
-        """Refuse potentials of another network, or of another number of streams than the votes are of."""
+    def _require_own(self, potentials: Mapping[str, LayerState], total: Tensor | None) -> None:
+        """Refuse the states of another network, or of another number of streams than the votes are of."""
         samples = 1 if total is None or total.dim() == 1 else len(total)
         frames = torch.zeros(samples, *self.net.input_shape, device=self.device, dtype=self.dtype)
         _, own = self._step(frames, None)
-        if {name: v.shape for name, v in potentials.items()} != {name: v.shape for name, v in own.items()}:
+        if _shapes(potentials) != _shapes(own):
             raise UserError("the state belongs to another network or another number of streams.")
+
+
+def _copied(states: Mapping[str, LayerState]) -> dict[str, LayerState]:
+    return {name: packed(tuple(v.clone() for v in unpacked(state))) for name, state in states.items()}
+
+
+def _shapes(states: Mapping[str, LayerState]) -> dict[str, list[torch.Size]]:
+    return {name: [v.shape for v in unpacked(state)] for name, state in states.items()}
 
 
 def _require_one_length(events_per_step: int | None, us_per_step: int | None) -> None:

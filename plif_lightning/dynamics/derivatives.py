@@ -11,11 +11,17 @@ from plif_lightning.errors import UserError
 
 
 class _Undifferentiable(torch.autograd.Function):
-    """Identity whose backward pass raises an error."""
+    """Passes on the first `number` tensors, as if they depended on all; its backward pass raises an error."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(None if gradient is None else gradient.view_as(gradient) for gradient in gradients)
+    def forward(number: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(None if tensor is None else tensor.view_as(tensor) for tensor in tensors[:number])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
@@ -41,6 +47,6 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
         depends_on = (*gradients, *ctx.saved_tensors) if torch.is_grad_enabled() else ()
         if not any(isinstance(one, Tensor) and one.requires_grad for one in depends_on):
             return found
-        return _Undifferentiable.apply(*(None if one is None else one.detach().requires_grad_() for one in found))
+        return _Undifferentiable.apply(len(found), *found, *depends_on)
 
     return checked

@@ -29,6 +29,8 @@ class Firing:
         v_reset: V_reset < V_th: initial potential, resting potential of the leak and potential after a hard reset.
         reset: effect of a spike on the potential: hard sets it to V_reset (the paper), soft subtracts V_th.
         detach_reset: block the gradient through the spike in the reset (S-Sec. 6).
+        through_time: False drops the gradient from a step to the one before (SLTT, Meng et al. 2023): each step is
+            trained on its own spikes and votes.
         surrogate: derivative of the step function in the backward pass, see `Surrogate`; the paper uses atan.
         surrogate_width: its width, see `Surrogate`.
 
@@ -44,6 +46,7 @@ class Firing:
     detach_reset: bool = True
     surrogate: SurrogateName = "atan"
     surrogate_width: float = 1.0
+    through_time: bool = True
 
     def __post_init__(self) -> None:
         # A tensor is not checked, because reading it would synchronise with its device.
@@ -88,3 +91,4 @@ class FiringKeywords(TypedDict, total=False):
     detach_reset: bool
     surrogate: SurrogateName
     surrogate_width: float
+    through_time: bool

@@ -8,44 +8,24 @@ smooth function that replaces the step in the backward pass.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.errors import UserError
 
 SurrogateName = Literal["atan", "sigmoid", "triangle", "rectangle", "fast_sigmoid"]
 
 
-def _atan(z: Tensor) -> Tensor:
-    return (math.pi * z).square_().add_(1).reciprocal_()
-
-
-def _sigmoid(z: Tensor) -> Tensor:
-    e = torch.exp(-z.abs())  # s(z) s(-z), because s (1 - s) cancels in float32 for large |z|
-    return e / (1 + e).square_()
-
-
-def _triangle(z: Tensor) -> Tensor:
-    return (1 - z.abs()).clamp_(min=0)
-
-
-def _rectangle(z: Tensor) -> Tensor:
-    return (z.abs() < 0.5).to(z.dtype)
-
-
-def _fast_sigmoid(z: Tensor) -> Tensor:
-    return z.abs().add_(1).square_().reciprocal_().mul_(0.5)
-
-
-# name -> g
+# name -> g, as an equation of z = u / width (see `dynamics/expression.py`).
 _DENSITIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "atan": _atan,
-    "sigmoid": _sigmoid,
-    "triangle": _triangle,
-    "rectangle": _rectangle,
-    "fast_sigmoid": _fast_sigmoid,
+    "atan": lambda z: 1 / ((math.pi * z).square() + 1),
+    "sigmoid": lambda z: (-z.abs()).exp() / (1 + (-z.abs()).exp()).square(),  # s (1 - s) cancels for large |z|
+    "triangle": lambda z: (1 - z.abs()).clamp(min=0),
+    "rectangle": lambda z: (z.abs() < 0.5).to(z.dtype),
+    "fast_sigmoid": lambda z: 0.5 / (z.abs() + 1).square(),
 }
 
 
@@ -94,3 +74,41 @@ class Surrogate:
         """sigma'(u) for u = H - V_th of any shape."""
         density = _DENSITIES[self.name]
         return density(u) if self.width == 1.0 else density(u / self.width) / self.width
+
+    def spike(self, u: Tensor) -> Tensor:
+        """1 where u = H - V_th >= 0, else 0, in the type of u; its gradient is `derivative`.
+
+        >>> u = torch.tensor([-0.5, 0.0, 2.0], requires_grad=True)
+        >>> Surrogate("triangle").spike(u)
+        tensor([0., 1., 1.], grad_fn=<SpikeBackward>)
+        """
+        return spike(u, 0.0, self)
+
+
+class Spike(torch.autograd.Function):
+    """The step function with a surrogate gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, threshold: Tensor | float, surrogate: Surrogate) -> Tensor:
+        return torch.ge(h, threshold).to(h.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        h, threshold, ctx.surrogate = inputs
+        learned = isinstance(threshold, Tensor)
+        ctx.save_for_backward(h, threshold if learned else None)
+        ctx.threshold = None if learned else threshold
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        h, threshold = ctx.saved_tensors
+        by_h = ctx.surrogate.derivative(h - (ctx.threshold if threshold is None else threshold)) * grad
+        return by_h, None if threshold is None else -by_h.sum_to_size(threshold.shape), None
+
+
+def spike(h: Tensor, threshold: Tensor | float, surrogate: Surrogate) -> Tensor:
+    """1 where a potential reaches the threshold, else 0; differentiated as sigma(h - threshold)."""
+    return Spike.apply(h, threshold, surrogate)

@@ -6,11 +6,11 @@ from plif_lightning.kernels.block import EventBlock
 from plif_lightning.kernels.conv_block import PatchMoments, conv_fire_pool
 from plif_lightning.kernels.frozen import FrozenFire
 from plif_lightning.kernels.fused import (
-    integrate_and_fire,
     moments,
     moments_over_processes,
     norm_fire,
     norm_fire_pool,
+    run,
 )
 from plif_lightning.kernels.layout import Pool, at_a_time, real_type
 from plif_lightning.kernels.policy import Sparse
@@ -36,7 +36,6 @@ __all__ = [
     "conv_fire_pool",
     "conv_of_spikes",
     "conv_of_table",
-    "integrate_and_fire",
     "linear_of_bits",
     "linear_of_spikes",
     "linear_of_table",
@@ -45,6 +44,7 @@ __all__ = [
     "norm_fire",
     "norm_fire_pool",
     "real_type",
+    "run",
     "table_of",
     "unpack",
 ]

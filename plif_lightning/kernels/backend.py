@@ -108,7 +108,7 @@ class Backend:
             return False
         return torch.compiler.is_compiling() or _is_faster(op, x, weight)
 
-    def integrate_and_fire(self, x: Tensor, *arguments: Any, **settings: Any) -> tuple[Tensor, Tensor]:
-        """`dynamics.integrate_and_fire` in the form of this backend; same arguments."""
-        run = fused.integrate_and_fire if self.fuses(x.device, x.dtype) else reference.integrate_and_fire
+    def run(self, x: Tensor, *arguments: Any, **settings: Any) -> tuple[Tensor, reference.States]:
+        """`reference.run` in the form of this backend; same arguments."""
+        run = fused.run if self.fuses(x.device, x.dtype) else reference.run
         return run(x, *arguments, **settings)

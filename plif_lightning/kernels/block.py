@@ -4,7 +4,7 @@ The event-driven form sums the non-zero inputs around each position; the dense f
 with PyTorch's convolution.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from plif_lightning.dynamics.equations import Dynamics, program, registered
 from plif_lightning.dynamics.firing import Firing
+from plif_lightning.dynamics.leaky import leaky
 from plif_lightning.errors import UserError
 from plif_lightning.kernels.bits import (
     SparseMaps,
@@ -26,10 +28,7 @@ from plif_lightning.kernels.fused import no_seed
 from plif_lightning.kernels.layout import (
     POOLS,
     SUM,
-    V_THRESHOLD,
-    Constants,
     Geometry,
-    K,
     Pool,
     array_of,
     at_a_time,
@@ -39,7 +38,7 @@ from plif_lightning.kernels.layout import (
     threads_for,
 )
 from plif_lightning.kernels.operators import operator
-from plif_lightning.kernels.ops import seed_of, sums_of_backward
+from plif_lightning.kernels.ops import codes_of_backward, seed_of, start_of, sums_for, sums_of_backward
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.policy import TYPES, Op, OpName, Sparse, Timed, candidates_of, choose
 from plif_lightning.kernels.sparse import in_vectors, require_fit, table_of
@@ -50,7 +49,7 @@ _AT_A_TIME = 2**12
 _UNITS = 4
 # Time-steps of a timing: enough for its feature maps to exceed the caches, as those of a network's first block do.
 _STEPS = 8
-_NO_POTENTIAL = torch.empty(0, 1, dtype=torch.float32, device="cpu")
+_NO_STATES = torch.empty(0, 1, 1, dtype=torch.float32, device="cpu")
 
 
 class EventBlock:
@@ -62,28 +61,26 @@ class EventBlock:
         table: `table_of` the weight [9 C, O]: float32, bfloat16, int8 or int16.
         scale: factor of the sums, [T or 1, O] float32.
         shift: added to the scaled sums, as scale.
-        learned: 1/tau and V_th, see `layout.rows_of`.
-        constants: constants of the neurons.
+        learned: parameters of the neurons, see `layout.rows_of`.
+        neuron: key of their program.
         pool: number of the pooling: none, max_first or max_random, which give the same spikes.
     """
 
-    def __init__(
-        self, table: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, constants: Constants, pool: int
-    ) -> None:
+    def __init__(self, table: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, neuron: str, pool: int) -> None:
         self._outputs = table.shape[1]
         self._table = array_of_rows(in_vectors(table))
-        rows = learned.detach().expand(2, self._outputs)
-        # Padding outputs get an infinite threshold, so that they never fire.
-        thresholds = torch.full((self._table.shape[1],), torch.inf, dtype=torch.float32, device="cpu")
-        thresholds[: self._outputs] = rows[V_THRESHOLD]
-        rows_of_channels = (in_vectors(x.detach()).reshape(-1) for x in (scale, shift, rows[K]))
-        self._rows = [*(row.float().contiguous().numpy() for row in rows_of_channels), thresholds.numpy()]
-        self._constants = constants.of_type(torch.float32)
+        self._rows = [in_vectors(x.detach()).reshape(-1).float().contiguous().numpy() for x in (scale, shift)]
+        learned, shared = learned.detach().float(), learned.shape[1] == 1
+        self._parameters = (learned if shared else in_vectors(learned)).contiguous().numpy()
+        self._program = program(neuron)
+        self._start = start_of(self._program, torch.float32)
+        self._variant = torch.float32, shared, table.dtype in (torch.int8, torch.int16)
+        self._valid = last_word(self._outputs)
         self._pooled = pool != POOLS["none"]
 
     @classmethod
     def of_neurons(
-        cls, table: Tensor, scale: Tensor | None, bias: Tensor | None, k: Tensor | None, firing: Firing, pool: Pool
+        cls, table: Tensor, scale: Tensor | None, bias: Tensor | None, dynamics: Dynamics, pool: Pool
     ) -> "EventBlock":
         """The block of a layer with folded BN.
 
@@ -91,34 +88,33 @@ class EventBlock:
             table: as in the class.
             scale: factor of each output [O], for a table of integers.
             bias: bias of each output [O], or None.
-            k: 1/tau, a scalar or [O]; None without leak.
-            firing: V_th, V_reset and the kind of reset.
+            dynamics: the neurons.
             pool: none, max_first or max_random.
         """
         one = torch.ones(table.shape[1], dtype=torch.float32, device="cpu")
-        learned = rows_of(k, firing, one)
         shift = torch.zeros_like(one) if bias is None else bias
-        constants = Constants.of(firing, leak=k is not None)
-        return cls(table, (one if scale is None else scale)[None], shift[None], learned, constants, POOLS[pool])
+        learned, neuron = rows_of(dynamics, one), dynamics.key
+        return cls(table, (one if scale is None else scale)[None], shift[None], learned, neuron, POOLS[pool])
 
     def __call__(self, x: SparseMaps, steps: int) -> SparseMaps:
         """Spikes [T N, O, H', W'] of x [T N, C, H, W], time first."""
-        return self._run(x, steps, self._pooled, _NO_POTENTIAL, _NO_POTENTIAL)
+        return self._run(x, steps, self._pooled, _NO_STATES, _NO_STATES)
 
-    def step(self, x: SparseMaps, v: Tensor | None) -> tuple[SparseMaps, Tensor]:
-        """Pooled spikes of one time-step x [N, C, H, W], and the next potential; v [N, H, W, O] (None: V_reset)."""
+    def step(self, x: SparseMaps, states: Tensor | None) -> tuple[SparseMaps, Tensor]:
+        """Pooled spikes of one time-step x [N, C, H, W], and the next states; states [S, N, H, W, O] (None: first)."""
         n, _, height, width = x.shape
-        after = torch.empty(n, height, width, self._outputs, dtype=torch.float32, device="cpu")
-        before = _NO_POTENTIAL if v is None else v.reshape(-1, self._outputs)
-        # With an odd size, neurons outside of all windows need their potential too: pool afterwards.
+        after = torch.empty(self._start.size, n, height, width, self._outputs, dtype=torch.float32, device="cpu")
+        before = _NO_STATES if states is None else states.reshape(self._start.size, -1, self._outputs)
+        # With an odd size, neurons outside of all windows need their states too: pool afterwards.
         whole = self._pooled and height % 2 == width % 2 == 0
-        spikes = self._run(x, 1, whole, before, after.view(-1, self._outputs))
+        spikes = self._run(x, 1, whole, before, after.view(self._start.size, -1, self._outputs))
         if self._pooled and not whole:
             spikes = SparseMaps.of(F.max_pool2d(spikes.images(torch.float32), 2), binary=True)
         return spikes, after
 
     def _run(self, x: SparseMaps, steps: int, pooled: bool, v_first: Tensor, v_last: Tensor) -> SparseMaps:
         from plif_lightning.kernels import cpu_block  # deferred: imports numba
+        from plif_lightning.kernels.machine_code import code_of
 
         images, channels, height, width = x.shape
         if 9 * channels != len(self._table):
@@ -127,16 +123,24 @@ class EventBlock:
         rows, windows = height // halve, width // halve
         threads = threads_for(SUM * images * height * width * self._outputs)
         of_thread = images // steps * rows * windows // threads
-        run = max(1, min(windows, _AT_A_TIME // (halve**2 * self._table.shape[1]), of_thread // _UNITS))
+        of_window = halve**2 * self._table.shape[1] * self._start.size
+        run = max(1, min(windows, _AT_A_TIME // of_window, of_thread // _UNITS))
         words = words_for(self._outputs)
         bits = torch.empty(images * rows * windows, words, dtype=torch.int64, device="cpu")
         units = images // steps * rows * -(-windows // run)
+        code = code_of("fire_window", registered(self._program), *self._variant)
         parallel(
             cpu_block.conv_fire_pool, units, threads, *x.arrays(self._table), self._table, *self._rows,
-            v_first.numpy(), v_last.numpy(), array_of_bits(bits), steps, height, width, pooled, run,
-            self._constants,
+            self._parameters, self._start, v_first.contiguous().numpy(), v_last.numpy(), array_of_bits(bits),
+            code, self._valid, steps, height, width, pooled, run,
         )  # fmt: skip
         return SparseMaps(bits, None, (images, self._outputs, rows, windows))
+
+
+def last_word(outputs: int) -> int:
+    """The bits of outputs in the last word of a position, as a signed number."""
+    used = outputs - 64 * (words_for(outputs) - 1)
+    return -1 if used == 64 else (1 << used) - 1
 
 
 @operator(devices=["CompositeExplicitAutograd"])
@@ -148,7 +152,7 @@ def _conv_fire_pool(
     learned: Tensor,
     binary: bool,
     pool: int,
-    constants: Sequence[float],
+    neuron: str,
     sparse: str,
 ) -> Tensor:
     """Pooled spikes [T, N, C', H', W'] of the convolution of x [T, N, C, H, W]; see `ops.fire`. binary: x is spikes."""
@@ -156,14 +160,14 @@ def _conv_fire_pool(
     _require_rows(scale, shift, len(x), len(conv))
     maps = _sparse_maps(x, conv, "conv" if binary else "events", pool, sparse)
     if maps is None:
-        return _in_bands(x, conv, scale, shift, learned, pool, constants)
-    block = EventBlock(table_of(conv), scale, shift, learned, Constants.from_numbers(constants), pool)
+        return _in_bands(x, conv, scale, shift, learned, pool, neuron)
+    block = EventBlock(table_of(conv), scale, shift, learned, neuron, pool)
     return block(maps, len(x)).images(x.dtype).unflatten(0, x.shape[:2])
 
 
 @_conv_fire_pool.register_fake
 def _(
-    x: Tensor, conv: Tensor, scale: Any, shift: Any, learned: Any, binary: bool, pool: int, constants: Any, sparse: str
+    x: Tensor, conv: Tensor, scale: Any, shift: Any, learned: Any, binary: bool, pool: int, neuron: Any, sparse: str
 ) -> Tensor:
     return _empty_spikes(x, conv, pool)
 
@@ -194,14 +198,12 @@ def _sparse_maps(x: Tensor, conv: Tensor, name: OpName, pool: int, sparse: str) 
     return maps if choose(Op.of(name, x, conv), density, sparse) else None
 
 
-def _in_bands(
-    x: Tensor, conv: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, pool: int, constants: Sequence[float]
-) -> Tensor:
+def _in_bands(x: Tensor, conv: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, pool: int, neuron: str) -> Tensor:
     halve = 2 if pool else 1
     out = _empty_spikes(x, conv, pool)
     for first, band in _bands(x, len(conv), pool):
         y = F.conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
-        spikes = torch.ops.plif.fire(y, scale, shift, learned, None, len(x), pool, constants, False)[0]
+        spikes = torch.ops.plif.fire(y, scale, shift, learned, None, len(x), pool, neuron, False)[0]
         if spikes.shape == out.shape:
             return spikes  # all in one band
         out[:, :, :, first // halve : first // halve + spikes.shape[3]] = spikes
@@ -219,50 +221,51 @@ def _conv_fire_pool_backward(
     seed: Tensor,
     grad_out: Tensor,
     pool: int,
-    constants: Sequence[float],
+    neuron: str,
     sparse: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the convolution's weight, without that through BN's statistics; sums; gradient of `learned`.
 
     The last two as in `ops.fire_backward`; arguments as in `ops.fire_backward` and `conv_fire_pool`.
     """
-    given = scale, shift, mean, learned, seed, grad_out, pool, constants
+    given = scale, shift, mean, learned, seed, grad_out, pool, neuron
     maps = _sparse_maps(x, conv, "events_weight", pool, sparse)
     return _back_in_bands(x, conv, *given) if maps is None else _back_to_events(maps, conv, *given)
 
 
 def _back_to_events(
     x: SparseMaps, conv: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, learned: Tensor, seed: Tensor,
-    grad_out: Tensor, pool: int, constants: Sequence[float],
+    grad_out: Tensor, pool: int, neuron: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from plif_lightning.kernels import cpu_block
 
-    c, real = Constants.from_numbers(constants), torch.float32
+    p, real = program(neuron), torch.float32
     steps, n, outputs, height, width = len(grad_out), grad_out.shape[1], len(conv), *x.shape[2:]
     halve = 2 if pool else 1
-    geometry = Geometry(torch.empty(steps, n, outputs, height, width, device="meta"), steps, pool, SUM)
-    # Sums of all steps and their gradients must fit the cache together with the potentials.
+    maps = torch.empty(steps, n, outputs, height, width, device="meta")
+    geometry = Geometry(maps, steps, pool, len(p.states), SUM)
+    # Sums of all steps and their gradients must fit the cache together with the states.
     run = max(1, min(width // halve, geometry.run // outputs // 2))
-    geometry.run = run * outputs
+    geometry.use_run(run * outputs)
     slots = geometry.threads
-    sums = np.zeros((slots, 2, len(scale), geometry.run), np.float32)
-    sums_learned = np.zeros((slots, len(learned), geometry.run), np.float32)
+    sums, sums_learned = sums_for(geometry, len(scale), learned, real)
     table = array_of_rows(in_vectors(table_of(conv)))
     grad_table = np.zeros((slots, len(scale), *table.shape), np.float32)
     parallel(
         cpu_block.conv_fire_pool_backward, n * (height // halve) * -(-(width // halve) // run), slots, *x.arrays(table),
-        table, *(geometry.tiled(row, real) for row in (scale, shift, mean)), geometry.tiled_row(learned[K], real),
-        _NO_POTENTIAL.numpy(), array_of(channels_last(grad_out.to(conv.dtype))), sums, sums_learned, grad_table, steps,
-        height, width, outputs, run, pool, c.of_type(real), geometry.threshold(learned, c, real), seed_of(seed),
+        table, *(geometry.tiled(row, real) for row in (scale, shift, mean)), geometry.parameters(learned, real),
+        start_of(p, real), _NO_STATES.flatten(1).numpy(), array_of(channels_last(grad_out.to(conv.dtype))), sums,
+        sums_learned, grad_table, *codes_of_backward(neuron, pool, real, learned), steps, height, width, outputs, run,
+        pool, seed_of(seed),
     )  # fmt: skip
     of_steps = torch.from_numpy(grad_table.sum(0))[..., :outputs] * scale[:, None]
     grad_conv = of_steps.sum(0).view(3, 3, x.shape[1], outputs).permute(3, 2, 0, 1).contiguous()
-    return grad_conv, *sums_of_backward(geometry, sums, sums_learned, scale, shift, mean, learned, c)
+    return grad_conv, *sums_of_backward(geometry, sums, sums_learned, scale, learned)
 
 
 def _back_in_bands(
     x: Tensor, conv: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, learned: Tensor, seed: Tensor,
-    grad_out: Tensor, pool: int, constants: Sequence[float],
+    grad_out: Tensor, pool: int, neuron: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     halve = 2 if pool else 1
     height, width = x.shape[3] // halve, x.shape[4] // halve
@@ -273,7 +276,7 @@ def _back_in_bands(
         rows = y.shape[3] // halve
         grad_y, _, sums_of_band, grad_of_band = torch.ops.plif.fire_backward(
             y, scale, shift, mean, learned, None, seed, grad_out[:, :, :, first // halve : first // halve + rows],
-            None, len(x), pool, constants, height * width, first // halve * width,
+            None, len(x), pool, neuron, height * width, first // halve * width,
         )  # fmt: skip
         if len(scale) > 1:
             grad_y *= scale[:, None, :, None, None]
@@ -288,7 +291,7 @@ def _back_in_bands(
 @_conv_fire_pool_backward.register_fake
 def _(
     x: Any, conv: Tensor, scale: Tensor, shift: Any, mean: Any, learned: Tensor, seed: Any, grad_out: Any, pool: Any,
-    constants: Any, sparse: Any,
+    neuron: Any, sparse: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad_conv = conv.new_zeros(conv.shape, dtype=real_type(conv))
     return grad_conv, scale.new_zeros(2, *scale.shape), torch.zeros_like(learned)
@@ -316,14 +319,14 @@ def _candidates(op: Op, density: float) -> tuple[Timed, Timed]:
     grad = torch.rand(_STEPS, n, height // 2, width // 2, op.outputs, generator=generator).to(dtype)
     grad = grad.permute(0, 1, 4, 2, 3)
     one = torch.ones(1, op.outputs, dtype=torch.float32, device="cpu")
-    learned, pool = rows_of(None, Firing(), one), POOLS["max_first"]
-    constants = [*Constants.of(Firing(), leak=True)]
+    dynamics = leaky(torch.ones(()), Firing())
+    learned, neuron, pool = rows_of(dynamics, one), dynamics.key, POOLS["max_first"]
 
     def form(sparse: Sparse) -> Timed:
         if op.name == "events":
-            return lambda: torch.ops.plif.conv_fire_pool(x, conv, one, one, learned, False, pool, constants, sparse)
+            return lambda: torch.ops.plif.conv_fire_pool(x, conv, one, one, learned, False, pool, neuron, sparse)
         return lambda: torch.ops.plif.conv_fire_pool_backward(
-            x, conv, one, one, one, learned, no_seed(), grad, pool, constants, sparse
+            x, conv, one, one, one, learned, no_seed(), grad, pool, neuron, sparse
         )
 
     return form("always"), form("never")

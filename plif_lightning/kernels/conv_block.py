@@ -2,7 +2,6 @@
 output is never stored.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plif_lightning.dynamics.derivatives import once_differentiable
-from plif_lightning.dynamics.firing import Firing
+from plif_lightning.dynamics.equations import Dynamics
 from plif_lightning.dynamics.reference import in_own_precision
 from plif_lightning.kernels import block as block  # registers the operators
 from plif_lightning.kernels.bits import SparseMaps, number_of_spikes
-from plif_lightning.kernels.fused import no_seed, real_rows, through_statistics
-from plif_lightning.kernels.layout import POOLS, Constants, Pool, real_type, threads_for
+from plif_lightning.kernels.fused import affine, no_seed, real_rows, through_statistics
+from plif_lightning.kernels.layout import POOLS, Pool, real_type, threads_for
 from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.policy import TYPES, Sparse
@@ -87,9 +86,10 @@ def _moments_of_events(x: SparseMaps, t: int) -> tuple[Tensor, Tensor]:
 class _ConvFirePool(torch.autograd.Function):
     """Convolution, BN's affine map, neurons and pool; keeps x, statistics and parameters."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
         conv: Tensor,
         weight: Tensor,
@@ -103,22 +103,26 @@ class _ConvFirePool(torch.autograd.Function):
         synchronise: bool,
         binary: bool,
         pool: int,
-        constants: Sequence[float],
+        neuron: str,
         sparse: Sparse,
     ) -> Tensor:
-        scale = weight * invstd
-        shift = bias - mean * scale
-        ctx.save_for_backward(x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance)
-        ctx.settings = (synchronise, pool, constants, sparse)
-        return torch.ops.plif.conv_fire_pool(x, conv, scale, shift, learned, binary, pool, constants, sparse)
+        scale, shift = affine(weight, bias, mean, invstd)
+        return torch.ops.plif.conv_fire_pool(x, conv, scale, shift, learned, binary, pool, neuron, sparse)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, conv, weight, bias, learned, mean, invstd, seed, *of_patches, synchronise, _, pool, neuron, sparse = inputs
+        rows = affine(weight, bias, mean, invstd)
+        ctx.save_for_backward(x, conv, learned, mean, invstd, *rows, seed, *of_patches)
+        ctx.settings = synchronise, pool, neuron, sparse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance = ctx.saved_tensors
-        synchronise, pool, constants, sparse = ctx.settings
+        synchronise, pool, neuron, sparse = ctx.settings
         grad_conv, sums, grad_learned = torch.ops.plif.conv_fire_pool_backward(
-            x, conv, scale, shift, mean, learned, seed, grad_out, pool, constants, sparse
+            x, conv, scale, shift, mean, learned, seed, grad_out, pool, neuron, sparse
         )
         if patch_mean is not None:
             # The remaining term of dL/dy, slope (y - mean) + constant, is affine in y, and y is linear in the patches:
@@ -145,14 +149,13 @@ def conv_fire_pool(
     bias: Tensor,
     mean: Tensor,
     invstd: Tensor,
-    k: Tensor | None,
+    dynamics: Dynamics,
     *,
     binary: bool = False,
     patches: PatchMoments | None = None,
     synchronise: bool = False,
     pool: Pool = "none",
     seed: Tensor | None = None,
-    firing: Firing = Firing(),
     sparse: Sparse = "never",
 ) -> Tensor:
     """3x3 convolution, BN, neurons and pool of x. The full output of the convolution is never stored.
@@ -168,21 +171,20 @@ def conv_fire_pool(
         bias: BN's bias [C'].
         mean: mean of the normalisation, [T or 1, C']; gets no gradient.
         invstd: 1 / sqrt(variance + eps), as mean.
-        k: 1/tau, a scalar or [C']; None without leak.
+        dynamics: the neurons.
         binary: x holds only zeros and ones.
         patches: moments of x, if mean and invstd are statistics of this batch, so that gradients flow through them.
         synchronise: mean and invstd are taken over the batches of all processes.
         pool: as in `norm_fire_pool`.
         seed: as in `norm_fire_pool`.
-        firing: as in `norm_fire_pool`.
         sparse: skip zeros of x on the CPU if that is faster (`auto`), `never` or `always`; never before an average
             pool. An infinite weight times a zero gives NaN only if the zero is not skipped.
 
     Returns:
         Spikes [T, N, C', H', W'] in the dtype of x.
     """
-    settings = synchronise, binary, POOLS[pool], [*Constants.of(firing, leak=k is not None)], sparse
+    settings = synchronise, binary, POOLS[pool], dynamics.key, sparse
     with in_own_precision(x.device):
-        rows = real_rows(x, weight, bias, mean, invstd, k, firing)
+        rows = real_rows(x, weight, bias, mean, invstd, dynamics)
         of_patches = (None, None) if patches is None else patches
         return _ConvFirePool.apply(x, conv, *rows, no_seed() if seed is None else seed, *of_patches, *settings)

@@ -1,4 +1,4 @@
-"""BN, the neuron over all T and the pool in one pass, compiled for the CPU.
+"""BN, the neuron over all T and the pool in one pass, compiled for the CPU; the neuron is `machine_code.py`'s.
 
 A feature map is processed as rows of neighbouring values with C innermost (PyTorch's channels_last): BN, neurons and
 windows run over long rows in short loops over few arrays, which the compiler vectorises. One unit of work is a run of a
@@ -14,14 +14,13 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from plif_lightning.kernels.layout import POOLS, SURROGATES
+from plif_lightning.kernels.layout import LANES, POOLS
+from plif_lightning.kernels.machine_code import call, keep
 from plif_lightning.runtime.compiled import compiled
 
 # mypy: disable-error-code="no-untyped-def"
 
 NO_POOL, MAX_RANDOM, AVG = (POOLS[name] for name in ("none", "max_random", "avg"))
-ATAN, SIGMOID, TRIANGLE = (SURROGATES[name] for name in ("atan", "sigmoid", "triangle"))
-RECTANGLE, FAST_SIGMOID = (SURROGATES[name] for name in ("rectangle", "fast_sigmoid"))
 
 
 def _wide(value):
@@ -51,30 +50,6 @@ def _narrow_overload(wide, array):
 
         return bits
     return lambda wide, array: wide
-
-
-def _at(value, i):
-    """Element i of a row, or the number itself if all positions share it."""
-    raise NotImplementedError
-
-
-@overload(_at, inline="always")
-def _at_overload(value, i):
-    if isinstance(value, numba.types.Array):
-        return lambda value, i: value[i]
-    return lambda value, i: value
-
-
-def _is_learned(v_threshold):
-    """True if V_th is a row, i.e. learned, and needs a gradient."""
-    raise NotImplementedError
-
-
-@overload(_is_learned, inline="always")
-def _is_learned_overload(v_threshold):
-    if isinstance(v_threshold, numba.types.Array):
-        return lambda v_threshold: True
-    return lambda v_threshold: False
 
 
 @compiled
@@ -150,27 +125,6 @@ def _normalise(y, t, start, chunk, n, scale, shift, s, x, row):
 
 
 @compiled
-def _reset(h, v_threshold, v_reset, soft):
-    """V_t from H_t."""
-    after_spike = h - v_threshold if soft else v_reset
-    return after_spike if h >= v_threshold else h
-
-
-@compiled
-def _fire(x, k, v, spikes, row, n, leak, v_threshold, v_reset, soft):
-    """Compute spikes S_t, and V_t in place of V_{t-1}."""
-    one = x.dtype.type(1.0)
-    r = np.uintp(row)
-    for j in range(n):
-        i = np.uintp(j)
-        before = v[r, i]
-        h = (x[r, i] - (before - v_reset)) * k[i] + before if leak else before + x[r, i]
-        fired = h >= _at(v_threshold, i)
-        spikes[r, i] = one if fired else one - one
-        v[r, i] = _reset(h, _at(v_threshold, i), v_reset, soft)
-
-
-@compiled
 def _pool(spikes, n, average, out, t, start):
     """Pool the windows formed by four rows of spikes."""
     step, first = np.uintp(t), np.uintp(start)
@@ -189,47 +143,73 @@ def _pool(spikes, n, average, out, t, start):
 
 
 @compiled
+def whole_vectors(run):
+    """Length of a row of the workspace for `run` values."""
+    return (run + LANES - 1) // LANES * LANES
+
+
+@compiled
+def begin_states(v_first, start, states, rows, starts, chunk, n):
+    """Write the states before the first step to `states` [S * rows, width]: v_first [S, N H W C], or `start` [S]."""
+    for s in range(start.size):
+        for i in range(rows):
+            if v_first.shape[0]:
+                _load(v_first, s, starts[i], chunk, n, states, s * rows + i)
+            else:
+                _fill(states, s * rows + i, n, start[s])
+
+
+@compiled
 def forward(
-    begin, end, slot, y, scale, shift, k, v_first, v_last, out,
-    steps, height, width, channels, run, pool, constants, v_threshold,
+    begin, end, slot, y, scale, shift, parameters, start, v_first, v_last, out, fire,
+    steps, height, width, channels, run, pool,
 ):  # fmt: skip
     """Spikes of units begin .. end - 1.
 
-    y is [T or 1, N H W C], scale and shift are [T or 1, run], k is [run]; v_first and v_last are [1, N H W C] or empty.
-    `height` is that of one image; without a pool, of all images together. `constants` is `layout.Constants`;
-    v_threshold is a number, or a row [run].
+    y is [T or 1, N H W C], scale and shift are [T or 1, run], parameters [P, 1 or width]; `start` is the state of a
+    neuron before the first step [S]; v_first and v_last are [S, N H W C] or empty. `fire` is the address of its code.
+    `height` is that of one image; without a pool, of all images together.
     """
-    leak, v_reset, soft = constants.leak, constants.v_reset, constants.soft
     pooled = pool != NO_POOL
     rows = 4 if pooled else 1
     starts = np.zeros(4, np.int64)
-    x = working_rows(rows, run, scale.dtype)
-    v = working_rows(rows, run, scale.dtype)
-    spikes = working_rows(rows, run, scale.dtype)
+    padded = whole_vectors(run)
+    x = working_rows(rows, padded, scale.dtype)
+    states = working_rows(start.size * rows, padded, scale.dtype)
+    spikes = working_rows(rows, padded, scale.dtype)
+    of_row, of_state = padded * x.itemsize, rows * padded
     constant = y.shape[0] == 1
     for unit in range(begin, end):
         target, n = _place(unit, height, width, channels, pooled, run, starts)
         chunk = channels if pooled else n
-        for i in range(rows):
-            if v_first.shape[0]:
-                _load(v_first, 0, starts[i], chunk, n, v, i)
-            else:
-                _fill(v, i, n, v_reset)
-            if constant:
+        begin_states(v_first, start, states, rows, starts, chunk, n)
+        if constant:
+            for i in range(rows):
                 _normalise(y, 0, starts[i], chunk, n, scale, shift, 0, x, i)
         for t in range(steps):
             s = t if scale.shape[0] > 1 else 0
             for i in range(rows):
                 if not constant:
                     _normalise(y, t, starts[i], chunk, n, scale, shift, s, x, i)
-                _fire(x, k, v, spikes, i, n, leak, v_threshold, v_reset, soft)
+                own = states.ctypes.data + i * of_row
+                call(
+                    fire,
+                    (
+                        n, x.ctypes.data + i * of_row, own, of_state, own, of_state,
+                        parameters.ctypes.data, parameters.shape[1], spikes.ctypes.data + i * of_row,
+                    ),
+                )  # fmt: skip
             if pooled:
                 _pool(spikes, n, pool == AVG, out, t, target)
             else:
                 _store(spikes, 0, n, n, out, t, target)
         if v_last.shape[0]:
-            for i in range(rows):
-                _store(v, i, n, chunk, v_last, 0, starts[i])
+            for i in range(start.size * rows):
+                _store(states, i, n, chunk, v_last, i // rows, starts[i % rows])
+    keep(x)
+    keep(states)
+    keep(spikes)
+    keep(parameters)
 
 
 @compiled

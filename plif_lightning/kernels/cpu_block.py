@@ -15,13 +15,13 @@ from plif_lightning.kernels.cpu import (
     NO_POOL,
     _narrow,
     _wide,
-    aligned,
     working_rows,
 )
 from plif_lightning.kernels.cpu_backward import backward_unit, place_of_ties, work_of_backward
 from plif_lightning.kernels.cpu_sparse import around, is_silent, sum_around, totals
 from plif_lightning.kernels.layout import LANES
-from plif_lightning.kernels.vectors import add_row_16, fire_16
+from plif_lightning.kernels.machine_code import call, keep
+from plif_lightning.kernels.vectors import add_row_16
 from plif_lightning.runtime.compiled import compiled
 
 # mypy: disable-error-code="no-untyped-def"
@@ -46,30 +46,31 @@ def _round_overload(table, sums, to):
 
 
 @compiled
-def _load(potentials, pixel, v, to):
-    p = np.uintp(pixel)
-    for j in range(potentials.shape[1]):
-        v[np.uintp(to + j)] = potentials[p, np.uintp(j)]
+def _load(maps, state, pixel, states, to):
+    s, p = np.uintp(state), np.uintp(pixel)
+    for j in range(maps.shape[2]):
+        states[s, np.uintp(to + j)] = maps[s, p, np.uintp(j)]
 
 
 @compiled
-def _store(v, at, potentials, pixel):
-    p = np.uintp(pixel)
-    for j in range(potentials.shape[1]):
-        potentials[p, np.uintp(j)] = v[np.uintp(at + j)]
+def _store(states, state, at, maps, pixel):
+    s, p = np.uintp(state), np.uintp(pixel)
+    for j in range(maps.shape[2]):
+        maps[s, p, np.uintp(j)] = states[s, np.uintp(at + j)]
 
 
 @compiled
 def conv_fire_pool(
-    begin, end, slot, places, starts, values, table, scale, shift, k, v_threshold, v_first, v_last, out,
-    steps, height, width, pooled, run, constants,
+    begin, end, slot, places, starts, values, table, scale, shift, parameters, start, v_first, v_last, out, fire_window,
+    valid, steps, height, width, pooled, run,
 ):  # fmt: skip
     """Spikes of units begin .. end - 1, as bits.
 
     places, starts, values and table are as in `cpu_sparse.conv`, for feature maps [T N, H, W]; the number of outputs O
-    of the table is a multiple of 16. scale and shift are [T or 1, O], k and v_threshold [O], all flat and float32;
-    v_first and v_last are [N H W, outputs], or empty. out is [T N H' W', O / 64]. A unit is `run` positions of a row,
-    or `run` windows of two rows; `constants` is `layout.Constants`.
+    of the table is a multiple of 16. scale and shift are [T or 1, O], flat and float32, parameters [P, 1 or O]; `start`
+    is the state of a neuron before the first step [S]; v_first and v_last are [S, N H W, outputs], or empty. out is
+    [T N H' W', O / 64], `valid` the bits of outputs in its last word. A unit is `run` positions of a row, or `run`
+    windows of two rows. `fire_window` is the address of the neuron's code.
     """
     outputs = table.shape[1]
     images = (starts.size - 1) // (steps * height * width)
@@ -79,17 +80,18 @@ def conv_fire_pool(
     runs = (windows + run - 1) // run
     sums = totals(table, neurons + 1)  # the last row stays zero
     at = np.zeros(4, np.int64)
-    v = aligned(run * neurons * outputs, np.float32)
+    states = working_rows(start.size, run * neurons * outputs, np.float32)
     for unit in range(begin, end):
         image, r, first = unit // (runs * rows), unit // runs % rows, unit % runs * run
         n = min(run, windows - first)
         top, left = halve * r, halve * first
-        for j in range(n * neurons * outputs):
-            v[np.uintp(j)] = constants.v_reset
-        if v_first.shape[0]:
-            for i in range(n * neurons):
-                y, x = top + i % neurons // halve, left + halve * (i // neurons) + i % halve
-                _load(v_first, (image * height + y) * width + x, v, i * outputs)
+        for s in range(start.size):
+            for j in range(n * neurons * outputs):
+                states[np.uintp(s), np.uintp(j)] = start[s]
+            if v_first.shape[0]:
+                for i in range(n * neurons):
+                    y, x = top + i % neurons // halve, left + halve * (i // neurons) + i % halve
+                    _load(v_first, s, (image * height + y) * width + x, states, i * outputs)
         for t in range(steps):
             of_step = t * outputs if scale.size > outputs else 0
             step = t * images + image
@@ -103,29 +105,34 @@ def conv_fire_pool(
                         at[i] = i * outputs
                         sum_around(places, ranges, values, row, x, width, table, sums, at[i])
                         _round(table, sums, at[i])
-                window = np.uintp((step * rows + r) * windows + first + w)
-                word = np.uint64(0)
-                for j in range(0, outputs, 16):
-                    fired = np.uint64(0)
-                    for i in range(neurons):
-                        fired |= fire_16(
-                            sums, at[i] + j, scale, shift, of_step + j, k, v_threshold, j, v,
-                            (w * neurons + i) * outputs + j, constants.v_reset, constants.leak, constants.soft,
-                        )  # fmt: skip
-                    word |= fired << np.uint64(j & 63)
-                    if j & 63 == 48 or j + 16 == outputs:
-                        out[window, np.uintp(j >> 6)] = word
-                        word = np.uint64(0)
+                window = (step * rows + r) * windows + first + w
+                call(
+                    fire_window,
+                    (
+                        neurons, outputs, at.ctypes.data, sums.ctypes.data, scale.ctypes.data + 4 * of_step,
+                        shift.ctypes.data + 4 * of_step, parameters.ctypes.data, parameters.shape[1],
+                        states.ctypes.data + 4 * w * neurons * outputs, states.shape[1],
+                        out.ctypes.data + window * out.shape[1] * 8, valid,
+                    ),
+                )  # fmt: skip
         if v_last.shape[0]:
-            for i in range(n * neurons):
-                y, x = top + i % neurons // halve, left + halve * (i // neurons) + i % halve
-                _store(v, i * outputs, v_last, (image * height + y) * width + x)
+            for s in range(start.size):
+                for i in range(n * neurons):
+                    y, x = top + i % neurons // halve, left + halve * (i // neurons) + i % halve
+                    _store(states, s, i * outputs, v_last, (image * height + y) * width + x)
+    keep(at)
+    keep(sums)
+    keep(states)
+    keep(scale)
+    keep(shift)
+    keep(parameters)
+    keep(out)
 
 
 @compiled
 def conv_fire_pool_backward(
-    begin, end, slot, places, starts, values, table, scale, shift, mean, k, nothing, grad_out, sums, sums_learned,
-    grad_table, steps, height, width, outputs, run, pool, constants, v_threshold, seed,
+    begin, end, slot, places, starts, values, table, scale, shift, mean, parameters, start, nothing, grad_out, sums,
+    sums_learned, grad_table, fire, fire_back, steps, height, width, outputs, run, pool, seed,
 ):  # fmt: skip
     """Gradients of units begin .. end - 1, the same units as in `conv_fire_pool`; recomputes the potentials.
 
@@ -146,7 +153,7 @@ def conv_fire_pool_backward(
     firsts = np.zeros(4, np.int64)
     for i in range(4):
         firsts[i] = (i // 2 * 2 * run + i % 2) * outputs
-    work = work_of_backward(np.float32, steps, run * outputs, outputs, pooled, rows * windows)
+    work = work_of_backward(np.float32, steps, start.size, run * outputs, outputs, pooled, rows * windows)
     flat_table, of_table = grad_table.reshape(grad_table.size), table.shape[0] * table.shape[1]
     kinds = scale.shape[0]
     for unit in range(begin, end):
@@ -166,9 +173,9 @@ def conv_fire_pool_backward(
         target = ((image * rows + r) * windows + first) * outputs
         place = place_of_ties(target, rows * windows, outputs, rows * windows, 0)
         backward_unit(
-            y, firsts, target, n * outputs, outputs if pooled else n * outputs, slot, scale, shift, mean, k, nothing,
-            grad_out, nothing, grad_y, nothing, sums, sums_learned, steps, pool, constants, v_threshold, seed, place,
-            images * outputs * rows * windows, work,
+            y, firsts, target, n * outputs, outputs if pooled else n * outputs, slot, scale, shift, mean, parameters,
+            start, nothing, grad_out, nothing, grad_y, nothing, sums, sums_learned, fire, fire_back, steps, pool, seed,
+            place, images * outputs * rows * windows, work,
         )  # fmt: skip
         for t in range(steps):
             of_kind = (kinds * slot + (t if kinds > 1 else 0)) * of_table

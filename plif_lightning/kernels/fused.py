@@ -9,53 +9,51 @@ import torch.distributed as dist
 from torch import Tensor
 
 from plif_lightning.dynamics.derivatives import once_differentiable
-from plif_lightning.dynamics.firing import Firing
-from plif_lightning.dynamics.reference import checked, in_own_precision
+from plif_lightning.dynamics.equations import Dynamics
+from plif_lightning.dynamics.reference import States, checked, in_own_precision
 from plif_lightning.kernels import ops as ops  # registers the operators
-from plif_lightning.kernels.layout import POOLS, Constants, Pool, real_type, rows_of
+from plif_lightning.kernels.layout import POOLS, Pool, real_type, rows_of
 
 
 class _Fire(torch.autograd.Function):
-    """Neurons alone; saves x, the learned rows and V_{-1} for the backward pass."""
+    """Neurons alone; saves x, the learned rows and the first states for the backward pass."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, learned: Tensor, v: Tensor | None, constants: Sequence[float], steps: int
-    ) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, learned: Tensor, states: Tensor | None, neuron: str, steps: int) -> tuple[Tensor, Tensor]:
         one = x.new_ones(1, x.shape[2], dtype=real_type(x))
-        ctx.save_for_backward(x, learned, v)
-        ctx.settings = (constants, steps)
-        return torch.ops.plif.fire(x, one, torch.zeros_like(one), learned, v, steps, POOLS["none"], constants, True)
+        return torch.ops.plif.fire(x, one, torch.zeros_like(one), learned, states, steps, POOLS["none"], neuron, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.settings = inputs[3:]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_spikes: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
-        x, learned, v = ctx.saved_tensors
-        constants, steps = ctx.settings
+    def backward(ctx: Any, grad_spikes: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
+        x, learned, states = ctx.saved_tensors
+        neuron, steps = ctx.settings
         one = x.new_ones(1, x.shape[2], dtype=real_type(x))
         zero = torch.zeros_like(one)
         grad_x, grad_first, _, grad_learned = torch.ops.plif.fire_backward(
-            x, one, zero, zero, learned, v, no_seed(), grad_spikes, grad_v, steps, POOLS["none"], constants, 0, 0
+            x, one, zero, zero, learned, states, no_seed(), grad_spikes, grad_last, steps, POOLS["none"], neuron, 0, 0
         )
-        return grad_x, grad_learned, None if v is None else grad_first, None, None
+        return grad_x, grad_learned, None if states is None else grad_first, None, None
 
 
 def no_seed() -> Tensor:
     return torch.zeros((), dtype=torch.int64)
 
 
-def integrate_and_fire(
-    x: Tensor,
-    k: Tensor | None,
-    v: Tensor | None = None,
-    *,
-    firing: Firing = Firing(),
-    time_steps: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`dynamics.integrate_and_fire`, in one pass over x; same arguments, results and errors."""
-    steps = checked(x, k, v, firing, time_steps)
+def run(
+    x: Tensor, dynamics: Dynamics, states: Sequence[Tensor] | None = None, time_steps: int | None = None
+) -> tuple[Tensor, States]:
+    """`reference.run`, in one pass over x; same arguments, results and errors."""
+    steps = checked(x, dynamics, states, time_steps)
     with in_own_precision(x.device):
-        learned = rows_of(k, firing, x)
+        learned = rows_of(dynamics, x)
         if x.is_contiguous() and learned.shape[1] == 1:
             shape = (1, 1, 1, x[0].numel())  # all neurons are alike, so their layout does not matter
         else:
@@ -64,17 +62,18 @@ def integrate_and_fire(
         maps = x.reshape(len(x), *shape)
         if not x.dtype.is_floating_point:
             maps = maps.to(real_type(x))  # the kernels would read a 16-bit integer as bfloat16
-        first = None if v is None else v.to(real_type(x)).reshape(shape)
-        spikes, last = _Fire.apply(maps, learned, first, [*Constants.of(firing, leak=k is not None)], steps)
-    return spikes.reshape(steps, *x.shape[1:]).to(x.dtype), last.reshape(x.shape[1:])
+        first = None if states is None else torch.stack([v.to(real_type(x)).reshape(shape) for v in states])
+        spikes, last = _Fire.apply(maps, learned, first, dynamics.key, steps)
+    return spikes.reshape(steps, *x.shape[1:]).to(x.dtype), last.reshape(len(last), *x.shape[1:]).unbind()
 
 
 class _NormFirePool(torch.autograd.Function):
-    """BN's affine map, neurons and pool; saves y, statistics, parameters and V_{-1} for the backward pass."""
+    """BN's affine map, neurons and pool; saves y, statistics, parameters and first states for the backward pass."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        ctx: Any,
         y: Tensor,
         weight: Tensor,
         bias: Tensor,
@@ -82,29 +81,31 @@ class _NormFirePool(torch.autograd.Function):
         mean: Tensor,
         invstd: Tensor,
         seed: Tensor,
-        v: Tensor | None,
+        states: Tensor | None,
         last: bool,
         batch_statistics: bool,
         synchronise: bool,
         pool: int,
-        constants: Sequence[float],
+        neuron: str,
         steps: int,
     ) -> tuple[Tensor, Tensor]:
-        scale = weight * invstd
-        shift = bias - mean * scale
-        ctx.save_for_backward(y, learned, mean, invstd, scale, shift, seed, v)
-        ctx.settings = (last, batch_statistics, synchronise, pool, constants, steps)
-        return torch.ops.plif.fire(y, scale, shift, learned, v, steps, pool, constants, last)
+        scale, shift = affine(weight, bias, mean, invstd)
+        return torch.ops.plif.fire(y, scale, shift, learned, states, steps, pool, neuron, last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        y, weight, bias, learned, mean, invstd, seed, states, *ctx.settings = inputs
+        ctx.save_for_backward(y, learned, mean, invstd, *affine(weight, bias, mean, invstd), seed, states)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
-        y, learned, mean, invstd, scale, shift, seed, v = ctx.saved_tensors
-        last, batch_statistics, synchronise, pool, constants, steps = ctx.settings
+        y, learned, mean, invstd, scale, shift, seed, states = ctx.saved_tensors
+        last, batch_statistics, synchronise, pool, neuron, steps = ctx.settings
         windows = (y.shape[3] // 2) * (y.shape[4] // 2)
-        grad_y, grad_v, sums, grad_learned = torch.ops.plif.fire_backward(
-            y, scale, shift, mean, learned, v, seed, grad_out, grad_last if last else None,
-            steps, pool, constants, windows, 0,
+        grad_y, grad_first, sums, grad_learned = torch.ops.plif.fire_backward(
+            y, scale, shift, mean, learned, states, seed, grad_out, grad_last if last else None,
+            steps, pool, neuron, windows, 0,
         )  # fmt: skip
         grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
         offset = slope = torch.zeros_like(scale)
@@ -113,7 +114,21 @@ class _NormFirePool(torch.autograd.Function):
             slope, constant = through_statistics(sums, count, scale, invstd, synchronise)
             offset = constant - slope * mean
         torch.ops.plif.normalize_backward(grad_y, y, scale, offset, slope)
-        return grad_y, grad_weight, grad_bias, grad_learned, *[None] * 3, None if v is None else grad_v, *[None] * 6
+        return (
+            grad_y,
+            grad_weight,
+            grad_bias,
+            grad_learned,
+            *[None] * 3,
+            None if states is None else grad_first,
+            *[None] * 6,
+        )
+
+
+def affine(weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
+    """BN as scale y + shift, [S, C] each."""
+    scale = weight * invstd
+    return scale, bias - mean * scale
 
 
 def through_statistics(
@@ -165,16 +180,15 @@ def norm_fire_pool(
     bias: Tensor,
     mean: Tensor,
     invstd: Tensor,
-    k: Tensor | None,
+    dynamics: Dynamics,
     *,
     batch_statistics: bool,
     synchronise: bool = False,
     pool: Pool = "none",
     seed: Tensor | None = None,
-    firing: Firing = Firing(),
     time_steps: int | None = None,
 ) -> Tensor:
-    """Pooled spikes of BN's output: BN, `dynamics.integrate_and_fire` and a 2x2 pool in one pass over y.
+    """Pooled spikes of BN's output: BN, `reference.run` and a 2x2 pool in one pass over y.
 
     Args:
         y: the convolution's output [T, N, C, H, W], or [1, N, C, H, W] held for `time_steps`.
@@ -182,19 +196,18 @@ def norm_fire_pool(
         bias: BN's bias [C].
         mean: mean of the normalisation, per step and channel or per channel, [T or 1, C]; gets no gradient.
         invstd: 1 / sqrt(variance + eps), as mean.
-        k: 1/tau, a scalar or [C]; None without leak.
+        dynamics: the neurons.
         batch_statistics: mean and invstd are statistics of y, so that its gradient flows through them too.
         synchronise: they are taken over y of all processes.
         pool: none, max_first, max_random or avg.
         seed: int64 on the CPU, for max_random.
-        firing: V_th, V_reset, the surrogate, and the kind and gradient of the reset.
         time_steps: T, for a held y.
 
     Returns:
         Spikes [T, N, C, H', W'] in the dtype of y.
     """
     statistics = (mean, invstd, batch_statistics, synchronise)
-    return _norm_fire_pool(y, weight, bias, statistics, k, firing, time_steps, pool=pool, seed=seed)[0]
+    return _norm_fire_pool(y, weight, bias, statistics, dynamics, time_steps, pool=pool, seed=seed)[0]
 
 
 def norm_fire(
@@ -203,17 +216,18 @@ def norm_fire(
     bias: Tensor,
     mean: Tensor,
     invstd: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
+    dynamics: Dynamics,
+    states: Sequence[Tensor] | None,
     *,
     batch_statistics: bool,
     synchronise: bool = False,
-    firing: Firing = Firing(),
-) -> tuple[Tensor, Tensor]:
-    """`norm_fire_pool` without a pool, from potential v [N, C, H, W] (None: V_reset); returns the last one too."""
-    checked(y, k, v, firing, None)
-    v = None if v is None else v.to(real_type(y))
-    return _norm_fire_pool(y, weight, bias, (mean, invstd, batch_statistics, synchronise), k, firing, v=v, last=True)
+) -> tuple[Tensor, States]:
+    """`norm_fire_pool` without a pool, from states [N, C, H, W] (None: the first ones); returns the last ones too."""
+    checked(y, dynamics, states, None)
+    first = None if states is None else torch.stack([state.to(real_type(y)) for state in states])
+    statistics = (mean, invstd, batch_statistics, synchronise)
+    spikes, last = _norm_fire_pool(y, weight, bias, statistics, dynamics, states=first, last=True)
+    return spikes, last.unbind()
 
 
 def _norm_fire_pool(
@@ -221,25 +235,24 @@ def _norm_fire_pool(
     weight: Tensor,
     bias: Tensor,
     statistics: tuple[Tensor, Tensor, bool, bool],
-    k: Tensor | None,
-    firing: Firing,
+    dynamics: Dynamics,
     time_steps: int | None = None,
     *,
     pool: Pool = "none",
     seed: Tensor | None = None,
-    v: Tensor | None = None,
+    states: Tensor | None = None,
     last: bool = False,
 ) -> tuple[Tensor, Tensor]:
     mean, invstd, of_batch, of_all_processes = statistics
-    constants, steps = [*Constants.of(firing, leak=k is not None)], len(y) if time_steps is None else time_steps
+    steps = len(y) if time_steps is None else time_steps
     with in_own_precision(y.device):
-        given = y, *real_rows(y, weight, bias, mean, invstd, k, firing), no_seed() if seed is None else seed, v
-        return _NormFirePool.apply(*given, last, of_batch, of_all_processes, POOLS[pool], constants, steps)
+        given = y, *real_rows(y, weight, bias, mean, invstd, dynamics), no_seed() if seed is None else seed, states
+        return _NormFirePool.apply(*given, last, of_batch, of_all_processes, POOLS[pool], dynamics.key, steps)
 
 
 def real_rows(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, k: Tensor | None, firing: Firing
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, dynamics: Dynamics
 ) -> tuple[Tensor, ...]:
-    """BN's weight and bias, `rows_of` k and V_th, mean and invstd, in the type that kernels compute x in."""
+    """BN's weight and bias, `rows_of` the neurons, mean and invstd, in the type that kernels compute x in."""
     real = real_type(x)
-    return weight.to(real), bias.to(real), rows_of(k, firing, x), mean.to(real), invstd.to(real)
+    return weight.to(real), bias.to(real), rows_of(dynamics, x), mean.to(real), invstd.to(real)

@@ -1,38 +1,31 @@
-"""BN, the neuron over all T and the pool in one pass, for CUDA in Triton; the same functions as kernels/cpu.py.
+"""BN, the neuron over all T and the pool in one pass, for CUDA in Triton; the neuron is `triton_code.py`'s.
 
 Feature maps are [T, positions, C] with C innermost. A program processes a tile [P, M, BC] of P windows with M neurons
-each (M = 1 without a pool) and BC channels, for all T steps in turn. The backward pass first recomputes the potentials
+each (M = 1 without a pool) and BC channels, for all T steps in turn. The backward pass first recomputes the states
 into a temporary buffer.
 """
-
-from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from plif_lightning.dynamics.equations import program
 from plif_lightning.errors import UserError
 from plif_lightning.kernels.layout import (
     POOLS,
-    SURROGATES,
-    V_THRESHOLD,
-    Constants,
-    K,
     channels_last,
     empty_map,
-    empty_potential,
+    empty_states,
     require_pool,
 )
+from plif_lightning.kernels.triton_code import code_of
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator,attr-defined"
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,attr-defined,assignment"
+# ruff: noqa: RUF005  # Triton has no unpacking in tuples
 
-ROW_K, ROW_V_THRESHOLD = tl.constexpr(K), tl.constexpr(V_THRESHOLD)
 MAX_RANDOM = tl.constexpr(POOLS["max_random"])
 AVG = tl.constexpr(POOLS["avg"])
-ATAN, SIGMOID = tl.constexpr(SURROGATES["atan"]), tl.constexpr(SURROGATES["sigmoid"])
-TRIANGLE, RECTANGLE = tl.constexpr(SURROGATES["triangle"]), tl.constexpr(SURROGATES["rectangle"])
-FAST_SIGMOID = tl.constexpr(SURROGATES["fast_sigmoid"])
 # Values per tile; with more, the backward pass spills registers.
 _TILE = 256
 # Without fused multiply-adds, products are rounded as in the reference, so that neurons at their threshold agree.
@@ -58,54 +51,49 @@ def _places(block, positions, height, width, channels, c, P: tl.constexpr, M: tl
 
 
 @triton.jit
-def _charge(x, v, k, v_reset, LEAK: tl.constexpr):
-    if LEAK:
-        return (x - (v - v_reset)) * k + v
-    return v + x
+def _loaded(rows, stride, at, mask, NUMBER: tl.constexpr):
+    """Values at `at` of rows that lie `stride` apart; zero where masked."""
+    found = ()
+    for i in tl.static_range(NUMBER):
+        found = found + (tl.load(rows + i * stride + at, mask=mask, other=0.0),)
+    return found
 
 
 @triton.jit
-def _reset(h, v_threshold, v_reset, SOFT: tl.constexpr):
-    if SOFT:
-        return tl.where(h >= v_threshold, h - v_threshold, h)
-    return tl.where(h >= v_threshold, v_reset, h)
+def _stored(values, rows, stride, at, mask, NUMBER: tl.constexpr):
+    for i in tl.static_range(NUMBER):
+        tl.store(rows + i * stride + at, values[i], mask=mask)
 
 
 @triton.jit
-def _derivative(u, width, KIND: tl.constexpr):
-    z = u / width
-    if KIND == ATAN:
-        z = 3.141592653589793 * z
-        g = 1 / (z * z + 1)
-    elif KIND == SIGMOID:
-        s = tl.exp(-tl.abs(z))  # s(z) s(-z): s (1 - s) cancels where the neuron is saturated
-        g = s / ((1 + s) * (1 + s))
-    elif KIND == TRIANGLE:
-        g = tl.maximum(1 - tl.abs(z), 0.0)
-    elif KIND == RECTANGLE:
-        g = tl.where(tl.abs(z) < 0.5, 1.0, 0.0)
-    else:
-        tl.static_assert(KIND == FAST_SIGMOID)
-        s = 1 + tl.abs(z)
-        g = 0.5 / (s * s)
-    return g / width
+def _first(start, v_first, step_size, at, inside, S: tl.constexpr, START: tl.constexpr, SHAPE: tl.constexpr):
+    """The states before the first step: v_first, or `start`."""
+    if START:
+        return _loaded(v_first, step_size, at, inside, S)
+    states = ()
+    for i in tl.static_range(S):
+        states = states + (tl.zeros(SHAPE, tl.float32) + tl.load(start + i),)
+    return states
+
+
+@triton.jit
+def _total(value, inside):
+    """Sum over the neurons of a tile [1, 1, C]."""
+    return tl.sum(tl.sum(tl.where(inside, value, 0.0), 0, keep_dims=True), 1, keep_dims=True)
 
 
 @triton.jit
 def _forward(
-    y, scale, shift, k, threshold, v_first, v_last, out,
-    positions, steps, step_size, out_size, height, width, channels, v_reset,
-    POOL: tl.constexpr, LEAK: tl.constexpr, SOFT: tl.constexpr, HELD: tl.constexpr, PER_STEP: tl.constexpr,
-    START: tl.constexpr, LAST: tl.constexpr, P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr,
+    y, scale, shift, parameters, start, v_first, v_last, out,
+    positions, steps, step_size, out_size, height, width, channels,
+    FIRE: tl.constexpr, S: tl.constexpr, N: tl.constexpr, POOL: tl.constexpr, HELD: tl.constexpr,
+    PER_STEP: tl.constexpr, START: tl.constexpr, LAST: tl.constexpr, P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, None, :]
     here = c < channels
     at, window, inside = _places(tl.program_id(0), positions, height, width, channels, c, P, M)
-    k_ = tl.load(k + c, mask=here, other=0.0)
-    v_threshold = tl.load(threshold + c, mask=here, other=1.0)
-    v = tl.zeros([P, M, BC], tl.float32) + v_reset
-    if START:
-        v = tl.load(v_first + at, mask=inside, other=0.0)
+    values = _loaded(parameters, channels, c, here, N)
+    states = _first(start, v_first, step_size, at, inside, S, START, [P, M, BC])
     scale_ = tl.load(scale + c, mask=here, other=0.0)
     shift_ = tl.load(shift + c, mask=here, other=0.0)
     # Increment pointers per step: an offset into a long sequence may exceed 32 bits.
@@ -118,9 +106,7 @@ def _forward(
                 shift_ = tl.load(shift + t * channels + c, mask=here, other=0.0)
             x = tl.load(y_t, mask=inside, other=0.0).to(tl.float32) * scale_ + shift_
             y_t += step_size
-        h = _charge(x, v, k_, v_reset, LEAK)
-        spikes = tl.where(h >= v_threshold, 1.0, 0.0)
-        v = _reset(h, v_threshold, v_reset, SOFT)
+        spikes, states = FIRE(x, states, values)
         if POOL == AVG:
             pooled = tl.sum(spikes, 1, keep_dims=True) * 0.25
         else:
@@ -128,37 +114,34 @@ def _forward(
         tl.store(out_t, pooled.to(out.dtype.element_ty), mask=inside)
         out_t += out_size
     if LAST:
-        tl.store(v_last + at, v, mask=inside)
+        _stored(states, v_last, step_size, at, inside, S)
 
 
 @triton.jit
 def _backward(
-    y, scale, shift, mean, k, threshold, v_first, grad_out, grad_last, potentials, grad_y, grad_first, sums,
-    sums_learned, positions, steps, step_size, out_size, height, width, channels, images, v_reset, surrogate_width,
-    seed, map_windows, first_window,
-    POOL: tl.constexpr, LEAK: tl.constexpr, SOFT: tl.constexpr, HELD: tl.constexpr, PER_STEP: tl.constexpr,
-    DETACH: tl.constexpr, LEARNED: tl.constexpr, START: tl.constexpr, LAST: tl.constexpr, KIND: tl.constexpr,
+    y, scale, shift, mean, parameters, start, v_first, grad_out, grad_last, history, grad_y, grad_first, sums,
+    sums_learned, positions, steps, step_size, out_size, height, width, channels, images, seed, map_windows,
+    first_window,
+    FIRE: tl.constexpr, FIRE_BACK: tl.constexpr, S: tl.constexpr, N: tl.constexpr, POOL: tl.constexpr,
+    HELD: tl.constexpr, PER_STEP: tl.constexpr, START: tl.constexpr, LAST: tl.constexpr,
     P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Gradients; the caller reduces sums [programs, T or 1, 2, C] and sums_learned [programs, 2, C] over programs."""
+    """Gradients; the caller reduces sums [programs, T or 1, 2, C] and sums_learned [programs, N, C] over programs."""
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, None, :]
     here = c < channels
-    k_ = tl.load(k + c, mask=here, other=0.0)
-    v_threshold = tl.load(threshold + c, mask=here, other=1.0)
+    values = _loaded(parameters, channels, c, here, N)
     scale_ = tl.load(scale + c, mask=here, other=0.0)
     shift_ = tl.load(shift + c, mask=here, other=0.0)
     mean_ = tl.load(mean + c, mask=here, other=0.0)
     rows = steps if PER_STEP else 1
     own = sums + tl.program_id(0) * rows * 2 * channels
-    total_k = tl.zeros([1, 1, BC], tl.float32)
-    total_threshold = tl.zeros([1, 1, BC], tl.float32)
+    totals = ()
+    for _i in tl.static_range(N):
+        totals = totals + (tl.zeros([1, 1, BC], tl.float32),)
     for block in range(tl.program_id(0), tl.cdiv(positions, P), tl.num_programs(0)):
         at, window, inside = _places(block, positions, height, width, channels, c, P, M)
-        first = tl.zeros([P, M, BC], tl.float32) + v_reset
-        if START:
-            first = tl.load(v_first + at, mask=inside, other=0.0)
-        v = first
-        y_t, h_t, out_t, grad_t = y + at, potentials + step_size + at, grad_out + window, grad_y + at
+        states = _first(start, v_first, step_size, at, inside, S, START, [P, M, BC])
+        y_t, history_t, out_t, grad_t = y + at, history + at, grad_out + window, grad_y + at
         raw = tl.load(y_t, mask=inside, other=0.0).to(tl.float32)
         x = raw * scale_ + shift_
         for t in range(steps):
@@ -170,27 +153,38 @@ def _backward(
                 x = raw * scale_ + shift_
                 y_t += step_size
                 grad_t += step_size
-            h = _charge(x, v, k_, v_reset, LEAK)
-            tl.store(h_t, h, mask=inside)
-            h_t += step_size
+            _stored(states, history_t, step_size, 0, inside, S)
+            history_t += S * step_size
             out_t += out_size
-            v = _reset(h, v_threshold, v_reset, SOFT)
-        grad_v = tl.zeros([P, M, BC], tl.float32)
+            _spikes, states = FIRE(x, states, values)
+        by_states = ()
+        for _i in tl.static_range(S):
+            by_states = by_states + (tl.zeros([P, M, BC], tl.float32),)
         if LAST:
-            grad_v = tl.load(grad_last + at, mask=inside, other=0.0)
+            by_states = _loaded(grad_last, step_size, at, inside, S)
         held = tl.zeros([P, M, BC], tl.float32)
         for back in range(steps):
             t = steps - 1 - back
-            h_t -= step_size
+            history_t -= S * step_size
             out_t -= out_size
-            h = tl.load(h_t, mask=inside, other=0.0)
+            before = _loaded(history_t, step_size, 0, inside, S)
+            if not HELD:
+                if PER_STEP:
+                    scale_ = tl.load(scale + t * channels + c, mask=here, other=0.0)
+                    shift_ = tl.load(shift + t * channels + c, mask=here, other=0.0)
+                    mean_ = tl.load(mean + t * channels + c, mask=here, other=0.0)
+                y_t -= step_size
+                grad_t -= step_size
+                raw = tl.load(y_t, mask=inside, other=0.0).to(tl.float32)
+                x = raw * scale_ + shift_
             g = tl.load(out_t, mask=inside, other=0.0).to(tl.float32)
             if M == 1:
                 grad_fire = g
             elif POOL == AVG:
                 grad_fire = tl.broadcast_to(g * 0.25, [P, M, BC])
             else:
-                fired = tl.where(h >= v_threshold, 1, 0)
+                again, _after = FIRE(x, before, values)
+                fired = again.to(tl.int32)
                 fired = tl.where(tl.sum(fired, 1, keep_dims=True) == 0, 1, fired)  # none fired: all are tied
                 tied = tl.sum(fired, 1, keep_dims=True)
                 if POOL == MAX_RANDOM:
@@ -206,45 +200,15 @@ def _backward(
                     rank = tl.zeros([P, 1, BC], tl.int32)
                 ahead = tl.cumsum(fired, 1) - fired
                 grad_fire = tl.where((fired == 1) & (ahead == rank), tl.broadcast_to(g, [P, M, BC]), 0.0)
-            if not DETACH:
-                if SOFT:
-                    grad_fire -= grad_v * v_threshold
-                else:
-                    grad_fire += grad_v * (v_reset - h)
-            grad_h = grad_fire * _derivative(h - v_threshold, surrogate_width, KIND)
-            if LEARNED:
-                through = grad_h
-                if SOFT:
-                    through += tl.where(h >= v_threshold, grad_v, 0.0)
-                through = tl.where(inside, through, 0.0)
-                total_threshold -= tl.sum(tl.sum(through, 0, keep_dims=True), 1, keep_dims=True)
-            if SOFT:
-                grad_h += grad_v
-            else:
-                grad_h += tl.where(h < v_threshold, grad_v, 0.0)
-            if not HELD:
-                if PER_STEP:
-                    scale_ = tl.load(scale + t * channels + c, mask=here, other=0.0)
-                    shift_ = tl.load(shift + t * channels + c, mask=here, other=0.0)
-                    mean_ = tl.load(mean + t * channels + c, mask=here, other=0.0)
-                y_t -= step_size
-                grad_t -= step_size
-                raw = tl.load(y_t, mask=inside, other=0.0).to(tl.float32)
-                x = raw * scale_ + shift_
-            if LEAK:
-                grad_x = grad_h * k_
-                grad_v = grad_h - grad_x
-                before = tl.load(h_t - step_size, mask=inside, other=0.0)  # unused at the first step
-                before = tl.where(t > 0, _reset(before, v_threshold, v_reset, SOFT), first)
-                drive = tl.where(inside, grad_h * (x - (before - v_reset)), 0.0)
-                total_k += tl.sum(tl.sum(drive, 0, keep_dims=True), 1, keep_dims=True)
-            else:
-                grad_x = grad_h
-                grad_v = grad_h
+            grad_x, by_states, found = FIRE_BACK(x, before, values, grad_fire, by_states)
+            added = ()
+            for i in tl.static_range(N):
+                added = added + (totals[i] + _total(found[i], inside),)
+            totals = added
             grad_x = tl.where(inside, grad_x, 0.0)
             row = own + (t if PER_STEP else 0) * 2 * channels + c
-            total = tl.sum(tl.sum(grad_x, 0, keep_dims=True), 1, keep_dims=True)
-            total_y = tl.sum(tl.sum(grad_x * (raw - mean_), 0, keep_dims=True), 1, keep_dims=True)
+            total = _total(grad_x, inside)
+            total_y = _total(grad_x * (raw - mean_), inside)
             tl.store(row, tl.load(row, mask=here, other=0.0) + total, mask=here)
             tl.store(row + channels, tl.load(row + channels, mask=here, other=0.0) + total_y, mask=here)
             if HELD:
@@ -254,10 +218,8 @@ def _backward(
         if HELD:
             tl.store(grad_y + at, held.to(grad_y.dtype.element_ty), mask=inside)
         if START:
-            tl.store(grad_first + at, grad_v, mask=inside)
-    tl.store(sums_learned + (tl.program_id(0) * 2 + ROW_K) * channels + c, total_k, mask=here)
-    if LEARNED:
-        tl.store(sums_learned + (tl.program_id(0) * 2 + ROW_V_THRESHOLD) * channels + c, total_threshold, mask=here)
+            _stored(by_states, grad_first, step_size, at, inside, S)
+    _stored(totals, sums_learned + tl.program_id(0) * N * channels, channels, c, here, N)
 
 
 @triton.jit
@@ -320,66 +282,66 @@ class _Tiles:
         return {"P": self.block, "M": self.neurons, "BC": self.block_channels, **_OPTIONS}
 
 
-def _rows(learned: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """1/tau and V_th per channel, [C] each."""
-    rows = learned.detach().float().expand(-1, y.shape[2]).contiguous()
-    return rows[K], rows[V_THRESHOLD]
+def _rows(learned: Tensor, y: Tensor) -> Tensor:
+    """The neurons' parameters [N, C]."""
+    return learned.detach().float().expand(-1, y.shape[2]).contiguous()
 
 
-def _last(v: Tensor | None, y: Tensor) -> Tensor:
-    """A potential [N, C, H, W] with C innermost; an empty tensor for None."""
-    if v is None:
-        return y.new_empty(0, dtype=torch.float32)
-    return v.detach().float().contiguous(memory_format=torch.channels_last)
+def _start(neuron: str, y: Tensor) -> Tensor:
+    return torch.tensor(program(neuron).start, dtype=torch.float32, device=y.device)
+
+
+def _states(states: Tensor | None, y: Tensor) -> Tensor:
+    """States [S, N, C, H, W] with C innermost; an empty tensor for None."""
+    return y.new_empty(0, dtype=torch.float32) if states is None else channels_last(states.detach().float())
 
 
 def fire(
-    y: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, v: Tensor | None, steps: int, pool: int,
-    constants: Sequence[float], last: bool,
+    y: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, states: Tensor | None, steps: int, pool: int,
+    neuron: str, last: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`ops.fire` on CUDA."""
     require_pool(pool)
-    constant = Constants.from_numbers(constants)
+    code = code_of(neuron)
     y = channels_last(y)
     tiles = _Tiles(y, pool)
     halve = 2 if pool else 1
     out = empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve)
-    final = empty_potential(y, last)
+    final = empty_states(y, code.states if last else 0)
     _forward[(tiles.blocks, tiles.channel_blocks)](
-        y, scale.float().contiguous(), shift.float().contiguous(), *_rows(learned, y), _last(v, y), final, out,
-        tiles.positions, steps, y[0].numel(), out[0].numel(), y.shape[3], y.shape[4], y.shape[2], constant.v_reset,
-        POOL=pool, LEAK=constant.leak, SOFT=constant.soft, HELD=len(y) == 1, PER_STEP=len(scale) > 1,
-        START=v is not None, LAST=last, **tiles.constants,
+        y, scale.float().contiguous(), shift.float().contiguous(), _rows(learned, y), _start(neuron, y),
+        _states(states, y), final, out, tiles.positions, steps, y[0].numel(), out[0].numel(), y.shape[3], y.shape[4],
+        y.shape[2], FIRE=code.fire, S=code.states, N=code.parameters, POOL=pool, HELD=len(y) == 1,
+        PER_STEP=len(scale) > 1, START=states is not None, LAST=last, **tiles.constants,
     )  # fmt: skip
     return out, final
 
 
 def fire_backward(
-    y: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, learned: Tensor, v: Tensor | None, seed: Tensor,
-    grad_out: Tensor, grad_last: Tensor | None, steps: int, pool: int, constants: Sequence[float], windows: int,
+    y: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, learned: Tensor, states: Tensor | None, seed: Tensor,
+    grad_out: Tensor, grad_last: Tensor | None, steps: int, pool: int, neuron: str, windows: int,
     first_window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`ops.fire_backward` on CUDA."""
     require_pool(pool)
-    constant = Constants.from_numbers(constants)
+    code = code_of(neuron)
     y = channels_last(y)
     tiles = _Tiles(y, pool)
     grad_y = empty_map(y, len(y), *y.shape[3:])
     if pool and (y.shape[3] % 2 or y.shape[4] % 2):
         grad_y.zero_()  # an odd last row or column lies in no window
-    grad_first = empty_potential(y, v is not None)
+    grad_first = empty_states(y, 0 if states is None else code.states)
     grad_out = channels_last(grad_out.to(y.dtype))
-    potentials = y.new_empty(1 + steps, y[0].numel(), dtype=torch.float32)
+    history = y.new_empty(steps, code.states, y[0].numel(), dtype=torch.float32)
     sums = y.new_zeros(tiles.programs, len(scale), 2, y.shape[2], dtype=torch.float32)
     sums_learned = y.new_zeros(tiles.programs, len(learned), y.shape[2], dtype=torch.float32)
     _backward[(tiles.programs, tiles.channel_blocks)](
-        y, scale.float().contiguous(), shift.float().contiguous(), mean.float().contiguous(), *_rows(learned, y),
-        _last(v, y), grad_out, _last(grad_last, y), potentials, grad_y, grad_first, sums, sums_learned,
-        tiles.positions, steps, y[0].numel(), grad_out[0].numel(), y.shape[3], y.shape[4], y.shape[2], y.shape[1],
-        constant.v_reset, constant.surrogate_width, int(seed), windows, first_window,
-        POOL=pool, LEAK=constant.leak, SOFT=constant.soft, HELD=len(y) == 1, PER_STEP=len(scale) > 1,
-        DETACH=constant.detach_reset, LEARNED=constant.learns_threshold, START=v is not None,
-        LAST=grad_last is not None, KIND=constant.surrogate, **tiles.constants,
+        y, scale.float().contiguous(), shift.float().contiguous(), mean.float().contiguous(), _rows(learned, y),
+        _start(neuron, y), _states(states, y), grad_out, _states(grad_last, y), history, grad_y, grad_first, sums,
+        sums_learned, tiles.positions, steps, y[0].numel(), grad_out[0].numel(), y.shape[3], y.shape[4], y.shape[2],
+        y.shape[1], int(seed), windows, first_window,
+        FIRE=code.fire, FIRE_BACK=code.fire_back, S=code.states, N=code.parameters, POOL=pool, HELD=len(y) == 1,
+        PER_STEP=len(scale) > 1, START=states is not None, LAST=grad_last is not None, **tiles.constants,
     )  # fmt: skip
     grad_learned = sums_learned.double().sum(0)
     if learned.shape[1] == 1:

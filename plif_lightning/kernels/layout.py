@@ -1,21 +1,19 @@
 """Shared by all kernels: numbers of named options, memory layout of feature maps, division into units of work."""
 
 import os
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from plif_lightning.dynamics.firing import Firing
-from plif_lightning.dynamics.surrogate import SurrogateName
+from plif_lightning.dynamics.equations import Dynamics
 from plif_lightning.errors import UserError
 
 Pool = Literal["none", "max_first", "max_random", "avg"]
 # Compiled loops take the index of a name in its Literal.
 POOLS: dict[str, int] = {name: i for i, name in enumerate(get_args(Pool))}
-SURROGATES: dict[str, int] = {name: i for i, name in enumerate(get_args(SurrogateName))}
 # Values per run, the stretch of a feature map that is processed at a time: long enough to amortise loop overhead, short
 # enough for its T potentials to stay in the second-level cache.
 _RUN = 1024
@@ -34,61 +32,6 @@ def threads_for(work: int) -> int:
     return torch.get_num_threads() if work >= WORTH_THREADS else 1
 
 
-class Constants(NamedTuple):
-    """A neuron's constants in the form that operators take: numbers, in this order.
-
-    Attributes:
-        leak: the potential leaks; without a leak the row of 1/tau is ignored.
-        v_reset: V_reset.
-        soft: a spike subtracts V_th from the potential instead of setting it to V_reset.
-        detach_reset: no gradient flows through the reset.
-        surrogate: number of the surrogate, see SURROGATES.
-        surrogate_width: its width.
-        learns_threshold: V_th is learned and needs a gradient.
-    """
-
-    leak: bool
-    v_reset: float
-    soft: bool
-    detach_reset: bool
-    surrogate: int
-    surrogate_width: float
-    learns_threshold: bool
-
-    @classmethod
-    def of(cls, firing: Firing, leak: bool) -> "Constants":
-        soft, number_of_surrogate = firing.reset == "soft", SURROGATES[firing.surrogate]
-        learns_threshold = isinstance(firing.v_threshold, Tensor)
-        return cls(
-            *(leak, firing.v_reset, soft, firing.detach_reset, number_of_surrogate, firing.surrogate_width),
-            learns_threshold,
-        )
-
-    @classmethod
-    def from_numbers(cls, numbers: Any) -> "Constants":
-        """From the numbers passed to an operator.
-
-        Raises:
-            UserError: an unknown surrogate.
-        """
-        leak, v_reset, soft, detach_reset, surrogate, surrogate_width, learns_threshold = numbers
-        if surrogate not in SURROGATES.values():
-            raise UserError(f"surrogate number must be one of {list(SURROGATES.values())}, got {surrogate:g}.")
-        return cls(
-            bool(leak), v_reset, bool(soft), bool(detach_reset), int(surrogate), surrogate_width, bool(learns_threshold)
-        )
-
-    def of_type(self, real: torch.dtype) -> "Constants":
-        """With floats of the type that the compiled loops compute in."""
-        reals = {name: number(value, real) for name, value in self._asdict().items() if isinstance(value, float)}
-        return self._replace(**reals)
-
-
-def number(value: float, real: torch.dtype) -> Any:
-    """`value` as a NumPy scalar of the type that the compiled loops compute in."""
-    return np.float64(value) if real == torch.float64 else np.float32(value)
-
-
 def require_pool(pool: int) -> None:
     """Refuse an unknown pool number.
 
@@ -99,23 +42,19 @@ def require_pool(pool: int) -> None:
         raise UserError(f"pool number must be one of {list(POOLS.values())}, got {pool}.")
 
 
-K, V_THRESHOLD = 0, 1  # rows of `rows_of`
-
-
-def rows_of(k: Tensor | None, firing: Firing, like: Tensor) -> Tensor:
-    """The learnable values of a layer of neurons as rows [2, 1 or C]: 1/tau (ones without leak) and V_th.
-
-    Gradients flow to k, and to V_th where it is a tensor.
+def rows_of(dynamics: Dynamics, like: Tensor) -> Tensor:
+    """The parameters of a layer of neurons as rows [P, 1 or C], a learned V_th last; gradients flow to them.
 
     Args:
-        k: 1/tau, a scalar or [C]; None without leak.
-        firing: the constants.
+        dynamics: the neurons.
         like: an input, which sets the device and real type of the rows.
     """
-    options = {"dtype": real_type(like), "device": like.device}
-    values = torch.ones((), **options) if k is None else k.to(options["dtype"])  # type: ignore[call-overload]
-    threshold = torch.as_tensor(firing.v_threshold, **options)  # type: ignore[arg-type]
-    return torch.stack([row.reshape(-1) for row in torch.broadcast_tensors(values, threshold)])
+    real, threshold = real_type(like), dynamics.firing.v_threshold
+    values = [dynamics.parameters[name].to(real).reshape(-1) for name in dynamics.equations.parameters]
+    values += [threshold.to(real).reshape(-1)] if isinstance(threshold, Tensor) else []
+    if not values:
+        return torch.empty(0, 1, dtype=real, device=like.device)
+    return torch.stack(torch.broadcast_tensors(*values))
 
 
 def channels_last(y: Tensor) -> Tensor:
@@ -129,10 +68,10 @@ def empty_map(y: Tensor, steps: int, height: int, width: int, dtype: torch.dtype
     return y.new_empty(steps, n, height, width, c, dtype=dtype or y.dtype).permute(0, 1, 4, 2, 3)
 
 
-def empty_potential(y: Tensor, there: bool) -> Tensor:
-    """An empty potential [N, C, H, W] for a feature map y [T, N, C, H, W]; of size 0 if it is not `there`."""
+def empty_states(y: Tensor, states: int) -> Tensor:
+    """Empty states [S, N, C, H, W] for a feature map y [T, N, C, H, W]; of size 0 if there are none."""
     real = real_type(y)
-    return empty_map(y, 1, y.shape[3], y.shape[4], real)[0] if there else y.new_empty(0, dtype=real)
+    return empty_map(y, states, y.shape[3], y.shape[4], real) if states else y.new_empty(0, dtype=real)
 
 
 def array_of(y: Tensor) -> NDArray[Any]:
@@ -167,47 +106,62 @@ class Geometry:
         y: the feature map [T, N, C, H, W].
         steps: T.
         pool: number of the pooling.
+        states: states of a neuron.
         work: cost of one value of a step, in neuron-steps.
+
+    Attributes:
+        run: values per run.
+        width: the same, rounded up to whole vectors: the length of a row of the workspace.
     """
 
-    def __init__(self, y: Tensor, steps: int, pool: int, work: int = 1) -> None:
-        _, n, self.channels, height, self.width = y.shape
+    def __init__(self, y: Tensor, steps: int, pool: int, states: int = 1, work: int = 1) -> None:
+        _, n, self.channels, height, self.width_of_map = y.shape
         self.steps, self.pool = steps, pool
         self.pooled = pool != POOLS["none"]
         neurons = 4 if self.pooled else 1
-        longest = max(1, min(_RUN, _CACHE // (steps * neurons)) // self.channels)
+        longest = max(1, min(_RUN, _CACHE // (steps * neurons * states)) // self.channels)
         if self.pooled:
-            self.height, windows = height, self.width // 2
+            self.height, windows = height, self.width_of_map // 2
             per_run = min(longest, max(windows, 1))
             self.units = n * (height // 2) * -(-windows // per_run)
         else:
             # without windows, all images form one long row
-            self.height, positions = n * height, n * height * self.width
+            self.height, positions = n * height, n * height * self.width_of_map
             per_run = min(longest, max(positions, 1))
             self.units = -(-positions // per_run)
-        self.run = per_run * self.channels
+        self.use_run(per_run * self.channels)
         self.threads = threads_for(work * steps * y[0].numel())
+
+    def use_run(self, run: int) -> None:
+        """Set the number of values per run."""
+        self.run, self.width = run, -(-run // LANES) * LANES
 
     def tiled(self, values: Tensor, real: torch.dtype) -> NDArray[Any]:
         """Values per channel [S, C], repeated over a run [S, run]."""
         # np.tile takes 2 microseconds, Tensor.repeat 20, which matters at batch size 1.
         return np.ascontiguousarray(np.tile(values.detach().to(real).numpy(), self.run // self.channels))
 
-    def tiled_row(self, row: Tensor, real: torch.dtype) -> NDArray[Any]:
-        """A value per channel, or one for all [1 or C], repeated over a run [run]."""
-        return self.tiled(row.expand(self.channels)[None], real)[0]
+    def parameters(self, learned: Tensor, real: torch.dtype) -> NDArray[Any]:
+        """Parameters [P, 1 or C] as the compiled loops take them: [P, 1], or repeated over a run, [P, width]."""
+        values = learned.detach().to(real)
+        if values.shape[1] == 1:
+            return values.numpy()
+        found = np.ones((len(values), self.width), values.numpy().dtype)
+        found[:, : self.run] = self.tiled(values, real)
+        return found
 
-    def threshold(self, learned: Tensor, constants: Constants, real: torch.dtype) -> Any:
-        """V_th as the compiled loops take it: a number, or a row [run] if it is learned."""
-        row = learned[V_THRESHOLD]
-        return self.tiled_row(row, real) if constants.learns_threshold else number(float(row[0]), real)
-
-    def settings(self, learned: Tensor, constants: Constants, real: torch.dtype) -> tuple[Any, ...]:
-        """T, sizes, pool, constants and V_th, the last arguments of the compiled loops."""
-        sizes = self.steps, self.height, self.width, self.channels, self.run
-        return *sizes, self.pool, constants.of_type(real), self.threshold(learned, constants, real)
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """T, sizes and pool, as the compiled loops take them."""
+        return self.steps, self.height, self.width_of_map, self.channels, self.run, self.pool
 
     def summed(self, totals: NDArray[Any]) -> Tensor:
         """Reduce sums per slot and position in a run [slots, ..., run] to sums per channel [..., C]."""
-        by_channel = totals.reshape(*totals.shape[:-1], -1, self.channels)
+        by_channel = totals[..., : self.run].reshape(*totals.shape[:-1], -1, self.channels)
         return torch.from_numpy(by_channel.sum((0, -2), dtype=np.float64))
+
+    def summed_parameters(self, totals: NDArray[Any], learned: Tensor) -> Tensor:
+        """Reduce sums of gradients of parameters [slots, P, width] to the shape of `learned`, [P, 1 or C]."""
+        if learned.shape[1] == 1:
+            return torch.from_numpy(totals.sum((0, 2))[:, None])
+        return self.summed(totals)

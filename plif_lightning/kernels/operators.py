@@ -48,10 +48,22 @@ class Operator:
         _LIBRARY.define(self.name + torch.library.infer_schema(kernel, mutates_args=mutates), tags=_TAGS)
         for device in devices:
             self.register_kernel(device, kernel)
+        torch.library.register_vmap(f"plif::{self.name}", self._one_by_one, lib=_LIBRARY)
 
     def register_kernel(self, device: str, kernel: Callable[..., Any]) -> None:
         """Register a kernel for the devices of a dispatch key."""
         _LIBRARY.impl(self.name, not_traced(kernel), device)
+
+    def _one_by_one(self, info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Any, Any]:
+        """The results for a batch of `torch.func.vmap`, computed one by one."""
+        call = getattr(torch.ops.plif, self.name)
+        results = [
+            call(*(one if dim is None else one.select(dim, i) for one, dim in zip(arguments, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        if isinstance(results[0], tuple):
+            return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+        return (None, None) if results[0] is None else (torch.stack(results), 0)
 
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
         """Register a function that returns empty results, from which compilers infer shapes and types."""

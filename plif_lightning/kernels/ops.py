@@ -14,17 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from plif_lightning.dynamics.equations import Program, program
 from plif_lightning.kernels import layout
 from plif_lightning.kernels.layout import (
     BACKWARD,
+    LANES,
     POOLS,
-    Constants,
     Geometry,
-    K,
     array_of,
     channels_last,
     empty_map,
-    empty_potential,
+    empty_states,
     real_type,
 )
 from plif_lightning.kernels.operators import Operator
@@ -56,11 +56,16 @@ def _operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Ope
     return register
 
 
-def _optional(v: Tensor | None, real: torch.dtype) -> NDArray[Any]:
-    """A potential [N, C, H, W] as the compiled loops take it, [1, N H W C]; empty for None."""
-    if v is None or v.numel() == 0:
+def _optional(states: Tensor | None, real: torch.dtype) -> NDArray[Any]:
+    """States [S, N, C, H, W] as the compiled loops take them, [S, N H W C]; empty for None."""
+    if states is None or states.numel() == 0:
         return torch.empty(0, 1, dtype=real, device="cpu").numpy()
-    return array_of(channels_last(v.detach().to(real)[None]))
+    return array_of(channels_last(states.detach().to(real)))
+
+
+def start_of(neuron: Program, real: torch.dtype) -> NDArray[Any]:
+    """The states before the first step as the compiled loops take them, [S]."""
+    return np.array(neuron.start, np.float64 if real == torch.float64 else np.float32)
 
 
 @_operator()
@@ -69,48 +74,51 @@ def fire(
     scale: Tensor,
     shift: Tensor,
     learned: Tensor,
-    v: Tensor | None,
+    states: Tensor | None,
     steps: int,
     pool: int,
-    constants: Sequence[float],
+    neuron: str,
     last: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Pooled spikes [T, N, C, H', W'] and, if `last`, the potential after the last step [N, C, H, W].
+    """Pooled spikes [T, N, C, H', W'] and, if `last`, the states after the last step [S, N, C, H, W].
 
     Args:
         y: [T, N, C, H, W], or [1, N, C, H, W] held for T steps.
         scale: factor per channel, and per step if BN's statistics are, [T or 1, C].
         shift: added to scale y, as scale.
-        learned: see `layout.rows_of`, [2, 1 or C].
-        v: potential before the first step [N, C, H, W]; None for V_reset.
+        learned: parameters of the neurons, see `layout.rows_of`, [P, 1 or C].
+        states: before the first step [S, N, C, H, W]; None for those of the neuron.
         steps: T.
         pool: number of the pooling, see `layout.POOLS`.
-        constants: see `layout.Constants`.
-        last: return the last potential; only without a pool.
+        neuron: key of its program, see `layout.key_of`.
+        last: return the last states; only without a pool.
     """
     from plif_lightning.kernels import cpu  # deferred: imports numba
+    from plif_lightning.kernels.machine_code import code_of
 
     layout.require_pool(pool)
-    c = Constants.from_numbers(constants)
+    p = program(neuron)
     y = channels_last(y)
     real = real_type(y)
-    geometry = Geometry(y, steps, pool)
+    geometry = Geometry(y, steps, pool, len(p.states))
     halve = 2 if geometry.pooled else 1
     out = empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve)
-    final = empty_potential(y, last)
-    rows = geometry.tiled(scale, real), geometry.tiled(shift, real), geometry.tiled_row(learned[K], real)
-    potentials = _optional(v, real), array_of(final[None]) if last else _optional(None, real)
-    given, settings = (array_of(y), *rows, *potentials), geometry.settings(learned, c, real)
-    parallel(cpu.forward, geometry.units, geometry.threads, *given, array_of(out), *settings)
+    final = empty_states(y, len(p.states) if last else 0)
+    rows = geometry.tiled(scale, real), geometry.tiled(shift, real), geometry.parameters(learned, real)
+    around = start_of(p, real), _optional(states, real), array_of(final) if last else _optional(None, real)
+    code = code_of("fire", neuron, real, learned.shape[1] == 1)
+    given = array_of(y), *rows, *around, array_of(out), code, *geometry.sizes
+    parallel(cpu.forward, geometry.units, geometry.threads, *given)
     return out, final
 
 
 @fire.register_fake
 def _(
-    y: Tensor, scale: Any, shift: Any, learned: Any, v: Any, steps: int, pool: int, constants: Any, last: bool
+    y: Tensor, scale: Any, shift: Any, learned: Any, states: Any, steps: int, pool: int, neuron: str, last: bool
 ) -> tuple[Tensor, Tensor]:
     halve = 2 if pool else 1
-    return empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve), empty_potential(y, last)
+    number = len(program(neuron).states) if last else 0
+    return empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve), empty_states(y, number)
 
 
 @_operator()
@@ -120,17 +128,17 @@ def fire_backward(
     shift: Tensor,
     mean: Tensor,
     learned: Tensor,
-    v: Tensor | None,
+    states: Tensor | None,
     seed: Tensor,
     grad_out: Tensor,
     grad_last: Tensor | None,
     steps: int,
     pool: int,
-    constants: Sequence[float],
+    neuron: str,
     windows: int,
     first_window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dL/dX in the shape of y, with X = scale y + shift; dL/dV_{-1}; sums; the gradient of `learned`.
+    """dL/dX in the shape of y, with X = scale y + shift; of the first states; sums; the gradient of `learned`.
 
     The sums [2, T or 1, C] are, for each row of scale, those of dL/dX and of dL/dX (y - mean). Arguments as in `fire`,
     and `seed`, int64, which breaks ties within a window. If y is a band of rows of a feature map, `windows` is the
@@ -139,25 +147,28 @@ def fire_backward(
     from plif_lightning.kernels import cpu_backward  # deferred: imports numba
 
     layout.require_pool(pool)
-    c = Constants.from_numbers(constants)
+    p = program(neuron)
     y = channels_last(y)
     real = real_type(y)
-    geometry = Geometry(y, steps, pool, BACKWARD)
+    geometry = Geometry(y, steps, pool, len(p.states), BACKWARD)
     grad_y = empty_map(y, len(y), *y.shape[3:])
     if geometry.pooled and (y.shape[3] % 2 or y.shape[4] % 2):
         grad_y.zero_()  # an odd last row or column lies in no window
-    grad_v = empty_potential(y, v is not None)
-    slots = geometry.threads
-    sums = np.zeros((slots, 2, len(scale), geometry.run), np.float64 if real == torch.float64 else np.float32)
-    sums_learned = np.zeros((slots, len(learned), geometry.run), sums.dtype)
-    rows = (*(geometry.tiled(row, real) for row in (scale, shift, mean)), geometry.tiled_row(learned[K], real))
-    given = array_of(y), *rows, _optional(v, real), array_of(channels_last(grad_out.to(y.dtype)))
-    found = array_of(grad_y), _optional(None, real) if v is None else array_of(grad_v[None]), sums, sums_learned
-    settings = *geometry.settings(learned, c, real), seed_of(seed), windows, first_window
-    parallel(
-        cpu_backward.backward, geometry.units, geometry.threads, *given, _optional(grad_last, real), *found, *settings
+    grad_first = empty_states(y, 0 if states is None else len(p.states))
+    sums, sums_learned = sums_for(geometry, len(scale), learned, real)
+    rows = *(geometry.tiled(row, real) for row in (scale, shift, mean)), geometry.parameters(learned, real)
+    given = (
+        array_of(y),
+        *rows,
+        start_of(p, real),
+        _optional(states, real),
+        array_of(channels_last(grad_out.to(y.dtype))),
     )
-    return grad_y, grad_v, *sums_of_backward(geometry, sums, sums_learned, scale, shift, mean, learned, c)
+    found = array_of(grad_y), _optional(None, real) if states is None else array_of(grad_first), sums, sums_learned
+    code = codes_of_backward(neuron, pool, real, learned)
+    arguments = *given, _optional(grad_last, real), *found, *code, *geometry.sizes, seed_of(seed), windows, first_window
+    parallel(cpu_backward.backward, geometry.units, geometry.threads, *arguments)
+    return grad_y, grad_first, *sums_of_backward(geometry, sums, sums_learned, scale, learned)
 
 
 def seed_of(seed: Tensor) -> Any:
@@ -165,35 +176,37 @@ def seed_of(seed: Tensor) -> Any:
     return np.uint32(int(seed) & 0xFFFFFFFF)
 
 
+def codes_of_backward(neuron: str, pool: int, real: torch.dtype, learned: Tensor) -> tuple[int, int]:
+    """Addresses of a neuron's code for `cpu_backward.backward`: a step, and a step back."""
+    from plif_lightning.kernels.machine_code import code_of
+
+    share = {POOLS["none"]: "alone", POOLS["avg"]: "quarter"}.get(pool, "winner")
+    shared = learned.shape[1] == 1
+    return code_of("fire", neuron, real, shared), code_of("fire_back", neuron, real, shared, share)
+
+
+def sums_for(geometry: Geometry, kinds: int, learned: Tensor, real: torch.dtype) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Zeros for the sums of `cpu_backward.backward`, of each thread: for each row of scale, and of the parameters."""
+    slots, shared = geometry.threads, learned.shape[1] == 1
+    sums = np.zeros((slots, 2, kinds, geometry.run), np.float64 if real == torch.float64 else np.float32)
+    return sums, np.zeros((slots, len(learned), LANES if shared else geometry.width), np.float64)
+
+
 def sums_of_backward(
-    geometry: Geometry, sums: NDArray[Any], sums_learned: NDArray[Any], scale: Tensor, shift: Tensor, mean: Tensor,
-    learned: Tensor, constants: Constants,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Sums and the gradient of `learned` of `fire_backward`, from the partial sums of the compiled loops."""
-    grad_h, grad_h_y = geometry.summed(sums)
-    grad_learned = geometry.summed(sums_learned)
-    if constants.leak:
-        # dL/dk = dL/dH (X - (V - V_reset)), and X = scale (y - mean) + scale mean + shift
-        wide_scale, wide_mean = scale.double(), mean.double()
-        drive = (wide_scale * grad_h_y + (wide_scale * wide_mean + shift.double()) * grad_h).sum(0)
-        grad_learned[K] = drive - grad_learned[K]
-    totals = torch.stack([grad_h, grad_h_y]).mul(learned[K].double())
-    return totals.to(scale.dtype), _like(grad_learned, learned).to(scale.dtype)
-
-
-def _like(grad: Tensor, learned: Tensor) -> Tensor:
-    """Reduce gradients per channel [2, C] to the shape of `learned`, [2, 1 or C]."""
-    return grad if grad.shape == learned.shape else grad.sum(1, keepdim=True)
+    geometry: Geometry, sums: NDArray[Any], sums_learned: NDArray[Any], scale: Tensor, learned: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sums and the gradient of `learned` of `fire_backward`, from those of the compiled loops."""
+    return geometry.summed(sums).to(scale.dtype), geometry.summed_parameters(sums_learned, learned).to(scale.dtype)
 
 
 @fire_backward.register_fake
 def _(
-    y: Tensor, scale: Tensor, shift: Any, mean: Any, learned: Tensor, v: Tensor | None, seed: Any, grad_out: Any,
-    grad_last: Any, steps: int, pool: int, constants: Any, windows: int, first_window: int,
+    y: Tensor, scale: Tensor, shift: Any, mean: Any, learned: Tensor, states: Tensor | None, seed: Any, grad_out: Any,
+    grad_last: Any, steps: int, pool: int, neuron: str, windows: int, first_window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return (
         empty_map(y, y.shape[0], *y.shape[3:]),
-        empty_potential(y, v is not None),
+        empty_states(y, 0 if states is None else len(program(neuron).states)),
         y.new_empty(2, scale.shape[0], y.shape[2], dtype=real_type(y)),
         y.new_empty(learned.shape, dtype=real_type(y)),
     )

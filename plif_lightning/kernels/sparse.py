@@ -26,6 +26,7 @@ from plif_lightning.kernels.bits import (
     unpack,
     words_for,
 )
+from plif_lightning.kernels.dense import product
 from plif_lightning.kernels.layout import LANES, SUM, at_a_time, real_type, threads_for
 from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.parallel import parallel
@@ -278,7 +279,7 @@ def _linear_of_spikes(x: Tensor, weight: Tensor, value: float, sparse: str) -> t
     bits, spikes = pack(x)
     if choose(Op.of("linear", x, weight), spikes / max(1, x.numel()), sparse):
         return _linear_events(bits, weight).mul_(_as(value, x.dtype)).to(x.dtype), bits
-    return F.linear(x.detach(), weight.detach()), bits
+    return product(x.detach(), weight.detach().t()), bits
 
 
 @_linear_of_spikes.register_fake
@@ -305,7 +306,7 @@ def _linear_of_spikes_weight(bits: Tensor, grad: Tensor, inputs: int, value: flo
     grad = (grad.detach() * _as(value, grad.dtype)).contiguous()
     if choose(Op("linear_weight", grad.dtype, len(bits), inputs, grad.shape[1]), _density(bits, inputs), sparse):
         return _linear_weight_events(bits, grad, inputs)
-    return (grad.t() @ unpack(bits, inputs, grad.dtype)).to(real_type(grad))
+    return product(grad.t(), unpack(bits, inputs, grad.dtype)).to(real_type(grad))
 
 
 @_linear_of_spikes_weight.register_fake
@@ -327,7 +328,7 @@ class _LinearOfSpikes(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         bits, weight = ctx.saved_tensors
-        grad_x = grad @ weight.to(grad.dtype) if ctx.needs_input_grad[0] else None
+        grad_x = product(grad, weight.to(grad.dtype)) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_weight = torch.ops.plif.linear_of_spikes_weight(bits, grad, weight.shape[1], *ctx.settings)

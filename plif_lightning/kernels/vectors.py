@@ -1,4 +1,4 @@
-"""Loops that numba does not vectorise well, written in LLVM IR: sums of indexed rows, neurons, and bits.
+"""Loops that numba does not vectorise well, written in LLVM IR: sums of indexed rows, and bits.
 
 In a numba loop that adds rows selected by a list, the total is loaded and stored for each row, because the compiler
 does not keep an array in registers. Here the total is 64 columns in LLVM vectors, which map to the machine's own
@@ -130,40 +130,6 @@ def _add_row_16(typing, table, row, column, factor, out, to):
     return signature, code
 
 
-def _fire_16(typing, sums, at, scale, shift, of_step, k, v_threshold, column, v, place, v_reset, leak, soft):
-    """Run one step of 16 neurons; returns their spikes as bits. Same arithmetic and order as `cpu.forward`.
-
-    X = sums[at:] * scale[of_step:] + shift[of_step:]; V in v[place:] is updated in place; k and v_threshold are indexed
-    from `column`. All arrays are flat and float32; sums may be int32.
-    """
-    f, n = types.float32, types.intp
-    signature = types.uint64(sums, n, scale, shift, n, k, v_threshold, n, v, n, f, types.boolean, types.boolean)
-
-    def code(context, builder, signature, given):
-        names = ("sums", "at", "scale", "shift", "of_step", "k", "v_threshold", "column", "v", "place")
-        types_of = dict(zip(names, signature.args, strict=False))
-        sums, at, scale, shift, of_step, k, v_threshold, column, v, place, v_reset, leak, soft = given
-
-        def load(name, array, index):
-            return _load(builder, _data(context, builder, types_of[name], array), index, types_of[name].dtype)
-
-        total = load("sums", sums, at)
-        if types_of["sums"].dtype == types.int32:
-            total = builder.sitofp(total, _FLOATS)
-        x = builder.fadd(builder.fmul(total, load("scale", scale, of_step)), load("shift", shift, of_step))
-        before, threshold = load("v", v, place), load("v_threshold", v_threshold, column)
-        reset = _repeated(builder, v_reset)
-        leaking = builder.fmul(builder.fsub(x, builder.fsub(before, reset)), load("k", k, column))
-        h = builder.select(leak, builder.fadd(leaking, before), builder.fadd(before, x))
-        fired = builder.fcmp_ordered(">=", h, threshold)
-        after = builder.select(soft, builder.fsub(h, threshold), reset)
-        target = builder.gep(_data(context, builder, types_of["v"], v), [place])
-        builder.store(builder.select(fired, after, h), builder.bitcast(target, _FLOATS.as_pointer()), align=4)
-        return builder.zext(builder.bitcast(fired, _I16), _I64)
-
-    return signature, code
-
-
 def _repeated(builder: Any, value: Any) -> Any:
     """Broadcast a float32 to all lanes."""
     one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(_I32, 0))
@@ -266,7 +232,6 @@ def _number_of_bits(typing, word):
 
 # Any: the Python signatures have a typing context, which compiled callers do not pass.
 add_row_16: Any = intrinsic(_add_row_16)
-fire_16: Any = intrinsic(_fire_16)
 transpose_16: Any = intrinsic(_transpose_16)
 nonzero_16: Any = intrinsic(_nonzero_16)
 spread_16: Any = intrinsic(_spread_16)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plif_lightning.dynamics.equations import Dynamics
 from plif_lightning.dynamics.reference import autocast_in_force
 from plif_lightning.kernels import (
     Backend,
@@ -158,7 +159,6 @@ def _recompute(call: Call) -> Tensor:
         sparse=sparse,
         pool=block.pool_name or "none",
         seed=block.seed(),
-        firing=block.neuron.firing,
     )
 
 
@@ -189,7 +189,6 @@ def _one_pass(call: Call) -> Tensor:
         binary=True,
         sparse=block.backend.sparse,
         pool=block.pool_name or "none",
-        firing=block.neuron.firing,
     )
 
 
@@ -197,12 +196,12 @@ def _fuse(call: Call) -> Tensor:
     block = call.block
     y = convolve(call, with_bias=False).unflatten(0, call.x.shape[:2])
     statistics = block.statistics(lambda: moments(y), y, call.steps, y.shape[2])
-    affine, firing = block.normalisation(statistics), block.neuron.firing
+    affine = block.normalisation(statistics)
     if (state := carried()) is not None:
         spikes = state.through(
             block.neuron,
-            lambda v: norm_fire(
-                y, *affine, v, firing=firing,
+            lambda states: norm_fire(
+                y, *affine, states,
                 batch_statistics=statistics.of_batch, synchronise=statistics.of_all_processes,
             ),
         )  # fmt: skip
@@ -215,7 +214,6 @@ def _fuse(call: Call) -> Tensor:
         time_steps=call.steps,
         pool=block.pool_name or "none",
         seed=block.seed(),
-        firing=firing,
     )
 
 
@@ -378,15 +376,15 @@ class ConvBlock(nn.Module):
             return Statistics(torch.zeros_like(one), one, False, False)
         return self.norm.statistics_for(batch, x.shape[1] * x.shape[3] * x.shape[4], steps)
 
-    def normalisation(self, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """BN's weight and bias, mean, 1 / standard deviation, and 1/tau, as the kernels take them."""
+    def normalisation(self, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor, Dynamics]:
+        """BN's weight and bias, mean, 1 / standard deviation, and the neurons, as the kernels take them."""
         if self.norm is not None:
-            return self.norm.bn.weight, self.norm.bn.bias, statistics.mean, statistics.invstd, self.neuron.k
+            return self.norm.bn.weight, self.norm.bn.bias, statistics.mean, statistics.invstd, self.neuron.dynamics
         weight = statistics.invstd[0]
         bias = self.conv.bias
         if bias is None or self.refuses_conv is not None:  # a convolution called as a module adds its own bias
             bias = torch.zeros_like(weight)
-        return weight, bias, statistics.mean, statistics.invstd, self.neuron.k
+        return weight, bias, statistics.mean, statistics.invstd, self.neuron.dynamics
 
     def seed(self) -> Tensor | None:
         """Seed of the tie-breaking in max-pooling; None if the pool draws nothing."""

@@ -7,6 +7,7 @@ from torch.nn.modules.utils import _pair
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import Pool
 from plif_lightning.network.pooling import SpikeMaxPool2d
+from plif_lightning.neurons.carry import carried
 
 
 class TimeDropout(nn.Module):
@@ -24,8 +25,16 @@ class TimeDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
+        state = carried()
+        if state is None or state.masks is None:
+            return x * self._mask(x)
+        if self not in state.masks:
+            state.masks[self] = self._mask(x)
+        return x * state.masks[self]
+
+    def _mask(self, x: Tensor) -> Tensor:
         keep = 1 - self.p
-        return x * torch.empty_like(x[0]).bernoulli_(keep).div_(keep)
+        return torch.empty_like(x[0]).bernoulli_(keep).div_(keep)
 
     @property
     def scale(self) -> float:

@@ -22,9 +22,11 @@ from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.network.norm import NormHeld, NormStatistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
 from plif_lightning.network.structure import Structure
-from plif_lightning.neurons import Neuron, NeuronName, make_neuron
+from plif_lightning.neurons import Neuron, make_neuron
+from plif_lightning.neurons import NeuronName as NeuronName
+from plif_lightning.neurons import as_plain as as_plain
 from plif_lightning.neurons.carry import carried
-from plif_lightning.neurons.modules import NeuronKeywords
+from plif_lightning.neurons.making import NeuronKeywords
 from plif_lightning.runtime.memory import memory_limit
 
 
@@ -84,7 +86,8 @@ class SpikingNetwork(nn.Module):
         fc_features: output features of every FC layer but the last, which has M * num_classes.
         votes_per_class: M, output neurons per class.
         dropout: drop probability before every FC layer, or one value per FC layer.
-        neuron: plif (learned tau), lif (fixed tau) or if (no leak).
+        neuron: plif (learned tau), lif (fixed tau), if (no leak), clif, alif, qif, eif, klif, synaptic or glif; or a
+            subclass of `Neuron`, its import path, or a layer like those of the network.
         pooling: max or avg.
         pool_ties: which of several firing neurons in a max-pool window gets the gradient: random (the paper) or first.
         norm_statistics: BN statistics per_step (the paper), or of all_steps together.
@@ -115,7 +118,7 @@ class SpikingNetwork(nn.Module):
         fc_features: int = 2048,
         votes_per_class: int = 10,
         dropout: float | list[float] = 0.5,
-        neuron: NeuronName = "plif",
+        neuron: NeuronName | Neuron = "plif",
         pooling: Pooling = "max",
         pool_ties: PoolTies = "random",
         norm_statistics: NormStatistics = "per_step",
@@ -287,7 +290,7 @@ class NetworkKeywords(NeuronKeywords, total=False):
     fc_features: int
     votes_per_class: int
     dropout: float | list[float]
-    neuron: NeuronName
+    neuron: NeuronName | Neuron
     pooling: Pooling
     pool_ties: PoolTies
     norm_statistics: NormStatistics

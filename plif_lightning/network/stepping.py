@@ -13,21 +13,23 @@ from plif_lightning.network.layers import TimeDropout
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.tracing import plain, run_network
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import carrying
+from plif_lightning.neurons.carry import LayerState as LayerState
+from plif_lightning.neurons.carry import carrying as carrying
+from plif_lightning.neurons.carry import detached as detached
 
-State = dict[str, Tensor]
+State = dict[str, LayerState]
 
 
 def foreign_state(state: Iterable[str], neurons: Iterable[str]) -> UserError:
-    """The error for a state that holds the potentials of other neurons than the network's, by their names."""
+    """The error for a state of other neurons than the network's, by their names."""
     return UserError(
-        f"state must hold the potentials of {', '.join(neurons)}, as returned by the previous step, "
+        f"state must hold the states of {', '.join(neurons)}, as returned by the previous step, "
         f"got {', '.join(state) or 'nothing'}."
     )
 
 
-def step(net: nn.Module, frame: Tensor, state: Mapping[str, Tensor] | None = None) -> tuple[Tensor, State]:
-    """Run one time-step: the output of `frame`, and the potentials to pass to the next step.
+def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None = None) -> tuple[Tensor, State]:
+    """Run one time-step: the output of `frame`, and the state to pass to the next step.
 
     Neurons are stateless: the caller holds the state, and may detach it, store it, or continue from an older one.
     Gradients flow through it.
@@ -36,10 +38,11 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, Tensor] | None = Non
         net: a `SpikingNetwork`, a `SpikingClassifier`, an argument of `over_time`, or a module with a forward over
             [T, N, *], which is called with one step [1, N, *].
         frame: x of one step [N, *].
-        state: potentials returned by the previous step; None for the first one.
+        state: returned by the previous step; None for the first one.
 
     Returns:
-        The output [N, *], and the potential [N, *] of each neuron by its name in `net`, in float32 at least.
+        The output [N, *], and the state of each layer of neurons by its name in `net`: its potential [N, *], in float32
+        at least; of neurons with several states a tuple of them.
 
     Neurons are bit-identical to a run over the whole sequence. Other layers are too if PyTorch's result for a sample
     does not depend on the batch size; otherwise a potential may differ by rounding (README of the kernels).
@@ -64,12 +67,12 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, Tensor] | None = Non
     with _not_compiled(net), carrying(before) as carried:
         y = run_network(net, frame[None])
     if missing := [name for name, neuron in neurons.items() if neuron not in carried.after]:
-        raise UserError(f"the network did not call {', '.join(missing)}, so the next step has no potential of it.")
+        raise UserError(f"the network did not call {', '.join(missing)}, so the next step has no state of it.")
     return y[0], {name: carried.after[neuron] for name, neuron in neurons.items()}
 
 
-def _by_neuron(neurons: Mapping[str, Neuron], state: Mapping[str, Tensor] | None) -> dict[nn.Module, Tensor]:
-    """Potentials of a state by neuron; refuses a state of other neurons."""
+def _by_neuron(neurons: Mapping[str, Neuron], state: Mapping[str, LayerState] | None) -> dict[nn.Module, LayerState]:
+    """A network's state by neuron; refuses one of other neurons."""
     if state is None:
         return {}
     if state.keys() != neurons.keys():
@@ -94,6 +97,6 @@ def _require_single_steps(net: nn.Module) -> None:
 
 
 def _not_compiled(net: nn.Module) -> AbstractContextManager[Any]:
-    """Run compiled modules eagerly: a compiled module cannot be passed potentials."""
+    """Run compiled modules eagerly: a compiled module cannot be passed states."""
     compiled = any(part._compiled_call_impl is not None or "_orig_mod" in part._modules for part in net.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

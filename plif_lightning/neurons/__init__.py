@@ -1,5 +1,26 @@
 """Spiking neurons as modules."""
 
-from plif_lightning.neurons.modules import IF, LIF, PLIF, Neuron, NeuronName, TauPer, make_neuron
+from plif_lightning.neurons.making import NeuronName, as_plain, make_neuron
+from plif_lightning.neurons.modules import IF, LIF, PLIF, Neuron, TauPer
+from plif_lightning.neurons.parameters import fixed, learned
+from plif_lightning.neurons.published import ALIF, CLIF, EIF, GLIF, KLIF, QIF, Synaptic
 
-__all__ = ["IF", "LIF", "PLIF", "Neuron", "NeuronName", "TauPer", "make_neuron"]
+__all__ = [
+    "ALIF",
+    "CLIF",
+    "EIF",
+    "GLIF",
+    "IF",
+    "KLIF",
+    "LIF",
+    "PLIF",
+    "QIF",
+    "Neuron",
+    "NeuronName",
+    "Synaptic",
+    "TauPer",
+    "as_plain",
+    "fixed",
+    "learned",
+    "make_neuron",
+]

@@ -1,4 +1,4 @@
-"""Membrane potentials passed in and out of a single time-step; neurons themselves keep no state."""
+"""States passed in and out of a single time-step; neurons themselves keep none."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,36 +9,62 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 
+# The state of a layer [N, *], its potential; a tuple of them for neurons with several.
+LayerState = Tensor | tuple[Tensor, ...]
+
+
+def unpacked(state: LayerState) -> tuple[Tensor, ...]:
+    """The states of a layer as a tuple."""
+    return (state,) if isinstance(state, Tensor) else tuple(state)
+
+
+def packed(states: tuple[Tensor, ...]) -> LayerState:
+    """Inverse of `unpacked`."""
+    return states[0] if len(states) == 1 else states
+
+
+def detached(state: LayerState) -> LayerState:
+    """The same states without gradient."""
+    return packed(tuple(one.detach() for one in unpacked(state)))
+
 
 class Carried:
-    """Membrane potentials before and after one time-step.
+    """States before and after one time-step.
 
     Args:
-        before: potential of each neuron [N, *] before the step; neurons without an entry start at V_reset.
+        before: state of each layer of neurons before the step; layers without an entry start at V_reset.
+        masks: of dropout, which is the same at all steps, by layer; the first step adds them. None if no layer may draw
+            one.
 
     Attributes:
-        after: potential of each neuron that was called, after the step.
+        after: state of each layer that was called, after the step.
     """
 
-    def __init__(self, before: Mapping[nn.Module, Tensor]) -> None:
-        self.before = before
-        self.after: dict[nn.Module, Tensor] = {}
+    def __init__(self, before: Mapping[nn.Module, LayerState], masks: dict[nn.Module, Tensor] | None = None) -> None:
+        self.before, self.masks = before, masks
+        self.after: dict[nn.Module, LayerState] = {}
 
-    def through(self, neuron: nn.Module, run: Callable[[Tensor | None], tuple[Tensor, Tensor]]) -> Tensor:
-        """Spikes of the neuron; its new potential is stored in `after`.
+    def through(
+        self,
+        neuron: nn.Module,
+        run: Callable[[tuple[Tensor, ...] | None], tuple[Tensor, tuple[Tensor, ...]]],
+    ) -> Tensor:
+        """Spikes of the neurons; their new state is stored in `after`.
 
         Args:
             neuron: the layer of neurons.
-            run: maps its potential (None: V_reset) to its spikes and its next potential.
+            run: maps its states (None: the first ones) to its spikes and its next states.
 
         Raises:
             UserError: the neuron was already called in this step.
         """
         if neuron in self.after:
             raise UserError(
-                "a neuron is used twice in the network, so it has two potentials after a step: give each layer its own."
+                "a neuron is used twice in the network, so it has two states after a step: give each layer its own."
             )
-        spikes, self.after[neuron] = run(self.before.get(neuron))
+        before = self.before.get(neuron)
+        spikes, after = run(None if before is None else unpacked(before))
+        self.after[neuron] = packed(after)
         return spikes
 
 
@@ -46,15 +72,15 @@ _carried: ContextVar[Carried | None] = ContextVar("carried", default=None)
 
 
 def carried() -> Carried | None:
-    """Potentials of the time-step that is running; None if a whole sequence is running."""
+    """States of the time-step that is running; None if a whole sequence is running."""
     # Dynamo does not support context variables; `step` runs modules uncompiled. (torch.export does run them.)
     return None if torch.compiler.is_dynamo_compiling() else _carried.get()
 
 
 @contextmanager
-def carrying(before: Mapping[nn.Module, Tensor]) -> Iterator[Carried]:
-    """Run neurons from the potentials `before` while the context lasts; yields the `Carried` with their new ones."""
-    token = _carried.set(Carried(before))
+def carrying(before: Mapping[nn.Module, LayerState], masks: dict[nn.Module, Tensor] | None = None) -> Iterator[Carried]:
+    """Run neurons from the states `before` while the context lasts; yields the `Carried` with their new ones."""
+    token = _carried.set(Carried(before, masks))
     try:
         yield _carried.get()  # type: ignore[misc]
     finally:

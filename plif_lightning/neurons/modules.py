@@ -2,57 +2,121 @@
 
 import inspect
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Literal, get_args
+from functools import partial
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from plif_lightning.dynamics import Firing
+from plif_lightning.dynamics import Equations, Firing
+from plif_lightning.dynamics.equations import Dynamics, program_of
 from plif_lightning.dynamics.firing import FiringKeywords, Keywords
+from plif_lightning.dynamics.leaky import LEAKY, PERFECT
 from plif_lightning.dynamics.reference import Trace, trace
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.kernels import Backend
-from plif_lightning.neurons.carry import carried
+from plif_lightning.neurons.carry import LayerState, carried, packed, unpacked
+from plif_lightning.neurons.parameters import Parameter
 
-NeuronName = Literal["plif", "lif", "if"]
 TauPer = Literal["layer", "channel"]
 
 
 class Neuron(nn.Module):
-    """Base class of a layer of spiking neurons without hidden state.
+    """A layer of spiking neurons without hidden state; the base class of every neuron.
+
+    A subclass is its equations: plain functions in its body, without `self`, whose arguments name the values that they
+    need (see `Equations`), and its parameters, declared with `learned` and `fixed`. Everything else follows: kernels,
+    gradients, single time-steps, exports, its arguments on the command line.
+
+    >>> class Adaptive(Neuron):
+    ...     state = ("v", "w")
+    ...     k = learned(0.5, "unit")
+    ...     rho = fixed(0.9, "unit")
+    ...     def charge(v, w, x, k):
+    ...         return v + k * (x - w - v)
+    ...     def after(reset, w, s, rho):
+    ...         return reset, rho * w + (1 - rho) * s
+    >>> neuron = Adaptive(rho=0.95, v_threshold=0.5)
+    >>> neuron(torch.ones([8, 1, 1])).flatten().tolist()
+    [1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]
 
     Args:
-        tau_per: share learned values per `layer` (the paper) or per `channel` (dimension 2 of the input).
+        tau_per: share parameters per `layer` (the paper) or have one per `channel` (dimension 2 of the input).
         channels: number of channels, for `tau_per="channel"`.
         learn_threshold: learn V_th too, initialised with v_threshold.
-        firing: constants of firing and reset, by name: see `Firing`.
+        learn: names of the parameters that are learned; None for those that are declared so.
+        settings: values of declared parameters, and constants of firing and reset, by name: see `Firing`.
 
     With `learn_threshold` the parameter is `b`: V_th = V_0 + (v_threshold - V_0) exp(b), b_0 = 0, where
     V_0 = max(V_reset, 0). V_th therefore stays positive and above V_reset for any b.
 
     Attributes:
+        state: names of the states; one named v starts at V_reset, any other at zero.
+        equations: the neuron's equations.
+        declared: its parameters, by name.
+        given: the arguments that it was made with.
         backend: the form that runs: the fastest on the device of x, unless set by `use_backend`.
+
+    Raises:
+        UserError: an argument is unknown or out of range; or an equation cannot be compiled, with its line.
     """
+
+    state: ClassVar[tuple[str, ...]] = ("v",)
+    equations: ClassVar[Equations]
+    declared: ClassVar[dict[str, Parameter]] = {}
+    given: dict[str, Any]
+    _made_of: dict[str, Parameter]
+
+    def __new__(cls, *arguments: Any, **named: Any) -> "Neuron":
+        made = super().__new__(cls)
+        # Arguments by name, from which layers like this one are made; copies and pickles bring their own.
+        names = list(inspect.signature(cls.__init__).parameters)[1:]
+        made.__dict__["given"] = dict(zip(names, arguments, strict=False)) | named
+        return made
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        own = vars(cls)
+        # Equations have no self: neither called on an instance nor on the class do they get one.
+        for name in _EQUATIONS:
+            if inspect.isfunction(own.get(name)):
+                setattr(cls, name, staticmethod(own[name]))
+        cls.declared = {
+            **cls.declared, **{name: value for name, value in own.items() if isinstance(value, Parameter)}
+        }  # fmt: skip
+        if any(name in own for name in (*_EQUATIONS, "state")):
+            state = (cls.state,) if isinstance(cls.state, str) else tuple(cls.state)
+            functions: Any = {name: getattr(cls, name, None) for name in _EQUATIONS}
+            cls.equations = Equations(state, **functions)
+        if "__init__" not in own and cls.declared:
+            cls.__init__ = _constructor(cls.declared)  # type: ignore[method-assign]
 
     def __init__(
         self,
         tau_per: TauPer = "layer",
         channels: int | None = None,
         learn_threshold: bool = False,
-        **firing: Keywords[FiringKeywords],
+        learn: list[str] | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__()
+        if not hasattr(type(self), "equations"):
+            raise UserError(f"{type(self).__name__} has no equations: define charge(v, x, ...) in its class.")
         if tau_per not in get_args(TauPer):
             raise UserError(f"tau_per must be one of {', '.join(get_args(TauPer))}, got {tau_per!r}.")
         if tau_per == "channel" and channels is None:
             raise UserError("tau_per='channel' needs the number of channels: pass channels=C.")
-        if isinstance(firing.get("v_threshold"), Tensor):
+        if isinstance(settings.get("v_threshold"), Tensor):
             raise UserError("v_threshold of a neuron must be a number, got a tensor: pass learn_threshold=True.")
-        known = [*inspect.signature(type(self).__init__).parameters, *Firing.__dataclass_fields__]
-        require_known_arguments(type(self).__name__, firing, [name for name in known if name not in ("self", "firing")])
-        self._shape = [channels] if tau_per == "channel" and channels is not None else []
-        self.constants = Firing(**firing)
+        known = [*inspect.signature(type(self).__init__).parameters, *self.declared, *Firing.__dataclass_fields__]
+        hidden = ("self", "firing", "settings")
+        require_known_arguments(type(self).__name__, settings, [name for name in known if name not in hidden])
+        # One value per layer is a vector too: FSDP refuses scalar parameters.
+        self._shape = [channels] if tau_per == "channel" and channels is not None else [1]
+        self.constants = Firing(**{name: settings.pop(name) for name in list(settings) if name not in self.declared})
+        self._declare(settings, learn)
         self.b = nn.Parameter(torch.zeros(self._shape)) if learn_threshold else None
         self._lowest = max(self.constants.v_reset, 0.0)
         if learn_threshold and not self._lowest < self.constants.v_threshold < math.inf:
@@ -60,6 +124,34 @@ class Neuron(nn.Module):
                 f"v_threshold must be above zero and v_reset to be learned, got {self.constants.v_threshold}."
             )
         self.backend = Backend("auto")
+        if missing := [name for name in self.equations.parameters if not hasattr(type(self), name)]:
+            raise UserError(
+                f"the equations of {type(self).__name__} use {', '.join(missing)}: declare it in the class, as "
+                f"`{missing[0]} = learned(0.5)` or `fixed(0.5)`. They have x, h, s, reset, v_threshold, v_reset and "
+                f"the states ({', '.join(self.equations.state)})."
+            )
+        self._keyed = self.constants, program_of(self.equations, self.firing).key
+
+    def _declare(self, values: Mapping[str, Any], learn: Sequence[str] | None) -> None:
+        """Store the declared parameters: learned ones as parameters, others as buffers."""
+        if unknown := [name for name in learn or () if name not in self.declared]:
+            has = ", ".join(self.declared) or "none"
+            raise UserError(f"learn must name parameters of {type(self).__name__} ({has}), got {', '.join(unknown)}.")
+        self._made_of = {name: one.at(values.get(name, one.initial)) for name, one in self.declared.items()}
+        for name, one in self._made_of.items():
+            if one.is_learned if learn is None else name in learn:
+                self.register_parameter(f"{name}_raw", nn.Parameter(one.raw(self._shape)))
+            else:
+                self.register_buffer(f"{name}_value", torch.full(self._shape, one.initial))
+
+    def value_of(self, name: str) -> Tensor:
+        """The current value of a declared parameter, a scalar or [channels]."""
+        constant: Tensor | None = self._buffers.get(f"{name}_value")
+        return self._shown(self._made_of[name].value(getattr(self, f"{name}_raw")) if constant is None else constant)
+
+    def _shown(self, value: Tensor) -> Tensor:
+        """A value of all channels as a scalar."""
+        return value.reshape(()) if self._shape == [1] else value
 
     @property
     def firing(self) -> Firing:
@@ -67,30 +159,35 @@ class Neuron(nn.Module):
         if self.b is None:
             return self.constants
         v_threshold = self._lowest + (self.constants.v_threshold - self._lowest) * torch.exp(self.b)
-        return replace(self.constants, v_threshold=v_threshold)
+        return replace(self.constants, v_threshold=self._shown(v_threshold))
 
     @property
-    def k(self) -> Tensor | None:
-        """1/tau, the leak of the equations: a scalar or [C]; None without leak."""
-        raise NotImplementedError
+    def dynamics(self) -> Dynamics:
+        """Equations, current parameters and constants, as functions over time take them."""
+        constants, key = self._keyed
+        if constants is not self.constants:  # somebody set others
+            key = program_of(self.equations, self.firing).key
+            self._keyed = self.constants, key
+        parameters = {name: getattr(self, name) for name in self.equations.parameters}
+        return Dynamics(self.equations, parameters, self.firing, key)
 
-    @property
-    def tau(self) -> Tensor:
-        """Membrane time constant in time-steps: a scalar or [C], detached."""
-        k = self.k
-        return torch.tensor(math.inf) if k is None else 1 / k.detach()
+    def run(self, x: Tensor, v: LayerState | None = None, time_steps: int | None = None) -> tuple[Tensor, LayerState]:
+        """Spikes [T, N, *] and the last state: `dynamics.run` with this layer's equations.
 
-    def run(self, x: Tensor, v: Tensor | None = None, time_steps: int | None = None) -> tuple[Tensor, Tensor]:
-        """Spikes [T, N, *] and the last potential [N, *]: `integrate_and_fire` with this layer's constants.
+        Args:
+            x: [T, N, features, ...], or [1, N, ...] with `time_steps`.
+            v: state before the first step, [N, ...]; a tuple for several states; None for V_reset and zeros.
+            time_steps: T, for an input that is held.
 
         Raises:
             UserError: x has fewer than three dimensions, such as a batch [N, features] without time.
         """
         self._require_time(x)
-        return self.backend.integrate_and_fire(x, self.k, v, firing=self.firing, time_steps=time_steps)
+        spikes, states = self.backend.run(x, self.dynamics, None if v is None else unpacked(v), time_steps)
+        return spikes, packed(states)
 
-    def trace(self, x: Tensor, v: Tensor | None = None, time_steps: int | None = None) -> Trace:
-        """Spikes and potentials of every step, [T, N, *] each, from the reference; arguments as `run`.
+    def trace(self, x: Tensor, v: LayerState | None = None, time_steps: int | None = None) -> Trace:
+        """Spikes and states of every step, [T, N, *] each, from the reference; arguments as `run`.
 
         Raises:
             UserError: x as for `run`; or a subclass overrides `run` but not `trace`.
@@ -98,7 +195,7 @@ class Neuron(nn.Module):
         if type(self).trace is Neuron.trace and type(self).run is not Neuron.run:
             raise UserError(f"{type(self).__name__} overrides run: override trace too.")
         self._require_time(x)
-        return trace(x, self.k, v, firing=self.firing, time_steps=time_steps)
+        return trace(x, self.dynamics, None if v is None else unpacked(v), time_steps)
 
     @staticmethod
     def _require_time(x: Tensor) -> None:
@@ -111,26 +208,77 @@ class Neuron(nn.Module):
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """Spikes [T, N, *] for x [T, N, *], or [1, N, *] held for `time_steps`; starts at V_reset.
 
-        In a `step` it starts from the potential of the previous step.
+        In a `step` it starts from the state of the previous step.
         """
         if (state := carried()) is not None:
-            return state.through(self, lambda v: self.run(x, v))
+            return state.through(self, partial(self._run_step, x))
         return self.run(x, time_steps=time_steps)[0]
 
+    def _run_step(self, x: Tensor, states: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        spikes, after = self.run(x, None if states is None else packed(states))
+        return spikes, unpacked(after)
+
     def learned(self) -> dict[str, Tensor]:
-        """Values to log in training, detached, by curve name: tau, and V_th if it is learned."""
-        found = {} if self.k is None else {"tau": self.tau}
-        v_threshold = self.firing.v_threshold
-        return found | ({"v_threshold": v_threshold.detach()} if isinstance(v_threshold, Tensor) else {})
+        """Values to log in training, detached, by curve name: parameters of the equations, and V_th if it is learned.
+
+        One for all channels is a scalar.
+        """
+        found = {name: self.value_of(name).detach() for name in self.declared}
+        if self.b is not None:
+            found["v_threshold"] = torch.as_tensor(self.firing.v_threshold).detach()
+        return found
 
     def extra_repr(self) -> str:
-        learned = "" if self.b is None else "learn_threshold=True, "
-        return learned + ", ".join(f"{name}={value!r}" for name, value in asdict(self.constants).items())
+        values = {name: self.value_of(name) for name in self.declared}
+        found = [
+            f"{name}=[{value.numel()} channels]" if value.numel() != 1
+            else f"{name} on meta" if value.is_meta
+            else f"{name}={value.item():.4g}"
+            for name, value in values.items()
+        ]  # fmt: skip
+        found += [] if self.b is None else ["learn_threshold=True"]
+        return ", ".join([*found, *(f"{name}={value!r}" for name, value in asdict(self.constants).items())])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        # Checkpoints of older versions hold scalars.
+        for name in (*self._parameters, *self._buffers):
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and value.dim() == 0:
+                state_dict[prefix + name] = value.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._keyed = self.constants, program_of(self.equations, self.firing).key  # perhaps in another process
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise UserError(
+            "spiking neurons cannot be scripted by torch.jit.script, which PyTorch has deprecated: use torch.compile, "
+            "torch.export, or `python main.py export`."
+        )
+
+
+_EQUATIONS = ("charge", "after", "threshold")
+
+
+def _constructor(declared: Mapping[str, Parameter]) -> Callable[..., None]:
+    """A constructor that takes the declared parameters by name, for help and command line; see `Neuron`."""
+
+    def __init__(self: Neuron, **settings: Any) -> None:  # noqa: N807
+        Neuron.__init__(self, **settings)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    arguments = [inspect.Parameter(n, kind, default=one.initial, annotation=float) for n, one in declared.items()]
+    learn = inspect.Parameter("learn", kind, default=None, annotation=list[str] | None)
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    __init__.__signature__ = inspect.Signature([own, *arguments, learn])  # type: ignore[attr-defined]
+    return __init__
 
 
 class _Leaky(Neuron):
     """A neuron with the leak k = sigmoid(a) = 1/tau."""
 
+    equations = LEAKY
     a: Tensor
 
     def __init__(
@@ -151,11 +299,20 @@ class _Leaky(Neuron):
 
     @property
     def k(self) -> Tensor:
-        return torch.sigmoid(self.a)
+        """1/tau, a scalar or [channels]."""
+        return self._shown(torch.sigmoid(self.a))
+
+    @property
+    def tau(self) -> Tensor:
+        """Membrane time constant in time-steps, a scalar or [channels], detached."""
+        return 1 / self.k.detach()
+
+    def learned(self) -> dict[str, Tensor]:
+        return {"tau": self.tau, **super().learned()}
 
     def extra_repr(self) -> str:
         tau = f"tau=[{self.a.numel()} channels]"
-        if self.a.dim() == 0:
+        if self.a.numel() == 1:
             tau = "tau on meta" if self.a.is_meta else f"tau={self.tau.item():.4g}"
         return f"{tau}, {super().extra_repr()}"
 
@@ -199,43 +356,10 @@ class IF(Neuron):
     The input is not divided by tau: in the paper's limit W_fc / tau converges (Sec. 4.3).
     """
 
+    equations = PERFECT
+    k = None
+
     @property
-    def k(self) -> None:
-        return None
-
-
-class NeuronKeywords(FiringKeywords, total=False):
-    """Arguments of `make_neuron` for type checkers, where a constructor passes them on."""
-
-    init_tau: float
-    tau_per: TauPer
-    learn_threshold: bool
-
-
-def make_neuron(
-    neuron: NeuronName,
-    channels: int,
-    init_tau: float = 2.0,
-    tau_per: TauPer = "layer",
-    learn_threshold: bool = False,
-    **firing: Keywords[FiringKeywords],
-) -> Neuron:
-    """A layer of neurons of the given kind for inputs [T, N, channels, *].
-
-    Args:
-        neuron: plif (learned tau), lif (fixed tau) or if (no leak).
-        channels: channels of the input.
-        init_tau: tau_0 > 1 of plif, tau of lif, in time-steps.
-        tau_per: one time constant (and threshold, if learned) per layer (the paper) or per channel.
-        learn_threshold: learn V_th too, initialised with v_threshold; it stays positive.
-        firing: see `Firing`.
-
-    Raises:
-        UserError: an argument lies outside its range.
-    """
-    if neuron == "if":
-        return IF(tau_per, channels, learn_threshold, **firing)
-    leaky = {"plif": PLIF, "lif": LIF}
-    if neuron not in leaky:
-        raise UserError(f"neuron must be one of {', '.join(get_args(NeuronName))}, got {neuron!r}.")
-    return leaky[neuron](init_tau, tau_per, channels, learn_threshold, **firing)
+    def tau(self) -> Tensor:
+        """Infinity, the time constant of a potential that does not leak."""
+        return torch.tensor(math.inf)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, get_args
@@ -20,10 +21,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from plif_lightning.data.batch import as_batch, merged, time_first
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.network import ARGUMENTS, DEFAULTS, Keywords, NetworkKeywords
+from plif_lightning.network.network import ARGUMENTS, DEFAULTS, Keywords, NetworkKeywords, as_plain
 from plif_lightning.network.parts import Parts, parts_of, require_parts
 from plif_lightning.training.finite import FiniteGuard
 from plif_lightning.training.losses import LOSSES, LossName
+from plif_lightning.training.online import separable, step_by_step
 from plif_lightning.training.schedules import OneCycle
 from plif_lightning.training.seeds import StepSeeds
 
@@ -82,7 +84,11 @@ class SpikingClassifier(L.LightningModule):
     ) -> None:
         super().__init__()
         # Plain values only, so that checkpoints load with weights_only=True.
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Attribute 'neuron' is an instance")  # described in the next lines
+            self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
+        if "neuron" in self.hparams:
+            self.hparams["neuron"] = as_plain(self.hparams["neuron"])
         if loss not in LOSSES:
             raise UserError(f"loss must be one of {', '.join(get_args(LossName))}, got {loss!r}.")
         if not 0 <= label_smoothing < 1:
@@ -142,9 +148,16 @@ class SpikingClassifier(L.LightningModule):
         with for_time_steps(steps):
             if x.dim() == 5 and self.early_time_steps:
                 x = merged(x, steps, *self.early_time_steps)
-            votes = self.network(x)
-        label = batch.label if batch.target is None else batch.target
-        loss = self.loss(votes, label, self.label_smoothing)
+            label = batch.label if batch.target is None else batch.target
+
+            def loss_of(votes: Tensor) -> Tensor:
+                return self.loss(votes, label, self.label_smoothing)
+
+            if separable(self.network, self.hparams["loss"]):
+                loss, votes = step_by_step(self.network, x, steps, loss_of)
+            else:
+                votes = self.network(x)
+                loss = loss_of(votes)
         n = len(batch.label)
         self.train_loss.update(loss.detach(), n)
         self.train_accuracy.update(votes.detach().mean(0), batch.label)

@@ -78,7 +78,7 @@ def peer(net: SpikingNetwork, step_mode: str) -> nn.Sequential:
     made = nn.Sequential(*layers)
     with torch.no_grad():
         for theirs, ours in zip(made.parameters(), net.parameters(), strict=True):
-            theirs.copy_(ours)
+            theirs.copy_(ours.reshape(theirs.shape))  # SpikingJelly has scalars
     return made
 
 

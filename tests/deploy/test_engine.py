@@ -174,7 +174,7 @@ def test_a_step_from_a_foreign_state_is_refused(net):
     made = deployed(net, "events")
     x = frames(net)
     _, state = made.step(x[0])
-    with pytest.raises(UserError, match="state must hold the potentials"):
+    with pytest.raises(UserError, match="state must hold the states"):
         made.step(x[1], {name: v for name, v in state.items() if "fc2" not in name})
     # The kernels would read past the end of a tensor that is too short.
     for foreign in ({name: v.double() for name, v in state.items()}, {name: v[:2] for name, v in state.items()}):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from plif_lightning.dynamics import Firing, SurrogateName, integrate_and_fire
+from plif_lightning.dynamics.leaky import leaky
 from plif_lightning.dynamics.reference import trace
 from plif_lightning.errors import UserError
 from plif_lightning.network import use_backend
@@ -237,7 +238,7 @@ def test_a_trace_holds_what_the_neuron_went_through(per, held):
     threshold = torch.linspace(0.8, 1.2, 3)[: None if shape else 1].reshape(shape)
     firing = Firing(v_threshold=threshold, v_reset=-0.2)
     x, v = torch.randn(1 if held else 6, 2, 3, 4) + 0.8, torch.rand(2, 3, 4)
-    found = trace(x, k, v, firing=firing, time_steps=6)
+    found = trace(x, leaky(k, firing), (v,), 6)
     spikes, last = integrate_and_fire(x, k, v, firing=firing, time_steps=6)
     assert torch.equal(found[0], spikes)
     assert torch.equal(found[2][-1], last)

@@ -1,6 +1,6 @@
 """The examples do what they say."""
 
-from tests.examples import own_network, own_recordings
+from tests.examples import own_network, own_neuron, own_recordings
 
 
 def test_own_network(capsys):
@@ -13,3 +13,8 @@ def test_own_network(capsys):
 def test_own_recordings(capsys):
     assert own_recordings.main() > 0.9
     assert "t = 9: right" in capsys.readouterr().out
+
+
+def test_own_neuron(capsys):
+    assert own_neuron.main() > 0.8
+    assert "m after the last step: (2, 100)" in capsys.readouterr().out

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plif_lightning.dynamics.firing import Firing
+from plif_lightning.dynamics.leaky import leaky
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import (
     EventBlock,
@@ -21,7 +22,7 @@ from plif_lightning.kernels import (
     policy,
     table_of,
 )
-from plif_lightning.kernels.layout import POOLS, Constants, rows_of
+from plif_lightning.kernels.layout import POOLS, rows_of
 from plif_lightning.kernels.policy import Op, candidates
 from plif_lightning.kernels.sparse import conv_events
 from plif_lightning.network import SpikingNetwork
@@ -51,9 +52,9 @@ def one_after_another(x, table, scale, bias, k, firing, pool, steps, v=None):
     dtype = torch.bfloat16 if table.dtype == torch.bfloat16 else torch.float32
     y = conv_events(x, table, dtype, scale).unflatten(0, (steps, -1))
     one = torch.ones(1, table.shape[1])
-    constants = [*Constants.of(firing, leak=k is not None)]
-    learned = rows_of(k, firing, one)
-    return torch.ops.plif.fire(y, one, bias[None], learned, v, steps, POOLS[pool], constants, v is not None)
+    neurons = leaky(k, firing)
+    learned, key = rows_of(neurons, one), neurons.key
+    return torch.ops.plif.fire(y, one, bias[None], learned, v, steps, POOLS[pool], key, v is not None)
 
 
 @settings(deadline=None, max_examples=150)
@@ -72,7 +73,7 @@ def test_spikes_are_those_of_the_parts_to_the_bit(size, channels, share, pool, k
     bias = values(outputs, seed=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block, "_AT_A_TIME", at_a_time)
-        ours = EventBlock.of_neurons(table, scale, bias, k, firing, pool)(x, steps)
+        ours = EventBlock.of_neurons(table, scale, bias, leaky(k, firing), pool)(x, steps)
     theirs, _ = one_after_another(x, table, scale, bias, k, firing, pool, steps)
     assert torch.equal(ours.images(theirs.dtype), theirs.flatten(0, 1))
     again = SparseMaps.of(theirs.flatten(0, 1), binary=True)
@@ -89,7 +90,7 @@ def test_values_are_added_up_as_the_library_does(dtype, outputs):
     exact = torch.conv2d(x.double(), weight.double(), padding=1)
     bound = 1e-6 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(sums.double(), exact, rtol=bound, atol=bound)
-    ours = EventBlock.of_neurons(table_of(weight), None, None, torch.tensor(0.5), Firing(), "max_first")
+    ours = EventBlock.of_neurons(table_of(weight), None, None, leaky(torch.tensor(0.5), Firing()), "max_first")
     theirs, _ = one_after_another(
         SparseMaps.of(x, binary=False), table_of(weight), None, torch.zeros(outputs), torch.tensor(0.5), Firing(),
         "max_first", 6,
@@ -101,15 +102,17 @@ def test_values_are_added_up_as_the_library_does(dtype, outputs):
 @pytest.mark.parametrize("size", [(6, 8), (7, 5)])
 def test_steps_one_after_another_are_the_whole(pool, size):
     x = maps(4 * 3, 20, *size)
-    made = EventBlock.of_neurons(table_of(values(33, 20, 3, 3)), None, values(33), torch.tensor(0.5), FIRINGS[2], pool)
+    made = EventBlock.of_neurons(
+        table_of(values(33, 20, 3, 3)), None, values(33), leaky(torch.tensor(0.5), FIRINGS[2]), pool
+    )
     whole = made(SparseMaps.of(x, binary=True), 4).images(torch.float32).unflatten(0, (4, 3))
     v = None
     for step, expected in zip(x.unflatten(0, (4, 3)), whole, strict=True):
         spikes, v = made.step(SparseMaps.of(step.contiguous(memory_format=torch.channels_last), binary=True), v)
         assert torch.equal(spikes.images(torch.float32), expected)
     sums = SparseMaps.of(x, binary=True), table_of(values(33, 20, 3, 3)), None, values(33), torch.tensor(0.5)
-    _, last = one_after_another(*sums, FIRINGS[2], "none", 4, torch.full((3, 33, *size), FIRINGS[2].v_reset))
-    assert torch.equal(v.permute(0, 3, 1, 2), last)
+    _, last = one_after_another(*sums, FIRINGS[2], "none", 4, torch.full((1, 3, 33, *size), FIRINGS[2].v_reset))
+    assert torch.equal(v.permute(0, 1, 4, 2, 3), last)
 
 
 @settings(deadline=None)
@@ -132,7 +135,7 @@ def test_bits_of_maps_are_those_of_rows(shape, share, kind):
 def test_the_number_of_threads_changes_no_spike(monkeypatch):
     monkeypatch.setattr(layout, "WORTH_THREADS", 1)
     x = SparseMaps.of(maps(8, 30, 9, 9), binary=True)
-    made = EventBlock.of_neurons(table_of(values(48, 30, 3, 3)), None, None, None, Firing(), "max_first")
+    made = EventBlock.of_neurons(table_of(values(48, 30, 3, 3)), None, None, leaky(None, Firing()), "max_first")
     threads = torch.get_num_threads()
     try:
         found = []
@@ -154,9 +157,9 @@ def test_inference_of_spikes_is_that_of_the_map(dtype, sparse):
         (values(17), values(17, seed=2), values(1, 17), torch.rand(1, 17)),
     )
     y = torch.conv2d(x.flatten(0, 1), weight, padding=1).unflatten(0, (3, 2))
-    k = torch.tensor(0.3)
-    expected = norm_fire_pool(y, *statistics, k, batch_statistics=False, pool="max_first")
-    ours = conv_fire_pool(x, weight, *statistics, k, binary=True, pool="max_first", sparse=sparse)
+    neurons = leaky(torch.tensor(0.3), Firing())
+    expected = norm_fire_pool(y, *statistics, neurons, batch_statistics=False, pool="max_first")
+    ours = conv_fire_pool(x, weight, *statistics, neurons, binary=True, pool="max_first", sparse=sparse)
     assert ours.shape == expected.shape
     assert ours.dtype == dtype
     assert ours.stride() == expected.stride()
@@ -166,8 +169,9 @@ def test_inference_of_spikes_is_that_of_the_map(dtype, sparse):
 def test_a_weight_that_does_not_fit_is_refused():
     with pytest.raises(UserError, match="does not fit"):
         conv_fire_pool(
-            torch.ones(2, 1, 3, 5, 5), torch.ones(4, 2, 3, 3), *[torch.ones(4)] * 2, *[torch.ones(1, 4)] * 2, None
-        )
+            torch.ones(2, 1, 3, 5, 5), torch.ones(4, 2, 3, 3), *[torch.ones(4)] * 2, *[torch.ones(1, 4)] * 2,
+            leaky(None, Firing()),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("pool", SPIKING)
@@ -291,13 +295,13 @@ def test_a_network_gives_the_same_votes_with_and_without_gradients(pooling):
 def test_the_operators_keep_pytorchs_rules(name, pool, sparse):
     x = events(3, 2, 2, 6, 8).float().permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     conv, one = values(20, 2, 3, 3), torch.ones(3, 20)
-    learned = rows_of(torch.tensor(0.5), Firing(), one)
-    constants = [*Constants.of(Firing(), leak=True)]
+    neurons = leaky(torch.tensor(0.5), Firing())
+    learned, key = rows_of(neurons, one), neurons.key
     grad = values(3, 2, 20, 3, 4) if pool else values(3, 2, 20, 6, 8)
     arguments = {
-        "conv_fire_pool": (x, conv, one, one, learned, False, pool, constants, sparse),
+        "conv_fire_pool": (x, conv, one, one, learned, False, pool, key, sparse),
         "conv_fire_pool_backward": (
-            x, conv, one, one, one, learned, torch.tensor(0), grad, pool, constants, sparse,
+            x, conv, one, one, one, learned, torch.tensor(0), grad, pool, key, sparse,
         ),
         "patch_moments": (x, sparse),
     }[name]  # fmt: skip

@@ -12,6 +12,7 @@ from torch import nn
 
 from plif_lightning import kernels
 from plif_lightning.dynamics import Firing, SurrogateName, integrate_and_fire
+from plif_lightning.dynamics.leaky import leaky
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import Backend, layout, ops
 from plif_lightning.network import SpikingNetwork, use_backend
@@ -34,6 +35,15 @@ def gradients(function, *inputs, seed=0):
     weights = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype) for out in outputs]
     torch.autograd.backward(outputs, weights)
     return [out.detach() for out in outputs], [None if x is None else x.grad for x in leaves]
+
+
+PAPER = Firing()
+
+
+def fused(x, k, v=None, *, firing=PAPER, time_steps=None):
+    """`integrate_and_fire` by the kernels."""
+    spikes, (v,) = kernels.run(x, leaky(k, firing), None if v is None else (v,), time_steps)
+    return spikes, v
 
 
 def both_equal(ours, theirs, rtol=1e-9, atol=1e-9):
@@ -65,7 +75,7 @@ def test_the_neuron_is_the_reference(shape, start, held, per_channel):
     ):
         ours, theirs = (
             gradients(lambda x, k, v, f=f, s=settings_: f(x, k, v, time_steps=shape[0], firing=Firing(**s)), x, k, v)
-            for f in (kernels.integrate_and_fire, integrate_and_fire)
+            for f in (fused, integrate_and_fire)
         )
         both_equal(ours[0], theirs[0], 0, 0)
         both_equal(ours[1], theirs[1])
@@ -79,7 +89,7 @@ def test_gradients_are_those_that_autograd_finds_in_float64(name, leak):
     v = torch.randn(2, 5, dtype=torch.float64)
     k = torch.tensor(0.4, dtype=torch.float64) if leak else None
     firing = Firing(surrogate=name, surrogate_width=1.3, v_reset=0.1)
-    ours = gradients(lambda x, k, v: kernels.integrate_and_fire(x, k, v, firing=firing), x, k, v)
+    ours = gradients(lambda x, k, v: fused(x, k, v, firing=firing), x, k, v)
     theirs = gradients(lambda x, k, v: oracle.run(x, k, v, surrogate=name, width=1.3, v_reset=0.1), x, k, v)
     both_equal(ours[0], theirs[0])
     both_equal(ours[1], theirs[1])
@@ -98,7 +108,7 @@ def test_gradients_of_a_learned_threshold_are_the_references(shape, per, reset):
         settings_ = {"reset": reset, "detach_reset": detach, "v_reset": -0.1}
         ours, theirs = (
             gradients(lambda x, k, v, th, f=f, s=settings_: f(x, k, v, firing=Firing(th, **s)), x, k, v, threshold)
-            for f in (kernels.integrate_and_fire, integrate_and_fire)
+            for f in (fused, integrate_and_fire)
         )
         assert theirs[1][3].abs().sum() > 0
         both_equal(ours[0], theirs[0], 0, 0)
@@ -110,7 +120,7 @@ def test_spikes_are_bit_identical_in_lower_precision(dtype):
     torch.manual_seed(0)
     x, k = 2 * torch.randn(8, 3, 4, 6, 5).to(dtype), torch.tensor(0.37)
     for maps in (x, images_channels_last(x.flatten(0, 1)).unflatten(0, (8, 3))):
-        ours, theirs = (gradients(f, maps, k) for f in (kernels.integrate_and_fire, integrate_and_fire))
+        ours, theirs = (gradients(f, maps, k) for f in (fused, integrate_and_fire))
         assert torch.equal(ours[0][0], theirs[0][0])
         assert torch.equal(ours[0][1], theirs[0][1])
         assert ours[0][0].dtype == dtype
@@ -125,9 +135,9 @@ def test_a_sequence_can_be_cut_anywhere_in_time(shape, per_channel, channels_las
     x, k = 2 * torch.randn(shape), torch.rand(3) if per_channel else torch.tensor(0.5)
     if channels_last:
         x = x.movedim(2, -1).contiguous().movedim(-1, 2)
-    whole, last = kernels.integrate_and_fire(x, k)
-    first, v = kernels.integrate_and_fire(x[:4], k)
-    second, v = kernels.integrate_and_fire(x[4:], k, v)
+    whole, last = fused(x, k)
+    first, v = fused(x[:4], k)
+    second, v = fused(x[4:], k, v)
     assert torch.equal(torch.cat([first, second]), whole)
     assert torch.equal(v, last)
 
@@ -140,7 +150,7 @@ def test_the_gradient_of_a_potential_is_that_of_the_reference(per_channel):
         torch.rand(3) if per_channel else torch.tensor(0.5),
     )
     x = x.movedim(2, -1).contiguous().movedim(-1, 2)
-    found = [gradients(f, x, k, v) for f in (kernels.integrate_and_fire, integrate_and_fire)]
+    found = [gradients(f, x, k, v) for f in (fused, integrate_and_fire)]
     for ours, theirs in zip(*found, strict=True):
         both_equal(ours, theirs, 1e-5, 1e-5)
 
@@ -148,7 +158,7 @@ def test_the_gradient_of_a_potential_is_that_of_the_reference(per_channel):
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.uint16, torch.int64])
 def test_integers_are_the_numbers_that_they_are(dtype):
     x = torch.tensor([3, 0, 1, 2, 300, 0, 7, 1]).to(dtype).view(4, 1, 2)
-    ours, theirs = (f(x, torch.tensor(0.4)) for f in (kernels.integrate_and_fire, integrate_and_fire))
+    ours, theirs = (f(x, torch.tensor(0.4)) for f in (fused, integrate_and_fire))
     assert ours[0].dtype == dtype
     both_equal(ours, theirs, 0, 0)
 
@@ -156,7 +166,7 @@ def test_integers_are_the_numbers_that_they_are(dtype):
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_no_samples_give_no_spikes(per_channel):
     k = torch.rand(4) if per_channel else torch.tensor(0.5)
-    assert kernels.integrate_and_fire(torch.zeros(3, 0, 4, 2), k)[0].shape == (3, 0, 4, 2)
+    assert fused(torch.zeros(3, 0, 4, 2), k)[0].shape == (3, 0, 4, 2)
     net = SpikingNetwork((1, 8, 8), 3, 5, channels=4, fc_features=8, tau_per="channel" if per_channel else "layer")
     assert net.eval()(torch.zeros(0, 1, 8, 8)).shape == (5, 0, 3)
     with pytest.raises(UserError, match="at least one sample in training"):
@@ -166,10 +176,7 @@ def test_no_samples_give_no_spikes(per_channel):
 def test_an_infinite_input_is_reset_like_any_other():
     x = torch.tensor([float("inf"), 3.0, 0.5, float("inf"), -1.0]).view(5, 1, 1).double()
     for v_reset in (0.0, -0.5):
-        found = [
-            f(x, torch.tensor(0.5), firing=Firing(v_reset=v_reset))
-            for f in (kernels.integrate_and_fire, integrate_and_fire)
-        ]
+        found = [f(x, torch.tensor(0.5), firing=Firing(v_reset=v_reset)) for f in (fused, integrate_and_fire)]
         both_equal(*found, 0, 0)
         assert found[0][0].flatten().tolist() == [1, 1, 0, 1, 0]
 
@@ -186,7 +193,7 @@ def test_an_infinite_input_is_reset_like_any_other():
 )
 def test_bad_arguments_are_refused_as_by_the_reference(arguments):
     messages = []
-    for function in (kernels.integrate_and_fire, integrate_and_fire):
+    for function in (fused, integrate_and_fire):
         with pytest.raises(UserError) as error:
             function(*arguments)
         messages.append(str(error.value))
@@ -419,7 +426,7 @@ def test_the_number_of_threads_changes_no_spike_and_hardly_a_gradient(threads):
 def in_a_child(queue):
     torch.set_num_threads(1)  # like a worker of a data loader: PyTorch's own threads do not survive a fork
     y = torch.ones(4, 4, 64, 16, 16)
-    queue.put(kernels.integrate_and_fire(y, torch.tensor(0.5))[0].sum().item())
+    queue.put(fused(y, torch.tensor(0.5))[0].sum().item())
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -427,7 +434,7 @@ def in_a_child(queue):
 def test_a_process_made_after_a_parallel_region_works(method, threads):
     threads(2)
     y = torch.full((4, 4, 64, 16, 16), 1.0)
-    expected = kernels.integrate_and_fire(y, torch.tensor(0.5))[0].sum().item()
+    expected = fused(y, torch.tensor(0.5))[0].sum().item()
     context = multiprocessing.get_context(method)
     queue = context.Queue()
     process = context.Process(target=in_a_child, args=(queue,))
@@ -438,14 +445,13 @@ def test_a_process_made_after_a_parallel_region_works(method, threads):
 
 
 @pytest.mark.parametrize("number", [-1, 5])
-def test_an_unknown_number_is_refused(number):
+def test_an_unknown_pool_or_neuron_is_refused(number):
     y, one = torch.zeros(2, 1, 3, 4, 4), torch.ones(1, 3)
-    learned = layout.rows_of(None, Firing(), y)
-    constants = layout.Constants.of(Firing(), leak=True)
+    neurons = leaky(None, Firing())
     with pytest.raises(UserError, match="pool number must be one of"):
-        ops.fire(y, one, one, learned, None, 2, number, [*constants], False)
-    with pytest.raises(UserError, match="surrogate number must be one of"):
-        ops.fire(y, one, one, learned, None, 2, 0, [*constants._replace(surrogate=number)], False)
+        ops.fire(y, one, one, layout.rows_of(neurons, y), None, 2, number, neurons.key, False)
+    with pytest.raises(UserError, match="no neuron with equations 'abc' was made"):
+        ops.fire(y, one, one, layout.rows_of(neurons, y), None, 2, 0, "abc", False)
 
 
 # --- choice of a backend

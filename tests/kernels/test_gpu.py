@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from plif_lightning.kernels.layout import SURROGATES
+from plif_lightning import neurons
+from plif_lightning.dynamics import SurrogateName
 from tests.conftest import PATIENCE, REPOSITORY
 
 triton = pytest.importorskip("triton")
@@ -19,12 +21,15 @@ import os
 import sys
 import torch
 from plif_lightning.kernels import ops
-from plif_lightning.kernels.layout import POOLS, Constants, rows_of
+from plif_lightning.kernels.layout import POOLS, rows_of
 from plif_lightning.dynamics import Firing
+from plif_lightning.dynamics.equations import Dynamics
+from plif_lightning.dynamics.leaky import leaky
+from plif_lightning import neurons
 
 def both(
     shape, pool, held=False, per_step=True, leak=True, start=False, last=False, detach=True, kind="atan", bf16=False,
-    reset="hard", learned_threshold=False,
+    reset="hard", learned_threshold=False, neuron=None,
 ):
     torch.manual_seed(sum(shape))
     steps, images, channels = shape[:3]
@@ -33,20 +38,22 @@ def both(
     rows = len(y) if per_step else 1
     scale, shift, mean = torch.rand(rows, channels) + 0.5, torch.randn(rows, channels), torch.randn(rows, channels)
     k = torch.rand(channels) if leak else None
-    v = torch.randn(shape[1:]) if start else None
     seed = torch.tensor(123456789)
     threshold = 0.5 + torch.rand(channels) if learned_threshold else 1.0
     firing = Firing(threshold, v_reset=-0.1, reset=reset, detach_reset=detach, surrogate=kind, surrogate_width=1.2)
-    learned, constants = rows_of(k, firing, y), [*Constants.of(firing, leak)]
+    dynamics = leaky(k, firing) if neuron is None else Dynamics.of(neuron.equations, neuron.dynamics.parameters, firing)
+    learned, key = rows_of(dynamics, y), dynamics.key
+    states = len(dynamics.equations.state)
+    v = 0.5 * torch.randn(states, *shape[1:]) if start else None
     results = []
     for interpreted in ("1", "0"):
         os.environ["TRITON_INTERPRET"] = interpreted
-        spikes, final = ops.fire(y, scale, shift, learned, v, steps, POOLS[pool], constants, last)
+        spikes, final = ops.fire(y, scale, shift, learned, v, steps, POOLS[pool], key, last)
         generator = torch.Generator().manual_seed(0)
         grad = torch.randn(spikes.shape, generator=generator)
         grad_final = torch.randn(final.shape, generator=generator) if last else None
         back = ops.fire_backward(
-            y, scale, shift, mean, learned, v, seed, grad, grad_final, steps, POOLS[pool], constants, 50, 7,
+            y, scale, shift, mean, learned, v, seed, grad, grad_final, steps, POOLS[pool], key, 50, 7,
         )
         normalized = back[0].clone()
         ops.normalize_backward(normalized, y, scale, shift, mean)
@@ -73,6 +80,9 @@ both((4, 2, 3, 3, 4), "none", held=True, per_step=False, start=True, last=True, 
 for kind in ("sigmoid", "triangle", "rectangle", "fast_sigmoid"):
     both((4, 1, 3, 4, 4), "none", kind=kind)
 both((4, 2, 6, 4, 4), "max_random", bf16=True)
+for kind in (neurons.CLIF, neurons.ALIF, neurons.QIF, neurons.EIF, neurons.KLIF, neurons.Synaptic, neurons.GLIF):
+    both((5, 2, 3, 4, 4), "max_random", neuron=kind(), detach=False)
+    both((5, 2, 3, 3, 4), "none", neuron=kind(), start=True, last=True, learned_threshold=kind is neurons.CLIF)
 print("equal")
 """
 
@@ -92,37 +102,58 @@ def test_in_the_interpreter_they_compute_what_the_cpu_kernels_do():
 
 
 POINTERS = {
-    "_forward": ("y", "scale", "shift", "k", "threshold", "v_first", "v_last", "out"),
+    "_forward": ("y", "scale", "shift", "parameters", "start", "v_first", "v_last", "out"),
     "_backward": (
-        *("y", "scale", "shift", "mean", "k", "threshold", "v_first", "grad_out", "grad_last", "potentials", "grad_y"),
-        *("grad_first", "sums", "sums_learned"),
+        *("y", "scale", "shift", "mean", "parameters", "start", "v_first", "grad_out", "grad_last", "history"),
+        *("grad_y", "grad_first", "sums", "sums_learned"),
     ),
     "_moments": ("y", "pivot", "sums"),
     "_normalize_back": ("grad", "y", "factor", "offset", "slope"),
 }
 OF_THE_MAP = {"y", "out", "grad_out", "grad_y", "grad"}
-REALS = {"v_reset", "surrogate_width"}
 TILES = {1: {"P": 4, "M": 1, "BC": 64}, 4: {"P": 1, "M": 4, "BC": 64}}
+
+
+def of_neuron(neuron):
+    """Compile-time arguments of a layer's neurons, for `_forward` and for `_backward`."""
+    from plif_lightning.kernels.triton_code import code_of
+
+    code = code_of(neuron.dynamics.key)
+    forward = {"FIRE": code.fire, "S": code.states, "N": code.parameters}
+    return forward, {**forward, "FIRE_BACK": code.fire_back}
 
 
 def variants():
     """(kernel, dtype of the feature map, compile-time arguments) of all variants in use."""
-    for dtype, (neurons, pool), held in itertools.product(
+    forward, backward = of_neuron(neurons.PLIF())
+    for dtype, (number, pool), held in itertools.product(
         ("fp32", "bf16", "fp16"), ((1, 0), (4, 1), (4, 2), (4, 3)), (False, True)
     ):
-        shared = {"POOL": pool, "LEAK": True, "SOFT": False, "HELD": held, "PER_STEP": not held, **TILES[neurons]}
-        ends = {"START": neurons == 1, "LAST": neurons == 1}
-        yield "_forward", dtype, {**shared, **ends}
-        yield "_backward", dtype, {**shared, **ends, "DETACH": True, "LEARNED": False, "KIND": 0}
+        shared = {"POOL": pool, "HELD": held, "PER_STEP": not held, **TILES[number]}
+        ends = {"START": number == 1, "LAST": number == 1}
+        yield "_forward", dtype, {**shared, **ends, **forward}
+        yield "_backward", dtype, {**shared, **ends, **backward}
     # Not used by the paper's networks: soft reset, a learned threshold, the reset's gradient, other surrogates.
-    other = {"POOL": 2, "LEAK": True, "SOFT": True, "HELD": False, "PER_STEP": True, **TILES[4]}
-    yield "_forward", "fp32", {**other, "START": False, "LAST": False}
-    for kind in SURROGATES.values():
-        more = {"DETACH": False, "LEARNED": True, "KIND": kind, "START": False, "LAST": False}
-        yield "_backward", "fp32", {**other, **more}
+    other = {"POOL": 2, "HELD": False, "PER_STEP": True, "START": False, "LAST": False, **TILES[4]}
+    settings = {"reset": "soft", "learn_threshold": True, "detach_reset": False}
+    yield "_forward", "fp32", {**other, **of_neuron(neurons.PLIF(reset="soft"))[0]}
+    for name in get_args(SurrogateName):
+        yield "_backward", "fp32", {**other, **of_neuron(neurons.PLIF(surrogate=name, **settings))[1]}
     for dtype in ("fp32", "bf16", "fp16"):
         yield "_moments", dtype, {"P": 4, "BC": 64}
         yield "_normalize_back", dtype, {"PER_STEP": True, "BLOCK": 1024}
+
+
+OTHERS = ("IF", "CLIF", "ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
+
+
+def others():
+    """The same of the other neurons, each once forward and back."""
+    shared = {"POOL": 2, "HELD": False, "PER_STEP": True, "START": False, "LAST": False, **TILES[4]}
+    for name in OTHERS:
+        forward, backward = of_neuron(getattr(neurons, name)())
+        yield "_forward", "fp32", {**shared, **forward}
+        yield "_backward", "fp32", {**shared, **backward}
 
 
 def compiled(name, dtype, constants, capability):
@@ -139,7 +170,7 @@ def compiled(name, dtype, constants, capability):
         elif argument in POINTERS[name]:
             signature[argument] = f"*{dtype if argument in OF_THE_MAP else 'fp32'}"
         else:
-            signature[argument] = "fp32" if argument in REALS else "i64" if argument == "seed" else "i32"
+            signature[argument] = "i64" if argument == "seed" else "i32"
     source = ASTSource(function, signature, constants)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(gpu._OPTIONS))
 
@@ -176,3 +207,9 @@ def test_every_kernel_compiles_and_spills_no_register(capability, every, tmp_pat
         assert set(spills) == {"0"}, (name, dtype, constants, text)
         seen += 1
     assert seen == 60 // every
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_every_neuron_compiles(capability, tmp_path):
+    for name, dtype, constants in others():
+        assert compiled(name, dtype, constants, capability).asm["cubin"]

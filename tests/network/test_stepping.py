@@ -150,7 +150,7 @@ def test_what_cannot_be_stepped_is_refused():
     _, state = pl.step(net, frame)
     with pytest.raises(UserError, match=r"v must have the shape of one step of x, \(1, 4, 8, 8\), got \(2, 4, 8, 8\)"):
         pl.step(net, frame[:1], state)
-    with pytest.raises(UserError, match=r"state must hold the potentials of encoder\.conv1\.neuron, .* got 2"):
+    with pytest.raises(UserError, match=r"state must hold the states of encoder\.conv1\.neuron, .* got 2"):
         pl.step(net, frame, {"2": frame})
     with pytest.raises(UserError, match=r"x must be \[1, N, 1, 8, 8\].*got \[1, 2, 1, 8, 9\]"):
         pl.step(net, torch.zeros(2, 1, 8, 9))

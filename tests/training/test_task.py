@@ -390,7 +390,7 @@ def test_the_keywords_of_type_checkers_are_the_arguments():
 
     from plif_lightning.dynamics.firing import Firing, FiringKeywords
     from plif_lightning.network.network import NetworkKeywords, SpikingNetwork
-    from plif_lightning.neurons.modules import NeuronKeywords, make_neuron
+    from plif_lightning.neurons.making import NeuronKeywords, make_neuron
 
     def named(function, *others):
         kinds = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]

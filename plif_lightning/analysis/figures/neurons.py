@@ -38,11 +38,12 @@ def membrane_response(
     import torch  # here: figures of runs do not need it
 
     from plif_lightning.dynamics import Firing
+    from plif_lightning.dynamics.leaky import leaky
     from plif_lightning.dynamics.reference import trace
 
     k = torch.tensor([1 / (t * STEPS_PER_MS) for t in tau], dtype=torch.float64)
     x = torch.from_numpy(np.outer(current, weight))[:, None]  # [T, N = 1, neurons]
-    return trace(x, k, firing=Firing(v_threshold=float("inf"))).v[:, 0].numpy()
+    return trace(x, leaky(k, Firing(v_threshold=float("inf")))).v[:, 0].numpy()
 
 
 def _responses(current: NDArray[np.float64], y_label: str, caption: str) -> Drawn:

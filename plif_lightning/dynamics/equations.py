@@ -1,0 +1,298 @@
+"""A neuron as its equations, and one time-step of it: run by PyTorch, or recorded for compiled code."""
+
+import functools
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from plif_lightning.dynamics.derivatives import once_differentiable
+from plif_lightning.dynamics.expression import Gradient, Value, as_text, gradients, recorded
+from plif_lightning.dynamics.firing import Firing
+from plif_lightning.dynamics.surrogate import spike
+from plif_lightning.errors import UserError
+
+# Names that equations may use besides states and parameters.
+_GIVEN = ("x", "h", "s", "reset", "v_threshold", "v_reset")
+
+
+@dataclass(frozen=True)
+class Equations:
+    """The equations of a neuron: ordinary functions of numbers, which name the values that they need.
+
+    Values are `x`, the input of the step; the states before the step; the parameters; `v_threshold` and `v_reset`. In
+    `after` also `h`, the potential that was compared with the threshold; `s`, the spike, 1 or 0, without gradient if
+    `Firing.detach_reset`; and `reset`, h after the reset that `Firing.reset` names.
+
+    Args:
+        state: names of the states. One named v starts at V_reset, any other at 0.
+        charge: gives h.
+        after: gives the states after the spike, in order; by default `reset`.
+        threshold: gives what h is compared with; by default `v_threshold`.
+
+    Raises:
+        UserError: a function asks for a value that it cannot have.
+    """
+
+    state: tuple[str, ...]
+    charge: Callable[..., Any]
+    after: Callable[..., Any] | None = None
+    threshold: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.state:
+            raise UserError("state must name at least one state, such as ('v',).")
+        if wrong := [name for name in self.state if name in _GIVEN]:
+            raise UserError(f"state must not be named {', '.join(wrong)}: equations use that name for another value.")
+        if self.after is None and len(self.state) > 1:
+            raise UserError(f"after must give the states {', '.join(self.state)} after a spike; it is missing.")
+        for function in (self.charge, self.threshold):
+            if function is not None and (early := {"h", "s", "reset"} & set(_arguments(function))):
+                raise UserError(f"{function.__qualname__} cannot use {', '.join(sorted(early))}: it is not known yet.")
+
+    @functools.cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters, as the functions first use them."""
+        functions = [self.charge, self.threshold, self.after]
+        names = [name for function in functions if function is not None for name in _arguments(function)]
+        return tuple(dict.fromkeys(name for name in names if name not in (*self.state, *_GIVEN)))
+
+    def start(self, firing: Firing) -> tuple[float, ...]:
+        """The states before the first step."""
+        return tuple(firing.v_reset if name == "v" else 0.0 for name in self.state)
+
+    def step(self, x: Any, states: Sequence[Any], parameters: Mapping[str, Any], firing: Firing, ops: Any) -> "Step":
+        """One time-step.
+
+        Args:
+            x: the input.
+            states: before the step.
+            parameters: by name.
+            firing: threshold, reset and surrogate.
+            ops: `TENSORS`, or `VALUES` to record the step.
+        """
+        values = {"x": x, "v_threshold": firing.v_threshold, "v_reset": firing.v_reset, **parameters}
+        values |= dict(zip(self.state, states, strict=True))
+
+        def of(function: Callable[..., Any]) -> Any:
+            return ops.call(function, {name: values[name] for name in _arguments(function)})
+
+        h = of(self.charge)
+        threshold = firing.v_threshold if self.threshold is None else of(self.threshold)
+        s = ops.spike(h, threshold, firing)
+        fired = s.detach() if firing.detach_reset else s
+        needed = () if self.after is None else _arguments(self.after)
+        if self.after is None or "reset" in needed:
+            values["reset"] = ops.chosen(fired, firing.v_reset if firing.reset == "hard" else h - threshold, h)
+        if self.after is None:
+            return Step(h, s, (values["reset"],), threshold)
+        values |= {"h": h, "s": fired}
+        after = of(self.after)
+        after = after if isinstance(after, tuple) else (after,)
+        if len(after) != len(self.state):
+            raise UserError(
+                f"{self.after.__qualname__} must give {len(self.state)} states ({', '.join(self.state)}), "
+                f"got {len(after)}."
+            )
+        return Step(h, s, after, threshold)
+
+
+@functools.cache
+def _arguments(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of a function's arguments.
+
+    Raises:
+        UserError: it has others than plain ones.
+    """
+    found = inspect.signature(function).parameters.values()
+    if any(one.kind is not one.POSITIONAL_OR_KEYWORD or one.default is not one.empty for one in found):
+        raise UserError(
+            f"{function.__qualname__} must have plain arguments, each the name of a value, without defaults."
+        )
+    return tuple(one.name for one in found)
+
+
+class Step(NamedTuple):
+    """Values of one time-step.
+
+    Attributes:
+        h: the potential that is compared with the threshold.
+        s: the spike.
+        after: the states after it.
+        threshold: what h is compared with.
+    """
+
+    h: Any
+    s: Any
+    after: tuple[Any, ...]
+    threshold: Any
+
+
+class _Chosen(torch.autograd.Function):
+    """s a + (1 - s) b for a spike s, without the product: an infinite b must not give NaN where s is 1."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(s: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(s != 0, a, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        s, a, b = ctx.saved_tensors
+        fired = s != 0
+        by_a = grad.masked_fill(~fired, 0.0).sum_to_size(a.shape) if ctx.needs_input_grad[1] else None
+        return grad * (a - b), by_a, grad.masked_fill(fired, 0.0)
+
+
+class TENSORS:
+    """Operations of a step on tensors."""
+
+    @staticmethod
+    def call(function: Callable[..., Any], values: dict[str, Any]) -> Any:
+        return function(**values)
+
+    @staticmethod
+    def spike(h: Tensor, threshold: Any, firing: Firing) -> Tensor:
+        return spike(h, threshold, firing.gradient)
+
+    @staticmethod
+    def chosen(s: Tensor, a: Any, b: Tensor) -> Tensor:
+        return _Chosen.apply(s, torch.as_tensor(a, dtype=b.dtype, device=b.device), b)
+
+
+class VALUES:
+    """Operations of a step that is recorded."""
+
+    @staticmethod
+    def call(function: Callable[..., Any], values: dict[str, Any]) -> Any:
+        found = recorded(function, **values)
+        for value in found if isinstance(found, tuple) else (found,):
+            if not isinstance(value, (Value, int, float)):
+                raise UserError(f"{function.__qualname__} must give numbers, got a {type(value).__name__}.")
+        return tuple(map(_as_value, found)) if isinstance(found, tuple) else _as_value(found)
+
+    @staticmethod
+    def spike(h: Value, threshold: Any, firing: Firing) -> Value:
+        return Value("spike", h, _as_value(threshold))
+
+    @staticmethod
+    def chosen(s: Value, a: Any, b: Value) -> Value:
+        return Value("chosen", s, _as_value(a), b)
+
+
+def _as_value(number: Any) -> Value:
+    return number.to(None) if isinstance(number, Value) else Value("constant", float(number))
+
+
+class Dynamics(NamedTuple):
+    """A layer of neurons as its values: what runs it over time takes them together.
+
+    Attributes:
+        equations: the neuron.
+        parameters: of the equations by name, a scalar or one value per channel each.
+        firing: threshold, reset and surrogate.
+        key: of their program.
+    """
+
+    equations: Equations
+    parameters: Mapping[str, Tensor]
+    firing: Firing
+    key: str
+
+    @classmethod
+    def of(cls, equations: Equations, parameters: Mapping[str, Tensor], firing: Firing) -> "Dynamics":
+        """With the key of the program, which is recorded if it is new; errors as `program_of`."""
+        return cls(equations, parameters, firing, program_of(equations, firing).key)
+
+
+class Program(NamedTuple):
+    """A recorded step and its gradients, from which kernels are made.
+
+    Inputs are named: x, the states, the parameters; for the gradients also `g_s`, that of the spike, and that of each
+    state after the step, `g_` and its name.
+
+    Attributes:
+        key: differs for programs that differ.
+        states: their names.
+        parameters: names of the parameters, V_th included if it is learned.
+        start: the states before the first step.
+        spike: the spike.
+        after: the states after the step.
+        by_x: gradient of x; None where it is zero.
+        by_states: of the states before the step.
+        by_parameters: of the parameters.
+    """
+
+    key: str
+    states: tuple[str, ...]
+    parameters: tuple[str, ...]
+    start: tuple[float, ...]
+    spike: Value
+    after: tuple[Value, ...]
+    by_x: Gradient
+    by_states: tuple[Gradient, ...]
+    by_parameters: tuple[Gradient, ...]
+
+
+_programs: dict[str, Program] = {}
+
+
+def program_of(equations: Equations, firing: Firing) -> Program:
+    """The program of a neuron; a learned threshold is one of its parameters, other constants are part of it.
+
+    Raises:
+        UserError: an equation cannot be recorded; names the line.
+    """
+    learned = isinstance(firing.v_threshold, Tensor)
+    return _recorded(equations, replace(firing, v_threshold=math.inf) if learned else firing, learned)
+
+
+def registered(made: Program) -> str:
+    """The key of a program, which may come from another process."""
+    return _programs.setdefault(made.key, made).key
+
+
+def program(key: str) -> Program:
+    """The program of a key, of a neuron that was made in this process.
+
+    Raises:
+        UserError: there is none.
+    """
+    if key not in _programs:
+        raise UserError(f"no neuron with equations {key!r} was made in this process: make the network first.")
+    return _programs[key]
+
+
+@functools.lru_cache(1024)
+def _recorded(equations: Equations, firing: Firing, learned: bool) -> Program:
+    names = (*equations.parameters, *(["v_threshold"] if learned else []))
+    x, *inputs = (Value("input", name) for name in ("x", *equations.state, *names))
+    states, parameters = inputs[: len(equations.state)], inputs[len(equations.state) :]
+    constants = replace(firing, v_threshold=cast("Any", parameters[-1])) if learned else firing
+    step = equations.step(x, states, dict(zip(equations.parameters, parameters, strict=False)), constants, VALUES)
+    seeds = [(step.s, Value("input", "g_s"))]
+    seeds += [(after, Value("input", f"g_{name}")) for after, name in zip(step.after, equations.state, strict=True)]
+    by_x, *found = gradients(seeds, [x, *states, *parameters], cast("Any", firing.gradient.derivative))
+    by_states, by_parameters = tuple(found[: len(states)]), tuple(found[len(states) :])
+    if not firing.through_time:
+        by_states = (None,) * len(states)
+    start = equations.start(constants)
+    text = as_text([step.s, *step.after, *(_zero_or(value) for value in (by_x, *by_states, *by_parameters))])
+    key = hashlib.blake2b(f"{equations.state} {names} {start}\n{text}".encode(), digest_size=8).hexdigest()
+    made = Program(key, equations.state, names, start, step.s, step.after, by_x, by_states, by_parameters)
+    return _programs.setdefault(key, made)
+
+
+def _zero_or(value: Gradient) -> Value:
+    return Value("constant", 0.0) if value is None else value

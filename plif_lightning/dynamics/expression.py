@@ -1,0 +1,411 @@
+"""Equations as expressions: recorded by calling ordinary PyTorch functions, and differentiated.
+
+Calling a function of numbers with a `Value` for each of its arguments records what it computes, operation by operation,
+in the order in which it is written. Compiled code is made from the record, and so is the gradient.
+"""
+
+import linecache
+import operator
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
+
+import torch
+
+from plif_lightning.errors import UserError
+
+Number = int | float
+
+
+class UnsupportedError(TypeError):
+    """An operation that expressions do not have."""
+
+
+class Value:
+    """A number that is not known yet: an input of equations, or the result of an operation on others.
+
+    Equal operations on equal arguments are the same object.
+
+    Attributes:
+        op: `input`, `constant`, or the name of an operation, see `OPERATIONS`.
+        args: its arguments; of an input its name, of a constant its number.
+    """
+
+    __slots__ = ("__weakref__", "args", "op")
+    _made: ClassVar["WeakValueDictionary[Any, Value]"] = WeakValueDictionary()
+    op: str
+    args: tuple[Any, ...]
+
+    def __new__(cls, op: str, *args: Any) -> "Value":
+        key = (op, *(repr(arg) if isinstance(arg, float) else arg for arg in args))
+        made = cls._made.get(key)
+        if made is None:
+            made = super().__new__(cls)
+            made.op, made.args = op, args
+            cls._made[key] = made
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Value, (self.op, *self.args)
+
+    @property
+    def is_condition(self) -> bool:
+        """True if this is true or false instead of a number."""
+        return self.op in CONDITIONS
+
+    # Arithmetic, as of a tensor.
+
+    def __add__(self, other: Any) -> "Value":
+        return _operation("add", self, other)
+
+    def __radd__(self, other: Any) -> "Value":
+        return _operation("add", other, self)
+
+    def __sub__(self, other: Any) -> "Value":
+        return _operation("sub", self, other)
+
+    def __rsub__(self, other: Any) -> "Value":
+        return _operation("sub", other, self)
+
+    def __mul__(self, other: Any) -> "Value":
+        return _operation("mul", self, other)
+
+    def __rmul__(self, other: Any) -> "Value":
+        return _operation("mul", other, self)
+
+    def __truediv__(self, other: Any) -> "Value":
+        return _operation("div", self, other)
+
+    def __rtruediv__(self, other: Any) -> "Value":
+        return _operation("div", other, self)
+
+    def __neg__(self) -> "Value":
+        return _operation("neg", self)
+
+    def __pos__(self) -> "Value":
+        return self
+
+    def __abs__(self) -> "Value":
+        return _operation("abs", self)
+
+    def __pow__(self, exponent: Any) -> "Value":
+        return _power(self, exponent)
+
+    def __lt__(self, other: Any) -> "Value":
+        return _operation("lt", self, other)
+
+    def __le__(self, other: Any) -> "Value":
+        return _operation("le", self, other)
+
+    def __gt__(self, other: Any) -> "Value":
+        return _operation("gt", self, other)
+
+    def __ge__(self, other: Any) -> "Value":
+        return _operation("ge", self, other)
+
+    def __and__(self, other: Any) -> "Value":
+        return Value("and", _condition(self), _condition(other))
+
+    def __or__(self, other: Any) -> "Value":
+        return Value("or", _condition(self), _condition(other))
+
+    def __invert__(self) -> "Value":
+        return Value("not", _condition(self))
+
+    def __bool__(self) -> bool:
+        raise UnsupportedError("a branch on a value: write torch.where(condition, a, b)")
+
+    def __float__(self) -> float:
+        raise UnsupportedError("a value used as a Python number")
+
+    __int__ = __index__ = __float__
+
+    @property
+    def requires_grad(self) -> bool:
+        """True, as for the tensor that it stands for."""
+        return True
+
+    @property
+    def dtype(self) -> None:
+        """Placeholder for `.to(x.dtype)`."""
+        return None
+
+    def to(self, dtype: None) -> "Value":
+        """A condition as a number, 1.0 or 0.0; a number is unchanged."""
+        return Value("where", self, constant(1.0), constant(0.0)) if self.is_condition else self
+
+    def detach(self) -> "Value":
+        """The same value, through which no gradient flows."""
+        return Value("detach", self)
+
+    def __getattr__(self, name: str) -> Any:
+        """A method of a tensor that is a function of PyTorch too, such as `exp`."""
+        function = getattr(torch, name, None)
+        if name.startswith("_") or function is None:
+            raise AttributeError(name)
+        return lambda *args, **named: self.__torch_function__(function, (), (self, *args), named)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), named: Mapping[str, Any] | None = None
+    ) -> "Value":
+        """The value of a function of PyTorch, called with values."""
+        record = _FUNCTIONS.get(function)
+        if record is None:
+            known = ", ".join(sorted({f"torch.{f.__name__}" for f in _FUNCTIONS if f in vars(torch).values()}))
+            name = getattr(function, "__name__", str(function))
+            raise UnsupportedError(f"{name} is not among the functions that equations may use: {known}")
+        try:
+            return record(*args, **(named or {}))
+        except TypeError as error:
+            if isinstance(error, UnsupportedError):
+                raise
+            raise UnsupportedError(f"{function.__name__} with these arguments") from error
+
+
+# Operations and their number of arguments; conditions are true or false.
+CONDITIONS = {"lt": 2, "le": 2, "gt": 2, "ge": 2, "eq": 2, "and": 2, "or": 2, "not": 1}
+OPERATIONS = CONDITIONS | {
+    "add": 2,
+    "sub": 2,
+    "mul": 2,
+    "div": 2,
+    "max": 2,
+    "min": 2,
+    "neg": 1,
+    "abs": 1,
+    "exp": 1,
+    "log": 1,
+    "sqrt": 1,
+    "sigmoid": 1,
+    "tanh": 1,
+    "detach": 1,
+    "where": 3,
+    "spike": 2,  # of a potential and a threshold: 1.0 where it is reached, else 0.0
+    "chosen": 3,  # of a spike, a and b: a where it is 1, b where it is 0
+}
+
+
+def constant(number: Number) -> Value:
+    """A known number."""
+    return Value("constant", float(number))
+
+
+def _value(of: Any) -> Value:
+    if isinstance(of, Value):
+        return of
+    if isinstance(of, (int, float)):
+        return constant(of)
+    raise UnsupportedError(f"a {type(of).__name__} in an equation: only numbers, states and parameters are known")
+
+
+def _operation(op: str, *args: Any) -> Value:
+    a, *rest = values = [_value(arg).to(None) for arg in args]
+    # Equal to the bit, and shorter: x - 0 is x, and x + (-y) is x - y.
+    if op == "sub" and rest[0].op == "constant" and rest[0].args[0] == 0:
+        return a
+    if op == "add" and rest[0].op == "neg":
+        return _operation("sub", a, *rest[0].args)
+    return Value(op, *values)
+
+
+def _condition(value: Any) -> Value:
+    if not (isinstance(value, Value) and value.is_condition):
+        raise UnsupportedError("a number where a condition is needed")
+    return value
+
+
+def _power(base: Value, exponent: Any) -> Value:
+    """Powers as PyTorch computes them, by products."""
+    if exponent in (0.5, -0.5):
+        return Value("sqrt", base) if exponent > 0 else 1.0 / Value("sqrt", base)
+    if not isinstance(exponent, (int, float)) or exponent not in (-2, -1, 1, 2, 3, 4):
+        raise UnsupportedError("a power other than -2, -1, -0.5, 0.5, 1, 2, 3 or 4")
+    if exponent < 0:
+        return 1.0 / _power(base, -exponent)
+    return {1: base, 2: base * base, 3: base * base * base, 4: (base * base) * (base * base)}[int(exponent)]
+
+
+def _where(condition: Any, a: Any, b: Any) -> Value:
+    return Value("where", _condition(condition), _value(a), _value(b))
+
+
+def _clamp(value: Any, *ends: Any, **named: Any) -> Value:
+    # As PyTorch differentiates it: 1 at both ends too, where `max` and `min` of two values share the gradient.
+    low, high = named.get("min", ends[0] if ends else None), named.get("max", ends[1] if len(ends) > 1 else None)
+    found = _value(value)
+    if low is not None:
+        found = _where(found < low, low, found)
+    return found if high is None else _where(found > high, high, found)
+
+
+# How a function of PyTorch, or a method of a tensor, is recorded.
+_FUNCTIONS: dict[Callable[..., Any], Callable[..., Value]] = {
+    torch.where: _where,
+    torch.clamp: _clamp,
+    torch.relu: lambda z: _where(z > 0, z, 0.0),
+    torch.square: lambda z: z * z,
+    torch.reciprocal: lambda z: 1.0 / z,
+    torch.maximum: lambda a, b: _operation("max", a, b),
+    torch.minimum: lambda a, b: _operation("min", a, b),
+    torch.rsub: lambda a, b: b - a,
+    torch.pow: lambda base, exponent: _power(_value(base), exponent),
+    torch.lt: operator.lt,
+    torch.le: operator.le,
+    torch.gt: operator.gt,
+    torch.ge: operator.ge,
+    **{getattr(torch, name): operator.methodcaller(f"__{name}__") for name in ("neg", "abs")},
+    **{
+        getattr(torch, name): (lambda op: lambda a, b: _operation(op, a, b))(name)
+        for name in ("add", "sub", "mul", "div")
+    },
+    **{
+        getattr(torch, name): (lambda op: lambda z: _operation(op, z))(name)
+        for name in ("exp", "log", "sqrt", "sigmoid", "tanh")
+    },
+}
+
+
+def recorded(function: Callable[..., Any], **values: Any) -> Any:
+    """The result of an equation for the arguments that it names.
+
+    Raises:
+        UserError: it cannot be recorded; names the line.
+    """
+    try:
+        return function(**values)
+    except (UnsupportedError, TypeError, ValueError, AttributeError, NameError) as error:
+        # The last line of the equation's own file, which may call functions of other files.
+        file = function.__code__.co_filename
+        lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        place = "" if not lines else f" ({file}, line {lines[-1].lineno}: `{_source(file, lines[-1].lineno)}`)"
+        raise UserError(
+            f"the equation `{function.__qualname__}` cannot be compiled{place}: {error}. Equations are sums, products "
+            "and functions of numbers, and torch.where instead of a branch."
+        ) from error
+
+
+def _source(file: str, line: int | None) -> str:
+    return linecache.getline(file, line or 0).strip()
+
+
+def in_order(values: Sequence[Value]) -> list[Value]:
+    """These values and all that they depend on, each after its arguments."""
+    found: dict[Value, None] = {}
+    stack: list[tuple[Value, bool]] = [(value, False) for value in reversed(values)]
+    while stack:
+        value, ready = stack.pop()
+        if value in found:
+            continue
+        if ready or not isinstance(value.args[0], Value):
+            found[value] = None
+            continue
+        stack.append((value, True))
+        stack += [(arg, False) for arg in reversed(value.args)]
+    return list(found)
+
+
+Gradient = Value | None  # None is zero
+
+
+def _sum(a: Gradient, b: Gradient) -> Gradient:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def _product(a: Value, b: Value) -> Value:
+    for one, other in ((a, b), (b, a)):
+        if one.op == "constant" and one.args[0] in (1.0, -1.0):
+            return other if one.args[0] == 1.0 else -other
+    return a * b
+
+
+def gradients(
+    of: Sequence[tuple[Value, Value]], by: Sequence[Value], surrogate: Callable[[Value], Value]
+) -> list[Gradient]:
+    """Gradients of a sum of products by values: reverse accumulation, as in PyTorch's autograd.
+
+    Args:
+        of: pairs of an output and its own gradient.
+        by: values to differentiate by.
+        surrogate: derivative of a spike by the distance between potential and threshold.
+
+    Returns:
+        A gradient for each of `by`; None where it is zero.
+    """
+    found: dict[Value, Gradient] = {}
+    for output, own in of:
+        found[output] = _sum(found.get(output), own)
+    for value in reversed(in_order([output for output, _ in of])):
+        gradient = found.get(value)
+        if gradient is None or value.op not in _DERIVATIVES:
+            continue
+        parts = _DERIVATIVES[value.op](value, gradient, surrogate)
+        for arg, part in zip(value.args, parts, strict=True):
+            found[arg] = _sum(found.get(arg), part)
+    return [found.get(value) for value in by]
+
+
+def _zero() -> Value:
+    return constant(0.0)
+
+
+def _of_spike(value: Value, g: Value, surrogate: Callable[[Value], Value]) -> list[Gradient]:
+    h, threshold = value.args
+    by_h = g * surrogate(h - threshold)
+    return [by_h, None if threshold.op == "constant" else -by_h]
+
+
+def _of_extreme(condition: str) -> Callable[..., list[Gradient]]:
+    """Gradients of max and min: to the one that is taken, half to each where they are equal."""
+
+    def parts(value: Value, g: Value, surrogate: Any) -> list[Gradient]:
+        a, b = value.args
+        to_one = [Value("where", Value(condition, *pair), g, _zero()) for pair in ((a, b), (b, a))]
+        return [Value("where", Value("eq", a, b), g * 0.5, part) for part in to_one]
+
+    return parts
+
+
+# Gradients of an operation's arguments from that of its result, which may be used itself (exp, sigmoid).
+_DERIVATIVES: dict[str, Callable[[Value, Value, Callable[[Value], Value]], list[Gradient]]] = {
+    "add": lambda y, g, _: [g, g],
+    "sub": lambda y, g, _: [g, -g],
+    "mul": lambda y, g, _: [_product(g, y.args[1]), _product(g, y.args[0])],
+    "div": lambda y, g, _: [g / y.args[1], -(g * (y / y.args[1]))],
+    "neg": lambda y, g, _: [-g],
+    "abs": lambda y, g, _: [
+        Value("where", y.args[0] > 0, g, Value("where", y.args[0] < 0, -g, _zero())),
+    ],
+    "exp": lambda y, g, _: [g * y],
+    "log": lambda y, g, _: [g / y.args[0]],
+    "sqrt": lambda y, g, _: [g / (y + y)],
+    "sigmoid": lambda y, g, _: [g * (y * (1.0 - y))],
+    "tanh": lambda y, g, _: [g * (1.0 - y * y)],
+    "max": _of_extreme("gt"),
+    "min": _of_extreme("lt"),
+    "where": lambda y, g, _: [None, Value("where", y.args[0], g, _zero()), Value("where", y.args[0], _zero(), g)],
+    "spike": _of_spike,
+    "chosen": lambda y, g, _: [
+        g * (y.args[1] - y.args[2]),
+        Value("chosen", y.args[0], g, _zero()),
+        Value("chosen", y.args[0], _zero(), g),
+    ],
+}
+
+
+def as_text(values: Sequence[Value]) -> str:
+    """A line for each operation, and one with the results; equal for equal expressions."""
+    numbers: dict[Value, str] = {}
+    lines: list[str] = []
+    for value in in_order(values):
+        if value.op == "input":
+            numbers[value] = value.args[0]
+        elif value.op == "constant":
+            numbers[value] = repr(value.args[0])
+        else:
+            numbers[value] = f"_{len(lines)}"
+            lines.append(f"{numbers[value]} = {value.op}({', '.join(numbers[arg] for arg in value.args)})")
+    return "\n".join([*lines, ", ".join(numbers[value] for value in values)])

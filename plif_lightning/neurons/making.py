@@ -1,0 +1,149 @@
+"""Make layers of neurons from a name, a class, its import path, or a layer like them."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import import_module
+from typing import Any, Literal, get_args
+
+from plif_lightning.dynamics.firing import Firing, FiringKeywords, Keywords
+from plif_lightning.errors import UserError, require_known_arguments
+from plif_lightning.neurons.modules import IF, LIF, PLIF, Neuron, TauPer
+from plif_lightning.neurons.published import ALIF, CLIF, EIF, GLIF, KLIF, QIF, Synaptic
+
+NeuronName = Literal["plif", "lif", "if", "clif", "alif", "qif", "eif", "klif", "synaptic", "glif"]
+_CLASSES: dict[str, type[Neuron]] = dict(
+    zip(get_args(NeuronName), (PLIF, LIF, IF, CLIF, ALIF, QIF, EIF, KLIF, Synaptic, GLIF), strict=True)
+)
+
+
+class NeuronKeywords(FiringKeywords, total=False):
+    """Arguments of `make_neuron` for type checkers, where a constructor passes them on."""
+
+    init_tau: float
+    tau_per: TauPer
+    learn_threshold: bool
+
+
+_KEYWORDS = NeuronKeywords.__annotations__ | FiringKeywords.__annotations__
+
+
+def make_neuron(
+    neuron: NeuronName | Neuron | type[Neuron] | Mapping[str, Any],
+    channels: int,
+    init_tau: float = 2.0,
+    tau_per: TauPer = "layer",
+    learn_threshold: bool = False,
+    **firing: Keywords[FiringKeywords],
+) -> Neuron:
+    """A layer of neurons of the given kind for inputs [T, N, channels, *].
+
+    Args:
+        neuron: a name; a subclass of `Neuron` or its import path; a layer, whose own arguments are kept; or
+            {class_path, init_args}.
+        channels: channels of the input.
+        init_tau: tau_0 > 1 of plif, tau of any other with a name and k = 1/tau, in time-steps.
+        tau_per: one time constant (and threshold, if learned) per layer (the paper) or per channel.
+        learn_threshold: learn V_th too, initialised with v_threshold; it stays positive.
+        firing: see `Firing`.
+
+    Raises:
+        UserError: an argument lies outside its range, or is given twice with two values.
+    """
+    require_known_arguments("make_neuron", firing, _KEYWORDS)
+    constants = Firing(**firing)  # also tells jsonargparse what the keywords are
+    kind, own = _class_of(neuron)
+    if init_tau != 2.0 or "init_tau" in _arguments(kind):
+        own = _with_tau(kind, own, init_tau, named=isinstance(neuron, str) and neuron in _CLASSES)
+    shared = {"tau_per": tau_per, "learn_threshold": learn_threshold, **asdict(constants)}
+    defaults = {"tau_per": "layer", "learn_threshold": False, **_FIRING_DEFAULTS}
+    for name in shared.keys() & own.keys():
+        if own[name] in (shared[name], defaults.get(name)):
+            del own[name]
+        elif shared[name] != defaults.get(name):
+            raise UserError(
+                f"{name} is {shared[name]!r} for all neurons, but {own[name]!r} for {kind.__name__}: give one of them."
+            )
+    return kind(**{**shared, **own, "channels": channels})
+
+
+_FIRING_DEFAULTS = {name: field.default for name, field in Firing.__dataclass_fields__.items()}
+
+
+def _arguments(kind: type[Neuron]) -> dict[str, Any]:
+    """Arguments of a class of neurons, and their defaults."""
+    return {name: one.default for name, one in inspect.signature(kind.__init__).parameters.items()}
+
+
+def _with_tau(kind: type[Neuron], own: dict[str, Any], init_tau: float, named: bool) -> dict[str, Any]:
+    """The own arguments of a kind with its time constant."""
+    if "init_tau" in _arguments(kind):
+        if own.get("init_tau", 2.0) == 2.0:
+            return own | {"init_tau": init_tau}
+        if init_tau not in (2.0, own["init_tau"]):
+            raise UserError(f"init_tau is {init_tau} for all neurons, but {own['init_tau']} for {kind.__name__}.")
+        return own
+    if named and "k" in kind.declared and init_tau > 1:
+        return own | {"k": 1 / init_tau}
+    if (named and kind is not IF) or not named:
+        known = ", ".join(kind.declared) or "none"
+        raise UserError(f"init_tau={init_tau} has no meaning for {kind.__name__}; its own parameters are {known}.")
+    return own
+
+
+def _class_of(neuron: Any) -> tuple[type[Neuron], dict[str, Any]]:
+    """The class of neurons that an argument means, and the arguments that it brings along.
+
+    Raises:
+        UserError: it means none.
+    """
+    if isinstance(neuron, Neuron):
+        return type(neuron), dict(neuron.given)
+    if isinstance(neuron, type) and issubclass(neuron, Neuron):
+        return neuron, {}
+    if isinstance(neuron, Mapping) and isinstance(neuron.get("class_path"), str):
+        own = neuron.get("init_args") or {}
+        if not isinstance(own, Mapping) or not all(isinstance(name, str) for name in own):
+            raise UserError(f"neuron: init_args must be names and values, got {own!r}.")
+        return _imported(neuron["class_path"]), dict(own)
+    if isinstance(neuron, str):
+        if neuron in _CLASSES:
+            return _CLASSES[neuron], {}
+        if "." in neuron:
+            return _imported(neuron), {}
+    raise UserError(
+        f"neuron must be one of {', '.join(_CLASSES)}, or a subclass of Neuron or its import path, such as "
+        f"my_neurons.MyNeuron, got {neuron!r}."
+    )
+
+
+def _imported(path: str) -> type[Neuron]:
+    """A class of neurons by its import path. Nothing else that a file names is ever called."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"neuron {path} cannot be imported ({error}). Its file must lie in the folder of the command, or in a "
+            "package that is installed."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Neuron)):
+        raise UserError(f"neuron {path} is not a subclass of plif_lightning.Neuron.")
+    return found
+
+
+def as_plain(neuron: Any) -> Any:
+    """A description of neurons in plain values, as checkpoints hold it: a name, or {class_path, init_args}.
+
+    Raises:
+        UserError: the class cannot be imported under its name.
+    """
+    if isinstance(neuron, str):
+        return neuron
+    kind, own = _class_of(neuron)
+    path = f"{kind.__module__}.{kind.__qualname__}"
+    if "<locals>" in path:
+        raise UserError(
+            f"neuron {kind.__name__} is defined in a function: move it to a module, or no file can name it."
+        )
+    return {"class_path": path, "init_args": own}

@@ -1,0 +1,135 @@
+"""Published neurons as their equations, each with its source; k = 1/tau throughout."""
+
+import torch
+
+from plif_lightning.neurons.modules import Neuron
+from plif_lightning.neurons.parameters import fixed, learned
+
+# mypy: disable-error-code="no-untyped-def"
+# ruff: noqa: N805  # equations have no self
+
+
+class CLIF(Neuron):
+    """Complementary LIF: a second potential m decays less the more the first is charged, and deepens its reset.
+
+    Source: Huang et al. 2024, "CLIF: Complementary Leaky Integrate-and-Fire Neuron for Spiking Neural Networks".
+    """
+
+    state = ("v", "m")
+    k = fixed(0.5, "unit")
+
+    def charge(v, x, k):
+        return (1 - k) * v + x
+
+    def after(h, m, s, k, v_threshold):
+        m = m * torch.sigmoid(k * h) + s
+        return h - s * (v_threshold + torch.sigmoid(m)), m
+
+
+class ALIF(Neuron):
+    """Adaptive LIF: each spike raises the threshold by beta, which decays by rho each step.
+
+    Source: Bellec et al. 2020, "A solution to the learning dilemma for recurrent networks of spiking neurons".
+    """
+
+    state = ("v", "adaptation")
+    k = fixed(0.5, "unit")
+    rho = fixed(0.9, "unit")
+    beta = fixed(0.2, "positive")
+
+    def charge(v, x, k, v_reset):
+        return v + k * (x - (v - v_reset))
+
+    def threshold(adaptation, beta, v_threshold):
+        return v_threshold + beta * adaptation
+
+    def after(reset, adaptation, s, rho):
+        return reset, rho * adaptation + s
+
+
+class QIF(Neuron):
+    """Quadratic integrate-and-fire: above v_c the potential grows by itself.
+
+    Source: Gerstner et al. 2014, "Neuronal Dynamics", Sec. 5.3.
+    """
+
+    k = fixed(0.5, "unit")
+    a_0 = fixed(1.0, "positive")
+    v_rest = fixed(0.0)
+    v_c = fixed(0.8)
+
+    def charge(v, x, k, a_0, v_rest, v_c):
+        return v + k * (x + a_0 * (v - v_rest) * (v - v_c))
+
+
+class EIF(Neuron):
+    """Exponential integrate-and-fire: above theta_rh the potential grows by itself, the sharper the smaller delta_t.
+
+    Source: Gerstner et al. 2014, "Neuronal Dynamics", Sec. 5.2.
+    """
+
+    k = fixed(0.5, "unit")
+    delta_t = fixed(1.0, "positive")
+    v_rest = fixed(0.0)
+    theta_rh = fixed(0.8)
+
+    def charge(v, x, k, delta_t, v_rest, theta_rh):
+        return v + k * (x - (v - v_rest) + delta_t * torch.exp((v - theta_rh) / delta_t))
+
+
+class KLIF(Neuron):
+    """LIF with a learned slope: the charged potential is scaled, and negative ones are set to zero.
+
+    Source: Jiang and Zhang 2023, "KLIF: An Optimized Spiking Neuron Unit for Tuning Surrogate Gradient Slope and
+    Membrane Potential".
+    """
+
+    k = fixed(0.5, "unit")
+    slope = learned(1.0)
+
+    def charge(v, x, k, slope, v_reset):
+        return torch.relu(slope * (v + (x - (v - v_reset)) * k))
+
+
+class Synaptic(Neuron):
+    """LIF with a synaptic current, which keeps the share alpha of itself each step; the potential keeps beta.
+
+    Source: snnTorch's `Synaptic` (Eshraghian et al. 2023), SpikingJelly's `CUBALIFNode`.
+    """
+
+    state = ("v", "current")
+    alpha = fixed(0.5, "unit")
+    beta = fixed(0.75, "unit")
+
+    def charge(v, current, x, alpha, beta):
+        return beta * v + (alpha * current + x)
+
+    def after(reset, current, x, alpha):
+        return reset, alpha * current + x
+
+
+class GLIF(Neuron):
+    """Gated LIF: learned gates mix two kinds of decay (alpha) and of reset (gamma), and scale the input (beta).
+
+    In the paper the conductance of the input, `conduct`, is learned for each time-step; here it is one for all, so that
+    the neuron does not depend on T. The spike that resets acts in the step after its own.
+
+    Source: Yao et al. 2022, "GLIF: A Unified Gated Leaky Integrate-and-Fire Neuron for Spiking Neural Networks".
+    """
+
+    state = ("v", "fired")
+    alpha = learned(0.5, "unit")
+    beta = learned(0.5, "unit")
+    gamma = learned(0.5, "unit")
+    keep = learned(0.25, "unit")
+    decay = learned(0.05, "unit")
+    subtract = learned(0.5, "unit")
+    conduct = learned(0.5, "unit")
+
+    def charge(v, fired, x, alpha, beta, gamma, keep, decay, subtract, conduct):
+        kept = (1 - alpha * (1 - keep)) * v
+        charged = kept - (1 - alpha) * decay + x * (1 - beta * (1 - conduct))
+        return charged - kept * gamma * fired - (1 - gamma) * subtract * fired
+
+    def after(h, s):
+        return h, s

@@ -1,0 +1,70 @@
+"""Training without gradient through time, step by step: memory does not grow with the number of steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plif_lightning.network import SpikingNetwork
+from plif_lightning.network.norm import TimeBatchNorm2d
+from plif_lightning.network.stepping import LayerState, carrying, detached
+
+# Losses that are a mean over steps.
+SEPARABLE = ("per_step", "tet")
+
+
+def separable(net: nn.Module, loss: str) -> bool:
+    """True if the gradients of a network's steps are independent of one another, so that `step_by_step` gives them.
+
+    The neurons pass no gradient to the step before (`through_time=False`), the loss is a mean over steps, and no layer
+    takes all steps together.
+    """
+    if not isinstance(net, SpikingNetwork) or loss not in SEPARABLE or net.inputs.name != "direct":
+        return False
+    norms = [part for part in net.modules() if isinstance(part, TimeBatchNorm2d)]
+    alone = all(norm.statistics == "per_step" for norm in norms)
+    return alone and all(not neuron.constants.through_time for _, neuron in net.neurons())
+
+
+class _Collected(torch.autograd.Function):
+    """A loss whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor | None], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(None if gradient is None else gradient * grad for gradient in ctx.gradients)
+
+
+def step_by_step(net: nn.Module, x: Tensor, time_steps: int, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The mean of the losses of all steps, and the votes [T, N, C], detached.
+
+    Backward of the loss only hands over the gradients: they are computed here, step by step.
+
+    Args:
+        net: `separable`.
+        x: [T, N, C, H, W], or static images [N, C, H, W].
+        time_steps: T.
+        loss: of votes [1, N, C].
+    """
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    gradients: list[Tensor | None] = [None] * len(parameters)
+    states: dict[nn.Module, LayerState] = {}
+    masks: dict[nn.Module, Tensor] = {}
+    losses, votes = [], []
+    for t in range(time_steps):
+        with torch.enable_grad(), carrying(states, masks) as carried:
+            y = net((x[t] if x.dim() == 5 else x)[None])
+            of_step = loss(y) / time_steps
+        for i, gradient in enumerate(torch.autograd.grad(of_step, parameters, allow_unused=True)):
+            before = gradients[i]
+            if gradient is not None:
+                gradients[i] = gradient if before is None else before.add_(gradient)
+        states = {neuron: detached(state) for neuron, state in carried.after.items()}
+        losses.append(of_step.detach())
+        votes.append(y.detach()[0])
+    return _Collected.apply(torch.stack(losses).sum(), gradients, *parameters), torch.stack(votes)

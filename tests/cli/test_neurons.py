@@ -1,0 +1,98 @@
+"""A neuron of a user's own file, in every command."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import plif_lightning as pl
+from plif_lightning.cli import main
+from plif_lightning.errors import UserError
+from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows
+from tests.conftest import REPOSITORY
+
+OWN = ["--model.neuron", "my_neurons.CLIF", "--model.neuron.k", "0.6"]
+BEST = "runs/quickstart/version_0/checkpoints/best.ckpt"
+
+
+@pytest.fixture(autouse=True)
+def own_file(monkeypatch):
+    """The example's neuron in the folder of the command, as a user has hers."""
+    Path("my_neurons.py").write_text((REPOSITORY / "tests/examples/own_neuron.py").read_text())
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    sys.modules.pop("my_neurons", None)
+
+
+def test_it_is_trained_tested_and_read_again(capsys):
+    fit(*TINY, *FEW, *OWN, "--trainer.max_epochs", "2")
+    metrics = rows("runs/quickstart/version_0/metrics.csv")
+    assert 0.5 < float(metrics[0]["k/conv1"]) < 0.7
+    assert metrics[0]["k/conv1"] != metrics[1]["k/conv1"]  # learned
+    assert "k                      conv1 0." in capsys.readouterr().out
+    assert Path("runs/quickstart/version_0/tau_curve.png").stat().st_size > 0
+    stored = load(BEST)["hyper_parameters"]["neuron"]
+    assert stored["class_path"] == "my_neurons.CLIF"
+    assert stored["init_args"]["k"] == 0.6
+    main(["test", "--ckpt_path", BEST, *SILENT])
+    main(["predict", "--ckpt_path", BEST, *SILENT, "--trainer.limit_predict_batches", "1"])
+    main(["cost", "--ckpt_path", BEST, "--samples", "2"])
+    main(["report", "--runs", "runs", "--out", "report.html"])
+    assert '"k/conv1"' in Path("report.html").read_text()
+    main(["tables", "--runs", "runs", "--out", "tables"])
+    assert "CLIF" in "".join(path.read_text() for path in Path("tables").glob("*.md"))
+    assert capsys.readouterr().err.count("error") == 0
+    net = pl.load_network(BEST)
+    x = torch.rand(5, 1, 8, 8)
+    votes = net(x)
+    assert torch.equal(pl.deploy.deployed(net, x=x)(x), votes)
+    main(["export", "--ckpt_path", BEST, "--out", "exported", "--format", "pt2"])
+    exported = pl.load_network("exported")
+    torch.testing.assert_close(exported(x), votes)
+
+
+def test_it_is_resumed_to_the_same_weights():
+    fit(*TINY, *FEW, *OWN, "--trainer.max_epochs", "2", "--run_folder", "whole")
+    fit(*TINY, *FEW, *OWN, "--trainer.max_epochs", "1", "--run_folder", "half")
+    main(["fit", "--config", "half/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2", *SILENT])
+    whole, half = (load(f"{name}/checkpoints/last.ckpt")["state_dict"] for name in ("whole", "half"))
+    for name, value in whole.items():
+        assert torch.equal(value, half[name]), name
+
+
+def test_it_is_swept():
+    Path("sweep.yaml").write_text(
+        "program: main.py\nmethod: grid\nname: own\nmetric: {name: val/acc, goal: maximize}\n"
+        "command: [python, '${program}', fit, '${args}']\n"
+        f"parameters:\n  config: {{value: {QUICKSTART}}}\n"
+        "  model.neuron: {values: [my_neurons.CLIF, clif]}\n"
+    )
+    main(["sweep", "sweep.yaml", "--jobs", "1", "--", *TINY, *FEW, *SILENT[:2], "--trainer.max_epochs=1"])
+    assert len(list(Path("runs").rglob("best.ckpt"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.neuron", "my_neurons.CLIFF"], "got my_neurons.CLIFF (module 'my_neurons' has no attribute 'CLIFF')"),
+        (["--model.neuron", "their_neurons.CLIF"], "(No module named 'their_neurons')"),
+        (["--model.neuron", "torch.nn.Linear"], "got torch.nn.Linear (it is not a subclass of Neuron)"),
+        (["--model.neuron", "my_neurons.CLIF", "--model.neuron.q", "1"], "unknown argument"),
+        (["--model.neuron", "my_neurons.CLIF", "--model.neuron.k", "2"], "k must be between 0 and 1, got 2"),
+        (["--model.neuron", "my_neurons.CLIF", "--model.init_tau", "4"], "init_tau=4.0 has no meaning for CLIF"),
+    ],
+)
+def test_a_mistake_is_named(arguments, message, capsys):
+    assert message in refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *arguments)
+
+
+def test_a_checkpoint_names_only_neurons(tmp_path):
+    fit(*TINY, *FEW, "--trainer.max_epochs", "1")
+    checkpoint = load(BEST)
+    for path, message in (("os.system", "not a subclass"), ("nowhere.CLIF", "cannot be imported")):
+        checkpoint["hyper_parameters"]["neuron"] = {"class_path": path, "init_args": {"command": "touch broken"}}
+        torch.save(checkpoint, tmp_path / "foreign.ckpt")
+        with pytest.raises(UserError, match=message):
+            pl.load_network(tmp_path / "foreign.ckpt")
+    assert not Path("broken").exists()

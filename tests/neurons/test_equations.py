@@ -1,0 +1,368 @@
+"""Neurons from equations: kernels and gradients against PyTorch's autograd, refusals, and one source for all."""
+
+import ast
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import plif_lightning as pl
+from plif_lightning import neurons
+from plif_lightning.dynamics.equations import program
+from plif_lightning.dynamics.expression import OPERATIONS, in_order
+from plif_lightning.errors import UserError
+from plif_lightning.network import use_backend
+from plif_lightning.neurons import as_plain, make_neuron
+
+# ruff: noqa: N805  # equations have no self
+
+
+class Everything(pl.Neuron):
+    """Every operation that equations have, in three states."""
+
+    state = ("v", "w", "u")
+    k = pl.learned(0.4, "unit")
+    gain = pl.learned(1.2, "positive")
+    shift = pl.learned(-0.1)
+    rest = pl.fixed(0.2)
+
+    def charge(v, w, u, x, k, gain, rest, v_reset):
+        drive = torch.where((x > -1) & ~(w >= 2), gain * x, 0.5 * x) - torch.tanh(u).abs()
+        return v + k * (drive - (v - rest) - (v - v_reset)) + torch.maximum(w, u) * 0.1
+
+    def threshold(w, v_threshold, shift):
+        return v_threshold + 0.1 * torch.sigmoid(w) + 0.01 * shift**2
+
+    def after(reset, h, s, v, w, u, x, gain, shift):
+        w_next = torch.clamp(0.8 * w + s - 0.1 * torch.relu(h), -1.5, max=1.5)
+        root = torch.sqrt(1 + u**2) + torch.log(2 + torch.square(u)) - (3 + u.abs()) ** -1
+        u_next = torch.minimum(0.5 * u + torch.exp(-(h**2)) / root, 0.3 * x) + shift * (x < 0).to(x.dtype)
+        return torch.where((h <= 3) | (h < -3), reset, 0.9 * reset), w_next, -u_next / gain
+
+
+OWN = {
+    **{kind.__name__: kind for kind in (neurons.CLIF, neurons.ALIF, neurons.QIF, neurons.EIF)},
+    **{kind.__name__: kind for kind in (neurons.KLIF, neurons.Synaptic, neurons.GLIF, Everything)},
+}
+
+
+def results(neuron, x, backend, steps=None):
+    """Spikes, last states, and gradients of x, of first states and of parameters."""
+    use_backend(neuron, backend).zero_grad()
+    generator = torch.Generator().manual_seed(1)
+    x = x.clone().requires_grad_()
+    states = tuple(
+        (0.3 * torch.randn(x.shape[1:], generator=generator, dtype=torch.float64)).to(x.dtype).requires_grad_()
+        for _ in neuron.equations.state
+    )
+    spikes, after = neuron.run(x, states if len(states) > 1 else states[0], steps)
+    outputs = spikes, *(after if isinstance(after, tuple) else (after,))
+    weights = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype) for out in outputs]
+    sum((out * w).sum() for out, w in zip(outputs, weights, strict=True)).backward()
+    # A value that nothing depends on has a gradient of None or of zeros.
+    leaves = [x, *states, *neuron.parameters()]
+    return [out.detach() for out in outputs], [torch.zeros_like(p) if p.grad is None else p.grad for p in leaves]
+
+
+def inputs(shape, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return (1.5 * torch.randn(shape, generator=generator, dtype=torch.float64) + 0.5).to(dtype)
+
+
+SETTINGS = (
+    {},
+    {"reset": "soft", "detach_reset": False, "v_threshold": 0.8},
+    {"v_reset": -0.3, "learn_threshold": True, "surrogate": "sigmoid"},
+    {"through_time": False, "surrogate": "triangle", "surrogate_width": 1.5},
+)
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("held", [False, True])
+def test_kernels_are_autograd_in_float64(name, per, held):
+    for options in SETTINGS:
+        neuron = OWN[name](tau_per=per, channels=5, **options).double()
+        x = inputs((1 if held else 6, 3, 5, 7))
+        x = 0.4 * x - 0.5 if name == "EIF" else x  # above it grows exponentially, without end if the reset is soft
+        ours, theirs = (results(neuron, x, backend, 6) for backend in ("cpu", "reference"))
+        assert 0 < theirs[0][0].mean() < 1
+        assert torch.equal(ours[0][0], theirs[0][0])
+        for a, b in zip(ours[0][1:] + ours[1], theirs[0][1:] + theirs[1], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+def test_every_operation_is_among_them():
+    key = Everything(detach_reset=True).dynamics.key
+    used = {value.op for value in in_order([program(key).spike, *program(key).after])}
+    assert set(OPERATIONS) - used == {"eq"}  # only of gradients: where two values are equal
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 40), st.integers(1, 5)),
+    per=st.sampled_from(["layer", "channel"]),
+)
+def test_rows_of_any_length_are_autograd(shape, per):
+    neuron = Everything(tau_per=per, channels=shape[2]).double()
+    ours, theirs = (results(neuron, inputs(shape), backend) for backend in ("cpu", "reference"))
+    for a, b in zip(ours[0] + ours[1], theirs[0] + theirs[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ALIF", "QIF", "KLIF", "Synaptic", "GLIF"])
+def test_without_an_exponential_float32_is_equal_to_the_bit(name):
+    neuron = OWN[name]()
+    ours, theirs = (results(neuron, inputs((8, 2, 6, 7), torch.float32), backend) for backend in ("cpu", "reference"))
+    for a, b in zip(ours[0], theirs[0], strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(ours[1], theirs[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["CLIF", "EIF"])
+def test_the_exponential_of_float32_has_seven_digits(name):
+    neuron = OWN[name]()
+    x = inputs((6, 2, 6, 7), torch.float32)
+    ours = results(neuron, x, "cpu")
+    exact = results(copy.deepcopy(neuron).double(), x.double(), "reference")
+    assert torch.equal(ours[0][0].double(), exact[0][0])
+    for a, b in zip(ours[0][1:], exact[0][1:], strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_network_of_them_is_one_and_the_same_everywhere(name):
+    torch.manual_seed(0)
+    net = pl.SpikingNetwork((2, 8, 8), 3, 4, channels=20, fc_features=24, n_down=2, neuron=OWN[name], dropout=0.0)
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.constant_(part.bias, 1.5)
+        if isinstance(part, nn.Linear):
+            nn.init.uniform_(part.weight, -0.1, 0.6)
+    frames = (torch.rand(4, 3, 2, 8, 8) < 0.4).float()
+    votes = use_backend(net.eval(), "cpu")(frames)
+    assert votes.any()
+    assert torch.equal(use_backend(net, "cpu", "always")(frames), votes)
+    with torch.no_grad():
+        assert torch.equal(net(frames), votes)  # from spikes to spikes
+    deployed = pl.deploy.deployed(net, "events")
+    state, of_deployed = None, None
+    folded = pl.deploy.fold(net)(frames)
+    assert torch.equal(deployed(frames), folded)
+    for frame, vote, of_folded in zip(frames, votes, folded, strict=True):
+        one, state = pl.step(net, frame, state)
+        assert torch.equal(one, vote)
+        one, of_deployed = deployed.step(frame, of_deployed)
+        assert torch.equal(one, of_folded)
+    found = pl.traces(net, frames)[1]["encoder.conv1.neuron"]
+    assert list(found.states) == list(net.encoder.conv1.neuron.equations.state)
+
+
+def test_a_stream_keeps_all_states():
+    net = pl.SpikingNetwork((2, 8, 8), 3, 4, channels=6, fc_features=8, n_down=1, neuron="clif").eval()
+    frames = (torch.rand(5, 2, 8, 8) < 0.4).float()
+    whole, part = pl.deploy.StreamingNetwork(net), pl.deploy.StreamingNetwork(net)
+    for frame in frames:
+        votes = whole.step(frame)
+    for frame in frames[:2]:
+        part.step(frame)
+    state = part.state_dict()
+    assert [len(v) for v in state["potentials"].values()] == [2, 2, 2]
+    again = pl.deploy.StreamingNetwork(net)
+    again.load_state_dict(state)
+    for frame in frames[2:]:
+        last = again.step(frame)
+    assert torch.equal(last, votes)
+
+
+# --- refusals
+
+
+def branch(v, x):
+    if x > 0:
+        return v
+    return v + x
+
+
+def unknown(v, x):
+    return v + torch.erf(x)
+
+
+def a_number(v, x):
+    return v + float(x)
+
+
+def tensors(v, x):
+    return v + torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("charge", "message"),
+    [
+        (branch, r"`if x > 0:`\): a branch on a value: write torch.where"),
+        (unknown, r"`return v \+ torch.erf\(x\)`\): erf is not among the functions that equations may use: torch.abs"),
+        (a_number, "a value used as a Python number"),
+        (tensors, "a Tensor in an equation"),
+        (lambda v, x: v + y, "name 'y' is not defined"),  # noqa: F821
+        (lambda v, x: v + x**1.5, "a power other than -2, -1"),
+        (lambda v, x, h: v + x, "cannot use h: it is not known yet"),
+        (lambda v, x=1: v + x, "plain arguments, each the name of a value, without defaults"),
+        (lambda v, x: "h", "must give numbers, got a str"),
+        (lambda v, x, q: v + q * x, r"use q: declare it in the class, as `q = learned\(0\.5\)`"),
+    ],
+)
+def test_equations_that_cannot_be_compiled_are_refused_when_a_layer_is_made(charge, message):
+    with pytest.raises(UserError, match=message):
+        type("Own", (pl.Neuron,), {"charge": charge})()
+
+
+@pytest.mark.parametrize(
+    ("body", "arguments", "message"),
+    [
+        ({"state": ("v", "w")}, {}, "after must give the states v, w after a spike"),
+        ({"state": ("v", "w"), "after": lambda reset: reset}, {}, r"must give 2 states \(v, w\), got 1"),
+        ({"state": ("v", "x"), "after": lambda reset, x: (reset, x)}, {}, "must not be named x"),
+        ({"k": pl.fixed(0.5, "unit")}, {"k": 1.0}, "k must be between 0 and 1, got 1.0"),
+        ({"k": pl.fixed(0.5, "positive")}, {"k": -1.0}, "k must be a positive number"),
+        ({"k": pl.fixed(0.5)}, {"k": math.nan}, "k must be a finite number"),
+        ({"k": pl.fixed(0.5)}, {"q": 1.0}, r"Own has no argument q\. It has k, learn"),
+        ({"k": pl.fixed(0.5)}, {"learn": ["q"]}, r"learn must name parameters of Own \(k\), got q"),
+    ],
+)
+def test_a_wrong_neuron_is_named(body, arguments, message):
+    with pytest.raises(UserError, match=message):
+        type("Own", (pl.Neuron,), {"charge": lambda v, x: v + x, **body})(**arguments)
+
+
+def test_a_range_is_one_of_three():
+    with pytest.raises(UserError, match="within must be one of real, positive, unit, got 'open'"):
+        pl.learned(1.0, "open")
+
+
+def test_a_neuron_without_equations_is_refused():
+    with pytest.raises(UserError, match="Neuron has no equations: define charge"):
+        pl.Neuron()
+
+
+# --- parameters
+
+
+def test_parameters_stay_in_their_range_and_are_learned_as_told():
+    neuron = Everything(k=0.9, gain=2.0)
+    assert {name for name, _ in neuron.named_parameters()} == {"k_raw", "gain_raw", "shift_raw"}
+    with torch.no_grad():
+        for parameter in neuron.parameters():
+            parameter.fill_(-30.0)
+    values = neuron.learned()
+    assert 0 <= values["k"] < 1e-6
+    assert 0 <= values["gain"] < 1e-6
+    assert values["shift"] == -30
+    assert values["rest"] == pytest.approx(0.2)
+    assert {name for name, _ in Everything(learn=["rest"]).named_parameters()} == {"rest_raw"}
+    assert "k=0.4" in repr(Everything())
+    assert "k=[3 channels]" in repr(Everything(tau_per="channel", channels=3))
+
+
+def test_a_layer_is_the_model_of_others():
+    like = neurons.CLIF(k=0.7, v_threshold=0.9)
+    made = make_neuron(like, 5, tau_per="channel", surrogate="sigmoid")
+    assert made.k.shape == (5,)
+    assert made.k[0].item() == pytest.approx(0.7)
+    assert (made.constants.v_threshold, made.constants.surrogate) == (0.9, "sigmoid")
+    plain = as_plain(like)
+    assert plain == {"class_path": "plif_lightning.neurons.published.CLIF", "init_args": {"k": 0.7, "v_threshold": 0.9}}
+    assert torch.equal(make_neuron(plain, 5).k, like.k)
+    assert make_neuron("clif", 5, init_tau=4.0).k.item() == 0.25
+    with pytest.raises(UserError, match=r"v_threshold is 0\.5 for all neurons, but 0.9 for CLIF"):
+        make_neuron(like, 5, v_threshold=0.5)
+    with pytest.raises(UserError, match=r"init_tau=4\.0 has no meaning for GLIF"):
+        make_neuron("glif", 5, init_tau=4.0)
+    with pytest.raises(UserError, match="defined in a function"):
+        as_plain(type("Own", (neurons.CLIF,), {"__qualname__": "f.<locals>.Own"})())
+    assert pickle_again(like).k.item() == pytest.approx(0.7)
+    assert copy.deepcopy(like).given == like.given
+
+
+def pickle_again(neuron):
+    import pickle
+
+    return pickle.loads(pickle.dumps(neuron))
+
+
+# --- what PyTorch does with modules
+
+
+def test_functional_gradients_and_maps_are_those_of_autograd():
+    neuron = pl.PLIF(3.0)
+    layer = nn.Linear(4, 6)
+    x = torch.randn(5, 2, 4)
+    parameters = {**dict(layer.named_parameters()), "a": neuron.a}
+
+    def loss(parameters, x):
+        weights = {name: parameters[name] for name in ("weight", "bias")}
+        current = torch.func.functional_call(layer, weights, (x,))
+        return torch.func.functional_call(neuron, {"a": parameters["a"]}, (current,)).mul(torch.arange(6.0)).sum()
+
+    expected = torch.autograd.grad(loss(parameters, x), list(parameters.values()))
+    detached = {name: value.detach() for name, value in parameters.items()}
+    for backend in ("cpu", "reference"):
+        use_backend(neuron, backend)
+        found = torch.func.grad(loss)(detached, x)
+        for ours, theirs in zip(found.values(), expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+        many = torch.randn(3, 5, 2, 4)
+        each = torch.func.vmap(torch.func.grad(loss), (None, 0))(detached, many)
+        for i, one in enumerate(many):
+            for name, value in torch.func.grad(loss)(detached, one).items():
+                torch.testing.assert_close(each[name][i], value)
+        with pytest.raises(UserError, match="cannot be differentiated again"):
+            torch.func.grad(lambda p: torch.func.grad(loss)(p, x)["a"].sum())(detached)
+
+
+@pytest.mark.parametrize("kind", [pl.PLIF, pl.LIF])
+def test_scalars_of_older_checkpoints_are_read(kind):
+    old = {"a": torch.tensor(-0.7), **({"b": torch.tensor(0.2)} if kind is pl.PLIF else {})}
+    neuron = kind(learn_threshold=kind is pl.PLIF)
+    neuron.load_state_dict(old)
+    assert neuron.a.shape == (1,)
+    assert neuron.k.dim() == 0
+    assert neuron.a.item() == pytest.approx(-0.7)
+    assert all(parameter.dim() == 1 for parameter in neuron.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_scripting_is_refused_in_a_sentence():
+    with pytest.raises(UserError, match=r"cannot be scripted by torch\.jit\.script"):
+        torch.jit.script(pl.SpikingNetwork((1, 8, 8), 2, 2, channels=4, fc_features=8))
+
+
+# --- one source
+
+PACKAGE = Path(pl.__file__).parent
+# Where an equation with a threshold or a reset stands: the neurons themselves, and what their reset is.
+SOURCES = {"dynamics/leaky.py", "dynamics/equations.py", "neurons/published.py"}
+SPIKE = {"dynamics/surrogate.py", "dynamics/expression.py"}  # its gradient, of a potential minus a threshold
+# Not equations: the learned threshold's range; NIR's other convention for leak and threshold.
+OTHERS = {"neurons/modules.py", "deploy/nir.py"}
+
+
+def test_no_other_file_writes_a_charge_a_reset_or_a_surrogate():
+    found, densities = set(), set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.BinOp):
+                continue
+            names = {part.id if isinstance(part, ast.Name) else getattr(part, "attr", "") for part in ast.walk(node)}
+            if names & {"v_reset", "v_threshold", "threshold"}:
+                found.add(str(path.relative_to(PACKAGE)))
+            if "pi" in names and "math" in names:
+                densities.add(str(path.relative_to(PACKAGE)))
+    assert found == SOURCES | SPIKE | OTHERS
+    assert "dynamics/surrogate.py" in densities
+    assert not {path for path in densities if path.startswith(("kernels", "network", "deploy", "neurons"))}

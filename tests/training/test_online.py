@@ -1,0 +1,110 @@
+"""Training step by step, without gradient through time."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import plif_lightning as pl
+from plif_lightning.training.losses import per_step_mse
+from plif_lightning.training.online import separable, step_by_step
+from tests.cli.calls import TINY, fit, rows
+
+
+def lively(**settings):
+    torch.manual_seed(0)
+    changes = {
+        "channels": 12,
+        "fc_features": 20,
+        "pool_ties": "first",
+        "dropout": 0.0,
+        "through_time": False,
+        **settings,
+    }
+    net = pl.SpikingNetwork((2, 8, 8), 3, 5, **changes).double()
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.constant_(part.bias, 0.6)
+        if isinstance(part, nn.Linear):
+            nn.init.uniform_(part.weight, -0.1, 0.5)
+    return net
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("neuron", ["plif", "clif"])
+@pytest.mark.parametrize("threshold", [False, True])
+def test_gradients_are_those_of_the_whole_sequence(static, neuron, threshold):
+    whole = lively(neuron=neuron, learn_threshold=threshold)
+    parts = copy.deepcopy(whole)
+    x = torch.rand(4, 2, 8, 8).double() if static else torch.rand(5, 4, 2, 8, 8).lt(0.4).double()
+    label = torch.tensor([0, 1, 2, 0])
+    votes = whole(x)
+    expected = per_step_mse(votes, label)
+    expected.backward()
+    loss, found = step_by_step(parts, x, 5, lambda votes: per_step_mse(votes, label))
+    (2 * loss).backward()
+    assert votes.any()
+    assert torch.equal(found, votes)
+    torch.testing.assert_close(loss, expected)
+    for (name, ours), theirs in zip(parts.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, 2 * theirs.grad, msg=lambda m, n=name: f"{n}: {m}")
+    for ours, theirs in zip(parts.buffers(), whole.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_sample_has_one_mask_of_dropout():
+    net = lively(dropout=0.5, channels=4)
+    x = torch.rand(4, 2, 8, 8).double()
+    seen = []
+    net.classifier.fc1.fc.register_forward_pre_hook(lambda module, given: seen.append(given[0] == 0))
+    net.classifier.fc1.dropout.register_forward_pre_hook(lambda module, given: (torch.ones_like(given[0]),))
+    step_by_step(net, x, 5, lambda votes: votes.mean())
+    assert len(seen) == 5
+    assert all(torch.equal(mask, seen[0]) for mask in seen)
+    assert seen[0].any()
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings", "expected"),
+    [
+        ("per_step", {}, True),
+        ("tet", {}, True),
+        ("rate", {}, False),
+        ("per_step", {"through_time": True}, False),
+        ("per_step", {"norm_statistics": "all_steps"}, False),
+        ("per_step", {"input_encoder": "poisson"}, False),
+    ],
+)
+def test_only_steps_that_are_independent_are_taken_one_by_one(loss, settings, expected):
+    assert separable(lively(**settings), loss) == expected
+
+
+def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_number_of_steps():
+    kept = []
+    for steps in (2, 16):
+        net = lively().float()
+        most = now = 0
+
+        def store(tensor):
+            nonlocal most, now
+            now += tensor.numel()
+            most = max(most, now)
+            return tensor
+
+        def load(tensor):
+            nonlocal now
+            now -= tensor.numel()
+            return tensor
+
+        with net.for_time_steps(steps), torch.autograd.graph.saved_tensors_hooks(store, load):
+            step_by_step(net, torch.rand(4, 2, 8, 8), steps, lambda votes: votes.square().mean())
+        kept.append(most)
+    assert kept[0] == kept[1] > 0
+
+
+def test_it_is_a_setting_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(*TINY, "--model.through_time", "false", "--model.loss", "per_step", "--trainer.max_epochs", "2")
+    losses = [float(row["train/loss"]) for row in rows("runs/quickstart/version_0/metrics.csv") if row["train/loss"]]
+    assert losses[1] < losses[0]
