@@ -24,7 +24,7 @@ from plif_lightning.analysis.settings import data_title, labels
 from plif_lightning.analysis.tables import Table, heading, problems_of
 from plif_lightning.errors import UserError
 from plif_lightning.plot import picture
-from plif_lightning.runs.metrics import layer_values
+from plif_lightning.runs.metrics import layer_values, neuron_kinds
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.samples import Events, Samples, read_samples
 from plif_lightning.runtime.files import written_whole
@@ -80,8 +80,9 @@ def _curves(run: Run) -> dict[str, list[float | None]]:
         **dict.fromkeys((run.val_key, "train/acc"), _percent),
     }
     found: dict[str, list[float | None]] = {"epoch": [_number(row["epoch"] + 1) for row in rows]}
+    of_layers = tuple(f"{kind}/" for kind in (*neuron_kinds(rows), "rate"))
     for key in dict.fromkeys(key for row in rows for key in row):
-        if key in converters or key.startswith(("tau/", "rate/")):
+        if key in converters or key.startswith(of_layers):
             name = "accuracy" if key == run.val_key else key
             found[name] = [converters.get(key, _number)(row.get(key)) for row in rows]
     return found

@@ -15,7 +15,7 @@ from plif_lightning.callbacks.logger import is_trial, known_run_folder, run_fold
 from plif_lightning.errors import UserError
 from plif_lightning.plot.curves import confusion_matrix, learning_curve, tau_curve
 from plif_lightning.runs.loading import printable
-from plif_lightning.runs.metrics import read_metrics
+from plif_lightning.runs.metrics import neuron_kinds, read_metrics
 from plif_lightning.runtime.files import written_whole
 from plif_lightning.training.task import SpikingClassifier
 
@@ -37,7 +37,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 class CurvePlots(Callback):
-    """Writes the learning curve and the tau curve into the run's folder when a fit ends or fails."""
+    """Writes curves of learning and of the neurons' parameters to the run's folder when a fit ends or fails."""
 
     @rank_zero_only
     def _plot(self, trainer: L.Trainer) -> None:
@@ -48,9 +48,11 @@ class CurvePlots(Callback):
         metrics = read_metrics(folder.metrics)
         title = getattr(getattr(trainer, "datamodule", None), "title", "")
         if metrics:
-            for draw, path in ((learning_curve, folder.learning_curve), (tau_curve, folder.tau_curve)):
-                with _or_warning(path):
-                    _save(draw(metrics, title), path)
+            with _or_warning(folder.learning_curve):
+                _save(learning_curve(metrics, title), folder.learning_curve)
+            if kinds := neuron_kinds(metrics):
+                with _or_warning(folder.tau_curve):
+                    _save(tau_curve(metrics, title, kinds), folder.tau_curve)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._plot(trainer)

@@ -26,18 +26,23 @@ def learning_curve(metrics: Metrics, title: str) -> Figure:
     return _with_legends(figure)
 
 
-def tau_curve(metrics: Metrics, title: str) -> Figure:
-    """Draw the time constant [time-steps] of each layer over epochs.
+_KINDS = {"tau": "membrane time constant $\\tau$ [time-steps]", "v_threshold": "threshold $V_{th}$"}
+
+
+def tau_curve(metrics: Metrics, title: str, kinds: Sequence[str] = ("tau",)) -> Figure:
+    """Draw the time constant [time-steps] of each layer over epochs, or other parameters of its neurons.
 
     Args:
         metrics: one row per epoch with `epoch` (counted from 0) and `tau/<layer>`; the last row with a tau names the
             layers.
         title: the figure's title.
+        kinds: names of the parameters, one part of the figure each.
     """
-    figure, axes = _axes(title, ["membrane time constant $\\tau$ [time-steps]"])
-    layers = next((found for row in reversed(metrics) if (found := [key for key in row if key.startswith("tau/")])), [])
-    for i, key in enumerate(layers):
-        _line(axes[0], i, metrics, key, key.removeprefix("tau/"))
+    figure, axes = _axes(title, [_KINDS.get(kind, kind) for kind in kinds])
+    for ax, kind in zip(axes, kinds, strict=True):
+        of_layers = ([key for key in row if key.startswith(f"{kind}/")] for row in reversed(metrics))
+        for i, key in enumerate(next(filter(None, of_layers), [])):
+            _line(ax, i, metrics, key, key.removeprefix(f"{kind}/"))
     return _with_legends(figure)
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,14 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
 def layer_values(row: dict[str, float], kind: str) -> dict[str, float]:
     """Return the values of one kind (`tau`, `rate`) by layer, in network order."""
     return {key.removeprefix(f"{kind}/"): value for key, value in row.items() if key.startswith(f"{kind}/")}
+
+
+def neuron_kinds(metrics: Iterable[Mapping[str, float]]) -> list[str]:
+    """Names of the neurons' parameters that rows hold for layers, such as `tau`: all values of layers but `rate`."""
+    keys = dict.fromkeys(key for row in metrics for key in row)
+    layers = {key.partition("/")[2] for key in keys if key.startswith(("rate/", "tau/"))}
+    kinds = dict.fromkeys(kind for kind, _, layer in (key.partition("/") for key in keys) if layer in layers)
+    return [kind for kind in kinds if kind != "rate"]
 
 
 class MetricsTable:
