@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -50,7 +51,8 @@ def test_the_readmes_are_found_and_hold_commands():
     assert [str(path.relative_to(REPOSITORY)) for path in READMES] == [
         *("README.md", "configs/README.md", "configs/RESULTS.md", "configs/clusters.md"),
         *("plif_lightning/deploy/README.md", "plif_lightning/events/README.md"),
-        *("plif_lightning/kernels/README.md", "tests/README.md", "tests/benchmarks/README.md"),
+        *("plif_lightning/kernels/README.md", "plif_lightning/neurons/README.md", "tests/README.md"),
+        "tests/benchmarks/README.md",
     ]
     assert len(OF_MAIN) >= 25
     assert len(BENCHMARKS) >= 6
@@ -61,6 +63,9 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
     words = [word.replace("RUN", str(run)).replace("DIR", str(tmp_path)) for word in shlex.split(command)[2:]]
     if command.startswith("plif-lightning"):
         words = shlex.split(command)[1:]
+    if "my_neurons" in command:
+        shutil.copy(REPOSITORY / "tests/examples/own_neuron.py", tmp_path / "my_neurons.py")
+        monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(REPOSITORY)
     name = words[0]
     if "--help" in words:

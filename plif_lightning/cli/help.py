@@ -4,8 +4,9 @@ from plif_lightning.cli.commands import COMMANDS, EVALUATIONS
 from plif_lightning.runtime import program
 
 _MODEL = (
-    ("--model.neuron", "plif (learned tau), lif (fixed tau) or if (no leak)"),
-    ("--model.init_tau", "tau_0 > 1 of plif, tau of lif, in time-steps"),
+    ("--model.neuron", "plif (learned tau), lif (fixed tau), if, clif, alif, qif, eif, klif, synaptic, glif"),
+    ("--model.neuron FILE.CLASS", "of your own, in FILE.py, or such as CLIF; --model.neuron.NAME sets its parameters"),
+    ("--model.init_tau", "tau_0 > 1 of plif, tau of others, in time-steps"),
     ("--model.pooling", "max or avg"),
     ("--model.loss", "per_step (the paper), rate (the authors' code), tet or cross_entropy"),
     ("--model.channels, --model.fc_features", "size of the network"),
