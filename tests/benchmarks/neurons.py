@@ -1,0 +1,206 @@
+"""Neurons beside other libraries' own forms of them: alone after an FC layer, and in a network.
+
+    python tests/benchmarks/neurons.py [--rounds 5] [--only workload|network] [--compiled]
+
+The workload is that of Open Neuromorphic's benchmarks: Linear(n, n) and LIF, batch 16, T = 500, forward and backward,
+on 1 and 2 threads; outputs are compared first. snnTorch and Norse call both layers at each step, as users do. The
+network is Fashion-MNIST's, one training step, batch 16, all layers with the same neurons; another library's neuron runs
+in SpikingJelly's network of the same layers. All in alternation in one process. `--compiled` adds Norse with its step
+compiled by PyTorch, which takes minutes.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from plif_lightning.runtime.allocator import tune_allocator
+
+tune_allocator()
+
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Norse uses torch.jit.script
+    import norse.torch.functional.lsnn as lsnn
+    import snntorch
+    from norse.torch.functional.lif_box import LIFBoxFeedForwardState, LIFBoxParameters, lif_box_feed_forward_step
+from spikingjelly.activation_based import base, functional, neuron, surrogate
+from torch import Tensor, nn
+
+import plif_lightning as pl
+from plif_lightning.configs import network_of
+from plif_lightning.runtime.surroundings import processor
+from tests.benchmarks.networks import alternate, peer, run_peer, show, training_step
+from tests.benchmarks.step import inputs, make_fire
+
+BATCH, STEPS, SIZES = 16, 500, (512, 1024, 4096)
+ATAN = surrogate.ATan(2.0)
+
+
+# --- alone
+
+Layer = Callable[[nn.Linear, Tensor], Tensor]
+
+
+def of_norse(step: Callable[..., Any]) -> Layer:
+    p = LIFBoxParameters(tau_mem_inv=torch.tensor(0.5), alpha=torch.tensor(100.0))
+
+    def run(fc: nn.Linear, x: Tensor) -> Tensor:
+        state, spikes = LIFBoxFeedForwardState(v=torch.zeros_like(x[0])), []
+        for frame in x:
+            s, state = step(fc(frame), state, p, 1.0)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+    return run
+
+
+def of_snntorch() -> Layer:
+    leaky = snntorch.Leaky(0.5, reset_mechanism="zero", reset_delay=False)
+
+    def run(fc: nn.Linear, x: Tensor) -> Tensor:
+        v, spikes = leaky.reset_mem(), []
+        for frame in x:
+            s, v = leaky(0.5 * fc(frame), v)  # its input is not scaled by 1 / tau
+            spikes.append(s)
+        return torch.stack(spikes)
+
+    return run
+
+
+def of_spikingjelly() -> Layer:
+    node = neuron.LIFNode(2.0, surrogate_function=ATAN, detach_reset=True, step_mode="m")
+
+    def run(fc: nn.Linear, x: Tensor) -> Tensor:
+        functional.reset_net(node)
+        return node(fc(x))
+
+    return run
+
+
+def workload(n: int, rounds: int, compiled: bool) -> None:
+    torch.manual_seed(0)
+    fc, ours = nn.Linear(n, n), pl.LIF(2.0)
+    x = (torch.rand(STEPS, BATCH, n) < 0.1).float()
+    with torch.no_grad():
+        fc.weight.mul_(6)
+    runs: dict[str, Layer] = {
+        "ours": lambda fc, x: ours(fc(x)), "SpikingJelly, multi-step": of_spikingjelly(), "snnTorch": of_snntorch(),
+        "Norse": of_norse(lif_box_feed_forward_step),
+    }  # fmt: skip
+    if compiled:
+        runs["Norse, compiled"] = of_norse(torch.compile(lif_box_feed_forward_step))
+    with torch.no_grad():
+        spikes = {title: run(fc, x) for title, run in runs.items()}
+    expected = spikes.pop("ours")
+    differ = {title: (expected != s).float().mean().item() for title, s in spikes.items()}
+    shares = ", ".join(f"{title} {share:.1e}" for title, share in differ.items())
+    print(f"\nLinear({n}, {n}) and LIF, batch {BATCH}, T = {STEPS}; {expected.mean():.1%} fire; differ: {shares}")
+    assert max(differ.values()) < 1e-4  # of rounding, where FC layers run step by step
+
+    def step(run: Layer) -> Callable[[], None]:
+        def forward_and_backward() -> None:
+            fc.weight.grad = fc.bias.grad = None
+            run(fc, x).sum().backward()
+
+        return forward_and_backward
+
+    threads = torch.get_num_threads()
+    for number in sorted({1, threads}):
+        torch.set_num_threads(number)
+        show(f"{number} thread{'s' if number > 1 else ''}", alternate({t: step(r) for t, r in runs.items()}, rounds))
+    torch.set_num_threads(threads)
+
+
+# --- in a network
+
+
+class Lsnn(base.MemoryModule):
+    """Norse's adaptive neuron as a node of SpikingJelly's; its current lasts one step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        values = (1.0, 0.5, 0.1, 0.0, 1.0, 0.0, 0.2 / 0.9)
+        self.p = lsnn.LSNNParameters(*(torch.tensor(value) for value in values))
+
+    def forward(self, x: Tensor) -> Tensor:
+        zero = torch.zeros_like(x[0])
+        state, spikes = lsnn.LSNNFeedForwardState(v=zero, i=zero, b=zero + 1), []
+        for current in x:
+            s, state = lsnn.lsnn_feed_forward_step(current, state, self.p, dt=1.0)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+# name of ours -> title and maker of another library's
+THEIRS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "plif": (
+        "SpikingJelly's PLIF",
+        lambda: neuron.ParametricLIFNode(2.0, detach_reset=True, surrogate_function=ATAN, step_mode="m"),
+    ),
+    "clif": (
+        "SpikingJelly's CLIF",
+        lambda: neuron.ComplementaryLIFNode(2.0, surrogate_function=ATAN, step_mode="m"),
+    ),
+    "alif": ("Norse's LSNN", Lsnn),
+    "qif": (
+        "SpikingJelly's QIF",
+        lambda: neuron.QIFNode(2.0, v_reset=0.0, detach_reset=True, surrogate_function=ATAN, step_mode="m"),
+    ),
+    "eif": (
+        "SpikingJelly's EIF",
+        lambda: neuron.EIFNode(2.0, v_reset=0.0, detach_reset=True, surrogate_function=ATAN, step_mode="m"),
+    ),
+    "klif": (
+        "SpikingJelly's KLIF",
+        lambda: neuron.KLIFNode(tau=2.0, detach_reset=True, surrogate_function=ATAN, step_mode="m"),
+    ),
+}
+
+
+def with_neurons(of: nn.Sequential, make: Callable[[], nn.Module]) -> nn.Sequential:
+    """SpikingJelly's network with other neurons."""
+    parts = [make() if isinstance(part, neuron.ParametricLIFNode) else part for part in of]
+    return nn.Sequential(*parts)
+
+
+def network(rounds: int) -> None:
+    print("\nFashion-MNIST's network, batch 16, a training step, fp32")
+    cases: dict[str, Callable[[], Any]] = {}
+    label = torch.randint(0, 10, (16,))
+    for name, (title, make) in THEIRS.items():
+        torch.manual_seed(0)
+        net = network_of("fashionmnist", norm_statistics="all_steps", pool_ties="first")
+        x = inputs("fashionmnist", net, 16)
+        make_fire(net)
+        other = peer(net, "m")  # of the weights of a network of PLIF, to which ours are equal
+        theirs = with_neurons(other, make)
+        torch.manual_seed(0)
+        ours = network_of("fashionmnist", norm_statistics="all_steps", pool_ties="first", neuron=name)
+        make_fire(ours)
+        cases["ours" if name == "plif" else f"ours, {name}"] = training_step(ours, ours.parameters(), x, label, False)
+        forward = lambda x, n=theirs, t=net.time_steps: run_peer(n, x, t, "m")  # noqa: E731
+        cases[title] = training_step(forward, theirs.parameters(), x, label, False)
+    show("ratios are to our PLIF", alternate(cases, rounds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=("workload", "network"))
+    parser.add_argument("--compiled", action="store_true")
+    arguments = parser.parse_args()
+    print(f"torch {torch.__version__}, {processor()}, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
+    if arguments.only != "network":
+        for n in SIZES:
+            workload(n, arguments.rounds, arguments.compiled)
+    if arguments.only != "workload":
+        network(arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

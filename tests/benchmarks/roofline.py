@@ -1,0 +1,191 @@
+"""Each part of a training step, or of inference, beside its bound on this machine.
+
+    python tests/benchmarks/roofline.py [--config fashionmnist] [--batch 16] [--bf16] [--inference] [--steps 5]
+
+A part is a PyTorch operator with the shapes that it was called with. Its bound is the larger of its arithmetic at the
+peak, and its bytes at the bandwidth, which probes measure in the same run: the fastest of products of square matrices
+and of a convolution, in the part's type, and of sums of arrays that exceed every cache. Arithmetic of an event-driven
+part is that of inputs that are not zero; neurons are the operations of their equations. Bytes are those of arguments
+and results, each once; they may lie in a cache, so a part can be faster than its bound. "share" is the part's of the
+whole; parts below 1 % are added up as "others".
+"""
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from plif_lightning.runtime.allocator import tune_allocator
+
+tune_allocator()
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from plif_lightning.configs import network_of
+from plif_lightning.dynamics.equations import program
+from plif_lightning.dynamics.expression import in_order
+from plif_lightning.kernels.bits import number_of_spikes
+from plif_lightning.runtime.surroundings import processor
+from tests.benchmarks.networks import fire_as_trained, training_step
+from tests.benchmarks.step import inputs
+
+
+def least(run: Callable[[], Any], seconds: float = 1.0) -> float:
+    """Seconds of the fastest of some calls."""
+    best, end = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def probes() -> tuple[dict[torch.dtype, float], float]:
+    """Multiply-adds a second of each type, and bytes a second."""
+    peaks = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.rand(2048, 2048).to(dtype) for _ in range(2))
+        x, weight = torch.rand(64, 128, 28, 28).to(dtype), torch.rand(128, 128, 3, 3).to(dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        by_conv = _conv(x, weight) / least(lambda x=x, w=weight: F.conv2d(x, w, padding=1))
+        peaks[dtype] = max(2048**3 / least(lambda a=a, b=b: a @ b), by_conv)
+    x, y = torch.rand(2**26), torch.rand(2**26)
+    out = torch.empty_like(x)
+    return peaks, 3 * x.numel() * 4 / least(lambda: torch.add(x, y, out=out))
+
+
+# Arithmetic of operators [multiply-adds]; any other one is a few of them for each value, far below its bytes.
+
+
+def _conv(x: Tensor, weight: Tensor, *_: Any) -> float:
+    return x[:, :1].numel() * weight.numel()
+
+
+def _density(x: Tensor) -> float:
+    return (x != 0).float().mean().item()
+
+
+def _neurons(y: Tensor, steps: int, key: str, backward: bool = False) -> float:
+    """Operations of neurons: half of them count, as a multiply-add is two."""
+    p = program(key)
+    values = [p.spike, *p.after]
+    forward, back = len(in_order(values)), [v for v in (p.by_x, *p.by_states, *p.by_parameters) if v is not None]
+    return y[0].numel() * steps * (forward + (len(in_order(back)) if backward else 0)) / 2
+
+
+WORK: dict[str, Callable[..., float]] = {
+    "aten.convolution": _conv,
+    "aten.convolution_backward": lambda grad, x, weight, *a: _conv(x, weight) * sum(a[-1][:2]),
+    "aten.mm": lambda a, b: a.shape[0] * a.shape[1] * b.shape[1],
+    "plif.fire": lambda y, *a: _neurons(y, a[4], a[6]),
+    "plif.fire_backward": lambda y, *a: _neurons(y, a[8], a[10], backward=True),
+    "plif.conv_of_spikes": lambda x, weight, *_: _conv(x, weight) * _density(x),
+    "plif.conv_of_spikes_weight": lambda bits, grad, *_: number_of_spikes(bits) * 9 * grad.shape[1],
+    "plif.linear_of_spikes": lambda x, weight, *_: x.numel() * len(weight) * _density(x),
+    "plif.linear_of_spikes_weight": lambda bits, grad, *_: number_of_spikes(bits) * grad.shape[-1],
+    "plif.conv_fire_pool": lambda x, conv, *a: (
+        x[:, :, :1].numel() * conv.numel() * _density(x) + _neurons(x[:, :, :1], len(x), a[5]) * len(conv)
+    ),
+    "plif.conv_fire_pool_backward": lambda x, conv, *a: (
+        2 * x[:, :, :1].numel() * conv.numel() * _density(x)
+        + _neurons(x[:, :, :1], len(x), a[7], backward=True) * len(conv)
+    ),
+}
+
+
+class Parts(TorchDispatchMode):
+    """Times every operator that is called below autograd.
+
+    Attributes:
+        found: (operator, shapes) to seconds of each call, arithmetic, bytes and type.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[tuple[str, str], list[tuple[float, float, float, torch.dtype]]] = defaultdict(list)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        start = time.perf_counter()
+        result = function(*args, **(kwargs or {}))
+        seconds = time.perf_counter() - start
+        if seconds > 2e-5:
+            name = str(function).removesuffix(".default")
+            given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            tensors = {x.data_ptr(): x for x in [*given, *tree_leaves(result)] if isinstance(x, Tensor) and x.numel()}
+            shapes = " ".join("x".join(map(str, x.shape)) for x in given if x.dim() > 1)
+            work = WORK[name](*args) if name in WORK else 0.0
+            dtype = given[0].dtype if given and given[0].is_floating_point() else torch.float32
+            moved = float(sum(x.numel() * x.element_size() for x in tensors.values()))
+            self.found[name, shapes].append((seconds, work, moved, dtype))
+        return result
+
+
+def show(parts: Parts, whole: float, steps: int) -> None:
+    peaks, bandwidth = probes()
+    rates = ", ".join(f"{str(dtype)[6:]} {2e-9 * rate:,.0f} GFLOP/s" for dtype, rate in peaks.items())
+    print(f"peaks: {rates}; bandwidth {bandwidth / 1e9:.1f} GB/s\n")
+    print(f"{'part':34} {'shapes':58} {'ms':>8} {'share':>6} {'bound':>8} {'of':>11} {'reached':>8}")
+    rows = []
+    for (name, shapes), calls in parts.found.items():
+        of_step = len(calls) / steps
+        seconds = statistics.median(call[0] for call in calls) * of_step
+        _, work, moved, dtype = calls[-1]
+        by_work, by_bytes = work / peaks.get(dtype, peaks[torch.float32]), moved / bandwidth
+        rows.append((seconds, name, shapes, max(by_work, by_bytes) * of_step, by_work > by_bytes))
+    others = whole
+    for seconds, name, shapes, bound, arithmetic in sorted(rows, reverse=True):
+        if seconds < 0.01 * whole:
+            break
+        others -= seconds
+        of = "arithmetic" if arithmetic else "bytes"
+        print(
+            f"{name[:34]:34} {shapes[:58]:58} {1e3 * seconds:8.2f} {seconds / whole:6.1%} {1e3 * bound:8.2f} {of:>11} "
+            f"{bound / seconds:8.0%}"
+        )
+    print(f"{'others':34} {'':58} {1e3 * others:8.2f} {others / whole:6.1%}\nwhole {1e3 * whole:.1f} ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="fashionmnist")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--inference", action="store_true")
+    parser.add_argument("--steps", type=int, default=5)
+    arguments = parser.parse_args()
+    print(f"torch {torch.__version__}, {processor()}, {torch.get_num_threads()} threads")
+    torch.manual_seed(0)
+    net = network_of(arguments.config, norm_statistics="all_steps", pool_ties="first")
+    x = inputs(arguments.config, net, arguments.batch)
+    fire_as_trained(net, x, training=not arguments.inference)
+    label = torch.randint(0, net.num_classes, (arguments.batch,))
+    if arguments.inference:
+        net.eval()
+
+        def step() -> Any:
+            with torch.no_grad():
+                return net(x)
+    else:
+        step = training_step(net, net.parameters(), x, label, arguments.bf16)
+    step()
+    step()
+    whole = least(step, 3.0)
+    parts = Parts()
+    with parts:
+        for _ in range(arguments.steps):
+            step()
+    show(parts, whole, arguments.steps)
+
+
+if __name__ == "__main__":
+    main()
