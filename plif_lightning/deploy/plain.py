@@ -93,7 +93,7 @@ class ConvLayer:
 
     def step(self, x: Maps, state: Mapping[str, LayerState] | None, hear: Hear | None = None) -> tuple[Maps, State]:
         (name,) = self.neurons
-        before = None if state is None else torch.stack([_channels_innermost(v) for v in unpacked(state[name])])
+        before = None if state is None else _together([_channels_innermost(v) for v in unpacked(state[name])])
         if self._events is not None and hear is None:
             pooled, after = self._events.step(self._sparse(x), before)
             return pooled, {name: _channels_first(after)}
@@ -133,12 +133,13 @@ class FCLayer:
 
     def step(self, x: Maps, state: Mapping[str, LayerState] | None, hear: Hear | None = None) -> tuple[Tensor, State]:
         (name,), totals = self.neurons, self._sums(x)
-        before = None if state is None else torch.stack(unpacked(state[name])).unflatten(1, (-1, 1, 1))
-        spikes, after = self._fire.step(totals.view(len(totals), 1, 1, -1), before)
+        rows = len(totals), 1, 1, totals.shape[1]
+        before = None if state is None else _together([v.reshape(rows) for v in unpacked(state[name])])
+        spikes, after = self._fire.step(totals.view(rows), before)
         spikes = spikes.view(totals.shape)
         if hear is not None:
             hear(name, spikes[None])
-        return spikes, {name: packed(after.view(-1, *totals.shape).unbind())}
+        return spikes, {name: packed(tuple(after[i].view(totals.shape) for i in range(after.shape[0])))}
 
     def _sums(self, x: Maps) -> Tensor:
         if not isinstance(x, SparseMaps):
@@ -189,7 +190,12 @@ def _channels_innermost(maps: Tensor) -> Tensor:
 
 def _channels_first(states: Tensor) -> LayerState:
     """Inverse of `_channels_innermost`, for the states of a layer [S, N, H, W, C]."""
-    return packed(states.permute(0, 1, 4, 2, 3).unbind())
+    return packed(tuple(states[i].permute(0, 3, 1, 2) for i in range(states.shape[0])))
+
+
+def _together(states: list[Tensor]) -> Tensor:
+    """States as one tensor, without a copy if there is one."""
+    return states[0][None] if len(states) == 1 else torch.stack(states)
 
 
 class DeployedNetwork(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from plif_lightning.dynamics.derivatives import once_differentiable
-from plif_lightning.dynamics.expression import Gradient, Value, as_text, gradients, recorded
+from plif_lightning.dynamics.expression import SLOW, Gradient, Value, as_text, gradients, in_order, recorded
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.dynamics.surrogate import spike
 from plif_lightning.errors import UserError
@@ -232,6 +232,7 @@ class Program(NamedTuple):
         by_x: gradient of x; None where it is zero.
         by_states: of the states before the step.
         by_parameters: of the parameters.
+        kept: values of a step that its gradients need again, and that take long to compute.
     """
 
     key: str
@@ -243,6 +244,7 @@ class Program(NamedTuple):
     by_x: Gradient
     by_states: tuple[Gradient, ...]
     by_parameters: tuple[Gradient, ...]
+    kept: tuple[Value, ...]
 
 
 _programs: dict[str, Program] = {}
@@ -290,7 +292,9 @@ def _recorded(equations: Equations, firing: Firing, learned: bool) -> Program:
     start = equations.start(constants)
     text = as_text([step.s, *step.after, *(_zero_or(value) for value in (by_x, *by_states, *by_parameters))])
     key = hashlib.blake2b(f"{equations.state} {names} {start}\n{text}".encode(), digest_size=8).hexdigest()
-    made = Program(key, equations.state, names, start, step.s, step.after, by_x, by_states, by_parameters)
+    needed = set(in_order([value for value in (by_x, *by_states, *by_parameters) if value is not None]))
+    kept = tuple(v for v in in_order([step.s, *step.after]) if v.op in SLOW and v in needed)
+    made = Program(key, equations.state, names, start, step.s, step.after, by_x, by_states, by_parameters, kept)
     return _programs.setdefault(key, made)
 
 

@@ -187,6 +187,10 @@ OPERATIONS = CONDITIONS | {
 }
 
 
+# Operations that take as long as many others.
+SLOW = ("exp", "log", "sigmoid", "tanh")
+
+
 def constant(number: Number) -> Value:
     """A known number."""
     return Value("constant", float(number))

@@ -132,6 +132,8 @@ class SparseMaps(NamedTuple):
 
         n, channels, height, width = self.shape
         rows, bits = n * height, array_of_bits(self.bits)
+        if threads_for(_LISTED * rows * width) == 1:
+            return cpu_sparse.listed(bits, rows, width, channels)
         counts, starts = np.empty(rows, np.int64), np.empty(rows * width + 1, np.int64)
         parallel(cpu_sparse.count_rows, rows, threads_for(bits.size), bits, width, counts)
         ends = counts.cumsum()

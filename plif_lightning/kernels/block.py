@@ -34,6 +34,7 @@ from plif_lightning.kernels.layout import (
     at_a_time,
     channels_last,
     real_type,
+    require_channels,
     rows_of,
     threads_for,
 )
@@ -70,6 +71,7 @@ class EventBlock:
         self._outputs = table.shape[1]
         self._table = array_of_rows(in_vectors(table))
         self._rows = [in_vectors(x.detach()).reshape(-1).float().contiguous().numpy() for x in (scale, shift)]
+        require_channels(learned, self._outputs)
         learned, shared = learned.detach().float(), learned.shape[1] == 1
         self._parameters = (learned if shared else in_vectors(learned)).contiguous().numpy()
         self._program = program(neuron)
@@ -243,7 +245,7 @@ def _back_to_events(
     steps, n, outputs, height, width = len(grad_out), grad_out.shape[1], len(conv), *x.shape[2:]
     halve = 2 if pool else 1
     maps = torch.empty(steps, n, outputs, height, width, device="meta")
-    geometry = Geometry(maps, steps, pool, len(p.states), SUM)
+    geometry = Geometry(maps, steps, pool, len(p.states) + len(p.kept), SUM)
     # Sums of all steps and their gradients must fit the cache together with the states.
     run = max(1, min(width // halve, geometry.run // outputs // 2))
     geometry.use_run(run * outputs)
@@ -256,7 +258,7 @@ def _back_to_events(
         table, *(geometry.tiled(row, real) for row in (scale, shift, mean)), geometry.parameters(learned, real),
         start_of(p, real), _NO_STATES.flatten(1).numpy(), array_of(channels_last(grad_out.to(conv.dtype))), sums,
         sums_learned, grad_table, *codes_of_backward(neuron, pool, real, learned), steps, height, width, outputs, run,
-        pool, seed_of(seed),
+        pool, len(p.kept), seed_of(seed),
     )  # fmt: skip
     of_steps = torch.from_numpy(grad_table.sum(0))[..., :outputs] * scale[:, None]
     grad_conv = of_steps.sum(0).view(3, 3, x.shape[1], outputs).permute(3, 2, 0, 1).contiguous()

@@ -89,10 +89,11 @@ def _add(rows, row, n, to, to_row):
 
 
 @compiled
-def work_of_backward(real, steps, states, run, channels, pooled, map_windows):
+def work_of_backward(real, steps, states, kept, run, channels, pooled, map_windows):
     """Workspace of `backward_unit`; `number` identifies window and channel when ties are drawn."""
     rows, width = 4 if pooled else 1, whole_vectors(run)
-    history = working_rows((steps + 1) * states * rows, width, real)  # states before step 0, 1, ...
+    # The states before step 0, 1, ..., and behind them what each step keeps.
+    history = working_rows((steps + 1) * (states + kept) * rows, width, real)
     by_states = working_rows(states * rows, width, real)
     x = working_rows(rows, width, real)
     by_x = working_rows(rows, width, real)  # of a held input: its sum over the steps
@@ -114,7 +115,8 @@ def place_of_ties(target, image_windows, channels, map_windows, first_window):
 @compiled
 def backward(
     begin, end, slot, y, scale, shift, mean, parameters, start, v_first, grad_out, grad_v_last, grad_y, grad_v_first,
-    sums, sums_learned, fire, fire_back, steps, height, width, channels, run, pool, seed, map_windows, first_window,
+    sums, sums_learned, fire, fire_back, steps, height, width, channels, run, pool, kept, seed, map_windows,
+    first_window,
 ):  # fmt: skip
     """Gradients of units begin .. end - 1.
 
@@ -124,7 +126,7 @@ def backward(
     """
     pooled = pool != NO_POOL
     starts = np.zeros(4, np.int64)
-    work = work_of_backward(scale.dtype, steps, start.size, run, channels, pooled, map_windows)
+    work = work_of_backward(scale.dtype, steps, start.size, kept, run, channels, pooled, map_windows)
     image_windows = (height // 2) * (width // 2)
     of_step = y.shape[1] // (height * width) * map_windows
     for unit in range(begin, end):
@@ -151,7 +153,8 @@ def backward_unit(
     kinds = scale.shape[0]
     run, padded = number.size, x.shape[1]
     totals = sums.reshape(sums.size // run, run)
-    of_row, of_state, of_step = padded * x.itemsize, rows * padded, start.size * rows * padded * x.itemsize
+    of_row, of_state = padded * x.itemsize, rows * padded
+    of_step = history.shape[0] // (steps + 1) * of_row
     to_learned = sums_learned.ctypes.data + slot * sums_learned.shape[1] * sums_learned.shape[2] * 8
     zero = scale.dtype.type(0.0)
     begin_states(v_first, start, history, rows, starts, chunk, n)

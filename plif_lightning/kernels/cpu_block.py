@@ -132,7 +132,7 @@ def conv_fire_pool(
 @compiled
 def conv_fire_pool_backward(
     begin, end, slot, places, starts, values, table, scale, shift, mean, parameters, start, nothing, grad_out, sums,
-    sums_learned, grad_table, fire, fire_back, steps, height, width, outputs, run, pool, seed,
+    sums_learned, grad_table, fire, fire_back, steps, height, width, outputs, run, pool, kept, seed,
 ):  # fmt: skip
     """Gradients of units begin .. end - 1, the same units as in `conv_fire_pool`; recomputes the potentials.
 
@@ -153,7 +153,7 @@ def conv_fire_pool_backward(
     firsts = np.zeros(4, np.int64)
     for i in range(4):
         firsts[i] = (i // 2 * 2 * run + i % 2) * outputs
-    work = work_of_backward(np.float32, steps, start.size, run * outputs, outputs, pooled, rows * windows)
+    work = work_of_backward(np.float32, steps, start.size, kept, run * outputs, outputs, pooled, rows * windows)
     flat_table, of_table = grad_table.reshape(grad_table.size), table.shape[0] * table.shape[1]
     kinds = scale.shape[0]
     for unit in range(begin, end):

@@ -57,6 +57,16 @@ def rows_of(dynamics: Dynamics, like: Tensor) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*values))
 
 
+def require_channels(learned: Tensor, channels: int) -> None:
+    """Refuse parameters of another number of channels: loops would read beyond their end.
+
+    Raises:
+        UserError: they are neither one nor as many as the channels.
+    """
+    if learned.shape[1] not in (1, channels):
+        raise UserError(f"neurons must have one value of a parameter, or {channels}, got {learned.shape[1]}.")
+
+
 def channels_last(y: Tensor) -> Tensor:
     """[T, N, C, H, W] with C innermost in memory; a copy only if needed."""
     return y.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, y.shape[:2])
@@ -144,6 +154,7 @@ class Geometry:
     def parameters(self, learned: Tensor, real: torch.dtype) -> NDArray[Any]:
         """Parameters [P, 1 or C] as the compiled loops take them: [P, 1], or repeated over a run, [P, width]."""
         values = learned.detach().to(real)
+        require_channels(learned, self.channels)
         if values.shape[1] == 1:
             return values.numpy()
         found = np.ones((len(values), self.width), values.numpy().dtype)

@@ -86,10 +86,17 @@ class _Vectors:
                 found.append(self.load(address, self.builder.add(at, index)))
         return found
 
-    def of(self, values: Sequence[Gradient], inputs: dict[str, Any]) -> list[Any]:
-        """Compute values from inputs by name; None is zero. A spike is a condition, everything else a number."""
-        found: dict[Value, Any] = {}
+    def of(
+        self, values: Sequence[Gradient], inputs: dict[str, Any], known: dict[Value, Any] | None = None
+    ) -> list[Any]:
+        """Compute values from inputs by name and known ones; None is zero.
+
+        A spike is a condition, everything else a number.
+        """
+        found: dict[Value, Any] = dict(known or {})
         for value in in_order([value for value in values if value is not None]):
+            if value in found:
+                continue
             if value.op == "input":
                 found[value] = inputs[value.args[0]]
             elif value.op == "constant":
@@ -135,14 +142,14 @@ class _Vectors:
         z = b.select(b.fcmp_ordered("<", z, c(-87.0)), c(-87.0), z)
         z = b.select(b.fcmp_ordered(">", z, c(88.0)), c(88.0), z)
         magic = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-        t = b.fadd(b.fmul(z, c(_float32(1.44269504088896341))), c(magic))
+        t = self._intrinsic("fmuladd", z, c(_float32(1.44269504088896341)), c(magic))
         whole = b.fsub(t, c(magic))
-        r = b.fsub(z, b.fmul(whole, c(0.693359375)))
-        r = b.fsub(r, b.fmul(whole, c(_float32(-2.12194440e-4))))
+        r = self._intrinsic("fmuladd", whole, c(-0.693359375), z)
+        r = self._intrinsic("fmuladd", whole, c(_float32(2.12194440e-4)), r)
         p = c(_float32(1.9875691500e-4))
         for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-            p = b.fadd(b.fmul(p, r), c(_float32(coefficient)))
-        p = b.fadd(b.fadd(b.fmul(b.fmul(p, r), r), r), c(1.0))
+            p = self._intrinsic("fmuladd", p, r, c(_float32(coefficient)))
+        p = b.fadd(self._intrinsic("fmuladd", b.fmul(p, r), r, r), c(1.0))
         integers = ir.VectorType(_I32, LANES)
 
         def whole_number(number: int) -> Any:
@@ -215,8 +222,11 @@ def _store_rows(vectors: _Vectors, values: Sequence[Any], address: Any, stride: 
         vectors.store(value, address, b.add(b.mul(ir.Constant(_I64, number), stride), i))
 
 
-def _fire(module: Any, p: Program, real: torch.dtype, shared: bool) -> None:
-    """A step of a row of neurons: spikes, and the states after it."""
+def _fire(module: Any, p: Program, real: torch.dtype, shared: bool, keep: bool = False) -> None:
+    """A step of a row of neurons: spikes, and the states after it.
+
+    `keep` writes the program's kept values behind the rows of the states before the step, for `_fire_back`.
+    """
     arguments = "n x before before_stride after after_stride parameters parameter_stride spikes"
     with _function(module, arguments, real) as (vectors, given):
         (n, x, before, before_stride, after, after_stride, parameters, stride, spikes) = given(arguments)
@@ -225,14 +235,23 @@ def _fire(module: Any, p: Program, real: torch.dtype, shared: bool) -> None:
             of_these = of_all or vectors.parameters(parameters, stride, len(p.parameters), i)
             inputs = {"x": vectors.load(x, i), **dict(zip(p.parameters, of_these, strict=True))}
             inputs |= _rows(vectors, p.states, before, before_stride, i)
-            spike, *states = vectors.of([p.spike, *p.after], inputs)
+            spike, *found = vectors.of([p.spike, *p.after, *p.kept], inputs)
             vectors.store(vectors.number(spike), spikes, i)
+            states, kept = found[: len(p.states)], found[len(p.states) :]
             _store_rows(vectors, [vectors.number(state) for state in states], after, after_stride, i)
+            if keep:
+                _store_rows(vectors, kept, _behind(vectors, p, before, before_stride), before_stride, i)
+
+
+def _behind(vectors: _Vectors, p: Program, states: Any, stride: Any) -> Any:
+    """Address of the row after those of the states."""
+    return vectors.builder.add(states, vectors.builder.mul(stride, ir.Constant(_I64, len(p.states) * vectors.bytes)))
 
 
 def _fire_back(module: Any, p: Program, real: torch.dtype, shared: bool, share: Share) -> None:
     """A step back: gradients of the states after it, in place, become those before it.
 
+    `before` holds the states before the step and, behind them, what `_fire` kept.
     `window` is the gradient of the pooled spikes; `winner` the number of the neuron that gets it, `own` the number of
     these. `by_x` gets the gradient of the input; `sums`, float64, those of the parameters are added to: at each neuron,
     or in 16 places if all neurons share them.
@@ -260,7 +279,10 @@ def _fire_back(module: Any, p: Program, real: torch.dtype, shared: bool, share: 
             if share == "winner":
                 g = b.select(b.fcmp_ordered("==", vectors.load(winner, i), own), g, vectors.constant(0.0))
             inputs["g_s"] = b.fmul(g, vectors.constant(0.25)) if share == "quarter" else g
-            found = vectors.of([p.by_x, *p.by_states, *p.by_parameters], inputs)
+            names = [str(i) for i in range(len(p.kept))]
+            kept = _rows(vectors, names, _behind(vectors, p, before, before_stride), before_stride, i)
+            known = dict(zip(p.kept, kept.values(), strict=True))
+            found = vectors.of([p.by_x, *p.by_states, *p.by_parameters], inputs, known)
             to_x, *found = [vectors.number(value) for value in found]
             vectors.store(to_x, by_x, i)
             _store_rows(vectors, found[: len(p.states)], by_states, state_stride, i)

@@ -150,7 +150,7 @@ def fire_backward(
     p = program(neuron)
     y = channels_last(y)
     real = real_type(y)
-    geometry = Geometry(y, steps, pool, len(p.states), BACKWARD)
+    geometry = Geometry(y, steps, pool, len(p.states) + len(p.kept), BACKWARD)
     grad_y = empty_map(y, len(y), *y.shape[3:])
     if geometry.pooled and (y.shape[3] % 2 or y.shape[4] % 2):
         grad_y.zero_()  # an odd last row or column lies in no window
@@ -166,7 +166,8 @@ def fire_backward(
     )
     found = array_of(grad_y), _optional(None, real) if states is None else array_of(grad_first), sums, sums_learned
     code = codes_of_backward(neuron, pool, real, learned)
-    arguments = *given, _optional(grad_last, real), *found, *code, *geometry.sizes, seed_of(seed), windows, first_window
+    around = *geometry.sizes, len(p.kept), seed_of(seed), windows, first_window
+    arguments = *given, _optional(grad_last, real), *found, *code, *around
     parallel(cpu_backward.backward, geometry.units, geometry.threads, *arguments)
     return grad_y, grad_first, *sums_of_backward(geometry, sums, sums_learned, scale, learned)
 
@@ -182,7 +183,7 @@ def codes_of_backward(neuron: str, pool: int, real: torch.dtype, learned: Tensor
 
     share = {POOLS["none"]: "alone", POOLS["avg"]: "quarter"}.get(pool, "winner")
     shared = learned.shape[1] == 1
-    return code_of("fire", neuron, real, shared), code_of("fire_back", neuron, real, shared, share)
+    return code_of("fire", neuron, real, shared, True), code_of("fire_back", neuron, real, shared, share)
 
 
 def sums_for(geometry: Geometry, kinds: int, learned: Tensor, real: torch.dtype) -> tuple[NDArray[Any], NDArray[Any]]:

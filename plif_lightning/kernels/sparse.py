@@ -127,7 +127,9 @@ def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | Non
         raise UserError(f"x of {inputs} inputs does not fit a table of shape {list(table.shape)}.")
     table = table.contiguous()
     totals = torch.empty(len(bits), table.shape[1], dtype=torch.float32 if scale is None else torch.int32, device="cpu")
-    blocks, threads = words_for(table.shape[1]), threads_for(number_of_spikes(bits) * table.shape[1])
+    blocks, threads = words_for(table.shape[1]), threads_for(len(bits) * inputs * table.shape[1])
+    if threads > 1:  # that was if all inputs were spikes
+        threads = threads_for(number_of_spikes(bits) * table.shape[1])
     arrays = array_of_bits(bits), table.numpy(), totals.numpy()
     parallel(cpu_sparse.linear_of_table, blocks, threads, *arrays, _TABLE_WORDS)
     return totals if scale is None else totals * scale
@@ -319,16 +321,19 @@ class _LinearOfSpikes(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, value: float, sparse: Sparse) -> Tensor:
-        y, bits = torch.ops.plif.linear_of_spikes(x, weight.to(x.dtype), value, sparse)
-        ctx.save_for_backward(bits, weight)
+        narrow = weight.to(x.dtype)
+        y, bits = torch.ops.plif.linear_of_spikes(x, narrow, value, sparse)
+        # The gradient of x needs it again; it is half as large as the weight, and takes long to make.
+        ctx.save_for_backward(bits, weight, None if narrow is weight else narrow)
         ctx.settings = (value, sparse)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        bits, weight = ctx.saved_tensors
-        grad_x = product(grad, weight.to(grad.dtype)) if ctx.needs_input_grad[0] else None
+        bits, weight, narrow = ctx.saved_tensors
+        used = weight if narrow is None else narrow
+        grad_x = product(grad, used.to(grad.dtype)) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_weight = torch.ops.plif.linear_of_spikes_weight(bits, grad, weight.shape[1], *ctx.settings)

@@ -39,6 +39,22 @@ def _blamed_on(argument: str, cannot: str = "be built with these arguments") -> 
         raise UserError(f"{argument} cannot {cannot}: {error}.") from error
 
 
+# State of optimisers that has the shape of its parameter.
+_LIKE_PARAMETERS = {
+    *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta"),
+    *("sum", "prev", "ax"),
+}
+
+
+def _with_vectors(optimizers: Any) -> None:
+    """Give optimisers' state of scalars one dimension, in place: neurons of older versions had scalar parameters."""
+    for optimizer in optimizers:
+        for state in optimizer["state"].values():
+            for name in _LIKE_PARAMETERS & state.keys():
+                if isinstance(state[name], Tensor) and state[name].dim() == 0:
+                    state[name] = state[name].reshape(1)
+
+
 class _Mean(MeanMetric):
     """A weighted mean without the check for NaN, which would synchronise with the GPU."""
 
@@ -189,6 +205,7 @@ class SpikingClassifier(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        _with_vectors(checkpoint.get("optimizer_states", []))
         # Older checkpoints do not say. Arguments that differ from the checkpoint's were given on purpose.
         if "network_parts" in checkpoint and not self._has_other_arguments(checkpoint):
             require_parts(self._parts(), checkpoint["network_parts"], "the checkpoint")

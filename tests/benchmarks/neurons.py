@@ -34,8 +34,8 @@ from torch import Tensor, nn
 import plif_lightning as pl
 from plif_lightning.configs import network_of
 from plif_lightning.runtime.surroundings import processor
-from tests.benchmarks.networks import alternate, peer, run_peer, show, training_step
-from tests.benchmarks.step import inputs, make_fire
+from tests.benchmarks.networks import alternate, fire_as_trained, peer, run_peer, show, training_step
+from tests.benchmarks.step import inputs
 
 BATCH, STEPS, SIZES = 16, 500, (512, 1024, 4096)
 ATAN = surrogate.ATan(2.0)
@@ -109,10 +109,11 @@ def workload(n: int, rounds: int, compiled: bool) -> None:
 
         return forward_and_backward
 
+    cases = {title: step(run) for title, run in runs.items()} | {"Linear alone": step(lambda fc, x: fc(x))}
     threads = torch.get_num_threads()
     for number in sorted({1, threads}):
         torch.set_num_threads(number)
-        show(f"{number} thread{'s' if number > 1 else ''}", alternate({t: step(r) for t, r in runs.items()}, rounds))
+        show(f"{number} thread{'s' if number > 1 else ''}", alternate(cases, rounds))
     torch.set_num_threads(threads)
 
 
@@ -169,21 +170,20 @@ def with_neurons(of: nn.Sequential, make: Callable[[], nn.Module]) -> nn.Sequent
 
 
 def network(rounds: int) -> None:
-    print("\nFashion-MNIST's network, batch 16, a training step, fp32")
+    print("\nFashion-MNIST's network, batch 16, a training step, fp32, all layers firing as trained")
+    settings = {"norm_statistics": "all_steps", "pool_ties": "first"}
     cases: dict[str, Callable[[], Any]] = {}
     label = torch.randint(0, 10, (16,))
     for name, (title, make) in THEIRS.items():
         torch.manual_seed(0)
-        net = network_of("fashionmnist", norm_statistics="all_steps", pool_ties="first")
-        x = inputs("fashionmnist", net, 16)
-        make_fire(net)
-        other = peer(net, "m")  # of the weights of a network of PLIF, to which ours are equal
-        theirs = with_neurons(other, make)
-        torch.manual_seed(0)
-        ours = network_of("fashionmnist", norm_statistics="all_steps", pool_ties="first", neuron=name)
-        make_fire(ours)
+        ours = network_of("fashionmnist", neuron=name, **settings)
+        x = inputs("fashionmnist", ours, 16)
+        fire_as_trained(ours, x, training=True)
+        like = network_of("fashionmnist", **settings)  # the same weights, which `peer` copies
+        like.load_state_dict({k: v for k, v in ours.state_dict().items() if ".neuron." not in k}, strict=False)
+        theirs = with_neurons(peer(like, "m"), make)
         cases["ours" if name == "plif" else f"ours, {name}"] = training_step(ours, ours.parameters(), x, label, False)
-        forward = lambda x, n=theirs, t=net.time_steps: run_peer(n, x, t, "m")  # noqa: E731
+        forward = lambda x, n=theirs, t=ours.time_steps: run_peer(n, x, t, "m")  # noqa: E731
         cases[title] = training_step(forward, theirs.parameters(), x, label, False)
     show("ratios are to our PLIF", alternate(cases, rounds))
 

@@ -402,3 +402,21 @@ def test_the_keywords_of_type_checkers_are_the_arguments():
     assert FiringKeywords.__annotations__.keys() == firing
     assert NeuronKeywords.__annotations__.keys() == neuron
     assert NetworkKeywords.__annotations__.keys() == network
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, partial(torch.optim.SGD, lr=0.1, momentum=0.9)])
+def test_the_state_of_scalars_of_older_versions_is_read(optimizer):
+    task = SpikingClassifier(**SMALL, optimizer=optimizer)
+    made = task.configure_optimizers()
+    task.network(torch.rand(2, 1, 8, 8)).sum().backward()
+    made.step()
+    state = made.state_dict()
+    for values in state["state"].values():
+        values.update({name: value.reshape(()) for name, value in values.items() if value.numel() == 1})
+    checkpoint = {"optimizer_states": [state], "state_dict": {}}
+    task.on_load_checkpoint(checkpoint)
+    made.load_state_dict(checkpoint["optimizer_states"][0])
+    made.step()
+    shapes = [value.shape for values in made.state.values() for name, value in values.items() if name != "step"]
+    assert torch.Size([1]) in shapes
+    assert torch.Size([]) not in shapes
