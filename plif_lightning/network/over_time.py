@@ -2,11 +2,13 @@
 
 from typing import TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
+from plif_lightning.kernels import Backend, Sparse, linear_of_spikes
 from plif_lightning.network.blocks import Blocks, FCBlock
-from plif_lightning.network.conv import ConvBlock
+from plif_lightning.network.conv import ConvBlock, dtype_of
 from plif_lightning.network.hooks import must_be_called
 from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.network.norm import TimeBatchNorm2d
@@ -23,6 +25,8 @@ class OverTime(nn.Module):
 
     Args:
         net: a layer, or an `nn.Sequential` of layers and Sequentials.
+        sparse: skip silent inputs of `nn.Linear` on a CPU: never, auto (where its input is zeros and ones and that is
+            faster; sums are then rounded in another order) or always (for tests).
 
     Raises:
         UserError: neurons are inside a module other than a Sequential, whose order of layers is unknown.
@@ -34,16 +38,16 @@ class OverTime(nn.Module):
     torch.Size([8, 2, 3])
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, sparse: Sparse = "never") -> None:
         super().__init__()
-        self.net = net
+        self.net, self.backend = net, Backend("auto", sparse)
         _require_known(net)
 
     def forward(self, x: Tensor) -> Tensor:
         """The last layer's output, [T, N, *]."""
         if x.dim() < 3 or len(x) == 0:
             raise UserError(f"x must be [T, N, *] with T >= 1 and at least one more dimension, got {list(x.shape)}.")
-        return run_over_time(self.net, x)
+        return run_over_time(self.net, x, self.backend)
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Sequential]:
@@ -65,13 +69,15 @@ def _require_known(module: nn.Module) -> None:
         )
 
 
-def run_over_time(module: nn.Module, x: Tensor) -> Tensor:
-    """`OverTime(module)(x)`."""
+def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) -> Tensor:
+    """`OverTime(module)(x)`, with silent inputs skipped as the backend says."""
     if isinstance(module, (*_KNOW_TIME, OverTime)):
         return module(x)
     if _is_plain(module):
-        return _run_parts(module, x)
+        return _run_parts(module, x, backend)
     _require_known(module)
+    if backend is not None and type(module) is nn.Linear and (found := _of_spikes(module, x, backend)) is not None:
+        return found
     y = module(x.flatten(0, 1))
     if not isinstance(y, Tensor):
         raise UserError(
@@ -81,10 +87,21 @@ def run_over_time(module: nn.Module, x: Tensor) -> Tensor:
     return y.unflatten(0, x.shape[:2])
 
 
-def _run_parts(module: nn.Sequential, x: Tensor) -> Tensor:
+def _of_spikes(layer: nn.Linear, x: Tensor, backend: Backend) -> Tensor | None:
+    """The output of an FC layer from the inputs that are not silent; None if it has hooks, or that is not faster."""
+    if backend.sparse == "never" or must_be_called(layer):
+        return None
+    x = x.to(dtype_of(x, layer.weight))
+    if not backend.skips_silence(x, layer.weight) or not torch.equal(x, (x != 0).to(x.dtype)):
+        return None
+    y = linear_of_spikes(x, layer.weight, 1.0, backend.sparse)
+    return y if layer.bias is None else y + layer.bias.to(y.dtype)
+
+
+def _run_parts(module: nn.Sequential, x: Tensor, backend: Backend | None) -> Tensor:
     def over_parts(x: Tensor) -> Tensor:
         for part in module:
-            x = run_over_time(part, x)
+            x = run_over_time(part, x, backend)
         return x
 
     if not must_be_called(module):
@@ -96,6 +113,6 @@ def _run_parts(module: nn.Sequential, x: Tensor) -> Tensor:
         del module.forward
 
 
-def over_time(net: nn.Module) -> OverTime:
-    """`OverTime(net)`: `net` over [T, N, *]."""
-    return OverTime(net)
+def over_time(net: nn.Module, sparse: Sparse = "never") -> OverTime:
+    """`OverTime(net, sparse)`: `net` over [T, N, *]."""
+    return OverTime(net, sparse)

@@ -84,14 +84,18 @@ def of_spikingjelly() -> Layer:
 
 def workload(n: int, rounds: int, compiled: bool) -> None:
     torch.manual_seed(0)
-    fc, ours = nn.Linear(n, n), pl.LIF(2.0)
+    fc = nn.Linear(n, n)
+    modules, skipping = (pl.over_time(nn.Sequential(fc, pl.LIF(2.0)), sparse) for sparse in ("never", "auto"))
     x = (torch.rand(STEPS, BATCH, n) < 0.1).float()
     with torch.no_grad():
         fc.weight.mul_(6)
     runs: dict[str, Layer] = {
-        "ours": lambda fc, x: ours(fc(x)), "SpikingJelly, multi-step": of_spikingjelly(), "snnTorch": of_snntorch(),
+        "ours": lambda fc, x: modules(x),
+        "ours, sparse='auto'": lambda fc, x: skipping(x),
+        "SpikingJelly, multi-step": of_spikingjelly(),
+        "snnTorch": of_snntorch(),
         "Norse": of_norse(lif_box_feed_forward_step),
-    }  # fmt: skip
+    }
     if compiled:
         runs["Norse, compiled"] = of_norse(torch.compile(lif_box_feed_forward_step))
     with torch.no_grad():
