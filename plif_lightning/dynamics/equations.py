@@ -82,7 +82,7 @@ class Equations:
         def of(function: Callable[..., Any]) -> Any:
             return ops.call(function, {name: values[name] for name in _arguments(function)})
 
-        h = of(self.charge)
+        h = ops.filled(of(self.charge), x)
         threshold = firing.v_threshold if self.threshold is None else of(self.threshold)
         s = ops.spike(h, threshold, firing)
         fired = s.detach() if firing.detach_reset else s
@@ -99,7 +99,7 @@ class Equations:
                 f"{self.after.__qualname__} must give {len(self.state)} states ({', '.join(self.state)}), "
                 f"got {len(after)}."
             )
-        return Step(h, s, after, threshold)
+        return Step(h, s, tuple(ops.filled(state, x) for state in after), threshold)
 
 
 @functools.cache
@@ -163,6 +163,11 @@ class TENSORS:
         return function(**values)
 
     @staticmethod
+    def filled(value: Any, like: Tensor) -> Tensor:
+        """A value of all neurons, such as a number or a parameter, for each of them."""
+        return value.expand(like.shape) if isinstance(value, Tensor) else torch.full_like(like, value)
+
+    @staticmethod
     def spike(h: Tensor, threshold: Any, firing: Firing) -> Tensor:
         return spike(h, threshold, firing.gradient)
 
@@ -181,6 +186,10 @@ class VALUES:
             if not isinstance(value, (Value, int, float)):
                 raise UserError(f"{function.__qualname__} must give numbers, got a {type(value).__name__}.")
         return tuple(map(_as_value, found)) if isinstance(found, tuple) else _as_value(found)
+
+    @staticmethod
+    def filled(value: Value, like: Value) -> Value:
+        return value
 
     @staticmethod
     def spike(h: Value, threshold: Any, firing: Firing) -> Value:

@@ -83,9 +83,11 @@ class Neuron(nn.Module):
         for name in _EQUATIONS:
             if inspect.isfunction(own.get(name)):
                 setattr(cls, name, staticmethod(own[name]))
-        cls.declared = {
-            **cls.declared, **{name: value for name, value in own.items() if isinstance(value, Parameter)}
-        }  # fmt: skip
+        parameters = {name: value for name, value in own.items() if isinstance(value, Parameter)}
+        taken = {*Firing.__dataclass_fields__, *Neuron.__init__.__annotations__, *_ATTRIBUTES}
+        if wrong := [name for name in parameters if name in taken or hasattr(Neuron, name)]:
+            raise UserError(f"{cls.__name__}: every neuron has a {wrong[0]} already; give the parameter another name.")
+        cls.declared = {**cls.declared, **parameters}
         if any(name in own for name in (*_EQUATIONS, "state")):
             state = (cls.state,) if isinstance(cls.state, str) else tuple(cls.state)
             functions: Any = {name: getattr(cls, name, None) for name in _EQUATIONS}
@@ -259,6 +261,7 @@ class Neuron(nn.Module):
 
 
 _EQUATIONS = ("charge", "after", "threshold")
+_ATTRIBUTES = ("b", "backend", "constants", "given")
 
 
 def _constructor(declared: Mapping[str, Parameter]) -> Callable[..., None]:

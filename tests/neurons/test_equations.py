@@ -231,6 +231,10 @@ def test_equations_that_cannot_be_compiled_are_refused_when_a_layer_is_made(char
         ({"k": pl.fixed(0.5, "unit")}, {"k": 1.0}, "k must be between 0 and 1, got 1.0"),
         ({"k": pl.fixed(0.5, "positive")}, {"k": -1.0}, "k must be a positive number"),
         ({"k": pl.fixed(0.5)}, {"k": math.nan}, "k must be a finite number"),
+        ({"b": pl.fixed(0.5)}, {}, "Own: every neuron has a b already; give the parameter another name"),
+        ({"reset": pl.fixed(0.5)}, {}, "every neuron has a reset already"),
+        ({"channels": pl.fixed(0.5)}, {}, "every neuron has a channels already"),
+        ({"half": pl.fixed(0.5)}, {}, "every neuron has a half already"),
         ({"k": pl.fixed(0.5)}, {"q": 1.0}, r"Own has no argument q\. It has k, learn"),
         ({"k": pl.fixed(0.5)}, {"learn": ["q"]}, r"learn must name parameters of Own \(k\), got q"),
     ],
@@ -248,6 +252,32 @@ def test_a_range_is_one_of_three():
 def test_a_neuron_without_equations_is_refused():
     with pytest.raises(UserError, match="Neuron has no equations: define charge"):
         pl.Neuron()
+
+
+class Constant(pl.Neuron):
+    """States and a potential that no input reaches."""
+
+    state = ("v", "w", "u")
+    k = pl.learned(0.4, "unit")
+
+    def charge(k):
+        return 3 * k
+
+    def after(k, s):
+        return 0.5, k, s
+
+
+def test_a_number_is_one_for_every_neuron():
+    x = inputs((3, 2, 4))
+    for backend in ("cpu", "reference"):
+        neuron = use_backend(Constant().double(), backend)
+        spikes, (v, w, u) = neuron.run(x)
+        assert spikes.eq(1).all()
+        assert v.eq(0.5).all()
+        assert w.shape == u.shape == v.shape == (2, 4)
+        (spikes.sum() + w.sum()).backward()
+        assert neuron.k_raw.grad.abs() > 0
+        assert neuron.trace(x).states["w"].shape == (3, 2, 4)
 
 
 # --- parameters
