@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
@@ -262,11 +261,31 @@ _programs: dict[str, Program] = {}
 def program_of(equations: Equations, firing: Firing) -> Program:
     """The program of a neuron; a learned threshold is one of its parameters, other constants are part of it.
 
+    So are numbers that the equations take from elsewhere, as they are now.
+
     Raises:
         UserError: an equation cannot be recorded; names the line.
     """
     learned = isinstance(firing.v_threshold, Tensor)
-    return _recorded(equations, replace(firing, v_threshold=math.inf) if learned else firing, learned)
+    names = (*equations.parameters, *(["v_threshold"] if learned else []))
+    x, *inputs = (Value("input", name) for name in ("x", *equations.state, *names))
+    states, parameters = inputs[: len(equations.state)], inputs[len(equations.state) :]
+    constants = replace(firing, v_threshold=cast("Any", parameters[-1])) if learned else firing
+    step = equations.step(x, states, dict(zip(equations.parameters, parameters, strict=False)), constants, VALUES)
+    seeds = [(step.s, Value("input", "g_s"))]
+    seeds += [(after, Value("input", f"g_{name}")) for after, name in zip(step.after, equations.state, strict=True)]
+    by_x, *found = gradients(seeds, [x, *states, *parameters], cast("Any", firing.gradient.derivative))
+    by_states, by_parameters = tuple(found[: len(states)]), tuple(found[len(states) :])
+    if not firing.through_time:
+        by_states = (None,) * len(states)
+    start = equations.start(constants)
+    back = [by_x, *by_states, *by_parameters]
+    text = as_text([step.s, *step.after, *(Value("constant", 0.0) if value is None else value for value in back)])
+    key = hashlib.blake2b(f"{equations.state} {names} {start}\n{text}".encode(), digest_size=8).hexdigest()
+    needed = set(in_order([value for value in back if value is not None]))
+    kept = tuple(value for value in in_order([step.s, *step.after]) if value.op in SLOW and value in needed)
+    made = Program(key, equations.state, names, start, step.s, step.after, by_x, by_states, by_parameters, kept)
+    return _programs.setdefault(key, made)
 
 
 def registered(made: Program) -> str:
@@ -283,29 +302,3 @@ def program(key: str) -> Program:
     if key not in _programs:
         raise UserError(f"no neuron with equations {key!r} was made in this process: make the network first.")
     return _programs[key]
-
-
-@functools.lru_cache(1024)
-def _recorded(equations: Equations, firing: Firing, learned: bool) -> Program:
-    names = (*equations.parameters, *(["v_threshold"] if learned else []))
-    x, *inputs = (Value("input", name) for name in ("x", *equations.state, *names))
-    states, parameters = inputs[: len(equations.state)], inputs[len(equations.state) :]
-    constants = replace(firing, v_threshold=cast("Any", parameters[-1])) if learned else firing
-    step = equations.step(x, states, dict(zip(equations.parameters, parameters, strict=False)), constants, VALUES)
-    seeds = [(step.s, Value("input", "g_s"))]
-    seeds += [(after, Value("input", f"g_{name}")) for after, name in zip(step.after, equations.state, strict=True)]
-    by_x, *found = gradients(seeds, [x, *states, *parameters], cast("Any", firing.gradient.derivative))
-    by_states, by_parameters = tuple(found[: len(states)]), tuple(found[len(states) :])
-    if not firing.through_time:
-        by_states = (None,) * len(states)
-    start = equations.start(constants)
-    text = as_text([step.s, *step.after, *(_zero_or(value) for value in (by_x, *by_states, *by_parameters))])
-    key = hashlib.blake2b(f"{equations.state} {names} {start}\n{text}".encode(), digest_size=8).hexdigest()
-    needed = set(in_order([value for value in (by_x, *by_states, *by_parameters) if value is not None]))
-    kept = tuple(v for v in in_order([step.s, *step.after]) if v.op in SLOW and v in needed)
-    made = Program(key, equations.state, names, start, step.s, step.after, by_x, by_states, by_parameters, kept)
-    return _programs.setdefault(key, made)
-
-
-def _zero_or(value: Gradient) -> Value:
-    return Value("constant", 0.0) if value is None else value

@@ -280,6 +280,19 @@ def test_a_number_is_one_for_every_neuron():
         assert neuron.trace(x).states["w"].shape == (3, 2, 4)
 
 
+def test_a_number_from_around_is_that_of_the_moment():
+    factor = 0.5
+
+    class Scaled(pl.Neuron):
+        def charge(v, x):
+            return v + factor * x
+
+    x = torch.full([1, 1, 1], 3.0)
+    assert Scaled()(x) == 1
+    factor = 0.1
+    assert Scaled()(x) == 0
+
+
 # --- parameters
 
 
