@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 _SILENT = (
     "%s did not fire at all in this evaluation, so the layers after it get no input. If this persists, try a lower "
-    "model.v_threshold, a smaller model.init_tau or a larger learning rate."
+    "model.v_threshold, a smaller time constant (model.init_tau) or a larger learning rate."
 )
 _SATURATED = (
     "%s fired at every step of this evaluation, so its output carries no information. If this persists, try a higher "
@@ -29,8 +29,8 @@ _SATURATED = (
 
 _DEAD = (
     "%s %s no gradient at all in steps %s and cannot learn. Either no neuron in the layer before fires, or the "
-    "potentials lie where the surrogate gradient is zero. Try a lower model.v_threshold, a smaller model.init_tau or "
-    "a larger model.surrogate_width."
+    "potentials lie where the surrogate gradient is zero. Try a lower model.v_threshold, a smaller time constant "
+    "(model.init_tau) or a larger model.surrogate_width."
 )
 # Training steps (from 0) whose gradients are checked, to find layers that are dead from the start.
 _GRADIENT_STEPS = (24, 49, 74, 99)

@@ -4,9 +4,10 @@ from plif_lightning.cli.commands import COMMANDS, EVALUATIONS
 from plif_lightning.runtime import program
 
 _MODEL = (
-    ("--model.neuron", "plif (learned tau), lif (fixed tau), if, clif, alif, qif, eif, klif, synaptic, glif"),
-    ("--model.neuron FILE.CLASS", "of your own, in FILE.py, or such as CLIF; --model.neuron.NAME sets its parameters"),
+    ("--model.neuron", "plif (tau learned), lif (fixed), if, clif, alif, qif, eif, klif, synaptic, glif"),
+    ("--model.neuron FILE.CLASS", "a neuron of your own, in FILE.py (plif_lightning/neurons/README.md)"),
     ("--model.init_tau", "tau_0 > 1 of plif, tau of others, in time-steps"),
+    ("--model.v_threshold, --model.reset", "its threshold; hard or soft reset"),
     ("--model.pooling", "max or avg"),
     ("--model.loss", "per_step (the paper), rate (the authors' code), tet or cross_entropy"),
     ("--model.channels, --model.fc_features", "size of the network"),

@@ -136,7 +136,7 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
         return f"{message}: pass --config NAME, or --data with one of {', '.join(data_classes())}."
     if needed := re.search(r"arguments are required: (\w+)(?= |$)", message):
         return f"a class that was given needs {needed[1]}: pass --KEY.{needed[1]}=VALUE after --KEY=CLASS."
-    if message.startswith('Parser key "model.neuron"') and "NestedArg" not in message:
+    if message.startswith('Parser key "model.neuron"'):
         return _about_neuron(message)
     given = re.search(r"(?:dot import path string|Import path): '?([\w.]+)", message)
     if given and not re.search(r"Expected a <class '(?:float|int|str|bool)'>", message):
@@ -158,14 +158,19 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
 
 def _about_neuron(message: str) -> str:
     """jsonargparse's message on a value of `model.neuron` that is neither a name nor a class of neurons."""
-    given = re.search(r"Given value: ('?)(\S+)\1$", message)
+    if unknown := re.search(r"(?:[Oo]ption '|unknown argument )(\w+)", message):
+        return (
+            f"the class of model.neuron has no parameter {unknown[1]}. Constants of firing are those of all neurons: "
+            "--model.v_threshold, --model.reset and so on."
+        )
+    given = re.search(r"class_path '(\S+)':|Given value: '?([^\s']+)'?$", message)
     attribute, module = r"module '\S+' has no attribute '\S+'", r"No module named '\S+'"
     reason = re.search(rf"({attribute}|{module}|not correspond to a subclass of Neuron)", message)
     because = "" if reason is None else f" ({reason[1].replace('not correspond to', 'it is not')})"
     return (
         f"model.neuron must be one of {', '.join(get_args(NeuronName))}, or a class of neurons such as "
-        f"my_neurons.MyNeuron, of a file my_neurons.py in this folder; got {given[2] if given else 'another value'}"
-        f"{because}."
+        f"my_neurons.MyNeuron, of a file my_neurons.py in this folder; got "
+        f"{(given[1] or given[2]) if given else 'another value'}{because}."
     )
 
 

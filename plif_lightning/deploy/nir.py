@@ -158,7 +158,7 @@ def _neuron(name: str, neuron: Neuron, shape: tuple[int, ...], dt: float) -> Any
     if isinstance(neuron, IF):
         raise UserError(f"{name} has no leak: simulators interpret NIR's IF differently. Export plif or lif.")
     if not isinstance(neuron, (PLIF, LIF)):
-        raise UserError(f"{name} is a {type(neuron).__name__}, whose equations NIR does not have. Export plif or lif.")
+        raise UserError(f"{name} consists of {type(neuron).__name__}, which NIR cannot describe. Export plif or lif.")
     if firing.reset == "soft":
         raise UserError(f"{name} resets by subtraction, which NIR does not have: export a network with a hard reset.")
 

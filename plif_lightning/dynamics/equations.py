@@ -17,7 +17,7 @@ from plif_lightning.dynamics.surrogate import spike
 from plif_lightning.errors import UserError
 
 # Names that equations may use besides states and parameters.
-_GIVEN = ("x", "h", "s", "reset", "v_threshold", "v_reset")
+GIVEN = ("x", "h", "s", "reset", "v_threshold", "v_reset")
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,15 @@ class Equations:
     def __post_init__(self) -> None:
         if not self.state:
             raise UserError("state must name at least one state, such as ('v',).")
-        if wrong := [name for name in self.state if name in _GIVEN]:
+        if len({*self.state}) < len(self.state):
+            raise UserError(f"state must name each state once, got {', '.join(self.state)}.")
+        if wrong := [name for name in self.state if name in GIVEN]:
             raise UserError(f"state must not be named {', '.join(wrong)}: equations use that name for another value.")
         if self.after is None and len(self.state) > 1:
-            raise UserError(f"after must give the states {', '.join(self.state)} after a spike; it is missing.")
+            raise UserError(
+                f"{self.charge.__qualname__} belongs to a neuron with the states {', '.join(self.state)}: "
+                "write `after`, which gives all of them after a spike."
+            )
         for function in (self.charge, self.threshold):
             if function is not None and (early := {"h", "s", "reset"} & set(_arguments(function))):
                 raise UserError(f"{function.__qualname__} cannot use {', '.join(sorted(early))}: it is not known yet.")
@@ -59,7 +64,7 @@ class Equations:
         """Names of the parameters, as the functions first use them."""
         functions = [self.charge, self.threshold, self.after]
         names = [name for function in functions if function is not None for name in _arguments(function)]
-        return tuple(dict.fromkeys(name for name in names if name not in (*self.state, *_GIVEN)))
+        return tuple(dict.fromkeys(name for name in names if name not in (*self.state, *GIVEN)))
 
     def start(self, firing: Firing) -> tuple[float, ...]:
         """The states before the first step."""
@@ -79,7 +84,10 @@ class Equations:
         values |= dict(zip(self.state, states, strict=True))
 
         def of(function: Callable[..., Any]) -> Any:
-            return ops.call(function, {name: values[name] for name in _arguments(function)})
+            found = ops.call(function, {name: values[name] for name in _arguments(function)})
+            if isinstance(found, tuple) and function is not self.after:
+                raise UserError(f"{function.__qualname__} must give one value, got a tuple of {len(found)}.")
+            return found
 
         h = ops.filled(of(self.charge), x)
         threshold = firing.v_threshold if self.threshold is None else of(self.threshold)
@@ -182,7 +190,7 @@ class VALUES:
     def call(function: Callable[..., Any], values: dict[str, Any]) -> Any:
         found = recorded(function, **values)
         for value in found if isinstance(found, tuple) else (found,):
-            if not isinstance(value, (Value, int, float)):
+            if not isinstance(value, (Value, int, float)) or (isinstance(value, Value) and value.is_condition):
                 raise UserError(f"{function.__qualname__} must give numbers, got a {type(value).__name__}.")
         return tuple(map(_as_value, found)) if isinstance(found, tuple) else _as_value(found)
 
@@ -200,7 +208,7 @@ class VALUES:
 
 
 def _as_value(number: Any) -> Value:
-    return number.to(None) if isinstance(number, Value) else Value("constant", float(number))
+    return number if isinstance(number, Value) else Value("constant", float(number))
 
 
 class Dynamics(NamedTuple):
@@ -227,8 +235,8 @@ class Dynamics(NamedTuple):
 class Program(NamedTuple):
     """A recorded step and its gradients, from which kernels are made.
 
-    Inputs are named: x, the states, the parameters; for the gradients also `g_s`, that of the spike, and that of each
-    state after the step, `g_` and its name.
+    Inputs are named: x, the states, the parameters; for the gradients also `d s`, that of the spike, and that of each
+    state after the step, `d` and its name. No name in Python has a space.
 
     Attributes:
         key: differs for programs that differ.
@@ -241,6 +249,7 @@ class Program(NamedTuple):
         by_states: of the states before the step.
         by_parameters: of the parameters.
         kept: values of a step that its gradients need again, and that take long to compute.
+        spiking: differs for programs whose spikes or states differ.
     """
 
     key: str
@@ -253,6 +262,7 @@ class Program(NamedTuple):
     by_states: tuple[Gradient, ...]
     by_parameters: tuple[Gradient, ...]
     kept: tuple[Value, ...]
+    spiking: str
 
 
 _programs: dict[str, Program] = {}
@@ -266,14 +276,19 @@ def program_of(equations: Equations, firing: Firing) -> Program:
     Raises:
         UserError: an equation cannot be recorded; names the line.
     """
+    with torch.enable_grad():
+        return _recorded(equations, firing)
+
+
+def _recorded(equations: Equations, firing: Firing) -> Program:
     learned = isinstance(firing.v_threshold, Tensor)
     names = (*equations.parameters, *(["v_threshold"] if learned else []))
     x, *inputs = (Value("input", name) for name in ("x", *equations.state, *names))
     states, parameters = inputs[: len(equations.state)], inputs[len(equations.state) :]
     constants = replace(firing, v_threshold=cast("Any", parameters[-1])) if learned else firing
     step = equations.step(x, states, dict(zip(equations.parameters, parameters, strict=False)), constants, VALUES)
-    seeds = [(step.s, Value("input", "g_s"))]
-    seeds += [(after, Value("input", f"g_{name}")) for after, name in zip(step.after, equations.state, strict=True)]
+    seeds = [(step.s, Value("input", "d s"))]
+    seeds += [(after, Value("input", f"d {name}")) for after, name in zip(step.after, equations.state, strict=True)]
     by_x, *found = gradients(seeds, [x, *states, *parameters], cast("Any", firing.gradient.derivative))
     by_states, by_parameters = tuple(found[: len(states)]), tuple(found[len(states) :])
     if not firing.through_time:
@@ -281,11 +296,18 @@ def program_of(equations: Equations, firing: Firing) -> Program:
     start = equations.start(constants)
     back = [by_x, *by_states, *by_parameters]
     text = as_text([step.s, *step.after, *(Value("constant", 0.0) if value is None else value for value in back)])
-    key = hashlib.blake2b(f"{equations.state} {names} {start}\n{text}".encode(), digest_size=8).hexdigest()
+    around = f"{equations.state} {names} {start}"
+    key, spiking = (_digest(f"{around}\n{lines}") for lines in (text, as_text([step.s, *step.after])))
     needed = set(in_order([value for value in back if value is not None]))
     kept = tuple(value for value in in_order([step.s, *step.after]) if value.op in SLOW and value in needed)
-    made = Program(key, equations.state, names, start, step.s, step.after, by_x, by_states, by_parameters, kept)
+    made = Program(
+        key, equations.state, names, start, step.s, step.after, by_x, by_states, by_parameters, kept, spiking
+    )
     return _programs.setdefault(key, made)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def registered(made: Program) -> str:

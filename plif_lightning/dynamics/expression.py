@@ -38,7 +38,8 @@ class Value:
     args: tuple[Any, ...]
 
     def __new__(cls, op: str, *args: Any) -> "Value":
-        key = (op, *(repr(arg) if isinstance(arg, float) else arg for arg in args))
+        # By identity: a comparison of values is a value itself.
+        key = (op, *(id(arg) if isinstance(arg, Value) else repr(arg) for arg in args))
         made = cls._made.get(key)
         if made is None:
             made = super().__new__(cls)
@@ -104,6 +105,14 @@ class Value:
     def __ge__(self, other: Any) -> "Value":
         return _operation("ge", self, other)
 
+    def __eq__(self, other: object) -> "Value":  # type: ignore[override]
+        return _operation("eq", self, other)
+
+    def __ne__(self, other: object) -> "Value":  # type: ignore[override]
+        return Value("not", self == other)
+
+    __hash__ = object.__hash__
+
     def __and__(self, other: Any) -> "Value":
         return Value("and", _condition(self), _condition(other))
 
@@ -121,23 +130,30 @@ class Value:
 
     __int__ = __index__ = __float__
 
+    def __iadd__(self, other: Any) -> "Value":
+        raise UnsupportedError("a change in place: write a = a + b")
+
+    __isub__ = __imul__ = __itruediv__ = __ipow__ = __iadd__
+
     @property
     def requires_grad(self) -> bool:
         """True, as for the tensor that it stands for."""
         return True
 
     @property
-    def dtype(self) -> None:
+    def dtype(self) -> "_Type":
         """Placeholder for `.to(x.dtype)`."""
-        return None
+        return _TYPE
 
-    def to(self, dtype: None) -> "Value":
+    def to(self, dtype: "_Type") -> "Value":
         """A condition as a number, 1.0 or 0.0; a number is unchanged."""
+        if dtype is not _TYPE:
+            raise UnsupportedError("a conversion to another type than x.dtype")
         return Value("where", self, constant(1.0), constant(0.0)) if self.is_condition else self
 
     def detach(self) -> "Value":
         """The same value, through which no gradient flows."""
-        return Value("detach", self)
+        return self if self.is_condition else Value("detach", self)
 
     def __getattr__(self, name: str) -> Any:
         """A method of a tensor that is a function of PyTorch too, such as `exp`."""
@@ -164,6 +180,16 @@ class Value:
             raise UnsupportedError(f"{function.__name__} with these arguments") from error
 
 
+class _Type:
+    """The type of all values, which is known only when they are computed."""
+
+    def __eq__(self, other: object) -> bool:
+        raise UnsupportedError("a branch on a type")
+
+    __hash__ = object.__hash__
+
+
+_TYPE = _Type()
 # Operations and their number of arguments; conditions are true or false.
 CONDITIONS = {"lt": 2, "le": 2, "gt": 2, "ge": 2, "eq": 2, "and": 2, "or": 2, "not": 1}
 OPERATIONS = CONDITIONS | {
@@ -204,8 +230,18 @@ def _value(of: Any) -> Value:
     raise UnsupportedError(f"a {type(of).__name__} in an equation: only numbers, states and parameters are known")
 
 
+def number_of(of: Any) -> Value:
+    """A value or a known number; a condition is neither."""
+    value = _value(of)
+    if value.is_condition:
+        raise UnsupportedError("a condition used as a number: write condition.to(x.dtype)")
+    return value
+
+
 def _operation(op: str, *args: Any) -> Value:
-    a, *rest = values = [_value(arg).to(None) for arg in args]
+    a, *rest = values = [number_of(arg) for arg in args]
+    if not torch.is_grad_enabled():
+        raise UnsupportedError("torch.no_grad in an equation: write value.detach()")
     # Equal to the bit, and shorter: x - 0 is x, and x + (-y) is x - y.
     if op == "sub" and rest[0].op == "constant" and rest[0].args[0] == 0:
         return a
@@ -222,7 +258,7 @@ def _condition(value: Any) -> Value:
 
 def _power(base: Value, exponent: Any) -> Value:
     """Powers as PyTorch computes them, by products."""
-    if exponent in (0.5, -0.5):
+    if isinstance(exponent, (int, float)) and exponent in (0.5, -0.5):
         return Value("sqrt", base) if exponent > 0 else 1.0 / Value("sqrt", base)
     if not isinstance(exponent, (int, float)) or exponent not in (-2, -1, 1, 2, 3, 4):
         raise UnsupportedError("a power other than -2, -1, -0.5, 0.5, 1, 2, 3 or 4")
@@ -232,7 +268,7 @@ def _power(base: Value, exponent: Any) -> Value:
 
 
 def _where(condition: Any, a: Any, b: Any) -> Value:
-    return Value("where", _condition(condition), _value(a), _value(b))
+    return Value("where", _condition(condition), number_of(a), number_of(b))
 
 
 def _clamp(value: Any, *ends: Any, **named: Any) -> Value:
@@ -248,7 +284,9 @@ def _clamp(value: Any, *ends: Any, **named: Any) -> Value:
 _FUNCTIONS: dict[Callable[..., Any], Callable[..., Value]] = {
     torch.where: _where,
     torch.clamp: _clamp,
-    torch.relu: lambda z: _where(z > 0, z, 0.0),
+    torch.relu: lambda z: _where(z <= 0, 0.0, z),  # passes NaN on
+    torch.eq: operator.eq,
+    torch.ne: operator.ne,
     torch.square: lambda z: z * z,
     torch.reciprocal: lambda z: 1.0 / z,
     torch.maximum: lambda a, b: _operation("max", a, b),
@@ -278,8 +316,9 @@ def recorded(function: Callable[..., Any], **values: Any) -> Any:
         UserError: it cannot be recorded; names the line.
     """
     try:
-        return function(**values)
-    except (UnsupportedError, TypeError, ValueError, AttributeError, NameError) as error:
+        with torch.enable_grad():
+            return function(**values)
+    except (UnsupportedError, TypeError, ValueError, AttributeError, NameError, ArithmeticError) as error:
         # The last line of the equation's own file, which may call functions of other files.
         file = function.__code__.co_filename
         lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
@@ -287,7 +326,7 @@ def recorded(function: Callable[..., Any], **values: Any) -> Any:
         raise UserError(
             f"the equation `{function.__qualname__}` cannot be compiled{place}: {error}. Equations are sums, products "
             "and functions of numbers, and torch.where instead of a branch."
-        ) from error
+        ) from None
 
 
 def _source(file: str, line: int | None) -> str:

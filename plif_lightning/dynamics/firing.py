@@ -53,6 +53,8 @@ class Firing:
         constant = not hasattr(self.v_threshold, "requires_grad")
         if constant and not isinstance(self.v_threshold, Real):
             raise UserError(f"v_threshold must be a number, got {self.v_threshold!r}.")
+        if not isinstance(self.v_reset, Real):
+            raise UserError(f"v_reset must be a number, got {self.v_reset!r}; a soft reset is reset='soft'.")
         if not math.isfinite(self.v_reset) or (constant and not self.v_reset < self.v_threshold):
             raise UserError(
                 f"v_reset must be below v_threshold, got v_reset={self.v_reset}, v_threshold={self.v_threshold}."

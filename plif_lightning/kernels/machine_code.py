@@ -139,8 +139,9 @@ class _Vectors:
     def _exp(self, z: Any) -> Any:
         """exp in float32 by a polynomial (Cephes), 1e-7 of error: the library's function is a call for each number."""
         b, c = self.builder, self.constant
-        z = b.select(b.fcmp_ordered("<", z, c(-87.0)), c(-87.0), z)
-        z = b.select(b.fcmp_ordered(">", z, c(88.0)), c(88.0), z)
+        beyond = b.fcmp_ordered(">", z, c(_float32(88.72283)))
+        z = b.select(b.fcmp_ordered("<", z, c(-87.5)), c(-87.5), z)
+        z = b.select(beyond, c(88.0), z)
         magic = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
         t = self._intrinsic("fmuladd", z, c(_float32(1.44269504088896341)), c(magic))
         whole = b.fsub(t, c(magic))
@@ -155,8 +156,10 @@ class _Vectors:
         def whole_number(number: int) -> Any:
             return ir.Constant(integers, [number] * LANES)
 
-        exponent = b.add(b.sub(b.bitcast(t, integers), whole_number(0x4B400000)), whole_number(127))
-        return b.fmul(p, b.bitcast(b.shl(exponent, whole_number(23)), self.type))
+        # Half of the factor 2^n, which is itself too large for n = 128.
+        exponent = b.add(b.sub(b.bitcast(t, integers), whole_number(0x4B400000)), whole_number(126))
+        found = b.fmul(b.fmul(p, b.bitcast(b.shl(exponent, whole_number(23)), self.type)), c(2.0))
+        return b.select(beyond, c(float("inf")), found)
 
     def _exponential(self, z: Any) -> Any:
         return self._exp(z) if self.bytes == 4 else self._intrinsic("exp", z)
@@ -166,11 +169,17 @@ class _Vectors:
         return self.builder.fdiv(one, self.builder.fadd(one, self._exponential(self.builder.fneg(z))))
 
     def _tanh(self, z: Any) -> Any:
-        """(1 - e) / (1 + e) with e = exp(-2 abs(z)), and the sign of z."""
+        """(1 - e) / (1 + e) with e = exp(-2 abs(z)), and the sign of z; near zero, where that cancels, a series."""
         one, size = self.constant(1.0), self._intrinsic("fabs", z)
         e = self._exponential(self.builder.fmul(size, self.constant(-2.0)))
         ratio = self.builder.fdiv(self.builder.fsub(one, e), self.builder.fadd(one, e))
-        return self._intrinsic("copysign", ratio, z)
+        square = self.builder.fmul(z, z)
+        term = self.builder.fmul(square, self.constant(2 / 15 if self.bytes == 8 else _float32(2 / 15)))
+        third = self.constant(1 / 3 if self.bytes == 8 else _float32(1 / 3))
+        factor = self.builder.fsub(one, self.builder.fmul(square, self.builder.fsub(third, term)))
+        small = self.constant(0.01 if self.bytes == 8 else _float32(0.1))
+        near = self.builder.fcmp_ordered("<", size, small)
+        return self.builder.select(near, self.builder.fmul(z, factor), self._intrinsic("copysign", ratio, z))
 
 
 def _float32(number: float) -> float:
@@ -274,11 +283,11 @@ def _fire_back(module: Any, p: Program, real: torch.dtype, shared: bool, share: 
             of_these = of_all or vectors.parameters(parameters, stride, len(p.parameters), i)
             inputs = {"x": vectors.load(x, i), **dict(zip(p.parameters, of_these, strict=True))}
             inputs |= _rows(vectors, p.states, before, before_stride, i)
-            inputs |= _rows(vectors, [f"g_{name}" for name in p.states], by_states, state_stride, i)
+            inputs |= _rows(vectors, [f"d {name}" for name in p.states], by_states, state_stride, i)
             g = vectors.load(window, i)
             if share == "winner":
                 g = b.select(b.fcmp_ordered("==", vectors.load(winner, i), own), g, vectors.constant(0.0))
-            inputs["g_s"] = b.fmul(g, vectors.constant(0.25)) if share == "quarter" else g
+            inputs["d s"] = b.fmul(g, vectors.constant(0.25)) if share == "quarter" else g
             names = [str(i) for i in range(len(p.kept))]
             kept = _rows(vectors, names, _behind(vectors, p, before, before_stride), before_stride, i)
             known = dict(zip(p.kept, kept.values(), strict=True))

@@ -2,6 +2,7 @@
 
 import functools
 import linecache
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import triton
@@ -55,7 +56,8 @@ def _line(op: str, args: list[str]) -> str:
             return f"1.0 / (1.0 + tl.exp(-{z}))"
         case "tanh":
             ratio = f"(1.0 - tl.exp(-2.0 * tl.abs({z}))) / (1.0 + tl.exp(-2.0 * tl.abs({z})))"
-            return f"tl.where({z} < 0.0, -({ratio}), {ratio})"
+            series = f"{z} * (1.0 - {z} * {z} * (0.3333333333333333 - {z} * {z} * 0.13333333333333333))"
+            return f"tl.where(tl.abs({z}) < 0.1, {series}, tl.where({z} < 0.0, -({ratio}), {ratio}))"
     raise NotImplementedError(op)
 
 
@@ -73,7 +75,7 @@ def _lines(values: list[Gradient]) -> tuple[list[str], list[str]]:
 
     for value in in_order([value for value in values if value is not None]):
         if value.op in ("input", "constant"):
-            names[value] = str(value.args[0])
+            names[value] = _name(value.args[0]) if value.op == "input" else str(value.args[0])
             continue
         own = 1 if value.op in ("where", "chosen") else len(value.args) if value.op in _OF_CONDITIONS else 0
         args = [names[arg] if i < own or value.op == "detach" else as_number(arg) for i, arg in enumerate(value.args)]
@@ -93,8 +95,13 @@ def _tuple(names: list[str]) -> str:
     return f"({', '.join(names)}{',' if len(names) == 1 else ''})"
 
 
-def _unpacked(names: tuple[str, ...], of: str, prefix: str = "") -> list[str]:
-    return [f"{prefix}{name} = {of}[{i}]" for i, name in enumerate(names)]
+def _name(of_input: str) -> str:
+    """The name of an input, which no other name in a function is equal to."""
+    return of_input if of_input == "x" else f"of_{of_input.replace('d ', 'gradient_')}"
+
+
+def _unpacked(names: Iterable[str], of: str) -> list[str]:
+    return [f"{_name(name)} = {of}[{i}]" for i, name in enumerate(names)]
 
 
 def _source(p: Program) -> str:
@@ -103,7 +110,7 @@ def _source(p: Program) -> str:
     forward = ["def fire(x, states, parameters):", *given, *lines, f"return {spike}, {_tuple(after)}"]
     lines, (by_x, *found) = _lines([p.by_x, *p.by_states, *p.by_parameters])
     by_states, by_parameters = found[: len(p.states)], found[len(p.states) :]
-    given += _unpacked(p.states, "by_states", "g_")
+    given += [f"{_name('d s')} = g_s", *_unpacked([f"d {name}" for name in p.states], "by_states")]
     result = f"return {by_x}, {_tuple(by_states)}, {_tuple(by_parameters)}"
     backward = ["def fire_back(x, states, parameters, g_s, by_states):", *given, *lines, result]
     return "\n\n\n".join("\n    ".join(function) for function in (forward, backward)) + "\n"

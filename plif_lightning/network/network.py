@@ -20,6 +20,7 @@ from plif_lightning.network.hooks import Hear, listening
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.network.norm import NormHeld, NormStatistics, TimeBatchNorm2d
+from plif_lightning.network.over_time import OverTime
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
 from plif_lightning.network.structure import Structure
 from plif_lightning.neurons import Neuron, make_neuron
@@ -317,4 +318,6 @@ def use_backend(module: nn.Module, name: BackendName = "auto", sparse: Sparse = 
     for part in module.modules():
         if isinstance(part, (Neuron, ConvBlock, FCBlock, SpikingNetwork)):
             part.backend = backend
+        elif isinstance(part, OverTime):  # which skips silent inputs only if it is told to
+            part.backend = Backend(name, part.backend.sparse if sparse == "auto" else sparse)
     return module

@@ -89,7 +89,7 @@ def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) 
 
 def _of_spikes(layer: nn.Linear, x: Tensor, backend: Backend) -> Tensor | None:
     """The output of an FC layer from the inputs that are not silent; None if it has hooks, or that is not faster."""
-    if backend.sparse == "never" or must_be_called(layer):
+    if backend.sparse == "never" or must_be_called(layer) or "forward" in vars(layer):
         return None
     x = x.to(dtype_of(x, layer.weight))
     if not backend.skips_silence(x, layer.weight) or not torch.equal(x, (x != 0).to(x.dtype)):

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from plif_lightning.dynamics.equations import program
 from plif_lightning.errors import CheckpointError
 from plif_lightning.neurons import Neuron
 
@@ -26,8 +27,9 @@ def parts_of(net: nn.Module) -> Parts:
     """Class and settings of every module in a network, by module name.
 
     Settings are, for modules of this project and of PyTorch, the public attributes with plain values that affect votes
-    (kernel sizes, strides, eps, ...); for all neurons the constants of firing; and `replaced`: methods overridden on
-    the instance. Attributes of other programs' modules are ignored: they may be counters or caches.
+    (kernel sizes, strides, eps, ...); for all neurons the constants of firing; for neurons of one's own a fingerprint
+    of their equations; and `replaced`: methods overridden on the instance. Attributes of other programs' modules are
+    ignored: they may be counters or caches.
     """
     return {
         ".".join(level for level in name.split(".") if level != _COMPILED): _part(module)
@@ -53,6 +55,8 @@ def _settings(module: nn.Module, own: Mapping[str, Any]) -> dict[str, Any]:
     settings = {} if _origin(module) == "elsewhere" else dict(own)
     if isinstance(module, Neuron):
         settings |= asdict(module.constants)
+        if _origin(module) == "elsewhere":  # a file of one's own, which may be edited
+            settings["equations"] = program(module.dynamics.key).spiking
     plain = {key: _plain(value) for key, value in settings.items() if key not in _NO_SETTINGS}
     return {key: value for key, value in plain.items() if value is not _NOT_PLAIN}
 

@@ -53,14 +53,12 @@ def make_neuron(
     require_known_arguments("make_neuron", firing, _KEYWORDS)
     constants = Firing(**firing)  # also tells jsonargparse what the keywords are
     kind, own = _class_of(neuron)
-    if init_tau != 2.0 or "init_tau" in _arguments(kind):
+    if init_tau != 2.0:
         own = _with_tau(kind, own, init_tau, named=isinstance(neuron, str) and neuron in _CLASSES)
     shared = {"tau_per": tau_per, "learn_threshold": learn_threshold, **asdict(constants)}
     defaults = {"tau_per": "layer", "learn_threshold": False, **_FIRING_DEFAULTS}
     for name in shared.keys() & own.keys():
-        if own[name] in (shared[name], defaults.get(name)):
-            del own[name]
-        elif shared[name] != defaults.get(name):
+        if shared[name] not in (own[name], defaults.get(name)):
             raise UserError(
                 f"{name} is {shared[name]!r} for all neurons, but {own[name]!r} for {kind.__name__}: give one of them."
             )
@@ -78,9 +76,9 @@ def _arguments(kind: type[Neuron]) -> dict[str, Any]:
 def _with_tau(kind: type[Neuron], own: dict[str, Any], init_tau: float, named: bool) -> dict[str, Any]:
     """The own arguments of a kind with its time constant."""
     if "init_tau" in _arguments(kind):
-        if own.get("init_tau", 2.0) == 2.0:
+        if own.get("init_tau", init_tau) == init_tau:
             return own | {"init_tau": init_tau}
-        if init_tau not in (2.0, own["init_tau"]):
+        if init_tau != 2.0:
             raise UserError(f"init_tau is {init_tau} for all neurons, but {own['init_tau']} for {kind.__name__}.")
         return own
     if named and "k" in kind.declared and init_tau > 1:
@@ -146,4 +144,16 @@ def as_plain(neuron: Any) -> Any:
         raise UserError(
             f"neuron {kind.__name__} is defined in a function: move it to a module, or no file can name it."
         )
-    return {"class_path": path, "init_args": own}
+    return {"class_path": path, "init_args": {name: _plain(name, value) for name, value in own.items()}}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A copy of an argument in built-in types, as files hold it."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(name, part) for part in value]
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    raise UserError(f"{name} of a neuron must be a number or a text to be stored, got a {type(value).__name__}.")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.dynamics import Equations, Firing
-from plif_lightning.dynamics.equations import Dynamics, program_of
+from plif_lightning.dynamics.equations import GIVEN, Dynamics, program_of
 from plif_lightning.dynamics.firing import FiringKeywords, Keywords
 from plif_lightning.dynamics.leaky import LEAKY, PERFECT
 from plif_lightning.dynamics.reference import Trace, trace
@@ -30,6 +30,7 @@ class Neuron(nn.Module):
     need (see `Equations`), and its parameters, declared with `learned` and `fixed`. Everything else follows: kernels,
     gradients, single time-steps, exports, its arguments on the command line.
 
+    >>> from plif_lightning.neurons import fixed, learned
     >>> class Adaptive(Neuron):
     ...     state = ("v", "w")
     ...     k = learned(0.5, "unit")
@@ -40,7 +41,7 @@ class Neuron(nn.Module):
     ...         return reset, rho * w + (1 - rho) * s
     >>> neuron = Adaptive(rho=0.95, v_threshold=0.5)
     >>> neuron(torch.ones([8, 1, 1])).flatten().tolist()
-    [1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]
+    [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
 
     Args:
         tau_per: share parameters per `layer` (the paper) or have one per `channel` (dimension 2 of the input).
@@ -78,21 +79,20 @@ class Neuron(nn.Module):
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
-        own = vars(cls)
         # Equations have no self: neither called on an instance nor on the class do they get one.
-        for name in _EQUATIONS:
-            if inspect.isfunction(own.get(name)):
-                setattr(cls, name, staticmethod(own[name]))
-        parameters = {name: value for name, value in own.items() if isinstance(value, Parameter)}
-        taken = {*Firing.__dataclass_fields__, *Neuron.__init__.__annotations__, *_ATTRIBUTES}
-        if wrong := [name for name in parameters if name in taken or hasattr(Neuron, name)]:
-            raise UserError(f"{cls.__name__}: every neuron has a {wrong[0]} already; give the parameter another name.")
-        cls.declared = {**cls.declared, **parameters}
-        if any(name in own for name in (*_EQUATIONS, "state")):
+        functions: dict[str, Any] = {name: inspect.getattr_static(cls, name, None) for name in _EQUATIONS}
+        for name, function in functions.items():
+            if inspect.isfunction(function):
+                setattr(cls, name, staticmethod(function))
+            elif isinstance(function, staticmethod):
+                functions[name] = function.__func__
+        cls.declared = _declared_in(cls)
+        if functions["charge"] is not None:
             state = (cls.state,) if isinstance(cls.state, str) else tuple(cls.state)
-            functions: Any = {name: getattr(cls, name, None) for name in _EQUATIONS}
             cls.equations = Equations(state, **functions)
-        if "__init__" not in own and cls.declared:
+        elif any(functions.values()) or "state" in vars(cls):
+            raise UserError(f"{cls.__name__} has no charge: write it too, such as `def charge(v, x): ...`.")
+        if cls.declared and getattr(cls.__init__, "made", cls.__init__ is Neuron.__init__):
             cls.__init__ = _constructor(cls.declared)  # type: ignore[method-assign]
 
     def __init__(
@@ -112,9 +112,14 @@ class Neuron(nn.Module):
             raise UserError("tau_per='channel' needs the number of channels: pass channels=C.")
         if isinstance(settings.get("v_threshold"), Tensor):
             raise UserError("v_threshold of a neuron must be a number, got a tensor: pass learn_threshold=True.")
-        known = [*inspect.signature(type(self).__init__).parameters, *self.declared, *Firing.__dataclass_fields__]
-        hidden = ("self", "firing", "settings")
-        require_known_arguments(type(self).__name__, settings, [name for name in known if name not in hidden])
+        own = [*inspect.signature(type(self).__init__).parameters]
+        of_all = ("tau_per", "channels", "learn_threshold", *Firing.__dataclass_fields__)
+        known = [
+            name
+            for name in dict.fromkeys([*own, *self.declared, *of_all])
+            if name not in ("self", "firing", "settings")
+        ]
+        require_known_arguments(type(self).__name__, settings, known)
         # One value per layer is a vector too: FSDP refuses scalar parameters.
         self._shape = [channels] if tau_per == "channel" and channels is not None else [1]
         self.constants = Firing(**{name: settings.pop(name) for name in list(settings) if name not in self.declared})
@@ -126,16 +131,31 @@ class Neuron(nn.Module):
                 f"v_threshold must be above zero and v_reset to be learned, got {self.constants.v_threshold}."
             )
         self.backend = Backend("auto")
-        if missing := [name for name in self.equations.parameters if not hasattr(type(self), name)]:
-            raise UserError(
-                f"the equations of {type(self).__name__} use {', '.join(missing)}: declare it in the class, as "
-                f"`{missing[0]} = learned(0.5)` or `fixed(0.5)`. They have x, h, s, reset, v_threshold, v_reset and "
-                f"the states ({', '.join(self.equations.state)})."
-            )
+        self._require_parameters()
         self._keyed = self.constants, program_of(self.equations, self.firing).key
+
+    def _require_parameters(self) -> None:
+        """Refuse equations with an argument that is neither declared nor a property."""
+        properties = False
+        for name in self.equations.parameters:
+            properties = properties or isinstance(inspect.getattr_static(type(self), name, None), property)
+            if name == "self":
+                raise UserError(f"the equations of {type(self).__name__} have no self: name the values that they need.")
+            if not isinstance(inspect.getattr_static(type(self), name, None), (Parameter, property)):
+                raise UserError(
+                    f"the equations of {type(self).__name__} use {name}: declare it in the class, as "
+                    f"`{name} = learned(0.5)` or `fixed(0.5)`. They have x, h, s, reset, v_threshold, v_reset and "
+                    f"the states ({', '.join(self.equations.state)})."
+                )
+
+        unused = [name for name in self.declared if name not in self.equations.parameters]
+        if unused and not properties:
+            raise UserError(f"{type(self).__name__} declares {', '.join(unused)}, which no equation uses.")
 
     def _declare(self, values: Mapping[str, Any], learn: Sequence[str] | None) -> None:
         """Store the declared parameters: learned ones as parameters, others as buffers."""
+        if isinstance(learn, str) or (learn is not None and not self.declared):
+            raise UserError(f"learn must be a list of declared parameters of {type(self).__name__}, got {learn!r}.")
         if unknown := [name for name in learn or () if name not in self.declared]:
             has = ", ".join(self.declared) or "none"
             raise UserError(f"learn must name parameters of {type(self).__name__} ({has}), got {', '.join(unknown)}.")
@@ -264,6 +284,29 @@ _EQUATIONS = ("charge", "after", "threshold")
 _ATTRIBUTES = ("b", "backend", "constants", "given")
 
 
+def _declared_in(cls: type) -> dict[str, Parameter]:
+    """The parameters that a class and its bases declare, by name.
+
+    Raises:
+        UserError: every neuron has something of that name, or two parameters are stored under one name.
+    """
+    found: dict[str, Parameter] = {}
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            if isinstance(value, Parameter):
+                found[name] = value
+            elif name in found:
+                raise UserError(f"{cls.__name__}: {name} is a parameter: write `{name} = fixed({value!r})`.")
+    state: Any = getattr(cls, "state", ())
+    taken = {*Firing.__dataclass_fields__, *Neuron.__init__.__annotations__, *_ATTRIBUTES, *GIVEN}
+    taken |= {state} if isinstance(state, str) else {*state}
+    stored = {f"{name}{end}" for name in found for end in ("_raw", "_value")}
+    for name in found:
+        if name in taken or hasattr(Neuron, name) or name in stored:
+            raise UserError(f"{cls.__name__}: every neuron has a {name} already; give the parameter another name.")
+    return found
+
+
 def _constructor(declared: Mapping[str, Parameter]) -> Callable[..., None]:
     """A constructor that takes the declared parameters by name, for help and command line; see `Neuron`."""
 
@@ -274,6 +317,7 @@ def _constructor(declared: Mapping[str, Parameter]) -> Callable[..., None]:
     arguments = [inspect.Parameter(n, kind, default=one.initial, annotation=float) for n, one in declared.items()]
     learn = inspect.Parameter("learn", kind, default=None, annotation=list[str] | None)
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    __init__.made = True  # type: ignore[attr-defined]
     __init__.__signature__ = inspect.Signature([own, *arguments, learn])  # type: ignore[attr-defined]
     return __init__
 

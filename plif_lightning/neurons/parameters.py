@@ -46,14 +46,16 @@ class Parameter:
 
     def raw(self, shape: list[int]) -> Tensor:
         """The tensor that is stored: any number in it is a value within the range."""
-        start = {"real": self.initial, "positive": 0.0}.get(self.within)
-        return torch.full(shape, math.log(self.initial / (1 - self.initial)) if start is None else start)
+        start = self.initial
+        if self.within != "real":
+            start = math.log(start) if self.within == "positive" else math.log(start / (1 - start))
+        return torch.full(shape, start)
 
     def value(self, raw: Tensor) -> Tensor:
         """The parameter, from the tensor that is stored."""
         if self.within == "unit":
             return torch.sigmoid(raw)
-        return raw if self.within == "real" else self.initial * torch.exp(raw)
+        return raw if self.within == "real" else torch.exp(raw)
 
     def __get__(self, neuron: Any, owner: type) -> Any:
         return self if neuron is None else neuron.value_of(self.name)

@@ -85,12 +85,14 @@ def raster(spikes: Any, axes: Axes | None = None, *, sample: int = 0) -> Axes:
     return axes
 
 
-def _own_threshold(v: Any) -> float | None:
-    """V_th of a `Trace`, None if it differs between channels; 1 for other potentials."""
+def _own_threshold(v: Any) -> Any:
+    """V_th of a `Trace`: a number, [T, N, *] if it changes, None if it differs between channels; 1 for other values."""
     if not hasattr(v, "charged"):
         return 1.0
     own = _array(v.v_threshold)
-    return float(own) if own.ndim == 0 else None
+    if own.ndim == 0:
+        return float(own)
+    return own if own.shape == _array(v.charged).shape else None
 
 
 def _chosen(neurons: Sequence[int] | None, count: int, spikes: NDArray[Any] | None) -> Sequence[int]:
@@ -119,14 +121,13 @@ def membrane(
         axes: axes to draw on; None creates new ones.
         sample: index of the sample in [T, N, *].
         neurons: indices among the sample's neurons; None for the first four, or the four of a `Trace` that fire most.
-        v_threshold: V_th, drawn as a line. `own` is that of a `Trace` (no line if it differs between channels), and 1
-            for other potentials; None draws no line.
+        v_threshold: V_th, drawn as a line. `own` is that of a `Trace` (one line per neuron if it changes, none if it
+            differs between channels), and 1 for other potentials; None draws no line.
 
     Raises:
         UserError: there is no such sample or neuron.
     """
-    if v_threshold == "own":
-        v_threshold = _own_threshold(v)
+    limit: Any = _own_threshold(v) if isinstance(v_threshold, str) else v_threshold
     spikes = None
     if hasattr(v, "charged"):
         spikes, v = _of_sample(v.spikes, "spikes", sample), v.charged
@@ -142,8 +143,13 @@ def membrane(
         if spikes is not None:
             fired = np.flatnonzero(spikes[:, i])
             axes.plot(fired, potential[fired, i], "v", color=colour, markersize=6)
-    if v_threshold is not None:
-        axes.axhline(v_threshold, color="0.4", linestyle="--", linewidth=1, label="$V_{th}$")
+    if isinstance(limit, np.ndarray):
+        of_sample = _of_sample(limit, "v_threshold", sample)
+        for place, i in enumerate(neurons):
+            style: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "linestyle": "--", "linewidth": 1}
+            axes.plot(t, of_sample[:, i], label="" if place else "$V_{th}$", **style)
+    elif limit is not None:
+        axes.axhline(limit, color="0.4", linestyle="--", linewidth=1, label="$V_{th}$")
     axes.set_ylabel("membrane potential" if spikes is None else "potential before the reset")
     axes.legend(frameon=False, fontsize=8)
     _time_axis(axes, len(potential))

@@ -61,6 +61,17 @@ def test_it_is_resumed_to_the_same_weights():
         assert torch.equal(value, half[name]), name
 
 
+def test_a_checkpoint_of_other_equations_is_refused(capsys):
+    fit(*TINY, *FEW, *OWN, "--trainer.max_epochs", "1")
+    Path("my_neurons.py").write_text(
+        Path("my_neurons.py").read_text().replace("m * torch.sigmoid", "0.5 * m * torch.sigmoid")
+    )
+    sys.modules.pop("my_neurons")
+    assert "equations of encoder.conv1.neuron is" in refused(capsys, "test", "--ckpt_path", BEST, *SILENT)
+    with pytest.raises(UserError, match=r"equations of encoder\.conv1\.neuron"):
+        pl.load_network(BEST)
+
+
 def test_it_is_swept():
     Path("sweep.yaml").write_text(
         "program: main.py\nmethod: grid\nname: own\nmetric: {name: val/acc, goal: maximize}\n"
@@ -78,7 +89,10 @@ def test_it_is_swept():
         (["--model.neuron", "my_neurons.CLIFF"], "got my_neurons.CLIFF (module 'my_neurons' has no attribute 'CLIFF')"),
         (["--model.neuron", "their_neurons.CLIF"], "(No module named 'their_neurons')"),
         (["--model.neuron", "torch.nn.Linear"], "got torch.nn.Linear (it is not a subclass of Neuron)"),
-        (["--model.neuron", "my_neurons.CLIF", "--model.neuron.q", "1"], "unknown argument"),
+        (
+            ["--model.neuron", "my_neurons.CLIF", "--model.neuron.q", "1"],
+            "the class of model.neuron has no parameter q. Constants",
+        ),
         (["--model.neuron", "my_neurons.CLIF", "--model.neuron.k", "2"], "k must be between 0 and 1, got 2"),
         (["--model.neuron", "my_neurons.CLIF", "--model.init_tau", "4"], "init_tau=4.0 has no meaning for CLIF"),
     ],

@@ -5,6 +5,7 @@ import copy
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -198,6 +199,16 @@ def a_number(v, x):
     return v + float(x)
 
 
+def changed(v, x):
+    x *= 0.5
+    return v + x
+
+
+def without_gradient(v, x):
+    with torch.no_grad():
+        return v + x
+
+
 def tensors(v, x):
     return v + torch.ones(3)
 
@@ -208,12 +219,22 @@ def tensors(v, x):
         (branch, r"`if x > 0:`\): a branch on a value: write torch.where"),
         (unknown, r"`return v \+ torch.erf\(x\)`\): erf is not among the functions that equations may use: torch.abs"),
         (a_number, "a value used as a Python number"),
+        (changed, "a change in place: write a = a"),
+        (without_gradient, "torch.no_grad in an equation: write value.detach"),
+        (lambda v, x: v + (x > 0), "a condition used as a number: write condition.to"),
+        (lambda v, x: x > 0, "must give numbers, got a Value"),
+        (lambda v, x: v + x.to(torch.float32), "a conversion to another type than x.dtype"),
+        (lambda v, x: v if x.dtype == torch.float64 else x, "a branch on a type"),
+        (lambda v, x: v if x == 0 else x, "a branch on a value"),
+        (lambda v, x: (v + x,), "must give one value, got a tuple of 1"),
+        (lambda v, x, v_reset: v + x / v_reset * (1 / v_reset), "float division by zero"),
         (tensors, "a Tensor in an equation"),
         (lambda v, x: v + y, "name 'y' is not defined"),  # noqa: F821
         (lambda v, x: v + x**1.5, "a power other than -2, -1"),
         (lambda v, x, h: v + x, "cannot use h: it is not known yet"),
         (lambda v, x=1: v + x, "plain arguments, each the name of a value, without defaults"),
         (lambda v, x: "h", "must give numbers, got a str"),
+        (lambda self, v, x: v + x, "have no self: name the values"),
         (lambda v, x, q: v + q * x, r"use q: declare it in the class, as `q = learned\(0\.5\)`"),
     ],
 )
@@ -225,23 +246,117 @@ def test_equations_that_cannot_be_compiled_are_refused_when_a_layer_is_made(char
 @pytest.mark.parametrize(
     ("body", "arguments", "message"),
     [
-        ({"state": ("v", "w")}, {}, "after must give the states v, w after a spike"),
+        ({"state": ("v", "w")}, {}, "states v, w: write `after`, which gives all of them"),
         ({"state": ("v", "w"), "after": lambda reset: reset}, {}, r"must give 2 states \(v, w\), got 1"),
         ({"state": ("v", "x"), "after": lambda reset, x: (reset, x)}, {}, "must not be named x"),
         ({"k": pl.fixed(0.5, "unit")}, {"k": 1.0}, "k must be between 0 and 1, got 1.0"),
         ({"k": pl.fixed(0.5, "positive")}, {"k": -1.0}, "k must be a positive number"),
         ({"k": pl.fixed(0.5)}, {"k": math.nan}, "k must be a finite number"),
+        ({"v": pl.fixed(0.5)}, {}, "every neuron has a v already"),
+        ({"s": pl.fixed(0.5)}, {}, "every neuron has a s already"),
+        ({"k": pl.fixed(0.5), "k_raw": pl.fixed(0.5)}, {}, "every neuron has a k_raw already"),
+        ({"state": ("v", "v"), "after": lambda reset: (reset, reset)}, {}, "must name each state once"),
+        ({"k": pl.fixed(0.5)}, {}, "Own declares k, which no equation uses"),
+        ({"k": pl.fixed(0.5)}, {"learn": "k"}, r"learn must be a list of declared parameters of Own, got 'k'"),
         ({"b": pl.fixed(0.5)}, {}, "Own: every neuron has a b already; give the parameter another name"),
         ({"reset": pl.fixed(0.5)}, {}, "every neuron has a reset already"),
         ({"channels": pl.fixed(0.5)}, {}, "every neuron has a channels already"),
         ({"half": pl.fixed(0.5)}, {}, "every neuron has a half already"),
-        ({"k": pl.fixed(0.5)}, {"q": 1.0}, r"Own has no argument q\. It has k, learn"),
+        ({"k": pl.fixed(0.5)}, {"q": 1.0}, r"Own has no argument q\. It has k, learn, tau_per, channels"),
         ({"k": pl.fixed(0.5)}, {"learn": ["q"]}, r"learn must name parameters of Own \(k\), got q"),
     ],
 )
 def test_a_wrong_neuron_is_named(body, arguments, message):
     with pytest.raises(UserError, match=message):
         type("Own", (pl.Neuron,), {"charge": lambda v, x: v + x, **body})(**arguments)
+
+
+class Comparing(pl.Neuron):
+    """States and a parameter with the names of the library's own gradients."""
+
+    state = ("v", "g_s")
+    g_v = pl.learned(0.5)
+
+    def charge(v, g_s, x, g_v):
+        return torch.where(v == 0, x, 0.5 * v) + g_v * g_s + (x != 0).to(x.dtype)
+
+    def after(h, s, g_s, g_v, x):
+        return torch.where(s == 1, 0.1 * h, h), g_v * g_s * g_s * 0.1 + x
+
+
+def test_any_name_and_comparison_is_autograd():
+    neuron = Comparing().double()
+    ours, theirs = (results(neuron, inputs((5, 2, 19)), backend) for backend in ("cpu", "reference"))
+    for a, b in zip(ours[0] + ours[1], theirs[0] + theirs[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+def test_subclasses_keep_what_they_do_not_write():
+    class Base(pl.Neuron):
+        k = pl.learned(0.5, "unit")
+
+        def __init__(self, **settings):
+            super().__init__(**{"v_threshold": 0.3, **settings})
+
+        def charge(v, x, k):
+            return v + k * x
+
+    class Child(Base):
+        k = pl.fixed(0.25, "unit")
+
+    class Soft:
+        def after(h, s):
+            return h - s
+
+    class Mixed(Soft, Child):
+        pass
+
+    class Gained(pl.PLIF):
+        gain = pl.learned(2.0)
+
+        def charge(v, x, k, gain):
+            return v + k * (gain * x - v)
+
+    assert Child().constants.v_threshold == 0.3
+    assert Child().k == 0.25
+    assert Mixed().equations.after is not None
+    neuron = Gained(init_tau=4.0, gain=3.0)
+    assert (neuron.k.item(), neuron.gain.item()) == (0.25, 3.0)
+    assert {name for name, _ in neuron.named_parameters()} == {"a", "gain_raw"}
+    with pytest.raises(UserError, match="has no charge: write it too"):
+        type("Own", (pl.PLIF,), {"after": lambda reset: reset})
+    with pytest.raises(UserError, match=r"k is a parameter: write `k = fixed\(0.3\)`"):
+        type("Own", (Base,), {"k": 0.3})
+
+
+def test_a_weight_holds_the_whole_parameter():
+    class Positive(pl.Neuron):
+        k = pl.learned(0.5, "positive")
+
+        def charge(v, x, k):
+            return v + k * x
+
+    one, other = Positive(k=0.2), Positive(k=0.4)
+    other.load_state_dict(one.state_dict())
+    assert other.k.item() == pytest.approx(0.2)
+
+
+def test_functions_keep_their_digits_at_the_ends():
+    class Functions(pl.Neuron):
+        state = ("v", "t", "e")
+
+        def charge(v, x):
+            return v + torch.relu(x)
+
+        def after(reset, x):
+            return reset, torch.tanh(x), torch.exp(x)
+
+    x = torch.tensor([1e-8, 1e-5, 0.05, 0.099, 0.101, 3.0, 88.5, 100.0, -100.0, -80.0, float("nan")])[None, None]
+    for real, digits in ((torch.float32, 1e-6), (torch.float64, 1e-13)):
+        neuron = Functions().to(real)
+        found = [use_backend(neuron, backend).run(x.to(real))[1] for backend in ("cpu", "reference")]
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=digits, atol=1e-37, equal_nan=True)
 
 
 def test_a_range_is_one_of_three():
@@ -252,6 +367,12 @@ def test_a_range_is_one_of_three():
 def test_a_neuron_without_equations_is_refused():
     with pytest.raises(UserError, match="Neuron has no equations: define charge"):
         pl.Neuron()
+
+
+@pytest.mark.parametrize("value", [0.5, nn.Parameter(torch.ones(()))])
+def test_a_parameter_that_is_not_declared_is_refused(value):
+    with pytest.raises(UserError, match="use q: declare it in the class"):
+        type("Own", (pl.Neuron,), {"charge": lambda v, x, q: v + q * x, "q": value})()
 
 
 class Constant(pl.Neuron):
@@ -322,6 +443,16 @@ def test_a_layer_is_the_model_of_others():
     assert plain == {"class_path": "plif_lightning.neurons.published.CLIF", "init_args": {"k": 0.7, "v_threshold": 0.9}}
     assert torch.equal(make_neuron(plain, 5).k, like.k)
     assert make_neuron("clif", 5, init_tau=4.0).k.item() == 0.25
+    assert type(as_plain(neurons.CLIF(k=np.float64(0.25)))["init_args"]["k"]) is float
+
+    class Slow(pl.LIF):
+        def __init__(self, init_tau=5.0, **settings):
+            super().__init__(init_tau, **settings)
+
+    assert make_neuron(Slow, 4).tau == 5
+    assert make_neuron(Slow(), 4).tau == 5
+    with pytest.raises(UserError, match=r"init_tau is 8\.0 for all neurons, but 2\.0 for PLIF"):
+        make_neuron(pl.PLIF(init_tau=2.0), 4, init_tau=8.0)
     with pytest.raises(UserError, match=r"v_threshold is 0\.5 for all neurons, but 0.9 for CLIF"):
         make_neuron(like, 5, v_threshold=0.5)
     with pytest.raises(UserError, match=r"init_tau=4\.0 has no meaning for GLIF"):

@@ -50,6 +50,9 @@ def test_the_threshold_that_is_drawn_is_the_neurons():
     each = pl.PLIF(tau_per="channel", channels=3, learn_threshold=True)
     labels = [line.get_label() for line in pl.plot.membrane(each.trace(x)).lines]
     assert "$V_{th}$" not in labels
+    adaptive = pl.ALIF(beta=1.0).trace(2 * x)
+    lines = [line.get_ydata() for line in pl.plot.membrane(adaptive, neurons=[0]).lines]
+    assert any(np.array_equal(line, adaptive.v_threshold[:, 0, 0]) for line in lines)
     assert pl.plot.membrane([0.1, 0.2]).lines[-1].get_ydata() == pytest.approx([1, 1])
 
 
