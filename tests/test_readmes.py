@@ -159,3 +159,15 @@ def test_the_table_of_faults_names_tests_that_are_there():
     assert len(named) > 50
     for file, name in named:
         assert re.search(rf"^def {name}\(", (REPOSITORY / "tests" / file).read_text(), re.MULTILINE), f"{file}::{name}"
+
+
+def test_the_python_of_the_page_on_neurons_runs(tmp_path, monkeypatch):
+    page = (REPOSITORY / "plif_lightning/neurons/README.md").read_text()
+    neuron, adaptive, use = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_neurons.py").write_text(neuron)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {}
+    exec(compile(f"{neuron}\n{adaptive}\n{use}", "README", "exec"), found)
+    assert found["votes"].shape == (16, 10)
+    assert len(found["state"]["classifier.fc2.neuron"]) == 2
+    sys.modules.pop("my_neurons")

@@ -76,10 +76,20 @@ def data_title(run: Run) -> str:
 
 def setting_of(run: Run) -> Setting:
     """Data set, neuron, tau and pooling: the columns of the paper's tables. An IF neuron has no tau."""
-    neuron = str(run.setting("model.neuron", "?"))
+    neuron = _neuron(run.setting("model.neuron", "?"))
     tau = math.inf if neuron == "if" else real(run.setting("model.init_tau"))
     data_set = run.data_set if run.data_set in paper.TITLES else data_title(run)
     return Setting(data_set, neuron, tau, str(run.setting("model.pooling", "?")))
+
+
+def _neuron(value: Any) -> str:
+    """A neuron by its name, or by its class and its parameters: `CLIF(k=0.6)`."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    own = value.get("init_args")
+    given = {name: v for name, v in own.items() if v is not None} if isinstance(own, Mapping) else {}
+    name = str(value.get("class_path")).rsplit(".", 1)[-1]
+    return f"{name}({', '.join(f'{key}={v}' for key, v in given.items())})" if given else name
 
 
 def is_limited(run: Run) -> bool:
@@ -176,7 +186,7 @@ def _in_words(key: str, value: Any) -> str:
 def neuron_in_words(setting: Setting) -> str:
     """`PLIF, tau_0 = 2`."""
     tau = {"plif": f"PLIF, tau_0 = {setting.init_tau:g}", "lif": f"LIF, tau = {setting.init_tau:g}"}
-    return tau.get(setting.neuron, setting.neuron.upper())
+    return tau.get(setting.neuron, setting.neuron.upper() if setting.neuron.islower() else setting.neuron)
 
 
 class Labels(NamedTuple):

@@ -41,7 +41,7 @@ def test_it_is_trained_tested_and_read_again(capsys):
     main(["report", "--runs", "runs", "--out", "report.html"])
     assert '"k/conv1"' in Path("report.html").read_text()
     main(["tables", "--runs", "runs", "--out", "tables"])
-    assert "CLIF" in "".join(path.read_text() for path in Path("tables").glob("*.md"))
+    assert "CLIF(k=0.6)" in "".join(path.read_text() for path in Path("tables").glob("*.md"))
     assert capsys.readouterr().err.count("error") == 0
     net = pl.load_network(BEST)
     x = torch.rand(5, 1, 8, 8)
