@@ -87,6 +87,7 @@ WORK: dict[str, Callable[..., float]] = {
     "aten.convolution": _conv,
     "aten.convolution_backward": lambda grad, x, weight, *a: _conv(x, weight) * sum(a[-1][:2]),
     "aten.mm": lambda a, b: a.shape[0] * a.shape[1] * b.shape[1],
+    "mkldnn._linear_pointwise": lambda a, weight, *_: a.shape[0] * weight.numel(),
     "plif.fire": lambda y, *a: _neurons(y, a[4], a[6]),
     "plif.fire_backward": lambda y, *a: _neurons(y, a[8], a[10], backward=True),
     "plif.conv_of_spikes": lambda x, weight, *_: _conv(x, weight) * _density(x),
@@ -100,6 +101,19 @@ WORK: dict[str, Callable[..., float]] = {
         2 * x[:, :, :1].numel() * conv.numel() * _density(x)
         + _neurons(x[:, :, :1], len(x), a[7], backward=True) * len(conv)
     ),
+}
+
+
+# Why a part stays below half of its bound.
+_GATHER = "adds rows of a table that a list selects: each row is a load from the second-level cache, for 16 additions"
+_ROWS = "reads and writes rows of a workspace several times for each value, from the first- and second-level cache"
+_MANY = "reads its argument in several passes, or is too small for two threads"
+WHY = {
+    **dict.fromkeys(("plif.conv_of_spikes", "plif.conv_of_spikes_weight", "plif.linear_of_spikes"), _GATHER),
+    **dict.fromkeys(("plif.linear_of_spikes_weight", "plif.conv_fire_pool", "plif.conv_fire_pool_backward"), _GATHER),
+    **dict.fromkeys(("plif.fire", "plif.fire_backward", "plif.moments"), _ROWS),
+    "plif.patch_moments": "products of every two inputs of a patch, in float64, one after another",
+    "aten.bernoulli_.float": "PyTorch draws on one thread",
 }
 
 
@@ -142,7 +156,7 @@ def show(parts: Parts, whole: float, steps: int) -> None:
         _, work, moved, dtype = calls[-1]
         by_work, by_bytes = work / peaks.get(dtype, peaks[torch.float32]), moved / bandwidth
         rows.append((seconds, name, shapes, max(by_work, by_bytes) * of_step, by_work > by_bytes))
-    others = whole
+    others, below = whole, {}
     for seconds, name, shapes, bound, arithmetic in sorted(rows, reverse=True):
         if seconds < 0.01 * whole:
             break
@@ -152,7 +166,11 @@ def show(parts: Parts, whole: float, steps: int) -> None:
             f"{name[:34]:34} {shapes[:58]:58} {1e3 * seconds:8.2f} {seconds / whole:6.1%} {1e3 * bound:8.2f} {of:>11} "
             f"{bound / seconds:8.0%}"
         )
+        if bound < 0.5 * seconds:
+            below[name] = WHY.get(name, _MANY)
     print(f"{'others':34} {'':58} {1e3 * others:8.2f} {others / whole:6.1%}\nwhole {1e3 * whole:.1f} ms")
+    for name, why in below.items():
+        print(f"{name} {why}.")
 
 
 def main() -> None:
