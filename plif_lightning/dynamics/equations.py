@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plif_lightning.dynamics.derivatives import once_differentiable
-from plif_lightning.dynamics.expression import SLOW, Gradient, Value, as_text, gradients, in_order, recorded
+from plif_lightning.dynamics.expression import SLOW, Gradient, Value, as_text, constant, gradients, in_order, recorded
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.dynamics.surrogate import spike
 from plif_lightning.errors import UserError
@@ -208,7 +208,7 @@ class VALUES:
 
 
 def _as_value(number: Any) -> Value:
-    return number if isinstance(number, Value) else Value("constant", float(number))
+    return number if isinstance(number, Value) else constant(number)
 
 
 class Dynamics(NamedTuple):
@@ -295,7 +295,7 @@ def _recorded(equations: Equations, firing: Firing) -> Program:
         by_states = (None,) * len(states)
     start = equations.start(constants)
     back = [by_x, *by_states, *by_parameters]
-    text = as_text([step.s, *step.after, *(Value("constant", 0.0) if value is None else value for value in back)])
+    text = as_text([step.s, *step.after, *(constant(0.0) if value is None else value for value in back)])
     around = f"{equations.state} {names} {start}"
     key, spiking = (_digest(f"{around}\n{lines}") for lines in (text, as_text([step.s, *step.after])))
     needed = set(in_order([value for value in back if value is not None]))

@@ -50,17 +50,16 @@ class _Vectors:
 
     def repeated(self, value: Any) -> Any:
         """Broadcast a number to all lanes."""
-        one = self.builder.insert_element(ir.Constant(self.type, ir.Undefined), value, ir.Constant(_I32, 0))
+        nothing = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+        one = self.builder.insert_element(nothing, value, ir.Constant(_I32, 0))
         first = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
-        return self.builder.shuffle_vector(one, ir.Constant(self.type, ir.Undefined), first)
+        return self.builder.shuffle_vector(one, nothing, first)
 
     def below(self, index: Any, n: Any) -> Any:
         """Condition of the lanes of a vector from an index that lie below n: a row may end within a vector."""
         integers = ir.VectorType(_I32, LANES)
         left = self.builder.trunc(self.builder.sub(n, index), _I32)
-        one = self.builder.insert_element(ir.Constant(integers, ir.Undefined), left, ir.Constant(_I32, 0))
-        lefts = self.builder.shuffle_vector(one, one, ir.Constant(integers, [0] * LANES))
-        return self.builder.icmp_signed("<", ir.Constant(integers, list(range(LANES))), lefts)
+        return self.builder.icmp_signed("<", ir.Constant(integers, list(range(LANES))), self.repeated(left))
 
     def pointer(self, address: Any, index: Any, of: Any = None) -> Any:
         """Pointer to a vector from an index of the array at an address."""
@@ -127,7 +126,7 @@ class _Vectors:
             return b.fcmp_ordered(_COMPARISONS[op], *args)
         if op in _ARITHMETIC:
             return getattr(b, _ARITHMETIC[op])(*args)
-        if op in _INTRINSICS and not (op == "exp" and self.bytes == 4):
+        if op in _INTRINSICS:
             return self._intrinsic(_INTRINSICS[op], *args)
         return getattr(self, f"_{op}")(*args)
 
@@ -137,6 +136,9 @@ class _Vectors:
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, full), args)
 
     def _exp(self, z: Any) -> Any:
+        return self._exp_float32(z) if self.bytes == 4 else self._intrinsic("exp", z)
+
+    def _exp_float32(self, z: Any) -> Any:
         """exp in float32 by a polynomial (Cephes), 1e-7 of error: the library's function is a call for each number."""
         b, c = self.builder, self.constant
         beyond = b.fcmp_ordered(">", z, c(_float32(88.72283)))
@@ -161,17 +163,14 @@ class _Vectors:
         found = b.fmul(b.fmul(p, b.bitcast(b.shl(exponent, whole_number(23)), self.type)), c(2.0))
         return b.select(beyond, c(float("inf")), found)
 
-    def _exponential(self, z: Any) -> Any:
-        return self._exp(z) if self.bytes == 4 else self._intrinsic("exp", z)
-
     def _sigmoid(self, z: Any) -> Any:
         one = self.constant(1.0)
-        return self.builder.fdiv(one, self.builder.fadd(one, self._exponential(self.builder.fneg(z))))
+        return self.builder.fdiv(one, self.builder.fadd(one, self._exp(self.builder.fneg(z))))
 
     def _tanh(self, z: Any) -> Any:
         """(1 - e) / (1 + e) with e = exp(-2 abs(z)), and the sign of z; near zero, where that cancels, a series."""
         one, size = self.constant(1.0), self._intrinsic("fabs", z)
-        e = self._exponential(self.builder.fmul(size, self.constant(-2.0)))
+        e = self._exp(self.builder.fmul(size, self.constant(-2.0)))
         ratio = self.builder.fdiv(self.builder.fsub(one, e), self.builder.fadd(one, e))
         square = self.builder.fmul(z, z)
         term = self.builder.fmul(square, self.constant(2 / 15 if self.bytes == 8 else _float32(2 / 15)))
@@ -194,7 +193,7 @@ def _is_condition(value: Any) -> bool:
 _COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
 _ARITHMETIC = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv", "neg": "fneg"}
 # `maximum` and `minimum` pass NaN on, as PyTorch's do.
-_INTRINSICS = {"exp": "exp", "log": "log", "sqrt": "sqrt", "abs": "fabs", "max": "maximum", "min": "minimum"}
+_INTRINSICS = {"log": "log", "sqrt": "sqrt", "abs": "fabs", "max": "maximum", "min": "minimum"}
 
 
 @contextmanager

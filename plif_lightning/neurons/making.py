@@ -68,22 +68,15 @@ def make_neuron(
 _FIRING_DEFAULTS = {name: field.default for name, field in Firing.__dataclass_fields__.items()}
 
 
-def _arguments(kind: type[Neuron]) -> dict[str, Any]:
-    """Arguments of a class of neurons, and their defaults."""
-    return {name: one.default for name, one in inspect.signature(kind.__init__).parameters.items()}
-
-
 def _with_tau(kind: type[Neuron], own: dict[str, Any], init_tau: float, named: bool) -> dict[str, Any]:
     """The own arguments of a kind with its time constant."""
-    if "init_tau" in _arguments(kind):
-        if own.get("init_tau", init_tau) == init_tau:
-            return own | {"init_tau": init_tau}
-        if init_tau != 2.0:
+    if "init_tau" in inspect.signature(kind.__init__).parameters:
+        if own.get("init_tau", init_tau) != init_tau:
             raise UserError(f"init_tau is {init_tau} for all neurons, but {own['init_tau']} for {kind.__name__}.")
-        return own
+        return own | {"init_tau": init_tau}
     if named and "k" in kind.declared and init_tau > 1:
         return own | {"k": 1 / init_tau}
-    if (named and kind is not IF) or not named:
+    if not (named and kind is IF):
         known = ", ".join(kind.declared) or "none"
         raise UserError(f"init_tau={init_tau} has no meaning for {kind.__name__}; its own parameters are {known}.")
     return own
