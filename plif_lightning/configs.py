@@ -45,9 +45,9 @@ def names(kind: str = "") -> dict[str, Path]:
     """Return the shipped files by their bare names.
 
     Args:
-        kind: `sweeps` for sweep files; by default configurations, variants and recipes.
+        kind: `sweeps` for sweep files; by default configurations, variants, recipes and networks.
     """
-    below = [folder() / kind] if kind else [folder(), folder() / "variants", folder() / "recipes"]
+    below = [folder() / name for name in ([kind] if kind else ["", "variants", "recipes", "networks"])]
     found = {path.stem: path for place in below for path in sorted(place.glob("*.yaml"))}
     found.pop("base", None)
     return found

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from plif_lightning.callbacks.logger import run_folder
 from plif_lightning.data.batch import as_batch
+from plif_lightning.network.own import listening, neurons_of
 from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ class LayerMonitor(Callback):
     def _learned(pl_module: SpikingClassifier) -> dict[str, float]:
         return {
             f"{kind}/{name}": value.mean().item()
-            for name, neuron in pl_module.network.neurons()
+            for name, neuron in neurons_of(pl_module.network)
             for kind, value in neuron.learned().items()
         }
 
@@ -165,7 +166,7 @@ class LayerMonitor(Callback):
             update = torch.stack([spikes.mean(dtype=torch.float32) * n, torch.tensor(n, device=spikes.device)])
             self._sums[name] = self._sums[name] + update if name in self._sums else update
 
-        self._listening.enter_context(pl_module.network.listening(count))
+        self._listening.enter_context(listening(pl_module.network, count))
 
     def _listen(self, pl_module: L.LightningModule, batch_idx: int, batches: Any) -> None:
         """Count spikes in this batch if it is one of the evenly spaced ones."""

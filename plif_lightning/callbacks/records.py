@@ -12,7 +12,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from plif_lightning.callbacks.checkpoints import best_checkpoint
 from plif_lightning.callbacks.logger import is_trial, run_folder, writes_files
@@ -23,6 +23,7 @@ from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import FCBlock
+from plif_lightning.network.own import listening, neurons_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import Histogram, append_histograms
 from plif_lightning.runs.process import Resumption, write_command
@@ -136,9 +137,9 @@ class WeightRecord(Callback):
             return
         assert isinstance(pl_module, SpikingClassifier)
         self.latest = [
-            weight_histogram(name, epoch, block.fc.weight, 1 / block.neuron.learned()["tau"])
-            for name, block in pl_module.network.classifier.named_children()
-            if isinstance(block, FCBlock) and "tau" in block.neuron.learned()
+            weight_histogram(name.rpartition(".")[2], epoch, block.fc.weight, 1 / block.neuron.learned()["tau"])
+            for name, block in pl_module.network.named_modules()
+            if isinstance(block, FCBlock) and block.neuron is not None and "tau" in block.neuron.learned()
         ]
         append_histograms(folder, self.latest)
 
@@ -173,6 +174,8 @@ class SampleRecord(Callback):
         if self.most == 0 or not writes_files(trainer) or data.val_set is None:
             return
         assert isinstance(pl_module, SpikingClassifier)
+        if next(neurons_of(pl_module.network), None) is None:
+            return  # a network of one's own, without spikes that are known
         has_best = best_checkpoint(trainer) is not None and folder.best.is_file()
         with _evaluating(pl_module.network, folder.best if has_best else None) as network:
             samples = record_samples(network, data, self.most, pl_module.device)
@@ -180,7 +183,7 @@ class SampleRecord(Callback):
 
 
 @contextlib.contextmanager
-def _evaluating(network: SpikingNetwork, checkpoint: Path | None) -> Iterator[SpikingNetwork]:
+def _evaluating(network: nn.Module, checkpoint: Path | None) -> Iterator[nn.Module]:
     """Put a network in evaluation mode, with the weights of a checkpoint if there is one, and restore it afterwards."""
     before = {name: value.clone() for name, value in network.state_dict().items()}
     training = network.training
@@ -196,7 +199,7 @@ def _evaluating(network: SpikingNetwork, checkpoint: Path | None) -> Iterator[Sp
 
 
 @torch.no_grad()
-def record_samples(network: SpikingNetwork, data: SpikingDataModule, most: int, device: torch.device) -> Samples:
+def record_samples(network: nn.Module, data: SpikingDataModule, most: int, device: torch.device) -> Samples:
     """Record one validation sample per class, up to `most`, with the spikes of the first layer and the votes."""
     dataset = data.val_set
     assert dataset is not None
@@ -204,13 +207,14 @@ def record_samples(network: SpikingNetwork, data: SpikingDataModule, most: int, 
     frames, rates, votes = [], [], []
     spikes: list[Tensor] = []
     heard: dict[str, Tensor] = {}
-    first = next(iter(network.blocks()))
+    first = next(name for name, _ in neurons_of(network))
     dtype = next(network.parameters()).dtype
+    counts = isinstance(network, SpikingNetwork)  # which takes events as they are stored, one byte for each pixel
     chosen = _one_of_each_class(labels, most)
-    with network.listening(heard.__setitem__):
+    with listening(network, heard.__setitem__):
         for i in chosen:
             x = dataset[BatchRequest(0, torch.tensor([i]))].x.to(device)
-            x = time_first(x.to(dtype) if x.is_floating_point() else x)
+            x = time_first(x.to(dtype) if x.is_floating_point() or not counts else x)
             votes.append(network(x).cpu())
             fired = heard[first][:, 0].cpu()
             if (len(spikes) + 1) * fired.numel() <= _MAX_SPIKES:

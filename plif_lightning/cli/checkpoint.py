@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from plif_lightning.cli.commands import EVALUATIONS
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.settings import comparable, flat, key_of
+from plif_lightning.structure import Numbers
 
 # Arguments of the network that its data set determines: they are not keys.
 FROM_DATA = ("input_shape", "num_classes", "time_steps")
@@ -76,7 +77,37 @@ def expand(argv: Sequence[str]) -> Expanded:
         CheckpointError: an evaluation has no checkpoint, or the file is not a checkpoint.
         UserError: a configuration does not exist.
     """
-    given = list(argv)
+    expanded = _expanded(list(argv))
+    return replace(expanded, arguments=_with_structures(expanded.arguments))
+
+
+def _with_structures(arguments: Sequence[str]) -> list[str]:
+    """Let a structure take the place of the numbers before it, or numbers of an earlier file would change it.
+
+    Numbers behind a structure change it, as those of a sweep do.
+    """
+    found: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        value = value if equals else following
+        if name == "--model.structure" or (name in CONFIG and _has_structure(value)):
+            found += [f"--model.{number}=null" for number in Numbers._fields]
+        found.append(argument)
+    return found
+
+
+def _has_structure(config: str) -> bool:
+    """True if a configuration, a path or YAML text, holds a structure."""
+    try:
+        loaded = yaml.safe_load(config if is_yaml_text(config) else configs.resolve(config).read_text("utf-8"))
+    except (OSError, UserError, yaml.YAMLError, UnicodeDecodeError):
+        return False  # the parser says what is wrong with it
+    model = loaded.get("model") if isinstance(loaded, dict) else None
+    return isinstance(model, dict) and model.get("structure") is not None
+
+
+def _expanded(given: list[str]) -> Expanded:
+    """`expand` without `_with_structures`."""
     command, rest = given[0], given[1:]
     for value in values(rest, *CONFIG):
         config_file(value)  # refuses a wrong one before Lightning is loaded
@@ -167,6 +198,7 @@ def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:
     # Optimiser, schedule and augmentation are dropped: they may name any class to import, and an evaluation uses none.
     # data.class_path is imported, and must be a SpikingDataModule.
     model = {name: value for name, value in stored["model"].items() if not key_of(f"model.{name}").training_only}
+    _require_own_network(model.get("network"))
     arguments = stored["data"]["init_args"]
     data = {**stored["data"], "init_args": {name: v for name, v in arguments.items() if name != "augmentation"}}
     kept: dict[str, Any] = {"model": model}
@@ -183,6 +215,20 @@ def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:
     elif not values(rest, "--data.time_steps"):
         rest = [*rest, f"--data.time_steps={data['init_args']['time_steps']}"]
     return [f"--config={yaml.safe_dump(kept)}", *rest]
+
+
+def _require_own_network(named: Any) -> None:
+    """Refuse a network of one's own that a checkpoint names unless it, and what is in it, are modules.
+
+    Raises:
+        UserError: a class is something else, or cannot be imported.
+    """
+    from plif_lightning.network.own import imported_network  # which loads PyTorch
+
+    if isinstance(named, dict) and isinstance(named.get("class_path"), str):
+        imported_network(named["class_path"])
+    for part in named.values() if isinstance(named, dict) else named if isinstance(named, list) else ():
+        _require_own_network(part)
 
 
 def config_file(value: str) -> str:

@@ -235,7 +235,12 @@ def _require_compatible(given: argparse.Namespace) -> None:
 def _network(given: argparse.Namespace, read: _Read) -> "StreamingNetwork":
     """Build the streaming network that the options of `stream` describe."""
     from plif_lightning.deploy.streaming import StreamingNetwork
+    from plif_lightning.network.own import has_votes
 
+    if given.early_exit is not None and not has_votes(read.net):
+        raise UserError(
+            "--early_exit is a margin of votes in [0, 1]: this network's output are the logits of a readout."
+        )
     if read.net.input_shape[0] != 2:
         raise UserError(
             f"the network takes {' x '.join(map(str, read.net.input_shape))} images, and a stream gives frames of "
@@ -329,7 +334,9 @@ class _Screen:
     def _timed(self, frame: Any) -> Any:
         """Run one time-step, measure its firing rates or its time, and show the result."""
         if self.network.steps % _RATES_EVERY == 0:
-            with self.network.net.listening(self._hear):
+            from plif_lightning.network.own import listening
+
+            with listening(self.network.net, self._hear):
                 votes = self.step_of_network(frame)
             self.rates_at = self.network.steps
         else:
@@ -434,11 +441,12 @@ def cost(argv: list[str]) -> int:
     if given.samples < 1:
         raise UserError(f"--samples must be at least 1, got {given.samples}.")
     from plif_lightning.deploy.costs import cost as count
+    from plif_lightning.network.own import description
 
     net, x, _ = read_to_test(given.ckpt_path, given.root, given.samples, named)
     found = count(net, x)
     rows = _cost_rows(found)
-    _print_cost(found, rows, str(net.structure))
+    _print_cost(found, rows, description(net))
     if given.out is not None:
         import csv
 

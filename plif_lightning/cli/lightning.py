@@ -130,6 +130,16 @@ class PlifCLI(LightningCLI):
         )
         for name in FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+            # Of a network of one's own, where its class takes it.
+            parser.link_arguments(f"data.{name}", f"model.network.init_args.{name}", apply_on="instantiate")
+
+    def _dump_config(self) -> None:
+        super()._dump_config()
+        # Lightning writes what the data determine into the hyper-parameters, and expects a place for it: a network of
+        # one's own that is not there, or that takes no arguments, has none.
+        model = self.config_dump.get("model")
+        if isinstance(model, dict):
+            model["network"] = {"init_args": {}, **(model.get("network") or {})}
 
     # --- checkpoints and the configurations in them
 
@@ -212,8 +222,8 @@ class PlifCLI(LightningCLI):
 
     @staticmethod
     def _run_name(config: Any) -> str:
-        """Name of the first configuration file that is no variant or recipe, or of the data set."""
-        beside = [configs.folder() / kind for kind in ("variants", "recipes")]
+        """Name of the first configuration file that is no variant, recipe or network, or of the data set."""
+        beside = [configs.folder() / kind for kind in ("variants", "recipes", "networks")]
         paths = [Path(str(path)) for path in config.get("config") or [] if path is not None and str(path)]
         for path in paths:
             if path.suffix in (".yaml", ".yml") and path.resolve().parent not in beside:

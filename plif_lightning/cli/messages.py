@@ -138,6 +138,8 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
         return f"a class that was given needs {needed[1]}: pass --KEY.{needed[1]}=VALUE after --KEY=CLASS."
     if message.startswith('Parser key "model.neuron"'):
         return _about_neuron(message)
+    if message.startswith('Parser key "model.network"'):
+        return _about_network(message)
     given = re.search(r"(?:dot import path string|Import path): '?([\w.]+)", message)
     if given and not re.search(r"Expected a <class '(?:float|int|str|bool)'>", message):
         block = re.match(r'Parser key "([\w.]+)"', message)
@@ -170,6 +172,25 @@ def _about_neuron(message: str) -> str:
     return (
         f"model.neuron must be one of {', '.join(get_args(NeuronName))}, or a class of neurons such as "
         f"my_neurons.MyNeuron, of a file my_neurons.py in this folder; got "
+        f"{(given[1] or given[2]) if given else 'another value'}{because}."
+    )
+
+
+def _about_network(message: str) -> str:
+    """jsonargparse's message on a value of `model.network` that is no module."""
+    if unknown := re.search(r"[Oo]ption '(\w+)|unknown argument (\w+)", message):
+        return f"the class of model.network has no argument {unknown[1] or unknown[2]}."
+    given = re.search(r"class_path '(\S+)':|Given value: '?([^\s']+)'?$", message)
+    reason = re.search(
+        r"(module '\S+' has no attribute '\S+'|No module named '\S+'|not correspond to a subclass of)", message
+    )
+    because = (
+        ""
+        if reason is None
+        else f" ({reason[1].replace('not correspond to a subclass of', 'it is no torch.nn.Module')})"
+    )
+    return (
+        "model.network must be a class of modules such as my_nets.Net, of a file my_nets.py in this folder; got "
         f"{(given[1] or given[2]) if given else 'another value'}{because}."
     )
 

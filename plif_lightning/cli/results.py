@@ -21,6 +21,7 @@ from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
 from plif_lightning.runs.reading import find_runs
 from plif_lightning.runs.run import Run
+from plif_lightning.runs.settings import by_numbers
 from plif_lightning.runtime import program
 
 RUNS = "runs"  # default folder of a fit
@@ -75,7 +76,7 @@ def describe_networks() -> list[NetworkFacts]:
             net = configs.network_of(name)
         size, blocks = sum(p.numel() for p in net.parameters()), configs.shipped()[name]
         data_set = blocks["data"]["class_path"].rsplit(".", 1)[-1]
-        row = [blocks["model"][key] for key in ("n_conv", "n_down", "n_fc", "channels")]
+        row = [by_numbers(blocks["model"])[key] for key in ("n_conv", "n_down", "n_fc", "channels")]
         found.append(NetworkFacts(*(data_set, *row, shape, net.time_steps, str(net.structure), size)))
     return found
 

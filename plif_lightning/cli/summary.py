@@ -13,13 +13,14 @@ from lightning.pytorch.callbacks import Callback
 from rich import filesize
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
 from plif_lightning.callbacks import PredictionWriter
 from plif_lightning.callbacks.checkpoints import best_checkpoint
 from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.data import SpikingDataModule
-from plif_lightning.network import SpikingNetwork
+from plif_lightning.network.own import description, kernels_of
 from plif_lightning.runs.metrics import layer_values, neuron_kinds, read_metrics
 from plif_lightning.runtime import program
 from plif_lightning.runtime.console import Console
@@ -88,17 +89,17 @@ def _inventory(data: SpikingDataModule) -> Table:
     return table
 
 
-def print_header(trainer: L.Trainer, network: SpikingNetwork, data: SpikingDataModule) -> None:
+def print_header(trainer: L.Trainer, network: nn.Module, data: SpikingDataModule) -> None:
     """Print network, data, protocol, device and folder of a fit that starts."""
     table = _table(f"{data.title}: fit")
-    table.add_row("network", str(network.structure))
-    table.add_row("parameters", f"{sum(p.numel() for p in network.parameters()):,}, T = {network.time_steps}")
+    table.add_row("network", escape(description(network)))
+    table.add_row("parameters", f"{sum(p.numel() for p in network.parameters()):,}, T = {data.time_steps}")
     table.add_row("data", data.describe())
     table.add_row("protocol", data.protocol)
     device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
     processes = f" x {trainer.world_size}" if trainer.world_size > 1 else ""
     table.add_row("device", f"{device}{processes}, precision {trainer.precision}")
-    table.add_row("form", escape(network.kernels(trainer.strategy.root_device)))
+    table.add_row("form", escape(kernels_of(network, trainer.strategy.root_device)))
     table.add_row("run folder", _shown(run_folder(trainer).path))
     console = Console()
     console.print(table)
@@ -245,4 +246,4 @@ class Header(Callback):
         if trainer.is_global_zero:
             data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
             print_header(trainer, pl_module.network, data)
-            _log.info("%s; %s", data.describe(), pl_module.network.kernels(trainer.strategy.root_device))
+            _log.info("%s; %s", data.describe(), kernels_of(pl_module.network, trainer.strategy.root_device))

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plif_lightning.deploy.layers import network_of
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import FCBlock
+from plif_lightning.network.blocks import WITH_NEURON
 from plif_lightning.network.conv import ConvBlock
+from plif_lightning.network.layers import Pool2d
+from plif_lightning.network.tracing import plain
+from plif_lightning.neurons import Neuron
 
 # pJ. float32: multiplication and addition; addition. Below: 8-bit integers with 32-bit sums.
 MAC, AC = 3.7 + 0.9, 0.9
@@ -128,36 +130,45 @@ class Cost:
         return sum(value(*arguments) if callable(value) else value for value in values)
 
 
+# Layers with weights, and their names in a block.
+_WEIGHTED: tuple[tuple[Any, str], ...] = ((nn.Conv2d, "conv"), (nn.Linear, "fc"))
+
+
 @torch.no_grad()
-def cost(net: SpikingNetwork, x: Tensor) -> Cost:
+def cost(net: nn.Module, x: Tensor) -> Cost:
     """Estimate the cost of a network for one sample, averaged over the samples in `x`.
 
     Args:
-        net: trained network.
+        net: trained network. Of one's own, convolutions, FC layers and neurons are counted, each by itself.
         x: frames [T, N, C, H, W], or static images [N, C, H, W], for which the first convolution runs once.
 
     Raises:
-        UserError: a layer was replaced by another kind; there is no sample.
+        UserError: a layer is of another kind, and has weights; there is no sample.
     """
-    net = network_of(net)
+    net = plain(net)
     if x.numel() == 0:
         raise UserError(f"cost averages over samples, but there are none in x {list(x.shape)}.")
     found: list[LayerCost] = []
+    layers = _layers_of(net)
     # Only the network's own input is never counted as spikes; the inputs of all other layers are inspected.
-    analog = next(iter(net.blocks())) if net.inputs.name == "direct" else None
+    direct = not isinstance(net, SpikingNetwork) or net.inputs.name == "direct"
+    analog = next(iter(layers)) if direct and layers else None
     samples = x.shape[0] if x.dim() == 4 else x.shape[1]
+    time_steps: int = getattr(net, "time_steps", len(x))
 
     def listener(name: str) -> Callable[..., None]:
         def listen(block: nn.Module, given: tuple[Any, ...]) -> None:
             spikes = name != analog and bool(((given[0] == 0) | (given[0] == 1)).all())
-            found.append(_layer_cost(name, block, given[0], spikes, net.time_steps, samples))
+            x = given[0]
+            if not isinstance(block, WITH_NEURON):  # a plain layer may see steps and samples as one dimension
+                features = 3 if isinstance(block, nn.Conv2d) else x.dim() - 2 if isinstance(block, Neuron) else 1
+                x = x.reshape(-1, samples, *x.shape[x.dim() - features :])
+            found.append(_layer_cost(name, block, x, spikes, time_steps, samples))
 
         return listen
 
     hooks = []
-    for name, block in net.blocks().items():
-        if not isinstance(block, (ConvBlock, FCBlock)):
-            raise UserError(f"{name} is a {type(block).__name__}, whose operations cannot be counted.")
+    for name, block in layers.items():
         hooks.append(block.register_forward_pre_hook(listener(name)))
     training = [part for part in net.modules() if part.training]
     try:
@@ -167,14 +178,36 @@ def cost(net: SpikingNetwork, x: Tensor) -> Cost:
             part.training = True
         for hook in hooks:
             hook.remove()
-    return Cost(tuple(found), samples, net.time_steps)
+    return Cost(tuple(found), samples, time_steps)
+
+
+def _layers_of(net: nn.Module) -> dict[str, nn.Module]:
+    """The layers that are counted, by name.
+
+    Raises:
+        UserError: one with weights is of an unknown kind.
+    """
+    if isinstance(net, SpikingNetwork):
+        found = {name: block for name, block in net.layers().items() if not isinstance(block, Pool2d)}
+        unknown = {name: block for name, block in found.items() if not isinstance(block, WITH_NEURON)}
+    else:
+        blocks = {name: part for name, part in net.named_modules() if isinstance(part, WITH_NEURON)}
+        inside = {part for block in blocks.values() for part in block.modules()}
+        others = [(name, part) for name, part in net.named_modules() if part not in inside]
+        names = {*blocks, *(name for name, part in others if isinstance(part, (nn.Conv2d, nn.Linear, Neuron)))}
+        counted = (nn.Conv2d, nn.Linear, Neuron, nn.modules.batchnorm._BatchNorm)
+        unknown = {name: part for name, part in others if part._parameters and not isinstance(part, counted)}
+        found = {name: part for name, part in net.named_modules() if name in names}
+    for name, part in unknown.items():
+        raise UserError(f"{name} is a {type(part).__name__}, whose operations cannot be counted.")
+    return found
 
 
 def _layer_cost(name: str, block: nn.Module, x: Tensor, spikes: bool, time_steps: int, samples: int) -> LayerCost:
     fired = (x != 0).float()
     steps = len(x)  # 1 for a static input
-    if isinstance(block, ConvBlock):
-        conv = block.conv
+    conv, fc = (block if isinstance(block, kind) else getattr(block, name, None) for kind, name in _WEIGHTED)
+    if conv is not None:
         sizes: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
 
         def pairs_of(values: Tensor) -> float:
@@ -187,13 +220,15 @@ def _layer_cost(name: str, block: nn.Module, x: Tensor, spikes: bool, time_steps
         images = fired.flatten(0, 1)
         actual, once = pairs_of(images) / samples, pairs_of(torch.ones_like(images[:1]))
         out = F.conv2d(images[:1], conv.weight, groups=conv.groups, **sizes)[0].numel()
-        weights = [conv.weight, *([] if conv.bias is None else [conv.bias])]
-    else:
-        assert isinstance(block, FCBlock)
-        out = block.fc.out_features
+    elif fc is not None:
+        out = fc.out_features
         actual, once = fired.sum(dtype=torch.float64).item() * out / samples, float(x[0, 0].numel() * out)
-        weights = [block.fc.weight]
-    parameters = sum(w.numel() for w in weights) + sum(p.numel() for p in block.neuron.parameters())
+    else:
+        out, actual, once = x[0, 0].numel(), 0.0, 0.0
+    norm = set(block.norm.parameters()) if isinstance(block, ConvBlock) and block.norm is not None else set()
+    parameters = sum(p.numel() for p in block.parameters() if p not in norm)
+    neurons = out if isinstance(block, Neuron) or getattr(block, "neuron", None) is not None else 0
     return LayerCost(
-        name, spikes, fired.mean().item(), once * steps, actual, once, steps, float(out * time_steps), parameters, out
+        *(name, spikes, fired.mean().item(), once * steps, actual, once, steps),
+        *(float(neurons * time_steps), parameters, neurons),
     )

@@ -71,7 +71,7 @@ def deployed(
         else:
             given, kind = inputs.get(name), ConvLayer if isinstance(block, ConvBlock) else FCLayer
             makers = forms_of(block, engine if name in free else "dense", given, binary=name in spiking)
-            forms = {form: kind(f"{room}.{name}.neuron", block, make()) for form, make in makers.items()}  # type: ignore[arg-type]
+            forms = {form: kind(f"{room}.{name}.neuron", block, make()) for form, make in makers.items()}
         chosen[name] = _best(forms, inputs.get(name), layers[-1] if layers else None)
         layers.append(forms[chosen[name]])
     _log.info("deployed: %s", ", ".join(f"{name} {form}" for name, form in chosen.items()))
@@ -89,9 +89,10 @@ def forms_of(
         x: an input of the block.
         binary: its inputs are spikes; else they are events.
     """
-    weight = getattr(block, weighted(block)).weight.detach()
+    layer = getattr(block, weighted(block))
+    weight, stride = layer.weight.detach(), layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
     forms: dict[str, Callable[[], Weights]] = {
-        "events": lambda: Rows(weight, binary=binary), "dense": lambda: Dense(weight)
+        "events": lambda: Rows(weight, binary=binary, stride=stride), "dense": lambda: Dense(weight, stride)
     }  # fmt: skip
     if engine in ("events", "dense"):
         return {engine: forms[engine]}
@@ -101,10 +102,10 @@ def forms_of(
     if weight[0].numel() * largest >= 2**31:
         raise UserError(f"{weight[0].numel()} inputs are too many for weights up to {largest}: take int8.")
     integers, scale = quantised(weight, largest)
-    forms = {f"{engine} events": lambda: Rows(integers, scale)}
+    forms = {f"{engine} events": lambda: Rows(integers, scale, stride=stride)}
     if can_be_packed(integers):
         like = None if x is None else x.flatten(0, -4).shape if x.dim() == 5 else x.flatten(0, -2).shape
-        forms[f"{engine} dense"] = lambda: Packed(integers, scale, like)
+        forms[f"{engine} dense"] = lambda: Packed(integers, scale, like, stride)
     return forms
 
 

@@ -1,6 +1,7 @@
 """Export a trained network to formats that other programs read, with a manifest."""
 
 import contextlib
+import copy
 import io
 import itertools
 import json
@@ -23,6 +24,7 @@ from plif_lightning.deploy.layers import spiking_layers, weighted
 from plif_lightning.deploy.nir import readers, to_nir
 from plif_lightning.deploy.weights import LARGEST, quantised
 from plif_lightning.errors import UserError
+from plif_lightning.kernels.layout import convolved
 from plif_lightning.network import SpikingNetwork, step, use_backend
 from plif_lightning.network.blocks import refuses_block
 from plif_lightning.network.loading import (
@@ -34,7 +36,10 @@ from plif_lightning.network.loading import (
     network_in,
     sha256_of,
 )
+from plif_lightning.network.output import Integral
+from plif_lightning.network.own import description, neurons_of
 from plif_lightning.network.parts import parts_of
+from plif_lightning.network.stepping import STATEFUL
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import packed, unpacked
 from plif_lightning.runtime.files import written_whole
@@ -59,8 +64,8 @@ class OneStep(nn.Module):
     def __init__(self, net: SpikingNetwork) -> None:
         super().__init__()
         self.net = net
-        neurons = [(name, part) for name, part in net.named_modules() if isinstance(part, Neuron)]
-        self.names = {name: len(neuron.equations.state) for name, neuron in neurons}
+        stateful = [(name, part) for name, part in net.named_modules() if isinstance(part, STATEFUL)]
+        self.names = {name: len(part.equations.state) if isinstance(part, Neuron) else 1 for name, part in stateful}
 
     def forward(self, frame: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         given = iter(states)
@@ -69,13 +74,21 @@ class OneStep(nn.Module):
         return votes, *itertools.chain.from_iterable(unpacked(after[name]) for name in self.names)
 
 
-def states_of(net: SpikingNetwork) -> dict[str, float]:
-    """The states of every layer of neurons before the first step, by name: `v_conv1`, its potential, and so on."""
-    return {
-        f"{state}_{name}": start
-        for name, neuron in net.neurons()
-        for state, start in zip(neuron.equations.state, neuron.equations.start(neuron.constants), strict=True)
-    }
+def states_of(net: nn.Module) -> dict[str, float]:
+    """The states of every layer of neurons before the first step, by name: `v_conv1`, its potential, and so on.
+
+    That of a readout's leaky integral is `v_` and the name of its module.
+    """
+    names = {part: name for name, part in neurons_of(net)}
+    found: dict[str, float] = {}
+    for name, part in net.named_modules():
+        if isinstance(part, Neuron):
+            starts = part.equations.start(part.constants)
+            for state, start in zip(part.equations.state, starts, strict=True):
+                found[f"{state}_{names[part].replace('.', '_')}"] = start
+        elif isinstance(part, Integral):
+            found[f"v_{name.replace('.', '_')}"] = 0.0
+    return found
 
 
 class _IntegerLayer(nn.Module):
@@ -92,6 +105,10 @@ class _IntegerLayer(nn.Module):
         super().__init__()
         integers, scale = quantised(layer.weight, LARGEST["int8"])
         self.conv = isinstance(layer, nn.Conv2d)
+        self.attributes: dict[str, Any] = {}
+        if isinstance(layer, nn.Conv2d):
+            half = layer.kernel_size[0] // 2
+            self.attributes = {"pads": [half] * 4, "strides": [*layer.stride]}
         self.outputs = len(scale)
         self.register_buffer("integers", integers if self.conv else integers.t().contiguous())
         self.register_buffer("scale", scale[:, None, None] if self.conv else scale)
@@ -101,9 +118,13 @@ class _IntegerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         spikes = x.to(torch.uint8)
         operator = "ConvInteger" if self.conv else "MatMulInteger"
-        attributes: dict[str, Any] = {"pads": [1] * 4} if self.conv else {}
-        shape = (x.shape[0], self.outputs, *x.shape[2:]) if self.conv else (*x.shape[:-1], self.outputs)
-        sums = torch.onnx.ops.symbolic(operator, (spikes, self.integers), attributes, dtype=torch.int32, shape=shape)
+        shape: tuple[Any, ...] = (*x.shape[:-1], self.outputs)
+        if self.conv:
+            stride = self.attributes["strides"][0]
+            shape = (x.shape[0], self.outputs, *convolved((x.shape[2], x.shape[3]), stride))
+        sums = torch.onnx.ops.symbolic(
+            operator, (spikes, self.integers), self.attributes, dtype=torch.int32, shape=shape
+        )
         y = sums.to(torch.float32) * self.scale
         return y if self.bias is None else y + self.bias
 
@@ -111,7 +132,7 @@ class _IntegerLayer(nn.Module):
 def _reference(net: SpikingNetwork, on_integers: bool = False) -> SpikingNetwork:
     """Return the folded network on the reference backend, which exporters can trace, without gradients."""
     spiking = spiking_layers(net) if on_integers else []
-    net = fold(net)
+    net = fold(net) if isinstance(net, SpikingNetwork) else copy.deepcopy(net).eval()
     use_backend(net, "reference")
     for name in spiking:
         block = net.blocks()[name]
@@ -135,7 +156,7 @@ def to_export(net: SpikingNetwork, static: bool, on_integers: bool = False) -> t
     batch = torch.export.Dim("batch", min=1)
     shapes = ({0 if static else 1: batch},)
     with _naming_layers(net):
-        return torch.export.export(_reference(net, on_integers), (_example(net, static),), dynamic_shapes=shapes)
+        return _traced(_reference(net, on_integers), (_example(net, static),), shapes)
 
 
 def to_export_step(net: SpikingNetwork, on_integers: bool = False) -> torch.export.ExportedProgram:
@@ -146,7 +167,12 @@ def to_export_step(net: SpikingNetwork, on_integers: bool = False) -> torch.expo
     states = tuple(torch.zeros_like(v) for layer in step(net, frame)[1].values() for v in unpacked(layer))
     shapes = ({0: batch}, tuple({0: batch} for _ in states))
     with _naming_layers(net):
-        return torch.export.export(OneStep(net), (frame, *states), dynamic_shapes=shapes)
+        return _traced(OneStep(net), (frame, *states), shapes)
+
+
+def _traced(net: nn.Module, given: tuple[Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
+    # Layers of one's own may compare sizes in ways that PyTorch cannot prove for every batch: the program then checks.
+    return torch.export.export(net, given, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True)
 
 
 @contextlib.contextmanager
@@ -161,7 +187,14 @@ def _naming_layers(net: SpikingNetwork) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        strange = [f"{name}: {reason}" for name, block in net.blocks().items() if (reason := refuses_block(block))]
+        if isinstance(net, SpikingNetwork):
+            strange = [f"{name}: {why}" for name, block in net.layers().items() if (why := refuses_block(block))]
+        else:
+            strange = [
+                f"{name or 'it'} is a {type(part).__name__}"
+                for name, part in net.named_modules()
+                if type(part).__module__.partition(".")[0] not in ("torch", "plif_lightning")
+            ]
         if not strange:
             raise
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -204,7 +237,7 @@ def write_onnx(net: SpikingNetwork, static: bool, folder: Path, on_integers: boo
     """Write network.onnx and step.onnx, or the same with 8-bit weights; see `export`."""
     ending = "_int8.onnx" if on_integers else ".onnx"
     _save_onnx(to_export(net, static, on_integers), folder / f"network{ending}", (["x"], ["votes"]))
-    if net.inputs.name == "direct":
+    if not isinstance(net, SpikingNetwork) or net.inputs.name == "direct":
         first = states_of(net)
         names = ["frame", *first], ["votes", *(f"{name}_after" for name in first)]
         metadata = {f"before_the_first_step.{name}": str(v_reset) for name, v_reset in first.items()}
@@ -229,6 +262,8 @@ _WRITERS: dict[str, Callable[[SpikingNetwork, bool, Path], None]] = {
 def _folded_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: SpikingNetwork) -> dict[str, Any]:
     """Return a checkpoint of the folded `net` that `test` and `predict` accept like the original one."""
     kept = {key: value for key, value in checkpoint.items() if key not in _TRAINING_STATE}
+    if not isinstance(net, SpikingNetwork):
+        return kept  # its class builds it with BN
     others = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("network.")}
     kept["state_dict"] = others | {f"network.{name}": value for name, value in net.state_dict().items()}
     kept["hyper_parameters"] = {**checkpoint["hyper_parameters"], "folded": True}
@@ -291,8 +326,15 @@ def export(
     checkpoint_path = checkpoint_file(Path(checkpoint_path))
     checkpoint = load_checkpoint(checkpoint_path)
     config = configuration_in(checkpoint, checkpoint_path)
-    net = fold(network_in(checkpoint, checkpoint_path))
-    if net.inputs.name != "direct" and others:
+    net = network_in(checkpoint, checkpoint_path)
+    if isinstance(net, SpikingNetwork):
+        net = fold(net)
+    elif refused := [name for name in others if name not in ("pt2", "onnx")]:
+        raise UserError(
+            f"{' and '.join(refused)} needs a structure, and the network is a {type(net).__name__} of your own: export "
+            "pt2 or onnx."
+        )
+    if isinstance(net, SpikingNetwork) and net.inputs.name != "direct" and others:
         raise UserError(
             f"input_encoder={net.inputs.name!r} cannot be exported to {' or '.join(others)}: export only network."
         )
@@ -317,8 +359,8 @@ def _facts(
         "class_names": class_names_in(checkpoint, net.num_classes),
         "input": ["N", *net.input_shape] if static else [net.time_steps, "N", *net.input_shape],
         "time_steps": net.time_steps,
-        "structure": str(net.structure),
-        "potentials_before_the_first_step": {name: neuron.constants.v_reset for name, neuron in net.neurons()},
+        "structure": description(net),
+        "potentials_before_the_first_step": {name: neuron.constants.v_reset for name, neuron in neurons_of(net)},
         "states_before_the_first_step": states_of(net),
         **({"nir_readers": readers(net)} if "nir" in formats else {}),
     }

@@ -4,9 +4,10 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import refuses_block
-from plif_lightning.network.conv import ConvBlock
+from plif_lightning.network.blocks import WITH_NEURON, refuses_block
+from plif_lightning.network.conv import ConvBlock, pools_spikes, refuses_neuron
 from plif_lightning.network.hooks import has_hooks
+from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.tracing import plain
 
 _POLARITIES = 2
@@ -20,7 +21,10 @@ def network_of(net: nn.Module) -> SpikingNetwork:
     """
     net = plain(net)
     if not isinstance(net, SpikingNetwork):
-        raise UserError(f"net must be a SpikingNetwork, or a task with one, got {type(net).__name__}.")
+        raise UserError(
+            f"net must be a SpikingNetwork, or a task with one, got {type(net).__name__}: of a network of your own the "
+            "layers are known, but not their order. Describe it by a structure, if the notation has its layers."
+        )
     return net
 
 
@@ -28,12 +32,19 @@ def takes_spikes(net: SpikingNetwork) -> dict[str, bool]:
     """Return for each layer True if its input is binary (zeros and ones)."""
     found, spikes = {}, net.inputs.name != "direct"
     for name, block in net.blocks().items():
-        found[name], known = spikes, refuses_block(block) is None
-        if isinstance(block, ConvBlock):
-            spikes = known and block.pool_name in ("none", "max_first", "max_random")
-        else:
-            spikes = known
+        found[name] = spikes
+        spikes = _gives_spikes(block, spikes)
     return found if not has_hooks(net.encoder) and not has_hooks(net.classifier) else dict.fromkeys(found, False)
+
+
+def _gives_spikes(block: nn.Module, spikes: bool) -> bool:
+    """True if a block's output is binary; `spikes`: its input is."""
+    if any(map(has_hooks, block.modules())):
+        return False
+    if isinstance(block, WITH_NEURON):
+        known = block.neuron is not None and refuses_neuron(block.neuron) is None
+        return known and (not isinstance(block, ConvBlock) or pools_spikes(block.pool))
+    return spikes and isinstance(block, Pool2d) and pools_spikes(block)
 
 
 def spiking_layers(net: SpikingNetwork) -> list[str]:

@@ -9,10 +9,11 @@ and a memoryless threshold: a LIF neuron with tau = 2 dt and r = 2 that fires ab
 is a sum because Norse cannot read average pooling; the threshold is below half a spike because Norse assumes r = 1.
 """
 
-import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
+from plif_lightning.deploy.layers import network_of
 from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.reference import integrate_and_fire
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import FCBlock, refuses_block
-from plif_lightning.network.conv import ConvBlock
+from plif_lightning.network.blocks import WITH_NEURON, FCBlock, NeuronBlock, Residual
+from plif_lightning.network.conv import ConvBlock, refuses_neuron
+from plif_lightning.network.hooks import has_hooks
 from plif_lightning.network.layers import Pool2d
-from plif_lightning.network.pooling import SpikeMaxPool2d
+from plif_lightning.network.output import Integral, Voting
+from plif_lightning.network.pooling import SpikeMaxPool2d, TiedMaxPool2d
 from plif_lightning.neurons import IF, LIF, PLIF, Neuron
 
 _log = logging.getLogger(__name__)
@@ -57,19 +61,23 @@ def readers(net: SpikingNetwork) -> dict[str, str | None]:
     taus = any(isinstance(neuron, (PLIF, LIF)) and _differ(neuron.tau) for neuron in neurons)
     thresholds = any(_differ(torch.as_tensor(neuron.firing.v_threshold)) for neuron in neurons)
     resets = any(neuron.firing.v_reset != 0 for neuron in neurons)
-    averages = any(isinstance(block, ConvBlock) and block.pool_name == "avg" for block in net.blocks().values())
+    averages = any(isinstance(part, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)) for part in net.modules())
+    integrates = isinstance(net.voting, Integral)
     found: dict[str, list[tuple[bool, str]]] = {
         "SpikingJelly": [
             (taus, "refuses a tau per channel"),
             (thresholds, "refuses a V_th per channel"),
+            (integrates, "cannot read the leaky integral of a readout"),
         ],
         "snnTorch": [
             (resets, "refuses a V_reset other than 0"),
             (thresholds, "refuses a V_th per channel"),
             (taus, "fires different spikes without a warning if tau differs per channel"),
+            (integrates, "cannot read the leaky integral of a readout"),
         ],
         "Norse": [
             (averages, "cannot read average pooling"),
+            (integrates, "computes another leaky integral of a readout, without a warning"),
             (resets, "fires different spikes without a warning if V_reset is not 0"),
         ],
     }
@@ -93,36 +101,126 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
         UserError: a part of the network has no NIR equivalent, or the package is missing.
     """
     nir = _nir()
-    net = fold(net)
+    net = fold(network_of(net))
     _require_known_parts(net)
-    shape = tuple(net.input_shape)
-    nodes: dict[str, Any] = {"input": nir.Input(np.array(shape))}
-    for name, block in net.encoder.named_children():
-        assert isinstance(block, ConvBlock)
-        conv = block.conv
-        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
-        nodes[f"{name}_conv"] = nir.Conv2d(shape[1:], _array(conv.weight), 1, 1, 1, 1, _array(bias))
-        shape = (conv.out_channels, *shape[1:])
-        nodes[f"{name}_neuron"] = _neuron(name, block.neuron, shape, dt)
-        if block.pool is not None:
-            shape = (shape[0], shape[1] // 2, shape[2] // 2)
-            nodes |= _pool_nodes(name, block.pool, shape, dt)
-    # Negative dimensions, so that a simulator may prepend a batch dimension.
-    nodes["flatten"] = nir.Flatten({"input": np.array(shape)}, -3, -1)
-    features = 0
-    for name, block in net.classifier.named_children():
-        assert isinstance(block, FCBlock)
-        features = block.fc.out_features
-        nodes[f"{name}_fc"] = nir.Linear(_array(block.fc.weight))
-        nodes[f"{name}_neuron"] = _neuron(name, block.neuron, (features,), dt)
-    per_class = net.voting.votes_per_class
-    classes = features // per_class
-    mean = np.full((1, per_class), 1 / per_class, np.float32)
-    nodes["voting"] = nir.Linear(np.kron(np.eye(classes, dtype=np.float32), mean))
-    nodes["output"] = nir.Output(np.array([classes]))
+    made = _Writer(net, dt)
+    ends = made.blocks(net.encoder, ["input"])
+    if len(made.shape) == 3:
+        # Negative dimensions, so that a simulator may prepend a batch dimension.
+        ends = made.add("flatten", nir.Flatten({"input": np.array(made.shape)}, -3, -1), ends, (math.prod(made.shape),))
+    ends = made.blocks(net.classifier, ends)
+    if isinstance(net.voting, Voting):
+        per_class = net.voting.votes_per_class
+        mean = np.full((1, per_class), 1 / per_class, np.float32)
+        votes = np.kron(np.eye(net.num_classes, dtype=np.float32), mean)
+        ends = made.add("voting", nir.Linear(votes), ends, (net.num_classes,))
+    elif isinstance(net.voting, Integral):
+        ones = np.ones(net.num_classes, np.float32)
+        ends = made.add("voting", nir.LI(net.voting.init_tau * np.float32(dt) * ones, ones, 0 * ones), ends, made.shape)
+    made.add("output", nir.Output(np.array(made.shape)), ends, made.shape)
     if failing := [f"{name} {reason}" for name, reason in readers(net).items() if reason is not None]:
         _log.warning("Not every simulator reproduces this NIR graph: %s.", "; ".join(failing))
-    return nir.NIRGraph(nodes, list(itertools.pairwise(nodes)))
+    return nir.NIRGraph(made.nodes, made.edges)
+
+
+class _Writer:
+    """Collects the nodes of a graph. A signal is the names of the nodes whose outputs are summed.
+
+    Attributes:
+        nodes: by name.
+        edges: pairs of names; a node's input is the sum of all nodes before it.
+        shape: of the last node's output.
+        spikes: that output is binary.
+    """
+
+    def __init__(self, net: SpikingNetwork, dt: float) -> None:
+        self.dt, self.shape, self.spikes = dt, tuple(net.input_shape), False
+        self.nodes: dict[str, Any] = {"input": _nir().Input(np.array(self.shape))}
+        self.edges: list[tuple[str, str]] = []
+
+    def add(self, name: str, node: Any, before: list[str], shape: tuple[int, ...]) -> list[str]:
+        self.nodes[name] = node
+        self.edges += [(one, name) for one in before]
+        self.shape = shape
+        return [name]
+
+    def blocks(self, blocks: nn.Module, ends: list[str]) -> list[str]:
+        """Add a sequence of blocks behind the nodes `ends`; returns the names of its last ones."""
+        for name, block in blocks.named_children():
+            match block:
+                case ConvBlock():
+                    ends = self.conv(name, block, ends)
+                case FCBlock():
+                    ends = self.fc(name, block, ends)
+                case NeuronBlock():
+                    ends = self.neurons(name, block.neuron, ends)
+                case Pool2d():
+                    ends = self.pool(name, block, ends)
+                case Residual():
+                    before = self.shape, self.spikes
+                    branch, after = self.blocks(block.branch, ends), self.shape
+                    self.shape, self.spikes = before
+                    ends = [*branch, *self.blocks(block.shortcut, ends)]
+                    self.shape, self.spikes = after, False
+        return ends
+
+    def conv(self, name: str, block: ConvBlock, ends: list[str]) -> list[str]:
+        conv = block.conv
+        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
+        with torch.device("meta"):
+            maps = torch.empty(1, *self.shape)
+            size = torch.nn.functional.conv2d(
+                maps, conv.weight.to("meta"), None, conv.stride, conv.padding, conv.dilation, conv.groups
+            ).shape[1:]
+        # NIR's own check of types does not know groups: their weights are written with the zeros between them.
+        weight = torch.block_diag(*conv.weight.flatten(1).chunk(conv.groups)) if conv.groups > 1 else conv.weight
+        weight = weight.view(len(weight), -1, *conv.kernel_size)
+        node = _nir().Conv2d(self.shape[1:], _array(weight), conv.stride, conv.padding, conv.dilation, 1, _array(bias))
+        ends, self.spikes = self.add(f"{name}_conv", node, ends, tuple(size)), False
+        if block.neuron is not None:
+            ends = self.neurons(name, block.neuron, ends)
+        return ends if block.pool is None else self.pool(name, block.pool, ends)
+
+    def fc(self, name: str, block: FCBlock, ends: list[str]) -> list[str]:
+        weight, bias = _array(block.fc.weight), block.fc.bias
+        node = _nir().Linear(weight) if bias is None else _nir().Affine(weight, _array(bias))
+        ends = self.add(f"{name}_fc", node, ends, (block.fc.out_features,))
+        return ends if block.neuron is None else self.neurons(name, block.neuron, ends)
+
+    def neurons(self, name: str, neuron: Neuron, ends: list[str]) -> list[str]:
+        self.spikes = True
+        return self.add(f"{name}_neuron", _neuron(name, neuron, self.shape, self.dt), ends, self.shape)
+
+    def pool(self, name: str, pool: nn.Module, ends: list[str]) -> list[str]:
+        """A pool; a maximum of spikes takes two nodes."""
+        nir, inner = _nir(), pool.pool if isinstance(pool, Pool2d) else None
+        window: Any = (2, 2, 0)
+        if isinstance(inner, (nn.AvgPool2d, TiedMaxPool2d)):
+            window = inner.kernel_size, inner.stride, inner.padding
+        elif isinstance(inner, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
+            window = self.shape[1:], self.shape[1:], 0
+        elif not isinstance(inner, SpikeMaxPool2d):
+            raise UserError(f"{name} has a pool without NIR equivalent: {type(inner or pool).__name__}.")
+        kernel, stride, padding = (_pair(value) for value in window)
+        sides = zip(self.shape[1:], kernel, stride, padding, strict=True)
+        shape = (self.shape[0], *((side + 2 * p - k) // s + 1 for side, k, s, p in sides))
+        arrays = [np.array(value) for value in (kernel, stride, padding)]
+        if isinstance(inner, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
+            self.spikes = False
+            return self.add(f"{name}_pool", nir.AvgPool2d(*arrays), ends, shape)
+        if not self.spikes:
+            raise UserError(
+                f"{name} takes the maximum of what are not spikes, which NIR lacks: put the pool behind neurons."
+            )
+        total: Any = nir.SumPool2d(*arrays)
+        if any(padding):  # which simulators overlook in a SumPool2d
+            channels, nothing = self.shape[0], np.zeros(self.shape[0], np.float32)
+            weight = np.eye(channels, dtype=np.float32)[:, :, None, None] * np.ones(kernel, np.float32)
+            total = nir.Conv2d(self.shape[1:], weight, stride, padding, 1, 1, nothing)
+        ends = self.add(f"{name}_pool", total, ends, shape)
+        ones = np.ones(shape, np.float32)
+        over = nir.LIF(2 * self.dt * ones, 2 * ones, 0 * ones, np.float32(0.1) * ones, 0 * ones)
+        return self.add(f"{name}_max", over, ends, shape)
 
 
 def _require_known_parts(net: SpikingNetwork) -> None:
@@ -130,23 +228,35 @@ def _require_known_parts(net: SpikingNetwork) -> None:
         raise UserError(
             f"input_encoder={net.inputs.name!r} cannot be part of a NIR graph: pass its spikes to the simulator."
         )
-    for name, block in net.blocks().items():
-        if (reason := refuses_block(block)) is not None:
+    for name, part in net.named_modules():
+        if isinstance(part, Residual) and part.how != "ADD":
+            raise UserError(f"{name.rpartition('.')[2]} combines by {part.how}, and NIR only adds: export ADD.")
+    for name, block in net.layers().items():
+        if (reason := _refuses(block)) is not None:
             raise UserError(f"{name} cannot be written as NIR: {reason}.")
 
 
-def _pool_nodes(name: str, pool: nn.Module, shape: tuple[int, ...], dt: float) -> dict[str, Any]:
-    """Return the nodes of a 2x2 pool with outputs of a shape [C, H, W]; a maximum of spikes takes two."""
-    nir = _nir()
-    inner = pool.pool if isinstance(pool, Pool2d) else None
-    two = (np.array([2, 2]), np.array([2, 2]), np.array([0, 0]))
-    if isinstance(inner, SpikeMaxPool2d):
-        ones = np.ones(shape, np.float32)
-        over = nir.LIF(2 * dt * ones, 2 * ones, 0 * ones, np.float32(0.1) * ones, 0 * ones)
-        return {f"{name}_pool": nir.SumPool2d(*two), f"{name}_max": over}
-    if isinstance(inner, nn.AvgPool2d):
-        return {f"{name}_pool": nir.AvgPool2d(*two)}
-    raise UserError(f"{name} has a pool without NIR equivalent: {type(pool).__name__}.")
+def _refuses(block: nn.Module) -> str | None:
+    """Why NIR has no equivalent of a block; None if it has. Neurons and pools are looked at when they are written."""
+    if not isinstance(block, (*WITH_NEURON, Pool2d)):
+        return f"it is a {type(block).__name__}"
+    if any(map(has_hooks, block.modules())):
+        return "it has hooks, which would be lost"
+    neuron = None if isinstance(block, Pool2d) else block.neuron
+    if neuron is not None and (reason := refuses_neuron(neuron)) is not None:
+        return reason
+    if isinstance(block, ConvBlock):
+        if (
+            type(block.conv) is not nn.Conv2d
+            or block.conv.padding_mode != "zeros"
+            or isinstance(block.conv.padding, str)
+        ):
+            return f"its convolution is {block.conv}"
+        if block.conv.bias is not None and block.norm is not None:
+            return "its convolution has a bias and BN"
+    if isinstance(block, FCBlock) and type(block.fc) is not nn.Linear:
+        return f"its FC layer is a {type(block.fc).__name__}"
+    return None
 
 
 def _array(x: Tensor) -> Any:
@@ -175,17 +285,17 @@ def _neuron(name: str, neuron: Neuron, shape: tuple[int, ...], dt: float) -> Any
 
 
 class NIRNetwork(nn.Module):
-    """A NIR graph without cycles or branches, as a module from [T, N, *] to [T, N, *].
+    """A NIR graph without cycles, as a module from [T, N, *] to [T, N, *].
 
-    Supports Conv2d, Affine, Linear, Scale, Flatten, SumPool2d, AvgPool2d, LIF, IF and Threshold. Neurons run in the
-    reference implementation, so the module is differentiable.
+    Supports Conv2d, Affine, Linear, Scale, Flatten, SumPool2d, AvgPool2d, LIF, IF, LI and Threshold; several edges into
+    a node are added. Neurons run in the reference implementation, so the module is differentiable.
 
     Args:
         graph: a `nir.NIRGraph`, or a file.
         dt: duration of a time-step [s].
 
     Raises:
-        UserError: the graph has cycles, branches or other nodes; the file is not a NIR graph.
+        UserError: the graph has cycles, several inputs or outputs, or other nodes; the file is not a NIR graph.
     """
 
     def __init__(self, graph: Any, dt: float = DT) -> None:
@@ -198,37 +308,54 @@ class NIRNetwork(nn.Module):
                 raise UserError(
                     f"{graph} cannot be read as a NIR graph: {' '.join(str(error).split())[:200]}."
                 ) from error
-        for name, node in _chain(graph):
-            part = _part(name, node, dt)
+        # (node, module's name or None for an end of the graph, nodes before it), from input to output
+        self._order: list[tuple[str, str | None, list[str]]] = []
+        for name, before in _ordered(graph):
+            part, key = _part(name, graph.nodes[name], dt), None
             if part is not None:
-                name = name.replace(".", "_")
-                while hasattr(self, name):  # the name of another node or of a method
-                    name += "_"
-                self.add_module(name, part)
+                key = name.replace(".", "_")
+                while hasattr(self, key):  # the name of another node or of a method
+                    key += "_"
+                self.add_module(key, part)
+            self._order.append((name, key, before))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output [T, N, *] for x [T, N, *]."""
-        for part in self.children():
-            x = part(x) if isinstance(part, _Neurons) else part(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return x
+        last = {one: i for i, (_, _, before) in enumerate(self._order) for one in before}
+        values: dict[str, Tensor] = {}
+        for i, (name, key, before) in enumerate(self._order):
+            given = x if not before else sum((values[one] for one in before[1:]), start=values[before[0]])
+            part = None if key is None else getattr(self, key)
+            if part is None:
+                values[name] = given
+            elif isinstance(part, (_Neurons, Integral)):
+                values[name] = part(given)
+            else:
+                values[name] = part(given.flatten(0, 1)).unflatten(0, given.shape[:2])
+            for one in {one for one in before if last[one] == i}:
+                del values[one]
+        return values[self._order[-1][0]]
 
 
-def _chain(graph: Any) -> Iterator[tuple[str, Any]]:
-    """Yield names and nodes from input to output."""
-    following: dict[str, list[str]] = {}
+def _ordered(graph: Any) -> Iterator[tuple[str, list[str]]]:
+    """Yield names from the input to the output, each after all nodes before it, whose names come with it."""
+    before: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for a, b in graph.edges:
-        following.setdefault(a, []).append(b)
-    at = [name for name, node in graph.nodes.items() if type(node).__name__ == "Input"]
-    seen = 0
-    while len(at) == 1 and seen <= len(graph.nodes):
-        yield at[0], graph.nodes[at[0]]
-        seen += 1
-        if type(graph.nodes[at[0]]).__name__ == "Output":
-            if seen == len(graph.nodes):
-                return
-            break
-        at = sorted(set(following.get(at[0], [])))
-    raise UserError("the graph is not a chain from one input to one output: cycles and branches are not supported.")
+        before.setdefault(b, []).append(a)
+    kinds = {name: type(node).__name__ for name, node in graph.nodes.items()}
+    ends = [[name for name, kind in kinds.items() if kind == end] for end in ("Input", "Output")]
+    wanted = [name for name in before if name not in graph.nodes or (not before[name] and kinds[name] != "Input")]
+    leads_on = {a for a, _ in graph.edges}
+    lost = [name for name in graph.nodes if name not in leads_on and kinds[name] != "Output"]
+    if any(len(of) != 1 for of in ends) or wanted or lost or before[ends[0][0]]:
+        raise UserError("the graph does not lead from one input to one output through all of its nodes.")
+    try:
+        order = list(TopologicalSorter(before).static_order())
+    except CycleError as error:
+        raise UserError(f"the graph has a cycle, {' -> '.join(error.args[1])}: recurrence is not supported.") from error
+    order.remove(ends[1][0])
+    for name in [*order, ends[1][0]]:
+        yield name, before[name]
 
 
 class _Neurons(nn.Module):
@@ -293,6 +420,8 @@ def _part(name: str, node: Any, dt: float) -> nn.Module | None:
         return None
     if kind in ("LIF", "IF"):
         return _neurons(name, node, dt)
+    if kind == "LI":
+        return _integral(name, node, dt)
     if kind not in _MODULES:
         raise UserError(f"{name} is a {kind}, which is not supported.")
     return _MODULES[kind](node)
@@ -307,6 +436,14 @@ def _neurons(name: str, node: Any, dt: float) -> _Neurons:
     if type(node).__name__ == "LIF":
         return _Neurons(dt / np.asarray(node.tau), node.r, node.v_leak, *common, leak=True)
     return _Neurons(0.0, dt * np.asarray(node.r), 0.0, *common, leak=False)
+
+
+def _integral(name: str, node: Any, dt: float) -> Integral:
+    """The module of a leaky integrator."""
+    taus, rs, leaks = (np.unique(np.asarray(value)) for value in (node.tau, node.r, node.v_leak))
+    if len(taus) > 1 or not np.array_equal(rs, [1.0]) or not np.array_equal(leaks, [0.0]):
+        raise UserError(f"{name}: an LI must have one tau, r = 1 and v_leak = 0.")
+    return Integral(float(taus[0] / np.float32(dt)))
 
 
 def _conv(node: Any) -> nn.Module:

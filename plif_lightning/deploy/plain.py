@@ -23,6 +23,7 @@ from plif_lightning.network.blocks import Blocks, FCBlock
 from plif_lightning.network.conv import ConvBlock, images_channels_last
 from plif_lightning.network.hooks import Hear, has_hooks, listening
 from plif_lightning.network.network import require_input
+from plif_lightning.network.output import Integral
 from plif_lightning.network.stepping import foreign_state
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import LayerState, carrying, packed, unpacked
@@ -64,13 +65,14 @@ class ConvLayer:
 
     def __init__(self, name: str, block: ConvBlock, weights: Weights) -> None:
         self.neurons: tuple[str, ...] = (name,)
-        neuron, bias, pool = block.neuron, block.conv.bias, block.pool_name or "none"
+        neuron, bias, pool = block.neuron, block.conv.bias, block.kernel_pool
+        assert neuron is not None
         self._weights, self._pool = weights, pool
         self._fire, self._fire_unpooled = (FrozenFire(neuron.dynamics, bias, p) for p in (pool, "none"))
         self._events = self._events_unpooled = None
         if isinstance(weights, Rows) and pool != "avg":
             of_neurons = partial(EventBlock.of_neurons, weights.table, weights.scale, bias, neuron.dynamics)
-            self._events, self._events_unpooled = of_neurons(pool), of_neurons("none")
+            self._events, self._events_unpooled = (of_neurons(p, weights.stride) for p in (pool, "none"))
 
     @property
     def event_driven(self) -> bool:
@@ -122,6 +124,7 @@ class FCLayer:
     def __init__(self, name: str, block: FCBlock, weights: Weights) -> None:
         self.neurons: tuple[str, ...] = (name,)
         self._weights = weights
+        assert block.neuron is not None
         self._fire = FrozenFire(block.neuron.dynamics)
 
     def __call__(self, x: Maps, length: int, steps: int, hear: Hear | None = None) -> Tensor:
@@ -198,6 +201,16 @@ def _together(states: list[Tensor]) -> Tensor:
     return states[0][None] if len(states) == 1 else torch.stack(states)
 
 
+# The state of a readout's leaky integral, by the name of its module.
+_INTEGRAL = "voting"
+
+
+def _layer_of(neuron: str) -> str:
+    """The layer that neurons belong to, by the name of their module: `encoder.res1.branch.conv2.neuron`."""
+    *_, layer, last = neuron.split(".")
+    return layer if last == "neuron" else neuron.split(".")[1]
+
+
 class DeployedNetwork(nn.Module):
     """A network that only infers, on a CPU, in float32: its layers, one after another; see `deployed`.
 
@@ -220,7 +233,7 @@ class DeployedNetwork(nn.Module):
         # In a tuple: not registered as a submodule.
         self._modules_of = (net.inputs, net.voting)
         self._whole: tuple[SpikingNetwork, ...] = (net,) if refuses_containers(net) else ()
-        self._channels = net.channels
+        self._largest_map = net.largest_map
         self._hear: Hear | None = None
         self._shapes: dict[str, list[tuple[int, ...]]] | None = None  # of one sample's states
 
@@ -238,11 +251,10 @@ class DeployedNetwork(nn.Module):
 
     def _samples_at_a_time(self, x: Tensor) -> int:
         """Number of samples whose first feature map, if it is stored, fits into the memory limit of a convolution."""
-        _, height, width = self.input_shape
         first = self._layers[0] if self._layers else None
         if not x.shape[1] or not isinstance(first, ConvLayer) or first.event_driven:
             return x.shape[1]
-        return max(1, at_a_time(x.device) // (len(x) * height * width * self._channels))
+        return max(1, at_a_time(x.device) // (len(x) * self._largest_map))
 
     def _votes(self, x: Tensor) -> Tensor:
         if not x.shape[1]:
@@ -255,8 +267,10 @@ class DeployedNetwork(nn.Module):
         length = len(x)
         maps: Maps = images_channels_last(x.flatten(0, 1))
         for layer in self._layers:
-            maps, length = layer(maps, length, self.time_steps, self._hear), self.time_steps
-        return voting(_dense(maps).unflatten(0, (self.time_steps, -1)))
+            maps = layer(maps, length, self.time_steps, self._hear)
+            length = maps.shape[0] // x.shape[1]  # 1 until neurons have seen time
+        y = _dense(maps).flatten(1).unflatten(0, (length, -1))
+        return voting(y if length == self.time_steps else y.expand(self.time_steps, *y.shape[1:]))
 
     @not_traced
     @torch.no_grad()
@@ -279,17 +293,22 @@ class DeployedNetwork(nn.Module):
 
     def _step(self, frame: Tensor, state: Mapping[str, LayerState] | None) -> tuple[Tensor, State]:
         inputs, voting = self._modules_of
-        with carrying({}):
+        integral = {} if state is None or _INTEGRAL not in state else {voting: state[_INTEGRAL]}
+        with carrying(integral) as carried:
             frame = inputs(frame[None])[0]  # refuses what draws all steps at once
-        maps: Maps = images_channels_last(frame)
-        after: State = {}
-        for layer in self._layers:
-            maps, potentials = layer.step(maps, state, self._hear)
-            after |= potentials
-        return voting(_dense(maps)[None])[0], after
+            maps: Maps = images_channels_last(frame)
+            after: State = {}
+            for layer in self._layers:
+                maps, potentials = layer.step(maps, state, self._hear)
+                after |= potentials
+            votes = voting(_dense(maps).flatten(1)[None])[0]
+        if isinstance(voting, Integral):
+            after[_INTEGRAL] = carried.after[voting]
+        return votes, after
 
     def _require_state(self, frame: Tensor, state: Mapping[str, LayerState] | None) -> None:
         names = [name for layer in self._layers for name in layer.neurons]
+        names += [_INTEGRAL] if isinstance(self._modules_of[1], Integral) else []
         if state is None:
             return
         if list(state) != names:
@@ -312,7 +331,7 @@ class DeployedNetwork(nn.Module):
     @contextmanager
     def listening(self, hear: Hear) -> Iterator[None]:
         """Calls `hear(layer, spikes)` with each layer's spikes [T, N, *], before its pool, while the context lasts."""
-        self._hear = lambda name, spikes: hear(name.split(".")[1], spikes)
+        self._hear = lambda name, spikes: hear(_layer_of(name), spikes)
         try:
             yield
         finally:

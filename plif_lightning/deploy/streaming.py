@@ -1,5 +1,6 @@
 """Run a trained network on a stream of events or frames, with persistent potentials and running votes."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from numbers import Integral
@@ -7,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plif_lightning.deploy.engine import deployed
 from plif_lightning.deploy.engines import Engine, require_engine
 from plif_lightning.deploy.folding import fold
-from plif_lightning.deploy.layers import network_of
-from plif_lightning.deploy.plain import DeployedNetwork
 from plif_lightning.errors import UserError
 from plif_lightning.events.integration import Slicing, count_events, integrate, resized
 from plif_lightning.events.recording import Packed, Recording, Sensor, pack, recording_of
 from plif_lightning.network import SpikingNetwork, step
+from plif_lightning.network.own import FROM_DATA
+from plif_lightning.network.tracing import plain
 from plif_lightning.neurons.carry import LayerState, packed, unpacked
 
 
@@ -28,7 +29,7 @@ class StreamingNetwork:
     split into calls. On a CPU it is event-driven by default: layers process only non-zero inputs.
 
     Args:
-        net: trained network on any device; frames are moved there.
+        net: trained network on any device; frames are moved there. One of one's own streams as it is.
         events_per_step: number of events per time-step of `push`.
         us_per_step: duration of a time-step of `push` [us], counted from the first event, empty steps included; pass
             either this or `events_per_step`.
@@ -46,7 +47,7 @@ class StreamingNetwork:
 
     def __init__(
         self,
-        net: SpikingNetwork,
+        net: nn.Module,
         *,
         events_per_step: int | None = None,
         us_per_step: int | None = None,
@@ -54,15 +55,27 @@ class StreamingNetwork:
         sensor: tuple[int, int] | None = None,
     ) -> None:
         _require_one_length(events_per_step, us_per_step)
-        net = network_of(net)
-        if net.inputs.name != "direct":
+        net = plain(net)
+        own = not isinstance(net, SpikingNetwork)
+        known: Any = net
+        if own and not all(hasattr(net, name) for name in FROM_DATA):
+            raise UserError(
+                f"a stream needs to know {', '.join(FROM_DATA)} of {type(net).__name__}: set them, or pass its task or "
+                "what load_network returns."
+            )
+        if isinstance(net, SpikingNetwork) and net.inputs.name != "direct":
             raise UserError(f"input_encoder={net.inputs.name!r} needs all time-steps of an image: it cannot stream.")
         require_engine(engine)
+        if own and engine != "events":
+            raise UserError(f"engine={engine!r} is for a SpikingNetwork: {type(net).__name__} streams as it is.")
         weight = next(net.parameters())
         self.device, self.dtype = weight.device, weight.dtype
-        if self.device.type == "cpu" and self.dtype == torch.float32:
-            self.net: DeployedNetwork | SpikingNetwork = deployed(net, engine, time_steps=1)
-            self._step: Callable[..., Any] = self.net.step
+        if own:
+            self.net: Any = copy.deepcopy(net).eval().requires_grad_(False)
+            self._step: Callable[..., Any] = partial(step, self.net)
+        elif self.device.type == "cpu" and self.dtype == torch.float32:
+            self.net = deployed(known, engine, time_steps=1)
+            self._step = self.net.step
         elif engine == "events":
             self.net = fold(net).requires_grad_(False)
             self._step = partial(step, self.net)
@@ -71,7 +84,7 @@ class StreamingNetwork:
                 f"engine={engine!r} runs on a CPU in float32, and the network is on {self.device} in {self.dtype}."
             )
         self.events_per_step, self.us_per_step = events_per_step, us_per_step
-        self.frame = Sensor(*net.input_shape[1:])
+        self.frame = Sensor(*known.input_shape[1:])
         self.sensor = self.frame if sensor is None else Sensor.of(sensor)
         self._resized = None if self.sensor == self.frame else resized(self.sensor, self.frame)
         self.reset()

@@ -1,6 +1,6 @@
 """A layer's weight in the forms that a deployed network chooses from; each gives the sums of a layer, without its bias.
 
-A convolution is the plain 3x3 one over [N, C, H, W]; an FC layer takes rows [R, K].
+A convolution over [N, C, H, W] has a padding of half its kernel; an FC layer takes rows [R, K].
 """
 
 from functools import cache
@@ -32,35 +32,38 @@ class Weights(Protocol):
 
 
 class Dense:
-    """The library's convolution or FC layer with a weight [O, C, 3, 3] or [O, K]."""
+    """The library's convolution or FC layer with a weight [O, C, K, K] or [O, K]."""
 
     takes = torch.float32
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight.detach()
+    def __init__(self, weight: Tensor, stride: int = 1) -> None:
+        self.weight, self._stride = weight.detach(), stride
 
     def sums(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, padding=1) if self.weight.dim() == 4 else F.linear(x, self.weight)
+        if self.weight.dim() == 2:
+            return F.linear(x, self.weight)
+        return F.conv2d(x, self.weight, stride=self._stride, padding=self.weight.shape[-1] // 2)
 
 
 class Rows:
     """Event-driven: the weight as rows, of which non-zero inputs choose some to be added up.
 
     Args:
-        weight: [O, C, 3, 3] or [O, K], float32 or integers.
+        weight: [O, C, K, K] or [O, K], float32 or integers.
         scale: of each output [O], for integers.
         binary: the input is spikes; else mostly zeros, as frames of events are (a convolution only).
+        stride: of a convolution.
     """
 
     takes = torch.float32
 
-    def __init__(self, weight: Tensor, scale: Tensor | None = None, *, binary: bool = True) -> None:
-        self.table, self.scale, self.binary = table_of(weight), scale, binary
+    def __init__(self, weight: Tensor, scale: Tensor | None = None, *, binary: bool = True, stride: int = 1) -> None:
+        self.table, self.scale, self.binary, self.stride = table_of(weight), scale, binary, stride
         self._conv = weight.dim() == 4
 
     def sums(self, x: Tensor) -> Tensor:
         if self._conv:
-            return conv_of_table(x, self.table, self.scale, binary=self.binary)
+            return conv_of_table(x, self.table, self.scale, binary=self.binary, stride=self.stride)
         return linear_of_table(x, self.table, self.scale)
 
 
@@ -82,24 +85,24 @@ def _parts(integers: Tensor) -> list[Tensor]:
     return [(integers - 256 * high).to(torch.int8), high.to(torch.int8)]
 
 
-_GEOMETRY: tuple[Any, ...] = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
-
-
 class Packed:
     """Spikes times integers on oneDNN's 8-bit instructions (VNNI, AMX), exact, so equal to `Rows` to the bit.
 
     PyTorch reaches them through the operators that its own compiler uses for quantised networks.
 
     Args:
-        integers: the weight [O, C, 3, 3] or [O, K]: int8, or int16 up to 127 * 256 + 127.
+        integers: the weight [O, C, K, K] or [O, K]: int8, or int16 up to 127 * 256 + 127.
         scale: of each output [O].
         like: the shape of an input as it will come; others work, too, and may be slower. None: unknown.
+        stride: of a convolution.
     """
 
     takes = torch.uint8
 
-    def __init__(self, integers: Tensor, scale: Tensor, like: torch.Size | None = None) -> None:
+    def __init__(self, integers: Tensor, scale: Tensor, like: torch.Size | None = None, stride: int = 1) -> None:
         self.scale = scale
+        half = integers.shape[-1] // 2
+        self._geometry: tuple[Any, ...] = ([stride] * 2, [half] * 2, [1, 1], 1)  # stride, padding, dilation, groups
         self._conv = integers.dim() == 4
         self._like = None if like is None else list(like)
         self._zero_points = torch.zeros(len(scale), dtype=torch.int32)
@@ -111,7 +114,7 @@ class Packed:
         self._parts = parts
         if self._conv:
             pack = torch.ops.onednn.qconv_prepack
-            self._packed = [pack(p, self._scale_of_part, 1.0, 0, *_GEOMETRY, self._like) for p in parts]
+            self._packed = [pack(p, self._scale_of_part, 1.0, 0, *self._geometry, self._like) for p in parts]
         else:
             self._packed = [torch.ops.onednn.qlinear_prepack(p, self._like) for p in parts]
 
@@ -127,7 +130,7 @@ class Packed:
         given = spikes, 1.0, 0, packed, self._scale_of_part, self._zero_points, None
         after: tuple[Any, ...] = 1.0, 0, torch.float32, "none", [], ""
         if self._conv:
-            return torch.ops.onednn.qconv2d_pointwise(*given, *_GEOMETRY, *after)
+            return torch.ops.onednn.qconv2d_pointwise(*given, *self._geometry, *after)
         return torch.ops.onednn.qlinear_pointwise(*given, *after)
 
     def sums(self, x: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class Backend:
             raise UserError(f"backend={chosen!r} does not compute in {str(dtype)[6:]}: pass --model.backend auto.")
         return chosen != "reference"
 
-    def skips_silence(self, x: Tensor, weight: Tensor, binary: bool = True) -> bool:
+    def skips_silence(self, x: Tensor, weight: Tensor, binary: bool = True, stride: int = 1) -> bool:
         """True if the event-driven form of a layer, or of its weight's gradient, is likely faster for x.
 
         The density is estimated from a sample of x, so that dense inputs need not be packed into bits. The operators
@@ -96,14 +96,15 @@ class Backend:
 
         Args:
             x: [N, C, H, W], C innermost in memory, or [*, K], in the type that the layer computes in.
-            weight: weight of a 3x3 convolution [O, C, 3, 3], or of an FC layer [O, K].
+            weight: weight of a convolution [O, C, K, K], or of an FC layer [O, K].
             binary: x holds only zeros and ones; False for event counts, the input of a network's first block.
+            stride: of the convolution.
         """
         if self.sparse == "never" or x.dtype not in TYPES or x.device.type != "cpu" or self.chosen(x.device) != "cpu":
             return False
         if self.sparse == "always":
             return True
-        op = Op.of(_name(weight, binary), x, weight)
+        op = Op.of(_name(weight, binary), x, weight, stride)
         if op.multiplications < WORTH_LOOKING or op.inputs != weight.shape[1]:
             return False
         return torch.compiler.is_compiling() or _is_faster(op, x, weight)

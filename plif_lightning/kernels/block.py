@@ -33,6 +33,7 @@ from plif_lightning.kernels.layout import (
     array_of,
     at_a_time,
     channels_last,
+    convolved,
     real_type,
     require_channels,
     rows_of,
@@ -42,7 +43,7 @@ from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.ops import codes_of_backward, seed_of, start_of, sums_for, sums_of_backward
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.policy import TYPES, Op, OpName, Sparse, Timed, candidates_of, choose
-from plif_lightning.kernels.sparse import in_vectors, require_fit, table_of
+from plif_lightning.kernels.sparse import in_vectors, kernel_of, require_fit, table_of
 
 # Potentials per unit of work: they fill half of a first-level cache.
 _AT_A_TIME = 2**12
@@ -54,21 +55,24 @@ _NO_STATES = torch.empty(0, 1, 1, dtype=torch.float32, device="cpu")
 
 
 class EventBlock:
-    """A 3x3 convolution with padding 1, BN's affine map or a bias, neurons and a 2x2 max-pool; no gradients.
+    """A convolution with padding K // 2, BN's affine map or a bias, neurons and a 2x2 max-pool; no gradients.
 
     Its spikes equal those of the parts run one by one: the sums are bit-identical to `conv_events`.
 
     Args:
-        table: `table_of` the weight [9 C, O]: float32, bfloat16, int8 or int16.
+        table: `table_of` the weight [K K C, O]: float32, bfloat16, int8 or int16.
         scale: factor of the sums, [T or 1, O] float32.
         shift: added to the scaled sums, as scale.
         learned: parameters of the neurons, see `layout.rows_of`.
         neuron: key of their program.
         pool: number of the pooling: none, max_first or max_random, which give the same spikes.
+        stride: of the convolution, 1 or 2.
     """
 
-    def __init__(self, table: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, neuron: str, pool: int) -> None:
-        self._outputs = table.shape[1]
+    def __init__(
+        self, table: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, neuron: str, pool: int, stride: int = 1
+    ) -> None:
+        self._outputs, self._stride = table.shape[1], stride
         self._table = array_of_rows(in_vectors(table))
         self._rows = [in_vectors(x.detach()).reshape(-1).float().contiguous().numpy() for x in (scale, shift)]
         require_channels(learned, self._outputs)
@@ -82,7 +86,7 @@ class EventBlock:
 
     @classmethod
     def of_neurons(
-        cls, table: Tensor, scale: Tensor | None, bias: Tensor | None, dynamics: Dynamics, pool: Pool
+        cls, table: Tensor, scale: Tensor | None, bias: Tensor | None, dynamics: Dynamics, pool: Pool, stride: int = 1
     ) -> "EventBlock":
         """The block of a layer with folded BN.
 
@@ -92,11 +96,13 @@ class EventBlock:
             bias: bias of each output [O], or None.
             dynamics: the neurons.
             pool: none, max_first or max_random.
+            stride: as in the class.
         """
         one = torch.ones(table.shape[1], dtype=torch.float32, device="cpu")
         shift = torch.zeros_like(one) if bias is None else bias
         learned, neuron = rows_of(dynamics, one), dynamics.key
-        return cls(table, (one if scale is None else scale)[None], shift[None], learned, neuron, POOLS[pool])
+        scale = one if scale is None else scale
+        return cls(table, scale[None], shift[None], learned, neuron, POOLS[pool], stride)
 
     def __call__(self, x: SparseMaps, steps: int) -> SparseMaps:
         """Spikes [T N, O, H', W'] of x [T N, C, H, W], time first."""
@@ -104,7 +110,7 @@ class EventBlock:
 
     def step(self, x: SparseMaps, states: Tensor | None) -> tuple[SparseMaps, Tensor]:
         """Pooled spikes of one time-step x [N, C, H, W], and the next states; states [S, N, H, W, O] (None: first)."""
-        n, _, height, width = x.shape
+        n, (height, width) = x.shape[0], convolved(x.shape[2:], self._stride)
         after = torch.empty(self._start.size, n, height, width, self._outputs, dtype=torch.float32, device="cpu")
         before = _NO_STATES if states is None else states.reshape(self._start.size, -1, self._outputs)
         # With an odd size, neurons outside of all windows need their states too: pool afterwards.
@@ -115,12 +121,12 @@ class EventBlock:
         return spikes, after
 
     def _run(self, x: SparseMaps, steps: int, pooled: bool, v_first: Tensor, v_last: Tensor) -> SparseMaps:
-        from plif_lightning.kernels import cpu_block  # deferred: imports numba
+        from plif_lightning.kernels import cpu_block, cpu_sparse  # deferred: imports numba
         from plif_lightning.kernels.machine_code import code_of
 
-        images, channels, height, width = x.shape
-        if 9 * channels != len(self._table):
-            raise UserError(f"x {list(x.shape)} does not fit a table of shape {list(self._table.shape)}.")
+        images, channels, *of_maps = x.shape
+        height, width = convolved((of_maps[0], of_maps[1]), self._stride)
+        taps = cpu_sparse.taps_of(kernel_of(self._table.shape, channels))
         halve = 2 if pooled else 1
         rows, windows = height // halve, width // halve
         threads = threads_for(SUM * images * height * width * self._outputs)
@@ -134,7 +140,7 @@ class EventBlock:
         parallel(
             cpu_block.conv_fire_pool, units, threads, *x.arrays(self._table), self._table, *self._rows,
             self._parameters, self._start, v_first.contiguous().numpy(), v_last.numpy(), array_of_bits(bits),
-            code, self._valid, steps, height, width, pooled, run,
+            code, self._valid, steps, *of_maps, pooled, run, self._stride, taps,
         )  # fmt: skip
         return SparseMaps(bits, None, (images, self._outputs, rows, windows))
 
@@ -156,27 +162,32 @@ def _conv_fire_pool(
     pool: int,
     neuron: str,
     sparse: str,
+    stride: int,
 ) -> Tensor:
     """Pooled spikes [T, N, C', H', W'] of the convolution of x [T, N, C, H, W]; see `ops.fire`. binary: x is spikes."""
     require_fit(x.flatten(0, 1), conv)
     _require_rows(scale, shift, len(x), len(conv))
-    maps = _sparse_maps(x, conv, "conv" if binary else "events", pool, sparse)
+    maps = _sparse_maps(x, conv, "conv" if binary else "events", pool, sparse, stride)
     if maps is None:
-        return _in_bands(x, conv, scale, shift, learned, pool, neuron)
-    block = EventBlock(table_of(conv), scale, shift, learned, neuron, pool)
+        if (conv.shape[-1], stride) == (3, 1):
+            return _in_bands(x, conv, scale, shift, learned, pool, neuron)
+        y = F.conv2d(x.flatten(0, 1), conv, stride=stride, padding=conv.shape[-1] // 2).unflatten(0, x.shape[:2])
+        return torch.ops.plif.fire(y, scale, shift, learned, None, len(x), pool, neuron, False)[0]
+    block = EventBlock(table_of(conv), scale, shift, learned, neuron, pool, stride)
     return block(maps, len(x)).images(x.dtype).unflatten(0, x.shape[:2])
 
 
 @_conv_fire_pool.register_fake
 def _(
-    x: Tensor, conv: Tensor, scale: Any, shift: Any, learned: Any, binary: bool, pool: int, neuron: Any, sparse: str
-) -> Tensor:
-    return _empty_spikes(x, conv, pool)
+    x: Tensor, conv: Tensor, scale: Any, shift: Any, learned: Any, binary: bool, pool: int, neuron: Any, sparse: str,
+    stride: int,
+) -> Tensor:  # fmt: skip
+    return _empty_spikes(x, conv, pool, stride)
 
 
-def _empty_spikes(x: Tensor, conv: Tensor, pool: int) -> Tensor:
+def _empty_spikes(x: Tensor, conv: Tensor, pool: int, stride: int = 1) -> Tensor:
     halve = 2 if pool else 1
-    t, n, _, height, width = x.shape
+    t, n, height, width = *x.shape[:2], *convolved((x.shape[3], x.shape[4]), stride)
     return x.new_empty(t, n, height // halve, width // halve, len(conv)).permute(0, 1, 4, 2, 3)
 
 
@@ -189,7 +200,7 @@ def _require_rows(scale: Tensor, shift: Tensor, steps: int, outputs: int) -> Non
             )
 
 
-def _sparse_maps(x: Tensor, conv: Tensor, name: OpName, pool: int, sparse: str) -> SparseMaps | None:
+def _sparse_maps(x: Tensor, conv: Tensor, name: OpName, pool: int, sparse: str, stride: int = 1) -> SparseMaps | None:
     """The non-zero inputs of x [T, N, C, H, W] if `choose` takes the event-driven form of the operator, else None."""
     if sparse == "never" or x.device.type != "cpu" or pool == POOLS["avg"]:
         return None
@@ -197,7 +208,7 @@ def _sparse_maps(x: Tensor, conv: Tensor, name: OpName, pool: int, sparse: str) 
         return None
     maps = SparseMaps.of(x.flatten(0, 1), binary=name == "conv")
     density = number_of_spikes(maps.bits) / max(1, x.numel())
-    return maps if choose(Op.of(name, x, conv), density, sparse) else None
+    return maps if choose(Op.of(name, x, conv, stride), density, sparse) else None
 
 
 def _in_bands(x: Tensor, conv: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, pool: int, neuron: str) -> Tensor:
@@ -326,7 +337,7 @@ def _candidates(op: Op, density: float) -> tuple[Timed, Timed]:
 
     def form(sparse: Sparse) -> Timed:
         if op.name == "events":
-            return lambda: torch.ops.plif.conv_fire_pool(x, conv, one, one, learned, False, pool, neuron, sparse)
+            return lambda: torch.ops.plif.conv_fire_pool(x, conv, one, one, learned, False, pool, neuron, sparse, 1)
         return lambda: torch.ops.plif.conv_fire_pool_backward(
             x, conv, one, one, one, learned, no_seed(), grad, pool, neuron, sparse
         )

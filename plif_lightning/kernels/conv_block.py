@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.equations import Dynamics
 from plif_lightning.dynamics.reference import in_own_precision
+from plif_lightning.errors import UserError
 from plif_lightning.kernels import block as block  # registers the operators
 from plif_lightning.kernels.bits import SparseMaps, number_of_spikes
 from plif_lightning.kernels.fused import affine, no_seed, real_rows, through_statistics
@@ -105,13 +106,16 @@ class _ConvFirePool(torch.autograd.Function):
         pool: int,
         neuron: str,
         sparse: Sparse,
+        stride: int,
     ) -> Tensor:
         scale, shift = affine(weight, bias, mean, invstd)
-        return torch.ops.plif.conv_fire_pool(x, conv, scale, shift, learned, binary, pool, neuron, sparse)
+        return torch.ops.plif.conv_fire_pool(x, conv, scale, shift, learned, binary, pool, neuron, sparse, stride)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, conv, weight, bias, learned, mean, invstd, seed, *of_patches, synchronise, _, pool, neuron, sparse = inputs
+        x, conv, weight, bias, learned, mean, invstd, seed, *of_patches, synchronise, _, pool, neuron, sparse, _ = (
+            inputs
+        )
         rows = affine(weight, bias, mean, invstd)
         ctx.save_for_backward(x, conv, learned, mean, invstd, *rows, seed, *of_patches)
         ctx.settings = synchronise, pool, neuron, sparse
@@ -139,7 +143,7 @@ class _ConvFirePool(torch.autograd.Function):
                 (slope * (of_y + of_means) + constant * patch_mean[:, None]).sum(0).mul(of_step).view_as(conv)
             ).to(grad_conv.dtype)
         grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
-        return None, grad_conv.to(conv.dtype), grad_weight, grad_bias, grad_learned, *[None] * 10
+        return None, grad_conv.to(conv.dtype), grad_weight, grad_bias, grad_learned, *[None] * 11
 
 
 def conv_fire_pool(
@@ -157,8 +161,9 @@ def conv_fire_pool(
     pool: Pool = "none",
     seed: Tensor | None = None,
     sparse: Sparse = "never",
+    stride: int = 1,
 ) -> Tensor:
-    """3x3 convolution, BN, neurons and pool of x. The full output of the convolution is never stored.
+    """Convolution with padding K // 2, BN, neurons and pool of x. The full output of the convolution is never stored.
 
     The first convolution of a network for events has few input channels and the largest output: recomputing it in the
     backward pass is cheaper than storing and loading its output. If no gradients are needed, any block may use this
@@ -166,7 +171,7 @@ def conv_fire_pool(
 
     Args:
         x: events, images or, without gradients, spikes [T, N, C, H, W]. No gradient flows to x.
-        conv: weight of a convolution with padding 1 and without bias [C', C, 3, 3], in the dtype of x.
+        conv: weight of a convolution without bias [C', C, K, K], in the dtype of x; with gradients K is 3.
         weight: BN's weight [C'].
         bias: BN's bias [C'].
         mean: mean of the normalisation, [T or 1, C']; gets no gradient.
@@ -179,11 +184,14 @@ def conv_fire_pool(
         seed: as in `norm_fire_pool`.
         sparse: skip zeros of x on the CPU if that is faster (`auto`), `never` or `always`; never before an average
             pool. An infinite weight times a zero gives NaN only if the zero is not skipped.
+        stride: 1 or 2; with gradients 1.
 
     Returns:
         Spikes [T, N, C', H', W'] in the dtype of x.
     """
-    settings = synchronise, binary, POOLS[pool], dynamics.key, sparse
+    if (conv.shape[-1], stride) != (3, 1) and torch.is_grad_enabled() and (conv.requires_grad or weight.requires_grad):
+        raise UserError("conv_fire_pool has gradients for 3x3 kernels with stride 1 only: use torch.no_grad().")
+    settings = synchronise, binary, POOLS[pool], dynamics.key, sparse, stride
     with in_own_precision(x.device):
         rows = real_rows(x, weight, bias, mean, invstd, dynamics)
         of_patches = (None, None) if patches is None else patches

@@ -62,18 +62,20 @@ def _store(states, state, at, maps, pixel):
 @compiled
 def conv_fire_pool(
     begin, end, slot, places, starts, values, table, scale, shift, parameters, start, v_first, v_last, out, fire_window,
-    valid, steps, height, width, pooled, run,
+    valid, steps, of_height, of_width, pooled, run, stride, taps,
 ):  # fmt: skip
     """Spikes of units begin .. end - 1, as bits.
 
-    places, starts, values and table are as in `cpu_sparse.conv`, for feature maps [T N, H, W]; the number of outputs O
-    of the table is a multiple of 16. scale and shift are [T or 1, O], flat and float32, parameters [P, 1 or O]; `start`
-    is the state of a neuron before the first step [S]; v_first and v_last are [S, N H W, outputs], or empty. out is
-    [T N H' W', O / 64], `valid` the bits of outputs in its last word. A unit is `run` positions of a row, or `run`
-    windows of two rows. `fire_window` is the address of the neuron's code.
+    places, starts, values, table, stride and taps are as in `cpu_sparse.conv`, for feature maps [T N, of_height,
+    of_width], whose convolution is [T N, H, W]; the number of outputs O of the table is a multiple of 16. scale and
+    shift are [T or 1, O], flat and float32, parameters [P, 1 or O]; `start` is the state of a neuron before the first
+    step [S]; v_first and v_last are [S, N H W, outputs], or empty. out is [T N H' W', O / 64], `valid` the bits of
+    outputs in its last word. A unit is `run` positions of a row, or `run` windows of two rows. `fire_window` is the
+    address of the neuron's code.
     """
     outputs = table.shape[1]
-    images = (starts.size - 1) // (steps * height * width)
+    images = (starts.size - 1) // (steps * of_height * of_width)
+    height, width = (of_height - 1) // stride + 1, (of_width - 1) // stride + 1
     halve = 2 if pooled else 1
     neurons = halve * halve
     rows, windows = height // halve, width // halve
@@ -97,13 +99,13 @@ def conv_fire_pool(
             step = t * images + image
             for w in range(n):
                 for i in range(neurons):
-                    y, x = top + i // halve, left + halve * w + i % halve
-                    row = step * height + y
-                    ranges = around(starts, row, y, x, height, width)
+                    y, x = stride * (top + i // halve), stride * (left + halve * w + i % halve)
+                    row = step * of_height + y
+                    ranges = around(starts, row, y, x, of_height, of_width, taps)
                     at[i] = neurons * outputs
                     if not is_silent(ranges):
                         at[i] = i * outputs
-                        sum_around(places, ranges, values, row, x, width, table, sums, at[i])
+                        sum_around(places, ranges, values, row, x, of_width, table, sums, at[i])
                         _round(table, sums, at[i])
                 window = (step * rows + r) * windows + first + w
                 call(
@@ -145,6 +147,7 @@ def conv_fire_pool_backward(
     halve = 2 if pooled else 1
     rows, windows = height // halve, width // halve
     runs = (windows + run - 1) // run
+    taps = (0, 0, 0, 0, 0, 0)  # of a 3x3 kernel
     total = totals(table, 1)
     # One vector more: vector loads of the last position's outputs may reach beyond them.
     of_step = halve * halve * run * outputs + LANES
@@ -164,7 +167,7 @@ def conv_fire_pool_backward(
             for down in range(halve):
                 for across in range(halve * n):
                     row, x = (t * images + image) * height + top + down, left + across
-                    ranges = around(starts, row, top + down, x, height, width)
+                    ranges = around(starts, row, top + down, x, height, width, taps)
                     found = not is_silent(ranges)
                     if found:
                         sum_around(places, ranges, values, row, x, width, table, total, 0)
@@ -182,7 +185,7 @@ def conv_fire_pool_backward(
             for down in range(halve):
                 for across in range(halve * n):
                     row, x = (t * images + image) * height + top + down, left + across
-                    ranges = around(starts, row, top + down, x, height, width)
+                    ranges = around(starts, row, top + down, x, height, width, taps)
                     to = (down * halve * run + across) * outputs
                     _add_to_table(places, ranges, values, row, x, width, grad_y, t, to, flat_table, of_kind, table)
 
@@ -222,7 +225,7 @@ def patch_moments(begin, end, slot, places, starts, values, sums, products, imag
     for t in range(begin, end):
         for row in range(t * images * height, (t + 1) * images * height):
             for x in range(width):
-                ranges = around(starts, row, row % height, x, height, width)
+                ranges = around(starts, row, row % height, x, height, width, (0, 0, 0, 0, 0, 0))
                 m = 0
                 for i in range(3):
                     of_row, shift = (row + i - 1) * width * channels, (3 * i + 1 - x) * channels

@@ -6,8 +6,11 @@ adds the listed rows with `vectors`, in blocks that stay in the second-level cac
 depend on the number of threads.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
+from numba.cpython.unsafe.tuple import tuple_setitem as _tuple_setitem
 from numba.extending import overload
 
 from plif_lightning.kernels.cpu import _narrow, _wide, aligned
@@ -24,6 +27,8 @@ from plif_lightning.kernels.vectors import (
 from plif_lightning.runtime.compiled import compiled
 
 # mypy: disable-error-code="no-untyped-def"
+
+tuple_setitem: Any = _tuple_setitem  # typed as a function of the compiler's
 
 _INTEGERS = (numba.types.int8, numba.types.int16)
 # Padding between the rows of a block: rows a power of two apart would evict each other from the caches.
@@ -221,43 +226,83 @@ def _scaled_overload(total, scale, j):
     return lambda total, scale, j: total
 
 
-@compiled
-def around(starts, row, y, x, height, width):
-    """Ranges (begin, end) in the lists of `list_rows` of pixels x - 1 .. x + 1 of rows y - 1, y and y + 1.
+def around(starts, row, y, x, height, width, taps):
+    """Ranges (begin, end) in the lists of `list_rows` of the pixels that a window of K x K around a pixel covers.
 
-    `row` is the index of row y among the rows of all feature maps. Ranges outside of a map are empty.
+    One for each of the K rows of the window; ranges outside of a map are empty. `row` is the index of row y among the
+    rows of all feature maps. `taps` is `taps_of` K.
     """
-    left, right = row * width + max(x - 1, 0), row * width + min(x + 2, width)
-    first, last, begin, end = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
-    if y > 0:
-        first, last = starts[np.uintp(left - width)], starts[np.uintp(right - width)]
-    if y + 1 < height:
-        begin, end = starts[np.uintp(left + width)], starts[np.uintp(right + width)]
-    return first, last, starts[np.uintp(left)], starts[np.uintp(right)], begin, end
+    raise NotImplementedError
+
+
+@overload(around)
+def _around_overload(starts, row, y, x, height, width, taps):
+    if taps.count == 2:
+
+        def one(starts, row, y, x, height, width, taps):
+            pixel = np.uintp(row * width + x)
+            return starts[pixel], starts[pixel + np.uintp(1)]
+
+        return one
+    if taps.count == 6:
+
+        def three(starts, row, y, x, height, width, taps):
+            left, right = row * width + max(x - 1, 0), row * width + min(x + 2, width)
+            first, last, begin, end = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+            if y > 0:
+                first, last = starts[np.uintp(left - width)], starts[np.uintp(right - width)]
+            if y + 1 < height:
+                begin, end = starts[np.uintp(left + width)], starts[np.uintp(right + width)]
+            return first, last, starts[np.uintp(left)], starts[np.uintp(right)], begin, end
+
+        return three
+
+    half = taps.count // 4
+
+    def any_number(starts, row, y, x, height, width, taps):
+        left, right = row * width + max(x - half, 0), row * width + min(x + half + 1, width)
+        for i in range(-half, half + 1):
+            if 0 <= y + i < height:
+                taps = tuple_setitem(taps, 2 * (i + half), starts[np.uintp(left + i * width)])
+                taps = tuple_setitem(taps, 2 * (i + half) + 1, starts[np.uintp(right + i * width)])
+        return taps
+
+    return any_number
+
+
+def taps_of(kernel):
+    """A tuple of 2 K zeros, by whose length the loops know the size K of a kernel when they are compiled."""
+    return (0,) * (2 * kernel)
 
 
 @compiled
 def is_silent(ranges):
     """True if all ranges from `around` are empty."""
-    return ranges[0] == ranges[1] and ranges[2] == ranges[3] and ranges[4] == ranges[5]
+    silent = True
+    for i in range(len(ranges) // 2):
+        silent = silent and ranges[2 * i] == ranges[2 * i + 1]
+    return silent
 
 
 @compiled
 def sum_around(places, ranges, values, row, x, width, table, sums, to):
-    """Write the 3x3 convolution at pixel x of a row of all feature maps to sums[to:].
+    """Write the K x K convolution at pixel x of a row of all feature maps to sums[to:].
 
     ranges are from `around`; values are those of all pixels, flat, or empty for spikes; table as in `conv`.
     """
-    channels, outputs = table.shape[0] // 9, table.shape[1]
-    # A place belongs to pixel x - 1 + d of row y - 1 + i, with d, i = 0, 1, 2; its table row is that of tap 3 i + d.
-    shift, apart = (1 - x) * channels, 3 * channels
+    taps = len(ranges) // 2
+    half = taps // 2
+    channels, outputs = table.shape[0] // (taps * taps), table.shape[1]
+    # A place belongs to pixel x - K // 2 + d of row y - K // 2 + i, with d, i = 0 .. K - 1; its table row is that of
+    # tap K i + d.
+    shift, apart = (half - x) * channels, taps * channels
     if values.size == 0:
         _sum(table, shift, apart, 0, outputs, places, ranges, sums, to, True)
         return
     for j in range(outputs):
         sums[np.uintp(to + j)] = 0
-    for i in range(3):
-        of_row = (row + i - 1) * width * channels
+    for i in range(taps):
+        of_row = (row + i - half) * width * channels
         for e in range(ranges[2 * i], ranges[2 * i + 1]):
             place = places[np.uintp(e)]
             value = _wide(values[np.uintp(of_row + place)])
@@ -266,36 +311,41 @@ def sum_around(places, ranges, values, row, x, width, table, sums, to):
 
 
 @compiled
-def conv(begin, end, slot, places, starts, values, table, scale, out, height, width):
-    """3x3 convolution with padding 1 of rows begin .. end - 1 of all feature maps.
+def conv(begin, end, slot, places, starts, values, table, scale, out, height, width, stride, taps):
+    """K x K convolution with padding K // 2 of feature maps [H, W]: rows begin .. end - 1 of all its outputs.
 
     places and starts are from `list_rows`; values are those of all pixels, flat, or empty for spikes. table is
-    [9 C, O], ordered by tap and then channel, with O padded to a multiple of 16; out is [N H W, outputs]. Sums of a
-    table of integers are multiplied by `scale` [O].
+    [K K C, O], ordered by tap and then channel, with O padded to a multiple of 16; out is [N H' W', outputs]. Sums of a
+    table of integers are multiplied by `scale` [O]. taps is `taps_of` K.
     """
     outputs = out.shape[1]
+    rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
     sums = totals(table, 2)  # the second row stays zero
-    for row in range(begin, end):
-        for x in range(width):
-            ranges = around(starts, row, row % height, x, height, width)
+    for r in range(begin, end):
+        y = r % rows * stride
+        row = r // rows * height + y
+        for c in range(columns):
+            x = c * stride
+            ranges = around(starts, row, y, x, height, width, taps)
             first = np.uintp(table.shape[1])
             if not is_silent(ranges):
                 first = np.uintp(0)
                 sum_around(places, ranges, values, row, x, width, table, sums, 0)
-            p = np.uintp(row * width + x)
+            p = np.uintp(r * columns + c)
             for j in range(outputs):
                 i = np.uintp(j)
                 out[p, i] = _narrow(_scaled(sums[first + i], scale, i), out)
 
 
 @compiled
-def _padded(grad, image, first, rows, height, width, padded, to):
-    """Copy rows first - 1 .. first + rows of an image to padded[to:], zeros left of each and outside of the image."""
+def _padded(grad, image, first, rows, before, after, gap, height, width, padded, to):
+    """Copy rows first - before .. first + rows + after - 1 of an image to padded[to:], `gap` zeros left of each and
+    zeros outside of the image."""
     zero = padded.dtype.type(0)
     outputs = grad.shape[1]
-    for y in range(first - 1, first + rows + 1):
+    for y in range(first - before, first + rows + after):
         inside = 0 <= y < height
-        for x in range(-1, width):
+        for x in range(-gap, width):
             p, q = np.uintp(to), np.uintp((image * height + y) * width + x)
             if inside and x >= 0:
                 for j in range(outputs):
@@ -308,55 +358,75 @@ def _padded(grad, image, first, rows, height, width, padded, to):
 
 
 @compiled
-def _list_channels(bits, first_pixel, rows, width, begin, end, place, lists, counts):
-    """Append the positions of spikes in some rows of an image to the list of each channel begin .. end - 1."""
-    for y in range(rows):
+def _list_channels(bits, image, first, last, height, width, begin, end, place, across, stride, lists, counts):
+    """Append spikes in rows first .. last - 1 of an image to the lists of each channel begin .. end - 1.
+
+    There is a list for each remainder of a spike's row and column by the stride; it holds where in `_padded` the output
+    of the rest lies, `place` being that of the first row's first pixel, `across` the distance between rows.
+    """
+    for y in range(first, last):
         for x in range(width):
-            pixel, here = np.uintp(first_pixel + y * width + x), place + y * (width + 1) + x
+            pixel = np.uintp((image * height + y) * width + x)
+            kind = np.uintp(y % stride * stride + x % stride)
+            here = place + (y - first) // stride * across + x // stride
             for w in range(begin // 64, (end + 63) // 64):
                 word = bits[pixel, np.uintp(w)]
                 while word != 0:
                     c = 64 * w + lowest_bit(word) - begin
                     if 0 <= c < end - begin:
-                        lists[np.uintp(c), np.uintp(counts[c])] = here
-                        counts[c] += 1
+                        lists[np.uintp(c), kind, np.uintp(counts[c, kind])] = here
+                        counts[c, kind] += 1
                     word &= word - np.uint64(1)
 
 
 @compiled
-def conv_weight(begin, end, slot, bits, grad, out, height, width, channels, at_a_time):
+def conv_weight(begin, end, slot, bits, grad, out, height, width, channels, at_a_time, stride, kernel):
     """Gradient of the weight for input channels begin .. end - 1, from the output's gradient.
 
-    grad is [N H W, O], out is [9 C, O] as the table of `conv`. Works on blocks of about `at_a_time` values of grad: a
-    band of rows of an image, or several images.
+    The input is feature maps [H, W], grad is [N H' W', O], out is [K K C, O] as the table of `conv`. Works on blocks of
+    about `at_a_time` values of grad: a band of rows of an image, or several images.
     """
-    outputs = grad.shape[1]
+    outputs, half = grad.shape[1], kernel // 2
     images = bits.shape[0] // (height * width)
-    rows = max(1, min(height, at_a_time // (outputs * (width + 1)) - 2))
-    per_image = (rows + 2) * (width + 1)
-    together = max(1, at_a_time // (outputs * per_image)) if rows == height else 1
+    of_height, of_width = (height - 1) // stride + 1, (width - 1) // stride + 1
+    # An input at s a + r reaches outputs a + d, with d = (r + K // 2 - tap) / s where that is a whole number.
+    before, after = half // stride, (half + stride - 1) // stride
+    gap = max(before, after)
+    across = of_width + gap
+    rows = max(1, min(of_height, at_a_time // (outputs * across) - before - after))
+    per_image = (rows + before + after) * across
+    together = max(1, at_a_time // (outputs * per_image)) if rows == of_height else 1
     together = min(together, images)
-    pixels = together * per_image + 1
+    pixels = together * per_image + gap
     padded = aligned(pixels * outputs, grad.dtype).reshape((pixels, outputs))
-    lists = np.empty((end - begin, together * rows * width), np.int32)
-    counts = np.empty(end - begin, np.int64)
+    kinds = stride * stride
+    lists = np.empty((end - begin, kinds, together * rows * of_width), np.int32)
+    counts = np.empty((end - begin, kinds), np.int64)
     flat, places = out.reshape(out.size), lists.reshape(lists.size)
     fresh = True
     for first in range(0, images, together):
-        for y in range(0, height, rows):
-            n = min(rows, height - y)
+        for y in range(0, of_height, rows):
+            n = min(rows, of_height - y)
             counts[:] = 0
             to = 0
             for image in range(first, min(first + together, images)):
-                place = to + width + 2
-                to = _padded(grad, image, y, n, height, width, padded, to)
-                _list_channels(bits, (image * height + y) * width, n, width, begin, end, place, lists, counts)
-            padded[to] = 0
+                place = to + before * across + gap
+                to = _padded(grad, image, y, n, before, after, gap, of_height, of_width, padded, to)
+                last = min(height, stride * (y + n))
+                _list_channels(
+                    bits, image, stride * y, last, height, width, begin, end, place, across, stride, lists, counts
+                )
+            for i in range(gap):
+                padded[to + i] = 0
             for c in range(end - begin):
-                if counts[c] or fresh:
-                    of_channel = (c * lists.shape[1], c * lists.shape[1] + counts[c])
-                    for tap in range(9):
-                        shift = -((tap // 3 - 1) * (width + 1) + tap % 3 - 1)
+                for tap in range(kernel * kernel):
+                    down, right = half - tap // kernel, half - tap % kernel
+                    r, s = -down % stride, -right % stride
+                    kind = c * kinds + r * stride + s
+                    number = counts[c, r * stride + s]
+                    if number or fresh:
+                        of_channel = (kind * lists.shape[2], kind * lists.shape[2] + number)
+                        shift = (r + down) // stride * across + (s + right) // stride
                         row = (tap * channels + begin + c) * outputs
                         _sum(padded, shift, 0, 0, outputs, places, of_channel, flat, row, fresh)
             fresh = False

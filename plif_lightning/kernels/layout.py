@@ -27,6 +27,16 @@ WORTH_THREADS = 2**20
 BACKWARD, SUM = 4, 12
 
 
+# Sizes of a kernel, and strides, that the event-driven convolution has; the padding is half the kernel.
+KERNELS, STRIDES = (1, 3, 5), (1, 2)
+
+
+def convolved(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height and width of the output of a convolution with padding K // 2, K odd."""
+    height, width = size
+    return (height - 1) // stride + 1, (width - 1) // stride + 1
+
+
 def threads_for(work: int) -> int:
     """Number of threads for an amount of work in neuron-steps."""
     return torch.get_num_threads() if work >= WORTH_THREADS else 1

@@ -53,6 +53,8 @@ class Op(NamedTuple):
         inputs: input values per row: channels or features.
         outputs: output channels or features.
         size: (H, W) of feature maps; empty for an FC layer.
+        kernel: K of a K x K convolution with padding K // 2.
+        stride: of the convolution.
     """
 
     name: OpName
@@ -61,14 +63,17 @@ class Op(NamedTuple):
     inputs: int
     outputs: int
     size: tuple[int, ...] = ()
+    kernel: int = 3
+    stride: int = 1
 
     @classmethod
-    def of(cls, name: OpName, x: Tensor, weight: Tensor) -> "Op":
-        """The operator of a 3x3 convolution of x [*, C, H, W] or an FC layer of x [*, K], by the weight's shape."""
+    def of(cls, name: OpName, x: Tensor, weight: Tensor, stride: int = 1) -> "Op":
+        """The operator of a convolution of x [*, C, H, W] or an FC layer of x [*, K], by the weight's shape."""
         if weight.dim() == 2:
             return cls(name, x.dtype, math.prod(x.shape[:-1]), x.shape[-1], len(weight))
         *images, channels, height, width = x.shape
-        return cls(name, x.dtype, math.prod(images) * height * width, channels, len(weight), (height, width))
+        rows = math.prod(images) * height * width
+        return cls(name, x.dtype, rows, channels, len(weight), (height, width), weight.shape[-1], stride)
 
     def of_weight(self) -> "Op":
         """The gradient of this operator's weight."""
@@ -77,7 +82,8 @@ class Op(NamedTuple):
     @property
     def multiplications(self) -> int:
         """Multiplications of the dense form."""
-        return self.rows * self.inputs * self.outputs * (9 if self.size else 1)
+        taps = self.kernel**2 / self.stride**2 if self.size else 1
+        return int(self.rows * self.inputs * self.outputs * taps)
 
 
 Timed = Callable[[], Any]
@@ -137,7 +143,8 @@ def _rounded(number: int) -> int:
 @cache
 def _break_even(op: Op, threads: int) -> float:
     shape = "x".join(map(str, (op.rows, op.inputs, op.outputs, *op.size)))
-    name = f"{op.name} {str(op.dtype).removeprefix('torch.')} {shape}, {threads} threads"
+    window = "" if (op.kernel, op.stride) == (3, 1) else f" k{op.kernel}s{op.stride}"
+    name = f"{op.name} {str(op.dtype).removeprefix('torch.')} {shape}{window}, {threads} threads"
     # Spinning OpenMP threads slow the kernels' own threads down by up to a factor of two.
     spinning = os.environ.get("GOMP_SPINCOUNT", "default")
     machine = f"{processor()}, torch {torch.__version__}, plif_lightning {__version__}, GOMP_SPINCOUNT {spinning}"

@@ -4,14 +4,15 @@ The operators count the spikes of their input and let `policy.choose` decide bet
 `cpu_sparse.py` and the dense library.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.reference import in_own_precision
@@ -27,7 +28,7 @@ from plif_lightning.kernels.bits import (
     words_for,
 )
 from plif_lightning.kernels.dense import product
-from plif_lightning.kernels.layout import LANES, SUM, at_a_time, real_type, threads_for
+from plif_lightning.kernels.layout import KERNELS, LANES, SUM, at_a_time, convolved, real_type, threads_for
 from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.policy import Op, Sparse, Timed, candidates_of, choose
@@ -45,11 +46,12 @@ def require_fit(x: Tensor, weight: Tensor) -> None:
     """Refuse shapes that do not match: the loops would read beyond the weight's end.
 
     Raises:
-        UserError: x [N, C, H, W] or [*, K] does not fit the weight [O, C, 3, 3] or [O, K].
+        UserError: x [N, C, H, W] or [*, K] does not fit the weight [O, C, K, K], K = 1, 3 or 5, or [O, K].
     """
     conv = weight.dim() == 4
     inputs = x.shape[1] if conv else x.shape[-1]
-    if inputs != weight.shape[1] or (conv and (x.dim() != 4 or weight.shape[2:] != (3, 3))):
+    square = weight.shape[2:] in [(kernel, kernel) for kernel in KERNELS]
+    if inputs != weight.shape[1] or (conv and (x.dim() != 4 or not square)):
         raise UserError(f"x {list(x.shape)} does not fit a weight of shape {list(weight.shape)}.")
 
 
@@ -58,35 +60,51 @@ def _density(bits: Tensor, inputs: int) -> float:
     return number_of_spikes(bits) / max(1, len(bits) * inputs)
 
 
-# ---- convolution: x [N, C, H, W], C innermost
+# ---- convolution: x [N, C, H, W], C innermost; K x K with padding K // 2
 
 
-def conv_events(x: SparseMaps, table: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
-    """Event-driven 3x3 convolution with padding 1.
+def kernel_of(shape: tuple[int, ...], channels: int) -> int:
+    """K of a table of this shape, [K K C, O], for an input of C channels.
+
+    Raises:
+        UserError: the table is of another number of channels.
+    """
+    kernel = math.isqrt(shape[0] // max(1, channels))
+    if kernel not in KERNELS or kernel**2 * channels != shape[0]:
+        raise UserError(f"x of {channels} channels does not fit a table of shape {list(shape)}.")
+    return kernel
+
+
+def conv_events(
+    x: SparseMaps, table: Tensor, dtype: torch.dtype, scale: Tensor | None = None, stride: int = 1
+) -> Tensor:
+    """Event-driven convolution with padding K // 2.
 
     Args:
         x: the input [N, C, H, W].
         table: `table_of` the weight.
         dtype: dtype of the output.
         scale: factor of each output [O], for a table of integers.
+        stride: 1 or 2.
 
     Returns:
-        [N, O, H, W], O innermost in memory.
+        [N, O, H', W'], O innermost in memory.
     """
     from plif_lightning.kernels import cpu_sparse
 
-    images, _, height, width = x.shape
-    outputs = table.shape[1]
-    out = torch.empty(len(x.bits), outputs, dtype=dtype, device="cpu")
+    images, channels, height, width = x.shape
+    taps = cpu_sparse.taps_of(kernel_of(table.shape, channels))
+    outputs, size = table.shape[1], convolved((height, width), stride)
+    out = torch.empty(images * math.prod(size), outputs, dtype=dtype, device="cpu")
     scales, threads = _NO_SCALE if scale is None else scale.numpy(), threads_for(SUM * out.numel())
     rows = array_of_rows(in_vectors(table))
     arrays = *x.arrays(rows), rows, scales, array_of_rows(out)
-    parallel(cpu_sparse.conv, images * height, threads, *arrays, height, width)
-    return out.view(images, height, width, outputs).permute(0, 3, 1, 2)
+    parallel(cpu_sparse.conv, images * size[0], threads, *arrays, height, width, stride, taps)
+    return out.view(images, *size, outputs).permute(0, 3, 1, 2)
 
 
 def table_of(weight: Tensor) -> Tensor:
-    """Transpose a weight [O, C, 3, 3] or [O, K] into the rows that inputs add to the outputs, [9 C or K, O]."""
+    """Transpose a weight [O, C, K, K] or [O, K] into the rows that inputs add to the outputs, [K K C or K, O]."""
     rows = weight.detach().permute(2, 3, 1, 0).flatten(0, 2) if weight.dim() == 4 else weight.detach().t()
     return rows.contiguous()
 
@@ -97,21 +115,22 @@ def in_vectors(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, missing)) if missing else rows
 
 
-def conv_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None, *, binary: bool = True) -> Tensor:
-    """Event-driven 3x3 convolution with padding 1 from a weight stored as `table_of` it; no gradients.
+def conv_of_table(
+    x: Tensor, table: Tensor, scale: Tensor | None = None, *, binary: bool = True, stride: int = 1
+) -> Tensor:
+    """Event-driven convolution with padding K // 2 from a weight stored as `table_of` it; no gradients.
 
     Args:
         x: [N, C, H, W], float32 on the CPU.
-        table: [9 C, O], float32, or int8 or int16 if x is spikes.
+        table: [K K C, O], float32, or int8 or int16 if x is spikes.
         scale: factor of each output [O], float32; for a table of integers.
         binary: x is spikes.
+        stride: 1 or 2.
 
     Returns:
-        [N, O, H, W], float32, O innermost in memory.
+        [N, O, H', W'], float32, O innermost in memory.
     """
-    if len(table) != 9 * x.shape[1]:
-        raise UserError(f"x {list(x.shape)} does not fit a table of shape {list(table.shape)}.")
-    return conv_events(SparseMaps.of(x, binary), table.contiguous(), torch.float32, scale)
+    return conv_events(SparseMaps.of(x, binary), table.contiguous(), torch.float32, scale, stride)
 
 
 def linear_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -136,118 +155,148 @@ def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | Non
 
 
 @operator()
-def _conv_of_spikes(x: Tensor, weight: Tensor, sparse: str) -> tuple[Tensor, Tensor]:
-    """3x3 convolution with padding 1, [N, O, H, W] with O innermost, and the spikes as bits [N H W, C / 64]."""
+def _conv_of_spikes(x: Tensor, weight: Tensor, stride: int, sparse: str) -> tuple[Tensor, Tensor]:
+    """Convolution with padding K // 2, [N, O, H', W'] with O innermost, and the spikes as bits [N H W, C / 64]."""
     require_fit(x, weight)
     bits, spikes = pack(pixels_of(x))
     n, channels, height, width = x.shape
-    if choose(Op.of("conv", x, weight), spikes / max(1, x.numel()), sparse):
-        return conv_events(SparseMaps(bits, None, (n, channels, height, width)), table_of(weight), x.dtype), bits
-    y = F.conv2d(x.detach(), weight.detach(), padding=1)
+    if choose(Op.of("conv", x, weight, stride), spikes / max(1, x.numel()), sparse):
+        maps = SparseMaps(bits, None, (n, channels, height, width))
+        return conv_events(maps, table_of(weight), x.dtype, stride=stride), bits
+    y = F.conv2d(x.detach(), weight.detach(), stride=stride, padding=weight.shape[-1] // 2)
     return y.contiguous(memory_format=torch.channels_last), bits
 
 
 @_conv_of_spikes.register_fake
-def _(x: Tensor, weight: Tensor, sparse: str) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, stride: int, sparse: str) -> tuple[Tensor, Tensor]:
     n, channels, height, width = x.shape
-    y = x.new_empty(n, height, width, len(weight)).permute(0, 3, 1, 2)
+    y = x.new_empty(n, *convolved((height, width), stride), len(weight)).permute(0, 3, 1, 2)
     return y, x.new_empty(n * height * width, words_for(channels), dtype=torch.int64)
 
 
-def _conv_weight_events(bits: Tensor, grad: Tensor, channels: int) -> Tensor:
+class _Window(NamedTuple):
+    """What the gradient of a convolution's weight depends on, beside the output's gradient.
+
+    Attributes:
+        channels: C.
+        height, width: of the input's maps.
+        kernel, stride: of the convolution.
+    """
+
+    channels: int
+    height: int
+    width: int
+    kernel: int
+    stride: int
+
+    @classmethod
+    def of(cls, x: Tensor, weight: Tensor, stride: int) -> "_Window":
+        _, channels, height, width = x.shape
+        return cls(channels, height, width, weight.shape[-1], stride)
+
+    def weight(self, outputs: int) -> tuple[int, int, int, int]:
+        """Shape of the weight."""
+        return outputs, self.channels, self.kernel, self.kernel
+
+
+def _conv_weight_events(bits: Tensor, grad: Tensor, window: _Window) -> Tensor:
     from plif_lightning.kernels import cpu_sparse
 
+    outputs, (channels, height, width, kernel, stride) = grad.shape[1], window
     if not len(bits):
-        return torch.zeros(grad.shape[1], channels, 3, 3, dtype=torch.float32, device="cpu")
-    _, outputs, height, width = grad.shape
+        return torch.zeros(window.weight(outputs), dtype=torch.float32, device="cpu")
     rows = pixels_of(grad.detach())
-    out = torch.empty(9 * channels, outputs, dtype=torch.float32, device="cpu")
+    out = torch.empty(kernel**2 * channels, outputs, dtype=torch.float32, device="cpu")
     at_a_time = _GRAD_AT_A_TIME * 4 // grad.element_size()
     arrays = array_of_bits(bits), array_of_rows(rows), out.numpy()
-    parallel(
-        cpu_sparse.conv_weight, channels, threads_for(SUM * rows.numel()), *arrays, height, width, channels, at_a_time
-    )
-    return out.view(3, 3, channels, outputs).permute(3, 2, 0, 1)
+    sizes = height, width, channels, at_a_time, stride, kernel
+    parallel(cpu_sparse.conv_weight, channels, threads_for(SUM * rows.numel()), *arrays, *sizes)
+    return out.view(kernel, kernel, channels, outputs).permute(3, 2, 0, 1)
 
 
 @operator()
-def _conv_of_spikes_weight(bits: Tensor, grad: Tensor, channels: int, sparse: str) -> Tensor:
-    """Gradient of the convolution's weight [O, C, 3, 3], in float32 at least."""
-    _, outputs, height, width = grad.shape
-    op = Op("conv_weight", grad.dtype, len(bits), channels, outputs, (height, width))
+def _conv_of_spikes_weight(bits: Tensor, grad: Tensor, window: list[int], sparse: str) -> Tensor:
+    """Gradient of the convolution's weight [O, C, K, K], in float32 at least; `window` is a `_Window`."""
+    channels, height, width, kernel, stride = given = _Window(*window)
+    op = Op("conv_weight", grad.dtype, len(bits), channels, grad.shape[1], (height, width), kernel, stride)
     if choose(op, _density(bits, channels), sparse):
-        return _conv_weight_events(bits, grad, channels).contiguous()
+        return _conv_weight_events(bits, grad, given).contiguous()
 
     def spikes(first: int, last: int) -> Tensor:
         pixels = bits[first * height * width : last * height * width]
         return unpack(pixels, channels, grad.dtype).view(-1, height, width, channels).permute(0, 3, 1, 2)
 
-    return _conv_weight_dense(grad, channels, spikes)
+    return _conv_weight_dense(grad, given, spikes)
 
 
-def _conv_weight_dense(grad: Tensor, channels: int, spikes: Callable[[int, int], Tensor]) -> Tensor:
-    """Dense gradient of the weight [O, C, 3, 3], in float32 at least, from a few images at a time.
+def _conv_weight_dense(grad: Tensor, window: _Window, spikes: Callable[[int, int], Tensor]) -> Tensor:
+    """Dense gradient of the weight [O, C, K, K], in float32 at least, from a few images at a time.
 
     `spikes(first, last)` returns the spikes of images first .. last - 1, [*, C, H, W] in the dtype of `grad`.
     """
-    n, outputs, height, width = grad.shape
-    shape = outputs, channels, 3, 3
+    n, shape = len(grad), window.weight(grad.shape[1])
     out = torch.zeros(shape, dtype=real_type(grad), device=grad.device)
-    together = max(1, at_a_time(grad.device) // (channels * height * width))
+    together = max(1, at_a_time(grad.device) // (window.channels * window.height * window.width))
     for first in range(0, n, together):
-        last = min(first + together, n)
-        out += conv2d_weight(spikes(first, last), shape, grad[first:last].detach(), padding=1)
+        last, sizes = min(first + together, n), {"stride": window.stride, "padding": window.kernel // 2}
+        out += conv2d_weight(spikes(first, last), shape, grad[first:last].detach(), **sizes)
     return out
 
 
 @_conv_of_spikes_weight.register_fake
-def _(bits: Tensor, grad: Tensor, channels: int, sparse: str) -> Tensor:
-    return grad.new_empty(grad.shape[1], channels, 3, 3, dtype=real_type(grad))
+def _(bits: Tensor, grad: Tensor, window: list[int], sparse: str) -> Tensor:
+    return grad.new_empty(_Window(*window).weight(grad.shape[1]), dtype=real_type(grad))
 
 
 class _ConvOfSpikes(torch.autograd.Function):
-    """3x3 convolution with padding 1; saves its input as one bit per value."""
+    """Convolution with padding K // 2; saves its input as one bit per value."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, sparse: Sparse) -> Tensor:
-        y, bits = torch.ops.plif.conv_of_spikes(x, weight.to(x.dtype), sparse)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, sparse: Sparse) -> Tensor:
+        y, bits = torch.ops.plif.conv_of_spikes(x, weight.to(x.dtype), stride, sparse)
         ctx.save_for_backward(bits, weight)
-        ctx.sparse = sparse
+        ctx.settings = _Window.of(x, weight, stride), sparse
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         bits, weight = ctx.saved_tensors
-        grad_x = _conv_of_gradient(grad, weight) if ctx.needs_input_grad[0] else None
+        window, sparse = ctx.settings
+        grad_x = _conv_of_gradient(grad, weight, window) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
             grad = grad.contiguous(memory_format=torch.channels_last)
-            grad_weight = torch.ops.plif.conv_of_spikes_weight(bits, grad, weight.shape[1], ctx.sparse)
+            grad_weight = torch.ops.plif.conv_of_spikes_weight(bits, grad, list(window), sparse)
             grad_weight = grad_weight.to(weight.dtype)
-        return grad_x, grad_weight, None
+        return grad_x, grad_weight, None, None
 
 
 class _ConvOfBytes(torch.autograd.Function):
-    """3x3 convolution with padding 1 on other devices; saves its input as one byte per value."""
+    """Convolution with padding K // 2 on other devices; saves its input as one byte per value."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x.to(torch.uint8), weight)
-        return F.conv2d(x, weight.to(x.dtype), padding=1)
+        ctx.window = _Window.of(x, weight, stride)
+        return F.conv2d(x, weight.to(x.dtype), stride=stride, padding=weight.shape[-1] // 2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         spikes, weight = ctx.saved_tensors
-        grad_x = _conv_of_gradient(grad, weight) if ctx.needs_input_grad[0] else None
+        grad_x = _conv_of_gradient(grad, weight, ctx.window) if ctx.needs_input_grad[0] else None
         some = lambda first, last: spikes[first:last].to(grad.dtype)  # noqa: E731
-        return grad_x, _conv_weight_dense(grad, weight.shape[1], some).to(weight.dtype)
+        return grad_x, _conv_weight_dense(grad, ctx.window, some).to(weight.dtype), None
 
 
-def _conv_of_gradient(grad: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of the input of a 3x3 convolution with padding 1: a convolution with the mirrored weight."""
-    return F.conv2d(grad, weight.to(grad.dtype).flip(2, 3).transpose(0, 1), padding=1)
+def _conv_of_gradient(grad: Tensor, weight: Tensor, window: _Window) -> Tensor:
+    """Gradient of the input of a convolution with padding K // 2: one with the mirrored weight, at stride 1."""
+    weight, padding = weight.to(grad.dtype), window.kernel // 2
+    if window.stride == 1:
+        return F.conv2d(grad, weight.flip(2, 3).transpose(0, 1), padding=padding)
+    shape = len(grad), window.channels, window.height, window.width
+    return conv2d_input(shape, weight, grad, stride=window.stride, padding=padding)
 
 
 # ---- FC layer: x [R, K], weight [O, K]
@@ -348,17 +397,20 @@ def _require_spikes(x: Tensor, fits: bool, shape: str) -> None:
         )
 
 
-def conv_of_spikes(x: Tensor, weight: Tensor, sparse: Sparse = "auto") -> Tensor:
-    """`conv2d(x, weight, padding=1)` of spikes; saves one bit per input for the backward pass (a byte on a GPU).
+def conv_of_spikes(x: Tensor, weight: Tensor, sparse: Sparse = "auto", stride: int = 1) -> Tensor:
+    """`conv2d(x, weight, stride=stride, padding=K // 2)` of spikes.
+
+    Saves one bit per input for the backward pass (a byte on a GPU).
 
     Args:
         x: spikes [N, C, H, W], not float16.
-        weight: [O, C, 3, 3], finite (conv2d turns an infinite weight into NaN at silent inputs too); cast to the dtype
-            of x, its gradient is in its own dtype.
+        weight: [O, C, K, K], K = 1, 3 or 5, finite (conv2d turns an infinite weight into NaN at silent inputs too);
+            cast to the dtype of x, its gradient is in its own dtype.
         sparse: skip silent inputs if that is faster (`auto`), `never` or `always`.
+        stride: 1 or 2.
 
     Returns:
-        [N, O, H, W], equal to conv2d's, in float32 bit-identical if PyTorch adds in the same order. Gradients equal
+        [N, O, H', W'], equal to conv2d's, in float32 bit-identical if PyTorch adds in the same order. Gradients equal
         those of conv2d up to the order of sums.
 
     Raises:
@@ -367,8 +419,8 @@ def conv_of_spikes(x: Tensor, weight: Tensor, sparse: Sparse = "auto") -> Tensor
     _require_spikes(x, x.dim() == 4, "[N, C, H, W]")
     with in_own_precision(x.device):
         if x.device.type == "cpu":
-            return _ConvOfSpikes.apply(x, weight, sparse)
-        return _ConvOfBytes.apply(x, weight)
+            return _ConvOfSpikes.apply(x, weight, stride, sparse)
+        return _ConvOfBytes.apply(x, weight, stride)
 
 
 def linear_of_spikes(x: Tensor, weight: Tensor, value: float = 1.0, sparse: Sparse = "auto") -> Tensor:
@@ -401,15 +453,19 @@ def _candidates(op: Op, density: float) -> tuple[Timed, Timed]:
         if op.name == "linear":
             return lambda: _linear_events(pack(spikes)[0], weight).to(op.dtype), lambda: F.linear(spikes, weight)
         return lambda: _linear_weight_events(bits, grad, op.inputs), lambda: (grad.t() @ spikes).float()
-    x, g = (rows.view(-1, *op.size, rows.shape[1]).permute(0, 3, 1, 2) for rows in (spikes, grad))
-    weight = torch.rand(op.outputs, op.inputs, 3, 3, generator=generator).to(op.dtype)
+    x = spikes.view(-1, *op.size, op.inputs).permute(0, 3, 1, 2)
+    weight = torch.rand(op.outputs, op.inputs, op.kernel, op.kernel, generator=generator).to(op.dtype)
+    sizes: dict[str, Any] = {"stride": op.stride, "padding": op.kernel // 2}
     if op.name == "conv":
         dense = weight.contiguous(memory_format=torch.channels_last)
         return (
-            lambda: conv_events(SparseMaps.of(x, binary=True), table_of(weight), op.dtype),
-            lambda: F.conv2d(x, dense, padding=1),
+            lambda: conv_events(SparseMaps.of(x, binary=True), table_of(weight), op.dtype, stride=op.stride),
+            lambda: F.conv2d(x, dense, **sizes),
         )
+    height, width = convolved((op.size[0], op.size[1]), op.stride)
+    g = grad[: len(x) * height * width].view(len(x), height, width, -1).permute(0, 3, 1, 2)
+    window = _Window.of(x, weight, op.stride)
     return (
-        lambda: _conv_weight_events(bits, g, op.inputs).contiguous(),
-        lambda: conv2d_weight(x, weight.shape, g, padding=1).float(),
+        lambda: _conv_weight_events(bits, g, window).contiguous(),
+        lambda: conv2d_weight(x, weight.shape, g, **sizes).float(),
     )

@@ -1,4 +1,4 @@
-"""The network of the paper, assembled from blocks."""
+"""Networks: from a structure, or of one's own; their blocks, time, and checkpoints."""
 
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.loading import load_network
@@ -7,8 +7,8 @@ from plif_lightning.network.norm import NormStatistics
 from plif_lightning.network.over_time import OverTime, over_time
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
 from plif_lightning.network.stepping import step
-from plif_lightning.network.structure import Structure
 from plif_lightning.network.tracing import traces
+from plif_lightning.structure import Structure
 
 __all__ = [
     "InputEncoder",

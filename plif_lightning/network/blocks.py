@@ -1,28 +1,34 @@
-"""The FC block (dropout-FC-neuron), and sequences of blocks."""
+"""Blocks beside the convolutional one: FC layers, neurons alone, residual blocks; and sequences of blocks."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from plif_lightning.kernels import Backend, linear_of_spikes
-from plif_lightning.network.conv import ConvBlock, dtype_of, refuses_neuron
-from plif_lightning.network.hooks import has_hooks, must_be_called
-from plif_lightning.network.layers import TimeDropout
+from plif_lightning.network.conv import ConvBlock, dtype_of, pools_spikes, refuses_neuron
+from plif_lightning.network.hooks import Hear, has_hooks, listening, must_be_called
+from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.neurons import Neuron
+from plif_lightning.structure.layers import How
 
 
 class FCBlock(nn.Module):
-    """Dropout - FC (no bias) - neuron over [T, N, F].
+    """Dropout - FC - neuron over [T, N, F].
 
     A part may be replaced by another module that takes the same arguments.
 
     Args:
         dropout: dropout of the input.
         fc: the FC layer.
-        neuron: the spiking neurons.
+        neuron: the spiking neurons; None for a readout, whose output is not spikes.
         backend: the form that runs; None for the reference.
     """
 
-    def __init__(self, dropout: TimeDropout, fc: nn.Linear, neuron: Neuron, backend: Backend | None = None) -> None:
+    def __init__(
+        self, dropout: TimeDropout, fc: nn.Linear, neuron: Neuron | None, backend: Backend | None = None
+    ) -> None:
         super().__init__()
         self.dropout = dropout
         self.fc = fc
@@ -31,27 +37,88 @@ class FCBlock(nn.Module):
 
     def forward(self, x: Tensor, binary: bool = False) -> Tensor:
         """Spikes [T, N, F'] of x [T, N, F]; `binary`: x is guaranteed to be spikes (zeros and ones)."""
+        y = self._sums(x, binary)
+        return y if self.neuron is None else self.neuron(y)
+
+    def _sums(self, x: Tensor, binary: bool) -> Tensor:
         if not binary or self.refuses_fc is not None:
-            return self.neuron(self.fc(self.dropout(x)))
+            return self.fc(self.dropout(x))
         x = self.dropout(x.to(dtype_of(x, self.fc.weight)))
         if not self.backend.skips_silence(x, self.fc.weight):
-            return self.neuron(self.fc(x))
-        return self.neuron(linear_of_spikes(x, self.fc.weight, self.dropout.scale, self.backend.sparse))
+            return self.fc(x)
+        y = linear_of_spikes(x, self.fc.weight, self.dropout.scale, self.backend.sparse)
+        return y if self.fc.bias is None else y + self.fc.bias.to(y.dtype)
 
     @property
     def refuses_fc(self) -> str | None:
         """Why the kernels cannot compute dropout and FC layer; None if they can."""
         if type(self.fc) is not nn.Linear:
             return f"its FC layer is a {type(self.fc).__name__}"
-        if self.fc.bias is not None:
-            return "its FC layer has a bias"
         if type(self.dropout) is not TimeDropout:
             return f"its dropout is a {type(self.dropout).__name__}"
         return "its dropout or FC layer has hooks" if has_hooks(self.fc) or must_be_called(self.dropout) else None
 
-    def gives_binary(self, device: torch.device) -> bool:
+    def gives_binary(self, device: torch.device, binary: bool = False) -> bool:
+        """True if the output is guaranteed to hold zeros and ones."""
+        if self.neuron is None:
+            return False
+        return refuses_neuron(self.neuron) is None and not has_hooks(self.neuron) and not must_be_called(self)
+
+
+class NeuronBlock(nn.Module):
+    """Neurons alone, over [T, N, *]: those behind the sum of a residual block, or before a convolution.
+
+    Args:
+        neuron: the spiking neurons.
+        time_steps: T, for held inputs [1, N, *].
+    """
+
+    def __init__(self, neuron: Neuron, *, time_steps: int) -> None:
+        super().__init__()
+        self.neuron, self.time_steps = neuron, time_steps
+
+    def forward(self, x: Tensor, binary: bool = False) -> Tensor:
+        """Spikes [T, N, *]."""
+        return self.neuron(x, self.time_steps if len(x) == 1 else len(x))
+
+    def gives_binary(self, device: torch.device, binary: bool = False) -> bool:
         """True if the output is guaranteed to hold zeros and ones."""
         return refuses_neuron(self.neuron) is None and not has_hooks(self.neuron) and not must_be_called(self)
+
+
+class Residual(nn.Module):
+    """Two branches over [T, N, C, H, W] whose outputs are combined element by element.
+
+    Args:
+        how: ADD, the sum; AND, the product; IAND, (1 - branch) shortcut.
+        branch: the layers of the branch.
+        shortcut: the layers of the shortcut; empty for the input itself.
+
+    Source: Fang et al. 2021, "Deep Residual Learning in Spiking Neural Networks", Table 1.
+    """
+
+    def __init__(self, how: How, branch: "Blocks", shortcut: "Blocks") -> None:
+        super().__init__()
+        self.how, self.branch, self.shortcut = how, branch, shortcut
+
+    def forward(self, x: Tensor, binary: bool = False) -> Tensor:
+        """[T, N, C', H', W'] of x [T, N, C, H, W], or of a held x [1, N, C, H, W]."""
+        y, shortcut = self.branch(x, binary), self.shortcut(x, binary)
+        if self.how == "ADD":
+            return y + shortcut
+        return y * shortcut if self.how == "AND" else shortcut * (1 - y)
+
+    def gives_binary(self, device: torch.device, binary: bool = False) -> bool:
+        """True if the output is guaranteed to hold zeros and ones."""
+        both = self.branch.gives_binary(device, binary) and self.shortcut.gives_binary(device, binary)
+        return self.how != "ADD" and both and not must_be_called(self)
+
+    def extra_repr(self) -> str:
+        return self.how
+
+
+Block = ConvBlock | FCBlock | NeuronBlock | Residual
+WITH_NEURON = (ConvBlock, FCBlock, NeuronBlock)
 
 
 class Blocks(nn.Sequential):
@@ -59,27 +126,66 @@ class Blocks(nn.Sequential):
 
     def forward(self, x: Tensor, binary: bool = False) -> Tensor:
         for block in self:
-            if isinstance(block, (ConvBlock, FCBlock)):
-                gives_binary = block.gives_binary(x.device)
+            if isinstance(block, Block):
+                gives_binary = block.gives_binary(x.device, binary)
                 # A pre-hook may replace the input.
                 x, binary = block(x, binary and not block._forward_pre_hooks), gives_binary
             else:
-                x, binary = block(x), False
+                x, binary = block(x), binary and _keeps_binary(block)
         return x
 
-    def gives_binary(self, device: torch.device) -> bool:
-        """True if the output is guaranteed to hold zeros and ones."""
-        last = self[-1] if len(self) else None
-        return isinstance(last, (ConvBlock, FCBlock)) and last.gives_binary(device) and not has_hooks(self)
+    def gives_binary(self, device: torch.device, binary: bool = False) -> bool:
+        """True if the output is guaranteed to hold zeros and ones; `binary`: the input does."""
+        for block in self:
+            binary = block.gives_binary(device, binary) if isinstance(block, Block) else binary and _keeps_binary(block)
+        return binary and not has_hooks(self)
+
+
+def _keeps_binary(block: nn.Module) -> bool:
+    return isinstance(block, Pool2d) and pools_spikes(block) and not any(map(must_be_called, block.modules()))
+
+
+def layers_of(blocks: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, block) of each block in a sequence, those inside of residual blocks included, in order."""
+    for name, block in blocks.named_children():
+        if isinstance(block, Residual):
+            yield from layers_of(block.branch)
+            yield from layers_of(block.shortcut)
+        else:
+            yield name, block
+
+
+@contextmanager
+def listening_to(net: nn.Module, neurons: Mapping[str, nn.Module], hear: Hear) -> Iterator[None]:
+    """Call `hear(name, spikes)` with the spikes [T, N, *] of each of these neurons of a network, before any pool.
+
+    Convolutional blocks run part by part while the context lasts, which is slower and gives the same spikes.
+    """
+    blocks = [part for part in net.modules() if isinstance(part, ConvBlock)]
+    for block in blocks:
+        block.listened = True
+    try:
+        with listening(neurons, hear):
+            yield
+    finally:
+        for block in blocks:
+            block.listened = False
 
 
 def refuses_block(block: nn.Module) -> str | None:
-    """Why the kernels and exports do not support a block; None if they do.
+    """Why the kernels and exports do not support a block as one layer; None if they do.
 
     A block with hooks is refused, because kernels and exports never call its modules.
     """
+    if isinstance(block, Residual):
+        return "it is a residual block"
     if not isinstance(block, (ConvBlock, FCBlock)):
         return f"it is a {type(block).__name__}"
     if any(map(has_hooks, block.modules())):
         return "it has hooks, which would be lost"
-    return refuses_neuron(block.neuron) or (block.refuses_conv if isinstance(block, ConvBlock) else block.refuses_fc)
+    if block.neuron is None:
+        return "it has no neurons"
+    reason = refuses_neuron(block.neuron)
+    if isinstance(block, FCBlock):
+        return reason or block.refuses_fc or ("its FC layer has a bias" if block.fc.bias is not None else None)
+    return reason or block.refuses_conv or block.pools_apart

@@ -21,10 +21,12 @@ from plif_lightning.kernels import (
     norm_fire_pool,
     real_type,
 )
+from plif_lightning.kernels.layout import KERNELS, STRIDES
+from plif_lightning.kernels.small_maps import are_small, conv_of_small_maps
 from plif_lightning.network.hooks import has_global_hooks, has_hooks, must_be_called
 from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.norm import Statistics, TimeBatchNorm2d
-from plif_lightning.network.pooling import draw_seed
+from plif_lightning.network.pooling import SpikeMaxPool2d, TiedMaxPool2d, draw_seed
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import carried
 
@@ -73,6 +75,11 @@ def refuses_neuron(neuron: nn.Module) -> str | None:
     return refuses_class(neuron, Neuron, "run", "forward")
 
 
+def pools_spikes(pool: nn.Module | None) -> bool:
+    """True if a pool turns spikes into spikes."""
+    return pool is None or (isinstance(pool, Pool2d) and type(pool.pool) in (SpikeMaxPool2d, TiedMaxPool2d))
+
+
 class Call:
     """One call of a block, with the properties that several forms check.
 
@@ -112,7 +119,8 @@ class Call:
     def skips(self, images: Tensor) -> bool:
         """True if the event-driven form is likely faster for these spikes."""
         if self._skips is None:
-            self._skips = self.block.backend.skips_silence(images, self.block.conv.weight)
+            conv = self.block.conv
+            self._skips = self.block.backend.skips_silence(images, conv.weight, stride=conv.stride[0])
         return self._skips
 
 
@@ -133,6 +141,8 @@ class Form(NamedTuple):
 def _refuses_recomputing(call: Call) -> str | None:
     if call.why_not_whole:
         return call.why_not_whole
+    if (call.block.conv.kernel_size, call.block.conv.stride) != ((3, 3), (1, 1)):
+        return "its convolution is not 3x3 with stride 1"
     if call.x.shape[2] > _FEW_CHANNELS:
         return f"its input has more than {_FEW_CHANNELS} channels"
     if len(call.x) == 1:
@@ -157,7 +167,7 @@ def _recompute(call: Call) -> Tensor:
         patches=patches,
         synchronise=statistics.of_all_processes,
         sparse=sparse,
-        pool=block.pool_name or "none",
+        pool=block.kernel_pool,
         seed=block.seed(),
     )
 
@@ -188,7 +198,8 @@ def _one_pass(call: Call) -> Tensor:
         *block.normalisation(statistics),
         binary=True,
         sparse=block.backend.sparse,
-        pool=block.pool_name or "none",
+        pool=block.kernel_pool,
+        stride=block.conv.stride[0],
     )
 
 
@@ -198,6 +209,7 @@ def _fuse(call: Call) -> Tensor:
     statistics = block.statistics(lambda: moments(y), y, call.steps, y.shape[2])
     affine = block.normalisation(statistics)
     if (state := carried()) is not None:
+        assert block.neuron is not None
         spikes = state.through(
             block.neuron,
             lambda states: norm_fire(
@@ -212,14 +224,17 @@ def _fuse(call: Call) -> Tensor:
         batch_statistics=statistics.of_batch,
         synchronise=statistics.of_all_processes,
         time_steps=call.steps,
-        pool=block.pool_name or "none",
+        pool=block.kernel_pool,
         seed=block.seed(),
     )
 
 
 def _by_parts(call: Call) -> Tensor:
     block, y = call.block, convolve(call, with_bias=True).unflatten(0, call.x.shape[:2])
-    spikes = block.neuron(y if block.norm is None else block.norm(y, call.steps), call.steps)
+    y = y if block.norm is None else block.norm(y, call.steps)
+    if block.neuron is None:
+        return y
+    spikes = block.neuron(y, call.steps)
     return spikes if block.pool is None else block.pool(spikes)
 
 
@@ -231,12 +246,16 @@ def convolve(call: Call, with_bias: bool) -> Tensor:
     conv = call.block.conv
     if call.why_not_conv is not None:
         return conv(call.images if call.fuses else call.x.flatten(0, 1))
-    bias = conv.bias if with_bias else None
+    bias, stride = conv.bias if with_bias else None, conv.stride[0]
     images = call.spikes if call.binary else call.images
-    if call.binary and (_saves_memory(images, conv.weight) or call.skips(images)):
-        y = conv_of_spikes(images, conv.weight, call.block.backend.sparse)
+    if are_small(images, conv.weight):
+        images = images.to(dtype_of(images, conv.weight))
+        y = conv_of_small_maps(images, conv.weight, stride)
         return y if bias is None else y + bias[:, None, None]
-    return F.conv2d(images, conv.weight, bias, padding=1)
+    if call.binary and (_saves_memory(images, conv.weight) or call.skips(images)):
+        y = conv_of_spikes(images, conv.weight, call.block.backend.sparse, stride)
+        return y if bias is None else y + bias[:, None, None]
+    return F.conv2d(images, conv.weight, bias, stride, conv.padding)
 
 
 def _saves_memory(spikes: Tensor, weight: Tensor) -> bool:
@@ -266,8 +285,8 @@ class ConvBlock(nn.Module):
     Args:
         conv: convolution over single images [N, C, H, W].
         norm: BN of its output; None if it is folded into the convolution, which then has a bias.
-        neuron: the spiking neurons.
-        pool: pool over [T, N, C, H, W]; None for a block without one.
+        neuron: the spiking neurons; None for a block whose output is not spikes.
+        pool: pool of the spikes [T, N, C, H, W]; None for a block without one.
         time_steps: T, for held inputs.
         backend: the form that runs; None for the reference.
     """
@@ -276,7 +295,7 @@ class ConvBlock(nn.Module):
         self,
         conv: nn.Conv2d,
         norm: TimeBatchNorm2d | None,
-        neuron: Neuron,
+        neuron: Neuron | None,
         pool: nn.Module | None = None,
         *,
         time_steps: int,
@@ -295,10 +314,12 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor, binary: bool = False) -> Tensor:
         """Pooled spikes of x [T, N, C, H, W]; `binary`: x is guaranteed to be spikes (zeros and ones)."""
         call = Call(self, x, binary)
-        for form in FORMS:
-            if form.refuses(call) is None:
-                return form.run(call)
-        raise AssertionError("the last form never refuses")
+        form = next(form for form in FORMS if form.refuses(call) is None)
+        spikes = form.run(call)
+        if self.pools_apart is None or form is FORMS[-1] or carried() is not None:
+            return spikes
+        assert self.pool is not None
+        return self.pool(spikes)
 
     def refusals(self, x: Tensor, binary: bool = False) -> dict[str, str | None]:
         """For each form, fastest first, why `forward` would not run in it; the first one with None runs."""
@@ -313,6 +334,16 @@ class ConvBlock(nn.Module):
         return self.pool.name if isinstance(self.pool, Pool2d) else None
 
     @property
+    def kernel_pool(self) -> Pool:
+        """The pooling that the kernels do; another one follows them."""
+        return self.pool_name or "none"
+
+    @property
+    def pools_apart(self) -> str | None:
+        """Why the kernels do not take the pool; None if they do."""
+        return None if self.pool_name else "the kernels pool windows of 2x2 with stride 2"
+
+    @property
     def normalises_by_batch(self) -> bool:
         """True if BN normalises with statistics of the batch."""
         return self.norm is not None and self.norm.bn.training
@@ -320,13 +351,13 @@ class ConvBlock(nn.Module):
     @property
     def refuses_fusion(self) -> str | None:
         """Why the kernels cannot take BN, neurons and pool together; None if they can."""
+        if self.neuron is None:
+            return "it has no neurons"
         reason = "its neurons are being listened to" if self.listened else refuses_neuron(self.neuron)
         if reason is None and self.norm is not None:
             reason = refuses_class(self.norm, TimeBatchNorm2d, "forward", "statistics_for")
             if reason is None and not self.norm.is_affine_with_averages:
                 reason = "its BN is not affine with running averages"
-        if reason is None and self.pool_name is None:
-            reason = f"the kernels do not support {type(self.pool).__name__}"
         return reason or self._refuses_hooks()
 
     @property
@@ -337,9 +368,11 @@ class ConvBlock(nn.Module):
             return f"its convolution is a {type(conv).__name__}"
         if (conv.bias is None) != (self.norm is not None):
             return "its convolution has a bias and BN" if self.norm is not None else "it has neither BN nor a bias"
-        standard = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-        if not standard or (conv.groups, conv.padding_mode) != (1, "zeros"):
-            return "its convolution is not 3x3 with stride 1 and padding 1"
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        known = kernel in KERNELS and stride in STRIDES and conv.padding == (kernel // 2, kernel // 2)
+        square = conv.kernel_size == (kernel, kernel) and conv.stride == (stride, stride)
+        if not (known and square) or (conv.dilation, conv.groups, conv.padding_mode) != ((1, 1), 1, "zeros"):
+            return "its convolution is not 1x1, 3x3 or 5x5 with half of it as padding, stride 1 or 2, and no groups"
         return "its convolution has hooks" if must_be_called(conv) else None
 
     def _refuses_hooks(self) -> str | None:
@@ -358,14 +391,15 @@ class ConvBlock(nn.Module):
     def _parts(self) -> Iterator[tuple[str, nn.Module]]:
         if self.norm is not None:
             yield from (("BN", self.norm), ("BN", self.norm.bn))
-        yield "neuron", self.neuron
+        if self.neuron is not None:
+            yield "neuron", self.neuron
         if isinstance(self.pool, Pool2d):
             yield from (("pool", self.pool), ("pool", self.pool.pool))
 
-    def gives_binary(self, device: torch.device) -> bool:
+    def gives_binary(self, device: torch.device, binary: bool = False) -> bool:
         """True if the output is guaranteed to hold zeros and ones."""
         fused = self.backend.fuses(device) and self.refuses_fusion is None and not must_be_called(self)
-        return fused and self.pool_name != "avg"
+        return fused and pools_spikes(self.pool)
 
     def statistics(
         self, batch: Callable[[], tuple[Tensor, Tensor]], x: Tensor, steps: int, channels: int
@@ -378,6 +412,7 @@ class ConvBlock(nn.Module):
 
     def normalisation(self, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor, Dynamics]:
         """BN's weight and bias, mean, 1 / standard deviation, and the neurons, as the kernels take them."""
+        assert self.neuron is not None
         if self.norm is not None:
             return self.norm.bn.weight, self.norm.bn.bias, statistics.mean, statistics.invstd, self.neuron.dynamics
         weight = statistics.invstd[0]

@@ -1,6 +1,7 @@
 """Read checkpoint files with integrity checks, and load the trained network from one without a Trainer."""
 
 import hashlib
+import inspect
 import json
 import pickle
 import zipfile
@@ -9,9 +10,11 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
+from plif_lightning.network.own import FROM_DATA, imported_network, own_network
 from plif_lightning.network.parts import parts_of, require_parts
 
 _PREFIX = "network."
@@ -174,28 +177,56 @@ def class_names_in(checkpoint: dict[str, Any], number: int) -> list[str] | None:
     return names if known else None
 
 
-def load_network(path: str | Path) -> SpikingNetwork:
+def load_network(path: str | Path, network: nn.Module | None = None) -> Any:
     """The network of a checkpoint that `fit` wrote, in evaluation mode, on the CPU.
 
     Args:
         path: such as RUN/checkpoints/best.ckpt, or a folder that `export` wrote. Only tensors and plain values are
-            read from it.
+            read from it; of a network of one's own, the class that its configuration names is imported.
+        network: a network of one's own that was built in Python; it gets the checkpoint's weights.
+
+    Returns:
+        A `SpikingNetwork`, or the network of one's own.
 
     Raises:
         CheckpointError: as `load_checkpoint`; or a file of an export folder is missing or altered.
     """
     path = checkpoint_file(Path(path))
-    return network_in(load_checkpoint(path), path)
+    return network_in(load_checkpoint(path), path, network)
 
 
-def network_in(checkpoint: dict[str, Any], path: Path) -> SpikingNetwork:
+def _made(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) -> nn.Module:
+    """The network that a checkpoint's arguments describe, without its weights.
+
+    Raises:
+        UserError: it is one of one's own, and neither given nor named by a configuration.
+    """
+    stored = checkpoint["hyper_parameters"]
+    arguments = {k: v for k, v in stored.items() if k in ARGUMENTS}
+    if stored.get("network") is None and network is None:
+        # The backend that it was trained with may not run here; `use_backend` selects another than the fastest.
+        return SpikingNetwork(**{**arguments, "backend": "auto", "sparse": "auto"})
+    from_data = {name: tuple(stored[name]) if name == "input_shape" else stored[name] for name in FROM_DATA}
+    if network is None:
+        named = configuration_in(checkpoint, path).get("model", {}).get("network")
+        if not isinstance(named, dict) or not isinstance(named.get("class_path"), str):
+            raise CheckpointError(
+                f"the network in {path} is a {stored['network']} that was built in Python: pass it, too, as "
+                "load_network(path, network), or to load_from_checkpoint."
+            )
+        kind = imported_network(named["class_path"])
+        takes = inspect.signature(kind).parameters
+        own = dict(named.get("init_args") or {})
+        network = kind(**own, **{name: value for name, value in from_data.items() if name in takes})
+    return own_network(network, from_data, {})
+
+
+def network_in(checkpoint: dict[str, Any], path: Path, network: nn.Module | None = None) -> Any:
     """`load_network` of a checkpoint that was already read from `path`."""
     if not isinstance(checkpoint.get("hyper_parameters"), dict):
         raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it does not say what its network is.")
     try:
-        arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if k in ARGUMENTS}
-        # The backend that it was trained with may not run here; `use_backend` selects another than the fastest.
-        network = SpikingNetwork(**{**arguments, "backend": "auto", "sparse": "auto"})
+        network = _made(checkpoint, path, network)
         if "network_parts" in checkpoint:  # missing in older checkpoints
             require_parts(parts_of(network), checkpoint["network_parts"], path)
         weights = checkpoint["state_dict"]

@@ -1,11 +1,9 @@
-"""The paper's network: spiking encoder, spiking classifier, voting."""
+"""Spiking encoder, spiking classifier and votes, from a structure."""
 
 import inspect
-import itertools
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import get_args
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,36 +12,23 @@ from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.firing import Keywords as Keywords
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.kernels import Backend, BackendName, Sparse
-from plif_lightning.network.blocks import Blocks, FCBlock
+from plif_lightning.network.blocks import WITH_NEURON, Blocks, FCBlock, NeuronBlock, layers_of, listening_to
+from plif_lightning.network.building import Builder
 from plif_lightning.network.conv import ConvBlock
-from plif_lightning.network.hooks import Hear, listening
+from plif_lightning.network.hooks import Hear
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
-from plif_lightning.network.layers import Pool2d, TimeDropout
-from plif_lightning.network.norm import NormHeld, NormStatistics, TimeBatchNorm2d
+from plif_lightning.network.norm import NormHeld, NormStatistics
+from plif_lightning.network.output import Integral, Output, Voting
 from plif_lightning.network.over_time import OverTime
-from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
-from plif_lightning.network.structure import Structure
-from plif_lightning.neurons import Neuron, make_neuron
+from plif_lightning.network.pooling import Pooling, PoolTies
+from plif_lightning.network.structure import structure_of
+from plif_lightning.neurons import Neuron
 from plif_lightning.neurons import NeuronName as NeuronName
 from plif_lightning.neurons import as_plain as as_plain
 from plif_lightning.neurons.carry import carried
-from plif_lightning.neurons.making import NeuronKeywords
+from plif_lightning.neurons.making import NeuronKeywords, make_layer, settings_of_all
 from plif_lightning.runtime.memory import memory_limit
-
-
-class Voting(nn.Module):
-    """Mean of the M output neurons of each class: [T, N, M C] to votes [T, N, C], in float32 at least."""
-
-    def __init__(self, votes_per_class: int) -> None:
-        super().__init__()
-        self.votes_per_class = votes_per_class
-
-    def forward(self, spikes: Tensor) -> Tensor:
-        real = torch.promote_types(spikes.dtype, torch.float32)
-        return spikes.to(real).unflatten(-1, (-1, self.votes_per_class)).mean(-1)
-
-    def extra_repr(self) -> str:
-        return f"votes_per_class={self.votes_per_class}"
+from plif_lightning.structure import FC, NUMBERS, Integrator, Neurons, Numbers, Structure, Votes, placed, resolved
 
 
 def _require_memory(values: int, part: str, lower: str) -> None:
@@ -70,26 +55,54 @@ def require_input(x: Tensor, time_steps: int, input_shape: tuple[int, ...]) -> N
         )
 
 
-class SpikingNetwork(nn.Module):
-    """n_down x [n_conv x (conv - BN - neuron) - pool] - n_fc x (dropout - FC - neuron) - voting.
+def _require_pools(numbers: Mapping[str, Any], input_shape: tuple[int, int, int]) -> None:
+    """Refuse more 2x2 pools than the paper's network can have on an input."""
+    n_down = NUMBERS.n_down if numbers["n_down"] is None else numbers["n_down"]
+    _, height, width = input_shape
+    if min(height, width) >> n_down == 0:
+        raise UserError(f"n_down={n_down} pools leave nothing of an input of {height}x{width}: pass a smaller n_down.")
 
-    Votes [T, N, num_classes] in [0, 1] from inputs [T, N, C, H, W], or from static images [N, C, H, W], held for
-    `time_steps`, whose first convolution and BN run once. There is no hidden state: every call starts at V_reset.
+
+def neuron_of(written: Neurons, channels: int, plif: NeuronName | Neuron, settings: Mapping[str, Any]) -> Neuron:
+    """The layer of neurons that a structure names, with `plif` in the place of PLIF."""
+    kind: Any = plif if written.name == "PLIF" else written.name
+    kind = kind.lower() if isinstance(kind, str) and "." not in kind else kind
+    return make_layer(kind, channels, dict(written.arguments), settings)
+
+
+def _output(structure: Structure) -> nn.Module:
+    match structure.layers[-1]:
+        case Votes(per_class):
+            return Voting(per_class)
+        case Integrator(arguments):
+            require_known_arguments("LI", dict(arguments), ["init_tau"])
+            return Integral(**dict(arguments))  # type: ignore[arg-type]
+    return Output()
+
+
+class SpikingNetwork(nn.Module):
+    """A network from its structure: encoder, classifier, votes; by default the paper's.
+
+    Votes [T, N, num_classes] in [0, 1], or the output of a readout, from inputs [T, N, C, H, W], or from static images
+    [N, C, H, W], held for `time_steps`, whose first convolution and BN run once. There is no hidden state: every call
+    starts at V_reset.
 
     Args:
         input_shape: (C, H, W), from the data.
         num_classes: number of classes, from the data.
         time_steps: T, from the data.
-        n_conv: conv-BN-neuron blocks before each pool (N_conv).
-        n_down: pools (N_down).
-        n_fc: FC layers, the output layer included (N_fc).
-        channels: output channels of every convolution.
-        fc_features: output features of every FC layer but the last, which has M * num_classes.
-        votes_per_class: M, output neurons per class.
-        dropout: drop probability before every FC layer, or one value per FC layer.
-        neuron: plif (learned tau), lif (fixed tau), if (no leak), clif, alif, qif, eif, klif, synaptic or glif; or a
-            subclass of `Neuron`, its import path, or a layer like those of the network.
-        pooling: max or avg.
+        structure: the layers, in the notation of Table S1 (`plif_lightning.structure.notation`); None for the paper's
+            network of the next six numbers. These replace the numbers of a structure that has the paper's form.
+        n_conv: conv-BN-neuron blocks before each pool (N_conv); 1 without a structure.
+        n_down: pools (N_down); 2.
+        n_fc: FC layers, the output layer included (N_fc); 2.
+        channels: output channels of every convolution, or one number for those before each pool; 128.
+        fc_features: output features of every FC layer but the last, which has M * num_classes; 2048.
+        votes_per_class: M, output neurons per class; 10.
+        dropout: drop probability of every `DP`, or one value for each.
+        neuron: what takes the place of every PLIF: plif (learned tau), lif (fixed tau), if (no leak), clif, alif, qif,
+            eif, klif, synaptic or glif; or a subclass of `Neuron`, its import path, or a layer like those to be made.
+        pooling: avg puts an average pool in the place of every max-pool.
         pool_ties: which of several firing neurons in a max-pool window gets the gradient: random (the paper) or first.
         norm_statistics: BN statistics per_step (the paper), or of all_steps together.
         norm_held: updates of the first BN's running statistics by a static image: every_step (T updates; the paper's
@@ -99,12 +112,18 @@ class SpikingNetwork(nn.Module):
         sparse: skip silent inputs in convolutions and FC layers of spikes on a CPU: auto (where it is faster), never
             or always.
         folded: a bias in every convolution instead of BN, as returned by `deploy.fold`.
-        neuron_settings: init_tau, tau_per, v_threshold and other arguments of `make_neuron`.
+        neuron_settings: init_tau, tau_per, v_threshold and other arguments of `make_neuron`, for all neurons; arguments
+            in the structure are those of one layer.
 
     Raises:
-        UserError: an argument lies outside its range or does not fit the others.
+        UserError: an argument lies outside its range or does not fit the others; the structure cannot be read, or does
+            not fit the input or the number of classes.
 
     Source: Fang et al. 2021, Secs. 3.5 and 4.1, Tables 1 and S1.
+
+    >>> net = SpikingNetwork((1, 8, 8), 3, 4, structure="c4k3s1-BN-PLIF-MPk2s2-FC3")
+    >>> net(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([4, 2, 3])
     """
 
     def __init__(
@@ -112,12 +131,13 @@ class SpikingNetwork(nn.Module):
         input_shape: tuple[int, int, int],
         num_classes: int,
         time_steps: int,
-        n_conv: int = 1,
-        n_down: int = 2,
-        n_fc: int = 2,
-        channels: int = 128,
-        fc_features: int = 2048,
-        votes_per_class: int = 10,
+        structure: str | None = None,
+        n_conv: int | None = None,
+        n_down: int | None = None,
+        n_fc: int | None = None,
+        channels: int | list[int] | None = None,
+        fc_features: int | None = None,
+        votes_per_class: int | None = None,
         dropout: float | list[float] = 0.5,
         neuron: NeuronName | Neuron = "plif",
         pooling: Pooling = "max",
@@ -133,60 +153,42 @@ class SpikingNetwork(nn.Module):
         super().__init__()
         require_known_arguments("SpikingNetwork", neuron_settings, ARGUMENTS)
         self.backend = Backend(backend, sparse)
-        for name, value in (
-            ("time_steps", time_steps),
-            ("num_classes", num_classes),
-            ("n_conv", n_conv),
-            ("n_down", n_down),
-            ("n_fc", n_fc),
-            ("channels", channels),
-            ("fc_features", fc_features),
-            ("votes_per_class", votes_per_class),
-        ):
+        for name, value in (("time_steps", time_steps), ("num_classes", num_classes)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}.")
         if pooling not in get_args(Pooling):
             raise UserError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}.")
-        in_channels, height, width = input_shape
-        pooled = height >> n_down, width >> n_down
-        if 0 in pooled:
+        numbers = dict(
+            zip(Numbers._fields, (n_conv, n_down, n_fc, channels, fc_features, votes_per_class), strict=True)
+        )
+        wanted = resolved(structure, numbers, num_classes)
+        if structure is None or any(value is not None for value in numbers.values()):
+            _require_pools(numbers, input_shape)
+        layers = placed(wanted, input_shape, num_classes)
+        drops = sum(isinstance(one.layer, FC) and one.layer.dropout is None for one in layers)
+        self._dropout = dropout
+        dropouts = [dropout] * drops if isinstance(dropout, (int, float)) else list(dropout)
+        if len(dropouts) != drops:
             raise UserError(
-                f"n_down={n_down} pools leave nothing of an input of {height}x{width}: pass a smaller n_down."
+                f"dropout must be one number or n_fc = {drops} of them, one for each DP, got {len(dropouts)}."
             )
-        dropouts = [dropout] * n_fc if isinstance(dropout, (int, float)) else list(dropout)
-        if len(dropouts) != n_fc:
-            raise UserError(f"dropout must be one number or n_fc = {n_fc} of them, got {len(dropouts)}.")
-
-        features = [*[fc_features] * (n_fc - 1), votes_per_class * num_classes]
         self.input_shape = tuple(input_shape)
-        self.time_steps = time_steps
-        self.num_classes, self.channels = num_classes, channels
-        in_features = channels * pooled[0] * pooled[1]
-        convs = 9 * channels * (in_channels + channels * (n_conv * n_down - 1))
-        fcs = sum(i * o for i, o in itertools.pairwise([in_features, *features]))
-        _require_memory(convs + fcs, "its weights", "channels or fc_features")
-        first_map = time_steps * channels * height * width
-        _require_memory(first_map, "one sample's first feature map", "time_steps or channels")
-        sizes = [channels] * n_conv * n_down + features
-        neurons = iter([make_neuron(neuron, size, **neuron_settings) for size in sizes])
+        self.time_steps, self.num_classes = time_steps, num_classes
+        _require_memory(sum(one.weights for one in layers), "its weights", "channels or fc_features")
+        self._largest_map = max(one.largest_map for one in layers)
+        _require_memory(time_steps * self._largest_map, "one sample's largest feature map", "time_steps or channels")
+
+        of_all = settings_of_all(**neuron_settings)
+
+        def make(written: Neurons, size: int) -> Neuron:
+            return neuron_of(written, size, neuron, of_all)
+
         self.inputs = InputEncoder(input_encoder, time_steps)
-        encoder: OrderedDict[str, nn.Module] = OrderedDict()
-        for i in range(n_conv * n_down):
-            conv = nn.Conv2d(channels if i else in_channels, channels, 3, padding=1, bias=folded)
-            norm = None if folded else TimeBatchNorm2d(channels, norm_statistics, norm_held)
-            pool = Pool2d(SpikeMaxPool2d(pool_ties) if pooling == "max" else nn.AvgPool2d(2))
-            last_of_stage = (i + 1) % n_conv == 0
-            encoder[f"conv{i + 1}"] = ConvBlock(
-                conv, norm, next(neurons), pool if last_of_stage else None, time_steps=time_steps
-            )
-        self.encoder = Blocks(encoder)
-        classifier: OrderedDict[str, nn.Module] = OrderedDict()
-        for i, (out_features, p) in enumerate(zip(features, dropouts, strict=True)):
-            fc = nn.Linear(in_features, out_features, bias=False)
-            classifier[f"fc{i + 1}"] = FCBlock(TimeDropout(p), fc, next(neurons))
-            in_features = out_features
-        self.classifier = Blocks(classifier)
-        self.voting = Voting(votes_per_class)
+        builder = Builder(time_steps, make, iter(dropouts), pooling, pool_ties, norm_statistics, norm_held, folded)
+        first_fc = next(i for i, one in enumerate(layers) if isinstance(one.layer, FC))
+        self.encoder = builder.blocks(layers[:first_fc])
+        self.classifier = builder.blocks(layers[first_fc:])
+        self.voting = _output(wanted)
         use_backend(self, backend, sparse)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -198,17 +200,19 @@ class SpikingNetwork(nn.Module):
         if not x.is_floating_point():  # event counts are stored as uint8
             weight = next(self.parameters(), None)  # None for a deployed network without weights
             x = x.float() if weight is None else x.to(weight.dtype)
-        spikes = self.encoder(self.inputs(x)).flatten(2)
+        y = self.encoder(self.inputs(x)).flatten(2)
+        if len(y) == 1:  # no neuron has seen time yet
+            y = y.expand(steps, *y.shape[1:])
         if isinstance(self.encoder, Blocks) and isinstance(self.classifier, Blocks):
             binary = self.encoder.gives_binary(x.device) and not self.classifier._forward_pre_hooks
-            return self.voting(self.classifier(spikes, binary))
-        return self.voting(self.classifier(spikes))
+            return self.voting(self.classifier(y, binary))
+        return self.voting(self.classifier(y))
 
     @contextmanager
     def for_time_steps(self, time_steps: int) -> Iterator[None]:
         """Run with another T while the context lasts; no parameter depends on T."""
-        blocks = [block for block in self.encoder if isinstance(block, ConvBlock)]
-        parts: list[SpikingNetwork | InputEncoder | ConvBlock] = [self, self.inputs, *blocks]
+        kinds = (SpikingNetwork, InputEncoder, ConvBlock, NeuronBlock)
+        parts: list[Any] = [part for part in self.modules() if isinstance(part, kinds)]
         original = self.time_steps
         for part in parts:
             part.time_steps = time_steps
@@ -218,61 +222,61 @@ class SpikingNetwork(nn.Module):
             for part in parts:
                 part.time_steps = original
 
-    @contextmanager
-    def listening(self, hear: Hear) -> Iterator[None]:
-        """Call `hear(layer, spikes)` with each layer's spikes [T, N, *], before its pool, while the context lasts.
-
-        Blocks then run part by part, which is slower and gives the same spikes.
-        """
-        blocks = [block for block in self.blocks().values() if isinstance(block, ConvBlock)]
-        for block in blocks:
-            block.listened = True
-        try:
-            with listening(dict(self.neurons()), hear):
-                yield
-        finally:
-            for block in blocks:
-                block.listened = False
+    def listening(self, hear: Hear) -> AbstractContextManager[None]:
+        """`listening_to` the neurons of every layer, by the layer's name."""
+        return listening_to(self, dict(self.neurons()), hear)
 
     @property
     def structure(self) -> Structure:
-        """The current layers in the notation of Table S1."""
-        return Structure.of(self.encoder.children(), self.classifier.children(), self.voting)
+        """The current layers; `str()` writes them in the notation of Table S1."""
+        return structure_of(self.encoder.children(), self.classifier.children(), self.voting, self._dropout)
+
+    @property
+    def largest_map(self) -> int:
+        """Most values of one sample at a step in a layer, as built."""
+        return self._largest_map
 
     def kernels(self, device: torch.device) -> str:
-        """The kernels that run on `device`, and each convolutional block that needs a slower form, with the reason."""
+        """The kernels that run on `device`, and each block that needs a slower form, with the reason."""
         chosen = self.backend.chosen(device)
         if chosen == "reference":
             return "reference kernels"
-        blocks = [(name, block) for name, block in self.blocks().items() if isinstance(block, ConvBlock)]
-        declined = [f"{name} part by part: {reason}" for name, block in blocks if (reason := block.refuses_fusion)]
-        declined += [
-            f"{name} stores its convolution's output: {reason}"
-            for name, block in blocks
-            if block.refuses_fusion is None and (reason := block.refuses_conv)
-        ]
+        blocks = [(name, block) for name, block in self.layers().items() if isinstance(block, ConvBlock)]
+        declined: dict[str, list[str]] = {}
+        for name, block in blocks:
+            if (reason := block.refuses_fusion) is not None:
+                declined.setdefault(f"part by part: {reason}", []).append(name)
+                continue
+            if (reason := block.refuses_conv) is not None:
+                declined.setdefault(f"stores its convolution's output: {reason}", []).append(name)
+            if (reason := block.pools_apart) is not None:
+                declined.setdefault(f"pools apart: {reason}", []).append(name)
         silent = {
             "auto": ", silent inputs skipped where that is faster",
             "always": ", silent inputs skipped",
             "never": "",
         }
         skips = silent[self.backend.sparse] if chosen == "cpu" else ""
-        return "; ".join([f"{chosen} kernels{skips}", *declined])
+        return "; ".join([f"{chosen} kernels{skips}", *(f"{', '.join(of)} {why}" for why, of in declined.items())])
 
     def blocks(self) -> dict[str, nn.Module]:
-        """The layers from input to output, by name: conv1, ..., fc1, ..."""
+        """The blocks from input to output, by name: conv1, ..., fc1, ...; a residual block is one of them."""
         return {**dict(self.encoder.named_children()), **dict(self.classifier.named_children())}
+
+    def layers(self) -> dict[str, nn.Module]:
+        """`blocks` with those inside of residual blocks in their place."""
+        return {**dict(layers_of(self.encoder)), **dict(layers_of(self.classifier))}
 
     def neurons(self) -> Iterator[tuple[str, Neuron]]:
         """(layer name, neuron) of every spiking layer, from input to output."""
-        for name, block in self.blocks().items():
-            if isinstance(block, (ConvBlock, FCBlock)):
+        for name, block in self.layers().items():
+            if isinstance(block, WITH_NEURON) and block.neuron is not None:
                 yield name, block.neuron
 
 
 _PARAMETERS = {
     name: parameter
-    for function in (Firing, make_neuron, SpikingNetwork)  # the default of the last one wins
+    for function in (Firing, settings_of_all, SpikingNetwork)  # the default of the last one wins
     for name, parameter in inspect.signature(function).parameters.items()
     if parameter.kind is not parameter.VAR_KEYWORD
 }
@@ -284,12 +288,13 @@ DEFAULTS = {name: p.default for name, p in _PARAMETERS.items() if p.default is n
 class NetworkKeywords(NeuronKeywords, total=False):
     """Arguments of `SpikingNetwork` for type checkers, where a constructor passes them on."""
 
-    n_conv: int
-    n_down: int
-    n_fc: int
-    channels: int
-    fc_features: int
-    votes_per_class: int
+    structure: str | None
+    n_conv: int | None
+    n_down: int | None
+    n_fc: int | None
+    channels: int | list[int] | None
+    fc_features: int | None
+    votes_per_class: int | None
     dropout: float | list[float]
     neuron: NeuronName | Neuron
     pooling: Pooling

@@ -67,7 +67,11 @@ class TimeBatchNorm2d(nn.Module):
     @property
     def is_affine_with_averages(self) -> bool:
         """True if `statistics_for` supports `bn`: affine, with exponential running averages."""
-        bn = self.bn
+        return self.has_averages(self.bn)
+
+    @staticmethod
+    def has_averages(bn: nn.Module) -> bool:
+        """True if a BN is affine, with exponential running averages."""
         if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
             return False
         return bn.affine and bn.track_running_stats and bn.running_mean is not None and bn.momentum is not None

@@ -7,15 +7,16 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import Backend, Sparse, linear_of_spikes
-from plif_lightning.network.blocks import Blocks, FCBlock
+from plif_lightning.network.blocks import Blocks, FCBlock, NeuronBlock, Residual
 from plif_lightning.network.conv import ConvBlock, dtype_of
 from plif_lightning.network.hooks import must_be_called
 from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.network.norm import TimeBatchNorm2d
+from plif_lightning.network.output import Integral
 from plif_lightning.neurons import Neuron
 
-# Layers that take [T, N, *].
-_KNOW_TIME = (Neuron, TimeBatchNorm2d, TimeDropout, Pool2d, ConvBlock, FCBlock, Blocks)
+# Layers that take [T, N, *]; others are, too, whose class says `time_aware = True`.
+_KNOW_TIME = (Neuron, Integral, TimeBatchNorm2d, TimeDropout, Pool2d, ConvBlock, FCBlock, NeuronBlock, Residual, Blocks)
 
 
 class OverTime(nn.Module):
@@ -24,12 +25,13 @@ class OverTime(nn.Module):
     `nn.BatchNorm2d` therefore takes its statistics over all time-steps; `TimeBatchNorm2d` can take them per step.
 
     Args:
-        net: a layer, or an `nn.Sequential` of layers and Sequentials.
+        net: a layer, or an `nn.Sequential` of layers and Sequentials. A module of one's own that takes [T, N, *] says
+            so with `time_aware = True` in its class.
         sparse: skip silent inputs of `nn.Linear` on a CPU: never, auto (where its input is zeros and ones and that is
             faster; sums are then rounded in another order) or always (for tests).
 
     Raises:
-        UserError: neurons are inside a module other than a Sequential, whose order of layers is unknown.
+        UserError: neurons are inside a module other than a Sequential that is not time-aware.
 
     >>> import torch
     >>> from plif_lightning.neurons import PLIF
@@ -50,13 +52,18 @@ class OverTime(nn.Module):
         return run_over_time(self.net, x, self.backend)
 
 
+def _knows_time(module: nn.Module) -> bool:
+    """True if a module takes [T, N, *]."""
+    return isinstance(module, (*_KNOW_TIME, OverTime)) or getattr(module, "time_aware", False) is True
+
+
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Sequential]:
     """True if this runs its parts in sequence: a Sequential that does not override forward."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def _require_known(module: nn.Module) -> None:
-    if isinstance(module, _KNOW_TIME):
+    if _knows_time(module):
         return
     if _is_plain(module):
         for part in module:
@@ -65,13 +72,13 @@ def _require_known(module: nn.Module) -> None:
         raise UserError(
             f"{type(module).__name__} contains neurons, but is not an nn.Sequential, or overrides its forward: "
             "over_time cannot run its layers over time. Put its parts into an nn.Sequential, or write a forward "
-            "over [T, N, *] and call it without over_time."
+            "over [T, N, *] and say `time_aware = True` in its class."
         )
 
 
 def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) -> Tensor:
     """`OverTime(module)(x)`, with silent inputs skipped as the backend says."""
-    if isinstance(module, (*_KNOW_TIME, OverTime)):
+    if _knows_time(module):
         return module(x)
     if _is_plain(module):
         return _run_parts(module, x, backend)

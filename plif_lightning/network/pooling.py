@@ -1,9 +1,10 @@
-"""2x2 pooling of spikes."""
+"""Max-pooling of spikes, with a rule for ties."""
 
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.errors import UserError
@@ -58,6 +59,52 @@ class SpikeMaxPool2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"ties={self.ties!r}"
+
+
+class TiedMaxPool2d(nn.Module):
+    """Max-pooling over windows of any size, of spikes or of their sums, with a rule for ties.
+
+    Maps [*, H, W] to [*, H', W'] as `nn.MaxPool2d` does. Each window passes its gradient to a single neuron, the
+    winner, which the rule of `SpikeMaxPool2d` chooses among the largest ones.
+
+    Args:
+        kernel_size: size of a window.
+        stride: distance between windows.
+        padding: added on all sides; never wins.
+        ties: see `SpikeMaxPool2d`.
+
+    Raises:
+        UserError: an unknown rule.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int],
+        padding: int | tuple[int, int] = 0,
+        ties: PoolTies = "random",
+    ) -> None:
+        super().__init__()
+        self.ties = SpikeMaxPool2d(ties).ties
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        window = self.kernel_size, self.stride, self.padding
+        if self.ties == "first" or not (torch.is_grad_enabled() and x.requires_grad):
+            return functional.max_pool2d(x, *window)
+        # Spikes and their sums are whole numbers, so shares of one only order ties, and the largest value without its
+        # share is exact. 16 random bits for each value: a draw of 64 takes as long as one of a float.
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        real = torch.promote_types(x.dtype, torch.float32)
+        share = (bits.view(torch.int16)[: x.numel()].to(real) + 2**15) * 2**-17
+        dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+        largest = functional.max_pool2d(
+            x + (share.as_strided(x.shape, x.stride()) if dense else share.view(x.shape)), *window
+        )
+        return (largest + (largest.floor() - largest).detach()).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}, ties={self.ties!r}"
 
 
 def _windows(x: Tensor) -> list[Tensor]:

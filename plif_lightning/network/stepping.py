@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from plif_lightning.errors import UserError
 from plif_lightning.network.layers import TimeDropout
 from plif_lightning.network.norm import TimeBatchNorm2d
+from plif_lightning.network.output import Integral
 from plif_lightning.network.tracing import plain, run_network
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import LayerState as LayerState
@@ -18,6 +19,8 @@ from plif_lightning.neurons.carry import carrying as carrying
 from plif_lightning.neurons.carry import detached as detached
 
 State = dict[str, LayerState]
+# Modules whose state a step takes and returns.
+STATEFUL = (Neuron, Integral)
 
 
 def foreign_state(state: Iterable[str], neurons: Iterable[str]) -> UserError:
@@ -42,7 +45,7 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
 
     Returns:
         The output [N, *], and the state of each layer of neurons by its name in `net`: its potential [N, *], in float32
-        at least; of neurons with several states a tuple of them.
+        at least; of neurons with several states a tuple of them. The leaky integral of a readout is such a state too.
 
     Neurons are bit-identical to a run over the whole sequence. Other layers are too if PyTorch's result for a sample
     does not depend on the batch size; otherwise a potential may differ by rounding (README of the kernels).
@@ -61,7 +64,7 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
     True
     """
     net = plain(net)
-    neurons = {name: part for name, part in net.named_modules() if isinstance(part, Neuron)}
+    neurons = {name: part for name, part in net.named_modules() if isinstance(part, STATEFUL)}
     before = _by_neuron(neurons, state)
     _require_single_steps(net)
     with _not_compiled(net), carrying(before) as carried:
@@ -71,7 +74,7 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
     return y[0], {name: carried.after[neuron] for name, neuron in neurons.items()}
 
 
-def _by_neuron(neurons: Mapping[str, Neuron], state: Mapping[str, LayerState] | None) -> dict[nn.Module, LayerState]:
+def _by_neuron(neurons: Mapping[str, nn.Module], state: Mapping[str, LayerState] | None) -> dict[nn.Module, LayerState]:
     """A network's state by neuron; refuses one of other neurons."""
     if state is None:
         return {}

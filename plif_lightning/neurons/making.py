@@ -50,19 +50,63 @@ def make_neuron(
     Raises:
         UserError: an argument lies outside its range, or is given twice with two values.
     """
+    return make_layer(neuron, channels, {}, settings_of_all(init_tau, tau_per, learn_threshold, **firing))
+
+
+def settings_of_all(
+    init_tau: float = 2.0,
+    tau_per: TauPer = "layer",
+    learn_threshold: bool = False,
+    **firing: Keywords[FiringKeywords],
+) -> dict[str, Any]:
+    """Arguments that all neurons of a network share, with their defaults; see `make_neuron`."""
     require_known_arguments("make_neuron", firing, _KEYWORDS)
     constants = Firing(**firing)  # also tells jsonargparse what the keywords are
-    kind, own = _class_of(neuron)
-    if init_tau != 2.0:
-        own = _with_tau(kind, own, init_tau, named=isinstance(neuron, str) and neuron in _CLASSES)
-    shared = {"tau_per": tau_per, "learn_threshold": learn_threshold, **asdict(constants)}
+    return {"init_tau": init_tau, "tau_per": tau_per, "learn_threshold": learn_threshold, **asdict(constants)}
+
+
+def make_layer(neuron: Any, channels: int, own: Mapping[str, Any], settings: Mapping[str, Any]) -> Neuron:
+    """A layer of neurons from the arguments of all neurons, of their kind, and of this layer.
+
+    Args:
+        neuron: see `make_neuron`.
+        channels: channels of the input.
+        own: arguments of this layer, which take precedence over all others.
+        settings: `settings_of_all`.
+
+    Raises:
+        UserError: an argument of the kind contradicts one of all neurons.
+    """
+    shared, of_layer = dict(settings), dict(own)
+    init_tau = shared.pop("init_tau")
+    kind, of_kind = _class_of(neuron)
     defaults = {"tau_per": "layer", "learn_threshold": False, **_FIRING_DEFAULTS}
-    for name in shared.keys() & own.keys():
-        if shared[name] not in (own[name], defaults.get(name)):
+    for name in (shared.keys() & of_kind.keys()) - of_layer.keys():
+        if shared[name] not in (of_kind[name], defaults.get(name)):
             raise UserError(
-                f"{name} is {shared[name]!r} for all neurons, but {own[name]!r} for {kind.__name__}: give one of them."
+                f"{name} is {shared[name]!r} for all neurons, but {of_kind[name]!r} for {kind.__name__}: give one of "
+                "them."
             )
-    return kind(**{**shared, **own, "channels": channels})
+    given = {**of_kind, **of_layer}
+    written = {name: value for name, value in given.items() if name != "channels" and shared.get(name, _NONE) != value}
+    if "init_tau" in of_layer:
+        of_kind.pop("init_tau", None)
+        init_tau = _number("init_tau", of_layer.pop("init_tau"))
+    named = isinstance(neuron, str) and neuron in _CLASSES
+    if init_tau != 2.0 and not (named and "k" in of_layer):
+        of_kind = _with_tau(kind, of_kind, init_tau, named)
+    made = kind(**{**shared, **of_kind, **of_layer, "channels": channels})
+    made._written = tuple(written.items())  # as a structure writes it
+    return made
+
+
+_NONE = object()
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{name} must be a number, got {value!r}.")
+    return value
 
 
 _FIRING_DEFAULTS = {name: field.default for name, field in Firing.__dataclass_fields__.items()}

@@ -68,6 +68,7 @@ class Neuron(nn.Module):
     equations: ClassVar[Equations]
     declared: ClassVar[dict[str, Parameter]] = {}
     given: dict[str, Any]
+    _written: tuple[tuple[str, Any], ...]
     _made_of: dict[str, Parameter]
 
     def __new__(cls, *arguments: Any, **named: Any) -> "Neuron":

@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+from plif_lightning.errors import UserError
+from plif_lightning.structure import NUMBERS, Numbers, numbers_of, parse
+
 
 class Key(NamedTuple):
     """A setting, or all settings below a dotted name.
@@ -89,8 +92,31 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`flat` with one text for equal settings: 2 and 2.0, and the import paths of a class that has moved."""
+    """`flat` with one text for equal settings: 2 and 2.0, the import paths of a class that has moved, and a network by
+    its structure or by its numbers.
+    """
+    model = config.get("model")
+    config = {**config, "model": by_numbers(model)} if isinstance(model, Mapping) and model else config
     return {name: _comparable(name, value) for name, value in flat(config).items()}
+
+
+def by_numbers(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a network with `structure` where it is not the paper's, otherwise with the six numbers.
+
+    A network that does not use them (one of one's own), or whose structure cannot be read, is returned as it is.
+    """
+    text = model.get("structure")
+    given = {name: model[name] for name in Numbers._fields if model.get(name) is not None}
+    if model.get("network") is not None or not (given or text is not None or "n_conv" in model):
+        return dict(model)
+    try:
+        found = None if text is None else parse(text)
+    except UserError:
+        return dict(model)
+    numbers = NUMBERS if found is None else numbers_of(found)
+    if numbers is None:
+        return {**model, "structure": str(found)}
+    return {**model, "structure": None, **numbers._asdict(), **given}
 
 
 def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -1,14 +1,18 @@
-"""Losses between votes [T, N, C] in [0, 1] and labels, by name."""
+"""Losses between votes [T, N, C] in [0, 1], or the logits [T, N, C] of a readout, and labels; by name."""
 
+import logging
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 from torch import Tensor
 from torch.nn import functional
 
 from plif_lightning.errors import UserError
 
-LossName = Literal["per_step", "rate", "tet", "cross_entropy"]
+_log = logging.getLogger(__name__)
+LossName = Literal["per_step", "rate", "per_step_cross_entropy", "cross_entropy", "tet"]
+Loss = Callable[..., Tensor]
 
 # Logits per vote: with M = 10 neurons per class, as in the paper, a logit is the number of neurons that fire.
 _LOGITS = 10.0
@@ -48,26 +52,74 @@ def rate_mse(votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
     return functional.mse_loss(votes.mean(0), _target(votes, label, smoothing))
 
 
-def per_step_cross_entropy(votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of the votes at each step, averaged over steps and samples; arguments as in `per_step_mse`.
+def per_step_cross_entropy(
+    votes: Tensor, label: Tensor, smoothing: float = 0.0, logits_per_vote: float = _LOGITS
+) -> Tensor:
+    """Cross-entropy at each step, averaged over steps and samples; arguments as in `per_step_mse`.
 
-    The logits are 10 times the votes. This is TET without its second term, which keeps membrane potentials bounded:
-    votes are bounded already.
-
-    Source: Deng et al. 2022 (TET), Sec. 4.2.
+    `logits_per_vote` is 1 for the logits of a readout. In earlier versions this loss of votes was called tet.
     """
     target = _target(votes, label, smoothing).expand_as(votes)
-    return functional.cross_entropy(_LOGITS * votes.flatten(0, 1), target.flatten(0, 1))
+    return functional.cross_entropy(logits_per_vote * votes.flatten(0, 1), target.flatten(0, 1))
 
 
-def rate_cross_entropy(votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of the firing rates; the logits are 10 times the rates. Arguments as in `per_step_mse`."""
-    return functional.cross_entropy(_LOGITS * votes.mean(0), _target(votes, label, smoothing))
+def rate_cross_entropy(
+    votes: Tensor, label: Tensor, smoothing: float = 0.0, logits_per_vote: float = _LOGITS
+) -> Tensor:
+    """Cross-entropy of the mean over time; arguments as in `per_step_cross_entropy`."""
+    return functional.cross_entropy(logits_per_vote * votes.mean(0), _target(votes, label, smoothing))
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
+def tet(outputs: Tensor, label: Tensor, smoothing: float = 0.0, weight: float = 0.05, phi: float = 1.0) -> Tensor:
+    """Temporal efficient training: (1 - weight) times the mean cross-entropy of the steps, plus weight times the mean
+    squared distance of the outputs from phi.
+
+    Args:
+        outputs: of a readout without spikes, the input of the output layer [T, N, C].
+        label: as in `per_step_mse`.
+        smoothing: as in `per_step_mse`.
+        weight: lambda.
+        phi: where the second term pulls the outputs; V_th in the paper.
+
+    Source: Deng et al. 2022, "Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting".
+    """
+    of_steps = per_step_cross_entropy(outputs, label, smoothing, logits_per_vote=1.0)
+    return (1 - weight) * of_steps + weight * (outputs - phi).square().mean()
+
+
+LOSSES: dict[str, Loss] = {
     "per_step": per_step_mse,
     "rate": rate_mse,
-    "tet": per_step_cross_entropy,
+    "per_step_cross_entropy": per_step_cross_entropy,
     "cross_entropy": rate_cross_entropy,
+    "tet": tet,
 }
+
+
+def loss_named(name: str, tet_lambda: float | None = None, votes: bool = True) -> Loss:
+    """The loss of a name, for a network with votes in [0, 1] or with the logits of a readout.
+
+    In earlier versions `tet` was what is `per_step_cross_entropy` now. A network that votes with spikes has no readout
+    that could be trained by the real one, so configurations and checkpoints with both are of that time: they get the
+    loss that they named, and a warning.
+
+    Raises:
+        UserError: an unknown name, or a lambda outside of 0..1 or beside another loss.
+    """
+    if name not in LOSSES:
+        raise UserError(f"loss must be one of {', '.join(get_args(LossName))}, got {name!r}.")
+    if tet_lambda is not None and not 0 <= tet_lambda <= 1:
+        raise UserError(f"tet_lambda must be from 0 to 1, got {tet_lambda}.")
+    if tet_lambda is not None and (name != "tet" or votes):
+        raise UserError(f"tet_lambda={tet_lambda} is for loss='tet' and a readout without spikes (structure ...-FC10).")
+    if name == "tet" and votes:
+        _log.warning(
+            "loss=tet of a network that votes with spikes is per_step_cross_entropy, which earlier versions called "
+            "tet: name it so. The loss of Deng et al. trains a readout without spikes: a structure that ends with FC10."
+        )
+        name = "per_step_cross_entropy"
+    if name == "tet":
+        return tet if tet_lambda is None else partial(tet, weight=tet_lambda)
+    found = LOSSES[name]
+    cross_entropy = name in ("per_step_cross_entropy", "cross_entropy")
+    return partial(found, logits_per_vote=1.0) if cross_entropy and not votes else found

@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, get_args
+from typing import Any
 
 import lightning as L
 import torch
@@ -13,18 +13,20 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from plif_lightning.data.batch import as_batch, merged, time_first
 from plif_lightning.errors import UserError
-from plif_lightning.network import SpikingNetwork
+from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.network import ARGUMENTS, DEFAULTS, Keywords, NetworkKeywords, as_plain
+from plif_lightning.network.own import has_votes, own_network, require_protocol
 from plif_lightning.network.parts import Parts, parts_of, require_parts
+from plif_lightning.runs.settings import by_numbers
 from plif_lightning.training.finite import FiniteGuard
-from plif_lightning.training.losses import LOSSES, LossName
+from plif_lightning.training.losses import LossName, loss_named
 from plif_lightning.training.online import separable, step_by_step
 from plif_lightning.training.schedules import OneCycle
 from plif_lightning.training.seeds import StepSeeds
@@ -70,7 +72,11 @@ class SpikingClassifier(L.LightningModule):
         input_shape: (C, H, W), from the data.
         num_classes: number of classes, from the data.
         time_steps: T, from the data.
-        loss: per_step (the paper), rate (the authors' code), tet or cross_entropy (of steps and of rates).
+        network: a network of one's own, instead of a `SpikingNetwork` of the further arguments: a module from
+            [T, N, C, H, W], or images [N, C, H, W], to votes or logits [T, N, num_classes] (`network.own`).
+        loss: per_step (the paper), rate (the authors' code), per_step_cross_entropy, cross_entropy (of the rates) or
+            tet, which needs a readout without spikes.
+        tet_lambda: weight of the second term of tet, lambda; 0.05 if it is not given.
         label_smoothing: share of a label that is spread evenly over all classes, in training.
         optimizer: any torch optimiser.
         lr_scheduler: any torch scheduler, stepped once an epoch; or OneCycle, stepped with the optimiser.
@@ -79,7 +85,7 @@ class SpikingClassifier(L.LightningModule):
         early_time_steps: {T: number of epochs}: train with these numbers of time-steps first, in this order, then with
             `time_steps`. Evaluations always use `time_steps`. Frames of events are summed, so each T must divide
             `time_steps` there.
-        network: further arguments of `SpikingNetwork`.
+        settings: further arguments of `SpikingNetwork`.
 
     Raises:
         UserError: an argument lies outside its range.
@@ -90,23 +96,27 @@ class SpikingClassifier(L.LightningModule):
         input_shape: tuple[int, int, int],
         num_classes: int,
         time_steps: int,
+        network: nn.Module | None = None,
         loss: LossName = "per_step",
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
         decay_all: bool = False,
         label_smoothing: float = 0.0,
         early_time_steps: dict[int, int] | None = None,
-        **network: Keywords[NetworkKeywords],
+        tet_lambda: float | None = None,
+        **settings: Keywords[NetworkKeywords],
     ) -> None:
         super().__init__()
         # Plain values only, so that checkpoints load with weights_only=True.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Attribute 'neuron' is an instance")  # described in the next lines
-            self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
+            self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "network"], logger=False)
+        # One of one's own is built again from the configuration, or by the caller.
+        self.hparams.pop("network", None)
+        if network is not None:
+            self.hparams["network"] = f"{type(network).__module__}.{type(network).__qualname__}"
         if "neuron" in self.hparams:
             self.hparams["neuron"] = as_plain(self.hparams["neuron"])
-        if loss not in LOSSES:
-            raise UserError(f"loss must be one of {', '.join(get_args(LossName))}, got {loss!r}.")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}.")
         for steps, epochs in (early_time_steps or {}).items():
@@ -115,8 +125,19 @@ class SpikingClassifier(L.LightningModule):
                     f"early_time_steps must be {{T: epochs}} with T from 1 to time_steps = {time_steps} and epochs at "
                     f"least 1, got {{{steps}: {epochs}}}."
                 )
-        self.network = SpikingNetwork(input_shape, num_classes, time_steps, **network)
-        self.loss = LOSSES[loss]
+        if network is not None and early_time_steps and not hasattr(network, "for_time_steps"):
+            raise UserError(
+                f"early_time_steps needs a network that can run with another T: give {type(network).__name__} a "
+                "context manager for_time_steps(T), as SpikingNetwork has."
+            )
+        if network is None:
+            self.network: nn.Module = SpikingNetwork(input_shape, num_classes, time_steps, **settings)
+        else:
+            from_data = {"input_shape": tuple(input_shape), "num_classes": num_classes, "time_steps": time_steps}
+            self.network = own_network(network, from_data, settings)
+            use_backend(self.network, settings.get("backend", "auto"), settings.get("sparse", "auto"))
+        self._tried = network is None
+        self.loss = loss_named(loss, tet_lambda, votes=has_votes(self.network))
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.decay_all = decay_all
@@ -133,13 +154,23 @@ class SpikingClassifier(L.LightningModule):
         self.test_class_accuracy = MulticlassAccuracy(num_classes, average=None)
         self.test_confusion = MulticlassConfusionMatrix(num_classes)
 
-    def as_network(self) -> SpikingNetwork:
+    def as_network(self) -> nn.Module:
         """The network alone, which takes time first: what `step` and `traces` run."""
         return self.network
 
     def forward(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes] for x [N, T, C, H, W], or static images [N, C, H, W]."""
-        return self.network(time_first(x))
+        return self.network(self._input(x))
+
+    def _input(self, x: Tensor) -> Tensor:
+        """x, time first; a network of one's own is tried on the first one, and takes real numbers."""
+        x = time_first(x)
+        if self.hparams.get("network") is not None:
+            x = x if x.is_floating_point() else x.to(self.dtype)  # event counts are stored as uint8
+            if not self._tried:
+                require_protocol(self.network, x, self.hparams["num_classes"])
+                self._tried = True
+        return x
 
     def configure_callbacks(self) -> list[Callback]:
         """Callbacks that watch every step, for any Trainer."""
@@ -159,7 +190,7 @@ class SpikingClassifier(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_batch(batch)
-        x, steps = time_first(batch.x), self.training_time_steps
+        x, steps = self._input(batch.x), self.training_time_steps
         for_time_steps = getattr(self.network, "for_time_steps", nullcontext)
         with for_time_steps(steps):
             if x.dim() == 5 and self.early_time_steps:
@@ -232,7 +263,7 @@ class SpikingClassifier(L.LightningModule):
         here = {name: value for name, value in self.hparams.items() if name in ARGUMENTS}
         there = stored if isinstance(stored, dict) else here
         # Missing arguments have their defaults; JSON makes tuples and lists equal.
-        one, other = (json.dumps({**DEFAULTS, **of}, default=str, sort_keys=True) for of in (here, there))
+        one, other = (json.dumps(by_numbers({**DEFAULTS, **of}), default=str, sort_keys=True) for of in (here, there))
         return one != other
 
     def _train_metrics(self) -> dict[str, Metric]:
@@ -246,13 +277,7 @@ class SpikingClassifier(L.LightningModule):
             until += epochs
             if self.current_epoch < until:
                 return early
-        steps: int | None = getattr(self.network, "time_steps", None)
-        if steps is None:
-            raise UserError(
-                f"the network of a SpikingClassifier must have time_steps, its T, as SpikingNetwork has; "
-                f"{type(self.network).__name__} has none."
-            )
-        return steps
+        return getattr(self.network, "time_steps", self.hparams["time_steps"])
 
     @property
     def val_name(self) -> str:

@@ -61,7 +61,7 @@ from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, refused
         (["--trainer.devices", "-3"], "should be an int > 0"),
         (["--trainer.accelerator", "tpu"], "torch_xla"),
         (["--data.num_workers", "9999"], "data.num_workers must be at most"),
-        (["--data.time_steps", "1000000000"], "one sample's first feature map alone would take"),
+        (["--data.time_steps", "1000000000"], "one sample's largest feature map alone would take"),
         (["--model.channels", "100000000"], "its weights alone would take"),
         (["--model.fc_features", "100000000000"], "Lower channels or fc_features"),
         (["--trainer.callbacks", "Timer"], "Timer cannot be built with these arguments"),

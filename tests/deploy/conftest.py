@@ -8,9 +8,7 @@ def trained(shape=(2, 12, 12), classes=3, steps=4, **changes) -> SpikingNetwork:
     """A network that fires, with non-trivial BN statistics and a different tau in each layer or channel."""
     torch.manual_seed(0)
     settings = {
-        "channels": 8,
-        "fc_features": 20,
-        "votes_per_class": 2,
+        **({} if "structure" in changes else {"channels": 8, "fc_features": 20, "votes_per_class": 2}),
         "neuron": "plif",
         "pool_ties": "first",
     } | changes
@@ -22,8 +20,9 @@ def trained(shape=(2, 12, 12), classes=3, steps=4, **changes) -> SpikingNetwork:
             neuron.a.data += torch.linspace(-0.7, 0.7, len(neuron.a))
         if neuron.b is not None:
             neuron.b.data -= torch.linspace(0.0, 0.3, neuron.b.numel()).view_as(neuron.b)
-    for block in net.encoder:
-        bn = block.norm.bn
+    for bn in net.modules():
+        if not isinstance(bn, torch.nn.BatchNorm2d):
+            continue
         torch.nn.init.uniform_(bn.weight, 1.0, 2.0)
         torch.nn.init.uniform_(bn.bias, 0.1, 0.6)
         torch.nn.init.normal_(bn.running_mean, std=0.2)
@@ -36,10 +35,22 @@ def trained(shape=(2, 12, 12), classes=3, steps=4, **changes) -> SpikingNetwork:
             weight = block.fc.weight.add_(0.05).clone()
             for power in range(12):  # raise the weights until the layer fires often enough
                 block.fc.weight.copy_(weight * 1.5**power)
-                if block(spikes).mean() > 0.25:
+                if block.neuron is None or block(spikes).mean() > 0.25:
                     break
             spikes = block(spikes)
     return net
+
+
+# Networks beyond the paper's: every kind of block, spikes and sums of spikes and real numbers between them.
+STRUCTURES = {
+    "residual": "c8k3s1-BN-PLIF-ADD(c8k3s1-BN-PLIF)-ADD(c6k3s2-BN-PLIF-c6k3s1-BN-LIF|c6k1s2-BN-PLIF)-AP-FC3b",
+    "sums before neurons": "c8k5s1-BN-PLIF-MPk2s2-{ADD(c8k3s1-BN-PLIF-c8k3s1-BN)-PLIF}*2-FC12-PLIF-FC3",
+    "real residuals": "c8k3s1-BN-ADD(PLIF-c8k3s1-BN)-ADD(PLIF-c6k3s2-BN|c6k1s2-BN)-PLIF-APk2s2-FC3",
+    "windows": "c8k5s2p1-BN-PLIF-MPk3s2p1-c6k1s1-BN-PLIF-APk2s1-c8k3s1g2-BN-PLIF-FC6-PLIF-APk2s2",
+    "integral": "c8k3s2-BN-PLIF-c6k3s1-BN-PLIF-FC3-LI(init_tau=4.0)",
+    "products": "c8k3s1-BN-PLIF-AND(c8k3s1-BN-PLIF)-IAND(c8k1s1-BN-PLIF)-MPk2s2-FC6-PLIF-APk2s2",
+    "one neuron a class": "c8k3s1-BN-PLIF-MP-FC3-PLIF",
+}
 
 
 def frames(net: SpikingNetwork, samples: int = 3) -> torch.Tensor:

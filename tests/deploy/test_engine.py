@@ -452,8 +452,7 @@ def with_bias(net):
 
 
 CHANGES = {
-    "1x1": (with_other_conv(kernel_size=1, padding=0), "conv2"),
-    "5x5": (with_other_conv(kernel_size=5, padding=2), "conv2"),
+    "7x7": (with_other_conv(kernel_size=7, padding=3), "conv2"),
     "groups": (with_other_conv(groups=2), "conv2"),
     "reflected": (with_other_conv(padding_mode="reflect"), "conv2"),
     "bias": (with_bias, "fc1"),

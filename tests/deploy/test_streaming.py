@@ -209,9 +209,11 @@ def test_what_is_deployed_is_a_network_or_a_task_with_one(net):
     assert cost(task, x).layers == cost(net, x).layers
     assert StreamingNetwork(task).step(x[0, 0]).shape == (3,)
     other = over_time(torch.nn.Sequential(PLIF()))
-    for use in (fold, to_nir, StreamingNetwork, lambda net: cost(net, x), lambda net: deployed(net, "dense")):
+    for use in (to_nir, lambda net: deployed(net, "dense")):
         with pytest.raises(UserError, match="net must be a SpikingNetwork, or a task with one, got OverTime"):
             use(other)
+    with pytest.raises(UserError, match="a stream needs to know input_shape, num_classes, time_steps of OverTime"):
+        StreamingNetwork(other)
 
 
 def test_a_decision_ends_when_it_is_far_enough_ahead():

@@ -299,7 +299,7 @@ def test_the_operators_keep_pytorchs_rules(name, pool, sparse):
     learned, key = rows_of(neurons, one), neurons.key
     grad = values(3, 2, 20, 3, 4) if pool else values(3, 2, 20, 6, 8)
     arguments = {
-        "conv_fire_pool": (x, conv, one, one, learned, False, pool, key, sparse),
+        "conv_fire_pool": (x, conv, one, one, learned, False, pool, key, sparse, 1),
         "conv_fire_pool_backward": (
             x, conv, one, one, one, learned, torch.tensor(0), grad, pool, key, sparse,
         ),

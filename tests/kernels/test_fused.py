@@ -563,7 +563,7 @@ def test_a_part_that_somebody_put_into_the_network_is_called():
     assert calls == [0.0]
     assert (
         net.kernels(torch.device("cpu")) == "cpu kernels, silent inputs skipped where that is faster; "
-        "conv1 part by part: the kernels do not support Sequential"
+        "conv1 pools apart: the kernels pool windows of 2x2 with stride 2"
     )
 
 
@@ -588,8 +588,8 @@ class OtherNorm(nn.Module):
         ("neuron", OwnForward(), "OwnForward overrides forward"),
         ("neuron", OtherNeuron(), "the kernels do not support OtherNeuron"),
         ("norm", OtherNorm(), "the kernels do not support OtherNorm"),
-        ("pool", Pool2d(nn.AvgPool2d(3)), "the kernels do not support Pool2d"),
-        ("pool", nn.Identity(), "the kernels do not support Identity"),
+        ("pool", Pool2d(nn.AvgPool2d(3)), None),
+        ("pool", nn.Identity(), None),
     ],
 )
 def test_a_replaced_part_is_called_and_named(part, module, reason):
@@ -599,6 +599,7 @@ def test_a_replaced_part_is_called_and_named(part, module, reason):
         setattr(made, part, module.double())
         results.append(made(maps(4, 2, 3, 6, 6)))
         assert made.refuses_fusion == reason
+        assert (made.pools_apart is not None) == (part == "pool")
     assert torch.equal(*results)
 
 
@@ -609,7 +610,7 @@ def test_a_hook_on_the_gradient_is_called_and_another_convolution_named():
     net(torch.randn(2, 1, 8, 8)).sum().backward()
     assert calls == [1]
     handle.remove()
-    net.encoder.conv1.conv = nn.Conv2d(1, 4, 5, padding=2, bias=False)
-    assert "conv1 stores its convolution's output: its convolution is not 3x3 with stride 1" in net.kernels(
+    net.encoder.conv1.conv = nn.Conv2d(1, 4, 7, padding=3, bias=False)
+    assert "conv1 stores its convolution's output: its convolution is not 1x1, 3x3 or 5x5" in net.kernels(
         torch.device("cpu")
     )

@@ -178,7 +178,7 @@ def test_auto_takes_the_form_that_the_limit_says(limit, monkeypatch):
     taken = []
     for name in ("conv_events", "_conv_weight_events", "_linear_events", "_linear_weight_events"):
         form = getattr(sparse, name)
-        monkeypatch.setattr(sparse, name, lambda *of, f=form, name=name: (taken.append(name), f(*of))[1])
+        monkeypatch.setattr(sparse, name, lambda *of, f=form, name=name, **by: (taken.append(name), f(*of, **by))[1])
     results(conv_of_spikes, maps(4, 20, 8, 8, share=0.1), values(4, 20, 3, 3))
     results(linear_of_spikes, spikes(10, 100, share=0.1), values(4, 100))
     assert len(taken) == (4 if limit > 0.1 else 0)
@@ -274,7 +274,7 @@ def taken_in(net, x, monkeypatch):
     taken = []
     for name in ("conv_events", "_linear_events"):
         form = getattr(sparse, name)
-        monkeypatch.setattr(sparse, name, lambda *of, f=form, name=name: (taken.append(name), f(*of))[1])
+        monkeypatch.setattr(sparse, name, lambda *of, f=form, name=name, **by: (taken.append(name), f(*of, **by))[1])
     votes = net(x)
     monkeypatch.undo()
     return taken, votes
@@ -359,8 +359,8 @@ def test_the_operators_keep_pytorchs_rules(layer, of):
     bits, of_rows = pack(x.permute(0, 2, 3, 1).reshape(-1, 5))[0], pack(rows)[0]
     grad = values(2, 6, 4, 3).contiguous(memory_format=torch.channels_last)
     arguments = {
-        "conv_of_spikes": (x, values(6, 5, 3, 3), "always"),
-        "conv_of_spikes_weight": (bits, grad, 5, "always"),
+        "conv_of_spikes": (x, values(6, 5, 3, 3), 1, "always"),
+        "conv_of_spikes_weight": (bits, grad, [5, 4, 3, 3, 1], "always"),
         "linear_of_spikes": (rows, values(4, 70), 1.0, "always"),
         "linear_of_spikes_weight": (of_rows, values(3, 4), 70, 1.0, "always"),
     }[name]
@@ -369,7 +369,7 @@ def test_the_operators_keep_pytorchs_rules(layer, of):
 
 @pytest.mark.parametrize("sparse_", ["always", "auto"])
 def test_an_input_of_another_size_is_refused(sparse_):
-    for x, weight in ((maps(2, 64, 16, 16), values(64, 32, 3, 3)), (maps(2, 4, 4, 4), values(2, 4, 1, 1))):
+    for x, weight in ((maps(2, 64, 16, 16), values(64, 32, 3, 3)), (maps(2, 4, 4, 4), values(2, 4, 7, 7))):
         with pytest.raises(UserError, match="does not fit a weight of shape"):
             conv_of_spikes(x, weight, sparse_)
     with pytest.raises(UserError, match="does not fit a weight of shape"):

@@ -276,9 +276,10 @@ def test_the_notation_is_of_the_modules_that_are_there():
     net.classifier.fc2.neuron = LIF(3.0)
     net.classifier.fc2.dropout = nn.Dropout(0.5)
     assert str(net.structure) == (
-        "c4k3s1-BN-Quiet-c4k3s1-BN-PLIF-c4k2s2p0-c4k3s1-BN-PLIF-c4k1x5s1g2-BN-PLIF-APk3s2-FC8-PLIF-Dropout-FC6-LIF-APk2s2"
+        f"c4k3s1-BN-{__name__}.Quiet-c4k3s1-BN-PLIF-c4k2s2p0-c4k3s1-BN-PLIF-c4k1x5s1g2-BN-PLIF-APk3s2p1-FC8-PLIF-Dropout-"
+        "FC6-LIF(init_tau=3.0)-APk2s2"
     )
     net.encoder.conv4 = nn.Conv2d(4, 4, 2, stride=2)
     net.classifier.fc1 = over_time(nn.Sequential(nn.Linear(4, 8), PLIF()))
     net.voting = nn.Identity()
-    assert str(net.structure).endswith("-Conv2d-OverTime-Dropout-FC6-LIF-Identity")
+    assert str(net.structure).endswith("-Conv2d-OverTime-Dropout-FC6-LIF(init_tau=3.0)-Identity")

@@ -2,7 +2,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from plif_lightning.training.losses import LOSSES, per_step_cross_entropy, per_step_mse, rate_cross_entropy, rate_mse
+from plif_lightning.errors import UserError
+from plif_lightning.training.losses import (
+    LOSSES,
+    loss_named,
+    per_step_cross_entropy,
+    per_step_mse,
+    rate_cross_entropy,
+    rate_mse,
+    tet,
+)
 
 
 @pytest.fixture
@@ -57,7 +66,7 @@ def test_cross_entropy_is_pytorchs_of_ten_times_the_votes(data):
     steps = [functional.cross_entropy(10 * of_step, label) for of_step in votes]
     torch.testing.assert_close(per_step_cross_entropy(votes, label), torch.stack(steps).mean())
     torch.testing.assert_close(rate_cross_entropy(votes, label), functional.cross_entropy(10 * votes.mean(0), label))
-    # by Jensen's inequality: TET asks more
+    # by Jensen's inequality
     assert per_step_cross_entropy(votes, label) > rate_cross_entropy(votes, label)
 
 
@@ -72,3 +81,41 @@ def test_smoothing_is_the_loss_of_smoothed_shares(loss, data):
     votes, label = data
     shares = 0.9 * functional.one_hot(label, 4).double() + 0.1 / 4
     torch.testing.assert_close(loss(votes, label, 0.1), loss(votes, shares))
+
+
+def test_tet_is_that_of_deng_et_al(data):
+    """As in the authors' code: TET_loss(outputs, labels, CrossEntropyLoss(), means=1.0, lamb=0.05)."""
+    outputs, label = 4 * data[0] - 1, data[1]
+    of_steps = sum(functional.cross_entropy(of_step, label) for of_step in outputs) / len(outputs)
+    distance = functional.mse_loss(outputs, torch.ones_like(outputs))
+    torch.testing.assert_close(tet(outputs, label), 0.95 * of_steps + 0.05 * distance)
+    torch.testing.assert_close(loss_named("tet", 0.2, votes=False)(outputs, label), 0.8 * of_steps + 0.2 * distance)
+
+
+def test_cross_entropies_take_a_readouts_output_for_logits(data):
+    outputs, label = data
+    loss = loss_named("cross_entropy", votes=False)
+    torch.testing.assert_close(loss(outputs, label), functional.cross_entropy(outputs.mean(0), label))
+    of_steps = torch.stack([functional.cross_entropy(of_step, label) for of_step in outputs])
+    torch.testing.assert_close(loss_named("per_step_cross_entropy", votes=False)(outputs, label), of_steps.mean())
+    torch.testing.assert_close(loss_named("rate", votes=False)(outputs, label), rate_mse(outputs, label))
+
+
+def test_what_was_called_tet_goes_on_under_its_name(data, caplog):
+    votes, label = data
+    assert torch.equal(loss_named("tet")(votes, label), per_step_cross_entropy(votes, label))
+    assert "loss=tet of a network that votes with spikes is per_step_cross_entropy" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tets",), "loss must be one of per_step, rate, per_step_cross_entropy, cross_entropy, tet, got 'tets'"),
+        (("tet", 1.5, False), "tet_lambda must be from 0 to 1, got 1.5"),
+        (("rate", 0.1), "tet_lambda=0.1 is for loss='tet' and a readout without spikes"),
+        (("tet", 0.1, True), "tet_lambda=0.1 is for loss='tet' and a readout without spikes"),
+    ],
+)
+def test_a_loss_that_has_no_meaning_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        loss_named(*arguments)

@@ -1,0 +1,75 @@
+"""What a network makes of its last layer's output: votes, or a readout's value or leaky integral."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from plif_lightning.errors import UserError
+from plif_lightning.neurons.carry import carried
+
+
+def _real(x: Tensor) -> Tensor:
+    """x in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Output(nn.Module):
+    """The last layer's output [T, N, C], in float32 at least: spikes of one neuron per class, or a readout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _real(x)
+
+
+class Voting(nn.Module):
+    """Mean of the M output neurons of each class: [T, N, M C] to votes [T, N, C], in float32 at least."""
+
+    def __init__(self, votes_per_class: int) -> None:
+        super().__init__()
+        self.votes_per_class = votes_per_class
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        return _real(spikes).unflatten(-1, (-1, self.votes_per_class)).mean(-1)
+
+    def extra_repr(self) -> str:
+        return f"votes_per_class={self.votes_per_class}"
+
+
+class Integral(nn.Module):
+    """The leaky integral of a readout, V_t = V_{t-1} + (X_t - V_{t-1}) / tau, V_0 = 0: [T, N, C] to [T, N, C].
+
+    Args:
+        init_tau: the time constant tau, in time-steps; it is not learned.
+
+    Raises:
+        UserError: init_tau is not above 1.
+    """
+
+    def __init__(self, init_tau: float = 2.0) -> None:
+        super().__init__()
+        number = isinstance(init_tau, (int, float)) and not isinstance(init_tau, bool)
+        if not number or not 1 < init_tau < math.inf:
+            raise UserError(f"init_tau of LI must be a number above 1, got {init_tau}.")
+        self.init_tau = float(init_tau)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In a `step` it goes on from the integral of the previous step."""
+        if (state := carried()) is not None:
+            return state.through(self, lambda before: self._step(x, before))
+        return self.run(_real(x), None)[0]
+
+    def run(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The integral at every step, and the last one."""
+        found = []
+        v = torch.zeros_like(x[0]) if v is None else v
+        for step in x:
+            v = v + (step - v) / self.init_tau
+            found.append(v)
+        return torch.stack(found), v
+
+    def _step(self, x: Tensor, before: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        found, v = self.run(_real(x), None if before is None else before[0])
+        return found, (v,)
+
+    def extra_repr(self) -> str:
+        return f"init_tau={self.init_tau}"

@@ -1,0 +1,37 @@
+"""A network as a text, in the notation of Table S1: its layers, read and written without PyTorch."""
+
+from plif_lightning.structure.layers import (
+    FC,
+    Conv,
+    Integrator,
+    Layer,
+    Neurons,
+    Other,
+    Pool,
+    Residual,
+    Structure,
+    Votes,
+)
+from plif_lightning.structure.notation import parse
+from plif_lightning.structure.paper import NUMBERS, Numbers, numbers_of, resolved
+from plif_lightning.structure.shapes import Placed, placed
+
+__all__ = [
+    "FC",
+    "NUMBERS",
+    "Conv",
+    "Integrator",
+    "Layer",
+    "Neurons",
+    "Numbers",
+    "Other",
+    "Placed",
+    "Pool",
+    "Residual",
+    "Structure",
+    "Votes",
+    "numbers_of",
+    "parse",
+    "placed",
+    "resolved",
+]

@@ -1,0 +1,208 @@
+"""Layers of a network as plain values; `str()` writes them in the notation of Table S1."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Size = int | tuple[int, int]
+Value = float | int | bool | str | None
+How = Literal["ADD", "AND", "IAND"]
+
+
+def written_size(size: Size) -> str:
+    """`3`, or `3x5` for a height and a width that differ."""
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+
+
+def written_value(value: Value) -> str:
+    """A value as the notation writes it."""
+    names = {True: "true", False: "false", None: "null"}
+    return names[value] if isinstance(value, bool) or value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Neurons by their class, or its import path, with arguments of their own: `PLIF`, `LIF(init_tau=3.0)`."""
+
+    name: str
+    arguments: tuple[tuple[str, Value], ...] = ()
+
+    def __str__(self) -> str:
+        own = ",".join(f"{name}={written_value(value)}" for name, value in self.arguments)
+        return f"{self.name}({own})" if own else self.name
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool of maps: `MPk2s2`, `APk3s2p1`; `AP` over the whole map where kernel is None."""
+
+    kind: Literal["MP", "AP"]
+    kernel: Size | None = None
+    stride: Size = 1
+    padding: Size = 0
+
+    def __str__(self) -> str:
+        if self.kernel is None:
+            return self.kind
+        padding = f"p{written_size(self.padding)}" if self.padding else ""
+        return f"{self.kind}k{written_size(self.kernel)}s{written_size(self.stride)}{padding}"
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution with what follows it: `c128k3s1-BN-PLIF-MPk2s2`. It has a bias if no BN follows.
+
+    Attributes:
+        padding: None for half the kernel, which keeps the size of a map at stride 1.
+        norm: BN follows.
+        neurons: None for a convolution whose output is not turned into spikes.
+        pool: of the neurons' spikes; None without neurons.
+    """
+
+    channels: int
+    kernel: Size
+    stride: Size = 1
+    padding: Size | None = None
+    dilation: Size = 1
+    groups: int = 1
+    norm: bool = True
+    neurons: Neurons | None = None
+    pool: "Pool | Other | None" = None
+
+    @property
+    def convolution(self) -> str:
+        """The convolution alone: `c128k3s1`."""
+        more = [("p", self.padding, None), ("d", self.dilation, 1), ("g", self.groups, 1)]
+        others = "".join(f"{letter}{written_size(v)}" for letter, v, default in more if v != default and v is not None)
+        return f"c{self.channels}k{written_size(self.kernel)}s{written_size(self.stride)}{others}"
+
+    @property
+    def unpooled(self) -> str:
+        """All but the pool."""
+        own = [] if self.neurons is None else [str(self.neurons)]
+        return "-".join([self.convolution, *(["BN"] if self.norm else []), *own])
+
+    def __str__(self) -> str:
+        return self.unpooled if self.pool is None else f"{self.unpooled}-{self.pool}"
+
+
+@dataclass(frozen=True)
+class FC:
+    """An FC layer with what belongs to it: `DP-FC2048-PLIF`.
+
+    Attributes:
+        bias: `FC10b`.
+        dropout: drop probability before it; None for `DP`, that of the network; 0 for none.
+        neurons: None for a readout without spikes.
+    """
+
+    features: int
+    bias: bool = False
+    dropout: float | None = 0.0
+    neurons: Neurons | None = None
+
+    def __str__(self) -> str:
+        drop = "DP" if self.dropout is None else f"DP({self.dropout})"
+        parts = [*([] if self.dropout == 0 else [drop]), f"FC{self.features}{'b' if self.bias else ''}"]
+        return "-".join([*parts, *([] if self.neurons is None else [str(self.neurons)])])
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Two branches whose outputs are combined: `ADD(c64k3s1-BN-PLIF)`, `ADD(c64k3s2-BN-PLIF|c64k1s2-BN-PLIF)`.
+
+    Attributes:
+        how: ADD, the sum; AND, the product; IAND, (1 - branch) shortcut.
+        branch: layers of the branch.
+        shortcut: layers of the shortcut; none for the input itself.
+
+    Source: Fang et al. 2021, "Deep Residual Learning in Spiking Neural Networks" (SEW-ResNet), Table 1.
+    """
+
+    how: How
+    branch: tuple["Layer", ...]
+    shortcut: tuple["Layer", ...] = ()
+
+    def __str__(self) -> str:
+        shortcut = f"|{written(self.shortcut)}" if self.shortcut else ""
+        return f"{self.how}({written(self.branch)}{shortcut})"
+
+
+@dataclass(frozen=True)
+class Votes:
+    """The mean of the M output neurons of each class: `APk10s10`."""
+
+    per_class: int
+
+    def __str__(self) -> str:
+        return f"APk{self.per_class}s{self.per_class}"
+
+
+@dataclass(frozen=True)
+class Integrator:
+    """A leaky integral of the readout: `LI`, `LI(init_tau=4.0)`."""
+
+    arguments: tuple[tuple[str, Value], ...] = ()
+
+    def __str__(self) -> str:
+        return str(Neurons("LI", self.arguments))
+
+
+@dataclass(frozen=True)
+class Other:
+    """A module that the notation does not cover, by the name of its class; it cannot be read back."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Layer = Conv | FC | Residual | Pool | Neurons | Votes | Integrator | Other
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The layers of a network from its input to its output; `parse` reads what `str()` writes.
+
+    Attributes:
+        layers: a convolution, FC layer or residual block with what belongs to it is one of them.
+    """
+
+    layers: tuple[Layer, ...]
+
+    def __str__(self) -> str:
+        return written(self.layers)
+
+
+def written(layers: Iterable[Layer]) -> str:
+    """Layers in the notation, with repeated ones in braces; a pool ends a stage, and equal stages are merged.
+
+    The last FC layer stands alone, as Table S1 writes it, whether or not it equals those before it.
+    """
+    layers = tuple(layers)
+    last = max((i for i, layer in enumerate(layers) if isinstance(layer, FC)), default=len(layers))
+    done: list[str] = []
+    stages: list[str] = []
+    inside: list[str] = []
+    for i, layer in enumerate(layers):
+        pool = layer.pool if isinstance(layer, Conv) else layer if isinstance(layer, Pool) and inside else None
+        if pool is not None:
+            inside += [layer.unpooled] if isinstance(layer, Conv) else []
+            stages.append("-".join([*_repeated(inside), str(pool)]))
+            inside = []
+        elif i == last or isinstance(layer, (Pool, Votes, Integrator)):
+            done += [*_repeated(stages), *_repeated(inside), str(layer)]
+            stages, inside = [], []
+        elif inside and isinstance(layer, Neurons) and isinstance(layers[i - 1], Residual):
+            inside[-1] += f"-{layer}"
+        else:
+            inside.append(str(layer))
+    return "-".join([*done, *_repeated(stages), *_repeated(inside)])
+
+
+def _repeated(parts: Sequence[str]) -> list[str]:
+    """Parts with runs of equal ones merged into `{part}*times`."""
+    counted = [(part, len(list(group))) for part, group in itertools.groupby(parts)]
+    return [part if times == 1 else f"{{{part}}}*{times}" for part, times in counted]

@@ -1,0 +1,372 @@
+"""Read a network's structure from its notation, with errors that point at the place.
+
+    network  = items
+    items    = item {"-" item}
+    item     = "{" items "}*" number                          repeated
+             | "c" n "k" size ["s" size] ["p" size] ["d" size] ["g" n]    convolution
+             | "BN"                                           after a convolution
+             | NAME ["(" name "=" value {"," name "=" value} ")"]         neurons: PLIF, LIF(init_tau=3.0), my.Neuron
+             | ("MP" | "AP") ["k" size "s" size ["p" size]]   pool; without a size over the whole map
+             | "DP" ["(" p ")"]                               dropout before an FC layer
+             | "FC" n ["b"]                                   FC layer; b: with a bias
+             | ("ADD" | "AND" | "IAND") "(" items ["|" items] ")"         residual block: branch | shortcut
+             | "LI" ["(" ... ")"]                             leaky integral of a readout, last
+    size     = n | n "x" n                                    height x width
+
+After the last FC layer, `APkMsM` averages the M output neurons of each class.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple, NoReturn, get_args
+
+from plif_lightning.errors import UserError
+from plif_lightning.structure.layers import (
+    FC,
+    Conv,
+    How,
+    Integrator,
+    Layer,
+    Neurons,
+    Pool,
+    Residual,
+    Size,
+    Structure,
+    Value,
+    Votes,
+)
+
+# Layers of neurons that have a name, by the name in the notation: those of `make_neuron`.
+NEURONS = ("PLIF", "LIF", "IF", "CLIF", "ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
+# Far above any real network: a text of a few characters may repeat a layer without end.
+_LONGEST, _MOST_LAYERS, _DEEPEST = 2**16, 4096, 20
+_CONV = re.compile(r"c(\d+)k(\d+(?:x\d+)?)(?:s(\d+(?:x\d+)?))?(?:p(\d+(?:x\d+)?))?(?:d(\d+(?:x\d+)?))?(?:g(\d+))?")
+_POOL = re.compile(r"(MP|AP)(?:k(\d+(?:x\d+)?)s(\d+(?:x\d+)?)(?:p(\d+(?:x\d+)?))?)?")
+_FC = re.compile(r"FC(\d+)(b?)")
+_WORD = re.compile(r"[A-Za-z_][\w.]*")
+_ITEM = "a convolution (c128k3s1), BN, neurons (PLIF), a pool (MPk2s2), DP, FC100, ADD(...) or {...}*2"
+
+
+class _Drop(NamedTuple):
+    p: float | None
+
+
+class _Norm(NamedTuple):
+    pass
+
+
+class _Placed(NamedTuple):
+    """A part of the text, and where it begins."""
+
+    at: int
+    part: Any
+
+
+def parse(text: str) -> Structure:
+    """The structure that a text in the notation describes.
+
+    Raises:
+        UserError: the text is not in the notation; the message points at the place.
+
+    >>> str(parse("c8k3s1-BN-PLIF-MPk2s2-c8k3s1-BN-PLIF-MPk2s2-DP-FC20-PLIF-APk10s10"))
+    '{c8k3s1-BN-PLIF-MPk2s2}*2-DP-FC20-PLIF-APk10s10'
+    """
+    if not isinstance(text, str):
+        raise UserError(f"structure must be a text such as c128k3s1-BN-PLIF-MPk2s2-..., got {text!r}.")
+    if len(text) > _LONGEST:
+        raise UserError(f"structure is too long: {len(text):,} characters, at most {_LONGEST:,}.")
+    return _Reader(text).structure()
+
+
+class _Reader:
+    """Recursive descent over the text."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.at, self.depth, self.read = text, 0, 0, 0
+
+    def refuse(self, at: int, why: str) -> NoReturn:
+        """Point at a place of the text, of which a part is shown if it is long."""
+        first = max(0, at - 60)
+        shown = self.text[first : at + 60].replace("\n", " ")
+        before, after = "..." if first else "", "..." if at + 60 < len(self.text) else ""
+        raise UserError(
+            f"structure, character {at + 1}: {why}.\n    {before}{shown}{after}\n    "
+            f"{' ' * (at - first + len(before))}^"
+        )
+
+    def structure(self) -> Structure:
+        items = list(self.items())
+        if self.at < len(self.text):
+            self.refuse(self.at, f"expected - or the end, got {self.text[self.at]!r}")
+        layers = self.grouped(items, outermost=True)
+        return Structure(tuple(layers))
+
+    def items(self) -> Iterator[_Placed]:
+        """Parts of a sequence, with repetitions written out."""
+        while True:
+            found = self.item()
+            self.read += len(found)
+            if self.read > _MOST_LAYERS:
+                self.refuse(self.at - 1, f"more than {_MOST_LAYERS:,} layers")
+            yield from found
+            if not self.take("-"):
+                return
+
+    def take(self, sign: str) -> bool:
+        there = self.text.startswith(sign, self.at)
+        self.at += len(sign) if there else 0
+        return there
+
+    def require(self, sign: str, what: str) -> None:
+        if not self.take(sign):
+            got = repr(self.text[self.at]) if self.at < len(self.text) else "the end"
+            self.refuse(self.at, f"expected {what}, got {got}")
+
+    def deeper(self) -> list[_Placed]:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            self.refuse(self.at, f"more than {_DEEPEST} levels of brackets")
+        found = list(self.items())
+        self.depth -= 1
+        return found
+
+    def item(self) -> list[_Placed]:
+        start = self.at
+        if self.take("{"):
+            inside = self.deeper()
+            self.require("}*", "}* and how often")
+            times = self.number("how often the part in braces is repeated")
+            if times * len(inside) > _MOST_LAYERS:
+                self.refuse(start, f"more than {_MOST_LAYERS:,} layers")
+            return inside * times
+        if match := self.matched(_CONV):
+            return [_Placed(start, self.conv(start, match))]
+        if match := self.matched(_FC):
+            return [_Placed(start, FC(self.positive(start, match[1], "features"), bool(match[2])))]
+        if match := self.matched(_POOL):
+            return [_Placed(start, self.pool(start, match))]
+        word = _WORD.match(self.text, self.at)
+        if word is None:
+            got = repr(self.text[start]) if start < len(self.text) else "the end"
+            self.refuse(start, f"expected {_ITEM}, got {got}")
+        self.at = word.end()
+        return [_Placed(start, self.named(start, word[0]))]
+
+    def matched(self, pattern: re.Pattern[str]) -> "re.Match[str] | None":
+        """A match that is a whole word."""
+        match = pattern.match(self.text, self.at)
+        if match is None or re.match(r"[\w.]", self.text[match.end() : match.end() + 1]):
+            return None
+        self.at = match.end()
+        return match
+
+    def number(self, what: str) -> int:
+        match = re.compile(r"\d+").match(self.text, self.at)
+        if match is None:
+            self.refuse(self.at, f"expected a number, {what}")
+        start, self.at = self.at, match.end()
+        return self.positive(start, match[0], what)
+
+    def positive(self, at: int, digits: str, what: str) -> int:
+        if len(digits) > 12 or int(digits) < 1:
+            self.refuse(at, f"{what} must be at least 1, got {digits[:20]}")
+        return int(digits)
+
+    def size(self, at: int, text: str | None, what: str, least: int = 1) -> Size | None:
+        """A size from the text; equal sides as one number."""
+        if text is None:
+            return None
+        sides = [int(side) for side in text.split("x")] if len(text) <= 12 else [0]
+        if min(sides) < least or max(sides) > 10**4:
+            self.refuse(at, f"{what} must be from {least} to 10000, got {text[:20]}")
+        return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
+
+    def conv(self, at: int, match: "re.Match[str]") -> Conv:
+        channels, kernel, stride, padding, dilation, groups = match.groups()
+        k = self.size(at, kernel, "the kernel")
+        assert k is not None
+        half = (k // 2) if isinstance(k, int) else (k[0] // 2, k[1] // 2)
+        p = self.size(at, padding, "the padding", least=0)
+        return Conv(
+            self.positive(at, channels, "channels"),
+            k,
+            self.size(at, stride, "the stride") or 1,
+            None if p == half else p,
+            self.size(at, dilation, "the dilation") or 1,
+            1 if groups is None else self.positive(at, groups, "groups"),
+            norm=False,
+        )
+
+    def pool(self, at: int, match: "re.Match[str]") -> Pool:
+        kind: Any = match[1]
+        kernel, stride = self.size(at, match[2], "the window"), self.size(at, match[3], "the stride")
+        if kernel is None or stride is None:
+            return Pool(kind)
+        padding = self.size(at, match[4], "the padding", least=0) or 0
+        sides = [(s, s) if isinstance(s, int) else s for s in (kernel, padding)]
+        if any(2 * p > k for k, p in zip(*sides, strict=True)):
+            self.refuse(at, "the padding of a pool must be at most half of its window")
+        return Pool(kind, kernel, stride, padding)
+
+    def named(self, at: int, word: str) -> Any:
+        """What begins with a word: BN, DP, LI, a residual block or neurons."""
+        if word == "BN":
+            return _Norm()
+        if word == "DP":
+            return _Drop(self.probability() if self.take("(") else None)
+        if word in get_args(How):
+            return self.residual(at, word)
+        if word != "LI" and word not in NEURONS and "." not in word:
+            near = difflib.get_close_matches(word, (*NEURONS, "BN", "DP", "LI", "ADD", "AND", "IAND"), n=1, cutoff=0.5)
+            near = near or [name for name in NEURONS if name.lower() == word.lower()]
+            hint = f"did you mean {near[0]}" if near else f"expected {_ITEM}"
+            self.refuse(at, f"{word} is no layer: {hint}")
+        arguments = tuple(self.arguments()) if self.take("(") else ()
+        return Integrator(arguments) if word == "LI" else Neurons(word, arguments)
+
+    def probability(self) -> float:
+        start = self.at
+        value = self.value()
+        self.require(")", ")")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            self.refuse(start, "the drop probability must be at least 0 and below 1")
+        return float(value)
+
+    def arguments(self) -> Iterator[tuple[str, Value]]:
+        seen: set[str] = set()
+        while True:
+            start, name = self.at, re.compile(r"[A-Za-z_]\w*").match(self.text, self.at)
+            if name is None:
+                self.refuse(start, "expected the name of an argument, such as init_tau=3.0")
+            if name[0] in seen:
+                self.refuse(start, f"{name[0]} is given twice")
+            seen.add(name[0])
+            self.at = name.end()
+            self.require("=", "= and a value")
+            yield name[0], self.value()
+            if self.take(")"):
+                return
+            self.require(",", ", or )")
+            while self.take(" "):
+                pass
+
+    def value(self) -> Value:
+        match = re.compile(r"[^,()|{}=\s]+").match(self.text, self.at)
+        if match is None:
+            self.refuse(self.at, "expected a value")
+        start, text, self.at = self.at, match[0], match.end()
+        known: dict[str, Value] = {"true": True, "false": False, "null": None}
+        if text in known:
+            return known[text]
+        for kind in (int, float):
+            try:
+                number = kind(text)
+            except ValueError:
+                continue
+            if not math.isfinite(number):
+                self.refuse(start, "the value must be finite")
+            return number
+        if not re.fullmatch(r"[A-Za-z_][\w.]*", text):
+            self.refuse(start, "the value must be a number, true, false, null or a name")
+        return text
+
+    def residual(self, at: int, how: Any) -> Residual:
+        self.require("(", f"( and the layers of {how}")
+        branch = self.grouped(self.deeper(), outermost=False)
+        shortcut = self.grouped(self.deeper(), outermost=False) if self.take("|") else []
+        self.require(")", "-, | and a shortcut, or )")
+        if how != "ADD":
+            for part, layers in (("branch", branch), ("shortcut", shortcut)):
+                if layers and not _spikes(layers[-1]):
+                    self.refuse(at, f"{how} needs spikes, and its {part} ends without neurons")
+        return Residual(how, tuple(branch), tuple(shortcut))
+
+    # --- parts that belong to one layer
+
+    def grouped(self, items: list[_Placed], outermost: bool) -> list[Layer]:
+        """The parts of a sequence as layers: BN, neurons, dropout and pool with what they belong to."""
+        layers: list[Layer] = []
+        drop: _Placed | None = None
+        flat = ended = False
+        for at, part in items:
+            if ended:
+                self.refuse(at, "nothing may follow the votes, or the leaky integral, of a network")
+            if drop is not None and not isinstance(part, FC):
+                self.refuse(drop.at, "DP must stand before an FC layer")
+            if flat and isinstance(part, (Conv, Residual)):
+                self.refuse(at, f"{part if isinstance(part, Conv) else part.how} must come before the first FC layer")
+            last = layers[-1] if layers else None
+            match part:
+                case _Norm():
+                    if not isinstance(last, Conv) or last.norm or last.neurons or last.pool:
+                        self.refuse(at, "BN must follow a convolution")
+                    layers[-1] = replace(last, norm=True)
+                case _Drop():
+                    self.require_outside(at, "DP", outermost)
+                    drop = _Placed(at, part)
+                case FC():
+                    self.require_outside(at, "an FC layer", outermost)
+                    if isinstance(last, FC) and last.neurons is None:
+                        self.refuse(
+                            at, f"FC{last.features} before it has no neurons: only the last layer may be a readout"
+                        )
+                    layers.append(replace(part, dropout=drop.part.p if drop else 0.0))
+                    drop, flat = None, True
+                case Neurons():
+                    if isinstance(last, (Conv, FC)) and last.neurons is None:
+                        layers[-1] = replace(last, neurons=part)
+                    elif flat:
+                        self.refuse(at, "neurons must follow an FC layer")
+                    else:
+                        layers.append(part)
+                case Pool() if flat:
+                    layers.append(self.votes(at, part, last))
+                    ended = True
+                case Pool():
+                    of_spikes = isinstance(last, Conv) and last.neurons is not None and last.pool is None
+                    if isinstance(last, Conv) and of_spikes and part.kernel is not None:
+                        layers[-1] = replace(last, pool=part)
+                    else:
+                        layers.append(part)
+                case Integrator():
+                    if not isinstance(last, FC) or last.neurons is not None:
+                        self.refuse(at, "LI integrates a readout: it must follow an FC layer without neurons")
+                    layers.append(part)
+                    ended = True
+                case _:
+                    layers.append(part)
+        if drop is not None:
+            self.refuse(drop.at, "DP must stand before an FC layer")
+        if outermost and not flat:
+            self.refuse(len(self.text), "a network ends with FC layers: add -FC10, or -FC100-PLIF-APk10s10")
+        return layers
+
+    def require_outside(self, at: int, what: str, outermost: bool) -> None:
+        if not outermost:
+            self.refuse(at, f"{what} cannot be a part of a residual block")
+
+    def votes(self, at: int, pool: Pool, last: Layer | None) -> Votes:
+        """The voting layer, from a pool behind the last FC layer."""
+        k = pool.kernel
+        if pool.kind != "AP" or not isinstance(k, int) or pool.stride != k or pool.padding:
+            self.refuse(at, "after FC layers only the votes may follow, such as APk10s10 for 10 neurons a class")
+        if not isinstance(last, FC) or last.neurons is None:
+            self.refuse(at, "the votes must follow neurons: FC100-PLIF-APk10s10; a readout FC10 needs none")
+        if last.features % k:
+            self.refuse(at, f"the votes do not divide: FC{last.features} has no {k} neurons for each class")
+        return Votes(k)
+
+
+def _spikes(layer: Layer) -> bool:
+    """True if the output of the last layer of a branch is binary for binary inputs."""
+    match layer:
+        case Conv(neurons=None):
+            return False
+        case Conv(pool=Pool(kind="AP")) | Pool(kind="AP"):
+            return False
+        case Residual(how="ADD"):
+            return False
+    return True

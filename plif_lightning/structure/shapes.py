@@ -1,0 +1,160 @@
+"""Names and shapes of a structure's layers for an input, and the mistakes that shapes show."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from plif_lightning.errors import UserError
+from plif_lightning.structure.layers import FC, Conv, Layer, Neurons, Pool, Residual, Size, Structure, Votes
+
+Shape = tuple[int, ...]
+
+
+class Placed(NamedTuple):
+    """A layer of a network.
+
+    Attributes:
+        name: conv1, conv2, ... in the order of the notation; res1, pool1, neuron1, fc1 likewise.
+        layer: the layer.
+        before: shape of one sample's input at a step, (C, H, W) or (features,).
+        after: shape of its output.
+        branch: layers of a residual block's branch.
+        shortcut: layers of its shortcut.
+    """
+
+    name: str
+    layer: Layer
+    before: Shape
+    after: Shape
+    branch: tuple["Placed", ...] = ()
+    shortcut: tuple["Placed", ...] = ()
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        match self.layer:
+            case Conv(groups=groups, kernel=kernel):
+                return self.before[0] * self.after[0] // groups * math.prod(_pair(kernel))
+            case FC(features=features):
+                return math.prod(self.before) * features
+        return sum(placed.weights for placed in (*self.branch, *self.shortcut))
+
+    @property
+    def largest_map(self) -> int:
+        """Most values of one sample at a step in the layer, before its pool."""
+        inside = [placed.largest_map for placed in (*self.branch, *self.shortcut)]
+        own = math.prod(_convolved(self.layer, self.before)) if isinstance(self.layer, Conv) else math.prod(self.after)
+        return max([own, *inside])
+
+
+def placed(structure: Structure, input_shape: Sequence[int], num_classes: int) -> list[Placed]:
+    """The layers of a structure with their names and shapes.
+
+    Raises:
+        UserError: a map shrinks to nothing, a residual block adds unequal shapes, groups do not divide channels, or the
+            output has another number of classes; names the layer.
+    """
+    found = list(_Placing().place(structure.layers, tuple(input_shape)))
+    _require_classes(structure, num_classes)
+    return found
+
+
+def _require_classes(structure: Structure, num_classes: int) -> None:
+    """Refuse an output of another number of classes than the data's."""
+    last = max(i for i, layer in enumerate(structure.layers) if isinstance(layer, FC))
+    fc, votes = structure.layers[last], structure.layers[-1]
+    assert isinstance(fc, FC)
+    per_class = votes.per_class if isinstance(votes, Votes) else 1
+    if fc.features == per_class * num_classes:
+        return
+    layers = list(structure.layers)
+    layers[last] = FC(per_class * num_classes, fc.bias, fc.dropout, fc.neurons)
+    of_each = f" ({per_class} for each class)" if per_class > 1 else ""
+    raise UserError(
+        f"the last layer, FC{fc.features}, gives {fc.features / per_class:g} classes{of_each}, but the data has "
+        f"{num_classes}: pass --model.structure '{Structure(tuple(layers))}'."
+    )
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _swept(shape: Shape, kernel: Size, stride: Size, padding: Size, dilation: Size = 1) -> Shape:
+    """Height and width after a window has moved over a map, as PyTorch counts them."""
+    given = zip(shape[1:], _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), strict=True)
+    return tuple((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in given)
+
+
+def padding_of(conv: Conv) -> Size:
+    """The padding of a convolution, half its kernel if none is given."""
+    if conv.padding is not None:
+        return conv.padding
+    return conv.kernel // 2 if isinstance(conv.kernel, int) else (conv.kernel[0] // 2, conv.kernel[1] // 2)
+
+
+def _convolved(conv: Conv, before: Shape) -> Shape:
+    return (conv.channels, *_swept(before, conv.kernel, conv.stride, padding_of(conv), conv.dilation))
+
+
+class _Placing:
+    """Gives each kind of layer its own numbers, in the order of the notation."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def name(self, kind: str) -> str:
+        self.numbers[kind] = self.numbers.get(kind, 0) + 1
+        return f"{kind}{self.numbers[kind]}"
+
+    def place(self, layers: Sequence[Layer], shape: Shape) -> Iterator[Placed]:
+        for layer in layers:
+            match layer:
+                case Conv():
+                    found = self.conv(layer, shape)
+                case Pool():
+                    name = self.name("pool")
+                    found = Placed(name, layer, shape, self.pooled(name, layer, shape))
+                case Residual():
+                    found = self.residual(layer, shape)
+                case Neurons():
+                    found = Placed(self.name("neuron"), layer, shape, shape)
+                case FC():
+                    found = Placed(self.name("fc"), layer, shape, (layer.features,))
+                case _:
+                    continue  # votes and integral belong to the output
+            yield found
+            shape = found.after
+
+    def conv(self, layer: Conv, before: Shape) -> Placed:
+        name = self.name("conv")
+        for what, number in (("output", layer.channels), ("input", before[0])):
+            if number % layer.groups:
+                raise UserError(
+                    f"{name} ({layer.convolution}): {layer.groups} groups do not divide its {number} {what} channels."
+                )
+        shape = self.of_some_size(f"{name} ({layer.convolution})", before, _convolved(layer, before))
+        if isinstance(layer.pool, Pool):
+            shape = self.pooled(name, layer.pool, shape)
+        return Placed(name, layer, before, shape)
+
+    def pooled(self, name: str, pool: Pool, before: Shape) -> Shape:
+        if pool.kernel is None:
+            return before[0], 1, 1
+        after = (before[0], *_swept(before, pool.kernel, pool.stride, pool.padding))
+        return self.of_some_size(f"{pool} of {name}", before, after)
+
+    def of_some_size(self, what: str, before: Shape, after: Shape) -> Shape:
+        if min(after) < 1:
+            raise UserError(f"{what} leaves nothing of a map of {before[1]}x{before[2]}: fewer pools or strides.")
+        return after
+
+    def residual(self, layer: Residual, shape: Shape) -> Placed:
+        name = self.name("res")
+        branch, shortcut = (tuple(self.place(part, shape)) for part in (layer.branch, layer.shortcut))
+        ends = [part[-1].after if part else shape for part in (branch, shortcut)]
+        if ends[0] != ends[1]:
+            one, other = ("x".join(map(str, end)) for end in ends)
+            advice = "" if shortcut else f": add a shortcut, such as |c{ends[0][0]}k1s2-BN-PLIF"
+            raise UserError(f"{name}: its branch ends with maps of {one}, its shortcut with {other}{advice}.")
+        return Placed(name, layer, shape, ends[0], branch, shortcut)

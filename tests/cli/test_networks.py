@@ -1,0 +1,263 @@
+"""A structure, or a network of a user's own file, in every command."""
+
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+import yaml
+
+import plif_lightning as pl
+from plif_lightning.cli import main
+from plif_lightning.network import SpikingNetwork
+from tests.cli.calls import FEW, QUICKSTART, SILENT, fit, load, refused
+from tests.deploy.conftest import STRUCTURES
+
+BEST = "runs/quickstart/version_0/checkpoints/best.ckpt"
+SHORT = [*FEW, "--trainer.max_epochs", "1", "--data.time_steps", "3"]
+RESIDUAL = "c6k3s1-BN-PLIF-MPk2s2-ADD(c6k3s1-BN-PLIF)-ADD(c6k3s1-BN)-CLIF-AP-FC10-LI"
+TABLE_S1 = "{c4k3s1-BN-PLIF-MPk2s2}*2-DP-FC8-PLIF-DP-FC100-PLIF-APk10s10"
+
+
+def test_a_structure_is_trained_tested_exported_and_read_again(capsys):
+    fit(*SHORT, "--model.structure", RESIDUAL, "--model.loss", "tet", "--model.tet_lambda", "0.1")
+    out = capsys.readouterr().out.replace("\n", " ")
+    assert "c6k3s1-BN-PLIF-MPk2s2-ADD" in out
+    assert "neuron1" in out
+    main(["test", "--ckpt_path", BEST, *SILENT])
+    main(["cost", "--ckpt_path", BEST, "--samples", "2"])
+    main(
+        [
+            "export",
+            "--ckpt_path",
+            BEST,
+            "--out",
+            "exported",
+            "--format",
+            "pt2",
+            "--format",
+            "onnx",
+            "--format",
+            "onnx_int8",
+        ]
+    )
+    main(["predict", "--ckpt_path", "exported/network.ckpt", "--engine", "auto", *SILENT])
+    assert "error" not in capsys.readouterr().err
+    net = pl.load_network(BEST)
+    assert str(net.structure) == RESIDUAL
+    x = torch.rand(3, 1, 8, 8)
+    votes = net(x).detach()
+    torch.testing.assert_close(pl.load_network("exported")(x), votes)
+    session = onnxruntime.InferenceSession("exported/network.onnx")
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), votes)
+    session = onnxruntime.InferenceSession("exported/step.onnx")
+    names = [given.name for given in session.get_inputs()]
+    assert names == ["frame", "v_conv1", "v_conv2", "v_neuron1", "m_neuron1", "v_voting"]
+    states = [torch.zeros(v.shape[1:] if v.dim() > 1 else v.shape) for v in ()]
+    shapes = {given.name: [3, *given.shape[1:]] for given in session.get_inputs()}
+    states = {name: torch.zeros(shapes[name]).numpy() for name in names[1:]}
+    for t in range(3):
+        y, *after = session.run(None, {"frame": x.numpy(), **states})
+        states = dict(zip(names[1:], after, strict=True))
+        torch.testing.assert_close(torch.from_numpy(y), votes[t])
+
+
+def test_the_notation_is_a_second_way_to_the_same_network(capsys):
+    """A run by numbers is resumed and evaluated by its structure, and the other way round."""
+    numbers = {"structure": None, "n_conv": 1, "n_down": 2, "n_fc": 2, "channels": 4, "fc_features": 8}
+    Path("numbers.yaml").write_text(yaml.safe_dump({"model": numbers}))
+    fit("--config", "numbers.yaml", *SHORT, "--run_folder", "numbers")
+    fit("--model.structure", TABLE_S1, *SHORT, "--run_folder", "text")
+    votes = []
+    for name in ("numbers", "text"):
+        net = pl.load_network(f"{name}/checkpoints/last.ckpt")
+        assert str(net.structure) == TABLE_S1
+        votes.append(net(torch.ones(1, 1, 8, 8)))
+    assert torch.equal(*votes)
+    more = ["--trainer.max_epochs", "2", *SILENT]
+    main(
+        [
+            "fit",
+            "--config",
+            "numbers/config.yaml",
+            "--model.structure",
+            TABLE_S1,
+            "--ckpt_path",
+            "numbers/checkpoints/last.ckpt",
+            *more,
+        ]
+    )
+    main(["test", "--ckpt_path", "numbers/checkpoints/last.ckpt", "--model.structure", TABLE_S1, *SILENT])
+    other = TABLE_S1.replace("c4", "c5")
+    message = refused(
+        capsys, "test", "--ckpt_path", "numbers/checkpoints/last.ckpt", "--model.structure", other, *SILENT
+    )
+    assert "model.channels is 4 there, 4 here" not in message
+    assert "the checkpoint belongs to other settings" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.structure", "c6k3s1-BM-PLIF-FC10"], "structure, character 8: BM is no layer: did you mean BN"),
+        (["--model.structure", "{c6k3s1-BN-PLIF-MPk2s2}*5-FC10"], "MPk2s2 of conv4 leaves nothing of a map of 1x1"),
+        (["--model.structure", "ADD(c6k3s1-BN-PLIF)-FC10"], "res1: its branch ends with maps of 6x8x8"),
+        (["--model.structure", "c6k3s1-BN-PLIF-FC9"], "FC9, gives 9 classes, but the data has 10: pass"),
+        (["--model.structure", "c6k3s1-BN-PLIF-FC10", "--model.channels", "4"], "channels cannot be set beside"),
+        (["--model.channels", "[4,6,8]"], "channels must be one number or n_down = 2 of them, got 3"),
+        (["--model.tet_lambda", "0.1"], "tet_lambda=0.1 is for loss='tet' and a readout without spikes"),
+        (["--model.network", "my_nets.Nett"], "model.network must be a class of modules such as my_nets.Net"),
+        (["--model.network", "my_nets.Net"], "a class that was given needs hidden: pass --KEY.hidden=VALUE"),
+        (["--model.network", "my_nets.Net", "--model.network.hiden", "3"], "unknown argument hiden"),
+        (["--model.network", "my_nets.Keywords"], "optimizer got an empty parameter list"),
+        (["--model.network", "my_nets.Averages", "--model.network.hidden", "3"], "got [1, 10]: do not average"),
+        (["--model.network", "my_nets.Simple", "--config", "tau16"], "init_tau=16.0 would have no effect on Simple"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_answered_with_one_sentence(arguments, message, own_file, capsys):
+    assert message in refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *SHORT, *arguments)
+
+
+OWN = """
+import torch
+from torch import nn
+import plif_lightning as pl
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int, hidden: int):
+        super().__init__()
+        self.body = pl.over_time(nn.Sequential(
+            nn.Conv2d(1, hidden, 3, padding=1), nn.BatchNorm2d(hidden), pl.PLIF(), nn.MaxPool2d(2), nn.Flatten()))
+        self.head = nn.Linear(hidden * 16, num_classes)
+    def forward(self, x):
+        return self.head(self.body(x.expand(self.time_steps, *x.shape) if x.dim() == 4 else x))
+
+class Averages(Net):
+    def forward(self, x):
+        return super().forward(x).mean(0)
+
+class Simple(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = pl.over_time(nn.Sequential(nn.Flatten(), nn.Linear(64, 10), pl.PLIF()))
+    def forward(self, x):
+        return self.body(x.expand(self.time_steps, *x.shape) if x.dim() == 4 else x)
+
+class Keywords(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+"""
+
+
+@pytest.fixture
+def own_file(monkeypatch):
+    Path("my_nets.py").write_text(OWN)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    sys.modules.pop("my_nets", None)
+
+
+def test_a_network_of_ones_own_is_trained_tested_exported_and_resumed(own_file, capsys):
+    own = ["--model.network", "my_nets.Net", "--model.network.hidden", "5", "--model.loss", "cross_entropy"]
+    fit(*SHORT, *own)
+    out = capsys.readouterr().out
+    assert "my_nets.Net" in out
+    assert "body.net.2" in out
+    assert load(BEST)["hyper_parameters"]["network"] == "my_nets.Net"
+    main(["test", "--ckpt_path", BEST, *SILENT])
+    main(["predict", "--ckpt_path", BEST, *SILENT])
+    main(["cost", "--ckpt_path", BEST, "--samples", "2"])
+    assert "body.net.2" in capsys.readouterr().out
+    net = pl.load_network(BEST)
+    x = torch.rand(3, 1, 8, 8)
+    main(["export", "--ckpt_path", BEST, "--out", "exported", "--format", "pt2", "--format", "onnx"])
+    program = torch.export.load("exported/network.pt2").module()
+    for some in (x, x[:1]):
+        torch.testing.assert_close(program(some), net(some).detach())
+    assert "nir needs a structure, and the network is a Net" in refused(
+        capsys, "export", "--ckpt_path", BEST, "--out", "x", "--format", "nir"
+    )
+    main(["test", "--ckpt_path", "exported/network.ckpt", *SILENT])
+    main(
+        [
+            "fit",
+            "--config",
+            "runs/quickstart/version_0/config.yaml",
+            "--ckpt_path",
+            "last",
+            "--trainer.max_epochs",
+            "2",
+            *SILENT,
+        ]
+    )
+    fit(*SHORT, *own, "--trainer.max_epochs", "2", "--run_folder", "whole")
+    resumed, whole = (
+        load(f"{at}/checkpoints/last.ckpt")["state_dict"] for at in ("runs/quickstart/version_0", "whole")
+    )
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+    changed = ["--model.network.hidden", "6"]
+    message = refused(capsys, "fit", "--config", "whole/config.yaml", *changed, "--ckpt_path", "last", *SILENT)
+    assert "model.network.hidden is 5 there, 6 here" in message
+    main(["report", "--runs", "runs", "--out", "report.html"])
+
+
+def test_a_network_without_arguments_is_given_by_its_name(own_file):
+    fit(*SHORT, "--model.network", "my_nets.Simple")
+    main(["test", "--ckpt_path", BEST, *SILENT])
+
+
+def test_a_checkpoint_cannot_name_anything_else(own_file, capsys):
+    fit(*SHORT, "--model.network", "my_nets.Simple")
+    for evil, message in (
+        (
+            {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "x"]}},
+            "is not a subclass of torch.nn.Module",
+        ),
+        (
+            {"class_path": "my_nets.Simple", "init_args": {"a": {"class_path": "os.system"}}},
+            "os.system is not a subclass",
+        ),
+    ):
+        checkpoint = torch.load(BEST, weights_only=True)
+        config = yaml.safe_load(checkpoint["cli_config"])
+        config["model"]["network"] = evil
+        torch.save({**checkpoint, "cli_config": yaml.safe_dump(config)}, "evil.ckpt")
+        assert message in refused(capsys, "test", "--ckpt_path", "evil.ckpt", *SILENT)
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_onnxruntime_and_pytorchs_program_vote_the_same(kind, tmp_path):
+    from plif_lightning.deploy.exporting import to_export, write_onnx
+    from tests.deploy.conftest import frames, trained
+
+    net = trained(structure=STRUCTURES[kind])
+    x = frames(net)
+    with torch.no_grad():
+        expected = net(x)
+    torch.testing.assert_close(to_export(net, static=False).module()(x), expected)
+    write_onnx(net, False, tmp_path)
+    found = onnxruntime.InferenceSession(tmp_path / "network.onnx").run(None, {"x": x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(found), expected)
+    write_onnx(net, False, tmp_path, on_integers=True)
+    rounded = onnxruntime.InferenceSession(tmp_path / "network_int8.onnx").run(None, {"x": x.numpy()})[0]
+    made = pl.deploy.deployed(net, "int8", x, time_steps=4)
+    torch.testing.assert_close(torch.from_numpy(rounded), made(x))
+
+
+def test_the_network_of_a_run_by_an_earlier_version_is_the_same():
+    """Hyper-parameters of earlier checkpoints hold numbers, and no structure."""
+    earlier = {"input_shape": (1, 8, 8), "num_classes": 3, "time_steps": 2, "n_conv": 2, "n_down": 1, "n_fc": 1}
+    earlier |= {
+        "channels": 4,
+        "fc_features": 2048,
+        "votes_per_class": 2,
+        "dropout": 0.5,
+        "neuron": "plif",
+        "loss": "tet",
+    }
+    task = pl.SpikingClassifier(**earlier)
+    assert isinstance(task.network, SpikingNetwork)
+    assert str(task.network.structure) == "{c4k3s1-BN-PLIF}*2-MPk2s2-DP-FC6-PLIF-APk2s2"

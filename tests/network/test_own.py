@@ -1,0 +1,284 @@
+"""A network of one's own in a task: what it must do, and what takes it."""
+
+import pytest
+import torch
+from torch import nn
+
+import plif_lightning as pl
+from plif_lightning.deploy import StreamingNetwork, cost, deployed, fold
+from plif_lightning.errors import CheckpointError, UserError
+from plif_lightning.network.conv import ConvBlock
+from plif_lightning.network.norm import TimeBatchNorm2d
+from plif_lightning.network.own import (
+    description,
+    has_votes,
+    imported_network,
+    kernels_of,
+    listening,
+    neurons_of,
+    own_network,
+    require_protocol,
+)
+
+DATA = {"input_shape": (1, 8, 8), "num_classes": 3, "time_steps": 4}
+
+
+class Net(nn.Module):
+    """Two lines of protocol: x over time, or images; logits [T, N, classes]."""
+
+    def __init__(self, hidden: int = 6, num_classes: int = 3) -> None:
+        super().__init__()
+        layers = nn.Conv2d(1, hidden, 3, padding=1), nn.BatchNorm2d(hidden), pl.PLIF(), nn.MaxPool2d(2), nn.Flatten()
+        self.body = pl.over_time(nn.Sequential(*layers))
+        self.head = nn.Linear(hidden * 16, num_classes)
+        nn.init.constant_(self.body.net[1].bias, 1.0)
+
+    def forward(self, x):
+        return self.head(self.body(x.expand(self.time_steps, *x.shape) if x.dim() == 4 else x))
+
+
+class Averages(Net):
+    def forward(self, x):
+        return super().forward(x).mean(0)
+
+
+class Tuples(Net):
+    def forward(self, x):
+        return super().forward(x), None
+
+
+class OtherClasses(Net):
+    def __init__(self):
+        super().__init__(num_classes=5)
+
+
+class Keeping(nn.Module):
+    """A layer that adds what it saw before."""
+
+    def __init__(self, where="attribute"):
+        super().__init__()
+        self.where, self.seen, self.many = where, None, {}
+        self.register_buffer("kept", torch.zeros(()))
+
+    def forward(self, x):
+        before = {"attribute": self.seen, "dict": self.many.get("v"), "buffer": self.kept}[self.where]
+        y = x if before is None else x + (before > 5).float().mean()
+        if self.where == "attribute":
+            self.seen = x.detach().mean()
+        elif self.where == "dict":
+            self.many["v"] = x.detach().mean()
+        else:
+            self.kept.mul_(0.5).add_(x.detach().mean())
+        return y
+
+
+class Looking(nn.Module):
+    """A layer that only remembers, for whoever looks at it."""
+
+    def forward(self, x):
+        self.last = x.detach()
+        return x
+
+
+class WithLayer(Net):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(super().forward(x))
+
+
+def task(net, **settings):
+    return pl.SpikingClassifier(**DATA, network=net, **settings)
+
+
+def test_a_task_trains_it_like_its_own():
+    module = task(Net(), loss="cross_entropy")
+    x = torch.rand(5, 1, 8, 8)
+    assert module(x).shape == (4, 5, 3)
+    assert module(torch.rand(5, 4, 1, 8, 8)).shape == (4, 5, 3)
+    assert module(torch.randint(0, 3, (5, 4, 1, 8, 8), dtype=torch.uint8)).shape == (4, 5, 3)
+    assert description(module.network) == f"{__name__}.Net"
+    assert [name for name, _ in neurons_of(module.network)] == ["body.net.2"]
+    assert "cpu kernels for its neurons" in kernels_of(module.network, torch.device("cpu"))
+    assert not has_votes(module.network)
+    heard = {}
+    with listening(module.network, heard.__setitem__):
+        module(x)
+    assert heard["body.net.2"].shape == (4, 5, 6, 8, 8)
+
+
+def test_layers_without_a_forward_over_time_are_run_over_time():
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), pl.PLIF(), nn.Linear(8, 3), pl.PLIF())
+    module = task(layers)
+    assert module(torch.rand(5, 4, 1, 8, 8)).shape == (4, 5, 3)
+    assert has_votes(module.network)
+
+
+def test_a_module_declares_itself_time_aware():
+    class OverAll(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neuron = pl.PLIF()
+
+        def forward(self, x):
+            return self.neuron(x - x.mean(0, keepdim=True))
+
+    with pytest.raises(UserError, match="say `time_aware = True` in its class"):
+        pl.over_time(nn.Sequential(OverAll()))
+    OverAll.time_aware = True
+    x = torch.rand(4, 2, 3)
+    assert torch.equal(pl.over_time(nn.Sequential(OverAll()))(x), OverAll()(x))
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Averages(), r"Averages must return votes or logits \[T, N, 3\] .*, got \[1, 3\]: do not average over time"),
+        (Tuples(), "Tuples must return .*, got a tuple"),
+        (OtherClasses(), r"OtherClasses must return .*, T = 4, got \[4, 1, 5\]"),
+        (WithLayer(Keeping()), "layer of WithLayer keeps state between calls: the same input gave another output"),
+        (WithLayer(Keeping("dict")), "layer of WithLayer keeps state between calls"),
+        (WithLayer(Keeping("buffer")), "layer of WithLayer keeps state between calls"),
+    ],
+    ids=["averages", "tuples", "classes", "attribute", "dict", "buffer"],
+)
+def test_what_breaks_the_protocol_is_named(net, message):
+    module = task(net)
+    with pytest.raises(UserError, match=message):
+        module(torch.rand(5, 4, 1, 8, 8))
+
+
+def test_a_tensor_that_is_only_looked_at_does_no_harm():
+    net = own_network(WithLayer(Looking()), DATA, {})
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net.body.eval()
+    require_protocol(net, torch.rand(4, 2, 1, 8, 8), 3)
+    assert net.training
+    assert not net.body.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not hasattr(net.layer, "last")
+
+
+def test_a_layer_of_spikingjelly_must_be_reset():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="test extra `bench`")
+    from spikingjelly.activation_based import functional
+
+    class Resets(WithLayer):
+        def forward(self, x):
+            functional.reset_net(self)
+            return super().forward(x)
+
+    with pytest.raises(UserError, match="layer of WithLayer keeps state between calls"):
+        task(WithLayer(neuron.LIFNode(step_mode="m")))(torch.rand(5, 4, 1, 8, 8))
+    net = Resets(neuron.LIFNode(step_mode="m"))
+    module = task(net)
+    x = torch.rand(5, 4, 1, 8, 8)
+    assert torch.equal(module(x), module(x))
+
+
+def test_settings_that_it_would_ignore_are_refused():
+    with pytest.raises(UserError, match=r"init_tau=16\.0, reset='soft' would have no effect on Net"):
+        task(Net(), init_tau=16.0, reset="soft")
+    task(Net(), structure="c4k3s1-BN-PLIF-FC3", channels=7, dropout=0.1, backend="reference")
+    made_for_others = Net()
+    made_for_others.num_classes = 4
+    with pytest.raises(UserError, match="Net was made for num_classes=4, but the data has 3"):
+        task(made_for_others)
+    with pytest.raises(UserError, match="early_time_steps needs a network that can run with another T"):
+        task(Net(), early_time_steps={2: 1})
+    with pytest.raises(UserError, match="network must be a module"):
+        task("my_nets.Net")
+
+
+def test_only_networks_are_imported():
+    assert imported_network(f"{__name__}.Net") is Net
+    for path, message in (
+        ("os.system", "network os.system is not a subclass of torch.nn.Module"),
+        ("torch.nn.Linear", "is a part of torch, not a network of your own"),
+        ("no_such_file.Net", "network no_such_file.Net cannot be imported"),
+        ("Net", "cannot be imported"),
+    ):
+        with pytest.raises(UserError, match=message):
+            imported_network(path)
+
+
+def checkpoint(module, path, config=None):
+    stored = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "global_step": 1}
+    torch.save(stored | ({} if config is None else {"cli_config": config}), path)
+    return path
+
+
+def test_a_checkpoint_of_it_is_loaded_with_its_class_or_by_its_configuration(tmp_path):
+    module = task(Net(7))
+    path = checkpoint(module, tmp_path / "a.ckpt")
+    x = torch.rand(2, 1, 8, 8)
+    module.eval()
+    assert torch.equal(pl.load_network(path, Net(7))(x), module(x))
+    with pytest.raises(CheckpointError, match=r"is a .*test_own.Net that was built in Python: pass it"):
+        pl.load_network(path)
+    named = f"model:\n  network:\n    class_path: {__name__}.Net\n    init_args: {{hidden: 7}}\n"
+    assert torch.equal(pl.load_network(checkpoint(module, tmp_path / "b.ckpt", named))(x), module(x))
+    evil = "model:\n  network:\n    class_path: subprocess.Popen\n    init_args: {args: [echo]}\n"
+    with pytest.raises(UserError, match=r"subprocess\.Popen is not a subclass of torch\.nn\.Module"):
+        pl.load_network(checkpoint(module, tmp_path / "c.ckpt", evil))
+
+
+def test_what_knows_its_layers_takes_it():
+    net = task(Net()).network.eval()
+    x = torch.rand(4, 3, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(fold(net)(x), net(x))
+        assert isinstance(fold(net).body.net[1], nn.Identity)
+        found = {layer.layer: layer for layer in cost(net, x).layers}
+        assert [*found] == ["body.net.0", "body.net.2", "head"]
+        assert found["body.net.0"].dense == 4 * 6 * (64 * 9 - 4 * 8 * 3 + 4)  # less what lies outside
+        assert found["body.net.2"].updates == 4 * 6 * 64
+        assert found["head"].dense == 4 * 96 * 3
+        assert found["head"].spikes
+        stream = StreamingNetwork(net)
+        for frame in x[:, 0]:
+            running = stream.step(frame)
+        torch.testing.assert_close(running.float(), net(x[:, :1]).mean(0)[0])
+    for use, message in (
+        (lambda: deployed(net, "dense"), "got Net: of a network of your own the layers are known, but not their order"),
+        (lambda: StreamingNetwork(net, engine="int8"), "engine='int8' is for a SpikingNetwork: Net streams as it is"),
+        (lambda: StreamingNetwork(Net()), "a stream needs to know input_shape, num_classes, time_steps of Net"),
+    ):
+        with pytest.raises(UserError, match=message):
+            use()
+
+
+class Unknown(Net):
+    def __init__(self):
+        super().__init__()
+        self.body = pl.over_time(nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.LayerNorm(96), pl.PLIF()))
+        self.norm = nn.BatchNorm1d(3)
+
+
+def test_the_layer_that_stops_them_is_named():
+    net = own_network(Unknown(), DATA, {})
+    with pytest.raises(UserError, match="norm of Unknown cannot be folded: it is not known to follow a convolution"):
+        fold(net)
+    with pytest.raises(UserError, match=r"body\.net\.2 is a LayerNorm, whose operations cannot be counted"):
+        cost(net, torch.rand(4, 3, 1, 8, 8))
+
+
+def test_bn_of_our_blocks_inside_of_it_is_folded():
+    class OfBlocks(Net):
+        def __init__(self):
+            super().__init__()
+            conv = nn.Conv2d(1, 6, 3, padding=1, bias=False)
+            self.body = nn.Sequential(ConvBlock(conv, TimeBatchNorm2d(6), pl.PLIF(), time_steps=4))
+            self.head = nn.Linear(6 * 64, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x).flatten(2))
+
+    net = own_network(OfBlocks(), DATA, {}).eval()
+    x = torch.rand(4, 3, 1, 8, 8)
+    folded = fold(net)
+    assert folded.body[0].norm is None
+    torch.testing.assert_close(folded(x), net(x))
+    assert [layer.layer for layer in cost(net, x).layers] == ["body.0", "head"]

@@ -1,0 +1,308 @@
+"""Networks beyond the paper's, from their structure: every form of them, and SpikingJelly's models of the same name."""
+
+import copy
+
+import pytest
+import torch
+import yaml
+from torch.nn import functional
+
+import plif_lightning as pl
+from plif_lightning import configs
+from plif_lightning.deploy import StreamingNetwork, cost, deployed, fold
+from plif_lightning.errors import UserError
+from plif_lightning.network import SpikingNetwork, step, traces, use_backend
+from plif_lightning.network.blocks import Residual
+from plif_lightning.network.output import Integral
+from plif_lightning.network.pooling import TiedMaxPool2d
+from plif_lightning.neurons import CLIF, LIF, PLIF
+from plif_lightning.structure import parse
+from tests.benchmarks.step import make_fire
+from tests.deploy.conftest import STRUCTURES, frames, trained
+
+NETWORKS = configs.folder() / "networks"
+
+
+def small(kind, **changes):
+    torch.manual_seed(0)
+    net = SpikingNetwork((2, 12, 12), 3, 4, structure=STRUCTURES[kind], pool_ties="first", dropout=0.0, **changes)
+    make_fire(net)
+    return net
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_a_networks_structure_is_the_one_it_was_made_of(kind):
+    net = small(kind)
+    assert net.structure == parse(STRUCTURES[kind])
+    assert str(SpikingNetwork((2, 12, 12), 3, 4, structure=str(net.structure)).structure) == STRUCTURES[kind]
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("sparse", ["never", "always"])
+def test_the_kernels_give_the_votes_and_gradients_of_the_reference(kind, static, sparse):
+    results = []
+    x = torch.randn(3, 2, 12, 12) if static else torch.poisson(torch.full((4, 3, 2, 12, 12), 0.4))
+    for backend in ("reference", "cpu"):
+        net = small(kind, backend=backend, sparse=sparse if backend == "cpu" else "never").double()
+        use_backend(net, backend, "never")
+        if backend == "cpu":
+            net = use_backend(small(kind).float(), "cpu", sparse)
+        votes = net(x.to(next(net.parameters()).dtype))
+        votes.square().mean().backward()
+        results.append((votes.detach().double(), [p.grad.double() for p in net.parameters()]))
+    (expected, expected_grads), (votes, grads) = results
+    # A potential at the threshold may round to the other side; none of these does.
+    torch.testing.assert_close(votes, expected, atol=1e-4, rtol=1e-4)
+    for one, other in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=2e-3)
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_static_images_are_frames_that_do_not_change(kind):
+    net = small(kind).eval()
+    x = torch.randn(3, 2, 12, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), net(x.expand(4, *x.shape)))
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_a_sequence_may_be_cut_anywhere(kind):
+    net = trained(structure=STRUCTURES[kind])
+    x, state, votes = frames(net), None, []
+    with torch.no_grad():
+        for frame in x:
+            y, state = step(net, frame, state)
+            votes.append(y)
+        torch.testing.assert_close(torch.stack(votes), net(x))
+    whole, found = traces(net, x)
+    torch.testing.assert_close(whole, net(x))
+    assert len(found) == len(list(net.neurons()))
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_a_folded_and_a_deployed_network_vote_the_same(kind):
+    net = trained(structure=STRUCTURES[kind])
+    x = frames(net)
+    with torch.no_grad():
+        expected = net(x)
+        torch.testing.assert_close(fold(net)(x), expected)
+        for engine in ("dense", "events", "auto"):
+            made = deployed(net, engine, x)
+            torch.testing.assert_close(made(x), expected)
+            state, votes = None, []
+            for frame in x:
+                y, state = made.step(frame, state)
+                votes.append(y)
+            torch.testing.assert_close(torch.stack(votes), expected)
+            assert made(x[:, :0]).shape == (4, 0, 3)
+        heard = {}
+        with made.listening(heard.__setitem__):
+            made(x)
+    assert [*heard] == [name for name, _ in net.neurons()]
+    stream = StreamingNetwork(net)
+    for frame in x:
+        running = stream.step(frame)
+    torch.testing.assert_close(running.float(), expected.mean(0))
+    again = StreamingNetwork(net)
+    again.load_state_dict(stream.state_dict())
+    assert torch.equal(again.step(x[0]), stream.step(x[0]))
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_the_cost_of_every_layer_is_counted(kind):
+    net = trained(structure=STRUCTURES[kind])
+    found = cost(net, frames(net))
+    layers = {layer.layer: layer for layer in found.layers}
+    assert {name for name in net.layers() if not name.startswith("pool")} == layers.keys()
+    assert found.total("parameters") == sum(
+        p.numel() for name, p in net.named_parameters() if ".bn." not in name
+    )  # fmt: skip
+    assert all(layer.accumulates == 0 for name, layer in layers.items() if name == "conv1")
+    if kind == "residual":  # what follows a sum takes no spikes
+        assert not layers["conv3"].spikes
+        assert layers["conv4"].spikes
+
+
+def test_a_readout_gives_logits_or_their_leaky_integral():
+    net = trained(structure=STRUCTURES["integral"])
+    x = frames(net)
+    with torch.no_grad():
+        votes = net(x)
+        v, expected = torch.zeros(3, 3), []
+        readout = copy.deepcopy(net)
+        readout.voting = torch.nn.Identity()
+        for y in readout(x):
+            v = v + (y - v) / 4.0
+            expected.append(v)
+    torch.testing.assert_close(votes, torch.stack(expected))
+    with pytest.raises(UserError, match="init_tau of LI must be a number above 1, got 1"):
+        Integral(1)
+    with pytest.raises(UserError, match="LI has no argument tau"):
+        SpikingNetwork((1, 8, 8), 2, 2, structure="FC2-LI(tau=2)")
+
+
+def test_a_residual_block_combines_as_sew_resnet_does():
+    for how, expected in (("ADD", [[2.0, 1.0], [1.0, 0.0]]), ("AND", [[1.0, 0.0], [0.0, 0.0]]),
+                          ("IAND", [[0.0, 0.0], [1.0, 0.0]])):  # fmt: skip
+        branch = pl.network.over_time(torch.nn.Sequential(Constant([[1.0, 1.0], [0.0, 0.0]])))
+        shortcut = pl.network.over_time(torch.nn.Sequential(Constant([[1.0, 0.0], [1.0, 0.0]])))
+        block = Residual(how, Passing(branch), Passing(shortcut))
+        assert block(torch.zeros(1, 1, 2, 2))[0, 0].tolist() == expected
+
+
+class Constant(torch.nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = torch.tensor(value)
+
+    def forward(self, x):
+        return self.value.expand(len(x), 2, 2)
+
+
+class Passing(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, binary=False):
+        return self.inner(x)
+
+
+def test_each_layer_has_the_neurons_and_arguments_of_its_own():
+    text = "c4k3s1-BN-PLIF(init_tau=3.0)-c4k3s1-BN-LIF-c4k3s1-BN-CLIF(k=0.3)-FC4-PLIF-FC2"
+    net = SpikingNetwork((1, 8, 8), 2, 4, structure=text, init_tau=5.0, v_threshold=0.7)
+    one, two, three, four = (neuron for _, neuron in net.neurons())
+    assert isinstance(one, PLIF)
+    assert isinstance(two, LIF)
+    assert isinstance(three, CLIF)
+    assert one.tau.item() == pytest.approx(3.0)
+    assert two.tau.item() == four.tau.item() == pytest.approx(5.0)
+    assert three.k.item() == pytest.approx(0.3)
+    assert all(neuron.firing.v_threshold == 0.7 for _, neuron in net.neurons())
+    assert str(net.structure) == text
+    replaced = SpikingNetwork((1, 8, 8), 2, 4, structure=text, neuron="lif", pooling="avg")
+    assert str(replaced.structure) == text.replace("PLIF", "LIF")
+    for wrong, message in (
+        ("PLIF(init_tau=0.5)", "init_tau must be > 1"),
+        ("CLIF(alpha=0.5)", "CLIF has no argument alpha"),
+        ("LIF(init_tau=fast)", "init_tau must be a number, got 'fast'"),
+        ("no_such_file.Neuron", "neuron no_such_file.Neuron cannot be imported"),
+        ("torch.nn.Linear", "is not a subclass of plif_lightning.Neuron"),
+    ):
+        with pytest.raises(UserError, match=message):
+            SpikingNetwork((1, 8, 8), 2, 4, structure=f"c4k3s1-BN-{wrong}-FC2")
+
+
+def test_average_pools_take_the_place_of_all_maximum_pools():
+    net = SpikingNetwork(
+        (1, 12, 12), 2, 4, structure="c4k3s1-BN-PLIF-MPk2s2-c4k3s1-BN-PLIF-MPk3s2p1-MP-FC2", pooling="avg"
+    )
+    assert str(net.structure) == "c4k3s1-BN-PLIF-APk2s2-c4k3s1-BN-PLIF-APk3s2p1-AP-FC2"
+
+
+def test_the_header_says_which_layer_takes_a_slower_form_and_why():
+    text = "c4k7s2-BN-PLIF-MPk3s2p1-c4k3s1-BN-c4k3s1g2-BN-PLIF-FC2"
+    said = SpikingNetwork((1, 32, 32), 2, 4, structure=text).kernels(torch.device("cpu"))
+    assert "conv2 part by part: it has no neurons" in said
+    assert "conv1, conv3 stores its convolution's output: its convolution is not 1x1, 3x3 or 5x5" in said
+    assert "conv1 pools apart: the kernels pool windows of 2x2" in said
+    assert SpikingNetwork((1, 8, 8), 2, 4).kernels(torch.device("cpu")).count(";") == 0
+
+
+# --- pools of any window
+
+
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), ((2, 3), (1, 2), 0), (3, 1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_window_has_one_winner_among_its_largest_values(window, layout):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 3, (2, 3, 8, 9), generator=generator).float().to(memory_format=layout)
+    expected = functional.max_pool2d(x, *window)
+    won = torch.zeros_like(x)
+    for _ in range(30):
+        given = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        y = TiedMaxPool2d(*window)(given)
+        assert torch.equal(y, expected)
+        y.sum().backward()
+        assert given.grad.sum() == y.numel()
+        won += given.grad
+    # Every window's winner holds its largest value, and each of several largest ones wins sometimes.
+    patches = functional.unfold(x, window[0], padding=window[2], stride=window[1])
+    assert patches.numel()
+    first = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    TiedMaxPool2d(*window, ties="first")(first).sum().backward()
+    plain = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    functional.max_pool2d(plain, *window).sum().backward()
+    assert torch.equal(first.grad, plain.grad)
+    assert ((won > 0) & (plain.grad == 0)).any()
+    largest = functional.max_pool2d(x, 8, 1, 4)[:, :, :8, :9] if window == (3, 1, 1) else None
+    assert largest is None or (won[x == 0] == 0).float().mean() > 0.5
+
+
+def test_ties_are_drawn_evenly():
+    x = torch.ones(1, 1, 3, 3, requires_grad=True)
+    for _ in range(3000):
+        TiedMaxPool2d(3, 3)(x).sum().backward()
+    assert x.grad.sum() == 3000
+    assert (x.grad - 3000 / 9).abs().max() < 5 * (3000 / 9) ** 0.5
+
+
+# --- configs/networks
+
+
+def read(name):
+    return yaml.safe_load((NETWORKS / f"{name}.yaml").read_text())["model"]["structure"]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in NETWORKS.glob("*.yaml")))
+def test_a_shipped_network_is_read_and_runs(name):
+    of_data = name.removeprefix("plif_")
+    shape, classes = configs.INPUTS.get(of_data, ((3, 32, 32), 10))
+    text = read(name)
+    if name != of_data:
+        assert configs.shipped()[of_data]["model"]["structure"] == text
+    net = SpikingNetwork(shape, classes, 2, structure=text)
+    assert str(net.structure) == text
+    with torch.no_grad():
+        assert net(torch.rand(2, 2, *shape)).shape == (2, 2, classes)
+
+
+def test_sew_resnet_18_is_spikingjellys_spike_for_spike():
+    sew_resnet = pytest.importorskip("spikingjelly.activation_based.model.sew_resnet", reason="test extra `bench`")
+    from spikingjelly.activation_based import functional as sj
+    from spikingjelly.activation_based import neuron, surrogate
+
+    settings = {"surrogate_function": surrogate.ATan(), "detach_reset": True}
+    theirs = sew_resnet.sew_resnet18(cnf="ADD", num_classes=10, spiking_neuron=neuron.ParametricLIFNode, **settings)
+    sj.set_step_mode(theirs, "m")
+    ours = SpikingNetwork(
+        (3, 32, 32), 10, 4, structure=read("sew_resnet18"), norm_statistics="all_steps", pool_ties="first"
+    )
+    make_fire(theirs)
+    own, of_theirs = list(ours.parameters()), list(theirs.parameters())
+    assert [p.numel() for p in own] == [p.numel() for p in of_theirs]
+    with torch.no_grad():
+        for p, q in zip(own, of_theirs, strict=True):
+            p.copy_(q.view(p.shape))
+    x = torch.randn(4, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for net in (ours, theirs):
+        net.train()
+    votes, expected = ours(x), theirs(x)
+    torch.testing.assert_close(votes, expected, atol=1e-3, rtol=1e-3)
+    functional.cross_entropy(votes.mean(0), torch.tensor([1, 2])).backward()
+    functional.cross_entropy(expected.mean(0), torch.tensor([1, 2])).backward()
+    for p, q in zip(own, of_theirs, strict=True):
+        torch.testing.assert_close(p.grad, q.grad.view(p.shape), atol=2e-3, rtol=2e-2)
+
+
+def test_vgg_11_has_spikingjellys_parameters():
+    spiking_vgg = pytest.importorskip("spikingjelly.activation_based.model.spiking_vgg", reason="test extra `bench`")
+    from spikingjelly.activation_based import neuron
+
+    with torch.device("meta"):
+        ours = SpikingNetwork((3, 224, 224), 10, 4, structure=read("vgg11"))
+        theirs = spiking_vgg.spiking_vgg11_bn(num_classes=10, spiking_neuron=neuron.ParametricLIFNode)
+    convs = [part for part in theirs.modules() if isinstance(part, torch.nn.Conv2d)]
+    idle = {conv.bias for conv in convs}  # biases that BN takes away again
+    assert [p.numel() for p in ours.parameters()] == [p.numel() for p in theirs.parameters() if p not in idle]
