@@ -125,8 +125,8 @@ def has_votes(net: nn.Module) -> bool:
 def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> None:
     """Try a network of one's own on one sample in evaluation mode, and leave it as it was.
 
-    Two more calls find other values, large ones and negative ones, in every tensor that the call before left in a module.
-    If that changes an output, the module keeps state between calls; a tensor that is only looked at does no harm.
+    Two more calls find other values, large and negative ones, in every tensor that the call before left in a module. If
+    that changes an output, the module keeps state between calls; a tensor that is only looked at does no harm.
 
     Args:
         net: the network.
@@ -163,8 +163,8 @@ def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> None:
                 part_kept.restore()
     for name, (given, made) in first.of.items():
         for calls in others:
-            again = calls.of.get(name)
-            if again is not None and _same(given, again[0]) and not _same(made, again[1]):
+            found = calls.of.get(name)
+            if found is not None and _same(given, found[0]) and not _same(made, found[1]):
                 raise _keeps_state(net, name)
 
 
