@@ -51,8 +51,8 @@ def test_the_readmes_are_found_and_hold_commands():
     assert [str(path.relative_to(REPOSITORY)) for path in READMES] == [
         *("README.md", "configs/README.md", "configs/RESULTS.md", "configs/clusters.md"),
         *("plif_lightning/deploy/README.md", "plif_lightning/events/README.md"),
-        *("plif_lightning/kernels/README.md", "plif_lightning/neurons/README.md", "tests/README.md"),
-        "tests/benchmarks/README.md",
+        *("plif_lightning/kernels/README.md", "plif_lightning/network/README.md", "plif_lightning/neurons/README.md"),
+        *("tests/README.md", "tests/benchmarks/README.md"),
     ]
     assert len(OF_MAIN) >= 25
     assert len(BENCHMARKS) >= 6

@@ -125,6 +125,18 @@ def _normalise(y, t, start, chunk, n, scale, shift, s, x, row):
 
 
 @compiled
+def _add_loaded(y, t, start, chunk, n, rows, row):
+    """Add the values that `_load` would copy; nothing if y is empty."""
+    if y.shape[0]:
+        step, r = np.uintp(t), np.uintp(row)
+        for w in range(n // chunk):
+            at, to = np.uintp(start + 2 * w * chunk), np.uintp(w * chunk)
+            for j in range(chunk):
+                i = np.uintp(j)
+                rows[r, to + i] = rows[r, to + i] + _wide(y[step, at + i])
+
+
+@compiled
 def _pool(spikes, n, average, out, t, start):
     """Pool the windows formed by four rows of spikes."""
     step, first = np.uintp(t), np.uintp(start)
@@ -161,14 +173,15 @@ def begin_states(v_first, start, states, rows, starts, chunk, n):
 
 @compiled
 def forward(
-    begin, end, slot, y, scale, shift, parameters, start, v_first, v_last, out, fire,
+    begin, end, slot, y, added, scale, shift, parameters, start, v_first, v_last, out, fire,
     steps, height, width, channels, run, pool,
 ):  # fmt: skip
     """Spikes of units begin .. end - 1.
 
-    y is [T or 1, N H W C], scale and shift are [T or 1, run], parameters [P, 1 or width]; `start` is the state of a
-    neuron before the first step [S]; v_first and v_last are [S, N H W C] or empty. `fire` is the address of its code.
-    `height` is that of one image; without a pool, of all images together.
+    y is [T or 1, N H W C], and so is `added`, which is added to BN's output, unless it is empty; scale and shift are
+    [T or 1, run], parameters [P, 1 or width]; `start` is the state of a neuron before the first step [S]; v_first and
+    v_last are [S, N H W C] or empty. `fire` is the address of its code. `height` is that of one image; without a pool,
+    of all images together.
     """
     pooled = pool != NO_POOL
     rows = 4 if pooled else 1
@@ -186,11 +199,13 @@ def forward(
         if constant:
             for i in range(rows):
                 _normalise(y, 0, starts[i], chunk, n, scale, shift, 0, x, i)
+                _add_loaded(added, 0, starts[i], chunk, n, x, i)
         for t in range(steps):
             s = t if scale.shape[0] > 1 else 0
             for i in range(rows):
                 if not constant:
                     _normalise(y, t, starts[i], chunk, n, scale, shift, s, x, i)
+                    _add_loaded(added, t, starts[i], chunk, n, x, i)
                 own = states.ctypes.data + i * of_row
                 call(
                     fire,

@@ -6,6 +6,7 @@ from plif_lightning.kernels.cpu import (
     AVG,
     MAX_RANDOM,
     NO_POOL,
+    _add_loaded,
     _fill,
     _load,
     _narrow,
@@ -114,15 +115,15 @@ def place_of_ties(target, image_windows, channels, map_windows, first_window):
 
 @compiled
 def backward(
-    begin, end, slot, y, scale, shift, mean, parameters, start, v_first, grad_out, grad_v_last, grad_y, grad_v_first,
-    sums, sums_learned, fire, fire_back, steps, height, width, channels, run, pool, kept, seed, map_windows,
-    first_window,
+    begin, end, slot, y, added, scale, shift, mean, parameters, start, v_first, grad_out, grad_v_last, grad_y,
+    grad_v_first, sums, sums_learned, fire, fire_back, steps, height, width, channels, run, pool, kept, seed,
+    map_windows, first_window,
 ):  # fmt: skip
     """Gradients of units begin .. end - 1.
 
-    grad_y gets dL/dX, with X = BN's output, in the shape of y. sums[slot, 0] and sums[slot, 1] get, for each row of
-    scale, the sums of dL/dX and of dL/dX (y - mean), [..., run]; sums_learned[slot] those of the gradients of the
-    parameters [P, width], which are spread over 16 places if all neurons share them.
+    `added` is as in `cpu.forward`. grad_y gets dL/dX, with X = BN's output, in the shape of y. sums[slot, 0] and
+    sums[slot, 1] get, for each row of scale, the sums of dL/dX and of dL/dX (y - mean), [..., run]; sums_learned[slot]
+    those of the gradients of the parameters [P, width], which are spread over 16 places if all neurons share them.
     """
     pooled = pool != NO_POOL
     starts = np.zeros(4, np.int64)
@@ -133,16 +134,16 @@ def backward(
         target, n = _place(unit, height, width, channels, pooled, run, starts)
         place = place_of_ties(target, image_windows, channels, map_windows, first_window) if pooled else 0
         backward_unit(
-            y, starts, target, n, channels if pooled else n, slot, scale, shift, mean, parameters, start, v_first,
-            grad_out, grad_v_last, grad_y, grad_v_first, sums, sums_learned, fire, fire_back, steps, pool, seed, place,
-            of_step, work,
+            y, added, starts, target, n, channels if pooled else n, slot, scale, shift, mean, parameters, start,
+            v_first, grad_out, grad_v_last, grad_y, grad_v_first, sums, sums_learned, fire, fire_back, steps, pool,
+            seed, place, of_step, work,
         )  # fmt: skip
 
 
 @compiled
 def backward_unit(
-    y, starts, target, n, chunk, slot, scale, shift, mean, parameters, start, v_first, grad_out, grad_v_last, grad_y,
-    grad_v_first, sums, sums_learned, fire, fire_back, steps, pool, seed, place, places_of_step, work,
+    y, added, starts, target, n, chunk, slot, scale, shift, mean, parameters, start, v_first, grad_out, grad_v_last,
+    grad_y, grad_v_first, sums, sums_learned, fire, fire_back, steps, pool, seed, place, places_of_step, work,
 ):  # fmt: skip
     """Gradients of one unit: n outputs from `target` on; `starts` are the offsets of its neurons in a step of y."""
     pooled = pool != NO_POOL
@@ -166,12 +167,14 @@ def backward_unit(
     if constant:
         for i in range(rows):
             _normalise(y, 0, starts[i], chunk, n, scale, shift, 0, x, i)
+            _add_loaded(added, 0, starts[i], chunk, n, x, i)
             _fill(by_x, i, n, zero)
     for t in range(steps):
         s = t if kinds > 1 else 0
         for i in range(rows):
             if not constant:
                 _normalise(y, t, starts[i], chunk, n, scale, shift, s, x, i)
+                _add_loaded(added, t, starts[i], chunk, n, x, i)
             before = history.ctypes.data + t * of_step + i * of_row
             call(
                 fire,
@@ -193,6 +196,7 @@ def backward_unit(
         for i in range(rows):
             if not constant:
                 _normalise(y, t, starts[i], chunk, n, scale, shift, s, x, i)
+                _add_loaded(added, t, starts[i], chunk, n, x, i)
             call(
                 fire_back,
                 (

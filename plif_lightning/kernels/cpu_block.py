@@ -176,8 +176,9 @@ def conv_fire_pool_backward(
         target = ((image * rows + r) * windows + first) * outputs
         place = place_of_ties(target, rows * windows, outputs, rows * windows, 0)
         backward_unit(
-            y, firsts, target, n * outputs, outputs if pooled else n * outputs, slot, scale, shift, mean, parameters,
-            start, nothing, grad_out, nothing, grad_y, nothing, sums, sums_learned, fire, fire_back, steps, pool, seed,
+            y, nothing, firsts, target, n * outputs, outputs if pooled else n * outputs, slot, scale, shift, mean,
+            parameters, start, nothing, grad_out, nothing, grad_y, nothing, sums, sums_learned, fire, fire_back, steps,
+            pool, seed,
             place, images * outputs * rows * windows, work,
         )  # fmt: skip
         for t in range(steps):

@@ -62,7 +62,7 @@ class FrozenFire:
         units, threads, shape, before, after = rows
         out = torch.empty(shape, **_ON)
         flat, spikes = y.numpy().reshape(len(y), -1), out.numpy().reshape(time_steps, -1)
-        parallel(cpu.forward, units, threads, flat, *before, v_first, v_last, spikes, *after)
+        parallel(cpu.forward, units, threads, flat, flat[:0], *before, v_first, v_last, spikes, *after)
         return out
 
     def _rows(self, y: Tensor, steps: int) -> tuple[int, int, tuple[int, ...], tuple[Any, ...], tuple[Any, ...]]:

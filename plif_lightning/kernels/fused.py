@@ -88,25 +88,28 @@ class _NormFirePool(torch.autograd.Function):
         pool: int,
         neuron: str,
         steps: int,
+        added: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         scale, shift = affine(weight, bias, mean, invstd)
-        return torch.ops.plif.fire(y, scale, shift, learned, states, steps, pool, neuron, last)
+        return torch.ops.plif.fire(y, scale, shift, learned, states, steps, pool, neuron, last, added)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        y, weight, bias, learned, mean, invstd, seed, states, *ctx.settings = inputs
-        ctx.save_for_backward(y, learned, mean, invstd, *affine(weight, bias, mean, invstd), seed, states)
+        y, weight, bias, learned, mean, invstd, seed, states, *ctx.settings, added = inputs
+        ctx.save_for_backward(y, learned, mean, invstd, *affine(weight, bias, mean, invstd), seed, states, added)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
-        y, learned, mean, invstd, scale, shift, seed, states = ctx.saved_tensors
+        y, learned, mean, invstd, scale, shift, seed, states, added = ctx.saved_tensors
         last, batch_statistics, synchronise, pool, neuron, steps = ctx.settings
         windows = (y.shape[3] // 2) * (y.shape[4] // 2)
         grad_y, grad_first, sums, grad_learned = torch.ops.plif.fire_backward(
             y, scale, shift, mean, learned, states, seed, grad_out, grad_last if last else None,
-            steps, pool, neuron, windows, 0,
+            steps, pool, neuron, windows, 0, added,
         )  # fmt: skip
+        # That of BN's output, which `normalize_backward` replaces.
+        grad_added = grad_y.clone() if added is not None and ctx.needs_input_grad[14] else None
         grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
         offset = slope = torch.zeros_like(scale)
         if batch_statistics:
@@ -122,6 +125,7 @@ class _NormFirePool(torch.autograd.Function):
             *[None] * 3,
             None if states is None else grad_first,
             *[None] * 6,
+            grad_added,
         )
 
 
@@ -187,6 +191,7 @@ def norm_fire_pool(
     pool: Pool = "none",
     seed: Tensor | None = None,
     time_steps: int | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
     """Pooled spikes of BN's output: BN, `reference.run` and a 2x2 pool in one pass over y.
 
@@ -202,12 +207,13 @@ def norm_fire_pool(
         pool: none, max_first, max_random or avg.
         seed: int64 on the CPU, for max_random.
         time_steps: T, for a held y.
+        added: what is added to BN's output, in the shape of y, such as the shortcut of a residual block; on a CPU.
 
     Returns:
         Spikes [T, N, C, H', W'] in the dtype of y.
     """
     statistics = (mean, invstd, batch_statistics, synchronise)
-    return _norm_fire_pool(y, weight, bias, statistics, dynamics, time_steps, pool=pool, seed=seed)[0]
+    return _norm_fire_pool(y, weight, bias, statistics, dynamics, time_steps, pool=pool, seed=seed, added=added)[0]
 
 
 def norm_fire(
@@ -221,12 +227,13 @@ def norm_fire(
     *,
     batch_statistics: bool,
     synchronise: bool = False,
+    added: Tensor | None = None,
 ) -> tuple[Tensor, States]:
     """`norm_fire_pool` without a pool, from states [N, C, H, W] (None: the first ones); returns the last ones too."""
     checked(y, dynamics, states, None)
     first = None if states is None else torch.stack([state.to(real_type(y)) for state in states])
     statistics = (mean, invstd, batch_statistics, synchronise)
-    spikes, last = _norm_fire_pool(y, weight, bias, statistics, dynamics, states=first, last=True)
+    spikes, last = _norm_fire_pool(y, weight, bias, statistics, dynamics, states=first, last=True, added=added)
     return spikes, last.unbind()
 
 
@@ -242,12 +249,14 @@ def _norm_fire_pool(
     seed: Tensor | None = None,
     states: Tensor | None = None,
     last: bool = False,
+    added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     mean, invstd, of_batch, of_all_processes = statistics
     steps = len(y) if time_steps is None else time_steps
     with in_own_precision(y.device):
         given = y, *real_rows(y, weight, bias, mean, invstd, dynamics), no_seed() if seed is None else seed, states
-        return _NormFirePool.apply(*given, last, of_batch, of_all_processes, POOLS[pool], dynamics.key, steps)
+        settings = last, of_batch, of_all_processes, POOLS[pool], dynamics.key, steps
+        return _NormFirePool.apply(*given, *settings, added)
 
 
 def real_rows(

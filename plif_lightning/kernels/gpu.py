@@ -296,12 +296,18 @@ def _states(states: Tensor | None, y: Tensor) -> Tensor:
     return y.new_empty(0, dtype=torch.float32) if states is None else channels_last(states.detach().float())
 
 
+def _require_nothing(added: Tensor | None) -> None:
+    if added is not None:
+        raise UserError("the Triton kernels add nothing to BN's output: add it before the neurons.")
+
+
 def fire(
     y: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, states: Tensor | None, steps: int, pool: int,
-    neuron: str, last: bool,
+    neuron: str, last: bool, added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`ops.fire` on CUDA."""
     require_pool(pool)
+    _require_nothing(added)
     code = code_of(neuron)
     y = channels_last(y)
     tiles = _Tiles(y, pool)
@@ -320,10 +326,11 @@ def fire(
 def fire_backward(
     y: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, learned: Tensor, states: Tensor | None, seed: Tensor,
     grad_out: Tensor, grad_last: Tensor | None, steps: int, pool: int, neuron: str, windows: int,
-    first_window: int,
+    first_window: int, added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`ops.fire_backward` on CUDA."""
     require_pool(pool)
+    _require_nothing(added)
     code = code_of(neuron)
     y = channels_last(y)
     tiles = _Tiles(y, pool)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plif_lightning.dynamics.equations import Program, program
+from plif_lightning.errors import UserError
 from plif_lightning.kernels import layout
 from plif_lightning.kernels.layout import (
     BACKWARD,
@@ -63,6 +64,15 @@ def _optional(states: Tensor | None, real: torch.dtype) -> NDArray[Any]:
     return array_of(channels_last(states.detach().to(real)))
 
 
+def _added(added: Tensor | None, y: Tensor) -> NDArray[Any]:
+    """What is added to BN's output as the compiled loops take it; empty for None."""
+    if added is None:
+        return np.empty((0, 1), array_of(y).dtype)
+    if added.shape != y.shape:
+        raise UserError(f"added must have the shape of y, {list(y.shape)}, got {list(added.shape)}.")
+    return array_of(channels_last(added.detach().to(y.dtype)))
+
+
 def start_of(neuron: Program, real: torch.dtype) -> NDArray[Any]:
     """The states before the first step as the compiled loops take them, [S]."""
     return np.array(neuron.start, np.float64 if real == torch.float64 else np.float32)
@@ -79,6 +89,7 @@ def fire(
     pool: int,
     neuron: str,
     last: bool,
+    added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Pooled spikes [T, N, C, H', W'] and, if `last`, the states after the last step [S, N, C, H, W].
 
@@ -92,6 +103,7 @@ def fire(
         pool: number of the pooling, see `layout.POOLS`.
         neuron: key of its program, see `layout.key_of`.
         last: return the last states; only without a pool.
+        added: what is added to scale y + shift, in the shape of y; None for nothing.
     """
     from plif_lightning.kernels import cpu  # deferred: imports numba
     from plif_lightning.kernels.machine_code import code_of
@@ -107,15 +119,16 @@ def fire(
     rows = geometry.tiled(scale, real), geometry.tiled(shift, real), geometry.parameters(learned, real)
     around = start_of(p, real), _optional(states, real), array_of(final) if last else _optional(None, real)
     code = code_of("fire", neuron, real, learned.shape[1] == 1)
-    given = array_of(y), *rows, *around, array_of(out), code, *geometry.sizes
+    given = array_of(y), _added(added, y), *rows, *around, array_of(out), code, *geometry.sizes
     parallel(cpu.forward, geometry.units, geometry.threads, *given)
     return out, final
 
 
 @fire.register_fake
 def _(
-    y: Tensor, scale: Any, shift: Any, learned: Any, states: Any, steps: int, pool: int, neuron: str, last: bool
-) -> tuple[Tensor, Tensor]:
+    y: Tensor, scale: Any, shift: Any, learned: Any, states: Any, steps: int, pool: int, neuron: str, last: bool,
+    added: Any = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     halve = 2 if pool else 1
     number = len(program(neuron).states) if last else 0
     return empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve), empty_states(y, number)
@@ -137,8 +150,9 @@ def fire_backward(
     neuron: str,
     windows: int,
     first_window: int,
+    added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dL/dX in the shape of y, with X = scale y + shift; of the first states; sums; the gradient of `learned`.
+    """dL/dX in the shape of y, with X = scale y + shift + added; of the first states; sums; the gradient of `learned`.
 
     The sums [2, T or 1, C] are, for each row of scale, those of dL/dX and of dL/dX (y - mean). Arguments as in `fire`,
     and `seed`, int64, which breaks ties within a window. If y is a band of rows of a feature map, `windows` is the
@@ -159,6 +173,7 @@ def fire_backward(
     rows = *(geometry.tiled(row, real) for row in (scale, shift, mean)), geometry.parameters(learned, real)
     given = (
         array_of(y),
+        _added(added, y),
         *rows,
         start_of(p, real),
         _optional(states, real),

@@ -1,13 +1,14 @@
 """Blocks beside the convolutional one: FC layers, neurons alone, residual blocks; and sequences of blocks."""
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from plif_lightning.kernels import Backend, linear_of_spikes
-from plif_lightning.network.conv import ConvBlock, dtype_of, pools_spikes, refuses_neuron
+from plif_lightning.network.conv import ConvBlock, computing_type, dtype_of, fire_with, pools_spikes, refuses_neuron
 from plif_lightning.network.hooks import Hear, has_hooks, listening, must_be_called
 from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.neurons import Neuron
@@ -113,6 +114,25 @@ class Residual(nn.Module):
         both = self.branch.gives_binary(device, binary) and self.shortcut.gives_binary(device, binary)
         return self.how != "ADD" and both and not must_be_called(self)
 
+    def fire(self, block: NeuronBlock, x: Tensor, binary: bool) -> Tensor:
+        """Spikes of the neurons of a block that see the sum; only if `refuses_neurons` does not refuse it."""
+        *before, last = self.branch
+        assert isinstance(last, ConvBlock)
+        y, of_spikes = run_blocks(before, x, binary)
+        return fire_with(last, block.neuron, y, of_spikes, self.shortcut(x, binary))
+
+    def refuses_neurons(self, block: NeuronBlock, x: Tensor) -> str | None:
+        """Why the kernels cannot take the sum and the neurons behind it together; None if they can."""
+        last = self.branch[-1] if len(self.branch) else None
+        if self.how != "ADD" or not isinstance(last, ConvBlock) or last.neuron is not None:
+            return "its branch does not end with a convolution without neurons, or is not added"
+        if last.backend.chosen(x.device) != "cpu" or not last.backend.fuses(x.device, computing_type(x)):
+            return "only the kernels for a CPU add before the neurons"
+        called = [block, block.neuron, self, self.branch, self.shortcut, last, *last.modules()]
+        if any(map(must_be_called, called)):
+            return "it has hooks"
+        return refuses_neuron(block.neuron) or last.refuses_norm
+
     def extra_repr(self) -> str:
         return self.how
 
@@ -125,14 +145,7 @@ class Blocks(nn.Sequential):
     """A sequence of blocks that passes on whether activations are guaranteed binary (zeros and ones)."""
 
     def forward(self, x: Tensor, binary: bool = False) -> Tensor:
-        for block in self:
-            if isinstance(block, Block):
-                gives_binary = block.gives_binary(x.device, binary)
-                # A pre-hook may replace the input.
-                x, binary = block(x, binary and not block._forward_pre_hooks), gives_binary
-            else:
-                x, binary = block(x), binary and _keeps_binary(block)
-        return x
+        return run_blocks(list(self), x, binary)[0]
 
     def gives_binary(self, device: torch.device, binary: bool = False) -> bool:
         """True if the output is guaranteed to hold zeros and ones; `binary`: the input does."""
@@ -141,8 +154,38 @@ class Blocks(nn.Sequential):
         return binary and not has_hooks(self)
 
 
+def run_blocks(blocks: Sequence[nn.Module], x: Tensor, binary: bool) -> tuple[Tensor, bool]:
+    """The output of blocks one after another, and if it is guaranteed to hold zeros and ones; `binary`: x does."""
+    waiting = list(blocks)
+    while waiting:
+        block, following = waiting.pop(0), waiting[0] if waiting else None
+        of_sum = following if isinstance(block, Residual) and isinstance(following, NeuronBlock) else None
+        if of_sum is not None and isinstance(block, Residual) and block.refuses_neurons(of_sum, x) is None:
+            waiting.pop(0)
+            x, binary = block.fire(of_sum, x, binary), True
+        elif isinstance(block, Block):
+            gives_binary = block.gives_binary(x.device, binary)
+            # A pre-hook may replace the input.
+            x, binary = block(x, binary and not block._forward_pre_hooks), gives_binary
+        else:
+            x, binary = block(x), binary and _keeps_binary(block)
+    return x, binary
+
+
 def _keeps_binary(block: nn.Module) -> bool:
     return isinstance(block, Pool2d) and pools_spikes(block) and not any(map(must_be_called, block.modules()))
+
+
+def sums_fused(blocks: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """The last blocks of branches whose sum and the neurons behind it one kernel takes on a device."""
+    parts = list(blocks.children())
+    for block, following in itertools.pairwise([*parts, None]):
+        if isinstance(block, Residual):
+            yield from sums_fused(block.branch, device)
+            yield from sums_fused(block.shortcut, device)
+            like = torch.empty(0, device=device)
+            if isinstance(following, NeuronBlock) and block.refuses_neurons(following, like) is None:
+                yield block.branch[-1]
 
 
 def layers_of(blocks: nn.Module) -> Iterator[tuple[str, nn.Module]]:

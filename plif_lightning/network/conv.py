@@ -229,6 +229,20 @@ def _fuse(call: Call) -> Tensor:
     )
 
 
+def fire_with(block: "ConvBlock", neuron: Neuron, x: Tensor, binary: bool, added: Tensor) -> Tensor:
+    """Spikes of neurons that see the output of a block without neurons, plus `added`, in one kernel."""
+    call = Call(block, x, binary)
+    y = convolve(call, with_bias=False).unflatten(0, x.shape[:2])
+    statistics = block.statistics(lambda: moments(y), y, call.steps, y.shape[2])
+    affine = block.normalisation(statistics, neuron)
+    settings: dict[str, Any] = {"batch_statistics": statistics.of_batch, "synchronise": statistics.of_all_processes}
+    steps = max(len(y), len(added))  # one of them may be held, with the other's neurons having seen time
+    y, added = y.expand(steps, *y.shape[1:]), added.to(y.dtype).expand(steps, *added.shape[1:])
+    if (state := carried()) is not None:
+        return state.through(neuron, lambda states: norm_fire(y, *affine, states, added=added, **settings))
+    return norm_fire_pool(y, *affine, time_steps=block.time_steps if steps == 1 else steps, added=added, **settings)
+
+
 def _by_parts(call: Call) -> Tensor:
     block, y = call.block, convolve(call, with_bias=True).unflatten(0, call.x.shape[:2])
     y = y if block.norm is None else block.norm(y, call.steps)
@@ -354,11 +368,17 @@ class ConvBlock(nn.Module):
         if self.neuron is None:
             return "it has no neurons"
         reason = "its neurons are being listened to" if self.listened else refuses_neuron(self.neuron)
-        if reason is None and self.norm is not None:
-            reason = refuses_class(self.norm, TimeBatchNorm2d, "forward", "statistics_for")
-            if reason is None and not self.norm.is_affine_with_averages:
-                reason = "its BN is not affine with running averages"
-        return reason or self._refuses_hooks()
+        return reason or self.refuses_norm or self._refuses_hooks()
+
+    @property
+    def refuses_norm(self) -> str | None:
+        """Why the kernels cannot compute BN; None if they can."""
+        if self.norm is None:
+            return None
+        reason = refuses_class(self.norm, TimeBatchNorm2d, "forward", "statistics_for")
+        if reason is None and not self.norm.is_affine_with_averages:
+            return "its BN is not affine with running averages"
+        return reason
 
     @property
     def refuses_conv(self) -> str | None:
@@ -410,16 +430,22 @@ class ConvBlock(nn.Module):
             return Statistics(torch.zeros_like(one), one, False, False)
         return self.norm.statistics_for(batch, x.shape[1] * x.shape[3] * x.shape[4], steps)
 
-    def normalisation(self, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor, Dynamics]:
-        """BN's weight and bias, mean, 1 / standard deviation, and the neurons, as the kernels take them."""
-        assert self.neuron is not None
+    def normalisation(
+        self, statistics: Statistics, neuron: Neuron | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Dynamics]:
+        """BN's weight and bias, mean, 1 / standard deviation, and the neurons, as the kernels take them.
+
+        `neuron`: those behind a residual block, for a block without neurons.
+        """
+        neuron = neuron or self.neuron
+        assert neuron is not None
         if self.norm is not None:
-            return self.norm.bn.weight, self.norm.bn.bias, statistics.mean, statistics.invstd, self.neuron.dynamics
+            return self.norm.bn.weight, self.norm.bn.bias, statistics.mean, statistics.invstd, neuron.dynamics
         weight = statistics.invstd[0]
         bias = self.conv.bias
         if bias is None or self.refuses_conv is not None:  # a convolution called as a module adds its own bias
             bias = torch.zeros_like(weight)
-        return weight, bias, statistics.mean, statistics.invstd, self.neuron.dynamics
+        return weight, bias, statistics.mean, statistics.invstd, neuron.dynamics
 
     def seed(self) -> Tensor | None:
         """Seed of the tie-breaking in max-pooling; None if the pool draws nothing."""

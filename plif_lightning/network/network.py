@@ -12,7 +12,7 @@ from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.firing import Keywords as Keywords
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.kernels import Backend, BackendName, Sparse
-from plif_lightning.network.blocks import WITH_NEURON, Blocks, FCBlock, NeuronBlock, layers_of, listening_to
+from plif_lightning.network.blocks import WITH_NEURON, Blocks, FCBlock, NeuronBlock, layers_of, listening_to, sums_fused
 from plif_lightning.network.building import Builder
 from plif_lightning.network.conv import ConvBlock
 from plif_lightning.network.hooks import Hear
@@ -243,8 +243,9 @@ class SpikingNetwork(nn.Module):
             return "reference kernels"
         blocks = [(name, block) for name, block in self.layers().items() if isinstance(block, ConvBlock)]
         declined: dict[str, list[str]] = {}
+        fused = set(sums_fused(self.encoder, device))
         for name, block in blocks:
-            if (reason := block.refuses_fusion) is not None:
+            if (reason := block.refuses_fusion) is not None and block not in fused:
                 declined.setdefault(f"part by part: {reason}", []).append(name)
                 continue
             if (reason := block.refuses_conv) is not None:

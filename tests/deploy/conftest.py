@@ -45,6 +45,7 @@ def trained(shape=(2, 12, 12), classes=3, steps=4, **changes) -> SpikingNetwork:
 STRUCTURES = {
     "residual": "c8k3s1-BN-PLIF-ADD(c8k3s1-BN-PLIF)-ADD(c6k3s2-BN-PLIF-c6k3s1-BN-LIF|c6k1s2-BN-PLIF)-AP-FC3b",
     "sums before neurons": "c8k5s1-BN-PLIF-MPk2s2-{ADD(c8k3s1-BN-PLIF-c8k3s1-BN)-PLIF}*2-FC12-PLIF-FC3",
+    "residual first": "ADD(c2k3s1-BN-PLIF-c2k3s1-BN)-PLIF-ADD(c2k3s1-BN|c2k1s1-BN-PLIF)-CLIF-FC3-PLIF",
     "real residuals": "c8k3s1-BN-ADD(PLIF-c8k3s1-BN)-ADD(PLIF-c6k3s2-BN|c6k1s2-BN)-PLIF-APk2s2-FC3",
     "windows": "c8k5s2p1-BN-PLIF-MPk3s2p1-c6k1s1-BN-PLIF-APk2s1-c8k3s1g2-BN-PLIF-FC6-PLIF-APk2s2",
     "integral": "c8k3s2-BN-PLIF-c6k3s1-BN-PLIF-FC3-LI(init_tau=4.0)",

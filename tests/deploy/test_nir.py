@@ -31,7 +31,7 @@ KINDS = [
     PER_CHANNEL,
     {"neuron": "lif", **PER_CHANNEL},
     {"learn_threshold": True, **PER_CHANNEL},
-    *({"structure": text} for kind, text in STRUCTURES.items() if kind != "products"),
+    *({"structure": text} for kind, text in STRUCTURES.items() if kind not in ("products", "residual first")),
 ]
 ONLY_OURS = {STRUCTURES["integral"]}
 

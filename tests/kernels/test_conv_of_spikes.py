@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from plif_lightning.kernels import conv_of_spikes, layout
+from plif_lightning.kernels import conv_of_spikes, conv_of_table, layout, table_of
+from plif_lightning.kernels.small_maps import are_small, conv_of_small_maps
 from plif_lightning.network import SpikingNetwork, conv
 
 
@@ -127,3 +128,46 @@ def test_it_compiles_without_a_break():
     (1 - torch.compile(net, fullgraph=True, backend="aot_eager")(image())).square().sum().backward()
     for a, b in zip(plain, [p.grad for p in net.parameters()], strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 1), (7, 9), (8, 8)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("channels", [(3, 5), (70, 33)])
+def test_kernels_and_strides_give_pytorchs_convolution(kernel, stride, size, channels):
+    generator = torch.Generator().manual_seed(0)
+    for images in (1, 4):
+        x = torch.rand(images, channels[0], *size, generator=generator).lt(0.2).float()
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
+        weight = torch.randn(channels[1], channels[0], kernel, kernel, generator=generator, requires_grad=True)
+        expected = F.conv2d(x, weight, stride=stride, padding=kernel // 2)
+        grad = torch.randn(expected.shape, generator=generator)
+        grads = torch.autograd.grad(expected, (x, weight), grad)
+        for sparse in ("always", "never"):
+            y = conv_of_spikes(x, weight, sparse, stride)
+            torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
+            for one, other in zip(torch.autograd.grad(y, (x, weight), grad), grads, strict=True):
+                torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+        table = conv_of_table(x.detach(), table_of(weight), stride=stride)
+        torch.testing.assert_close(table, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 2), (2, 1)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_small_maps_give_pytorchs_convolution(kernel, stride, size):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 7, *size, generator=generator, requires_grad=True)
+    weight = torch.randn(5, 7, kernel, kernel, generator=generator, requires_grad=True)
+    assert are_small(x, weight)
+    expected = F.conv2d(x, weight, stride=stride, padding=kernel // 2)
+    grad = torch.randn(expected.shape, generator=generator)
+    y = conv_of_small_maps(x, weight, stride)
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+    for one, other in zip(
+        torch.autograd.grad(y, (x, weight), grad), torch.autograd.grad(expected, (x, weight), grad), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    for other_x, other_weight in ((x.double(), weight.double()), (x, weight[:, :, :1, :1]), (x[:0], weight)):
+        assert not are_small(other_x, other_weight)
+    assert not are_small(torch.zeros(1, 7, 2, 3), weight)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from plif_lightning import kernels
-from plif_lightning.dynamics import Firing, SurrogateName, integrate_and_fire
+from plif_lightning.dynamics import Firing, SurrogateName, integrate_and_fire, reference
 from plif_lightning.dynamics.leaky import leaky
 from plif_lightning.errors import UserError
-from plif_lightning.kernels import Backend, layout, ops
+from plif_lightning.kernels import Backend, layout, moments, norm_fire_pool, ops
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.conv import ConvBlock, images_channels_last
 from plif_lightning.network.layers import Pool2d
@@ -614,3 +614,33 @@ def test_a_hook_on_the_gradient_is_called_and_another_convolution_named():
     assert "conv1 stores its convolution's output: its convolution is not 1x1, 3x3 or 5x5" in net.kernels(
         torch.device("cpu")
     )
+
+
+@pytest.mark.parametrize("pool", ["none", "max_first", "avg"])
+@pytest.mark.parametrize("held", [False, True])
+def test_what_is_added_to_bns_output_gets_its_gradient(pool, held):
+    """The shortcut of a residual block: against BN, a sum and the reference, in float64."""
+    torch.manual_seed(0)
+    steps = 1 if held else 4
+    y, added = (torch.randn(steps, 2, 5, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weight, bias = (torch.rand(5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    k = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
+    dynamics = leaky(k, Firing())
+    mean, var = moments(y)
+    invstd = torch.rsqrt(var + 1e-5)
+    spikes = norm_fire_pool(
+        y, weight, bias, mean, invstd, dynamics, batch_statistics=True, pool=pool, time_steps=4, added=added
+    )
+    g = torch.randn_like(spikes)
+    leaves = y, added, weight, bias, k
+    found = torch.autograd.grad(spikes, leaves, g)
+    stats = y.mean((1, 3, 4), keepdim=True), y.var((1, 3, 4), correction=0, keepdim=True)
+    x = (y - stats[0]) * torch.rsqrt(stats[1] + 1e-5) * weight[:, None, None] + bias[:, None, None] + added
+    plain, _ = reference.run(x, dynamics, time_steps=4)
+    pools = {"none": lambda s: s, "max_first": SpikeMaxPool2d("first"), "avg": Pool2d(nn.AvgPool2d(2))}
+    expected = pools[pool](plain)
+    assert torch.equal(spikes, expected)
+    for one, other in zip(found, torch.autograd.grad(expected, leaves, g), strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(UserError, match="added must have the shape of y"):
+        norm_fire_pool(y, weight, bias, mean, invstd, dynamics, batch_statistics=True, added=added[:, :1])
