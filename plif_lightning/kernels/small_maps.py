@@ -40,41 +40,62 @@ def _matrix(weight: Tensor, size: tuple[int, int], stride: int, dtype: torch.dty
     """The convolution as a matrix [H' W' O, H W C]."""
     outputs, channels, kernel, _ = weight.shape
     rows, columns = convolved(size, stride)
-    made = torch.zeros(rows * columns, outputs, size[0] * size[1], channels, dtype=dtype, device="cpu")
+    pixels = size[0] * size[1]
+    if rows * columns * pixels == 1:
+        return weight[:, :, kernel // 2, kernel // 2].to(dtype).contiguous()
+    taps = weight.permute(2, 3, 0, 1).to(dtype).contiguous()
+    made = torch.zeros(rows * columns, outputs, pixels, channels, dtype=dtype, device="cpu")
     for o, i, down, across in _taps(size, kernel, stride):
-        made[o, :, i] = weight[:, :, down, across]
+        made[o, :, i] = taps[down, across]
     return made.view(rows * columns * outputs, -1)
 
 
+def _of_weight(of_matrix: Tensor, weight: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """The gradient of the weight from that of the matrix [H' W' O, H W C], in its layout."""
+    outputs, channels, kernel, _ = weight.shape
+    found = torch.zeros_like(weight, dtype=of_matrix.dtype)
+    if of_matrix.shape == (outputs, channels):
+        found[:, :, kernel // 2, kernel // 2] = of_matrix
+        return found
+    of_matrix = of_matrix.view(-1, outputs, size[0] * size[1], channels)
+    taps = torch.zeros(kernel, kernel, outputs, channels, dtype=of_matrix.dtype, device="cpu")
+    for o, i, down, across in _taps(size, kernel, stride):
+        taps[down, across] += of_matrix[o, :, i]
+    return found.copy_(taps.permute(2, 3, 0, 1))
+
+
+def input_of_small_maps(grad: Tensor, weight: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """The gradient of the input [N, C, H, W], (H, W) = `size`, from that of the output, in its type; no gradients."""
+    g = grad.detach().permute(0, 2, 3, 1).reshape(len(grad), -1)
+    grad_x = product(g, _matrix(weight.detach(), size, stride, g.dtype))
+    return grad_x.view(len(grad), *size, weight.shape[1]).permute(0, 3, 1, 2)
+
+
 class _ConvOfSmallMaps(torch.autograd.Function):
+    """Keeps its input; the matrix, up to four times as large as the weight, is made again in the backward pass."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         size = x.shape[2], x.shape[3]
         flat = x.permute(0, 2, 3, 1).reshape(len(x), -1)
-        matrix = _matrix(weight.detach(), size, stride, x.dtype)
-        ctx.save_for_backward(flat, weight, matrix)
+        ctx.save_for_backward(flat, weight)
         ctx.settings = size, stride
-        y = product(flat, matrix.t())
+        y = product(flat, _matrix(weight.detach(), size, stride, x.dtype).t())
         return y.view(len(x), *convolved(size, stride), len(weight)).permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        flat, weight, matrix = ctx.saved_tensors
+        flat, weight = ctx.saved_tensors
         size, stride = ctx.settings
-        outputs, channels, kernel, _ = weight.shape
-        g = grad.permute(0, 2, 3, 1).reshape(len(grad), -1).to(flat.dtype)
+        grad = grad.to(flat.dtype)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = product(g, matrix).view(len(grad), *size, channels).permute(0, 3, 1, 2)
+            grad_x = input_of_small_maps(grad, weight, size, stride)
         if ctx.needs_input_grad[1]:
-            of_matrix = (
-                product(g.t().contiguous(), flat).to(real_type(flat)).view(-1, outputs, size[0] * size[1], channels)
-            )
-            found = torch.zeros_like(weight, dtype=of_matrix.dtype)
-            for o, i, down, across in _taps(size, kernel, stride):
-                found[:, :, down, across] += of_matrix[o, :, i]
-            grad_weight = found.to(weight.dtype)
+            g = grad.permute(0, 2, 3, 1).reshape(len(grad), -1)
+            of_matrix = product(g.t().contiguous(), flat).to(real_type(flat))
+            grad_weight = _of_weight(of_matrix, weight, size, stride).to(weight.dtype)
         return grad_x, grad_weight, None
 
 

@@ -32,6 +32,7 @@ from plif_lightning.kernels.layout import KERNELS, LANES, SUM, at_a_time, convol
 from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.policy import Op, Sparse, Timed, candidates_of, choose
+from plif_lightning.kernels.small_maps import SMALL, input_of_small_maps
 
 # Block sizes that keep a block and its lists in the second-level cache: values of a feature map's gradient, bytes of an
 # FC layer's output gradient, words of inputs and bytes of outputs of an FC weight, words of inputs of a table.
@@ -293,6 +294,8 @@ class _ConvOfBytes(torch.autograd.Function):
 def _conv_of_gradient(grad: Tensor, weight: Tensor, window: _Window) -> Tensor:
     """Gradient of the input of a convolution with padding K // 2: one with the mirrored weight, at stride 1."""
     weight, padding = weight.to(grad.dtype), window.kernel // 2
+    if grad.device.type == "cpu" and max(window.height, window.width) <= SMALL and window.kernel > 1:
+        return input_of_small_maps(grad, weight, (window.height, window.width), window.stride)
     if window.stride == 1:
         return F.conv2d(grad, weight.flip(2, 3).transpose(0, 1), padding=padding)
     shape = len(grad), window.channels, window.height, window.width

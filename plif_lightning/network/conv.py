@@ -262,7 +262,7 @@ def convolve(call: Call, with_bias: bool) -> Tensor:
         return conv(call.images if call.fuses else call.x.flatten(0, 1))
     bias, stride = conv.bias if with_bias else None, conv.stride[0]
     images = call.spikes if call.binary else call.images
-    if are_small(images, conv.weight):
+    if are_small(images, conv.weight) and not (call.binary and call.skips(images)):
         images = images.to(dtype_of(images, conv.weight))
         y = conv_of_small_maps(images, conv.weight, stride)
         return y if bias is None else y + bias[:, None, None]

@@ -87,16 +87,13 @@ def key_of(name: str) -> Key:
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration by dotted names, without `init_args`."""
-    return dict(_flat(config, ""))
+    """A configuration by dotted names, without `init_args`, with its network `by_numbers`."""
+    model = config.get("model")
+    return dict(_flat({**config, "model": by_numbers(model)} if isinstance(model, Mapping) and model else config, ""))
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`flat` with one text for equal settings: 2 and 2.0, the import paths of a class that has moved, and a network by
-    its structure or by its numbers.
-    """
-    model = config.get("model")
-    config = {**config, "model": by_numbers(model)} if isinstance(model, Mapping) and model else config
+    """`flat` with one text for equal settings: 2 and 2.0, and the import paths of a class that has moved."""
     return {name: _comparable(name, value) for name, value in flat(config).items()}
 
 

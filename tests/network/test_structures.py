@@ -1,6 +1,7 @@
 """Networks beyond the paper's, from their structure: every form of them, and SpikingJelly's models of the same name."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from plif_lightning.network.blocks import Residual
 from plif_lightning.network.output import Integral
 from plif_lightning.network.pooling import TiedMaxPool2d
 from plif_lightning.neurons import CLIF, LIF, PLIF
+from plif_lightning.neurons.making import NeuronName
 from plif_lightning.structure import parse
+from plif_lightning.structure.notation import NEURONS
 from tests.benchmarks.step import make_fire
 from tests.deploy.conftest import STRUCTURES, frames, trained
 
@@ -192,6 +195,10 @@ def test_each_layer_has_the_neurons_and_arguments_of_its_own():
     ):
         with pytest.raises(UserError, match=message):
             SpikingNetwork((1, 8, 8), 2, 4, structure=f"c4k3s1-BN-{wrong}-FC2")
+
+
+def test_the_notation_knows_every_neuron_with_a_name():
+    assert [name.lower() for name in NEURONS] == list(get_args(NeuronName))
 
 
 def test_average_pools_take_the_place_of_all_maximum_pools():
