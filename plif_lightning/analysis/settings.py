@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 from plif_lightning import configs
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.paper import Setting
+from plif_lightning.errors import UserError
 from plif_lightning.runs.process import options
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import identity, key_of, without_order
+from plif_lightning.runs.settings import by_numbers, identity, key_of, without_order
+from plif_lightning.structure import parse
+from plif_lightning.structure.layers import neurons_in
 
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
 
@@ -76,10 +79,24 @@ def data_title(run: Run) -> str:
 
 def setting_of(run: Run) -> Setting:
     """Data set, neuron, tau and pooling: the columns of the paper's tables. An IF neuron has no tau."""
-    neuron = _neuron(run.setting("model.neuron", "?"))
-    tau = math.inf if neuron == "if" else real(run.setting("model.init_tau"))
     data_set = run.data_set if run.data_set in paper.TITLES else data_title(run)
+    if (own := run.setting("model.network.class_path")) is not None:
+        return Setting(data_set, str(own), math.nan, "?")
+    neuron = _neurons_of(run.config.get("model", {}), _neuron(run.setting("model.neuron", "?")))
+    tau = math.inf if neuron == "if" else real(run.setting("model.init_tau"))
     return Setting(data_set, neuron, tau, str(run.setting("model.pooling", "?")))
+
+
+def _neurons_of(model: Any, plif: str) -> str:
+    """The neurons of a network, with `plif` in the place of PLIF; several kinds of a structure are joined by +."""
+    text = by_numbers(model).get("structure") if isinstance(model, Mapping) else None
+    if text is None:
+        return plif
+    try:
+        names = dict.fromkeys(neurons.name for neurons in neurons_in(parse(text).layers))
+    except UserError:
+        return plif
+    return "+".join(plif if name == "PLIF" else name for name in names) or "no neurons"
 
 
 def _neuron(value: Any) -> str:

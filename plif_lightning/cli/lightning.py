@@ -44,15 +44,17 @@ from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import RUNS, is_trial, run_folder
 from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
+from plif_lightning.cli.arguments import option_names
 from plif_lightning.cli.checkpoint import FROM_DATA, Expanded, refuse_other_settings, refuse_shorter
 from plif_lightning.cli.explanations import explained
 from plif_lightning.cli.messages import Parser, own_error
-from plif_lightning.cli.ranges import refuse_combinations, require_ranges
+from plif_lightning.cli.ranges import refuse_combinations, refuse_own, require_ranges
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.deploy import Engine
 from plif_lightning.errors import CheckpointError, Stopped, UserError
 from plif_lightning.network.loading import load_checkpoint
+from plif_lightning.network.network import DEFAULTS
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import in_use, locked, remove_empty
 from plif_lightning.runs.reading import read_run
@@ -147,6 +149,11 @@ class PlifCLI(LightningCLI):
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
         command = self.config.subcommand
+        if (own := self.config[command].model.network) is not None:
+            refuse_own(own, option_names(self.expanded.given))
+            # A network of one's own takes the place of the one that a data set's configuration describes.
+            self.config[command].model.structure = None
+            self.config[command].model.dropout = DEFAULTS["dropout"]
         require_ranges(self.config[command], command)
         stored = self.expanded.stored.config
         if stored is not None:

@@ -134,6 +134,12 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
     message = " ".join(message.split())
     if re.search(r"arguments are required: (\w+\.)?data$", message):
         return f"{message}: pass --config NAME, or --data with one of {', '.join(data_classes())}."
+    if message.startswith('Parser key "model.channels"'):
+        given = re.search(r"Given value: (.*?)$", message)
+        return (
+            "model.channels must be a number, or a list with one for the convolutions before each pool such as "
+            f"'[64,128]'; got {given[1] if given else 'another value'}."
+        )
     if needed := re.search(r"arguments are required: (\w+)(?= |$)", message):
         return f"a class that was given needs {needed[1]}: pass --KEY.{needed[1]}=VALUE after --KEY=CLASS."
     if message.startswith('Parser key "model.neuron"'):
@@ -190,8 +196,8 @@ def _about_network(message: str) -> str:
         else f" ({reason[1].replace('not correspond to a subclass of', 'it is no torch.nn.Module')})"
     )
     return (
-        "model.network must be a class of modules such as my_nets.Net, of a file my_nets.py in this folder; got "
-        f"{(given[1] or given[2]) if given else 'another value'}{because}."
+        f"model.network names no network {(given[1] or given[2]) if given else ''}{because}: it must be a class of "
+        "torch.nn.Module, such as FILE.CLASS of a FILE.py in this folder."
     )
 
 

@@ -1,10 +1,13 @@
 """Refuse numbers and combinations that Lightning, NumPy or PyTorch accept silently or with an unclear error."""
 
+import inspect
+from collections.abc import Collection
 from typing import Any
 
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 from plif_lightning.errors import UserError
+from plif_lightning.network.own import FROM_DATA, imported_network
 from plif_lightning.runtime.cores import cores
 
 # Smallest value of each number.
@@ -103,6 +106,27 @@ def refuse_combinations(config: Any, command: str, resumed: bool) -> None:
     for is_refused, message in refused:
         if is_refused:
             raise UserError(message)
+
+
+def refuse_own(network: Any, given: Collection[str]) -> None:
+    """Refuse a network of one's own beside a structure, or without an argument that it needs.
+
+    Args:
+        network: class_path and init_args.
+        given: names of the options on the command line.
+
+    Raises:
+        UserError: there is such a mistake.
+    """
+    if "--model.structure" in given:
+        raise UserError("--model.structure and --model.network describe two networks: give one of them.")
+    arguments = network.get("init_args") or {}
+    for name, parameter in inspect.signature(imported_network(network["class_path"])).parameters.items():
+        # jsonargparse takes an argument without a type for null.
+        plain = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        needed = plain and parameter.default is parameter.empty and name not in FROM_DATA
+        if needed and arguments.get(name) is None and parameter.annotation is parameter.empty:
+            raise UserError(f"{network['class_path']} needs {name}: pass --model.network.{name} VALUE.")
 
 
 def accelerator_of(config: Any) -> str:

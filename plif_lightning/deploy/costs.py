@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import WITH_NEURON
+from plif_lightning.network.blocks import WITH_NEURON, Residual
 from plif_lightning.network.conv import ConvBlock
 from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.tracing import plain
@@ -152,13 +152,14 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
     layers = _layers_of(net)
     # Only the network's own input is never counted as spikes; the inputs of all other layers are inspected.
     direct = not isinstance(net, SpikingNetwork) or net.inputs.name == "direct"
-    analog = next(iter(layers)) if direct and layers else None
+    analog = _first(net.encoder) if direct and isinstance(net, SpikingNetwork) else {*list(layers)[:1]}
+    analog = analog if direct else set()
     samples = x.shape[0] if x.dim() == 4 else x.shape[1]
     time_steps: int = getattr(net, "time_steps", len(x))
 
     def listener(name: str) -> Callable[..., None]:
         def listen(block: nn.Module, given: tuple[Any, ...]) -> None:
-            spikes = name != analog and bool(((given[0] == 0) | (given[0] == 1)).all())
+            spikes = name not in analog and bool(((given[0] == 0) | (given[0] == 1)).all())
             x = given[0]
             if not isinstance(block, WITH_NEURON):  # a plain layer may see steps and samples as one dimension
                 features = 3 if isinstance(block, nn.Conv2d) else x.dim() - 2 if isinstance(block, Neuron) else 1
@@ -179,6 +180,17 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
         for hook in hooks:
             hook.remove()
     return Cost(tuple(found), samples, time_steps)
+
+
+def _first(blocks: nn.Module) -> set[str]:
+    """The layers that take the input of a sequence of blocks: several behind the fork of a residual block."""
+    found: set[str] = set()
+    for name, block in blocks.named_children():
+        if isinstance(block, Residual):
+            return found | _first(block.branch) | _first(block.shortcut)
+        if not isinstance(block, Pool2d):
+            return found | {name}
+    return found
 
 
 def _layers_of(net: nn.Module) -> dict[str, nn.Module]:

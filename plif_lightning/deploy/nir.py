@@ -160,7 +160,13 @@ class _Writer:
                     before = self.shape, self.spikes
                     branch, after = self.blocks(block.branch, ends), self.shape
                     self.shape, self.spikes = before
-                    ends = [*branch, *self.blocks(block.shortcut, ends)]
+                    shortcut = self.blocks(block.shortcut, ends)
+                    if twice := set(branch) & set(shortcut):
+                        raise UserError(
+                            f"{name} adds the output of {', '.join(sorted(twice))} twice, which NIR cannot write: a "
+                            "branch must have layers of its own."
+                        )
+                    ends = [*branch, *shortcut]
                     self.shape, self.spikes = after, False
         return ends
 

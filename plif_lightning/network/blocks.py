@@ -227,7 +227,7 @@ def refuses_block(block: nn.Module) -> str | None:
     if any(map(has_hooks, block.modules())):
         return "it has hooks, which would be lost"
     if block.neuron is None:
-        return "it has no neurons"
+        return "no neurons follow"
     reason = refuses_neuron(block.neuron)
     if isinstance(block, FCBlock):
         return reason or block.refuses_fc or ("its FC layer has a bias" if block.fc.bias is not None else None)

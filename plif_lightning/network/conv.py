@@ -366,7 +366,7 @@ class ConvBlock(nn.Module):
     def refuses_fusion(self) -> str | None:
         """Why the kernels cannot take BN, neurons and pool together; None if they can."""
         if self.neuron is None:
-            return "it has no neurons"
+            return "no neurons follow"
         reason = "its neurons are being listened to" if self.listened else refuses_neuron(self.neuron)
         return reason or self.refuses_norm or self._refuses_hooks()
 

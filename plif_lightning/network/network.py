@@ -28,7 +28,7 @@ from plif_lightning.neurons import as_plain as as_plain
 from plif_lightning.neurons.carry import carried
 from plif_lightning.neurons.making import NeuronKeywords, make_layer, settings_of_all
 from plif_lightning.runtime.memory import memory_limit
-from plif_lightning.structure import FC, NUMBERS, Integrator, Neurons, Numbers, Structure, Votes, placed, resolved
+from plif_lightning.structure import FC, Integrator, Neurons, Numbers, Structure, Votes, numbers_of, placed, resolved
 
 
 def _require_memory(values: int, part: str, lower: str) -> None:
@@ -55,9 +55,11 @@ def require_input(x: Tensor, time_steps: int, input_shape: tuple[int, ...]) -> N
         )
 
 
-def _require_pools(numbers: Mapping[str, Any], input_shape: tuple[int, int, int]) -> None:
-    """Refuse more 2x2 pools than the paper's network can have on an input."""
-    n_down = NUMBERS.n_down if numbers["n_down"] is None else numbers["n_down"]
+def _require_pools(structure: Structure, input_shape: tuple[int, int, int]) -> None:
+    """Refuse more 2x2 pools than a network like the paper's can have on an input."""
+    numbers = numbers_of(structure)
+    assert numbers is not None
+    n_down = numbers.n_down
     _, height, width = input_shape
     if min(height, width) >> n_down == 0:
         raise UserError(f"n_down={n_down} pools leave nothing of an input of {height}x{width}: pass a smaller n_down.")
@@ -163,7 +165,7 @@ class SpikingNetwork(nn.Module):
         )
         wanted = resolved(structure, numbers, num_classes)
         if structure is None or any(value is not None for value in numbers.values()):
-            _require_pools(numbers, input_shape)
+            _require_pools(wanted, input_shape)
         layers = placed(wanted, input_shape, num_classes)
         drops = sum(isinstance(one.layer, FC) and one.layer.dropout is None for one in layers)
         self._dropout = dropout

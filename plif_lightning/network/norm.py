@@ -30,6 +30,15 @@ class Statistics(NamedTuple):
     of_all_processes: bool
 
 
+def _with_own_strides(images: Tensor) -> Tensor:
+    """Images [N, C, H, W] whose strides say how they lie, or a copy.
+
+    A single image's own stride may be anything, and PyTorch's gradient of BN is wrong where it is not the image's size
+    (torch 2.13, channels last).
+    """
+    return images.contiguous() if len(images) == 1 and images.stride(0) != images.numel() else images
+
+
 class TimeBatchNorm2d(nn.Module):
     """BN over [T, N, C, H, W]; `bn` is an ordinary `BatchNorm2d`, so SyncBatchNorm conversion finds it.
 
@@ -61,8 +70,8 @@ class TimeBatchNorm2d(nn.Module):
             if self.held == "every_step" and len(x) == 1 and time_steps is not None and time_steps > 1:
                 return self._held(x, time_steps)
             if self.statistics == "per_step" and len(x) > 1:
-                return torch.stack([self.bn(step) for step in x])
-        return self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+                return torch.stack([self.bn(_with_own_strides(step)) for step in x])
+        return self.bn(_with_own_strides(x.flatten(0, 1))).unflatten(0, x.shape[:2])
 
     @property
     def is_affine_with_averages(self) -> bool:
@@ -139,14 +148,14 @@ class TimeBatchNorm2d(nn.Module):
     def _held(self, x: Tensor, time_steps: int) -> Tensor:
         bn = self.bn
         if not self.is_affine_with_averages:
-            return bn(x[0])[None]
+            return bn(_with_own_strides(x[0]))[None]
         count = x.numel() // x.shape[2]
         real = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         self.statistics_for(lambda: (real.mean((1, 3, 4)), real.var((1, 3, 4), correction=0)), count, time_steps)
         # The running statistics are already updated: keep BN from updating them again.
         momentum, bn.momentum = bn.momentum, 0.0
         try:
-            y = bn(x[0])[None]
+            y = bn(_with_own_strides(x[0]))[None]
         finally:
             bn.momentum = momentum
         if bn.num_batches_tracked is not None:

@@ -14,18 +14,17 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.network.blocks import listening_to
+from plif_lightning.network.conv import ConvBlock
 from plif_lightning.network.hooks import Hear, hooked
 from plif_lightning.network.network import DEFAULTS, SpikingNetwork
 from plif_lightning.network.output import Integral, Output
 from plif_lightning.network.over_time import OverTime
+from plif_lightning.network.tracing import plain
 from plif_lightning.neurons import Neuron
-from plif_lightning.structure import Numbers
 
 # What the data determines; set on a network that does not have it.
 FROM_DATA = ("input_shape", "num_classes", "time_steps")
-# Arguments of `SpikingNetwork` that describe its layers: a network of one's own takes their place.
-_REPLACED = {"structure", *Numbers._fields, "dropout"}
-# Those that any module's neurons have.
+# Arguments of `SpikingNetwork` that any module's neurons have.
 _OF_ALL = {"backend", "sparse"}
 
 
@@ -45,13 +44,15 @@ def own_network(net: nn.Module, from_data: Mapping[str, Any], settings: Mapping[
             f"network must be a module, or its class such as my_nets.Net on the command line, got {net!r}. "
             "A checkpoint of a network that was built in Python is loaded with load_from_checkpoint(path, network=...)."
         )
-    without = {name: value for name, value in settings.items() if name not in _REPLACED | _OF_ALL}
+    without = {name: value for name, value in settings.items() if name not in _OF_ALL}
     if lost := [f"{name}={value!r}" for name, value in without.items() if value != DEFAULTS.get(name)]:
         raise UserError(
             f"{', '.join(lost)} would have no effect on {type(net).__name__}, a network of your own: set it there."
         )
     if isinstance(net, nn.Sequential) and type(net).forward is nn.Sequential.forward:
-        net = OverTime(net)
+        net = _Layers(net)
+    elif type(net) is OverTime:
+        net = _Layers(net.net, net.backend.sparse)
     for name in FROM_DATA:
         have, value = getattr(net, name, None), from_data[name]
         if have is None:
@@ -59,6 +60,17 @@ def own_network(net: nn.Module, from_data: Mapping[str, Any], settings: Mapping[
         elif name != "time_steps" and (tuple(have) if isinstance(have, list) else have) != value:
             raise UserError(f"{type(net).__name__} was made for {name}={have!r}, but the data has {value!r}.")
     return net
+
+
+class _Layers(OverTime):
+    """`OverTime` that holds static images for `time_steps`."""
+
+    input_shape: tuple[int, ...]
+    time_steps: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = x.dim() == len(self.input_shape) + 1
+        return super().forward(x.expand(self.time_steps, *x.shape) if held else x)
 
 
 def description(net: nn.Module) -> str:
@@ -112,6 +124,7 @@ def imported_network(path: str) -> type[nn.Module]:
 
 def has_votes(net: nn.Module) -> bool:
     """True if a network's output is known to be votes in [0, 1]; otherwise losses take it for logits."""
+    net = plain(net)
     if isinstance(net, SpikingNetwork):
         last = list(net.classifier.children())[-1:]
         readout = isinstance(net.voting, (Output, Integral)) and any(getattr(fc, "neuron", net) is None for fc in last)
@@ -123,7 +136,7 @@ def has_votes(net: nn.Module) -> bool:
 
 @torch.no_grad()
 def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> None:
-    """Try a network of one's own on one sample in evaluation mode, and leave it as it was.
+    """Try a network of one's own on two samples in evaluation mode, and leave it as it was.
 
     Two more calls find other values, large and negative ones, in every tensor that the call before left in a module. If
     that changes an output, the module keeps state between calls; a tensor that is only looked at does no harm.
@@ -135,10 +148,13 @@ def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> None:
     Raises:
         UserError: it returns something other than [T, N, classes]; or a module in it keeps state between calls.
     """
-    x = x[:, :1] if x.dim() == 5 else x[:1]
+    x = x[:, :2] if x.dim() == 5 else x[:2]
     training = [part for part in net.modules() if part.training]
     kept = {name: _Kept(part) for name, part in net.named_modules()}
     first, others = _Calls(), [_Calls(), _Calls()]
+    for part in net.modules():
+        if isinstance(part, ConvBlock):
+            part._reported_hooks = True  # those of the trial
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
@@ -247,7 +263,8 @@ def _same(one: Any, other: Any) -> bool:
 def _require_votes(net: nn.Module, votes: Any, x: Tensor, num_classes: int) -> None:
     """Refuse an output that is not [T, N, classes]."""
     name = type(net).__name__
-    expected = f"votes or logits [T, N, {num_classes}] (here T steps of one sample)"
+    samples = x.shape[1] if x.dim() == 5 else len(x)
+    expected = f"votes or logits [T, N, {num_classes}] (here N = {samples})"
     if not isinstance(votes, Tensor):
         raise UserError(f"{name} must return {expected}, got a {type(votes).__name__}.")
     steps = len(x) if x.dim() == 5 else getattr(net, "time_steps", len(votes))
@@ -255,5 +272,9 @@ def _require_votes(net: nn.Module, votes: Any, x: Tensor, num_classes: int) -> N
         raise UserError(
             f"{name} must return {expected}, got {list(votes.shape)}: do not average over time, the loss does."
         )
-    if votes.dim() != 3 or tuple(votes.shape[1:]) != (1, num_classes) or len(votes) != steps:
+    if votes.dim() == 3 and tuple(votes.shape[1:]) == (samples, num_classes) and len(votes) != steps:
+        raise UserError(
+            f"{name} ran {len(votes)} time-steps, and the data has {steps}: use self.time_steps, or --data.time_steps."
+        )
+    if votes.dim() != 3 or tuple(votes.shape[1:]) != (samples, num_classes) or len(votes) != steps:
         raise UserError(f"{name} must return {expected}, T = {steps}, got {list(votes.shape)}.")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from plif_lightning.dynamics.reference import Trace
 from plif_lightning.errors import UserError
 from plif_lightning.network.hooks import hooked
+from plif_lightning.network.output import Integral
 from plif_lightning.network.over_time import run_over_time
 from plif_lightning.neurons import Neuron
 
@@ -15,8 +16,8 @@ from plif_lightning.neurons import Neuron
 def run_network(net: nn.Module, x: Tensor) -> Tensor:
     """The output of a `SpikingNetwork` or other module over [T, N, *]; other stacks of layers run `over_time`."""
     knows_time = not isinstance(net, nn.Sequential) and type(net).forward is not nn.Module.forward
-    neurons = any(isinstance(part, Neuron) for part in net.modules())
-    return net(x) if knows_time and neurons else run_over_time(net, x)
+    over_time = any(isinstance(part, (Neuron, Integral)) for part in net.modules()) or hasattr(net, "time_steps")
+    return net(x) if knows_time and over_time else run_over_time(net, x)
 
 
 def plain(net: nn.Module) -> nn.Module:

@@ -80,6 +80,7 @@ def make_layer(neuron: Any, channels: int, own: Mapping[str, Any], settings: Map
     shared, of_layer = dict(settings), dict(own)
     init_tau = shared.pop("init_tau")
     kind, of_kind = _class_of(neuron)
+    _require_own(kind, of_layer)
     defaults = {"tau_per": "layer", "learn_threshold": False, **_FIRING_DEFAULTS}
     for name in (shared.keys() & of_kind.keys()) - of_layer.keys():
         if shared[name] not in (of_kind[name], defaults.get(name)):
@@ -98,6 +99,18 @@ def make_layer(neuron: Any, channels: int, own: Mapping[str, Any], settings: Map
     made = kind(**{**shared, **of_kind, **of_layer, "channels": channels})
     made._written = tuple(written.items())  # as a structure writes it
     return made
+
+
+def _require_own(kind: type[Neuron], own: Mapping[str, Any]) -> None:
+    """Refuse arguments of a single layer that have no effect, or of another type."""
+    if "channels" in own:
+        raise UserError(f"channels of {kind.__name__} are those of its layer: leave them out.")
+    if kind is IF and "init_tau" in own:
+        raise UserError(f"init_tau={own['init_tau']} has no meaning for IF, which has no leak.")
+    truths = {"learn_threshold", *(name for name, value in _FIRING_DEFAULTS.items() if isinstance(value, bool))}
+    for name, value in own.items():
+        if isinstance(value, bool) and name not in truths:
+            raise UserError(f"{name} of {kind.__name__} must not be true or false, got {value}.")
 
 
 _NONE = object()

@@ -1,7 +1,7 @@
 """Layers of a network as plain values; `str()` writes them in the notation of Table S1."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -174,6 +174,17 @@ class Structure:
 
     def __str__(self) -> str:
         return written(self.layers)
+
+
+def neurons_in(layers: Iterable[Layer]) -> Iterator[Neurons]:
+    """The neurons of layers, in the order of the notation."""
+    for layer in layers:
+        if isinstance(layer, Residual):
+            yield from neurons_in((*layer.branch, *layer.shortcut))
+        elif isinstance(layer, Neurons):
+            yield layer
+        elif isinstance(layer, (Conv, FC)) and layer.neurons is not None:
+            yield layer.neurons
 
 
 def written(layers: Iterable[Layer]) -> str:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from plif_lightning.errors import UserError
 from plif_lightning.structure.layers import FC, Conv, Neurons, Pool, Structure, Votes
 from plif_lightning.structure.notation import parse
+from plif_lightning.structure.shapes import require_classes
 
 PLIF = Neurons("PLIF")
 
@@ -52,10 +53,15 @@ def resolved(structure: str | None, given: Mapping[str, Any], num_classes: int) 
     if own is None:
         raise UserError(
             f"{' and '.join(given)} cannot be set beside a structure that is not like the paper's, "
-            "{c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10: change the structure, or pass "
-            "--model.structure null."
+            "{c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10: change the structure itself, or pass "
+            "--model.structure null for the paper's with these numbers."
         )
-    return _of_numbers(own._replace(**given), num_classes)
+    wanted = own._replace(**given)
+    if found is not None:
+        require_classes(found, num_classes)
+        if "fc_features" in given and wanted.n_fc == 1:
+            raise UserError(f"fc_features={given['fc_features']} has no layer in a structure with one FC layer.")
+    return _of_numbers(wanted, num_classes)
 
 
 def _of_numbers(numbers: Numbers, num_classes: int) -> Structure:

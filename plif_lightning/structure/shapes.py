@@ -54,12 +54,13 @@ def placed(structure: Structure, input_shape: Sequence[int], num_classes: int) -
         UserError: a map shrinks to nothing, a residual block adds unequal shapes, groups do not divide channels, or the
             output has another number of classes; names the layer.
     """
-    found = list(_Placing().place(structure.layers, tuple(input_shape)))
-    _require_classes(structure, num_classes)
+    shape = tuple(input_shape)
+    found = list(_Placing(shape).place(structure.layers, shape))
+    require_classes(structure, num_classes)
     return found
 
 
-def _require_classes(structure: Structure, num_classes: int) -> None:
+def require_classes(structure: Structure, num_classes: int) -> None:
     """Refuse an output of another number of classes than the data's."""
     last = max(i for i, layer in enumerate(structure.layers) if isinstance(layer, FC))
     fc, votes = structure.layers[last], structure.layers[-1]
@@ -97,11 +98,19 @@ def _convolved(conv: Conv, before: Shape) -> Shape:
     return (conv.channels, *_swept(before, conv.kernel, conv.stride, padding_of(conv), conv.dilation))
 
 
+def _shortcut_for(before: Shape, after: Shape) -> str:
+    """Advice on a shortcut of one convolution between two shapes; empty if there is none."""
+    for stride in range(1, 9):
+        if _swept(before, 1, stride, 0) == after[1:]:
+            return f": add a shortcut, such as |c{after[0]}k1s{stride}-BN-PLIF"
+    return ""
+
+
 class _Placing:
     """Gives each kind of layer its own numbers, in the order of the notation."""
 
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
+    def __init__(self, shape: Shape) -> None:
+        self.input, self.numbers = shape, dict[str, int]()
 
     def name(self, kind: str) -> str:
         self.numbers[kind] = self.numbers.get(kind, 0) + 1
@@ -146,7 +155,11 @@ class _Placing:
 
     def of_some_size(self, what: str, before: Shape, after: Shape) -> Shape:
         if min(after) < 1:
-            raise UserError(f"{what} leaves nothing of a map of {before[1]}x{before[2]}: fewer pools or strides.")
+            height, width = self.input[1:]
+            raise UserError(
+                f"{what} leaves nothing of a map of {before[1]}x{before[2]}, from an input of {height}x{width}: take "
+                "fewer pools or strides."
+            )
         return after
 
     def residual(self, layer: Residual, shape: Shape) -> Placed:
@@ -155,6 +168,8 @@ class _Placing:
         ends = [part[-1].after if part else shape for part in (branch, shortcut)]
         if ends[0] != ends[1]:
             one, other = ("x".join(map(str, end)) for end in ends)
-            advice = "" if shortcut else f": add a shortcut, such as |c{ends[0][0]}k1s2-BN-PLIF"
-            raise UserError(f"{name}: its branch ends with maps of {one}, its shortcut with {other}{advice}.")
+            advice = "" if shortcut else _shortcut_for(shape, ends[0])
+            text = str(layer)
+            shown = text if len(text) <= 60 else f"{text[:57]}..."
+            raise UserError(f"{name}, {shown}: its branch ends with maps of {one}, its shortcut with {other}{advice}.")
         return Placed(name, layer, shape, ends[0], branch, shortcut)

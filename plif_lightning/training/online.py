@@ -15,16 +15,17 @@ from plif_lightning.network.stepping import LayerState, carrying, detached
 SEPARABLE = ("per_step", "per_step_cross_entropy", "tet")
 
 
-def separable(net: nn.Module, loss: str) -> bool:
+def separable(net: nn.Module, loss: str, static: bool = True) -> bool:
     """True if the gradients of a network's steps are independent of one another, so that `step_by_step` gives them.
 
     The neurons pass no gradient to the step before (`through_time=False`), the loss is a mean over steps, and no layer
-    takes all steps together, as the leaky integral of a readout does.
+    takes all steps together, as the leaky integral of a readout does, and BN whose statistics see a static image once.
     """
     if not isinstance(net, SpikingNetwork) or loss not in SEPARABLE or net.inputs.name != "direct":
         return False
     norms = [part for part in net.modules() if isinstance(part, TimeBatchNorm2d)]
-    alone = all(norm.statistics == "per_step" for norm in norms) and not isinstance(net.voting, Integral)
+    alone = all(norm.statistics == "per_step" and not (static and norm.held == "once") for norm in norms)
+    alone = alone and not isinstance(net.voting, Integral)
     return alone and all(not neuron.constants.through_time for _, neuron in net.neurons())
 
 

@@ -200,7 +200,7 @@ class SpikingClassifier(L.LightningModule):
             def loss_of(votes: Tensor) -> Tensor:
                 return self.loss(votes, label, self.label_smoothing)
 
-            if separable(self.network, self.hparams["loss"]):
+            if separable(self.network, self.hparams["loss"], static=x.dim() == 4):
                 loss, votes = step_by_step(self.network, x, steps, loss_of)
             else:
                 votes = self.network(x)

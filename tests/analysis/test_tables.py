@@ -10,10 +10,12 @@ import yaml
 from scipy import stats
 
 from plif_lightning.analysis import paper
+from plif_lightning.analysis.settings import experiment, setting_of
 from plif_lightning.analysis.tables import cells, interval, result_tables, write_tables
 from plif_lightning.cli import main
 from plif_lightning.cli.results import all_tables
 from plif_lightning.runs.reading import find_runs
+from plif_lightning.structure import Numbers
 from tests.cli.calls import command
 from tests.writers import write_run
 
@@ -360,3 +362,47 @@ def test_a_mistake_is_answered_with_one_sentence(tmp_path, monkeypatch, capsys, 
         main(arguments)
     assert stop.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "neuron"),
+    [
+        ({"structure": "{c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10"}, "plif"),
+        ({"structure": "c8k3s1-BN-LIF-ADD(c8k3s1-BN-CLIF)-FC10"}, "LIF+CLIF"),
+        ({"structure": "c8k3s1-BN-PLIF-FC8-LIF-FC10"}, "plif+LIF"),
+        ({"structure": "c8k3s1-BN-FC10"}, "no neurons"),
+        ({"structure": "not a structure"}, "plif"),
+        ({"network": {"class_path": "my_nets.Net", "init_args": {"hidden": 3}}}, "my_nets.Net"),
+    ],
+)
+def test_the_neurons_of_another_network_are_named(model, neuron, tmp_path):
+    write_run(tmp_path / "run")
+    file = tmp_path / "run/config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["model"] |= model
+    file.write_text(yaml.safe_dump(config))
+    (run,) = find_runs(tmp_path)
+    assert setting_of(run).neuron == neuron
+    result_tables([run])
+
+
+def test_a_structure_like_the_papers_is_the_same_experiment_as_its_numbers(tmp_path):
+    write_run(tmp_path / "old")
+    write_run(tmp_path / "new")
+    file = tmp_path / "new/config.yaml"
+    config = yaml.safe_load(file.read_text())
+    text = "{c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10"
+    config["model"] |= {"structure": text, **dict.fromkeys(Numbers._fields)}
+    file.write_text(yaml.safe_dump(config))
+    file = tmp_path / "old/config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["model"] |= {
+        "n_conv": 1,
+        "n_down": 2,
+        "n_fc": 2,
+        "channels": 128,
+        "fc_features": 2048,
+        "votes_per_class": 10,
+    }
+    file.write_text(yaml.safe_dump(config))
+    assert len({experiment(run) for run in find_runs(tmp_path)}) == 1

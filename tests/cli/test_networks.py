@@ -102,16 +102,19 @@ def test_the_notation_is_a_second_way_to_the_same_network(capsys):
     [
         (["--model.structure", "c6k3s1-BM-PLIF-FC10"], "structure, character 8: BM is no layer: did you mean BN"),
         (["--model.structure", "{c6k3s1-BN-PLIF-MPk2s2}*5-FC10"], "MPk2s2 of conv4 leaves nothing of a map of 1x1"),
-        (["--model.structure", "ADD(c6k3s1-BN-PLIF)-FC10"], "res1: its branch ends with maps of 6x8x8"),
+        (["--model.structure", "ADD(c6k3s1-BN-PLIF)-FC10"], "res1, ADD(c6k3s1-BN-PLIF): its branch ends with"),
         (["--model.structure", "c6k3s1-BN-PLIF-FC9"], "FC9, gives 9 classes, but the data has 10: pass"),
         (["--model.structure", "c6k3s1-BN-PLIF-FC10", "--model.channels", "4"], "channels cannot be set beside"),
+        (["--model.channels", "4,6"], "model.channels must be a number, or a list with one"),
+        (["--model.network", "my_nets.Untyped"], "my_nets.Untyped needs hidden: pass --model.network.hidden VALUE"),
+        (["--model.network", "my_nets.Simple", "--model.structure", "FC10"], "describe two networks: give one of them"),
         (["--model.channels", "[4,6,8]"], "channels must be one number or n_down = 2 of them, got 3"),
         (["--model.tet_lambda", "0.1"], "tet_lambda=0.1 is for loss='tet' and a readout without spikes"),
-        (["--model.network", "my_nets.Nett"], "model.network must be a class of modules such as my_nets.Net"),
+        (["--model.network", "my_nets.Nett"], "model.network names no network my_nets.Nett (module 'my_nets' has no"),
         (["--model.network", "my_nets.Net"], "a class that was given needs hidden: pass --KEY.hidden=VALUE"),
         (["--model.network", "my_nets.Net", "--model.network.hiden", "3"], "unknown argument hiden"),
         (["--model.network", "my_nets.Keywords"], "optimizer got an empty parameter list"),
-        (["--model.network", "my_nets.Averages", "--model.network.hidden", "3"], "got [1, 10]: do not average"),
+        (["--model.network", "my_nets.Averages", "--model.network.hidden", "3"], "got [2, 10]: do not average"),
         (["--model.network", "my_nets.Simple", "--config", "tau16"], "init_tau=16.0 would have no effect on Simple"),
     ],
 )  # fmt: skip
@@ -143,6 +146,10 @@ class Simple(nn.Module):
         self.body = pl.over_time(nn.Sequential(nn.Flatten(), nn.Linear(64, 10), pl.PLIF()))
     def forward(self, x):
         return self.body(x.expand(self.time_steps, *x.shape) if x.dim() == 4 else x)
+
+class Untyped(Net):
+    def __init__(self, num_classes, hidden):
+        super().__init__(num_classes, hidden)
 
 class Keywords(nn.Module):
     def __init__(self, **settings):

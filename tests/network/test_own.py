@@ -135,9 +135,9 @@ def test_a_module_declares_itself_time_aware():
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (Averages(), r"Averages must return votes or logits \[T, N, 3\] .*, got \[1, 3\]: do not average over time"),
+        (Averages(), r"Averages must return votes or logits \[T, N, 3\] .*, got \[2, 3\]: do not average over time"),
         (Tuples(), "Tuples must return .*, got a tuple"),
-        (OtherClasses(), r"OtherClasses must return .*, T = 4, got \[4, 1, 5\]"),
+        (OtherClasses(), r"OtherClasses must return .*, T = 4, got \[4, 2, 5\]"),
         (WithLayer(Keeping()), "layer of WithLayer keeps state between calls: the same input gave another output"),
         (WithLayer(Keeping("dict")), "layer of WithLayer keeps state between calls"),
         (WithLayer(Keeping("buffer")), "layer of WithLayer keeps state between calls"),
@@ -181,7 +181,9 @@ def test_a_layer_of_spikingjelly_must_be_reset():
 def test_settings_that_it_would_ignore_are_refused():
     with pytest.raises(UserError, match=r"init_tau=16\.0, reset='soft' would have no effect on Net"):
         task(Net(), init_tau=16.0, reset="soft")
-    task(Net(), structure="c4k3s1-BN-PLIF-FC3", channels=7, dropout=0.1, backend="reference")
+    with pytest.raises(UserError, match=r"structure='FC3', channels=7, dropout=0\.1 would have no effect on Net"):
+        task(Net(), structure="FC3", channels=7, dropout=0.1, backend="reference")
+    assert task(Net(), backend="reference").network.body.net[2].backend.name == "reference"
     made_for_others = Net()
     made_for_others.num_classes = 4
     with pytest.raises(UserError, match="Net was made for num_classes=4, but the data has 3"):

@@ -211,13 +211,13 @@ def test_average_pools_take_the_place_of_all_maximum_pools():
 def test_the_header_says_which_layer_takes_a_slower_form_and_why():
     text = "c4k7s2-BN-PLIF-MPk3s2p1-c4k3s1-BN-c4k3s1g2-BN-PLIF-FC2"
     said = SpikingNetwork((1, 32, 32), 2, 4, structure=text).kernels(torch.device("cpu"))
-    assert "conv2 part by part: it has no neurons" in said
+    assert "conv2 part by part: no neurons follow" in said
     assert "conv1, conv3 stores its convolution's output: its convolution is not 1x1, 3x3 or 5x5" in said
     assert "conv1 pools apart: the kernels pool windows of 2x2" in said
     behind_sums = SpikingNetwork((1, 8, 8), 2, 4, structure="c4k3s1-BN-PLIF-ADD(c4k3s1-BN)-PLIF-FC2")
     assert "no neurons" not in behind_sums.kernels(torch.device("cpu"))
     handle = behind_sums.encoder.neuron1.neuron.register_forward_hook(lambda module, given, spikes: None)
-    assert "conv2 part by part: it has no neurons" in behind_sums.kernels(torch.device("cpu"))
+    assert "conv2 part by part: no neurons follow" in behind_sums.kernels(torch.device("cpu"))
     handle.remove()
     assert SpikingNetwork((1, 8, 8), 2, 4).kernels(torch.device("cpu")).count(";") == 0
 
