@@ -229,3 +229,9 @@ def test_other_graphs_are_refused(tmp_path, net):
     graph.nodes["1"] = nir.CubaLIF(*[np.ones((3, 4, 4))] * 5)
     with pytest.raises(UserError, match="1 is a CubaLIF, which is not supported"):
         NIRNetwork(graph)
+
+
+def test_what_is_added_twice_is_refused():
+    net = trained(structure="c4k3s1-BN-PLIF-ADD(ADD(c4k3s1-BN-PLIF))-PLIF-FC3")
+    with pytest.raises(UserError, match="res1 adds the output of conv1_neuron twice, which NIR cannot write"):
+        to_nir(net)

@@ -284,3 +284,31 @@ def test_bn_of_our_blocks_inside_of_it_is_folded():
     assert folded.body[0].norm is None
     torch.testing.assert_close(folded(x), net(x))
     assert [layer.layer for layer in cost(net, x).layers] == ["body.0", "head"]
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_sequential_takes_static_images_at_every_number_of_steps(steps):
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), pl.PLIF())
+    module = pl.SpikingClassifier((1, 4, 4), 3, steps, network=layers)
+    x = torch.rand(5, 1, 4, 4)
+    assert module(x).shape == (steps, 5, 3)
+    torch.testing.assert_close(module(x), module(x[:, None].expand(5, steps, 1, 4, 4)))
+    again = pl.SpikingClassifier((1, 4, 4), 3, steps, network=pl.over_time(layers))
+    assert torch.equal(again(x), module(x))
+
+
+def test_another_number_of_steps_is_named():
+    class Fixed(Net):
+        time_steps = 2
+
+        def forward(self, x):
+            return super().forward(x[0] if x.dim() == 5 else x)
+
+    module, x = task(Fixed()), torch.rand(5, 4, 1, 8, 8)
+    with pytest.raises(UserError, match=r"Fixed ran 2 time-steps, and the data has 4: use self\.time_steps"):
+        module(x)
+
+
+def test_a_compiled_network_is_the_one_inside():
+    net = torch.compile(pl.SpikingNetwork((1, 8, 8), 3, 4, channels=2, fc_features=4), backend="eager")
+    assert has_votes(net)

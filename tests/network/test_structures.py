@@ -318,3 +318,62 @@ def test_vgg_11_has_spikingjellys_parameters():
     convs = [part for part in theirs.modules() if isinstance(part, torch.nn.Conv2d)]
     idle = {conv.bias for conv in convs}  # biases that BN takes away again
     assert [p.numel() for p in ours.parameters()] == [p.numel() for p in theirs.parameters() if p not in idle]
+
+
+@pytest.mark.parametrize("text", ["c6k3s1-BN-FC3b", "c6k1s2-BN-AP-FC3", "c6k3s1-BN-PLIF-ADD(c6k3s1-BN)-FC3"])
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("training", [True, False])
+def test_bn_without_neurons_has_the_references_gradient_for_a_single_image(text, steps, training):
+    """PyTorch's gradient of BN is wrong for a single image whose own stride is not its size."""
+    grads = []
+    for backend in ("reference", "cpu"):
+        torch.manual_seed(0)
+        net = SpikingNetwork((2, 8, 6), 3, steps, structure=text, backend=backend).double().train(training)
+        x = torch.rand(1, 2, 8, 6, dtype=torch.float64) * 2
+        weights = torch.randn(steps, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        (net(x) * weights).sum().backward()
+        grads.append([p.grad for p in net.parameters()])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_network_without_neurons_takes_single_steps():
+    net = SpikingNetwork((1, 4, 4), 3, 5, structure="c4k3s1-BN-FC3-LI(init_tau=3.0)").eval()
+    x, state, outputs = torch.rand(5, 2, 1, 4, 4), None, []
+    with torch.no_grad():
+        for frame in x:
+            y, state = step(net, frame, state)
+            outputs.append(y)
+        torch.testing.assert_close(torch.stack(outputs), net(x))
+    plain = SpikingNetwork((1, 4, 4), 3, 5, structure="c4k3s1-BN-FC3").eval()
+    assert step(plain, x[0])[0].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"structure": "c4k3s1-BN-IF(init_tau=3.0)-FC3"}, "init_tau=3.0 has no meaning for IF"),
+        ({"structure": "c4k3s1-BN-PLIF(init_tau=3.0)-FC3", "neuron": "if"}, "init_tau=3.0 has no meaning for IF"),
+        ({"structure": "c4k3s1-BN-PLIF(channels=4)-FC3"}, "channels of PLIF are those of its layer"),
+        ({"structure": "c4k3s1-BN-PLIF(v_threshold=true)-FC3"}, "v_threshold of PLIF must not be true or false"),
+        ({"structure": "c4k3s1-BN-PLIF-MPk2s2-DP-FC20-PLIF-APk10s10", "channels": 8}, "FC20, gives 2 classes"),
+        ({"structure": "c4k3s1-BN-PLIF-MPk2s2-DP-FC30-PLIF-APk10s10", "fc_features": 8}, "fc_features=8 has no layer"),
+        ({"structure": "c4k3s1-BN-PLIF-FC3", "dropout": [0.1]}, "dropout must be one number or n_fc = 0 of them"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        SpikingNetwork((1, 9, 9), 3, 2, **arguments)
+
+
+def test_pools_are_those_of_the_structure():
+    text = "c8k3s1-BN-PLIF-MPk2s2-DP-FC30-PLIF-APk10s10"
+    assert str(SpikingNetwork((1, 2, 2), 3, 2, structure=text, channels=4).structure) == text.replace("c8", "c4")
+
+
+def test_no_input_of_the_network_is_counted_as_spikes():
+    net = SpikingNetwork((2, 6, 6), 3, 4, structure="ADD(c2k3s1-BN-PLIF|c2k1s1-BN-PLIF)-c2k3s1-BN-PLIF-FC3").eval()
+    events = torch.rand(4, 2, 2, 6, 6).gt(0.5).float()
+    found = {layer.layer: layer.spikes for layer in cost(net, events).layers}
+    assert not found["conv1"]
+    assert not found["conv2"]

@@ -108,3 +108,11 @@ def test_it_is_a_setting_of_a_run(tmp_path, monkeypatch):
     fit(*TINY, "--model.through_time", "false", "--model.loss", "per_step", "--trainer.max_epochs", "2")
     losses = [float(row["train/loss"]) for row in rows("runs/quickstart/version_0/metrics.csv") if row["train/loss"]]
     assert losses[1] < losses[0]
+
+
+def test_bn_that_sees_a_static_image_once_is_not_trained_step_by_step():
+    settings = {"channels": 2, "fc_features": 4, "through_time": False, "norm_held": "once"}
+    net = pl.SpikingNetwork((1, 8, 8), 3, 4, **settings)
+    assert not separable(net, "per_step", static=True)
+    assert separable(net, "per_step", static=False)
+    assert separable(pl.SpikingNetwork((1, 8, 8), 3, 4, **settings | {"norm_held": "every_step"}), "per_step")
