@@ -9,11 +9,14 @@ import nir
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from plif_lightning import configs
 from plif_lightning.deploy import NIRNetwork, fold, to_nir
 from plif_lightning.deploy.nir import DT, readers
 from plif_lightning.errors import UserError
-from plif_lightning.network import use_backend
+from plif_lightning.network import SpikingNetwork, use_backend
+from tests.benchmarks.step import make_fire
 from tests.deploy.conftest import STRUCTURES, frames, trained
 from tests.deploy.test_engine import CHANGES
 
@@ -235,3 +238,24 @@ def test_what_is_added_twice_is_refused():
     net = trained(structure="c4k3s1-BN-PLIF-ADD(ADD(c4k3s1-BN-PLIF))-PLIF-FC3")
     with pytest.raises(UserError, match="res1 adds the output of conv1_neuron twice, which NIR cannot write"):
         to_nir(net)
+
+
+@pytest.mark.parametrize("name", ["sew_resnet18", "vgg11"])
+def test_shipped_networks_fire_every_spike_in_spikingjelly(name, tmp_path):
+    structure = yaml.safe_load((configs.folder() / "networks" / f"{name}.yaml").read_text())["model"]["structure"]
+    torch.manual_seed(0)
+    net = SpikingNetwork((3, 32, 32), 10, 3, structure=structure, pool_ties="first")
+    make_fire(net)
+    for part in net.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.momentum = 0.3  # so that its running statistics are those of few batches
+    x = torch.randn(3, 1, 3, 32, 32)
+    with torch.no_grad():
+        for _ in range(4):
+            net(torch.randn(3, 2, 3, 32, 32))
+    net.eval()
+    expected, spikes = spikes_here(net, x)
+    nir.write(tmp_path / "net.nir", to_nir(net))
+    module = in_spikingjelly(tmp_path / "net.nir")
+    found = listen(module, spikes)
+    require_equal(run_steps(module, x), found, expected, spikes)
