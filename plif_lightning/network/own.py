@@ -6,7 +6,6 @@ logits [T, N, classes]. It may have `time_steps`, the T that it gives static ima
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from plif_lightning.network.output import Integral, Output
 from plif_lightning.network.over_time import OverTime
 from plif_lightning.network.tracing import plain
 from plif_lightning.neurons import Neuron
+from plif_lightning.neurons.making import imported
 
 # What the data determines; set on a network that does not have it.
 FROM_DATA = ("input_shape", "num_classes", "time_steps")
@@ -107,16 +107,7 @@ def imported_network(path: str) -> type[nn.Module]:
     Raises:
         UserError: it cannot be imported, is no module, or is one of PyTorch's or Lightning's own.
     """
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"network {path} cannot be imported ({error}). Its file must lie in the folder of the command, or in a "
-            "package that is installed."
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UserError(f"network {path} is not a subclass of torch.nn.Module.")
+    found = imported("network", path, nn.Module, "torch.nn.Module")
     if found.__module__.partition(".")[0] in ("torch", "lightning", "torchvision", "torchmetrics"):
         raise UserError(f"network {path} is a part of {found.__module__.partition('.')[0]}, not a network of your own.")
     return found

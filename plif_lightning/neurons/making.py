@@ -4,13 +4,14 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from plif_lightning.dynamics.firing import Firing, FiringKeywords, Keywords
 from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.neurons.modules import IF, LIF, PLIF, Neuron, TauPer
 from plif_lightning.neurons.published import ALIF, CLIF, EIF, GLIF, KLIF, QIF, Synaptic
 
+_T = TypeVar("_T")
 NeuronName = Literal["plif", "lif", "if", "clif", "alif", "qif", "eif", "klif", "synaptic", "glif"]
 _CLASSES: dict[str, type[Neuron]] = dict(
     zip(get_args(NeuronName), (PLIF, LIF, IF, CLIF, ALIF, QIF, EIF, KLIF, Synaptic, GLIF), strict=True)
@@ -166,17 +167,32 @@ def _class_of(neuron: Any) -> tuple[type[Neuron], dict[str, Any]]:
 
 
 def _imported(path: str) -> type[Neuron]:
-    """A class of neurons by its import path. Nothing else that a file names is ever called."""
+    """A class of neurons by its import path."""
+    return imported("neuron", path, Neuron, "plif_lightning.Neuron")
+
+
+def imported(what: str, path: str, base: type[_T], name_of_base: str) -> type[_T]:
+    """A class by its import path. Nothing else that a file names is ever called.
+
+    Args:
+        what: what it is for, in messages.
+        path: such as my_neurons.MyNeuron.
+        base: class that it must be derived from.
+        name_of_base: its import path.
+
+    Raises:
+        UserError: it cannot be imported, or is not derived from the base.
+    """
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"neuron {path} cannot be imported ({error}). Its file must lie in the folder of the command, or in a "
+            f"{what} {path} cannot be imported ({error}). Its file must lie in the folder of the command, or in a "
             "package that is installed."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, Neuron)):
-        raise UserError(f"neuron {path} is not a subclass of plif_lightning.Neuron.")
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{what} {path} is not a subclass of {name_of_base}.")
     return found
 
 
