@@ -219,6 +219,7 @@ def sums_of_backward(
 def _(
     y: Tensor, scale: Tensor, shift: Any, mean: Any, learned: Tensor, states: Tensor | None, seed: Any, grad_out: Any,
     grad_last: Any, steps: int, pool: int, neuron: str, windows: int, first_window: int,
+    added: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return (
         empty_map(y, y.shape[0], *y.shape[3:]),

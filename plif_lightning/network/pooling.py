@@ -94,7 +94,7 @@ class TiedMaxPool2d(nn.Module):
             return functional.max_pool2d(x, *window)
         # Spikes and their sums are whole numbers, so shares of one only order ties, and the largest value without its
         # share is exact. 16 random bits for each value: a draw of 64 takes as long as one of a float.
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        bits = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),), dtype=torch.int64, device=x.device)
         real = torch.promote_types(x.dtype, torch.float32)
         share = (bits.view(torch.int16)[: x.numel()].to(real) + 2**15) * 2**-17
         dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)

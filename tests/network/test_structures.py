@@ -145,6 +145,24 @@ def test_a_readout_gives_logits_or_their_leaky_integral():
         SpikingNetwork((1, 8, 8), 2, 2, structure="FC2-LI(tau=2)")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("kind", ["sums before neurons", "windows", "products"])
+def test_it_compiles_without_a_break_to_the_same_votes_and_gradients(kind):
+    x, results = torch.rand(4, 2, 2, 12, 12), []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = SpikingNetwork((2, 12, 12), 3, 4, structure=STRUCTURES[kind], dropout=0.0)
+        if compiled:
+            torch._dynamo.reset()
+            net.compile(backend="aot_eager", fullgraph=True)
+        torch.manual_seed(1)
+        votes = net(x)
+        votes.sum().backward()
+        results.append([votes.detach(), *(p.grad for p in net.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_residual_block_combines_as_sew_resnet_does():
     for how, expected in (("ADD", [[2.0, 1.0], [1.0, 0.0]]), ("AND", [[1.0, 0.0], [0.0, 0.0]]),
                           ("IAND", [[0.0, 0.0], [1.0, 0.0]])):  # fmt: skip
