@@ -9,7 +9,7 @@ _MODEL = (
     ("--model.init_tau", "tau_0 > 1 of plif, tau of others, in time-steps"),
     ("--model.v_threshold, --model.reset", "its threshold; hard or soft reset"),
     ("--model.pooling", "max or avg"),
-    ("--model.loss", "per_step (the paper), rate (the authors' code), per_step_cross_entropy, cross_entropy, tet"),
+    ("--model.loss", "per_step (the paper), rate, per_step_cross_entropy, cross_entropy, tet"),
     ("--model.structure", "the layers, as in Table S1 (plif_lightning/network/README.md)"),
     ("--model.channels, --model.fc_features", "size of a network like the paper's"),
     ("--model.network FILE.CLASS", "a network of your own, in FILE.py"),
