@@ -356,7 +356,7 @@ class _Reader:
         if not isinstance(last, FC) or last.neurons is None:
             self.refuse(at, "the votes must follow neurons: FC100-PLIF-APk10s10; a readout FC10 needs none")
         if last.features % k:
-            self.refuse(at, f"the votes do not divide: FC{last.features} has no {k} neurons for each class")
+            self.refuse(at, f"the votes do not divide: the {last.features} of FC{last.features} are no multiple of {k}")
         return Votes(k)
 
 

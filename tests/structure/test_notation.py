@@ -145,7 +145,7 @@ def test_any_text_is_read_or_refused(text):
         ("AND(c4k3s1-BN)-FC10", 1, "AND needs spikes, and its branch ends without neurons"),
         ("IAND(c4k3s1-PLIF|APk2s2)-FC10", 1, "IAND needs spikes, and its shortcut"),
         ("FC100-FC10", 7, "FC100 before it has no neurons"),
-        ("FC100-PLIF-APk7s7", 12, "the votes do not divide: FC100 has no 7 neurons"),
+        ("FC100-PLIF-APk7s7", 12, "the votes do not divide: the 100 of FC100 are no multiple of 7"),
         ("FC100-APk10s10", 7, "the votes must follow neurons"),
         ("FC100-PLIF-MPk10s10", 12, "only the votes may follow"),
         ("FC100-PLIF-PLIF", 12, "neurons must follow an FC layer"),
