@@ -15,10 +15,9 @@ from plif_lightning.cli.commands import EVALUATIONS
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.settings import comparable, flat, key_of
-from plif_lightning.structure import Numbers
+from plif_lightning.structure import FROM_DATA, Numbers
 
 # Arguments of the network that its data set determines: they are not keys.
-FROM_DATA = ("input_shape", "num_classes", "time_steps")
 CONFIG = ("--config", "-c")
 _T = TypeVar("_T")
 _INFORMATIVE = {"--help-all", "--print_config"}

@@ -45,7 +45,7 @@ from plif_lightning.callbacks.logger import RUNS, is_trial, run_folder
 from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
 from plif_lightning.cli.arguments import option_names
-from plif_lightning.cli.checkpoint import FROM_DATA, Expanded, refuse_other_settings, refuse_shorter
+from plif_lightning.cli.checkpoint import Expanded, refuse_other_settings, refuse_shorter
 from plif_lightning.cli.explanations import explained
 from plif_lightning.cli.messages import Parser, own_error
 from plif_lightning.cli.ranges import refuse_combinations, refuse_own, require_ranges
@@ -62,6 +62,7 @@ from plif_lightning.runs.result import write_result, write_test_result
 from plif_lightning.runs.settings import changed, key_of, only_longer
 from plif_lightning.runtime.files import is_address
 from plif_lightning.runtime.signals import ignore_loaders_end, on_termination
+from plif_lightning.structure import FROM_DATA
 from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class PlifCLI(LightningCLI):
         )
         for name in FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
-            # Of a network of one's own, where its class takes it.
+            # A network of one's own gets it where its class has such an argument.
             parser.link_arguments(f"data.{name}", f"model.network.init_args.{name}", apply_on="instantiate")
 
     def _dump_config(self) -> None:

@@ -17,11 +17,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from plif_lightning import data as data_module
 from plif_lightning.callbacks import LastCheckpoint
-from plif_lightning.cli.checkpoint import FROM_DATA, config_file
+from plif_lightning.cli.checkpoint import config_file
 from plif_lightning.data import ImageAugmentation, SpikingDataModule
 from plif_lightning.data.event_augment import EventAugmentation
 from plif_lightning.errors import UserError
 from plif_lightning.network.network import NeuronName
+from plif_lightning.structure import FROM_DATA
 from plif_lightning.training.task import SpikingClassifier
 
 
@@ -164,6 +165,12 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
     return message
 
 
+def _class_in(message: str) -> str:
+    """The class, or other value, that jsonargparse's message is about; empty if it names none."""
+    given = re.search(r"class_path '(\S+)':|Given value: '?([^\s']+)'?$", message)
+    return (given[1] or given[2]) if given else ""
+
+
 def _about_neuron(message: str) -> str:
     """jsonargparse's message on a value of `model.neuron` that is neither a name nor a class of neurons."""
     if unknown := re.search(r"(?:[Oo]ption '|unknown argument )(\w+)", message):
@@ -171,14 +178,13 @@ def _about_neuron(message: str) -> str:
             f"the class of model.neuron has no parameter {unknown[1]}. Constants of firing are those of all neurons: "
             "--model.v_threshold, --model.reset and so on."
         )
-    given = re.search(r"class_path '(\S+)':|Given value: '?([^\s']+)'?$", message)
     attribute, module = r"module '\S+' has no attribute '\S+'", r"No module named '\S+'"
     reason = re.search(rf"({attribute}|{module}|not correspond to a subclass of Neuron)", message)
     because = "" if reason is None else f" ({reason[1].replace('not correspond to', 'it is not')})"
     return (
         f"model.neuron must be one of {', '.join(get_args(NeuronName))}, or a class of neurons such as "
         f"my_neurons.MyNeuron, of a file my_neurons.py in this folder; got "
-        f"{(given[1] or given[2]) if given else 'another value'}{because}."
+        f"{_class_in(message) or 'another value'}{because}."
     )
 
 
@@ -186,7 +192,6 @@ def _about_network(message: str) -> str:
     """jsonargparse's message on a value of `model.network` that is no module."""
     if unknown := re.search(r"[Oo]ption '(\w+)|unknown argument (\w+)", message):
         return f"the class of model.network has no argument {unknown[1] or unknown[2]}."
-    given = re.search(r"class_path '(\S+)':|Given value: '?([^\s']+)'?$", message)
     reason = re.search(
         r"(module '\S+' has no attribute '\S+'|No module named '\S+'|not correspond to a subclass of)", message
     )
@@ -196,7 +201,7 @@ def _about_network(message: str) -> str:
         else f" ({reason[1].replace('not correspond to a subclass of', 'it is no torch.nn.Module')})"
     )
     return (
-        f"model.network names no network {(given[1] or given[2]) if given else ''}{because}: it must be a class of "
+        f"model.network names no network {_class_in(message)}{because}: it must be a class of "
         "torch.nn.Module, such as FILE.CLASS of a FILE.py in this folder."
     )
 

@@ -7,8 +7,9 @@ from typing import Any
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.own import FROM_DATA, imported_network
+from plif_lightning.network.own import imported_network
 from plif_lightning.runtime.cores import cores
+from plif_lightning.structure import FROM_DATA
 
 # Smallest value of each number.
 _AT_LEAST = {

@@ -151,9 +151,10 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
     found: list[LayerCost] = []
     layers = _layers_of(net)
     # Only the network's own input is never counted as spikes; the inputs of all other layers are inspected.
-    direct = not isinstance(net, SpikingNetwork) or net.inputs.name == "direct"
-    analog = _first(net.encoder) if direct and isinstance(net, SpikingNetwork) else {*list(layers)[:1]}
-    analog = analog if direct else set()
+    if isinstance(net, SpikingNetwork):
+        analog = _first(net.encoder) if net.inputs.name == "direct" else set()
+    else:
+        analog = {*list(layers)[:1]}
     samples = x.shape[0] if x.dim() == 4 else x.shape[1]
     time_steps: int = getattr(net, "time_steps", len(x))
 

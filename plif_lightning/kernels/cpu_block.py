@@ -18,11 +18,13 @@ from plif_lightning.kernels.cpu import (
     working_rows,
 )
 from plif_lightning.kernels.cpu_backward import backward_unit, place_of_ties, work_of_backward
-from plif_lightning.kernels.cpu_sparse import around, is_silent, sum_around, totals
+from plif_lightning.kernels.cpu_sparse import around, is_silent, sum_around, taps_of, totals
 from plif_lightning.kernels.layout import LANES
 from plif_lightning.kernels.machine_code import call, keep
 from plif_lightning.kernels.vectors import add_row_16
 from plif_lightning.runtime.compiled import compiled
+
+_TAPS_OF_3X3 = taps_of(3)
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -147,7 +149,6 @@ def conv_fire_pool_backward(
     halve = 2 if pooled else 1
     rows, windows = height // halve, width // halve
     runs = (windows + run - 1) // run
-    taps = (0, 0, 0, 0, 0, 0)  # of a 3x3 kernel
     total = totals(table, 1)
     # One vector more: vector loads of the last position's outputs may reach beyond them.
     of_step = halve * halve * run * outputs + LANES
@@ -167,7 +168,7 @@ def conv_fire_pool_backward(
             for down in range(halve):
                 for across in range(halve * n):
                     row, x = (t * images + image) * height + top + down, left + across
-                    ranges = around(starts, row, top + down, x, height, width, taps)
+                    ranges = around(starts, row, top + down, x, height, width, _TAPS_OF_3X3)
                     found = not is_silent(ranges)
                     if found:
                         sum_around(places, ranges, values, row, x, width, table, total, 0)
@@ -178,15 +179,14 @@ def conv_fire_pool_backward(
         backward_unit(
             y, nothing, firsts, target, n * outputs, outputs if pooled else n * outputs, slot, scale, shift, mean,
             parameters, start, nothing, grad_out, nothing, grad_y, nothing, sums, sums_learned, fire, fire_back, steps,
-            pool, seed,
-            place, images * outputs * rows * windows, work,
+            pool, seed, place, images * outputs * rows * windows, work,
         )  # fmt: skip
         for t in range(steps):
             of_kind = (kinds * slot + (t if kinds > 1 else 0)) * of_table
             for down in range(halve):
                 for across in range(halve * n):
                     row, x = (t * images + image) * height + top + down, left + across
-                    ranges = around(starts, row, top + down, x, height, width, taps)
+                    ranges = around(starts, row, top + down, x, height, width, _TAPS_OF_3X3)
                     to = (down * halve * run + across) * outputs
                     _add_to_table(places, ranges, values, row, x, width, grad_y, t, to, flat_table, of_kind, table)
 
@@ -226,7 +226,7 @@ def patch_moments(begin, end, slot, places, starts, values, sums, products, imag
     for t in range(begin, end):
         for row in range(t * images * height, (t + 1) * images * height):
             for x in range(width):
-                ranges = around(starts, row, row % height, x, height, width, (0, 0, 0, 0, 0, 0))
+                ranges = around(starts, row, row % height, x, height, width, _TAPS_OF_3X3)
                 m = 0
                 for i in range(3):
                     of_row, shift = (row + i - 1) * width * channels, (3 * i + 1 - x) * channels

@@ -109,7 +109,7 @@ class _NormFirePool(torch.autograd.Function):
             steps, pool, neuron, windows, 0, added,
         )  # fmt: skip
         # That of BN's output, which `normalize_backward` replaces.
-        grad_added = grad_y.clone() if added is not None and ctx.needs_input_grad[14] else None
+        grad_added = grad_y.clone() if added is not None and ctx.needs_input_grad[-1] else None
         grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
         offset = slope = torch.zeros_like(scale)
         if batch_statistics:

@@ -65,7 +65,7 @@ def _optional(states: Tensor | None, real: torch.dtype) -> NDArray[Any]:
 
 
 def _added(added: Tensor | None, y: Tensor) -> NDArray[Any]:
-    """What is added to BN's output as the compiled loops take it; empty for None."""
+    """`added` as an array for the compiled loops; empty for None."""
     if added is None:
         return np.empty((0, 1), array_of(y).dtype)
     if added.shape != y.shape:

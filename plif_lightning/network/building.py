@@ -1,5 +1,6 @@
 """Make the modules of a structure."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -79,11 +80,10 @@ class Builder:
 
     def fc(self, placed: Placed, layer: FC) -> FCBlock:
         dropout = next(self.dropouts) if layer.dropout is None else layer.dropout
-        inputs = 1
-        for side in placed.before:
-            inputs *= side
         neuron = None if layer.neurons is None else self.make_neuron(layer.neurons, layer.features)
-        return FCBlock(TimeDropout(dropout), nn.Linear(inputs, layer.features, bias=layer.bias), neuron)
+        return FCBlock(
+            TimeDropout(dropout), nn.Linear(math.prod(placed.before), layer.features, bias=layer.bias), neuron
+        )
 
     def pool(self, layer: Pool, of_spikes: bool) -> nn.Module:
         average = layer.kind == "AP" or self.pooling == "avg"

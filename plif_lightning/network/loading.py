@@ -14,8 +14,9 @@ from torch import nn
 
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
-from plif_lightning.network.own import FROM_DATA, imported_network, own_network
+from plif_lightning.network.own import imported_network, own_network
 from plif_lightning.network.parts import parts_of, require_parts
+from plif_lightning.structure import FROM_DATA
 
 _PREFIX = "network."
 # Limits of a configuration, far above any real one: characters, parts and nesting depth.

@@ -21,9 +21,8 @@ from plif_lightning.network.over_time import OverTime
 from plif_lightning.network.tracing import plain
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.making import imported
+from plif_lightning.structure import FROM_DATA as FROM_DATA
 
-# What the data determines; set on a network that does not have it.
-FROM_DATA = ("input_shape", "num_classes", "time_steps")
 # Arguments of `SpikingNetwork` that any module's neurons have.
 _OF_ALL = {"backend", "sparse"}
 

@@ -14,7 +14,7 @@ from plif_lightning.network.pooling import SpikeMaxPool2d, TiedMaxPool2d
 from plif_lightning.neurons import Neuron
 from plif_lightning.structure import FC, Conv, Integrator, Layer, Neurons, Other, Pool, Structure, Votes
 from plif_lightning.structure import Residual as ResidualLayer
-from plif_lightning.structure.layers import Size
+from plif_lightning.structure.layers import Size, half_of
 
 
 def structure_of(
@@ -84,8 +84,7 @@ def _convolution(conv: nn.Module) -> dict[str, Any]:
     """Size of a convolution, as `Conv` takes it."""
     assert isinstance(conv, nn.Conv2d)
     kernel, padding = _size(conv.kernel_size), _size([int(side) for side in conv.padding])
-    half = _size([side // 2 for side in conv.kernel_size])
-    sizes = {"stride": _size(conv.stride), "padding": None if padding == half else padding}
+    sizes = {"stride": _size(conv.stride), "padding": None if padding == half_of(kernel) else padding}
     return {
         "channels": conv.out_channels,
         "kernel": kernel,
@@ -105,8 +104,7 @@ def _layers(block: nn.Module) -> list[Layer]:
             parts = [tuple(layer for b in part for layer in _layers(b)) for part in (block.branch, block.shortcut)]
             return [ResidualLayer(block.how, *parts)]
         case Pool2d():
-            found = _pool(block)
-            return [found]
+            return [_pool(block)]
     return [_other(block)]
 
 

@@ -14,10 +14,11 @@ from plif_lightning.structure.layers import (
 )
 from plif_lightning.structure.notation import parse
 from plif_lightning.structure.paper import NUMBERS, Numbers, numbers_of, resolved
-from plif_lightning.structure.shapes import Placed, placed
+from plif_lightning.structure.shapes import FROM_DATA, Placed, placed
 
 __all__ = [
     "FC",
+    "FROM_DATA",
     "NUMBERS",
     "Conv",
     "Integrator",

@@ -10,6 +10,17 @@ Value = float | int | bool | str | None
 How = Literal["ADD", "AND", "IAND"]
 
 
+def pair(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def half_of(size: Size) -> Size:
+    """Half a kernel, rounded down: the padding that keeps the size of a map at stride 1."""
+    height, width = (side // 2 for side in pair(size))
+    return height if height == width else (height, width)
+
+
 def written_size(size: Size) -> str:
     """`3`, or `3x5` for a height and a width that differ."""
     return str(size) if isinstance(size, int) else "x".join(map(str, size))

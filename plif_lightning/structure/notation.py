@@ -37,6 +37,8 @@ from plif_lightning.structure.layers import (
     Structure,
     Value,
     Votes,
+    half_of,
+    pair,
 )
 
 # Layers of neurons that have a name, by the name in the notation: those of `make_neuron`.
@@ -188,13 +190,12 @@ class _Reader:
         channels, kernel, stride, padding, dilation, groups = match.groups()
         k = self.size(at, kernel, "the kernel")
         assert k is not None
-        half = (k // 2) if isinstance(k, int) else (k[0] // 2, k[1] // 2)
         p = self.size(at, padding, "the padding", least=0)
         return Conv(
             self.positive(at, channels, "channels"),
             k,
             self.size(at, stride, "the stride") or 1,
-            None if p == half else p,
+            None if p == half_of(k) else p,
             self.size(at, dilation, "the dilation") or 1,
             1 if groups is None else self.positive(at, groups, "groups"),
             norm=False,
@@ -206,8 +207,7 @@ class _Reader:
         if kernel is None or stride is None:
             return Pool(kind)
         padding = self.size(at, match[4], "the padding", least=0) or 0
-        sides = [(s, s) if isinstance(s, int) else s for s in (kernel, padding)]
-        if any(2 * p > k for k, p in zip(*sides, strict=True)):
+        if any(2 * p > k for k, p in zip(pair(kernel), pair(padding), strict=True)):
             self.refuse(at, "the padding of a pool must be at most half of its window")
         return Pool(kind, kernel, stride, padding)
 

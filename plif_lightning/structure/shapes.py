@@ -5,9 +5,23 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from plif_lightning.errors import UserError
-from plif_lightning.structure.layers import FC, Conv, Layer, Neurons, Pool, Residual, Size, Structure, Votes
+from plif_lightning.structure.layers import (
+    FC,
+    Conv,
+    Layer,
+    Neurons,
+    Pool,
+    Residual,
+    Size,
+    Structure,
+    Votes,
+    half_of,
+    pair,
+)
 
 Shape = tuple[int, ...]
+# Arguments of a network that its data determine.
+FROM_DATA = ("input_shape", "num_classes", "time_steps")
 
 
 class Placed(NamedTuple):
@@ -34,7 +48,7 @@ class Placed(NamedTuple):
         """Number of weights."""
         match self.layer:
             case Conv(groups=groups, kernel=kernel):
-                return self.before[0] * self.after[0] // groups * math.prod(_pair(kernel))
+                return self.before[0] * self.after[0] // groups * math.prod(pair(kernel))
             case FC(features=features):
                 return math.prod(self.before) * features
         return sum(placed.weights for placed in (*self.branch, *self.shortcut))
@@ -77,31 +91,25 @@ def require_classes(structure: Structure, num_classes: int) -> None:
     )
 
 
-def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
-def _swept(shape: Shape, kernel: Size, stride: Size, padding: Size, dilation: Size = 1) -> Shape:
+def swept(shape: Shape, kernel: Size, stride: Size, padding: Size, dilation: Size = 1) -> Shape:
     """Height and width after a window has moved over a map, as PyTorch counts them."""
-    given = zip(shape[1:], _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), strict=True)
+    given = zip(shape[1:], pair(kernel), pair(stride), pair(padding), pair(dilation), strict=True)
     return tuple((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in given)
 
 
 def padding_of(conv: Conv) -> Size:
     """The padding of a convolution, half its kernel if none is given."""
-    if conv.padding is not None:
-        return conv.padding
-    return conv.kernel // 2 if isinstance(conv.kernel, int) else (conv.kernel[0] // 2, conv.kernel[1] // 2)
+    return half_of(conv.kernel) if conv.padding is None else conv.padding
 
 
 def _convolved(conv: Conv, before: Shape) -> Shape:
-    return (conv.channels, *_swept(before, conv.kernel, conv.stride, padding_of(conv), conv.dilation))
+    return (conv.channels, *swept(before, conv.kernel, conv.stride, padding_of(conv), conv.dilation))
 
 
 def _shortcut_for(before: Shape, after: Shape) -> str:
     """Advice on a shortcut of one convolution between two shapes; empty if there is none."""
     for stride in range(1, 9):
-        if _swept(before, 1, stride, 0) == after[1:]:
+        if swept(before, 1, stride, 0) == after[1:]:
             return f": add a shortcut, such as |c{after[0]}k1s{stride}-BN-PLIF"
     return ""
 
@@ -150,7 +158,7 @@ class _Placing:
     def pooled(self, name: str, pool: Pool, before: Shape) -> Shape:
         if pool.kernel is None:
             return before[0], 1, 1
-        after = (before[0], *_swept(before, pool.kernel, pool.stride, pool.padding))
+        after = (before[0], *swept(before, pool.kernel, pool.stride, pool.padding))
         return self.of_some_size(f"{pool} of {name}", before, after)
 
     def of_some_size(self, what: str, before: Shape, after: Shape) -> Shape:
