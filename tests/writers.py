@@ -11,8 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import h5py
+import lz4.frame
 import numpy as np
 import yaml
+import zstandard
 from PIL import Image
 
 from plif_lightning.events import Recording
@@ -109,28 +112,224 @@ def aedat3_bytes(recording: Recording, packet: int = 100, invalid: int = 0) -> b
     return b"".join(parts)
 
 
-_AEDAT4_INFO = (
-    '<dv version="2.0"><node name="outInfo" path="/outInfo/"><node name="0" path="/outInfo/0/">'
-    '<attr key="compression" type="string">NONE</attr><attr key="typeIdentifier" type="string">EVTS</attr>'
-    '<node name="info" path="/outInfo/0/info/"><attr key="sizeX" type="int">128</attr>'
-    '<attr key="sizeY" type="int">128</attr><attr key="source" type="string">DVS128</attr></node></node></node></dv>\n'
-)
+def aedat4_bytes(
+    recording: Recording, compression: int = 0, packet: int = 1000, height: int = 128, width: int = 128
+) -> bytes:
+    """AEDAT 4: packets of events. FlatBuffers with one table each, written by hand.
 
-
-def aedat4_bytes(recording: Recording) -> bytes:
-    """AEDAT 4, uncompressed: one packet of events. Two FlatBuffers with one table each, written by hand."""
-    info = _AEDAT4_INFO.encode()
+    Compression: 0 none, 1 LZ4, 3 Zstandard.
+    """
+    info = (
+        '<dv version="2.0"><node name="outInfo" path="/outInfo/"><node name="0" path="/outInfo/0/">'
+        '<attr key="compression" type="string">NONE</attr><attr key="typeIdentifier" type="string">EVTS</attr>'
+        f'<node name="info" path="/outInfo/0/info/"><attr key="sizeX" type="int">{width}</attr>'
+        f'<attr key="sizeY" type="int">{height}</attr><attr key="source" type="string">DVS128</attr>'
+        "</node></node></node></dv>\n"
+    ).encode()
     # root offset, identifier, vtable (size, table's size, places of its fields), table, string
     table = struct.pack("<HHHHH2x", 10, 24, 4, 8, 16)
-    table += struct.pack("<iiqI4x", 12, 0, -1, 8)
+    table += struct.pack("<iiqI4x", 12, compression, -1, 8)
     header = struct.pack("<I4s", 20, b"IOHE") + table + struct.pack("<I", len(info)) + info + b"\0"
+    data = b"#!AER-DAT4.0\r\n" + struct.pack("<I", len(header)) + header
     events = np.zeros(len(recording.t), [("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("on", "?"), ("pad", "V3")])
     for name, column in zip(("t", "x", "y", "on"), recording, strict=True):
         events[name] = column
-    packet = struct.pack("<I4sHHH2x", 16, b"EVTS", 6, 8, 4)
-    packet += struct.pack("<iI", 8, 8) + struct.pack("<4xI", len(events)) + events.tobytes()
-    data = b"#!AER-DAT4.0\r\n" + struct.pack("<I", len(header)) + header
-    return data + struct.pack("<iiI", 0, len(packet) + 4, len(packet)) + packet
+    for first in range(0, max(len(events), 1), packet):
+        some = events[first : first + packet]
+        content = struct.pack("<I4sHHH2x", 16, b"EVTS", 6, 8, 4)
+        content += struct.pack("<iI", 8, 8) + struct.pack("<4xI", len(some)) + some.tobytes()
+        content = struct.pack("<I", len(content)) + content
+        if compression == 1:
+            content = lz4.frame.compress(content)
+        elif compression == 3:
+            content = zstandard.ZstdCompressor().compress(content)
+        data += struct.pack("<ii", 0, len(content)) + content
+    return data
+
+
+def raw_header(evt: str, height: int, width: int, more: str = "") -> bytes:
+    """Header of a Prophesee RAW file, as cameras of the third and fourth generation write it."""
+    kind = {"2.0": "EVT2", "2.1": "EVT21", "3.0": "EVT3"}[evt]
+    return (
+        "% camera_integrator_name Prophesee\n% date 2023-03-29 16:37:46\n"
+        f"% evt {evt}\n% format {kind};height={height};width={width}{more}\n% geometry {width}x{height}\n% end\n"
+    ).encode()
+
+
+def evt2_bytes(recording: Recording, height: int = 128, width: int = 128) -> bytes:
+    """EVT 2.0: a word for each event, and one for each new upper part of the time."""
+    words, high = [], -1
+    for t, x, y, p in zip(*(column.tolist() for column in recording), strict=True):
+        if t >> 6 != high:
+            high = t >> 6
+            words.append(8 << 28 | high & 0xFFFFFFF)
+            words.append(0xA << 28)  # a trigger
+        words.append(p << 28 | (t & 63) << 22 | x << 11 | y)
+    return raw_header("2.0", height, width) + np.array(words, "<u4").tobytes()
+
+
+def _runs(recording: Recording, reach: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """(t, x, y, p, mask) of events that follow each other in one row within `reach` columns, at one time."""
+    run: list[int] = []
+    for t, x, y, p in zip(*(column.tolist() for column in recording), strict=True):
+        if run and (t, y, p) == (run[0], run[2], run[3]) and run[5] < x < run[1] + reach:
+            run[4] |= 1 << (x - run[1])
+            run[5] = x
+            continue
+        if run:
+            yield tuple(run[:5])  # type: ignore[misc]
+        run = [t, x, y, p, 1, x]
+    if run:
+        yield tuple(run[:5])  # type: ignore[misc]
+
+
+def evt21_bytes(recording: Recording, height: int = 128, width: int = 128, legacy: bool = False) -> bytes:
+    """EVT 2.1: a word of 64 bits for up to 32 events of a row."""
+    words, high = [], -1
+    for t, x, y, p, mask in _runs(recording, 32):
+        if t >> 6 != high:
+            high = t >> 6
+            words.append((8 << 28 | high & 0xFFFFFFF) << 32)
+        words.append((p << 28 | (t & 63) << 22 | x << 11 | y) << 32 | mask)
+    array = np.array(words, "<u8")
+    if legacy:
+        array = array.view("<u4").reshape(-1, 2)[:, ::-1].copy()
+    more = ";endianness=legacy" if legacy else ";endianness=little"
+    return raw_header("2.1", height, width, more) + array.tobytes()
+
+
+def evt3_bytes(recording: Recording, height: int = 128, width: int = 128) -> bytes:
+    """EVT 3.0: single events, and vectors of 12, 12 and 8 columns; times in two words, only where they change."""
+    words: list[int] = []
+    high = low = row = -1
+    for t, x, y, p, mask in _runs(recording, 32):
+        if t >> 12 != high:
+            high, low = t >> 12, -1
+            words.append(8 << 12 | high & 0xFFF)
+        if t & 0xFFF != low:
+            low = t & 0xFFF
+            words.append(6 << 12 | low)
+        if y != row:
+            row = y
+            words.append(y)
+        if mask == 1:
+            words.append(2 << 12 | p << 11 | x)
+        else:
+            words += [3 << 12 | p << 11 | x, 4 << 12 | mask & 0xFFF, 4 << 12 | mask >> 12 & 0xFFF, 5 << 12 | mask >> 24]
+    return raw_header("3.0", height, width) + np.array(words, "<u2").tobytes()
+
+
+def dat_bytes(recording: Recording, height: int = 128, width: int = 128) -> bytes:
+    """DAT of Prophesee, version 2."""
+    t, x, y, p = (np.asarray(column).astype(np.int64) for column in recording)
+    header = f"% Data file containing CD events\n% Version 2\n% Width {width}\n% Height {height}\n"
+    words = np.stack([t & (2**32 - 1), x | y << 14 | p << 28], 1).astype("<u4")
+    return header.encode() + bytes([12, 8]) + words.tobytes()
+
+
+def text_bytes(
+    recording: Recording, columns: str = "txyp", separator: str = ",", header: bool = True, unit: str = "us"
+) -> bytes:
+    """Text: a line for each event, its columns in any order; times in us, s or ns."""
+    values = {name: list(map(str, column.tolist())) for name, column in recording._asdict().items()}
+    if unit != "us":
+        values["t"] = [f"{t // 10**6}.{t % 10**6:06d}" if unit == "s" else f"{t}000" for t in recording.t.tolist()]
+    names = [f"t_{unit}" if name == "t" and unit == "ns" else name for name in columns]
+    lines = [separator.join(names)] if header else []
+    lines += [separator.join(row) for row in zip(*(values[name] for name in columns), strict=True)]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def write_dsec(path: Path, recording: Recording, offset: int = 0, **compression: object) -> Path:
+    """HDF5 in DSEC's layout: a data set for each column, times after `t_offset`."""
+    with h5py.File(path, "w") as file:
+        for name, column in recording._asdict().items():
+            kind = {"t": np.uint32, "p": np.uint8}.get(name, np.uint16)
+            values = (column - offset if name == "t" else column).astype(kind)
+            file.create_dataset(f"events/{name}", data=values, **compression)
+        file["t_offset"] = offset
+        file["ms_to_idx"] = np.zeros(3, np.uint64)
+    return path
+
+
+def ecf_bytes(recording: Recording, packing: int) -> bytes:
+    """A chunk of ECF. Packing: 0 runs and masks, 1 columns with polarities, 2 rows, columns and polarities."""
+    t, x, y, p = (column.tolist() for column in recording)
+    data = struct.pack("<IQ", len(t) << 2 | packing, t[0])
+    now, i = t[0], 0
+    while i < len(t):
+        if (step := t[i] - now) >= 15:
+            while step:
+                data += bytes([0xF0 | step & 15])
+                step >>= 4
+            now = t[i]
+        count = next((j for j in range(i, len(t)) if t[j] != t[i]), len(t)) - i
+        step, now = t[i] - now, t[i]
+        data += bytes([step << 4 | min(count, 15)]) + (struct.pack("<H", count) if count >= 15 else b"")
+        i += count
+    groups = [list(some) + [0] * (4 - len(some)) for some in _fours(len(t))] if packing else []
+    values = [a << 12 | b << 1 | c if packing == 2 else b << 1 | c for a, b, c in zip(y, x, p, strict=True)]
+    if packing == 2:
+        for some in groups:
+            a, b, c, d = (values[j] for j in some)
+            data += struct.pack("<III", a << 8 | b & 0xFF, b >> 8 << 16 | c & 0xFFFF, c >> 16 << 24 | d)
+        return data
+    data += _lengths(y, 5, "<H", "<H")
+    if packing == 1:
+        for some in groups:
+            a, b, c, d = (values[j] for j in some)
+            data += struct.pack("<HHH", a << 4 | b & 15, b >> 4 << 8 | c & 0xFF, c >> 8 << 12 | d)
+        return data
+    i = 0
+    while i < len(x):
+        base, mask, i = x[i], 0, i + 1
+        previous = base
+        while i < len(x) and previous < x[i] <= base + 5:
+            mask |= 1 << (5 - (x[i] - base))
+            previous, i = x[i], i + 1
+        data += struct.pack("<H", base << 5 | mask)
+    return data + _lengths(p, 7, "<B", "<H")
+
+
+def _fours(n: int) -> Iterator[range]:
+    return (range(i, min(i + 4, n)) for i in range(0, n, 4))
+
+
+def _lengths(values: list[int], bits: int, word: str, longer: str) -> bytes:
+    """Run lengths: a value above `bits` bits of its count, all ones before a longer one."""
+    data = b""
+    for value, run in itertools.groupby(values):
+        count, most = len(list(run)), (1 << bits) - 1
+        data += struct.pack(word, value << bits | min(count, most)) + (
+            struct.pack(longer, count) if count >= most else b""
+        )
+    return data
+
+
+def write_metavision(path: Path, recording: Recording, chunk: int = 500, packing: int | None = None) -> Path:
+    """HDF5 in Metavision's layout: a structured data set, compressed with ECF if `packing` is given."""
+    kind = np.dtype(
+        {"names": list("xypt"), "formats": ["<u2", "<u2", "<i2", "<i8"], "offsets": [0, 2, 4, 8], "itemsize": 16}
+    )
+    events = np.zeros(len(recording.t), kind)
+    for name, column in recording._asdict().items():
+        events[name] = column
+    with h5py.File(path, "w") as file:
+        file.attrs["geometry"], file.attrs["version"] = "128x128", "1.0"
+        file.create_group("EXT_TRIGGER").create_dataset("events", data=np.zeros(0, [("p", "i2"), ("t", "i8")]))
+        if packing is None:
+            file.create_dataset("CD/events", data=events, chunks=(chunk,))
+            return path
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        settings.set_chunk((chunk,))
+        settings.set_filter(0x8ECF, h5py.h5z.FLAG_OPTIONAL)
+        space = h5py.h5s.create_simple((len(events),), (h5py.h5s.UNLIMITED,))
+        group = file.create_group("CD")
+        data = h5py.h5d.create(group.id, b"events", h5py.h5t.py_create(kind), space, settings)
+        for first in range(0, len(events), chunk):
+            some = Recording(*(column[first : first + chunk] for column in recording))
+            data.write_direct_chunk((first,), ecf_bytes(some, packing))
+    return path
 
 
 def write_file(path: Path, content: bytes) -> Path:

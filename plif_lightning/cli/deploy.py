@@ -178,10 +178,10 @@ def _growing(file: str, idle: float | None, left: list[str]) -> Iterator["Record
         idle: seconds without an event after which a file ends; None for never.
         left: receives the description of an incomplete event or header at the end.
     """
-    from plif_lightning.events.readers import Aedat2Stream
+    from plif_lightning.events.readers import EventStream
 
     with _opened(file) as opened:
-        stream = Aedat2Stream(opened, _name(file))
+        stream = EventStream(opened, _name(file))
         patience = 0.0 if file == "-" else idle
         since = time.monotonic()
         while True:

@@ -57,13 +57,11 @@ class CIFAR10DVS(PublishedEvents):
         }
 
     def raw_files(self, train: bool) -> list[RawFile]:
-        suffix, reader, alone = (
-            (".aedat", readers.read_aedat2, False)
-            if self.source == "original"
-            else (".aedat4", readers.read_aedat4, True)
+        suffix, reader = (
+            (".aedat", readers.read_aedat2) if self.source == "original" else (".aedat4", readers.read_aedat4)
         )
         return [
-            RawFile(f"{name}/{path.name}", (path,), partial(readers.single, reader), label, own_process=alone)
+            RawFile(f"{name}/{path.name}", (path,), partial(readers.single, reader), label)
             for label, name in enumerate(self.class_names)
             for number, path in numbered(self.folder / name, suffix)
             if (number < self.first_test) == train

@@ -81,7 +81,7 @@ class EventFolder(EventDataModule):
                 (path,),
                 partial(readers.single, readers.read_any),
                 label,
-                own_process=path.suffix.lower() == ".aedat4",
+                own_process=path.suffix.lower() in readers.TRUSTING,
             )
             for label, path in self.folders.files(train)
         ]

@@ -106,7 +106,7 @@ def test_a_pipe_is_followed_to_its_end(checkpoint):
 def test_a_pipe_that_pauses_without_a_spike_is_not_at_its_end():
     content = aedat2_bytes(events_of(4, 0))
     signal_of_camera = b"\0\0\x80\0\0\0\0\x01"
-    stream = readers.Aedat2Stream(io.BytesIO(content[:-32] + signal_of_camera), "a")
+    stream = readers.EventStream(io.BytesIO(content[:-32] + signal_of_camera), "a")
     assert len(stream.read().t) == 0
     assert not stream.ended
     stream.read()

@@ -1,0 +1,145 @@
+"""Events in HDF5: DSEC's layout, Metavision's, and others that name their columns."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plif_lightning.events.formats.columns import column_of, columns_of, from_table, in_microseconds, recording_from
+from plif_lightning.events.recording import Recording, RecordingError, Sensor
+
+# Number of the filter that compresses Metavision's events, ECF.
+_ECF = 0x8ECF
+_FILTERS = {32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32015: "Zstandard", 32026: "Blosc 2", 307: "BZip2"}
+
+
+def read_hdf5(path: str | Path) -> Recording:
+    """Events of an HDF5 file.
+
+    Layouts: a group with the data sets x, y, t and p under their usual names (DSEC: `events`, with `t_offset` beside
+    it); a structured data set (Metavision: `CD/events`, compressed with ECF); a table [N, 4] named `events`. The file
+    must hold one of them. Read by h5py. Times as in `read_numpy`.
+
+    Raises:
+        RecordingError: another format, a damaged file, no or several sets of events, or a filter that is missing.
+
+    Source: https://dsec.ifi.uzh.ch/data-format; https://docs.prophesee.ai/stable/data/file_formats/hdf5.html
+    """
+    try:
+        return _read(str(path))
+    except (RecordingError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise RecordingError(f"{path} does not exist.") from error
+    except Exception as error:  # h5py raises OSError, KeyError, RuntimeError and ValueError, each for many reasons
+        reason = " ".join(str(error).split())[:200]
+        raise RecordingError(f"{path} cannot be read as HDF5 ({reason}). It is damaged or another file.") from error
+
+
+def sensor_in(path: str | Path) -> Sensor | None:
+    """Sensor that the attribute `geometry` of a file of Metavision names, `1280x720`; None if there is none."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            text = file.attrs.get("geometry", "")
+            width, _, height = (text.decode() if isinstance(text, bytes) else str(text)).partition("x")
+            return Sensor(int(height), int(width)) if width.isdecimal() and height.isdecimal() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _read(path: str) -> Recording:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        found: dict[str, Any] = {}
+        _search(file, found)
+        if not found:
+            raise RecordingError(
+                f"{path} holds no events: a group with the data sets x, y, t and p, a structured data set of these "
+                "fields or a table [N, 4] named `events` is expected."
+            )
+        if len(found) > 1:
+            raise RecordingError(
+                f"{path} holds several sets of events: {', '.join(sorted(found))}. Write one into a file of its own."
+            )
+        ((where, what),) = found.items()
+        name = f"{path} ({where})"
+        if isinstance(what, h5py.Group):
+            columns = columns_of(what)
+            units = {key: column.unit for key, (_, column) in columns.items()}
+            values = {key: _values(what[member], path) for key, (member, _) in columns.items()}
+            values["t"] = in_microseconds(values["t"], units["t"], name).astype(np.int64) + _offset(what, file)
+            return recording_from(values, {}, name)
+        values = _values(what, path)
+        if values.dtype.names is None:
+            return from_table(values, name)
+        columns = columns_of(values.dtype.names)
+        units = {key: column.unit for key, (_, column) in columns.items()}
+        return recording_from({key: values[field] for key, (field, _) in columns.items()}, units, name)
+
+
+def _search(group: Any, found: dict[str, Any]) -> None:
+    """Collect the sets of events in a group and in those below it, by their path."""
+    import h5py
+
+    columns = {column.name for member in group if (column := column_of(member)) and _is_vector(group, member)}
+    if len(columns) == 4:
+        found[group.name] = group
+        return
+    for member in group:
+        if not isinstance(group.get(member, getlink=True), h5py.HardLink):
+            continue  # a link may lead to another file, or to a group above
+        item = group[member]
+        if isinstance(item, h5py.Group):
+            if not item.name.upper().endswith("EXT_TRIGGER"):
+                _search(item, found)
+        elif isinstance(item, h5py.Dataset) and _is_table(item):
+            found[item.name] = item
+
+
+def _is_vector(group: Any, member: str) -> bool:
+    import h5py
+
+    item = group.get(member)
+    return isinstance(item, h5py.Dataset) and item.ndim == 1
+
+
+def _is_table(data: Any) -> bool:
+    """True for a structured data set of events, and for numbers [N, 4]."""
+    if data.dtype.names is not None:
+        return data.ndim == 1 and {c.name for n in data.dtype.names if (c := column_of(n))} == {"t", "x", "y", "p"}
+    return data.ndim == 2 and data.shape[1] == 4 and data.dtype.kind in "iuf" and "events" in data.name.lower()
+
+
+def _offset(group: Any, file: Any) -> int:
+    """DSEC's `t_offset`, in us, which is added to all times; 0 if there is none."""
+    for place in (file, group):
+        if "t_offset" in place:
+            return int(np.asarray(place["t_offset"][()]).reshape(-1)[0])
+    return 0
+
+
+def _values(data: Any, path: str) -> Any:
+    """Values of a data set.
+
+    Raises:
+        RecordingError: it is compressed with a filter that is not installed.
+    """
+    import h5py
+
+    plist = data.id.get_create_plist()
+    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    if filters == [_ECF] and not h5py.h5z.filter_avail(_ECF):
+        from plif_lightning.events.formats.ecf import decompressed
+
+        return decompressed(data, path)
+    missing = [code for code in filters if not h5py.h5z.filter_avail(code)]
+    if missing:
+        try:
+            import hdf5plugin  # noqa: F401 (registers the filters)
+        except ImportError:
+            names = ", ".join(_FILTERS.get(code, f"filter {code}") for code in missing)
+            raise RecordingError(f"{path} is compressed with {names}: pip install hdf5plugin.") from None
+    return data[()]

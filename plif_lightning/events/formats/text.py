@@ -1,0 +1,210 @@
+"""Events in text: a line for each, its numbers separated by commas, semicolons, tabs or spaces."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plif_lightning.events.formats.columns import column_of, columns_of, order_of
+from plif_lightning.events.formats.decoding import LONGEST_HEADER, Decoder, no_events, read_whole
+from plif_lightning.events.recording import Recording, RecordingError, Sensor
+
+# Lines from which columns without a header, and the unit of times, are told.
+_FIRST = 1000
+_SPLIT = re.compile(r"[,;\s]+")
+_COLUMNS = "txyp"
+
+
+def _fields(line: str) -> list[str]:
+    return [field for field in _SPLIT.split(line.strip()) if field]
+
+
+def _number(field: str) -> float | None:
+    """Number in a field, true and false included; None if it is none."""
+    if field.lower() in ("true", "false"):
+        return float(field.lower() == "true")
+    try:
+        return float(field)
+    except ValueError:
+        return None
+
+
+def _names(line: str) -> list[str]:
+    """Names of columns in a header line. Commas separate them where there are any, as in `t [us], x, y, p`."""
+    line = line.lstrip("#% ").strip().strip('"')
+    fields = re.split(r"[,;\t]", line) if re.search(r"[,;\t]", line) else re.split(r"\s+(?![\[(])", line)
+    return [field.strip().strip('"') for field in fields if field.strip()]
+
+
+class TextDecoder(Decoder):
+    """Decode events in text; see `read_text`.
+
+    Args:
+        name: name of the source, for messages.
+    """
+
+    title = "text of events"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._line = 0  # lines that were read
+        self._unit_of_t: float | None = None  # us
+        self._targets: NDArray[np.int64] | None = None  # for each field: 0 to 3 for t, x, y, p; -1 for none
+
+    @property
+    def _unit(self) -> str:
+        return f"line {self._line + 1}"
+
+    def finish(self) -> Recording:
+        """Events of the last lines: of a short text, and of a line without a line break."""
+        rest, self.pending = self.pending + b"\n", b""
+        at = 0
+        if not self.begun:
+            at, self.begun = self._header(rest, final=True) or 0, True
+            if self._targets is None:
+                return no_events()
+        return self._events(rest, at)[0]
+
+    @property
+    def left(self) -> str:
+        """Message about a line that is not complete; empty if there is none."""
+        return f"{self.name} ends within {self._unit}." if self.begun and self.pending else ""
+
+    def _header(self, data: bytes, final: bool) -> int | None:
+        """Read the lines before the first event, and tell the columns and the unit of times from the first events."""
+        if b"\0" in data[:LONGEST_HEADER]:
+            raise RecordingError(f"{self.name} is no text. The file is damaged or another file.")
+        self.sensor, self._targets, self._unit_of_t = None, None, None  # of a call that saw less
+        at, start, rows = 0, None, []
+        lines = data.split(b"\n", _FIRST)
+        complete = lines if final else lines[:-1]
+        for number, raw in enumerate(complete[:_FIRST], start=1):
+            line = raw.decode("utf-8", "replace").strip()
+            if start is None and self._is_event(line, number):
+                start, self._line = at, number - 1
+            if start is not None and line and line[0] not in "#%":
+                rows.append(_fields(line))
+            at += len(raw) + 1
+        enough = final or len(complete) >= _FIRST
+        if start is None:
+            return len(data) if final else None
+        if not self._tell(rows, enough):
+            return None
+        return start
+
+    def _is_event(self, line: str, number: int) -> bool:
+        """True for an event; otherwise read what the line says about the columns and the sensor."""
+        if not line:
+            return False
+        if geometry := re.fullmatch(r"[#%]\s*geometry[: ]\s*(\d+)\s*[,x ]\s*(\d+)", line):
+            self.sensor = Sensor(int(geometry[2]), int(geometry[1]))
+            return False
+        values = [_number(field) for field in _fields(line)]
+        if line[0] in "#%" or None in values:
+            self._read_names(line, number)
+            return False
+        if len(values) == 2 and self.sensor is None and self._targets is None:
+            size = [int(value or 0) for value in reversed(values)]  # width and height, as in the files of E2VID
+            self.sensor = Sensor(*size) if min(size) > 0 else None
+            return False
+        return True
+
+    def _read_names(self, line: str, number: int) -> None:
+        """Read a comment or the names of the columns."""
+        names = _names(line)
+        try:
+            found = columns_of(names)
+        except ValueError as error:
+            raise RecordingError(f"{self.name}, line {number}: {error}.") from error
+        if len(found) == 4:
+            columns = [column_of(name) for name in names]
+            self._targets = np.array([-1 if c is None else _COLUMNS.index(c.name) for c in columns], np.int64)
+            self._unit_of_t = found["t"][1].unit
+        elif line[0] not in "#%":
+            raise RecordingError(
+                f"{self.name}, line {number}: {line[:60]!r} is neither an event nor the names of t, x, y and p."
+            )
+
+    def _tell(self, rows: list[list[str]], enough: bool) -> bool:
+        """Tell columns and unit from the first events, where no header named them. False if more events are needed.
+
+        Raises:
+            RecordingError: there are not four columns, or they cannot be told apart.
+        """
+        if self._targets is None:
+            if not enough:
+                return False
+            if len(rows[0]) != 4:
+                raise RecordingError(
+                    f"{self.name}: its lines have {len(rows[0])} numbers. Without names of the columns in a header, "
+                    "such as `t,x,y,p`, four are expected."
+                )
+            same = [[_number(field) for field in row] for row in rows if len(row) == 4]
+            table = np.array([row for row in same if None not in row], np.float64)
+            targets = np.empty(4, np.int64)
+            targets[list(order_of(table, self.name))] = range(4)
+            self._targets = targets
+        if self._unit_of_t is None:
+            place = list(self._targets).index(0)
+            times = [row[place] for row in rows if len(row) > place]
+            if any((value := _number(time)) is not None and value % 1 for time in times):
+                self._unit_of_t = 1e6
+            elif enough or any(time.lstrip("+-").isdecimal() for time in times):
+                self._unit_of_t = 1.0
+        return self._unit_of_t is not None
+
+    def _events(self, data: bytes, at: int) -> tuple[Recording, int]:
+        from plif_lightning.events.formats.lines import parse
+
+        assert self._targets is not None
+        end = data.rfind(b"\n") + 1
+        if end <= at:
+            return no_events(), at
+        text = np.frombuffer(data, np.uint8, end - at, at)
+        rows = int(np.count_nonzero(text == 10))
+        # Times as digits and a power of ten: exact in us, whatever their unit.
+        power = round(np.log10(self._unit_of_t or 1.0))
+        t, x, y, p = np.empty(rows, np.int64), *(np.empty(rows, np.int32) for _ in range(2)), np.empty(rows, np.int8)
+        n, bad = parse(text, self._targets, power, t, x, y, p)
+        if bad >= 0:
+            line = bytes(text).split(b"\n")[bad].decode("utf-8", "replace").strip()
+            raise RecordingError(
+                f"{self.name}, line {self._line + bad + 1}: {line[:60]!r} is no event of {len(self._targets)} numbers"
+                + (", or its time has a fraction of a microsecond." if power == 0 else ".")
+            )
+        self._line += rows
+        return Recording(t[:n], x[:n], y[:n], p[:n]), end
+
+
+def is_table(path: str | Path) -> bool:
+    """True if a text file begins as events do: with names of columns, or with lines of four numbers."""
+    try:
+        with Path(path).open("rb") as file:
+            lines = file.read(4096).split(b"\n")[:-1] or [b""]
+    except OSError:
+        return True  # reading it will say what is wrong
+    for raw in lines:
+        line = raw.decode("latin-1").strip()
+        names = {column.name for name in _names(line) if (column := column_of(name))} if line else set()
+        if len(names) == 4:
+            return True
+        if line and line[0] not in "#%":
+            fields = _fields(line)
+            if len(fields) != 2 or None in map(_number, fields):
+                return len(fields) == 4 and None not in map(_number, fields)
+    return False
+
+
+def read_text(path: str | Path) -> Recording:
+    """Events of a text file, a line for each: x, y, t and p as numbers.
+
+    A first line may name the columns, in any order and under their usual names (`timestamp,x,y,polarity`); others than
+    these four are skipped. Without it there must be four, which are told from their values, see `order_of`. Times are
+    us, or seconds if the first lines have fractions; a name may say the unit, such as `t [ns]`. Lines that begin with
+    `#` or `%` are comments; `% geometry:1280,720` and a first line of two numbers are the sensor's width and height.
+
+    Raises:
+        RecordingError: a line is no event, or the columns cannot be told apart. The message names the line.
+    """
+    return read_whole(path, TextDecoder(str(path)))
