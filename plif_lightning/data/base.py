@@ -129,11 +129,15 @@ class SpikingDataModule(L.LightningDataModule):
         """Data set of the samples `indices` (None: all) of the training or test set."""
         raise NotImplementedError
 
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """Indices of the training set's samples for training and for validation."""
+        return holdout_split(self.labels(train=True), self.holdout_fraction)
+
     def setup(self, stage: str | None = None) -> None:
         """Create the data sets of a stage (fit, validate, test or predict; None: all)."""
         if stage in ("fit", "validate", None) and self.train_set is None:
             if self.validation == "holdout":
-                train, val = holdout_split(self.labels(train=True), self.holdout_fraction)
+                train, val = self.held_out()
                 self.train_set = self.dataset(train=True, indices=train, augment=True)
                 self.val_set = self.dataset(train=True, indices=val, augment=False)
             else:

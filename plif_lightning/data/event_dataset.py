@@ -16,6 +16,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.events.integration import DamagedEventsError, Pass, Slicing, count_events, resized, slice_bounds
 from plif_lightning.events.recording import Packed, Recording, Sensor, pack, recording_of
 from plif_lightning.events.store import EventStore, StoreError
+from plif_lightning.events.windows import Samples, recordings_of
 from plif_lightning.runtime.randomness import fold_in, hashed_uniform
 
 # Maps a structured array of events to another, like the transforms of tonic.
@@ -33,17 +34,18 @@ class Events(NamedTuple):
 
 
 class EventDataset(BatchedDataset):
-    """Recordings of a store; each batch is sliced, augmented and counted in one call.
+    """Samples of a store; each batch is sliced, augmented and counted in one call.
 
     Args:
         store: store of the split.
-        indices: indices of the recordings in the store, int64 [n].
+        indices: indices of the samples, int64 [n].
         num_classes: number of classes of the data set.
         time_steps: T.
         slicing: `by_count` or `by_time`.
         frame: height and width of the frames; None for those of the sensor.
         augmentation: callables on structured arrays of events, such as `tonic.transforms`, are applied first, then
             the `EventAugmentation`s; each group in the given order.
+        samples: recordings or windows of the store; None for all its recordings.
     """
 
     def __init__(
@@ -55,14 +57,16 @@ class EventDataset(BatchedDataset):
         slicing: Slicing = "by_count",
         frame: Sensor | None = None,
         augmentation: Sequence[EventAugmentation | Transform] = (),
+        samples: Samples | None = None,
     ) -> None:
+        self.samples = recordings_of(store) if samples is None else samples
         self.store, self.indices, self.num_classes = store, indices, num_classes
         self.time_steps, self.slicing = time_steps, slicing
         self.augmentation = [a for a in augmentation if isinstance(a, EventAugmentation)]
         self.transforms: list[Transform] = [a for a in augmentation if not isinstance(a, EventAugmentation)]
         self.frame = frame or store.sensor
         self._resized = resized(store.sensor, self.frame) if self.frame != store.sensor else None
-        self._labels = torch.from_numpy(store.label)
+        self._labels = torch.from_numpy(store.label[self.samples.recording])
         # Reads one sample, so that numba compiles here and not in the first batch.
         self.batch(BatchRequest(0, torch.zeros(1, dtype=torch.int64)))
 
@@ -74,18 +78,18 @@ class EventDataset(BatchedDataset):
 
     def events_of(self, i: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Addresses in a frame [2, H, W] of the sensor's size and times [us] of a sample's events, not augmented."""
-        recording = int(self.indices[i])
-        one = slice(self.store.offset[recording], self.store.offset[recording + 1])
+        sample = int(self.indices[i])
+        one = slice(self.samples.begin[sample], self.samples.end[sample])
         return self.store.address[one], self.store.time[one]
 
     def batch(self, request: BatchRequest) -> Batch:
         sample = self.indices.index_select(0, request.indices)
         n = len(sample)
-        recordings = self._with_partners(request.key, sample)
-        events = self._events(request.key, recordings)
+        samples = self._with_partners(request.key, sample)
+        events = self._events(request.key, samples)
         target = passes = maps = None
         if self.augmentation:
-            target, maps, passes = self._augmented(request.key, recordings, n, events)
+            target, maps, passes = self._augmented(request.key, samples, n, events)
         elif self._resized is not None:
             everything = np.zeros(n, np.int64)
             passes = Pass(
@@ -105,22 +109,22 @@ class EventDataset(BatchedDataset):
         return Batch(frames.transpose(0, 1), self._labels.index_select(0, sample), sample, target)
 
     def _with_partners(self, key: int, sample: Tensor) -> NDArray[Any]:
-        """Indices of a batch's recordings, followed by those of their `EventMix` partners."""
+        """Indices of a batch's samples, followed by those of their `EventMix` partners."""
         draws = [a.draws for a in self.augmentation]
-        recordings = sample.numpy()
+        samples = sample.numpy()
         for augment, first in zip(self.augmentation, np.cumsum([0, *draws]), strict=False):
             if isinstance(augment, EventMix):
                 uniform = hashed_uniform(key, sample, sum(draws)).numpy()
                 partner = augment.partner(uniform[:, first : first + augment.draws], len(self.indices))
-                recordings = np.concatenate([recordings, self.indices.numpy()[partner]])
-        return recordings
+                samples = np.concatenate([samples, self.indices.numpy()[partner]])
+        return samples
 
-    def _events(self, key: int, recordings: NDArray[Any]) -> Events:
+    def _events(self, key: int, samples: NDArray[Any]) -> Events:
         """Events of each pass: the store's own arrays, or transformed copies if there are transforms."""
-        begin, end = self.store.offset[recordings], self.store.offset[recordings + 1]
+        begin, end = self.samples.begin[samples], self.samples.end[samples]
         if not self.transforms:
             return Events(self.store.address, self.store.time, begin, end)
-        changed = [self._transformed(key, *one_pass) for one_pass in zip(recordings, begin, end, strict=True)]
+        changed = [self._transformed(key, *one_pass) for one_pass in zip(samples, begin, end, strict=True)]
         offset = np.cumsum([0, *(len(one.address) for one in changed)])
         return Events(
             np.concatenate([one.address for one in changed]),
@@ -129,15 +133,15 @@ class EventDataset(BatchedDataset):
             offset[1:],
         )
 
-    def _transformed(self, key: int, recording: int, begin: int, end: int) -> Packed:
-        """One transformed recording. Seeds NumPy's global generator for the transforms, and restores it."""
-        sensor = self.store.sensor
+    def _transformed(self, key: int, sample: int, begin: int, end: int) -> Packed:
+        """One transformed sample. Seeds NumPy's global generator for the transforms, and restores it."""
+        sensor, name = self.store.sensor, str(self.store.name[self.samples.recording[sample]])
         events = np.empty(end - begin, _TONIC)
         polarity, pixel = np.divmod(self.store.address[begin:end], sensor.pixels)
         events["y"], events["x"] = np.divmod(pixel, sensor.width)
         events["t"], events["p"] = self.store.time[begin:end], polarity
         state = np.random.get_state()
-        np.random.seed(fold_in(key, "transforms", int(recording)) % 2**32)
+        np.random.seed(fold_in(key, "transforms", int(sample)) % 2**32)
         try:
             for transform in self.transforms:
                 if not len(events):
@@ -147,7 +151,7 @@ class EventDataset(BatchedDataset):
                 except Exception as error:  # third-party code may raise anything
                     raise UserError(
                         f"data.augmentation: {type(transform).__name__} fails on the events of "
-                        f"{self.store.name[recording]}, an array with x, y, t and p ({type(error).__name__}: {error})."
+                        f"{name}, an array with x, y, t and p ({type(error).__name__}: {error})."
                     ) from error
                 if getattr(getattr(events, "dtype", None), "names", None) is None:
                     raise UserError(
@@ -156,27 +160,25 @@ class EventDataset(BatchedDataset):
                     )
         finally:
             np.random.set_state(state)
-        changed = recording_of(
-            events, name=f"{self.store.name[recording]} after data.augmentation", sorted_by_time=True
-        )
+        changed = recording_of(events, name=f"{name} after data.augmentation", sorted_by_time=True)
         inside = (changed.x >= 0) & (changed.x < sensor.width) & (changed.y >= 0) & (changed.y < sensor.height)
         changed = Recording(*(column[inside] for column in changed))  # drop events outside the sensor
-        return pack(changed, sensor, str(self.store.name[recording]))
+        return pack(changed, sensor, name)
 
     def _augmented(
-        self, key: int, recordings: NDArray[Any], n: int, events: Events
+        self, key: int, samples: NDArray[Any], n: int, events: Events
     ) -> tuple[Tensor | None, NDArray[Any], Pass]:
         """Targets of the n samples, address tables and event changes of all passes."""
         draws = [a.draws for a in self.augmentation]
-        mix = len(recordings) > n
-        changes = EventChanges(len(recordings), self.store.sensor)
+        mix = len(samples) > n
+        changes = EventChanges(len(samples), self.store.sensor)
         # A partner uses its own random numbers, so it is augmented as it would be as a sample.
-        uniform = hashed_uniform(key, torch.from_numpy(recordings), sum(draws)).numpy()
+        uniform = hashed_uniform(key, torch.from_numpy(samples), sum(draws)).numpy()
         for augment in self.augmentation:
             augment(changes, uniform[:, : augment.draws])
             uniform = uniform[:, augment.draws :]
         target = None
-        m = len(recordings)
+        m = len(samples)
         row = np.arange(m)
         if mix:
             # A partner fills the rectangle of the recording that it is mixed into.
@@ -185,7 +187,7 @@ class EventDataset(BatchedDataset):
             share = torch.from_numpy((right - left) * (bottom - top) / self.store.sensor.pixels).float()[:, None]
             own, other = (
                 functional.one_hot(self._labels[torch.from_numpy(part)], self.num_classes).float()
-                for part in (recordings[:n], recordings[n:])
+                for part in (samples[:n], samples[n:])
             )
             target = own * (1 - share) + other * share
             row[n:] = np.arange(n)
@@ -196,7 +198,7 @@ class EventDataset(BatchedDataset):
             maps = np.where(maps >= 0, self._resized[maps], -1)
         drop_begin, drop_end = self._dropped(events, changes)
         keep = np.rint(changes.keep * 2**32).astype(np.int64)
-        keys = np.array([fold_in(key, "events", int(r)) for r in recordings], np.uint64)
+        keys = np.array([fold_in(key, "events", int(s)) for s in samples], np.uint64)
         return target, maps, Pass(row, np.arange(m), drop_begin, drop_end, keep, keys)
 
     @staticmethod
@@ -208,6 +210,7 @@ class EventDataset(BatchedDataset):
             if changes.drop_to[i] > changes.drop_from[i]:
                 time = events.time[first:last]
                 if len(time):
-                    window = np.array([changes.drop_from[i], changes.drop_to[i]]) * float(time[-1])
+                    start = float(time[0])
+                    window = start + np.array([changes.drop_from[i], changes.drop_to[i]]) * (float(time[-1]) - start)
                     begin[i], end[i] = first + np.searchsorted(time, window)
         return begin, end

@@ -1,43 +1,143 @@
 """User recordings of events in class folders."""
 
+import json
+import logging
+import re
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from plif_lightning.data.event_module import EventDataModule
 from plif_lightning.data.folders import ClassFolders
-from plif_lightning.errors import UserError
+from plif_lightning.data.splits import holdout_split
+from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events import readers
+from plif_lightning.events.raw import Kind
 from plif_lightning.events.recording import Sensor
 from plif_lightning.events.remote import classes_at
 from plif_lightning.events.store import EventStore, RawFile, StoreError
+from plif_lightning.events.windows import Samples, parted, recordings_of, windowed, windows_of
+
+_log = logging.getLogger(__name__)
+Split = Literal["recording", "time"]
 
 
 @dataclass(eq=False, repr=False)
 class EventFolder(EventDataModule):
-    """Recordings in class folders: ROOT/train/CLASS/* and ROOT/test/CLASS/*, one per file.
+    """Recordings in class folders: ROOT/train/CLASS/* and ROOT/test/CLASS/*, or ROOT/CLASS/* with `test_fraction`.
 
-    Formats: .aedat (2.0 of a DVS128, 3.1), .aedat4, .bin (N-MNIST's format), .npz with the arrays x, y, t [us] and p,
-    or .npy with a structured array of these fields.
+    Formats: .aedat (2.0 of a DVS128, 3.1), .aedat4, .bag, .bin (N-MNIST's), .csv, .dat, .db3, .h5, .hdf5, .mcap, .npy,
+    .npz, .raw (EVT 2.0, 2.1 and 3.0) and .txt; see plif_lightning/events/README.md. A file holds one recording, which
+    is one sample, or several with `window_events` or `window_ms`.
 
     Args:
-        sensor: height and width of the camera [pixels]; required.
+        sensor: height and width of the camera [pixels]; default: what the files name. Files of several sensors need
+            `size`, to which each is then brought.
+        window_events: cut recordings into samples of so many events.
+        window_ms: cut recordings into samples of so many milliseconds.
+        stride_events: distance from one window to the next [events]; default: `window_events`, without overlap.
+        stride_ms: the same [ms], with `window_ms`.
+        test_fraction: take the last share of each class as the test set; ROOT then holds class folders.
+        split: what `test_fraction` and `validation=holdout` take: `recording` takes whole recordings, `time` the last
+            part of each one. No two sets share an event, so windows of a recording never overlap between them.
     """
 
     sensor: tuple[int, int] | None = None  # type: ignore[assignment,misc]
+    window_events: int | None = None
+    window_ms: float | None = None
+    stride_events: int | None = None
+    stride_ms: float | None = None
+    test_fraction: float | None = None
+    split: Split = "recording"
 
     title = "recordings in class folders"  # an instance uses its folder's name
 
     def __post_init__(self) -> None:
+        self.windows = windows_of(self.window_events, self.window_ms, self.stride_events, self.stride_ms)
+        self._require_known("split", get_args(Split))
+        by_time = self.split == "time" or (self.windows is not None and self.windows.by_time)
+        if by_time and self.time_order != "strict":
+            raise UserError("data.window_ms and data.split=time need times in order: pass --data.time_order=strict.")
+        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
+            raise UserError(f"data.test_fraction must lie in (0, 1), got {self.test_fraction}.")
+        root = Path(self.root).expanduser()
+        together = self.test_fraction is not None
+        self.folders = ClassFolders(root, readers.SUFFIXES, "recordings", together, readers.is_recording)
+        self._require_one_layout(root)
+        self.pooled = False  # recordings of several sensors, brought to `size` as they are read
+        given = None if self.sensor is None else Sensor.of(self.sensor)
+        self.sensor = given or self._sensor_of_files() or self._sensor_of_store(root)
         if self.sensor is None:
             raise UserError(
-                "data.sensor must be given: the camera's height and width, such as --data.sensor=[128,128]."
+                f"data.sensor must be given: no file in {root} names its sensor. Pass the camera's height and width, "
+                "such as --data.sensor=[128,128]."
             )
-        self.sensor = Sensor.of(self.sensor)
         super().__post_init__()
-        self.folders = ClassFolders(Path(self.root), readers.SUFFIXES, "recordings")
         self.title = self.folders.title  # type: ignore[misc]
+
+    def _require_one_layout(self, root: Path) -> None:
+        """Refuse class folders where train and test are expected, and the other way round."""
+        parts = [part for part in ("train", "test") if (root / part).is_dir()]
+        if self.test_fraction is not None and len(parts) == 2:
+            raise UserError(
+                f"{root} has the folders train and test: data.test_fraction is for class folders in {root} itself."
+            )
+        if self.test_fraction is None and not parts and root.is_dir():
+            raise DatasetNotFoundError(
+                f"{root / 'train'} does not exist: data.root must hold train/CLASS/ and test/CLASS/ with recordings in "
+                "them; or CLASS/, with --data.test_fraction, such as 0.2, to say how much of them is for testing."
+            )
+
+    # --- the sensor
+
+    def _sensor_of_files(self) -> Sensor | None:
+        """Sensor that the files name; None if none does.
+
+        Raises:
+            UserError: they name several, and `size` is not given.
+        """
+        if not self.there:
+            return None
+        found: dict[Sensor, Path] = {}
+        for path in self._paths():
+            sensor = readers.sensor_of(path)
+            if sensor is not None:
+                found.setdefault(sensor, path)
+        if len(found) < 2:
+            return next(iter(found), None)
+        if self.size is None:
+            (one, first), (other, second) = list(found.items())[:2]
+            raise UserError(
+                f"{first} is of a sensor of {one} pixels, and {second} of {other}: pass --data.size, to which all are "
+                "brought, or keep recordings of one sensor."
+            )
+        self.pooled = True
+        return Sensor(self.size, self.size)
+
+    def _sensor_of_store(self, root: Path) -> Sensor | None:
+        """Sensor of an existing store, where the files are gone; None if there is none or several."""
+        folder = Path(self.store).expanduser() if self.store else root / self._own_store
+        names = [path for path in folder.glob("*.json") if re.search(r"-(train|all)(-as_recorded)?$", path.stem)]
+        if len(names) != 1 or self.there:
+            return None
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            self.pooled = "pooled" in names[0].stem
+            return Sensor(*json.loads(names[0].read_text("utf-8"))["sensor"])
+        return None
+
+    def _paths(self) -> Iterator[Path]:
+        for train in (True,) if self.folders.together else (True, False):
+            yield from (path for _, path in self.folders.files(train))
+
+    # --- files and store
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -56,7 +156,10 @@ class EventFolder(EventDataModule):
 
     @property
     def there(self) -> bool:
-        return any((Path(self.root) / part).is_dir() for part in ("train", "test"))
+        root = self.folders.root
+        if self.folders.together:
+            return root.is_dir() and any(path.is_dir() and not path.name.startswith(".") for path in root.iterdir())
+        return any((root / part).is_dir() for part in ("train", "test"))
 
     def require_obtainable(self) -> None:
         if not self.there:
@@ -65,23 +168,137 @@ class EventFolder(EventDataModule):
     def prepare_data(self) -> None:
         super().prepare_data()
         self.folders.say_what_is_left_out()
+        if self.prepared and not self.folders.together:
+            self._say_what_is_in_both()
+
+    def _say_what_is_in_both(self) -> None:
+        """Warn of recordings that are in the training and in the test set."""
+        train, test = (EventStore(self.store_folder, self._kind(part)) for part in (True, False))
+        known: dict[tuple[int, int], list[int]] = {}
+        for i in range(len(train)):
+            known.setdefault((int(train.start[i]), len(train.events(i)[0])), []).append(i)
+        twice = [
+            (train.name[i], test.name[j])
+            for j in range(len(test))
+            for i in known.get((int(test.start[j]), len(test.events(j)[0])), ())
+            if len(test.events(j)[0]) and all(map(np.array_equal, train.events(i), test.events(j)))
+        ]
+        if twice:
+            _log.warning(
+                "%d test recordings are training recordings, too: %s is %s. What is measured on them says nothing.",
+                len(twice),
+                *twice[0][::-1],
+            )
 
     @property
     def classes_of_files(self) -> tuple[str, ...]:
         return self.class_names if self.there else ()
 
     @property
+    def _own_store(self) -> str:
+        # Hidden where class folders lie beside it.
+        return ".plif_lightning" if self.folders.together else "events"
+
+    @property
+    def own_store(self) -> Path:
+        return self.home / self._own_store
+
+    @property
     def store_name(self) -> str:
-        return str(self.sensor)
+        return f"{self.sensor}-pooled" if self.pooled else str(self.sensor)
+
+    def _kind(self, train: bool) -> Kind:
+        kind = super()._kind(train)
+        if not self.folders.together:
+            return kind
+        # Both sets are samples of one store.
+        return replace(kind, title=self.called, name=kind.name.replace("-train", "-all").replace("-test", "-all"))
 
     def raw_files(self, train: bool) -> list[RawFile]:
+        assert self.sensor is not None
+        reader = partial(readers.of_sensor, sensor=Sensor.of(self.sensor), pooled=self.pooled)
         return [
             RawFile(
-                "/".join(path.parts[-3:]),
+                "/".join(path.parts[-2 if self.folders.together else -3 :]),
                 (path,),
-                partial(readers.single, readers.read_any),
+                partial(readers.single, reader),
                 label,
                 own_process=path.suffix.lower() in readers.TRUSTING,
             )
             for label, path in self.folders.files(train)
         ]
+
+    # --- samples
+
+    def samples_of(self, store: EventStore, train: bool) -> Samples:
+        samples = recordings_of(store)
+        by_time = self.windows is None or self.windows.by_time
+        if self.test_fraction is not None:
+            if self.split == "time":
+                samples = parted(samples, store.time, self.test_fraction, by_time, last=2)
+            else:
+                self._require_enough(store.label, self.test_fraction, "test")
+                _, held_out = holdout_split(torch.from_numpy(store.label), self.test_fraction)
+                samples.part[held_out.numpy()] = 2
+            samples = samples.chosen((samples.part != 2) if train else (samples.part == 2))
+        if train and self.validation == "holdout":
+            if self.split == "time":
+                samples = parted(samples, store.time, self.holdout_fraction, by_time)
+            else:
+                if self.windows is not None:
+                    self._require_enough(store.label[samples.recording], self.holdout_fraction, "validation")
+                own = torch.from_numpy(store.label[samples.recording])
+                _, held_out = holdout_split(own, self.holdout_fraction)
+                samples.part[held_out.numpy()] = 1
+        if self.windows is None:
+            return samples
+        found = windowed(samples, store.time, self.windows)
+        self._require_windows(store, samples, found, train)
+        return found
+
+    def _require_enough(self, labels: NDArray[np.int64], share: float, what: str) -> None:
+        """Refuse a share of which a class has no whole recording."""
+        for label, name in enumerate(self.class_names):
+            count = int((labels == label).sum())
+            if count and int(share * count) == 0:
+                raise UserError(
+                    f"{name} has {count} recordings, of which {share:g} is no whole one for the {what} set: record "
+                    "more, take a larger share, or pass --data.split=time, which takes the last part of each one."
+                )
+
+    def _require_windows(self, store: EventStore, samples: Samples, found: Samples, train: bool) -> None:
+        """Say which stretches are too short for a window, and refuse a class without any."""
+        what = "training" if train else "test"
+        short = ~np.isin(samples.recording, found.recording)
+        counts = np.bincount(store.label[found.recording], minlength=self.num_classes)
+        for label in np.unique(store.label[samples.recording]):
+            if counts[label] == 0:
+                raise UserError(
+                    f"the {what} recordings of {self.class_names[label]} are shorter than one of the {self.windows}: "
+                    "pass a shorter window."
+                )
+        if short.any():
+            names = ", ".join(str(store.name[i]) for i in samples.recording[short][:3])
+            _log.warning(
+                "%d of %d %s recordings are shorter than one of the %s and give no sample: %s%s.",
+                short.sum(),
+                len(short),
+                what,
+                self.windows,
+                names,
+                " and others" if short.sum() > 3 else "",
+            )
+
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        part = torch.from_numpy(self.samples(train=True).part)
+        if not (part == 1).any():
+            raise UserError(
+                f"holdout_fraction={self.holdout_fraction} leaves no sample for validation: pass a larger fraction"
+                + (", or --data.split=time." if self.split == "recording" else ".")
+            )
+        return (part == 0).nonzero().flatten(), (part == 1).nonzero().flatten()
+
+    def identity(self) -> str:
+        if self.windows is None and self.test_fraction is None and self.split == "recording":
+            return super().identity()
+        return f"{super().identity()} {self.windows}, {self.test_fraction} by {self.split}"

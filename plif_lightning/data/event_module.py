@@ -32,6 +32,7 @@ from plif_lightning.events.store import (
     fingerprint,
     unwritable,
 )
+from plif_lightning.events.windows import Samples, recordings_of
 from plif_lightning.runtime.files import is_address
 from plif_lightning.runtime.locks import folder_lock
 
@@ -83,13 +84,19 @@ class EventDataModule(SpikingDataModule):
             self.address = f"{self.store.rstrip('/')}/{self.home.absolute().name}"
             self.store_folder = copies_of(self.address)
         else:
-            self.store_folder = place_below(self.store, self.home) if self.store else self.home / "events"
+            self.store_folder = place_below(self.store, self.home) if self.store else self.own_store
         self._stores: dict[bool, EventStore] = {}
+        self._samples: dict[bool, Samples] = {}
 
     @property
     def home(self) -> Path:
         """Folder of the data set."""
         return Path(self.root)
+
+    @property
+    def own_store(self) -> Path:
+        """Folder of the stores if `store` names none."""
+        return self.home / "events"
 
     @property
     def called(self) -> str:
@@ -159,7 +166,7 @@ class EventDataModule(SpikingDataModule):
                 return
             self.require_obtainable()
         with folder_lock(self.store_folder, partial(unwritable, self.store_folder), self._warn_of_waiting):
-            kinds = [self._kind(train) for train in (True, False)]
+            kinds = list(dict.fromkeys(self._kind(train) for train in (True, False)))
             address = self.address
             missing = [] if address is None else [kind for kind in kinds if not fetch(address, self.store_folder, kind)]
             if not self._ready():  # another process may have built it meanwhile, or it was downloaded
@@ -172,6 +179,8 @@ class EventDataModule(SpikingDataModule):
         self.prepared = self.obtain()
         outdated = {}
         for train in (True, False):
+            if not train and self._kind(train) == self._kind(True):
+                continue  # one store for both
             raw_files = self.raw_files(train)
             if not raw_files and self._is_current(train, None):
                 _log.warning("Raw files of %s are missing: using the existing event store.", self._kind(train).title)
@@ -240,19 +249,30 @@ class EventDataModule(SpikingDataModule):
             self._stores[train] = store
         return self._stores[train]
 
+    def samples_of(self, store: EventStore, train: bool) -> Samples:
+        """Samples of the training or test set: all recordings of its store."""
+        return recordings_of(store)
+
+    def samples(self, train: bool) -> Samples:
+        """Samples of the training or test set; call `prepare_data` first."""
+        if train not in self._samples:
+            self._samples[train] = self.samples_of(self.event_store(train), train)
+        return self._samples[train]
+
     def labels(self, train: bool) -> Tensor:
-        return torch.from_numpy(self.event_store(train).label)
+        return torch.from_numpy(self.event_store(train).label[self.samples(train).recording])
 
     def dataset(self, train: bool, indices: Tensor | None, augment: bool) -> EventDataset:
-        store = self.event_store(train)
+        store, samples = self.event_store(train), self.samples(train)
         return EventDataset(
             store,
-            as_index(indices, len(store)),
+            as_index(indices, len(samples.begin)),
             self.num_classes,
             self.time_steps,
             self.slicing,
             self.frame,
             (self.augmentation or ()) if augment else (),
+            samples,
         )
 
     def identity(self) -> str:
@@ -261,10 +281,16 @@ class EventDataModule(SpikingDataModule):
     def inventory(self) -> list[Part]:
         parts = []
         for train, name in ((True, "training"), (False, "test")):
-            store = self.event_store(train)
-            counts = np.bincount(store.label, minlength=self.num_classes).tolist()
-            parts.append(Part(name, counts, store.bytes, len(store.address)))
+            store, samples = self.event_store(train), self.samples(train)
+            counts = np.bincount(self.labels(train), minlength=self.num_classes).tolist()
+            parts.append(Part(name, counts, store.bytes, self._events_in(store, samples)))
         return parts
+
+    @staticmethod
+    def _events_in(store: EventStore, samples: Samples) -> int:
+        """Events of the recordings that samples are taken from."""
+        recordings = np.unique(samples.recording)
+        return int((store.offset[recordings + 1] - store.offset[recordings]).sum())
 
     def verify(self) -> int:
         return sum(self.event_store(train).verify() for train in (True, False))

@@ -1,9 +1,9 @@
-"""Data in class folders: ROOT/train/CLASS/file and ROOT/test/CLASS/file."""
+"""Data in class folders: ROOT/train/CLASS/file and ROOT/test/CLASS/file, or ROOT/CLASS/file."""
 
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +27,15 @@ class ClassFolders:
         root: folder with `train` and `test`, which contain one folder per class.
         suffixes: lower-case suffixes of the files to read; others are ignored, see `say_what_is_left_out`.
         what: plural noun for the files, for messages.
+        together: the class folders lie in `root` itself, and hold the files of both sets.
+        is_data: tells files of one kind that are data from others; None if their suffix says it.
     """
 
     root: Path
     suffixes: Collection[str]
     what: str
+    together: bool = False
+    is_data: Callable[[Path], bool] | None = None
 
     @property
     def title(self) -> str:
@@ -44,21 +48,27 @@ class ClassFolders:
         Raises:
             UserError: there are fewer than two, or the test set has one that the training set lacks.
         """
-        train, test = (set(self._folders(part)) for part in ("train", "test"))
+        train, test = (set(self._folders(self._part(train))) for train in (True, False))
         if more := sorted(test - train):
             raise UserError(
                 f"{self.root / 'test' / more[0]} is a class that {self.root / 'train'} does not have: use the same "
                 "class names in both."
             )
         if len(train) < 2:
-            raise UserError(f"{self.root / 'train'} has only one class folder, {min(train)}: at least two are needed.")
+            folder = self.root / self._part(train=True)
+            raise UserError(f"{folder} has only one class folder, {min(train)}: at least two are needed.")
         return tuple(sorted(train))
+
+    def _part(self, train: bool) -> str:
+        """Folder of the class folders of the training or test set, below the root."""
+        return "" if self.together else "train" if train else "test"
 
     def _folders(self, part: str) -> list[str]:
         folder = self.root / part
         if not folder.is_dir():
+            layout = "CLASS/" if self.together else "train/CLASS/ and test/CLASS/"
             raise DatasetNotFoundError(
-                f"{folder} does not exist: data.root must hold train/CLASS/ and test/CLASS/ with {self.what} in them."
+                f"{folder} does not exist: data.root must hold {layout} with {self.what} in them."
             )
         names = [entry.name for entry in _visible(folder) if entry.is_dir()]
         if not names:
@@ -68,7 +78,7 @@ class ClassFolders:
     def _ignored(self) -> list[Path]:
         """Files and folders that `files` does not read, except hidden ones."""
         ignored: list[str] = []
-        for folder in (self.root / "train", self.root / "test"):
+        for folder in sorted({self.root / self._part(train) for train in (True, False)}):
             for entry in _visible(folder) if folder.is_dir() else ():
                 if entry.is_dir():
                     ignored += [inside.path for inside in _visible(Path(entry.path)) if not self._counts(inside)]
@@ -95,7 +105,9 @@ class ClassFolders:
     def _counts(self, entry: os.DirEntry[str]) -> bool:
         # Excludes pipes, because opening one blocks until somebody writes into it.
         readable = entry.is_file() or entry.is_dir() or entry.is_symlink()
-        return Path(entry.name).suffix.lower() in self.suffixes and readable
+        if Path(entry.name).suffix.lower() not in self.suffixes or not readable:
+            return False
+        return self.is_data is None or not entry.is_file() or self.is_data(Path(entry.path))
 
     def files(self, train: bool) -> Iterator[tuple[int, Path]]:
         """(label, path) of each file of the training or test set.
@@ -103,7 +115,7 @@ class ClassFolders:
         Raises:
             UserError: a class folder holds no file to read.
         """
-        part, classes = "train" if train else "test", self.classes()
+        part, classes = self._part(train), self.classes()
         there = set(self._folders(part))
         for label, name in enumerate(classes):
             if name not in there:

@@ -145,6 +145,11 @@ class EventStore:
     def __len__(self) -> int:
         return len(self.label)
 
+    def events(self, i: int) -> tuple[NDArray[Any], NDArray[np.uint32]]:
+        """Addresses and times of recording i."""
+        one = slice(self.offset[i], self.offset[i + 1])
+        return self.address[one], self.time[one]
+
     def __reduce__(self) -> tuple[type["EventStore"], tuple[Path, Kind, str]]:
         # Unpickling maps the files again, instead of sending gigabytes through a pipe.
         return EventStore, (self.path.parent, self.kind, self.fingerprint)

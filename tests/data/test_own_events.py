@@ -111,8 +111,11 @@ def test_what_is_no_recording_is_named(root, what, message):
         made(EventFolder(root=str(root), sensor=(128, 128)))
 
 
-def test_the_sensor_must_be_given(root):
-    with pytest.raises(UserError, match=r"data\.sensor must be given: the camera's height and width"):
+def test_the_sensor_must_be_given_where_no_file_names_it(root):
+    assert EventFolder(root=str(root)).sensor == (128, 128)  # of the .aedat files
+    for path in root.glob("*/*/*.aedat*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"data\.sensor must be given: no file in .*hands names its sensor"):
         EventFolder(root=str(root))
     with pytest.raises(UserError, match=r"sensor must be \(height, width\), got \(128, 128, 2\)"):
         EventFolder(root=str(root), sensor=(128, 128, 2))

@@ -1,0 +1,142 @@
+"""Samples of an event store: whole recordings, or windows of them. Windows are addresses; no event is copied."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plif_lightning.errors import UserError
+from plif_lightning.events.store import EventStore
+
+Array = NDArray[Any]
+
+
+class Samples(NamedTuple):
+    """N stretches of a store's events. All arrays are int64 [N].
+
+    Attributes:
+        begin: first event.
+        end: one past the last event.
+        recording: index of the recording that they lie in.
+        part: 0; 1 and 2 for the later parts of recordings that `parted` cut.
+    """
+
+    begin: Array
+    end: Array
+    recording: Array
+    part: Array
+
+    def chosen(self, which: Array) -> "Samples":
+        """The samples at some indices, or where a mask is true."""
+        return Samples(*(column[which] for column in self))
+
+
+def recordings_of(store: EventStore) -> Samples:
+    """Each recording as a whole."""
+    n = len(store)
+    return Samples(store.offset[:-1], store.offset[1:], np.arange(n), np.zeros(n, np.int64))
+
+
+class Windows(NamedTuple):
+    """Windows of equally many events, or of equal duration, at regular distances.
+
+    Attributes:
+        length: of a window, in events or us.
+        stride: from the beginning of one to that of the next.
+        by_time: length and stride are us; otherwise events.
+    """
+
+    length: int
+    stride: int
+    by_time: bool
+
+    def __str__(self) -> str:
+        unit = "us" if self.by_time else "events"
+        return f"windows of {self.length} {unit} every {self.stride} {unit}"
+
+
+def windows_of(
+    events: int | None, ms: float | None, stride_events: int | None, stride_ms: float | None
+) -> Windows | None:
+    """Windows from the arguments of a data module; None without any.
+
+    Raises:
+        UserError: an argument lies outside its range, or two of them contradict each other.
+
+    >>> windows_of(None, 50, None, 12.5)
+    Windows(length=50000, stride=12500, by_time=True)
+    """
+    if events is not None and ms is not None:
+        raise UserError("give data.window_events or data.window_ms, not both.")
+    for stride, window, unit in ((stride_events, events, "events"), (stride_ms, ms, "ms")):
+        if stride is not None and window is None:
+            raise UserError(f"data.stride_{unit} needs data.window_{unit}.")
+        for name, value in (("window", window), ("stride", stride)):
+            least = 1 if unit == "events" else 0.001
+            if value is not None and not value >= least:
+                raise UserError(f"data.{name}_{unit} must be at least {least}, got {value}.")
+    if events is not None:
+        return Windows(events, stride_events or events, by_time=False)
+    if ms is not None:
+        return Windows(round(1000 * ms), round(1000 * (stride_ms or ms)), by_time=True)
+    return None
+
+
+def _cut_at(time: Array, begin: int, end: int, share: float, by_time: bool) -> int:
+    """Event at which the last `share` of a stretch begins."""
+    if begin == end:
+        return begin
+    if not by_time:
+        return begin + round((1 - share) * (end - begin))
+    first, last = int(time[begin]), int(time[end - 1])
+    return begin + int(np.searchsorted(time[begin:end], first + round((1 - share) * (last - first))))
+
+
+def parted(samples: Samples, time: Array, share: float, by_time: bool, last: int = 1) -> Samples:
+    """Cut each sample of part 0 in two: its last `share`, in events or in time, becomes part `last`."""
+    parts = []
+    for begin, end, recording, part in zip(*samples, strict=True):
+        if part:
+            parts.append((begin, end, recording, part))
+            continue
+        cut = _cut_at(time, begin, end, share, by_time)
+        parts += [(begin, cut, recording, 0), (cut, end, recording, last)]
+    return Samples(*np.array(parts, np.int64).reshape(-1, 4).T)
+
+
+def windowed(samples: Samples, time: Array, windows: Windows) -> Samples:
+    """All complete windows of each sample that hold an event. Windows of different samples never overlap.
+
+    A window by time covers length us from its beginning, its end excluded; the first one begins with the first event.
+
+    Args:
+        samples: stretches of events.
+        time: times of all events of the store, ascending within a recording.
+        windows: their length and distance.
+
+    >>> one = Samples(*(np.array([value]) for value in (0, 5, 0, 0)))
+    >>> windowed(one, np.array([0, 10, 20, 30, 40]), Windows(20, 10, by_time=True))[:2]
+    (array([0, 1, 2]), array([2, 3, 4]))
+    """
+    begins, ends, counts = [], [], []
+    for begin, end in zip(samples.begin, samples.end, strict=True):
+        if windows.by_time:
+            own = time[begin:end]
+            first, last = (int(own[0]), int(own[-1])) if len(own) else (0, -1)
+            starts = np.arange(first, last + 2 - windows.length, windows.stride, dtype=np.int64)
+            a = begin + np.searchsorted(own, starts)
+            b = begin + np.searchsorted(own, starts + windows.length)
+            a, b = a[a < b], b[a < b]
+        else:
+            a = np.arange(begin, end + 1 - windows.length, windows.stride, dtype=np.int64)
+            b = a + windows.length
+        begins.append(a)
+        ends.append(b)
+        counts.append(len(a))
+    nothing = [np.zeros(0, np.int64)]
+    return Samples(
+        np.concatenate(begins or nothing),
+        np.concatenate(ends or nothing),
+        np.repeat(samples.recording, counts),
+        np.repeat(samples.part, counts),
+    )

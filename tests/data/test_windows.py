@@ -1,0 +1,267 @@
+"""Long recordings: windows as samples, splits that share no event, and sensors that files name."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plif_lightning.data import EventFolder, TimeDrop
+from plif_lightning.data.loading import BatchRequest
+from plif_lightning.errors import DatasetNotFoundError, UserError
+from plif_lightning.events import Recording, Sensor, integrate, read_any
+from plif_lightning.events.recording import RecordingError
+from plif_lightning.events.windows import Samples, Windows, parted, windowed
+from tests import writers
+
+LONG = 1000
+
+
+def write_long(root, parts=("train", "test"), classes=("left", "right"), files=2, events=LONG, last=1_000_000):
+    """Recordings of `events` events over a second, as EVT 3."""
+    for p, part in enumerate(parts):
+        for label, name in enumerate(classes):
+            for i in range(files):
+                random = np.random.default_rng(100 * p + 10 * label + i)
+                t = np.sort(random.integers(0, last, events))
+                t[0], t[-1] = 0, last - 1
+                recording = Recording(t, *(random.integers(0, high, events) for high in (64, 48, 2)))
+                writers.write_file(root / part / name / f"{i}.raw", writers.evt3_bytes(recording, 48, 64))
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_long(tmp_path / "long")
+    return tmp_path / "long"
+
+
+def made(root, **arguments):
+    data = EventFolder(root=str(root), time_steps=4, **arguments)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def test_windows_of_events_are_what_cutting_by_hand_gives(root):
+    data = made(root, window_events=300, stride_events=200)
+    assert data.sensor == (48, 64)  # as the files name it
+    assert data.sizes() == {"training": 16, "test as val": 16, "test": 16}
+    batch = data.train_set.batch(BatchRequest(0, torch.arange(16)))
+    i = 0
+    for label, path in data.folders.files(train=True):
+        recording = read_any(path)
+        for begin in (0, 200, 400, 600):
+            window = Recording(*(column[begin : begin + 300] for column in recording))
+            assert np.array_equal(batch.x[i], integrate(window, Sensor(48, 64), 4))
+            assert batch.label[i] == label
+            i += 1
+    assert len(data.event_store(train=True)) == 4  # the recordings are there once
+    assert data.event_store(train=True).offset[-1] == 4 * LONG
+
+
+def test_windows_of_milliseconds_are_what_cutting_by_hand_gives(root):
+    data = made(root, window_ms=100, stride_ms=50.5, slicing="by_time")
+    recording = read_any(next(data.folders.files(train=True))[1])
+    starts = np.arange(0, 1_000_001 - 100_000, 50_500)
+    samples = data.samples(train=True)
+    own = samples.recording == 0
+    assert own.sum() == len(starts)
+    batch = data.train_set.batch(BatchRequest(0, torch.arange(len(starts))))
+    for i, start in enumerate(starts):
+        inside = (recording.t >= start) & (recording.t < start + 100_000)
+        window = Recording(*(column[inside] for column in recording))
+        assert np.array_equal(batch.x[i], integrate(window, Sensor(48, 64), 4, "by_time"))
+
+
+def test_an_empty_window_is_no_sample(tmp_path):
+    t = np.array([0, 10, 990_000, 999_999])
+    for part in ("train", "test"):
+        for name in ("left", "right"):
+            events = Recording(t, t * 0, t * 0, t * 0)
+            writers.write_file(tmp_path / part / name / "0.raw", writers.evt3_bytes(events, 48, 64))
+    data = made(tmp_path, window_ms=100)
+    assert data.sizes()["training"] == 4  # the first and the last of ten, twice
+
+
+@pytest.mark.parametrize(
+    "windows", [{}, {"window_events": 100, "stride_events": 30}, {"window_ms": 100, "stride_ms": 40}]
+)
+@pytest.mark.parametrize("split", ["recording", "time"])
+def test_sets_share_no_event(tmp_path, split, windows):
+    write_long(tmp_path, parts=("",), files=10)
+    data = made(
+        tmp_path, test_fraction=0.2, validation="holdout", holdout_fraction=0.25, split=split, size=24, **windows
+    )
+    assert not (tmp_path / "events").exists()  # it would be a class
+    assert made(tmp_path, test_fraction=0.2).class_names == ("left", "right")
+    sets = {"training": data.train_set, "val": data.val_set, "test": data.test_set}
+    used = {}
+    for name, dataset in sets.items():
+        chosen = dataset.samples.chosen(dataset.indices.numpy())
+        assert len(chosen.begin)
+        used[name] = set()
+        for begin, end in zip(chosen.begin, chosen.end, strict=True):
+            used[name] |= set(range(begin, end))
+    assert not used["training"] & used["val"]
+    assert not used["training"] & used["test"]
+    assert not used["val"] & used["test"]
+    recordings = {name: set(dataset.samples.recording[dataset.indices.numpy()]) for name, dataset in sets.items()}
+    if split == "recording":
+        assert not recordings["training"] & (recordings["val"] | recordings["test"])
+        assert sorted(recordings["test"]) == [8, 9, 18, 19]
+        assert sorted(recordings["val"]) == [6, 7, 16, 17]
+    else:
+        assert recordings["training"] == recordings["test"] == set(range(20))
+        assert min(used["test"]) > max(e for e in used["training"] if e < LONG)
+    assert len(list((tmp_path / ".plif_lightning").glob("*.json"))) == 2  # one store, and when it was verified
+
+
+def test_the_same_split_after_the_files_are_gone(tmp_path):
+    write_long(tmp_path, parts=("",), files=5)
+    arguments = {"test_fraction": 0.2, "window_events": 100}
+    before = made(tmp_path, **arguments)
+    for name in ("left", "right"):
+        for path in (tmp_path / name).iterdir():
+            path.unlink()
+        (tmp_path / name).rmdir()
+    after = made(tmp_path, **arguments)
+    assert (after.sensor, after.class_names, after.sizes()) == (before.sensor, before.class_names, before.sizes())
+    assert after.identity() == before.identity()
+
+
+def test_other_windows_are_another_training_set(root):
+    found = [made(root, **windows).identity() for windows in ({}, {"window_events": 100}, {"window_events": 200})]
+    assert len(set(found)) == 3
+
+
+def test_a_class_of_one_recording_needs_a_split_by_time(tmp_path):
+    write_long(tmp_path, parts=("",), files=1)
+    with pytest.raises(
+        UserError, match=r"left has 1 recordings, of which 0\.2 is no whole one for the test set: .*split=time"
+    ):
+        made(tmp_path, test_fraction=0.2, window_events=100)
+    data = made(
+        tmp_path, test_fraction=0.2, window_events=100, split="time", validation="holdout", holdout_fraction=0.25
+    )
+    assert data.sizes() == {"training": 12, "val": 4, "test": 4}
+
+
+def test_what_is_too_short_for_a_window_is_said(root, caplog):
+    short = Recording(*(column[:50] for column in writers.events_of(50, 0, 48, 64)))
+    writers.write_file(root / "train/left/short.raw", writers.evt3_bytes(short, 48, 64))
+    data = made(root, window_events=300)
+    assert (
+        "1 of 5 training recordings are shorter than one of the windows of 300 events every 300 events" in caplog.text
+    )
+    assert "train/left/short.raw" in caplog.text
+    assert data.sizes()["training"] == 12
+    with pytest.raises(
+        UserError, match="the training recordings of left are shorter than one of the windows of 2000 events"
+    ):
+        made(root, window_events=2000)
+
+
+def test_a_recording_in_both_sets_is_said(root, caplog):
+    content = (root / "train/left/1.raw").read_bytes()
+    writers.write_file(root / "test/left/again.raw", content)
+    made(root)
+    assert "1 test recordings are training recordings, too: test/left/again.raw is train/left/1.raw" in caplog.text
+
+
+def test_time_is_dropped_within_a_window(root):
+    data = made(root, window_events=500, augmentation=[TimeDrop(1.0)])
+    x = data.train_set.batch(BatchRequest(5, torch.arange(8))).x
+    counts = x.flatten(1).sum(1)
+    assert ((counts > 0) & (counts < 500)).sum() >= 4
+    last = data.train_set.batch(BatchRequest(5, torch.tensor([1]))).x
+    assert torch.equal(last[0], x[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"window_events": 10, "window_ms": 10}, "give data.window_events or data.window_ms, not both"),
+        ({"window_events": 0}, "data.window_events must be at least 1, got 0"),
+        ({"window_ms": 0.0}, "data.window_ms must be at least 0.001, got 0"),
+        ({"window_ms": 10, "stride_ms": -1}, "data.stride_ms must be at least 0.001, got -1"),
+        ({"stride_events": 10}, "data.stride_events needs data.window_events"),
+        ({"window_ms": 10, "stride_events": 10}, "data.stride_events needs data.window_events"),
+        ({"test_fraction": 1.5}, r"data.test_fraction must lie in \(0, 1\), got 1.5"),
+        ({"test_fraction": 0.5}, "has the folders train and test: data.test_fraction is for class folders"),
+        ({"split": "half"}, "data.split must be one of recording, time, got 'half'"),
+        ({"window_ms": 10, "time_order": "as_recorded"}, "need times in order"),
+    ],
+)
+def test_bad_arguments_are_named(root, arguments, message):
+    with pytest.raises(UserError, match=message):
+        EventFolder(root=str(root), **arguments)
+
+
+def test_class_folders_without_parts_are_explained(tmp_path):
+    write_long(tmp_path, parts=("",))
+    with pytest.raises(DatasetNotFoundError, match=r"or CLASS/, with --data\.test_fraction, such as 0\.2"):
+        EventFolder(root=str(tmp_path))
+
+
+# --- sensors
+
+
+def test_files_of_two_sensors(root):
+    other = writers.events_of(500, 9, 96, 128)
+    path = writers.write_file(root / "train/right/other.raw", writers.evt2_bytes(other, 96, 128))
+    with pytest.raises(
+        UserError, match=r"is of a sensor of 48x64 pixels, and .*other\.raw of 96x128: pass --data\.size"
+    ):
+        EventFolder(root=str(root))
+    data = made(root, size=12)
+    assert data.input_shape == (2, 12, 12)
+    place = [path for _, path in data.folders.files(train=True)].index(path)
+    x, _ = data.train_set[place]
+    small = Recording(other.t, other.x * 12 // 128, other.y * 12 // 96, other.p)
+    assert np.array_equal(x, integrate(small, Sensor(12, 12), 4))
+    np.savez(root / "train/right/none.npz", **other._asdict())
+    with pytest.raises(RecordingError, match=r"none\.npz does not name its sensor, and others here are of several"):
+        made(root, size=12)
+
+
+def test_a_sensor_that_the_files_do_not_have_is_refused(root):
+    with pytest.raises(RecordingError, match=r"0\.raw is of a sensor of 48x64 pixels .*, and data\.sensor is 128x128"):
+        made(root, sensor=(128, 128))
+
+
+# --- the arithmetic of windows
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 500), max_size=40).map(sorted), min_size=1, max_size=4),
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.booleans(),
+    st.floats(0.05, 0.95),
+)
+def test_windows_by_their_definition(recordings, length, stride, by_time, share):
+    time = np.array([t for one in recordings for t in one], np.int64)
+    offset = np.cumsum([0, *map(len, recordings)])
+    n = len(recordings)
+    whole = Samples(offset[:-1], offset[1:], np.arange(n), np.zeros(n, np.int64))
+    parts = parted(whole, time, share, by_time)
+    assert np.array_equal(parts.begin[1::2], parts.end[::2])
+    assert parts.part.tolist() == [0, 1] * n
+    found = windowed(parts, time, Windows(length, stride, by_time))
+    expected = []
+    for begin, end, recording, part in zip(*parts, strict=True):
+        own = time[begin:end]
+        start = 0
+        while True:
+            if by_time:
+                if not len(own) or own[0] + start + length > own[-1] + 1:
+                    break
+                inside = np.flatnonzero((own >= own[0] + start) & (own < own[0] + start + length))
+                if len(inside):
+                    expected.append((begin + inside[0], begin + inside[-1] + 1, recording, part))
+            else:
+                if start + length > len(own):
+                    break
+                expected.append((begin + start, begin + start + length, recording, part))
+            start += stride
+    assert list(zip(*(column.tolist() for column in found), strict=True)) == expected
