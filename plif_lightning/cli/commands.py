@@ -45,7 +45,7 @@ _ALL = (
     Command("test", "evaluate a checkpoint on the test set, per class too"),
     Command("predict", "write a checkpoint's predictions and votes to a CSV file"),
     Command("export", "export a checkpoint: BN-folded, torch.export, ONNX, NIR", "deploy", writes=True),
-    Command("stream", "classify a recording, a growing file or a pipe as events arrive", "deploy"),
+    Command("stream", "classify a recording, a growing file, a pipe or a socket as events arrive", "streaming"),
     Command("cost", "estimate operations, memory traffic and energy", "deploy", writes=True),
     Command("sweep", "run a parameter grid, one process and one folder per run", "sweep"),
     Command("tables", "print the paper's tables, with your runs beside the paper's numbers", "results", writes=True),

@@ -85,9 +85,13 @@ class StreamingNetwork:
             )
         self.events_per_step, self.us_per_step = events_per_step, us_per_step
         self.frame = Sensor(*known.input_shape[1:])
-        self.sensor = self.frame if sensor is None else Sensor.of(sensor)
-        self._resized = None if self.sensor == self.frame else resized(self.sensor, self.frame)
+        self.use_sensor(self.frame if sensor is None else sensor)
         self.reset()
+
+    def use_sensor(self, sensor: tuple[int, int]) -> None:
+        """Take events of a sensor of this height and width [pixels], and bring them to the network's frames."""
+        self.sensor = Sensor.of(sensor)
+        self._resized = None if self.sensor == self.frame else resized(self.sensor, self.frame)
 
     def reset(self) -> None:
         """Clear potentials, votes and pending events."""

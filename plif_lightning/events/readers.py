@@ -224,6 +224,10 @@ class EventStream:
         self.ended = not new
         return self.take(new)
 
+    def flush(self) -> Recording:
+        """Events that only the end of the stream completes."""
+        return no_events() if self.decoder is None else self.decoder.flush()
+
     def take(self, data: bytes) -> Recording:
         """Events that are complete with these bytes."""
         if self.decoder is None:

@@ -113,18 +113,6 @@ def test_long_curves_are_thinned_to_what_a_screen_shows(tmp_path, without_figure
 # --- in a browser
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("there is no Chromium")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield found
-        found.close()
-
-
 def opened(browser, path, width=1280):
     page = browser.new_page(viewport={"width": width, "height": 900})
     said = []

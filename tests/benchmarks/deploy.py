@@ -29,7 +29,7 @@ tune_allocator()  # as main.py does
 import onnxruntime
 import torch
 
-from plif_lightning.cli.deploy import read_to_test
+from plif_lightning.cli.trained import read_to_test
 from plif_lightning.configs import network_of
 from plif_lightning.deploy import deployed, exits, fold
 from plif_lightning.deploy.engine import forms_of, inputs_of, run_alone

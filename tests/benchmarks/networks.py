@@ -33,7 +33,7 @@ import torch
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 
-from plif_lightning.cli.deploy import read_to_test
+from plif_lightning.cli.trained import read_to_test
 from plif_lightning.configs import network_of
 from plif_lightning.deploy import deployed
 from plif_lightning.network import SpikingNetwork

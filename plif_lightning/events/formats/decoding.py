@@ -92,8 +92,12 @@ class Decoder(ABC):
         self.pending = data[at:]
         return recording
 
+    def flush(self) -> Recording:
+        """Events that only the end of the source completes: the last line of a text."""
+        return no_events()
+
     def finish(self) -> Recording:
-        """Events that only the end of the source completes; none in most formats.
+        """`flush`, and check that nothing is left.
 
         Raises:
             RecordingError: the source ends within its header or an event.
@@ -102,7 +106,7 @@ class Decoder(ABC):
             self.begun, self.pending = True, self.pending[end:]
         if self.left:
             raise RecordingError(f"{self.left} The file is truncated.")
-        return no_events()
+        return self.flush()
 
     def room(self, data: bytes, at: int) -> int:
         """Largest number of events in the whole units from byte `at` on, where one may hold several."""

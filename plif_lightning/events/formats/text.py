@@ -57,6 +57,9 @@ class TextDecoder(Decoder):
         return f"line {self._line + 1}"
 
     def finish(self) -> Recording:
+        return self.flush()
+
+    def flush(self) -> Recording:
         """Events of the last lines: of a short text, and of a line without a line break."""
         rest, self.pending = self.pending + b"\n", b""
         at = 0

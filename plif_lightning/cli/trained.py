@@ -1,0 +1,112 @@
+"""A trained network from a checkpoint, for commands that take no run: its data set, class names and camera."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from plif_lightning.cli.parser import PlainParser
+from plif_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from plif_lightning.network import SpikingNetwork
+
+
+def checkpoint_parser(name: str, description: str) -> PlainParser:
+    """Parser of a command with `--ckpt_path`."""
+    parser = PlainParser(name, description)
+    parser.add_argument(
+        "--ckpt_path",
+        type=Path,
+        required=True,
+        help="the checkpoint, such as RUN/checkpoints/best.ckpt, or a folder that export wrote",
+    )
+    return parser
+
+
+class Trained(NamedTuple):
+    """A network and its data set, read from a checkpoint.
+
+    Attributes:
+        net: the network.
+        data: `data` block of the configuration; empty if the checkpoint has none.
+        class_names: name of each class; its number if the name is unknown.
+        sensor: height and width of the camera, if the data set pools its pixels into smaller frames; None otherwise.
+    """
+
+    net: "SpikingNetwork"
+    data: dict[str, Any]
+    class_names: list[str]
+    sensor: Any
+
+
+def read_trained(path: Path) -> Trained:
+    """Read a checkpoint or an exported folder, without importing classes of other packages that it names."""
+    from plif_lightning.network.loading import (
+        checkpoint_file,
+        class_names_in,
+        configuration_in,
+        load_checkpoint,
+        network_in,
+    )
+
+    path = checkpoint_file(path)
+    checkpoint = load_checkpoint(path)
+    net, data = network_in(checkpoint, path), configuration_in(checkpoint, path).get("data", {})
+    names, sensor = class_names_in(checkpoint, net.num_classes), checkpoint.get("sensor")
+    settings = data.get("init_args", {})
+    kind = None
+    if names is None or sensor is None:  # an older checkpoint
+        kind = _own_data_class(data)
+        names = names or _names_of(kind, net.num_classes)
+    if settings.get("size") is None:
+        return Trained(net, data, names, None)
+    return Trained(net, data, names, settings.get("sensor") or sensor or getattr(kind, "sensor", None))
+
+
+def _names_of(kind: Any, num_classes: int) -> list[str]:
+    """Return the class names that a data set declares for this number of classes; otherwise numbers."""
+    names = getattr(kind, "class_names", None)
+    if isinstance(names, tuple) and len(names) == num_classes:
+        return list(names)
+    return [str(i) for i in range(num_classes)]
+
+
+def _own_data_class(data: dict[str, Any]) -> Any:
+    """Return the class of a data set if it belongs to this package, otherwise None."""
+    from plif_lightning import data as ours
+
+    package, _, name = str(data.get("class_path")).rpartition(".")
+    kind = getattr(ours, name, None) if package.split(".")[0] == "plif_lightning" else None
+    return kind if isinstance(kind, type) and issubclass(kind, ours.SpikingDataModule) else None
+
+
+def read_to_test(
+    path: Path, root: str | None, number: int, named: Sequence[str] = ()
+) -> tuple["SpikingNetwork", "Tensor", "Tensor"]:
+    """Return the network of a checkpoint, and test samples of its data set with labels; see `samples_to_test`.
+
+    Args:
+        path: path of the checkpoint.
+        root: folder of the data sets, if not the configuration's.
+        number: number of samples.
+        named: `--data NAME` and other arguments of a data set that replaces the checkpoint's.
+
+    Raises:
+        UserError: no data set is named, or its data are not available.
+    """
+    from plif_lightning.cli.lightning import quieten
+    from plif_lightning.data.testing import first_test_samples, samples_to_test
+
+    quieten()
+    read = read_trained(path)
+    if named:
+        from plif_lightning.cli.prepare import data_of
+
+        roots = [] if root is None else [f"--data.root={root}"]
+        module, _ = data_of([*named, *roots, f"--data.time_steps={read.net.time_steps}"])
+        return read.net, *first_test_samples(module, number)
+    if "class_path" not in read.data:
+        raise UserError(f"{path} names no data set because another Trainer wrote it: pass --data NAME.")
+    return read.net, *samples_to_test(read.data, root, number)

@@ -1,0 +1,177 @@
+"""Events from sockets: AER packets and text, lost packets, closed connections, a clock that is reset."""
+
+import contextlib
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from plif_lightning.errors import UserError
+from plif_lightning.events import Recording
+from plif_lightning.events.sockets import AerDecoder, EventSocket
+from tests import writers
+from tests.conftest import PATIENCE
+from tests.events.test_readers import same
+
+SOME = writers.events_of(1000, 0)
+
+
+def aer_bytes(recording, timed=True):
+    """As aestream's DVSToUDP writes them."""
+    t, x, y, p = (np.asarray(column).astype(np.int64) for column in recording)
+    address = (x | (0 if timed else 0x8000)) << 16 | y | p << 15
+    words = np.stack([address, t & (2**32 - 1)], 1) if timed else address
+    return words.astype("<u4").tobytes()
+
+
+class Listener:
+    """Collects the pieces of a socket in a thread, until nothing came for a while."""
+
+    def __init__(self, idle=1.0):
+        self.socket = EventSocket(0)
+        self.pieces = []
+        self.idle = idle
+        self.ended = False
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self):
+        with self.socket:
+            self.pieces.extend(self.socket.pieces(self.idle))
+        self.ended = True
+
+    def connect(self):
+        return socket.create_connection(("127.0.0.1", self.socket.port))
+
+    def send(self, *packets):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            for packet in packets:
+                udp.sendto(packet, ("127.0.0.1", self.socket.port))
+                time.sleep(0.002)
+
+    def wait_for(self, count):
+        end = time.monotonic() + PATIENCE
+        while sum(len(piece.t) for piece in self.pieces) < count:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    def found(self):
+        self.thread.join(PATIENCE)
+        assert self.ended
+        if not self.pieces:
+            return Recording(*(np.zeros(0, np.int64) for _ in range(4)))
+        return Recording(*map(np.concatenate, zip(*self.pieces, strict=True)))
+
+
+def parts_of(recording, size=64):
+    return [Recording(*(column[i : i + size] for column in recording)) for i in range(0, len(recording.t), size)]
+
+
+def test_aer_packets_over_udp():
+    listener = Listener()
+    listener.send(*map(aer_bytes, parts_of(SOME)))
+    same(listener.found(), SOME)
+    assert (listener.socket.late, listener.socket.damaged) == (0, 0)
+
+
+def test_aer_without_times_gets_those_of_arrival():
+    listener = Listener()
+    listener.send(*(aer_bytes(part, timed=False) for part in parts_of(SOME)))
+    found = listener.found()
+    same(found._replace(t=SOME.t), SOME)
+    assert (np.diff(found.t) >= 0).all()
+    assert found.t[-1] > found.t[0]
+
+
+@pytest.mark.parametrize("size", [3, 7, 8, 100])
+def test_aer_over_tcp_may_be_cut_anywhere(size):
+    content = aer_bytes(SOME)
+    listener = Listener()
+    with listener.connect() as connection:
+        for i in range(0, len(content), size):
+            connection.sendall(content[i : i + size])
+    same(listener.found(), SOME)
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_text_over_tcp_and_udp(header):
+    content = writers.text_bytes(SOME, header=header)
+    listener = Listener()
+    with listener.connect() as connection:
+        connection.sendall(content)
+    same(listener.found(), SOME)
+    lines = content.splitlines(keepends=True)
+    listener = Listener()
+    listener.send(*(b"".join(lines[i : i + 20]) for i in range(0, len(lines), 20)))
+    same(listener.found(), SOME)
+
+
+def test_lost_and_late_packets():
+    packets = list(map(aer_bytes, parts_of(SOME)))
+    listener = Listener()
+    del packets[5]  # lost
+    packets[8], packets[9] = packets[9], packets[8]  # late
+    listener.send(*packets[:8], packets[8][:-4], *packets[8:], b"\1", b"")
+    found = listener.found()
+    expected = [part for i, part in enumerate(parts_of(SOME)) if i not in (5, 9)]
+    same(found, Recording(*map(np.concatenate, zip(*expected, strict=True))))
+    assert listener.socket.late == 64
+    assert listener.socket.damaged == 3
+
+
+def test_a_connection_that_closes_may_be_followed_by_another():
+    listener = Listener(idle=2.0)
+    first, second = (Recording(*(column[part] for column in SOME)) for part in (slice(500), slice(500, None)))
+    with listener.connect() as connection:
+        connection.sendall(aer_bytes(first) + b"\0\0\0")  # within an event
+    listener.wait_for(500)
+    with listener.connect() as connection:
+        connection.sendall(writers.text_bytes(second))
+    same(listener.found(), SOME)
+    assert listener.socket.damaged == 1
+
+
+def test_a_clock_that_is_reset_goes_on(caplog):
+    listener = Listener(idle=2.0)
+    late = SOME._replace(t=SOME.t + 10_000_000)
+    for some in (late, SOME):
+        with listener.connect() as connection:
+            connection.sendall(aer_bytes(some))
+        listener.wait_for(1000)
+    found = listener.found()
+    assert len(found.t) == 2000
+    assert (np.diff(found.t) >= 0).all()
+    assert np.array_equal(np.diff(found.t[1000:]), np.diff(SOME.t))
+    assert "clock was reset" in caplog.text
+
+
+def test_bytes_that_cannot_be_read_close_the_connection_alone(caplog):
+    listener = Listener(idle=2.0)
+    with listener.connect() as connection, contextlib.suppress(OSError):
+        connection.sendall(b"GET / HTTP/1.1\r\n\r\n" * 400)
+        connection.recv(1)
+    with listener.connect() as connection:
+        connection.sendall(aer_bytes(SOME))
+    same(listener.found(), SOME)
+    assert listener.socket.damaged == 1
+    assert "'GET / HTTP/1.1' is neither an event nor the names" in caplog.text
+
+
+def test_overflows_of_aers_time():
+    late = SOME._replace(t=SOME.t + 2**32 - 500_000)
+    decoder = AerDecoder("a")
+    found = [decoder.decode(aer_bytes(part)) for part in parts_of(late)]
+    same(Recording(*map(np.concatenate, zip(*found, strict=True)))._replace(t=late.t), late)
+    assert np.array_equal(np.concatenate([part.t for part in found]), late.t)
+
+
+def test_a_port_that_is_taken_is_named():
+    one = EventSocket(0)
+    with pytest.raises(UserError, match=rf"port {one.port} of this machine cannot be used .*: pass another --port"):
+        EventSocket(one.port)
+    one.close()
+    EventSocket(one.port).close()
+    with pytest.raises(UserError, match=r"--port must lie in 0\.\.65535, got 700000"):
+        EventSocket(700_000)
