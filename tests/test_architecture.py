@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "events": {"runtime", "errors"},
     "data": {"runtime", "errors", "events"},
     "runs": {"runtime", "errors", "structure"},
-    "analysis": {"runtime", "errors", "structure", "dynamics", "network", "configs", "plot", "runs"},
+    "analysis": {"runtime", "errors", "structure", "dynamics", "network", "configs", "plot", "runs", "events"},
     "training": {"runtime", "errors", "data", "network", "runs"},
     "schedules": {"training"},  # an import path of earlier configurations
     "callbacks": {"runtime", "errors", "data", "network", "deploy", "plot", "runs", "training"},

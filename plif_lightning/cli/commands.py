@@ -49,7 +49,9 @@ _ALL = (
     Command("cost", "estimate operations, memory traffic and energy", "deploy", writes=True),
     Command("sweep", "run a parameter grid, one process and one folder per run", "sweep"),
     Command("tables", "print the paper's tables, with your runs beside the paper's numbers", "results", writes=True),
-    Command("figures", "draw the paper's figures from your runs, as PDF and PNG", "results", writes=True),
+    Command(
+        "figures", "draw the paper's figures from your runs, or a recording, as PDF and PNG", "results", writes=True
+    ),
     Command("report", "write one page with tables, figures and all runs", "results", writes=True),
 )
 COMMANDS = {command.name: command for command in _ALL}

@@ -44,7 +44,7 @@ def _tables_parser() -> PlainParser:
 
 
 def _figures_parser() -> PlainParser:
-    parser = _parser("figures", "Draw the paper's figures from this project's runs, as pdf and png.")
+    parser = _parser("figures", "Draw the paper's figures from this project's runs, or a recording, as pdf and png.")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)")
     parser.add_argument("--data", help="show runs of this data set only, by its name or class")
     parser.add_argument("--run", help="show this run only, by its folder below --runs")
@@ -53,6 +53,7 @@ def _figures_parser() -> PlainParser:
     parser.add_argument(
         "--columns", type=int, choices=(1, 2), default=2, help="width of a figure in columns of a page (default: 2)"
     )
+    parser.add_argument("--recording", type=Path, help="draw this file of an event camera instead")
     parser.add_argument("--only", help="comma-separated figures: 1b, 2, 5b, 6, 6t, 7, S1, S2, S3, S4 or S5")
     return parser
 
@@ -134,9 +135,12 @@ def _note_untested(runs: list[Run]) -> None:
 
 def figures(argv: list[str]) -> int:
     """Draw the figures and return the exit status."""
-    from plif_lightning.analysis.figures import FIGURES, Choice, write_figures
+    from plif_lightning.analysis.figures import FIGURES, Choice, write_figures, write_recording
 
     given = _figures_parser().parse_args(argv)
+    if given.recording is not None:
+        write_recording(given.recording, given.out)
+        return 0
     names = _chosen(given.only, [*FIGURES]) if given.only else [*FIGURES]
     runs = find_runs(given.runs or RUNS)
     for option, called in (

@@ -180,6 +180,7 @@ def _network(given: argparse.Namespace, trained: Trained) -> "StreamingNetwork":
         us_per_step=None if given.ms_per_step is None else round(1000 * given.ms_per_step),
         engine=given.engine,
         sensor=trained.sensor,
+        background_us=trained.data.get("init_args", {}).get("background_us"),
     )
 
 
@@ -217,6 +218,10 @@ def _steps(
         return _followed(given, network, trained, left)
     recording = read_any(given.file)
     _take_sensor(network, trained, sensor_of(given.file), given.file)
+    if factor := trained.data.get("init_args", {}).get("hot_pixels"):
+        from plif_lightning.events.noise import without_hot_pixels
+
+        recording = without_hot_pixels(recording, network.sensor, factor, given.file)
     if _has_step_length(given):
         return network.pushed(recording, name=given.file)
     if not len(recording.t):
@@ -272,6 +277,10 @@ def stream(argv: list[str]) -> int:
 
             source = stack.enter_context(EventSocket(given.port))
             print(f"listening on TCP and UDP port {source.port} of this machine", flush=True)
+        if _grows(given) and trained.data.get("init_args", {}).get("hot_pixels"):
+            print(
+                "note: the network's data have no hot pixels; to find them takes a whole recording, so they stay here."
+            )
         if given.page is not None:
             from plif_lightning.deploy.page import DecisionPage
 

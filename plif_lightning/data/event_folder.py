@@ -90,7 +90,7 @@ class EventFolder(EventDataModule):
             raise UserError(
                 f"{root} has the folders train and test: data.test_fraction is for class folders in {root} itself."
             )
-        if self.test_fraction is None and not parts and root.is_dir():
+        if self.test_fraction is None and not parts and any(map(readers.is_recording, root.glob("[!.]*/*"))):
             raise DatasetNotFoundError(
                 f"{root / 'train'} does not exist: data.root must hold train/CLASS/ and test/CLASS/ with recordings in "
                 "them; or CLASS/, with --data.test_fraction, such as 0.2, to say how much of them is for testing."
@@ -125,7 +125,11 @@ class EventFolder(EventDataModule):
     def _sensor_of_store(self, root: Path) -> Sensor | None:
         """Sensor of an existing store, where the files are gone; None if there is none or several."""
         folder = Path(self.store).expanduser() if self.store else root / self._own_store
-        names = [path for path in folder.glob("*.json") if re.search(r"-(train|all)(-as_recorded)?$", path.stem)]
+        names = [
+            path
+            for path in folder.glob("*.json")
+            if re.search(r"-(train|all)(-as_recorded)?(-(background|hot)\S+)?$", path.stem)
+        ]
         if len(names) != 1 or self.there:
             return None
         with suppress(OSError, ValueError, KeyError, TypeError):

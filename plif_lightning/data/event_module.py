@@ -20,7 +20,7 @@ from plif_lightning.data.event_augment import EventAugmentation, EventMix, TimeD
 from plif_lightning.data.event_dataset import EventDataset
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events.integration import Slicing
-from plif_lightning.events.recording import RecordingError, Sensor, TimeOrder
+from plif_lightning.events.recording import Noise, RecordingError, Sensor, TimeOrder
 from plif_lightning.events.remote import copies_of, fetch, publish
 from plif_lightning.events.store import (
     DamagedStoreError,
@@ -54,6 +54,9 @@ class EventDataModule(SpikingDataModule):
         augmentation: augmentation of the training recordings; none in the paper. `tonic.transforms` on events are
             applied first, then this package's; each group in the given order.
         time_order: `strict` refuses a recording whose times run backwards; `as_recorded` keeps the file's order.
+        background_us: drop events that no event of the eight pixels around preceded within so many us (Delbruck 2008);
+            none by default.
+        hot_pixels: drop pixels that fire more than this many times as often as each pixel around; none by default.
         store: folder of the event stores; default: `events` in the data set's folder. With a URL, such as
             s3://bucket/stores, each data set has a subfolder there, named like its own folder. A machine downloads the
             store once; if the URL has none yet, the machine that builds it uploads it.
@@ -67,10 +70,13 @@ class EventDataModule(SpikingDataModule):
     size: int | None = None
     augmentation: list[EventAugmentation | Callable[[Any], Any]] | None = None
     time_order: TimeOrder = "strict"
+    background_us: int | None = None
+    hot_pixels: float | None = None
     store: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require_noise()
         self._require_known("slicing", get_args(Slicing))
         self._require_known("time_order", get_args(TimeOrder))
         if self.size is not None and not 1 <= self.size <= min(self.sensor):
@@ -87,6 +93,14 @@ class EventDataModule(SpikingDataModule):
             self.store_folder = place_below(self.store, self.home) if self.store else self.own_store
         self._stores: dict[bool, EventStore] = {}
         self._samples: dict[bool, Samples] = {}
+
+    def _require_noise(self) -> None:
+        for name in ("background_us", "hot_pixels"):
+            value = getattr(self, name)
+            if value is not None and not value >= 1:
+                raise UserError(f"data.{name} must be at least 1, got {value}.")
+        if self.background_us is not None and self.time_order != "strict":
+            raise UserError("data.background_us needs times in order: pass --data.time_order=strict.")
 
     @property
     def home(self) -> Path:
@@ -131,8 +145,10 @@ class EventDataModule(SpikingDataModule):
 
     def _kind(self, train: bool) -> Kind:
         part = "train" if train else "test"
-        name = f"{self.store_name}-{part}" + ("" if self.time_order == "strict" else f"-{self.time_order}")
-        return Kind(f"{self.called}, {part}", name, self.sensor, self.time_order, self.classes_of_files)
+        noise = Noise(self.background_us, self.hot_pixels)
+        marks = [self.time_order] * (self.time_order != "strict") + [str(noise)] * bool(noise)
+        name = "-".join([self.store_name, part, *marks])
+        return Kind(f"{self.called}, {part}", name, self.sensor, self.time_order, self.classes_of_files, noise)
 
     # --- files on disk; a subclass that downloads its files overrides the first four
 

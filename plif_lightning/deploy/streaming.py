@@ -15,7 +15,8 @@ from plif_lightning.deploy.engines import Engine, require_engine
 from plif_lightning.deploy.folding import fold
 from plif_lightning.errors import UserError
 from plif_lightning.events.integration import Slicing, count_events, integrate, resized
-from plif_lightning.events.recording import Packed, Recording, Sensor, pack, recording_of
+from plif_lightning.events.noise import BackgroundFilter, cleaned
+from plif_lightning.events.recording import Noise, Packed, Recording, Sensor, pack, recording_of
 from plif_lightning.network import SpikingNetwork, step
 from plif_lightning.network.own import FROM_DATA
 from plif_lightning.network.tracing import plain
@@ -35,6 +36,7 @@ class StreamingNetwork:
             either this or `events_per_step`.
         engine: engine on a CPU, see `deployed`; not auto, which needs sample inputs.
         sensor: height and width of the camera [pixels], if larger than the network's frames (`size` of a data module).
+        background_us: drop noise as the data module of this argument does.
 
     Raises:
         UserError: an argument lies outside its range, or the input encoder is random.
@@ -53,6 +55,7 @@ class StreamingNetwork:
         us_per_step: int | None = None,
         engine: Engine = "events",
         sensor: tuple[int, int] | None = None,
+        background_us: int | None = None,
     ) -> None:
         _require_one_length(events_per_step, us_per_step)
         net = plain(net)
@@ -85,16 +88,19 @@ class StreamingNetwork:
             )
         self.events_per_step, self.us_per_step = events_per_step, us_per_step
         self.frame = Sensor(*known.input_shape[1:])
+        self.background_us = background_us
         self.use_sensor(self.frame if sensor is None else sensor)
         self.reset()
 
     def use_sensor(self, sensor: tuple[int, int]) -> None:
         """Take events of a sensor of this height and width [pixels], and bring them to the network's frames."""
         self.sensor = Sensor.of(sensor)
+        self._filter = None if self.background_us is None else BackgroundFilter(self.sensor, self.background_us)
         self._resized = None if self.sensor == self.frame else resized(self.sensor, self.frame)
 
     def reset(self) -> None:
         """Clear potentials, votes and pending events."""
+        self._filter = None if self.background_us is None else BackgroundFilter(self.sensor, self.background_us)
         self.potentials: dict[str, LayerState] | None = None
         self.total: Tensor | None = None
         self.steps = 0
@@ -195,6 +201,9 @@ class StreamingNetwork:
                 )
             self._latest = int(time[-1])
             address = self._addresses(packed).astype(np.int64)
+            if self._filter is not None:
+                keep = self._filter.kept(packed)
+                address, time = address[keep], time[keep]
             self._waiting = np.concatenate([self._waiting, np.stack([address, time])], 1)
         return map(self.step, self._frames())
 
@@ -214,6 +223,8 @@ class StreamingNetwork:
             UserError: an event lies outside the sensor or goes back in time. The state is unchanged.
         """
         packed = pack(recording, self.sensor, name)
+        if self.background_us is not None:
+            packed = cleaned(packed, self.sensor, Noise(self.background_us))
         packed = packed._replace(address=self._addresses(packed))
         return map(self.step, integrate(packed, self.frame, self.net.time_steps, slicing))
 
@@ -248,6 +259,7 @@ class StreamingNetwork:
             "waiting": torch.from_numpy(self._waiting.copy()),
             "step_ends": self._step_ends,
             "latest": self._latest,
+            "neighbours": None if self._filter is None else torch.from_numpy(self._filter.last.copy()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -256,7 +268,7 @@ class StreamingNetwork:
         Raises:
             UserError: it is not the state of a stream, or belongs to another network.
         """
-        missing = self.state_dict().keys() - state.keys()
+        missing = self.state_dict().keys() - state.keys() - ({"neighbours"} if self._filter is None else set())
         if missing:
             raise UserError(f"the state of a stream lacks {', '.join(sorted(missing))}.")
         waiting, potentials = state["waiting"], state["potentials"]
@@ -264,9 +276,14 @@ class StreamingNetwork:
             raise UserError("the state of a stream must hold the waiting events' addresses and times, [2, N].")
         if potentials is not None:
             self._require_own(potentials, state["total"])
+        neighbours = state.get("neighbours")
+        if self._filter is not None and (neighbours is None or len(neighbours) != len(self._filter.last)):
+            raise UserError("the state is of a stream without background_us, or of another sensor.")
         self.potentials, self.total, self.steps = state["potentials"], state["total"], state["steps"]
         self._waiting, self._step_ends = waiting.numpy().copy(), state["step_ends"]
         self._latest = state["latest"]
+        if self._filter is not None and neighbours is not None:
+            self._filter.last = neighbours.numpy().copy()
 
     @torch.no_grad()
     def _require_own(self, potentials: Mapping[str, LayerState], total: Tensor | None) -> None:

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from plif_lightning.errors import UserError
-from plif_lightning.events.recording import Packed, Recording, RecordingError, Sensor, TimeOrder, pack
+from plif_lightning.events.recording import (
+    NO_NOISE_FILTER,
+    Noise,
+    Packed,
+    Recording,
+    RecordingError,
+    Sensor,
+    TimeOrder,
+    pack,
+)
 from plif_lightning.runtime.cores import cores
 
 # Raw data below this size is read in this process, because starting others would take longer.
@@ -80,6 +89,7 @@ class Kind:
         sensor: size of the camera.
         time_order: see `recording.pack`.
         classes: class names, if they come from the files; () if the data set defines them.
+        noise: what is taken from the recordings.
     """
 
     title: str
@@ -87,6 +97,7 @@ class Kind:
     sensor: Sensor
     time_order: TimeOrder = "strict"
     classes: tuple[str, ...] = ()
+    noise: Noise = NO_NOISE_FILTER
 
 
 def _read(raw_files: Sequence[RawFile], kind: Kind) -> Labelled:
@@ -102,7 +113,12 @@ def _read(raw_files: Sequence[RawFile], kind: Kind) -> Labelled:
         assert len(recordings) == raw.recordings
         for i, (label, recording) in enumerate(recordings):
             name = raw.name if raw.recordings == 1 else f"{raw.name}#{i}"
-            found.append((label, name, pack(recording, kind.sensor, str(raw.paths[0]), kind.time_order)))
+            packed = pack(recording, kind.sensor, str(raw.paths[0]), kind.time_order)
+            if kind.noise:
+                from plif_lightning.events.noise import cleaned
+
+                packed = cleaned(packed, kind.sensor, kind.noise)
+            found.append((label, name, packed))
     return found
 
 

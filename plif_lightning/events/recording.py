@@ -78,6 +78,28 @@ class Packed(NamedTuple):
     start: int
 
 
+class Noise(NamedTuple):
+    """What is taken from recordings before they are sliced.
+
+    Attributes:
+        background_us: time of `noise.BackgroundFilter` [us]; None for none.
+        hot_factor: factor of `noise.hot_pixels`; None to keep them.
+    """
+
+    background_us: int | None = None
+    hot_factor: float | None = None
+
+    def __bool__(self) -> bool:
+        return self != Noise()
+
+    def __str__(self) -> str:
+        parts = [] if self.background_us is None else [f"background{self.background_us}us"]
+        return "-".join(parts if self.hot_factor is None else [*parts, f"hot{self.hot_factor:g}"])
+
+
+NO_NOISE_FILTER = Noise()
+
+
 def address_type(sensor: Sensor) -> np.dtype[Any]:
     """Smallest dtype that holds the addresses of a sensor."""
     return np.dtype(np.uint16 if 2 * sensor.pixels <= 2**16 else np.uint32)

@@ -35,7 +35,8 @@ class DamagedStoreError(StoreError):
 
 def fingerprint(kind: Kind, raw_files: Sequence[RawFile]) -> str:
     """Hash of the format, the options and every raw file's name, label, size and modification time."""
-    digest = hashlib.blake2b(repr((FORMAT, kind.sensor, kind.time_order)).encode(), digest_size=16)
+    options = (FORMAT, kind.sensor, kind.time_order, *([str(kind.noise)] if kind.noise else []))
+    digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
     for raw in raw_files:
         stats = [(stat.st_size, stat.st_mtime_ns) for stat in raw.stats()]
         digest.update(repr((raw.name, raw.label, stats)).encode())

@@ -6,17 +6,22 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from plif_lightning import network
 from plif_lightning.analysis.figures import FIGURES, WIDTHS, Choice, NothingToShowError, drawn, write_figures
 from plif_lightning.analysis.figures.accuracy import figure_6, moving_average
 from plif_lightning.analysis.figures.neurons import RESPONSES, STEPS_PER_MS, TAU_MS, membrane_response
+from plif_lightning.analysis.figures.recording import recording_figure
 from plif_lightning.analysis.figures.taus import figure_7
 from plif_lightning.cli import main
+from plif_lightning.events import Recording
 from plif_lightning.network import SpikeMaxPool2d
 from plif_lightning.plot import picture
 from plif_lightning.plot.style import COLOURS
 from plif_lightning.runs.reading import find_runs
+from tests import writers
+from tests.cli.calls import refused
 from tests.writers import write_run
 
 
@@ -282,3 +287,44 @@ def test_a_spike_lifts_the_potential_by_its_weight_over_tau():
     assert lifted.keys() == expected.keys()
     for label, height in expected.items():
         assert lifted[label] == pytest.approx(height, rel=1e-6)
+
+
+# --- a recording
+
+
+def test_a_recording_is_drawn(tmp_path, capsys):
+    path = writers.write_file(tmp_path / "hand.raw", writers.evt3_bytes(writers.events_of(3000, 0, 48, 64), 48, 64))
+    main(["figures", "--recording", str(path), "--out", str(tmp_path / "pictures")])
+    out = capsys.readouterr().out
+    assert {file.name for file in (tmp_path / "pictures").iterdir()} == {"recording-hand.pdf", "recording-hand.png"}
+    assert "hand.raw: 3,000 events in " in out
+    assert "48x64 pixels (height x width). Above" in out
+    image = Image.open(tmp_path / "pictures/recording-hand.png")
+    assert image.size[0] > 900
+    assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 200
+
+
+def test_what_is_in_a_picture_of_a_recording():
+    t = np.concatenate([np.arange(1000) * 100, np.arange(0, 100_000, 250)])
+    order = np.argsort(t, kind="stable")
+    x = np.concatenate([np.arange(1000) % 40, np.full(400, 55)])[order]
+    y = np.concatenate([np.arange(1000) // 40, np.full(400, 40)])[order]
+    figure, caption = recording_figure(Recording(t[order], x, y, x * 0), None, "a")
+    assert "1,400 events in 99.9 ms" in caption
+    assert "0 % ON" in caption
+    assert "41x56 pixels (height x width), as far as they reach: the file does not name its sensor" in caption
+    assert "each pixel around: 1, circled, (55, 40) as (x, y); --data.hot_pixels 10 drops them" in caption
+    axes = [ax for part in figure.subfigs for ax in part.axes]
+    assert len(axes) == 6 + 3 + 1
+    rates = axes[8].get_lines()
+    bins = np.array([line.get_ydata() for line in rates]) * (99_901 / 100 / 1e6)
+    assert bins[0].sum() == 0
+    assert bins[1].sum() == pytest.approx(1400)
+
+
+def test_a_recording_without_events_is_named(tmp_path, capsys):
+    path = writers.write_file(tmp_path / "none.raw", writers.evt3_bytes(writers.events_of(0, 0, 48, 64), 48, 64))
+    assert "none.raw holds no events" in refused(
+        capsys, "figures", "--recording", str(path), "--out", str(tmp_path / "p")
+    )
+    assert not (tmp_path / "p").exists()

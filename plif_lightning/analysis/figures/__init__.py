@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from plif_lightning.analysis.figures.accuracy import figure_6, figure_6t
 from plif_lightning.analysis.figures.neurons import figure_1b, figure_2, figure_5b
@@ -28,7 +29,17 @@ from plif_lightning.analysis.figures.weights import figure_s1
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime.files import written_whole
 
-__all__ = ["FIGURES", "WIDTHS", "Choice", "Drawn", "NothingToShowError", "drawn", "typical_channels", "write_figures"]
+__all__ = [
+    "FIGURES",
+    "WIDTHS",
+    "Choice",
+    "Drawn",
+    "NothingToShowError",
+    "drawn",
+    "typical_channels",
+    "write_figures",
+    "write_recording",
+]
 
 FIGURES: dict[str, Callable[[Sequence[Run]], Drawn]] = {
     "1b": figure_1b,
@@ -70,6 +81,31 @@ def drawn(name: str, runs: Sequence[Run], columns: int = 2, choice: Choice = DEF
         sample_choice.reset(chosen)
 
 
+def _save(figure: Figure, stem: Path) -> None:
+    """Write a figure as PDF and PNG."""
+    # Without dates and versions the same runs give identical files; Type 42 embeds fonts as TrueType.
+    with rc_context({"pdf.fonttype": 42}):
+        for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+            path = stem.parent / f"{stem.name}.{kind}"
+            with written_whole(path, "wb") as file:
+                figure.savefig(file, format=kind, metadata=metadata)
+            print(path)
+
+
+def write_recording(path: Path, folder: Path) -> None:
+    """Draw a recording as PDF and PNG, and print its caption.
+
+    Raises:
+        UserError: the file cannot be read or holds no events.
+    """
+    from plif_lightning.analysis.figures.recording import recording_figure
+    from plif_lightning.events.readers import read_any, sensor_of
+
+    figure, caption = recording_figure(read_any(path), sensor_of(path), path.name)
+    _save(figure, folder / f"recording-{path.stem}")
+    print(caption)
+
+
 def write_figures(
     runs: Sequence[Run], folder: Path, names: Sequence[str], columns: int = 2, choice: Choice = DEFAULT_CHOICE
 ) -> int:
@@ -85,13 +121,7 @@ def write_figures(
         except NothingToShowError as error:
             print(f"figure {name} is left out: {error}", file=sys.stderr)
             continue
-        # Without dates and versions the same runs give identical files; Type 42 embeds fonts as TrueType.
-        with rc_context({"pdf.fonttype": 42}):
-            for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
-                path = folder / f"figure{name}.{kind}"
-                with written_whole(path, "wb") as file:
-                    figure.savefig(file, format=kind, metadata=metadata)
-                print(path)
+        _save(figure, folder / f"figure{name}")
     if captions:
         with written_whole(folder / "captions.md") as file:
             file.writelines(f"**Figure {name}.** {caption}\n\n" for name, caption in captions.items())
