@@ -13,7 +13,7 @@ import yaml
 from plif_lightning.cli import main
 from tests.cli.calls import SILENT, TINY
 from tests.conftest import PATIENCE, REPOSITORY
-from tests.writers import write_run
+from tests.writers import events_of, evt3_bytes, write_file, write_run
 
 READMES = sorted(
     path
@@ -88,7 +88,9 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
     elif name in ("tables", "figures", "report"):
         write_run(tmp_path / "runs" / "a")
         out = {"tables": "tables", "figures": "figures", "report": "report.html"}[name]
-        words = [str(tmp_path / "results.csv") if word == "configs/results.csv" else word for word in words]
+        recording = write_file(tmp_path / "hand.raw", evt3_bytes(events_of(500, 0)))
+        places = {"configs/results.csv": tmp_path / "results.csv", "FILE": recording}
+        words = [str(places.get(word, word)) for word in words]
         main([*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / out)])
         assert (tmp_path / out).exists()
     elif name == "export":

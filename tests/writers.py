@@ -306,7 +306,9 @@ def _lengths(values: list[int], bits: int, word: str, longer: str) -> bytes:
     return data
 
 
-def write_metavision(path: Path, recording: Recording, chunk: int = 500, packing: int | None = None) -> Path:
+def write_metavision(
+    path: Path, recording: Recording, chunk: int = 500, packing: int | None = None, geometry: str = "128x128"
+) -> Path:
     """HDF5 in Metavision's layout: a structured data set, compressed with ECF if `packing` is given."""
     kind = np.dtype(
         {"names": list("xypt"), "formats": ["<u2", "<u2", "<i2", "<i8"], "offsets": [0, 2, 4, 8], "itemsize": 16}
@@ -315,7 +317,7 @@ def write_metavision(path: Path, recording: Recording, chunk: int = 500, packing
     for name, column in recording._asdict().items():
         events[name] = column
     with h5py.File(path, "w") as file:
-        file.attrs["geometry"], file.attrs["version"] = "128x128", "1.0"
+        file.attrs["geometry"], file.attrs["version"] = geometry, "1.0"
         file.create_group("EXT_TRIGGER").create_dataset("events", data=np.zeros(0, [("p", "i2"), ("t", "i8")]))
         if packing is None:
             file.create_dataset("CD/events", data=events, chunks=(chunk,))

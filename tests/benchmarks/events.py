@@ -38,6 +38,7 @@ from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import bounds_by_count, count_events, integrate
 from plif_lightning.events.recording import pack
 from plif_lightning.events.store import Kind, RawFile, build
+from plif_lightning.events.windows import Windows, recordings_of, windowed
 from plif_lightning.runtime.surroundings import processor
 from tests import writers
 from tests.peers import spikingjelly_dataset_utils
@@ -172,15 +173,33 @@ def loader(recordings: list[Recording], time_steps: int, rounds: int, folder: Pa
 
     cases: dict[str, Callable[[], Any]] = {
         "ours": partial(run, ours),
+        "ours, windows of one recording": partial(run, windows_of_one(recordings, time_steps, folder)),
         "ours, and to float32": partial(run, ours, True),
         **{name: partial(run, batches) for name, batches in theirs.items()},
     }
     seconds = alternate(rounds, **cases)
     events = sum(len(r.t) for r in recordings)
     show(f"Loader, batch 16, T = {time_steps}, {n} recordings of {events // n:,} events", "samples/s", n, seconds)
-    converted = {name: times for name, times in seconds.items() if name != "ours"}
+    converted = {name: times for name, times in seconds.items() if "ours" not in name or "float32" in name}
     show("The same against ours with the conversion to float32", "samples/s", n, converted, "ours, and to float32")
     bandwidth(store.address, store.offset, time_steps, rounds)
+
+
+def windows_of_one(recordings: list[Recording], time_steps: int, folder: Path) -> Any:
+    """Loader of windows that are the given recordings, of a store with one recording that strings them together."""
+    count = len(recordings[0].t)
+    shift = np.cumsum([0, *(int(r.t[-1] - r.t[0]) + 1 for r in recordings)])
+    t = [r.t - r.t[0] + s for r, s in zip(recordings, shift[:-1], strict=True)]
+    rest = [[getattr(r, name) for r in recordings] for name in ("x", "y", "p")]
+    path = folder / "long.npz"
+    np.savez(path, **Recording(*map(np.concatenate, (t, *rest)))._asdict())
+    source = RawFile(path.name, (path,), partial(readers.single, readers.read_numpy))
+    store = build(folder / "long", Kind("benchmark", "long", DVS128), [source], processes=0)
+    samples = windowed(recordings_of(store), store.time, Windows(count, count, by_time=False))
+    n = len(recordings)
+    assert len(samples.begin) == n
+    dataset = EventDataset(store, torch.arange(n), 10, time_steps, samples=samples)
+    return make_loader(dataset, BatchPlan(n, 16, shuffle=True))
 
 
 def bandwidth(address: Any, offset: Any, time_steps: int, rounds: int) -> None:

@@ -70,7 +70,8 @@ def _read(path: str) -> Recording:
             columns = columns_of(what)
             units = {key: column.unit for key, (_, column) in columns.items()}
             values = {key: _values(what[member], path) for key, (member, _) in columns.items()}
-            values["t"] = in_microseconds(values["t"], units["t"], name).astype(np.int64) + _offset(what, file)
+            values["t"] = in_microseconds(values["t"], units["t"], name).astype(np.int64)
+            values["t"] += _offset(what, file)
             return recording_from(values, {}, name)
         values = _values(what, path)
         if values.dtype.names is None:

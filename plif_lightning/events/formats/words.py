@@ -96,28 +96,67 @@ def evt3(words: Array, state: Array, height: int, width: int, t: Array, x: Array
 
 
 @compiled
+def _outside_2(words: Array, height: int, width: int) -> int:
+    """Number of EVT 2 pixels outside the sensor."""
+    outside = 0
+    for word in words:
+        outside += ((word >> 11) & 0x7FF) >= width or (word & 0x7FF) >= height
+    return outside
+
+
+@compiled
+def _all_2(words: Array, now: int, t: Array, x: Array, y: Array, p: Array) -> None:
+    """Fill all EVT 2 pixels. Loops without branches over few arrays become vector instructions."""
+    for i in range(len(words)):
+        t[i] = now + np.int64((words[i] >> 22) & 0x3F)
+    for i in range(len(words)):
+        x[i] = (words[i] >> 11) & 0x7FF
+        y[i] = words[i] & 0x7FF
+        p[i] = words[i] >> 28
+
+
+@compiled
+def _inside_2(words: Array, now: int, height: int, width: int, t: Array, x: Array, y: Array, p: Array) -> int:
+    """Fill the EVT 2 pixels that lie within the sensor; their number."""
+    n = 0
+    for word in words:
+        column, row = (word >> 11) & 0x7FF, word & 0x7FF
+        if column < width and row < height:
+            t[n], x[n], y[n], p[n] = now + np.int64((word >> 22) & 0x3F), column, row, word >> 28
+            n += 1
+    return n
+
+
+@compiled
 def evt2(words: Array, state: Array, height: int, width: int, t: Array, x: Array, y: Array, p: Array) -> int:
     """EVT 2: words of 32 bits. State: time high in us (-1 before the first), us that its overflows add, outside."""
     high, added, outside = state[0], state[1], state[2]
-    n = 0
-    for i in range(len(words)):
-        word = np.int64(words[i])
-        kind = word >> 28
-        if kind <= 1:
-            column, row = (word >> 11) & 0x7FF, word & 0x7FF
+    n, i = 0, 0
+    while i < len(words):
+        end = i
+        while end < len(words) and words[end] < 0x20000000:
+            end += 1
+        if end > i:
             if high >= 0:
-                if column < width and row < height:
-                    t[n], x[n], y[n], p[n] = added + high + ((word >> 22) & 0x3F), column, row, kind
-                    n += 1
+                run = words[i:end]
+                beyond = _outside_2(run, height, width)
+                if beyond:
+                    _inside_2(run, added + high, height, width, t[n:], x[n:], y[n:], p[n:])
                 else:
-                    outside += 1
-        elif kind == 8:
-            value = (word & 0xFFFFFFF) << 6
+                    _all_2(run, added + high, t[n:], x[n:], y[n:], p[n:])
+                n += end - i - beyond
+                outside += beyond
+            i = end
+            continue
+        kind = words[i] >> 28
+        if kind == 8:
+            value = np.int64(words[i] & 0xFFFFFFF) << 6
             if high - value >= 2**33:
                 added += 2**34
             high = value
         elif not (_NO_PIXELS_2 >> kind) & 1:
             return -1 - i
+        i += 1
     state[0], state[1], state[2] = high, added, outside
     return n
 
@@ -172,11 +211,30 @@ def evt21(words: Array, state: Array, height: int, width: int, t: Array, x: Arra
 def dat(words: Array, state: Array, height: int, width: int, t: Array, x: Array, y: Array, p: Array) -> int:
     """DAT: words of 64 bits, an address above a time [us]. State: last time, us that its overflows add, outside."""
     last, added, outside = state[0], state[1], state[2]
+    low = np.uint64(0xFFFFFFFF)
+    unusual = 0
+    for i in range(len(words)):
+        address = words[i] >> np.uint64(32)
+        unusual += (address & np.uint64(0x3FFF)) >= width or ((address >> np.uint64(14)) & np.uint64(0x3FFF)) >= height
+    for i in range(1, len(words)):
+        unusual += (words[i - 1] & low) > (words[i] & low)
+    if len(words) and last - np.int64(words[0] & low) > 2**31:
+        added += 2**32
+    if unusual == 0:  # without a branch in it, this loop becomes vector instructions
+        for i in range(len(words)):
+            address = words[i] >> np.uint64(32)
+            t[i] = added + np.int64(words[i] & low)
+            x[i] = address & np.uint64(0x3FFF)
+            y[i] = (address >> np.uint64(14)) & np.uint64(0x3FFF)
+            p[i] = (address >> np.uint64(28)) & np.uint64(1)
+        if len(words):
+            state[0] = np.int64(words[-1] & low)
+        state[1] = added
+        return len(words)
     n = 0
     for i in range(len(words)):
-        now = np.int64(words[i] & np.uint64(0xFFFFFFFF))
-        address = np.int64(words[i] >> np.uint64(32))
-        if last - now > 2**31:
+        now, address = np.int64(words[i] & low), np.int64(words[i] >> np.uint64(32))
+        if i and last - now > 2**31:
             added += 2**32
         last = now
         column, row = address & 0x3FFF, (address >> 14) & 0x3FFF
