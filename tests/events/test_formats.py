@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import re
 import struct
 from functools import partial
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plif_lightning.events import Recording, Sensor, read_any, readers
+from plif_lightning.events.formats import decoding
 from plif_lightning.events.formats.columns import Column, column_of
 from plif_lightning.events.recording import RecordingError, pack
 from plif_lightning.events.store import Kind, RawFile, StoreError, build
@@ -78,6 +80,28 @@ def test_a_stream_may_be_cut_anywhere(name, portion):
     found.append(stream.decoder.finish())
     for i, column in enumerate(events):
         np.testing.assert_array_equal(np.concatenate([part[i] for part in found]), column)
+
+
+@pytest.mark.parametrize("events", [MANY, rows_of()])
+@pytest.mark.parametrize("name", STREAMS)
+def test_large_files_are_read_in_portions(name, events, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "_PORTION", 64)
+    monkeypatch.setattr(decoding, "LONGEST_HEADER", 512)
+    suffix, write = STREAMS[name]
+    same(read_any(writers.write_file(tmp_path / f"a{suffix}", write(events))), events)
+
+
+@pytest.mark.parametrize("name", ["aedat2", "dat", *RAW])
+def test_what_is_appended_while_a_file_is_read_is_left_out(name, tmp_path, monkeypatch):
+    suffix, write = STREAMS[name]
+    content = write(MANY)
+    path = writers.write_file(tmp_path / f"a{suffix}", content + content[-800:])
+
+    def size_before(number):
+        return os.stat_result((*(0 for _ in range(6)), len(content), 0, 0, 0))
+
+    monkeypatch.setattr(decoding.os, "fstat", size_before)
+    same(read_any(path), MANY)
 
 
 @pytest.mark.parametrize("name", [name for name in STREAMS if name not in ("csv", "seconds")])

@@ -231,7 +231,11 @@ def _unpacked(data: memoryview, compression: int) -> bytes | memoryview:
     if compression in (3, 4):
         import zstandard
 
-        return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+        reader, parts, room = zstandard.ZstdDecompressor().stream_reader(data), [], _LARGEST
+        while room > 0 and (part := reader.read(min(room, 2**24))):
+            parts.append(part)
+            room -= len(part)
+        return b"".join(parts)
     raise ValueError(f"compression {compression} is unknown")
 
 

@@ -58,17 +58,19 @@ class Decoder(ABC):
     Attributes:
         pending: bytes of an incomplete header or event.
         begun: True once the header is complete.
+        header_bytes: its length.
         sensor: size of the camera, if the header names it.
     """
 
     title: str  # of the format, for messages
-    event_bytes: int | None = None  # smallest unit of a format of words, in which a file is read by portions
-    counts = False  # a unit may hold several events: `room` counts them
+    event_bytes: int | None = None  # size of an event, or of the smallest unit
+    many = False  # a unit may hold several events
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.pending = b""
         self.begun = False
+        self.header_bytes = 0
         self.sensor: Sensor | None = None
 
     def decode(self, data: bytes) -> Recording:
@@ -81,16 +83,25 @@ class Decoder(ABC):
             data = self.pending + data
         at = 0
         if not self.begun:
-            end = self._header(data, final=False)
-            if end is None:
-                if len(data) > LONGEST_HEADER:
-                    raise RecordingError(f"{self.name} is no {self.title}: its header does not end.")
-                self.pending = data
+            self.begin(data)
+            if not self.begun:
                 return no_events()
-            self.begun, at = True, end
+            at = self.header_bytes
         recording, at = self._events(data, at)
         self.pending = data[at:]
         return recording
+
+    def begin(self, data: bytes) -> None:
+        """Read the header from the first bytes; they stay pending if it is not complete.
+
+        Raises:
+            RecordingError: it is the header of another format, or does not end.
+        """
+        end = self._header(data, final=False)
+        if end is None and len(data) > LONGEST_HEADER:
+            raise RecordingError(f"{self.name} is no {self.title}: its header does not end.")
+        self.begun, self.header_bytes = end is not None, end or 0
+        self.pending = b"" if self.begun else data
 
     def flush(self) -> Recording:
         """Events that only the end of the source completes: the last line of a text."""
@@ -107,10 +118,6 @@ class Decoder(ABC):
         if self.left:
             raise RecordingError(f"{self.left} The file is truncated.")
         return self.flush()
-
-    def room(self, data: bytes, at: int) -> int:
-        """Largest number of events in the whole units from byte `at` on, where one may hold several."""
-        raise NotImplementedError
 
     def fill(self, data: bytes, at: int, columns: Sequence[Any]) -> tuple[int, int]:
         """Decode the whole events from byte `at` on into t, x, y and p.
@@ -152,7 +159,7 @@ class Decoder(ABC):
 
 
 def read_whole(path: str | Path, decoder: Decoder) -> Recording:
-    """Events of a whole file, portion by portion if their number is known beforehand.
+    """Events of a whole file, portion by portion if its size tells how many they are at most.
 
     Raises:
         RecordingError: it is missing, truncated, damaged or in another format.
@@ -161,29 +168,22 @@ def read_whole(path: str | Path, decoder: Decoder) -> Recording:
         size = os.fstat(file.fileno()).st_size
         if decoder.event_bytes is None:
             return joined([decoder.decode(file.read()), decoder.finish()])
-        first = decoder.decode(file.read(min(size, LONGEST_HEADER)))
-        begin = file.tell() - len(decoder.pending)
-        if not decoder.begun or begin >= size:
-            return joined([first, decoder.finish()])
-        decoder.pending = b""
-        n, room = len(first.t), (size - begin) // decoder.event_bytes
-        if decoder.counts:
-            room = sum(decoder.room(portion, 0) for portion in _portions(file, begin))
-        columns = empty_columns(n + room)
-        for column, values in zip(columns, first, strict=True):
-            column[:n] = values
-        for portion in _portions(file, begin):
+        decoder.begin(file.read(LONGEST_HEADER))
+        if not decoder.begun:
+            return decoder.finish()
+        begin = file.seek(decoder.header_bytes)
+        # What another process appends meanwhile is left out: there is no room for it.
+        if decoder.many:
+            return joined([decoder.decode(file.read(size - begin)), decoder.finish()])
+        columns = empty_columns((size - begin) // decoder.event_bytes)
+        n = 0
+        for at in range(begin, size, _PORTION):
+            portion = file.read(min(_PORTION, size - at))
             more, rest = decoder.fill(portion, 0, [column[n:] for column in columns])
             n += more
             decoder.pending = portion[rest:]
         decoder.finish()
     return Recording(*(column[:n] for column in columns))
-
-
-def _portions(file: IO[bytes], begin: int) -> Iterator[bytes]:
-    file.seek(begin)
-    while portion := file.read(_PORTION):
-        yield portion
 
 
 def joined(parts: list[Recording]) -> Recording:

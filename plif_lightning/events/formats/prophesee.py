@@ -8,12 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plif_lightning.events.formats.decoding import (
-    Decoder,
-    empty_columns,
-    header_lines,
-    read_whole,
-)
+from plif_lightning.events.formats.decoding import Decoder, empty_columns, header_lines, read_whole
 from plif_lightning.events.recording import Recording, RecordingError, Sensor
 
 _log = logging.getLogger(__name__)
@@ -54,10 +49,6 @@ class _Words(Decoder):
     _kept = 0
     _read = 0  # words
 
-    def room(self, data: bytes, at: int) -> int:
-        words, _ = self._words(data, at)
-        return len(words) if self._count is None else self._count(words)
-
     def fill(self, data: bytes, at: int, columns: Sequence[Any]) -> tuple[int, int]:
         words, rest = self._words(data, at)
         n = self._loop(words, self._state, *(self.sensor or (_ANY, _ANY)), *columns)
@@ -73,7 +64,8 @@ class _Words(Decoder):
         return n, rest
 
     def _events(self, data: bytes, at: int) -> tuple[Recording, int]:
-        columns = empty_columns(self.room(data, at))
+        words, _ = self._words(data, at)
+        columns = empty_columns(len(words) if self._count is None else self._count(words))
         n, rest = self.fill(data, at, columns)
         return Recording(*(column[:n] for column in columns)), rest
 
@@ -157,7 +149,7 @@ class RawDecoder(_Words):
         self._loop = getattr(loops, encoding.loop)
         self.event_bytes = self._type.itemsize
         if encoding.pixels:
-            self._count, self.counts = getattr(loops, encoding.pixels), True
+            self._count, self.many = getattr(loops, encoding.pixels), True
         settings = {**fields, **dict(option.split("=", 1) for option in options if "=" in option)}
         self._swapped = settings.get("endianness") == "legacy"
         self.sensor = self._sensor(settings)
