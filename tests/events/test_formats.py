@@ -324,6 +324,7 @@ def test_numpys_text(tmp_path):
         (b"1 2 3 1\n4 5 6 1\n", "it is not clear which they are: 1 hold two values, as polarities do, and 3 others"),
         (b"1 0 0 1\n4 1 0 1\n", "3 hold two values"),
         (b"t x\0y p", "is no text"),
+        (b"t,x,y,p\n1,2,3,0\n2,3,4,-1\n", "its polarities are 0 as well as -1"),
     ],
 )
 def test_bad_text_is_named(content, expected, tmp_path):

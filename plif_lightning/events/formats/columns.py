@@ -82,7 +82,8 @@ def in_microseconds(t: Any, unit: float | None, name: str) -> NDArray[Any]:
         return np.rint(scaled).astype(np.int64)
     if unit is None or unit == 1.0 or t.dtype.kind not in "iu":
         return t
-    return t // round(1 / unit) if unit < 1 else t.astype(np.int64) * round(unit)
+    t = t.astype(np.int64)
+    return (t + round(0.5 / unit)) // round(1 / unit) if unit < 1 else t * round(unit)
 
 
 def recording_from(columns: dict[str, Any], units: dict[str, float | None], name: str) -> Recording:

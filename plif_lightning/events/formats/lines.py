@@ -42,7 +42,7 @@ def parse(text: Array, targets: Array, time_power: int, t: Array, x: Array, y: A
         text: bytes, uint8, that end with a line break.
         targets: for each field of a line, 0 to 3 for t, x, y and p, or -1 to skip it.
         time_power: power of ten of the unit of times [us]. Of 0, times must be whole.
-        t: times [us], filled. So are x, y and p; -1 as a polarity becomes 0.
+        t: times [us], filled. So are x, y and p, which is -1, 0 or 1.
 
     Returns:
         Number of events, and the first line that is none; -1 if all are. Empty lines and comments are skipped.
@@ -136,7 +136,7 @@ def parse(text: Array, targets: Array, time_power: int, t: Array, x: Array, y: A
                         y[n] = value
                     else:
                         fits = value == 0 or value == 1 or value == -1
-                        p[n] = 1 if value == 1 else 0
+                        p[n] = value
             good = good and fits
         if comment or field == 0:
             pass

@@ -49,6 +49,7 @@ class TextDecoder(Decoder):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._line = 0  # lines that were read
+        self._off: set[int] = set()  # polarities beside 1 that were seen
         self._unit_of_t: float | None = None  # us
         self._targets: NDArray[np.int64] | None = None  # for each field: 0 to 3 for t, x, y, p; -1 for none
 
@@ -177,7 +178,11 @@ class TextDecoder(Decoder):
                 + (", or its time has a fraction of a microsecond." if power == 0 else ".")
             )
         self._line += rows
-        return Recording(t[:n], x[:n], y[:n], p[:n]), end
+        p = p[:n]
+        self._off |= set(np.unique(p).tolist()) - {1}
+        if len(self._off) > 1:
+            raise RecordingError(f"{self.name}: its polarities are 0 as well as -1; expected 0 and 1, or -1 and 1.")
+        return Recording(t[:n], x[:n], y[:n], (p > 0).astype(np.uint8)), end
 
 
 def is_table(path: str | Path) -> bool:
