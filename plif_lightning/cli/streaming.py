@@ -52,7 +52,9 @@ def _stream_parser() -> PlainParser:
         "--idle", type=_positive, help="with --live or --port: end after this many seconds without an event"
     )
     parser.add_argument(
-        "--events_per_step", type=int, help="events per time-step (default: all in T steps; needed if live)"
+        "--events_per_step",
+        type=int,
+        help="events per time-step (default: those of its windows, or all in T steps; needed if live without windows)",
     )
     parser.add_argument("--ms_per_step", type=_positive, help="milliseconds per time-step, instead of events")
     parser.add_argument(
@@ -133,7 +135,9 @@ def _has_step_length(given: argparse.Namespace) -> bool:
 
 def _require_compatible(given: argparse.Namespace) -> None:
     """Refuse options of `stream` that contradict each other."""
-    if (given.file is None) == (given.port is None):
+    if given.file is not None and given.port is not None:
+        raise UserError("give --file or --port, not both.")
+    if given.file is None and given.port is None:
         raise UserError("give --file, such as --file recording.raw, or --port, such as --port 9000.")
     if given.live and given.port is not None:
         raise UserError("--live is for --file: a port is live.")
@@ -259,7 +263,7 @@ def _print_decision(network: "StreamingNetwork", class_names: Sequence[str]) -> 
 
 def _say_what_was_lost(source: "EventSocket | None") -> None:
     if source is not None and (source.late or source.damaged):
-        print(f"{source.late} events came late, and {source.damaged} packets or connections were damaged: dropped.")
+        print(f"dropped: {source.late} events that came late, and {source.damaged} damaged packets or events.")
 
 
 def stream(argv: list[str]) -> int:
@@ -275,7 +279,7 @@ def stream(argv: list[str]) -> int:
         if given.port is not None:
             from plif_lightning.events.sockets import EventSocket
 
-            source = stack.enter_context(EventSocket(given.port))
+            source = stack.enter_context(EventSocket(given.port, network.sensor))
             print(f"listening on TCP and UDP port {source.port} of this machine", flush=True)
         if _grows(given) and trained.data.get("init_args", {}).get("hot_pixels"):
             print(

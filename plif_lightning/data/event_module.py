@@ -97,8 +97,8 @@ class EventDataModule(SpikingDataModule):
     def _require_noise(self) -> None:
         for name in ("background_us", "hot_pixels"):
             value = getattr(self, name)
-            if value is not None and not value >= 1:
-                raise UserError(f"data.{name} must be at least 1, got {value}.")
+            if value is not None and not 1 <= value <= 10**9:
+                raise UserError(f"data.{name} must be from 1 to 10^9, got {value}.")
         if self.background_us is not None and self.time_order != "strict":
             raise UserError("data.background_us needs times in order: pass --data.time_order=strict.")
 

@@ -53,9 +53,12 @@ class DecisionPage:
         page = self
 
         class Handler(BaseHTTPRequestHandler):
+            def handle(self) -> None:
+                with suppress(ConnectionError, TimeoutError):  # browsers come and go
+                    super().handle()
+
             def do_GET(self) -> None:
-                with suppress(ConnectionError, TimeoutError):
-                    page._answer(self)
+                page._answer(self)
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (http.server's name)
                 """Print nothing: the terminal shows the stream."""

@@ -151,7 +151,7 @@ def of_sensor(path: str | Path, sensor: Sensor, pooled: bool = False) -> Recordi
         if own is None:
             raise RecordingError(
                 f"{path} does not name its sensor, and others here are of several: it cannot be brought to their size. "
-                "Pass --data.sensor, or keep recordings of one sensor."
+                "Keep recordings of one sensor, or name it in the file: text may begin with `% geometry:WIDTH,HEIGHT`."
             )
         recording = read_any(path)
         x, y = (np.asarray(column).astype(np.int64) for column in (recording.x, recording.y))
@@ -174,12 +174,22 @@ def decoder_of(data: bytes, name: str) -> Decoder | None:
         if data[:10] not in _AEDAT:
             raise RecordingError(f"{name} begins with {data[:10]!r}: it is no AEDAT 2.0, 3.1 or 4.0.")
         return _AEDAT[data[:10]](name)
+    for magic, what in (
+        (b"PK\x03\x04", ".npz"),
+        (b"\x93NUMPY", ".npy"),
+        (b"\x89HDF", "HDF5"),
+        (b"#ROSBAG", "a ROS bag"),
+    ):
+        if data.startswith(magic):
+            raise RecordingError(
+                f"{name} is {what}, which is read as a whole: RAW, DAT, AEDAT and text can be followed."
+            )
     if not data.startswith(b"%"):
         return TextDecoder(name)
     # Both formats of Prophesee begin with lines of `%`; only DAT says what its file contains, and its version.
     end = 0
-    while data.startswith(b"%", end) and b"\n" in data[end:]:
-        end = data.index(b"\n", end) + 1
+    while data.startswith(b"%", end) and (line_end := data.find(b"\n", end)) >= 0:
+        end = line_end + 1
     ends = end < len(data) and not data.startswith(b"%", end)
     if not ends and len(data) < LONGEST_HEADER and not data.endswith(b"% end\n"):
         return None

@@ -38,6 +38,8 @@ class Sensor(NamedTuple):
             ) from None
         if min(height, width) < 1:
             raise UserError(f"sensor must be at least 1 pixel high and wide, got {size!r}.")
+        if 2 * height * width > 2**32:
+            raise UserError(f"sensor must have at most 2^31 pixels, got {size!r}.")
         return cls(height, width)
 
     def __str__(self) -> str:

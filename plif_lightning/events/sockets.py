@@ -1,9 +1,11 @@
 """Events from a TCP or UDP socket of this machine, as AER packets or as text."""
 
 import logging
+import re
 import selectors
 import socket
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
@@ -14,7 +16,7 @@ import numpy as np
 from plif_lightning.errors import UserError
 from plif_lightning.events.formats.decoding import Decoder, joined, no_events
 from plif_lightning.events.formats.text import TextDecoder
-from plif_lightning.events.recording import Recording, RecordingError
+from plif_lightning.events.recording import Recording, RecordingError, Sensor
 
 _log = logging.getLogger(__name__)
 _HOST = "127.0.0.1"
@@ -24,7 +26,16 @@ _DATAGRAMS = 256
 _BUFFER = 2**22
 # A packet that is older than the last event by more than this comes from a clock that was reset [us].
 _RESET = 1_000_000
+# A packet that is further ahead than this, beside the time that has passed, is damaged or from another clock [us].
+_JUMP = 60_000_000
 _NO_TIME = 1 << 31
+# Connections that may wait for the one that is read; it gives way to them after this silence [s].
+_WAITING = 16
+_SILENCE = 10.0
+# Messages about what is damaged.
+_SAID = 5
+# Events outside the sensor are dropped up to this share of a packet.
+_FEW = 0.01
 
 
 class AerDecoder(Decoder):
@@ -35,28 +46,44 @@ class AerDecoder(Decoder):
 
     Args:
         name: name of the source, for messages.
+        started: time from which those of arrival count, as from `time.monotonic_ns`; default: now.
 
     Source: https://github.com/aestream/aestream, src/cpp/output/dvs_to_udp.cpp
     """
 
     title = "AER"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, started: int | None = None) -> None:
         super().__init__(name)
-        self.event_bytes = 4
-        self._timed: bool | None = None
-        self._last: int | None = None
-        self._added = 0
-        self._started = time.monotonic_ns()
+        self.clock: tuple[int | None, int] = None, 0  # the last time, and us that overflows add
+        self._started = time.monotonic_ns() if started is None else started
 
     def _header(self, data: bytes, final: bool) -> int | None:
-        return 0 if len(data) >= 4 else None
+        if len(data) < 4:
+            return None
+        self._timed = not int.from_bytes(data[:4], "little") & _NO_TIME
+        self.event_bytes = 8 if self._timed else 4
+        return 0
+
+    def packet(self, data: bytes) -> Recording:
+        """Events of a packet by itself, whatever those before were.
+
+        Raises:
+            RecordingError: it is no whole number of events; nothing has changed.
+        """
+        before = self.clock
+        self.begun, self.pending = False, b""
+        try:
+            found = self.decode(data)
+            if self.pending or not data:
+                raise RecordingError(f"{self.name}: a packet of {len(data)} bytes is no whole number of AER events.")
+        except RecordingError:
+            self.clock = before
+            raise
+        return found
 
     def _events(self, data: bytes, at: int) -> tuple[Recording, int]:
-        if self._timed is None and len(data) - at >= 4:
-            self._timed = not int.from_bytes(data[at : at + 4], "little") & _NO_TIME
-            self.event_bytes = 8 if self._timed else 4
-        size = self.event_bytes or 4
+        size = 8 if self._timed else 4
         count = (len(data) - at) // size
         words = np.frombuffer(data, "<u4", count * size // 4, at).reshape(count, size // 4)
         if not count:
@@ -66,9 +93,10 @@ class AerDecoder(Decoder):
             raise RecordingError(f"{self.name}: some AER words have a time and others have none. They are damaged.")
         if self._timed:
             t = words[:, 1].astype(np.int64)
-            jumps = np.diff(t, prepend=t[0] if self._last is None else self._last) < -(2**31)
-            added = self._added + 2**32 * np.cumsum(jumps)
-            self._last, self._added = int(t[-1]), int(added[-1])
+            last, added_before = self.clock
+            jumps = np.diff(t, prepend=t[0] if last is None else last) < -(2**31)
+            added = added_before + 2**32 * np.cumsum(jumps)
+            self.clock = int(t[-1]), int(added[-1])
             t += added
         else:
             t = np.full(count, (time.monotonic_ns() - self._started) // 1000)
@@ -76,35 +104,37 @@ class AerDecoder(Decoder):
         return Recording(t, x.astype(np.uint16), y.astype(np.uint16), p.astype(np.uint8)), at + count * size
 
 
-def _decoder_of(data: bytes, name: str) -> Decoder | None:
+def _decoder_of(data: bytes, name: str, started: int) -> Decoder | None:
     """Decoder of a connection's first bytes: text if they are printable, AER otherwise; None if more are needed."""
     if len(data) < 4:
         return None
     # The fourth byte of AER is the upper half of x, below 0x20 for any sensor, or above 0x7f.
     is_text = all(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in data[:4])
-    return TextDecoder(name) if is_text else AerDecoder(name)
+    return TextDecoder(name) if is_text else AerDecoder(name, started)
 
 
 class EventSocket:
     """Listens on a TCP and a UDP port of this machine. Use it as a context manager.
 
-    What is lost or comes late leaves the order of the events intact: late ones are dropped and counted. A connection
-    that closes may be followed by another.
+    What is lost, comes late or is damaged leaves the order of the events intact: it is dropped and counted. Connections
+    are read one after another, each to its end; a silent one gives way to one that waits.
 
     Args:
         port: number of both ports; 0 for any free one.
+        sensor: events outside it are dropped; where they are more than one in a hundred of a packet, it is damaged.
 
     Attributes:
         port: the number.
         late: events that were dropped because later ones had come before.
-        damaged: packets and connections that could not be read.
+        damaged: packets and connections that could not be read, and events outside the sensor.
 
     Raises:
         UserError: the port is taken or not allowed.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, sensor: Sensor | None = None) -> None:
         self.late = self.damaged = 0
+        self.sensor = sensor
         self._tcp = self._udp = None
         if not 0 <= port < 2**16:
             raise UserError(f"--port must lie in 0..65535, got {port}.")
@@ -123,13 +153,20 @@ class EventSocket:
         for one in (self._tcp, self._udp):
             one.setblocking(False)
             self._selector.register(one, selectors.EVENT_READ)
+        self._started = time.monotonic_ns()
+        self._waiting: deque[socket.socket] = deque()
         self._connection: socket.socket | None = None
+        self._heard = 0.0  # when the connection sent something last
         self._first = b""
         self._decoder: Decoder | None = None
         self._text: TextDecoder | None = None  # of datagrams
-        self._aer = AerDecoder(f"UDP port {self.port}")
+        self._text_header = b""
+        self._aer = AerDecoder(f"UDP port {self.port}", self._started)
         self._latest: int | None = None
+        self._came = time.monotonic()  # when the last event came
+        self._ahead: int | None = None  # time of a packet that was dropped because it is far ahead
         self._shift = 0
+        self._is_new = False  # the next events are the first ones of a connection
 
     def __enter__(self) -> "EventSocket":
         return self
@@ -138,7 +175,7 @@ class EventSocket:
         self.close()
 
     def close(self) -> None:
-        for one in (self._tcp, self._udp, getattr(self, "_connection", None)):
+        for one in (self._tcp, self._udp, getattr(self, "_connection", None), *getattr(self, "_waiting", ())):
             if one is not None:
                 one.close()
         if hasattr(self, "_selector"):
@@ -152,34 +189,58 @@ class EventSocket:
         """
         since = time.monotonic()
         while True:
-            found = [self._read(key.fileobj) for key, _ in self._selector.select(0.05)]
-            some = self._in_order(joined(found))
-            if len(some.t):
-                yield some
-                since = time.monotonic()
-            elif idle is not None and time.monotonic() - since >= idle:
+            for key, _ in self._selector.select(0.05):
+                for some in self._read(key.fileobj):
+                    if len(some.t):
+                        yield some
+                        since = time.monotonic()
+            self._let_the_next_in()
+            if idle is not None and time.monotonic() - since >= idle:
                 break
-        rest = self._in_order(self._rest())
-        if len(rest.t):
-            yield rest
+        for decoder in (self._decoder, self._text):
+            rest = self._accepted(self._flushed(decoder))
+            if len(rest.t):
+                yield rest
 
-    def _read(self, ready: Any) -> Recording:
+    def _read(self, ready: Any) -> Iterator[Recording]:
         """Events that a socket has."""
         if ready is self._tcp:
             self._accept()
-            return no_events()
-        return self._datagrams() if ready is self._udp else self._received()
+        elif ready is self._udp:
+            yield from self._datagrams()
+        else:
+            yield self._accepted(self._received())
 
     def _accept(self) -> None:
+        """Let a connection wait for its turn."""
         assert self._tcp is not None
         with suppress(OSError):
             connection, _ = self._tcp.accept()
-            if self._connection is not None:  # one source at a time
+            if len(self._waiting) >= _WAITING:
+                self._damage(
+                    f"TCP port {self.port}: more than {_WAITING} connections wait, and another one is refused."
+                )
                 connection.close()
                 return
             connection.setblocking(False)
-            self._connection, self._decoder, self._first = connection, None, b""
-            self._selector.register(connection, selectors.EVENT_READ)
+            self._waiting.append(connection)
+
+    def _let_the_next_in(self) -> None:
+        """Turn to the next connection when the one before has ended, or is silent."""
+        if self._connection is not None and self._waiting and time.monotonic() - self._heard > _SILENCE:
+            self._damage(f"TCP port {self.port}: a connection was silent for {_SILENCE:g} s while another waited.")
+            self._hang_up()
+        if self._connection is None and self._waiting:
+            self._connection = self._waiting.popleft()
+            self._decoder, self._first, self._is_new = None, b"", True
+            self._heard = time.monotonic()
+            self._selector.register(self._connection, selectors.EVENT_READ)
+
+    def _damage(self, message: str) -> None:
+        """Count something that cannot be read; only the first few are said."""
+        self.damaged += 1
+        if self.damaged <= _SAID:
+            _log.warning("%s%s", message, " No more of these are said." if self.damaged == _SAID else "")
 
     def _received(self) -> Recording:
         """Events of the connection; it is closed at its end, and if its bytes cannot be read."""
@@ -187,45 +248,42 @@ class EventSocket:
         data = b""
         with suppress(OSError):  # a reset connection
             data = self._connection.recv(_PORTION)
-        name = f"TCP port {self.port}"
+        self._heard = time.monotonic()
         try:
             if not data:
-                rest = self._rest()
-                if self._decoder is not None and self._decoder.left:
-                    self.damaged += 1
-                    _log.warning("%s", self._decoder.left)
+                rest = self._flushed(self._decoder)
+                if self._first or (self._decoder is not None and self._decoder.left):
+                    self._damage(f"TCP port {self.port}: a connection ended within an event.")
                 self._hang_up()
                 return rest
             if self._decoder is None:
                 self._first += data
-                self._decoder = _decoder_of(self._first, name)
+                self._decoder = _decoder_of(self._first, f"TCP port {self.port}", self._started)
                 if self._decoder is None:
                     return no_events()
                 data, self._first = self._first, b""
             return self._decoder.decode(data)
         except RecordingError as error:
-            self.damaged += 1
-            _log.warning("%s The connection is closed; another one may follow.", error)
+            self._damage(f"{error} The connection is closed; another one may follow.")
             self._hang_up()
             return no_events()
 
-    def _rest(self) -> Recording:
-        """Events that only the end of the connection, or of all datagrams, completes."""
-        found = []
-        for decoder in (self._decoder, self._text):
-            if decoder is not None:
-                with suppress(RecordingError):
-                    found.append(decoder.flush())
-        self._text = None
-        return joined(found)
+    def _flushed(self, decoder: Decoder | None) -> Recording:
+        """Events that only the end of a connection, or of all datagrams, completes."""
+        try:
+            return no_events() if decoder is None else decoder.flush()
+        except RecordingError as error:
+            self._damage(str(error))
+            return no_events()
 
     def _hang_up(self) -> None:
         assert self._connection is not None
         self._selector.unregister(self._connection)
         self._connection.close()
         self._connection = self._decoder = None
+        self._first = b""
 
-    def _datagrams(self) -> Recording:
+    def _datagrams(self) -> Iterator[Recording]:
         """Events of the datagrams that came; those that cannot be read are dropped and counted."""
         assert self._udp is not None
         found = []
@@ -234,40 +292,73 @@ class EventSocket:
                 data = self._udp.recv(2**16)
             except OSError:  # no more for now
                 break
+            before = self._aer.clock
             try:
-                found.append(self._datagram(data))
+                some = self._datagram(data)
             except RecordingError as error:
-                self.damaged += 1
-                if self.damaged == 1:
-                    _log.warning("%s It is dropped, and others like it.", error)
-        return joined(found)
+                self._damage(str(error))
+                continue
+            found.append(self._accepted(some))
+            if not len(found[-1].t):  # a damaged time is no overflow
+                self._aer.clock = before
+        yield joined(found)
 
     def _datagram(self, data: bytes) -> Recording:
-        kind = _decoder_of(data, f"UDP port {self.port}")
-        if isinstance(kind, TextDecoder):
-            self._text = self._text or kind
-            try:
-                return self._text.decode(data)
-            except RecordingError:
+        kind = _decoder_of(data, f"UDP port {self.port}", self._started)
+        if not isinstance(kind, TextDecoder):
+            return self._aer.packet(data)
+        lines = data if data.endswith(b"\n") else data + b"\n"  # a datagram holds whole lines
+        first = lines[: lines.index(b"\n") + 1]
+        if self._text is None:
+            self._text = kind
+            self._text_header = first if re.search(rb"[A-Za-z]", first) else b""
+        elif first == self._text_header:
+            lines = lines[len(first) :]
+        try:
+            return self._text.decode(lines)
+        except RecordingError:
+            if not self._text.begun:
+                self._text = None
+            else:
                 self._text.pending = b""
-                raise
-        self._aer.pending = b""
-        found = self._aer.decode(data)
-        if self._aer.pending or not data:
-            raise RecordingError(
-                f"UDP port {self.port}: a packet of {len(data)} bytes is no whole number of AER words."
-            )
-        return found
+            raise
+
+    def _accepted(self, recording: Recording) -> Recording:
+        """Events within the sensor and in order, on the time of this socket."""
+        if not len(recording.t):
+            return recording
+        if self.sensor is not None:
+            inside = (recording.x >= 0) & (recording.y >= 0)
+            inside &= (recording.x < self.sensor.width) & (recording.y < self.sensor.height)
+            outside = int((~inside).sum())
+            if outside > _FEW * len(inside):
+                self._damage(f"port {self.port}: {outside} of {len(inside)} events of a packet lie outside the sensor.")
+                return no_events()
+            if outside:
+                self.damaged += outside
+                recording = Recording(*(column[inside] for column in recording))
+        return self._in_order(recording)
 
     def _in_order(self, recording: Recording) -> Recording:
         """Drop events that are older than one before, and go on from the last event where the clock was reset."""
-        if not len(recording.t):
-            return recording
         t = recording.t + self._shift
-        if self._latest is not None and t[0] < self._latest - _RESET:
-            _log.warning("The source's clock was reset: its times go on from the last event.")
-            self._shift += self._latest - int(t[0])
-            t = recording.t + self._shift
+        first, now = int(t[0]), time.monotonic()
+        if self._latest is not None:
+            if first < self._latest - (0 if self._is_new else _RESET):
+                _log.warning("The source's clock was reset: its times go on from the last event.")
+                self._shift += self._latest - first
+                t = recording.t + self._shift
+            elif first > self._latest + _JUMP + 1e6 * (now - self._came):
+                # A single packet from far ahead is damaged; if the next one comes from there too, the clock is.
+                if self._ahead is None or abs(first - self._ahead) > _JUMP:
+                    self._ahead = first
+                    self._damage(
+                        f"port {self.port}: a packet is {(first - self._latest) / 1e6:.0f} s ahead. It is dropped."
+                    )
+                    return no_events()
+                self._shift -= first - self._latest
+                t = recording.t + self._shift
+        self._is_new, self._ahead, self._came = False, None, now
         start = int(t[0]) if self._latest is None else self._latest
         newest = np.maximum.accumulate(np.maximum(t, start))
         self._latest = int(newest[-1])

@@ -1,5 +1,6 @@
 """Samples of an event store: whole recordings, or windows of them. Windows are addresses; no event is copied."""
 
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.events.store import EventStore
 
 Array = NDArray[Any]
+_MOST = 10**9
 
 
 class Samples(NamedTuple):
@@ -73,8 +75,10 @@ def windows_of(
             raise UserError(f"data.stride_{unit} needs data.window_{unit}.")
         for name, value in (("window", window), ("stride", stride)):
             least = 1 if unit == "events" else 0.001
-            if value is not None and not value >= least:
-                raise UserError(f"data.{name}_{unit} must be at least {least}, got {value}.")
+            if value is not None and not least <= value <= _MOST:
+                raise UserError(f"data.{name}_{unit} must be from {least} to 10^9, got {value}.")
+            if value is not None and unit == "events" and not isinstance(value, Integral):
+                raise UserError(f"data.{name}_events must be a whole number, got {value}.")
     if events is not None:
         return Windows(events, stride_events or events, by_time=False)
     if ms is not None:

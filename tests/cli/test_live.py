@@ -90,7 +90,7 @@ def test_a_port_gives_what_the_file_gives(checkpoint, listening):  # noqa: F811
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert expected(checkpoint, SOME, events_per_step=200) in out
-    assert "0 events came late, and 1 packets or connections were damaged: dropped." in out
+    assert "dropped: 0 events that came late, and 1 damaged packets or events." in out
 
 
 def test_the_page_shows_what_the_terminal_does(checkpoint, listening):  # noqa: F811
@@ -121,7 +121,7 @@ def test_the_page_shows_what_the_terminal_does(checkpoint, listening):  # noqa: 
     ("arguments", "message"),
     [
         ([], "give --file, such as --file recording.raw, or --port, such as --port 9000"),
-        (["--file", "a.raw", "--port", "9000"], "give --file, such as"),
+        (["--file", "a.raw", "--port", "9000"], "give --file or --port, not both"),
         (["--port", "9000", "--live"], "--live is for --file: a port is live"),
         (["--port", "9000"], "a live stream has no end to divide by T"),
         (["--port", "99999", "--events_per_step", "10"], "--port must lie in 0..65535, got 99999"),

@@ -276,7 +276,14 @@ def test_text_without_names_is_told_from_its_values(columns, tmp_path):
     ("content", "events"),
     [
         (b"# recorded today\n\n# t [s] x y pol\n0.5 1 2 1\n1.25 3 4 0", [(500_000, 1, 2, 1), (1_250_000, 3, 4, 0)]),
-        (b'"x","y","timestamp","polarity","label"\r\n1,2,7,True,car\r\n', None),
+        (b'"x","y","timestamp","polarity","label"\r\n"1","2",7,True,car\r\n', [(7, 1, 2, 1)]),
+        (b",t,x,y,p\n0,7,1,2,1\n1,9,3,4,0\n", [(7, 1, 2, 1), (9, 3, 4, 0)]),
+        (b"\xef\xbb\xbft,x,y,p\n7,1,2,1\n", [(7, 1, 2, 1)]),
+        ("t [\u03bcs],x,y,p\n1000,1,2,1\n".encode(), [(1000, 1, 2, 1)]),
+        ("t [\u00b5s],x,y,p\n1000,1,2,1\n".encode("cp1252"), [(1000, 1, 2, 1)]),
+        (b"sep=;\nt;x;y;p\n7;1;2;1\n", [(7, 1, 2, 1)]),
+        (b"# columns: t x y p\n# time: t in us\n7 9 8 1\n9 3 4 0\n", [(7, 9, 8, 1), (9, 3, 4, 0)]),
+        (b"# c\n" * 1500 + b"t,x,y,p\n7,1,2,1\n", [(7, 1, 2, 1)]),
         (b"x,y,timestamp,polarity,label\r\n1,2,7,True,3\r\n3,4,9,False,3\r\n", [(7, 1, 2, 1), (9, 3, 4, 0)]),
         (b"240 180\n0.000001 9 8 1\n3.000000 3 4 0\n", [(1, 9, 8, 1), (3_000_000, 3, 4, 0)]),
         (b"%geometry:1280,720\n9,8,1,7\n3,4,0,9\n", [(7, 9, 8, 1), (9, 3, 4, 0)]),
@@ -293,11 +300,7 @@ def test_text_without_names_is_told_from_its_values(columns, tmp_path):
 )
 def test_text_by_hand(content, events, tmp_path):
     path = writers.write_file(tmp_path / "a.csv", content)
-    if events is None:
-        with pytest.raises(RecordingError, match=r"line 2: .1,2,7,True,car"):
-            read_any(path)
-    else:
-        same(read_any(path), recording(*events) if events else Recording(*(np.zeros(0, np.int64) for _ in range(4))))
+    same(read_any(path), recording(*events) if events else Recording(*(np.zeros(0, np.int64) for _ in range(4))))
 
 
 def test_numpys_text(tmp_path):
@@ -308,7 +311,7 @@ def test_numpys_text(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"t,x,y,p\n1,2,3,1\n2,3\n", "line 3: '2,3' is no event of 4 numbers"),
+        (b"t,x,y,p\n1,2,3,1\n2,3\n", "line 3: '2,3' is no event of 4 fields"),
         (b"t,x,y,p\n1,2,3,1\n2,3,4,5,6\n", "line 3: '2,3,4,5,6' is no event"),
         (b"t,x,y,p\n1,2,3,1\n2,three,4,1\n", "line 3: '2,three,4,1' is no event"),
         (b"t,x,y,p\n1,2,3,7\n", "line 2: '1,2,3,7' is no event"),
@@ -324,6 +327,16 @@ def test_numpys_text(tmp_path):
         (b"1 2 3 1\n4 5 6 1\n", "it is not clear which they are: 1 hold two values, as polarities do, and 3 others"),
         (b"1 0 0 1\n4 1 0 1\n", "3 hold two values"),
         (b"t x\0y p", "is no text"),
+        (b"t,x,y,p\r1,5,6,1\r2,7,8,0\r", "its lines end in CR alone"),
+        (b"t [0.1 ms],x,y,p\n1,5,6,1\n", "the unit of 't [0.1 ms]' is not known"),
+        (b"inf nan\n1,2,3,1\n", "line 1: 'inf nan' is neither"),
+        (b"%geometry:0,0\n1,2,3,1\n", "line 1 names a sensor of 0 x 0 pixels"),
+        (b"t,x,y,p\n1,2,3,test\n", "line 2: '1,2,3,test' is no event"),
+        (b"t,x,y,p\n1,2,3,1,9\n", "line 2: '1 2 3 1 9' has 5 fields, and the header names 4 columns"),
+        (
+            b"t,x,y,p\n" + b"".join(b"%d.5,1,2,1\n" % i for i in range(200)),
+            "as seconds they would give 200 events in 199 s",
+        ),
         (b"t,x,y,p\n1,2,3,0\n2,3,4,-1\n", "its polarities are 0 as well as -1"),
     ],
 )
@@ -338,6 +351,13 @@ def test_a_fraction_that_comes_late_in_whole_times_is_named():
     lines = "".join(f"{i},1,2,{i % 2}\n" for i in range(3000))
     with pytest.raises(RecordingError, match=r"line 3002: '3000\.5,1,2,1' .* fraction of a microsecond"):
         readers.EventStream(io.BytesIO(f"t,x,y,p\n{lines}3000.5,1,2,1\n".encode()), "a").read()
+
+
+def test_an_endless_line_is_refused():
+    stream = readers.EventStream(io.BytesIO(), "a")
+    stream.take(b"t,x,y,p\n" + b"".join(b"%d,1,2,1\n" % i for i in range(99)))
+    with pytest.raises(RecordingError, match="a, line 101 is longer than an event"):
+        stream.take(b"1" * 20_000)
 
 
 @pytest.mark.parametrize(
@@ -458,6 +478,36 @@ def test_fuzzed_ecf(changes, packing, tmp_path):
         assert len(ecf.decompressed(chunk, "a.hdf5")) == 200
     except RecordingError as error:
         assert "a.hdf5" in str(error)
+
+
+def test_data_that_are_not_there_are_not_read_as_zeros(tmp_path):
+    events = {name: np.arange(2000) % 2 for name in "xyp"}
+    for i, what in enumerate(("virtual", "unwritten", "bomb")):
+        with h5py.File(tmp_path / f"{i}.h5", "w") as file:
+            for name, values in events.items():
+                file[f"events/{name}"] = values
+            if what == "virtual":
+                layout = h5py.VirtualLayout((2000,), "i8")
+                layout[:] = h5py.VirtualSource("missing.h5", "t", (2000,))
+                file.create_virtual_dataset("events/t", layout)
+            else:
+                file.create_dataset("events/t", (2000 if what == "unwritten" else 10**11,), "i8", chunks=(1000,))
+        with pytest.raises(RecordingError, match="are not in this file, or were not written as a whole"):
+            read_any(tmp_path / f"{i}.h5")
+
+
+def test_groups_that_are_linked_often_are_searched_once(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        group = file
+        for _ in range(40):
+            below = group.create_group("a")
+            group["b"] = below
+            group = below
+        group["back"] = file["a"]
+        for name, column in MANY._asdict().items():
+            group[f"events/{name}"] = column
+        file["alias"] = group["events"]
+    same(read_any(tmp_path / "a.h5"), MANY)
 
 
 @pytest.mark.parametrize(
@@ -593,6 +643,9 @@ def test_a_bag_of_ros_2(kind, event_array, tmp_path):
     suffix = ".db3" if kind == "sqlite3" else ".mcap"
     (path,) = (tmp_path / "bag").glob(f"*{suffix}")
     same(read_any(path), MANY)
+    other = writers.write_file(path.parent / f"other{suffix}", path.read_bytes())
+    with pytest.raises(RecordingError, match=r"other\.\w+: a bag of ROS 2 is read by the metadata\.yaml beside it"):
+        read_any(other)
 
 
 def test_the_way_to_a_missing_package_is_named(tmp_path, monkeypatch):
@@ -638,6 +691,31 @@ def test_suffixes_are_read_in_any_case(tmp_path):
     same(read_any(writers.write_file(tmp_path / "A.RAW", writers.evt3_bytes(MANY))), MANY)
 
 
+def test_aedat3_of_another_format_or_of_two_cameras_is_named(tmp_path):
+    content = writers.aedat3_bytes(MANY)
+    other = content.replace(b"#Format: RAW", b"#Format: SerializedTS")
+    with pytest.raises(RecordingError, match=r"AEDAT 3\.1 in the format SerializedTS is not read"):
+        read_any(writers.write_file(tmp_path / "a.aedat", other))
+    packet = content.rindex(struct.pack("<hhii", 1, 1, 8, 4))
+    two = content[:packet] + struct.pack("<hh", 1, 2) + content[packet + 4 :]
+    with pytest.raises(RecordingError, match="holds events of the sources 1 and 2"):
+        read_any(writers.write_file(tmp_path / "b.aedat", two))
+    unknown = content[:packet] + struct.pack("<hh", 77, 1) + content[packet + 4 :]
+    with pytest.raises(RecordingError, match="is of unknown type 77"):
+        read_any(writers.write_file(tmp_path / "c.aedat", unknown))
+
+
+def test_a_bomb_of_aedat4_is_not_unpacked(tmp_path):
+    import zstandard
+
+    content = writers.aedat4_bytes(Recording(*(column[:1] for column in MANY)), compression=3)
+    start = 18 + struct.unpack_from("<I", content, 14)[0]
+    bomb = zstandard.ZstdCompressor().compress(bytes(2**27))
+    packets = (struct.pack("<ii", 0, len(bomb)) + bomb) * 2
+    with pytest.raises(RecordingError, match="AEDAT 4"):
+        read_any(writers.write_file(tmp_path / "a.aedat4", content[:start] + packets))
+
+
 def test_a_damaged_packet_of_aedat4_is_named(tmp_path):
     content = bytearray(writers.aedat4_bytes(MANY, compression=1))
     content[-40] ^= 0xFF
@@ -651,6 +729,16 @@ def test_a_damaged_packet_of_aedat4_is_named(tmp_path):
         assert len(read.t) == len(MANY.t)
 
 
+def packet_ends(content):
+    """Where the packets of an AEDAT 4 file end, but for the last one."""
+    at = 18 + struct.unpack_from("<I", content, 14)[0]
+    ends = []
+    while at < len(content):
+        at += 8 + struct.unpack_from("<i", content, at + 4)[0]
+        ends.append(at)
+    return ends[:-1]
+
+
 def test_the_table_at_the_end_of_aedat4(tmp_path):
     content = writers.aedat4_bytes(MANY, compression=1)
     import lz4.frame
@@ -659,8 +747,21 @@ def test_the_table_at_the_end_of_aedat4(tmp_path):
     same(read_any(writers.write_file(tmp_path / "a.aedat4", content + table)), MANY)
     # a finished file names where it begins
     place = content.index(struct.pack("<q", -1))
-    known = content[:place] + struct.pack("<q", len(content)) + content[place + 8 :]
-    same(read_any(writers.write_file(tmp_path / "b.aedat4", known + b"anything")), MANY)
+
+    def with_end(at):
+        return content[:place] + struct.pack("<q", at) + content[place + 8 :]
+
+    same(read_any(writers.write_file(tmp_path / "b.aedat4", with_end(len(content)) + table)), MANY)
+    for bad in (
+        with_end(len(content)) + b"anything",
+        with_end(300) + table,
+        with_end(0) + table,
+    ):
+        with pytest.raises(RecordingError, match=r"damaged|truncated|lies behind"):
+            read_any(writers.write_file(tmp_path / "c.aedat4", bad))
+    cut = writers.write_file(tmp_path / "d.aedat4", with_end(len(content))[: packet_ends(content)[0]])
+    with pytest.raises(RecordingError, match="its header says that packets go on to"):
+        read_any(cut)
 
 
 def test_real_files_say_nothing(tmp_path, caplog):

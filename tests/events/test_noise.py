@@ -105,8 +105,8 @@ def test_a_data_set_without_noise(root):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"background_us": 0}, "data.background_us must be at least 1, got 0"),
-        ({"hot_pixels": 0.5}, "data.hot_pixels must be at least 1, got 0.5"),
+        ({"background_us": 0}, r"data.background_us must be from 1 to 10\^9, got 0"),
+        ({"hot_pixels": 0.5}, r"data.hot_pixels must be from 1 to 10\^9, got 0.5"),
         ({"background_us": 5, "time_order": "as_recorded"}, "data.background_us needs times in order"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from plif_lightning.errors import UserError
-from plif_lightning.events import Recording
+from plif_lightning.events import Recording, Sensor, sockets
 from plif_lightning.events.sockets import AerDecoder, EventSocket
 from tests import writers
 from tests.conftest import PATIENCE
@@ -165,6 +165,91 @@ def test_overflows_of_aers_time():
     found = [decoder.decode(aer_bytes(part)) for part in parts_of(late)]
     same(Recording(*map(np.concatenate, zip(*found, strict=True)))._replace(t=late.t), late)
     assert np.array_equal(np.concatenate([part.t for part in found]), late.t)
+
+
+def test_connections_that_follow_each_other_at_once_are_all_read():
+    listener = Listener()
+    for part in parts_of(SOME, 250):
+        with listener.connect() as connection:
+            connection.sendall(aer_bytes(part))
+    same(listener.found(), SOME)
+
+
+def test_a_silent_connection_gives_way(monkeypatch):
+    monkeypatch.setattr(sockets, "_SILENCE", 0.3)
+    listener = Listener(idle=2.0)
+    with listener.connect(), listener.connect() as connection:
+        connection.sendall(aer_bytes(SOME))
+        listener.wait_for(1000)
+    same(listener.found(), SOME)
+    assert listener.socket.damaged == 1
+
+
+def test_a_damaged_packet_changes_nothing_for_others():
+    for timed in (True, False):
+        listener = Listener()
+        listener.socket.sensor = Sensor(128, 128)
+        packets = [aer_bytes(part, timed) for part in parts_of(SOME)]
+        listener.send(bytes(8), b"\xff" * 4, b"\xff\xff\xff\xff\1", *packets)
+        found = listener.found()
+        assert len(found.t) >= 1000
+        assert np.array_equal(found.x[-1000:], SOME.x)
+
+
+def test_each_datagram_of_text_holds_whole_lines():
+    lines = writers.text_bytes(SOME).split(b"\n")[:-1]
+    listener = Listener()
+    listener.send(*(b"\n".join([lines[0], *lines[i : i + 50]]) for i in range(1, len(lines), 50)))  # a header in each
+    same(listener.found(), SOME)
+    listener = Listener()
+    listener.send(b"t,x,y,p\n" + b"\n".join(lines[1:40]), b"200,12", b"0,7,1\n", *lines[40:50])
+    same(listener.found(), Recording(*(column[:49] for column in SOME)))
+    assert listener.socket.damaged == 2
+
+
+def test_text_that_cannot_be_told_is_counted():
+    listener = Listener()
+    with listener.connect() as connection:
+        connection.sendall(b"1,2,3\n4,5,6\n" * 20)
+    assert len(listener.found().t) == 0
+    assert listener.socket.damaged == 1
+
+
+def test_events_outside_the_sensor_are_dropped():
+    listener = Listener()
+    listener.socket.sensor = Sensor(128, 128)
+    x = SOME.x.copy()
+    x[100] = 300
+    wrong = SOME._replace(x=x)
+    listener.send(aer_bytes(wrong), aer_bytes(Recording(*(np.array([value]) for value in (999_999, 500, 1, 1)))))
+    same(listener.found(), Recording(*(np.delete(column, 100) for column in SOME)))
+    assert listener.socket.damaged == 2
+
+
+def test_a_packet_from_far_ahead_is_dropped_and_a_clock_that_is_set_is_followed():
+    ahead = SOME._replace(t=SOME.t + 3_000_000_000)
+    listener = Listener()
+    parts, later = parts_of(SOME, 200), parts_of(ahead, 200)
+    listener.send(*map(aer_bytes, (*parts[:2], later[0], *parts[2:])))
+    same(listener.found(), SOME)
+    assert listener.socket.damaged == 1
+    listener = Listener()
+    listener.send(*map(aer_bytes, (*parts, *later)))
+    found = listener.found()
+    assert len(found.t) == 1800  # the first packet of the new time is dropped
+    assert found.t[-1] - found.t[0] < 3_000_000
+
+
+def test_a_source_that_comes_again_goes_on():
+    listener = Listener(idle=2.0)
+    short = SOME._replace(t=SOME.t // 1000)
+    for i in (1, 2):
+        with listener.connect() as connection:
+            connection.sendall(aer_bytes(short))
+        listener.wait_for(1000 * i)
+    found = listener.found()
+    assert len(found.t) == 2000
+    assert listener.socket.late == 0
 
 
 def test_a_port_that_is_taken_is_named():

@@ -1,5 +1,6 @@
 """AEDAT 2.0, 3.1 and 4.0, the files of jAER, cAER and DV."""
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,18 +10,27 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from plif_lightning.events.formats.decoding import Decoder, header_lines, joined, no_events, read_whole
+from plif_lightning.events.formats.decoding import (
+    Decoder,
+    header_lines,
+    joined,
+    named_sensor,
+    no_events,
+    read_whole,
+    require_compression,
+)
 from plif_lightning.events.recording import Recording, RecordingError, Sensor
 
 # AEDAT 2.0 of a DVS128: bit 15 marks an external input signal of the camera, not a pixel.
 _AEDAT2_SPECIAL = 0x8000
 _AEDAT3_HEADER = struct.Struct("<hhiiiiii")
 _AEDAT3_POLARITY = 1
+_AEDAT3_TYPES = 32  # libcaer has about fifteen
 _ENDS = (b"#!END-HEADER", b"#END OF ASCII HEADER")
 _DVS128 = Sensor(128, 128)
 # AEDAT 4: events, and the largest packet that is unpacked [bytes]; DV writes packets of about 10 ms.
 _EVENT = np.dtype([("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("on", "u1"), ("pad", "V3")])
-_LARGEST = 2**30
+_LARGEST = 2**28
 _AEDAT4 = b"#!AER-DAT4.0\r\n"
 # First bytes of compressed data without a packet's header in front: the table of contents, which ends a file.
 _TABLES = (0x184D2204, -0x02D04AD8)
@@ -111,6 +121,7 @@ class Aedat3Decoder(_Lines):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._done = 0  # bytes
+        self._source: int | None = None
 
     @property
     def _unit(self) -> str:
@@ -120,6 +131,9 @@ class Aedat3Decoder(_Lines):
         end = super()._header(data, final)
         if end is not None:
             self.sensor = _DVS128 if b"DVS128" in data[:end] else None
+            form = re.search(rb"#\s*Format:\s*(\S+)", data[:end])
+            if form and form[1].upper() != b"RAW":
+                raise RecordingError(f"{self.name}: AEDAT 3.1 in the format {form[1].decode('latin-1')} is not read.")
         return end
 
     def _events(self, data: bytes, at: int) -> tuple[Recording, int]:
@@ -144,7 +158,9 @@ class Aedat3Decoder(_Lines):
 
     def _packet(self, data: bytes, at: int, parts: list[NDArray[Any]], overflows: list[int]) -> int | None:
         """Append events and overflows of the packet at byte `at`; its size, or None if it is not complete."""
-        kind, _, size, time_at, loops, capacity, number, _ = _AEDAT3_HEADER.unpack_from(data, at)
+        kind, source, size, time_at, loops, capacity, number, _ = _AEDAT3_HEADER.unpack_from(data, at)
+        if not 0 <= kind < _AEDAT3_TYPES:
+            raise RecordingError(f"{self.name}: {self._unit} is of unknown type {kind}. The file is damaged.")
         if size < 1 or capacity < 0 or not 0 <= number <= capacity or loops < 0:
             raise RecordingError(
                 f"{self.name}: the packet at byte {self._done} says {number} of {capacity} events of {size} bytes and "
@@ -159,6 +175,12 @@ class Aedat3Decoder(_Lines):
                     f"{self.name}: the packet at byte {self._done} has events of {size} bytes with their time at byte "
                     f"{time_at}; polarity events have 8 and 4. The file is damaged."
                 )
+            if self._source not in (None, source):
+                raise RecordingError(
+                    f"{self.name} holds events of the sources {self._source} and {source}: write each camera's into a "
+                    "file of its own."
+                )
+            self._source = source
             parts.append(np.frombuffer(data, "<u4", count=2 * number, offset=at).reshape(-1, 2))
             overflows.append(loops)
         return _AEDAT3_HEADER.size + capacity * size
@@ -252,6 +274,7 @@ class Aedat4Decoder(Decoder):
         super().__init__(name)
         self._done = 0  # bytes
         self._end = -1  # byte at which the packets end; -1 if unknown
+        self._unpacked = 0  # bytes
 
     @property
     def _unit(self) -> str:
@@ -296,7 +319,8 @@ class Aedat4Decoder(Decoder):
             raise RecordingError(f"{self.name} has no event stream.")
         self._stream = of_events[0]
         sides = [str(self._streams[self._stream].get(key, "")) for key in ("sizeY", "sizeX")]
-        self.sensor = Sensor(*map(int, sides)) if all(side.isdecimal() and int(side) for side in sides) else None
+        if all(re.fullmatch(r"\d{1,9}", side, re.ASCII) for side in sides):
+            self.sensor = named_sensor(int(sides[0]), int(sides[1]), self.name)
 
     def _events(self, data: bytes, at: int) -> tuple[Recording, int]:
         parts: list[Any] = []
@@ -305,11 +329,12 @@ class Aedat4Decoder(Decoder):
             self._done = at
         while len(data) - at >= 8:
             stream, size = struct.unpack_from("<ii", data, at)
-            if self._end >= 0 and self._done >= self._end:
-                return _of(parts), len(data)  # the table of contents follows, to the end of the file
-            if stream not in self._streams and stream in _TABLES:
+            if self._done == self._end or (self._end < 0 and stream not in self._streams):
+                self._require_table(view[at:])
                 self._end = self._done
-                continue
+                return _of(parts), len(data)  # the table of contents, to the end of the file
+            if 0 <= self._end < self._done:
+                raise RecordingError(f"{self.name} cannot be read as AEDAT 4: {self._unit} lies behind the last one.")
             if stream not in self._streams or size < 0:
                 raise RecordingError(f"{self.name} cannot be read as AEDAT 4: {self._unit} is damaged.")
             if size > len(data) - at - 8:
@@ -319,8 +344,24 @@ class Aedat4Decoder(Decoder):
             at, self._done = at + 8 + size, self._done + 8 + size
         return _of(parts), at
 
+    def _require_table(self, data: memoryview) -> None:
+        """Refuse what is neither a packet nor the table of contents that ends a file."""
+        (first,) = struct.unpack_from("<i", data)
+        if first not in _TABLES and bytes(data[8:12]) != b"FTAB":
+            raise RecordingError(f"{self.name} cannot be read as AEDAT 4: {self._unit} is damaged.")
+
+    def finish(self) -> Recording:
+        if self.begun and 0 <= self._end != self._done:
+            raise RecordingError(
+                f"{self.name} ends at byte {self._done}, and its header says that packets go on to {self._end}. It is "
+                "truncated."
+            )
+        return super().finish()
+
     def _packet(self, data: memoryview) -> NDArray[Any]:
         content = memoryview(_unpacked(data, self._compression))
+        self._unpacked += len(content)
+        require_compression(self._unpacked, self._done + len(data), self.name)
         if bytes(content[8:12]) != b"EVTS":
             raise ValueError("it holds no events")
         return _Buffer(content[4:]).vector(0, _EVENT)

@@ -8,12 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from plif_lightning.events.formats.columns import NAMES, columns_of, from_table, recording_from
-from plif_lightning.events.formats.decoding import opened
+from plif_lightning.events.formats.columns import NAMES, columns_of, from_table, recording_from, units_of
+from plif_lightning.events.formats.decoding import opened, require_compression
 from plif_lightning.events.recording import Recording, RecordingError
-
-# Largest accepted compression ratio; recordings of real cameras reach 3 to 20.
-_MAX_COMPRESSION = 100
 
 
 @contextmanager
@@ -38,14 +35,11 @@ def _require_plausible(path: str | Path) -> None:
     Raises:
         RecordingError: the ratio exceeds the limit, and the content 1 GiB.
     """
-    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+    packed = unpacked = 0
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # NumPy will say what is wrong with it
         packed = sum(info.compress_size for info in archive.infolist())
         unpacked = sum(info.file_size for info in archive.infolist())
-        if unpacked > max(2**30, _MAX_COMPRESSION * packed):
-            raise RecordingError(
-                f"{path} has {packed / 2**20:,.0f} MiB and would unpack to {unpacked / 2**30:,.0f} GiB, far more "
-                "than events can: it is not read."
-            )
+    require_compression(unpacked, packed, path)
 
 
 def read_gesture_npy(path: str | Path) -> Recording:
@@ -54,6 +48,9 @@ def read_gesture_npy(path: str | Path) -> Recording:
     Raises:
         RecordingError: another format, or a truncated file.
     """
+    with opened(path) as file:
+        if file.read(2) == b"PK":  # NumPy leaves a broken archive open
+            raise RecordingError(f"{path} must hold numbers [N, 4] (x, y, polarity, time in ms), got an archive.")
     with _numpys_errors(path, "a NumPy array"):
         array = np.load(path, allow_pickle=False, mmap_mode="r")
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] != 4 or array.dtype.kind not in "iufb":
@@ -85,10 +82,12 @@ def read_numpy(path: str | Path) -> Recording:
     with _numpys_errors(path, "NumPy arrays"), opened(path) as file:
         loaded = np.load(file, allow_pickle=False)
         with loaded if isinstance(loaded, np.lib.npyio.NpzFile) else nullcontext():
+            if isinstance(loaded, np.ndarray) and file.read(1):
+                raise RecordingError(f"{path} is longer than its header says. It is damaged.")
             if isinstance(loaded, np.ndarray) and loaded.dtype.names is None:
                 return _from_array(loaded, str(path))
             names = list(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else list(loaded.dtype.names or ())
-            found = columns_of(names)
+            found = columns_of(names, str(path))
             if not found and len(names) == 1:  # np.savez(file, events)
                 return _from_array(np.asarray(loaded[names[0]]), str(path))
             columns: dict[str, Any] = {key: np.asarray(loaded[name]) for key, (name, _) in found.items()}
@@ -96,15 +95,14 @@ def read_numpy(path: str | Path) -> Recording:
         raise RecordingError(
             f"{path} must hold {NAMES} (.npz: four arrays; .npy: a structured array), but lacks {', '.join(missing)}."
         )
-    return recording_from(columns, {key: column.unit for key, (_, column) in found.items()}, str(path))
+    return recording_from(columns, units_of(found), str(path))
 
 
 def _from_array(array: Any, name: str) -> Recording:
     """Recording of a structured array or of a table [N, 4]."""
     if array.dtype.names is not None:
-        found = columns_of(array.dtype.names)
-        units = {key: column.unit for key, (_, column) in found.items()}
-        return recording_from({key: array[field] for key, (field, _) in found.items()}, units, name)
+        found = columns_of(array.dtype.names, name)
+        return recording_from({key: array[field] for key, (field, _) in found.items()}, units_of(found), name)
     if array.ndim != 2 or array.shape[1] != 4 or array.dtype.kind not in "iufb":
         raise RecordingError(
             f"{name} must hold {NAMES} (.npz: four arrays; .npy: a structured array, or numbers [N, 4]), got "

@@ -1,6 +1,7 @@
 """Columns of events under the names that people give them."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -17,8 +18,11 @@ _ALIASES = {
 }
 NAMES = "x, y, t and p"
 _COLUMN = {alias: column for column, aliases in _ALIASES.items() for alias in aliases}
-# Microseconds in a unit.
-_UNITS = {"s": 1e6, "sec": 1e6, "seconds": 1e6, "ms": 1e3, "us": 1.0, "µs": 1.0, "microseconds": 1.0, "ns": 1e-3}
+# Microseconds in a unit. NFKC makes the micro sign a Greek letter.
+_UNITS = {"s": 1e6, "sec": 1e6, "seconds": 1e6, "ms": 1e3, "us": 1.0, "μs": 1.0, "microseconds": 1.0, "ns": 1e-3}
+# Times with fractions and without a unit are seconds if a camera may give so few events [events/s].
+_FEWEST = 100
+_ENOUGH = 100  # events that tell
 
 
 class Column(NamedTuple):
@@ -36,58 +40,95 @@ class Column(NamedTuple):
 def column_of(name: str) -> Column | None:
     """The column that a name such as `ts`, `Polarity`, `t_us` or `time [s]` stands for; None if it stands for none.
 
+    Raises:
+        ValueError: it is a time in an unknown unit.
+
     >>> column_of("time [s]"), column_of("xs"), column_of("label")
     (Column(name='t', unit=1000000.0), Column(name='x', unit=None), None)
     """
-    words = [word for word in re.split(r"[^a-zµ]+", name.strip().lower()) if word]
-    if len(words) == 1 and words[0] in _COLUMN:
-        return Column(_COLUMN[words[0]])
-    if len(words) == 2 and _COLUMN.get(words[0]) == "t" and words[1] in _UNITS:
-        return Column("t", _UNITS[words[1]])
-    return None
+    text = unicodedata.normalize("NFKC", name).strip().lower()
+    if text in _COLUMN:
+        return Column(_COLUMN[text])
+    found = re.fullmatch(r"([a-z]+)\s*(?:_\s*([a-zμ]+)|[\[(]\s*(.*?)\s*[\])])", text)
+    if not found or _COLUMN.get(found[1]) is None:
+        return None
+    column, unit = _COLUMN[found[1]], found[2] or found[3] or ""
+    if column != "t":
+        return Column(column) if found[3] in ("px", "pixel", "pixels") else None
+    if unit in _UNITS:
+        return Column("t", _UNITS[unit])
+    if found[2]:  # such as time_offset
+        return None
+    raise ValueError(f"the unit of {name!r} is not known: name it t_s, t_ms, t_us or t_ns")
 
 
-def columns_of(names: Iterable[str]) -> dict[str, tuple[str, Column]]:
+def columns_of(names: Iterable[str], where: str) -> dict[str, tuple[str, Column]]:
     """Each of t, x, y and p that is there, with its name among `names` and what that name says.
 
     Raises:
-        ValueError: two names stand for one column.
+        RecordingError: two names stand for one column, or a unit is unknown. The message begins with `where`.
     """
     found: dict[str, tuple[str, Column]] = {}
     for name in names:
-        column = column_of(name)
+        try:
+            column = column_of(name)
+        except ValueError as error:
+            raise RecordingError(f"{where}: {error}.") from error
         if column is None:
             continue
         if column.name in found:
-            raise ValueError(f"{found[column.name][0]} and {name} may both be {column.name}")
+            raise RecordingError(f"{where}: {found[column.name][0]} and {name} may both be {column.name}: keep one.")
         found[column.name] = (name, column)
     return found
+
+
+def units_of(columns: dict[str, tuple[str, Column]]) -> float | None:
+    """Microseconds in the unit of the times, if their name says it."""
+    return columns["t"][1].unit if "t" in columns else None
+
+
+def require_plausible_seconds(count: int, seconds: float, name: str) -> None:
+    """Refuse times with fractions as seconds if that makes a camera too slow: they are milliseconds, or microseconds.
+
+    Raises:
+        RecordingError: there are fewer than 100 events a second.
+    """
+    if count >= _ENOUGH and count < _FEWEST * seconds:
+        raise RecordingError(
+            f"{name}: its times have fractions, and as seconds they would give {count} events in {seconds:,.0f} s. Say "
+            "their unit with the name of the column: t_s, t_ms, t_us or t_ns."
+        )
 
 
 def in_microseconds(t: Any, unit: float | None, name: str) -> NDArray[Any]:
     """Times in us. Without a unit, whole numbers are us, and numbers with a fraction seconds.
 
     Raises:
-        RecordingError: a time is not a finite number.
+        RecordingError: a time is not a finite number below 2^63 us, or times are hardly seconds.
     """
     t = np.asarray(t)
+    if t.dtype.kind not in "iuf" or t.ndim != 1:
+        return t  # which `recording_of` refuses
     if t.dtype.kind == "f":
         if not np.isfinite(t).all():
             raise RecordingError(f"{name}: a time is not a finite number. It is damaged.")
         if unit is None:
             unit = 1.0 if (t == np.floor(t)).all() else 1e6
-        scaled = t.astype(np.float64) * unit
-        if np.abs(scaled).max(initial=0) >= 2**63:
-            raise RecordingError(f"{name}: times must lie below 2^63 us, got {scaled.max():g}.")
-        return np.rint(scaled).astype(np.int64)
-    if unit is None or unit == 1.0 or t.dtype.kind not in "iu":
+            if unit != 1.0:
+                require_plausible_seconds(len(t), float(t.max() - t.min()), name)
+    low, high = (float(t.min()), float(t.max())) if len(t) else (0.0, 0.0)
+    if max(abs(low), abs(high)) * (unit or 1.0) >= 2**63:
+        raise RecordingError(f"{name}: t must lie below 2^63 us, got {low:g} to {high:g}.")
+    if t.dtype.kind == "f":
+        return np.rint(t.astype(np.float64) * (unit or 1.0)).astype(np.int64)
+    if unit is None or unit == 1.0:
         return t
     t = t.astype(np.int64)
     return (t + round(0.5 / unit)) // round(1 / unit) if unit < 1 else t * round(unit)
 
 
-def recording_from(columns: dict[str, Any], units: dict[str, float | None], name: str) -> Recording:
-    """Recording of named columns.
+def recording_from(columns: dict[str, Any], unit: float | None, name: str) -> Recording:
+    """Recording of named columns; `unit` as in `in_microseconds`.
 
     Raises:
         RecordingError: one is missing or holds no numbers.
@@ -95,9 +136,7 @@ def recording_from(columns: dict[str, Any], units: dict[str, float | None], name
     missing = [column for column in ("x", "y", "t", "p") if column not in columns]
     if missing:
         raise RecordingError(f"{name} must hold {NAMES}, but lacks {', '.join(missing)}.")
-    t = columns["t"]
-    if getattr(t, "ndim", 0) == 1:
-        t = in_microseconds(t, units.get("t"), name)
+    t = in_microseconds(columns["t"], unit, name)
     return recording_of(columns["x"], columns["y"], t, columns["p"], name=name)
 
 

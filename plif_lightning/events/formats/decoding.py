@@ -13,6 +13,10 @@ from plif_lightning.events.recording import Recording, RecordingError, Sensor
 
 # Longest header of a text-like format [bytes]; real ones have less than 10 KiB.
 LONGEST_HEADER = 2**20
+# Largest accepted compression ratio; recordings of real cameras reach 3 to 20.
+_MAX_COMPRESSION = 100
+# Addresses of all formats have at most 14 bits for a side.
+_LARGEST_SIDE = 2**14
 # Bytes that are read at once: few enough to stay in the cache. A multiple of all units.
 _PORTION = 2**18
 
@@ -37,6 +41,30 @@ def content(path: str | Path) -> bytes:
     """All bytes of a file; errors as in `opened`."""
     with opened(path) as file:
         return file.read()
+
+
+def require_compression(unpacked: int, packed: int, path: str | Path) -> None:
+    """Refuse a file that would exhaust memory: its compression ratio is too high for events.
+
+    Raises:
+        RecordingError: the ratio exceeds the limit, and the content 1 GiB.
+    """
+    if unpacked > max(2**30, _MAX_COMPRESSION * packed):
+        raise RecordingError(
+            f"{path} has {packed / 2**20:,.0f} MiB and would unpack to {unpacked / 2**30:,.0f} GiB, far more "
+            "than events can: it is not read."
+        )
+
+
+def named_sensor(height: int, width: int, name: str) -> Sensor:
+    """Sensor that a file names.
+
+    Raises:
+        RecordingError: no camera is of that size.
+    """
+    if not 1 <= min(height, width) <= max(height, width) <= _LARGEST_SIDE:
+        raise RecordingError(f"{name} names a sensor of {width} x {height} pixels (width x height). It is damaged.")
+    return Sensor(height, width)
 
 
 def no_events() -> Recording:

@@ -1,11 +1,21 @@
 """Events in HDF5: DSEC's layout, Metavision's, and others that name their columns."""
 
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from plif_lightning.events.formats.columns import column_of, columns_of, from_table, in_microseconds, recording_from
+from plif_lightning.events.formats.columns import (
+    column_of,
+    columns_of,
+    from_table,
+    in_microseconds,
+    recording_from,
+    units_of,
+)
+from plif_lightning.events.formats.decoding import named_sensor, require_compression
 from plif_lightning.events.recording import Recording, RecordingError, Sensor
 
 # Number of the filter that compresses Metavision's events, ECF.
@@ -43,10 +53,12 @@ def sensor_in(path: str | Path) -> Sensor | None:
     try:
         with h5py.File(path, "r") as file:
             text = file.attrs.get("geometry", "")
-            width, _, height = (text.decode() if isinstance(text, bytes) else str(text)).partition("x")
-            return Sensor(int(height), int(width)) if width.isdecimal() and height.isdecimal() else None
-    except (OSError, ValueError):
+    except Exception:  # as many types as in `read_hdf5`, which will name the fault
         return None
+    width, _, height = (text.decode("latin-1") if isinstance(text, bytes) else str(text)).partition("x")
+    if not all(re.fullmatch(r"\d{1,9}", side, re.ASCII) for side in (width, height)):
+        return None
+    return named_sensor(int(height), int(width), str(path))
 
 
 def _read(path: str) -> Recording:
@@ -54,7 +66,7 @@ def _read(path: str) -> Recording:
 
     with h5py.File(path, "r") as file:
         found: dict[str, Any] = {}
-        _search(file, found)
+        _search(file, found, set())
         if not found:
             raise RecordingError(
                 f"{path} holds no events: a group with the data sets x, y, t and p, a structured data set of these "
@@ -67,26 +79,30 @@ def _read(path: str) -> Recording:
         ((where, what),) = found.items()
         name = f"{path} ({where})"
         if isinstance(what, h5py.Group):
-            columns = columns_of(what)
-            units = {key: column.unit for key, (_, column) in columns.items()}
-            values = {key: _values(what[member], path) for key, (member, _) in columns.items()}
-            values["t"] = in_microseconds(values["t"], units["t"], name).astype(np.int64)
-            values["t"] += _offset(what, file)
-            return recording_from(values, {}, name)
+            columns = columns_of(what, name)
+            data = {key: what[member] for key, (member, _) in columns.items()}
+            _require_there([*data.values()], path)
+            values = {key: _values(one, path) for key, one in data.items()}
+            values["t"] = in_microseconds(values["t"], units_of(columns), name).astype(np.int64)
+            values["t"] += _offset(what, file, name)
+            return recording_from(values, None, name)
+        _require_there([what], path)
         values = _values(what, path)
         if values.dtype.names is None:
             return from_table(values, name)
-        columns = columns_of(values.dtype.names)
-        units = {key: column.unit for key, (_, column) in columns.items()}
-        return recording_from({key: values[field] for key, (field, _) in columns.items()}, units, name)
+        columns = columns_of(values.dtype.names, name)
+        return recording_from({key: values[field] for key, (field, _) in columns.items()}, units_of(columns), name)
 
 
-def _search(group: Any, found: dict[str, Any]) -> None:
-    """Collect the sets of events in a group and in those below it, by their path."""
+def _search(group: Any, found: dict[str, Any], seen: set[int]) -> None:
+    """Collect the sets of events in a group and in those below it, by their path; each object once."""
     import h5py
 
-    columns = {column.name for member in group if (column := column_of(member)) and _is_vector(group, member)}
-    if len(columns) == 4:
+    address = h5py.h5o.get_info(group.id).addr
+    if address in seen:  # by another link
+        return
+    seen.add(address)
+    if _stand_for({member for member in group if _is_vector(group, member)}) == set("txyp"):
         found[group.name] = group
         return
     for member in group:
@@ -95,9 +111,39 @@ def _search(group: Any, found: dict[str, Any]) -> None:
         item = group[member]
         if isinstance(item, h5py.Group):
             if not item.name.upper().endswith("EXT_TRIGGER"):
-                _search(item, found)
+                _search(item, found, seen)
         elif isinstance(item, h5py.Dataset) and _is_table(item):
             found[item.name] = item
+
+
+def _stand_for(names: Iterable[str]) -> set[str]:
+    """Which of t, x, y and p some names stand for."""
+    found = set()
+    for name in names:
+        try:
+            column = column_of(name)
+        except ValueError:  # of an unknown unit, which `columns_of` will name
+            found.add("t")
+        else:
+            found |= {column.name} if column else set()
+    return found
+
+
+def _require_there(data: Sequence[Any], path: str) -> None:
+    """Refuse data sets without data, which HDF5 reads as zeros, and those that would exhaust memory.
+
+    Raises:
+        RecordingError: a data set is virtual, was not written as a whole, or unpacks to far more than events can.
+    """
+    for one in data:
+        chunks = -(-len(one) // one.chunks[0]) if one.chunks else 0
+        written = one.id.get_num_chunks() if one.chunks else one.id.get_storage_size() > 0
+        if one.is_virtual or (one.size and (written < chunks or not written)):
+            raise RecordingError(
+                f"{path}: the data of {one.name} are not in this file, or were not written as a whole."
+            )
+    unpacked = sum(int(one.size) * one.dtype.itemsize for one in data)
+    require_compression(unpacked, sum(one.id.get_storage_size() for one in data), path)
 
 
 def _is_vector(group: Any, member: str) -> bool:
@@ -110,15 +156,22 @@ def _is_vector(group: Any, member: str) -> bool:
 def _is_table(data: Any) -> bool:
     """True for a structured data set of events, and for numbers [N, 4]."""
     if data.dtype.names is not None:
-        return data.ndim == 1 and {c.name for n in data.dtype.names if (c := column_of(n))} == {"t", "x", "y", "p"}
+        return data.ndim == 1 and _stand_for(data.dtype.names) == set("txyp")
     return data.ndim == 2 and data.shape[1] == 4 and data.dtype.kind in "iuf" and "events" in data.name.lower()
 
 
-def _offset(group: Any, file: Any) -> int:
-    """DSEC's `t_offset`, in us, which is added to all times; 0 if there is none."""
+def _offset(group: Any, file: Any, name: str) -> int:
+    """DSEC's `t_offset`, in us, which is added to all times; 0 if there is none.
+
+    Raises:
+        RecordingError: it is no whole number.
+    """
     for place in (file, group):
         if "t_offset" in place:
-            return int(np.asarray(place["t_offset"][()]).reshape(-1)[0])
+            offset = np.asarray(place["t_offset"][()]).reshape(-1)
+            if len(offset) != 1 or offset.dtype.kind not in "iuf" or offset[0] % 1 or abs(float(offset[0])) >= 2**62:
+                raise RecordingError(f"{name}: t_offset must be a whole number of us, got {offset[:3]}.")
+            return int(offset[0])
     return 0
 
 

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from plif_lightning.runtime.compiled import compiled
 
 Array = NDArray[Any]
+# Letters of true and false in five bits each.
+_TRUE = ((20 * 32 + 18) * 32 + 21) * 32 + 5
+_FALSE = (((6 * 32 + 1) * 32 + 12) * 32 + 19) * 32 + 5
 # Digits that fit into an int64.
 _DIGITS = 18
 
@@ -55,7 +58,7 @@ def parse(text: Array, targets: Array, time_power: int, t: Array, x: Array, y: A
         comment = False
         while True:
             c = text[at]
-            while c == 32 or c == 9 or c == 44 or c == 59 or c == 13:  # separators
+            while c == 32 or c == 9 or c == 44 or c == 59 or c == 13 or c == 34:  # separators and quotes
                 at += 1
                 c = text[at]
             if c == 10:
@@ -63,6 +66,12 @@ def parse(text: Array, targets: Array, time_power: int, t: Array, x: Array, y: A
                 break
             if field == 0 and (c == 35 or c == 37):  # a comment
                 comment = True
+            if not comment and field < fields and targets[field] < 0:  # any text
+                while not (c == 10 or c == 32 or c == 9 or c == 44 or c == 59 or c == 13 or c == 34):
+                    at += 1
+                    c = text[at]
+                field += 1
+                continue
             # one number: sign, digits, point, digits, exponent
             negative = c == 45
             if c == 45 or c == 43:
@@ -104,16 +113,15 @@ def parse(text: Array, targets: Array, time_power: int, t: Array, x: Array, y: A
                 good = good and places > 0
             elif not seen:
                 # true and false
-                truth = c == 84 or c == 116
-                word = truth or c == 70 or c == 102
-                digits = np.int64(1 if truth else 0)
-                letters = 0
-                while (65 <= c <= 90) or (97 <= c <= 122):
+                word, letters = np.int64(0), 0
+                while ((65 <= c <= 90) or (97 <= c <= 122)) and letters < 8:
+                    word = word * 32 + np.int64(c & 31)
                     letters += 1
                     at += 1
                     c = text[at]
-                good = good and word and letters == (4 if truth else 5)
-            if not (c == 10 or c == 32 or c == 9 or c == 44 or c == 59 or c == 13):
+                digits = np.int64(1 if word == _TRUE else 0)
+                good = good and word in (_TRUE, _FALSE)
+            if not (c == 10 or c == 32 or c == 9 or c == 44 or c == 59 or c == 13 or c == 34):
                 good = False
                 while text[at] != 10:
                     at += 1

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plif_lightning.events.formats.decoding import Decoder, empty_columns, header_lines, read_whole
+from plif_lightning.events.formats.decoding import Decoder, empty_columns, header_lines, named_sensor, read_whole
 from plif_lightning.events.recording import Recording, RecordingError, Sensor
 
 _log = logging.getLogger(__name__)
@@ -29,9 +29,15 @@ def _fields(header: bytes) -> dict[str, str]:
     return fields
 
 
-def _side(text: str | None) -> int:
-    """A side of a sensor [pixels]; 0 if there is none."""
-    return int(text) if text and re.fullmatch(r"\d{1,5}", text, re.ASCII) else 0
+def _sensor(height: str | None, width: str | None, name: str) -> Sensor | None:
+    """Sensor from two numbers; None if they are missing or none.
+
+    Raises:
+        RecordingError: no camera is of that size.
+    """
+    if not all(side and re.fullmatch(r"\d{1,9}", side, re.ASCII) for side in (height, width)):
+        return None
+    return named_sensor(int(height or 0), int(width or 0), name)
 
 
 class _Words(Decoder):
@@ -143,6 +149,8 @@ class RawDecoder(_Words):
                 f"{self.name}: its encoding is {name or version or 'not named in its header'}; EVT 2.0, EVT 2.1 and "
                 "EVT 3.0 are read. Metavision's metavision_file_to_hdf5 converts others."
             )
+        if name and fields.get("evt", version) != version:
+            raise RecordingError(f"{self.name}: its header names two encodings, {name} and {fields['evt']}: damaged.")
         encoding = _ENCODINGS[version]
         self.title = encoding.title
         self._type, self._state = np.dtype(encoding.word), np.array(encoding.state, np.int64)
@@ -158,8 +166,8 @@ class RawDecoder(_Words):
     def _sensor(self, fields: dict[str, str]) -> Sensor | None:
         """Sensor from the format or the geometry."""
         width, _, height = fields.get("geometry", "").partition("x")
-        sizes = {(_side(fields.get("height")), _side(fields.get("width"))), (_side(height), _side(width))}
-        named = [Sensor(*size) for size in sizes if min(size) > 0]
+        found = _sensor(fields.get("height"), fields.get("width"), self.name), _sensor(height, width, self.name)
+        named = [*{sensor for sensor in found if sensor is not None}]
         if len(named) > 1:
             raise RecordingError(f"{self.name}: its header names two sensors, {named[0]} and {named[1]}: damaged.")
         return named[0] if named else None
@@ -197,8 +205,7 @@ class DatDecoder(_Words):
         from plif_lightning.events.formats.words import dat
 
         self._loop, self._state = dat, np.zeros(3, np.int64)
-        size = (_side(fields.get("height")), _side(fields.get("width")))
-        self.sensor = Sensor(*size) if min(size) > 0 else None
+        self.sensor = _sensor(fields.get("height"), fields.get("width"), self.name)
         return end + 2
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from plif_lightning.events.formats.decoding import joined, no_events
 from plif_lightning.events.recording import Recording, RecordingError
@@ -38,8 +39,10 @@ def read_rosbag(path: str | Path) -> Recording:
     where = Path(path)
     if not where.exists():
         raise RecordingError(f"{path} does not exist.")
-    # A bag of ROS 2 is a folder; its file alone names no topics.
-    bag = where if where.suffix.lower() == ".bag" else where.parent
+    bag = where
+    if where.suffix.lower() != ".bag":  # of ROS 2: a folder, whose metadata name its files
+        bag = where.parent
+        _require_alone(where)
     try:
         with AnyReader([bag]) as reader:
             topics = {connection.topic for connection in reader.connections if connection.msgtype in _ARRAYS}
@@ -57,6 +60,24 @@ def read_rosbag(path: str | Path) -> Recording:
         reason = " ".join(str(error).split())[:200]
         raise RecordingError(f"{path} cannot be read as a ROS bag ({reason}). It is damaged or another.") from error
     return joined(parts)
+
+
+def _require_alone(path: Path) -> None:
+    """Refuse a file of ROS 2 that is not the one file that the metadata beside it name.
+
+    Raises:
+        RecordingError: there are no metadata, or they name others.
+    """
+    try:
+        metadata = yaml.safe_load((path.parent / "metadata.yaml").read_text("utf-8"))
+        files = list(map(str, metadata["rosbag2_bagfile_information"]["relative_file_paths"]))
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        files = []
+    if files != [path.name]:
+        raise RecordingError(
+            f"{path}: a bag of ROS 2 is read by the metadata.yaml beside it, which must name it alone, and names "
+            f"{', '.join(files) or 'none'}. `rosbags-convert` makes one .bag of a bag."
+        )
 
 
 def _events(message: bytes, cdr: bool) -> Recording:

@@ -1,19 +1,33 @@
 """Events in text: a line for each, its numbers separated by commas, semicolons, tabs or spaces."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plif_lightning.events.formats.columns import column_of, columns_of, order_of
-from plif_lightning.events.formats.decoding import LONGEST_HEADER, Decoder, no_events, read_whole
-from plif_lightning.events.recording import Recording, RecordingError, Sensor
+from plif_lightning.events.formats.columns import column_of, columns_of, order_of, require_plausible_seconds, units_of
+from plif_lightning.events.formats.decoding import LONGEST_HEADER, Decoder, named_sensor, no_events, read_whole
+from plif_lightning.events.recording import Recording, RecordingError
 
-# Lines from which columns without a header, and the unit of times, are told.
+# Events from which columns without a header, and the unit of times, are told.
 _FIRST = 1000
-_SPLIT = re.compile(r"[,;\s]+")
+# Events with whole times after which a stream takes them for us, if its header says no unit.
+_WHOLE = 20
+# Longest line [bytes].
+_LONGEST_LINE = 2**14
+_SPLIT = re.compile(r'[,;\s"]+')
 _COLUMNS = "txyp"
+_BOM = b"\xef\xbb\xbf"
+
+
+def _decoded(raw: bytes) -> str:
+    """A line of text in UTF-8, or in Latin-1, in which older programs write the micro sign."""
+    try:
+        return raw.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1").strip()
 
 
 def _fields(line: str) -> list[str]:
@@ -21,20 +35,21 @@ def _fields(line: str) -> list[str]:
 
 
 def _number(field: str) -> float | None:
-    """Number in a field, true and false included; None if it is none."""
+    """Finite number in a field, true and false included; None if it is none."""
     if field.lower() in ("true", "false"):
         return float(field.lower() == "true")
     try:
-        return float(field)
+        number = float(field)
     except ValueError:
         return None
+    return number if np.isfinite(number) else None
 
 
 def _names(line: str) -> list[str]:
     """Names of columns in a header line. Commas separate them where there are any, as in `t [us], x, y, p`."""
-    line = line.lstrip("#% ").strip().strip('"')
+    line = line.lstrip("#% ").strip()
     fields = re.split(r"[,;\t]", line) if re.search(r"[,;\t]", line) else re.split(r"\s+(?![\[(])", line)
-    return [field.strip().strip('"') for field in fields if field.strip()]
+    return [field.strip().strip('"').strip() for field in fields]
 
 
 class TextDecoder(Decoder):
@@ -52,6 +67,12 @@ class TextDecoder(Decoder):
         self._off: set[int] = set()  # polarities beside 1 that were seen
         self._unit_of_t: float | None = None  # us
         self._targets: NDArray[np.int64] | None = None  # for each field: 0 to 3 for t, x, y, p; -1 for none
+
+    def decode(self, data: bytes) -> Recording:
+        found = super().decode(data)
+        if self.begun and len(self.pending) > _LONGEST_LINE:
+            raise RecordingError(f"{self.name}, line {self._line + 1} is longer than an event.")
+        return found
 
     @property
     def _unit(self) -> str:
@@ -79,56 +100,69 @@ class TextDecoder(Decoder):
         """Read the lines before the first event, and tell the columns and the unit of times from the first events."""
         if b"\0" in data[:LONGEST_HEADER]:
             raise RecordingError(f"{self.name} is no text. The file is damaged or another file.")
+        if final and b"\r" in data and b"\n" not in data.rstrip():
+            raise RecordingError(f"{self.name}: its lines end in CR alone; write it with line feeds.")
         self.sensor, self._targets, self._unit_of_t = None, None, None  # of a call that saw less
-        at, start, rows = 0, None, []
-        lines = data.split(b"\n", _FIRST)
-        complete = lines if final else lines[:-1]
-        for number, raw in enumerate(complete[:_FIRST], start=1):
-            line = raw.decode("utf-8", "replace").strip()
+        self._comments: list[list[str]] = []
+        at, number, start = 0, 0, None
+        rows: list[list[str]] = []
+        while len(rows) < _FIRST:
+            end = data.find(b"\n", at)
+            if end < 0 and (not final or at >= len(data)):
+                break
+            line = _decoded(data[at : end if end >= 0 else len(data)])
+            number += 1
             if start is None and self._is_event(line, number):
                 start, self._line = at, number - 1
             if start is not None and line and line[0] not in "#%":
                 rows.append(_fields(line))
-            at += len(raw) + 1
-        enough = final or len(complete) >= _FIRST
+            at = end + 1 if end >= 0 else len(data)
         if start is None:
             return len(data) if final else None
-        if not self._tell(rows, enough):
-            return None
-        return start
+        return start if self._tell(rows, final or len(rows) >= _FIRST) else None
 
     def _is_event(self, line: str, number: int) -> bool:
         """True for an event; otherwise read what the line says about the columns and the sensor."""
-        if not line:
+        if not line or line.lower().startswith("sep="):  # which Excel writes
             return False
-        if geometry := re.fullmatch(r"[#%]\s*geometry[: ]\s*(\d+)\s*[,x ]\s*(\d+)", line):
-            self.sensor = Sensor(int(geometry[2]), int(geometry[1]))
+        if geometry := re.fullmatch(r"[#%]\s*geometry[: ]\s*(\d{1,9})\s*[,x ]\s*(\d{1,9})", line):
+            self.sensor = named_sensor(int(geometry[2]), int(geometry[1]), f"{self.name}, line {number}")
+            return False
+        if line[0] in "#%":
+            self._comments.append(_names(line))
             return False
         values = [_number(field) for field in _fields(line)]
-        if line[0] in "#%" or None in values:
-            self._read_names(line, number)
+        if None in values and self._targets is None:
+            self._read_names(_names(line), f"{self.name}, line {number}", line)
             return False
         if len(values) == 2 and self.sensor is None and self._targets is None:
-            size = [int(value or 0) for value in reversed(values)]  # width and height, as in the files of E2VID
-            self.sensor = Sensor(*size) if min(size) > 0 else None
+            width, height = (value or 0 for value in values)  # as in the files of E2VID
+            if width % 1 or height % 1:
+                raise RecordingError(f"{self.name}, line {number}: {line[:60]!r} is no event of four numbers.")
+            self.sensor = named_sensor(int(height), int(width), f"{self.name}, line {number}")
             return False
         return True
 
-    def _read_names(self, line: str, number: int) -> None:
-        """Read a comment or the names of the columns."""
-        names = _names(line)
-        try:
-            found = columns_of(names)
-        except ValueError as error:
-            raise RecordingError(f"{self.name}, line {number}: {error}.") from error
-        if len(found) == 4:
-            columns = [column_of(name) for name in names]
-            self._targets = np.array([-1 if c is None else _COLUMNS.index(c.name) for c in columns], np.int64)
-            self._unit_of_t = found["t"][1].unit
-        elif line[0] not in "#%":
-            raise RecordingError(
-                f"{self.name}, line {number}: {line[:60]!r} is neither an event nor the names of t, x, y and p."
-            )
+    def _read_names(self, names: list[str], where: str, line: str) -> None:
+        """Take the columns from their names.
+
+        Raises:
+            RecordingError: they are not the names of t, x, y and p.
+        """
+        found = columns_of(names, where)
+        if len(found) < 4:
+            raise RecordingError(f"{where}: {line[:60]!r} is neither an event nor the names of t, x, y and p.")
+        places = {name: _COLUMNS.index(key) for key, (name, _) in found.items()}
+        self._targets = np.array([places.get(name, -1) for name in names], np.int64)
+        self._unit_of_t = units_of(found)
+
+    def _read_comment(self, fields: int) -> None:
+        """Take the columns from the last comment that names as many as an event has, if there is one."""
+        for names in reversed(self._comments):
+            with suppress(RecordingError):
+                if len(names) == fields:
+                    self._read_names(names, self.name, "")
+                    return
 
     def _tell(self, rows: list[list[str]], enough: bool) -> bool:
         """Tell columns and unit from the first events, where no header named them. False if more events are needed.
@@ -136,6 +170,13 @@ class TextDecoder(Decoder):
         Raises:
             RecordingError: there are not four columns, or they cannot be told apart.
         """
+        if self._targets is None:
+            self._read_comment(len(rows[0]))
+        if self._targets is not None and len(rows[0]) != len(self._targets):
+            raise RecordingError(
+                f"{self.name}, line {self._line + 1}: {' '.join(rows[0])[:60]!r} has {len(rows[0])} fields, and the "
+                f"header names {len(self._targets)} columns."
+            )
         if self._targets is None:
             if not enough:
                 return False
@@ -151,10 +192,12 @@ class TextDecoder(Decoder):
             self._targets = targets
         if self._unit_of_t is None:
             place = list(self._targets).index(0)
-            times = [row[place] for row in rows if len(row) > place]
-            if any((value := _number(time)) is not None and value % 1 for time in times):
+            written = [row[place] for row in rows if len(row) > place]
+            times = [value for text in written if (value := _number(text)) is not None]
+            if any(value % 1 for value in times):
+                require_plausible_seconds(len(times), max(times) - min(times), self.name)
                 self._unit_of_t = 1e6
-            elif enough or any(time.lstrip("+-").isdecimal() for time in times):
+            elif enough or sum(text.lstrip("+-").isdecimal() for text in written) >= _WHOLE:
                 self._unit_of_t = 1.0
         return self._unit_of_t is not None
 
@@ -174,7 +217,7 @@ class TextDecoder(Decoder):
         if bad >= 0:
             line = bytes(text).split(b"\n")[bad].decode("utf-8", "replace").strip()
             raise RecordingError(
-                f"{self.name}, line {self._line + bad + 1}: {line[:60]!r} is no event of {len(self._targets)} numbers"
+                f"{self.name}, line {self._line + bad + 1}: {line[:60]!r} is no event of {len(self._targets)} fields"
                 + (", or its time has a fraction of a microsecond." if power == 0 else ".")
             )
         self._line += rows
@@ -189,12 +232,12 @@ def is_table(path: str | Path) -> bool:
     """True if a text file begins as events do: with names of columns, or with lines of four numbers."""
     try:
         with Path(path).open("rb") as file:
-            lines = file.read(4096).split(b"\n")[:-1] or [b""]
+            start = file.read(2**16)
     except OSError:
         return True  # reading it will say what is wrong
-    for raw in lines:
-        line = raw.decode("latin-1").strip()
-        names = {column.name for name in _names(line) if (column := column_of(name))} if line else set()
+    for raw in start.split(b"\n")[:-1] or [start]:
+        line = _decoded(raw)
+        names = {column for name in _names(line) if (column := _stands_for(name))}
         if len(names) == 4:
             return True
         if line and line[0] not in "#%":
@@ -202,6 +245,15 @@ def is_table(path: str | Path) -> bool:
             if len(fields) != 2 or None in map(_number, fields):
                 return len(fields) == 4 and None not in map(_number, fields)
     return False
+
+
+def _stands_for(name: str) -> str | None:
+    """The column that a name stands for, whatever its unit; None if it stands for none."""
+    try:
+        column = column_of(name)
+    except ValueError:
+        return "t"
+    return column.name if column else None
 
 
 def read_text(path: str | Path) -> Recording:
