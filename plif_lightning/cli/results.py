@@ -139,6 +139,8 @@ def figures(argv: list[str]) -> int:
 
     given = _figures_parser().parse_args(argv)
     if given.recording is not None:
+        if given.only or given.data or given.run:
+            raise UserError("--recording draws a file, not runs: leave --only, --data and --run out.")
         write_recording(given.recording, given.out)
         return 0
     names = _chosen(given.only, [*FIGURES]) if given.only else [*FIGURES]

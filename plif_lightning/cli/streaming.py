@@ -58,6 +58,9 @@ def _stream_parser() -> PlainParser:
     )
     parser.add_argument("--ms_per_step", type=_positive, help="milliseconds per time-step, instead of events")
     parser.add_argument(
+        "--last", type=int, help="decide by the mean votes of so many last time-steps (default: of all)"
+    )
+    parser.add_argument(
         "--early_exit", type=_share, help="stop once the best class's mean vote leads by this margin, 0 to 1"
     )
     parser.add_argument(
@@ -148,11 +151,7 @@ def _require_compatible(given: argparse.Namespace) -> None:
 
 
 def _take_step_length(given: argparse.Namespace, trained: Trained) -> None:
-    """Take the length of a time-step from the windows that the network was trained on, if none is given.
-
-    Raises:
-        UserError: a live stream has none.
-    """
+    """Take the length of a time-step from the windows that the network was trained on, if none is given."""
     settings = trained.data.get("init_args", {})
     if not _has_step_length(given):
         steps = trained.net.time_steps
@@ -160,8 +159,6 @@ def _take_step_length(given: argparse.Namespace, trained: Trained) -> None:
             given.events_per_step = max(1, settings["window_events"] // steps)
         elif settings.get("window_ms"):
             given.ms_per_step = settings["window_ms"] / steps
-    if _grows(given) and not _has_step_length(given):
-        raise UserError("a live stream has no end to divide by T: pass --events_per_step or --ms_per_step.")
 
 
 def _network(given: argparse.Namespace, trained: Trained) -> "StreamingNetwork":
@@ -184,6 +181,7 @@ def _network(given: argparse.Namespace, trained: Trained) -> "StreamingNetwork":
         us_per_step=None if given.ms_per_step is None else round(1000 * given.ms_per_step),
         engine=given.engine,
         sensor=trained.sensor,
+        last=given.last,
         background_us=trained.data.get("init_args", {}).get("background_us"),
     )
 
@@ -273,6 +271,8 @@ def stream(argv: list[str]) -> int:
     trained = read_trained(given.ckpt_path)
     _take_step_length(given, trained)
     network = _network(given, trained)
+    if _grows(given) and not _has_step_length(given):
+        raise UserError("a live stream has no end to divide by T: pass --events_per_step or --ms_per_step.")
     left: list[str] = []
     with ExitStack() as stack:
         source = page = None
@@ -288,7 +288,7 @@ def stream(argv: list[str]) -> int:
         if given.page is not None:
             from plif_lightning.deploy.page import DecisionPage
 
-            page = stack.enter_context(DecisionPage(given.page, trained.class_names))
+            page = stack.enter_context(DecisionPage(given.page, trained.class_names, given.last))
             print(f"page: {page.address}", flush=True)
         screen = _Screen(network, trained.class_names, given.plain or not sys.stdout.isatty(), page)
         steps = _steps(given, network, trained, source, left)

@@ -20,7 +20,7 @@ from plif_lightning.data.folders import ClassFolders
 from plif_lightning.data.splits import holdout_split
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events import readers
-from plif_lightning.events.raw import Kind
+from plif_lightning.events.raw import Kind, in_own_process
 from plif_lightning.events.recording import Sensor
 from plif_lightning.events.remote import classes_at
 from plif_lightning.events.store import EventStore, RawFile, StoreError
@@ -39,6 +39,7 @@ class EventFolder(EventDataModule):
     is one sample, or several with `window_events` or `window_ms`.
 
     Args:
+        root: folder of the recordings.
         sensor: height and width of the camera [pixels]; default: what the files name. Files of several sensors need
             `size`, to which each is then brought.
         window_events: cut recordings into samples of so many events.
@@ -72,10 +73,18 @@ class EventFolder(EventDataModule):
         together = self.test_fraction is not None
         self.folders = ClassFolders(root, readers.SUFFIXES, "recordings", together, readers.is_recording)
         self._require_one_layout(root)
+        if self.windows is not None and not self.windows.by_time and self.windows.length < self.time_steps:
+            raise UserError(
+                f"data.window_events={self.window_events} cannot be cut into data.time_steps={self.time_steps} frames."
+            )
+        if self.split == "time" and self.test_fraction is None and self.validation != "holdout":
+            raise UserError("data.split=time is for data.test_fraction or data.validation=holdout: pass one of them.")
         self.pooled = False  # recordings of several sensors, brought to `size` as they are read
         given = None if self.sensor is None else Sensor.of(self.sensor)
         self.sensor = given or self._sensor_of_files() or self._sensor_of_store(root)
         if self.sensor is None:
+            if not any(True for _ in self._paths()):  # raises an error that names what is missing
+                raise DatasetNotFoundError(f"{root} holds no recordings.")
             raise UserError(
                 f"data.sensor must be given: no file in {root} names its sensor. Pass the camera's height and width, "
                 "such as --data.sensor=[128,128]."
@@ -88,7 +97,8 @@ class EventFolder(EventDataModule):
         parts = [part for part in ("train", "test") if (root / part).is_dir()]
         if self.test_fraction is not None and len(parts) == 2:
             raise UserError(
-                f"{root} has the folders train and test: data.test_fraction is for class folders in {root} itself."
+                f"{root} has the folders train and test: leave data.test_fraction out, which is for class folders in "
+                f"{root} itself."
             )
         if self.test_fraction is None and not parts and any(map(readers.is_recording, root.glob("[!.]*/*"))):
             raise DatasetNotFoundError(
@@ -107,8 +117,15 @@ class EventFolder(EventDataModule):
         if not self.there:
             return None
         found: dict[Sensor, Path] = {}
+        trusting: list[Path] = []
         for path in self._paths():
+            if path.suffix.lower() in readers.TRUSTING:
+                trusting.append(path)
+                continue
             sensor = readers.sensor_of(path)
+            if sensor is not None:
+                found.setdefault(sensor, path)
+        for path, sensor in zip(trusting, in_own_process(readers.sensor_of, trusting), strict=True):
             if sensor is not None:
                 found.setdefault(sensor, path)
         if len(found) < 2:
@@ -172,18 +189,22 @@ class EventFolder(EventDataModule):
     def prepare_data(self) -> None:
         super().prepare_data()
         self.folders.say_what_is_left_out()
-        if self.prepared and not self.folders.together:
+        if self.prepared and self.split == "recording":
             self._say_what_is_in_both()
 
     def _say_what_is_in_both(self) -> None:
         """Warn of recordings that are in the training and in the test set."""
         train, test = (EventStore(self.store_folder, self._kind(part)) for part in (True, False))
+        for_training, for_test = torch.arange(len(train)), torch.arange(len(test))
+        if self.test_fraction is not None:
+            self._require_enough(train.label, self.test_fraction, "test")
+            for_training, for_test = holdout_split(torch.from_numpy(train.label), self.test_fraction)
         known: dict[tuple[int, int], list[int]] = {}
-        for i in range(len(train)):
+        for i in for_training.tolist():
             known.setdefault((int(train.start[i]), len(train.events(i)[0])), []).append(i)
         twice = [
             (train.name[i], test.name[j])
-            for j in range(len(test))
+            for j in for_test.tolist()
             for i in known.get((int(test.start[j]), len(test.events(j)[0])), ())
             if len(test.events(j)[0]) and all(map(np.array_equal, train.events(i), test.events(j)))
         ]
@@ -240,6 +261,7 @@ class EventFolder(EventDataModule):
         if self.test_fraction is not None:
             if self.split == "time":
                 samples = parted(samples, store.time, self.test_fraction, by_time, last=2)
+                samples = samples.chosen(samples.end > samples.begin)
             else:
                 self._require_enough(store.label, self.test_fraction, "test")
                 _, held_out = holdout_split(torch.from_numpy(store.label), self.test_fraction)
@@ -248,6 +270,7 @@ class EventFolder(EventDataModule):
         if train and self.validation == "holdout":
             if self.split == "time":
                 samples = parted(samples, store.time, self.holdout_fraction, by_time)
+                samples = samples.chosen(samples.end > samples.begin)
             else:
                 if self.windows is not None:
                     self._require_enough(store.label[samples.recording], self.holdout_fraction, "validation")
@@ -266,8 +289,9 @@ class EventFolder(EventDataModule):
             count = int((labels == label).sum())
             if count and int(share * count) == 0:
                 raise UserError(
-                    f"{name} has {count} recordings, of which {share:g} is no whole one for the {what} set: record "
-                    "more, take a larger share, or pass --data.split=time, which takes the last part of each one."
+                    f"{name} has {count} recording{'s' * (count > 1)}: {share:g} of that is no whole one for the "
+                    f"{what} set. Record more, take a larger share, or pass --data.split=time, which takes the last "
+                    "part of each."
                 )
 
     def _require_windows(self, store: EventStore, samples: Samples, found: Samples, train: bool) -> None:
@@ -279,7 +303,7 @@ class EventFolder(EventDataModule):
             if counts[label] == 0:
                 raise UserError(
                     f"the {what} recordings of {self.class_names[label]} are shorter than one of the {self.windows}: "
-                    "pass a shorter window."
+                    f"pass a shorter window. The longest is {self._longest(store, samples)}."
                 )
         if short.any():
             names = ", ".join(str(store.name[i]) for i in samples.recording[short][:3])
@@ -292,6 +316,14 @@ class EventFolder(EventDataModule):
                 names,
                 " and others" if short.sum() > 3 else "",
             )
+
+    def _longest(self, store: EventStore, samples: Samples) -> str:
+        """Length of the longest stretch, in the unit of the windows."""
+        assert self.windows is not None
+        if not self.windows.by_time:
+            return f"{(samples.end - samples.begin).max()} events"
+        spans = [store.time[b:e] for b, e in zip(samples.begin, samples.end, strict=True) if e > b]
+        return f"{max((int(span[-1]) - int(span[0]) for span in spans), default=0)} us"
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         part = torch.from_numpy(self.samples(train=True).part)

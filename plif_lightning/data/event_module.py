@@ -304,9 +304,14 @@ class EventDataModule(SpikingDataModule):
 
     @staticmethod
     def _events_in(store: EventStore, samples: Samples) -> int:
-        """Events of the recordings that samples are taken from."""
-        recordings = np.unique(samples.recording)
-        return int((store.offset[recordings + 1] - store.offset[recordings]).sum())
+        """Events from the first to the last sample of each recording."""
+        if not len(samples.begin):
+            return 0
+        first = np.full(len(store), len(store.address))
+        last = np.zeros(len(store), np.int64)
+        np.minimum.at(first, samples.recording, samples.begin)
+        np.maximum.at(last, samples.recording, samples.end)
+        return int(np.maximum(last - first, 0).sum())
 
     def verify(self) -> int:
         return sum(self.event_store(train).verify() for train in (True, False))

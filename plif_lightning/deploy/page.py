@@ -34,6 +34,7 @@ class DecisionPage:
     Args:
         port: port of this machine; 0 for any free one.
         names: names of the classes.
+        last: number of steps that votes are the mean of; None for all.
 
     Attributes:
         address: where the page is.
@@ -42,8 +43,8 @@ class DecisionPage:
         UserError: the port is taken or not allowed.
     """
 
-    def __init__(self, port: int, names: Sequence[str]) -> None:
-        self._names = list(names)
+    def __init__(self, port: int, names: Sequence[str], last: int | None = None) -> None:
+        self._names, self._last = list(names), last
         self._condition = threading.Condition()
         self._number = 0  # of messages
         self._message: dict[str, Any] = {}
@@ -94,7 +95,7 @@ class DecisionPage:
 
         Args:
             step: number of time-steps.
-            votes: mean votes of all steps.
+            votes: mean votes.
             frame: counts of the step's events [2, H, W].
             rates: firing rate of each layer.
             milliseconds: time that each measured step took.
@@ -134,7 +135,7 @@ class DecisionPage:
         with self._condition:
             self.browsers += 1
             seen, message = self._number, self._message
-            first = {"names": self._names, "history": list(self._history)}
+            first = {"names": self._names, "last": self._last, "history": list(self._history)}
         self._write(out, "begin", first)
         if message:
             self._write(out, "step", _as_json(message))

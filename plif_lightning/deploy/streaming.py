@@ -37,6 +37,7 @@ class StreamingNetwork:
         engine: engine on a CPU, see `deployed`; not auto, which needs sample inputs.
         sensor: height and width of the camera [pixels], if larger than the network's frames (`size` of a data module).
         background_us: drop noise as the data module of this argument does.
+        last: votes are the mean of so many last time-steps, which a change of scene changes soon; None for all.
 
     Raises:
         UserError: an argument lies outside its range, or the input encoder is random.
@@ -56,6 +57,7 @@ class StreamingNetwork:
         engine: Engine = "events",
         sensor: tuple[int, int] | None = None,
         background_us: int | None = None,
+        last: int | None = None,
     ) -> None:
         _require_one_length(events_per_step, us_per_step)
         net = plain(net)
@@ -89,6 +91,9 @@ class StreamingNetwork:
         self.events_per_step, self.us_per_step = events_per_step, us_per_step
         self.frame = Sensor(*known.input_shape[1:])
         self.background_us = background_us
+        if last is not None and (not isinstance(last, Integral) or last < 1):
+            raise UserError(f"last must be a whole number, at least 1, got {last}.")
+        self.last = last
         self.use_sensor(self.frame if sensor is None else sensor)
         self.reset()
 
@@ -104,19 +109,24 @@ class StreamingNetwork:
         self.potentials: dict[str, LayerState] | None = None
         self.total: Tensor | None = None
         self.steps = 0
+        self._recent: list[Tensor] = []  # votes of the last steps
         self._waiting = np.zeros((2, 0), np.int64)  # address and time
         self._step_ends: int | None = None
         self._latest: int | None = None  # time of the last event
 
     @property
     def votes(self) -> Tensor:
-        """Mean votes of all steps since the last reset, [num_classes], or [N, num_classes] for frames [N, C, H, W].
+        """Mean votes of the last steps, or of all since the last reset, [num_classes].
+
+        [N, num_classes] for frames [N, C, H, W].
 
         Raises:
             UserError: there was no step yet.
         """
         if self.total is None:
             raise UserError("there are no votes before the first time-step.")
+        if self.last is not None:
+            return torch.stack(self._recent).mean(0)
         return self.total / self.steps
 
     @property
@@ -151,6 +161,8 @@ class StreamingNetwork:
         # float64, so that the sum over a long stream does not absorb the votes of a step.
         self.total = votes.double() if self.total is None else self.total + votes
         self.steps += 1
+        if self.last is not None:
+            self._recent = [*self._recent, votes.double()][-self.last :]
         return self.votes
 
     def _require_shape(self, frame: Tensor) -> None:
@@ -259,6 +271,7 @@ class StreamingNetwork:
             "waiting": torch.from_numpy(self._waiting.copy()),
             "step_ends": self._step_ends,
             "latest": self._latest,
+            "recent": torch.stack(self._recent) if self._recent else None,
             "neighbours": None if self._filter is None else torch.from_numpy(self._filter.last.copy()),
         }
 
@@ -269,6 +282,7 @@ class StreamingNetwork:
             UserError: it is not the state of a stream, or belongs to another network.
         """
         missing = self.state_dict().keys() - state.keys() - ({"neighbours"} if self._filter is None else set())
+        missing -= {"recent"} if self.last is None else set()
         if missing:
             raise UserError(f"the state of a stream lacks {', '.join(sorted(missing))}.")
         waiting, potentials = state["waiting"], state["potentials"]
@@ -282,6 +296,8 @@ class StreamingNetwork:
         self.potentials, self.total, self.steps = state["potentials"], state["total"], state["steps"]
         self._waiting, self._step_ends = waiting.numpy().copy(), state["step_ends"]
         self._latest = state["latest"]
+        recent = state.get("recent")
+        self._recent = [] if recent is None or self.last is None else list(recent)[-self.last :]
         if self._filter is not None and neighbours is not None:
             self._filter.last = neighbours.numpy().copy()
 

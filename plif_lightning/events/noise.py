@@ -98,4 +98,5 @@ def _chosen(packed: Packed, keep: NDArray[np.bool_]) -> Packed:
         return packed
     address, time = packed.address[keep], packed.time[keep]
     first = int(time.min()) if len(time) else 0
-    return Packed(address, time - np.uint32(first), packed.start + first if len(time) else 0)
+    dropped = packed.dropped + len(keep) - len(time)
+    return Packed(address, time - np.uint32(first), packed.start + first if len(time) else 0, dropped)

@@ -35,6 +35,9 @@ _PORTION = 16 * 2**20
 # Address space of a process whose decoder trusts the sizes in a file.
 _MEMORY = 8 * 2**30
 
+# How long the header of one file may take [s].
+_PATIENCE = 60
+
 T = TypeVar("T")
 # (label, name, recording) of each recording in some raw files
 Labelled: TypeAlias = list[tuple[int, str, Packed]]
@@ -210,6 +213,34 @@ def _submit(executor: ProcessPoolExecutor, function: Callable[..., T], *argument
         return executor.submit(function, *arguments)
     finally:
         sys.modules["__main__"] = main
+
+
+def in_own_process(function: Callable[[Path], T], paths: Sequence[Path]) -> list[T]:
+    """Call a function of a file, whose library may crash on a damaged one, in a process of its own.
+
+    Raises:
+        RecordingError: a file crashes that process, or keeps it busy for too long.
+    """
+    found: list[T] = []
+    if not paths:
+        return found
+    executor = _process_pool(1)
+    try:
+        for path in paths:
+            try:
+                found.append(_submit(executor, function, path).result(_PATIENCE))
+            except BrokenProcessPool as error:
+                raise RecordingError(
+                    f"{path} cannot be read: it crashes the process that reads it. It is damaged."
+                ) from error
+            except TimeoutError as error:
+                for process in multiprocessing.active_children():
+                    if process.pid in (executor._processes or {}):
+                        process.kill()
+                raise RecordingError(f"{path} cannot be read within {_PATIENCE} s. It is damaged.") from error
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+    return found
 
 
 def _who_died(raw_files: Sequence[RawFile], kind: Kind) -> str:

@@ -73,11 +73,13 @@ class Packed(NamedTuple):
         address: index into a frame [2, H, W], p * H * W + y * W + x; uint16 (uint32 for large sensors) [N].
         time: time since the first event [us], uint32 [N].
         start: time of the first event [us]; 0 if there is none.
+        dropped: number of events that a noise filter dropped.
     """
 
     address: Ints
     time: NDArray[np.uint32]
     start: int
+    dropped: int = 0
 
 
 class Noise(NamedTuple):

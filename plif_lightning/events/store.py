@@ -6,6 +6,7 @@ killed build are therefore not a store; the next build deletes them.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ from plif_lightning.events.recording import Sensor, address_type
 from plif_lightning.runtime.files import not_written, written_whole
 from plif_lightning.runtime.mapped import explain_bus_errors
 
+_log = logging.getLogger(__name__)
 # Increment when a build produces other arrays from the same files; older stores are then rebuilt.
 FORMAT = 2
 ARRAYS = ("address", "time", "offset", "label", "start", "name")
@@ -300,6 +302,7 @@ def _write(folder: Path, kind: Kind, recordings: Iterable[Labelled], progress: C
         "time": _Column(folder / "time.npy", np.dtype(np.uint32)),
     }
     lengths, labels, starts, names = [0], [], [], []
+    dropped = 0
     try:
         for portion in recordings:
             for label, name, packed in portion:
@@ -309,7 +312,11 @@ def _write(folder: Path, kind: Kind, recordings: Iterable[Labelled], progress: C
                 labels.append(label)
                 starts.append(packed.start)
                 names.append(name)
+                dropped += packed.dropped
             progress(len(portion))
+        if kind.noise:
+            share = 100 * dropped / max(1, dropped + sum(lengths))
+            _log.warning("%s: %s drops %.1f %% of the events.", kind.title, kind.noise, share)
         small = {
             "offset": np.cumsum(lengths, dtype=np.int64),
             "label": np.array(labels, np.int64),

@@ -54,7 +54,8 @@ class Windows(NamedTuple):
 
     def __str__(self) -> str:
         unit = "us" if self.by_time else "events"
-        return f"windows of {self.length} {unit} every {self.stride} {unit}"
+        every = "" if self.stride == self.length else f" every {self.stride} {unit}"
+        return f"windows of {self.length} {unit}{every}"
 
 
 def windows_of(

@@ -296,10 +296,12 @@ def test_a_recording_is_drawn(tmp_path, capsys):
     path = writers.write_file(tmp_path / "hand.raw", writers.evt3_bytes(writers.events_of(3000, 0, 48, 64), 48, 64))
     main(["figures", "--recording", str(path), "--out", str(tmp_path / "pictures")])
     out = capsys.readouterr().out
-    assert {file.name for file in (tmp_path / "pictures").iterdir()} == {"recording-hand.pdf", "recording-hand.png"}
+    assert {file.name for file in (tmp_path / "pictures").iterdir()} == {
+        f"recording-{tmp_path.name}-hand.{kind}" for kind in ("pdf", "png")
+    }
     assert "hand.raw: 3,000 events in " in out
     assert "48x64 pixels (height x width). Above" in out
-    image = Image.open(tmp_path / "pictures/recording-hand.png")
+    image = Image.open(tmp_path / f"pictures/recording-{tmp_path.name}-hand.png")
     assert image.size[0] > 900
     assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 200
 

@@ -1,15 +1,19 @@
 """Long recordings: windows as samples, splits that share no event, and sensors that files name."""
 
+import os
+import re
+import time
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plif_lightning.data import EventFolder, TimeDrop
+from plif_lightning.data import EventFolder, TimeDrop, event_folder
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import DatasetNotFoundError, UserError
-from plif_lightning.events import Recording, Sensor, integrate, read_any
+from plif_lightning.events import Recording, Sensor, integrate, raw, read_any
 from plif_lightning.events.recording import RecordingError
 from plif_lightning.events.windows import Samples, Windows, parted, windowed
 from tests import writers
@@ -137,7 +141,7 @@ def test_other_windows_are_another_training_set(root):
 def test_a_class_of_one_recording_needs_a_split_by_time(tmp_path):
     write_long(tmp_path, parts=("",), files=1)
     with pytest.raises(
-        UserError, match=r"left has 1 recordings, of which 0\.2 is no whole one for the test set: .*split=time"
+        UserError, match=r"left has 1 recording: 0\.2 of that is no whole one for the test set\. .*split=time"
     ):
         made(tmp_path, test_fraction=0.2, window_events=100)
     data = made(
@@ -150,9 +154,7 @@ def test_what_is_too_short_for_a_window_is_said(root, caplog):
     short = Recording(*(column[:50] for column in writers.events_of(50, 0, 48, 64)))
     writers.write_file(root / "train/left/short.raw", writers.evt3_bytes(short, 48, 64))
     data = made(root, window_events=300)
-    assert (
-        "1 of 5 training recordings are shorter than one of the windows of 300 events every 300 events" in caplog.text
-    )
+    assert "1 of 5 training recordings are shorter than one of the windows of 300 events" in caplog.text
     assert "train/left/short.raw" in caplog.text
     assert data.sizes()["training"] == 12
     with pytest.raises(
@@ -168,6 +170,54 @@ def test_a_recording_in_both_sets_is_said(root, caplog):
     assert "1 test recordings are training recordings, too: test/left/again.raw is train/left/1.raw" in caplog.text
 
 
+def test_a_recording_that_is_there_twice_is_said_where_a_share_is_for_testing(tmp_path, caplog):
+    write_long(tmp_path, parts=("",), files=4)
+    (tmp_path / "left/9.raw").write_bytes((tmp_path / "left/0.raw").read_bytes())
+    made(tmp_path, test_fraction=0.25)
+    assert "1 test recordings are training recordings, too: left/9.raw is left/0.raw" in caplog.text
+
+
+def test_what_is_in_each_set_is_counted(tmp_path):
+    write_long(tmp_path, parts=("",), files=4)
+    data = made(tmp_path, test_fraction=0.25)
+    assert [(part.counts, part.events) for part in data.inventory()] == [([3, 3], 6 * LONG), ([1, 1], 2 * LONG)]
+    data = made(tmp_path, test_fraction=0.25, split="time", window_events=100)
+    assert [(part.counts, part.events) for part in data.inventory()] == [([28, 28], 5600), ([8, 8], 1600)]
+
+
+def test_what_noise_filters_drop_is_said(root, caplog):
+    made(root, background_us=5000)
+    assert re.search(r"long, train: background5000us drops \d\d\.\d % of the events", caplog.text)
+
+
+@pytest.mark.parametrize("damage", ["crash", "hang"])
+def test_a_damaged_hdf5_file_does_not_end_this_process(root, damage, monkeypatch):
+    path = writers.write_metavision(root / "train/left/a.h5", writers.events_of(1500, 1), packing=1)
+    assert path.is_file()
+    monkeypatch.setattr(event_folder.readers, "sensor_of", {"crash": os_exit, "hang": wait_long}[damage])
+    monkeypatch.setattr(raw, "_PATIENCE", 3)
+    with pytest.raises(RecordingError, match=r"a\.h5 cannot be read"):
+        EventFolder(root=str(root))
+
+
+def os_exit(path):
+    if path.suffix == ".h5":
+        os._exit(3)
+
+
+def wait_long(path):
+    if path.suffix == ".h5":
+        time.sleep(60)
+
+
+def test_a_missing_folder_is_named_before_the_sensor(tmp_path):
+    with pytest.raises(DatasetNotFoundError, match=r"nope/train does not exist"):
+        EventFolder(root=str(tmp_path / "nope"))
+    (tmp_path / "flat").mkdir()
+    with pytest.raises(DatasetNotFoundError, match=r"has no class folders"):
+        EventFolder(root=str(tmp_path / "flat"), test_fraction=0.2)
+
+
 def test_time_is_dropped_within_a_window(root):
     data = made(root, window_events=500, augmentation=[TimeDrop(1.0)])
     x = data.train_set.batch(BatchRequest(5, torch.arange(8))).x
@@ -180,18 +230,20 @@ def test_time_is_dropped_within_a_window(root):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"window_events": 10, "window_ms": 10}, "give data.window_events or data.window_ms, not both"),
+        ({"window_events": 30, "window_ms": 10}, "give data.window_events or data.window_ms, not both"),
         ({"window_events": 0}, r"data.window_events must be from 1 to 10\^9, got 0"),
         ({"window_ms": 0.0}, r"data.window_ms must be from 0.001 to 10\^9, got 0"),
         ({"window_ms": 10, "stride_ms": -1}, r"data.stride_ms must be from 0.001 to 10\^9, got -1"),
         ({"window_ms": float("inf")}, r"data.window_ms must be from 0.001 to 10\^9, got inf"),
         ({"window_events": 2.5}, "data.window_events must be a whole number, got 2.5"),
-        ({"window_events": 10, "stride_events": 10**30}, r"data.stride_events must be from 1 to 10\^9"),
+        ({"window_events": 30, "stride_events": 10**30}, r"data.stride_events must be from 1 to 10\^9"),
         ({"background_us": 10**30}, r"data.background_us must be from 1 to 10\^9"),
         ({"stride_events": 10}, "data.stride_events needs data.window_events"),
         ({"window_ms": 10, "stride_events": 10}, "data.stride_events needs data.window_events"),
         ({"test_fraction": 1.5}, r"data.test_fraction must lie in \(0, 1\), got 1.5"),
-        ({"test_fraction": 0.5}, "has the folders train and test: data.test_fraction is for class folders"),
+        ({"test_fraction": 0.5}, "has the folders train and test: leave data.test_fraction out"),
+        ({"split": "time"}, "data.split=time is for data.test_fraction or data.validation=holdout"),
+        ({"window_events": 5}, "data.window_events=5 cannot be cut into data.time_steps=20 frames"),
         ({"split": "half"}, "data.split must be one of recording, time, got 'half'"),
         ({"window_ms": 10, "time_order": "as_recorded"}, "need times in order"),
     ],

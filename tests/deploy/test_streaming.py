@@ -228,3 +228,21 @@ def test_a_decision_ends_when_it_is_far_enough_ahead():
 def test_the_only_class_is_ahead_by_its_votes():
     decided, steps = exits(torch.tensor([[[0.2]], [[0.9]]]), 0.5)
     assert (decided.tolist(), steps.tolist()) == ([0], [2])
+
+
+def test_votes_of_the_last_steps_alone():
+    net = trained((2, 12, 12), 3, 4, channels=4, fc_features=10, votes_per_class=2, n_down=1)
+    events = events_of(1000, 0, 12, 12)
+    every = StreamingNetwork(net, events_per_step=50)
+    steps = list(every.push(events))
+    alone = [steps[0], *(steps[i] * (i + 1) - steps[i - 1] * i for i in range(1, len(steps)))]
+    recent = StreamingNetwork(net, events_per_step=50, last=4)
+    first = recent.push(Recording(*(column[:620] for column in events)))
+    other = StreamingNetwork(net, events_per_step=50, last=4)
+    other.load_state_dict(recent.state_dict())
+    for stream in (recent, other):
+        found = [*first, *stream.push(Recording(*(column[620:] for column in events)))]
+        for i, votes in enumerate(found):
+            torch.testing.assert_close(votes, torch.stack(alone[max(0, i - 3) : i + 1]).mean(0))
+    with pytest.raises(UserError, match="last must be a whole number, at least 1, got 0"):
+        StreamingNetwork(net, last=0)

@@ -102,7 +102,8 @@ def write_recording(path: Path, folder: Path) -> None:
     from plif_lightning.events.readers import read_any, sensor_of
 
     figure, caption = recording_figure(read_any(path), sensor_of(path), path.name)
-    _save(figure, folder / f"recording-{path.stem}")
+    above = path.absolute().parent.name  # files in class folders often have the same names
+    _save(figure, folder / f"recording-{above}-{path.stem}")
     print(caption)
 
 

@@ -17,7 +17,7 @@ from plif_lightning.plot.tensors import pictures
 
 _FRAMES = 6
 _BINS = 100
-# Of the time surface [us].
+# Of the time surface, and of the background filter [us]; a tenth of a shorter recording.
 _TAU = 50_000
 _BACKGROUND_US = 10_000
 _HOT = 10.0
@@ -28,7 +28,13 @@ def sensor_around(recording: Recording) -> Sensor:
     return Sensor(int(np.max(recording.y, initial=0)) + 1, int(np.max(recording.x, initial=0)) + 1)
 
 
-def _surface(packed: Packed, sensor: Sensor, end: int) -> NDArray[Any]:
+def _constant(most: int, duration: int) -> int:
+    """A time [us] of one digit: at most `most`, and a tenth of the recording."""
+    tenth = max(1, duration // 10)
+    return min(most, tenth // 10 ** (len(str(tenth)) - 1) * 10 ** (len(str(tenth)) - 1))
+
+
+def _surface(packed: Packed, sensor: Sensor, end: int, tau: int) -> NDArray[Any]:
     """exp(-(t - t_last) / tau) of each pixel's last event up to `end` [us], [H, W]; 0 without one.
 
     Source: Lagorce et al. 2017, HOTS.
@@ -36,7 +42,7 @@ def _surface(packed: Packed, sensor: Sensor, end: int) -> NDArray[Any]:
     count = int(np.searchsorted(packed.time, end, side="right"))
     last = np.full(sensor.pixels, -np.inf)
     last[packed.address[:count].astype(np.int64) % sensor.pixels] = packed.time[:count]
-    surface: NDArray[Any] = np.exp((last - end) / _TAU).reshape(sensor)
+    surface: NDArray[Any] = np.exp((last - end) / tau).reshape(sensor)
     return surface
 
 
@@ -58,18 +64,19 @@ def recording_figure(recording: Recording, sensor: Sensor | None, name: str) -> 
     packed = pack(recording, size, name)
     duration = int(packed.time[-1]) + 1
     hot = hot_pixels(packed, size, _HOT)
-    keep = BackgroundFilter(size, _BACKGROUND_US).kept(packed)
+    tau, background = _constant(_TAU, duration), _constant(_BACKGROUND_US, duration)
+    keep = BackgroundFilter(size, background).kept(packed)
     edges = np.linspace(0, duration, _BINS + 1)
     on = packed.address.astype(np.int64) >= size.pixels
     counts = {
         "ON": np.histogram(packed.time[on], edges)[0],
         "OFF": np.histogram(packed.time[~on], edges)[0],
-        f"with a neighbour in {_BACKGROUND_US / 1000:g} ms": np.histogram(packed.time[keep], edges)[0],
+        f"with a neighbour in {background / 1000:g} ms": np.histogram(packed.time[keep], edges)[0],
     }
     busiest = int(edges[int(np.argmax(counts["ON"] + counts["OFF"])) + 1])
     with rc_context({"font.size": 8}):
-        figure = _drawn(packed, size, counts, edges, busiest, hot)
-    return figure, _caption(name, packed, sensor, size, hot, keep, busiest)
+        figure = _drawn(packed, size, counts, edges, busiest, hot, tau)
+    return figure, _caption(name, packed, sensor, size, hot, keep, (busiest, tau, background))
 
 
 def _times(duration: int) -> tuple[float, str]:
@@ -84,9 +91,10 @@ def _caption(
     size: Sensor,
     hot: NDArray[np.bool_],
     keep: NDArray[np.bool_],
-    busiest: int,
+    times: tuple[int, int, int],
 ) -> str:
     duration = int(packed.time[-1]) + 1
+    busiest, tau, background = times
     unit, second = _times(duration)
     on = (packed.address >= size.pixels).mean()
     found = ", ".join(f"({x}, {y})" for y, x in np.argwhere(hot)[:5]) + (" and others" if hot.sum() > 5 else "")
@@ -95,16 +103,16 @@ def _caption(
         f"{name}: {len(packed.time):,} events in {duration / unit:,.1f} {second} "
         f"({len(packed.time) / duration * 1e6:,.0f} a second, {100 * on:.0f} % ON), {size} pixels (height x width)"
         f"{'' if sensor else ', as far as they reach: the file does not name its sensor'}. Above, {_FRAMES} frames of "
-        f"equal duration, ON red and OFF blue. Below, the time surface with a time constant of {_TAU // 1000} ms at "
+        f"equal duration, ON red and OFF blue. Below, the time surface with a time constant of {tau / 1000:g} ms at "
         f"the busiest moment, {busiest / unit:,.1f} {second}; events of each pixel, on a logarithmic scale; and the "
-        f"rate. {100 * keep.mean():.1f} % of the events have one of a pixel around within {_BACKGROUND_US // 1000} ms "
-        f"before: --data.background_us {_BACKGROUND_US} keeps these. Pixels that fire more than {_HOT:g} times as "
+        f"rate. {100 * keep.mean():.1f} % of the events have one of a pixel around within {background / 1000:g} ms "
+        f"before: --data.background_us {background} keeps these. Pixels that fire more than {_HOT:g} times as "
         f"often as each pixel around: {hot.sum() or 'none'}{where}"
     )
 
 
 def _drawn(
-    packed: Packed, sensor: Sensor, counts: dict[str, Any], edges: Any, busiest: int, hot: NDArray[np.bool_]
+    packed: Packed, sensor: Sensor, counts: dict[str, Any], edges: Any, busiest: int, hot: NDArray[np.bool_], tau: int
 ) -> Figure:
     figure = Figure(figsize=(WIDTHS[2], 0.3 + 1.15 * sensor.height / sensor.width + 2.3), dpi=150, layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=[1.15 * sensor.height / sensor.width + 0.3, 2.3])
@@ -117,7 +125,7 @@ def _drawn(
         ax.set_xticks([])
         ax.set_yticks([])
     surface, pixels, rate = np.ravel(below.subplots(1, 3, width_ratios=[1, 1, 1.4]))
-    surface.imshow(_surface(packed, sensor, busiest), cmap="inferno", vmin=0, vmax=1)
+    surface.imshow(_surface(packed, sensor, busiest, tau), cmap="inferno", vmin=0, vmax=1)
     surface.set_title("time surface", fontsize=8)
     events = np.bincount(packed.address.astype(np.int64) % sensor.pixels, minlength=sensor.pixels).reshape(sensor)
     shown = pixels.imshow(np.log10(1 + events), cmap="viridis")
