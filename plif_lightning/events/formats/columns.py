@@ -82,6 +82,19 @@ def columns_of(names: Iterable[str], where: str) -> dict[str, tuple[str, Column]
     return found
 
 
+def stands_for(names: Iterable[str]) -> set[str]:
+    """Which of t, x, y and p some names stand for, whatever the unit of a time."""
+    found = set()
+    for name in names:
+        try:
+            column = column_of(name)
+        except ValueError:  # of a time; `columns_of` names it
+            found.add("t")
+        else:
+            found |= {column.name} if column else set()
+    return found
+
+
 def units_of(columns: dict[str, tuple[str, Column]]) -> float | None:
     """Microseconds in the unit of the times, if their name says it."""
     return columns["t"][1].unit if "t" in columns else None

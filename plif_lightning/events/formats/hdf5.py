@@ -1,18 +1,18 @@
 """Events in HDF5: DSEC's layout, Metavision's, and others that name their columns."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from plif_lightning.events.formats.columns import (
-    column_of,
     columns_of,
     from_table,
     in_microseconds,
     recording_from,
+    stands_for,
     units_of,
 )
 from plif_lightning.events.formats.decoding import named_sensor, require_compression
@@ -102,7 +102,7 @@ def _search(group: Any, found: dict[str, Any], seen: set[int]) -> None:
     if address in seen:  # by another link
         return
     seen.add(address)
-    if _stand_for({member for member in group if _is_vector(group, member)}) == set("txyp"):
+    if stands_for({member for member in group if _is_vector(group, member)}) == set("txyp"):
         found[group.name] = group
         return
     for member in group:
@@ -114,19 +114,6 @@ def _search(group: Any, found: dict[str, Any], seen: set[int]) -> None:
                 _search(item, found, seen)
         elif isinstance(item, h5py.Dataset) and _is_table(item):
             found[item.name] = item
-
-
-def _stand_for(names: Iterable[str]) -> set[str]:
-    """Which of t, x, y and p some names stand for."""
-    found = set()
-    for name in names:
-        try:
-            column = column_of(name)
-        except ValueError:  # of an unknown unit, which `columns_of` will name
-            found.add("t")
-        else:
-            found |= {column.name} if column else set()
-    return found
 
 
 def _require_there(data: Sequence[Any], path: str) -> None:
@@ -156,7 +143,7 @@ def _is_vector(group: Any, member: str) -> bool:
 def _is_table(data: Any) -> bool:
     """True for a structured data set of events, and for numbers [N, 4]."""
     if data.dtype.names is not None:
-        return data.ndim == 1 and _stand_for(data.dtype.names) == set("txyp")
+        return data.ndim == 1 and stands_for(data.dtype.names) == set("txyp")
     return data.ndim == 2 and data.shape[1] == 4 and data.dtype.kind in "iuf" and "events" in data.name.lower()
 
 

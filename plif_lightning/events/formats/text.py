@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from plif_lightning.events.formats.columns import column_of, columns_of, order_of, require_plausible_seconds, units_of
+from plif_lightning.events.formats.columns import columns_of, order_of, require_plausible_seconds, stands_for, units_of
 from plif_lightning.events.formats.decoding import LONGEST_HEADER, Decoder, named_sensor, no_events, read_whole
 from plif_lightning.events.recording import Recording, RecordingError
 
@@ -100,7 +100,7 @@ class TextDecoder(Decoder):
         """Read the lines before the first event, and tell the columns and the unit of times from the first events."""
         if b"\0" in data[:LONGEST_HEADER]:
             raise RecordingError(f"{self.name} is no text. The file is damaged or another file.")
-        if final and b"\r" in data and b"\n" not in data.rstrip():
+        if final and b"\r" in data.strip() and b"\n" not in data.strip():
             raise RecordingError(f"{self.name}: its lines end in CR alone; write it with line feeds.")
         self.sensor, self._targets, self._unit_of_t = None, None, None  # of a call that saw less
         self._comments: list[list[str]] = []
@@ -119,6 +119,7 @@ class TextDecoder(Decoder):
             at = end + 1 if end >= 0 else len(data)
         if start is None:
             return len(data) if final else None
+        start = start or len(_BOM) * data.startswith(_BOM)
         return start if self._tell(rows, final or len(rows) >= _FIRST) else None
 
     def _is_event(self, line: str, number: int) -> bool:
@@ -237,23 +238,13 @@ def is_table(path: str | Path) -> bool:
         return True  # reading it will say what is wrong
     for raw in start.split(b"\n")[:-1] or [start]:
         line = _decoded(raw)
-        names = {column for name in _names(line) if (column := _stands_for(name))}
-        if len(names) == 4:
+        if len(stands_for(_names(line))) == 4:
             return True
         if line and line[0] not in "#%":
             fields = _fields(line)
             if len(fields) != 2 or None in map(_number, fields):
                 return len(fields) == 4 and None not in map(_number, fields)
     return False
-
-
-def _stands_for(name: str) -> str | None:
-    """The column that a name stands for, whatever its unit; None if it stands for none."""
-    try:
-        column = column_of(name)
-    except ValueError:
-        return "t"
-    return column.name if column else None
 
 
 def read_text(path: str | Path) -> Recording:
