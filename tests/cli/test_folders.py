@@ -84,7 +84,9 @@ def test_folders_of_one_name_are_not_one_experiment(tmp_path, capsys):
 
 
 def test_prepare_answers_a_wrong_argument_with_one_sentence(capsys):
-    assert "data.sensor must be given" in refused(capsys, "prepare", "--data", "EventFolder", "--data.root", "x")
+    assert "train does not exist: data.root must hold" in refused(
+        capsys, "prepare", "--data", "EventFolder", "--data.root", "x"
+    )
     assert "data.name must be given" in refused(capsys, "prepare", "--data", "TonicEvents")
     assert "data.size must be at least 1" in refused(capsys, "prepare", "--data", "ImageFolder", "--data.size", "0")
 
@@ -93,7 +95,7 @@ def test_prepare_answers_a_wrong_argument_with_one_sentence(capsys):
     ("arguments", "message"),
     [
         (["ImageFolder", "--data.root", "nowhere"], "nowhere/train does not exist: data.root must hold train/CLASS/"),
-        (["EventFolder", "--data.root", "nowhere"], "data.sensor must be given"),
+        (["EventFolder", "--data.root", "nowhere"], "train does not exist: data.root must hold"),
         (
             ["EventFolder", "--data.root", "nowhere", "--data.sensor", "128"],
             "Given value: 128",
