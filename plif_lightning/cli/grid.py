@@ -1,10 +1,10 @@
-"""Read a W&B sweep file as a grid of runs, and name each run and its arguments."""
+"""Read a W&B sweep file as a grid of runs or as a search, and name each run and its arguments."""
 
 import itertools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,24 @@ from plif_lightning.errors import UserError
 
 _PROGRAMS = ("main.py", "plif-lightning")
 _KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
+_KNOWN_TO_SEARCHES = {"run_cap", "early_terminate"}
+METHODS = ("grid", "random", "bayes")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A grid of runs.
+    """A grid of runs, or a search.
 
     Attributes:
         name: name of the sweep.
         arguments: arguments of main.py shared by all runs.
-        parameters: name and values of each dimension of the grid.
+        parameters: name and values of each dimension of the grid; of a search, only those with fixed values.
         metric: metric that ranks the runs.
         maximise: True if the highest value is best.
+        method: grid, random or bayes.
+        space: name and specification of each parameter of a search, as in W&B's file.
+        run_cap: number of runs of a search; None if the file says none.
+        early_terminate: hyperband's settings, as in W&B's file; None without.
     """
 
     name: str
@@ -33,6 +39,10 @@ class Sweep:
     parameters: dict[str, list[Any]]
     metric: str = "val/acc"
     maximise: bool = True
+    method: str = "grid"
+    space: dict[str, dict[str, Any]] = field(default_factory=dict)
+    run_cap: int | None = None
+    early_terminate: dict[str, Any] | None = None
 
     def points(self) -> list[dict[str, Any]]:
         """Return all combinations of values; the last parameter varies fastest."""
@@ -42,20 +52,39 @@ class Sweep:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read the grid of a W&B sweep file.
+    """Read a W&B sweep file.
 
     Arguments after the program in its `command` are kept, without W&B's own configuration.
 
     Raises:
-        UserError: the file is not a sweep file, or not a grid.
+        UserError: the file is not a sweep file, or needs W&B's own agent.
     """
     loaded = _load(path)
     name = str(loaded.get("name") or path.stem)
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"name of {path} must be that of a folder in runs/, got {name!r}.")
-    parameters = {str(key): _values(path, key, given) for key, given in loaded["parameters"].items()}
+    given = _flat(loaded["parameters"])
     metric, maximise = _ranking(path, loaded.get("metric") or {})
-    return Sweep(name, _arguments(path, loaded.get("command")), parameters, metric, maximise)
+    arguments = _arguments(path, loaded.get("command"))
+    if loaded["method"] == "grid":
+        parameters = {key: _values(path, key, values) for key, values in given.items()}
+        return Sweep(name, arguments, parameters, metric, maximise)
+    cap = loaded.get("run_cap")
+    if cap is not None and (not isinstance(cap, int) or isinstance(cap, bool) or cap < 1):
+        raise UserError(f"run_cap of {path} must be a whole number, at least 1, got {cap!r}.")
+    space = {key: spec if isinstance(spec, dict) else {"value": spec} for key, spec in given.items()}
+    return Sweep(name, arguments, {}, metric, maximise, loaded["method"], space, cap, loaded.get("early_terminate"))
+
+
+def _flat(parameters: dict[Any, Any], above: str = "") -> dict[str, Any]:
+    """Parameters by their dotted names: W&B nests those of a block in its own `parameters`."""
+    found: dict[str, Any] = {}
+    for key, given in parameters.items():
+        if isinstance(given, dict) and given.keys() == {"parameters"} and isinstance(given["parameters"], dict):
+            found |= _flat(given["parameters"], f"{above}{key}.")
+        else:
+            found[f"{above}{key}"] = given
+    return found
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -69,11 +98,13 @@ def _load(path: Path) -> dict[str, Any]:
     loaded = parsed_yaml(text, f"the sweep file {path}")
     if not isinstance(loaded, dict) or not isinstance(loaded.get("parameters"), dict) or not loaded["parameters"]:
         raise UserError(f"{path} is not a sweep file: it has no `parameters`. See configs/sweeps/table4.yaml.")
-    if unknown := sorted(map(str, loaded.keys() - _KNOWN)):
-        raise UserError(f"{path} has {', '.join(unknown)}, which only W&B's own agent knows: use `wandb sweep` for it.")
-    if loaded.get("method") != "grid":
+    if loaded.get("method") not in METHODS:
+        raise UserError(f"method must be one of {', '.join(METHODS)}, got {loaded.get('method')!r} in {path}.")
+    known = _KNOWN if loaded["method"] == "grid" else _KNOWN | _KNOWN_TO_SEARCHES
+    if unknown := sorted(map(str, loaded.keys() - known)):
         raise UserError(
-            f"method must be grid, got {loaded.get('method')!r} in {path}: use `wandb sweep` for random or bayes."
+            f"{path} has {', '.join(unknown)}, which method {loaded['method']} does not know here: use `wandb sweep` "
+            "for it."
         )
     program = loaded.get("program", _PROGRAMS[0])
     if Path(str(program)).name not in _PROGRAMS:

@@ -80,13 +80,13 @@ def write(path: Path, **changes):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"method": "bayes"}, "method must be grid, got 'bayes'"),
+        ({"method": "anneal"}, "method must be one of grid, random, bayes, got 'anneal'"),
         ({"parameters": None}, "is not a sweep file: it has no `parameters`"),
         ({"parameters": {"a": {"min": 0, "max": 1}}}, "parameter a of .* must have `value` or a list of `values`"),
         ({"parameters": {"a": {"values": []}}}, "parameter a of .* has no values"),
         ({"program": "train.py"}, "has program train.py, but `sweep` runs main.py: use `wandb agent` for it"),
         ({"name": "../../x"}, "name of .* must be that of a folder in runs/, got '../../x'"),
-        ({"early_terminate": {}}, "has early_terminate, which only W&B's own agent knows"),
+        ({"early_terminate": {}}, "has early_terminate, which method grid does not know here"),
         ({"command": ["python"]}, "command of .* must be a list with"),
         ({"command": ["${args}", "${program}"]}, "and, after it, .*args"),
         ({"command": ["${program}", "fit", "${args}", "${args_no_hyphens}"]}, "use `wandb agent` for other forms"),

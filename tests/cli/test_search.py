@@ -1,0 +1,241 @@
+"""Searches by Optuna behind a W&B sweep file, and runs that are forked from a warm process."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from plif_lightning.cli.grid import read_sweep
+from plif_lightning.cli.runner import Job, Runner
+from plif_lightning.cli.warm import WarmStart
+from plif_lightning.errors import UserError
+from plif_lightning.runs.folder import RunFolder
+from tests.cli.calls import until
+from tests.cli.test_sweep import TINY, sweep
+from tests.conftest import PATIENCE, REPOSITORY
+from tests.writers import write_run
+
+optuna = pytest.importorskip("optuna", reason="test extra `search`")
+from plif_lightning.cli.search import JOURNAL, Search, distribution  # noqa: E402
+
+QUICK = str(REPOSITORY / "configs/quickstart.yaml")
+SPACE = {"model.init_tau": {"min": 1.5, "max": 8.0}, "model.neuron": {"values": ["plif", "lif"]}}
+
+
+def write(path, method="random", parameters=SPACE, **more):
+    content = {
+        "program": "main.py",
+        "method": method,
+        "name": "s",
+        "run_cap": 3,
+        "metric": {"name": "val/acc", "goal": "maximize"},
+        "command": ["${interpreter}", "${program}", "fit", "--config", QUICK, "${args}"],
+        "parameters": parameters,
+        **more,
+    }
+    path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+    return path
+
+
+def trials(root):
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(root / JOURNAL)))
+    return optuna.load_study(study_name="search", storage=storage).trials
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({"min": 1, "max": 8}, optuna.distributions.IntDistribution(1, 8)),
+        ({"min": 0.5, "max": 8}, optuna.distributions.FloatDistribution(0.5, 8)),
+        (
+            {"min": 1e-4, "max": 0.1, "distribution": "log_uniform_values"},
+            optuna.distributions.FloatDistribution(1e-4, 0.1, log=True),
+        ),
+        (
+            {"min": 0.0, "max": 1.0, "distribution": "q_uniform", "q": 0.25},
+            optuna.distributions.FloatDistribution(0, 1, step=0.25),
+        ),
+        ({"values": ["a", True, None]}, optuna.distributions.CategoricalDistribution(['"a"', "true", "null"])),
+        ({"value": 3}, 3),
+    ],
+)
+def test_distributions_are_wandbs(spec, expected):
+    assert distribution("a", spec) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"min": 1}, "parameter a must have `value`, `values`, or numbers `min` below `max`"),
+        ({"min": 2, "max": 1}, "numbers `min` below `max`"),
+        ({"min": 0, "max": 1, "distribution": "log_uniform_values"}, "needs `min` above 0"),
+        ({"min": 0, "max": 1, "distribution": "normal"}, "has the distribution normal; known are"),
+        ({"mu": 0, "sigma": 1}, "parameter a has mu, sigma"),
+        ({"values": []}, "must have a list of `values`"),
+    ],
+)
+def test_other_forms_are_named(spec, message):
+    with pytest.raises(UserError, match=message):
+        distribution("a", spec)
+
+
+def test_nested_parameters_are_dotted(tmp_path):
+    nested = {"model": {"parameters": {"init_tau": {"min": 2.0, "max": 4.0}, "neuron": {"value": "plif"}}}}
+    assert read_sweep(write(tmp_path / "s.yaml", parameters=nested)).space == {
+        "model.init_tau": {"min": 2.0, "max": 4.0},
+        "model.neuron": {"value": "plif"},
+    }
+    grid = {"model": {"parameters": {"init_tau": {"values": [2.0, 4.0]}}}}
+    assert read_sweep(write(tmp_path / "g.yaml", "grid", grid, run_cap=None)).parameters == {
+        "model.init_tau": [2.0, 4.0]
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({"run_cap": None}, [], "a search has no end by itself: pass --cap"),
+        ({"run_cap": 0}, [], "run_cap of .* must be a whole number, at least 1, got 0"),
+        ({"method": "anneal"}, [], "method must be one of grid, random, bayes, got 'anneal'"),
+        ({"method": "grid", "parameters": {"a": {"values": [1]}}}, [], "has run_cap, which method grid does not know"),
+        ({"early_terminate": {"type": "median"}}, [], "early_terminate must be of type hyperband"),
+        ({"early_terminate": {"type": "hyperband"}}, [], "early_terminate needs min_iter"),
+        ({"parameters": {"a": {"value": 1}}}, [], "has no parameter to search"),
+        ({}, ["--index", "0"], "--index is for method grid"),
+        ({}, ["--grid", "a=1"], "--grid is for method grid"),
+    ],
+)
+def test_what_does_not_go_is_named(tmp_path, monkeypatch, capsys, changes, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert sweep(write(Path("s.yaml"), **changes), *arguments) == 2
+    import re
+
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_search_runs_to_its_number_and_a_second_call_finds_it_done(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = write(Path("s.yaml"), "bayes")
+    assert sweep(file, "--seed", "1", "--", *TINY) == 0
+    out = capsys.readouterr().out
+    root = Path("runs/s")
+    done = trials(root)
+    assert [trial.state.name for trial in done] == ["COMPLETE"] * 3
+    for trial in done:
+        assert 1.5 <= trial.params["model.init_tau"] <= 8
+        (folder,) = root.glob(f"{trial.number:04d}_*/")
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert config["model"]["init_tau"] == trial.params["model.init_tau"]
+        assert config["model"]["neuron"] == json.loads(trial.params["model.neuron"])
+        curve = [
+            float(row["val/acc"])
+            for row in csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+            if row["val/acc"]
+        ]
+        assert trial.value == max(curve)
+    assert "val/acc, highest first:" in out
+    assert "best: python main.py fit --config" in out
+    before = {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")}
+    assert sweep(file, "--", *TINY) == 0
+    assert {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")} == before
+    assert sweep(file, "--", *TINY, "--model.channels=5") == 2
+    assert "holds another search" in capsys.readouterr().err
+
+
+def test_a_search_that_was_killed_goes_on_with_its_runs(tmp_path):
+    file = write(tmp_path / "s.yaml", run_cap=2)
+    long = [*TINY, "--trainer.max_epochs=400", "--trainer.limit_train_batches=20"]
+    call = [sys.executable, f"{REPOSITORY}/main.py", "sweep", str(file), "--runs", "r", "--"]
+    process = subprocess.Popen([*call, *long], cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL)
+    until(lambda: list(tmp_path.glob("r/0000_*/checkpoints/last.ckpt")))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(PATIENCE)
+    assert [trial.state.name for trial in trials(tmp_path / "r")] == ["RUNNING"]
+    # Both processes share what is left; the run that was begun goes on.
+    two = [
+        subprocess.Popen([*call, *long], cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL) for _ in "ab"
+    ]
+    until(lambda: len(list(tmp_path.glob("r/000?_*/checkpoints/last.ckpt"))) == 2)
+    assert [trial.number for trial in trials(tmp_path / "r")] == [0, 1]
+    for one in two:
+        os.killpg(one.pid, signal.SIGTERM)
+    for one in two:
+        assert one.wait(PATIENCE) == 130
+    assert [trial.state.name for trial in trials(tmp_path / "r")] == ["RUNNING", "RUNNING"]
+    log = next(tmp_path.glob("r/0000_*.log")).read_text()
+    assert log.count("$ python main.py") == 2
+    assert "--ckpt_path last" in log
+
+
+def test_a_search_of_runs_that_fail_ends_and_says_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sweep(write(Path("s.yaml"), run_cap=2), "--", "--model.neuron=nothing") == 1
+    out = capsys.readouterr().out
+    assert out.count("failed after") == 2
+    assert "nothing" in out
+    assert [trial.state.name for trial in trials(Path("runs/s"))] == ["FAIL", "FAIL"]
+
+
+def test_bad_runs_end_early(tmp_path):
+    """Successive halving on curves that are known."""
+    settings = {"early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 2}}
+    search = Search(read_sweep(write(tmp_path / "s.yaml", **settings)), tmp_path, [], seed=1)
+    ended = []
+    for level, trial in zip((0.9, 0.8, 0.1, 0.95), search.claimed(4), strict=True):
+        job = search.job(trial)
+        write_run(job.folder.path, (level,) * 4, validation="holdout")
+        ended.append(search.should_end(trial, job))
+        job.state = "ended" if ended[-1] else "finished"
+        search.tell(trial, job)
+    assert ended == [False, True, True, False]
+    assert [trial.state.name for trial in trials(tmp_path)] == ["COMPLETE", "PRUNED", "PRUNED", "COMPLETE"]
+
+
+# --- warm starts
+
+
+def run_once(folder, warm):
+    arguments = ["fit", "--config", QUICK, *TINY]
+    jobs = [
+        Job(f"{i}", RunFolder(folder / f"{i}"), [*arguments, f"--seed_everything={i}"], folder / f"{i}.log")
+        for i in (1, 2)
+    ]
+    with Runner(1, warm) as runner:
+        for job in jobs:
+            runner.run(job)
+    assert [job.state for job in jobs] == ["finished", "finished"], jobs[0].output.read_text()
+    return jobs
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_run_of_a_warm_process_is_that_of_a_new_one_to_the_bit(tmp_path):
+    warm, cold = run_once(tmp_path / "warm", True), run_once(tmp_path / "cold", False)
+    for one, other in zip(warm, cold, strict=True):
+        a, b = (torch.load(job.folder.last, weights_only=False)["state_dict"] for job in (one, other))
+        assert all(torch.equal(a[name], b[name]) for name in b)
+        told, as_told = (json.loads(job.folder.command.read_text()) for job in (one, other))
+        assert told["surroundings"] == as_told["surroundings"]
+        assert told["pid"] != as_told["pid"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_warm_run_is_ended_and_its_status_known(tmp_path):
+    start = WarmStart(os.environ)
+    failed = start.start([], ["fit", "--config", "nowhere.yaml"], tmp_path / "a.log")
+    assert failed.wait(PATIENCE) == 2
+    assert "nowhere.yaml" in (tmp_path / "a.log").read_text()
+    folder = RunFolder(tmp_path / "run")
+    long = ["fit", "--config", QUICK, *TINY, "--trainer.max_epochs=1000", f"--run_folder={folder.path}"]
+    going = start.start([], long, tmp_path / "b.log")
+    until(folder.last.is_file)
+    assert going.wait(0.01) is None
+    going.terminate()
+    assert going.wait(PATIENCE) == 128 + signal.SIGTERM
+    start.close()
