@@ -25,7 +25,7 @@ class Sweep:
     Attributes:
         name: name of the sweep.
         arguments: arguments of main.py shared by all runs.
-        parameters: name and values of each dimension of the grid; of a search, only those with fixed values.
+        parameters: name and values of each dimension of the grid; empty for a search.
         metric: metric that ranks the runs.
         maximise: True if the highest value is best.
         method: grid, random or bayes.

@@ -202,7 +202,7 @@ class Search:
         from optuna.trial import TrialState
 
         if job.state == "stopped":
-            return None  # it goes on when the search does
+            return None  # it is resumed with the search
         if job.state == "ended":
             self.study.tell(trial, state=TrialState.PRUNED)
             return None
@@ -248,7 +248,7 @@ def run_search(
     console.print(f"[bold]{sweep.name}[/]: {cap} runs by {sweep.method} search in {relative(root)}", soft_wrap=True)
     failed = _run_all(console, search, cap, jobs)
     if failed is None:
-        console.print("interrupted: the same command goes on.")
+        console.print("interrupted: the same command continues the search.")
         return 130
     print_ranking(console, search)
     return 1 if failed else 0

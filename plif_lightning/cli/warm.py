@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-# What `fit` imports, for the most part; a module that is missing here is imported by the run.
+# Most of what `fit` imports; a run imports the rest.
 _MODULES = (
     "plif_lightning.cli.lightning",
     "plif_lightning.callbacks.plots",
@@ -199,7 +199,7 @@ class Started:
             os.kill(self.pid, signal.SIGTERM)
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Exit status; None if the run goes on after `timeout` seconds."""
+        """Exit status; None if the run has not ended after `timeout` seconds."""
         raise NotImplementedError
 
 

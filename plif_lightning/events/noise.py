@@ -28,6 +28,12 @@ def _supported(pixel: Array, time: Array, last: Array, width: int, us: int, keep
                     last[place + row * stride + column] = now
 
 
+def pixels_of(packed: Packed, sensor: Sensor) -> Array:
+    """Pixel of each event, y * W + x, int64 [N]."""
+    pixels: Array = packed.address.astype(np.int64) % sensor.pixels
+    return pixels
+
+
 class BackgroundFilter:
     """Drop events that no other event of the eight pixels around preceded within some time: noise is alone.
 
@@ -46,7 +52,7 @@ class BackgroundFilter:
 
     def kept(self, packed: Packed) -> NDArray[np.bool_]:
         """Which events of the next piece of a stream stay, bool [N]."""
-        pixel = packed.address.astype(np.int64) % self.sensor.pixels
+        pixel = pixels_of(packed, self.sensor)
         keep = np.empty(len(pixel), np.bool_)
         time = packed.time.astype(np.int64) + packed.start
         _supported(pixel, time, self.last, self.sensor.width, self.us, keep)
@@ -58,7 +64,7 @@ def hot_pixels(packed: Packed, sensor: Sensor, factor: float) -> NDArray[np.bool
 
     What moves fires neighbours, too. Two hot pixels side by side are not found.
     """
-    counts = np.bincount(packed.address.astype(np.int64) % sensor.pixels, minlength=sensor.pixels)
+    counts = np.bincount(pixels_of(packed, sensor), minlength=sensor.pixels)
     framed = np.zeros((sensor.height + 2, sensor.width + 2), np.int64)
     framed[1:-1, 1:-1] = counts.reshape(sensor)
     around = np.zeros(sensor, np.int64)
@@ -78,7 +84,7 @@ def without_hot_pixels(recording: Recording, sensor: Sensor, factor: float, name
         RecordingError: an event lies outside the sensor.
     """
     packed = pack(recording, sensor, name, "as_recorded")
-    keep = ~hot_pixels(packed, sensor, factor).reshape(-1)[packed.address.astype(np.int64) % sensor.pixels]
+    keep = ~hot_pixels(packed, sensor, factor).reshape(-1)[pixels_of(packed, sensor)]
     return Recording(*(np.asarray(column)[keep] for column in recording))
 
 
@@ -86,7 +92,7 @@ def cleaned(packed: Packed, sensor: Sensor, noise: Noise) -> Packed:
     """A recording without noise. Hot pixels go first, so that they support no neighbour."""
     if noise.hot_factor is not None:
         hot = hot_pixels(packed, sensor, noise.hot_factor).reshape(-1)
-        packed = _chosen(packed, ~hot[packed.address.astype(np.int64) % sensor.pixels])
+        packed = _chosen(packed, ~hot[pixels_of(packed, sensor)])
     if noise.background_us is not None:
         packed = _chosen(packed, BackgroundFilter(sensor, noise.background_us).kept(packed))
     return packed

@@ -104,13 +104,9 @@ class AerDecoder(Decoder):
         return Recording(t, x.astype(np.uint16), y.astype(np.uint16), p.astype(np.uint8)), at + count * size
 
 
-def _decoder_of(data: bytes, name: str, started: int) -> Decoder | None:
-    """Decoder of a connection's first bytes: text if they are printable, AER otherwise; None if more are needed."""
-    if len(data) < 4:
-        return None
-    # The fourth byte of AER is the upper half of x, below 0x20 for any sensor, or above 0x7f.
-    is_text = all(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in data[:4])
-    return TextDecoder(name) if is_text else AerDecoder(name, started)
+def _is_text(data: bytes) -> bool:
+    """True for text, False for AER, whose fourth byte (the upper half of x) is below 0x20 or above 0x7f."""
+    return len(data) >= 4 and all(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in data[:4])
 
 
 class EventSocket:
@@ -258,9 +254,10 @@ class EventSocket:
                 return rest
             if self._decoder is None:
                 self._first += data
-                self._decoder = _decoder_of(self._first, f"TCP port {self.port}", self._started)
-                if self._decoder is None:
+                if len(self._first) < 4:
                     return no_events()
+                name = f"TCP port {self.port}"
+                self._decoder = TextDecoder(name) if _is_text(self._first) else AerDecoder(name, self._started)
                 data, self._first = self._first, b""
             return self._decoder.decode(data)
         except RecordingError as error:
@@ -304,13 +301,12 @@ class EventSocket:
         yield joined(found)
 
     def _datagram(self, data: bytes) -> Recording:
-        kind = _decoder_of(data, f"UDP port {self.port}", self._started)
-        if not isinstance(kind, TextDecoder):
+        if not _is_text(data):
             return self._aer.packet(data)
         lines = data if data.endswith(b"\n") else data + b"\n"  # a datagram holds whole lines
         first = lines[: lines.index(b"\n") + 1]
         if self._text is None:
-            self._text = kind
+            self._text = TextDecoder(f"UDP port {self.port}")
             self._text_header = first if re.search(rb"[A-Za-z]", first) else b""
         elif first == self._text_header:
             lines = lines[len(first) :]

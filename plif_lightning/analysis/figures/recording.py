@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from plif_lightning.analysis.figures.page import WIDTHS, Drawn, NothingToShowError
 from plif_lightning.events.integration import integrate
-from plif_lightning.events.noise import BackgroundFilter, hot_pixels
+from plif_lightning.events.noise import BackgroundFilter, hot_pixels, pixels_of
 from plif_lightning.events.recording import Packed, Recording, Sensor, pack
 from plif_lightning.plot.style import COLOURS, plain
 from plif_lightning.plot.tensors import pictures
@@ -41,7 +41,7 @@ def _surface(packed: Packed, sensor: Sensor, end: int, tau: int) -> NDArray[Any]
     """
     count = int(np.searchsorted(packed.time, end, side="right"))
     last = np.full(sensor.pixels, -np.inf)
-    last[packed.address[:count].astype(np.int64) % sensor.pixels] = packed.time[:count]
+    last[pixels_of(packed, sensor)[:count]] = packed.time[:count]
     surface: NDArray[Any] = np.exp((last - end) / tau).reshape(sensor)
     return surface
 
@@ -127,7 +127,7 @@ def _drawn(
     surface, pixels, rate = np.ravel(below.subplots(1, 3, width_ratios=[1, 1, 1.4]))
     surface.imshow(_surface(packed, sensor, busiest, tau), cmap="inferno", vmin=0, vmax=1)
     surface.set_title("time surface", fontsize=8)
-    events = np.bincount(packed.address.astype(np.int64) % sensor.pixels, minlength=sensor.pixels).reshape(sensor)
+    events = np.bincount(pixels_of(packed, sensor), minlength=sensor.pixels).reshape(sensor)
     shown = pixels.imshow(np.log10(1 + events), cmap="viridis")
     bar = below.colorbar(shown, ax=pixels, fraction=0.05, shrink=min(1.0, sensor.height / sensor.width))
     ticks = np.arange(0, int(np.log10(1 + events.max())) + 1)

@@ -14,10 +14,10 @@ from plif_lightning.events.formats.decoding import (
     Decoder,
     header_lines,
     joined,
-    named_sensor,
     no_events,
     read_whole,
     require_compression,
+    sensor_from,
 )
 from plif_lightning.events.recording import Recording, RecordingError, Sensor
 
@@ -318,9 +318,8 @@ class Aedat4Decoder(Decoder):
         if not of_events:
             raise RecordingError(f"{self.name} has no event stream.")
         self._stream = of_events[0]
-        sides = [str(self._streams[self._stream].get(key, "")) for key in ("sizeY", "sizeX")]
-        if all(re.fullmatch(r"\d{1,9}", side, re.ASCII) for side in sides):
-            self.sensor = named_sensor(int(sides[0]), int(sides[1]), self.name)
+        keys = self._streams[self._stream]
+        self.sensor = sensor_from(keys.get("sizeY"), keys.get("sizeX"), self.name)
 
     def _events(self, data: bytes, at: int) -> tuple[Recording, int]:
         parts: list[Any] = []

@@ -1,6 +1,7 @@
 """What all formats share: opening files, and decoding bytes that come in pieces of any size."""
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,6 +66,17 @@ def named_sensor(height: int, width: int, name: str) -> Sensor:
     if not 1 <= min(height, width) <= max(height, width) <= _LARGEST_SIDE:
         raise RecordingError(f"{name} names a sensor of {width} x {height} pixels (width x height). It is damaged.")
     return Sensor(height, width)
+
+
+def sensor_from(height: str | None, width: str | None, name: str) -> Sensor | None:
+    """Sensor from the texts of two numbers; None if they are none.
+
+    Raises:
+        RecordingError: no camera is of that size.
+    """
+    if not all(side and re.fullmatch(r"\d{1,9}", side, re.ASCII) for side in (height, width)):
+        return None
+    return named_sensor(int(height or 0), int(width or 0), name)
 
 
 def no_events() -> Recording:

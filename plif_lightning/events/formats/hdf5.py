@@ -1,6 +1,5 @@
 """Events in HDF5: DSEC's layout, Metavision's, and others that name their columns."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from plif_lightning.events.formats.columns import (
     stands_for,
     units_of,
 )
-from plif_lightning.events.formats.decoding import named_sensor, require_compression
+from plif_lightning.events.formats.decoding import require_compression, sensor_from
 from plif_lightning.events.recording import Recording, RecordingError, Sensor
 
 # Number of the filter that compresses Metavision's events, ECF.
@@ -56,9 +55,7 @@ def sensor_in(path: str | Path) -> Sensor | None:
     except Exception:  # as many types as in `read_hdf5`, which will name the fault
         return None
     width, _, height = (text.decode("latin-1") if isinstance(text, bytes) else str(text)).partition("x")
-    if not all(re.fullmatch(r"\d{1,9}", side, re.ASCII) for side in (width, height)):
-        return None
-    return named_sensor(int(height), int(width), str(path))
+    return sensor_from(height, width, str(path))
 
 
 def _read(path: str) -> Recording:

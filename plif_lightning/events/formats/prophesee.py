@@ -1,14 +1,13 @@
 """Prophesee's files: RAW (EVT 2.0, 2.1 and 3.0) and DAT."""
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from plif_lightning.events.formats.decoding import Decoder, empty_columns, header_lines, named_sensor, read_whole
+from plif_lightning.events.formats.decoding import Decoder, empty_columns, header_lines, read_whole, sensor_from
 from plif_lightning.events.recording import Recording, RecordingError, Sensor
 
 _log = logging.getLogger(__name__)
@@ -27,17 +26,6 @@ def _fields(header: bytes) -> dict[str, str]:
         key, _, value = line.lstrip("% ").partition(" ")
         fields[key.lower()] = value.strip()
     return fields
-
-
-def _sensor(height: str | None, width: str | None, name: str) -> Sensor | None:
-    """Sensor from two numbers; None if they are missing or none.
-
-    Raises:
-        RecordingError: no camera is of that size.
-    """
-    if not all(side and re.fullmatch(r"\d{1,9}", side, re.ASCII) for side in (height, width)):
-        return None
-    return named_sensor(int(height or 0), int(width or 0), name)
 
 
 class _Words(Decoder):
@@ -166,7 +154,7 @@ class RawDecoder(_Words):
     def _sensor(self, fields: dict[str, str]) -> Sensor | None:
         """Sensor from the format or the geometry."""
         width, _, height = fields.get("geometry", "").partition("x")
-        found = _sensor(fields.get("height"), fields.get("width"), self.name), _sensor(height, width, self.name)
+        found = sensor_from(fields.get("height"), fields.get("width"), self.name), sensor_from(height, width, self.name)
         named = [*{sensor for sensor in found if sensor is not None}]
         if len(named) > 1:
             raise RecordingError(f"{self.name}: its header names two sensors, {named[0]} and {named[1]}: damaged.")
@@ -205,7 +193,7 @@ class DatDecoder(_Words):
         from plif_lightning.events.formats.words import dat
 
         self._loop, self._state = dat, np.zeros(3, np.int64)
-        self.sensor = _sensor(fields.get("height"), fields.get("width"), self.name)
+        self.sensor = sensor_from(fields.get("height"), fields.get("width"), self.name)
         return end + 2
 
 

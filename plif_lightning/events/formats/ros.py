@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from plif_lightning.events.formats.decoding import joined, no_events
 from plif_lightning.events.recording import Recording, RecordingError
@@ -68,6 +67,8 @@ def _require_alone(path: Path) -> None:
     Raises:
         RecordingError: there are no metadata, or they name others.
     """
+    import yaml
+
     try:
         metadata = yaml.safe_load((path.parent / "metadata.yaml").read_text("utf-8"))
         files = list(map(str, metadata["rosbag2_bagfile_information"]["relative_file_paths"]))
