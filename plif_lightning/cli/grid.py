@@ -16,6 +16,7 @@ _PROGRAMS = ("main.py", "plif-lightning")
 _KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
 _KNOWN_TO_SEARCHES = {"run_cap", "early_terminate"}
 METHODS = ("grid", "random", "bayes")
+ARGS = "${args}"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Sweep:
 
     Attributes:
         name: name of the sweep.
-        arguments: arguments of main.py shared by all runs.
+        arguments: arguments of main.py shared by all runs, with ARGS where those of a run belong.
         parameters: name and values of each dimension of the grid; empty for a search.
         metric: metric that ranks the runs.
         maximise: True if the highest value is best.
@@ -134,17 +135,17 @@ def _ranking(path: Path, metric: Any) -> tuple[str, bool]:
 
 
 def _arguments(path: Path, command: Any) -> list[str]:
-    """Return the arguments after the program in a W&B `command`; `fit` without one."""
+    """Return the arguments after the program in a W&B `command`, ARGS among them; `fit` and ARGS without one."""
     if command is None:
-        return ["fit"]
+        return ["fit", ARGS]
     parts = [str(part) for part in command] if isinstance(command, list) else []
     rest = parts[parts.index("${program}") + 1 :] if "${program}" in parts else []
-    if {part for part in rest if part.startswith("${")} != {"${args}"}:
+    if [part for part in rest if part.startswith("${")] != [ARGS]:
         raise UserError(
             f"command of {path} must be a list with ${{program}} and, after it, ${{args}}, and nothing else in "
             "braces there: use `wandb agent` for other forms."
         )
-    return _without_wandb([part for part in rest if part != "${args}"])
+    return _without_wandb(rest)
 
 
 def _without_wandb(arguments: Sequence[str]) -> list[str]:
@@ -187,11 +188,17 @@ def _config_first(point: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def run_name(point: dict[str, Any]) -> str:
     """Return the folder name of a run: the name of its configuration, then all other parameters."""
-    parts = []
-    for key, value in _config_first(point):
-        text = Path(str(value)).stem if key == "config" else f"{key.rsplit('.', 1)[-1]}-{_text(value)}"
-        parts.append(re.sub(r"[^\w.+-]+", "-", text))
-    return "_".join(parts)
+    parts = [text for key, value in _config_first(point) for text in _name_parts(key, value)]
+    return "_".join(re.sub(r"[^\w.+-]+", "-", text) for text in parts)
+
+
+def _name_parts(key: str, value: Any) -> list[str]:
+    """The parts of a run's name for a parameter: one, or for a mapping such as `{neuron: lif}` one for each entry."""
+    if key == "config":
+        return [Path(str(value)).stem]
+    if isinstance(value, dict):
+        return [part for name, inner in value.items() for part in _name_parts(str(name), inner)]
+    return [f"{key.rsplit('.', 1)[-1]}-{_text(value)}"]
 
 
 def _file(value: str) -> str:
@@ -205,7 +212,8 @@ def _file(value: str) -> str:
 def point_arguments(sweep: Sweep, point: dict[str, Any], overrides: Sequence[str]) -> list[str]:
     """Return the arguments of main.py for one run; overrides come last, so they win."""
     given = [f"--{key}={_file(str(value)) if key == 'config' else _text(value)}" for key, value in _config_first(point)]
-    return [*sweep.arguments, *given, *overrides]
+    place = sweep.arguments.index(ARGS)
+    return [*sweep.arguments[:place], *given, *sweep.arguments[place + 1 :], *overrides]
 
 
 def share(text: str, points: int) -> slice:

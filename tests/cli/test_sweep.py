@@ -99,7 +99,7 @@ def test_other_sweep_files_are_refused(tmp_path, changes, expected):
 
 def test_files_that_are_none_are_refused(tmp_path, capsys):
     assert sweep(tmp_path / "none.yaml") == 2
-    assert "none.yaml. Give the path of a file, or one of table2, table4" in capsys.readouterr().err
+    assert "none.yaml. Give the path of a file, or one of leaderboard, table2" in capsys.readouterr().err
     (tmp_path / "bad.yaml").write_text("a: [")
     assert sweep(tmp_path / "bad.yaml") == 2
     assert "is not YAML" in capsys.readouterr().err
