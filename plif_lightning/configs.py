@@ -45,9 +45,9 @@ def names(kind: str = "") -> dict[str, Path]:
     """Return the shipped files by their bare names.
 
     Args:
-        kind: `sweeps` for sweep files; by default configurations, variants, recipes and networks.
+        kind: `sweeps` for sweep files; by default all configurations.
     """
-    below = [folder() / name for name in ([kind] if kind else ["", "variants", "recipes", "networks"])]
+    below = [folder() / name for name in ([kind] if kind else ["", "variants", "recipes", "networks", "leaderboard"])]
     found = {path.stem: path for place in below for path in sorted(place.glob("*.yaml"))}
     found.pop("base", None)
     return found

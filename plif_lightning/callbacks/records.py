@@ -19,7 +19,8 @@ from plif_lightning.callbacks.logger import is_trial, run_folder, writes_files
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.data.batch import time_first
 from plif_lightning.data.event_dataset import EventDataset
-from plif_lightning.data.loading import BatchRequest
+from plif_lightning.data.loading import BatchedDataset, BatchRequest
+from plif_lightning.deploy.costs import Cost, cost, mean_cost
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import FCBlock
@@ -27,7 +28,7 @@ from plif_lightning.network.own import listening, neurons_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import Histogram, append_histograms
 from plif_lightning.runs.process import Resumption, write_command
-from plif_lightning.runs.result import forget_results, write_facts
+from plif_lightning.runs.result import forget_results, write_cost, write_facts
 from plif_lightning.runs.samples import Events, Samples, write_samples
 from plif_lightning.runtime.surroundings import surroundings
 from plif_lightning.training.task import SpikingClassifier
@@ -159,7 +160,9 @@ def _one_of_each_class(labels: list[int], most: int) -> list[int]:
 
 
 class SampleRecord(Callback):
-    """Writes spikes and votes of the best network for one sample per class to `samples.npz` when a fit ends.
+    """Writes what the best network does with one validation sample per class when a fit ends.
+
+    Spikes and votes go to `samples.npz`, the mean cost of a sample (see `deploy.costs`) to `cost.json`.
 
     Args:
         most: maximum number of samples; 0 records nothing.
@@ -179,7 +182,10 @@ class SampleRecord(Callback):
         has_best = best_checkpoint(trainer) is not None and folder.best.is_file()
         with _evaluating(pl_module.network, folder.best if has_best else None) as network:
             samples = record_samples(network, data, self.most, pl_module.device)
+            found = _cost_of(network, data, self.most, pl_module.device)
         write_samples(folder, samples)
+        if found is not None:
+            write_cost(folder, found.summary())
 
 
 @contextlib.contextmanager
@@ -208,13 +214,9 @@ def record_samples(network: nn.Module, data: SpikingDataModule, most: int, devic
     spikes: list[Tensor] = []
     heard: dict[str, Tensor] = {}
     first = next(name for name, _ in neurons_of(network))
-    dtype = next(network.parameters()).dtype
-    counts = isinstance(network, SpikingNetwork)  # which takes events as they are stored, one byte for each pixel
     chosen = _one_of_each_class(labels, most)
     with listening(network, heard.__setitem__):
-        for i in chosen:
-            x = dataset[BatchRequest(0, torch.tensor([i]))].x.to(device)
-            x = time_first(x.to(dtype) if x.is_floating_point() or not counts else x)
+        for x in _inputs(network, dataset, chosen, device):
             votes.append(network(x).cpu())
             fired = heard[first][:, 0].cpu()
             if (len(spikes) + 1) * fired.numel() <= _MAX_SPIKES:
@@ -231,6 +233,26 @@ def record_samples(network: nn.Module, data: SpikingDataModule, most: int, devic
         torch.cat(votes, 1).float().numpy(),
         _events(dataset, chosen) if isinstance(dataset, EventDataset) else None,
     )
+
+
+def _inputs(network: nn.Module, dataset: BatchedDataset, chosen: list[int], device: torch.device) -> Iterator[Tensor]:
+    """The chosen samples, one by one, as the network takes them."""
+    dtype = next(network.parameters()).dtype
+    counts = isinstance(network, SpikingNetwork)  # which takes events as they are stored, one byte for each pixel
+    for i in chosen:
+        x = dataset[BatchRequest(0, torch.tensor([i]))].x.to(device)
+        yield time_first(x.to(dtype) if x.is_floating_point() or not counts else x)
+
+
+def _cost_of(network: nn.Module, data: SpikingDataModule, most: int, device: torch.device) -> Cost | None:
+    """The mean cost of these samples; None for a network of one's own whose operations cannot be counted."""
+    assert data.val_set is not None
+    chosen = _one_of_each_class(data.val_set.labels().tolist(), most)
+    try:
+        return mean_cost([cost(network, x) for x in _inputs(network, data.val_set, chosen, device)])
+    except UserError as error:
+        _log.info("The cost of a sample is not recorded: %s", error)
+        return None
 
 
 def _events(dataset: EventDataset, chosen: list[int]) -> Events:

@@ -7,8 +7,9 @@ for both extremes of hardware: every operation fetches its weight from the memor
 each weight is fetched once (in a spiking network at most once per time-step) into a buffer of 8 KiB.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -128,6 +129,29 @@ class Cost:
         """Return the sum of an attribute or method of `LayerCost` over all layers."""
         values = [getattr(layer, what) for layer in self.layers]
         return sum(value(*arguments) if callable(value) else value for value in values)
+
+    def summary(self) -> dict[str, Any]:
+        """What a run keeps of it, for one sample: neurons times steps of each layer, operations, energies [pJ]."""
+        return {
+            "samples": self.samples,
+            "time_steps": self.time_steps,
+            "updates": {layer.layer: layer.updates for layer in self.layers},
+            "macs": self.total("macs"),
+            "accumulates": self.total("accumulates"),
+            "pj_arithmetic": self.total("arithmetic"),
+            "pj_int8_fetched": self.total("with_memory", False),
+            "pj_int8_reused": self.total("with_memory", True),
+        }
+
+
+def mean_cost(costs: Sequence[Cost]) -> Cost:
+    """The cost of a sample, averaged over costs of one network with one sample each."""
+    layers = []
+    for same in zip(*(one.layers for one in costs), strict=True):
+        firing, actual = (fmean(getattr(layer, name) for layer in same) for name in ("firing", "actual"))
+        spikes = all(layer.spikes for layer in same)
+        layers.append(same[0]._replace(spikes=spikes, firing=firing, actual=actual))
+    return Cost(tuple(layers), len(costs), costs[0].time_steps)
 
 
 # Layers with weights, and their names in a block.

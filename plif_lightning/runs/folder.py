@@ -48,6 +48,11 @@ class RunFolder:
         return self.path / "samples.npz"
 
     @property
+    def cost(self) -> Path:
+        """Operations and estimated energy of the best network for a sample."""
+        return self.path / "cost.json"
+
+    @property
     def wandb(self) -> Path:
         """Id of the W&B run."""
         return self.path / "wandb.json"

@@ -76,6 +76,7 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
         printable(problems),
         float(started["started"]) if isinstance(started.get("started"), (int, float)) else 0.0,
         _changes(started.get("changes")),
+        loaded(files.cost, problems, optional=True),
     )
 
 

@@ -1,4 +1,4 @@
-"""`data.json`, `result.json`, `test/result.json`: data and results of a run."""
+"""`data.json`, `cost.json`, `result.json`, `test/result.json`: data and results of a run."""
 
 import json
 import time
@@ -15,10 +15,16 @@ def write_facts(folder: RunFolder, facts: Mapping[str, Any]) -> None:
         json.dump(facts, file, indent=2)
 
 
+def write_cost(folder: RunFolder, summary: Mapping[str, Any]) -> None:
+    """Write what a sample costs the best network, see `deploy.costs.Cost.summary`."""
+    with written_whole(folder.cost) as file:
+        json.dump(summary, file, indent=2)
+
+
 def forget_results(folder: RunFolder) -> None:
     """Delete the results of a fit and of a later test, which are stale once training resumes."""
-    folder.result.unlink(missing_ok=True)
-    folder.test_result.unlink(missing_ok=True)
+    for file in (folder.result, folder.test_result, folder.cost):
+        file.unlink(missing_ok=True)
 
 
 def write_result(folder: RunFolder, test: Mapping[str, float] | None, samples: Mapping[str, int]) -> None:

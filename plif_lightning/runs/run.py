@@ -26,6 +26,7 @@ class Run:
         problems: a sentence for each unreadable part.
         started: time of the last start or resumption [s since 1970]; 0 if unknown.
         changes: settings changed on resuming, as text, in order.
+        cost: operations and estimated energy for a sample, from `cost.json`; empty if they were not counted.
     """
 
     folder: RunFolder
@@ -40,6 +41,7 @@ class Run:
     problems: list[str] = field(default_factory=list)
     started: float = 0.0
     changes: list[str] = field(default_factory=list)
+    cost: dict[str, Any] = field(default_factory=dict)
 
     def setting(self, key: str, default: Any = None) -> Any:
         """Return a configuration value by its dotted key, such as `model.init_tau` or `data.time_steps`."""
@@ -105,6 +107,34 @@ class Run:
         samples = self.facts.get("samples", {})
         found = samples.get("test", samples.get("test as val")) if isinstance(samples, dict) else None
         return found if isinstance(found, int) and found > 0 else None
+
+    @property
+    def firing_rate(self) -> float | None:
+        """Spikes per neuron and time-step over the whole network in the best epoch; None if unknown."""
+        spikes, updates = self.spikes, self._updates
+        return None if spikes is None else spikes / sum(updates.values())
+
+    @property
+    def spikes(self) -> float | None:
+        """Spikes for a validation sample in the best epoch; None if they are unknown."""
+        rates, updates = layer_values(self.best_metrics, "rate"), self._updates
+        if not updates or not updates.keys() <= rates.keys():
+            return None
+        return sum(rates[layer] * n for layer, n in updates.items())
+
+    @property
+    def _updates(self) -> dict[str, float]:
+        """Neurons times steps of each layer that has neurons."""
+        found = self.cost.get("updates")
+        if not isinstance(found, dict):
+            return {}
+        return {name: float(n) for name, n in found.items() if isinstance(n, (int, float)) and n > 0}
+
+    @property
+    def energy(self) -> float | None:
+        """Estimated energy for a sample [uJ], with 8-bit weights and memory, see `deploy.costs`; None if unknown."""
+        found = self.cost.get("pj_int8_reused")
+        return found / 1e6 if isinstance(found, (int, float)) and found > 0 else None
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:
         """Return epochs (from 1) and values of one metric."""
