@@ -18,8 +18,10 @@ import yaml
 import zstandard
 from PIL import Image
 
+from plif_lightning import configs
 from plif_lightning.events import Recording
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.result import write_cost
 from plif_lightning.runs.samples import Events, Samples, write_samples
 
 FOLDERS = {"MNIST": "MNIST/raw", "FashionMNIST": "FashionMNIST/raw", "CIFAR10": "cifar-10-batches-py"}
@@ -390,6 +392,11 @@ def write_tonic_gesture(root: Path) -> None:
             np.save(path, np.stack([x, y, p, t], 1).astype(np.float64))
 
 
+# The paper's setting, and what a sample costs a network with it.
+PAPER: dict[str, object] = yaml.safe_load((configs.folder() / "base.yaml").read_text())["model"]
+COST: dict[str, object] = {"updates": {"conv1": 1000.0, "fc1": 100.0}, "pj_int8_reused": 2.5e6}
+
+
 def write_run(
     folder: Path,
     accuracies: tuple[float, ...] = (0.5, 0.75, 0.7),
@@ -410,6 +417,8 @@ def write_run(
     trainer: dict[str, object] | None = None,
     arguments: Sequence[str] = ("--config", "configs/fashionmnist.yaml"),
     layers: Sequence[str] = ("conv1", "fc1"),
+    model: dict[str, object] | None = None,
+    cost: dict[str, object] | None = None,
 ) -> RunFolder:
     """A run's folder, as `fit` leaves it."""
     run = RunFolder(folder)
@@ -417,7 +426,7 @@ def write_run(
     config = {
         "seed_everything": seed,
         "trainer": {"max_epochs": len(accuracies), "precision": "32-true", **(trainer or {})},
-        "model": {"neuron": neuron, "init_tau": init_tau, "pooling": pooling, "loss": "per_step"},
+        "model": {"neuron": neuron, "init_tau": init_tau, "pooling": pooling, "loss": "per_step", **(model or {})},
         "data": {
             "class_path": f"plif_lightning.data.{data}",
             "init_args": {"root": "data", "time_steps": time_steps, "validation": validation},
@@ -463,6 +472,8 @@ def write_run(
             else None,
         )
         write_samples(run, recorded)
+    if cost is not None:
+        write_cost(run, cost)
     return run
 
 

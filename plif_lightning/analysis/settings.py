@@ -181,11 +181,11 @@ def _told(runs: Sequence[Run]) -> list[list[str]]:
         usual = _usual().get(run.data_set, {})
         known = {*usual, *_PLAIN}
         others = [key for key, value in most.items() if key in own and key not in known and repr(own[key]) != value]
-        found.append([_in_words(key, own.get(key)) for key in dict.fromkeys([*unusual(run), *others])])
+        found.append([in_words(key, own.get(key)) for key in dict.fromkeys([*unusual(run), *others])])
     return found
 
 
-def _in_words(key: str, value: Any) -> str:
+def in_words(key: str, value: Any) -> str:
     """A setting as a user gives it, without the block that it belongs to."""
     name = key.split(".", 1)[-1].removesuffix(".class_path")
     if key.endswith(".class_path"):

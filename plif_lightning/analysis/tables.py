@@ -397,7 +397,7 @@ def network_tables(networks: Sequence[NetworkFacts], runs: Sequence[Run]) -> lis
 
 def ordered(tables: Sequence[Table]) -> list[Table]:
     """In the paper's order."""
-    order = ["1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "other"]
+    order = ["1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "other", "leaderboard"]
     return sorted(tables, key=lambda table: order.index(table.name))
 
 
@@ -409,9 +409,12 @@ def problems_of(runs: Sequence[Run]) -> list[str]:
 _NUMERIC = {"paper", "paper, A", "ours", "difference", "seeds", "epochs", "T", "learned values"}
 
 
+_UNNUMBERED = ("", "tau", "other", "leaderboard")
+
+
 def heading(table: Table) -> str:
     """Its number in the paper, where it has one, and its title."""
-    return f"Table {table.name}. {table.title}" if table.name not in ("", "tau", "other") else table.title
+    return f"Table {table.name}. {table.title}" if table.name not in _UNNUMBERED else table.title
 
 
 def print_tables(tables: Sequence[Table], runs: Sequence[Run]) -> None:

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 from plif_lightning import configs
+from plif_lightning.analysis.leaderboard import leaderboard_table
 from plif_lightning.analysis.results import results_table, write_results
 from plif_lightning.analysis.tables import (
     NetworkFacts,
     Table,
     earlier_work,
+    heading,
     network_tables,
     ordered,
     print_tables,
@@ -36,7 +38,7 @@ def _parser(name: str, description: str) -> PlainParser:
 def _tables_parser() -> PlainParser:
     parser = _parser("tables", "Print the paper's tables, with this project's runs beside the paper's numbers.")
     parser.add_argument("--out", type=Path, help="folder for tables.md, and for a csv and a LaTeX file of each table")
-    parser.add_argument("--only", help="comma-separated tables: 1, 2, 2b, 3, 4, 5, S1, S2, tau or other")
+    parser.add_argument("--only", help="comma-separated tables: 1, 2, 2b, 3, 4, 5, S1, S2, tau, other or leaderboard")
     parser.add_argument(
         "--results", type=Path, help="table of results, such as configs/results.csv: add a row for each finished run"
     )
@@ -54,7 +56,7 @@ def _figures_parser() -> PlainParser:
         "--columns", type=int, choices=(1, 2), default=2, help="width of a figure in columns of a page (default: 2)"
     )
     parser.add_argument("--recording", type=Path, help="draw this file of an event camera instead")
-    parser.add_argument("--only", help="comma-separated figures: 1b, 2, 5b, 6, 6t, 7, S1, S2, S3, S4 or S5")
+    parser.add_argument("--only", help="comma-separated figures: 1b, 2, 5b, 6, 6t, 7, S1 to S5 or leaderboard")
     return parser
 
 
@@ -83,8 +85,9 @@ def describe_networks() -> list[NetworkFacts]:
 
 
 def all_tables(runs: list[Run]) -> list[Table]:
-    """Return every table of the paper."""
-    return ordered([*network_tables(describe_networks(), runs), earlier_work(), *result_tables(runs)])
+    """Return every table of the paper, and those of other data and of the leaderboard."""
+    networks = network_tables(describe_networks(), runs)
+    return ordered([*networks, earlier_work(), *result_tables(runs), leaderboard_table(runs)])
 
 
 def _chosen(only: str, known: list[str]) -> list[str]:
@@ -103,6 +106,9 @@ def tables(argv: list[str]) -> int:
     if given.only is not None:
         chosen = _chosen(given.only, [table.name for table in found])
         found = [table for table in found if table.name in chosen]
+        for table in found:
+            if not table.rows:
+                print(f"note: {heading(table)}: no run belongs to it. {' '.join(table.notes)}", file=sys.stderr)
     if given.results is not None:
         found.append(results_table(write_results(given.results, runs)))
         _note_untested(runs)

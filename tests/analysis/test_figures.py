@@ -22,7 +22,7 @@ from plif_lightning.plot.style import COLOURS
 from plif_lightning.runs.reading import find_runs
 from tests import writers
 from tests.cli.calls import refused
-from tests.writers import write_run
+from tests.writers import COST, PAPER, write_run
 
 
 def test_the_response_to_constant_input_is_the_solution_of_the_equation():
@@ -59,6 +59,8 @@ def runs(tmp_path):
     write_run(tmp_path / "d", init_tau=16.0, frames=8)
     write_run(tmp_path / "e", data="NMNIST", finished=False)
     write_run(tmp_path / "f", (0.1,) * 130, time_steps=4)
+    for neuron in ("plif", "lif"):
+        write_run(tmp_path / neuron, validation="holdout", test=0.7, model={**PAPER, "neuron": neuron}, cost=COST)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "command.json").write_text("{}")
     return find_runs(tmp_path)

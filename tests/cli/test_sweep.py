@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from filelock import FileLock
 
@@ -17,6 +18,7 @@ from plif_lightning.cli import main
 from plif_lightning.cli.grid import point_arguments, read_sweep, replaced, run_name, share
 from plif_lightning.cli.sweep import _comparable_settings, score
 from plif_lightning.errors import UserError
+from plif_lightning.network import SpikingNetwork
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import locked, process_identity
 from plif_lightning.runs.reading import find_runs, read_run
@@ -40,7 +42,7 @@ def sweep(*arguments):
 
 # --- the files
 
-GRIDS = {"table2": 6, "table4": 16, "table5": 8, "tableS2": 6}
+GRIDS = {"table2": 6, "table4": 16, "table5": 8, "tableS2": 6, "leaderboard": 324}
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -55,6 +57,9 @@ def test_shipped_sweeps_are_grids_that_the_command_line_accepts(name):
     assert arguments[0] == "fit"
     assert not any("wandb" in argument for argument in arguments)
     config = parsed(*arguments[1:])
+    if name == "leaderboard":
+        assert all(config["model"][key] == value for key, value in points[-1]["model"].items())
+        return
     flat = {"model.neuron": config["model"]["neuron"], "model.init_tau": config["model"]["init_tau"]}
     flat |= {"model.pooling": config["model"]["pooling"], "test_after_fit": config["test_after_fit"]}
     flat["data.validation"] = config["data"]["init_args"]["validation"]
@@ -67,7 +72,9 @@ def test_shipped_sweeps_are_what_wandbs_agent_takes(name):
     loaded = yaml.safe_load((SWEEPS / f"{name}.yaml").read_text())
     command = loaded["command"]
     assert command.index("fit") < command.index("${args}")
-    assert all("." in key or key in ("config", "seed_everything", "test_after_fit") for key in loaded["parameters"])
+    assert all(
+        "." in key or key in ("config", "seed_everything", "test_after_fit", "model") for key in loaded["parameters"]
+    )
     assert loaded["name"] == name
 
 
@@ -116,6 +123,38 @@ def test_values_can_be_replaced_and_added(tmp_path):
             replaced(grid, [nothing])
     with pytest.raises(UserError, match=r"--grid must be KEY=VALUE,VALUE,\.\.\., got 'x'"):
         replaced(grid, ["x"])
+
+
+def test_every_row_of_the_leaderboard_builds_a_network_that_differs(tmp_path):
+    from plif_lightning.network.network import ARGUMENTS
+    from tests.test_configs import parsed
+
+    grid = read_sweep(SWEEPS / "leaderboard.yaml")
+    seen = []
+    for model in grid.parameters["model"]:
+        point = {**grid.points()[0], "model": model}
+        config = parsed(*point_arguments(grid, point, [])[1:])["model"]
+        arguments = {key: value for key, value in config.items() if key in ARGUMENTS}
+        with torch.device("meta"):
+            SpikingNetwork((1, 8, 8), 10, 4, **arguments)
+        assert config not in seen
+        seen.append(config)
+
+
+def test_a_mapping_is_named_by_its_entries_and_given_whole(tmp_path):
+    values = [{}, {"neuron": "lif"}, {"loss": "tet", "optimizer": {"init_args": {"lr": 0.1}}}]
+    grid = read_sweep(write(tmp_path / "s.yaml", parameters={"seed": {"value": 1}, "model": {"values": values}}))
+    assert [run_name(point) for point in grid.points()] == ["seed-1", "neuron-lif_seed-1", "loss-tet_lr-0.1_seed-1"]
+    given = [point_arguments(grid, point, [])[1] for point in grid.points()]
+    assert given[:2] == ["--model={}", '--model={"neuron": "lif"}']
+
+
+def test_arguments_behind_those_of_a_run_stay_behind(tmp_path):
+    words = ["${program}", "fit", "--before=1", "${args}", "--behind=2"]
+    grid = read_sweep(write(tmp_path / "s.yaml", command=words))
+    assert point_arguments(grid, grid.points()[0], ["--last"]) == [
+        *("fit", "--before=1", "--model.neuron=plif", "--behind=2", "--last")
+    ]
 
 
 def test_values_that_are_not_words_reach_the_command_line_as_json(tmp_path):

@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from plif_lightning.analysis.figures.accuracy import figure_6, figure_6t
+from plif_lightning.analysis.figures.leaderboard import figure_leaderboard
 from plif_lightning.analysis.figures.neurons import figure_1b, figure_2, figure_5b
 from plif_lightning.analysis.figures.page import WIDTHS, Drawn, NothingToShowError, page_columns
 from plif_lightning.analysis.figures.samples import (
@@ -53,6 +54,7 @@ FIGURES: dict[str, Callable[[Sequence[Run]], Drawn]] = {
     "S3": figure_s3,
     "S4": figure_s4,
     "S5": figure_s5,
+    "leaderboard": figure_leaderboard,
 }
 
 

@@ -1,0 +1,58 @@
+"""The leaderboard: accuracy against spikes."""
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+
+from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, escaped, for_legend, ink, new_panels
+from plif_lightning.analysis.leaderboard import Standing, standings
+from plif_lightning.plot.style import COLOURS, plain
+from plif_lightning.runs.run import Run
+
+# Settings so much worse than the paper's [points] are named in the caption: they would squeeze all others together.
+_FAR = 12.0
+_STYLE = {"better": (COLOURS[2], "^"), "worse": (COLOURS[1], "v"), "": (None, "o")}
+
+
+def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
+    """Draw test accuracy over the spikes for a sample, each with its interval over seeds."""
+    found = [[row for row in rows if not math.isnan(row.mean("spikes"))] for rows in standings(runs)]
+    found = [rows for rows in found if any(row.is_paper for row in rows)]
+    if not found:
+        raise NothingToShowError("no leaderboard has counted spikes: see `tables --only leaderboard`.")
+    figure, panels = new_panels(len(found), height=3.0)
+    left_out = []
+    for ax, rows in zip(panels, found, strict=True):
+        paper = next(row for row in rows if row.is_paper)
+        near = [row for row in rows if row.cell.accuracy > paper.cell.accuracy - _FAR]
+        left_out += [f"{row.data}: {row.change} ({row.cell.accuracy:.1f} %)" for row in rows if row not in near]
+        for row in near:
+            _draw(ax, row)
+        ax.axhline(paper.cell.accuracy, color=ink(0.3), linewidth=0.6, zorder=0)
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.set_title(escaped(paper.data), loc="left", fontsize=7.5)
+        ax.set_xlabel("spikes for a sample")
+        ax.set_ylabel("test accuracy [%]")
+        plain(ax)
+    seeds = sorted({len(row.cell.runs) for rows in found for row in rows})
+    return figure, (
+        "Accuracy B against spikes, one point for each setting, the mean over "
+        f"{' or '.join(map(str, seeds))} seed{'s' if seeds[-1] > 1 else ''} with Student's 95 % interval. Star and "
+        "line: the paper's setting. Triangles: settings whose difference to it over the same seeds has an interval "
+        "without 0, upwards better, downwards worse."
+        + (f" Not shown, far below: {'; '.join(left_out)}." if left_out else "")
+    )
+
+
+def _draw(ax: Axes, row: Standing) -> None:
+    colour, marker = (ink(), "*") if row.is_paper else _STYLE[row.verdict]
+    half = None if len(row.cell.runs) < 2 or math.isnan(row.cell.low) else row.cell.accuracy - row.cell.low
+    x = row.mean("spikes")
+    ax.errorbar(
+        x, row.cell.accuracy, half, marker=marker, color=colour or ink(0.55), markersize=9 if row.is_paper else 4.5,
+        linewidth=0.7, zorder=3 if row.is_paper else 2,
+    )  # fmt: skip
+    label = "the paper's" if row.is_paper else row.change if row.verdict else ""
+    if label:
+        ax.annotate(for_legend(label), (x, row.cell.accuracy), xytext=(5, 2), textcoords="offset points", fontsize=5.5)

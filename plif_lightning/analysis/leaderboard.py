@@ -1,0 +1,200 @@
+"""What a setting gains: runs of protocol B beside runs with the paper's setting, over the same seeds."""
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+
+from plif_lightning import configs
+from plif_lightning.analysis.settings import data_title, in_words, other_settings
+from plif_lightning.analysis.tables import Cell, Table, cells, interval
+from plif_lightning.runs.run import Run
+from plif_lightning.runs.settings import identity, without_order
+from plif_lightning.structure import Numbers
+
+# What may differ from base.yaml in "the paper's setting": how long and how hard a network is trained, and its size.
+_TRAINING = ("model.dropout", "model.optimizer", "model.lr_scheduler")
+_NUMBERS = {f"model.{name}" for name in Numbers._fields}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A setting on the leaderboard of a data set.
+
+    Attributes:
+        data: name of the data set.
+        change: what it changes in the paper's setting, in words; empty for that setting itself.
+        cell: its runs, accuracy on the test set and interval.
+        validation: mean validation accuracy of the best epochs [%], by which rows are ranked.
+        gain: mean difference of the test accuracy to the paper's setting over the seeds of both [points].
+        low: end of the 95 % interval of the difference; NaN for fewer than two seeds.
+        high: the other end.
+    """
+
+    data: str
+    change: str
+    cell: Cell
+    validation: float
+    gain: float
+    low: float
+    high: float
+
+    @property
+    def is_paper(self) -> bool:
+        return not self.change
+
+    @property
+    def verdict(self) -> str:
+        """`better` or `worse` where the interval of the difference does not contain 0, otherwise empty."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else ""
+
+    def mean(self, what: str) -> float:
+        """Mean over the runs of a property of `Run`, such as `spikes`; NaN if a run does not know it."""
+        values = [getattr(run, what) for run in self.cell.runs]
+        return math.nan if None in values else statistics.fmean(values)
+
+
+def standings(runs: Sequence[Run]) -> list[list[Standing]]:
+    """Leaderboards: settings that share data, epochs and all else but `model`, best validation accuracy first.
+
+    Runs belong together with a run of the paper's setting (neuron, loss, pooling and all else that base.yaml fixes,
+    except dropout, optimiser and schedule). Of several such settings, the one from which the others differ least is
+    the one compared with. Settings without one have no leaderboard.
+    """
+    groups: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells([run for run in runs if run.protocol == "B"]):
+        groups[_surroundings(cell.runs[0])].append(cell)
+    found = [_leaderboard(group) for group in groups.values() if len(group) > 1]
+    return sorted(filter(None, found), key=lambda rows: rows[0].data)
+
+
+def _surroundings(run: Run) -> str:
+    """A text that is equal for runs that differ only in their network, its training and their seed."""
+    others = {k: v for k, v in other_settings(run).items() if not k.startswith("model.") and v not in (None, False, 0)}
+    return json.dumps([data_title(run), sorted(others.items(), key=without_order)], default=str)
+
+
+def _model(run: Run) -> dict[str, Any]:
+    """The settings of a run's network and its training; those that are none, false or zero are left out."""
+    found = {key: value for key, value in identity(run.config).items() if key.startswith("model.")}
+    return {key: value for key, value in found.items() if value not in (None, False, 0)}
+
+
+@cache
+def _paper_model() -> dict[str, Any]:
+    base = yaml.safe_load((configs.folder() / "base.yaml").read_text("utf-8"))
+    known = identity({"model": base["model"]}).items()
+    return {k: v for k, v in known if k.startswith("model.") and not k.startswith(_TRAINING) and k not in _NUMBERS}
+
+
+def _is_paper(model: Mapping[str, Any]) -> bool:
+    return all(model.get(key) == value for key, value in _paper_model().items() if value not in (None, False, 0))
+
+
+def _changed(base: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+    """Settings in which two networks differ; a structure stands for the numbers it replaces, a class for its name."""
+    found = [key for key in dict.fromkeys((*model, *base)) if base.get(key) != model.get(key)]
+    if "model.structure" in found:
+        found = [key for key in found if key not in _NUMBERS]
+    return [key for key in found if f"{key}.class_path" not in found]
+
+
+def _leaderboard(group: Sequence[Cell]) -> list[Standing]:
+    models = [_model(cell.runs[0]) for cell in group]
+    papers = [i for i, model in enumerate(models) if _is_paper(model)]
+    if not papers:
+        return []
+    chosen = min(papers, key=lambda i: sum(len(_changed(models[i], model)) for model in models))
+    base = group[chosen]
+    found = []
+    for i, cell in enumerate(group):
+        words = [_in_words(key, cell.runs[0], base.runs[0]) for key in _changed(models[chosen], models[i])]
+        validation = 100 * statistics.fmean(run.best[1] if run.best else math.nan for run in cell.runs)
+        found.append(Standing(data_title(cell.runs[0]), ", ".join(words), cell, validation, *_gain(cell, base)))
+    return sorted(found, key=lambda row: (-row.validation, row.change))
+
+
+def _in_words(key: str, run: Run, base: Run) -> str:
+    """A setting in words; of a structure, only its end from where it differs."""
+    value = identity(run.config).get(key)
+    if key != "model.structure":
+        return in_words(key, value)
+    own, other = (str(one.setting(key)).split("-") for one in (run, base))
+    same = next((i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), 0)
+    return f"structure {'...-' if same else ''}{'-'.join(own[same:])}"
+
+
+def _gain(cell: Cell, base: Cell) -> tuple[float, float, float]:
+    """Mean and 95 % interval of the differences of accuracy [points] over the seeds that both have."""
+    of_seed = {run.setting("seed_everything"): run.accuracy for run in base.runs}
+    pairs = [(run.accuracy, of_seed.get(run.setting("seed_everything"))) for run in cell.runs]
+    apart = [100 * (own - other) for own, other in pairs if own is not None and other is not None]
+    if cell is base or not apart:
+        return (0.0 if cell is base else math.nan), math.nan, math.nan
+    return (statistics.fmean(apart), *interval(apart, None))
+
+
+_COLUMNS = (
+    *("data set", "setting", "validation", "test", "95 % interval", "gain", "its 95 % interval", "", "seeds"),
+    *("firing [%]", "spikes", "energy [uJ]", "training [ms]"),
+)
+
+_EMPTY = (
+    "It needs runs of protocol B (data.validation holdout), among them one with the paper's neuron, loss and pooling: "
+    "`sweep leaderboard` makes them."
+)
+
+
+def leaderboard_table(runs: Sequence[Run]) -> Table:
+    """All leaderboards as one table."""
+    found = standings(runs)
+    rows = [_row(standing) for rows in found for standing in rows]
+    if not rows:
+        return Table("leaderboard", "Leaderboard", list(_COLUMNS), [], [_EMPTY])
+    most = max(map(len, found))
+    note = (
+        "Accuracy B [%], means over seeds, ranked by validation accuracy. A row changes in the paper's setting what it "
+        "names. Gain: test accuracy beside the paper's setting over the same seeds, with Student's 95 % interval of "
+        f"the differences; better or worse where it leaves out 0, which 5 % of {most} rows without any effect would "
+        "do by chance. Spikes and firing: for a sample, of all layers, in the best epoch. Energy: a "
+        "sample, 8 bits, memory included, weights reused (see `cost`). Training: milliseconds for a sample, median of "
+        "the epochs, while the machine did what it did."
+    )
+    return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, [note])
+
+
+def _row(one: Standing) -> list[str]:
+    def number(value: float, digits: int) -> str:
+        return "" if math.isnan(value) else f"{value:,.{digits}f}"
+
+    def ends(low: float, high: float, sign: str = "") -> str:
+        return "" if math.isnan(low) else f"[{low:{sign}.2f}, {high:{sign}.2f}]"
+
+    several = len(one.cell.runs) > 1
+    return [
+        one.data,
+        one.change or "the paper's",
+        number(one.validation, 2),
+        number(one.cell.accuracy, 2),
+        ends(one.cell.low, one.cell.high) if several else "",
+        "" if one.is_paper or math.isnan(one.gain) else f"{one.gain:+.2f}",
+        ends(one.low, one.high, "+"),
+        one.verdict,
+        str(len(one.cell.runs)),
+        number(100 * one.mean("firing_rate"), 1),
+        number(one.mean("spikes"), 0),
+        number(one.mean("energy"), 2),
+        number(_milliseconds(one.cell.runs), 2),
+    ]
+
+
+def _milliseconds(runs: Sequence[Run]) -> float:
+    """Median time of an epoch for a training sample [ms]."""
+    speeds = [speed for run in runs for speed in run.curve("train/samples_per_second")[1] if speed > 0]
+    return 1000 / statistics.median(speeds) if speeds else math.nan

@@ -1,0 +1,171 @@
+"""The leaderboard: settings beside the paper's over the same seeds."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from plif_lightning.analysis.figures import NothingToShowError, drawn
+from plif_lightning.analysis.leaderboard import leaderboard_table, standings
+from plif_lightning.cli import main
+from plif_lightning.runs.reading import find_runs
+from tests.writers import COST, PAPER, write_run
+
+SEEDS = {1: 0.90, 2: 0.91, 3: 0.93}
+
+
+def write(root, name, tests, **changes):
+    """A run for each seed, of the paper's setting but for the changes; validation accuracy is the test's less 0.01."""
+    for seed, test in tests.items():
+        write_run(
+            *(root / f"{name}-{seed}", (0.5, test - 0.01)), seed=seed, validation="holdout", test=test,
+            model={**PAPER, **changes}, cost=COST,
+        )  # fmt: skip
+
+
+def board(root):
+    (found,) = standings(find_runs(root))
+    return {row.change: row for row in found}
+
+
+def test_a_gain_is_the_mean_of_paired_differences_with_students_interval(tmp_path):
+    write(tmp_path, "paper", SEEDS)
+    lif = {1: 0.88, 2: 0.90, 3: 0.915}
+    write(tmp_path, "lif", lif, neuron="lif")
+    found = board(tmp_path)
+    assert list(found) == ["", "neuron lif"]  # by validation accuracy
+    row = found["neuron lif"]
+    expected = stats.ttest_rel([*lif.values()], [*SEEDS.values()]).confidence_interval()
+    assert (row.low, row.high) == pytest.approx((100 * expected.low, 100 * expected.high))
+    assert row.gain == pytest.approx(-1.5)
+    assert row.verdict == "worse"
+    assert row.cell.accuracy == pytest.approx(100 * np.mean([*lif.values()]))
+    assert found[""].verdict == ""
+    assert math.isnan(found[""].low)
+
+
+def test_only_seeds_of_both_are_compared_and_one_has_no_interval(tmp_path):
+    write(tmp_path, "paper", SEEDS)
+    write(tmp_path, "rate", {3: 0.94, 4: 0.1}, loss="rate")
+    write(tmp_path, "soft", {5: 0.9}, reset="soft")
+    found = board(tmp_path)
+    assert found["loss rate"].gain == pytest.approx(1.0)
+    assert math.isnan(found["loss rate"].low)
+    assert math.isnan(found["reset soft"].gain)
+    table = leaderboard_table(find_runs(tmp_path))
+    rows = {row[1]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert (rows["loss rate"]["gain"], rows["loss rate"]["its 95 % interval"]) == ("+1.00", "")
+    assert (rows["reset soft"]["gain"], rows["the paper's"]["gain"]) == ("", "")
+
+
+def test_several_changes_and_parameters_of_training_are_named(tmp_path):
+    write(tmp_path, "paper", SEEDS)
+    write(tmp_path, "both", SEEDS, surrogate="triangle", surrogate_width=0.5)
+    write(tmp_path, "drop", SEEDS, dropout=0.2)
+    write(tmp_path, "free", SEEDS, detach_reset=False)
+    own = {"class_path": "plif_lightning.neurons.CLIF", "init_args": {"k": 0.3}}
+    write(tmp_path, "own", SEEDS, neuron=own)
+    assert set(board(tmp_path)) == {
+        *(
+            "",
+            "surrogate triangle, surrogate_width 0.5",
+            "dropout 0.2",
+            "detach_reset false",
+            "neuron CLIF, neuron.k 0.3",
+        )
+    }
+
+
+def test_of_a_structure_only_its_end_is_named(tmp_path):
+    text = "c8k3s1-BN-PLIF-MPk2s2-DP-FC32-PLIF-{}"
+    write(tmp_path, "paper", SEEDS, structure=text.format("DP-FC100-PLIF-APk10s10"))
+    write(tmp_path, "tet", SEEDS, structure=text.format("DP-FC10b"), loss="tet")
+    assert set(board(tmp_path)) == {"", "loss tet, structure ...-FC10b"}
+
+
+def test_the_setting_compared_with_is_the_one_from_which_others_differ_least(tmp_path):
+    """A width that was tried beside the paper's setting is a row, not the base of another leaderboard."""
+    write(tmp_path, "paper", SEEDS, dropout=0.2)
+    write(tmp_path, "lif", SEEDS, dropout=0.2, neuron="lif")
+    write(tmp_path, "avg", SEEDS, dropout=0.2, pooling="avg")
+    write(tmp_path, "more", SEEDS, dropout=0.5)
+    assert set(board(tmp_path)) == {"", "neuron lif", "pooling avg", "dropout 0.5"}
+
+
+def test_other_data_or_epochs_are_another_leaderboard_and_protocol_a_none(tmp_path):
+    write(tmp_path, "paper", SEEDS)
+    write(tmp_path, "lif", SEEDS, neuron="lif")
+    write_run(tmp_path / "a", model={**PAPER, "loss": "rate"})
+    for name, neuron in (("b", "plif"), ("c", "if")):
+        write_run(
+            *(tmp_path / name, (0.5, 0.6, 0.7)), validation="holdout", test=0.7, model={**PAPER, "neuron": neuron}
+        )
+    found = standings(find_runs(tmp_path))
+    assert sorted(len(rows) for rows in found) == [2, 2]
+    assert {rows[0].cell.epochs for rows in found} == {2, 3}
+
+
+def test_without_the_papers_setting_there_is_none(tmp_path):
+    write(tmp_path, "lif", SEEDS, neuron="lif")
+    write(tmp_path, "if", SEEDS, neuron="if")
+    assert standings(find_runs(tmp_path)) == []
+
+
+def test_spikes_and_energy_are_those_of_the_best_epoch(tmp_path):
+    write(tmp_path, "paper", SEEDS)
+    write(tmp_path, "lif", SEEDS, neuron="lif")
+    row = board(tmp_path)[""]
+    # write_run gives firing rates of 0.1 and 0.02
+    assert row.mean("spikes") == pytest.approx(0.1 * 1000 + 0.02 * 100)
+    assert row.mean("firing_rate") == pytest.approx(102 / 1100)
+    assert row.mean("energy") == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"updates": 3}', '{"updates": {"conv1": "x"}, "pj_int8_reused": null}', "{"])
+def test_a_cost_of_any_content_is_no_cost(tmp_path, text):
+    write(tmp_path, "paper", SEEDS)
+    write(tmp_path, "lif", SEEDS, neuron="lif")
+    (tmp_path / "lif-2" / "cost.json").write_text(text)
+    row = board(tmp_path)["neuron lif"]
+    assert math.isnan(row.mean("spikes"))
+    assert math.isnan(row.mean("energy"))
+
+
+def test_the_command_prints_it(tmp_path, capsys):
+    write(tmp_path / "runs", "paper", SEEDS)
+    write(tmp_path / "runs", "lif", {1: 0.88, 2: 0.90, 3: 0.915}, neuron="lif")
+    main(["tables", "--only", "leaderboard", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "neuron lif" in printed
+    assert "worse" in printed
+    assert "the paper's" in (tmp_path / "out" / "tableleaderboard.csv").read_text()
+
+
+def test_asked_for_without_runs_it_says_what_it_needs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs" / "a")
+    main(["tables", "--only", "leaderboard"])
+    assert "Leaderboard: no run belongs to it. It needs runs of protocol B" in capsys.readouterr().err
+
+
+def test_the_figure_names_what_differs_and_what_lies_far_below(tmp_path):
+    write(tmp_path, "paper", SEEDS)
+    write(tmp_path, "lif", {1: 0.88, 2: 0.90, 3: 0.915}, neuron="lif")
+    write(tmp_path, "avg", {1: 0.91, 2: 0.90, 3: 0.93}, pooling="avg")
+    write(tmp_path, "dead", dict.fromkeys(SEEDS, 0.1), init_tau=16.0)
+    figure, caption = drawn("leaderboard", find_runs(tmp_path))
+    (ax,) = (ax for ax in figure.axes if ax.get_visible())
+    assert {text.get_text() for text in ax.texts} == {"the paper's", "neuron lif"}
+    assert len(ax.containers) == 3
+    assert "Fashion-MNIST: init_tau 16 (10.0 %)" in caption
+    assert "3 seeds" in caption
+
+
+def test_without_spikes_there_is_no_figure(tmp_path):
+    write(tmp_path, "paper", SEEDS)
+    write(tmp_path, "lif", SEEDS, neuron="lif")
+    for path in tmp_path.glob("*/cost.json"):
+        path.unlink()
+    with pytest.raises(NothingToShowError, match="no leaderboard has counted spikes"):
+        drawn("leaderboard", find_runs(tmp_path))
