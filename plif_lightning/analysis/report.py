@@ -20,6 +20,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from plif_lightning.analysis.figures import FIGURES, NothingToShowError, drawn, typical_channels
+from plif_lightning.analysis.searches import search_figure, search_table
 from plif_lightning.analysis.settings import data_title, labels
 from plif_lightning.analysis.tables import Table, heading, problems_of
 from plif_lightning.errors import UserError
@@ -27,6 +28,7 @@ from plif_lightning.plot import picture
 from plif_lightning.runs.metrics import layer_values, neuron_kinds
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.samples import Events, Samples, read_samples
+from plif_lightning.runs.searches import SearchRecord
 from plif_lightning.runtime.files import written_whole
 
 # Limits of the page: points of a curve, channels, data sets and events of a sample in the player.
@@ -225,31 +227,56 @@ def _figures(runs: Sequence[Run], problems: list[str]) -> str:
             problems.append(f"figure {name} is left out: {error}")
             continue
         with rc_context(_DARK):
-            dark = _image(drawn(name, runs)[0])
-        width, height = (round(96 * side) for side in figure.get_size_inches())
-        text = html.escape(caption)
-        # With width and height the layout does not move while images load, so links to sections below stay right.
-        found.append(
-            f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-            f'<img loading="lazy" width="{width}" height="{height}" alt="{text}" src="{_image(figure)}"></picture>'
-            f"<figcaption>Figure {name}. {text}</figcaption></figure>"
-        )
+            dark = drawn(name, runs)[0]
+        found.append(_figure(figure, dark, f"Figure {name}. {caption}"))
     return "".join(found)
 
 
-def _image(figure: Figure) -> str:
+def _figure(figure: Figure, dark: Figure, caption: str) -> str:
+    width, height = (round(96 * side) for side in figure.get_size_inches())
+    text = html.escape(caption)
+    # With width and height the layout does not move while images load, so links to sections below stay right.
+    return (
+        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{_image(dark, _DARK)}">'
+        f'<img loading="lazy" width="{width}" height="{height}" alt="{text}" src="{_image(figure)}"></picture>'
+        f"<figcaption>{text}</figcaption></figure>"
+    )
+
+
+def _searches(searches: Sequence[SearchRecord]) -> str:
+    """A section for all searches; nothing without one."""
+    if not searches:
+        return ""
+    parts = []
+    for search in searches:
+        parts.append(_table(search_table(search)))
+        with rc_context({"font.size": 8}):
+            drawn_light = search_figure(search)
+        if drawn_light is not None:
+            with rc_context({"font.size": 8, **_DARK}):
+                dark = search_figure(search)
+            assert dark is not None
+            parts.append(_figure(drawn_light[0], dark[0], drawn_light[1]))
+    return f'<section id="searches"><h2>Searches</h2>{"".join(parts)}</section>'
+
+
+def _image(figure: Figure, style: Any = None) -> str:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+    with rc_context(style or {}):
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> None:
+def write_report(
+    runs: Sequence[Run], tables: Sequence[Table], path: Path, searches: Sequence[SearchRecord] = ()
+) -> None:
     """Write the page.
 
     Args:
         runs: to show.
         tables: the paper's tables.
         path: of the HTML file.
+        searches: to show.
 
     Raises:
         UserError: path is a folder.
@@ -258,14 +285,14 @@ def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> No
         raise UserError(f"--out must be a file, got the folder {path}.")
     problems = problems_of(runs)
     with written_whole(path, "wb") as file:  # opened first: fail before drawing, not after
-        page = _page(runs, tables, problems)
+        page = _page(runs, tables, searches, problems)
         file.write(page.encode("utf-8", "backslashreplace"))
     print(f"{path}: {len(runs)} run{'s' if len(runs) != 1 else ''}, {len(page) / 2**20:.1f} MiB")
     for problem in problems:
         print(f"note: {problem}", file=sys.stderr)
 
 
-def _page(runs: Sequence[Run], tables: Sequence[Table], problems: list[str]) -> str:
+def _page(runs: Sequence[Run], tables: Sequence[Table], searches: Sequence[SearchRecord], problems: list[str]) -> str:
     figures = _figures(runs, problems)
     rows, shared = _rows(runs)
     data = {
@@ -281,6 +308,8 @@ def _page(runs: Sequence[Run], tables: Sequence[Table], problems: list[str]) -> 
     parts = {
         "<!--TABLES-->": "".join(_table(table) for table in tables if table.rows),
         "<!--FIGURES-->": figures,
+        "<!--SEARCHES-->": _searches(searches),
+        "<!--LINKS-->": '<a href="#searches">Searches</a>' if searches else "",
         "/*DATA*/": text,
     }
     # One pass: text of one part is not searched for the marker of another.

@@ -23,6 +23,7 @@ from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
 from plif_lightning.runs.reading import find_runs
 from plif_lightning.runs.run import Run
+from plif_lightning.runs.searches import find_searches
 from plif_lightning.runs.settings import by_numbers
 from plif_lightning.runtime import program
 
@@ -169,6 +170,10 @@ def report(argv: list[str]) -> int:
     from plif_lightning.analysis.report import write_report
 
     given = _report_parser().parse_args(argv)
-    runs = find_runs(given.runs or RUNS)
-    write_report(runs, all_tables(runs), given.out)
+    place = given.runs or RUNS
+    runs = find_runs(place)
+    problems: list[str] = []
+    write_report(runs, all_tables(runs), given.out, find_searches(place, problems))
+    for problem in problems:
+        print(f"note: {problem}", file=sys.stderr)
     return 0

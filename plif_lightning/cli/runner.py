@@ -75,10 +75,6 @@ def score(sweep: Sweep, folder: RunFolder) -> tuple[str, float | None]:
     return name, found if found is not None and math.isfinite(found) else None
 
 
-def in_words(name: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if name.endswith("acc") else f"{value:.5g}"
-
-
 def last_lines(path: Path, most: int = 12) -> list[str]:
     try:
         lines = path.read_text(errors="replace").splitlines()

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 
 from plif_lightning.cli.grid import Sweep, point_arguments, run_name
-from plif_lightning.cli.runner import Job, Runner, in_words, last_lines, print_line, score, shown
+from plif_lightning.cli.runner import Job, Runner, last_lines, print_line, score, shown
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.metrics import value_in_words
 from plif_lightning.runs.reading import read_run
+from plif_lightning.runs.searches import SearchRecord, ranked, write_search
+from plif_lightning.runs.searches import Trial as RecordedTrial
 from plif_lightning.runtime import program
 from plif_lightning.runtime.console import Console
 from plif_lightning.runtime.files import relative
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 # Optuna's journal of a search, in its folder. Several processes may append to it.
 JOURNAL = "search.journal"
 _NAME = "search"
+_STATES = {"COMPLETE": "finished", "PRUNED": "ended", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 # Longest name of a run's folder.
 _LONGEST = 100
 
@@ -143,6 +147,7 @@ class Search:
         if before != plan:
             raise UserError(f"{root} holds another search: pass another --runs, or move that folder away.")
         self.study.set_user_attr("plan", plan)
+        self._importance: dict[str, float] = {}
 
     def claimed(self, cap: int) -> Iterator["optuna.trial.Trial"]:
         """Trials to run, each held by a lock within the loop: those that other processes left, then new ones."""
@@ -175,10 +180,7 @@ class Search:
 
     def job(self, trial: Any) -> Job:
         """The run of a trial."""
-        point = {key: trial.params.get(key, one) for key, one in self.space.items()}
-        for key, one in self.free.items():
-            if hasattr(one, "choices"):
-                point[key] = json.loads(point[key])
+        point = {key: self.value(trial, key) if key in self.free else one for key, one in self.space.items()}
         short = {key: f"{point[key]:.4g}" if isinstance(point[key], float) else point[key] for key in self.free}
         name = f"{trial.number:04d}_{run_name(short)}"[:_LONGEST]
         arguments = point_arguments(self.sweep, point, self.overrides)
@@ -209,6 +211,41 @@ class Search:
         _, value = score(self.sweep, job.folder) if job.state == "finished" else ("", None)
         self.study.tell(trial, value, state=None if value is not None else TrialState.FAIL)
         return value
+
+    def write(self, last: bool = False) -> SearchRecord:
+        """Write what the search has found so far, in all processes that share it, beside the runs, and return it."""
+        with file_lock(self.root / ".claim.lock"):
+            found = self._record(last)
+            write_search(self.root, found)
+        return found
+
+    def _record(self, last: bool) -> SearchRecord:
+        known = self.study.get_trials(deepcopy=False)
+        done = [one for one in known if one.state.name == "COMPLETE"]
+        if last or len(done) % max(1, len(known) // 10) == 0:  # it takes a second, too long after each of many runs
+            self._importance = importances(self.study)
+        trials = ranked([self._told(one) for one in known], self.sweep.maximise)
+        best = next((one for one in done if self.job(one).name == trials[0].run), None)
+        return SearchRecord(
+            self.sweep.name,
+            self.sweep.method,
+            self.sweep.metric,
+            self.sweep.maximise,
+            trials,
+            [key for key, one in self.free.items() if getattr(one, "log", False)],
+            self._importance,
+            shown([*program.command(), *self.job(best).arguments]) if best is not None else "",
+        )
+
+    def _told(self, trial: Any) -> RecordedTrial:
+        values = {key: self.value(trial, key) for key in self.free if key in trial.params}
+        done = trial.state.name == "COMPLETE"
+        return RecordedTrial(self.job(trial).name, _STATES[trial.state.name], trial.value if done else None, values)
+
+    def value(self, trial: Any, key: str) -> Any:
+        """A searched value as the run takes it."""
+        value = trial.params[key]
+        return json.loads(value) if hasattr(self.free[key], "choices") else value
 
 
 def run_search(
@@ -264,7 +301,7 @@ def _run_all(console: Console, search: Search, cap: int, jobs: int) -> int | Non
             job = search.job(trial)
             runner.run(job, partial(search.should_end, trial))
             value = search.tell(trial, job)
-            _print_end(console, search, job, value)
+            _print_end(console, search.write(), job, value)
             bad += job.state == "failed"
             if runner.stopped:
                 break
@@ -281,14 +318,15 @@ def _run_all(console: Console, search: Search, cap: int, jobs: int) -> int | Non
     return failed
 
 
-def _print_end(console: Console, search: Search, job: Job, value: float | None) -> None:
-    """Print the result of a run, and the best one so far."""
+def _print_end(console: Console, found: SearchRecord, job: Job, value: float | None) -> None:
+    """Print the result of a run, its rank so far, and the best one."""
     text = f"{job.name} {job.state} after {job.seconds:.0f} s"
     if value is not None:
-        with contextlib.suppress(ValueError):
-            best = search.study.best_trial
-            text += f": {in_words(search.sweep.metric, value)} (best {in_words(search.sweep.metric, best.value)}, "
-            text += f"run {best.number:04d})"
+        (best, highest), *_ = found.ranking
+        rank = [trial.run for trial, _ in found.ranking].index(job.name) + 1
+        text += f": {value_in_words(found.metric, value)}, rank {rank} of {len(found.ranking)}"
+        if rank > 1:
+            text += f" (best {value_in_words(found.metric, highest)}: {best.run})"
     print_line(console, text, "red" if job.state == "failed" else "")
     if job.state == "failed":
         for line in [job.error] if job.error else last_lines(job.output):
@@ -297,21 +335,16 @@ def _print_end(console: Console, search: Search, job: Job, value: float | None) 
 
 def print_ranking(console: Console, search: Search) -> None:
     """Print the runs, best first, what each parameter matters, and the best run's command."""
-    from optuna.trial import TrialState
-
-    done = search.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not done:
+    found = search.write(last=True)
+    if not found.ranking:
         return
-    metric, maximise = search.sweep.metric, search.sweep.maximise
-    console.print(f"\n{metric}, {'highest' if maximise else 'lowest'} first:", highlight=False)
-    ordered = sorted(done, key=lambda trial: -trial.value if maximise else trial.value)
-    for trial in ordered:
-        print_line(console, f"  {in_words(metric, trial.value):>9}  {search.job(trial).name}")
-    importance = importances(search.study)
-    if importance:
-        shares = ", ".join(f"{key} {100 * share:.0f} %" for key, share in importance.items())
-        print_line(console, f"what matters (fANOVA over {len(done)} runs): {shares}")
-    print_line(console, f"best: {shown([*program.command(), *search.job(ordered[0]).arguments])}")
+    console.print(f"\n{found.metric}, {'highest' if found.maximise else 'lowest'} first:", highlight=False)
+    for trial, value in found.ranking:
+        print_line(console, f"  {value_in_words(found.metric, value):>9}  {trial.run}")
+    if found.importance:
+        shares = ", ".join(f"{key} {100 * share:.0f} %" for key, share in found.importance.items())
+        print_line(console, f"what matters (fANOVA over {len(found.ranking)} runs): {shares}")
+    print_line(console, f"best: {found.command}")
 
 
 def importances(study: "optuna.Study") -> dict[str, float]:

@@ -20,9 +20,10 @@ from plif_lightning import configs
 from plif_lightning.cli.checkpoint import expand, model_defaults
 from plif_lightning.cli.grid import Sweep, point_arguments, read_sweep, replaced, run_name, share
 from plif_lightning.cli.parser import PlainParser
-from plif_lightning.cli.runner import Job, Runner, in_words, last_lines, print_line, require_free, score, shown
+from plif_lightning.cli.runner import Job, Runner, last_lines, print_line, require_free, score, shown
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.metrics import value_in_words
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import identity, without_order
@@ -267,7 +268,7 @@ def _print_next(console: Console, root: Path, jobs: Sequence[Job], whole: bool) 
 
 def _shown_score(sweep: Sweep, folder: RunFolder) -> str:
     name, found = score(sweep, folder)
-    return f"no {name}" if found is None else f"{name} {in_words(name, found)}"
+    return f"no {name}" if found is None else f"{name} {value_in_words(name, found)}"
 
 
 def _print_ranking(console: Console, sweep: Sweep, jobs: Sequence[Job]) -> None:
@@ -279,7 +280,7 @@ def _print_ranking(console: Console, sweep: Sweep, jobs: Sequence[Job]) -> None:
     names = " and ".join(sorted({name for name, _, _ in known}))
     console.print(f"\n{names}, {'highest' if sweep.maximise else 'lowest'} first:", highlight=False)
     for name, value, job in sorted(known, key=lambda found: (-found[1] if sweep.maximise else found[1], found[2].name)):
-        print_line(console, f"  {in_words(name, value):>9}  {job.name}")
+        print_line(console, f"  {value_in_words(name, value):>9}  {job.name}")
 
 
 def parser() -> PlainParser:

@@ -139,3 +139,8 @@ class MetricsTable:
             writer = csv.DictWriter(file, fieldnames=["epoch", "step", *sorted(keys)])
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+def value_in_words(metric: str, value: float) -> str:
+    """`97.20 %` for an accuracy, five digits for another metric."""
+    return f"{100 * value:.2f} %" if metric.endswith("acc") else f"{value:.5g}"

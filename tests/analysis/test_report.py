@@ -3,14 +3,18 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from plif_lightning.analysis.report import _curves, write_report
+from plif_lightning.analysis.searches import search_figure
 from plif_lightning.analysis.tables import result_tables
+from plif_lightning.cli import main
 from plif_lightning.runs.process import process_identity
 from plif_lightning.runs.reading import find_runs
+from plif_lightning.runs.searches import SearchRecord, Trial, write_search
 from tests.writers import write_run
 
 ATTACK = "<script>window.attacked = 1</script><img src=x onerror='window.attacked=1'>"
@@ -274,3 +278,53 @@ def test_what_runs_share_is_said_once(tmp_path, without_figures):
     data = data_of(report(tmp_path))
     assert data["shared"] == {}
     assert data["runs"][0]["label"] == "PLIF, tau_0 = 2, loss rate"
+
+
+def a_search(**changes):
+    space = [(2.0, 1e-3, "plif", 0.9), (4.0, 1e-2, ATTACK, 0.8), (8.0, 1e-4, "lif", None)]
+    found = [
+        Trial(f"{i:04d}", "failed" if value is None else "finished", value, {"tau": tau, "lr": lr, "neuron": neuron})
+        for i, (tau, lr, neuron, value) in enumerate(space)
+    ]
+    record = SearchRecord(
+        "mine", "bayes", "val/acc", True, found, ["lr"], {"tau": 0.75}, f"python main.py fit {ATTACK}"
+    )
+    return replace(record, **changes)
+
+
+def test_a_search_is_shown_with_its_ranking_importance_and_best_command(tmp_path, without_figures):
+    write_run(tmp_path / "runs" / "s" / "0000")
+    write_search(tmp_path / "runs" / "s", a_search())
+    assert main(["report", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "r.html")]) is None
+    text = (tmp_path / "r.html").read_text()
+    section = text[text.index('<section id="searches">') :].split("</section>")[0]
+    assert "mine: bayes search, val/acc, highest first" in section
+    assert section.index("90.00 %") < section.index("80.00 %")
+    assert "fANOVA): tau 75 %" in section
+    assert "The best run: python main.py fit" in section
+    assert section.count("<picture>") == 1
+    assert ATTACK not in text
+    assert '<a href="#searches">' in text
+
+
+def test_without_a_search_there_is_no_section(page_of_some_runs):
+    assert "searches" not in page_of_some_runs.read_text()
+
+
+def test_each_parameter_that_varies_is_a_panel_of_a_searchs_figure():
+    figure, _ = search_figure(a_search())
+    assert [ax.get_xlabel() for ax in figure.axes if ax.get_visible()] == ["tau", "lr", "neuron"]
+    assert figure.axes[1].get_xscale() == "log"
+    assert [list(line.get_ydata()) for ax in figure.axes[:3] for line in ax.lines] == [[90, 80]] * 3
+    assert search_figure(a_search(trials=a_search().trials[1:])) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"trials": 3}', '{"trials": [{"run": 1}], "name": "x"}', '{"trials": [], "name": "x"}']
+)
+def test_a_damaged_search_is_named_and_the_page_made(tmp_path, text, without_figures, capsys):
+    write_run(tmp_path / "runs" / "s" / "0000")
+    (tmp_path / "runs" / "s" / "search.json").write_text(text)
+    main(["report", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "r.html")])
+    assert "search.json" in capsys.readouterr().err
+    assert (tmp_path / "r.html").is_file()

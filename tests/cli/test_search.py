@@ -17,6 +17,7 @@ from plif_lightning.cli.runner import Job, Runner
 from plif_lightning.cli.warm import WarmStart
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.searches import find_searches
 from tests.cli.calls import until
 from tests.cli.test_sweep import TINY, sweep
 from tests.conftest import PATIENCE, REPOSITORY
@@ -142,6 +143,14 @@ def test_a_search_runs_to_its_number_and_a_second_call_finds_it_done(tmp_path, m
         assert trial.value == max(curve)
     assert "val/acc, highest first:" in out
     assert "best: python main.py fit --config" in out
+    problems = []
+    (found,) = find_searches("runs", problems)
+    assert problems == []
+    assert [value for _, value in found.ranking] == sorted((trial.value for trial in done), reverse=True)
+    best = max(done, key=lambda trial: trial.value).params
+    assert f"--model.init_tau={best['model.init_tau']}" in found.command
+    assert {trial.parameters["model.neuron"] for trial, _ in found.ranking} <= {"plif", "lif"}
+    assert ", rank 1 of " in out
     before = {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")}
     assert sweep(file, "--", *TINY) == 0
     assert {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")} == before
