@@ -1,6 +1,7 @@
 from . import data as data
 from . import deploy as deploy
 from . import events as events
+from . import neurobench as neurobench
 from . import plot as plot
 from .dynamics import Equations as Equations
 from .dynamics import Firing as Firing

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "neurons": {"errors", "dynamics", "kernels"},
     "network": {"runtime", "errors", "structure", "dynamics", "kernels", "neurons"},
     "deploy": {"runtime", "errors", "dynamics", "kernels", "neurons", "network", "events"},
+    "neurobench": {"errors", "network", "neurons"},
     "plot": {"errors"},
     "configs": {"errors", "network"},
     "events": {"runtime", "errors"},

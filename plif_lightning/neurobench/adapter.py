@@ -1,0 +1,102 @@
+"""A network as NeuroBench takes it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plif_lightning.errors import UserError
+from plif_lightning.network.own import neurons_of
+from plif_lightning.network.tracing import plain, run_network
+from plif_lightning.neurons import Neuron
+
+try:
+    from neurobench.hooks.layer import LayerHook
+    from neurobench.hooks.neuron import NeuronHook
+    from neurobench.models import NeuroBenchModel
+except ImportError as error:
+    raise UserError(
+        f"NeuroBench's metrics need a package that is missing: pip install neurobench ({error})."
+    ) from error
+
+
+class NeuroBenchNetwork(NeuroBenchModel):
+    """A network as NeuroBench's `Benchmark` takes it. Yik et al. 2025, "The NeuroBench framework", Nat. Commun. 16.
+
+    Wrapped in NeuroBench's own `TorchModel`, a network of this project has an activation sparsity of 0 and no membrane
+    updates, without a word, because NeuroBench looks for neurons of snnTorch. Here they are found, and named by their
+    layers.
+
+    What NeuroBench counts differs from `deploy.costs` in some points, and agrees in all others:
+
+    - Operations: `Dense`, `Effective_MACs` and `Effective_ACs` are `dense`, and `actual` of layers without and with
+      spikes for input. But a batch of frames that holds no count above 1 is spikes for NeuroBench, so that the
+      operations of the first layer may be MACs in one batch and ACs in the next; `costs` always takes them for MACs.
+      `costs` adds a MAC for the leak of each neuron and step. NeuroBench sums in float32.
+    - Activation sparsity is that of the neurons' spikes, before any pooling; `costs.firing` is that of each layer's
+      input, after it.
+    - Footprint: bytes of all parameters and buffers, with BN's; in a network folded for inference there is no BN.
+    - Membrane updates: potentials that differ from those a step before, and all of the first step; `costs.updates`
+      counts every neuron at every step.
+
+    Args:
+        net: trained network over [T, N, *], of this project's neurons; also a compiled one or a `SpikingClassifier`.
+
+    Raises:
+        UserError: it has no spiking neuron.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = plain(net).eval()
+        self._neurons = dict(neurons_of(self.net))
+        if not self._neurons:
+            raise UserError(f"{type(self.net).__name__} has no spiking neuron of this project: take TorchModel for it.")
+        self.add_activation_module(Neuron)
+
+    def __net__(self) -> nn.Module:
+        return self.net
+
+    @torch.no_grad()
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Votes [N, T, classes] of samples over time [N, T, *]; four dimensions are static images [N, C, H, W]."""
+        votes: Tensor = run_network(self.net, batch if batch.dim() == 4 else batch.transpose(0, 1))
+        return votes.transpose(0, 1)
+
+    def activation_layers(self) -> list[dict[str, Any]]:
+        return [{"layer_name": name, "layer": neuron} for name, neuron in self._neurons.items()]
+
+    def register_hooks(self) -> None:
+        self.activation_hooks += [_Hook(neuron, name) for name, neuron in self._neurons.items()]
+        self.connection_hooks += [LayerHook(layer) for layer in self.connection_layers()]
+
+
+class _Hook(NeuronHook):
+    """NeuroBench's hook of a layer of neurons; potentials are computed only for a metric that asks for them."""
+
+    def _potentials(self) -> list[Tensor]:
+        """Potentials after each step of the calls since the last reset."""
+        found: list[Tensor] = []
+        for x, *rest in self.activation_inputs:
+            found += self.layer.trace(x, time_steps=rest[0] if rest else None).v
+        return found
+
+    # NeuroBench assigns to these and empties them; they follow from `activation_inputs`, which it treats the same.
+    @property
+    def pre_fire_mem_potential(self) -> list[Tensor]:
+        """Potentials before each step; of the first step, which NeuroBench does not compare, those after it."""
+        after = self._potentials()
+        return [*after[:1], *after[:-1]]
+
+    @pre_fire_mem_potential.setter
+    def pre_fire_mem_potential(self, value: list[Tensor]) -> None:
+        pass
+
+    @property
+    def post_fire_mem_potential(self) -> list[Tensor]:
+        """Potentials after each step."""
+        return self._potentials()
+
+    @post_fire_mem_potential.setter
+    def post_fire_mem_potential(self, value: list[Tensor]) -> None:
+        pass
