@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "kernels": {"runtime", "errors", "dynamics"},
     "neurons": {"errors", "dynamics", "kernels"},
     "network": {"runtime", "errors", "structure", "dynamics", "kernels", "neurons"},
-    "deploy": {"runtime", "errors", "dynamics", "kernels", "neurons", "network", "events"},
+    "deploy": {"runtime", "errors", "structure", "dynamics", "kernels", "neurons", "network", "events"},
     "neurobench": {"errors", "network", "neurons"},
     "plot": {"errors"},
     "configs": {"errors", "network"},

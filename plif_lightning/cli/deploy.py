@@ -39,6 +39,16 @@ def _cost_parser() -> PlainParser:
     parser.epilog = "--data NAME and --data.KEY VALUE, as in prepare: the data set, if the checkpoint names none."
     parser.add_argument("--samples", type=int, default=32, help="test samples to measure firing on (default: 32)")
     parser.add_argument("--out", type=Path, help="write a csv file with a row for each layer")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="also measure time and, where the processor shows its energy counters (RAPL), joules at batch 1, beside a "
+        "conventional 8-bit network in onnxruntime",
+    )
+    parser.add_argument("--conventional", type=Path, help="with --measure: checkpoint of a trained ConventionalNetwork")
+    parser.add_argument("--engine", help="with --measure: the network's engine, as of test (default: int8)")
+    parser.add_argument("--seconds", type=float, help="with --measure: of each network and round (default: 5)")
+    parser.add_argument("--threads", type=int, help="with --measure: threads of both networks (default: 1)")
     return parser
 
 
@@ -77,10 +87,13 @@ def cost(argv: list[str]) -> int:
         parser.error(f"unrecognized arguments: {' '.join(named)}")
     if given.samples < 1:
         raise UserError(f"--samples must be at least 1, got {given.samples}.")
+    of_measure = ("conventional", "engine", "seconds", "threads")
+    if not given.measure and (lost := [f"--{name}" for name in of_measure if getattr(given, name) is not None]):
+        raise UserError(f"{', '.join(lost)} would have no effect without --measure.")
     from plif_lightning.deploy.costs import cost as count
     from plif_lightning.network.own import description
 
-    net, x, _ = read_to_test(given.ckpt_path, given.root, given.samples, named)
+    net, x, label = read_to_test(given.ckpt_path, given.root, given.samples, named)
     found = count(net, x)
     rows = _cost_rows(found)
     _print_cost(found, rows, description(net))
@@ -92,6 +105,10 @@ def cost(argv: list[str]) -> int:
         with written_whole(given.out) as file:
             csv.writer(file).writerows([_COLUMNS, *rows])
         print(given.out)
+    if given.measure:
+        from plif_lightning.cli.measuring import measure
+
+        measure(given, net, x, label, found)
     return 0
 
 

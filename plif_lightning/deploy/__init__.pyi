@@ -1,3 +1,4 @@
+from .conventional import ConventionalNetwork as ConventionalNetwork
 from .costs import Cost as Cost
 from .costs import cost as cost
 from .engine import deployed as deployed

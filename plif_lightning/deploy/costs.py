@@ -180,7 +180,7 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
     else:
         analog = {*list(layers)[:1]}
     samples = x.shape[0] if x.dim() == 4 else x.shape[1]
-    time_steps: int = getattr(net, "time_steps", len(x))
+    time_steps: int = getattr(net, "time_steps", None) or len(x)
 
     def listener(name: str) -> Callable[..., None]:
         def listen(block: nn.Module, given: tuple[Any, ...]) -> None:

@@ -204,12 +204,17 @@ def _naming_layers(net: SpikingNetwork) -> Iterator[None]:
         ) from error
 
 
-def _save_onnx(
+def save_onnx(
     program: torch.export.ExportedProgram,
     file: Path,
     names: tuple[list[str], list[str]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
+    """Write a program as ONNX, with the names of its inputs and outputs, and metadata.
+
+    Raises:
+        UserError: a package is missing.
+    """
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -236,12 +241,12 @@ def _write_pt2(net: SpikingNetwork, static: bool, folder: Path) -> None:
 def write_onnx(net: SpikingNetwork, static: bool, folder: Path, on_integers: bool = False) -> None:
     """Write network.onnx and step.onnx, or the same with 8-bit weights; see `export`."""
     ending = "_int8.onnx" if on_integers else ".onnx"
-    _save_onnx(to_export(net, static, on_integers), folder / f"network{ending}", (["x"], ["votes"]))
+    save_onnx(to_export(net, static, on_integers), folder / f"network{ending}", (["x"], ["votes"]))
     if not isinstance(net, SpikingNetwork) or net.inputs.name == "direct":
         first = states_of(net)
         names = ["frame", *first], ["votes", *(f"{name}_after" for name in first)]
         metadata = {f"before_the_first_step.{name}": str(v_reset) for name, v_reset in first.items()}
-        _save_onnx(to_export_step(net, on_integers), folder / f"step{ending}", names, metadata)
+        save_onnx(to_export_step(net, on_integers), folder / f"step{ending}", names, metadata)
 
 
 def _write_nir(net: SpikingNetwork, static: bool, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
 from plif_lightning.network import load_network
 from tests.cli.calls import SILENT, TINY, command, fit, refused, rows, until
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, REPOSITORY
 from tests.deploy.conftest import trained
 from tests.writers import aedat2_bytes, events_of, nmnist_bytes, write_event_folder
 
@@ -339,3 +340,43 @@ def test_firing_rates_stand_in_the_line_of_their_step(checkpoint, capsys):
         for step, _ in enumerate(stream.pushed(recording), 1):
             if step in (1, 11):
                 assert f"conv2 {100 * heard['conv2'].mean():.1f}%" in lines[step - 1]
+
+
+def test_cost_measures_beside_a_conventional_network(run_of_digits, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="test extra `export`")
+    monkeypatch.setattr("plif_lightning.deploy.energy.POWERCAP", tmp_path)
+    call = ["cost", "--ckpt_path", str(run_of_digits), "--samples", "4", "--measure", "--seconds", "0.001"]
+    main([*call, "--threads", "1"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"spiking, engine int8 │ \d of 4 │ [\d.]+ │", out)
+    assert "shows no energy counters" in out
+    assert "The conventional network is untrained" in out
+    line = refused(capsys, *call, "--conventional", str(run_of_digits))
+    assert "--conventional must be a ConventionalNetwork's checkpoint, got a SpikingNetwork's" in line
+    line = refused(capsys, *call, "--engine", "fast")
+    assert "engine must be one of auto, dense" in line
+    line = refused(capsys, *call[:-3], "--threads", "2")
+    assert "--threads would have no effect without --measure" in line
+
+
+def test_cost_compares_with_a_trained_conventional_network_in_joules(run_of_digits, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="test extra `export`")
+    zone = tmp_path / "rapl" / "intel-rapl:0"
+    zone.mkdir(parents=True)
+    for name, text in (("name", "package-0"), ("energy_uj", "5"), ("max_energy_range_uj", "100")):
+        (zone / name).write_text(text)
+    monkeypatch.setattr("plif_lightning.deploy.energy.POWERCAP", zone.parent)
+    structure = str(load_network(run_of_digits).structure)
+    conventional = "plif_lightning.deploy.ConventionalNetwork"
+    quick = str(REPOSITORY / "configs" / "quickstart.yaml")
+    few = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--test_after_fit", "false"]
+    own = ["--model.network", conventional, "--model.network.structure", structure, "--data.time_steps", "1"]
+    rest = ["--model.loss", "cross_entropy", "--trainer.max_epochs", "1", "--run_folder", str(tmp_path / "c")]
+    fit("--config", quick, *few, *own, *rest)
+    capsys.readouterr()
+    call = ["cost", "--ckpt_path", str(run_of_digits), "--samples", "4", "--measure", "--seconds", "0.001"]
+    main([*call, "--conventional", str(tmp_path / "c" / "checkpoints" / "best.ckpt")])
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"conventional.* │ [\d.]+ │ 0.000 │ 0.000 │ 0.0 │", out)  # the counter stands still
+    assert "The idle machine drew 0.0 W" in out
+    assert "untrained" not in out

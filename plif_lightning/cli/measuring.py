@@ -1,0 +1,122 @@
+"""`cost --measure`: time and energy of inference, beside a conventional network."""
+
+import itertools
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+
+from plif_lightning.cli.trained import read_trained
+from plif_lightning.deploy.conventional import ConventionalNetwork, int8_session
+from plif_lightning.deploy.energy import EnergyCounters, Measured
+from plif_lightning.deploy.energy import measure as repeat
+from plif_lightning.deploy.engine import deployed
+from plif_lightning.deploy.engines import Engine
+from plif_lightning.errors import UserError
+from plif_lightning.network import SpikingNetwork
+from plif_lightning.runtime.console import Console
+from plif_lightning.runtime.surroundings import processor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from plif_lightning.deploy.costs import Cost
+
+_SPIKING, _CONVENTIONAL = "spiking", "conventional"
+
+
+def measure(given: Namespace, net: SpikingNetwork, x: "Tensor", label: "Tensor", estimated: "Cost") -> None:
+    """Print time and energy of a sample, of the deployed network and of a conventional one.
+
+    Args:
+        given: conventional, engine, seconds and threads; None for their defaults.
+        net: the spiking network.
+        x: test samples, static images [N, C, H, W] or frames [T, N, C, H, W].
+        label: their classes [N].
+        estimated: the spiking network's cost, which is shown beside.
+    """
+    threads = 1 if given.threads is None else given.threads
+    if threads < 1:
+        raise UserError(f"--threads must be at least 1, got {threads}.")
+    engine: Engine = given.engine or "int8"
+    try:
+        counters, notes = EnergyCounters(), []
+    except UserError as error:
+        counters, notes = None, [str(error)]
+    torch.set_num_threads(threads)
+    spiking = deployed(net, engine, x)
+    other, note = _conventional(given.conventional, net)
+    images = (x if x.dim() == 4 else x.float().sum(0)).float()  # all events of a sample in one frame
+    conventional = int8_session(other, images, threads)
+    single = [x[i : i + 1] if x.dim() == 4 else x[:, i : i + 1] for i in range(len(label))]
+    calls: dict[str, tuple[list[Tensor], Callable[[Tensor], Tensor]]] = {
+        _SPIKING: (single, lambda one: spiking(one).mean(0)),
+        _CONVENTIONAL: ([images[i : i + 1] for i in range(len(label))], conventional),
+    }
+    right = {
+        name: sum(int(call(one).argmax() == label[i]) for i, one in enumerate(samples))
+        for name, (samples, call) in calls.items()
+    }
+    seconds = 5.0 if given.seconds is None else given.seconds
+    found, idle = repeat({name: _in_turn(*call) for name, call in calls.items()}, seconds, counters=counters)
+    titles = {_SPIKING: f"spiking, engine {engine}", _CONVENTIONAL: "conventional, 8 bits, onnxruntime"}
+    estimates = {_SPIKING: estimated.total("with_memory", True), _CONVENTIONAL: estimated.total("conventional", True)}
+    table = _table(f"Measured at batch 1, {threads} thread{'s' * (threads > 1)}, {processor()}", counters is not None)
+    for name, one in found.items():
+        table.add_row(
+            *(titles[name], f"{right[name]} of {len(label)}", f"{1000 * one.seconds:.3f}", *_energies(one)),
+            f"{estimates[name] / 1e6:,.1f}",
+        )
+    console = Console()
+    console.print(table)
+    if idle is not None:
+        notes.append(f"The idle machine drew {idle:.1f} W. Energy is that of all processor packages.")
+    for sentence in [*notes, note, "Estimate: 8 bits, 45 nm, memory included, weights reused."]:
+        if sentence:
+            console.print(escape(sentence[0].upper() + sentence[1:]), highlight=False)
+
+
+def _in_turn(samples: "list[Tensor]", call: "Callable[[Tensor], Tensor]") -> Callable[[], object]:
+    """A call that takes the next sample each time."""
+    turn = itertools.cycle(samples)
+    return lambda: call(next(turn))
+
+
+def _table(title: str, with_energy: bool) -> Table:
+    table = Table(title=title, title_justify="left")
+    energies = ["mJ", "mJ above idle", "W"] if with_energy else []
+    table.add_column("network", overflow="fold")
+    for column in ("right", "ms a sample", *energies, "estimate, uJ"):
+        table.add_column(column, justify="right")
+    return table
+
+
+def _energies(one: Measured) -> list[str]:
+    if one.joules is None or one.joules_above_idle is None or one.watts is None:
+        return []
+    return [f"{1000 * one.joules:.3f}", f"{1000 * one.joules_above_idle:.3f}", f"{one.watts:.1f}"]
+
+
+def _conventional(path: Path | None, net: SpikingNetwork) -> tuple[ConventionalNetwork, str]:
+    """The conventional network of a checkpoint, or an untrained one of the same shape; a sentence on it."""
+    if path is None:
+        if not isinstance(net, SpikingNetwork):
+            raise UserError("--measure takes the conventional network's shape from a structure: pass --conventional.")
+        made = ConventionalNetwork(str(net.structure), net.input_shape, net.num_classes)
+        return made.eval(), (
+            "The conventional network is untrained, so only its time and energy count. To compare at equal accuracy, "
+            "train one (plif_lightning/deploy/README.md) and pass --conventional CKPT."
+        )
+    found: Any = read_trained(path).net
+    if not isinstance(found, ConventionalNetwork):
+        raise UserError(f"--conventional must be a ConventionalNetwork's checkpoint, got a {type(found).__name__}'s.")
+    for name in ("input_shape", "num_classes"):
+        own, wanted = getattr(found, name), getattr(net, name)
+        if tuple(own) != tuple(wanted) if name == "input_shape" else own != wanted:
+            raise UserError(f"--conventional {path} has {name} {own}, but the spiking network {wanted}.")
+    same = isinstance(net, SpikingNetwork) and str(found.structure) == str(net.structure)
+    return found.eval(), "" if same else f"the conventional network has another structure: {found.structure}."
