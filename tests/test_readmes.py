@@ -14,7 +14,7 @@ from plif_lightning.cli import main
 from plif_lightning.network import load_network
 from tests.cli.calls import SILENT, TINY
 from tests.conftest import PATIENCE, REPOSITORY
-from tests.writers import events_of, evt3_bytes, write_file, write_run
+from tests.writers import COST, PAPER, events_of, evt3_bytes, write_file, write_run
 
 READMES = sorted(
     path
@@ -100,6 +100,9 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
         main([*words[:at], "--dry-run", "--runs", str(tmp_path / "runs"), *words[at:]])
     elif name in ("tables", "figures", "report"):
         write_run(tmp_path / "runs" / "a")
+        for neuron in ("plif", "lif"):
+            model = {**PAPER, "neuron": neuron}
+            write_run(tmp_path / "runs" / neuron, validation="holdout", test=0.7, model=model, cost=COST)
         out = {"tables": "tables", "figures": "figures", "report": "report.html"}[name]
         recording = write_file(tmp_path / "hand.raw", evt3_bytes(events_of(500, 0)))
         places = {"configs/results.csv": tmp_path / "results.csv", "FILE": recording}

@@ -1,5 +1,7 @@
 """The examples do what they say."""
 
+import pytest
+
 from tests.examples import own_network, own_neuron, own_recordings
 
 
@@ -18,3 +20,11 @@ def test_own_recordings(capsys):
 def test_own_neuron(capsys):
     assert own_neuron.main() > 0.8
     assert "m after the last step: (2, 100)" in capsys.readouterr().out
+
+
+def test_own_search(capsys):
+    pytest.importorskip("optuna", reason="test extra `search`")
+    from tests.examples import own_search
+
+    assert own_search.main(trials=3) > 0.5
+    assert "best: {'init_tau':" in capsys.readouterr().out
