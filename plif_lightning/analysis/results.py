@@ -21,11 +21,13 @@ from plif_lightning.runs.process import options
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime.files import written_whole
 
-COLUMNS = (
+_FIRST = (
     *("data", "source", "configuration", "overrides", "hash", "seed", "protocol", "epochs", "T"),
     *("accuracy", "standard_error", "epoch", "accuracy_by_epoch", "tau", "tau_by_epoch", "firing_rate"),
     *("seconds", "seconds_to", "machine", "versions", "commit", "run", "command"),
 )
+# Those of later versions are behind; a file without them is read, too.
+COLUMNS = (*_FIRST, "validation", "spikes", "energy_uj")
 # Epochs after which accuracy and tau are stored, and accuracies [%] for which the time to reach them is stored.
 _EPOCHS = (1, 2, 3, 5, 10, 15, 20, 30, 64, 100, 1024)
 _LEVELS = (50, 60, 70, 80, 90, 92, 93, 93.5, 93.85, 99, 99.5, 99.55, 99.65)
@@ -141,6 +143,9 @@ def row_of(run: Run) -> Row:
         **{name: run.surroundings.get(name, "") for name in ("machine", "versions", "commit")},
         "run": run.name,
         "command": "; ".join([_command(arguments), *run.changes]) if run.command else "",
+        "validation": "" if best is None else _percent(best[1]),
+        "spikes": "" if run.spikes is None else f"{run.spikes:.0f}",
+        "energy_uj": "" if run.energy is None else f"{run.energy:.3f}",
     }
 
 
@@ -155,6 +160,8 @@ def read_results(path: Path) -> list[Row]:
             reader = csv.DictReader(file)
             rows = list(reader)
             names = tuple(reader.fieldnames or ())
+            if names == _FIRST:
+                names, rows = COLUMNS, [{**dict.fromkeys(COLUMNS, ""), **row} for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table of results: {error}.") from error
     problem = _problem_of_columns(names)

@@ -1,5 +1,6 @@
 """The table of results: a row a run, whose command repeats it."""
 
+import csv
 import json
 import re
 
@@ -16,7 +17,7 @@ from plif_lightning.runs.settings import changed, only_longer
 from tests.cli.calls import FEW, SILENT, TINY
 from tests.conftest import REPOSITORY
 from tests.test_configs import parsed
-from tests.writers import write_run
+from tests.writers import COST, write_run
 
 RESULTS = REPOSITORY / "configs" / "results.csv"
 SHIPPED = str(REPOSITORY / "configs/fashionmnist.yaml")
@@ -30,6 +31,7 @@ def test_a_row_tells_what_was_measured_and_with_what(tmp_path):
         validation="holdout",
         test=0.8994,
         arguments=[*HOLDOUT, "--model.loss", "rate"],
+        cost=COST,
     )
     row = row_of(read_run(tmp_path / "a", tmp_path))
     assert list(row) == list(COLUMNS)
@@ -56,8 +58,25 @@ def test_a_row_tells_what_was_measured_and_with_what(tmp_path):
         "commit": "0123456789ab",
         "run": "a",
         "command": "python main.py fit --config fashionmnist --trainer.max_epochs 3 --config holdout --model.loss rate",
+        "validation": "91.00",
+        "spikes": "102",
+        "energy_uj": "2.500",
     }
     assert {name: row[name] for name in expected} == expected
+
+
+def test_a_table_of_an_earlier_version_is_read_and_gains_the_columns_that_came_later(tmp_path):
+    write_run(tmp_path / "runs" / "a", cost=COST)
+    write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs"))
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    earlier = COLUMNS[: COLUMNS.index("validation")]
+    text = [",".join(earlier), ",".join(f'"{rows[0][name]}"' for name in earlier)]
+    (tmp_path / "earlier.csv").write_text("\n".join(text).replace("2020", "7") + "\n")
+    (old, new) = sorted(
+        write_results(tmp_path / "earlier.csv", find_runs(tmp_path / "runs")), key=lambda r: r["spikes"]
+    )
+    assert (old["seed"], old["spikes"], old["accuracy"]) == ("7", "", "75.00")
+    assert (new["seed"], new["spikes"]) == ("2020", "102")
 
 
 def test_the_hash_is_that_of_the_settings_not_of_the_seed_or_the_place(tmp_path):
