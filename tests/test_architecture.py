@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "neurons": {"errors", "dynamics", "kernels"},
     "network": {"runtime", "errors", "structure", "dynamics", "kernels", "neurons"},
     "deploy": {"runtime", "errors", "structure", "dynamics", "kernels", "neurons", "network", "events"},
-    "neurobench": {"errors", "network", "neurons"},
+    "neurobench": {"errors", "network", "neurons", "runtime"},
     "plot": {"errors"},
     "configs": {"errors", "network"},
     "events": {"runtime", "errors"},

@@ -190,4 +190,6 @@ def test_without_the_package_it_is_named():
         "pl.neurobench.NeuroBenchNetwork"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
-    assert "UserError: NeuroBench's metrics need a package that is missing: pip install neurobench" in done.stderr
+    assert (
+        "an adapter to NeuroBench needs neurobench, which is not installed: pip install '.[neurobench]'." in done.stderr
+    )

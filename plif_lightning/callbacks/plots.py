@@ -4,18 +4,19 @@ import contextlib
 import csv
 import logging
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
-from matplotlib.figure import Figure
 
 from plif_lightning.callbacks.logger import is_trial, known_run_folder, run_folder, writes_files
 from plif_lightning.errors import UserError
-from plif_lightning.plot.curves import confusion_matrix, learning_curve, tau_curve
 from plif_lightning.runs.loading import printable
 from plif_lightning.runs.metrics import neuron_kinds, read_metrics
+from plif_lightning.runtime.extras import MissingExtraError, needed_by
 from plif_lightning.runtime.files import written_whole
 from plif_lightning.training.task import SpikingClassifier
 
@@ -31,7 +32,19 @@ def _or_warning(picture: Path) -> Iterator[None]:
         _log.warning("%s could not be drawn (%s: %s).", picture, type(error).__name__, error)
 
 
-def _save(figure: Figure, path: Path) -> None:
+@cache
+def _curves() -> Any:
+    """The functions that draw; None, with one warning, where the package that they need is not installed."""
+    try:
+        with needed_by("drawing a run's curves"):
+            from plif_lightning.plot import curves
+    except MissingExtraError as error:
+        _log.warning("No curves are drawn: %s", error)
+        return None
+    return curves
+
+
+def _save(figure: Any, path: Path) -> None:
     with written_whole(path, "wb") as file:
         figure.savefig(file, format="png")
 
@@ -47,12 +60,12 @@ class CurvePlots(Callback):
             return
         metrics = read_metrics(folder.metrics)
         title = getattr(getattr(trainer, "datamodule", None), "title", "")
-        if metrics:
+        if metrics and (draw := _curves()) is not None:
             with _or_warning(folder.learning_curve):
-                _save(learning_curve(metrics, title), folder.learning_curve)
+                _save(draw.learning_curve(metrics, title), folder.learning_curve)
             if kinds := neuron_kinds(metrics):
                 with _or_warning(folder.tau_curve):
-                    _save(tau_curve(metrics, title, kinds), folder.tau_curve)
+                    _save(draw.tau_curve(metrics, title, kinds), folder.tau_curve)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._plot(trainer)
@@ -85,6 +98,8 @@ class ConfusionMatrix(Callback):
             writer = csv.writer(file)
             writer.writerow(["true \\ predicted", *names])
             writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+        if (draw := _curves()) is None:
+            return
         with _or_warning(folder.confusion_picture):
-            figure = confusion_matrix(counts.tolist(), [printable(name) for name in names])
+            figure = draw.confusion_matrix(counts.tolist(), [printable(name) for name in names])
             _save(figure, folder.confusion_picture)

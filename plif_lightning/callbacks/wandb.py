@@ -20,6 +20,7 @@ from plif_lightning.callbacks.records import WeightRecord
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.wandb import read_identity, write_identity
+from plif_lightning.runtime.extras import needed_by
 
 
 class WandbRunLogger(WandbLogger):
@@ -72,7 +73,8 @@ class WandbRunLogger(WandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         if self._experiment is None:
-            import wandb
+            with needed_by("a record in Weights & Biases"):
+                import wandb
 
             try:
                 return super().experiment

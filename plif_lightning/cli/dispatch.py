@@ -16,6 +16,7 @@ from plif_lightning.cli.help import overview, screen
 from plif_lightning.errors import Stopped, UserError
 from plif_lightning.runtime import early, files
 from plif_lightning.runtime.allocator import tune_allocator
+from plif_lightning.runtime.extras import missing
 from plif_lightning.runtime.signals import on_termination
 from plif_lightning.runtime.streams import ignoring_broken_pipes
 from plif_lightning.runtime.version import __version__
@@ -34,8 +35,8 @@ def main(args: list[str] | None = None) -> None:
         if stop.message:
             print(stop.message, file=sys.stderr)
         raise
-    except (UserError, OSError, KeyboardInterrupt) as error:
-        status = _reported(error)
+    except (UserError, OSError, KeyboardInterrupt, ImportError) as error:
+        status = _reported(missing(error, "this command") or error)
         if status is None:
             raise
     if status:
@@ -61,6 +62,8 @@ def _reported(error: BaseException) -> int | None:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
+    if isinstance(error, ImportError):
+        return None
     text = f"{error}"
     if isinstance(error, OSError):
         if error.filename is None and not files.about_writing(error):

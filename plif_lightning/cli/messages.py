@@ -22,6 +22,8 @@ from plif_lightning.data import ImageAugmentation, SpikingDataModule
 from plif_lightning.data.event_augment import EventAugmentation
 from plif_lightning.errors import UserError
 from plif_lightning.network.network import NeuronName
+from plif_lightning.runtime import program
+from plif_lightning.runtime.extras import EXTRAS
 from plif_lightning.structure import FROM_DATA
 from plif_lightning.training.task import SpikingClassifier
 
@@ -62,9 +64,9 @@ def own_error(error: BaseException | None) -> UserError | None:
         if isinstance(error, UserError):
             return error
         if needed := re.search(r"Requirement '([^']+)' not met", str(error)):
-            return UserError(
-                f"{needed[1]} is not installed, but what was asked for needs it: pip install '{needed[1]}'."
-            )
+            extra = EXTRAS.get(re.split(r"[^\w-]", needed[1])[0])
+            command = f"pip install '{needed[1]}'" if extra is None else program.installing(extra)
+            return UserError(f"{needed[1]} is not installed, but what was asked for needs it: {command}.")
         error = error.__cause__ or error.__context__
     return None
 

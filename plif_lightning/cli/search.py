@@ -20,6 +20,7 @@ from plif_lightning.runs.searches import SearchRecord, ranked, write_search
 from plif_lightning.runs.searches import Trial as RecordedTrial
 from plif_lightning.runtime import program
 from plif_lightning.runtime.console import Console
+from plif_lightning.runtime.extras import needed_by
 from plif_lightning.runtime.files import relative
 from plif_lightning.runtime.locks import file_lock
 
@@ -40,10 +41,8 @@ def _optuna() -> Any:
     Raises:
         UserError: it is not installed.
     """
-    try:
+    with needed_by("a search"):
         import optuna
-    except ImportError:
-        raise UserError("a search needs a package that is missing: pip install optuna.") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

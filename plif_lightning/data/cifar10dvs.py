@@ -10,6 +10,7 @@ from plif_lightning.data.published import PublishedEvents
 from plif_lightning.events import readers
 from plif_lightning.events.recording import Sensor
 from plif_lightning.events.store import RawFile
+from plif_lightning.runtime.extras import needed_by
 
 _CIFAR10DVS_FILES = {
     "airplane": (7712788, "0afd5c4bf9ae06af762a77b180354fdd"),
@@ -40,7 +41,8 @@ class CIFAR10DVS(PublishedEvents):
 
     @classmethod
     def origins(cls) -> dict[str, Origin]:
-        from tonic import datasets
+        with needed_by("the data set CIFAR10DVS"):
+            from tonic import datasets
 
         published = datasets.CIFAR10DVS
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from plif_lightning.data.images import ImageDataModule
+from plif_lightning.runtime.extras import needed_by
 
 
 @dataclass(eq=False, repr=False)
@@ -18,7 +19,8 @@ class Digits(ImageDataModule):
     mean, std = (0.3053,), (0.3760,)
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        from sklearn.datasets import load_digits
+        with needed_by("the data set Digits"):
+            from sklearn.datasets import load_digits
 
         digits = load_digits()
         images = torch.as_tensor(digits.images).mul(255 / 16).round().to(torch.uint8)[:, None]

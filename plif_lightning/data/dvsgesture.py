@@ -10,6 +10,7 @@ from plif_lightning.data.published import PublishedEvents
 from plif_lightning.events import readers
 from plif_lightning.events.recording import RecordingError, Sensor
 from plif_lightning.events.store import RawFile
+from plif_lightning.runtime.extras import needed_by
 
 
 @dataclass(eq=False, repr=False)
@@ -30,7 +31,8 @@ class DVSGesture(PublishedEvents):
 
     @classmethod
     def origins(cls) -> dict[str, Origin]:
-        from tonic import datasets
+        with needed_by("the data set DVSGesture"):
+            from tonic import datasets
 
         published = datasets.DVSGesture
 

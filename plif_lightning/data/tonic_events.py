@@ -15,6 +15,7 @@ from plif_lightning.data.splits import holdout_split
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events.recording import Recording, RecordingError, Sensor, recording_of
 from plif_lightning.events.store import RawFile
+from plif_lightning.runtime.extras import needed_by
 
 
 @dataclass(eq=False, repr=False)
@@ -197,7 +198,8 @@ def _required(kind: Any) -> set[str]:
 
 def known() -> list[str]:
     """Names of the supported classes of `tonic.datasets`."""
-    import tonic.datasets
+    with needed_by("a data set of tonic"):
+        import tonic.datasets
 
     return sorted(name for name in tonic.datasets.__all__ if not _why_unsupported(getattr(tonic.datasets, name)))
 
@@ -223,7 +225,8 @@ def _class(name: str | None) -> Any:
     Raises:
         UserError: there is no such class, or it is not supported.
     """
-    import tonic.datasets
+    with needed_by("a data set of tonic"):
+        import tonic.datasets
 
     kind = getattr(tonic.datasets, str(name), None)
     if not inspect.isclass(kind):

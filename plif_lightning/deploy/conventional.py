@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from plif_lightning.deploy.exporting import save_onnx
 from plif_lightning.deploy.folding import fold
 from plif_lightning.errors import UserError
+from plif_lightning.runtime.extras import needed_by
 from plif_lightning.structure import parse
 from plif_lightning.structure.layers import FC, Conv, Integrator, Pool, Votes
 from plif_lightning.structure.shapes import Placed, padding_of, placed
@@ -114,15 +115,10 @@ def int8_session(net: ConventionalNetwork, images: Tensor, threads: int = 1) -> 
     Raises:
         UserError: a package is missing.
     """
-    try:
+    with needed_by("a conventional 8-bit network"):
         import onnxruntime as ort
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
-    except ImportError as error:
-        raise UserError(
-            f"8-bit networks of onnxruntime need packages that are missing: pip install "
-            f"'plif_lightning[export]' ({error})."
-        ) from error
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:

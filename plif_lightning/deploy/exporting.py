@@ -42,6 +42,7 @@ from plif_lightning.network.parts import parts_of
 from plif_lightning.network.stepping import STATEFUL
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import packed, unpacked
+from plif_lightning.runtime.extras import needed_by
 from plif_lightning.runtime.files import written_whole
 
 FORMATS = ("network", "pt2", "onnx", "onnx_int8", "nir")
@@ -215,10 +216,9 @@ def save_onnx(
     Raises:
         UserError: a package is missing.
     """
-    try:
+    with needed_by("ONNX"):
+        import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError("ONNX needs onnx and onnxscript: pip install onnx onnxscript.") from error
     inputs, outputs = names
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's exporter warns about its own internals

@@ -34,6 +34,7 @@ from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.output import Integral, Voting
 from plif_lightning.network.pooling import SpikeMaxPool2d, TiedMaxPool2d
 from plif_lightning.neurons import IF, LIF, PLIF, Neuron
+from plif_lightning.runtime.extras import needed_by
 
 _log = logging.getLogger(__name__)
 # Time-step that the simulators assume when they read NIR [s].
@@ -41,10 +42,8 @@ DT = 1e-4
 
 
 def _nir() -> Any:
-    try:
+    with needed_by("a NIR graph"):
         import nir
-    except ImportError as error:
-        raise UserError("NIR needs the package nir: pip install nir.") from error
     return nir
 
 

@@ -9,15 +9,12 @@ from plif_lightning.errors import UserError
 from plif_lightning.network.own import neurons_of
 from plif_lightning.network.tracing import plain, run_network
 from plif_lightning.neurons import Neuron
+from plif_lightning.runtime.extras import needed_by
 
-try:
+with needed_by("an adapter to NeuroBench"):
     from neurobench.hooks.layer import LayerHook
     from neurobench.hooks.neuron import NeuronHook
     from neurobench.models import NeuroBenchModel
-except ImportError as error:
-    raise UserError(
-        f"NeuroBench's metrics need a package that is missing: pip install neurobench ({error})."
-    ) from error
 
 
 class NeuroBenchNetwork(NeuroBenchModel):

@@ -8,6 +8,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import merge
 from plif_lightning.runs.run import Run, Status
+from plif_lightning.runtime.extras import needed_by
 from plif_lightning.runtime.files import written_whole
 
 PREFIX = "wandb:"
@@ -29,7 +30,8 @@ def read_identity(folder: RunFolder) -> str | None:
 
 
 def runs_of_project(project: str) -> list[Run]:
-    import wandb
+    with needed_by("reading runs of Weights & Biases"):
+        import wandb
 
     try:
         found = [run_of_wandb(run) for run in wandb.Api().runs(project)]

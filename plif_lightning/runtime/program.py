@@ -13,6 +13,11 @@ def shown() -> str:
     return "python main.py" if _IS_CHECKOUT else "plif-lightning"
 
 
+def installing(extra: str) -> str:
+    """Return the command that installs what an extra of this package brings, as a user types it."""
+    return f"pip install '{'.' if _IS_CHECKOUT else 'plif_lightning'}[{extra}]'"
+
+
 def command() -> list[str]:
     """Return the arguments that start the program in another process."""
     return [sys.executable, str(_MAIN)] if _IS_CHECKOUT else [sys.executable, "-m", "plif_lightning"]

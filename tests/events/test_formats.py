@@ -15,6 +15,7 @@ from expelliarmus import Wizard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, Sensor, read_any, readers
 from plif_lightning.events.formats import decoding
 from plif_lightning.events.formats.columns import Column, column_of
@@ -656,7 +657,7 @@ def test_the_way_to_a_missing_package_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "rosbags.highlevel", None)
     path = writers.write_file(tmp_path / "a.bag", b"")
-    with pytest.raises(RecordingError, match="pip install rosbags"):
+    with pytest.raises(UserError, match=r"a\.bag needs rosbags, which is not installed: pip install '\.\[events\]'"):
         read_any(path)
 
 

@@ -20,6 +20,7 @@ from plif_lightning.events.formats.decoding import (
     sensor_from,
 )
 from plif_lightning.events.recording import Recording, RecordingError, Sensor
+from plif_lightning.runtime.extras import needed_by
 
 # AEDAT 2.0 of a DVS128: bit 15 marks an external input signal of the camera, not a pixel.
 _AEDAT2_SPECIAL = 0x8000
@@ -247,11 +248,13 @@ def _unpacked(data: memoryview, compression: int) -> bytes | memoryview:
     if compression == 0:
         return data
     if compression in (1, 2):
-        import lz4.frame
+        with needed_by("a compressed AEDAT 4 recording"):
+            import lz4.frame
 
         return bytes(lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=_LARGEST))
     if compression in (3, 4):
-        import zstandard
+        with needed_by("a compressed AEDAT 4 recording"):
+            import zstandard
 
         reader, parts, room = zstandard.ZstdDecompressor().stream_reader(data), [], _LARGEST
         while room > 0 and (part := reader.read(min(room, 2**24))):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from plif_lightning.errors import UserError
 from plif_lightning.events.formats.columns import (
     columns_of,
     from_table,
@@ -16,10 +17,22 @@ from plif_lightning.events.formats.columns import (
 )
 from plif_lightning.events.formats.decoding import require_compression, sensor_from
 from plif_lightning.events.recording import Recording, RecordingError, Sensor
+from plif_lightning.runtime.extras import needed_by
 
 # Number of the filter that compresses Metavision's events, ECF.
 _ECF = 0x8ECF
 _FILTERS = {32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32015: "Zstandard", 32026: "Blosc 2", 307: "BZip2"}
+
+
+def _h5py() -> Any:
+    """The package.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    with needed_by("a recording in HDF5"):
+        import h5py
+    return h5py
 
 
 def read_hdf5(path: str | Path) -> Recording:
@@ -36,7 +49,7 @@ def read_hdf5(path: str | Path) -> Recording:
     """
     try:
         return _read(str(path))
-    except (RecordingError, MemoryError):
+    except (UserError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise RecordingError(f"{path} does not exist.") from error
@@ -47,7 +60,7 @@ def read_hdf5(path: str | Path) -> Recording:
 
 def sensor_in(path: str | Path) -> Sensor | None:
     """Sensor that the attribute `geometry` of a file of Metavision names, `1280x720`; None if there is none."""
-    import h5py
+    h5py = _h5py()
 
     try:
         with h5py.File(path, "r") as file:
@@ -59,7 +72,7 @@ def sensor_in(path: str | Path) -> Sensor | None:
 
 
 def _read(path: str) -> Recording:
-    import h5py
+    h5py = _h5py()
 
     with h5py.File(path, "r") as file:
         found: dict[str, Any] = {}
@@ -93,7 +106,7 @@ def _read(path: str) -> Recording:
 
 def _search(group: Any, found: dict[str, Any], seen: set[int]) -> None:
     """Collect the sets of events in a group and in those below it, by their path; each object once."""
-    import h5py
+    h5py = _h5py()
 
     address = h5py.h5o.get_info(group.id).addr
     if address in seen:  # by another link
@@ -131,7 +144,7 @@ def _require_there(data: Sequence[Any], path: str) -> None:
 
 
 def _is_vector(group: Any, member: str) -> bool:
-    import h5py
+    h5py = _h5py()
 
     item = group.get(member)
     return isinstance(item, h5py.Dataset) and item.ndim == 1
@@ -165,7 +178,7 @@ def _values(data: Any, path: str) -> Any:
     Raises:
         RecordingError: it is compressed with a filter that is not installed.
     """
-    import h5py
+    h5py = _h5py()
 
     plist = data.id.get_create_plist()
     filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
@@ -175,9 +188,7 @@ def _values(data: Any, path: str) -> Any:
         return decompressed(data, path)
     missing = [code for code in filters if not h5py.h5z.filter_avail(code)]
     if missing:
-        try:
+        names = ", ".join(_FILTERS.get(code, f"filter {code}") for code in missing)
+        with needed_by(f"{path}, which is compressed with {names},"):
             import hdf5plugin  # noqa: F401 (registers the filters)
-        except ImportError:
-            names = ", ".join(_FILTERS.get(code, f"filter {code}") for code in missing)
-            raise RecordingError(f"{path} is compressed with {names}: pip install hdf5plugin.") from None
     return data[()]

@@ -8,6 +8,7 @@ import numpy as np
 
 from plif_lightning.events.formats.decoding import joined, no_events
 from plif_lightning.events.recording import Recording, RecordingError
+from plif_lightning.runtime.extras import needed_by
 
 _ARRAYS = ("dvs_msgs/msg/EventArray", "prophesee_event_msgs/msg/EventArray")
 _FIELDS = [("x", "<u2"), ("y", "<u2"), ("sec", "<u4"), ("nsec", "<u4"), ("p", "u1")]
@@ -31,10 +32,8 @@ def read_rosbag(path: str | Path) -> Recording:
 
     Source: https://github.com/uzh-rpg/rpg_dvs_ros
     """
-    try:
+    with needed_by(f"the ROS bag {path}"):
         from rosbags.highlevel import AnyReader
-    except ImportError:
-        raise RecordingError(f"{path}: ROS bags are read by a package that is missing: pip install rosbags.") from None
     where = Path(path)
     if not where.exists():
         raise RecordingError(f"{path} does not exist.")

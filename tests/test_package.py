@@ -1,0 +1,96 @@
+"""What the package needs, and what is said where a part of it is missing."""
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from plif_lightning.runtime import program
+from plif_lightning.runtime.extras import EXTRAS, missing, needed_by
+from tests.conftest import REPOSITORY
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+OPTIONAL = PROJECT["optional-dependencies"]
+# Names of packages that are imported under another one.
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+
+
+def name_of(requirement):
+    return re.split(r"[^\w.-]", requirement)[0]
+
+
+def test_requirements_txt_is_the_package_and_what_main_py_may_use():
+    lines = (line.split(" #")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text().splitlines())
+    wanted = [*PROJECT["dependencies"], *OPTIONAL["wandb"], *OPTIONAL["digits"], *OPTIONAL["report"]]
+    wanted += [line for line in OPTIONAL["events"] if name_of(line) not in ("rosbags", "hdf5plugin")]
+    assert sorted(line for line in lines if line and not line.startswith("#")) == sorted(wanted)
+
+
+def test_every_optional_package_is_in_the_extra_that_is_named_for_it():
+    for package, extra in EXTRAS.items():
+        assert DISTRIBUTIONS.get(package, package) in map(name_of, OPTIONAL[extra]), package
+    of_extras = {name_of(line) for extra in set(EXTRAS.values()) for line in OPTIONAL[extra]}
+    assert of_extras == {DISTRIBUTIONS.get(package, package) for package in EXTRAS}
+
+
+def test_the_extras_of_the_readmes_are_there():
+    for path in REPOSITORY.rglob("*.md"):
+        for named in re.findall(r"pip install (?:-e )?'(?:plif_lightning|\.)\[([\w,]+)\]'", path.read_text()):
+            assert set(named.split(",")) <= set(OPTIONAL), path
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it():
+    with pytest.raises(ModuleNotFoundError), needed_by("the data set X"):  # of no extra
+        import nowhere_to_be_found  # noqa: F401
+    error = ModuleNotFoundError("No module named 'sklearn.datasets'", name="sklearn.datasets")
+    assert str(missing(error, "the data set X")) == (
+        f"the data set X needs sklearn, which is not installed: {program.installing('digits')}."
+    )
+    assert program.installing("digits") == "pip install '.[digits]'"
+    assert missing(ValueError("x")) is None
+
+
+# What each part says where its package is missing, in a process that cannot import it.
+WITHOUT = {
+    "sklearn": ("import plif_lightning as pl; pl.data.Digits().setup()", "the data set Digits needs sklearn"),
+    "h5py": (
+        "from plif_lightning.events.formats.hdf5 import read_hdf5; read_hdf5('x.h5')",
+        "a recording in HDF5 needs h5py",
+    ),
+    "tonic": ("import plif_lightning as pl; pl.data.TonicEvents(name='NMNIST').prepare_data()", "needs tonic"),
+    "wandb": ("from plif_lightning.runs.reading import find_runs; find_runs('wandb:a/b')", "needs wandb"),
+    "nir": ("from plif_lightning.deploy.nir import _nir; _nir()", "a NIR graph needs nir"),
+    "optuna": ("from plif_lightning.cli.search import _optuna; _optuna()", "a search needs optuna"),
+    "scipy": ("from plif_lightning.cli import main; main(['tables'])", "this command needs scipy"),
+    "matplotlib": ("from plif_lightning.cli import main; main(['report'])", "this command needs matplotlib"),
+}
+
+
+@pytest.mark.parametrize("package", WITHOUT)
+def test_each_part_says_what_it_needs(package, tmp_path):
+    code, expected = WITHOUT[package]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules['{package}'] = None; {code}"],
+        capture_output=True, text=True, cwd=REPOSITORY, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert expected in last
+    assert last.endswith(f"{program.installing(EXTRAS[package])}.")
+
+
+def test_a_fit_without_matplotlib_draws_no_curves_and_says_so_once(tmp_path):
+    code = (
+        "import sys, torchmetrics; from plif_lightning.cli import lightning, main; "  # torchmetrics asks for it, too
+        "[sys.modules.pop(name) for name in [*sys.modules] if name.startswith(('matplotlib', 'plif_lightning.plot'))]; "
+        "sys.modules['matplotlib'] = None; "
+        "main(['fit', '--config', 'quickstart', '--trainer.max_epochs', '1', '--trainer.limit_train_batches', '1', "
+        f"'--run_folder', {str(tmp_path / 'r')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("No curves are drawn: drawing a run's curves needs matplotlib") == 1
+    assert (tmp_path / "r" / "result.json").is_file()
+    assert not list((tmp_path / "r").glob("*.png"))
