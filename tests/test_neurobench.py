@@ -193,3 +193,27 @@ def test_without_the_package_it_is_named():
     assert (
         "an adapter to NeuroBench needs neurobench, which is not installed: pip install '.[neurobench]'." in done.stderr
     )
+
+
+def test_a_neuron_that_is_used_twice_is_counted_call_by_call():
+    """Also with inputs of two shapes; the potentials of one call have nothing to do with those of the next."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.n = nn.Linear(6, 4), pl.PLIF()
+
+        def forward(self, x):
+            y = self.n(x)
+            return self.n(self.fc(y))
+
+    torch.manual_seed(0)
+    net, x = Twice(), 3 * torch.rand(4, 5, 6)
+    found = measured(pl.neurobench.NeuroBenchNetwork(net), x)
+    expected = 0
+    with torch.no_grad():
+        first = net.n.trace(x.transpose(0, 1))
+        for trace in (first, net.n.trace(net.fc(first.spikes))):
+            expected += trace.v[0].numel() + int((trace.v[1:] != trace.v[:-1]).sum())
+    assert found["MembraneUpdates"] == expected / 4
+    assert cost(net, x.transpose(0, 1)).summary()["updates"]["n"] == 5 * (6 + 4)

@@ -14,12 +14,15 @@ import yaml
 from plif_lightning import configs
 from plif_lightning.analysis.settings import data_title, in_words, other_settings
 from plif_lightning.analysis.tables import Cell, Table, cells, interval
+from plif_lightning.errors import UserError
+from plif_lightning.network.network import DEFAULTS
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import identity, without_order
-from plif_lightning.structure import Numbers
+from plif_lightning.structure import Numbers, parse
+from plif_lightning.structure.layers import FC, Conv, Integrator, Neurons, Other, Residual
 
 # What may differ from base.yaml in "the paper's setting": how long and how hard a network is trained, and its size.
-_TRAINING = ("model.dropout", "model.optimizer", "model.lr_scheduler")
+_TRAINING = ("model.dropout", "model.optimizer", "model.lr_scheduler", "model.early_time_steps", "model.structure")
 _NUMBERS = {f"model.{name}" for name in Numbers._fields}
 
 
@@ -77,7 +80,7 @@ def standings(runs: Sequence[Run]) -> list[list[Standing]]:
 def _surroundings(run: Run) -> str:
     """A text that is equal for runs that differ only in their network, its training and their seed."""
     others = {k: v for k, v in other_settings(run).items() if not k.startswith("model.") and v not in (None, False, 0)}
-    return json.dumps([data_title(run), sorted(others.items(), key=without_order)], default=str)
+    return json.dumps([data_title(run), run.best_of_ties, sorted(others.items(), key=without_order)], default=str)
 
 
 def _model(run: Run) -> dict[str, Any]:
@@ -89,12 +92,28 @@ def _model(run: Run) -> dict[str, Any]:
 @cache
 def _paper_model() -> dict[str, Any]:
     base = yaml.safe_load((configs.folder() / "base.yaml").read_text("utf-8"))
-    known = identity({"model": base["model"]}).items()
-    return {k: v for k, v in known if k.startswith("model.") and not k.startswith(_TRAINING) and k not in _NUMBERS}
+    defaults = {name: value for name, value in DEFAULTS.items() if name not in ("neuron", "dropout")}
+    known = {**identity({"model": defaults}), **identity({"model": base["model"]})}
+    fixed = {k: v for k, v in known.items() if k.startswith("model.") and not k.startswith(_TRAINING)}
+    return {key: value for key, value in fixed.items() if key not in _NUMBERS}
 
 
-def _is_paper(model: Mapping[str, Any]) -> bool:
-    return all(model.get(key) == value for key, value in _paper_model().items() if value not in (None, False, 0))
+def _is_paper(run: Run) -> bool:
+    """True for the paper's neurons, loss, BN and pools, without any other setting but of training and size."""
+    paper = _paper_model()
+    for key, value in identity(run.config).items():
+        if key.startswith("model.") and not key.startswith(_TRAINING) and key not in _NUMBERS:
+            expected = paper.get(key)
+            if value != expected and not (expected is None and value in (None, False, 0)):
+                return False
+    text = run.setting("model.structure")
+    try:
+        layers = () if text is None else parse(text).layers
+    except UserError:
+        return False
+    weighted = [layer for layer in layers if isinstance(layer, (Conv, FC))]
+    usual = all(layer.neurons == Neurons("PLIF") and getattr(layer, "norm", True) for layer in weighted)
+    return usual and not any(isinstance(layer, (Residual, Integrator, Other)) for layer in layers)
 
 
 def _changed(base: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
@@ -107,7 +126,7 @@ def _changed(base: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
 
 def _leaderboard(group: Sequence[Cell]) -> list[Standing]:
     models = [_model(cell.runs[0]) for cell in group]
-    papers = [i for i, model in enumerate(models) if _is_paper(model)]
+    papers = [i for i, cell in enumerate(group) if _is_paper(cell.runs[0])]
     if not papers:
         return []
     chosen = min(papers, key=lambda i: sum(len(_changed(models[i], model)) for model in models))
@@ -132,12 +151,19 @@ def _in_words(key: str, run: Run, base: Run) -> str:
 
 def _gain(cell: Cell, base: Cell) -> tuple[float, float, float]:
     """Mean and 95 % interval of the differences of accuracy [points] over the seeds that both have."""
-    of_seed = {run.setting("seed_everything"): run.accuracy for run in base.runs}
-    pairs = [(run.accuracy, of_seed.get(run.setting("seed_everything"))) for run in cell.runs]
-    apart = [100 * (own - other) for own, other in pairs if own is not None and other is not None]
+    of_seed = {_seed(run): run.accuracy for run in base.runs}
+    pairs = [(run.accuracy, None if _seed(run) is None else of_seed.get(_seed(run))) for run in cell.runs]
+    # Rounded: equal differences of float fractions differ in their last digits, and would have an interval.
+    apart = [round(100 * (own - other), 6) for own, other in pairs if own is not None and other is not None]
     if cell is base or not apart:
         return (0.0 if cell is base else math.nan), math.nan, math.nan
     return (statistics.fmean(apart), *interval(apart, None))
+
+
+def _seed(run: Run) -> int | None:
+    """A run's own seed; None if it has none that another run can share."""
+    seed = run.setting("seed_everything")
+    return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
 
 _COLUMNS = (
@@ -157,16 +183,27 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
     rows = [_row(standing) for rows in found for standing in rows]
     if not rows:
         return Table("leaderboard", "Leaderboard", list(_COLUMNS), [], [_EMPTY])
-    most = max(map(len, found))
     note = (
         "Accuracy B [%], means over seeds, ranked by validation accuracy. A row changes in the paper's setting what it "
         "names. Gain: test accuracy beside the paper's setting over the same seeds, with Student's 95 % interval of "
-        f"the differences; better or worse where it leaves out 0, which 5 % of {most} rows without any effect would "
-        "do by chance. Spikes and firing: for a sample, of all layers, in the best epoch. Energy: a "
-        "sample, 8 bits, memory included, weights reused (see `cost`). Training: milliseconds for a sample, median of "
-        "the epochs, while the machine did what it did."
+        "the differences (none for fewer than two different ones); better or worse where it leaves out 0, which one in "
+        "twenty settings without any effect does by chance. Spikes and firing: for a sample, of all layers, in the "
+        "best epoch. Energy: a sample, 8 bits, memory included, weights reused (see `cost`). Training: milliseconds "
+        "for a sample, median of the epochs, while the machine did what it did."
     )
-    return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, [note])
+    return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, [note, *_left_out(runs, found)])
+
+
+def _left_out(runs: Sequence[Run], found: Sequence[Sequence[Standing]]) -> list[str]:
+    """Name the settings of these data sets that no run of the paper's setting can be compared with."""
+    shown = {id(run) for rows in found for row in rows for run in row.cell.runs}
+    names = {row.data for rows in found for row in rows}
+    others = [cell for cell in cells([run for run in runs if run.protocol == "B"]) if data_title(cell.runs[0]) in names]
+    lost = [run.name for cell in others for run in cell.runs if not {id(run) for run in cell.runs} & shown]
+    if not lost:
+        return []
+    why = "no run of the paper's setting has their samples, epochs, Trainer and changes on resuming"
+    return [f"Not shown, because {why}: {', '.join(lost)}."]
 
 
 def _row(one: Standing) -> list[str]:

@@ -33,6 +33,7 @@ class Sweep:
         space: name and specification of each parameter of a search, as in W&B's file.
         run_cap: number of runs of a search; None if the file says none.
         early_terminate: hyperband's settings, as in W&B's file; None without.
+        target: value of the metric at which a search begins no more runs; None without.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Sweep:
     space: dict[str, dict[str, Any]] = field(default_factory=dict)
     run_cap: int | None = None
     early_terminate: dict[str, Any] | None = None
+    target: float | None = None
 
     def points(self) -> list[dict[str, Any]]:
         """Return all combinations of values; the last parameter varies fastest."""
@@ -65,16 +67,19 @@ def read_sweep(path: Path) -> Sweep:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"name of {path} must be that of a folder in runs/, got {name!r}.")
     given = _flat(loaded["parameters"])
-    metric, maximise = _ranking(path, loaded.get("metric") or {})
+    metric, maximise, target = _ranking(path, loaded.get("metric") or {})
     arguments = _arguments(path, loaded.get("command"))
     if loaded["method"] == "grid":
+        if target is not None:
+            raise UserError(f"metric of {path} has a target, which method grid does not know here: every run is made.")
         parameters = {key: _values(path, key, values) for key, values in given.items()}
         return Sweep(name, arguments, parameters, metric, maximise)
     cap = loaded.get("run_cap")
     if cap is not None and (not isinstance(cap, int) or isinstance(cap, bool) or cap < 1):
         raise UserError(f"run_cap of {path} must be a whole number, at least 1, got {cap!r}.")
     space = {key: spec if isinstance(spec, dict) else {"value": spec} for key, spec in given.items()}
-    return Sweep(name, arguments, {}, metric, maximise, loaded["method"], space, cap, loaded.get("early_terminate"))
+    early = loaded.get("early_terminate")
+    return Sweep(name, arguments, {}, metric, maximise, loaded["method"], space, cap, early, target)
 
 
 def _flat(parameters: dict[Any, Any], above: str = "") -> dict[str, Any]:
@@ -125,13 +130,16 @@ def _values(path: Path, key: Any, given: Any) -> list[Any]:
     return given["values"]
 
 
-def _ranking(path: Path, metric: Any) -> tuple[str, bool]:
-    """Return the metric that ranks the runs, and True if its highest value is best."""
+def _ranking(path: Path, metric: Any) -> tuple[str, bool, float | None]:
+    """Return the metric that ranks the runs, True if its highest value is best, and its target."""
     if not isinstance(metric, dict) or metric.get("goal", "minimize") not in ("maximize", "minimize"):
         raise UserError(f"metric of {path} must have a name, and a goal, maximize or minimize; got {metric!r}.")
+    target = metric.get("target")
+    if target is not None and (not isinstance(target, (int, float)) or isinstance(target, bool)):
+        raise UserError(f"metric of {path} must have a number as target, got {target!r}.")
     if "name" not in metric:
-        return Sweep.metric, Sweep.maximise
-    return str(metric["name"]), metric.get("goal") == "maximize"
+        return Sweep.metric, Sweep.maximise, target
+    return str(metric["name"]), metric.get("goal") == "maximize", target
 
 
 def _arguments(path: Path, command: Any) -> list[str]:

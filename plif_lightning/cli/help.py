@@ -5,12 +5,12 @@ from plif_lightning.runtime import program
 
 _MODEL = (
     ("--model.neuron", "plif (tau learned), lif (fixed), if, clif, alif, qif, eif, klif, synaptic, glif"),
-    ("--model.neuron FILE.CLASS", "a neuron of your own, in FILE.py (plif_lightning/neurons/README.md)"),
+    ("--model.neuron FILE.CLASS", "a neuron of your own, in FILE.py (docs/tutorials/neuron.md)"),
     ("--model.init_tau", "tau_0 > 1 of plif, tau of others, in time-steps"),
     ("--model.v_threshold, --model.reset", "its threshold; hard or soft reset"),
     ("--model.pooling", "max or avg"),
     ("--model.loss", "per_step (the paper), rate, per_step_cross_entropy, cross_entropy, tet"),
-    ("--model.structure", "the layers, as in Table S1 (plif_lightning/network/README.md)"),
+    ("--model.structure", "the layers, as in Table S1 (docs/howto/network.md)"),
     ("--model.channels, --model.fc_features", "size of a network like the paper's"),
     ("--model.network FILE.CLASS", "a network of your own, in FILE.py"),
     ("--model.backend", "auto, reference, cpu or triton"),

@@ -64,18 +64,24 @@ def measure(given: Namespace, net: SpikingNetwork, x: "Tensor", label: "Tensor",
     seconds = 5.0 if given.seconds is None else given.seconds
     found, idle = repeat({name: _in_turn(*call) for name, call in calls.items()}, seconds, counters=counters)
     titles = {_SPIKING: f"spiking, engine {engine}", _CONVENTIONAL: "conventional, 8 bits, onnxruntime"}
-    estimates = {_SPIKING: estimated.total("with_memory", True), _CONVENTIONAL: estimated.total("conventional", True)}
+    same = isinstance(net, SpikingNetwork) and str(other.structure) == str(net.structure)
+    estimates = {
+        _SPIKING: f"{estimated.total('with_memory', True) / 1e6:,.1f}",
+        _CONVENTIONAL: f"{estimated.total('conventional', True) / 1e6:,.1f}" if same else "",
+    }
     table = _table(f"Measured at batch 1, {threads} thread{'s' * (threads > 1)}, {processor()}", counters is not None)
     for name, one in found.items():
         table.add_row(
             *(titles[name], f"{right[name]} of {len(label)}", f"{1000 * one.seconds:.3f}", *_energies(one)),
-            f"{estimates[name] / 1e6:,.1f}",
+            estimates[name],
         )
     console = Console()
     console.print(table)
     if idle is not None:
         notes.append(f"The idle machine drew {idle:.1f} W. Energy is that of all processor packages.")
-    for sentence in [*notes, note, "Estimate: 8 bits, 45 nm, memory included, weights reused."]:
+    notes += [note, "Estimate: 8 bits, 45 nm, memory included, weights reused."]
+    notes.append("The conventional network's 8-bit ranges were taken from the same samples.")
+    for sentence in notes:
         if sentence:
             console.print(escape(sentence[0].upper() + sentence[1:]), highlight=False)
 
@@ -109,7 +115,7 @@ def _conventional(path: Path | None, net: SpikingNetwork) -> tuple[ConventionalN
         made = ConventionalNetwork(str(net.structure), net.input_shape, net.num_classes)
         return made.eval(), (
             "The conventional network is untrained, so only its time and energy count. To compare at equal accuracy, "
-            "train one (plif_lightning/deploy/README.md) and pass --conventional CKPT."
+            "train one (docs/howto/deploy.md) and pass --conventional CKPT."
         )
     found: Any = read_trained(path).net
     if not isinstance(found, ConventionalNetwork):

@@ -3,6 +3,7 @@
 import math
 import os
 import shlex
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -140,7 +141,8 @@ class Runner:
         if self.stopped and status != 0:
             job.state = "stopped"
             return
-        job.state = "ended" if ended else "finished" if status == 0 and job.folder.result.is_file() else "failed"
+        may_be_whole = status in (0, -signal.SIGKILL)  # killed, or ended after the process that started it was
+        job.state = "ended" if ended else "finished" if may_be_whole and job.folder.result.is_file() else "failed"
         if status == 0 and job.state == "failed":
             job.error = (
                 f"it ended without an error, but {job.folder.path} holds no result, as after a fast_dev_run. Its "

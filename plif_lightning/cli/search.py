@@ -2,7 +2,9 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from plif_lightning.cli.runner import Job, Runner, last_lines, print_line, score
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import value_in_words
+from plif_lightning.runs.process import in_use
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.searches import SearchRecord, ranked, write_search
 from plif_lightning.runs.searches import Trial as RecordedTrial
@@ -22,7 +25,7 @@ from plif_lightning.runtime import program
 from plif_lightning.runtime.console import Console
 from plif_lightning.runtime.extras import needed_by
 from plif_lightning.runtime.files import relative
-from plif_lightning.runtime.locks import file_lock
+from plif_lightning.runtime.locks import file_lock, is_about_locks
 
 if TYPE_CHECKING:
     import optuna
@@ -31,6 +34,12 @@ if TYPE_CHECKING:
 JOURNAL = "search.journal"
 _NAME = "search"
 _STATES = {"COMPLETE": "finished", "PRUNED": "ended", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
+# Largest number of a distribution: beyond it floats do not tell whole numbers apart.
+_LARGEST = 2**53
+# Fewest runs whose parameters have an importance.
+_FEWEST = 4
+# How often a run that another process trains is looked at [s].
+_INTERVAL = 2.0
 # Longest name of a run's folder.
 _LONGEST = 100
 
@@ -56,55 +65,102 @@ def distribution(key: str, spec: dict[str, Any]) -> Any:
     >>> distribution("lr", {"min": 0.001, "max": 0.1, "distribution": "log_uniform_values"})
     FloatDistribution(high=0.1, log=True, low=0.001, step=None)
     """
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
+    distributions = _optuna().distributions
     known = {"value", "values", "min", "max", "distribution", "q"}
-    if unknown := sorted(spec.keys() - known):
+    if unknown := sorted(map(str, spec.keys() - known)):
         raise UserError(f"parameter {key} has {', '.join(unknown)}, which a search here does not know.")
+    kinds = [name for name in ("value", "values", "min") if name in spec]
+    if len(kinds) != 1 or ("max" in spec) != ("min" in spec):
+        raise UserError(f"parameter {key} must have one of `value`, `values`, or `min` and `max`, got {spec}.")
     kind = spec.get("distribution")
     if "value" in spec:
         return spec["value"]
     if "values" in spec:
         if kind not in (None, "categorical") or not isinstance(spec["values"], list) or not spec["values"]:
             raise UserError(f"parameter {key} must have a list of `values`, got {spec}.")
-        # Optuna's choices are numbers and texts; others go by their JSON.
-        return CategoricalDistribution([json.dumps(value) for value in spec["values"]])
-    low: Any = spec.get("min")
-    high: Any = spec.get("max")
-    if not all(isinstance(side, (int, float)) and not isinstance(side, bool) for side in (low, high)) or not low < high:
-        raise UserError(f"parameter {key} must have `value`, `values`, or numbers `min` below `max`, got {spec}.")
+        try:
+            # Optuna's choices are numbers and texts; others go by their JSON.
+            return distributions.CategoricalDistribution([json.dumps(value) for value in spec["values"]])
+        except TypeError as error:
+            raise UserError(f"parameter {key} has a value that is no number, text, list or mapping: {error}.") from None
+    low, high = (_number(key, spec, side) for side in ("min", "max"))
     whole = isinstance(low, int) and isinstance(high, int)
     kind = kind or ("int_uniform" if whole else "uniform")
-    if "log" in kind and low <= 0:
-        raise UserError(f"parameter {key} has {kind}, which needs `min` above 0, got {low}.")
+    if not low < high or kind not in _KINDS:
+        known_kinds = ", ".join(sorted({*_KINDS, "categorical"}))
+        raise UserError(
+            f"parameter {key} must have numbers `min` below `max`, and a distribution of {known_kinds}; got {spec}."
+        )
+    if "q" in spec and kind != "q_uniform":
+        raise UserError(f"parameter {key} has a q, which only the distribution q_uniform uses, got {spec}.")
     if kind == "int_uniform":
-        return IntDistribution(int(low), int(high))
-    if kind == "uniform":
-        return FloatDistribution(low, high)
-    if kind == "q_uniform":
-        return FloatDistribution(low, high, step=spec.get("q", 1))
+        if not whole:
+            raise UserError(f"parameter {key} has int_uniform, which needs whole numbers, got {spec}.")
+        return distributions.IntDistribution(int(low), int(high))
     if kind == "log_uniform_values":
-        return FloatDistribution(low, high, log=True)
-    raise UserError(
-        f"parameter {key} has the distribution {kind}; known are categorical, int_uniform, uniform, q_uniform and "
-        "log_uniform_values."
-    )
+        if low <= 0:
+            raise UserError(f"parameter {key} has {kind}, which needs `min` above 0, got {low}.")
+        return distributions.FloatDistribution(low, high, log=True)
+    if kind == "q_uniform":
+        return _steps(key, low, high, _number(key, {"q": 1, **spec}, "q"))
+    return distributions.FloatDistribution(low, high)
+
+
+_KINDS = ("int_uniform", "uniform", "q_uniform", "log_uniform_values")
+
+
+def _number(key: str, spec: dict[str, Any], name: str) -> int | float:
+    value = spec[name]
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or abs(value) > _LARGEST:
+        raise UserError(f"{name} of parameter {key} must be a number, got {value!r}.")
+    return value
+
+
+def _steps(key: str, low: float, high: float, q: float) -> Any:
+    """The multiples of q between two numbers, which W&B's q_uniform gives; whole if all three are."""
+    if q <= 0 or (last := math.floor(high / q)) < (first := math.ceil(low / q)):
+        raise UserError(f"parameter {key} has no multiple of q = {q:g} between {low:g} and {high:g}.")
+    distributions = _optuna().distributions
+    if all(isinstance(number, int) for number in (low, high, q)):
+        return distributions.IntDistribution(int(first * q), int(last * q), step=int(q))
+    return distributions.FloatDistribution(first * q, last * q, step=q)
 
 
 def _pruner(sweep: Sweep) -> Any:
-    """W&B's hyperband as Optuna's successive halving, which looks at the same epochs; none without it."""
+    """W&B's hyperband as Optuna's successive halving, which first looks at the same epoch; none without it.
+
+    W&B's rungs are min_iter, min_iter eta, ..., or max_iter / eta^s, ..., max_iter / eta. Optuna has those above, too;
+    a run that has trained its last epoch is never ended.
+    """
     optuna = _optuna()
     given = sweep.early_terminate
     if given is None:
         return optuna.pruners.NopPruner()
     known = {"type", "min_iter", "max_iter", "s", "eta", "strict"}
-    if not isinstance(given, dict) or given.get("type") != "hyperband" or given.keys() - known:
+    if not isinstance(given, dict) or given.get("type") != "hyperband" or set(map(str, given)) - known:
         raise UserError(f"early_terminate must be of type hyperband, with {', '.join(sorted(known))}; got {given}.")
-    eta = given.get("eta", 3)
-    first = given.get("min_iter") or (given["max_iter"] // eta ** given.get("s", 1) if "max_iter" in given else None)
-    if not isinstance(eta, int) or eta < 2 or not isinstance(first, int) or first < 1:
-        raise UserError(f"early_terminate needs min_iter, or max_iter and s, and eta of at least 2; got {given}.")
+    if given.get("strict"):
+        raise UserError("early_terminate has strict: true, which a search here does not know.")
+    numbers = {name: given[name] for name in ("min_iter", "max_iter", "s", "eta") if name in given}
+    wrong = [name for name, value in numbers.items() if not isinstance(value, int) or isinstance(value, bool)]
+    eta = numbers.get("eta", 3)
+    if wrong or eta < 2 or min(numbers.values(), default=1) < 1 or not {"min_iter", "max_iter"} & numbers.keys():
+        raise UserError(
+            "early_terminate needs min_iter, or max_iter and s, as whole numbers above 0, and eta of at least 2; "
+            f"got {given}."
+        )
+    first = numbers.get("min_iter") or max(1, numbers["max_iter"] // eta ** numbers.get("s", 1))
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=eta)
+
+
+def _is_whole(journal: Path) -> bool:
+    """True if a journal ends with a line; another process may be writing one for a moment."""
+    for _ in range(10):
+        if journal.read_bytes()[-1:] in (b"", b"\n"):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 class Search:
@@ -129,24 +185,58 @@ class Search:
         }
         if not self.free:
             raise UserError(f"{sweep.name} has no parameter to search: give one `values`, or `min` and `max`.")
-        sampler = optuna.samplers.RandomSampler(seed)
-        if sweep.method == "bayes":
-            sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(root / JOURNAL)))
-        self.study: Any = optuna.create_study(
-            storage=storage,
-            sampler=sampler,
-            pruner=_pruner(sweep),
-            study_name=_NAME,
-            direction="maximize" if sweep.maximise else "minimize",
-            load_if_exists=True,
+        self._seed = seed
+        self._require_locks()
+        pruner = _pruner(sweep)
+        journal = root / JOURNAL
+        try:
+            if journal.is_file() and not _is_whole(journal):
+                raise ValueError("its last line is incomplete")
+            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+            self.study: Any = optuna.create_study(
+                storage=storage,
+                pruner=pruner,
+                study_name=_NAME,
+                direction="maximize" if sweep.maximise else "minimize",
+                load_if_exists=True,
+            )
+            known = self.study.user_attrs
+        except (ValueError, KeyError) as error:  # a line that was half written, or another file
+            raise UserError(
+                f"{journal} is damaged ({' '.join(str(error).split())[:100]}). If its last line is incomplete, delete "
+                "that line; otherwise pass another --runs."
+            ) from error
+        plan = (
+            *(sweep.arguments, sweep.space, sweep.metric, self.overrides),
+            *(sweep.maximise, sweep.method, sweep.early_terminate),
         )
-        plan = json.dumps([sweep.arguments, sweep.space, sweep.metric, self.overrides], sort_keys=True, default=str)
-        before = self.study.user_attrs.get("plan", plan)
-        if before != plan:
-            raise UserError(f"{root} holds another search: pass another --runs, or move that folder away.")
-        self.study.set_user_attr("plan", plan)
+        text = json.dumps(plan, sort_keys=True, default=str)
+        if known.get("plan", text) != text:
+            raise UserError(
+                f"{root} holds another search, with other parameters, metric, method, early termination or arguments: "
+                "pass another --runs, or move that folder away."
+            )
+        self.study.set_user_attr("plan", text)
         self._importance: dict[str, float] = {}
+
+    def _require_locks(self) -> None:
+        try:
+            with file_lock(self.root / ".claim.lock"):
+                pass
+        except (OSError, NotImplementedError) as error:
+            if not is_about_locks(error):
+                raise
+            raise UserError(
+                f"{self.root} is on storage without locks, which a search needs: pass --runs with another folder."
+            ) from error
+
+    def _sampler(self, number: int) -> Any:
+        """The sampler of a trial: with a seed, of every trial another one, whichever process asks."""
+        samplers = _optuna().samplers
+        seed = None if self._seed is None else hash((self._seed, number)) % 2**32
+        if self.sweep.method == "bayes":
+            return samplers.TPESampler(seed=seed, constant_liar=True)
+        return samplers.RandomSampler(seed)
 
     def claimed(self, cap: int) -> Iterator["optuna.trial.Trial"]:
         """Trials to run, each held by a lock within the loop: those that other processes left, then new ones."""
@@ -162,11 +252,20 @@ class Search:
                             trial = Trial(self.study, old._trial_id)
                             break
                     if trial is None:
-                        if len(trials) >= cap:  # failed ones count, too: a search of mistakes ends
+                        # Failed ones count, too: a search of mistakes ends.
+                        if len(trials) >= cap or self._reached(trials):
                             return
+                        self.study.sampler = self._sampler(len(trials))
                         trial = self.study.ask(self.free)
                         self._hold(held, trial.number)
                 yield trial
+
+    def _reached(self, trials: Sequence[Any]) -> bool:
+        """True if a run has reached the metric's target, where the file has one."""
+        target, values = self.sweep.target, [one.value for one in trials if one.state.name == "COMPLETE"]
+        if target is None or not values:
+            return False
+        return bool(max(values) >= target if self.sweep.maximise else min(values) <= target)
 
     def _hold(self, held: contextlib.ExitStack, number: int) -> bool:
         """Hold a trial until `held` ends; False if another process or thread does."""
@@ -185,16 +284,22 @@ class Search:
         arguments = point_arguments(self.sweep, point, self.overrides)
         return Job(name, RunFolder(self.root / name), arguments, self.root / f"{name}.log")
 
+    def is_done(self, job: Job, stopped: Callable[[], bool]) -> bool:
+        """Wait for a run that outlived the search that started it, and say if it has finished."""
+        while in_use(job.folder) and not stopped():
+            time.sleep(_INTERVAL)
+        return job.folder.path.is_dir() and read_run(job.folder.path).status == "finished"
+
     def should_end(self, trial: Any, job: Job) -> bool:
         """Report the epochs that are new, and say if the run should end early."""
         run = read_run(job.folder.path)
         name = run.val_key if self.sweep.metric in ("val/acc", "test_as_val/acc") else self.sweep.metric
-        epochs, values = run.curve(name)
         known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
-        for epoch, value in zip(epochs, values, strict=True):
-            if int(epoch) + 1 not in known:
-                trial.report(value, int(epoch) + 1)
-                if trial.should_prune():
+        last = run.setting("trainer.max_epochs")
+        for epoch, value in zip(*run.curve(name), strict=True):
+            if int(epoch) not in known and math.isfinite(value):
+                trial.report(value, int(epoch))
+                if trial.should_prune() and int(epoch) != last:
                     return True
         return False
 
@@ -207,7 +312,9 @@ class Search:
         if job.state == "ended":
             self.study.tell(trial, state=TrialState.PRUNED)
             return None
-        _, value = score(self.sweep, job.folder) if job.state == "finished" else ("", None)
+        name, value = score(self.sweep, job.folder) if job.state == "finished" else ("", None)
+        if job.state == "finished" and value is None:
+            job.state, job.error = "failed", f"it has no {name}, the sweep's metric."
         self.study.tell(trial, value, state=None if value is not None else TrialState.FAIL)
         return value
 
@@ -263,19 +370,23 @@ def run_search(
         root: folder of all its runs and of the journal, which other processes may share.
         jobs: number of concurrent processes, each with an equal share of the cores.
         overrides: arguments of main.py for all runs.
-        dry_run: print the first commands and run nothing.
+        dry_run: print the parameters' distributions and run nothing.
         cap: number of runs; None for the file's `run_cap`.
         seed: of the sampler.
 
     Returns:
         Exit status: 1 if a run failed, 130 if the search was interrupted.
     """
-    cap = cap or sweep.run_cap
+    cap = sweep.run_cap if cap is None else cap
     if cap is None:
         raise UserError("a search has no end by itself: pass --cap, or give the sweep file a run_cap.")
+    for option, number in (("cap", cap), ("jobs", jobs)):
+        if number < 1:
+            raise UserError(f"--{option} must be at least 1, got {number}.")
     root = root.absolute()
     console = Console()
     if dry_run:
+        _pruner(sweep)
         for key, spec in sweep.space.items():
             print_line(console, f"{key}: {distribution(key, spec)}")
         return 0
@@ -298,7 +409,10 @@ def _run_all(console: Console, search: Search, cap: int, jobs: int) -> int | Non
         bad = 0
         for trial in search.claimed(cap):
             job = search.job(trial)
-            runner.run(job, partial(search.should_end, trial))
+            if search.is_done(job, lambda: runner.stopped):
+                job.state = "finished"
+            else:
+                runner.run(job, partial(search.should_end, trial))
             value = search.tell(trial, job)
             _print_end(console, search.write(), job, value)
             bad += job.state == "failed"
@@ -350,6 +464,9 @@ def importances(study: "optuna.Study") -> dict[str, float]:
     """Share of the metric's variance that each parameter explains; empty for few runs, or equal ones."""
     import optuna
 
+    done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    if len(done) < _FEWEST:
+        return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     with contextlib.suppress(ValueError, RuntimeError, ImportError):
         return optuna.importance.get_param_importances(study, evaluator=evaluator)

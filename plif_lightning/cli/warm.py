@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -232,8 +233,25 @@ class _Forked(Started):
             known = self._of._condition.wait_for(lambda: self.pid in self._of._ended or self._of._cold, timeout)
             if self.pid in self._of._ended:
                 return self._of._ended[self.pid]
-        # The server is gone, and its runs with it if it was killed together with them.
-        return -signal.SIGKILL if known else None
+        if not known:
+            return None
+        # The server is gone, but its runs may live on. How they end is not known; a run's folder says if it finished.
+        end = None if timeout is None else time.monotonic() + timeout
+        while _is_alive(self.pid):
+            if end is not None and time.monotonic() > end:
+                return None
+            time.sleep(0.2)
+        return -signal.SIGKILL
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class EventFolder(EventDataModule):
     """Recordings in class folders: ROOT/train/CLASS/* and ROOT/test/CLASS/*, or ROOT/CLASS/* with `test_fraction`.
 
     Formats: .aedat (2.0 of a DVS128, 3.1), .aedat4, .bag, .bin (N-MNIST's), .csv, .dat, .db3, .h5, .hdf5, .mcap, .npy,
-    .npz, .raw (EVT 2.0, 2.1 and 3.0) and .txt; see plif_lightning/events/README.md. A file holds one recording, which
+    .npz, .raw (EVT 2.0, 2.1 and 3.0) and .txt; see docs/howto/events.md. A file holds one recording, which
     is one sample, or several with `window_events` or `window_ms`.
 
     Args:

@@ -98,9 +98,10 @@ class _Mean(nn.Module):
 
 
 def _pool(pool: Pool) -> nn.Module:
+    largest = pool.kind == "MP"
     if pool.kernel is None:
-        return nn.AdaptiveAvgPool2d(1)
-    kind = nn.MaxPool2d if pool.kind == "MP" else nn.AvgPool2d
+        return nn.AdaptiveMaxPool2d(1) if largest else nn.AdaptiveAvgPool2d(1)
+    kind = nn.MaxPool2d if largest else nn.AvgPool2d
     return kind(pool.kernel, pool.stride, pool.padding)
 
 

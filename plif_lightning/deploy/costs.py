@@ -132,10 +132,13 @@ class Cost:
 
     def summary(self) -> dict[str, Any]:
         """What a run keeps of it, for one sample: neurons times steps of each layer, operations, energies [pJ]."""
+        updates: dict[str, float] = {}
+        for layer in self.layers:  # one that is used twice is there twice
+            updates[layer.layer] = updates.get(layer.layer, 0.0) + layer.updates
         return {
             "samples": self.samples,
             "time_steps": self.time_steps,
-            "updates": {layer.layer: layer.updates for layer in self.layers},
+            "updates": updates,
             "macs": self.total("macs"),
             "accumulates": self.total("accumulates"),
             "pj_arithmetic": self.total("arithmetic"),

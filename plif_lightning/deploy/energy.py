@@ -9,6 +9,8 @@ from pathlib import Path
 from plif_lightning.errors import UserError
 
 POWERCAP = Path("/sys/class/powercap")
+# Counters are read this often [s]: one that starts again after 65 kJ may do so after minutes.
+_OFTEN = 10.0
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,16 @@ class EnergyCounters:
             try:
                 zone = _Zone(folder, int((folder / "max_energy_range_uj").read_text()))
                 zone.read()
+                if zone.range < 1:
+                    raise ValueError("its range is 0")
             except PermissionError:
                 raise UserError(
                     f"the energy counter {folder / 'energy_uj'} may be read by root alone: run as root, or let the "
                     f"administrator allow it (chmod a+r {folder / 'energy_uj'})."
                 ) from None
-            except (OSError, ValueError):
-                continue
+            except (OSError, ValueError) as error:
+                # Energy without a part of it would be wrong.
+                raise UserError(f"the energy counter {folder} of {name} cannot be read: {error}.") from error
             self.zones.append(zone)
         if not self.zones:
             raise UserError(
@@ -113,7 +118,7 @@ def measure(
     found: dict[str, list[tuple[int, float, float]]] = {name: [] for name in calls}
     for _ in range(rounds):
         if counters is not None:
-            _, elapsed, joules = _repeat(lambda: time.sleep(seconds), 0.0, counters)
+            _, elapsed, joules = _repeat(lambda: time.sleep(min(seconds, 1.0)), seconds, counters)
             idle.append(joules / elapsed)
         for name, call in calls.items():
             found[name].append(_repeat(call, seconds, counters))
@@ -124,12 +129,16 @@ def measure(
 def _repeat(call: Callable[[], object], seconds: float, counters: EnergyCounters | None) -> tuple[int, float, float]:
     """Call at least once and for at least these seconds: number of calls, seconds, joules."""
     before = [] if counters is None else counters.read()
-    start, number = time.perf_counter(), 0
+    start = looked = time.perf_counter()
+    number, joules = 0, 0.0
     while number == 0 or time.perf_counter() - start < seconds:
         call()
         number += 1
+        if counters is not None and time.perf_counter() - looked > _OFTEN:
+            now = counters.read()
+            joules, before, looked = joules + counters.joules(before, now), now, time.perf_counter()
     elapsed = time.perf_counter() - start
-    return number, elapsed, 0.0 if counters is None else counters.joules(before, counters.read())
+    return number, elapsed, joules if counters is None else joules + counters.joules(before, counters.read())
 
 
 def _summary(rounds: Sequence[tuple[int, float, float]], idle: float | None) -> Measured:

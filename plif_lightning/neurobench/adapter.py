@@ -71,19 +71,30 @@ class NeuroBenchNetwork(NeuroBenchModel):
 class _Hook(NeuronHook):
     """NeuroBench's hook of a layer of neurons; potentials are computed only for a metric that asks for them."""
 
-    def _potentials(self) -> list[Tensor]:
-        """Potentials after each step of the calls since the last reset."""
-        found: list[Tensor] = []
+    def _potentials(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Potentials before and after the steps of all calls since the last reset, as NeuroBench compares them.
+
+        It counts the first entry whole, and of the others what differs. So the first step of a call is one entry, and
+        all other steps of all calls, which may have different shapes, another.
+        """
+        first: list[Tensor] = []
+        before: list[Tensor] = []
+        after: list[Tensor] = []
         for x, *rest in self.activation_inputs:
-            found += self.layer.trace(x, time_steps=rest[0] if rest else None).v
-        return found
+            v = self.layer.trace(x, time_steps=rest[0] if rest else None).v
+            first.append(v[0].flatten())
+            before.append(v[:-1].flatten())
+            after.append(v[1:].flatten())
+        if not first:
+            return [], []
+        whole = torch.cat(first)
+        return [whole, torch.cat(before)], [whole, torch.cat(after)]
 
     # NeuroBench assigns to these and empties them; they follow from `activation_inputs`, which it treats the same.
     @property
     def pre_fire_mem_potential(self) -> list[Tensor]:
-        """Potentials before each step; of the first step, which NeuroBench does not compare, those after it."""
-        after = self._potentials()
-        return [*after[:1], *after[:-1]]
+        """Potentials before each step."""
+        return self._potentials()[0]
 
     @pre_fire_mem_potential.setter
     def pre_fire_mem_potential(self, value: list[Tensor]) -> None:
@@ -92,7 +103,7 @@ class _Hook(NeuronHook):
     @property
     def post_fire_mem_potential(self) -> list[Tensor]:
         """Potentials after each step."""
-        return self._potentials()
+        return self._potentials()[1]
 
     @post_fire_mem_potential.setter
     def post_fire_mem_potential(self, value: list[Tensor]) -> None:

@@ -1,5 +1,6 @@
 """A run as read from its folder or from W&B."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -7,6 +8,17 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import layer_values
 
 Status = Literal["finished", "running", "unfinished", "unreadable"]
+
+
+def _positive(value: Any) -> float | None:
+    """A number of a file above zero that a float can hold; None for anything else."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if 0 < number < math.inf else None
 
 
 @dataclass(frozen=True)
@@ -128,13 +140,13 @@ class Run:
         found = self.cost.get("updates")
         if not isinstance(found, dict):
             return {}
-        return {name: float(n) for name, n in found.items() if isinstance(n, (int, float)) and n > 0}
+        return {name: n for name, n in ((name, _positive(n)) for name, n in found.items()) if n is not None}
 
     @property
     def energy(self) -> float | None:
         """Estimated energy for a sample [uJ], with 8-bit weights and memory, see `deploy.costs`; None if unknown."""
-        found = self.cost.get("pj_int8_reused")
-        return found / 1e6 if isinstance(found, (int, float)) and found > 0 else None
+        found = _positive(self.cost.get("pj_int8_reused"))
+        return None if found is None else found / 1e6
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:
         """Return epochs (from 1) and values of one metric."""

@@ -82,11 +82,11 @@ def find_searches(root: Path | str, problems: list[str]) -> list[SearchRecord]:
     for folder, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
         if FILE in files:
-            path = Path(folder) / FILE
+            path, before = Path(folder) / FILE, len(problems)
             record = _record(loaded(path, problems))
-            if record is None:
+            if record is None and len(problems) == before:
                 problems.append(f"{path} is not what a search writes.")
-            else:
+            elif record is not None:
                 found.append(record)
     return found
 
@@ -105,10 +105,18 @@ def _record(given: dict[str, Any]) -> SearchRecord | None:
             {str(name): float(share) for name, share in given["importance"].items()},
             str(given["command"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 
 def _trial(run: Any, state: Any, value: Any, parameters: Any) -> Trial:
     number = None if value is None else float(value)
-    return Trial(str(run), str(state), number if number is None or math.isfinite(number) else None, {**parameters})
+    values = {str(key): _shown(one) for key, one in parameters.items()}
+    return Trial(str(run), str(state), number if number is None or math.isfinite(number) else None, values)
+
+
+def _shown(value: Any) -> Any:
+    """A number, or the text of anything else."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value if math.isfinite(float(value)) else str(value)
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,5 +1,6 @@
 """The leaderboard: settings beside the paper's over the same seeds."""
 
+import json
 import math
 
 import numpy as np
@@ -169,3 +170,72 @@ def test_without_spikes_there_is_no_figure(tmp_path):
         path.unlink()
     with pytest.raises(NothingToShowError, match="no leaderboard has counted spikes"):
         drawn("leaderboard", find_runs(tmp_path))
+
+
+def test_a_setting_that_base_yaml_does_not_name_is_no_papers(tmp_path):
+    """Found by a review: such a row was taken for the paper's where its folder came first, or where it was usual."""
+    structure = "c8k3s1-BN-PLIF-MPk2s2-DP-FC20-PLIF-APk2s2"
+    for i, changes in enumerate((
+        *({"label_smoothing": 0.1}, {"learn_threshold": True}, {"network": {"class_path": "my.Net"}}),
+        *({"structure": structure.replace("PLIF", "CLIF", 1)}, {"structure": structure.replace("-BN", "")}),
+        {"detach_reset": False},
+    )):  # fmt: skip
+        root = tmp_path / f"{i}"
+        write(root, "a", SEEDS, **changes)
+        write(root, "a2", SEEDS, **changes, pooling="avg")
+        write(root, "z", SEEDS, structure=structure)
+        found = board(root)
+        assert [run.name[0] for run in found[""].cell.runs] == ["z"] * 3, changes
+        assert len(found) == 2 + ("network" not in changes)  # pooling is no setting of a network of one's own
+
+
+def test_runs_of_another_rule_for_ties_are_another_leaderboard(tmp_path):
+    write(tmp_path, "paper", SEEDS)
+    write(tmp_path, "lif", SEEDS, neuron="lif")
+    write(tmp_path, "last", SEEDS)
+    for path in tmp_path.glob("last-*/config.yaml"):
+        path.write_text(path.read_text() + "best_of_ties: last\n")
+    (rows,) = standings(find_runs(tmp_path))
+    assert [row.change for row in rows] == ["", "neuron lif"]
+    (note,) = leaderboard_table(find_runs(tmp_path)).notes[1:]
+    assert note.endswith("changes on resuming: last-1, last-2, last-3.")
+
+
+def test_equal_differences_have_no_interval_whatever_their_last_digits(tmp_path):
+    """350 and 341 of 359 against 351 and 342: one sample each, but the fractions differ in the 16th digit."""
+    write(tmp_path, "paper", {1: 350 / 359, 2: 341 / 359})
+    write(tmp_path, "lif", {1: 351 / 359, 2: 342 / 359}, neuron="lif")
+    row = board(tmp_path)["neuron lif"]
+    assert row.gain == pytest.approx(100 / 359, abs=1e-5)
+    assert math.isnan(row.low)
+    assert row.verdict == ""
+
+
+def test_runs_without_a_seed_of_their_own_are_not_paired(tmp_path):
+    for name, neuron in (("paper", "plif"), ("lif", "lif")):
+        for i in range(3):
+            model = {**PAPER, "neuron": neuron}
+            write_run(tmp_path / f"{name}{i}", seed=False, validation="holdout", test=0.7 + 0.01 * i, model=model)
+    row = board(tmp_path)["neuron lif"]
+    assert len(row.cell.runs) == 3
+    assert math.isnan(row.gain)
+
+
+@pytest.mark.parametrize("number", [10**400, True, -1.0, float("inf")])
+def test_numbers_of_a_cost_that_no_float_holds_are_no_cost(tmp_path, number):
+    write(tmp_path, "paper", SEEDS)
+    write(tmp_path, "lif", SEEDS, neuron="lif")
+    (tmp_path / "lif-2" / "cost.json").write_text(
+        json.dumps({"updates": {"conv1": number, "fc1": 1.0}, "pj_int8_reused": number})
+    )
+    row = board(tmp_path)["neuron lif"]
+    assert math.isnan(row.mean("energy"))
+
+
+def test_a_row_without_counted_spikes_is_named_by_the_figure(tmp_path):
+    write(tmp_path, "paper", SEEDS)
+    write(tmp_path, "lif", SEEDS, neuron="lif")
+    for path in tmp_path.glob("paper-*/cost.json"):
+        path.unlink()
+    _, caption = drawn("leaderboard", find_runs(tmp_path))
+    assert "spikes not counted: Fashion-MNIST: the paper setting" in caption

@@ -1,8 +1,10 @@
 """Searches by Optuna behind a W&B sweep file, and runs that are forked from a warm process."""
 
 import csv
+import datetime
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +65,14 @@ def trials(root):
             {"min": 0.0, "max": 1.0, "distribution": "q_uniform", "q": 0.25},
             optuna.distributions.FloatDistribution(0, 1, step=0.25),
         ),
+        (
+            {"min": 20, "max": 128, "distribution": "q_uniform", "q": 32},
+            optuna.distributions.IntDistribution(32, 128, step=32),
+        ),
+        (
+            {"min": 0.3, "max": 1.1, "distribution": "q_uniform", "q": 0.25},
+            optuna.distributions.FloatDistribution(0.5, 1.0, step=0.25),
+        ),
         ({"values": ["a", True, None]}, optuna.distributions.CategoricalDistribution(['"a"', "true", "null"])),
         ({"value": 3}, 3),
     ],
@@ -74,10 +84,24 @@ def test_distributions_are_wandbs(spec, expected):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"min": 1}, "parameter a must have `value`, `values`, or numbers `min` below `max`"),
+        ({"min": 1}, "parameter a must have one of `value`, `values`, or `min` and `max`"),
+        ({"min": 1, "max": 2, "values": [1]}, "must have one of"),
+        ({"min": 1, "max": float("inf")}, "max of parameter a must be a number, got inf"),
+        ({"min": True, "max": 3}, "min of parameter a must be a number, got True"),
+        ({"min": 0, "max": 1, "distribution": 5}, "must have numbers `min` below `max`, and a distribution of"),
+        ({"min": 0, "max": 1, "q": 0.5}, "has a q, which only the distribution q_uniform uses"),
+        ({"min": 0.2, "max": 0.8, "distribution": "int_uniform"}, "int_uniform, which needs whole numbers"),
+        ({"min": 1, "max": 9, "distribution": "q_uniform", "q": 0}, "has no multiple of q = 0 between 1 and 9"),
+        ({"min": 1.5, "max": 4, "distribution": "q_uniform", "q": 10}, "has no multiple of q = 10 between 1.5 and 4"),
+        ({"min": 1, "max": 9, "distribution": "q_uniform", "q": "a"}, "q of parameter a must be a number, got 'a'"),
+        ({"values": [datetime.date(2020, 1, 1)]}, "has a value that is no number, text, list or mapping"),
+        ({1: 2, "min": 3}, "parameter a has 1, which a search here does not know"),
         ({"min": 2, "max": 1}, "numbers `min` below `max`"),
         ({"min": 0, "max": 1, "distribution": "log_uniform_values"}, "needs `min` above 0"),
-        ({"min": 0, "max": 1, "distribution": "normal"}, "has the distribution normal; known are"),
+        (
+            {"min": 0, "max": 1, "distribution": "normal"},
+            "and a distribution of categorical, int_uniform, log",
+        ),
         ({"mu": 0, "sigma": 1}, "parameter a has mu, sigma"),
         ({"values": []}, "must have a list of `values`"),
     ],
@@ -247,4 +271,133 @@ def test_a_warm_run_is_ended_and_its_status_known(tmp_path):
     assert going.wait(0.01) is None
     going.terminate()
     assert going.wait(PATIENCE) == 128 + signal.SIGTERM
+    start.close()
+
+
+def a_search(folder, **changes):
+    """A search that has run nothing."""
+    folder.mkdir(exist_ok=True)
+    return Search(read_sweep(write(folder / "s.yaml", **changes)), folder, [], seed=7)
+
+
+def asked(search, cap):
+    """The first parameter of new trials, up to a number of them, each told."""
+    found = []
+    for trial in search.claimed(cap):
+        found.append(trial.params["model.init_tau"])
+        search.study.tell(trial, 0.5)
+    return found
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_a_seed_gives_other_values_in_every_process_and_call(tmp_path, method):
+    whole = asked(a_search(tmp_path / "a", method=method), 4)
+    assert len(set(whole)) == 4
+    assert asked(a_search(tmp_path / "b", method=method), 2) == whole[:2]
+    again = a_search(tmp_path / "b", method=method)  # another process, or a second call
+    assert asked(again, 4) == whole[2:]
+
+
+def test_hyperband_looks_at_wandbs_epochs_and_ends_no_run_that_has_trained_them_all(tmp_path):
+    search = a_search(tmp_path, early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2}, run_cap=9)
+    ends = []
+    for i, trial in enumerate(search.claimed(5)):
+        job = search.job(trial)
+        good, epochs = i < 4, 2 + (i == 4)
+        for done in range(1, epochs + 1):
+            if job.folder.path.exists():
+                shutil.rmtree(job.folder.path)
+            curve = (0.9 if good else 0.1,) * done
+            write_run(job.folder.path, curve, validation="holdout", finished=False, trainer={"max_epochs": epochs})
+            if search.should_end(trial, job):
+                ends.append((i, done))
+                break
+        search.study.tell(trial, 0.9 if good else 0.1)
+    assert ends == [(4, 2)]  # the bad run, after its second epoch; the good ones had no more to train
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metric": {"name": "val/acc"}},
+        {"method": "bayes"},
+        {"early_terminate": {"type": "hyperband", "min_iter": 2}},
+        {"metric": {"name": "val/loss", "goal": "maximize"}},
+    ],
+)
+def test_a_search_whose_aim_has_changed_is_another_one(tmp_path, changes):
+    a_search(tmp_path)
+    with pytest.raises(UserError, match="holds another search, with other parameters, metric, method"):
+        a_search(tmp_path, **changes)
+
+
+def test_a_search_ends_at_its_metrics_target(tmp_path):
+    search = a_search(tmp_path, metric={"name": "val/acc", "goal": "maximize", "target": 0.5}, run_cap=9)
+    assert len(asked(search, 9)) == 1
+    metric = {"name": "x", "target": 1}
+    file = write(tmp_path / "g.yaml", "grid", {"a": {"values": [1]}}, metric=metric, run_cap=None)
+    with pytest.raises(UserError, match="has a target, which method grid does not know"):
+        read_sweep(file)
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise"])
+def test_a_damaged_journal_is_named(tmp_path, damage):
+    asked(a_search(tmp_path), 1)
+    journal = tmp_path / JOURNAL
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-20] if damage == "cut" else b"\x00{]" + whole)
+    with pytest.raises(UserError, match=r"search\.journal is damaged .* delete that line; otherwise pass another"):
+        asked(a_search(tmp_path), 2)
+
+
+@pytest.mark.parametrize(
+    ("early", "message"),
+    [
+        ({"type": "hyperband", "max_iter": "a"}, "as whole numbers above 0"),
+        ({"type": "hyperband", "min_iter": 1, "eta": 0}, "eta of at least 2"),
+        ({"type": "hyperband", "s": 2}, "needs min_iter, or max_iter and s"),
+        ({"type": "hyperband", "min_iter": 1, "strict": True}, "strict: true"),
+        ({"type": "envelope"}, "must be of type hyperband"),
+    ],
+)
+def test_other_forms_of_early_termination_are_named(tmp_path, early, message):
+    with pytest.raises(UserError, match=message):
+        a_search(tmp_path, early_terminate=early)
+
+
+def test_options_of_a_search_must_be_numbers_above_zero(tmp_path, capsys):
+    file = write(tmp_path / "s.yaml")
+    for option in ("--cap", "--jobs"):
+        assert sweep(file, "--runs", tmp_path / "r", option, "0") == 2
+        assert f"{option} must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_a_metric_that_no_run_has_is_a_failure_with_a_reason(tmp_path, capsys):
+    file = write(tmp_path / "s.yaml", metric={"name": "val/accuracy", "goal": "maximize"}, run_cap=1)
+    assert sweep(file, "--runs", tmp_path / "r", "--", *TINY) == 1
+    assert "it has no val/accuracy, the sweep's metric." in capsys.readouterr().out
+
+
+def test_a_run_that_outlived_its_search_is_waited_for_and_counts(tmp_path, monkeypatch):
+    search = a_search(tmp_path)
+    trial = next(iter(search.claimed(1)))
+    job = search.job(trial)
+    answers = iter([True, True, False])
+    monkeypatch.setattr("plif_lightning.cli.search.in_use", lambda folder: next(answers))
+    monkeypatch.setattr("plif_lightning.cli.search._INTERVAL", 0)
+    write_run(job.folder.path, (0.5, 0.8), validation="holdout", test=0.7)
+    assert search.is_done(job, lambda: False)
+    job.state = "finished"
+    assert search.tell(trial, job) == 0.8
+
+
+def test_a_run_whose_server_is_killed_is_waited_for(tmp_path):
+    start = WarmStart(dict(os.environ))
+    folder = RunFolder(tmp_path / "r")
+    arguments = ["fit", "--config", QUICK, *TINY, f"--run_folder={folder.path}"]
+    started = start.start([sys.executable, f"{REPOSITORY}/main.py", *arguments], arguments, tmp_path / "log")
+    assert start._server is not None
+    start._server.kill()
+    assert started.wait(PATIENCE) == -signal.SIGKILL  # how it ended nobody knows, but it has ended
+    assert folder.result.is_file()
     start.close()

@@ -60,3 +60,11 @@ def test_eight_bits_keep_the_logits_to_a_few_steps():
     spread = expected.max() - expected.min()
     assert (found - expected).abs().max() < 0.05 * spread
     assert not torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("pool", "expected"), [("MP", torch.amax), ("AP", torch.mean)])
+def test_a_pool_over_the_whole_map_is_of_its_kind(pool, expected):
+    net = ConventionalNetwork(f"c8k3s1-PLIF-{pool}-FC10", (1, 8, 8), 10)
+    x = torch.rand(3, 1, 8, 8)
+    maps = net.layers[:2](x)
+    assert torch.allclose(net.layers[2](maps), expected(maps, (2, 3), keepdim=True))

@@ -121,3 +121,22 @@ def test_without_counters_time_is_measured_alone_in_turns():
 def test_nothing_to_measure_is_refused(seconds, rounds):
     with pytest.raises(UserError, match="must be positive"):
         measure({"a": lambda: None}, seconds, rounds)
+
+
+@pytest.mark.parametrize(("file", "text"), [("energy_uj", ""), ("max_energy_range_uj", "0")])
+def test_a_package_that_cannot_be_read_is_refused_not_left_out(tmp_path, file, text):
+    zone(tmp_path, "intel-rapl:0", "package-0")
+    (zone(tmp_path, "intel-rapl:1", "package-1").parent / file).write_text(text)
+    with pytest.raises(UserError, match=r"intel-rapl:1 of package-1 cannot be read"):
+        EnergyCounters(tmp_path)
+
+
+def test_a_counter_that_turns_often_is_read_often(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    meter = Meter(clock)
+    meter.read = lambda: [clock.now % 40, meter.calls % 25]  # 80 J and 75 J
+    meter.joules = lambda before, after: 2 * ((after[0] - before[0]) % 40) + 3 * ((after[1] - before[1]) % 25)
+    found, idle = measure({"a": meter.call}, seconds=100.0, rounds=1, counters=meter)
+    assert (idle, found["a"].joules) == (pytest.approx(2.0), pytest.approx(4.0))

@@ -17,18 +17,19 @@ _STYLE = {"better": (COLOURS[2], "^"), "worse": (COLOURS[1], "v"), "": (None, "o
 
 def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
     """Draw test accuracy over the spikes for a sample, each with its interval over seeds."""
-    found = [[row for row in rows if not math.isnan(row.mean("spikes"))] for rows in standings(runs)]
-    found = [rows for rows in found if any(row.is_paper for row in rows)]
+    found = [rows for rows in standings(runs) if any(_counted(row) for row in rows)]
     if not found:
         raise NothingToShowError("no leaderboard has counted spikes: see `tables --only leaderboard`.")
     figure, panels = new_panels(len(found), height=3.0)
-    left_out = []
+    left_out, uncounted = [], []
     for ax, rows in zip(panels, found, strict=True):
         paper = next(row for row in rows if row.is_paper)
-        near = [row for row in rows if row.cell.accuracy > paper.cell.accuracy - _FAR]
-        left_out += [f"{row.data}: {row.change} ({row.cell.accuracy:.1f} %)" for row in rows if row not in near]
-        for row in near:
-            _draw(ax, row)
+        far = [row for row in rows if row.cell.accuracy <= paper.cell.accuracy - _FAR]
+        left_out += [f"{row.data}: {row.change} ({row.cell.accuracy:.1f} %)" for row in far]
+        uncounted += [f"{row.data}: {row.change or 'the paper setting'}" for row in rows if not _counted(row)]
+        for row in rows:
+            if row not in far and _counted(row):
+                _draw(ax, row)
         ax.axhline(paper.cell.accuracy, color=ink(0.3), linewidth=0.6, zorder=0)
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.set_title(escaped(paper.data), loc="left", fontsize=7.5)
@@ -38,11 +39,18 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
     seeds = sorted({len(row.cell.runs) for rows in found for row in rows})
     return figure, (
         "Accuracy B against spikes, one point for each setting, the mean over "
-        f"{' or '.join(map(str, seeds))} seed{'s' if seeds[-1] > 1 else ''} with Student's 95 % interval. Star and "
-        "line: the paper's setting. Triangles: settings whose difference to it over the same seeds has an interval "
-        "without 0, upwards better, downwards worse."
+        f"{' or '.join(map(str, seeds))} seed{'s' if seeds[-1] > 1 else ''}"
+        + (" with Student's 95 % interval" if seeds[-1] > 1 else "")
+        + ". Star and line: the paper's setting. Triangles: settings whose difference to it over the same seeds has an "
+        "interval without 0, upwards better, downwards worse."
         + (f" Not shown, far below: {'; '.join(left_out)}." if left_out else "")
+        + (f" Not shown, spikes not counted: {'; '.join(uncounted)}." if uncounted else "")
     )
+
+
+def _counted(row: Standing) -> bool:
+    """True if the spikes of all its runs are known."""
+    return not math.isnan(row.mean("spikes"))
 
 
 def _draw(ax: Axes, row: Standing) -> None:

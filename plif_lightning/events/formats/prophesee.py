@@ -216,8 +216,8 @@ def read_raw(path: str | Path) -> Recording:
 def read_dat(path: str | Path) -> Recording:
     """Events of a Prophesee DAT file, version 2.
 
-    Lines that begin with `% `, the type and the size of an event in a byte each, then events, little-endian: time [us]
-    uint32, x (14 bits), y (14) and polarity. An overflow of the counter adds 2^32 us.
+    Lines that begin with % and a space, the type and the size of an event in a byte each, then events, little-endian:
+    time [us] uint32, x (14 bits), y (14) and polarity. An overflow of the counter adds 2^32 us.
 
     Raises:
         RecordingError: another format, or a truncated or damaged file.
