@@ -6,6 +6,7 @@ import sys
 import tomllib
 
 import pytest
+import yaml
 
 from plif_lightning.runtime import program
 from plif_lightning.runtime.extras import EXTRAS, missing, needed_by
@@ -94,3 +95,18 @@ def test_a_fit_without_matplotlib_draws_no_curves_and_says_so_once(tmp_path):
     assert done.stderr.count("No curves are drawn: drawing a run's curves needs matplotlib") == 1
     assert (tmp_path / "r" / "result.json").is_file()
     assert not list((tmp_path / "r").glob("*.png"))
+
+
+def test_the_version_is_the_same_everywhere():
+    from plif_lightning import __version__
+
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    assert re.search(r"^## (\S+?),? ", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == __version__
+
+
+def test_workflows_install_what_the_readme_does():
+    jobs = yaml.safe_load((REPOSITORY / ".github/workflows/tests.yml").read_text())["jobs"]
+    commands = " ".join(step.get("run", "") for step in jobs["tests"]["steps"])
+    for command in re.search(r"python -m pip install -e .*", (REPOSITORY / "README.md").read_text())[0].split(" && "):
+        assert command in commands
