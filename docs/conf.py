@@ -30,7 +30,7 @@ html_css_files = ["wide.css"]
 html_theme_options = {"source_directory": "docs/"}
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 
-myst_enable_extensions = ["colon_fence", "dollarmath", "attrs_inline"]
+myst_enable_extensions = ["colon_fence", "dollarmath", "attrs_inline", "deflist"]
 myst_heading_anchors = 3
 # Notebooks run with every build: a page that does not work is an error.
 nb_execution_mode = "cache"
@@ -73,6 +73,18 @@ def _as_rst(app: object, what: str, name: str, obj: object, options: object, lin
     lines[:] = found[:-1]
 
 
+def _neuron_signature(
+    app: object, what: str, name: str, obj: object, options: object, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Show a neuron's own parameters, which its class declares, with their initial values."""
+    if isinstance(obj, type) and issubclass(obj, plif_lightning.Neuron) and "*arguments" in (signature or ""):
+        own = {key: value for key, value in vars(obj).items() if hasattr(value, "initial")}
+        shown = [f"{key}={value.initial}" for key, value in own.items()]
+        return f"({', '.join([*shown, '**constants'])})", returned
+    return signature, returned
+
+
 def setup(app: object) -> None:
     write_reference(HERE / "reference")
+    app.connect("autodoc-process-signature", _neuron_signature)  # type: ignore[attr-defined]
     app.connect("autodoc-process-docstring", _as_rst)  # type: ignore[attr-defined]

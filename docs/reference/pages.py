@@ -92,14 +92,16 @@ def _configuration() -> str:
     )
     lines = ["# Configuration keys", "", head, ""]
     for title, rows in _keys():
-        lines += [f"## {title}", "", "| key | type | default | |", "|---|---|---|---|"]
-        lines += [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]
-        lines += [""]
+        lines += [f"## {title}", ""]
+        for key, kind, default, text in rows:
+            more = ", ".join(filter(None, [kind, f"default {default}" if default else ""]))
+            lines += [f"{key}{f' ({more})' if more else ''}", f": {_sentence(text)}", ""]
     return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+def _sentence(text: str) -> str:
+    words = " ".join(text.split()).replace("<", "&lt;")
+    return f"{words[:1].upper()}{words[1:]}" if words else "\u2013"
 
 
 def _fit_parser() -> Any:
@@ -171,4 +173,4 @@ def _rows(parser: Any) -> Iterator[tuple[str, str, str, str]]:
         shown = _type_in_words(getattr(action, "_typehint", None) or action.type)
         default = "" if action.default is None or str(action.default) == "==SUPPRESS==" else str(action.default)
         text = (action.help or "").split(" (type:")[0] if action.help != "==SUPPRESS==" else ""
-        yield f"`{action.dest}`", f"`{shown}`" if shown else "", f"`{default}`" if default else "", text
+        yield f"`{action.dest}`", shown, f"`{default}`" if default else "", text
