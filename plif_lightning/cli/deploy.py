@@ -23,8 +23,10 @@ def _export_parser() -> PlainParser:
         "--format",
         action="append",
         default=[],
-        help="network (always written), pt2 (torch.export), onnx, onnx_int8 or nir; may be repeated",
+        help="network (always written), pt2 (torch.export), onnx, onnx_int8, nir, or pretrained (safetensors and a "
+        "model card, not folded, to be trained on or shared); may be repeated",
     )
+    parser.add_argument("--license", help="with --format pretrained: licence of the weights, such as mit, for the card")
     parser.add_argument(
         "--input",
         choices=["images", "frames"],
@@ -58,12 +60,50 @@ PARSERS = {"export": _export_parser, "cost": _cost_parser}
 def export(argv: list[str]) -> int:
     """Write the files and print their sizes."""
     given = _export_parser().parse_args(argv)
+    formats = given.format or ["network"]
+    if given.license is not None and _PRETRAINED not in formats:
+        raise UserError(f"--license would have no effect without --format {_PRETRAINED}.")
     from plif_lightning.deploy.exporting import export as write
 
-    files = write(given.ckpt_path, given.out, given.format or ["network"], given.input)
+    others = [name for name in formats if name != _PRETRAINED]
+    files = write(given.ckpt_path, given.out, others or ["network"], given.input)
+    if _PRETRAINED in formats:
+        files |= _pretrained(given.ckpt_path, given.out, given.license)
     for name, size in files.items():
         print(f"{given.out / name}  {size / 2**20:,.1f} MiB")
     return 0
+
+
+_PRETRAINED = "pretrained"
+
+
+def _pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:
+    """Write the network with the card of its run, and return the sizes of the files."""
+    from plif_lightning.analysis.results import row_of
+    from plif_lightning.network import SpikingNetwork, load_network
+    from plif_lightning.network.loading import checkpoint_file
+    from plif_lightning.network.pretrained import CARD, WEIGHTS
+    from plif_lightning.runs.folder import RunFolder
+    from plif_lightning.runs.reading import read_run
+
+    net = load_network(path)
+    if not isinstance(net, SpikingNetwork):
+        raise UserError(
+            f"--format {_PRETRAINED} needs a structure, and the network is a {type(net).__name__} of your own."
+        )
+    folder = RunFolder.of_checkpoint(checkpoint_file(path))
+    facts = {} if licence is None else {"license": licence}
+    run = read_run(folder.path)
+    if run.config:
+        row = row_of(run)
+        of_run = {"data": f"{row['data']}, {row['source']}", "epochs": row["epochs"], "command": row["command"]}
+        if row["accuracy"]:
+            how = "best epoch on the test set" if run.protocol == "A" else "epoch chosen on held-out training samples"
+            error = f" \u00b1 {row['standard_error']} (standard error)" if row["standard_error"] else ""
+            of_run |= {"protocol": f"{run.protocol}: {how}", "accuracy": f"{row['accuracy']} %{error}, on the test set"}
+        facts |= {name: value for name, value in of_run.items() if value}
+    net.save_pretrained(out, facts)
+    return {name: (out / name).stat().st_size for name in (WEIGHTS, CARD)}
 
 
 _COLUMNS = (

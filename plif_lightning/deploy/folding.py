@@ -48,6 +48,7 @@ def fold(net: nn.Module) -> Any:
         if isinstance(block, ConvBlock) and block.norm is not None:
             _fold(block.norm.bn, block.conv)
             block.norm = None
+    folded.arguments = {**folded.arguments, "folded": True}
     return folded
 
 

@@ -1,8 +1,10 @@
 """Spiking encoder, spiking classifier and votes, from a structure."""
 
 import inspect
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.firing import Keywords as Keywords
-from plif_lightning.errors import UserError, require_known_arguments
+from plif_lightning.errors import CheckpointError, UserError, require_known_arguments
 from plif_lightning.kernels import Backend, BackendName, Sparse
 from plif_lightning.network.blocks import WITH_NEURON, Blocks, FCBlock, NeuronBlock, layers_of, listening_to, sums_fused
 from plif_lightning.network.building import Builder
@@ -20,7 +22,9 @@ from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.norm import NormHeld, NormStatistics
 from plif_lightning.network.output import Integral, Output, Voting
 from plif_lightning.network.over_time import OverTime
+from plif_lightning.network.parts import parts_of, require_parts
 from plif_lightning.network.pooling import Pooling, PoolTies
+from plif_lightning.network.pretrained import push, read_pretrained, require_known_neurons, write_pretrained
 from plif_lightning.network.structure import structure_of
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons import NeuronName as NeuronName
@@ -152,8 +156,10 @@ class SpikingNetwork(nn.Module):
         folded: bool = False,
         **neuron_settings: Keywords[NeuronKeywords],
     ) -> None:
+        given = {name: value for name, value in locals().items() if name in _PARAMETERS} | neuron_settings
         super().__init__()
         require_known_arguments("SpikingNetwork", neuron_settings, ARGUMENTS)
+        self.arguments: dict[str, Any] = given
         self.backend = Backend(backend, sparse)
         for name, value in (("time_steps", time_steps), ("num_classes", num_classes)):
             if value < 1:
@@ -223,6 +229,69 @@ class SpikingNetwork(nn.Module):
         finally:
             for part in parts:
                 part.time_steps = original
+
+    def save_pretrained(self, folder: str | Path, facts: Mapping[str, str] | None = None) -> None:
+        """Write the network, and a model card, into a folder: `model.safetensors` and `README.md`.
+
+        Args:
+            folder: made if it is not there.
+            facts: what the card says: data, protocol, accuracy, epochs, command, license (that of the weights).
+
+        Raises:
+            UserError: the network has neurons or layers that were built in Python; a package is missing.
+        """
+        write_pretrained(self, self.arguments, Path(folder), facts or {})
+
+    @classmethod
+    def from_pretrained(
+        cls, place: str | Path, sha256: str | None = None, revision: str | None = None, token: str | None = None
+    ) -> "SpikingNetwork":
+        """A network that `save_pretrained` wrote, in evaluation mode, on the CPU. No code of the file's author runs.
+
+        Args:
+            place: folder or file; URL of a file, which must be given with its hash; or OWNER/NAME on the hub.
+            sha256: of the file; checked wherever it comes from.
+            revision: branch, tag or commit on the hub.
+            token: of the hub, for private networks.
+
+        Raises:
+            CheckpointError: it does not exist, has another hash, is damaged or not such a file, or names neurons that
+                are not this package's.
+            UserError: a URL without its hash; a package is missing.
+        """
+        found = read_pretrained(place, sha256, revision, token)
+        try:
+            unknown = found.arguments.keys() - ARGUMENTS
+            if unknown:
+                raise CheckpointError(f"{place} has arguments that no network has: {', '.join(sorted(unknown))}.")
+            require_known_neurons(found.arguments, place)
+            net = cls(**{**found.arguments, "backend": "auto", "sparse": "auto"})
+            require_parts(parts_of(net), found.parts, place)
+            net.load_state_dict(found.weights)
+        except UserError:
+            raise
+        except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"the network in {place} cannot be built: {reason}") from error
+        return net.eval()
+
+    def push_to_hub(
+        self, repo_id: str, facts: Mapping[str, str] | None = None, private: bool = False, token: str | None = None
+    ) -> str:
+        """Put the network and its card on the Hugging Face hub, and return its URL; see `save_pretrained`.
+
+        Args:
+            repo_id: OWNER/NAME.
+            facts: what the card says.
+            private: for oneself only.
+            token: of the hub; None for the one that `hf auth login` keeps.
+
+        Raises:
+            UserError: as `save_pretrained`; or the hub refuses it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, facts)
+            return push(Path(folder), repo_id, private, token, "Add a network of plif_lightning")
 
     def listening(self, hear: Hear) -> AbstractContextManager[None]:
         """`listening_to` the neurons of every layer, by the layer's name."""

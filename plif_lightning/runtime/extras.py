@@ -11,6 +11,7 @@ EXTRAS = {
     **dict.fromkeys(("tonic", "h5py", "lz4", "zstandard", "rosbags", "hdf5plugin"), "events"),
     **dict.fromkeys(("matplotlib", "scipy"), "report"),
     **dict.fromkeys(("nir", "onnx", "onnxscript", "onnxruntime"), "export"),
+    **dict.fromkeys(("safetensors", "huggingface_hub"), "hub"),
     "sklearn": "digits",
     "wandb": "wandb",
     "optuna": "search",

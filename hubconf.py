@@ -1,0 +1,19 @@
+"""Entries for `torch.hub.load`: networks of this project, trained ones and those of its configurations."""
+
+from typing import Any
+
+dependencies = ["torch", "lightning", "numba", "lazy_loader", "yaml"]
+
+
+def pretrained(place: str, **named: Any) -> Any:
+    """A trained network from a folder, a URL with its sha256, or the hub; see `SpikingNetwork.from_pretrained`."""
+    from plif_lightning import SpikingNetwork
+
+    return SpikingNetwork.from_pretrained(place, **named)
+
+
+def network(name: str = "fashionmnist", **changes: Any) -> Any:
+    """An untrained network of one of the paper's data sets, such as `cifar10`; `changes` are arguments of it."""
+    from plif_lightning.configs import network_of
+
+    return network_of(name, **changes)

@@ -1,0 +1,275 @@
+"""Trained networks in safetensors: folders, URLs, the hub, each served by this machine; and what is refused."""
+
+import base64
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+
+import pytest
+import torch
+
+import plif_lightning as pl
+from plif_lightning.cli import main
+from plif_lightning.deploy import fold
+from plif_lightning.errors import CheckpointError, UserError
+from plif_lightning.network import SpikingNetwork
+from tests.cli.calls import TINY, fit
+from tests.conftest import REPOSITORY
+from tests.deploy.conftest import STRUCTURES, frames, trained
+
+safetensors = pytest.importorskip("safetensors.torch", reason="extra `hub`")
+FILE = "model.safetensors"
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_every_network_gives_the_same_votes_again(kind, tmp_path):
+    net = trained(structure=STRUCTURES[kind])
+    net.save_pretrained(tmp_path)
+    again = SpikingNetwork.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(frames(net)), net(frames(net)))
+    assert str(again.structure) == str(net.structure)
+    assert not again.training
+
+
+@pytest.mark.parametrize("changes", [{"neuron": "clif"}, {"init_tau": 3.0, "tau_per": "channel"}, {"v_threshold": 0.7}])
+def test_neurons_and_their_constants_are_kept(changes, tmp_path):
+    net = trained((2, 12, 12), 3, 4, channels=4, fc_features=8, votes_per_class=2, n_down=1, **changes)
+    net.save_pretrained(tmp_path)
+    again = SpikingNetwork.from_pretrained(tmp_path / FILE)
+    with torch.no_grad():
+        assert torch.equal(again(frames(net)), net(frames(net)))
+
+
+def test_a_folded_network_stays_folded(tmp_path):
+    net = fold(trained())
+    net.save_pretrained(tmp_path)
+    again = SpikingNetwork.from_pretrained(tmp_path)
+    assert set(again.state_dict()) == set(net.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(frames(net)), net(frames(net)))
+
+
+def test_a_network_that_was_changed_by_hand_is_refused(tmp_path):
+    net = trained()
+    net.classifier.fc1.neuron = pl.IF()
+    net.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="differs from the one that its arguments build"):
+        SpikingNetwork.from_pretrained(tmp_path)
+
+
+def test_neurons_that_were_built_in_python_cannot_be_saved(tmp_path):
+    net = SpikingNetwork((1, 8, 8), 3, 2, structure="c4k3s1-BN-PLIF-FC3", neuron=pl.CLIF(k=0.3))
+    with pytest.raises(UserError, match="one of its arguments is no plain value"):
+        net.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def altered(path, change):
+    """A file with another description."""
+    with safetensors.safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["plif_lightning"])
+    change(about)
+    weights = safetensors.load_file(path)
+    safetensors.save_file(weights, path, {"plif_lightning": json.dumps(about)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a["arguments"].update(neuron="os.path"), "neurons of its author's own, os.path, whose code"),
+        (lambda a: a["arguments"].update(neuron={"class_path": "os.path"}), "neurons of its author's own"),
+        (lambda a: a["arguments"].update(structure="c4k3s1-BN-evil.Neuron-FC3"), "of its author's own, evil.Neuron"),
+        (lambda a: a["arguments"].update(evil=1), "has arguments that no network has: evil"),
+        (lambda a: a["arguments"].update(n_down=3), "differs from|cannot be built|leaves nothing"),
+        (lambda a: a.pop("parts"), "is not what save_pretrained writes, or is damaged .*parts"),
+        (lambda a: a.update(arguments=3), "is not what save_pretrained writes"),
+    ],
+)
+def test_what_a_file_says_is_a_strangers_word(tmp_path, change, message):
+    trained().save_pretrained(tmp_path)
+    altered(tmp_path / FILE, change)
+    with pytest.raises(UserError, match=message):
+        SpikingNetwork.from_pretrained(tmp_path)
+
+
+def test_damaged_and_other_files_are_refused(tmp_path):
+    trained().save_pretrained(tmp_path)
+    whole = (tmp_path / FILE).read_bytes()
+    for content in (whole[:-10], whole[:4], b"", b"PK\x03\x04" * 99, torch.save and b"\x80\x02}q\x00."):
+        (tmp_path / FILE).write_bytes(content)
+        with pytest.raises(CheckpointError, match="is not what save_pretrained writes, or is damaged"):
+            SpikingNetwork.from_pretrained(tmp_path)
+    weights = {"a": torch.tensor([float("nan")])}
+    (tmp_path / FILE).write_bytes(whole)
+    altered(tmp_path / FILE, lambda about: about)
+    with safetensors.safe_open(tmp_path / FILE, "pt") as file:
+        metadata = file.metadata()
+    safetensors.save_file(weights, tmp_path / FILE, metadata)
+    with pytest.raises(CheckpointError, match="a in it is NaN or infinite"):
+        SpikingNetwork.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="does not exist: pass a folder, a URL with its sha256, or OWNER/NAME"):
+        SpikingNetwork.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder with a network, and its URL on this machine."""
+    folder = tmp_path / "served"
+    net = trained()
+    net.save_pretrained(folder)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield net, folder, f"http://127.0.0.1:{server.server_address[1]}/{FILE}"
+        server.shutdown()
+
+
+def test_a_url_is_fetched_once_and_only_with_its_hash(served, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    net, folder, url = served
+    with pytest.raises(UserError, match="must be given with its sha256"):
+        SpikingNetwork.from_pretrained(url)
+    with pytest.raises(CheckpointError, match="invalid hash value"):
+        SpikingNetwork.from_pretrained(url, sha256="0" * 64)
+    again = SpikingNetwork.from_pretrained(url, sha256=sha256(folder / FILE))
+    with torch.no_grad():
+        assert torch.equal(again(frames(net)), net(frames(net)))
+    digest = sha256(folder / FILE)
+    (folder / FILE).unlink()
+    SpikingNetwork.from_pretrained(url, sha256=digest)  # from the cache
+    with pytest.raises(CheckpointError, match="cannot be fetched"):
+        SpikingNetwork.from_pretrained(url, sha256="1" * 64)
+    with pytest.raises(CheckpointError, match=r"has the SHA-256 \w+, and not 2222"):
+        SpikingNetwork.from_pretrained(next((tmp_path / "cache/checkpoints").iterdir()), sha256="2" * 64)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's protocol as a repository of two small files needs."""
+
+    files: dict[str, bytes] = {}
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        root = f"http://{self.headers['Host']}"
+        if self.path == "/api/repos/create":
+            self.answer({"url": f"{root}/me/net"})
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            self.answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]})
+        elif "/commit/" in self.path:
+            for line in body.decode().splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    Hub.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            url = f"{root}/me/net/commit/{self.commit}"
+            self.answer({"success": True, "commitOid": self.commit, "commitUrl": url, "hookOutput": ""})
+        else:
+            self.answer({}, 200)
+
+    def do_HEAD(self):
+        self.do_GET(body=False)
+
+    def do_GET(self, body=True):
+        name = self.path.split("?")[0].rpartition("/")[2]
+        if "/resolve/" not in self.path or name not in self.files or "/me/net/" not in self.path:
+            self.answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+            return
+        content = self.files[name]
+        self.send_response(200)
+        etag = hashlib.sha1(content).hexdigest()
+        for key, value in (("X-Repo-Commit", self.commit), ("ETag", f'"{etag}"'), ("Content-Length", len(content))):
+            self.send_header(key, str(value))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def answer(self, value, status=200, headers=None):
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        for key, text in {
+            "Content-Type": "application/json",
+            "Content-Length": len(content),
+            **(headers or {}),
+        }.items():
+            self.send_header(key, str(text))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def test_the_hub_gives_back_what_was_pushed(tmp_path):
+    pytest.importorskip("huggingface_hub", reason="extra `hub`")
+    code = """
+import torch, plif_lightning as pl
+from plif_lightning.errors import CheckpointError
+from tests.deploy.conftest import frames, trained
+net = trained()
+print(net.push_to_hub("me/net", {"license": "mit", "accuracy": "99 %"}, token="secret"))
+again = pl.SpikingNetwork.from_pretrained("me/net", token="secret")
+with torch.no_grad():
+    assert torch.equal(again(frames(net)), net(frames(net)))
+try:
+    pl.SpikingNetwork.from_pretrained("me/other")
+except CheckpointError as error:
+    print(error)
+"""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        around = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", "HF_HOME": str(tmp_path)}
+        around |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, **around}, capture_output=True, text=True, check=False
+        )
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert "/me/net" in done.stdout
+    assert "me/other is no folder, and cannot be had from the hub" in done.stdout
+    assert b"license: mit" in Hub.files["README.md"]
+
+
+def test_export_writes_the_card_of_the_run(tmp_path, capsys):
+    run = tmp_path / "run"
+    fit(
+        *(*TINY, "--data.validation", "holdout", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"),
+        *("--run_folder", str(run), "--seed_everything", "7"),
+    )
+    call = ["export", "--ckpt_path", str(run / "checkpoints/best.ckpt"), "--out", str(tmp_path / "out")]
+    main([*call, "--format", "pretrained", "--license", "cc-by-4.0"])
+    card = (tmp_path / "out/README.md").read_text()
+    assert "license: cc-by-4.0" in card
+    assert "scikit-learn digits, 1,438 / 359 samples" in card
+    assert "B: epoch chosen on held-out training samples" in card
+    assert "--seed_everything 7" in card
+    assert sha256(tmp_path / "out" / FILE) in card
+    net = SpikingNetwork.from_pretrained(tmp_path / "out")
+    x = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(net(x), pl.load_network(run / "checkpoints/best.ckpt")(x))
+    with pytest.raises(SystemExit):
+        main([*call, "--license", "mit"])
+    assert "--license would have no effect without --format pretrained" in capsys.readouterr().err
+
+
+def test_torch_hub_finds_the_entries(tmp_path):
+    net = torch.hub.load(str(REPOSITORY), "network", "fashionmnist", source="local", channels=4, fc_features=8)
+    assert net.input_shape == (1, 28, 28)
+    trained().save_pretrained(tmp_path)
+    again = torch.hub.load(str(REPOSITORY), "pretrained", str(tmp_path), source="local")
+    assert isinstance(again, SpikingNetwork)
