@@ -192,3 +192,11 @@ def test_the_python_of_the_page_on_neurons_runs(tmp_path, monkeypatch):
     assert found["votes"].shape == (16, 10)
     assert len(found["state"]["classifier.fc2.neuron"]) == 2
     sys.modules.pop("my_neurons")
+
+
+def test_the_paper_is_short_and_cites_what_is_there():
+    paper = (REPOSITORY / "docs/paper.md").read_text()
+    assert len(paper.split()) <= 1000
+    entries = re.findall(r"^@\w+\{(\w+),", (REPOSITORY / "docs/paper.bib").read_text(), re.MULTILINE)
+    cited = set(re.findall(r"@(\w+)", paper.split("---", 2)[2]))
+    assert cited == set(entries)
