@@ -80,3 +80,17 @@ def test_what_cannot_be_folded_is_said(net, change, message):
     change(net)
     with pytest.raises(UserError, match=message):
         fold(net)
+
+
+def test_a_bias_under_bn_is_scaled_with_its_convolution():
+    """The paper's convolutions have none, those of one's own may."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(2, 4, 3, bias=True), nn.BatchNorm2d(4)).double()
+    with torch.no_grad():
+        layers[0].bias.uniform_(-3, 3)
+        layers[1].weight.uniform_(0.2, 3)
+        for _ in range(20):
+            layers(5 * torch.randn(8, 2, 6, 6).double() + 1)
+    layers.eval()
+    x = torch.randn(3, 2, 6, 6).double()
+    torch.testing.assert_close(fold(layers)(x), layers(x))

@@ -4,6 +4,8 @@ import copy
 import multiprocessing
 from typing import get_args
 
+import numba
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from plif_lightning.dynamics import Firing, SurrogateName, integrate_and_fire, r
 from plif_lightning.dynamics.leaky import leaky
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import Backend, layout, moments, norm_fire_pool, ops
+from plif_lightning.kernels.cpu import _narrow
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.conv import ConvBlock, images_channels_last
 from plif_lightning.network.layers import Pool2d
@@ -644,3 +647,21 @@ def test_what_is_added_to_bns_output_gets_its_gradient(pool, held):
         torch.testing.assert_close(one, other)
     with pytest.raises(UserError, match="added must have the shape of y"):
         norm_fire_pool(y, weight, bias, mean, invstd, dynamics, batch_statistics=True, added=added[:, :1])
+
+
+def test_bfloat16_is_rounded_to_nearest_even():
+    """Of every number of 16 bits: the value itself, and those just below, at and above half a step to the next."""
+
+    @numba.njit
+    def narrowed(values, out):
+        for i in range(len(values)):
+            out[i] = _narrow(values[i], out)
+
+    high = np.arange(2**16, dtype=np.uint32) << 16
+    bits = np.concatenate([high | low for low in (0, 0x7FFF, 0x8000, 0x8001)]).astype(np.uint32)
+    values = bits.view(np.float32)
+    values = values[np.isfinite(values)]
+    out = np.empty(len(values), np.uint16)
+    narrowed(values, out)
+    expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    np.testing.assert_array_equal(out, expected)

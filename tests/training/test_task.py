@@ -421,3 +421,14 @@ def test_the_state_of_scalars_of_older_versions_is_read(optimizer):
     shapes = [value.shape for values in made.state.values() for name, value in values.items() if name != "step"]
     assert torch.Size([1]) in shapes
     assert torch.Size([]) not in shapes
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_every_parameter_is_in_one_group_of_the_optimiser(decay_all):
+    def adamw(parameters):
+        return torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1)
+
+    task = SpikingClassifier(**SMALL, optimizer=adamw, decay_all=decay_all)
+    groups = task.configure_optimizers().param_groups
+    found = [id(p) for group in groups for p in group["params"]]
+    assert sorted(found) == sorted(id(p) for p in task.parameters())
