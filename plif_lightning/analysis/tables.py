@@ -397,7 +397,7 @@ def network_tables(networks: Sequence[NetworkFacts], runs: Sequence[Run]) -> lis
 
 def ordered(tables: Sequence[Table]) -> list[Table]:
     """In the paper's order."""
-    order = ["1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "other", "leaderboard"]
+    order = ["1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "other", "leaderboard", "gains"]
     return sorted(tables, key=lambda table: order.index(table.name))
 
 
@@ -409,7 +409,7 @@ def problems_of(runs: Sequence[Run]) -> list[str]:
 _NUMERIC = {"paper", "paper, A", "ours", "difference", "seeds", "epochs", "T", "learned values"}
 
 
-_UNNUMBERED = ("", "tau", "other", "leaderboard")
+_UNNUMBERED = ("", "tau", "other", "leaderboard", "gains")
 
 
 def heading(table: Table) -> str:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from plif_lightning import configs
-from plif_lightning.analysis.leaderboard import leaderboard_table
+from plif_lightning.analysis.leaderboard import gains_table, leaderboard_table
 from plif_lightning.analysis.results import results_table, write_results
 from plif_lightning.analysis.tables import (
     NetworkFacts,
@@ -39,7 +39,9 @@ def _parser(name: str, description: str) -> PlainParser:
 def _tables_parser() -> PlainParser:
     parser = _parser("tables", "Print the paper's tables, with this project's runs beside the paper's numbers.")
     parser.add_argument("--out", type=Path, help="folder for tables.md, and for a csv and a LaTeX file of each table")
-    parser.add_argument("--only", help="comma-separated tables: 1, 2, 2b, 3, 4, 5, S1, S2, tau, other or leaderboard")
+    parser.add_argument(
+        "--only", help="comma-separated tables: 1, 2, 2b, 3, 4, 5, S1, S2, tau, other, leaderboard or gains"
+    )
     parser.add_argument(
         "--results", type=Path, help="table of results, such as configs/results.csv: add a row for each finished run"
     )
@@ -88,7 +90,7 @@ def describe_networks() -> list[NetworkFacts]:
 def all_tables(runs: list[Run]) -> list[Table]:
     """Return every table of the paper, and those of other data and of the leaderboard."""
     networks = network_tables(describe_networks(), runs)
-    return ordered([*networks, earlier_work(), *result_tables(runs), leaderboard_table(runs)])
+    return ordered([*networks, earlier_work(), *result_tables(runs), leaderboard_table(runs), gains_table(runs)])
 
 
 def _chosen(only: str, known: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from plif_lightning.analysis.figures import NothingToShowError, drawn
-from plif_lightning.analysis.leaderboard import leaderboard_table, standings
+from plif_lightning.analysis.leaderboard import gains_table, leaderboard_table, standings
 from plif_lightning.cli import main
 from plif_lightning.runs.reading import find_runs
 from tests.writers import COST, PAPER, write_run
@@ -239,3 +239,20 @@ def test_a_row_without_counted_spikes_is_named_by_the_figure(tmp_path):
         path.unlink()
     _, caption = drawn("leaderboard", find_runs(tmp_path))
     assert "spikes not counted: Fashion-MNIST: the paper setting" in caption
+
+
+def test_gains_of_all_data_sets_stand_side_by_side(tmp_path):
+    write(tmp_path / "f", "paper", SEEDS)
+    write(tmp_path / "f", "lif", {1: 0.88, 2: 0.90, 3: 0.915}, neuron="lif")
+    write(tmp_path / "f", "soft", {1: 0.92}, reset="soft")
+    for name, neuron, test in (("paper", "plif", 0.5), ("lif", "lif", 0.6)):
+        model = {**PAPER, "neuron": neuron}
+        write_run(tmp_path / "o" / name, seed=1, data="CIFAR10", validation="holdout", test=test, model=model)
+    table = gains_table(find_runs(tmp_path))
+    assert table.columns == ["setting", "CIFAR-10, 1 seed", "Fashion-MNIST, 1 to 3 seeds"]
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert list(rows) == ["the paper's", "neuron lif", "reset soft"]
+    assert rows["the paper's"] == ["50.00", "91.33"]
+    assert rows["neuron lif"][0] == "+10.00"
+    assert rows["neuron lif"][1].startswith("**-1.50 [")
+    assert rows["reset soft"] == ["", "+2.00"]

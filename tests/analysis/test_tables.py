@@ -230,7 +230,7 @@ def test_folders_of_ones_own_are_data_sets_of_their_own(tmp_path):
 def test_tables_1_3_and_s1_come_from_the_configurations(tmp_path):
     write_run(tmp_path / "a", time_steps=4)
     found = {table.name: table for table in all_tables(find_runs(tmp_path))}
-    assert list(found) == ["1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "other", "leaderboard"]
+    assert list(found) == ["1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "other", "leaderboard", "gains"]
     assert found["1"].rows[4] == ["CIFAR10-DVS", "1", "4", "2", "128", "2x128x128", "20"]
     assert found["S1"].rows[2][1:] == [
         "{{c256k3s1-BN-PLIF}*3-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10",
@@ -347,7 +347,7 @@ def test_the_papers_numbers_need_no_run(tmp_path, monkeypatch, capsys):
     [
         (["tables", "--results", "results.csv", "--runs", "none"], "runs must be a folder, got none"),
         (["tables", "--runs", "nowhere"], "runs must be a folder, got nowhere"),
-        (["tables", "--only", "9"], "--only must be some of 1,2,2b,3,4,5,S1,S2,tau,other,leaderboard, got 9"),
+        (["tables", "--only", "9"], "--only must be some of 1,2,2b,3,4,5,S1,S2,tau,other,leaderboard,gains, got 9"),
         (["tables", "--only", ","], "got ','."),
         (["figures", "--only", "3"], "--only must be some of 1b,2,5b,6"),
         (["tables", "--nonsense"], "unrecognized arguments: --nonsense"),
