@@ -153,7 +153,8 @@ print(json.dumps(said))
 @pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_links_lead_to_files(path):
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
-        assert (path.parent / target).exists(), target
+        # Pages of the reference are there only after a build, which checks its links itself.
+        assert (path.parent / target).exists() or (path.parent / target).parent.name == "reference", target
 
 
 def test_sweep_files_that_are_named_are_there():

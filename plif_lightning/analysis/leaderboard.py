@@ -15,7 +15,6 @@ from plif_lightning import configs
 from plif_lightning.analysis.settings import data_title, in_words, other_settings
 from plif_lightning.analysis.tables import Cell, Table, cells, interval
 from plif_lightning.errors import UserError
-from plif_lightning.network.network import DEFAULTS
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import identity, without_order
 from plif_lightning.structure import Numbers, parse
@@ -91,6 +90,8 @@ def _model(run: Run) -> dict[str, Any]:
 
 @cache
 def _paper_model() -> dict[str, Any]:
+    from plif_lightning.network.network import DEFAULTS  # which loads PyTorch, not needed for --help
+
     base = yaml.safe_load((configs.folder() / "base.yaml").read_text("utf-8"))
     defaults = {name: value for name, value in DEFAULTS.items() if name not in ("neuron", "dropout")}
     known = {**identity({"model": defaults}), **identity({"model": base["model"]})}

@@ -259,7 +259,7 @@ def _layer_cost(name: str, block: nn.Module, x: Tensor, spikes: bool, time_steps
 
         images = fired.flatten(0, 1)
         actual, once = pairs_of(images) / samples, pairs_of(torch.ones_like(images[:1]))
-        out = F.conv2d(images[:1], conv.weight, groups=conv.groups, **sizes)[0].numel()
+        out = F.conv2d(images[:1].to(conv.weight.dtype), conv.weight, groups=conv.groups, **sizes)[0].numel()
     elif fc is not None:
         out = fc.out_features
         actual, once = fired.sum(dtype=torch.float64).item() * out / samples, float(x[0, 0].numel() * out)

@@ -481,7 +481,7 @@ def _write_little(self, content):
 
 def test_a_full_disk_ends_a_fit_with_one_sentence_that_names_the_file(monkeypatch, capsys):
     def too_late(checkpoint, file):
-        monkeypatch.setattr("plif_lightning.callbacks.plots.learning_curve", full)  # nor is there room for this
+        monkeypatch.setattr("plif_lightning.plot.curves.learning_curve", full)  # nor is there room for this
         full()
 
     monkeypatch.setattr(torch, "save", too_late)
@@ -766,7 +766,7 @@ def test_a_picture_that_cannot_be_drawn_ends_no_fit(monkeypatch, caplog):
         raise UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed")
 
     for name in ("learning_curve", "tau_curve", "confusion_matrix"):
-        monkeypatch.setattr(f"plif_lightning.callbacks.plots.{name}", fails)
+        monkeypatch.setattr(f"plif_lightning.plot.curves.{name}", fails)
     fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--run_folder", "run")
     assert read_run(Path("run")).status == "finished"
     for name in ("learning_curve", "tau_curve", "confusion_matrix"):

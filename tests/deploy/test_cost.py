@@ -94,3 +94,9 @@ def test_neurons_with_a_run_of_their_own_are_counted_alike():
         block.neuron = own
     assert cost(net, x) == expected
     assert expected.layers[0].accumulates == 0 < expected.layers[1].accumulates
+
+
+def test_a_network_in_float64_costs_the_same():
+    net = trained()
+    x = frames(net)
+    assert cost(net.double(), x.double()) == cost(net.float(), x)
