@@ -241,7 +241,7 @@ def test_a_row_without_counted_spikes_is_named_by_the_figure(tmp_path):
     for path in tmp_path.glob("paper-*/cost.json"):
         path.unlink()
     _, caption = drawn("leaderboard", find_runs(tmp_path))
-    assert "spikes not counted: Fashion-MNIST: the paper setting" in caption
+    assert "spikes not counted: Fashion-MNIST: the paper's" in caption
 
 
 def test_gains_of_all_data_sets_stand_side_by_side(tmp_path):
