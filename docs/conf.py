@@ -28,7 +28,7 @@ html_title = f"plif_lightning {release}"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 html_theme_options = {"source_directory": "docs/"}
-exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints", "paper.md"]  # JOSS builds the paper, with its citations
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "attrs_inline", "deflist"]
 myst_heading_anchors = 3

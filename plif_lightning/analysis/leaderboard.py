@@ -168,13 +168,13 @@ def _seed(run: Run) -> int | None:
 
 
 _COLUMNS = (
-    *("data set", "setting", "validation", "test", "95 % interval", "gain", "its 95 % interval", "", "seeds"),
+    *("data set", "setting", "validation", "test", "95 % interval", "gain", "its 95 % interval", "verdict", "seeds"),
     *("firing [%]", "spikes", "energy [uJ]", "training [ms]"),
 )
 
 _EMPTY = (
-    "It needs runs of protocol B (data.validation holdout), among them one with the paper's neuron, loss and pooling: "
-    "`sweep leaderboard` makes them."
+    "It needs runs of protocol B (data.validation holdout) that share data, T and epochs, among them one with the "
+    "paper's neuron, loss and pooling: `sweep leaderboard` makes them."
 )
 
 
@@ -196,22 +196,20 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
 
 
 def gains_table(runs: Sequence[Run]) -> Table:
-    """The gain of each setting on every data set that has a leaderboard, settings that gain most on average first."""
+    """The gain of each setting on every data set that has a leaderboard, in the order of their names.
+
+    An order by gain would invite a choice on the test set.
+    """
     found = standings(runs)
     rows: dict[str, dict[int, Standing]] = defaultdict(dict)
     for i, board in enumerate(found):
         for row in board:
             rows[row.change][i] = row
-
-    def mean_gain(change: str) -> float:
-        known = [row.gain for row in rows[change].values() if not math.isnan(row.gain)]
-        return statistics.fmean(known) if known else -math.inf
-
-    changes = sorted(rows, key=lambda change: (bool(change), -mean_gain(change), change))
+    changes = sorted(rows)  # the paper's changes nothing, and is first
     cells = [
         [change or "the paper's", *(_gain_cell(rows[change].get(i)) for i in range(len(found)))] for change in changes
     ]
-    heads = ["setting", *(f"{board[0].data}, {_seeds(board)}" for board in found)]
+    heads = ["setting", *(f"{board[0].data}, {board[0].cell.epochs} epochs, {_seeds(board)}" for board in found)]
     note = (
         "Test accuracy B of the paper's setting [%], and what other settings gain [points], with the 95 % interval of "
         "paired differences; bold: it leaves out 0."

@@ -60,7 +60,14 @@ def settings_of_all(
     learn_threshold: bool = False,
     **firing: Keywords[FiringKeywords],
 ) -> dict[str, Any]:
-    """Arguments that all neurons of a network share, with their defaults; see `make_neuron`."""
+    """Arguments that all neurons of a network share, with their defaults; see `make_neuron`.
+
+    Args:
+        init_tau: tau_0 > 1 of plif, where learning begins; tau of any other with a name and k = 1/tau; in time-steps.
+        tau_per: one learned value for each layer (the paper), or for each channel.
+        learn_threshold: learn V_th, too.
+        firing: constants of `Firing`.
+    """
     require_known_arguments("make_neuron", firing, _KEYWORDS)
     constants = Firing(**firing)  # also tells jsonargparse what the keywords are
     return {"init_tau": init_tau, "tau_per": tau_per, "learn_threshold": learn_threshold, **asdict(constants)}

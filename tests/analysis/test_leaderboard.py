@@ -252,7 +252,7 @@ def test_gains_of_all_data_sets_stand_side_by_side(tmp_path):
         model = {**PAPER, "neuron": neuron}
         write_run(tmp_path / "o" / name, seed=1, data="CIFAR10", validation="holdout", test=test, model=model)
     table = gains_table(find_runs(tmp_path))
-    assert table.columns == ["setting", "CIFAR-10, 1 seed", "Fashion-MNIST, 1 to 3 seeds"]
+    assert table.columns == ["setting", "CIFAR-10, 3 epochs, 1 seed", "Fashion-MNIST, 2 epochs, 1 to 3 seeds"]
     rows = {row[0]: row[1:] for row in table.rows}
     assert list(rows) == ["the paper's", "neuron lif", "reset soft"]
     assert rows["the paper's"] == ["50.00", "91.33"]
@@ -272,7 +272,7 @@ def test_the_published_gains_are_those_of_the_published_runs():
         model = row["overrides"].partition("model=")[2]
         of_runs[row["data"], model][row["seed"]] = float(row["accuracy"])
     for i, column in enumerate(columns[1:], start=1):
-        data = column.rpartition(",")[0]
+        data = column.rsplit(",", 2)[0]
         known = {model: seeds for (name, model), seeds in of_runs.items() if name == data}
         paper = known.pop("{}")
         assert rows[0][0] == "the paper's"
