@@ -62,7 +62,7 @@ def _python() -> str:
 
 
 def _help_of(*words: str) -> str:
-    """What a command prints, at a width of 110."""
+    """Output of a command in a terminal of 110 columns."""
     from plif_lightning.cli import main
 
     out = io.StringIO()

@@ -23,6 +23,8 @@ from plif_lightning.structure.layers import FC, Conv, Integrator, Neurons, Other
 # What may differ from base.yaml in "the paper's setting": how long and how hard a network is trained, and its size.
 _TRAINING = ("model.dropout", "model.optimizer", "model.lr_scheduler", "model.early_time_steps", "model.structure")
 _NUMBERS = {f"model.{name}" for name in Numbers._fields}
+# Name of the setting that changes nothing.
+_PAPER = "the paper's"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Standing:
     @property
     def is_paper(self) -> bool:
         return not self.change
+
+    @property
+    def name(self) -> str:
+        return self.change or _PAPER
 
     @property
     def verdict(self) -> str:
@@ -206,9 +212,7 @@ def gains_table(runs: Sequence[Run]) -> Table:
         for row in board:
             rows[row.change][i] = row
     changes = sorted(rows)  # the paper's changes nothing, and is first
-    cells = [
-        [change or "the paper's", *(_gain_cell(rows[change].get(i)) for i in range(len(found)))] for change in changes
-    ]
+    cells = [[change or _PAPER, *(_gain_cell(rows[change].get(i)) for i in range(len(found)))] for change in changes]
     heads = ["setting", *(f"{board[0].data}, {board[0].cell.epochs} epochs, {_seeds(board)}" for board in found)]
     note = (
         "Test accuracy B of the paper's setting [%], and what other settings gain [points], with the 95 % interval of "
@@ -255,7 +259,7 @@ def _row(one: Standing) -> list[str]:
     several = len(one.cell.runs) > 1
     return [
         one.data,
-        one.change or "the paper's",
+        one.name,
         number(one.validation, 2),
         number(one.cell.accuracy, 2),
         ends(one.cell.low, one.cell.high) if several else "",

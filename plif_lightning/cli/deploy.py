@@ -54,6 +54,8 @@ def _cost_parser() -> PlainParser:
     return parser
 
 
+_PRETRAINED = "pretrained"
+
 PARSERS = {"export": _export_parser, "cost": _cost_parser}
 
 
@@ -72,9 +74,6 @@ def export(argv: list[str]) -> int:
     for name, size in files.items():
         print(f"{given.out / name}  {size / 2**20:,.1f} MiB")
     return 0
-
-
-_PRETRAINED = "pretrained"
 
 
 def _pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:

@@ -64,10 +64,9 @@ def measure(given: Namespace, net: SpikingNetwork, x: "Tensor", label: "Tensor",
     seconds = 5.0 if given.seconds is None else given.seconds
     found, idle = repeat({name: _in_turn(*call) for name, call in calls.items()}, seconds, counters=counters)
     titles = {_SPIKING: f"spiking, engine {engine}", _CONVENTIONAL: "conventional, 8 bits, onnxruntime"}
-    same = isinstance(net, SpikingNetwork) and str(other.structure) == str(net.structure)
     estimates = {
         _SPIKING: f"{estimated.total('with_memory', True) / 1e6:,.1f}",
-        _CONVENTIONAL: f"{estimated.total('conventional', True) / 1e6:,.1f}" if same else "",
+        _CONVENTIONAL: f"{estimated.total('conventional', True) / 1e6:,.1f}" if _same(other, net) else "",
     }
     table = _table(f"Measured at batch 1, {threads} thread{'s' * (threads > 1)}, {processor()}", counters is not None)
     for name, one in found.items():
@@ -124,5 +123,10 @@ def _conventional(path: Path | None, net: SpikingNetwork) -> tuple[ConventionalN
         own, wanted = getattr(found, name), getattr(net, name)
         if tuple(own) != tuple(wanted) if name == "input_shape" else own != wanted:
             raise UserError(f"--conventional {path} has {name} {own}, but the spiking network {wanted}.")
-    same = isinstance(net, SpikingNetwork) and str(found.structure) == str(net.structure)
-    return found.eval(), "" if same else f"the conventional network has another structure: {found.structure}."
+    note = "" if _same(found, net) else f"the conventional network has another structure: {found.structure}."
+    return found.eval(), note
+
+
+def _same(conventional: ConventionalNetwork, net: SpikingNetwork) -> bool:
+    """True if both networks have one structure; one of a user's own has none."""
+    return isinstance(net, SpikingNetwork) and str(conventional.structure) == str(net.structure)

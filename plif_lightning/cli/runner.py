@@ -76,6 +76,15 @@ def score(sweep: Sweep, folder: RunFolder) -> tuple[str, float | None]:
     return name, found if found is not None and math.isfinite(found) else None
 
 
+def print_job(console: Console, job: Job, text: str) -> None:
+    """Print a line on a job that has ended; below it, of a failed one, its error or the end of its output."""
+    failed = job.state == "failed"
+    print_line(console, text, "red" if failed else "")
+    if failed:
+        for line in [job.error] if job.error else last_lines(job.output):
+            print_line(console, f"  {line}")
+
+
 def last_lines(path: Path, most: int = 12) -> list[str]:
     try:
         lines = path.read_text(errors="replace").splitlines()

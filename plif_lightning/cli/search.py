@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 
 from plif_lightning.cli.grid import Sweep, point_arguments, run_name
-from plif_lightning.cli.runner import Job, Runner, last_lines, print_line, score, shown
+from plif_lightning.cli.runner import Job, Runner, print_job, print_line, score, shown
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import value_in_words
@@ -440,10 +440,7 @@ def _print_end(console: Console, found: SearchRecord, job: Job, value: float | N
         text += f": {value_in_words(found.metric, value)}, rank {rank} of {len(found.ranking)}"
         if rank > 1:
             text += f" (best {value_in_words(found.metric, highest)}: {best.run})"
-    print_line(console, text, "red" if job.state == "failed" else "")
-    if job.state == "failed":
-        for line in [job.error] if job.error else last_lines(job.output):
-            print_line(console, f"  {line}")
+    print_job(console, job, text)
 
 
 def print_ranking(console: Console, search: Search) -> None:

@@ -20,7 +20,7 @@ from plif_lightning import configs
 from plif_lightning.cli.checkpoint import expand, model_defaults
 from plif_lightning.cli.grid import Sweep, point_arguments, read_sweep, replaced, run_name, share
 from plif_lightning.cli.parser import PlainParser
-from plif_lightning.cli.runner import Job, Runner, last_lines, print_line, require_free, score, shown
+from plif_lightning.cli.runner import Job, Runner, print_job, print_line, require_free, score, shown
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import value_in_words
@@ -252,11 +252,7 @@ def _print_end(console: Console, sweep: Sweep, job: Job, count: str) -> None:
     text = f"{count} {job.name} {job.state} after {job.seconds:.0f} s"
     if job.state == "finished":
         text += f": {_shown_score(sweep, job.folder)}"
-    failed = job.state == "failed"
-    print_line(console, text, "red" if failed else "")
-    if failed:
-        for line in [job.error] if job.error else last_lines(job.output):
-            print_line(console, f"  {line}")
+    print_job(console, job, text)
 
 
 def _print_next(console: Console, root: Path, jobs: Sequence[Job], whole: bool) -> None:

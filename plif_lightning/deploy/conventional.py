@@ -67,11 +67,10 @@ def _parts(one: Placed, dropout: float) -> Iterator[nn.Module]:
     """PyTorch's modules of a layer."""
     match one.layer:
         case Conv() as conv:
-            found = nn.Conv2d(
+            yield nn.Conv2d(
                 one.before[0], conv.channels, conv.kernel, conv.stride, padding_of(conv), conv.dilation, conv.groups,
                 bias=not conv.norm,
             )  # fmt: skip
-            yield found
             if conv.norm:
                 yield nn.BatchNorm2d(conv.channels)
             if conv.neurons is not None:

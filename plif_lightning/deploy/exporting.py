@@ -34,7 +34,6 @@ from plif_lightning.network.loading import (
     configuration_in,
     load_checkpoint,
     network_in,
-    sha256_of,
 )
 from plif_lightning.network.output import Integral
 from plif_lightning.network.own import description, neurons_of
@@ -43,7 +42,7 @@ from plif_lightning.network.stepping import STATEFUL
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import packed, unpacked
 from plif_lightning.runtime.extras import needed_by
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.files import sha256_of, written_whole
 
 FORMATS = ("network", "pt2", "onnx", "onnx_int8", "nir")
 Input = Literal["images", "frames"]

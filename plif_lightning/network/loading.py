@@ -1,6 +1,5 @@
 """Read checkpoint files with integrity checks, and load the trained network from one without a Trainer."""
 
-import hashlib
 import inspect
 import json
 import pickle
@@ -16,6 +15,7 @@ from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
 from plif_lightning.network.own import imported_network, own_network
 from plif_lightning.network.parts import parts_of, require_parts
+from plif_lightning.runtime.files import sha256_of
 from plif_lightning.structure import FROM_DATA
 
 _PREFIX = "network."
@@ -53,12 +53,6 @@ def _in_export(folder: Path) -> Path:
         if sha256_of(file) != expected:
             raise CheckpointError(f"{file} was altered after the export: its hash differs. Export the network again.")
     return folder / "network.ckpt"
-
-
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file's content."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.parts import parts_of
 from plif_lightning.runtime.extras import needed_by
-from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.files import sha256_of, written_whole
 from plif_lightning.runtime.version import __version__
 from plif_lightning.structure import parse
 from plif_lightning.structure.layers import neurons_in
@@ -112,7 +112,7 @@ def read_pretrained(place: str | Path, sha256: str | None, revision: str | None,
     path = _fetched(str(place), sha256, revision, token)
     with needed_by("a network in safetensors"):
         from safetensors import SafetensorError, safe_open
-    if sha256 is not None and (digest := _digest(path)) != sha256.lower():
+    if sha256 is not None and (digest := sha256_of(path)) != sha256.lower():
         raise CheckpointError(f"{path} has the SHA-256 {digest}, and not {sha256}: it is another file, or damaged.")
     try:
         with safe_open(path, "pt") as file:
@@ -139,11 +139,6 @@ def require_known_neurons(arguments: Mapping[str, Any], place: object) -> None:
                 f"{place} has neurons of its author's own, {name}, whose code would be imported: load a checkpoint of "
                 "it with load_network, if you trust it."
             )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetched(place: str, sha256: str | None, revision: str | None, token: str | None) -> Path:

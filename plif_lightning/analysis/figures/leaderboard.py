@@ -26,7 +26,7 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
         paper = next(row for row in rows if row.is_paper)
         far = [row for row in rows if row.cell.accuracy <= paper.cell.accuracy - _FAR]
         left_out += [f"{row.data}: {row.change} ({row.cell.accuracy:.1f} %)" for row in far]
-        uncounted += [f"{row.data}: {_name(row)}" for row in rows if not _counted(row)]
+        uncounted += [f"{row.data}: {row.name}" for row in rows if not _counted(row)]
         for row in rows:
             if row not in far and _counted(row):
                 _draw(ax, row)
@@ -48,10 +48,6 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
     )
 
 
-def _name(row: Standing) -> str:
-    return row.change or "the paper's"
-
-
 def _counted(row: Standing) -> bool:
     """True if the spikes of all its runs are known."""
     return not math.isnan(row.mean("spikes"))
@@ -65,6 +61,6 @@ def _draw(ax: Axes, row: Standing) -> None:
         x, row.cell.accuracy, half, marker=marker, color=colour or ink(0.55), markersize=9 if row.is_paper else 4.5,
         linewidth=0.7, zorder=3 if row.is_paper else 2,
     )  # fmt: skip
-    label = _name(row) if row.is_paper or row.verdict else ""
+    label = row.name if row.is_paper or row.verdict else ""
     if label:
         ax.annotate(for_legend(label), (x, row.cell.accuracy), xytext=(5, 2), textcoords="offset points", fontsize=5.5)
