@@ -14,7 +14,7 @@ from torch import nn
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
 from plif_lightning.network.own import imported_network, own_network
-from plif_lightning.network.parts import parts_of, require_parts
+from plif_lightning.network.parts import parts_of, require_finite, require_parts
 from plif_lightning.runtime.files import sha256_of
 from plif_lightning.structure import FROM_DATA
 
@@ -111,8 +111,7 @@ def _require_weights(checkpoint: Any, path: Path) -> None:
     for name, value in checkpoint["state_dict"].items():
         if not isinstance(value, torch.Tensor):
             raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: its {name} is not a tensor.")
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise CheckpointError(f"{path} is unusable: {name} in it is NaN or infinite.")
+    require_finite(checkpoint["state_dict"], path)
 
 
 def configuration_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:

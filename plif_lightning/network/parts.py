@@ -1,11 +1,12 @@
-"""Description of a network's modules in plain values, which checkpoints store and verify."""
+"""Description of a network's modules in plain values, which checkpoints store, and what is verified on loading."""
 
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from plif_lightning.dynamics.equations import program
 from plif_lightning.errors import CheckpointError
@@ -59,6 +60,17 @@ def _settings(module: nn.Module, own: Mapping[str, Any]) -> dict[str, Any]:
             settings["equations"] = program(module.dynamics.key).spiking
     plain = {key: _plain(value) for key, value in settings.items() if key not in _NO_SETTINGS}
     return {key: value for key, value in plain.items() if value is not _NOT_PLAIN}
+
+
+def require_finite(weights: Mapping[str, Tensor], path: object) -> None:
+    """Refuse weights of a file of which one is NaN or infinite.
+
+    Raises:
+        CheckpointError: names the first one.
+    """
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(f"{path} is unusable: {name} in it is NaN or infinite.")
 
 
 def require_parts(here: Parts, stored: Any, path: object) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import CheckpointError, UserError
-from plif_lightning.network.parts import parts_of
+from plif_lightning.network.parts import parts_of, require_finite
 from plif_lightning.runtime.extras import needed_by
 from plif_lightning.runtime.files import sha256_of, written_whole
 from plif_lightning.runtime.version import __version__
@@ -122,9 +122,7 @@ def read_pretrained(place: str | Path, sha256: str | None, revision: str | None,
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} is not what save_pretrained writes, or is damaged ({reason}).") from error
-    for name, value in weights.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise CheckpointError(f"{path} is unusable: {name} in it is NaN or infinite.")
+    require_finite(weights, path)
     return found
 
 

@@ -68,10 +68,36 @@ class NeuroBenchNetwork(NeuroBenchModel):
         self.connection_hooks += [LayerHook(layer) for layer in self.connection_layers()]
 
 
+class _Potentials:
+    """Potentials of a hook, before (0) or after (1) the steps: traced when they are first read after a call.
+
+    NeuroBench assigns to them and empties them; they follow from `activation_inputs`, which it treats the same.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __get__(self, hook: "_Hook", owner: type) -> list[Tensor]:
+        if hook.traced is None:
+            hook.traced = hook.potentials()
+        return hook.traced[self.index]
+
+    def __set__(self, hook: "_Hook", value: list[Tensor]) -> None:
+        pass
+
+
 class _Hook(NeuronHook):
     """NeuroBench's hook of a layer of neurons; potentials are computed only for a metric that asks for them."""
 
-    def _potentials(self) -> tuple[list[Tensor], list[Tensor]]:
+    traced: tuple[list[Tensor], list[Tensor]] | None = None
+    pre_fire_mem_potential = _Potentials(0)
+    post_fire_mem_potential = _Potentials(1)
+
+    def hook_fn(self, layer: nn.Module, input: Any, output: Any) -> None:
+        super().hook_fn(layer, input, output)
+        self.traced = None
+
+    def potentials(self) -> tuple[list[Tensor], list[Tensor]]:
         """Potentials before and after the steps of all calls since the last reset, as NeuroBench compares them.
 
         It counts the first entry whole, and of the others what differs. So the first step of a call is one entry, and
@@ -89,22 +115,3 @@ class _Hook(NeuronHook):
             return [], []
         whole = torch.cat(first)
         return [whole, torch.cat(before)], [whole, torch.cat(after)]
-
-    # NeuroBench assigns to these and empties them; they follow from `activation_inputs`, which it treats the same.
-    @property
-    def pre_fire_mem_potential(self) -> list[Tensor]:
-        """Potentials before each step."""
-        return self._potentials()[0]
-
-    @pre_fire_mem_potential.setter
-    def pre_fire_mem_potential(self, value: list[Tensor]) -> None:
-        pass
-
-    @property
-    def post_fire_mem_potential(self) -> list[Tensor]:
-        """Potentials after each step."""
-        return self._potentials()[1]
-
-    @post_fire_mem_potential.setter
-    def post_fire_mem_potential(self, value: list[Tensor]) -> None:
-        pass
