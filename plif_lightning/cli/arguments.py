@@ -30,6 +30,18 @@ def values(argv: Sequence[str], *flags: str) -> list[str]:
     return take(argv, *flags)[0]
 
 
+def joined(argv: Sequence[str]) -> list[str]:
+    """Return arguments with each option and its value as one, `--a=1` for `--a 1`, so that spellings can be compared."""
+    found: list[str] = []
+    for argument in argv:
+        follows = bool(found) and found[-1].startswith("--") and "=" not in found[-1] and not argument.startswith("--")
+        if follows:
+            found[-1] += f"={argument}"
+        else:
+            found.append(argument)
+    return found
+
+
 def option_names(argv: Sequence[str]) -> set[str]:
     """Return all arguments, each without `=VALUE`."""
     return {argument.split("=")[0] for argument in argv}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
 
+from plif_lightning.cli.arguments import joined
 from plif_lightning.cli.grid import Sweep, point_arguments, run_name
 from plif_lightning.cli.runner import Job, Runner, print_job, print_line, score, shown
 from plif_lightning.errors import UserError
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 # Optuna's journal of a search, in its folder. Several processes may append to it.
 JOURNAL = "search.journal"
 _NAME = "search"
+# What a search is, in the order of its plan in the journal.
+_PLAN = ("arguments", "parameters", "metric", "arguments", "goal", "method", "early termination")
 _STATES = {"COMPLETE": "finished", "PRUNED": "ended", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 # Largest number of a distribution: beyond it floats do not tell whole numbers apart.
 _LARGEST = 2**53
@@ -206,15 +209,15 @@ class Search:
                 f"{journal} is damaged ({' '.join(str(error).split())[:100]}). If its last line is incomplete, delete "
                 "that line; otherwise pass another --runs."
             ) from error
-        plan = (
-            *(sweep.arguments, sweep.space, sweep.metric, self.overrides),
-            *(sweep.maximise, sweep.method, sweep.early_terminate),
-        )
+        plan = [joined(sweep.arguments), sweep.space, sweep.metric, joined(self.overrides)]
+        plan += [sweep.maximise, sweep.method, sweep.early_terminate]
         text = json.dumps(plan, sort_keys=True, default=str)
-        if known.get("plan", text) != text:
+        before = json.loads(known.get("plan", text))
+        before[0], before[3] = joined(before[0]), joined(before[3])  # of an older version as they were given
+        if changed := [name for name, old, new in zip(_PLAN, before, json.loads(text), strict=True) if old != new]:
             raise UserError(
-                f"{root} holds another search, with other parameters, metric, method, early termination or arguments: "
-                "pass another --runs, or move that folder away."
+                f"{root} holds another search, with other {' and '.join(dict.fromkeys(changed))}: pass another --runs, "
+                "or move that folder away."
             )
         self.study.set_user_attr("plan", text)
         self._importance: dict[str, float] = {}

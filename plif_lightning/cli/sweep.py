@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plif_lightning import configs
+from plif_lightning.cli.arguments import joined
 from plif_lightning.cli.checkpoint import expand, model_defaults
 from plif_lightning.cli.grid import Sweep, point_arguments, read_sweep, replaced, run_name, share
 from plif_lightning.cli.parser import PlainParser
@@ -39,11 +40,11 @@ def _without_folder(arguments: Sequence[str]) -> list[str]:
 
 
 def _comparable(arguments: Sequence[str]) -> list[str]:
-    """Make the paths of configurations absolute: a sweep can be repeated from another folder."""
+    """Make the paths of configurations absolute, as a sweep can be repeated from another folder, and spelling equal."""
     flag = "--config="
     return [
         f"{flag}{Path(argument.removeprefix(flag)).resolve()}" if argument.startswith(flag) else argument
-        for argument in _without_folder(arguments)
+        for argument in joined(_without_folder(arguments))
     ]
 
 

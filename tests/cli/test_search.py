@@ -176,7 +176,8 @@ def test_a_search_runs_to_its_number_and_a_second_call_finds_it_done(tmp_path, m
     assert {trial.parameters["model.neuron"] for trial, _ in found.ranking} <= {"plif", "lif"}
     assert ", rank 1 of " in out
     before = {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")}
-    assert sweep(file, "--", *TINY) == 0
+    spelled = [part for argument in TINY for part in argument.split("=", 1)]  # --key value for --key=value
+    assert sweep(file, "--", *spelled) == 0
     assert {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")} == before
     assert sweep(file, "--", *TINY, "--model.channels=5") == 2
     assert "holds another search" in capsys.readouterr().err
@@ -317,17 +318,18 @@ def test_hyperband_looks_at_wandbs_epochs_and_ends_no_run_that_has_trained_them_
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "named"),
     [
-        {"metric": {"name": "val/acc"}},
-        {"method": "bayes"},
-        {"early_terminate": {"type": "hyperband", "min_iter": 2}},
-        {"metric": {"name": "val/loss", "goal": "maximize"}},
+        ({"metric": {"name": "val/acc"}}, "goal"),
+        ({"method": "bayes"}, "method"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 2}}, "early termination"),
+        ({"metric": {"name": "val/loss", "goal": "maximize"}}, "metric"),
+        ({"metric": {"name": "val/loss"}, "method": "bayes"}, "metric and goal and method"),
     ],
 )
-def test_a_search_whose_aim_has_changed_is_another_one(tmp_path, changes):
+def test_a_search_whose_aim_has_changed_is_another_one(tmp_path, changes, named):
     a_search(tmp_path)
-    with pytest.raises(UserError, match="holds another search, with other parameters, metric, method"):
+    with pytest.raises(UserError, match=f"holds another search, with other {named}: pass another"):
         a_search(tmp_path, **changes)
 
 
