@@ -52,6 +52,10 @@ def _python() -> str:
         lines += [f"## {title}", "", f"`{module}`", "", "```{eval-rst}"]
         for name in _public(room):
             found = getattr(__import__(module, fromlist=[name]), name)
+            if typing.get_origin(found) is typing.Literal:
+                values = ", ".join(f"``{value}``" for value in typing.get_args(found))
+                lines += [f".. py:data:: {module}.{name}", "", f"   One of {values}.", ""]
+                continue
             kind = "autoclass" if isinstance(found, type) else "autofunction" if callable(found) else "autodata"
             lines += [f".. {kind}:: {module}.{name}"]
             if kind == "autoclass":

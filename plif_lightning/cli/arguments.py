@@ -31,7 +31,7 @@ def values(argv: Sequence[str], *flags: str) -> list[str]:
 
 
 def joined(argv: Sequence[str]) -> list[str]:
-    """Return arguments with each option and its value as one, `--a=1` for `--a 1`, so that spellings can be compared."""
+    """Return arguments with each option and its value as one, `--a=1` for `--a 1`."""
     found: list[str] = []
     for argument in argv:
         follows = bool(found) and found[-1].startswith("--") and "=" not in found[-1] and not argument.startswith("--")

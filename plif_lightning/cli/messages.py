@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from plif_lightning import data as data_module
+from plif_lightning import neurons
 from plif_lightning.callbacks import LastCheckpoint
 from plif_lightning.cli.checkpoint import config_file
 from plif_lightning.data import ImageAugmentation, SpikingDataModule
@@ -179,6 +180,13 @@ def _about_neuron(message: str) -> str:
         return (
             f"the class of model.neuron has no parameter {unknown[1]}. Constants of firing are those of all neurons: "
             "--model.v_threshold, --model.reset and so on."
+        )
+    own = re.search(r"import path string: (\w+) Given value type: .*NestedArg\(key='(\w+)', val='?(.*?)'?\)$", message)
+    if own and own[1] in get_args(NeuronName):
+        kind = next(name for name in vars(neurons) if name.lower() == own[1])
+        return (
+            f"a parameter of a neuron needs the neuron's class before it: --model.neuron={kind} "
+            f"--model.neuron.{own[2]}={own[3]}."
         )
     attribute, module = r"module '\S+' has no attribute '\S+'", r"No module named '\S+'"
     reason = re.search(rf"({attribute}|{module}|not correspond to a subclass of Neuron)", message)

@@ -209,8 +209,8 @@ class Search:
                 f"{journal} is damaged ({' '.join(str(error).split())[:100]}). If its last line is incomplete, delete "
                 "that line; otherwise pass another --runs."
             ) from error
-        plan = [joined(sweep.arguments), sweep.space, sweep.metric, joined(self.overrides)]
-        plan += [sweep.maximise, sweep.method, sweep.early_terminate]
+        aim = sweep.metric, joined(self.overrides), sweep.maximise, sweep.method, sweep.early_terminate
+        plan = joined(sweep.arguments), sweep.space, *aim
         text = json.dumps(plan, sort_keys=True, default=str)
         before = json.loads(known.get("plan", text))
         before[0], before[3] = joined(before[0]), joined(before[3])  # of an older version as they were given

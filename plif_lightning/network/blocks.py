@@ -200,16 +200,19 @@ def layers_of(blocks: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 @contextmanager
 def listening_to(net: nn.Module, neurons: Mapping[str, nn.Module], hear: Hear) -> Iterator[None]:
-    """Call `hear(name, spikes)` with the spikes [T, N, *] of each of these neurons of a network, before any pool.
+    """Call `hear(name, spikes)` with the spikes [T, N, *] of each of these neurons of a network, before any pool."""
+    with part_by_part(net), listening(neurons, hear):
+        yield
 
-    Convolutional blocks run part by part while the context lasts, which is slower and gives the same spikes.
-    """
+
+@contextmanager
+def part_by_part(net: nn.Module) -> Iterator[None]:
+    """Run convolutional blocks part by part while the context lasts, which is slower and gives the same spikes."""
     blocks = [part for part in net.modules() if isinstance(part, ConvBlock)]
     for block in blocks:
         block.listened = True
     try:
-        with listening(neurons, hear):
-            yield
+        yield
     finally:
         for block in blocks:
             block.listened = False

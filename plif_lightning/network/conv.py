@@ -322,7 +322,7 @@ class ConvBlock(nn.Module):
         self.pool = pool
         self.time_steps = time_steps
         self.backend = backend or Backend("reference")
-        self.listened = False  # True while `SpikingNetwork.listening` has its own hooks on the neurons
+        self.listened = False  # True within `part_by_part`: this project's own hooks are on its neurons
         self._reported_hooks = False
 
     def forward(self, x: Tensor, binary: bool = False) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from plif_lightning.dynamics.reference import Trace
 from plif_lightning.errors import UserError
+from plif_lightning.network.blocks import part_by_part
 from plif_lightning.network.hooks import hooked
 from plif_lightning.network.output import Integral
 from plif_lightning.network.over_time import run_over_time
@@ -53,5 +54,6 @@ def traces(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Trace]]:
         x, *rest = arguments
         found[name] = neuron.trace(x, time_steps=rest[0] if rest else None)
 
-    with hooked({name: part for name, part in net.named_modules() if isinstance(part, Neuron)}, record):
+    neurons = {name: part for name, part in net.named_modules() if isinstance(part, Neuron)}
+    with part_by_part(net), hooked(neurons, record):
         return run_network(net, x), found

@@ -93,8 +93,8 @@ class _Hook(NeuronHook):
     pre_fire_mem_potential = _Potentials(0)
     post_fire_mem_potential = _Potentials(1)
 
-    def hook_fn(self, layer: nn.Module, input: Any, output: Any) -> None:
-        super().hook_fn(layer, input, output)
+    def hook_fn(self, *call: Any) -> None:
+        super().hook_fn(*call)
         self.traced = None
 
     def potentials(self) -> tuple[list[Tensor], list[Tensor]]:

@@ -93,6 +93,10 @@ def test_it_is_swept():
             ["--model.neuron", "my_neurons.CLIF", "--model.neuron.q", "1"],
             "the class of model.neuron has no parameter q. Constants",
         ),
+        (
+            ["--model.neuron", "clif", "--model.neuron.k", "0.3"],
+            "needs the neuron's class before it: --model.neuron=CLIF --model.neuron.k=0.3.",
+        ),
         (["--model.neuron", "my_neurons.CLIF", "--model.neuron.k", "2"], "k must be between 0 and 1, got 2"),
         (["--model.neuron", "my_neurons.CLIF", "--model.init_tau", "4"], "init_tau=4.0 has no meaning for CLIF"),
     ],

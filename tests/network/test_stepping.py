@@ -209,7 +209,7 @@ def test_traces_are_the_oracles_potentials():
     assert 0 < trace.spikes.mean() < 1
 
 
-def test_traces_of_a_network_belong_to_its_output():
+def test_traces_of_a_network_belong_to_its_output(caplog):
     torch.manual_seed(0)
     net = pl.SpikingNetwork((1, 8, 8), 3, 6, channels=4, fc_features=8).eval()
     x = torch.randn(2, 1, 8, 8)
@@ -218,6 +218,8 @@ def test_traces_of_a_network_belong_to_its_output():
     assert found["encoder.conv1.neuron"].v.shape == (6, 2, 4, 8, 8)
     assert torch.equal(found["classifier.fc2.neuron"].spikes.unflatten(-1, (3, 10)).mean(-1), votes)
     assert not any(neuron._forward_hooks for _, neuron in net.neurons())
+    assert not caplog.records  # the hooks of traces are no reason to warn of slower blocks
+    assert net.encoder.conv1.refuses_fusion is None  # and afterwards it is as fast as before
 
 
 def test_a_neuron_alone_runs_in_the_fastest_form():
