@@ -69,7 +69,7 @@ def write_cifar10(root: Path, train: int = 40, test: int = 20) -> None:
 
 def events_of(n: int, seed: int, height: int = 128, width: int = 128, last: int = 1_000_000) -> Recording:
     """n events at random places, in order of time [us]."""
-    random = np.random.default_rng(7)
+    random = np.random.default_rng(seed)
     t = np.sort(random.integers(0, last, n))
     return Recording(t, random.integers(0, width, n), random.integers(0, height, n), random.integers(0, 2, n))
 

@@ -190,27 +190,15 @@ class _Type:
 
 
 _TYPE = _Type()
-# Operations and their number of arguments; conditions are true or false.
-CONDITIONS = {"lt": 2, "le": 2, "gt": 2, "ge": 2, "eq": 2, "and": 2, "or": 2, "not": 1}
-OPERATIONS = CONDITIONS | {
-    "add": 2,
-    "sub": 2,
-    "mul": 2,
-    "div": 2,
-    "max": 2,
-    "min": 2,
-    "neg": 1,
-    "abs": 1,
-    "exp": 1,
-    "log": 1,
-    "sqrt": 1,
-    "sigmoid": 1,
-    "tanh": 1,
-    "detach": 1,
-    "where": 3,
-    "spike": 2,  # of a potential and a threshold: 1.0 where it is reached, else 0.0
-    "chosen": 3,  # of a spike, a and b: a where it is 1, b where it is 0
-}
+CONDITIONS = ("lt", "le", "gt", "ge", "eq", "and", "or", "not")  # they are true or false
+OPERATIONS = (
+    *CONDITIONS,
+    *("add", "sub", "mul", "div", "max", "min", "neg", "abs"),
+    *("exp", "log", "sqrt", "sigmoid", "tanh", "detach"),
+    "where",
+    "spike",  # of a potential and a threshold: 1.0 where it is reached, else 0.0
+    "chosen",  # of a spike, a and b: a where it is 1, b where it is 0
+)
 
 
 # Operations that take as long as many others.
@@ -358,13 +346,6 @@ def _sum(a: Gradient, b: Gradient) -> Gradient:
     return a + b
 
 
-def _product(a: Value, b: Value) -> Value:
-    for one, other in ((a, b), (b, a)):
-        if one.op == "constant" and one.args[0] in (1.0, -1.0):
-            return other if one.args[0] == 1.0 else -other
-    return a * b
-
-
 def gradients(
     of: Sequence[tuple[Value, Value]], by: Sequence[Value], surrogate: Callable[[Value], Value]
 ) -> list[Gradient]:
@@ -416,7 +397,7 @@ def _of_extreme(condition: str) -> Callable[..., list[Gradient]]:
 _DERIVATIVES: dict[str, Callable[[Value, Value, Callable[[Value], Value]], list[Gradient]]] = {
     "add": lambda y, g, _: [g, g],
     "sub": lambda y, g, _: [g, -g],
-    "mul": lambda y, g, _: [_product(g, y.args[1]), _product(g, y.args[0])],
+    "mul": lambda y, g, _: [g * y.args[1], g * y.args[0]],
     "div": lambda y, g, _: [g / y.args[1], -(g * (y / y.args[1]))],
     "neg": lambda y, g, _: [-g],
     "abs": lambda y, g, _: [

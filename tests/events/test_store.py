@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from plif_lightning.events import Sensor, readers
 from plif_lightning.events import store as store_module
@@ -67,6 +69,34 @@ def test_it_holds_what_the_files_hold(tmp_path, processes):
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == sorted(
         [f"original-test.{store.fingerprint}", "original-test.json", "original-test.seen.json"]
     )
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sensor=st.builds(Sensor, st.integers(1, 300), st.integers(1, 300)),
+    recordings=st.lists(
+        st.tuples(st.integers(0, 60), st.integers(0, 99), st.integers(0, 2**40), st.integers(0, 9)),
+        min_size=1,
+        max_size=5,
+    ),
+)
+def test_any_recordings_come_back(tmp_path, sensor, recordings):
+    held = [writers.events_of(n, seed, *sensor, last=2**31) for n, seed, _, _ in recordings]
+    held = [one._replace(t=one.t + start) for one, (_, _, start, _) in zip(held, recordings, strict=True)]
+    file = tmp_path / "a"
+    file.touch()
+    sources = [
+        RawFile(f"{i}", (file,), lambda _, label, one=one: [(label, one)], label)
+        for i, (one, (*_, label)) in enumerate(zip(held, recordings, strict=True))
+    ]
+    kind = Kind("test set", "original-test", sensor)
+    build(tmp_path / "store", kind, sources, processes=0)
+    store = EventStore(tmp_path / "store", kind)
+    assert store.label.tolist() == [label for *_, label in recordings]
+    for i, (t, x, y, p) in enumerate(held):
+        address, time_ = store.events(i)
+        assert np.array_equal(address, (p * sensor.height + y) * sensor.width + x)
+        assert np.array_equal(time_ + store.start[i], t)
 
 
 def test_another_process_gets_it_by_its_place(tmp_path):

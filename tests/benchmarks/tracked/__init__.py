@@ -1,0 +1,1 @@
+"""Figures that asv records for each commit: see ../asv.conf.json."""

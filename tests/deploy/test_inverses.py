@@ -1,0 +1,101 @@
+"""Networks drawn at random come back from what was written of them: safetensors, checkpoints, NIR graphs."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import plif_lightning as pl
+from plif_lightning.deploy import NIRNetwork, fold, to_nir
+from plif_lightning.errors import UserError
+from plif_lightning.network import SpikingNetwork
+from plif_lightning.network.parts import parts_of
+from tests.deploy.conftest import frames, trained
+
+LEAKY = ["PLIF", "LIF", "LIF(init_tau=3.5)", "PLIF(v_threshold=0.7,tau_per=channel)", "PLIF(v_reset=-0.2)"]
+OTHERS = ["IF", "PLIF(reset=soft)", "CLIF", "KLIF", "ALIF"]
+kernels, strides, channels = st.sampled_from([1, 3, 5]), st.sampled_from([1, 1, 2]), st.integers(1, 5)
+norms = st.sampled_from(["-BN", "-BN", ""])
+pools = st.sampled_from(["", "", "-MPk2s2", "-APk2s2", "-MPk3s2p1"])
+
+
+@st.composite
+def blocks(draw, neurons):
+    c, k, s, of = draw(channels), draw(kernels), draw(strides), draw(neurons)
+    plain = f"c{c}k{k}s{s}{draw(norms)}-{of}"
+    if draw(st.integers(0, 3)):
+        return plain + draw(pools)
+    return f"{plain}-ADD(c{c}k3s1-BN-{draw(neurons)})"  # the sum of a block's spikes and of what another makes of them
+
+
+@st.composite
+def structures(draw, kinds=(*LEAKY, *OTHERS)):
+    neurons = st.sampled_from(kinds)
+    encoder = draw(st.lists(blocks(neurons), min_size=1, max_size=3))
+    hidden = draw(st.sampled_from([[], ["FC7-PLIF"], ["FC5b-LIF", "FC4-PLIF"]]))
+    end = draw(st.sampled_from(["FC6-PLIF-APk2s2", "FC3-PLIF", "FC3b", "FC3-LI(init_tau=4.0)"]))
+    return "-".join([*encoder, *hidden, end])
+
+
+def drawn(structure: str) -> SpikingNetwork:
+    """The network of a structure whose layers fire; refused are those that leave no pixel for a pool."""
+    try:
+        return trained(structure=structure)
+    except UserError:
+        assume(False)
+        raise
+
+
+def votes(net, x):
+    with torch.no_grad():
+        return net(x)
+
+
+fuzzed = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
+
+
+@fuzzed
+@given(structure=structures())
+def test_a_file_of_weights_is_the_network_again(structure, tmp_path):
+    pytest.importorskip("safetensors", reason="extra `hub`")
+    net = drawn(structure)
+    net.save_pretrained(tmp_path)
+    again = SpikingNetwork.from_pretrained(tmp_path)
+    assert str(again.structure) == str(net.structure)
+    assert again.state_dict().keys() == net.state_dict().keys()
+    assert torch.equal(votes(again, frames(net)), votes(net, frames(net)))
+
+
+@fuzzed
+@given(structure=structures())
+def test_a_checkpoint_is_the_network_again(structure, tmp_path):
+    net = drawn(structure)
+    task = pl.SpikingClassifier(net.input_shape, net.num_classes, net.time_steps, structure=structure)
+    task.network.load_state_dict(net.state_dict())
+    stored = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "global_step": 1}
+    torch.save(stored | {"network_parts": parts_of(task.network)}, tmp_path / "a.ckpt")
+    again = pl.load_network(tmp_path / "a.ckpt")
+    x = frames(net)
+    assert torch.equal(votes(again, x), votes(task.network.eval(), x))
+
+
+@fuzzed
+@given(structure=structures(LEAKY))
+def test_a_graph_is_the_network_again(structure):
+    pytest.importorskip("nir", reason="extra `export`")
+    net = drawn(structure)
+    x = frames(net)
+    torch.testing.assert_close(votes(NIRNetwork(to_nir(net)), x), votes(fold(net), x))
+
+
+@fuzzed
+@given(structure=structures(OTHERS))
+def test_what_a_graph_cannot_hold_is_refused_by_name(structure):
+    pytest.importorskip("nir", reason="extra `export`")
+    with pytest.raises(UserError, match=r"CLIF|KLIF|ALIF|no leak|resets by subtraction|shortcut"):
+        to_nir(drawn(structure))
