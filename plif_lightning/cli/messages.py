@@ -15,8 +15,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+import plif_lightning
 from plif_lightning import data as data_module
-from plif_lightning import neurons
 from plif_lightning.callbacks import LastCheckpoint
 from plif_lightning.cli.checkpoint import config_file
 from plif_lightning.data import ImageAugmentation, SpikingDataModule
@@ -183,7 +183,7 @@ def _about_neuron(message: str) -> str:
         )
     own = re.search(r"import path string: (\w+) Given value type: .*NestedArg\(key='(\w+)', val='?(.*?)'?\)$", message)
     if own and own[1] in get_args(NeuronName):
-        kind = next(name for name in vars(neurons) if name.lower() == own[1])
+        kind = next(name for name in dir(plif_lightning) if name.lower() == own[1])
         return (
             f"a parameter of a neuron needs the neuron's class before it: --model.neuron={kind} "
             f"--model.neuron.{own[2]}={own[3]}."
