@@ -38,6 +38,12 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands of the test are not measured by coverage, whose own writing at their end would be in the way."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
+@pytest.fixture
 def configs() -> Path:
     return REPOSITORY / "configs"
 

@@ -120,6 +120,7 @@ def test_a_node_that_does_not_see_the_runs_folder_says_so(tmp_path, monkeypatch)
     CommandRecord([]).on_fit_start(Node(), None)
 
 
+@pytest.mark.usefixtures("unwatched")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_lost_ends_the_others_with_one_sentence(number, tmp_path):
     arguments = ["fit", "--config", QUICKSTART, *TINY, "--trainer.max_epochs", "100000"]

@@ -224,6 +224,7 @@ def test_a_users_own_folder_stays_and_what_is_in_the_way_goes(checkpoint, export
     assert {path.name for path in (tmp_path / "again").iterdir()} == {"network.ckpt", "export.json", "mine.txt"}
 
 
+@pytest.mark.usefixtures("unwatched")
 def test_a_full_disk_is_one_sentence(checkpoint, tmp_path):
     call = f"{sys.executable} {REPOSITORY}/main.py export --ckpt_path {checkpoint} --out {tmp_path}/out"
     done = subprocess.run(["bash", "-c", f"ulimit -f 8; {call}"], capture_output=True, text=True, check=False)
