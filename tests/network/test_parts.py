@@ -279,6 +279,10 @@ def test_the_notation_is_of_the_modules_that_are_there():
         f"c4k3s1-BN-{__name__}.Quiet-c4k3s1-BN-PLIF-c4k2s2p0-c4k3s1-BN-PLIF-c4k1x5s1g2-BN-PLIF-APk3s2p1-FC8-PLIF-Dropout-"
         "FC6-LIF(init_tau=3.0)-APk2s2"
     )
+    net.encoder.conv4.pool = nn.AdaptiveAvgPool2d(1)
+    assert "-c4k1x5s1g2-BN-PLIF-AP-FC8" in str(net.structure)
+    net.encoder.conv4.pool = nn.AdaptiveAvgPool2d(2)  # which the notation has no name for
+    assert "-c4k1x5s1g2-BN-PLIF-AdaptiveAvgPool2d-FC8" in str(net.structure)
     net.encoder.conv4 = nn.Conv2d(4, 4, 2, stride=2)
     net.classifier.fc1 = over_time(nn.Sequential(nn.Linear(4, 8), PLIF()))
     net.voting = nn.Identity()
