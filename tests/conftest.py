@@ -10,6 +10,7 @@ from plif_lightning.runtime.cores import cores
 REPOSITORY = Path(__file__).resolve().parent.parent
 # For what must come, at some time: far more than it takes on a loaded machine [s].
 PATIENCE = 1200
+collect_ignore = ["mutations.py"]  # a script that needs a package of its own
 
 if (_processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     # The processes of the suite share the cores; those that the tests start inherit it.
