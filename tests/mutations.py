@@ -1,11 +1,11 @@
-"""Change the package in small ways, one at a time, and see whether a test fails.
+"""Mutation testing: change the package in small ways, one at a time, and see whether a test fails.
 
     pip install cosmic-ray
     python tests/mutations.py dynamics --number 50 --out runs/mutations
 
 Draws changes at random from all that cosmic-ray would make in a part of the package, makes each in a clone of the last
-commit, and runs that part's tests until one fails. Prints the share of changes that failed a test with its 95 %
-interval, and each change that did not. The same command goes on where it was interrupted.
+commit, and runs that part's tests until one fails. Prints the mutation score, which is the share of changes that failed
+a test, with its 95 % interval, and each change that survived. The same command resumes an interrupted session.
 """
 
 import argparse

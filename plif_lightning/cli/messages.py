@@ -15,7 +15,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-import plif_lightning
 from plif_lightning import data as data_module
 from plif_lightning.callbacks import LastCheckpoint
 from plif_lightning.cli.checkpoint import config_file
@@ -26,6 +25,7 @@ from plif_lightning.network.network import NeuronName
 from plif_lightning.runtime import program
 from plif_lightning.runtime.extras import EXTRAS
 from plif_lightning.structure import FROM_DATA
+from plif_lightning.structure.notation import NEURONS
 from plif_lightning.training.task import SpikingClassifier
 
 
@@ -183,7 +183,7 @@ def _about_neuron(message: str) -> str:
         )
     own = re.search(r"import path string: (\w+) Given value type: .*NestedArg\(key='(\w+)', val='?(.*?)'?\)$", message)
     if own and own[1] in get_args(NeuronName):
-        kind = next(name for name in dir(plif_lightning) if name.lower() == own[1])
+        kind = next(name for name in NEURONS if name.lower() == own[1])
         return (
             f"a parameter of a neuron needs the neuron's class before it: --model.neuron={kind} "
             f"--model.neuron.{own[2]}={own[3]}."

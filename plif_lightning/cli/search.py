@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # Optuna's journal of a search, in its folder. Several processes may append to it.
 JOURNAL = "search.journal"
 _NAME = "search"
-# What a search is, in the order of its plan in the journal.
+# Names of the parts of a plan, which the journal holds as a list.
 _PLAN = ("arguments", "parameters", "metric", "arguments", "goal", "method", "early termination")
 _STATES = {"COMPLETE": "finished", "PRUNED": "ended", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 # Largest number of a distribution: beyond it floats do not tell whole numbers apart.
@@ -57,6 +57,18 @@ def _optuna() -> Any:
         import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
+
+
+def _changed(before: str, now: str) -> list[str]:
+    """Names of the parts in which a plan from a journal differs from the present one.
+
+    Raises:
+        ValueError, TypeError, AttributeError: the former is no plan.
+    """
+    parts = zip(_PLAN, json.loads(before), json.loads(now), strict=True)
+    # Older versions stored arguments as they were given.
+    compared = ((name, joined(old) if name == "arguments" else old, new) for name, old, new in parts)
+    return list(dict.fromkeys(name for name, old, new in compared if old != new))
 
 
 def distribution(key: str, spec: dict[str, Any]) -> Any:
@@ -191,6 +203,14 @@ class Search:
         self._seed = seed
         self._require_locks()
         pruner = _pruner(sweep)
+        plan = json.dumps(
+            (
+                *(joined(sweep.arguments), sweep.space, sweep.metric, joined(self.overrides)),
+                *(sweep.maximise, sweep.method, sweep.early_terminate),
+            ),
+            sort_keys=True,
+            default=str,
+        )
         journal = root / JOURNAL
         try:
             if journal.is_file() and not _is_whole(journal):
@@ -203,23 +223,18 @@ class Search:
                 direction="maximize" if sweep.maximise else "minimize",
                 load_if_exists=True,
             )
-            known = self.study.user_attrs
-        except (ValueError, KeyError) as error:  # a line that was half written, or another file
+            changed = _changed(self.study.user_attrs.get("plan", plan), plan)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # half a line, or another file
             raise UserError(
                 f"{journal} is damaged ({' '.join(str(error).split())[:100]}). If its last line is incomplete, delete "
                 "that line; otherwise pass another --runs."
             ) from error
-        aim = sweep.metric, joined(self.overrides), sweep.maximise, sweep.method, sweep.early_terminate
-        plan = joined(sweep.arguments), sweep.space, *aim
-        text = json.dumps(plan, sort_keys=True, default=str)
-        before = json.loads(known.get("plan", text))
-        before[0], before[3] = joined(before[0]), joined(before[3])  # of an older version as they were given
-        if changed := [name for name, old, new in zip(_PLAN, before, json.loads(text), strict=True) if old != new]:
+        if changed:
             raise UserError(
-                f"{root} holds another search, with other {' and '.join(dict.fromkeys(changed))}: pass another --runs, "
-                "or move that folder away."
+                f"{root} holds another search, with other {' and '.join(changed)}: pass another --runs, or move that "
+                "folder away."
             )
-        self.study.set_user_attr("plan", text)
+        self.study.set_user_attr("plan", plan)
         self._importance: dict[str, float] = {}
 
     def _require_locks(self) -> None:

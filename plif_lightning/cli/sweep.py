@@ -40,7 +40,7 @@ def _without_folder(arguments: Sequence[str]) -> list[str]:
 
 
 def _comparable(arguments: Sequence[str]) -> list[str]:
-    """Make the paths of configurations absolute, as a sweep can be repeated from another folder, and spelling equal."""
+    """Make arguments comparable: absolute paths of configurations, and each value joined to its option."""
     flag = "--config="
     return [
         f"{flag}{Path(argument.removeprefix(flag)).resolve()}" if argument.startswith(flag) else argument

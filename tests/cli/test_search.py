@@ -21,7 +21,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.searches import find_searches
 from tests.cli.calls import until
-from tests.cli.test_sweep import TINY, sweep
+from tests.cli.test_sweep import SPELLED, TINY, sweep
 from tests.conftest import PATIENCE, REPOSITORY
 from tests.writers import write_run
 
@@ -176,8 +176,7 @@ def test_a_search_runs_to_its_number_and_a_second_call_finds_it_done(tmp_path, m
     assert {trial.parameters["model.neuron"] for trial, _ in found.ranking} <= {"plif", "lif"}
     assert ", rank 1 of " in out
     before = {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")}
-    spelled = [part for argument in TINY for part in argument.split("=", 1)]  # --key value for --key=value
-    assert sweep(file, "--", *spelled) == 0
+    assert sweep(file, "--", *SPELLED) == 0
     assert {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")} == before
     assert sweep(file, "--", *TINY, "--model.channels=5") == 2
     assert "holds another search" in capsys.readouterr().err
@@ -340,6 +339,13 @@ def test_a_search_ends_at_its_metrics_target(tmp_path):
     file = write(tmp_path / "g.yaml", "grid", {"a": {"values": [1]}}, metric=metric, run_cap=None)
     with pytest.raises(UserError, match="has a target, which method grid does not know"):
         read_sweep(file)
+
+
+@pytest.mark.parametrize("plan", ["no plan", "[1, 2]", "3"])
+def test_a_journal_of_another_program_is_refused(tmp_path, plan):
+    a_search(tmp_path).study.set_user_attr("plan", plan)
+    with pytest.raises(UserError, match=r"search\.journal is damaged"):
+        a_search(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise"])

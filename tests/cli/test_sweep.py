@@ -30,6 +30,7 @@ SWEEPS = REPOSITORY / "configs" / "sweeps"
 TINY = ["--model.channels=4", "--model.fc_features=12", "--data.time_steps=2", "--trainer.max_epochs=2"]
 TINY += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
 TINY += ["--trainer.enable_progress_bar=false", "--record_samples=1"]
+SPELLED = [part for argument in TINY for part in argument.split("=", 1)]  # the same as --key value
 
 
 def sweep(*arguments):
@@ -301,8 +302,7 @@ def test_a_grid_runs_once_and_a_second_call_finds_it_finished(tmp_path, capsys):
     best = sorted(runs, key=lambda run: (-run.best[1], run.name))
     assert [line.split() for line in ranking] == [[f"{100 * r.best[1]:.2f}", "%", r.name] for r in best]
     written = {run.name: run.folder.metrics.stat().st_mtime_ns for run in runs}
-    spelled = [part for argument in TINY for part in argument.split("=", 1)]  # --key value for --key=value
-    assert sweep(*grid, "--", *spelled) == 0
+    assert sweep(*grid, "--", *SPELLED) == 0
     assert "2 finished" in capsys.readouterr().out
     assert written == {run.name: run.folder.metrics.stat().st_mtime_ns for run in find_runs(tmp_path / "runs" / "mini")}
     assert sweep(*grid, "--", *TINY, "--model.channels=5") == 2

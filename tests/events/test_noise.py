@@ -13,7 +13,7 @@ from plif_lightning.network import SpikingNetwork
 from tests import writers
 
 SENSOR = Sensor(20, 30)
-SOME = writers.events_of(2000, 0, *SENSOR, last=100_000)
+SOME = writers.events_of(2000, 7, *SENSOR, last=100_000)
 
 
 def by_definition(recording, us):
@@ -26,7 +26,7 @@ def by_definition(recording, us):
     return np.array(keep)
 
 
-@pytest.mark.parametrize("us", [10, 100, 2000])
+@pytest.mark.parametrize("us", [1, 100, 2000])
 def test_background_activity_by_its_definition(us):
     keep = BackgroundFilter(SENSOR, us).kept(pack(SOME, SENSOR, "a"))
     expected = by_definition(SOME, us)

@@ -49,42 +49,35 @@ class _Training:
 
     kind: Any = IMAGES
     number = 16
-    precision = torch.float32
+    bfloat16 = False
 
     def setup(self) -> None:
         self.net = network(self.kind)
         self.x = samples(self.kind, self.number)
         self.optimizer = torch.optim.Adam(self.net.parameters(), fused=True)
-        self.step()
+        self.time_step()
 
-    def step(self) -> None:
+    def time_step(self) -> None:
         self.optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
             votes = self.net(self.x)
         votes.float().square().mean().backward()
         self.optimizer.step()
 
 
 class TrainingFashionMNIST(_Training):
-    def time_step(self) -> None:
-        self.step()
+    pass
 
 
 class TrainingFashionMNISTInBfloat16(_Training):
-    precision = torch.bfloat16
-
-    def time_step(self) -> None:
-        self.step()
+    bfloat16 = True
 
 
 class TrainingCIFAR10DVS(_Training):
     kind, number = EVENTS, 2
 
-    def time_step(self) -> None:
-        self.step()
-
     def peakmem_step(self) -> None:
-        self.step()
+        self.time_step()
 
 
 class Inference:
