@@ -1,6 +1,7 @@
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,18 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     # seed_everything sets these; monkeypatch takes them away again
     monkeypatch.setenv("PL_GLOBAL_SEED", "2020")
     monkeypatch.setenv("PL_SEED_WORKERS", "0")
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """No test leaves its own handlers of signals to the next one, as no command may to a notebook."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    after = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert after == before
 
 
 @pytest.fixture

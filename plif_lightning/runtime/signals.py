@@ -26,8 +26,15 @@ def ending() -> list[signal.Signals]:
 
 @contextmanager
 def on_termination(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Handle SIGTERM and SIGHUP within the block, then restore the previous handlers; no effect in other threads."""
-    before = {number: signal.signal(number, handler) for number in ending()} if takes_signals() else {}
+    """Handle SIGTERM and SIGHUP within the block, then restore the previous handlers; no effect in other threads.
+
+    The handler of SIGINT is restored, too: Lightning leaves it ignored after a Ctrl-C while a fit is set up, and a
+    notebook would hear no other one.
+    """
+    before = {}
+    if takes_signals():
+        before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+        before |= {number: signal.signal(number, handler) for number in ending()}
     try:
         yield
     finally:

@@ -241,6 +241,14 @@ def test_sigterm_before_there_is_a_trainer_leaves_no_folder(monkeypatch, capsys)
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_a_fit_is_set_up_leaves_ctrl_c_to_the_next_command(number, status, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(SpikingClassifier, "setup", lambda self, stage: signal.raise_signal(number))
+    assert exit_status("fit", "--config", QUICKSTART, *SILENT) == status
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_finished_run_that_cannot_be_taken_up_stays_finished(monkeypatch, capsys):
     few = ["--config", QUICKSTART, *SILENT, *TINY, *FEW, "--run_folder", "run", "--resume", "auto"]
     main(["fit", *few, "--trainer.max_epochs", "1"])
