@@ -23,7 +23,7 @@ SMALL += ["--trainer.enable_progress_bar", "false"]
 
 
 @pytest.fixture(autouse=True)
-def _working_directory(tmp_path, monkeypatch):
+def _working_directory(tmp_path, monkeypatch, sketched):
     monkeypatch.chdir(tmp_path)
 
 

@@ -6,7 +6,7 @@ from tests.cli.calls import FEW, TINY, fit
 
 
 @pytest.fixture(autouse=True)
-def _working_directory(tmp_path, monkeypatch):
+def _working_directory(tmp_path, monkeypatch, sketched):
     monkeypatch.chdir(tmp_path)
 
 

@@ -619,7 +619,7 @@ def read_by(command, path):
     more = {"stream": ["--file", "events.aedat"], "export": ["--out", "out"], "cost": []}
     if command in more:
         return [command, "--ckpt_path", str(path), *more[command]]
-    return ["fit", "--config", QUICKSTART, *SILENT, *TINY, "--ckpt_path", str(path)]
+    return ["fit", "--config", QUICKSTART, *SILENT, *TINY, *FEW, "--ckpt_path", str(path), "--trainer.max_epochs", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -757,7 +757,7 @@ def test_a_closed_terminal_saves_as_sigterm_does_and_nohup_is_left_alone(straigh
 # --- nobody reads, nothing is drawn, somebody deletes
 
 
-@pytest.mark.parametrize("to", ["| head -1", "2>&1 | head -1", "> /dev/full", "> /dev/full 2>&1", ">&- 2>&-"])
+@pytest.mark.parametrize("to", ["2>&1 | head -1", "> /dev/full", ">&- 2>&-"])
 def test_a_fit_goes_on_where_nobody_reads_what_it_prints(to, tmp_path):
     few = [*TINY, *FEW, "--trainer.max_epochs", "1", "--run_folder", "run", "--trainer.callbacks", "[]"]
     call = shlex.join([sys.executable, str(REPOSITORY / "main.py"), "fit", "--config", QUICKSTART, *few])
@@ -781,7 +781,7 @@ def test_a_picture_that_cannot_be_drawn_ends_no_fit(monkeypatch, caplog):
         assert f"run/{name}.png could not be drawn (UnicodeEncodeError" in caplog.text
 
 
-def test_classes_whose_names_are_no_text_are_trained_and_drawn(tmp_path, capsys):
+def test_classes_whose_names_are_no_text_are_trained_and_drawn(tmp_path, capsys, rendered):
     write_image_folder(tmp_path / "pets")
     for part in ("train", "test"):
         os.rename(tmp_path / "pets" / part / "cat", os.fsencode(tmp_path / "pets" / part) + b"/cat\xe9")  # noqa: PTH104

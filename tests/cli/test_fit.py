@@ -16,7 +16,7 @@ from tests import writers
 from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, command, fit, load, rows
 
 
-def test_quickstart_ends_with_a_summary_and_every_file(capsys):
+def test_quickstart_ends_with_a_summary_and_every_file(capsys, rendered):
     main(["fit", "--config", QUICKSTART, *TINY, *FEW, "--trainer.max_epochs", "2"])
     out = capsys.readouterr().out
     run = Path("runs/quickstart/version_0")
@@ -107,7 +107,7 @@ def test_an_optimiser_and_a_scheduler_are_replaced_from_the_command_line(run):
     assert state["param_groups"][0]["momentum"] == 0.9
 
 
-def test_wandb_variant_records_beside_the_runs_own_files(monkeypatch):
+def test_wandb_variant_records_beside_the_runs_own_files(monkeypatch, rendered):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--config", str(CONFIGS / "variants/wandb.yaml"))

@@ -15,7 +15,7 @@ from tests.cli.calls import FEW, QUICKSTART, SILENT, fit, load, refused
 from tests.deploy.conftest import STRUCTURES
 
 BEST = "runs/quickstart/version_0/checkpoints/best.ckpt"
-SHORT = [*FEW, "--trainer.max_epochs", "1", "--data.time_steps", "3"]
+SHORT = [*FEW, "--trainer.max_epochs", "1", "--data.time_steps", "2"]
 RESIDUAL = "c6k3s1-BN-PLIF-MPk2s2-ADD(c6k3s1-BN-PLIF)-ADD(c6k3s1-BN)-CLIF-AP-FC10-LI"
 TABLE_S1 = "{c4k3s1-BN-PLIF-MPk2s2}*2-DP-FC8-PLIF-DP-FC100-PLIF-APk10s10"
 
@@ -57,7 +57,7 @@ def test_a_structure_is_trained_tested_exported_and_read_again(capsys):
     states = [torch.zeros(v.shape[1:] if v.dim() > 1 else v.shape) for v in ()]
     shapes = {given.name: [3, *given.shape[1:]] for given in session.get_inputs()}
     states = {name: torch.zeros(shapes[name]).numpy() for name in names[1:]}
-    for t in range(3):
+    for t in range(2):
         y, *after = session.run(None, {"frame": x.numpy(), **states})
         states = dict(zip(names[1:], after, strict=True))
         torch.testing.assert_close(torch.from_numpy(y), votes[t])
@@ -240,7 +240,7 @@ def test_onnxruntime_and_pytorchs_program_vote_the_same(kind, tmp_path):
     from plif_lightning.deploy.exporting import to_export, write_onnx
     from tests.deploy.conftest import frames, trained
 
-    net = trained(structure=STRUCTURES[kind])
+    net = trained(structure=STRUCTURES[kind], steps=2)  # an export's time grows with T
     x = frames(net)
     with torch.no_grad():
         expected = net(x)
@@ -250,7 +250,7 @@ def test_onnxruntime_and_pytorchs_program_vote_the_same(kind, tmp_path):
     torch.testing.assert_close(torch.from_numpy(found), expected)
     write_onnx(net, False, tmp_path, on_integers=True)
     rounded = onnxruntime.InferenceSession(tmp_path / "network_int8.onnx").run(None, {"x": x.numpy()})[0]
-    made = pl.deploy.deployed(net, "int8", x, time_steps=4)
+    made = pl.deploy.deployed(net, "int8", x, time_steps=2)
     torch.testing.assert_close(torch.from_numpy(rounded), made(x))
 
 

@@ -25,7 +25,7 @@ def own_file(monkeypatch):
     sys.modules.pop("my_neurons", None)
 
 
-def test_it_is_trained_tested_and_read_again(capsys):
+def test_it_is_trained_tested_and_read_again(capsys, rendered):
     fit(*TINY, *FEW, *OWN, "--trainer.max_epochs", "2")
     metrics = rows("runs/quickstart/version_0/metrics.csv")
     assert 0.5 < float(metrics[0]["k/conv1"]) < 0.7

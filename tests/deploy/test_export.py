@@ -308,7 +308,7 @@ def test_neurons_that_no_exporter_can_follow_are_named():
 
 @pytest.mark.parametrize("v_reset", [0.0, -0.5])
 def test_a_step_in_onnx_says_which_potentials_it_begins_with(v_reset, tmp_path):
-    net = trained(v_reset=v_reset)
+    net = trained(v_reset=v_reset, steps=2)
     write_onnx(net, False, tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "step.onnx")
     said = session.get_modelmeta().custom_metadata_map
