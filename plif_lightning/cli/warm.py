@@ -51,6 +51,10 @@ def _import_everything() -> None:
     tune_allocator()  # before PyTorch, as `main` does
     for module in _MODULES:
         importlib.import_module(module)
+    # What numba imports when it first loads machine code, a third of a second.
+    cpu_target = importlib.import_module("numba.core.registry").cpu_target
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
 
 
 def _may_fork() -> bool:
