@@ -86,8 +86,7 @@ def _write_counts(axes: Axes, counts: Sequence[Sequence[int]], share: Sequence[S
 
 def _axes(title: str, y_labels: Sequence[str]) -> tuple[Figure, list[Axes]]:
     # Fixed margins [inches]: a layout that is computed draws everything twice, at the end of every fit.
-    each, height = 4.6, 3.6
-    width = 1.0 + each * len(y_labels)
+    width, height = 1.0 + 4.6 * len(y_labels), 3.6
     figure = Figure(figsize=(width, height), dpi=150)
     margins = {"left": 0.8 / width, "right": 1 - 0.2 / width, "bottom": 0.55 / height, "top": 1 - 0.35 / height}
     axes = list(figure.subplots(1, len(y_labels), squeeze=False, gridspec_kw={**margins, "wspace": 0.22})[0])

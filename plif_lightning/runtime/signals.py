@@ -39,7 +39,8 @@ def on_termination(handler: Callable[[int, FrameType | None], Any]) -> Iterator[
         yield
     finally:
         for number, own in before.items():
-            signal.signal(number, own)
+            if own is not None:  # of a program that embeds Python, which Python cannot set
+                signal.signal(number, own)
 
 
 def ignore_loaders_end() -> None:
