@@ -85,7 +85,7 @@ def _write_counts(axes: Axes, counts: Sequence[Sequence[int]], share: Sequence[S
 
 
 def _axes(title: str, y_labels: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    # Fixed margins [inches]: a layout that is computed draws everything twice, at the end of every fit.
+    # Fixed margins [inches], because a constrained layout draws the figure twice, at the end of every fit.
     width, height = 1.0 + 4.6 * len(y_labels), 3.6
     figure = Figure(figsize=(width, height), dpi=150)
     margins = {"left": 0.8 / width, "right": 1 - 0.2 / width, "bottom": 0.55 / height, "top": 1 - 0.35 / height}

@@ -137,13 +137,19 @@ def test_one_odd_run_hinders_no_other_in_the_tables(tmp_path, odd):
     main(["tables", "--runs", str(tmp_path)])  # exit status 0
 
 
-def test_odd_runs_hinder_no_other_in_the_report(tmp_path, monkeypatch):
-    # Where everything stands in a figure takes a third of the time, and is not the question.
-    monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda self, figure: None)
+@pytest.fixture
+def odd_runs(tmp_path):
+    """Folder with a run of every odd kind, and a whole one."""
     for odd, change in ODD.items():
         change(write_run(tmp_path / "runs" / odd))
     write_run(tmp_path / "runs" / "whole", seed=5)
-    main(["report", "--out", str(tmp_path / "r.html"), "--runs", str(tmp_path / "runs")])  # exit status 0
+    return tmp_path / "runs"
+
+
+def test_odd_runs_hinder_no_other_in_the_report(odd_runs, tmp_path, monkeypatch):
+    # Where everything stands in a figure takes a third of the time, and is not the question.
+    monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda self, figure: None)
+    main(["report", "--out", str(tmp_path / "r.html"), "--runs", str(odd_runs)])  # exit status 0
     page = (tmp_path / "r.html").read_text()
     assert page.count("<figure>") >= 8
     assert page.count("data:image/png") >= 16  # on a light and on a dark page
@@ -170,11 +176,8 @@ def test_files_are_read_as_they_are_written_whatever_the_terminal_speaks(tmp_pat
         assert b"K\\xe4se" in done.stdout or b"K\xe4se" in done.stdout
 
 
-def test_figures_of_odd_runs_and_a_whole_one_are_drawn(tmp_path):
-    for odd, change in ODD.items():
-        change(write_run(tmp_path / "runs" / odd))
-    write_run(tmp_path / "runs" / "whole", seed=5)
-    main(["figures", "--out", str(tmp_path / "f"), "--runs", str(tmp_path / "runs")])  # exit status 0
+def test_figures_of_odd_runs_and_a_whole_one_are_drawn(odd_runs, tmp_path):
+    main(["figures", "--out", str(tmp_path / "f"), "--runs", str(odd_runs)])  # exit status 0
     assert len(list((tmp_path / "f").glob("*.png"))) >= 8
 
 
