@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 
 from plif_lightning.dynamics.equations import Dynamics, program, registered
 from plif_lightning.dynamics.firing import Firing
@@ -24,6 +23,7 @@ from plif_lightning.kernels.bits import (
     number_of_spikes,
     words_for,
 )
+from plif_lightning.kernels.dense import conv2d, conv2d_weight
 from plif_lightning.kernels.fused import no_seed
 from plif_lightning.kernels.layout import (
     POOLS,
@@ -171,7 +171,7 @@ def _conv_fire_pool(
     if maps is None:
         if (conv.shape[-1], stride) == (3, 1):
             return _in_bands(x, conv, scale, shift, learned, pool, neuron)
-        y = F.conv2d(x.flatten(0, 1), conv, stride=stride, padding=conv.shape[-1] // 2).unflatten(0, x.shape[:2])
+        y = conv2d(x.flatten(0, 1), conv, stride=stride, padding=conv.shape[-1] // 2).unflatten(0, x.shape[:2])
         return torch.ops.plif.fire(y, scale, shift, learned, None, len(x), pool, neuron, False)[0]
     block = EventBlock(table_of(conv), scale, shift, learned, neuron, pool, stride)
     return block(maps, len(x)).images(x.dtype).unflatten(0, x.shape[:2])
@@ -215,7 +215,7 @@ def _in_bands(x: Tensor, conv: Tensor, scale: Tensor, shift: Tensor, learned: Te
     halve = 2 if pool else 1
     out = _empty_spikes(x, conv, pool)
     for first, band in _bands(x, len(conv), pool):
-        y = F.conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
+        y = conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
         spikes = torch.ops.plif.fire(y, scale, shift, learned, None, len(x), pool, neuron, False)[0]
         if spikes.shape == out.shape:
             return spikes  # all in one band
@@ -285,7 +285,7 @@ def _back_in_bands(
     grad_conv = conv.new_zeros(conv.shape, dtype=real_type(conv))
     sums, grad_learned = scale.new_zeros(2, *scale.shape), torch.zeros_like(learned)
     for first, band in _bands(x, len(conv), pool):
-        y = F.conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
+        y = conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
         rows = y.shape[3] // halve
         grad_y, _, sums_of_band, grad_of_band = torch.ops.plif.fire_backward(
             y, scale, shift, mean, learned, None, seed, grad_out[:, :, :, first // halve : first // halve + rows],

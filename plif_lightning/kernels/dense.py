@@ -1,14 +1,21 @@
-"""Dense products by the faster of the two libraries that PyTorch brings along."""
+"""Dense products and convolutions by the fastest of the ways that PyTorch brings along."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn import grad as of_conv2d
 
+from plif_lightning.dynamics.reference import autocast_in_force, in_own_precision
 from plif_lightning.runtime.surroundings import processor
 
 # Multiply-adds from which the library matters.
 _LARGE = 2**26
+# Channels of a block in oneDNN, at most.
+_FEW_CHANNELS = 16
 
 
 @functools.cache
@@ -21,11 +28,83 @@ def mkl_is_slow() -> bool:
     return wide and "AMD" in processor() and torch.backends.mkldnn.is_available()
 
 
+def _multiplies_bfloat16() -> bool:
+    supports = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supports is not None and supports()
+
+
+# True on processors for which oneDNN has no bfloat16 kernels, such as those without AVX-512: PyTorch's own loops take 7
+# to 100 times as long as float32 there (AMD EPYC, Zen 3). A constant, so that torch.compile can trace it.
+WIDENS_BFLOAT16 = not _multiplies_bfloat16()
+
+
+def computing_type(x: Tensor) -> torch.dtype:
+    """The type that a layer computes in, if its weight has the type of x."""
+    return torch.get_autocast_dtype(x.device.type) if autocast_in_force(x.device) else x.dtype
+
+
+def _widens(x: Tensor) -> bool:
+    """True if products of x are faster by way of float32: sums in float32, rounded once, as oneDNN's are."""
+    return WIDENS_BFLOAT16 and x.device.type == "cpu" and computing_type(x) == torch.bfloat16
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a b for matrices [M, K] and [K, N]."""
+    """a b for matrices [M, K] and [K, N] of one type."""
+    if _widens(a):
+        return product(a.float(), b.float()).to(a.dtype)
     large = a.shape[0] * b.numel() >= _LARGE
     if not large or a.dtype != torch.float32 or a.device.type != "cpu" or torch.compiler.is_compiling():
         return a @ b
     if not mkl_is_slow() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return a @ b
     return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`torch.nn.functional.linear`, of bfloat16 by way of float32 where that is faster."""
+    if not _widens(x):
+        return F.linear(x, weight, bias)
+    with in_own_precision(x.device):
+        return F.linear(*_widened(x, weight, bias)).bfloat16()
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: Any) -> Tensor:
+    """`torch.nn.functional.conv2d`, of bfloat16 by way of float32 where that is faster."""
+    x, settings = _without_stride(x, weight.shape, settings)
+    if not _widens(x):
+        return F.conv2d(x, weight, bias, **settings)
+    with in_own_precision(x.device):
+        return F.conv2d(*_widened(x, weight, bias), **settings).bfloat16()
+
+
+def conv2d_weight(x: Tensor, shape: Sequence[int], grad: Tensor, **settings: Any) -> Tensor:
+    """Gradient of a convolution's weight of a shape, in float32 at least, from that of its output; no gradients."""
+    x, settings = _without_stride(x, shape, settings)
+    given = (x.float(), shape, grad.float()) if _widens(grad) else (x, shape, grad)
+    found = of_conv2d.conv2d_weight(*given, **settings)
+    return found if found.dtype == torch.float64 else found.float()
+
+
+def conv2d_input(shape: Sequence[int], weight: Tensor, grad: Tensor, **settings: Any) -> Tensor:
+    """Gradient of a convolution's input of a shape from that of its output, in its type; no gradients."""
+    given = (weight.float(), grad.float()) if _widens(grad) else (weight, grad)
+    return of_conv2d.conv2d_input(shape, *given, **settings).to(grad.dtype)
+
+
+def _widened(*values: Tensor | None) -> list[Any]:
+    """Values in float32, rounded to bfloat16 first."""
+    return [None if value is None else value.bfloat16().float() for value in values]
+
+
+def _without_stride(x: Tensor, shape: Sequence[int], settings: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """Input and settings of a convolution that skips no pixels, if one of 1x1 and few channels would skip some.
+
+    The weight's gradient of such a convolution is wrong in oneDNN 3 without AVX-512, if C is innermost: it writes
+    beyond its memory, which also hangs or ends the process (oneDNN issue 6035, torch 2.13).
+    """
+    stride = settings.get("stride", 1)
+    down, across = (stride, stride) if isinstance(stride, int) else stride
+    whole = (down, across) == (1, 1) or shape[1] >= _FEW_CHANNELS or x.device.type != "cpu"
+    if whole or tuple(shape[2:]) != (1, 1) or settings.get("padding", 0) not in (0, (0, 0), "same", "valid"):
+        return x, settings
+    return x[:, :, ::down, ::across], settings | {"stride": 1}

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.reference import in_own_precision
@@ -27,7 +26,7 @@ from plif_lightning.kernels.bits import (
     unpack,
     words_for,
 )
-from plif_lightning.kernels.dense import product
+from plif_lightning.kernels.dense import conv2d, conv2d_input, conv2d_weight, linear, product
 from plif_lightning.kernels.layout import KERNELS, LANES, SUM, at_a_time, convolved, real_type, threads_for
 from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.parallel import parallel
@@ -164,7 +163,7 @@ def _conv_of_spikes(x: Tensor, weight: Tensor, stride: int, sparse: str) -> tupl
     if choose(Op.of("conv", x, weight, stride), spikes / max(1, x.numel()), sparse):
         maps = SparseMaps(bits, None, (n, channels, height, width))
         return conv_events(maps, table_of(weight), x.dtype, stride=stride), bits
-    y = F.conv2d(x.detach(), weight.detach(), stride=stride, padding=weight.shape[-1] // 2)
+    y = conv2d(x.detach(), weight.detach(), stride=stride, padding=weight.shape[-1] // 2)
     return y.contiguous(memory_format=torch.channels_last), bits
 
 
@@ -280,7 +279,7 @@ class _ConvOfBytes(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x.to(torch.uint8), weight)
         ctx.window = _Window.of(x, weight, stride)
-        return F.conv2d(x, weight.to(x.dtype), stride=stride, padding=weight.shape[-1] // 2)
+        return conv2d(x, weight.to(x.dtype), stride=stride, padding=weight.shape[-1] // 2)
 
     @staticmethod
     @once_differentiable
@@ -297,7 +296,7 @@ def _conv_of_gradient(grad: Tensor, weight: Tensor, window: _Window) -> Tensor:
     if grad.device.type == "cpu" and max(window.height, window.width) <= SMALL and window.kernel > 1:
         return input_of_small_maps(grad, weight, (window.height, window.width), window.stride)
     if window.stride == 1:
-        return F.conv2d(grad, weight.flip(2, 3).transpose(0, 1), padding=padding)
+        return conv2d(grad, weight.flip(2, 3).transpose(0, 1), padding=padding)
     shape = len(grad), window.channels, window.height, window.width
     return conv2d_input(shape, weight, grad, stride=window.stride, padding=padding)
 
@@ -454,8 +453,8 @@ def _candidates(op: Op, density: float) -> tuple[Timed, Timed]:
     if op.name.startswith("linear"):
         weight = torch.rand(op.outputs, op.inputs, generator=generator).to(op.dtype)
         if op.name == "linear":
-            return lambda: _linear_events(pack(spikes)[0], weight).to(op.dtype), lambda: F.linear(spikes, weight)
-        return lambda: _linear_weight_events(bits, grad, op.inputs), lambda: (grad.t() @ spikes).float()
+            return lambda: _linear_events(pack(spikes)[0], weight).to(op.dtype), lambda: linear(spikes, weight, None)
+        return lambda: _linear_weight_events(bits, grad, op.inputs), lambda: product(grad.t(), spikes).float()
     x = spikes.view(-1, *op.size, op.inputs).permute(0, 3, 1, 2)
     weight = torch.rand(op.outputs, op.inputs, op.kernel, op.kernel, generator=generator).to(op.dtype)
     sizes: dict[str, Any] = {"stride": op.stride, "padding": op.kernel // 2}
@@ -463,12 +462,12 @@ def _candidates(op: Op, density: float) -> tuple[Timed, Timed]:
         dense = weight.contiguous(memory_format=torch.channels_last)
         return (
             lambda: conv_events(SparseMaps.of(x, binary=True), table_of(weight), op.dtype, stride=op.stride),
-            lambda: F.conv2d(x, dense, **sizes),
+            lambda: conv2d(x, dense, **sizes),
         )
     height, width = convolved((op.size[0], op.size[1]), op.stride)
     g = grad[: len(x) * height * width].view(len(x), height, width, -1).permute(0, 3, 1, 2)
     window = _Window.of(x, weight, op.stride)
     return (
         lambda: _conv_weight_events(bits, g, window).contiguous(),
-        lambda: conv2d_weight(x, weight.shape, g, **sizes).float(),
+        lambda: conv2d_weight(x, weight.shape, g, **sizes),
     )

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.kernels import Backend, linear_of_spikes
-from plif_lightning.network.conv import ConvBlock, computing_type, dtype_of, fire_with, pools_spikes, refuses_neuron
+from plif_lightning.kernels.dense import computing_type
+from plif_lightning.network.conv import (
+    ConvBlock,
+    dtype_of,
+    fire_with,
+    pools_spikes,
+    refuses_neuron,
+    run_layer,
+)
 from plif_lightning.network.hooks import Hear, has_hooks, listening, must_be_called
 from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.neurons import Neuron
@@ -43,10 +51,10 @@ class FCBlock(nn.Module):
 
     def _sums(self, x: Tensor, binary: bool) -> Tensor:
         if not binary or self.refuses_fc is not None:
-            return self.fc(self.dropout(x))
+            return run_layer(self.fc, self.dropout(x))
         x = self.dropout(x.to(dtype_of(x, self.fc.weight)))
         if not self.backend.skips_silence(x, self.fc.weight):
-            return self.fc(x)
+            return run_layer(self.fc, x)
         y = linear_of_spikes(x, self.fc.weight, self.dropout.scale, self.backend.sparse)
         return y if self.fc.bias is None else y + self.fc.bias.to(y.dtype)
 

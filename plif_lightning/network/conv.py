@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from plif_lightning.dynamics.equations import Dynamics
 from plif_lightning.dynamics.reference import autocast_in_force
@@ -21,6 +20,7 @@ from plif_lightning.kernels import (
     norm_fire_pool,
     real_type,
 )
+from plif_lightning.kernels.dense import computing_type, conv2d, linear
 from plif_lightning.kernels.layout import KERNELS, STRIDES
 from plif_lightning.kernels.small_maps import are_small, conv_of_small_maps
 from plif_lightning.network.hooks import has_global_hooks, has_hooks, must_be_called
@@ -48,16 +48,23 @@ def images_channels_last(images: Tensor) -> Tensor:
     return images if images.stride() == strides else images.as_strided((n, c, h, w), strides)
 
 
-def computing_type(x: Tensor) -> torch.dtype:
-    """The type that a layer computes in, if its weight has the type of x."""
-    return torch.get_autocast_dtype(x.device.type) if autocast_in_force(x.device) else x.dtype
-
-
 def dtype_of(x: Tensor, weight: Tensor) -> torch.dtype:
     """The type that a convolution or FC layer computes in."""
     if autocast_in_force(x.device):
         return computing_type(x)
     return torch.promote_types(x.dtype, weight.dtype)
+
+
+def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer(x)`, of a plain convolution or FC layer without hooks by the functions of `kernels.dense`."""
+    if must_be_called(layer) or "forward" in vars(layer):
+        return layer(x)
+    if type(layer) is nn.Linear:
+        return linear(x, layer.weight, layer.bias)
+    if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros":
+        return layer(x)
+    sizes = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+    return conv2d(x, layer.weight, layer.bias, **sizes)
 
 
 def refuses_class(part: Any, base: type, *methods: str) -> str | None:
@@ -259,7 +266,7 @@ def convolve(call: Call, with_bias: bool) -> Tensor:
     """
     conv = call.block.conv
     if call.why_not_conv is not None:
-        return conv(call.images if call.fuses else call.x.flatten(0, 1))
+        return run_layer(conv, call.images if call.fuses else call.x.flatten(0, 1))
     bias, stride = conv.bias if with_bias else None, conv.stride[0]
     images = call.spikes if call.binary else call.images
     if are_small(images, conv.weight) and not (call.binary and call.skips(images)):
@@ -269,7 +276,7 @@ def convolve(call: Call, with_bias: bool) -> Tensor:
     if call.binary and (_saves_memory(images, conv.weight) or call.skips(images)):
         y = conv_of_spikes(images, conv.weight, call.block.backend.sparse, stride)
         return y if bias is None else y + bias[:, None, None]
-    return F.conv2d(images, conv.weight, bias, stride, conv.padding)
+    return conv2d(images, conv.weight, bias, stride=stride, padding=conv.padding)
 
 
 def _saves_memory(spikes: Tensor, weight: Tensor) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import Backend, Sparse, linear_of_spikes
 from plif_lightning.network.blocks import Blocks, FCBlock, NeuronBlock, Residual
-from plif_lightning.network.conv import ConvBlock, dtype_of
+from plif_lightning.network.conv import ConvBlock, dtype_of, run_layer
 from plif_lightning.network.hooks import must_be_called
 from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.network.norm import TimeBatchNorm2d
@@ -85,7 +85,7 @@ def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) 
     _require_known(module)
     if backend is not None and type(module) is nn.Linear and (found := _of_spikes(module, x, backend)) is not None:
         return found
-    y = module(x.flatten(0, 1))
+    y = run_layer(module, x.flatten(0, 1))
     if not isinstance(y, Tensor):
         raise UserError(
             f"{type(module).__name__} returns a {type(y).__name__}: over_time runs neurons of this project, and "

@@ -1,0 +1,117 @@
+"""Products and convolutions in bfloat16 by way of float32, against exact ones."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import plif_lightning as pl
+from plif_lightning.kernels import dense
+from plif_lightning.network.conv import run_layer
+
+
+# PyTorch's own loops round sums, too, where oneDNN has no kernels.
+@pytest.fixture(params=[True] if dense.WIDENS_BFLOAT16 else [True, False])
+def widens(request, monkeypatch) -> bool:
+    monkeypatch.setattr(dense, "WIDENS_BFLOAT16", request.param)
+    return request.param
+
+
+def narrow(*shape: int) -> Tensor:
+    return torch.randn(shape).bfloat16()
+
+
+def assert_rounded(ours: Tensor, exact: Tensor) -> None:
+    """Equal to the exact values rounded to bfloat16, where sums in float32 may tip the rounding."""
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.double(), exact, rtol=2**-8, atol=1e-4)
+
+
+def test_products_are_rounded_once(widens):
+    torch.manual_seed(0)
+    a, b, bias = narrow(5, 300), narrow(300, 7), narrow(7)
+    exact = a.double() @ b.double()
+    assert_rounded(dense.product(a, b), exact)
+    assert_rounded(dense.linear(a, b.t(), bias), exact + bias.double())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_and_their_gradients_are_those_of_exact_ones(widens, stride):
+    torch.manual_seed(0)
+    x, weight, bias = narrow(3, 16, 6, 5), narrow(8, 16, 3, 3), narrow(8)
+    sizes = {"stride": stride, "padding": 1}
+    exact = [value.double().requires_grad_() for value in (x, weight, bias)]
+    y = F.conv2d(*exact, **sizes)
+    ours = [value.clone().requires_grad_() for value in (x, weight, bias)]
+    found = dense.conv2d(*ours, **sizes)
+    assert_rounded(found, y)
+
+    grad = narrow(*y.shape)
+    y.backward(grad.double())
+    found.backward(grad)
+    for value, expected in zip(ours, exact, strict=True):
+        assert_rounded(value.grad, expected.grad)
+    assert_rounded(dense.conv2d_input(x.shape, weight, grad, **sizes), exact[0].grad)
+    of_weight = dense.conv2d_weight(x, weight.shape, grad, **sizes)
+    assert of_weight.dtype == torch.float32
+    torch.testing.assert_close(of_weight.double(), exact[1].grad, rtol=2**-8, atol=1e-3)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv2d(4, 4, 3, groups=2, dilation=2, padding="same")])
+def test_plain_layers_of_a_network_are_widened_under_autocast(widens, layer):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = run_layer(layer, x)
+    layer.zero_grad()
+    y.sum().backward()
+    rounded = [value.detach().bfloat16().double() for value in (x, layer.weight, layer.bias)]
+    if isinstance(layer, nn.Linear):
+        assert_rounded(y, F.linear(*rounded))
+    else:
+        assert_rounded(y, F.conv2d(*rounded, padding="same", dilation=2, groups=2))
+    assert layer.weight.grad.dtype == layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8, 16])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_convolutions_that_skip_pixels_have_exact_gradients(channels, stride):
+    torch.manual_seed(0)
+    x = torch.randn(4, channels, 8, 9).to(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.randn(5, channels, 1, 1, requires_grad=True), torch.randn(5)
+    exact = [value.detach().double() for value in (x, weight)]
+    skipped = exact[0][:, :, ::stride, ::stride]
+    y = dense.conv2d(x, weight, bias, stride=stride)
+    expected = torch.einsum("nchw,oc->nohw", skipped, exact[1].flatten(1)) + bias.double()[:, None, None]
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+
+    grad = torch.randn(y.shape)
+    of_weight = torch.einsum("nchw,nohw->oc", skipped, grad.double())[:, :, None, None]
+    of_input = torch.zeros_like(exact[0])
+    of_input[:, :, ::stride, ::stride] = torch.einsum("nohw,oc->nchw", grad.double(), exact[1].flatten(1))
+    y.backward(grad)
+    for found, expected in (
+        (x.grad, of_input),
+        (weight.grad, of_weight),
+        (dense.conv2d_weight(x.detach(), weight.shape, grad, stride=stride), of_weight),
+        (dense.conv2d_input(x.shape, weight.detach(), grad, stride=stride), of_input),
+    ):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_training_step_multiplies_no_bfloat16(monkeypatch, tmp_path):
+    monkeypatch.setattr(dense, "WIDENS_BFLOAT16", True)
+    torch.manual_seed(0)
+    net = pl.SpikingNetwork((1, 12, 12), 2, 2, n_conv=3, n_down=2, channels=8, fc_features=8)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        with torch.autocast("cpu", torch.bfloat16):
+            votes = net(torch.rand(4, 1, 12, 12))
+        votes.float().sum().backward()
+    profile.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text("utf-8"))["traceEvents"]
+    products = ("aten::convolution", "aten::convolution_backward", "aten::mm", "aten::addmm", "aten::bmm")
+    types = {(e["name"], *e["args"].get("Input type", ())) for e in events if e.get("name") in products}
+    assert {name for name, *_ in types} >= {"aten::convolution", "aten::convolution_backward"}
+    assert not [found for found in types if "c10::BFloat16" in found]
