@@ -43,14 +43,14 @@ def computing_type(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if autocast_in_force(x.device) else x.dtype
 
 
-def _widens(x: Tensor) -> bool:
+def widens(x: Tensor) -> bool:
     """True if products of x are faster by way of float32: sums in float32, rounded once, as oneDNN's are."""
     return WIDENS_BFLOAT16 and x.device.type == "cpu" and computing_type(x) == torch.bfloat16
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a b for matrices [M, K] and [K, N] of one type."""
-    if _widens(a):
+    if widens(a):
         return product(a.float(), b.float()).to(a.dtype)
     large = a.shape[0] * b.numel() >= _LARGE
     if not large or a.dtype != torch.float32 or a.device.type != "cpu" or torch.compiler.is_compiling():
@@ -62,7 +62,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`torch.nn.functional.linear`, of bfloat16 by way of float32 where that is faster."""
-    if not _widens(x):
+    if not widens(x):
         return F.linear(x, weight, bias)
     with in_own_precision(x.device):
         return F.linear(*_widened(x, weight, bias)).bfloat16()
@@ -71,7 +71,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: Any) -> Tensor:
     """`torch.nn.functional.conv2d`, of bfloat16 by way of float32 where that is faster."""
     x, settings = _without_stride(x, weight.shape, settings)
-    if not _widens(x):
+    if not widens(x):
         return F.conv2d(x, weight, bias, **settings)
     with in_own_precision(x.device):
         return F.conv2d(*_widened(x, weight, bias), **settings).bfloat16()
@@ -80,14 +80,14 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: An
 def conv2d_weight(x: Tensor, shape: Sequence[int], grad: Tensor, **settings: Any) -> Tensor:
     """Gradient of a convolution's weight of a shape, in float32 at least, from that of its output; no gradients."""
     x, settings = _without_stride(x, shape, settings)
-    given = (x.float(), shape, grad.float()) if _widens(grad) else (x, shape, grad)
+    given = (x.float(), shape, grad.float()) if widens(grad) else (x, shape, grad)
     found = of_conv2d.conv2d_weight(*given, **settings)
     return found if found.dtype == torch.float64 else found.float()
 
 
 def conv2d_input(shape: Sequence[int], weight: Tensor, grad: Tensor, **settings: Any) -> Tensor:
     """Gradient of a convolution's input of a shape from that of its output, in its type; no gradients."""
-    given = (weight.float(), grad.float()) if _widens(grad) else (weight, grad)
+    given = (weight.float(), grad.float()) if widens(grad) else (weight, grad)
     return of_conv2d.conv2d_input(shape, *given, **settings).to(grad.dtype)
 
 

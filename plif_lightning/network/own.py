@@ -4,6 +4,7 @@ A network is any module whose `forward` takes x [T, N, C, H, W], or static image
 logits [T, N, classes]. It may have `time_steps`, the T that it gives static images.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
+from plif_lightning.kernels import dense
 from plif_lightning.network.blocks import listening_to
 from plif_lightning.network.conv import ConvBlock
 from plif_lightning.network.hooks import Hear, hooked
@@ -23,6 +25,7 @@ from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.making import imported
 from plif_lightning.structure import FROM_DATA as FROM_DATA
 
+_log = logging.getLogger(__name__)
 # Arguments of `SpikingNetwork` that any module's neurons have.
 _OF_ALL = {"backend", "sparse"}
 
@@ -138,6 +141,11 @@ def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> None:
     Raises:
         UserError: it returns something other than [T, N, classes]; or a module in it keeps state between calls.
     """
+    if dense.widens(x):
+        _log.warning(
+            "This processor has no instructions for bfloat16: layers that a network of your own calls may take 10 to "
+            "100 times as long as in float32. Pass --trainer.precision 32-true."
+        )
     x = x[:, :2] if x.dim() == 5 else x[:2]
     training = [part for part in net.modules() if part.training]
     kept = {name: _Kept(part) for name, part in net.named_modules()}

@@ -165,6 +165,13 @@ def own_file(monkeypatch):
     sys.modules.pop("my_nets", None)
 
 
+@pytest.mark.parametrize("slow", [True, False])
+def test_loops_that_are_slow_in_bfloat16_are_told(slow, own_file, caplog, monkeypatch):
+    monkeypatch.setattr("plif_lightning.kernels.dense.WIDENS_BFLOAT16", slow)
+    fit(*SHORT, "--model.network", "my_nets.Simple", "--trainer.precision", "bf16-mixed")
+    assert ("no instructions for bfloat16" in caplog.text) == slow
+
+
 def test_a_network_of_ones_own_is_trained_tested_exported_and_resumed(own_file, capsys):
     own = ["--model.network", "my_nets.Net", "--model.network.hidden", "5", "--model.loss", "cross_entropy"]
     fit(*SHORT, *own)
