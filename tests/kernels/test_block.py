@@ -22,6 +22,7 @@ from plif_lightning.kernels import (
     policy,
     table_of,
 )
+from plif_lightning.kernels.dense import conv2d
 from plif_lightning.kernels.layout import POOLS, rows_of
 from plif_lightning.kernels.policy import Op, candidates
 from plif_lightning.kernels.sparse import conv_events
@@ -150,16 +151,19 @@ def test_the_number_of_threads_changes_no_spike(monkeypatch):
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("sparse", ["never", "always"])
-def test_inference_of_spikes_is_that_of_the_map(dtype, sparse):
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (1, 1), (5, 1), (3, 2)])
+def test_inference_of_spikes_is_that_of_the_map(dtype, sparse, kernel, stride):
     x = maps(6, 20, 7, 8).to(dtype).unflatten(0, (3, 2))
     weight, statistics = (
-        values(17, 20, 3, 3).to(dtype),
+        values(17, 20, kernel, kernel).to(dtype),
         (values(17), values(17, seed=2), values(1, 17), torch.rand(1, 17)),
     )
-    y = torch.conv2d(x.flatten(0, 1), weight, padding=1).unflatten(0, (3, 2))
+    y = conv2d(x.flatten(0, 1), weight, stride=stride, padding=kernel // 2).unflatten(0, (3, 2))
     neurons = leaky(torch.tensor(0.3), Firing())
     expected = norm_fire_pool(y, *statistics, neurons, batch_statistics=False, pool="max_first")
-    ours = conv_fire_pool(x, weight, *statistics, neurons, binary=True, pool="max_first", sparse=sparse)
+    settings = {"binary": True, "pool": "max_first", "sparse": sparse, "stride": stride}
+    with torch.no_grad():
+        ours = conv_fire_pool(x, weight, *statistics, neurons, **settings)
     assert ours.shape == expected.shape
     assert ours.dtype == dtype
     assert ours.stride() == expected.stride()
