@@ -233,7 +233,7 @@ def _gain_cell(row: Standing | None) -> str:
         return f"{row.cell.accuracy:.2f}"
     if math.isnan(row.gain):
         return ""
-    text = f"{row.gain:+.2f}" + ("" if math.isnan(row.low) else f" [{row.low:+.2f}, {row.high:+.2f}]")
+    text = f"{row.gain:+z.2f}" + ("" if math.isnan(row.low) else f" [{row.low:+z.2f}, {row.high:+z.2f}]")
     return f"**{text}**" if row.verdict else text
 
 
@@ -254,7 +254,7 @@ def _row(one: Standing) -> list[str]:
         return "" if math.isnan(value) else f"{value:,.{digits}f}"
 
     def ends(low: float, high: float, sign: str = "") -> str:
-        return "" if math.isnan(low) else f"[{low:{sign}.2f}, {high:{sign}.2f}]"
+        return "" if math.isnan(low) else f"[{low:{sign}z.2f}, {high:{sign}z.2f}]"
 
     several = len(one.cell.runs) > 1
     return [
@@ -263,7 +263,7 @@ def _row(one: Standing) -> list[str]:
         number(one.validation, 2),
         number(one.cell.accuracy, 2),
         ends(one.cell.low, one.cell.high) if several else "",
-        "" if one.is_paper or math.isnan(one.gain) else f"{one.gain:+.2f}",
+        "" if one.is_paper or math.isnan(one.gain) else f"{one.gain:+z.2f}",
         ends(one.low, one.high, "+"),
         one.verdict,
         str(len(one.cell.runs)),

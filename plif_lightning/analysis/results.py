@@ -256,8 +256,9 @@ def _accuracy_of(group: Sequence[Row]) -> str:
     shares = [float(row["accuracy"]) / 100 for row in group]
     accuracy = f"{100 * fmean(shares):.2f}"
     if len(shares) > 1:
-        low, high = interval(shares, None)
-        return f"{accuracy} [{100 * low:.2f}, {100 * min(high, 1.0):.2f}], {len(shares)} seeds"
+        low, high = interval(shares, None)  # none if all seeds reached the same
+        ends = "" if math.isnan(low) else f" [{100 * low:.2f}, {100 * min(high, 1.0):.2f}]"
+        return f"{accuracy}{ends}, {len(shares)} seeds"
     error = group[0]["standard_error"]
     return f"{accuracy} \u00b1 {error}" if error else accuracy
 

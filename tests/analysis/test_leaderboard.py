@@ -63,6 +63,14 @@ def test_only_seeds_of_both_are_compared_and_one_has_no_interval(tmp_path):
     assert (rows["reset soft"]["gain"], rows["the paper's"]["gain"]) == ("", "")
 
 
+def test_a_gain_that_rounds_to_nothing_has_no_minus(tmp_path):
+    write(tmp_path, "paper", SEEDS)
+    write(tmp_path, "less", {seed: test - 1e-5 for seed, test in SEEDS.items()}, loss="rate")
+    runs = find_runs(tmp_path)
+    assert [row[1] for row in gains_table(runs).rows][1].startswith("+0.00")
+    assert "-0.00" not in str(leaderboard_table(runs).rows)
+
+
 def test_several_changes_and_parameters_of_training_are_named(tmp_path):
     write(tmp_path, "paper", SEEDS)
     write(tmp_path, "both", SEEDS, surrogate="triangle", surrogate_width=0.5)

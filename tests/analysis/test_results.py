@@ -127,6 +127,13 @@ def test_the_table_takes_seeds_together(tmp_path):
     assert cells["minutes"] == "1.0"
 
 
+def test_seeds_that_reached_the_same_have_no_interval(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / "runs" / str(seed), accuracies=(0.90,), seed=seed)
+    (row,) = results_table(write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs"))).rows
+    assert "90.00, 2 seeds" in row
+
+
 def test_the_command_writes_the_table_and_prints_it(tmp_path, capsys):
     write_run(tmp_path / "runs" / "a")
     arguments = ["tables", "--runs", str(tmp_path / "runs"), "--only", "4", "--out", str(tmp_path / "out")]
