@@ -99,20 +99,22 @@ def test_values_are_added_up_as_the_library_does(dtype, outputs):
     assert torch.equal(ours(SparseMaps.of(x, binary=False), 6).images(dtype), theirs.flatten(0, 1))
 
 
+@pytest.mark.parametrize("outputs", [33, 64, 128])  # also words of bits that are full
 @pytest.mark.parametrize("pool", SPIKING)
 @pytest.mark.parametrize("size", [(6, 8), (7, 5)])
-def test_steps_one_after_another_are_the_whole(pool, size):
+def test_steps_one_after_another_are_the_whole(pool, size, outputs):
     x = maps(4 * 3, 20, *size)
-    made = EventBlock.of_neurons(
-        table_of(values(33, 20, 3, 3)), None, values(33), leaky(torch.tensor(0.5), FIRINGS[2]), pool
-    )
+    table, bias, k = table_of(values(outputs, 20, 3, 3)), values(outputs), torch.tensor(0.5)
+    made = EventBlock.of_neurons(table, None, bias, leaky(k, FIRINGS[2]), pool)
     whole = made(SparseMaps.of(x, binary=True), 4).images(torch.float32).unflatten(0, (4, 3))
     v = None
     for step, expected in zip(x.unflatten(0, (4, 3)), whole, strict=True):
         spikes, v = made.step(SparseMaps.of(step.contiguous(memory_format=torch.channels_last), binary=True), v)
         assert torch.equal(spikes.images(torch.float32), expected)
-    sums = SparseMaps.of(x, binary=True), table_of(values(33, 20, 3, 3)), None, values(33), torch.tensor(0.5)
-    _, last = one_after_another(*sums, FIRINGS[2], "none", 4, torch.full((1, 3, 33, *size), FIRINGS[2].v_reset))
+    sums, first = (SparseMaps.of(x, binary=True), table, None, bias, k, FIRINGS[2]), FIRINGS[2].v_reset
+    spikes, _ = one_after_another(*sums, pool, 4)
+    assert torch.equal(spikes, whole)
+    _, last = one_after_another(*sums, "none", 4, torch.full((1, 3, outputs, *size), first))
     assert torch.equal(v.permute(0, 1, 4, 2, 3), last)
 
 
