@@ -157,6 +157,8 @@ def test_a_profile_names_the_kernels(tmp_path):
         "--run_folder", str(tmp_path / "run"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+    assert "configure_callbacks" not in done.stderr  # which Lightning says of the task's callbacks in the test
     said = done.stdout + done.stderr + "".join(p.read_text(errors="replace") for p in tmp_path.rglob("*.txt"))
     for name in ("plif::fire", "plif::fire_backward", "ConvBlock", "PLIF"):
         assert name in said
