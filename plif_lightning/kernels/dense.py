@@ -45,7 +45,8 @@ def computing_type(x: Tensor) -> torch.dtype:
 
 def widens(x: Tensor) -> bool:
     """True if products of x are faster by way of float32: sums in float32, rounded once, as oneDNN's are."""
-    return WIDENS_BFLOAT16 and x.device.type == "cpu" and computing_type(x) == torch.bfloat16
+    narrow = x.dtype != torch.float64 and computing_type(x) == torch.bfloat16  # autocast leaves float64 alone
+    return WIDENS_BFLOAT16 and x.device.type == "cpu" and narrow
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

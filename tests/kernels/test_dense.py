@@ -101,6 +101,13 @@ def test_convolutions_that_skip_pixels_have_exact_gradients(channels, stride):
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_autocast_leaves_float64_alone(widens):
+    layer, x = nn.Linear(6, 4).double(), torch.rand(2, 6, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = run_layer(layer, x)
+    torch.testing.assert_close(y, layer(x))
+
+
 def test_a_training_step_multiplies_no_bfloat16(monkeypatch, tmp_path):
     monkeypatch.setattr(dense, "WIDENS_BFLOAT16", True)
     torch.manual_seed(0)
