@@ -43,7 +43,8 @@ def _of_lightning(error: Exception) -> str | None:
 def _lost_peer(error: Exception) -> str | None:
     """Explain a lost peer or a timeout between processes."""
     lost = re.search("closed by peer|reset by peer|timed out|Timed out|remote process|pair closure", str(error))
-    library = re.search("gloo|NCCL|TCPStore|c10d|pair closure", str(error))
+    # PyTorch's store names no library: "The client socket has timed out after 15000ms while trying to connect to".
+    library = re.search("gloo|NCCL|TCPStore|c10d|pair closure|client socket", str(error))
     if not isinstance(error, RuntimeError) or not lost or not library:
         return None
     first = " ".join(str(error).split())[:160]
