@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn import grad as of_conv2d
 
 from plif_lightning.dynamics.reference import autocast_in_force, in_own_precision
+from plif_lightning.kernels.layout import real_type
 from plif_lightning.runtime.surroundings import processor
 
 # Multiply-adds from which the library matters.
@@ -82,8 +83,7 @@ def conv2d_weight(x: Tensor, shape: Sequence[int], grad: Tensor, **settings: Any
     """Gradient of a convolution's weight of a shape, in float32 at least, from that of its output; no gradients."""
     x, settings = _without_stride(x, shape, settings)
     given = (x.float(), shape, grad.float()) if widens(grad) else (x, shape, grad)
-    found = of_conv2d.conv2d_weight(*given, **settings)
-    return found if found.dtype == torch.float64 else found.float()
+    return of_conv2d.conv2d_weight(*given, **settings).to(real_type(grad))
 
 
 def conv2d_input(shape: Sequence[int], weight: Tensor, grad: Tensor, **settings: Any) -> Tensor:

@@ -9,14 +9,7 @@ from torch import Tensor, nn
 
 from plif_lightning.kernels import Backend, linear_of_spikes
 from plif_lightning.kernels.dense import computing_type
-from plif_lightning.network.conv import (
-    ConvBlock,
-    dtype_of,
-    fire_with,
-    pools_spikes,
-    refuses_neuron,
-    run_layer,
-)
+from plif_lightning.network.conv import ConvBlock, dtype_of, fire_with, pools_spikes, refuses_neuron, run_layer
 from plif_lightning.network.hooks import Hear, has_hooks, listening, must_be_called
 from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.neurons import Neuron

@@ -23,7 +23,7 @@ from plif_lightning.kernels import (
 from plif_lightning.kernels.dense import computing_type, conv2d, linear
 from plif_lightning.kernels.layout import KERNELS, STRIDES
 from plif_lightning.kernels.small_maps import are_small, conv_of_small_maps
-from plif_lightning.network.hooks import has_global_hooks, has_hooks, must_be_called
+from plif_lightning.network.hooks import has_global_hooks, has_hooks, must_be_called, runs_its_class
 from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.norm import Statistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import SpikeMaxPool2d, TiedMaxPool2d, draw_seed
@@ -57,7 +57,7 @@ def dtype_of(x: Tensor, weight: Tensor) -> torch.dtype:
 
 def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
     """`layer(x)`, of a plain convolution or FC layer without hooks by the functions of `kernels.dense`."""
-    if must_be_called(layer) or "forward" in vars(layer):
+    if not runs_its_class(layer):
         return layer(x)
     if type(layer) is nn.Linear:
         return linear(x, layer.weight, layer.bias)

@@ -31,6 +31,11 @@ def must_be_called(module: nn.Module) -> bool:
     return has_hooks(module) or has_global_hooks()
 
 
+def runs_its_class(module: nn.Module) -> bool:
+    """True if a call of this module runs the forward of its class and nothing else."""
+    return not must_be_called(module) and "forward" not in vars(module)
+
+
 Hear = Callable[[str, Tensor], None]
 
 
