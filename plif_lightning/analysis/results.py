@@ -168,7 +168,7 @@ def read_results(path: Path) -> list[Row]:
     for line, row in enumerate(rows, start=2):
         problem = problem or _problem_of_line(line, row)
     if problem:
-        raise UserError(f"{path} is not a table of results: {problem}. Pass another --results, or move that file away.")
+        raise UserError(f"{path} is not a table of results: {problem}. Pass another file, or move that one away.")
     return rows
 
 
@@ -185,9 +185,9 @@ def _problem_of_line(line: int, row: Row) -> str:
     if None in row or None in row.values():
         return f"line {line} has too few or too many values"
     for name in ("accuracy", "seconds"):
-        if (row[name] or name != "seconds") and math.isnan(real(row[name])):
+        if (row[name] or name != "seconds") and not math.isfinite(real(row[name])):
             return f"{name} in line {line} must be a number, got {row[name]!r}"
-    if not row["epochs"].isdigit():
+    if not (row["epochs"].isdecimal() and len(row["epochs"]) < 10):
         return f"epochs in line {line} must be a whole number, got {row['epochs']!r}"
     if not _LAYERS.fullmatch(row["tau"]):
         return f"tau in line {line} must read `conv1 1.32, fc1 5.2`, got {row['tau']!r}"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from plif_lightning import configs
 from plif_lightning.analysis.leaderboard import gains_table, leaderboard_table
-from plif_lightning.analysis.results import results_table, write_results
+from plif_lightning.analysis.published import published_runs
+from plif_lightning.analysis.results import read_results, results_table, write_results
 from plif_lightning.analysis.tables import (
     NetworkFacts,
     Table,
@@ -28,16 +29,17 @@ from plif_lightning.runs.settings import by_numbers
 from plif_lightning.runtime import program
 
 RUNS = "runs"  # default folder of a fit
+_TABLE = ", or a table of results such as configs/leaderboard/results.csv"
 
 
-def _parser(name: str, description: str) -> PlainParser:
+def _parser(name: str, description: str, place: str = "") -> PlainParser:
     parser = PlainParser(name, description)
-    parser.add_argument("--runs", help="folder that holds the runs, or wandb:ENTITY/PROJECT (default: runs)")
+    parser.add_argument("--runs", help=f"folder that holds the runs, or wandb:ENTITY/PROJECT{place} (default: runs)")
     return parser
 
 
 def _tables_parser() -> PlainParser:
-    parser = _parser("tables", "Print the paper's tables, with this project's runs beside the paper's numbers.")
+    parser = _parser("tables", "Print the paper's tables, with this project's runs beside the paper's numbers.", _TABLE)
     parser.add_argument("--out", type=Path, help="folder for tables.md, and for a csv and a LaTeX file of each table")
     parser.add_argument(
         "--only", help="comma-separated tables: 1, 2, 2b, 3, 4, 5, S1, S2, tau, other, leaderboard or gains"
@@ -49,7 +51,9 @@ def _tables_parser() -> PlainParser:
 
 
 def _figures_parser() -> PlainParser:
-    parser = _parser("figures", "Draw the paper's figures from this project's runs, or a recording, as pdf and png.")
+    parser = _parser(
+        "figures", "Draw the paper's figures from this project's runs, or a recording, as pdf and png.", _TABLE
+    )
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)")
     parser.add_argument("--data", help="show runs of this data set only, by its name or class")
     parser.add_argument("--run", help="show this run only, by its folder below --runs")
@@ -93,25 +97,36 @@ def all_tables(runs: list[Run]) -> list[Table]:
     return ordered([*networks, earlier_work(), *result_tables(runs), leaderboard_table(runs), gains_table(runs)])
 
 
-def _chosen(only: str, known: list[str]) -> list[str]:
+def _chosen(only: str, known: list[str], published: Path | None) -> list[str]:
     """Split the names of `--only`; refuse unknown ones."""
     names = [name.strip() for name in only.split(",") if name.strip()]
     if not names or (unknown := [name for name in names if name not in known]):
-        raise UserError(f"--only must be some of {','.join(known)}, got {','.join(unknown) if names else repr(only)}.")
+        why = "" if published is None else f" where --runs is a table of results ({published})"
+        got = ",".join(unknown) if names else repr(only)
+        raise UserError(f"--only must be some of {','.join(known)}{why}, got {got}.")
     return names
 
 
 def tables(argv: list[str]) -> int:
     """Print the tables, and write them into the files asked for."""
     given = _tables_parser().parse_args(argv)
-    runs = _runs(given.runs or RUNS, required=given.runs is not None or given.results is not None)
-    found = all_tables(runs)
+    published = _table_of_results(given.runs)
+    if published is not None and given.results is not None:
+        raise UserError(f"--results adds runs to a table, and {published} has none of their folders: leave one out.")
+    if published is not None:
+        runs = published_runs(published)
+        found = [leaderboard_table(runs), gains_table(runs)]
+    else:
+        runs = _runs(given.runs or RUNS, required=given.runs is not None or given.results is not None)
+        found = all_tables(runs)
     if given.only is not None:
-        chosen = _chosen(given.only, [table.name for table in found])
+        chosen = _chosen(given.only, [table.name for table in found], published)
         found = [table for table in found if table.name in chosen]
         for table in found:
             if not table.rows:
                 print(f"note: {heading(table)}: no run belongs to it. {' '.join(table.notes)}", file=sys.stderr)
+    elif published is not None:
+        found.append(results_table(read_results(published)))
     if given.results is not None:
         found.append(results_table(write_results(given.results, runs)))
         _note_untested(runs)
@@ -120,6 +135,11 @@ def tables(argv: list[str]) -> int:
         for path in write_tables(found, given.out):
             print(path)
     return 0
+
+
+def _table_of_results(place: str | None) -> Path | None:
+    """Return the file that `--runs` names in place of a folder; None if it names none."""
+    return Path(place) if place is not None and Path(place).is_file() else None
 
 
 def _runs(place: str, required: bool) -> list[Run]:
@@ -152,18 +172,20 @@ def figures(argv: list[str]) -> int:
             raise UserError("--recording draws a file, not runs: leave --only, --data and --run out.")
         write_recording(given.recording, given.out)
         return 0
-    names = _chosen(given.only, [*FIGURES]) if given.only else [*FIGURES]
-    runs = find_runs(given.runs or RUNS)
+    published = _table_of_results(given.runs)
+    known = [*FIGURES] if published is None else ["leaderboard"]  # the others need more than a row of a table
+    names = _chosen(given.only, known, published) if given.only else known
+    runs = find_runs(given.runs or RUNS) if published is None else published_runs(published)
     for option, called in (
         ("data", lambda run: {run.data_set, str(run.facts.get("data"))}),
         ("run", lambda r: {r.name}),
     ):
         wanted = getattr(given, option)
         if wanted is not None:
-            known = sorted(set().union(*map(called, runs)))
+            there = sorted(set().union(*map(called, runs)))
             runs = [run for run in runs if wanted in called(run)]
             if not runs:
-                raise UserError(f"--{option} must be one of {', '.join(known)}, got {wanted}.")
+                raise UserError(f"--{option} must be one of {', '.join(there)}, got {wanted}.")
     return write_figures(runs, given.out, names, given.columns, Choice(given.class_name, given.channel))
 
 

@@ -32,7 +32,8 @@ def find_runs(root: Path | str) -> list[Run]:
         return wandb.runs_of_project(str(root).removeprefix(wandb.PREFIX))
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"runs must be a folder, got {root}, which does not exist.")
+        why = "is a file" if root.exists() else "does not exist"
+        raise UserError(f"runs must be a folder, got {root}, which {why}.")
     found = []
     for folder, below, _ in os.walk(root):
         below[:] = sorted((name for name in below if not name.startswith(".")), key=_by_number)

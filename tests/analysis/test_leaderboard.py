@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -10,7 +9,8 @@ from scipy import stats
 
 from plif_lightning.analysis.figures import NothingToShowError, drawn
 from plif_lightning.analysis.leaderboard import gains_table, leaderboard_table, standings
-from plif_lightning.analysis.results import read_results
+from plif_lightning.analysis.published import published_runs
+from plif_lightning.analysis.tables import markdown
 from plif_lightning.cli import main
 from plif_lightning.runs.reading import find_runs
 from tests.conftest import REPOSITORY
@@ -270,21 +270,6 @@ def test_gains_of_all_data_sets_stand_side_by_side(tmp_path):
 
 
 def test_the_published_gains_are_those_of_the_published_runs():
-    """Each column of the table in RESULTS.md against configs/leaderboard/results.csv, seed by seed."""
     text = (REPOSITORY / "configs/RESULTS.md").read_text().split("\n## Leaderboard\n")[1].split("\n## ")[0]
-    head, _, *lines = [line for line in text.splitlines() if line.startswith("|")]
-    columns = [cell.strip() for cell in head.strip("|").split("|")]
-    rows = [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in lines]
-    of_runs = defaultdict(dict)
-    for row in read_results(REPOSITORY / "configs/leaderboard/results.csv"):
-        model = row["overrides"].partition("model=")[2]
-        of_runs[row["data"], model][row["seed"]] = float(row["accuracy"])
-    for i, column in enumerate(columns[1:], start=1):
-        data = column.rsplit(",", 2)[0]
-        known = {model: seeds for (name, model), seeds in of_runs.items() if name == data}
-        paper = known.pop("{}")
-        assert rows[0][0] == "the paper's"
-        assert float(rows[0][i]) == pytest.approx(np.mean([*paper.values()]), abs=0.006)
-        expected = [np.mean([own[s] - paper[s] for s in own if s in paper]) for own in known.values()]
-        found = [float(row[i].split(" ")[0]) for row in rows[1:] if row[i]]
-        assert sorted(found) == pytest.approx(sorted(expected), abs=0.011), data
+    printed = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    assert printed == markdown(gains_table(published_runs(REPOSITORY / "configs/leaderboard/results.csv")))

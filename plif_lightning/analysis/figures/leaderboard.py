@@ -55,12 +55,15 @@ def _counted(row: Standing) -> bool:
 
 def _draw(ax: Axes, row: Standing) -> None:
     colour, marker = (ink(), "*") if row.is_paper else _STYLE[row.verdict]
-    half = None if len(row.cell.runs) < 2 or math.isnan(row.cell.low) else row.cell.accuracy - row.cell.low
+    cell = row.cell
+    known = len(cell.runs) > 1 and not math.isnan(cell.low)
+    # Its ends stay between 0 and 100 %, so its halves differ.
+    halves = [[cell.accuracy - cell.low], [cell.high - cell.accuracy]] if known else None
     x = row.mean("spikes")
     ax.errorbar(
-        x, row.cell.accuracy, half, marker=marker, color=colour or ink(0.55), markersize=9 if row.is_paper else 4.5,
+        x, cell.accuracy, halves, marker=marker, color=colour or ink(0.55), markersize=9 if row.is_paper else 4.5,
         linewidth=0.7, zorder=3 if row.is_paper else 2,
     )  # fmt: skip
     label = row.name if row.is_paper or row.verdict else ""
     if label:
-        ax.annotate(for_legend(label), (x, row.cell.accuracy), xytext=(5, 2), textcoords="offset points", fontsize=5.5)
+        ax.annotate(for_legend(label), (x, cell.accuracy), xytext=(5, 2), textcoords="offset points", fontsize=5.5)
