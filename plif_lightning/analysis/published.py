@@ -1,8 +1,8 @@
 """The runs of a table of results, such as `configs/leaderboard/results.csv`, without their folders."""
 
-import copy
 import re
 import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import yaml
 
 from plif_lightning import configs
 from plif_lightning.analysis.results import Row, read_results
-from plif_lightning.analysis.settings import real
+from plif_lightning.analysis.settings import experiment, real
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.loading import loaded, printable
@@ -49,15 +49,34 @@ def published_runs(path: Path) -> list[Run]:
     Raises:
         UserError: the file is no table of results.
     """
-    return [_run(row, path) for row in read_results(path)]
+    rows = read_results(path)
+    runs = [_run(row, path) for row in rows]
+    told = [experiment(run) if run.status == "finished" else "" for run in runs]
+    hashes: dict[str, set[str]] = defaultdict(set)
+    for row, settings in zip(rows, told, strict=True):
+        hashes[settings].add(row["hash"])
+    return [
+        _unreadable(run, _OTHER_SETTINGS) if settings and len(hashes[settings]) > 1 else run
+        for run, settings in zip(runs, told, strict=True)
+    ]
+
+
+_OTHER_SETTINGS = (
+    "other rows have the same command, but another hash of all settings: a configuration or a default has changed "
+    "between them."
+)
+
+
+def _unreadable(run: Run, problem: str) -> Run:
+    return Run(run.folder, run.name, "unreadable", problems=[*run.problems, problem])
 
 
 def _run(row: Row, path: Path) -> Run:
-    folder = RunFolder(path)
+    run: Run = PublishedRun(RunFolder(path), row["run"], "unreadable")
     try:
         config, changes = _settings(row)
     except UserError as error:
-        return Run(folder, row["run"], "unreadable", problems=[f"its settings cannot be told from {path}: {error}"])
+        return _unreadable(run, f"its settings cannot be told from {path}: {error}")
     samples = _SAMPLES.search(row["source"])
     training, tested = (int(n.replace(",", "")) for n in samples.groups()) if samples else (None, None)
     share = float(row["accuracy"]) / 100
@@ -65,8 +84,8 @@ def _run(row: Row, path: Path) -> Run:
     if abs(exact - share) < 6e-5:  # more: the Trainer limited the test, and only a part of these samples counted
         share = exact
     run = PublishedRun(
-        folder,
-        row["run"],
+        run.folder,
+        run.name,
         "finished",
         config,
         facts={"data": row["data"], "origin": row["source"], "samples": {"training": training, "test": tested}},
@@ -77,8 +96,7 @@ def _run(row: Row, path: Path) -> Run:
         counted=real(row["spikes"]) if row["spikes"] else None,
     )
     if run.protocol != row["protocol"]:
-        problem = f"{path} says protocol {row['protocol']}, but its command asks for {run.protocol}."
-        return Run(folder, row["run"], "unreadable", problems=[problem])
+        return _unreadable(run, f"{path} says protocol {row['protocol']}, but its command asks for {run.protocol}.")
     last, best = int(row["epochs"]) - 1, real(row["epoch"]) - 1
     if 0 <= best < last:
         run.metrics.append({"epoch": best})
@@ -117,7 +135,7 @@ def _file(path: Path) -> dict[str, Any]:
     found = loaded(path, problems)
     if problems:
         raise UserError(problems[0])
-    return copy.deepcopy(found)
+    return found
 
 
 def _value(text: str) -> Any:

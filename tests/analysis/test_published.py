@@ -112,6 +112,20 @@ def test_a_row_that_does_not_tell_its_settings_is_named_and_left_out(tmp_path, c
     assert sentence in " ".join(capsys.readouterr().out.split())
 
 
+def test_rows_of_one_command_with_different_settings_are_left_out(tmp_path, capsys):
+    """Of two versions between which a configuration has changed: neither row may stand for the other."""
+    write_all(tmp_path / "runs")
+    path = tmp_path / "results.csv"
+    rows = write_results(path, find_runs(tmp_path / "runs"))
+    (other,) = (row for row in rows if row["run"] == "lif-2")
+    path.write_text(path.read_text().replace(f",{other['hash']},2,", ",0123456789ab,2,"))
+    runs = {run.name: run for run in published_runs(path)}
+    assert {name for name, run in runs.items() if run.status == "unreadable"} == {"lif-1", "lif-2", "lif-3"}
+    main(["tables", "--runs", str(path), "--only", "gains"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "lif-2: other rows have the same command, but another hash of all settings" in printed
+
+
 @pytest.mark.parametrize(("accuracy", "share"), [("98.89", 355 / 359), ("73.33", 0.7333), ("100.00", 1.0)])
 def test_accuracies_are_whole_samples_where_the_whole_test_set_was_measured(tmp_path, accuracy, share):
     (run,) = published_runs(write_rows(tmp_path / "a.csv", accuracy=accuracy))
