@@ -1,6 +1,5 @@
 """What a setting gains: runs of protocol B beside runs with the paper's setting, over the same seeds."""
 
-import json
 import math
 import statistics
 from collections import defaultdict
@@ -12,11 +11,11 @@ from typing import Any
 import yaml
 
 from plif_lightning import configs
-from plif_lightning.analysis.settings import data_title, in_words, other_settings
+from plif_lightning.analysis.settings import data_title, in_words, model_settings, setup
 from plif_lightning.analysis.tables import Cell, Table, cells, interval
 from plif_lightning.errors import UserError
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import identity, without_order
+from plif_lightning.runs.settings import identity
 from plif_lightning.structure import Numbers, parse
 from plif_lightning.structure.layers import FC, Conv, Integrator, Neurons, Other, Residual
 
@@ -75,23 +74,21 @@ def standings(runs: Sequence[Run]) -> list[list[Standing]]:
     except dropout, optimiser and schedule). Of several such settings, the one from which the others differ least is
     the one compared with. Settings without one have no leaderboard.
     """
-    groups: dict[str, list[Cell]] = defaultdict(list)
-    for cell in cells([run for run in runs if run.protocol == "B"]):
-        groups[_surroundings(cell.runs[0])].append(cell)
-    found = [_leaderboard(group) for group in groups.values() if len(group) > 1]
+    found = [_leaderboard(group) for group in _groups(runs) if len(group) > 1]
     return sorted(filter(None, found), key=lambda rows: rows[0].data)
 
 
-def _surroundings(run: Run) -> str:
-    """A text that is equal for runs that differ only in their network, its training and their seed."""
-    others = {k: v for k, v in other_settings(run).items() if not k.startswith("model.") and v not in (None, False, 0)}
-    return json.dumps([data_title(run), run.best_of_ties, sorted(others.items(), key=without_order)], default=str)
+def _groups(runs: Sequence[Run]) -> list[list[Cell]]:
+    """Settings that share data, epochs and all else but `model`."""
+    groups: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells([run for run in runs if run.protocol == "B"]):
+        groups[setup(cell.runs[0])].append(cell)
+    return [*groups.values()]
 
 
 def _model(run: Run) -> dict[str, Any]:
-    """The settings of a run's network and its training; those that are none, false or zero are left out."""
-    found = {key: value for key, value in identity(run.config).items() if key.startswith("model.")}
-    return {key: value for key, value in found.items() if value not in (None, False, 0)}
+    """The settings of a run's network and its training that are not none, false or zero: later options' defaults."""
+    return {key: value for key, value in model_settings(run).items() if value not in (False, 0)}
 
 
 @cache
@@ -143,7 +140,8 @@ def _leaderboard(group: Sequence[Cell]) -> list[Standing]:
         words = [_in_words(key, cell.runs[0], base.runs[0]) for key in _changed(models[chosen], models[i])]
         validation = 100 * statistics.fmean(run.best[1] if run.best else math.nan for run in cell.runs)
         found.append(Standing(data_title(cell.runs[0]), ", ".join(words), cell, validation, *_gain(cell, base)))
-    return sorted(found, key=lambda row: (-row.validation, row.change))
+    # Where a validation accuracy is unknown, it is last: NaN would leave the order to chance.
+    return sorted(found, key=lambda row: (math.isnan(row.validation), -row.validation, row.change))
 
 
 def _in_words(key: str, run: Run, base: Run) -> str:
@@ -189,7 +187,7 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
     found = standings(runs)
     rows = [_row(standing) for rows in found for standing in rows]
     if not rows:
-        return Table("leaderboard", "Leaderboard", list(_COLUMNS), [], [_EMPTY])
+        return Table("leaderboard", "Leaderboard", list(_COLUMNS), [], [_EMPTY, *_left_out(runs, found)])
     note = (
         "Accuracy B [%], means over seeds, ranked by validation accuracy. A row changes in the paper's setting what it "
         "names. Gain: test accuracy beside the paper's setting over the same seeds, with Student's 95 % interval of "
@@ -238,15 +236,21 @@ def _gain_cell(row: Standing | None) -> str:
 
 
 def _left_out(runs: Sequence[Run], found: Sequence[Sequence[Standing]]) -> list[str]:
-    """Name the settings of these data sets that no run of the paper's setting can be compared with."""
-    shown = {id(run) for rows in found for row in rows for run in row.cell.runs}
+    """Name the settings that no run of the paper's setting can be compared with: of data sets that have a leaderboard
+    all, of others those that share one setup.
+    """
     names = {row.data for rows in found for row in rows}
-    others = [cell for cell in cells([run for run in runs if run.protocol == "B"]) if data_title(cell.runs[0]) in names]
-    lost = [run.name for cell in others for run in cell.runs if not {id(run) for run in cell.runs} & shown]
-    if not lost:
+    shown = {id(run) for rows in found for row in rows for run in row.cell.runs}
+    others = [
+        cell
+        for group in _groups(runs)
+        for cell in group
+        if (data_title(cell.runs[0]) in names or len(group) > 1) and not {id(run) for run in cell.runs} & shown
+    ]
+    if not others:
         return []
     why = "no run of the paper's setting has their samples, epochs, Trainer and changes on resuming"
-    return [f"Not shown, because {why}: {', '.join(lost)}."]
+    return [f"Not shown, because {why}: {', '.join(run.name for cell in others for run in cell.runs)}."]
 
 
 def _row(one: Standing) -> list[str]:

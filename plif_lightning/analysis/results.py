@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import math
 import re
 import shlex
@@ -13,7 +14,7 @@ from statistics import fmean
 
 from plif_lightning import configs
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.settings import data_title, experiment, is_limited, real
+from plif_lightning.analysis.settings import data_title, experiment, is_limited, model_settings, real, setup
 from plif_lightning.analysis.tables import Table, interval, source
 from plif_lightning.errors import UserError
 from plif_lightning.runs.metrics import layer_values
@@ -26,8 +27,9 @@ _FIRST = (
     *("accuracy", "standard_error", "epoch", "accuracy_by_epoch", "tau", "tau_by_epoch", "firing_rate"),
     *("seconds", "seconds_to", "machine", "versions", "commit", "run", "command"),
 )
-# Those of later versions are behind; a file without them is read, too.
-COLUMNS = (*_FIRST, "validation", "spikes", "energy_uj")
+# Those of later versions are behind; a file without them is read, too. The last two are for the leaderboard: settings
+# of the network and its training, and a hash of all others but the seed.
+COLUMNS = (*_FIRST, "validation", "spikes", "energy_uj", "model", "setup")
 # Epochs after which accuracy and tau are stored, and accuracies [%] for which the time to reach them is stored.
 _EPOCHS = (1, 2, 3, 5, 10, 15, 20, 30, 64, 100, 1024)
 _LEVELS = (50, 60, 70, 80, 90, 92, 93, 93.5, 93.85, 99, 99.5, 99.55, 99.65)
@@ -43,7 +45,11 @@ Row = dict[str, str]
 
 def digest(run: Run) -> str:
     """Hash a run's settings and data, but not its seed, machine and folder."""
-    return hashlib.blake2b(experiment(run).encode(), digest_size=6).hexdigest()
+    return _hash(experiment(run))
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def _named(value: str) -> str:
@@ -146,7 +152,16 @@ def row_of(run: Run) -> Row:
         "validation": "" if best is None else _percent(best[1]),
         "spikes": "" if run.spikes is None else f"{run.spikes:.0f}",
         "energy_uj": "" if run.energy is None else f"{run.energy:.3f}",
+        "model": _model(run),
+        "setup": _hash(setup(run)),
     }
+
+
+def _model(run: Run) -> str:
+    """The settings of network and training by dotted names, as JSON, with the structure as it was given."""
+    found = {key.removeprefix("model."): value for key, value in model_settings(run).items()}
+    given = run.setting("model.structure")
+    return json.dumps(found if given is None else {**found, "structure": given})
 
 
 def read_results(path: Path) -> list[Row]:
@@ -160,7 +175,7 @@ def read_results(path: Path) -> list[Row]:
             reader = csv.DictReader(file)
             rows = list(reader)
             names = tuple(reader.fieldnames or ())
-            if names == _FIRST:
+            if names == COLUMNS[: len(names)] and len(names) >= len(_FIRST):
                 names, rows = COLUMNS, [{**dict.fromkeys(COLUMNS, ""), **row} for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table of results: {error}.") from error
@@ -187,6 +202,8 @@ def _problem_of_line(line: int, row: Row) -> str:
     for name in ("accuracy", "seconds"):
         if (row[name] or name != "seconds") and not math.isfinite(real(row[name])):
             return f"{name} in line {line} must be a number, got {row[name]!r}"
+    if not 0 <= float(row["accuracy"]) <= 100:
+        return f"accuracy in line {line} must lie between 0 and 100, got {row['accuracy']!r}"
     if not (row["epochs"].isdecimal() and len(row["epochs"]) < 10):
         return f"epochs in line {line} must be a whole number, got {row['epochs']!r}"
     if not _LAYERS.fullmatch(row["tau"]):

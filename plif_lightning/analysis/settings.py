@@ -46,6 +46,18 @@ def experiment(run: Run) -> str:
     return json.dumps([setting_of(run), sorted(others.items(), key=without_order)], default=str)
 
 
+def model_settings(run: Run) -> dict[str, Any]:
+    """The settings of a run's network and its training that are not none, by dotted names."""
+    found = {key: value for key, value in identity(run.config).items() if key.startswith("model.")}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def setup(run: Run) -> str:
+    """A text that is equal for runs that differ only in their network, its training and their seed."""
+    others = {k: v for k, v in other_settings(run).items() if not k.startswith("model.") and v not in (None, False, 0)}
+    return json.dumps([data_title(run), run.best_of_ties, sorted(others.items(), key=without_order)], default=str)
+
+
 # Facts with a column of their own, beside the settings that have one.
 _FACTS = {"epochs", "samples", "origin", "content"}
 

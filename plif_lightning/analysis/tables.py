@@ -402,8 +402,12 @@ def ordered(tables: Sequence[Table]) -> list[Table]:
 
 
 def problems_of(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each thing that could not be read."""
-    return [f"{run.name}: {problem}" for run in runs for problem in run.problems]
+    """Every problem of the runs, with the names of those that have it."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for run in runs:
+        for problem in run.problems:
+            names[problem].append(run.name)
+    return [f"{', '.join(having)}: {problem}" for problem, having in names.items()]
 
 
 _NUMERIC = {"paper", "paper, A", "ours", "difference", "seeds", "epochs", "T", "learned values"}

@@ -176,6 +176,9 @@ def figures(argv: list[str]) -> int:
     known = [*FIGURES] if published is None else ["leaderboard"]  # the others need more than a row of a table
     names = _chosen(given.only, known, published) if given.only else known
     runs = find_runs(given.runs or RUNS) if published is None else published_runs(published)
+    for run in runs:
+        if run.status == "unreadable":
+            print(f"note: {run.name} is left out: {' '.join(run.problems)}", file=sys.stderr)
     for option, called in (
         ("data", lambda run: {run.data_set, str(run.facts.get("data"))}),
         ("run", lambda r: {r.name}),
