@@ -191,8 +191,9 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
     note = (
         "Accuracy B [%], means over seeds, ranked by validation accuracy. A row changes in the paper's setting what it "
         "names. Gain: test accuracy beside the paper's setting over the same seeds, with Student's 95 % interval of "
-        "the differences (none for fewer than two different ones); better or worse where it leaves out 0, which one in "
-        "twenty settings without any effect does by chance. Spikes and firing: for a sample, of all layers, in the "
+        "the differences (none for fewer than two different ones), which covers the seed, not the choice of test "
+        "samples; better or worse where it leaves out 0, which one in twenty settings without any effect does by "
+        "chance. Spikes and firing: for a sample, of all layers, in the "
         "best epoch. Energy: a sample, 8 bits, memory included, weights reused (see `cost`). Training: milliseconds "
         "for a sample, median of the epochs, while the machine did what it did."
     )
@@ -214,7 +215,7 @@ def gains_table(runs: Sequence[Run]) -> Table:
     heads = ["setting", *(f"{board[0].data}, {board[0].cell.epochs} epochs, {_seeds(board)}" for board in found)]
     note = (
         "Test accuracy B of the paper's setting [%], and what other settings gain [points], with the 95 % interval of "
-        "paired differences; bold: it leaves out 0."
+        "paired differences over seeds, on one test set; bold: it leaves out 0."
     )
     return Table("gains", "Gains on all data sets", heads, cells, [note])
 
