@@ -43,7 +43,7 @@ def sweep(*arguments):
 
 # --- the files
 
-GRIDS = {"table2": 6, "table4": 16, "table5": 8, "tableS2": 6, "leaderboard": 324}
+GRIDS = {"table2": 6, "table4": 16, "table5": 8, "tableS2": 6, "leaderboard": 360}
 
 
 @pytest.mark.parametrize("name", GRIDS)
