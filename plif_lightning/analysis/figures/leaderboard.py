@@ -66,4 +66,5 @@ def _draw(ax: Axes, row: Standing) -> None:
     )  # fmt: skip
     label = row.name if row.is_paper or row.verdict else ""
     if label:
-        ax.annotate(for_legend(label), (x, cell.accuracy), xytext=(5, 2), textcoords="offset points", fontsize=5.5)
+        below = (5, -8) if row.is_paper else (5, 2)  # apart from the labels of settings close to the paper's
+        ax.annotate(for_legend(label), (x, cell.accuracy), xytext=below, textcoords="offset points", fontsize=5.5)
