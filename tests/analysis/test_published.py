@@ -90,7 +90,8 @@ def test_what_keeps_runs_apart_keeps_their_rows_apart(tmp_path, more):
 
 def test_the_settings_of_a_real_run_survive(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = ["fit", "--config", "quickstart", "--model", "{neuron: {class_path: CLIF, init_args: {k: 0.3}}}"]
+    neuron = "{class_path: plif_lightning.neurons.CLIF, init_args: {k: 0.3}}"
+    command = ["fit", "--config", "quickstart", "--model", f"{{neuron: {neuron}}}"]
     main(
         [*command, "--model.early_time_steps={1: 1}", "--trainer.max_epochs=2", "--test_after_fit=true", *FEW, *SILENT]
     )

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from string import ascii_lowercase
 
 from matplotlib.axes import Axes
 
-from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, escaped, for_legend, ink, new_panels
+from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, escaped, ink, new_panels
 from plif_lightning.analysis.leaderboard import Standing, standings
 from plif_lightning.plot.style import COLOURS, plain
 from plif_lightning.runs.run import Run
@@ -21,15 +22,18 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
     if not found:
         raise NothingToShowError("no leaderboard has counted spikes: see `tables --only leaderboard`.")
     figure, panels = new_panels(len(found), height=3.0)
-    left_out, uncounted = [], []
+    left_out, uncounted, named = [], [], []
     for ax, rows in zip(panels, found, strict=True):
         paper = next(row for row in rows if row.is_paper)
         far = [row for row in rows if row.cell.accuracy <= paper.cell.accuracy - _FAR]
         left_out += [f"{row.data}: {row.change} ({row.cell.accuracy:.1f} %)" for row in far]
         uncounted += [f"{row.data}: {row.name}" for row in rows if not _counted(row)]
+        letters = iter(ascii_lowercase)
         for row in rows:
             if row not in far and _counted(row):
-                _draw(ax, row)
+                letter = next(letters, "") if row.verdict else ""  # names in their place would cover each other
+                named += [f"{row.data}: {letter} {row.change}"] if letter else []
+                _draw(ax, row, letter)
         ax.axhline(paper.cell.accuracy, color=ink(0.3), linewidth=0.6, zorder=0)
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.set_title(escaped(paper.data), loc="left", fontsize=7.5)
@@ -43,6 +47,7 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
         + (" with Student's 95 % interval" if seeds[-1] > 1 else "")
         + ". Star and line: the paper's setting. Triangles: settings whose difference to it over the same seeds has an "
         "interval without 0, upwards better, downwards worse."
+        + (f" {'; '.join(named)}." if named else "")
         + (f" Not shown, far below: {'; '.join(left_out)}." if left_out else "")
         + (f" Not shown, spikes not counted: {'; '.join(uncounted)}." if uncounted else "")
     )
@@ -53,7 +58,7 @@ def _counted(row: Standing) -> bool:
     return not math.isnan(row.mean("spikes"))
 
 
-def _draw(ax: Axes, row: Standing) -> None:
+def _draw(ax: Axes, row: Standing, letter: str) -> None:
     colour, marker = (ink(), "*") if row.is_paper else _STYLE[row.verdict]
     cell = row.cell
     known = len(cell.runs) > 1 and not math.isnan(cell.low)
@@ -64,7 +69,5 @@ def _draw(ax: Axes, row: Standing) -> None:
         x, cell.accuracy, halves, marker=marker, color=colour or ink(0.55), markersize=9 if row.is_paper else 4.5,
         linewidth=0.7, zorder=3 if row.is_paper else 2,
     )  # fmt: skip
-    label = row.name if row.is_paper or row.verdict else ""
-    if label:
-        below = (5, -8) if row.is_paper else (5, 2)  # apart from the labels of settings close to the paper's
-        ax.annotate(for_legend(label), (x, cell.accuracy), xytext=below, textcoords="offset points", fontsize=5.5)
+    if letter:
+        ax.annotate(letter, (x, cell.accuracy), xytext=(4, 2), textcoords="offset points", fontsize=7)
