@@ -74,7 +74,11 @@ def standings(runs: Sequence[Run]) -> list[list[Standing]]:
     except dropout, optimiser and schedule). Of several such settings, the one from which the others differ least is
     the one compared with. Settings without one have no leaderboard.
     """
-    found = [_leaderboard(group) for group in _groups(runs) if len(group) > 1]
+    return _standings(_groups(runs))
+
+
+def _standings(groups: Sequence[Sequence[Cell]]) -> list[list[Standing]]:
+    found = [_leaderboard(group) for group in groups if len(group) > 1]
     return sorted(filter(None, found), key=lambda rows: rows[0].data)
 
 
@@ -140,7 +144,7 @@ def _leaderboard(group: Sequence[Cell]) -> list[Standing]:
         words = [_in_words(key, cell.runs[0], base.runs[0]) for key in _changed(models[chosen], models[i])]
         validation = 100 * statistics.fmean(run.best[1] if run.best else math.nan for run in cell.runs)
         found.append(Standing(data_title(cell.runs[0]), ", ".join(words), cell, validation, *_gain(cell, base)))
-    # Where a validation accuracy is unknown, it is last: NaN would leave the order to chance.
+    # NaN, an unknown validation accuracy, comes last: sorting by NaN itself would give an arbitrary order.
     return sorted(found, key=lambda row: (math.isnan(row.validation), -row.validation, row.change))
 
 
@@ -184,10 +188,11 @@ _EMPTY = (
 
 def leaderboard_table(runs: Sequence[Run]) -> Table:
     """All leaderboards as one table."""
-    found = standings(runs)
+    groups = _groups(runs)
+    found = _standings(groups)
     rows = [_row(standing) for rows in found for standing in rows]
     if not rows:
-        return Table("leaderboard", "Leaderboard", list(_COLUMNS), [], [_EMPTY, *_left_out(runs, found)])
+        return Table("leaderboard", "Leaderboard", list(_COLUMNS), [], [_EMPTY, *_left_out(groups, found)])
     note = (
         "Accuracy B [%], means over seeds, ranked by validation accuracy. A row changes in the paper's setting what it "
         "names. Gain: test accuracy beside the paper's setting over the same seeds, with Student's 95 % interval of "
@@ -197,7 +202,7 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
         "best epoch. Energy: a sample, 8 bits, memory included, weights reused (see `cost`). Training: milliseconds "
         "for a sample, median of the epochs, while the machine did what it did."
     )
-    return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, [note, *_left_out(runs, found)])
+    return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, [note, *_left_out(groups, found)])
 
 
 def gains_table(runs: Sequence[Run]) -> Table:
@@ -236,17 +241,18 @@ def _gain_cell(row: Standing | None) -> str:
     return f"**{text}**" if row.verdict else text
 
 
-def _left_out(runs: Sequence[Run], found: Sequence[Sequence[Standing]]) -> list[str]:
-    """Name the settings that no run of the paper's setting can be compared with: of data sets that have a leaderboard
-    all, of others those that share one setup.
+def _left_out(groups: Sequence[Sequence[Cell]], found: Sequence[Sequence[Standing]]) -> list[str]:
+    """Name the runs that have no run of the paper's setting to be compared with.
+
+    A setting that shares its setup with no other is named only if its data set has a leaderboard.
     """
     names = {row.data for rows in found for row in rows}
-    shown = {id(run) for rows in found for row in rows for run in row.cell.runs}
+    shown = {id(row.cell) for rows in found for row in rows}
     others = [
         cell
-        for group in _groups(runs)
+        for group in groups
         for cell in group
-        if (data_title(cell.runs[0]) in names or len(group) > 1) and not {id(run) for run in cell.runs} & shown
+        if id(cell) not in shown and (len(group) > 1 or data_title(cell.runs[0]) in names)
     ]
     if not others:
         return []

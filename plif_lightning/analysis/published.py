@@ -20,7 +20,7 @@ _CLASSES = {title: name for name, title in paper.TITLES.items()}
 
 @dataclass(frozen=True)
 class PublishedRun(Run):
-    """What a leaderboard needs of a run, as its row tells it.
+    """A run read from its row of a table of results: only what a leaderboard needs.
 
     Attributes:
         counted: spikes for a validation sample in the best epoch; None if the row has none.
@@ -57,7 +57,10 @@ def published_runs(path: Path) -> list[Run]:
 def _run(row: Row, path: Path) -> Run:
     model = _model(row["model"])
     if not model or not row["setup"]:
-        problem = f"its row in {path} has no settings, which later versions write: `tables --results` adds it anew."
+        problem = (
+            f"its row in {path} has no valid settings in the columns model and setup, which earlier versions did not "
+            "write: `tables --results` with the run's folder adds the row again."
+        )
         return Run(RunFolder(path), row["run"], "unreadable", problems=[problem])
     samples = _SAMPLES.search(row["source"])
     training, tested = (int(n.replace(",", "")) for n in samples.groups()) if samples else (None, None)
