@@ -16,6 +16,7 @@ from plif_lightning.analysis.tables import (
     network_tables,
     ordered,
     print_tables,
+    problems_of,
     result_tables,
     runs_without_a_test,
     write_tables,
@@ -176,9 +177,8 @@ def figures(argv: list[str]) -> int:
     known = [*FIGURES] if published is None else ["leaderboard"]  # the others need more than a row of a table
     names = _chosen(given.only, known, published) if given.only else known
     runs = find_runs(given.runs or RUNS) if published is None else published_runs(published)
-    for run in runs:
-        if run.status == "unreadable":
-            print(f"note: {run.name} is left out: {' '.join(run.problems)}", file=sys.stderr)
+    for problem in problems_of([run for run in runs if run.status == "unreadable"]):
+        print(f"note: left out: {problem}", file=sys.stderr)
     for option, called in (
         ("data", lambda run: {run.data_set, str(run.facts.get("data"))}),
         ("run", lambda r: {r.name}),

@@ -121,7 +121,7 @@ def test_rows_without_settings_are_named_and_left_out(tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "clif-1, clif-2, clif-3, soft-2, soft-3: its row in" in printed
     main(["figures", "--runs", str(path), "--out", str(tmp_path / "figures")])
-    assert "note: clif-2 is left out: its row in" in capsys.readouterr().err
+    assert "note: left out: clif-1, clif-2, clif-3, soft-2, soft-3: its row in" in capsys.readouterr().err
 
 
 def test_two_rows_of_one_experiment_and_seed_are_refused(tmp_path):
