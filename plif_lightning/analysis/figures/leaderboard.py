@@ -32,7 +32,8 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
         for row in rows:
             if row not in far and _counted(row):
                 letter = next(letters, "") if row.verdict else ""  # names in their place would cover each other
-                named += [f"{row.data}: {letter} {row.change}"] if letter else []
+                if letter:
+                    named.append(f"{row.data}: {letter} {row.change}")
                 _draw(ax, row, letter)
         ax.axhline(paper.cell.accuracy, color=ink(0.3), linewidth=0.6, zorder=0)
         ax.xaxis.set_major_formatter("{x:,.0f}")
