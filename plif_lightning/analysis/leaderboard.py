@@ -217,7 +217,10 @@ def gains_table(runs: Sequence[Run]) -> Table:
             rows[row.change][i] = row
     changes = sorted(rows)  # the paper's changes nothing, and is first
     cells = [[change or _PAPER, *(_gain_cell(rows[change].get(i)) for i in range(len(found)))] for change in changes]
-    heads = ["setting", *(f"{board[0].data}, {board[0].cell.epochs} epochs, {_seeds(board)}" for board in found)]
+    heads = [
+        "setting",
+        *(f"{board[0].data}, {board[0].cell.epochs} epochs, {seeds_in_words(board)}" for board in found),
+    ]
     note = (
         "Test accuracy B of the paper's setting [%], and what other settings gain [points], with the 95 % interval of "
         "paired differences over seeds, on one test set; bold: it leaves out 0."
@@ -225,8 +228,9 @@ def gains_table(runs: Sequence[Run]) -> Table:
     return Table("gains", "Gains on all data sets", heads, cells, [note])
 
 
-def _seeds(board: Sequence[Standing]) -> str:
-    seeds = sorted({len(row.cell.runs) for row in board})
+def seeds_in_words(rows: Sequence[Standing]) -> str:
+    """Return from how many to how many seeds the rows have: `3 to 5 seeds`."""
+    seeds = sorted({len(row.cell.runs) for row in rows})
     return f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seed{'s' if seeds[-1] > 1 else ''}"
 
 

@@ -7,7 +7,7 @@ from string import ascii_lowercase
 from matplotlib.axes import Axes
 
 from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, escaped, ink, new_panels
-from plif_lightning.analysis.leaderboard import Standing, standings
+from plif_lightning.analysis.leaderboard import Standing, seeds_in_words, standings
 from plif_lightning.plot.style import COLOURS, plain
 from plif_lightning.runs.run import Run
 
@@ -41,11 +41,10 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
         ax.set_xlabel("spikes for a sample")
         ax.set_ylabel("test accuracy [%]")
         plain(ax)
-    seeds = sorted({len(row.cell.runs) for rows in found for row in rows})
+    every = [row for rows in found for row in rows]
     return figure, (
-        "Accuracy B against spikes, one point for each setting, the mean over "
-        f"{' or '.join(map(str, seeds))} seed{'s' if seeds[-1] > 1 else ''}"
-        + (" with Student's 95 % interval" if seeds[-1] > 1 else "")
+        f"Accuracy B against spikes, one point for each setting, the mean over {seeds_in_words(every)}"
+        + (" with Student's 95 % interval" if any(len(row.cell.runs) > 1 for row in every) else "")
         + ". Star and line: the paper's setting. Triangles: settings whose difference to it over the same seeds has an "
         "interval without 0, upwards better, downwards worse."
         + (f" {'; '.join(named)}." if named else "")
