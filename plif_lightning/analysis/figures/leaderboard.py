@@ -22,19 +22,24 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
     if not found:
         raise NothingToShowError("no leaderboard has counted spikes: see `tables --only leaderboard`.")
     figure, panels = new_panels(len(found), height=3.0)
-    left_out, uncounted, named = [], [], []
+    names = ""
     for ax, rows in zip(panels, found, strict=True):
         paper = next(row for row in rows if row.is_paper)
         far = [row for row in rows if row.cell.accuracy <= paper.cell.accuracy - _FAR]
-        left_out += [f"{row.data}: {row.change} ({row.cell.accuracy:.1f} %)" for row in far]
-        uncounted += [f"{row.data}: {row.name}" for row in rows if not _counted(row)]
         letters = iter(ascii_lowercase)
+        named = []
         for row in rows:
             if row not in far and _counted(row):
                 letter = next(letters, "") if row.verdict else ""  # names in their place would cover each other
                 if letter:
-                    named.append(f"{row.data}: {letter} {row.change}")
+                    named.append(f"({letter}) {row.change}")
                 _draw(ax, row, letter)
+        names += _names(
+            paper.data,
+            named,
+            [f"{row.change} ({row.cell.accuracy:.1f} %)" for row in far],
+            [row.name for row in rows if not _counted(row)],
+        )
         ax.axhline(paper.cell.accuracy, color=ink(0.3), linewidth=0.6, zorder=0)
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.set_title(escaped(paper.data), loc="left", fontsize=7.5)
@@ -46,11 +51,18 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
         f"Accuracy B against spikes, one point for each setting, the mean over {seeds_in_words(every)}"
         + (" with Student's 95 % interval" if any(len(row.cell.runs) > 1 for row in every) else "")
         + ". Star and line: the paper's setting. Triangles: settings whose difference to it over the same seeds has an "
-        "interval without 0, upwards better, downwards worse."
-        + (f" {'; '.join(named)}." if named else "")
-        + (f" Not shown, far below: {'; '.join(left_out)}." if left_out else "")
-        + (f" Not shown, spikes not counted: {'; '.join(uncounted)}." if uncounted else "")
+        f"interval without 0, upwards better, downwards worse.{names}"
     )
+
+
+def _names(data: str, named: Sequence[str], far: Sequence[str], uncounted: Sequence[str]) -> str:
+    """The sentence of a caption that names the settings of one data set; empty if there is none to name."""
+    parts = list(named)
+    if far:
+        parts.append(f"not shown, more than {_FAR:g} points below the paper's: {'; '.join(far)}")
+    if uncounted:
+        parts.append(f"not shown, spikes not counted: {'; '.join(uncounted)}")
+    return f" {data}: {'; '.join(parts)}." if parts else ""
 
 
 def _counted(row: Standing) -> bool:
