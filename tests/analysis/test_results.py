@@ -342,16 +342,16 @@ def test_the_table_of_all_runs_is_that_of_the_results():
 
 
 def test_the_short_table_of_the_readme_is_of_measured_runs():
-    """Accuracy, epochs and minutes of each of its rows are those of a row of the results."""
+    """Accuracy, epochs, minutes and number of seeds of each of its rows are those of a row of the results."""
     lines = (REPOSITORY / "README.md").read_text().splitlines()
     short = [re.split(r"\s*\|\s*", line)[1:-1] for line in lines if re.search(r"\| \d+\.\d\d \([AB]\) \|", line)]
     table = markdown(results_table(read_results(RESULTS))).splitlines()
     whole = {
-        (row[5].split(" ")[0], row[4], row[3], row[7])
+        (row[5].split(" ")[0], row[4], row[3], row[7], (re.findall(r", (\d+) seeds$", row[5]) or ["1"])[0])
         for row in (re.split(r"\s*\|\s*", line)[1:-1] for line in table)
         if len(row) == 8
     }
     assert len(short) >= 8
     for row in short:
         accuracy, protocol = row[2].rstrip(")").split(" (")
-        assert (accuracy, protocol, row[4], row[5]) in whole
+        assert (accuracy, protocol, *row[4:7]) in whole
