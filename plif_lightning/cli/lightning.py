@@ -7,7 +7,7 @@ import signal
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import yaml
@@ -102,6 +102,7 @@ class PlifCLI(LightningCLI):
         return self
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        cast(Parser, parser).whole_numbers_first()
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         parser.add_argument(
             "--run_folder",

@@ -49,6 +49,17 @@ class Parser(LightningArgumentParser):
             kwargs["action"] = ConfigFile
         return super().add_argument(*args, **kwargs)
 
+    def whole_numbers_first(self) -> None:
+        """Read a whole number as one wherever a setting takes int or float.
+
+        Lightning takes a limit of 1 for one batch and 1.0 for all of them. Its `Optional[Union[int, float]]` is the
+        `Optional[Union[float, int]]` of whichever module was imported first, because typing keeps one object for both.
+        """
+        for action in self._actions:
+            kinds = get_args(getattr(action, "_typehint", None))
+            if len(kinds) == 3 and all(kind in kinds for kind in (int, float, type(None))):
+                action._typehint = int | float | None  # type: ignore[attr-defined]
+
     def format_help(self, *arguments: Any) -> str:
         for action in self._actions:
             if action.help:  # Lightning's docstrings are in Sphinx's markup

@@ -1,14 +1,17 @@
 """`fit`: what it trains, writes and says."""
 
+import inspect
 import json
 import re
 import shlex
 from pathlib import Path
+from typing import Union
 
 import pytest
 import torch
 import wandb
 import yaml
+from lightning import Trainer
 
 from plif_lightning.cli import main
 from plif_lightning.network import load_network
@@ -314,7 +317,11 @@ def test_a_validation_that_cannot_tell_epochs_apart_is_told_of(caplog):
     assert "3 of 3 epochs reached the best accuracy: the 212 validation samples cannot tell them apart" in caplog.text
 
 
-def test_one_batch_is_one_batch_and_not_all_of_them():
-    """Whether Rich or Lightning is imported first decides the order of a type's parts, and so what 1 is read as."""
-    done = command("fit", "--config", QUICKSTART, "--trainer.limit_val_batches", "1", "--print_config")
-    assert "\n  limit_val_batches: 1\n" in done.stdout
+@pytest.mark.parametrize(("given", "read"), [("1", "1"), ("1.0", "1.0"), ("0.5", "0.5")])
+def test_one_batch_is_one_batch_and_not_all_of_them(given, read, monkeypatch, capsys):
+    """Which module is imported first decides the order of a type's parts, and so what 1 is read as."""
+    hints = inspect.unwrap(Trainer.__init__).__annotations__
+    monkeypatch.setitem(hints, "limit_train_batches", Union[float, int, None])  # noqa: UP007
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", QUICKSTART, "--trainer.limit_train_batches", given, "--print_config"])
+    assert f"\n  limit_train_batches: {read}\n" in capsys.readouterr().out
