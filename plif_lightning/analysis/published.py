@@ -49,8 +49,12 @@ def published_runs(path: Path) -> list[Run]:
     seen: dict[tuple[str, ...], str] = {}
     for row in rows:
         key = (row["model"], row["setup"], row["seed"])
-        if all(key) and row["run"] != seen.setdefault(key, row["run"]):
-            raise UserError(f"{path} has two runs with the same settings and seed: {seen[key]} and {row['run']}.")
+        if all(key) and key in seen:
+            raise UserError(
+                f"{path} has two runs with the same settings and seed: {seen[key]} and {row['run']}. Delete the line "
+                "of one."
+            )
+        seen[key] = row["run"]
     return [_run(row, path) for row in rows]
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -182,8 +183,10 @@ def read_results(path: Path) -> list[Row]:
     problem = _problem_of_columns(names)
     for line, row in enumerate(rows, start=2):
         problem = problem or _problem_of_line(line, row)
-    if problem:
-        raise UserError(f"{path} is not a table of results: {problem}. Pass another file, or move that one away.")
+    if problem := problem or _problem_of_layers(rows):
+        raise UserError(
+            f"{path} is not a table of results: {problem}. Mend that, pass another file, or move this one away."
+        )
     return rows
 
 
@@ -195,25 +198,49 @@ def _problem_of_columns(names: tuple[str, ...]) -> str:
     return f"its columns differ ({', '.join(unlike) or 'their order'})"
 
 
+# Columns of numbers, with the largest that each may hold; all but accuracy may be empty.
+_NUMBERS = {
+    **dict.fromkeys(("accuracy", "validation"), 100.0),
+    **dict.fromkeys(("standard_error", "seconds", "spikes", "energy_uj"), math.inf),
+}
+# What else a column may hold, as a pattern and in words. A run that took its seed by chance has no number.
+_FORMS = {
+    "seed": (re.compile("[0-9]*|None|True|False"), "a whole number"),
+    "protocol": (re.compile("[AB]"), "A or B"),
+    "epochs": (re.compile("[0-9]{1,9}"), "a whole number"),
+    "tau": (re.compile(r"(\S+ -?\d+(\.\d+)?(, (?=.)|$))*"), "like `conv1 1.32, fc1 5.2`"),
+}
+
+
 def _problem_of_line(line: int, row: Row) -> str:
     """Return what is wrong with a row; empty if nothing is."""
     if None in row or None in row.values():
         return f"line {line} has too few or too many values"
-    for name in ("accuracy", "seconds"):
-        if (row[name] or name != "seconds") and not math.isfinite(real(row[name])):
-            return f"{name} in line {line} must be a number, got {row[name]!r}"
-    if not 0 <= float(row["accuracy"]) <= 100:
-        return f"accuracy in line {line} must lie between 0 and 100, got {row['accuracy']!r}"
-    if not (row["epochs"].isdecimal() and len(row["epochs"]) < 10):
-        return f"epochs in line {line} must be a whole number, got {row['epochs']!r}"
-    if not _LAYERS.fullmatch(row["tau"]):
-        return f"tau in line {line} must read `conv1 1.32, fc1 5.2`, got {row['tau']!r}"
+    for name, most in _NUMBERS.items():
+        text = row[name]
+        if (text or name == "accuracy") and not 0 <= real(text) <= min(most, sys.float_info.max):
+            wanted = "a number from 0" + (f" to {most:g}" if math.isfinite(most) else "")
+            return f"{name} in line {line} must be {wanted}, got {text!r}"
+    for name, (form, wanted) in _FORMS.items():
+        if not form.fullmatch(row[name]):
+            return f"{name} in line {line} must be {wanted}, got {row[name]!r}"
+    return ""
+
+
+def _problem_of_layers(rows: Sequence[Row]) -> str:
+    """Return which row names other layers than an earlier one of the same experiment; empty if none does."""
+    seen: dict[tuple[str, str], list[str]] = {}
+    for line, row in enumerate(rows, start=2):
+        layers = [part.rpartition(" ")[0] for part in row["tau"].split(", ")]
+        if row["tau"] and layers != seen.setdefault((row["data"], row["hash"]), layers):
+            return f"tau in line {line} is of other layers than that of an earlier line with its hash: {row['tau']!r}"
     return ""
 
 
 def _experiment_key(row: Row) -> tuple[str, ...]:
     """Identify the experiment and seed that a row's command asks for."""
-    if not row["command"]:  # runs read from W&B have none
+    own_files = set(row["configuration"].split(" + ")) - configs.names().keys()
+    if not row["command"] or own_files:  # runs read from W&B have none; a file of one's own may say something else now
         return row["hash"], _repetition(row)
     places = _PLACES - {"data.root"}
     overrides = [word for word in row["overrides"].split() if word.partition("=")[0] not in places]
@@ -257,7 +284,6 @@ def write_results(path: Path, runs: Sequence[Run]) -> list[Row]:
 
 
 _PAPER = {paper.TITLES[name]: (paper.TABLE_2[name], paper.TABLE_S2[name]) for name in paper.TITLES}
-_LAYERS = re.compile(r"(\S+ -?\d+(\.\d+)?(, |$))*")
 
 
 def _mean_of_layers(texts: Sequence[str]) -> str:

@@ -124,12 +124,11 @@ def test_rows_without_settings_are_named_and_left_out(tmp_path, capsys):
     assert "note: left out: clif-1, clif-2, clif-3, soft-2, soft-3: its row in" in capsys.readouterr().err
 
 
-def test_two_rows_of_one_experiment_and_seed_are_refused(tmp_path):
+@pytest.mark.parametrize("name", ["again", "readout-2"])
+def test_two_rows_of_one_experiment_and_seed_are_refused(name, tmp_path):
     rows = write_table(tmp_path)
-    path = write_rows(
-        tmp_path / "results.csv", [*rows.values(), {**rows["readout-2"], "run": "again", "accuracy": "10"}]
-    )
-    with pytest.raises(UserError, match="two runs with the same settings and seed: readout-2 and again"):
+    path = write_rows(tmp_path / "results.csv", [*rows.values(), {**rows["readout-2"], "run": name, "accuracy": "10"}])
+    with pytest.raises(UserError, match=f"two runs with the same settings and seed: readout-2 and {name}"):
         published_runs(path)
 
 

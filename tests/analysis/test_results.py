@@ -116,6 +116,15 @@ def test_a_command_that_gives_another_result_now_renews_its_row(tmp_path):
     assert sorted(merged([row], [other]), key=str) == sorted([row, other], key=str)
 
 
+def test_a_file_of_ones_own_that_was_edited_is_another_experiment(tmp_path):
+    """Found by a review: the row of a run was gone after another with the same command and other settings."""
+    write_run(tmp_path / "runs" / "a")
+    (row,) = write_results(tmp_path / "a.csv", find_runs(tmp_path / "runs"))
+    first, second = ({**row, "configuration": "fashionmnist + my.yaml", "hash": name} for name in ("one", "two"))
+    assert merged([first], [second]) == [first, second]
+    assert merged([first], [{**first, "accuracy": "93.00"}]) == [{**first, "accuracy": "93.00"}]
+
+
 def test_the_table_takes_seeds_together(tmp_path):
     write_run(tmp_path / "runs" / "a", accuracies=(0.90,))
     write_run(tmp_path / "runs" / "b", accuracies=(0.92,), seed=7)
@@ -143,8 +152,15 @@ def test_the_command_writes_the_table_and_prints_it(tmp_path, capsys):
     assert "paper A, B" in (tmp_path / "out" / "tables.md").read_text()
 
 
-def line(**cells):
-    return f"{','.join(COLUMNS)}\n{','.join(cells.get(name, 'x') for name in COLUMNS)}\n"
+GOOD = {
+    "accuracy": "93.5", "validation": "", "standard_error": "0.2", "seconds": "60", "spikes": "", "energy_uj": "0.5",
+    "seed": "1", "protocol": "B", "epochs": "10", "tau": "conv1 1.32, fc1 5.2", "data": "d", "hash": "h",
+}  # fmt: skip
+
+
+def lines(*rows):
+    text = [",".join(f'"{row.get(name, "x")}"' for name in COLUMNS) for row in rows]
+    return "\n".join([",".join(COLUMNS), *text, ""])
 
 
 @pytest.mark.parametrize(
@@ -153,12 +169,24 @@ def line(**cells):
         ("a,b\n1,2\n", "its columns differ .data, source"),
         (f"{','.join(COLUMNS)}\n1,2\n", "line 2 has too few or too many values"),
         (f"{','.join(COLUMNS)},notes\n", "its columns differ .notes"),
-        (line(), "accuracy in line 2 must be a number, got 'x'"),
-        (line(accuracy="9", seconds="", epochs="10.0"), "epochs in line 2 must be a whole number, got '10.0'"),
-        (
-            line(accuracy="9", seconds="", epochs="10", tau="conv1"),
-            "tau in line 2 must read .conv1 1.32, fc1 5.2., got",
+        *(
+            (lines(GOOD, {**GOOD, name: value}), f"{name} in line 3 must be {wanted}.*, got '{value}'")
+            for name, value, wanted in (
+                ("accuracy", "x", "a number from 0 to 100"),
+                ("accuracy", "", "a number from 0 to 100"),
+                ("validation", "870", "a number from 0 to 100"),
+                ("seconds", "nan", "a number from 0"),
+                ("spikes", "-1", "a number from 0"),
+                ("energy_uj", "inf", "a number from 0"),
+                ("standard_error", "0,3", "a number from 0"),
+                ("seed", "1.0", "a whole number"),  # as pandas writes them if one is missing
+                ("protocol", "b", "A or B"),
+                ("epochs", "10.0", "a whole number"),
+                ("tau", "conv1", "like .conv1 1.32, fc1 5.2."),
+                ("tau", "conv1 1.3, ", "like .conv1 1.32, fc1 5.2."),
+            )
         ),
+        (lines(GOOD, {**GOOD, "tau": "conv1 1.32"}), "tau in line 3 is of other layers"),
         ("\xff".encode("latin-1"), "cannot be read as a table of results"),
     ],
 )
