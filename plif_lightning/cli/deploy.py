@@ -1,16 +1,17 @@
 """`export` and `cost` of a trained network. Only `cost` loads Lightning, for its data set."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plif_lightning.cli.arguments import option_names
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.cli.trained import checkpoint_parser, read_to_test
 from plif_lightning.errors import UserError
-from plif_lightning.runtime.console import Console
+from plif_lightning.runtime.console import Console, in_few_digits
 
 if TYPE_CHECKING:
     from plif_lightning.deploy.costs import Cost
@@ -106,7 +107,7 @@ def _pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:
 
 
 _COLUMNS = (
-    "layer", "firing", "dense [M]", "MAC [M]", "AC [M]", "parameters [k]", "state [k]", "moved [MB]", "fp32 [uJ]",
+    "layer", "firing [%]", "dense [M]", "MAC [M]", "AC [M]", "parameters [k]", "state [k]", "moved [MB]", "fp32 [uJ]",
     "int8, fetched [uJ]", "ANN, fetched [uJ]", "int8, reused [uJ]", "ANN, reused [uJ]",
 )  # fmt: skip
 # Property of a layer's cost, unit, and number of digits.
@@ -129,6 +130,12 @@ def cost(argv: list[str]) -> int:
     of_measure = ("conventional", "engine", "seconds", "threads")
     if not given.measure and (lost := [f"--{name}" for name in of_measure if getattr(given, name) is not None]):
         raise UserError(f"{', '.join(lost)} would have no effect without --measure.")
+    for option in ("seconds", "threads"):
+        number = getattr(given, option)
+        if number is not None and not 0 < number < math.inf:
+            raise UserError(f"--{option} must be a number above 0, got {number}.")
+    if given.out is not None and (not given.out.name or given.out.is_dir()):
+        raise UserError(f"--out must be a file, got the folder {given.out}.")
     from plif_lightning.deploy.costs import cost as count
     from plif_lightning.network.own import description
 
@@ -142,7 +149,7 @@ def cost(argv: list[str]) -> int:
         from plif_lightning.runtime.files import written_whole
 
         with written_whole(given.out) as file:
-            csv.writer(file).writerows([_COLUMNS, *rows])
+            csv.writer(file).writerows([_COLUMNS, *([name, *map(_plain, of)] for name, *of in rows)])
         print(given.out)
     if given.measure:
         from plif_lightning.cli.measuring import measure
@@ -151,20 +158,36 @@ def cost(argv: list[str]) -> int:
     return 0
 
 
-def _cost_rows(found: "Cost") -> list[tuple[str, ...]]:
-    """Return the cells of each layer, and of all layers in the last row."""
-    layers = [(replace(found, layers=(layer,)), layer.layer, f"{100 * layer.firing:.1f} %") for layer in found.layers]
+def _cost_rows(found: "Cost") -> list[tuple[Any, ...]]:
+    """Return name and numbers of each layer, and of all layers in the last row, in the units of _COLUMNS."""
+    layers = [(replace(found, layers=(layer,)), layer.layer, 100 * layer.firing) for layer in found.layers]
     return [
         (
             *first,
-            *(f"{of.total(name) / unit:,.{digits}f}" for name, unit, digits in _NUMBERS),
-            *(f"{of.total(*energy) / 1e6:,.1f}" for energy in _ENERGIES),
+            *(of.total(name) / unit for name, unit, _ in _NUMBERS),
+            *(of.total(*energy) / 1e6 for energy in _ENERGIES),
         )
-        for of, *first in [*layers, (found, "all", "")]
+        for of, *first in [*layers, (found, "all", math.nan)]
     ]
 
 
-def _print_cost(found: "Cost", rows: Sequence[Sequence[str]], structure: str) -> None:
+def _plain(value: float) -> str:
+    """A number for a program; empty if there is none."""
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def _shown_numbers(row: Sequence[Any]) -> list[str]:
+    """The cells of a row for a reader: digits after the point as wide as the column, or two that count."""
+    name, firing, *others = row
+    digits = [digits for _, _, digits in _NUMBERS] + [1] * len(_ENERGIES)
+    return [
+        name,
+        "" if math.isnan(firing) else f"{firing:.1f}",
+        *(in_few_digits(value, most) for value, most in zip(others, digits, strict=True)),
+    ]
+
+
+def _print_cost(found: "Cost", rows: Sequence[Sequence[Any]], structure: str) -> None:
     """Print the table, and the ratios of energy to conventional networks."""
     from rich.markup import escape
     from rich.table import Table
@@ -173,7 +196,7 @@ def _print_cost(found: "Cost", rows: Sequence[Sequence[str]], structure: str) ->
     for column in _COLUMNS:
         table.add_column(escape(column), justify="left" if column == "layer" else "right")
     for i, cells in enumerate(rows):
-        table.add_row(*cells, end_section=i == len(rows) - 2)
+        table.add_row(*_shown_numbers(cells), end_section=i == len(rows) - 2)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     arithmetic = found.total("arithmetic") / found.total("arithmetic_dense")

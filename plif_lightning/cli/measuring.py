@@ -18,7 +18,7 @@ from plif_lightning.deploy.engine import deployed
 from plif_lightning.deploy.engines import Engine
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.runtime.console import Console
+from plif_lightning.runtime.console import Console, in_few_digits
 from plif_lightning.runtime.surroundings import processor
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ def measure(given: Namespace, net: SpikingNetwork, x: "Tensor", label: "Tensor",
         estimated: the spiking network's cost, which is shown beside.
     """
     threads = 1 if given.threads is None else given.threads
-    if threads < 1:
-        raise UserError(f"--threads must be at least 1, got {threads}.")
     engine: Engine = given.engine or "int8"
     try:
         counters, notes = EnergyCounters(), []
@@ -65,8 +63,8 @@ def measure(given: Namespace, net: SpikingNetwork, x: "Tensor", label: "Tensor",
     found, idle = repeat({name: _in_turn(*call) for name, call in calls.items()}, seconds, counters=counters)
     titles = {_SPIKING: f"spiking, engine {engine}", _CONVENTIONAL: "conventional, 8 bits, onnxruntime"}
     estimates = {
-        _SPIKING: f"{estimated.total('with_memory', True) / 1e6:,.1f}",
-        _CONVENTIONAL: f"{estimated.total('conventional', True) / 1e6:,.1f}" if _same(other, net) else "",
+        _SPIKING: in_few_digits(estimated.total("with_memory", True) / 1e6, 1),
+        _CONVENTIONAL: in_few_digits(estimated.total("conventional", True) / 1e6, 1) if _same(other, net) else "",
     }
     table = _table(f"Measured at batch 1, {threads} thread{'s' * (threads > 1)}, {processor()}", counters is not None)
     for name, one in found.items():

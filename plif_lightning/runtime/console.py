@@ -10,3 +10,8 @@ class Console(rich.console.Console):
 
     def on_broken_pipe(self) -> NoReturn:
         raise BrokenPipeError
+
+
+def in_few_digits(value: float, digits: int) -> str:
+    """`1,048.6`; a small number with two digits that count, as `0.0083`, and not 0.0."""
+    return f"{value:.2g}" if 0 < value < 10.0**-digits else f"{value:,.{digits}f}"

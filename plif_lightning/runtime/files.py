@@ -92,6 +92,8 @@ def written_whole(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any
     Raises:
         OSError: the file cannot be written; the error names `path`.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     watched = None
     try:

@@ -18,6 +18,7 @@ from plif_lightning.deploy import StreamingNetwork, deployed
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
 from plif_lightning.network import load_network
+from plif_lightning.runtime.console import in_few_digits
 from tests.cli.calls import SILENT, TINY, command, fit, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
 from tests.deploy.conftest import trained
@@ -271,11 +272,25 @@ def test_cost_is_a_table_and_a_file(run_of_digits, tmp_path, capsys):
     assert len(table[0]) == 13  # no two columns have the same name
     assert [row["layer"] for row in table] == ["conv1", "conv2", "fc1", "fc2", "all"]
     assert float(table[0]["AC [M]"]) == 0  # images are no spikes
+    # Numbers as a program reads them, and none of them rounded away: this network is tiny.
+    assert all(float(row[name]) > 0 for row in table for name in row if "[uJ]" in name)
+    assert table[-1]["firing [%]"] == ""
+
+
+def test_numbers_of_a_small_network_are_not_rounded_away():
+    assert [in_few_digits(value, 1) for value in (0, 0.0083, 0.049, 0.1, 3.14, 1048.6)] == [
+        *("0.0", "0.0083", "0.049", "0.1", "3.1", "1,048.6")
+    ]
 
 
 def test_cost_refuses_what_it_cannot_count(run_of_digits, tmp_path, capsys):
     line = refused(capsys, "cost", "--ckpt_path", str(run_of_digits), "--samples", "0")
     assert "--samples must be at least 1, got 0" in line
+    for option, value in (("--seconds", "inf"), ("--seconds", "0"), ("--threads", "-1")):
+        line = refused(capsys, "cost", "--ckpt_path", str(run_of_digits), "--measure", option, value)
+        assert f"{option} must be a number above 0, got {value}" in line
+    line = refused(capsys, "cost", "--ckpt_path", str(run_of_digits), "--out", ".")
+    assert "--out must be a file, got the folder ." in line
     checkpoint = torch.load(run_of_digits, weights_only=True)
     del checkpoint["cli_config"]
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
