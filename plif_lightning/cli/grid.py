@@ -1,5 +1,7 @@
 """Read a W&B sweep file as a grid of runs or as a search, and name each run and its arguments."""
 
+import contextlib
+import hashlib
 import itertools
 import json
 import re
@@ -11,12 +13,15 @@ from typing import Any
 from plif_lightning import configs
 from plif_lightning.cli.arguments import parsed_yaml
 from plif_lightning.errors import UserError
+from plif_lightning.runs.process import options
 
 _PROGRAMS = ("main.py", "plif-lightning")
 _KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
 _KNOWN_TO_SEARCHES = {"run_cap", "early_terminate"}
 METHODS = ("grid", "random", "bayes")
 ARGS = "${args}"
+# Longest name of a run's folder [bytes]: file systems end at 255, and there is a log of the same name.
+_LONGEST = 240
 
 
 @dataclass(frozen=True)
@@ -132,13 +137,14 @@ def _values(path: Path, key: Any, given: Any) -> list[Any]:
 
 def _ranking(path: Path, metric: Any) -> tuple[str, bool, float | None]:
     """Return the metric that ranks the runs, True if its highest value is best, and its target."""
-    if not isinstance(metric, dict) or metric.get("goal", "minimize") not in ("maximize", "minimize"):
+    if metric == {}:
+        return Sweep.metric, Sweep.maximise, None
+    is_whole = isinstance(metric, dict) and "name" in metric
+    if not is_whole or metric.get("goal", "minimize") not in ("maximize", "minimize"):
         raise UserError(f"metric of {path} must have a name, and a goal, maximize or minimize; got {metric!r}.")
     target = metric.get("target")
     if target is not None and (not isinstance(target, (int, float)) or isinstance(target, bool)):
         raise UserError(f"metric of {path} must have a number as target, got {target!r}.")
-    if "name" not in metric:
-        return Sweep.metric, Sweep.maximise, target
     return str(metric["name"]), metric.get("goal") == "maximize", target
 
 
@@ -197,7 +203,11 @@ def _config_first(point: dict[str, Any]) -> list[tuple[str, Any]]:
 def run_name(point: dict[str, Any]) -> str:
     """Return the folder name of a run: the name of its configuration, then all other parameters."""
     parts = [text for key, value in _config_first(point) for text in _name_parts(key, value)]
-    return "_".join(re.sub(r"[^\w.+-]+", "-", text) for text in parts)
+    name = "_".join(re.sub(r"[^\w.+-]+", "-", text) for text in parts)
+    if len(name.encode()) <= _LONGEST:
+        return name
+    told_apart = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+    return f"{name.encode()[: _LONGEST - 9].decode(errors='ignore')}-{told_apart}"
 
 
 def _name_parts(key: str, value: Any) -> list[str]:
@@ -222,6 +232,63 @@ def point_arguments(sweep: Sweep, point: dict[str, Any], overrides: Sequence[str
     given = [f"--{key}={_file(str(value)) if key == 'config' else _text(value)}" for key, value in _config_first(point)]
     place = sweep.arguments.index(ARGS)
     return [*sweep.arguments[:place], *given, *sweep.arguments[place + 1 :], *overrides]
+
+
+def _settings_of(name: str, value: Any) -> set[str]:
+    """Dotted names of the settings that an argument gives: of a mapping, such as `{neuron: lif}`, those in it."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        with contextlib.suppress(UserError):
+            value = parsed_yaml(value, name)
+    if not isinstance(value, dict):
+        return {re.sub(r"\.(init_args|class_path)(?=\.|$)", "", name)}
+    return {one for key, inner in value.items() for one in _settings_of(f"{name}.{key}" if name else f"{key}", inner)}
+
+
+def _settings_of_arguments(arguments: Sequence[str]) -> dict[str, str]:
+    """The settings that arguments of main.py give, those of their configurations included, and by which option."""
+    found: dict[str, str] = {}
+    for name, value in options(["fit", *arguments]):
+        content: Any = value
+        if name == "config":
+            try:
+                content = parsed_yaml(configs.resolve(value).read_text("utf-8"), value)
+            except (UserError, OSError, UnicodeDecodeError):  # the run reports it
+                continue
+        found |= dict.fromkeys(_settings_of("" if name == "config" else name, content), f"--{name} {value}".rstrip())
+    return found
+
+
+def require_no_conflict(sweep: Sweep, overrides: Sequence[str]) -> None:
+    """Refuse a sweep in which something else gives a value in the place of a parameter's: names would lie.
+
+    Args:
+        sweep: a grid or a search.
+        overrides: arguments of main.py for all runs.
+
+    Raises:
+        UserError: two parameters give the same setting; or the end of the command, or `overrides`, gives a
+            parameter's.
+    """
+    values = {**sweep.parameters, **{key: spec.get("values", [spec.get("value")]) for key, spec in sweep.space.items()}}
+    given: dict[str, str] = {}  # setting: parameter
+    for key, of_key in values.items():
+        if key == "config":
+            continue  # other parameters are meant to change it
+        names = set().union(*(_settings_of(key, value) for value in of_key))
+        if both := sorted(names & given.keys()):
+            raise UserError(
+                f"the parameters {given[both[0]]} and {key} of {sweep.name} both give {both[0]}, and the second would "
+                "take the place of the first: leave one out."
+            )
+        given |= dict.fromkeys(names, key)
+    behind = sweep.arguments[sweep.arguments.index(ARGS) + 1 :]
+    for arguments, where in ((behind, f"behind {ARGS} in the command of {sweep.name}"), (overrides, "after --")):
+        others = _settings_of_arguments(arguments)
+        for name in sorted(given.keys() & others.keys()):
+            raise UserError(
+                f"{others[name]}, {where}, would take the place of every value of the parameter {given[name]}: leave "
+                "it out, or take the parameter out of the sweep."
+            )
 
 
 def share(text: str, points: int) -> slice:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 
 from plif_lightning.cli.arguments import joined
-from plif_lightning.cli.grid import Sweep, point_arguments, run_name
+from plif_lightning.cli.grid import Sweep, point_arguments, require_no_conflict, run_name
+from plif_lightning.cli.planned import Watched, require_unedited
 from plif_lightning.cli.runner import Job, Runner, print_job, print_line, score, shown
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
@@ -36,6 +38,8 @@ JOURNAL = "search.journal"
 _NAME = "search"
 # Names of the parts of a plan, which the journal holds as a list.
 _PLAN = ("arguments", "parameters", "metric", "arguments", "goal", "method", "early termination")
+# Attribute of a trial: the number of the trial whose run it tries once more.
+_RUN = "run"
 _STATES = {"COMPLETE": "finished", "PRUNED": "ended", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 # Largest number of a distribution: beyond it floats do not tell whole numbers apart.
 _LARGEST = 2**53
@@ -128,18 +132,25 @@ def _number(key: str, spec: dict[str, Any], name: str) -> int | float:
     value = spec[name]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or abs(value) > _LARGEST:
-        raise UserError(f"{name} of parameter {key} must be a number, got {value!r}.")
+        hint = ""
+        with contextlib.suppress(ValueError):
+            if isinstance(value, str) and math.isfinite(float(value)):
+                number = repr(float(value))  # a text for YAML 1.1, if it has an exponent and no point
+                hint = f", which YAML reads as a text: write {number if '.' in number else number.replace('e', '.0e')}"
+        raise UserError(f"{name} of parameter {key} must be a number, got {value!r}{hint}.")
     return value
 
 
 def _steps(key: str, low: float, high: float, q: float) -> Any:
     """The multiples of q between two numbers, which W&B's q_uniform gives; whole if all three are."""
-    if q <= 0 or (last := math.floor(high / q)) < (first := math.ceil(low / q)):
+    # As written: in binary 0.3 / 0.1 is less than 3.
+    least, most, step = (Decimal(repr(number)) for number in (low, high, q))
+    if q <= 0 or (last := math.floor(most / step)) < (first := math.ceil(least / step)):
         raise UserError(f"parameter {key} has no multiple of q = {q:g} between {low:g} and {high:g}.")
     distributions = _optuna().distributions
     if all(isinstance(number, int) for number in (low, high, q)):
         return distributions.IntDistribution(int(first * q), int(last * q), step=int(q))
-    return distributions.FloatDistribution(first * q, last * q, step=q)
+    return distributions.FloatDistribution(float(first * step), float(last * step), step=q)
 
 
 def _pruner(sweep: Sweep) -> Any:
@@ -152,6 +163,10 @@ def _pruner(sweep: Sweep) -> Any:
     given = sweep.early_terminate
     if given is None:
         return optuna.pruners.NopPruner()
+    if sweep.metric.startswith("test/"):
+        raise UserError(
+            f"early_terminate needs a metric of every epoch, such as val/acc: {sweep.metric} is measured once."
+        )
     known = {"type", "min_iter", "max_iter", "s", "eta", "strict"}
     if not isinstance(given, dict) or given.get("type") != "hyperband" or set(map(str, given)) - known:
         raise UserError(f"early_terminate must be of type hyperband, with {', '.join(sorted(known))}; got {given}.")
@@ -167,6 +182,11 @@ def _pruner(sweep: Sweep) -> Any:
         )
     first = numbers.get("min_iter") or max(1, numbers["max_iter"] // eta ** numbers.get("s", 1))
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=eta)
+
+
+def _run_of(trial: Any) -> int:
+    """The number of a trial's run: its own, but of one that is tried once more that of the first try."""
+    return int(trial.user_attrs.get(_RUN, trial.number))
 
 
 def _is_whole(journal: Path) -> bool:
@@ -224,7 +244,7 @@ class Search:
                 load_if_exists=True,
             )
             changed = _changed(self.study.user_attrs.get("plan", plan), plan)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # half a line, or another file
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:  # half a line, another file
             raise UserError(
                 f"{journal} is damaged ({' '.join(str(error).split())[:100]}). If its last line is incomplete, delete "
                 "that line; otherwise pass another --runs."
@@ -236,6 +256,23 @@ class Search:
             )
         self.study.set_user_attr("plan", plan)
         self._importance: dict[str, float] = {}
+        require_unedited([self.job(trial) for trial in self._drawn()])
+        self._queue_failed()
+
+    def _latest(self) -> list[Any]:
+        """The trials, of a run that is tried once more the last one."""
+        return [*{_run_of(trial): trial for trial in self.study.get_trials(deepcopy=False)}.values()]
+
+    def _drawn(self) -> list[Any]:
+        """Those of them whose parameters are drawn: not of a run that waits to be tried once more."""
+        return [trial for trial in self._latest() if self.free.keys() <= trial.params.keys()]
+
+    def _queue_failed(self) -> None:
+        """Let the runs that have failed so far be tried once more, from their checkpoints, as those of a grid are."""
+        with file_lock(self.root / ".claim.lock"):
+            for trial in self._drawn():
+                if trial.state.name == "FAIL":
+                    self.study.enqueue_trial(trial.params, user_attrs={_RUN: _run_of(trial)})
 
     def _require_locks(self) -> None:
         try:
@@ -257,7 +294,7 @@ class Search:
         return samplers.RandomSampler(seed)
 
     def claimed(self, cap: int) -> Iterator["optuna.trial.Trial"]:
-        """Trials to run, each held by a lock within the loop: those that other processes left, then new ones."""
+        """Trials to run, each held by a lock within the loop: left by other processes, failed before, then new ones."""
         from optuna.trial import Trial, TrialState
 
         while True:
@@ -270,8 +307,9 @@ class Search:
                             trial = Trial(self.study, old._trial_id)
                             break
                     if trial is None:
+                        waiting = any(old.state == TrialState.WAITING for old in trials)
                         # Failed ones count, too: a search of mistakes ends.
-                        if len(trials) >= cap or self._reached(trials):
+                        if self._reached(trials) or (not waiting and len(self._latest()) >= cap):
                             return
                         self.study.sampler = self._sampler(len(trials))
                         trial = self.study.ask(self.free)
@@ -298,7 +336,7 @@ class Search:
         """The run of a trial."""
         point = {key: self.value(trial, key) if key in self.free else one for key, one in self.space.items()}
         short = {key: f"{point[key]:.4g}" if isinstance(point[key], float) else point[key] for key in self.free}
-        name = f"{trial.number:04d}_{run_name(short)}"[:_LONGEST]
+        name = f"{_run_of(trial):04d}_{run_name(short)}"[:_LONGEST]
         arguments = point_arguments(self.sweep, point, self.overrides)
         return Job(name, RunFolder(self.root / name), arguments, self.root / f"{name}.log")
 
@@ -336,6 +374,17 @@ class Search:
         self.study.tell(trial, value, state=None if value is not None else TrialState.FAIL)
         return value
 
+    def failed(self) -> list[Job]:
+        """The runs that failed, in all processes that share the search."""
+        return [self.job(trial) for trial in self._drawn() if trial.state.name == "FAIL"]
+
+    def arguments(self) -> list[list[str]]:
+        """Those of a run for each configuration that the search tries."""
+        spec = self.sweep.space.get("config", {})
+        values = spec.get("values", [spec["value"]] if "value" in spec else [])
+        points = [{"config": value} for value in values] or [{}]
+        return [point_arguments(self.sweep, point, self.overrides) for point in points]
+
     def write(self, last: bool = False) -> SearchRecord:
         """Write what the search has found so far, in all processes that share it, beside the runs, and return it."""
         with file_lock(self.root / ".claim.lock"):
@@ -344,7 +393,7 @@ class Search:
         return found
 
     def _record(self, last: bool) -> SearchRecord:
-        known = self.study.get_trials(deepcopy=False)
+        known = self._drawn()
         done = [one for one in known if one.state.name == "COMPLETE"]
         if last or len(done) % max(1, len(known) // 10) == 0:  # it takes a second, too long after each of many runs
             self._importance = importances(self.study)
@@ -401,6 +450,7 @@ def run_search(
     for option, number in (("cap", cap), ("jobs", jobs)):
         if number < 1:
             raise UserError(f"--{option} must be at least 1, got {number}.")
+    require_no_conflict(sweep, overrides)
     root = root.absolute()
     console = Console()
     if dry_run:
@@ -411,20 +461,25 @@ def run_search(
     root.mkdir(parents=True, exist_ok=True)
     search = Search(sweep, root, overrides, seed)
     console.print(f"[bold]{sweep.name}[/]: {cap} runs by {sweep.method} search in {relative(root)}", soft_wrap=True)
-    failed = _run_all(console, search, cap, jobs)
-    if failed is None:
+    watched = Watched(search.arguments())
+    if not _run_all(console, search, cap, jobs):
         console.print("interrupted: the same command continues the search.")
         return 130
+    if warning := watched.warning():
+        print_line(console, warning)
     print_ranking(console, search)
+    failed = search.failed()
+    for job in failed:
+        print_line(console, f"failed: {job.name}  output: {relative(job.output)}")
+    if failed:
+        print_line(console, "The same command tries failed runs again.")
     return 1 if failed else 0
 
 
-def _run_all(console: Console, search: Search, cap: int, jobs: int) -> int | None:
-    """Run trials in `jobs` threads until there are `cap`: the number of failed ones, or None if interrupted."""
-    failed = 0
+def _run_all(console: Console, search: Search, cap: int, jobs: int) -> bool:
+    """Run trials in `jobs` threads until there are `cap`, and return False if interrupted."""
 
-    def work() -> int:
-        bad = 0
+    def work() -> None:
         for trial in search.claimed(cap):
             job = search.job(trial)
             if search.is_done(job, lambda: runner.stopped):
@@ -433,20 +488,18 @@ def _run_all(console: Console, search: Search, cap: int, jobs: int) -> int | Non
                 runner.run(job, partial(search.should_end, trial))
             value = search.tell(trial, job)
             _print_end(console, search.write(), job, value)
-            bad += job.state == "failed"
             if runner.stopped:
                 break
-        return bad
 
     with Runner(jobs, warm=True) as runner, ThreadPoolExecutor(jobs) as pool:
         calls = [pool.submit(work) for _ in range(jobs)]
         try:
             for call in calls:
-                failed += call.result()
+                call.result()
         except KeyboardInterrupt:
             runner.stop()
-            return None
-    return failed
+            return False
+    return True
 
 
 def _print_end(console: Console, found: SearchRecord, job: Job, value: float | None) -> None:

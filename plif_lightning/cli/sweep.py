@@ -1,8 +1,6 @@
 """Run a W&B sweep file without a server: a grid of runs, each in its own process."""
 
 import contextlib
-import io
-import json
 import os
 import re
 import shlex
@@ -11,23 +9,22 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import Timeout
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plif_lightning import configs
 from plif_lightning.cli.arguments import joined
-from plif_lightning.cli.checkpoint import expand, model_defaults
-from plif_lightning.cli.grid import Sweep, point_arguments, read_sweep, replaced, run_name, share
+from plif_lightning.cli.grid import Sweep, point_arguments, read_sweep, replaced, require_no_conflict, run_name, share
 from plif_lightning.cli.parser import PlainParser
+from plif_lightning.cli.planned import Watched, comparable_settings, planned_config, require_unedited
 from plif_lightning.cli.runner import Job, Runner, print_job, print_line, require_free, score, shown
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import value_in_words
+from plif_lightning.runs.process import options
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import identity, without_order
 from plif_lightning.runtime import program
 from plif_lightning.runtime.console import Console
 from plif_lightning.runtime.files import relative
@@ -48,34 +45,6 @@ def _comparable(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _comparable_settings(config: dict[str, Any]) -> str:
-    """Return the settings of a configuration that distinguish a planned run from others."""
-    # Settings that an older run does not name had their default then.
-    found = identity({**config, "model": {**model_defaults(), **config["model"]}}, planned=True)
-    found |= {name: config.get(name) for name in ("seed_everything", "test_after_fit")}
-    if found.get("data.validation") == "holdout":  # validated on the test set, a run does not depend on the rule
-        found["best_of_ties"] = config.get("best_of_ties", "first") or "last"
-    return json.dumps(sorted(found.items(), key=without_order), default=str)
-
-
-def _whole_settings(arguments: Sequence[str]) -> str | None:
-    """Return `_comparable_settings` of the arguments of a fit as its parser reads them; None if it refuses them."""
-    from plif_lightning.cli.lightning import place_absolutely, run  # which loads Lightning
-
-    out = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-            run(expand([*arguments, "--print_config"]))
-    except UserError:
-        return None  # the run reports it
-    except SystemExit as stop:
-        if stop.code not in (0, None):
-            return None
-    config = yaml.safe_load(out.getvalue())
-    place_absolutely(config["data"]["init_args"])  # as in the configuration that a run keeps
-    return _comparable_settings(config)
-
-
 def _finished_siblings(root: Path) -> dict[str, Path]:
     """Return finished runs in sibling folders of a sweep, such as `runs/table4` for `runs/table5`, by settings.
 
@@ -84,10 +53,18 @@ def _finished_siblings(root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(root.parent.glob(f"*/*/{RunFolder(Path()).result.name}")):
         run = read_run(path.parent)
-        if path.parent.parent != root and run.status == "finished":
+        # One that was resumed with other settings, or begun from other weights, is another experiment.
+        whole = not run.changes and dict(options(run.command)).get("ckpt_path", "last") == "last"
+        if path.parent.parent != root and run.status == "finished" and whole:
             with contextlib.suppress(KeyError, TypeError, AttributeError):  # another program's configuration
-                found.setdefault(_comparable_settings(run.config), path.parent)
+                found.setdefault(comparable_settings(run.config), path.parent)
     return found
+
+
+def _sibling(job: Job, elsewhere: dict[str, Path]) -> Path | None:
+    """A finished run elsewhere with the settings of a job."""
+    config = planned_config(job.arguments) if elsewhere else None
+    return None if config is None else elsewhere.get(comparable_settings(config))
 
 
 def _own_run(job: Job) -> Run:
@@ -115,8 +92,11 @@ def _jobs(sweep: Sweep, root: Path, overrides: Sequence[str], of: slice) -> list
     points = sweep.points()
     names = [run_name(point) for point in points]
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"two runs of the sweep have the same name {twice}: give each value once.")
+        first, second = [point for name, point in zip(names, points, strict=True) if names.count(name) > 1][:2]
+        raise UserError(
+            f"two runs of the sweep have the same name {names[points.index(first)]}, that of {first} and that of "
+            f"{second}: give each value once, and configurations different file names."
+        )
     jobs = []
     for name, point in zip(names[of], points[of], strict=True):
         if not re.search(r"\w", name):
@@ -130,13 +110,15 @@ def _plan(sweep: Sweep, root: Path, overrides: Sequence[str], of: slice) -> tupl
     waiting: list[Job] = []
     finished: list[Job] = []
     elsewhere = _finished_siblings(root)
-    for job in _jobs(sweep, root, overrides, of):
+    jobs = _jobs(sweep, root, overrides, of)
+    for job in jobs:
         if job.folder.path.exists():
             is_finished = _own_run(job).status == "finished"
         else:
-            job.served_by = elsewhere.get(_whole_settings(job.arguments) or "") if elsewhere else None
+            job.served_by = _sibling(job, elsewhere)
             is_finished = job.served_by is not None
         (finished if is_finished else waiting).append(job)
+    require_unedited(jobs)
     return waiting, finished
 
 
@@ -201,14 +183,18 @@ def _alone(root: Path) -> Iterator[None]:
 def _run(sweep: Sweep, root: Path, jobs: int, overrides: Sequence[str], of: slice, dry_run: bool = False) -> int:
     """Plan the runs, print the plan, run it unless `dry_run`, and return the exit status."""
     console = Console()
+    require_no_conflict(sweep, overrides)
     waiting, finished = _plan(sweep, root, overrides, of)
     _print_plan(console, sweep, root, waiting, finished)
     if dry_run:
         for job in waiting:
             print_line(console, shown(job.command))
         return 0
+    watched = Watched(job.arguments for job in waiting)
     if not _run_all(console, sweep, waiting, len(finished), jobs):
         return 130
+    if warning := watched.warning():
+        print_line(console, warning)
     _print_ranking(console, sweep, [*finished, *(job for job in waiting if job.state == "finished")])
     failed = [job for job in waiting if job.state == "failed"]
     for job in failed:

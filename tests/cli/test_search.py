@@ -73,6 +73,13 @@ def trials(root):
             {"min": 0.3, "max": 1.1, "distribution": "q_uniform", "q": 0.25},
             optuna.distributions.FloatDistribution(0.5, 1.0, step=0.25),
         ),
+        *(  # in binary 0.3 / 0.1 is less than 3, and 0.7 / 0.1 less than 7
+            (
+                {"min": q, "max": most, "distribution": "q_uniform", "q": q},
+                optuna.distributions.FloatDistribution(q, most, step=q),
+            )
+            for q, most in ((0.1, 0.3), (0.2, 0.6), (0.1, 0.7), (0.05, 0.15))
+        ),
         ({"values": ["a", True, None]}, optuna.distributions.CategoricalDistribution(['"a"', "true", "null"])),
         ({"value": 3}, 3),
     ],
@@ -87,6 +94,8 @@ def test_distributions_are_wandbs(spec, expected):
         ({"min": 1}, "parameter a must have one of `value`, `values`, or `min` and `max`"),
         ({"min": 1, "max": 2, "values": [1]}, "must have one of"),
         ({"min": 1, "max": float("inf")}, "max of parameter a must be a number, got inf"),
+        ({"min": "1e-3", "max": 1}, "min of parameter a must be a number, got '1e-3', which YAML reads .* write 0.001"),
+        ({"min": 0, "max": "1e-10"}, "got '1e-10', which YAML reads as a text: write 1.0e-10"),
         ({"min": True, "max": 3}, "min of parameter a must be a number, got True"),
         ({"min": 0, "max": 1, "distribution": 5}, "must have numbers `min` below `max`, and a distribution of"),
         ({"min": 0, "max": 1, "q": 0.5}, "has a q, which only the distribution q_uniform uses"),
@@ -132,6 +141,10 @@ def test_nested_parameters_are_dotted(tmp_path):
         ({"method": "grid", "parameters": {"a": {"values": [1]}}}, [], "has run_cap, which method grid does not know"),
         ({"early_terminate": {"type": "median"}}, [], "early_terminate must be of type hyperband"),
         ({"early_terminate": {"type": "hyperband"}}, [], "early_terminate needs min_iter"),
+        (
+            {"early_terminate": {"type": "hyperband", "min_iter": 1}, "metric": {"name": "test/acc"}},
+            *([], "early_terminate needs a metric of every epoch, such as val/acc: test/acc is measured once"),
+        ),
         ({"parameters": {"a": {"value": 1}}}, [], "has no parameter to search"),
         ({}, ["--index", "0"], "--index is for method grid"),
         ({}, ["--grid", "a=1"], "--grid is for method grid"),
@@ -209,11 +222,42 @@ def test_a_search_that_was_killed_goes_on_with_its_runs(tmp_path):
 
 def test_a_search_of_runs_that_fail_ends_and_says_why(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert sweep(write(Path("s.yaml"), run_cap=2), "--", "--model.neuron=nothing") == 1
-    out = capsys.readouterr().out
-    assert out.count("failed after") == 2
-    assert "nothing" in out
-    assert [trial.state.name for trial in trials(Path("runs/s"))] == ["FAIL", "FAIL"]
+    file = write(Path("s.yaml"), run_cap=2)
+    for call in (1, 2):  # the second tries them again
+        assert sweep(file, "--", "--model.surrogate=nothing") == 1
+        out = capsys.readouterr().out
+        assert out.count("failed after") == 2
+        assert "nothing" in out
+        assert out.count("failed: 0000_") == out.count("failed: 0001_") == 1
+        assert "The same command tries failed runs again." in out
+        assert [trial.state.name for trial in trials(Path("runs/s"))] == ["FAIL", "FAIL"] * call
+
+
+def told(search, cap, *states):
+    """The jobs of the trials that a search claims, each told to have ended so."""
+    jobs = []
+    for state, trial in zip(states, search.claimed(cap), strict=True):
+        job = search.job(trial)
+        if state == "finished":
+            write_run(job.folder.path, (0.8,), validation="holdout")
+        job.state = state
+        search.tell(trial, job)
+        jobs.append(job)
+    return jobs
+
+
+def test_a_run_that_failed_is_tried_again_in_its_folder_by_the_next_call(tmp_path):
+    first = told(a_search(tmp_path), 2, "failed", "failed")
+    a_search(tmp_path)  # another process that is killed before it begins
+    search = a_search(tmp_path)
+    second = told(search, 2, "finished", "failed")
+    assert [(job.folder, job.arguments) for job in second] == [(job.folder, job.arguments) for job in first]
+    assert [job.name for job in search.failed()] == [second[1].name]
+    found = [(trial.run, trial.state) for trial in search.write().trials]
+    assert sorted(found) == [(second[0].name, "finished"), (second[1].name, "failed")]
+    third = told(a_search(tmp_path), 3, "finished", "finished")
+    assert third[0].name == second[1].name
+    assert not a_search(tmp_path).failed()
 
 
 def test_bad_runs_end_early(tmp_path):
@@ -348,12 +392,13 @@ def test_a_journal_of_another_program_is_refused(tmp_path, plan):
         a_search(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "noise"])
+@pytest.mark.parametrize("damage", ["cut", "noise", "strange"])
 def test_a_damaged_journal_is_named(tmp_path, damage):
     asked(a_search(tmp_path), 1)
     journal = tmp_path / JOURNAL
     whole = journal.read_bytes()
-    journal.write_bytes(whole[:-20] if damage == "cut" else b"\x00{]" + whole)
+    strange = whole + b'{"op_code": 99, "worker_id": "w"}\n'
+    journal.write_bytes({"cut": whole[:-20], "noise": b"\x00{]" + whole, "strange": strange}[damage])
     with pytest.raises(UserError, match=r"search\.journal is damaged .* delete that line; otherwise pass another"):
         asked(a_search(tmp_path), 2)
 

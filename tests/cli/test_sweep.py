@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import yaml
 from filelock import FileLock
 
 from plif_lightning.cli import main
-from plif_lightning.cli.grid import point_arguments, read_sweep, replaced, run_name, share
-from plif_lightning.cli.sweep import _comparable_settings, score
+from plif_lightning.cli.grid import point_arguments, read_sweep, replaced, require_no_conflict, run_name, share
+from plif_lightning.cli.planned import Watched, comparable_settings
+from plif_lightning.cli.sweep import score
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.runs.folder import RunFolder
@@ -95,6 +97,7 @@ def write(path: Path, **changes):
         ({"program": "train.py"}, "has program train.py, but `sweep` runs main.py: use `wandb agent` for it"),
         ({"name": "../../x"}, "name of .* must be that of a folder in runs/, got '../../x'"),
         ({"early_terminate": {}}, "has early_terminate, which method grid does not know here"),
+        ({"metric": {"goal": "minimize"}}, "metric of .* must have a name"),
         ({"command": ["python"]}, "command of .* must be a list with"),
         ({"command": ["${args}", "${program}"]}, "and, after it, .*args"),
         ({"command": ["${program}", "fit", "${args}", "${args_no_hyphens}"]}, "use `wandb agent` for other forms"),
@@ -166,6 +169,54 @@ def test_values_that_are_not_words_reach_the_command_line_as_json(tmp_path):
 
 
 # --- what is there already
+
+
+TAUS = {"model.init_tau": {"values": [2.0, 4.0]}}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "behind", "overrides", "expected"),
+    [
+        (TAUS, [], ["--model.init_tau=3"], "--model.init_tau 3, after --, would take the place of every value of the"),
+        (TAUS, [], ["--model.init_tau", "3"], "parameter model.init_tau: leave it out"),
+        (TAUS, [], ["--model", "{init_tau: 3}"], "--model {init_tau: 3}, after --, would"),
+        (TAUS, [], ["--config", "tau16"], "--config tau16, after --, would"),
+        (TAUS, ["--model.init_tau=3"], [], "--model.init_tau 3, behind ${args} in the command of s, would"),
+        ({"model": {"values": [{}, {"init_tau": 3}]}}, [], ["--model.init_tau=3"], "the parameter model: leave"),
+        ({"data.init_args.batch_size": {"value": 4}}, [], ["--data.batch_size=3"], "parameter data.init_args.batch"),
+        ({**TAUS, "model": {"value": {"init_tau": 3}}}, [], [], "of s both give model.init_tau"),
+    ],
+)  # fmt: skip
+def test_what_would_take_a_parameters_place_is_refused(parameters, behind, overrides, expected, tmp_path, capsys):
+    """Found by a review: runs were named and ranked by values that none of them had."""
+    command = ["${program}", "fit", "--config", "quickstart", "${args}", *behind]
+    for changes in ({}, {"method": "random", "run_cap": 1}):
+        more = {"model.dropout": {"values": [0.1, 0.2]}} if changes else {}
+        path = write(tmp_path / "s.yaml", name="s", command=command, parameters={**parameters, **more}, **changes)
+        assert sweep(path, "--runs", tmp_path / "runs", "--", *overrides) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_what_takes_no_parameters_place_is_accepted(tmp_path):
+    parameters = {**TAUS, "config": {"value": "fashionmnist"}, "model.optimizer.lr": {"value": 0.1}}
+    grid = read_sweep(write(tmp_path / "s.yaml", parameters=parameters))
+    require_no_conflict(
+        grid, ["--config=holdout", "--model.optimizer=SGD", "--trainer.max_epochs=3", "--model.channels=4"]
+    )
+
+
+def test_configurations_of_one_file_name_are_no_two_runs(tmp_path, capsys):
+    path = write(tmp_path / "s.yaml", parameters={"config": {"values": ["a/x.yaml", "b/x.yaml"]}})
+    assert sweep(path, "--runs", tmp_path / "runs") == 2
+    said = capsys.readouterr().err
+    assert "the same name x, that of {'config': 'a/x.yaml'} and that of {'config': 'b/x.yaml'}" in said
+
+
+def test_a_long_name_is_cut_and_told_apart_by_its_hash():
+    first, second = (run_name({"config": "a.yaml", "model.structure": f"{'c4k3s1-PLIF-' * 40}{end}"}) for end in "xy")
+    assert len(first) == len(second) == 240
+    assert first[:231] == second[:231]
+    assert first != second
 
 
 def planned(tmp_path, folder="a"):
@@ -399,6 +450,57 @@ def test_another_run_does_not_serve(arguments, changes, capsys):
 
 
 @pytest.mark.parametrize(
+    "started", [{"changes": [{"step": 9, "settings": {"trainer.accumulate_grad_batches": 1}}]}, {}]
+)
+def test_a_run_that_went_on_otherwise_or_from_other_weights_does_not_serve(started, capsys):
+    """Found by a review."""
+    finished_run(Path("runs/table4/a"), *SAME, *([] if started else ["--ckpt_path=other.ckpt"]))
+    path = Path("runs/table4/a/command.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **started}))
+    assert len(read_run(path.parent).changes) == len(started)
+    assert sweep("table5", "--dry-run", "--grid", "config=fashionmnist", "--grid", "model.pooling=max") == 0
+    assert "0 finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("edit", [("time_steps: 2", "time_steps: 3"), ("# a", "# b")])
+def test_runs_of_a_configuration_that_was_edited_are_another_sweep(edit, capsys):
+    """Found by a review: such runs were taken for finished ones, and ranked beside those of the new file."""
+    mine = Path("mine.yaml").absolute()
+    text = (REPOSITORY / "configs" / "quickstart.yaml").read_text()
+    mine.write_text(f"# a\n{text.replace('time_steps: 8', 'time_steps: 2')}")
+    assert "time_steps: 2" in mine.read_text()
+    for seed in (1, 2):
+        finished_run(Path(f"runs/s/mine_seed_everything-{seed}"), f"--config={mine}", f"--seed_everything={seed}")
+        path = Path(f"runs/s/mine_seed_everything-{seed}/command.json")
+        path.write_text(json.dumps({**json.loads(path.read_text()), "started": time.time()}))
+    parameters = {"config": {"value": "mine.yaml"}, "seed_everything": {"values": [1, 2]}}
+    file = write(Path("s.yaml"), name="s", parameters=parameters)
+    assert sweep(file, "--dry-run") == 0
+    time.sleep(0.02)  # a file system's clock is coarse
+    mine.write_text(mine.read_text().replace(*edit))
+    capsys.readouterr()
+    is_other = edit[0] != "# a"
+    assert sweep(file, "--dry-run") == (2 if is_other else 0)
+    said = capsys.readouterr()
+    if is_other:
+        assert "mine_seed_everything-1 holds a run with other settings than" in said.err
+        assert "mine.yaml gives now: data.time_steps was 2.0, is 3.0. Pass another --runs" in said.err
+    else:
+        assert "2 finished" in said.out
+
+
+def test_a_configuration_that_is_edited_while_runs_are_made_is_told_of(tmp_path):
+    files = [tmp_path / name for name in ("a.yaml", "b.yaml")]
+    for file in files:
+        file.write_text("model: {init_tau: 2.0}")
+    watched = Watched([["fit", f"--config={file}"] for file in files])
+    files[0].touch()
+    assert watched.warning() == ""
+    files[1].write_text("model: {init_tau: 3.0}")
+    assert watched.warning().startswith(f"{files[1]} changed while runs were made")
+
+
+@pytest.mark.parametrize(
     ("one", "other"),
     [("{4: 1, 2: 3}", "{2: 3, 4: 1}"), ("{2: 3}", "{2: 3, 4: 1}"), ("null", "{2: 3}")],
 )
@@ -454,7 +556,7 @@ def test_a_run_of_before_a_setting_was_there_serves_a_sweep_beside_it():
     config = {"model": {"neuron": "plif"}, "data": {"class_path": "x", "init_args": {"validation": "test"}}}
     old = {**config, "best_of_ties": "first", "trainer": {}}
     new = {**old, "best_of_ties": None, "model": {**config["model"], "norm_held": "every_step"}}
-    assert _comparable_settings(old) == _comparable_settings(new)
-    assert _comparable_settings(old) != _comparable_settings({**new, "model": {**new["model"], "norm_held": "once"}})
+    assert comparable_settings(old) == comparable_settings(new)
+    assert comparable_settings(old) != comparable_settings({**new, "model": {**new["model"], "norm_held": "once"}})
     held = {"class_path": "x", "init_args": {"validation": "holdout"}}
-    assert _comparable_settings({**old, "data": held}) != _comparable_settings({**new, "data": held})
+    assert comparable_settings({**old, "data": held}) != comparable_settings({**new, "data": held})

@@ -1,0 +1,123 @@
+"""Settings of a run that is planned, beside those of one that was made."""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plif_lightning.cli.checkpoint import expand, model_defaults
+from plif_lightning.cli.runner import Job
+from plif_lightning.errors import UserError
+from plif_lightning.runs.process import options
+from plif_lightning.runs.reading import read_run
+from plif_lightning.runs.run import Run
+from plif_lightning.runs.settings import identity, without_order
+
+
+def comparable_settings(config: dict[str, Any]) -> str:
+    """The settings of a configuration that distinguish a planned run from others, as one text."""
+    # Settings that an older run does not name had their default then.
+    found = identity({**config, "model": {**model_defaults(), **config["model"]}}, planned=True)
+    found |= {name: config.get(name) for name in ("seed_everything", "test_after_fit")}
+    if found.get("data.validation") == "holdout":  # validated on the test set, a run does not depend on the rule
+        found["best_of_ties"] = config.get("best_of_ties", "first") or "last"
+    return json.dumps(sorted(found.items(), key=without_order), default=str)
+
+
+def planned_config(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """The configuration of the arguments of a fit as its parser reads them; None if it refuses them."""
+    from plif_lightning.cli.lightning import place_absolutely, run  # which loads Lightning
+
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+            run(expand([*arguments, "--print_config"]))
+    except UserError:
+        return None  # the run reports it
+    except SystemExit as stop:
+        if stop.code not in (0, None):
+            return None
+    config: dict[str, Any] = yaml.safe_load(out.getvalue())
+    place_absolutely(config["data"]["init_args"])  # as in the configuration that a run keeps
+    return config
+
+
+def files_of(arguments: Sequence[str]) -> tuple[Path, ...]:
+    """The configurations that arguments name, as far as they are files."""
+    named = (Path(value) for name, value in options(arguments) if name == "config")
+    return tuple(path for path in named if path.is_file())
+
+
+def edited_since(files: Iterable[Path], moment: float) -> list[Path]:
+    """Files that were written or put in their place after a moment [s since 1970]."""
+    found = []
+    for path in dict.fromkeys(files):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            if max(status.st_mtime, status.st_ctime) > moment:
+                found.append(path)
+    return found
+
+
+def require_unedited(jobs: Sequence[Job]) -> None:
+    """Refuse runs of configurations that say something else by now: they would stand beside others of the same name.
+
+    Of the runs that name the same files only the one that was started first is compared: it saw them earliest.
+
+    Raises:
+        UserError: a run has other settings than its files now give.
+    """
+    first: dict[tuple[Path, ...], tuple[Run, Job]] = {}
+    for job in jobs:
+        run = read_run(job.folder.path) if job.folder.config.is_file() else None
+        if run is not None and run.config and run.started:
+            files = files_of(job.arguments)
+            if files not in first or run.started < first[files][0].started:
+                first[files] = run, job
+    for files, (run, job) in first.items():
+        edited = edited_since(files, run.started)
+        config = planned_config(job.arguments) if edited else None
+        if config is None:
+            continue
+        # A version that came in between may have added settings.
+        then, now = identity(run.config), identity(config)
+        names = [name for name in then if then[name] != now.get(name, then[name])]
+        if names:
+            differ = "; ".join(f"{name} was {then[name]}, is {now[name]}" for name in names)
+            raise UserError(
+                f"{job.folder.path} holds a run with other settings than {' and '.join(map(str, edited))} gives now: "
+                f"{differ}. Pass another --runs, or move that folder away."
+            )
+
+
+class Watched:
+    """The configurations that runs name, while they are made.
+
+    Args:
+        arguments: those of each run.
+    """
+
+    def __init__(self, arguments: Iterable[Sequence[str]]) -> None:
+        files = dict.fromkeys(path for of_one in arguments for path in files_of(of_one))
+        self._before = {path: _content(path) for path in files}
+
+    def warning(self) -> str:
+        """A sentence on files that were edited meanwhile; empty if none was."""
+        edited = [str(path) for path, before in self._before.items() if _content(path) != before]
+        if not edited:
+            return ""
+        return (
+            f"{' and '.join(edited)} changed while runs were made: those that began later have other settings (see "
+            "their config.yaml)."
+        )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
