@@ -9,11 +9,8 @@ from scipy import stats
 
 from plif_lightning.analysis.figures import NothingToShowError, drawn
 from plif_lightning.analysis.leaderboard import gains_table, leaderboard_table, standings
-from plif_lightning.analysis.published import published_runs
-from plif_lightning.analysis.tables import markdown
 from plif_lightning.cli import main
 from plif_lightning.runs.reading import find_runs
-from tests.conftest import REPOSITORY
 from tests.writers import COST, PAPER, write_run
 
 SEEDS = {1: 0.90, 2: 0.91, 3: 0.93}
@@ -269,12 +266,3 @@ def test_gains_of_all_data_sets_stand_side_by_side(tmp_path):
     assert rows["neuron lif"][0] == "+10.00"
     assert rows["neuron lif"][1].startswith("**-1.50 [")
     assert rows["reset soft"] == ["", "+2.00"]
-
-
-def test_the_published_gains_and_caption_are_those_of_the_published_runs():
-    text = (REPOSITORY / "configs/RESULTS.md").read_text().split("\n## Leaderboard\n")[1].split("\n## ")[0]
-    printed = "\n".join(line for line in text.splitlines() if line.startswith("|"))
-    runs = published_runs(REPOSITORY / "configs/leaderboard/results.csv")
-    assert printed == markdown(gains_table(runs))
-    _, caption = drawn("leaderboard", runs)
-    assert caption in " ".join(text.split())

@@ -14,6 +14,7 @@ from plif_lightning.cli import main
 from plif_lightning.errors import UserError
 from plif_lightning.runs.reading import find_runs, read_run
 from plif_lightning.runs.settings import changed, only_longer
+from tests import publish
 from tests.cli.calls import FEW, SILENT, TINY
 from tests.conftest import REPOSITORY
 from tests.test_configs import parsed
@@ -365,8 +366,16 @@ def test_the_commands_of_the_results_are_of_the_runs_that_they_tell_of():
         assert "dirty" not in row["commit"]
 
 
-def test_the_table_of_all_runs_is_that_of_the_results():
-    assert markdown(results_table(read_results(RESULTS))) in (REPOSITORY / "configs/RESULTS.md").read_text()
+def test_tables_and_caption_of_the_page_are_those_of_the_results():
+    """If it fails: python tests/publish.py."""
+    page = publish.PAGE.read_text()
+    assert publish.renewed(page) == page
+
+
+def test_a_page_with_other_tables_and_another_caption_is_renewed():
+    page = "a\n\n## T\n\nb\n\n| x |\n|---|\n| 1 |\n\nc\n\n![d](e.png)\n\nf\ng\n\nh\n"
+    assert publish.with_table(page, "T", "| y |\n|---|\n") == page.replace("| x |\n|---|\n| 1 |", "| y |\n|---|")
+    assert publish.with_caption(page, "e.png", "i") == page.replace("f\ng", "i")
 
 
 def test_the_short_table_of_the_readme_is_of_measured_runs():
