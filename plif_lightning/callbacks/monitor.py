@@ -145,7 +145,10 @@ class LayerMonitor(Callback):
         if self._samples:
             values["train/samples_per_second"] = self._samples / self._seconds
         averaging = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
-        values |= (averaging and self._validated) or self._learned(pl_module)
+        # Averaged weights are at hand in a validation only. An epoch without one then has no values: those of the
+        # weights in training would stand in one curve with those of the average.
+        averages = averaging and any(trainer.num_val_batches)
+        values |= self._validated if averages else self._learned(pl_module)
         for key, value in values.items():
             pl_module.log(key, value, sync_dist=True)
 

@@ -340,6 +340,9 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and _must_agree(name, expanded.command, stored)
     ]
+    stages = [[name for name in of if name.startswith("model.early_time_steps.")] for of in (old, new)]
+    if expanded.command == "fit" and stages[0] != stages[1] and {*stages[0]} == {*stages[1]}:
+        differences.append("the order of model.early_time_steps is another")
     if differences:
         raise CheckpointError(
             f"the checkpoint belongs to other settings: {'; '.join(differences)}. "

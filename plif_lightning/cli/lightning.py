@@ -67,6 +67,9 @@ from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
 
+# Classes that watch a metric and take the lowest value for the best unless they are told otherwise.
+_WATCHERS = ("EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau")
+
 
 class PlifCLI(LightningCLI):
     """LightningCLI with `configs/base.yaml` under every configuration, and checkpoints that hold their own."""
@@ -187,10 +190,14 @@ class PlifCLI(LightningCLI):
         refuse_combinations(config, str(self.subcommand), resumed=folder is not None)
         if self.subcommand == "fit":
             self._keep_own_logger(config, new=folder is None and not config.trainer.fast_dev_run)
-            for callback in config.trainer.callbacks if isinstance(config.trainer.callbacks, list) else []:
-                arguments = callback.get("init_args")
-                if str(callback.get("class_path")).endswith("EarlyStopping") and "acc" in str(arguments.monitor):
-                    arguments.mode = "max"  # Lightning's own default would stop a run because it improves
+            callbacks = config.trainer.callbacks if isinstance(config.trainer.callbacks, list) else []
+            for watcher in (*callbacks, config.model.lr_scheduler):
+                # By the classes' own default a run that improves would be stopped, its worst epoch kept, its learning
+                # rate cut.
+                if str(watcher and watcher.get("class_path")).endswith(_WATCHERS):
+                    arguments = watcher.get("init_args")
+                    if "acc" in str(arguments.get("monitor")):
+                        arguments.mode = "max"
 
     def _keep_own_logger(self, config: Any, new: bool) -> None:
         """Put the run's own logger first, whose folder Lightning takes for the run's; leave others as they are.

@@ -138,6 +138,7 @@ def print_fit(
     folder = run_folder(trainer)
     table = _table(f"{data.title}: fit finished")
     table.add_row("data", data.describe())
+    _add_limits(table, trainer)
     table.add_row("protocol", data.protocol)
     _add_best_epoch(table, trainer, data, test)
     if asked_for_test and test is None:
@@ -159,6 +160,15 @@ def print_fit(
         Console().print(f"test this run: {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
 
 
+def _add_limits(table: Table, trainer: L.Trainer) -> None:
+    """Say which parts of the data the Trainer left out: the sizes beside are those of the whole."""
+    limits = {name: getattr(trainer, f"limit_{name}_batches") for name in ("train", "val", "test", "predict")}
+    # Lightning takes 1 for one batch and 1.0 for all of them.
+    given = [f"limit_{name}_batches {n}" for name, n in limits.items() if isinstance(n, int) or n != 1.0]
+    if given:
+        table.add_row("limits", f"[yellow]{', '.join(given)}: results are of that part[/]")
+
+
 def _add_best_epoch(
     table: Table, trainer: L.Trainer, data: SpikingDataModule, test: Mapping[str, float] | None
 ) -> None:
@@ -172,7 +182,8 @@ def _add_best_epoch(
     best = _kept_epoch(trainer, metrics, measured, key)
     _warn_of_ties(sum(math.isclose(row[key], best[key], abs_tol=1e-9) for row in measured), len(measured), data)
     name = "best test epoch" if data.validation == "test" else "best validation epoch"
-    table.add_row(name, f"[bold]{_percent(best[key])}[/] (epoch {best['epoch'] + 1:.0f} of {len(metrics)})")
+    epochs = metrics[-1]["epoch"] + 1  # rows are fewer where the run began from a checkpoint
+    table.add_row(name, f"[bold]{_percent(best[key])}[/] (epoch {best['epoch'] + 1:.0f} of {epochs:.0f})")
     if test is not None:
         table.add_row(
             "test accuracy", f"[bold green]{_percent(test['test/acc'])}[/] (measured once, on that epoch's weights)"
@@ -204,6 +215,7 @@ def print_evaluation(trainer: L.Trainer, data: SpikingDataModule) -> None:
         return
     table = _table(f"{data.title}: {trainer.state.fn.value if trainer.state.fn else ''}")
     table.add_row("data", data.describe())
+    _add_limits(table, trainer)
     table.add_row("protocol", data.protocol)
     if (form := _callback(trainer, DeployedForm)) is not None:
         table.add_row("engine", f"{form.engine}: {form.forms}")

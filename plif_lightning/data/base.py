@@ -3,9 +3,9 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import lightning as L
 import torch
@@ -17,6 +17,8 @@ from plif_lightning.errors import UserError
 from plif_lightning.runtime.randomness import run_seed
 
 Validation = Literal["test", "holdout"]
+# Settings that may change once data sets are made: loaders read them.
+_READ_BY_LOADERS = {"batch_size", "eval_batch_size", "drop_last", "num_workers", "download"}
 
 
 class Part(NamedTuple):
@@ -97,6 +99,7 @@ class SpikingDataModule(L.LightningDataModule):
         self.train_set: BatchedDataset | None = None
         self.val_set: BatchedDataset | None = None
         self.test_set: BatchedDataset | None = None
+        self._made_with: dict[str, Any] = {}  # settings of the data sets
         # True if the last `prepare_data` downloaded, unpacked or built anything.
         self.prepared = False
 
@@ -134,7 +137,16 @@ class SpikingDataModule(L.LightningDataModule):
         return holdout_split(self.labels(train=True), self.holdout_fraction)
 
     def setup(self, stage: str | None = None) -> None:
-        """Create the data sets of a stage (fit, validate, test or predict; None: all)."""
+        """Create the data sets of a stage (fit, validate, test or predict; None: all).
+
+        Raises:
+            UserError: a setting was changed after data sets were created with it.
+        """
+        if changed := [name for name, value in self._made_with.items() if getattr(self, name) != value]:
+            raise UserError(
+                f"{type(self).__name__}: {', '.join(changed)} changed after the data sets were made, which would go on "
+                "as they are. Make another data module."
+            )
         if stage in ("fit", "validate", None) and self.train_set is None:
             if self.validation == "holdout":
                 train, val = self.held_out()
@@ -145,17 +157,21 @@ class SpikingDataModule(L.LightningDataModule):
                 self.val_set = self.dataset(train=False, indices=None, augment=False)
         if stage in ("test", "predict", None) and self.test_set is None:
             self.test_set = self.dataset(train=False, indices=None, augment=False)
+        names = {field.name for field in fields(self)} - _READ_BY_LOADERS
+        self._made_with = {name: getattr(self, name) for name in names}
 
     def _plan(self, dataset: BatchedDataset | None, train: bool) -> ResumableLoader:
         if dataset is None:
             raise UserError(f"{type(self).__name__} has read no data yet: call prepare_data() and setup() first.")
-        trainer = self.trainer
+        trainer, seed = self.trainer, run_seed()
+        if trainer is not None and trainer.world_size > 1:
+            seed = trainer.strategy.broadcast(seed)  # without a seed of the run each process has another one
         plan = BatchPlan(
             len(dataset),
             self.batch_size if train else self.eval_batch_size,
             shuffle=train,
             drop_last=train and self.drop_last,
-            seed=run_seed(),
+            seed=seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )

@@ -191,10 +191,13 @@ class ResumableLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, int]:
         plan = self._plan()
-        return {"epoch": plan.epoch, "served": self._served, "global_batch": plan.global_batch}
+        return {"epoch": plan.epoch, "served": self._served, "global_batch": plan.global_batch, "seed": plan.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._plan().resume_at = (state["epoch"], state["served"], state.get("global_batch"))
+        plan = self._plan()
+        plan.resume_at = (state["epoch"], state["served"], state.get("global_batch"))
+        # A run without a seed of its own has another one in each process: the order of the epoch's samples goes on.
+        plan.seed = state.get("seed", plan.seed)
 
 
 def _identity(batch: Any) -> Any:

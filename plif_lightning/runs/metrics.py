@@ -57,9 +57,14 @@ def _is_of_epoch(row: dict[str, Any]) -> bool:
     return bool(row.get("epoch")) and not any(value and key and key.startswith("test/") for key, value in row.items())
 
 
+# Metrics that a validation measures.
+_OF_VALIDATION = ("val/", "test_as_val/", "rate/")
+
+
 def merge(epoch: dict[str, float], line: Mapping[str, float]) -> None:
-    """Merge a line of metrics into its epoch: keep the last value of each, but the best validation accuracy."""
-    best = {key: epoch[key] for key in ("val/acc", "test_as_val/acc") if epoch.get(key, 0.0) > line.get(key, 2.0)}
+    """Merge a line of metrics into its epoch: the last value of each, but all of its best validation's."""
+    is_worse = any(epoch.get(key, 0.0) > line.get(key, 2.0) for key in ("val/acc", "test_as_val/acc"))
+    best = {key: value for key, value in epoch.items() if is_worse and key.startswith(_OF_VALIDATION)}
     epoch.update(line)
     epoch.update(best)
 

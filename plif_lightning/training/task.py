@@ -306,9 +306,10 @@ class SpikingClassifier(L.LightningModule):
         self.log("test/acc", self.test_accuracy, batch_size=n)
 
     def on_test_epoch_end(self) -> None:
-        for i, accuracy in enumerate(self.test_class_accuracy.compute()):
-            self.log(f"test/acc_class/{i}", accuracy, sync_dist=True)
         self.confusion_matrix = self.test_confusion.compute()  # [true class, predicted class]
+        for i, accuracy in enumerate(self.test_class_accuracy.compute()):
+            if self.confusion_matrix[i].any():  # of a class without samples it would be 0, and is unknown
+                self.log(f"test/acc_class/{i}", accuracy, sync_dist=True)
         self.test_class_accuracy.reset()
         self.test_confusion.reset()
 
@@ -360,5 +361,10 @@ class SpikingClassifier(L.LightningModule):
         if isinstance(scheduler, OneCycle):
             config["interval"] = "step"
         if isinstance(scheduler, ReduceLROnPlateau):
+            if "acc" in scheduler.monitor and scheduler.mode == "min":
+                raise UserError(
+                    f"lr_scheduler: {scheduler.monitor} improves upwards, and mode='min' would cut the learning rate "
+                    "because it does: pass mode='max'."
+                )
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}

@@ -16,7 +16,7 @@ from lightning import Trainer
 from plif_lightning.cli import main
 from plif_lightning.network import load_network
 from tests import writers
-from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, command, fit, load, rows
+from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, command, fit, load, refused, rows
 
 
 def test_quickstart_ends_with_a_summary_and_every_file(capsys, rendered):
@@ -248,11 +248,31 @@ def test_callbacks_of_a_user_go_beside_the_runs_own(monkeypatch, capsys):
     assert all(len(line) <= 80 and re.search(r"loss: \d\.\d+ val/acc: \d\.\d+$", line) for line in lines)
 
 
-def test_early_stopping_by_accuracy_waits_for_it_to_fall(monkeypatch):
-    main(["fit", "--config", QUICKSTART, *SILENT[:2], *TWO, "--trainer.callbacks", "EarlyStopping",
-          "--trainer.callbacks.monitor", "val/acc"])  # fmt: skip
+def test_whatever_watches_accuracy_knows_that_it_improves_upwards(capsys):
+    watch = ["--trainer.callbacks.monitor", "val/acc"]
+    plateau = ["--model.lr_scheduler", "lightning.pytorch.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor"]
+    main(["fit", "--config", QUICKSTART, *SILENT[:2], *TWO, "--trainer.callbacks", "EarlyStopping", *watch,
+          "--trainer.callbacks+=ModelCheckpoint", *watch, *plateau, "val/acc"])  # fmt: skip
     config = yaml.safe_load(Path("runs/quickstart/version_0/config.yaml").read_text())
-    assert config["trainer"]["callbacks"][0]["init_args"]["mode"] == "max"
+    assert [callback["init_args"]["mode"] for callback in config["trainer"]["callbacks"][:2]] == ["max", "max"]
+    assert config["model"]["lr_scheduler"]["init_args"]["mode"] == "max"
+    out = " ".join(capsys.readouterr().out.split())
+    assert "limit_train_batches 3, limit_val_batches 1, limit_test_batches 2: results are of that part" in out
+
+
+def test_tau_of_averaged_weights_stands_alone_where_not_every_epoch_is_validated():
+    """Found by a review: every other value was that of the weights in training."""
+    average = ["--trainer.callbacks", "[{class_path: EMAWeightAveraging, init_args: {decay: 0.97}}]"]
+    fit(*TWO, *average, "--trainer.check_val_every_n_epoch", "2")
+    table = rows("runs/quickstart/version_0/metrics.csv")
+    assert {row["epoch"] for row in table if row["tau/fc1"]} == {"1"}
+
+
+def test_the_order_of_early_time_steps_stays_when_a_run_is_resumed(capsys):
+    fit(*TWO[:-4], "--trainer.max_epochs", "1", "--model.early_time_steps", "{2: 1, 1: 1}", "--run_folder", "r")
+    more = ["fit", "--config", "r/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    line = refused(capsys, *more, "--model.early_time_steps", "{1: 1, 2: 1}")
+    assert "the order of model.early_time_steps is another" in line
 
 
 def test_another_loggers_files_lie_in_a_named_run_folder(tmp_path):

@@ -275,3 +275,14 @@ def test_packed_files_are_enough_without_a_download(make, name, tmp_path):
     path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(b"x" * 100)[:-5])
     with pytest.raises(UserError, match=r"train-labels-idx1-ubyte\.gz cannot be unpacked"):
         prepared(make(root=str(tmp_path), download=False))
+
+
+def test_settings_do_not_change_once_data_sets_are_made():
+    """Found by a review: test images were called held out."""
+    module = Digits(validation="test")
+    module.setup("fit")
+    module.batch_size, module.num_workers = 4, 1
+    module.setup("test")
+    module.validation = "holdout"
+    with pytest.raises(UserError, match=r"Digits: validation changed after the data sets were made.* Make another"):
+        module.setup("fit")

@@ -90,7 +90,7 @@ def test_a_loader_goes_on_where_its_state_stands(num_workers):
     for _ in range(3):
         next(iterator)
     state = stopped.state_dict()
-    assert state == {"epoch": 2, "served": 3, "global_batch": 8}
+    assert state == {"epoch": 2, "served": 3, "global_batch": 8, "seed": stopped.sampler.seed}
     resumed = loader()
     resumed.load_state_dict(state)
     resumed.sampler.set_epoch(2)
@@ -143,6 +143,10 @@ def test_a_run_left_within_an_epoch_goes_on_with_the_same_samples_or_not_at_all(
             next(iter(other))
         other.sampler.set_epoch(4)  # a whole epoch may use another batch size
         assert len(list(other)) == len(other)
+    chance = make_loader(Numbers(100), BatchPlan(100, 8, shuffle=True, seed=2))  # a run without a seed of its own
+    chance.load_state_dict(state)
+    chance.sampler.set_epoch(3)
+    assert torch.equal(torch.cat([batch.sample for batch in (*taken, *chance)]), seen)
     half = made(4, 2)  # the same global batch size
     half.load_state_dict(state)
     half.sampler.set_epoch(3)

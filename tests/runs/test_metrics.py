@@ -29,6 +29,21 @@ def test_lines_of_an_epoch_are_merged_and_tests_left_out(metrics):
     assert layer_values(rows[0], "tau") == {"conv1": 2.0, "fc1": 2.1}
 
 
+def test_of_several_validations_in_an_epoch_all_values_are_the_best_ones(metrics):
+    """Found by a review: firing rates stood beside the accuracy of another validation."""
+    head = "epoch,step,val/acc,val/loss,rate/conv1,tau/conv1,train/acc\n"
+    metrics.write_text(head + "0,1,0.8,0.1,0.5,,\n0,2,0.7,0.2,0.6,,\n0,3,,,,1.9,0.4\n")
+    (row,) = read_metrics(metrics)
+    assert {name: row[name] for name in ("val/acc", "val/loss", "rate/conv1", "tau/conv1", "train/acc", "step")} == {
+        "val/acc": 0.8,
+        "val/loss": 0.1,
+        "rate/conv1": 0.5,
+        "tau/conv1": 1.9,
+        "train/acc": 0.4,
+        "step": 3,
+    }
+
+
 def test_a_line_that_is_no_number_is_named(metrics):
     metrics.write_text(TABLE.replace("0.75", "much"))
     with pytest.raises(UserError, match=r"metrics.csv, line 4: val/acc must be a number, got 'much'"):

@@ -4,6 +4,7 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -132,6 +133,15 @@ def test_test_measures_per_class_accuracy_and_a_confusion_matrix(tmp_path):
         assert metrics[f"test/acc_class/{c}"] == pytest.approx((counts[c, c] / counts[c].sum()).item())
 
 
+def test_a_class_without_samples_has_no_accuracy(tmp_path):
+    """Found by a review: it had 0 %."""
+    module = SpikingClassifier(**SMALL)
+    x, label = torch.rand(6, 1, 8, 8), torch.tensor([0, 0, 1, 4, 4, 4])
+    loader = DataLoader(TensorDataset(x, label), batch_size=6)
+    metrics = trainer(tmp_path).test(module, dataloaders=loader, verbose=False)[0]
+    assert [name for name in metrics if "class" in name] == [f"test/acc_class/{i}" for i in (0, 1, 4)]
+
+
 def test_a_step_draws_the_same_numbers_whatever_was_drawn_before(tmp_path):
     def weights(noise):
         torch.manual_seed(1)
@@ -256,6 +266,11 @@ def test_optimisers_and_schedules_are_those_of_torch():
     module.lr_scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau
     with pytest.raises(UserError, match=r"take lightning\.pytorch\.cli\.ReduceLROnPlateau"):
         module.configure_optimizers()
+    module.lr_scheduler = partial(ReduceLROnPlateau, monitor="val/acc")
+    with pytest.raises(UserError, match=r"val/acc improves upwards, .*: pass mode='max'"):
+        module.configure_optimizers()
+    module.lr_scheduler = partial(ReduceLROnPlateau, monitor="val/acc", mode="max")
+    assert module.configure_optimizers()["lr_scheduler"]["monitor"] == "val/acc"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
