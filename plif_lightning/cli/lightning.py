@@ -47,6 +47,7 @@ from plif_lightning.callbacks.stopping import StopOnSignal
 from plif_lightning.cli.arguments import option_names
 from plif_lightning.cli.checkpoint import Expanded, refuse_other_settings, refuse_shorter
 from plif_lightning.cli.explanations import explained
+from plif_lightning.cli.leftovers import leftovers
 from plif_lightning.cli.messages import Parser, own_error
 from plif_lightning.cli.ranges import refuse_combinations, refuse_own, require_ranges
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
@@ -189,6 +190,10 @@ class PlifCLI(LightningCLI):
         folder = self.expanded.folder
         refuse_combinations(config, str(self.subcommand), resumed=folder is not None)
         if self.subcommand == "fit":
+            if folder is None:
+                base = configs.folder() / "base.yaml"
+                for sentence in leftovers(base, self.expanded.arguments, config.as_dict()):
+                    rank_zero_only(_log.warning)(sentence)
             self._keep_own_logger(config, new=folder is None and not config.trainer.fast_dev_run)
             callbacks = config.trainer.callbacks if isinstance(config.trainer.callbacks, list) else []
             for watcher in (*callbacks, config.model.lr_scheduler):
