@@ -144,8 +144,8 @@ class SpikingDataModule(L.LightningDataModule):
         """
         if changed := [name for name, value in self._made_with.items() if getattr(self, name) != value]:
             raise UserError(
-                f"{type(self).__name__}: {', '.join(changed)} changed after the data sets were made, which would go on "
-                "as they are. Make another data module."
+                f"{type(self).__name__}: {', '.join(changed)} changed after the data sets were made, which keep the "
+                "old value. Make another data module."
             )
         if stage in ("fit", "validate", None) and self.train_set is None:
             if self.validation == "holdout":
@@ -157,15 +157,15 @@ class SpikingDataModule(L.LightningDataModule):
                 self.val_set = self.dataset(train=False, indices=None, augment=False)
         if stage in ("test", "predict", None) and self.test_set is None:
             self.test_set = self.dataset(train=False, indices=None, augment=False)
-        names = {field.name for field in fields(self)} - _READ_BY_LOADERS
+        names = [field.name for field in fields(self) if field.name not in _READ_BY_LOADERS]
         self._made_with = {name: getattr(self, name) for name in names}
 
     def _plan(self, dataset: BatchedDataset | None, train: bool) -> ResumableLoader:
         if dataset is None:
             raise UserError(f"{type(self).__name__} has read no data yet: call prepare_data() and setup() first.")
         trainer, seed = self.trainer, run_seed()
-        if trainer is not None and trainer.world_size > 1:
-            seed = trainer.strategy.broadcast(seed)  # without a seed of the run each process has another one
+        if train and trainer is not None and trainer.world_size > 1:
+            seed = trainer.strategy.broadcast(seed)  # processes of an unseeded run must shuffle alike
         plan = BatchPlan(
             len(dataset),
             self.batch_size if train else self.eval_batch_size,

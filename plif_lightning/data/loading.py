@@ -196,7 +196,7 @@ class ResumableLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         plan = self._plan()
         plan.resume_at = (state["epoch"], state["served"], state.get("global_batch"))
-        # A run without a seed of its own has another one in each process: the order of the epoch's samples goes on.
+        # An unseeded run has another seed after a restart: restore the one that shuffled the interrupted epoch.
         plan.seed = state.get("seed", plan.seed)
 
 
