@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -203,7 +203,7 @@ _NUMBERS = {
     **dict.fromkeys(("accuracy", "validation"), 100.0),
     **dict.fromkeys(("standard_error", "seconds", "spikes", "energy_uj"), math.inf),
 }
-# What else a column may hold, as a pattern and in words. A run that took its seed by chance has no number.
+# Pattern of other columns, and what a message says they must be. An unseeded run has no number as its seed.
 _FORMS = {
     "seed": (re.compile("[0-9]*|None|True|False"), "a whole number"),
     "protocol": (re.compile("[AB]"), "A or B"),
@@ -237,9 +237,9 @@ def _problem_of_layers(rows: Sequence[Row]) -> str:
     return ""
 
 
-def _experiment_key(row: Row) -> tuple[str, ...]:
-    """Identify the experiment and seed that a row's command asks for."""
-    own_files = set(row["configuration"].split(" + ")) - configs.names().keys()
+def _experiment_key(row: Row, shipped: Set[str]) -> tuple[str, ...]:
+    """Identify the experiment and seed that a row's command asks for; `shipped` names the project's configurations."""
+    own_files = set(row["configuration"].split(" + ")) - shipped
     if not row["command"] or own_files:  # runs read from W&B have none; a file of one's own may say something else now
         return row["hash"], _repetition(row)
     places = _PLACES - {"data.root"}
@@ -255,7 +255,8 @@ def _repetition(row: Row) -> str:
 
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     """Merge rows; a new row replaces an old one with the same seed and the same settings or the same command."""
-    by_command = {_experiment_key(row): row for row in (*old, *new)}
+    shipped = configs.names().keys()
+    by_command = {_experiment_key(row, shipped): row for row in (*old, *new)}
     found = {(row["hash"], _repetition(row)): row for row in by_command.values()}
     order = [*paper.TITLES.values()]
 

@@ -11,9 +11,8 @@ from plif_lightning import configs
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.paper import Setting
 from plif_lightning.errors import UserError
-from plif_lightning.runs.process import options
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import by_numbers, identity, key_of, without_order
+from plif_lightning.runs.settings import by_numbers, identity, is_part, key_of, without_order
 from plif_lightning.structure import parse
 from plif_lightning.structure.layers import neurons_in
 
@@ -24,9 +23,8 @@ def other_settings(run: Run) -> dict[str, Any]:
     """The settings and facts, beside the paper's columns, in which runs that differ in their seed alone agree."""
     settings = identity(run.config).items()
     found = {key: value for key, value in settings if value is not None and key_of(key).column != "paper"}
-    begun_from = dict(options(run.command)).get("ckpt_path", "last")
-    if begun_from != "last":
-        found["ckpt_path"] = begun_from
+    if run.begun_from is not None:
+        found["ckpt_path"] = run.begun_from
     if run.changes:
         found["changes"] = run.changes
     if run.facts.get("content") is not None:
@@ -128,8 +126,7 @@ def is_limited(run: Run) -> bool:
 
 def _limits_of(run: Run) -> list[str]:
     values = {name: run.setting(f"trainer.{name}") for name in _LIMITS}
-    # Lightning takes 1 for one batch and 1.0 for all of them.
-    return [name for name, value in values.items() if value and not (isinstance(value, float) and value == 1.0)]
+    return [name for name, value in values.items() if value and is_part(value)]
 
 
 def one_per_seed(runs: Sequence[Run]) -> list[Run]:

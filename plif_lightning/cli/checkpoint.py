@@ -97,11 +97,7 @@ def _with_structures(arguments: Sequence[str]) -> list[str]:
 
 def _has_structure(config: str) -> bool:
     """True if a configuration, a path or YAML text, holds a structure."""
-    try:
-        loaded = yaml.safe_load(config if is_yaml_text(config) else configs.resolve(config).read_text("utf-8"))
-    except (OSError, UserError, yaml.YAMLError, UnicodeDecodeError):
-        return False  # the parser says what is wrong with it
-    model = loaded.get("model") if isinstance(loaded, dict) else None
+    model = content_of(config).get("model")
     return isinstance(model, dict) and model.get("structure") is not None
 
 
@@ -261,6 +257,19 @@ def _require_configuration(path: Path) -> None:
     for name in ("model", "trainer", "checkpoint"):
         if not isinstance(loaded.get(name, {}), dict):
             raise UserError(f"{name} in {path} must hold names and values, got {loaded[name]!r}.")
+
+
+def content_of(config: str) -> dict[str, Any]:
+    """Return the content of a configuration, given by path, name or YAML text.
+
+    Empty if it cannot be read or holds something else: the parser reports that.
+    """
+    try:
+        text = config if is_yaml_text(config) else configs.resolve(config).read_text("utf-8")
+        loaded = parsed_yaml(text, config)
+    except (OSError, UserError, UnicodeDecodeError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
 
 
 def is_yaml_text(value: str) -> bool:

@@ -134,7 +134,7 @@ def cost(argv: list[str]) -> int:
         number = getattr(given, option)
         if number is not None and not 0 < number < math.inf:
             raise UserError(f"--{option} must be a number above 0, got {number}.")
-    if given.out is not None and (not given.out.name or given.out.is_dir()):
+    if given.out is not None and given.out.is_dir():
         raise UserError(f"--out must be a file, got the folder {given.out}.")
     from plif_lightning.deploy.costs import cost as count
     from plif_lightning.network.own import description

@@ -12,8 +12,10 @@ from typing import Any
 
 from plif_lightning import configs
 from plif_lightning.cli.arguments import parsed_yaml
+from plif_lightning.cli.checkpoint import content_of
 from plif_lightning.errors import UserError
 from plif_lightning.runs.process import options
+from plif_lightning.runs.settings import dotted
 
 _PROGRAMS = ("main.py", "plif-lightning")
 _KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
@@ -239,22 +241,15 @@ def _settings_of(name: str, value: Any) -> set[str]:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         with contextlib.suppress(UserError):
             value = parsed_yaml(value, name)
-    if not isinstance(value, dict):
-        return {re.sub(r"\.(init_args|class_path)(?=\.|$)", "", name)}
-    return {one for key, inner in value.items() for one in _settings_of(f"{name}.{key}" if name else f"{key}", inner)}
+    return {one.removesuffix(".class_path") for one, _ in dotted(value, name.replace(".init_args", ""))}
 
 
 def _settings_of_arguments(arguments: Sequence[str]) -> dict[str, str]:
     """The settings that arguments of main.py give, those of their configurations included, and by which option."""
     found: dict[str, str] = {}
     for name, value in options(["fit", *arguments]):
-        content: Any = value
-        if name == "config":
-            try:
-                content = parsed_yaml(configs.resolve(value).read_text("utf-8"), value)
-            except (UserError, OSError, UnicodeDecodeError):  # the run reports it
-                continue
-        found |= dict.fromkeys(_settings_of("" if name == "config" else name, content), f"--{name} {value}".rstrip())
+        settings = _settings_of("", content_of(value)) if name == "config" else _settings_of(name, value)
+        found |= dict.fromkeys(settings, f"--{name} {value}".rstrip())
     return found
 
 

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from plif_lightning.cli.arguments import parsed_yaml
-from plif_lightning.cli.checkpoint import config_file, is_yaml_text
+from plif_lightning.cli.checkpoint import content_of
 from plif_lightning.errors import UserError
 from plif_lightning.runs.process import options
-
-# A data set keeps the options that it shares with the one before on purpose: `--data MNIST` with a recipe's batch size.
-_EXEMPT = ("data",)
 
 
 def leftovers(base: Path, arguments: Sequence[str], config: Mapping[str, Any]) -> list[str]:
@@ -26,7 +23,7 @@ def leftovers(base: Path, arguments: Sequence[str], config: Mapping[str, Any]) -
         config: what they make.
     """
     given = _Given(_classes(config, ""))
-    given.take("", _content(base))
+    given.take("", content_of(str(base)))
     given.own.clear()  # what the base gives is meant for every class
     for path, value in _in_order(arguments):
         given.take(path, value)
@@ -48,7 +45,7 @@ def leftovers(base: Path, arguments: Sequence[str], config: Mapping[str, Any]) -
 
 
 class _Given:
-    """What was given for each class, in order.
+    """Arguments given for each class so far, as configurations and options are read in order.
 
     Args:
         final: the classes of the whole configuration, by their places.
@@ -111,8 +108,7 @@ def _in_order(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Dotted names and values of all arguments; of a configuration its content, without a name."""
     for name, value in options(arguments):
         if name == "config":
-            file = config_file(value)
-            yield "", parsed_yaml(file, name) if is_yaml_text(file) else _content(Path(file))
+            yield "", content_of(value)
         else:
             yield name.replace(".init_args", ""), _value(value)
 
@@ -125,14 +121,6 @@ def _value(text: str) -> Any:
         return text
 
 
-def _content(path: Path) -> Mapping[str, Any]:
-    try:
-        content = parsed_yaml(path.read_text("utf-8"), str(path))
-    except (OSError, UnicodeDecodeError, UserError):
-        return {}
-    return content if isinstance(content, Mapping) else {}
-
-
 def _classes(value: Any, path: str) -> dict[str, Mapping[str, Any]]:
     """The classes of a configuration by their places, such as `model.optimizer` and `trainer.callbacks[0]`."""
     found: dict[str, Mapping[str, Any]] = {}
@@ -140,7 +128,8 @@ def _classes(value: Any, path: str) -> dict[str, Mapping[str, Any]]:
         for i, one in enumerate(value):
             found |= _classes(one, f"{path}[{i}]")
     elif isinstance(value, Mapping):
-        if "class_path" in value and path not in _EXEMPT:
+        # A data set keeps on purpose what it shares with the one before: `--data MNIST` with a recipe's batch size.
+        if "class_path" in value and path != "data":
             found[path] = value
         for name, inner in value.items():
             found |= _classes(inner, path if name == "init_args" else f"{path}.{name}".removeprefix("."))

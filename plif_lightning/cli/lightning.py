@@ -60,7 +60,7 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import in_use, locked, remove_empty
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.result import write_result, write_test_result
-from plif_lightning.runs.settings import changed, key_of, only_longer
+from plif_lightning.runs.settings import changed, is_part, key_of, only_longer
 from plif_lightning.runtime.files import is_address
 from plif_lightning.runtime.signals import ignore_loaders_end, on_termination
 from plif_lightning.structure import FROM_DATA
@@ -371,13 +371,11 @@ class PlifCLI(LightningCLI):
         if folder is not None and self.trainer.is_global_zero and not is_trial(self.trainer):
             # The run's accuracy B is that of its best checkpoint on all of the test set.
             checkpoint = Path(str(self.config[self.subcommand].ckpt_path)).resolve()
-            # Lightning takes 1 for one batch and 1.0 for all of them.
-            whole = limit is None or (isinstance(limit, float) and limit == 1.0)
             others = [name for name in self.changed if name == "trainer.precision" or name.startswith("data.")]
             others = [name for name in others if not key_of(name).training_only]
             if self.config[self.subcommand].engine is not None:
                 others.append("engine")
-            if whole and checkpoint == folder.best.resolve() and writable(folder):
+            if not is_part(limit) and checkpoint == folder.best.resolve() and writable(folder):
                 if others:
                     _log.warning("With other %s than in training, this is no result of the run.", ", ".join(others))
                 elif in_use(folder):

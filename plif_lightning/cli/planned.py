@@ -13,7 +13,6 @@ from plif_lightning.cli.checkpoint import expand, model_defaults
 from plif_lightning.cli.runner import Job
 from plif_lightning.errors import UserError
 from plif_lightning.runs.process import options
-from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import identity, without_order
 
@@ -63,22 +62,23 @@ def edited_since(files: Iterable[Path], moment: float) -> list[Path]:
     return found
 
 
-def require_unedited(jobs: Sequence[Job]) -> None:
+def require_unedited(made: Iterable[tuple[Job, Run]]) -> None:
     """Refuse runs of configurations that say something else by now: they would stand beside others of the same name.
 
     Of the runs that name the same files only the one that was started first is compared: it saw them earliest.
 
+    Args:
+        made: planned runs, each with what lies in its folder.
+
     Raises:
         UserError: a run has other settings than its files now give.
     """
-    first: dict[tuple[Path, ...], tuple[Run, Job]] = {}
-    for job in jobs:
-        run = read_run(job.folder.path) if job.folder.config.is_file() else None
-        if run is not None and run.config and run.started:
-            files = files_of(job.arguments)
-            if files not in first or run.started < first[files][0].started:
-                first[files] = run, job
-    for files, (run, job) in first.items():
+    first: dict[tuple[Path, ...], tuple[Job, Run]] = {}
+    for job, run in made:
+        files = files_of(job.arguments)
+        if run.config and run.started and (files not in first or run.started < first[files][1].started):
+            first[files] = job, run
+    for files, (job, run) in first.items():
         edited = edited_since(files, run.started)
         config = planned_config(job.arguments) if edited else None
         if config is None:

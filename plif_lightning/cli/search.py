@@ -256,16 +256,14 @@ class Search:
             )
         self.study.set_user_attr("plan", plan)
         self._importance: dict[str, float] = {}
-        require_unedited([self.job(trial) for trial in self._drawn()])
+        jobs = (self.job(trial) for trial in self._drawn())
+        require_unedited((job, read_run(job.folder.path)) for job in jobs if job.folder.config.is_file())
         self._queue_failed()
 
-    def _latest(self) -> list[Any]:
-        """The trials, of a run that is tried once more the last one."""
-        return [*{_run_of(trial): trial for trial in self.study.get_trials(deepcopy=False)}.values()]
-
     def _drawn(self) -> list[Any]:
-        """Those of them whose parameters are drawn: not of a run that waits to be tried once more."""
-        return [trial for trial in self._latest() if self.free.keys() <= trial.params.keys()]
+        """The last trial of each run, without runs that wait to be tried once more: these have no parameters yet."""
+        latest = {_run_of(trial): trial for trial in self.study.get_trials(deepcopy=False)}
+        return [trial for trial in latest.values() if self.free.keys() <= trial.params.keys()]
 
     def _queue_failed(self) -> None:
         """Let the runs that have failed so far be tried once more, from their checkpoints, as those of a grid are."""
@@ -309,7 +307,7 @@ class Search:
                     if trial is None:
                         waiting = any(old.state == TrialState.WAITING for old in trials)
                         # Failed ones count, too: a search of mistakes ends.
-                        if self._reached(trials) or (not waiting and len(self._latest()) >= cap):
+                        if self._reached(trials) or (not waiting and len({*map(_run_of, trials)}) >= cap):
                             return
                         self.study.sampler = self._sampler(len(trials))
                         trial = self.study.ask(self.free)

@@ -22,6 +22,7 @@ from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.network.own import description, kernels_of
 from plif_lightning.runs.metrics import layer_values, neuron_kinds, read_metrics
+from plif_lightning.runs.settings import is_part
 from plif_lightning.runtime import program
 from plif_lightning.runtime.console import Console
 from plif_lightning.runtime.files import relative
@@ -163,8 +164,7 @@ def print_fit(
 def _add_limits(table: Table, trainer: L.Trainer) -> None:
     """Say which parts of the data the Trainer left out: the sizes beside are those of the whole."""
     limits = {name: getattr(trainer, f"limit_{name}_batches") for name in ("train", "val", "test", "predict")}
-    # Lightning takes 1 for one batch and 1.0 for all of them.
-    given = [f"limit_{name}_batches {n}" for name, n in limits.items() if isinstance(n, int) or n != 1.0]
+    given = [f"limit_{name}_batches {limit}" for name, limit in limits.items() if is_part(limit)]
     if given:
         table.add_row("limits", f"[yellow]{', '.join(given)}: results are of that part[/]")
 

@@ -22,7 +22,6 @@ from plif_lightning.cli.runner import Job, Runner, print_job, print_line, requir
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import value_in_words
-from plif_lightning.runs.process import options
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime import program
@@ -54,8 +53,8 @@ def _finished_siblings(root: Path) -> dict[str, Path]:
     for path in sorted(root.parent.glob(f"*/*/{RunFolder(Path()).result.name}")):
         run = read_run(path.parent)
         # One that was resumed with other settings, or begun from other weights, is another experiment.
-        whole = not run.changes and dict(options(run.command)).get("ckpt_path", "last") == "last"
-        if path.parent.parent != root and run.status == "finished" and whole:
+        is_other = bool(run.changes) or run.begun_from is not None
+        if path.parent.parent != root and run.status == "finished" and not is_other:
             with contextlib.suppress(KeyError, TypeError, AttributeError):  # another program's configuration
                 found.setdefault(comparable_settings(run.config), path.parent)
     return found
@@ -94,7 +93,7 @@ def _jobs(sweep: Sweep, root: Path, overrides: Sequence[str], of: slice) -> list
     if len(set(names)) < len(names):
         first, second = [point for name, point in zip(names, points, strict=True) if names.count(name) > 1][:2]
         raise UserError(
-            f"two runs of the sweep have the same name {names[points.index(first)]}, that of {first} and that of "
+            f"two runs of the sweep have the same name {run_name(first)}, that of {first} and that of "
             f"{second}: give each value once, and configurations different file names."
         )
     jobs = []
@@ -110,15 +109,17 @@ def _plan(sweep: Sweep, root: Path, overrides: Sequence[str], of: slice) -> tupl
     waiting: list[Job] = []
     finished: list[Job] = []
     elsewhere = _finished_siblings(root)
-    jobs = _jobs(sweep, root, overrides, of)
-    for job in jobs:
+    made: list[tuple[Job, Run]] = []
+    for job in _jobs(sweep, root, overrides, of):
         if job.folder.path.exists():
-            is_finished = _own_run(job).status == "finished"
+            run = _own_run(job)
+            made.append((job, run))
+            is_finished = run.status == "finished"
         else:
             job.served_by = _sibling(job, elsewhere)
             is_finished = job.served_by is not None
         (finished if is_finished else waiting).append(job)
-    require_unedited(jobs)
+    require_unedited(made)
     return waiting, finished
 
 

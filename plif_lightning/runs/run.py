@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import layer_values
+from plif_lightning.runs.process import options
 
 Status = Literal["finished", "running", "unfinished", "unreadable"]
 
@@ -65,6 +66,12 @@ class Run:
                 return default
             value = value[name]
         return value
+
+    @property
+    def begun_from(self) -> str | None:
+        """Checkpoint of another run that this one began from; None if it began from new weights."""
+        path = dict(options(self.command)).get("ckpt_path", "last")
+        return None if path == "last" else path
 
     @property
     def data_set(self) -> str:

@@ -89,7 +89,7 @@ def key_of(name: str) -> Key:
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration by dotted names, without `init_args`, with its network `by_numbers`."""
     model = config.get("model")
-    return dict(_flat({**config, "model": by_numbers(model)} if isinstance(model, Mapping) and model else config, ""))
+    return dict(dotted({**config, "model": by_numbers(model)} if isinstance(model, Mapping) and model else config, ""))
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,10 +116,11 @@ def by_numbers(model: Mapping[str, Any]) -> dict[str, Any]:
     return {**model, "structure": None, **numbers._asdict(), **given}
 
 
-def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+def dotted(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted names, without `init_args`, and the values of all settings below a name."""
     if isinstance(value, Mapping):
         for name, part in value.items():
-            yield from _flat(part, key if name == "init_args" else f"{key}.{name}" if key else str(name))
+            yield from dotted(part, key if name == "init_args" else f"{key}.{name}" if key else str(name))
     else:
         yield key, value
 
@@ -128,6 +129,11 @@ def _comparable(name: str, value: Any) -> Any:
     # Lightning takes a limit of 1 for one batch and 1.0 for all of them.
     number = isinstance(value, int) and not isinstance(value, bool) and ".limit_" not in name
     return float(value) if number and abs(value) < 2**53 else _first_path(value)
+
+
+def is_part(limit: Any) -> bool:
+    """True if a `limit_..._batches` leaves out data: Lightning takes 1 for one batch, 1.0 and None for all of them."""
+    return limit is not None and not (isinstance(limit, float) and limit == 1.0)
 
 
 def without_order(item: tuple[str, Any]) -> str:

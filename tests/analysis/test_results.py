@@ -20,7 +20,7 @@ from tests.conftest import REPOSITORY
 from tests.test_configs import parsed
 from tests.writers import COST, write_run
 
-RESULTS = REPOSITORY / "configs" / "results.csv"
+RESULTS = publish.ALL_RUNS
 SHIPPED = str(REPOSITORY / "configs/fashionmnist.yaml")
 HOLDOUT = ("--config", SHIPPED, "--trainer.max_epochs=3", "-c", "holdout", "--data.root", "/far")
 
