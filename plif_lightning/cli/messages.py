@@ -157,6 +157,13 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
         )
     if needed := re.search(r"arguments are required: (\w+)(?= |$)", message):
         return f"a class that was given needs {needed[1]}: pass --KEY.{needed[1]}=VALUE after --KEY=CLASS."
+    if several := re.search(
+        r"Multiple subclasses with name (\w+)\. Give the full class path.*?: ([\w., ]+)\. ", message
+    ):
+        block = re.match(r'Parser key "([\w.]+)"', message)
+        return (
+            f"{block[1] if block else 'an argument'}: several classes are named {several[1]}: give one of {several[2]}."
+        )
     if message.startswith('Parser key "model.neuron"'):
         return _about_neuron(message)
     if message.startswith('Parser key "model.network"'):

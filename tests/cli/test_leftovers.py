@@ -32,9 +32,12 @@ def augmentation(*classes):
 
 def test_what_a_class_keeps_of_the_one_before_is_said():
     """Found by a review: HorizontalFlip ran with p = 0.9 because RandomErasing had it."""
-    clif = file("clif.yaml", {"model": {"neuron": {"class_path": "CLIF", "init_args": {"k": 0.3}}}})
+    clif = file("clif.yaml", {"model": {"neuron": {"class_path": "plif_lightning.CLIF", "init_args": {"k": 0.3}}}})
     klif = file("klif.yaml", {"model": {"neuron": {"class_path": "KLIF"}}})
-    for given in ((clif, klif), ("--model.neuron", "CLIF", "--model.neuron.k", "0.3", "--model.neuron=KLIF")):
+    for given in (
+        (clif, klif),
+        ("--model.neuron", "plif_lightning.CLIF", "--model.neuron.k", "0.3", "--model.neuron=KLIF"),
+    ):
         (sentence,) = said(*QUICK, *given)
         assert sentence.startswith("model.neuron: KLIF keeps k = 0.3, given for CLIF. Give KLIF values of its own")
     erase = file("erase.yaml", augmentation({"class_path": "RandomErasing", "init_args": {"p": 0.9}}))
@@ -48,8 +51,8 @@ def test_what_a_class_keeps_of_the_one_before_is_said():
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--model.neuron=CLIF", "--model.neuron.k=0.3", "--model.neuron=KLIF", "--model.neuron.k=0.4"],
-        ["--model.neuron=CLIF", "--model.neuron.k=0.3", "--model.neuron=lif"],
+        ["--model.neuron=plif_lightning.CLIF", "--model.neuron.k=0.3", "--model.neuron=KLIF", "--model.neuron.k=0.4"],
+        ["--model.neuron=plif_lightning.CLIF", "--model.neuron.k=0.3", "--model.neuron=lif"],
         [*ERASE, "--data.augmentation+=HorizontalFlip"],
         [*ERASE, "--data.augmentation=[{class_path: HorizontalFlip}, {class_path: RandomErasing}]"],
         ["--model.optimizer=SGD", "--model.optimizer.lr=0.1"],
@@ -63,6 +66,6 @@ def test_of_what_was_given_for_the_class_itself_nothing_is_said(arguments):
 
 
 def test_a_fit_says_it(caplog):
-    kept = ["--model.neuron", "CLIF", "--model.neuron.k", "0.3", "--model.neuron", "KLIF"]
+    kept = ["--model.neuron", "plif_lightning.CLIF", "--model.neuron.k", "0.3", "--model.neuron", "KLIF"]
     fit(*TINY, *FEW, *kept, "--trainer.max_epochs", "1", "--test_after_fit", "false", "--record_samples", "0")
     assert caplog.text.count("model.neuron: KLIF keeps k = 0.3, given for CLIF.") == 1

@@ -97,6 +97,10 @@ def test_it_is_swept():
             ["--model.neuron", "clif", "--model.neuron.k", "0.3"],
             "needs the neuron's class before it: --model.neuron=CLIF --model.neuron.k=0.3.",
         ),
+        (
+            ["--model.neuron", "my_neurons.CLIF", "--model.neuron", "CLIF"],
+            "model.neuron: several classes are named CLIF: give one of plif_lightning.CLIF, ",
+        ),
         (["--model.neuron", "my_neurons.CLIF", "--model.neuron.k", "2"], "k must be between 0 and 1, got 2"),
         (["--model.neuron", "my_neurons.CLIF", "--model.init_tau", "4"], "init_tau=4.0 has no meaning for CLIF"),
     ],
