@@ -1,6 +1,13 @@
 """Data modules of the paper's data sets and of user data, their base classes and augmentations."""
 
-from plif_lightning.data.augment import HorizontalFlip, ImageAugmentation, RandomAffine, RandomCrop, RandomErasing
+from plif_lightning.data.augment import (
+    CutMix,
+    HorizontalFlip,
+    ImageAugmentation,
+    RandomAffine,
+    RandomCrop,
+    RandomErasing,
+)
 from plif_lightning.data.base import SpikingDataModule, Validation
 from plif_lightning.data.cifar10dvs import CIFAR10DVS
 from plif_lightning.data.digits import Digits
@@ -27,6 +34,7 @@ __all__ = [
     "CIFAR10DVS",
     "MNIST",
     "NMNIST",
+    "CutMix",
     "DVSGesture",
     "Digits",
     "EventDataModule",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plif_lightning.data.augment import require_share
+from plif_lightning.data.augment import RectangleMix, require_share
 from plif_lightning.errors import UserError
 from plif_lightning.events.recording import Sensor
 
@@ -200,7 +200,7 @@ class EventDrop(EventAugmentation):
         changes.keep = changes.keep * (1 - uniform[:, 0].astype(np.float64) * self.share)
 
 
-class EventMix(EventAugmentation):
+class EventMix(RectangleMix, EventAugmentation):
     """Replace a rectangle of a recording, over its whole duration, with that of another training recording.
 
     The target becomes a mixture of both classes, in proportion to their areas.
@@ -212,24 +212,5 @@ class EventMix(EventAugmentation):
     Networks", with its rectangle as in CutMix (Yun et al. 2019).
     """
 
-    draws = 5
-
-    def __init__(self, p: float = 0.5) -> None:
-        require_share("p", p)
-        self.p = p
-
-    def partner(self, uniform: Array, count: int) -> Array:
-        """Index of the recording that each one is mixed with, out of `count`, int64 [M]."""
-        return (uniform[:, 4].astype(np.float64) * count).astype(np.int64)
-
     def __call__(self, changes: EventChanges, uniform: Array) -> None:
-        height, width = changes.sensor
-        # The area's share is uniform in [0, 1], the centre uniform over the sensor.
-        side = np.sqrt(uniform[:, 1])
-        for column, draw, size in ((0, 2, width), (1, 3, height)):
-            centre = uniform[:, draw] * size
-            half = side * size / 2
-            low = np.clip(np.rint(centre - half), 0, size).astype(np.int64)
-            high = np.clip(np.rint(centre + half), 0, size).astype(np.int64)
-            changes.box[:, column], changes.box[:, column + 2] = low, high
-        changes.box[uniform[:, 0] >= self.p] = 0
+        changes.box = self.boxes(uniform, *changes.sensor)

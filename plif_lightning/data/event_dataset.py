@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
+from plif_lightning.data.augment import mixture
 from plif_lightning.data.batch import Batch
-from plif_lightning.data.event_augment import EventAugmentation, EventChanges, EventMix
+from plif_lightning.data.event_augment import EventAugmentation, EventChanges
 from plif_lightning.data.loading import BatchedDataset, BatchRequest
 from plif_lightning.errors import UserError
 from plif_lightning.events.integration import DamagedEventsError, Pass, Slicing, count_events, resized, slice_bounds
@@ -85,11 +85,11 @@ class EventDataset(BatchedDataset):
     def batch(self, request: BatchRequest) -> Batch:
         sample = self.indices.index_select(0, request.indices)
         n = len(sample)
-        samples = self._with_partners(request.key, sample)
+        samples, target = self._with_partners(request.key, sample)
         events = self._events(request.key, samples)
-        target = passes = maps = None
+        passes = maps = None
         if self.augmentation:
-            target, maps, passes = self._augmented(request.key, samples, n, events)
+            maps, passes = self._augmented(request.key, samples, n, events)
         elif self._resized is not None:
             everything = np.zeros(n, np.int64)
             passes = Pass(
@@ -108,16 +108,12 @@ class EventDataset(BatchedDataset):
         # Batches are sample-first, networks time-first; both are views.
         return Batch(frames.transpose(0, 1), self._labels.index_select(0, sample), sample, target)
 
-    def _with_partners(self, key: int, sample: Tensor) -> NDArray[Any]:
-        """Indices of a batch's samples, followed by those of their `EventMix` partners."""
-        draws = [a.draws for a in self.augmentation]
-        samples = sample.numpy()
-        for augment, first in zip(self.augmentation, np.cumsum([0, *draws]), strict=False):
-            if isinstance(augment, EventMix):
-                uniform = hashed_uniform(key, sample, sum(draws)).numpy()
-                partner = augment.partner(uniform[:, first : first + augment.draws], len(self.indices))
-                samples = np.concatenate([samples, self.indices.numpy()[partner]])
-        return samples
+    def _with_partners(self, key: int, sample: Tensor) -> tuple[NDArray[Any], Tensor | None]:
+        """A batch's samples, followed by their `EventMix` partners, and the targets of mixed samples."""
+        samples, target = mixture(
+            self.augmentation, key, sample, self.indices, self.store.sensor, self._labels, self.num_classes
+        )
+        return samples.numpy(), target
 
     def _events(self, key: int, samples: NDArray[Any]) -> Events:
         """Events of each pass: the store's own arrays, or transformed copies if there are transforms."""
@@ -165,10 +161,8 @@ class EventDataset(BatchedDataset):
         changed = Recording(*(column[inside] for column in changed))  # drop events outside the sensor
         return pack(changed, sensor, name)
 
-    def _augmented(
-        self, key: int, samples: NDArray[Any], n: int, events: Events
-    ) -> tuple[Tensor | None, NDArray[Any], Pass]:
-        """Targets of the n samples, address tables and event changes of all passes."""
+    def _augmented(self, key: int, samples: NDArray[Any], n: int, events: Events) -> tuple[NDArray[Any], Pass]:
+        """Address tables and event changes of all passes."""
         draws = [a.draws for a in self.augmentation]
         mix = len(samples) > n
         changes = EventChanges(len(samples), self.store.sensor)
@@ -177,19 +171,11 @@ class EventDataset(BatchedDataset):
         for augment in self.augmentation:
             augment(changes, uniform[:, : augment.draws])
             uniform = uniform[:, augment.draws :]
-        target = None
         m = len(samples)
         row = np.arange(m)
         if mix:
             # A partner fills the rectangle of the recording that it is mixed into.
             changes.box[n:] = changes.box[:n]
-            left, top, right, bottom = changes.box[:n].T
-            share = torch.from_numpy((right - left) * (bottom - top) / self.store.sensor.pixels).float()[:, None]
-            own, other = (
-                functional.one_hot(self._labels[torch.from_numpy(part)], self.num_classes).float()
-                for part in (samples[:n], samples[n:])
-            )
-            target = own * (1 - share) + other * share
             row[n:] = np.arange(n)
         maps = changes.maps()
         if mix:
@@ -199,7 +185,7 @@ class EventDataset(BatchedDataset):
         drop_begin, drop_end = self._dropped(events, changes)
         keep = np.rint(changes.keep * 2**32).astype(np.int64)
         keys = np.array([fold_in(key, "events", int(s)) for s in samples], np.uint64)
-        return target, maps, Pass(row, np.arange(m), drop_begin, drop_end, keep, keys)
+        return maps, Pass(row, np.arange(m), drop_begin, drop_end, keep, keys)
 
     @staticmethod
     def _dropped(events: Events, changes: EventChanges) -> tuple[NDArray[Any], NDArray[Any]]:

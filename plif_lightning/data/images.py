@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from plif_lightning.data.augment import ImageAugmentation
+from plif_lightning.data.augment import CutMix, ImageAugmentation, mixture
 from plif_lightning.data.base import Part, SpikingDataModule, as_index
 from plif_lightning.data.batch import Batch
 from plif_lightning.data.loading import BatchedDataset, BatchRequest
@@ -21,6 +21,7 @@ class ImageDataset(BatchedDataset):
     Args:
         images: images of the original data set, uint8 [m, C, H, W].
         labels: their labels, int64 [m].
+        num_classes: how many there are.
         sample: indices of the images in this data set, int64 [n].
         mean: mean per channel, for intensities in [0, 1].
         std: standard deviation per channel.
@@ -32,6 +33,7 @@ class ImageDataset(BatchedDataset):
         self,
         images: Tensor,
         labels: Tensor,
+        num_classes: int,
         sample: Tensor,
         mean: Sequence[float],
         std: Sequence[float],
@@ -39,7 +41,7 @@ class ImageDataset(BatchedDataset):
         images_anew: Callable[[], Tensor] | None = None,
     ) -> None:
         self.images, self._labels, self.sample, self.augmentation = images, labels, sample, augmentation
-        self.images_anew = images_anew
+        self.num_classes, self.images_anew = num_classes, images_anew
         std_ = torch.tensor(std).view(-1, 1, 1)
         self.scale = 1 / (255 * std_)
         self.shift = -torch.tensor(mean).view(-1, 1, 1) / std_
@@ -61,14 +63,19 @@ class ImageDataset(BatchedDataset):
     def batch(self, request: BatchRequest) -> Batch:
         # index_select, here and below: ten times faster than indexing for small batches
         sample = self.sample.index_select(0, request.indices)
-        images = self.images.index_select(0, sample)
+        height, width = self.images.shape[-2:]
+        samples, target = mixture(
+            self.augmentation, request.key, sample, self.sample, (height, width), self._labels, self.num_classes
+        )
+        images = self.images.index_select(0, samples)
         if self.augmentation:
-            uniform = hashed_uniform(request.key, sample, sum(a.draws for a in self.augmentation))
-            for augment in self.augmentation:
-                images = augment(images, uniform[:, : augment.draws])
+            # A partner uses its own random numbers, so it is augmented as it would be as a sample.
+            uniform = hashed_uniform(request.key, samples, sum(a.draws for a in self.augmentation))
+            for augment in self.augmentation:  # CutMix makes one image out of two
+                images = augment(images, uniform[: len(images), : augment.draws])
                 uniform = uniform[:, augment.draws :]
         x = images.to(torch.float32).mul_(self.scale).add_(self.shift)
-        return Batch(x, self._labels.index_select(0, sample), sample)
+        return Batch(x, self._labels.index_select(0, sample), sample, target)
 
 
 @dataclass(eq=False, repr=False)
@@ -92,6 +99,8 @@ class ImageDataModule(SpikingDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if sum(isinstance(a, CutMix) for a in self.augmentation or ()) > 1:
+            raise UserError("data.augmentation has CutMix more than once.")
         self._arrays: dict[bool, tuple[Tensor, Tensor]] = {}
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -141,6 +150,7 @@ class ImageDataModule(SpikingDataModule):
         return ImageDataset(
             images,
             labels,
+            self.num_classes,
             as_index(indices, len(labels)),
             mean,
             std,

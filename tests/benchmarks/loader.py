@@ -86,7 +86,7 @@ def main() -> None:
         images = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         labels = torch.zeros(n, dtype=torch.int64)
         mean, std = [0.5] * shape[0], [0.25] * shape[0]
-        dataset = ImageDataset(images, labels, torch.arange(n), mean, std, ours)
+        dataset = ImageDataset(images, labels, 10, torch.arange(n), mean, std, ours)
         transform = transforms.Compose([*theirs, transforms.ToTensor(), transforms.Normalize(mean, std)])
         loaders = (
             make_loader(dataset, BatchPlan(n, 16, shuffle=True)),

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tv
 
-from plif_lightning.data.augment import HorizontalFlip, RandomAffine, RandomCrop, RandomErasing
+from plif_lightning.data.augment import CutMix, HorizontalFlip, RandomAffine, RandomCrop, RandomErasing
 from plif_lightning.errors import UserError
 
 
@@ -98,12 +98,33 @@ def test_erasing_reaches_every_pixel_and_fits_into_the_smallest_image():
     )
 
 
+def test_a_mixture_is_torchvisions_with_the_same_rectangle():
+    x, u = images(80, (3, 12, 14)), uniform(40, 5)
+    before = x.clone()
+    mix = CutMix(0.7)
+    boxes = mix.boxes(u.numpy(), 12, 14)
+    y = mix(x, u)
+    assert torch.equal(x, before)
+    for own, partner, after, box, draw in zip(x[:40], x[40:], y, boxes.tolist(), u.tolist(), strict=True):
+        pair = torch.stack([own, partner])
+        theirs = v2.CutMix(num_classes=2).transform(pair, {"labels": None, "batch_size": 2, "box": box})[0]
+        assert torch.equal(after, theirs if draw[0] < 0.7 else own)
+        if draw[0] < 0.7:
+            # Before it is cut at the image's border, a rectangle has the drawn centre and the drawn share of the area.
+            for low, high, centre, size in ((box[0], box[2], draw[2], 14), (box[1], box[3], draw[3], 12)):
+                half = draw[1] ** 0.5 * size / 2
+                assert abs(low - max(centre * size - half, 0)) <= 0.5 + 1e-4
+                assert abs(high - min(centre * size + half, size)) <= 0.5 + 1e-4
+    assert 5 < (boxes.any(1) == 0).sum() < 20
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: RandomErasing(area=(0.0, 0.5)),
         lambda: RandomErasing(ratio=(2.0, 1.0)),
         lambda: HorizontalFlip(1.5),
+        lambda: CutMix(-0.1),
         lambda: RandomCrop(-1),
         lambda: RandomAffine(scale=(0.0, 1.0)),
     ],

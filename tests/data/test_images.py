@@ -7,9 +7,10 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from plif_lightning import data as data_module
-from plif_lightning.data import CIFAR10, MNIST, Digits, FashionMNIST, HorizontalFlip, RandomCrop
+from plif_lightning.data import CIFAR10, MNIST, CutMix, Digits, FashionMNIST, HorizontalFlip, RandomCrop
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import DatasetNotFoundError, UserError
+from plif_lightning.runtime.randomness import hashed_uniform
 from tests import writers
 
 
@@ -82,6 +83,53 @@ def test_augmentation_depends_on_seed_and_epoch_alone(num_workers):
     first = epoch(0)
     assert torch.equal(first, epoch(0, batch_size=50, workers=0))
     assert not torch.equal(first, epoch(1))
+
+
+def mixed(*augmentation, key=3):
+    """The training digits, without normalisation, and the set that they come from."""
+    data = prepared(Digits(validation="holdout", augmentation=list(augmentation) or None, normalize=False))
+    return data.train_set.batch(BatchRequest(key, torch.arange(len(data.train_set)))), data.train_set
+
+
+def test_a_mix_takes_a_rectangle_of_another_training_image_and_its_share_of_the_target():
+    (plain, _), (batch, train) = mixed(HorizontalFlip(0.5)), mixed(HorizontalFlip(0.5), CutMix(0.8))
+    assert torch.equal(batch.label, plain.label)
+    torch.testing.assert_close(batch.target.sum(1), torch.ones(len(train)))
+    draws = hashed_uniform(3, train.sample, 6)
+    partner = (draws[:, 5].double() * len(train)).long()  # 1 draw of the flip, then 5 of the mix
+    original = mixed()[0].x
+    # A partner is mirrored or not as it would be itself.
+    own = torch.where((draws[:, 0] < 0.5)[:, None, None, None], original.flip(-1), original)
+    other = own[partner]
+    boxes = CutMix(0.8).boxes(draws[:, 1:].numpy(), 8, 8)
+    shares = torch.zeros(len(train))
+    for i, (left, top, right, bottom) in enumerate(boxes.tolist()):
+        own[i, :, top:bottom, left:right] = other[i, :, top:bottom, left:right]
+        shares[i] = (right - left) * (bottom - top) / 64
+    torch.testing.assert_close(batch.x, own)
+    label = torch.nn.functional.one_hot(plain.label, 10).float()
+    torch.testing.assert_close(batch.target, label * (1 - shares[:, None]) + label[partner] * shares[:, None])
+    assert 0.3 < shares[shares > 0].mean() < 0.5
+    assert len(partner.unique()) > len(train) / 2
+
+
+def test_what_comes_after_a_mix_changes_the_mixture():
+    before, after = mixed(CutMix(1.0), HorizontalFlip(0.0)), mixed(CutMix(1.0), HorizontalFlip(1.0))
+    assert torch.equal(before[0].x.flip(-1), after[0].x)
+    assert torch.equal(before[0].target, after[0].target)
+
+
+def test_a_mixture_depends_on_epoch_and_image_alone():
+    together, train = mixed(RandomCrop(1), CutMix(), HorizontalFlip())
+    alone = train.batch(BatchRequest(3, torch.tensor([7])))
+    assert torch.equal(alone.x[0], together.x[7])
+    assert torch.equal(alone.target[0], together.target[7])
+    assert not torch.equal(mixed(RandomCrop(1), CutMix(), HorizontalFlip(), key=4)[0].x, together.x)
+
+
+def test_two_mixes_are_refused():
+    with pytest.raises(UserError, match="CutMix more than once"):
+        Digits(augmentation=[CutMix(), HorizontalFlip(), CutMix()])
 
 
 def test_validation_and_test_images_are_not_augmented():
