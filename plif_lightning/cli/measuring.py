@@ -18,6 +18,7 @@ from plif_lightning.deploy.engine import deployed
 from plif_lightning.deploy.engines import Engine
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
+from plif_lightning.network.output import mean_votes
 from plif_lightning.runtime.console import Console, in_few_digits
 from plif_lightning.runtime.surroundings import processor
 
@@ -52,7 +53,7 @@ def measure(given: Namespace, net: SpikingNetwork, x: "Tensor", label: "Tensor",
     conventional = int8_session(other, images, threads)
     single = [x[i : i + 1] if x.dim() == 4 else x[:, i : i + 1] for i in range(len(label))]
     calls: dict[str, tuple[list[Tensor], Callable[[Tensor], Tensor]]] = {
-        _SPIKING: (single, lambda one: spiking(one).mean(0)),
+        _SPIKING: (single, lambda one: mean_votes(spiking(one))),
         _CONVENTIONAL: ([images[i : i + 1] for i in range(len(label))], conventional),
     }
     right = {

@@ -14,6 +14,15 @@ def _real(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def mean_votes(votes: Tensor) -> Tensor:
+    """Mean over time of votes [T, N, C], [N, C], for decisions.
+
+    In float64 (where the device has it): in float32 a sum's last bit depends on the number of samples, and would decide
+    between classes with equally many votes.
+    """
+    return votes.mean(0, dtype=torch.float32 if votes.device.type == "mps" else torch.float64)
+
+
 class Output(nn.Module):
     """The last layer's output [T, N, C], in float32 at least: spikes of one neuron per class, or a readout."""
 

@@ -22,6 +22,7 @@ from plif_lightning.data.batch import as_batch, merged, time_first
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.network import ARGUMENTS, DEFAULTS, Keywords, NetworkKeywords, as_plain
+from plif_lightning.network.output import mean_votes
 from plif_lightning.network.own import has_votes, own_network, require_protocol
 from plif_lightning.network.parts import Parts, parts_of, require_parts
 from plif_lightning.runs.settings import by_numbers
@@ -207,7 +208,7 @@ class SpikingClassifier(L.LightningModule):
                 loss = loss_of(votes)
         n = len(batch.label)
         self.train_loss.update(loss.detach(), n)
-        self.train_accuracy.update(votes.detach().mean(0), batch.label)
+        self.train_accuracy.update(mean_votes(votes.detach()), batch.label)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=n)
         self.log("train/acc", self.train_accuracy, on_step=False, on_epoch=True, batch_size=n)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=n)
@@ -287,7 +288,7 @@ class SpikingClassifier(L.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         batch = as_batch(batch)
         votes = self(batch.x)
-        self.val_accuracy(votes.mean(0), batch.label)
+        self.val_accuracy(mean_votes(votes), batch.label)
         n = len(batch.label)
         self.val_loss.update(self.loss(votes, batch.label), n)
         self.log(f"{self.val_name}/loss", self.val_loss, batch_size=n)
@@ -296,7 +297,7 @@ class SpikingClassifier(L.LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         batch = as_batch(batch)
         votes = self(batch.x)
-        rates = votes.mean(0)
+        rates = mean_votes(votes)
         self.test_accuracy(rates, batch.label)
         self.test_class_accuracy.update(rates, batch.label)
         self.test_confusion.update(rates, batch.label)
@@ -316,8 +317,8 @@ class SpikingClassifier(L.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Sample and label [N], predicted class [N] and votes averaged over time [N, num_classes]."""
         batch = as_batch(batch)
-        rates = self(batch.x).mean(0)
-        return {"sample": batch.sample, "label": batch.label, "prediction": rates.argmax(-1), "votes": rates}
+        rates = mean_votes(self(batch.x))
+        return {"sample": batch.sample, "label": batch.label, "prediction": rates.argmax(-1), "votes": rates.float()}
 
     def configure_gradient_clipping(
         self,
