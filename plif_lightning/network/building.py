@@ -94,4 +94,4 @@ class Builder:
         halves = _pair(layer.kernel) == _pair(layer.stride) == (2, 2) and not layer.padding
         if halves and of_spikes:
             return SpikeMaxPool2d(self.pool_ties)
-        return TiedMaxPool2d(layer.kernel, layer.stride, layer.padding, self.pool_ties)
+        return TiedMaxPool2d(layer.kernel, layer.stride, layer.padding, self.pool_ties, whole=of_spikes)

@@ -1,10 +1,12 @@
 """Max-pooling of spikes, with a rule for ties."""
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.utils import _pair
 
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.errors import UserError
@@ -62,7 +64,7 @@ class SpikeMaxPool2d(nn.Module):
 
 
 class TiedMaxPool2d(nn.Module):
-    """Max-pooling over windows of any size, of spikes or of their sums, with a rule for ties.
+    """Max-pooling over windows of any size, with a rule for ties.
 
     Maps [*, H, W] to [*, H', W'] as `nn.MaxPool2d` does. Each window passes its gradient to a single neuron, the
     winner, which the rule of `SpikeMaxPool2d` chooses among the largest ones.
@@ -72,6 +74,8 @@ class TiedMaxPool2d(nn.Module):
         stride: distance between windows.
         padding: added on all sides; never wins.
         ties: see `SpikeMaxPool2d`.
+        whole: the input holds whole numbers alone, such as spikes and their sums. A faster way is taken, which would
+            round others down.
 
     Raises:
         UserError: an unknown rule.
@@ -83,8 +87,10 @@ class TiedMaxPool2d(nn.Module):
         stride: int | tuple[int, int],
         padding: int | tuple[int, int] = 0,
         ties: PoolTies = "random",
+        whole: bool = False,
     ) -> None:
         super().__init__()
+        self.whole = whole
         self.ties = SpikeMaxPool2d(ties).ties
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
@@ -92,14 +98,29 @@ class TiedMaxPool2d(nn.Module):
         window = self.kernel_size, self.stride, self.padding
         if self.ties == "first" or not (torch.is_grad_enabled() and x.requires_grad):
             return functional.max_pool2d(x, *window)
-        # Spikes and their sums are whole numbers, so shares of one only order ties, and the largest value without its
-        # share is exact. 16 random bits for each value: a draw of 64 takes as long as one of a float.
+        return self._of_whole(x) if self.whole else self._of_any(x)
+
+    def _of_any(self, x: Tensor) -> Tensor:
+        window, stride, (rows, columns) = (_pair(size) for size in (self.kernel_size, self.stride, self.padding))
+        maps = functional.pad(x, (columns, columns, rows, rows), value=-math.inf).flatten(0, -3)
+        patches = functional.unfold(maps[:, None], window, stride=stride)  # [maps, values of a window, windows]
+        tied = (patches == patches.amax(1, keepdim=True)) | patches.isnan()
+        winner = torch.where(tied, torch.rand_like(patches), -1.0).argmax(1, keepdim=True)
+        width = (maps.shape[-1] - window[1]) // stride[1] + 1
+        return patches.gather(1, winner).view(*x.shape[:-2], -1, width)
+
+    def _of_whole(self, x: Tensor) -> Tensor:
+        # Shares of one only order ties, and the largest value without its share is exact. 16 random bits for each
+        # value: a draw of 64 takes as long as one of a float.
         bits = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),), dtype=torch.int64, device=x.device)
         real = torch.promote_types(x.dtype, torch.float32)
         share = (bits.view(torch.int16)[: x.numel()].to(real) + 2**15) * 2**-17
         dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
         largest = functional.max_pool2d(
-            x + (share.as_strided(x.shape, x.stride()) if dense else share.view(x.shape)), *window
+            x + (share.as_strided(x.shape, x.stride()) if dense else share.view(x.shape)),
+            self.kernel_size,
+            self.stride,
+            self.padding,
         )
         return (largest + (largest.floor() - largest).detach()).to(x.dtype)
 

@@ -245,14 +245,15 @@ def test_the_header_says_which_layer_takes_a_slower_form_and_why():
 
 @pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), ((2, 3), (1, 2), 0), (3, 1, 1)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_window_has_one_winner_among_its_largest_values(window, layout):
+@pytest.mark.parametrize(("whole", "scale"), [(True, 1.0), (False, 1.0), (False, -0.3)])
+def test_a_window_has_one_winner_among_its_largest_values(window, layout, whole, scale):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 3, (2, 3, 8, 9), generator=generator).float().to(memory_format=layout)
+    x = torch.randint(0, 3, (2, 3, 8, 9), generator=generator).mul(scale).to(memory_format=layout)
     expected = functional.max_pool2d(x, *window)
     won = torch.zeros_like(x)
     for _ in range(30):
         given = x.clone(memory_format=torch.preserve_format).requires_grad_()
-        y = TiedMaxPool2d(*window)(given)
+        y = TiedMaxPool2d(*window, whole=whole)(given)
         assert torch.equal(y, expected)
         y.sum().backward()
         assert given.grad.sum() == y.numel()
@@ -267,15 +268,33 @@ def test_a_window_has_one_winner_among_its_largest_values(window, layout):
     assert torch.equal(first.grad, plain.grad)
     assert ((won > 0) & (plain.grad == 0)).any()
     largest = functional.max_pool2d(x, 8, 1, 4)[:, :, :8, :9] if window == (3, 1, 1) else None
-    assert largest is None or (won[x == 0] == 0).float().mean() > 0.5
+    assert largest is None or (won[x == x.min()] == 0).float().mean() > 0.5
 
 
-def test_ties_are_drawn_evenly():
+@pytest.mark.parametrize("whole", [False, True])
+def test_ties_are_drawn_evenly(whole):
     x = torch.ones(1, 1, 3, 3, requires_grad=True)
     for _ in range(3000):
-        TiedMaxPool2d(3, 3)(x).sum().backward()
+        TiedMaxPool2d(3, 3, whole=whole)(x).sum().backward()
     assert x.grad.sum() == 3000
     assert (x.grad - 3000 / 9).abs().max() < 5 * (3000 / 9) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_pool_of_real_numbers_is_the_same_with_a_gradient_and_without(dtype):
+    """Found by a review: with a gradient, a pool behind a convolution without neurons rounded down."""
+    net = SpikingNetwork((1, 8, 8), 10, 4, structure="c8k3s1-BN-MPk2s2-PLIF-APk2s2-MPk2s2-FC10").to(dtype)
+    x = 3 * torch.rand(4, 16, 1, 8, 8, dtype=dtype)
+    pooled = []
+    for pool in (net.encoder.pool1, net.encoder.pool3):
+        pool.register_forward_hook(lambda pool, given, found: pooled.append((given[0], found)))
+    net.eval()(x)
+    for given, found in pooled:
+        assert given.requires_grad
+        assert torch.equal(found, functional.max_pool2d(given.flatten(0, 1), 2, 2).unflatten(0, (4, 16)))
+    x = torch.full((1, 4, 4), -1.0, requires_grad=True)
+    x.data[0, 0, 0] = torch.nan
+    assert TiedMaxPool2d(2, 2)(x)[0].isnan().tolist() == [[True, False], [False, False]]
 
 
 # --- configs/networks
