@@ -25,7 +25,7 @@ from plif_lightning.kernels.layout import KERNELS, STRIDES
 from plif_lightning.kernels.small_maps import are_small, conv_of_small_maps
 from plif_lightning.network.hooks import has_global_hooks, has_hooks, must_be_called, runs_its_class
 from plif_lightning.network.layers import Pool2d
-from plif_lightning.network.norm import Statistics, TimeBatchNorm2d
+from plif_lightning.network.norm import Statistics, TimeBatchNorm2d, is_batch_norm
 from plif_lightning.network.pooling import SpikeMaxPool2d, TiedMaxPool2d, draw_seed
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import carried
@@ -383,6 +383,8 @@ class ConvBlock(nn.Module):
         if self.norm is None:
             return None
         reason = refuses_class(self.norm, TimeBatchNorm2d, "forward", "statistics_for")
+        if reason is None and not is_batch_norm(self.norm.bn):
+            return f"its BN is a {type(self.norm.bn).__name__}"
         if reason is None and not self.norm.is_affine_with_averages:
             return "its BN is not affine with running averages"
         return reason

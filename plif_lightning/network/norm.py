@@ -39,6 +39,11 @@ def _with_own_strides(images: Tensor) -> Tensor:
     return images.contiguous() if len(images) == 1 and images.stride(0) != images.numel() else images
 
 
+def is_batch_norm(bn: nn.Module) -> bool:
+    """True if a module computes what `BatchNorm2d` computes; a subclass may compute something else."""
+    return type(bn) in (nn.BatchNorm2d, nn.SyncBatchNorm) and "forward" not in vars(bn)
+
+
 class TimeBatchNorm2d(nn.Module):
     """BN over [T, N, C, H, W]; `bn` is an ordinary `BatchNorm2d`, so SyncBatchNorm conversion finds it.
 
@@ -76,11 +81,7 @@ class TimeBatchNorm2d(nn.Module):
     @property
     def is_affine_with_averages(self) -> bool:
         """True if `statistics_for` supports `bn`: affine, with exponential running averages."""
-        return self.has_averages(self.bn)
-
-    @staticmethod
-    def has_averages(bn: nn.Module) -> bool:
-        """True if a BN is affine, with exponential running averages."""
+        bn = self.bn
         if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
             return False
         return bn.affine and bn.track_running_stats and bn.running_mean is not None and bn.momentum is not None
