@@ -251,11 +251,12 @@ def _run(steps: Iterator[Any], network: "StreamingNetwork", early_exit: float | 
 
 def _print_decision(network: "StreamingNetwork", class_names: Sequence[str]) -> bool:
     """Print the decision and return True, or print that there is none and return False."""
-    if network.total is not None and network.total.any():
+    if network.steps > 0 and network.votes.any():
         print(f"decision: {class_names[int(network.votes.argmax())]} after {network.steps} time-steps", flush=True)
         return True
     if network.steps > 0:
-        print(f"no decision: no output neuron has fired in {network.steps} time-steps.", flush=True)
+        last = "" if network.last is None or network.last >= network.steps else f"the last {network.last} of "
+        print(f"no decision: no output neuron has fired in {last}{network.steps} time-steps.", flush=True)
     return False
 
 

@@ -38,11 +38,13 @@ from plif_lightning.network.loading import (
 from plif_lightning.network.output import Integral
 from plif_lightning.network.own import description, neurons_of
 from plif_lightning.network.parts import parts_of
-from plif_lightning.network.stepping import STATEFUL
+from plif_lightning.network.stepping import STATEFUL, refuses_steps
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import packed, unpacked
 from plif_lightning.runtime.extras import needed_by
 from plif_lightning.runtime.files import sha256_of, written_whole
+
+_log = logging.getLogger(__name__)
 
 FORMATS = ("network", "pt2", "onnx", "onnx_int8", "nir")
 Input = Literal["images", "frames"]
@@ -165,7 +167,7 @@ def to_export_step(net: SpikingNetwork, on_integers: bool = False) -> torch.expo
     batch = torch.export.Dim("batch", min=1)
     frame = torch.rand(2, *net.input_shape)
     states = tuple(torch.zeros_like(v) for layer in step(net, frame)[1].values() for v in unpacked(layer))
-    shapes = ({0: batch}, tuple({0: batch} for _ in states))
+    shapes = ({0: batch}, *([tuple({0: batch} for _ in states)] if states else []))
     with _naming_layers(net):
         return _traced(OneStep(net), (frame, *states), shapes)
 
@@ -241,7 +243,14 @@ def write_onnx(net: SpikingNetwork, static: bool, folder: Path, on_integers: boo
     """Write network.onnx and step.onnx, or the same with 8-bit weights; see `export`."""
     ending = "_int8.onnx" if on_integers else ".onnx"
     save_onnx(to_export(net, static, on_integers), folder / f"network{ending}", (["x"], ["votes"]))
-    if not isinstance(net, SpikingNetwork) or net.inputs.name == "direct":
+    if isinstance(net, SpikingNetwork):
+        in_steps = net.inputs.name == "direct"
+    else:
+        reason = refuses_steps(_reference(net), net.input_shape, net.time_steps)
+        in_steps = reason is None
+        if reason is not None:
+            _log.warning("step%s is not written: %s.", ending, reason)
+    if in_steps:
         first = states_of(net)
         names = ["frame", *first], ["votes", *(f"{name}_after" for name in first)]
         metadata = {f"before_the_first_step.{name}": str(v_reset) for name, v_reset in first.items()}

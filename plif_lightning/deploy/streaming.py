@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from plif_lightning.deploy.engine import deployed
 from plif_lightning.deploy.engines import Engine, require_engine
 from plif_lightning.deploy.folding import fold
+from plif_lightning.deploy.plain import DeployedNetwork
 from plif_lightning.errors import UserError
 from plif_lightning.events.integration import Slicing, count_events, integrate, resized
 from plif_lightning.events.noise import BackgroundFilter, cleaned
 from plif_lightning.events.recording import Noise, Packed, Recording, Sensor, pack, recording_of
 from plif_lightning.network import SpikingNetwork, step
 from plif_lightning.network.own import FROM_DATA
+from plif_lightning.network.stepping import refuses_steps
 from plif_lightning.network.tracing import plain
 from plif_lightning.neurons.carry import LayerState, packed, unpacked
 
@@ -61,6 +63,8 @@ class StreamingNetwork:
     ) -> None:
         _require_one_length(events_per_step, us_per_step)
         net = plain(net)
+        if isinstance(net, DeployedNetwork):
+            raise UserError("pass the network itself and an engine, not what deployed returns.")
         own = not isinstance(net, SpikingNetwork)
         known: Any = net
         if own and not all(hasattr(net, name) for name in FROM_DATA):
@@ -77,6 +81,8 @@ class StreamingNetwork:
         self.device, self.dtype = weight.device, weight.dtype
         if own:
             self.net: Any = copy.deepcopy(net).eval().requires_grad_(False)
+            if reason := refuses_steps(self.net, known.input_shape, known.time_steps):
+                raise UserError(f"{reason}.")
             self._step: Callable[..., Any] = partial(step, self.net)
         elif self.device.type == "cpu" and self.dtype == torch.float32:
             self.net = deployed(known, engine, time_steps=1)
@@ -288,16 +294,21 @@ class StreamingNetwork:
         waiting, potentials = state["waiting"], state["potentials"]
         if not isinstance(waiting, Tensor) or waiting.dim() != 2 or len(waiting) != 2:
             raise UserError("the state of a stream must hold the waiting events' addresses and times, [2, N].")
+        if waiting.numel() and not 0 <= int(waiting[0].min()) <= int(waiting[0].max()) < 2 * self.frame.pixels:
+            raise UserError("the state of a stream holds waiting events outside this network's frames.")
         if potentials is not None:
             self._require_own(potentials, state["total"])
         neighbours = state.get("neighbours")
         if self._filter is not None and (neighbours is None or len(neighbours) != len(self._filter.last)):
             raise UserError("the state is of a stream without background_us, or of another sensor.")
+        votes = state.get("recent")
+        recent: list[Tensor] = [] if votes is None or self.last is None else list(votes)[-self.last :]
+        if self.last is not None and len(recent) < min(self.last, state["steps"]):
+            raise UserError(f"the state is of a stream with fewer votes of last time-steps than last={self.last}.")
         self.potentials, self.total, self.steps = state["potentials"], state["total"], state["steps"]
         self._waiting, self._step_ends = waiting.numpy().copy(), state["step_ends"]
         self._latest = state["latest"]
-        recent = state.get("recent")
-        self._recent = [] if recent is None or self.last is None else list(recent)[-self.last :]
+        self._recent = recent
         if self._filter is not None and neighbours is not None:
             self._filter.last = neighbours.numpy().copy()
 
@@ -346,7 +357,7 @@ def exits(votes: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     Returns:
         Class and number of steps of each sample, [N] each; T steps if the margin is never reached.
     """
-    counts = torch.arange(1, len(votes) + 1).view(-1, 1, 1)
+    counts = torch.arange(1, len(votes) + 1, device=votes.device).view(-1, 1, 1)
     running = votes.double().cumsum(0) / counts
     safe = _margins(running) >= margin
     safe[-1] = True

@@ -1,6 +1,6 @@
 """Run a network one time-step at a time."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -72,6 +72,35 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
     if missing := [name for name, neuron in neurons.items() if neuron not in carried.after]:
         raise UserError(f"the network did not call {', '.join(missing)}, so the next step has no state of it.")
     return y[0], {name: carried.after[neuron] for name, neuron in neurons.items()}
+
+
+@torch.no_grad()
+def refuses_steps(net: nn.Module, input_shape: Sequence[int], time_steps: int) -> str | None:
+    """Why a network of one's own, in evaluation mode, cannot run step by step; None if it can.
+
+    It is tried on frames at once and one by one: something other than neurons may go from step to step.
+    """
+    some = next(net.parameters())
+    shape = (max(time_steps, 2), 1, *input_shape)
+    generator = torch.Generator().manual_seed(0)
+    differ = 0
+    for largest in (1, 3, 10):  # a network may be silent for small inputs
+        x = (largest * torch.rand(shape, generator=generator)).to(some.device, some.dtype)
+        whole, state = run_network(net, x), None
+        for frame, expected in zip(x, whole, strict=True):
+            y, state = step(net, frame, state)
+            if not torch.allclose(y, expected, rtol=1e-3, atol=1e-4):
+                differ += 1
+                break
+    if differ < 2:  # by rounding, a neuron may fire in one form and not in the other
+        return None
+    recurrent = ((name, type(part).__name__) for name, part in net.named_modules() if isinstance(part, nn.RNNBase))
+    named = [f" ({name} is a {kind})" for name, kind in recurrent]
+    return (
+        f"{type(net).__name__} computes other outputs step by step than for all time-steps at once"
+        f"{''.join(named[:1])}: only what neurons and the leaky integral of a readout keep goes from one step to the "
+        "next"
+    )
 
 
 def _by_neuron(neurons: Mapping[str, nn.Module], state: Mapping[str, LayerState] | None) -> dict[nn.Module, LayerState]:

@@ -14,10 +14,11 @@ import torch
 import yaml
 
 from plif_lightning.cli import main
+from plif_lightning.cli.streaming import _print_decision
 from plif_lightning.deploy import StreamingNetwork, deployed
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
-from plif_lightning.network import load_network
+from plif_lightning.network import SpikingNetwork, load_network
 from plif_lightning.runtime.console import in_few_digits
 from tests.cli.calls import SILENT, TINY, command, fit, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
@@ -328,6 +329,19 @@ def test_a_stream_says_the_classes_that_a_test_says(tmp_path, monkeypatch, capsy
         said = f"decision: {('left', 'right')[int(votes.argmax())]} after 2 time-steps"
         assert capsys.readouterr().out.splitlines()[-1] == said
     assert json.loads(Path("out/export.json").read_text())["class_names"] == ["left", "right"]
+
+
+def test_votes_of_silent_last_steps_decide_nothing(capsys):
+    """Found by a review: after silence, the first class was decided for."""
+    net = SpikingNetwork((2, 4, 4), 3, 2, channels=2, fc_features=4, votes_per_class=1, n_down=1)
+    for last, silent, said in ((2, 1, "decision: b"), (2, 2, "fired in the last 2 of 3"), (None, 2, "decision: b")):
+        stream = StreamingNetwork(net, last=last)
+        votes = iter([[0.0, 1.0, 0.0], *[[0.0] * 3] * silent])
+        stream._step = lambda frame, state, votes=votes: (torch.tensor([next(votes)]), state)
+        for _ in range(1 + silent):
+            stream.step(torch.zeros(2, 4, 4))
+        assert _print_decision(stream, "abc") == said.startswith("decision")
+        assert said in capsys.readouterr().out
 
 
 def test_a_network_that_does_not_fire_decides_nothing(checkpoint, capsys):

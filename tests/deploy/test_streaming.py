@@ -162,6 +162,12 @@ def test_what_is_wrong_is_said(net):
             stream.load_state_dict({**own, "potentials": potentials})
     with pytest.raises(UserError, match="waiting events' addresses and times"):
         stream.load_state_dict({**own, "waiting": None})
+    with pytest.raises(UserError, match="waiting events outside this network's frames"):
+        stream.load_state_dict({**own, "waiting": torch.tensor([[2 * 144], [0]])})
+    with pytest.raises(UserError, match="fewer votes of last time-steps than last=3"):
+        StreamingNetwork(net, last=3).load_state_dict({**own, "recent": None})
+    with pytest.raises(UserError, match="pass the network itself and an engine"):
+        StreamingNetwork(deployed(net, "events"))
     with pytest.raises(UserError, match=r"engine must be one of .*, got 'int9'"):
         StreamingNetwork(net.double(), engine="int9")
     with pytest.raises(UserError, match=r"float32, and the network is on cpu in torch\.float64"):

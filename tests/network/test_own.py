@@ -1,11 +1,14 @@
 """A network of one's own in a task: what it must do, and what takes it."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 import plif_lightning as pl
 from plif_lightning.deploy import StreamingNetwork, cost, deployed, fold
+from plif_lightning.deploy.exporting import to_export_step, write_onnx
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.conv import ConvBlock
 from plif_lightning.network.norm import TimeBatchNorm2d
@@ -250,6 +253,46 @@ def test_what_knows_its_layers_takes_it():
     ):
         with pytest.raises(UserError, match=message):
             use()
+
+
+class Remembers(Net):
+    """A readout with a memory of its own, beside those of neurons."""
+
+    def __init__(self, lstm=False):
+        super().__init__()
+        self.memory = nn.LSTM(3, 3) if lstm else None
+
+    def forward(self, x):
+        x = super().forward(x)
+        if self.memory is not None:
+            return self.memory(x)[0]
+        v, found = torch.zeros_like(x[0]), []
+        for step in x:
+            v = v / 2 + step
+            found.append(v)
+        return torch.stack(found)
+
+
+@pytest.mark.parametrize("lstm", [False, True])
+def test_what_remembers_between_steps_beside_neurons_does_not_stream(lstm, tmp_path, caplog):
+    """Found by a review: it started anew at every step, without a word."""
+    net = own_network(Remembers(lstm), DATA, {})
+    where = r" \(memory is a LSTM\)" if lstm else ""
+    reason = f"Remembers computes other outputs step by step than for all time-steps at once{where}: only what neurons"
+    with pytest.raises(UserError, match=reason):
+        StreamingNetwork(net)
+    if lstm:
+        return  # which torch.export does not trace for any batch
+    write_onnx(net, False, tmp_path)
+    assert re.search(f"step.onnx is not written: {reason}", caplog.text)
+    assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
+
+
+def test_a_network_without_neurons_is_exported_step_by_step():
+    net = own_network(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), DATA, {})
+    frame = torch.rand(2, 1, 8, 8)
+    (votes,) = to_export_step(net).module()(frame)
+    torch.testing.assert_close(votes, net(frame.expand(4, 2, 1, 8, 8))[0])
 
 
 class Unknown(Net):
