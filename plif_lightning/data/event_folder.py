@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from plif_lightning.data.base import place_below
 from plif_lightning.data.event_module import EventDataModule
 from plif_lightning.data.folders import ClassFolders
 from plif_lightning.data.splits import holdout_split
@@ -81,7 +82,7 @@ class EventFolder(EventDataModule):
             raise UserError("data.split=time is for data.test_fraction or data.validation=holdout: pass one of them.")
         self.pooled = False  # recordings of several sensors, brought to `size` as they are read
         given = None if self.sensor is None else Sensor.of(self.sensor)
-        self.sensor = given or self._sensor_of_files() or self._sensor_of_store(root)
+        self.sensor = given or self._sensor_of_files() or self._sensor_of_store()
         if self.sensor is None:
             if not any(True for _ in self._paths()):  # raises an error that names what is missing
                 raise DatasetNotFoundError(f"{root} holds no recordings.")
@@ -136,23 +137,30 @@ class EventFolder(EventDataModule):
                 f"{first} is of a sensor of {one} pixels, and {second} of {other}: pass --data.size, to which all are "
                 "brought, or keep recordings of one sensor."
             )
+        smallest, of = min((min(sensor), path) for sensor, path in found.items())
+        if self.size > smallest:
+            raise UserError(
+                f"data.size must lie in 1..{smallest}, the smallest side of all sensors here (that of {of}), got "
+                f"{self.size}: larger frames would have pixels that never see an event."
+            )
         self.pooled = True
         return Sensor(self.size, self.size)
 
-    def _sensor_of_store(self, root: Path) -> Sensor | None:
+    def _sensor_of_store(self) -> Sensor | None:
         """Sensor of an existing store, where the files are gone; None if there is none or several."""
-        folder = Path(self.store).expanduser() if self.store else root / self._own_store
-        names = [
-            path
-            for path in folder.glob("*.json")
-            if re.search(r"-(train|all)(-as_recorded)?(-(background|hot)\S+)?$", path.stem)
-        ]
-        if len(names) != 1 or self.there:
+        if self.there:
             return None
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            self.pooled = "pooled" in names[0].stem
-            return Sensor(*json.loads(names[0].read_text("utf-8"))["sensor"])
-        return None
+        folder = place_below(self.store, self.home) if self.store else self.own_store
+        found: set[tuple[Sensor, bool]] = set()
+        for path in folder.glob("*.json"):
+            if not path.name.endswith(".seen.json") and re.search(r"-(train|all)(-|$)", path.stem):
+                with suppress(OSError, ValueError, KeyError, TypeError):
+                    sensor = Sensor(*json.loads(path.read_text("utf-8"))["sensor"])
+                    found.add((sensor, "-pooled-" in path.stem))
+        if len(found) != 1:
+            return None
+        ((sensor, self.pooled),) = found
+        return sensor
 
     def _paths(self) -> Iterator[Path]:
         for train in (True,) if self.folders.together else (True, False):
@@ -241,7 +249,7 @@ class EventFolder(EventDataModule):
 
     def raw_files(self, train: bool) -> list[RawFile]:
         assert self.sensor is not None
-        reader = partial(readers.of_sensor, sensor=Sensor.of(self.sensor), pooled=self.pooled)
+        reader = readers.read_any if self.pooled else partial(readers.of_sensor, sensor=Sensor.of(self.sensor))
         return [
             RawFile(
                 "/".join(path.parts[-2 if self.folders.together else -3 :]),
@@ -249,6 +257,7 @@ class EventFolder(EventDataModule):
                 partial(readers.single, reader),
                 label,
                 own_process=path.suffix.lower() in readers.TRUSTING,
+                sensor_of=readers.own_sensor if self.pooled else None,
             )
             for label, path in self.folders.files(train)
         ]

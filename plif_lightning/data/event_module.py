@@ -37,6 +37,8 @@ from plif_lightning.runtime.files import is_address
 from plif_lightning.runtime.locks import folder_lock
 
 _log = logging.getLogger(__name__)
+# Folder of a data set's stores beside its files.
+OWN_STORE = "events"
 
 
 @dataclass(eq=False, repr=False)
@@ -110,7 +112,7 @@ class EventDataModule(SpikingDataModule):
     @property
     def own_store(self) -> Path:
         """Folder of the stores if `store` names none."""
-        return self.home / "events"
+        return self.home / OWN_STORE
 
     @property
     def called(self) -> str:

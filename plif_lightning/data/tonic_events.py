@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from plif_lightning.data.event_module import EventDataModule
+from plif_lightning.data.event_module import OWN_STORE, EventDataModule
 from plif_lightning.data.splits import holdout_split
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events.recording import Recording, RecordingError, Sensor, recording_of
@@ -85,6 +85,15 @@ class TonicEvents(EventDataModule):
         _opened.cache_clear()  # files may have changed since
         super().prepare_data()
 
+    @property
+    def there(self) -> bool:
+        try:
+            for train in (True, False):
+                _opened(self._source(train), download=False)
+        except DatasetNotFoundError:
+            return False
+        return True
+
     def obtain(self) -> bool:
         """Let tonic download missing files. Always True."""
         for train in (True, False):
@@ -145,8 +154,10 @@ def _opened(source: _Source, download: bool) -> Any:
 
     methods: dict[str, Any] = {} if download else {"download": refuse}
     if source.allow_partial:
+        # Other files than those of the event store, which lies beside them.
         methods["_check_exists"] = lambda self: any(
-            path.is_file() for path in Path(self.location_on_system, self.folder_name or "").glob("*/**/*")
+            path.is_file() and path.relative_to(self.location_on_system).parts[0] != OWN_STORE
+            for path in Path(self.location_on_system, self.folder_name or "").glob("*/**/*")
         )
     # Same class name, because tonic names the folder after it.
     kind = type(kind.__name__, (kind,), methods)

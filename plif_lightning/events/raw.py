@@ -24,6 +24,7 @@ from plif_lightning.events.recording import (
     RecordingError,
     Sensor,
     TimeOrder,
+    address_type,
     pack,
 )
 from plif_lightning.runtime.cores import cores
@@ -58,6 +59,8 @@ class RawFile:
         label: passed to `read`.
         recordings: number of recordings that `read` returns.
         own_process: read in a separate process, because a damaged file may crash it.
+        sensor_of: the sensor of the first path, whose pixels are summed to those of the store; None if it is the
+            store's.
     """
 
     name: str
@@ -66,6 +69,7 @@ class RawFile:
     label: int = 0
     recordings: int = 1
     own_process: bool = False
+    sensor_of: Callable[[Path], Sensor] | None = None
 
     def stats(self) -> list[os.stat_result]:
         """File status of each path.
@@ -116,11 +120,17 @@ def _read(raw_files: Sequence[RawFile], kind: Kind) -> Labelled:
         assert len(recordings) == raw.recordings
         for i, (label, recording) in enumerate(recordings):
             name = raw.name if raw.recordings == 1 else f"{raw.name}#{i}"
-            packed = pack(recording, kind.sensor, str(raw.paths[0]), kind.time_order)
+            sensor = kind.sensor if raw.sensor_of is None else raw.sensor_of(raw.paths[0])
+            packed = pack(recording, sensor, str(raw.paths[0]), kind.time_order)
             if kind.noise:
                 from plif_lightning.events.noise import cleaned
 
-                packed = cleaned(packed, kind.sensor, kind.noise)
+                packed = cleaned(packed, sensor, kind.noise)
+            if raw.sensor_of is not None:
+                from plif_lightning.events.integration import resized
+
+                address = resized(sensor, kind.sensor)[packed.address]
+                packed = packed._replace(address=address.astype(address_type(kind.sensor)))
             found.append((label, name, packed))
     return found
 

@@ -26,7 +26,7 @@ from plif_lightning.events.formats.nmnist import read_nmnist
 from plif_lightning.events.formats.prophesee import DatDecoder, RawDecoder, read_dat, read_raw
 from plif_lightning.events.formats.ros import read_rosbag
 from plif_lightning.events.formats.text import TextDecoder, is_table, read_text
-from plif_lightning.events.recording import Recording, RecordingError, Sensor, pack
+from plif_lightning.events.recording import Recording, RecordingError, Sensor
 
 __all__ = [
     "read_aedat2",
@@ -135,28 +135,28 @@ def sensor_of(path: str | Path) -> Sensor | None:
     return decoder.sensor
 
 
-def of_sensor(path: str | Path, sensor: Sensor, pooled: bool = False) -> Recording:
-    """Events of a file whose sensor, if it names one, must be `sensor`.
-
-    Args:
-        path: the file.
-        sensor: size of the camera.
-        pooled: bring the coordinates from the file's own sensor to `sensor`, as `integration.resized` does.
+def own_sensor(path: Path) -> Sensor:
+    """Sensor that a file names, for a data set of several.
 
     Raises:
-        RecordingError: the file is of another sensor, or names none to be brought from.
+        RecordingError: it names none.
     """
     own = sensor_of(path)
-    if pooled:
-        if own is None:
-            raise RecordingError(
-                f"{path} does not name its sensor, and others here are of several: it cannot be brought to their size. "
-                "Keep recordings of one sensor, or name it in the file: text may begin with `% geometry:WIDTH,HEIGHT`."
-            )
-        recording = read_any(path)
-        x, y = (np.asarray(column).astype(np.int64) for column in (recording.x, recording.y))
-        pack(recording, own, str(path), "as_recorded")  # refuses events outside its own sensor
-        return recording._replace(x=x * sensor.width // own.width, y=y * sensor.height // own.height)
+    if own is None:
+        raise RecordingError(
+            f"{path} does not name its sensor, and others here are of several: it cannot be brought to their size. "
+            "Keep recordings of one sensor, or name it in the file: text may begin with `% geometry:WIDTH,HEIGHT`."
+        )
+    return own
+
+
+def of_sensor(path: str | Path, sensor: Sensor) -> Recording:
+    """Events of a file whose sensor, if it names one, must be `sensor`.
+
+    Raises:
+        RecordingError: the file is of another sensor.
+    """
+    own = sensor_of(path)
     if own not in (None, sensor):
         raise RecordingError(f"{path} is of a sensor of {own} pixels (height x width), and data.sensor is {sensor}.")
     return read_any(path)

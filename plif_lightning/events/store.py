@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -39,6 +40,8 @@ def fingerprint(kind: Kind, raw_files: Sequence[RawFile]) -> str:
     """Hash of the format, the options and every raw file's name, label, size and modification time."""
     options = (FORMAT, kind.sensor, kind.time_order, *([str(kind.noise)] if kind.noise else []))
     digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
+    if kind.noise and any(raw.sensor_of is not None for raw in raw_files):
+        digest.update(b"before pixels are summed")  # older stores were cleaned afterwards
     for raw in raw_files:
         stats = [(stat.st_size, stat.st_mtime_ns) for stat in raw.stats()]
         digest.update(repr((raw.name, raw.label, stats)).encode())
@@ -263,7 +266,7 @@ def build(
     mark = fingerprint(kind, raw_files)
     final = folder / f"{kind.name}.{mark}"
     staging = folder / f"{kind.name}.{mark}.tmp"
-    _remove(path for path in folder.glob(f"{kind.name}.*.tmp"))
+    _remove(_arrays_of(folder, kind, ".tmp"))
     try:
         staging.mkdir(parents=True)
         arrays = _write(staging, kind, read_all(raw_files, kind, processes), progress)
@@ -293,7 +296,13 @@ def build(
 
 def remove_others(folder: Path, kind: Kind, but: Path) -> None:
     """Delete the arrays of older stores of this kind."""
-    _remove([path for path in folder.glob(f"{kind.name}.*") if path.is_dir() and path != but])
+    _remove([path for path in _arrays_of(folder, kind) if path != but])
+
+
+def _arrays_of(folder: Path, kind: Kind, suffix: str = "") -> list[Path]:
+    """Folders of a kind's arrays. A name may begin another one: that of hot_pixels=2 begins that of 2.5."""
+    name = re.compile(re.escape(kind.name) + r"\.[0-9a-f]+" + re.escape(suffix))
+    return [path for path in folder.glob(f"{kind.name}.*") if name.fullmatch(path.name) and path.is_dir()]
 
 
 def _write(folder: Path, kind: Kind, recordings: Iterable[Labelled], progress: Callable[[int], None]) -> dict[str, Any]:

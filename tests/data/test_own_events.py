@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tonic
 import torch
 from torchvision import transforms
 
@@ -225,6 +226,10 @@ def test_another_data_set_of_tonic(tmp_path):
     next((tmp_path / "POKERDVS").glob("pips_train/cl/*.npy")).unlink()
     fewer = made(TonicEvents(name="POKERDVS", root=str(tmp_path), time_steps=3, allow_partial=True, download=False))
     assert fewer.sizes()["training"] == 7
+    for part in (tmp_path / "POKERDVS").glob("pips_*"):
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+    of_store = made(TonicEvents(name="POKERDVS", root=str(tmp_path), time_steps=3, allow_partial=True, download=False))
+    assert of_store.sizes()["training"] == 7
 
 
 def test_a_data_set_without_a_test_part_is_split_by_class(tmp_path):
@@ -243,6 +248,27 @@ def test_a_data_set_without_a_test_part_is_split_by_class(tmp_path):
     assert data.labels(train=False).tolist() == [0, 0, 1, 1]
     names = [f"Caltech101/{name}/image_{i:04d}.bin" for name in ("bass", "crab") for i in (3, 4)]
     assert data.event_store(train=False).name.tolist() == names  # the last by name, on any file system
+
+
+def test_tonic_fetches_what_is_not_there(tmp_path, monkeypatch):
+    """Found by a review: it was asked for its files before it had fetched them."""
+    folder, fetched = tmp_path / "NCALTECH101", []
+
+    def download(self):
+        fetched.append(self.url)
+        for name in ("crab", "bass"):
+            for i in range(5):
+                recording = writers.events_of(50 + i, i, 180, 240, 10_000)
+                writers.write_file(folder / "Caltech101" / name / f"image_{i:04d}.bin", writers.nmnist_bytes(recording))
+
+    monkeypatch.setattr(tonic.datasets.NCALTECH101, "download", download)
+    given = {"name": "NCALTECH101", "root": str(tmp_path), "sensor": (180, 240), "test_fraction": 0.4}
+    data = made(TonicEvents(**given, allow_partial=True))
+    assert fetched
+    assert data.prepared
+    fetched.clear()
+    assert not made(TonicEvents(**given, allow_partial=True)).prepared
+    assert not fetched
 
 
 def test_what_tonic_does_not_fetch_is_named(tmp_path):

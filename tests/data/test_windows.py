@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 
 import numpy as np
@@ -14,7 +15,9 @@ from plif_lightning.data import EventFolder, TimeDrop, event_folder
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events import Recording, Sensor, integrate, raw, read_any
-from plif_lightning.events.recording import RecordingError
+from plif_lightning.events.integration import resized
+from plif_lightning.events.noise import cleaned
+from plif_lightning.events.recording import Noise, RecordingError, pack
 from plif_lightning.events.windows import Samples, Windows, parted, windowed
 from tests import writers
 
@@ -275,6 +278,20 @@ def test_files_of_two_sensors(root):
     x, _ = data.train_set[place]
     small = Recording(other.t, other.x * 12 // 128, other.y * 12 // 96, other.p)
     assert np.array_equal(x, integrate(small, Sensor(12, 12), 4))
+    with pytest.raises(UserError, match=r"data\.size must lie in 1\.\.48, the smallest side of all sensors here"):
+        EventFolder(root=str(root), size=49)
+    cleaned_first = made(root, size=12, background_us=10**6)
+    kept = cleaned(pack(other, Sensor(96, 128), "a"), Sensor(96, 128), Noise(10**6))
+    assert 0 < len(kept.address) < 500
+    address = resized(Sensor(96, 128), Sensor(12, 12))[kept.address]
+    assert np.array_equal(cleaned_first.event_store(True).events(place)[0], address)
+    for part in ("train", "test"):
+        shutil.move(root / part, root / f"moved-{part}")
+    for noise in ({}, {"background_us": 10**6}):
+        assert made(root, size=12, **noise).sizes() == data.sizes()  # from the stores alone
+        assert made(root, size=12, **noise).pooled
+    for part in ("train", "test"):
+        shutil.move(root / f"moved-{part}", root / part)
     np.savez(root / "train/right/none.npz", **other._asdict())
     with pytest.raises(RecordingError, match=r"none\.npz does not name its sensor, and others here are of several"):
         made(root, size=12)

@@ -102,6 +102,14 @@ def test_a_data_set_without_noise(root):
     }
 
 
+def test_the_store_of_one_filter_is_not_deleted_with_that_of_another(root):
+    """Found by a review: the name with hot_pixels=2 begins that with 2.5."""
+    for factor, built in ((2.5, True), (2, True), (2.5, False), (2, False)):
+        data = EventFolder(root=str(root), hot_pixels=factor)
+        data.prepare_data()
+        assert data.prepared == built
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
