@@ -96,7 +96,9 @@ class EventDataset(BatchedDataset):
                 np.arange(n), everything, everything, everything, everything + 2**32, everything.view(np.uint64)
             )
             maps = self._resized[None]
-        bounds = slice_bounds(self.slicing, events.time, events.begin, events.end, self.time_steps)
+        # Transformed events count their times anew, and may have changed them.
+        span = () if self.transforms else (self.samples.start[samples], self.samples.duration[samples])
+        bounds = slice_bounds(self.slicing, events.time, events.begin, events.end, self.time_steps, *span)
         try:
             counts = count_events(events.address, bounds, 2 * self.frame.pixels, n, maps, passes)
         except DamagedEventsError as error:

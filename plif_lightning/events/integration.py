@@ -40,15 +40,17 @@ def bounds_by_count(begin: Array, end: Array, time_steps: int) -> Array:
 
 
 @compiled
-def _search(time: Array, begin: Array, end: Array, bounds: Array) -> None:
+def _search(time: Array, begin: Array, end: Array, start: Array, length: Array, bounds: Array) -> None:
     """Fill `bounds` with the first event at or after each slice's start; times must ascend."""
     slices = bounds.shape[1] - 1
     for i in range(len(begin)):
         bounds[i, :] = end[i]
         if begin[i] == end[i]:
             continue
-        first = np.int64(time[begin[i]])
-        duration = np.int64(time[end[i] - 1]) - first
+        first, duration = start[i], length[i]
+        if duration < 0:
+            first = np.int64(time[begin[i]])
+            duration = np.int64(time[end[i] - 1]) - first
         bounds[i, 0] = begin[i]
         for j in range(1, slices):
             low, high = bounds[i, j - 1], end[i]
@@ -63,7 +65,9 @@ def _search(time: Array, begin: Array, end: Array, bounds: Array) -> None:
             bounds[i, j] = end[i] if duration == 0 else low
 
 
-def bounds_by_time(time: Array, begin: Array, end: Array, time_steps: int) -> Array:
+def bounds_by_time(
+    time: Array, begin: Array, end: Array, time_steps: int, start: Array | None = None, duration: Array | None = None
+) -> Array:
     """Bounds of slices of equal duration between the first and the last event, both included.
 
     Args:
@@ -71,6 +75,9 @@ def bounds_by_time(time: Array, begin: Array, end: Array, time_steps: int) -> Ar
         begin: first event of each recording, int64 [N].
         end: one past its last event, int64 [N].
         time_steps: T.
+        start: time t_0 of each recording, if it is not that of its first event, int64 [N].
+        duration: its duration D, which covers all of its events, int64 [N]; where it is -1, t_0 and D are those of the
+            first and the last event.
 
     Returns:
         int64 [N, T + 1], as in `bounds_by_count`. Slice j holds the events with
@@ -81,15 +88,24 @@ def bounds_by_time(time: Array, begin: Array, end: Array, time_steps: int) -> Ar
     array([[0, 2, 3, 4, 4, 5]])
     """
     bounds = np.empty((len(begin), time_steps + 1), np.int64)
-    _search(time, begin, end, bounds)
+    unknown = np.full(len(begin), -1)
+    _search(time, begin, end, unknown if start is None else start, unknown if duration is None else duration, bounds)
     return bounds
 
 
-def slice_bounds(slicing: Slicing, time: Array, begin: Array, end: Array, time_steps: int) -> Array:
+def slice_bounds(
+    slicing: Slicing,
+    time: Array,
+    begin: Array,
+    end: Array,
+    time_steps: int,
+    start: Array | None = None,
+    duration: Array | None = None,
+) -> Array:
     """`bounds_by_count` or `bounds_by_time`, as `slicing` says."""
     if slicing == "by_count":
         return bounds_by_count(begin, end, time_steps)
-    return bounds_by_time(time, begin, end, time_steps)
+    return bounds_by_time(time, begin, end, time_steps, start, duration)
 
 
 class Pass(NamedTuple):

@@ -21,12 +21,16 @@ class Samples(NamedTuple):
         end: one past the last event.
         recording: index of the recording that they lie in.
         part: 0; 1 and 2 for the later parts of recordings that `parted` cut.
+        start: time at which a window by time begins [us]; otherwise 0.
+        duration: of a window by time [us]; otherwise -1, from the first event to the last.
     """
 
     begin: Array
     end: Array
     recording: Array
     part: Array
+    start: Array
+    duration: Array
 
     def chosen(self, which: Array) -> "Samples":
         """The samples at some indices, or where a mask is true."""
@@ -36,7 +40,8 @@ class Samples(NamedTuple):
 def recordings_of(store: EventStore) -> Samples:
     """Each recording as a whole."""
     n = len(store)
-    return Samples(store.offset[:-1], store.offset[1:], np.arange(n), np.zeros(n, np.int64))
+    nothing = np.zeros(n, np.int64)
+    return Samples(store.offset[:-1], store.offset[1:], np.arange(n), nothing.copy(), nothing, nothing - 1)
 
 
 class Windows(NamedTuple):
@@ -100,13 +105,13 @@ def _cut_at(time: Array, begin: int, end: int, share: float, by_time: bool) -> i
 def parted(samples: Samples, time: Array, share: float, by_time: bool, last: int = 1) -> Samples:
     """Cut each sample of part 0 in two: its last `share`, in events or in time, becomes part `last`."""
     parts = []
-    for begin, end, recording, part in zip(*samples, strict=True):
+    for begin, end, recording, part, *span in zip(*samples, strict=True):
         if part:
-            parts.append((begin, end, recording, part))
+            parts.append((begin, end, recording, part, *span))
             continue
         cut = _cut_at(time, begin, end, share, by_time)
-        parts += [(begin, cut, recording, 0), (cut, end, recording, last)]
-    return Samples(*np.array(parts, np.int64).reshape(-1, 4).T)
+        parts += [(begin, cut, recording, 0, *span), (cut, end, recording, last, *span)]
+    return Samples(*np.array(parts, np.int64).reshape(-1, len(samples)).T)
 
 
 def windowed(samples: Samples, time: Array, windows: Windows) -> Samples:
@@ -119,11 +124,11 @@ def windowed(samples: Samples, time: Array, windows: Windows) -> Samples:
         time: times of all events of the store, ascending within a recording.
         windows: their length and distance.
 
-    >>> one = Samples(*(np.array([value]) for value in (0, 5, 0, 0)))
+    >>> one = Samples(*(np.array([value]) for value in (0, 5, 0, 0, 0, -1)))
     >>> windowed(one, np.array([0, 10, 20, 30, 40]), Windows(20, 10, by_time=True))[:2]
     (array([0, 1, 2]), array([2, 3, 4]))
     """
-    begins, ends, counts = [], [], []
+    begins, ends, counts, times = [], [], [], []
     for begin, end in zip(samples.begin, samples.end, strict=True):
         if windows.by_time:
             own = time[begin:end]
@@ -131,17 +136,20 @@ def windowed(samples: Samples, time: Array, windows: Windows) -> Samples:
             starts = np.arange(first, last + 2 - windows.length, windows.stride, dtype=np.int64)
             a = begin + np.searchsorted(own, starts)
             b = begin + np.searchsorted(own, starts + windows.length)
-            a, b = a[a < b], b[a < b]
+            a, b, starts = a[a < b], b[a < b], starts[a < b]
         else:
             a = np.arange(begin, end + 1 - windows.length, windows.stride, dtype=np.int64)
-            b = a + windows.length
+            b, starts = a + windows.length, np.zeros(len(a), np.int64)
         begins.append(a)
         ends.append(b)
         counts.append(len(a))
+        times.append(starts)
     nothing = [np.zeros(0, np.int64)]
     return Samples(
         np.concatenate(begins or nothing),
         np.concatenate(ends or nothing),
         np.repeat(samples.recording, counts),
         np.repeat(samples.part, counts),
+        np.concatenate(times or nothing),
+        np.full(sum(counts), windows.length if windows.by_time else -1),
     )

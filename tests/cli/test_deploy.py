@@ -1,5 +1,6 @@
 """`stream` and `cost` as users call them."""
 
+import argparse
 import io
 import json
 import re
@@ -8,13 +9,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from plif_lightning.cli import main
-from plif_lightning.cli.streaming import _print_decision
+from plif_lightning.cli.streaming import _print_decision, _take_step_length
 from plif_lightning.deploy import StreamingNetwork, deployed
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
@@ -329,6 +331,24 @@ def test_a_stream_says_the_classes_that_a_test_says(tmp_path, monkeypatch, capsy
         said = f"decision: {('left', 'right')[int(votes.argmax())]} after 2 time-steps"
         assert capsys.readouterr().out.splitlines()[-1] == said
     assert json.loads(Path("out/export.json").read_text())["class_names"] == ["left", "right"]
+
+
+@pytest.mark.parametrize(
+    ("windows", "taken", "said"),
+    [
+        ({"window_ms": 100, "slicing": "by_time"}, (None, 25.0), ""),
+        ({"window_ms": 100}, (None, 25.0), "time-steps of equally many events; those of this stream have 25 ms"),
+        ({"window_events": 400}, (100, None), ""),
+        ({"window_events": 400, "slicing": "by_time"}, (100, None), "of equal duration; those of this stream have 100"),
+        ({}, (None, None), ""),
+    ],
+)
+def test_a_stream_takes_the_steps_of_the_training_windows_or_says_so(windows, taken, said, capsys):
+    given = argparse.Namespace(events_per_step=None, ms_per_step=None)
+    _take_step_length(given, SimpleNamespace(data={"init_args": windows}, net=SimpleNamespace(time_steps=4)))
+    assert (given.events_per_step, given.ms_per_step) == taken
+    out = capsys.readouterr().out
+    assert said in out if said else not out
 
 
 def test_votes_of_silent_last_steps_decide_nothing(capsys):

@@ -75,9 +75,11 @@ def test_windows_of_milliseconds_are_what_cutting_by_hand_gives(root):
     assert own.sum() == len(starts)
     batch = data.train_set.batch(BatchRequest(0, torch.arange(len(starts))))
     for i, start in enumerate(starts):
-        inside = (recording.t >= start) & (recording.t < start + 100_000)
-        window = Recording(*(column[inside] for column in recording))
-        assert np.array_equal(batch.x[i], integrate(window, Sensor(48, 64), 4, "by_time"))
+        for j in range(4):  # 25 ms each, as a stream takes them, wherever the first and the last event are
+            first = start + 25_000 * j
+            inside = (recording.t >= first) & (recording.t < first + 25_000)
+            slice_ = Recording(*(column[inside] for column in recording))
+            assert np.array_equal(batch.x[i, j], integrate(slice_, Sensor(48, 64), 1)[0])
 
 
 def test_an_empty_window_is_no_sample(tmp_path):
@@ -316,13 +318,13 @@ def test_windows_by_their_definition(recordings, length, stride, by_time, share)
     time = np.array([t for one in recordings for t in one], np.int64)
     offset = np.cumsum([0, *map(len, recordings)])
     n = len(recordings)
-    whole = Samples(offset[:-1], offset[1:], np.arange(n), np.zeros(n, np.int64))
+    whole = Samples(offset[:-1], offset[1:], *np.array([range(n), [0] * n, [0] * n, [-1] * n], np.int64))
     parts = parted(whole, time, share, by_time)
     assert np.array_equal(parts.begin[1::2], parts.end[::2])
     assert parts.part.tolist() == [0, 1] * n
     found = windowed(parts, time, Windows(length, stride, by_time))
     expected = []
-    for begin, end, recording, part in zip(*parts, strict=True):
+    for begin, end, recording, part, *_ in zip(*parts, strict=True):
         own = time[begin:end]
         start = 0
         while True:
@@ -331,10 +333,11 @@ def test_windows_by_their_definition(recordings, length, stride, by_time, share)
                     break
                 inside = np.flatnonzero((own >= own[0] + start) & (own < own[0] + start + length))
                 if len(inside):
-                    expected.append((begin + inside[0], begin + inside[-1] + 1, recording, part))
+                    window = (own[0] + start, length)
+                    expected.append((begin + inside[0], begin + inside[-1] + 1, recording, part, *window))
             else:
                 if start + length > len(own):
                     break
-                expected.append((begin + start, begin + start + length, recording, part))
+                expected.append((begin + start, begin + start + length, recording, part, 0, -1))
             start += stride
     assert list(zip(*(column.tolist() for column in found), strict=True)) == expected
