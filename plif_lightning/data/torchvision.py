@@ -1,6 +1,7 @@
 """Static data sets that torchvision downloads, verifies and reads: MNIST, Fashion-MNIST, CIFAR-10."""
 
 import gzip
+import logging
 import pickle
 import zlib
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 from torchvision import datasets
+from torchvision.datasets.utils import calculate_md5
 
 from plif_lightning.data.images import ImageDataModule
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.runtime.files import written_whole
 
+_log = logging.getLogger(__name__)
 # Largest accepted size of an unpacked file [bytes]; MNIST's largest has 47 million.
 _LARGEST = 2**26
 
@@ -27,10 +30,12 @@ class TorchvisionDataModule(ImageDataModule):
     Class attributes that a subclass sets, beside those of `ImageDataModule`:
         torchvision_class: class of `torchvision.datasets`.
         files: files that it reads, for messages.
+        published: numbers of training and of test images; None if they are not known.
     """
 
     torchvision_class: ClassVar[Any]
     files: ClassVar[str]
+    published: ClassVar[tuple[int, int] | None] = None
 
     def prepare_data(self) -> None:
         self.prepared = self._unpack()
@@ -39,7 +44,9 @@ class TorchvisionDataModule(ImageDataModule):
             try:
                 for train in (True, False):
                     self.torchvision_class(self.root, train=train, download=True)
-            except (RuntimeError, URLError, OSError) as error:
+            except (RuntimeError, URLError, OSError, ValueError, AssertionError, EOFError) as error:
+                if self._unpacked() and all(path.is_file() for path in self._unpacked()):
+                    raise self._damaged(error) from error  # torchvision fetches only what is missing
                 raise DatasetNotFoundError(
                     f"{self.title} is not in {Path(self.root).absolute()} and could not be downloaded ({error}). "
                     f"Put {self.files} there, or point --data.root to them."
@@ -48,9 +55,8 @@ class TorchvisionDataModule(ImageDataModule):
     def _unpack(self) -> bool:
         """Unpack .gz files in the raw folder, the form in which MNIST is published. True if there were any."""
         found = False
-        raw = Path(self.root) / self.torchvision_class.__name__ / "raw"
-        for name, _ in getattr(self.torchvision_class, "resources", ()):
-            packed, file = raw / Path(name).name, raw / Path(name).stem
+        for file, (name, md5) in zip(self._unpacked(), self._resources(), strict=True):
+            packed = file.with_name(Path(name).name)
             if packed.is_file() and not file.is_file():
                 try:
                     with gzip.open(packed) as source:
@@ -59,10 +65,29 @@ class TorchvisionDataModule(ImageDataModule):
                     raise UserError(f"{packed} cannot be unpacked ({error}): it is damaged. Delete it.") from error
                 if len(content) > _LARGEST:
                     raise UserError(f"{packed} unpacks to more than {_LARGEST / 2**20:.0f} MiB: it is another file.")
+                if (own := calculate_md5(packed)) != md5:
+                    raise UserError(
+                        f"{packed} is not the file of {self.title} that was published (its MD5 is {own}, not {md5}): "
+                        "put that one there."
+                    )
                 with written_whole(file, "wb") as target:
                     target.write(content)
                 found = True
         return found
+
+    def _resources(self) -> list[tuple[str, str]]:
+        """Name and MD5 of each packed file, if torchvision unpacks them one by one."""
+        return getattr(self.torchvision_class, "resources", [])
+
+    def _unpacked(self) -> list[Path]:
+        raw = Path(self.root) / self.torchvision_class.__name__ / "raw"
+        return [raw / Path(name).stem for name, _ in self._resources()]
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self.title} in {Path(self.root).absolute()} cannot be read ({error or type(error).__name__}): a file of "
+            f"{self.files} is damaged. Delete it{'' if self.download else ' and pass --data.download=true'}."
+        )
 
     def _there(self) -> bool:
         try:
@@ -84,10 +109,16 @@ class TorchvisionDataModule(ImageDataModule):
                     f"{self.title} not found in {Path(self.root).absolute()}. Put {self.files} there, "
                     "point --data.root to them, or pass --data.download=true."
                 ) from error
-            raise UserError(
-                f"{self.title} in {Path(self.root).absolute()} cannot be read ({error or type(error).__name__}): "
-                f"a file of {self.files} is damaged. Delete it and pass --data.download=true."
-            ) from error
+            raise self._damaged(error) from error
+        if self.published is not None and len(data) != self.published[not train]:
+            _log.warning(
+                "%s in %s has %d %s images, and the published one %d: results are of another data set.",
+                self.title,
+                Path(self.root).absolute(),
+                len(data),
+                "training" if train else "test",
+                self.published[not train],
+            )
         images = torch.as_tensor(data.data)
         images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
         return images, torch.as_tensor(data.targets)
@@ -103,6 +134,7 @@ class MNIST(TorchvisionDataModule):
     title = "MNIST"
     torchvision_class = datasets.MNIST
     files = f"MNIST/raw/{_IDX}"
+    published = 60_000, 10_000
     input_shape = (1, 28, 28)
     class_names = tuple("0123456789")
     mean, std = (0.1307,), (0.3081,)
@@ -115,6 +147,7 @@ class FashionMNIST(TorchvisionDataModule):
     title = "Fashion-MNIST"
     torchvision_class = datasets.FashionMNIST
     files = f"FashionMNIST/raw/{_IDX}"
+    published = 60_000, 10_000
     input_shape = (1, 28, 28)
     class_names = (
         *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -136,6 +169,7 @@ class CIFAR10(TorchvisionDataModule):
 
     title = "CIFAR-10"
     torchvision_class = datasets.CIFAR10
+    published = 50_000, 10_000
     files = "cifar-10-batches-py/{data_batch_1..5,test_batch,batches.meta}"
     input_shape = (3, 32, 32)
     class_names = (

@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import pickle
 
 import pytest
@@ -203,8 +204,10 @@ def test_a_data_set_that_is_there_is_not_downloaded(tmp_path, monkeypatch):
     prepared(MNIST(root=str(tmp_path), download=True))
 
 
+@pytest.mark.parametrize("download", [False, True])
 @pytest.mark.parametrize("damage", ["truncated", "short by a byte", "empty", "garbage", "gzip"])
-def test_a_damaged_file_is_named(damage, tmp_path):
+def test_a_damaged_file_is_named(damage, download, tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", lambda *a, **k: 1 / 0)
     writers.write_mnist(tmp_path)
     path = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
     whole = path.read_bytes()
@@ -218,7 +221,7 @@ def test_a_damaged_file_is_named(damage, tmp_path):
         }[damage]
     )
     with pytest.raises(UserError, match=r"cannot be read .*MNIST/raw.* is damaged"):
-        prepared(MNIST(root=str(tmp_path), download=False))
+        prepared(MNIST(root=str(tmp_path), download=download))
 
 
 @pytest.mark.parametrize("hashes", [True, False])
@@ -306,15 +309,22 @@ def test_a_subclass_with_fields_that_is_no_dataclass_is_named():
 
 
 @pytest.mark.parametrize(("make", "name"), [(MNIST, "MNIST"), (FashionMNIST, "FashionMNIST")])
-def test_packed_files_are_enough_without_a_download(make, name, tmp_path):
+def test_packed_files_are_enough_without_a_download(make, name, tmp_path, monkeypatch, caplog):
     writers.write_mnist(tmp_path, name=name)
-    whole = {}
+    whole, md5 = {}, {}
     for path in (tmp_path / name / "raw").iterdir():
         whole[path.name] = path.read_bytes()
-        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.with_name(f"{path.name}.gz").write_bytes(packed := gzip.compress(path.read_bytes()))
+        md5[f"{path.name}.gz"] = hashlib.md5(packed).hexdigest()
         path.unlink()
+    with pytest.raises(UserError, match=r"ubyte\.gz is not the file of .*MNIST that was published \(its MD5 is"):
+        prepared(make(root=str(tmp_path), download=False))
+    assert not [path for path in (tmp_path / name / "raw").iterdir() if path.suffix != ".gz"]
+    kind = make.torchvision_class
+    monkeypatch.setattr(kind, "resources", [(file, md5[file]) for file, _ in kind.resources])
     module = prepared(make(root=str(tmp_path), download=False))
     assert module.prepared
+    assert "has 40 training images, and the published one 60000" in caplog.text
     for file, content in whole.items():
         assert (tmp_path / name / "raw" / file).read_bytes() == content
     assert not prepared(make(root=str(tmp_path), download=False)).prepared
