@@ -1,6 +1,7 @@
 """Base class of all data modules: validation protocols, loaders and input shape."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -16,6 +17,7 @@ from plif_lightning.data.splits import holdout_split
 from plif_lightning.errors import UserError
 from plif_lightning.runtime.randomness import run_seed
 
+_log = logging.getLogger(__name__)
 Validation = Literal["test", "holdout"]
 # Settings that may change once data sets are made: loaders read them.
 _READ_BY_LOADERS = {"batch_size", "eval_batch_size", "drop_last", "num_workers", "download"}
@@ -150,6 +152,7 @@ class SpikingDataModule(L.LightningDataModule):
         if stage in ("fit", "validate", None) and self.train_set is None:
             if self.validation == "holdout":
                 train, val = self.held_out()
+                self._require_classes(train, val)
                 self.train_set = self.dataset(train=True, indices=train, augment=True)
                 self.val_set = self.dataset(train=True, indices=val, augment=False)
             else:
@@ -159,6 +162,30 @@ class SpikingDataModule(L.LightningDataModule):
             self.test_set = self.dataset(train=False, indices=None, augment=False)
         names = [field.name for field in fields(self) if field.name not in _READ_BY_LOADERS]
         self._made_with = {name: getattr(self, name) for name in names}
+
+    def _require_classes(self, train: Tensor, val: Tensor) -> None:
+        """Refuse a validation set that leaves no training sample of a class, and warn of one without a class.
+
+        Raises:
+            UserError: there is no training sample of a class.
+        """
+        labels = self.labels(train=True)
+        there = labels.unique().tolist()
+        without = [
+            [self.class_names[label] for label in there if not (labels[part] == label).any()] for part in (train, val)
+        ]
+        if without[0]:
+            raise UserError(
+                f"data.holdout_fraction={self.holdout_fraction} leaves no training sample of "
+                f"{', '.join(without[0][:5])}: pass a smaller one."
+            )
+        if without[1]:
+            _log.warning(
+                "The validation set has no sample of %s%s: its accuracy says nothing about them. Pass a larger "
+                "data.holdout_fraction.",
+                ", ".join(without[1][:5]),
+                f" and {len(without[1]) - 5} more classes" if len(without[1]) > 5 else "",
+            )
 
     def _plan(self, dataset: BatchedDataset | None, train: bool) -> ResumableLoader:
         if dataset is None:

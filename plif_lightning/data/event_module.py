@@ -274,7 +274,19 @@ class EventDataModule(SpikingDataModule):
     def samples(self, train: bool) -> Samples:
         """Samples of the training or test set; call `prepare_data` first."""
         if train not in self._samples:
-            self._samples[train] = self.samples_of(self.event_store(train), train)
+            store = self.event_store(train)
+            self._samples[train] = found = self.samples_of(store, train)
+            blank = store.name[found.recording[found.begin == found.end]]
+            if len(blank):
+                _log.warning(
+                    "%d of %d %s recordings of %s hold no event, and are blank samples: %s%s.",
+                    len(blank),
+                    len(found.begin),
+                    "training" if train else "test",
+                    self.called,
+                    ", ".join(blank[:3]),
+                    " and others" if len(blank) > 3 else "",
+                )
         return self._samples[train]
 
     def labels(self, train: bool) -> Tensor:
@@ -320,7 +332,7 @@ class EventDataModule(SpikingDataModule):
 
 
 def _require_augmentation(augmentation: Sequence[Any], time_order: TimeOrder) -> None:
-    """Refuse augmentation of images, a second EventMix or TimeDrop, and a TimeDrop of times that may be out of order.
+    """Refuse augmentation of images, a second EventMix or TimeDrop, and what needs times in order if they may not be.
 
     Raises:
         UserError: there is one of these.
@@ -330,6 +342,8 @@ def _require_augmentation(augmentation: Sequence[Any], time_order: TimeOrder) ->
             f"data.augmentation has {type(wrong).__name__}, which changes images: for events use "
             f"{', '.join(kind.__name__ for kind in EventAugmentation.__subclasses__())}, or tonic.transforms."
         )
+    if time_order != "strict" and not all(isinstance(a, EventAugmentation) for a in augmentation):
+        raise UserError("transforms in data.augmentation need times in order: pass --data.time_order=strict.")
     mixes, drops = (sum(isinstance(a, kind) for a in augmentation) for kind in (EventMix, TimeDrop))
     if mixes > 1:
         raise UserError("data.augmentation has EventMix more than once.")

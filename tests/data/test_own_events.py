@@ -207,6 +207,8 @@ def test_a_transform_of_something_else_is_refused(real_data, tmp_path):
         data.prepare_data()
         with pytest.raises(UserError, match=rf"data\.augmentation: {message}"):
             data.setup()
+    with pytest.raises(UserError, match=r"transforms in data\.augmentation need times in order"):
+        NMNIST(**place, augmentation=[lambda events: events], time_order="as_recorded")
     with pytest.raises(UserError, match=r"data\.augmentation has HorizontalFlip, which changes images"):
         NMNIST(**place, augmentation=[HorizontalFlip()])
 

@@ -264,6 +264,32 @@ def test_class_folders_without_parts_are_explained(tmp_path):
         EventFolder(root=str(tmp_path))
 
 
+def test_a_class_that_a_part_lacks_is_said(tmp_path, caplog):
+    """Found by a review: a validation set without a class, and a training set without one, were silent."""
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name, events in (("short", 1500), ("long", 8000)):
+            t = np.sort(random.integers(0, 1_000_000, events))
+            recording = Recording(t, *(random.integers(0, high, events) for high in (64, 48, 2)))
+            writers.write_file(tmp_path / part / name / "0.raw", writers.evt3_bytes(recording, 48, 64))
+    given = {"window_events": 700, "split": "time", "validation": "holdout"}
+    with pytest.raises(UserError, match=r"holdout_fraction=0\.6 leaves no training sample of short"):
+        made(tmp_path, **given, holdout_fraction=0.6)
+    with pytest.raises(UserError, match=r"holdout_fraction=0\.95 leaves no training sample of long, short"):
+        made(tmp_path, **given, holdout_fraction=0.95)
+    data = made(tmp_path, **given, holdout_fraction=0.2)
+    assert data.val_set.labels().unique().tolist() == [0]
+    assert "The validation set has no sample of short: its accuracy says nothing" in caplog.text
+
+
+def test_a_recording_without_events_is_said(root, caplog):
+    empty = Recording(*[np.zeros(0, np.int64)] * 4)
+    writers.write_file(root / "train/left/2.raw", writers.evt3_bytes(empty, 48, 64))
+    data = made(root)
+    assert data.sizes()["training"] == 5
+    assert "1 of 5 training recordings of long hold no event, and are blank samples: train/left/2.raw." in caplog.text
+
+
 # --- sensors
 
 
