@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from rich.progress import Progress
 from torch import Tensor
 
@@ -44,7 +44,9 @@ _GREY, _RGB = {"1", "L", "LA"}, {"RGB", "RGBA", "P", "CMYK", "YCbCr"}
 class ImageFolder(ImageDataModule):
     """Images in class folders: ROOT/train/CLASS/* and ROOT/test/CLASS/* (the layout of torchvision's ImageFolder).
 
-    They are decoded once into arrays below ROOT/.plif_lightning, which are memory-mapped.
+    They are decoded once into arrays below ROOT/.plif_lightning, which are memory-mapped. Pixels are those of
+    torchvision's ImageFolder: the first frame of several, without EXIF's rotation and without transparency; a warning
+    counts such images.
 
     Args:
         size: resize images to size x size pixels, ignoring their aspect ratio; by default images keep their size,
@@ -128,8 +130,13 @@ class ImageFolder(ImageDataModule):
         if folder != self._folder:
             self._folder, self._mapped = folder, {}
         self._facts = _facts(folder)
-        if self._facts is not None:
-            return
+        if self._facts is None:
+            self._decode_in_turn(folder)
+        assert self._facts is not None
+        for kind, paths in self._facts.get("unlike", {}).items():
+            _log.warning("%s: %d images have %s. The first is %s.", self.root, len(paths), kind, paths[0])
+
+    def _decode_in_turn(self, folder: Path) -> None:
         with folder_lock(self.cache, lambda error: UserError(self._unwritable(error))):
             self._facts = _facts(folder)  # another process may have decoded them meanwhile
             if self._facts is None:
@@ -144,7 +151,8 @@ class ImageFolder(ImageDataModule):
     def _decode(self, folder: Path) -> dict[str, Any]:
         shape = self.input_shape
         files = {"train": list(self.folders.files(train=True)), "test": list(self.folders.files(train=False))}
-        facts: dict[str, Any] = {"shape": shape}
+        unlike: dict[str, list[str]] = {}
+        facts: dict[str, Any] = {"shape": shape, "unlike": unlike}
         try:
             folder.mkdir()
             with Progress() as bar, ThreadPoolExecutor(cores()) as pool:
@@ -158,7 +166,11 @@ class ImageFolder(ImageDataModule):
                         for first in range(0, len(listed), _PORTION):
                             portion = listed[first : first + _PORTION]
                             decoded = pool.map(lambda entry: self._image(entry[1], shape), portion)
-                            images = np.ascontiguousarray(np.stack(list(decoded)))
+                            found, kinds = zip(*decoded, strict=True)
+                            for kind, (_, path) in zip(kinds, portion, strict=True):
+                                if kind is not None:
+                                    unlike.setdefault(kind, []).append(path.relative_to(self.root).as_posix())
+                            images = np.ascontiguousarray(np.stack(found))
                             file.write(images.data)
                             digest.update(images.data)
                             for channel in range(shape[0]):
@@ -180,7 +192,8 @@ class ImageFolder(ImageDataModule):
             raise
         return facts
 
-    def _image(self, path: Path, shape: Sequence[int]) -> NDArray[np.uint8]:
+    def _image(self, path: Path, shape: Sequence[int]) -> tuple[NDArray[np.uint8], str | None]:
+        """Pixels, and what an image has that they lack."""
         with _opened(path) as image:
             bands = _bands(image, self.colour, path)
             # Other values of `colour` convert every image to the same.
@@ -195,13 +208,14 @@ class ImageFolder(ImageDataModule):
                     f"{shape[2]} x {shape[1]}: pass --data.size={min(shape[1:])} to bring all to one size."
                 )
             try:
+                lacking = _lacking(image)
                 image = image.convert("L" if shape[0] == 1 else "RGB")
                 if self.size:
                     image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
                 array = np.asarray(image)
             except (OSError, ValueError, SyntaxError) as error:
                 raise _unreadable(path, error) from error
-        return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        return array[None] if array.ndim == 2 else array.transpose(2, 0, 1), lacking
 
     def identity(self) -> str:
         # Images are sorted by class, so the counts per class determine all labels.
@@ -250,6 +264,18 @@ def _opened(path: Path) -> Image.Image:
 def _unreadable(path: Path, error: Exception) -> UserError:
     reason = "no image format is recognised" if isinstance(error, UnidentifiedImageError) else error
     return UserError(f"{path} cannot be read as an image ({reason}): it is damaged or another file. Remove it.")
+
+
+def _lacking(image: Image.Image) -> str | None:
+    """What an image has that is not read."""
+    if getattr(image, "n_frames", 1) > 1:
+        return "several frames, of which the first is read"
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        return "an EXIF orientation, by which they are not rotated"
+    transparent = "A" in image.mode or "transparency" in image.info
+    if transparent and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
+        return "transparent pixels, whose hidden colour is read"
+    return None
 
 
 def _bands(image: Image.Image, colour: Colour, path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -46,6 +47,25 @@ def test_images_are_those_of_torchvisions_folder(root, size, colour):
             torch.testing.assert_close(x, image, atol=0.51 / 255, rtol=0)
             assert label == target
     assert data.input_shape == tuple(ours[0][0].shape)
+
+
+def test_what_images_have_that_is_not_read_is_said_in_every_run(root, caplog):
+    folder = next((root / "train").iterdir())
+    with Image.open(next(folder.iterdir())) as first:
+        red, blue = (Image.new("RGB", first.size, colour) for colour in ("red", "blue"))
+    red.save(folder / "z.gif", save_all=True, append_images=[blue] * 2)
+    clear = red.convert("RGBA")
+    clear.putalpha(100)
+    clear.save(folder / "z.png")
+    turned = Image.Exif()
+    turned[0x112] = 6
+    red.save(folder / "z.jpg", exif=turned)
+    red.convert("RGBA").save(folder / "z2.png")  # all of it is to be seen
+    for _ in range(2):
+        caplog.clear()
+        made(root)
+        for name, kind in (("z.gif", "several frames"), ("z.png", "transparent pixels"), ("z.jpg", "an EXIF")):
+            assert re.search(rf"1 images have {kind}.* The first is train/{folder.name}/{name}\.", caplog.text)
 
 
 def test_mean_and_deviation_are_those_of_the_training_images(root):
