@@ -19,7 +19,10 @@ Batch = dict[str, Tensor]
 
 
 class PredictionWriter(Callback):
-    """Writes `predictions.csv`: sample, label, prediction and the votes for each class, in the order of the data."""
+    """Writes `predictions.csv`: sample, label and prediction, as numbers and by name, and the votes for each class.
+
+    Rows are in the order of the data.
+    """
 
     def __init__(self) -> None:
         self._batches: list[Batch] = []
@@ -52,10 +55,26 @@ class PredictionWriter(Callback):
         self.path = folder.predictions
         with written_whole(self.path) as file:
             writer = csv.writer(file)
-            writer.writerow(["sample", "label", "prediction", *(f"votes {name}" for name in names)])
+            # Names may look like other numbers: the folders 0, 1, 10, 2 are the classes 0 to 3.
+            of_classes = ["label", "prediction"]
+            header = [
+                "sample",
+                *of_classes,
+                *(f"{one} name" for one in of_classes),
+                *(f"votes {name}" for name in names),
+            ]
+            writer.writerow(header)
             for i in columns["sample"].argsort().tolist():
                 votes = [f"{vote:.6g}" for vote in columns["votes"][i].tolist()]
-                writer.writerow([*(columns[key][i].item() for key in ("sample", "label", "prediction")), *votes])
+                classes = [int(columns[key][i]) for key in of_classes]
+                writer.writerow(
+                    [
+                        columns["sample"][i].item(),
+                        *classes,
+                        *(names[one] if 0 <= one < len(names) else "" for one in classes),
+                        *votes,
+                    ]
+                )
 
 
 def _of_all_processes(batches: list[Batch], count: int) -> list[Batch]:

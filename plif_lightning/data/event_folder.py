@@ -197,7 +197,7 @@ class EventFolder(EventDataModule):
     def prepare_data(self) -> None:
         super().prepare_data()
         self.folders.say_what_is_left_out()
-        if self.prepared and self.split == "recording":
+        if self.test_fraction is None or self.split == "recording":
             self._say_what_is_in_both()
 
     def _say_what_is_in_both(self) -> None:

@@ -57,6 +57,7 @@ def test_predict_writes_label_prediction_and_votes_in_the_datas_order(run):
     for row in table:
         votes = [float(row[f"votes {c}"]) for c in range(10)]
         assert votes[int(row["prediction"])] == max(votes)
+        assert (row["label name"], row["prediction name"]) == (row["label"], row["prediction"])
         right += row["label"] == row["prediction"]
     assert right / 359 == pytest.approx(float(rows(run / "test/metrics.csv")[0]["test/acc"]), abs=1e-6)
 

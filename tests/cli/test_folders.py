@@ -61,6 +61,9 @@ def test_a_checkpoint_knows_its_classes_and_its_scale(tmp_path, capsys):
     main(["fit", "--data", "ImageFolder", "--data.root", "pets", *SMALL, "--run_folder", "here"])
     checkpoint = ["--ckpt_path", "here/checkpoints/best.ckpt"]
     main(["test", *checkpoint])
+    main(["predict", *checkpoint])
+    found = {(row["label"], row["label name"]) for row in rows("here/predict/predictions.csv")}
+    assert found == {("0", "cat"), ("1", "dog"), ("2", "owl")}
     for part in ("train", "test"):
         (tmp_path / "pets" / part / "cat").rename(tmp_path / "pets" / part / "zebra")
     for command in ("test", "predict", "validate"):

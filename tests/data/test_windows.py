@@ -171,8 +171,10 @@ def test_what_is_too_short_for_a_window_is_said(root, caplog):
 def test_a_recording_in_both_sets_is_said(root, caplog):
     content = (root / "train/left/1.raw").read_bytes()
     writers.write_file(root / "test/left/again.raw", content)
-    made(root)
-    assert "1 test recordings are training recordings, too: test/left/again.raw is train/left/1.raw" in caplog.text
+    for settings in ({}, {}, {"split": "time", "validation": "holdout"}):  # in every run
+        caplog.clear()
+        made(root, **settings)
+        assert "1 test recordings are training recordings, too: test/left/again.raw is train/left/1" in caplog.text
 
 
 def test_a_recording_that_is_there_twice_is_said_where_a_share_is_for_testing(tmp_path, caplog):
