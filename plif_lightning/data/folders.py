@@ -89,6 +89,22 @@ class ClassFolders:
     def say_what_is_left_out(self) -> None:
         """Warn of ignored files: how many there are, and the names of the first few."""
         ignored = self._ignored()
+        depth = len(self.root.parts) + (2 if self.together else 3)
+        unlike = [
+            path
+            for path in ignored
+            if path.suffix.lower() in self.suffixes and path.is_file() and len(path.parts) == depth
+        ]
+        if unlike:
+            _log.warning(
+                "%d files in %s are left out, because they do not look like %s: %s%s.",
+                len(unlike),
+                self.root,
+                self.what,
+                ", ".join(str(path.relative_to(self.root)) for path in unlike[:_NAMED]),
+                f" and {len(unlike) - _NAMED} more" if len(unlike) > _NAMED else "",
+            )
+        ignored = [path for path in ignored if path not in set(unlike)]
         if not ignored:
             return
         kinds = Counter("folders" if path.is_dir() else path.suffix.lower() or "no ending" for path in ignored)
@@ -102,10 +118,13 @@ class ClassFolders:
             ", ".join(sorted(self.suffixes)),
         )
 
-    def _counts(self, entry: os.DirEntry[str]) -> bool:
+    def _ends_right(self, entry: os.DirEntry[str]) -> bool:
         # Excludes pipes, because opening one blocks until somebody writes into it.
         readable = entry.is_file() or entry.is_dir() or entry.is_symlink()
-        if Path(entry.name).suffix.lower() not in self.suffixes or not readable:
+        return Path(entry.name).suffix.lower() in self.suffixes and readable
+
+    def _counts(self, entry: os.DirEntry[str]) -> bool:
+        if not self._ends_right(entry):
             return False
         return self.is_data is None or not entry.is_file() or self.is_data(Path(entry.path))
 
@@ -123,8 +142,10 @@ class ClassFolders:
             folder = self.root / part / name
             paths = sorted(Path(entry.path) for entry in _visible(folder) if self._counts(entry))
             if not paths:
+                unlike = [entry.name for entry in _visible(folder) if self._ends_right(entry)]
+                no_data = f" ({unlike[0]} does not look like {self.what})" if unlike else ""
                 raise UserError(
-                    f"{folder} holds no file that ends in {', '.join(sorted(self.suffixes))}: put {self.what} into it, "
-                    "or remove the folder."
+                    f"{folder} holds no file that ends in {', '.join(sorted(self.suffixes))}{no_data}: put {self.what} "
+                    "into it, or remove the folder."
                 )
             yield from ((label, path) for path in paths)

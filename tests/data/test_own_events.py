@@ -320,6 +320,20 @@ def test_files_that_are_not_read_are_named(root, prepared, caplog):
     assert "and 9 more. Only files in a class folder that end in .aedat, .aedat4, .bag, .bin, .csv" in caplog.text
 
 
+def test_a_file_that_is_no_recording_is_said_to_be_none(root, caplog):
+    for part in ("train", "test"):
+        (root / part / "left" / "9.csv").write_text("Recording of camera 3\n1 2 3\n")
+    made(EventFolder(root=str(root), sensor=(128, 128)))
+    said = f"2 files in {root} are left out, because they do not look like recordings: test/left/9.csv, train/left"
+    assert said in caplog.text
+    assert "ignored" not in caplog.text
+    for path in (root / "train/left").iterdir():
+        if path.suffix != ".csv":
+            path.unlink()
+    with pytest.raises(UserError, match=r"holds no file that ends in .* \(9\.csv does not look like recordings\)"):
+        made(EventFolder(root=str(root), sensor=(128, 128)))
+
+
 def test_where_there_is_no_data_set_nothing_is_left(tmp_path):
     with pytest.raises(DatasetNotFoundError, match="does not exist"):
         EventFolder(root=str(tmp_path / "none" / "here"), sensor=(128, 128)).prepare_data()

@@ -253,6 +253,16 @@ def test_few_events_outside_the_sensor_are_dropped_with_a_warning(name, tmp_path
         read_any(path)
 
 
+def test_of_a_long_file_all_events_outside_the_sensor_are_counted(tmp_path, caplog):
+    n = 100_000
+    x = np.full(n, 3)
+    x[:5] = x[-7:] = 500
+    content = STREAMS["dat"][1](Recording(np.arange(n), x, x % 100, x * 0))
+    assert len(read_any(writers.write_file(tmp_path / "a.dat", content)).t) == n - 12
+    assert re.search(r"5 of [\d,]+ events of .* its header names so far: they are dropped", caplog.text)
+    assert re.search(r"12 of 100,000 events of .* its header names: they are dropped", caplog.text)
+
+
 # --- text
 
 

@@ -40,6 +40,7 @@ class _Words(Decoder):
     _loop: Callable[..., int]
     _count: Callable[..., int] | None = None  # pixels in words; None if a word holds at most one
     _outside = 0
+    _said = 0  # of these, when they were last said
     _kept = 0
     _read = 0  # words
 
@@ -75,8 +76,10 @@ class _Words(Decoder):
         what = f"{outside:,} of {outside + self._kept:,} events of {self.name} lie outside the sensor of {self.sensor}"
         if outside > _FEW * (outside + self._kept) and (final or outside + self._kept >= _ENOUGH):
             raise RecordingError(f"{what} pixels that its header names. It is damaged, or has another file's header.")
-        if outside and not self._outside:
-            _log.warning("%s pixels (height x width) that its header names: they are dropped.", what)
+        if outside > self._said and (final or not self._said):
+            so_far = "" if final else " so far"
+            _log.warning("%s pixels (height x width) that its header names%s: they are dropped.", what, so_far)
+            self._said = outside
         self._outside = outside
 
     def _words(self, data: bytes, at: int) -> tuple[Any, int]:
