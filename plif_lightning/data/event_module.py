@@ -191,6 +191,27 @@ class EventDataModule(SpikingDataModule):
                 self._build_both()
             for kind in missing:
                 publish(str(address), self.store_folder, kind)
+        if address is not None and self.there:
+            self._say_what_differs(address)
+
+    def _say_what_differs(self, address: str) -> None:
+        """Warn where a store from a URL is of other recordings than those that lie here."""
+        for train in (True, False):
+            raw_files, store = self.raw_files(train), EventStore(self.store_folder, self._kind(train))
+            if any(raw.recordings > 1 for raw in raw_files):
+                continue  # their labels are in the files
+            here = {(raw.name, raw.label) for raw in raw_files}
+            there = set(zip(store.name.tolist(), store.label.tolist(), strict=True))
+            if here and here != there:
+                _log.warning(
+                    "The store %s at %s has %d recordings that are not in %s, and lacks %d that are: the store's are "
+                    "used. Delete its files there to build it of those here, or pass another --data.store.",
+                    store.path.name,
+                    address,
+                    len(there - here),
+                    self.home,
+                    len(here - there),
+                )
 
     def _build_both(self) -> None:
         self.require_obtainable()

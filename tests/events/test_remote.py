@@ -1,6 +1,7 @@
 """Event stores at a URL."""
 
 import json
+import re
 import shutil
 
 import fsspec
@@ -38,8 +39,9 @@ def data(root, address):
     return NMNIST(root=str(root), time_steps=4, allow_partial=True, download=False, store=address)
 
 
-def test_a_store_is_built_once_and_copied_once_to_each_machine(address, machine, monkeypatch):
-    first = data(machine("builds", recordings=True), address)
+def test_a_store_is_built_once_and_copied_once_to_each_machine(address, machine, monkeypatch, caplog):
+    root = machine("builds", recordings=True)
+    first = data(root, address)
     first.prepare_data()
     assert first.prepared
     second = data(machine("copies", recordings=False), address)
@@ -50,6 +52,11 @@ def test_a_store_is_built_once_and_copied_once_to_each_machine(address, machine,
     assert second.identity() == first.identity()
     assert second.verify() > 0
     assert second.origin_note == first.origin_note
+
+    assert "that are not in" not in caplog.text
+    writers.write_file(root / "NMNIST/Train/0/99999.bin", next((root / "NMNIST/Train/0").iterdir()).read_bytes())
+    data(root, address).prepare_data()
+    assert re.search(r"original-train.json at .* has 0 recordings that are not in .*, and lacks 1 that are", caplog.text)
 
     def no_more(*arguments):
         raise AssertionError("it was copied before")
