@@ -1,5 +1,6 @@
 """Hooks of modules: a hooked module must be called as a module, not fused into a kernel."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -46,8 +47,17 @@ def listening(neurons: Mapping[str, nn.Module], hear: Hear | None) -> AbstractCo
 
 @contextmanager
 def hooked(modules: Mapping[str, nn.Module], hook: Callable[[str, Any, Any, Any], None]) -> Iterator[None]:
-    """Call `hook(name, module, inputs, output)` after each call of these modules while the context lasts."""
+    """Call `hook(name, module, inputs, output)` after each call of these modules while the context lasts.
+
+    Inputs that were given by name are in the place that `forward` has for them.
+    """
+
+    def in_places(name: str, module: nn.Module, given: tuple[Any, ...], by_name: dict[str, Any], output: Any) -> None:
+        if by_name:
+            given = inspect.signature(module.forward).bind(*given, **by_name).args
+        hook(name, module, given, output)
+
     with ExitStack() as handles:
         for name, module in modules.items():
-            handles.enter_context(module.register_forward_hook(partial(hook, name)))
+            handles.enter_context(module.register_forward_hook(partial(in_places, name), with_kwargs=True))
         yield

@@ -93,8 +93,13 @@ class _Hook(NeuronHook):
     pre_fire_mem_potential = _Potentials(0)
     post_fire_mem_potential = _Potentials(1)
 
-    def hook_fn(self, *call: Any) -> None:
-        super().hook_fn(*call)
+    _steps: tuple[int, ...] = ()  # T of each of `activation_inputs`
+
+    def hook_fn(self, layer: Any, given: tuple[Any, ...], spikes: Tensor) -> None:
+        super().hook_fn(layer, given, spikes)
+        if not given:
+            raise UserError(f"{self.name} is called with its input by name, which NeuroBench's hooks do not see.")
+        self._steps = (*self._steps[: len(self.activation_inputs) - 1], len(spikes))
         self.traced = None
 
     def potentials(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -106,8 +111,8 @@ class _Hook(NeuronHook):
         first: list[Tensor] = []
         before: list[Tensor] = []
         after: list[Tensor] = []
-        for x, *rest in self.activation_inputs:
-            v = self.layer.trace(x, time_steps=rest[0] if rest else None).v
+        for (x, *_), steps in zip(self.activation_inputs, self._steps, strict=True):
+            v = self.layer.trace(x, time_steps=steps if len(x) == 1 else None).v  # a held input has one step
             first.append(v[0].flatten())
             before.append(v[:-1].flatten())
             after.append(v[1:].flatten())

@@ -56,7 +56,8 @@ def test_a_store_is_built_once_and_copied_once_to_each_machine(address, machine,
     assert "that are not in" not in caplog.text
     writers.write_file(root / "NMNIST/Train/0/99999.bin", next((root / "NMNIST/Train/0").iterdir()).read_bytes())
     data(root, address).prepare_data()
-    assert re.search(r"original-train.json at .* has 0 recordings that are not in .*, and lacks 1 that are", caplog.text)
+    said = r"original-train.json at .* has 0 recordings that are not in .*, and lacks 1 that are"
+    assert re.search(said, caplog.text)
 
     def no_more(*arguments):
         raise AssertionError("it was copied before")
