@@ -43,7 +43,7 @@ class LayerCost(NamedTuple):
     Attributes:
         layer: name of the layer.
         spikes: the input is binary, so operations are accumulates; otherwise they are multiply-accumulates. Always
-            False for the layer that takes the network's input directly.
+            False for layers that take the network's input directly.
         firing: fraction of the inputs that are non-zero.
         dense: operations without skipping, one for each pair of input and weight.
         actual: operations of non-zero inputs.
@@ -51,7 +51,8 @@ class LayerCost(NamedTuple):
         runs: executions per sample: T, or 1 if the input is static.
         updates: neurons times steps.
         parameters: number of parameters of the layer and its neurons.
-        state: number of potentials kept between steps.
+        state: numbers kept between steps: of most neurons their potential, of some another one, too.
+        states: how many of them for a neuron.
     """
 
     layer: str
@@ -64,10 +65,11 @@ class LayerCost(NamedTuple):
     updates: float
     parameters: int
     state: int
+    states: int = 1
 
     @property
     def macs(self) -> float:
-        """Multiply-accumulates, including the leak of the neurons."""
+        """Multiply-accumulates, including one for each neuron and step, whatever its equations."""
         return (0.0 if self.spikes else self.actual) + self.updates
 
     @property
@@ -86,8 +88,8 @@ class LayerCost(NamedTuple):
 
     @property
     def traffic(self) -> float:
-        """Bytes moved: one 8-bit weight per operation, and a read and write of each potential (4 bytes) per step."""
-        return self.actual + 8 * self.updates
+        """Bytes moved: one 8-bit weight per operation, and a read and write of each state (4 bytes) per step."""
+        return self.actual + 8 * self.updates * self.states
 
     def with_memory(self, reuse: bool) -> float:
         """Return the energy with 8-bit weights of weight fetches, potentials (read and written) and arithmetic [pJ].
@@ -97,13 +99,14 @@ class LayerCost(NamedTuple):
         """
         per_operation = AC_INT8 if self.spikes else MAC_INT8
         fetched = min(self.actual, self.parameters * self.runs)
-        potentials = 8 * self.updates * picojoules_a_byte(4 * self.state)
+        potentials = 8 * self.updates * self.states * picojoules_a_byte(4 * self.state)
         computed = per_operation * self.actual + MAC_INT8 * self.updates
         return self._weights(self.actual, fetched, reuse) + potentials + computed
 
     def conventional(self, reuse: bool) -> float:
         """Return the energy of a conventional 8-bit layer of this shape on one frame, memory included [pJ]."""
-        activations = 2 * self.state * picojoules_a_byte(self.state)
+        outputs = self.state // self.states
+        activations = 2 * outputs * picojoules_a_byte(outputs)
         return self._weights(self.once, min(self.once, self.parameters), reuse) + MAC_INT8 * self.once + activations
 
     def _weights(self, operations: float, fetched: float, reuse: bool) -> float:
@@ -170,29 +173,37 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
         x: frames [T, N, C, H, W], or static images [N, C, H, W], for which the first convolution runs once.
 
     Raises:
-        UserError: a layer is of another kind, and has weights; there is no sample.
+        UserError: a layer is of another kind, and has weights; there is no layer, or no sample.
     """
     net = plain(net)
     if x.numel() == 0:
         raise UserError(f"cost averages over samples, but there are none in x {list(x.shape)}.")
     found: list[LayerCost] = []
     layers = _layers_of(net)
+    if not layers:
+        raise UserError(
+            f"{type(net).__name__} has no layers that are counted: pass the network itself, not what deployed returns."
+        )
     # Only the network's own input is never counted as spikes; the inputs of all other layers are inspected.
-    if isinstance(net, SpikingNetwork):
-        analog = _first(net.encoder) if net.inputs.name == "direct" else set()
-    else:
-        analog = {*list(layers)[:1]}
+    analog: set[str] = set()
+    if isinstance(net, SpikingNetwork) and net.inputs.name == "direct":
+        analog = _first(net.encoder) or _first(net.classifier)
     samples = x.shape[0] if x.dim() == 4 else x.shape[1]
-    time_steps: int = getattr(net, "time_steps", None) or len(x)
+
+    def takes_input(name: str, given: Tensor) -> bool:
+        """True for a layer that takes the network's input; in a network of one's own, views of it, or the first one."""
+        if isinstance(net, SpikingNetwork):
+            return name in analog
+        return not found or given.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
     def listener(name: str) -> Callable[..., None]:
         def listen(block: nn.Module, given: tuple[Any, ...]) -> None:
-            spikes = name not in analog and bool(((given[0] == 0) | (given[0] == 1)).all())
+            spikes = not takes_input(name, given[0]) and bool(((given[0] == 0) | (given[0] == 1)).all())
             x = given[0]
             if not isinstance(block, WITH_NEURON):  # a plain layer may see steps and samples as one dimension
                 features = 3 if isinstance(block, nn.Conv2d) else x.dim() - 2 if isinstance(block, Neuron) else 1
                 x = x.reshape(-1, samples, *x.shape[x.dim() - features :])
-            found.append(_layer_cost(name, block, x, spikes, time_steps, samples))
+            found.append(_layer_cost(name, block, x, spikes, samples))
 
         return listen
 
@@ -201,13 +212,14 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
         hooks.append(block.register_forward_pre_hook(listener(name)))
     training = [part for part in net.modules() if part.training]
     try:
-        net.eval()(x)
+        votes = net.eval()(x)
     finally:
         for part in training:
             part.training = True
         for hook in hooks:
             hook.remove()
-    return Cost(tuple(found), samples, time_steps)
+    time_steps = net.time_steps if isinstance(net, SpikingNetwork) else len(votes)
+    return Cost(tuple(one._replace(updates=one.updates * time_steps) for one in found), samples, time_steps)
 
 
 def _first(blocks: nn.Module) -> set[str]:
@@ -243,7 +255,8 @@ def _layers_of(net: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def _layer_cost(name: str, block: nn.Module, x: Tensor, spikes: bool, time_steps: int, samples: int) -> LayerCost:
+def _layer_cost(name: str, block: nn.Module, x: Tensor, spikes: bool, samples: int) -> LayerCost:
+    """The cost of a layer, with the updates of one step."""
     fired = (x != 0).float()
     steps = len(x)  # 1 for a static input
     conv, fc = (block if isinstance(block, kind) else getattr(block, name, None) for kind, name in _WEIGHTED)
@@ -267,8 +280,10 @@ def _layer_cost(name: str, block: nn.Module, x: Tensor, spikes: bool, time_steps
         out, actual, once = x[0, 0].numel(), 0.0, 0.0
     norm = set(block.norm.parameters()) if isinstance(block, ConvBlock) and block.norm is not None else set()
     parameters = sum(p.numel() for p in block.parameters() if p not in norm)
-    neurons = out if isinstance(block, Neuron) or getattr(block, "neuron", None) is not None else 0
+    neuron = block if isinstance(block, Neuron) else getattr(block, "neuron", None)
+    neurons = 0 if neuron is None else out
+    states = len(neuron.equations.state) if isinstance(neuron, Neuron) else 1
     return LayerCost(
         *(name, spikes, fired.mean().item(), once * steps, actual, once, steps),
-        *(float(neurons * time_steps), parameters, neurons),
+        *(float(neurons), parameters, neurons * states, states),
     )

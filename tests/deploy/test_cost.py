@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from plif_lightning.deploy import cost, fold
+from plif_lightning.deploy import cost, deployed, fold
 from plif_lightning.deploy.costs import picojoules_a_byte
 from plif_lightning.errors import UserError
-from plif_lightning.network import use_backend
+from plif_lightning.network import SpikingNetwork, step, use_backend
 from plif_lightning.neurons import PLIF
+from plif_lightning.neurons.carry import unpacked
 from tests.deploy.conftest import frames, trained
 
 KINDS = [{}, {"n_conv": 2}, {"pooling": "avg"}]
@@ -54,6 +55,50 @@ def test_energies_add_up():
         assert layer.with_memory(False) == pytest.approx(layer.actual * small + potentials + computed)
         assert layer.conventional(False) > 0
     assert [picojoules_a_byte(size) for size in (8192, 8193, 2**20, 2**20 + 1)] == [1.25, 2.5, 12.5, 200]
+
+
+def test_every_state_of_a_neuron_is_kept_and_moved():
+    """Found by a review: neurons with two states cost as much as those with one."""
+    structure = "c8k3s1-BN-{}-MPk2s2-FC10-{}"
+    one, two = (SpikingNetwork((2, 8, 8), 10, 4, structure=structure.format(kind, kind)) for kind in ("PLIF", "CLIF"))
+    x = torch.ones(4, 3, 2, 8, 8)
+    single, double = (cost(net, x).layers[0] for net in (one, two))
+    kept = sum(v.numel() for v in unpacked(step(two.eval(), x[0, :1])[1]["encoder.conv1.neuron"]))
+    assert double.state == kept == 2 * single.state
+    assert double.updates == single.updates
+    assert double.traffic - double.actual == 2 * (single.traffic - single.actual)
+    assert double.conventional(True) == pytest.approx(single.conventional(True), rel=1e-3)  # tau is a parameter
+    assert double.with_memory(True) - single.with_memory(True) == pytest.approx(
+        8 * single.updates * (2 * picojoules_a_byte(8 * 8 * 64) - picojoules_a_byte(4 * 8 * 64)), rel=1e-2
+    )
+
+
+def test_the_layer_that_takes_the_input_is_known(net):
+    """Found by a review: of a network that begins with FC, and by the order of definition in one of one's own."""
+    x = (torch.rand(4, 2, 1, 4, 4) < 0.3).float()
+    assert [layer.spikes for layer in cost(SpikingNetwork((1, 4, 4), 10, 4, structure="FC20-PLIF-FC10"), x).layers] == [
+        False,
+        True,
+    ]
+
+    class Reversed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.readout, self.body, self.neuron = torch.nn.Linear(6, 10), torch.nn.Linear(16, 6), PLIF()
+
+        def forward(self, x):
+            x = x.expand(4, *x.shape) if x.dim() == 4 else x
+            return self.readout(self.neuron(self.body(x.flatten(2))))
+
+    for given in (x, (torch.rand(7, 1, 4, 4) < 0.3).float()):  # frames, static images
+        found = cost(Reversed(), given)
+        assert {layer.layer: layer.spikes for layer in found.layers if layer.parameters > 1} == {
+            "body": False,
+            "readout": True,
+        }
+        assert (found.time_steps, found.total("updates")) == (4, 4 * 6)
+    with pytest.raises(UserError, match="DeployedNetwork has no layers that are counted: pass the network itself"):
+        cost(deployed(net, "events"), frames(net))
 
 
 def test_a_cost_needs_a_sample(net):
