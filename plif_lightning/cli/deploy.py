@@ -66,12 +66,14 @@ def export(argv: list[str]) -> int:
     formats = given.format or ["network"]
     if given.license is not None and _PRETRAINED not in formats:
         raise UserError(f"--license would have no effect without --format {_PRETRAINED}.")
+    from plif_lightning.deploy.exporting import add_to_manifest
     from plif_lightning.deploy.exporting import export as write
 
     others = [name for name in formats if name != _PRETRAINED]
     files = write(given.ckpt_path, given.out, others or ["network"], given.input)
     if _PRETRAINED in formats:
-        files |= _pretrained(given.ckpt_path, given.out, given.license)
+        files |= (added := _pretrained(given.ckpt_path, given.out, given.license))
+        add_to_manifest(given.out, added)
     for name, size in files.items():
         print(f"{given.out / name}  {size / 2**20:,.1f} MiB")
     return 0

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,7 @@ from plif_lightning.network.loading import (
 from plif_lightning.network.output import Integral
 from plif_lightning.network.own import description, neurons_of
 from plif_lightning.network.parts import parts_of
+from plif_lightning.network.pretrained import CARD, is_own_card
 from plif_lightning.network.stepping import STATEFUL, refuses_steps
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import packed, unpacked
@@ -412,11 +413,20 @@ def _publish(folder: Path, out: Path, facts: Mapping[str, Any]) -> dict[str, int
     manifest = {**facts, "sha256": {file.name: sha256_of(file) for file in files}}
     (folder / EXPORTED).write_text(json.dumps(manifest, indent=1))
     earlier = [out / name for name in _earlier_files(out) if not (folder / name).exists()]
+    earlier = [path for path in earlier if path.name != CARD or (path.exists() and is_own_card(path))]
     for file in [*files, folder / EXPORTED]:
         file.replace(out / file.name)
     for file in earlier:  # stale: may hold another network
         file.unlink(missing_ok=True)
     return {file.name: (out / file.name).stat().st_size for file in files}
+
+
+def add_to_manifest(out: Path, names: Iterable[str]) -> None:
+    """Note files that were written into the folder of an export afterwards, so that the next one replaces them, too."""
+    manifest = json.loads((out / EXPORTED).read_text("utf-8"))
+    manifest["sha256"] |= {name: sha256_of(out / name) for name in names}
+    with written_whole(out / EXPORTED) as file:
+        json.dump(manifest, file, indent=1)
 
 
 def _earlier_files(folder: Path) -> list[str]:

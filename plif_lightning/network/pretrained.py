@@ -17,8 +17,12 @@ from plif_lightning.runtime.files import sha256_of, written_whole
 from plif_lightning.runtime.version import __version__
 from plif_lightning.structure import parse
 from plif_lightning.structure.layers import neurons_in
+from plif_lightning.structure.notation import NEURONS
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
+_OF_NEURONS = ("plif_lightning", *(f"plif_lightning.neurons{inside}" for inside in ("", ".modules", ".published")))
+# Full names of this package's neurons.
+_KNOWN = {f"{module}.{kind}" for kind in NEURONS for module in _OF_NEURONS}
 _KEY = "plif_lightning"  # of the file's metadata
 _LONGEST = 2**22  # characters of a description
 _FACTS = ("data", "protocol", "accuracy", "epochs", "command", "license")
@@ -44,8 +48,9 @@ def write_pretrained(net: nn.Module, arguments: Mapping[str, Any], folder: Path,
     """Write `model.safetensors`, which holds all that is needed, and `README.md`, its model card.
 
     Raises:
-        UserError: an argument is no plain value, as of neurons that were built in Python; a fact is unknown; the
-            package safetensors is missing.
+        UserError: an argument is no plain value, as of neurons that were built in Python; the neurons are not this
+            package's; a fact is unknown; the folder has a README.md of somebody's own; the package safetensors is
+            missing.
     """
     with needed_by("saving a network as safetensors"):
         from safetensors.torch import save
@@ -59,13 +64,30 @@ def write_pretrained(net: nn.Module, arguments: Mapping[str, Any], folder: Path,
             f"the network cannot be saved: one of its arguments is no plain value ({error}). Give neurons by "
             "their name."
         ) from error
+    require_known_neurons(arguments, "the network")
+    if (folder / CARD).exists() and not is_own_card(folder / CARD):
+        raise UserError(
+            f"{folder / CARD} is no card that was written here, or was changed since: move it, or take another folder."
+        )
     weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     content = save(weights, {_KEY: text, "format": "pt"})
     with written_whole(folder / WEIGHTS, "wb") as file:
         file.write(content)
     with written_whole(folder / CARD) as file:
-        file.write(_card(net, facts, hashlib.sha256(content).hexdigest()))
+        card = _card(net, facts, hashlib.sha256(content).hexdigest())
+        file.write(card + _mark(card))
+
+
+def _mark(card: str) -> str:
+    """Last line of a card, by which it is known that nobody has changed it."""
+    return f"<!-- plif_lightning {hashlib.sha256(card.encode()).hexdigest()[:16]} -->\n"
+
+
+def is_own_card(path: Path) -> bool:
+    """True if a file is a card as it was written."""
+    lines = path.read_bytes().decode("utf-8", "replace").splitlines(keepends=True)
+    return bool(lines) and lines[-1] == _mark("".join(lines[:-1]))
 
 
 def _card(net: Any, facts: Mapping[str, str], digest: str) -> str:
@@ -129,10 +151,11 @@ def read_pretrained(place: str | Path, sha256: str | None, revision: str | None,
 def require_known_neurons(arguments: Mapping[str, Any], place: object) -> None:
     """Refuse neurons that are not this package's: importing them would run code that a stranger's file names."""
     text, neuron = arguments.get("structure"), arguments.get("neuron", "plif")
-    names = [neuron] if isinstance(neuron, str) else [repr(neuron)]
+    path = neuron.get("class_path", neuron) if isinstance(neuron, Mapping) else neuron
+    names = [path if isinstance(path, str) else repr(path)]
     names += [one.name for one in neurons_in(parse(text).layers)] if isinstance(text, str) else []
     for name in names:
-        if not re.fullmatch(r"\w+", name):
+        if not re.fullmatch(r"\w+", name) and name not in _KNOWN:
             raise CheckpointError(
                 f"{place} has neurons of its author's own, {name}, whose code would be imported: load a checkpoint of "
                 "it with load_network, if you trust it."

@@ -74,6 +74,37 @@ def test_neurons_that_were_built_in_python_cannot_be_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("module", ["plif_lightning", "plif_lightning.neurons", "plif_lightning.neurons.published"])
+def test_this_packages_neurons_may_be_given_by_their_full_names(module, tmp_path):
+    """Found by a review: what was saved so was refused as code of somebody else."""
+    neuron = {"class_path": f"{module}.CLIF", "init_args": {"k": 0.4}}
+    net = SpikingNetwork((1, 8, 8), 3, 2, structure="c4k3s1-BN-PLIF-FC3", neuron=neuron).eval()
+    net.save_pretrained(tmp_path)
+    again = SpikingNetwork.from_pretrained(tmp_path)
+    assert again.encoder.conv1.neuron.constants == net.encoder.conv1.neuron.constants
+    assert isinstance(again.encoder.conv1.neuron, pl.CLIF)
+
+
+def test_neurons_that_nobody_could_load_are_not_saved(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "tests/examples")
+    net = SpikingNetwork((1, 8, 8), 3, 2, structure="c4k3s1-BN-PLIF-FC3", neuron="own_neuron.CLIF")
+    with pytest.raises(UserError, match=r"neurons of its author's own, own_neuron\.CLIF"):
+        net.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_card_that_somebody_wrote_or_completed_is_kept(tmp_path):
+    card = tmp_path / "README.md"
+    trained().save_pretrained(tmp_path)
+    trained().save_pretrained(tmp_path, {"accuracy": "90 %"})
+    weights = (tmp_path / FILE).read_bytes()
+    for own in ("my notes", card.read_text().replace("90 %", "91 %"), card.read_text() + "more\n"):
+        card.write_text(own)
+        with pytest.raises(UserError, match=r"README\.md is no card that was written here, or was changed since"):
+            trained().save_pretrained(tmp_path, {"accuracy": "92 %"})
+        assert (card.read_text(), (tmp_path / FILE).read_bytes()) == (own, weights)
+
+
 def altered(path, change):
     """A file with another description."""
     with safetensors.safe_open(path, "pt") as file:
@@ -262,6 +293,8 @@ def test_export_writes_the_card_of_the_run(tmp_path, capsys):
     x = torch.rand(2, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(net(x), pl.load_network(run / "checkpoints/best.ckpt")(x))
+    main(call)  # files of the export before may be of another network
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"network.ckpt", "export.json"}
     with pytest.raises(SystemExit):
         main([*call, "--license", "mit"])
     assert "--license would have no effect without --format pretrained" in capsys.readouterr().err
