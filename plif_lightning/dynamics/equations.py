@@ -66,6 +66,11 @@ class Equations:
         names = [name for function in functions if function is not None for name in _arguments(function)]
         return tuple(dict.fromkeys(name for name in names if name not in (*self.state, *GIVEN)))
 
+    @property
+    def resets(self) -> bool:
+        """True if `Firing.reset` says how the neuron resets; otherwise its own equation does."""
+        return self.after is None or "reset" in _arguments(self.after)
+
     def start(self, firing: Firing) -> tuple[float, ...]:
         """The states before the first step."""
         return tuple(firing.v_reset if name == "v" else 0.0 for name in self.state)
@@ -93,8 +98,7 @@ class Equations:
         threshold = firing.v_threshold if self.threshold is None else of(self.threshold)
         s = ops.spike(h, threshold, firing)
         fired = s.detach() if firing.detach_reset else s
-        needed = () if self.after is None else _arguments(self.after)
-        if self.after is None or "reset" in needed:
+        if self.resets:
             values["reset"] = ops.chosen(fired, firing.v_reset if firing.reset == "hard" else h - threshold, h)
         if self.after is None:
             return Step(h, s, (values["reset"],), threshold)

@@ -205,9 +205,11 @@ class SpikingNetwork(nn.Module):
         require_input(x, steps, self.input_shape)
         if x.dim() == 4:
             x = x[None]
-        if not x.is_floating_point():  # event counts are stored as uint8
-            weight = next(self.parameters(), None)  # None for a deployed network without weights
-            x = x.float() if weight is None else x.to(weight.dtype)
+        weight = next(self.parameters(), None)  # None for a deployed network without weights
+        dtype = torch.float32 if weight is None else weight.dtype
+        # Event counts are stored as uint8, and NumPy's numbers are float64.
+        if not x.is_floating_point() or (x.dtype != dtype and not torch.is_autocast_enabled(x.device.type)):
+            x = x.to(dtype)
         y = self.encoder(self.inputs(x)).flatten(2)
         if len(y) == 1:  # no neuron has seen time yet
             y = y.expand(steps, *y.shape[1:])

@@ -1,6 +1,8 @@
 """Make layers of neurons from a name, a class, its import path, or a layer like them."""
 
+import functools
 import inspect
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
@@ -105,8 +107,16 @@ def make_layer(neuron: Any, channels: int, own: Mapping[str, Any], settings: Map
     if init_tau != 2.0 and not (named and "k" in of_layer):
         of_kind = _with_tau(kind, of_kind, init_tau, named)
     made = kind(**{**shared, **of_kind, **of_layer, "channels": channels})
+    if (reset := made.constants.reset) != _FIRING_DEFAULTS["reset"] and not made.equations.resets:
+        _say_no_reset(reset, kind.__name__)
     made._written = tuple(written.items())  # as a structure writes it
     return made
+
+
+@functools.cache
+def _say_no_reset(reset: str, kind: str) -> None:
+    """Said once: not refused, because other layers of the network may reset so."""
+    _log.warning("reset=%s has no effect on %s, whose equations have a reset of their own.", reset, kind)
 
 
 def _require_own(kind: type[Neuron], own: Mapping[str, Any]) -> None:
@@ -121,6 +131,7 @@ def _require_own(kind: type[Neuron], own: Mapping[str, Any]) -> None:
             raise UserError(f"{name} of {kind.__name__} must not be true or false, got {value}.")
 
 
+_log = logging.getLogger(__name__)
 _NONE = object()
 
 

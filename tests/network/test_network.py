@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from plif_lightning.errors import UserError
-from plif_lightning.network import SpikingNetwork, load_network
+from plif_lightning.network import SpikingNetwork, load_network, step
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.neurons import IF, PLIF
 from tests.dynamics import oracle
@@ -338,3 +338,15 @@ def test_a_block_says_why_it_runs_in_no_faster_form():
     net.encoder.conv2.neuron.register_forward_hook(lambda module, given, out: None)
     assert net.encoder.conv2.refusals(spikes, binary=True)["part by part"] is None
     assert set(list(net.encoder.conv2.refusals(spikes).values())[:3]) == {"its neuron has hooks"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.uint8])
+def test_an_input_of_any_type_is_taken(dtype):
+    """Found by a review: NumPy's float64 was a traceback."""
+    net = SpikingNetwork((1, 8, 8), 3, 2, channels=4, fc_features=10).eval()
+    x = torch.randint(0, 3, (2, 3, 1, 8, 8)).to(dtype)
+    assert torch.equal(net(x), net(x.float()))
+    assert torch.equal(step(net, x[0])[0], net(x.float())[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(x).dtype == torch.float32
+    assert net.double()(x).dtype == torch.float64

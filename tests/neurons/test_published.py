@@ -1,10 +1,13 @@
 """Published neurons against programs that this project did not write, in float64: every spike and gradient."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from plif_lightning import neurons
 from plif_lightning.network import use_backend
+from plif_lightning.neurons import NeuronName, make_neuron, making
 
 STEPS = 12
 
@@ -177,3 +180,15 @@ def test_glif_is_spikingjellys_step_with_one_conductance_for_all_steps(jelly):
 def test_no_gradient_through_time_is_spikingjellys(jelly):
     node = jelly.nodes.SLTTLIFNode(tau=2.0, surrogate_function=jelly.atan)
     equal(neurons.LIF(2.0, through_time=False), jelly(node))
+
+
+def test_a_reset_without_effect_is_said(caplog):
+    """Found by a review: CLIF with a soft reset is CLIF, to the bit."""
+    making._say_no_reset.cache_clear()
+    x = 3 * torch.rand(6, 2, 5)
+    for name in get_args(NeuronName):
+        caplog.clear()
+        hard, soft = (make_neuron(name, 5, reset=reset) for reset in ("hard", "soft"))
+        assert (
+            ("reset=soft has no effect" in caplog.text) == torch.equal(hard(x), soft(x)) == (name in ("clif", "glif"))
+        )
