@@ -49,12 +49,15 @@ def measure(given: Namespace, net: SpikingNetwork, x: "Tensor", label: "Tensor",
     torch.set_num_threads(threads)
     spiking = deployed(net, engine, x)
     other, note = _conventional(given.conventional, net)
-    images = (x if x.dim() == 4 else x.float().sum(0)).float()  # all events of a sample in one frame
-    conventional = int8_session(other, images, threads)
+    frames = _frames_for(other, x)
+    conventional = int8_session(other, frames.flatten(0, 1), threads)
     single = [x[i : i + 1] if x.dim() == 4 else x[:, i : i + 1] for i in range(len(label))]
     calls: dict[str, tuple[list[Tensor], Callable[[Tensor], Tensor]]] = {
         _SPIKING: (single, lambda one: mean_votes(spiking(one))),
-        _CONVENTIONAL: ([images[i : i + 1] for i in range(len(label))], conventional),
+        _CONVENTIONAL: (
+            [frames[:, i] for i in range(len(label))],
+            lambda one: torch.stack([conventional(frame[None]) for frame in one]).mean(0),
+        ),
     }
     right = {
         name: sum(int(call(one).argmax() == label[i]) for i, one in enumerate(samples))
@@ -88,6 +91,25 @@ def _in_turn(samples: "list[Tensor]", call: "Callable[[Tensor], Tensor]") -> Cal
     """A call that takes the next sample each time."""
     turn = itertools.cycle(samples)
     return lambda: call(next(turn))
+
+
+def _frames_for(net: ConventionalNetwork, x: "Tensor") -> "Tensor":
+    """Frames [T, N, C, H, W] of a conventional network, which decides by the mean of its logits.
+
+    Those of the spiking network if it was trained on as many; otherwise one, with all events of a sample.
+
+    Raises:
+        UserError: it was trained on another number of frames.
+    """
+    if x.dim() == 4:
+        return x.float()[None]
+    steps = net.time_steps or 1
+    if steps not in (1, len(x)):
+        raise UserError(
+            f"the network of --conventional was trained on {steps} frames a sample, and the spiking one has {len(x)}: "
+            f"train it with --data.time_steps 1 or {len(x)}."
+        )
+    return x.float() if steps == len(x) else x.float().sum(0, keepdim=True)
 
 
 def _table(title: str, with_energy: bool) -> Table:

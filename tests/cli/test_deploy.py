@@ -16,8 +16,10 @@ import torch
 import yaml
 
 from plif_lightning.cli import main
+from plif_lightning.cli.measuring import _frames_for
 from plif_lightning.cli.streaming import _print_decision, _take_step_length
-from plif_lightning.deploy import StreamingNetwork, deployed
+from plif_lightning.deploy import ConventionalNetwork, StreamingNetwork, deployed
+from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
 from plif_lightning.network import SpikingNetwork, load_network
@@ -406,6 +408,19 @@ def test_cost_measures_beside_a_conventional_network(run_of_digits, tmp_path, ca
     assert "engine must be one of auto, dense" in line
     line = refused(capsys, *call[:-3], "--threads", "2")
     assert "--threads would have no effect without --measure" in line
+
+
+def test_a_conventional_network_gets_the_frames_that_it_was_trained_on():
+    """Found by a review: one of T frames was given their sum, and counted right by another network's decisions."""
+    net, x = ConventionalNetwork("c4k3s1-BN-PLIF-FC3", (2, 4, 4), 3), torch.randint(0, 3, (4, 5, 2, 4, 4))
+    assert torch.equal(_frames_for(net, x), x.sum(0, keepdim=True).float())  # untrained
+    assert torch.equal(_frames_for(net, x[:, :, 0]), x[:, :, 0].float()[None])  # images
+    for steps, frames in ((1, x.sum(0, keepdim=True)), (4, x)):
+        net.time_steps = steps
+        assert torch.equal(_frames_for(net, x), frames.float())
+    net.time_steps = 8
+    with pytest.raises(UserError, match="was trained on 8 frames a sample, and the spiking one has 4"):
+        _frames_for(net, x)
 
 
 def test_cost_compares_with_a_trained_conventional_network_in_joules(run_of_digits, tmp_path, capsys, monkeypatch):
