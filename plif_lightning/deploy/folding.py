@@ -33,8 +33,8 @@ def fold(net: nn.Module) -> Any:
             a `ConvBlock` or directly in an `nn.Sequential`.
 
     Raises:
-        UserError: a convolution or BN was replaced by another module, has hooks, or has several places in the network;
-            or it is not known what a BN of a network of one's own follows. The message names it.
+        UserError: a convolution or BN was replaced by another module or has hooks; a convolution has several places in
+            the network; or it is not known what a BN of a network of one's own follows. The message names it.
 
     Source: Fang et al. 2021, Sec. 4.1.
     """
@@ -67,8 +67,7 @@ def _folded(net: nn.Module) -> nn.Module:
                 bn = None if norm is None else _bn_of(norm)
                 if bn is not None and conv is not None and _is_plain(conv):
                     assert isinstance(conv, nn.Conv2d)
-                    for own, module in ((before, conv), (key, norm)):
-                        _require_once(f"{name}.{own}".removeprefix("."), module, places)
+                    _require_once(f"{name}.{before}".removeprefix("."), conv, places)
                     _fold(bn, conv)
                     part._modules[key] = nn.Identity()
     for name, part in folded.named_modules():
@@ -86,8 +85,8 @@ def _places(net: nn.Module) -> Counter[int]:
     return Counter(id(child) for module in net.modules() for child in module._modules.values())
 
 
-def _require_once(name: str, module: nn.Module, places: Counter[int]) -> None:
-    if places[id(module)] > 1:
+def _require_once(name: str, conv: nn.Module, places: Counter[int]) -> None:
+    if places[id(conv)] > 1:
         raise UserError(
             f"{name} has several places in the network: its weights cannot include the BN of one of them. Give each "
             "place a module of its own."
@@ -121,8 +120,7 @@ def _fold_block(name: str, block: ConvBlock, places: Counter[int]) -> None:
     if block.norm is not None:
         bn = _bn_of(block.norm)
         assert bn is not None
-        for part, module in (("conv", block.conv), ("norm", block.norm)):
-            _require_once(f"{name}.{part}", module, places)
+        _require_once(f"{name}.conv", block.conv, places)
         _fold(bn, block.conv)
         block.norm = None
 

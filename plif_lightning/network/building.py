@@ -16,7 +16,7 @@ from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.network.norm import NormHeld, NormStatistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d, TiedMaxPool2d
 from plif_lightning.neurons import Neuron
-from plif_lightning.structure import FC, Conv, Neurons, Placed, Pool
+from plif_lightning.structure import FC, Conv, Layer, Neurons, Placed, Pool
 from plif_lightning.structure import Residual as ResidualLayer
 from plif_lightning.structure.shapes import padding_of
 
@@ -44,23 +44,43 @@ class Builder:
     norm_held: NormHeld
     folded: bool
 
-    def blocks(self, placed: Sequence[Placed]) -> Blocks:
-        """A sequence of blocks, by name."""
-        return Blocks(OrderedDict((one.name, self.block(one)) for one in placed))
+    def blocks(self, placed: Sequence[Placed], whole: bool = False) -> Blocks:
+        """A sequence of blocks, by name; `whole`: its input holds whole numbers."""
+        found: OrderedDict[str, nn.Module] = OrderedDict()
+        for one in placed:
+            found[one.name] = self.block(one, whole)
+            whole = self._gives_whole((one.layer,), whole)
+        return Blocks(found)
 
-    def block(self, placed: Placed) -> nn.Module:
+    def _gives_whole(self, layers: Sequence[Layer], whole: bool) -> bool:
+        """True if the output of layers holds whole numbers alone: spikes, their sums, and maxima of these."""
+        for layer in layers:
+            match layer:
+                case Conv():
+                    pool = (layer.pool,) if isinstance(layer.pool, Pool) else ()
+                    whole = layer.neurons is not None and self._gives_whole(pool, True)
+                case Pool():
+                    whole = whole and layer.kind == "MP" and self.pooling == "max"
+                case ResidualLayer():
+                    whole = self._gives_whole(layer.branch, whole) and self._gives_whole(layer.shortcut, whole)
+                case _:
+                    whole = isinstance(layer, Neurons)
+        return whole
+
+    def block(self, placed: Placed, whole: bool) -> nn.Module:
         match placed.layer:
             case Conv():
                 return self.conv(placed, placed.layer)
             case FC():
                 return self.fc(placed, placed.layer)
             case Pool():
-                return Pool2d(self.pool(placed.layer, of_spikes=False))
+                return Pool2d(self.pool(placed.layer, of_spikes=False, whole=whole))
             case Neurons():
                 neuron = self.make_neuron(placed.layer, placed.after[0])
                 return NeuronBlock(neuron, time_steps=self.time_steps)
             case ResidualLayer():
-                return Residual(placed.layer.how, self.blocks(placed.branch), self.blocks(placed.shortcut))
+                branch, shortcut = (self.blocks(part, whole) for part in (placed.branch, placed.shortcut))
+                return Residual(placed.layer.how, branch, shortcut)
         raise UserError(f"a network cannot be built with {placed.layer}, which the notation does not have.")
 
     def conv(self, placed: Placed, layer: Conv) -> ConvBlock:
@@ -74,7 +94,7 @@ class Builder:
             conv,
             TimeBatchNorm2d(layer.channels, self.norm_statistics, self.norm_held) if norm else None,
             None if layer.neurons is None else self.make_neuron(layer.neurons, layer.channels),
-            Pool2d(self.pool(layer.pool, of_spikes)) if isinstance(layer.pool, Pool) else None,
+            Pool2d(self.pool(layer.pool, of_spikes, of_spikes)) if isinstance(layer.pool, Pool) else None,
             time_steps=self.time_steps,
         )
 
@@ -85,7 +105,7 @@ class Builder:
             TimeDropout(dropout), nn.Linear(math.prod(placed.before), layer.features, bias=layer.bias), neuron
         )
 
-    def pool(self, layer: Pool, of_spikes: bool) -> nn.Module:
+    def pool(self, layer: Pool, of_spikes: bool, whole: bool) -> nn.Module:
         average = layer.kind == "AP" or self.pooling == "avg"
         if layer.kernel is None:
             return nn.AdaptiveAvgPool2d(1) if average else nn.AdaptiveMaxPool2d(1)
@@ -94,4 +114,4 @@ class Builder:
         halves = _pair(layer.kernel) == _pair(layer.stride) == (2, 2) and not layer.padding
         if halves and of_spikes:
             return SpikeMaxPool2d(self.pool_ties)
-        return TiedMaxPool2d(layer.kernel, layer.stride, layer.padding, self.pool_ties, whole=of_spikes)
+        return TiedMaxPool2d(layer.kernel, layer.stride, layer.padding, self.pool_ties, whole)

@@ -40,8 +40,9 @@ def _with_own_strides(images: Tensor) -> Tensor:
 
 
 def is_batch_norm(bn: nn.Module) -> bool:
-    """True if a module computes what `BatchNorm2d` computes; a subclass may compute something else."""
-    return type(bn) in (nn.BatchNorm2d, nn.SyncBatchNorm) and "forward" not in vars(bn)
+    """True if a module computes what `BatchNorm2d` computes; a subclass may have a forward of its own."""
+    known = isinstance(bn, (nn.BatchNorm2d, nn.SyncBatchNorm)) and "forward" not in vars(bn)
+    return known and type(bn).forward in (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 
 
 class TimeBatchNorm2d(nn.Module):

@@ -81,6 +81,8 @@ class TiedMaxPool2d(nn.Module):
         UserError: an unknown rule.
     """
 
+    whole = False  # of modules that were pickled before it was known
+
     def __init__(
         self,
         kernel_size: int | tuple[int, int],
@@ -102,12 +104,26 @@ class TiedMaxPool2d(nn.Module):
 
     def _of_any(self, x: Tensor) -> Tensor:
         window, stride, (rows, columns) = (_pair(size) for size in (self.kernel_size, self.stride, self.padding))
-        maps = functional.pad(x, (columns, columns, rows, rows), value=-math.inf).flatten(0, -3)
-        patches = functional.unfold(maps[:, None], window, stride=stride)  # [maps, values of a window, windows]
-        tied = (patches == patches.amax(1, keepdim=True)) | patches.isnan()
-        winner = torch.where(tied, torch.rand_like(patches), -1.0).argmax(1, keepdim=True)
-        width = (maps.shape[-1] - window[1]) // stride[1] + 1
-        return patches.gather(1, winner).view(*x.shape[:-2], -1, width)
+        maps = functional.pad(x, (columns, columns, rows, rows), value=-math.inf) if rows or columns else x
+        height, width = (
+            (side - size) // step + 1 for side, size, step in zip(maps.shape[-2:], window, stride, strict=True)
+        )
+        if not x.numel():
+            return x.new_zeros((*x.shape[:-2], height, width))
+        # Of the values that equal the largest, that with the largest random number wins.
+        if window == stride:
+            maps = maps[..., : height * window[0], : width * window[1]]
+            inside = maps.unflatten(-1, (width, -1)).unflatten(-3, (height, -1))  # [*, height, rows, width, columns]
+            largest = functional.max_pool2d(maps.detach(), window)[..., :, None, :, None]
+            score = torch.where((inside == largest) | inside.isnan(), torch.rand_like(inside), -1.0).reshape(maps.shape)
+            _, winner = functional.max_pool2d(score, window, return_indices=True)
+            return maps.flatten(-2).gather(-1, winner.flatten(-2)).view(*x.shape[:-2], height, width)
+        images = maps if x.dim() > 3 else maps[None]
+        patches = functional.unfold(images, window, stride=stride)  # [images, channels x values of a window, windows]
+        patches = patches.unflatten(1, (images.shape[1], -1))
+        tied = (patches == patches.amax(2, keepdim=True)) | patches.isnan()
+        winner = torch.where(tied, torch.rand_like(patches), -1.0).argmax(2, keepdim=True)
+        return patches.gather(2, winner).view(*x.shape[:-2], height, width)
 
     def _of_whole(self, x: Tensor) -> Tensor:
         # Shares of one only order ties, and the largest value without its share is exact. 16 random bits for each

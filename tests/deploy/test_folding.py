@@ -93,7 +93,7 @@ class QuarterBN(nn.BatchNorm2d):
         (lambda net: setattr(net.encoder.conv1, "norm", nn.Identity()), "the norm of conv1 is not a plain BN"),
         (lambda net: setattr(net.encoder.conv2, "norm", Quarter(8)), "the norm of conv2 is not a plain BN"),
         (lambda net: setattr(net.encoder.conv2.norm, "bn", QuarterBN(8)), "the norm of conv2 is not a plain BN"),
-        (lambda net: setattr(net.encoder.conv2, "norm", net.encoder.conv1.norm), "conv1.norm has several places"),
+        (lambda net: setattr(net.encoder.conv2, "conv", net.encoder.conv1.conv), "conv1.conv has several places"),
     ],
 )
 def test_what_cannot_be_folded_is_said(net, change, message):
@@ -120,6 +120,20 @@ def test_what_a_kernel_computes_is_bn_alone(net):
     votes = use_backend(net, "cpu").eval()(x)
     assert torch.equal(votes, use_backend(net, "reference")(x))
     assert not torch.equal(votes, plain)
+
+
+class PlainBN(nn.BatchNorm2d):
+    pass
+
+
+def test_a_bn_that_two_convolutions_share_is_folded_into_both(net):
+    own = PlainBN(8)
+    own.load_state_dict(net.encoder.conv2.norm.bn.state_dict())
+    net.encoder.conv1.norm.bn = own
+    net.encoder.conv2.norm = net.encoder.conv1.norm
+    net.eval()
+    assert net.encoder.conv1.refuses_norm is None
+    torch.testing.assert_close(fold(net)(frames(net)), net(frames(net)))
 
 
 def test_modules_with_several_places_are_not_folded_wrongly():

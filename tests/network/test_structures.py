@@ -292,9 +292,29 @@ def test_a_pool_of_real_numbers_is_the_same_with_a_gradient_and_without(dtype):
     for given, found in pooled:
         assert given.requires_grad
         assert torch.equal(found, functional.max_pool2d(given.flatten(0, 1), 2, 2).unflatten(0, (4, 16)))
+    assert not any(pool.pool.whole for pool in (net.encoder.pool1, net.encoder.pool3))
+    assert net(x[:, :0]).shape == (4, 0, 10)
     x = torch.full((1, 4, 4), -1.0, requires_grad=True)
     x.data[0, 0, 0] = torch.nan
     assert TiedMaxPool2d(2, 2)(x)[0].isnan().tolist() == [[True, False], [False, False]]
+
+
+@pytest.mark.parametrize(
+    ("structure", "whole"),
+    [
+        ("c4k3s1-BN-PLIF-ADD(c4k3s1-BN-PLIF)-MPk2s2-FC3", True),
+        ("c4k3s1-BN-PLIF-ADD(c4k3s1-BN)-MPk2s2-FC3", False),
+        ("c4k3s1-BN-PLIF-ADD(c4k3s1-BN-PLIF|c4k1s1-BN)-MPk2s2-FC3", False),
+        ("c4k3s1-BN-PLIF-MPk2s2-MPk2s2-FC3", True),
+        ("c4k3s1-BN-PLIF-APk2s2-MPk2s2-FC3", False),
+        ("MPk2s2-c4k3s1-BN-PLIF-FC3", False),
+        ("PLIF-MPk2s2-FC3", True),
+    ],
+)
+def test_pools_of_whole_numbers_are_known(structure, whole):
+    net = SpikingNetwork((1, 8, 8), 3, 2, structure=structure)
+    pools = [part for part in net.modules() if isinstance(part, TiedMaxPool2d)]
+    assert pools[-1].whole == whole
 
 
 # --- configs/networks
