@@ -68,7 +68,10 @@ def export(argv: list[str]) -> int:
         raise UserError(f"--license would have no effect without --format {_PRETRAINED}.")
     from plif_lightning.deploy.exporting import add_to_manifest
     from plif_lightning.deploy.exporting import export as write
+    from plif_lightning.network.pretrained import require_own_card
 
+    if _PRETRAINED in formats:
+        require_own_card(given.out)  # before anything is replaced
     others = [name for name in formats if name != _PRETRAINED]
     files = write(given.ckpt_path, given.out, others or ["network"], given.input)
     if _PRETRAINED in formats:

@@ -133,8 +133,8 @@ class ImageFolder(ImageDataModule):
         if self._facts is None:
             self._decode_in_turn(folder)
         assert self._facts is not None
-        for kind, paths in self._facts.get("unlike", {}).items():
-            _log.warning("%s: %d images have %s. The first is %s.", self.root, len(paths), kind, paths[0])
+        for kind, (count, first) in self._facts.get("unlike", {}).items():
+            _log.warning("%s: %d images have %s. The first is %s.", self.root, count, kind, first)
 
     def _decode_in_turn(self, folder: Path) -> None:
         with folder_lock(self.cache, lambda error: UserError(self._unwritable(error))):
@@ -151,7 +151,7 @@ class ImageFolder(ImageDataModule):
     def _decode(self, folder: Path) -> dict[str, Any]:
         shape = self.input_shape
         files = {"train": list(self.folders.files(train=True)), "test": list(self.folders.files(train=False))}
-        unlike: dict[str, list[str]] = {}
+        unlike: dict[str, tuple[int, str]] = {}
         facts: dict[str, Any] = {"shape": shape, "unlike": unlike}
         try:
             folder.mkdir()
@@ -167,9 +167,10 @@ class ImageFolder(ImageDataModule):
                             portion = listed[first : first + _PORTION]
                             decoded = pool.map(lambda entry: self._image(entry[1], shape), portion)
                             found, kinds = zip(*decoded, strict=True)
-                            for kind, (_, path) in zip(kinds, portion, strict=True):
-                                if kind is not None:
-                                    unlike.setdefault(kind, []).append(path.relative_to(self.root).as_posix())
+                            for (_, path), lacking in zip(portion, kinds, strict=True):
+                                for kind in lacking:
+                                    count, first_one = unlike.get(kind, (0, path.relative_to(self.root).as_posix()))
+                                    unlike[kind] = count + 1, first_one
                             images = np.ascontiguousarray(np.stack(found))
                             file.write(images.data)
                             digest.update(images.data)
@@ -192,7 +193,7 @@ class ImageFolder(ImageDataModule):
             raise
         return facts
 
-    def _image(self, path: Path, shape: Sequence[int]) -> tuple[NDArray[np.uint8], str | None]:
+    def _image(self, path: Path, shape: Sequence[int]) -> tuple[NDArray[np.uint8], list[str]]:
         """Pixels, and what an image has that they lack."""
         with _opened(path) as image:
             bands = _bands(image, self.colour, path)
@@ -208,13 +209,13 @@ class ImageFolder(ImageDataModule):
                     f"{shape[2]} x {shape[1]}: pass --data.size={min(shape[1:])} to bring all to one size."
                 )
             try:
-                lacking = _lacking(image)
-                image = image.convert("L" if shape[0] == 1 else "RGB")
+                pixels = image.convert("L" if shape[0] == 1 else "RGB")
                 if self.size:
-                    image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
-                array = np.asarray(image)
+                    pixels = pixels.resize((self.size, self.size), Image.Resampling.BILINEAR)
+                array = np.asarray(pixels)
             except (OSError, ValueError, SyntaxError) as error:
                 raise _unreadable(path, error) from error
+            lacking = _lacking(image)
         return array[None] if array.ndim == 2 else array.transpose(2, 0, 1), lacking
 
     def identity(self) -> str:
@@ -266,16 +267,19 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} cannot be read as an image ({reason}): it is damaged or another file. Remove it.")
 
 
-def _lacking(image: Image.Image) -> str | None:
+def _lacking(image: Image.Image) -> list[str]:
     """What an image has that is not read."""
-    if getattr(image, "n_frames", 1) > 1:
-        return "several frames, of which the first is read"
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        return "an EXIF orientation, by which they are not rotated"
-    transparent = "A" in image.mode or "transparency" in image.info
-    if transparent and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
-        return "transparent pixels, whose hidden colour is read"
-    return None
+    found = []
+    with suppress(Exception):  # only for a warning: damage behind the pixels is no reason not to read them
+        if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+            found.append("an EXIF orientation, by which they are not rotated")
+        if "A" in image.mode or "transparency" in image.info:
+            opaque = np.asarray(image.convert("RGBA").getchannel("A")).min() == 255
+            found += [] if opaque else ["transparent pixels, whose hidden colour is read"]
+        # Further frames of MPO are previews. Last: to count frames reads through the file.
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            found.append("several frames, of which the first is read")
+    return found
 
 
 def _bands(image: Image.Image, colour: Colour, path: Path) -> str:

@@ -64,11 +64,12 @@ def write_pretrained(net: nn.Module, arguments: Mapping[str, Any], folder: Path,
             f"the network cannot be saved: one of its arguments is no plain value ({error}). Give neurons by "
             "their name."
         ) from error
-    require_known_neurons(arguments, "the network")
-    if (folder / CARD).exists() and not is_own_card(folder / CARD):
+    if foreign := _foreign_neurons(arguments):
         raise UserError(
-            f"{folder / CARD} is no card that was written here, or was changed since: move it, or take another folder."
+            f"the network cannot be saved: {foreign} are neurons of one's own, and from_pretrained imports no code but "
+            "this package's. Pass on the checkpoint, and the file of the neurons, instead."
         )
+    require_own_card(folder)
     weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     content = save(weights, {_KEY: text, "format": "pt"})
@@ -85,9 +86,19 @@ def _mark(card: str) -> str:
 
 
 def is_own_card(path: Path) -> bool:
-    """True if a file is a card as it was written."""
-    lines = path.read_bytes().decode("utf-8", "replace").splitlines(keepends=True)
-    return bool(lines) and lines[-1] == _mark("".join(lines[:-1]))
+    """True if a file is a card as it was written, or of a version that did not mark them."""
+    text = path.read_bytes().decode("utf-8", "replace")
+    lines = text.splitlines(keepends=True)
+    unmarked = text.startswith("---\nlibrary_name: plif_lightning\n") and "<!-- plif_lightning" not in text
+    return unmarked or (bool(lines) and lines[-1] == _mark("".join(lines[:-1])))
+
+
+def require_own_card(folder: Path) -> None:
+    """Refuse to write a card over a README.md of somebody's own."""
+    if (folder / CARD).exists() and not is_own_card(folder / CARD):
+        raise UserError(
+            f"{folder / CARD} is no card that was written here, or was changed since: move it, or take another folder."
+        )
 
 
 def _card(net: Any, facts: Mapping[str, str], digest: str) -> str:
@@ -150,16 +161,20 @@ def read_pretrained(place: str | Path, sha256: str | None, revision: str | None,
 
 def require_known_neurons(arguments: Mapping[str, Any], place: object) -> None:
     """Refuse neurons that are not this package's: importing them would run code that a stranger's file names."""
+    if foreign := _foreign_neurons(arguments):
+        raise CheckpointError(
+            f"{place} has neurons of its author's own, {foreign}, whose code would be imported: load a checkpoint of "
+            "it with load_network, if you trust it."
+        )
+
+
+def _foreign_neurons(arguments: Mapping[str, Any]) -> str | None:
+    """Name of neurons that are not this package's; None if all are."""
     text, neuron = arguments.get("structure"), arguments.get("neuron", "plif")
     path = neuron.get("class_path", neuron) if isinstance(neuron, Mapping) else neuron
     names = [path if isinstance(path, str) else repr(path)]
     names += [one.name for one in neurons_in(parse(text).layers)] if isinstance(text, str) else []
-    for name in names:
-        if not re.fullmatch(r"\w+", name) and name not in _KNOWN:
-            raise CheckpointError(
-                f"{place} has neurons of its author's own, {name}, whose code would be imported: load a checkpoint of "
-                "it with load_network, if you trust it."
-            )
+    return next((name for name in names if not re.fullmatch(r"\w+", name) and name not in _KNOWN), None)
 
 
 def _fetched(place: str, sha256: str | None, revision: str | None, token: str | None) -> Path:

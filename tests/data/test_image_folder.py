@@ -61,6 +61,14 @@ def test_what_images_have_that_is_not_read_is_said_in_every_run(root, caplog):
     turned[0x112] = 6
     red.save(folder / "z.jpg", exif=turned)
     red.convert("RGBA").save(folder / "z2.png")  # all of it is to be seen
+    # What cannot be told is no reason not to read them.
+    blue.save(folder / "z3.png", exif=b"Exif\0\0garbagegarbage")
+    turned[0x112] = 0  # no orientation
+    red.save(folder / "z4.jpg", exif=turned)
+    cut = Image.new("RGB", first.size)
+    cut.save(folder / "z5.gif", save_all=True, append_images=[blue] * 20)
+    whole = (folder / "z5.gif").read_bytes()
+    (folder / "z5.gif").write_bytes(whole[: 3 * len(whole) // 4])
     for _ in range(2):
         caplog.clear()
         made(root)

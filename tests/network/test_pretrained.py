@@ -88,7 +88,7 @@ def test_this_packages_neurons_may_be_given_by_their_full_names(module, tmp_path
 def test_neurons_that_nobody_could_load_are_not_saved(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(REPOSITORY / "tests/examples")
     net = SpikingNetwork((1, 8, 8), 3, 2, structure="c4k3s1-BN-PLIF-FC3", neuron="own_neuron.CLIF")
-    with pytest.raises(UserError, match=r"neurons of its author's own, own_neuron\.CLIF"):
+    with pytest.raises(UserError, match=r"cannot be saved: own_neuron\.CLIF are neurons of one's own"):
         net.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -103,6 +103,8 @@ def test_a_card_that_somebody_wrote_or_completed_is_kept(tmp_path):
         with pytest.raises(UserError, match=r"README\.md is no card that was written here, or was changed since"):
             trained().save_pretrained(tmp_path, {"accuracy": "92 %"})
         assert (card.read_text(), (tmp_path / FILE).read_bytes()) == (own, weights)
+    card.write_text("---\nlibrary_name: plif_lightning\n---\nof a version that did not mark its cards\n")
+    trained().save_pretrained(tmp_path)
 
 
 def altered(path, change):
@@ -293,6 +295,12 @@ def test_export_writes_the_card_of_the_run(tmp_path, capsys):
     x = torch.rand(2, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(net(x), pl.load_network(run / "checkpoints/best.ckpt")(x))
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out/README.md").write_text("mine")
+    with pytest.raises(SystemExit):
+        main([*call, "--format", "pretrained"])
+    (tmp_path / "out/README.md").write_text(card)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
     main(call)  # files of the export before may be of another network
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"network.ckpt", "export.json"}
     with pytest.raises(SystemExit):
