@@ -170,9 +170,10 @@ class SpikingDataModule(L.LightningDataModule):
             UserError: there is no training sample of a class.
         """
         labels = self.labels(train=True)
-        there = labels.unique().tolist()
+        there = labels.bincount(minlength=self.num_classes) > 0
         without = [
-            [self.class_names[label] for label in there if not (labels[part] == label).any()] for part in (train, val)
+            [self.class_names[i] for i in (there & (labels[part].bincount(minlength=len(there)) == 0)).nonzero()]
+            for part in (train, val)
         ]
         if without[0]:
             raise UserError(

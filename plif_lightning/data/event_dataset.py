@@ -25,12 +25,13 @@ _TONIC = np.dtype([("x", np.int64), ("y", np.int64), ("t", np.int64), ("p", np.i
 
 
 class Events(NamedTuple):
-    """Events of M passes over recordings: pass i has events [begin[i], end[i])."""
+    """Events of M passes over recordings: pass i has events [begin[i], end[i]); its times count from `zero[i]`."""
 
     address: NDArray[Any]
     time: NDArray[Any]
     begin: NDArray[Any]
     end: NDArray[Any]
+    zero: NDArray[Any]
 
 
 class EventDataset(BatchedDataset):
@@ -96,8 +97,7 @@ class EventDataset(BatchedDataset):
                 np.arange(n), everything, everything, everything, everything + 2**32, everything.view(np.uint64)
             )
             maps = self._resized[None]
-        # Transformed events count their times anew, and may have changed them.
-        span = () if self.transforms else (self.samples.start[samples], self.samples.duration[samples])
+        span = self.samples.start[samples] - events.zero, self.samples.duration[samples]
         bounds = slice_bounds(self.slicing, events.time, events.begin, events.end, self.time_steps, *span)
         try:
             counts = count_events(events.address, bounds, 2 * self.frame.pixels, n, maps, passes)
@@ -121,7 +121,7 @@ class EventDataset(BatchedDataset):
         """Events of each pass: the store's own arrays, or transformed copies if there are transforms."""
         begin, end = self.samples.begin[samples], self.samples.end[samples]
         if not self.transforms:
-            return Events(self.store.address, self.store.time, begin, end)
+            return Events(self.store.address, self.store.time, begin, end, np.zeros(len(begin), np.int64))
         changed = [self._transformed(key, *one_pass) for one_pass in zip(samples, begin, end, strict=True)]
         offset = np.cumsum([0, *(len(one.address) for one in changed)])
         return Events(
@@ -129,6 +129,7 @@ class EventDataset(BatchedDataset):
             np.concatenate([one.time for one in changed]),
             offset[:-1],
             offset[1:],
+            np.array([one.start for one in changed], np.int64),  # transformed events count their times anew
         )
 
     def _transformed(self, key: int, sample: int, begin: int, end: int) -> Packed:

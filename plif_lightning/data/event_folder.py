@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ class EventFolder(EventDataModule):
             raise UserError("data.split=time is for data.test_fraction or data.validation=holdout: pass one of them.")
         self.pooled = False  # recordings of several sensors, brought to `size` as they are read
         given = None if self.sensor is None else Sensor.of(self.sensor)
-        self.sensor = given or self._sensor_of_files() or self._sensor_of_store()
+        self.sensor = given or self._sensor_of_files() or self._sensor_of_store(root)
         if self.sensor is None:
             if not any(True for _ in self._paths()):  # raises an error that names what is missing
                 raise DatasetNotFoundError(f"{root} holds no recordings.")
@@ -146,11 +146,11 @@ class EventFolder(EventDataModule):
         self.pooled = True
         return Sensor(self.size, self.size)
 
-    def _sensor_of_store(self) -> Sensor | None:
+    def _sensor_of_store(self, root: Path) -> Sensor | None:
         """Sensor of an existing store, where the files are gone; None if there is none or several."""
         if self.there:
             return None
-        folder = place_below(self.store, self.home) if self.store else self.own_store
+        folder = place_below(self.store, root) if self.store else root / self._own_store
         found: set[tuple[Sensor, bool]] = set()
         for path in folder.glob("*.json"):
             if not path.name.endswith(".seen.json") and re.search(r"-(train|all)(-|$)", path.stem):
@@ -207,13 +207,13 @@ class EventFolder(EventDataModule):
         if self.test_fraction is not None:
             self._require_enough(train.label, self.test_fraction, "test")
             for_training, for_test = holdout_split(torch.from_numpy(train.label), self.test_fraction)
-        known: dict[tuple[int, int], list[int]] = {}
+        known: dict[tuple[Any, ...], list[int]] = {}
         for i in for_training.tolist():
-            known.setdefault((int(train.start[i]), len(train.events(i)[0])), []).append(i)
+            known.setdefault(_brief(train, i), []).append(i)
         twice = [
             (train.name[i], test.name[j])
             for j in for_test.tolist()
-            for i in known.get((int(test.start[j]), len(test.events(j)[0])), ())
+            for i in known.get(_brief(test, j), ())
             if len(test.events(j)[0]) and all(map(np.array_equal, train.events(i), test.events(j)))
         ]
         if twice:
@@ -347,3 +347,9 @@ class EventFolder(EventDataModule):
         if self.windows is None and self.test_fraction is None and self.split == "recording":
             return super().identity()
         return f"{super().identity()} {self.windows}, {self.test_fraction} by {self.split}"
+
+
+def _brief(store: EventStore, i: int) -> tuple[Any, ...]:
+    """What equal recordings have in common, from few of their events."""
+    address, time = store.events(i)
+    return int(store.start[i]), len(time), *(part.tobytes() for part in (address[:32], time[:32], address[-32:]))

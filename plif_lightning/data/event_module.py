@@ -196,7 +196,8 @@ class EventDataModule(SpikingDataModule):
 
     def _say_what_differs(self, address: str) -> None:
         """Warn where a store from a URL is of other recordings than those that lie here."""
-        for train in (True, False):
+        parts = (True,) if self._kind(True) == self._kind(False) else (True, False)
+        for train in parts:
             raw_files, store = self.raw_files(train), EventStore(self.store_folder, self._kind(train))
             if any(raw.recordings > 1 for raw in raw_files):
                 continue  # their labels are in the files

@@ -90,11 +90,11 @@ class ClassFolders:
         """Warn of ignored files: how many there are, and the names of the first few."""
         ignored = self._ignored()
         depth = len(self.root.parts) + (2 if self.together else 3)
-        unlike = [
-            path
+        wrong = {
+            path: path.suffix.lower() in self.suffixes and len(path.parts) == depth and path.is_file()
             for path in ignored
-            if path.suffix.lower() in self.suffixes and path.is_file() and len(path.parts) == depth
-        ]
+        }
+        unlike = [path for path in ignored if wrong[path]]
         if unlike:
             _log.warning(
                 "%d files in %s are left out, because they do not look like %s: %s%s.",
@@ -104,7 +104,7 @@ class ClassFolders:
                 ", ".join(str(path.relative_to(self.root)) for path in unlike[:_NAMED]),
                 f" and {len(unlike) - _NAMED} more" if len(unlike) > _NAMED else "",
             )
-        ignored = [path for path in ignored if path not in set(unlike)]
+        ignored = [path for path in ignored if not wrong[path]]
         if not ignored:
             return
         kinds = Counter("folders" if path.is_dir() else path.suffix.lower() or "no ending" for path in ignored)

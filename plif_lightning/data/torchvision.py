@@ -66,9 +66,10 @@ class TorchvisionDataModule(ImageDataModule):
                 if len(content) > _LARGEST:
                     raise UserError(f"{packed} unpacks to more than {_LARGEST / 2**20:.0f} MiB: it is another file.")
                 if (own := calculate_md5(packed)) != md5:
-                    raise UserError(
-                        f"{packed} is not the file of {self.title} that was published (its MD5 is {own}, not {md5}): "
-                        "put that one there."
+                    _log.warning(
+                        "%s is not the file of %s that was published (its MD5 is %s, not %s): it was packed again, or "
+                        "is of another data set.",
+                        *(packed, self.title, own, md5),
                     )
                 with written_whole(file, "wb") as target:
                     target.write(content)

@@ -54,7 +54,9 @@ def hooked(modules: Mapping[str, nn.Module], hook: Callable[[str, Any, Any, Any]
 
     def in_places(name: str, module: nn.Module, given: tuple[Any, ...], by_name: dict[str, Any], output: Any) -> None:
         if by_name:
-            given = inspect.signature(module.forward).bind(*given, **by_name).args
+            bound = inspect.signature(module.forward).bind(*given, **by_name)
+            bound.apply_defaults()
+            given = bound.args
         hook(name, module, given, output)
 
     with ExitStack() as handles:

@@ -207,8 +207,9 @@ class SpikingNetwork(nn.Module):
             x = x[None]
         weight = next(self.parameters(), None)  # None for a deployed network without weights
         dtype = torch.float32 if weight is None else weight.dtype
-        # Event counts are stored as uint8, and NumPy's numbers are float64.
-        if not x.is_floating_point() or (x.dtype != dtype and not torch.is_autocast_enabled(x.device.type)):
+        # Event counts are stored as uint8, and NumPy's numbers are float64, which autocast leaves alone.
+        left_alone = not x.is_floating_point() or x.dtype == torch.float64
+        if x.dtype != dtype and (left_alone or not torch.is_autocast_enabled(x.device.type)):
             x = x.to(dtype)
         y = self.encoder(self.inputs(x)).flatten(2)
         if len(y) == 1:  # no neuron has seen time yet

@@ -82,6 +82,16 @@ def test_windows_of_milliseconds_are_what_cutting_by_hand_gives(root):
             assert np.array_equal(batch.x[i, j], integrate(slice_, Sensor(48, 64), 1)[0])
 
 
+def test_windows_of_transformed_events_have_the_same_slices(root):
+    """Found by a review: training frames with a transform were cut otherwise than those of validation."""
+    given = {"window_ms": 100, "slicing": "by_time"}
+    plain, same = made(root, **given), made(root, **given, augmentation=[lambda events: events])
+    every = BatchRequest(0, torch.arange(len(plain.train_set)))
+    assert torch.equal(plain.train_set.batch(every).x, same.train_set.batch(every).x)
+    fewer = made(root, **given, augmentation=[lambda events: events[5:-5]]).train_set.batch(every).x.int()
+    assert (fewer <= plain.train_set.batch(every).x).all()  # events that a transform drops shift no others
+
+
 def test_an_empty_window_is_no_sample(tmp_path):
     t = np.array([0, 10, 990_000, 999_999])
     for part in ("train", "test"):

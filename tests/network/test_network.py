@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from plif_lightning.errors import UserError
-from plif_lightning.network import SpikingNetwork, load_network, step
+from plif_lightning.network import SpikingNetwork, load_network, step, use_backend
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.neurons import IF, PLIF
 from tests.dynamics import oracle
@@ -347,6 +347,7 @@ def test_an_input_of_any_type_is_taken(dtype):
     x = torch.randint(0, 3, (2, 3, 1, 8, 8)).to(dtype)
     assert torch.equal(net(x), net(x.float()))
     assert torch.equal(step(net, x[0])[0], net(x.float())[0])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert net(x).dtype == torch.float32
+    for backend in ("auto", "reference"):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert use_backend(net, backend)(x).dtype == torch.float32
     assert net.double()(x).dtype == torch.float64

@@ -288,6 +288,15 @@ def test_what_remembers_between_steps_beside_neurons_does_not_stream(lstm, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
 
 
+def test_a_network_that_draws_random_numbers_streams():
+    class Draws(Net):
+        def forward(self, x):
+            return super().forward((torch.rand_like(x) < x).to(x.dtype))
+
+    stream = StreamingNetwork(own_network(Draws(), DATA, {}))
+    assert stream.step(torch.rand(1, 8, 8)).shape == (3,)
+
+
 def test_a_network_without_neurons_is_exported_step_by_step():
     net = own_network(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), DATA, {})
     frame = torch.rand(2, 1, 8, 8)
