@@ -26,7 +26,19 @@ def require_share(name: str, value: float) -> None:
         raise UserError(f"{name} must lie in [0, 1], got {value}.")
 
 
-class RectangleMix:
+class WithProbability:
+    """Base class of augmentations whose only argument is a probability.
+
+    Args:
+        p: probability.
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        require_share("p", p)
+        self.p = p
+
+
+class RectangleMix(WithProbability):
     """Base class of augmentations that fill a rectangle from another training sample, the partner.
 
     Args:
@@ -34,10 +46,6 @@ class RectangleMix:
     """
 
     draws = 5
-
-    def __init__(self, p: float = 0.5) -> None:
-        require_share("p", p)
-        self.p = p
 
     def boxes(self, uniform: NDArray[Any], height: int, width: int) -> NDArray[Any]:
         """Left, top, right and bottom of each rectangle (right and bottom excluded), int64 [N, 4]; 0 where none is."""
@@ -51,6 +59,17 @@ class RectangleMix:
             box[:, column + 2] = np.clip(np.rint(centre + half), 0, size)
         box[uniform[:, 0] >= self.p] = 0
         return box
+
+
+def require_one_mix(augmentation: Sequence[Any]) -> None:
+    """Refuse a second mix: a sample has one partner.
+
+    Raises:
+        UserError: there are several.
+    """
+    mixes = [a for a in augmentation if isinstance(a, RectangleMix)]
+    if len(mixes) > 1:
+        raise UserError(f"data.augmentation has {type(mixes[-1]).__name__} more than once.")
 
 
 def mixture(
@@ -99,7 +118,7 @@ class ImageAugmentation(ABC):
         """Augmented images, uint8 [N, C, H, W], from images of that shape and random numbers in [0, 1), [N, draws]."""
 
 
-class HorizontalFlip(ImageAugmentation):
+class HorizontalFlip(WithProbability, ImageAugmentation):
     """Mirror an image left to right with probability `p`.
 
     Args:
@@ -107,10 +126,6 @@ class HorizontalFlip(ImageAugmentation):
     """
 
     draws = 1
-
-    def __init__(self, p: float = 0.5) -> None:
-        require_share("p", p)
-        self.p = p
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         flip = uniform[:, 0].numpy() < self.p

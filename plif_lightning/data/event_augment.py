@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plif_lightning.data.augment import RectangleMix, require_share
+from plif_lightning.data.augment import RectangleMix, WithProbability, require_share
 from plif_lightning.errors import UserError
 from plif_lightning.events.recording import Sensor
 
@@ -80,7 +80,7 @@ class EventAugmentation(ABC):
         """Update `changes` from random numbers in [0, 1), float32 [M, draws]."""
 
 
-class EventFlip(EventAugmentation):
+class EventFlip(WithProbability, EventAugmentation):
     """Mirror a recording left to right with probability `p`.
 
     Args:
@@ -88,10 +88,6 @@ class EventFlip(EventAugmentation):
     """
 
     draws = 1
-
-    def __init__(self, p: float = 0.5) -> None:
-        require_share("p", p)
-        self.p = p
 
     def __call__(self, changes: EventChanges, uniform: Array) -> None:
         x, y = changes.places()
@@ -143,7 +139,7 @@ class EventRotation(EventAugmentation):
         changes.move(cos * from_x - sin * from_y + centre_x, sin * from_x + cos * from_y + centre_y)
 
 
-class PolarityFlip(EventAugmentation):
+class PolarityFlip(WithProbability, EventAugmentation):
     """Swap ON and OFF events of a recording with probability `p`.
 
     Args:
@@ -151,10 +147,6 @@ class PolarityFlip(EventAugmentation):
     """
 
     draws = 1
-
-    def __init__(self, p: float = 0.5) -> None:
-        require_share("p", p)
-        self.p = p
 
     def __call__(self, changes: EventChanges, uniform: Array) -> None:
         changes.swap_polarity ^= uniform[:, 0] < self.p

@@ -129,7 +129,7 @@ class EventDataset(BatchedDataset):
             np.concatenate([one.time for one in changed]),
             offset[:-1],
             offset[1:],
-            np.array([one.start for one in changed], np.int64),  # transformed events count their times anew
+            np.array([one.start for one in changed], np.int64),  # `pack` counts times from the first event
         )
 
     def _transformed(self, key: int, sample: int, begin: int, end: int) -> Packed:

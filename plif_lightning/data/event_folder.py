@@ -350,6 +350,6 @@ class EventFolder(EventDataModule):
 
 
 def _brief(store: EventStore, i: int) -> tuple[Any, ...]:
-    """What equal recordings have in common, from few of their events."""
+    """A key that equal recordings share: start, number of events, and the first and last of them."""
     address, time = store.events(i)
     return int(store.start[i]), len(time), *(part.tobytes() for part in (address[:32], time[:32], address[-32:]))

@@ -14,9 +14,9 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from plif_lightning.data.augment import ImageAugmentation
+from plif_lightning.data.augment import ImageAugmentation, require_one_mix
 from plif_lightning.data.base import Part, SpikingDataModule, as_index, place_below
-from plif_lightning.data.event_augment import EventAugmentation, EventMix, TimeDrop
+from plif_lightning.data.event_augment import EventAugmentation, TimeDrop
 from plif_lightning.data.event_dataset import EventDataset
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events.integration import Slicing
@@ -366,9 +366,8 @@ def _require_augmentation(augmentation: Sequence[Any], time_order: TimeOrder) ->
         )
     if time_order != "strict" and not all(isinstance(a, EventAugmentation) for a in augmentation):
         raise UserError("transforms in data.augmentation need times in order: pass --data.time_order=strict.")
-    mixes, drops = (sum(isinstance(a, kind) for a in augmentation) for kind in (EventMix, TimeDrop))
-    if mixes > 1:
-        raise UserError("data.augmentation has EventMix more than once.")
+    require_one_mix(augmentation)
+    drops = sum(isinstance(a, TimeDrop) for a in augmentation)
     allowed = 1 if time_order == "strict" else 0
     if drops > allowed:
         raise UserError("data.augmentation may have TimeDrop once, and needs --data.time_order=strict for it.")

@@ -194,7 +194,7 @@ class ImageFolder(ImageDataModule):
         return facts
 
     def _image(self, path: Path, shape: Sequence[int]) -> tuple[NDArray[np.uint8], list[str]]:
-        """Pixels, and what an image has that they lack."""
+        """Decoded pixels uint8 [C, H, W], and the properties that they lack, see `_lacking`."""
         with _opened(path) as image:
             bands = _bands(image, self.colour, path)
             # Other values of `colour` convert every image to the same.
@@ -268,7 +268,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _lacking(image: Image.Image) -> list[str]:
-    """What an image has that is not read."""
+    """Properties of an image that decoding drops: orientation, transparency, further frames."""
     found = []
     with suppress(Exception):  # only for a warning: damage behind the pixels is no reason not to read them
         if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from plif_lightning.data.augment import CutMix, ImageAugmentation, mixture
+from plif_lightning.data.augment import ImageAugmentation, mixture, require_one_mix
 from plif_lightning.data.base import Part, SpikingDataModule, as_index
 from plif_lightning.data.batch import Batch
 from plif_lightning.data.loading import BatchedDataset, BatchRequest
@@ -99,8 +99,7 @@ class ImageDataModule(SpikingDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if sum(isinstance(a, CutMix) for a in self.augmentation or ()) > 1:
-            raise UserError("data.augmentation has CutMix more than once.")
+        require_one_mix(self.augmentation or ())
         self._arrays: dict[bool, tuple[Tensor, Tensor]] = {}
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,7 @@ def test_what_images_have_that_is_not_read_is_said_in_every_run(root, caplog):
     turned[0x112] = 6
     red.save(folder / "z.jpg", exif=turned)
     red.convert("RGBA").save(folder / "z2.png")  # all of it is to be seen
-    # What cannot be told is no reason not to read them.
+    # Damaged EXIF or frames do not keep the pixels from being read.
     blue.save(folder / "z3.png", exif=b"Exif\0\0garbagegarbage")
     turned[0x112] = 0  # no orientation
     red.save(folder / "z4.jpg", exif=turned)

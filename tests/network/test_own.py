@@ -275,7 +275,7 @@ class Remembers(Net):
 
 @pytest.mark.parametrize("lstm", [False, True])
 def test_what_remembers_between_steps_beside_neurons_does_not_stream(lstm, tmp_path, caplog):
-    """Found by a review: it started anew at every step, without a word."""
+    """Found by a review: the LSTM's state was reset at every step, silently."""
     net = own_network(Remembers(lstm), DATA, {})
     where = r" \(memory is a LSTM\)" if lstm else ""
     reason = f"Remembers computes other outputs step by step than for all time-steps at once{where}: only what neurons"
