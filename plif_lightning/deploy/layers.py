@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import WITH_NEURON, refuses_block
-from plif_lightning.network.conv import ConvBlock, pools_spikes, refuses_neuron
+from plif_lightning.network.conv import ConvBlock, fires, pools_spikes
 from plif_lightning.network.hooks import has_hooks
 from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.tracing import plain
@@ -42,8 +42,7 @@ def _gives_spikes(block: nn.Module, spikes: bool) -> bool:
     if any(map(has_hooks, block.modules())):
         return False
     if isinstance(block, WITH_NEURON):
-        known = block.neuron is not None and refuses_neuron(block.neuron) is None
-        return known and (not isinstance(block, ConvBlock) or pools_spikes(block.pool))
+        return fires(block.neuron) and (not isinstance(block, ConvBlock) or pools_spikes(block.pool))
     return spikes and isinstance(block, Pool2d) and pools_spikes(block)
 
 

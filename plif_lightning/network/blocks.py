@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from plif_lightning.kernels import Backend, linear_of_spikes
 from plif_lightning.kernels.dense import computing_type
-from plif_lightning.network.conv import ConvBlock, dtype_of, fire_with, pools_spikes, refuses_neuron, run_layer
+from plif_lightning.network.conv import ConvBlock, dtype_of, fire_with, fires, pools_spikes, refuses_neuron, run_layer
 from plif_lightning.network.hooks import Hear, has_hooks, listening, must_be_called
 from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.neurons import Neuron
@@ -62,9 +62,7 @@ class FCBlock(nn.Module):
 
     def gives_binary(self, device: torch.device, binary: bool = False) -> bool:
         """True if the output is guaranteed to hold zeros and ones."""
-        if self.neuron is None:
-            return False
-        return refuses_neuron(self.neuron) is None and not has_hooks(self.neuron) and not must_be_called(self)
+        return fires(self.neuron) and not has_hooks(self.neuron) and not must_be_called(self)
 
 
 class NeuronBlock(nn.Module):
@@ -175,6 +173,22 @@ def run_blocks(blocks: Sequence[nn.Module], x: Tensor, binary: bool) -> tuple[Te
 
 def _keeps_binary(block: nn.Module) -> bool:
     return isinstance(block, Pool2d) and pools_spikes(block) and not any(map(must_be_called, block.modules()))
+
+
+def gives_whole(block: nn.Module, whole: bool) -> bool:
+    """True if the output holds whole numbers alone: spikes, their sums, maxima of these; `whole`: the input does.
+
+    Of modules as they were made: a hook, or another module in the place of one, may change that.
+    """
+    if isinstance(block, Residual):
+        return gives_whole(block.branch, whole) and gives_whole(block.shortcut, whole)
+    if isinstance(block, Blocks):
+        for part in block:
+            whole = gives_whole(part, whole)
+        return whole
+    if isinstance(block, WITH_NEURON):
+        return fires(block.neuron) and (not isinstance(block, ConvBlock) or pools_spikes(block.pool))
+    return whole and isinstance(block, Pool2d) and pools_spikes(block)
 
 
 def sums_fused(blocks: nn.Module, device: torch.device) -> Iterator[nn.Module]:

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn.modules.utils import _pair
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.blocks import Blocks, FCBlock, NeuronBlock, Residual
-from plif_lightning.network.conv import ConvBlock
+from plif_lightning.network.blocks import Blocks, FCBlock, NeuronBlock, Residual, gives_whole
+from plif_lightning.network.conv import ConvBlock, fires
 from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.network.norm import NormHeld, NormStatistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d, TiedMaxPool2d
 from plif_lightning.neurons import Neuron
-from plif_lightning.structure import FC, Conv, Layer, Neurons, Placed, Pool
+from plif_lightning.structure import FC, Conv, Neurons, Placed, Pool
 from plif_lightning.structure import Residual as ResidualLayer
 from plif_lightning.structure.shapes import padding_of
 
@@ -49,23 +49,8 @@ class Builder:
         found: OrderedDict[str, nn.Module] = OrderedDict()
         for one in placed:
             found[one.name] = self.block(one, whole)
-            whole = self._gives_whole((one.layer,), whole)
+            whole = gives_whole(found[one.name], whole)
         return Blocks(found)
-
-    def _gives_whole(self, layers: Sequence[Layer], whole: bool) -> bool:
-        """True if the output of layers holds whole numbers alone: spikes, their sums, and maxima of these."""
-        for layer in layers:
-            match layer:
-                case Conv():
-                    pool = (layer.pool,) if isinstance(layer.pool, Pool) else ()
-                    whole = layer.neurons is not None and self._gives_whole(pool, True)
-                case Pool():
-                    whole = whole and layer.kind == "MP" and self.pooling == "max"
-                case ResidualLayer():
-                    whole = self._gives_whole(layer.branch, whole) and self._gives_whole(layer.shortcut, whole)
-                case _:
-                    whole = isinstance(layer, Neurons)
-        return whole
 
     def block(self, placed: Placed, whole: bool) -> nn.Module:
         match placed.layer:
@@ -89,11 +74,12 @@ class Builder:
             "stride": layer.stride, "padding": padding_of(layer), "dilation": layer.dilation, "groups": layer.groups
         }  # fmt: skip
         conv = nn.Conv2d(placed.before[0], layer.channels, layer.kernel, bias=not norm, **sizes)
-        of_spikes = layer.neurons is not None
+        neuron = None if layer.neurons is None else self.make_neuron(layer.neurons, layer.channels)
+        of_spikes = fires(neuron)
         return ConvBlock(
             conv,
             TimeBatchNorm2d(layer.channels, self.norm_statistics, self.norm_held) if norm else None,
-            None if layer.neurons is None else self.make_neuron(layer.neurons, layer.channels),
+            neuron,
             Pool2d(self.pool(layer.pool, of_spikes, of_spikes)) if isinstance(layer.pool, Pool) else None,
             time_steps=self.time_steps,
         )

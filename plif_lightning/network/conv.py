@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,11 @@ def refuses_class(part: Any, base: type, *methods: str) -> str | None:
 def refuses_neuron(neuron: nn.Module) -> str | None:
     """Why the kernels cannot compute these neurons, whose output may then hold other values; None if they can."""
     return refuses_class(neuron, Neuron, "run", "forward")
+
+
+def fires(neuron: nn.Module | None) -> TypeGuard[Neuron]:
+    """True if there are neurons, and their output is known to be spikes."""
+    return neuron is not None and refuses_neuron(neuron) is None
 
 
 def pools_spikes(pool: nn.Module | None) -> bool:

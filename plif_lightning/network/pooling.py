@@ -35,11 +35,11 @@ def _hash(z: Tensor) -> Tensor:
 
 
 class SpikeMaxPool2d(nn.Module):
-    """Max-pooling of binary spikes over 2x2 windows, stride 2, with a rule for ties.
+    """Max-pooling of spikes over 2x2 windows, stride 2, with a rule for ties.
 
     Maps spikes [*, H, W] to spikes [*, H // 2, W // 2] of the same dtype; an odd last row or column
     is dropped. The rule affects only the gradient, which each window passes to a single neuron, the
-    winner.
+    winner. Other values are pooled as `nn.MaxPool2d` does; of several largest ones the rule chooses.
 
     Args:
         ties: `random` (the paper's Fig. 5) draws the winner uniformly among the neurons of a window
@@ -153,12 +153,12 @@ def _windows(x: Tensor) -> list[Tensor]:
 class _SpikeMaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spikes: Tensor, seed: Tensor | None) -> Tensor:
-        fired = [neuron != 0 for neuron in _windows(spikes)]
-        pooled = fired[0] | fired[1] | fired[2] | fired[3]
+        inside = _windows(spikes)
+        pooled = torch.maximum(torch.maximum(inside[0], inside[1]), torch.maximum(inside[2], inside[3]))
         if ctx.needs_input_grad[0]:
             # Only the gradient depends on the tie rule: one byte per window is saved for it.
             # If none fired, all four are tied at the maximum 0.
-            tied = [(neuron | ~pooled).to(torch.uint8) for neuron in fired]
+            tied = [(neuron == pooled).to(torch.uint8) for neuron in inside]
             rank: Tensor | int = 0
             if seed is not None:
                 place = torch.arange(pooled.numel(), device=spikes.device).view(pooled.shape)
@@ -171,7 +171,7 @@ class _SpikeMaxPool(torch.autograd.Function):
                 ahead = ahead + tied[i]
             ctx.save_for_backward(winner)
             ctx.shape = spikes.shape
-        return pooled.to(spikes.dtype)
+        return pooled
 
     @staticmethod
     @once_differentiable

@@ -34,6 +34,17 @@ def test_gradient_of_first_equals_torch_max_pool(shape, monkeypatch):
     assert torch.equal(x.grad, y.grad)
 
 
+@pytest.mark.parametrize("ties", ["first", "random"])
+def test_values_other_than_spikes_are_pooled_exactly(ties):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(3, 2, 6, 9, generator=generator.manual_seed(0)).requires_grad_() for _ in range(2))
+    ours, theirs = SpikeMaxPool2d(ties)(x), nn.MaxPool2d(2)(y)
+    assert torch.equal(ours, theirs)
+    ours.sum().backward()
+    theirs.sum().backward()
+    assert torch.equal(x.grad, y.grad)
+
+
 @pytest.mark.parametrize("pattern", range(16))
 def test_random_ties_give_each_neuron_that_fired_the_same_chance(pattern):
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ from plif_lightning.deploy import StreamingNetwork, cost, deployed, fold
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, step, traces, use_backend
 from plif_lightning.network.blocks import Residual
+from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.output import Integral
 from plif_lightning.network.pooling import TiedMaxPool2d
 from plif_lightning.neurons import CLIF, LIF, PLIF
@@ -315,6 +316,38 @@ def test_pools_of_whole_numbers_are_known(structure, whole):
     net = SpikingNetwork((1, 8, 8), 3, 2, structure=structure)
     pools = [part for part in net.modules() if isinstance(part, TiedMaxPool2d)]
     assert pools[-1].whole == whole
+
+
+class Graded(PLIF):
+    """Fires values other than zero and one, by a `run` of its own."""
+
+    def run(self, x, v=None, time_steps=None):
+        spikes, v = super().run(x, v, time_steps)
+        return 0.7 * spikes, v
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        "c4k3s1-BN-PLIF-MPk2s2-FC3",
+        "c4k3s1-BN-PLIF-MPk3s2p1-FC3",
+        "c4k3s1-BN-PLIF-MPk2s2-MPk3s1p1-FC3",
+        "ADD(c4k3s1-BN-PLIF)-MPk2s2-FC3",
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_pools_keep_the_values_of_neurons_with_a_run_of_their_own(structure, backend):
+    """Found by reading: they came out of max-pools as ones, or as zeros."""
+    net = SpikingNetwork((4, 8, 8), 3, 2, structure=structure, neuron=Graded, backend=backend)
+    pooled = []
+    for pool in (part for part in net.modules() if isinstance(part, Pool2d)):
+        pool.register_forward_hook(lambda pool, given, found: pooled.append((pool.pool, given[0], found)))
+    net(5 * torch.rand(2, 3, 4, 8, 8)).sum().backward()
+    assert pooled
+    for pool, given, found in pooled:
+        assert given.unique().tolist()[-1] > 0.6
+        expected = functional.max_pool2d(given.flatten(0, 1), pool.kernel_size, pool.stride, pool.padding)
+        assert torch.equal(found.flatten(0, 1), expected)
 
 
 # --- configs/networks
