@@ -1,5 +1,7 @@
 """Runs by what tells them apart, in the words of the command line."""
 
+import importlib
+import inspect
 import json
 import math
 from collections import Counter
@@ -13,9 +15,11 @@ from plif_lightning.analysis.paper import Setting
 from plif_lightning.errors import UserError
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import by_numbers, identity, is_part, key_of, without_order
-from plif_lightning.structure import parse
+from plif_lightning.structure import Numbers, parse
 from plif_lightning.structure.layers import neurons_in
 
+# Values that are left out: most options that are added later have one of them as default.
+_NOTHING = (None, False, 0)
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
 
 
@@ -34,11 +38,8 @@ def other_settings(run: Run) -> dict[str, Any]:
 
 
 def experiment(run: Run) -> str:
-    """A text that is equal for runs that differ only in their seed, of any version.
-
-    Values that are none, false or zero are left out: most options that are added later have that default.
-    """
-    others = {key: value for key, value in other_settings(run).items() if value not in (None, False, 0)}
+    """A text that is equal for runs that differ only in their seed, of any version."""
+    others = {key: value for key, value in other_settings(run).items() if value not in _NOTHING}
     if run.protocol == "B":
         others["best_of_ties"] = run.best_of_ties
     return json.dumps([setting_of(run), sorted(others.items(), key=without_order)], default=str)
@@ -52,7 +53,7 @@ def model_settings(run: Run) -> dict[str, Any]:
 
 def setup(run: Run) -> str:
     """A text that is equal for runs that differ only in their network, its training and their seed."""
-    others = {k: v for k, v in other_settings(run).items() if not k.startswith("model.") and v not in (None, False, 0)}
+    others = {k: v for k, v in other_settings(run).items() if not k.startswith("model.") and v not in _NOTHING}
     return json.dumps([data_title(run), run.best_of_ties, sorted(others.items(), key=without_order)], default=str)
 
 
@@ -64,13 +65,31 @@ def _has_column(key: str) -> bool:
     return key in _FACTS or key_of(key).column is not None
 
 
-# Settings that no shipped configuration of a data set names, with their defaults.
+# Settings that no shipped configuration of a data set names, with their defaults; those of the network are in
+# `DEFAULTS`, and others are none, false or zero.
 _PLAIN = {
     "trainer.precision": "32-true",
     "trainer.callbacks": None,
+    "trainer.devices": "auto",
+    "trainer.num_nodes": 1.0,
+    "trainer.max_steps": -1.0,
+    "trainer.check_val_every_n_epoch": 1.0,
+    "trainer.accumulate_grad_batches": 1.0,
     "model.label_smoothing": 0.0,
     "data.augmentation": None,
+    "data.normalize": True,
+    "data.time_order": "strict",
+    "data.source": "original",
 }
+# Settings of the Trainer that say how it computes, not what.
+_HOW = {
+    f"trainer.{name}"
+    for name in (
+        *("accelerator", "strategy", "benchmark", "deterministic", "inference_mode", "use_distributed_sampler"),
+        *("detect_anomaly", "enable_autolog_hparams", "model_registry"),
+    )
+}
+_ONE_DEVICE = (1.0, "1", [0], ["0"])
 
 
 def real(value: Any) -> float:
@@ -145,26 +164,62 @@ def one_per_seed(runs: Sequence[Run]) -> list[Run]:
 
 @cache
 def _usual() -> dict[str, dict[str, Any]]:
-    """The settings that the project ships for each data set, by the data module's class."""
+    """The settings that the project ships for each data set, defaults included, by the data module's class."""
+    from plif_lightning.network.network import DEFAULTS
+
+    defaults = {name: value for name, value in DEFAULTS.items() if name not in (*Numbers._fields, "structure")}
     found = {}
     for blocks in configs.shipped().values():
         name = str(blocks["data"]["class_path"]).rsplit(".", 1)[-1]
-        found[name] = {
-            key: value
-            for key, value in identity(blocks).items()
-            if key_of(key).column != "paper" and not key.startswith("trainer.")
-        }
+        model = {key: _completed(value) for key, value in blocks["model"].items()}
+        shipped = identity({**blocks, "model": model | {key: v for key, v in defaults.items() if key not in model}})
+        found[name] = shipped | {key: value for key, value in _PLAIN.items() if key not in shipped}
     return found
 
 
+def _completed(value: Any) -> Any:
+    """A shipped optimiser or schedule with the defaults of its class."""
+    if not isinstance(value, Mapping) or "class_path" not in value:
+        return value
+    module, _, name = value["class_path"].rpartition(".")
+    arguments = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
+    defaults = {one.name: one.default for one in arguments if one.default is not inspect.Parameter.empty}
+    return {**value, "init_args": {**defaults, **value.get("init_args", {})}}
+
+
 def unusual(run: Run) -> list[str]:
-    """Settings that differ from the shipped configuration, or that leave out a part of the data."""
-    own, usual = other_settings(run), _usual().get(run.data_set, {})
-    names = [key for key, value in usual.items() if not _has_column(key) and key in own and own[key] != value]
-    names += [key for key in own if key.startswith("model.early_time_steps.")]
-    names += [key for key, value in _PLAIN.items() if key not in usual and own.get(key, value) != value]
+    """Settings that differ from the shipped configuration, or that leave out a part of the data.
+
+    Of a data set that has no shipped configuration those are told that are unusual anywhere.
+    """
+    own, given = other_settings(run), identity(run.config)
+    if own.get("trainer.devices") in _ONE_DEVICE:
+        own["trainer.devices"] = "auto"
+    usual = _usual().get(run.data_set)
+    expected = _PLAIN if usual is None else usual
+    names = []
+    for key in dict.fromkeys([*own, *expected]):
+        if _has_column(key) or key in _HOW or key.removeprefix("trainer.") in _LIMITS:
+            continue
+        if key not in own:
+            # None in its place; a run of an earlier version may lack it altogether.
+            block = _given_above(key, given)
+            differs, key = block is not None and expected[key] not in _NOTHING, block or key
+        elif key in expected:
+            differs = own[key] != expected[key]
+        else:
+            differs = own[key] not in _NOTHING and (usual is not None or key.startswith("model.early_time_steps."))
+        if differs:
+            names.append(key)
     names += [f"trainer.{name}" for name in _limits_of(run)]
-    return names
+    return list(dict.fromkeys(names))
+
+
+def _given_above(key: str, given: Mapping[str, Any]) -> str | None:
+    """The setting itself, or the one that it is a part of, where that is given as a whole."""
+    while key not in given and "." in key:
+        key = key.rpartition(".")[0]
+    return key if key in given else None
 
 
 def differences(runs: Sequence[Run]) -> list[str]:

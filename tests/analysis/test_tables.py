@@ -4,17 +4,22 @@ import csv
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 import yaml
 from scipy import stats
 
+from plif_lightning import configs
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.settings import experiment, setting_of
+from plif_lightning.analysis.settings import differences, experiment, setting_of, unusual
 from plif_lightning.analysis.tables import cells, interval, result_tables, write_tables
 from plif_lightning.cli import main
+from plif_lightning.cli.planned import planned_config
 from plif_lightning.cli.results import all_tables
+from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.reading import find_runs
+from plif_lightning.runs.run import Run
 from plif_lightning.structure import Numbers
 from tests.cli.calls import command
 from tests.writers import write_run
@@ -98,6 +103,35 @@ def test_another_network_than_the_shipped_one_has_no_difference(tmp_path):
     run.config.write_text(run.config.read_text().replace("per_step", "rate"))
     (row,) = rows(tables(tmp_path)["4"])
     assert (row["difference"], row["other settings"]) == ("", "loss rate")
+
+
+@pytest.mark.parametrize("name", configs.shipped())
+def test_what_a_parser_makes_of_a_shipped_configuration_is_usual(name):
+    """Found by a review: CIFAR-10 was not, by the default of an augmentation."""
+    planned = planned_config(["fit", f"--config={name}", "--trainer.devices=1"])
+    assert unusual(Run(RunFolder(Path("run")), "run", "finished", planned)) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--model.lr_scheduler=null", "lr_scheduler none"),
+        ("--model.reset=soft", "reset soft"),
+        ("--model.tau_per=channel", "tau_per channel"),
+        ("--model.surrogate_width=0.5", "surrogate_width 0.5"),
+        ("--model.optimizer.betas=[0.8,0.9]", "optimizer.betas 0.8 and 0.9"),
+        ("--data.drop_last=true", "drop_last true"),
+        ("--data.augmentation=null", "augmentation none"),
+        ("--trainer.accumulate_grad_batches=4", "accumulate_grad_batches 4"),
+        ("--trainer.gradient_clip_val=1", "gradient_clip_val 1"),
+        ("--trainer.devices=2", "devices 2"),
+        ("--trainer.limit_train_batches=0.5", "limit_train_batches 0.5"),
+    ],
+)
+def test_an_option_that_no_configuration_names_is_told(arguments, told):
+    """Found by a review: such runs had a difference to the paper's accuracy, and nothing told them from the shipped."""
+    run = Run(RunFolder(Path("run")), "run", "finished", planned_config(["fit", "--config=cifar10", arguments]))
+    assert differences([run]) == [told]
 
 
 def test_runs_without_a_seed_of_their_own_all_count(tmp_path):
@@ -227,7 +261,7 @@ def test_a_row_names_what_differs_from_its_configuration_in_the_users_words(tmp_
     run.config.write_text(yaml.safe_dump(config))
     others = {row["seeds"]: row["other settings"] for row in rows(tables(tmp_path)["2"])}
     assert others["3"] == ""
-    assert others["1"] == "optimizer AdamW, optimizer.lr 0.002, batch_size 64, tau_per channel, drop_last true"
+    assert others["1"] == "optimizer AdamW, optimizer.lr 0.002, tau_per channel, batch_size 64, drop_last true"
 
 
 def test_folders_of_ones_own_are_data_sets_of_their_own(tmp_path):
@@ -276,8 +310,8 @@ def test_what_a_recipe_changes_is_said_and_forbids_a_difference(tmp_path):
     path.write_text(yaml.safe_dump(config))
     write_run(tmp_path / "b")
     found = {row["other settings"]: row["difference"] for row in rows(tables(tmp_path)["2"])}
-    words = "early_time_steps.2 7, early_time_steps.4 6, precision bf16-mixed, callbacks EMAWeightAveraging, "
-    words += "label_smoothing 0.1, augmentation HorizontalFlip and RandomCrop"
+    words = "early_time_steps.2 7, early_time_steps.4 6, label_smoothing 0.1, "
+    words += "augmentation HorizontalFlip and RandomCrop, callbacks EMAWeightAveraging, precision bf16-mixed"
     assert found.keys() == {"", words}
     assert found[words] == ""
     assert found[""] != ""
