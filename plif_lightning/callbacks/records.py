@@ -58,6 +58,11 @@ def _require_seen(trainer: L.Trainer, folder: Path) -> None:
         )
 
 
+def content_of(data: SpikingDataModule, train: bool = True) -> str:
+    """A hash that tells training sets, or test sets, apart."""
+    return hashlib.blake2b(data.identity(train).encode(), digest_size=8).hexdigest()
+
+
 class CommandRecord(Callback):
     """Writes `command.json` and `data.json` when a fit starts; for a resumed run, when training starts.
 
@@ -105,9 +110,8 @@ class CommandRecord(Callback):
                 " and ".join(sorted(changed)),
             )
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        content = hashlib.blake2b(data.identity().encode(), digest_size=8).hexdigest()
         facts = {"data": data.title, "origin": data.origin_note, "samples": data.sizes(), "protocol": data.protocol}
-        write_facts(folder, {**facts, "content": content})
+        write_facts(folder, {**facts, "content": content_of(data), "test_content": content_of(data, train=False)})
 
 
 def weight_histogram(layer: str, epoch: int, weight: Tensor, k: Tensor) -> Histogram:

@@ -42,6 +42,7 @@ from plif_lightning.callbacks.checkpoints import CheckpointFiles, Ties, best_che
 from plif_lightning.callbacks.config import SaveConfig
 from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import RUNS, is_trial, run_folder
+from plif_lightning.callbacks.records import content_of
 from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
 from plif_lightning.cli.arguments import option_names
@@ -371,18 +372,32 @@ class PlifCLI(LightningCLI):
         if folder is not None and self.trainer.is_global_zero and not is_trial(self.trainer):
             # The run's accuracy B is that of its best checkpoint on all of the test set.
             checkpoint = Path(str(self.config[self.subcommand].ckpt_path)).resolve()
-            others = [name for name in self.changed if name == "trainer.precision" or name.startswith("data.")]
-            others = [name for name in others if not key_of(name).training_only]
-            if self.config[self.subcommand].engine is not None:
-                others.append("engine")
             if not is_part(limit) and checkpoint == folder.best.resolve() and writable(folder):
-                if others:
+                if others := self._others_than_in_training(folder):
                     _log.warning("With other %s than in training, this is no result of the run.", ", ".join(others))
                 elif in_use(folder):
                     _log.warning("The run is still in training, and its best checkpoint may change: no result is kept.")
                 else:
                     write_test_result(folder, self.trainer.callback_metrics, self.datamodule.sizes())
         print_evaluation(self.trainer, self.datamodule)
+
+    def _others_than_in_training(self, folder: RunFolder) -> list[str]:
+        """What a test has otherwise than the run, so that its accuracy is not the run's."""
+        config, stored = self.config[self.subcommand], self.expanded.stored.config or {}
+        others = [name for name in self.changed if name == "trainer.precision" or name.startswith("data.")]
+        others = [name for name in others if not key_of(name).training_only]
+        if config.engine is not None:
+            others.append("engine")
+        if config.seed_everything != stored.get("seed_everything", config.seed_everything):
+            others.append("seed_everything")
+        known = read_run(folder.path).facts.get("test_content")
+        if known is None:  # a run of an earlier version: its test set cannot be compared
+            there = stored.get("data", {}).get("init_args", {}).get("root", config.data.init_args.root)
+            if there != config.data.init_args.root:
+                others.append("data.root")
+        elif known != content_of(self.datamodule, train=False):
+            others.append("test set")
+        return others
 
     def after_predict(self) -> None:
         print_evaluation(self.trainer, self.datamodule)

@@ -221,9 +221,12 @@ class SpikingDataModule(L.LightningDataModule):
         """Sizes of the training and the test set."""
         raise NotImplementedError
 
-    def identity(self) -> str:
-        """Identity of the training set, from which the holdout is taken; changes if it does. Call `setup` first."""
-        return str(len(self.labels(train=True)))
+    def identity(self, train: bool = True) -> str:
+        """Identity of the training set, from which the holdout is taken, or of the test set; changes if that does.
+
+        Call `setup` first.
+        """
+        return str(len(self.labels(train)))
 
     def reading(self) -> str:
         """Assumptions of a network trained on this data: class order and input scaling."""

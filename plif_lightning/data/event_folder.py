@@ -343,10 +343,10 @@ class EventFolder(EventDataModule):
             )
         return (part == 0).nonzero().flatten(), (part == 1).nonzero().flatten()
 
-    def identity(self) -> str:
+    def identity(self, train: bool = True) -> str:
         if self.windows is None and self.test_fraction is None and self.split == "recording":
-            return super().identity()
-        return f"{super().identity()} {self.windows}, {self.test_fraction} by {self.split}"
+            return super().identity(train)
+        return f"{super().identity(train)} {self.windows}, {self.test_fraction} by {self.split}"
 
 
 def _brief(store: EventStore, i: int) -> tuple[Any, ...]:

@@ -327,8 +327,8 @@ class EventDataModule(SpikingDataModule):
             samples,
         )
 
-    def identity(self) -> str:
-        return self.event_store(train=True).content
+    def identity(self, train: bool = True) -> str:
+        return self.event_store(train).content
 
     def inventory(self) -> list[Part]:
         parts = []

@@ -218,9 +218,9 @@ class ImageFolder(ImageDataModule):
             lacking = _lacking(image)
         return array[None] if array.ndim == 2 else array.transpose(2, 0, 1), lacking
 
-    def identity(self) -> str:
+    def identity(self, train: bool = True) -> str:
         # Images are sorted by class, so the counts per class determine all labels.
-        facts = self._decoded()["train"]
+        facts = self._decoded()["train" if train else "test"]
         return f"{facts['blake2b']} {np.bincount(facts['labels']).tolist()}"
 
     def verify(self) -> int:

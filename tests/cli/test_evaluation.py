@@ -66,7 +66,7 @@ def test_only_a_test_as_in_training_is_a_result_of_the_run(run, caplog):
     """What accuracy B is read from: not with another T or precision, nor while the run goes on."""
     test = ["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT]
     result = run / "test/result.json"
-    for name, value in (("data.time_steps", "1"), ("trainer.precision", "bf16-mixed")):
+    for name, value in (("data.time_steps", "1"), ("trainer.precision", "bf16-mixed"), ("seed_everything", "7")):
         main([*test, f"--{name}", value])
         assert f"With other {name} than in training" in caplog.text
         assert not result.exists()

@@ -1,5 +1,7 @@
 """Data of one's own at the command line."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,29 @@ def test_a_checkpoint_knows_its_classes_and_its_scale(tmp_path, capsys):
         message = refused(capsys, command, *checkpoint)
         assert "is not read as the checkpoint's network learned it" in message
         assert "classes dog, owl, zebra; it learned" in message
+
+
+def test_a_test_on_other_images_is_no_result_of_the_run(tmp_path, caplog):
+    """Found by a review: the accuracy on a shifted test set took the place of the run's."""
+    writers.write_image_folder(tmp_path / "pets")
+    holdout = ["--data.validation", "holdout", "--data.holdout_fraction", "0.5"]
+    main(["fit", "--data", "ImageFolder", "--data.root", "pets", *SMALL, *holdout, "--run_folder", "here"])
+    result = Path("here/test/result.json")
+    best = ["test", "--ckpt_path", "here/checkpoints/best.ckpt", *SILENT, "--data.root"]
+    for place in ("moved", "shifted"):
+        shutil.copytree(tmp_path / "pets", tmp_path / place)
+    Image.new("RGB", (10, 8), (9, 9, 9)).save(tmp_path / "shifted" / "test" / "cat" / "0.png")
+    main([*best, "shifted"])
+    assert "With other test set than in training" in caplog.text
+    assert not result.exists()
+    main([*best, "moved"])
+    assert result.exists()
+    result.unlink()
+    facts = json.loads(Path("here/data.json").read_text())
+    Path("here/data.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "test_content"}))
+    main([*best, "moved"])  # of a run of an earlier version only the folder is known
+    assert "With other data.root than in training" in caplog.text
+    assert not result.exists()
 
 
 def test_folders_of_one_name_are_not_one_experiment(tmp_path, capsys):
