@@ -2,12 +2,15 @@
 
 import math
 import os
+import shutil
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -70,6 +73,24 @@ class BestCheckpoint(ModelCheckpoint):
         self.dirpath = os.fspath(run_folder(trainer).checkpoints)
         super().setup(trainer, pl_module, stage)
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last_global_step_saved = -1  # several validations may fall between two steps of the optimiser
+        super().on_validation_end(trainer, pl_module)
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        # A run that is killed before `last.ckpt` is written goes on from the old one, with its best checkpoint.
+        folder = RunFolder(Path(filepath).parents[1])
+        if trainer.is_global_zero and folder.best.is_file() and not folder.best_before.exists():
+            _keep(folder.best, folder.best_before)
+        super()._save_checkpoint(trainer, filepath)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        folder = RunFolder(Path(self.dirpath or "").parent)
+        both = folder.best_before.is_file() and folder.best.is_file()
+        if trainer.is_global_zero and both and _batches(load_checkpoint(folder.best)) > _batches(checkpoint):
+            folder.best_before.replace(folder.best)
+        trainer.strategy.barrier()
+
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
         better = super().check_monitor_top_k(trainer, current)
         if self.ties == "first" or current is None or self.best_model_score is None:
@@ -101,9 +122,33 @@ class BestCheckpoint(ModelCheckpoint):
         return type(self).__name__
 
 
+def _keep(path: Path, beside: Path) -> None:
+    """Give a file a second name; both name the same content, until the first is replaced."""
+    try:
+        os.link(path, beside)
+    except OSError:  # a file system without links
+        with written_whole(beside, "wb") as file, path.open("rb") as content:
+            shutil.copyfileobj(content, file)
+
+
+def _batches(checkpoint: Mapping[str, Any]) -> int:
+    """Number of training batches before a checkpoint."""
+    return int(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"])
+
+
 def best_checkpoint(trainer: L.Trainer) -> BestCheckpoint | None:
     """Return the callback that keeps this run's best checkpoint; None if there is none."""
     return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+
+
+def _validates_next(trainer: L.Trainer, done: int) -> bool:
+    """True if a validation follows this batch, of which `done` are done in this epoch."""
+    interval = getattr(trainer, "_val_check_time_interval", None)
+    if interval is not None:
+        return time.monotonic() - trainer._last_val_time >= interval  # type: ignore[attr-defined]
+    if trainer.check_val_every_n_epoch is None:  # Lightning counts over epochs then
+        done = trainer.fit_loop.total_batch_idx + 1
+    return done % (getattr(trainer, "val_check_batch", None) or math.inf) == 0
 
 
 class LastCheckpoint(Checkpoint):
@@ -131,6 +176,14 @@ class LastCheckpoint(Checkpoint):
             path = run_folder(trainer).last
             trainer.save_checkpoint(path, weights_only=False)
             self.last_model_path = os.fspath(path)
+            if trainer.is_global_zero:
+                run_folder(trainer).best_before.unlink(missing_ok=True)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Lightning calls no on_train_epoch_start for an epoch that a run resumes in its middle.
+        for callback in getattr(trainer, "callbacks", []):
+            if isinstance(callback, GradientAccumulationScheduler):
+                callback.on_train_epoch_start(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -140,9 +193,8 @@ class LastCheckpoint(Checkpoint):
             self.due = True
         if not self.due:
             return
-        validation_next = done % (getattr(trainer, "val_check_batch", None) or math.inf) == 0
         accumulating = done % trainer.accumulate_grad_batches != 0
-        if not (trainer.is_last_batch or validation_next or accumulating):
+        if not (trainer.is_last_batch or _validates_next(trainer, done) or accumulating):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

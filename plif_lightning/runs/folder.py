@@ -75,6 +75,11 @@ class RunFolder:
         return self.checkpoints / "best.ckpt"
 
     @property
+    def best_before(self) -> Path:
+        """The best checkpoint that `last.ckpt` knows, while `best.ckpt` is newer than `last.ckpt`."""
+        return self.checkpoints / ".best_before"
+
+    @property
     def last(self) -> Path:
         return self.checkpoints / "last.ckpt"
 

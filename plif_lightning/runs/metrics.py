@@ -131,7 +131,7 @@ class MetricsTable:
         last = self.rows[-1] if self.rows else {}
         same = all(last.get(key) == row.get(key) for key in ("epoch", "step"))
         if same and not any(key.startswith("test/") for key in (*row, *last)):
-            last.update(row)
+            merge(last, row)
         else:
             self.rows.append(row)
 

@@ -10,11 +10,18 @@ import pytest
 import torch
 import yaml
 
-from plif_lightning.callbacks import LastCheckpoint
+from plif_lightning.callbacks import BestCheckpoint, LastCheckpoint
 from plif_lightning.cli import main
+from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.reading import read_run
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows, until
 from tests.conftest import REPOSITORY
+
+# A few seconds an epoch.
+SMALL = [*TINY, "--test_after_fit", "false", "--record_samples", "0", "--trainer.limit_train_batches", "32"]
+
+LEARNING = ["--model.structure", "c6k3s1-BN-PLIF-MPk2s2-FC40-PLIF-APk4s4", "--model.dropout", "0"]
+LEARNING += ["--model.optimizer.lr", "0.02"]
 
 
 def progress(run):
@@ -158,13 +165,85 @@ def test_mid_epoch_checkpoints_wait_until_gradients_are_complete():
     assert batches["current"]["ready"] == 4
 
 
-def test_mid_epoch_checkpoints_wait_for_a_validation_that_comes_next(monkeypatch):
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        (["2"], [1, 3, 5, 6]),
+        (["4", "--trainer.check_val_every_n_epoch", "null"], [1, 2, 3, 5, 6, 7, 9, 10, 11, 12]),
+        (["00:00:00:00"], [6]),
+    ],
+)
+def test_mid_epoch_checkpoints_wait_for_a_validation_that_comes_next(interval, expected, monkeypatch):
     saved = []
     monkeypatch.setattr(LastCheckpoint, "_save", lambda self, trainer: saved.append(trainer.global_step))
-    arguments = ["--checkpoint.every_n_batches", "1", "--trainer.limit_train_batches", "8", "--record_samples", "0"]
-    arguments += ["--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1"]
-    fit(*TINY, *arguments, "--test_after_fit", "false")
-    assert saved == [1, 3, 5, 7, 8]
+    arguments = ["--checkpoint.every_n_batches", "1", "--trainer.limit_train_batches", "6", "--record_samples", "0"]
+    arguments += ["--trainer.val_check_interval", *interval, "--trainer.limit_val_batches", "1"]
+    fit(*TINY, *arguments, "--trainer.max_epochs", str(expected[-1] // 6), "--test_after_fit", "false")
+    assert saved == expected
+
+
+def test_a_run_killed_between_a_best_epoch_and_its_checkpoint_keeps_the_best_before(monkeypatch):
+    """Found by a review: it ended with the weights of an epoch that its metrics do not have."""
+    save = LastCheckpoint._save
+
+    def break_off(self, trainer):
+        if trainer.current_epoch == 1:
+            raise RuntimeError("power cut")
+        save(self, trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LastCheckpoint, "_save", break_off)
+        with pytest.raises(RuntimeError, match="power cut"):
+            fit(*SMALL, *LEARNING, "--run_folder", "cut", "--trainer.max_epochs", "3", "--best_of_ties", "first")
+    run = RunFolder(Path("cut"))
+    assert [load(path)["epoch"] for path in (run.best_before, run.best, run.last)] == [0, 1, 0]
+    first = load(run.last)["callbacks"]["BestCheckpoint"]["best_model_score"]
+    # With such a learning rate the epochs that are repeated are worse than the first.
+    last = load(run.last)
+    for group in last["optimizer_states"][0]["param_groups"]:
+        group["lr"] = 100.0
+    torch.save(last, run.last)
+    fit("--ckpt_path", "last", config=str(run.config))
+    assert load(run.best)["epoch"] == read_run(run.path).best[0] - 1 == 0
+    assert load(run.last)["callbacks"]["BestCheckpoint"]["best_model_score"] == first
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_of_several_validations_between_two_steps_the_best_is_kept(monkeypatch):
+    """Found by a review: metrics.csv had the last one, best.ckpt the first."""
+    measured = []
+    better = BestCheckpoint.check_monitor_top_k
+    monkeypatch.setattr(
+        BestCheckpoint, "check_monitor_top_k", lambda *given: (measured.append(float(given[-1])), better(*given))[1]
+    )
+    often = ["--trainer.accumulate_grad_batches", "16", "--trainer.val_check_interval", "2"]
+    fit(*SMALL, *LEARNING, *often, "--run_folder", "often", "--trainer.max_epochs", "2")
+    assert len(measured) == 32
+    run = read_run(Path("often"))
+    assert run.best[1] == pytest.approx(max(measured))
+    main(["validate", "--ckpt_path", str(run.folder.best), *SILENT])
+    assert float(rows("often/validate/metrics.csv")[0]["val/acc"]) == pytest.approx(max(measured))
+
+
+def test_a_schedule_of_accumulation_goes_on_within_an_epoch(monkeypatch):
+    """Found by a review: the rest of the epoch was trained without it."""
+    schedule = "[{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 3}}}]"
+    arguments = [*SMALL, "--trainer.callbacks", schedule, "--trainer.max_epochs", "1"]
+    fit(*arguments, "--run_folder", "straight")
+    save = LastCheckpoint._save
+
+    def save_and_break_off(self, trainer):
+        save(self, trainer)
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LastCheckpoint, "_save", save_and_break_off)
+        with pytest.raises(RuntimeError, match="power cut"):
+            fit(*arguments, "--checkpoint.every_n_batches", "3", "--run_folder", "cut")
+    main(["fit", "--config", "cut/config.yaml", "--ckpt_path", "last"])
+    one, other = (load(f"{name}/checkpoints/last.ckpt") for name in ("straight", "cut"))
+    assert one["global_step"] == other["global_step"]
+    assert all(torch.equal(other["state_dict"][name], value) for name, value in one["state_dict"].items())
 
 
 def test_a_run_begun_from_another_ones_checkpoint_finds_a_best_of_its_own(run, tmp_path):
