@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.results import Row, read_results
+from plif_lightning.analysis.results import Row, read_results, repetition
 from plif_lightning.analysis.settings import real
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
@@ -48,7 +48,7 @@ def published_runs(path: Path) -> list[Run]:
     rows = read_results(path)
     seen: dict[tuple[str, ...], str] = {}
     for row in rows:
-        key = (row["model"], row["setup"], row["seed"])
+        key = (row["model"], row["setup"], repetition(row))
         if all(key) and key in seen:
             raise UserError(
                 f"{path} has two runs with the same settings and seed: {seen[key]} and {row['run']}. Delete the line "

@@ -80,7 +80,8 @@ def told(run: Run) -> list[tuple[str, str]]:
 def _command(arguments: Iterable[tuple[str, str]]) -> str:
     words = ["python", "main.py", "fit"]
     for name, value in arguments:
-        words += [f"--{name}", *([value] if value else [])]
+        # What begins with a dash would be read as another option.
+        words += [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", *([value] if value else [])]
     return shlex.join(words)
 
 
@@ -241,14 +242,14 @@ def _experiment_key(row: Row, shipped: Set[str]) -> tuple[str, ...]:
     """Identify the experiment and seed that a row's command asks for; `shipped` names the project's configurations."""
     own_files = set(row["configuration"].split(" + ")) - shipped
     if not row["command"] or own_files:  # runs read from W&B have none; a file of one's own may say something else now
-        return row["hash"], _repetition(row)
+        return row["hash"], repetition(row)
     places = _PLACES - {"data.root"}
     overrides = [word for word in row["overrides"].split() if word.partition("=")[0] not in places]
     asked = (row[name] for name in ("data", "source", "protocol", "configuration"))
-    return *asked, _repetition(row), *overrides
+    return *asked, repetition(row), *overrides
 
 
-def _repetition(row: Row) -> str:
+def repetition(row: Row) -> str:
     """Identify a row among those of the same experiment: by its seed, or by its run if it has no seed."""
     return row["seed"] if row["seed"].isdigit() else row["run"]
 
@@ -257,7 +258,7 @@ def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     """Merge rows; a new row replaces an old one with the same seed and the same settings or the same command."""
     shipped = configs.names().keys()
     by_command = {_experiment_key(row, shipped): row for row in (*old, *new)}
-    found = {(row["hash"], _repetition(row)): row for row in by_command.values()}
+    found = {(row["hash"], repetition(row)): row for row in by_command.values()}
     order = [*paper.TITLES.values()]
 
     def place(row: Row) -> tuple[object, ...]:

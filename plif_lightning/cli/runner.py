@@ -147,7 +147,7 @@ class Runner:
         self._clear(job)
         status, ended = self._call(job, ends)
         job.seconds = time.monotonic() - start
-        if self.stopped and status != 0:
+        if self.stopped and status != 0 and not ended:
             job.state = "stopped"
             return
         may_be_whole = status in (0, -signal.SIGKILL)  # killed, or ended after the process that started it was

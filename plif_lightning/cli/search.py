@@ -38,6 +38,8 @@ JOURNAL = "search.journal"
 _NAME = "search"
 # Names of the parts of a plan, which the journal holds as a list.
 _PLAN = ("arguments", "parameters", "metric", "arguments", "goal", "method", "early termination")
+# Attributes with which Optuna's pruner keeps what it has looked at.
+_RUNG = "completed_rung_"
 # Attribute of a trial: the number of the trial whose run it tries once more.
 _RUN = "run"
 _STATES = {"COMPLETE": "finished", "PRUNED": "ended", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
@@ -157,7 +159,7 @@ def _pruner(sweep: Sweep) -> Any:
     """W&B's hyperband as Optuna's successive halving, which first looks at the same epoch; none without it.
 
     W&B's rungs are min_iter, min_iter eta, ..., or max_iter / eta^s, ..., max_iter / eta. Optuna has those above, too;
-    a run that has trained its last epoch is never ended.
+    a run that has trained its last epoch, by max_epochs or max_steps, is never ended.
     """
     optuna = _optuna()
     given = sweep.early_terminate
@@ -298,7 +300,7 @@ class Search:
         while True:
             with contextlib.ExitStack() as held:
                 with file_lock(self.root / ".claim.lock"):
-                    trials = self.study.get_trials(deepcopy=False)
+                    trials = self._whole_trials()
                     trial = None
                     for old in trials:
                         if old.state == TrialState.RUNNING and self._hold(held, old.number):
@@ -309,10 +311,33 @@ class Search:
                         # Failed ones count, too: a search of mistakes ends.
                         if self._reached(trials) or (not waiting and len({*map(_run_of, trials)}) >= cap):
                             return
-                        self.study.sampler = self._sampler(len(trials))
+                        self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
                         trial = self.study.ask(self.free)
                         self._hold(held, trial.number)
+                        self._take_over(trial)
                 yield trial
+
+    def _whole_trials(self) -> list[Any]:
+        """All trials but those whose process was killed while it drew their parameters, which have failed."""
+        found = []
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state.name == "WAITING" or self.free.keys() <= trial.params.keys():
+                found.append(trial)
+            elif trial.state.name == "RUNNING":
+                self.study.tell(trial.number, state=_optuna().trial.TrialState.FAIL)
+        return found
+
+    def _take_over(self, trial: Any) -> None:
+        """Give a run that is tried once more the epochs and the decisions of the pruner of the try before."""
+        trials = self.study.get_trials(deepcopy=False)
+        before = [one for one in trials[: trial.number] if _run_of(one) == _run_of(trial)]
+        if not before:
+            return
+        for epoch, value in before[-1].intermediate_values.items():
+            trial.report(value, epoch)
+        for name, value in before[-1].system_attrs.items():
+            if name.startswith(_RUNG):
+                trial.storage.set_trial_system_attr(trial._trial_id, name, value)
 
     def _reached(self, trials: Sequence[Any]) -> bool:
         """True if a run has reached the metric's target, where the file has one."""
@@ -345,15 +370,19 @@ class Search:
         return job.folder.path.is_dir() and read_run(job.folder.path).status == "finished"
 
     def should_end(self, trial: Any, job: Job) -> bool:
-        """Report the epochs that are new, and say if the run should end early."""
+        """Report the epochs that are new, and say if the run should end early; the search records that it does."""
+        from optuna.trial import TrialState
+
         run = read_run(job.folder.path)
+        if run.status == "finished":
+            return False
         name = run.val_key if self.sweep.metric in ("val/acc", "test_as_val/acc") else self.sweep.metric
         known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
-        last = run.setting("trainer.max_epochs")
         for epoch, value in zip(*run.curve(name), strict=True):
-            if int(epoch) not in known and math.isfinite(value):
+            if int(epoch) not in known and int(epoch) <= run.whole_epochs and math.isfinite(value):
                 trial.report(value, int(epoch))
-                if trial.should_prune() and int(epoch) != last:
+                if trial.should_prune() and not run.is_trained:
+                    self.study.tell(trial, state=TrialState.PRUNED)  # now: it stays so if the search is killed
                     return True
         return False
 
@@ -364,8 +393,7 @@ class Search:
         if job.state == "stopped":
             return None  # it is resumed with the search
         if job.state == "ended":
-            self.study.tell(trial, state=TrialState.PRUNED)
-            return None
+            return None  # as `should_end` has recorded
         name, value = score(self.sweep, job.folder) if job.state == "finished" else ("", None)
         if job.state == "finished" and value is None:
             job.state, job.error = "failed", f"it has no {name}, the sweep's metric."

@@ -22,6 +22,7 @@ from plif_lightning.cli.runner import Job, Runner, print_job, print_line, requir
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import value_in_words
+from plif_lightning.runs.process import options
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime import program
@@ -61,7 +62,9 @@ def _finished_siblings(root: Path) -> dict[str, Path]:
 
 
 def _sibling(job: Job, elsewhere: dict[str, Path]) -> Path | None:
-    """A finished run elsewhere with the settings of a job."""
+    """A finished run elsewhere with the settings of a job; none for a job that begins from other weights."""
+    if "ckpt_path" in dict(options(job.arguments)):
+        return None
     config = planned_config(job.arguments) if elsewhere else None
     return None if config is None else elsewhere.get(comparable_settings(config))
 

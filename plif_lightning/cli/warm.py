@@ -155,6 +155,7 @@ class WarmStart:
             answer = json.loads(line)
             with self._condition:
                 if "started" in answer:
+                    self._ended.pop(answer["started"], None)  # of a process that had this number before
                     self._started.append(answer["started"])
                 else:
                     self._ended[answer["ended"]] = answer["status"]

@@ -85,6 +85,19 @@ class Run:
         return int(self.metrics[-1]["epoch"]) + 1 if self.metrics else 0
 
     @property
+    def whole_epochs(self) -> int:
+        """Epochs that have ended; in the one after them there may be validations that follow."""
+        ended = [row["epoch"] for row in self.metrics if any(key.startswith("train/") for key in row)]
+        return int(max([*ended, self.epochs - 2], default=-1)) + 1
+
+    @property
+    def is_trained(self) -> bool:
+        """True if it has trained as many epochs or steps as it should."""
+        epochs, steps = self.setting("trainer.max_epochs"), self.setting("trainer.max_steps")
+        done = int(self.metrics[-1].get("step", -1)) + 1 if self.metrics else 0
+        return self.whole_epochs == epochs or (isinstance(steps, int) and 0 < steps <= done)
+
+    @property
     def protocol(self) -> Literal["A", "B"]:
         """A: best epoch on the test set; B: best epoch on a held-out part of the training set, then one test."""
         return "B" if self.setting("data.validation") == "holdout" else "A"

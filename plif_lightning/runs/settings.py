@@ -194,6 +194,12 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
 
 
 def only_longer(name: str, after: Mapping[str, Any]) -> bool:
-    """True if a changed setting only makes a run longer: no schedule depends on it."""
-    scheduler = str(identity(after).get("model.lr_scheduler.class_path"))
-    return name in ("trainer.max_epochs", "trainer.max_steps") and not scheduler.endswith(".OneCycle")
+    """True if a changed setting only makes a run longer: no schedule depends on it.
+
+    A cycle and an averaging of weights depend on the number of epochs; of a plateau's schedule a resumed run lacks a
+    step.
+    """
+    settings = identity(after)
+    depends = ("OneCycle", "ReduceLROnPlateau", "StochasticWeightAveraging")
+    given = f"{settings.get('model.lr_scheduler.class_path')} {settings.get('trainer.callbacks')}"
+    return name in ("trainer.max_epochs", "trainer.max_steps") and not any(name in given for name in depends)

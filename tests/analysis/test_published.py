@@ -132,6 +132,14 @@ def test_two_rows_of_one_experiment_and_seed_are_refused(name, tmp_path):
         published_runs(path)
 
 
+def test_runs_without_a_seed_are_two(tmp_path):
+    """Found by a review: their rows, which `tables --results` had written, were refused."""
+    for name in ("a", "b"):
+        write_run(tmp_path / "runs" / name, seed=False, validation="holdout", test=0.8, model=PAPER, cost=COST)
+    write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs"))
+    assert [run.name for run in published_runs(tmp_path / "results.csv")] == ["a", "b"]
+
+
 @pytest.mark.parametrize(("accuracy", "share"), [("98.89", 355 / 359), ("73.33", 0.7333), ("100.00", 1.0)])
 def test_accuracies_are_whole_samples_where_the_whole_test_set_was_measured(tmp_path, accuracy, share):
     rows = write_table(tmp_path)

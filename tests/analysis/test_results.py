@@ -256,7 +256,17 @@ def test_what_makes_a_run_only_longer_is_no_change():
     assert [name for name in found if only_longer(name, after)] == ["trainer.max_epochs"]
     cycle = {**after, "model": {"lr_scheduler": {"class_path": "plif_lightning.training.schedules.OneCycle"}}}
     assert not only_longer("trainer.max_epochs", cycle)
+    plateau = {**after, "model": {"lr_scheduler": {"class_path": "lightning.pytorch.cli.ReduceLROnPlateau"}}}
+    assert not only_longer("trainer.max_epochs", plateau)
+    average = [{"class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging", "init_args": {"swa_lrs": 0.1}}]
+    assert not only_longer("trainer.max_epochs", {**after, "trainer": {**after["trainer"], "callbacks": average}})
     assert changed(before, before) == {}
+
+
+def test_a_value_that_begins_with_a_dash_is_no_option_of_the_command(tmp_path):
+    write_run(tmp_path / "a", arguments=["--config=fashionmnist", "--model.v_reset=-1e-3", "--model.init_tau=3"])
+    (row,) = write_results(tmp_path / "results.csv", find_runs(tmp_path))
+    assert row["command"] == "python main.py fit --config fashionmnist --model.v_reset=-1e-3 --model.init_tau 3"
 
 
 def test_runs_without_a_command_are_told_apart_by_their_settings(tmp_path):

@@ -267,8 +267,8 @@ def test_bad_runs_end_early(tmp_path):
     ended = []
     for level, trial in zip((0.9, 0.8, 0.1, 0.95), search.claimed(4), strict=True):
         job = search.job(trial)
+        ended.append(ends(search, trial, (level,) * 4))
         write_run(job.folder.path, (level,) * 4, validation="holdout")
-        ended.append(search.should_end(trial, job))
         job.state = "ended" if ended[-1] else "finished"
         search.tell(trial, job)
     assert ended == [False, True, True, False]
@@ -324,6 +324,17 @@ def a_search(folder, **changes):
     return Search(read_sweep(write(folder / "s.yaml", **changes)), folder, [], seed=7)
 
 
+def ends(search, trial, curve, finished=False, **trainer):
+    """True if a run is ended whose validation accuracies have been these so far."""
+    job = search.job(trial)
+    shutil.rmtree(job.folder.path, ignore_errors=True)
+    length = {"max_epochs": 99, **trainer}
+    write_run(job.folder.path, curve, validation="holdout", finished=finished, trainer=length)
+    found = search.should_end(trial, job)
+    shutil.rmtree(job.folder.path)
+    return found
+
+
 def asked(search, cap):
     """The first parameter of new trials, up to a number of them, each told."""
     found = []
@@ -344,20 +355,123 @@ def test_a_seed_gives_other_values_in_every_process_and_call(tmp_path, method):
 
 def test_hyperband_looks_at_wandbs_epochs_and_ends_no_run_that_has_trained_them_all(tmp_path):
     search = a_search(tmp_path, early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2}, run_cap=9)
-    ends = []
+    ended = []
     for i, trial in enumerate(search.claimed(5)):
-        job = search.job(trial)
         good, epochs = i < 4, 2 + (i == 4)
         for done in range(1, epochs + 1):
-            if job.folder.path.exists():
-                shutil.rmtree(job.folder.path)
-            curve = (0.9 if good else 0.1,) * done
-            write_run(job.folder.path, curve, validation="holdout", finished=False, trainer={"max_epochs": epochs})
-            if search.should_end(trial, job):
-                ends.append((i, done))
+            if ends(search, trial, (0.9 if good else 0.1,) * done, max_epochs=epochs):
+                ended.append((i, done))
                 break
-        search.study.tell(trial, 0.9 if good else 0.1)
-    assert ends == [(4, 2)]  # the bad run, after its second epoch; the good ones had no more to train
+        else:
+            search.study.tell(trial, 0.9 if good else 0.1)
+    assert ended == [(4, 2)]  # the bad run, after its second epoch; the good ones had no more to train
+
+
+HALVING = {"early_terminate": {"type": "hyperband", "min_iter": 4, "eta": 4}, "run_cap": 9}
+
+
+def after_good_runs(folder, search):
+    """The trials of a search after three good runs."""
+    claimed = search.claimed(9)
+    for _ in range(3):
+        trial = next(claimed)
+        assert not ends(search, trial, (0.9,) * 8)
+        search.study.tell(trial, 0.9)
+    return claimed
+
+
+def test_a_run_that_was_ended_is_not_taken_up_again_if_the_search_is_killed_meanwhile(tmp_path):
+    """Found by a review: the pruner had passed its epoch, and it trained on to the next one."""
+    search = a_search(tmp_path, **HALVING)
+    claimed = after_good_runs(tmp_path, search)
+    bad = next(claimed)
+    assert ends(search, bad, (0.2,) * 4)
+    claimed.close()
+    assert next(a_search(tmp_path, **HALVING).claimed(9)).number == bad.number + 1
+    assert trials(tmp_path)[bad.number].state.name == "PRUNED"
+
+
+def test_a_run_that_is_ended_is_so_after_ctrl_c_too(tmp_path, monkeypatch):
+    runner = Runner(1)
+
+    class Ends:
+        asked = 0
+
+        def wait(self, timeout):
+            self.asked += 1
+            if self.asked > 1:
+                runner.stop()
+            return 143 if self.asked > 1 else None
+
+        def terminate(self):
+            pass
+
+    monkeypatch.setattr(runner._start, "start", lambda *given: Ends())
+    job = Job("x", RunFolder(tmp_path / "x"), ["fit"], tmp_path / "x.log")
+    runner.run(job, lambda job: True)
+    assert job.state == "ended"
+
+
+def test_a_run_tried_again_is_judged_by_epochs_that_are_new(tmp_path):
+    """Found by a review: the best run was ended for its first epochs, which it had passed before it failed."""
+    search = a_search(tmp_path, **HALVING)
+    claimed = search.claimed(9)
+    failed, curve = next(claimed), (*(0.5,) * 4, *(0.95,) * 16)
+    assert not ends(search, failed, curve)
+    search.study.tell(failed, state=optuna.trial.TrialState.FAIL)
+    claimed.close()
+    for trial, level in zip(search.claimed(4), (0.9,) * 3, strict=True):
+        assert not ends(search, trial, (level,) * 8)
+        search.study.tell(trial, level)
+    search = a_search(tmp_path, **HALVING)
+    again = next(search.claimed(9))
+    assert search.job(again).name == search.job(failed).name
+    before, now = (trials(tmp_path)[one.number] for one in (failed, again))
+    assert now.intermediate_values == before.intermediate_values
+    assert now.system_attrs.items() >= {k: v for k, v in before.system_attrs.items() if "rung" in k}.items()
+    assert not ends(search, again, (*curve, 0.96))
+
+
+def test_a_process_killed_while_it_draws_parameters_breaks_no_search(tmp_path):
+    """Found by a review: every later call ended in a KeyError."""
+    search = a_search(tmp_path, run_cap=2)
+    half = search.study.ask({"model.init_tau": search.free["model.init_tau"]})
+    found = asked(a_search(tmp_path, run_cap=2), 2)
+    assert len(found) == 2
+    assert trials(tmp_path)[half.number].state.name == "FAIL"
+    assert asked(a_search(tmp_path, run_cap=2), 2) == []
+    assert [trial.state for trial in search.write().trials] == ["finished"] * 2
+
+
+def test_an_epoch_is_judged_when_it_has_ended(tmp_path):
+    """Found by a review: with several validations in an epoch, the one that was read first counted."""
+    early = {"early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 2}}
+    search = a_search(tmp_path, **early)
+    claimed = search.claimed(9)
+    first = next(claimed)
+    assert not ends(search, first, (0.8, 0.8))
+    search.study.tell(first, 0.8)
+    second = next(claimed)
+    folder = search.job(second).folder
+    write_run(folder.path, (), validation="holdout", finished=False, trainer={"max_epochs": 9})
+    for rows, expected in (
+        ("0,9,0.6,\n", {}),
+        ("0,9,0.6,\n0,19,0.9,\n", {}),
+        ("0,9,0.6,\n0,19,0.9,\n0,20,,0.1\n", {1: 0.9}),
+        ("0,9,0.6,\n0,19,0.9,\n1,29,0.7,\n", {1: 0.9}),
+    ):
+        folder.metrics.write_text(f"epoch,step,val/acc,train/loss\n{rows}")
+        assert not search.should_end(second, search.job(second))
+        assert trials(tmp_path)[second.number].intermediate_values == expected
+
+
+@pytest.mark.parametrize("how", ["max_steps", "result"])
+def test_a_run_that_has_trained_is_not_ended(how, tmp_path):
+    """Found by a review: those whose length max_steps gives were, in their test and after it."""
+    search = a_search(tmp_path, **HALVING)
+    bad = next(after_good_runs(tmp_path, search))
+    length = {"max_epochs": 1024, "max_steps": 40 if how == "max_steps" else -1}
+    assert not ends(search, bad, (0.2,) * 4, finished=how == "result", **length)
 
 
 @pytest.mark.parametrize(

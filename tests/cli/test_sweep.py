@@ -462,6 +462,16 @@ def test_a_run_that_went_on_otherwise_or_from_other_weights_does_not_serve(start
     assert "0 finished" in capsys.readouterr().out
 
 
+def test_no_run_elsewhere_serves_one_that_begins_from_other_weights(capsys):
+    """Found by a review: a run from new weights took the place of one from a checkpoint."""
+    finished_run(Path("runs/table4/a"), *SAME)
+    once = ["table5", "--dry-run", "--grid", "config=fashionmnist", "--grid", "model.pooling=max"]
+    assert sweep(*once) == 0
+    assert "1 finished" in capsys.readouterr().out
+    assert sweep(*once, "--", "--ckpt_path=other.ckpt") == 0
+    assert "0 finished" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("edit", [("time_steps: 2", "time_steps: 3"), ("# a", "# b")])
 def test_runs_of_a_configuration_that_was_edited_are_another_sweep(edit, capsys):
     """Found by a review: such runs were taken for finished ones, and ranked beside those of the new file."""
