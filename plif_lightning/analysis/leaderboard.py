@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from plif_lightning import configs
-from plif_lightning.analysis.settings import data_title, in_words, model_settings, setup
+from plif_lightning.analysis.settings import data_title, in_words, model_settings, says_something, setup
 from plif_lightning.analysis.tables import Cell, Table, cells, interval
 from plif_lightning.errors import UserError
 from plif_lightning.runs.run import Run
@@ -92,7 +92,7 @@ def _groups(runs: Sequence[Run]) -> list[list[Cell]]:
 
 def _model(run: Run) -> dict[str, Any]:
     """The settings of a run's network and its training that are not none, false or zero: later options' defaults."""
-    return {key: value for key, value in model_settings(run).items() if value not in (False, 0)}
+    return {key: value for key, value in model_settings(run).items() if says_something(key, value)}
 
 
 @cache

@@ -15,11 +15,13 @@ from plif_lightning.analysis.paper import Setting
 from plif_lightning.errors import UserError
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import by_numbers, identity, is_part, key_of, without_order
-from plif_lightning.structure import Numbers, parse
+from plif_lightning.structure import Neurons, Numbers, parse
 from plif_lightning.structure.layers import neurons_in
 
 # Values that are left out: most options that are added later have one of them as default.
 _NOTHING = (None, False, 0)
+# Options whose default is none, and that mean something else by zero.
+_ZERO_COUNTS = {"model.tet_lambda"}
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
 
 
@@ -37,9 +39,14 @@ def other_settings(run: Run) -> dict[str, Any]:
     return found
 
 
+def says_something(key: str, value: Any) -> bool:
+    """True if a setting is not left out where runs are compared."""
+    return value not in _NOTHING or (value is not None and key in _ZERO_COUNTS)
+
+
 def experiment(run: Run) -> str:
     """A text that is equal for runs that differ only in their seed, of any version."""
-    others = {key: value for key, value in other_settings(run).items() if value not in _NOTHING}
+    others = {key: value for key, value in other_settings(run).items() if says_something(key, value)}
     if run.protocol == "B":
         others["best_of_ties"] = run.best_of_ties
     return json.dumps([setting_of(run), sorted(others.items(), key=without_order)], default=str)
@@ -53,7 +60,7 @@ def model_settings(run: Run) -> dict[str, Any]:
 
 def setup(run: Run) -> str:
     """A text that is equal for runs that differ only in their network, its training and their seed."""
-    others = {k: v for k, v in other_settings(run).items() if not k.startswith("model.") and v not in _NOTHING}
+    others = {k: v for k, v in other_settings(run).items() if not k.startswith("model.") and says_something(k, v)}
     return json.dumps([data_title(run), run.best_of_ties, sorted(others.items(), key=without_order)], default=str)
 
 
@@ -77,6 +84,7 @@ _PLAIN = {
     "trainer.accumulate_grad_batches": 1.0,
     "model.label_smoothing": 0.0,
     "data.augmentation": None,
+    "data.holdout_fraction": 0.15,
     "data.normalize": True,
     "data.time_order": "strict",
     "data.source": "original",
@@ -118,14 +126,27 @@ def setting_of(run: Run) -> Setting:
 
 def _neurons_of(model: Any, plif: str) -> str:
     """The neurons of a network, with `plif` in the place of PLIF; several kinds of a structure are joined by +."""
+    found = _in_structure(model)
+    if found is None:
+        return plif
+    names = dict.fromkeys(neurons.name for neurons in found)
+    return "+".join(plif if name == "PLIF" else name for name in names) or "no neurons"
+
+
+def has_own_taus(run: Run) -> bool:
+    """True if a layer of the structure has an initial tau of its own."""
+    return any("init_tau" in dict(neurons.arguments) for neurons in _in_structure(run.config.get("model")) or ())
+
+
+def _in_structure(model: Any) -> list[Neurons] | None:
+    """The layers of neurons of a network's structure; None if it has none, or one that cannot be read."""
     text = by_numbers(model).get("structure") if isinstance(model, Mapping) else None
     if text is None:
-        return plif
+        return None
     try:
-        names = dict.fromkeys(neurons.name for neurons in neurons_in(parse(text).layers))
+        return [*neurons_in(parse(text).layers)]
     except UserError:
-        return plif
-    return "+".join(plif if name == "PLIF" else name for name in names) or "no neurons"
+        return None
 
 
 def _neuron(value: Any) -> str:
@@ -197,18 +218,20 @@ def unusual(run: Run) -> list[str]:
         own["trainer.devices"] = "auto"
     usual = _usual().get(run.data_set)
     expected = _PLAIN if usual is None else usual
+    replaced = [f"model.{name}" for name in Numbers._fields] if "model.structure" in own else []
     names = []
     for key in dict.fromkeys([*own, *expected]):
-        if _has_column(key) or key in _HOW or key.removeprefix("trainer.") in _LIMITS:
+        if _has_column(key) or key in _HOW or key in replaced or key.removeprefix("trainer.") in _LIMITS:
             continue
         if key not in own:
             # None in its place; a run of an earlier version may lack it altogether.
             block = _given_above(key, given)
-            differs, key = block is not None and expected[key] not in _NOTHING, block or key
+            differs, key = block is not None and says_something(key, expected[key]), block or key
         elif key in expected:
             differs = own[key] != expected[key]
         else:
-            differs = own[key] not in _NOTHING and (usual is not None or key.startswith("model.early_time_steps."))
+            shown = usual is not None or key.startswith("model.early_time_steps.")
+            differs = shown and says_something(key, own[key])
         if differs:
             names.append(key)
     names += [f"trainer.{name}" for name in _limits_of(run)]

@@ -86,9 +86,11 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         folder = RunFolder(Path(self.dirpath or "").parent)
-        both = folder.best_before.is_file() and folder.best.is_file()
-        if trainer.is_global_zero and both and _batches(load_checkpoint(folder.best)) > _batches(checkpoint):
-            folder.best_before.replace(folder.best)
+        if trainer.is_global_zero and folder.best_before.is_file() and folder.best.is_file():
+            if _batches(load_checkpoint(folder.best)) > _batches(checkpoint):
+                folder.best_before.replace(folder.best)
+            else:  # the run was killed before it was deleted
+                folder.best_before.unlink()
         trainer.strategy.barrier()
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:

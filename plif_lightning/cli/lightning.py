@@ -283,7 +283,13 @@ class PlifCLI(LightningCLI):
         ]
         if self.subcommand == "fit":
             record = CommandRecord(self.expanded.given, self.changed, self.longer)
-            own += [Header(), record, weights, SampleRecord(options.record_samples), self.stop]
+            own += [
+                Header(bool(options.test_after_fit)),
+                record,
+                weights,
+                SampleRecord(options.record_samples),
+                self.stop,
+            ]
         if self.subcommand == "predict":
             own.append(PredictionWriter())
         if options.engine is not None:

@@ -41,6 +41,10 @@ def require_ranges(config: Any, command: str) -> None:
     limit = _MEASURED.get(command)
     if limit is not None and config.trainer[limit] == 0:
         raise UserError(f"trainer.{limit} must be above 0 for {command}, or nothing is measured, got 0.")
+    if command == "fit" and config.get("test_after_fit") and config.trainer.limit_test_batches == 0:
+        raise UserError(
+            "trainer.limit_test_batches must be above 0 with test_after_fit: pass --test_after_fit false for no test."
+        )
     for key in (*_AT_LEAST, *_ABOVE_ZERO):
         _require_least(key, config.get(key))
     if isinstance(config.get("seed_everything"), int) and config.seed_everything >= 2**32:

@@ -20,6 +20,7 @@ from plif_lightning.callbacks.checkpoints import best_checkpoint
 from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.data import SpikingDataModule
+from plif_lightning.errors import UserError
 from plif_lightning.network.own import description, kernels_of
 from plif_lightning.runs.metrics import layer_values, neuron_kinds, read_metrics
 from plif_lightning.runs.settings import is_part
@@ -174,7 +175,9 @@ def _add_best_epoch(
 ) -> None:
     """Add accuracy and layers of the epoch that was kept, and the training speed, if any epoch was validated."""
     folder = run_folder(trainer)
-    metrics = read_metrics(folder.metrics) if folder.metrics.is_file() else []
+    kept = best_checkpoint(trainer)
+    ties = kept.ties if kept is not None and kept.ties is not None else "first"
+    metrics = read_metrics(folder.metrics, ties=ties) if folder.metrics.is_file() else []
     key = f"{data.val_name}/acc"
     measured = [row for row in metrics if not math.isnan(row.get(key, math.nan))]
     if not measured:
@@ -251,11 +254,25 @@ def _add_results(table: Table, row: dict[str, float], data: SpikingDataModule) -
 
 
 class Header(Callback):
-    """Prints the header of a fit when it starts, and logs its data and kernels."""
+    """Prints the header of a fit when it starts, and logs its data and kernels.
+
+    Args:
+        tests: a test follows the fit; a limit that would leave it no batch is refused before the training.
+    """
+
+    def __init__(self, tests: bool = False) -> None:
+        self.tests = tests
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
+        data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if self.tests and isinstance(limit := trainer.limit_test_batches, float):
+            batches = math.ceil(len(data.labels(train=False)) / trainer.world_size / data.eval_batch_size)
+            if int(limit * batches) < 1:
+                raise UserError(
+                    f"trainer.limit_test_batches={limit:g} leaves none of the {batches} batches of the test after the "
+                    "fit: pass a larger one, or --test_after_fit false."
+                )
         if trainer.is_global_zero:
-            data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
             print_header(trainer, pl_module.network, data)
             _log.info("%s; %s", data.describe(), kernels_of(pl_module.network, trainer.strategy.root_device))

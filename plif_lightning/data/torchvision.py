@@ -1,6 +1,7 @@
 """Static data sets that torchvision downloads, verifies and reads: MNIST, Fashion-MNIST, CIFAR-10."""
 
 import gzip
+import hashlib
 import logging
 import pickle
 import zlib
@@ -31,11 +32,27 @@ class TorchvisionDataModule(ImageDataModule):
         torchvision_class: class of `torchvision.datasets`.
         files: files that it reads, for messages.
         published: numbers of training and of test images; None if they are not known.
+        digests: of training and of test images and labels; None where torchvision compares the files whenever it reads
+            them.
     """
 
     torchvision_class: ClassVar[Any]
     files: ClassVar[str]
     published: ClassVar[tuple[int, int] | None] = None
+    digests: ClassVar[tuple[str, str] | None] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._identity: dict[bool, str] = {}
+
+    def identity(self, train: bool = True) -> str:
+        # Of published images their number, as in checkpoints and runs of earlier versions.
+        if train not in self._identity:
+            found = super().identity(train)
+            if self.digests is not None and (own := _digest(*self.arrays(train))) != self.digests[not train]:
+                found = f"{found} {own}"
+            self._identity[train] = found
+        return self._identity[train]
 
     def prepare_data(self) -> None:
         self.prepared = self._unpack()
@@ -125,6 +142,13 @@ class TorchvisionDataModule(ImageDataModule):
         return images, torch.as_tensor(data.targets)
 
 
+def _digest(images: Tensor, labels: Tensor) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (images, labels.to(torch.uint8)):
+        digest.update(part.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 _IDX = "{train,t10k}-{images-idx3,labels-idx1}-ubyte (or their .gz)"
 
 
@@ -136,6 +160,7 @@ class MNIST(TorchvisionDataModule):
     torchvision_class = datasets.MNIST
     files = f"MNIST/raw/{_IDX}"
     published = 60_000, 10_000
+    digests = "4fbea2f00d40baac", "37949196e920e83b"
     input_shape = (1, 28, 28)
     class_names = tuple("0123456789")
     mean, std = (0.1307,), (0.3081,)
@@ -149,6 +174,7 @@ class FashionMNIST(TorchvisionDataModule):
     torchvision_class = datasets.FashionMNIST
     files = f"FashionMNIST/raw/{_IDX}"
     published = 60_000, 10_000
+    digests = "476097ecb80ff8d0", "19e07d9f243258a1"
     input_shape = (1, 28, 28)
     class_names = (
         *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),

@@ -14,15 +14,16 @@ from plif_lightning.runtime.files import written_whole
 _log = logging.getLogger(__name__)
 
 
-def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str, float]]:
+def read_metrics(path: Path, problems: list[str] | None = None, ties: str = "first") -> list[dict[str, float]]:
     """Read one row of metrics per epoch, in order, from a run's `metrics.csv`.
 
     Several lines of one epoch (validation within an epoch, older runs) are merged: the last value of each metric, but
-    the best validation accuracy, because its checkpoint is the one kept.
+    those of the best validation, because its checkpoint is the one kept.
 
     Args:
         path: the table.
         problems: list that receives a sentence for each unreadable line, which is skipped; None: raise an error.
+        ties: which of equally good validations is kept, `first` or `last`.
 
     Raises:
         UserError: the file, or without `problems` a line, cannot be read.
@@ -40,7 +41,7 @@ def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str
                     raise UserError(message) from None
                 problems.append(f"{message} The line is skipped.")
                 continue
-            merge(epochs.setdefault(int(values["epoch"]), {}), values)
+            merge(epochs.setdefault(int(values["epoch"]), {}), values, ties)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table of metrics: {error}.") from error
     return [epochs[epoch] for epoch in sorted(epochs)]
@@ -59,12 +60,14 @@ def _is_of_epoch(row: dict[str, Any]) -> bool:
 
 # Metrics that a validation measures.
 _OF_VALIDATION = ("val/", "test_as_val/", "rate/")
+_ACCURACIES = ("val/acc", "test_as_val/acc")
 
 
-def merge(epoch: dict[str, float], line: Mapping[str, float]) -> None:
+def merge(epoch: dict[str, float], line: Mapping[str, float], ties: str = "first") -> None:
     """Merge a line of metrics into its epoch: the last value of each, but all of its best validation's."""
-    is_worse = any(epoch.get(key, 0.0) > line.get(key, 2.0) for key in ("val/acc", "test_as_val/acc"))
-    best = {key: value for key, value in epoch.items() if is_worse and key.startswith(_OF_VALIDATION)}
+    pairs = [(epoch[key], line[key]) for key in _ACCURACIES if key in epoch and key in line]
+    is_kept = any(before > now or (before == now and ties == "first") for before, now in pairs)
+    best = {key: value for key, value in epoch.items() if is_kept and key.startswith(_OF_VALIDATION)}
     epoch.update(line)
     epoch.update(best)
 
@@ -99,7 +102,7 @@ def neuron_kinds(metrics: Iterable[Mapping[str, float]]) -> list[str]:
 
 
 class MetricsTable:
-    """Writes the table that `read_metrics` reads, one row per epoch; every `save` is atomic.
+    """Writes the table that `read_metrics` reads, a row per epoch and validation; every `save` is atomic.
 
     Args:
         path: the table; existing rows are kept.
@@ -126,12 +129,13 @@ class MetricsTable:
                 path.unlink()
 
     def add(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add metrics of a step to the row of the same step and epoch; metrics of a test get their own row."""
+        """Add metrics of a step to the row of the same step and epoch; a test and a second validation get their own."""
         row = {**metrics, "step": step}
         last = self.rows[-1] if self.rows else {}
         same = all(last.get(key) == row.get(key) for key in ("epoch", "step"))
-        if same and not any(key.startswith("test/") for key in (*row, *last)):
-            merge(last, row)
+        again = any(key in last and key in row for key in _ACCURACIES)
+        if same and not again and not any(key.startswith("test/") for key in (*row, *last)):
+            last.update(row)
         else:
             self.rows.append(row)
 

@@ -55,7 +55,7 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
     files = RunFolder(folder)
     problems: list[str] = []
     config = loaded(files.config, problems)
-    metrics = _metrics(files, problems)
+    metrics = _metrics(files, problems, Run(files, "", "unfinished", config).best_of_ties)
     started = loaded(files.command, problems, optional=True)
     result = loaded(files.result, problems, optional=True)
     facts = loaded(files.data, problems, optional=True)
@@ -81,13 +81,13 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
     )
 
 
-def _metrics(files: RunFolder, problems: list[str]) -> list[dict[str, float]]:
+def _metrics(files: RunFolder, problems: list[str], ties: str) -> list[dict[str, float]]:
     """Read the metrics of each epoch; none if they cannot be read."""
     if not files.metrics.is_file():
         problems.append(f"{files.metrics} does not exist: no epoch was finished.")
         return []
     try:
-        return read_metrics(files.metrics, problems)
+        return read_metrics(files.metrics, problems, ties)
     except UserError as error:
         problems.append(str(error))
         return []

@@ -1,6 +1,8 @@
 """`wandb.json`, the id of a run at W&B; and runs read from W&B."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,27 @@ def runs_of_project(project: str) -> list[Run]:
     return found
 
 
+def _step(row: dict[str, Any], otherwise: float) -> float:
+    step = row.get("trainer/global_step")
+    return step if isinstance(step, (int, float)) else otherwise
+
+
+def _that_count(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of epochs, but those that a killed run had logged after its checkpoint, and logged again."""
+    found: list[dict[str, Any]] = []
+    for row in history:
+        if row.get("epoch") is None or any(key.startswith("test/") for key in row):
+            continue
+        step, measured = _step(row, math.inf), {key for key in row if key.endswith("/acc")}
+        first = place = len(found)
+        while place and _step(found[place - 1], -math.inf) >= step:
+            place -= 1
+            if _step(found[place], -math.inf) > step or measured & found[place].keys():
+                first = place
+        found[first:] = [row]
+    return found
+
+
 def run_of_wandb(run: Any) -> Run:
     """Convert a run from W&B's API (`wandb.apis.public.Run`) that was logged with `variants/wandb.yaml`."""
     epochs: dict[int, dict[str, float]] = {}
@@ -53,11 +76,11 @@ def run_of_wandb(run: Any) -> Run:
         history = list(run.scan_history())
     except Exception as error:  # the client's own types are private; a run that logged nothing has no history
         history, problems = [], [f"its history cannot be read from W&B: {' '.join(str(error).split())}."]
-    for row in history:
-        if row.get("epoch") is not None and not any(key.startswith("test/") for key in row):
-            values = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and not k.startswith("_")}
-            merge(epochs.setdefault(int(row["epoch"]), {}), values)
     config = dict(run.config)
+    ties = Run(RunFolder(Path()), "", "unfinished", config).best_of_ties
+    for row in _that_count(history):
+        values = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and not k.startswith("_")}
+        merge(epochs.setdefault(int(row["epoch"]), {}), values, ties)
     test = run.summary.get("test/acc")
     return Run(
         RunFolder(Path("wandb") / str(run.id)),  # does not exist

@@ -35,6 +35,18 @@ class OneCycle(LRScheduler):
         self.total_steps: float = math.inf  # set once the Trainer is known
         super().__init__(optimizer)
 
+    def set_length(self, steps: float) -> None:
+        """Take a number of steps; another one than before counts from the next step on."""
+        if steps == self.total_steps:
+            return
+        self.total_steps = steps
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
     def share(self, done: float) -> float:
         """Return the learning rate as a fraction of the peak after a fraction `done` of the training."""
         if done < self.warmup:

@@ -185,7 +185,7 @@ class SpikingClassifier(L.LightningModule):
                 steps = self.trainer.estimated_stepping_batches
                 if not 0 < steps < math.inf:
                     raise UserError("OneCycle needs a training of known length: pass --trainer.max_epochs.")
-                scheduler.scheduler.total_steps = steps
+                scheduler.scheduler.set_length(steps)
 
     # Batches come from any loader: this project's, or pairs (x, label) from PyTorch's own.
 

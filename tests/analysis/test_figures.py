@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from plif_lightning.events import Recording
 from plif_lightning.network import SpikeMaxPool2d
 from plif_lightning.plot import picture
 from plif_lightning.plot.style import COLOURS
-from plif_lightning.runs.reading import find_runs
+from plif_lightning.runs.reading import find_runs, read_run
 from tests import writers
 from tests.cli.calls import refused
 from tests.writers import COST, PAPER, write_run
@@ -49,6 +50,17 @@ def test_the_response_to_a_spike_jumps_and_decays_with_tau():
 def test_the_moving_average_is_over_whole_windows():
     np.testing.assert_allclose(moving_average([1, 2, 3, 6], 2), [1.5, 2.5, 4.5])
     assert len(moving_average([1.0] * 200)) == 137
+
+
+@pytest.mark.parametrize(("every", "first"), [(1, 64), (8, 8)])
+def test_only_epochs_are_smoothed(tmp_path, every, first):
+    """Found by a review: a window of 64 validations was called one of 64 epochs."""
+    write_run(tmp_path / "a", (0.5,) * 1024)
+    run = read_run(tmp_path / "a")
+    run = replace(run, metrics=[row for row in run.metrics if (row["epoch"] + 1) % every == 0])
+    figure, caption = figure_6([run])
+    assert figure.axes[0].lines[1].get_xdata()[0] == first
+    assert ("moving average" in caption) == (every == 1)
 
 
 @pytest.fixture
@@ -178,6 +190,15 @@ def test_figure_6_shows_means_and_the_authors_points(runs):
     np.testing.assert_allclose(solid[0].get_ydata(), [50, 72.5, 80])
     crosses = [line for line in panel.lines if line.get_marker() == "x"]
     assert crosses[0].get_xydata().tolist() == [[1, 88.96], [2, 90.46], [3, 91.10]]
+
+
+def test_figure_7_begins_with_the_first_epoch_where_layers_have_initial_values_of_their_own(tmp_path):
+    """Found by a review: such a layer began at the network's, with a jump that it never made."""
+    structure = "c4k3s1-BN-PLIF(init_tau=8.0)-MPk2s2-FC100-PLIF-APk10s10"
+    write_run(tmp_path / "a", init_tau=2.0, model={"structure": structure})
+    figure, _ = figure_7([read_run(tmp_path / "a")])
+    lines = [line for line in figure.axes[0].lines if "tau" in line.get_label()]
+    assert [line.get_xdata()[0] for line in lines] == [1, 1]
 
 
 def test_figure_7_begins_at_the_initial_value(runs):

@@ -67,6 +67,7 @@ def test_of_one_run_the_interval_is_binomial():
         {"samples": (1_000, 100)},
         {"accuracies": (0.5,)},
         {"validation": "holdout", "test": 0.8},
+        {"model": {"loss": "tet", "tet_lambda": 0.0}},
         {"trainer": {"gradient_clip_val": 1.0}},
         {"trainer": {"max_steps": 3}},
         {"trainer": {"limit_val_batches": 0.5}},
@@ -74,7 +75,7 @@ def test_of_one_run_the_interval_is_binomial():
     ],
 )
 def test_what_is_not_the_same_experiment_is_never_averaged(tmp_path, other):
-    write_run(tmp_path / "a", seed=1)
+    write_run(tmp_path / "a", seed=1, **({"model": {"loss": "tet"}} if "model" in other else {}))
     write_run(tmp_path / "b", seed=2, **other)
     assert [len(cell.runs) for cell in cells(find_runs(tmp_path))] == [1, 1]
     assert len(rows(tables(tmp_path)["4"])) == 2
@@ -121,6 +122,9 @@ def test_what_a_parser_makes_of_a_shipped_configuration_is_usual(name):
         ("--model.surrogate_width=0.5", "surrogate_width 0.5"),
         ("--model.optimizer.betas=[0.8,0.9]", "optimizer.betas 0.8 and 0.9"),
         ("--data.drop_last=true", "drop_last true"),
+        ("--data.holdout_fraction=0.5", "holdout_fraction 0.5"),
+        ("--data.time_steps=1", "time_steps 1"),
+        ("--model.structure=c4k3s1-BN-PLIF-MPk2s2-FC10", "structure c4k3s1-BN-PLIF-MPk2s2-FC10"),
         ("--data.augmentation=null", "augmentation none"),
         ("--trainer.accumulate_grad_batches=4", "accumulate_grad_batches 4"),
         ("--trainer.gradient_clip_val=1", "gradient_clip_val 1"),

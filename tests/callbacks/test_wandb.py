@@ -179,6 +179,26 @@ def test_runs_of_wandbs_api_are_runs():
     assert found.setting("data.time_steps") == 8
 
 
+def test_epochs_that_a_killed_run_repeated_count_once():
+    """Found by a review: the better of both counted."""
+    config = {"model": {}, "data": {"init_args": {"validation": "holdout"}}}
+    step = "trainer/global_step"
+    lost = [{"epoch": 1, "val/acc": 0.95, step: 19}, {"epoch": 1, "train/loss": 0.1, step: 19}]
+    lost += [{"epoch": 2, "val/acc": 0.97, step: 29}]
+    again = [{"epoch": 1, "val/acc": 0.9, step: 19}, {"epoch": 1, "train/loss": 0.2, step: 19}]
+    history = [{"epoch": 0, "val/acc": 0.8, step: 9}, *lost, *again]
+    found = run_of_wandb(
+        SimpleNamespace(id="abc", name="run", state="running", config=config, summary={}, scan_history=lambda: history)
+    )
+    assert [(row["epoch"], row["val/acc"]) for row in found.metrics] == [(0, 0.8), (1, 0.9)]
+    assert found.metrics[1]["train/loss"] == 0.2
+    history.append({"epoch": 2, "val/acc": 0.85, step: None})
+    found = run_of_wandb(
+        SimpleNamespace(id="abc", name="run", state="running", config=config, summary={}, scan_history=lambda: history)
+    )
+    assert [row["val/acc"] for row in found.metrics] == [0.8, 0.9, 0.85]
+
+
 def test_a_project_that_cannot_be_read_is_named(capsys, monkeypatch, tmp_path):
     from plif_lightning.cli import main as commands
 

@@ -56,6 +56,11 @@ from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, refused
         (["--trainer.max_epochs", "-2"], "trainer.max_epochs must be at least 1, got -2"),
         (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches must be above 0, got 0"),
         (["--trainer.limit_train_batches", "0.0"], "trainer.limit_train_batches must be above 0, got 0"),
+        (["--trainer.limit_test_batches", "0"], "trainer.limit_test_batches must be above 0 with test_after_fit"),
+        (
+            ["--trainer.limit_test_batches", "0.01"],
+            "trainer.limit_test_batches=0.01 leaves none of the 3 batches of the test after the fit",
+        ),
         (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val must be at least 0, got -1"),
         (["--trainer.devices", "9999"], "trainer.devices must be at most"),
         (["--trainer.devices", "-3"], "should be an int > 0"),

@@ -209,6 +209,24 @@ def test_a_run_killed_between_a_best_epoch_and_its_checkpoint_keeps_the_best_bef
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
+def test_a_best_checkpoint_before_that_was_left_is_not_taken_for_a_later_one(monkeypatch):
+    """Found by a review: a second kill put it in the place of the best one."""
+    fit(*SMALL, *LEARNING, "--run_folder", "cut", "--trainer.max_epochs", "1", "--best_of_ties", "first")
+    run = RunFolder(Path("cut"))
+    run.best_before.write_bytes(b"of an earlier epoch, left by a kill right after last.ckpt was written")
+    first = run.best.read_bytes()
+
+    def break_off(self, trainer):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LastCheckpoint, "_save", break_off)
+        with pytest.raises(RuntimeError, match="power cut"):
+            fit("--ckpt_path", "last", "--trainer.max_epochs", "2", config=str(run.config))
+    assert load(run.best)["epoch"] == 1
+    assert run.best_before.read_bytes() == first
+
+
 def test_of_several_validations_between_two_steps_the_best_is_kept(monkeypatch):
     """Found by a review: metrics.csv had the last one, best.ckpt the first."""
     measured = []

@@ -62,8 +62,25 @@ def test_batches_equal_torchvisions_own_pipeline(make, write, source, mean, std,
     assert len(module.train_dataloader().dataset) == 40
 
 
+@pytest.mark.parametrize("make", [MNIST, FashionMNIST])
+def test_other_images_than_the_published_are_told_by_their_content(make, tmp_path):
+    """Found by a review: as many others were taken for the same, where a run goes on and where it is tested."""
+    writers.write_mnist(tmp_path, name=make.__name__)
+    one, same = (make(root=str(tmp_path), download=False) for _ in range(2))
+    assert one.identity() == same.identity()
+    assert one.identity(train=False) == same.identity(train=False)
+    path = tmp_path / make.__name__ / "raw" / "t10k-images-idx3-ubyte"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    other = make(root=str(tmp_path), download=False)
+    assert other.identity() == one.identity()
+    assert other.identity(train=False) != one.identity(train=False)
+
+
 def test_real_fashion_mnist_has_zero_mean_and_unit_variance(real_data):
     module = prepared(FashionMNIST(root=str(real_data), download=False))
+    assert (module.identity(), module.identity(train=False)) == ("60000", "10000")
     assert len(module.train_set) == 60_000
     x = all_of(module.val_dataloader())[0]
     assert len(x) == 10_000

@@ -44,6 +44,25 @@ def test_of_several_validations_in_an_epoch_all_values_are_the_best_ones(metrics
     }
 
 
+@pytest.mark.parametrize(("ties", "rate"), [("first", 0.5), ("last", 0.7)])
+def test_of_equally_good_validations_the_one_counts_whose_checkpoint_is_kept(metrics, ties, rate):
+    """Found by a review: it was the last one's firing rate, where the first one is kept."""
+    metrics.write_text("epoch,step,val/acc,rate/conv1\n0,1,0.8,0.5\n0,2,0.6,0.6\n0,3,0.8,0.7\n")
+    (row,) = read_metrics(metrics, ties=ties)
+    assert (row["val/acc"], row["rate/conv1"]) == (0.8, rate)
+
+
+def test_two_validations_of_a_step_are_two_rows(tmp_path):
+    """Where gradients are accumulated: the second took the place of the first."""
+    table = MetricsTable(tmp_path / "metrics.csv")
+    for metrics in ({"val/acc": 0.8, "rate/conv1": 0.5}, {"train/loss": 0.1}, {"val/acc": 0.6, "rate/conv1": 0.6}):
+        table.add({"epoch": 0.0, **metrics}, 4)
+    table.save()
+    assert len(table.rows) == 2
+    (row,) = read_metrics(table.path)
+    assert (row["val/acc"], row["rate/conv1"], row["train/loss"]) == (0.8, 0.5, 0.1)
+
+
 def test_a_line_that_is_no_number_is_named(metrics):
     metrics.write_text(TABLE.replace("0.75", "much"))
     with pytest.raises(UserError, match=r"metrics.csv, line 4: val/acc must be a number, got 'much'"):

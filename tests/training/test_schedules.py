@@ -83,6 +83,19 @@ def test_the_trainer_gives_it_its_length_and_steps_it_with_the_optimizer(accumul
     assert seen.seen[::accumulated] == pytest.approx(rates(of_length(8 // accumulated, warmup=0.25), 8 // accumulated))
 
 
+def test_a_longer_cycle_counts_from_the_next_step_on():
+    """Found by a review: the first step of a run that went on had the rate 0 of the end of the old cycle."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    cycle = OneCycle(optimizer)
+    cycle.set_length(4)
+    for _ in range(4):
+        optimizer.step()
+        cycle.step()
+    assert optimizer.param_groups[0]["lr"] == 0
+    cycle.set_length(8)
+    assert cycle.get_last_lr() == [optimizer.param_groups[0]["lr"]] == pytest.approx([0.4 * cycle.share(0.5)])
+
+
 @pytest.mark.parametrize("arguments", [{"warmup": 1.0}, {"warmup": -0.1}, {"start": 2.0}, {"end": -1.0}])
 def test_a_wrong_argument_is_refused(arguments):
     with pytest.raises(UserError, match=f"lr_scheduler.{next(iter(arguments))} must"):

@@ -46,7 +46,7 @@ def figure_6(runs: Sequence[Run]) -> Drawn:
     legends_below(figure, panels, 1)
     return figure, (
         "Accuracy over epochs. Faint: each run; strong: the mean of runs that differ only in their seed."
-        + (" For 128 epochs and more the mean is a 64-epoch moving average." if smoothed else "")
+        + (" Of 128 validated epochs and more the mean is a 64-epoch moving average." if smoothed else "")
         + (" Crosses: the authors' runs, on the full data set." if authors else "")
     )
 
@@ -72,10 +72,10 @@ def _draw_mean(
     """Draw the mean accuracy [%] of `count` runs.
 
     Returns:
-        True if it was smoothed: the curve has at least two windows of the moving average.
+        True if it was smoothed: the curve has at least two windows of the moving average, and a value for each epoch.
     """
     name = for_legend(label) + (f" ({count} runs)" if count > 1 else "")
-    smoothed = len(mean) >= 2 * _WINDOW
+    smoothed = len(mean) >= 2 * _WINDOW and epochs[-1] - epochs[0] == len(mean) - 1
     x, y = (epochs[_WINDOW - 1 :], moving_average(list(mean))) if smoothed else (epochs, mean)
     mark = MARKERS[place % 8] if len(x) <= 32 else ""
     colour, style = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]

@@ -18,7 +18,7 @@ from plif_lightning.analysis.figures.page import (
     literal,
     new_panels,
 )
-from plif_lightning.analysis.settings import setting_of
+from plif_lightning.analysis.settings import has_own_taus, setting_of
 from plif_lightning.plot.style import COLOURS, DASHES, FILLS, MARKERS, plain
 from plif_lightning.runs.run import Run
 
@@ -71,17 +71,19 @@ def _draw_group(ax: Axes, place: int, group: Sequence[Run], titled: set[str]) ->
     Returns:
         True if values of the authors were drawn, too.
     """
-    start, names = setting_of(group[0]).init_tau, group[0].layers("tau")
+    names = group[0].layers("tau")
+    start = [] if has_own_taus(group[0]) else [setting_of(group[0]).init_tau]
     authors = False
     for i, layer in enumerate(names):
         epochs, values = aligned([run.curve(f"tau/{layer}") for run in group if layer in run.layers("tau")])
         colour = COLOURS[i % 8]
+        shown = [*([0] if start else []), *epochs]
         ax.fill_between(
-            [0, *epochs], [start, *values.min(0)], [start, *values.max(0)], color=colour, alpha=0.15, linewidth=0
+            shown, [*start, *values.min(0)], [*start, *values.max(0)], color=colour, alpha=0.15, linewidth=0
         )
         name = f"$\\tau({i})$: {literal(layer, 20)}"
         ax.plot(
-            [0, *epochs], [start, *values.mean(0)], DASHES[place % 4], color=colour,
+            shown, [*start, *values.mean(0)], DASHES[place % 4], color=colour,
             marker=MARKERS[i % 8], fillstyle=FILLS[place % 4], markevery=max(1, len(epochs) // 6), markersize=4,
             label=None if name in titled else name,
         )  # fmt: skip
