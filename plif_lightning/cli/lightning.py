@@ -257,6 +257,12 @@ class PlifCLI(LightningCLI):
         weights = WeightRecord()
         self.trainer_defaults = {"callbacks": self._own_callbacks(config, weights)}
         trainer = super().instantiate_trainer(**kwargs)
+        launcher = trainer.strategy.launcher
+        if launcher is not None and launcher.__class__.__name__ == "_MultiProcessingLauncher":
+            raise UserError(
+                f"trainer.strategy {config.strategy} starts processes that cannot hand a run back: pass ddp, or leave "
+                "it out."
+            )
         if "sync_batchnorm" not in kwargs and not config.sync_batchnorm and needs_sync_batchnorm(trainer):
             _log.info("sync_batchnorm is on: BN statistics are taken over all GPUs.")
             return self.instantiate_trainer(sync_batchnorm=True)

@@ -257,7 +257,9 @@ class Header(Callback):
     """Prints the header of a fit when it starts, and logs its data and kernels.
 
     Args:
-        tests: a test follows the fit; a limit that would leave it no batch is refused before the training.
+        tests: a test follows the fit.
+
+    What only the data, or the processes, tell is refused here, before the training.
     """
 
     def __init__(self, tests: bool = False) -> None:
@@ -266,6 +268,11 @@ class Header(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.world_size > 1 and getattr(trainer, "_val_check_time_interval", None) is not None:
+            raise UserError(
+                "trainer.val_check_interval must be a number of batches with several processes: their clocks "
+                "differ, and one would validate while another trains."
+            )
         if self.tests and isinstance(limit := trainer.limit_test_batches, float):
             batches = math.ceil(len(data.labels(train=False)) / trainer.world_size / data.eval_batch_size)
             if int(limit * batches) < 1:

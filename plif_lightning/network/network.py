@@ -181,7 +181,7 @@ class SpikingNetwork(nn.Module):
                 f"dropout must be one number or n_fc = {drops} of them, one for each DP, got {len(dropouts)}."
             )
         self.input_shape = tuple(input_shape)
-        self.time_steps, self.num_classes = time_steps, num_classes
+        self.num_classes = num_classes
         _require_memory(sum(one.weights for one in layers), "its weights", "channels or fc_features")
         self._largest_map = max(one.largest_map for one in layers)
         _require_memory(time_steps * self._largest_map, "one sample's largest feature map", "time_steps or channels")
@@ -219,10 +219,21 @@ class SpikingNetwork(nn.Module):
             return self.voting(self.classifier(y, binary))
         return self.voting(self.classifier(y))
 
+    @property
+    def time_steps(self) -> int:
+        """T."""
+        return self.inputs.time_steps
+
+    @time_steps.setter
+    def time_steps(self, value: int) -> None:
+        raise UserError(
+            "time_steps of a network is fixed: run it with another T in `with net.for_time_steps(T)`, or make another."
+        )
+
     @contextmanager
     def for_time_steps(self, time_steps: int) -> Iterator[None]:
-        """Run with another T while the context lasts; no parameter depends on T."""
-        kinds = (SpikingNetwork, InputEncoder, ConvBlock, NeuronBlock)
+        """Run with another T while the context lasts, in all threads; no parameter depends on T."""
+        kinds = (InputEncoder, ConvBlock, NeuronBlock)
         parts: list[Any] = [part for part in self.modules() if isinstance(part, kinds)]
         original = self.time_steps
         for part in parts:

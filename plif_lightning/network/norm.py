@@ -97,8 +97,7 @@ class TimeBatchNorm2d(nn.Module):
             time_steps: T.
 
         Raises:
-            UserError: a batch statistic over no values.
-            ValueError: a batch statistic over a single value.
+            UserError: a batch statistic over no values, or over a single one.
         """
         bn = self.bn
         if not bn.training:
@@ -126,7 +125,10 @@ class TimeBatchNorm2d(nn.Module):
         if isinstance(self.bn, nn.SyncBatchNorm) and dist.is_initialized() and dist.get_world_size() > 1:
             return *moments_over_processes(mean, var, count), True
         if count == 1:
-            raise ValueError("Expected more than 1 value per channel when training, got 1.")
+            raise UserError(
+                "Expected more than 1 value per channel when training, got 1: a batch of one sample on maps of one "
+                "pixel. If it is the last of an epoch, pass --data.drop_last true, or another data.batch_size."
+            )
         return mean, var, count, False
 
     def _update_running(self, mean: Tensor, var: Tensor, n: int | Tensor, repeats: int) -> None:

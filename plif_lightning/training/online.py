@@ -20,8 +20,11 @@ def separable(net: nn.Module, loss: str, static: bool = True) -> bool:
 
     The neurons pass no gradient to the step before (`through_time=False`), the loss is a mean over steps, and no layer
     takes all steps together, as the leaky integral of a readout does, and BN whose statistics see a static image once.
+    Hooks of parameters would see the gradients twice.
     """
     if not isinstance(net, SpikingNetwork) or loss not in SEPARABLE or net.inputs.name != "direct":
+        return False
+    if any(parameter._backward_hooks for parameter in net.parameters()):
         return False
     norms = [part for part in net.modules() if isinstance(part, TimeBatchNorm2d)]
     alone = all(norm.statistics == "per_step" and not (static and norm.held == "once") for norm in norms)

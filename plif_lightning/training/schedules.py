@@ -2,11 +2,34 @@
 
 import math
 
+import lightning as L
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from plif_lightning.errors import UserError
+
+
+def steps_of(trainer: L.Trainer) -> tuple[int, int]:
+    """Steps of the optimiser in a training, and in its first epoch.
+
+    Raises:
+        UserError: the training has no end.
+    """
+    steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    if not 0 < steps < math.inf:
+        raise UserError("OneCycle needs a training of known length: pass --trainer.max_epochs.")
+    callbacks = getattr(trainer, "callbacks", [])
+    schedule = next((one for one in callbacks if isinstance(one, GradientAccumulationScheduler)), None)
+    if batches == math.inf:
+        return int(steps), 1
+    if schedule is None or not trainer.max_epochs or trainer.max_epochs < 0:
+        return int(steps), math.ceil(batches / trainer.accumulate_grad_batches)
+    # Lightning takes the accumulation of this epoch for that of all.
+    epochs = range(trainer.max_epochs)
+    of_epoch = [math.ceil(batches / schedule.get_accumulate_grad_batches(epoch)) for epoch in epochs]
+    return min(sum(of_epoch), trainer.max_steps if trainer.max_steps > 0 else sum(of_epoch)), of_epoch[0]
 
 
 class OneCycle(LRScheduler):
@@ -33,13 +56,18 @@ class OneCycle(LRScheduler):
                 raise UserError(f"lr_scheduler.{name} must lie in [0, 1], warmup below 1, got {value}.")
         self.warmup, self.start, self.end = warmup, start, end
         self.total_steps: float = math.inf  # set once the Trainer is known
+        self.of_epoch: int | None = None
         super().__init__(optimizer)
 
-    def set_length(self, steps: float) -> None:
-        """Take a number of steps; another one than before counts from the next step on."""
-        if steps == self.total_steps:
+    def set_length(self, steps: float, of_epoch: int) -> None:
+        """Take a number of steps of the optimiser, in the training and in an epoch; others count from the next step on.
+
+        A run that goes on with other steps in an epoch, as with other devices, has done as many epochs as before.
+        """
+        before, self.of_epoch = self.of_epoch or of_epoch, of_epoch
+        if (steps, of_epoch) == (self.total_steps, before):
             return
-        self.total_steps = steps
+        self.total_steps, self.last_epoch = steps, round(self.last_epoch * of_epoch / before)
         self._last_lr = self.get_lr()
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             if isinstance(group["lr"], Tensor):

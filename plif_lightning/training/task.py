@@ -1,7 +1,6 @@
 """The LightningModule: a spiking network, its loss, its metrics and its optimiser."""
 
 import json
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,7 +28,7 @@ from plif_lightning.runs.settings import by_numbers
 from plif_lightning.training.finite import FiniteGuard
 from plif_lightning.training.losses import LossName, loss_named
 from plif_lightning.training.online import separable, step_by_step
-from plif_lightning.training.schedules import OneCycle
+from plif_lightning.training.schedules import OneCycle, steps_of
 from plif_lightning.training.seeds import StepSeeds
 
 
@@ -66,6 +65,11 @@ class _Mean(MeanMetric):
         self.weight += weight
 
 
+def adam(parameters: Any) -> Optimizer:
+    """The paper's optimiser."""
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
 class SpikingClassifier(L.LightningModule):
     """Trains and evaluates a `SpikingNetwork`.
 
@@ -99,7 +103,7 @@ class SpikingClassifier(L.LightningModule):
         time_steps: int,
         network: nn.Module | None = None,
         loss: LossName = "per_step",
-        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),
+        optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         decay_all: bool = False,
         label_smoothing: float = 0.0,
@@ -182,12 +186,14 @@ class SpikingClassifier(L.LightningModule):
         # steps would create the training loader before its position is restored.
         for scheduler in self.trainer.lr_scheduler_configs:
             if isinstance(scheduler.scheduler, OneCycle):
-                steps = self.trainer.estimated_stepping_batches
-                if not 0 < steps < math.inf:
-                    raise UserError("OneCycle needs a training of known length: pass --trainer.max_epochs.")
-                scheduler.scheduler.set_length(steps)
+                scheduler.scheduler.set_length(*steps_of(self.trainer))
 
     # Batches come from any loader: this project's, or pairs (x, label) from PyTorch's own.
+
+    @property
+    def _scales_loss(self) -> bool:
+        trainer = getattr(self, "_trainer", None)
+        return getattr(getattr(trainer, "precision_plugin", None), "scaler", None) is not None
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_batch(batch)
@@ -201,7 +207,8 @@ class SpikingClassifier(L.LightningModule):
             def loss_of(votes: Tensor) -> Tensor:
                 return self.loss(votes, label, self.label_smoothing)
 
-            if separable(self.network, self.hparams["loss"], static=x.dim() == 4):
+            alone = separable(self.network, self.hparams["loss"], static=x.dim() == 4)
+            if alone and not self._scales_loss:  # a scale must be there before gradients become too small
                 loss, votes = step_by_step(self.network, x, steps, loss_of)
             else:
                 votes = self.network(x)
@@ -342,9 +349,9 @@ class SpikingClassifier(L.LightningModule):
     def configure_optimizers(self) -> Any:
         with _blamed_on("optimizer"):
             optimizer = self.optimizer(self.parameters())
-        if optimizer.defaults.get("weight_decay") and not self.decay_all:
+        if not self.decay_all:
             # It would pull `a` to zero, and so every tau to 2. Weights have two dimensions or more.
-            for group in [group for group in optimizer.param_groups if group["weight_decay"]]:
+            for group in [group for group in optimizer.param_groups if group.get("weight_decay")]:
                 others = [p for p in group["params"] if p.dim() <= 1]
                 group["params"] = [p for p in group["params"] if p.dim() > 1]
                 if others:

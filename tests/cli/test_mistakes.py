@@ -64,6 +64,14 @@ from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, refused
         (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val must be at least 0, got -1"),
         (["--trainer.devices", "9999"], "trainer.devices must be at most"),
         (["--trainer.devices", "-3"], "should be an int > 0"),
+        (
+            ["--trainer.strategy", "ddp_fork", "--trainer.devices", "2"],
+            "trainer.strategy ddp_fork starts processes that",
+        ),
+        (
+            ["--trainer.strategy", "ddp_spawn"],
+            "trainer.strategy ddp_spawn starts processes that cannot hand a run back",
+        ),
         (["--trainer.accelerator", "tpu"], "torch_xla"),
         (["--data.num_workers", "9999"], "data.num_workers must be at most"),
         (["--data.time_steps", "1000000000"], "one sample's largest feature map alone would take"),

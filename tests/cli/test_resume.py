@@ -243,6 +243,20 @@ def test_of_several_validations_between_two_steps_the_best_is_kept(monkeypatch):
     assert float(rows("often/validate/metrics.csv")[0]["val/acc"]) == pytest.approx(max(measured))
 
 
+def test_a_cycle_goes_on_where_an_epoch_has_other_steps():
+    """Found by a review: with other devices, or accumulation, it was taken for ended, and nothing was learned."""
+    cycle = ["--model.lr_scheduler", "OneCycle", "--run_folder", "run"]
+    fit(*SMALL, *cycle, "--trainer.max_epochs", "2")
+    more = ["--trainer.max_epochs", "4", "--trainer.accumulate_grad_batches", "2"]
+    fit("--ckpt_path", "last", *more, config="run/config.yaml")
+    rates = [float(row["lr"]) for row in rows("run/metrics.csv") if row["lr"]]
+    peak = 1e-3
+    # After the second of two epochs 0; after the third of four three eighths of the cosine are left, after the last 0.
+    assert rates[1] < 0.01 * peak
+    assert 0.1 * peak < rates[2] < 0.3 * peak
+    assert rates[3] < 0.01 * peak
+
+
 def test_a_schedule_of_accumulation_goes_on_within_an_epoch(monkeypatch):
     """Found by a review: the rest of the epoch was trained without it."""
     schedule = "[{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 3}}}]"

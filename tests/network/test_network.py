@@ -351,3 +351,13 @@ def test_an_input_of_any_type_is_taken(dtype):
         with torch.autocast("cpu", torch.bfloat16):
             assert use_backend(net, backend)(x).dtype == torch.float32
     assert net.double()(x).dtype == torch.float64
+
+
+def test_the_number_of_steps_is_not_set_behind_its_layers():
+    """Found by a review: images went on with the old one, frames had to have the new one."""
+    net = SpikingNetwork((1, 8, 8), 2, 4)
+    with pytest.raises(UserError, match=r"is fixed: run it with another T in `with net.for_time_steps\(T\)`"):
+        net.time_steps = 8
+    with net.for_time_steps(8):
+        assert (net.time_steps, len(net(torch.rand(1, 1, 8, 8)))) == (8, 8)
+    assert (net.time_steps, len(net(torch.rand(1, 1, 8, 8)))) == (4, 4)

@@ -1,6 +1,7 @@
 """Training step by step, without gradient through time."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,6 +109,20 @@ def test_it_is_a_setting_of_a_run(tmp_path, monkeypatch):
     fit(*TINY, "--model.through_time", "false", "--model.loss", "per_step", "--trainer.max_epochs", "2")
     losses = [float(row["train/loss"]) for row in rows("runs/quickstart/version_0/metrics.csv") if row["train/loss"]]
     assert losses[1] < losses[0]
+
+
+def test_gradients_that_hooks_or_a_scale_act_on_are_not_taken_step_by_step():
+    """Found by a review: hooks of parameters acted twice, and float16's scale after small gradients were lost."""
+    settings = {"channels": 2, "fc_features": 4, "through_time": False}
+    task = pl.SpikingClassifier((1, 8, 8), 3, 4, **settings)
+    assert separable(task.network, "per_step")
+    assert not task._scales_loss
+    task._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=object()))
+    assert task._scales_loss
+    handle = task.network.classifier.fc1.fc.weight.register_hook(lambda gradient: gradient)
+    assert not separable(task.network, "per_step")
+    handle.remove()
+    assert separable(task.network, "per_step")
 
 
 def test_bn_that_sees_a_static_image_once_is_not_trained_step_by_step():

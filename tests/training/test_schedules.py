@@ -3,6 +3,7 @@
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from plif_lightning.data import Digits
@@ -87,13 +88,41 @@ def test_a_longer_cycle_counts_from_the_next_step_on():
     """Found by a review: the first step of a run that went on had the rate 0 of the end of the old cycle."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
     cycle = OneCycle(optimizer)
-    cycle.set_length(4)
+    cycle.set_length(4, 2)
     for _ in range(4):
         optimizer.step()
         cycle.step()
     assert optimizer.param_groups[0]["lr"] == 0
-    cycle.set_length(8)
+    cycle.set_length(8, 2)
     assert cycle.get_last_lr() == [optimizer.param_groups[0]["lr"]] == pytest.approx([0.4 * cycle.share(0.5)])
+    cycle.set_length(4, 1)  # the same with half of the steps in an epoch, as with twice the devices
+    assert (cycle.last_epoch, *cycle.get_last_lr()) == (2, pytest.approx(0.4 * cycle.share(0.5)))
+
+
+def test_a_cycle_ends_with_a_training_whose_accumulation_changes():
+    """Found by a review: it was at its end after 20 of 50 steps."""
+    module = SpikingClassifier(
+        *((1, 8, 8), 10, 2),
+        channels=4,
+        fc_features=12,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.4),
+        lr_scheduler=lambda o: OneCycle(o, warmup=0.25),
+    )
+    seen = Rates()
+    L.Trainer(
+        max_epochs=4,
+        limit_train_batches=4,
+        limit_val_batches=0,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[GradientAccumulationScheduler({0: 4, 2: 1}), seen],
+    ).fit(module, datamodule=Digits(time_steps=2, batch_size=4))
+    expected = rates(of_length(10, warmup=0.25), 10)
+    assert seen.seen[::4] == pytest.approx([expected[i] for i in (0, 1, 2, 6)])
+    assert seen.seen[8:] == pytest.approx(expected[2:])
 
 
 @pytest.mark.parametrize("arguments", [{"warmup": 1.0}, {"warmup": -0.1}, {"start": 2.0}, {"end": -1.0}])

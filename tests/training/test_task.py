@@ -1,4 +1,5 @@
 import math
+import pickle
 from functools import partial
 
 import lightning as L
@@ -319,6 +320,23 @@ def decayed(**arguments):
 def test_weight_decay_acts_on_weights_alone_unless_all_is_asked_for():
     assert decayed() == pytest.approx([1.0, 1.0, 0.99**50], rel=1e-4)
     assert decayed(decay_all=True) == pytest.approx([0.99**50] * 3, rel=1e-4)
+
+
+def test_weight_decay_of_a_group_is_that_of_its_weights():
+    """Found by a review: given per group, it pulled every tau to 2."""
+    module = SpikingClassifier(
+        **SMALL, optimizer=lambda p: torch.optim.SGD([{"params": list(p), "weight_decay": 0.5}], lr=0.5)
+    )
+    groups = module.configure_optimizers().param_groups
+    assert [{parameter.dim() > 1 for parameter in group["params"]} for group in groups] == [{True}, {False}]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+
+
+def test_it_can_be_pickled():
+    module = SpikingClassifier(**SMALL)
+    again = pickle.loads(pickle.dumps(module))
+    for name, value in module.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
 
 
 def test_without_weight_decay_all_parameters_are_one_group():
