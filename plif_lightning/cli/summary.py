@@ -256,17 +256,18 @@ def _add_results(table: Table, row: dict[str, float], data: SpikingDataModule) -
 class Header(Callback):
     """Prints the header of a fit when it starts, and logs its data and kernels.
 
+    What only the data, or the processes, tell is refused before, while nothing is written.
+
     Args:
         tests: a test follows the fit.
-
-    What only the data, or the processes, tell is refused here, before the training.
     """
 
     def __init__(self, tests: bool = False) -> None:
         self.tests = tests
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, SpikingClassifier)
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.world_size > 1 and getattr(trainer, "_val_check_time_interval", None) is not None:
             raise UserError(
@@ -280,6 +281,10 @@ class Header(Callback):
                     f"trainer.limit_test_batches={limit:g} leaves none of the {batches} batches of the test after the "
                     "fit: pass a larger one, or --test_after_fit false."
                 )
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SpikingClassifier)
         if trainer.is_global_zero:
+            data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
             print_header(trainer, pl_module.network, data)
             _log.info("%s; %s", data.describe(), kernels_of(pl_module.network, trainer.strategy.root_device))
