@@ -59,8 +59,8 @@ class Rates(L.Callback):
         self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
-def test_the_trainer_gives_it_its_length_and_steps_it_with_the_optimizer(accumulated):
+def rates_of(epochs, *callbacks, **trainer):
+    """The learning rate of each batch of a training, four in an epoch, with a cycle."""
     module = SpikingClassifier(
         *((1, 8, 8), 10, 2),
         channels=4,
@@ -70,18 +70,24 @@ def test_the_trainer_gives_it_its_length_and_steps_it_with_the_optimizer(accumul
     )
     seen = Rates()
     L.Trainer(
-        max_epochs=2,
+        max_epochs=epochs,
         limit_train_batches=4,
         limit_val_batches=0,
-        accumulate_grad_batches=accumulated,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[seen],
+        callbacks=[*callbacks, seen],
+        **trainer,
     ).fit(module, datamodule=Digits(time_steps=2, batch_size=4))
-    assert seen.seen[::accumulated] == pytest.approx(rates(of_length(8 // accumulated, warmup=0.25), 8 // accumulated))
+    return seen.seen
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_trainer_gives_it_its_length_and_steps_it_with_the_optimizer(accumulated):
+    seen = rates_of(2, accumulate_grad_batches=accumulated)
+    assert seen[::accumulated] == pytest.approx(rates(of_length(8 // accumulated, warmup=0.25), 8 // accumulated))
 
 
 def test_a_longer_cycle_counts_from_the_next_step_on():
@@ -101,28 +107,10 @@ def test_a_longer_cycle_counts_from_the_next_step_on():
 
 def test_a_cycle_ends_with_a_training_whose_accumulation_changes():
     """Found by a review: it was at its end after 20 of 50 steps."""
-    module = SpikingClassifier(
-        *((1, 8, 8), 10, 2),
-        channels=4,
-        fc_features=12,
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.4),
-        lr_scheduler=lambda o: OneCycle(o, warmup=0.25),
-    )
-    seen = Rates()
-    L.Trainer(
-        max_epochs=4,
-        limit_train_batches=4,
-        limit_val_batches=0,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[GradientAccumulationScheduler({0: 4, 2: 1}), seen],
-    ).fit(module, datamodule=Digits(time_steps=2, batch_size=4))
+    seen = rates_of(4, GradientAccumulationScheduler({0: 4, 2: 1}))
     expected = rates(of_length(10, warmup=0.25), 10)
-    assert seen.seen[::4] == pytest.approx([expected[i] for i in (0, 1, 2, 6)])
-    assert seen.seen[8:] == pytest.approx(expected[2:])
+    assert seen[::4] == pytest.approx([expected[i] for i in (0, 1, 2, 6)])
+    assert seen[8:] == pytest.approx(expected[2:])
 
 
 @pytest.mark.parametrize("arguments", [{"warmup": 1.0}, {"warmup": -0.1}, {"start": 2.0}, {"end": -1.0}])
