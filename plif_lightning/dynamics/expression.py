@@ -4,8 +4,10 @@ Calling a function of numbers with a `Value` for each of its arguments records w
 in the order in which it is written. Compiled code is made from the record, and so is the gradient.
 """
 
+import inspect
 import linecache
 import operator
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -226,10 +228,14 @@ def number_of(of: Any) -> Value:
     return value
 
 
-def _operation(op: str, *args: Any) -> Value:
-    a, *rest = values = [number_of(arg) for arg in args]
+def _require_gradients() -> None:
     if not torch.is_grad_enabled():
         raise UnsupportedError("torch.no_grad in an equation: write value.detach()")
+
+
+def _operation(op: str, *args: Any) -> Value:
+    a, *rest = values = [number_of(arg) for arg in args]
+    _require_gradients()
     # Equal to the bit, and shorter: x - 0 is x, and x + (-y) is x - y.
     if op == "sub" and rest[0].op == "constant" and rest[0].args[0] == 0:
         return a
@@ -245,9 +251,10 @@ def _condition(value: Any) -> Value:
 
 
 def _power(base: Value, exponent: Any) -> Value:
-    """Powers as PyTorch computes them, by products."""
+    """Powers as PyTorch computes them, by products; the fourth, for which it calls a function, to the last digit."""
     if isinstance(exponent, (int, float)) and exponent in (0.5, -0.5):
-        return Value("sqrt", base) if exponent > 0 else 1.0 / Value("sqrt", base)
+        root = _operation("sqrt", base)
+        return root if exponent > 0 else 1.0 / root
     if not isinstance(exponent, (int, float)) or exponent not in (-2, -1, 1, 2, 3, 4):
         raise UnsupportedError("a power other than -2, -1, -0.5, 0.5, 1, 2, 3 or 4")
     if exponent < 0:
@@ -256,16 +263,18 @@ def _power(base: Value, exponent: Any) -> Value:
 
 
 def _where(condition: Any, a: Any, b: Any) -> Value:
+    _require_gradients()
     return Value("where", _condition(condition), number_of(a), number_of(b))
 
 
-def _clamp(value: Any, *ends: Any, **named: Any) -> Value:
+def _clamp(input: Any, min: Any = None, max: Any = None) -> Value:  # noqa: A002
     # As PyTorch differentiates it: 1 at both ends too, where `max` and `min` of two values share the gradient.
-    low, high = named.get("min", ends[0] if ends else None), named.get("max", ends[1] if len(ends) > 1 else None)
-    found = _value(value)
-    if low is not None:
-        found = _where(found < low, low, found)
-    return found if high is None else _where(found > high, high, found)
+    if min is None and max is None:
+        raise UnsupportedError("clamp without min and max")
+    found = _value(input)
+    if min is not None:
+        found = _where(found < min, min, found)
+    return found if max is None else _where(found > max, max, found)
 
 
 # How a function of PyTorch, or a method of a tensor, is recorded.
@@ -304,6 +313,7 @@ def recorded(function: Callable[..., Any], **values: Any) -> Any:
         UserError: it cannot be recorded; names the line.
     """
     try:
+        _require_no_own_backward(function)
         with torch.enable_grad():
             return function(**values)
     except (UnsupportedError, TypeError, ValueError, AttributeError, NameError, ArithmeticError) as error:
@@ -315,6 +325,29 @@ def recorded(function: Callable[..., Any], **values: Any) -> Any:
             f"the equation `{function.__qualname__}` cannot be compiled{place}: {error}. Equations are sums, products "
             "and functions of numbers, and torch.where instead of a branch."
         ) from None
+
+
+def _require_no_own_backward(function: Callable[..., Any]) -> None:
+    """Refuse an `autograd.Function`, whose backward would be lost, in an equation or a function that it calls."""
+    found: set[Any] = set()
+    waiting: list[Any] = [function]
+    while waiting:
+        code = waiting.pop()
+        if code in found or not inspect.isfunction(code):
+            continue
+        found.add(code)
+        if "apply" in code.__code__.co_names:
+            raise UnsupportedError(f"{code.__qualname__} calls apply: a backward of one's own is not known")
+        waiting += [code.__globals__.get(name) for name in code.__code__.co_names]
+        waiting += [cell.cell_contents for cell in code.__closure__ or () if _is_filled(cell)]
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def _source(file: str, line: int | None) -> str:
@@ -424,12 +457,15 @@ def as_text(values: Sequence[Value]) -> str:
     """A line for each operation, and one with the results; equal for equal expressions."""
     numbers: dict[Value, str] = {}
     lines: list[str] = []
-    for value in in_order(values):
+    ordered = in_order(values)
+    # Inputs may be named like operations.
+    mark = "%" if any(re.fullmatch(r"_\d+", str(value.args[0])) for value in ordered if value.op == "input") else "_"
+    for value in ordered:
         if value.op == "input":
             numbers[value] = value.args[0]
         elif value.op == "constant":
             numbers[value] = repr(value.args[0])
         else:
-            numbers[value] = f"_{len(lines)}"
+            numbers[value] = f"{mark}{len(lines)}"
             lines.append(f"{numbers[value]} = {value.op}({', '.join(numbers[arg] for arg in value.args)})")
     return "\n".join([*lines, ", ".join(numbers[value] for value in values)])

@@ -61,6 +61,9 @@ class Firing:
             )
         if self.reset not in get_args(Reset):
             raise UserError(f"reset must be one of {', '.join(get_args(Reset))}, got {self.reset!r}.")
+        for name in ("v_threshold", "v_reset", "surrogate_width"):  # NumPy's numbers, fractions
+            if isinstance(value := getattr(self, name), Real) and not isinstance(value, (int, float)):
+                object.__setattr__(self, name, float(value))
         Surrogate(self.surrogate, self.surrogate_width)
 
     @property

@@ -142,7 +142,7 @@ class _Vectors:
         """exp in float32 by a polynomial (Cephes), 1e-7 of error: the library's function is a call for each number."""
         b, c = self.builder, self.constant
         beyond = b.fcmp_ordered(">", z, c(_float32(88.72283)))
-        z = b.select(b.fcmp_ordered("<", z, c(-87.5)), c(-87.5), z)
+        z = b.select(b.fcmp_ordered("<", z, c(-104.0)), c(-104.0), z)  # which is 2^-150, less than any number but 0
         z = b.select(beyond, c(88.0), z)
         magic = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
         t = self._intrinsic("fmuladd", z, c(_float32(1.44269504088896341)), c(magic))
@@ -158,9 +158,13 @@ class _Vectors:
         def whole_number(number: int) -> Any:
             return ir.Constant(integers, [number] * LANES)
 
-        # Half of the factor 2^n, which is itself too large for n = 128.
-        exponent = b.add(b.sub(b.bitcast(t, integers), whole_number(0x4B400000)), whole_number(126))
-        found = b.fmul(b.fmul(p, b.bitcast(b.shl(exponent, whole_number(23)), self.type)), c(2.0))
+        def power_of_two(exponent: Any) -> Any:
+            return b.bitcast(b.shl(b.add(exponent, whole_number(127)), whole_number(23)), self.type)
+
+        # Two factors: 2^n is itself too large for n = 128, and too small for n < -126.
+        exponent = b.sub(b.bitcast(t, integers), whole_number(0x4B400000))
+        half = b.ashr(exponent, whole_number(1))
+        found = b.fmul(b.fmul(p, power_of_two(half)), power_of_two(b.sub(exponent, half)))
         return b.select(beyond, c(float("inf")), found)
 
     def _sigmoid(self, z: Any) -> Any:

@@ -103,7 +103,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, binary: bool = False) -> Tensor:
         """[T, N, C', H', W'] of x [T, N, C, H, W], or of a held x [1, N, C, H, W]."""
-        y, shortcut = self.branch(x, binary), self.shortcut(x, binary)
+        # A pre-hook may replace the input.
+        y, shortcut = (part(x, binary and not part._forward_pre_hooks) for part in (self.branch, self.shortcut))
         if self.how == "ADD":
             return y + shortcut
         return y * shortcut if self.how == "AND" else shortcut * (1 - y)

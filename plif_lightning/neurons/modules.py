@@ -88,7 +88,10 @@ class Neuron(nn.Module):
             elif isinstance(function, staticmethod):
                 functions[name] = function.__func__
         cls.declared = _declared_in(cls)
-        if functions["charge"] is not None:
+        if "equations" in vars(cls):
+            if own := [name for name in (*_EQUATIONS, "state") if name in vars(cls)]:
+                raise UserError(f"{cls.__name__} has equations and {' and '.join(own)}: write one of them.")
+        elif functions["charge"] is not None:
             state = (cls.state,) if isinstance(cls.state, str) else tuple(cls.state)
             cls.equations = Equations(state, **functions)
         elif any(functions.values()) or "state" in vars(cls):

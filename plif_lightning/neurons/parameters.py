@@ -60,6 +60,13 @@ class Parameter:
     def __get__(self, neuron: Any, owner: type) -> Any:
         return self if neuron is None else neuron.value_of(self.name)
 
+    def __set__(self, neuron: Any, value: Any) -> None:
+        kind = type(neuron).__name__
+        raise UserError(
+            f"{self.name} is a parameter of {kind}: give it when the layer is made, as {kind}({self.name}=...). It is "
+            f"stored as {self.name}_raw where it is learned, as {self.name}_value where it is fixed."
+        )
+
 
 def learned(initial: float, within: Within = "real") -> Any:
     """Declare a learned parameter of a neuron.

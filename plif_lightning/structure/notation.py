@@ -17,9 +17,8 @@ After the last FC layer, `APkMsM` averages the M output neurons of each class.
 """
 
 import difflib
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn, get_args
 
@@ -266,7 +265,7 @@ class _Reader:
                 number = kind(text)
             except ValueError:
                 continue
-            if not math.isfinite(number):
+            if not abs(number) < 1e300:  # infinity, NaN, and whole numbers that no float holds
                 self.refuse(start, "the value must be finite")
             return number
         if not re.fullmatch(r"[A-Za-z_][\w.]*", text):
@@ -280,7 +279,7 @@ class _Reader:
         self.require(")", "-, | and a shortcut, or )")
         if how != "ADD":
             for part, layers in (("branch", branch), ("shortcut", shortcut)):
-                if layers and not _spikes(layers[-1]):
+                if not _spikes(layers):
                     self.refuse(at, f"{how} needs spikes, and its {part} ends without neurons")
         return Residual(how, tuple(branch), tuple(shortcut))
 
@@ -360,13 +359,17 @@ class _Reader:
         return Votes(k)
 
 
-def _spikes(layer: Layer) -> bool:
-    """True if the output of the last layer of a branch is binary for binary inputs."""
-    match layer:
+def _spikes(layers: Sequence[Layer]) -> bool:
+    """True if the output of a branch is binary for binary inputs."""
+    if not layers:
+        return True
+    match layers[-1]:
         case Conv(neurons=None):
             return False
         case Conv(pool=Pool(kind="AP")) | Pool(kind="AP"):
             return False
         case Residual(how="ADD"):
             return False
+        case Pool():
+            return _spikes(layers[:-1])
     return True

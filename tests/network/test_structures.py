@@ -350,6 +350,26 @@ def test_pools_keep_the_values_of_neurons_with_a_run_of_their_own(structure, bac
         assert torch.equal(found.flatten(0, 1), expected)
 
 
+@pytest.mark.parametrize("part", ["branch", "shortcut"])
+def test_a_pre_hook_on_a_part_of_a_residual_block_may_give_it_other_values(part):
+    """Found by a review: they were taken for the spikes in their place."""
+    torch.manual_seed(0)
+    text = "c8k3s1-BN-PLIF-ADD(c8k3s1-BN-PLIF|c8k1s1-BN-PLIF)-FC2"
+    net = SpikingNetwork((2, 8, 8), 2, 2, structure=text, sparse="always").eval()
+    make_fire(net)
+    block = net.encoder.res1
+    getattr(block, part).register_forward_pre_hook(lambda module, given: (0.1 * given[0], *given[1:]))
+    found = {}
+    x = torch.rand(2, 4, 2, 8, 8)
+    for backend in ("reference", "auto"):
+        use_backend(net, backend, "always")
+        handle = block.register_forward_hook(lambda module, given, y: found.__setitem__(backend, y))  # noqa: B023
+        net(x)
+        handle.remove()
+    assert found["reference"].any()
+    assert torch.equal(found["auto"], found["reference"])
+
+
 # --- configs/networks
 
 

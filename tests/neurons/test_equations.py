@@ -3,6 +3,7 @@
 import ast
 import copy
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 
 import plif_lightning as pl
 from plif_lightning import neurons
+from plif_lightning.dynamics import Equations
 from plif_lightning.dynamics.equations import program
 from plif_lightning.dynamics.expression import OPERATIONS, in_order
 from plif_lightning.errors import UserError
@@ -209,6 +211,33 @@ def without_gradient(v, x):
         return v + x
 
 
+def choice_without_gradient(v, x):
+    above = x > 0
+    with torch.no_grad():
+        w = torch.where(above, x, v)
+    return v + w
+
+
+def root_without_gradient(v, x):
+    with torch.no_grad():
+        w = x**0.5
+    return v + w * x
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+def reverse(x):
+    return Reversed.apply(x)
+
+
 def tensors(v, x):
     return v + torch.ones(3)
 
@@ -221,6 +250,12 @@ def tensors(v, x):
         (a_number, "a value used as a Python number"),
         (changed, "a change in place: write a = a"),
         (without_gradient, "torch.no_grad in an equation: write value.detach"),
+        (choice_without_gradient, "torch.no_grad in an equation: write value.detach"),
+        (root_without_gradient, "torch.no_grad in an equation: write value.detach"),
+        (lambda v, x: v + Reversed.apply(x), "calls apply: a backward of one's own is not known"),
+        (lambda v, x: v + reverse(x), "reverse calls apply: a backward of one's own is not known"),
+        (lambda v, x: v + x.clamp(high=1.0), "clamp with these arguments"),
+        (lambda v, x: v + x.clamp(), "clamp without min and max"),
         (lambda v, x: v + (x > 0), "a condition used as a number: write condition.to"),
         (lambda v, x: x > 0, "must give numbers, got a Value"),
         (lambda v, x: v + x.to(torch.float32), "a conversion to another type than x.dtype"),
@@ -241,6 +276,61 @@ def tensors(v, x):
 def test_equations_that_cannot_be_compiled_are_refused_when_a_layer_is_made(charge, message):
     with pytest.raises(UserError, match=message):
         type("Own", (pl.Neuron,), {"charge": charge})()
+
+
+def test_a_parameter_is_given_when_the_layer_is_made():
+    """Found by a review: one that was assigned took part, and was neither shown nor saved."""
+    kind = type("Own", (pl.Neuron,), {"charge": lambda v, x, k: v + k * x, "k": pl.fixed(0.5, "unit")})
+    neuron = kind()
+    for value in (1.0, torch.tensor(1.0)):
+        with pytest.raises(UserError, match=r"k is a parameter of Own: give it .* as Own\(k=\.\.\.\)"):
+            neuron.k = value
+
+
+def test_a_subclass_has_the_equations_that_it_gives():
+    """Found by a review: they were replaced by the inherited functions."""
+    kind = type("Halved", (pl.Neuron,), {"charge": lambda v, x: v + 0.5 * x})
+    whole = Equations(("v",), charge=lambda v, x: v + x)
+    assert type("Whole", (kind,), {"equations": whole})()(torch.ones(2, 1, 1)).flatten().tolist() == [1.0, 1.0]
+    with pytest.raises(UserError, match="Both has equations and charge: write one of them"):
+        type("Both", (kind,), {"equations": whole, "charge": lambda v, x: v})
+
+
+def test_a_parameter_named_like_an_operation_is_told_from_it():
+    """Found by a review: two neurons had one program, and the second computed the first one's spikes."""
+
+    def of_product(v, x, _0):
+        a = x * _0
+        return a + torch.where(a > 1.0, 1.0, 0.0) + v
+
+    def of_parameter(v, x, _0):
+        a = x * _0
+        return a + torch.where(_0 > 1.0, 1.0, 0.0) + v
+
+    first, second = (
+        type("Own", (pl.Neuron,), {"charge": charge, "_0": pl.fixed(2.0)})() for charge in (of_product, of_parameter)
+    )
+    assert first.dynamics.key != second.dynamics.key
+    assert second(torch.full((1, 1, 1), 0.1)).item() == 1.0
+
+
+def test_exp_is_pytorchs_down_to_the_smallest_number():
+    """Found by a review: below -87 it was 0."""
+    neuron = type("Own", (pl.Neuron,), {"charge": lambda v, x: v + torch.exp(x)})(v_threshold=3e38)
+    x = torch.tensor([-math.inf, -110.0, -104.0, *torch.linspace(-103.5, 88.0, 4000).tolist()]).view(1, 1, -1)
+    ours, theirs = (use_backend(neuron, backend).run(x)[1] for backend in ("cpu", "reference"))
+    torch.testing.assert_close(ours, theirs, rtol=2e-7, atol=2e-45)
+    assert (ours[0, x[0, 0] > -103] > 0).all()
+
+
+@pytest.mark.parametrize("number", [np.float32, np.int64, Fraction])
+def test_numbers_of_other_kinds_are_numbers(number):
+    for given_so in ({"v_threshold": number(1)}, {"surrogate_width": number(2)}):
+        plainly = {name: float(value) for name, value in given_so.items()}
+        neuron, plain = (pl.PLIF(reset="soft", **one) for one in (given_so, plainly))
+        x = torch.full((3, 1, 2), 1.5)
+        assert torch.equal(neuron(x), plain(x))
+        assert torch.equal(neuron.trace(x).v, plain.trace(x).v)
 
 
 @pytest.mark.parametrize(
