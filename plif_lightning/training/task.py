@@ -1,5 +1,6 @@
 """The LightningModule: a spiking network, its loss, its metrics and its optimiser."""
 
+import inspect
 import json
 import warnings
 from collections.abc import Iterator
@@ -65,8 +66,7 @@ class _Mean(MeanMetric):
         self.weight += weight
 
 
-def adam(parameters: Any) -> Optimizer:
-    """The paper's optimiser."""
+def _adam(parameters: Any) -> Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3)
 
 
@@ -103,7 +103,7 @@ class SpikingClassifier(L.LightningModule):
         time_steps: int,
         network: nn.Module | None = None,
         loss: LossName = "per_step",
-        optimizer: OptimizerCallable = adam,
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
         decay_all: bool = False,
         label_smoothing: float = 0.0,
@@ -143,7 +143,9 @@ class SpikingClassifier(L.LightningModule):
             use_backend(self.network, settings.get("backend", "auto"), settings.get("sparse", "auto"))
         self._tried = network is None
         self.loss = loss_named(loss, tet_lambda, votes=has_votes(self.network))
-        self.optimizer = optimizer
+        # The default is a lambda, which jsonargparse reads; a function with a name can be pickled.
+        is_default = optimizer is inspect.signature(SpikingClassifier).parameters["optimizer"].default
+        self.optimizer = _adam if is_default else optimizer
         self.lr_scheduler = lr_scheduler
         self.decay_all = decay_all
         self.label_smoothing = label_smoothing
