@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from plif_lightning import configs
-from plif_lightning.analysis.settings import data_title, in_words, model_settings, says_something, setup
+from plif_lightning.analysis.settings import data_title, in_words, model_settings, setup
 from plif_lightning.analysis.tables import Cell, Table, cells, interval
 from plif_lightning.errors import UserError
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import identity
+from plif_lightning.runs.settings import identity, says_something
 from plif_lightning.structure import Numbers, parse
 from plif_lightning.structure.layers import FC, Conv, Integrator, Neurons, Other, Residual
 
@@ -112,7 +112,7 @@ def _is_paper(run: Run) -> bool:
     for key, value in identity(run.config).items():
         if key.startswith("model.") and not key.startswith(_TRAINING) and key not in _NUMBERS:
             expected = paper.get(key)
-            if value != expected and not (expected is None and value in (None, False, 0)):
+            if value != expected and not (expected is None and not says_something(key, value)):
                 return False
     text = run.setting("model.structure")
     try:

@@ -80,7 +80,7 @@ def told(run: Run) -> list[tuple[str, str]]:
 def _command(arguments: Iterable[tuple[str, str]]) -> str:
     words = ["python", "main.py", "fit"]
     for name, value in arguments:
-        # What begins with a dash would be read as another option.
+        # After a space, a value with a leading dash would be parsed as an option.
         words += [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", *([value] if value else [])]
     return shlex.join(words)
 

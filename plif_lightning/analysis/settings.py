@@ -14,14 +14,10 @@ from plif_lightning.analysis import paper
 from plif_lightning.analysis.paper import Setting
 from plif_lightning.errors import UserError
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import by_numbers, identity, is_part, key_of, without_order
+from plif_lightning.runs.settings import by_numbers, identity, is_part, key_of, says_something, without_order
 from plif_lightning.structure import Neurons, Numbers, parse
 from plif_lightning.structure.layers import neurons_in
 
-# Values that are left out: most options that are added later have one of them as default.
-_NOTHING = (None, False, 0)
-# Options whose default is none, and that mean something else by zero.
-_ZERO_COUNTS = {"model.tet_lambda"}
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
 
 
@@ -37,11 +33,6 @@ def other_settings(run: Run) -> dict[str, Any]:
         found["content"] = run.facts["content"]
     found |= {"samples": run.facts.get("samples"), "origin": run.facts.get("origin"), "epochs": run.epochs}
     return found
-
-
-def says_something(key: str, value: Any) -> bool:
-    """True if a setting is not left out where runs are compared."""
-    return value not in _NOTHING or (value is not None and key in _ZERO_COUNTS)
 
 
 def experiment(run: Run) -> str:

@@ -78,7 +78,7 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        # A run that is killed before `last.ckpt` is written goes on from the old one, with its best checkpoint.
+        # A run killed before `last.ckpt` is written resumes from the previous one, and needs the best known then.
         folder = RunFolder(Path(filepath).parents[1])
         if trainer.is_global_zero and folder.best.is_file() and not folder.best_before.exists():
             _keep(folder.best, folder.best_before)

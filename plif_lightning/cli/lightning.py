@@ -394,18 +394,17 @@ class PlifCLI(LightningCLI):
         print_evaluation(self.trainer, self.datamodule)
 
     def _others_than_in_training(self, folder: RunFolder) -> list[str]:
-        """What a test has otherwise than the run, so that its accuracy is not the run's."""
-        config, stored = self.config[self.subcommand], self.expanded.stored.config or {}
+        """Settings and data in which a test differs from the run, so that its accuracy is not the run's result."""
+        config, run = self.config[self.subcommand], read_run(folder.path)
         others = [name for name in self.changed if name == "trainer.precision" or name.startswith("data.")]
         others = [name for name in others if not key_of(name).training_only]
         if config.engine is not None:
             others.append("engine")
-        if config.seed_everything != stored.get("seed_everything", config.seed_everything):
+        if config.seed_everything != run.setting("seed_everything", config.seed_everything):
             others.append("seed_everything")
-        known = read_run(folder.path).facts.get("test_content")
+        known, root = run.facts.get("test_content"), config.data.init_args.root
         if known is None:  # a run of an earlier version: its test set cannot be compared
-            there = stored.get("data", {}).get("init_args", {}).get("root", config.data.init_args.root)
-            if there != config.data.init_args.root:
+            if root != run.setting("data.root", root):
                 others.append("data.root")
         elif known != content_of(self.datamodule, train=False):
             others.append("test set")

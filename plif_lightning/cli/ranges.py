@@ -140,3 +140,21 @@ def accelerator_of(config: Any) -> str:
     if name in ("auto", "gpu"):
         return "gpu" if CUDAAccelerator.is_available() or MPSAccelerator.is_available() else "cpu"
     return str(name)
+
+
+def refuse_time_interval(trainer: Any) -> None:
+    """Refuse validation after a time interval in several processes."""
+    if trainer.world_size > 1 and getattr(trainer, "_val_check_time_interval", None) is not None:
+        raise UserError(
+            "trainer.val_check_interval must be a number of batches with several processes: their clocks differ, and "
+            "one would validate while another trains."
+        )
+
+
+def refuse_empty_test(limit: float | int, batches: int) -> None:
+    """Refuse a share of the test set's batches, for the test after a fit, that is less than one batch."""
+    if isinstance(limit, float) and int(limit * batches) < 1:
+        raise UserError(
+            f"trainer.limit_test_batches={limit:g} leaves none of the {batches} batches of the test after the fit: "
+            "pass a larger one, or --test_after_fit false."
+        )

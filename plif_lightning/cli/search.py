@@ -265,7 +265,10 @@ class Search:
     def _drawn(self) -> list[Any]:
         """The last trial of each run, without runs that wait to be tried once more: these have no parameters yet."""
         latest = {_run_of(trial): trial for trial in self.study.get_trials(deepcopy=False)}
-        return [trial for trial in latest.values() if self.free.keys() <= trial.params.keys()]
+        return [trial for trial in latest.values() if self._is_drawn(trial)]
+
+    def _is_drawn(self, trial: Any) -> bool:
+        return self.free.keys() <= trial.params.keys()
 
     def _queue_failed(self) -> None:
         """Let the runs that have failed so far be tried once more, from their checkpoints, as those of a grid are."""
@@ -300,7 +303,8 @@ class Search:
         while True:
             with contextlib.ExitStack() as held:
                 with file_lock(self.root / ".claim.lock"):
-                    trials = self._whole_trials()
+                    known = self.study.get_trials(deepcopy=False)
+                    trials = self._without_half_drawn(known)
                     trial = None
                     for old in trials:
                         if old.state == TrialState.RUNNING and self._hold(held, old.number):
@@ -311,25 +315,24 @@ class Search:
                         # Failed ones count, too: a search of mistakes ends.
                         if self._reached(trials) or (not waiting and len({*map(_run_of, trials)}) >= cap):
                             return
-                        self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
+                        self.study.sampler = self._sampler(len(known))
                         trial = self.study.ask(self.free)
                         self._hold(held, trial.number)
-                        self._take_over(trial)
+                        self._take_over(trial, known)
                 yield trial
 
-    def _whole_trials(self) -> list[Any]:
-        """All trials but those whose process was killed while it drew their parameters, which have failed."""
+    def _without_half_drawn(self, trials: Sequence[Any]) -> list[Any]:
+        """Leave out trials whose process was killed while it drew their parameters, and record that they failed."""
         found = []
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state.name == "WAITING" or self.free.keys() <= trial.params.keys():
+        for trial in trials:
+            if trial.state.name == "WAITING" or self._is_drawn(trial):
                 found.append(trial)
             elif trial.state.name == "RUNNING":
                 self.study.tell(trial.number, state=_optuna().trial.TrialState.FAIL)
         return found
 
-    def _take_over(self, trial: Any) -> None:
-        """Give a run that is tried once more the epochs and the decisions of the pruner of the try before."""
-        trials = self.study.get_trials(deepcopy=False)
+    def _take_over(self, trial: Any, trials: Sequence[Any]) -> None:
+        """Give a run that is tried once more the reported epochs and the pruner's state of the try before."""
         before = [one for one in trials[: trial.number] if _run_of(one) == _run_of(trial)]
         if not before:
             return

@@ -19,8 +19,8 @@ from plif_lightning.callbacks import PredictionWriter
 from plif_lightning.callbacks.checkpoints import best_checkpoint
 from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import is_trial, run_folder
+from plif_lightning.cli.ranges import refuse_empty_test, refuse_time_interval
 from plif_lightning.data import SpikingDataModule
-from plif_lightning.errors import UserError
 from plif_lightning.network.own import description, kernels_of
 from plif_lightning.runs.metrics import layer_values, neuron_kinds, read_metrics
 from plif_lightning.runs.settings import is_part
@@ -176,7 +176,7 @@ def _add_best_epoch(
     """Add accuracy and layers of the epoch that was kept, and the training speed, if any epoch was validated."""
     folder = run_folder(trainer)
     kept = best_checkpoint(trainer)
-    ties = kept.ties if kept is not None and kept.ties is not None else "first"
+    ties = (kept and kept.ties) or "first"
     metrics = read_metrics(folder.metrics, ties=ties) if folder.metrics.is_file() else []
     key = f"{data.val_name}/acc"
     measured = [row for row in metrics if not math.isnan(row.get(key, math.nan))]
@@ -256,7 +256,7 @@ def _add_results(table: Table, row: dict[str, float], data: SpikingDataModule) -
 class Header(Callback):
     """Prints the header of a fit when it starts, and logs its data and kernels.
 
-    What only the data, or the processes, tell is refused before, while nothing is written.
+    Before anything is written it refuses settings that only the data or the number of processes show to be wrong.
 
     Args:
         tests: a test follows the fit.
@@ -269,18 +269,10 @@ class Header(Callback):
         if stage != "fit":
             return
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.world_size > 1 and getattr(trainer, "_val_check_time_interval", None) is not None:
-            raise UserError(
-                "trainer.val_check_interval must be a number of batches with several processes: their clocks "
-                "differ, and one would validate while another trains."
-            )
-        if self.tests and isinstance(limit := trainer.limit_test_batches, float):
-            batches = math.ceil(len(data.labels(train=False)) / trainer.world_size / data.eval_batch_size)
-            if int(limit * batches) < 1:
-                raise UserError(
-                    f"trainer.limit_test_batches={limit:g} leaves none of the {batches} batches of the test after the "
-                    "fit: pass a larger one, or --test_after_fit false."
-                )
+        refuse_time_interval(trainer)
+        if self.tests:
+            tested = len(data.labels(train=False)) / trainer.world_size
+            refuse_empty_test(trainer.limit_test_batches, math.ceil(tested / data.eval_batch_size))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)

@@ -4,10 +4,9 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import WITH_NEURON, refuses_block
-from plif_lightning.network.conv import ConvBlock, fires, pools_spikes
+from plif_lightning.network.blocks import gives_spikes, refuses_block
+from plif_lightning.network.conv import ConvBlock
 from plif_lightning.network.hooks import has_hooks
-from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.tracing import plain
 
 _POLARITIES = 2
@@ -39,11 +38,7 @@ def takes_spikes(net: SpikingNetwork) -> dict[str, bool]:
 
 def _gives_spikes(block: nn.Module, spikes: bool) -> bool:
     """True if a block's output is binary; `spikes`: its input is."""
-    if any(map(has_hooks, block.modules())):
-        return False
-    if isinstance(block, WITH_NEURON):
-        return fires(block.neuron) and (not isinstance(block, ConvBlock) or pools_spikes(block.pool))
-    return spikes and isinstance(block, Pool2d) and pools_spikes(block)
+    return gives_spikes(block, spikes) and not any(map(has_hooks, block.modules()))
 
 
 def spiking_layers(net: SpikingNetwork) -> list[str]:

@@ -332,22 +332,14 @@ def _require_no_own_backward(function: Callable[..., Any]) -> None:
     found: set[Any] = set()
     waiting: list[Any] = [function]
     while waiting:
-        code = waiting.pop()
-        if code in found or not inspect.isfunction(code):
+        one = waiting.pop()
+        if one in found or not inspect.isfunction(one):
             continue
-        found.add(code)
-        if "apply" in code.__code__.co_names:
-            raise UnsupportedError(f"{code.__qualname__} calls apply: a backward of one's own is not known")
-        waiting += [code.__globals__.get(name) for name in code.__code__.co_names]
-        waiting += [cell.cell_contents for cell in code.__closure__ or () if _is_filled(cell)]
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
+        found.add(one)
+        if "apply" in one.__code__.co_names:
+            raise UnsupportedError(f"{one.__qualname__} calls apply: a backward of one's own is not known")
+        names = inspect.getclosurevars(one)
+        waiting += [*names.globals.values(), *names.nonlocals.values()]
 
 
 def _source(file: str, line: int | None) -> str:

@@ -142,7 +142,7 @@ class _Vectors:
         """exp in float32 by a polynomial (Cephes), 1e-7 of error: the library's function is a call for each number."""
         b, c = self.builder, self.constant
         beyond = b.fcmp_ordered(">", z, c(_float32(88.72283)))
-        z = b.select(b.fcmp_ordered("<", z, c(-104.0)), c(-104.0), z)  # which is 2^-150, less than any number but 0
+        z = b.select(b.fcmp_ordered("<", z, c(-104.0)), c(-104.0), z)  # less than half of the smallest number
         z = b.select(beyond, c(88.0), z)
         magic = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
         t = self._intrinsic("fmuladd", z, c(_float32(1.44269504088896341)), c(magic))

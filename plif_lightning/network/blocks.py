@@ -179,7 +179,7 @@ def _keeps_binary(block: nn.Module) -> bool:
 def gives_whole(block: nn.Module, whole: bool) -> bool:
     """True if the output holds whole numbers alone: spikes, their sums, maxima of these; `whole`: the input does.
 
-    Of modules as they were made: a hook, or another module in the place of one, may change that.
+    It is decided when a network is built: hooks, and modules that are replaced later, are not considered.
     """
     if isinstance(block, Residual):
         return gives_whole(block.branch, whole) and gives_whole(block.shortcut, whole)
@@ -187,9 +187,17 @@ def gives_whole(block: nn.Module, whole: bool) -> bool:
         for part in block:
             whole = gives_whole(part, whole)
         return whole
+    return gives_spikes(block, whole)
+
+
+def gives_spikes(block: nn.Module, spikes: bool) -> bool:
+    """True if the output of a block that is not residual is spikes; `spikes`: its input is. Hooks are not considered.
+
+    Of a pool it says the same of whole numbers, which a maximum leaves whole.
+    """
     if isinstance(block, WITH_NEURON):
         return fires(block.neuron) and (not isinstance(block, ConvBlock) or pools_spikes(block.pool))
-    return whole and isinstance(block, Pool2d) and pools_spikes(block)
+    return spikes and isinstance(block, Pool2d) and pools_spikes(block)
 
 
 def sums_fused(blocks: nn.Module, device: torch.device) -> Iterator[nn.Module]:

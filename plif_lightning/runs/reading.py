@@ -10,7 +10,7 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.loading import loaded, printable
 from plif_lightning.runs.metrics import read_metrics
 from plif_lightning.runs.process import is_alive
-from plif_lightning.runs.run import Run, Status
+from plif_lightning.runs.run import Run, Status, ties_in
 from plif_lightning.runtime import program
 
 
@@ -55,7 +55,7 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
     files = RunFolder(folder)
     problems: list[str] = []
     config = loaded(files.config, problems)
-    metrics = _metrics(files, problems, Run(files, "", "unfinished", config).best_of_ties)
+    metrics = _metrics(files, problems, ties_in(config))
     started = loaded(files.command, problems, optional=True)
     result = loaded(files.result, problems, optional=True)
     facts = loaded(files.data, problems, optional=True)

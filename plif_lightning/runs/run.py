@@ -22,6 +22,29 @@ def _positive(value: Any) -> float | None:
     return number if 0 < number < math.inf else None
 
 
+def setting_in(config: dict[str, Any], key: str, default: Any = None) -> Any:
+    """A value of a configuration by its dotted key."""
+    value: Any = config
+    for name in key.split("."):
+        if isinstance(value, dict) and name not in value and isinstance(value.get("init_args"), dict):
+            value = value["init_args"]
+        if not isinstance(value, dict) or name not in value:
+            return default
+        value = value[name]
+    return value
+
+
+def protocol_in(config: dict[str, Any]) -> Literal["A", "B"]:
+    """A if a configuration validates on the test set, B if on a held-out part of the training set."""
+    return "B" if setting_in(config, "data.validation") == "holdout" else "A"
+
+
+def ties_in(config: dict[str, Any]) -> str:
+    """Tie break between equally good validations: `first` or `last`."""
+    # Older runs lack the setting; null means the default of the protocol.
+    return setting_in(config, "best_of_ties", "first") or ("last" if protocol_in(config) == "B" else "first")
+
+
 @dataclass(frozen=True)
 class Run:
     """A run as read from its folder or from W&B.
@@ -58,14 +81,7 @@ class Run:
 
     def setting(self, key: str, default: Any = None) -> Any:
         """Return a configuration value by its dotted key, such as `model.init_tau` or `data.time_steps`."""
-        value: Any = self.config
-        for name in key.split("."):
-            if isinstance(value, dict) and name not in value and isinstance(value.get("init_args"), dict):
-                value = value["init_args"]
-            if not isinstance(value, dict) or name not in value:
-                return default
-            value = value[name]
-        return value
+        return setting_in(self.config, key, default)
 
     @property
     def begun_from(self) -> str | None:
@@ -100,7 +116,7 @@ class Run:
     @property
     def protocol(self) -> Literal["A", "B"]:
         """A: best epoch on the test set; B: best epoch on a held-out part of the training set, then one test."""
-        return "B" if self.setting("data.validation") == "holdout" else "A"
+        return protocol_in(self.config)
 
     @property
     def val_key(self) -> str:
@@ -109,8 +125,7 @@ class Run:
     @property
     def best_of_ties(self) -> str:
         """Tie break between epochs of equal validation accuracy: `first` or `last`."""
-        # Older runs lack the setting; null means the default of the protocol.
-        return self.setting("best_of_ties", "first") or ("last" if self.protocol == "B" else "first")
+        return ties_in(self.config)
 
     @property
     def best_metrics(self) -> dict[str, float]:

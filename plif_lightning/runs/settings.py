@@ -79,6 +79,10 @@ KEYS = {
 }
 
 
+# Options whose default is none, and that mean something else by zero.
+_ZERO_COUNTS = {"model.tet_lambda"}
+
+
 def key_of(name: str) -> Key:
     """The row of a dotted setting."""
     while name not in KEYS and "." in name:
@@ -180,6 +184,14 @@ def identity(config: Mapping[str, Any], planned: bool = False) -> dict[str, Any]
     return {name: value for name, value in parts.items() if key_of(name).identity not in ignored}
 
 
+def says_something(name: str, value: Any) -> bool:
+    """True if a setting is not left out where runs are compared.
+
+    None, false and zero are: most options that are added later have one of them as default.
+    """
+    return value not in (None, False, 0) or (value is not None and name in _ZERO_COUNTS)
+
+
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that a resumed run has from now on and had otherwise before, by dotted names.
 
@@ -188,7 +200,7 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
         after: the one that it is resumed with.
     """
     old, new = ({**identity(c), "best_of_ties": c.get("best_of_ties")} for c in (before, after))
-    names = [name for name in (*old, *new) if name in old or new[name] not in (None, False, 0)]
+    names = [name for name in (*old, *new) if name in old or says_something(name, new[name])]
     found = {name: new.get(name) for name in dict.fromkeys(names) if old.get(name) != new.get(name)}
     return {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in found.items()}
 

@@ -9,7 +9,7 @@ from typing import Any
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import merge
-from plif_lightning.runs.run import Run, Status
+from plif_lightning.runs.run import Run, Status, ties_in
 from plif_lightning.runtime.extras import needed_by
 from plif_lightning.runtime.files import written_whole
 
@@ -53,7 +53,7 @@ def _step(row: dict[str, Any], otherwise: float) -> float:
 
 
 def _that_count(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of epochs, but those that a killed run had logged after its checkpoint, and logged again."""
+    """Rows of epochs, without those that a killed run had logged after its checkpoint and then logged again."""
     found: list[dict[str, Any]] = []
     for row in history:
         if row.get("epoch") is None or any(key.startswith("test/") for key in row):
@@ -77,10 +77,9 @@ def run_of_wandb(run: Any) -> Run:
     except Exception as error:  # the client's own types are private; a run that logged nothing has no history
         history, problems = [], [f"its history cannot be read from W&B: {' '.join(str(error).split())}."]
     config = dict(run.config)
-    ties = Run(RunFolder(Path()), "", "unfinished", config).best_of_ties
     for row in _that_count(history):
         values = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and not k.startswith("_")}
-        merge(epochs.setdefault(int(row["epoch"]), {}), values, ties)
+        merge(epochs.setdefault(int(row["epoch"]), {}), values, ties_in(config))
     test = run.summary.get("test/acc")
     return Run(
         RunFolder(Path("wandb") / str(run.id)),  # does not exist

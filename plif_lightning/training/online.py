@@ -24,12 +24,11 @@ def separable(net: nn.Module, loss: str, static: bool = True) -> bool:
     """
     if not isinstance(net, SpikingNetwork) or loss not in SEPARABLE or net.inputs.name != "direct":
         return False
-    if any(parameter._backward_hooks for parameter in net.parameters()):
-        return False
     norms = [part for part in net.modules() if isinstance(part, TimeBatchNorm2d)]
     alone = all(norm.statistics == "per_step" and not (static and norm.held == "once") for norm in norms)
     alone = alone and not isinstance(net.voting, Integral)
-    return alone and all(not neuron.constants.through_time for _, neuron in net.neurons())
+    alone = alone and all(not neuron.constants.through_time for _, neuron in net.neurons())
+    return alone and not any(parameter._backward_hooks for parameter in net.parameters())
 
 
 class _Collected(torch.autograd.Function):

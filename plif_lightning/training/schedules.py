@@ -29,7 +29,8 @@ def steps_of(trainer: L.Trainer) -> tuple[int, int]:
     # Lightning takes the accumulation of this epoch for that of all.
     epochs = range(trainer.max_epochs)
     of_epoch = [math.ceil(batches / schedule.get_accumulate_grad_batches(epoch)) for epoch in epochs]
-    return min(sum(of_epoch), trainer.max_steps if trainer.max_steps > 0 else sum(of_epoch)), of_epoch[0]
+    most = trainer.max_steps if trainer.max_steps > 0 else math.inf
+    return int(min(sum(of_epoch), most)), of_epoch[0]
 
 
 class OneCycle(LRScheduler):
@@ -60,9 +61,10 @@ class OneCycle(LRScheduler):
         super().__init__(optimizer)
 
     def set_length(self, steps: float, of_epoch: int) -> None:
-        """Take a number of steps of the optimiser, in the training and in an epoch; others count from the next step on.
+        """Set the number of optimiser steps in the training and in an epoch; a change counts from the next step on.
 
-        A run that goes on with other steps in an epoch, as with other devices, has done as many epochs as before.
+        If a resumed run has another number of steps per epoch (other devices or accumulation), the position in epochs
+        is kept.
         """
         before, self.of_epoch = self.of_epoch or of_epoch, of_epoch
         if (steps, of_epoch) == (self.total_steps, before):

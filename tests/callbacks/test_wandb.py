@@ -158,6 +158,15 @@ def test_without_a_login_the_ways_out_are_named(tmp_path):
     assert "WANDB_MODE=offline" in said
 
 
+def read(config, history):
+    """A finished run with this history, as W&B's API has it."""
+    return run_of_wandb(
+        SimpleNamespace(
+            id="abc", name="run", state="finished", config=config, summary={}, scan_history=lambda: iter(history)
+        )
+    )
+
+
 def test_runs_of_wandbs_api_are_runs():
     config = {"model": {"neuron": "lif", "init_tau": 16.0, "pooling": "max"}, "seed_everything": 3}
     config["data"] = {"class_path": "plif_lightning.data.MNIST", "init_args": {"validation": "test", "time_steps": 8}}
@@ -169,11 +178,7 @@ def test_runs_of_wandbs_api_are_runs():
         {"epoch": 1, "test_as_val/acc": 0.95},
         {"epoch": 1, "test/acc": 0.9},
     ]
-    found = run_of_wandb(
-        SimpleNamespace(
-            id="abc", name="run", state="finished", config=config, summary={}, scan_history=lambda: iter(history)
-        )
-    )
+    found = read(config, history)
     assert (found.status, found.accuracy, found.best) == ("finished", 0.95, (2, 0.95))
     assert found.metrics[0] == {"epoch": 0.0, "test_as_val/acc": 0.9, "train/loss": 0.1}
     assert found.setting("data.time_steps") == 8
@@ -187,15 +192,11 @@ def test_epochs_that_a_killed_run_repeated_count_once():
     lost += [{"epoch": 2, "val/acc": 0.97, step: 29}]
     again = [{"epoch": 1, "val/acc": 0.9, step: 19}, {"epoch": 1, "train/loss": 0.2, step: 19}]
     history = [{"epoch": 0, "val/acc": 0.8, step: 9}, *lost, *again]
-    found = run_of_wandb(
-        SimpleNamespace(id="abc", name="run", state="running", config=config, summary={}, scan_history=lambda: history)
-    )
+    found = read(config, history)
     assert [(row["epoch"], row["val/acc"]) for row in found.metrics] == [(0, 0.8), (1, 0.9)]
     assert found.metrics[1]["train/loss"] == 0.2
     history.append({"epoch": 2, "val/acc": 0.85, step: None})
-    found = run_of_wandb(
-        SimpleNamespace(id="abc", name="run", state="running", config=config, summary={}, scan_history=lambda: history)
-    )
+    found = read(config, history)
     assert [row["val/acc"] for row in found.metrics] == [0.8, 0.9, 0.85]
 
 

@@ -4,6 +4,7 @@ import functools
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,23 @@ SMALL = [*TINY, "--test_after_fit", "false", "--record_samples", "0", "--trainer
 
 LEARNING = ["--model.structure", "c6k3s1-BN-PLIF-MPk2s2-FC40-PLIF-APk4s4", "--model.dropout", "0"]
 LEARNING += ["--model.optimizer.lr", "0.02"]
+
+
+@contextmanager
+def power_cut(saved, at=lambda trainer: True):
+    """End a fit where it writes its last checkpoint: after that if it is `saved`, else before."""
+    save = LastCheckpoint._save
+
+    def save_and_break_off(self, trainer):
+        if saved or not at(trainer):
+            save(self, trainer)
+        if at(trainer):
+            raise RuntimeError("power cut")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LastCheckpoint, "_save", save_and_break_off)
+        with pytest.raises(RuntimeError, match="power cut"):
+            yield
 
 
 def progress(run):
@@ -137,20 +155,12 @@ def test_a_run_of_one_epoch_goes_on_and_keeps_its_best(capsys):
 
 
 @pytest.mark.parametrize("validation", ["1", "0"])
-def test_a_run_broken_off_within_an_epoch_goes_on_with_or_without_validation(validation, monkeypatch):
+def test_a_run_broken_off_within_an_epoch_goes_on_with_or_without_validation(validation):
     arguments = [*TINY, *FEW, "--test_after_fit", "false", "--trainer.limit_val_batches", validation]
     fit(*arguments, "--trainer.max_epochs", "2", "--trainer.logger.name", "straight")
-    save = LastCheckpoint._save
-
-    def save_and_break_off(self, trainer):
-        save(self, trainer)
-        raise RuntimeError("power cut")
-
     more = ["--checkpoint.every_n_batches", "2", "--trainer.max_epochs", "2", "--trainer.logger.name", "cut"]
-    with monkeypatch.context() as patch:
-        patch.setattr(LastCheckpoint, "_save", save_and_break_off)
-        with pytest.raises(RuntimeError, match="power cut"):
-            fit(*arguments, *more)
+    with power_cut(saved=True):
+        fit(*arguments, *more)
     run = Path("runs/cut/version_0")
     assert progress(run) == 2
     fit("--ckpt_path", "last", config=str(run / "config.yaml"))
@@ -182,19 +192,10 @@ def test_mid_epoch_checkpoints_wait_for_a_validation_that_comes_next(interval, e
     assert saved == expected
 
 
-def test_a_run_killed_between_a_best_epoch_and_its_checkpoint_keeps_the_best_before(monkeypatch):
+def test_a_run_killed_between_a_best_epoch_and_its_checkpoint_keeps_the_best_before():
     """Found by a review: it ended with the weights of an epoch that its metrics do not have."""
-    save = LastCheckpoint._save
-
-    def break_off(self, trainer):
-        if trainer.current_epoch == 1:
-            raise RuntimeError("power cut")
-        save(self, trainer)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LastCheckpoint, "_save", break_off)
-        with pytest.raises(RuntimeError, match="power cut"):
-            fit(*SMALL, *LEARNING, "--run_folder", "cut", "--trainer.max_epochs", "3", "--best_of_ties", "first")
+    with power_cut(saved=False, at=lambda trainer: trainer.current_epoch == 1):
+        fit(*SMALL, *LEARNING, "--run_folder", "cut", "--trainer.max_epochs", "3", "--best_of_ties", "first")
     run = RunFolder(Path("cut"))
     assert [load(path)["epoch"] for path in (run.best_before, run.best, run.last)] == [0, 1, 0]
     first = load(run.last)["callbacks"]["BestCheckpoint"]["best_model_score"]
@@ -209,20 +210,14 @@ def test_a_run_killed_between_a_best_epoch_and_its_checkpoint_keeps_the_best_bef
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-def test_a_best_checkpoint_before_that_was_left_is_not_taken_for_a_later_one(monkeypatch):
+def test_a_best_checkpoint_before_that_was_left_is_not_taken_for_a_later_one():
     """Found by a review: a second kill put it in the place of the best one."""
     fit(*SMALL, *LEARNING, "--run_folder", "cut", "--trainer.max_epochs", "1", "--best_of_ties", "first")
     run = RunFolder(Path("cut"))
     run.best_before.write_bytes(b"of an earlier epoch, left by a kill right after last.ckpt was written")
     first = run.best.read_bytes()
-
-    def break_off(self, trainer):
-        raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LastCheckpoint, "_save", break_off)
-        with pytest.raises(RuntimeError, match="power cut"):
-            fit("--ckpt_path", "last", "--trainer.max_epochs", "2", config=str(run.config))
+    with power_cut(saved=False):
+        fit("--ckpt_path", "last", "--trainer.max_epochs", "2", config=str(run.config))
     assert load(run.best)["epoch"] == 1
     assert run.best_before.read_bytes() == first
 
@@ -257,21 +252,13 @@ def test_a_cycle_goes_on_where_an_epoch_has_other_steps():
     assert rates[3] < 0.01 * peak
 
 
-def test_a_schedule_of_accumulation_goes_on_within_an_epoch(monkeypatch):
+def test_a_schedule_of_accumulation_goes_on_within_an_epoch():
     """Found by a review: the rest of the epoch was trained without it."""
     schedule = "[{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 3}}}]"
     arguments = [*SMALL, "--trainer.callbacks", schedule, "--trainer.max_epochs", "1"]
     fit(*arguments, "--run_folder", "straight")
-    save = LastCheckpoint._save
-
-    def save_and_break_off(self, trainer):
-        save(self, trainer)
-        raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LastCheckpoint, "_save", save_and_break_off)
-        with pytest.raises(RuntimeError, match="power cut"):
-            fit(*arguments, "--checkpoint.every_n_batches", "3", "--run_folder", "cut")
+    with power_cut(saved=True):
+        fit(*arguments, "--checkpoint.every_n_batches", "3", "--run_folder", "cut")
     main(["fit", "--config", "cut/config.yaml", "--ckpt_path", "last"])
     one, other = (load(f"{name}/checkpoints/last.ckpt") for name in ("straight", "cut"))
     assert one["global_step"] == other["global_step"]

@@ -64,7 +64,7 @@ def test_batches_equal_torchvisions_own_pipeline(make, write, source, mean, std,
 
 @pytest.mark.parametrize("make", [MNIST, FashionMNIST])
 def test_other_images_than_the_published_are_told_by_their_content(make, tmp_path):
-    """Found by a review: as many others were taken for the same, where a run goes on and where it is tested."""
+    """Found by a review: resuming and testing accepted any images if their number was right."""
     writers.write_mnist(tmp_path, name=make.__name__)
     one, same = (make(root=str(tmp_path), download=False) for _ in range(2))
     assert one.identity() == same.identity()

@@ -46,7 +46,7 @@ def figure_6(runs: Sequence[Run]) -> Drawn:
     legends_below(figure, panels, 1)
     return figure, (
         "Accuracy over epochs. Faint: each run; strong: the mean of runs that differ only in their seed."
-        + (" Of 128 validated epochs and more the mean is a 64-epoch moving average." if smoothed else "")
+        + (" For 128 or more epochs, all validated, the mean is a 64-epoch moving average." if smoothed else "")
         + (" Crosses: the authors' runs, on the full data set." if authors else "")
     )
 
