@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Collection, Iterable
+from numbers import Integral
+from typing import Any
 
 
 class Stopped(SystemExit):
@@ -34,6 +36,16 @@ def require_known_arguments(of: str, given: Iterable[str], known: Collection[str
             )
             hint = f" Did you mean {near[0]}?" if near else f" It has {', '.join(known)}."
             raise UserError(f"{of} has no argument {name}.{hint}")
+
+
+def require_count(name: str, value: Any) -> None:
+    """Check a number of things: an integer of Python's or numpy's, at least 1.
+
+    Raises:
+        UserError: it is another value, or a bool.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise UserError(f"{name} must be a whole number, at least 1, got {value!r}.")
 
 
 class DatasetNotFoundError(UserError):

@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from plif_lightning.callbacks.logger import is_trial, run_folder
-from plif_lightning.errors import CheckpointError, UserError
+from plif_lightning.errors import CheckpointError, require_count
 from plif_lightning.network.loading import load_checkpoint
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runtime.files import is_address, written_whole
@@ -166,8 +166,8 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_batches: int | None = None) -> None:
-        if every_n_batches is not None and every_n_batches < 1:
-            raise UserError(f"checkpoint.every_n_batches must be at least 1, got {every_n_batches}.")
+        if every_n_batches is not None:
+            require_count("checkpoint.every_n_batches", every_n_batches)
         self.every_n_batches = every_n_batches
         self.due = False
         self.last_model_path = ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from plif_lightning.cli.arguments import option_names
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.cli.trained import checkpoint_parser, read_to_test
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_count
 from plif_lightning.runtime.console import Console, in_few_digits
 
 if TYPE_CHECKING:
@@ -130,8 +130,7 @@ def cost(argv: list[str]) -> int:
     given, named = parser.parse_known_args(argv)
     if named and not {"--data", "--config", "-c"} & option_names(named):
         parser.error(f"unrecognized arguments: {' '.join(named)}")
-    if given.samples < 1:
-        raise UserError(f"--samples must be at least 1, got {given.samples}.")
+    require_count("--samples", given.samples)
     of_measure = ("conventional", "engine", "seconds", "threads")
     if not given.measure and (lost := [f"--{name}" for name in of_measure if getattr(given, name) is not None]):
         raise UserError(f"{', '.join(lost)} would have no effect without --measure.")

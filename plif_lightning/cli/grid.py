@@ -13,7 +13,7 @@ from typing import Any
 from plif_lightning import configs
 from plif_lightning.cli.arguments import parsed_yaml
 from plif_lightning.cli.checkpoint import content_of
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_count
 from plif_lightning.runs.process import options
 from plif_lightning.runs.settings import dotted
 
@@ -82,8 +82,8 @@ def read_sweep(path: Path) -> Sweep:
         parameters = {key: _values(path, key, values) for key, values in given.items()}
         return Sweep(name, arguments, parameters, metric, maximise)
     cap = loaded.get("run_cap")
-    if cap is not None and (not isinstance(cap, int) or isinstance(cap, bool) or cap < 1):
-        raise UserError(f"run_cap of {path} must be a whole number, at least 1, got {cap!r}.")
+    if cap is not None:
+        require_count(f"run_cap of {path}", cap)
     space = {key: spec if isinstance(spec, dict) else {"value": spec} for key, spec in given.items()}
     early = loaded.get("early_terminate")
     return Sweep(name, arguments, {}, metric, maximise, loaded["method"], space, cap, early, target)

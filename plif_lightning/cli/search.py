@@ -17,7 +17,7 @@ from plif_lightning.cli.arguments import joined
 from plif_lightning.cli.grid import Sweep, point_arguments, require_no_conflict, run_name
 from plif_lightning.cli.planned import Watched, require_unedited
 from plif_lightning.cli.runner import Job, Runner, print_job, print_line, score, shown
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_count
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import value_in_words
 from plif_lightning.runs.process import in_use
@@ -477,8 +477,7 @@ def run_search(
     if cap is None:
         raise UserError("a search has no end by itself: pass --cap, or give the sweep file a run_cap.")
     for option, number in (("cap", cap), ("jobs", jobs)):
-        if number < 1:
-            raise UserError(f"--{option} must be at least 1, got {number}.")
+        require_count(f"--{option}", number)
     require_no_conflict(sweep, overrides)
     root = root.absolute()
     console = Console()

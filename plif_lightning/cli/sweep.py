@@ -19,7 +19,7 @@ from plif_lightning.cli.grid import Sweep, point_arguments, read_sweep, replaced
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.cli.planned import Watched, comparable_settings, planned_config, require_unedited
 from plif_lightning.cli.runner import Job, Runner, print_job, print_line, require_free, score, shown
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_count
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import value_in_words
 from plif_lightning.runs.process import options
@@ -150,8 +150,7 @@ def run_sweep(
     Raises:
         UserError: a run's folder holds another run, or is in use.
     """
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {jobs}.")
+    require_count("--jobs", jobs)
     root = root.absolute()
     of = slice(None) if index is None else share(index, len(sweep.points()))
     if dry_run:

@@ -23,7 +23,7 @@ from torch import Tensor
 from plif_lightning.data.base import place_below
 from plif_lightning.data.folders import ClassFolders
 from plif_lightning.data.images import ImageDataModule
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_count
 from plif_lightning.runtime.cores import cores
 from plif_lightning.runtime.files import is_address, not_written, written_whole
 from plif_lightning.runtime.locks import folder_lock
@@ -64,8 +64,8 @@ class ImageFolder(ImageDataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_known("colour", get_args(Colour))
-        if self.size is not None and self.size < 1:
-            raise UserError(f"data.size must be at least 1, got {self.size}.")
+        if self.size is not None:
+            require_count("data.size", self.size)
         root = Path(self.root)
         self.folders = ClassFolders(root, _SUFFIXES, "images")
         self.title = self.folders.title  # type: ignore[misc]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from plif_lightning.data.batch import Batch
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_count
 from plif_lightning.runtime.randomness import fold_in
 
 
@@ -93,8 +93,7 @@ class BatchPlan(DistributedSampler[Any]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {batch_size}.")
+        require_count("batch_size", batch_size)
         self.length, self.batch_size, self.shuffle, self.drop_last = length, batch_size, shuffle, drop_last
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0

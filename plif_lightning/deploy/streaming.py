@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from plif_lightning.deploy.engine import deployed
 from plif_lightning.deploy.engines import Engine, require_engine
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.plain import DeployedNetwork
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_count
 from plif_lightning.events.integration import Slicing, count_events, integrate, resized
 from plif_lightning.events.noise import BackgroundFilter, cleaned
 from plif_lightning.events.recording import Noise, Packed, Recording, Sensor, pack, recording_of
@@ -97,8 +96,8 @@ class StreamingNetwork:
         self.events_per_step, self.us_per_step = events_per_step, us_per_step
         self.frame = Sensor(*known.input_shape[1:])
         self.background_us = background_us
-        if last is not None and (not isinstance(last, Integral) or last < 1):
-            raise UserError(f"last must be a whole number, at least 1, got {last}.")
+        if last is not None:
+            require_count("last", last)
         self.last = last
         self.use_sensor(self.frame if sensor is None else sensor)
         self.reset()
@@ -333,8 +332,8 @@ def _shapes(states: Mapping[str, LayerState]) -> dict[str, list[torch.Size]]:
 def _require_one_length(events_per_step: int | None, us_per_step: int | None) -> None:
     """Refuse lengths of a time-step that are no whole numbers, or two of them."""
     for name, value in (("events_per_step", events_per_step), ("us_per_step", us_per_step)):
-        if value is not None and (not isinstance(value, Integral) or value < 1):
-            raise UserError(f"{name} must be a whole number, at least 1, got {value}.")
+        if value is not None:
+            require_count(name, value)
     if events_per_step is not None and us_per_step is not None:
         raise UserError("give events_per_step or us_per_step, not both.")
 

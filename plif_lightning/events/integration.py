@@ -1,12 +1,11 @@
 """Count events into frames: many recordings at once, directly into the batch array."""
 
-from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_count
 from plif_lightning.events.recording import Packed, Recording, Sensor, pack, recording_of
 from plif_lightning.runtime.compiled import compiled
 
@@ -293,8 +292,7 @@ def integrate(
     >>> integrate(four, Sensor(2, 2), 2)[0].tolist()
     [[[1, 0], [0, 0]], [[0, 1], [0, 0]]]
     """
-    if not isinstance(time_steps, Integral) or time_steps < 1:
-        raise UserError(f"time_steps must be a whole number, at least 1, got {time_steps!r}.")
+    require_count("time_steps", time_steps)
     if slicing not in get_args(Slicing):
         raise UserError(f"slicing must be one of {', '.join(get_args(Slicing))}, got {slicing!r}.")
     sensor = Sensor.of(sensor)

@@ -83,7 +83,7 @@ class NeuronBlock(nn.Module):
 
     def gives_binary(self, device: torch.device, binary: bool = False) -> bool:
         """True if the output is guaranteed to hold zeros and ones."""
-        return refuses_neuron(self.neuron) is None and not has_hooks(self.neuron) and not must_be_called(self)
+        return fires(self.neuron) and not has_hooks(self.neuron) and not must_be_called(self)
 
 
 class Residual(nn.Module):

@@ -1,7 +1,6 @@
 """Spiking encoder, spiking classifier and votes, from a structure."""
 
 import inspect
-import numbers
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.firing import Keywords as Keywords
-from plif_lightning.errors import CheckpointError, UserError, require_known_arguments
+from plif_lightning.errors import CheckpointError, UserError, require_count, require_known_arguments
 from plif_lightning.kernels import Backend, BackendName, Sparse
 from plif_lightning.network.blocks import WITH_NEURON, Blocks, FCBlock, NeuronBlock, layers_of, listening_to, sums_fused
 from plif_lightning.network.building import Builder
@@ -34,13 +33,6 @@ from plif_lightning.neurons.carry import carried
 from plif_lightning.neurons.making import NeuronKeywords, make_layer, settings_of_all
 from plif_lightning.runtime.memory import memory_limit
 from plif_lightning.structure import FC, Integrator, Neurons, Numbers, Structure, Votes, numbers_of, placed, resolved
-
-
-def _require_whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise UserError(f"{name} must be a whole number, got {value!r}.")
-    if value < 1:
-        raise UserError(f"{name} must be at least 1, got {value}.")
 
 
 def _require_memory(values: int, part: str, lower: str) -> None:
@@ -170,11 +162,11 @@ class SpikingNetwork(nn.Module):
         self.arguments: dict[str, Any] = given
         self.backend = Backend(backend, sparse)
         for name, value in (("time_steps", time_steps), ("num_classes", num_classes)):
-            _require_whole(name, value)
+            require_count(name, value)
         if len(input_shape) != 3:
             raise UserError(f"input_shape must be channels, height and width, got {input_shape}.")
         for size in input_shape:
-            _require_whole("each of input_shape", size)
+            require_count("each of input_shape", size)
         if pooling not in get_args(Pooling):
             raise UserError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}.")
         numbers = dict(
@@ -244,7 +236,7 @@ class SpikingNetwork(nn.Module):
     @contextmanager
     def for_time_steps(self, time_steps: int) -> Iterator[None]:
         """Run with another T while the context lasts, in all threads; no parameter depends on T."""
-        _require_whole("time_steps", time_steps)
+        require_count("time_steps", time_steps)
         kinds = (InputEncoder, ConvBlock, NeuronBlock)
         parts: list[Any] = [part for part in self.modules() if isinstance(part, kinds)]
         original = self.time_steps

@@ -290,7 +290,7 @@ def test_numbers_of_a_small_network_are_not_rounded_away():
 
 def test_cost_refuses_what_it_cannot_count(run_of_digits, tmp_path, capsys):
     line = refused(capsys, "cost", "--ckpt_path", str(run_of_digits), "--samples", "0")
-    assert "--samples must be at least 1, got 0" in line
+    assert "--samples must be a whole number, at least 1, got 0" in line
     for option, value in (("--seconds", "inf"), ("--seconds", "0"), ("--threads", "-1")):
         line = refused(capsys, "cost", "--ckpt_path", str(run_of_digits), "--measure", option, value)
         assert f"{option} must be a number above 0, got {value}" in line

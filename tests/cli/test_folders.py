@@ -116,7 +116,9 @@ def test_prepare_answers_a_wrong_argument_with_one_sentence(capsys):
         capsys, "prepare", "--data", "EventFolder", "--data.root", "x"
     )
     assert "data.name must be given" in refused(capsys, "prepare", "--data", "TonicEvents")
-    assert "data.size must be at least 1" in refused(capsys, "prepare", "--data", "ImageFolder", "--data.size", "0")
+    assert "data.size must be a whole number, at least 1" in refused(
+        capsys, "prepare", "--data", "ImageFolder", "--data.size", "0"
+    )
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, refused
         (["--trainer.overfit_batches", "2"], "pass limit_train_batches instead"),
         (["--trainer.barebones", "true"], "trainer.barebones would keep nothing of a run: pass --trainer.fast_dev_run"),
         (["--trainer.val_check_interval", "500"], "must be less than or equal to the number of the training batches"),
-        (["--checkpoint.every_n_batches", "0"], "checkpoint.every_n_batches must be at least 1"),
+        (["--checkpoint.every_n_batches", "0"], "checkpoint.every_n_batches must be a whole number, at least 1"),
         (["--ckpt_path", "."], "is a folder"),
         (["--ckpt_path"], "--ckpt_path needs a file"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),

@@ -536,7 +536,7 @@ def test_options_of_a_search_must_be_numbers_above_zero(tmp_path, capsys):
     file = write(tmp_path / "s.yaml")
     for option in ("--cap", "--jobs"):
         assert sweep(file, "--runs", tmp_path / "r", option, "0") == 2
-        assert f"{option} must be at least 1, got 0" in capsys.readouterr().err
+        assert f"{option} must be a whole number, at least 1, got 0" in capsys.readouterr().err
 
 
 def test_a_metric_that_no_run_has_is_a_failure_with_a_reason(tmp_path, capsys):

@@ -194,7 +194,8 @@ def test_what_cannot_be_read_is_named_and_nothing_is_left(root, what, message):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"size": 0}, "data.size must be at least 1"), ({"colour": "cmyk"}, "one of auto, grey")]
+    ("settings", "message"),
+    [({"size": 0}, "data.size must be a whole number, at least 1"), ({"colour": "cmyk"}, "one of auto, grey")],
 )
 def test_a_wrong_argument_is_named(root, settings, message):
     with pytest.raises(UserError, match=message):

@@ -245,10 +245,10 @@ def test_latency_encoder_fires_once_at_the_exact_step_of_every_intensity(time_st
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"time_steps": 0}, "time_steps must be at least 1"),
-        ({"time_steps": 2.0}, "time_steps must be a whole number, got 2.0"),
+        ({"time_steps": 0}, "time_steps must be a whole number, at least 1"),
+        ({"time_steps": 2.0}, "time_steps must be a whole number, at least 1, got 2.0"),
         ({"input_shape": (9, 10)}, r"input_shape must be channels, height and width, got \(9, 10\)"),
-        ({"input_shape": (2, 9, 0)}, "each of input_shape must be at least 1, got 0"),
+        ({"input_shape": (2, 9, 0)}, "each of input_shape must be a whole number, at least 1, got 0"),
         ({"n_conv": 0}, "n_conv must be at least 1"),
         ({"n_down": 4}, "leave nothing of an input of 9x10"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
@@ -361,7 +361,7 @@ def test_the_number_of_steps_is_not_set_behind_its_layers():
     net = SpikingNetwork((1, 8, 8), 2, 4)
     with pytest.raises(UserError, match=r"is fixed: run it with another T in `with net.for_time_steps\(T\)`"):
         net.time_steps = 8
-    with pytest.raises(UserError, match="time_steps must be at least 1, got 0"), net.for_time_steps(0):
+    with pytest.raises(UserError, match="time_steps must be a whole number, at least 1, got 0"), net.for_time_steps(0):
         pass
     with net.for_time_steps(8):
         assert (net.time_steps, len(net(torch.rand(1, 1, 8, 8)))) == (8, 8)
