@@ -344,10 +344,13 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
     defaults = {"model": model_defaults()}
     old, new = _over(comparable(defaults), comparable(stored)), comparable(given)
     there, here = _over(flat(defaults), flat(stored)), flat(given)
+    # Of another data set, or other recordings, in folders train and test.
+    own_test = new.get("data.test_fraction") is None and old.get("data.root") != new.get("data.root")
+    other = own_test or old.get("data.class_path") != new.get("data.class_path")
     differences = [
         f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and _must_agree(name, expanded.command, stored)
+        if old.get(name) != new.get(name) and _must_agree(name, expanded.command, stored, other)
     ]
     stages = [[name for name in of if name.startswith("model.early_time_steps.")] for of in (old, new)]
     if expanded.command == "fit" and stages[0] != stages[1] and {*stages[0]} == {*stages[1]}:
@@ -365,8 +368,15 @@ def _over(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in defaults.items() if name not in blocks}, **stored}
 
 
-def _must_agree(name: str, command: str, stored: dict[str, Any]) -> bool:
-    """True if a setting must equal the checkpoint's, to resume it or to evaluate it fairly."""
+def _must_agree(name: str, command: str, stored: dict[str, Any], other: bool) -> bool:
+    """True if a setting must equal the checkpoint's, to resume it or to evaluate it fairly.
+
+    Args:
+        name: dotted name of the setting.
+        command: fit, or an evaluation.
+        stored: the checkpoint's configuration.
+        other: the data are others than the run's, with a test set of their own.
+    """
     key = key_of(name)
     if key.identity == "never":
         return False
@@ -377,7 +387,7 @@ def _must_agree(name: str, command: str, stored: dict[str, Any]) -> bool:
     if "class_path" not in stored["data"]:  # another Trainer's: only T is known
         return name == "data.time_steps"
     held_out = stored["data"]["init_args"].get("validation") == "holdout"
-    return key.split == "always" or (held_out and key.split == "holdout")
+    return key.split == "always" or (held_out and key.split == "holdout") or (not other and key.split == "own")
 
 
 def refuse_shorter(expanded: Expanded, trainer: dict[str, Any]) -> None:

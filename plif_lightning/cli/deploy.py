@@ -40,7 +40,9 @@ def _cost_parser() -> PlainParser:
     parser = checkpoint_parser("cost", "Estimate operations, memory traffic and energy.")
     parser.add_argument("--data.root", dest="root", help="folder of the data sets, if it has moved")
     parser.epilog = "--data NAME and --data.KEY VALUE, as in prepare: the data set, if the checkpoint names none."
-    parser.add_argument("--samples", type=int, default=32, help="test samples to measure firing on (default: 32)")
+    parser.add_argument(
+        "--samples", type=int, default=32, help="test samples, evenly spaced, to measure firing on (default: 32)"
+    )
     parser.add_argument("--out", type=Path, help="write a csv file with a row for each layer")
     parser.add_argument(
         "--measure",

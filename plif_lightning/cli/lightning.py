@@ -61,6 +61,7 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import in_use, locked, remove_empty
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.result import write_result, write_test_result
+from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import changed, is_part, key_of, only_longer
 from plif_lightning.runtime.files import is_address
 from plif_lightning.runtime.signals import ignore_loaders_end, on_termination
@@ -318,6 +319,8 @@ class PlifCLI(LightningCLI):
         else:
             engine = self.config[self.subcommand].engine
             name = str(self.subcommand) if engine is None else f"{self.subcommand}_{engine}"
+            if name == "test" and folder.config.exists() and not self._tests_best_as_in_training(folder):
+                name = "test_other"  # beside `test`, which holds the run's result
             logger.place(evaluation_folder(folder, name).path)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
@@ -381,27 +384,40 @@ class PlifCLI(LightningCLI):
 
     def after_test(self) -> None:
         folder, limit = self.expanded.folder, self.config[self.subcommand].trainer.limit_test_batches
-        if folder is not None and self.trainer.is_global_zero and not is_trial(self.trainer):
-            # The run's accuracy B is that of its best checkpoint on all of the test set.
-            checkpoint = Path(str(self.config[self.subcommand].ckpt_path)).resolve()
-            if not is_part(limit) and checkpoint == folder.best.resolve() and writable(folder):
-                if others := self._others_than_in_training(folder):
-                    _log.warning("With other %s than in training, this is no result of the run.", ", ".join(others))
-                elif in_use(folder):
-                    _log.warning("The run is still in training, and its best checkpoint may change: no result is kept.")
-                else:
-                    write_test_result(folder, self.trainer.callback_metrics, self.datamodule.sizes())
+        mine = folder is not None and self.trainer.is_global_zero and not is_trial(self.trainer)
+        # The run's accuracy B is that of its best checkpoint on all of the test set.
+        if mine and folder is not None and not is_part(limit) and self._tests_best(folder) and writable(folder):
+            if others := self._others_than_in_training(folder):
+                _log.warning("With other %s than in training, this is no result of the run.", ", ".join(others))
+            elif in_use(folder):
+                _log.warning("The run is still in training, and its best checkpoint may change: no result is kept.")
+            else:
+                write_test_result(folder, self.trainer.callback_metrics, self.datamodule.sizes())
         print_evaluation(self.trainer, self.datamodule)
 
-    def _others_than_in_training(self, folder: RunFolder) -> list[str]:
-        """Settings and data in which a test differs from the run, so that its accuracy is not the run's result."""
-        config, run = self.config[self.subcommand], read_run(folder.path)
+    def _tests_best(self, folder: RunFolder) -> bool:
+        return Path(str(self.config[self.subcommand].ckpt_path)).resolve() == folder.best.resolve()
+
+    def _tests_best_as_in_training(self, folder: RunFolder) -> bool:
+        """True if a test can give the run's accuracy B, as far as its arguments tell."""
+        part = is_part(self.config[self.subcommand].trainer.limit_test_batches)
+        return not part and self._tests_best(folder) and not self._other_settings(read_run(folder.path))
+
+    def _other_settings(self, run: Run) -> list[str]:
+        """Settings of an evaluation on which its accuracy depends, and that are not those of the run."""
+        config = self.config[self.subcommand]
         others = [name for name in self.changed if name == "trainer.precision" or name.startswith("data.")]
         others = [name for name in others if not key_of(name).training_only]
         if config.engine is not None:
             others.append("engine")
         if config.seed_everything != run.setting("seed_everything", config.seed_everything):
             others.append("seed_everything")
+        return others
+
+    def _others_than_in_training(self, folder: RunFolder) -> list[str]:
+        """Settings and data in which a test differs from the run, so that its accuracy is not the run's result."""
+        config, run = self.config[self.subcommand], read_run(folder.path)
+        others = self._other_settings(run)
         known, root = run.facts.get("test_content"), config.data.init_args.root
         if known is None:  # a run of an earlier version: its test set cannot be compared
             if root != run.setting("data.root", root):

@@ -97,7 +97,7 @@ def read_to_test(
         UserError: no data set is named, or its data are not available.
     """
     from plif_lightning.cli.lightning import quieten
-    from plif_lightning.data.testing import first_test_samples, samples_to_test
+    from plif_lightning.data.testing import samples_to_test, spread_test_samples
 
     quieten()
     read = read_trained(path)
@@ -106,7 +106,7 @@ def read_to_test(
 
         roots = [] if root is None else [f"--data.root={root}"]
         module, _ = data_of([*named, *roots, f"--data.time_steps={read.net.time_steps}"])
-        return read.net, *first_test_samples(module, number)
+        return read.net, *spread_test_samples(module, number)
     if "class_path" not in read.data:
         raise UserError(f"{path} names no data set because another Trainer wrote it: pass --data NAME.")
     return read.net, *samples_to_test(read.data, root, number)

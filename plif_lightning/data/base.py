@@ -163,6 +163,20 @@ class SpikingDataModule(L.LightningDataModule):
         names = [field.name for field in fields(self) if field.name not in _READ_BY_LOADERS]
         self._made_with = {name: getattr(self, name) for name in names}
 
+    def _forget(self) -> None:
+        """Forget what was read of files that have changed since.
+
+        Raises:
+            UserError: data sets were made of them.
+        """
+        if self._made_with:
+            raise UserError(
+                f"the files of {self.title} in {self.root} changed after the data sets were made of them. Make another "
+                "data module."
+            )
+        for name in ("class_names", "input_shape"):
+            self.__dict__.pop(name, None)  # where they are cached
+
     def _require_classes(self, train: Tensor, val: Tensor) -> None:
         """Refuse a validation set that leaves no training sample of a class, and warn of one without a class.
 

@@ -122,23 +122,28 @@ class EventDataset(BatchedDataset):
         begin, end = self.samples.begin[samples], self.samples.end[samples]
         if not self.transforms:
             return Events(self.store.address, self.store.time, begin, end, np.zeros(len(begin), np.int64))
-        changed = [self._transformed(key, *one_pass) for one_pass in zip(samples, begin, end, strict=True)]
+        first = self.store.time[np.minimum(begin, len(self.store.time) - 1)]
+        base = np.where(self.samples.duration[samples] < 0, first, self.samples.start[samples])
+        changed = [self._transformed(key, *one_pass) for one_pass in zip(samples, begin, end, base, strict=True)]
         offset = np.cumsum([0, *(len(one.address) for one in changed)])
         return Events(
             np.concatenate([one.address for one in changed]),
             np.concatenate([one.time for one in changed]),
             offset[:-1],
             offset[1:],
-            np.array([one.start for one in changed], np.int64),  # `pack` counts times from the first event
+            base + np.array([one.start for one in changed], np.int64),  # `pack` counts times from the first event
         )
 
-    def _transformed(self, key: int, sample: int, begin: int, end: int) -> Packed:
-        """One transformed sample. Seeds NumPy's global generator for the transforms, and restores it."""
+    def _transformed(self, key: int, sample: int, begin: int, end: int, base: int) -> Packed:
+        """One transformed sample, whose times count from `base`.
+
+        Seeds NumPy's global generator for the transforms, and restores it.
+        """
         sensor, name = self.store.sensor, str(self.store.name[self.samples.recording[sample]])
         events = np.empty(end - begin, _TONIC)
         polarity, pixel = np.divmod(self.store.address[begin:end], sensor.pixels)
         events["y"], events["x"] = np.divmod(pixel, sensor.width)
-        events["t"], events["p"] = self.store.time[begin:end], polarity
+        events["t"], events["p"] = self.store.time[begin:end].astype(np.int64) - base, polarity
         state = np.random.get_state()
         np.random.seed(fold_in(key, "transforms", int(sample)) % 2**32)
         try:

@@ -23,8 +23,7 @@ from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events import readers
 from plif_lightning.events.raw import Kind, in_own_process
 from plif_lightning.events.recording import Sensor
-from plif_lightning.events.remote import classes_at
-from plif_lightning.events.store import EventStore, RawFile, StoreError
+from plif_lightning.events.store import EventStore, RawFile
 from plif_lightning.events.windows import Samples, parted, recordings_of, windowed, windows_of
 
 _log = logging.getLogger(__name__)
@@ -147,16 +146,30 @@ class EventFolder(EventDataModule):
         return Sensor(self.size, self.size)
 
     def _sensor_of_store(self, root: Path) -> Sensor | None:
-        """Sensor of an existing store, where the files are gone; None if there is none or several."""
+        """Sensor of an existing store, where the files are gone; None if there is none or several.
+
+        Raises:
+            UserError: recordings of several sensors are there in another size only.
+        """
         if self.there:
             return None
         folder = place_below(self.store, root) if self.store else root / self._own_store
         found: set[tuple[Sensor, bool]] = set()
+        others: set[int] = set()
         for path in folder.glob("*.json"):
             if not path.name.endswith(".seen.json") and re.search(r"-(train|all)(-|$)", path.stem):
                 with suppress(OSError, ValueError, KeyError, TypeError):
                     sensor = Sensor(*json.loads(path.read_text("utf-8"))["sensor"])
-                    found.add((sensor, "-pooled-" in path.stem))
+                    pooled = "-pooled-" in path.stem
+                    if pooled and self.size != sensor.height:
+                        others.add(sensor.height)  # another size of these would be other pixels than from the files
+                    else:
+                        found.add((sensor, pooled))
+        if others and not found:
+            raise UserError(
+                f"the recordings of {root} are gone, and their store has data.size "
+                f"{', '.join(map(str, sorted(others)))}, not {self.size}: pass that, or put the recordings back."
+            )
         if len(found) != 1:
             return None
         ((sensor, self.pooled),) = found
@@ -171,17 +184,7 @@ class EventFolder(EventDataModule):
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """Names of the class folders, sorted; if the folders are missing, the store's class names."""
-        if not self.there:
-            kind = self._kind(train=True)
-            found: tuple[str, ...] = ()
-            if self.address is not None:
-                found = classes_at(self.address, kind)
-            else:
-                with suppress(StoreError):
-                    found = EventStore(self.store_folder, kind).classes
-            if found:
-                return found
-        return self.folders.classes()
+        return (() if self.there else self._classes_of_store()) or self.folders.classes()
 
     @property
     def there(self) -> bool:
@@ -210,17 +213,18 @@ class EventFolder(EventDataModule):
         known: dict[tuple[Any, ...], list[int]] = {}
         for i in for_training.tolist():
             known.setdefault(_brief(train, i), []).append(i)
-        twice = [
-            (train.name[i], test.name[j])
-            for j in for_test.tolist()
-            for i in known.get(_brief(test, j), ())
-            if len(test.events(j)[0]) and all(map(np.array_equal, train.events(i), test.events(j)))
-        ]
+        twice = []
+        for j in for_test.tolist():
+            candidates = known.get(_brief(test, j), ()) if len(test.events(j)[0]) else ()
+            same = (i for i in candidates if all(map(np.array_equal, train.events(i), test.events(j))))
+            if (i := next(same, None)) is not None:
+                twice.append(f"{test.name[j]} is {train.name[i]}")
         if twice:
             _log.warning(
-                "%d test recordings are training recordings, too: %s is %s. What is measured on them says nothing.",
+                "%d test recordings are training recordings, too: %s%s. What is measured on them says nothing.",
                 len(twice),
-                *twice[0][::-1],
+                ", ".join(twice[:3]),
+                " and others" if len(twice) > 3 else "",
             )
 
     @property
@@ -306,7 +310,8 @@ class EventFolder(EventDataModule):
     def _require_windows(self, store: EventStore, samples: Samples, found: Samples, train: bool) -> None:
         """Say which stretches are too short for a window, and refuse a class without any."""
         what = "training" if train else "test"
-        short = ~np.isin(samples.recording, found.recording)
+        # A recording may have a part in each set: one that is too short is missed there, whatever the others give.
+        short = ~np.isin(3 * samples.recording + samples.part, 3 * found.recording + found.part)
         counts = np.bincount(store.label[found.recording], minlength=self.num_classes)
         for label in np.unique(store.label[samples.recording]):
             if counts[label] == 0:
@@ -315,12 +320,15 @@ class EventFolder(EventDataModule):
                     f"pass a shorter window. The longest is {self._longest(store, samples)}."
                 )
         if short.any():
-            names = ", ".join(str(store.name[i]) for i in samples.recording[short][:3])
+            at = np.flatnonzero(short)[:3]
+            sets = ("", " (validation)", "")
+            names = ", ".join(f"{store.name[samples.recording[i]]}{sets[samples.part[i]]}" for i in at)
             _log.warning(
-                "%d of %d %s recordings are shorter than one of the %s and give no sample: %s%s.",
+                "%d of %d %s %s are shorter than one of the %s and give no sample: %s%s.",
                 short.sum(),
                 len(short),
                 what,
+                "parts of recordings" if self.split == "time" else "recordings",
                 self.windows,
                 names,
                 " and others" if short.sum() > 3 else "",

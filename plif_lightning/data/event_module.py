@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from plif_lightning.data.event_dataset import EventDataset
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events.integration import Slicing
 from plif_lightning.events.recording import Noise, RecordingError, Sensor, TimeOrder
-from plif_lightning.events.remote import copies_of, fetch, publish
+from plif_lightning.events.remote import claim, classes_at, copies_of, fetch, publish
 from plif_lightning.events.store import (
     DamagedStoreError,
     EventStore,
@@ -93,6 +94,7 @@ class EventDataModule(SpikingDataModule):
             self.store_folder = copies_of(self.address)
         else:
             self.store_folder = place_below(self.store, self.home) if self.store else self.own_store
+        self._missing: frozenset[str] = frozenset()  # names of the stores that the address lacked
         self._stores: dict[bool, EventStore] = {}
         self._samples: dict[bool, Samples] = {}
 
@@ -145,6 +147,15 @@ class EventDataModule(SpikingDataModule):
         """Class names, if they come from the files; () if the data set defines them."""
         return ()
 
+    def _classes_of_store(self) -> tuple[str, ...]:
+        """Class names in an existing store, here or at a URL; () if there is none or it has none."""
+        kind = self._kind(train=True)
+        if self.address is not None:
+            return classes_at(self.address, kind)
+        with suppress(StoreError):
+            return EventStore(self.store_folder, kind).classes
+        return ()
+
     def _kind(self, train: bool) -> Kind:
         part = "train" if train else "test"
         noise = Noise(self.background_us, self.hot_pixels)
@@ -183,10 +194,13 @@ class EventDataModule(SpikingDataModule):
             if self._ready():
                 return
             self.require_obtainable()
+        else:
+            claim(self.store_folder)
         with folder_lock(self.store_folder, partial(unwritable, self.store_folder), self._warn_of_waiting):
             kinds = list(dict.fromkeys(self._kind(train) for train in (True, False)))
             address = self.address
             missing = [] if address is None else [kind for kind in kinds if not fetch(address, self.store_folder, kind)]
+            self._missing = frozenset(kind.name for kind in missing)
             if not self._ready():  # another process may have built it meanwhile, or it was downloaded
                 self._build_both()
             for kind in missing:
@@ -199,20 +213,24 @@ class EventDataModule(SpikingDataModule):
         parts = (True,) if self._kind(True) == self._kind(False) else (True, False)
         for train in parts:
             raw_files, store = self.raw_files(train), EventStore(self.store_folder, self._kind(train))
-            if any(raw.recordings > 1 for raw in raw_files):
-                continue  # their labels are in the files
             here = {(raw.name, raw.label) for raw in raw_files}
             there = set(zip(store.name.tolist(), store.label.tolist(), strict=True))
-            if here and here != there:
-                _log.warning(
-                    "The store %s at %s has %d recordings that are not in %s, and lacks %d that are: the store's are "
-                    "used. Delete its files there to build it of those here, or pass another --data.store.",
-                    store.path.name,
-                    address,
-                    len(there - here),
-                    self.home,
-                    len(here - there),
-                )
+            several = any(raw.recordings > 1 for raw in raw_files)  # their labels are in the files
+            size = sum(raw.size() for raw in raw_files)
+            if here and not several and here != there:
+                fewer, more = len(here - there), len(there - here)
+                differs = f"has {more} recordings that are not in {self.home}, and lacks {fewer} that are"
+            elif here and store.raw_bytes not in (None, size):
+                differs = f"was built of {store.raw_bytes:,} bytes of files, and {self.home} has {size:,}"
+            else:
+                continue
+            _log.warning(
+                "The store %s at %s %s: the store's are used. Delete its files there to build it of those here, or "
+                "pass another --data.store.",
+                store.path.name,
+                address,
+                differs,
+            )
 
     def _build_both(self) -> None:
         self.require_obtainable()
@@ -228,6 +246,8 @@ class EventDataModule(SpikingDataModule):
             self.require_count(train, sum(raw.recordings for raw in raw_files))
             if not self._is_current(train, raw_files):
                 outdated[train] = raw_files
+        if outdated:
+            self._forget()
         for train, raw_files in outdated.items():  # only after both counts were checked
             self._build(train, raw_files)
             self.prepared = True
@@ -253,14 +273,21 @@ class EventDataModule(SpikingDataModule):
             return False
         except StoreError:
             return False
-        # A store from a URL was built on another machine, where the files have other modification times.
-        if raw_files is not None and self.address is None and store.fingerprint != fingerprint(kind, raw_files):
+        # A store from a URL was built on another machine, where the files have other modification times. Where it was
+        # deleted there, it is to be built anew: the copy is of use only if it is of these files.
+        own = self.address is None or kind.name in self._missing
+        if raw_files is not None and own and store.fingerprint != fingerprint(kind, raw_files):
             return False
         try:
             self.require_count(train, len(store))
         except DatasetNotFoundError:
             return False
         return True
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._stores.clear()
+        self._samples.clear()
 
     def _build(self, train: bool, raw_files: Sequence[RawFile]) -> None:
         kind = self._kind(train)

@@ -128,6 +128,9 @@ class ImageFolder(ImageDataModule):
         self.prepared = False
         folder = self.cache / f"{self._form}-{self._fingerprint()}"
         if folder != self._folder:
+            if self._facts is not None:
+                self._forget()
+                folder = self.cache / f"{self._form}-{self._fingerprint()}"
             self._folder, self._mapped = folder, {}
         self._facts = _facts(folder)
         if self._facts is None:

@@ -102,6 +102,10 @@ class ImageDataModule(SpikingDataModule):
         require_one_mix(self.augmentation or ())
         self._arrays: dict[bool, tuple[Tensor, Tensor]] = {}
 
+    def _forget(self) -> None:
+        super()._forget()
+        self._arrays.clear()
+
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """Images uint8 [n, C, H, W] and labels int64 [n] of the training or test set."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Some test samples of the data set that a checkpoint names."""
+"""Test samples of the data set that a checkpoint names."""
 
 import importlib
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from plif_lightning.data.base import SpikingDataModule
 from plif_lightning.data.batch import time_first
+from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import UserError
 
 
@@ -33,7 +34,7 @@ def _data_class(data: dict[str, Any]) -> Any:
 
 
 def samples_to_test(data: dict[str, Any], root: str | None, number: int) -> tuple[Tensor, Tensor]:
-    """Some test samples of a data set, [T, N, C, H, W] or [N, C, H, W], and their labels [N].
+    """Evenly spaced test samples of a data set, [T, N, C, H, W] or [N, C, H, W], and their labels [N].
 
     Args:
         data: the block of a configuration that names it.
@@ -51,17 +52,18 @@ def samples_to_test(data: dict[str, Any], root: str | None, number: int) -> tupl
         module = _data_class(data)(**arguments)
     except TypeError as error:
         raise UserError(f"the data set {data['class_path']} takes other settings than this needs: {error}.") from error
-    return first_test_samples(module, number)
+    return spread_test_samples(module, number)
 
 
-def first_test_samples(module: SpikingDataModule, number: int) -> tuple[Tensor, Tensor]:
-    """The first test samples of a data module, [T, N, C, H, W] or [N, C, H, W], and their labels [N]."""
+def spread_test_samples(module: SpikingDataModule, number: int) -> tuple[Tensor, Tensor]:
+    """Evenly spaced test samples of a data module, [T, N, C, H, W] or [N, C, H, W], and their labels [N].
+
+    Recordings and images in folders are sorted by class: the first ones would be of one class.
+    """
     module.prepare_data()
     module.setup("test")
-    x, label = [], []
-    for batch in module.test_dataloader():
-        x.append(batch.x)
-        label.append(batch.label)
-        if sum(map(len, x)) >= number:
-            break
-    return time_first(torch.cat(x)[:number]).float(), torch.cat(label)[:number]
+    n = len(module.labels(train=False))
+    chosen = torch.linspace(0, n - 1, min(number, n), dtype=torch.float64).round().long()
+    part = module.dataset(train=False, indices=chosen, augment=False)
+    batches = [part.batch(BatchRequest(0, at)) for at in torch.arange(len(chosen)).split(module.eval_batch_size)]
+    return time_first(torch.cat([b.x for b in batches])).float(), torch.cat([b.label for b in batches])

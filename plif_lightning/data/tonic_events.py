@@ -70,13 +70,20 @@ class TonicEvents(EventDataModule):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Class names from tonic; if it has none, the recordings' labels, sorted."""
+        """Class names from tonic; if it has none, the recordings' labels, sorted, or those of an existing store."""
         classes: Any = getattr(_class(self.name), "classes", None)
         if isinstance(classes, dict):
             classes = sorted(classes, key=lambda name: classes[name])
+        if classes is None and not self.there:
+            classes = self._classes_of_store() or None
         if classes is None:
             classes = sorted({str(target) for target in self._data(train=True).targets})
         return tuple(map(str, classes))
+
+    @property
+    def classes_of_files(self) -> tuple[str, ...]:
+        named = getattr(_class(self.name), "classes", None) is not None
+        return () if named or not self.there else self.class_names
 
     def _data(self, train: bool) -> Any:
         return _opened(self._source(train), self.download)
@@ -113,8 +120,15 @@ class TonicEvents(EventDataModule):
             for_training, for_test = holdout_split(torch.tensor([label for label, *_ in listed]), self.test_fraction)
             listed = [listed[place] for place in (for_training if train else for_test).tolist()]
         count = len(data.targets)
+        # Recordings that tonic holds in memory: the first one stands for all files, which tell if a store is stale.
+        together = iter([_files_below(home)])
         return [
-            RawFile(name or str(i), (_file(data, i),), partial(read_one, source, i, name, count), label)
+            RawFile(
+                name or str(i),
+                (_file(data, i),) if name else next(together, (home,)),
+                partial(read_one, source, i, name, count),
+                label,
+            )
             for label, name, i in listed
         ]
 
@@ -196,6 +210,12 @@ def _file(data: Any, index: int) -> Path:
     """File of a recording; the data set's folder if tonic does not expose the file."""
     found = data.data[index]
     return Path(found) if isinstance(found, str) else Path(data.location_on_system)
+
+
+def _files_below(home: Path) -> tuple[Path, ...]:
+    """The data set's folder and all files in it, but those of the event store."""
+    files = (path for path in sorted(home.rglob("*")) if path.is_file())
+    return (home, *(path for path in files if path.relative_to(home).parts[0] != OWN_STORE))
 
 
 def _parameters(kind: Any) -> Mapping[str, inspect.Parameter]:

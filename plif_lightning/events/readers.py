@@ -79,8 +79,9 @@ _DECODERS: dict[str, Callable[[str], Decoder]] = {
 _PORTION = 2**23
 # Suffixes of files that hold one recording.
 SUFFIXES = tuple(sorted((".aedat", *_READERS)))
-# Suffixes of files whose library may crash on a damaged file.
-TRUSTING = (".h5", ".hdf5")
+# Suffixes of files whose library may crash on a damaged file, or exhaust memory.
+_HDF5 = (".h5", ".hdf5")
+TRUSTING = (*_HDF5, ".bag", ".db3", ".mcap")
 
 
 def _aedat_of(path: str | Path) -> Callable[[str], Decoder]:
@@ -119,7 +120,7 @@ def sensor_of(path: str | Path) -> Sensor | None:
         RecordingError: the header is damaged or of another format.
     """
     suffix = Path(path).suffix.lower()
-    if suffix in TRUSTING:
+    if suffix in _HDF5:
         return sensor_in(path)
     kind = _aedat_of(path) if suffix == ".aedat" else _DECODERS.get(suffix)
     if kind is None:

@@ -98,7 +98,10 @@ class Noise(NamedTuple):
 
     def __str__(self) -> str:
         parts = [] if self.background_us is None else [f"background{self.background_us}us"]
-        return "-".join(parts if self.hot_factor is None else [*parts, f"hot{self.hot_factor:g}"])
+        if self.hot_factor is not None:
+            short = f"{self.hot_factor:g}"  # in names of files: all digits where six are too few
+            parts.append(f"hot{short if float(short) == self.hot_factor else repr(float(self.hot_factor))}")
+        return "-".join(parts)
 
 
 NO_NOISE_FILTER = Noise()

@@ -26,6 +26,30 @@ def copies_of(address: str) -> Path:
     return Path(tempfile.gettempdir()) / f"plif_lightning-{user}" / name
 
 
+def claim(copies: Path) -> None:
+    """Make the user's folder of all copies. What lies there is taken as verified, so nobody else may write into it.
+
+    Args:
+        copies: a folder in it, as of `copies_of`.
+
+    Raises:
+        StoreError: it is another user's, or others may write into it.
+    """
+    own = copies.parent
+    try:
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = own.stat()
+    except OSError as error:
+        raise StoreError(
+            f"the copies of event stores cannot be kept in {own}: {error.strerror}. Set TMPDIR."
+        ) from error
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        raise StoreError(
+            f"{own}, where copies of event stores are kept, belongs to another user, or others may write into it: "
+            "delete it, or set TMPDIR to a folder of your own."
+        )
+
+
 @contextmanager
 def _reaching(address: str) -> Iterator[None]:
     """Turn any error except a missing file into a StoreError that names the URL."""
@@ -42,7 +66,7 @@ def _reaching(address: str) -> Iterator[None]:
 def fetch(address: str, folder: Path, kind: Kind) -> bool:
     """Download a store from a URL into a folder, unless it is already there. True if the URL has a store.
 
-    The caller holds `locked(folder)`.
+    The caller holds `runtime.locks.folder_lock(folder)`.
 
     Raises:
         StoreError: the URL cannot be reached, or the copy does not match its checksums.

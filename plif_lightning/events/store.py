@@ -64,6 +64,7 @@ class EventStore:
         start: time of each recording's first event [us], int64 [n].
         name: source file of each recording, and its index in that file if there are several, [n].
         classes: class names; () if the store has none.
+        raw_bytes: size of the files that it was built of; None of older stores.
 
     If an array's file size or modification time has changed, it is read once and compared with its checksum.
 
@@ -101,6 +102,7 @@ class EventStore:
             arrays: dict[str, dict[str, Any]] = meta["arrays"]
             same = (meta["format"], self.sensor, meta["time_order"]) == (FORMAT, kind.sensor, kind.time_order)
             self.classes = tuple(map(str, meta.get("classes", ())))
+            self.raw_bytes: int | None = None if meta.get("raw_bytes") is None else int(meta["raw_bytes"])
             self.folder = self.path.parent / meta["folder"]
             self._checksums = {name: str(arrays[name]["blake2b"]) for name in ARRAYS}
             found = {name: (tuple(arrays[name]["shape"]), np.dtype(arrays[name]["dtype"])) for name in ARRAYS}
@@ -250,7 +252,7 @@ def build(
 ) -> EventStore:
     """Build the store of some raw files, replacing an existing one.
 
-    The caller holds `locked(folder)`.
+    The caller holds `runtime.locks.folder_lock(folder)`.
 
     Args:
         folder: folder of the store.
@@ -280,6 +282,7 @@ def build(
                 "time_order": kind.time_order,
                 "classes": list(kind.classes),
                 "fingerprint": mark,
+                "raw_bytes": sum(raw.size() for raw in raw_files),
                 "folder": final.name,
                 "arrays": arrays,
             }

@@ -100,6 +100,21 @@ def test_they_are_decoded_once_and_anew_where_a_file_changes(root):
     assert made(root).prepared
 
 
+def test_files_that_change_between_two_calls_are_read_anew_or_refused(root):
+    """Found by a review: the new set's identity was recorded, and the old images were trained on."""
+    data = ImageFolder(root=str(root))
+    data.prepare_data()
+    labels, images = data.labels(train=True), data.arrays(True)[0].clone()
+    Image.new("RGB", (10, 8), (1, 2, 3)).save(root / "train" / "cat" / "00.png")
+    data.prepare_data()
+    assert len(data.labels(train=True)) == len(labels) + 1
+    assert not torch.equal(data.arrays(True)[0][: len(images)], images)
+    data.setup()
+    Image.new("RGB", (10, 8), (3, 2, 1)).save(root / "train" / "cat" / "00.png")
+    with pytest.raises(UserError, match=r"changed after the data sets were made of them\. Make another data module"):
+        data.prepare_data()
+
+
 def test_a_held_out_part_is_no_copy_and_a_store_may_lie_elsewhere(root, tmp_path):
     data = made(root, validation="holdout", holdout_fraction=0.34, store=str(tmp_path / "store"))
     assert not (root / ".plif_lightning").exists()

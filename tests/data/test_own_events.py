@@ -225,6 +225,10 @@ def test_another_data_set_of_tonic(tmp_path):
     again = TonicEvents(name="POKERDVS", root=str(tmp_path), time_steps=3, allow_partial=True, download=False)
     again.prepare_data()
     assert not again.prepared
+    changed = tmp_path / "POKERDVS" / "pips_train" / "sp" / "0.npy"
+    np.save(changed, np.load(changed)[::2])
+    halved = made(TonicEvents(name="POKERDVS", root=str(tmp_path), time_steps=3, allow_partial=True, download=False))
+    assert len(halved.event_store(train=True).address) < len(store.address)
     next((tmp_path / "POKERDVS").glob("pips_train/cl/*.npy")).unlink()
     fewer = made(TonicEvents(name="POKERDVS", root=str(tmp_path), time_steps=3, allow_partial=True, download=False))
     assert fewer.sizes()["training"] == 7
@@ -250,6 +254,10 @@ def test_a_data_set_without_a_test_part_is_split_by_class(tmp_path):
     assert data.labels(train=False).tolist() == [0, 0, 1, 1]
     names = [f"Caltech101/{name}/image_{i:04d}.bin" for name in ("bass", "crab") for i in (3, 4)]
     assert data.event_store(train=False).name.tolist() == names  # the last by name, on any file system
+    shutil.rmtree(folder)  # the store keeps the names of the classes
+    data = made(TonicEvents(name="NCALTECH101", sensor=(180, 240), test_fraction=0.4, **there))
+    assert data.class_names == ("bass", "crab")
+    assert data.sizes() == {"training": 6, "test as val": 4, "test": 4}
 
 
 def test_tonic_fetches_what_is_not_there(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from plif_lightning.data import EventFolder, TimeDrop, event_folder
 from plif_lightning.data.loading import BatchRequest
+from plif_lightning.data.testing import spread_test_samples
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events import Recording, Sensor, integrate, raw, read_any
 from plif_lightning.events.integration import resized
@@ -47,6 +48,33 @@ def made(root, **arguments):
     data.prepare_data()
     data.setup()
     return data
+
+
+def test_samples_to_measure_on_are_of_all_classes(root):
+    """Found by a review: recordings are sorted by class, and the first ones were all of one."""
+    data = EventFolder(root=str(root), time_steps=4, window_events=300)
+    x, label = spread_test_samples(data, 4)
+    assert label.tolist() == [0, 0, 1, 1]
+    assert x.shape == (4, 4, 2, 48, 64)
+    assert len(spread_test_samples(data, 100)[1]) == len(data.test_set)
+
+
+def test_files_that_change_between_two_calls_are_read_anew_or_refused(root):
+    data = EventFolder(root=str(root), time_steps=4)
+    data.prepare_data()
+    assert len(data.labels(train=True)) == 4
+    new = writers.events_of(500, 9, 48, 64)
+    for name in ("left", "middle"):
+        for part in ("train", "test"):
+            writers.write_file(root / part / name / "new.raw", writers.evt3_bytes(new, 48, 64))
+    data.prepare_data()
+    assert data.class_names == ("left", "middle", "right")
+    assert data.labels(train=True).tolist() == [0, 0, 0, 1, 2, 2]
+    data.setup()
+    (root / "train/middle/new.raw").unlink()
+    writers.write_file(root / "train/middle/another.raw", writers.evt3_bytes(new, 48, 64))
+    with pytest.raises(UserError, match=r"changed after the data sets were made of them\. Make another data module"):
+        data.prepare_data()
 
 
 def test_windows_of_events_are_what_cutting_by_hand_gives(root):
@@ -90,6 +118,39 @@ def test_windows_of_transformed_events_have_the_same_slices(root):
     assert torch.equal(plain.train_set.batch(every).x, same.train_set.batch(every).x)
     fewer = made(root, **given, augmentation=[lambda events: events[5:-5]]).train_set.batch(every).x.int()
     assert (fewer <= plain.train_set.batch(every).x).all()  # events that a transform drops shift no others
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"window_ms": 100, "slicing": "by_time"},
+        {"window_events": 200},
+        {"split": "time", "validation": "holdout", "holdout_fraction": 0.5},
+    ],
+)
+def test_transforms_see_a_window_as_a_recording_of_its_own(root, given):
+    """Found by a review: reversed in time, all events of a late window fell into its first slice."""
+    spans = []
+
+    def see(events):
+        spans.append((int(events["t"].min()), int(events["t"].max())))
+        return events
+
+    def reverse(events):  # as tonic's RandomTimeReversal, which takes the last event's time for the length
+        events = events[::-1].copy()
+        events["t"] = 99_999 - events["t"]
+        return events
+
+    data = made(root, **given, augmentation=[see])
+    data.train_set.batch(BatchRequest(0, torch.arange(len(data.train_set))))
+    if "window_ms" in given:
+        assert all(0 <= first < 30_000 and 70_000 < last < 100_000 for first, last in spans)
+        every = BatchRequest(0, torch.arange(len(data.train_set)))
+        backwards = made(root, **given, augmentation=[reverse]).train_set.batch(every).x
+        frames = backwards.int().sum((2, 3, 4))
+        assert (frames - data.train_set.batch(every).x.flip(1).int().sum((2, 3, 4))).abs().max() <= 1  # at the edges
+    else:
+        assert all(first == 0 and last > 100_000 for first, last in spans)
 
 
 def test_an_empty_window_is_no_sample(tmp_path):
@@ -163,6 +224,19 @@ def test_a_class_of_one_recording_needs_a_split_by_time(tmp_path):
         tmp_path, test_fraction=0.2, window_events=100, split="time", validation="holdout", holdout_fraction=0.25
     )
     assert data.sizes() == {"training": 12, "val": 4, "test": 4}
+
+
+def test_a_part_that_is_too_short_for_a_window_is_said(tmp_path, caplog):
+    """Found by a review: a recording's training part hid that its validation part gave no sample."""
+    for name in ("left", "right"):
+        for i, events in enumerate((3000, 1000, 1000)):
+            recording = writers.events_of(events, i, 48, 64)
+            writers.write_file(tmp_path / name / f"{i}.raw", writers.evt3_bytes(recording, 48, 64))
+    share = {"split": "time", "test_fraction": 0.2, "validation": "holdout", "holdout_fraction": 0.15}
+    data = made(tmp_path, window_events=150, **share)
+    assert "4 of 12 training parts of recordings are shorter than one of the windows of 150 events" in caplog.text
+    assert "left/1.raw (validation), left/2.raw (validation), right/1.raw (validation) and others" in caplog.text
+    assert data.sizes()["val"] == 4
 
 
 def test_what_is_too_short_for_a_window_is_said(root, caplog):
@@ -327,6 +401,8 @@ def test_files_of_two_sensors(root):
     assert np.array_equal(cleaned_first.event_store(True).events(place)[0], address)
     for part in ("train", "test"):
         shutil.move(root / part, root / f"moved-{part}")
+    with pytest.raises(UserError, match=r"are gone, and their store has data\.size 12, not 6: pass that"):
+        EventFolder(root=str(root), size=6)
     for noise in ({}, {"background_us": 10**6}):
         assert made(root, size=12, **noise).sizes() == data.sizes()  # from the stores alone
         assert made(root, size=12, **noise).pooled

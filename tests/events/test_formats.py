@@ -289,6 +289,8 @@ def test_text_without_names_is_told_from_its_values(columns, tmp_path):
         (b"# recorded today\n\n# t [s] x y pol\n0.5 1 2 1\n1.25 3 4 0", [(500_000, 1, 2, 1), (1_250_000, 3, 4, 0)]),
         (b'"x","y","timestamp","polarity","label"\r\n"1","2",7,True,car\r\n', [(7, 1, 2, 1)]),
         (b",t,x,y,p\n0,7,1,2,1\n1,9,3,4,0\n", [(7, 1, 2, 1), (9, 3, 4, 0)]),
+        (b"t,x,y,p,note,n\n7,1,2,1,,5\n9,3,4,0,,\n,,,\n", [(7, 1, 2, 1), (9, 3, 4, 0)]),
+        (b"t,x,y,p\n7 , 1,\t2 ,1,\n", [(7, 1, 2, 1)]),
         (b"\xef\xbb\xbft,x,y,p\n7,1,2,1\n", [(7, 1, 2, 1)]),
         (b"t,x,y,p\r\n", []),
         (b"\xef\xbb\xbf7 9 8 1\n9 3 4 0\n", [(7, 9, 8, 1), (9, 3, 4, 0)]),
@@ -326,6 +328,8 @@ def test_numpys_text(tmp_path):
     ("content", "expected"),
     [
         (b"t,x,y,p\n1,2,3,1\n2,3\n", "line 3: '2,3' is no event of 4 fields"),
+        (b"t,x,y,p\n1,2,3,1\n2,,3,4,1\n", "line 3: '2,,3,4,1' is no event of 4 fields"),
+        (b"t,x,y,p\n1,2,3,1\n,2,3,1\n", "line 3: ',2,3,1' is no event of 4 fields"),
         (b"t,x,y,p\n1,2,3,1\n2,3,4,5,6\n", "line 3: '2,3,4,5,6' is no event"),
         (b"t,x,y,p\n1,2,3,1\n2,three,4,1\n", "line 3: '2,three,4,1' is no event"),
         (b"t,x,y,p\n1,2,3,7\n", "line 2: '1,2,3,7' is no event"),
@@ -553,6 +557,25 @@ def test_a_link_into_another_file_is_not_followed(tmp_path):
         file["again"] = h5py.SoftLink("/")
     with pytest.raises(RecordingError, match="holds no events"):
         read_any(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "b.h5", "w") as file:  # found by a review: columns were followed
+        file["other"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "/events")
+        for name in "xytp":
+            file[f"direct/{name}"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), f"/events/{name}")
+            file[f"indirect/{name}"] = h5py.SoftLink(f"/other/{name}")
+    with pytest.raises(RecordingError, match="holds no events"):
+        read_any(tmp_path / "b.h5")
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        for name in "xytp":
+            path = writers.write_file(tmp_path / f"{name}.bin", bytes(80))
+            file.create_dataset(f"events/{name}", (10,), "i8", external=[(str(path), 0, 80)])
+    with pytest.raises(RecordingError, match="are not in this file"):
+        read_any(tmp_path / "c.h5")
+    with h5py.File(writers.write_dsec(tmp_path / "d.h5", MANY), "a") as file:
+        if "t_offset" in file:
+            del file["t_offset"]
+        file["t_offset"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "/events/t")
+    with pytest.raises(RecordingError, match="t_offset is not in this file"):
+        read_any(tmp_path / "d.h5")
 
 
 def test_damaged_hdf5_harms_nobody_else(tmp_path):
@@ -660,6 +683,11 @@ def test_a_bag_of_ros_2(kind, event_array, tmp_path):
     other = writers.write_file(path.parent / f"other{suffix}", path.read_bytes())
     with pytest.raises(RecordingError, match=r"other\.\w+: a bag of ROS 2 is read by the metadata\.yaml beside it"):
         read_any(other)
+    bomb = "a0: &a0 [x, x, x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+    bomb += "rosbag2_bagfile_information: {relative_file_paths: *a8}\n"
+    (path.parent / "metadata.yaml").write_text(bomb)
+    with pytest.raises(RecordingError, match="must name it alone, and names none"):
+        read_any(path)
 
 
 def test_the_way_to_a_missing_package_is_named(tmp_path, monkeypatch):

@@ -58,6 +58,11 @@ def test_a_store_is_built_once_and_copied_once_to_each_machine(address, machine,
     data(root, address).prepare_data()
     said = r"original-train.json at .* has 0 recordings that are not in .*, and lacks 1 that are"
     assert re.search(said, caplog.text)
+    (root / "NMNIST/Train/0/99999.bin").unlink()
+    changed = next((root / "NMNIST/Train/0").iterdir())
+    changed.write_bytes(changed.read_bytes()[:-5])
+    data(root, address).prepare_data()
+    assert re.search(r"original-train.json at .* was built of 65,000 bytes of files, and .* has 64,995", caplog.text)
 
     def no_more(*arguments):
         raise AssertionError("it was copied before")
@@ -78,8 +83,7 @@ def test_a_store_that_was_built_anew_is_copied_anew(address, machine):
     files, place = fsspec.core.url_to_fs(old.address)
     for path in files.glob(f"{place}/*.json"):
         files.rm_file(path)
-    shutil.rmtree(copies_of(old.address))
-    new = data(root, address)
+    new = data(root, address)  # its machine still has the copy of the old one
     new.prepare_data()
     assert new.prepared
     assert new.identity() != old.identity()
@@ -133,6 +137,16 @@ def test_a_strangers_store_cannot_name_other_folders(name, address, machine):
     with pytest.raises(StoreError, match="is no event store of this project"):
         copies.prepare_data()
     assert beside.is_dir()
+
+
+def test_copies_are_not_taken_from_a_folder_that_others_may_write(address, machine):
+    one = data(machine("builds", recordings=True), address)
+    one.prepare_data()
+    folder = one.store_folder.parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(StoreError, match="others may write into it: delete it, or set TMPDIR"):
+        data(machine("builds", recordings=True), address).prepare_data()
 
 
 def test_a_store_that_lacks_an_array_is_named(address, machine):

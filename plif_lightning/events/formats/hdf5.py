@@ -130,12 +130,13 @@ def _require_there(data: Sequence[Any], path: str) -> None:
     """Refuse data sets without data, which HDF5 reads as zeros, and those that would exhaust memory.
 
     Raises:
-        RecordingError: a data set is virtual, was not written as a whole, or unpacks to far more than events can.
+        RecordingError: a data set is virtual or in other files, was not written as a whole, or unpacks to far more than
+            events can.
     """
     for one in data:
         chunks = -(-len(one) // one.chunks[0]) if one.chunks else 0
         written = one.id.get_num_chunks() if one.chunks else one.id.get_storage_size() > 0
-        if one.is_virtual or (one.size and (written < chunks or not written)):
+        if one.is_virtual or one.external or (one.size and (written < chunks or not written)):
             raise RecordingError(
                 f"{path}: the data of {one.name} are not in this file, or were not written as a whole."
             )
@@ -147,7 +148,12 @@ def _is_vector(group: Any, member: str) -> bool:
     h5py = _h5py()
 
     item = group.get(member)
-    return isinstance(item, h5py.Dataset) and item.ndim == 1
+    return isinstance(item, h5py.Dataset) and item.ndim == 1 and _is_here(item, group)
+
+
+def _is_here(item: Any, group: Any) -> bool:
+    """True if an object lies in the file of a group, and was not reached through a link into another one."""
+    return bool(item.file.filename == group.file.filename)
 
 
 def _is_table(data: Any) -> bool:
@@ -165,7 +171,10 @@ def _offset(group: Any, file: Any, name: str) -> int:
     """
     for place in (file, group):
         if "t_offset" in place:
-            offset = np.asarray(place["t_offset"][()]).reshape(-1)
+            item = place["t_offset"]
+            if not _is_here(item, file) or getattr(item, "external", None):
+                raise RecordingError(f"{name}: t_offset is not in this file.")
+            offset = np.asarray(item[()]).reshape(-1)
             if len(offset) != 1 or offset.dtype.kind not in "iuf" or offset[0] % 1 or abs(float(offset[0])) >= 2**62:
                 raise RecordingError(f"{name}: t_offset must be a whole number of us, got {offset[:3]}.")
             return int(offset[0])

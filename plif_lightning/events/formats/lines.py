@@ -48,7 +48,8 @@ def parse(text: Array, targets: Array, time_power: int, t: Array, x: Array, y: A
         t: times [us], filled. So are x, y and p, which is -1, 0 or 1.
 
     Returns:
-        Number of events, and the first line that is none; -1 if all are. Empty lines and comments are skipped.
+        Number of events, and the first line that is none; -1 if all are. Empty lines, also of commas, and comments are
+        skipped.
     """
     n, line, at, size = 0, 0, 0, len(text)
     fields = len(targets)
@@ -58,9 +59,20 @@ def parse(text: Array, targets: Array, time_power: int, t: Array, x: Array, y: A
         comment = False
         while True:
             c = text[at]
+            commas = 0
             while c == 32 or c == 9 or c == 44 or c == 59 or c == 13 or c == 34:  # separators and quotes
+                commas += c == 44 or c == 59
                 at += 1
                 c = text[at]
+            # Blanks may repeat; a comma behind another one, or that begins a line, ends an empty field.
+            empty = commas - (1 if field and c != 10 else 0)
+            if field or c != 10:
+                for _ in range(empty):
+                    if field < fields:
+                        good = good and targets[field] < 0
+                        field += 1
+                    elif c != 10:  # at the end of a line they are no fields
+                        field += 1
             if c == 10:
                 at += 1
                 break

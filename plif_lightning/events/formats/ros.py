@@ -70,13 +70,15 @@ def _require_alone(path: Path) -> None:
 
     try:
         metadata = yaml.safe_load((path.parent / "metadata.yaml").read_text("utf-8"))
-        files = list(map(str, metadata["rosbag2_bagfile_information"]["relative_file_paths"]))
+        files = metadata["rosbag2_bagfile_information"]["relative_file_paths"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         files = []
     if files != [path.name]:
+        # What else stands there, such as lists of lists, may be long.
+        named = ", ".join(name for name in files if isinstance(name, str)) if isinstance(files, list) else ""
         raise RecordingError(
             f"{path}: a bag of ROS 2 is read by the metadata.yaml beside it, which must name it alone, and names "
-            f"{', '.join(files) or 'none'}. `rosbags-convert` makes one .bag of a bag."
+            f"{named[:300] or 'none'}. `rosbags-convert` makes one .bag of a bag."
         )
 
 

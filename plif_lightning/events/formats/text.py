@@ -17,7 +17,7 @@ _FIRST = 1000
 _WHOLE = 20
 # Longest line [bytes].
 _LONGEST_LINE = 2**14
-_SPLIT = re.compile(r'[,;\s"]+')
+_SPLIT = re.compile(r'[\s"]*[,;][\s"]*|[\s"]+')
 _COLUMNS = "txyp"
 _BOM = b"\xef\xbb\xbf"
 
@@ -31,7 +31,11 @@ def _decoded(raw: bytes) -> str:
 
 
 def _fields(line: str) -> list[str]:
-    return [field for field in _SPLIT.split(line.strip()) if field]
+    """Fields of a line, as `lines.parse` sees them, without empty ones at its end."""
+    fields = _SPLIT.split(line.strip(' \t\r\n"'))
+    while fields and not fields[-1]:
+        fields.pop()
+    return fields
 
 
 def _number(field: str) -> float | None:
@@ -173,7 +177,9 @@ class TextDecoder(Decoder):
         """
         if self._targets is None:
             self._read_comment(len(rows[0]))
-        if self._targets is not None and len(rows[0]) != len(self._targets):
+        if self._targets is not None and (
+            len(rows[0]) > len(self._targets) or (self._targets[len(rows[0]) :] >= 0).any()
+        ):
             raise RecordingError(
                 f"{self.name}, line {self._line + 1}: {' '.join(rows[0])[:60]!r} has {len(rows[0])} fields, and the "
                 f"header names {len(self._targets)} columns."
