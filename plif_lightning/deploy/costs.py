@@ -189,6 +189,7 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
     if isinstance(net, SpikingNetwork) and net.inputs.name == "direct":
         analog = _first(net.encoder) or _first(net.classifier)
     samples = x.shape[0] if x.dim() == 4 else x.shape[1]
+    frames = getattr(net, "time_steps", 1) if x.dim() == 4 else len(x)
 
     def takes_input(name: str, given: Tensor) -> bool:
         """True for a layer that takes the network's input; in a network of one's own, views of it, or the first one."""
@@ -196,13 +197,20 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
             return name in analog
         return not found or given.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
+    def by_steps(given: Tensor, features: int) -> Tensor:
+        """The input of a plain layer as [T, N, *]: it may see steps and samples as one dimension."""
+        if given.dim() - 2 >= features and given.shape[1] == samples and given.shape[0] in (1, frames):
+            return given
+        if given.dim() - 1 >= features and given.shape[0] in (samples, samples * frames):
+            return given.unflatten(0, (-1, samples))
+        return given.reshape(-1, samples, *given.shape[given.dim() - features :])
+
     def listener(name: str) -> Callable[..., None]:
         def listen(block: nn.Module, given: tuple[Any, ...]) -> None:
             spikes = not takes_input(name, given[0]) and bool(((given[0] == 0) | (given[0] == 1)).all())
             x = given[0]
-            if not isinstance(block, WITH_NEURON):  # a plain layer may see steps and samples as one dimension
-                features = 3 if isinstance(block, nn.Conv2d) else x.dim() - 2 if isinstance(block, Neuron) else 1
-                x = x.reshape(-1, samples, *x.shape[x.dim() - features :])
+            if isinstance(block, (nn.Conv2d, nn.Linear)):
+                x = by_steps(x, 3 if isinstance(block, nn.Conv2d) else 1)
             found.append(_layer_cost(name, block, x, spikes, samples))
 
         return listen
@@ -262,17 +270,23 @@ def _layer_cost(name: str, block: nn.Module, x: Tensor, spikes: bool, samples: i
     conv, fc = (block if isinstance(block, kind) else getattr(block, name, None) for kind, name in _WEIGHTED)
     if conv is not None:
         sizes: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+        around = None
+        if conv.padding_mode != "zeros":  # copies of values, which have pairs
+            around, sizes["padding"] = conv._reversed_padding_repeated_twice, 0
+
+        def padded(values: Tensor) -> Tensor:
+            return values if around is None else F.pad(values, around, mode=conv.padding_mode)
 
         def pairs_of(values: Tensor) -> float:
-            """Number of (input, weight) pairs; padding has none."""
-            values = values.unflatten(1, (conv.groups, -1)).sum(1)
+            """Number of (input, weight) pairs; zeros around have none."""
+            values = padded(values).unflatten(1, (conv.groups, -1)).sum(1)
             ones = torch.ones(1, *conv.weight.shape[1:], device=x.device)
             pairs = F.conv2d(values, ones, **sizes).sum(dtype=torch.float64).item()
             return pairs * len(conv.weight) / conv.groups
 
         images = fired.flatten(0, 1)
         actual, once = pairs_of(images) / samples, pairs_of(torch.ones_like(images[:1]))
-        out = F.conv2d(images[:1].to(conv.weight.dtype), conv.weight, groups=conv.groups, **sizes)[0].numel()
+        out = F.conv2d(padded(images[:1]).to(conv.weight.dtype), conv.weight, groups=conv.groups, **sizes)[0].numel()
     elif fc is not None:
         out = fc.out_features
         actual, once = fired.sum(dtype=torch.float64).item() * out / samples, float(x[0, 0].numel() * out)

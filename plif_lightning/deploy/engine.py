@@ -1,5 +1,6 @@
 """A trained network for inference on an ordinary CPU: frozen, BN folded, each layer in its fastest form."""
 
+import copy
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from plif_lightning.deploy.engines import Engine, require_engine
 from plif_lightning.deploy.folding import fold
 from plif_lightning.deploy.layers import event_layers, network_of, spiking_layers, weighted
-from plif_lightning.deploy.plain import ConvLayer, DeployedNetwork, FCLayer, Layer, ModuleLayer, refuses_containers
+from plif_lightning.deploy.plain import ConvLayer, DeployedNetwork, FCLayer, Layer, ModuleLayer
 from plif_lightning.deploy.weights import LARGEST, Dense, Packed, Rows, Weights, can_be_packed, quantised
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import SparseMaps
@@ -56,11 +57,11 @@ def deployed(
     x = None if x is None or x.numel() == 0 else x.float()
     if engine == "auto" and x is None:
         raise UserError("engine='auto' tries each layer's forms on inputs as they will come: pass x.")
-    folded = fold(net).float().cpu().requires_grad_(False)
+    folded = fold(copy.deepcopy(net).float()).cpu().requires_grad_(False)
     use_backend(folded, "cpu", "never")
     inputs = {} if engine in ("dense", "events") else inputs_of(folded, x, time_steps)
     spiking = spiking_layers(net)
-    free = [] if engine == "dense" or refuses_containers(net) else [*event_layers(net, x), *spiking]
+    free = [] if engine == "dense" else [*event_layers(net, x), *spiking]
     layers: list[Layer] = []
     chosen: dict[str, str] = {}
     for name, block in folded.blocks().items():

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ import yaml
 from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
-from plif_lightning.deploy.layers import spiking_layers, weighted
+from plif_lightning.deploy.layers import refuses_containers, spiking_layers, weighted
 from plif_lightning.deploy.nir import readers, to_nir
 from plif_lightning.deploy.weights import LARGEST, quantised
 from plif_lightning.errors import UserError
@@ -88,10 +88,17 @@ def states_of(net: nn.Module) -> dict[str, float]:
         if isinstance(part, Neuron):
             starts = part.equations.start(part.constants)
             for state, start in zip(part.equations.state, starts, strict=True):
-                found[f"{state}_{names[part].replace('.', '_')}"] = start
+                found[_unused(f"{state}_{names[part].replace('.', '_')}", found)] = start
         elif isinstance(part, Integral):
-            found[f"v_{name.replace('.', '_')}"] = 0.0
+            found[_unused(f"v_{name.replace('.', '_')}", found)] = 0.0
     return found
+
+
+def _unused(name: str, taken: Collection[str]) -> str:
+    """A name that is not taken: `layer.1` and `layer_1` give the same one."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 class _IntegerLayer(nn.Module):
@@ -243,10 +250,11 @@ def _write_pt2(net: SpikingNetwork, static: bool, folder: Path) -> None:
 def write_onnx(net: SpikingNetwork, static: bool, folder: Path, on_integers: bool = False) -> None:
     """Write network.onnx and step.onnx, or the same with 8-bit weights; see `export`."""
     ending = "_int8.onnx" if on_integers else ".onnx"
+    if on_integers and not spiking_layers(net):
+        _log.warning("network%s has no weights of 8 bits: no layer is known to take spikes.", ending)
     save_onnx(to_export(net, static, on_integers), folder / f"network{ending}", (["x"], ["votes"]))
-    if isinstance(net, SpikingNetwork):
-        in_steps = net.inputs.name == "direct"
-    else:
+    in_steps = not isinstance(net, SpikingNetwork) or net.inputs.name == "direct"
+    if in_steps and (not isinstance(net, SpikingNetwork) or refuses_containers(net) is not None):
         reason = refuses_steps(_reference(net), net.input_shape, net.time_steps)
         in_steps = reason is None
         if reason is not None:
@@ -276,7 +284,7 @@ _WRITERS: dict[str, Callable[[SpikingNetwork, bool, Path], None]] = {
 def _folded_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: SpikingNetwork) -> dict[str, Any]:
     """Return a checkpoint of the folded `net` that `test` and `predict` accept like the original one."""
     kept = {key: value for key, value in checkpoint.items() if key not in _TRAINING_STATE}
-    if not isinstance(net, SpikingNetwork):
+    if type(net) is not SpikingNetwork:
         return kept  # its class builds it with BN
     others = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("network.")}
     kept["state_dict"] = others | {f"network.{name}": value for name, value in net.state_dict().items()}

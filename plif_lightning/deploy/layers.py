@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import gives_spikes, refuses_block
+from plif_lightning.network.blocks import Blocks, gives_spikes, refuses_block
 from plif_lightning.network.conv import ConvBlock
 from plif_lightning.network.hooks import has_hooks
 from plif_lightning.network.tracing import plain
@@ -27,13 +27,25 @@ def network_of(net: nn.Module) -> SpikingNetwork:
     return net
 
 
+def refuses_containers(net: SpikingNetwork) -> str | None:
+    """Reason why a network is more than its blocks one after another; None if it is not."""
+    if type(net).forward is not SpikingNetwork.forward:
+        return f"{type(net).__name__} has a forward of its own"
+    for part in (net.encoder, net.classifier):
+        if type(part) not in (Blocks, nn.Sequential):
+            return f"a container is a {type(part).__name__}"
+    containers = net, net.encoder, net.classifier, net.inputs, net.voting
+    return "it has hooks" if any(map(has_hooks, containers)) else None
+
+
 def takes_spikes(net: SpikingNetwork) -> dict[str, bool]:
     """Return for each layer True if its input is binary (zeros and ones)."""
     found, spikes = {}, net.inputs.name != "direct"
     for name, block in net.blocks().items():
         found[name] = spikes
         spikes = _gives_spikes(block, spikes)
-    return found if not has_hooks(net.encoder) and not has_hooks(net.classifier) else dict.fromkeys(found, False)
+    # What happens between its blocks is not known of another network.
+    return found if refuses_containers(net) is None else dict.fromkeys(found, False)
 
 
 def _gives_spikes(block: nn.Module, spikes: bool) -> bool:
@@ -57,7 +69,7 @@ def event_layers(net: SpikingNetwork, x: Tensor | None) -> list[str]:
     """
     name, block = next(iter(net.blocks().items()))
     of_events = net.input_shape[0] == _POLARITIES if x is None else x.dim() == 5
-    known = isinstance(block, ConvBlock) and refuses_block(block) is None and not has_hooks(net.encoder)
+    known = isinstance(block, ConvBlock) and refuses_block(block) is None and refuses_containers(net) is None
     return [name] if of_events and known and net.inputs.name == "direct" else []
 
 

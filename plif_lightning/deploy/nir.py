@@ -22,16 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
-from plif_lightning.deploy.layers import network_of
+from plif_lightning.deploy.layers import network_of, refuses_containers
 from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.reference import integrate_and_fire
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import WITH_NEURON, FCBlock, NeuronBlock, Residual
-from plif_lightning.network.conv import ConvBlock, refuses_neuron
+from plif_lightning.network.blocks import WITH_NEURON, Blocks, FCBlock, NeuronBlock, Residual, overrides_forward
+from plif_lightning.network.conv import ConvBlock, refuses_class, refuses_neuron
 from plif_lightning.network.hooks import has_hooks
-from plif_lightning.network.layers import Pool2d
-from plif_lightning.network.output import Integral, Voting
+from plif_lightning.network.layers import Pool2d, TimeDropout
+from plif_lightning.network.output import Integral, Output, Voting
 from plif_lightning.network.pooling import SpikeMaxPool2d, TiedMaxPool2d
 from plif_lightning.neurons import IF, LIF, PLIF, Neuron
 from plif_lightning.runtime.extras import needed_by
@@ -180,7 +180,8 @@ class _Writer:
         # NIR's own check of types does not know groups: their weights are written with the zeros between them.
         weight = torch.block_diag(*conv.weight.flatten(1).chunk(conv.groups)) if conv.groups > 1 else conv.weight
         weight = weight.view(len(weight), -1, *conv.kernel_size)
-        node = _nir().Conv2d(self.shape[1:], _array(weight), conv.stride, conv.padding, conv.dilation, 1, _array(bias))
+        square, padding = _square(name, _array(weight), _pair(conv.padding), _pair(conv.dilation))
+        node = _nir().Conv2d(self.shape[1:], square, conv.stride, padding, conv.dilation, 1, _array(bias))
         ends, self.spikes = self.add(f"{name}_conv", node, ends, tuple(size)), False
         if block.neuron is not None:
             ends = self.neurons(name, block.neuron, ends)
@@ -198,14 +199,15 @@ class _Writer:
 
     def pool(self, name: str, pool: nn.Module, ends: list[str]) -> list[str]:
         """A pool; a maximum of spikes takes two nodes."""
-        nir, inner = _nir(), pool.pool if isinstance(pool, Pool2d) else None
+        nir = _nir()
+        inner: Any = pool.pool if isinstance(pool, Pool2d) and not overrides_forward(pool) else None
         window: Any = (2, 2, 0)
-        if isinstance(inner, (nn.AvgPool2d, TiedMaxPool2d)):
+        if type(inner) is TiedMaxPool2d or (type(inner) is nn.AvgPool2d and _divides_by_window(inner)):
             window = inner.kernel_size, inner.stride, inner.padding
-        elif isinstance(inner, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
+        elif type(inner) in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d) and inner.output_size in (1, (1, 1)):
             window = self.shape[1:], self.shape[1:], 0
-        elif not isinstance(inner, SpikeMaxPool2d):
-            raise UserError(f"{name} has a pool without NIR equivalent: {type(inner or pool).__name__}.")
+        elif type(inner) is not SpikeMaxPool2d:
+            raise UserError(f"{name} has a pool without NIR equivalent: {inner or type(pool).__name__}.")
         kernel, stride, padding = (_pair(value) for value in window)
         sides = zip(self.shape[1:], kernel, stride, padding, strict=True)
         shape = (self.shape[0], *((side + 2 * p - k) // s + 1 for side, k, s, p in sides))
@@ -221,19 +223,52 @@ class _Writer:
         if any(padding):  # which simulators overlook in a SumPool2d
             channels, nothing = self.shape[0], np.zeros(self.shape[0], np.float32)
             weight = np.eye(channels, dtype=np.float32)[:, :, None, None] * np.ones(kernel, np.float32)
-            total = nir.Conv2d(self.shape[1:], weight, stride, padding, 1, 1, nothing)
+            square, wider = _square(name, weight, padding, (1, 1))
+            total = nir.Conv2d(self.shape[1:], square, stride, wider, 1, 1, nothing)
         ends = self.add(f"{name}_pool", total, ends, shape)
         ones = np.ones(shape, np.float32)
         over = nir.LIF(2 * self.dt * ones, 2 * ones, 0 * ones, np.float32(0.1) * ones, 0 * ones)
         return self.add(f"{name}_max", over, ends, shape)
 
 
+def _divides_by_window(pool: nn.AvgPool2d) -> bool:
+    """True if an average pool divides all sums by the size of its window, as NIR's does."""
+    padded = pool.padding not in (0, (0, 0)) and not pool.count_include_pad
+    return pool.divisor_override is None and not pool.ceil_mode and not padded
+
+
+def _square(name: str, weight: Any, padding: tuple[int, int], dilation: tuple[int, int]) -> tuple[Any, tuple[int, int]]:
+    """Weight [O, I, K, K] with zeros around one [O, I, H, W], and the padding that belongs to it.
+
+    nir 1.0 takes every kernel for a square.
+
+    Raises:
+        UserError: zeros would have to be added on one side more than on the other.
+    """
+    sides = weight.shape[2:]
+    more = [max(sides) - side for side in sides]
+    if any(one % 2 for one in more):
+        raise UserError(
+            f"{name} has a kernel of {sides[0]}x{sides[1]}, and NIR's reader takes kernels for squares: sides that "
+            "differ by an even number can be filled up with zeros."
+        )
+    half = [one // 2 for one in more]
+    wider = np.pad(weight, [(0, 0), (0, 0), *((one, one) for one in half)])
+    return wider, (padding[0] + dilation[0] * half[0], padding[1] + dilation[1] * half[1])
+
+
 def _require_known_parts(net: SpikingNetwork) -> None:
+    if (reason := refuses_containers(net)) is not None:
+        raise UserError(f"{type(net).__name__} cannot be written as NIR: {reason}.")
+    if type(net.voting) not in (Voting, Integral, Output):
+        raise UserError(f"the voting cannot be written as NIR: it is a {type(net.voting).__name__}.")
     if net.inputs.name != "direct":
         raise UserError(
             f"input_encoder={net.inputs.name!r} cannot be part of a NIR graph: pass its spikes to the simulator."
         )
     for name, part in net.named_modules():
+        if isinstance(part, (Residual, Blocks)) and (has_hooks(part) or overrides_forward(part)):
+            raise UserError(f"{name} cannot be written as NIR: it has hooks, or a forward of its own.")
         if isinstance(part, Residual) and part.how != "ADD":
             raise UserError(f"{name.rpartition('.')[2]} combines by {part.how}, and NIR only adds: export ADD.")
     for name, block in net.layers().items():
@@ -245,6 +280,8 @@ def _refuses(block: nn.Module) -> str | None:
     """Why NIR has no equivalent of a block; None if it has. Neurons and pools are looked at when they are written."""
     if not isinstance(block, (*WITH_NEURON, Pool2d)):
         return f"it is a {type(block).__name__}"
+    if overrides_forward(block):
+        return f"{type(block).__name__} overrides forward"
     if any(map(has_hooks, block.modules())):
         return "it has hooks, which would be lost"
     neuron = None if isinstance(block, Pool2d) else block.neuron
@@ -259,8 +296,11 @@ def _refuses(block: nn.Module) -> str | None:
             return f"its convolution is {block.conv}"
         if block.conv.bias is not None and block.norm is not None:
             return "its convolution has a bias and BN"
-    if isinstance(block, FCBlock) and type(block.fc) is not nn.Linear:
-        return f"its FC layer is a {type(block.fc).__name__}"
+    if isinstance(block, FCBlock):
+        if type(block.fc) is not nn.Linear:
+            return f"its FC layer is a {type(block.fc).__name__}"
+        if type(block.dropout) not in (TimeDropout, nn.Identity):
+            return f"its dropout is a {type(block.dropout).__name__}"
     return None
 
 
@@ -274,6 +314,9 @@ def _neuron(name: str, neuron: Neuron, shape: tuple[int, ...], dt: float) -> Any
         raise UserError(f"{name} has no leak: simulators interpret NIR's IF differently. Export plif or lif.")
     if not isinstance(neuron, (PLIF, LIF)):
         raise UserError(f"{name} consists of {type(neuron).__name__}, which NIR cannot describe. Export plif or lif.")
+    for kind in (PLIF, LIF):
+        if isinstance(neuron, kind) and (reason := refuses_class(neuron, kind, "equations", "k", "tau", "dynamics")):
+            raise UserError(f"{name} cannot be written as NIR: {reason}. Export plif or lif.")
     if firing.reset == "soft":
         raise UserError(f"{name} resets by subtraction, which NIR does not have: export a network with a hard reset.")
 

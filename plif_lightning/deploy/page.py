@@ -114,7 +114,10 @@ class DecisionPage:
             self._condition.notify_all()
 
     def _answer(self, request: Any) -> None:
-        if request.path == "/":
+        # A page of the net may have given its own name this machine's address.
+        if str(request.headers.get("Host")).partition(":")[0] not in (_HOST, "localhost"):
+            request.send_error(HTTPStatus.FORBIDDEN)
+        elif request.path == "/":
             content = files("plif_lightning.deploy").joinpath("page.html").read_bytes()
             request.send_response(HTTPStatus.OK)
             request.send_header("Content-Type", "text/html; charset=utf-8")

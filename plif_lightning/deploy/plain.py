@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plif_lightning.deploy.layers import refuses_containers
 from plif_lightning.deploy.weights import Rows, Weights
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import EventBlock, FrozenFire, Pool, SparseMaps, at_a_time, linear_of_bits, unpack
 from plif_lightning.kernels.operators import not_traced
 from plif_lightning.network import SpikingNetwork, step
-from plif_lightning.network.blocks import Blocks, FCBlock
+from plif_lightning.network.blocks import FCBlock
 from plif_lightning.network.conv import ConvBlock, images_channels_last
-from plif_lightning.network.hooks import Hear, has_hooks, listening
+from plif_lightning.network.hooks import Hear, listening
 from plif_lightning.network.network import require_input
 from plif_lightning.network.output import Integral
 from plif_lightning.network.stepping import foreign_state
@@ -343,14 +344,3 @@ class DeployedNetwork(nn.Module):
     def train(self, mode: bool = True) -> "DeployedNetwork":
         """Stays in evaluation mode: there is nothing to train."""
         return super().train(False)
-
-
-def refuses_containers(net: SpikingNetwork) -> str | None:
-    """Reason why a network is more than its blocks one after another; None if it is not."""
-    if type(net).forward is not SpikingNetwork.forward or "forward" in vars(net):
-        return f"{type(net).__name__} has a forward of its own"
-    for part in (net.encoder, net.classifier):
-        if type(part) not in (Blocks, nn.Sequential):
-            return f"a container is a {type(part).__name__}"
-    containers = net, net.encoder, net.classifier, net.inputs, net.voting
-    return "it has hooks" if any(map(has_hooks, containers)) else None

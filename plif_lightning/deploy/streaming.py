@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from plif_lightning.deploy.engine import deployed
 from plif_lightning.deploy.engines import Engine, require_engine
 from plif_lightning.deploy.folding import fold
+from plif_lightning.deploy.layers import refuses_containers
 from plif_lightning.deploy.plain import DeployedNetwork
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.events.integration import Slicing, count_events, integrate, resized
@@ -78,10 +79,11 @@ class StreamingNetwork:
             raise UserError(f"engine={engine!r} is for a SpikingNetwork: {type(net).__name__} streams as it is.")
         weight = next(net.parameters())
         self.device, self.dtype = weight.device, weight.dtype
+        if isinstance(net, SpikingNetwork) and refuses_containers(net) is not None:
+            self._require_steps(copy.deepcopy(net).eval())  # it may look at other steps between its blocks
         if own:
             self.net: Any = copy.deepcopy(net).eval().requires_grad_(False)
-            if reason := refuses_steps(self.net, known.input_shape, known.time_steps):
-                raise UserError(f"{reason}.")
+            self._require_steps(self.net)
             self._step: Callable[..., Any] = partial(step, self.net)
         elif self.device.type == "cpu" and self.dtype == torch.float32:
             self.net = deployed(known, engine, time_steps=1)
@@ -101,6 +103,11 @@ class StreamingNetwork:
         self.last = last
         self.use_sensor(self.frame if sensor is None else sensor)
         self.reset()
+
+    def _require_steps(self, net: Any) -> None:
+        """Refuse a network in evaluation mode that computes other votes step by step."""
+        if reason := refuses_steps(net, net.input_shape, net.time_steps):
+            raise UserError(f"{reason}.")
 
     def use_sensor(self, sensor: tuple[int, int]) -> None:
         """Take events of a sensor of this height and width [pixels], and bring them to the network's frames."""
@@ -358,7 +365,7 @@ def exits(votes: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """
     counts = torch.arange(1, len(votes) + 1, device=votes.device).view(-1, 1, 1)
     running = votes.double().cumsum(0) / counts
-    safe = _margins(running) >= margin
+    safe = (_margins(running) >= margin) & running.ne(0).any(-1)  # without a vote there is no decision
     safe[-1] = True
     at = safe.int().argmax(0)
     return running.argmax(-1).gather(0, at[None])[0], at + 1

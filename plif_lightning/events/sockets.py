@@ -42,7 +42,8 @@ class AerDecoder(Decoder):
     """Decode AER words of 32 bits, as aestream and SPIF send them, little-endian.
 
     The upper half is x, the lower half y with the polarity in its highest bit. If the highest bit of x is not set, a
-    time [us, uint32] follows; otherwise the time is that of arrival. Overflows of the time add 2^32 us.
+    time [us, uint32] follows; otherwise the time is that of arrival. Overflows of the time add 2^32 us; another step
+    back is a clock that was reset, or a damaged time, and is left as it is.
 
     Args:
         name: name of the source, for messages.
@@ -94,7 +95,8 @@ class AerDecoder(Decoder):
         if self._timed:
             t = words[:, 1].astype(np.int64)
             last, added_before = self.clock
-            jumps = np.diff(t, prepend=t[0] if last is None else last) < -(2**31)
+            steps = np.diff(t, prepend=t[0] if last is None else last)
+            jumps = (steps < 0) & (steps + 2**32 <= _JUMP)
             added = added_before + 2**32 * np.cumsum(jumps)
             self.clock = int(t[-1]), int(added[-1])
             t += added
@@ -333,18 +335,29 @@ class EventSocket:
             if outside:
                 self.damaged += outside
                 recording = Recording(*(column[inside] for column in recording))
-        return self._in_order(recording)
+        # What follows does not depend on how a connection's bytes were cut into packets.
+        steps, passed = np.diff(recording.t), time.monotonic() - self._came
+        cuts = np.flatnonzero((steps < -_RESET) | (steps > _JUMP)) + 1
+        if not len(cuts):
+            return self._in_order(recording, passed)
+        parts = zip(*(np.split(column, cuts) for column in recording), strict=True)
+        return joined([self._in_order(Recording(*part), passed) for part in parts])
 
-    def _in_order(self, recording: Recording) -> Recording:
-        """Drop events that are older than one before, and go on from the last event where the clock was reset."""
+    def _in_order(self, recording: Recording, passed: float) -> Recording:
+        """Drop events that are older than one before, and go on from the last event where the clock was reset.
+
+        Args:
+            recording: events whose times go on from each other.
+            passed: since an event came [s].
+        """
         t = recording.t + self._shift
-        first, now = int(t[0]), time.monotonic()
+        first = int(t[0])
         if self._latest is not None:
             if first < self._latest - (0 if self._is_new else _RESET):
                 _log.warning("The source's clock was reset: its times go on from the last event.")
                 self._shift += self._latest - first
                 t = recording.t + self._shift
-            elif first > self._latest + _JUMP + 1e6 * (now - self._came):
+            elif first > self._latest + _JUMP + 1e6 * passed:
                 # A single packet from far ahead is damaged; if the next one comes from there too, the clock is.
                 if self._ahead is None or abs(first - self._ahead) > _JUMP:
                     self._ahead = first
@@ -354,7 +367,7 @@ class EventSocket:
                     return no_events()
                 self._shift -= first - self._latest
                 t = recording.t + self._shift
-        self._is_new, self._ahead, self._came = False, None, now
+        self._is_new, self._ahead, self._came = False, None, time.monotonic()
         start = int(t[0]) if self._latest is None else self._latest
         newest = np.maximum.accumulate(np.maximum(t, start))
         self._latest = int(newest[-1])

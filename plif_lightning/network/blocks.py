@@ -62,7 +62,7 @@ class FCBlock(nn.Module):
 
     def gives_binary(self, device: torch.device, binary: bool = False) -> bool:
         """True if the output is guaranteed to hold zeros and ones."""
-        return fires(self.neuron) and not has_hooks(self.neuron) and not must_be_called(self)
+        return _only_fires(self)
 
 
 class NeuronBlock(nn.Module):
@@ -83,7 +83,7 @@ class NeuronBlock(nn.Module):
 
     def gives_binary(self, device: torch.device, binary: bool = False) -> bool:
         """True if the output is guaranteed to hold zeros and ones."""
-        return fires(self.neuron) and not has_hooks(self.neuron) and not must_be_called(self)
+        return _only_fires(self)
 
 
 class Residual(nn.Module):
@@ -112,7 +112,7 @@ class Residual(nn.Module):
     def gives_binary(self, device: torch.device, binary: bool = False) -> bool:
         """True if the output is guaranteed to hold zeros and ones."""
         both = self.branch.gives_binary(device, binary) and self.shortcut.gives_binary(device, binary)
-        return self.how != "ADD" and both and not must_be_called(self)
+        return self.how != "ADD" and both and not _adds_to_forward(self)
 
     def fire(self, block: NeuronBlock, x: Tensor, binary: bool) -> Tensor:
         """Spikes of the neurons of a block that see the sum; only if `refuses_neurons` does not refuse it."""
@@ -129,8 +129,8 @@ class Residual(nn.Module):
         if last.backend.chosen(x.device) != "cpu" or not last.backend.fuses(x.device, computing_type(x)):
             return "only the kernels for a CPU add before the neurons"
         called = [block, block.neuron, self, self.branch, self.shortcut, last, *last.modules()]
-        if any(map(must_be_called, called)):
-            return "it has hooks"
+        if any(map(_adds_to_forward, called)):
+            return "it has hooks, or a forward of its own"
         return refuses_neuron(block.neuron) or last.refuses_norm
 
     def extra_repr(self) -> str:
@@ -151,7 +151,17 @@ class Blocks(nn.Sequential):
         """True if the output is guaranteed to hold zeros and ones; `binary`: the input does."""
         for block in self:
             binary = block.gives_binary(device, binary) if isinstance(block, Block) else binary and _keeps_binary(block)
-        return binary and not has_hooks(self)
+        return binary and not has_hooks(self) and type(self).forward is Blocks.forward
+
+
+def _only_fires(block: FCBlock | NeuronBlock) -> bool:
+    """True if the output of a block is that of its neurons, which fire."""
+    return fires(block.neuron) and not has_hooks(block.neuron) and not _adds_to_forward(block)
+
+
+def _adds_to_forward(block: nn.Module) -> bool:
+    """True if a call of a block may give something else than its class in this project does."""
+    return must_be_called(block) or overrides_forward(block)
 
 
 def run_blocks(blocks: Sequence[nn.Module], x: Tensor, binary: bool) -> tuple[Tensor, bool]:
@@ -181,6 +191,8 @@ def gives_whole(block: nn.Module, whole: bool) -> bool:
 
     It is decided when a network is built: hooks, and modules that are replaced later, are not considered.
     """
+    if overrides_forward(block):
+        return False
     if isinstance(block, Residual):
         return gives_whole(block.branch, whole) and gives_whole(block.shortcut, whole)
     if isinstance(block, Blocks):
@@ -190,11 +202,19 @@ def gives_whole(block: nn.Module, whole: bool) -> bool:
     return gives_spikes(block, whole)
 
 
+def overrides_forward(block: nn.Module) -> bool:
+    """True for a subclass of a block of this project, or of `Pool2d`, with a forward of its own."""
+    kinds: tuple[type[nn.Module], ...] = (*WITH_NEURON, Residual, Blocks, Pool2d)
+    return any(isinstance(block, kind) and type(block).forward is not kind.forward for kind in kinds)
+
+
 def gives_spikes(block: nn.Module, spikes: bool) -> bool:
     """True if the output of a block that is not residual is spikes; `spikes`: its input is. Hooks are not considered.
 
     Of a pool it says the same of whole numbers, which a maximum leaves whole.
     """
+    if overrides_forward(block):
+        return False
     if isinstance(block, WITH_NEURON):
         return fires(block.neuron) and (not isinstance(block, ConvBlock) or pools_spikes(block.pool))
     return spikes and isinstance(block, Pool2d) and pools_spikes(block)
@@ -251,6 +271,8 @@ def refuses_block(block: nn.Module) -> str | None:
         return "it is a residual block"
     if not isinstance(block, (ConvBlock, FCBlock)):
         return f"it is a {type(block).__name__}"
+    if overrides_forward(block):
+        return f"{type(block).__name__} overrides forward"
     if any(map(has_hooks, block.modules())):
         return "it has hooks, which would be lost"
     if block.neuron is None:

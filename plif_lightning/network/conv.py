@@ -23,7 +23,7 @@ from plif_lightning.kernels import (
 from plif_lightning.kernels.dense import computing_type, conv2d, linear
 from plif_lightning.kernels.layout import KERNELS, STRIDES
 from plif_lightning.kernels.small_maps import are_small, conv_of_small_maps
-from plif_lightning.network.hooks import has_global_hooks, has_hooks, must_be_called, runs_its_class
+from plif_lightning.network.hooks import has_global_hooks, has_hooks, must_be_called
 from plif_lightning.network.layers import Pool2d
 from plif_lightning.network.norm import Statistics, TimeBatchNorm2d, is_batch_norm
 from plif_lightning.network.pooling import SpikeMaxPool2d, TiedMaxPool2d, draw_seed
@@ -57,7 +57,7 @@ def dtype_of(x: Tensor, weight: Tensor) -> torch.dtype:
 
 def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
     """`layer(x)`, of a plain convolution or FC layer without hooks by the functions of `kernels.dense`."""
-    if not runs_its_class(layer):
+    if must_be_called(layer):
         return layer(x)
     if type(layer) is nn.Linear:
         return linear(x, layer.weight, layer.bias)
@@ -89,7 +89,9 @@ def fires(neuron: nn.Module | None) -> TypeGuard[Neuron]:
 
 def pools_spikes(pool: nn.Module | None) -> bool:
     """True if a pool turns spikes into spikes."""
-    return pool is None or (isinstance(pool, Pool2d) and type(pool.pool) in (SpikeMaxPool2d, TiedMaxPool2d))
+    if pool is None:
+        return True
+    return refuses_class(pool, Pool2d, "forward") is None and type(pool.pool) in (SpikeMaxPool2d, TiedMaxPool2d)
 
 
 class Call:
@@ -357,7 +359,7 @@ class ConvBlock(nn.Module):
         """The kernels' name of the pooling; None if they do not support it."""
         if self.pool is None:
             return "none"
-        return self.pool.name if isinstance(self.pool, Pool2d) else None
+        return self.pool.name if isinstance(self.pool, Pool2d) and type(self.pool).forward is Pool2d.forward else None
 
     @property
     def kernel_pool(self) -> Pool:
@@ -367,7 +369,9 @@ class ConvBlock(nn.Module):
     @property
     def pools_apart(self) -> str | None:
         """Why the kernels do not take the pool; None if they do."""
-        return None if self.pool_name else "the kernels pool windows of 2x2 with stride 2"
+        if self.pool_name:
+            return None
+        return refuses_class(self.pool, Pool2d, "forward") or "the kernels pool windows of 2x2 with stride 2"
 
     @property
     def normalises_by_batch(self) -> bool:
@@ -432,8 +436,13 @@ class ConvBlock(nn.Module):
 
     def gives_binary(self, device: torch.device, binary: bool = False) -> bool:
         """True if the output is guaranteed to hold zeros and ones."""
-        fused = self.backend.fuses(device) and self.refuses_fusion is None and not must_be_called(self)
+        fused = self.backend.fuses(device) and self.refuses_fusion is None and not self._adds_to_forward
         return fused and pools_spikes(self.pool)
+
+    @property
+    def _adds_to_forward(self) -> bool:
+        """True if a call may give something else than this class does."""
+        return must_be_called(self) or type(self).forward is not ConvBlock.forward
 
     def statistics(
         self, batch: Callable[[], tuple[Tensor, Tensor]], x: Tensor, steps: int, channels: int

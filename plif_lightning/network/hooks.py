@@ -11,8 +11,8 @@ from torch.nn.modules import module as _every
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """True if this module has hooks of its own."""
-    return bool(
+    """True if this module has hooks of its own, or a forward that was set on it, as timers and offloaders do."""
+    return "forward" in vars(module) or bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
@@ -28,13 +28,8 @@ def has_global_hooks() -> bool:
 
 
 def must_be_called(module: nn.Module) -> bool:
-    """True if this module must be called as a module for hooks to run: its own or global ones."""
+    """True if this module must be called as a module: a call does more than the forward of its class."""
     return has_hooks(module) or has_global_hooks()
-
-
-def runs_its_class(module: nn.Module) -> bool:
-    """True if a call of this module runs the forward of its class and nothing else."""
-    return not must_be_called(module) and "forward" not in vars(module)
 
 
 Hear = Callable[[str, Tensor], None]

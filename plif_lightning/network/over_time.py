@@ -9,7 +9,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.kernels import Backend, Sparse, linear_of_spikes
 from plif_lightning.network.blocks import Blocks, FCBlock, NeuronBlock, Residual
 from plif_lightning.network.conv import ConvBlock, dtype_of, run_layer
-from plif_lightning.network.hooks import must_be_called, runs_its_class
+from plif_lightning.network.hooks import must_be_called
 from plif_lightning.network.layers import Pool2d, TimeDropout
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import Integral
@@ -59,7 +59,8 @@ def _knows_time(module: nn.Module) -> bool:
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Sequential]:
     """True if this runs its parts in sequence: a Sequential that does not override forward."""
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    own = type(module).forward is not nn.Sequential.forward or "forward" in vars(module)
+    return isinstance(module, nn.Sequential) and not own
 
 
 def _require_known(module: nn.Module) -> None:
@@ -96,7 +97,7 @@ def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) 
 
 def _of_spikes(layer: nn.Linear, x: Tensor, backend: Backend) -> Tensor | None:
     """The output of an FC layer from the inputs that are not silent; None if it has hooks, or that is not faster."""
-    if backend.sparse == "never" or not runs_its_class(layer):
+    if backend.sparse == "never" or must_be_called(layer):
         return None
     x = x.to(dtype_of(x, layer.weight))
     if not backend.skips_silence(x, layer.weight) or not torch.equal(x, (x != 0).to(x.dtype)):

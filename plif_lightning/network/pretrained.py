@@ -54,6 +54,11 @@ def write_pretrained(net: nn.Module, arguments: Mapping[str, Any], folder: Path,
     """
     with needed_by("saving a network as safetensors"):
         from safetensors.torch import save
+    if type(net).__module__.partition(".")[0] != __name__.partition(".")[0]:
+        raise UserError(
+            f"the network cannot be saved: its class {type(net).__name__} is one's own, and from_pretrained imports no "
+            "code but this package's. Pass on the checkpoint, and the file of the network, instead."
+        )
     if unknown := sorted(facts.keys() - set(_FACTS)):
         raise UserError(f"a card has no {', '.join(unknown)}; known are {', '.join(_FACTS)}.")
     try:

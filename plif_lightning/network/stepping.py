@@ -86,7 +86,13 @@ def refuses_steps(net: nn.Module, input_shape: Sequence[int], time_steps: int) -
     differ = 0
     for largest in (1, 3, 10):  # a network may be silent for small inputs
         x = (largest * torch.rand(shape, generator=generator)).to(some.device, some.dtype)
-        whole, state = run_network(net, x), None
+        try:
+            whole, state = run_network(net, x), None
+        except UserError:
+            raise
+        except Exception as error:  # its layers have their own types
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            return f"{type(net).__name__} takes no frames [T, N, C, H, W] ({reason[:200]})"
         if not torch.equal(whole, run_network(net, x)):
             return None  # it draws random numbers, so this shows nothing
         for frame, expected in zip(x, whole, strict=True):

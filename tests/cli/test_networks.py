@@ -147,6 +147,19 @@ class Simple(nn.Module):
     def forward(self, x):
         return self.body(x.expand(self.time_steps, *x.shape) if x.dim() == 4 else x)
 
+class StaticOnly(Simple):  # convolves images, and holds them
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+    def forward(self, x):
+        return super().forward(self.conv(x).expand(self.time_steps, *x.shape))
+
+class Inverted(pl.SpikingNetwork):
+    def __init__(self, input_shape, num_classes, time_steps):
+        super().__init__(input_shape, num_classes, time_steps, structure="c4k3s1-BN-PLIF-MPk2s2-FC20-PLIF-APk2s2")
+    def forward(self, x):
+        return super().forward(1 - x)
+
 class Untyped(Net):
     def __init__(self, num_classes, hidden):
         super().__init__(num_classes, hidden)
@@ -170,6 +183,32 @@ def test_loops_that_are_slow_in_bfloat16_are_told(slow, own_file, caplog, monkey
     monkeypatch.setattr("plif_lightning.kernels.dense.WIDENS_BFLOAT16", slow)
     fit(*SHORT, "--model.network", "my_nets.Simple", "--trainer.precision", "bf16-mixed")
     assert ("no instructions for bfloat16" in caplog.text) == slow
+
+
+def test_a_network_that_takes_images_alone_is_exported_without_a_step(own_file, caplog):
+    fit(*SHORT, "--model.network", "my_nets.StaticOnly")
+    main(["export", "--ckpt_path", BEST, "--out", "exported", "--format", "onnx"])
+    assert "step.onnx is not written: StaticOnly takes no frames" in caplog.text
+    assert Path("exported/network.onnx").is_file()
+
+
+def test_a_network_with_a_forward_of_its_own_is_exported_as_it_is_or_refused(own_file, capsys, caplog):
+    """Found by a review: NIR had the layers without it, and nothing could load the network.ckpt."""
+    fit(*SHORT, "--model.network", "my_nets.Inverted")
+    main(["export", "--ckpt_path", BEST, "--out", "exported", "--format", "pt2", "--format", "onnx_int8"])
+    assert "network_int8.onnx has no weights of 8 bits: no layer is known to take spikes" in caplog.text
+    x = torch.rand(3, 1, 8, 8)
+    net = pl.load_network(BEST)
+    rounded = onnxruntime.InferenceSession("exported/network_int8.onnx").run(None, {"x": x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(rounded), net(x).detach())
+    assert torch.equal(pl.load_network("exported")(x), net(x))
+    torch.testing.assert_close(torch.export.load("exported/network.pt2").module()(x), net(x).detach())
+    main(["test", "--ckpt_path", "exported/network.ckpt", *SILENT])
+    for form, message in (
+        ("nir", "Inverted cannot be written as NIR: Inverted has a forward of its own"),
+        ("pretrained", "its class Inverted is one's own"),
+    ):
+        assert message in refused(capsys, "export", "--ckpt_path", BEST, "--out", "x", "--format", form)
 
 
 def test_a_network_of_ones_own_is_trained_tested_exported_and_resumed(own_file, capsys):

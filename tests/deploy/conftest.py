@@ -50,6 +50,7 @@ STRUCTURES = {
     "windows": "c8k5s2p1-BN-PLIF-MPk3s2p1-c6k1s1-BN-PLIF-APk2s1-c8k3s1g2-BN-PLIF-FC6-PLIF-APk2s2",
     "integral": "c8k3s2-BN-PLIF-c6k3s1-BN-PLIF-FC3-LI(init_tau=4.0)",
     "products": "c8k3s1-BN-PLIF-AND(c8k3s1-BN-PLIF)-IAND(c8k1s1-BN-PLIF)-MPk2s2-FC6-PLIF-APk2s2",
+    "rectangles": "c8k3x5s1-BN-PLIF-MPk4x2s2p1x0-c6k1x3s2x1-BN-PLIF-FC3-PLIF",
     "one neuron a class": "c8k3s1-BN-PLIF-MP-FC3-PLIF",
 }
 

@@ -43,6 +43,28 @@ def test_dense_operations_are_those_of_the_shapes():
     assert held["conv1"].updates == found["conv1"].updates
 
 
+class Tokens(torch.nn.Module):
+    time_steps = 2
+
+    def __init__(self):
+        super().__init__()
+        self.inside = torch.nn.Linear(8, 8)
+        self.merged = torch.nn.Linear(8, 4)
+        self.around = torch.nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")
+
+    def forward(self, x):  # [T, N, 1, 5, 8]
+        self.around(x.flatten(0, 1))
+        return self.merged(self.inside(x[:, :, 0]).flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def test_positions_are_no_steps_and_copies_around_are_counted():
+    """Found by a review: an FC layer over five positions was counted as one that runs five times as often."""
+    found = {layer.layer: layer for layer in cost(Tokens(), torch.ones(2, 3, 1, 5, 8)).layers}
+    assert (found["inside"].once, found["inside"].runs, found["inside"].dense) == (5 * 64, 2, 2 * 5 * 64)
+    assert (found["merged"].once, found["merged"].runs) == (5 * 32, 2)
+    assert found["around"].dense == found["around"].actual == 2 * 5 * 8 * 9 * 2
+
+
 def test_energies_add_up():
     net = trained()
     found = cost(net, frames(net))

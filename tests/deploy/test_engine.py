@@ -15,6 +15,9 @@ from plif_lightning.deploy.weights import Packed, Rows, quantised
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import SparseMaps
 from plif_lightning.network import step, use_backend
+from plif_lightning.network.blocks import FCBlock
+from plif_lightning.network.conv import ConvBlock
+from plif_lightning.network.layers import Pool2d
 from plif_lightning.neurons import PLIF
 from tests.deploy.conftest import frames, trained
 
@@ -439,6 +442,36 @@ class Half(PLIF):
         return super().forward(x, time_steps) / 2
 
 
+class Halved(ConvBlock):
+    def forward(self, x, binary=False):
+        return super().forward(x, binary) / 2
+
+
+class HalvedRows(FCBlock):
+    def forward(self, x, binary=False):
+        return super().forward(x, binary) / 2
+
+
+class HalvedPool(Pool2d):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def as_class(name, kind):
+    return lambda net: setattr(net.get_submodule(name), "__class__", kind)
+
+
+def patched(name, factor=0.5):
+    """A forward that is set on a module, as timers and offloaders do."""
+
+    def change(net):
+        module = net.get_submodule(name)
+        before = module.forward
+        module.forward = lambda *given, **named: before(*given, **named) * factor
+
+    return change
+
+
 def with_other_conv(**changes):
     def change(net):
         net.encoder.conv2.conv = torch.nn.Conv2d(8, 8, **{"kernel_size": 3, "padding": 1, "bias": False} | changes)
@@ -458,6 +491,11 @@ CHANGES = {
     "bias": (with_bias, "fc1"),
     "own neuron": (lambda net: setattr(net.classifier.fc1, "neuron", Half()), "fc2"),
     "hook": (lambda net: net.encoder.conv2.register_forward_hook(lambda m, a, o: o * 0.5), "fc1"),
+    "own block": (as_class("encoder.conv1", Halved), "conv2"),
+    "own FC block": (as_class("classifier.fc1", HalvedRows), "fc2"),
+    "own pool": (as_class("encoder.conv1.pool", HalvedPool), "conv2"),
+    "patched block": (patched("encoder.conv1"), "conv2"),
+    "patched FC": (patched("classifier.fc1.fc", 3.0), "fc1"),
     "pre-hook": (lambda net: net.encoder.conv2.register_forward_pre_hook(lambda m, a: (a[0] * 0.5, *a[1:])), "conv2"),
 }
 
@@ -471,6 +509,21 @@ def test_a_layer_of_another_kind_stays_as_it_is(net, kind):
     assert made.forms[layer] == "dense"
     assert set(made.forms.values()) == {"dense", "events"}
     torch.testing.assert_close(made(x), net(x))
+    torch.testing.assert_close(use_backend(net, "reference")(x), made(x))  # the kernels see it as well
+
+
+def test_a_patched_convolution_runs_as_it_is_and_is_not_folded(net):
+    """Found by a review: the kernels ran the convolution without what had been set on it."""
+    patched("encoder.conv2.conv", 3.0)(net)
+    assert torch.equal(net(frames(net)), use_backend(net, "reference")(frames(net)))
+    with pytest.raises(UserError, match="conv2 is not a plain convolution with BN and neurons, or it has hooks"):
+        deployed(net, "dense")
+
+
+def test_a_network_in_bfloat16_is_folded_in_float32(net):
+    net.bfloat16()
+    x = frames(net)
+    assert torch.equal(deployed(net, "dense")(x), deployed(copy.deepcopy(net).float(), "dense")(x))
 
 
 def test_what_is_wrong_is_said(net):

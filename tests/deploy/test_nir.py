@@ -16,9 +16,10 @@ from plif_lightning.deploy import NIRNetwork, fold, to_nir
 from plif_lightning.deploy.nir import DT, readers
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, use_backend
+from plif_lightning.neurons import LIF
 from tests.benchmarks.step import make_fire
 from tests.deploy.conftest import STRUCTURES, frames, trained
-from tests.deploy.test_engine import CHANGES
+from tests.deploy.test_engine import CHANGES, patched
 
 PER_CHANNEL = {"tau_per": "channel"}
 KINDS = [
@@ -213,11 +214,68 @@ def test_what_nir_has_no_words_for_is_said(kind, message):
         to_nir(trained(**kind))
 
 
-@pytest.mark.parametrize("kind", ["reflected", "own neuron", "hook"])
-def test_a_layer_of_another_kind_is_not_written(net, kind):
-    CHANGES[kind][0](net)
-    with pytest.raises(UserError, match="cannot be written as NIR"):
+class NoDecay(LIF):
+    def charge(v, x, k):  # noqa: N805
+        return (1 - k) * v + x
+
+
+class Times3(torch.nn.Module):
+    def forward(self, x):
+        return 3 * x
+
+
+class Inverted(SpikingNetwork):
+    def forward(self, x):
+        return super().forward(1 - x)
+
+
+def halve(module, given, output):
+    return output / 2
+
+
+OTHERS = {
+    **{kind: CHANGES[kind][0] for kind in ("reflected", "own neuron", "hook", "own block", "own FC block")},
+    **{kind: CHANGES[kind][0] for kind in ("patched block", "patched FC")},
+    "patched convolution": patched("encoder.conv2.conv"),
+    "own equations": lambda net: setattr(net.encoder.conv1, "neuron", NoDecay()),
+    "own forward": lambda net: setattr(net, "__class__", Inverted),
+    "hook on the encoder": lambda net: net.encoder.register_forward_hook(halve),
+    "hook on the network": lambda net: net.register_forward_hook(halve),
+    "hook on the votes": lambda net: net.voting.register_forward_hook(halve),
+    "other votes": lambda net: setattr(net, "voting", Times3()),
+    "other dropout": lambda net: setattr(net.classifier.fc1, "dropout", Times3()),
+    "hook on a residual block": lambda net: net.encoder.res1.register_forward_hook(halve),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_part_of_another_kind_is_not_written(kind):
+    net = trained(**({"structure": STRUCTURES["residual"]} if "residual" in kind else {}))
+    to_nir(net)
+    OTHERS[kind](net)
+    with pytest.raises(UserError, match=r"cannot be (written|folded)|is not a plain"):
         to_nir(net)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        torch.nn.AvgPool2d(2, 2, divisor_override=1),
+        torch.nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+        torch.nn.AvgPool2d(5, 3, ceil_mode=True),
+        torch.nn.AdaptiveAvgPool2d(3),
+    ],
+    ids=str,
+)
+def test_a_pool_of_another_kind_is_not_written(net, pool):
+    net.encoder.conv1.pool.pool = pool
+    with pytest.raises(UserError, match="conv1 has a pool without NIR equivalent: A"):
+        to_nir(net)
+
+
+def test_a_kernel_that_cannot_be_filled_up_to_a_square_is_named():
+    with pytest.raises(UserError, match="conv1 has a kernel of 3x2, and NIR's reader takes kernels for squares"):
+        to_nir(trained(structure="c4k3x2s1-BN-PLIF-FC3-PLIF"))
 
 
 def test_other_graphs_are_refused(tmp_path, net):

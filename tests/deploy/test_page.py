@@ -50,6 +50,9 @@ def test_what_a_browser_hears():
         assert (step["frame"]["height"], step["frame"]["width"]) == (120, 80) or step["frame"]["width"] <= 128
         with urllib.request.urlopen(page.address) as answer:
             assert b"<!doctype html>" in answer.read()
+        elsewhere = urllib.request.Request(page.address, headers={"Host": "evil.example"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(elsewhere)
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"{page.address}/etc/passwd")
     with pytest.raises(urllib.error.URLError):

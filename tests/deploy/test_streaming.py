@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plif_lightning.deploy import StreamingNetwork, cost, deployed, exits, fold, to_nir
+from plif_lightning.deploy.exporting import write_onnx
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, Sensor, integrate
-from plif_lightning.network import over_time, use_backend
+from plif_lightning.network import SpikingNetwork, over_time, use_backend
 from plif_lightning.neurons import PLIF
 from plif_lightning.training.task import SpikingClassifier
 from tests.deploy.conftest import frames, trained
@@ -229,6 +230,26 @@ def test_a_decision_ends_when_it_is_far_enough_ahead():
     for margin, decisions, steps in ((0.0, [1, 0], [1, 1]), (0.2, [0, 0], [2, 1]), (1.5, [1, 0], [3, 3])):
         decided, taken = exits(votes, margin)
         assert (decided.tolist(), taken.tolist()) == (decisions, steps)
+
+
+def test_without_a_vote_there_is_no_decision():
+    votes = torch.zeros(4, 1, 3)
+    votes[1:, 0, 2] = 1
+    decided, steps = exits(votes, 0.0)
+    assert (decided.tolist(), steps.tolist()) == ([2], [2])
+
+
+class Centred(SpikingNetwork):
+    def forward(self, x):
+        return super().forward(x - x.mean(0, keepdim=True))
+
+
+def test_a_network_that_looks_at_all_steps_does_not_stream(net, tmp_path):
+    net.__class__ = Centred
+    with pytest.raises(UserError, match="Centred computes other outputs step by step"):
+        StreamingNetwork(net, events_per_step=10)
+    write_onnx(net, False, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.onnx")] == ["network.onnx"]
 
 
 def test_the_only_class_is_ahead_by_its_votes():

@@ -240,6 +240,39 @@ def test_a_packet_from_far_ahead_is_dropped_and_a_clock_that_is_set_is_followed(
     assert found.t[-1] - found.t[0] < 3_000_000
 
 
+@pytest.mark.parametrize("cuts", [[], [500], [510], [1], [499, 501]], ids=str)
+def test_a_clock_that_is_reset_goes_on_however_its_bytes_are_cut(cuts):
+    """Found by a review: of a reset within a packet all events up to the packet's end were dropped as late."""
+    t = np.concatenate([np.arange(5_000_000, 5_050_000, 100), np.arange(0, 50_000, 100)])
+    listener = Listener()
+    pieces = [Recording(*part) for part in zip(*(np.split(column, cuts) for column in SOME._replace(t=t)), strict=True)]
+    with listener.connect() as connection:
+        for piece in pieces:
+            connection.sendall(aer_bytes(piece))
+            time.sleep(0.05)
+    found = listener.found()
+    assert len(found.t) == 1000
+    assert (np.diff(found.t) >= 0).all()
+    assert found.t[-1] - found.t[0] < 100_100
+    assert (listener.socket.late, listener.socket.damaged) == (0, 0)
+
+
+@pytest.mark.parametrize("cuts", [[], [250, 251], [200]], ids=str)
+@pytest.mark.parametrize("wrong", [1_005_000_000, 4_000_000_000])
+def test_a_damaged_time_is_dropped_however_its_bytes_are_cut(wrong, cuts):
+    t = np.arange(5_000_000, 5_100_000, 100)
+    t[250] = wrong
+    listener = Listener()
+    pieces = [Recording(*part) for part in zip(*(np.split(column, cuts) for column in SOME._replace(t=t)), strict=True)]
+    with listener.connect() as connection:
+        for piece in pieces:
+            connection.sendall(aer_bytes(piece))
+            time.sleep(0.05)
+    found = listener.found()
+    assert np.array_equal(found.t, np.delete(t, 250))
+    assert (listener.socket.late, listener.socket.damaged) == (0, 1)
+
+
 def test_a_source_that_comes_again_goes_on():
     listener = Listener(idle=2.0)
     short = SOME._replace(t=SOME.t // 1000)
