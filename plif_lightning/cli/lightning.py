@@ -384,9 +384,9 @@ class PlifCLI(LightningCLI):
 
     def after_test(self) -> None:
         folder, limit = self.expanded.folder, self.config[self.subcommand].trainer.limit_test_batches
-        mine = folder is not None and self.trainer.is_global_zero and not is_trial(self.trainer)
+        may_write = self.trainer.is_global_zero and not is_trial(self.trainer) and not is_part(limit)
         # The run's accuracy B is that of its best checkpoint on all of the test set.
-        if mine and folder is not None and not is_part(limit) and self._tests_best(folder) and writable(folder):
+        if folder is not None and may_write and self._tests_best(folder) and writable(folder):
             if others := self._others_than_in_training(folder):
                 _log.warning("With other %s than in training, this is no result of the run.", ", ".join(others))
             elif in_use(folder):

@@ -172,7 +172,7 @@ class SpikingDataModule(L.LightningDataModule):
         if self._made_with:
             raise UserError(
                 f"the files of {self.title} in {self.root} changed after the data sets were made of them. Make another "
-                "data module."
+                "data module; after a fit, `test --ckpt_path` does."
             )
         for name in ("class_names", "input_shape"):
             self.__dict__.pop(name, None)  # where they are cached

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from plif_lightning.data.base import place_below
 from plif_lightning.data.event_module import EventDataModule
-from plif_lightning.data.folders import ClassFolders
+from plif_lightning.data.folders import ClassFolders, first_few
 from plif_lightning.data.splits import holdout_split
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events import readers
@@ -221,10 +221,9 @@ class EventFolder(EventDataModule):
                 twice.append(f"{test.name[j]} is {train.name[i]}")
         if twice:
             _log.warning(
-                "%d test recordings are training recordings, too: %s%s. What is measured on them says nothing.",
+                "%d test recordings are training recordings, too: %s. What is measured on them says nothing.",
                 len(twice),
-                ", ".join(twice[:3]),
-                " and others" if len(twice) > 3 else "",
+                first_few(twice),
             )
 
     @property
@@ -320,18 +319,16 @@ class EventFolder(EventDataModule):
                     f"pass a shorter window. The longest is {self._longest(store, samples)}."
                 )
         if short.any():
-            at = np.flatnonzero(short)[:3]
             sets = ("", " (validation)", "")
-            names = ", ".join(f"{store.name[samples.recording[i]]}{sets[samples.part[i]]}" for i in at)
+            names = [f"{store.name[samples.recording[i]]}{sets[samples.part[i]]}" for i in np.flatnonzero(short)]
             _log.warning(
-                "%d of %d %s %s are shorter than one of the %s and give no sample: %s%s.",
+                "%d of %d %s %s are shorter than one of the %s and give no sample: %s.",
                 short.sum(),
                 len(short),
                 what,
                 "parts of recordings" if self.split == "time" else "recordings",
                 self.windows,
-                names,
-                " and others" if short.sum() > 3 else "",
+                first_few(names),
             )
 
     def _longest(self, store: EventStore, samples: Samples) -> str:

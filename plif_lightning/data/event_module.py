@@ -19,6 +19,7 @@ from plif_lightning.data.augment import ImageAugmentation, require_one_mix
 from plif_lightning.data.base import Part, SpikingDataModule, as_index, place_below
 from plif_lightning.data.event_augment import EventAugmentation, TimeDrop
 from plif_lightning.data.event_dataset import EventDataset
+from plif_lightning.data.folders import first_few
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events.integration import Slicing
 from plif_lightning.events.recording import Noise, RecordingError, Sensor, TimeOrder
@@ -328,13 +329,12 @@ class EventDataModule(SpikingDataModule):
             blank = store.name[found.recording[found.begin == found.end]]
             if len(blank):
                 _log.warning(
-                    "%d of %d %s recordings of %s hold no event, and are blank samples: %s%s.",
+                    "%d of %d %s recordings of %s hold no event, and are blank samples: %s.",
                     len(blank),
                     len(found.begin),
                     "training" if train else "test",
                     self.called,
-                    ", ".join(blank[:3]),
-                    " and others" if len(blank) > 3 else "",
+                    first_few(blank.tolist()),
                 )
         return self._samples[train]
 

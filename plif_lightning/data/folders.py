@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,11 @@ _NAMED = 5
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     """Entries of a folder, except hidden ones."""
     return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first names of many, for a message."""
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 @dataclass(frozen=True)
@@ -97,24 +102,22 @@ class ClassFolders:
         unlike = [path for path in ignored if wrong[path]]
         if unlike:
             _log.warning(
-                "%d files in %s are left out, because they do not look like %s: %s%s.",
+                "%d files in %s are left out, because they do not look like %s: %s.",
                 len(unlike),
                 self.root,
                 self.what,
-                ", ".join(str(path.relative_to(self.root)) for path in unlike[:_NAMED]),
-                f" and {len(unlike) - _NAMED} more" if len(unlike) > _NAMED else "",
+                first_few([str(path.relative_to(self.root)) for path in unlike]),
             )
         ignored = [path for path in ignored if not wrong[path]]
         if not ignored:
             return
         kinds = Counter("folders" if path.is_dir() else path.suffix.lower() or "no ending" for path in ignored)
         _log.warning(
-            "%d files in %s are ignored (%s): %s%s. Only files in a class folder that end in %s are read.",
+            "%d files in %s are ignored (%s): %s. Only files in a class folder that end in %s are read.",
             len(ignored),
             self.root,
             ", ".join(f"{kind}: {number}" for kind, number in sorted(kinds.items())),
-            ", ".join(str(path.relative_to(self.root)) for path in ignored[:_NAMED]),
-            f" and {len(ignored) - _NAMED} more" if len(ignored) > _NAMED else "",
+            first_few([str(path.relative_to(self.root)) for path in ignored]),
             ", ".join(sorted(self.suffixes)),
         )
 

@@ -22,7 +22,7 @@ class Key(NamedTuple):
         fixed: a run cannot be resumed with another value, because weights or the samples of the next batches depend on
             it, or because the checkpoint restores it.
         split: an evaluation cannot use another value, because samples of the training set would count as held out:
-            always, if a part was held out, or unless the recordings are others, with a test set of their own.
+            always; if a part was held out; or, `own`, unless the data are others, with a test set of their own.
         column: tables show it in a column: as the paper does, or as one of ours.
     """
 
