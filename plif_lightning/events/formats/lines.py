@@ -61,17 +61,18 @@ def parse(text: Array, targets: Array, time_power: int, t: Array, x: Array, y: A
             c = text[at]
             commas = 0
             while c == 32 or c == 9 or c == 44 or c == 59 or c == 13 or c == 34:  # separators and quotes
-                commas += c == 44 or c == 59
+                if c == 44 or c == 59:
+                    commas += 1
                 at += 1
                 c = text[at]
             # Blanks may repeat; a comma behind another one, or that begins a line, ends an empty field.
-            empty = commas - (1 if field and c != 10 else 0)
-            if field or c != 10:
-                for _ in range(empty):
+            first, last = field == 0, c == 10
+            if (commas > 1 or (commas == 1 and first != last)) and not (first and last):
+                for _ in range(commas if first or last else commas - 1):
                     if field < fields:
                         good = good and targets[field] < 0
                         field += 1
-                    elif c != 10:  # at the end of a line they are no fields
+                    elif not last:  # at the end of a line they are no fields
                         field += 1
             if c == 10:
                 at += 1
