@@ -344,13 +344,11 @@ def refuse_other_settings(expanded: Expanded, given: dict[str, Any]) -> None:
     defaults = {"model": model_defaults()}
     old, new = _over(comparable(defaults), comparable(stored)), comparable(given)
     there, here = _over(flat(defaults), flat(stored)), flat(given)
-    # Of another data set, or other recordings, in folders train and test.
-    own_test = new.get("data.test_fraction") is None and old.get("data.root") != new.get("data.root")
-    other = own_test or old.get("data.class_path") != new.get("data.class_path")
+    elsewhere = old.get("data.root") != new.get("data.root")
     differences = [
         f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and _must_agree(name, expanded.command, stored, other)
+        if old.get(name) != new.get(name) and _must_agree(name, expanded.command, stored, elsewhere)
     ]
     stages = [[name for name in of if name.startswith("model.early_time_steps.")] for of in (old, new)]
     if expanded.command == "fit" and stages[0] != stages[1] and {*stages[0]} == {*stages[1]}:
@@ -368,18 +366,22 @@ def _over(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in defaults.items() if name not in blocks}, **stored}
 
 
-def _must_agree(name: str, command: str, stored: dict[str, Any], other: bool) -> bool:
+def _must_agree(name: str, command: str, stored: dict[str, Any], elsewhere: bool) -> bool:
     """True if a setting must equal the checkpoint's, to resume it or to evaluate it fairly.
 
     Args:
         name: dotted name of the setting.
         command: fit, or an evaluation.
         stored: the checkpoint's configuration.
-        other: the data are others than the run's, with a test set of their own.
+        elsewhere: the data lie elsewhere than those of the run.
     """
     key = key_of(name)
     if key.identity == "never":
         return False
+    if key.split == "root":
+        ours = str(stored["data"].get("class_path")).startswith("plif_lightning.")
+        if not ours or name not in flat(stored):
+            return False  # a data set of one's own may call something else so; an older checkpoint does not name it
     if command == "fit":
         return key.fixed
     if name.startswith("model."):
@@ -387,7 +389,7 @@ def _must_agree(name: str, command: str, stored: dict[str, Any], other: bool) ->
     if "class_path" not in stored["data"]:  # another Trainer's: only T is known
         return name == "data.time_steps"
     held_out = stored["data"]["init_args"].get("validation") == "holdout"
-    return key.split == "always" or (held_out and key.split == "holdout") or (not other and key.split == "own")
+    return key.split == "always" or (held_out and key.split == "holdout") or (not elsewhere and key.split == "root")
 
 
 def refuse_shorter(expanded: Expanded, trainer: dict[str, Any]) -> None:

@@ -400,8 +400,11 @@ class PlifCLI(LightningCLI):
 
     def _tests_best_as_in_training(self, folder: RunFolder) -> bool:
         """True if a test can give the run's accuracy B, as far as its arguments tell."""
-        part = is_part(self.config[self.subcommand].trainer.limit_test_batches)
-        return not part and self._tests_best(folder) and not self._other_settings(read_run(folder.path))
+        config, run = self.config[self.subcommand], read_run(folder.path)
+        root = config.data.init_args.root
+        if is_part(config.trainer.limit_test_batches) or root != run.setting("data.root", root) or in_use(folder):
+            return False
+        return self._tests_best(folder) and not self._other_settings(run)
 
     def _other_settings(self, run: Run) -> list[str]:
         """Settings of an evaluation on which its accuracy depends, and that are not those of the run."""

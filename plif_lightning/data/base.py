@@ -164,18 +164,21 @@ class SpikingDataModule(L.LightningDataModule):
         self._made_with = {name: getattr(self, name) for name in names}
 
     def _forget(self) -> None:
-        """Forget what was read of files that have changed since.
+        """Forget what was read of the files before data sets are made of them: they may have changed."""
+        for name in ("class_names", "input_shape"):
+            self.__dict__.pop(name, None)  # where they are cached
+
+    def _require_same(self, same: bool) -> None:
+        """Refuse files that are others than those that the data sets were made of.
 
         Raises:
-            UserError: data sets were made of them.
+            UserError: they are.
         """
-        if self._made_with:
+        if not same:
             raise UserError(
                 f"the files of {self.title} in {self.root} changed after the data sets were made of them. Make another "
                 "data module; after a fit, `test --ckpt_path` does."
             )
-        for name in ("class_names", "input_shape"):
-            self.__dict__.pop(name, None)  # where they are cached
 
     def _require_classes(self, train: Tensor, val: Tensor) -> None:
         """Refuse a validation set that leaves no training sample of a class, and warn of one without a class.

@@ -191,6 +191,16 @@ class EventDataModule(SpikingDataModule):
     def prepare_data(self) -> None:
         """Download and unpack missing files, and build missing or stale stores."""
         self.prepared = False
+        if not self._made_with:
+            self._forget()
+        self._prepare()
+        # Another process may have built them anew, too.
+        stores = self._stores.items() if self._made_with else ()
+        self._require_same(
+            all(EventStore(self.store_folder, self._kind(train)).content == store.content for train, store in stores)
+        )
+
+    def _prepare(self) -> None:
         if self.address is None:
             if self._ready():
                 return
@@ -204,8 +214,14 @@ class EventDataModule(SpikingDataModule):
             self._missing = frozenset(kind.name for kind in missing)
             if not self._ready():  # another process may have built it meanwhile, or it was downloaded
                 self._build_both()
-            for kind in missing:
+            for kind in missing if self.there else ():
                 publish(str(address), self.store_folder, kind)
+        if missing and not self.there:
+            _log.warning(
+                "%s has no event store of %s, whose recordings are not here: the copy of an earlier one is used.",
+                address,
+                self.called,
+            )
         if address is not None and self.there:
             self._say_what_differs(address)
 
@@ -247,8 +263,6 @@ class EventDataModule(SpikingDataModule):
             self.require_count(train, sum(raw.recordings for raw in raw_files))
             if not self._is_current(train, raw_files):
                 outdated[train] = raw_files
-        if outdated:
-            self._forget()
         for train, raw_files in outdated.items():  # only after both counts were checked
             self._build(train, raw_files)
             self.prepared = True

@@ -126,16 +126,18 @@ class ImageFolder(ImageDataModule):
         """Decode the images, unless that was done before."""
         self.folders.say_what_is_left_out()
         self.prepared = False
+        if not self._made_with:
+            self._forget()
+        before = self._facts if self._made_with else None
         folder = self.cache / f"{self._form}-{self._fingerprint()}"
         if folder != self._folder:
-            if self._facts is not None:
-                self._forget()
-                folder = self.cache / f"{self._form}-{self._fingerprint()}"
             self._folder, self._mapped = folder, {}
         self._facts = _facts(folder)
         if self._facts is None:
             self._decode_in_turn(folder)
         assert self._facts is not None
+        parts = (("train", "labels"), ("train", "blake2b"), ("test", "labels"), ("test", "blake2b"))
+        self._require_same(before is None or all(before[part][key] == self._facts[part][key] for part, key in parts))
         for kind, (count, first) in self._facts.get("unlike", {}).items():
             _log.warning("%s: %d images have %s. The first is %s.", self.root, count, kind, first)
 

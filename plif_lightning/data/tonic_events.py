@@ -121,7 +121,7 @@ class TonicEvents(EventDataModule):
             listed = [listed[place] for place in (for_training if train else for_test).tolist()]
         count = len(data.targets)
         # Recordings that tonic holds in memory: the first one stands for all files, which tell if a store is stale.
-        together = iter([_files_below(home)])
+        together = iter([_files_below(home, self.store_folder)])
         return [
             RawFile(
                 name or str(i),
@@ -212,10 +212,11 @@ def _file(data: Any, index: int) -> Path:
     return Path(found) if isinstance(found, str) else Path(data.location_on_system)
 
 
-def _files_below(home: Path) -> tuple[Path, ...]:
-    """The data set's folder and all files in it, but those of the event store."""
+def _files_below(home: Path, store: Path) -> tuple[Path, ...]:
+    """The data set's folder and all files in it, but those of event stores."""
     files = (path for path in sorted(home.rglob("*")) if path.is_file())
-    return (home, *(path for path in files if path.relative_to(home).parts[0] != OWN_STORE))
+    stores = (home / OWN_STORE, home / store)
+    return (home, *(path for path in files if not any(path.is_relative_to(one) for one in stores)))
 
 
 def _parameters(kind: Any) -> Mapping[str, inspect.Parameter]:

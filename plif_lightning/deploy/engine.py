@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from plif_lightning.deploy.engines import Engine, require_engine
 from plif_lightning.deploy.folding import fold
-from plif_lightning.deploy.layers import event_layers, network_of, spiking_layers, weighted
+from plif_lightning.deploy.layers import event_layers, network_of, refuses_containers, spiking_layers, weighted
 from plif_lightning.deploy.plain import ConvLayer, DeployedNetwork, FCLayer, Layer, ModuleLayer
 from plif_lightning.deploy.weights import LARGEST, Dense, Packed, Rows, Weights, can_be_packed, quantised
 from plif_lightning.errors import UserError
@@ -61,7 +61,7 @@ def deployed(
     use_backend(folded, "cpu", "never")
     inputs = {} if engine in ("dense", "events") else inputs_of(folded, x, time_steps)
     spiking = spiking_layers(net)
-    free = [] if engine == "dense" else [*event_layers(net, x), *spiking]
+    free = [] if engine == "dense" or refuses_containers(net) else [*event_layers(net, x), *spiking]
     layers: list[Layer] = []
     chosen: dict[str, str] = {}
     for name, block in folded.blocks().items():

@@ -20,7 +20,7 @@ import yaml
 from torch import Tensor, nn
 
 from plif_lightning.deploy.folding import fold
-from plif_lightning.deploy.layers import refuses_containers, spiking_layers, weighted
+from plif_lightning.deploy.layers import overrides_containers, spiking_layers, weighted
 from plif_lightning.deploy.nir import readers, to_nir
 from plif_lightning.deploy.weights import LARGEST, quantised
 from plif_lightning.errors import UserError
@@ -254,7 +254,7 @@ def write_onnx(net: SpikingNetwork, static: bool, folder: Path, on_integers: boo
         _log.warning("network%s has no weights of 8 bits: no layer is known to take spikes.", ending)
     save_onnx(to_export(net, static, on_integers), folder / f"network{ending}", (["x"], ["votes"]))
     in_steps = not isinstance(net, SpikingNetwork) or net.inputs.name == "direct"
-    if in_steps and (not isinstance(net, SpikingNetwork) or refuses_containers(net) is not None):
+    if in_steps and (not isinstance(net, SpikingNetwork) or overrides_containers(net) is not None):
         reason = refuses_steps(_reference(net), net.input_shape, net.time_steps)
         in_steps = reason is None
         if reason is not None:

@@ -27,13 +27,20 @@ def network_of(net: nn.Module) -> SpikingNetwork:
     return net
 
 
-def refuses_containers(net: SpikingNetwork) -> str | None:
-    """Reason why a network is more than its blocks one after another; None if it is not."""
+def overrides_containers(net: SpikingNetwork) -> str | None:
+    """Reason why a network has something of its own around its blocks; None if it has not. Hooks do not count."""
     if type(net).forward is not SpikingNetwork.forward:
         return f"{type(net).__name__} has a forward of its own"
     for part in (net.encoder, net.classifier):
         if type(part) not in (Blocks, nn.Sequential):
             return f"a container is a {type(part).__name__}"
+    return None
+
+
+def refuses_containers(net: SpikingNetwork) -> str | None:
+    """Reason why a network is more than its blocks one after another; None if it is not."""
+    if reason := overrides_containers(net):
+        return reason
     containers = net, net.encoder, net.classifier, net.inputs, net.voting
     return "it has hooks" if any(map(has_hooks, containers)) else None
 
@@ -45,7 +52,8 @@ def takes_spikes(net: SpikingNetwork) -> dict[str, bool]:
         found[name] = spikes
         spikes = _gives_spikes(block, spikes)
     # What happens between its blocks is not known of another network.
-    return found if refuses_containers(net) is None else dict.fromkeys(found, False)
+    hooked = any(map(has_hooks, (net.inputs, net.encoder, net.classifier)))
+    return dict.fromkeys(found, False) if hooked or overrides_containers(net) else found
 
 
 def _gives_spikes(block: nn.Module, spikes: bool) -> bool:

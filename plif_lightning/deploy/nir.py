@@ -207,7 +207,8 @@ class _Writer:
         elif type(inner) in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d) and inner.output_size in (1, (1, 1)):
             window = self.shape[1:], self.shape[1:], 0
         elif type(inner) is not SpikeMaxPool2d:
-            raise UserError(f"{name} has a pool without NIR equivalent: {inner or type(pool).__name__}.")
+            why = ", by its ceil_mode, divisor or padding" if type(inner) is nn.AvgPool2d else ""
+            raise UserError(f"{name} has a pool without NIR equivalent: {inner or type(pool).__name__}{why}.")
         kernel, stride, padding = (_pair(value) for value in window)
         sides = zip(self.shape[1:], kernel, stride, padding, strict=True)
         shape = (self.shape[0], *((side + 2 * p - k) // s + 1 for side, k, s, p in sides))
@@ -234,7 +235,8 @@ class _Writer:
 def _divides_by_window(pool: nn.AvgPool2d) -> bool:
     """True if an average pool divides all sums by the size of its window, as NIR's does."""
     padded = pool.padding not in (0, (0, 0)) and not pool.count_include_pad
-    return pool.divisor_override is None and not pool.ceil_mode and not padded
+    own = pool.divisor_override not in (None, math.prod(_pair(pool.kernel_size)))
+    return not (own or pool.ceil_mode or padded)
 
 
 def _square(name: str, weight: Any, padding: tuple[int, int], dilation: tuple[int, int]) -> tuple[Any, tuple[int, int]]:
@@ -299,7 +301,7 @@ def _refuses(block: nn.Module) -> str | None:
     if isinstance(block, FCBlock):
         if type(block.fc) is not nn.Linear:
             return f"its FC layer is a {type(block.fc).__name__}"
-        if type(block.dropout) not in (TimeDropout, nn.Identity):
+        if type(block.dropout) not in (TimeDropout, nn.Dropout, nn.Identity):
             return f"its dropout is a {type(block.dropout).__name__}"
     return None
 

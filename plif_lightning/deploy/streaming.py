@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from plif_lightning.deploy.engine import deployed
 from plif_lightning.deploy.engines import Engine, require_engine
 from plif_lightning.deploy.folding import fold
-from plif_lightning.deploy.layers import refuses_containers
+from plif_lightning.deploy.layers import overrides_containers
 from plif_lightning.deploy.plain import DeployedNetwork
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.events.integration import Slicing, count_events, integrate, resized
@@ -79,7 +79,7 @@ class StreamingNetwork:
             raise UserError(f"engine={engine!r} is for a SpikingNetwork: {type(net).__name__} streams as it is.")
         weight = next(net.parameters())
         self.device, self.dtype = weight.device, weight.dtype
-        if isinstance(net, SpikingNetwork) and refuses_containers(net) is not None:
+        if isinstance(net, SpikingNetwork) and overrides_containers(net) is not None:
             self._require_steps(copy.deepcopy(net).eval())  # it may look at other steps between its blocks
         if own:
             self.net: Any = copy.deepcopy(net).eval().requires_grad_(False)

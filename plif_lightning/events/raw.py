@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import os
+import stat
 import sys
 import threading
 import types
@@ -35,6 +36,8 @@ _MIN_BYTES_FOR_PROCESSES = 64 * 2**20
 _PORTION = 16 * 2**20
 # Address space of a process whose decoder trusts the sizes in a file.
 _MEMORY = 8 * 2**30
+# More for large files: columns of 8 bytes each, and copies of them, of events that are packed in a few bytes.
+_MEMORY_PER_BYTE = 40
 
 # How long the header of one file may take [s].
 _PATIENCE = 60
@@ -83,7 +86,7 @@ class RawFile:
             raise RecordingError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
     def size(self) -> int:
-        return sum(stat.st_size for stat in self.stats())
+        return sum(status.st_size for status in self.stats() if stat.S_ISREG(status.st_mode))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +114,15 @@ def _read(raw_files: Sequence[RawFile], kind: Kind) -> Labelled:
     """(label, name, recording) of all recordings in some raw files; may run in a separate process."""
     found = []
     if any(raw.own_process for raw in raw_files):
-        _limit_memory()
+        _limit_memory(max(_MEMORY, _MEMORY_PER_BYTE * max(raw.size() for raw in raw_files)))
     for raw in raw_files:
         try:
             recordings = raw.read(raw.paths, raw.label)
+        except MemoryError as error:
+            raise RecordingError(
+                f"{raw.paths[0]} needs more memory than events in a file of {raw.size():,} bytes can. It is damaged or "
+                "packed to exhaust memory."
+            ) from error
         except OSError as error:
             raise RecordingError(f"{error.filename or raw.paths[0]} cannot be read: {error.strerror}.") from error
         assert len(recordings) == raw.recordings
@@ -135,14 +143,14 @@ def _read(raw_files: Sequence[RawFile], kind: Kind) -> Labelled:
     return found
 
 
-def _limit_memory() -> None:
+def _limit_memory(most: int) -> None:
     """Limit this process's memory, so that a damaged file ends it instead of exhausting the machine."""
     try:
         import resource
     except ImportError:  # not on Windows
         return
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
+    limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
     with suppress(ValueError, OSError):  # macOS refuses a limit below what is already reserved
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import fsspec
 from plif_lightning.events.store import ARRAYS, EventStore, Kind, StoreError, remove_others
 from plif_lightning.runtime.files import naming, written_whole
 
+_log = logging.getLogger(__name__)
 _PORTION = 2**24  # bytes
 
 
@@ -33,20 +35,27 @@ def claim(copies: Path) -> None:
         copies: a folder in it, as of `copies_of`.
 
     Raises:
-        StoreError: it is another user's, or others may write into it.
+        StoreError: it is another user's.
     """
     own = copies.parent
+    mine = getattr(os, "getuid", lambda: 0)
     try:
         own.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = own.stat()
+        if (
+            status.st_uid == mine() and status.st_mode & 0o022
+        ):  # of an earlier version; others may have put copies there
+            _log.warning("%s could be written by others: its copies of event stores are fetched anew.", own)
+            shutil.rmtree(own)
+            own.mkdir(mode=0o700)
+            status = own.stat()
     except OSError as error:
         raise StoreError(
             f"the copies of event stores cannot be kept in {own}: {error.strerror}. Set TMPDIR."
         ) from error
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+    if status.st_uid != mine():
         raise StoreError(
-            f"{own}, where copies of event stores are kept, belongs to another user, or others may write into it: "
-            "delete it, or set TMPDIR to a folder of your own."
+            f"{own}, where copies of event stores are kept, belongs to another user: set TMPDIR to one of your own."
         )
 
 

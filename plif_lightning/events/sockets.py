@@ -1,6 +1,7 @@
 """Events from a TCP or UDP socket of this machine, as AER packets or as text."""
 
 import logging
+import math
 import re
 import selectors
 import socket
@@ -32,6 +33,8 @@ _NO_TIME = 1 << 31
 # Connections that may wait for the one that is read; it gives way to them after this silence [s].
 _WAITING = 16
 _SILENCE = 10.0
+# So few events at the end of a packet, on another time than those before, wait for what follows.
+_UNDECIDED = 8
 # Messages about what is damaged.
 _SAID = 5
 # Events outside the sensor are dropped up to this share of a packet.
@@ -106,6 +109,11 @@ class AerDecoder(Decoder):
         return Recording(t, x.astype(np.uint16), y.astype(np.uint16), p.astype(np.uint8)), at + count * size
 
 
+def _continues(last: int, part: Recording) -> bool:
+    """True if the times of events go on from a last one."""
+    return -_RESET <= int(part.t[0]) - last <= _JUMP
+
+
 def _is_text(data: bytes) -> bool:
     """True for text, False for AER, whose fourth byte (the upper half of x) is below 0x20 or above 0x7f."""
     return len(data) >= 4 and all(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in data[:4])
@@ -165,6 +173,7 @@ class EventSocket:
         self._ahead: int | None = None  # time of a packet that was dropped because it is far ahead
         self._shift = 0
         self._is_new = False  # the next events are the first ones of a connection
+        self._held = no_events()  # events whose time those that follow will tell from a damaged one
 
     def __enter__(self) -> "EventSocket":
         return self
@@ -199,6 +208,7 @@ class EventSocket:
             rest = self._accepted(self._flushed(decoder))
             if len(rest.t):
                 yield rest
+        self._drop_held()
 
     def _read(self, ready: Any) -> Iterator[Recording]:
         """Events that a socket has."""
@@ -231,8 +241,14 @@ class EventSocket:
         if self._connection is None and self._waiting:
             self._connection = self._waiting.popleft()
             self._decoder, self._first, self._is_new = None, b"", True
+            self._drop_held()
             self._heard = time.monotonic()
             self._selector.register(self._connection, selectors.EVENT_READ)
+
+    def _drop_held(self) -> None:
+        if len(self._held.t):
+            self._damage(f"port {self.port}: {len(self._held.t)} events with a damaged time are dropped.")
+            self._held = no_events()
 
     def _damage(self, message: str) -> None:
         """Count something that cannot be read; only the first few are said."""
@@ -335,13 +351,34 @@ class EventSocket:
             if outside:
                 self.damaged += outside
                 recording = Recording(*(column[inside] for column in recording))
-        # What follows does not depend on how a connection's bytes were cut into packets.
-        steps, passed = np.diff(recording.t), time.monotonic() - self._came
-        cuts = np.flatnonzero((steps < -_RESET) | (steps > _JUMP)) + 1
+        return self._on_one_time(recording)
+
+    def _on_one_time(self, recording: Recording) -> Recording:
+        """Events in order, without those of damaged times: those that others continue that came before them."""
+        passed = time.monotonic() - self._came
+        if len(self._held.t):
+            recording, self._held, passed = joined([self._held, recording]), no_events(), math.inf
+        steps = np.diff(recording.t)
+        cuts = np.flatnonzero(np.abs(steps) > _RESET) + 1
         if not len(cuts):
             return self._in_order(recording, passed)
-        parts = zip(*(np.split(column, cuts) for column in recording), strict=True)
-        return joined([self._in_order(Recording(*part), passed) for part in parts])
+        parts = [Recording(*part) for part in zip(*(np.split(column, cuts) for column in recording), strict=True)]
+        last = None if self._latest is None or self._is_new else self._latest - self._shift
+        found = []
+        for i, part in enumerate(parts):
+            follows, few = last is None or _continues(last, part), len(part.t) <= _UNDECIDED
+            after = parts[i + 1] if i + 1 < len(parts) else None
+            returns = last is not None and after is not None and _continues(last, after)
+            if returns and after is not None and (not follows or (few and after.t[0] < part.t[-1])):
+                self._damage(f"port {self.port}: {len(part.t)} events with a damaged time are dropped.")
+                continue
+            if not follows and after is None and few:
+                self._held = part
+                break
+            # Within a packet, and where others confirm it, another time is a pause or a clock that was reset.
+            found.append(self._in_order(part, passed if i == 0 else math.inf))
+            last = int(part.t[-1])
+        return joined(found)
 
     def _in_order(self, recording: Recording, passed: float) -> Recording:
         """Drop events that are older than one before, and go on from the last event where the clock was reset.

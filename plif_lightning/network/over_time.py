@@ -70,6 +70,11 @@ def _require_known(module: nn.Module) -> None:
         for part in module:
             _require_known(part)
     elif any(isinstance(part, Neuron) for part in module.modules()):
+        if "forward" in vars(module):
+            raise UserError(
+                f"a forward was set on a {type(module).__name__} that contains neurons, whose layers over_time runs by "
+                "itself: set it on those layers."
+            )
         raise UserError(
             f"{type(module).__name__} contains neurons, but is not an nn.Sequential, or overrides its forward: "
             "over_time cannot run its layers over time. Put its parts into an nn.Sequential, or write a forward "

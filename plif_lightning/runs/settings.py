@@ -22,7 +22,7 @@ class Key(NamedTuple):
         fixed: a run cannot be resumed with another value, because weights or the samples of the next batches depend on
             it, or because the checkpoint restores it.
         split: an evaluation cannot use another value, because samples of the training set would count as held out:
-            always; if a part was held out; or, `own`, unless the data are others, with a test set of their own.
+            always; if a part was held out; or, `root`, unless the data lie elsewhere.
         column: tables show it in a column: as the paper does, or as one of ours.
     """
 
@@ -30,7 +30,7 @@ class Key(NamedTuple):
     identity: Literal["always", "never", "planned"] = "always"
     training_only: bool = False
     fixed: bool = False
-    split: Literal["always", "holdout", "own"] | None = None
+    split: Literal["always", "holdout", "root"] | None = None
     column: Literal["paper", "own"] | None = None
 
 
@@ -58,8 +58,8 @@ KEYS = {
         Key("data.eval_batch_size", identity="never"),
         Key("data.validation", fixed=True, split="always", column="own"),
         Key("data.holdout_fraction", fixed=True, split="always"),
-        Key("data.test_fraction", fixed=True, split="own"),
-        Key("data.split", fixed=True, split="own"),
+        Key("data.test_fraction", fixed=True, split="root"),
+        Key("data.split", fixed=True, split="root"),
         Key("data.source", fixed=True, split="holdout"),
         Key("data.time_order", fixed=True, split="holdout"),
         Key("data.time_steps", fixed=True),

@@ -78,10 +78,10 @@ def test_only_a_test_as_in_training_is_a_result_of_the_run(run, caplog):
     with locked(RunFolder(run)):
         main(test)
         assert "its best checkpoint may change" in caplog.text
-        assert not result.exists()
+        assert not (run / "test").exists()
     main([*test, "--data.eval_batch_size", "50", "--data.batch_size", "8"])
     assert result.exists()
-    assert (run / "test/confusion_matrix.csv").is_file()
+    assert (run / "test/confusion_matrix.csv").is_file()  # the first one there
     longer = ["--trainer.max_epochs", "3", "--test_after_fit", "false"]
     fit("--ckpt_path", "last", *longer, config=str(run / "config.yaml"))
     assert not result.exists()  # it was of what was the best checkpoint then
@@ -161,9 +161,20 @@ def test_a_test_on_other_shares_of_the_same_recordings_is_refused(tmp_path, monk
     message = refused(capsys, "test", *best, "--data.test_fraction", "0.75")
     assert "data.test_fraction is 0.5 there, 0.75 here" in message
     assert "data.split is" in refused(capsys, "test", *best, "--data.split", "time")
+    main(["test", *best])
+    matrix = Path("run/test/confusion_matrix.csv").read_text()
     for part in ("train", "test"):  # other recordings, with a test set of their own
         shutil.copytree("mine", Path("other") / part)
     main(["test", *best, "--data.root", "other", "--data.test_fraction", "null"])
+    main(["test", *best, "--data.root", "other/train", "--data.test_fraction", "0.75"])
+    assert Path("run/test/confusion_matrix.csv").read_text() == matrix
+    assert Path("run/test_other/confusion_matrix.csv").read_text() != matrix
+    # A checkpoint of a version before data.split.
+    checkpoint = load("run/checkpoints/best.ckpt")
+    stored = yaml.safe_load(checkpoint["cli_config"])
+    del stored["data"]["init_args"]["split"]
+    torch.save({**checkpoint, "cli_config": yaml.safe_dump(stored)}, "older.ckpt")
+    main(["test", "--ckpt_path", "older.ckpt", *SILENT])
 
 
 def test_a_checkpoint_of_another_trainer_is_measured_on_the_data_that_are_named(tmp_path, capsys):

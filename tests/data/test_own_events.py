@@ -225,6 +225,10 @@ def test_another_data_set_of_tonic(tmp_path):
     again = TonicEvents(name="POKERDVS", root=str(tmp_path), time_steps=3, allow_partial=True, download=False)
     again.prepare_data()
     assert not again.prepared
+    inside = {"store": str(tmp_path / "POKERDVS" / "stores")}
+    given = {"name": "POKERDVS", "root": str(tmp_path), "time_steps": 3, "allow_partial": True, "download": False}
+    assert [made(TonicEvents(**given, **inside)).prepared for _ in range(3)] == [True, False, False]
+    shutil.rmtree(inside["store"])
     changed = tmp_path / "POKERDVS" / "pips_train" / "sp" / "0.npy"
     np.save(changed, np.load(changed)[::2])
     halved = made(TonicEvents(name="POKERDVS", root=str(tmp_path), time_steps=3, allow_partial=True, download=False))

@@ -71,8 +71,14 @@ def test_files_that_change_between_two_calls_are_read_anew_or_refused(root):
     assert data.class_names == ("left", "middle", "right")
     assert data.labels(train=True).tolist() == [0, 0, 0, 1, 2, 2]
     data.setup()
+    os.utime(root / "train/left/0.raw")  # touched: the store is built anew, and the same
+    data.prepare_data()
+    assert data.prepared
+    shutil.rmtree(data.store_folder)
+    data.prepare_data()
     (root / "train/middle/new.raw").unlink()
-    writers.write_file(root / "train/middle/another.raw", writers.evt3_bytes(new, 48, 64))
+    other = writers.events_of(400, 8, 48, 64)
+    writers.write_file(root / "train/middle/new.raw", writers.evt3_bytes(other, 48, 64))
     with pytest.raises(UserError, match=r"changed after the data sets were made of them\. Make another data module"):
         data.prepare_data()
 

@@ -260,7 +260,7 @@ def test_a_part_of_another_kind_is_not_written(kind):
 @pytest.mark.parametrize(
     "pool",
     [
-        torch.nn.AvgPool2d(2, 2, divisor_override=1),
+        torch.nn.AvgPool2d(2, 2, divisor_override=2),
         torch.nn.AvgPool2d(3, 2, 1, count_include_pad=False),
         torch.nn.AvgPool2d(5, 3, ceil_mode=True),
         torch.nn.AdaptiveAvgPool2d(3),

@@ -257,10 +257,11 @@ def test_a_clock_that_is_reset_goes_on_however_its_bytes_are_cut(cuts):
     assert (listener.socket.late, listener.socket.damaged) == (0, 0)
 
 
-@pytest.mark.parametrize("cuts", [[], [250, 251], [200]], ids=str)
-@pytest.mark.parametrize("wrong", [1_005_000_000, 4_000_000_000])
-def test_a_damaged_time_is_dropped_however_its_bytes_are_cut(wrong, cuts):
-    t = np.arange(5_000_000, 5_100_000, 100)
+@pytest.mark.parametrize("cuts", [[], [251], [200]], ids=str)
+@pytest.mark.parametrize("start", [5_000_000, 1_000_000_000])
+@pytest.mark.parametrize("wrong", [0, 2_005_000_000, 4_000_000_000])
+def test_a_damaged_time_is_dropped_however_its_bytes_are_cut(wrong, start, cuts):
+    t = np.arange(start, start + 100_000, 100)
     t[250] = wrong
     listener = Listener()
     pieces = [Recording(*part) for part in zip(*(np.split(column, cuts) for column in SOME._replace(t=t)), strict=True)]
@@ -271,6 +272,21 @@ def test_a_damaged_time_is_dropped_however_its_bytes_are_cut(wrong, cuts):
     found = listener.found()
     assert np.array_equal(found.t, np.delete(t, 250))
     assert (listener.socket.late, listener.socket.damaged) == (0, 1)
+
+
+@pytest.mark.parametrize("cuts", [[], [501], [510], [900]], ids=str)
+def test_a_pause_is_kept_however_its_bytes_are_cut(cuts):
+    """Found by a review: what followed a pause within a packet was dropped to the packet's end."""
+    t = np.concatenate([np.arange(0, 50_000, 100), np.arange(100_000_000, 100_050_000, 100)])
+    listener = Listener()
+    pieces = [Recording(*part) for part in zip(*(np.split(column, cuts) for column in SOME._replace(t=t)), strict=True)]
+    with listener.connect() as connection:
+        for piece in pieces:
+            connection.sendall(aer_bytes(piece))
+            time.sleep(0.05)
+    found = listener.found()
+    assert np.array_equal(found.t, t)
+    assert (listener.socket.late, listener.socket.damaged) == (0, 0)
 
 
 def test_a_source_that_comes_again_goes_on():

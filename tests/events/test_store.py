@@ -142,7 +142,7 @@ def take_memory(files, label):
     raise AssertionError("there is no limit")
 
 
-@pytest.mark.parametrize(("read", "error"), [(end_this_process, StoreError), (take_memory, MemoryError)])
+@pytest.mark.parametrize(("read", "error"), [(end_this_process, StoreError), (take_memory, RecordingError)])
 def test_a_decoder_that_cannot_be_trusted_harms_nobody_else(tmp_path, read, error):
     path = writers.write_file(tmp_path / "raw/1.bin", b"")
     source = RawFile("1.bin", (path,), read, own_process=True)
@@ -150,6 +150,8 @@ def test_a_decoder_that_cannot_be_trusted_harms_nobody_else(tmp_path, read, erro
         build(tmp_path / "store", KIND, [source])
     if error is StoreError:
         assert f"{path} cannot be read: it crashes the process that decodes it" in str(caught.value)
+    else:
+        assert f"{path} needs more memory than events in a file of 0 bytes can" in str(caught.value)
     assert not list((tmp_path / "store").iterdir())
 
 

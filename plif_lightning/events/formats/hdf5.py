@@ -172,7 +172,7 @@ def _offset(group: Any, file: Any, name: str) -> int:
     for place in (file, group):
         if "t_offset" in place:
             item = place["t_offset"]
-            if not _is_here(item, file) or getattr(item, "external", None):
+            if not isinstance(item, _h5py().Dataset) or not _is_here(item, file) or item.external or item.is_virtual:
                 raise RecordingError(f"{name}: t_offset is not in this file.")
             offset = np.asarray(item[()]).reshape(-1)
             if len(offset) != 1 or offset.dtype.kind not in "iuf" or offset[0] % 1 or abs(float(offset[0])) >= 2**62:

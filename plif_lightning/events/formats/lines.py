@@ -159,6 +159,8 @@ def parse(text: Array, targets: Array, time_power: int, t: Array, x: Array, y: A
                         fits = value == 0 or value == 1 or value == -1
                         p[n] = value
             good = good and fits
+        while 0 < field < fields and targets[field] < 0:  # unread columns that a line leaves out at its end
+            field += 1
         if comment or field == 0:
             pass
         elif good and field == fields:
