@@ -380,7 +380,7 @@ def test_the_averaged_weights_are_those_that_are_tested_and_kept(tmp_path):
     tested = read_run(Path("run")).test
     best = load("run/checkpoints/best.ckpt")
     main(["test", "--ckpt_path", "run/checkpoints/best.ckpt", *SILENT, "--trainer.limit_test_batches", "2"])
-    assert float(rows("run/test/metrics.csv")[0]["test/acc"]) == tested
+    assert float(rows("run/test_other/metrics.csv")[0]["test/acc"]) == tested
     # What is logged of tau is that of the network whose accuracy is logged.
     logged = next(row for row in rows("run/metrics.csv") if row["tau/fc1"] and int(row["epoch"]) == best["epoch"])
     a = best["state_dict"]["network.classifier.fc1.neuron.a"]
