@@ -194,7 +194,7 @@ class EventDataModule(SpikingDataModule):
         if not self._made_with:
             self._forget()
         self._prepare()
-        # Another process may have built them anew, too.
+        # Another process may have rebuilt them as well.
         stores = self._stores.items() if self._made_with else ()
         self._require_same(
             all(EventStore(self.store_folder, self._kind(train)).content == store.content for train, store in stores)
@@ -288,8 +288,8 @@ class EventDataModule(SpikingDataModule):
             return False
         except StoreError:
             return False
-        # A store from a URL was built on another machine, where the files have other modification times. Where it was
-        # deleted there, it is to be built anew: the copy is of use only if it is of these files.
+        # A store from a URL was built on another machine, where the files have other modification times. If it was
+        # deleted there, a rebuild is wanted: the copy counts only if it was built from these files.
         own = self.address is None or kind.name in self._missing
         if raw_files is not None and own and store.fingerprint != fingerprint(kind, raw_files):
             return False

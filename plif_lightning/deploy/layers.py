@@ -51,7 +51,7 @@ def takes_spikes(net: SpikingNetwork) -> dict[str, bool]:
     for name, block in net.blocks().items():
         found[name] = spikes
         spikes = _gives_spikes(block, spikes)
-    # What happens between its blocks is not known of another network.
+    # Nothing is known about what other networks do between their blocks.
     hooked = any(map(has_hooks, (net.inputs, net.encoder, net.classifier)))
     return dict.fromkeys(found, False) if hooked or overrides_containers(net) else found
 

@@ -45,7 +45,7 @@ def claim(copies: Path) -> None:
         if (
             status.st_uid == mine() and status.st_mode & 0o022
         ):  # of an earlier version; others may have put copies there
-            _log.warning("%s could be written by others: its copies of event stores are fetched anew.", own)
+            _log.warning("%s could be written by others: its copies of event stores are fetched again.", own)
             shutil.rmtree(own)
             own.mkdir(mode=0o700)
             status = own.stat()

@@ -110,7 +110,7 @@ class AerDecoder(Decoder):
 
 
 def _continues(last: int, part: Recording) -> bool:
-    """True if the times of events go on from a last one."""
+    """True if the times of `part` continue from the time `last`."""
     return -_RESET <= int(part.t[0]) - last <= _JUMP
 
 
@@ -208,7 +208,8 @@ class EventSocket:
             rest = self._accepted(self._flushed(decoder))
             if len(rest.t):
                 yield rest
-        self._drop_held()
+        self._drop_damaged(self._held)
+        self._held = no_events()
 
     def _read(self, ready: Any) -> Iterator[Recording]:
         """Events that a socket has."""
@@ -241,14 +242,14 @@ class EventSocket:
         if self._connection is None and self._waiting:
             self._connection = self._waiting.popleft()
             self._decoder, self._first, self._is_new = None, b"", True
-            self._drop_held()
+            self._drop_damaged(self._held)
+            self._held = no_events()
             self._heard = time.monotonic()
             self._selector.register(self._connection, selectors.EVENT_READ)
 
-    def _drop_held(self) -> None:
-        if len(self._held.t):
-            self._damage(f"port {self.port}: {len(self._held.t)} events with a damaged time are dropped.")
-            self._held = no_events()
+    def _drop_damaged(self, part: Recording) -> None:
+        if len(part.t):
+            self._damage(f"port {self.port}: {len(part.t)} events with a damaged time are dropped.")
 
     def _damage(self, message: str) -> None:
         """Count something that cannot be read; only the first few are said."""
@@ -368,9 +369,9 @@ class EventSocket:
         for i, part in enumerate(parts):
             follows, few = last is None or _continues(last, part), len(part.t) <= _UNDECIDED
             after = parts[i + 1] if i + 1 < len(parts) else None
-            returns = last is not None and after is not None and _continues(last, after)
-            if returns and after is not None and (not follows or (few and after.t[0] < part.t[-1])):
-                self._damage(f"port {self.port}: {len(part.t)} events with a damaged time are dropped.")
+            leaves = not follows or (few and after is not None and after.t[0] < part.t[-1])
+            if leaves and last is not None and after is not None and _continues(last, after):
+                self._drop_damaged(part)
                 continue
             if not follows and after is None and few:
                 self._held = part
@@ -381,10 +382,10 @@ class EventSocket:
         return joined(found)
 
     def _in_order(self, recording: Recording, passed: float) -> Recording:
-        """Drop events that are older than one before, and go on from the last event where the clock was reset.
+        """Drop events older than an earlier one, and continue from the last event if the clock was reset.
 
         Args:
-            recording: events whose times go on from each other.
+            recording: events between which the clock neither jumps nor is reset.
             passed: since an event came [s].
         """
         t = recording.t + self._shift

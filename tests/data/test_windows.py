@@ -71,7 +71,7 @@ def test_files_that_change_between_two_calls_are_read_anew_or_refused(root):
     assert data.class_names == ("left", "middle", "right")
     assert data.labels(train=True).tolist() == [0, 0, 0, 1, 2, 2]
     data.setup()
-    os.utime(root / "train/left/0.raw")  # touched: the store is built anew, and the same
+    os.utime(root / "train/left/0.raw")  # touched: the rebuilt store is the same
     data.prepare_data()
     assert data.prepared
     shutil.rmtree(data.store_folder)

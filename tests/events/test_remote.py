@@ -149,7 +149,7 @@ def test_copies_are_not_taken_from_a_folder_that_others_may_write(address, machi
     planted.mkdir()
     again = data(machine("builds", recordings=True), address)
     again.prepare_data()
-    assert "its copies of event stores are fetched anew" in caplog.text
+    assert "its copies of event stores are fetched again" in caplog.text
     assert not planted.exists()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert again.identity() == one.identity()

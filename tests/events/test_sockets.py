@@ -240,16 +240,21 @@ def test_a_packet_from_far_ahead_is_dropped_and_a_clock_that_is_set_is_followed(
     assert found.t[-1] - found.t[0] < 3_000_000
 
 
+def listening_to(t, cuts):
+    """A listener to whom events with times t were sent over TCP, in pieces."""
+    listener = Listener()
+    with listener.connect() as connection:
+        for part in zip(*(np.split(column, cuts) for column in SOME._replace(t=t)), strict=True):
+            connection.sendall(aer_bytes(Recording(*part)))
+            time.sleep(0.05)
+    return listener
+
+
 @pytest.mark.parametrize("cuts", [[], [500], [510], [1], [499, 501]], ids=str)
 def test_a_clock_that_is_reset_goes_on_however_its_bytes_are_cut(cuts):
     """Found by a review: of a reset within a packet all events up to the packet's end were dropped as late."""
     t = np.concatenate([np.arange(5_000_000, 5_050_000, 100), np.arange(0, 50_000, 100)])
-    listener = Listener()
-    pieces = [Recording(*part) for part in zip(*(np.split(column, cuts) for column in SOME._replace(t=t)), strict=True)]
-    with listener.connect() as connection:
-        for piece in pieces:
-            connection.sendall(aer_bytes(piece))
-            time.sleep(0.05)
+    listener = listening_to(t, cuts)
     found = listener.found()
     assert len(found.t) == 1000
     assert (np.diff(found.t) >= 0).all()
@@ -263,12 +268,7 @@ def test_a_clock_that_is_reset_goes_on_however_its_bytes_are_cut(cuts):
 def test_a_damaged_time_is_dropped_however_its_bytes_are_cut(wrong, start, cuts):
     t = np.arange(start, start + 100_000, 100)
     t[250] = wrong
-    listener = Listener()
-    pieces = [Recording(*part) for part in zip(*(np.split(column, cuts) for column in SOME._replace(t=t)), strict=True)]
-    with listener.connect() as connection:
-        for piece in pieces:
-            connection.sendall(aer_bytes(piece))
-            time.sleep(0.05)
+    listener = listening_to(t, cuts)
     found = listener.found()
     assert np.array_equal(found.t, np.delete(t, 250))
     assert (listener.socket.late, listener.socket.damaged) == (0, 1)
@@ -278,12 +278,7 @@ def test_a_damaged_time_is_dropped_however_its_bytes_are_cut(wrong, start, cuts)
 def test_a_pause_is_kept_however_its_bytes_are_cut(cuts):
     """Found by a review: what followed a pause within a packet was dropped to the packet's end."""
     t = np.concatenate([np.arange(0, 50_000, 100), np.arange(100_000_000, 100_050_000, 100)])
-    listener = Listener()
-    pieces = [Recording(*part) for part in zip(*(np.split(column, cuts) for column in SOME._replace(t=t)), strict=True)]
-    with listener.connect() as connection:
-        for piece in pieces:
-            connection.sendall(aer_bytes(piece))
-            time.sleep(0.05)
+    listener = listening_to(t, cuts)
     found = listener.found()
     assert np.array_equal(found.t, t)
     assert (listener.socket.late, listener.socket.damaged) == (0, 0)

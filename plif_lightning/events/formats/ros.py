@@ -74,7 +74,7 @@ def _require_alone(path: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         files = []
     if files != [path.name]:
-        # What else stands there, such as lists of lists, may be long.
+        # Other entries, such as nested lists, may be very long.
         named = ", ".join(name for name in files if isinstance(name, str)) if isinstance(files, list) else ""
         raise RecordingError(
             f"{path}: a bag of ROS 2 is read by the metadata.yaml beside it, which must name it alone, and names "
