@@ -318,6 +318,15 @@ def results_table(rows: Sequence[Row]) -> Table:
     return Table("", "Measured", columns, [_means(group) for group in groups.values()], notes)
 
 
+def _in_force(overrides: str) -> str:
+    """Overrides without those that a later one replaces. What follows `a+=x`, such as `a.b=1`, belongs to that x."""
+    words = re.split(r" (?=[\w.]+\+?=)", overrides)
+    names = [word.partition("=")[0] for word in words]
+    appended = tuple(name.replace("+", ".") for name in names if name.endswith("+"))
+    many = [name.endswith("+") or name.startswith(appended) for name in names]
+    return " ".join(word for i, word in enumerate(words) if many[i] or names[i] not in names[i + 1 :])
+
+
 def _means(group: Sequence[Row]) -> list[str]:
     """Return the row of `results_table` for runs that differ only in their seed."""
     first = group[0]
@@ -327,9 +336,9 @@ def _means(group: Sequence[Row]) -> list[str]:
     known = None if is_part else _PAPER.get(data)
     minutes = [float(row["seconds"]) / 60 for row in group if row["seconds"]]
     return [
-        f"{data}, a part ({first['source']})" if is_part else data,
+        f"{data} ({first['source']})" if is_part else data,
         "" if known is None else f"{known[0]:.2f}, {known[1]:.2f}",
-        ", ".join(filter(None, (first["configuration"], first["overrides"]))),
+        ", ".join(filter(None, (first["configuration"], _in_force(first["overrides"])))),
         first["epochs"],
         first["protocol"],
         _accuracy_of(group),

@@ -336,7 +336,14 @@ def test_epochs_count_from_new_weights(tmp_path):
 def test_a_part_of_the_data_stands_beside_no_number_of_the_papers(tmp_path):
     write_run(tmp_path / "runs" / "a", samples=(1000, 100), data="NMNIST")
     table = results_table(write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs")))
-    assert table.rows[0][:2] == ["N-MNIST, a part (1,000 / 100 samples, of 60,000 / 10,000)", ""]
+    assert table.rows[0][:2] == ["N-MNIST (1,000 / 100 samples, of 60,000 / 10,000)", ""]
+
+
+def test_the_table_leaves_out_overrides_that_a_later_one_replaces(tmp_path):
+    write_run(tmp_path / "runs" / "a")
+    (row,) = write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs"))
+    given = "t.max=20 m.steps={2: 8, 4: 16} d.a+=Crop d.a.pixels=2 d.a+=Mix d.a.pixels=2 t.max=40"
+    assert results_table([row | {"overrides": given}]).rows[0][2].endswith(given.removeprefix("t.max=20 "))
 
 
 def test_a_hash_outlives_new_options_but_not_ties(tmp_path):
