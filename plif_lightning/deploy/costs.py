@@ -189,7 +189,6 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
     if isinstance(net, SpikingNetwork) and net.inputs.name == "direct":
         analog = _first(net.encoder) or _first(net.classifier)
     samples = x.shape[0] if x.dim() == 4 else x.shape[1]
-    frames = getattr(net, "time_steps", 1) if x.dim() == 4 else len(x)
 
     def takes_input(name: str, given: Tensor) -> bool:
         """True for a layer that takes the network's input; in a network of one's own, views of it, or the first one."""
@@ -216,18 +215,22 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
         return listen
 
     hooks = []
-    for name, block in layers.items():
-        hooks.append(block.register_forward_pre_hook(listener(name)))
     training = [part for part in net.modules() if part.training]
+    net.eval()
     try:
-        votes = net.eval()(x)
+        if x.dim() != 4:
+            frames = len(x)
+        elif (frames := getattr(net, "time_steps", 0)) == 0:
+            frames = len(net(x))  # how often it repeats an image is seen in its votes
+        for name, block in layers.items():
+            hooks.append(block.register_forward_pre_hook(listener(name)))
+        net(x)
     finally:
         for part in training:
             part.training = True
         for hook in hooks:
             hook.remove()
-    time_steps = net.time_steps if isinstance(net, SpikingNetwork) else len(votes)
-    return Cost(tuple(one._replace(updates=one.updates * time_steps) for one in found), samples, time_steps)
+    return Cost(tuple(one._replace(updates=one.updates * frames) for one in found), samples, frames)
 
 
 def _first(blocks: nn.Module) -> set[str]:

@@ -44,22 +44,24 @@ def test_dense_operations_are_those_of_the_shapes():
 
 
 class Tokens(torch.nn.Module):
-    time_steps = 2
-
     def __init__(self):
         super().__init__()
         self.inside = torch.nn.Linear(8, 8)
         self.merged = torch.nn.Linear(8, 4)
         self.around = torch.nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")
 
-    def forward(self, x):  # [T, N, 1, 5, 8]
+    def forward(self, x):  # [T, N, 1, 5, 8], or an image [N, 1, 5, 8] that is seen twice
+        x = x if x.dim() == 5 else x.expand(2, *x.shape)
         self.around(x.flatten(0, 1))
         return self.merged(self.inside(x[:, :, 0]).flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
-def test_positions_are_no_steps_and_copies_around_are_counted():
+@pytest.mark.parametrize("shape", [(2, 3, 1, 5, 8), (3, 1, 5, 8)])
+def test_positions_are_no_steps_and_copies_around_are_counted(shape):
     """Found by a review: an FC layer over five positions was counted as one that runs five times as often."""
-    found = {layer.layer: layer for layer in cost(Tokens(), torch.ones(2, 3, 1, 5, 8)).layers}
+    net = Tokens()
+    assert cost(net, torch.ones(shape)).time_steps == 2
+    found = {layer.layer: layer for layer in cost(net, torch.ones(shape)).layers}
     assert (found["inside"].once, found["inside"].runs, found["inside"].dense) == (5 * 64, 2, 2 * 5 * 64)
     assert (found["merged"].once, found["merged"].runs) == (5 * 32, 2)
     assert found["around"].dense == found["around"].actual == 2 * 5 * 8 * 9 * 2
