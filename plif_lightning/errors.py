@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Iterable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -46,6 +46,26 @@ def require_count(name: str, value: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise UserError(f"{name} must be a whole number, at least 1, got {value!r}.")
+
+
+def require_number(name: str, value: Any, hint: str = "") -> None:
+    """Check a real number, of any type that Python takes for one.
+
+    Raises:
+        UserError: it is another value, or a bool; its message ends with the hint.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise UserError(f"{name} must be a number, got {value!r}{hint}.")
+
+
+def require_truth(name: str, value: Any) -> None:
+    """Check a bool: the text `False` would count as true.
+
+    Raises:
+        UserError: it is neither true nor false.
+    """
+    if isinstance(value, str) or value not in (True, False):
+        raise UserError(f"{name} must be true or false, got {value!r}.")
 
 
 class DatasetNotFoundError(UserError):

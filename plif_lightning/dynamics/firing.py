@@ -6,7 +6,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from plif_lightning.dynamics.surrogate import Surrogate, SurrogateName
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_number, require_truth
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,10 +51,11 @@ class Firing:
     def __post_init__(self) -> None:
         # A tensor is not checked, because reading it would synchronise with its device.
         constant = not hasattr(self.v_threshold, "requires_grad")
-        if constant and not isinstance(self.v_threshold, Real):
-            raise UserError(f"v_threshold must be a number, got {self.v_threshold!r}.")
-        if not isinstance(self.v_reset, Real):
-            raise UserError(f"v_reset must be a number, got {self.v_reset!r}; a soft reset is reset='soft'.")
+        if constant:
+            require_number("v_threshold", self.v_threshold)
+        require_number("v_reset", self.v_reset, "; a soft reset is reset='soft'")
+        for name in ("detach_reset", "through_time"):
+            require_truth(name, getattr(self, name))
         if not math.isfinite(self.v_reset) or (constant and not self.v_reset < self.v_threshold):
             raise UserError(
                 f"v_reset must be below v_threshold, got v_reset={self.v_reset}, v_threshold={self.v_threshold}."

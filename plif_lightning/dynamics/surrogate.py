@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from plif_lightning.dynamics.derivatives import once_differentiable
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_number
 
 SurrogateName = Literal["atan", "sigmoid", "triangle", "rectangle", "fast_sigmoid"]
 
@@ -67,7 +67,8 @@ class Surrogate:
     def __post_init__(self) -> None:
         if self.name not in _DENSITIES:
             raise UserError(f"surrogate must be one of {', '.join(get_args(SurrogateName))}, got {self.name!r}.")
-        if not (0 < self.width < math.inf):
+        require_number("surrogate_width", self.width)
+        if not 0 < self.width < math.inf:
             raise UserError(f"surrogate_width must be a positive number, got {self.width}.")
 
     def derivative(self, u: Tensor) -> Tensor:

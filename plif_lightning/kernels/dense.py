@@ -98,14 +98,17 @@ def _widened(*values: Tensor | None) -> list[Any]:
 
 
 def _without_stride(x: Tensor, shape: Sequence[int], settings: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """Input and settings of a convolution that skips no pixels, if one of 1x1 and few channels would skip some.
+    """Input and settings of a convolution that skips no pixels, where oneDNN 3 would compute a wrong weight's gradient.
 
-    The weight's gradient of such a convolution is wrong in oneDNN 3 without AVX-512, if C is innermost: it writes
-    beyond its memory, which also hangs or ends the process (oneDNN issue 6035, torch 2.13).
+    - 1x1 and few channels, without AVX-512, if C is innermost: it writes beyond its memory, which also hangs or ends
+      the process (oneDNN issue 6035, torch 2.13).
+    - 3x3 or 5x5 over a map of one pixel, in bfloat16: it reads beyond (torch 2.13).
     """
-    stride = settings.get("stride", 1)
+    stride, padding = settings.get("stride", 1), settings.get("padding", 0)
+    if tuple(x.shape[2:]) == (1, 1) and shape[2] == shape[3] and padding in (shape[2] // 2, (shape[2] // 2,) * 2):
+        return x, settings | {"stride": 1}  # whose output is one pixel at any stride
     down, across = (stride, stride) if isinstance(stride, int) else stride
     whole = (down, across) == (1, 1) or shape[1] >= _FEW_CHANNELS or x.device.type != "cpu"
-    if whole or tuple(shape[2:]) != (1, 1) or settings.get("padding", 0) not in (0, (0, 0), "same", "valid"):
+    if whole or tuple(shape[2:]) != (1, 1) or padding not in (0, (0, 0), "same", "valid"):
         return x, settings
     return x[:, :, ::down, ::across], settings | {"stride": 1}

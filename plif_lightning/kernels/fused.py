@@ -152,7 +152,7 @@ def through_statistics(
     Returns:
         slope and constant, [S, C] each.
     """
-    n = torch.tensor(float(count), device=sums.device)
+    n = torch.tensor(float(count), device=sums.device, dtype=sums.dtype)
     if synchronise:
         sums, n = _summed_over_processes(sums), _summed_over_processes(n)
     return -scale * invstd.square() * sums[1] / n, -scale * sums[0] / n

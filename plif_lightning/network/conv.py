@@ -251,7 +251,8 @@ def fire_with(block: "ConvBlock", neuron: Neuron, x: Tensor, binary: bool, added
     affine = block.normalisation(statistics, neuron)
     settings: dict[str, Any] = {"batch_statistics": statistics.of_batch, "synchronise": statistics.of_all_processes}
     steps = max(len(y), len(added))  # one of them may be held, with the other's neurons having seen time
-    y, added = y.expand(steps, *y.shape[1:]), added.to(y.dtype).expand(steps, *added.shape[1:])
+    kind = torch.promote_types(y.dtype, added.dtype)  # in which the reference adds
+    y, added = y.to(kind).expand(steps, *y.shape[1:]), added.to(kind).expand(steps, *added.shape[1:])
     if (state := carried()) is not None:
         return state.through(neuron, lambda states: norm_fire(y, *affine, states, added=added, **settings))
     return norm_fire_pool(y, *affine, time_steps=block.time_steps if steps == 1 else steps, added=added, **settings)

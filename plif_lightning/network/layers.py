@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_number
 from plif_lightning.kernels import Pool
 from plif_lightning.network.pooling import SpikeMaxPool2d
 from plif_lightning.neurons.carry import carried
@@ -18,6 +18,7 @@ class TimeDropout(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
+        require_number("dropout", p)
         if not 0 <= p < 1:
             raise UserError(f"dropout must be at least 0 and below 1, got {p}.")
         self.p = p

@@ -4,6 +4,7 @@ import inspect
 import json
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -208,11 +209,33 @@ def _made(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) -> 
                 f"the network in {path} is a {stored['network']} that was built in Python: pass it, too, as "
                 "load_network(path, network), or to load_from_checkpoint."
             )
-        kind = imported_network(named["class_path"])
-        takes = inspect.signature(kind).parameters
-        own = dict(named.get("init_args") or {})
-        network = kind(**own, **{name: value for name, value in from_data.items() if name in takes})
+        takes = _arguments_of(imported_network(named["class_path"]))
+        network = _module(named, {name: value for name, value in from_data.items() if name in takes})
     return own_network(network, from_data, {})
+
+
+def _arguments_of(kind: type) -> set[str]:
+    """Names that a class's constructor takes, and those of its bases as far as it passes further keywords on."""
+    found: set[str] = set()
+    for base in (base for base in kind.__mro__ if "__init__" in vars(base)):
+        parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+        found |= parameters.keys()
+        if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+            break
+    return found
+
+
+def _module(described: dict[str, Any], further: Mapping[str, Any]) -> nn.Module:
+    """A module from {class_path, init_args}, with those among its arguments, and further arguments."""
+
+    def made(value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("class_path"), str):
+            return _module(value, {})
+        if isinstance(value, dict):
+            return {name: made(part) for name, part in value.items()}
+        return [made(part) for part in value] if isinstance(value, list) else value
+
+    return imported_network(described["class_path"])(**made(described.get("init_args") or {}), **further)
 
 
 def network_in(checkpoint: dict[str, Any], path: Path, network: nn.Module | None = None) -> Any:

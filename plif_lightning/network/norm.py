@@ -1,11 +1,12 @@
 """Batch normalisation of [T, N, C, H, W], with statistics per step or over all steps."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import moments_over_processes
@@ -31,12 +32,36 @@ class Statistics(NamedTuple):
 
 
 def _with_own_strides(images: Tensor) -> Tensor:
-    """Images [N, C, H, W] whose strides say how they lie, or a copy.
-
-    A single image's own stride may be anything, and PyTorch's gradient of BN is wrong where it is not the image's size
-    (torch 2.13, channels last).
-    """
     return images.contiguous() if len(images) == 1 and images.stride(0) != images.numel() else images
+
+
+class _OwnStrides(torch.autograd.Function):
+    """Images [N, C, H, W] whose strides say how they lie, or a copy; the same for their gradient.
+
+    A single image's own stride may be anything, and PyTorch's gradient of BN is wrong where that of BN's input, or of
+    the gradient of its output, is not the image's size (torch 2.13, channels last).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(images: Tensor) -> Tensor:
+        own = _with_own_strides(images)
+        return own.view_as(own)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _with_own_strides(grad)
+
+
+def _normalised(bn: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    if len(images) != 1:
+        return bn(images)
+    y: Tensor = _OwnStrides.apply(bn(_OwnStrides.apply(images)))
+    return y
 
 
 def is_batch_norm(bn: nn.Module) -> bool:
@@ -72,12 +97,12 @@ class TimeBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """Normalised x, of the same shape; `time_steps` is T of a held input x [1, N, C, H, W]."""
-        if self.bn.training:
+        if self.bn.training or self.bn.running_mean is None:  # without averages an evaluation has none to take
             if self.held == "every_step" and len(x) == 1 and time_steps is not None and time_steps > 1:
                 return self._held(x, time_steps)
             if self.statistics == "per_step" and len(x) > 1:
-                return torch.stack([self.bn(_with_own_strides(step)) for step in x])
-        return self.bn(_with_own_strides(x.flatten(0, 1))).unflatten(0, x.shape[:2])
+                return torch.stack([_normalised(self.bn, step) for step in x])
+        return _normalised(self.bn, x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     @property
     def is_affine_with_averages(self) -> bool:
@@ -103,7 +128,8 @@ class TimeBatchNorm2d(nn.Module):
         if not bn.training:
             assert bn.running_mean is not None
             assert bn.running_var is not None
-            return Statistics(bn.running_mean[None], torch.rsqrt(bn.running_var + bn.eps)[None], False, False)
+            var = bn.running_var.to(torch.promote_types(bn.running_var.dtype, torch.float32))
+            return Statistics(bn.running_mean[None], torch.rsqrt(var + bn.eps)[None], False, False)
         if count == 0:
             raise UserError("x must hold at least one sample in training, for BN's batch statistics, got N = 0.")
         with torch.no_grad():
@@ -152,19 +178,13 @@ class TimeBatchNorm2d(nn.Module):
     def _held(self, x: Tensor, time_steps: int) -> Tensor:
         bn = self.bn
         if not self.is_affine_with_averages:
-            return bn(_with_own_strides(x[0]))[None]
+            return _normalised(bn, x[0])[None]
         count = x.numel() // x.shape[2]
         real = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         self.statistics_for(lambda: (real.mean((1, 3, 4)), real.var((1, 3, 4), correction=0)), count, time_steps)
-        # The running statistics are already updated: keep BN from updating them again.
-        momentum, bn.momentum = bn.momentum, 0.0
-        try:
-            y = bn(_with_own_strides(x[0]))[None]
-        finally:
-            bn.momentum = momentum
-        if bn.num_batches_tracked is not None:
-            bn.num_batches_tracked -= 1
-        return y
+        # The running statistics are already updated: let BN update copies.
+        copies = {name: buffer.clone() for name, buffer in bn.named_buffers()}
+        return _normalised(lambda images: functional_call(bn, copies, (images,)), x[0])[None]
 
     def extra_repr(self) -> str:
         return f"statistics={self.statistics!r}, held={self.held!r}"

@@ -71,6 +71,10 @@ class Integral(nn.Module):
         """The integral at every step, and the last one."""
         found = []
         v = torch.zeros_like(x[0]) if v is None else v
+        if v.shape != x.shape[1:]:
+            raise UserError(
+                f"the state of {type(self).__name__} is of {list(v.shape)}, and a step of {list(x.shape[1:])}."
+            )
         for step in x:
             v = v + (step - v) / self.init_tau
             found.append(v)

@@ -93,8 +93,9 @@ def require_parts(here: Parts, stored: Any, path: object) -> None:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
         raise CheckpointError(
             f"the network in {path} differs from the one that its arguments build: {'; '.join(differences[:3])}{more}. "
-            "Its weights would give other votes. Build its layers in the __init__ of a subclass of SpikingClassifier, "
-            "and load the checkpoint with that class's load_from_checkpoint."
+            "Its weights would give other votes. Give this one the checkpoint's arguments, or build the layers that "
+            "differ in the __init__ of a subclass of SpikingClassifier, and load the checkpoint with that class's "
+            "load_from_checkpoint."
         )
 
 

@@ -131,12 +131,23 @@ def _require_single_steps(net: nn.Module) -> None:
                 reason = "norm_statistics='all_steps' takes all time-steps at once"
             case _BatchNorm(training=True) if part not in time_norms:
                 reason = f"{type(part).__name__} in training takes all time-steps at once"
+            case TimeBatchNorm2d(statistics="all_steps", bn=nn.Module(running_mean=None)):
+                raise UserError("BN without running statistics over all time-steps cannot take them one by one.")
+            case _BatchNorm(running_mean=None) if part not in time_norms:
+                raise UserError(f"{type(part).__name__} without running statistics takes all time-steps at once.")
             case _:
                 continue
         raise UserError(f"{reason}: call net.eval() before a step.")
 
 
+def is_compiled(net: nn.Module) -> bool:
+    """True if a part of a network is compiled, or the code that asks."""
+    parts = net.modules()
+    return torch.compiler.is_compiling() or any(
+        part._compiled_call_impl is not None or "_orig_mod" in part._modules for part in parts
+    )
+
+
 def _not_compiled(net: nn.Module) -> AbstractContextManager[Any]:
     """Run compiled modules eagerly: a compiled module cannot be passed states."""
-    compiled = any(part._compiled_call_impl is not None or "_orig_mod" in part._modules for part in net.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    return torch.compiler.set_stance("force_eager") if is_compiled(net) else nullcontext()

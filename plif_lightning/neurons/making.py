@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, Literal, TypeVar, get_args
 
 from plif_lightning.dynamics.firing import Firing, FiringKeywords, Keywords
-from plif_lightning.errors import UserError, require_known_arguments
+from plif_lightning.errors import UserError, require_known_arguments, require_number
 from plif_lightning.neurons.modules import IF, LIF, PLIF, Neuron, TauPer
 from plif_lightning.neurons.published import ALIF, CLIF, EIF, GLIF, KLIF, QIF, Synaptic
 
@@ -102,9 +102,11 @@ def make_layer(neuron: Any, channels: int, own: Mapping[str, Any], settings: Map
     written = {name: value for name, value in given.items() if name != "channels" and shared.get(name, _NONE) != value}
     if "init_tau" in of_layer:
         of_kind.pop("init_tau", None)
-        init_tau = _number("init_tau", of_layer.pop("init_tau"))
+        init_tau = of_layer.pop("init_tau")
+    require_number("init_tau", init_tau)
     named = isinstance(neuron, str) and neuron in _CLASSES
-    if init_tau != 2.0 and not (named and "k" in of_layer):
+    # All neurons share a tau of 2 without saying so; a layer's own is meant.
+    if (init_tau != 2.0 or "init_tau" in own) and not (named and "k" in own):
         of_kind = _with_tau(kind, of_kind, init_tau, named)
     made = kind(**{**shared, **of_kind, **of_layer, "channels": channels})
     if (reset := made.constants.reset) != _FIRING_DEFAULTS["reset"] and not made.equations.resets:
@@ -133,12 +135,6 @@ def _require_own(kind: type[Neuron], own: Mapping[str, Any]) -> None:
 
 _log = logging.getLogger(__name__)
 _NONE = object()
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"{name} must be a number, got {value!r}.")
-    return value
 
 
 _FIRING_DEFAULTS = {name: field.default for name, field in Firing.__dataclass_fields__.items()}

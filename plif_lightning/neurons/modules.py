@@ -15,7 +15,7 @@ from plif_lightning.dynamics.equations import GIVEN, Dynamics, program_of
 from plif_lightning.dynamics.firing import FiringKeywords, Keywords
 from plif_lightning.dynamics.leaky import LEAKY, PERFECT
 from plif_lightning.dynamics.reference import Trace, trace
-from plif_lightning.errors import UserError, require_known_arguments
+from plif_lightning.errors import UserError, require_count, require_known_arguments, require_number, require_truth
 from plif_lightning.kernels import Backend
 from plif_lightning.neurons.carry import LayerState, carried, packed, unpacked
 from plif_lightning.neurons.parameters import Parameter
@@ -112,6 +112,9 @@ class Neuron(nn.Module):
             raise UserError(f"{type(self).__name__} has no equations: define charge(v, x, ...) in its class.")
         if tau_per not in get_args(TauPer):
             raise UserError(f"tau_per must be one of {', '.join(get_args(TauPer))}, got {tau_per!r}.")
+        require_truth("learn_threshold", learn_threshold)
+        if channels is not None:
+            require_count("channels", channels)
         if tau_per == "channel" and channels is None:
             raise UserError("tau_per='channel' needs the number of channels: pass channels=C.")
         if isinstance(settings.get("v_threshold"), Tensor):
@@ -162,7 +165,9 @@ class Neuron(nn.Module):
             raise UserError(f"learn must be a list of declared parameters of {type(self).__name__}, got {learn!r}.")
         if unknown := [name for name in learn or () if name not in self.declared]:
             has = ", ".join(self.declared) or "none"
-            raise UserError(f"learn must name parameters of {type(self).__name__} ({has}), got {', '.join(unknown)}.")
+            raise UserError(
+                f"learn must name parameters of {type(self).__name__} ({has}), got {', '.join(map(str, unknown))}."
+            )
         self._made_of = {name: one.at(values.get(name, one.initial)) for name, one in self.declared.items()}
         for name, one in self._made_of.items():
             if one.is_learned if learn is None else name in learn:
@@ -341,6 +346,7 @@ class _Leaky(Neuron):
         **firing: Keywords[FiringKeywords],
     ) -> None:
         super().__init__(tau_per, channels, learn_threshold, **firing)
+        require_number("init_tau", init_tau)
         if not (1 < init_tau < math.inf):
             raise UserError(f"init_tau must be > 1 (1/tau = sigmoid(a) lies in (0, 1)), got {init_tau}.")
         self._set_a(torch.full(self._shape, -math.log(init_tau - 1)))

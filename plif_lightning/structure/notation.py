@@ -257,9 +257,9 @@ class _Reader:
         if match is None:
             self.refuse(self.at, "expected a value")
         start, text, self.at = self.at, match[0], match.end()
-        known: dict[str, Value] = {"true": True, "false": False, "null": None}
-        if text in known:
-            return known[text]
+        known: dict[str, Value] = {"true": True, "false": False, "null": None, "none": None}
+        if text.lower() in known:  # Python's too
+            return known[text.lower()]
         for kind in (int, float):
             try:
                 number = kind(text)

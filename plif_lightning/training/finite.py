@@ -69,8 +69,8 @@ class FiniteGuard(Callback):
     """Ends training when the loss or a gradient is NaN or infinite, before a checkpoint is written of such weights.
 
     A NaN never reaches the loss, because a neuron with a NaN potential stays silent. But it makes the gradient NaN in
-    every layer below, so the small parameters (BN and `a`) show it, and they are cheap to check. A gradient scaler
-    skips such steps by itself.
+    every layer below, so the small parameters (BN and `a`) and the first weight show it, and they are cheap to check. A
+    gradient scaler skips such steps by itself.
 
     Args:
         network: whose gradients are checked.
@@ -90,7 +90,8 @@ class FiniteGuard(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is None:
-            grads = [p.grad.flatten() for p in self._network.parameters() if p.grad is not None and p.dim() <= 1]
+            known = [p for p in self._network.parameters() if p.grad is not None]
+            grads = [p.grad.flatten() for i, p in enumerate(known) if p.grad is not None and (p.dim() <= 1 or i == 0)]
             if grads:
                 self._require(torch.cat(grads), "a gradient", trainer)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import Integral
-from plif_lightning.network.stepping import LayerState, carrying, detached
+from plif_lightning.network.stepping import LayerState, carrying, detached, is_compiled
 
 # Losses that are a mean over steps.
 SEPARABLE = ("per_step", "per_step_cross_entropy", "tet")
@@ -20,9 +20,9 @@ def separable(net: nn.Module, loss: str, static: bool = True) -> bool:
 
     The neurons pass no gradient to the step before (`through_time=False`), the loss is a mean over steps, and no layer
     takes all steps together, as the leaky integral of a readout does, and BN whose statistics see a static image once.
-    Hooks of parameters would see the gradients twice.
+    Hooks of parameters would see the gradients twice. Compiled code cannot be passed the state of a step.
     """
-    if not isinstance(net, SpikingNetwork) or loss not in SEPARABLE or net.inputs.name != "direct":
+    if not isinstance(net, SpikingNetwork) or loss not in SEPARABLE or net.inputs.name != "direct" or is_compiled(net):
         return False
     norms = [part for part in net.modules() if isinstance(part, TimeBatchNorm2d)]
     alone = all(norm.statistics == "per_step" and not (static and norm.held == "once") for norm in norms)

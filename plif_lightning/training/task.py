@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from plif_lightning.data.batch import as_batch, merged, time_first
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_count, require_number
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.network import ARGUMENTS, DEFAULTS, Keywords, NetworkKeywords, as_plain
 from plif_lightning.network.output import mean_votes
@@ -122,13 +122,16 @@ class SpikingClassifier(L.LightningModule):
             self.hparams["network"] = f"{type(network).__module__}.{type(network).__qualname__}"
         if "neuron" in self.hparams:
             self.hparams["neuron"] = as_plain(self.hparams["neuron"])
+        require_number("label_smoothing", label_smoothing)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}.")
         for steps, epochs in (early_time_steps or {}).items():
-            if not 1 <= steps <= time_steps or epochs < 1:
+            require_count("T of early_time_steps", steps)
+            require_count("epochs of early_time_steps", epochs)
+            if steps > time_steps:
                 raise UserError(
-                    f"early_time_steps must be {{T: epochs}} with T from 1 to time_steps = {time_steps} and epochs at "
-                    f"least 1, got {{{steps}: {epochs}}}."
+                    f"early_time_steps must be {{T: epochs}} with T from 1 to time_steps = {time_steps}, got "
+                    f"{{{steps}: {epochs}}}."
                 )
         if network is not None and early_time_steps and not hasattr(network, "for_time_steps"):
             raise UserError(
@@ -140,9 +143,10 @@ class SpikingClassifier(L.LightningModule):
         else:
             from_data = {"input_shape": tuple(input_shape), "num_classes": num_classes, "time_steps": time_steps}
             self.network = own_network(network, from_data, settings)
-            use_backend(self.network, settings.get("backend", "auto"), settings.get("sparse", "auto"))
+            if "backend" in settings or "sparse" in settings:
+                use_backend(self.network, settings.get("backend", "auto"), settings.get("sparse", "auto"))
         self._tried = network is None
-        self.loss = loss_named(loss, tet_lambda, votes=has_votes(self.network))
+        self.loss = self._named_loss = loss_named(loss, tet_lambda, votes=has_votes(self.network))
         # The default is a lambda, which jsonargparse reads; a function with a name can be pickled.
         is_default = optimizer is inspect.signature(SpikingClassifier).parameters["optimizer"].default
         self.optimizer = _adam if is_default else optimizer
@@ -209,11 +213,13 @@ class SpikingClassifier(L.LightningModule):
             def loss_of(votes: Tensor) -> Tensor:
                 return self.loss(votes, label, self.label_smoothing)
 
-            alone = separable(self.network, self.hparams["loss"], static=x.dim() == 4)
+            alone = self.loss is self._named_loss and not self._has_own_forward
+            alone = alone and separable(self.network, self.hparams["loss"], static=x.dim() == 4)
             if alone and not self._scales_loss:  # a scale must be there before gradients become too small
                 loss, votes = step_by_step(self.network, x, steps, loss_of)
             else:
-                votes = self.network(x)
+                # A forward of one's own takes x as a loader gives it, time behind samples.
+                votes = self.forward(time_first(x)) if self._has_own_forward else self.network(x)
                 loss = loss_of(votes)
         n = len(batch.label)
         self.train_loss.update(loss.detach(), n)
@@ -247,8 +253,9 @@ class SpikingClassifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         _with_vectors(checkpoint.get("optimizer_states", []))
-        # Older checkpoints do not say. Arguments that differ from the checkpoint's were given on purpose.
-        if "network_parts" in checkpoint and not self._has_other_arguments(checkpoint):
+        # Older checkpoints do not say. Arguments of load_from_checkpoint that differ were given on purpose.
+        on_purpose = self._trainer is None and self._has_other_arguments(checkpoint)
+        if "network_parts" in checkpoint and not on_purpose:
             require_parts(self._parts(), checkpoint["network_parts"], "the checkpoint")
         if self._trainer is None:
             return  # load_from_checkpoint
@@ -264,9 +271,12 @@ class SpikingClassifier(L.LightningModule):
 
     def _parts(self) -> Parts:
         """`parts_of` the network, and this task where it has a forward of its own."""
-        own = type(self).forward is not SpikingClassifier.forward
-        task = {"the task": {"class": type(self).__name__, "from": "elsewhere"}} if own else {}
+        task = {"the task": {"class": type(self).__name__, "from": "elsewhere"}} if self._has_own_forward else {}
         return parts_of(self.network) | task
+
+    @property
+    def _has_own_forward(self) -> bool:
+        return type(self).forward is not SpikingClassifier.forward
 
     def _has_other_arguments(self, checkpoint: dict[str, Any]) -> bool:
         stored = checkpoint.get("network_arguments")

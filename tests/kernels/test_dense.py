@@ -122,3 +122,15 @@ def test_a_training_step_multiplies_no_bfloat16(monkeypatch, tmp_path):
     types = {(e["name"], *e["args"].get("Input type", ())) for e in events if e.get("name") in products}
     assert {name for name, *_ in types} >= {"aten::convolution", "aten::convolution_backward"}
     assert not [found for found in types if "c10::BFloat16" in found]
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_map_of_one_pixel_has_a_gradient_at_any_stride(kernel):
+    """oneDNN reads beyond it in bfloat16 (torch 2.13)."""
+    for i in range(20):
+        x, weight = torch.rand(6, 16, 1, 1), torch.randn(16, 16, kernel, kernel, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            dense.conv2d(x, weight, stride=2, padding=kernel // 2).sum().backward()
+        expected = torch.zeros_like(weight)
+        expected[:, :, kernel // 2, kernel // 2] = x.bfloat16().float().sum(0).flatten()
+        torch.testing.assert_close(weight.grad, expected, atol=0.05, rtol=0.02, msg=f"draw {i}")

@@ -230,6 +230,27 @@ def test_a_checkpoint_of_it_is_loaded_with_its_class_or_by_its_configuration(tmp
         pl.load_network(checkpoint(module, tmp_path / "c.ckpt", evil))
 
 
+class Wide(Net):
+    def __init__(self, part: nn.Module, gain: float = 1.0, **further) -> None:
+        super().__init__(**further)
+        self.part, self.gain = part, gain
+
+
+def test_modules_and_keywords_of_its_constructor_are_built_from_the_configuration(tmp_path):
+    module = task(Wide(Net(5), 2.0, hidden=7))
+    named = (
+        f"model:\n  network:\n    class_path: {__name__}.Wide\n    init_args:\n      gain: 2.0\n      hidden: 7\n"
+        f"      part: {{class_path: {__name__}.Net, init_args: {{hidden: 5}}}}\n"
+    )
+    x = torch.rand(2, 1, 8, 8)
+    again = pl.load_network(checkpoint(module, tmp_path / "a.ckpt", named))
+    assert torch.equal(again(x), module.eval()(x))
+    assert again.gain == 2.0
+    evil = named.replace(f"{__name__}.Net", "subprocess.Popen")
+    with pytest.raises(UserError, match=r"subprocess\.Popen is not a subclass of torch\.nn\.Module"):
+        pl.load_network(checkpoint(module, tmp_path / "b.ckpt", evil))
+
+
 def test_what_knows_its_layers_takes_it():
     net = task(Net()).network.eval()
     x = torch.rand(4, 3, 1, 8, 8)

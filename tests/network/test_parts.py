@@ -164,6 +164,16 @@ class CountingTask(pl.SpikingClassifier):
         self.network.encoder.conv1.neuron = Counting()
 
 
+def test_a_trainer_refuses_a_checkpoint_of_other_settings():
+    """Found by a review: it tested with these settings and those weights, without a word."""
+    trained_task()
+    other = pl.SpikingClassifier((1, 8, 8), 3, 4, **SIZES, v_threshold=0.5)
+    loader = torch.utils.data.DataLoader([(torch.rand(1, 8, 8), 0)])
+    with pytest.raises(CheckpointError, match=r"v_threshold .* is 1\.0 there, 0\.5 here"):
+        L.Trainer(accelerator="cpu", logger=False).test(other, loader, ckpt_path="net.ckpt")
+    assert pl.SpikingClassifier.load_from_checkpoint("net.ckpt", weights_only=True, v_threshold=0.5)
+
+
 class OwnForward(pl.SpikingClassifier):
     def forward(self, x):
         return super().forward(1 - x)

@@ -430,11 +430,17 @@ def test_vgg_11_has_spikingjellys_parameters():
     assert [p.numel() for p in ours.parameters()] == [p.numel() for p in theirs.parameters() if p not in idle]
 
 
-@pytest.mark.parametrize("text", ["c6k3s1-BN-FC3b", "c6k1s2-BN-AP-FC3", "c6k3s1-BN-PLIF-ADD(c6k3s1-BN)-FC3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("c6k3s1-BN-FC3b", "c6k1s2-BN-AP-FC3", "c6k3s1-BN-PLIF-ADD(c6k3s1-BN)-FC3"),
+        *("c3k3s1-BN-c3k3s1-BN-PLIF-FC3", "c3k3s1-BN-ADD(c3k3s1-BN)-PLIF-FC3"),
+    ],
+)
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("training", [True, False])
 def test_bn_without_neurons_has_the_references_gradient_for_a_single_image(text, steps, training):
-    """PyTorch's gradient of BN is wrong for a single image whose own stride is not its size."""
+    """PyTorch's gradient of BN is wrong for a single image whose own stride, or its gradient's, is not its size."""
     grads = []
     for backend in ("reference", "cpu"):
         torch.manual_seed(0)
@@ -445,6 +451,64 @@ def test_bn_without_neurons_has_the_references_gradient_for_a_single_image(text,
         grads.append([p.grad for p in net.parameters()])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_layer_may_say_true_and_false_as_python_does_and_nothing_else():
+    """Found by a review: `False` was a text, and so counted as true."""
+    text = "c4k3s1-BN-PLIF(detach_reset={},through_time={},learn_threshold={})-FC3"
+    for no in ("False", "false"):
+        neuron = SpikingNetwork((1, 4, 4), 3, 5, structure=text.format(no, no, no)).encoder.conv1.neuron
+        assert neuron.b is None
+        assert not neuron.constants.detach_reset
+        assert not neuron.constants.through_time
+    for values in (("no", "true", "true"), ("true", "no", "true"), ("true", "true", "no")):
+        with pytest.raises(UserError, match="must be true or false, got 'no'"):
+            SpikingNetwork((1, 4, 4), 3, 5, structure=text.format(*values))
+
+
+def test_a_layers_own_tau_of_2_is_no_default():
+    text = f"c4k3s1-BN-{Slow.__module__}.Slow{{}}-FC3"
+    for own, tau in (("", 8.0), ("(init_tau=2.0)", 2.0), ("(init_tau=3.0)", 3.0)):
+        net = SpikingNetwork((1, 4, 4), 3, 5, structure=text.format(own))
+        assert net.encoder.conv1.neuron.tau.item() == pytest.approx(tau)
+
+
+class Slow(PLIF):
+    def __init__(self, init_tau: float = 8.0, **settings):
+        super().__init__(init_tau, **settings)
+
+
+def test_two_forwards_may_come_before_a_backward():
+    for backend in ("reference", "auto"):
+        net = SpikingNetwork((1, 8, 8), 3, 4, structure="c4k3s1-BN-c4k3s1-BN-PLIF-FC3", backend=backend).double()
+        x = torch.rand(5, 1, 8, 8).double()
+        (net(x).sum() + net(x).sum()).backward()
+        assert net.encoder.conv1.norm.bn.num_batches_tracked == 8
+
+
+@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+def test_bn_without_averages_takes_the_batchs_in_an_evaluation(statistics):
+    net = SpikingNetwork((1, 8, 8), 3, 4, structure="c4k3s1-BN-PLIF-FC3", norm_statistics=statistics)
+    net.encoder.conv1.norm.bn = torch.nn.BatchNorm2d(4, track_running_stats=False)
+    x, state, votes = torch.rand(4, 5, 1, 8, 8), None, []
+    expected = net(x)
+    with torch.no_grad():
+        assert torch.equal(net.eval()(x), expected)
+        if statistics == "all_steps":
+            with pytest.raises(UserError, match="BN without running statistics over all time-steps"):
+                step(net, x[0])
+        else:
+            for frame in x:
+                y, state = step(net, frame, state)
+                votes.append(y)
+            torch.testing.assert_close(torch.stack(votes), expected)
+
+
+def test_a_readouts_state_of_another_batch_is_refused():
+    net = SpikingNetwork((1, 4, 4), 3, 2, structure="FC3-LI").eval()
+    state = step(net, torch.rand(1, 1, 4, 4))[1]
+    with pytest.raises(UserError, match=r"the state of Integral is of \[1, 3\], and a step of \[5, 3\]"):
+        step(net, torch.rand(5, 1, 4, 4), state)
 
 
 def test_a_network_without_neurons_takes_single_steps():

@@ -66,6 +66,19 @@ def test_a_sample_has_one_mask_of_dropout():
     assert seen[0].any()
 
 
+def test_compiled_parts_and_losses_of_ones_own_are_not_taken_step_by_step(monkeypatch):
+    net = lively()
+    assert separable(net, "per_step")
+    net.encoder.conv1.compile(backend="eager")
+    assert not separable(net, "per_step")
+
+    monkeypatch.setattr("plif_lightning.training.task.step_by_step", None)  # would raise
+    task = pl.SpikingClassifier((1, 8, 8), 3, 5, structure="FC3-LIF", through_time=False)
+    monkeypatch.setattr(task, "log", lambda *arguments, **options: None)
+    task.loss = lambda votes, label, smoothing=0.0: votes.mean(0).square().mean()
+    task.training_step((torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])), 0)
+
+
 @pytest.mark.parametrize(
     ("loss", "settings", "expected"),
     [

@@ -63,6 +63,31 @@ def test_a_nan_stops_the_run_at_once_and_keeps_the_last_good_checkpoint(name, la
     assert all(torch.isfinite(t).all() for t in kept["state_dict"].values())
 
 
+def test_a_nan_of_the_data_stops_a_network_without_small_parameters(tmp_path):
+    task = SpikingClassifier((1, 8, 8), 10, 3, structure="FC20-LIF-FC10")
+    images = torch.rand(8, 1, 8, 8).index_fill_(0, torch.tensor(5), math.nan)
+    loader = DataLoader(TensorDataset(images, torch.arange(8)), batch_size=8)
+    with pytest.raises(NonFiniteError, match="a gradient is NaN or infinite at step 0"):
+        trainer(tmp_path, num_sanity_val_steps=0).fit(task, loader, loader)
+
+
+class Inverted(SpikingClassifier):
+    def forward(self, x):
+        return super().forward(1 - x)
+
+
+@pytest.mark.parametrize("events", [False, True])
+def test_a_forward_of_ones_own_is_trained_as_it_is_evaluated(events, tmp_path):
+    task = Inverted(**SMALL, early_time_steps={1: 1}, through_time=False)
+    seen = []
+    task.network.register_forward_pre_hook(lambda net, given: seen.append(given[0].unique().tolist()))
+    x = torch.zeros(8, *((3,) if events else ()), 1, 8, 8)
+    loader = DataLoader(TensorDataset(x, torch.arange(8)), batch_size=4)
+    trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(task, loader, loader)
+    assert seen
+    assert all(values == [1.0] for values in seen)
+
+
 def test_the_command_line_shows_every_argument_of_network_neuron_and_firing_with_its_default():
     import inspect
 
@@ -391,8 +416,13 @@ def test_another_t_of_a_network_is_that_of_a_network_made_for_it():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"early_time_steps": {4: 1}}, r"T from 1 to time_steps = 3 and epochs at least 1, got \{4: 1\}"),
-        ({"early_time_steps": {2: 0}}, r"got \{2: 0\}"),
+        ({"early_time_steps": {4: 1}}, r"T from 1 to time_steps = 3, got \{4: 1\}"),
+        ({"early_time_steps": {2: 0}}, "epochs of early_time_steps must be a whole number, at least 1, got 0"),
+        ({"early_time_steps": {2.0: 1}}, "T of early_time_steps must be a whole number, at least 1, got 2.0"),
+        ({"label_smoothing": "a"}, "label_smoothing must be a number, got 'a'"),
+        ({"dropout": None}, "dropout must be a number, got None"),
+        ({"init_tau": "3"}, "init_tau must be a number, got '3'"),
+        ({"tau_per": "channel", "detach_reset": "false"}, "detach_reset must be true or false, got 'false'"),
         ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, got 1.0"),
     ],
 )
