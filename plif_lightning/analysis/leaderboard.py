@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +12,7 @@ import yaml
 
 from plif_lightning import configs
 from plif_lightning.analysis.settings import data_title, in_words, model_settings, setup
-from plif_lightning.analysis.tables import Cell, Table, cells, interval
+from plif_lightning.analysis.tables import Cell, Table, cells, interval, numbers_in_words
 from plif_lightning.errors import UserError
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import identity, says_something
@@ -140,10 +140,16 @@ def _leaderboard(group: Sequence[Cell]) -> list[Standing]:
     chosen = min(papers, key=lambda i: sum(len(_changed(models[i], model)) for model in models))
     base = group[chosen]
     found = []
+    changes = [_changed(models[chosen], model) for model in models]
+    words = [
+        ", ".join(_in_words(key, cell.runs[0], base.runs[0]) for key in changes[i]) for i, cell in enumerate(group)
+    ]
+    alike = Counter(words)
     for i, cell in enumerate(group):
-        words = [_in_words(key, cell.runs[0], base.runs[0]) for key in _changed(models[chosen], models[i])]
+        if alike[words[i]] > 1:  # classes of one name, or numbers that differ after six digits
+            words[i] = ", ".join(f"{key} {models[i].get(key)!r}" for key in changes[i])
         validation = 100 * statistics.fmean(run.best[1] if run.best else math.nan for run in cell.runs)
-        found.append(Standing(data_title(cell.runs[0]), ", ".join(words), cell, validation, *_gain(cell, base)))
+        found.append(Standing(data_title(cell.runs[0]), words[i], cell, validation, *_gain(cell, base)))
     # NaN, an unknown validation accuracy, comes last: sorting by NaN itself would give an arbitrary order.
     return sorted(found, key=lambda row: (math.isnan(row.validation), -row.validation, row.change))
 
@@ -230,8 +236,8 @@ def gains_table(runs: Sequence[Run]) -> Table:
 
 def seeds_in_words(rows: Sequence[Standing]) -> str:
     """Return from how many to how many seeds the rows have: `3 to 5 seeds`."""
-    seeds = sorted({len(row.cell.runs) for row in rows})
-    return f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seed{'s' if seeds[-1] > 1 else ''}"
+    seeds = [len(row.cell.runs) for row in rows]
+    return f"{numbers_in_words(seeds)} seed{'s' if max(seeds) > 1 else ''}"
 
 
 def _gain_cell(row: Standing | None) -> str:

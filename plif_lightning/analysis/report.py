@@ -24,7 +24,7 @@ from plif_lightning.analysis.searches import search_figure, search_table
 from plif_lightning.analysis.settings import data_title, labels
 from plif_lightning.analysis.tables import Table, heading, problems_of
 from plif_lightning.errors import UserError
-from plif_lightning.plot import picture
+from plif_lightning.plot.tensors import pictures
 from plif_lightning.runs.metrics import layer_values, neuron_kinds
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.samples import Events, Samples, read_samples
@@ -70,7 +70,7 @@ def _thinned(run: Run) -> list[dict[str, float]]:
     measured = [row for row in rows if run.val_key in row]
     rows = measured if len(measured) >= _POINTS // 2 else rows
     chosen = {round(i * (len(rows) - 1) / (_POINTS - 1)) for i in range(_POINTS)}
-    best = max(measured, key=lambda row: row[run.val_key], default=None)
+    best = run.best_metrics
     return [row for i, row in enumerate(rows) if i in chosen or row is best]
 
 
@@ -141,7 +141,7 @@ def _base64(values: np.ndarray[Any, Any]) -> str:
 def _player(run: Run, samples: Samples, i: int) -> dict[str, Any]:
     channels = typical_channels(samples, _CHANNELS)
     spikes = _shrunk(samples.spikes[:, i, channels])
-    frames = np.stack([picture(frame) for frame in _shrunk(samples.frames[:, i])])  # [T or 1, H, W, 3]
+    frames = pictures(_shrunk(samples.frames[:, i]))  # [T or 1, H, W, 3]
     votes = np.cumsum(samples.votes[:, i], 0) / np.arange(1, len(samples.votes) + 1)[:, None]
     return {
         "run": run.name,
@@ -167,7 +167,9 @@ def _events(run: Run, events: Events, i: int, steps: int) -> dict[str, Any]:
     one = slice(events.offset[i], events.offset[i + 1])
     every = max(1, -(-(one.stop - one.start) // _EVENTS))
     address, time = events.address[one][::every].astype("<u4"), events.time[one][::every].astype(np.float64)
-    if run.setting("data.slicing") == "by_time" and len(time):
+    if events.bounds is not None:
+        bounds = -(-events.bounds[i] // every)
+    elif run.setting("data.slicing") == "by_time" and len(time):
         bounds = np.searchsorted(time, time[0] + (time[-1] - time[0]) * np.arange(steps + 1) / steps)
         bounds[-1] = len(time)
     else:

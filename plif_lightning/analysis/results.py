@@ -240,8 +240,9 @@ def _problem_of_layers(rows: Sequence[Row]) -> str:
 
 def _experiment_key(row: Row, shipped: Set[str]) -> tuple[str, ...]:
     """Identify the experiment and seed that a row's command asks for; `shipped` names the project's configurations."""
-    own_files = set(row["configuration"].split(" + ")) - shipped
-    if not row["command"] or own_files:  # runs read from W&B have none; a file of one's own may say something else now
+    # Runs read from W&B have none; files and data of one's own may be others now, or elsewhere, under the same name.
+    own = set(row["configuration"].split(" + ")) - shipped or row["data"] not in paper.TITLES.values()
+    if not row["command"] or own:
         return row["hash"], repetition(row)
     places = _PLACES - {"data.root"}
     overrides = [word for word in row["overrides"].split() if word.partition("=")[0] not in places]
@@ -302,7 +303,7 @@ def _accuracy_of(group: Sequence[Row]) -> str:
     accuracy = f"{100 * fmean(shares):.2f}"
     if len(shares) > 1:
         low, high = interval(shares, None)  # none if all seeds reached the same
-        ends = "" if math.isnan(low) else f" [{100 * low:.2f}, {100 * min(high, 1.0):.2f}]"
+        ends = "" if math.isnan(low) else f" [{100 * max(low, 0.0):.2f}, {100 * min(high, 1.0):.2f}]"
         return f"{accuracy}{ends}, {len(shares)} seeds"
     error = group[0]["standard_error"]
     return f"{accuracy} \u00b1 {error}" if error else accuracy
@@ -320,11 +321,13 @@ def results_table(rows: Sequence[Row]) -> Table:
 
 def _in_force(overrides: str) -> str:
     """Overrides without those that a later one replaces. What follows `a+=x`, such as `a.b=1`, belongs to that x."""
+    overrides, *later = overrides.partition(" after step ")  # changes on resuming, which all say something
     words = re.split(r" (?=[\w.]+\+?=)", overrides)
     names = [word.partition("=")[0] for word in words]
     appended = tuple(name.replace("+", ".") for name in names if name.endswith("+"))
     many = [name.endswith("+") or name.startswith(appended) for name in names]
-    return " ".join(word for i, word in enumerate(words) if many[i] or names[i] not in names[i + 1 :])
+    kept = [word for i, word in enumerate(words) if many[i] or names[i] not in names[i + 1 :]]
+    return " ".join(kept) + "".join(later)
 
 
 def _means(group: Sequence[Row]) -> list[str]:

@@ -31,8 +31,14 @@ def other_settings(run: Run) -> dict[str, Any]:
         found["changes"] = run.changes
     if run.facts.get("content") is not None:
         found["content"] = run.facts["content"]
-    found |= {"samples": run.facts.get("samples"), "origin": run.facts.get("origin"), "epochs": run.epochs}
-    return found
+    return found | {"samples": run.facts.get("samples"), "origin": run.facts.get("origin"), "epochs": _length(run)}
+
+
+def _length(run: Run) -> int:
+    """Epochs that a run was to have: a finished one may have been ended before, such as by EarlyStopping."""
+    most = run.setting("trainer.max_epochs")
+    ended = run.status == "finished" and isinstance(most, int) and 0 < run.epochs <= most
+    return most if ended else run.epochs
 
 
 def experiment(run: Run) -> str:
@@ -94,7 +100,7 @@ _ONE_DEVICE = (1.0, "1", [0], ["0"])
 def real(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
@@ -146,7 +152,8 @@ def _neuron(value: Any) -> str:
         return str(value)
     own = value.get("init_args")
     given = {name: v for name, v in own.items() if v is not None} if isinstance(own, Mapping) else {}
-    name = str(value.get("class_path")).rsplit(".", 1)[-1]
+    path = str(value.get("class_path"))
+    name = path.rsplit(".", 1)[-1] if path.startswith("plif_lightning.") else path
     return f"{name}({', '.join(f'{key}={v}' for key, v in given.items())})" if given else name
 
 
@@ -162,14 +169,11 @@ def _limits_of(run: Run) -> list[str]:
 
 def one_per_seed(runs: Sequence[Run]) -> list[Run]:
     """The run of each seed that was begun last; runs without a seed of their own all count."""
-    found: dict[str, Run] = {}
-    for run in sorted(runs, key=lambda run: run.started):
+    found: dict[float, Run] = {}
+    for i, run in enumerate(sorted(runs, key=lambda run: run.started)):
         seed = run.setting("seed_everything")
-        try:
-            key = run.name if seed is None or isinstance(seed, bool) else str(int(seed))
-        except (TypeError, ValueError):
-            key = run.name
-        found[key] = run
+        number = math.nan if isinstance(seed, bool) else real(seed)
+        found[-1 - i if math.isnan(number) else number] = run  # seeds are not negative
     chosen = set(map(id, found.values()))
     return [run for run in runs if id(run) in chosen]
 

@@ -4,7 +4,7 @@ import csv
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,6 +56,12 @@ class Table:
         return replace(self, columns=columns, rows=rows)
 
 
+def numbers_in_words(numbers: Iterable[int]) -> str:
+    """`3`, or `3 to 5` for several different ones."""
+    found = sorted({*numbers})
+    return " to ".join(map(str, dict.fromkeys((found[0], found[-1]))))
+
+
 @dataclass(frozen=True)
 class Cell:
     """Runs that differ in nothing but their seed.
@@ -79,8 +85,9 @@ class Cell:
         return self.runs[0].protocol
 
     @property
-    def epochs(self) -> int:
-        return self.runs[0].epochs
+    def epochs(self) -> str:
+        """Number of epochs: `9 to 12` where seeds ended after different ones."""
+        return numbers_in_words([run.epochs for run in self.runs])
 
     @property
     def is_whole(self) -> bool:
@@ -130,13 +137,21 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
         if run.status == "finished" and run.accuracy is not None and 0 <= run.accuracy <= 1:
             groups[experiment(run)].append(run)
     found = []
-    for group in groups.values():
-        of_seeds = one_per_seed(group)
+    for comparable in (part for group in groups.values() for part in _by_test_set(group)):
+        of_seeds = one_per_seed(comparable)
         shares = [run.accuracy for run in of_seeds if run.accuracy is not None]
         low, high = interval(shares, None if is_limited(of_seeds[0]) else of_seeds[0].tested_samples)
         mean = 100 * statistics.fmean(shares)
         found.append(Cell(setting_of(of_seeds[0]), of_seeds, mean, 100 * max(low, 0.0), 100 * min(high, 1.0)))
     return found
+
+
+def _by_test_set(group: Sequence[Run]) -> list[list[Run]]:
+    """The runs that were tested on the same samples together; all, if not more than one test set is known."""
+    found: dict[Any, list[Run]] = defaultdict(list)
+    for run in group:
+        found[run.facts.get("test_content")].append(run)
+    return [*found.values()] if len(found.keys() - {None}) > 1 else [[*group]]
 
 
 def runs_without_a_test(runs: Sequence[Run]) -> list[Run]:
@@ -179,7 +194,7 @@ def _result(cell: Cell | None, known: float | None, protocol: str, others: str =
         f"{cell.accuracy - known:+.2f}" if known is not None and comparable else "",
         "" if math.isnan(cell.low) else f"{cell.low:.2f} - {cell.high:.2f}",
         str(len(cell.runs)),
-        str(cell.epochs),
+        cell.epochs,
         str(cell.runs[0].setting("data.time_steps", "")),
         cell.protocol,
         source(cell.runs[0]),
@@ -227,7 +242,7 @@ class _Comparison(NamedTuple):
     def with_runs(self, runs: Sequence[Run]) -> Table:
         """Return the table: each setting of the paper with its runs, if any, then runs of other settings."""
         by_setting: dict[Setting, list[tuple[Cell | None, str]]] = defaultdict(list)
-        for cell, told in _told([cell for cell in cells(runs) if self._shows(cell)]):
+        for cell, told in _told([cell for cell in cells(runs) if self.shows(cell)]):
             by_setting[cell.setting].append((cell, told))
         rows = [
             self._row(setting, cell, told)
@@ -243,7 +258,8 @@ class _Comparison(NamedTuple):
         heads = [head for head, _ in self.beside]
         return Table(self.name, self.title, ["data set", self.label, *heads, *_RESULT_COLUMNS], rows, notes)
 
-    def _shows(self, cell: Cell) -> bool:
+    def shows(self, cell: Cell) -> bool:
+        """True if the table has a row of these runs."""
         is_comparable = not self.only_protocol or cell.protocol == self.protocol
         return is_comparable and self.wanted(cell.setting) and cell.setting.data_set in paper.TITLES
 
@@ -262,6 +278,9 @@ def _left_out(runs: Sequence[Run]) -> list[str]:
     if untested := runs_without_a_test(runs):
         names = ", ".join(run.name for run in untested)
         notes.append(f"Left out, because their test set was never measured (test --ckpt_path RUN/...): {names}.")
+    if unknown := [run for run in runs if run.status == "finished" and run.accuracy is None and run not in untested]:
+        names = ", ".join(run.name for run in unknown)
+        notes.append(f"Left out, because no accuracy was measured: {names}.")
     return notes
 
 
@@ -269,14 +288,16 @@ def _order(setting: Setting) -> tuple[Any, ...]:
     return setting.data_set, setting.neuron != "plif", setting.init_tau, setting.pooling
 
 
-def other_data(runs: Sequence[Run]) -> Table:
-    """Runs on data sets that the paper does not have."""
-    found = _told([cell for cell in cells(runs) if cell.setting.data_set not in paper.TITLES])
+def _others(runs: Sequence[Run], comparisons: Sequence[_Comparison]) -> Table:
+    """Runs that no table of the paper has: on other data, or of other settings."""
+    found = _told([cell for cell in cells(runs) if not any(one.shows(cell) for one in comparisons)])
     rows = []
     for cell, told in sorted(found, key=lambda pair: _order(pair[0].setting)):
-        rows.append([cell.setting.data_set, _network(cell.setting), *_result(cell, None, "", told)[1:]])
+        data = cell.setting.data_set
+        rows.append([paper.TITLES.get(data, data), _network(cell.setting), *_result(cell, None, "", told)[1:]])
     heads = [name for name in _RESULT_COLUMNS if name != "paper"]
-    return Table("other", "Data sets that are not the paper's", ["data set", "network", *heads], rows)
+    title = "Data sets and settings that are not in the paper's tables"
+    return Table("other", title, ["data set", "network", *heads], rows, _left_out(runs))
 
 
 def earlier_work() -> Table:
@@ -356,7 +377,7 @@ def result_tables(runs: Sequence[Run]) -> list[Table]:
             beside=(("paper, A", table_2),),
         ),
     )
-    return [*(comparison.with_runs(runs) for comparison in comparisons), tau_table(runs), other_data(runs)]
+    return [*(comparison.with_runs(runs) for comparison in comparisons), tau_table(runs), _others(runs, comparisons)]
 
 
 @dataclass(frozen=True)

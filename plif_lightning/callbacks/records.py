@@ -187,7 +187,8 @@ class SampleRecord(Callback):
         with _evaluating(pl_module.network, folder.best if has_best else None) as network:
             samples = record_samples(network, data, self.most, pl_module.device)
             found = _cost_of(network, data, self.most, pl_module.device)
-        write_samples(folder, samples)
+        if samples is not None:
+            write_samples(folder, samples)
         if found is not None:
             write_cost(folder, found.summary())
 
@@ -209,8 +210,11 @@ def _evaluating(network: nn.Module, checkpoint: Path | None) -> Iterator[nn.Modu
 
 
 @torch.no_grad()
-def record_samples(network: nn.Module, data: SpikingDataModule, most: int, device: torch.device) -> Samples:
-    """Record one validation sample per class, up to `most`, with the spikes of the first layer and the votes."""
+def record_samples(network: nn.Module, data: SpikingDataModule, most: int, device: torch.device) -> Samples | None:
+    """Record one validation sample per class, up to `most`, with the spikes of the first layer and the votes.
+
+    None if the spikes of a single one are too many.
+    """
     dataset = data.val_set
     assert dataset is not None
     labels = dataset.labels().tolist()
@@ -227,6 +231,9 @@ def record_samples(network: nn.Module, data: SpikingDataModule, most: int, devic
                 spikes.append(fired.bool())
             rates.append(fired.float().mean(0))
             frames.append((x if x.dim() == 5 else x[None]).cpu())
+    if not spikes:
+        _log.info("No samples are recorded: one has more than %s neurons and steps in %s.", f"{_MAX_SPIKES:,}", first)
+        return None
     stacked = torch.cat(frames, 1)
     return Samples(
         np.asarray([labels[i] for i in chosen]),
@@ -260,10 +267,15 @@ def _cost_of(network: nn.Module, data: SpikingDataModule, most: int, device: tor
 
 
 def _events(dataset: EventDataset, chosen: list[int]) -> Events:
-    every = [[column[:: max(1, -(-len(column) // _MAX_EVENTS))] for column in dataset.events_of(i)] for i in chosen]
+    addresses, times, bounds = [], [], []
+    for i in chosen:
+        address, time = dataset.events_of(i)
+        nth = max(1, -(-len(address) // _MAX_EVENTS))
+        addresses.append(address[::nth])
+        times.append(time[::nth])
+        bounds.append(-(-dataset.bounds_of(i) // nth))
+    offset = np.cumsum([0, *map(len, addresses)])
+    sensor = dataset.store.sensor
     return Events(
-        np.concatenate([address for address, _ in every]),
-        np.concatenate([time for _, time in every]),
-        np.cumsum([0, *(len(address) for address, _ in every)]),
-        (dataset.store.sensor.height, dataset.store.sensor.width),
+        *(np.concatenate(addresses), np.concatenate(times), offset, (sensor.height, sensor.width)), np.stack(bounds)
     )

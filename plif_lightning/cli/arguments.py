@@ -47,6 +47,17 @@ def option_names(argv: Sequence[str]) -> set[str]:
     return {argument.split("=")[0] for argument in argv}
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that is given twice in a mapping, of which YAML would take the second value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for key, _ in reversed(node.value):
+            if isinstance(key, yaml.ScalarNode) and names.count(key.value) > 1:
+                raise yaml.YAMLError(f"{key.value} is given twice, again in line {key.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
 def parsed_yaml(text: str, source: str) -> Any:
     """Parse YAML.
 
@@ -58,6 +69,6 @@ def parsed_yaml(text: str, source: str) -> Any:
         UserError: the text is not YAML.
     """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
         raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}.") from error

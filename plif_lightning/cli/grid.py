@@ -16,6 +16,7 @@ from plif_lightning.cli.checkpoint import content_of
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.runs.process import options
 from plif_lightning.runs.settings import dotted
+from plif_lightning.structure import Numbers
 
 _PROGRAMS = ("main.py", "plif-lightning")
 _KNOWN = {"program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"}
@@ -144,6 +145,10 @@ def _ranking(path: Path, metric: Any) -> tuple[str, bool, float | None]:
     is_whole = isinstance(metric, dict) and "name" in metric
     if not is_whole or metric.get("goal", "minimize") not in ("maximize", "minimize"):
         raise UserError(f"metric of {path} must have a name, and a goal, maximize or minimize; got {metric!r}.")
+    if "goal" not in metric and str(metric["name"]).endswith("acc"):
+        raise UserError(
+            f"metric {metric['name']} of {path} has no goal, and W&B's default is minimize: write goal: maximize."
+        )
     target = metric.get("target")
     if target is not None and (not isinstance(target, (int, float)) or isinstance(target, bool)):
         raise UserError(f"metric of {path} must have a number as target, got {target!r}.")
@@ -236,21 +241,19 @@ def point_arguments(sweep: Sweep, point: dict[str, Any], overrides: Sequence[str
     return [*sweep.arguments[:place], *given, *sweep.arguments[place + 1 :], *overrides]
 
 
-def _settings_of(name: str, value: Any) -> set[str]:
-    """Dotted names of the settings that an argument gives: of a mapping, such as `{neuron: lif}`, those in it."""
-    if isinstance(value, str) and value.lstrip().startswith("{"):
+def _settings_of(name: str, value: Any) -> dict[str, Any]:
+    """The settings that an argument gives, by dotted names: of a mapping, such as `{neuron: lif}`, those in it."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "null")):
         with contextlib.suppress(UserError):
             value = parsed_yaml(value, name)
-    return {one.removesuffix(".class_path") for one, _ in dotted(value, name.replace(".init_args", ""))}
+    return {one.removesuffix(".class_path"): given for one, given in dotted(value, name.replace(".init_args", ""))}
 
 
-def _settings_of_arguments(arguments: Sequence[str]) -> dict[str, str]:
-    """The settings that arguments of main.py give, those of their configurations included, and by which option."""
-    found: dict[str, str] = {}
-    for name, value in options(["fit", *arguments]):
-        settings = _settings_of("", content_of(value)) if name == "config" else _settings_of(name, value)
-        found |= dict.fromkeys(settings, f"--{name} {value}".rstrip())
-    return found
+def _replaces(name: str, value: Any, setting: str) -> bool:
+    """True if a setting takes the place of another: of the same one, of all below it, or a structure of its numbers."""
+    if name == "model.structure" and value is not None:
+        return setting in (name, *(f"model.{number}" for number in Numbers._fields))
+    return name == setting or (value is None and setting.startswith(f"{name}."))
 
 
 def require_no_conflict(sweep: Sweep, overrides: Sequence[str]) -> None:
@@ -276,14 +279,21 @@ def require_no_conflict(sweep: Sweep, overrides: Sequence[str]) -> None:
                 "take the place of the first: leave one out."
             )
         given |= dict.fromkeys(names, key)
+    # A configuration behind those of the parameter must not replace the data set of each.
+    if any("data" in _settings_of("", content_of(str(value))) for value in values.get("config", ())):
+        given.setdefault("data", "config")
     behind = sweep.arguments[sweep.arguments.index(ARGS) + 1 :]
     for arguments, where in ((behind, f"behind {ARGS} in the command of {sweep.name}"), (overrides, "after --")):
-        others = _settings_of_arguments(arguments)
-        for name in sorted(given.keys() & others.keys()):
-            raise UserError(
-                f"{others[name]}, {where}, would take the place of every value of the parameter {given[name]}: leave "
-                "it out, or take the parameter out of the sweep."
-            )
+        for option, text in options(["fit", *arguments]):
+            others = _settings_of("", content_of(text)) if option == "config" else _settings_of(option, text)
+            if option != "config":
+                others.pop("data", None)  # such as ImageFolder in the place of each configuration's data set
+            for setting, key in given.items():
+                if any(_replaces(name, value, setting) for name, value in others.items()):
+                    raise UserError(
+                        f"{f'--{option} {text}'.rstrip()}, {where}, would take the place of every value of the "
+                        f"parameter {key}: leave it out, or take the parameter out of the sweep."
+                    )
 
 
 def share(text: str, points: int) -> slice:

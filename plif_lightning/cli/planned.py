@@ -9,22 +9,43 @@ from typing import Any
 
 import yaml
 
+from plif_lightning import configs
 from plif_lightning.cli.checkpoint import expand, model_defaults
 from plif_lightning.cli.runner import Job
 from plif_lightning.errors import UserError
 from plif_lightning.runs.process import options
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import identity, without_order
+from plif_lightning.runs.settings import identity, says_something, without_order
 
 
 def comparable_settings(config: dict[str, Any]) -> str:
     """The settings of a configuration that distinguish a planned run from others, as one text."""
+    return json.dumps(sorted(_settings(config).items(), key=without_order), default=str)
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
     # Settings that an older run does not name had their default then.
     found = identity({**config, "model": {**model_defaults(), **config["model"]}}, planned=True)
     found |= {name: config.get(name) for name in ("seed_everything", "test_after_fit")}
     if found.get("data.validation") == "holdout":  # validated on the test set, a run does not depend on the rule
         found["best_of_ties"] = config.get("best_of_ties", "first") or "last"
-    return json.dumps(sorted(found.items(), key=without_order), default=str)
+    return found
+
+
+def _edited(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ between a run's configuration and the one that its files give now, with both values."""
+    then, now = _settings(before), _settings(after)
+    found = {}
+    for name in dict.fromkeys((*then, *now)):
+        # Options of a whole block that only one names came with another version, those within a class do not.
+        is_new = name not in then or name not in now
+        if is_new and (name.count(".") < 2 or not says_something(name, {**now, **then}[name])):
+            continue
+        if then.get(name) != now.get(name):
+            found[name] = then.get(name), now.get(name)
+    if isinstance(found.get("seed_everything", (0, 0))[1], bool):
+        del found["seed_everything"]  # drawn anew for each run
+    return found
 
 
 def planned_config(arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -41,14 +62,20 @@ def planned_config(arguments: Sequence[str]) -> dict[str, Any] | None:
         if stop.code not in (0, None):
             return None
     config: dict[str, Any] = yaml.safe_load(out.getvalue())
+    if not isinstance(config.get("data"), dict):
+        return None  # nor does it run without a data set
     place_absolutely(config["data"]["init_args"])  # as in the configuration that a run keeps
     return config
 
 
 def files_of(arguments: Sequence[str]) -> tuple[Path, ...]:
     """The configurations that arguments name, as far as they are files."""
-    named = (Path(value) for name, value in options(arguments) if name == "config")
-    return tuple(path for path in named if path.is_file())
+    found = []
+    for name, value in options(arguments):
+        if name == "config":
+            with contextlib.suppress(UserError):  # the run reports it
+                found.append(configs.resolve(value))
+    return tuple(found)
 
 
 def edited_since(files: Iterable[Path], moment: float) -> list[Path]:
@@ -83,11 +110,8 @@ def require_unedited(made: Iterable[tuple[Job, Run]]) -> None:
         config = planned_config(job.arguments) if edited else None
         if config is None:
             continue
-        # A version that came in between may have added settings.
-        then, now = identity(run.config), identity(config)
-        names = [name for name in then if then[name] != now.get(name, then[name])]
-        if names:
-            differ = "; ".join(f"{name} was {then[name]}, is {now[name]}" for name in names)
+        if found := _edited(run.config, config):
+            differ = "; ".join(f"{name} was {then}, is {now}" for name, (then, now) in found.items())
             raise UserError(
                 f"{job.folder.path} holds a run with other settings than {' and '.join(map(str, edited))} gives now: "
                 f"{differ}. Pass another --runs, or move that folder away."

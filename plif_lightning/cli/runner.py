@@ -16,6 +16,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import in_use
 from plif_lightning.runs.reading import read_run
+from plif_lightning.runs.run import Run
 from plif_lightning.runtime import program
 from plif_lightning.runtime.console import Console
 
@@ -60,15 +61,21 @@ def require_free(job: Job) -> None:
         raise UserError(f"{folder.path} is being trained by another process: wait for it, or end it first.")
 
 
+def metric_name(sweep: Sweep, run: Run) -> str:
+    """The sweep's metric in a run: validation accuracy has another name under each protocol."""
+    return run.val_key if sweep.metric in ("val/acc", "test_as_val/acc") else sweep.metric
+
+
 def score(sweep: Sweep, folder: RunFolder) -> tuple[str, float | None]:
     """Return the name of the sweep's metric in a finished run, and its value; None if the run has none.
 
     For validation accuracy (val/acc, or test_as_val/acc under protocol A) it is the value of the best epoch, for
     test/acc the result of the test, and for other metrics the last value.
     """
-    run, name = read_run(folder.path), sweep.metric
-    if name in ("val/acc", "test_as_val/acc"):
-        name, found = run.val_key, run.best[1] if run.best else None
+    run = read_run(folder.path)
+    name = metric_name(sweep, run)
+    if name == run.val_key:
+        found = run.best[1] if run.best else None
     elif name == "test/acc":
         found = run.test
     else:

@@ -16,7 +16,7 @@ from filelock import Timeout
 from plif_lightning.cli.arguments import joined
 from plif_lightning.cli.grid import Sweep, point_arguments, require_no_conflict, run_name
 from plif_lightning.cli.planned import Watched, require_unedited
-from plif_lightning.cli.runner import Job, Runner, print_job, print_line, score, shown
+from plif_lightning.cli.runner import Job, Runner, metric_name, print_job, print_line, score, shown
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import value_in_words
@@ -263,8 +263,12 @@ class Search:
         self._queue_failed()
 
     def _drawn(self) -> list[Any]:
-        """The last trial of each run, without runs that wait to be tried once more: these have no parameters yet."""
-        latest = {_run_of(trial): trial for trial in self.study.get_trials(deepcopy=False)}
+        """The last trial of each run, without runs that wait to be tried once more: these have no parameters yet.
+
+        A try whose process was killed while it drew its parameters was none.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        latest = {_run_of(one): one for one in trials if one.state.name == "WAITING" or self._is_drawn(one)}
         return [trial for trial in latest.values() if self._is_drawn(trial)]
 
     def _is_drawn(self, trial: Any) -> bool:
@@ -379,9 +383,8 @@ class Search:
         run = read_run(job.folder.path)
         if run.status == "finished":
             return False
-        name = run.val_key if self.sweep.metric in ("val/acc", "test_as_val/acc") else self.sweep.metric
         known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
-        for epoch, value in zip(*run.curve(name), strict=True):
+        for epoch, value in zip(*run.curve(metric_name(self.sweep, run)), strict=True):
             if int(epoch) not in known and int(epoch) <= run.whole_epochs and math.isfinite(value):
                 trial.report(value, int(epoch))
                 if trial.should_prune() and not run.is_trained:

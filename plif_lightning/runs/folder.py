@@ -1,7 +1,10 @@
 """Layout of a run's folder; the only place that names its files."""
 
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -108,3 +111,21 @@ class RunFolder:
         """Return the run that a checkpoint belongs to; for a checkpoint outside a run, its own folder."""
         folder = checkpoint.resolve().parent
         return RunFolder(folder.parent if folder.name == "checkpoints" else folder)
+
+
+def walked(root: Path | str, order: Callable[[str], Any] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """`os.walk` through links, without hidden folders, each folder once and subfolders in order.
+
+    Args:
+        root: where it begins.
+        order: sort key of the names of subfolders; the list of them may be shortened.
+    """
+    seen = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        status = Path(folder).stat()
+        if (place := (status.st_dev, status.st_ino)) in seen:
+            below.clear()
+            continue
+        seen.add(place)
+        below[:] = sorted((name for name in below if not name.startswith(".")), key=order)
+        yield Path(folder), below, files

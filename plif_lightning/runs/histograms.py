@@ -29,8 +29,10 @@ class Histogram:
 
 def append_histograms(folder: RunFolder, rows: Sequence[Histogram]) -> None:
     """Append lines. If a resumed run repeats an epoch, readers use the later line."""
-    with naming(folder.weights), folder.weights.open("a") as file:
-        file.writelines(f"{json.dumps({**asdict(row), 'counts': row.counts.tolist()})}\n" for row in rows)
+    with naming(folder.weights), folder.weights.open("a+b") as file:
+        if file.tell() and file.seek(-1, 2) and file.read(1) != b"\n":
+            file.write(b"\n")  # behind the part of a line that a killed process wrote
+        file.writelines(f"{json.dumps({**asdict(row), 'counts': row.counts.tolist()})}\n".encode() for row in rows)
 
 
 def read_histograms(folder: RunFolder) -> list[Histogram]:

@@ -49,8 +49,11 @@ def read_metrics(path: Path, problems: list[str] | None = None, ties: str = "fir
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number and the values of each line below the header."""
-    with path.open(newline="", encoding="utf-8") as file:
-        yield from enumerate(csv.DictReader(file), start=2)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        table = csv.DictReader(file)
+        if table.fieldnames and "epoch" not in table.fieldnames:
+            raise csv.Error(f"its first line names no column epoch, but {', '.join(table.fieldnames)[:80]}")
+        yield from enumerate(table, start=2)
 
 
 def _is_of_epoch(row: dict[str, Any]) -> bool:

@@ -6,17 +6,18 @@ from typing import Any
 
 from plif_lightning.errors import UserError
 from plif_lightning.runs import wandb
-from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.folder import RunFolder, walked
 from plif_lightning.runs.loading import loaded, printable
 from plif_lightning.runs.metrics import read_metrics
 from plif_lightning.runs.process import is_alive
-from plif_lightning.runs.run import Run, Status, ties_in
+from plif_lightning.runs.run import Run, Status, positive, ties_in
 from plif_lightning.runtime import program
 
 
-def _is_run(folder: Path) -> bool:
+def _files_in(folder: Path) -> int:
+    """How many of the files that every run has lie in a folder."""
     run = RunFolder(folder)
-    return run.config.is_file() or run.metrics.is_file() or run.command.is_file()
+    return sum(file.is_file() for file in (run.config, run.metrics, run.command))
 
 
 def find_runs(root: Path | str) -> list[Run]:
@@ -35,11 +36,11 @@ def find_runs(root: Path | str) -> list[Run]:
         why = "is a file" if root.exists() else "does not exist"
         raise UserError(f"runs must be a folder, got {root}, which {why}.")
     found = []
-    for folder, below, _ in os.walk(root):
-        below[:] = sorted((name for name in below if not name.startswith(".")), key=_by_number)
-        if _is_run(Path(folder)):
-            found.append(read_run(Path(folder), root))
-            below.clear()  # subfolders hold evaluations of this run
+    for folder, below, _ in walked(root, _by_number):
+        if files := _files_in(folder):
+            found.append(read_run(folder, root))
+            if files > 1:  # a single one may lie above other runs by mistake
+                below.clear()  # subfolders hold evaluations of this run
     if not found:
         raise UserError(f"there is no run in {root}: `{program.shown()} fit --config quickstart` creates one.")
     return found
@@ -75,7 +76,7 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
         _test(files, result, facts, problems),
         {str(k): str(v) for k, v in around.items()} if isinstance(around, dict) else {},
         printable(problems),
-        float(started["started"]) if isinstance(started.get("started"), (int, float)) else 0.0,
+        positive(started.get("started")) or 0.0,
         _changes(started.get("changes")),
         loaded(files.cost, problems, optional=True),
     )

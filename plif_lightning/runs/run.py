@@ -11,7 +11,7 @@ from plif_lightning.runs.process import options
 Status = Literal["finished", "running", "unfinished", "unreadable"]
 
 
-def _positive(value: Any) -> float | None:
+def positive(value: Any) -> float | None:
     """A number of a file above zero that a float can hold; None for anything else."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
@@ -104,7 +104,7 @@ class Run:
     def whole_epochs(self) -> int:
         """Epochs that have ended; in the one after them there may be validations that follow."""
         ended = [row["epoch"] for row in self.metrics if any(key.startswith("train/") for key in row)]
-        return int(max([*ended, self.epochs - 2], default=-1)) + 1
+        return int(max([*ended, self.epochs - 2, -1])) + 1
 
     @property
     def is_trained(self) -> bool:
@@ -153,7 +153,7 @@ class Run:
         """Number of samples that `accuracy` was measured on; None if unknown."""
         samples = self.facts.get("samples", {})
         found = samples.get("test", samples.get("test as val")) if isinstance(samples, dict) else None
-        return found if isinstance(found, int) and found > 0 else None
+        return found if isinstance(found, int) and 0 < found < 2**53 else None
 
     @property
     def firing_rate(self) -> float | None:
@@ -175,12 +175,12 @@ class Run:
         found = self.cost.get("updates")
         if not isinstance(found, dict):
             return {}
-        return {name: n for name, n in ((name, _positive(n)) for name, n in found.items()) if n is not None}
+        return {name: n for name, n in ((name, positive(n)) for name, n in found.items()) if n is not None}
 
     @property
     def energy(self) -> float | None:
         """Estimated energy for a sample [uJ], with 8-bit weights and memory, see `deploy.costs`; None if unknown."""
-        found = _positive(self.cost.get("pj_int8_reused"))
+        found = positive(self.cost.get("pj_int8_reused"))
         return None if found is None else found / 1e6
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:

@@ -21,12 +21,14 @@ class Events:
         time: time of each event since its recording's first one [us], [E].
         offset: sample i has events [offset[i], offset[i + 1]), [S + 1].
         sensor: (height, width).
+        bounds: step t of sample i has its events [bounds[i, t], bounds[i, t + 1]), [S, T + 1]; None in older files.
     """
 
     address: NDArray[Any]
     time: NDArray[Any]
     offset: NDArray[Any]
     sensor: tuple[int, int]
+    bounds: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,14 @@ def read_samples(folder: RunFolder) -> Samples | None:
 
 def _events(stored: Any) -> Events:
     height, width = (int(side) for side in stored["sensor"])
-    return Events(stored["event_address"], stored["event_time"], stored["event_offset"], (height, width))
+    bounds = stored.get("event_bounds")
+    return Events(stored["event_address"], stored["event_time"], stored["event_offset"], (height, width), bounds)
 
 
-def _fits(events: Events, samples: int) -> bool:
+def _fits(events: Events, samples: int, steps: int) -> bool:
     count, offset, (height, width) = len(events.address), events.offset, events.sensor
-    return (
+    bounds = events.bounds
+    return (bounds is None or (bounds.shape == (samples, steps + 1) and bool((np.diff(bounds) >= 0).all()))) and (
         events.address.shape == events.time.shape == (count,)
         and offset.shape == (samples + 1,)
         and (offset[0], offset[-1]) == (0, count)
@@ -106,7 +110,7 @@ def _require_shapes(samples: Samples) -> None:
         and samples.frames.shape[:2] in ((1, n), (steps, n))
         and 0 not in samples.frames.shape
         and 0 <= samples.label.min() <= samples.label.max() < classes
-        and (samples.events is None or _fits(samples.events, n))
+        and (samples.events is None or _fits(samples.events, n, steps))
     )
     if not fits:
         raise ValueError("the shapes or values of its arrays do not match")
@@ -120,6 +124,8 @@ def write_samples(folder: RunFolder, samples: Samples) -> None:
         "event_address": events.address, "event_time": events.time, "event_offset": events.offset,
         "sensor": np.asarray(events.sensor),
     }  # fmt: skip
+    if events is not None and events.bounds is not None:
+        more["event_bounds"] = events.bounds
     with written_whole(folder.samples, "wb") as file:
         np.savez_compressed(
             file,

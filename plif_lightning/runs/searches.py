@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from plif_lightning.runs.folder import walked
 from plif_lightning.runs.loading import loaded
 from plif_lightning.runtime.files import written_whole
 
@@ -79,10 +79,9 @@ def write_search(folder: Path, record: SearchRecord) -> None:
 def find_searches(root: Path | str, problems: list[str]) -> list[SearchRecord]:
     """Read the searches in a folder and its subfolders; a sentence for each that cannot be read goes to `problems`."""
     found = []
-    for folder, below, files in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+    for folder, _, files in walked(root):
         if FILE in files:
-            path, before = Path(folder) / FILE, len(problems)
+            path, before = folder / FILE, len(problems)
             record = _record(loaded(path, problems))
             if record is None and len(problems) == before:
                 problems.append(f"{path} is not what a search writes.")

@@ -81,8 +81,8 @@ KEYS = {
 }
 
 
-# Options whose default is none, and that mean something else by zero.
-_ZERO_COUNTS = {"model.tet_lambda"}
+# Options whose default is none, and that mean something else by zero; all of classes of one's own may.
+_ZERO_COUNTS = ("model.tet_lambda", "model.network.", "model.loss.")
 
 
 def key_of(name: str) -> Key:
@@ -180,6 +180,7 @@ def identity(config: Mapping[str, Any], planned: bool = False) -> dict[str, Any]
     trainer = config.get("trainer", {})
     trainer = dict(trainer) if isinstance(trainer, Mapping) else {}
     callbacks = trainer.get("callbacks") or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]  # Lightning takes a single one, too
     trainer["callbacks"] = [c for c in callbacks if "ProgressBar" not in str(c)] or None
     parts = comparable({"model": config.get("model", {}), "data": config.get("data", {}), "trainer": trainer})
     ignored = {"never"} if planned else {"never", "planned"}
@@ -191,7 +192,7 @@ def says_something(name: str, value: Any) -> bool:
 
     None, false and zero are: most options that are added later have one of them as default.
     """
-    return value not in (None, False, 0) or (value is not None and name in _ZERO_COUNTS)
+    return value not in (None, False, 0) or (value is not None and name.startswith(_ZERO_COUNTS))
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

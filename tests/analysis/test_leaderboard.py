@@ -112,7 +112,7 @@ def test_other_data_or_epochs_are_another_leaderboard_and_protocol_a_none(tmp_pa
         )
     found = standings(find_runs(tmp_path))
     assert sorted(len(rows) for rows in found) == [2, 2]
-    assert {rows[0].cell.epochs for rows in found} == {2, 3}
+    assert {rows[0].cell.epochs for rows in found} == {"2", "3"}
 
 
 def test_without_the_papers_setting_there_is_none(tmp_path):
@@ -249,6 +249,18 @@ def test_a_row_without_counted_spikes_is_named_by_the_figure(tmp_path):
         path.unlink()
     _, caption = drawn("leaderboard", find_runs(tmp_path))
     assert " Fashion-MNIST: not shown, spikes not counted: the paper's." in caption
+
+
+def test_settings_that_read_alike_are_rows_of_their_own(tmp_path):
+    write(tmp_path, "paper", SEEDS)
+    for i, module in enumerate(("one", "two")):
+        write(tmp_path, module, dict.fromkeys(SEEDS, 0.7 + 0.01 * i), loss={"class_path": f"{module}.Loss"})
+    names = [row[0] for row in gains_table(find_runs(tmp_path)).rows]
+    assert len(names) == 3
+    assert [name for name in names if ".Loss" in name] == [
+        "model.loss.class_path 'one.Loss'",
+        "model.loss.class_path 'two.Loss'",
+    ]
 
 
 def test_gains_of_all_data_sets_stand_side_by_side(tmp_path):

@@ -342,8 +342,30 @@ def test_a_part_of_the_data_stands_beside_no_number_of_the_papers(tmp_path):
 def test_the_table_leaves_out_overrides_that_a_later_one_replaces(tmp_path):
     write_run(tmp_path / "runs" / "a")
     (row,) = write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs"))
-    given = "t.max=20 m.steps={2: 8, 4: 16} d.a+=Crop d.a.pixels=2 d.a+=Mix d.a.pixels=2 t.max=40"
+    given = (
+        "t.max=20 m.steps={2: 8, 4: 16} d.a+=Crop d.a.pixels=2 d.a+=Mix d.a.pixels=2 t.max=40 after step 10 t.max=50 "
+        "after step 90 t.max=60"
+    )
     assert results_table([row | {"overrides": given}]).rows[0][2].endswith(given.removeprefix("t.max=20 "))
+
+
+def test_data_of_ones_own_in_folders_of_one_name_are_rows_of_their_own(tmp_path):
+    for place, content in (("raw", "x"), ("cropped", "y")):
+        run = write_run(
+            *(tmp_path / "runs" / place, (0.5,)), data="EventFolder", title="gestures",
+            arguments=["--data=EventFolder", f"--data.root=/data/{place}/gestures"],
+        )  # fmt: skip
+        run.data.write_text(json.dumps({**json.loads(run.data.read_text()), "content": content}))
+    runs = find_runs(tmp_path / "runs")
+    assert len(write_results(tmp_path / "results.csv", runs)) == 2
+    assert len(write_results(tmp_path / "results.csv", runs)) == 2  # once more
+
+
+def test_an_interval_ends_at_nothing_and_at_all(tmp_path):
+    for seed, accuracy in enumerate((0.02, 0.3)):
+        write_run(tmp_path / "runs" / f"{seed}", (accuracy,), seed=seed)
+    rows = write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs"))
+    assert results_table(rows).rows[0][5] == "16.00 [0.00, 100.00], 2 seeds"
 
 
 def test_a_hash_outlives_new_options_but_not_ties(tmp_path):

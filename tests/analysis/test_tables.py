@@ -72,13 +72,71 @@ def test_of_one_run_the_interval_is_binomial():
         {"trainer": {"max_steps": 3}},
         {"trainer": {"limit_val_batches": 0.5}},
         {"trainer": {"callbacks": [{"class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging"}]}},
+        {"trainer": {"callbacks": {"class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging"}}},
     ],
 )
 def test_what_is_not_the_same_experiment_is_never_averaged(tmp_path, other):
-    write_run(tmp_path / "a", seed=1, **({"model": {"loss": "tet"}} if "model" in other else {}))
+    first = {"model": {"loss": "tet"}} if "model" in other else {}
+    if isinstance(other.get("trainer", {}).get("callbacks"), dict):  # Lightning takes one without a list, too
+        first = {"trainer": {"callbacks": {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}}}
+    write_run(tmp_path / "a", seed=1, **first)
     write_run(tmp_path / "b", seed=2, **other)
     assert [len(cell.runs) for cell in cells(find_runs(tmp_path))] == [1, 1]
     assert len(rows(tables(tmp_path)["4"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"neuron": {"class_path": "mine.v1.Own"}}, {"neuron": {"class_path": "mine.v2.Own"}}),
+        *[
+            (
+                {of: {"class_path": "mine.Own", "init_args": {"v": None}}},
+                {of: {"class_path": "mine.Own", "init_args": {"v": 0.0}}},
+            )
+            for of in ("network", "loss")
+        ],
+    ],
+)
+def test_classes_of_ones_own_are_told_apart_by_path_and_arguments(one, other, tmp_path):
+    """Found by a review: they were averaged."""
+    for seed, model in enumerate((one, other)):
+        write_run(tmp_path / f"{seed}", seed=seed, model=model)
+    assert [len(cell.runs) for cell in cells(find_runs(tmp_path))] == [1, 1]
+
+
+def test_runs_that_were_tested_on_other_samples_are_not_averaged(tmp_path):
+    for seed, content in enumerate(("x", "x", "y", None)):
+        path = write_run(tmp_path / f"{seed}", seed=seed).data
+        path.write_text(json.dumps({**json.loads(path.read_text()), "test_content": content}))
+    assert sorted(len(cell.runs) for cell in cells(find_runs(tmp_path))) == [1, 1, 2]
+
+
+def test_seeds_that_were_stopped_early_are_averaged(tmp_path):
+    for seed, epochs in enumerate((2, 4, 3)):
+        write_run(tmp_path / f"{seed}", (0.9,) * epochs, seed=seed, trainer={"max_epochs": 9})
+    write_run(tmp_path / "shorter", (0.9,) * 3, trainer={"max_epochs": 3})
+    assert sorted((cell.epochs, len(cell.runs)) for cell in cells(find_runs(tmp_path))) == [("2 to 4", 3), ("3", 1)]
+
+
+def test_every_finished_run_is_in_a_table_or_named(tmp_path):
+    """Found by a review: LIF with average pooling was in none, nor was a run that was never validated."""
+    for name, settings in {
+        "lif": {"neuron": "lif", "pooling": "avg"},
+        "tau": {"init_tau": 16.0, "pooling": "avg"},
+        "own": {"model": {"network": {"class_path": "mine.Net", "init_args": {}}}},
+        "clif": {"neuron": "clif"},
+    }.items():
+        write_run(tmp_path / name, **settings)
+    write_run(tmp_path / "never", (float("nan"),))
+    found = tables(tmp_path)
+    assert {row["network"] for row in rows(found["other"], ours_only=False)} == {
+        "LIF, tau = 2, average-pooling",
+        "PLIF, tau_0 = 16, average-pooling",
+        "mine.Net, ?-pooling",
+    }
+    assert {row["neuron"] for row in rows(found["4"])} == {"CLIF"}
+    assert any("no accuracy was measured: never." in note for note in found["other"].notes)
 
 
 def test_a_part_of_the_data_or_another_protocol_has_no_difference(tmp_path):
@@ -136,6 +194,12 @@ def test_an_option_that_no_configuration_names_is_told(arguments, told):
     """Found by a review: such runs had a difference to the paper's accuracy, and nothing told them from the shipped."""
     run = Run(RunFolder(Path("run")), "run", "finished", planned_config(["fit", "--config=cifar10", arguments]))
     assert differences([run]) == [told]
+
+
+def test_a_run_without_a_seed_is_not_that_seed_whose_name_it_has(tmp_path):
+    write_run(tmp_path / "3", seed=None)
+    write_run(tmp_path / "other", seed=3)
+    assert [len(cell.runs) for cell in cells(find_runs(tmp_path))] == [2]
 
 
 def test_runs_without_a_seed_of_their_own_all_count(tmp_path):

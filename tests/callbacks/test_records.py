@@ -89,6 +89,17 @@ def test_recording_leaves_the_network_as_it_was():
     assert all(not neuron._forward_hooks for _, neuron in network.neurons())
 
 
+def test_a_sample_with_too_many_spikes_is_not_recorded_and_ends_no_run(tmp_path, monkeypatch):
+    """Found by a review: the run ended with a traceback, without a result."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("plif_lightning.callbacks.records._MAX_SPIKES", 100)
+    fit("--trainer.max_epochs", "1", "--run_folder", "here")
+    run = read_run(tmp_path / "here")
+    assert run.status == "finished"
+    assert run.energy is not None
+    assert not run.folder.samples.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

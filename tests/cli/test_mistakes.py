@@ -136,6 +136,7 @@ def test_a_place_that_can_be_no_folder_is_named(option, place, capsys):
         (bytes(range(128, 256)), "cannot be read as text"),
         (b"just words", "must hold names and values, got str"),
         (b"model: {", "is not YAML"),
+        (b"model: {init_tau: 4.0}\ndata: {}\nmodel: {loss: rate}\n", "model is given twice, again in line 3"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_named(content, expected, tmp_path, capsys):

@@ -142,7 +142,10 @@ def test_nested_parameters_are_dotted(tmp_path):
         ({"early_terminate": {"type": "median"}}, [], "early_terminate must be of type hyperband"),
         ({"early_terminate": {"type": "hyperband"}}, [], "early_terminate needs min_iter"),
         (
-            {"early_terminate": {"type": "hyperband", "min_iter": 1}, "metric": {"name": "test/acc"}},
+            {
+                "early_terminate": {"type": "hyperband", "min_iter": 1},
+                "metric": {"name": "test/acc", "goal": "maximize"},
+            },
             *([], "early_terminate needs a metric of every epoch, such as val/acc: test/acc is measured once"),
         ),
         ({"parameters": {"a": {"value": 1}}}, [], "has no parameter to search"),
@@ -443,6 +446,16 @@ def test_a_process_killed_while_it_draws_parameters_breaks_no_search(tmp_path):
     assert [trial.state for trial in search.write().trials] == ["finished"] * 2
 
 
+def test_a_process_killed_while_it_draws_a_run_once_more_loses_none(tmp_path):
+    """Found by a review: the run was neither tried again nor named, and the search ended as if all was well."""
+    search = a_search(tmp_path, run_cap=1)
+    failed = next(search.claimed(1))
+    search.study.tell(failed, state=optuna.trial.TrialState.FAIL)
+    half = a_search(tmp_path, run_cap=1).study.ask()  # the second try, before its parameters are drawn
+    assert half.user_attrs["run"] == failed.number
+    assert asked(a_search(tmp_path, run_cap=1), 1) == [failed.params["model.init_tau"]]
+
+
 def test_an_epoch_is_judged_when_it_has_ended(tmp_path):
     """Found by a review: with several validations in an epoch, the one that was read first counted."""
     early = {"early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 2}}
@@ -477,7 +490,7 @@ def test_a_run_that_has_trained_is_not_ended(how, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"metric": {"name": "val/acc"}}, "goal"),
+        ({"metric": {"name": "val/acc", "goal": "minimize"}}, "goal"),
         ({"method": "bayes"}, "method"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 2}}, "early termination"),
         ({"metric": {"name": "val/loss", "goal": "maximize"}}, "metric"),

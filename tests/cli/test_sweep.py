@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from plif_lightning.cli import main
 from plif_lightning.cli.grid import point_arguments, read_sweep, replaced, require_no_conflict, run_name, share
-from plif_lightning.cli.planned import Watched, comparable_settings
+from plif_lightning.cli.planned import Watched, comparable_settings, files_of
 from plif_lightning.cli.sweep import score
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
@@ -98,6 +98,7 @@ def write(path: Path, **changes):
         ({"name": "../../x"}, "name of .* must be that of a folder in runs/, got '../../x'"),
         ({"early_terminate": {}}, "has early_terminate, which method grid does not know here"),
         ({"metric": {"goal": "minimize"}}, "metric of .* must have a name"),
+        ({"metric": {"name": "val/acc"}}, "metric val/acc of .* has no goal, and W&B's default is minimize"),
         ({"command": ["python"]}, "command of .* must be a list with"),
         ({"command": ["${args}", "${program}"]}, "and, after it, .*args"),
         ({"command": ["${program}", "fit", "${args}", "${args_no_hyphens}"]}, "use `wandb agent` for other forms"),
@@ -185,6 +186,9 @@ TAUS = {"model.init_tau": {"values": [2.0, 4.0]}}
         ({"model": {"values": [{}, {"init_tau": 3}]}}, [], ["--model.init_tau=3"], "the parameter model: leave"),
         ({"data.init_args.batch_size": {"value": 4}}, [], ["--data.batch_size=3"], "parameter data.init_args.batch"),
         ({**TAUS, "model": {"value": {"init_tau": 3}}}, [], [], "of s both give model.init_tau"),
+        ({"model.channels": {"values": [8, 9]}}, [], ["--model.structure=FC10"], "FC10, after --, would"),
+        ({"model.optimizer.lr": {"values": [1, 2]}}, [], ["--model.optimizer=null"], "null, after --, would"),
+        ({"config": {"values": ["mnist", "nmnist"]}}, [], ["--config=cifar10"], "the parameter config: leave"),
     ],
 )  # fmt: skip
 def test_what_would_take_a_parameters_place_is_refused(parameters, behind, overrides, expected, tmp_path, capsys):
@@ -197,11 +201,30 @@ def test_what_would_take_a_parameters_place_is_refused(parameters, behind, overr
         assert expected in capsys.readouterr().err
 
 
+def test_a_sweep_without_a_data_set_is_planned(tmp_path, capsys):
+    finished_run(tmp_path / "runs" / "other" / "a", *SAME)
+    assert sweep(write(tmp_path / "s.yaml", parameters=TAUS), "--runs", tmp_path / "runs" / "mine", "--dry-run") == 0
+
+
+def test_a_configuration_given_by_name_is_watched():
+    assert [path.stem for path in files_of(["fit", "--config=fashionmnist", "--config=lif", "--config=no"])] == [
+        "fashionmnist",
+        "lif",
+    ]
+
+
 def test_what_takes_no_parameters_place_is_accepted(tmp_path):
     parameters = {**TAUS, "config": {"value": "fashionmnist"}, "model.optimizer.lr": {"value": 0.1}}
     grid = read_sweep(write(tmp_path / "s.yaml", parameters=parameters))
     require_no_conflict(
-        grid, ["--config=holdout", "--model.optimizer=SGD", "--trainer.max_epochs=3", "--model.channels=4"]
+        grid,
+        [
+            "--config=holdout",
+            "--data=ImageFolder",
+            "--model.optimizer=SGD",
+            "--trainer.max_epochs=3",
+            "--model.channels=4",
+        ],
     )
 
 
@@ -472,8 +495,18 @@ def test_no_run_elsewhere_serves_one_that_begins_from_other_weights(capsys):
     assert "0 finished" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("edit", [("time_steps: 2", "time_steps: 3"), ("# a", "# b")])
-def test_runs_of_a_configuration_that_was_edited_are_another_sweep(edit, capsys):
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (("time_steps: 2", "time_steps: 3"), "data.time_steps was 2.0, is 3.0"),
+        (("# a", "best_of_ties: first"), "best_of_ties was last, is first"),
+        (("fit: true", "fit: false"), "test_after_fit was True, is False"),
+        (("model:", "model:\n  neuron: {class_path: plif_lightning.CLIF}"), "model.neuron.class_path was None, is"),
+        (("model:", "model:\n  early_time_steps: {2: 4}"), "model.early_time_steps.2 was None, is 4.0"),
+        (("# a", "# b"), None),
+    ],
+)
+def test_runs_of_a_configuration_that_was_edited_are_another_sweep(edit, expected, capsys):
     """Found by a review: such runs were taken for finished ones, and ranked beside those of the new file."""
     mine = Path("mine.yaml").absolute()
     text = (REPOSITORY / "configs" / "quickstart.yaml").read_text()
@@ -489,12 +522,12 @@ def test_runs_of_a_configuration_that_was_edited_are_another_sweep(edit, capsys)
     time.sleep(0.02)  # a file system's clock is coarse
     mine.write_text(mine.read_text().replace(*edit))
     capsys.readouterr()
-    is_other = edit[0] != "# a"
-    assert sweep(file, "--dry-run") == (2 if is_other else 0)
+    assert sweep(file, "--dry-run") == (2 if expected else 0)
     said = capsys.readouterr()
-    if is_other:
+    if expected:
         assert "mine_seed_everything-1 holds a run with other settings than" in said.err
-        assert "mine.yaml gives now: data.time_steps was 2.0, is 3.0. Pass another --runs" in said.err
+        assert f"mine.yaml gives now: {expected}" in said.err
+        assert "Pass another --runs" in said.err
     else:
         assert "2 finished" in said.out
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plif_lightning.callbacks import records
 from plif_lightning.data import EventFolder, TimeDrop, event_folder
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.data.testing import spread_test_samples
@@ -20,6 +21,9 @@ from plif_lightning.events.integration import resized
 from plif_lightning.events.noise import cleaned
 from plif_lightning.events.recording import Noise, RecordingError, pack
 from plif_lightning.events.windows import Samples, Windows, parted, windowed
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.samples import Samples as RecordedSamples
+from plif_lightning.runs.samples import read_samples, write_samples
 from tests import writers
 
 LONG = 1000
@@ -57,6 +61,28 @@ def test_samples_to_measure_on_are_of_all_classes(root):
     assert label.tolist() == [0, 0, 1, 1]
     assert x.shape == (4, 4, 2, 48, 64)
     assert len(spread_test_samples(data, 100)[1]) == len(data.test_set)
+
+
+@pytest.mark.parametrize("arguments", [{"window_ms": 100.0, "slicing": "by_time"}, {"window_events": 300}, {}])
+def test_recorded_steps_are_those_that_the_network_saw(root, arguments, tmp_path, monkeypatch):
+    """Found by a review: the report cut windows of equal duration from their first event to their last."""
+    monkeypatch.setattr(records, "_MAX_EVENTS", 40)
+    dataset = made(root, **arguments).val_set
+    for i in range(len(dataset)):
+        frames = dataset[BatchRequest(0, torch.tensor([i]))].x[0]
+        assert np.diff(dataset.bounds_of(i)).tolist() == frames.flatten(1).sum(1).tolist()
+    recorded = records._events(dataset, [0, 1])
+    for i in (0, 1):
+        size = recorded.offset[i + 1] - recorded.offset[i]
+        nth = -(-len(dataset.events_of(i)[0]) // 40)
+        steps = np.searchsorted(dataset.bounds_of(i)[1:], np.arange(size) * nth, side="right")  # of each kept event
+        assert np.diff(recorded.bounds[i]).tolist() == np.bincount(steps, minlength=4).tolist()
+    run = RunFolder(tmp_path)
+    frames = np.zeros((4, 2, 2, 48, 64), np.uint8)
+    spikes = np.zeros((4, 2, 1, 3, 3), bool)
+    rates, votes = np.zeros((2, 1, 3, 3)), np.zeros((4, 2, 2))
+    write_samples(run, RecordedSamples(np.array([0, 1]), ["a", "b"], frames, rates, spikes, votes, recorded))
+    assert np.array_equal(read_samples(run).events.bounds, recorded.bounds)
 
 
 def test_files_that_change_between_two_calls_are_read_anew_or_refused(root):

@@ -3,12 +3,14 @@
 import json
 import os
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from plif_lightning.analysis.tables import cells
 from plif_lightning.errors import UserError
-from plif_lightning.runs.histograms import read_histograms
+from plif_lightning.runs.histograms import append_histograms, read_histograms
 from plif_lightning.runs.process import process_identity
 from plif_lightning.runs.reading import find_runs, read_run
 from plif_lightning.runs.samples import read_samples
@@ -52,6 +54,49 @@ def test_what_is_no_share_is_no_accuracy(tmp_path, accuracy):
 def test_a_command_that_is_none_is_no_command(tmp_path, arguments):
     write_run(tmp_path / "a").command.write_text(f'{{"arguments": {arguments}}}')
     assert read_run(tmp_path / "a").command == []
+
+
+def test_runs_behind_a_link_are_found_once(tmp_path):
+    write_run(tmp_path / "scratch" / "b")
+    write_run(tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "b").symlink_to(tmp_path / "scratch" / "b")
+    (tmp_path / "runs" / "again").symlink_to(tmp_path / "runs")
+    assert [run.name for run in find_runs(tmp_path / "runs")] == ["a", "b"]
+
+
+def test_a_file_above_runs_hides_none(tmp_path):
+    write_run(tmp_path / "x" / "version_0")
+    (tmp_path / "config.yaml").write_text("a: 1")
+    assert [(run.name, run.status) for run in find_runs(tmp_path)][1] == ("x/version_0", "finished")
+
+
+def test_numbers_that_no_float_holds_are_none(tmp_path):
+    run = write_run(tmp_path / "a", seed=float("inf"))
+    run.command.write_text(f'{{"started": 1{"0" * 400}}}')
+    run.result.write_text(f'{{"samples": {{"training": 60000, "test as val": 1{"0" * 400}}}}}')
+    found = read_run(tmp_path / "a")
+    assert (found.started, found.tested_samples) == (0.0, None)
+    assert len(cells([found])) == 1
+
+
+def test_a_table_that_a_spreadsheet_saved_is_read_or_named(tmp_path):
+    run = write_run(tmp_path / "a")
+    text = run.metrics.read_text()
+    run.metrics.write_text(text, encoding="utf-8-sig")
+    assert len(read_run(tmp_path / "a").metrics) == 3
+    run.metrics.write_text(text.replace(",", ";"))
+    found = read_run(tmp_path / "a")
+    assert found.metrics == []
+    assert "its first line names no column epoch" in found.problems[0]
+
+
+def test_a_histogram_behind_half_a_line_is_read(tmp_path):
+    run = write_run(tmp_path / "a")
+    whole = read_histograms(run)
+    with run.weights.open("a") as file:
+        file.write('{"layer": "fc1", "ep')
+    append_histograms(run, [replace(whole[-1], epoch=9)])
+    assert [row.epoch for row in read_histograms(run)] == [0, 1, 2, 3, 9]
 
 
 def test_folders_that_begin_with_a_dot_are_not_searched(tmp_path):

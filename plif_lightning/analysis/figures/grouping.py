@@ -12,9 +12,6 @@ from plif_lightning.analysis.figures.page import NothingToShowError, escaped, fo
 from plif_lightning.analysis.settings import data_title, labels, one_per_seed, other_settings, setting_of
 from plif_lightning.runs.run import Run
 
-# Data sets of Figures 6 and 7; others are shown only if there is no run of these.
-_OF_THE_PAPERS_CURVES = ("FashionMNIST", "CIFAR10", "CIFAR10DVS", "DVSGesture")
-
 
 class Panel(NamedTuple):
     """Common properties of the runs in a panel.
@@ -46,8 +43,7 @@ def by_panel(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[Panel, 
         wanted: True for runs that the figure can show.
     """
     groups: dict[Panel, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    runs = [run for run in runs if wanted(run)]
-    for run in [run for run in runs if run.data_set in _OF_THE_PAPERS_CURVES] or runs:
+    for run in filter(wanted, runs):
         groups[panel_of(run)][_settings_key(run)].append(run)
     found = {}
     for panel, by_settings in sorted(groups.items()):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from plif_lightning.analysis.figures.grouping import source_of
 from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, literal, new_figure
 from plif_lightning.errors import UserError
-from plif_lightning.plot import picture
+from plif_lightning.plot.tensors import picture, pictures
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.samples import Samples, read_samples
 
@@ -202,7 +202,7 @@ def figure_s4(runs: Sequence[Run]) -> Drawn:
         ("(b)", np.cumsum(frames.astype(np.float64), 0) / so_far, np.cumsum(spikes, 0) / so_far),
     )
     for part, (letter, shown, fired) in enumerate(parts):
-        images = np.stack([picture(shown[t]) for t in shown_steps])
+        images = pictures(shown[shown_steps])
         titles = _step_titles(shown_steps) if part == 0 else ()
         _show_row(axes[3 * part, 0], images, f"{letter} {'mean ' if part else ''}input", titles)
         for row, c in enumerate(channels, start=1):
@@ -225,7 +225,7 @@ def figure_s5(runs: Sequence[Run]) -> Drawn:
     figure, axes = new_figure(0.75 * len(shown_steps) + 0.9, 0.95 * 2 * played + 0.5, 2 * played)
     for i in range(played):
         frames = _step_frames(samples, i)
-        images = np.stack([picture(frames[t]) for t in shown_steps])
+        images = pictures(frames[shown_steps])
         titles = _step_titles(shown_steps) if i == 0 else ()
         _show_row(axes[2 * i, 0], images, _class_of(samples, i), titles)
         _show_row(axes[2 * i + 1, 0], samples.spikes[shown_steps, i, channel], "spikes")

@@ -62,7 +62,7 @@ def _draw_ridges(ax: Axes, rows: Sequence[Histogram]) -> None:
                 1.02, base, f"{row.mean:.2g} $\\pm$ {row.std:.2g}", fontsize=6, transform=ax.get_yaxis_transform(),
             )  # fmt: skip
     ax.set_yticks(range(count), [f"epoch {row.epoch}" for row in reversed(rows)], fontsize=8)
-    width = np.percentile(np.abs([value for row in rows for value in _central(row)]), 100)
+    width = max(abs(value) for row in rows for value in _central(row))
     ax.set_xlim(-width, width)
     ax.spines[["top", "right", "left"]].set_visible(False)
 
