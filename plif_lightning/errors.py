@@ -49,13 +49,14 @@ def require_count(name: str, value: Any) -> None:
 
 
 def require_number(name: str, value: Any, hint: str = "") -> None:
-    """Check a real number, of any type that Python takes for one.
+    """Check a real number: a `numbers.Real`, but no bool, or a tensor or an array without dimensions.
 
     Raises:
-        UserError: it is another value, or a bool; its message ends with the hint.
+        UserError: it is another value; its message ends with the hint.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise UserError(f"{name} must be a number, got {value!r}{hint}.")
+    plain = _item(value)
+    if isinstance(plain, bool) or not isinstance(plain, Real):
+        raise UserError(f"{name} must be a number, got {value!r}{f'; {hint}' if hint else ''}.")
 
 
 def require_truth(name: str, value: Any) -> None:
@@ -64,8 +65,14 @@ def require_truth(name: str, value: Any) -> None:
     Raises:
         UserError: it is neither true nor false.
     """
-    if isinstance(value, str) or value not in (True, False):
+    plain = _item(value)
+    if not isinstance(plain, int) or plain not in (0, 1):
         raise UserError(f"{name} must be true or false, got {value!r}.")
+
+
+def _item(value: Any) -> Any:
+    """The number of a tensor, an array or a NumPy scalar without dimensions; other values unchanged."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 class DatasetNotFoundError(UserError):

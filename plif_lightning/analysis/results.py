@@ -46,7 +46,7 @@ Row = dict[str, str]
 
 def digest(run: Run) -> str:
     """Hash a run's settings and data, but not its seed, machine and folder."""
-    return _hash(experiment(run))
+    return _hash(experiment(run, epochs=run.epochs))
 
 
 def _hash(text: str) -> str:
@@ -240,12 +240,14 @@ def _problem_of_layers(rows: Sequence[Row]) -> str:
 
 def _experiment_key(row: Row, shipped: Set[str]) -> tuple[str, ...]:
     """Identify the experiment and seed that a row's command asks for; `shipped` names the project's configurations."""
+    names = [(word.partition("=")[0], word) for word in row["overrides"].split()]
     # Runs read from W&B have none; files and data of one's own may be others now, or elsewhere, under the same name.
-    own = set(row["configuration"].split(" + ")) - shipped or row["data"] not in paper.TITLES.values()
+    own = set(row["configuration"].split(" + ")) - shipped or any(
+        name in ("data", "data.class_path") for name, _ in names
+    )
     if not row["command"] or own:
         return row["hash"], repetition(row)
-    places = _PLACES - {"data.root"}
-    overrides = [word for word in row["overrides"].split() if word.partition("=")[0] not in places]
+    overrides = [word for name, word in names if name not in _PLACES]
     asked = (row[name] for name in ("data", "source", "protocol", "configuration"))
     return *asked, repetition(row), *overrides
 

@@ -35,15 +35,20 @@ def other_settings(run: Run) -> dict[str, Any]:
 
 
 def _length(run: Run) -> int:
-    """Epochs that a run was to have: a finished one may have been ended before, such as by EarlyStopping."""
+    """Number of epochs; of a run that EarlyStopping may have ended, the number that it was set to train for."""
     most = run.setting("trainer.max_epochs")
-    ended = run.status == "finished" and isinstance(most, int) and 0 < run.epochs <= most
-    return most if ended else run.epochs
+    stops = "EarlyStopping" in str(run.setting("trainer.callbacks")) and run.status == "finished"
+    return most if stops and isinstance(most, int) and most > 0 else run.epochs
 
 
-def experiment(run: Run) -> str:
-    """A text that is equal for runs that differ only in their seed, of any version."""
-    others = {key: value for key, value in other_settings(run).items() if says_something(key, value)}
+def experiment(run: Run, **of_old: Any) -> str:
+    """A text that is equal for runs that differ only in their seed, of any version.
+
+    Args:
+        run: the run.
+        of_old: settings in the place of its own, as earlier versions had them.
+    """
+    others = {key: value for key, value in (other_settings(run) | of_old).items() if says_something(key, value)}
     if run.protocol == "B":
         others["best_of_ties"] = run.best_of_ties
     return json.dumps([setting_of(run), sorted(others.items(), key=without_order)], default=str)
@@ -169,11 +174,11 @@ def _limits_of(run: Run) -> list[str]:
 
 def one_per_seed(runs: Sequence[Run]) -> list[Run]:
     """The run of each seed that was begun last; runs without a seed of their own all count."""
-    found: dict[float, Run] = {}
+    found: dict[tuple[str, float], Run] = {}
     for i, run in enumerate(sorted(runs, key=lambda run: run.started)):
         seed = run.setting("seed_everything")
         number = math.nan if isinstance(seed, bool) else real(seed)
-        found[-1 - i if math.isnan(number) else number] = run  # seeds are not negative
+        found[("run", i) if math.isnan(number) else ("seed", number)] = run
     chosen = set(map(id, found.values()))
     return [run for run in runs if id(run) in chosen]
 

@@ -274,8 +274,11 @@ def _events(dataset: EventDataset, chosen: list[int]) -> Events:
         addresses.append(address[::nth])
         times.append(time[::nth])
         bounds.append(-(-dataset.bounds_of(i) // nth))
-    offset = np.cumsum([0, *map(len, addresses)])
     sensor = dataset.store.sensor
     return Events(
-        *(np.concatenate(addresses), np.concatenate(times), offset, (sensor.height, sensor.width)), np.stack(bounds)
+        address=np.concatenate(addresses),
+        time=np.concatenate(times),
+        offset=np.cumsum([0, *map(len, addresses)]),
+        sensor=(sensor.height, sensor.width),
+        bounds=np.stack(bounds),
     )

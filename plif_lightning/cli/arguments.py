@@ -47,15 +47,22 @@ def option_names(argv: Sequence[str]) -> set[str]:
     return {argument.split("=")[0] for argument in argv}
 
 
+class _TwiceError(yaml.YAMLError):
+    """A name is given twice in a mapping."""
+
+
 class _Loader(yaml.SafeLoader):
     """Refuses a name that is given twice in a mapping, of which YAML would take the second value."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        for key, _ in reversed(node.value):
-            if isinstance(key, yaml.ScalarNode) and names.count(key.value) > 1:
-                raise yaml.YAMLError(f"{key.value} is given twice, again in line {key.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise _TwiceError(f"{key.value} twice, the second time in line {key.start_mark.line + 1}")
+                seen.add((key.tag, key.value))
+        return node
 
 
 def parsed_yaml(text: str, source: str) -> Any:
@@ -66,9 +73,11 @@ def parsed_yaml(text: str, source: str) -> Any:
         source: name of the text, for the message.
 
     Raises:
-        UserError: the text is not YAML.
+        UserError: the text is not YAML, or a mapping has a name twice.
     """
     try:
         return yaml.load(text, _Loader)
+    except _TwiceError as error:
+        raise UserError(f"{source} names {error}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
         raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}.") from error

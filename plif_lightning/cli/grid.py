@@ -250,7 +250,10 @@ def _settings_of(name: str, value: Any) -> dict[str, Any]:
 
 
 def _replaces(name: str, value: Any, setting: str) -> bool:
-    """True if a setting takes the place of another: of the same one, of all below it, or a structure of its numbers."""
+    """True if setting `name`, given `value`, overrides `setting`.
+
+    It overrides the same one, any below it if the value is null, and the six numbers if it is a structure.
+    """
     if name == "model.structure" and value is not None:
         return setting in (name, *(f"model.{number}" for number in Numbers._fields))
     return name == setting or (value is None and setting.startswith(f"{name}."))

@@ -25,7 +25,7 @@ def comparable_settings(config: dict[str, Any]) -> str:
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     # Settings that an older run does not name had their default then.
-    found = identity({**config, "model": {**model_defaults(), **config["model"]}}, planned=True)
+    found = identity({**config, "model": {**model_defaults(), **(config.get("model") or {})}}, planned=True)
     found |= {name: config.get(name) for name in ("seed_everything", "test_after_fit")}
     if found.get("data.validation") == "holdout":  # validated on the test set, a run does not depend on the rule
         found["best_of_ties"] = config.get("best_of_ties", "first") or "last"

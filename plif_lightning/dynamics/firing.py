@@ -53,7 +53,7 @@ class Firing:
         constant = not hasattr(self.v_threshold, "requires_grad")
         if constant:
             require_number("v_threshold", self.v_threshold)
-        require_number("v_reset", self.v_reset, "; a soft reset is reset='soft'")
+        require_number("v_reset", self.v_reset, "a soft reset is reset='soft'")
         for name in ("detach_reset", "through_time"):
             require_truth(name, getattr(self, name))
         if not math.isfinite(self.v_reset) or (constant and not self.v_reset < self.v_threshold):

@@ -105,7 +105,9 @@ def _without_stride(x: Tensor, shape: Sequence[int], settings: dict[str, Any]) -
     - 3x3 or 5x5 over a map of one pixel, in bfloat16: it reads beyond (torch 2.13).
     """
     stride, padding = settings.get("stride", 1), settings.get("padding", 0)
-    if tuple(x.shape[2:]) == (1, 1) and shape[2] == shape[3] and padding in (shape[2] // 2, (shape[2] // 2,) * 2):
+    kernel, around = shape[2], shape[2] // 2
+    odd = kernel % 2 == 1 and shape[3] == kernel
+    if tuple(x.shape[2:]) == (1, 1) and odd and padding in (around, (around, around)):
         return x, settings | {"stride": 1}  # whose output is one pixel at any stride
     down, across = (stride, stride) if isinstance(stride, int) else stride
     whole = (down, across) == (1, 1) or shape[1] >= _FEW_CHANNELS or x.device.type != "cpu"

@@ -21,7 +21,7 @@ class TimeDropout(nn.Module):
         require_number("dropout", p)
         if not 0 <= p < 1:
             raise UserError(f"dropout must be at least 0 and below 1, got {p}.")
-        self.p = p
+        self.p = float(p)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:

@@ -1,6 +1,5 @@
 """Read checkpoint files with integrity checks, and load the trained network from one without a Trainer."""
 
-import inspect
 import json
 import pickle
 import zipfile
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 from torch import nn
 
 from plif_lightning.errors import CheckpointError, UserError
@@ -214,15 +214,9 @@ def _made(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) -> 
     return own_network(network, from_data, {})
 
 
-def _arguments_of(kind: type) -> set[str]:
-    """Names that a class's constructor takes, and those of its bases as far as it passes further keywords on."""
-    found: set[str] = set()
-    for base in (base for base in kind.__mro__ if "__init__" in vars(base)):
-        parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
-        found |= parameters.keys()
-        if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
-            break
-    return found
+def _arguments_of(kind: type) -> list[str]:
+    """Names of a class's arguments as the command line knows them, those included that it passes on to its bases."""
+    return ArgumentParser().add_class_arguments(kind, fail_untyped=False)
 
 
 def _module(described: dict[str, Any], further: Mapping[str, Any]) -> nn.Module:

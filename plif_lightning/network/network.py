@@ -2,7 +2,7 @@
 
 import inspect
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -163,7 +163,7 @@ class SpikingNetwork(nn.Module):
         self.backend = Backend(backend, sparse)
         for name, value in (("time_steps", time_steps), ("num_classes", num_classes)):
             require_count(name, value)
-        if not isinstance(input_shape, Sequence) or len(input_shape) != 3:
+        if not isinstance(input_shape, Iterable) or len(input_shape) != 3:
             raise UserError(f"input_shape must be channels, height and width, got {input_shape}.")
         for size in input_shape:
             require_count("each of input_shape", size)
@@ -178,7 +178,7 @@ class SpikingNetwork(nn.Module):
         layers = placed(wanted, input_shape, num_classes)
         drops = sum(isinstance(one.layer, FC) and one.layer.dropout is None for one in layers)
         self._dropout = dropout
-        dropouts = [*dropout] if isinstance(dropout, (list, tuple)) else [dropout] * drops
+        dropouts = [*dropout] if isinstance(dropout, Iterable) else [dropout] * drops
         if len(dropouts) != drops:
             raise UserError(
                 f"dropout must be one number or n_fc = {drops} of them, one for each DP, got {len(dropouts)}."

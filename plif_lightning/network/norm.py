@@ -56,9 +56,13 @@ class _OwnStrides(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return _with_own_strides(grad)
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent.view_as(tangent)
+
 
 def _normalised(bn: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    if len(images) != 1:
+    if len(images) != 1 or not torch.is_grad_enabled():
         return bn(images)
     y: Tensor = _OwnStrides.apply(bn(_OwnStrides.apply(images)))
     return y

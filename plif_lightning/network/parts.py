@@ -20,7 +20,7 @@ _COMPILED = "_orig_mod"
 # Attributes that do not affect votes in evaluation: T, on which no parameter depends, and training-only settings.
 _NO_SETTINGS = {
     *("training", "time_steps", "p", "momentum", "ties", "statistics", "held"),
-    *("surrogate", "surrogate_width", "detach_reset"),
+    *("surrogate", "surrogate_width", "detach_reset", "through_time"),
 }
 
 
@@ -92,9 +92,9 @@ def require_parts(here: Parts, stored: Any, path: object) -> None:
     if differences := _differences(here, stored, path):
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
         raise CheckpointError(
-            f"the network in {path} differs from the one that its arguments build: {'; '.join(differences[:3])}{more}. "
-            "Its weights would give other votes. Give this one the checkpoint's arguments, or build the layers that "
-            "differ in the __init__ of a subclass of SpikingClassifier, and load the checkpoint with that class's "
+            f"the network in {path} differs from this one: {'; '.join(differences[:3])}{more}. Its weights would give "
+            "other votes. Build the network with the checkpoint's arguments, or build the layers that differ in the "
+            "__init__ of a subclass of SpikingClassifier, and load the checkpoint with that class's "
             "load_from_checkpoint."
         )
 

@@ -132,7 +132,7 @@ def _require_single_steps(net: nn.Module) -> None:
             case _BatchNorm(training=True) if part not in time_norms:
                 reason = f"{type(part).__name__} in training takes all time-steps at once"
             case TimeBatchNorm2d(statistics="all_steps", bn=nn.Module(running_mean=None)):
-                raise UserError("BN without running statistics over all time-steps cannot take them one by one.")
+                raise UserError("norm_statistics='all_steps' without running statistics needs all time-steps at once.")
             case _BatchNorm(running_mean=None) if part not in time_norms:
                 raise UserError(f"{type(part).__name__} without running statistics takes all time-steps at once.")
             case _:
@@ -140,14 +140,10 @@ def _require_single_steps(net: nn.Module) -> None:
         raise UserError(f"{reason}: call net.eval() before a step.")
 
 
-def is_compiled(net: nn.Module) -> bool:
-    """True if a part of a network is compiled, or the code that asks."""
-    parts = net.modules()
-    return torch.compiler.is_compiling() or any(
-        part._compiled_call_impl is not None or "_orig_mod" in part._modules for part in parts
-    )
+def has_compiled_parts(net: nn.Module) -> bool:
+    return any(part._compiled_call_impl is not None or "_orig_mod" in part._modules for part in net.modules())
 
 
 def _not_compiled(net: nn.Module) -> AbstractContextManager[Any]:
     """Run compiled modules eagerly: a compiled module cannot be passed states."""
-    return torch.compiler.set_stance("force_eager") if is_compiled(net) else nullcontext()
+    return torch.compiler.set_stance("force_eager") if has_compiled_parts(net) else nullcontext()

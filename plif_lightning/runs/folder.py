@@ -114,18 +114,20 @@ class RunFolder:
 
 
 def walked(root: Path | str, order: Callable[[str], Any] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """`os.walk` through links, without hidden folders, each folder once and subfolders in order.
+    """`os.walk` without hidden folders, subfolders in order, each folder once; what links lead to comes last.
 
     Args:
         root: where it begins.
         order: sort key of the names of subfolders; the list of them may be shortened.
     """
-    seen = set()
-    for folder, below, files in os.walk(root, followlinks=True):
-        status = Path(folder).stat()
-        if (place := (status.st_dev, status.st_ino)) in seen:
-            below.clear()
-            continue
-        seen.add(place)
-        below[:] = sorted((name for name in below if not name.startswith(".")), key=order)
-        yield Path(folder), below, files
+    seen, waiting = set(), [Path(root)]
+    while waiting:
+        for folder, below, files in os.walk(waiting.pop(0)):
+            status = Path(folder).stat()
+            if (place := (status.st_dev, status.st_ino)) in seen:
+                below.clear()
+                continue
+            seen.add(place)
+            below[:] = sorted((name for name in below if not name.startswith(".")), key=order)
+            yield Path(folder), below, files
+            waiting += [link for name in below if (link := Path(folder, name)).is_symlink()]

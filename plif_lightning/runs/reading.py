@@ -15,9 +15,10 @@ from plif_lightning.runtime import program
 
 
 def _files_in(folder: Path) -> int:
-    """How many of the files that every run has lie in a folder."""
+    """How many of a run's files lie in a folder; 0 if it is none's."""
     run = RunFolder(folder)
-    return sum(file.is_file() for file in (run.config, run.metrics, run.command))
+    own = [file.is_file() for file in (run.config, run.metrics, run.command)]
+    return sum(own) + any(own) * (run.data.is_file() + run.result.is_file())
 
 
 def find_runs(root: Path | str) -> list[Run]:

@@ -81,7 +81,7 @@ KEYS = {
 }
 
 
-# Options whose default is none, and that mean something else by zero; all of classes of one's own may.
+# Options whose default is none, and that mean something else by zero; those of a network or loss of one's own may.
 _ZERO_COUNTS = ("model.tet_lambda", "model.network.", "model.loss.")
 
 

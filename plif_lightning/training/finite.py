@@ -90,10 +90,10 @@ class FiniteGuard(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is None:
-            known = [p for p in self._network.parameters() if p.grad is not None]
-            grads = [p.grad.flatten() for i, p in enumerate(known) if p.grad is not None and (p.dim() <= 1 or i == 0)]
-            if grads:
-                self._require(torch.cat(grads), "a gradient", trainer)
+            known = [p.grad for p in self._network.parameters() if p.grad is not None]
+            small = [_values(grad).flatten() for i, grad in enumerate(known) if grad.dim() <= 1 or i == 0]
+            if small:
+                self._require(torch.cat(small), "a gradient", trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         _stop_if(self._check.settle(), trainer)
@@ -104,6 +104,10 @@ class FiniteGuard(Callback):
     def _require(self, values: Tensor, what: str, trainer: L.Trainer) -> None:
         sentence = f"{what} is NaN or infinite at step {trainer.global_step} (epoch {trainer.current_epoch})"
         _stop_if(self._check.ask(values, trainer.global_step, sentence), trainer)
+
+
+def _values(grad: Tensor) -> Tensor:
+    return grad.coalesce().values() if grad.is_sparse else grad
 
 
 def _stop_if(found: str | None, trainer: L.Trainer) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import Integral
-from plif_lightning.network.stepping import LayerState, carrying, detached, is_compiled
+from plif_lightning.network.stepping import LayerState, carrying, detached, has_compiled_parts
 
 # Losses that are a mean over steps.
 SEPARABLE = ("per_step", "per_step_cross_entropy", "tet")
@@ -22,12 +22,15 @@ def separable(net: nn.Module, loss: str, static: bool = True) -> bool:
     takes all steps together, as the leaky integral of a readout does, and BN whose statistics see a static image once.
     Hooks of parameters would see the gradients twice. Compiled code cannot be passed the state of a step.
     """
-    if not isinstance(net, SpikingNetwork) or loss not in SEPARABLE or net.inputs.name != "direct" or is_compiled(net):
+    if not isinstance(net, SpikingNetwork) or loss not in SEPARABLE or net.inputs.name != "direct":
+        return False
+    if any(neuron.constants.through_time for _, neuron in net.neurons()):
+        return False
+    if torch.compiler.is_compiling() or has_compiled_parts(net):
         return False
     norms = [part for part in net.modules() if isinstance(part, TimeBatchNorm2d)]
     alone = all(norm.statistics == "per_step" and not (static and norm.held == "once") for norm in norms)
     alone = alone and not isinstance(net.voting, Integral)
-    alone = alone and all(not neuron.constants.through_time for _, neuron in net.neurons())
     return alone and not any(parameter._backward_hooks for parameter in net.parameters())
 
 

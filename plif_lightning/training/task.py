@@ -71,7 +71,7 @@ def _adam(parameters: Any) -> Optimizer:
 
 
 class SpikingClassifier(L.LightningModule):
-    """Trains and evaluates a `SpikingNetwork`.
+    """Trains and evaluates a `SpikingNetwork`; a subclass's own `forward` and `loss` are used in both.
 
     Args:
         input_shape: (C, H, W), from the data.
@@ -196,10 +196,12 @@ class SpikingClassifier(L.LightningModule):
 
     # Batches come from any loader: this project's, or pairs (x, label) from PyTorch's own.
 
-    @property
-    def _scales_loss(self) -> bool:
+    def _goes_step_by_step(self, static: bool) -> bool:
         trainer = getattr(self, "_trainer", None)
-        return getattr(getattr(trainer, "precision_plugin", None), "scaler", None) is not None
+        # A scale must be there before gradients become too small.
+        scales = getattr(getattr(trainer, "precision_plugin", None), "scaler", None) is not None
+        own = self.loss is not self._named_loss or self._has_own_forward
+        return not scales and not own and separable(self.network, self.hparams["loss"], static)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_batch(batch)
@@ -213,9 +215,7 @@ class SpikingClassifier(L.LightningModule):
             def loss_of(votes: Tensor) -> Tensor:
                 return self.loss(votes, label, self.label_smoothing)
 
-            alone = self.loss is self._named_loss and not self._has_own_forward
-            alone = alone and separable(self.network, self.hparams["loss"], static=x.dim() == 4)
-            if alone and not self._scales_loss:  # a scale must be there before gradients become too small
+            if self._goes_step_by_step(static=x.dim() == 4):
                 loss, votes = step_by_step(self.network, x, steps, loss_of)
             else:
                 # A forward of one's own takes x as a loader gives it, time behind samples.

@@ -114,9 +114,13 @@ def test_runs_that_were_tested_on_other_samples_are_not_averaged(tmp_path):
 
 def test_seeds_that_were_stopped_early_are_averaged(tmp_path):
     for seed, epochs in enumerate((2, 4, 3)):
+        stops = [{"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/acc"}}]
+        write_run(tmp_path / f"{seed}", (0.9,) * epochs, seed=seed, trainer={"max_epochs": 9, "callbacks": stops})
+    write_run(tmp_path / "shorter", (0.9,) * 3, seed=8, trainer={"max_epochs": 3, "callbacks": stops})
+    for seed, epochs in ((9, 2), (10, 9)):  # the first was cut off, such as by max_time
         write_run(tmp_path / f"{seed}", (0.9,) * epochs, seed=seed, trainer={"max_epochs": 9})
-    write_run(tmp_path / "shorter", (0.9,) * 3, trainer={"max_epochs": 3})
-    assert sorted((cell.epochs, len(cell.runs)) for cell in cells(find_runs(tmp_path))) == [("2 to 4", 3), ("3", 1)]
+    found = sorted((cell.epochs, len(cell.runs)) for cell in cells(find_runs(tmp_path)))
+    assert found == [("2", 1), ("2 to 4", 3), ("3", 1), ("9", 1)]
 
 
 def test_every_finished_run_is_in_a_table_or_named(tmp_path):

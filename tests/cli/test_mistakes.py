@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
+from plif_lightning.cli.arguments import parsed_yaml
 from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, refused
 
 
@@ -136,7 +138,10 @@ def test_a_place_that_can_be_no_folder_is_named(option, place, capsys):
         (bytes(range(128, 256)), "cannot be read as text"),
         (b"just words", "must hold names and values, got str"),
         (b"model: {", "is not YAML"),
-        (b"model: {init_tau: 4.0}\ndata: {}\nmodel: {loss: rate}\n", "model is given twice, again in line 3"),
+        (
+            b"model: {init_tau: 4.0}\ndata: {}\nmodel: {loss: rate}\n",
+            "mine.yaml names model twice, the second time in line 3",
+        ),
     ],
 )
 def test_a_file_that_is_no_configuration_is_named(content, expected, tmp_path, capsys):
@@ -144,6 +149,11 @@ def test_a_file_that_is_no_configuration_is_named(content, expected, tmp_path, c
     message = refused(capsys, "fit", "--config", QUICKSTART, "--config", "mine.yaml")
     assert "mine.yaml" in message
     assert expected in message
+
+
+def test_merged_mappings_and_names_of_two_types_are_not_given_twice():
+    text = "base: &b {x: 1}\nouter:\n  inner: &m {<<: *b, x: 2}\ntop: {<<: *m, y: 3}\n1: a\n'1': b\n"
+    assert parsed_yaml(text, "text") == yaml.safe_load(text)
 
 
 def test_memory_that_runs_out_is_said_with_how_much_was_needed(monkeypatch, capsys):

@@ -124,6 +124,16 @@ def test_a_training_step_multiplies_no_bfloat16(monkeypatch, tmp_path):
     assert not [found for found in types if "c10::BFloat16" in found]
 
 
+@pytest.mark.parametrize("kernel", range(1, 6))
+@pytest.mark.parametrize("padding", range(4))
+def test_a_map_of_one_pixel_has_the_output_of_pytorch(kernel, padding):
+    if kernel > 1 + 2 * padding:
+        return
+    x, weight = torch.rand(2, 16, 1, 1), torch.randn(3, 16, kernel, kernel)
+    found = dense.conv2d(x, weight, stride=2, padding=padding)
+    torch.testing.assert_close(found, F.conv2d(x, weight, stride=2, padding=padding))
+
+
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_a_map_of_one_pixel_has_a_gradient_at_any_stride(kernel):
     """oneDNN reads beyond it in bfloat16 (torch 2.13)."""

@@ -131,3 +131,11 @@ def test_only_a_static_first_block_moves_once(backend):
     assert [block.norm.bn.num_batches_tracked.item() for block in net.encoder] == [6, 10]
     with pytest.raises(UserError, match="norm_held must be one of every_step, once, got 'twice'"):
         SpikingNetwork((1, 8, 8), 3, 5, norm_held="twice")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by PyTorch's own decompositions
+def test_a_single_image_has_derivatives_forward():
+    norm, x = TimeBatchNorm2d(3).double(), torch.rand(1, 1, 3, 4, 4, dtype=torch.float64)
+    tangent = torch.rand_like(x)
+    _, found = torch.func.jvp(norm.eval(), (x,), (tangent,))
+    torch.testing.assert_close(found, tangent / (1 + norm.bn.eps) ** 0.5)

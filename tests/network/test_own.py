@@ -230,6 +230,25 @@ def test_a_checkpoint_of_it_is_loaded_with_its_class_or_by_its_configuration(tmp
         pl.load_network(checkpoint(module, tmp_path / "c.ckpt", evil))
 
 
+class Fixed(Net):
+    def __init__(self, **options) -> None:
+        super().__init__(num_classes=3, **options)
+
+
+class Hoarding(Net):
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.options = options
+
+
+@pytest.mark.parametrize("kind", [Fixed, Hoarding])
+def test_what_a_class_gives_its_base_itself_is_not_given_twice(kind, tmp_path):
+    module = task(kind())
+    named = f"model:\n  network:\n    class_path: {__name__}.{kind.__name__}\n"
+    again = pl.load_network(checkpoint(module, tmp_path / "a.ckpt", named))
+    assert getattr(again, "options", {}) == {}
+
+
 class Wide(Net):
     def __init__(self, part: nn.Module, gain: float = 1.0, **further) -> None:
         super().__init__(**further)

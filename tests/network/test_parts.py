@@ -172,6 +172,8 @@ def test_a_trainer_refuses_a_checkpoint_of_other_settings():
     with pytest.raises(CheckpointError, match=r"v_threshold .* is 1\.0 there, 0\.5 here"):
         L.Trainer(accelerator="cpu", logger=False).test(other, loader, ckpt_path="net.ckpt")
     assert pl.SpikingClassifier.load_from_checkpoint("net.ckpt", weights_only=True, v_threshold=0.5)
+    same_votes = pl.SpikingClassifier((1, 8, 8), 3, 4, **SIZES, through_time=False, surrogate="triangle")
+    L.Trainer(accelerator="cpu", logger=False).test(same_votes, loader, ckpt_path="net.ckpt")
 
 
 class OwnForward(pl.SpikingClassifier):

@@ -63,7 +63,7 @@ def test_a_network_that_was_changed_by_hand_is_refused(tmp_path):
     net = trained()
     net.classifier.fc1.neuron = pl.IF()
     net.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="differs from the one that its arguments build"):
+    with pytest.raises(CheckpointError, match="differs from this one"):
         SpikingNetwork.from_pretrained(tmp_path)
 
 

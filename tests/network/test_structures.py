@@ -495,7 +495,7 @@ def test_bn_without_averages_takes_the_batchs_in_an_evaluation(statistics):
     with torch.no_grad():
         assert torch.equal(net.eval()(x), expected)
         if statistics == "all_steps":
-            with pytest.raises(UserError, match="BN without running statistics over all time-steps"):
+            with pytest.raises(UserError, match="without running statistics needs all time-steps at once"):
                 step(net, x[0])
         else:
             for frame in x:

@@ -59,15 +59,24 @@ def test_a_command_that_is_none_is_no_command(tmp_path, arguments):
 def test_runs_behind_a_link_are_found_once(tmp_path):
     write_run(tmp_path / "scratch" / "b")
     write_run(tmp_path / "runs" / "a")
-    (tmp_path / "runs" / "b").symlink_to(tmp_path / "scratch" / "b")
-    (tmp_path / "runs" / "again").symlink_to(tmp_path / "runs")
-    assert [run.name for run in find_runs(tmp_path / "runs")] == ["a", "b"]
+    (tmp_path / "runs" / "A").mkdir()
+    for name, target in (("Z", "scratch/b"), ("A/best", "runs/a"), ("again", "runs")):
+        (tmp_path / "runs" / name).symlink_to(tmp_path / target)
+    assert [run.name for run in find_runs(tmp_path / "runs")] == ["a", "Z"]
 
 
 def test_a_file_above_runs_hides_none(tmp_path):
     write_run(tmp_path / "x" / "version_0")
     (tmp_path / "config.yaml").write_text("a: 1")
     assert [(run.name, run.status) for run in find_runs(tmp_path)][1] == ("x/version_0", "finished")
+
+
+def test_what_is_below_a_damaged_run_is_its_own(tmp_path):
+    run = write_run(tmp_path / "x")
+    write_run(tmp_path / "x" / "test" / "other")
+    run.metrics.unlink()
+    run.command.unlink()
+    assert [found.name for found in find_runs(tmp_path)] == ["x"]
 
 
 def test_numbers_that_no_float_holds_are_none(tmp_path):

@@ -129,9 +129,9 @@ def test_gradients_that_hooks_or_a_scale_act_on_are_not_taken_step_by_step():
     settings = {"channels": 2, "fc_features": 4, "through_time": False}
     task = pl.SpikingClassifier((1, 8, 8), 3, 4, **settings)
     assert separable(task.network, "per_step")
-    assert not task._scales_loss
+    assert task._goes_step_by_step(static=True)
     task._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=object()))
-    assert task._scales_loss
+    assert not task._goes_step_by_step(static=True)
     handle = task.network.classifier.fc1.fc.weight.register_hook(lambda gradient: gradient)
     assert not separable(task.network, "per_step")
     handle.remove()
