@@ -1,10 +1,12 @@
 """The leaderboard: accuracy against spikes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from string import ascii_lowercase
 
+import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, escaped, ink, new_panels
 from plif_lightning.analysis.leaderboard import Standing, seeds_in_words, standings
@@ -13,6 +15,8 @@ from plif_lightning.runs.run import Run
 
 # Settings so much worse than the paper's [points] are named in the caption: they would squeeze all others together.
 _FAR = 12.0
+# Where a letter may stand beside its point [points]: not above or below, where intervals are.
+_BESIDE = tuple((x, y) for y in (4, -4, 9, -9) for x in (6, -6))
 _STYLE = {"better": (COLOURS[2], "^"), "worse": (COLOURS[1], "v"), "": (None, "o")}
 
 
@@ -26,17 +30,15 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
     for ax, rows in zip(panels, found, strict=True):
         paper = next(row for row in rows if row.is_paper)
         far = [row for row in rows if row.cell.accuracy <= paper.cell.accuracy - _FAR]
-        letters = iter(ascii_lowercase)
-        named = []
-        for row in rows:
-            if row not in far and _counted(row):
-                letter = next(letters, "") if row.verdict else ""  # names in their place would cover each other
-                if letter:
-                    named.append(f"({letter}) {row.change}")
-                _draw(ax, row, letter)
+        shown = [row for row in rows if row not in far and _counted(row)]
+        for row in shown:
+            _draw(ax, row)
+        # Names in their place would cover each other.
+        lettered = dict(zip(ascii_lowercase, (row for row in shown if row.verdict), strict=False))
+        _add_letters(ax, lettered, shown)
         names += _names(
             paper.data,
-            named,
+            [f"({letter}) {row.change}" for letter, row in lettered.items()],
             [f"{row.change} ({row.cell.accuracy:.1f} %)" for row in far],
             [row.name for row in rows if not _counted(row)],
         )
@@ -70,7 +72,27 @@ def _counted(row: Standing) -> bool:
     return not math.isnan(row.mean("spikes"))
 
 
-def _draw(ax: Axes, row: Standing, letter: str) -> None:
+def _add_letters(ax: Axes, lettered: Mapping[str, Standing], shown: Sequence[Standing]) -> None:
+    """Write each letter beside its point, where it is farthest from other points and letters."""
+    ax.autoscale_view()
+
+    def place(row: Standing) -> NDArray[np.float64]:  # [points]
+        found: NDArray[np.float64] = ax.transData.transform((row.mean("spikes"), row.cell.accuracy))
+        return found * 72 / ax.figure.dpi
+
+    taken = [place(row) for row in shown]
+    for letter, row in lettered.items():
+        here = place(row)
+        room = [min(np.hypot(*(here + offset - other)) for other in taken) for offset in _BESIDE]
+        offset = _BESIDE[int(np.argmax(np.minimum(room, 7)))]  # the first with enough of it
+        taken.append(here + offset)
+        ax.annotate(
+            letter, (row.mean("spikes"), row.cell.accuracy), xytext=offset, textcoords="offset points", fontsize=7,
+            ha="center", va="center",
+        )  # fmt: skip
+
+
+def _draw(ax: Axes, row: Standing) -> None:
     colour, marker = (ink(), "*") if row.is_paper else _STYLE[row.verdict]
     cell = row.cell
     known = len(cell.runs) > 1 and not math.isnan(cell.low)
@@ -81,5 +103,3 @@ def _draw(ax: Axes, row: Standing, letter: str) -> None:
         x, cell.accuracy, halves, marker=marker, color=colour or ink(0.55), markersize=9 if row.is_paper else 4.5,
         linewidth=0.7, zorder=3 if row.is_paper else 2,
     )  # fmt: skip
-    if letter:
-        ax.annotate(letter, (x, cell.accuracy), xytext=(4, 2), textcoords="offset points", fontsize=7)
