@@ -57,8 +57,10 @@ class Operator:
     def _one_by_one(self, info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Any, Any]:
         """The results for a batch of `torch.func.vmap`, computed one by one."""
         call = getattr(torch.ops.plif, self.name)
+        given = [*zip(arguments, in_dims, strict=True)]
+        # A list holds numbers, and so does its dimension.
         results = [
-            call(*(one if dim is None else one.select(dim, i) for one, dim in zip(arguments, in_dims, strict=True)))
+            call(*(one.select(dim, i) if isinstance(dim, int) else one for one, dim in given))
             for i in range(info.batch_size)
         ]
         if isinstance(results[0], tuple):

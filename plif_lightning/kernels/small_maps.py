@@ -53,15 +53,15 @@ def _matrix(weight: Tensor, size: tuple[int, int], stride: int, dtype: torch.dty
 def _of_weight(of_matrix: Tensor, weight: Tensor, size: tuple[int, int], stride: int) -> Tensor:
     """The gradient of the weight from that of the matrix [H' W' O, H W C], in its layout."""
     outputs, channels, kernel, _ = weight.shape
-    found = torch.zeros_like(weight, dtype=of_matrix.dtype)
+    taps = of_matrix.new_zeros(kernel, kernel, outputs, channels)
     if of_matrix.shape == (outputs, channels):
-        found[:, :, kernel // 2, kernel // 2] = of_matrix
-        return found
-    of_matrix = of_matrix.view(-1, outputs, size[0] * size[1], channels)
-    taps = torch.zeros(kernel, kernel, outputs, channels, dtype=of_matrix.dtype, device="cpu")
-    for o, i, down, across in _taps(size, kernel, stride):
-        taps[down, across] += of_matrix[o, :, i]
-    return found.copy_(taps.permute(2, 3, 0, 1))
+        taps[kernel // 2, kernel // 2] = of_matrix
+    else:
+        of_matrix = of_matrix.view(-1, outputs, size[0] * size[1], channels)
+        for o, i, down, across in _taps(size, kernel, stride):
+            taps[down, across] += of_matrix[o, :, i]
+    found = taps.permute(2, 3, 0, 1)
+    return found.contiguous() if weight.is_contiguous() else torch.empty_like(weight, dtype=found.dtype).copy_(found)
 
 
 def input_of_small_maps(grad: Tensor, weight: Tensor, size: tuple[int, int], stride: int) -> Tensor:
@@ -71,30 +71,38 @@ def input_of_small_maps(grad: Tensor, weight: Tensor, size: tuple[int, int], str
     return grad_x.view(len(grad), *size, weight.shape[1]).permute(0, 3, 1, 2)
 
 
+def _flat(maps: Tensor) -> Tensor:
+    """Maps [N, C, H, W] as rows [N, H W C]."""
+    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1)
+
+
 class _ConvOfSmallMaps(torch.autograd.Function):
     """Keeps its input; the matrix, up to four times as large as the weight, is made again in the backward pass."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
         size = x.shape[2], x.shape[3]
-        flat = x.permute(0, 2, 3, 1).reshape(len(x), -1)
-        ctx.save_for_backward(flat, weight)
-        ctx.settings = size, stride
-        y = product(flat, _matrix(weight.detach(), size, stride, x.dtype).t())
+        y = product(_flat(x), _matrix(weight.detach(), size, stride, x.dtype).t())
         return y.view(len(x), *convolved(size, stride), len(weight)).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, ctx.stride = inputs
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        flat, weight = ctx.saved_tensors
-        size, stride = ctx.settings
-        grad = grad.to(flat.dtype)
+        x, weight = ctx.saved_tensors
+        size, stride = (x.shape[2], x.shape[3]), ctx.stride
+        grad = grad.to(x.dtype)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_x = input_of_small_maps(grad, weight, size, stride)
         if ctx.needs_input_grad[1]:
-            g = grad.permute(0, 2, 3, 1).reshape(len(grad), -1)
-            of_matrix = product(g.t().contiguous(), flat).to(real_type(flat))
+            of_matrix = product(_flat(grad).t().contiguous(), _flat(x)).to(real_type(x))
             grad_weight = _of_weight(of_matrix, weight, size, stride).to(weight.dtype)
         return grad_x, grad_weight, None
 

@@ -27,7 +27,7 @@ from plif_lightning.kernels.bits import (
     words_for,
 )
 from plif_lightning.kernels.dense import conv2d, conv2d_input, conv2d_weight, linear, product
-from plif_lightning.kernels.layout import KERNELS, LANES, SUM, at_a_time, convolved, real_type, threads_for
+from plif_lightning.kernels.layout import KERNELS, LANES, SUM, at_a_time, convolved, images_last, real_type, threads_for
 from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.policy import Op, Sparse, Timed, candidates_of, choose
@@ -251,23 +251,30 @@ def _(bits: Tensor, grad: Tensor, window: list[int], sparse: str) -> Tensor:
 class _ConvOfSpikes(torch.autograd.Function):
     """Convolution with padding K // 2; saves its input as one bit per value."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, sparse: Sparse) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, stride: int, sparse: Sparse) -> tuple[Tensor, Tensor]:
         y, bits = torch.ops.plif.conv_of_spikes(x, weight.to(x.dtype), stride, sparse)
-        ctx.save_for_backward(bits, weight)
+        return y, bits
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, weight, stride, sparse = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1], weight)
         ctx.settings = _Window.of(x, weight, stride), sparse
-        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         bits, weight = ctx.saved_tensors
         window, sparse = ctx.settings
         grad_x = _conv_of_gradient(grad, weight, window) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad = grad.contiguous(memory_format=torch.channels_last)
-            grad_weight = torch.ops.plif.conv_of_spikes_weight(bits, grad, list(window), sparse)
+            grad_weight = torch.ops.plif.conv_of_spikes_weight(bits, images_last(grad), list(window), sparse)
             grad_weight = grad_weight.to(weight.dtype)
         return grad_x, grad_weight, None, None
 
@@ -275,15 +282,24 @@ class _ConvOfSpikes(torch.autograd.Function):
 class _ConvOfBytes(torch.autograd.Function):
     """Convolution with padding K // 2 on other devices; saves its input as one byte per value."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        ctx.save_for_backward(x.to(torch.uint8), weight)
+    def forward(x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+        y = conv2d(x, weight.to(x.dtype), stride=stride, padding=weight.shape[-1] // 2)
+        return y, x.to(torch.uint8)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, weight, stride = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1], weight)
         ctx.window = _Window.of(x, weight, stride)
-        return conv2d(x, weight.to(x.dtype), stride=stride, padding=weight.shape[-1] // 2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         spikes, weight = ctx.saved_tensors
         grad_x = _conv_of_gradient(grad, weight, ctx.window) if ctx.needs_input_grad[0] else None
         some = lambda first, last: spikes[first:last].to(grad.dtype)  # noqa: E731
@@ -370,18 +386,26 @@ def _(bits: Tensor, grad: Tensor, inputs: int, value: float, sparse: str) -> Ten
 class _LinearOfSpikes(torch.autograd.Function):
     """FC layer without bias; saves its input as one bit per value."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, value: float, sparse: Sparse) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, value: float, sparse: Sparse) -> tuple[Tensor, Tensor, Tensor | None]:
         narrow = weight.to(x.dtype)
         y, bits = torch.ops.plif.linear_of_spikes(x, narrow, value, sparse)
-        # The gradient of x needs it again; it is half as large as the weight, and takes long to make.
-        ctx.save_for_backward(bits, weight, None if narrow is weight else narrow)
-        ctx.settings = (value, sparse)
-        return y
+        return y, bits, None if narrow is weight else narrow
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor | None]) -> None:
+        _, weight, *ctx.settings = inputs
+        _, bits, narrow = output
+        ctx.mark_non_differentiable(*(one for one in (bits, narrow) if one is not None))
+        ctx.set_materialize_grads(False)
+        # The gradient of x needs the narrow weight again; it is half as large, and takes long to make.
+        ctx.save_for_backward(bits, weight, narrow)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         bits, weight, narrow = ctx.saved_tensors
         used = weight if narrow is None else narrow
         grad_x = product(grad, used.to(grad.dtype)) if ctx.needs_input_grad[0] else None
@@ -421,8 +445,8 @@ def conv_of_spikes(x: Tensor, weight: Tensor, sparse: Sparse = "auto", stride: i
     _require_spikes(x, x.dim() == 4, "[N, C, H, W]")
     with in_own_precision(x.device):
         if x.device.type == "cpu":
-            return _ConvOfSpikes.apply(x, weight, stride, sparse)
-        return _ConvOfBytes.apply(x, weight, stride)
+            return _ConvOfSpikes.apply(x, weight, stride, sparse)[0]
+        return _ConvOfBytes.apply(x, weight, stride)[0]
 
 
 def linear_of_spikes(x: Tensor, weight: Tensor, value: float = 1.0, sparse: Sparse = "auto") -> Tensor:
@@ -439,7 +463,7 @@ def linear_of_spikes(x: Tensor, weight: Tensor, value: float = 1.0, sparse: Spar
     """
     _require_spikes(x, x.dim() >= 2, "[*, N, K]")
     with torch.autocast("cpu", enabled=False):
-        y = _LinearOfSpikes.apply(x.flatten(0, -2), weight, value, sparse)
+        y = _LinearOfSpikes.apply(x.flatten(0, -2), weight, value, sparse)[0]
     return y.unflatten(0, x.shape[:-1])
 
 

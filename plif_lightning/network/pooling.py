@@ -1,6 +1,7 @@
 """Max-pooling of spikes, with a rule for ties."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -57,7 +58,11 @@ class SpikeMaxPool2d(nn.Module):
         self.ties = ties
 
     def forward(self, spikes: Tensor) -> Tensor:
-        return _SpikeMaxPool.apply(spikes, draw_seed(self.training) if self.ties == "random" else None)
+        seed = draw_seed(self.training) if self.ties == "random" else None
+        if not (torch.is_grad_enabled() and spikes.requires_grad):
+            return _largest(_windows(spikes))
+        pooled: Tensor = _SpikeMaxPool.apply(spikes, seed)[0]
+        return pooled
 
     def extra_repr(self) -> str:
         return f"ties={self.ties!r}"
@@ -150,35 +155,47 @@ def _windows(x: Tensor) -> list[Tensor]:
     return [x[..., i:height:2, j:width:2] for i, j in _OFFSETS]
 
 
+def _largest(inside: Sequence[Tensor]) -> Tensor:
+    return torch.maximum(torch.maximum(inside[0], inside[1]), torch.maximum(inside[2], inside[3]))
+
+
 class _SpikeMaxPool(torch.autograd.Function):
+    """The maximum, and which neuron of each window gets its gradient."""
+
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, spikes: Tensor, seed: Tensor | None) -> Tensor:
+    def forward(spikes: Tensor, seed: Tensor | None) -> tuple[Tensor, Tensor]:
         inside = _windows(spikes)
-        pooled = torch.maximum(torch.maximum(inside[0], inside[1]), torch.maximum(inside[2], inside[3]))
-        if ctx.needs_input_grad[0]:
-            # Only the gradient depends on the tie rule: one byte per window is saved for it.
-            # If none fired, all four are tied at the maximum 0.
-            tied = [(neuron == pooled).to(torch.uint8) for neuron in inside]
-            rank: Tensor | int = 0
-            if seed is not None:
-                place = torch.arange(pooled.numel(), device=spikes.device).view(pooled.shape)
-                uniform = (_hash((place ^ seed.to(spikes.device)) & 0xFFFFFFFF) >> 8).to(torch.float32) * 2**-24
-                rank = (uniform * (tied[0] + tied[1] + tied[2] + tied[3])).to(torch.uint8)
-            winner = torch.zeros_like(tied[0])
-            ahead = tied[0]  # number of tied neurons before the next one
-            for i in (1, 2, 3):
-                winner += i * (tied[i] & (ahead == rank))
-                ahead = ahead + tied[i]
-            ctx.save_for_backward(winner)
-            ctx.shape = spikes.shape
-        return pooled
+        pooled = _largest(inside)
+        # Only the gradient depends on the tie rule: one byte per window is saved for it.
+        # If none fired, all four are tied at the maximum 0.
+        tied = [(neuron == pooled).to(torch.uint8) for neuron in inside]
+        rank: Tensor | int = 0
+        if seed is not None:
+            place = torch.arange(pooled.numel(), device=spikes.device).view(pooled.shape)
+            uniform = (_hash((place ^ seed.to(spikes.device)) & 0xFFFFFFFF) >> 8).to(torch.float32) * 2**-24
+            rank = (uniform * (tied[0] + tied[1] + tied[2] + tied[3])).to(torch.uint8)
+        winner = torch.zeros_like(tied[0])
+        ahead = tied[0]  # number of tied neurons before the next one
+        for i in (1, 2, 3):
+            winner = winner + i * (tied[i] & (ahead == rank))
+            ahead = ahead + tied[i]
+        return pooled, winner
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1])
+        ctx.shape = inputs[0].shape
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
         (winner,) = ctx.saved_tensors
         left_over = ctx.shape[-2] % 2 or ctx.shape[-1] % 2
         grad_spikes = grad.new_zeros(ctx.shape) if left_over else grad.new_empty(ctx.shape)
         for i, neuron in enumerate(_windows(grad_spikes)):
-            torch.mul(grad, winner == i, out=neuron)
+            neuron.copy_(grad * (winner == i))
         return grad_spikes, None

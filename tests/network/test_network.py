@@ -366,3 +366,28 @@ def test_the_number_of_steps_is_not_set_behind_its_layers():
     with net.for_time_steps(8):
         assert (net.time_steps, len(net(torch.rand(1, 1, 8, 8)))) == (8, 8)
     assert (net.time_steps, len(net(torch.rand(1, 1, 8, 8)))) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("backend", "sparse"), [("auto", "auto"), ("auto", "always"), ("auto", "never"), ("reference", "always")]
+)
+def test_every_form_has_functional_and_per_sample_gradients(backend, sparse):
+    """Found by a review: `torch.func` failed in some forms, so with auto for some inputs only."""
+    structure = "c4k3s1-BN-PLIF-MPk2s2-c4k3s1-BN-PLIF-MPk2s2-c4k3s1-BN-PLIF-FC6-PLIF-FC10"
+    torch.manual_seed(0)
+    net = SpikingNetwork(
+        (2, 8, 8), 10, 4, structure=structure, pool_ties="first", backend=backend, sparse=sparse
+    ).eval()
+    x = torch.rand(4, 3, 2, 8, 8) * 3
+
+    def loss(parameters, x):
+        return torch.func.functional_call(net, parameters, (x,)).sub(1).square().sum()
+
+    parameters = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    loss(dict(net.named_parameters()), x).backward()
+    at_once = torch.func.grad(loss)(parameters, x)
+    of_each = torch.func.vmap(torch.func.grad(loss), (None, 1))(parameters, x[:, :, None])
+    assert at_once["encoder.conv1.conv.weight"].any()
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(at_once[name], parameter.grad)
+        torch.testing.assert_close(of_each[name].sum(0), parameter.grad)
