@@ -289,9 +289,9 @@ def require_no_conflict(sweep: Sweep, overrides: Sequence[str]) -> None:
     for arguments, where in ((behind, f"behind {ARGS} in the command of {sweep.name}"), (overrides, "after --")):
         for option, text in options(["fit", *arguments]):
             others = _settings_of("", content_of(text)) if option == "config" else _settings_of(option, text)
-            if option != "config":
-                others.pop("data", None)  # such as ImageFolder in the place of each configuration's data set
             for setting, key in given.items():
+                if key == "config" and option != "config":
+                    continue  # `--data ImageFolder` may replace the data set of every configuration
                 if any(_replaces(name, value, setting) for name, value in others.items()):
                     raise UserError(
                         f"{f'--{option} {text}'.rstrip()}, {where}, would take the place of every value of the "

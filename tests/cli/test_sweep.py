@@ -189,6 +189,7 @@ TAUS = {"model.init_tau": {"values": [2.0, 4.0]}}
         ({"model.channels": {"values": [8, 9]}}, [], ["--model.structure=FC10"], "FC10, after --, would"),
         ({"model.optimizer.lr": {"values": [1, 2]}}, [], ["--model.optimizer=null"], "null, after --, would"),
         ({"config": {"values": ["mnist", "nmnist"]}}, [], ["--config=cifar10"], "the parameter config: leave"),
+        ({"data": {"values": ["MNIST", "NMNIST"]}}, [], ["--data=Digits"], "--data Digits, after --, would"),
     ],
 )  # fmt: skip
 def test_what_would_take_a_parameters_place_is_refused(parameters, behind, overrides, expected, tmp_path, capsys):
