@@ -41,14 +41,15 @@ def _length(run: Run) -> int:
     return most if stops and isinstance(most, int) and most > 0 else run.epochs
 
 
-def experiment(run: Run, **of_old: Any) -> str:
+def experiment(run: Run, epochs: int | None = None) -> str:
     """A text that is equal for runs that differ only in their seed, of any version.
 
     Args:
         run: the run.
-        of_old: settings in the place of its own, as earlier versions had them.
+        epochs: number of epochs in place of the one that `other_settings` gives.
     """
-    others = {key: value for key, value in (other_settings(run) | of_old).items() if says_something(key, value)}
+    given = other_settings(run) | ({} if epochs is None else {"epochs": epochs})
+    others = {key: value for key, value in given.items() if says_something(key, value)}
     if run.protocol == "B":
         others["best_of_ties"] = run.best_of_ties
     return json.dumps([setting_of(run), sorted(others.items(), key=without_order)], default=str)

@@ -41,10 +41,10 @@ def _edited(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[An
         is_new = name not in then or name not in now
         if is_new and (name.count(".") < 2 or not says_something(name, {**now, **then}[name])):
             continue
+        if name == "seed_everything" and isinstance(now[name], bool):
+            continue  # each run draws its own seed
         if then.get(name) != now.get(name):
             found[name] = then.get(name), now.get(name)
-    if isinstance(found.get("seed_everything", (0, 0))[1], bool):
-        del found["seed_everything"]  # drawn anew for each run
     return found
 
 

@@ -42,9 +42,8 @@ def claim(copies: Path) -> None:
     try:
         own.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = own.stat()
-        if (
-            status.st_uid == mine() and status.st_mode & 0o022
-        ):  # of an earlier version; others may have put copies there
+        # A folder of an earlier version, in which others may have put copies.
+        if status.st_uid == mine() and status.st_mode & 0o022:
             _log.warning("%s could be written by others: its copies of event stores are fetched again.", own)
             shutil.rmtree(own)
             own.mkdir(mode=0o700)

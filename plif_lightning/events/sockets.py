@@ -208,8 +208,7 @@ class EventSocket:
             rest = self._accepted(self._flushed(decoder))
             if len(rest.t):
                 yield rest
-        self._drop_damaged(self._held)
-        self._held = no_events()
+        self._drop_held()
 
     def _read(self, ready: Any) -> Iterator[Recording]:
         """Events that a socket has."""
@@ -242,10 +241,13 @@ class EventSocket:
         if self._connection is None and self._waiting:
             self._connection = self._waiting.popleft()
             self._decoder, self._first, self._is_new = None, b"", True
-            self._drop_damaged(self._held)
-            self._held = no_events()
+            self._drop_held()
             self._heard = time.monotonic()
             self._selector.register(self._connection, selectors.EVENT_READ)
+
+    def _drop_held(self) -> None:
+        self._drop_damaged(self._held)
+        self._held = no_events()
 
     def _drop_damaged(self, part: Recording) -> None:
         if len(part.t):

@@ -77,14 +77,17 @@ def require_channels(learned: Tensor, channels: int) -> None:
         raise UserError(f"neurons must have one value of a parameter, or {channels}, got {learned.shape[1]}.")
 
 
-def images_last(images: Tensor) -> Tensor:
-    """[N, C, H, W] with C innermost: as `contiguous(memory_format=torch.channels_last)`, which vmap refuses."""
+def channels_innermost(images: Tensor) -> Tensor:
+    """[N, C, H, W] with C innermost in memory; a copy only if needed.
+
+    As `contiguous(memory_format=torch.channels_last)`, which vmap refuses.
+    """
     return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def channels_last(y: Tensor) -> Tensor:
     """[T, N, C, H, W] with C innermost in memory; a copy only if needed."""
-    return y.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, y.shape[:2])
+    return channels_innermost(y.flatten(0, 1)).unflatten(0, y.shape[:2])
 
 
 def empty_map(y: Tensor, steps: int, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -27,7 +27,16 @@ from plif_lightning.kernels.bits import (
     words_for,
 )
 from plif_lightning.kernels.dense import conv2d, conv2d_input, conv2d_weight, linear, product
-from plif_lightning.kernels.layout import KERNELS, LANES, SUM, at_a_time, convolved, images_last, real_type, threads_for
+from plif_lightning.kernels.layout import (
+    KERNELS,
+    LANES,
+    SUM,
+    at_a_time,
+    channels_innermost,
+    convolved,
+    real_type,
+    threads_for,
+)
 from plif_lightning.kernels.operators import operator
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.kernels.policy import Op, Sparse, Timed, candidates_of, choose
@@ -274,7 +283,7 @@ class _ConvOfSpikes(torch.autograd.Function):
         grad_x = _conv_of_gradient(grad, weight, window) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.ops.plif.conv_of_spikes_weight(bits, images_last(grad), list(window), sparse)
+            grad_weight = torch.ops.plif.conv_of_spikes_weight(bits, channels_innermost(grad), list(window), sparse)
             grad_weight = grad_weight.to(weight.dtype)
         return grad_x, grad_weight, None, None
 

@@ -21,7 +21,7 @@ from plif_lightning.kernels import (
     real_type,
 )
 from plif_lightning.kernels.dense import computing_type, conv2d, linear
-from plif_lightning.kernels.layout import KERNELS, STRIDES, images_last
+from plif_lightning.kernels.layout import KERNELS, STRIDES, channels_innermost
 from plif_lightning.kernels.small_maps import are_small, conv_of_small_maps
 from plif_lightning.network.hooks import has_global_hooks, has_hooks, must_be_called
 from plif_lightning.network.layers import Pool2d
@@ -41,7 +41,7 @@ _MANY_SPIKES = 2**23
 
 def images_channels_last(images: Tensor) -> Tensor:
     """[N, C, H, W] with C innermost: the kernels require it, convolutions are faster with it and preserve it."""
-    images = images_last(images)
+    images = channels_innermost(images)
     n, c, h, w = images.shape
     # Strides of dimensions of size 1 are ambiguous, and a convolution infers the layout from strides alone.
     strides = (h * w * c, 1, w * c, c)

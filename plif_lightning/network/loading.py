@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 from torch import nn
 
 from plif_lightning.errors import CheckpointError, UserError
@@ -216,6 +215,8 @@ def _made(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) -> 
 
 def _arguments_of(kind: type) -> list[str]:
     """Names of a class's arguments as the command line knows them, those included that it passes on to its bases."""
+    from jsonargparse import ArgumentParser  # deferred: only networks of one's own need it
+
     return ArgumentParser().add_class_arguments(kind, fail_untyped=False)
 
 

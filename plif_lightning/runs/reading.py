@@ -17,8 +17,8 @@ from plif_lightning.runtime import program
 def _files_in(folder: Path) -> int:
     """How many of a run's files lie in a folder; 0 if it is none's."""
     run = RunFolder(folder)
-    own = [file.is_file() for file in (run.config, run.metrics, run.command)]
-    return sum(own) + any(own) * (run.data.is_file() + run.result.is_file())
+    found = [file.is_file() for file in (run.config, run.metrics, run.command, run.data, run.result)]
+    return sum(found) if any(found[:3]) else 0  # data and results alone may be an evaluation's
 
 
 def find_runs(root: Path | str) -> list[Run]:

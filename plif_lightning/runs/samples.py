@@ -90,12 +90,13 @@ def _events(stored: Any) -> Events:
 def _fits(events: Events, samples: int, steps: int) -> bool:
     count, offset, (height, width) = len(events.address), events.offset, events.sensor
     bounds = events.bounds
-    return (bounds is None or (bounds.shape == (samples, steps + 1) and bool((np.diff(bounds) >= 0).all()))) and (
+    return (
         events.address.shape == events.time.shape == (count,)
         and offset.shape == (samples + 1,)
         and (offset[0], offset[-1]) == (0, count)
         and bool((np.diff(offset) >= 0).all())
         and (count == 0 or 0 <= events.address.min() <= events.address.max() < 2 * height * width)
+        and (bounds is None or (bounds.shape == (samples, steps + 1) and bool((np.diff(bounds) >= 0).all())))
     )
 
 

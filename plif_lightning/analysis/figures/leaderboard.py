@@ -15,8 +15,9 @@ from plif_lightning.runs.run import Run
 
 # Settings so much worse than the paper's [points] are named in the caption: they would squeeze all others together.
 _FAR = 12.0
-# Where a letter may stand beside its point [points]: not above or below, where intervals are.
+# Offsets of a letter from its marker [points]: to the sides, because error bars run up and down.
 _BESIDE = tuple((x, y) for y in (4, -4, 9, -9) for x in (6, -6))
+_CLEAR = 7  # distance to the next marker or letter [points]
 _STYLE = {"better": (COLOURS[2], "^"), "worse": (COLOURS[1], "v"), "": (None, "o")}
 
 
@@ -73,7 +74,7 @@ def _counted(row: Standing) -> bool:
 
 
 def _add_letters(ax: Axes, lettered: Mapping[str, Standing], shown: Sequence[Standing]) -> None:
-    """Write each letter beside its point, where it is farthest from other points and letters."""
+    """Write each letter beside its marker, at the first offset that is clear of other markers and letters."""
     ax.autoscale_view()
 
     def place(row: Standing) -> NDArray[np.float64]:  # [points]
@@ -84,7 +85,7 @@ def _add_letters(ax: Axes, lettered: Mapping[str, Standing], shown: Sequence[Sta
     for letter, row in lettered.items():
         here = place(row)
         room = [min(np.hypot(*(here + offset - other)) for other in taken) for offset in _BESIDE]
-        offset = _BESIDE[int(np.argmax(np.minimum(room, 7)))]  # the first with enough of it
+        offset = _BESIDE[int(np.argmax(np.minimum(room, _CLEAR)))]  # if none is clear, the one with most room
         taken.append(here + offset)
         ax.annotate(
             letter, (row.mean("spikes"), row.cell.accuracy), xytext=offset, textcoords="offset points", fontsize=7,
