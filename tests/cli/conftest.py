@@ -1,3 +1,5 @@
+import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,20 @@ def _working_directory(tmp_path, monkeypatch, sketched):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with one finished small run, trained once for all tests."""
+    folder = tmp_path_factory.mktemp("trained")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("plif_lightning.callbacks.plots._save", lambda figure, path: path.write_bytes(b"sketch"))
+        patch.setenv("PL_GLOBAL_SEED", "2020")
+        patch.setenv("PL_SEED_WORKERS", "0")
+        fit(*TINY, *FEW, "--trainer.max_epochs", "2", "--test_after_fit", "false")
+    return folder
+
+
 @pytest.fixture
-def run():
-    """A finished small run."""
-    fit(*TINY, *FEW, "--trainer.max_epochs", "2", "--test_after_fit", "false")
+def run(trained, tmp_path):
+    """A finished small run, a copy of `trained`, in the working directory."""
+    shutil.copytree(trained / "runs", tmp_path / "runs", dirs_exist_ok=True)
     return Path("runs/quickstart/version_0")

@@ -47,6 +47,7 @@ def test_a_test_on_two_processes_measures_what_one_does(capsys):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_sigterm_before_training_ends_all_processes(tmp_path):
     arguments = ["fit", "--config", QUICKSTART, *TINY, *FEW, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     process = subprocess.Popen(
@@ -71,6 +72,7 @@ def test_sigterm_before_training_ends_all_processes(tmp_path):
     until(lambda: not others())
 
 
+@pytest.mark.slow
 def test_two_nodes_begun_by_torchrun(tmp_path):
     """Two agents on this machine, each with one process, as on two nodes."""
     arguments = ["fit", "--config", QUICKSTART, *TINY, *FEW, "--trainer.max_epochs", "2", "--run_folder", "run"]

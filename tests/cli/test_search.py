@@ -223,6 +223,7 @@ def test_a_search_that_was_killed_goes_on_with_its_runs(tmp_path):
     assert "--ckpt_path last" in log
 
 
+@pytest.mark.slow
 def test_a_search_of_runs_that_fail_ends_and_says_why(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     file = write(Path("s.yaml"), run_cap=2)
@@ -294,6 +295,7 @@ def run_once(folder, warm):
     return jobs
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_run_of_a_warm_process_is_that_of_a_new_one_to_the_bit(tmp_path):
     warm, cold = run_once(tmp_path / "warm", True), run_once(tmp_path / "cold", False)
@@ -552,6 +554,7 @@ def test_options_of_a_search_must_be_numbers_above_zero(tmp_path, capsys):
         assert f"{option} must be a whole number, at least 1, got 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_metric_that_no_run_has_is_a_failure_with_a_reason(tmp_path, capsys):
     file = write(tmp_path / "s.yaml", metric={"name": "val/accuracy", "goal": "maximize"}, run_cap=1)
     assert sweep(file, "--runs", tmp_path / "r", "--", *TINY) == 1
@@ -571,6 +574,7 @@ def test_a_run_that_outlived_its_search_is_waited_for_and_counts(tmp_path, monke
     assert search.tell(trial, job) == 0.8
 
 
+@pytest.mark.slow
 def test_a_run_whose_server_is_killed_is_waited_for(tmp_path):
     start = WarmStart(dict(os.environ))
     folder = RunFolder(tmp_path / "r")

@@ -384,6 +384,7 @@ def test_a_grid_runs_once_and_a_second_call_finds_it_finished(tmp_path, capsys):
     assert "holds a run of another command" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_shown_with_its_last_lines_and_its_command(tmp_path, capsys):
     parameters = {"config": {"value": "configs/quickstart.yaml"}, "model.init_tau": {"values": [0.5, 2.0]}}
     path = write(tmp_path / "mini.yaml", parameters=parameters)
@@ -396,6 +397,7 @@ def test_a_failed_run_is_shown_with_its_last_lines_and_its_command(tmp_path, cap
     assert [run.status for run in find_runs(tmp_path / "runs") if run.status == "finished"] == ["finished"]
 
 
+@pytest.mark.slow
 def test_a_run_that_leaves_no_result_says_why(tmp_path, capsys):
     path = write(tmp_path / "mini.yaml", parameters={"config": {"value": "configs/quickstart.yaml"}})
     assert sweep(path, "--", *TINY, "--trainer.fast_dev_run=true") == 1
