@@ -249,6 +249,12 @@ class SpikingDataModule(L.LightningDataModule):
         """Assumptions of a network trained on this data: class order and input scaling."""
         return f"classes {', '.join(self.class_names)}"
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What lies between a stored sample and the network's input, in plain values, for `export.json`."""
+        channels, *size = self.input_shape
+        return {"channels": channels, "size": size}
+
     def verify(self) -> int:
         """Read all prepared data and compare its checksums.
 

@@ -136,6 +136,22 @@ class EventDataModule(SpikingDataModule):
     def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         return (2, *self.frame)
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Sensor and frame, (height, width) each, how a recording is cut into T slices, and the channels' polarities.
+
+        The input counts the events of each slice, pixel and polarity; it is not normalised.
+        """
+        return {
+            "sensor": [*self.sensor],
+            "size": [*self.frame],
+            "slicing": self.slicing,
+            "time_steps": self.time_steps,
+            "polarities": ["off", "on"],
+            "background_us": self.background_us,
+            "hot_pixels": self.hot_pixels,
+        }
+
     def raw_files(self, train: bool) -> list[RawFile]:
         """Available files of the training or test set, in sample order.
 

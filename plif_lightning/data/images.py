@@ -141,6 +141,12 @@ class ImageDataModule(SpikingDataModule):
         scale = [f"{value:.4g}" for value in (*self.mean, *self.std)]
         return f"mean and deviation {', '.join(scale)}; {super().reading()}"
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Channels, size [pixels], and x = (pixel * scale - mean) / std, per channel, of pixels 0..255."""
+        mean, std = (self.mean, self.std) if self.normalize else ((0.0,), (1.0,))
+        return {**super().preprocessing, "scale": 1 / 255, "mean": [*map(float, mean)], "std": [*map(float, std)]}
+
     def inventory(self) -> list[Part]:
         return [
             Part(name, self.labels(train).bincount(minlength=self.num_classes).tolist(), self.arrays(train)[0].nbytes)

@@ -62,6 +62,23 @@ def everything(dataset, key=1):
 # --- content and order of the sets
 
 
+def test_frames_can_be_made_from_what_preprocessing_tells(nmnist):
+    data = prepared(NMNIST, nmnist, time_steps=4, size=17)
+    data.setup("fit")
+    how = data.preprocessing
+    store = data.event_store(train=True)
+    recording = readers.read_nmnist(nmnist / "NMNIST" / store.name[0])
+    (height, width), sensor = how["size"], how["sensor"]
+    y, x = recording.y.astype(int) * height // sensor[0], recording.x.astype(int) * width // sensor[1]
+    channel = [how["polarities"].index("on" if p else "off") for p in recording.p.tolist()]
+    assert how["slicing"] == "by_count"
+    counts = np.zeros((how["time_steps"], 2, height, width), np.int64)
+    each = len(recording.x) // how["time_steps"]
+    step = np.minimum(np.arange(len(recording.x)) // each, how["time_steps"] - 1)
+    np.add.at(counts, (step, channel, y, x), 1)
+    assert np.array_equal(everything(data.dataset(True, None, False)).x[0], counts)
+
+
 def test_nmnist_is_sorted_by_class_then_number(nmnist):
     data = prepared(NMNIST, nmnist, time_steps=4)
     store = data.event_store(train=True)

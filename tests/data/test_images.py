@@ -56,6 +56,10 @@ def test_batches_equal_torchvisions_own_pipeline(make, write, source, mean, std,
     theirs = source(tmp_path, train=False, transform=transform)
     assert x.shape == (20, *module.input_shape)
     assert torch.equal(sample, torch.arange(20))
+    how = module.preprocessing
+    own_mean, own_std = (torch.tensor(how[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    as_told = (module.arrays(train=False)[0] * how["scale"] - own_mean) / own_std
+    torch.testing.assert_close(x, as_told, rtol=1e-5, atol=1e-6)
     for i, (image, target) in enumerate(theirs):
         torch.testing.assert_close(x[i], image, rtol=1e-5, atol=1e-6)
         assert label[i] == target
