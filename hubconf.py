@@ -6,7 +6,7 @@ dependencies = ["torch", "lightning", "numba", "lazy_loader", "yaml"]
 
 
 def pretrained(place: str, **named: Any) -> Any:
-    """A trained network from a folder, a URL with its sha256, or the hub; see `SpikingNetwork.from_pretrained`."""
+    """A trained network from a folder or the hub; see `SpikingNetwork.from_pretrained`."""
     from plif_lightning import SpikingNetwork
 
     return SpikingNetwork.from_pretrained(place, **named)

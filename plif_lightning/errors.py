@@ -2,8 +2,8 @@
 
 import difflib
 from collections.abc import Collection, Iterable
-from numbers import Integral, Real
-from typing import Any
+from numbers import Integral
+from typing import Any, get_args
 
 
 class Stopped(SystemExit):
@@ -48,31 +48,14 @@ def require_count(name: str, value: Any) -> None:
         raise UserError(f"{name} must be a whole number, at least 1, got {value!r}.")
 
 
-def require_number(name: str, value: Any, hint: str = "") -> None:
-    """Check a real number: a `numbers.Real`, but no bool, or a tensor or an array without dimensions.
+def require_one_of(name: str, value: Any, known: Any) -> None:
+    """Check a value of a `Literal`, which would otherwise silently count as another one.
 
     Raises:
-        UserError: it is another value; its message ends with the hint.
+        UserError: it is not among them.
     """
-    plain = _item(value)
-    if isinstance(plain, bool) or not isinstance(plain, Real):
-        raise UserError(f"{name} must be a number, got {value!r}{f'; {hint}' if hint else ''}.")
-
-
-def require_truth(name: str, value: Any) -> None:
-    """Check a bool: the text `False` would count as true.
-
-    Raises:
-        UserError: it is neither true nor false.
-    """
-    plain = _item(value)
-    if not isinstance(plain, int) or plain not in (0, 1):
-        raise UserError(f"{name} must be true or false, got {value!r}.")
-
-
-def _item(value: Any) -> Any:
-    """The number of a tensor, an array or a NumPy scalar without dimensions; other values unchanged."""
-    return value.item() if getattr(value, "ndim", None) == 0 else value
+    if value not in get_args(known):
+        raise UserError(f"{name} must be one of {', '.join(map(str, get_args(known)))}, got {value!r}.")
 
 
 class DatasetNotFoundError(UserError):

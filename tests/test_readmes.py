@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from plif_lightning.cli import main
-from plif_lightning.network import load_network
 from tests.cli.calls import SILENT, TINY
 from tests.conftest import PATIENCE, REPOSITORY
 from tests.writers import COST, PAPER, events_of, evt3_bytes, write_file, write_run
@@ -46,18 +45,6 @@ def run(tmp_path_factory):
         *("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--test_after_fit", "false"),
     ])  # fmt: skip
     return folder
-
-
-def trained_conventional(run, folder):
-    """A checkpoint in the place of ANN."""
-    main([
-        *("fit", "--config", "quickstart", *SILENT, "--run_folder", str(folder / "ANN"), "--trainer.max_epochs", "1"),
-        *("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--test_after_fit", "false"),
-        *("--model.network", "plif_lightning.deploy.ConventionalNetwork", "--model.loss", "cross_entropy"),
-        *("--model.network.structure", str(load_network(run / "checkpoints/best.ckpt").structure)),
-        *("--data.time_steps", "1"),
-    ])  # fmt: skip
-    return folder / "ANN/checkpoints/best.ckpt"
 
 
 def test_the_readmes_are_found_and_hold_commands():
@@ -110,12 +97,6 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
         main(words)
         assert (tmp_path / "network.ckpt").is_file()
     elif name == "cost":
-        if "--measure" in words:
-            pytest.importorskip("onnxruntime", reason="test extra `export`")
-            words += ["--seconds", "0.001"]
-        if "--conventional" in words:
-            words[words.index("--conventional") + 1] = str(trained_conventional(run, tmp_path))
-            capsys.readouterr()
         main([*words, "--samples", "2"])
     elif name == "stream":  # it gets as far as to the run's network, which takes digits
         words = [str(run / "checkpoints/best.ckpt") if word == str(tmp_path) else word for word in words]

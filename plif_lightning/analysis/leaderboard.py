@@ -17,7 +17,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import identity, says_something
 from plif_lightning.structure import Numbers, parse
-from plif_lightning.structure.layers import FC, Conv, Integrator, Neurons, Other, Residual
+from plif_lightning.structure.layers import FC, Conv, Integrator, Neurons, Residual
 
 # What may differ from base.yaml in "the paper's setting": how long and how hard a network is trained, and its size.
 _TRAINING = ("model.dropout", "model.optimizer", "model.lr_scheduler", "model.early_time_steps", "model.structure")
@@ -121,7 +121,7 @@ def _is_paper(run: Run) -> bool:
         return False
     weighted = [layer for layer in layers if isinstance(layer, (Conv, FC))]
     usual = all(layer.neurons == Neurons("PLIF") and getattr(layer, "norm", True) for layer in weighted)
-    return usual and not any(isinstance(layer, (Residual, Integrator, Other)) for layer in layers)
+    return usual and not any(isinstance(layer, (Residual, Integrator)) for layer in layers)
 
 
 def _changed(base: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.errors import CheckpointError, require_count
-from plif_lightning.network.loading import load_checkpoint
+from plif_lightning.network.checkpoint import load_checkpoint
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runtime.files import is_address, written_whole
 from plif_lightning.training.task import SpikingClassifier

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -70,6 +71,9 @@ class CommandRecord(Callback):
         arguments: arguments of main.py. A resumed run keeps its original ones.
         changed: new values of settings that a resumed run changes.
         longer: new values of settings that only extend the run.
+
+    Attributes:
+        forms: `SpikingNetwork.forms` of training, once its first validation has begun; they stand in `data.json`, too.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class CommandRecord(Callback):
     ) -> None:
         self.arguments, self.changed, self.longer = arguments, changed or {}, longer or {}
         self._written = False
+        self.forms: dict[str, str] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
@@ -112,6 +117,15 @@ class CommandRecord(Callback):
         data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
         facts = {"data": data.title, "origin": data.origin_note, "samples": data.sizes(), "protocol": data.protocol}
         write_facts(folder, {**facts, "content": content_of(data), "test_content": content_of(data, train=False)})
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The forms of the last training step: those of the validation, where spikes are counted, are not.
+        network = pl_module.network
+        if not self.forms and not trainer.sanity_checking and isinstance(network, SpikingNetwork):
+            self.forms = network.forms()
+            if writes_files(trainer):
+                folder = run_folder(trainer)
+                write_facts(folder, {**json.loads(folder.data.read_text("utf-8")), "forms": self.forms})
 
 
 def weight_histogram(layer: str, epoch: int, weight: Tensor, k: Tensor) -> Histogram:

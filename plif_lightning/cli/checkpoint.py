@@ -295,7 +295,7 @@ def read_checkpoint(path: Path) -> Stored:
     Raises:
         CheckpointError: the file does not exist, or is not a complete checkpoint of this project.
     """
-    from plif_lightning.network.loading import configuration_in, load_checkpoint  # which loads PyTorch
+    from plif_lightning.network.checkpoint import configuration_in, load_checkpoint  # which loads PyTorch
 
     checkpoint = load_checkpoint(path, mapped=True)
     config = configuration_in(checkpoint, path) or _of_another_trainer(checkpoint)

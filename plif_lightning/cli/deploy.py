@@ -24,8 +24,8 @@ def _export_parser() -> PlainParser:
         "--format",
         action="append",
         default=[],
-        help="network (always written), pt2 (torch.export), onnx, onnx_int8, nir, or pretrained (safetensors and a "
-        "model card, not folded, to be trained on or shared); may be repeated",
+        help="network (always written), pt2 (torch.export), onnx, nir, or pretrained (safetensors and a model card, "
+        "not folded, to be trained on or shared); may be repeated",
     )
     parser.add_argument("--license", help="with --format pretrained: licence of the weights, such as mit, for the card")
     parser.add_argument(
@@ -44,16 +44,6 @@ def _cost_parser() -> PlainParser:
         "--samples", type=int, default=32, help="test samples, evenly spaced, to measure firing on (default: 32)"
     )
     parser.add_argument("--out", type=Path, help="write a csv file with a row for each layer")
-    parser.add_argument(
-        "--measure",
-        action="store_true",
-        help="also measure time and, where the processor shows its energy counters (RAPL), joules at batch 1, beside a "
-        "conventional 8-bit network in onnxruntime",
-    )
-    parser.add_argument("--conventional", type=Path, help="with --measure: checkpoint of a trained ConventionalNetwork")
-    parser.add_argument("--engine", help="with --measure: the network's engine, as of test (default: int8)")
-    parser.add_argument("--seconds", type=float, help="with --measure: of each network and round (default: 5)")
-    parser.add_argument("--threads", type=int, help="with --measure: threads of both networks (default: 1)")
     return parser
 
 
@@ -68,17 +58,12 @@ def export(argv: list[str]) -> int:
     formats = given.format or ["network"]
     if given.license is not None and _PRETRAINED not in formats:
         raise UserError(f"--license would have no effect without --format {_PRETRAINED}.")
-    from plif_lightning.deploy.exporting import add_to_manifest
     from plif_lightning.deploy.exporting import export as write
-    from plif_lightning.network.pretrained import require_own_card
 
-    if _PRETRAINED in formats:
-        require_own_card(given.out)  # before anything is replaced
     others = [name for name in formats if name != _PRETRAINED]
     files = write(given.ckpt_path, given.out, others or ["network"], given.input)
     if _PRETRAINED in formats:
-        files |= (added := _pretrained(given.ckpt_path, given.out, given.license))
-        add_to_manifest(given.out, added)
+        files |= _pretrained(given.ckpt_path, given.out, given.license)
     for name, size in files.items():
         print(f"{given.out / name}  {size / 2**20:,.1f} MiB")
     return 0
@@ -88,15 +73,15 @@ def _pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:
     """Write the network with the card of its run, and return the sizes of the files."""
     from plif_lightning.analysis.results import row_of
     from plif_lightning.network import SpikingNetwork, load_network
-    from plif_lightning.network.loading import checkpoint_file
-    from plif_lightning.network.pretrained import CARD, WEIGHTS
+    from plif_lightning.network.checkpoint import checkpoint_file
+    from plif_lightning.network.pretrained import CARD, CONFIG, WEIGHTS
     from plif_lightning.runs.folder import RunFolder
     from plif_lightning.runs.reading import read_run
 
     net = load_network(path)
     if not isinstance(net, SpikingNetwork):
         raise UserError(
-            f"--format {_PRETRAINED} needs a structure, and the network is a {type(net).__name__} of your own."
+            f"--format {_PRETRAINED} needs a structure, and the network is a user-defined {type(net).__name__}."
         )
     folder = RunFolder.of_checkpoint(checkpoint_file(path))
     facts = {} if licence is None else {"license": licence}
@@ -110,7 +95,7 @@ def _pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:
             of_run |= {"protocol": f"{run.protocol}: {how}", "accuracy": f"{row['accuracy']} %{error}, on the test set"}
         facts |= {name: value for name, value in of_run.items() if value}
     net.save_pretrained(out, facts)
-    return {name: (out / name).stat().st_size for name in (WEIGHTS, CARD)}
+    return {name: (out / name).stat().st_size for name in (WEIGHTS, CONFIG, CARD)}
 
 
 _COLUMNS = (
@@ -133,19 +118,12 @@ def cost(argv: list[str]) -> int:
     if named and not {"--data", "--config", "-c"} & option_names(named):
         parser.error(f"unrecognized arguments: {' '.join(named)}")
     require_count("--samples", given.samples)
-    of_measure = ("conventional", "engine", "seconds", "threads")
-    if not given.measure and (lost := [f"--{name}" for name in of_measure if getattr(given, name) is not None]):
-        raise UserError(f"{', '.join(lost)} would have no effect without --measure.")
-    for option in ("seconds", "threads"):
-        number = getattr(given, option)
-        if number is not None and not 0 < number < math.inf:
-            raise UserError(f"--{option} must be a number above 0, got {number}.")
     if given.out is not None and given.out.is_dir():
         raise UserError(f"--out must be a file, got the folder {given.out}.")
     from plif_lightning.deploy.costs import cost as count
     from plif_lightning.network.own import description
 
-    net, x, label = read_to_test(given.ckpt_path, given.root, given.samples, named)
+    net, x, _ = read_to_test(given.ckpt_path, given.root, given.samples, named)
     found = count(net, x)
     rows = _cost_rows(found)
     _print_cost(found, rows, description(net))
@@ -157,15 +135,11 @@ def cost(argv: list[str]) -> int:
         with written_whole(given.out) as file:
             csv.writer(file).writerows([_COLUMNS, *([name, *map(_plain, of)] for name, *of in rows)])
         print(given.out)
-    if given.measure:
-        from plif_lightning.cli.measuring import measure
-
-        measure(given, net, x, label, found)
     return 0
 
 
 def _cost_rows(found: "Cost") -> list[tuple[Any, ...]]:
-    """Return name and numbers of each layer, and of all layers in the last row, in the units of _COLUMNS."""
+    """Name and numbers of each layer, and of all layers in the last row, in the units of _COLUMNS."""
     layers = [(replace(found, layers=(layer,)), layer.layer, 100 * layer.firing) for layer in found.layers]
     return [
         (
@@ -200,7 +174,7 @@ def _print_cost(found: "Cost", rows: Sequence[Sequence[Any]], structure: str) ->
 
     table = Table(title=f"{escape(structure)}, T = {found.time_steps}, a sample, measured on {found.samples}")
     for column in _COLUMNS:
-        table.add_column(escape(column), justify="left" if column == "layer" else "right")
+        table.add_column(escape(column), justify="left" if column == "layer" else "right", no_wrap=column == "layer")
     for i, cells in enumerate(rows):
         table.add_row(*_shown_numbers(cells), end_section=i == len(rows) - 2)
     console = Console(width=None if sys.stdout.isatty() else 160)

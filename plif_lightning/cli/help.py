@@ -62,7 +62,7 @@ _OPTIONS: dict[str, tuple[tuple[str, tuple[tuple[str, str], ...]], ...]] = {
     ),
 }
 _ENGINE = dict.fromkeys(
-    ("test", "predict"), (("--engine", "auto, dense, events, int16, int8 or int4: BN folded, for a CPU"),)
+    ("test", "predict"), (("--engine", "float32 or int8: BN folded and frozen, event-driven, for a CPU"),)
 )
 for _name in EVALUATIONS:
     _OPTIONS[_name] = (

@@ -55,7 +55,7 @@ from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.deploy import Engine
 from plif_lightning.errors import CheckpointError, Stopped, UserError
-from plif_lightning.network.loading import load_checkpoint
+from plif_lightning.network.checkpoint import load_checkpoint
 from plif_lightning.network.network import DEFAULTS
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import in_use, locked, remove_empty
@@ -291,7 +291,7 @@ class PlifCLI(LightningCLI):
         if self.subcommand == "fit":
             record = CommandRecord(self.expanded.given, self.changed, self.longer)
             own += [
-                Header(bool(options.test_after_fit)),
+                Header(record, bool(options.test_after_fit)),
                 record,
                 weights,
                 SampleRecord(options.record_samples),

@@ -21,11 +21,9 @@ from plif_lightning.cli.checkpoint import config_file
 from plif_lightning.data import ImageAugmentation, SpikingDataModule
 from plif_lightning.data.event_augment import EventAugmentation
 from plif_lightning.errors import UserError
-from plif_lightning.network.network import NeuronName
 from plif_lightning.runtime import program
 from plif_lightning.runtime.extras import EXTRAS
 from plif_lightning.structure import FROM_DATA
-from plif_lightning.structure.notation import NEURONS
 from plif_lightning.training.task import SpikingClassifier
 
 
@@ -164,10 +162,13 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
         return (
             f"{block[1] if block else 'an argument'}: several classes are named {several[1]}: give one of {several[2]}."
         )
-    if message.startswith('Parser key "model.neuron"'):
-        return _about_neuron(message)
-    if message.startswith('Parser key "model.network"'):
-        return _about_network(message)
+    if block := re.match(r'Parser key "(model\.neuron|model\.network)"', message):
+        errors = message.partition(" Given value type: ")[0].split(" - ")[1:]
+        named = re.search(r"Given value: ([\w.]+)$", message)
+        for error in errors:
+            if not error.startswith(("Expected a ", "Does not validate")):  # the import's own, or of an argument
+                return f"{block[1]}{f' {named[1]}' if named else ''}: {error.rstrip('.')}."
+        return message
     given = re.search(r"(?:dot import path string|Import path): '?([\w.]+)", message)
     if given and not re.search(r"Expected a <class '(?:float|int|str|bool)'>", message):
         block = re.match(r'Parser key "([\w.]+)"', message)
@@ -184,54 +185,6 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
             return f"this data set has no argument {key}: only {', '.join(owners)} have it."
         return f"unknown argument {key}.{_nearest(key, known())}"
     return message
-
-
-def _class_in(message: str) -> str:
-    """The class, or other value, that jsonargparse's message is about; empty if it names none."""
-    given = re.search(r"class_path '(\S+)':|Given value: '?([^\s']+)'?$", message)
-    return (given[1] or given[2]) if given else ""
-
-
-def _about_neuron(message: str) -> str:
-    """jsonargparse's message on a value of `model.neuron` that is neither a name nor a class of neurons."""
-    if unknown := re.search(r"(?:[Oo]ption '|unknown argument )(\w+)", message):
-        return (
-            f"the class of model.neuron has no parameter {unknown[1]}. Constants of firing are those of all neurons: "
-            "--model.v_threshold, --model.reset and so on."
-        )
-    own = re.search(r"import path string: (\w+) Given value type: .*NestedArg\(key='(\w+)', val='?(.*?)'?\)$", message)
-    if own and own[1] in get_args(NeuronName):
-        kind = next(name for name in NEURONS if name.lower() == own[1])
-        return (
-            f"a parameter of a neuron needs the neuron's class before it: --model.neuron={kind} "
-            f"--model.neuron.{own[2]}={own[3]}."
-        )
-    attribute, module = r"module '\S+' has no attribute '\S+'", r"No module named '\S+'"
-    reason = re.search(rf"({attribute}|{module}|not correspond to a subclass of Neuron)", message)
-    because = "" if reason is None else f" ({reason[1].replace('not correspond to', 'it is not')})"
-    return (
-        f"model.neuron must be one of {', '.join(get_args(NeuronName))}, or a class of neurons such as "
-        f"my_neurons.MyNeuron, of a file my_neurons.py in this folder; got "
-        f"{_class_in(message) or 'another value'}{because}."
-    )
-
-
-def _about_network(message: str) -> str:
-    """jsonargparse's message on a value of `model.network` that is no module."""
-    if unknown := re.search(r"[Oo]ption '(\w+)|unknown argument (\w+)", message):
-        return f"the class of model.network has no argument {unknown[1] or unknown[2]}."
-    reason = re.search(
-        r"(module '\S+' has no attribute '\S+'|No module named '\S+'|not correspond to a subclass of)", message
-    )
-    because = (
-        ""
-        if reason is None
-        else f" ({reason[1].replace('not correspond to a subclass of', 'it is no torch.nn.Module')})"
-    )
-    return (
-        f"model.network names no network {_class_in(message)}{because}: it must be a class of "
-        "torch.nn.Module, such as FILE.CLASS of a FILE.py in this folder."
-    )
 
 
 def known_classes() -> set[str]:

@@ -8,27 +8,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.cli.trained import Trained, checkpoint_parser, read_trained
-from plif_lightning.deploy.engines import Engine
 from plif_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from plif_lightning.deploy.page import DecisionPage
     from plif_lightning.deploy.streaming import StreamingNetwork
     from plif_lightning.events.recording import Recording, Sensor
     from plif_lightning.events.sockets import EventSocket
 
 # Interval of measuring firing rates [time-steps]: a step that reports its spikes is slower.
 _RATES_EVERY = 10
-# Engines of a stream, which has no sample inputs for auto.
-_ENGINES = [name for name in get_args(Engine) if name != "auto"]
-# Port of the page, unless another one is given.
-_PAGE = 8008
 
 
 def _number(text: str, low: float, high: float, what: str) -> float:
@@ -40,7 +34,6 @@ def _number(text: str, low: float, high: float, what: str) -> float:
 
 
 _positive = partial(_number, low=0.001, high=sys.float_info.max, what="a number of at least 0.001")
-_share = partial(_number, low=0.0, high=1.0, what="from 0 to 1")
 
 
 def _stream_parser() -> PlainParser:
@@ -60,19 +53,7 @@ def _stream_parser() -> PlainParser:
     parser.add_argument(
         "--last", type=int, help="decide by the mean votes of so many last time-steps (default: of all)"
     )
-    parser.add_argument(
-        "--early_exit", type=_share, help="stop once the best class's mean vote leads by this margin, 0 to 1"
-    )
-    parser.add_argument(
-        "--engine", choices=_ENGINES, default="events", help="engine of the layers, as in predict (default: events)"
-    )
-    parser.add_argument(
-        "--page",
-        type=int,
-        nargs="?",
-        const=_PAGE,
-        help=f"show events, votes, firing rates and latency in a browser, on this port of this machine ({_PAGE})",
-    )
+    parser.add_argument("--engine", choices=["float32", "int8"], default="float32", help="weights (default: float32)")
     parser.add_argument("--plain", action="store_true", help="print a line for each time-step instead of a table")
     return parser
 
@@ -177,12 +158,7 @@ def _say_other_slices(trained: str, taken: str) -> None:
 def _network(given: argparse.Namespace, trained: Trained) -> "StreamingNetwork":
     """Build the streaming network that the options of `stream` describe."""
     from plif_lightning.deploy.streaming import StreamingNetwork
-    from plif_lightning.network.own import has_votes
 
-    if given.early_exit is not None and not has_votes(trained.net):
-        raise UserError(
-            "--early_exit is a margin of votes in [0, 1]: this network's output are the logits of a readout."
-        )
     if trained.net.input_shape[0] != 2:
         raise UserError(
             f"the network takes {' x '.join(map(str, trained.net.input_shape))} images, and a stream gives frames of "
@@ -254,14 +230,6 @@ def _followed(
         yield from network.pushed(piece, name=_name(given.file))
 
 
-def _run(steps: Iterator[Any], network: "StreamingNetwork", early_exit: float | None) -> None:
-    """Run time-steps to the end of a stream, or until the best class leads by `early_exit`."""
-    for _ in steps:
-        lead = network.margin if network.votes.any() else -1.0  # no class leads before the first vote
-        if early_exit is not None and lead >= early_exit:
-            break
-
-
 def _print_decision(network: "StreamingNetwork", class_names: Sequence[str]) -> bool:
     """Print the decision and return True, or print that there is none and return False."""
     if network.steps > 0 and network.votes.any():
@@ -289,7 +257,7 @@ def stream(argv: list[str]) -> int:
         raise UserError("a live stream has no end to divide by T: pass --events_per_step or --ms_per_step.")
     left: list[str] = []
     with ExitStack() as stack:
-        source = page = None
+        source = None
         if given.port is not None:
             from plif_lightning.events.sockets import EventSocket
 
@@ -299,15 +267,11 @@ def stream(argv: list[str]) -> int:
             print(
                 "note: the network's data have no hot pixels; to find them takes a whole recording, so they stay here."
             )
-        if given.page is not None:
-            from plif_lightning.deploy.page import DecisionPage
-
-            page = stack.enter_context(DecisionPage(given.page, trained.class_names, given.last))
-            print(f"page: {page.address}", flush=True)
-        screen = _Screen(network, trained.class_names, given.plain or not sys.stdout.isatty(), page)
+        screen = _Screen(network, trained.class_names, given.plain or not sys.stdout.isatty())
         steps = _steps(given, network, trained, source, left)
         with suppress(KeyboardInterrupt), screen:
-            _run(steps, network, given.early_exit)
+            for _ in steps:
+                pass
         decided = _print_decision(network, trained.class_names)
         _say_what_was_lost(source)
         if left and (network.steps == 0 or not given.live):
@@ -320,8 +284,8 @@ def stream(argv: list[str]) -> int:
 class _Screen:
     """Shows the running decision, votes, firing rates and latency, updated in each time-step."""
 
-    def __init__(self, network: Any, names: list[str], plain: bool, page: "DecisionPage | None" = None) -> None:
-        self.network, self.names, self.plain, self.page = network, names, plain, page
+    def __init__(self, network: Any, names: list[str], plain: bool) -> None:
+        self.network, self.names, self.plain = network, names, plain
         self.rates: dict[str, float] = {}
         self.rates_at = 0  # time-step in which they were measured
         self.milliseconds: list[float] = []
@@ -354,9 +318,6 @@ class _Screen:
             votes = self.step_of_network(frame)
             self.milliseconds.append(1e3 * (time.perf_counter() - start))
         self._draw()
-        if self.page is not None:
-            rates = {name: round(rate, 4) for name, rate in self.rates.items()}
-            self.page.show(self.network.steps, self.network.votes.tolist(), frame, rates, self.milliseconds)
         return votes
 
     def _hear(self, layer: str, spikes: "Tensor") -> None:

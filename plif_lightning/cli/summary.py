@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from plif_lightning.callbacks import PredictionWriter
+from plif_lightning.callbacks import CommandRecord, PredictionWriter
 from plif_lightning.callbacks.checkpoints import best_checkpoint
 from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import is_trial, run_folder
@@ -254,16 +254,18 @@ def _add_results(table: Table, row: dict[str, float], data: SpikingDataModule) -
 
 
 class Header(Callback):
-    """Prints the header of a fit when it starts, and logs its data and kernels.
+    """Prints the header of a fit when it starts, and the form of each layer after the first validation.
 
     Before anything is written it refuses settings that only the data or the number of processes show to be wrong.
 
     Args:
+        record: has the form of each layer.
         tests: a test follows the fit.
     """
 
-    def __init__(self, tests: bool = False) -> None:
-        self.tests = tests
+    def __init__(self, record: CommandRecord, tests: bool = False) -> None:
+        self.record, self.tests = record, tests
+        self._shown = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -280,3 +282,11 @@ class Header(Callback):
             data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
             print_header(trainer, pl_module.network, data)
             _log.info("%s; %s", data.describe(), kernels_of(pl_module.network, trainer.strategy.root_device))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        forms, self._shown = {} if self._shown else self.record.forms, bool(self.record.forms)
+        if forms and trainer.is_global_zero:
+            table = _table("form of each layer")
+            for name, form in forms.items():
+                table.add_row(name, escape(form))
+            _print(table)

@@ -1,13 +1,10 @@
-from .conventional import ConventionalNetwork as ConventionalNetwork
 from .costs import Cost as Cost
 from .costs import cost as cost
-from .engine import deployed as deployed
-from .engines import Engine as Engine
 from .exporting import export as export
 from .folding import fold as fold
-from .nir import NIRNetwork as NIRNetwork
+from .frozen import DeployedNetwork as DeployedNetwork
+from .frozen import Engine as Engine
+from .frozen import deployed as deployed
 from .nir import readers as readers
 from .nir import to_nir as to_nir
-from .plain import DeployedNetwork as DeployedNetwork
 from .streaming import StreamingNetwork as StreamingNetwork
-from .streaming import exits as exits

@@ -7,7 +7,7 @@ for both extremes of hardware: every operation fetches its weight from the memor
 each weight is fetched once (in a spiking network at most once per time-step) into a buffer of 8 KiB.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import WITH_NEURON, Residual
-from plif_lightning.network.conv import ConvBlock
-from plif_lightning.network.layers import Pool2d
-from plif_lightning.network.tracing import plain
+from plif_lightning.network.blocks import WITH_NEURON, ConvBlock
+from plif_lightning.network.hooks import hooked
+from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
 
 # pJ. float32: multiplication and addition; addition. Below: 8-bit integers with 32-bit sums.
@@ -33,7 +34,7 @@ _DRAM = 1600 / 8
 
 
 def picojoules_a_byte(size: int) -> float:
-    """Return the energy to fetch a byte from the smallest memory that holds `size` bytes [pJ]."""
+    """The energy to fetch a byte from the smallest memory that holds `size` bytes [pJ]."""
     return next((energy for limit, energy in _MEMORIES if size <= limit), _DRAM)
 
 
@@ -92,7 +93,7 @@ class LayerCost(NamedTuple):
         return self.actual + 8 * self.updates * self.states
 
     def with_memory(self, reuse: bool) -> float:
-        """Return the energy with 8-bit weights of weight fetches, potentials (read and written) and arithmetic [pJ].
+        """The energy with 8-bit weights of weight fetches, potentials (read and written) and arithmetic [pJ].
 
         Args:
             reuse: fetch a weight at most once per time-step instead of once per operation.
@@ -104,7 +105,7 @@ class LayerCost(NamedTuple):
         return self._weights(self.actual, fetched, reuse) + potentials + computed
 
     def conventional(self, reuse: bool) -> float:
-        """Return the energy of a conventional 8-bit layer of this shape on one frame, memory included [pJ]."""
+        """The energy of a conventional 8-bit layer of this shape on one frame, memory included [pJ]."""
         outputs = self.state // self.states
         activations = 2 * outputs * picojoules_a_byte(outputs)
         return self._weights(self.once, min(self.once, self.parameters), reuse) + MAC_INT8 * self.once + activations
@@ -129,7 +130,7 @@ class Cost:
     time_steps: int
 
     def total(self, what: str, *arguments: bool) -> float:
-        """Return the sum of an attribute or method of `LayerCost` over all layers."""
+        """The sum of an attribute or method of `LayerCost` over all layers."""
         values = [getattr(layer, what) for layer in self.layers]
         return sum(value(*arguments) if callable(value) else value for value in values)
 
@@ -169,127 +170,102 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
     """Estimate the cost of a network for one sample, averaged over the samples in `x`.
 
     Args:
-        net: trained network. Of one's own, convolutions, FC layers and neurons are counted, each by itself.
+        net: trained network. Of a user-defined one, convolutions, FC layers and neurons are counted, each by itself,
+            and all other products, such as those of attention, together as `other products`.
         x: frames [T, N, C, H, W], or static images [N, C, H, W], for which the first convolution runs once.
 
     Raises:
-        UserError: a layer is of another kind, and has weights; there is no layer, or no sample.
+        UserError: there is no layer.
     """
     net = plain(net)
-    if x.numel() == 0:
-        raise UserError(f"cost averages over samples, but there are none in x {list(x.shape)}.")
-    found: list[LayerCost] = []
-    layers = _layers_of(net)
-    if not layers:
-        raise UserError(
-            f"{type(net).__name__} has no layers that are counted: pass the network itself, not what deployed returns."
-        )
-    # Only the network's own input is never counted as spikes; the inputs of all other layers are inspected.
-    analog: set[str] = set()
-    if isinstance(net, SpikingNetwork) and net.inputs.name == "direct":
-        analog = _first(net.encoder) or _first(net.classifier)
-    samples = x.shape[0] if x.dim() == 4 else x.shape[1]
-
-    def takes_input(name: str, given: Tensor) -> bool:
-        """True for a layer that takes the network's input; in a network of one's own, views of it, or the first one."""
-        if isinstance(net, SpikingNetwork):
-            return name in analog
-        return not found or given.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-
-    def by_steps(given: Tensor, features: int) -> Tensor:
-        """The input of a plain layer as [T, N, *]: it may see steps and samples as one dimension."""
-        if given.dim() - 2 >= features and given.shape[1] == samples and given.shape[0] in (1, frames):
-            return given
-        if given.dim() - 1 >= features and given.shape[0] in (samples, samples * frames):
-            return given.unflatten(0, (-1, samples))
-        return given.reshape(-1, samples, *given.shape[given.dim() - features :])
-
-    def listener(name: str) -> Callable[..., None]:
-        def listen(block: nn.Module, given: tuple[Any, ...]) -> None:
-            spikes = not takes_input(name, given[0]) and bool(((given[0] == 0) | (given[0] == 1)).all())
-            x = given[0]
-            if isinstance(block, (nn.Conv2d, nn.Linear)):
-                x = by_steps(x, 3 if isinstance(block, nn.Conv2d) else 1)
-            found.append(_layer_cost(name, block, x, spikes, samples))
-
-        return listen
-
-    hooks = []
+    counter = _Counter(net, x)
     training = [part for part in net.modules() if part.training]
     net.eval()
     try:
-        if x.dim() != 4:
-            frames = len(x)
-        elif (frames := getattr(net, "time_steps", 0)) == 0:
-            frames = len(net(x))  # how often it repeats an image is seen in its votes
-        for name, block in layers.items():
-            hooks.append(block.register_forward_pre_hook(listener(name)))
-        net(x)
+        with hooked(counter.layers, counter.count):
+            votes = net(x)
+        # Every product of PyTorch, in a call of its own, without those of counting; a structure has its layers' alone.
+        # It knows attention only as the products that it is made of.
+        with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
+            if not isinstance(net, SpikingNetwork):
+                net(x)
     finally:
         for part in training:
             part.training = True
-        for hook in hooks:
-            hook.remove()
-    return Cost(tuple(one._replace(updates=one.updates * frames) for one in found), samples, frames)
+    frames = len(x) if x.dim() == 5 else len(votes)
+    found = tuple(one._replace(updates=one.updates * frames) for one in counter.found)
+    if not found:
+        raise UserError(f"{type(net).__name__} has no layers that are counted: pass the network, not a deployed one.")
+    if not isinstance(net, SpikingNetwork):
+        others = _other_products(flops, type(net).__name__, counter.layers) / counter.samples
+        none = LayerCost("other products", False, 1.0, others, others, others / frames, frames, 0.0, 0, 0)
+        found = (*found, none) if others else found
+    return Cost(found, counter.samples, frames)
 
 
-def _first(blocks: nn.Module) -> set[str]:
-    """The layers that take the input of a sequence of blocks: several behind the fork of a residual block."""
-    found: set[str] = set()
-    for name, block in blocks.named_children():
-        if isinstance(block, Residual):
-            return found | _first(block.branch) | _first(block.shortcut)
-        if not isinstance(block, Pool2d):
-            return found | {name}
-    return found
+def _other_products(flops: FlopCounterMode, net: str, layers: Mapping[str, nn.Module]) -> float:
+    """Multiply-accumulates outside of the layers that are counted by themselves, such as those of attention."""
+    counts = flops.get_flop_counts()
+    inside = sum(sum(counts.get(f"{net}.{name}", {}).values()) for name in layers)
+    return (flops.get_total_flops() - inside) / 2
 
 
-def _layers_of(net: nn.Module) -> dict[str, nn.Module]:
-    """The layers that are counted, by name.
+class _Counter:
+    """Counts the layers of a network as they are called.
 
-    Raises:
-        UserError: one with weights is of an unknown kind.
+    Attributes:
+        layers: those that are counted, by name.
+        found: their costs so far, with the updates of one step.
+        samples: N.
     """
-    if isinstance(net, SpikingNetwork):
-        found = {name: block for name, block in net.layers().items() if not isinstance(block, Pool2d)}
-        unknown = {name: block for name, block in found.items() if not isinstance(block, WITH_NEURON)}
-    else:
+
+    def __init__(self, net: nn.Module, x: Tensor) -> None:
+        self.net, self.x = net, x
+        self.samples = len(x) if x.dim() == 4 else x.shape[1]
+        self.found: list[LayerCost] = []
+        if isinstance(net, SpikingNetwork):
+            self.layers = {name: block for name, block in net.layers().items() if isinstance(block, WITH_NEURON)}
+            return
         blocks = {name: part for name, part in net.named_modules() if isinstance(part, WITH_NEURON)}
         inside = {part for block in blocks.values() for part in block.modules()}
-        others = [(name, part) for name, part in net.named_modules() if part not in inside]
-        names = {*blocks, *(name for name, part in others if isinstance(part, (nn.Conv2d, nn.Linear, Neuron)))}
-        counted = (nn.Conv2d, nn.Linear, Neuron, nn.modules.batchnorm._BatchNorm)
-        unknown = {name: part for name, part in others if part._parameters and not isinstance(part, counted)}
-        found = {name: part for name, part in net.named_modules() if name in names}
-    for name, part in unknown.items():
-        raise UserError(f"{name} is a {type(part).__name__}, whose operations cannot be counted.")
-    return found
+        counted = (nn.Conv2d, nn.Linear, Neuron)
+        others = {n: p for n, p in net.named_modules() if p not in inside and isinstance(p, counted)}
+        self.layers = {name: part for name, part in net.named_modules() if name in {*blocks, *others}}
+
+    def count(self, name: str, block: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        """Add the cost of a call. Only the network's own input is never counted as spikes."""
+        x = given[0]
+        if isinstance(self.net, SpikingNetwork):
+            analog = getattr(block, "spikes_in", True) is False and _is_input(x, self.x)
+        else:
+            analog = not self.found or _is_input(x, self.x)
+        spikes = not analog and bool(((x == 0) | (x == 1)).all())
+        if isinstance(block, (nn.Conv2d, nn.Linear)):
+            x = self._by_steps(x, 3 if isinstance(block, nn.Conv2d) else 1)
+        self.found.append(_layer_cost(name, block, x, spikes, self.samples))
+
+    def _by_steps(self, given: Tensor, features: int) -> Tensor:
+        """The input of a plain layer as [T, N, *]: it may see steps and samples as one dimension."""
+        if given.dim() - 2 >= features and given.shape[1] == self.samples:
+            return given
+        if given.dim() - 1 >= features and len(given) % self.samples == 0:
+            return given.unflatten(0, (-1, self.samples))
+        return given.reshape(-1, self.samples, *given.shape[given.dim() - features :])
+
+
+def _is_input(x: Tensor, of_network: Tensor) -> bool:
+    """True for a view of the network's input."""
+    return x.untyped_storage().data_ptr() == of_network.untyped_storage().data_ptr()
 
 
 def _layer_cost(name: str, block: nn.Module, x: Tensor, spikes: bool, samples: int) -> LayerCost:
     """The cost of a layer, with the updates of one step."""
-    fired = (x != 0).float()
-    steps = len(x)  # 1 for a static input
+    fired, steps = (x != 0).float(), len(x)  # 1 for a static input
     conv, fc = (block if isinstance(block, kind) else getattr(block, name, None) for kind, name in _WEIGHTED)
     if conv is not None:
-        sizes: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
-        around = None
-        if conv.padding_mode != "zeros":  # copies of values, which have pairs
-            around, sizes["padding"] = conv._reversed_padding_repeated_twice, 0
-
-        def padded(values: Tensor) -> Tensor:
-            return values if around is None else F.pad(values, around, mode=conv.padding_mode)
-
-        def pairs_of(values: Tensor) -> float:
-            """Number of (input, weight) pairs; zeros around have none."""
-            values = padded(values).unflatten(1, (conv.groups, -1)).sum(1)
-            ones = torch.ones(1, *conv.weight.shape[1:], device=x.device)
-            pairs = F.conv2d(values, ones, **sizes).sum(dtype=torch.float64).item()
-            return pairs * len(conv.weight) / conv.groups
-
         images = fired.flatten(0, 1)
-        actual, once = pairs_of(images) / samples, pairs_of(torch.ones_like(images[:1]))
-        out = F.conv2d(padded(images[:1]).to(conv.weight.dtype), conv.weight, groups=conv.groups, **sizes)[0].numel()
+        actual, once = _pairs(conv, images) / samples, _pairs(conv, torch.ones_like(images[:1]))
+        out = conv.forward(images[:1].to(conv.weight.dtype))[0].numel()  # not a call, which would be counted
     elif fc is not None:
         out = fc.out_features
         actual, once = fired.sum(dtype=torch.float64).item() * out / samples, float(x[0, 0].numel() * out)
@@ -304,3 +280,11 @@ def _layer_cost(name: str, block: nn.Module, x: Tensor, spikes: bool, samples: i
         *(name, spikes, fired.mean().item(), once * steps, actual, once, steps),
         *(float(neurons), parameters, neurons * states, states),
     )
+
+
+def _pairs(conv: Any, fired: Tensor) -> float:
+    """Number of (input, weight) pairs of a convolution of ones [N, C, H, W]; zeros around have none."""
+    sizes: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+    ones = torch.ones(1, *conv.weight.shape[1:], device=fired.device)
+    pairs = F.conv2d(fired.unflatten(1, (conv.groups, -1)).sum(1), ones, **sizes).sum(dtype=torch.float64).item()
+    return pairs * len(conv.weight) / conv.groups

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plif_lightning.dynamics.derivatives import once_differentiable
-from plif_lightning.dynamics.expression import SLOW, Gradient, Value, as_text, constant, gradients, in_order, recorded
+from plif_lightning.dynamics.expression import Gradient, Value, as_text, constant, gradients, number_of, recorded
 from plif_lightning.dynamics.firing import Firing
 from plif_lightning.dynamics.surrogate import spike
 from plif_lightning.errors import UserError
@@ -44,12 +44,10 @@ class Equations:
     threshold: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        if not self.state:
-            raise UserError("state must name at least one state, such as ('v',).")
-        if len({*self.state}) < len(self.state):
-            raise UserError(f"state must name each state once, got {', '.join(self.state)}.")
-        if wrong := [name for name in self.state if name in GIVEN]:
-            raise UserError(f"state must not be named {', '.join(wrong)}: equations use that name for another value.")
+        if not self.state or len({*self.state} - {*GIVEN}) < len(self.state):
+            raise UserError(
+                f"state must name one state or more, each once and none of {', '.join(GIVEN)}, got {self.state}."
+            )
         if self.after is None and len(self.state) > 1:
             raise UserError(
                 f"{self.charge.__qualname__} belongs to a neuron with the states {', '.join(self.state)}: "
@@ -89,10 +87,7 @@ class Equations:
         values |= dict(zip(self.state, states, strict=True))
 
         def of(function: Callable[..., Any]) -> Any:
-            found = ops.call(function, {name: values[name] for name in _arguments(function)})
-            if isinstance(found, tuple) and function is not self.after:
-                raise UserError(f"{function.__qualname__} must give one value, got a tuple of {len(found)}.")
-            return found
+            return ops.call(function, {name: values[name] for name in _arguments(function)})
 
         h = ops.filled(of(self.charge), x)
         threshold = firing.v_threshold if self.threshold is None else of(self.threshold)
@@ -115,17 +110,8 @@ class Equations:
 
 @functools.cache
 def _arguments(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of a function's arguments.
-
-    Raises:
-        UserError: it has others than plain ones.
-    """
-    found = inspect.signature(function).parameters.values()
-    if any(one.kind is not one.POSITIONAL_OR_KEYWORD or one.default is not one.empty for one in found):
-        raise UserError(
-            f"{function.__qualname__} must have plain arguments, each the name of a value, without defaults."
-        )
-    return tuple(one.name for one in found)
+    """Names of a function's arguments."""
+    return tuple(inspect.signature(function).parameters)
 
 
 class Step(NamedTuple):
@@ -192,27 +178,19 @@ class VALUES:
 
     @staticmethod
     def call(function: Callable[..., Any], values: dict[str, Any]) -> Any:
-        found = recorded(function, **values)
-        for value in found if isinstance(found, tuple) else (found,):
-            if not isinstance(value, (Value, int, float)) or (isinstance(value, Value) and value.is_condition):
-                raise UserError(f"{function.__qualname__} must give numbers, got a {type(value).__name__}.")
-        return tuple(map(_as_value, found)) if isinstance(found, tuple) else _as_value(found)
+        return recorded(function, **values)
 
     @staticmethod
     def filled(value: Value, like: Value) -> Value:
-        return value
+        return number_of(value)
 
     @staticmethod
     def spike(h: Value, threshold: Any, firing: Firing) -> Value:
-        return Value("spike", h, _as_value(threshold))
+        return Value("spike", h, number_of(threshold))
 
     @staticmethod
     def chosen(s: Value, a: Any, b: Value) -> Value:
-        return Value("chosen", s, _as_value(a), b)
-
-
-def _as_value(number: Any) -> Value:
-    return number if isinstance(number, Value) else constant(number)
+        return Value("chosen", s, number_of(a), b)
 
 
 class Dynamics(NamedTuple):
@@ -252,8 +230,6 @@ class Program(NamedTuple):
         by_x: gradient of x; None where it is zero.
         by_states: of the states before the step.
         by_parameters: of the parameters.
-        kept: values of a step that its gradients need again, and that take long to compute.
-        spiking: differs for programs whose spikes or states differ.
     """
 
     key: str
@@ -265,8 +241,6 @@ class Program(NamedTuple):
     by_x: Gradient
     by_states: tuple[Gradient, ...]
     by_parameters: tuple[Gradient, ...]
-    kept: tuple[Value, ...]
-    spiking: str
 
 
 _programs: dict[str, Program] = {}
@@ -300,13 +274,8 @@ def _recorded(equations: Equations, firing: Firing) -> Program:
     start = equations.start(constants)
     back = [by_x, *by_states, *by_parameters]
     text = as_text([step.s, *step.after, *(constant(0.0) if value is None else value for value in back)])
-    around = f"{equations.state} {names} {start}"
-    key, spiking = (_digest(f"{around}\n{lines}") for lines in (text, as_text([step.s, *step.after])))
-    needed = set(in_order([value for value in back if value is not None]))
-    kept = tuple(value for value in in_order([step.s, *step.after]) if value.op in SLOW and value in needed)
-    made = Program(
-        key, equations.state, names, start, step.s, step.after, by_x, by_states, by_parameters, kept, spiking
-    )
+    key = _digest(f"{equations.state} {names} {start}\n{text}")
+    made = Program(key, equations.state, names, start, step.s, step.after, by_x, by_states, by_parameters)
     return _programs.setdefault(key, made)
 
 
@@ -320,11 +289,5 @@ def registered(made: Program) -> str:
 
 
 def program(key: str) -> Program:
-    """The program of a key, of a neuron that was made in this process.
-
-    Raises:
-        UserError: there is none.
-    """
-    if key not in _programs:
-        raise UserError(f"no neuron with equations {key!r} was made in this process: make the network first.")
+    """The program of a key, of a neuron that was made in this process."""
     return _programs[key]

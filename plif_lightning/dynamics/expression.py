@@ -24,6 +24,15 @@ class UnsupportedError(TypeError):
     """An operation that expressions do not have."""
 
 
+def _refusing(why: str) -> Callable[..., Any]:
+    """A method that equations cannot use."""
+
+    def refuse(*arguments: Any) -> Any:
+        raise UnsupportedError(why)
+
+    return refuse
+
+
 class Value:
     """A number that is not known yet: an input of equations, or the result of an operation on others.
 
@@ -124,18 +133,9 @@ class Value:
     def __invert__(self) -> "Value":
         return Value("not", _condition(self))
 
-    def __bool__(self) -> bool:
-        raise UnsupportedError("a branch on a value: write torch.where(condition, a, b)")
-
-    def __float__(self) -> float:
-        raise UnsupportedError("a value used as a Python number")
-
-    __int__ = __index__ = __float__
-
-    def __iadd__(self, other: Any) -> "Value":
-        raise UnsupportedError("a change in place: write a = a + b")
-
-    __isub__ = __imul__ = __itruediv__ = __ipow__ = __iadd__
+    __bool__ = _refusing("a branch on a value: write torch.where(condition, a, b)")
+    __float__ = __int__ = __index__ = _refusing("a value used as a Python number")
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = _refusing("a change in place: write a = a + b")
 
     @property
     def requires_grad(self) -> bool:
@@ -174,20 +174,13 @@ class Value:
             known = ", ".join(sorted({f"torch.{f.__name__}" for f in _FUNCTIONS if f in vars(torch).values()}))
             name = getattr(function, "__name__", str(function))
             raise UnsupportedError(f"{name} is not among the functions that equations may use: {known}")
-        try:
-            return record(*args, **(named or {}))
-        except TypeError as error:
-            if isinstance(error, UnsupportedError):
-                raise
-            raise UnsupportedError(f"{function.__name__} with these arguments") from error
+        return record(*args, **(named or {}))
 
 
 class _Type:
     """The type of all values, which is known only when they are computed."""
 
-    def __eq__(self, other: object) -> bool:
-        raise UnsupportedError("a branch on a type")
-
+    __eq__ = _refusing("a branch on a type")
     __hash__ = object.__hash__
 
 
@@ -201,10 +194,6 @@ OPERATIONS = (
     "spike",  # of a potential and a threshold: 1.0 where it is reached, else 0.0
     "chosen",  # of a spike, a and b: a where it is 1, b where it is 0
 )
-
-
-# Operations that take as long as many others.
-SLOW = ("exp", "log", "sigmoid", "tanh")
 
 
 def constant(number: Number) -> Value:
@@ -228,19 +217,19 @@ def number_of(of: Any) -> Value:
     return value
 
 
-def _require_gradients() -> None:
-    if not torch.is_grad_enabled():
-        raise UnsupportedError("torch.no_grad in an equation: write value.detach()")
-
-
 def _operation(op: str, *args: Any) -> Value:
     a, *rest = values = [number_of(arg) for arg in args]
-    _require_gradients()
     # Equal to the bit, and shorter: x - 0 is x, and x + (-y) is x - y.
     if op == "sub" and rest[0].op == "constant" and rest[0].args[0] == 0:
         return a
     if op == "add" and rest[0].op == "neg":
         return _operation("sub", a, *rest[0].args)
+    return _made(op, *values)
+
+
+def _made(op: str, *values: Value) -> Value:
+    if not torch.is_grad_enabled():
+        raise UnsupportedError("torch.no_grad in an equation: write value.detach()")
     return Value(op, *values)
 
 
@@ -252,25 +241,21 @@ def _condition(value: Any) -> Value:
 
 def _power(base: Value, exponent: Any) -> Value:
     """Powers as PyTorch computes them, by products; the fourth, for which it calls a function, to the last digit."""
-    if isinstance(exponent, (int, float)) and exponent in (0.5, -0.5):
-        root = _operation("sqrt", base)
-        return root if exponent > 0 else 1.0 / root
-    if not isinstance(exponent, (int, float)) or exponent not in (-2, -1, 1, 2, 3, 4):
+    if exponent not in (-2, -1, -0.5, 0.5, 1, 2, 3, 4):
         raise UnsupportedError("a power other than -2, -1, -0.5, 0.5, 1, 2, 3 or 4")
     if exponent < 0:
         return 1.0 / _power(base, -exponent)
+    if exponent == 0.5:
+        return _operation("sqrt", base)
     return {1: base, 2: base * base, 3: base * base * base, 4: (base * base) * (base * base)}[int(exponent)]
 
 
 def _where(condition: Any, a: Any, b: Any) -> Value:
-    _require_gradients()
-    return Value("where", _condition(condition), number_of(a), number_of(b))
+    return _made("where", _condition(condition), number_of(a), number_of(b))
 
 
 def _clamp(input: Any, min: Any = None, max: Any = None) -> Value:  # noqa: A002
     # As PyTorch differentiates it: 1 at both ends too, where `max` and `min` of two values share the gradient.
-    if min is None and max is None:
-        raise UnsupportedError("clamp without min and max")
     found = _value(input)
     if min is not None:
         found = _where(found < min, min, found)
@@ -315,7 +300,8 @@ def recorded(function: Callable[..., Any], **values: Any) -> Any:
     try:
         _require_no_own_backward(function)
         with torch.enable_grad():
-            return function(**values)
+            found = function(**values)
+        return tuple(map(number_of, found)) if isinstance(found, tuple) else number_of(found)
     except (UnsupportedError, TypeError, ValueError, AttributeError, NameError, ArithmeticError) as error:
         # The last line of the equation's own file, which may call functions of other files.
         file = function.__code__.co_filename
@@ -337,7 +323,7 @@ def _require_no_own_backward(function: Callable[..., Any]) -> None:
             continue
         found.add(one)
         if "apply" in one.__code__.co_names:
-            raise UnsupportedError(f"{one.__qualname__} calls apply: a backward of one's own is not known")
+            raise UnsupportedError(f"{one.__qualname__} calls apply: a user-defined backward is not known")
         names = inspect.getclosurevars(one)
         waiting += [*names.globals.values(), *names.nonlocals.values()]
 

@@ -2,11 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from plif_lightning.dynamics.surrogate import Surrogate, SurrogateName
-from plif_lightning.errors import UserError, require_number, require_truth
+from plif_lightning.errors import UserError, require_one_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,20 +50,13 @@ class Firing:
     def __post_init__(self) -> None:
         # A tensor is not checked, because reading it would synchronise with its device.
         constant = not hasattr(self.v_threshold, "requires_grad")
-        if constant:
-            require_number("v_threshold", self.v_threshold)
-        require_number("v_reset", self.v_reset, "a soft reset is reset='soft'")
-        for name in ("detach_reset", "through_time"):
-            require_truth(name, getattr(self, name))
         if not math.isfinite(self.v_reset) or (constant and not self.v_reset < self.v_threshold):
             raise UserError(
                 f"v_reset must be below v_threshold, got v_reset={self.v_reset}, v_threshold={self.v_threshold}."
             )
-        if self.reset not in get_args(Reset):
-            raise UserError(f"reset must be one of {', '.join(get_args(Reset))}, got {self.reset!r}.")
-        for name in ("v_threshold", "v_reset", "surrogate_width"):  # NumPy's numbers, fractions
-            if isinstance(value := getattr(self, name), Real) and not isinstance(value, (int, float)):
-                object.__setattr__(self, name, float(value))
+        for name in ("detach_reset", "through_time"):  # any text, `no` in a structure too, would count as true
+            require_one_of(name, getattr(self, name), Literal[True, False])
+        require_one_of("reset", self.reset, Reset)
         Surrogate(self.surrogate, self.surrogate_width)
 
     @property

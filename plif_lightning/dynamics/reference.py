@@ -162,15 +162,12 @@ def checked(x: Tensor, dynamics: Dynamics, states: Sequence[Tensor] | None, time
     """
     equations, parameters, firing, _ = dynamics
     time_steps = _number_of_steps(x, time_steps)
-    if states is not None and len(states) != len(equations.state):
-        raise UserError(f"states must be {len(equations.state)} ({', '.join(equations.state)}), got {len(states)}.")
-    for name, state in zip(equations.state, states or (), strict=False):
-        if state.shape != x.shape[1:]:
-            raise UserError(
-                f"{name} must have the shape of one step of x, {tuple(x.shape[1:])}, got {tuple(state.shape)}."
-            )
-        if state.device != x.device:
-            raise UserError(f"{name} must be on the device of x, {x.device}, got one on {state.device}.")
+    given = [(tuple(state.shape), state.device) for state in states or ()]
+    if states is not None and given != [(tuple(x.shape[1:]), x.device)] * len(equations.state):
+        raise UserError(
+            f"states must be {', '.join(equations.state)}, each of the shape of one step of x, {tuple(x.shape[1:])} on "
+            f"{x.device}, got {', '.join(f'{shape} on {device}' for shape, device in given)}."
+        )
     for name, value in (*parameters.items(), ("v_threshold", firing.v_threshold)):
         if isinstance(value, Tensor) and value.numel() != 1 and value.shape != x.shape[2:3]:
             shapes = f"x {tuple(x.shape)}, got {tuple(value.shape)}"
@@ -184,8 +181,6 @@ def _number_of_steps(x: Tensor, time_steps: int | None) -> int:
         raise UserError(f"x must be [T, N, *] with T >= 1, got shape {tuple(x.shape)}.")
     if time_steps is None:
         return x.shape[0]
-    if time_steps < 1:
-        raise UserError(f"time_steps must be at least 1, got {time_steps}.")
-    if x.shape[0] not in (1, time_steps):
-        raise UserError(f"x must have 1 or time_steps = {time_steps} steps, got {x.shape[0]}.")
+    if time_steps < 1 or x.shape[0] not in (1, time_steps):
+        raise UserError(f"x must have 1 or time_steps = {time_steps} >= 1 steps, got {x.shape[0]}.")
     return time_steps

@@ -8,13 +8,13 @@ smooth function that replaces the step in the backward pass.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from plif_lightning.dynamics.derivatives import once_differentiable
-from plif_lightning.errors import UserError, require_number
+from plif_lightning.errors import UserError, require_one_of
 
 SurrogateName = Literal["atan", "sigmoid", "triangle", "rectangle", "fast_sigmoid"]
 
@@ -65,9 +65,7 @@ class Surrogate:
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in _DENSITIES:
-            raise UserError(f"surrogate must be one of {', '.join(get_args(SurrogateName))}, got {self.name!r}.")
-        require_number("surrogate_width", self.width)
+        require_one_of("surrogate", self.name, SurrogateName)
         if not 0 < self.width < math.inf:
             raise UserError(f"surrogate_width must be a positive number, got {self.width}.")
 

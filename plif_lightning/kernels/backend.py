@@ -1,41 +1,82 @@
-"""Choice of kernels: which form of each function runs on which device."""
+"""Choice of kernels: the implementation that runs on a device, and whether a layer skips silent inputs."""
 
+import functools
 import importlib.util
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from plif_lightning.dynamics import reference
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import fused
-from plif_lightning.kernels.bits import pixels_of, share_of_spikes
+from plif_lightning.kernels.bits import look
 from plif_lightning.kernels.layout import interpreted
-from plif_lightning.kernels.policy import TYPES, WORTH_LOOKING, Op, OpName, Sparse, choose
 
 BackendName = Literal["auto", "reference", "cpu", "triton"]
+Sparse = Literal["auto", "never", "always"]
+# Layers of spikes, and a block of convolution, neurons and pool on frames of events.
+OpName = Literal["conv", "linear", "events"]
 
-
+# Types of the event-driven loops; float64 and float16 are always dense.
+TYPES = (torch.float32, torch.bfloat16)
+# Densities, shares of non-zero inputs, up to which an operator, and the gradient of its weight, skip silent inputs: in
+# float32, in bfloat16, and in bfloat16 with AMX. Measured by tests/benchmarks/sparse.py, see docs/benchmarks.md.
+BREAK_EVEN: dict[OpName, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
+    "conv": ((0.2, 0.3), (0.1, 0.05), (0.0, 0.05)),
+    "linear": ((0.25, 0.08), (0.1, 0.0), (0.0, 0.0)),
+    "events": ((0.3, 0.2), (0.2, 0.1), (0.2, 0.1)),
+}
+# The dense form of narrower layers, in inputs or outputs, and of smaller maps is always faster.
+LEAST_WIDTH: dict[OpName, int] = {"conv": 64, "linear": 512, "events": 0}
+LEAST_SIDE = 8
+# Multiplications of the dense form below which even sampling the density costs too much.
+_WORTH_LOOKING = 2**24
 # numba does not support float16; the Triton kernels compute in float32.
 _UNSUPPORTED_TYPE = {"cpu": torch.float16, "triton": torch.float64}
 
 
-def triton_is_there() -> bool:
-    return importlib.util.find_spec("triton") is not None
+class Skip(NamedTuple):
+    """Which products of a layer skip silent inputs.
+
+    Attributes:
+        output: the layer's output.
+        gradient: the gradient of its weight; as the output where there is none.
+        density: share of non-zero inputs in a sample; None if none was taken.
+        reason: why the output does not, in words.
+    """
+
+    output: bool
+    gradient: bool
+    density: float | None = None
+    reason: str = ""
+
+    @property
+    def any(self) -> bool:
+        return self.output or self.gradient
 
 
-def _name(weight: Tensor, binary: bool) -> OpName:
-    """The operator of a layer; arguments as in `Backend.skips_silence`."""
-    if weight.dim() != 4:
-        return "linear"
-    return "conv" if binary else "events"
+NEVER, ALWAYS = Skip(False, False), Skip(True, True)
 
 
-def _is_faster(op: Op, x: Tensor, weight: Tensor) -> bool:
-    """True if an operator, or in training the gradient of its weight, is faster event-driven at the density of x."""
-    density = share_of_spikes(pixels_of(x) if op.size else x.flatten(0, -2))
-    trained = torch.is_grad_enabled() and weight.requires_grad
-    return choose(op, density) or (trained and choose(op.of_weight(), density))
+@functools.cache
+def _has_amx() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def break_even(name: OpName, weight: Tensor, dtype: torch.dtype, side: int) -> tuple[float, float]:
+    """Densities up to which an operator, and the gradient of its weight, are faster event-driven.
+
+    Args:
+        name: the operator.
+        weight: [O, C, K, K] or [O, K].
+        dtype: of the products, one of TYPES.
+        side: shorter side of the maps.
+    """
+    if min(weight.shape[:2]) < LEAST_WIDTH[name] or (name == "conv" and side < LEAST_SIDE):
+        return 0.0, 0.0
+    wide, narrow, with_amx = BREAK_EVEN[name]
+    return wide if dtype == torch.float32 else with_amx if _has_amx() else narrow
 
 
 class Backend:
@@ -44,9 +85,8 @@ class Backend:
     Args:
         name: `auto` takes the fastest form that runs on the device of the data: numba kernels on a CPU, Triton on a
             CUDA device, otherwise the reference. `reference`, `cpu` and `triton` force one.
-        sparse: skip silent inputs in convolutions and FC layers of spikes on a CPU: `auto` where it is faster, by the
-            density of the input and the break-even density measured on this machine; `never` and `always` are for
-            tests.
+        sparse: skip silent inputs in convolutions and FC layers of spikes on a CPU: `auto` up to the densities of
+            `BREAK_EVEN`; `never` and `always` are for tests.
 
     Raises:
         UserError: an unknown name, or one that cannot run on this machine.
@@ -54,16 +94,15 @@ class Backend:
 
     def __init__(self, name: BackendName = "auto", sparse: Sparse = "auto") -> None:
         for argument, value, known in (("sparse", sparse, Sparse), ("backend", name, BackendName)):
-            if value not in get_args(known):
-                raise UserError(f"{argument} must be one of {', '.join(get_args(known))}, got {value!r}.")
-        if name == "triton" and not triton_is_there():
-            raise UserError("backend='triton' needs the package triton, which is not installed: pass backend='auto'.")
+            require_one_of(argument, value, known)
         self.name, self.sparse = name, sparse
-        self._triton = triton_is_there()
+        self._triton = importlib.util.find_spec("triton") is not None
+        if name == "triton" and not self._triton:
+            raise UserError("backend='triton' needs the package triton, which is not installed: pass backend='auto'.")
         self._triton_runs_on = "cpu" if interpreted() else "cuda"
 
     def chosen(self, device: torch.device) -> str:
-        """The form that runs on this device: reference, cpu or triton.
+        """The implementation that runs on this device: reference, cpu or triton.
 
         Raises:
             UserError: the requested backend does not run on this device.
@@ -88,26 +127,36 @@ class Backend:
             raise UserError(f"backend={chosen!r} does not compute in {str(dtype)[6:]}: pass --model.backend auto.")
         return chosen != "reference"
 
-    def skips_silence(self, x: Tensor, weight: Tensor, binary: bool = True, stride: int = 1) -> bool:
-        """True if the event-driven form of a layer, or of its weight's gradient, is likely faster for x.
-
-        The density is estimated from a sample of x, so that dense inputs need not be packed into bits. The operators
-        then count all of x and choose a form themselves, by `sparse`.
+    def skips(self, name: OpName, x: Tensor, weight: Tensor, value: float = 1.0, stride: int = 1) -> Skip:
+        """Which products of a layer skip silent inputs, by the density of a sample of x.
 
         Args:
+            name: the operator.
             x: [N, C, H, W], C innermost in memory, or [*, K], in the type that the layer computes in.
             weight: weight of a convolution [O, C, K, K], or of an FC layer [O, K].
-            binary: x holds only zeros and ones; False for event counts, the input of a network's first block.
+            value: of a spike; a layer of spikes whose sample has other values than this one and zero is dense.
             stride: of the convolution.
         """
-        if self.sparse == "never" or x.dtype not in TYPES or x.device.type != "cpu" or self.chosen(x.device) != "cpu":
-            return False
+        if self.sparse == "never" or x.dtype not in TYPES or self.chosen(x.device) != "cpu":
+            return NEVER._replace(reason=f"sparse={self.sparse}, {str(x.dtype)[6:]}, {x.device.type}")
+        conv = weight.dim() == 4
+        rows = x.permute(0, 2, 3, 1).flatten(0, 2) if conv else x.flatten(0, -2)
+        multiplications = len(rows) / stride**2 * weight.numel()
+        if not rows.numel() or rows.shape[1] != weight.shape[1]:
+            return NEVER
+        if self.sparse == "auto" and multiplications < _WORTH_LOOKING:
+            return NEVER._replace(reason="too few products to look for silent inputs")
+        density, only_spikes = look(rows, value)
+        if name != "events" and not only_spikes:
+            return NEVER._replace(density=density, reason="its input has other values than 0 and 1")
         if self.sparse == "always":
-            return True
-        op = Op.of(_name(weight, binary), x, weight, stride)
-        if op.multiplications < WORTH_LOOKING or op.inputs != weight.shape[1]:
-            return False
-        return torch.compiler.is_compiling() or _is_faster(op, x, weight)
+            return ALWAYS._replace(density=density)
+        output, gradient = break_even(name, weight, x.dtype, min(x.shape[2:]) if conv else 1)
+        trained = torch.is_grad_enabled() and weight.requires_grad
+        skips = density <= output and output > 0
+        reason = f"event-driven up to {100 * output:.2g} %" if output else "narrow, small or AMX: dense at any density"
+        trained_skips = density <= gradient and gradient > 0
+        return Skip(skips, trained_skips if trained else skips, density, "" if skips else reason)
 
     def run(self, x: Tensor, *arguments: Any, **settings: Any) -> tuple[Tensor, reference.States]:
         """`reference.run` in the form of this backend; same arguments."""

@@ -1,5 +1,6 @@
 """Spikes packed as bits, 64 inputs per word, and index lists of non-zero inputs for the event-driven loops."""
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plif_lightning.kernels.layout import threads_for
+from plif_lightning.kernels.ops import uncompiled
 from plif_lightning.kernels.parallel import parallel
 
 _WORD = 64
@@ -38,16 +40,37 @@ def words_for(inputs: int) -> int:
     return -(-inputs // _WORD)
 
 
-def pack(x: Tensor) -> tuple[Tensor, int]:
-    """Bits [R, K / 64] int64 that mark the non-zero values of x [R, K], and how many there are."""
+class Bits(NamedTuple):
+    """The non-zero values of x [R, K], one bit each.
+
+    Attributes:
+        words: [R, K / 64], int64.
+        number: of non-zero values.
+        only_spikes: all of them equal the value of a spike.
+    """
+
+    words: Tensor
+    number: int
+    only_spikes: bool
+
+
+def pack(x: Tensor, value: float = 1.0) -> Bits:
+    """Bits of x [R, K], whose spikes have a value."""
     from plif_lightning.kernels import cpu_sparse  # deferred: imports numba
 
-    bits = torch.empty(len(x), words_for(x.shape[1]), dtype=torch.int64, device="cpu")
+    words = torch.empty(len(x), words_for(x.shape[1]), dtype=torch.int64, device="cpu")
     threads = threads_for(x.numel())
-    counts = np.zeros(threads, np.int64)
+    counts = np.zeros((threads, 2), np.int64)
     x = x.detach().contiguous()
-    parallel(cpu_sparse.pack, len(x), threads, array_of_rows(x), array_of_bits(bits), counts)
-    return bits, int(counts.sum())
+    parallel(cpu_sparse.pack, len(x), threads, array_of_rows(x), _as(value, x.dtype), array_of_bits(words), counts)
+    number, others = counts.sum(0)
+    return Bits(words, int(number), not others)
+
+
+@functools.cache
+def _as(value: float, dtype: torch.dtype) -> Any:
+    """A number as the compiled loops compare it with values of a type."""
+    return array_of_rows(torch.full((1,), value, dtype=dtype, device="cpu"))[0]
 
 
 def unpack(bits: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
@@ -55,8 +78,8 @@ def unpack(bits: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
     from plif_lightning.kernels import cpu_sparse
 
     x = torch.empty(len(bits), inputs, dtype=dtype, device="cpu")
-    one = array_of_rows(torch.ones(1, dtype=dtype, device="cpu"))[0]
-    parallel(cpu_sparse.unpack, len(x), threads_for(x.numel()), array_of_bits(bits), one, array_of_rows(x))
+    threads = threads_for(x.numel())
+    parallel(cpu_sparse.unpack, len(x), threads, array_of_bits(bits), _as(1.0, dtype), array_of_rows(x))
     return x
 
 
@@ -70,13 +93,15 @@ def number_of_spikes(bits: Tensor) -> int:
     return int(counts.sum())
 
 
-def share_of_spikes(x: Tensor) -> float:
-    """Estimated density of x [R, K], from a deterministic sample of its rows."""
+@uncompiled
+def look(x: Tensor, value: float) -> tuple[float, bool]:
+    """Estimated density of x [R, K], from a deterministic sample of its rows, and if its spikes all have a value."""
     from plif_lightning.kernels import cpu_sparse
 
     x = x.detach().contiguous()
     rows = min(len(x), -(-_SAMPLE // x.shape[1]))
-    return cpu_sparse.sample(rows, array_of_rows(x)) / (rows * x.shape[1])
+    spikes, others = cpu_sparse.sample(rows, array_of_rows(x), _as(value, x.dtype))
+    return spikes / (rows * x.shape[1]), others == 0
 
 
 class SparseMaps(NamedTuple):
@@ -93,11 +118,12 @@ class SparseMaps(NamedTuple):
     shape: tuple[int, int, int, int]
 
     @classmethod
-    def of(cls, x: Tensor, binary: bool) -> "SparseMaps":
-        """From a tensor [N, C, H, W]; `binary`: it is spikes."""
+    def of(cls, x: Tensor) -> "SparseMaps":
+        """From a tensor [N, C, H, W]."""
         n, channels, height, width = x.shape
         rows = pixels_of(x.detach()).contiguous()
-        return cls(pack(rows)[0], None if binary else rows, (n, channels, height, width))
+        bits = pack(rows)
+        return cls(bits.words, None if bits.only_spikes else rows, (n, channels, height, width))
 
     def images(self, dtype: torch.dtype) -> Tensor:
         """Spikes as a tensor [N, C, H, W], C innermost in memory."""

@@ -1,30 +1,25 @@
-"""Convolutional blocks that never store the convolution's full output.
+"""Convolution, BN, neurons and pool as one function that never stores the convolution's full output.
 
 The event-driven form sums the non-zero inputs around each position; the dense form computes one band of rows at a time
-with PyTorch's convolution.
+with PyTorch's convolution. Both compute it again in the backward pass.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.equations import Dynamics, program, registered
-from plif_lightning.dynamics.firing import Firing
-from plif_lightning.dynamics.leaky import leaky
-from plif_lightning.errors import UserError
-from plif_lightning.kernels.bits import (
-    SparseMaps,
-    array_of_bits,
-    array_of_rows,
-    number_of_spikes,
-    words_for,
-)
+from plif_lightning.dynamics.reference import in_own_precision
+from plif_lightning.kernels import ops
+from plif_lightning.kernels.backend import NEVER, Skip
+from plif_lightning.kernels.bits import SparseMaps, array_of_bits, array_of_rows, words_for
 from plif_lightning.kernels.dense import conv2d, conv2d_weight
-from plif_lightning.kernels.fused import no_seed
+from plif_lightning.kernels.fused import Norm, affine, no_seed, through_statistics
 from plif_lightning.kernels.layout import (
     POOLS,
     SUM,
@@ -35,22 +30,17 @@ from plif_lightning.kernels.layout import (
     channels_last,
     convolved,
     real_type,
-    require_channels,
     rows_of,
     threads_for,
 )
-from plif_lightning.kernels.operators import operator
-from plif_lightning.kernels.ops import codes_of_backward, seed_of, start_of, sums_for, sums_of_backward
+from plif_lightning.kernels.ops import codes_of_backward, seed_of, start_of, sums_for, sums_of_backward, uncompiled
 from plif_lightning.kernels.parallel import parallel
-from plif_lightning.kernels.policy import TYPES, Op, OpName, Sparse, Timed, candidates_of, choose
-from plif_lightning.kernels.sparse import in_vectors, kernel_of, require_fit, table_of
+from plif_lightning.kernels.sparse import in_vectors, kernel_of, table_of
 
 # Potentials per unit of work: they fill half of a first-level cache.
 _AT_A_TIME = 2**12
 # Minimum number of units of work per thread, for load balance, if the feature map is large enough.
 _UNITS = 4
-# Time-steps of a timing: enough for its feature maps to exceed the caches, as those of a network's first block do.
-_STEPS = 8
 _NO_STATES = torch.empty(0, 1, 1, dtype=torch.float32, device="cpu")
 
 
@@ -60,64 +50,47 @@ class EventBlock:
     Its spikes equal those of the parts run one by one: the sums are bit-identical to `conv_events`.
 
     Args:
-        table: `table_of` the weight [K K C, O]: float32, bfloat16, int8 or int16.
+        table: `table_of` the weight [K K C, O]: float32, bfloat16 or int8.
         scale: factor of the sums, [T or 1, O] float32.
         shift: added to the scaled sums, as scale.
         learned: parameters of the neurons, see `layout.rows_of`.
         neuron: key of their program.
-        pool: number of the pooling: none, max_first or max_random, which give the same spikes.
+        pool: none, max_first or max_random; the last two give the same spikes.
         stride: of the convolution, 1 or 2.
     """
 
     def __init__(
-        self, table: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, neuron: str, pool: int, stride: int = 1
+        self, table: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, neuron: str, pool: Pool, stride: int = 1
     ) -> None:
         self._outputs, self._stride = table.shape[1], stride
         self._table = array_of_rows(in_vectors(table))
         self._rows = [in_vectors(x.detach()).reshape(-1).float().contiguous().numpy() for x in (scale, shift)]
-        require_channels(learned, self._outputs)
         learned, shared = learned.detach().float(), learned.shape[1] == 1
         self._parameters = (learned if shared else in_vectors(learned)).contiguous().numpy()
         self._program = program(neuron)
         self._start = start_of(self._program, torch.float32)
-        self._variant = torch.float32, shared, table.dtype in (torch.int8, torch.int16)
-        self._valid = last_word(self._outputs)
-        self._pooled = pool != POOLS["none"]
+        self._variant = torch.float32, shared, table.dtype == torch.int8
+        used = self._outputs - 64 * (words_for(self._outputs) - 1)  # outputs in the last word of a position
+        self._valid = -1 if used == 64 else (1 << used) - 1
+        self._pooled = pool != "none"
 
-    @classmethod
-    def of_neurons(
-        cls, table: Tensor, scale: Tensor | None, bias: Tensor | None, dynamics: Dynamics, pool: Pool, stride: int = 1
-    ) -> "EventBlock":
-        """The block of a layer with folded BN.
+    def __call__(
+        self, x: SparseMaps, steps: int, states: Tensor | None = None, last: bool = False
+    ) -> tuple[SparseMaps, Tensor | None]:
+        """Spikes [T N, O, H', W'] of x [T N, C, H, W], time first, and with `last` the states after the last step.
 
-        Args:
-            table: as in the class.
-            scale: factor of each output [O], for a table of integers.
-            bias: bias of each output [O], or None.
-            dynamics: the neurons.
-            pool: none, max_first or max_random.
-            stride: as in the class.
+        States [S, N, H, W, O]; None: the neurons' first ones.
         """
-        one = torch.ones(table.shape[1], dtype=torch.float32, device="cpu")
-        shift = torch.zeros_like(one) if bias is None else bias
-        learned, neuron = rows_of(dynamics, one), dynamics.key
-        scale = one if scale is None else scale
-        return cls(table, scale[None], shift[None], learned, neuron, POOLS[pool], stride)
-
-    def __call__(self, x: SparseMaps, steps: int) -> SparseMaps:
-        """Spikes [T N, O, H', W'] of x [T N, C, H, W], time first."""
-        return self._run(x, steps, self._pooled, _NO_STATES, _NO_STATES)
-
-    def step(self, x: SparseMaps, states: Tensor | None) -> tuple[SparseMaps, Tensor]:
-        """Pooled spikes of one time-step x [N, C, H, W], and the next states; states [S, N, H, W, O] (None: first)."""
-        n, (height, width) = x.shape[0], convolved(x.shape[2:], self._stride)
-        after = torch.empty(self._start.size, n, height, width, self._outputs, dtype=torch.float32, device="cpu")
-        before = _NO_STATES if states is None else states.reshape(self._start.size, -1, self._outputs)
+        n, (height, width) = x.shape[0] // steps, convolved(x.shape[2:], self._stride)
+        of_state = self._start.size, -1, self._outputs
+        before = _NO_STATES if states is None else states.reshape(of_state)
+        size = self._start.size, n, height, width, self._outputs
+        after = torch.empty(size, dtype=torch.float32, device="cpu") if last else None
         # With an odd size, neurons outside of all windows need their states too: pool afterwards.
-        whole = self._pooled and height % 2 == width % 2 == 0
-        spikes = self._run(x, 1, whole, before, after.view(self._start.size, -1, self._outputs))
-        if self._pooled and not whole:
-            spikes = SparseMaps.of(F.max_pool2d(spikes.images(torch.float32), 2), binary=True)
+        inside = self._pooled and not (last and (height % 2 or width % 2))
+        spikes = self._run(x, steps, inside, before, _NO_STATES if after is None else after.view(of_state))
+        if self._pooled and not inside:
+            spikes = SparseMaps.of(F.max_pool2d(spikes.images(torch.float32), 2))
         return spikes, after
 
     def _run(self, x: SparseMaps, steps: int, pooled: bool, v_first: Tensor, v_last: Tensor) -> SparseMaps:
@@ -145,118 +118,133 @@ class EventBlock:
         return SparseMaps(bits, None, (images, self._outputs, rows, windows))
 
 
-def last_word(outputs: int) -> int:
-    """The bits of outputs in the last word of a position, as a signed number."""
-    used = outputs - 64 * (words_for(outputs) - 1)
-    return -1 if used == 64 else (1 << used) - 1
+class PatchMoments(NamedTuple):
+    """Moments of the 3x3 patches of x, in float64; the batch statistics of any 3x3 convolution over x follow from them.
 
-
-@operator(devices=["CompositeExplicitAutograd"])
-def _conv_fire_pool(
-    x: Tensor,
-    conv: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    learned: Tensor,
-    binary: bool,
-    pool: int,
-    neuron: str,
-    sparse: str,
-    stride: int,
-) -> Tensor:
-    """Pooled spikes [T, N, C', H', W'] of the convolution of x [T, N, C, H, W]; see `ops.fire`. binary: x is spikes."""
-    require_fit(x.flatten(0, 1), conv)
-    _require_rows(scale, shift, len(x), len(conv))
-    maps = _sparse_maps(x, conv, "conv" if binary else "events", pool, sparse, stride)
-    if maps is None:
-        if (conv.shape[-1], stride) == (3, 1):
-            return _in_bands(x, conv, scale, shift, learned, pool, neuron)
-        y = conv2d(x.flatten(0, 1), conv, stride=stride, padding=conv.shape[-1] // 2).unflatten(0, x.shape[:2])
-        return torch.ops.plif.fire(y, scale, shift, learned, None, len(x), pool, neuron, False)[0]
-    block = EventBlock(table_of(conv), scale, shift, learned, neuron, pool, stride)
-    return block(maps, len(x)).images(x.dtype).unflatten(0, x.shape[:2])
-
-
-@_conv_fire_pool.register_fake
-def _(
-    x: Tensor, conv: Tensor, scale: Any, shift: Any, learned: Any, binary: bool, pool: int, neuron: Any, sparse: str,
-    stride: int,
-) -> Tensor:  # fmt: skip
-    return _empty_spikes(x, conv, pool, stride)
-
-
-def _empty_spikes(x: Tensor, conv: Tensor, pool: int, stride: int = 1) -> Tensor:
-    halve = 2 if pool else 1
-    t, n, height, width = *x.shape[:2], *convolved((x.shape[3], x.shape[4]), stride)
-    return x.new_empty(t, n, height // halve, width // halve, len(conv)).permute(0, 1, 4, 2, 3)
-
-
-def _require_rows(scale: Tensor, shift: Tensor, steps: int, outputs: int) -> None:
-    """Refuse scale and shift of a wrong shape: the loops would read beyond their end."""
-    for name, rows in (("scale", scale), ("shift", shift)):
-        if rows.shape != scale.shape or rows.shape not in ((1, outputs), (steps, outputs)):
-            raise UserError(
-                f"{name} must be [1 or {steps}, {outputs}], the same for scale and shift, got {list(rows.shape)}."
-            )
-
-
-def _sparse_maps(x: Tensor, conv: Tensor, name: OpName, pool: int, sparse: str, stride: int = 1) -> SparseMaps | None:
-    """The non-zero inputs of x [T, N, C, H, W] if `choose` takes the event-driven form of the operator, else None."""
-    if sparse == "never" or x.device.type != "cpu" or pool == POOLS["avg"]:
-        return None
-    if x.dtype not in TYPES:
-        return None
-    maps = SparseMaps.of(x.flatten(0, 1), binary=name == "conv")
-    density = number_of_spikes(maps.bits) / max(1, x.numel())
-    return maps if choose(Op.of(name, x, conv, stride), density, sparse) else None
-
-
-def _in_bands(x: Tensor, conv: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, pool: int, neuron: str) -> Tensor:
-    halve = 2 if pool else 1
-    out = _empty_spikes(x, conv, pool)
-    for first, band in _bands(x, len(conv), pool):
-        y = conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
-        spikes = torch.ops.plif.fire(y, scale, shift, learned, None, len(x), pool, neuron, False)[0]
-        if spikes.shape == out.shape:
-            return spikes  # all in one band
-        out[:, :, :, first // halve : first // halve + spikes.shape[3]] = spikes
-    return out
-
-
-@operator(devices=["CompositeExplicitAutograd"])
-def _conv_fire_pool_backward(
-    x: Tensor,
-    conv: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    mean: Tensor,
-    learned: Tensor,
-    seed: Tensor,
-    grad_out: Tensor,
-    pool: int,
-    neuron: str,
-    sparse: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the convolution's weight, without that through BN's statistics; sums; gradient of `learned`.
-
-    The last two as in `ops.fire_backward`; arguments as in `ops.fire_backward` and `conv_fire_pool`.
+    Attributes:
+        mean: mean patch of x [T, N, C, H, W] with zero padding, [T, 9 C].
+        covariance: covariance of the patches, [T, 9 C, 9 C].
     """
-    given = scale, shift, mean, learned, seed, grad_out, pool, neuron
-    maps = _sparse_maps(x, conv, "events_weight", pool, sparse)
-    return _back_in_bands(x, conv, *given) if maps is None else _back_to_events(maps, conv, *given)
+
+    mean: Tensor
+    covariance: Tensor
+
+    @staticmethod
+    def of(x: Tensor, events: bool = False) -> "PatchMoments":
+        """Moments of x [T, N, C, H, W]; `events`: from its non-zero values only, which must be whole numbers."""
+        if events:
+            return _moments_of_events(SparseMaps.of(x.flatten(0, 1)), len(x))
+        means, covariances = [], []
+        for step in x.detach():
+            patches = F.unfold(step.to(real_type(x)), 3, padding=1)  # [N, 9 C, H W]
+            mean = patches.mean((0, 2))
+            patches -= mean[:, None]
+            covariances.append(torch.bmm(patches, patches.transpose(1, 2)).sum(0) / (len(patches) * patches.shape[2]))
+            means.append(mean)
+        return PatchMoments(torch.stack(means).double(), torch.stack(covariances).double())
+
+    def of_convolution(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of each step and channel of the convolution's output, [T, C'] each."""
+        w = weight.detach().flatten(1).double()
+        variance = ((self.covariance @ w.T) * w.T).sum(1)
+        return (self.mean @ w.T).to(real_type(weight)), variance.clamp_(min=0).to(real_type(weight))
 
 
-def _back_to_events(
-    x: SparseMaps, conv: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, learned: Tensor, seed: Tensor,
-    grad_out: Tensor, pool: int, neuron: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _moments_of_events(x: SparseMaps, t: int) -> PatchMoments:
     from plif_lightning.kernels import cpu_block
 
-    p, real = program(neuron), torch.float32
-    steps, n, outputs, height, width = len(grad_out), grad_out.shape[1], len(conv), *x.shape[2:]
-    halve = 2 if pool else 1
+    images, channels, height, width = x.shape
+    n = images // t
+    sums = torch.zeros(t, 9 * channels, dtype=torch.float64, device="cpu")
+    products = torch.zeros(t, 9 * channels, 9 * channels, dtype=torch.float64, device="cpu")
+    arrays = *x.arrays(), sums.numpy(), products.numpy()
+    parallel(cpu_block.patch_moments, t, threads_for(images * channels * height * width), *arrays, n, height, width)
+    count = n * height * width
+    mean = sums / count
+    # E[xy] - E[x] E[y] does not lose digits here: event counts and their products are integers, exact in float64.
+    return PatchMoments(mean, products / count - mean[:, :, None] * mean[:, None])
+
+
+class _ConvFirePool(torch.autograd.Function):
+    """Convolution, BN's affine map, neurons and pool; keeps x, statistics and parameters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        conv: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        learned: Tensor,
+        mean: Tensor,
+        invstd: Tensor,
+        of_batch: bool,
+        of_all_processes: bool,
+        seed: Tensor,
+        patch_mean: Tensor | None,
+        patch_covariance: Tensor | None,
+        skip_output: bool,
+        skip_gradient: bool,
+        pool: Pool,
+        neuron: str,
+        stride: int,
+    ) -> Tensor:
+        scale, shift = affine(Norm(weight, bias, mean, invstd))
+        ctx.save_for_backward(x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance)
+        ctx.settings = of_all_processes, skip_gradient, pool, neuron
+        t, n, _, height, width = x.shape
+        if skip_output and pool != "avg":
+            block = EventBlock(table_of(conv), scale, shift, learned, neuron, pool, stride)
+            return block(SparseMaps.of(x.flatten(0, 1)), t)[0].images(x.dtype).unflatten(0, (t, n))
+        halve = 1 if pool == "none" else 2
+        out = x.new_empty(t, n, height // halve, width // halve, len(conv)).permute(0, 1, 4, 2, 3)
+        for first, band in _bands(x, len(conv), pool):
+            y = conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
+            spikes = ops.fire(y, scale, shift, learned, None, t, POOLS[pool], neuron, False)[0]
+            out[:, :, :, first // halve : first // halve + spikes.shape[3]] = spikes
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance = ctx.saved_tensors
+        of_all_processes, skip_gradient, pool, neuron = ctx.settings
+        backward = _backward_of_events if skip_gradient and pool != "avg" else _backward_in_bands
+        grad_conv, sums, grad_learned = backward(x, conv, scale, shift, mean, learned, seed, grad_out, pool, neuron)
+        if patch_mean is not None:
+            # The remaining term of dL/dy, slope (y - mean) + constant, is affine in y, and y is linear in the patches:
+            # its part of the weight's gradient follows from the patches' moments.
+            of_step = x.shape[1] * x.shape[3] * x.shape[4]
+            count = of_step * (len(x) // len(scale))
+            slope, constant = (
+                values.double()[:, :, None]
+                for values in through_statistics(sums, count, scale, invstd, of_all_processes)
+            )
+            w = conv.flatten(1).double()
+            of_y = w @ patch_covariance  # [T, C', 9 C]
+            of_means = (patch_mean @ w.T - mean)[:, :, None] * patch_mean[:, None]
+            grad_conv += (
+                (slope * (of_y + of_means) + constant * patch_mean[:, None]).sum(0).mul(of_step).view_as(conv)
+            ).to(grad_conv.dtype)
+        grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
+        return None, grad_conv.to(conv.dtype), grad_weight, grad_bias, grad_learned, *[None] * 12
+
+
+def _backward_of_events(
+    x: Tensor, conv: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, learned: Tensor, seed: Tensor,
+    grad_out: Tensor, pool: Pool, neuron: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradient of the convolution's weight, without that through BN's statistics; sums; gradient of `learned`.
+
+    The last two, and the arguments, as in `ops.fire_backward`.
+    """
+    from plif_lightning.kernels import cpu_block
+
+    maps_of_x, real, number = SparseMaps.of(x.flatten(0, 1)), torch.float32, POOLS[pool]
+    steps, n, outputs, height, width = len(grad_out), grad_out.shape[1], len(conv), *maps_of_x.shape[2:]
+    halve = 1 if pool == "none" else 2
     maps = torch.empty(steps, n, outputs, height, width, device="meta")
-    geometry = Geometry(maps, steps, pool, len(p.states) + len(p.kept), SUM)
+    geometry = Geometry(maps, steps, number, len(program(neuron).states), SUM)
     # Sums of all steps and their gradients must fit the cache together with the states.
     run = max(1, min(width // halve, geometry.run // outputs // 2))
     geometry.use_run(run * outputs)
@@ -265,31 +253,31 @@ def _back_to_events(
     table = array_of_rows(in_vectors(table_of(conv)))
     grad_table = np.zeros((slots, len(scale), *table.shape), np.float32)
     parallel(
-        cpu_block.conv_fire_pool_backward, n * (height // halve) * -(-(width // halve) // run), slots, *x.arrays(table),
-        table, *(geometry.tiled(row, real) for row in (scale, shift, mean)), geometry.parameters(learned, real),
-        start_of(p, real), _NO_STATES.flatten(1).numpy(), array_of(channels_last(grad_out.to(conv.dtype))), sums,
-        sums_learned, grad_table, *codes_of_backward(neuron, pool, real, learned), steps, height, width, outputs, run,
-        pool, len(p.kept), seed_of(seed),
+        cpu_block.conv_fire_pool_backward, n * (height // halve) * -(-(width // halve) // run), slots,
+        *maps_of_x.arrays(table), table, *(geometry.tiled(row, real) for row in (scale, shift, mean)),
+        geometry.parameters(learned, real), start_of(program(neuron), real), _NO_STATES.flatten(1).numpy(),
+        array_of(channels_last(grad_out.to(conv.dtype))), sums, sums_learned, grad_table,
+        *codes_of_backward(neuron, number, real, learned), steps, height, width, outputs, run, number, seed_of(seed),
     )  # fmt: skip
     of_steps = torch.from_numpy(grad_table.sum(0))[..., :outputs] * scale[:, None]
-    grad_conv = of_steps.sum(0).view(3, 3, x.shape[1], outputs).permute(3, 2, 0, 1).contiguous()
+    grad_conv = of_steps.sum(0).view(3, 3, x.shape[2], outputs).permute(3, 2, 0, 1).contiguous()
     return grad_conv, *sums_of_backward(geometry, sums, sums_learned, scale, learned)
 
 
-def _back_in_bands(
+def _backward_in_bands(
     x: Tensor, conv: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, learned: Tensor, seed: Tensor,
-    grad_out: Tensor, pool: int, neuron: str,
+    grad_out: Tensor, pool: Pool, neuron: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    halve = 2 if pool else 1
-    height, width = x.shape[3] // halve, x.shape[4] // halve
+    """As `_backward_of_events`; ties of each band of rows are drawn from the seed and its first row."""
+    halve = 1 if pool == "none" else 2
     grad_conv = conv.new_zeros(conv.shape, dtype=real_type(conv))
     sums, grad_learned = scale.new_zeros(2, *scale.shape), torch.zeros_like(learned)
     for first, band in _bands(x, len(conv), pool):
         y = conv2d(band, conv, padding=(0, 1)).unflatten(0, x.shape[:2])
         rows = y.shape[3] // halve
-        grad_y, _, sums_of_band, grad_of_band = torch.ops.plif.fire_backward(
-            y, scale, shift, mean, learned, None, seed, grad_out[:, :, :, first // halve : first // halve + rows],
-            None, len(x), pool, neuron, height * width, first // halve * width,
+        grad_y, _, sums_of_band, grad_of_band = ops.fire_backward(
+            y, scale, shift, mean, learned, None, seed + first,
+            grad_out[:, :, :, first // halve : first // halve + rows], None, len(x), POOLS[pool], neuron,
         )  # fmt: skip
         if len(scale) > 1:
             grad_y *= scale[:, None, :, None, None]
@@ -301,45 +289,53 @@ def _back_in_bands(
     return grad_conv, sums, grad_learned
 
 
-@_conv_fire_pool_backward.register_fake
-def _(
-    x: Any, conv: Tensor, scale: Tensor, shift: Any, mean: Any, learned: Tensor, seed: Any, grad_out: Any, pool: Any,
-    neuron: Any, sparse: Any,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grad_conv = conv.new_zeros(conv.shape, dtype=real_type(conv))
-    return grad_conv, scale.new_zeros(2, *scale.shape), torch.zeros_like(learned)
-
-
-def _bands(x: Tensor, channels: int, pool: int) -> Iterator[tuple[int, Tensor]]:
+def _bands(x: Tensor, channels: int, pool: Pool) -> Iterator[tuple[int, Tensor]]:
     """First row of each band, and its convolution's input [T N, C, rows + 2, W], with a border row at both ends."""
     t, n, _, height, width = x.shape
     rows = max(2, at_a_time(x.device) // max(1, t * n * width * channels) // 2 * 2)
     padded = F.pad(x.flatten(0, 1), (0, 0, 1, 1))
-    last = height // 2 * 2 if pool else height
+    last = height if pool == "none" else height // 2 * 2
     for first in range(0, last, rows):
         yield first, padded[:, :, first : min(first + rows, last) + 2]
 
 
-@candidates_of("events", "events_weight")
-def _candidates(op: Op, density: float) -> tuple[Timed, Timed]:
-    """Event-driven and dense form of a convolution-neuron-pool block, or of its gradients, on random frames."""
-    generator = torch.Generator().manual_seed(0)
-    (height, width), dtype = op.size, op.dtype
-    n = op.rows // (height * width)
-    x = torch.rand(_STEPS, n, height, width, op.inputs, generator=generator).lt(density).to(dtype)
-    x = x.permute(0, 1, 4, 2, 3)
-    conv = torch.rand(op.outputs, op.inputs, 3, 3, generator=generator).to(dtype)
-    grad = torch.rand(_STEPS, n, height // 2, width // 2, op.outputs, generator=generator).to(dtype)
-    grad = grad.permute(0, 1, 4, 2, 3)
-    one = torch.ones(1, op.outputs, dtype=torch.float32, device="cpu")
-    dynamics = leaky(torch.ones(()), Firing())
-    learned, neuron, pool = rows_of(dynamics, one), dynamics.key, POOLS["max_first"]
+@uncompiled
+def conv_fire_pool(
+    x: Tensor,
+    conv: Tensor,
+    norm: Norm,
+    dynamics: Dynamics,
+    *,
+    patches: PatchMoments | None = None,
+    pool: Pool = "none",
+    seed: Tensor | None = None,
+    skip: Skip = NEVER,
+    stride: int = 1,
+) -> Tensor:
+    """Convolution with padding K // 2, BN, neurons and pool of x. The full output of the convolution is never stored.
 
-    def form(sparse: Sparse) -> Timed:
-        if op.name == "events":
-            return lambda: torch.ops.plif.conv_fire_pool(x, conv, one, one, learned, False, pool, neuron, sparse, 1)
-        return lambda: torch.ops.plif.conv_fire_pool_backward(
-            x, conv, one, one, one, learned, no_seed(), grad, pool, neuron, sparse
-        )
+    The first convolution of a network for events has few input channels and the largest output: recomputing it in the
+    backward pass is cheaper than storing and loading its output. If no gradients are needed, any block of spikes may
+    use this function, because nothing has to be stored for a backward pass.
 
-    return form("always"), form("never")
+    Args:
+        x: events or, without gradients, spikes [T, N, C, H, W]. No gradient flows to x.
+        conv: weight of a convolution without bias [C', C, K, K], in the dtype of x; dense or with gradients 3x3.
+        norm: BN.
+        dynamics: the neurons.
+        patches: moments of x, if BN normalises with statistics of this batch, so that gradients flow through them.
+        pool: none, max_first, max_random or avg.
+        seed: int64 on the CPU, for max_random.
+        skip: skip zeros of x; never before an average pool. An infinite weight times a zero gives NaN only if the zero
+            is not skipped.
+        stride: 1 or 2; dense or with gradients 1.
+
+    Returns:
+        Spikes [T, N, C', H', W'] in the dtype of x.
+    """
+    with in_own_precision(x.device):
+        norm = norm.to(real_type(x))
+        return _ConvFirePool.apply(
+            x, conv, norm.weight, norm.bias, rows_of(dynamics, x), *norm[2:], no_seed() if seed is None else seed,
+            *(patches or (None, None)), skip.output, skip.gradient, pool, dynamics.key, stride,
+        )  # fmt: skip

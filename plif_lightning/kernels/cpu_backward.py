@@ -90,11 +90,18 @@ def _add(rows, row, n, to, to_row):
 
 
 @compiled
-def work_of_backward(real, steps, states, kept, run, channels, pooled, map_windows):
+def _scale(rows, row, n, factor):
+    r = np.uintp(row)
+    for j in range(n):
+        i = np.uintp(j)
+        rows[r, i] = rows[r, i] * factor
+
+
+@compiled
+def work_of_backward(real, steps, states, run, channels, pooled, map_windows):
     """Workspace of `backward_unit`; `number` identifies window and channel when ties are drawn."""
     rows, width = 4 if pooled else 1, whole_vectors(run)
-    # The states before step 0, 1, ..., and behind them what each step keeps.
-    history = working_rows((steps + 1) * (states + kept) * rows, width, real)
+    history = working_rows((steps + 1) * states * rows, width, real)  # the states before step 0, 1, ...
     by_states = working_rows(states * rows, width, real)
     x = working_rows(rows, width, real)
     by_x = working_rows(rows, width, real)  # of a held input: its sum over the steps
@@ -107,17 +114,16 @@ def work_of_backward(real, steps, states, kept, run, channels, pooled, map_windo
 
 
 @compiled
-def place_of_ties(target, image_windows, channels, map_windows, first_window):
+def place_of_ties(target, image_windows, channels):
     """First hash input of a unit's ties at the first step, from the offset `target` of its output."""
     windows = target // channels
-    return windows // image_windows * channels * map_windows + first_window + windows % image_windows
+    return windows // image_windows * channels * image_windows + windows % image_windows
 
 
 @compiled
 def backward(
     begin, end, slot, y, added, scale, shift, mean, parameters, start, v_first, grad_out, grad_v_last, grad_y,
-    grad_v_first, sums, sums_learned, fire, fire_back, steps, height, width, channels, run, pool, kept, seed,
-    map_windows, first_window,
+    grad_v_first, sums, sums_learned, fire, fire_back, steps, height, width, channels, run, pool, seed,
 ):  # fmt: skip
     """Gradients of units begin .. end - 1.
 
@@ -127,12 +133,12 @@ def backward(
     """
     pooled = pool != NO_POOL
     starts = np.zeros(4, np.int64)
-    work = work_of_backward(scale.dtype, steps, start.size, kept, run, channels, pooled, map_windows)
     image_windows = (height // 2) * (width // 2)
-    of_step = y.shape[1] // (height * width) * map_windows
+    work = work_of_backward(scale.dtype, steps, start.size, run, channels, pooled, image_windows)
+    of_step = y.shape[1] // (height * width) * image_windows
     for unit in range(begin, end):
         target, n = _place(unit, height, width, channels, pooled, run, starts)
-        place = place_of_ties(target, image_windows, channels, map_windows, first_window) if pooled else 0
+        place = place_of_ties(target, image_windows, channels) if pooled else 0
         backward_unit(
             y, added, starts, target, n, channels if pooled else n, slot, scale, shift, mean, parameters, start,
             v_first, grad_out, grad_v_last, grad_y, grad_v_first, sums, sums_learned, fire, fire_back, steps, pool,
@@ -193,6 +199,8 @@ def backward_unit(
     for t in range(steps - 1, -1, -1):
         s = t if kinds > 1 else 0
         _load(grad_out, t, target, n, n, now, 0)
+        if pool == AVG:
+            _scale(now, 0, n, scale.dtype.type(0.25))
         for i in range(rows):
             if not constant:
                 _normalise(y, t, starts[i], chunk, n, scale, shift, s, x, i)

@@ -136,7 +136,7 @@ def conv_fire_pool(
 @compiled
 def conv_fire_pool_backward(
     begin, end, slot, places, starts, values, table, scale, shift, mean, parameters, start, nothing, grad_out, sums,
-    sums_learned, grad_table, fire, fire_back, steps, height, width, outputs, run, pool, kept, seed,
+    sums_learned, grad_table, fire, fire_back, steps, height, width, outputs, run, pool, seed,
 ):  # fmt: skip
     """Gradients of units begin .. end - 1, the same units as in `conv_fire_pool`; recomputes the potentials.
 
@@ -157,7 +157,7 @@ def conv_fire_pool_backward(
     firsts = np.zeros(4, np.int64)
     for i in range(4):
         firsts[i] = (i // 2 * 2 * run + i % 2) * outputs
-    work = work_of_backward(np.float32, steps, start.size, kept, run * outputs, outputs, pooled, rows * windows)
+    work = work_of_backward(np.float32, steps, start.size, run * outputs, outputs, pooled, rows * windows)
     flat_table, of_table = grad_table.reshape(grad_table.size), table.shape[0] * table.shape[1]
     kinds = scale.shape[0]
     for unit in range(begin, end):
@@ -175,7 +175,7 @@ def conv_fire_pool_backward(
                         _round(table, total, 0)
                     _put(total, found, outputs, y, t, (down * halve * run + across) * outputs)
         target = ((image * rows + r) * windows + first) * outputs
-        place = place_of_ties(target, rows * windows, outputs, rows * windows, 0)
+        place = place_of_ties(target, rows * windows, outputs)
         backward_unit(
             y, nothing, firsts, target, n * outputs, outputs if pooled else n * outputs, slot, scale, shift, mean,
             parameters, start, nothing, grad_out, nothing, grad_y, nothing, sums, sums_learned, fire, fire_back, steps,
@@ -234,7 +234,7 @@ def patch_moments(begin, end, slot, places, starts, values, sums, products, imag
                         place = places[np.uintp(e)]
                         tap, c = (place + shift) // channels, (place + shift) % channels
                         patch[m] = 9 * c + tap  # as in a flattened weight
-                        found[m] = _wide(values[np.uintp(of_row + place)])
+                        found[m] = _wide(values[np.uintp(of_row + place)]) if values.size > 0 else np.float32(1)
                         m += 1
                 for a in range(m):
                     sums[t, patch[a]] += found[a]

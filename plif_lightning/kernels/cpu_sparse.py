@@ -16,8 +16,8 @@ from numba.extending import overload
 from plif_lightning.kernels.cpu import _narrow, _wide, aligned
 from plif_lightning.kernels.vectors import (
     add_row_16,
+    equal_16,
     lowest_bit,
-    nonzero_16,
     number_of_bits,
     spread_16,
     sum_16,
@@ -33,27 +33,39 @@ tuple_setitem: Any = _tuple_setitem  # typed as a function of the compiler's
 _INTEGERS = (numba.types.int8, numba.types.int16)
 # Padding between the rows of a block: rows a power of two apart would evict each other from the caches.
 _GAP = 16
+# A bit for each of 16 values.
+_ALL_16 = np.uint64(0xFFFF)
 
 
 @compiled
-def pack(begin, end, slot, x, bits, counts):
-    """Mark the non-zero values of x [R, K] in bits [R, K / 64], and add their number to counts[slot]."""
+def pack(begin, end, slot, x, value, bits, counts):
+    """Mark the non-zero values of x [R, K] in bits [R, K / 64]; a negative zero in bfloat16 counts as one.
+
+    Adds their number to counts[slot, 0], and to counts[slot, 1] how many of them are not `value`.
+    """
     inputs = x.shape[1]
     flat = x.reshape(x.size)
-    total = 0
+    total = equal = 0
+    zero = x.dtype.type(0)
     for r in range(begin, end):
         for w in range(bits.shape[1]):
             first = 64 * w
-            word = np.uint64(0)
+            word, same = np.uint64(0), np.uint64(0)
             n = min(64, inputs - first)
             whole = n // 16
             for j in range(whole):
-                word |= nonzero_16(flat, r * inputs + first + 16 * j) << np.uint64(16 * j)
+                at = r * inputs + first + 16 * j
+                word |= (_ALL_16 ^ equal_16(flat, at, zero)) << np.uint64(16 * j)
+                same |= equal_16(flat, at, value) << np.uint64(16 * j)
             for j in range(16 * whole, n):
-                word |= np.uint64(_wide(flat[np.uintp(r * inputs + first + j)]) != 0) << np.uint64(j)
+                one = flat[np.uintp(r * inputs + first + j)]
+                word |= np.uint64(_wide(one) != 0) << np.uint64(j)
+                same |= np.uint64(one == value) << np.uint64(j)
             bits[r, w] = word
             total += number_of_bits(word)
-    counts[slot] += total
+            equal += number_of_bits(same)
+    counts[slot, 0] += total
+    counts[slot, 1] += total - equal
 
 
 @compiled
@@ -86,19 +98,26 @@ def flatten(begin, end, slot, bits, flat, pixels):
 
 
 @compiled
-def sample(rows, x):
-    """Number of non-zero values in `rows` rows of x [R, K], in a prime stride to avoid periods of its shape."""
-    total = 0
+def sample(rows, x, value):
+    """Number of non-zero values in `rows` rows of x [R, K], and how many of them are not `value`.
+
+    Rows are a prime stride apart, to avoid periods of the shape of x.
+    """
+    total = equal = 0
+    zero = x.dtype.type(0)
     inputs = x.shape[1]
     flat = x.reshape(x.size)
     step = 7919 if x.shape[0] % 7919 else 7907  # a prime that does not divide the number of rows
     for i in range(rows):
         start = i * step % x.shape[0] * inputs
         for j in range(0, inputs // 16 * 16, 16):
-            total += number_of_bits(nonzero_16(flat, start + j))
+            total += number_of_bits(_ALL_16 ^ equal_16(flat, start + j, zero))
+            equal += number_of_bits(equal_16(flat, start + j, value))
         for j in range(inputs // 16 * 16, inputs):
-            total += 1 if _wide(flat[np.uintp(start + j)]) != 0 else 0
-    return total
+            one = flat[np.uintp(start + j)]
+            total += 1 if _wide(one) != 0 else 0
+            equal += 1 if one == value else 0
+    return total, total - equal
 
 
 @compiled

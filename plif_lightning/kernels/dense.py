@@ -15,8 +15,6 @@ from plif_lightning.runtime.surroundings import processor
 
 # Multiply-adds from which the library matters.
 _LARGE = 2**26
-# Channels of a block in oneDNN, at most.
-_FEW_CHANNELS = 16
 
 
 @functools.cache
@@ -98,19 +96,12 @@ def _widened(*values: Tensor | None) -> list[Any]:
 
 
 def _without_stride(x: Tensor, shape: Sequence[int], settings: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """Input and settings of a convolution that skips no pixels, where oneDNN 3 would compute a wrong weight's gradient.
+    """Input and settings of a 1x1 convolution that skips no pixels: oneDNN's gradient at a stride can be wrong.
 
-    - 1x1 and few channels, without AVX-512, if C is innermost: it writes beyond its memory, which also hangs or ends
-      the process (oneDNN issue 6035, torch 2.13).
-    - 3x3 or 5x5 over a map of one pixel, in bfloat16: it reads beyond (torch 2.13).
+    With few channels and C innermost it writes beyond its memory (oneDNN issue 6035, torch 2.13).
     """
     stride, padding = settings.get("stride", 1), settings.get("padding", 0)
-    kernel, around = shape[2], shape[2] // 2
-    odd = kernel % 2 == 1 and shape[3] == kernel
-    if tuple(x.shape[2:]) == (1, 1) and odd and padding in (around, (around, around)):
-        return x, settings | {"stride": 1}  # whose output is one pixel at any stride
     down, across = (stride, stride) if isinstance(stride, int) else stride
-    whole = (down, across) == (1, 1) or shape[1] >= _FEW_CHANNELS or x.device.type != "cpu"
-    if whole or tuple(shape[2:]) != (1, 1) or padding not in (0, (0, 0), "same", "valid"):
+    if (down, across) == (1, 1) or tuple(shape[2:]) != (1, 1) or padding not in (0, (0, 0), "same", "valid"):
         return x, settings
     return x[:, :, ::down, ::across], settings | {"stride": 1}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -11,24 +11,46 @@ from torch import Tensor
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.equations import Dynamics
 from plif_lightning.dynamics.reference import States, checked, in_own_precision
-from plif_lightning.kernels import ops as ops  # registers the operators
+from plif_lightning.kernels import ops
 from plif_lightning.kernels.layout import POOLS, Pool, real_type, rows_of
+from plif_lightning.kernels.ops import uncompiled
+
+
+class Norm(NamedTuple):
+    """BN of a convolution's output: weight (y - mean) invstd + bias.
+
+    Attributes:
+        weight: [C].
+        bias: [C].
+        mean: per step and channel or per channel, [T or 1, C]; gets no gradient.
+        invstd: 1 / sqrt(variance + eps), as mean.
+        of_batch: mean and invstd are statistics of y, so that its gradient flows through them too.
+        of_all_processes: they are taken over y of all processes (SyncBatchNorm).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    invstd: Tensor
+    of_batch: bool = False
+    of_all_processes: bool = False
+
+    def to(self, real: torch.dtype) -> "Norm":
+        """The same in the type that kernels compute in."""
+        return self._replace(**{name: getattr(self, name).to(real) for name in self._fields[:4]})
 
 
 class _Fire(torch.autograd.Function):
     """Neurons alone; saves x, the learned rows and the first states for the backward pass."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, learned: Tensor, states: Tensor | None, neuron: str, steps: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, learned: Tensor, states: Tensor | None, neuron: str, steps: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, learned, states)
+        ctx.settings = neuron, steps
         one = x.new_ones(1, x.shape[2], dtype=real_type(x))
-        return torch.ops.plif.fire(x, one, torch.zeros_like(one), learned, states, steps, POOLS["none"], neuron, True)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs[:3])
-        ctx.settings = inputs[3:]
+        return ops.fire(x, one, torch.zeros_like(one), learned, states, steps, POOLS["none"], neuron, True)
 
     @staticmethod
     @once_differentiable
@@ -37,8 +59,8 @@ class _Fire(torch.autograd.Function):
         neuron, steps = ctx.settings
         one = x.new_ones(1, x.shape[2], dtype=real_type(x))
         zero = torch.zeros_like(one)
-        grad_x, grad_first, _, grad_learned = torch.ops.plif.fire_backward(
-            x, one, zero, zero, learned, states, no_seed(), grad_spikes, grad_last, steps, POOLS["none"], neuron, 0, 0
+        grad_x, grad_first, _, grad_learned = ops.fire_backward(
+            x, one, zero, zero, learned, states, no_seed(), grad_spikes, grad_last, steps, POOLS["none"], neuron
         )
         return grad_x, grad_learned, None if states is None else grad_first, None, None
 
@@ -47,6 +69,7 @@ def no_seed() -> Tensor:
     return torch.zeros((), dtype=torch.int64)
 
 
+@uncompiled
 def run(
     x: Tensor, dynamics: Dynamics, states: Sequence[Tensor] | None = None, time_steps: int | None = None
 ) -> tuple[Tensor, States]:
@@ -70,69 +93,56 @@ def run(
 class _NormFirePool(torch.autograd.Function):
     """BN's affine map, neurons and pool; saves y, statistics, parameters and first states for the backward pass."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
+        ctx: Any,
         y: Tensor,
         weight: Tensor,
         bias: Tensor,
         learned: Tensor,
+        states: Tensor | None,
+        added: Tensor | None,
         mean: Tensor,
         invstd: Tensor,
+        of_batch: bool,
+        of_all_processes: bool,
         seed: Tensor,
-        states: Tensor | None,
         last: bool,
-        batch_statistics: bool,
-        synchronise: bool,
         pool: int,
         neuron: str,
         steps: int,
-        added: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        scale, shift = affine(weight, bias, mean, invstd)
-        return torch.ops.plif.fire(y, scale, shift, learned, states, steps, pool, neuron, last, added)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        y, weight, bias, learned, mean, invstd, seed, states, *ctx.settings, added = inputs
-        ctx.save_for_backward(y, learned, mean, invstd, *affine(weight, bias, mean, invstd), seed, states, added)
+        scale, shift = affine(Norm(weight, bias, mean, invstd))
+        ctx.save_for_backward(y, learned, mean, invstd, scale, shift, seed, states, added)
+        ctx.settings = of_batch, of_all_processes, last, pool, neuron, steps
+        return ops.fire(y, scale, shift, learned, states, steps, pool, neuron, last, added)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
         y, learned, mean, invstd, scale, shift, seed, states, added = ctx.saved_tensors
-        last, batch_statistics, synchronise, pool, neuron, steps = ctx.settings
-        windows = (y.shape[3] // 2) * (y.shape[4] // 2)
-        grad_y, grad_first, sums, grad_learned = torch.ops.plif.fire_backward(
-            y, scale, shift, mean, learned, states, seed, grad_out, grad_last if last else None,
-            steps, pool, neuron, windows, 0, added,
+        of_batch, of_all_processes, last, pool, neuron, steps = ctx.settings
+        grad_y, grad_first, sums, grad_learned = ops.fire_backward(
+            y, scale, shift, mean, learned, states, seed, grad_out, grad_last if last else None, steps, pool, neuron,
+            added,
         )  # fmt: skip
         # That of BN's output, which `normalize_backward` replaces.
-        grad_added = grad_y.clone() if added is not None and ctx.needs_input_grad[-1] else None
+        grad_added = grad_y.clone() if added is not None and ctx.needs_input_grad[5] else None
         grad_weight, grad_bias = (sums[1] * invstd).sum(0), sums[0].sum(0)
         offset = slope = torch.zeros_like(scale)
-        if batch_statistics:
+        if of_batch:
             count = y.numel() // (y.shape[2] * len(scale))
-            slope, constant = through_statistics(sums, count, scale, invstd, synchronise)
+            slope, constant = through_statistics(sums, count, scale, invstd, of_all_processes)
             offset = constant - slope * mean
-        torch.ops.plif.normalize_backward(grad_y, y, scale, offset, slope)
-        return (
-            grad_y,
-            grad_weight,
-            grad_bias,
-            grad_learned,
-            *[None] * 3,
-            None if states is None else grad_first,
-            *[None] * 6,
-            grad_added,
-        )
+        ops.normalize_backward(grad_y, y, scale, offset, slope)
+        grad_states = None if states is None else grad_first
+        return grad_y, grad_weight, grad_bias, grad_learned, grad_states, grad_added, *[None] * 9
 
 
-def affine(weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
+def affine(norm: Norm) -> tuple[Tensor, Tensor]:
     """BN as scale y + shift, [S, C] each."""
-    scale = weight * invstd
-    return scale, bias - mean * scale
+    scale = norm.weight * norm.invstd
+    return scale, norm.bias - norm.mean * scale
 
 
 def through_statistics(
@@ -164,10 +174,10 @@ def _summed_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+@uncompiled
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each step and channel of y [T, N, C, H, W], [T, C] each; without gradient."""
-    mean, var = torch.ops.plif.moments(y.detach())
-    return mean, var
+    return ops.moments(y.detach())
 
 
 def moments_over_processes(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,90 +188,43 @@ def moments_over_processes(mean: Tensor, var: Tensor, count: int) -> tuple[Tenso
     return mean, (squares / n - mean.square()).clamp_(min=0), n
 
 
+@uncompiled
 def norm_fire_pool(
     y: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
+    norm: Norm,
     dynamics: Dynamics,
+    states: Sequence[Tensor] | None = None,
     *,
-    batch_statistics: bool,
-    synchronise: bool = False,
     pool: Pool = "none",
     seed: Tensor | None = None,
     time_steps: int | None = None,
     added: Tensor | None = None,
-) -> Tensor:
-    """Pooled spikes of BN's output: BN, `reference.run` and a 2x2 pool in one pass over y.
+    last: bool = False,
+) -> tuple[Tensor, States]:
+    """BN, `reference.run` and a 2x2 pool in one pass over y.
 
     Args:
         y: the convolution's output [T, N, C, H, W], or [1, N, C, H, W] held for `time_steps`.
-        weight: BN's weight [C].
-        bias: BN's bias [C].
-        mean: mean of the normalisation, per step and channel or per channel, [T or 1, C]; gets no gradient.
-        invstd: 1 / sqrt(variance + eps), as mean.
+        norm: BN.
         dynamics: the neurons.
-        batch_statistics: mean and invstd are statistics of y, so that its gradient flows through them too.
-        synchronise: they are taken over y of all processes.
+        states: before the first step, [N, C, H, W] each; None: the neurons' first ones.
         pool: none, max_first, max_random or avg.
         seed: int64 on the CPU, for max_random.
         time_steps: T, for a held y.
         added: what is added to BN's output, in the shape of y, such as the shortcut of a residual block; on a CPU.
+        last: return the states after the last step; only without a pool.
 
     Returns:
-        Spikes [T, N, C, H', W'] in the dtype of y.
+        Spikes [T, N, C, H', W'] in the dtype of y; the last states [N, C, H, W] each, none without `last`.
     """
-    statistics = (mean, invstd, batch_statistics, synchronise)
-    return _norm_fire_pool(y, weight, bias, statistics, dynamics, time_steps, pool=pool, seed=seed, added=added)[0]
-
-
-def norm_fire(
-    y: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    dynamics: Dynamics,
-    states: Sequence[Tensor] | None,
-    *,
-    batch_statistics: bool,
-    synchronise: bool = False,
-    added: Tensor | None = None,
-) -> tuple[Tensor, States]:
-    """`norm_fire_pool` without a pool, from states [N, C, H, W] (None: the first ones); returns the last ones too."""
-    checked(y, dynamics, states, None)
-    first = None if states is None else torch.stack([state.to(real_type(y)) for state in states])
-    statistics = (mean, invstd, batch_statistics, synchronise)
-    spikes, last = _norm_fire_pool(y, weight, bias, statistics, dynamics, states=first, last=True, added=added)
-    return spikes, last.unbind()
-
-
-def _norm_fire_pool(
-    y: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    statistics: tuple[Tensor, Tensor, bool, bool],
-    dynamics: Dynamics,
-    time_steps: int | None = None,
-    *,
-    pool: Pool = "none",
-    seed: Tensor | None = None,
-    states: Tensor | None = None,
-    last: bool = False,
-    added: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    mean, invstd, of_batch, of_all_processes = statistics
-    steps = len(y) if time_steps is None else time_steps
+    checked(y, dynamics, states, time_steps)
+    real = real_type(y)
+    first = None if states is None else torch.stack([state.to(real) for state in states])
+    seed = no_seed() if seed is None else seed
     with in_own_precision(y.device):
-        given = y, *real_rows(y, weight, bias, mean, invstd, dynamics), no_seed() if seed is None else seed, states
-        settings = last, of_batch, of_all_processes, POOLS[pool], dynamics.key, steps
-        return _NormFirePool.apply(*given, *settings, added)
-
-
-def real_rows(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, dynamics: Dynamics
-) -> tuple[Tensor, ...]:
-    """BN's weight and bias, `rows_of` the neurons, mean and invstd, in the type that kernels compute x in."""
-    real = real_type(x)
-    return weight.to(real), bias.to(real), rows_of(dynamics, x), mean.to(real), invstd.to(real)
+        norm = norm.to(real)
+        spikes, after = _NormFirePool.apply(
+            y, norm.weight, norm.bias, rows_of(dynamics, y), first, added, *norm[2:], seed, last, POOLS[pool],
+            dynamics.key, len(y) if time_steps is None else time_steps,
+        )  # fmt: skip
+    return spikes, after.unbind() if last else ()

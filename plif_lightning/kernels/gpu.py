@@ -17,7 +17,6 @@ from plif_lightning.kernels.layout import (
     channels_last,
     empty_map,
     empty_states,
-    require_pool,
 )
 from plif_lightning.kernels.triton_code import code_of
 
@@ -120,8 +119,7 @@ def _forward(
 @triton.jit
 def _backward(
     y, scale, shift, mean, parameters, start, v_first, grad_out, grad_last, history, grad_y, grad_first, sums,
-    sums_learned, positions, steps, step_size, out_size, height, width, channels, images, seed, map_windows,
-    first_window,
+    sums_learned, positions, steps, step_size, out_size, height, width, channels, images, seed,
     FIRE: tl.constexpr, FIRE_BACK: tl.constexpr, S: tl.constexpr, N: tl.constexpr, POOL: tl.constexpr,
     HELD: tl.constexpr, PER_STEP: tl.constexpr, START: tl.constexpr, LAST: tl.constexpr,
     P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr,
@@ -190,7 +188,7 @@ def _backward(
                 if POOL == MAX_RANDOM:
                     p = block * P + tl.arange(0, P)[:, None, None]
                     places = (height // 2) * (width // 2)
-                    number = ((t * images + p // places) * channels + c) * map_windows + first_window + p % places
+                    number = ((t * images + p // places) * channels + c) * places + p % places
                     z = number.to(tl.uint32) ^ seed.to(tl.uint32)
                     z = (z ^ (z >> 16)) * 0x7FEB352D
                     z = (z ^ (z >> 15)) * 0x846CA68B
@@ -296,18 +294,12 @@ def _states(states: Tensor | None, y: Tensor) -> Tensor:
     return y.new_empty(0, dtype=torch.float32) if states is None else channels_last(states.detach().float())
 
 
-def _require_nothing(added: Tensor | None) -> None:
-    if added is not None:
-        raise UserError("the Triton kernels add nothing to BN's output: add it before the neurons.")
-
-
 def fire(
     y: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, states: Tensor | None, steps: int, pool: int,
     neuron: str, last: bool, added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`ops.fire` on CUDA."""
-    require_pool(pool)
-    _require_nothing(added)
+    assert added is None
     code = code_of(neuron)
     y = channels_last(y)
     tiles = _Tiles(y, pool)
@@ -325,12 +317,10 @@ def fire(
 
 def fire_backward(
     y: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, learned: Tensor, states: Tensor | None, seed: Tensor,
-    grad_out: Tensor, grad_last: Tensor | None, steps: int, pool: int, neuron: str, windows: int,
-    first_window: int, added: Tensor | None = None,
+    grad_out: Tensor, grad_last: Tensor | None, steps: int, pool: int, neuron: str, added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`ops.fire_backward` on CUDA."""
-    require_pool(pool)
-    _require_nothing(added)
+    assert added is None
     code = code_of(neuron)
     y = channels_last(y)
     tiles = _Tiles(y, pool)
@@ -346,7 +336,7 @@ def fire_backward(
         y, scale.float().contiguous(), shift.float().contiguous(), mean.float().contiguous(), _rows(learned, y),
         _start(neuron, y), _states(states, y), grad_out, _states(grad_last, y), history, grad_y, grad_first, sums,
         sums_learned, tiles.positions, steps, y[0].numel(), grad_out[0].numel(), y.shape[3], y.shape[4], y.shape[2],
-        y.shape[1], int(seed), windows, first_window,
+        y.shape[1], int(seed),
         FIRE=code.fire, FIRE_BACK=code.fire_back, S=code.states, N=code.parameters, POOL=pool, HELD=len(y) == 1,
         PER_STEP=len(scale) > 1, START=states is not None, LAST=grad_last is not None, **tiles.constants,
     )  # fmt: skip

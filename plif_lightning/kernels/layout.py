@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plif_lightning.dynamics.equations import Dynamics
-from plif_lightning.errors import UserError
 
 Pool = Literal["none", "max_first", "max_random", "avg"]
 # Compiled loops take the index of a name in its Literal.
@@ -42,16 +41,6 @@ def threads_for(work: int) -> int:
     return torch.get_num_threads() if work >= WORTH_THREADS else 1
 
 
-def require_pool(pool: int) -> None:
-    """Refuse an unknown pool number.
-
-    Raises:
-        UserError: the number is not in POOLS.
-    """
-    if pool not in POOLS.values():
-        raise UserError(f"pool number must be one of {list(POOLS.values())}, got {pool}.")
-
-
 def rows_of(dynamics: Dynamics, like: Tensor) -> Tensor:
     """The parameters of a layer of neurons as rows [P, 1 or C], a learned V_th last; gradients flow to them.
 
@@ -65,16 +54,6 @@ def rows_of(dynamics: Dynamics, like: Tensor) -> Tensor:
     if not values:
         return torch.empty(0, 1, dtype=real, device=like.device)
     return torch.stack(torch.broadcast_tensors(*values))
-
-
-def require_channels(learned: Tensor, channels: int) -> None:
-    """Refuse parameters of another number of channels: loops would read beyond their end.
-
-    Raises:
-        UserError: they are neither one nor as many as the channels.
-    """
-    if learned.shape[1] not in (1, channels):
-        raise UserError(f"neurons must have one value of a parameter, or {channels}, got {learned.shape[1]}.")
 
 
 def channels_innermost(images: Tensor) -> Tensor:
@@ -172,7 +151,6 @@ class Geometry:
     def parameters(self, learned: Tensor, real: torch.dtype) -> NDArray[Any]:
         """Parameters [P, 1 or C] as the compiled loops take them: [P, 1], or repeated over a run, [P, width]."""
         values = learned.detach().to(real)
-        require_channels(learned, self.channels)
         if values.shape[1] == 1:
             return values.numpy()
         found = np.ones((len(values), self.width), values.numpy().dtype)

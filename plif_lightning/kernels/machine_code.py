@@ -10,7 +10,7 @@ A function gets numbers only: addresses and lengths, all of 64 bits. Rows are a 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]  # numba's own
@@ -27,8 +27,6 @@ from plif_lightning.kernels.layout import LANES
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 _I1, _I16, _I32, _I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-# How a neuron's spike shares the gradient of the window that it is pooled in: alone, a quarter, all or nothing.
-Share = Literal["alone", "quarter", "winner"]
 
 
 class _Vectors:
@@ -85,17 +83,10 @@ class _Vectors:
                 found.append(self.load(address, self.builder.add(at, index)))
         return found
 
-    def of(
-        self, values: Sequence[Gradient], inputs: dict[str, Any], known: dict[Value, Any] | None = None
-    ) -> list[Any]:
-        """Compute values from inputs by name and known ones; None is zero.
-
-        A spike is a condition, everything else a number.
-        """
-        found: dict[Value, Any] = dict(known or {})
+    def of(self, values: Sequence[Gradient], inputs: dict[str, Any]) -> list[Any]:
+        """Compute values from inputs by name; None is zero. A spike is a condition, everything else a number."""
+        found: dict[Value, Any] = {}
         for value in in_order([value for value in values if value is not None]):
-            if value in found:
-                continue
             if value.op == "input":
                 found[value] = inputs[value.args[0]]
             elif value.op == "constant":
@@ -234,11 +225,8 @@ def _store_rows(vectors: _Vectors, values: Sequence[Any], address: Any, stride: 
         vectors.store(value, address, b.add(b.mul(ir.Constant(_I64, number), stride), i))
 
 
-def _fire(module: Any, p: Program, real: torch.dtype, shared: bool, keep: bool = False) -> None:
-    """A step of a row of neurons: spikes, and the states after it.
-
-    `keep` writes the program's kept values behind the rows of the states before the step, for `_fire_back`.
-    """
+def _fire(module: Any, p: Program, real: torch.dtype, shared: bool) -> None:
+    """A step of a row of neurons: spikes, and the states after it."""
     arguments = "n x before before_stride after after_stride parameters parameter_stride spikes"
     with _function(module, arguments, real) as (vectors, given):
         (n, x, before, before_stride, after, after_stride, parameters, stride, spikes) = given(arguments)
@@ -247,25 +235,16 @@ def _fire(module: Any, p: Program, real: torch.dtype, shared: bool, keep: bool =
             of_these = of_all or vectors.parameters(parameters, stride, len(p.parameters), i)
             inputs = {"x": vectors.load(x, i), **dict(zip(p.parameters, of_these, strict=True))}
             inputs |= _rows(vectors, p.states, before, before_stride, i)
-            spike, *found = vectors.of([p.spike, *p.after, *p.kept], inputs)
+            spike, *states = vectors.of([p.spike, *p.after], inputs)
             vectors.store(vectors.number(spike), spikes, i)
-            states, kept = found[: len(p.states)], found[len(p.states) :]
             _store_rows(vectors, [vectors.number(state) for state in states], after, after_stride, i)
-            if keep:
-                _store_rows(vectors, kept, _behind(vectors, p, before, before_stride), before_stride, i)
 
 
-def _behind(vectors: _Vectors, p: Program, states: Any, stride: Any) -> Any:
-    """Address of the row after those of the states."""
-    return vectors.builder.add(states, vectors.builder.mul(stride, ir.Constant(_I64, len(p.states) * vectors.bytes)))
-
-
-def _fire_back(module: Any, p: Program, real: torch.dtype, shared: bool, share: Share) -> None:
+def _fire_back(module: Any, p: Program, real: torch.dtype, shared: bool, to_winner: bool) -> None:
     """A step back: gradients of the states after it, in place, become those before it.
 
-    `before` holds the states before the step and, behind them, what `_fire` kept.
-    `window` is the gradient of the pooled spikes; `winner` the number of the neuron that gets it, `own` the number of
-    these. `by_x` gets the gradient of the input; `sums`, float64, those of the parameters are added to: at each neuron,
+    `window` is the gradient of the pooled spikes; with `to_winner` only the neuron whose number `own` is `winner` gets
+    it. `by_x` gets the gradient of the input; `sums`, float64, those of the parameters are added to: at each neuron,
     or in 16 places if all neurons share them.
     """
     arguments = (
@@ -288,13 +267,10 @@ def _fire_back(module: Any, p: Program, real: torch.dtype, shared: bool, share: 
             inputs |= _rows(vectors, p.states, before, before_stride, i)
             inputs |= _rows(vectors, [f"d {name}" for name in p.states], by_states, state_stride, i)
             g = vectors.load(window, i)
-            if share == "winner":
+            if to_winner:
                 g = b.select(b.fcmp_ordered("==", vectors.load(winner, i), own), g, vectors.constant(0.0))
-            inputs["d s"] = b.fmul(g, vectors.constant(0.25)) if share == "quarter" else g
-            names = [str(i) for i in range(len(p.kept))]
-            kept = _rows(vectors, names, _behind(vectors, p, before, before_stride), before_stride, i)
-            known = dict(zip(p.kept, kept.values(), strict=True))
-            found = vectors.of([p.by_x, *p.by_states, *p.by_parameters], inputs, known)
+            inputs["d s"] = g
+            found = vectors.of([p.by_x, *p.by_states, *p.by_parameters], inputs)
             to_x, *found = [vectors.number(value) for value in found]
             vectors.store(to_x, by_x, i)
             _store_rows(vectors, found[: len(p.states)], by_states, state_stride, i)
@@ -380,7 +356,7 @@ def code_of(name: str, key: str, real: torch.dtype, shared: bool, *variant: Any)
         key: of the neuron's program.
         real: float32 or float64.
         shared: all neurons of the layer share its parameters.
-        variant: a `Share` for fire_back; for fire_window, True if sums are integers.
+        variant: for fire_back, `to_winner`; for fire_window, True if sums are integers.
     """
     return _code(name, key, real, shared, *variant)[1]
 

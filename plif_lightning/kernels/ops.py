@@ -6,8 +6,9 @@ into that of its input. `fused.py` combines them, with BN's exact gradient.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plif_lightning.dynamics.equations import Program, program
-from plif_lightning.errors import UserError
 from plif_lightning.kernels import layout
 from plif_lightning.kernels.layout import (
     BACKWARD,
@@ -28,33 +28,69 @@ from plif_lightning.kernels.layout import (
     empty_states,
     real_type,
 )
-from plif_lightning.kernels.operators import Operator
 from plif_lightning.kernels.parallel import parallel
 
+_LIBRARY = torch.library.Library("plif", "FRAGMENT")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-def _operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Operator]:
-    """Register a function as the CPU kernel of the operator of its name, and its namesake in kernels/gpu.py for CUDA.
 
-    With TRITON_INTERPRET=1 the CUDA kernel runs on the CPU too, in Triton's interpreter.
+def uncompiled(function: _Function) -> _Function:
+    """Decorator: run a function of CPU tensors outside of compiled graphs; the first argument is a tensor.
+
+    `torch.compiler.disable` imports Dynamo, which takes a second, so it is called only once Dynamo has been imported.
+    """
+    disabled: Callable[..., Any] | None = None
+
+    @functools.wraps(function)
+    def run(x: Any, *arguments: Any, **named: Any) -> Any:
+        nonlocal disabled
+        if x.device.type != "cpu" or "torch._dynamo" not in sys.modules:
+            return function(x, *arguments, **named)
+        disabled = disabled or torch.compiler.disable(outside)
+        return disabled(x, *arguments, **named)
+
+    def outside(*arguments: Any, **named: Any) -> Any:
+        # Otherwise Dynamo would compile `run` itself, for every shape, where a graph breaks at its call.
+        torch._dynamo.eval_frame.skip_code(cast("Any", run).__code__)
+        return function(*arguments, **named)
+
+    return cast("_Function", run)
+
+
+class _Kernel:
+    """A kernel for CPU tensors, and its namesake in kernels/gpu.py as the operator `torch.ops.plif.NAME` for others.
+
+    Compilers and fake tensors see the operator as one call. With TRITON_INTERPRET=1 it runs on the CPU too, in Triton's
+    interpreter.
+
+    Args:
+        on_cpu: the kernel, with types that `torch.library.infer_schema` supports.
+        mutates: names of the arguments that it writes to.
     """
 
-    def register(on_cpu: Callable[..., Any]) -> Operator:
+    def __init__(self, on_cpu: Callable[..., Any], mutates: tuple[str, ...] = ()) -> None:
+        self.on_cpu, self.name = on_cpu, on_cpu.__name__
+
         def on_gpu(*arguments: Any) -> Any:
             from plif_lightning.kernels import gpu  # deferred: Triton may be missing
 
             # Triton launches on the current device, which may not be that of the data.
             with torch.cuda.device_of(arguments[0]):
-                return getattr(gpu, on_cpu.__name__)(*arguments)
+                return getattr(gpu, self.name)(*arguments)
 
-        @functools.wraps(on_cpu)
-        def here(*arguments: Any) -> Any:
-            return (on_gpu if layout.interpreted() else on_cpu)(*arguments)
+        tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+        _LIBRARY.define(self.name + torch.library.infer_schema(on_cpu, mutates_args=mutates), tags=tags)
+        for device in ("CUDA", "CPU"):
+            _LIBRARY.impl(self.name, on_gpu, device)
 
-        made = Operator(here, mutates, ["CPU"])
-        made.register_kernel("CUDA", on_gpu)
-        return made
+    def register_fake(self, fake: Callable[..., Any]) -> None:
+        """Register a function that returns empty results, from which compilers infer shapes and types."""
+        torch.library.register_fake(f"plif::{self.name}", fake, lib=_LIBRARY)
 
-    return register
+    def __call__(self, x: Tensor, *arguments: Any) -> Any:
+        if x.device.type == "cpu" and not layout.interpreted():
+            return self.on_cpu(x, *arguments)
+        return getattr(torch.ops.plif, self.name)(x, *arguments)
 
 
 def _optional(states: Tensor | None, real: torch.dtype) -> NDArray[Any]:
@@ -68,8 +104,6 @@ def _added(added: Tensor | None, y: Tensor) -> NDArray[Any]:
     """`added` as an array for the compiled loops; empty for None."""
     if added is None:
         return np.empty((0, 1), array_of(y).dtype)
-    if added.shape != y.shape:
-        raise UserError(f"added must have the shape of y, {list(y.shape)}, got {list(added.shape)}.")
     return array_of(channels_last(added.detach().to(y.dtype)))
 
 
@@ -78,7 +112,7 @@ def start_of(neuron: Program, real: torch.dtype) -> NDArray[Any]:
     return np.array(neuron.start, np.float64 if real == torch.float64 else np.float32)
 
 
-@_operator()
+@_Kernel
 def fire(
     y: Tensor,
     scale: Tensor,
@@ -101,14 +135,13 @@ def fire(
         states: before the first step [S, N, C, H, W]; None for those of the neuron.
         steps: T.
         pool: number of the pooling, see `layout.POOLS`.
-        neuron: key of its program, see `layout.key_of`.
+        neuron: key of its program, see `equations.program`.
         last: return the last states; only without a pool.
         added: what is added to scale y + shift, in the shape of y; None for nothing.
     """
     from plif_lightning.kernels import cpu  # deferred: imports numba
     from plif_lightning.kernels.machine_code import code_of
 
-    layout.require_pool(pool)
     p = program(neuron)
     y = channels_last(y)
     real = real_type(y)
@@ -134,7 +167,7 @@ def _(
     return empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve), empty_states(y, number)
 
 
-@_operator()
+@_Kernel
 def fire_backward(
     y: Tensor,
     scale: Tensor,
@@ -148,23 +181,19 @@ def fire_backward(
     steps: int,
     pool: int,
     neuron: str,
-    windows: int,
-    first_window: int,
     added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dL/dX in the shape of y, with X = scale y + shift + added; of the first states; sums; the gradient of `learned`.
 
     The sums [2, T or 1, C] are, for each row of scale, those of dL/dX and of dL/dX (y - mean). Arguments as in `fire`,
-    and `seed`, int64, which breaks ties within a window. If y is a band of rows of a feature map, `windows` is the
-    number of windows of the whole map, and `first_window` the index of the band's first: the drawn ties depend on them.
+    and `seed`, int64, which breaks ties within a window.
     """
     from plif_lightning.kernels import cpu_backward  # deferred: imports numba
 
-    layout.require_pool(pool)
     p = program(neuron)
     y = channels_last(y)
     real = real_type(y)
-    geometry = Geometry(y, steps, pool, len(p.states) + len(p.kept), BACKWARD)
+    geometry = Geometry(y, steps, pool, len(p.states), BACKWARD)
     grad_y = empty_map(y, len(y), *y.shape[3:])
     if geometry.pooled and (y.shape[3] % 2 or y.shape[4] % 2):
         grad_y.zero_()  # an odd last row or column lies in no window
@@ -181,7 +210,7 @@ def fire_backward(
     )
     found = array_of(grad_y), _optional(None, real) if states is None else array_of(grad_first), sums, sums_learned
     code = codes_of_backward(neuron, pool, real, learned)
-    around = *geometry.sizes, len(p.kept), seed_of(seed), windows, first_window
+    around = *geometry.sizes, seed_of(seed)
     arguments = *given, _optional(grad_last, real), *found, *code, *around
     parallel(cpu_backward.backward, geometry.units, geometry.threads, *arguments)
     return grad_y, grad_first, *sums_of_backward(geometry, sums, sums_learned, scale, learned)
@@ -196,9 +225,8 @@ def codes_of_backward(neuron: str, pool: int, real: torch.dtype, learned: Tensor
     """Addresses of a neuron's code for `cpu_backward.backward`: a step, and a step back."""
     from plif_lightning.kernels.machine_code import code_of
 
-    share = {POOLS["none"]: "alone", POOLS["avg"]: "quarter"}.get(pool, "winner")
-    shared = learned.shape[1] == 1
-    return code_of("fire", neuron, real, shared, True), code_of("fire_back", neuron, real, shared, share)
+    shared, to_winner = learned.shape[1] == 1, pool in (POOLS["max_first"], POOLS["max_random"])
+    return code_of("fire", neuron, real, shared), code_of("fire_back", neuron, real, shared, to_winner)
 
 
 def sums_for(geometry: Geometry, kinds: int, learned: Tensor, real: torch.dtype) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -218,8 +246,7 @@ def sums_of_backward(
 @fire_backward.register_fake
 def _(
     y: Tensor, scale: Tensor, shift: Any, mean: Any, learned: Tensor, states: Tensor | None, seed: Any, grad_out: Any,
-    grad_last: Any, steps: int, pool: int, neuron: str, windows: int, first_window: int,
-    added: Any = None,
+    grad_last: Any, steps: int, pool: int, neuron: str, added: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return (
         empty_map(y, y.shape[0], *y.shape[3:]),
@@ -229,7 +256,7 @@ def _(
     )
 
 
-@_operator()
+@_Kernel
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each step and channel of y [T, N, C, H, W], [T, C] each, in float32 at least."""
     from plif_lightning.kernels import cpu  # deferred: imports numba
@@ -253,7 +280,7 @@ def _(y: Tensor) -> tuple[Tensor, Tensor]:
     return empty[0], empty[1]
 
 
-@_operator(mutates=("grad",))
+@functools.partial(_Kernel, mutates=("grad",))
 def normalize_backward(grad: Tensor, y: Tensor, factor: Tensor, offset: Tensor, slope: Tensor) -> None:
     """Replace dL/dX in `grad` by factor dL/dX + offset + slope y, in place; the three are [T or 1, C]."""
     from plif_lightning.kernels import cpu_backward  # deferred: imports numba

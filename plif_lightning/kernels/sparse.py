@@ -1,7 +1,6 @@
 """Event-driven convolutions and FC layers of spikes on the CPU; they save the spikes as bits for the backward pass.
 
-The operators count the spikes of their input and let `policy.choose` decide between the event-driven loops of
-`cpu_sparse.py` and the dense library.
+`backend.Skip` says which products the loops of `cpu_sparse.py` compute, and which the dense library.
 """
 
 import math
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.dynamics.reference import in_own_precision
-from plif_lightning.errors import UserError
+from plif_lightning.kernels.backend import Skip
 from plif_lightning.kernels.bits import (
     SparseMaps,
     array_of_bits,
@@ -28,7 +27,6 @@ from plif_lightning.kernels.bits import (
 )
 from plif_lightning.kernels.dense import conv2d, conv2d_input, conv2d_weight, linear, product
 from plif_lightning.kernels.layout import (
-    KERNELS,
     LANES,
     SUM,
     at_a_time,
@@ -37,10 +35,8 @@ from plif_lightning.kernels.layout import (
     real_type,
     threads_for,
 )
-from plif_lightning.kernels.operators import operator
+from plif_lightning.kernels.ops import uncompiled
 from plif_lightning.kernels.parallel import parallel
-from plif_lightning.kernels.policy import Op, Sparse, Timed, candidates_of, choose
-from plif_lightning.kernels.small_maps import SMALL, input_of_small_maps
 
 # Block sizes that keep a block and its lists in the second-level cache: values of a feature map's gradient, bytes of an
 # FC layer's output gradient, words of inputs and bytes of outputs of an FC weight, words of inputs of a table.
@@ -51,37 +47,12 @@ _TABLE_WORDS = 4
 _NO_SCALE = np.ones(1, np.float32)  # for tables of floats
 
 
-def require_fit(x: Tensor, weight: Tensor) -> None:
-    """Refuse shapes that do not match: the loops would read beyond the weight's end.
-
-    Raises:
-        UserError: x [N, C, H, W] or [*, K] does not fit the weight [O, C, K, K], K = 1, 3 or 5, or [O, K].
-    """
-    conv = weight.dim() == 4
-    inputs = x.shape[1] if conv else x.shape[-1]
-    square = weight.shape[2:] in [(kernel, kernel) for kernel in KERNELS]
-    if inputs != weight.shape[1] or (conv and (x.dim() != 4 or not square)):
-        raise UserError(f"x {list(x.shape)} does not fit a weight of shape {list(weight.shape)}.")
-
-
-def _density(bits: Tensor, inputs: int) -> float:
-    """Density of spikes given as bits [R, inputs / 64]."""
-    return number_of_spikes(bits) / max(1, len(bits) * inputs)
-
-
 # ---- convolution: x [N, C, H, W], C innermost; K x K with padding K // 2
 
 
 def kernel_of(shape: tuple[int, ...], channels: int) -> int:
-    """K of a table of this shape, [K K C, O], for an input of C channels.
-
-    Raises:
-        UserError: the table is of another number of channels.
-    """
-    kernel = math.isqrt(shape[0] // max(1, channels))
-    if kernel not in KERNELS or kernel**2 * channels != shape[0]:
-        raise UserError(f"x of {channels} channels does not fit a table of shape {list(shape)}.")
-    return kernel
+    """K of a table of this shape, [K K C, O], for an input of C channels."""
+    return math.isqrt(shape[0] // max(1, channels))
 
 
 def conv_events(
@@ -124,36 +95,18 @@ def in_vectors(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, missing)) if missing else rows
 
 
-def conv_of_table(
-    x: Tensor, table: Tensor, scale: Tensor | None = None, *, binary: bool = True, stride: int = 1
-) -> Tensor:
-    """Event-driven convolution with padding K // 2 from a weight stored as `table_of` it; no gradients.
+def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | None = None) -> Tensor:
+    """FC layer [R, O] of spikes as bits [R, K / 64], K = `inputs`; no gradients.
 
     Args:
-        x: [N, C, H, W], float32 on the CPU.
-        table: [K K C, O], float32, or int8 or int16 if x is spikes.
-        scale: factor of each output [O], float32; for a table of integers.
-        binary: x is spikes.
-        stride: 1 or 2.
-
-    Returns:
-        [N, O, H', W'], float32, O innermost in memory.
+        bits: the spikes.
+        inputs: K.
+        table: `table_of` the weight, [K, O], contiguous: float32 or int8.
+        scale: factor of each output [O], for a table of integers.
     """
-    return conv_events(SparseMaps.of(x, binary), table.contiguous(), torch.float32, scale, stride)
-
-
-def linear_of_table(x: Tensor, table: Tensor, scale: Tensor | None = None) -> Tensor:
-    """FC layer [*, O] of spikes x [*, K] from a weight stored as `table_of` it, [K, O]; see `conv_of_table`."""
-    return linear_of_bits(pack(x.flatten(0, -2))[0], x.shape[-1], table, scale).unflatten(0, x.shape[:-1])
-
-
-def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | None = None) -> Tensor:
-    """`linear_of_table` [R, O] for spikes as bits [R, K / 64] of K = `inputs` inputs."""
     from plif_lightning.kernels import cpu_sparse
 
-    if len(table) != inputs:
-        raise UserError(f"x of {inputs} inputs does not fit a table of shape {list(table.shape)}.")
-    table = table.contiguous()
+    assert len(table) == inputs
     totals = torch.empty(len(bits), table.shape[1], dtype=torch.float32 if scale is None else torch.int32, device="cpu")
     blocks, threads = words_for(table.shape[1]), threads_for(len(bits) * inputs * table.shape[1])
     if threads > 1:  # that was if all inputs were spikes
@@ -161,26 +114,6 @@ def linear_of_bits(bits: Tensor, inputs: int, table: Tensor, scale: Tensor | Non
     arrays = array_of_bits(bits), table.numpy(), totals.numpy()
     parallel(cpu_sparse.linear_of_table, blocks, threads, *arrays, _TABLE_WORDS)
     return totals if scale is None else totals * scale
-
-
-@operator()
-def _conv_of_spikes(x: Tensor, weight: Tensor, stride: int, sparse: str) -> tuple[Tensor, Tensor]:
-    """Convolution with padding K // 2, [N, O, H', W'] with O innermost, and the spikes as bits [N H W, C / 64]."""
-    require_fit(x, weight)
-    bits, spikes = pack(pixels_of(x))
-    n, channels, height, width = x.shape
-    if choose(Op.of("conv", x, weight, stride), spikes / max(1, x.numel()), sparse):
-        maps = SparseMaps(bits, None, (n, channels, height, width))
-        return conv_events(maps, table_of(weight), x.dtype, stride=stride), bits
-    y = conv2d(x.detach(), weight.detach(), stride=stride, padding=weight.shape[-1] // 2)
-    return y.contiguous(memory_format=torch.channels_last), bits
-
-
-@_conv_of_spikes.register_fake
-def _(x: Tensor, weight: Tensor, stride: int, sparse: str) -> tuple[Tensor, Tensor]:
-    n, channels, height, width = x.shape
-    y = x.new_empty(n, *convolved((height, width), stride), len(weight)).permute(0, 3, 1, 2)
-    return y, x.new_empty(n * height * width, words_for(channels), dtype=torch.int64)
 
 
 class _Window(NamedTuple):
@@ -223,19 +156,17 @@ def _conv_weight_events(bits: Tensor, grad: Tensor, window: _Window) -> Tensor:
     return out.view(kernel, kernel, channels, outputs).permute(3, 2, 0, 1)
 
 
-@operator()
-def _conv_of_spikes_weight(bits: Tensor, grad: Tensor, window: list[int], sparse: str) -> Tensor:
-    """Gradient of the convolution's weight [O, C, K, K], in float32 at least; `window` is a `_Window`."""
-    channels, height, width, kernel, stride = given = _Window(*window)
-    op = Op("conv_weight", grad.dtype, len(bits), channels, grad.shape[1], (height, width), kernel, stride)
-    if choose(op, _density(bits, channels), sparse):
-        return _conv_weight_events(bits, grad, given).contiguous()
+def _conv_weight_of_bits(bits: Tensor, grad: Tensor, window: _Window, event_driven: bool) -> Tensor:
+    """Gradient of the convolution's weight [O, C, K, K], in float32 at least, from its input as bits."""
+    if event_driven:
+        return _conv_weight_events(bits, grad, window).contiguous()
+    channels, height, width = window.channels, window.height, window.width
 
     def spikes(first: int, last: int) -> Tensor:
         pixels = bits[first * height * width : last * height * width]
         return unpack(pixels, channels, grad.dtype).view(-1, height, width, channels).permute(0, 3, 1, 2)
 
-    return _conv_weight_dense(grad, given, spikes)
+    return _conv_weight_dense(grad, window, spikes)
 
 
 def _conv_weight_dense(grad: Tensor, window: _Window, spikes: Callable[[int, int], Tensor]) -> Tensor:
@@ -252,63 +183,45 @@ def _conv_weight_dense(grad: Tensor, window: _Window, spikes: Callable[[int, int
     return out
 
 
-@_conv_of_spikes_weight.register_fake
-def _(bits: Tensor, grad: Tensor, window: list[int], sparse: str) -> Tensor:
-    return grad.new_empty(_Window(*window).weight(grad.shape[1]), dtype=real_type(grad))
-
-
 class _ConvOfSpikes(torch.autograd.Function):
     """Convolution with padding K // 2; saves its input as one bit per value."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, stride: int, sparse: Sparse) -> tuple[Tensor, Tensor]:
-        y, bits = torch.ops.plif.conv_of_spikes(x, weight.to(x.dtype), stride, sparse)
-        return y, bits
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, weight, stride, sparse = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[1], weight)
-        ctx.settings = _Window.of(x, weight, stride), sparse
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bits: Tensor, skip: Skip, stride: int) -> Tensor:
+        ctx.save_for_backward(bits, weight)
+        ctx.settings = _Window.of(x, weight, stride), skip
+        narrow = weight.to(x.dtype)
+        if skip.output:
+            n, channels, height, width = x.shape
+            maps = SparseMaps(bits, None, (n, channels, height, width))
+            return conv_events(maps, table_of(narrow), x.dtype, stride=stride)
+        y = conv2d(x, narrow, stride=stride, padding=weight.shape[-1] // 2)
+        return y.contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         bits, weight = ctx.saved_tensors
-        window, sparse = ctx.settings
+        window, skip = ctx.settings
         grad_x = _conv_of_gradient(grad, weight, window) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.ops.plif.conv_of_spikes_weight(bits, channels_innermost(grad), list(window), sparse)
-            grad_weight = grad_weight.to(weight.dtype)
-        return grad_x, grad_weight, None, None
+            grad_weight = _conv_weight_of_bits(bits, channels_innermost(grad), window, skip.gradient).to(weight.dtype)
+        return grad_x, grad_weight, None, None, None
 
 
 class _ConvOfBytes(torch.autograd.Function):
     """Convolution with padding K // 2 on other devices; saves its input as one byte per value."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-        y = conv2d(x, weight.to(x.dtype), stride=stride, padding=weight.shape[-1] // 2)
-        return y, x.to(torch.uint8)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, weight, stride = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[1], weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(x.to(torch.uint8), weight)
         ctx.window = _Window.of(x, weight, stride)
+        return conv2d(x, weight.to(x.dtype), stride=stride, padding=weight.shape[-1] // 2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         spikes, weight = ctx.saved_tensors
         grad_x = _conv_of_gradient(grad, weight, ctx.window) if ctx.needs_input_grad[0] else None
         some = lambda first, last: spikes[first:last].to(grad.dtype)  # noqa: E731
@@ -318,8 +231,6 @@ class _ConvOfBytes(torch.autograd.Function):
 def _conv_of_gradient(grad: Tensor, weight: Tensor, window: _Window) -> Tensor:
     """Gradient of the input of a convolution with padding K // 2: one with the mirrored weight, at stride 1."""
     weight, padding = weight.to(grad.dtype), window.kernel // 2
-    if grad.device.type == "cpu" and max(window.height, window.width) <= SMALL and window.kernel > 1:
-        return input_of_small_maps(grad, weight, (window.height, window.width), window.stride)
     if window.stride == 1:
         return conv2d(grad, weight.flip(2, 3).transpose(0, 1), padding=padding)
     shape = len(grad), window.channels, window.height, window.width
@@ -350,21 +261,6 @@ def _as(value: float, dtype: torch.dtype) -> float:
     return torch.tensor(value, dtype=dtype, device="cpu").item()
 
 
-@operator()
-def _linear_of_spikes(x: Tensor, weight: Tensor, value: float, sparse: str) -> tuple[Tensor, Tensor]:
-    """x weight^T [R, O], and bits [R, K / 64] that mark the non-zero values of x, which all equal `value`."""
-    require_fit(x, weight)
-    bits, spikes = pack(x)
-    if choose(Op.of("linear", x, weight), spikes / max(1, x.numel()), sparse):
-        return _linear_events(bits, weight).mul_(_as(value, x.dtype)).to(x.dtype), bits
-    return product(x.detach(), weight.detach().t()), bits
-
-
-@_linear_of_spikes.register_fake
-def _(x: Tensor, weight: Tensor, value: float, sparse: str) -> tuple[Tensor, Tensor]:
-    return x.new_empty(len(x), len(weight)), x.new_empty(len(x), words_for(x.shape[1]), dtype=torch.int64)
-
-
 def _linear_weight_events(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
     from plif_lightning.kernels import cpu_sparse
 
@@ -377,130 +273,80 @@ def _linear_weight_events(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
     return out
 
 
-@operator()
-def _linear_of_spikes_weight(bits: Tensor, grad: Tensor, inputs: int, value: float, sparse: str) -> Tensor:
-    """Gradient of the FC layer's weight [O, K], in float32 at least."""
-    # The output's gradient has few rows: scaling it is cheaper than scaling the weight's gradient.
-    grad = (grad.detach() * _as(value, grad.dtype)).contiguous()
-    if choose(Op("linear_weight", grad.dtype, len(bits), inputs, grad.shape[1]), _density(bits, inputs), sparse):
-        return _linear_weight_events(bits, grad, inputs)
-    return product(grad.t(), unpack(bits, inputs, grad.dtype)).to(real_type(grad))
-
-
-@_linear_of_spikes_weight.register_fake
-def _(bits: Tensor, grad: Tensor, inputs: int, value: float, sparse: str) -> Tensor:
-    return grad.new_empty(grad.shape[1], inputs, dtype=real_type(grad))
-
-
 class _LinearOfSpikes(torch.autograd.Function):
     """FC layer without bias; saves its input as one bit per value."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, value: float, sparse: Sparse) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bits: Tensor, value: float, skip: Skip) -> Tensor:
         narrow = weight.to(x.dtype)
-        y, bits = torch.ops.plif.linear_of_spikes(x, narrow, value, sparse)
-        return y, bits, None if narrow is weight else narrow
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor | None]) -> None:
-        _, weight, *ctx.settings = inputs
-        _, bits, narrow = output
-        ctx.mark_non_differentiable(*(one for one in (bits, narrow) if one is not None))
-        ctx.set_materialize_grads(False)
         # The gradient of x needs the narrow weight again; it is half as large, and takes long to make.
-        ctx.save_for_backward(bits, weight, narrow)
+        ctx.save_for_backward(bits, weight, None if narrow is weight else narrow)
+        ctx.settings = value, skip
+        if skip.output:
+            return _linear_events(bits, narrow).mul_(_as(value, x.dtype)).to(x.dtype)
+        return product(x.detach(), narrow.detach().t())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         bits, weight, narrow = ctx.saved_tensors
+        value, skip = ctx.settings
         used = weight if narrow is None else narrow
         grad_x = product(grad, used.to(grad.dtype)) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.ops.plif.linear_of_spikes_weight(bits, grad, weight.shape[1], *ctx.settings)
+            # The output's gradient has few rows: scaling it is cheaper than scaling the weight's gradient.
+            scaled, inputs = (grad * _as(value, grad.dtype)).contiguous(), weight.shape[1]
+            if skip.gradient:
+                grad_weight = _linear_weight_events(bits, scaled, inputs)
+            else:
+                grad_weight = product(scaled.t(), unpack(bits, inputs, grad.dtype))
             grad_weight = grad_weight.to(weight.dtype)
-        return grad_x, grad_weight, None, None
+        return grad_x, grad_weight, None, None, None
 
 
-def _require_spikes(x: Tensor, fits: bool, shape: str) -> None:
-    if not fits or (x.device.type == "cpu" and x.dtype == torch.float16):
-        raise UserError(
-            f"x must be {shape} in float32, bfloat16 or float64, got {list(x.shape)} in {str(x.dtype)[6:]}."
-        )
-
-
-def conv_of_spikes(x: Tensor, weight: Tensor, sparse: Sparse = "auto", stride: int = 1) -> Tensor:
+@uncompiled
+def conv_of_spikes(x: Tensor, weight: Tensor, skip: Skip, stride: int = 1) -> Tensor:
     """`conv2d(x, weight, stride=stride, padding=K // 2)` of spikes.
 
-    Saves one bit per input for the backward pass (a byte on a GPU).
+    Saves one bit per input for the backward pass (a byte on a GPU). On a CPU an x that has other values than zeros and
+    ones is convolved by PyTorch; elsewhere it ends the process, which is how a GPU reports what it finds later.
 
     Args:
         x: spikes [N, C, H, W], not float16.
         weight: [O, C, K, K], K = 1, 3 or 5, finite (conv2d turns an infinite weight into NaN at silent inputs too);
             cast to the dtype of x, its gradient is in its own dtype.
-        sparse: skip silent inputs if that is faster (`auto`), `never` or `always`.
+        skip: products that skip silent inputs.
         stride: 1 or 2.
 
     Returns:
         [N, O, H', W'], equal to conv2d's, in float32 bit-identical if PyTorch adds in the same order. Gradients equal
         those of conv2d up to the order of sums.
-
-    Raises:
-        UserError: x has another shape or type.
     """
-    _require_spikes(x, x.dim() == 4, "[N, C, H, W]")
     with in_own_precision(x.device):
-        if x.device.type == "cpu":
-            return _ConvOfSpikes.apply(x, weight, stride, sparse)[0]
-        return _ConvOfBytes.apply(x, weight, stride)[0]
+        if x.device.type != "cpu":
+            # Not by a condition, for which the CPU would wait.
+            torch._assert_async(((x == 0) | (x == 1)).all(), "a layer of spikes has other inputs than 0 and 1")
+            return _ConvOfBytes.apply(x, weight, stride)
+        bits = pack(pixels_of(x))
+        if not bits.only_spikes:
+            return conv2d(x, weight.to(x.dtype), stride=stride, padding=weight.shape[-1] // 2)
+        return _ConvOfSpikes.apply(x, weight, bits.words, skip, stride)
 
 
-def linear_of_spikes(x: Tensor, weight: Tensor, value: float = 1.0, sparse: Sparse = "auto") -> Tensor:
+@uncompiled
+def linear_of_spikes(x: Tensor, weight: Tensor, skip: Skip, value: float = 1.0) -> Tensor:
     """`linear(x, weight)` of spikes; saves one bit per input for the backward pass.
 
     Args:
-        x: zeros and `value`s [N, K] or [*, N, K], on the CPU, not float16.
+        x: zeros and `value`s [*, N, K], on the CPU, not float16; one with other values is multiplied by PyTorch.
         weight: [O, K], as in `conv_of_spikes`.
+        skip: products that skip silent inputs.
         value: value of a spike: 1 / (1 - p) after dropout.
-        sparse: as in `conv_of_spikes`.
-
-    Raises:
-        UserError: x has another shape or type.
     """
-    _require_spikes(x, x.dim() >= 2, "[*, N, K]")
-    with torch.autocast("cpu", enabled=False):
-        y = _LinearOfSpikes.apply(x.flatten(0, -2), weight, value, sparse)[0]
-    return y.unflatten(0, x.shape[:-1])
-
-
-@candidates_of("conv", "conv_weight", "linear", "linear_weight")
-def _candidates(op: Op, density: float) -> tuple[Timed, Timed]:
-    """Event-driven and dense form on random spikes; weight gradients are in float32, as under autocast."""
-    generator = torch.Generator().manual_seed(0)
-    spikes = torch.rand(op.rows, op.inputs, generator=generator).lt(density).to(op.dtype)
-    grad = torch.rand(op.rows, op.outputs, generator=generator).to(op.dtype)
-    bits, _ = pack(spikes)
-    if op.name.startswith("linear"):
-        weight = torch.rand(op.outputs, op.inputs, generator=generator).to(op.dtype)
-        if op.name == "linear":
-            return lambda: _linear_events(pack(spikes)[0], weight).to(op.dtype), lambda: linear(spikes, weight, None)
-        return lambda: _linear_weight_events(bits, grad, op.inputs), lambda: product(grad.t(), spikes).float()
-    x = spikes.view(-1, *op.size, op.inputs).permute(0, 3, 1, 2)
-    weight = torch.rand(op.outputs, op.inputs, op.kernel, op.kernel, generator=generator).to(op.dtype)
-    sizes: dict[str, Any] = {"stride": op.stride, "padding": op.kernel // 2}
-    if op.name == "conv":
-        dense = weight.contiguous(memory_format=torch.channels_last)
-        return (
-            lambda: conv_events(SparseMaps.of(x, binary=True), table_of(weight), op.dtype, stride=op.stride),
-            lambda: conv2d(x, dense, **sizes),
-        )
-    height, width = convolved((op.size[0], op.size[1]), op.stride)
-    g = grad[: len(x) * height * width].view(len(x), height, width, -1).permute(0, 3, 1, 2)
-    window = _Window.of(x, weight, op.stride)
-    return (
-        lambda: _conv_weight_events(bits, g, window).contiguous(),
-        lambda: conv2d_weight(x, weight.shape, g, **sizes),
-    )
+    with in_own_precision(x.device):
+        rows = x.flatten(0, -2)
+        bits = pack(rows, value)
+        if not bits.only_spikes:
+            return linear(x, weight.to(x.dtype), None)
+        return _LinearOfSpikes.apply(rows, weight, bits.words, value, skip).unflatten(0, x.shape[:-1])

@@ -170,24 +170,23 @@ def _transpose_16(typing, x, row, column, out, to, stride):
     return signature, code
 
 
-def _nonzero_16(typing, x, at):
-    """Bits that mark the non-zero ones of the 16 values x[at:]; x is flat: floats, bfloat16 bits (uint16) or bytes."""
+def _equal_16(typing, x, at, value):
+    """Bits that mark those of the 16 values x[at:] that equal `value`; x is flat, of the type of `value`."""
 
     def code(context, builder, signature, given):
         array = signature.args[0]
         lane = context.get_data_type(array.dtype)
-        place = builder.gep(_data(context, builder, array, given[0]), [given[1]])
         vector = ir.VectorType(lane, LANES)
+        place = builder.gep(_data(context, builder, array, given[0]), [given[1]])
         values = builder.load(builder.bitcast(place, vector.as_pointer()), align=1)
-        if isinstance(array.dtype, types.Float):
-            found = builder.fcmp_unordered("!=", values, ir.Constant(vector, [ir.Constant(lane, 0.0)] * LANES))
-        else:
-            if array.dtype == types.uint16:  # bfloat16: ignore the sign of zero
-                values = builder.and_(values, ir.Constant(vector, [ir.Constant(lane, 0x7FFF)] * LANES))
-            found = builder.icmp_unsigned("!=", values, ir.Constant(vector, [ir.Constant(lane, 0)] * LANES))
+        nothing = ir.Constant(vector, ir.Undefined)
+        one = builder.insert_element(nothing, given[2], ir.Constant(_I32, 0))
+        all_equal = builder.shuffle_vector(one, nothing, ir.Constant(_INTEGERS, [ir.Constant(_I32, 0)] * LANES))
+        floats = isinstance(array.dtype, types.Float)
+        found = (builder.fcmp_ordered if floats else builder.icmp_unsigned)("==", values, all_equal)
         return builder.zext(builder.bitcast(found, _I16), _I64)
 
-    return types.uint64(x, types.intp), code
+    return types.uint64(x, types.intp, x.dtype), code
 
 
 def _spread_16(typing, bits, x, at, one):
@@ -233,7 +232,7 @@ def _number_of_bits(typing, word):
 # Any: the Python signatures have a typing context, which compiled callers do not pass.
 add_row_16: Any = intrinsic(_add_row_16)
 transpose_16: Any = intrinsic(_transpose_16)
-nonzero_16: Any = intrinsic(_nonzero_16)
+equal_16: Any = intrinsic(_equal_16)
 spread_16: Any = intrinsic(_spread_16)
 lowest_bit: Any = intrinsic(_lowest_bit)
 number_of_bits: Any = intrinsic(_number_of_bits)

@@ -1,13 +1,12 @@
-"""Networks: from a structure, or of one's own; their blocks, time, and checkpoints."""
+"""Networks: from a structure, or user-defined; their blocks, time, and checkpoints."""
 
+from plif_lightning.network.checkpoint import load_network
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
-from plif_lightning.network.loading import load_network
 from plif_lightning.network.network import SpikingNetwork, use_backend
 from plif_lightning.network.norm import NormStatistics
 from plif_lightning.network.over_time import OverTime, over_time
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
-from plif_lightning.network.stepping import step
-from plif_lightning.network.tracing import traces
+from plif_lightning.network.stepping import step, traces
 from plif_lightning.structure import Structure
 
 __all__ = [

@@ -2,42 +2,52 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as _every
 
+from plif_lightning.neurons import Neuron
+
+Hear = Callable[[str, Tensor], None]
+# Classes of PyTorch whose forward kernels and exports know.
+_KNOWN = (
+    nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.SyncBatchNorm, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d,
+    nn.AdaptiveAvgPool2d,
+)  # fmt: skip
+
+
+def is_plain(*modules: nn.Module | None) -> bool:
+    """True if kernels and exports may stand for these modules: without hooks, and of classes that they know.
+
+    Those are PyTorch's own, those of this package, and neurons that are their equations.
+    """
+    if _every._global_forward_hooks or _every._global_forward_pre_hooks or _every._global_backward_hooks:
+        return False
+    return all(module is None or (_is_known(module) and not has_hooks(module)) for module in modules)
+
+
+def _is_known(module: nn.Module) -> bool:
+    if isinstance(module, Neuron):
+        return module.fires
+    return type(module) in _KNOWN or type(module).__module__.startswith("plif_lightning.")
+
 
 def has_hooks(module: nn.Module) -> bool:
-    """True if this module has hooks of its own, or a forward that was set on it, as timers and offloaders do."""
+    """True if a call of this module does more than the forward of its class; timers and offloaders set a forward."""
     return "forward" in vars(module) or bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
-def has_global_hooks() -> bool:
-    """True if global hooks are registered, which run for every module."""
-    return bool(
-        _every._global_forward_hooks
-        or _every._global_forward_pre_hooks
-        or _every._global_backward_hooks
-        or _every._global_backward_pre_hooks
-    )
+def listening(neurons: Mapping[str, nn.Module], hear: Hear) -> AbstractContextManager[None]:
+    """Call `hear(name, spikes)` with the spikes [T, N, *] of each of these neurons, before any pool.
 
-
-def must_be_called(module: nn.Module) -> bool:
-    """True if this module must be called as a module: a call does more than the forward of its class."""
-    return has_hooks(module) or has_global_hooks()
-
-
-Hear = Callable[[str, Tensor], None]
-
-
-def listening(neurons: Mapping[str, nn.Module], hear: Hear | None) -> AbstractContextManager[None]:
-    """Call `hear(name, spikes)` with the output [T, N, *] of each of these neurons while the context lasts."""
-    return nullcontext() if hear is None else hooked(neurons, lambda name, neuron, given, spikes: hear(name, spikes))
+    Their blocks run part by part while the context lasts.
+    """
+    return hooked(neurons, lambda name, neuron, given, spikes: hear(name, spikes))
 
 
 @contextmanager

@@ -1,48 +1,34 @@
 """Spiking encoder, spiking classifier and votes, from a structure."""
 
 import inspect
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_origin
 
 import torch
 from torch import Tensor, nn
 
 from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.firing import Keywords as Keywords
-from plif_lightning.errors import CheckpointError, UserError, require_count, require_known_arguments
+from plif_lightning.errors import UserError, require_count, require_known_arguments, require_one_of
 from plif_lightning.kernels import Backend, BackendName, Sparse
-from plif_lightning.network.blocks import WITH_NEURON, Blocks, FCBlock, NeuronBlock, layers_of, listening_to, sums_fused
+from plif_lightning.network.blocks import WITH_NEURON, ConvBlock, FCBlock, NeuronBlock, layers_of
 from plif_lightning.network.building import Builder
-from plif_lightning.network.conv import ConvBlock
-from plif_lightning.network.hooks import Hear
+from plif_lightning.network.hooks import Hear, listening
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.norm import NormHeld, NormStatistics
 from plif_lightning.network.output import Integral, Output, Voting
 from plif_lightning.network.over_time import OverTime
-from plif_lightning.network.parts import parts_of, require_parts
 from plif_lightning.network.pooling import Pooling, PoolTies
-from plif_lightning.network.pretrained import push, read_pretrained, require_known_neurons, write_pretrained
-from plif_lightning.network.structure import structure_of
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons import NeuronName as NeuronName
 from plif_lightning.neurons import as_plain as as_plain
 from plif_lightning.neurons.carry import carried
-from plif_lightning.neurons.making import NeuronKeywords, make_layer, settings_of_all
-from plif_lightning.runtime.memory import memory_limit
-from plif_lightning.structure import FC, Integrator, Neurons, Numbers, Structure, Votes, numbers_of, placed, resolved
-
-
-def _require_memory(values: int, part: str, lower: str) -> None:
-    """Refuse a network that exceeds the memory, before allocating it: the system may kill the process otherwise."""
-    limit = memory_limit()
-    if limit is not None and 4 * values > limit:
-        raise UserError(
-            f"the network is too large: {part} alone would take {4 * values / 2**30:,.0f} GiB, and this machine, or "
-            f"container, has {limit / 2**30:,.0f}. Lower {lower}."
-        )
+from plif_lightning.neurons.making import NeuronKeywords, class_of, make_layer, settings_of_all
+from plif_lightning.structure import FC, Integrator, Neurons, Numbers, Pool, Structure, Votes, placed, resolved
+from plif_lightning.structure.layers import substituted
 
 
 def require_input(x: Tensor, time_steps: int, input_shape: tuple[int, ...]) -> None:
@@ -59,21 +45,19 @@ def require_input(x: Tensor, time_steps: int, input_shape: tuple[int, ...]) -> N
         )
 
 
-def _require_pools(structure: Structure, input_shape: tuple[int, int, int]) -> None:
-    """Refuse more 2x2 pools than a network like the paper's can have on an input."""
-    numbers = numbers_of(structure)
-    assert numbers is not None
-    n_down = numbers.n_down
-    _, height, width = input_shape
-    if min(height, width) >> n_down == 0:
-        raise UserError(f"n_down={n_down} pools leave nothing of an input of {height}x{width}: pass a smaller n_down.")
+def _with_settings(structure: Structure, neuron: Any, pooling: Pooling) -> tuple[Structure, dict[str, type[Neuron]]]:
+    """A structure with `neuron` in the place of every PLIF and the pooling put in; and the class that it names."""
+    kind, own = class_of(neuron)
+    ours = kind.__module__.startswith("plif_lightning.")
+    name = kind.__name__ if ours else f"{kind.__module__}.{kind.__qualname__}"
 
+    def neurons(written: Neurons) -> Neurons:
+        return Neurons(name, tuple({**own, **dict(written.arguments)}.items())) if written.name == "PLIF" else written
 
-def neuron_of(written: Neurons, channels: int, plif: NeuronName | Neuron, settings: Mapping[str, Any]) -> Neuron:
-    """The layer of neurons that a structure names, with `plif` in the place of PLIF."""
-    kind: Any = plif if written.name == "PLIF" else written.name
-    kind = kind.lower() if isinstance(kind, str) and "." not in kind else kind
-    return make_layer(kind, channels, dict(written.arguments), settings)
+    def pool(written: Pool) -> Pool:
+        return replace(written, kind="AP") if pooling == "avg" else written
+
+    return Structure(tuple(substituted(structure.layers, neurons, pool))), {name: kind}
 
 
 def _output(structure: Structure) -> nn.Module:
@@ -110,6 +94,7 @@ class SpikingNetwork(nn.Module):
             eif, klif, synaptic or glif; or a subclass of `Neuron`, its import path, or a layer like those to be made.
         pooling: avg puts an average pool in the place of every max-pool.
         pool_ties: which of several firing neurons in a max-pool window gets the gradient: random (the paper) or first.
+            For windows of spikes of 2x2 with stride 2; in all others the first gets it.
         norm_statistics: BN statistics per_step (the paper), or of all_steps together.
         norm_held: updates of the first BN's running statistics by a static image: every_step (T updates; the paper's
             Algorithm S1) or once (the authors' code).
@@ -120,6 +105,10 @@ class SpikingNetwork(nn.Module):
         folded: a bias in every convolution instead of BN, as returned by `deploy.fold`.
         neuron_settings: init_tau, tau_per, v_threshold and other arguments of `make_neuron`, for all neurons; arguments
             in the structure are those of one layer.
+
+    Attributes:
+        structure: the layers as built; `str()` writes them in the notation of Table S1.
+        placed: the layers with their names, shapes and facts; `blocks` has the module of each.
 
     Raises:
         UserError: an argument lies outside its range or does not fit the others; the structure cannot be read, or does
@@ -159,25 +148,21 @@ class SpikingNetwork(nn.Module):
         given = {name: value for name, value in locals().items() if name in _PARAMETERS} | neuron_settings
         super().__init__()
         require_known_arguments("SpikingNetwork", neuron_settings, ARGUMENTS)
+        for name, value in given.items():
+            known = _PARAMETERS[name].annotation
+            if get_origin(known) is Literal:
+                require_one_of(name, value, known)
         self.arguments: dict[str, Any] = given
         self.backend = Backend(backend, sparse)
         for name, value in (("time_steps", time_steps), ("num_classes", num_classes)):
             require_count(name, value)
-        if not isinstance(input_shape, Iterable) or len(input_shape) != 3:
-            raise UserError(f"input_shape must be channels, height and width, got {input_shape}.")
-        for size in input_shape:
-            require_count("each of input_shape", size)
-        if pooling not in get_args(Pooling):
-            raise UserError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}.")
         numbers = dict(
             zip(Numbers._fields, (n_conv, n_down, n_fc, channels, fc_features, votes_per_class), strict=True)
         )
-        wanted = resolved(structure, numbers, num_classes)
-        if structure is None or any(value is not None for value in numbers.values()):
-            _require_pools(wanted, input_shape)
-        layers = placed(wanted, input_shape, num_classes)
+        self.structure, kinds = _with_settings(resolved(structure, numbers, num_classes), neuron, pooling)
+        self.inputs = InputEncoder(input_encoder, time_steps)
+        self.placed = layers = placed(self.structure, input_shape, num_classes, spikes=input_encoder != "direct")
         drops = sum(isinstance(one.layer, FC) and one.layer.dropout is None for one in layers)
-        self._dropout = dropout
         dropouts = [*dropout] if isinstance(dropout, Iterable) else [dropout] * drops
         if len(dropouts) != drops:
             raise UserError(
@@ -185,21 +170,18 @@ class SpikingNetwork(nn.Module):
             )
         self.input_shape = tuple(input_shape)
         self.num_classes = num_classes
-        _require_memory(sum(one.weights for one in layers), "its weights", "channels or fc_features")
-        self._largest_map = max(one.largest_map for one in layers)
-        _require_memory(time_steps * self._largest_map, "one sample's largest feature map", "time_steps or channels")
-
         of_all = settings_of_all(**neuron_settings)
 
         def make(written: Neurons, size: int) -> Neuron:
-            return neuron_of(written, size, neuron, of_all)
+            kind: Any = kinds.get(written.name, written.name)
+            kind = kind.lower() if isinstance(kind, str) and "." not in kind else kind
+            return make_layer(kind, size, dict(written.arguments), of_all)
 
-        self.inputs = InputEncoder(input_encoder, time_steps)
-        builder = Builder(time_steps, make, iter(dropouts), pooling, pool_ties, norm_statistics, norm_held, folded)
+        builder = Builder(time_steps, make, iter(dropouts), pool_ties, norm_statistics, norm_held, folded)
         first_fc = next(i for i, one in enumerate(layers) if isinstance(one.layer, FC))
         self.encoder = builder.blocks(layers[:first_fc])
         self.classifier = builder.blocks(layers[first_fc:])
-        self.voting = _output(wanted)
+        self.voting = _output(self.structure)
         use_backend(self, backend, sparse)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -217,21 +199,12 @@ class SpikingNetwork(nn.Module):
         y = self.encoder(self.inputs(x)).flatten(2)
         if len(y) == 1:  # no neuron has seen time yet
             y = y.expand(steps, *y.shape[1:])
-        if isinstance(self.encoder, Blocks) and isinstance(self.classifier, Blocks):
-            binary = self.encoder.gives_binary(x.device) and not self.classifier._forward_pre_hooks
-            return self.voting(self.classifier(y, binary))
         return self.voting(self.classifier(y))
 
     @property
     def time_steps(self) -> int:
         """T."""
         return self.inputs.time_steps
-
-    @time_steps.setter
-    def time_steps(self, value: int) -> None:
-        raise UserError(
-            "time_steps of a network is fixed: run it with another T in `with net.for_time_steps(T)`, or make another."
-        )
 
     @contextmanager
     def for_time_steps(self, time_steps: int) -> Iterator[None]:
@@ -249,49 +222,37 @@ class SpikingNetwork(nn.Module):
                 part.time_steps = original
 
     def save_pretrained(self, folder: str | Path, facts: Mapping[str, str] | None = None) -> None:
-        """Write the network, and a model card, into a folder: `model.safetensors` and `README.md`.
+        """Write the network, and a model card, into a folder: `model.safetensors`, `config.json` and `README.md`.
 
         Args:
             folder: made if it is not there.
             facts: what the card says: data, protocol, accuracy, epochs, command, license (that of the weights).
 
         Raises:
-            UserError: the network has neurons or layers that were built in Python; a package is missing.
+            UserError: the network has neurons that are not this package's, or a class of its own; a package is missing.
         """
-        write_pretrained(self, self.arguments, Path(folder), facts or {})
+        from plif_lightning.network import pretrained
+
+        pretrained.write(self, Path(folder), facts or {})
 
     @classmethod
     def from_pretrained(
-        cls, place: str | Path, sha256: str | None = None, revision: str | None = None, token: str | None = None
+        cls, place: str | Path, revision: str | None = None, token: str | None = None
     ) -> "SpikingNetwork":
         """A network that `save_pretrained` wrote, in evaluation mode, on the CPU. No code of the file's author runs.
 
         Args:
-            place: folder or file; URL of a file, which must be given with its hash; or OWNER/NAME on the hub.
-            sha256: of the file; checked wherever it comes from.
+            place: folder, or OWNER/NAME on the hub.
             revision: branch, tag or commit on the hub.
             token: of the hub, for private networks.
 
         Raises:
-            CheckpointError: it does not exist, has another hash, is damaged or not such a file, or names neurons that
-                are not this package's.
-            UserError: a URL without its hash; a package is missing.
+            CheckpointError: it is damaged, or names neurons that are not this package's.
+            UserError: a package is missing.
         """
-        found = read_pretrained(place, sha256, revision, token)
-        try:
-            unknown = found.arguments.keys() - ARGUMENTS
-            if unknown:
-                raise CheckpointError(f"{place} has arguments that no network has: {', '.join(sorted(unknown))}.")
-            require_known_neurons(found.arguments, place)
-            net = cls(**{**found.arguments, "backend": "auto", "sparse": "auto"})
-            require_parts(parts_of(net), found.parts, place)
-            net.load_state_dict(found.weights)
-        except UserError:
-            raise
-        except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"the network in {place} cannot be built: {reason}") from error
-        return net.eval()
+        from plif_lightning.network import pretrained
+
+        return pretrained.read(str(place), revision, token)
 
     def push_to_hub(
         self, repo_id: str, facts: Mapping[str, str] | None = None, private: bool = False, token: str | None = None
@@ -301,53 +262,21 @@ class SpikingNetwork(nn.Module):
         Args:
             repo_id: OWNER/NAME.
             facts: what the card says.
-            private: for oneself only.
+            private: visible to its owner only.
             token: of the hub; None for the one that `hf auth login` keeps.
-
-        Raises:
-            UserError: as `save_pretrained`; or the hub refuses it.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, facts)
-            return push(Path(folder), repo_id, private, token, "Add a network of plif_lightning")
+        from plif_lightning.network import pretrained
+
+        return pretrained.push(self, repo_id, facts or {}, private, token)
 
     def listening(self, hear: Hear) -> AbstractContextManager[None]:
-        """`listening_to` the neurons of every layer, by the layer's name."""
-        return listening_to(self, dict(self.neurons()), hear)
+        """`listening` to the neurons of every layer, by the layer's name."""
+        return listening(dict(self.neurons()), hear)
 
-    @property
-    def structure(self) -> Structure:
-        """The current layers; `str()` writes them in the notation of Table S1."""
-        return structure_of(self.encoder.children(), self.classifier.children(), self.voting, self._dropout)
-
-    @property
-    def largest_map(self) -> int:
-        """Most values of one sample at a step in a layer, as built."""
-        return self._largest_map
-
-    def kernels(self, device: torch.device) -> str:
-        """The kernels that run on `device`, and each block that needs a slower form, with the reason."""
-        chosen = self.backend.chosen(device)
-        if chosen == "reference":
-            return "reference kernels"
-        blocks = [(name, block) for name, block in self.layers().items() if isinstance(block, ConvBlock)]
-        declined: dict[str, list[str]] = {}
-        fused = set(sums_fused(self.encoder, device))
-        for name, block in blocks:
-            if (reason := block.refuses_fusion) is not None and block not in fused:
-                declined.setdefault(f"part by part: {reason}", []).append(name)
-                continue
-            if (reason := block.refuses_conv) is not None:
-                declined.setdefault(f"stores its convolution's output: {reason}", []).append(name)
-            if (reason := block.pools_apart) is not None:
-                declined.setdefault(f"pools apart: {reason}", []).append(name)
-        silent = {
-            "auto": ", silent inputs skipped where that is faster",
-            "always": ", silent inputs skipped",
-            "never": "",
-        }
-        skips = silent[self.backend.sparse] if chosen == "cpu" else ""
-        return "; ".join([f"{chosen} kernels{skips}", *(f"{', '.join(of)} {why}" for why, of in declined.items())])
+    def forms(self) -> dict[str, str]:
+        """How each layer ran in its last call: its form, the density of its input, and why no faster form ran."""
+        choices = {name: getattr(block, "choice", None) for name, block in self.layers().items()}
+        return {name: str(choice) for name, choice in choices.items() if choice is not None}
 
     def blocks(self) -> dict[str, nn.Module]:
         """The blocks from input to output, by name: conv1, ..., fc1, ...; a residual block is one of them."""

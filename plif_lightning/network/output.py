@@ -56,13 +56,12 @@ class Integral(nn.Module):
 
     def __init__(self, init_tau: float = 2.0) -> None:
         super().__init__()
-        number = isinstance(init_tau, (int, float)) and not isinstance(init_tau, bool)
-        if not number or not 1 < init_tau < math.inf:
+        if not 1 < init_tau < math.inf:
             raise UserError(f"init_tau of LI must be a number above 1, got {init_tau}.")
         self.init_tau = float(init_tau)
 
     def forward(self, x: Tensor) -> Tensor:
-        """In a `step` it goes on from the integral of the previous step."""
+        """In a `step` it continues from the integral of the previous step."""
         if (state := carried()) is not None:
             return state.through(self, lambda before: self._step(x, before))
         return self.run(_real(x), None)[0]
@@ -71,10 +70,6 @@ class Integral(nn.Module):
         """The integral at every step, and the last one."""
         found = []
         v = torch.zeros_like(x[0]) if v is None else v
-        if v.shape != x.shape[1:]:
-            raise UserError(
-                f"the state of {type(self).__name__} is of {list(v.shape)}, and a step of {list(x.shape[1:])}."
-            )
         for step in x:
             v = v + (step - v) / self.init_tau
             found.append(v)

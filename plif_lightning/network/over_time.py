@@ -1,18 +1,15 @@
 """A stack of ordinary layers and spiking neurons, run over time."""
 
-from typing import TypeGuard
-
-import torch
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
-from plif_lightning.kernels import Backend, Sparse, linear_of_spikes
-from plif_lightning.network.blocks import Blocks, FCBlock, NeuronBlock, Residual
-from plif_lightning.network.conv import ConvBlock, dtype_of, run_layer
-from plif_lightning.network.hooks import must_be_called
-from plif_lightning.network.layers import Pool2d, TimeDropout
+from plif_lightning.kernels import Backend, Sparse
+from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, NeuronBlock, Residual
+from plif_lightning.network.forms import dtype_of, linear_from, run_layer
+from plif_lightning.network.hooks import is_plain
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import Integral
+from plif_lightning.network.pooling import Pool2d, TimeDropout
 from plif_lightning.neurons import Neuron
 
 # Layers that take [T, N, *]; others are, too, whose class says `time_aware = True`.
@@ -25,7 +22,7 @@ class OverTime(nn.Module):
     `nn.BatchNorm2d` therefore takes its statistics over all time-steps; `TimeBatchNorm2d` can take them per step.
 
     Args:
-        net: a layer, or an `nn.Sequential` of layers and Sequentials. A module of one's own that takes [T, N, *] says
+        net: a layer, or an `nn.Sequential` of layers and Sequentials. A user-defined module that takes [T, N, *] says
             so with `time_aware = True` in its class.
         sparse: skip silent inputs of `nn.Linear` on a CPU: never, auto (where its input is zeros and ones and that is
             faster; sums are then rounded in another order) or always (for tests).
@@ -47,8 +44,6 @@ class OverTime(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The last layer's output, [T, N, *]."""
-        if x.dim() < 3 or len(x) == 0:
-            raise UserError(f"x must be [T, N, *] with T >= 1 and at least one more dimension, got {list(x.shape)}.")
         return run_over_time(self.net, x, self.backend)
 
 
@@ -57,24 +52,18 @@ def _knows_time(module: nn.Module) -> bool:
     return isinstance(module, (*_KNOW_TIME, OverTime)) or getattr(module, "time_aware", False) is True
 
 
-def _is_plain(module: nn.Module) -> TypeGuard[nn.Sequential]:
+def _runs_parts(module: nn.Module) -> bool:
     """True if this runs its parts in sequence: a Sequential that does not override forward."""
-    own = type(module).forward is not nn.Sequential.forward or "forward" in vars(module)
-    return isinstance(module, nn.Sequential) and not own
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def _require_known(module: nn.Module) -> None:
     if _knows_time(module):
         return
-    if _is_plain(module):
-        for part in module:
+    if _runs_parts(module):
+        for part in module.children():
             _require_known(part)
     elif any(isinstance(part, Neuron) for part in module.modules()):
-        if "forward" in vars(module):
-            raise UserError(
-                f"a forward was set on a {type(module).__name__} that contains neurons, whose layers over_time runs by "
-                "itself: set it on those layers."
-            )
         raise UserError(
             f"{type(module).__name__} contains neurons, but is not an nn.Sequential, or overrides its forward: "
             "over_time cannot run its layers over time. Put its parts into an nn.Sequential, or write a forward "
@@ -86,44 +75,15 @@ def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) 
     """`OverTime(module)(x)`, with silent inputs skipped as the backend says."""
     if _knows_time(module):
         return module(x)
-    if _is_plain(module):
-        return _run_parts(module, x, backend)
-    _require_known(module)
-    if backend is not None and type(module) is nn.Linear and (found := _of_spikes(module, x, backend)) is not None:
-        return found
-    y = run_layer(module, x.flatten(0, 1))
-    if not isinstance(y, Tensor):
-        raise UserError(
-            f"{type(module).__name__} returns a {type(y).__name__}: over_time runs neurons of this project, and "
-            "stateless layers that return one tensor."
-        )
-    return y.unflatten(0, x.shape[:2])
-
-
-def _of_spikes(layer: nn.Linear, x: Tensor, backend: Backend) -> Tensor | None:
-    """The output of an FC layer from the inputs that are not silent; None if it has hooks, or that is not faster."""
-    if backend.sparse == "never" or must_be_called(layer):
-        return None
-    x = x.to(dtype_of(x, layer.weight))
-    if not backend.skips_silence(x, layer.weight) or not torch.equal(x, (x != 0).to(x.dtype)):
-        return None
-    y = linear_of_spikes(x, layer.weight, 1.0, backend.sparse)
-    return y if layer.bias is None else y + layer.bias.to(y.dtype)
-
-
-def _run_parts(module: nn.Sequential, x: Tensor, backend: Backend | None) -> Tensor:
-    def over_parts(x: Tensor) -> Tensor:
-        for part in module:
+    if _runs_parts(module):
+        for part in module.children():
             x = run_over_time(part, x, backend)
         return x
-
-    if not must_be_called(module):
-        return over_parts(x)
-    module.forward = over_parts  # type: ignore[method-assign]  # hooks run around the module's own call
-    try:
-        return module(x)
-    finally:
-        del module.forward
+    _require_known(module)
+    if backend is not None and isinstance(module, nn.Linear) and is_plain(module):
+        x = x.to(dtype_of(x, module.weight))
+        return linear_from(module, x, backend.skips("linear", x, module.weight))
+    return run_layer(module, x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 def over_time(net: nn.Module, sparse: Sparse = "never") -> OverTime:

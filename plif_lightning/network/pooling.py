@@ -1,21 +1,78 @@
-"""Max-pooling of spikes, with a rule for ties."""
+"""Stateless layers over time: dropout, and pools, with a rule for ties of the maximum of spikes."""
 
-import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.utils import _pair
 
 from plif_lightning.dynamics.derivatives import once_differentiable
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_one_of
+from plif_lightning.kernels import Pool
+from plif_lightning.neurons.carry import carried
 
 Pooling = Literal["max", "avg"]
 PoolTies = Literal["first", "random"]
 
 _OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # row-major, as torch.nn.MaxPool2d scans a window
+
+
+class TimeDropout(nn.Module):
+    """Dropout of [T, N, *] with one mask per sample, the same at all T steps, scaled by 1 / (1 - p).
+
+    Source: Lee et al. 2020, Sec. 3.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise UserError(f"dropout must be at least 0 and below 1, got {p}.")
+        self.p = float(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        state = carried()
+        if state is None or state.masks is None:
+            return x * self._mask(x)
+        if self not in state.masks:
+            state.masks[self] = self._mask(x)
+        return x * state.masks[self]
+
+    def _mask(self, x: Tensor) -> Tensor:
+        keep = 1 - self.p
+        return torch.empty_like(x[0]).bernoulli_(keep).div_(keep)
+
+    @property
+    def scale(self) -> float:
+        """Value of a kept spike."""
+        return 1 / (1 - self.p) if self.training else 1.0
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class Pool2d(nn.Module):
+    """Applies a pooling of single images [N, C, H, W] to [T, N, C, H, W]."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+
+    @property
+    def name(self) -> Pool | None:
+        """The kernels' name of the pooling, over windows of 2x2 with stride 2; None if they do not have it."""
+        pool = self.pool
+        if type(pool) is SpikeMaxPool2d:
+            return "max_first" if pool.ties == "first" else "max_random"
+        if type(pool) is not nn.AvgPool2d or pool.divisor_override is not None:
+            return None
+        halves = _pair(pool.kernel_size) == _pair(pool.stride) == (2, 2)
+        return "avg" if halves and pool.padding in (0, (0, 0)) and not pool.ceil_mode else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 def draw_seed(training: bool) -> Tensor | None:
@@ -41,20 +98,17 @@ class SpikeMaxPool2d(nn.Module):
     Maps spikes [*, H, W] to spikes [*, H // 2, W // 2] of the same dtype; an odd last row or column
     is dropped. The rule affects only the gradient, which each window passes to a single neuron, the
     winner. Other values are pooled as `nn.MaxPool2d` does; of several largest ones the rule chooses.
+    Windows of another size are `nn.MaxPool2d`, which takes the first.
 
     Args:
         ties: `random` (the paper's Fig. 5) draws the winner uniformly among the neurons of a window
             that fired; `first` (the authors' code) takes the first of them in row-major order. If none
             fired, all four are tied at zero and the rule applies to all four.
-
-    Raises:
-        UserError: an unknown rule.
     """
 
     def __init__(self, ties: PoolTies = "random") -> None:
         super().__init__()
-        if ties not in get_args(PoolTies):
-            raise UserError(f"pool_ties must be one of {', '.join(get_args(PoolTies))}, got {ties!r}.")
+        require_one_of("pool_ties", ties, PoolTies)
         self.ties = ties
 
     def forward(self, spikes: Tensor) -> Tensor:
@@ -66,87 +120,6 @@ class SpikeMaxPool2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"ties={self.ties!r}"
-
-
-class TiedMaxPool2d(nn.Module):
-    """Max-pooling over windows of any size, with a rule for ties.
-
-    Maps [*, H, W] to [*, H', W'] as `nn.MaxPool2d` does. Each window passes its gradient to a single neuron, the
-    winner, which the rule of `SpikeMaxPool2d` chooses among the largest ones.
-
-    Args:
-        kernel_size: size of a window.
-        stride: distance between windows.
-        padding: added on all sides; never wins.
-        ties: see `SpikeMaxPool2d`.
-        whole: the input holds whole numbers alone, such as spikes and their sums. A faster way is taken, which would
-            round others down.
-
-    Raises:
-        UserError: an unknown rule.
-    """
-
-    whole = False  # of modules that were pickled before it was known
-
-    def __init__(
-        self,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int],
-        padding: int | tuple[int, int] = 0,
-        ties: PoolTies = "random",
-        whole: bool = False,
-    ) -> None:
-        super().__init__()
-        self.whole = whole
-        self.ties = SpikeMaxPool2d(ties).ties
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        window = self.kernel_size, self.stride, self.padding
-        if self.ties == "first" or not (torch.is_grad_enabled() and x.requires_grad):
-            return functional.max_pool2d(x, *window)
-        return self._of_whole(x) if self.whole else self._of_any(x)
-
-    def _of_any(self, x: Tensor) -> Tensor:
-        window, stride, (rows, columns) = (_pair(size) for size in (self.kernel_size, self.stride, self.padding))
-        maps = functional.pad(x, (columns, columns, rows, rows), value=-math.inf) if rows or columns else x
-        height, width = (
-            (side - size) // step + 1 for side, size, step in zip(maps.shape[-2:], window, stride, strict=True)
-        )
-        if not x.numel():
-            return x.new_zeros((*x.shape[:-2], height, width))
-        # Of the values that equal the largest, that with the largest random number wins.
-        if window == stride:
-            maps = maps[..., : height * window[0], : width * window[1]]
-            inside = maps.unflatten(-1, (width, -1)).unflatten(-3, (height, -1))  # [*, height, rows, width, columns]
-            largest = functional.max_pool2d(maps.detach(), window)[..., :, None, :, None]
-            score = torch.where((inside == largest) | inside.isnan(), torch.rand_like(inside), -1.0).reshape(maps.shape)
-            _, winner = functional.max_pool2d(score, window, return_indices=True)
-            return maps.flatten(-2).gather(-1, winner.flatten(-2)).view(*x.shape[:-2], height, width)
-        images = maps if x.dim() > 3 else maps[None]
-        patches = functional.unfold(images, window, stride=stride)  # [images, channels x values of a window, windows]
-        patches = patches.unflatten(1, (images.shape[1], -1))
-        tied = (patches == patches.amax(2, keepdim=True)) | patches.isnan()
-        winner = torch.where(tied, torch.rand_like(patches), -1.0).argmax(2, keepdim=True)
-        return patches.gather(2, winner).view(*x.shape[:-2], height, width)
-
-    def _of_whole(self, x: Tensor) -> Tensor:
-        # Shares of one only order ties, and the largest value without its share is exact. 16 random bits for each
-        # value: a draw of 64 takes as long as one of a float.
-        bits = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),), dtype=torch.int64, device=x.device)
-        real = torch.promote_types(x.dtype, torch.float32)
-        share = (bits.view(torch.int16)[: x.numel()].to(real) + 2**15) * 2**-17
-        dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-        largest = functional.max_pool2d(
-            x + (share.as_strided(x.shape, x.stride()) if dense else share.view(x.shape)),
-            self.kernel_size,
-            self.stride,
-            self.padding,
-        )
-        return (largest + (largest.floor() - largest).detach()).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}, ties={self.ties!r}"
 
 
 def _windows(x: Tensor) -> list[Tensor]:

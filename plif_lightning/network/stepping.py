@@ -1,6 +1,6 @@
-"""Run a network one time-step at a time."""
+"""Run a network one time-step at a time, and record its spikes and potentials at every step."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from plif_lightning.dynamics.reference import Trace
 from plif_lightning.errors import UserError
-from plif_lightning.network.layers import TimeDropout
+from plif_lightning.network.hooks import hooked
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import Integral
-from plif_lightning.network.tracing import plain, run_network
+from plif_lightning.network.over_time import run_over_time
+from plif_lightning.network.pooling import TimeDropout
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import LayerState as LayerState
 from plif_lightning.neurons.carry import carrying as carrying
@@ -23,12 +25,18 @@ State = dict[str, LayerState]
 STATEFUL = (Neuron, Integral)
 
 
-def foreign_state(state: Iterable[str], neurons: Iterable[str]) -> UserError:
-    """The error for a state of other neurons than the network's, by their names."""
-    return UserError(
-        f"state must hold the states of {', '.join(neurons)}, as returned by the previous step, "
-        f"got {', '.join(state) or 'nothing'}."
-    )
+def plain(net: nn.Module) -> nn.Module:
+    """Unwrap the network of a compiled module or a `SpikingClassifier`; other modules are returned unchanged."""
+    net = getattr(net, "_orig_mod", net)
+    inside = getattr(net, "as_network", None)
+    return net if inside is None else inside()
+
+
+def run_network(net: nn.Module, x: Tensor) -> Tensor:
+    """The output of a `SpikingNetwork` or other module over [T, N, *]; other stacks of layers run `over_time`."""
+    knows_time = not isinstance(net, nn.Sequential) and type(net).forward is not nn.Module.forward
+    over_time = any(isinstance(part, STATEFUL) for part in net.modules()) or hasattr(net, "time_steps")
+    return net(x) if knows_time and over_time else run_over_time(net, x)
 
 
 def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None = None) -> tuple[Tensor, State]:
@@ -48,10 +56,10 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
         at least; of neurons with several states a tuple of them. The leaky integral of a readout is such a state too.
 
     Neurons are bit-identical to a run over the whole sequence. Other layers are too if PyTorch's result for a sample
-    does not depend on the batch size; otherwise a potential may differ by rounding (README of the kernels).
+    does not depend on the batch size; otherwise a potential may differ by rounding (docs/concepts/forms.md).
 
     Raises:
-        UserError: `state` belongs to another network or batch, or a layer draws or takes statistics over all steps.
+        UserError: `state` belongs to another network, or a layer draws or takes statistics over all steps.
 
     >>> import torch
     >>> from plif_lightning.neurons import PLIF
@@ -65,59 +73,16 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
     """
     net = plain(net)
     neurons = {name: part for name, part in net.named_modules() if isinstance(part, STATEFUL)}
-    before = _by_neuron(neurons, state)
+    if state is not None and state.keys() != neurons.keys():
+        raise UserError(
+            f"state must hold the states of {', '.join(neurons)}, as returned by the previous step, got "
+            f"{', '.join(state) or 'nothing'}."
+        )
+    before: dict[nn.Module, LayerState] = {} if state is None else {neurons[name]: v for name, v in state.items()}
     _require_single_steps(net)
     with _not_compiled(net), carrying(before) as carried:
         y = run_network(net, frame[None])
-    if missing := [name for name, neuron in neurons.items() if neuron not in carried.after]:
-        raise UserError(f"the network did not call {', '.join(missing)}, so the next step has no state of it.")
     return y[0], {name: carried.after[neuron] for name, neuron in neurons.items()}
-
-
-@torch.no_grad()
-def refuses_steps(net: nn.Module, input_shape: Sequence[int], time_steps: int) -> str | None:
-    """Why a network of one's own, in evaluation mode, cannot run step by step; None if it can.
-
-    It is tried on frames at once and one by one: something other than neurons may go from step to step.
-    """
-    some = next(net.parameters())
-    shape = (max(time_steps, 2), 1, *input_shape)
-    generator = torch.Generator().manual_seed(0)
-    differ = 0
-    for largest in (1, 3, 10):  # a network may be silent for small inputs
-        x = (largest * torch.rand(shape, generator=generator)).to(some.device, some.dtype)
-        try:
-            whole, state = run_network(net, x), None
-        except UserError:
-            raise
-        except Exception as error:  # its layers have their own types
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            return f"{type(net).__name__} takes no frames [T, N, C, H, W] ({reason[:200]})"
-        if not torch.equal(whole, run_network(net, x)):
-            return None  # it draws random numbers, so this shows nothing
-        for frame, expected in zip(x, whole, strict=True):
-            y, state = step(net, frame, state)
-            if not torch.allclose(y, expected, rtol=1e-3, atol=1e-4):
-                differ += 1
-                break
-    if differ < 2:  # by rounding, a neuron may fire in one form and not in the other
-        return None
-    recurrent = ((name, type(part).__name__) for name, part in net.named_modules() if isinstance(part, nn.RNNBase))
-    named = [f" ({name} is a {kind})" for name, kind in recurrent]
-    return (
-        f"{type(net).__name__} computes other outputs step by step than for all time-steps at once"
-        f"{''.join(named[:1])}: only what neurons and the leaky integral of a readout keep goes from one step to the "
-        "next"
-    )
-
-
-def _by_neuron(neurons: Mapping[str, nn.Module], state: Mapping[str, LayerState] | None) -> dict[nn.Module, LayerState]:
-    """A network's state by neuron; refuses one of other neurons."""
-    if state is None:
-        return {}
-    if state.keys() != neurons.keys():
-        raise foreign_state(state, neurons)
-    return {neurons[name]: v for name, v in state.items()}
 
 
 def _require_single_steps(net: nn.Module) -> None:
@@ -129,12 +94,8 @@ def _require_single_steps(net: nn.Module) -> None:
                 reason = "dropout has one mask for all time-steps of a sample"
             case TimeBatchNorm2d(statistics="all_steps", bn=nn.Module(training=True)):
                 reason = "norm_statistics='all_steps' takes all time-steps at once"
-            case _BatchNorm(training=True) if part not in time_norms:
-                reason = f"{type(part).__name__} in training takes all time-steps at once"
-            case TimeBatchNorm2d(statistics="all_steps", bn=nn.Module(running_mean=None)):
-                raise UserError("norm_statistics='all_steps' without running statistics needs all time-steps at once.")
-            case _BatchNorm(running_mean=None) if part not in time_norms:
-                raise UserError(f"{type(part).__name__} without running statistics takes all time-steps at once.")
+            case _BatchNorm() if part not in time_norms and (part.training or part.running_mean is None):
+                reason = f"{type(part).__name__} with batch statistics takes all time-steps at once"
             case _:
                 continue
         raise UserError(f"{reason}: call net.eval() before a step.")
@@ -147,3 +108,34 @@ def has_compiled_parts(net: nn.Module) -> bool:
 def _not_compiled(net: nn.Module) -> AbstractContextManager[Any]:
     """Run compiled modules eagerly: a compiled module cannot be passed states."""
     return torch.compiler.set_stance("force_eager") if has_compiled_parts(net) else nullcontext()
+
+
+@torch.no_grad()
+def traces(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Trace]]:
+    """The output, and the spikes and membrane potentials of each layer of neurons by its name in `net`.
+
+    Args:
+        net: a `SpikingNetwork`, a `SpikingClassifier`, an argument of `over_time`, or a module with a forward over
+            [T, N, *].
+        x: [T, N, *]; a `SpikingNetwork` takes static images [N, C, H, W] too.
+
+    Stores every potential of every step, so use it for few samples. Neurons run twice: for the output, and step by
+    step in the reference.
+
+    >>> from plif_lightning.neurons import PLIF
+    >>> y, found = traces(nn.Sequential(nn.Flatten(), PLIF()), torch.full([3, 1, 1, 1], 1.5))
+    >>> found["1"].v.flatten()
+    tensor([0.7500, 0.0000, 0.7500])
+    """
+    net = plain(net)
+    found: dict[str, Trace] = {}
+
+    def record(name: str, neuron: Neuron, arguments: tuple[Any, ...], spikes: Tensor) -> None:
+        if name in found:
+            raise UserError(f"{name} is used twice in the network, so it has two traces: give each layer its own.")
+        x, *rest = arguments
+        found[name] = neuron.trace(x, time_steps=rest[0] if rest else None)
+
+    neurons = {name: part for name, part in net.named_modules() if isinstance(part, Neuron)}
+    with hooked(neurons, record):
+        return run_network(net, x), found

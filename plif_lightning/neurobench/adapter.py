@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.network.own import neurons_of
-from plif_lightning.network.tracing import plain, run_network
+from plif_lightning.network.stepping import plain, run_network
 from plif_lightning.neurons import Neuron
 from plif_lightning.runtime.extras import needed_by
 

@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import Any, Literal, TypeVar, get_args
 
 from plif_lightning.dynamics.firing import Firing, FiringKeywords, Keywords
-from plif_lightning.errors import UserError, require_known_arguments, require_number
+from plif_lightning.errors import UserError
 from plif_lightning.neurons.modules import IF, LIF, PLIF, Neuron, TauPer
 from plif_lightning.neurons.published import ALIF, CLIF, EIF, GLIF, KLIF, QIF, Synaptic
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 NeuronName = Literal["plif", "lif", "if", "clif", "alif", "qif", "eif", "klif", "synaptic", "glif"]
 _CLASSES: dict[str, type[Neuron]] = dict(
     zip(get_args(NeuronName), (PLIF, LIF, IF, CLIF, ALIF, QIF, EIF, KLIF, Synaptic, GLIF), strict=True)
@@ -28,9 +29,6 @@ class NeuronKeywords(FiringKeywords, total=False):
     learn_threshold: bool
 
 
-_KEYWORDS = NeuronKeywords.__annotations__ | FiringKeywords.__annotations__
-
-
 def make_neuron(
     neuron: NeuronName | Neuron | type[Neuron] | Mapping[str, Any],
     channels: int,
@@ -42,7 +40,7 @@ def make_neuron(
     """A layer of neurons of the given kind for inputs [T, N, channels, *].
 
     Args:
-        neuron: a name; a subclass of `Neuron` or its import path; a layer, whose own arguments are kept; or
+        neuron: a name; a subclass of `Neuron` or its import path; a layer, whose own arguments win; or
             {class_path, init_args}.
         channels: channels of the input.
         init_tau: tau_0 > 1 of plif, tau of any other with a name and k = 1/tau, in time-steps.
@@ -51,7 +49,7 @@ def make_neuron(
         firing: see `Firing`.
 
     Raises:
-        UserError: an argument lies outside its range, or is given twice with two values.
+        UserError: an argument lies outside its range.
     """
     return make_layer(neuron, channels, {}, settings_of_all(init_tau, tau_per, learn_threshold, **firing))
 
@@ -70,48 +68,35 @@ def settings_of_all(
         learn_threshold: learn V_th, too.
         firing: constants of `Firing`.
     """
-    require_known_arguments("make_neuron", firing, _KEYWORDS)
     constants = Firing(**firing)  # also tells jsonargparse what the keywords are
     return {"init_tau": init_tau, "tau_per": tau_per, "learn_threshold": learn_threshold, **asdict(constants)}
 
 
 def make_layer(neuron: Any, channels: int, own: Mapping[str, Any], settings: Mapping[str, Any]) -> Neuron:
-    """A layer of neurons from the arguments of all neurons, of their kind, and of this layer.
+    """A layer of neurons: its own arguments win, then those of its kind, then those of all neurons.
 
     Args:
         neuron: see `make_neuron`.
         channels: channels of the input.
-        own: arguments of this layer, which take precedence over all others.
+        own: arguments of this layer.
         settings: `settings_of_all`.
 
     Raises:
-        UserError: an argument of the kind contradicts one of all neurons.
+        UserError: an argument is unknown, lies outside its range, or would have no effect.
     """
-    shared, of_layer = dict(settings), dict(own)
-    init_tau = shared.pop("init_tau")
-    kind, of_kind = _class_of(neuron)
-    _require_own(kind, of_layer)
-    defaults = {"tau_per": "layer", "learn_threshold": False, **_FIRING_DEFAULTS}
-    for name in (shared.keys() & of_kind.keys()) - of_layer.keys():
-        if shared[name] not in (of_kind[name], defaults.get(name)):
-            raise UserError(
-                f"{name} is {shared[name]!r} for all neurons, but {of_kind[name]!r} for {kind.__name__}: give one of "
-                "them."
-            )
-    given = {**of_kind, **of_layer}
-    written = {name: value for name, value in given.items() if name != "channels" and shared.get(name, _NONE) != value}
-    if "init_tau" in of_layer:
-        of_kind.pop("init_tau", None)
-        init_tau = of_layer.pop("init_tau")
-    require_number("init_tau", init_tau)
-    named = isinstance(neuron, str) and neuron in _CLASSES
-    # All neurons share a tau of 2 without saying so; a layer's own is meant.
-    if (init_tau != 2.0 or "init_tau" in own) and not (named and "k" in own):
-        of_kind = _with_tau(kind, of_kind, init_tau, named)
-    made = kind(**{**shared, **of_kind, **of_layer, "channels": channels})
-    if (reset := made.constants.reset) != _FIRING_DEFAULTS["reset"] and not made.equations.resets:
-        _say_no_reset(reset, kind.__name__)
-    made._written = tuple(written.items())  # as a structure writes it
+    kind, of_kind = class_of(neuron)
+    given = {**of_kind, **own}
+    init_tau = given.pop("init_tau", None)
+    shared = {name: value for name, value in settings.items() if name != "init_tau"}
+    # k of a user-defined kind is no time constant; the command line fills it in where it is not given.
+    says_tau = "k" in given and kind in _CLASSES.values()
+    if init_tau is None and not says_tau and settings["init_tau"] != 2.0:
+        init_tau = settings["init_tau"]
+    if init_tau is not None:
+        given |= _with_tau(kind, init_tau, from_all="init_tau" not in {**of_kind, **own})
+    made = kind(**{**shared, **given, "channels": channels})
+    if made.constants.reset != "hard" and not made.equations.resets:
+        _say_no_reset(made.constants.reset, kind.__name__)
     return made
 
 
@@ -121,54 +106,30 @@ def _say_no_reset(reset: str, kind: str) -> None:
     _log.warning("reset=%s has no effect on %s, whose equations have a reset of their own.", reset, kind)
 
 
-def _require_own(kind: type[Neuron], own: Mapping[str, Any]) -> None:
-    """Refuse arguments of a single layer that have no effect, or of another type."""
-    if "channels" in own:
-        raise UserError(f"channels of {kind.__name__} are those of its layer: leave them out.")
-    if kind is IF and "init_tau" in own:
-        raise UserError(f"init_tau={own['init_tau']} has no meaning for IF, which has no leak.")
-    truths = {"learn_threshold", *(name for name, value in _FIRING_DEFAULTS.items() if isinstance(value, bool))}
-    for name, value in own.items():
-        if isinstance(value, bool) and name not in truths:
-            raise UserError(f"{name} of {kind.__name__} must not be true or false, got {value}.")
-
-
-_log = logging.getLogger(__name__)
-_NONE = object()
-
-
-_FIRING_DEFAULTS = {name: field.default for name, field in Firing.__dataclass_fields__.items()}
-
-
-def _with_tau(kind: type[Neuron], own: dict[str, Any], init_tau: float, named: bool) -> dict[str, Any]:
-    """The own arguments of a kind with its time constant."""
+def _with_tau(kind: type[Neuron], init_tau: float, from_all: bool) -> dict[str, Any]:
+    """The arguments of a kind that give its time constant; none for IF beside others that have one."""
     if "init_tau" in inspect.signature(kind.__init__).parameters:
-        if own.get("init_tau", init_tau) != init_tau:
-            raise UserError(f"init_tau is {init_tau} for all neurons, but {own['init_tau']} for {kind.__name__}.")
-        return own | {"init_tau": init_tau}
-    if named and "k" in kind.declared and init_tau > 1:
-        return own | {"k": 1 / init_tau}
-    if not (named and kind is IF):
-        known = ", ".join(kind.declared) or "none"
-        raise UserError(f"init_tau={init_tau} has no meaning for {kind.__name__}; its own parameters are {known}.")
-    return own
+        return {"init_tau": init_tau}
+    if kind in _CLASSES.values() and "k" in kind.declared and init_tau > 1:
+        return {"k": 1 / init_tau}
+    if kind is IF and from_all:
+        return {}
+    known = ", ".join(kind.declared) or "none"
+    raise UserError(f"init_tau={init_tau} has no meaning for {kind.__name__}; its own parameters are {known}.")
 
 
-def _class_of(neuron: Any) -> tuple[type[Neuron], dict[str, Any]]:
+def class_of(neuron: Any) -> tuple[type[Neuron], dict[str, Any]]:
     """The class of neurons that an argument means, and the arguments that it brings along.
 
     Raises:
         UserError: it means none.
     """
     if isinstance(neuron, Neuron):
-        return type(neuron), dict(neuron.given)
+        return type(neuron), {name: value for name, value in neuron.given.items() if name != "channels"}
     if isinstance(neuron, type) and issubclass(neuron, Neuron):
         return neuron, {}
-    if isinstance(neuron, Mapping) and isinstance(neuron.get("class_path"), str):
-        own = neuron.get("init_args") or {}
-        if not isinstance(own, Mapping) or not all(isinstance(name, str) for name in own):
-            raise UserError(f"neuron: init_args must be names and values, got {own!r}.")
-        return _imported(neuron["class_path"]), dict(own)
+    if isinstance(neuron, Mapping) and "class_path" in neuron:
+        return _imported(neuron["class_path"]), dict(neuron.get("init_args") or {})
     if isinstance(neuron, str):
         if neuron in _CLASSES:
             return _CLASSES[neuron], {}
@@ -181,7 +142,6 @@ def _class_of(neuron: Any) -> tuple[type[Neuron], dict[str, Any]]:
 
 
 def _imported(path: str) -> type[Neuron]:
-    """A class of neurons by its import path."""
     return imported("neuron", path, Neuron, "plif_lightning.Neuron")
 
 
@@ -195,12 +155,12 @@ def imported(what: str, path: str, base: type[_T], name_of_base: str) -> type[_T
         name_of_base: its import path.
 
     Raises:
-        UserError: it cannot be imported, or is not derived from the base.
+        UserError: it is missing, or is not derived from the base. An error within its file is raised as it is.
     """
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
         raise UserError(
             f"{what} {path} cannot be imported ({error}). Its file must lie in the folder of the command, or in a "
             "package that is installed."
@@ -218,22 +178,11 @@ def as_plain(neuron: Any) -> Any:
     """
     if isinstance(neuron, str):
         return neuron
-    kind, own = _class_of(neuron)
+    kind, own = class_of(neuron)
     path = f"{kind.__module__}.{kind.__qualname__}"
     if "<locals>" in path:
         raise UserError(
             f"neuron {kind.__name__} is defined in a function: move it to a module, or no file can name it."
         )
-    return {"class_path": path, "init_args": {name: _plain(name, value) for name, value in own.items()}}
-
-
-def _plain(name: str, value: Any) -> Any:
-    """A copy of an argument in built-in types, as files hold it."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(name, part) for part in value]
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    raise UserError(f"{name} of a neuron must be a number or a text to be stored, got a {type(value).__name__}.")
+    # NumPy's numbers are not among what checkpoints may hold.
+    return {"class_path": path, "init_args": {n: v.item() if hasattr(v, "item") else v for n, v in own.items()}}

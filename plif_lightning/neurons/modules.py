@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
@@ -15,12 +15,18 @@ from plif_lightning.dynamics.equations import GIVEN, Dynamics, program_of
 from plif_lightning.dynamics.firing import FiringKeywords, Keywords
 from plif_lightning.dynamics.leaky import LEAKY, PERFECT
 from plif_lightning.dynamics.reference import Trace, trace
-from plif_lightning.errors import UserError, require_count, require_known_arguments, require_number, require_truth
+from plif_lightning.errors import UserError, require_known_arguments
 from plif_lightning.kernels import Backend
 from plif_lightning.neurons.carry import LayerState, carried, packed, unpacked
-from plif_lightning.neurons.parameters import Parameter
+from plif_lightning.neurons.parameters import Parameter, fixed, learned
 
 TauPer = Literal["layer", "channel"]
+_EQUATIONS = ("charge", "after", "threshold")
+# Names that a parameter cannot have: arguments and attributes of every neuron, and other values of equations.
+RESERVED = {
+    *(*Firing.__dataclass_fields__, *GIVEN, "tau_per", "channels", "learn_threshold", "learn", "given", "backend"),
+    *("constants", "v_threshold_raw", "training"),
+}
 
 
 class Neuron(nn.Module):
@@ -50,13 +56,14 @@ class Neuron(nn.Module):
         learn: names of the parameters that are learned; None for those that are declared so.
         settings: values of declared parameters, and constants of firing and reset, by name: see `Firing`.
 
-    With `learn_threshold` the parameter is `b`: V_th = V_0 + (v_threshold - V_0) exp(b), b_0 = 0, where
-    V_0 = max(V_reset, 0). V_th therefore stays positive and above V_reset for any b.
+    With `learn_threshold` the parameter is `v_threshold_raw`, r: V_th = V_0 + (v_threshold - V_0) exp(r), r = 0 before
+    training, where V_0 = max(V_reset, 0). V_th therefore stays positive and above V_reset for any r.
 
     Attributes:
         state: names of the states; one named v starts at V_reset, any other at zero.
         equations: the neuron's equations.
         declared: its parameters, by name.
+        fires: its output is spikes, those of its equations: no subclass overrides `run` or `forward`.
         given: the arguments that it was made with.
         backend: the form that runs: the fastest on the device of x, unless set by `use_backend`.
 
@@ -67,9 +74,8 @@ class Neuron(nn.Module):
     state: ClassVar[tuple[str, ...]] = ("v",)
     equations: ClassVar[Equations]
     declared: ClassVar[dict[str, Parameter]] = {}
+    fires: ClassVar[bool] = True
     given: dict[str, Any]
-    _written: tuple[tuple[str, Any], ...]
-    _made_of: dict[str, Parameter]
 
     def __new__(cls, *arguments: Any, **named: Any) -> "Neuron":
         made = super().__new__(cls)
@@ -88,14 +94,12 @@ class Neuron(nn.Module):
             elif isinstance(function, staticmethod):
                 functions[name] = function.__func__
         cls.declared = _declared_in(cls)
-        if "equations" in vars(cls):
-            if own := [name for name in (*_EQUATIONS, "state") if name in vars(cls)]:
-                raise UserError(f"{cls.__name__} has equations and {' and '.join(own)}: write one of them.")
-        elif functions["charge"] is not None:
+        cls.fires = cls.run is Neuron.run and cls.forward is Neuron.forward
+        if "equations" not in vars(cls) and functions["charge"] is not None:
             state = (cls.state,) if isinstance(cls.state, str) else tuple(cls.state)
             cls.equations = Equations(state, **functions)
         elif any(functions.values()) or "state" in vars(cls):
-            raise UserError(f"{cls.__name__} has no charge: write it too, such as `def charge(v, x): ...`.")
+            raise UserError(f"{cls.__name__} has no charge, or `equations` beside other equations: write one of them.")
         if cls.declared and getattr(cls.__init__, "made", cls.__init__ is Neuron.__init__):
             cls.__init__ = _constructor(cls.declared)  # type: ignore[method-assign]
 
@@ -108,77 +112,47 @@ class Neuron(nn.Module):
         **settings: Any,
     ) -> None:
         super().__init__()
-        if not hasattr(type(self), "equations"):
-            raise UserError(f"{type(self).__name__} has no equations: define charge(v, x, ...) in its class.")
-        if tau_per not in get_args(TauPer):
-            raise UserError(f"tau_per must be one of {', '.join(get_args(TauPer))}, got {tau_per!r}.")
-        require_truth("learn_threshold", learn_threshold)
-        if channels is not None:
-            require_count("channels", channels)
-        if tau_per == "channel" and channels is None:
-            raise UserError("tau_per='channel' needs the number of channels: pass channels=C.")
-        if isinstance(settings.get("v_threshold"), Tensor):
-            raise UserError("v_threshold of a neuron must be a number, got a tensor: pass learn_threshold=True.")
-        own = [*inspect.signature(type(self).__init__).parameters]
+        kind = type(self).__name__
+        own = [name for name in inspect.signature(type(self).__init__).parameters if name not in ("self", "firing")]
         of_all = ("tau_per", "channels", "learn_threshold", *Firing.__dataclass_fields__)
-        known = [
-            name
-            for name in dict.fromkeys([*own, *self.declared, *of_all])
-            if name not in ("self", "firing", "settings")
-        ]
-        require_known_arguments(type(self).__name__, settings, known)
+        require_known_arguments(kind, settings, [*dict.fromkeys([*own, *self.declared, *of_all])])
+        if tau_per not in get_args(TauPer) or (tau_per == "channel" and channels is None):
+            raise UserError(f"tau_per must be layer, or channel beside channels=C, got {tau_per!r}.")
+        require_known_arguments(f"learn: {kind}", learn or (), self.declared)
         # One value per layer is a vector too: FSDP refuses scalar parameters.
         self._shape = [channels] if tau_per == "channel" and channels is not None else [1]
-        self.constants = Firing(**{name: settings.pop(name) for name in list(settings) if name not in self.declared})
-        self._declare(settings, learn)
-        self.b = nn.Parameter(torch.zeros(self._shape)) if learn_threshold else None
+        parameters = {name: settings.pop(name) for name in self.declared if name in settings}
+        self.constants = Firing(**settings)
         self._lowest = max(self.constants.v_reset, 0.0)
+        if learn_threshold not in (True, False):
+            raise UserError(f"learn_threshold must be true or false, got {learn_threshold!r}.")
+        self.v_threshold_raw = nn.Parameter(torch.zeros(self._shape)) if learn_threshold else None
         if learn_threshold and not self._lowest < self.constants.v_threshold < math.inf:
             raise UserError(
                 f"v_threshold must be above zero and v_reset to be learned, got {self.constants.v_threshold}."
             )
+        for name, one in self.declared.items():
+            one = one.at(parameters.get(name, one.initial))
+            if one.is_learned if learn is None else name in learn:
+                self.register_parameter(one.stored_as, nn.Parameter(one.raw(self._shape)))
+            elif one.stored_as == f"{name}_raw":
+                self.register_buffer(f"{name}_value", torch.full(self._shape, one.initial))
+            else:
+                self.register_buffer(one.stored_as, one.raw(self._shape))
         self.backend = Backend("auto")
-        self._require_parameters()
-        self._keyed = self.constants, program_of(self.equations, self.firing).key
-
-    def _require_parameters(self) -> None:
-        """Refuse equations with an argument that is neither declared nor a property."""
-        properties = False
         for name in self.equations.parameters:
-            properties = properties or isinstance(inspect.getattr_static(type(self), name, None), property)
-            if name == "self":
-                raise UserError(f"the equations of {type(self).__name__} have no self: name the values that they need.")
             if not isinstance(inspect.getattr_static(type(self), name, None), (Parameter, property)):
                 raise UserError(
-                    f"the equations of {type(self).__name__} use {name}: declare it in the class, as "
-                    f"`{name} = learned(0.5)` or `fixed(0.5)`. They have x, h, s, reset, v_threshold, v_reset and "
-                    f"the states ({', '.join(self.equations.state)})."
+                    f"the equations of {kind} use {name}: declare it in the class, as `{name} = learned(0.5)` or "
+                    f"`fixed(0.5)`. They have no self, but {', '.join((*GIVEN, *self.equations.state))}."
                 )
-
-        unused = [name for name in self.declared if name not in self.equations.parameters]
-        if unused and not properties:
-            raise UserError(f"{type(self).__name__} declares {', '.join(unused)}, which no equation uses.")
-
-    def _declare(self, values: Mapping[str, Any], learn: Sequence[str] | None) -> None:
-        """Store the declared parameters: learned ones as parameters, others as buffers."""
-        if isinstance(learn, str) or (learn is not None and not self.declared):
-            raise UserError(f"learn must be a list of declared parameters of {type(self).__name__}, got {learn!r}.")
-        if unknown := [name for name in learn or () if name not in self.declared]:
-            has = ", ".join(self.declared) or "none"
-            raise UserError(
-                f"learn must name parameters of {type(self).__name__} ({has}), got {', '.join(map(str, unknown))}."
-            )
-        self._made_of = {name: one.at(values.get(name, one.initial)) for name, one in self.declared.items()}
-        for name, one in self._made_of.items():
-            if one.is_learned if learn is None else name in learn:
-                self.register_parameter(f"{name}_raw", nn.Parameter(one.raw(self._shape)))
-            else:
-                self.register_buffer(f"{name}_value", torch.full(self._shape, one.initial))
+        self._keyed = self.constants, program_of(self.equations, self.firing).key
 
     def value_of(self, name: str) -> Tensor:
         """The current value of a declared parameter, a scalar or [channels]."""
         constant: Tensor | None = self._buffers.get(f"{name}_value")
-        return self._shown(self._made_of[name].value(getattr(self, f"{name}_raw")) if constant is None else constant)
+        one = self.declared[name]
+        return self._shown(one.value(getattr(self, one.stored_as)) if constant is None else constant)
 
     def _shown(self, value: Tensor) -> Tensor:
         """A value of all channels as a scalar."""
@@ -187,10 +161,10 @@ class Neuron(nn.Module):
     @property
     def firing(self) -> Firing:
         """Constants of firing and reset, with the current V_th."""
-        if self.b is None:
+        if self.v_threshold_raw is None:
             return self.constants
-        v_threshold = self._lowest + (self.constants.v_threshold - self._lowest) * torch.exp(self.b)
-        return replace(self.constants, v_threshold=self._shown(v_threshold))
+        above = (self.constants.v_threshold - self._lowest) * torch.exp(self.v_threshold_raw)
+        return replace(self.constants, v_threshold=self._shown(self._lowest + above))
 
     @property
     def dynamics(self) -> Dynamics:
@@ -203,7 +177,7 @@ class Neuron(nn.Module):
         return Dynamics(self.equations, parameters, self.firing, key)
 
     def run(self, x: Tensor, v: LayerState | None = None, time_steps: int | None = None) -> tuple[Tensor, LayerState]:
-        """Spikes [T, N, *] and the last state: `dynamics.run` with this layer's equations.
+        """Spikes [T, N, *] and the last state: `dynamics.reference.run` with this layer's equations.
 
         Args:
             x: [T, N, features, ...], or [1, N, ...] with `time_steps`.
@@ -213,28 +187,19 @@ class Neuron(nn.Module):
         Raises:
             UserError: x has fewer than three dimensions, such as a batch [N, features] without time.
         """
-        self._require_time(x)
-        spikes, states = self.backend.run(x, self.dynamics, None if v is None else unpacked(v), time_steps)
-        return spikes, packed(states)
-
-    def trace(self, x: Tensor, v: LayerState | None = None, time_steps: int | None = None) -> Trace:
-        """Spikes and states of every step, [T, N, *] each, from the reference; arguments as `run`.
-
-        Raises:
-            UserError: x as for `run`; or a subclass overrides `run` but not `trace`.
-        """
-        if type(self).trace is Neuron.trace and type(self).run is not Neuron.run:
-            raise UserError(f"{type(self).__name__} overrides run: override trace too.")
-        self._require_time(x)
-        return trace(x, self.dynamics, None if v is None else unpacked(v), time_steps)
-
-    @staticmethod
-    def _require_time(x: Tensor) -> None:
         if x.dim() < 3:
             raise UserError(
                 f"x must be [T, N, features, ...], got {list(x.shape)}: a batch [N, features] has no time. "
                 "plif_lightning.over_time(net) runs a stack of layers over time."
             )
+        spikes, states = self.backend.run(x, self.dynamics, None if v is None else unpacked(v), time_steps)
+        return spikes, packed(states)
+
+    def trace(self, x: Tensor, v: LayerState | None = None, time_steps: int | None = None) -> Trace:
+        """Spikes and states of every step, [T, N, *] each, from the reference; arguments as `run`."""
+        if type(self).trace is Neuron.trace and type(self).run is not Neuron.run:
+            raise UserError(f"{type(self).__name__} overrides run: override trace too.")
+        return trace(x, self.dynamics, None if v is None else unpacked(v), time_steps)
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """Spikes [T, N, *] for x [T, N, *], or [1, N, *] held for `time_steps`; starts at V_reset.
@@ -255,63 +220,37 @@ class Neuron(nn.Module):
         One for all channels is a scalar.
         """
         found = {name: self.value_of(name).detach() for name in self.declared}
-        if self.b is not None:
+        if self.v_threshold_raw is not None:
             found["v_threshold"] = torch.as_tensor(self.firing.v_threshold).detach()
         return found
 
     def extra_repr(self) -> str:
-        values = {name: self.value_of(name) for name in self.declared}
-        found = [
+        shown = [
             f"{name}=[{value.numel()} channels]" if value.numel() != 1
             else f"{name} on meta" if value.is_meta
             else f"{name}={value.item():.4g}"
-            for name, value in values.items()
+            for name, value in self.learned().items()
         ]  # fmt: skip
-        found += [] if self.b is None else ["learn_threshold=True"]
-        return ", ".join([*found, *(f"{name}={value!r}" for name, value in asdict(self.constants).items())])
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        # Checkpoints of older versions hold scalars.
-        for name in (*self._parameters, *self._buffers):
-            value = state_dict.get(prefix + name)
-            if isinstance(value, Tensor) and value.dim() == 0:
-                state_dict[prefix + name] = value.reshape(1)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        return ", ".join([*shown, *(f"{name}={value!r}" for name, value in asdict(self.constants).items())])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._keyed = self.constants, program_of(self.equations, self.firing).key  # perhaps in another process
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        raise UserError(
-            "spiking neurons cannot be scripted by torch.jit.script, which PyTorch has deprecated: use torch.compile, "
-            "torch.export, or `python main.py export`."
-        )
-
-
-_EQUATIONS = ("charge", "after", "threshold")
-_ATTRIBUTES = ("b", "backend", "constants", "given")
 
 
 def _declared_in(cls: type) -> dict[str, Parameter]:
     """The parameters that a class and its bases declare, by name.
 
     Raises:
-        UserError: every neuron has something of that name, or two parameters are stored under one name.
+        UserError: every neuron has something of that name.
     """
     found: dict[str, Parameter] = {}
     for base in reversed(cls.__mro__):
-        for name, value in vars(base).items():
-            if isinstance(value, Parameter):
-                found[name] = value
-            elif name in found:
-                raise UserError(f"{cls.__name__}: {name} is a parameter: write `{name} = fixed({value!r})`.")
+        found |= {name: value for name, value in vars(base).items() if isinstance(value, Parameter)}
     state: Any = getattr(cls, "state", ())
-    taken = {*Firing.__dataclass_fields__, *Neuron.__init__.__annotations__, *_ATTRIBUTES, *GIVEN}
-    taken |= {state} if isinstance(state, str) else {*state}
-    stored = {f"{name}{end}" for name in found for end in ("_raw", "_value")}
+    taken = RESERVED | ({state} if isinstance(state, str) else {*state})
     for name in found:
-        if name in taken or hasattr(Neuron, name) or name in stored:
+        if name in taken or hasattr(Neuron, name):
             raise UserError(f"{cls.__name__}: every neuron has a {name} already; give the parameter another name.")
     return found
 
@@ -331,10 +270,11 @@ def _constructor(declared: Mapping[str, Parameter]) -> Callable[..., None]:
     return __init__
 
 
-class _Leaky(Neuron):
-    """A neuron with the leak k = sigmoid(a) = 1/tau."""
+class LIF(Neuron):
+    """Leaky integrate-and-fire neurons with the fixed time constant `init_tau`; arguments as `PLIF`."""
 
     equations = LEAKY
+    k = fixed(0.5, "unit", stored_as="a")
     a: Tensor
 
     def __init__(
@@ -345,36 +285,21 @@ class _Leaky(Neuron):
         learn_threshold: bool = False,
         **firing: Keywords[FiringKeywords],
     ) -> None:
-        super().__init__(tau_per, channels, learn_threshold, **firing)
-        require_number("init_tau", init_tau)
-        if not (1 < init_tau < math.inf):
+        if not 1 < init_tau < math.inf:
             raise UserError(f"init_tau must be > 1 (1/tau = sigmoid(a) lies in (0, 1)), got {init_tau}.")
-        self._set_a(torch.full(self._shape, -math.log(init_tau - 1)))
-
-    def _set_a(self, a: Tensor) -> None:
-        raise NotImplementedError
-
-    @property
-    def k(self) -> Tensor:
-        """1/tau, a scalar or [channels]."""
-        return self._shown(torch.sigmoid(self.a))
+        settings: dict[str, Any] = {"k": 1 / init_tau, **firing}
+        super().__init__(tau_per, channels, learn_threshold, **settings)
 
     @property
     def tau(self) -> Tensor:
         """Membrane time constant in time-steps, a scalar or [channels], detached."""
-        return 1 / self.k.detach()
+        return 1 / self.value_of("k").detach()
 
     def learned(self) -> dict[str, Tensor]:
-        return {"tau": self.tau, **super().learned()}
-
-    def extra_repr(self) -> str:
-        tau = f"tau=[{self.a.numel()} channels]"
-        if self.a.numel() == 1:
-            tau = "tau on meta" if self.a.is_meta else f"tau={self.tau.item():.4g}"
-        return f"{tau}, {super().extra_repr()}"
+        return {"tau": self.tau, **{name: value for name, value in super().learned().items() if name != "k"}}
 
 
-class PLIF(_Leaky):
+class PLIF(LIF):
     """Parametric leaky integrate-and-fire neurons: the time constant tau = 1 / sigmoid(a) is learned.
 
     Spikes [T, N, *] from inputs [T, N, *]. `a` is the parameter and `tau` a property.
@@ -396,15 +321,8 @@ class PLIF(_Leaky):
     tensor([0., 1., 0., 1.], grad_fn=<ViewBackward0>)
     """
 
-    def _set_a(self, a: Tensor) -> None:
-        self.a = nn.Parameter(a)
-
-
-class LIF(_Leaky):
-    """Leaky integrate-and-fire neurons with the fixed time constant `init_tau`; arguments as `PLIF`."""
-
-    def _set_a(self, a: Tensor) -> None:
-        self.register_buffer("a", a)
+    equations = LEAKY
+    k = learned(0.5, "unit", stored_as="a")
 
 
 class IF(Neuron):
@@ -414,7 +332,6 @@ class IF(Neuron):
     """
 
     equations = PERFECT
-    k = None
 
     @property
     def tau(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,14 +22,12 @@ class Parameter:
     initial: float
     within: Within = "real"
     is_learned: bool = True
+    stored_as: str = ""
     name: str = ""
-
-    def __post_init__(self) -> None:
-        if self.within not in get_args(Within):
-            raise UserError(f"within must be one of {', '.join(get_args(Within))}, got {self.within!r}.")
 
     def __set_name__(self, owner: type, name: str) -> None:
         object.__setattr__(self, "name", name)
+        object.__setattr__(self, "stored_as", self.stored_as or f"{name}_raw")
 
     def at(self, value: Any) -> "Parameter":
         """The same with another initial value.
@@ -37,18 +35,20 @@ class Parameter:
         Raises:
             UserError: the value lies outside the range.
         """
-        ranges = {"real": (-math.inf, math.inf), "positive": (0.0, math.inf), "unit": (0.0, 1.0)}
-        low, high = ranges[self.within]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value < high:
-            expected = {"real": "a finite number", "positive": "a positive number", "unit": "between 0 and 1"}
-            raise UserError(f"{self.name} must be {expected[self.within]}, got {value!r}.")
+        low, high, expected = {
+            "real": (-math.inf, math.inf, "a finite number"),
+            "positive": (0.0, math.inf, "a positive number"),
+            "unit": (0.0, 1.0, "between 0 and 1"),
+        }[self.within]
+        if isinstance(value, bool) or not low < value < high:
+            raise UserError(f"{self.name} must be {expected}, got {value!r}.")
         return replace(self, initial=float(value))
 
     def raw(self, shape: list[int]) -> Tensor:
         """The tensor that is stored: any number in it is a value within the range."""
         start = self.initial
         if self.within != "real":
-            start = math.log(start) if self.within == "positive" else math.log(start / (1 - start))
+            start = math.log(start) if self.within == "positive" else -math.log(1 / start - 1)
         return torch.full(shape, start)
 
     def value(self, raw: Tensor) -> Tensor:
@@ -61,23 +61,21 @@ class Parameter:
         return self if neuron is None else neuron.value_of(self.name)
 
     def __set__(self, neuron: Any, value: Any) -> None:
-        kind = type(neuron).__name__
-        raise UserError(
-            f"{self.name} is a parameter of {kind}: give it when the layer is made, as {kind}({self.name}=...). It is "
-            f"stored as {self.name}_raw where it is learned, as {self.name}_value where it is fixed."
-        )
+        kind, name = type(neuron).__name__, self.name
+        raise UserError(f"{name} is a parameter of {kind}: give it when the layer is made, {kind}({name}=...).")
 
 
-def learned(initial: float, within: Within = "real") -> Any:
+def learned(initial: float, within: Within = "real", stored_as: str = "") -> Any:
     """Declare a learned parameter of a neuron.
 
     Args:
         initial: its value before training.
         within: real (any number), positive, or unit (between 0 and 1); it never leaves this range.
+        stored_as: name of the tensor in the layer; by default the parameter's with `_raw`.
     """
-    return Parameter(initial, within)
+    return Parameter(initial, within, stored_as=stored_as)
 
 
-def fixed(initial: float, within: Within = "real") -> Any:
+def fixed(initial: float, within: Within = "real", stored_as: str = "") -> Any:
     """Declare a constant of a neuron, which can be learned too (`learn`); arguments as `learned`."""
-    return Parameter(initial, within, is_learned=False)
+    return Parameter(initial, within, is_learned=False, stored_as=stored_as)

@@ -94,6 +94,9 @@ class KLIF(Neuron):
 class Synaptic(Neuron):
     """LIF with a synaptic current, which keeps the share alpha of itself each step; the potential keeps beta.
 
+    snnTorch's defaults fire other spikes: they subtract the threshold one step after a spike, from the decayed
+    potential. With `reset_mechanism="zero", reset_delay=False` they are equal, unless a potential equals the threshold.
+
     Source: snnTorch's `Synaptic` (Eshraghian et al. 2023), SpikingJelly's `CUBALIFNode`.
     """
 

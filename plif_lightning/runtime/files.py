@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,12 +34,6 @@ def relative(path: Path) -> str:
 def is_address(place: str) -> bool:
     """True for a URL such as s3://bucket, False for a path."""
     return "://" in place
-
-
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file's content."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def reason(error: OSError) -> str:

@@ -1,8 +1,9 @@
 """Layers of a network as plain values; `str()` writes them in the notation of Table S1."""
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Size = int | tuple[int, int]
@@ -79,7 +80,7 @@ class Conv:
     groups: int = 1
     norm: bool = True
     neurons: Neurons | None = None
-    pool: "Pool | Other | None" = None
+    pool: Pool | None = None
 
     @property
     def convolution(self) -> str:
@@ -160,17 +161,7 @@ class Integrator:
         return str(Neurons("LI", self.arguments))
 
 
-@dataclass(frozen=True)
-class Other:
-    """A module that the notation does not cover, by the name of its class; it cannot be read back."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return self.name
-
-
-Layer = Conv | FC | Residual | Pool | Neurons | Votes | Integrator | Other
+Layer = Conv | FC | Residual | Pool | Neurons | Votes | Integrator
 
 
 @dataclass(frozen=True)
@@ -196,6 +187,42 @@ def neurons_in(layers: Iterable[Layer]) -> Iterator[Neurons]:
             yield layer
         elif isinstance(layer, (Conv, FC)) and layer.neurons is not None:
             yield layer.neurons
+
+
+def substituted(
+    layers: Iterable[Layer], neurons: Callable[[Neurons], Neurons], pool: Callable[[Pool], Pool]
+) -> Iterator[Layer]:
+    """Layers with other neurons and pools in the places of theirs."""
+    for layer in layers:
+        match layer:
+            case Residual(how, branch, shortcut):
+                parts = (tuple(substituted(part, neurons, pool)) for part in (branch, shortcut))
+                yield Residual(how, *parts)
+            case Neurons():
+                yield neurons(layer)
+            case Pool():
+                yield pool(layer)
+            case Conv() | FC() if layer.neurons is not None:
+                layer = replace(layer, neurons=neurons(layer.neurons))
+                yield replace(layer, pool=pool(layer.pool)) if isinstance(layer, Conv) and layer.pool else layer
+            case _:
+                yield layer
+
+
+def gives_spikes(layers: Iterable[Layer], spikes: bool) -> bool:
+    """True if the output of layers one after another is zeros and ones; `spikes`: their input is."""
+    return functools.reduce(_gives_spikes, layers, spikes)
+
+
+def _gives_spikes(spikes: bool, layer: Layer) -> bool:
+    match layer:
+        case Conv(neurons=None) | FC(neurons=None) | Conv(pool=Pool(kind="AP")) | Pool(kind="AP"):
+            return False
+        case Pool():
+            return spikes
+        case Residual(how, branch, shortcut):
+            return how != "ADD" and gives_spikes(branch, spikes) and gives_spikes(shortcut, spikes)
+    return True
 
 
 def written(layers: Iterable[Layer]) -> str:

@@ -18,7 +18,7 @@ After the last FC layer, `APkMsM` averages the M output neurons of each class.
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn, get_args
 
@@ -36,14 +36,13 @@ from plif_lightning.structure.layers import (
     Structure,
     Value,
     Votes,
+    gives_spikes,
     half_of,
     pair,
 )
 
 # Layers of neurons that have a name, by the name in the notation: those of `make_neuron`.
 NEURONS = ("PLIF", "LIF", "IF", "CLIF", "ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
-# Far above any real network: a text of a few characters may repeat a layer without end.
-_LONGEST, _MOST_LAYERS, _DEEPEST = 2**16, 4096, 20
 _CONV = re.compile(r"c(\d+)k(\d+(?:x\d+)?)(?:s(\d+(?:x\d+)?))?(?:p(\d+(?:x\d+)?))?(?:d(\d+(?:x\d+)?))?(?:g(\d+))?")
 _POOL = re.compile(r"(MP|AP)(?:k(\d+(?:x\d+)?)s(\d+(?:x\d+)?)(?:p(\d+(?:x\d+)?))?)?")
 _FC = re.compile(r"FC(\d+)(b?)")
@@ -75,10 +74,6 @@ def parse(text: str) -> Structure:
     >>> str(parse("c8k3s1-BN-PLIF-MPk2s2-c8k3s1-BN-PLIF-MPk2s2-DP-FC20-PLIF-APk10s10"))
     '{c8k3s1-BN-PLIF-MPk2s2}*2-DP-FC20-PLIF-APk10s10'
     """
-    if not isinstance(text, str):
-        raise UserError(f"structure must be a text such as c128k3s1-BN-PLIF-MPk2s2-..., got {text!r}.")
-    if len(text) > _LONGEST:
-        raise UserError(f"structure is too long: {len(text):,} characters, at most {_LONGEST:,}.")
     return _Reader(text).structure()
 
 
@@ -86,7 +81,7 @@ class _Reader:
     """Recursive descent over the text."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.at, self.depth, self.read = text, 0, 0, 0
+        self.text, self.at = text, 0
 
     def refuse(self, at: int, why: str) -> NoReturn:
         """Point at a place of the text, of which a part is shown if it is long."""
@@ -108,11 +103,7 @@ class _Reader:
     def items(self) -> Iterator[_Placed]:
         """Parts of a sequence, with repetitions written out."""
         while True:
-            found = self.item()
-            self.read += len(found)
-            if self.read > _MOST_LAYERS:
-                self.refuse(self.at - 1, f"more than {_MOST_LAYERS:,} layers")
-            yield from found
+            yield from self.item()
             if not self.take("-"):
                 return
 
@@ -126,23 +117,12 @@ class _Reader:
             got = repr(self.text[self.at]) if self.at < len(self.text) else "the end"
             self.refuse(self.at, f"expected {what}, got {got}")
 
-    def deeper(self) -> list[_Placed]:
-        self.depth += 1
-        if self.depth > _DEEPEST:
-            self.refuse(self.at, f"more than {_DEEPEST} levels of brackets")
-        found = list(self.items())
-        self.depth -= 1
-        return found
-
     def item(self) -> list[_Placed]:
         start = self.at
         if self.take("{"):
-            inside = self.deeper()
+            inside = list(self.items())
             self.require("}*", "}* and how often")
-            times = self.number("how often the part in braces is repeated")
-            if times * len(inside) > _MOST_LAYERS:
-                self.refuse(start, f"more than {_MOST_LAYERS:,} layers")
-            return inside * times
+            return inside * self.number("how often the part in braces is repeated")
         if match := self.matched(_CONV):
             return [_Placed(start, self.conv(start, match))]
         if match := self.matched(_FC):
@@ -274,102 +254,122 @@ class _Reader:
 
     def residual(self, at: int, how: Any) -> Residual:
         self.require("(", f"( and the layers of {how}")
-        branch = self.grouped(self.deeper(), outermost=False)
-        shortcut = self.grouped(self.deeper(), outermost=False) if self.take("|") else []
+        branch = self.grouped(self.items(), outermost=False)
+        shortcut = self.grouped(self.items(), outermost=False) if self.take("|") else []
         self.require(")", "-, | and a shortcut, or )")
         if how != "ADD":
             for part, layers in (("branch", branch), ("shortcut", shortcut)):
-                if not _spikes(layers):
+                if not gives_spikes(layers, True):
                     self.refuse(at, f"{how} needs spikes, and its {part} ends without neurons")
         return Residual(how, tuple(branch), tuple(shortcut))
 
-    # --- parts that belong to one layer
-
-    def grouped(self, items: list[_Placed], outermost: bool) -> list[Layer]:
+    def grouped(self, items: Iterable[_Placed], outermost: bool) -> list[Layer]:
         """The parts of a sequence as layers: BN, neurons, dropout and pool with what they belong to."""
-        layers: list[Layer] = []
-        drop: _Placed | None = None
-        flat = ended = False
+        group = _Group(self, outermost)
         for at, part in items:
-            if ended:
-                self.refuse(at, "nothing may follow the votes, or the leaky integral, of a network")
-            if drop is not None and not isinstance(part, FC):
-                self.refuse(drop.at, "DP must stand before an FC layer")
-            if flat and isinstance(part, (Conv, Residual)):
-                self.refuse(at, f"{part if isinstance(part, Conv) else part.how} must come before the first FC layer")
-            last = layers[-1] if layers else None
-            match part:
-                case _Norm():
-                    if not isinstance(last, Conv) or last.norm or last.neurons or last.pool:
-                        self.refuse(at, "BN must follow a convolution")
-                    layers[-1] = replace(last, norm=True)
-                case _Drop():
-                    self.require_outside(at, "DP", outermost)
-                    drop = _Placed(at, part)
-                case FC():
-                    self.require_outside(at, "an FC layer", outermost)
-                    if isinstance(last, FC) and last.neurons is None:
-                        self.refuse(
-                            at, f"FC{last.features} before it has no neurons: only the last layer may be a readout"
-                        )
-                    layers.append(replace(part, dropout=drop.part.p if drop else 0.0))
-                    drop, flat = None, True
-                case Neurons():
-                    if isinstance(last, (Conv, FC)) and last.neurons is None:
-                        layers[-1] = replace(last, neurons=part)
-                    elif flat:
-                        self.refuse(at, "neurons must follow an FC layer")
-                    else:
-                        layers.append(part)
-                case Pool() if flat:
-                    layers.append(self.votes(at, part, last))
-                    ended = True
-                case Pool():
-                    of_spikes = isinstance(last, Conv) and last.neurons is not None and last.pool is None
-                    if isinstance(last, Conv) and of_spikes and part.kernel is not None:
-                        layers[-1] = replace(last, pool=part)
-                    else:
-                        layers.append(part)
-                case Integrator():
-                    if not isinstance(last, FC) or last.neurons is not None:
-                        self.refuse(at, "LI integrates a readout: it must follow an FC layer without neurons")
-                    layers.append(part)
-                    ended = True
-                case _:
-                    layers.append(part)
-        if drop is not None:
-            self.refuse(drop.at, "DP must stand before an FC layer")
-        if outermost and not flat:
-            self.refuse(len(self.text), "a network ends with FC layers: add -FC10, or -FC100-PLIF-APk10s10")
-        return layers
+            group.add(at, part)
+        return group.finished()
 
-    def require_outside(self, at: int, what: str, outermost: bool) -> None:
-        if not outermost:
-            self.refuse(at, f"{what} cannot be a part of a residual block")
 
-    def votes(self, at: int, pool: Pool, last: Layer | None) -> Votes:
+class _Group:
+    """Collects the layers of a sequence, part by part.
+
+    Attributes:
+        layers: the layers so far.
+        drop: dropout that waits for its FC layer.
+        flat: an FC layer was added.
+        ended: nothing may follow.
+    """
+
+    def __init__(self, reader: _Reader, outermost: bool) -> None:
+        self.reader, self.outermost = reader, outermost
+        self.layers: list[Layer] = []
+        self.drop: _Placed | None = None
+        self.flat = self.ended = False
+
+    @property
+    def last(self) -> Layer | None:
+        return self.layers[-1] if self.layers else None
+
+    def add(self, at: int, part: Any) -> None:
+        if self.ended:
+            self.reader.refuse(at, "nothing may follow the votes, or the leaky integral, of a network")
+        if not isinstance(part, FC):
+            self.require_no_drop()
+        match part:
+            case _Norm():
+                last = self.last
+                if not isinstance(last, Conv) or last.norm or last.neurons or last.pool:
+                    self.reader.refuse(at, "BN must follow a convolution")
+                self.layers[-1] = replace(last, norm=True)
+            case _Drop():
+                self.require_outermost(at, "DP")
+                self.drop = _Placed(at, part)
+            case FC():
+                self.fc(at, part)
+            case Neurons():
+                self.neurons(at, part)
+            case Pool():
+                self.pool(at, part)
+            case Integrator():
+                if not isinstance(self.last, FC) or self.last.neurons is not None:
+                    self.reader.refuse(at, "LI integrates a readout: it must follow an FC layer without neurons")
+                self.layers.append(part)
+                self.ended = True
+            case _:
+                if self.flat:
+                    what = part if isinstance(part, Conv) else part.how
+                    self.reader.refuse(at, f"{what} must come before the first FC layer")
+                self.layers.append(part)
+
+    def fc(self, at: int, part: FC) -> None:
+        self.require_outermost(at, "an FC layer")
+        if isinstance(self.last, FC) and self.last.neurons is None:
+            before = f"FC{self.last.features} before it"
+            self.reader.refuse(at, f"{before} has no neurons: only the last layer may be a readout")
+        self.layers.append(replace(part, dropout=self.drop.part.p if self.drop else 0.0))
+        self.drop, self.flat = None, True
+
+    def neurons(self, at: int, part: Neurons) -> None:
+        if isinstance(self.last, (Conv, FC)) and self.last.neurons is None:
+            self.layers[-1] = replace(self.last, neurons=part)
+        elif self.flat:
+            self.reader.refuse(at, "neurons must follow an FC layer")
+        else:
+            self.layers.append(part)
+
+    def pool(self, at: int, part: Pool) -> None:
+        last = self.last
+        if self.flat:
+            self.layers.append(self.votes(at, part))
+            self.ended = True
+        elif isinstance(last, Conv) and last.neurons is not None and last.pool is None and part.kernel is not None:
+            self.layers[-1] = replace(last, pool=part)
+        else:
+            self.layers.append(part)
+
+    def votes(self, at: int, pool: Pool) -> Votes:
         """The voting layer, from a pool behind the last FC layer."""
-        k = pool.kernel
+        k, last, refuse = pool.kernel, self.last, self.reader.refuse
         if pool.kind != "AP" or not isinstance(k, int) or pool.stride != k or pool.padding:
-            self.refuse(at, "after FC layers only the votes may follow, such as APk10s10 for 10 neurons a class")
+            refuse(at, "after FC layers only the votes may follow, such as APk10s10 for 10 neurons a class")
         if not isinstance(last, FC) or last.neurons is None:
-            self.refuse(at, "the votes must follow neurons: FC100-PLIF-APk10s10; a readout FC10 needs none")
+            refuse(at, "the votes must follow neurons: FC100-PLIF-APk10s10; a readout FC10 needs none")
         if last.features % k:
-            self.refuse(at, f"the votes do not divide: the {last.features} of FC{last.features} are no multiple of {k}")
+            refuse(at, f"the votes do not divide: the {last.features} of FC{last.features} are no multiple of {k}")
         return Votes(k)
 
+    def finished(self) -> list[Layer]:
+        self.require_no_drop()
+        if self.outermost and not self.flat:
+            end = len(self.reader.text)
+            self.reader.refuse(end, "a network ends with FC layers: add -FC10, or -FC100-PLIF-APk10s10")
+        return self.layers
 
-def _spikes(layers: Sequence[Layer]) -> bool:
-    """True if the output of a branch is binary for binary inputs."""
-    if not layers:
-        return True
-    match layers[-1]:
-        case Conv(neurons=None):
-            return False
-        case Conv(pool=Pool(kind="AP")) | Pool(kind="AP"):
-            return False
-        case Residual(how="ADD"):
-            return False
-        case Pool():
-            return _spikes(layers[:-1])
-    return True
+    def require_no_drop(self) -> None:
+        if self.drop is not None:
+            self.reader.refuse(self.drop.at, "DP must stand before an FC layer")
+
+    def require_outermost(self, at: int, what: str) -> None:
+        if not self.outermost:
+            self.reader.refuse(at, f"{what} cannot be a part of a residual block")

@@ -1,6 +1,5 @@
 """Names and shapes of a structure's layers for an input, and the mistakes that shapes show."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from plif_lightning.structure.layers import (
     Size,
     Structure,
     Votes,
+    gives_spikes,
     half_of,
     pair,
 )
@@ -34,6 +34,7 @@ class Placed(NamedTuple):
         after: shape of its output.
         branch: layers of a residual block's branch.
         shortcut: layers of its shortcut.
+        spikes_in: the input is spikes: zeros and ones.
     """
 
     name: str
@@ -42,34 +43,18 @@ class Placed(NamedTuple):
     after: Shape
     branch: tuple["Placed", ...] = ()
     shortcut: tuple["Placed", ...] = ()
-
-    @property
-    def weights(self) -> int:
-        """Number of weights."""
-        match self.layer:
-            case Conv(groups=groups, kernel=kernel):
-                return self.before[0] * self.after[0] // groups * math.prod(pair(kernel))
-            case FC(features=features):
-                return math.prod(self.before) * features
-        return sum(placed.weights for placed in (*self.branch, *self.shortcut))
-
-    @property
-    def largest_map(self) -> int:
-        """Most values of one sample at a step in the layer, before its pool."""
-        inside = [placed.largest_map for placed in (*self.branch, *self.shortcut)]
-        own = math.prod(_convolved(self.layer, self.before)) if isinstance(self.layer, Conv) else math.prod(self.after)
-        return max([own, *inside])
+    spikes_in: bool = False
 
 
-def placed(structure: Structure, input_shape: Sequence[int], num_classes: int) -> list[Placed]:
-    """The layers of a structure with their names and shapes.
+def placed(structure: Structure, input_shape: Sequence[int], num_classes: int, spikes: bool = False) -> list[Placed]:
+    """The layers of a structure with their names and shapes; `spikes`: the network's input is zeros and ones.
 
     Raises:
         UserError: a map shrinks to nothing, a residual block adds unequal shapes, groups do not divide channels, or the
             output has another number of classes; names the layer.
     """
     shape = tuple(input_shape)
-    found = list(_Placing(shape).place(structure.layers, shape))
+    found = list(_Placing(shape).place(structure.layers, shape, spikes))
     require_classes(structure, num_classes)
     return found
 
@@ -124,7 +109,7 @@ class _Placing:
         self.numbers[kind] = self.numbers.get(kind, 0) + 1
         return f"{kind}{self.numbers[kind]}"
 
-    def place(self, layers: Sequence[Layer], shape: Shape) -> Iterator[Placed]:
+    def place(self, layers: Sequence[Layer], shape: Shape, spikes: bool) -> Iterator[Placed]:
         for layer in layers:
             match layer:
                 case Conv():
@@ -133,15 +118,15 @@ class _Placing:
                     name = self.name("pool")
                     found = Placed(name, layer, shape, self.pooled(name, layer, shape))
                 case Residual():
-                    found = self.residual(layer, shape)
+                    found = self.residual(layer, shape, spikes)
                 case Neurons():
                     found = Placed(self.name("neuron"), layer, shape, shape)
                 case FC():
                     found = Placed(self.name("fc"), layer, shape, (layer.features,))
                 case _:
                     continue  # votes and integral belong to the output
-            yield found
-            shape = found.after
+            yield found._replace(spikes_in=spikes)
+            shape, spikes = found.after, gives_spikes([layer], spikes)
 
     def conv(self, layer: Conv, before: Shape) -> Placed:
         name = self.name("conv")
@@ -151,7 +136,7 @@ class _Placing:
                     f"{name} ({layer.convolution}): {layer.groups} groups do not divide its {number} {what} channels."
                 )
         shape = self.of_some_size(f"{name} ({layer.convolution})", before, _convolved(layer, before))
-        if isinstance(layer.pool, Pool):
+        if layer.pool is not None:
             shape = self.pooled(name, layer.pool, shape)
         return Placed(name, layer, before, shape)
 
@@ -170,9 +155,9 @@ class _Placing:
             )
         return after
 
-    def residual(self, layer: Residual, shape: Shape) -> Placed:
+    def residual(self, layer: Residual, shape: Shape, spikes: bool) -> Placed:
         name = self.name("res")
-        branch, shortcut = (tuple(self.place(part, shape)) for part in (layer.branch, layer.shortcut))
+        branch, shortcut = (tuple(self.place(part, shape, spikes)) for part in (layer.branch, layer.shortcut))
         ends = [part[-1].after if part else shape for part in (branch, shortcut)]
         if ends[0] != ends[1]:
             one, other = ("x".join(map(str, end)) for end in ends)

@@ -1,16 +1,14 @@
 """Losses between votes [T, N, C] in [0, 1], or the logits [T, N, C] of a readout, and labels; by name."""
 
-import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional
 
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_one_of
 
-_log = logging.getLogger(__name__)
 LossName = Literal["per_step", "rate", "per_step_cross_entropy", "cross_entropy", "tet"]
 Loss = Callable[..., Tensor]
 
@@ -57,7 +55,7 @@ def per_step_cross_entropy(
 ) -> Tensor:
     """Cross-entropy at each step, averaged over steps and samples; arguments as in `per_step_mse`.
 
-    `logits_per_vote` is 1 for the logits of a readout. In earlier versions this loss of votes was called tet.
+    `logits_per_vote` is 1 for the logits of a readout.
     """
     target = _target(votes, label, smoothing).expand_as(votes)
     return functional.cross_entropy(logits_per_vote * votes.flatten(0, 1), target.flatten(0, 1))
@@ -99,27 +97,17 @@ LOSSES: dict[str, Loss] = {
 def loss_named(name: str, tet_lambda: float | None = None, votes: bool = True) -> Loss:
     """The loss of a name, for a network with votes in [0, 1] or with the logits of a readout.
 
-    In earlier versions `tet` was what is `per_step_cross_entropy` now. A network that votes with spikes has no readout
-    that could be trained by the real one, so configurations and checkpoints with both are of that time: they get the
-    loss that they named, and a warning.
-
     Raises:
-        UserError: an unknown name, or a lambda outside of 0..1 or beside another loss.
+        UserError: an unknown name, tet of votes, or a lambda outside of 0..1 or beside another loss.
     """
-    if name not in LOSSES:
-        raise UserError(f"loss must be one of {', '.join(get_args(LossName))}, got {name!r}.")
-    if tet_lambda is not None and not 0 <= tet_lambda <= 1:
-        raise UserError(f"tet_lambda must be from 0 to 1, got {tet_lambda}.")
-    if tet_lambda is not None and (name != "tet" or votes):
-        raise UserError(f"tet_lambda={tet_lambda} is for loss='tet' and a readout without spikes (structure ...-FC10).")
-    if name == "tet" and votes:
-        _log.warning(
-            "loss=tet of a network that votes with spikes is per_step_cross_entropy, which earlier versions called "
-            "tet: name it so. The loss of Deng et al. trains a readout without spikes: a structure that ends with FC10."
+    require_one_of("loss", name, LossName)
+    if (name == "tet" and votes) or (tet_lambda is not None and (name != "tet" or not 0 <= tet_lambda <= 1)):
+        raise UserError(
+            f"loss={name!r}, tet_lambda={tet_lambda}: tet trains a readout without spikes (structure ...-FC10) with a "
+            "lambda from 0 to 1; for votes there is per_step_cross_entropy."
         )
-        name = "per_step_cross_entropy"
-    if name == "tet":
-        return tet if tet_lambda is None else partial(tet, weight=tet_lambda)
+    if name == "tet" and tet_lambda is not None:
+        return partial(tet, weight=tet_lambda)
     found = LOSSES[name]
     cross_entropy = name in ("per_step_cross_entropy", "cross_entropy")
     return partial(found, logits_per_vote=1.0) if cross_entropy and not votes else found

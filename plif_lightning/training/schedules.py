@@ -3,7 +3,6 @@
 import math
 
 import lightning as L
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -11,8 +10,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from plif_lightning.errors import UserError
 
 
-def steps_of(trainer: L.Trainer) -> tuple[int, int]:
-    """Steps of the optimiser in a training, and in its first epoch.
+def length_of(trainer: L.Trainer) -> tuple[int, float]:
+    """Steps of the optimiser in a training, and its epochs.
 
     Raises:
         UserError: the training has no end.
@@ -20,17 +19,8 @@ def steps_of(trainer: L.Trainer) -> tuple[int, int]:
     steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
     if not 0 < steps < math.inf:
         raise UserError("OneCycle needs a training of known length: pass --trainer.max_epochs.")
-    callbacks = getattr(trainer, "callbacks", [])
-    schedule = next((one for one in callbacks if isinstance(one, GradientAccumulationScheduler)), None)
-    if batches == math.inf:
-        return int(steps), 1
-    if schedule is None or not trainer.max_epochs or trainer.max_epochs < 0:
-        return int(steps), math.ceil(batches / trainer.accumulate_grad_batches)
-    # Lightning takes the accumulation of this epoch for that of all.
-    epochs = range(trainer.max_epochs)
-    of_epoch = [math.ceil(batches / schedule.get_accumulate_grad_batches(epoch)) for epoch in epochs]
-    most = trainer.max_steps if trainer.max_steps > 0 else math.inf
-    return int(min(sum(of_epoch), most)), of_epoch[0]
+    per_epoch = 1 if batches == math.inf else math.ceil(batches / trainer.accumulate_grad_batches)
+    return int(steps), steps / per_epoch
 
 
 class OneCycle(LRScheduler):
@@ -56,34 +46,36 @@ class OneCycle(LRScheduler):
             if not 0 <= value <= 1 or (name == "warmup" and value == 1):
                 raise UserError(f"lr_scheduler.{name} must lie in [0, 1], warmup below 1, got {value}.")
         self.warmup, self.start, self.end = warmup, start, end
-        self.total_steps: float = math.inf  # set once the Trainer is known
-        self.of_epoch: int | None = None
+        self.done = 0.0  # share of the training
+        self.total_steps = self.epochs = math.inf  # set once the Trainer is known
         super().__init__(optimizer)
 
-    def set_length(self, steps: float, of_epoch: int) -> None:
-        """Set the number of optimiser steps in the training and in an epoch; a change counts from the next step on.
+    def set_length(self, steps: float, epochs: float) -> None:
+        """Set the number of optimiser steps and epochs in the training.
 
-        If a resumed run has another number of steps per epoch (other devices or accumulation), the position in epochs
-        is kept.
+        A run that is resumed with other devices or accumulation has other steps and stays at its share of the training;
+        one of more epochs has done a smaller share of it.
         """
-        before, self.of_epoch = self.of_epoch or of_epoch, of_epoch
-        if (steps, of_epoch) == (self.total_steps, before):
-            return
-        self.total_steps, self.last_epoch = steps, round(self.last_epoch * of_epoch / before)
-        self._last_lr = self.get_lr()
-        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
+        if epochs != self.epochs and self.epochs < math.inf:
+            self.done *= self.epochs / epochs
+            self._last_lr = self.get_lr()
+            for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
                 group["lr"] = rate
+        self.total_steps, self.epochs = steps, epochs
+
+    def step(self, epoch: int | None = None) -> None:
+        """Advance by one optimiser step."""
+        if epoch is None and self.last_epoch >= 0:
+            self.done += 1 / self.total_steps
+        super().step(epoch)
 
     def share(self, done: float) -> float:
-        """Return the learning rate as a fraction of the peak after a fraction `done` of the training."""
+        """The learning rate as a fraction of the peak after a fraction `done` of the training."""
         if done < self.warmup:
             return self.start + (1 - self.start) * done / self.warmup
         falling = min((done - self.warmup) / (1 - self.warmup), 1.0)
         return self.end + (1 - self.end) * (1 + math.cos(math.pi * falling)) / 2
 
     def get_lr(self) -> list[float | Tensor]:
-        share = self.share(self.last_epoch / self.total_steps)
+        share = self.share(self.done)
         return [rate * share for rate in self.base_lrs]

@@ -1,10 +1,8 @@
 """The LightningModule: a spiking network, its loss, its metrics and its optimiser."""
 
 import inspect
-import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -19,43 +17,17 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from plif_lightning.data.batch import as_batch, merged, time_first
-from plif_lightning.errors import UserError, require_count, require_number
+from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, use_backend
-from plif_lightning.network.network import ARGUMENTS, DEFAULTS, Keywords, NetworkKeywords, as_plain
+from plif_lightning.network.checkpoint import fingerprint, require_same
+from plif_lightning.network.network import Keywords, NetworkKeywords, as_plain
 from plif_lightning.network.output import mean_votes
 from plif_lightning.network.own import has_votes, own_network, require_protocol
-from plif_lightning.network.parts import Parts, parts_of, require_parts
-from plif_lightning.runs.settings import by_numbers
 from plif_lightning.training.finite import FiniteGuard
 from plif_lightning.training.losses import LossName, loss_named
 from plif_lightning.training.online import separable, step_by_step
-from plif_lightning.training.schedules import OneCycle, steps_of
+from plif_lightning.training.schedules import OneCycle, length_of
 from plif_lightning.training.seeds import StepSeeds
-
-
-@contextmanager
-def _blamed_on(argument: str, cannot: str = "be built with these arguments") -> Iterator[None]:
-    """Turn an error of a class of torch.optim into a sentence that names the argument."""
-    try:
-        yield
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"{argument} cannot {cannot}: {error}.") from error
-
-
-# State of optimisers that has the shape of its parameter.
-_LIKE_PARAMETERS = {
-    *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta"),
-    *("sum", "prev", "ax"),
-}
-
-
-def _with_vectors(optimizers: Any) -> None:
-    """Give optimisers' state of scalars one dimension, in place: neurons of older versions had scalar parameters."""
-    for optimizer in optimizers:
-        for state in optimizer["state"].values():
-            for name in _LIKE_PARAMETERS & state.keys():
-                if isinstance(state[name], Tensor) and state[name].dim() == 0:
-                    state[name] = state[name].reshape(1)
 
 
 class _Mean(MeanMetric):
@@ -77,7 +49,7 @@ class SpikingClassifier(L.LightningModule):
         input_shape: (C, H, W), from the data.
         num_classes: number of classes, from the data.
         time_steps: T, from the data.
-        network: a network of one's own, instead of a `SpikingNetwork` of the further arguments: a module from
+        network: a user-defined network, instead of a `SpikingNetwork` of the further arguments: a module from
             [T, N, C, H, W], or images [N, C, H, W], to votes or logits [T, N, num_classes] (`network.own`).
         loss: per_step (the paper), rate (the authors' code), per_step_cross_entropy, cross_entropy (of the rates) or
             tet, which needs a readout without spikes.
@@ -116,28 +88,20 @@ class SpikingClassifier(L.LightningModule):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Attribute 'neuron' is an instance")  # described in the next lines
             self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "network"], logger=False)
-        # One of one's own is built again from the configuration, or by the caller.
+        # A user-defined one is built again from the configuration, or by the caller.
         self.hparams.pop("network", None)
         if network is not None:
             self.hparams["network"] = f"{type(network).__module__}.{type(network).__qualname__}"
         if "neuron" in self.hparams:
             self.hparams["neuron"] = as_plain(self.hparams["neuron"])
-        require_number("label_smoothing", label_smoothing)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}.")
         for steps, epochs in (early_time_steps or {}).items():
-            require_count("T of early_time_steps", steps)
-            require_count("epochs of early_time_steps", epochs)
-            if steps > time_steps:
+            if not (1 <= steps <= time_steps and epochs >= 1):
                 raise UserError(
-                    f"early_time_steps must be {{T: epochs}} with T from 1 to time_steps = {time_steps}, got "
-                    f"{{{steps}: {epochs}}}."
+                    f"early_time_steps must be {{T: epochs}} with T from 1 to time_steps = {time_steps} and one epoch "
+                    f"or more, got {{{steps}: {epochs}}}."
                 )
-        if network is not None and early_time_steps and not hasattr(network, "for_time_steps"):
-            raise UserError(
-                f"early_time_steps needs a network that can run with another T: give {type(network).__name__} a "
-                "context manager for_time_steps(T), as SpikingNetwork has."
-            )
         if network is None:
             self.network: nn.Module = SpikingNetwork(input_shape, num_classes, time_steps, **settings)
         else:
@@ -174,7 +138,7 @@ class SpikingClassifier(L.LightningModule):
         return self.network(self._input(x))
 
     def _input(self, x: Tensor) -> Tensor:
-        """x, time first; a network of one's own is tried on the first one, and takes real numbers."""
+        """x, time first; a user-defined network is tried on the first one, and takes real numbers."""
         x = time_first(x)
         if self.hparams.get("network") is not None:
             x = x if x.is_floating_point() else x.to(self.dtype)  # event counts are stored as uint8
@@ -192,7 +156,7 @@ class SpikingClassifier(L.LightningModule):
         # steps would create the training loader before its position is restored.
         for scheduler in self.trainer.lr_scheduler_configs:
             if isinstance(scheduler.scheduler, OneCycle):
-                scheduler.scheduler.set_length(*steps_of(self.trainer))
+                scheduler.scheduler.set_length(*length_of(self.trainer))
 
     # Batches come from any loader: this project's, or pairs (x, label) from PyTorch's own.
 
@@ -200,7 +164,7 @@ class SpikingClassifier(L.LightningModule):
         trainer = getattr(self, "_trainer", None)
         # A scale must be there before gradients become too small.
         scales = getattr(getattr(trainer, "precision_plugin", None), "scaler", None) is not None
-        own = self.loss is not self._named_loss or self._has_own_forward
+        own = self.loss is not self._named_loss or self._overrides_forward
         return not scales and not own and separable(self.network, self.hparams["loss"], static)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -218,8 +182,8 @@ class SpikingClassifier(L.LightningModule):
             if self._goes_step_by_step(static=x.dim() == 4):
                 loss, votes = step_by_step(self.network, x, steps, loss_of)
             else:
-                # A forward of one's own takes x as a loader gives it, time behind samples.
-                votes = self.forward(time_first(x)) if self._has_own_forward else self.network(x)
+                # An overriding forward takes x as a loader gives it, time behind samples.
+                votes = self.forward(time_first(x)) if self._overrides_forward else self.network(x)
                 loss = loss_of(votes)
         n = len(batch.label)
         self.train_loss.update(loss.detach(), n)
@@ -236,15 +200,14 @@ class SpikingClassifier(L.LightningModule):
         self.train_accuracy.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["network_parts"] = self._parts()
-        # A copy of its own: Lightning changes hyper_parameters where load_from_checkpoint is given others.
-        checkpoint["network_arguments"] = {name: value for name, value in self.hparams.items() if name in ARGUMENTS}
+        checkpoint["fingerprint"] = fingerprint(self.network)
         data = getattr(self.trainer, "datamodule", None)
         names, sensor = getattr(data, "class_names", None), getattr(data, "sensor", None)
         if isinstance(names, (list, tuple)):
             checkpoint["class_names"] = [str(name) for name in names]
         if isinstance(sensor, tuple) and len(sensor) == 2 and all(isinstance(side, int) for side in sensor):
             checkpoint["sensor"] = [int(side) for side in sensor]
+        checkpoint["preprocessing"] = getattr(data, "preprocessing", None)
         checkpoint["train_metrics"] = {
             f"{name}.{state}": self.trainer.strategy.reduce(torch.as_tensor(value).clone(), reduce_op="sum")
             for name, metric in self._train_metrics().items()
@@ -252,11 +215,7 @@ class SpikingClassifier(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        _with_vectors(checkpoint.get("optimizer_states", []))
-        # Older checkpoints do not say. Arguments of load_from_checkpoint that differ were given on purpose.
-        on_purpose = self._trainer is None and self._has_other_arguments(checkpoint)
-        if "network_parts" in checkpoint and not on_purpose:
-            require_parts(self._parts(), checkpoint["network_parts"], "the checkpoint")
+        require_same(self.network, checkpoint.get("fingerprint"), "the checkpoint")
         if self._trainer is None:
             return  # load_from_checkpoint
         averaging = any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
@@ -269,22 +228,9 @@ class SpikingClassifier(L.LightningModule):
             for state in metric.metric_state:
                 setattr(metric, state, checkpoint["train_metrics"][f"{name}.{state}"].to(self.device))
 
-    def _parts(self) -> Parts:
-        """`parts_of` the network, and this task where it has a forward of its own."""
-        task = {"the task": {"class": type(self).__name__, "from": "elsewhere"}} if self._has_own_forward else {}
-        return parts_of(self.network) | task
-
     @property
-    def _has_own_forward(self) -> bool:
+    def _overrides_forward(self) -> bool:
         return type(self).forward is not SpikingClassifier.forward
-
-    def _has_other_arguments(self, checkpoint: dict[str, Any]) -> bool:
-        stored = checkpoint.get("network_arguments")
-        here = {name: value for name, value in self.hparams.items() if name in ARGUMENTS}
-        there = stored if isinstance(stored, dict) else here
-        # Missing arguments have their defaults; JSON makes tuples and lists equal.
-        one, other = (json.dumps(by_numbers({**DEFAULTS, **of}), default=str, sort_keys=True) for of in (here, there))
-        return one != other
 
     def _train_metrics(self) -> dict[str, Metric]:
         return {"loss": self.train_loss, "accuracy": self.train_accuracy}
@@ -354,13 +300,8 @@ class SpikingClassifier(L.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        with _blamed_on("lr_scheduler", "continue with these arguments"):
-            super().lr_scheduler_step(scheduler, metric)
-
     def configure_optimizers(self) -> Any:
-        with _blamed_on("optimizer"):
-            optimizer = self.optimizer(self.parameters())
+        optimizer = self.optimizer(self.parameters())
         if not self.decay_all:
             # It would pull `a` to zero, and so every tau to 2. Weights have two dimensions or more.
             for group in [group for group in optimizer.param_groups if group.get("weight_decay")]:
@@ -370,13 +311,7 @@ class SpikingClassifier(L.LightningModule):
                     optimizer.add_param_group({**group, "params": others, "weight_decay": 0.0})
         if self.lr_scheduler is None:
             return optimizer
-        with _blamed_on("lr_scheduler"):
-            scheduler = self.lr_scheduler(optimizer)
-        if type(scheduler) is torch.optim.lr_scheduler.ReduceLROnPlateau:
-            raise UserError(
-                "lr_scheduler: ReduceLROnPlateau needs to know what it watches: take "
-                "lightning.pytorch.cli.ReduceLROnPlateau(optimizer, monitor='val/loss')."
-            )
+        scheduler = self.lr_scheduler(optimizer)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
         if isinstance(scheduler, OneCycle):
             config["interval"] = "step"

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from plif_lightning.runtime.allocator import tune_allocator
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from plif_lightning.cli.trained import read_to_test
 from plif_lightning.configs import network_of
-from plif_lightning.deploy import deployed
+from plif_lightning.deploy import Engine, deployed
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.runtime.surroundings import processor
 from plif_lightning.training.losses import rate_mse
@@ -199,8 +199,8 @@ def of_checkpoint(name: str, path: Path, root: str | None, batch: int, rounds: i
 def infer(what: str, net: SpikingNetwork, x: Tensor, rounds: int, fast: bool) -> None:
     """Prints the seconds of inference, deployed too."""
     found = with_peers(net.eval())
-    for engine in ("auto", "int8"):
-        found[f"ours, deployed, {engine}"] = (made := deployed(net, engine, x), made)  # type: ignore[arg-type]
+    for engine in get_args(Engine):
+        found[f"ours, deployed, {engine}"] = (made := deployed(net, engine), made)
     show(what, alternate({t: inference(f, x) for t, (_, f) in of_interest(found, fast).items()}, rounds))
 
 

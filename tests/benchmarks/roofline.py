@@ -2,21 +2,23 @@
 
     python tests/benchmarks/roofline.py [--config fashionmnist] [--batch 16] [--bf16] [--inference] [--steps 5]
 
-A part is a PyTorch operator with the shapes that it was called with. Its bound is the larger of its arithmetic at the
-peak, and its bytes at the bandwidth, which probes measure in the same run: the fastest of products of square matrices
-and of a convolution, in the part's type, and of sums of arrays that exceed every cache. Arithmetic of an event-driven
-part is that of inputs that are not zero; neurons are the operations of their equations. Bytes are those of arguments
-and results, each once; they may lie in a cache, so a part can be faster than its bound. "share" is the part's of the
-whole; parts below 1 % are added up as "others".
+A part is a PyTorch operator, or a kernel of ours, with the shapes that it was called with. Its bound is the larger of
+its arithmetic at the peak, and its bytes at the bandwidth, which probes measure in the same run: the fastest of
+products of square matrices and of a convolution, in the part's type, and of sums of arrays that exceed every cache.
+Arithmetic of an event-driven part is that of inputs that are not zero; neurons are the operations of their equations.
+Bytes are those of arguments and results, each once; they may lie in a cache, so a part can be faster than its bound.
+"share" is the part's of the whole; parts below 1 % are added up as "others".
 """
 
 import argparse
+import inspect
 import math
 import statistics
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from torch.utils._pytree import tree_leaves
 from plif_lightning.configs import network_of
 from plif_lightning.dynamics.equations import program
 from plif_lightning.dynamics.expression import in_order
+from plif_lightning.kernels import block, ops, sparse
 from plif_lightning.kernels.bits import number_of_spikes
 from plif_lightning.runtime.surroundings import processor
 from tests.benchmarks.networks import fire_as_trained, training_step
@@ -88,19 +91,34 @@ WORK: dict[str, Callable[..., float]] = {
     "aten.convolution_backward": lambda grad, x, weight, *a: _conv(x, weight) * sum(a[-1][:2]),
     "aten.mm": lambda a, b: a.shape[0] * a.shape[1] * b.shape[1],
     "mkldnn._linear_pointwise": lambda a, weight, *_: a.shape[0] * weight.numel(),
-    "plif.fire": lambda y, *a: _neurons(y, a[4], a[6]),
-    "plif.fire_backward": lambda y, *a: _neurons(y, a[8], a[10], backward=True),
-    "plif.conv_of_spikes": lambda x, weight, *_: _conv(x, weight) * _density(x),
-    "plif.conv_of_spikes_weight": lambda bits, grad, *_: number_of_spikes(bits) * 9 * grad.shape[1],
-    "plif.linear_of_spikes": lambda x, weight, *_: x.numel() * len(weight) * _density(x),
-    "plif.linear_of_spikes_weight": lambda bits, grad, *_: number_of_spikes(bits) * grad.shape[-1],
-    "plif.conv_fire_pool": lambda x, conv, *a: (
-        x[:, :, :1].numel() * conv.numel() * _density(x) + _neurons(x[:, :, :1], len(x), a[5]) * len(conv)
+    "fire": lambda y, *a: _neurons(y, a[4], a[6]),
+    "fire_backward": lambda y, *a: _neurons(y, a[8], a[10], backward=True),
+    "conv_events": lambda x, table, *_, stride=1: number_of_spikes(x.bits) * table.numel() / x.shape[1] / stride**2,
+    "conv_weight_events": lambda bits, grad, window: (
+        number_of_spikes(bits) * (window.kernel / window.stride) ** 2 * grad.shape[1]
     ),
-    "plif.conv_fire_pool_backward": lambda x, conv, *a: (
-        2 * x[:, :, :1].numel() * conv.numel() * _density(x)
-        + _neurons(x[:, :, :1], len(x), a[7], backward=True) * len(conv)
-    ),
+    "linear_events": lambda bits, weight: number_of_spikes(bits) * len(weight),
+    "linear_weight_events": lambda bits, grad, _: number_of_spikes(bits) * grad.shape[1],
+    "conv_fire_pool": lambda x, conv, *a: _block(x, conv, a[13]),
+    "conv_fire_pool_backward": lambda x, conv, *a: _block(x, conv, a[7], backward=True),
+}
+
+
+def _block(x: Tensor, conv: Tensor, neuron: str, backward: bool = False) -> float:
+    """A convolution of what is not zero, in the backward pass computed again, and its neurons."""
+    products = x[:, :, :1].numel() * conv.numel() * _density(x)
+    return (1 + backward) * products + _neurons(x[:, :, :1], len(x), neuron, backward) * len(conv)
+
+
+# Our kernels, which are plain functions on a CPU: where each is looked up when it is called.
+KERNELS: dict[str, tuple[Any, str]] = {
+    **{name: (ops, name) for name in ("fire", "fire_backward", "moments", "normalize_backward")},
+    **{name: (sparse, name) for name in ("conv_events", "pack", "unpack")},
+    **{name: (sparse, f"_{name}") for name in ("conv_weight_events", "linear_events", "linear_weight_events")},
+    "conv_fire_pool": (block._ConvFirePool, "forward"),
+    "conv_fire_pool_backward": (block, "_backward_of_events"),
+    "conv_fire_pool_backward, dense": (block, "_backward_in_bands"),
+    "patch_moments": (block.PatchMoments, "of"),
 }
 
 
@@ -109,16 +127,16 @@ _GATHER = "adds rows of a table that a list selects: each row is a load from the
 _ROWS = "reads and writes rows of a workspace several times for each value, from the first- and second-level cache"
 _MANY = "reads its argument in several passes, or is too small for two threads"
 WHY = {
-    **dict.fromkeys(("plif.conv_of_spikes", "plif.conv_of_spikes_weight", "plif.linear_of_spikes"), _GATHER),
-    **dict.fromkeys(("plif.linear_of_spikes_weight", "plif.conv_fire_pool", "plif.conv_fire_pool_backward"), _GATHER),
-    **dict.fromkeys(("plif.fire", "plif.fire_backward", "plif.moments"), _ROWS),
-    "plif.patch_moments": "products of every two inputs of a patch, in float64, one after another",
+    **dict.fromkeys(("conv_events", "conv_weight_events", "linear_events", "linear_weight_events"), _GATHER),
+    **dict.fromkeys(("conv_fire_pool", "conv_fire_pool_backward"), _GATHER),
+    **dict.fromkeys(("fire", "fire_backward", "moments"), _ROWS),
+    "patch_moments": "products of every two inputs of a patch, in float64, one after another",
     "aten.bernoulli_.float": "PyTorch draws on one thread",
 }
 
 
 class Parts(TorchDispatchMode):
-    """Times every operator that is called below autograd.
+    """Times every operator that is called below autograd, and our kernels, which are one part with all they call.
 
     Attributes:
         found: (operator, shapes) to seconds of each call, arithmetic, bytes and type.
@@ -127,18 +145,50 @@ class Parts(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: dict[tuple[str, str], list[tuple[float, float, float, torch.dtype]]] = defaultdict(list)
+        self._inside = False
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> "Parts":
+        for name, (owner, attribute) in KERNELS.items():
+            original = inspect.getattr_static(owner, attribute)
+            self._undo.append(partial(setattr, owner, attribute, original))
+            timed = self._timed(name, getattr(owner, attribute))
+            setattr(owner, attribute, staticmethod(timed) if inspect.isclass(owner) else timed)
+        return super().__enter__()
+
+    def __exit__(self, *of_error: Any) -> None:
+        super().__exit__(*of_error)
+        for undo in self._undo:
+            undo()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._inside:
+            return function(*args, **(kwargs or {}))
+        return self._part(str(function).removesuffix(".default"), function, args, kwargs or {})
+
+    def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return function(*args, **kwargs)
+            self._inside = True
+            try:
+                return self._part(name, function, args, kwargs)
+            finally:
+                self._inside = False
+
+        return run
+
+    def _part(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         start = time.perf_counter()
-        result = function(*args, **(kwargs or {}))
+        result = function(*args, **kwargs)
         seconds = time.perf_counter() - start
         if seconds > 2e-5:
-            name = str(function).removesuffix(".default")
+            args = args[1:] if name == "conv_fire_pool" else args  # without the context of the autograd function
             given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             tensors = {x.data_ptr(): x for x in [*given, *tree_leaves(result)] if isinstance(x, Tensor) and x.numel()}
             shapes = " ".join("x".join(map(str, x.shape)) for x in given if x.dim() > 1)
-            work = WORK[name](*args) if name in WORK else 0.0
-            dtype = given[0].dtype if given and given[0].is_floating_point() else torch.float32
+            work = WORK[name](*args, **kwargs) if name in WORK else 0.0
+            dtype = next((x.dtype for x in given if x.is_floating_point()), torch.float32)
             moved = float(sum(x.numel() * x.element_size() for x in tensors.values()))
             self.found[name, shapes].append((seconds, work, moved, dtype))
         return result

@@ -66,7 +66,7 @@ def measure(name: str, batch: int, steps: int, compiled: bool = False) -> None:
     before = peak_of_imports()
     net, model = configs.network_of(name), configs.shipped()[name]["model"]
     if compiled:
-        net.compile(fullgraph=True)
+        net.compile()
     loss_of = LOSSES[model["loss"]]
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
     x = inputs(name, net, batch)

@@ -3,7 +3,6 @@
 import argparse
 import io
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -16,13 +15,12 @@ import torch
 import yaml
 
 from plif_lightning.cli import main
-from plif_lightning.cli.measuring import _frames_for
 from plif_lightning.cli.streaming import _print_decision, _take_step_length
-from plif_lightning.deploy import ConventionalNetwork, StreamingNetwork, deployed
-from plif_lightning.errors import UserError
+from plif_lightning.deploy import StreamingNetwork, deployed
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
 from plif_lightning.network import SpikingNetwork, load_network
+from plif_lightning.network.checkpoint import fingerprint
 from plif_lightning.runtime.console import in_few_digits
 from tests.cli.calls import SILENT, TINY, command, fit, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
@@ -30,6 +28,12 @@ from tests.deploy.conftest import trained
 from tests.writers import aedat2_bytes, events_of, nmnist_bytes, write_event_folder
 
 SIZE = {"channels": 4, "fc_features": 10, "votes_per_class": 2, "pool_ties": "first"}
+
+
+def weights_of(net):
+    """What a checkpoint holds of a network beside its arguments."""
+    state = {f"network.{name}": value for name, value in net.state_dict().items()}
+    return {"state_dict": state, "fingerprint": fingerprint(net)}
 
 
 def of_few_events(net):
@@ -48,7 +52,7 @@ def checkpoint(tmp_path, monkeypatch):
     data = {"class_path": "plif_lightning.data.DVSGesture", "init_args": {"slicing": "by_count"}}
     torch.save(
         {
-            "state_dict": {f"network.{name}": value for name, value in net.state_dict().items()},
+            **weights_of(net),
             "hyper_parameters": arguments,
             "cli_config": yaml.safe_dump({"data": data, "model": {}}),
         },
@@ -128,7 +132,6 @@ def test_a_header_without_events_says_so(checkpoint, capsys):
 
 
 def test_who_reads_what_is_printed_may_stop(checkpoint):
-    from tests.conftest import REPOSITORY
 
     Path("a.aedat").write_bytes(aedat2_bytes(events_of(20_000, 0)))
     call = f"{sys.executable} {REPOSITORY}/main.py stream --ckpt_path net.ckpt --file a.aedat --events_per_step 20"
@@ -146,7 +149,6 @@ def test_who_reads_what_is_printed_may_stop(checkpoint):
 
 def test_a_live_stream_ends_with_ctrl_c(checkpoint):
     Path("live.aedat").write_bytes(aedat2_bytes(events_of(1000, 0)))
-    from tests.conftest import REPOSITORY
 
     call = [sys.executable, str(REPOSITORY / "main.py"), "stream", "--ckpt_path", "net.ckpt", "--file", "live.aedat"]
     with Path("said").open("w") as said:
@@ -155,14 +157,6 @@ def test_a_live_stream_ends_with_ctrl_c(checkpoint):
     process.send_signal(2)
     assert process.wait(PATIENCE) == 0
     assert "decision: " in Path("said").read_text()
-
-
-def test_a_decision_that_is_safe_ends_it_early(checkpoint, capsys):
-    Path("a.aedat").write_bytes(aedat2_bytes(events_of(100_000, 0)))
-    main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--early_exit", "0", "--events_per_step", "1000"])
-    assert capsys.readouterr().out.splitlines()[-1].endswith("after 1 time-steps")
-    main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--early_exit", "1", "--events_per_step", "1000"])
-    assert capsys.readouterr().out.splitlines()[-1].endswith("after 100 time-steps")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +168,7 @@ def test_a_decision_that_is_safe_ends_it_early(checkpoint, capsys):
         (["--ms_per_step", "nan"], "--ms_per_step: must be a number of at least 0.001, got nan"),
         (["--ms_per_step", "abc"], "--ms_per_step: must be a number of at least 0.001, got abc"),
         (["--ms_per_step", "0.0001"], "--ms_per_step: must be a number of at least 0.001, got 0.0001"),
-        (["--early_exit", "nan"], "--early_exit: must be from 0 to 1, got nan"),
+        (["--engine", "events"], "argument --engine: invalid choice: 'events' (choose from 'float32', 'int8')"),
         (["--events_per_step", "0"], "events_per_step must be a whole number, at least 1, got 0"),
         (["--events_per_step", "some"], "argument --events_per_step: invalid int value: 'some'"),
         (["--file", "no.aedat"], "no.aedat"),
@@ -193,7 +187,7 @@ def test_a_sensor_of_another_size_and_other_networks_are_refused(checkpoint, run
     net = trained((2, 12, 12), 11, 4, **SIZE)
     torch.save(
         {
-            "state_dict": {f"network.{name}": value for name, value in net.state_dict().items()},
+            **weights_of(net),
             "hyper_parameters": {"input_shape": [2, 12, 12], "num_classes": 11, "time_steps": 4, **SIZE},
         },
         "small.ckpt",
@@ -222,7 +216,7 @@ def test_a_whole_recording_has_the_frames_of_its_data_set(checkpoint, events, sl
     main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat"])
     out = capsys.readouterr().out.splitlines()
     x = torch.from_numpy(integrate(recording, Sensor(128, 128), 4, slicing)).float()[:, None]
-    votes = deployed(load_network(checkpoint), "events")(x).mean(0)[0]
+    votes = deployed(load_network(checkpoint))(x).mean(0)[0]
     from plif_lightning.data import DVSGesture
 
     assert out[-1] == f"decision: {DVSGesture.class_names[int(votes.argmax())]} after 4 time-steps"
@@ -232,7 +226,7 @@ def test_a_whole_recording_has_the_frames_of_its_data_set(checkpoint, events, sl
 def test_a_network_of_smaller_frames_sees_the_whole_sensor(checkpoint, capsys):
     net = of_few_events(trained((2, 32, 32), 11, 4, n_down=4, **SIZE))
     held = torch.load(checkpoint, weights_only=True)
-    held["state_dict"] = {f"network.{name}": value for name, value in net.state_dict().items()}
+    held |= weights_of(net)
     held["hyper_parameters"]["input_shape"] = [2, 32, 32]
     held["cli_config"] = held["cli_config"].replace("slicing: by_count", "size: 32")
     torch.save(held, "small.ckpt")
@@ -291,9 +285,6 @@ def test_numbers_of_a_small_network_are_not_rounded_away():
 def test_cost_refuses_what_it_cannot_count(run_of_digits, tmp_path, capsys):
     line = refused(capsys, "cost", "--ckpt_path", str(run_of_digits), "--samples", "0")
     assert "--samples must be a whole number, at least 1, got 0" in line
-    for option, value in (("--seconds", "inf"), ("--seconds", "0"), ("--threads", "-1")):
-        line = refused(capsys, "cost", "--ckpt_path", str(run_of_digits), "--measure", option, value)
-        assert f"{option} must be a number above 0, got {value}" in line
     line = refused(capsys, "cost", "--ckpt_path", str(run_of_digits), "--out", ".")
     assert "--out must be a file, got the folder ." in line
     checkpoint = torch.load(run_of_digits, weights_only=True)
@@ -371,13 +362,12 @@ def test_a_network_that_does_not_fire_decides_nothing(checkpoint, capsys):
     held["state_dict"]["network.classifier.fc2.fc.weight"].zero_()
     torch.save(held, checkpoint)
     Path("a.aedat").write_bytes(aedat2_bytes(events_of(1000, 0)))
-    for more in ([], ["--early_exit", "0"]):
-        with pytest.raises(SystemExit) as stop:
-            main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", *more])
-        assert stop.value.code == 1
-        out = capsys.readouterr().out.splitlines()
-        assert out[-1] == "no decision: no output neuron has fired in 4 time-steps."
-        assert out[0].startswith("step 1: no vote yet")
+    with pytest.raises(SystemExit) as stop:
+        main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat"])
+    assert stop.value.code == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1] == "no decision: no output neuron has fired in 4 time-steps."
+    assert out[0].startswith("step 1: no vote yet")
 
 
 def test_firing_rates_stand_in_the_line_of_their_step(checkpoint, capsys):
@@ -391,56 +381,3 @@ def test_firing_rates_stand_in_the_line_of_their_step(checkpoint, capsys):
         for step, _ in enumerate(stream.pushed(recording), 1):
             if step in (1, 11):
                 assert f"conv2 {100 * heard['conv2'].mean():.1f}%" in lines[step - 1]
-
-
-def test_cost_measures_beside_a_conventional_network(run_of_digits, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("onnxruntime", reason="test extra `export`")
-    monkeypatch.setattr("plif_lightning.deploy.energy.POWERCAP", tmp_path)
-    call = ["cost", "--ckpt_path", str(run_of_digits), "--samples", "4", "--measure", "--seconds", "0.001"]
-    main([*call, "--threads", "1"])
-    out = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"spiking, engine int8 │ \d of 4 │ [\d.]+ │", out)
-    assert "shows no energy counters" in out
-    assert "The conventional network is untrained" in out
-    line = refused(capsys, *call, "--conventional", str(run_of_digits))
-    assert "--conventional must be a ConventionalNetwork's checkpoint, got a SpikingNetwork's" in line
-    line = refused(capsys, *call, "--engine", "fast")
-    assert "engine must be one of auto, dense" in line
-    line = refused(capsys, *call[:-3], "--threads", "2")
-    assert "--threads would have no effect without --measure" in line
-
-
-def test_a_conventional_network_gets_the_frames_that_it_was_trained_on():
-    """Found by a review: one of T frames was given their sum, and counted right by another network's decisions."""
-    net, x = ConventionalNetwork("c4k3s1-BN-PLIF-FC3", (2, 4, 4), 3), torch.randint(0, 3, (4, 5, 2, 4, 4))
-    assert torch.equal(_frames_for(net, x), x.sum(0, keepdim=True).float())  # untrained
-    assert torch.equal(_frames_for(net, x[:, :, 0]), x[:, :, 0].float()[None])  # images
-    for steps, frames in ((1, x.sum(0, keepdim=True)), (4, x)):
-        net.time_steps = steps
-        assert torch.equal(_frames_for(net, x), frames.float())
-    net.time_steps = 8
-    with pytest.raises(UserError, match="was trained on 8 frames a sample, and the spiking one has 4"):
-        _frames_for(net, x)
-
-
-def test_cost_compares_with_a_trained_conventional_network_in_joules(run_of_digits, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("onnxruntime", reason="test extra `export`")
-    zone = tmp_path / "rapl" / "intel-rapl:0"
-    zone.mkdir(parents=True)
-    for name, text in (("name", "package-0"), ("energy_uj", "5"), ("max_energy_range_uj", "100")):
-        (zone / name).write_text(text)
-    monkeypatch.setattr("plif_lightning.deploy.energy.POWERCAP", zone.parent)
-    structure = str(load_network(run_of_digits).structure)
-    conventional = "plif_lightning.deploy.ConventionalNetwork"
-    quick = str(REPOSITORY / "configs" / "quickstart.yaml")
-    few = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--test_after_fit", "false"]
-    own = ["--model.network", conventional, "--model.network.structure", structure, "--data.time_steps", "1"]
-    rest = ["--model.loss", "cross_entropy", "--trainer.max_epochs", "1", "--run_folder", str(tmp_path / "c")]
-    fit("--config", quick, *few, *own, *rest)
-    capsys.readouterr()
-    call = ["cost", "--ckpt_path", str(run_of_digits), "--samples", "4", "--measure", "--seconds", "0.001"]
-    main([*call, "--conventional", str(tmp_path / "c" / "checkpoints" / "best.ckpt")])
-    out = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"conventional.* │ [\d.]+ │ 0.000 │ 0.000 │ 0.0 │", out)  # the counter stands still
-    assert "The idle machine drew 0.0 W" in out
-    assert "untrained" not in out

@@ -37,6 +37,10 @@ def test_quickstart_ends_with_a_summary_and_every_file(capsys, rendered):
         assert text in out.replace("\n", " ")
     assert not list(run.glob("**/*.tmp"))
     assert not (run / "hparams.yaml").exists()
+    forms = json.loads((run / "data.json").read_text())["forms"]
+    assert list(forms) == ["conv1", "conv2", "fc1", "fc2"]
+    shown = " ".join(out.split("form of each layer")[1].split())
+    assert all(f"{name} {form}" in shown for name, form in forms.items())
 
 
 @pytest.mark.slow

@@ -1,21 +1,17 @@
 """`stream` on what grows and on sockets, as users call it."""
 
-import json
 import re
 import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from plif_lightning.cli import main
-from plif_lightning.deploy import StreamingNetwork
-from plif_lightning.network import load_network
 from tests import writers
 from tests.cli.calls import command, refused
 from tests.cli.test_deploy import checkpoint, expected  # noqa: F401 (a fixture)
@@ -93,30 +89,6 @@ def test_a_port_gives_what_the_file_gives(checkpoint, listening):  # noqa: F811
     assert "dropped: 0 events that came late, and 1 damaged packets or events." in out
 
 
-def test_the_page_shows_what_the_terminal_does(checkpoint, listening):  # noqa: F811
-    process, port = listening("--events_per_step=200", "--idle=6", "--page=0")
-    address = re.search(r"page: (http://\S+)", process.stdout.readline())[1]
-    heard = []
-
-    def listen():
-        with urllib.request.urlopen(f"{address}/stream", timeout=PATIENCE) as answer:
-            heard.extend(json.loads(line[6:]) for line in answer if line.startswith(b"data: "))
-
-    browser = threading.Thread(target=listen)
-    browser.start()
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(aer_bytes(SOME))
-    _out, err = process.communicate(timeout=PATIENCE)
-    browser.join(PATIENCE)
-    assert process.returncode == 0, err
-    stream = StreamingNetwork(load_network(checkpoint), events_per_step=200)
-    votes = stream.push(SOME)
-    shown = [message for message in heard if "step" in message]
-    assert shown[-1]["step"] == len(votes)
-    assert shown[-1]["votes"] == pytest.approx(votes[-1].tolist(), abs=1e-4)
-    assert heard[-1] == {}
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -126,7 +98,6 @@ def test_the_page_shows_what_the_terminal_does(checkpoint, listening):  # noqa: 
         (["--port", "9000"], "a live stream has no end to divide by T"),
         (["--port", "99999", "--events_per_step", "10"], "--port must lie in 0..65535, got 99999"),
         (["--file", "a.raw", "--idle", "3"], "--idle is for --live and --port"),
-        (["--file", "a.raw", "--page", "-1"], "--page must lie in 0..65535, got -1"),
     ],
 )
 def test_what_does_not_go_together_is_named(checkpoint, capsys, arguments, message):  # noqa: F811

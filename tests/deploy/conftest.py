@@ -16,10 +16,10 @@ def trained(shape=(2, 12, 12), classes=3, steps=4, **changes) -> SpikingNetwork:
     for i, (_, neuron) in enumerate(net.neurons()):
         if hasattr(neuron, "a"):
             neuron.a.data -= 0.2 * i
-        if neuron.k is not None and neuron.k.dim():  # tau, and a learned threshold, per channel
-            neuron.a.data += torch.linspace(-0.7, 0.7, len(neuron.a))
-        if neuron.b is not None:
-            neuron.b.data -= torch.linspace(0.0, 0.3, neuron.b.numel()).view_as(neuron.b)
+            if len(neuron.a) > 1:  # tau per channel
+                neuron.a.data += torch.linspace(-0.7, 0.7, len(neuron.a))
+        if neuron.v_threshold_raw is not None:
+            neuron.v_threshold_raw.data -= torch.linspace(0.0, 0.3, len(neuron.v_threshold_raw))
     for bn in net.modules():
         if not isinstance(bn, torch.nn.BatchNorm2d):
             continue

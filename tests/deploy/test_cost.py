@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from plif_lightning.deploy import cost, deployed, fold
 from plif_lightning.deploy.costs import picojoules_a_byte
@@ -48,23 +51,70 @@ class Tokens(torch.nn.Module):
         super().__init__()
         self.inside = torch.nn.Linear(8, 8)
         self.merged = torch.nn.Linear(8, 4)
-        self.around = torch.nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")
 
     def forward(self, x):  # [T, N, 1, 5, 8], or an image [N, 1, 5, 8] that is seen twice
         x = x if x.dim() == 5 else x.expand(2, *x.shape)
-        self.around(x.flatten(0, 1))
         return self.merged(self.inside(x[:, :, 0]).flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 1, 5, 8), (3, 1, 5, 8)])
-def test_positions_are_no_steps_and_copies_around_are_counted(shape):
+def test_positions_are_no_steps(shape):
     """Found by a review: an FC layer over five positions was counted as one that runs five times as often."""
     net = Tokens()
     assert cost(net, torch.ones(shape)).time_steps == 2
     found = {layer.layer: layer for layer in cost(net, torch.ones(shape)).layers}
     assert (found["inside"].once, found["inside"].runs, found["inside"].dense) == (5 * 64, 2, 2 * 5 * 64)
     assert (found["merged"].once, found["merged"].runs) == (5 * 32, 2)
-    assert found["around"].dense == found["around"].actual == 2 * 5 * 8 * 9 * 2
+
+
+class Plain(torch.nn.Module):
+    """A convolution and neurons of a user-defined network."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.neuron = torch.nn.Conv2d(1, 2, 3, stride=2), PLIF()
+
+    def forward(self, x):
+        return self.neuron(self.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+
+
+def test_a_convolution_of_a_user_defined_network_is_counted_by_itself():
+    found = cost(Plain(), torch.ones(4, 3, 1, 5, 9))
+    assert [layer.layer for layer in found.layers] == ["conv", "neuron"]  # and no other products
+    assert found.layers[0].dense == found.layers[0].actual == 4 * 2 * (2 * 4) * 9
+    assert (found.layers[0].parameters, found.layers[1].state) == (2 * 9 + 2, 2 * 2 * 4)
+
+
+class Attention(torch.nn.Module):
+    """Attention between rows of an image, by one product of PyTorch's or by two of matrices; neurons behind it."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.fused = fused
+        self.qkv, self.merged, self.neuron = torch.nn.Linear(8, 24), torch.nn.Linear(40, 3), PLIF()
+
+    def forward(self, x):  # [T, N, 1, 5, 8]
+        q, k, v = self.qkv(x[:, :, 0]).chunk(3, -1)
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            y = torch.matmul(torch.softmax(q @ k.transpose(-1, -2) / 8**0.5, -1), v)
+        return self.neuron(self.merged(y.flatten(2)))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_products_of_attention_are_counted(fused):
+    net, x = Attention(fused), torch.rand(4, 3, 1, 5, 8)
+    found = cost(net, x)
+    layers = {layer.layer: layer for layer in found.layers}
+    products = layers["other products"]
+    # Scores and their mixture: 5 x 5 pairs of rows of 8 numbers each, twice, in 4 time-steps.
+    assert products.dense == products.actual == products.macs == 4 * 2 * 5 * 5 * 8
+    assert (products.spikes, products.runs, products.once) == (False, 4, 2 * 5 * 5 * 8)
+    assert (products.parameters, products.state, products.updates) == (0, 0, 0)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
+        net(x)
+    assert found.total("dense") == flops.get_total_flops() / 2 / 3  # a multiply-accumulate is two; three samples
 
 
 def test_energies_add_up():
@@ -121,13 +171,8 @@ def test_the_layer_that_takes_the_input_is_known(net):
             "readout": True,
         }
         assert (found.time_steps, found.total("updates")) == (4, 4 * 6)
-    with pytest.raises(UserError, match="DeployedNetwork has no layers that are counted: pass the network itself"):
-        cost(deployed(net, "events"), frames(net))
-
-
-def test_a_cost_needs_a_sample(net):
-    with pytest.raises(UserError, match="but there are none in x"):
-        cost(net, torch.zeros(4, 0, 2, 12, 12))
+    with pytest.raises(UserError, match="DeployedNetwork has no layers that are counted: pass the network, not a"):
+        cost(deployed(net), frames(net))
 
 
 def test_a_part_that_is_frozen_in_a_network_that_trains_stays_so(net):

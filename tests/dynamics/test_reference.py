@@ -206,11 +206,10 @@ def test_if_neuron_is_the_limit_of_large_tau():
         (lambda: PLIF(init_tau=1.0), "init_tau must be > 1"),
         (lambda: LIF(init_tau=float("nan")), "init_tau must be > 1"),
         (lambda: PLIF(tau_per="channel"), "channels"),
-        (lambda: PLIF(tau_per="neuron"), "tau_per must be one of"),
+        (lambda: PLIF(tau_per="neuron"), "tau_per must be layer, or channel beside channels=C"),
         (lambda: PLIF(v_reset=1.0), "v_reset must be below v_threshold"),
         (lambda: PLIF(surrogate="arctan"), "surrogate must be one of"),
         (lambda: PLIF(v_threshold=-0.5, v_reset=-1.0, learn_threshold=True), "v_threshold must be above zero"),
-        (lambda: PLIF(v_threshold=torch.tensor(1.0)), "must be a number, got a tensor: pass learn_threshold=True"),
         (
             lambda: integrate_and_fire(torch.zeros(2, 1, 3), None, firing=Firing(torch.ones(4))),
             "v_threshold must be a scalar or one value per channel",
@@ -221,8 +220,14 @@ def test_if_neuron_is_the_limit_of_large_tau():
         (lambda: PLIF()(torch.zeros(3)), "x must be"),
         (lambda: PLIF()(torch.zeros(3, 4)), "has no time"),
         (lambda: PLIF()(torch.zeros(2, 3, 1), time_steps=4), "time_steps = 4"),
-        (lambda: PLIF().run(torch.zeros(2, 3, 1), torch.zeros(4)), "v must have the shape"),
-        (lambda: PLIF().run(torch.zeros(2, 3, 1), 2 * (torch.zeros(3, 1),)), "states must be 1 .* got 2"),
+        (
+            lambda: PLIF().run(torch.zeros(2, 3, 1), torch.zeros(4)),
+            r"states must be v, .* \(3, 1\) on cpu, got \(4,\) on cpu",
+        ),
+        (
+            lambda: PLIF().run(torch.zeros(2, 3, 1), 2 * (torch.zeros(3, 1),)),
+            r"states must be v, .* got \(3, 1\) on cpu, \(3, 1\)",
+        ),
         (lambda: PLIF(tau_per="channel", channels=3)(torch.zeros(2, 1, 4)), "one value per channel"),
     ],
 )

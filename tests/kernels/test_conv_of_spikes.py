@@ -5,14 +5,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from plif_lightning.kernels import conv_of_spikes, conv_of_table, layout, table_of
-from plif_lightning.kernels.small_maps import are_small, conv_of_small_maps
-from plif_lightning.network import SpikingNetwork, conv
+from plif_lightning.kernels import NEVER, SparseMaps, conv_events, conv_of_spikes, layout, table_of
+from plif_lightning.kernels.backend import ALWAYS
+from plif_lightning.network import SpikingNetwork, forms
 
 
 @pytest.fixture(autouse=True)
 def few_at_a_time(monkeypatch):
-    monkeypatch.setattr(conv, "_MANY_SPIKES", 1)
+    monkeypatch.setattr(forms, "_MANY_SPIKES", 1)
     monkeypatch.setitem(layout.BAND, "cpu", 100)  # one or two images
 
 
@@ -23,7 +23,7 @@ def test_its_gradients_are_those_of_the_convolution(shape, of_input):
     x = torch.rand(shape, dtype=torch.float64).lt(0.3).double()
     weight = torch.randn(6, shape[1], 3, 3, dtype=torch.float64)
     results = []
-    for function in (conv_of_spikes, lambda x, w: F.conv2d(x, w, padding=1)):
+    for function in (lambda x, w: conv_of_spikes(x, w, NEVER), lambda x, w: F.conv2d(x, w, padding=1)):
         a, w = x.clone().requires_grad_(of_input), weight.clone().requires_grad_()
         y = function(a, w)
         y.backward(torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y))
@@ -68,7 +68,7 @@ def step(net: SpikingNetwork) -> tuple[list[torch.Tensor], list[torch.dtype]]:
 def test_a_network_keeps_its_spikes_as_bits_and_learns_the_same(monkeypatch):
     ours, kept = step(network())
     assert sorted(map(str, kept)) == ["torch.float64", "torch.int64"]  # conv2's output and its input
-    monkeypatch.setattr(conv, "_MANY_SPIKES", 10**9)
+    monkeypatch.setattr(forms, "_MANY_SPIKES", 10**9)
     theirs, kept = step(network())
     assert kept == [torch.float64, torch.float64]
     for a, b in zip(ours, theirs, strict=True):
@@ -96,7 +96,7 @@ def halved(part: nn.Module) -> None:
 def test_what_may_not_be_spikes_is_kept_as_it_is(pooling, change, monkeypatch):
     grads = []
     for many in (1, 10**9):
-        monkeypatch.setattr(conv, "_MANY_SPIKES", many)
+        monkeypatch.setattr(forms, "_MANY_SPIKES", many)
         net = network(pooling=pooling)
         change(net)
         grads.append(step(net)[0])
@@ -109,7 +109,7 @@ def test_under_autocast_it_is_the_convolution_of_bfloat16(monkeypatch):
     x = torch.randn(4, 1, 12, 12)
     grads = []
     for many in (1, 10**9):
-        monkeypatch.setattr(conv, "_MANY_SPIKES", many)
+        monkeypatch.setattr(forms, "_MANY_SPIKES", many)
         net.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             votes = net(x)
@@ -118,16 +118,6 @@ def test_under_autocast_it_is_the_convolution_of_bfloat16(monkeypatch):
         grads.append([p.grad.clone() for p in net.parameters()])
     for a, b in zip(*grads, strict=True):
         assert (a - b).norm() <= 0.05 * b.norm() + 1e-6
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_it_compiles_without_a_break():
-    net = network()
-    plain = [grad.clone() for grad in step(net)[0]]
-    net.zero_grad()
-    (1 - torch.compile(net, fullgraph=True, backend="aot_eager")(image())).square().sum().backward()
-    for a, b in zip(plain, [p.grad for p in net.parameters()], strict=True):
-        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 1), (7, 9), (8, 8)])
@@ -145,31 +135,10 @@ def test_kernels_and_strides_give_pytorchs_convolution(kernel, stride, size, cha
         grad = torch.randn(y.shape, generator=generator)
         grads = torch.autograd.grad(y, (x, weight), grad.double())
         expected = y.float()
-        for sparse in ("always", "never"):
-            y = conv_of_spikes(x, weight, sparse, stride)
+        for skip in (ALWAYS, NEVER):
+            y = conv_of_spikes(x, weight, skip, stride)
             torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
             for one, other in zip(torch.autograd.grad(y, (x, weight), grad), grads, strict=True):
                 torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
-        table = conv_of_table(x.detach(), table_of(weight), stride=stride)
+        table = conv_events(SparseMaps.of(x), table_of(weight), torch.float32, stride=stride)
         torch.testing.assert_close(table, expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 2), (2, 1)])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [3, 5])
-def test_small_maps_give_pytorchs_convolution(kernel, stride, size):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 7, *size, generator=generator, requires_grad=True)
-    weight = torch.randn(5, 7, kernel, kernel, generator=generator, requires_grad=True)
-    assert are_small(x, weight)
-    expected = F.conv2d(x, weight, stride=stride, padding=kernel // 2)
-    grad = torch.randn(expected.shape, generator=generator)
-    y = conv_of_small_maps(x, weight, stride)
-    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
-    for one, other in zip(
-        torch.autograd.grad(y, (x, weight), grad), torch.autograd.grad(expected, (x, weight), grad), strict=True
-    ):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-    for other_x, other_weight in ((x.double(), weight.double()), (x, weight[:, :, :1, :1]), (x[:0], weight)):
-        assert not are_small(other_x, other_weight)
-    assert not are_small(torch.zeros(1, 7, 2, 3), weight)

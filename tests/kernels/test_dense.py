@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import plif_lightning as pl
 from plif_lightning.kernels import dense
-from plif_lightning.network.conv import run_layer
+from plif_lightning.network.forms import run_layer
 
 
 # PyTorch's own loops round sums, too, where oneDNN has no kernels.

@@ -53,7 +53,7 @@ def both(
         grad = torch.randn(spikes.shape, generator=generator)
         grad_final = torch.randn(final.shape, generator=generator) if last else None
         back = ops.fire_backward(
-            y, scale, shift, mean, learned, v, seed, grad, grad_final, steps, POOLS[pool], key, 50, 7,
+            y, scale, shift, mean, learned, v, seed, grad, grad_final, steps, POOLS[pool], key,
         )
         normalized = back[0].clone()
         ops.normalize_backward(normalized, y, scale, shift, mean)

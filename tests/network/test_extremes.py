@@ -37,7 +37,7 @@ def test_votes_are_defined_whatever_comes_in(value):
     assert torch.equal(votes[0][:, [0, 2]], alone)
 
 
-@pytest.mark.parametrize(("mean", "deviation"), [(1e3, 1.0), (1e5, 1.0), (1e15, 1e15), (0.0, 1e-20)])
+@pytest.mark.parametrize(("mean", "deviation"), [(1e3, 1.0), (1e5, 1.0), (1e10, 1e10), (0.0, 1e-20)])
 def test_batch_statistics_of_large_and_tiny_values_are_those_of_the_reference(mean, deviation):
     x = torch.randn(4, 6, 1, 8, 8, generator=torch.Generator().manual_seed(2)) * deviation + mean
     found = []

@@ -136,10 +136,8 @@ def test_any_text_is_read_or_refused(text):
         ("c4k3s1-BN-BN-FC10", 11, "BN must follow a convolution"),
         ("{c64k3s1-FC10", 14, "expected }* and how often, got the end"),
         ("{c64k3s1}*0-FC10", 11, "must be at least 1, got 0"),
-        ("{c64k3s1}*99999-FC10", 1, "more than 4,096 layers"),
-        ("{{{c4k1}*90}*90}*90-FC10", 2, "more than 4,096 layers"),
         ("(" * 30, 1, "expected a convolution"),
-        ("ADD(" * 30, 85, "more than 20 levels of brackets"),
+        ("ADD(" * 30, 121, "expected a convolution"),
         ("ADD(c3k3s1|FC3)-FC10", 12, "an FC layer cannot be a part of a residual block"),
         ("ADD(c3k3s1-BN-PLIF-FC10", 20, "an FC layer cannot be"),
         ("AND(c4k3s1-BN)-FC10", 1, "AND needs spikes, and its branch ends without neurons"),
@@ -174,13 +172,6 @@ def test_a_mistake_is_pointed_at(text, character, message):
     # The arrow stands under the character.
     assert shown[: len(arrow) - 1].endswith(text[: character - 1][-50:])
     assert arrow.strip() == "^"
-
-
-def test_a_text_without_end_is_refused_before_it_is_read():
-    with pytest.raises(UserError, match="too long: 100,000 characters"):
-        parse("c" * 100_000)
-    with pytest.raises(UserError, match="must be a text"):
-        parse(3)
 
 
 # --- numbers
@@ -231,8 +222,6 @@ def test_names_and_shapes_are_in_the_order_of_the_notation():
     ]  # fmt: skip
     last = found[3]
     assert [one.name for one in (*last.branch, *last.shortcut)] == ["conv6", "conv7", "conv8"]
-    assert sum(one.weights for one in found) == 8 * 3 * 49 + 4 * 8 * 8 * 9 + 9 * 8 * 9 + 9 * 9 * 9 + 9 * 8 + 90
-    assert max(one.largest_map for one in found) == 8 * 16 * 16
 
 
 @pytest.mark.parametrize(

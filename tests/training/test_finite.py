@@ -1,33 +1,28 @@
-"""Non-finite values are reported immediately or one step later."""
+"""A parameter or statistic that is NaN or infinite ends the training before a checkpoint is written."""
 
 import math
+from types import SimpleNamespace
 
-import torch
+import pytest
+from torch import nn
 
-from plif_lightning.training.finite import FiniteCheck
-
-GOOD, BAD = torch.ones(3), torch.tensor([0.0, math.nan])
-
-
-def test_on_a_cpu_the_answer_is_there_at_once():
-    check = FiniteCheck()
-    assert check.ask(GOOD, 0, "good") is None
-    assert check.ask(torch.tensor(math.inf), 0, "bad") == "bad"
-    assert check.settle() is None
+from plif_lightning.errors import NonFiniteError
+from plif_lightning.training.finite import FiniteGuard
 
 
-def test_late_it_is_there_at_the_next_step():
-    check = FiniteCheck(late=True)
-    assert check.ask(BAD, 3, "loss at 3") is None
-    assert check.ask(BAD, 3, "gradient at 3") is None
-    assert check.ask(GOOD, 4, "loss at 4") == "loss at 3"
-    assert check.ask(BAD, 5, "loss at 5") is None
-    assert check.settle() == "loss at 5"
-    assert check.settle() is None
-
-
-def test_what_is_asked_about_may_change_afterwards():
-    check, values = FiniteCheck(late=True), GOOD.clone()
-    check.ask(values, 0, "bad")
-    values.fill_(math.nan)
-    assert check.settle() is None
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
+def test_the_first_value_that_is_not_finite_is_named(name, value):
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    trainer = SimpleNamespace(
+        global_step=6, current_epoch=1, checkpoint_callbacks=[SimpleNamespace(last_model_path="")]
+    )
+    guard = FiniteGuard(network)
+    guard.on_train_epoch_end(trainer, None)
+    network.state_dict()[name].view(-1)[-1] = value
+    network[1].running_mean.fill_(1.0)
+    with pytest.raises(NonFiniteError, match=rf"{name} is NaN or infinite at step 6 \(epoch 1\).*No checkpoint"):
+        guard.on_train_epoch_end(trainer, None)
+    trainer.checkpoint_callbacks[0].last_model_path = "last.ckpt"
+    with pytest.raises(NonFiniteError, match=r"The last good checkpoint is last\.ckpt\. Lower the learning rate"):
+        guard.on_save_checkpoint(trainer, None, {})

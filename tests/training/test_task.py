@@ -12,10 +12,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from plif_lightning.callbacks import LastCheckpoint, LayerMonitor, RunLogger
 from plif_lightning.data import Digits
 from plif_lightning.data.batch import as_batch, merged
-from plif_lightning.deploy.streaming import exits
 from plif_lightning.errors import NonFiniteError, UserError
 from plif_lightning.network import load_network
-from plif_lightning.training.finite import FiniteCheck
 from plif_lightning.training.task import SpikingClassifier
 
 SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "time_steps": 3, "channels": 4, "fc_features": 12}
@@ -51,12 +49,9 @@ class Damage(L.Callback):
 @pytest.mark.parametrize(
     "name", ["encoder.conv1.conv.weight", "encoder.conv2.norm.bn.weight", "classifier.fc1.fc.weight"]
 )
-@pytest.mark.parametrize("late", [False, True])
-def test_a_nan_stops_the_run_at_once_and_keeps_the_last_good_checkpoint(name, late, tmp_path, monkeypatch):
-    # late: as on a GPU
-    monkeypatch.setattr("plif_lightning.training.finite.FiniteCheck", partial(FiniteCheck, late))
+def test_a_nan_stops_the_run_in_its_epoch_and_keeps_the_last_good_checkpoint(name, tmp_path):
     run, task = trainer(tmp_path, [Damage(name, 6)], max_epochs=3), SpikingClassifier(**SMALL)
-    with pytest.raises(NonFiniteError, match=r"NaN or infinite at step 6 \(epoch 1\).*last\.ckpt.*learning rate"):
+    with pytest.raises(NonFiniteError, match=r"is NaN or infinite at step 8 \(epoch 1\).*last\.ckpt.*learning rate"):
         run.fit(task, datamodule=Digits(time_steps=3))
     kept = torch.load(tmp_path / "run/version_0/checkpoints/last.ckpt", weights_only=True)
     assert kept["global_step"] == 4
@@ -67,7 +62,7 @@ def test_a_nan_of_the_data_stops_a_network_without_small_parameters(tmp_path):
     task = SpikingClassifier((1, 8, 8), 10, 3, structure="FC20-LIF-FC10")
     images = torch.rand(8, 1, 8, 8).index_fill_(0, torch.tensor(5), math.nan)
     loader = DataLoader(TensorDataset(images, torch.arange(8)), batch_size=8)
-    with pytest.raises(NonFiniteError, match="a gradient is NaN or infinite at step 0"):
+    with pytest.raises(NonFiniteError, match=r"classifier\.fc1\.fc\.weight is NaN or infinite at step 1"):
         trainer(tmp_path, num_sanity_val_steps=0).fit(task, loader, loader)
 
 
@@ -290,9 +285,6 @@ def test_optimisers_and_schedules_are_those_of_torch():
         assert [group["weight_decay"] > 0 for group in groups] == [True, False]
         assert all(p.dim() > 1 for p in groups[0]["params"])
         assert all(p.dim() <= 1 for p in groups[1]["params"])
-    module.lr_scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau
-    with pytest.raises(UserError, match=r"take lightning\.pytorch\.cli\.ReduceLROnPlateau"):
-        module.configure_optimizers()
     module.lr_scheduler = partial(ReduceLROnPlateau, monitor="val/acc")
     with pytest.raises(UserError, match=r"val/acc improves upwards, .*: pass mode='max'"):
         module.configure_optimizers()
@@ -416,13 +408,10 @@ def test_another_t_of_a_network_is_that_of_a_network_made_for_it():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"early_time_steps": {4: 1}}, r"T from 1 to time_steps = 3, got \{4: 1\}"),
-        ({"early_time_steps": {2: 0}}, "epochs of early_time_steps must be a whole number, at least 1, got 0"),
-        ({"early_time_steps": {2.0: 1}}, "T of early_time_steps must be a whole number, at least 1, got 2.0"),
-        ({"label_smoothing": "a"}, "label_smoothing must be a number, got 'a'"),
-        ({"dropout": None}, "dropout must be a number, got None"),
-        ({"init_tau": "3"}, "init_tau must be a number, got '3'"),
+        ({"early_time_steps": {4: 1}}, r"T from 1 to time_steps = 3 and one epoch or more, got \{4: 1\}"),
+        ({"early_time_steps": {2: 0}}, r"one epoch or more, got \{2: 0\}"),
         ({"tau_per": "channel", "detach_reset": "false"}, "detach_reset must be true or false, got 'false'"),
+        ({"learn_threshold": "no"}, "learn_threshold must be true or false, got 'no'"),
         ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, got 1.0"),
     ],
 )
@@ -469,24 +458,6 @@ def test_the_keywords_of_type_checkers_are_the_arguments():
     assert NetworkKeywords.__annotations__.keys() == network
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.Adam, partial(torch.optim.SGD, lr=0.1, momentum=0.9)])
-def test_the_state_of_scalars_of_older_versions_is_read(optimizer):
-    task = SpikingClassifier(**SMALL, optimizer=optimizer)
-    made = task.configure_optimizers()
-    task.network(torch.rand(2, 1, 8, 8)).sum().backward()
-    made.step()
-    state = made.state_dict()
-    for values in state["state"].values():
-        values.update({name: value.reshape(()) for name, value in values.items() if value.numel() == 1})
-    checkpoint = {"optimizer_states": [state], "state_dict": {}}
-    task.on_load_checkpoint(checkpoint)
-    made.load_state_dict(checkpoint["optimizer_states"][0])
-    made.step()
-    shapes = [value.shape for values in made.state.values() for name, value in values.items() if name != "step"]
-    assert torch.Size([1]) in shapes
-    assert torch.Size([]) not in shapes
-
-
 @pytest.mark.parametrize("decay_all", [False, True])
 def test_every_parameter_is_in_one_group_of_the_optimiser(decay_all):
     def adamw(parameters):
@@ -513,4 +484,3 @@ def test_decisions_between_equal_votes_do_not_depend_on_the_batch_size(batch_siz
     assert torch.equal(decided(batch_size), whole)
     best = votes.double().mean(0).topk(2).values
     assert (best[:, 0] - best[:, 1] < 1e-7).sum() > 30  # ties, up to the rounding of 0.1, 0.2 and 0.3
-    assert torch.equal(exits(votes, math.inf)[0], whole)

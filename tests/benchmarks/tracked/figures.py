@@ -95,12 +95,12 @@ class Inference:
 class Deployed:
     """A recording of N-MNIST, in 32-bit floats and in 8-bit integers."""
 
-    params = ("events", "int8")
+    params = ("float32", "int8")
     param_names = ("engine",)
 
     def setup(self, engine: Any) -> None:
         self.x = samples(SMALL, 1)
-        self.net = pl.deploy.deployed(trained(SMALL), engine, self.x)
+        self.net = pl.deploy.deployed(trained(SMALL), engine)
         self.time_sample(engine)
 
     @torch.no_grad()

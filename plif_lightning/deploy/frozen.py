@@ -1,0 +1,388 @@
+"""A trained network for inference on a CPU: frozen, BN folded, weights in float32 or 8 bits.
+
+Layers of spikes, and a first layer of event frames, read index lists of their non-zero inputs and hand each other bits.
+For one sample, PyTorch's modules, dispatcher and autograd around a layer would take longer than the layer itself.
+"""
+
+import copy
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plif_lightning.deploy.folding import fold, network_of
+from plif_lightning.dynamics.equations import Dynamics, program, registered
+from plif_lightning.errors import UserError, require_one_of
+from plif_lightning.kernels import EventBlock, Pool, SparseMaps, at_a_time, conv_events, linear_of_bits, table_of
+from plif_lightning.kernels.bits import pack
+from plif_lightning.kernels.layout import POOLS, Geometry, rows_of
+from plif_lightning.kernels.ops import start_of
+from plif_lightning.kernels.parallel import parallel
+from plif_lightning.network import SpikingNetwork, use_backend
+from plif_lightning.network.blocks import ConvBlock, FCBlock
+from plif_lightning.network.forms import images_channels_last, refuses_conv
+from plif_lightning.network.hooks import Hear, listening
+from plif_lightning.network.network import require_input
+from plif_lightning.network.output import Integral
+from plif_lightning.network.stepping import State
+from plif_lightning.neurons import Neuron
+from plif_lightning.neurons.carry import LayerState, carrying, packed, unpacked
+
+Engine = Literal["float32", "int8"]
+Maps = Tensor | SparseMaps
+_log = logging.getLogger(__name__)
+_NO_STATES = np.empty((0, 1), np.float32)
+# Explicit, because torch.set_default_dtype and set_default_device may differ.
+_ON: Any = {"dtype": torch.float32, "device": "cpu"}
+# Channels of a frame of events: its polarities.
+_POLARITIES = 2
+# The state of a readout's leaky integral, by the name of its module.
+_INTEGRAL = "voting"
+
+
+def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight [O, *] as int8 from -127 to 127, and the scale of each output [O].
+
+    The input is spikes, which are exact, so only the weight is rounded, and no data is needed to choose scales.
+    """
+    scale = weight.detach().flatten(1).abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+    integers = (weight.detach() / scale.view(-1, *[1] * (weight.dim() - 1))).round()
+    return integers.to(torch.int8), scale.float()
+
+
+class _Fire:
+    """Bias, neurons and a 2x2 pool with constant parameters: the kernel of `ops.fire` with low overhead.
+
+    Args:
+        dynamics: the neurons.
+        bias: of the preceding layer [C], added to its sums; or None.
+        pool: none, max_first, max_random or avg.
+    """
+
+    def __init__(self, dynamics: Dynamics, bias: Tensor | None = None, pool: Pool = "none") -> None:
+        self._bias = None if bias is None else bias.detach()
+        self._learned = rows_of(dynamics, torch.empty(0, **_ON)).detach()
+        self._program, self._pool = program(dynamics.key), POOLS[pool]
+        self._cached: dict[Any, Any] = {}
+
+    def __call__(self, y: Tensor, steps: int, states: Tensor | None = None, last: bool = False) -> tuple[Tensor, Any]:
+        """Spikes [T, N, H', W', C] of sums [T or 1, N, H, W, C], contiguous; with `last` the states after them.
+
+        States [S, N, H, W, C], without a pool.
+        """
+        from plif_lightning.kernels import cpu  # deferred: imports numba
+
+        key = (y.shape, steps, torch.get_num_threads())
+        if key not in self._cached:
+            self._cached = {**dict(list(self._cached.items())[-7:]), key: self._rows(y, steps)}
+        units, threads, shape, before, sizes = self._cached[key]
+        number = len(self._program.states)
+        after = torch.empty(number, *y.shape[1:], **_ON) if last else None
+        out = torch.empty(shape, **_ON)
+        flat, spikes = y.numpy().reshape(len(y), -1), out.numpy().reshape(steps, -1)
+        v_first = _NO_STATES if states is None else states.numpy().reshape(number, -1)
+        v_last = _NO_STATES if after is None else after.numpy().reshape(number, -1)
+        parallel(cpu.forward, units, threads, flat, flat[:0], *before, v_first, v_last, spikes, *sizes)
+        return out, after
+
+    def _rows(self, y: Tensor, steps: int) -> tuple[int, int, tuple[int, ...], tuple[NDArray[Any], ...], Any]:
+        """Units, threads, the output's shape, and the kernel's arguments before and after potentials and output."""
+        from plif_lightning.kernels.machine_code import code_of
+
+        real = torch.float32
+        geometry = Geometry(y.permute(0, 1, 4, 2, 3), steps, self._pool, len(self._program.states))
+        one = torch.ones(1, geometry.channels, **_ON)
+        shift = torch.zeros_like(one) if self._bias is None else self._bias[None]
+        rows = geometry.tiled(one, real), geometry.tiled(shift, real), geometry.parameters(self._learned, real)
+        code = code_of("fire", registered(self._program), real, self._learned.shape[1] == 1)
+        halve = 2 if geometry.pooled else 1
+        _, n, height, width, channels = y.shape
+        shape = (steps, n, height // halve, width // halve, channels)
+        return geometry.units, geometry.threads, shape, (*rows, start_of(self._program, real)), (code, *geometry.sizes)
+
+
+class Layer:
+    """A layer as a plain call.
+
+    Attributes:
+        neurons: names of its neurons in the network.
+        form: event-driven, dense, or `as it is` for a module; with the type of its weight.
+    """
+
+    neurons: tuple[str, ...]
+    form: str
+
+    def __call__(
+        self, x: Maps, length: int, steps: int, state: Mapping[str, LayerState] | None, hear: Hear | None
+    ) -> tuple[Maps, State]:
+        """Its output [T N, *] for x [length N, *], length being T, or 1 for an input that is held; its next state.
+
+        The state is that of a single step, empty before the first; None for a whole sequence, which returns none.
+        """
+        raise NotImplementedError
+
+
+class _Conv(Layer):
+    """A convolution with its bias, neurons and pool."""
+
+    def __init__(self, name: str, block: ConvBlock, events: bool, int8: bool) -> None:
+        self.neurons = (name,)
+        neuron, weight, bias = block.neuron, block.conv.weight.detach(), block.conv.bias
+        assert neuron is not None
+        self._conv, self._pool = block.conv, block.kernel_pool
+        self.form = "dense" if not events else "event-driven, int8" if int8 else "event-driven"
+        pools: tuple[Pool, Pool] = (self._pool, "none")
+        self._fire, self._fire_unpooled = (_Fire(neuron.dynamics, bias, pool) for pool in pools)
+        self._events: tuple[EventBlock, EventBlock] | None = None
+        integers, scale = quantised(weight) if int8 else (weight, None)
+        self._table = table_of(integers) if events else None
+        self._scale: Tensor | None = scale
+        if self._table is not None and self._pool != "avg":
+            one = torch.ones(1, len(weight), **_ON)
+            shift = torch.zeros_like(one) if bias is None else bias[None]
+            rows = one if scale is None else scale[None], shift, rows_of(neuron.dynamics, one), neuron.dynamics.key
+            made = [EventBlock(self._table, *rows, pool, block.conv.stride[0]) for pool in pools]
+            self._events = made[0], made[1]
+
+    def __call__(
+        self, x: Maps, length: int, steps: int, state: Mapping[str, LayerState] | None, hear: Hear | None
+    ) -> tuple[Maps, State]:
+        (name,), last = self.neurons, state is not None
+        before = None if not state else _together([_channels_innermost(v) for v in unpacked(state[name])])
+        spikes: Maps
+        if self._events is not None and length == steps:
+            event_block = self._events[0 if hear is None else 1]
+            spikes, after = event_block(x if isinstance(x, SparseMaps) else SparseMaps.of(x), steps, before, last)
+            pooled = hear is None
+        else:
+            maps = _channels_innermost(self._sums(x))
+            pooled = hear is None and not last
+            fire = self._fire if pooled else self._fire_unpooled
+            fired, after = fire(maps.view(length, len(maps) // length, *maps.shape[1:]), steps, before, last)
+            spikes = fired.flatten(0, 1).permute(0, 3, 1, 2)
+        if hear is not None:
+            spikes = _dense(spikes)
+            hear(name, spikes.unflatten(0, (steps, -1)))
+        if not pooled and self._pool != "none":
+            spikes = (F.avg_pool2d if self._pool == "avg" else F.max_pool2d)(_dense(spikes), 2)
+        if after is None:
+            return spikes, {}
+        return spikes, {name: packed(tuple(v.permute(0, 3, 1, 2) for v in after))}
+
+    def _sums(self, x: Maps) -> Tensor:
+        """[N, C, H, W], without the bias."""
+        conv = self._conv
+        if self._table is None:
+            return F.conv2d(_dense(x), conv.weight, None, conv.stride, conv.padding)
+        maps = x if isinstance(x, SparseMaps) else SparseMaps.of(x)
+        return conv_events(maps, self._table, torch.float32, self._scale, conv.stride[0])
+
+
+class _FC(Layer):
+    """An FC layer of spikes with its neurons, for rows or for maps."""
+
+    def __init__(self, name: str, block: FCBlock, int8: bool) -> None:
+        self.neurons = (name,)
+        assert block.neuron is not None
+        self.form = "event-driven, int8" if int8 else "event-driven"
+        self._scale: Tensor | None
+        weight, self._scale = quantised(block.fc.weight) if int8 else (block.fc.weight, None)
+        self._table, self._fire = table_of(weight), _Fire(block.neuron.dynamics, block.fc.bias)
+
+    def __call__(
+        self, x: Maps, length: int, steps: int, state: Mapping[str, LayerState] | None, hear: Hear | None
+    ) -> tuple[Maps, State]:
+        (name,), last = self.neurons, state is not None
+        if isinstance(x, SparseMaps):
+            bits, inputs = x.flattened(), math.prod(x.shape[1:])
+        else:
+            bits, inputs = pack(x.flatten(1)).words, math.prod(x.shape[1:])
+        totals = linear_of_bits(bits, inputs, self._table, self._scale)
+        rows = length, len(totals) // length, 1, 1, totals.shape[1]
+        before = None if not state else _together([v.reshape(rows[1:]) for v in unpacked(state[name])])
+        fired, after = self._fire(totals.view(rows), steps, before, last)
+        spikes = fired.view(-1, totals.shape[1])
+        if hear is not None:
+            hear(name, spikes.unflatten(0, (steps, -1)))
+        return spikes, {} if after is None else {name: packed(tuple(v.view(spikes.shape) for v in after))}
+
+
+class _Module(Layer):
+    """A block of another kind, called as the module that it is.
+
+    Args:
+        prefix: its name in the network.
+        block: the block.
+        flat: it takes rows.
+    """
+
+    form = "as it is"
+
+    def __init__(self, prefix: str, block: nn.Module, flat: bool) -> None:
+        self._block, self._flat = block, flat
+        self._named = {f"{prefix}.{n}": part for n, part in block.named_modules() if isinstance(part, Neuron)}
+        self.neurons = tuple(self._named)
+
+    def __call__(
+        self, x: Maps, length: int, steps: int, state: Mapping[str, LayerState] | None, hear: Hear | None
+    ) -> tuple[Maps, State]:
+        dense = _dense(x)
+        given = (dense.flatten(1) if self._flat else dense).unflatten(0, (length, -1))
+        heard = nullcontext() if hear is None else listening(self._named, hear)
+        if state is None:
+            with heard:
+                return self._block(given).flatten(0, 1), {}
+        before: dict[nn.Module, LayerState] = {
+            neuron: state[name] for name, neuron in self._named.items() if name in state
+        }
+        with heard, carrying(before) as carried:
+            spikes = self._block(given).flatten(0, 1)
+        return spikes, {name: carried.after[neuron] for name, neuron in self._named.items()}
+
+
+def _dense(x: Maps) -> Tensor:
+    return x.images(torch.float32) if isinstance(x, SparseMaps) else x
+
+
+def _channels_innermost(maps: Tensor) -> Tensor:
+    """Maps [N, C, H, W] as [N, H, W, C]; a view where they lie so in memory."""
+    return maps.permute(0, 2, 3, 1).contiguous()
+
+
+def _together(states: list[Tensor]) -> Tensor:
+    """States as one tensor, without a copy if there is one."""
+    return states[0][None] if len(states) == 1 else torch.stack(states)
+
+
+class DeployedNetwork(nn.Module):
+    """A network that only infers, on a CPU, in float32: its layers, one after another; see `deployed`.
+
+    It is immutable: it has no parameters and no submodules.
+
+    Args:
+        net: folded; not used for anything else.
+        layers: of its blocks, in order, by name.
+
+    Attributes:
+        forms: of each block.
+    """
+
+    def __init__(self, net: SpikingNetwork, layers: dict[str, Layer]) -> None:
+        super().__init__()
+        self.forms = {name: layer.form for name, layer in layers.items()}
+        self.input_shape, self.num_classes, self.time_steps = net.input_shape, net.num_classes, net.time_steps
+        self._layers = list(layers.values())
+        # In a tuple: not registered as a submodule.
+        self._ends = (net.inputs, net.voting)
+        first = net.placed[0]
+        # The first layer's output, before its stride and pool, is the largest; an event-driven one is never stored.
+        stored = self._layers[0].form == "dense"
+        self._largest_map = math.prod((first.after[0], *first.before[1:])) if stored else 0
+        self._hear: Hear | None = None
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W], of any numeric type."""
+        require_input(x, self.time_steps, self.input_shape)
+        x = (x[None] if x.dim() == 4 else x).to("cpu", torch.float32)
+        some = max(1, x.shape[1])
+        if self._largest_map:
+            some = min(some, max(1, at_a_time(x.device) // (len(x) * self._largest_map)))
+        return torch.cat([self._run(part, self.time_steps, None)[0] for part in x.split(some, 1)], 1)
+
+    @torch.no_grad()
+    def step(self, frame: Tensor, state: Mapping[str, LayerState] | None = None) -> tuple[Tensor, State]:
+        """One time-step, as `plif_lightning.step`: votes [N, num_classes] and the potential of each neuron.
+
+        Raises:
+            UserError: another shape of frame, or a state of another network or batch.
+        """
+        names = [name for layer in self._layers for name in layer.neurons]
+        names += [_INTEGRAL] if isinstance(self._ends[1], Integral) else []
+        sizes = {len(v) for v in state.values() if isinstance(v, Tensor)} if state else {len(frame)}
+        if frame.shape[1:] != self.input_shape or (state and list(state) != names) or sizes - {len(frame)}:
+            c, h, w = self.input_shape
+            raise UserError(
+                f"a step takes a frame [N, {c}, {h}, {w}] and the state of {', '.join(names)} that the step before "
+                f"returned for as many samples, got {list(frame.shape)} and the state of {', '.join(state or ())}."
+            )
+        votes, after = self._run(frame.to("cpu", torch.float32)[None], 1, state or {})
+        return votes[0], after
+
+    def _run(self, x: Tensor, steps: int, state: Mapping[str, LayerState] | None) -> tuple[Tensor, State]:
+        """Votes [T, N, classes] of x [T or 1, N, C, H, W], and the state after a single step; see `Layer`."""
+        inputs, voting = self._ends
+        samples = x.shape[1]
+        after: State = {}
+        if not samples:
+            return torch.zeros(steps, 0, self.num_classes), {}
+        integral = {voting: state[_INTEGRAL]} if state and _INTEGRAL in state else {}
+        of_step = nullcontext() if state is None else carrying(integral)
+        with torch.autocast("cpu", enabled=False), of_step as carried:
+            x = inputs(x)
+            length = len(x)
+            maps: Maps = images_channels_last(x.flatten(0, 1))
+            for layer in self._layers:
+                maps, of_layer = layer(maps, length, steps, state, self._hear)
+                after |= of_layer
+                length = maps.shape[0] // samples  # 1 until neurons have seen time
+            y = _dense(maps).flatten(1).unflatten(0, (length, -1))
+            votes = voting(y if length == steps else y.expand(steps, *y.shape[1:]))
+        if isinstance(voting, Integral) and carried is not None:
+            after[_INTEGRAL] = carried.after[voting]
+        return votes, after
+
+    @contextmanager
+    def listening(self, hear: Hear) -> Iterator[None]:
+        """Call `hear(layer, spikes)` with each layer's spikes [T, N, *], before its pool, while the context lasts."""
+        # encoder.res1.branch.conv2.neuron belongs to conv2
+        self._hear = lambda name, spikes: hear(name.removesuffix(".neuron").rpartition(".")[2], spikes)
+        try:
+            yield
+        finally:
+            self._hear = None
+
+
+def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
+    """A frozen copy of a network for inference on a CPU.
+
+    Args:
+        net: trained, from a structure.
+        engine: `float32`, or `int8`: weights of layers of spikes in 8 bits.
+
+    Layers of spikes are event-driven, and so is a first convolution of two channels, the polarities of events; their
+    sums are those of the network with `sparse="always"`, to the bit. Other convolutions are PyTorch's. A layer that the
+    kernels do not know stays as it is.
+
+    Raises:
+        UserError: an unknown engine; or as `folding.network_of`.
+    """
+    require_one_of("engine", engine, Engine)
+    net = network_of(net)
+    folded = fold(copy.deepcopy(net).float()).cpu().requires_grad_(False)
+    use_backend(folded, "cpu", "never")
+    layers: dict[str, Layer] = {}
+    fires = True  # the block before; otherwise its output may be something else than spikes
+    for i, (name, block) in enumerate(folded.blocks().items()):
+        room = "encoder" if name in dict(folded.encoder.named_children()) else "classifier"
+        own = getattr(block, "neuron", None)
+        known = own is not None and own.fires
+        neuron = f"{room}.{name}.neuron"
+        if known and isinstance(block, ConvBlock) and not refuses_conv(block) and block.pool_name is not None:
+            frames = i == 0 and net.input_shape[0] == _POLARITIES and net.inputs.name == "direct"
+            events = block.spikes_in or frames
+            layers[name] = _Conv(neuron, block, events, int8=engine == "int8" and block.spikes_in)
+        elif known and isinstance(block, FCBlock) and block.spikes_in and fires:
+            layers[name] = _FC(neuron, block, engine == "int8")
+        else:
+            layers[name] = _Module(f"{room}.{name}", block, flat=room == "classifier")
+        fires = all(part.fires for part in block.modules() if isinstance(part, Neuron))
+    _log.info("deployed: %s", "; ".join(f"{name} {layer.form}" for name, layer in layers.items()))
+    return DeployedNetwork(folded, layers)

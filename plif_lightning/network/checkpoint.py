@@ -1,0 +1,199 @@
+"""Read checkpoint files, and load the trained network from one without a Trainer."""
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from plif_lightning.errors import CheckpointError
+from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
+from plif_lightning.network.own import imported_network, own_network
+from plif_lightning.neurons import Neuron
+from plif_lightning.structure import FROM_DATA
+
+_PREFIX = "network."
+# Manifest of an export folder.
+EXPORTED = "export.json"
+# Attributes of layers that their output depends on, beside their weights.
+_GEOMETRY = (
+    *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "output_size", "ceil_mode", "eps"),
+    *("how", "votes_per_class", "init_tau"),
+)
+
+
+def fingerprint(net: nn.Module) -> str:
+    """Hash of what a network computes, beside its weights: classes, geometry, and constants and equations of neurons.
+
+    T, dropout, ties of pools, backends and learned values do not count, and `SyncBatchNorm` is `BatchNorm2d`.
+    """
+    lines = []
+    for name, part in net.named_modules():
+        if "_orig_mod" in part._modules:  # the wrapper of a compiled module, which follows
+            continue
+        kind = {"SyncBatchNorm": "BatchNorm2d"}.get(type(part).__name__, type(part).__name__)
+        values = {key: getattr(part, key, None) for key in _GEOMETRY}
+        facts = [f"{key}={v}" for key, v in values.items() if isinstance(v, (int, float, str, tuple))]
+        facts += [part.dynamics.key] if isinstance(part, Neuron) else []
+        path = ".".join(step for step in name.split(".") if step != "_orig_mod")
+        lines.append(" ".join([path, kind, *facts]))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def require_same(net: nn.Module, stored: Any, path: object) -> None:
+    """Refuse the weights of another network.
+
+    Args:
+        net: the network that is to load them.
+        stored: `fingerprint` of the network that was trained.
+        path: the checkpoint, for the message.
+
+    Raises:
+        CheckpointError: the fingerprints differ.
+    """
+    if stored != fingerprint(net):
+        raise CheckpointError(
+            f"the network in {path} differs from this one in a class, the size of a convolution or pool, or the "
+            "equations or constants of neurons: its weights would give other votes. Build it as it was trained."
+        )
+
+
+def checkpoint_file(path: Path) -> Path:
+    """`path` if it is a file, or the checkpoint of a folder that `export` wrote."""
+    return path / "network.ckpt" if path.is_dir() else path
+
+
+def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
+    """Contents of a checkpoint. Only tensors and plain values are read, so no code can run.
+
+    Args:
+        path: the checkpoint file.
+        mapped: memory-map its tensors instead of reading them.
+
+    Raises:
+        CheckpointError: the file does not exist, is damaged or not a checkpoint.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist, or is not a file such as RUN/checkpoints/best.ckpt.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # PyTorch does not verify the checksums
+        if damaged is not None:
+            raise CheckpointError(f"{path} is damaged: the checksum of its part {damaged} differs. Use a copy of it.")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        checkpoint["state_dict"]
+    except (CheckpointError, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        # PyTorch's own message would advise weights_only=False, which runs any code in the file.
+        raise CheckpointError(
+            f"{path} was refused: it holds Python objects, not only tensors and plain values; they could run any code. "
+            "No checkpoint that `fit` wrote does."
+        ) from error
+    except Exception as error:  # zipfile, pickle and PyTorch raise many types for a damaged file
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint that `fit` wrote: it is truncated or another kind of file "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    return checkpoint
+
+
+def configuration_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The configuration of the run that wrote a checkpoint, with the blocks model, data and trainer; empty if none.
+
+    Raises:
+        CheckpointError: it is not a configuration that `fit` wrote.
+    """
+    text = checkpoint.get("cli_config")
+    if text is None:
+        return {}
+    try:
+        config = {"model": {}, "trainer": {}, "data": {}, **yaml.safe_load(text)}
+        config["data"] = {"init_args": {}, **config["data"]}
+    except (yaml.YAMLError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: {error} in its configuration.") from error
+    return config
+
+
+def class_names_in(checkpoint: dict[str, Any], number: int) -> list[str] | None:
+    """Names of the classes of a checkpoint's network; None if it does not have one for each of `number` classes."""
+    names = checkpoint.get("class_names") or []
+    return [str(name) for name in names] if len(names) == number else None
+
+
+def load_network(path: str | Path, network: nn.Module | None = None) -> Any:
+    """The network of a checkpoint that `fit` wrote, in evaluation mode, on the CPU.
+
+    Args:
+        path: such as RUN/checkpoints/best.ckpt, or a folder that `export` wrote. Only tensors and plain values are
+            read from it; of a user-defined network, the class that its configuration names is imported.
+        network: a user-defined network that was built in Python; it gets the checkpoint's weights.
+
+    Returns:
+        A `SpikingNetwork`, or the user-defined network.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`; or it belongs to another network.
+    """
+    path = checkpoint_file(Path(path))
+    return network_in(load_checkpoint(path), path, network)
+
+
+def network_in(checkpoint: dict[str, Any], path: Path, network: nn.Module | None = None) -> Any:
+    """`load_network` of a checkpoint that was already read from `path`."""
+    if "hyper_parameters" not in checkpoint or "fingerprint" not in checkpoint:
+        raise CheckpointError(f"{path} does not say what its network is: it is older than 0.2.0, or not of `fit`.")
+    network = _made(checkpoint, path, network)
+    require_same(network, checkpoint["fingerprint"], path)
+    weights = {name.replace("._orig_mod.", "."): value for name, value in checkpoint["state_dict"].items()}
+    network.load_state_dict({k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)})
+    return network.eval()
+
+
+def _made(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) -> nn.Module:
+    """The network that a checkpoint's arguments describe, without its weights.
+
+    Raises:
+        CheckpointError: it is user-defined, and neither given nor named by a configuration.
+    """
+    stored = checkpoint["hyper_parameters"]
+    if stored.get("network") is None and network is None:
+        arguments = {name: value for name, value in stored.items() if name in ARGUMENTS}
+        # The backend that it was trained with may not run here; `use_backend` selects another than the fastest.
+        return SpikingNetwork(**{**arguments, "backend": "auto", "sparse": "auto"})
+    from_data = {name: tuple(stored[name]) if name == "input_shape" else stored[name] for name in FROM_DATA}
+    if network is None:
+        described = configuration_in(checkpoint, path).get("model", {}).get("network") or {}
+        if "class_path" not in described:
+            raise CheckpointError(
+                f"the network in {path} is a {stored['network']} that was built in Python: pass it, too, as "
+                "load_network(path, network), or to load_from_checkpoint."
+            )
+        takes = _arguments_of(imported_network(described["class_path"]))
+        network = _module(described, {name: value for name, value in from_data.items() if name in takes})
+    return own_network(network, from_data, {})
+
+
+def _arguments_of(kind: type) -> list[str]:
+    """Names of a class's arguments as the command line knows them, those included that it passes on to its bases."""
+    from jsonargparse import ArgumentParser  # deferred: only user-defined networks need it
+
+    return ArgumentParser().add_class_arguments(kind, fail_untyped=False)
+
+
+def _module(described: dict[str, Any], further: Mapping[str, Any]) -> nn.Module:
+    """A module from {class_path, init_args}, with those among its arguments, and further arguments."""
+
+    def made(value: Any) -> Any:
+        if isinstance(value, dict) and "class_path" in value:
+            return _module(value, {})
+        if isinstance(value, dict):
+            return {name: made(part) for name, part in value.items()}
+        return [made(part) for part in value] if isinstance(value, list) else value
+
+    return imported_network(described["class_path"])(**made(described.get("init_args") or {}), **further)
