@@ -76,7 +76,8 @@ def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) 
     if _knows_time(module):
         return module(x)
     if _runs_parts(module):
-        for part in module.children():
+        assert isinstance(module, nn.Sequential)
+        for part in module:  # not `children`, which leaves out a layer that is there twice
             x = run_over_time(part, x, backend)
         return x
     _require_known(module)

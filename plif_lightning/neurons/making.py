@@ -40,8 +40,8 @@ def make_neuron(
     """A layer of neurons of the given kind for inputs [T, N, channels, *].
 
     Args:
-        neuron: a name; a subclass of `Neuron` or its import path; a layer, whose own arguments win; or
-            {class_path, init_args}.
+        neuron: a name; a subclass of `Neuron` or its import path; a layer, or {class_path, init_args}, whose arguments
+            other than the defaults win.
         channels: channels of the input.
         init_tau: tau_0 > 1 of plif, tau of any other with a name and k = 1/tau, in time-steps.
         tau_per: one time constant (and threshold, if learned) per layer (the paper) or per channel.
@@ -88,9 +88,7 @@ def make_layer(neuron: Any, channels: int, own: Mapping[str, Any], settings: Map
     given = {**of_kind, **own}
     init_tau = given.pop("init_tau", None)
     shared = {name: value for name, value in settings.items() if name != "init_tau"}
-    # k of a user-defined kind is no time constant; the command line fills it in where it is not given.
-    says_tau = "k" in given and kind in _CLASSES.values()
-    if init_tau is None and not says_tau and settings["init_tau"] != 2.0:
+    if init_tau is None and "k" not in given and settings["init_tau"] != 2.0:
         init_tau = settings["init_tau"]
     if init_tau is not None:
         given |= _with_tau(kind, init_tau, from_all="init_tau" not in {**of_kind, **own})
@@ -118,6 +116,12 @@ def _with_tau(kind: type[Neuron], init_tau: float, from_all: bool) -> dict[str, 
     raise UserError(f"init_tau={init_tau} has no meaning for {kind.__name__}; its own parameters are {known}.")
 
 
+def _wished(kind: type[Neuron], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a kind without its defaults, which the command line fills in, and without the channels."""
+    defaults = inspect.signature(kind.__init__).parameters
+    return {n: v for n, v in given.items() if n != "channels" and not (n in defaults and defaults[n].default == v)}
+
+
 def class_of(neuron: Any) -> tuple[type[Neuron], dict[str, Any]]:
     """The class of neurons that an argument means, and the arguments that it brings along.
 
@@ -125,11 +129,12 @@ def class_of(neuron: Any) -> tuple[type[Neuron], dict[str, Any]]:
         UserError: it means none.
     """
     if isinstance(neuron, Neuron):
-        return type(neuron), {name: value for name, value in neuron.given.items() if name != "channels"}
+        return type(neuron), _wished(type(neuron), neuron.given)
     if isinstance(neuron, type) and issubclass(neuron, Neuron):
         return neuron, {}
     if isinstance(neuron, Mapping) and "class_path" in neuron:
-        return _imported(neuron["class_path"]), dict(neuron.get("init_args") or {})
+        kind = _imported(neuron["class_path"])
+        return kind, _wished(kind, neuron.get("init_args") or {})
     if isinstance(neuron, str):
         if neuron in _CLASSES:
             return _CLASSES[neuron], {}

@@ -41,7 +41,7 @@ from tests.cli.calls import CONFIGS, QUICKSTART, SILENT, refused
         (["--trainer.barebones", "true"], "trainer.barebones would keep nothing of a run: pass --trainer.fast_dev_run"),
         (["--trainer.val_check_interval", "500"], "must be less than or equal to the number of the training batches"),
         (["--checkpoint.every_n_batches", "0"], "checkpoint.every_n_batches must be a whole number, at least 1"),
-        (["--ckpt_path", "."], "is a folder"),
+        (["--ckpt_path", "."], "checkpoint . does not exist, or is not a file such as RUN"),
         (["--ckpt_path"], "--ckpt_path needs a file"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--config", ""], "--config needs the name or the path"),

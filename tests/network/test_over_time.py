@@ -70,6 +70,12 @@ def test_a_module_around_a_network_is_not_taken_for_it():
         pl.traces(Around(), torch.rand(2, 1, 1, 8, 8))
 
 
+def test_a_layer_that_is_there_twice_runs_twice():
+    layer = nn.Linear(4, 4)
+    x = torch.rand(3, 2, 4)
+    torch.testing.assert_close(pl.over_time(nn.Sequential(layer, nn.ReLU(), layer))(x), layer(layer(x).relu()))
+
+
 def test_a_batch_without_time_is_refused():
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), pl.PLIF())
     with pytest.raises(UserError, match=r"got \[5, 3\]: a batch \[N, features\] has no time. .*over_time"):

@@ -378,7 +378,7 @@ def test_a_layer_may_say_true_and_false_as_python_does_and_nothing_else():
         assert not neuron.constants.detach_reset
         assert not neuron.constants.through_time
     for values in (("no", "true", "true"), ("true", "no", "true"), ("true", "true", "no")):
-        with pytest.raises(UserError, match="must be true or false, got 'no'"):
+        with pytest.raises(UserError, match=r"must be (one of True, False|true or false), got 'no'"):
             SpikingNetwork((1, 4, 4), 3, 5, structure=text.format(*values))
 
 

@@ -511,7 +511,8 @@ def test_a_layer_is_the_model_of_others():
 
     assert make_neuron(Slow, 4).tau == 5
     assert make_neuron(Slow(), 4).tau == 5
-    assert make_neuron(pl.PLIF(init_tau=2.0), 4, init_tau=8.0).tau == 2  # its own arguments win
+    assert make_neuron(pl.PLIF(init_tau=3.0), 4, init_tau=8.0).tau == pytest.approx(3)  # its own arguments win
+    assert make_neuron(pl.PLIF(), 4, init_tau=8.0).tau == pytest.approx(8)
     assert make_neuron(like, 5, v_threshold=0.5).constants.v_threshold == 0.9
     with pytest.raises(UserError, match=r"init_tau=4\.0 has no meaning for GLIF"):
         make_neuron("glif", 5, init_tau=4.0)

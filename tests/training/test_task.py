@@ -293,6 +293,9 @@ def test_optimisers_and_schedules_are_those_of_torch():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # PyTorch's compiler looks at it
 def test_a_network_that_was_compiled_is_loaded(tmp_path):
     module = SpikingClassifier(**SMALL)
     module.network = torch.compile(module.network, backend="eager")
@@ -410,7 +413,7 @@ def test_another_t_of_a_network_is_that_of_a_network_made_for_it():
     [
         ({"early_time_steps": {4: 1}}, r"T from 1 to time_steps = 3 and one epoch or more, got \{4: 1\}"),
         ({"early_time_steps": {2: 0}}, r"one epoch or more, got \{2: 0\}"),
-        ({"tau_per": "channel", "detach_reset": "false"}, "detach_reset must be true or false, got 'false'"),
+        ({"tau_per": "channel", "detach_reset": "false"}, "detach_reset must be one of True, False, got 'false'"),
         ({"learn_threshold": "no"}, "learn_threshold must be true or false, got 'no'"),
         ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, got 1.0"),
     ],
