@@ -298,7 +298,7 @@ def read_checkpoint(path: Path) -> Stored:
     from plif_lightning.network.checkpoint import configuration_in, load_checkpoint  # which loads PyTorch
 
     checkpoint = load_checkpoint(path, mapped=True)
-    config = configuration_in(checkpoint, path) or _of_another_trainer(checkpoint)
+    config = configuration_in(checkpoint) or _of_another_trainer(checkpoint)
     if not config or not isinstance(checkpoint.get("global_step"), int):
         raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it holds no configuration.")
     training_set, reading = (_of_type(checkpoint.get(name), str) for name in ("training_set", "reading"))

@@ -53,7 +53,7 @@ def read_trained(path: Path) -> Trained:
 
     path = checkpoint_file(path)
     checkpoint = load_checkpoint(path)
-    net, data = network_in(checkpoint, path), configuration_in(checkpoint, path).get("data", {})
+    net, data = network_in(checkpoint, path), configuration_in(checkpoint).get("data", {})
     names, sensor = class_names_in(checkpoint, net.num_classes), checkpoint.get("sensor")
     settings = data.get("init_args", {})
     kind = None

@@ -178,6 +178,8 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
         UserError: there is no layer.
     """
     net = plain(net)
+    if isinstance(net, SpikingNetwork):
+        x = x.to(next(net.parameters()).dtype)  # as the network does, so that its input is known again
     counter = _Counter(net, x)
     training = [part for part in net.modules() if part.training]
     net.eval()

@@ -228,7 +228,7 @@ def export(
     others = list(dict.fromkeys(name for name in formats if name != "network"))
     checkpoint_path = checkpoint_file(Path(checkpoint_path))
     checkpoint = load_checkpoint(checkpoint_path)
-    config = configuration_in(checkpoint, checkpoint_path)
+    config = configuration_in(checkpoint)
     net = network_in(checkpoint, checkpoint_path)
     if isinstance(net, SpikingNetwork):
         net = fold(net)

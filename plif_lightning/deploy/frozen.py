@@ -306,7 +306,7 @@ class DeployedNetwork(nn.Module):
         """
         names = [name for layer in self._layers for name in layer.neurons]
         names += [_INTEGRAL] if isinstance(self._ends[1], Integral) else []
-        sizes = {len(v) for v in state.values() if isinstance(v, Tensor)} if state else {len(frame)}
+        sizes = {len(v) for of_layer in (state or {}).values() for v in unpacked(of_layer)}
         if frame.shape[1:] != self.input_shape or (state and list(state) != names) or sizes - {len(frame)}:
             c, h, w = self.input_shape
             raise UserError(
@@ -369,7 +369,6 @@ def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
     folded = fold(copy.deepcopy(net).float()).cpu().requires_grad_(False)
     use_backend(folded, "cpu", "never")
     layers: dict[str, Layer] = {}
-    fires = True  # the block before; otherwise its output may be something else than spikes
     for i, (name, block) in enumerate(folded.blocks().items()):
         room = "encoder" if name in dict(folded.encoder.named_children()) else "classifier"
         own = getattr(block, "neuron", None)
@@ -379,10 +378,9 @@ def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
             frames = i == 0 and net.input_shape[0] == _POLARITIES and net.inputs.name == "direct"
             events = block.spikes_in or frames
             layers[name] = _Conv(neuron, block, events, int8=engine == "int8" and block.spikes_in)
-        elif known and isinstance(block, FCBlock) and block.spikes_in and fires:
+        elif known and isinstance(block, FCBlock) and block.spikes_in:
             layers[name] = _FC(neuron, block, engine == "int8")
         else:
             layers[name] = _Module(f"{room}.{name}", block, flat=room == "classifier")
-        fires = all(part.fires for part in block.modules() if isinstance(part, Neuron))
     _log.info("deployed: %s", "; ".join(f"{name} {layer.form}" for name, layer in layers.items()))
     return DeployedNetwork(folded, layers)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plif_lightning.deploy.folding import fold, network_of
+from plif_lightning.deploy.folding import fold
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.output import Integral, Voting
@@ -41,8 +41,7 @@ def _nir() -> Any:
 
 def write_nir(net: SpikingNetwork, file: Path) -> None:
     """Write `to_nir` of a network into a file."""
-    graph = to_nir(net)
-    _nir().write(file, graph)
+    _nir().write(file, to_nir(net))
 
 
 def readers(net: SpikingNetwork) -> dict[str, str | None]:
@@ -98,7 +97,7 @@ def to_nir(net: SpikingNetwork, dt: float = DT) -> Any:
         UserError: a part of the network has no NIR equivalent, or the package is missing.
     """
     nir = _nir()
-    net = fold(network_of(net))
+    net = fold(net)
     if net.inputs.name != "direct":
         raise UserError(
             f"input_encoder={net.inputs.name!r} cannot be part of a NIR graph: pass its spikes to the simulator."

@@ -97,8 +97,6 @@ class Backend:
             require_one_of(argument, value, known)
         self.name, self.sparse = name, sparse
         self._triton = importlib.util.find_spec("triton") is not None
-        if name == "triton" and not self._triton:
-            raise UserError("backend='triton' needs the package triton, which is not installed: pass backend='auto'.")
         self._triton_runs_on = "cpu" if interpreted() else "cuda"
 
     def chosen(self, device: torch.device) -> str:

@@ -193,7 +193,7 @@ class _ConvFirePool(torch.autograd.Function):
         ctx.save_for_backward(x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance)
         ctx.settings = of_all_processes, skip_gradient, pool, neuron
         t, n, _, height, width = x.shape
-        if skip_output and pool != "avg":
+        if skip_output:
             block = EventBlock(table_of(conv), scale, shift, learned, neuron, pool, stride)
             return block(SparseMaps.of(x.flatten(0, 1)), t)[0].images(x.dtype).unflatten(0, (t, n))
         halve = 1 if pool == "none" else 2
@@ -209,7 +209,7 @@ class _ConvFirePool(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, conv, learned, mean, invstd, scale, shift, seed, patch_mean, patch_covariance = ctx.saved_tensors
         of_all_processes, skip_gradient, pool, neuron = ctx.settings
-        backward = _backward_of_events if skip_gradient and pool != "avg" else _backward_in_bands
+        backward = _backward_of_events if skip_gradient else _backward_in_bands
         grad_conv, sums, grad_learned = backward(x, conv, scale, shift, mean, learned, seed, grad_out, pool, neuron)
         if patch_mean is not None:
             # The remaining term of dL/dy, slope (y - mean) + constant, is affine in y, and y is linear in the patches:

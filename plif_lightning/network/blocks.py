@@ -1,6 +1,6 @@
 """Blocks of a network over [T, N, *]: convolution, FC layer, neurons alone, residual block; and sequences of them.
 
-A part of a block may be replaced by another module that takes the same arguments; `forms` then runs it part by part.
+A part of a block may be replaced by another module that takes the same arguments: `forms` then calls that module.
 """
 
 import itertools
@@ -169,9 +169,10 @@ class Residual(nn.Module):
         last = self.branch[-1] if len(self.branch) else None
         if self.how != "ADD" or not isinstance(last, ConvBlock) or not isinstance(block, NeuronBlock):
             return False
+        held = last.steps(x) > len(x)  # then neurons of the branch or of the shortcut alone may see time
         on_cpu = last.backend.chosen(x.device) == "cpu" and last.backend.fuses(x.device, computing_type(x))
         plain = is_plain(block, self, self.branch, self.shortcut, *last.modules())
-        return on_cpu and plain and last.neuron is None and not refuses_fusion(last, block.neuron)
+        return not held and on_cpu and plain and last.neuron is None and not refuses_fusion(last, block.neuron)
 
     def fire(self, block: NeuronBlock, x: Tensor) -> Tensor:
         """Spikes of the neurons of a block that see the sum; only if it `fuses_with` that block."""
@@ -189,10 +190,10 @@ WITH_NEURON = (ConvBlock, FCBlock, NeuronBlock)
 class Blocks(nn.Sequential):
     """A sequence of blocks."""
 
+    backend = Backend("reference")  # until `use_backend`
+
     def forward(self, x: Tensor) -> Tensor:
-        backend = getattr(next(self.children(), None), "backend", None)
-        by_reference = backend is not None and backend.name == "reference"
-        return (run_blocks if by_reference else _outside_of_graphs)(x, list(self))
+        return (run_blocks if self.backend.name == "reference" else _outside_of_graphs)(x, list(self))
 
 
 def run_blocks(x: Tensor, blocks: list[nn.Module]) -> Tensor:

@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from plif_lightning.errors import CheckpointError
+from plif_lightning.network.inputs import InputEncoder
 from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
 from plif_lightning.network.own import imported_network, own_network
 from plif_lightning.neurons import Neuron
@@ -23,7 +24,7 @@ EXPORTED = "export.json"
 # Attributes of layers that their output depends on, beside their weights.
 _GEOMETRY = (
     *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "output_size", "ceil_mode", "eps"),
-    *("how", "votes_per_class", "init_tau"),
+    *("how", "votes_per_class", "init_tau", "num_groups", "num_heads", "negative_slope", "scale_factor"),
 )
 
 
@@ -40,6 +41,7 @@ def fingerprint(net: nn.Module) -> str:
         values = {key: getattr(part, key, None) for key in _GEOMETRY}
         facts = [f"{key}={v}" for key, v in values.items() if isinstance(v, (int, float, str, tuple))]
         facts += [part.dynamics.key] if isinstance(part, Neuron) else []
+        facts += [part.name] if isinstance(part, InputEncoder) else []
         path = ".".join(step for step in name.split(".") if step != "_orig_mod")
         lines.append(" ".join([path, kind, *facts]))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
@@ -103,20 +105,13 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
-def configuration_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The configuration of the run that wrote a checkpoint, with the blocks model, data and trainer; empty if none.
-
-    Raises:
-        CheckpointError: it is not a configuration that `fit` wrote.
-    """
+def configuration_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the run that wrote a checkpoint, with the blocks model, data and trainer; empty if none."""
     text = checkpoint.get("cli_config")
     if text is None:
         return {}
-    try:
-        config = {"model": {}, "trainer": {}, "data": {}, **yaml.safe_load(text)}
-        config["data"] = {"init_args": {}, **config["data"]}
-    except (yaml.YAMLError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: {error} in its configuration.") from error
+    config = {"model": {}, "trainer": {}, "data": {}, **yaml.safe_load(text)}
+    config["data"] = {"init_args": {}, **config["data"]}
     return config
 
 
@@ -168,7 +163,7 @@ def _made(checkpoint: dict[str, Any], path: Path, network: nn.Module | None) -> 
         return SpikingNetwork(**{**arguments, "backend": "auto", "sparse": "auto"})
     from_data = {name: tuple(stored[name]) if name == "input_shape" else stored[name] for name in FROM_DATA}
     if network is None:
-        described = configuration_in(checkpoint, path).get("model", {}).get("network") or {}
+        described = configuration_in(checkpoint).get("model", {}).get("network") or {}
         if "class_path" not in described:
             raise CheckpointError(
                 f"the network in {path} is a {stored['network']} that was built in Python: pass it, too, as "

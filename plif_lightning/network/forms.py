@@ -1,11 +1,14 @@
 """The one place that chooses how a block runs.
 
-A convolutional block runs in the first of these forms that it can:
+A convolutional block runs in the first of these forms whose condition holds:
 
-1. part by part: on the reference backend, with a hook, or with a part of a class that the kernels do not know;
-2. in one pass: the convolution's output is never stored. A block of spikes without gradients, below the break-even
+1. part by part: on the reference backend, or where the block, its BN or its neurons have hooks or another class;
+2. in one pass, which never stores the convolution's output: a block of spikes without gradients, below the break-even
    density; and the first block of events, which computes it again in the backward pass;
-3. fused: the convolution, dense or from the inputs that are not silent, then BN, neurons and pool in one kernel.
+3. fused: the convolution, dense or from the inputs that are not silent, then BN, neurons and pool in one kernel. A
+   convolution or pool with hooks or of another class is then called as the module that it is.
+
+Only the neurons behind a residual block are chosen elsewhere: `blocks.Residual.fuses_with` gives them the sum.
 """
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -50,7 +53,7 @@ class Choice(NamedTuple):
     """How a call of a block ran.
 
     Attributes:
-        form: see the module.
+        form: see the module; an FC layer has one.
         skip: products that skip silent inputs, and the density of a sample of the input.
         reason: why a faster form did not run; empty where there is none.
     """
@@ -135,12 +138,13 @@ def choose(block: "ConvBlock", x: Tensor) -> Choice:
         and x.shape[2] <= _FEW_CHANNELS
         and len(x) > 1
     ):
-        never = NEVER if block.kernel_pool == "avg" else None
-        return Choice("one pass", never or block.backend.skips("events", *_product(block, x)))
+        averages = block.kernel_pool == "avg"
+        return Choice("one pass", NEVER if averages else block.backend.skips("events", *_product(block, x)))
     skip = _skip(block, x)
     reason = "" if block.spikes_in else "its input is not spikes"
-    # Gradients, and BN's statistics of a batch, need the convolution's output.
-    if skip.output and not torch.is_grad_enabled() and not block.normalises_by_batch:
+    if torch.is_grad_enabled() or block.normalises_by_batch:
+        reason = reason or "training needs the convolution's output"
+    elif skip.output:
         if block.kernel_pool != "avg" and carried() is None and block.steps(x) <= len(x):
             return Choice("one pass", skip)
         reason = "its pool averages, its input is held, or it runs single time-steps"
@@ -228,10 +232,8 @@ def fire_sum(block: "ConvBlock", neuron: Neuron, x: Tensor, added: Tensor) -> Te
     """Spikes of neurons that see the output of a block without neurons, plus `added`, in one kernel."""
     choice = _noted(block, Choice("fused", _skip(block, x)))
     y = _convolved(block, x, choice.skip, with_bias=False)
-    steps = max(len(y), len(added))  # one of them may be held, with the other's neurons having seen time
     kind = torch.promote_types(y.dtype, added.dtype)  # in which the reference adds
-    y, added = (maps.to(kind).expand(steps, *maps.shape[1:]) for maps in (y, added))
-    return fire(block, neuron, y, block.time_steps if steps == 1 else steps, added=added)
+    return fire(block, neuron, y.to(kind), len(y), added=added.to(kind))
 
 
 def norm_of(block: "ConvBlock", batch: Any, x: Tensor, steps: int | None = None) -> Norm:

@@ -24,7 +24,7 @@ def is_plain(*modules: nn.Module | None) -> bool:
 
     Those are PyTorch's own, those of this package, and neurons that are their equations.
     """
-    if _every._global_forward_hooks or _every._global_forward_pre_hooks or _every._global_backward_hooks:
+    if any(getattr(_every, f"_global_{name}_hooks") for name in ("forward", "forward_pre", "backward", "backward_pre")):
         return False
     return all(module is None or (_is_known(module) and not has_hooks(module)) for module in modules)
 

@@ -14,7 +14,7 @@ from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.firing import Keywords as Keywords
 from plif_lightning.errors import UserError, require_count, require_known_arguments, require_one_of
 from plif_lightning.kernels import Backend, BackendName, Sparse
-from plif_lightning.network.blocks import WITH_NEURON, ConvBlock, FCBlock, NeuronBlock, layers_of
+from plif_lightning.network.blocks import WITH_NEURON, Blocks, ConvBlock, FCBlock, NeuronBlock, layers_of
 from plif_lightning.network.building import Builder
 from plif_lightning.network.hooks import Hear, listening
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
@@ -340,7 +340,7 @@ def use_backend(module: nn.Module, name: BackendName = "auto", sparse: Sparse = 
     """
     backend = Backend(name, sparse)
     for part in module.modules():
-        if isinstance(part, (Neuron, ConvBlock, FCBlock, SpikingNetwork)):
+        if isinstance(part, (Neuron, ConvBlock, FCBlock, Blocks, SpikingNetwork)):
             part.backend = backend
         elif isinstance(part, OverTime):  # which skips silent inputs only if it is told to
             part.backend = Backend(name, part.backend.sparse if sparse == "auto" else sparse)

@@ -56,7 +56,8 @@ class TimeBatchNorm2d(nn.Module):
 
     def _by_module(self, x: Tensor) -> Tensor:
         """What `bn` makes of each step, or of all of them."""
-        if self.statistics == "per_step" and self.bn.training and len(x) > 1:
+        of_batch = self.bn.training or self.bn.running_mean is None
+        if self.statistics == "per_step" and of_batch and len(x) > 1:
             return torch.stack([self.bn(step) for step in x])
         return self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 

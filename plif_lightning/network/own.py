@@ -40,8 +40,6 @@ def own_network(net: nn.Module, from_data: Mapping[str, Any], settings: Mapping[
     Raises:
         UserError: an argument would have no effect; or the network was made for other data.
     """
-    if not isinstance(net, nn.Module):
-        raise UserError(f"network must be a module, or its class such as my_nets.Net on the command line, got {net!r}.")
     given = {name: value for name, value in settings.items() if name not in _OF_ALL}
     if lost := [f"{name}={value!r}" for name, value in given.items() if value != DEFAULTS.get(name)]:
         raise UserError(

@@ -41,8 +41,7 @@ class TimeDropout(nn.Module):
         return x * state.masks[self]
 
     def _mask(self, x: Tensor) -> Tensor:
-        keep = 1 - self.p
-        return torch.empty_like(x[0]).bernoulli_(keep).div_(keep)
+        return torch.empty_like(x[0]).bernoulli_(1 - self.p).mul_(self.scale)
 
     @property
     def scale(self) -> float:

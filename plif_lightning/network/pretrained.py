@@ -36,8 +36,7 @@ def write(net: SpikingNetwork, folder: Path, facts: Mapping[str, str]) -> None:
         from safetensors.torch import save
     from plif_lightning.neurons import as_plain
 
-    arguments = {**net.arguments, "neuron": as_plain(net.arguments["neuron"])} if "neuron" in net.arguments else {}
-    arguments = {**net.arguments, **arguments}
+    arguments = {**net.arguments, "neuron": as_plain(net.arguments.get("neuron", "plif"))}
     foreign = _foreign(arguments) or (None if type(net) is SpikingNetwork else type(net).__name__)
     if foreign:
         raise UserError(

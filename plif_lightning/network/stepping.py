@@ -34,9 +34,8 @@ def plain(net: nn.Module) -> nn.Module:
 
 def run_network(net: nn.Module, x: Tensor) -> Tensor:
     """The output of a `SpikingNetwork` or other module over [T, N, *]; other stacks of layers run `over_time`."""
-    knows_time = not isinstance(net, nn.Sequential) and type(net).forward is not nn.Module.forward
-    over_time = any(isinstance(part, STATEFUL) for part in net.modules()) or hasattr(net, "time_steps")
-    return net(x) if knows_time and over_time else run_over_time(net, x)
+    by_layers = type(net).forward is nn.Sequential.forward or type(net).__module__.startswith("torch.nn.")
+    return run_over_time(net, x) if by_layers else net(x)
 
 
 def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None = None) -> tuple[Tensor, State]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from plif_lightning.errors import UserError
 from plif_lightning.structure.layers import FC, Conv, Neurons, Pool, Structure, Votes
 from plif_lightning.structure.notation import parse
+from plif_lightning.structure.shapes import require_classes
 
 PLIF = Neurons("PLIF")
 
@@ -56,7 +57,9 @@ def resolved(structure: str | None, given: Mapping[str, Any], num_classes: int) 
             "--model.structure null for the paper's with these numbers."
         )
     wanted = own._replace(**given)
-    if found is not None and "fc_features" in given and wanted.n_fc == 1:
+    if found is not None:
+        require_classes(found, num_classes)
+    if "fc_features" in given and wanted.n_fc == 1:
         raise UserError(f"fc_features={given['fc_features']} has no layer in a structure with one FC layer.")
     return _of_numbers(wanted, num_classes)
 

@@ -214,3 +214,9 @@ def test_a_network_in_float64_costs_the_same():
     net = trained()
     x = frames(net)
     assert cost(net.double(), x.double()) == cost(net.float(), x)
+
+
+def test_events_as_they_are_stored_cost_the_same():
+    net = trained()
+    x = frames(net).clamp(max=1)
+    assert cost(net, x.to(torch.uint8)) == cost(net, x)

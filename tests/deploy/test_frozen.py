@@ -117,6 +117,10 @@ def test_a_step_from_a_foreign_state_or_frame_is_refused(net):
     for frame, given in ((x[1], lacking), (x[1, :2], state), (x, None), (x[0, :, :1], None)):
         with pytest.raises(UserError, match=r"a step takes a frame \[N, 2, 12, 12\] and the state of encoder.conv1"):
             made.step(frame, given)
+    with_two_states = deployed(trained(neuron="alif"))
+    _, state = with_two_states.step(x[0])
+    with pytest.raises(UserError, match="for as many samples"):
+        with_two_states.step(x[1, :2], state)
 
 
 @pytest.mark.parametrize("kind", [{}, {"pooling": "avg"}, {"shape": (2, 13, 11)}], ids=str)

@@ -118,6 +118,7 @@ OTHERS = {
     "threshold": {"v_threshold": 0.9},
     "surrogate": {"surrogate": "sigmoid"},
     "width": {"surrogate_width": 2.0},
+    "encoder": {"input_encoder": "latency"},
     "through_time": {"through_time": False},
     "stride": {"structure": "c4k3s2-BN-PLIF-c4k3s1-BN-PLIF-FC3-PLIF"},
     "pool": {"structure": "c4k3s1-BN-PLIF-MPk4s2p1-c4k3s1-BN-PLIF-FC3-PLIF"},

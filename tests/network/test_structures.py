@@ -436,6 +436,7 @@ def test_a_network_without_neurons_takes_single_steps():
         ({"structure": "c4k3s1-BN-PLIF(init_tau=3.0)-FC3", "neuron": "if"}, "init_tau=3.0 has no meaning for IF"),
         ({"structure": "c4k3s1-BN-PLIF-MPk2s2-DP-FC20-PLIF-APk10s10", "channels": 8}, "FC20, gives 2 classes"),
         ({"structure": "c4k3s1-BN-PLIF-MPk2s2-DP-FC30-PLIF-APk10s10", "fc_features": 8}, "fc_features=8 has no layer"),
+        ({"n_fc": 1, "fc_features": 7}, "fc_features=7 has no layer"),
         ({"structure": "c4k3s1-BN-PLIF-FC3", "dropout": [0.1]}, "dropout must be one number or n_fc = 0 of them"),
     ],
 )

@@ -32,6 +32,16 @@ def lively(**settings):
     return net
 
 
+def test_bn_of_a_sum_is_updated_once_a_step():
+    text = "c6k3s1-BN-PLIF-ADD(c6k3s1-BN)-PLIF-FC3-PLIF"
+    whole = lively(structure=text, channels=None, fc_features=None)
+    parts, x = copy.deepcopy(whole), torch.rand(5, 4, 2, 8, 8).lt(0.4).double()
+    whole(x)
+    step_by_step(parts, x, 5, lambda votes: votes.mean())
+    for ours, theirs in zip(parts.buffers(), whole.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("neuron", ["plif", "clif"])
 @pytest.mark.parametrize("threshold", [False, True])
