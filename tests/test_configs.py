@@ -153,7 +153,7 @@ def test_a_network_of_other_depths_prints_in_the_same_notation():
     deep = SpikingNetwork((1, 16, 16), 3, 2, n_conv=2, n_down=1, n_fc=3, channels=4, fc_features=6, votes_per_class=5)
     assert str(deep.structure) == "{c4k3s1-BN-PLIF}*2-MPk2s2-{DP-FC6-PLIF}*2-DP-FC15-PLIF-APk5s5"
     plain = SpikingNetwork((1, 8, 8), 2, 2, n_down=1, n_fc=1, channels=4, dropout=0.0, neuron="lif", pooling="avg")
-    assert str(plain.structure) == "c4k3s1-BN-LIF-APk2s2-FC20-LIF-APk10s10"
+    assert str(plain.structure) == "c4k3s1-BN-LIF-APk2s2-DP-FC20-LIF-APk10s10"
 
 
 # What of a network decides what is evaluated: a recipe may not touch it.

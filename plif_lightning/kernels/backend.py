@@ -11,6 +11,7 @@ from plif_lightning.dynamics import reference
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import fused
 from plif_lightning.kernels.bits import look
+from plif_lightning.kernels.dense import WIDENS_BFLOAT16
 from plif_lightning.kernels.layout import interpreted
 
 BackendName = Literal["auto", "reference", "cpu", "triton"]
@@ -21,10 +22,11 @@ OpName = Literal["conv", "linear", "events"]
 # Types of the event-driven loops; float64 and float16 are always dense.
 TYPES = (torch.float32, torch.bfloat16)
 # Densities, shares of non-zero inputs, up to which an operator, and the gradient of its weight, skip silent inputs: in
-# float32, in bfloat16, and in bfloat16 with AMX. Measured by tests/benchmarks/sparse.py, see docs/benchmarks.md.
+# float32 (and bfloat16 by way of it), in bfloat16, and in bfloat16 with AMX. Measured by tests/benchmarks/sparse.py,
+# see docs/benchmarks.md.
 BREAK_EVEN: dict[OpName, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
-    "conv": ((0.2, 0.3), (0.1, 0.05), (0.0, 0.05)),
-    "linear": ((0.25, 0.08), (0.1, 0.0), (0.0, 0.0)),
+    "conv": ((0.2, 0.3), (0.12, 0.15), (0.0, 0.05)),
+    "linear": ((0.25, 0.15), (0.12, 0.12), (0.0, 0.0)),
     "events": ((0.3, 0.2), (0.2, 0.1), (0.2, 0.1)),
 }
 # The dense form of narrower layers, in inputs or outputs, and of smaller maps is always faster.
@@ -76,7 +78,9 @@ def break_even(name: OpName, weight: Tensor, dtype: torch.dtype, side: int) -> t
     if min(weight.shape[:2]) < LEAST_WIDTH[name] or (name == "conv" and side < LEAST_SIDE):
         return 0.0, 0.0
     wide, narrow, with_amx = BREAK_EVEN[name]
-    return wide if dtype == torch.float32 else with_amx if _has_amx() else narrow
+    if dtype == torch.float32 or WIDENS_BFLOAT16:
+        return wide
+    return with_amx if _has_amx() else narrow
 
 
 class Backend:

@@ -11,7 +11,7 @@ A convolutional block runs in the first of these forms whose condition holds:
 Only the neurons behind a residual block are chosen elsewhere: `blocks.Residual.fuses_with` gives them the sum.
 """
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +36,6 @@ from plif_lightning.network.pooling import TimeDropout
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import carried
 
-if TYPE_CHECKING:
-    from plif_lightning.network.blocks import ConvBlock, FCBlock
-
 # Up to this many input channels the backward pass recomputes the convolution instead of storing its output: events
 # have 2.
 _FEW_CHANNELS = 4
@@ -47,6 +44,9 @@ _FEW_CHANNELS = 4
 _MANY_SPIKES = 2**23
 # Density up to which moments of patches are computed from the non-zero values only.
 _FEW_EVENTS = 0.1
+
+
+Block = Any  # blocks.ConvBlock or FCBlock, whose file imports this one
 
 
 class Choice(NamedTuple):
@@ -96,7 +96,7 @@ def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x)
 
 
-def refuses_fusion(block: "ConvBlock", neuron: nn.Module | None) -> str:
+def refuses_fusion(block: Block, neuron: nn.Module | None) -> str:
     """Why the kernels cannot take BN and neurons of a block together; empty if they can."""
     norm = block.norm
     if neuron is None:
@@ -108,7 +108,7 @@ def refuses_fusion(block: "ConvBlock", neuron: nn.Module | None) -> str:
     return ""
 
 
-def refuses_conv(block: "ConvBlock") -> str:
+def refuses_conv(block: Block) -> str:
     """Why the kernels cannot compute the convolution of a block; empty if they can."""
     conv = block.conv
     if not is_plain(conv) or not isinstance(conv, nn.Conv2d) or (conv.bias is None) != (block.norm is not None):
@@ -121,7 +121,7 @@ def refuses_conv(block: "ConvBlock") -> str:
     return ""
 
 
-def choose(block: "ConvBlock", x: Tensor) -> Choice:
+def choose(block: Block, x: Tensor) -> Choice:
     """How a block runs on x [T, N, C, H, W], or [1, N, C, H, W] held for its time-steps."""
     if not block.backend.fuses(x.device, computing_type(x)):
         return Choice("part by part", reason="the reference backend, or a type that the kernels do not have")
@@ -151,19 +151,19 @@ def choose(block: "ConvBlock", x: Tensor) -> Choice:
     return Choice("fused", skip, reason)
 
 
-def _product(block: "ConvBlock", x: Tensor) -> tuple[Tensor, Tensor]:
+def _product(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
     """Images [T N, C, H, W] in the type of the convolution, C innermost, and its weight."""
     images = images_channels_last(x.flatten(0, 1))
     return images.to(dtype_of(images, block.conv.weight)), block.conv.weight
 
 
-def _skip(block: "ConvBlock", x: Tensor) -> Skip:
+def _skip(block: Block, x: Tensor) -> Skip:
     if not block.spikes_in or refuses_conv(block):
         return NEVER
     return block.backend.skips("conv", *_product(block, x), stride=block.conv.stride[0])
 
 
-def run_conv(block: "ConvBlock", x: Tensor) -> Tensor:
+def run_conv(block: Block, x: Tensor) -> Tensor:
     """Pooled spikes [T, N, C', H', W'] of a block in the form that `choose` takes."""
     choice = _noted(block, choose(block, x))
     if choice.form == "part by part":
@@ -174,14 +174,14 @@ def run_conv(block: "ConvBlock", x: Tensor) -> Tensor:
     return block.pool(spikes)
 
 
-def _noted(block: "ConvBlock | FCBlock", choice: Choice) -> Choice:
+def _noted(block: Block, choice: Choice) -> Choice:
     """Leave the choice where `SpikingNetwork.forms` finds it."""
     if not torch.compiler.is_compiling():
         block.choice = choice
     return choice
 
 
-def _part_by_part(block: "ConvBlock", x: Tensor, skip: Skip) -> Tensor:
+def _part_by_part(block: Block, x: Tensor, skip: Skip) -> Tensor:
     y = _convolved(block, x, skip, with_bias=True)
     y = y if block.norm is None else block.norm(y, block.steps(x))
     if block.neuron is None:
@@ -190,7 +190,7 @@ def _part_by_part(block: "ConvBlock", x: Tensor, skip: Skip) -> Tensor:
     return spikes if block.pool is None else block.pool(spikes)
 
 
-def _one_pass(block: "ConvBlock", x: Tensor, skip: Skip) -> Tensor:
+def _one_pass(block: Block, x: Tensor, skip: Skip) -> Tensor:
     images, weight = _product(block, x)
     weight = weight.to(images.dtype)
     given = images.unflatten(0, x.shape[:2])
@@ -208,13 +208,13 @@ def _one_pass(block: "ConvBlock", x: Tensor, skip: Skip) -> Tensor:
     )  # fmt: skip
 
 
-def _fused(block: "ConvBlock", x: Tensor, skip: Skip) -> Tensor:
+def _fused(block: Block, x: Tensor, skip: Skip) -> Tensor:
     y = _convolved(block, x, skip, with_bias=False)
     assert isinstance(block.neuron, Neuron)
     return fire(block, block.neuron, y, block.steps(x), pool=block.kernel_pool, seed=block.seed())
 
 
-def fire(block: "ConvBlock", neuron: Neuron, y: Tensor, steps: int, **settings: Any) -> Tensor:
+def fire(block: Block, neuron: Neuron, y: Tensor, steps: int, **settings: Any) -> Tensor:
     """Spikes of neurons for the output y [T, N, C, H, W] of a block's convolution, with its BN, in one kernel.
 
     In a `step` they go on from the state of the previous one, without a pool.
@@ -228,7 +228,7 @@ def fire(block: "ConvBlock", neuron: Neuron, y: Tensor, steps: int, **settings: 
     return norm_fire_pool(y, norm, neuron.dynamics, time_steps=steps, **settings)[0]
 
 
-def fire_sum(block: "ConvBlock", neuron: Neuron, x: Tensor, added: Tensor) -> Tensor:
+def fire_sum(block: Block, neuron: Neuron, x: Tensor, added: Tensor) -> Tensor:
     """Spikes of neurons that see the output of a block without neurons, plus `added`, in one kernel."""
     choice = _noted(block, Choice("fused", _skip(block, x)))
     y = _convolved(block, x, choice.skip, with_bias=False)
@@ -236,7 +236,7 @@ def fire_sum(block: "ConvBlock", neuron: Neuron, x: Tensor, added: Tensor) -> Te
     return fire(block, neuron, y.to(kind), len(y), added=added.to(kind))
 
 
-def norm_of(block: "ConvBlock", batch: Any, x: Tensor, steps: int | None = None) -> Norm:
+def norm_of(block: Block, batch: Any, x: Tensor, steps: int | None = None) -> Norm:
     """BN of a block's convolution, or its bias; x [T, N, *, H, W] is its input or output, `batch` its moments."""
     if block.norm is not None:
         return block.norm.norm_for(batch, x.shape[1] * x.shape[3] * x.shape[4], len(x) if steps is None else steps)
@@ -248,7 +248,7 @@ def norm_of(block: "ConvBlock", batch: Any, x: Tensor, steps: int | None = None)
     return Norm(one[0], bias, torch.zeros_like(one), one)
 
 
-def _convolved(block: "ConvBlock", x: Tensor, skip: Skip, with_bias: bool) -> Tensor:
+def _convolved(block: Block, x: Tensor, skip: Skip, with_bias: bool) -> Tensor:
     """The convolution's output [T, N, C', H', W'].
 
     `with_bias=False` leaves the bias to the next kernel; a convolution that is called as a module adds its own.
@@ -268,7 +268,7 @@ def _convolved(block: "ConvBlock", x: Tensor, skip: Skip, with_bias: bool) -> Te
     return y.unflatten(0, x.shape[:2])
 
 
-def run_fc(block: "FCBlock", x: Tensor) -> Tensor:
+def run_fc(block: Block, x: Tensor) -> Tensor:
     """Sums [T, N, F'] of an FC block, from the inputs that are not silent where that is faster."""
     fc, dropout = block.fc, block.dropout
     if not (block.spikes_in and is_plain(fc) and isinstance(fc, nn.Linear)):

@@ -194,9 +194,6 @@ def test_a_checkpoint_of_another_trainer_is_measured_on_the_data_that_are_named(
     assert "measured on 4" in " ".join(capsys.readouterr().out.split())
     other_steps = ["--data", "Digits", "--data.time_steps", "3"]
     assert "time_steps is 2 there, 3 here" in refused(capsys, "test", "--ckpt_path", "net.ckpt", *other_steps)
-    assert "pass --input=images" in refused(
-        capsys, "export", "--ckpt_path", "net.ckpt", "--out", "out", "--format", "onnx"
-    )
     main(["export", "--ckpt_path", "net.ckpt", "--out", "out"])
     x = torch.rand(5, 1, 8, 8)
     torch.testing.assert_close(pl.load_network("out")(x), task.network.eval()(x))

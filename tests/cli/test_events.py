@@ -123,7 +123,7 @@ def test_prepare_finds_damage(capsys):
             ["--data.augmentation+=RandomCrop"],
             "augmentation does not take RandomCrop, a class of another kind",
         ),
-        ("nmnist", ["--model.input_encoder", "poisson"], "input_encoder='poisson' encodes images"),
+        ("nmnist", ["--model.input_encoder", "poisson"], "input_encoder='poisson' encodes an image"),
     ],
 )
 def test_a_mistake_is_answered_with_one_sentence(name, arguments, expected, capsys):

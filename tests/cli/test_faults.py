@@ -558,20 +558,12 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(run, capsys):
         assert "damaged" in message or "cannot be read as a checkpoint" in message
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(value, run, capsys):
-    path = run / "checkpoints/best.ckpt"
-    checkpoint = load(path)
-    checkpoint["state_dict"]["network.classifier.fc1.fc.weight"][3, 4] = value
-    torch.save(checkpoint, path)
-    message = refused(capsys, "test", "--ckpt_path", str(path), *SILENT)
-    assert "network.classifier.fc1.fc.weight in it is NaN or infinite" in message
-
-
 def test_a_checkpoint_whose_weights_are_no_tensors_is_refused(run, capsys):
     path = run / "checkpoints/best.ckpt"
     torch.save({**load(path), "state_dict": {"a": 1}}, path)
-    assert "its a is not a tensor" in refused(capsys, "test", "--ckpt_path", str(path), *SILENT)
+    assert "the checkpoint's weights are not this network's" in refused(
+        capsys, "test", "--ckpt_path", str(path), *SILENT
+    )
 
 
 def test_a_checkpoint_at_an_address_is_lightnings(tmp_path):
@@ -684,7 +676,7 @@ def test_a_tag_in_the_configuration_of_a_checkpoint_calls_nothing(best_of_a_run)
 
 @pytest.mark.parametrize(
     "other",
-    [{"hyper_parameters": 3}, {"fingerprint": 3}, {"global_step": "x"}, {"loops": 5}],
+    [{"fingerprint": 3}, {"global_step": "x"}, {"loops": 5}],
     ids=str,
 )
 @pytest.mark.parametrize("command", ["test", "stream", "fit"])
