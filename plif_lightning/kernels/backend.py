@@ -22,14 +22,14 @@ OpName = Literal["conv", "linear", "events"]
 # Types of the event-driven loops; float64 and float16 are always dense.
 TYPES = (torch.float32, torch.bfloat16)
 # Densities, shares of non-zero inputs, up to which an operator, and the gradient of its weight, skip silent inputs: in
-# float32 (and bfloat16 by way of it), in bfloat16, and in bfloat16 with AMX. Measured by tests/benchmarks/sparse.py,
-# see docs/benchmarks.md.
-BREAK_EVEN: dict[OpName, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
-    "conv": ((0.2, 0.3), (0.12, 0.15), (0.0, 0.05)),
-    "linear": ((0.25, 0.15), (0.12, 0.12), (0.0, 0.0)),
-    "events": ((0.3, 0.2), (0.2, 0.1), (0.2, 0.1)),
+# float32 without and with AMX, in bfloat16 without and with it. (A processor with AMX is an Intel, whose library of
+# dense products is faster in float32, too.) Measured by tests/benchmarks/sparse.py and structures.py.
+BREAK_EVEN: dict[OpName, tuple[tuple[float, float], ...]] = {
+    "conv": ((0.3, 0.35), (0.2, 0.3), (0.12, 0.15), (0.0, 0.05)),
+    "linear": ((0.3, 0.3), (0.25, 0.15), (0.12, 0.12), (0.0, 0.0)),
+    "events": ((0.3, 0.2), (0.3, 0.2), (0.2, 0.1), (0.2, 0.1)),
 }
-# The dense form of narrower layers, in inputs or outputs, and of smaller maps is always faster.
+# Narrower layers, in inputs or outputs, are always dense; with AMX smaller maps are, too.
 LEAST_WIDTH: dict[OpName, int] = {"conv": 64, "linear": 512, "events": 0}
 LEAST_SIDE = 8
 # Multiplications of the dense form below which even sampling the density costs too much.
@@ -75,12 +75,10 @@ def break_even(name: OpName, weight: Tensor, dtype: torch.dtype, side: int) -> t
         dtype: of the products, one of TYPES.
         side: shorter side of the maps.
     """
-    if min(weight.shape[:2]) < LEAST_WIDTH[name] or (name == "conv" and side < LEAST_SIDE):
+    if min(weight.shape[:2]) < LEAST_WIDTH[name] or (name == "conv" and side < LEAST_SIDE and _has_amx()):
         return 0.0, 0.0
-    wide, narrow, with_amx = BREAK_EVEN[name]
-    if dtype == torch.float32 or WIDENS_BFLOAT16:
-        return wide
-    return with_amx if _has_amx() else narrow
+    by_bfloat16 = dtype == torch.bfloat16 and not WIDENS_BFLOAT16
+    return BREAK_EVEN[name][2 * by_bfloat16 + _has_amx()]
 
 
 class Backend:

@@ -141,12 +141,13 @@ LAYERS = {
     "linear": ((32, 512), (1024, 512)),
     "events": ((2, 2, 128, 128), (64, 2, 3, 3)),
 }
-# Type, whether the processor has AMX, and the column of `BREAK_EVEN`.
+# Type, whether the processor has AMX and computes in bfloat16, and the column of `BREAK_EVEN`.
 KINDS = {
-    "float32": (torch.float32, False, 0),
-    "float32 beside AMX": (torch.float32, True, 0),
-    "bfloat16": (torch.bfloat16, False, 1),
-    "bfloat16 with AMX": (torch.bfloat16, True, 2),
+    "float32": (torch.float32, False, True, 0),
+    "float32 beside AMX": (torch.float32, True, True, 1),
+    "bfloat16": (torch.bfloat16, False, True, 2),
+    "bfloat16 with AMX": (torch.bfloat16, True, True, 3),
+    "bfloat16 by way of float32": (torch.bfloat16, False, False, 0),
 }
 
 
@@ -160,8 +161,9 @@ def first_ones(shape, number):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_machine_of_a_kind_skips_silence_up_to_the_same_density(name, kind, monkeypatch):
-    dtype, amx, column = KINDS[kind]
+    dtype, amx, native, column = KINDS[kind]
     monkeypatch.setattr(backend, "_has_amx", lambda: amx)
+    monkeypatch.setattr(backend, "WIDENS_BFLOAT16", not native)
     shape, of_weight = LAYERS[name]
     weight, inputs = torch.zeros(of_weight, requires_grad=True), torch.Size(shape).numel()
     threads = torch.get_num_threads()
@@ -182,7 +184,7 @@ def test_every_machine_of_a_kind_skips_silence_up_to_the_same_density(name, kind
     ("name", "shape", "of_weight", "expected"),
     [
         ("conv", (2, 64, 8, 64), (64, 64, 3, 3), True),
-        ("conv", (2, 64, 7, 80), (64, 64, 3, 3), False),  # low maps
+        ("conv", (2, 64, 7, 80), (64, 64, 3, 3), False),  # low maps, with AMX
         ("conv", (2, 63, 16, 16), (64, 63, 3, 3), False),  # few inputs
         ("conv", (2, 64, 16, 16), (63, 64, 3, 3), False),  # few outputs
         ("conv", (1, 64, 16, 16), (64, 64, 3, 3), False),  # little work
@@ -192,7 +194,8 @@ def test_every_machine_of_a_kind_skips_silence_up_to_the_same_density(name, kind
         ("linear", (63, 512), (512, 512), False),
     ],
 )
-def test_narrow_layers_and_small_maps_are_dense(name, shape, of_weight, expected):
+def test_narrow_layers_and_small_maps_are_dense(name, shape, of_weight, expected, monkeypatch):
+    monkeypatch.setattr(backend, "_has_amx", lambda: True)
     found = Backend().skips(name, first_ones(shape, 1), torch.zeros(of_weight, requires_grad=True))
     assert (found.output, found.gradient) == (expected, expected)
 
