@@ -25,10 +25,10 @@ from plif_lightning.network.checkpoint import (
     checkpoint_file,
     class_names_in,
     configuration_in,
-    fingerprint,
     load_checkpoint,
     network_in,
 )
+from plif_lightning.network.fingerprint import fingerprint
 from plif_lightning.network.output import Integral
 from plif_lightning.network.own import description, neurons_of
 from plif_lightning.network.stepping import STATEFUL

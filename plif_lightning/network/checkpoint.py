@@ -1,6 +1,5 @@
 """Read checkpoint files, and load the trained network from one without a Trainer."""
 
-import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -12,57 +11,14 @@ import yaml
 from torch import nn
 
 from plif_lightning.errors import CheckpointError
-from plif_lightning.network.inputs import InputEncoder
+from plif_lightning.network.fingerprint import require_same
 from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
 from plif_lightning.network.own import imported_network, own_network
-from plif_lightning.neurons import Neuron
 from plif_lightning.structure import FROM_DATA
 
 _PREFIX = "network."
 # Manifest of an export folder.
 EXPORTED = "export.json"
-# Attributes of layers that their output depends on, beside their weights.
-_GEOMETRY = (
-    *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "output_size", "ceil_mode", "eps"),
-    *("how", "votes_per_class", "init_tau", "num_groups", "num_heads", "negative_slope", "scale_factor"),
-)
-
-
-def fingerprint(net: nn.Module) -> str:
-    """Hash of what a network computes, beside its weights: classes, geometry, and constants and equations of neurons.
-
-    T, dropout, ties of pools, backends and learned values do not count, and `SyncBatchNorm` is `BatchNorm2d`.
-    """
-    lines = []
-    for name, part in net.named_modules():
-        if "_orig_mod" in part._modules:  # the wrapper of a compiled module, which follows
-            continue
-        kind = {"SyncBatchNorm": "BatchNorm2d"}.get(type(part).__name__, type(part).__name__)
-        values = {key: getattr(part, key, None) for key in _GEOMETRY}
-        facts = [f"{key}={v}" for key, v in values.items() if isinstance(v, (int, float, str, tuple))]
-        facts += [part.dynamics.key] if isinstance(part, Neuron) else []
-        facts += [part.name] if isinstance(part, InputEncoder) else []
-        path = ".".join(step for step in name.split(".") if step != "_orig_mod")
-        lines.append(" ".join([path, kind, *facts]))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def require_same(net: nn.Module, stored: Any, path: object) -> None:
-    """Refuse the weights of another network.
-
-    Args:
-        net: the network that is to load them.
-        stored: `fingerprint` of the network that was trained.
-        path: the checkpoint, for the message.
-
-    Raises:
-        CheckpointError: the fingerprints differ.
-    """
-    if stored != fingerprint(net):
-        raise CheckpointError(
-            f"the network in {path} differs from this one in a class, the size of a convolution or pool, or the "
-            "equations or constants of neurons: its weights would give other votes. Build it as it was trained."
-        )
 
 
 def checkpoint_file(path: Path) -> Path:

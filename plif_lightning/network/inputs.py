@@ -50,6 +50,3 @@ class InputEncoder(nn.Module):
         fire_at = (self.time_steps - 1) * darkness // 255
         steps = torch.arange(self.time_steps, device=x.device).view(-1, *[1] * (x.dim() - 1))
         return (fire_at == steps).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{self.name!r}, time_steps={self.time_steps}"

@@ -14,6 +14,7 @@ from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.firing import Keywords as Keywords
 from plif_lightning.errors import UserError, require_count, require_known_arguments, require_one_of
 from plif_lightning.kernels import Backend, BackendName, Sparse
+from plif_lightning.network import pretrained
 from plif_lightning.network.blocks import WITH_NEURON, Blocks, ConvBlock, FCBlock, NeuronBlock, layers_of
 from plif_lightning.network.building import Builder
 from plif_lightning.network.hooks import Hear, listening
@@ -231,8 +232,6 @@ class SpikingNetwork(nn.Module):
         Raises:
             UserError: the network has neurons that are not this package's, or a class of its own; a package is missing.
         """
-        from plif_lightning.network import pretrained
-
         pretrained.write(self, Path(folder), facts or {})
 
     @classmethod
@@ -250,9 +249,7 @@ class SpikingNetwork(nn.Module):
             CheckpointError: it is damaged, or names neurons that are not this package's.
             UserError: a package is missing.
         """
-        from plif_lightning.network import pretrained
-
-        return pretrained.read(str(place), revision, token)
+        return pretrained.read(SpikingNetwork, ARGUMENTS, str(place), revision, token)
 
     def push_to_hub(
         self, repo_id: str, facts: Mapping[str, str] | None = None, private: bool = False, token: str | None = None
@@ -265,8 +262,6 @@ class SpikingNetwork(nn.Module):
             private: visible to its owner only.
             token: of the hub; None for the one that `hf auth login` keeps.
         """
-        from plif_lightning.network import pretrained
-
         return pretrained.push(self, repo_id, facts or {}, private, token)
 
     def listening(self, hear: Hear) -> AbstractContextManager[None]:

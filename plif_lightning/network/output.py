@@ -40,9 +40,6 @@ class Voting(nn.Module):
     def forward(self, spikes: Tensor) -> Tensor:
         return _real(spikes).unflatten(-1, (-1, self.votes_per_class)).mean(-1)
 
-    def extra_repr(self) -> str:
-        return f"votes_per_class={self.votes_per_class}"
-
 
 class Integral(nn.Module):
     """The leaky integral of a readout, V_t = V_{t-1} + (X_t - V_{t-1}) / tau, V_0 = 0: [T, N, C] to [T, N, C].

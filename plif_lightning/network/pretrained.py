@@ -2,13 +2,14 @@
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import nn
 
 from plif_lightning.errors import CheckpointError, UserError
-from plif_lightning.network.checkpoint import fingerprint, require_same
-from plif_lightning.network.network import ARGUMENTS, SpikingNetwork
+from plif_lightning.network.fingerprint import fingerprint, require_same
 from plif_lightning.runtime.extras import needed_by
 from plif_lightning.runtime.files import written_whole
 from plif_lightning.runtime.version import __version__
@@ -16,6 +17,7 @@ from plif_lightning.structure import parse
 from plif_lightning.structure.layers import neurons_in
 from plif_lightning.structure.notation import NEURONS
 
+_N = TypeVar("_N", bound=nn.Module)
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _FACTS = ("data", "protocol", "accuracy", "epochs", "command", "license")
 
@@ -30,15 +32,15 @@ def _foreign(arguments: Mapping[str, Any]) -> str | None:
     return next((path for path in paths if not ours(path)), None)
 
 
-def write(net: SpikingNetwork, folder: Path, facts: Mapping[str, str]) -> None:
+def write(net: Any, folder: Path, facts: Mapping[str, str]) -> None:
     """Write weights, arguments and model card; see `SpikingNetwork.save_pretrained`."""
     with needed_by("saving a network as safetensors"):
         from safetensors.torch import save
     from plif_lightning.neurons import as_plain
 
     arguments = {**net.arguments, "neuron": as_plain(net.arguments.get("neuron", "plif"))}
-    foreign = _foreign(arguments) or (None if type(net) is SpikingNetwork else type(net).__name__)
-    if foreign:
+    own_class = not type(net).__module__.startswith("plif_lightning.")
+    if foreign := _foreign(arguments) or (own_class and type(net).__name__):
         raise UserError(
             f"the network cannot be saved: {foreign} is user-defined, and from_pretrained imports no code but this "
             "package's. Pass on the checkpoint, and the file of the class, instead."
@@ -56,7 +58,7 @@ def write(net: SpikingNetwork, folder: Path, facts: Mapping[str, str]) -> None:
         file.write(_card(net, facts))
 
 
-def _card(net: SpikingNetwork, facts: Mapping[str, str]) -> str:
+def _card(net: Any, facts: Mapping[str, str]) -> str:
     """A model card in the hub's form."""
     licence = facts.get("license", "")
     tau = {name: neuron.learned().get("tau") for name, neuron in net.neurons()}
@@ -80,8 +82,8 @@ def _card(net: SpikingNetwork, facts: Mapping[str, str]) -> str:
     )
 
 
-def read(place: str, revision: str | None, token: str | None) -> SpikingNetwork:
-    """The network of a folder, or of a repository on the hub; see `SpikingNetwork.from_pretrained`."""
+def read(kind: type[_N], known: Collection[str], place: str, revision: str | None, token: str | None) -> _N:
+    """The network, of a class with these arguments, in a folder or on the hub; see `from_pretrained`."""
     with needed_by("a network in safetensors"):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -96,7 +98,7 @@ def read(place: str, revision: str | None, token: str | None) -> SpikingNetwork:
         )
     try:
         about, state = json.loads(config.read_text("utf-8")), load_file(weights)
-        arguments = {name: value for name, value in about["arguments"].items() if name in ARGUMENTS}
+        arguments = {name: value for name, value in about["arguments"].items() if name in known}
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{place} is not what save_pretrained writes, or is damaged ({error}).") from error
     if foreign := _foreign(arguments):
@@ -104,13 +106,13 @@ def read(place: str, revision: str | None, token: str | None) -> SpikingNetwork:
             f"{place} has neurons of its author's own, {foreign}, whose code would be imported: load a checkpoint of "
             "it with load_network, if you trust it."
         )
-    net = SpikingNetwork(**{**arguments, "backend": "auto", "sparse": "auto"})
+    net = kind(**{**arguments, "backend": "auto", "sparse": "auto"})
     require_same(net, about.get("fingerprint"), place)
     net.load_state_dict(state)
     return net.eval()
 
 
-def push(net: SpikingNetwork, repo_id: str, facts: Mapping[str, str], private: bool, token: str | None) -> str:
+def push(net: Any, repo_id: str, facts: Mapping[str, str], private: bool, token: str | None) -> str:
     """Upload a network to a repository on the hub, which is made if it is not there; returns its URL."""
     with needed_by("a network on the hub"):
         from huggingface_hub import HfApi

@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from plif_lightning.data.batch import as_batch, merged, time_first
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, use_backend
-from plif_lightning.network.checkpoint import fingerprint, require_same
+from plif_lightning.network.fingerprint import fingerprint, require_same
 from plif_lightning.network.network import Keywords, NetworkKeywords, as_plain
 from plif_lightning.network.output import mean_votes
 from plif_lightning.network.own import has_votes, own_network, require_protocol

@@ -20,7 +20,7 @@ from plif_lightning.deploy import StreamingNetwork, deployed
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
 from plif_lightning.network import SpikingNetwork, load_network
-from plif_lightning.network.checkpoint import fingerprint
+from plif_lightning.network.fingerprint import fingerprint
 from plif_lightning.runtime.console import in_few_digits
 from tests.cli.calls import SILENT, TINY, command, fit, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY

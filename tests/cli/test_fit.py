@@ -167,7 +167,7 @@ def test_a_profile_names_the_kernels(tmp_path):
     assert "test accuracy" in done.stdout
     assert "configure_callbacks" not in done.stderr  # which Lightning says of the task's callbacks in the test
     said = done.stdout + done.stderr + "".join(p.read_text(errors="replace") for p in tmp_path.rglob("*.txt"))
-    for name in ("_NormFirePool", "_NormFirePoolBackward", "ConvBlock", "PLIF"):
+    for name in ("_Fire", "_FireBackward", "ConvBlock", "PLIF"):
         assert name in said
 
 

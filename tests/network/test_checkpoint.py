@@ -13,7 +13,7 @@ from torch import nn
 import plif_lightning as pl
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import SpikingNetwork, load_network
-from plif_lightning.network.checkpoint import fingerprint
+from plif_lightning.network.fingerprint import fingerprint
 from plif_lightning.network.pooling import Pool2d
 from plif_lightning.neurons import LIF, PLIF, Neuron, learned
 

@@ -60,16 +60,6 @@ def test_a_sequential_with_a_forward_of_its_own_keeps_it():
         pl.over_time(nn.Sequential(Residual(nn.Linear(8, 8), pl.PLIF())))
 
 
-def test_a_module_around_a_network_is_not_taken_for_it():
-    class Around(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = pl.SpikingNetwork((1, 8, 8), 3, 2, channels=2, fc_features=4)
-
-    with pytest.raises(UserError, match="Around contains neurons"):
-        pl.traces(Around(), torch.rand(2, 1, 1, 8, 8))
-
-
 def test_a_layer_that_is_there_twice_runs_twice():
     layer = nn.Linear(4, 4)
     x = torch.rand(3, 2, 4)

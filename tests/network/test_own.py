@@ -8,7 +8,7 @@ import plif_lightning as pl
 from plif_lightning.deploy import StreamingNetwork, cost, deployed, fold
 from plif_lightning.deploy.exporting import to_export_step
 from plif_lightning.errors import CheckpointError, UserError
-from plif_lightning.network.checkpoint import fingerprint
+from plif_lightning.network.fingerprint import fingerprint
 from plif_lightning.network.own import (
     description,
     has_votes,
