@@ -59,7 +59,7 @@ def resolved(structure: str | None, given: Mapping[str, Any], num_classes: int) 
     wanted = own._replace(**given)
     if found is not None:
         require_classes(found, num_classes)
-    if "fc_features" in given and wanted.n_fc == 1:
+    if wanted.n_fc == 1 and wanted.fc_features != own.fc_features:
         raise UserError(f"fc_features={given['fc_features']} has no layer in a structure with one FC layer.")
     return _of_numbers(wanted, num_classes)
 

@@ -15,7 +15,9 @@ from plif_lightning.cli import main
 from plif_lightning.deploy import deployed, fold
 from plif_lightning.deploy.exporting import export, to_export, to_export_step, write_onnx
 from plif_lightning.errors import CheckpointError, UserError
-from plif_lightning.network import load_network
+from plif_lightning.network import SpikingNetwork, load_network
+from plif_lightning.network.fingerprint import fingerprint
+from plif_lightning.network.network import ARGUMENTS
 from tests.cli.calls import SILENT, TINY, command, fit, refused, rows
 from tests.conftest import REPOSITORY
 from tests.deploy.conftest import frames, trained
@@ -102,6 +104,8 @@ def test_onnxruntime_votes_the_same_for_any_batch(exported):
 def test_an_encoder_that_draws_is_not_exported(checkpoint, tmp_path):
     drawn = torch.load(checkpoint, weights_only=True)
     drawn["hyper_parameters"]["input_encoder"] = "poisson"
+    arguments = {name: value for name, value in drawn["hyper_parameters"].items() if name in ARGUMENTS}
+    drawn["fingerprint"] = fingerprint(SpikingNetwork(**arguments))
     torch.save(drawn, tmp_path / "drawn.ckpt")
     for form in ("pt2", "onnx"):
         with pytest.raises(UserError, match=f"input_encoder='poisson' cannot be exported to {form}"):
