@@ -1,4 +1,4 @@
-"""The fused operators: one schema each, with a CPU and a CUDA kernel.
+"""The fused operators: plain functions of CPU tensors, and PyTorch operators for Triton's kernels.
 
 `plif::fire` is BN's affine map, the neuron over all T and the pool; `plif::fire_backward` recomputes the potentials
 from its input; `plif::moments` computes BN's statistics; `plif::normalize_backward` turns the gradient of BN's output

@@ -52,7 +52,7 @@ def _knows_time(module: nn.Module) -> bool:
     return isinstance(module, (*_KNOW_TIME, OverTime)) or getattr(module, "time_aware", False) is True
 
 
-def _runs_parts(module: nn.Module) -> bool:
+def runs_parts(module: nn.Module) -> bool:
     """True if this runs its parts in sequence: a Sequential that does not override forward."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
@@ -60,7 +60,7 @@ def _runs_parts(module: nn.Module) -> bool:
 def _require_known(module: nn.Module) -> None:
     if _knows_time(module):
         return
-    if _runs_parts(module):
+    if runs_parts(module):
         for part in module.children():
             _require_known(part)
     elif any(isinstance(part, Neuron) for part in module.modules()):
@@ -75,7 +75,7 @@ def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) 
     """`OverTime(module)(x)`, with silent inputs skipped as the backend says."""
     if _knows_time(module):
         return module(x)
-    if _runs_parts(module):
+    if runs_parts(module):
         assert isinstance(module, nn.Sequential)
         for part in module:  # not `children`, which leaves out a layer that is there twice
             x = run_over_time(part, x, backend)

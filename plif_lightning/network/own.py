@@ -17,7 +17,7 @@ from plif_lightning.kernels import dense
 from plif_lightning.network import hooks
 from plif_lightning.network.hooks import Hear
 from plif_lightning.network.network import DEFAULTS, SpikingNetwork
-from plif_lightning.network.over_time import OverTime
+from plif_lightning.network.over_time import OverTime, runs_parts
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.making import imported
@@ -45,7 +45,7 @@ def own_network(net: nn.Module, from_data: Mapping[str, Any], settings: Mapping[
         raise UserError(
             f"{', '.join(lost)} would have no effect on {type(net).__name__}, a user-defined network: set it there."
         )
-    if isinstance(net, nn.Sequential) and type(net).forward is nn.Sequential.forward:
+    if runs_parts(net):
         net = _Layers(net)
     elif type(net) is OverTime:
         net = _Layers(net.net, net.backend.sparse)

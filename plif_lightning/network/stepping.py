@@ -13,7 +13,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.network.hooks import hooked
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import Integral
-from plif_lightning.network.over_time import run_over_time
+from plif_lightning.network.over_time import run_over_time, runs_parts
 from plif_lightning.network.pooling import TimeDropout
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import LayerState as LayerState
@@ -34,7 +34,7 @@ def plain(net: nn.Module) -> nn.Module:
 
 def run_network(net: nn.Module, x: Tensor) -> Tensor:
     """The output of a `SpikingNetwork` or other module over [T, N, *]; other stacks of layers run `over_time`."""
-    by_layers = type(net).forward is nn.Sequential.forward or type(net).__module__.startswith("torch.nn.")
+    by_layers = runs_parts(net) or type(net).__module__.startswith("torch.nn.")
     return run_over_time(net, x) if by_layers else net(x)
 
 
