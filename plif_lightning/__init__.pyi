@@ -25,5 +25,5 @@ from .neurons import Neuron as Neuron
 from .neurons import Synaptic as Synaptic
 from .neurons import fixed as fixed
 from .neurons import learned as learned
-from .runtime.version import __version__ as __version__
 from .training import SpikingClassifier as SpikingClassifier
+from .version import __version__ as __version__

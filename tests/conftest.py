@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from plif_lightning.runtime.cores import cores
+from plif_lightning.runtime.process import cores
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # For what must come, at some time: far more than it takes on a loaded machine [s].

@@ -105,7 +105,7 @@ def test_a_variant_of_images_is_refused_for_events(variant, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     if variant == "authors_code_mnist":
-        assert "data.augmentation has RandomAffine, which changes images: for events use EventFlip" in error
+        assert "data.augmentation of events may hold EventFlip, " in error
     else:
         assert "this data set has no argument normalize: only" in error
 
@@ -179,4 +179,4 @@ def test_a_recipe_of_images_is_refused_for_events(name, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", "nmnist", "--config", name])
     assert stop.value.code == 2
-    assert "changes images: for events use EventFlip" in capsys.readouterr().err.splitlines()[-1]
+    assert "data.augmentation of events may hold EventFlip, " in capsys.readouterr().err.splitlines()[-1]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from plif_lightning.runtime import program
-from plif_lightning.runtime.extras import EXTRAS, missing, needed_by
+from plif_lightning.runtime.program import EXTRAS, missing, needed_by
 from tests.conftest import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -25,7 +25,7 @@ def name_of(requirement):
 def test_requirements_txt_is_the_package_and_what_main_py_may_use():
     lines = (line.split(" #")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text().splitlines())
     wanted = [*PROJECT["dependencies"], *OPTIONAL["wandb"], *OPTIONAL["digits"], *OPTIONAL["report"]]
-    wanted += [line for line in OPTIONAL["events"] if name_of(line) not in ("rosbags", "hdf5plugin")]
+    wanted += [line for line in OPTIONAL["events"] if name_of(line) != "hdf5plugin"]
     assert sorted(line for line in lines if line and not line.startswith("#")) == sorted(wanted)
 
 
@@ -57,7 +57,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it():
 WITHOUT = {
     "sklearn": ("import plif_lightning as pl; pl.data.Digits().setup()", "the data set Digits needs sklearn"),
     "h5py": (
-        "from plif_lightning.events.formats.hdf5 import read_hdf5; read_hdf5('x.h5')",
+        "from plif_lightning.events import read_any; read_any('x.h5')",
         "a recording in HDF5 needs h5py",
     ),
     "tonic": ("import plif_lightning as pl; pl.data.TonicEvents(name='NMNIST').prepare_data()", "needs tonic"),

@@ -78,7 +78,7 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop:  # it gets as far as to the files, which are not there
             main([*words, "--data.download", "false"])
         assert stop.value.code == 2
-        assert ("does not exist" if "EventFolder" in words else "is not in") in capsys.readouterr().err
+        assert ("holds no class folders" if "EventFolder" in words else "is not in") in capsys.readouterr().err
     elif name == "sweep":
         at = words.index("--") if "--" in words else len(words)
         main([*words[:at], "--dry-run", "--runs", str(tmp_path / "runs"), *words[at:]])

@@ -236,8 +236,7 @@ def text_bytes(
     values = {name: list(map(str, column.tolist())) for name, column in recording._asdict().items()}
     if unit != "us":
         values["t"] = [f"{t // 10**6}.{t % 10**6:06d}" if unit == "s" else f"{t}000" for t in recording.t.tolist()]
-    names = [f"t_{unit}" if name == "t" and unit == "ns" else name for name in columns]
-    lines = [separator.join(names)] if header else []
+    lines = [separator.join(columns)] if header else []
     lines += [separator.join(row) for row in zip(*(values[name] for name in columns), strict=True)]
     return "".join(f"{line}\n" for line in lines).encode()
 
@@ -254,85 +253,13 @@ def write_dsec(path: Path, recording: Recording, offset: int = 0, **compression:
     return path
 
 
-def ecf_bytes(recording: Recording, packing: int) -> bytes:
-    """A chunk of ECF. Packing: 0 runs and masks, 1 columns with polarities, 2 rows, columns and polarities."""
-    t, x, y, p = (column.tolist() for column in recording)
-    data = struct.pack("<IQ", len(t) << 2 | packing, t[0])
-    now, i = t[0], 0
-    while i < len(t):
-        if (step := t[i] - now) >= 15:
-            while step:
-                data += bytes([0xF0 | step & 15])
-                step >>= 4
-            now = t[i]
-        count = next((j for j in range(i, len(t)) if t[j] != t[i]), len(t)) - i
-        step, now = t[i] - now, t[i]
-        data += bytes([step << 4 | min(count, 15)]) + (struct.pack("<H", count) if count >= 15 else b"")
-        i += count
-    groups = [list(some) + [0] * (4 - len(some)) for some in _fours(len(t))] if packing else []
-    values = [a << 12 | b << 1 | c if packing == 2 else b << 1 | c for a, b, c in zip(y, x, p, strict=True)]
-    if packing == 2:
-        for some in groups:
-            a, b, c, d = (values[j] for j in some)
-            data += struct.pack("<III", a << 8 | b & 0xFF, b >> 8 << 16 | c & 0xFFFF, c >> 16 << 24 | d)
-        return data
-    data += _lengths(y, 5, "<H", "<H")
-    if packing == 1:
-        for some in groups:
-            a, b, c, d = (values[j] for j in some)
-            data += struct.pack("<HHH", a << 4 | b & 15, b >> 4 << 8 | c & 0xFF, c >> 8 << 12 | d)
-        return data
-    i = 0
-    while i < len(x):
-        base, mask, i = x[i], 0, i + 1
-        previous = base
-        while i < len(x) and previous < x[i] <= base + 5:
-            mask |= 1 << (5 - (x[i] - base))
-            previous, i = x[i], i + 1
-        data += struct.pack("<H", base << 5 | mask)
-    return data + _lengths(p, 7, "<B", "<H")
-
-
-def _fours(n: int) -> Iterator[range]:
-    return (range(i, min(i + 4, n)) for i in range(0, n, 4))
-
-
-def _lengths(values: list[int], bits: int, word: str, longer: str) -> bytes:
-    """Run lengths: a value above `bits` bits of its count, all ones before a longer one."""
-    data = b""
-    for value, run in itertools.groupby(values):
-        count, most = len(list(run)), (1 << bits) - 1
-        data += struct.pack(word, value << bits | min(count, most)) + (
-            struct.pack(longer, count) if count >= most else b""
-        )
-    return data
-
-
-def write_metavision(
-    path: Path, recording: Recording, chunk: int = 500, packing: int | None = None, geometry: str = "128x128"
-) -> Path:
-    """HDF5 in Metavision's layout: a structured data set, compressed with ECF if `packing` is given."""
-    kind = np.dtype(
-        {"names": list("xypt"), "formats": ["<u2", "<u2", "<i2", "<i8"], "offsets": [0, 2, 4, 8], "itemsize": 16}
-    )
-    events = np.zeros(len(recording.t), kind)
-    for name, column in recording._asdict().items():
-        events[name] = column
+def write_metavision(path: Path, recording: Recording) -> Path:
+    """HDF5 in Metavision's layout: a structured data set; without ECF, the compression of its own."""
+    kind = np.dtype([("x", "<u2"), ("y", "<u2"), ("p", "<i2"), ("t", "<i8")])
     with h5py.File(path, "w") as file:
-        file.attrs["geometry"], file.attrs["version"] = geometry, "1.0"
-        file.create_group("EXT_TRIGGER").create_dataset("events", data=np.zeros(0, [("p", "i2"), ("t", "i8")]))
-        if packing is None:
-            file.create_dataset("CD/events", data=events, chunks=(chunk,))
-            return path
-        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        settings.set_chunk((chunk,))
-        settings.set_filter(0x8ECF, h5py.h5z.FLAG_OPTIONAL)
-        space = h5py.h5s.create_simple((len(events),), (h5py.h5s.UNLIMITED,))
-        group = file.create_group("CD")
-        data = h5py.h5d.create(group.id, b"events", h5py.h5t.py_create(kind), space, settings)
-        for first in range(0, len(events), chunk):
-            some = Recording(*(column[first : first + chunk] for column in recording))
-            data.write_direct_chunk((first,), ecf_bytes(some, packing))
+        file.attrs["geometry"] = "128x128"
+        file["EXT_TRIGGER/events"] = np.zeros(0, [("p", "i2"), ("t", "i8")])
+        file["CD/events"] = np.array(list(zip(*(recording[i] for i in (1, 2, 3, 0)), strict=True)), kind)
     return path
 
 

@@ -89,7 +89,6 @@ _PLAIN = {
     "data.augmentation": None,
     "data.holdout_fraction": 0.15,
     "data.normalize": True,
-    "data.time_order": "strict",
     "data.source": "original",
 }
 # Settings of the Trainer that say how it computes, not what.

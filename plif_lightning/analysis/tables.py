@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 from scipy import special
@@ -26,7 +27,6 @@ from plif_lightning.analysis.settings import (
     unusual,
 )
 from plif_lightning.runs.run import Run
-from plif_lightning.runtime.console import Console
 from plif_lightning.runtime.files import written_whole
 
 

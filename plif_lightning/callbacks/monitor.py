@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor, nn
 
 from plif_lightning.callbacks.logger import run_folder
-from plif_lightning.data.batch import as_batch
+from plif_lightning.data.loading import as_batch
 from plif_lightning.network.own import listening, neurons_of
 from plif_lightning.training.task import SpikingClassifier
 

@@ -16,8 +16,8 @@ from plif_lightning.callbacks.logger import is_trial, known_run_folder, run_fold
 from plif_lightning.errors import UserError
 from plif_lightning.runs.loading import printable
 from plif_lightning.runs.metrics import neuron_kinds, read_metrics
-from plif_lightning.runtime.extras import MissingExtraError, needed_by
 from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.program import MissingExtraError, needed_by
 from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from plif_lightning.callbacks.checkpoints import best_checkpoint
 from plif_lightning.callbacks.logger import is_trial, run_folder, writes_files
 from plif_lightning.data import SpikingDataModule
-from plif_lightning.data.batch import time_first
-from plif_lightning.data.event_dataset import EventDataset
-from plif_lightning.data.loading import BatchedDataset, BatchRequest
+from plif_lightning.data.events import EventDataset
+from plif_lightning.data.loading import BatchedDataset, BatchRequest, time_first
 from plif_lightning.deploy.costs import Cost, cost, mean_cost
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
@@ -31,7 +30,7 @@ from plif_lightning.runs.histograms import Histogram, append_histograms
 from plif_lightning.runs.process import Resumption, write_command
 from plif_lightning.runs.result import forget_results, write_cost, write_facts
 from plif_lightning.runs.samples import Events, Samples, write_samples
-from plif_lightning.runtime.surroundings import surroundings
+from plif_lightning.runtime.process import surroundings
 from plif_lightning.training.task import SpikingClassifier
 
 _log = logging.getLogger(__name__)
@@ -288,7 +287,7 @@ def _events(dataset: EventDataset, chosen: list[int]) -> Events:
         addresses.append(address[::nth])
         times.append(time[::nth])
         bounds.append(-(-dataset.bounds_of(i) // nth))
-    sensor = dataset.store.sensor
+    sensor = dataset.sensor
     return Events(
         address=np.concatenate(addresses),
         time=np.concatenate(times),

@@ -23,8 +23,8 @@ from plif_lightning.callbacks.checkpoints import LastCheckpoint
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.errors import Stopped
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runtime import early, program
-from plif_lightning.runtime.signals import ending, takes_signals
+from plif_lightning.runtime import program
+from plif_lightning.runtime.process import ending, takes_signals
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 # A sweep forwards its signal to its runs, which may have received it already: within this time [s] it counts once.
@@ -57,8 +57,6 @@ class StopOnSignal(Callback):
         own = _of_scheduler(trainer) if takes_signals() else None
         if own is not None:
             signal.signal(own, self._receive)
-            if own in early.received:
-                self._received = own
         try:
             yield
         finally:

@@ -20,7 +20,7 @@ from plif_lightning.callbacks.records import WeightRecord
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.wandb import read_identity, write_identity
-from plif_lightning.runtime.extras import needed_by
+from plif_lightning.runtime.program import needed_by
 
 
 class WandbRunLogger(WandbLogger):

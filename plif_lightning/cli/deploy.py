@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from plif_lightning.cli.arguments import option_names
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.cli.trained import checkpoint_parser, read_to_test
 from plif_lightning.errors import UserError, require_count
-from plif_lightning.runtime.console import Console, in_few_digits
 
 if TYPE_CHECKING:
     from plif_lightning.deploy.costs import Cost
@@ -149,6 +150,11 @@ def _cost_rows(found: "Cost") -> list[tuple[Any, ...]]:
         )
         for of, *first in [*layers, (found, "all", math.nan)]
     ]
+
+
+def in_few_digits(value: float, digits: int) -> str:
+    """`1,048.6`; a small number with two digits that count, as `0.0083`, and not 0.0."""
+    return f"{value:.2g}" if 0 < value < 10.0**-digits else f"{value:,.{digits}f}"
 
 
 def _plain(value: float) -> str:

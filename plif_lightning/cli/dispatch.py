@@ -14,12 +14,10 @@ from plif_lightning.cli.arguments import option_names
 from plif_lightning.cli.commands import COMMANDS, Command
 from plif_lightning.cli.help import overview, screen
 from plif_lightning.errors import Stopped, UserError
-from plif_lightning.runtime import early, files
-from plif_lightning.runtime.allocator import tune_allocator
-from plif_lightning.runtime.extras import missing
-from plif_lightning.runtime.signals import on_termination
-from plif_lightning.runtime.streams import ignoring_broken_pipes
-from plif_lightning.runtime.version import __version__
+from plif_lightning.runtime import files
+from plif_lightning.runtime.process import on_termination, tune_allocator
+from plif_lightning.runtime.program import missing
+from plif_lightning.version import __version__
 
 
 def main(args: list[str] | None = None) -> None:
@@ -118,11 +116,9 @@ def _lightning(name: str) -> Callable[[list[str]], int]:
     def train_or_evaluate(rest: list[str]) -> int:
         from plif_lightning.cli.checkpoint import expand
 
-        if name == "fit":
-            early.watch()  # PyTorch and Lightning take seconds to load
         expanded = expand([name, *rest])  # reports a wrong checkpoint or file name before Lightning is loaded
         from plif_lightning.cli.lightning import run
 
         return run(expanded)
 
-    return ignoring_broken_pipes()(train_or_evaluate) if name == "fit" else train_or_evaluate
+    return train_or_evaluate

@@ -64,7 +64,7 @@ from plif_lightning.runs.result import write_result, write_test_result
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import changed, is_part, key_of, only_longer
 from plif_lightning.runtime.files import is_address
-from plif_lightning.runtime.signals import ignore_loaders_end, on_termination
+from plif_lightning.runtime.process import ignore_loaders_end, on_termination
 from plif_lightning.structure import FROM_DATA
 from plif_lightning.training.task import SpikingClassifier
 

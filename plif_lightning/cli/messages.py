@@ -22,7 +22,7 @@ from plif_lightning.data import ImageAugmentation, SpikingDataModule
 from plif_lightning.data.event_augment import EventAugmentation
 from plif_lightning.errors import UserError
 from plif_lightning.runtime import program
-from plif_lightning.runtime.extras import EXTRAS
+from plif_lightning.runtime.program import EXTRAS
 from plif_lightning.structure import FROM_DATA
 from plif_lightning.training.task import SpikingClassifier
 
@@ -162,7 +162,7 @@ def in_one_sentence(message: str, known: Callable[[], Iterable[str]]) -> str:
         return (
             f"{block[1] if block else 'an argument'}: several classes are named {several[1]}: give one of {several[2]}."
         )
-    if block := re.match(r'Parser key "(model\.neuron|model\.network)"', message):
+    if block := re.match(r'Parser key "(model\.(?:neuron|network)|data(?=".* (?:No module|not correspond) ))', message):
         errors = message.partition(" Given value type: ")[0].split(" - ")[1:]
         named = re.search(r"Given value: ([\w.]+)$", message)
         for error in errors:

@@ -72,13 +72,28 @@ def data_of(argv: Sequence[str]) -> tuple[SpikingDataModule, bool]:
     parser = _data_parser()
     config = parser.parse_args(_without_the_runs(argv))
     place_absolutely(config.data.init_args)
+    return _made(parser, config), config.verify
+
+
+def data_in(block: dict[str, Any]) -> SpikingDataModule:
+    """Build the data set that the `data` block of a configuration names.
+
+    Raises:
+        UserError: it is no data set, or an argument is unknown to it or lies outside its range.
+    """
+    parser = _data_parser()
+    return _made(parser, parser.parse_object({"data": block}))
+
+
+def _made(parser: Parser, config: Any) -> SpikingDataModule:
     try:
-        return parser.instantiate(config).data, config.verify
+        made: SpikingDataModule = parser.instantiate(config).data
     except Exception as error:  # jsonargparse wraps the errors of a data set
         own = own_error(error)
         if own is None:
             raise
         raise own from error
+    return made
 
 
 def prepare(argv: list[str]) -> int:

@@ -8,7 +8,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 from plif_lightning.errors import UserError
 from plif_lightning.network.own import imported_network
-from plif_lightning.runtime.cores import cores
+from plif_lightning.runtime.process import cores
 from plif_lightning.structure import FROM_DATA
 
 # Smallest value of each number.

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from plif_lightning.cli.grid import Sweep
 from plif_lightning.cli.warm import Started, WarmStart
 from plif_lightning.errors import UserError
@@ -18,7 +20,6 @@ from plif_lightning.runs.process import in_use
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime import program
-from plif_lightning.runtime.console import Console
 
 
 @dataclass

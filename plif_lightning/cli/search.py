@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
+from rich.console import Console
 
 from plif_lightning.cli.arguments import joined
 from plif_lightning.cli.grid import Sweep, point_arguments, require_no_conflict, run_name
@@ -25,10 +26,8 @@ from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.searches import SearchRecord, ranked, write_search
 from plif_lightning.runs.searches import Trial as RecordedTrial
 from plif_lightning.runtime import program
-from plif_lightning.runtime.console import Console
-from plif_lightning.runtime.extras import needed_by
-from plif_lightning.runtime.files import relative
-from plif_lightning.runtime.locks import file_lock, is_about_locks
+from plif_lightning.runtime.files import file_lock, is_about_locks, relative
+from plif_lightning.runtime.program import needed_by
 
 if TYPE_CHECKING:
     import optuna

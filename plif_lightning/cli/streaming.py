@@ -1,14 +1,12 @@
-"""`stream`: a trained network on a recording, a growing file, a pipe or a socket."""
+"""`stream`: a trained network on a recording, one time-step at a time."""
 
 import argparse
-import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from plif_lightning.cli.parser import PlainParser
 from plif_lightning.cli.trained import Trained, checkpoint_parser, read_trained
@@ -18,38 +16,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from plif_lightning.deploy.streaming import StreamingNetwork
-    from plif_lightning.events.recording import Recording, Sensor
-    from plif_lightning.events.sockets import EventSocket
 
 # Interval of measuring firing rates [time-steps]: a step that reports its spikes is slower.
 _RATES_EVERY = 10
 
 
-def _number(text: str, low: float, high: float, what: str) -> float:
-    """Parse a number from `low` to `high`."""
-    with suppress(ValueError):
-        if low <= (value := float(text)) <= high:
-            return value
-    raise argparse.ArgumentTypeError(f"must be {what}, got {text}")
-
-
-_positive = partial(_number, low=0.001, high=sys.float_info.max, what="a number of at least 0.001")
-
-
 def _stream_parser() -> PlainParser:
-    parser = checkpoint_parser("stream", "Classify a recording, a growing file, a pipe or a socket as events arrive.")
-    parser.add_argument("--file", help="a recording; - reads one from standard input as it comes")
-    parser.add_argument("--port", type=int, help="read AER packets or text from this TCP and UDP port of this machine")
-    parser.add_argument("--live", action="store_true", help="follow a growing file until Ctrl-C")
-    parser.add_argument(
-        "--idle", type=_positive, help="with --live or --port: end after this many seconds without an event"
-    )
-    parser.add_argument(
+    parser = checkpoint_parser("stream", "Classify a recording as its events arrive.")
+    parser.add_argument("--file", type=Path, required=True, help="a recording")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
         "--events_per_step",
         type=int,
-        help="events per time-step (default: those of its windows, or all in T steps; needed if live without windows)",
+        help="events per time-step (default: those of the network's windows, or all in T steps)",
     )
-    parser.add_argument("--ms_per_step", type=_positive, help="milliseconds per time-step, instead of events")
+    length.add_argument("--ms_per_step", type=float, help="milliseconds per time-step, instead of events")
     parser.add_argument(
         "--last", type=int, help="decide by the mean votes of so many last time-steps (default: of all)"
     )
@@ -61,74 +42,8 @@ def _stream_parser() -> PlainParser:
 PARSERS = {"stream": _stream_parser}
 
 
-def _growing(file: str, idle: float | None, left: list[str], sensors: list["Sensor"]) -> Iterator["Recording"]:
-    """Yield the events of a growing file or of standard input as they arrive.
-
-    Args:
-        file: path, or - for standard input.
-        idle: seconds without an event after which a file ends; None for never.
-        left: receives the description of an incomplete event or header at the end.
-        sensors: receives the sensor that the header names, before the first events.
-    """
-    from plif_lightning.events.readers import EventStream
-
-    with _opened(file) as opened:
-        stream = EventStream(opened, _name(file))
-        patience = 0.0 if file == "-" else idle
-        since = time.monotonic()
-        while True:
-            some = stream.read()
-            if stream.decoder is not None and stream.decoder.sensor is not None and not sensors:
-                sensors.append(stream.decoder.sensor)
-            if len(some.t):
-                yield some
-            if not stream.ended:
-                since = time.monotonic()
-            elif patience is not None and time.monotonic() - since >= patience:
-                break
-            else:
-                time.sleep(0.01)
-        yield stream.flush()
-        if stream.left:
-            left.append(stream.left)
-
-
-def _opened(file: str) -> AbstractContextManager[BinaryIO]:
-    """Open a file, or standard input for -."""
-    from plif_lightning.events.recording import RecordingError
-
-    if file == "-":
-        return nullcontext(sys.stdin.buffer)
-    try:
-        return Path(file).open("rb")
-    except OSError as error:
-        raise RecordingError(f"{file} cannot be read: {error.strerror}.") from error
-
-
-def _name(file: str) -> str:
-    return "standard input" if file == "-" else file
-
-
-def _grows(given: argparse.Namespace) -> bool:
-    return given.live or given.file == "-" or given.port is not None
-
-
 def _has_step_length(given: argparse.Namespace) -> bool:
     return given.events_per_step is not None or given.ms_per_step is not None
-
-
-def _require_compatible(given: argparse.Namespace) -> None:
-    """Refuse options of `stream` that contradict each other."""
-    if given.file is not None and given.port is not None:
-        raise UserError("give --file or --port, not both.")
-    if given.file is None and given.port is None:
-        raise UserError("give --file, such as --file recording.raw, or --port, such as --port 9000.")
-    if given.live and given.port is not None:
-        raise UserError("--live is for --file: a port is live.")
-    if given.events_per_step is not None and given.ms_per_step is not None:
-        raise UserError("give --events_per_step or --ms_per_step, not both.")
-    if given.idle is not None and not given.live and given.port is None:
-        raise UserError("--idle is for --live and --port.")
 
 
 def _take_step_length(given: argparse.Namespace, trained: Trained) -> None:
@@ -175,59 +90,23 @@ def _network(given: argparse.Namespace, trained: Trained) -> "StreamingNetwork":
     )
 
 
-def _take_sensor(network: "StreamingNetwork", trained: Trained, sensor: Any, name: str) -> None:
-    """Check the sensor that a source names; a network of recordings of several sensors takes it.
-
-    Raises:
-        UserError: the network was trained on another sensor.
-    """
-    if sensor in (None, network.sensor):
-        return
-    if trained.sensor is not None and network.sensor == network.frame:
-        network.use_sensor(sensor)
-        return
-    raise UserError(
-        f"{name} is of a sensor of {sensor} pixels (height x width), and the network was trained on {network.sensor}."
-    )
-
-
-def _steps(
-    given: argparse.Namespace,
-    network: "StreamingNetwork",
-    trained: Trained,
-    source: "EventSocket | None",
-    left: list[str],
-) -> Iterator[Any]:
-    """Return an iterator that runs one time-step of the network at a time; `left` as in `_growing`."""
+def _steps(given: argparse.Namespace, network: "StreamingNetwork", trained: Trained) -> Iterator[Any]:
+    """Return an iterator that runs one time-step of the network at a time."""
     from plif_lightning.events.readers import read_any, sensor_of
 
-    if source is not None:
-        name = f"port {source.port}"
-        pieces = source.pieces(given.idle)
-        return itertools.chain.from_iterable(network.pushed(piece, name=name) for piece in pieces)
-    if _grows(given):
-        return _followed(given, network, trained, left)
-    recording = read_any(given.file)
-    _take_sensor(network, trained, sensor_of(given.file), given.file)
-    if factor := trained.data.get("init_args", {}).get("hot_pixels"):
-        from plif_lightning.events.noise import without_hot_pixels
-
-        recording = without_hot_pixels(recording, network.sensor, factor, given.file)
+    settings = trained.data.get("init_args", {})
+    sensor = sensor_of(given.file)
+    if sensor not in (None, network.sensor):
+        raise UserError(
+            f"{given.file} is of a sensor of {sensor} pixels (height x width), and the network was trained on "
+            f"{network.sensor}."
+        )
+    recording = read_any(given.file, settings.get("columns"), settings.get("time_unit"))
     if _has_step_length(given):
-        return network.pushed(recording, name=given.file)
+        return network.pushed(recording, name=str(given.file))
     if not len(recording.t):
         raise UserError(f"{given.file} holds no events.")
-    return network.whole(recording, trained.data.get("init_args", {}).get("slicing", "by_count"), given.file)
-
-
-def _followed(
-    given: argparse.Namespace, network: "StreamingNetwork", trained: Trained, left: list[str]
-) -> Iterator[Any]:
-    """Run the time-steps of a growing file or of standard input."""
-    sensors: list[Sensor] = []
-    for piece in _growing(given.file, given.idle, left, sensors):
-        _take_sensor(network, trained, sensors[0] if sensors else None, _name(given.file))
-        yield from network.pushed(piece, name=_name(given.file))
+    return network.whole(recording, settings.get("slicing", "by_count"), str(given.file))
 
 
 def _print_decision(network: "StreamingNetwork", class_names: Sequence[str]) -> bool:
@@ -241,43 +120,20 @@ def _print_decision(network: "StreamingNetwork", class_names: Sequence[str]) -> 
     return False
 
 
-def _say_what_was_lost(source: "EventSocket | None") -> None:
-    if source is not None and (source.late or source.damaged):
-        print(f"dropped: {source.late} events that came late, and {source.damaged} damaged packets or events.")
-
-
 def stream(argv: list[str]) -> int:
-    """Classify a stream as its events arrive, and return the exit status: 1 without a decision."""
+    """Classify a recording as its events arrive, and return the exit status: 1 without a decision."""
     given = _stream_parser().parse_args(argv)
-    _require_compatible(given)
     trained = read_trained(given.ckpt_path)
     _take_step_length(given, trained)
     network = _network(given, trained)
-    if _grows(given) and not _has_step_length(given):
-        raise UserError("a live stream has no end to divide by T: pass --events_per_step or --ms_per_step.")
-    left: list[str] = []
-    with ExitStack() as stack:
-        source = None
-        if given.port is not None:
-            from plif_lightning.events.sockets import EventSocket
-
-            source = stack.enter_context(EventSocket(given.port, network.sensor))
-            print(f"listening on TCP and UDP port {source.port} of this machine", flush=True)
-        if _grows(given) and trained.data.get("init_args", {}).get("hot_pixels"):
-            print(
-                "note: the network's data have no hot pixels; to find them takes a whole recording, so they stay here."
-            )
-        screen = _Screen(network, trained.class_names, given.plain or not sys.stdout.isatty())
-        steps = _steps(given, network, trained, source, left)
-        with suppress(KeyboardInterrupt), screen:
-            for _ in steps:
-                pass
-        decided = _print_decision(network, trained.class_names)
-        _say_what_was_lost(source)
-        if left and (network.steps == 0 or not given.live):
-            raise UserError(left[0])
-        if network.steps == 0:
-            print(f"no time-step is complete: {network.waiting_events} events are pending.")
+    screen = _Screen(network, trained.class_names, given.plain or not sys.stdout.isatty())
+    steps = _steps(given, network, trained)
+    with suppress(KeyboardInterrupt), screen:
+        for _ in steps:
+            pass
+    decided = _print_decision(network, trained.class_names)
+    if network.steps == 0:
+        print(f"no time-step is complete: {network.waiting_events} events are pending.")
     return 0 if decided else 1
 
 

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich import filesize
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
@@ -25,7 +26,6 @@ from plif_lightning.network.own import description, kernels_of
 from plif_lightning.runs.metrics import layer_values, neuron_kinds, read_metrics
 from plif_lightning.runs.settings import is_part
 from plif_lightning.runtime import program
-from plif_lightning.runtime.console import Console
 from plif_lightning.runtime.files import relative
 from plif_lightning.training.task import SpikingClassifier
 
@@ -67,7 +67,7 @@ def print_inventory(data: SpikingDataModule, checks: int | None) -> None:
     note = f" ({data.origin_note})" if data.origin_note else ""
     console.print(f"[bold]{data.title}[/]{escape(note)} in {escape(str(data.root))}\n")
     console.print(_inventory(data))
-    console.print("\nPrepared." if data.prepared else "\nNothing to do: everything was there already.")
+    console.print("\nPrepared.")
     if checks is not None:
         console.print(
             f"{checks} checksums compared: all are right." if checks else "There are no checksums to compare."
@@ -87,6 +87,8 @@ def _inventory(data: SpikingDataModule) -> Table:
     table.add_row("[bold]all[/]", *(f"[bold]{sum(part.counts):,}[/]" for part in parts))
     if any(part.events is not None for part in parts):
         table.add_row("events", *(f"{part.events:,}" for part in parts))
+    if any(part.files for part in parts):
+        table.add_row("files", *(part.files for part in parts))
     table.add_row("size", *(filesize.decimal(part.bytes) for part in parts))
     return table
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -26,10 +27,8 @@ from plif_lightning.runs.process import options
 from plif_lightning.runs.reading import read_run
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime import program
-from plif_lightning.runtime.console import Console
-from plif_lightning.runtime.files import relative
-from plif_lightning.runtime.locks import file_lock, is_about_locks
-from plif_lightning.runtime.signals import on_termination
+from plif_lightning.runtime.files import file_lock, is_about_locks, relative
+from plif_lightning.runtime.process import on_termination
 
 
 def _without_folder(arguments: Sequence[str]) -> list[str]:

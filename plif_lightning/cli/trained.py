@@ -85,7 +85,7 @@ def _own_data_class(data: dict[str, Any]) -> Any:
 def read_to_test(
     path: Path, root: str | None, number: int, named: Sequence[str] = ()
 ) -> tuple["SpikingNetwork", "Tensor", "Tensor"]:
-    """Return the network of a checkpoint, and test samples of its data set with labels; see `samples_to_test`.
+    """Return the network of a checkpoint, and test samples of its data set with labels, evenly spaced.
 
     Args:
         path: path of the checkpoint.
@@ -97,16 +97,16 @@ def read_to_test(
         UserError: no data set is named, or its data are not available.
     """
     from plif_lightning.cli.lightning import quieten
-    from plif_lightning.data.testing import samples_to_test, spread_test_samples
+    from plif_lightning.cli.prepare import data_in, data_of
 
     quieten()
     read = read_trained(path)
     if named:
-        from plif_lightning.cli.prepare import data_of
-
         roots = [] if root is None else [f"--data.root={root}"]
         module, _ = data_of([*named, *roots, f"--data.time_steps={read.net.time_steps}"])
-        return read.net, *spread_test_samples(module, number)
-    if "class_path" not in read.data:
+    elif "class_path" in read.data:
+        arguments = {**read.data.get("init_args", {}), "num_workers": 0, "augmentation": None}
+        module = data_in({**read.data, "init_args": arguments | ({} if root is None else {"root": root})})
+    else:
         raise UserError(f"{path} names no data set because another Trainer wrote it: pass --data NAME.")
-    return read.net, *samples_to_test(read.data, root, number)
+    return read.net, *module.test_samples(number)

@@ -46,7 +46,7 @@ def serve() -> None:
 
 
 def _import_everything() -> None:
-    from plif_lightning.runtime.allocator import tune_allocator
+    from plif_lightning.runtime.process import tune_allocator
 
     tune_allocator()  # before PyTorch, as `main` does
     for module in _MODULES:
@@ -81,10 +81,9 @@ def _run(arguments: list[str], output: Path) -> NoReturn:
             os.dup2(file.fileno(), 2)
             os.dup2(nothing.fileno(), 0)
         from plif_lightning.cli.dispatch import main
-        from plif_lightning.runtime import early, program
+        from plif_lightning.runtime import program
 
         sys.argv = [program.command()[-1], *arguments]
-        early.watch()
         main(arguments)
         status = 0
     except SystemExit as stop:

@@ -9,9 +9,6 @@ from plif_lightning.data.augment import (
     RandomErasing,
 )
 from plif_lightning.data.base import SpikingDataModule, Validation
-from plif_lightning.data.cifar10dvs import CIFAR10DVS
-from plif_lightning.data.digits import Digits
-from plif_lightning.data.dvsgesture import DVSGesture
 from plif_lightning.data.event_augment import (
     EventDrop,
     EventFlip,
@@ -22,12 +19,11 @@ from plif_lightning.data.event_augment import (
     TimeDrop,
 )
 from plif_lightning.data.event_folder import EventFolder
-from plif_lightning.data.event_module import EventDataModule
+from plif_lightning.data.events import EventDataModule
 from plif_lightning.data.image_folder import ImageFolder
-from plif_lightning.data.images import ImageDataModule
-from plif_lightning.data.nmnist import NMNIST
+from plif_lightning.data.images import CIFAR10, MNIST, Digits, FashionMNIST, ImageDataModule
+from plif_lightning.data.published import CIFAR10DVS, NMNIST, DVSGesture
 from plif_lightning.data.tonic_events import TonicEvents
-from plif_lightning.data.torchvision import CIFAR10, MNIST, FashionMNIST
 
 __all__ = [
     "CIFAR10",

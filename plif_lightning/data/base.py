@@ -1,26 +1,28 @@
 """Base class of all data modules: validation protocols, loaders and input shape."""
 
 import hashlib
-import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from plif_lightning.data.loading import BatchedDataset, BatchPlan, ResumableLoader, make_loader
-from plif_lightning.data.splits import holdout_split
-from plif_lightning.errors import UserError
+from plif_lightning.data.loading import (
+    BatchedDataset,
+    BatchPlan,
+    BatchRequest,
+    ResumableLoader,
+    make_loader,
+    time_first,
+)
+from plif_lightning.errors import UserError, require_count, require_one_of
 from plif_lightning.runtime.randomness import run_seed
 
-_log = logging.getLogger(__name__)
 Validation = Literal["test", "holdout"]
-# Settings that may change once data sets are made: loaders read them.
-_READ_BY_LOADERS = {"batch_size", "eval_batch_size", "drop_last", "num_workers", "download"}
 
 
 class Part(NamedTuple):
@@ -31,17 +33,58 @@ class Part(NamedTuple):
         counts: samples per class.
         bytes: size of the data that is read.
         events: number of events in all recordings; None for images.
+        files: number of files of each format.
     """
 
     name: str
     counts: list[int]
     bytes: int
     events: int | None = None
+    files: str = ""
+
+
+def require_share(name: str, value: float) -> None:
+    """Check a share of a data set.
+
+    Raises:
+        UserError: it lies outside (0, 1).
+    """
+    if not 0 < value < 1:
+        raise UserError(f"{name} must lie in (0, 1), got {value}.")
+
+
+def holdout_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Indices of the training and the validation samples, each ascending.
+
+    The first ceil((1 - fraction) n) samples of each class are for training, the rest for validation.
+
+    Args:
+        labels: int64 [n].
+        fraction: share of each class that is held out, in (0, 1).
+
+    Raises:
+        UserError: the fraction lies outside (0, 1), or no sample is held out.
+
+    Source: Fang et al. 2021, S-Sec. 7 (fraction 0.15).
+
+    >>> holdout_split(torch.tensor([0, 1, 0, 0, 1, 0]), 0.25)
+    (tensor([0, 1, 2, 3, 4]), tensor([5]))
+    """
+    require_share("holdout_fraction", fraction)
+    # Exact decimal arithmetic: in floating point, 0.15 * 20 may be less than 3.
+    exact = Fraction(str(fraction))
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        of_class = (labels == label).nonzero().flatten()
+        held_out[of_class[len(of_class) - int(exact * len(of_class)) :]] = True
+    if not held_out.any():
+        raise UserError(f"a share of {fraction} of each class takes no sample: pass a larger one.")
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 
 @dataclass(eq=False, repr=False)
 class SpikingDataModule(L.LightningDataModule):
-    """Base class of all data modules. A subclass implements `labels` and `dataset`.
+    """Base class of all data modules. A subclass implements `labels`, `dataset`, `inventory` and `identity`.
 
     A subclass is a dataclass, too: its fields become arguments beside the inherited ones, and `--help` shows them all.
 
@@ -82,32 +125,14 @@ class SpikingDataModule(L.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self.root = os.fspath(self.root)
-        if self.root.startswith("~"):
-            self.root = str(Path(self.root).expanduser())
-        for kind in type(self).__mro__[: type(self).__mro__.index(SpikingDataModule)]:
-            own = [name for name, hint in vars(kind).get("__annotations__", {}).items() if "ClassVar" not in str(hint)]
-            if own and "__dataclass_fields__" not in vars(kind):
-                raise TypeError(
-                    f"{kind.__name__} has the fields {own}: decorate it with @dataclass(eq=False, repr=False)."
-                )
-        for name, least in (("time_steps", 1), ("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise UserError(f"data.{name} must be at least {least}, got {value}.")
-        self._require_known("validation", get_args(Validation))
-        if not 0 < self.holdout_fraction < 1:
-            raise UserError(f"data.holdout_fraction must lie in (0, 1), got {self.holdout_fraction}.")
+        self.root = os.fspath(Path(self.root).expanduser())
+        for name in ("time_steps", "batch_size", "eval_batch_size"):
+            require_count(f"data.{name}", getattr(self, name))
+        require_one_of("data.validation", self.validation, Validation)
+        require_share("data.holdout_fraction", self.holdout_fraction)
         self.train_set: BatchedDataset | None = None
         self.val_set: BatchedDataset | None = None
         self.test_set: BatchedDataset | None = None
-        self._made_with: dict[str, Any] = {}  # settings of the data sets
-        # True if the last `prepare_data` downloaded, unpacked or built anything.
-        self.prepared = False
-
-    def _require_known(self, name: str, known: Sequence[str]) -> None:
-        if (value := getattr(self, name)) not in known:
-            raise UserError(f"data.{name} must be one of {', '.join(known)}, got {value!r}.")
 
     @property
     def num_classes(self) -> int:
@@ -139,73 +164,15 @@ class SpikingDataModule(L.LightningDataModule):
         return holdout_split(self.labels(train=True), self.holdout_fraction)
 
     def setup(self, stage: str | None = None) -> None:
-        """Create the data sets of a stage (fit, validate, test or predict; None: all).
-
-        Raises:
-            UserError: a setting was changed after data sets were created with it.
-        """
-        if changed := [name for name, value in self._made_with.items() if getattr(self, name) != value]:
-            raise UserError(
-                f"{type(self).__name__}: {', '.join(changed)} changed after the data sets were made, which keep the "
-                "old value. Make another data module."
-            )
+        """Create the data sets of a stage (fit, validate, test or predict; None: all)."""
         if stage in ("fit", "validate", None) and self.train_set is None:
-            if self.validation == "holdout":
-                train, val = self.held_out()
-                self._require_classes(train, val)
-                self.train_set = self.dataset(train=True, indices=train, augment=True)
-                self.val_set = self.dataset(train=True, indices=val, augment=False)
-            else:
-                self.train_set = self.dataset(train=True, indices=None, augment=True)
-                self.val_set = self.dataset(train=False, indices=None, augment=False)
+            train, val = self.held_out() if self.validation == "holdout" else (None, None)
+            self.train_set = self.dataset(train=True, indices=train, augment=True)
+            self.val_set = self.dataset(train=self.validation == "holdout", indices=val, augment=False)
         if stage in ("test", "predict", None) and self.test_set is None:
             self.test_set = self.dataset(train=False, indices=None, augment=False)
-        names = [field.name for field in fields(self) if field.name not in _READ_BY_LOADERS]
-        self._made_with = {name: getattr(self, name) for name in names}
 
-    def _forget(self) -> None:
-        """Forget what was read of the files before data sets are made of them: they may have changed."""
-        for name in ("class_names", "input_shape"):
-            self.__dict__.pop(name, None)  # where they are cached
-
-    def _require_same(self, same: bool) -> None:
-        """Refuse files that are others than those that the data sets were made of.
-
-        Raises:
-            UserError: they are.
-        """
-        if not same:
-            raise UserError(
-                f"the files of {self.title} in {self.root} changed after the data sets were made of them. Make another "
-                "data module; after a fit, `test --ckpt_path` does."
-            )
-
-    def _require_classes(self, train: Tensor, val: Tensor) -> None:
-        """Refuse a validation set that leaves no training sample of a class, and warn of one without a class.
-
-        Raises:
-            UserError: there is no training sample of a class.
-        """
-        labels = self.labels(train=True)
-        there = labels.bincount(minlength=self.num_classes) > 0
-        without = [
-            [self.class_names[i] for i in (there & (labels[part].bincount(minlength=len(there)) == 0)).nonzero()]
-            for part in (train, val)
-        ]
-        if without[0]:
-            raise UserError(
-                f"data.holdout_fraction={self.holdout_fraction} leaves no training sample of "
-                f"{', '.join(without[0][:5])}: pass a smaller one."
-            )
-        if without[1]:
-            _log.warning(
-                "The validation set has no sample of %s%s: its accuracy says nothing about them. Pass a larger "
-                "data.holdout_fraction.",
-                ", ".join(without[1][:5]),
-                f" and {len(without[1]) - 5} more classes" if len(without[1]) > 5 else "",
-            )
-
-    def _plan(self, dataset: BatchedDataset | None, train: bool) -> ResumableLoader:
+    def _loader(self, dataset: BatchedDataset | None, train: bool) -> ResumableLoader:
         if dataset is None:
             raise UserError(f"{type(self).__name__} has read no data yet: call prepare_data() and setup() first.")
         trainer, seed = self.trainer, run_seed()
@@ -223,27 +190,36 @@ class SpikingDataModule(L.LightningDataModule):
         return make_loader(dataset, plan, self.num_workers)
 
     def train_dataloader(self) -> ResumableLoader:
-        return self._plan(self.train_set, train=True)
+        return self._loader(self.train_set, train=True)
 
     def val_dataloader(self) -> ResumableLoader:
-        return self._plan(self.val_set, train=False)
+        return self._loader(self.val_set, train=False)
 
     def test_dataloader(self) -> ResumableLoader:
-        return self._plan(self.test_set, train=False)
+        return self._loader(self.test_set, train=False)
 
     def predict_dataloader(self) -> ResumableLoader:
-        return self._plan(self.test_set, train=False)
+        return self._loader(self.test_set, train=False)
+
+    def test_samples(self, number: int) -> tuple[Tensor, Tensor]:
+        """Evenly spaced test samples, [T, N, C, H, W] or [N, C, H, W], and their labels [N].
+
+        Recordings and images in folders are sorted by class: the first ones would be of one class.
+        """
+        self.prepare_data()
+        n = len(self.labels(train=False))
+        chosen = torch.linspace(0, n - 1, min(number, n), dtype=torch.float64).round().long()
+        part = self.dataset(train=False, indices=chosen, augment=False)
+        batches = [part.batch(BatchRequest(0, at)) for at in torch.arange(len(chosen)).split(self.eval_batch_size)]
+        return time_first(torch.cat([b.x for b in batches])).float(), torch.cat([b.label for b in batches])
 
     def inventory(self) -> list[Part]:
         """Sizes of the training and the test set."""
         raise NotImplementedError
 
     def identity(self, train: bool = True) -> str:
-        """Identity of the training set, from which the holdout is taken, or of the test set; changes if that does.
-
-        Call `setup` first.
-        """
-        return str(len(self.labels(train)))
+        """Identity of the training set, from which the holdout is taken, or of the test set; changes if that does."""
+        raise NotImplementedError
 
     def reading(self) -> str:
         """Assumptions of a network trained on this data: class order and input scaling."""
@@ -268,7 +244,7 @@ class SpikingDataModule(L.LightningDataModule):
 
     @property
     def origin_note(self) -> str:
-        """Publication of the data set, and whether it is complete; empty if there is only one publication."""
+        """Publication and formats of the data set, and whether it is complete; empty if that goes without saying."""
         return ""
 
     def sizes(self) -> dict[str, int]:

@@ -1,22 +1,16 @@
-"""Data in class folders: ROOT/train/CLASS/file and ROOT/test/CLASS/file, or ROOT/CLASS/file."""
+"""Files in class folders: ROOT/train/CLASS/file and ROOT/test/CLASS/file, or ROOT/CLASS/file."""
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from plif_lightning.errors import DatasetNotFoundError, UserError
 
 _log = logging.getLogger(__name__)
-# Number of ignored files that a warning names.
+# Number of names in a message.
 _NAMED = 5
-
-
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    """Entries of a folder, except hidden ones."""
-    return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
 
 
 def first_few(names: Sequence[str]) -> str:
@@ -24,28 +18,50 @@ def first_few(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
-@dataclass(frozen=True)
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """Entries of a folder, except hidden ones, sorted by name."""
+    return sorted((entry for entry in os.scandir(folder) if not entry.name.startswith(".")), key=lambda e: e.name)
+
+
+@dataclass
 class ClassFolders:
     """The files of a data set, sorted by class and name.
 
     Args:
         root: folder with `train` and `test`, which contain one folder per class.
-        suffixes: lower-case suffixes of the files to read; others are ignored, see `say_what_is_left_out`.
+        suffixes: lower-case suffixes of the files to read; others are ignored, with a warning.
         what: plural noun for the files, for messages.
         together: the class folders lie in `root` itself, and hold the files of both sets.
-        is_data: tells files of one kind that are data from others; None if their suffix says it.
     """
 
     root: Path
     suffixes: Collection[str]
     what: str
     together: bool = False
-    is_data: Callable[[Path], bool] | None = None
+    _found: dict[bool, list[tuple[Path, int]]] = field(default_factory=dict, init=False)
 
     @property
     def title(self) -> str:
         """Name of the root folder; for a symbolic link, that of the link."""
         return Path(os.path.abspath(self.root)).name  # noqa: PTH100 (which would follow links)
+
+    @property
+    def exist(self) -> bool:
+        """True if there are class folders, whatever they hold."""
+        return self._part(train=True).is_dir() and any(entry.is_dir() for entry in _visible(self._part(train=True)))
+
+    def _part(self, train: bool) -> Path:
+        """Folder of the class folders of the training or test set."""
+        return self.root / ("" if self.together else "train" if train else "test")
+
+    def _folders(self, train: bool) -> list[str]:
+        folder = self._part(train)
+        if folder.is_dir() and (names := [entry.name for entry in _visible(folder) if entry.is_dir()]):
+            return names
+        raise DatasetNotFoundError(
+            f"{folder} holds no class folders: data.root must hold {self.what} as train/CLASS/* and test/CLASS/*"
+            + (", or as CLASS/* with data.test_fraction." if self.what == "recordings" else ".")
+        )
 
     def classes(self) -> tuple[str, ...]:
         """Names of the training set's class folders, sorted.
@@ -53,102 +69,39 @@ class ClassFolders:
         Raises:
             UserError: there are fewer than two, or the test set has one that the training set lacks.
         """
-        train, test = (set(self._folders(self._part(train))) for train in (True, False))
-        if more := sorted(test - train):
+        train, test = self._folders(train=True), self._folders(train=False)
+        if len(train) < 2 or not set(test) <= set(train):
             raise UserError(
-                f"{self.root / 'test' / more[0]} is a class that {self.root / 'train'} does not have: use the same "
-                "class names in both."
+                f"{self.root} must hold at least two classes, and in the test set none that the training set lacks; "
+                f"it has {', '.join(train)}, for testing {', '.join(test)}."
             )
-        if len(train) < 2:
-            folder = self.root / self._part(train=True)
-            raise UserError(f"{folder} has only one class folder, {min(train)}: at least two are needed.")
-        return tuple(sorted(train))
+        return tuple(train)
 
-    def _part(self, train: bool) -> str:
-        """Folder of the class folders of the training or test set, below the root."""
-        return "" if self.together else "train" if train else "test"
-
-    def _folders(self, part: str) -> list[str]:
-        folder = self.root / part
-        if not folder.is_dir():
-            layout = "CLASS/" if self.together else "train/CLASS/ and test/CLASS/"
-            raise DatasetNotFoundError(
-                f"{folder} does not exist: data.root must hold {layout} with {self.what} in them."
-            )
-        names = [entry.name for entry in _visible(folder) if entry.is_dir()]
-        if not names:
-            raise DatasetNotFoundError(f"{folder} has no class folders: put {self.what} into {folder / 'CLASS'}.")
-        return names
-
-    def _ignored(self) -> list[Path]:
-        """Files and folders that `files` does not read, except hidden ones."""
-        ignored: list[str] = []
-        for folder in sorted({self.root / self._part(train) for train in (True, False)}):
-            for entry in _visible(folder) if folder.is_dir() else ():
-                if entry.is_dir():
-                    ignored += [inside.path for inside in _visible(Path(entry.path)) if not self._counts(inside)]
-                else:
-                    ignored.append(entry.path)
-        return sorted(map(Path, ignored))
-
-    def say_what_is_left_out(self) -> None:
-        """Warn of ignored files: how many there are, and the names of the first few."""
-        ignored = self._ignored()
-        depth = len(self.root.parts) + (2 if self.together else 3)
-        wrong = {
-            path: path.suffix.lower() in self.suffixes and len(path.parts) == depth and path.is_file()
-            for path in ignored
-        }
-        unlike = [path for path in ignored if wrong[path]]
-        if unlike:
-            _log.warning(
-                "%d files in %s are left out, because they do not look like %s: %s.",
-                len(unlike),
-                self.root,
-                self.what,
-                first_few([str(path.relative_to(self.root)) for path in unlike]),
-            )
-        ignored = [path for path in ignored if not wrong[path]]
-        if not ignored:
-            return
-        kinds = Counter("folders" if path.is_dir() else path.suffix.lower() or "no ending" for path in ignored)
-        _log.warning(
-            "%d files in %s are ignored (%s): %s. Only files in a class folder that end in %s are read.",
-            len(ignored),
-            self.root,
-            ", ".join(f"{kind}: {number}" for kind, number in sorted(kinds.items())),
-            first_few([str(path.relative_to(self.root)) for path in ignored]),
-            ", ".join(sorted(self.suffixes)),
-        )
-
-    def _ends_right(self, entry: os.DirEntry[str]) -> bool:
-        # Excludes pipes, because opening one blocks until somebody writes into it.
-        readable = entry.is_file() or entry.is_dir() or entry.is_symlink()
-        return Path(entry.name).suffix.lower() in self.suffixes and readable
-
-    def _counts(self, entry: os.DirEntry[str]) -> bool:
-        if not self._ends_right(entry):
-            return False
-        return self.is_data is None or not entry.is_file() or self.is_data(Path(entry.path))
-
-    def files(self, train: bool) -> Iterator[tuple[int, Path]]:
-        """(label, path) of each file of the training or test set.
+    def files(self, train: bool) -> list[tuple[Path, int]]:
+        """(path, label) of each file of the training or test set; looked for once.
 
         Raises:
             UserError: a class folder holds no file to read.
         """
-        part, classes = self._part(train), self.classes()
-        there = set(self._folders(part))
-        for label, name in enumerate(classes):
-            if name not in there:
-                continue  # the test set may lack a class
-            folder = self.root / part / name
-            paths = sorted(Path(entry.path) for entry in _visible(folder) if self._counts(entry))
-            if not paths:
-                unlike = [entry.name for entry in _visible(folder) if self._ends_right(entry)]
-                no_data = f" ({unlike[0]} does not look like {self.what})" if unlike else ""
+        if train not in self._found:
+            self._found[train] = self._listed(train)
+        return self._found[train]
+
+    def _listed(self, train: bool) -> list[tuple[Path, int]]:
+        found: list[tuple[Path, int]] = []
+        classes, ignored = self.classes(), []
+        for name in self._folders(train):
+            before = len(found)
+            for entry in _visible(self._part(train) / name):
+                if os.path.splitext(entry.name)[1].lower() in self.suffixes:  # noqa: PTH122 (faster for many files)
+                    found.append((Path(entry.path), classes.index(name)))
+                else:
+                    ignored.append(f"{name}/{entry.name}")
+            if len(found) == before:
                 raise UserError(
-                    f"{folder} holds no file that ends in {', '.join(sorted(self.suffixes))}{no_data}: put {self.what} "
-                    "into it, or remove the folder."
+                    f"{self._part(train) / name} holds no file that ends in {', '.join(sorted(self.suffixes))}: put "
+                    f"{self.what} into it, or remove the folder."
                 )
-            yield from ((label, path) for path in paths)
+        if ignored:
+            _log.warning("%s: %d files are ignored: %s.", self._part(train), len(ignored), first_few(ignored))
+        return found

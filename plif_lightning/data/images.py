@@ -1,17 +1,23 @@
-"""Base class of static image data sets, held in memory as uint8."""
+"""Static images, held in memory or memory-mapped as uint8: MNIST, Fashion-MNIST, CIFAR-10, scikit-learn's digits."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torchvision import datasets
 
 from plif_lightning.data.augment import ImageAugmentation, mixture, require_one_mix
 from plif_lightning.data.base import Part, SpikingDataModule, as_index
-from plif_lightning.data.batch import Batch
-from plif_lightning.data.loading import BatchedDataset, BatchRequest
-from plif_lightning.errors import UserError
+from plif_lightning.data.loading import Batch, BatchedDataset, BatchRequest
+from plif_lightning.errors import DatasetNotFoundError, UserError
+from plif_lightning.runtime.program import needed_by
 from plif_lightning.runtime.randomness import hashed_uniform
 
 
@@ -19,29 +25,29 @@ class ImageDataset(BatchedDataset):
     """Static images; each batch is indexed, augmented and normalised in one call.
 
     Args:
-        images: images of the original data set, uint8 [m, C, H, W].
-        labels: their labels, int64 [m].
-        num_classes: how many there are.
+        arrays: `images` of the original data set, uint8 [m, C, H, W], and their labels `label`, int64 [m].
+        num_classes: number of classes.
         sample: indices of the images in this data set, int64 [n].
         mean: mean per channel, for intensities in [0, 1].
         std: standard deviation per channel.
         augmentation: applied in this order.
-        images_anew: maps the images again in another process; for memory-mapped files, where pickling would copy them.
     """
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Tensor,
+        arrays: Mapping[str, NDArray[Any]],
         num_classes: int,
         sample: Tensor,
         mean: Sequence[float],
         std: Sequence[float],
         augmentation: Sequence[ImageAugmentation] = (),
-        images_anew: Callable[[], Tensor] | None = None,
     ) -> None:
-        self.images, self._labels, self.sample, self.augmentation = images, labels, sample, augmentation
-        self.num_classes, self.images_anew = num_classes, images_anew
+        self.arrays, self.num_classes, self.sample, self.augmentation = arrays, num_classes, sample, augmentation
+        self.mean, self.std = mean, std
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            self.images = torch.from_numpy(arrays["images"])  # nothing writes into it
+        self._labels = torch.tensor(arrays["label"])
         std_ = torch.tensor(std).view(-1, 1, 1)
         self.scale = 1 / (255 * std_)
         self.shift = -torch.tensor(mean).view(-1, 1, 1) / std_
@@ -49,13 +55,9 @@ class ImageDataset(BatchedDataset):
     def __len__(self) -> int:
         return len(self.sample)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "images": None} if self.images_anew is not None else vars(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        if self.images_anew is not None:
-            self.images = self.images_anew()
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Unpickling maps cached images again, instead of sending them through a pipe.
+        return type(self), (self.arrays, self.num_classes, self.sample, self.mean, self.std, self.augmentation)
 
     def labels(self) -> Tensor:
         return self._labels[self.sample]
@@ -100,40 +102,33 @@ class ImageDataModule(SpikingDataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_mix(self.augmentation or ())
-        self._arrays: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._arrays: dict[bool, Mapping[str, NDArray[Any]]] = {}
 
-    def _forget(self) -> None:
-        super()._forget()
-        self._arrays.clear()
-
-    def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Images uint8 [n, C, H, W] and labels int64 [n] of the training or test set."""
+    def read(self, train: bool) -> tuple[Any, Any]:
+        """Images uint8 [n, C, H, W] and labels int64 [n] of the training or test set, arrays or tensors."""
         raise NotImplementedError
 
-    def images_anew(self, train: bool) -> Callable[[], Tensor] | None:
-        """Function that maps the images of `read` again in another process; None if they are in memory."""
-        return None
-
-    def arrays(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Checked and cached result of `read`."""
+    def arrays(self, train: bool) -> Mapping[str, NDArray[Any]]:
+        """`images` uint8 [n, C, H, W] and `label` int64 [n] of the training or test set, read once."""
         if train not in self._arrays:
-            images, labels = self.read(train)
-            part = "training" if train else "test"
-            if images.shape[1:] != self.input_shape or len(images) != len(labels) or len(labels) == 0:
+            images, labels = map(np.asarray, self.read(train))
+            fits = images.dtype == np.uint8 and images.shape == (len(labels), *self.input_shape) and len(labels)
+            if not fits or labels.min() < 0 or labels.max() >= self.num_classes:
                 raise UserError(
-                    f"{self.title}'s {part} set in {self.root} must hold one label for each image of "
-                    f"{list(self.input_shape)}, got images {list(images.shape)} and {len(labels)} labels."
+                    f"{self.title} in {self.root} must hold images uint8 [n, {', '.join(map(str, self.input_shape))}] "
+                    f"and labels below {self.num_classes}, got {images.dtype} {list(images.shape)}."
                 )
-            if labels.min() < 0 or labels.max() >= self.num_classes:
-                raise UserError(
-                    f"{self.title}'s {part} labels in {self.root} must lie in 0..{self.num_classes - 1}, "
-                    f"got {labels.min()}..{labels.max()}."
-                )
-            self._arrays[train] = images, labels
+            self._arrays[train] = {"images": np.ascontiguousarray(images), "label": labels.astype(np.int64)}
         return self._arrays[train]
 
     def labels(self, train: bool) -> Tensor:
-        return self.arrays(train)[1]
+        return torch.tensor(self.arrays(train)["label"])
+
+    def identity(self, train: bool = True) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for name in ("images", "label"):
+            digest.update(np.ascontiguousarray(self.arrays(train)[name]).data)
+        return digest.hexdigest()
 
     def reading(self) -> str:
         if not self.normalize:
@@ -149,20 +144,137 @@ class ImageDataModule(SpikingDataModule):
 
     def inventory(self) -> list[Part]:
         return [
-            Part(name, self.labels(train).bincount(minlength=self.num_classes).tolist(), self.arrays(train)[0].nbytes)
+            Part(
+                name,
+                self.labels(train).bincount(minlength=self.num_classes).tolist(),
+                self.arrays(train)["images"].nbytes,
+            )
             for train, name in ((True, "training"), (False, "test"))
         ]
 
     def dataset(self, train: bool, indices: Tensor | None, augment: bool) -> ImageDataset:
-        images, labels = self.arrays(train)
+        arrays = self.arrays(train)
         mean, std = (self.mean, self.std) if self.normalize else ((0.0,), (1.0,))
-        return ImageDataset(
-            images,
-            labels,
-            self.num_classes,
-            as_index(indices, len(labels)),
-            mean,
-            std,
-            (self.augmentation or ()) if augment else (),
-            self.images_anew(train),
-        )
+        chosen = as_index(indices, len(arrays["label"]))
+        return ImageDataset(arrays, self.num_classes, chosen, mean, std, (self.augmentation or ()) if augment else ())
+
+
+@dataclass(eq=False, repr=False)
+class TorchvisionDataModule(ImageDataModule):
+    """Base class of data sets that torchvision downloads, verifies and reads.
+
+    Class attributes that a subclass sets, beside those of `ImageDataModule`:
+        torchvision_class: class of `torchvision.datasets`.
+        files: files that it reads, for messages.
+        published: numbers of training and of test images.
+    """
+
+    torchvision_class: ClassVar[Any]
+    files: ClassVar[str]
+    published: ClassVar[tuple[int, int]]
+
+    def prepare_data(self) -> None:
+        for train in (True, False):
+            self._opened(train, self.download)
+
+    def _opened(self, train: bool, download: bool = False) -> Any:
+        try:
+            return self.torchvision_class(self.root, train=train, download=download)
+        except Exception as error:  # torchvision raises many types for missing and for damaged files
+            raise DatasetNotFoundError(
+                f"{self.title} in {Path(self.root).absolute()} cannot be read ({str(error) or type(error).__name__}): "
+                f"{self.files} are missing or damaged. Delete a damaged file; put the files there, pass "
+                "--data.download=true, or point --data.root to where they are."
+            ) from error
+
+    def read(self, train: bool) -> tuple[Any, Any]:
+        data = self._opened(train)
+        images = np.asarray(data.data)
+        return images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2), data.targets
+
+    @property
+    def origin_note(self) -> str:
+        found = tuple(len(self.labels(train)) for train in (True, False))
+        if found == self.published:
+            return ""
+        return f"a PART of its {' and '.join(f'{n:,}' for n in self.published)} images, or another data set"
+
+
+_IDX = "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
+
+
+@dataclass(eq=False, repr=False)
+class MNIST(TorchvisionDataModule):
+    """MNIST: 60,000 training and 10,000 test images of handwritten digits."""
+
+    title = "MNIST"
+    torchvision_class = datasets.MNIST
+    files = _IDX
+    published = 60_000, 10_000
+    input_shape = (1, 28, 28)
+    class_names = tuple("0123456789")
+    mean, std = (0.1307,), (0.3081,)
+
+
+@dataclass(eq=False, repr=False)
+class FashionMNIST(TorchvisionDataModule):
+    """Fashion-MNIST: 60,000 training and 10,000 test images."""
+
+    title = "Fashion-MNIST"
+    torchvision_class = datasets.FashionMNIST
+    files = f"Fashion{_IDX}"
+    published = 60_000, 10_000
+    input_shape = (1, 28, 28)
+    class_names = (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    )
+    mean, std = (0.2860,), (0.3530,)
+
+
+@dataclass(eq=False, repr=False)
+class CIFAR10(TorchvisionDataModule):
+    """CIFAR-10: 50,000 training and 10,000 test images.
+
+    Args:
+        authors_std: divide by the authors' standard deviations, means of per-image ones, instead of those over all
+            pixels.
+    """
+
+    authors_std: bool = False
+
+    title = "CIFAR-10"
+    torchvision_class = datasets.CIFAR10
+    published = 50_000, 10_000
+    files = "cifar-10-batches-py/{data_batch_1..5,test_batch,batches.meta}"
+    input_shape = (3, 32, 32)
+    class_names = (
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    )
+    # Over all pixels of the training images, which gives the unit variance of S-Sec. 5.
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.authors_std:
+            self.std = (0.2023, 0.1994, 0.2010)  # type: ignore[misc]
+
+
+@dataclass(eq=False, repr=False)
+class Digits(ImageDataModule):
+    """scikit-learn's 1,797 digits of 8x8 pixels; every fifth one is a test image. Nothing to download."""
+
+    title = "scikit-learn digits"
+    input_shape = (1, 8, 8)
+    class_names = tuple("0123456789")
+    mean, std = (0.3053,), (0.3760,)
+
+    def read(self, train: bool) -> tuple[Any, Any]:
+        with needed_by("the data set Digits"):
+            from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+        chosen = (np.arange(len(images)) % 5 != 4) == train
+        return images[chosen], digits.target[chosen]

@@ -1,20 +1,74 @@
-"""A sampler that plans whole batches, and a loader that resumes within an epoch."""
+"""Batches, a sampler that plans them whole, and a loader that resumes within an epoch."""
 
 import math
-import shutil
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from plif_lightning.data.batch import Batch
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.runtime.randomness import fold_in
+
+
+class Batch(NamedTuple):
+    """N samples."""
+
+    x: Tensor  # [N, T, C, H, W], or static images [N, C, H, W]; counts of events in the smallest type that holds them
+    label: Tensor  # int64 [N]
+    sample: Tensor  # int64 [N], its place in the original data set
+    target: Tensor | None = None  # float32 [N, C] of mixed samples; None where the label is all of it
+
+
+def as_batch(batch: Any) -> Batch:
+    """A batch of this project's loaders as it is; a pair (x, label) of any other loader as such a batch.
+
+    Args:
+        batch: a `Batch`; or x [N, C, H, W] of static images or [N, T, C, H, W], and labels [N].
+
+    Raises:
+        UserError: it is neither.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    parts = tuple(batch) if isinstance(batch, (tuple, list)) else ()
+    if [isinstance(part, Tensor) for part in parts] != [True, True]:
+        length = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise UserError(f"a batch must be a pair (x, label) of tensors, got {type(batch).__name__}{length}.")
+    x, label = parts
+    if x.dim() not in (4, 5) or label.shape != x.shape[:1] or label.is_floating_point():
+        raise UserError(
+            "a batch must hold x [N, C, H, W] or [N, T, C, H, W] and integer labels [N], "
+            f"got {list(x.shape)} and {label.dtype} {list(label.shape)}."
+        )
+    return Batch(x, label.long(), torch.arange(len(x), device=x.device))
+
+
+def merged(x: Tensor, time_steps: int, *others: int) -> Tensor:
+    """Frames [T, N, C, H, W] as fewer ones: the sums of `time_steps` equal groups, as of longer slices.
+
+    Args:
+        x: frames, of any type; sums of integers are int32.
+        time_steps: number of frames after the call.
+        others: numbers of frames of later epochs, which are checked now.
+
+    Raises:
+        UserError: one of them does not divide T.
+    """
+    for steps in (*others, time_steps):
+        if len(x) % steps:
+            raise UserError(f"early_time_steps must divide the data's time_steps = {len(x)}, got {steps}.")
+    if len(x) == time_steps:
+        return x
+    return x.unflatten(0, (time_steps, -1)).sum(1, dtype=x.dtype if x.is_floating_point() else torch.int32)
+
+
+def time_first(x: Tensor) -> Tensor:
+    """A batch's x as networks take it: [T, N, C, H, W]; static images [N, C, H, W] as they are."""
+    return x.transpose(0, 1) if x.dim() == 5 else x
 
 
 class BatchRequest(NamedTuple):
@@ -98,9 +152,8 @@ class BatchPlan(DistributedSampler[Any]):
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
         self._started = False  # True once the current epoch was started
-        # (epoch, first batch, samples per global batch) of a run resumed within an epoch; the last is None in older
-        # checkpoints
-        self.resume_at: tuple[int, int, int | None] | None = None
+        # (epoch, first batch, samples per global batch) of a run resumed within an epoch
+        self.resume_at: tuple[int, int, int] | None = None
         if not shuffle and length < world_size:
             raise UserError(f"{length} samples are too few for {world_size} processes: pass fewer --trainer.devices.")
         if len(self) == 0:
@@ -139,7 +192,7 @@ class BatchPlan(DistributedSampler[Any]):
         if self.resume_at is None or self.resume_at[0] != self.epoch:
             return 0
         _, served, global_batch = self.resume_at
-        if served and global_batch not in (None, self.global_batch):
+        if served and global_batch != self.global_batch:
             raise UserError(
                 f"the run was interrupted in epoch {self.epoch}, after {served} batches of {global_batch} samples, and "
                 f"would resume with batches of {self.global_batch}: samples would be skipped or seen twice. Resume it "
@@ -194,9 +247,9 @@ class ResumableLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         plan = self._plan()
-        plan.resume_at = (state["epoch"], state["served"], state.get("global_batch"))
+        plan.resume_at = (state["epoch"], state["served"], state["global_batch"])
         # An unseeded run has another seed after a restart: restore the one that shuffled the interrupted epoch.
-        plan.seed = state.get("seed", plan.seed)
+        plan.seed = state["seed"]
 
 
 def _identity(batch: Any) -> Any:
@@ -210,39 +263,8 @@ def _ignore_signals(worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-# Shared memory through which workers pass batches on Linux. Containers have 64 MiB by default.
-_SHARED = Path("/dev/shm")
-
-
-def _require_shared_memory(dataset: BatchedDataset, plan: BatchPlan, num_workers: int) -> None:
-    """Check that the workers' batches fit into shared memory: otherwise they would hang or be killed silently.
-
-    Raises:
-        UserError: there is too little shared memory.
-    """
-    if not num_workers or not _SHARED.is_dir():
-        return
-    sample = dataset[BatchRequest(0, torch.zeros(1, dtype=torch.int64))].x
-    # Each worker prefetches two batches (PyTorch's prefetch_factor), and one more is in use.
-    batches = min(2 * num_workers + 1, len(plan))
-    needed = sample.nbytes * min(plan.batch_size, len(dataset)) * batches
-    free = shutil.disk_usage(_SHARED).free
-    if needed > free:
-        raise UserError(
-            f"data.num_workers={num_workers} processes pass their batches through {_SHARED}, where "
-            f"{needed / 2**20:,.1f} MiB are needed and {free / 2**20:,.1f} are free: pass --data.num_workers 0, a "
-            "smaller --data.batch_size or --data.eval_batch_size, or give a container more (docker run --shm-size 2g)."
-        )
-
-
 def make_loader(dataset: BatchedDataset, plan: BatchPlan, num_workers: int = 0) -> ResumableLoader:
-    """Create a loader that reads each planned batch with one call of the data set.
-
-    Raises:
-        UserError: there is too little shared memory for the workers' batches.
-    """
-    if len(dataset):
-        _require_shared_memory(dataset, plan, num_workers)
+    """Create a loader that reads each planned batch with one call of the data set."""
     return ResumableLoader(
         dataset,  # type: ignore[arg-type]
         sampler=plan,

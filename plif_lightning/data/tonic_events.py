@@ -1,57 +1,52 @@
 """Data sets of tonic whose recordings have a two-dimensional sensor and one class each."""
 
 import inspect
-import urllib.error
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from plif_lightning.data.event_module import OWN_STORE, EventDataModule
-from plif_lightning.data.splits import holdout_split
+from plif_lightning.data.base import holdout_split, require_share
+from plif_lightning.data.events import EventDataModule
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events.recording import Recording, RecordingError, Sensor, recording_of
-from plif_lightning.events.store import RawFile
-from plif_lightning.runtime.extras import needed_by
+from plif_lightning.runtime.program import needed_by
 
 
 @dataclass(eq=False, repr=False)
 class TonicEvents(EventDataModule):
-    """A class of `tonic.datasets`. tonic downloads, verifies and reads it; this package stores, slices and loads it.
+    """A class of `tonic.datasets`. tonic downloads, verifies and reads it; this package caches, slices and loads it.
 
     Args:
         name: name of the class, such as POKERDVS; required.
         sensor: height and width of the camera; required if tonic does not know them, as for NCALTECH101.
         test_fraction: share of each class, its last recordings, for the test set if tonic defines none.
-        allow_partial: accept fewer recordings than tonic expects.
     """
 
     name: str | None = None
     sensor: tuple[int, int] | None = None  # type: ignore[assignment,misc]
     test_fraction: float = 0.1
-    allow_partial: bool = False
 
     title = "a data set of tonic"  # an instance uses the data set's name
 
     def __post_init__(self) -> None:
-        if self.name is None:
-            raise UserError(f"data.name must be given: one of {', '.join(known())}, such as --data.name=POKERDVS.")
-        kind = _class(self.name)
-        size = getattr(kind, "sensor_size", None)
-        if size is not None and self.sensor is None:
-            self.sensor = (size[1], size[0])
-        if self.sensor is None:
+        self._kind = _class(self.name)
+        size: Any = getattr(self._kind, "sensor_size", None)
+        if self.sensor is None and size is None:
             raise UserError(
                 f"data.sensor must be given: tonic does not know the sensor of {self.name}; height and width, such as "
                 "--data.sensor=[180,240]."
             )
-        self.sensor = Sensor.of(self.sensor)
+        self.sensor = Sensor.of(self.sensor or (size[1], size[0]))
         self.title = f"{self.name} of tonic"  # type: ignore[misc]
-        if not 0 < self.test_fraction < 1:
-            raise UserError(f"data.test_fraction must lie in (0, 1), got {self.test_fraction}.")
+        require_share("data.test_fraction", self.test_fraction)
+        self._has_parts = "train" in _parameters(self._kind)
+        self._opened: dict[bool, Any] = {}
+        self._index: dict[Path, tuple[bool, int]] = {}
         super().__post_init__()
 
     @property
@@ -60,195 +55,95 @@ class TonicEvents(EventDataModule):
         return Path(self.root) / self.name
 
     @property
-    def store_name(self) -> str:
-        share = "" if "train" in _parameters(_class(self.name)) else f"-{self.test_fraction:g}"
-        return f"tonic-{self.sensor}{share}"
+    def has_files(self) -> bool:
+        try:
+            return all(len(self._data(train).targets) > 0 for train in (True, False))
+        except DatasetNotFoundError:
+            return False
 
-    def _source(self, train: bool) -> "_Source":
-        assert self.name is not None
-        return _Source(self.name, str(Path(self.root)), train, self.allow_partial)
+    def obtain(self) -> None:
+        for train in (True, False):
+            self._data(train, self.download)
+
+    def options(self) -> tuple[Any, ...]:
+        return (*super().options(), self.test_fraction)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Class names from tonic; if it has none, the recordings' labels, sorted, or those of an existing store."""
-        classes: Any = getattr(_class(self.name), "classes", None)
+        """Class names from tonic; if it has none, the recordings' labels, sorted, or those of the cache."""
+        classes: Any = getattr(self._kind, "classes", None)
         if isinstance(classes, dict):
             classes = sorted(classes, key=lambda name: classes[name])
-        if classes is None and not self.there:
-            classes = self._classes_of_store() or None
+        if classes is None and not self.has_files:
+            classes = self.recordings(train=True)["classes"]
         if classes is None:
             classes = sorted({str(target) for target in self._data(train=True).targets})
         return tuple(map(str, classes))
 
-    @property
-    def classes_of_files(self) -> tuple[str, ...]:
-        named = getattr(_class(self.name), "classes", None) is not None
-        return () if named or not self.there else self.class_names
+    def _data(self, train: bool, download: bool = False) -> Any:
+        """The tonic data set.
 
-    def _data(self, train: bool) -> Any:
-        return _opened(self._source(train), self.download)
+        Raises:
+            DatasetNotFoundError: it is missing, and cannot or may not be downloaded.
+        """
+        if train not in self._opened:
+            # Same class name, because tonic names the folder after it.
+            kind = self._kind if download else type(self._kind.__name__, (self._kind,), {"download": _refuse})
+            try:
+                self._opened[train] = kind(save_to=self.root, **({"train": train} if self._has_parts else {}))
+            except (Exception, SystemExit) as error:  # SystemExit: sets that must be downloaded by hand
+                raise DatasetNotFoundError(
+                    f"{self.title} could not be obtained ({error}). Pass --data.download=true, put its files into "
+                    f"{self.home} as tonic expects them, or point --data.root to where they are."
+                ) from error
+        return self._opened[train]
 
-    def prepare_data(self) -> None:
-        _opened.cache_clear()  # files may have changed since
-        super().prepare_data()
-
-    @property
-    def there(self) -> bool:
-        try:
-            for train in (True, False):
-                _opened(self._source(train), download=False)
-        except DatasetNotFoundError:
-            return False
-        return True
-
-    def obtain(self) -> bool:
-        """Let tonic download missing files. Always True."""
-        for train in (True, False):
-            self._data(train)
-        return True
-
-    def raw_files(self, train: bool) -> list[RawFile]:
-        source = self._source(train)
-        data = _opened(source, download=False)
-        # tonic's order partly depends on the file system; sorting by class and name makes it deterministic.
+    def files(self, train: bool) -> list[tuple[Path, int]]:
+        data = self._data(train)
         home = Path(data.location_on_system)
-        listed = sorted(
-            (self._label(target), "" if _file(data, i) == home else _file(data, i).relative_to(home).as_posix(), i)
-            for i, target in enumerate(data.targets)
-        )
-        if "train" not in _parameters(_class(self.name)):
-            for_training, for_test = holdout_split(torch.tensor([label for label, *_ in listed]), self.test_fraction)
-            listed = [listed[place] for place in (for_training if train else for_test).tolist()]
-        count = len(data.targets)
-        # Recordings that tonic holds in memory: the first one stands for all files, which tell if a store is stale.
-        together = iter([_files_below(home, self.store_folder)])
-        return [
-            RawFile(
-                name or str(i),
-                (_file(data, i),) if name else next(together, (home,)),
-                partial(read_one, source, i, name, count),
-                label,
-            )
-            for label, name, i in listed
-        ]
+        found = []
+        for i, (place, target) in enumerate(zip(data.data, data.targets, strict=True)):
+            # Recordings that tonic holds in memory have their number and their size for a name.
+            path = Path(place) if isinstance(place, str) else home / f"{i:08}-{np.size(place)}"
+            self._index[path] = (train, i)
+            found.append((self._label(target), path))
+        # tonic's order partly depends on the file system; sorting by class and name makes it deterministic.
+        found.sort()
+        if not self._has_parts:
+            for_training, for_test = holdout_split(torch.tensor([label for label, _ in found]), self.test_fraction)
+            found = [found[place] for place in (for_training if train else for_test).tolist()]
+        return [(path, label) for label, path in found]
 
     def _label(self, target: Any) -> int:
-        if isinstance(target, str):
-            if target not in self.class_names:
-                raise UserError(f"{self.title} has a recording of the unknown class {target!r}.")
-            return self.class_names.index(target)
-        return int(target)
+        return self.class_names.index(target) if isinstance(target, str) else int(target)
+
+    def read(self, path: Path, label: int) -> Iterable[tuple[int, Recording]]:
+        train, i = self._index[path]
+        try:
+            events, _ = self._data(train)[i]
+        except Exception as error:  # tonic has no errors of its own
+            raise RecordingError(f"{path} cannot be read by tonic ({error}). It is damaged or another file.") from error
+        return [(label, recording_of(events, name=str(path)))]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Picklable arguments for opening the training or test set of a tonic data set."""
-
-    name: str
-    root: str
-    train: bool
-    allow_partial: bool
+def _refuse(_: Any) -> None:
+    raise DatasetNotFoundError("files are missing")
 
 
-@lru_cache(maxsize=4)
-def _opened(source: _Source, download: bool) -> Any:
-    """The tonic data set.
-
-    Raises:
-        DatasetNotFoundError: it is missing, and cannot or may not be downloaded.
-    """
-    kind = _class(source.name)
-
-    def refuse(self: Any) -> None:
-        where = f"{getattr(self, 'filename', 'its files')} from {getattr(self, 'url', 'its page')}"
-        raise DatasetNotFoundError(
-            f"{source.name} of tonic is not in {self.location_on_system}. Pass --data.download=true, or put {where} "
-            "there."
-        )
-
-    methods: dict[str, Any] = {} if download else {"download": refuse}
-    if source.allow_partial:
-        # Other files than those of the event store, which lies beside them.
-        methods["_check_exists"] = lambda self: any(
-            path.is_file() and path.relative_to(self.location_on_system).parts[0] != OWN_STORE
-            for path in Path(self.location_on_system, self.folder_name or "").glob("*/**/*")
-        )
-    # Same class name, because tonic names the folder after it.
-    kind = type(kind.__name__, (kind,), methods)
-    arguments = {"train": source.train} if "train" in _parameters(kind) else {}
-    try:
-        return kind(save_to=source.root, **arguments)
-    except UserError:
-        raise
-    except SystemExit as error:  # raised by DVSLip, which must be downloaded by hand
-        raise DatasetNotFoundError(
-            f"{source.name} of tonic is not in {source.root}, and tonic does not fetch it: put its files into "
-            f"{Path(source.root) / source.name}."
-        ) from error
-    except (OSError, RuntimeError, urllib.error.URLError, EOFError, ValueError) as error:
-        raise DatasetNotFoundError(
-            f"{source.name} of tonic could not be obtained ({error}). Put its files into "
-            f"{Path(source.root) / source.name} as tonic expects them, or point --data.root to where they are."
-        ) from error
+def _parameters(kind: Any) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(kind.__init__).parameters)
 
 
-def read_one(
-    source: _Source, index: int, name: str, count: int, files: tuple[Path, ...], label: int
-) -> list[tuple[int, Recording]]:
-    """Recording `index` of `count`, read by tonic; may run in a separate process."""
-    data = _opened(source, download=False)
-    if len(data) != count or (name and not _file(data, index).as_posix().endswith(name)):
-        raise RecordingError(f"{files[0]}: {source.name} changed while it was being read. Start again.")
-    try:
-        events, _ = data[index]
-    except (OSError, ValueError, IndexError, KeyError, EOFError, TypeError) as error:
-        raise RecordingError(f"{files[0]} cannot be read by tonic ({error}). It is damaged or another file.") from error
-    return [(label, recording_of(events, name=str(files[0])))]
-
-
-def _file(data: Any, index: int) -> Path:
-    """File of a recording; the data set's folder if tonic does not expose the file."""
-    found = data.data[index]
-    return Path(found) if isinstance(found, str) else Path(data.location_on_system)
-
-
-def _files_below(home: Path, store: Path) -> tuple[Path, ...]:
-    """The data set's folder and all files in it, but those of event stores."""
-    files = (path for path in sorted(home.rglob("*")) if path.is_file())
-    stores = (home / OWN_STORE, home / store)
-    return (home, *(path for path in files if not any(path.is_relative_to(one) for one in stores)))
-
-
-def _parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(kind.__init__).parameters
-
-
-def _required(kind: Any) -> set[str]:
-    """Names of the parameters without a default."""
-    return {name for name, parameter in _parameters(kind).items() if parameter.default is parameter.empty}
-
-
-def known() -> list[str]:
-    """Names of the supported classes of `tonic.datasets`."""
-    with needed_by("a data set of tonic"):
-        import tonic.datasets
-
-    return sorted(name for name in tonic.datasets.__all__ if not _why_unsupported(getattr(tonic.datasets, name)))
-
-
-def _why_unsupported(kind: Any) -> str:
-    """Reason why a class of `tonic.datasets` is not supported; empty if it is."""
+def _is_supported(kind: Any) -> bool:
+    """True for a class with a two-dimensional sensor, and recordings of one class each."""
     size = getattr(kind, "sensor_size", None)
+    parameters = _parameters(kind)
+    required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
+    if "save_to" not in parameters or required - {"self", "save_to"}:
+        return False
     if size is None:
-        if not hasattr(kind, "file_md5"):
-            return "it holds no events"
-    elif len(size) != 3 or size[1] < 2:
-        return f"its sensor of {' x '.join(map(str, size))} is not two-dimensional"
-    if "save_to" not in _parameters(kind) or _required(kind) - {"self", "save_to"}:
-        return "it has no training and test set of labelled recordings"
-    if size is not None and not hasattr(kind, "classes"):
-        return "its recordings have no classes"
-    return ""
+        return hasattr(kind, "file_md5")
+    return len(size) == 3 and size[1] > 1 and hasattr(kind, "classes")
 
 
 def _class(name: str | None) -> Any:
@@ -260,9 +155,10 @@ def _class(name: str | None) -> Any:
     with needed_by("a data set of tonic"):
         import tonic.datasets
 
-    kind = getattr(tonic.datasets, str(name), None)
-    if not inspect.isclass(kind):
-        raise UserError(f"data.name must be a class of tonic.datasets: one of {', '.join(known())}; got {name!r}.")
-    if reason := _why_unsupported(kind):
-        raise UserError(f"data.name={name} is not supported: {reason}. Supported are {', '.join(known())}.")
-    return kind
+    known = [one for one in sorted(tonic.datasets.__all__) if _is_supported(getattr(tonic.datasets, one))]
+    if name not in known:
+        raise UserError(
+            f"data.name must be a class of tonic.datasets with a two-dimensional sensor and one class for each "
+            f"recording: one of {', '.join(known)}; got {name!r}."
+        )
+    return getattr(tonic.datasets, str(name))

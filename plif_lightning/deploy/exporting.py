@@ -34,7 +34,7 @@ from plif_lightning.network.own import description, neurons_of
 from plif_lightning.network.stepping import STATEFUL
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.carry import packed, unpacked
-from plif_lightning.runtime.extras import needed_by
+from plif_lightning.runtime.program import needed_by
 
 FORMATS = ("network", "pt2", "onnx", "nir")
 Input = Literal["images", "frames"]

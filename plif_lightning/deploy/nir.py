@@ -23,7 +23,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.output import Integral, Voting
 from plif_lightning.neurons import LIF, PLIF, Neuron
-from plif_lightning.runtime.extras import needed_by
+from plif_lightning.runtime.program import needed_by
 from plif_lightning.structure import FC, Conv, Neurons, Placed, Pool, Residual
 from plif_lightning.structure.layers import pair
 from plif_lightning.structure.shapes import padding_of, swept

@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from plif_lightning.deploy.folding import fold, network_of
 from plif_lightning.deploy.frozen import Engine, deployed
 from plif_lightning.errors import UserError, require_count
-from plif_lightning.events.integration import Slicing, count_events, integrate, resized
-from plif_lightning.events.noise import BackgroundFilter, cleaned
-from plif_lightning.events.recording import Noise, Packed, Recording, Sensor, pack, recording_of
+from plif_lightning.events.integration import (
+    BackgroundFilter,
+    Slicing,
+    count_events,
+    integrate,
+    resized,
+    without_background,
+)
+from plif_lightning.events.recording import Packed, Recording, Sensor, pack, recording_of
 from plif_lightning.network import step
 from plif_lightning.neurons.carry import LayerState
 
@@ -76,14 +82,9 @@ class StreamingNetwork:
         self.events_per_step, self.us_per_step = events_per_step, us_per_step
         self.frame = Sensor(*net.input_shape[1:])
         self.background_us, self.last = background_us, last
-        self.use_sensor(self.frame if sensor is None else sensor)
-        self.reset()
-
-    def use_sensor(self, sensor: tuple[int, int]) -> None:
-        """Take events of a sensor of this height and width [pixels], and bring them to the network's frames."""
-        self.sensor = Sensor.of(sensor)
-        self._filter = None if self.background_us is None else BackgroundFilter(self.sensor, self.background_us)
+        self.sensor = self.frame if sensor is None else Sensor.of(sensor)
         self._resized = None if self.sensor == self.frame else resized(self.sensor, self.frame)
+        self.reset()
 
     def reset(self) -> None:
         """Clear potentials, votes and pending events."""
@@ -200,7 +201,7 @@ class StreamingNetwork:
         """
         packed = pack(recording, self.sensor, name)
         if self.background_us is not None:
-            packed = cleaned(packed, self.sensor, Noise(self.background_us))
+            packed = without_background(packed, self.sensor, self.background_us)
         packed = packed._replace(address=self._addresses(packed))
         return map(self.step, integrate(packed, self.frame, self.net.time_steps, slicing))
 

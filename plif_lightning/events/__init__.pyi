@@ -1,16 +1,6 @@
 from .integration import frames_of as frames_of
 from .integration import integrate as integrate
-from .readers import read_aedat2 as read_aedat2
-from .readers import read_aedat3 as read_aedat3
-from .readers import read_aedat4 as read_aedat4
 from .readers import read_any as read_any
-from .readers import read_dat as read_dat
-from .readers import read_hdf5 as read_hdf5
-from .readers import read_nmnist as read_nmnist
-from .readers import read_numpy as read_numpy
-from .readers import read_raw as read_raw
-from .readers import read_rosbag as read_rosbag
-from .readers import read_text as read_text
 from .readers import sensor_of as sensor_of
 from .recording import Recording as Recording
 from .recording import RecordingError as RecordingError

@@ -1,18 +1,74 @@
-"""Count events into frames: many recordings at once, directly into the batch array."""
+"""From events to frames: the background filter, slices of a recording, and counting, many recordings at once."""
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plif_lightning.errors import UserError, require_count
-from plif_lightning.events.recording import Packed, Recording, Sensor, pack, recording_of
+from plif_lightning.errors import require_count, require_one_of
+from plif_lightning.events.recording import Packed, Recording, RecordingError, Sensor, pack, recording_of
 from plif_lightning.runtime.compiled import compiled
 
 Slicing = Literal["by_count", "by_time"]
 Array = NDArray[Any]
 # Tried in this order until the counts fit; PyTorch supports all of them.
 _COUNT_TYPES = (np.uint8, np.int16, np.int32)
+# Before the first event of a pixel's neighbours.
+_NEVER = -(2**62)
+
+
+@compiled
+def _supported(pixel: Array, time: Array, last: Array, width: int, us: int, keep: Array) -> None:
+    """Mark events with a neighbour's event in the last `us`; `last` is [H + 2, W + 2], its rim is never read."""
+    stride = width + 2
+    for e in range(len(pixel)):
+        y, x = pixel[e] // width, pixel[e] % width
+        place = (y + 1) * stride + x + 1
+        now = time[e]
+        keep[e] = now - last[place] <= us
+        for row in range(-1, 2):
+            for column in range(-1, 2):
+                if row != 0 or column != 0:
+                    last[place + row * stride + column] = now
+
+
+def pixels_of(packed: Packed, sensor: Sensor) -> Array:
+    """Pixel of each event, y * W + x, int64 [N]."""
+    pixels: Array = packed.address.astype(np.int64) % sensor.pixels
+    return pixels
+
+
+class BackgroundFilter:
+    """Drop events that no other event of the eight pixels around preceded within some time: noise is alone.
+
+    It remembers the last times, so a stream may be cut anywhere.
+
+    Args:
+        sensor: size of the camera.
+        us: longest time since the neighbour's event [us].
+
+    Source: Delbruck 2008, "Frame-free dynamic digital vision", background activity filter (as in jAER).
+    """
+
+    def __init__(self, sensor: Sensor, us: int) -> None:
+        self.sensor, self.us = sensor, us
+        self.last = np.full((sensor.height + 2) * (sensor.width + 2), _NEVER, np.int64)
+
+    def kept(self, packed: Packed) -> NDArray[np.bool_]:
+        """Which events of the next piece of a stream stay, bool [N]."""
+        pixel = pixels_of(packed, self.sensor)
+        keep = np.empty(len(pixel), np.bool_)
+        time = packed.time.astype(np.int64) + packed.start
+        _supported(pixel, time, self.last, self.sensor.width, self.us, keep)
+        return keep
+
+
+def without_background(packed: Packed, sensor: Sensor, us: int) -> Packed:
+    """A recording after `BackgroundFilter`; its times count from the first event that stays."""
+    keep = BackgroundFilter(sensor, us).kept(packed)
+    address, time = packed.address[keep], packed.time[keep]
+    first = int(time[0]) if len(time) else 0
+    return Packed(address, time - np.uint32(first), packed.start + first if len(time) else 0)
 
 
 def bounds_by_count(begin: Array, end: Array, time_steps: int) -> Array:
@@ -224,10 +280,6 @@ def _count_changed(
     return status
 
 
-class DamagedEventsError(ValueError):
-    """An address in the store lies outside its sensor."""
-
-
 def count_events(
     address: Array,
     bounds: Array,
@@ -252,7 +304,7 @@ def count_events(
         network: `result.swapaxes(0, 1)` is the batch [N, T, size] without a copy.
 
     Raises:
-        DamagedEventsError: an address lies outside the sensor.
+        RecordingError: an address lies outside the sensor.
     """
     for count_type in _COUNT_TYPES:
         frames = np.empty((bounds.shape[1] - 1, len(bounds) if rows is None else rows, size), count_type)
@@ -262,7 +314,9 @@ def count_events(
             tables = np.zeros((0, size), np.int32) if maps is None else maps
             status = _count_changed(address, bounds, tables, *passes, frames)
         if status & 2:
-            raise DamagedEventsError
+            raise RecordingError(
+                "an event lies outside the sensor: `prepare --verify true` tells if the cache is damaged."
+            )
         if status == 0:
             return frames
     raise OverflowError("more than 2^31 events lie in one pixel of one slice")
@@ -293,8 +347,7 @@ def integrate(
     [[[1, 0], [0, 0]], [[0, 1], [0, 0]]]
     """
     require_count("time_steps", time_steps)
-    if slicing not in get_args(Slicing):
-        raise UserError(f"slicing must be one of {', '.join(get_args(Slicing))}, got {slicing!r}.")
+    require_one_of("slicing", slicing, Slicing)
     sensor = Sensor.of(sensor)
     packed = recording if isinstance(recording, Packed) else pack(recording, sensor, "recording")
     begin, end = np.array([0]), np.array([len(packed.address)])

@@ -1,7 +1,7 @@
 """Recordings in memory: time-ordered events and their sensor."""
 
 import operator
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from plif_lightning.errors import UserError
 
 Ints: TypeAlias = NDArray[np.integer[Any]]
-# `strict` refuses a recording whose times run backwards; `as_recorded` keeps the file's order.
-TimeOrder = Literal["strict", "as_recorded"]
 
 
 class RecordingError(UserError):
@@ -38,8 +36,6 @@ class Sensor(NamedTuple):
             ) from None
         if min(height, width) < 1:
             raise UserError(f"sensor must be at least 1 pixel high and wide, got {size!r}.")
-        if 2 * height * width > 2**32:
-            raise UserError(f"sensor must have at most 2^31 pixels, got {size!r}.")
         return cls(height, width)
 
     def __str__(self) -> str:
@@ -73,38 +69,11 @@ class Packed(NamedTuple):
         address: index into a frame [2, H, W], p * H * W + y * W + x; uint16 (uint32 for large sensors) [N].
         time: time since the first event [us], uint32 [N].
         start: time of the first event [us]; 0 if there is none.
-        dropped: number of events that a noise filter dropped.
     """
 
     address: Ints
     time: NDArray[np.uint32]
     start: int
-    dropped: int = 0
-
-
-class Noise(NamedTuple):
-    """What is taken from recordings before they are sliced.
-
-    Attributes:
-        background_us: time of `noise.BackgroundFilter` [us]; None for none.
-        hot_factor: factor of `noise.hot_pixels`; None to keep them.
-    """
-
-    background_us: int | None = None
-    hot_factor: float | None = None
-
-    def __bool__(self) -> bool:
-        return self != Noise()
-
-    def __str__(self) -> str:
-        parts = [] if self.background_us is None else [f"background{self.background_us}us"]
-        if self.hot_factor is not None:
-            short = f"{self.hot_factor:g}"  # in names of files: all digits where six are too few
-            parts.append(f"hot{short if float(short) == self.hot_factor else repr(float(self.hot_factor))}")
-        return "-".join(parts)
-
-
-NO_NOISE_FILTER = Noise()
 
 
 def address_type(sensor: Sensor) -> np.dtype[Any]:
@@ -113,23 +82,16 @@ def address_type(sensor: Sensor) -> np.dtype[Any]:
 
 
 def _whole(values: NDArray[Any], what: str, name: str) -> Ints:
-    """Integers, converted from booleans or from floating-point numbers without a fraction.
-
-    Raises:
-        RecordingError: a value is not a whole number or not below 2^63.
-    """
-    if values.dtype == np.uint64 and values.max(initial=0) >= 2**63:
-        raise RecordingError(f"{name}: {what} must lie below 2^63, got {values.max()}.")
-    if np.issubdtype(values.dtype, np.integer):
+    """Integers, converted from booleans or from floating-point numbers without a fraction."""
+    if values.dtype.kind in "iu":
         return values
     if values.dtype == bool:
         return values.astype(np.uint8)
-    if np.issubdtype(values.dtype, np.floating) and (np.isfinite(values) & (values == np.floor(values))).all():
-        if np.abs(values).max(initial=0) >= 2**63:
-            raise RecordingError(f"{name}: {what} must lie below 2^63, got {values.min():g} to {values.max():g}.")
+    if ((np.abs(values) < 2**63) & (values == np.floor(values))).all():  # neither NaN nor infinite
         return values.astype(np.int64)
-    unit = ": are these seconds? Times are microseconds, so multiply them by 1e6 and round" if what == "t" else ""
-    raise RecordingError(f"{name}: {what} must be whole numbers, got {values.dtype} such as {values.max()}{unit}.")
+    raise RecordingError(
+        f"{name}: {what} must be whole numbers{' [us]' if what == 't' else ''}, got some such as {values.max()}."
+    )
 
 
 def _columns_of(x: Any, y: Any, t: Any, p: Any, name: str) -> tuple[Any, Any, Any, Any]:
@@ -149,10 +111,7 @@ def _columns_of(x: Any, y: Any, t: Any, p: Any, name: str) -> tuple[Any, Any, An
 
 def _numbers(values: Any, what: str, name: str) -> NDArray[Any]:
     """One number per event, [N], from an array, a list or a tensor."""
-    try:
-        numbers = np.asarray(values.detach() if hasattr(values, "detach") else values)
-    except (ValueError, TypeError) as error:  # lists of several lengths, a tensor on a GPU
-        raise RecordingError(f"{name}: {what} must be one number per event ({error}).") from error
+    numbers = np.asarray(values.detach() if hasattr(values, "detach") else values)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iufb":
         raise RecordingError(f"{name}: {what} must be one number per event, got {numbers.dtype} {list(numbers.shape)}.")
     return numbers
@@ -190,14 +149,13 @@ def recording_of(
     return Recording(**columns)
 
 
-def pack(recording: Recording, sensor: Sensor, name: str, time_order: TimeOrder = "strict") -> Packed:
+def pack(recording: Recording, sensor: Sensor, name: str) -> Packed:
     """Check a recording and convert it to the store's format.
 
     Args:
         recording: N >= 0 events.
         sensor: sensor that must contain all of them.
         name: name of the file, for messages.
-        time_order: `strict` or `as_recorded`.
 
     Raises:
         RecordingError: a value is not a whole number, a coordinate or polarity is out of range, time runs backwards,
@@ -214,17 +172,16 @@ def pack(recording: Recording, sensor: Sensor, name: str, time_order: TimeOrder 
                 f"has {axis} in 0..{size - 1}. It is damaged or comes from another sensor."
             )
     t = t.astype(np.int64, copy=False)
-    if time_order == "strict" and (t[1:] < t[:-1]).any():
+    if (t[1:] < t[:-1]).any():
         i = int(np.argmax(t[1:] < t[:-1])) + 1
         raise RecordingError(
             f"{name}: time runs backwards at event {i}, from {t[i - 1]} to {t[i]} us. It is damaged, or its clock was "
-            "reset while it was recorded: sort the events by time. (A data set keeps a file's order with "
-            "--data.time_order=as_recorded.)"
+            "reset while it was recorded."
         )
-    start = int(t.min())
-    if int(t.max()) - start >= 2**32:
+    start, last = int(t[0]), int(t[-1])
+    if last - start >= 2**32:
         raise RecordingError(
-            f"{name}: its events span {(int(t.max()) - start) / 6e7:.0f} minutes; at most 71 (2^32 us) are expected. "
+            f"{name}: its events span {(last - start) / 6e7:.0f} minutes; at most 71 (2^32 us) are expected. "
             "It is damaged, its clock was reset while it was recorded, or its times are not in microseconds."
         )
     address = p.astype(np.uint32) * np.uint32(sensor.pixels)

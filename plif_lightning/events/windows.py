@@ -1,16 +1,13 @@
 """Samples of an event store: whole recordings, or windows of them. Windows are addresses; no event is copied."""
 
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plif_lightning.errors import UserError
-from plif_lightning.events.store import EventStore
 
 Array = NDArray[Any]
-_MOST = 10**9
 
 
 class Samples(NamedTuple):
@@ -37,11 +34,11 @@ class Samples(NamedTuple):
         return Samples(*(column[which] for column in self))
 
 
-def recordings_of(store: EventStore) -> Samples:
-    """Each recording as a whole."""
-    n = len(store)
+def recordings_of(offset: Array) -> Samples:
+    """Each recording as a whole; recording i has the events [offset[i], offset[i + 1])."""
+    n = len(offset) - 1
     nothing = np.zeros(n, np.int64)
-    return Samples(store.offset[:-1], store.offset[1:], np.arange(n), nothing.copy(), nothing, nothing - 1)
+    return Samples(offset[:-1], offset[1:], np.arange(n), nothing.copy(), nothing, nothing - 1)
 
 
 class Windows(NamedTuple):
@@ -69,27 +66,25 @@ def windows_of(
     """Windows from the arguments of a data module; None without any.
 
     Raises:
-        UserError: an argument lies outside its range, or two of them contradict each other.
+        UserError: a length or a distance is not positive, or two arguments contradict each other.
 
     >>> windows_of(None, 50, None, 12.5)
     Windows(length=50000, stride=12500, by_time=True)
     """
-    if events is not None and ms is not None:
-        raise UserError("give data.window_events or data.window_ms, not both.")
-    for stride, window, unit in ((stride_events, events, "events"), (stride_ms, ms, "ms")):
-        if stride is not None and window is None:
-            raise UserError(f"data.stride_{unit} needs data.window_{unit}.")
-        for name, value in (("window", window), ("stride", stride)):
-            least = 1 if unit == "events" else 0.001
-            if value is not None and not least <= value <= _MOST:
-                raise UserError(f"data.{name}_{unit} must be from {least} to 10^9, got {value}.")
-            if value is not None and unit == "events" and not isinstance(value, Integral):
-                raise UserError(f"data.{name}_events must be a whole number, got {value}.")
+    lacks = (stride_events is not None and events is None) or (stride_ms is not None and ms is None)
+    if (events is not None and ms is not None) or lacks:
+        raise UserError(
+            "give data.window_events, perhaps with data.stride_events, or data.window_ms, perhaps with data.stride_ms."
+        )
     if events is not None:
-        return Windows(events, stride_events or events, by_time=False)
-    if ms is not None:
-        return Windows(round(1000 * ms), round(1000 * (stride_ms or ms)), by_time=True)
-    return None
+        windows = Windows(events, events if stride_events is None else stride_events, by_time=False)
+    elif ms is not None:
+        windows = Windows(round(1000 * ms), round(1000 * (ms if stride_ms is None else stride_ms)), by_time=True)
+    else:
+        return None
+    if min(windows.length, windows.stride) < 1:
+        raise UserError(f"windows and their strides must be at least 1 event or 0.001 ms, got {windows}.")
+    return windows
 
 
 def _cut_at(time: Array, begin: int, end: int, share: float, by_time: bool) -> int:

@@ -11,7 +11,7 @@ from torch.nn import grad as of_conv2d
 
 from plif_lightning.dynamics.reference import autocast_in_force, in_own_precision
 from plif_lightning.kernels.layout import real_type
-from plif_lightning.runtime.surroundings import processor
+from plif_lightning.runtime.process import processor
 
 # Multiply-adds from which the library matters.
 _LARGE = 2**26

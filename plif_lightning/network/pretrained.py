@@ -10,12 +10,12 @@ from torch import nn
 
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.fingerprint import fingerprint, require_same
-from plif_lightning.runtime.extras import needed_by
 from plif_lightning.runtime.files import written_whole
-from plif_lightning.runtime.version import __version__
+from plif_lightning.runtime.program import needed_by
 from plif_lightning.structure import parse
 from plif_lightning.structure.layers import neurons_in
 from plif_lightning.structure.notation import NEURONS
+from plif_lightning.version import __version__
 
 _N = TypeVar("_N", bound=nn.Module)
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"

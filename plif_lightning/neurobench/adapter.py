@@ -9,7 +9,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.network.own import neurons_of
 from plif_lightning.network.stepping import plain, run_network
 from plif_lightning.neurons import Neuron
-from plif_lightning.runtime.extras import needed_by
+from plif_lightning.runtime.program import needed_by
 
 with needed_by("an adapter to NeuroBench"):
     from neurobench.hooks.layer import LayerHook

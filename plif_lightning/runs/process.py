@@ -16,8 +16,7 @@ from filelock import Timeout
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.loading import loaded
-from plif_lightning.runtime.files import written_whole
-from plif_lightning.runtime.locks import file_lock
+from plif_lightning.runtime.files import file_lock, written_whole
 
 
 def _state_and_birth(pid: int) -> tuple[str, str] | None:

@@ -61,7 +61,6 @@ KEYS = {
         Key("data.test_fraction", fixed=True, split="root"),
         Key("data.split", fixed=True, split="root"),
         Key("data.source", fixed=True, split="holdout"),
-        Key("data.time_order", fixed=True, split="holdout"),
         Key("data.time_steps", fixed=True),
         Key("data.slicing", fixed=True),
         Key("data.size", fixed=True),

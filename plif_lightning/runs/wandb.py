@@ -10,8 +10,8 @@ from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import merge
 from plif_lightning.runs.run import Run, Status, ties_in
-from plif_lightning.runtime.extras import needed_by
 from plif_lightning.runtime.files import written_whole
+from plif_lightning.runtime.program import needed_by
 
 PREFIX = "wandb:"
 _STATES: dict[str, Status] = {"finished": "finished", "running": "running"}

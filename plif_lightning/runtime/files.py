@@ -1,12 +1,18 @@
-"""Atomic file writes and readable I/O errors."""
+"""Atomic file writes, locks between processes, and readable I/O errors."""
 
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+_log = logging.getLogger(__name__)
 
 _TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
 
@@ -107,9 +113,44 @@ def written_whole(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any
             beside.unlink(missing_ok=True)
 
 
-def not_written(what: str, folder: Path, option: str, error: OSError) -> str:
-    """Return the message for files that cannot be written into a folder set by a command-line option."""
-    return (
-        f"{what} cannot be written into {folder}. {reason(error)}. Or name another folder with --{option} DIR. Nothing "
-        "was left behind."
+def file_lock(path: Path, *, blocking: bool = True) -> "FileLock":
+    """Return the system's lock on a file, not acquired yet.
+
+    Args:
+        path: file, created when the lock is acquired; its folder must exist.
+        blocking: wait for a process that holds it.
+
+    Acquiring raises `filelock.Timeout` if it is held, and OSError or NotImplementedError if the file cannot be written
+    or its file system has no locks.
+    """
+    from filelock import FileLock  # which takes 50 ms to load
+
+    # A lock that outlives its process, as a file does, would be held forever.
+    hard: dict[str, Any] = (
+        {"fallback_to_soft": False} if "fallback_to_soft" in FileLock.__init__.__code__.co_varnames else {}
     )
+    return FileLock(path, blocking=blocking, **hard)
+
+
+def is_about_locks(error: Exception) -> bool:
+    """True if an error says that a file system has no locks."""
+    without = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+    return isinstance(error, NotImplementedError) or getattr(error, "errno", None) in without
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, so that one process at a time writes there. It is created if it is missing."""
+    from filelock import Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = file_lock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.warning("Another process is preparing %s: waiting for it.", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,11 +1,26 @@
-"""Command that starts this program: `python main.py` in a checkout, `plif-lightning` if it is installed."""
+"""The command that starts this program, and the packages that only a part of it needs, with the extra of each."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from plif_lightning.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MAIN = _ROOT / "main.py"
 _IS_CHECKOUT = _MAIN.is_file() and (_ROOT / "configs" / "base.yaml").is_file()
+# Package as it is imported -> extra of pyproject.toml.
+EXTRAS = {
+    **dict.fromkeys(("tonic", "h5py", "lz4", "zstandard", "hdf5plugin"), "events"),
+    **dict.fromkeys(("matplotlib", "scipy"), "report"),
+    **dict.fromkeys(("nir", "onnx", "onnxscript", "onnxruntime"), "export"),
+    **dict.fromkeys(("safetensors", "huggingface_hub"), "hub"),
+    "sklearn": "digits",
+    "wandb": "wandb",
+    "optuna": "search",
+    "neurobench": "neurobench",
+}
 
 
 def shown() -> str:
@@ -21,3 +36,34 @@ def installing(extra: str) -> str:
 def command() -> list[str]:
     """Return the arguments that start the program in another process."""
     return [sys.executable, str(_MAIN)] if _IS_CHECKOUT else [sys.executable, "-m", "plif_lightning"]
+
+
+class MissingExtraError(UserError):
+    """A package that an extra brings is not installed."""
+
+
+def missing(error: BaseException, what: str = "this") -> MissingExtraError | None:
+    """The sentence for a failed import of such a package; None for another error."""
+    package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    extra = EXTRAS.get(package)
+    if extra is None:
+        return None
+    return MissingExtraError(f"{what} needs {package}, which is not installed: {installing(extra)}.")
+
+
+@contextmanager
+def needed_by(what: str) -> Iterator[None]:
+    """Turn a failed import of an optional package within the block into a sentence with the command that brings it.
+
+    Args:
+        what: what needs it, as the beginning of the sentence.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (sentence := missing(error, what)) is not None:
+            raise sentence from error
+        raise

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from plif_lightning.data.batch import as_batch, merged, time_first
+from plif_lightning.data.loading import as_batch, merged, time_first
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.fingerprint import fingerprint, require_same

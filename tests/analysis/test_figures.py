@@ -339,7 +339,7 @@ def test_what_is_in_a_picture_of_a_recording():
     assert "1,400 events in 99.9 ms" in caption
     assert "0 % ON" in caption
     assert "41x56 pixels (height x width), as far as they reach: the file does not name its sensor" in caption
-    assert "each pixel around: 1, circled, (55, 40) as (x, y); --data.hot_pixels 10 drops them" in caption
+    assert "71.4 % of the events have one of a pixel around within 9 ms before: --data.background_us 9000" in caption
     axes = [ax for part in figure.subfigs for ax in part.axes]
     assert len(axes) == 6 + 3 + 1
     rates = axes[8].get_lines()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from plif_lightning.runtime.allocator import tune_allocator
+from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()  # as main.py does
 
@@ -34,7 +34,7 @@ from plif_lightning.events import Recording, Sensor
 from plif_lightning.events.integration import integrate
 from plif_lightning.events.readers import read_any
 from plif_lightning.network import SpikingNetwork, use_backend
-from plif_lightning.runtime.surroundings import processor
+from plif_lightning.runtime.process import processor
 from tests.benchmarks.networks import alternate, fire_as_trained, in_words, inference, peer, run_peer
 
 

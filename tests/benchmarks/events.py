@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from plif_lightning.runtime.allocator import tune_allocator
+from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()  # as main.py does; it serves the others too
 
@@ -32,14 +32,14 @@ import tonic
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from plif_lightning.data.event_dataset import EventDataset
+from plif_lightning.data import EventFolder
 from plif_lightning.data.loading import BatchPlan, make_loader
-from plif_lightning.events import Recording, Sensor, readers
+from plif_lightning.events import Recording, Sensor
+from plif_lightning.events.aedat import read_aedat2
 from plif_lightning.events.integration import bounds_by_count, count_events, integrate
+from plif_lightning.events.readers import read_nmnist
 from plif_lightning.events.recording import pack
-from plif_lightning.events.store import Kind, RawFile, build
-from plif_lightning.events.windows import Windows, recordings_of, windowed
-from plif_lightning.runtime.surroundings import processor
+from plif_lightning.runtime.process import processor
 from tests import writers
 from tests.peers import spikingjelly_dataset_utils
 
@@ -144,10 +144,9 @@ class CachedFrames(Dataset[Any]):
 
 
 def loader(recordings: list[Recording], time_steps: int, rounds: int, folder: Path) -> None:
-    sources, compressed, plain = [], [], []
+    compressed, plain = [], []
     for i, recording in enumerate(recordings):
-        path = writers.write_file(folder / f"raw/{i}.aedat", writers.aedat2_bytes(recording))
-        sources.append(RawFile(path.name, (path,), partial(readers.single, readers.read_aedat2)))
+        writers.write_file(folder / f"raw/train/{'ab'[i % 2]}/{i:03}.aedat", writers.aedat2_bytes(recording))
         frames = spikingjelly_dataset_utils().integrate_events_by_fixed_frames_number(
             dict(zip("txyp", recording, strict=True)), "number", time_steps, 128, 128
         )
@@ -155,16 +154,17 @@ def loader(recordings: list[Recording], time_steps: int, rounds: int, folder: Pa
         np.savez_compressed(compressed[-1], frames=frames)
         plain.append(folder / f"plain{i}.npz")
         np.savez(plain[-1], frames=frames)
-    store = build(folder / "store", Kind("benchmark", "benchmark", DVS128), sources, processes=0)
+    writers.write_file(folder / "raw/test/a/0.aedat", writers.aedat2_bytes(recordings[0]))
     n = len(recordings)
-    dataset = EventDataset(store, torch.arange(n), 10, time_steps)
+    dataset = EventFolder(root=str(folder / "raw"), time_steps=time_steps).dataset(True, None, augment=False)
     ours = make_loader(dataset, BatchPlan(n, 16, shuffle=True))
     theirs = {
         "SpikingJelly, .npz": DataLoader(CachedFrames(compressed), 16, shuffle=True),
         "SpikingJelly, uncompressed": DataLoader(CachedFrames(plain), 16, shuffle=True),
     }
-    a, b = next(iter(make_loader(dataset, BatchPlan(n, 16)))), next(iter(DataLoader(CachedFrames(compressed), 16)))
-    assert torch.equal(a.x.float(), b[0])
+    order = [int(Path(name).stem) for name in dataset.arrays["name"]]
+    a, b = next(iter(make_loader(dataset, BatchPlan(n, 16)))), next(iter(DataLoader(CachedFrames(compressed), n)))
+    assert torch.equal(a.x.float(), b[0][order[:16]])
 
     def run(batches: Any, convert: bool = False) -> None:
         for batch in batches:
@@ -182,7 +182,7 @@ def loader(recordings: list[Recording], time_steps: int, rounds: int, folder: Pa
     show(f"Loader, batch 16, T = {time_steps}, {n} recordings of {events // n:,} events", "samples/s", n, seconds)
     converted = {name: times for name, times in seconds.items() if "ours" not in name or "float32" in name}
     show("The same against ours with the conversion to float32", "samples/s", n, converted, "ours, and to float32")
-    bandwidth(store.address, store.offset, time_steps, rounds)
+    bandwidth(dataset.arrays["address"], dataset.arrays["offset"], time_steps, rounds)
 
 
 def windows_of_one(recordings: list[Recording], time_steps: int, folder: Path) -> Any:
@@ -191,14 +191,13 @@ def windows_of_one(recordings: list[Recording], time_steps: int, folder: Path) -
     shift = np.cumsum([0, *(int(r.t[-1] - r.t[0]) + 1 for r in recordings)])
     t = [r.t - r.t[0] + s for r, s in zip(recordings, shift[:-1], strict=True)]
     rest = [[getattr(r, name) for r in recordings] for name in ("x", "y", "p")]
-    path = folder / "long.npz"
-    np.savez(path, **Recording(*map(np.concatenate, (t, *rest)))._asdict())
-    source = RawFile(path.name, (path,), partial(readers.single, readers.read_numpy))
-    store = build(folder / "long", Kind("benchmark", "long", DVS128), [source], processes=0)
-    samples = windowed(recordings_of(store), store.time, Windows(count, count, by_time=False))
+    for part, name in (("train", "a"), ("train", "b"), ("test", "a")):
+        path = folder / "long" / part / name / "long.npz"
+        path.parent.mkdir(parents=True)
+        np.savez(path, **Recording(*map(np.concatenate, (t, *rest)))._asdict())
+    module = EventFolder(root=str(folder / "long"), sensor=DVS128, time_steps=time_steps, window_events=count)
     n = len(recordings)
-    assert len(samples.begin) == n
-    dataset = EventDataset(store, torch.arange(n), 10, time_steps, samples=samples)
+    dataset = module.dataset(train=True, indices=torch.arange(n), augment=False)
     return make_loader(dataset, BatchPlan(n, 16, shuffle=True))
 
 
@@ -233,9 +232,9 @@ def main() -> None:
     arguments = parser.parse_args()
     root = Path(os.environ.get("PLIF_DATA_ROOT", "data"))
     n = arguments.events
-    whole = [readers.read_aedat2(path) for path in sorted((root / "DVS128").glob("*.aedat"))]
+    whole = [read_aedat2(path) for path in sorted((root / "DVS128").glob("*.aedat"))]
     long = [r for r in whole if len(r.t) >= n]
-    nmnist = [readers.read_nmnist(path) for path in sorted((root / "NMNIST/Test").glob("*/*.bin"))]
+    nmnist = [read_nmnist(path) for path in sorted((root / "NMNIST/Test").glob("*/*.bin"))]
     for found, what in ((long, f"DVS128/*.aedat with {n:,} events or more"), (nmnist, "NMNIST/Test/*/*.bin")):
         if not found:
             parser.error(f"{root} holds no {what}: set PLIF_DATA_ROOT to a folder that does.")

@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from plif_lightning.runtime.allocator import tune_allocator
+from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()  # as main.py does; it serves the other too
 
 import torch
 
-from plif_lightning.runtime.surroundings import processor
+from plif_lightning.runtime.process import processor
 from tests.benchmarks.networks import alone
 
 CONTENDERS = ("ours", "SpikingJelly, multi-step")

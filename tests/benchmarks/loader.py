@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from plif_lightning.data import HorizontalFlip, RandomAffine, RandomCrop
 from plif_lightning.data.images import ImageDataset
 from plif_lightning.data.loading import BatchPlan, make_loader
-from plif_lightning.runtime.surroundings import processor
+from plif_lightning.runtime.process import processor
 
 
 class PILImages(Dataset):
@@ -86,7 +86,8 @@ def main() -> None:
         images = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         labels = torch.zeros(n, dtype=torch.int64)
         mean, std = [0.5] * shape[0], [0.25] * shape[0]
-        dataset = ImageDataset(images, labels, 10, torch.arange(n), mean, std, ours)
+        arrays = {"images": images.numpy(), "label": labels.numpy()}
+        dataset = ImageDataset(arrays, 10, torch.arange(n), mean, std, ours)
         transform = transforms.Compose([*theirs, transforms.ToTensor(), transforms.Normalize(mean, std)])
         loaders = (
             make_loader(dataset, BatchPlan(n, 16, shuffle=True)),

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from plif_lightning.runtime.allocator import tune_allocator
+from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()  # as main.py does; it serves the others too
 
@@ -37,7 +37,7 @@ from plif_lightning.cli.trained import read_to_test
 from plif_lightning.configs import network_of
 from plif_lightning.deploy import Engine, deployed
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.runtime.surroundings import processor
+from plif_lightning.runtime.process import processor
 from plif_lightning.training.losses import rate_mse
 from tests.benchmarks.step import inputs, make_fire, peak, peak_of_imports
 

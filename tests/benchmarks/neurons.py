@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from plif_lightning.runtime.allocator import tune_allocator
+from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()
 
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 import plif_lightning as pl
 from plif_lightning.configs import network_of
-from plif_lightning.runtime.surroundings import processor
+from plif_lightning.runtime.process import processor
 from tests.benchmarks.networks import alternate, fire_as_trained, peer, run_peer, show, training_step
 from tests.benchmarks.step import inputs
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from plif_lightning.runtime.allocator import tune_allocator
+from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()
 
@@ -38,7 +38,7 @@ from plif_lightning.dynamics.equations import program
 from plif_lightning.dynamics.expression import in_order
 from plif_lightning.kernels import block, ops, sparse
 from plif_lightning.kernels.bits import number_of_spikes
-from plif_lightning.runtime.surroundings import processor
+from plif_lightning.runtime.process import processor
 from tests.benchmarks.networks import fire_as_trained, training_step
 from tests.benchmarks.step import inputs
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from plif_lightning.runtime.allocator import tune_allocator
+from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()  # as main.py does
 
@@ -32,7 +32,7 @@ from plif_lightning.dynamics.leaky import leaky
 from plif_lightning.kernels import Norm, conv_fire_pool, conv_of_spikes, linear_of_spikes
 from plif_lightning.kernels.backend import ALWAYS, NEVER, Skip
 from plif_lightning.kernels.dense import conv2d, linear
-from plif_lightning.runtime.surroundings import processor
+from plif_lightning.runtime.process import processor
 
 DENSITIES = [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4]
 # Widths and sides by default.

@@ -17,7 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from plif_lightning.data import CIFAR10DVS
-from plif_lightning.events import Recording, readers
+from plif_lightning.events import Recording
+from plif_lightning.events.aedat import read_aedat2
 from tests import writers
 
 WINDOW = 5000  # events
@@ -25,7 +26,7 @@ WINDOW = 5000  # events
 
 def cifar10dvs(root: Path, paths: list[Path]) -> None:
     for name, path in zip(CIFAR10DVS.class_names, paths, strict=False):
-        recording = readers.read_aedat2(path)
+        recording = read_aedat2(path)
         windows = len(recording.t) // WINDOW
         tests = round(0.15 * windows)
         for i in range(windows):
@@ -38,17 +39,17 @@ def cifar10dvs(root: Path, paths: list[Path]) -> None:
 
 def dvsgesture(root: Path, labels: Path, lists: tuple[Path, Path], paths: list[Path]) -> None:
     folder = root / "DVSGesture/DvsGesture"
-    trials = readers.read_trials(labels, 11)
-    source = cycle(readers.read_aedat2(path) for path in paths)
+    trials = np.loadtxt(labels, np.int64, delimiter=",", skiprows=1)[:, 1:]
+    source = cycle(read_aedat2(path) for path in paths)
     for part, listing in zip(("train", "test"), lists, strict=True):
         names = listing.read_text().split()
         writers.write_file(folder / f"trials_to_{part}.txt", "\n".join(names).encode())
         for name in names:
             pieces = []
-            for trial in trials:
+            for start, end in trials:
                 events = next(source)
                 # the recording's own pace, in the trial's place
-                t = trial.start + (events.t - events.t[0]) % (trial.end - trial.start)
+                t = start + (events.t - events.t[0]) % (end - start)
                 order = np.argsort(t, kind="stable")
                 pieces.append(Recording(*(column[order] for column in (t, *events[1:]))))
             whole = Recording(*map(np.concatenate, zip(*pieces, strict=True)))

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from plif_lightning.runtime.allocator import tune_allocator
+from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()  # as main.py does
 
@@ -25,7 +25,7 @@ from torch import nn
 
 from plif_lightning import configs
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.runtime.surroundings import processor
+from plif_lightning.runtime.process import processor
 from plif_lightning.training.losses import LOSSES
 
 

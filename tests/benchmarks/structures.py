@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from plif_lightning.runtime.allocator import tune_allocator
+from plif_lightning.runtime.process import tune_allocator
 
 tune_allocator()  # as main.py does; it serves the other too
 
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from plif_lightning import configs
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.runtime.surroundings import processor
+from plif_lightning.runtime.process import processor
 from plif_lightning.structure import FC, Conv, Pool, placed
 from tests.benchmarks.step import peak, peak_of_imports
 

@@ -1,12 +1,11 @@
 """`stream` and `cost` as users call them."""
 
 import argparse
-import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,17 +14,17 @@ import torch
 import yaml
 
 from plif_lightning.cli import main
+from plif_lightning.cli.deploy import in_few_digits
 from plif_lightning.cli.streaming import _print_decision, _take_step_length
 from plif_lightning.deploy import StreamingNetwork, deployed
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
 from plif_lightning.network import SpikingNetwork, load_network
 from plif_lightning.network.fingerprint import fingerprint
-from plif_lightning.runtime.console import in_few_digits
-from tests.cli.calls import SILENT, TINY, command, fit, refused, rows, until
+from tests.cli.calls import SILENT, TINY, fit, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
 from tests.deploy.conftest import trained
-from tests.writers import aedat2_bytes, events_of, nmnist_bytes, write_event_folder
+from tests.writers import aedat2_bytes, events_of, evt3_bytes, nmnist_bytes, text_bytes, write_event_folder
 
 SIZE = {"channels": 4, "fc_features": 10, "votes_per_class": 2, "pool_ties": "first"}
 
@@ -82,55 +81,6 @@ def test_a_recording_is_shown_step_by_step_and_decided(checkpoint, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == expected(checkpoint, recording, us_per_step=150_000)
 
 
-def test_a_file_that_grows_is_followed(checkpoint, capsys):
-    recording = events_of(1000, 0)
-    content, file = aedat2_bytes(recording), Path("live.aedat")
-    file.write_bytes(content[:5])
-
-    def grow():
-        for first in range(5, len(content), 777):  # cut within headers and events
-            with file.open("ab") as opened:
-                opened.write(content[first : first + 777])
-
-    writer = threading.Thread(target=grow)
-    writer.start()
-    main(
-        ["stream", "--ckpt_path", "net.ckpt", "--file", "live.aedat", "--live", "--idle", "6", "--events_per_step=200"]
-    )
-    writer.join()
-    assert capsys.readouterr().out.splitlines()[-1] == expected(checkpoint, recording, events_per_step=200)
-
-
-def test_a_pipe_is_followed_to_its_end(checkpoint):
-    content = aedat2_bytes(events_of(1000, 0))
-    call = ["stream", "--ckpt_path", "net.ckpt", "--file", "-", "--events_per_step", "200"]
-    done = command(*call, text=False, input=content)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.decode().splitlines()[-1] == expected(checkpoint, events_of(1000, 0), events_per_step=200)
-    done = command(*call, text=False, input=content[:-3])
-    assert done.returncode == 2
-    assert "error: standard input ends within an event: 5 of its 8 bytes came." in done.stderr.decode()
-    assert "step 4" in done.stdout.decode()  # what was whole was shown
-    assert "decision: " in done.stdout.decode().splitlines()[-1]
-
-
-def test_a_pipe_that_pauses_without_a_spike_is_not_at_its_end():
-    content = aedat2_bytes(events_of(4, 0))
-    signal_of_camera = b"\0\0\x80\0\0\0\0\x01"
-    stream = readers.EventStream(io.BytesIO(content[:-32] + signal_of_camera), "a")
-    assert len(stream.read().t) == 0
-    assert not stream.ended
-    stream.read()
-    assert stream.ended
-
-
-def test_a_header_without_events_says_so(checkpoint, capsys):
-    Path("a.aedat").write_bytes(aedat2_bytes(events_of(4, 0))[:30])
-    call = ["--live", "--idle", "0.001", "--events_per_step", "5"]
-    line = refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", *call)
-    assert "ends within its header, before the first event" in line
-
-
 def test_who_reads_what_is_printed_may_stop(checkpoint):
 
     Path("a.aedat").write_bytes(aedat2_bytes(events_of(20_000, 0)))
@@ -147,31 +97,31 @@ def test_who_reads_what_is_printed_may_stop(checkpoint):
     assert "Exception ignored" not in done.stderr
 
 
-def test_a_live_stream_ends_with_ctrl_c(checkpoint):
-    Path("live.aedat").write_bytes(aedat2_bytes(events_of(1000, 0)))
-
-    call = [sys.executable, str(REPOSITORY / "main.py"), "stream", "--ckpt_path", "net.ckpt", "--file", "live.aedat"]
+def test_a_stream_that_is_interrupted_ends_with_its_decision(checkpoint):
+    Path("a.aedat").write_bytes(aedat2_bytes(events_of(100_000, 0)))
+    call = [sys.executable, str(REPOSITORY / "main.py"), "stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat"]
     with Path("said").open("w") as said:
-        process = subprocess.Popen([*call, "--live", "--events_per_step", "200"], stdout=said, stderr=said)
-    until(lambda: "step 5" in Path("said").read_text() or process.poll() is not None)
-    process.send_signal(2)
-    assert process.wait(PATIENCE) == 0
-    assert "decision: " in Path("said").read_text()
+        process = subprocess.Popen([*call, "--events_per_step", "1"], stdout=said, stderr=said)
+    until(lambda: "step 5:" in Path("said").read_text() or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) in (0, 1)  # 1 where no output neuron has fired yet
+    assert "decision" in Path("said").read_text().splitlines()[-1]
+    assert "step 100000:" not in Path("said").read_text()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--live"], "a live stream has no end to divide by T: pass --events_per_step or --ms_per_step"),
-        (["--events_per_step", "5", "--ms_per_step", "5"], "give --events_per_step or --ms_per_step, not both"),
-        (["--idle", "1"], "--idle is for --live"),
-        (["--ms_per_step", "nan"], "--ms_per_step: must be a number of at least 0.001, got nan"),
-        (["--ms_per_step", "abc"], "--ms_per_step: must be a number of at least 0.001, got abc"),
-        (["--ms_per_step", "0.0001"], "--ms_per_step: must be a number of at least 0.001, got 0.0001"),
+        (
+            ["--events_per_step", "5", "--ms_per_step", "5"],
+            "--ms_per_step: not allowed with argument --events_per_step",
+        ),
+        (["--ms_per_step", "abc"], "--ms_per_step: invalid float value: 'abc'"),
+        (["--ms_per_step", "0.0001"], "us_per_step must be a whole number, at least 1, got 0"),
         (["--engine", "events"], "argument --engine: invalid choice: 'events' (choose from 'float32', 'int8')"),
         (["--events_per_step", "0"], "events_per_step must be a whole number, at least 1, got 0"),
         (["--events_per_step", "some"], "argument --events_per_step: invalid int value: 'some'"),
-        (["--file", "no.aedat"], "no.aedat"),
+        (["--file", "no.aedat"], "no.aedat does not exist"),
         (["--ckpt_path", "no.ckpt"], "checkpoint no.ckpt does not exist"),
     ],
 )
@@ -179,6 +129,21 @@ def test_what_is_wrong_is_one_sentence(checkpoint, arguments, message, capsys):
     Path("a.aedat").write_bytes(aedat2_bytes(events_of(100, 0)))
     line = refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", *arguments)
     assert message in line
+
+
+def test_the_columns_and_unit_of_the_data_set_are_those_of_a_text(checkpoint, capsys):
+    recording = events_of(1000, 0)
+    Path("a.txt").write_bytes(text_bytes(recording, "yxpt", " ", header=False, unit="s"))
+    assert "a.txt" in refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "a.txt")
+    held = torch.load(checkpoint, weights_only=True)
+    settings = {"columns": list("yxpt"), "time_unit": "s"}
+    data = {"class_path": "plif_lightning.data.EventFolder", "init_args": settings}
+    torch.save({**held, "cli_config": yaml.safe_dump({"data": data})}, "net.ckpt")
+    main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.txt", "--ms_per_step", "150"])
+    stream = StreamingNetwork(load_network(checkpoint), us_per_step=150_000)
+    stream.push(recording)
+    said = f"decision: {stream.votes.argmax()} after {stream.steps} time-steps"
+    assert capsys.readouterr().out.splitlines()[-1] == said
 
 
 def test_a_sensor_of_another_size_and_other_networks_are_refused(checkpoint, run_of_digits, capsys):
@@ -196,6 +161,9 @@ def test_a_sensor_of_another_size_and_other_networks_are_refused(checkpoint, run
     assert "but a sensor of 12 x 12 pixels has" in line
     line = refused(capsys, "stream", "--ckpt_path", str(run_of_digits), "--file", "small.bin")
     assert "the network takes 1 x 8 x 8 images" in line
+    Path("a.raw").write_bytes(evt3_bytes(small, 480, 640))
+    line = refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "a.raw")
+    assert "a.raw is of a sensor of 480x640 pixels (height x width), and the network was trained on 128x128" in line
 
 
 def test_a_recording_of_too_few_events_says_so(checkpoint, capsys):
@@ -295,7 +263,7 @@ def test_cost_refuses_what_it_cannot_count(run_of_digits, tmp_path, capsys):
     checkpoint["cli_config"] = "data: {class_path: mydata.Mine}"
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
     line = refused(capsys, "cost", "--ckpt_path", str(tmp_path / "foreign.ckpt"))
-    assert "the network's data set mydata.Mine cannot be imported (No module named 'mydata')" in line
+    assert line == "error: data: Problem with given class_path 'mydata.Mine': No module named 'mydata'."
 
 
 def test_a_stream_says_the_classes_that_a_test_says(tmp_path, monkeypatch, capsys):

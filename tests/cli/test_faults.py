@@ -19,7 +19,6 @@ import torch
 import yaml
 from torch.multiprocessing import reductions
 
-from plif_lightning import configs
 from plif_lightning.callbacks import LayerMonitor
 from plif_lightning.callbacks.checkpoints import CheckpointFiles
 from plif_lightning.callbacks.logger import RunLogger
@@ -35,7 +34,7 @@ from plif_lightning.runtime.files import relative
 from plif_lightning.training.task import SpikingClassifier
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
-from tests.writers import write_image_folder, write_nmnist
+from tests.writers import write_image_folder
 
 EIGHT = [*TINY, *FEW, "--trainer.limit_train_batches", "8", "--trainer.max_epochs", "3", "--test_after_fit", "false"]
 
@@ -388,17 +387,11 @@ def test_a_slurm_job_does_not_take_another_runs_weights(monkeypatch):
     assert load("runs/quickstart/version_0/checkpoints/last.ckpt")["global_step"] == 3
 
 
-def test_a_schedulers_signal_while_the_program_loads_is_heard_when_training_begins(monkeypatch, capsys):
+def test_a_schedulers_signal_saves_and_says_that_a_job_without_a_folder_to_resume_is_not_requeued(monkeypatch, capsys):
     for name, value in {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SLURM_NODEID", "0")
-    resolve = configs.resolve
-
-    def told(*arguments):  # one of the first things that a fit does
-        signal.raise_signal(signal.SIGUSR1)
-        return resolve(*arguments)
-
-    monkeypatch.setattr(configs, "resolve", told)
+    told_at(monkeypatch, 0, signal.SIGUSR1)
     assert ended(*EIGHT, "--run_folder", "run") == 143
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
     assert load("run/checkpoints/last.ckpt")["global_step"] == 1
@@ -722,18 +715,13 @@ def test_a_closed_terminal_saves_as_sigterm_does_and_nohup_is_left_alone(straigh
     assert load("nohup/checkpoints/last.ckpt")["global_step"] == 24
 
 
-# --- nobody reads, nothing is drawn, somebody deletes
+# --- nothing is printed or drawn, somebody deletes
 
 
-@pytest.mark.parametrize("to", ["2>&1 | head -1", "> /dev/full", ">&- 2>&-"])
-def test_a_fit_goes_on_where_nobody_reads_what_it_prints(to, tmp_path):
+def test_a_fit_whose_outputs_are_closed_goes_on():
     few = [*TINY, *FEW, "--trainer.max_epochs", "1", "--run_folder", "run", "--trainer.callbacks", "[]"]
     call = shlex.join([sys.executable, str(REPOSITORY / "main.py"), "fit", "--config", QUICKSTART, *few])
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"{call} {to}"], capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    assert subprocess.run(["bash", "-c", f"{call} >&- 2>&-"], timeout=PATIENCE, check=False).returncode == 0
     assert read_run(Path("run")).status == "finished"
 
 
@@ -848,29 +836,6 @@ def test_other_threads_and_kernels_of_a_run_that_goes_on_are_recorded(run, caplo
     finally:
         torch.set_num_threads(int(threads))
     assert "resumes with different threads" in caplog.text
-
-
-CUT = """
-import os, sys
-import numpy as np
-from pathlib import Path
-from plif_lightning.events.store import EventStore, Kind
-from plif_lightning.events.recording import Sensor
-store = EventStore(Path("data/NMNIST/events"), Kind("", sys.argv[1], Sensor(34, 34)))
-os.truncate(store.folder / "address.npy", 200)
-print(store.address[5000:].sum())
-"""
-
-
-def test_a_store_that_is_cut_short_while_it_is_read_is_one_sentence(tmp_path):
-    write_nmnist(tmp_path / "data", 10, 8)
-    main(["prepare", "--config", "nmnist", "--data.allow_partial", "true"])
-    name = next(Path("data/NMNIST/events").glob("*-train.json")).stem
-    done = subprocess.run([sys.executable, "-c", CUT, name], capture_output=True, text=True, check=False, env={
-        **os.environ, "PYTHONPATH": str(REPOSITORY)
-    })  # fmt: skip
-    assert done.returncode == 128 + signal.SIGBUS
-    assert done.stderr.startswith("error: a memory-mapped file was truncated while it was read")
 
 
 def test_a_loaders_process_that_is_killed_while_it_hands_over_a_batch_is_one_too():

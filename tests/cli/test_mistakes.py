@@ -31,7 +31,7 @@ from tests.cli.calls import CONFIGS, QUICKSTART, SILENT, refused
         ),
         (["--trainer.logger", "MLFlowLogger"], "mlflow"),
         (["--model.reset", "medium"], "model.reset"),
-        (["--data.time_steps", "0"], "data.time_steps must be at least 1, got 0"),
+        (["--data.time_steps", "0"], "data.time_steps must be a whole number, at least 1, got 0"),
         (["--model.init_tau", "1"], "init_tau must be > 1"),
         (["--model.neuron", "gru"], "model.neuron"),
         (["--model.n_down", "5"], "MPk2s2 of conv4 leaves nothing of a map of 1x1, from an input of 8x8"),

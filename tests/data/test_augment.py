@@ -1,7 +1,5 @@
 """Batched augmentation against torchvision's, image by image, with the same parameters."""
 
-import math
-
 import pytest
 import torch
 from torchvision.transforms import InterpolationMode, v2
@@ -69,7 +67,6 @@ def test_affine_without_any_change_is_the_identity():
     square = images(shape=(1, 9, 9))
     turned = RandomAffine(degrees=90.0, scale=(1.0, 1.0))(square, quarter_turn)
     assert torch.equal(turned, square.rot90(-1, (-2, -1)))
-    assert math.isclose(torch.tensor(90.0).deg2rad().item(), math.pi / 2, rel_tol=1e-6)
 
 
 def test_erasing_zeroes_one_rectangle_of_the_asked_area_and_leaves_the_rest():
@@ -93,9 +90,7 @@ def test_erasing_zeroes_one_rectangle_of_the_asked_area_and_leaves_the_rest():
 def test_erasing_reaches_every_pixel_and_fits_into_the_smallest_image():
     y = RandomErasing(1.0)(images(2000, (1, 6, 5)).clamp(min=1), uniform(2000, 5))
     assert (y == 0).any(0).all()
-    assert torch.equal(
-        RandomErasing(1.0)(torch.ones(3, 1, 1, 1, dtype=torch.uint8), uniform(3, 5)), torch.zeros(3, 1, 1, 1)
-    )
+    assert not RandomErasing(1.0)(torch.ones(3, 1, 1, 1, dtype=torch.uint8), uniform(3, 5)).any()
 
 
 def test_a_mixture_is_torchvisions_with_the_same_rectangle():
@@ -118,17 +113,15 @@ def test_a_mixture_is_torchvisions_with_the_same_rectangle():
     assert 5 < (boxes.any(1) == 0).sum() < 20
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: RandomErasing(area=(0.0, 0.5)),
-        lambda: RandomErasing(ratio=(2.0, 1.0)),
-        lambda: HorizontalFlip(1.5),
-        lambda: CutMix(-0.1),
-        lambda: RandomCrop(-1),
-        lambda: RandomAffine(scale=(0.0, 1.0)),
-    ],
-)
-def test_a_wrong_argument_is_refused(make):
-    with pytest.raises(UserError):
-        make()
+def test_a_wrong_argument_is_refused():
+    wrong = (
+        (HorizontalFlip, {"p": 1.5}),
+        (CutMix, {"p": -0.1}),
+        (RandomCrop, {"padding": -1}),
+        (RandomAffine, {"scale": (0.0, 1.0)}),
+        (RandomErasing, {"area": (0.0, 0.5)}),
+        (RandomErasing, {"ratio": (2.0, 1.0)}),
+    )
+    for make, arguments in wrong:
+        with pytest.raises(UserError, match=next(iter(arguments))):
+            make(**arguments)

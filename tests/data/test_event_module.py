@@ -1,46 +1,34 @@
-"""Neuromorphic data sets: from raw files to batches."""
+"""Event data sets: from files to the cache, to batches, and to a network."""
 
-import hashlib
-import pickle
 import shutil
-import tarfile
-import zipfile
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 
-from plif_lightning.data import (
-    CIFAR10DVS,
-    NMNIST,
-    DVSGesture,
-    EventDrop,
-    EventFlip,
-    EventFolder,
-    EventMix,
-    EventRotation,
-    EventTranslation,
-    PolarityFlip,
-    TimeDrop,
-)
-from plif_lightning.data import event_module as events_module
-from plif_lightning.data.archives import ArchiveError
+from plif_lightning import SpikingClassifier
+from plif_lightning.data import CIFAR10DVS, NMNIST, EventDataModule, HorizontalFlip
+from plif_lightning.data.event_augment import EventDrop, EventFlip, EventMix, EventRotation, PolarityFlip, TimeDrop
 from plif_lightning.data.loading import BatchPlan, BatchRequest, make_loader
 from plif_lightning.errors import DatasetNotFoundError, UserError
-from plif_lightning.events import readers
-from plif_lightning.events.integration import integrate, resized
-from plif_lightning.events.recording import RecordingError, Sensor
-from plif_lightning.events.store import StoreError
+from plif_lightning.events import Recording, RecordingError, Sensor, read_any
+from plif_lightning.events.integration import resized
 from plif_lightning.runtime.randomness import hashed_uniform
 from tests import writers
 
 
-def prepared(kind, root, **arguments):
+def made(kind, root, **arguments):
     data = kind(root=str(root), allow_partial=True, **arguments)
     data.prepare_data()
+    data.setup()
     return data
+
+
+def everything(dataset, key=1):
+    return dataset[BatchRequest(key, torch.arange(len(dataset)))]
 
 
 @pytest.fixture
@@ -55,130 +43,81 @@ def cifar10dvs(tmp_path):
     return tmp_path
 
 
-def everything(dataset, key=1):
-    return dataset[BatchRequest(key, torch.arange(len(dataset)))]
+@dataclass(eq=False, repr=False)
+class Bars(EventDataModule):
+    """Bars that move: columns of t, x, y and p in a .npy file each; every fourth one is for testing."""
+
+    title = "bars"
+    sensor = Sensor(16, 16)
+    class_names = ("left", "right")
+
+    def files(self, train):
+        folders = [(self.home / name, label) for label, name in enumerate(self.class_names)]
+        found = [(path, label) for folder, label in folders for path in sorted(folder.glob("*.npy"))]
+        return [(path, label) for path, label in found if (int(path.stem) % 4 > 0) == train]
+
+    def read(self, path, label):
+        return [(label, Recording(*np.load(path)))]
 
 
-# --- content and order of the sets
-
-
-def test_frames_can_be_made_from_what_preprocessing_tells(nmnist):
-    data = prepared(NMNIST, nmnist, time_steps=4, size=17)
-    data.setup("fit")
-    how = data.preprocessing
-    store = data.event_store(train=True)
-    recording = readers.read_nmnist(nmnist / "NMNIST" / store.name[0])
-    (height, width), sensor = how["size"], how["sensor"]
-    y, x = recording.y.astype(int) * height // sensor[0], recording.x.astype(int) * width // sensor[1]
-    channel = [how["polarities"].index("on" if p else "off") for p in recording.p.tolist()]
-    assert how["slicing"] == "by_count"
-    counts = np.zeros((how["time_steps"], 2, height, width), np.int64)
-    each = len(recording.x) // how["time_steps"]
-    step = np.minimum(np.arange(len(recording.x)) // each, how["time_steps"] - 1)
-    np.add.at(counts, (step, channel, y, x), 1)
-    assert np.array_equal(everything(data.dataset(True, None, False)).x[0], counts)
-
-
-def test_nmnist_is_sorted_by_class_then_number(nmnist):
-    data = prepared(NMNIST, nmnist, time_steps=4)
-    store = data.event_store(train=True)
-    assert store.name.tolist()[:4] == [
-        "Train/0/00000.bin",
-        "Train/0/00010.bin",
-        "Train/1/00001.bin",
-        "Train/1/00011.bin",
-    ]
-    assert store.label.tolist() == sorted(store.label.tolist())
-    assert (len(store), len(data.event_store(train=False))) == (20, 10)
-    assert data.input_shape == (2, 34, 34)
-
-
-def test_cifar10dvs_is_split_by_the_number_in_the_name(tmp_path):
-    writers.write_cifar10dvs(tmp_path, (10, 9, 899, 900, 999))
-    data = prepared(CIFAR10DVS, tmp_path)
-    names = [Path(name).stem for name in data.event_store(train=True).name]
-    assert names[:3] == ["cifar10_airplane_9", "cifar10_airplane_10", "cifar10_airplane_899"]
-    assert [Path(name).stem for name in data.event_store(train=False).name][:2] == [
-        "cifar10_airplane_900",
-        "cifar10_airplane_999",
-    ]
-
-
-def test_cifar10dvs_of_tonic_is_another_source(tmp_path):
-    writers.write_cifar10dvs(tmp_path, (0, 900), "tonic")
-    writers.write_cifar10dvs(tmp_path, (0, 900))
-    original, copy = (prepared(CIFAR10DVS, tmp_path, source=source) for source in ("original", "tonic"))
-    for data in (original, copy):
-        data.setup("fit")
-    assert torch.equal(everything(original.train_set).x, everything(copy.train_set).x)
-    assert original.event_store(train=True).path != copy.event_store(train=True).path
-    assert "CIFAR10-DVS (tonic, a PART of its 9,000 and 1,000 recordings): 3 training" in copy.describe()
-
-
-def test_gesture_has_all_trials_of_its_recordings(tmp_path):
-    writers.write_dvsgesture(tmp_path)
-    data = prepared(DVSGesture, tmp_path)
-    store = data.event_store(train=True)
-    assert (len(store), len(data.event_store(train=False))) == (24, 12)
-    # "arm roll" occurs twice in each recording
-    assert np.bincount(store.label).tolist() == [2, 2, 2, 2, 2, 2, 2, 4, 2, 2, 2]
-    assert store.name.tolist()[12] == "user02_natural.aedat#0"
-    recording = readers.read_aedat3(tmp_path / "DVSGesture/DvsGesture/user02_natural.aedat")
-    for i, (label, start, end) in enumerate(writers.GESTURE_TRIALS):
-        t = store.time[store.offset[12 + i] : store.offset[13 + i]] + store.start[12 + i]
-        assert t.tolist() == [time for time in recording.t.tolist() if start <= time < end]
-        assert store.label[12 + i] == label - 1
-
-
-def test_gesture_of_tonic(tmp_path):
-    writers.write_tonic_gesture(tmp_path)
-    data = prepared(DVSGesture, tmp_path, source="tonic")
-    assert data.event_store(train=True).label.tolist() == list(range(11))
-    assert data.event_store(train=False).name.tolist()[2] == "ibmGestureTest/user24_led/2.npy"
-
-
-def test_holdout_takes_the_last_recordings_of_each_class(tmp_path):
-    writers.write_cifar10dvs(tmp_path, (*range(10), 900))
-    data = prepared(CIFAR10DVS, tmp_path, validation="holdout", holdout_fraction=0.2)
-    data.setup("fit")
-    assert (len(data.train_set), len(data.val_set)) == (24, 6)
-    names = data.event_store(train=True).name[data.val_set.indices.numpy()]
-    assert [int(Path(name).stem.split("_")[-1]) for name in names] == [8, 9] * 3
+def test_two_methods_make_a_data_set_that_trains_and_is_opened_again_from_its_cache(tmp_path, caplog):
+    for label, name in enumerate(Bars.class_names):
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            t, x, y, p = writers.events_of(4000, i, 16, 16)
+            np.save(tmp_path / name / f"{i}.npy", [t, (x // 2 + 8 * label), y, p])
+    data = Bars(root=str(tmp_path), time_steps=4, batch_size=4)
+    task = SpikingClassifier((2, 16, 16), 2, 4, channels=16, fc_features=64, dropout=0.0)
+    before = next(task.parameters()).detach().clone()
+    L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False).fit(task, datamodule=data)
+    assert not torch.equal(next(task.parameters()), before)
+    data.setup("test")
+    assert data.sizes() == {"training": 12, "test as val": 4, "test": 4}
+    batch = everything(data.train_set)
+    assert batch.label.tolist() == data.labels(train=True).tolist() == [0] * 6 + [1] * 6
+    assert batch.x.shape == (12, 4, *data.input_shape)
+    assert torch.equal(batch.x[6:, :, :, :, :8], torch.zeros(6, 4, 2, 16, 8))
+    shutil.rmtree(tmp_path / "left"), shutil.rmtree(tmp_path / "right")
+    again = Bars(root=str(tmp_path), time_steps=4)
+    again.prepare_data(), again.setup()
+    assert torch.equal(everything(again.train_set).x, batch.x)
+    assert "bars has no test recordings in" in caplog.text
+    assert again.identity() == data.identity()
 
 
 # --- batches
 
 
-@pytest.mark.parametrize("slicing", ["by_count", "by_time"])
-def test_a_batch_holds_the_frames_of_its_recordings(nmnist, slicing):
-    data = prepared(NMNIST, nmnist, time_steps=4, slicing=slicing)
-    data.setup("fit")
+def frames_by_hand(recording, how):
+    """Frames of a recording, event by event, from what `preprocessing` tells."""
+    (height, width), sensor, steps = how["size"], how["sensor"], how["time_steps"]
+    frames = np.zeros((steps, 2, height, width), np.int64)
+    first, last = int(recording.t[0]), int(recording.t[-1])
+    for i, (t, x, y, p) in enumerate(zip(*(column.tolist() for column in recording), strict=True)):
+        if how["slicing"] == "by_count":
+            step = i // (len(recording.t) // steps)
+        else:
+            step = (t - first) * steps // (last - first)
+        channel = how["polarities"].index("on" if p else "off")
+        frames[min(step, steps - 1), channel, y * height // sensor[0], x * width // sensor[1]] += 1
+    return frames
+
+
+@pytest.mark.parametrize(("slicing", "size"), [("by_count", None), ("by_count", 17), ("by_time", 20)])
+def test_a_batch_holds_the_frames_that_counting_by_hand_gives(nmnist, slicing, size):
+    data = made(NMNIST, nmnist, time_steps=7, slicing=slicing, size=size)
     batch = data.train_set[BatchRequest(0, torch.tensor([3, 0, 3]))]
-    assert batch.x.shape == (3, 4, 2, 34, 34)
+    assert batch.x.shape == (3, 7, *data.input_shape)
     assert batch.x.dtype == torch.uint8
     assert batch.x.transpose(0, 1).is_contiguous()
     assert (batch.sample.tolist(), batch.label.tolist(), batch.target) == ([3, 0, 3], [1, 0, 1], None)
-    path = nmnist / "NMNIST" / data.event_store(train=True).name[3]
-    expected = integrate(readers.read_nmnist(path), Sensor(34, 34), 4, slicing)
-    for i in (0, 2):
-        np.testing.assert_array_equal(batch.x[i], expected)
+    for x, i in zip(batch.x, (3, 0, 3), strict=True):
+        recording = read_any(nmnist / "NMNIST" / data.recordings(train=True)["name"][i])
+        np.testing.assert_array_equal(x, frames_by_hand(recording, data.preprocessing))
 
 
-@pytest.mark.parametrize("size", [48, 64])
-def test_frames_of_another_size_hold_the_same_events(cifar10dvs, size):
-    whole, small = (prepared(CIFAR10DVS, cifar10dvs, time_steps=3, size=s) for s in (None, size))
-    for data in (whole, small):
-        data.setup("test")
-    assert small.input_shape == (2, size, size)
-    table = torch.from_numpy(resized(Sensor(128, 128), Sensor(size, size))).long()
-    expected = torch.zeros(3, 3, 2 * size * size, dtype=torch.int64)
-    expected.index_add_(2, table, everything(whole.test_set).x.flatten(2).long())
-    assert torch.equal(everything(small.test_set).x.flatten(2).long(), expected)
-
-
-def test_two_workers_and_spawned_ones_give_the_same_batches(nmnist):
-    data = prepared(NMNIST, nmnist, time_steps=4, augmentation=[EventFlip(), EventDrop(), EventMix()])
-    data.setup("fit")
+def test_workers_and_processes_read_the_same_batches(nmnist):
+    data = made(NMNIST, nmnist, time_steps=4, augmentation=[EventFlip(), EventDrop(), EventMix()])
     expected = list(make_loader(data.train_set, BatchPlan(20, 8, shuffle=True, seed=1)))
     for method in ("fork", "spawn"):
         loader = make_loader(data.train_set, BatchPlan(20, 8, shuffle=True, seed=1), num_workers=2)
@@ -186,80 +125,89 @@ def test_two_workers_and_spawned_ones_give_the_same_batches(nmnist):
         for ours, theirs in zip(expected, loader, strict=True):
             for a, b in zip(ours, theirs, strict=True):
                 assert torch.equal(a, b)
+    parts = [make_loader(data.train_set, BatchPlan(20, 4, True, False, 1, rank, 2)) for rank in (0, 1)]
+    for ours, theirs in zip(expected, zip(*parts, strict=True), strict=True):
+        for a, *both in zip(ours, *theirs, strict=True):
+            assert torch.equal(a, torch.cat(both))
+
+
+def test_background_activity_is_dropped_before_the_cache(nmnist):
+    data, whole = (made(NMNIST, nmnist, background_us=us) for us in (20_000, None))
+    arrays = data.recordings(train=True)
+    assert data.place(train=True) != whole.place(train=True)
+    t, x, y, p = (column.astype(int) for column in read_any(nmnist / "NMNIST" / arrays["name"][0]))
+    distance = np.maximum(abs(x[:, None] - x), abs(y[:, None] - y))
+    kept = np.tril((distance == 1) & (t[:, None] - t <= 20_000)).any(1)
+    assert 10 < kept.sum() < 190
+    assert arrays["address"][: arrays["offset"][1]].tolist() == (p * 34 * 34 + y * 34 + x)[kept].tolist()
+    assert arrays["time"][: arrays["offset"][1]].tolist() == (t[kept] - t[kept][0]).tolist()
+
+
+def test_holdout_takes_the_last_recordings_of_each_class_and_a_mix_none_of_them(tmp_path):
+    writers.write_cifar10dvs(tmp_path, (*range(10), 900))
+    given = {"validation": "holdout", "holdout_fraction": 0.2, "augmentation": [EventMix(1.0)]}
+    data = made(CIFAR10DVS, tmp_path, time_steps=2, **given)
+    assert (len(data.train_set), len(data.val_set)) == (24, 6)
+    names = data.recordings(train=True)["name"][data.val_set.indices.numpy()]
+    assert [int(Path(name).stem.split("_")[-1]) for name in names] == [8, 9] * 3
+    indices = data.train_set.indices
+    partners = [data.train_set._with_partners(key, indices)[0][len(indices) :] for key in range(20)]
+    assert set(np.concatenate(partners).tolist()) == set(indices.tolist())
 
 
 # --- augmentation
 
 
 def augmented(root, *augmentation, key=1, **arguments):
-    data = prepared(CIFAR10DVS, root, time_steps=3, augmentation=list(augmentation), **arguments)
-    data.setup("fit")
-    return everything(data.train_set, key)
+    given = {"time_steps": 3, "augmentation": list(augmentation), **arguments}
+    return everything(made(CIFAR10DVS, root, **given).train_set, key)
 
 
-def test_augmentation_leaves_the_test_set_alone(cifar10dvs):
-    data = prepared(CIFAR10DVS, cifar10dvs, time_steps=3, augmentation=[EventDrop(1.0)])
-    data.setup("fit")
-    assert everything(data.val_set).x.sum() == 3000
-    assert everything(data.train_set).x.sum() < 6000
+def test_training_frames_are_mirrored_or_exchanged_at_any_size_and_test_frames_are_not(cifar10dvs):
+    plain, small = made(CIFAR10DVS, cifar10dvs, time_steps=3), augmented(cifar10dvs, size=48).x
+    x = everything(plain.train_set).x
+    flipped = made(CIFAR10DVS, cifar10dvs, time_steps=3, augmentation=[EventFlip(1.0)])
+    assert torch.equal(everything(flipped.train_set).x, x.flip(-1))
+    assert torch.equal(everything(flipped.test_set).x, everything(plain.test_set).x)
+    assert torch.equal(augmented(cifar10dvs, PolarityFlip(1.0)).x, x.flip(2))
+    table = torch.from_numpy(resized(Sensor(128, 128), Sensor(48, 48))).long()
+    expected = torch.zeros(6, 3, 2 * 48 * 48, dtype=torch.int64)
+    assert torch.equal(small.flatten(2).long(), expected.index_add_(2, table, x.flatten(2).long()))
+    assert torch.equal(augmented(cifar10dvs, EventFlip(1.0), size=64).x, augmented(cifar10dvs, size=64).x.flip(-1))
 
 
-def test_a_flip_mirrors_frames(cifar10dvs):
-    assert torch.equal(augmented(cifar10dvs, EventFlip(1.0)).x, augmented(cifar10dvs).x.flip(-1))
-
-
-def test_a_polarity_flip_exchanges_channels(cifar10dvs):
-    assert torch.equal(augmented(cifar10dvs, PolarityFlip(1.0)).x, augmented(cifar10dvs).x.flip(2))
-
-
-def test_a_flip_and_a_size(cifar10dvs):
-    flipped = augmented(cifar10dvs, EventFlip(1.0), size=64)
-    assert torch.equal(flipped.x, augmented(cifar10dvs, size=64).x.flip(-1))
-
-
-def test_a_time_drop_empties_an_interval_and_shifts_nothing(cifar10dvs):
-    before, after = augmented(cifar10dvs).x.int(), augmented(cifar10dvs, TimeDrop(1.0)).x.int()
-    assert ((after == before) | (after < before)).all()
-    data = prepared(CIFAR10DVS, cifar10dvs, time_steps=100, augmentation=[TimeDrop(1.0)])
-    data.setup("fit")
-    counts = everything(data.train_set).x.sum((2, 3, 4))  # 5 to 15 events in each slice
-    for row in counts:
-        empty = (row == 0).nonzero().flatten()
-        assert len(empty) == 0 or len(empty) == empty[-1] - empty[0] + 1
-
-
-def test_an_event_drop_keeps_about_its_share(cifar10dvs):
-    before = augmented(cifar10dvs).x.sum((1, 2, 3, 4)).float()
-    shares = torch.cat([augmented(cifar10dvs, EventDrop(0.5), key=k).x.sum((1, 2, 3, 4)) / before for k in range(50)])
-    # uniform in [0.5, 1]
-    assert abs(shares.mean() - 0.75) < 0.03
-    assert shares.min() > 0.4
-    assert shares.max() > 0.95
+def test_a_time_drop_leaves_out_exactly_its_interval_and_shifts_nothing(cifar10dvs):
+    arrays = made(CIFAR10DVS, cifar10dvs).recordings(train=True)
+    batch = augmented(cifar10dvs, TimeDrop(0.6), time_steps=2)
+    uniform = hashed_uniform(1, torch.arange(6), 2).numpy().astype(np.float64)
+    length = 0.6 * uniform[:, 0]
+    first = uniform[:, 1] * (1 - length)
+    for i in range(6):
+        time = arrays["time"][arrays["offset"][i] : arrays["offset"][i + 1]].astype(float)
+        kept = (time < first[i] * time[-1]) | (time >= (first[i] + length[i]) * time[-1])
+        half = len(time) // 2
+        assert batch.x[i].sum((1, 2, 3)).tolist() == [kept[:half].sum(), kept[half:].sum()]
+    assert batch.x.sum() < 0.9 * len(arrays["address"])
 
 
 def test_a_mix_takes_a_rectangle_of_another_recording_and_its_share_of_the_target(cifar10dvs):
-    batch, plain = augmented(cifar10dvs, EventMix(1.0)), augmented(cifar10dvs)
+    batch, plain = augmented(cifar10dvs, EventMix(1.0)), augmented(cifar10dvs, EventMix(0.0))
+    assert torch.equal(plain.x, augmented(cifar10dvs).x)
     torch.testing.assert_close(batch.target.sum(1), torch.ones(6))
     assert (batch.target > 0).sum(1).max() == 2
     assert torch.equal(batch.label, plain.label)
-    for i in range(6):
-        candidates = [
-            (batch.x[i] != plain.x[i]).any(0).any(0) & (batch.x[i] != plain.x[j]).any(0).any(0) for j in range(6)
-        ]
-        # every pixel comes from this recording or from its partner
-        assert any(not wrong.any() for wrong in candidates)
-
-
-def test_a_mix_of_probability_zero_changes_nothing(cifar10dvs):
-    batch, plain = augmented(cifar10dvs, EventMix(0.0)), augmented(cifar10dvs)
-    assert torch.equal(batch.x, plain.x)
-    assert torch.equal(batch.target.argmax(1), plain.label)
+    for x, own in zip(batch.x, plain.x, strict=True):  # every pixel comes from this recording or from its partner
+        differs = [(x != own).any(0).any(0) & (x != other).any(0).any(0) for other in plain.x]
+        assert any(not wrong.any() for wrong in differs)
+    mixed, never = (augmented(cifar10dvs, EventDrop(0.9), EventMix(p)) for p in (1.0, 0.0))
+    assert torch.equal(never.target.argmax(1), plain.label)
+    for x, own in zip(mixed.x, never.x, strict=True):  # a partner is changed as it would be itself
+        assert any(((x == own) | (x == other)).all() for other in never.x)
 
 
 def test_numbers_depend_on_epoch_and_sample_alone(cifar10dvs):
-    every = [EventFlip(), EventTranslation(9), EventRotation(20.0), PolarityFlip(), TimeDrop(), EventDrop(), EventMix()]
-    data = prepared(CIFAR10DVS, cifar10dvs, time_steps=3, augmentation=every)
-    data.setup("fit")
+    every = [EventFlip(), EventRotation(20.0), PolarityFlip(), TimeDrop(), EventDrop(), EventMix()]
+    data = made(CIFAR10DVS, cifar10dvs, time_steps=3, augmentation=every)
     together = everything(data.train_set)
     alone = data.train_set[BatchRequest(1, torch.tensor([4]))]
     assert torch.equal(alone.x[0], together.x[4])
@@ -267,404 +215,81 @@ def test_numbers_depend_on_epoch_and_sample_alone(cifar10dvs):
     assert not torch.equal(everything(data.train_set, key=2).x, together.x)
 
 
-# --- prepare_data
+# --- the cache
 
 
-def test_preparing_again_does_nothing(nmnist):
-    data = prepared(NMNIST, nmnist)
-    assert data.prepared
-    before = {path: path.stat().st_mtime_ns for path in (nmnist / "NMNIST/events").rglob("*")}
-    again = prepared(NMNIST, nmnist)
-    assert not again.prepared
-    assert {path: path.stat().st_mtime_ns for path in (nmnist / "NMNIST/events").rglob("*")} == before
-    # options that do not change the events do not change the store
-    assert not prepared(NMNIST, nmnist, time_steps=3, slicing="by_time", size=17, augmentation=[EventFlip()]).prepared
+def test_another_size_name_or_label_of_a_file_is_another_data_set(nmnist):
+    found = [made(NMNIST, nmnist).recordings(train=True)]
+    path = nmnist / "NMNIST/Train/0/00000.bin"
+    path.write_bytes(writers.nmnist_bytes(writers.events_of(7, 0, 34, 34)))
+    found.append(made(NMNIST, nmnist).recordings(train=True))
+    path = path.rename(path.with_name("00002.bin"))
+    found.append(made(NMNIST, nmnist).recordings(train=True))
+    path.rename(nmnist / "NMNIST/Train/1/00002.bin")
+    found.append(made(NMNIST, nmnist).recordings(train=True))
+    assert (found[1]["offset"][1], found[2]["name"][0]) == (7, "Train/0/00002.bin")
+    assert np.bincount(found[3]["label"]).tolist()[:3] == [1, 3, 2]
+    assert len({arrays.content for arrays in found}) == 4
+    assert [entry.name for entry in found[3].folder.parent.iterdir() if entry.is_dir()] == [found[3].folder.name]
 
 
-def test_a_changed_source_is_read_again(nmnist):
-    prepared(NMNIST, nmnist)
-    (nmnist / "NMNIST/Train/0/00000.bin").write_bytes(writers.nmnist_bytes(writers.events_of(7, 0, 34, 34)))
-    data = prepared(NMNIST, nmnist)
-    assert data.prepared
-    assert data.event_store(train=True).offset[1] == 7
-
-
-def test_a_damaged_store_is_built_anew(nmnist):
-    store = prepared(NMNIST, nmnist).event_store(train=False)
-    (store.folder / "time.npy").unlink()
-    data = prepared(NMNIST, nmnist)
-    assert data.prepared
-    assert data.verify() == 12
-
-
-def test_a_store_with_zeros_in_it_is_built_anew(nmnist, caplog):
-    path = prepared(NMNIST, nmnist).event_store(train=True).folder / "address.npy"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-60] + bytes(60))
-    data = prepared(NMNIST, nmnist)
-    assert data.prepared
-    assert "address.npy is damaged: its checksum" in caplog.text
-    assert path.read_bytes() == whole
-    shutil.rmtree(nmnist / "NMNIST/Train")
-    shutil.rmtree(nmnist / "NMNIST/Test")
-    path.write_bytes(whole[:-60] + bytes(60))
-    with pytest.raises(UserError):
-        prepared(NMNIST, nmnist, download=False)
-
-
-def test_recordings_without_an_event_are_nothing_to_train_on(tmp_path):
-    for part in ("train", "test"):
-        for name in ("left", "right"):
-            (tmp_path / part / name).mkdir(parents=True)
-            np.savez(tmp_path / part / name / "0.npz", **{column: np.zeros(0, np.int64) for column in "xytp"})
-    data = EventFolder(root=str(tmp_path), sensor=(8, 8))
-    data.prepare_data()
-    with pytest.raises(UserError, match=r"none of the 2 training recordings of .* holds an event"):
-        data.setup()
-
-
-def test_a_store_serves_without_the_files_it_was_built_from(nmnist):
-    prepared(NMNIST, nmnist)
-    shutil.rmtree(nmnist / "NMNIST/Train")
-    shutil.rmtree(nmnist / "NMNIST/Test")
-    data = prepared(NMNIST, nmnist, download=False)
-    assert not data.prepared
-    assert len(data.event_store(train=True)) == 20
-
-
-def test_of_a_part_whose_files_are_gone_the_store_serves_and_nothing_is_lost_to_a_wrong_count(nmnist, caplog):
-    prepared(NMNIST, nmnist)
-    for path in nmnist.glob("NMNIST/Test/*/*.bin"):
+def test_recordings_are_read_once_also_for_copies_with_or_without_the_files(nmnist, tmp_path, monkeypatch, caplog):
+    first, copy = made(NMNIST, nmnist), tmp_path / "copy"
+    shutil.copytree(nmnist / "NMNIST", copy / "NMNIST", copy_function=shutil.copyfile)  # all files have other times
+    monkeypatch.setattr(NMNIST, "read", None)
+    for root in (nmnist, copy):
+        again = made(NMNIST, root, time_steps=3, slicing="by_time", size=17, augmentation=[EventFlip()])
+        assert again.identity() == first.identity()
+        assert again.verify() == 2 * len(first.recordings(train=True))
+    for path in copy.glob("NMNIST/Test/*/*.bin"):
         path.unlink()
-    writers.write_file(nmnist / "NMNIST/Train/0/00099.bin", writers.nmnist_bytes(writers.events_of(7, 0, 34, 34)))
-    for built in (True, False):
-        data = prepared(NMNIST, nmnist, download=False)
-        assert data.prepared is built
-        assert (len(data.event_store(True)), len(data.event_store(False))) == (21, 10)
-    assert "Raw files of N-MNIST (original), test are missing: using the existing event store." in caplog.text
+    assert made(NMNIST, copy).identity(train=False) == first.identity(train=False)
+    assert "N-MNIST has no test recordings in" in caplog.text
+    assert "training" not in caplog.text
+    shutil.rmtree(copy / "NMNIST/Train"), shutil.rmtree(copy / "NMNIST/Test")
+    data = made(NMNIST, copy, download=False)
+    assert (data.identity(), data.labels(train=True).tolist()) == (first.identity(), first.labels(True).tolist())
+    assert "N-MNIST has no training recordings in" in caplog.text
 
 
-def test_a_finished_store_needs_no_place_to_write(nmnist, monkeypatch):
-    prepared(NMNIST, nmnist)
-    monkeypatch.setattr(events_module, "folder_lock", None)
-    assert not prepared(NMNIST, nmnist).prepared
-
-
-def test_the_store_can_lie_elsewhere(nmnist, tmp_path):
-    data = prepared(NMNIST, nmnist, store=str(tmp_path / "scratch"))
-    assert len(list((tmp_path / "scratch").glob("NMNIST-*/original-train.json"))) == 1
-    assert not (nmnist / "NMNIST/events").exists()
-    assert len(data.event_store(train=True)) == 20
-
-
-def test_a_part_is_refused_unless_it_is_allowed(nmnist):
-    data = NMNIST(root=str(nmnist))
-    with pytest.raises(DatasetNotFoundError, match=r"60,000 training recordings, but 20 are in .*allow_partial=true"):
-        data.prepare_data()
-    prepared(NMNIST, nmnist)
-    with pytest.raises(DatasetNotFoundError, match="but 20 are in"):  # nor from the store of another run
-        NMNIST(root=str(nmnist)).setup("fit")
-
-
-def test_an_empty_set_is_refused(tmp_path):
-    (tmp_path / "NMNIST/Train/0").mkdir(parents=True)
-    (tmp_path / "NMNIST/Test").mkdir()
-    with pytest.raises(DatasetNotFoundError, match="60,000 training recordings, but 0 are in"):
-        prepared(NMNIST, tmp_path)
-
-
-def test_a_damaged_recording_is_named_and_nothing_is_written(nmnist):
-    path = nmnist / "NMNIST/Test/3/00003.bin"
-    path.write_bytes(bytes(4))
-    with pytest.raises(RecordingError, match=r"Test/3/00003\.bin: 4 bytes are not"):
-        prepared(NMNIST, nmnist)
-    names = [p.name for p in (nmnist / "NMNIST/events").iterdir()]
-    assert not [name for name in names if name.startswith("original-test") or name.endswith(".tmp")]
-
-
-def test_an_address_outside_the_sensor_in_the_store_is_found_when_it_is_read(nmnist):
-    store = prepared(NMNIST, nmnist).event_store(train=True)
-    address = np.load(store.folder / "address.npy")
-    address[:] = 65_000
-    with writers.unnoticed(store.folder / "address.npy"):
-        np.save(store.folder / "address.npy", address)
-    with pytest.raises(StoreError, match=r"an event lies outside the sensor\. Delete"):
-        prepared(NMNIST, nmnist).setup("fit")
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (lambda f: (f / "trials_to_train.txt").unlink(), r"trials_to_train\.txt, the list"),
-        (lambda f: (f / "user01_natural_labels.csv").unlink(), r"user01_natural_labels\.csv does not exist"),
-        (lambda f: (f / "trials_to_test.txt").write_text("../x.aedat\n"), r"'\.\./x\.aedat' is no name"),
-        (lambda f: (f / "user24_natural.aedat").write_bytes(b""), r"user24_natural\.aedat is no AEDAT 3\.1 file"),
-    ],
-)
-def test_gesture_files_that_do_not_fit_are_named(tmp_path, change, expected):
-    writers.write_dvsgesture(tmp_path)
-    change(tmp_path / "DVSGesture/DvsGesture")
-    with pytest.raises(RecordingError, match=expected):
-        prepared(DVSGesture, tmp_path)
-
-
-def test_a_trial_list_may_begin_with_a_byte_order_mark(tmp_path):
-    writers.write_dvsgesture(tmp_path)
-    listing = tmp_path / "DVSGesture/DvsGesture/trials_to_train.txt"
-    plain = len(prepared(DVSGesture, tmp_path).event_store(train=True))
-    listing.write_text(listing.read_text(), encoding="utf-8-sig", newline="\r\n")
-    assert len(prepared(DVSGesture, tmp_path).event_store(train=True)) == plain
-
-
-def test_a_missing_gesture_recording_is_named_unless_a_part_is_allowed(tmp_path, monkeypatch):
-    writers.write_dvsgesture(tmp_path)
-    (tmp_path / "DVSGesture/DvsGesture/user02_natural.aedat").unlink()
-    with pytest.raises(RecordingError, match=r"user02_natural\.aedat is missing, but trials_to_train\.txt names it"):
-        DVSGesture(root=str(tmp_path)).prepare_data()
-    assert len(prepared(DVSGesture, tmp_path).event_store(train=True)) == 12
-
-
-def test_a_name_without_a_number_is_refused(cifar10dvs):
-    writers.write_file(cifar10dvs / "CIFAR10DVS/original/bird/bird.aedat", b"")
-    with pytest.raises(RecordingError, match="its name must end in the recording's number"):
-        prepared(CIFAR10DVS, cifar10dvs)
-
-
-# --- archives
-
-
-def zip_of(folder: Path, path: Path) -> str:
-    with zipfile.ZipFile(path, "w") as file:
-        for entry in sorted(folder.rglob("*")):
-            file.write(entry, entry.relative_to(folder.parent))
-    return hashlib.md5(path.read_bytes()).hexdigest()
-
-
-def with_origin(monkeypatch, kind, source, origin):
-    origins = {**kind.origins(), source: origin}
-    monkeypatch.setattr(kind, "origins", classmethod(lambda cls: origins))
-
-
-def with_md5(monkeypatch, kind, source, md5s):
-    origin = kind.origins()[source]
-    archives = tuple(
-        (replace(archive, md5=md5, url=None), entries)
-        for (archive, entries), md5 in zip(origin.archives, md5s, strict=True)
-    )
-    with_origin(monkeypatch, kind, source, replace(origin, archives=archives))
-
-
-def test_archives_are_verified_unpacked_and_read(tmp_path, monkeypatch):
-    writers.write_nmnist(tmp_path / "raw")
-    folder = tmp_path / "data/NMNIST"
-    folder.mkdir(parents=True)
-    md5s = [zip_of(tmp_path / "raw/NMNIST" / part, folder / f"{part.lower()}.zip") for part in ("Train", "Test")]
-    with_md5(monkeypatch, NMNIST, "original", md5s)
-    data = prepared(NMNIST, tmp_path / "data")
-    assert (len(data.event_store(train=True)), len(data.event_store(train=False))) == (20, 10)
-
-
-def test_another_archive_is_refused_and_nothing_is_unpacked(tmp_path):
-    folder = tmp_path / "NMNIST"
-    folder.mkdir()
-    (folder / "train.zip").write_bytes(b"something else")
-    with pytest.raises(ArchiveError, match=r"train\.zip is not the published train\.zip"):
-        prepared(NMNIST, tmp_path)
-    assert sorted(p.name for p in folder.iterdir()) == [".lock", "train.zip"]
-
-
-def test_archives_inside_an_archive_are_unpacked(tmp_path, monkeypatch):
-    writers.write_cifar10dvs(tmp_path / "raw", source="tonic")
-    folder = tmp_path / "data/CIFAR10DVS"
-    folder.mkdir(parents=True)
-    with zipfile.ZipFile(folder / "CIFAR10DVS.zip", "w") as outer:
-        for name in CIFAR10DVS.class_names:
-            inner = tmp_path / f"{name}.zip"
-            (tmp_path / "raw/CIFAR10DVS" / name).mkdir(exist_ok=True)
-            zip_of(tmp_path / "raw/CIFAR10DVS" / name, inner)
-            with zipfile.ZipFile(inner, "a") as file:
-                file.mkdir(name)
-            outer.write(inner, inner.name)
-    md5 = hashlib.md5((folder / "CIFAR10DVS.zip").read_bytes()).hexdigest()
-    with_md5(monkeypatch, CIFAR10DVS, "tonic", [md5])
-    data = prepared(CIFAR10DVS, tmp_path / "data", source="tonic")
-    assert len(data.event_store(train=True)) == 6
-    assert not list(folder.glob("airplane.zip"))
-
-
-def test_the_gesture_archive_is_unpacked(tmp_path, monkeypatch):
-    writers.write_dvsgesture(tmp_path / "raw")
-    (tmp_path / "data/DVSGesture").mkdir(parents=True)
-    path = tmp_path / "data/DVSGesture/DvsGesture.tar.gz"
-    with tarfile.open(path, "w:gz") as file:
-        file.add(tmp_path / "raw/DVSGesture/DvsGesture", "DvsGesture")
-    with_md5(monkeypatch, DVSGesture, "original", [hashlib.md5(path.read_bytes()).hexdigest()])
-    assert len(prepared(DVSGesture, tmp_path / "data").event_store(train=False)) == 12
-
-
-def test_what_must_be_fetched_by_hand_is_said_before_anything_is_written(tmp_path):
-    with pytest.raises(
-        DatasetNotFoundError, match=r"Fetch DvsGesture\.tar\.gz \(md5 8a5c.*\) from https://ibm.* put it"
-    ):
-        DVSGesture(root=str(tmp_path / "data")).prepare_data()
-    with pytest.raises(DatasetNotFoundError, match=r"Pass --data\.download=true, or fetch train\.zip"):
-        NMNIST(root=str(tmp_path / "data"), download=False).prepare_data()
-    assert not (tmp_path / "data").exists()
-
-
-# --- arguments
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ({"source": "ibm"}, "data.source must be one of original, tonic, got 'ibm'"),
-        ({"slicing": "by_number"}, "data.slicing must be one of by_count, by_time"),
-        ({"time_order": "any"}, "data.time_order must be one of strict, as_recorded"),
-        ({"size": 129}, r"data.size must lie in 1..128, got 129"),
-        ({"size": 0}, r"data.size must lie in 1..128, got 0"),
-        ({"slicing": "by_time", "time_order": "as_recorded"}, "data.slicing=by_time needs times in order"),
-        ({"augmentation": [EventMix(), EventMix()]}, "EventMix more than once"),
-    ],
-)
-def test_arguments_outside_their_range_are_refused(arguments, expected):
-    with pytest.raises(UserError, match=expected):
-        DVSGesture(**arguments)
-
-
-# --- details not visible in whole batches
-
-
-def test_a_time_drop_leaves_out_exactly_its_interval(cifar10dvs):
-    data = prepared(CIFAR10DVS, cifar10dvs, time_steps=2, augmentation=[TimeDrop(0.6)])
-    data.setup("fit")
-    store = data.event_store(train=True)
-    uniform = hashed_uniform(1, torch.arange(6), 2).numpy().astype(np.float64)
-    length = 0.6 * uniform[:, 0]
-    first = uniform[:, 1] * (1 - length)
-    batch = everything(data.train_set)
-    for i in range(6):
-        time = store.time[store.offset[i] : store.offset[i + 1]].astype(float)
-        kept = (time < first[i] * time[-1]) | (time >= (first[i] + length[i]) * time[-1])
-        half = len(time) // 2
-        assert batch.x[i].sum((1, 2, 3)).tolist() == [kept[:half].sum(), kept[half:].sum()]
-    assert batch.x.sum() < 0.9 * len(store.address)
-
-
-def test_a_mix_never_takes_from_what_is_held_out(tmp_path):
-    writers.write_cifar10dvs(tmp_path, (*range(10), 900))
-    data = prepared(CIFAR10DVS, tmp_path, time_steps=2, validation="holdout", holdout_fraction=0.5)
-    data.augmentation = [EventMix(1.0)]
-    data.setup("fit")
-    indices = data.train_set.indices
-    partners = [data.train_set._with_partners(key, indices)[0][len(indices) :] for key in range(20)]
-    assert set(np.concatenate(partners).tolist()) == set(indices.tolist())
-
-
-def test_a_partner_is_changed_as_it_would_be_itself(cifar10dvs):
-    mixed = augmented(cifar10dvs, EventDrop(0.9), EventMix(1.0)).x.int()
-    plain = augmented(cifar10dvs, EventDrop(0.9), EventMix(0.0)).x.int()
-    for i in range(6):
-        assert any(((mixed[i] == plain[i]) | (mixed[i] == plain[j])).all() for j in range(6))
-
-
-def test_counts_that_do_not_fit_one_byte_are_counted_again_with_augmentation(tmp_path):
-    zeros = np.zeros(300, np.int64)
-    for number in (0, 900):
-        path = tmp_path / f"CIFAR10DVS/original/bird/cifar10_bird_{number}.aedat"
-        writers.write_file(path, writers.aedat2_bytes(writers.Recording(np.arange(300), zeros, zeros, zeros)))
-    for arguments in ({"augmentation": [PolarityFlip(1.0)]}, {"size": 64}):
-        data = prepared(CIFAR10DVS, tmp_path, time_steps=1, **arguments)
-        data.setup("fit")
-        batch = everything(data.train_set)
-        assert batch.x.dtype == torch.int16
-        assert batch.x.max() == 300
-
-
-def test_an_address_outside_the_sensor_is_found_with_augmentation_too(nmnist):
-    store = prepared(NMNIST, nmnist).event_store(train=True)
-    address = np.load(store.folder / "address.npy")
-    address[-1] = 65_000
-    with writers.unnoticed(store.folder / "address.npy"):
-        np.save(store.folder / "address.npy", address)
-    data = prepared(NMNIST, nmnist, augmentation=[EventFlip()])
-    data.setup("fit")
-    with pytest.raises(StoreError, match="an event lies outside the sensor"):
-        everything(data.train_set)
-
-
-def test_a_process_that_waited_finds_the_store_of_the_other_one(nmnist, monkeypatch):
-    data = NMNIST(root=str(nmnist), allow_partial=True)
-    folder_lock = events_module.folder_lock
-    calls = []
-
-    def lock(folder, unwritable, waits):
-        if not calls:
-            calls.append(1)
-            prepared(NMNIST, nmnist)
-        return folder_lock(folder, unwritable, waits)
-
-    monkeypatch.setattr(events_module, "folder_lock", lock)
-    data.prepare_data()
-    assert not data.prepared
-
-
-def test_two_roots_share_a_folder_of_stores(tmp_path):
+def test_caches_can_lie_elsewhere_and_two_roots_share_a_place(tmp_path):
     for i in (1, 2):
         writers.write_nmnist(tmp_path / f"root{i}", 10 * i, 10)
-    first, second = (prepared(NMNIST, tmp_path / f"root{i}", store=str(tmp_path / "s")) for i in (1, 2))
-    assert not prepared(NMNIST, tmp_path / "root1", store=str(tmp_path / "s")).prepared
-    assert (len(first.event_store(True)), len(second.event_store(True))) == (10, 20)
+    for _ in range(2):
+        found = [made(NMNIST, tmp_path / f"root{i}", store=str(tmp_path / "s")).recordings(True) for i in (1, 2)]
+        assert [len(arrays["label"]) for arrays in found] == [10, 20]
+    assert len(list((tmp_path / "s").glob("NMNIST-*/original-train/*/manifest.json"))) == 2
+    assert not (tmp_path / "root1/NMNIST/events").exists()
 
 
-def test_a_worker_that_finds_another_store_says_so(nmnist):
-    data = prepared(NMNIST, nmnist)
-    pickled = pickle.dumps(data.event_store(train=True))
-    (nmnist / "NMNIST/Train/0/00000.bin").unlink()
-    prepared(NMNIST, nmnist)
-    with pytest.raises(StoreError, match="was rebuilt by another process"):
-        pickle.loads(pickled)
+def test_a_damaged_recording_is_named_and_nothing_is_left(nmnist):
+    (nmnist / "NMNIST/Test/3/00003.bin").write_bytes(bytes(4))
+    with pytest.raises(RecordingError, match=r"Test/3/00003\.bin: 4 bytes are not"):
+        made(NMNIST, nmnist)
+    assert [path.name for path in (nmnist / "NMNIST/events/original-test").iterdir()] == [".lock"]
 
 
-def test_a_label_that_no_class_has_is_damage(nmnist):
-    store = prepared(NMNIST, nmnist).event_store(train=True)
-    label = np.load(store.folder / "label.npy")
-    label[0] = 99
-    with writers.unnoticed(store.folder / "label.npy"):
-        np.save(store.folder / "label.npy", label)
-    with pytest.raises(StoreError, match=r"labels 0\.\.99, but there are 10 classes"):
-        prepared(NMNIST, nmnist).setup("fit")
+def test_sets_without_recordings_or_events_are_refused(nmnist, caplog):
+    path = nmnist / "NMNIST/Train/3/00003.bin"
+    path.write_bytes(b"")
+    assert made(NMNIST, nmnist).train_set[6][0].sum() == 0
+    assert "N-MNIST: 1 recordings hold no event: Train/3/00003.bin." in caplog.text
+    for other in nmnist.glob("NMNIST/Train/*/*.bin"):
+        other.write_bytes(b"") if other == path else other.unlink()
+    for _ in range(2):
+        with pytest.raises(DatasetNotFoundError, match="N-MNIST has no training recordings with events in"):
+            made(NMNIST, nmnist)
+        path.unlink(missing_ok=True)
 
 
-def test_hidden_files_are_no_recordings(nmnist):
-    writers.write_file(nmnist / "NMNIST/Train/0/._00000.bin", b"of another system")
-    assert len(prepared(NMNIST, nmnist).event_store(train=True)) == 20
-
-
-def test_too_many_recordings_are_refused(nmnist, monkeypatch):
-    with_origin(monkeypatch, NMNIST, "original", replace(NMNIST.origins()["original"], counts=(19, 10)))
-    with pytest.raises(DatasetNotFoundError, match=r"has 19 training recordings, but 20 are in .* Remove what"):
-        NMNIST(root=str(nmnist)).prepare_data()
-
-
-@pytest.mark.parametrize("arguments", [{"augmentation": [TimeDrop(), TimeDrop()]}, {"time_order": "as_recorded"}])
-def test_a_time_drop_is_refused_where_it_would_drop_something_else(arguments):
-    with pytest.raises(UserError, match="TimeDrop once"):
-        NMNIST(**{"augmentation": [TimeDrop()], **arguments})
-
-
-def test_a_file_of_the_user_is_neither_taken_nor_deleted(tmp_path, monkeypatch):
-    writers.write_cifar10dvs(tmp_path / "raw", source="tonic")
-    folder = tmp_path / "data/CIFAR10DVS"
-    folder.mkdir(parents=True)
-    (folder / "airplane.zip").write_bytes(b"mine")
-    with zipfile.ZipFile(folder / "CIFAR10DVS.zip", "w") as outer:
-        for name in CIFAR10DVS.class_names:
-            (tmp_path / "raw/CIFAR10DVS" / name).mkdir(exist_ok=True)
-            zip_of(tmp_path / "raw/CIFAR10DVS" / name, tmp_path / f"{name}.zip")
-            with zipfile.ZipFile(tmp_path / f"{name}.zip", "a") as file:
-                file.mkdir(name)
-            outer.write(tmp_path / f"{name}.zip", f"{name}.zip")
-    with_md5(monkeypatch, CIFAR10DVS, "tonic", [hashlib.md5((folder / "CIFAR10DVS.zip").read_bytes()).hexdigest()])
-    assert len(prepared(CIFAR10DVS, tmp_path / "data", source="tonic").event_store(train=True)) == 6
-    assert (folder / "airplane.zip").read_bytes() == b"mine"
+def test_arguments_outside_their_range_are_refused():
+    for arguments, expected in (
+        ({"slicing": "by_number"}, r"data\.slicing must be one of by_count, by_time"),
+        ({"size": 35}, r"data\.size must lie in 1\.\.34, got 35"),
+        ({"background_us": 0}, r"data\.background_us must be .* 1"),
+        ({"augmentation": [EventMix(), EventMix()]}, "EventMix more than once"),
+        ({"augmentation": [TimeDrop(), TimeDrop()]}, "TimeDrop once"),
+        ({"augmentation": [HorizontalFlip()]}, r"data\.augmentation of events may hold .*; not those of images"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            NMNIST(**arguments)

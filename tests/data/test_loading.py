@@ -1,13 +1,12 @@
 import itertools
-import shutil
-from collections import namedtuple
+import math
 from itertools import chain
 
 import pytest
 import torch
 
-from plif_lightning.data.batch import Batch
-from plif_lightning.data.loading import BatchPlan, make_loader
+from plif_lightning.data.base import holdout_split
+from plif_lightning.data.loading import Batch, BatchPlan, make_loader
 from plif_lightning.errors import UserError
 
 
@@ -29,20 +28,18 @@ def batches(plan):
 
 
 def test_an_epoch_shows_every_sample_once_and_the_next_in_another_order():
-    plan = BatchPlan(50, 8, shuffle=True, seed=1)
-    first = batches(plan)
-    plan.set_epoch(1)
-    second = batches(plan)
+    loader = make_loader(Numbers(50), BatchPlan(50, 8, shuffle=True, seed=1))
+    first, second = ([batch.sample.tolist() for batch in loader] for _ in range(2))
     for epoch in (first, second):
         assert sorted(chain(*epoch)) == list(range(50))
         assert [len(b) for b in epoch] == [8] * 6 + [2]
     assert first != second
-    assert first == batches(BatchPlan(50, 8, shuffle=True, seed=1))
+    loader.sampler.set_epoch(0)  # chosen; the one after it follows
+    assert [[batch.sample.tolist() for batch in loader] for _ in range(2)] == [first, second]
     assert first != batches(BatchPlan(50, 8, shuffle=True, seed=2))
 
 
-@pytest.mark.parametrize("n", [64, 50, 49])
-@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize(("n", "drop_last"), [(64, False), (50, True), (49, False)])
 def test_two_processes_do_together_what_one_does_with_the_doubled_batch(n, drop_last):
     whole = batches(BatchPlan(n, 16, shuffle=True, drop_last=drop_last, seed=3))
     parts = [batches(BatchPlan(n, 8, True, drop_last, 3, rank, 2)) for rank in (0, 1)]
@@ -52,28 +49,24 @@ def test_two_processes_do_together_what_one_does_with_the_doubled_batch(n, drop_
         assert (a + b)[: len(one)] == one  # an odd last batch is padded beyond that
 
 
-@pytest.mark.parametrize(("n", "world_size"), [(33, 2), (32, 2), (5, 3), (100, 4), (17, 1), (47, 3)])
-def test_evaluation_sees_every_sample_once_in_equally_many_batches(n, world_size):
-    parts = [batches(BatchPlan(n, 16, rank=rank, world_size=world_size)) for rank in range(world_size)]
+@pytest.mark.parametrize(
+    ("n", "batch_size", "world_size"), [(33, 16, 2), (5, 16, 3), (100, 16, 4), (17, 16, 1), (47, 16, 3), (359, 1, 2)]
+)
+def test_evaluation_sees_every_sample_once_in_equally_many_batches(n, batch_size, world_size):
+    parts = [batches(BatchPlan(n, batch_size, rank=rank, world_size=world_size)) for rank in range(world_size)]
     assert sorted(chain(*chain(*parts))) == list(range(n))
     assert len({len(part) for part in parts}) == 1
-    assert min(len(b) for part in parts for b in part) >= 1
-    assert max(len(b) for part in parts for b in part) <= 16
+    sizes = {len(b) for part in parts for b in part}
+    assert min(sizes) >= 1
+    assert max(sizes) <= max(batch_size, 2)
 
 
-def test_no_process_gets_an_empty_batch_in_evaluation():
-    parts = [batches(BatchPlan(359, 1, rank=rank, world_size=2)) for rank in (0, 1)]
-    assert [len(part) for part in parts] == [179, 179]
-    assert sorted(chain(*chain(*parts))) == list(range(359))
-    assert {len(b) for part in parts for b in part} <= {1, 2}
+def test_too_few_samples_are_refused():
     with pytest.raises(UserError, match="3 samples are too few for 4 processes"):
         BatchPlan(3, 16, world_size=4)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_do_not_depend_on_the_number_of_workers(num_workers):
-    loader = make_loader(Numbers(40), BatchPlan(40, 8, shuffle=True, seed=5), num_workers)
-    assert [b.label.tolist() for b in loader] == batches(BatchPlan(40, 8, shuffle=True, seed=5))
+    with pytest.raises(UserError, match=r"larger than the data \(10 samples\).*--data.drop_last=false"):
+        BatchPlan(10, 16, shuffle=True, drop_last=True)
+    assert batches(BatchPlan(10, 16)) == [list(range(10))]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -81,16 +74,15 @@ def test_a_loader_goes_on_where_its_state_stands(num_workers):
     def loader():
         return make_loader(Numbers(40), BatchPlan(40, 8, shuffle=True, seed=5), num_workers)
 
-    whole = loader()
-    whole.sampler.set_epoch(2)
-    expected = [b.label.tolist() for b in whole]
+    plan = BatchPlan(40, 8, shuffle=True, seed=5)
+    plan.set_epoch(2)
+    expected = batches(plan)
     stopped = loader()
     stopped.sampler.set_epoch(2)
-    iterator = iter(stopped)
-    for _ in range(3):
-        next(iterator)
+    taken = [batch.label.tolist() for batch in itertools.islice(stopped, 3)]
+    assert taken == expected[:3]
     state = stopped.state_dict()
-    assert state == {"epoch": 2, "served": 3, "global_batch": 8, "seed": stopped.sampler.seed}
+    assert state == {"epoch": 2, "served": 3, "global_batch": 8, "seed": 5}
     resumed = loader()
     resumed.load_state_dict(state)
     resumed.sampler.set_epoch(2)
@@ -100,70 +92,45 @@ def test_a_loader_goes_on_where_its_state_stands(num_workers):
     assert len(list(resumed)) == 5
 
 
-def test_state_of_a_finished_epoch_does_not_shorten_the_next():
-    loader = make_loader(Numbers(40), BatchPlan(40, 8, shuffle=True))
-    loader.load_state_dict({"epoch": 0, "served": 5})
-    loader.sampler.set_epoch(1)
-    assert len(list(loader)) == 5
-
-
-def test_a_batch_larger_than_the_data_is_refused_where_it_would_leave_nothing():
-    with pytest.raises(UserError, match=r"larger than the data \(10 samples\).*--data.drop_last=false"):
-        BatchPlan(10, 16, shuffle=True, drop_last=True)
-    assert batches(BatchPlan(10, 16)) == [list(range(10))]
-
-
-def test_a_plain_loop_sees_another_order_each_epoch_and_set_epoch_chooses_it():
-    loader = make_loader(Numbers(20), BatchPlan(20, 4, shuffle=True, seed=1))
-    first, second = ([batch.sample.tolist() for batch in loader] for _ in range(2))
-    assert first != second
-    loader.sampler.set_epoch(0)
-    assert [batch.sample.tolist() for batch in loader] == first
-    assert [batch.sample.tolist() for batch in loader] == second
-
-
 def test_a_run_left_within_an_epoch_goes_on_with_the_same_samples_or_not_at_all():
-    def made(batch_size, world_size, rank=0):
-        plan = BatchPlan(100, batch_size, shuffle=True, seed=1, rank=rank, world_size=world_size)
-        return make_loader(Numbers(100), plan)
+    def resumed(batch_size, world_size, seed=1):
+        plan = BatchPlan(100, batch_size, shuffle=True, seed=seed, world_size=world_size)
+        loader = make_loader(Numbers(100), plan)
+        loader.load_state_dict({"epoch": 3, "served": 5, "global_batch": 8, "seed": 1})
+        loader.sampler.set_epoch(3)
+        return loader
 
-    first = made(8, 1)
+    first = make_loader(Numbers(100), BatchPlan(100, 8, shuffle=True, seed=1))
     first.sampler.set_epoch(3)
     taken = list(itertools.islice(first, 5))
-    state = first.state_dict()
-    rest = made(8, 1)
-    rest.load_state_dict(state)
-    rest.sampler.set_epoch(3)
-    seen = torch.cat([batch.sample for batch in (*taken, *rest)])
-    assert sorted(seen.tolist()) == list(range(100))
-    for other in (made(8, 2), made(4, 1), made(16, 1)):
-        other.load_state_dict(state)
-        other.sampler.set_epoch(3)
+    for seed in (1, 2):  # 2: a run without a seed of its own
+        seen = torch.cat([batch.sample for batch in (*taken, *resumed(8, 1, seed))])
+        assert sorted(seen.tolist()) == list(range(100))
+    half = resumed(4, 2)  # the same global batch size
+    assert len(list(half)) == len(half) - 5
+    for batch_size, world_size in ((8, 2), (4, 1), (16, 1)):
+        other = resumed(batch_size, world_size)
         with pytest.raises(UserError, match="interrupted in epoch 3, after 5 batches of 8 samples"):
             next(iter(other))
         other.sampler.set_epoch(4)  # a whole epoch may use another batch size
         assert len(list(other)) == len(other)
-    chance = make_loader(Numbers(100), BatchPlan(100, 8, shuffle=True, seed=2))  # a run without a seed of its own
-    chance.load_state_dict(state)
-    chance.sampler.set_epoch(3)
-    assert torch.equal(torch.cat([batch.sample for batch in (*taken, *chance)]), seen)
-    half = made(4, 2)  # the same global batch size
-    half.load_state_dict(state)
-    half.sampler.set_epoch(3)
-    assert len(list(half)) == len(half) - 5
-    old = made(8, 2)
-    old.load_state_dict({"epoch": 3, "served": 5})  # from an older checkpoint
-    old.sampler.set_epoch(3)
-    assert len(list(old)) == len(old) - 5
 
 
-def test_workers_without_room_for_their_batches_are_refused(monkeypatch):
-    plan = BatchPlan(100, 8)
-    make_loader(Numbers(100), plan, num_workers=1)
-    usage = namedtuple("Usage", "free")(100)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    make_loader(Numbers(100), plan)
-    few = make_loader(Numbers(2), BatchPlan(2, 1000), num_workers=2)  # only two samples exist, not a thousand
-    assert len(few) == 1
-    with pytest.raises(UserError, match=r"data.num_workers=2 processes pass their batches through /dev/shm"):
-        make_loader(Numbers(100), plan, num_workers=2)
+@pytest.mark.parametrize(("n", "fraction"), [(60, 0.15), (98, 0.1), (1000, 0.15), (6742, 0.25)])
+def test_the_last_samples_of_every_class_are_held_out(n, fraction):
+    labels = torch.randint(0, 4, (n,), generator=torch.Generator().manual_seed(n))
+    labels[:20] = 4  # 0.85 * 20 is 17, not 17.000000000000004
+    train, val = holdout_split(labels, fraction)
+    assert torch.equal(torch.cat([train, val]).sort().values, torch.arange(n))
+    for c in range(5):
+        of_class = (labels == c).nonzero().flatten()
+        expected = math.ceil(round((1 - fraction) * len(of_class), 9))
+        assert torch.equal(train[labels[train] == c], of_class[:expected])
+
+
+def test_a_holdout_of_nothing_or_of_everything_is_refused():
+    for fraction in (0.0, 1.0):
+        with pytest.raises(UserError, match="holdout_fraction must lie in"):
+            holdout_split(torch.arange(5), fraction)
+    with pytest.raises(UserError, match="takes no sample: pass a larger one"):
+        holdout_split(torch.arange(5), 0.15)

@@ -90,7 +90,7 @@ def test_a_stream_that_is_reset_begins_at_rest():
         (([0], [0], [3], [1]), "time jumps back from .* to 3 us. If the camera's clock was reset, call reset"),
         (([0, 0], [0, 0], [200_001, 200_000], [1, 1]), "time runs backwards at event 1"),
         (([0], [0], [200_000], [2]), "polarity = 2"),
-        (([0], [0], [0.5], [1]), "are these seconds"),
+        (([0], [0], [0.5], [1]), "t must be whole numbers"),
     ],
 )
 @pytest.mark.parametrize("way", [{"us_per_step": 9_000}, {"events_per_step": 90}])

@@ -8,15 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plif_lightning.events import Recording, Sensor, readers
+from plif_lightning.events import Recording, RecordingError, Sensor, read_any
 from plif_lightning.events.integration import (
-    DamagedEventsError,
+    BackgroundFilter,
     bounds_by_count,
     bounds_by_time,
     count_events,
     integrate,
+    without_background,
 )
-from plif_lightning.events.recording import RecordingError, pack
+from plif_lightning.events.recording import pack
 from tests import writers
 from tests.conftest import PATIENCE
 
@@ -65,7 +66,7 @@ def test_counts_come_in_the_smallest_type_that_holds_them(n, dtype):
 
 
 def test_an_address_outside_the_frame_is_refused_before_it_is_counted():
-    with pytest.raises(DamagedEventsError):
+    with pytest.raises(RecordingError, match="an event lies outside the sensor"):
         count_events(np.array([8], np.uint16), np.array([[0, 1]]), 8)
 
 
@@ -131,7 +132,7 @@ def test_slices_of_time_have_the_bounds_of_their_definition(recording, time_step
 @pytest.mark.parametrize("time_steps", [1, 10, 20])
 def test_real_nmnist_frames_are_spikingjellys(real_data, spikingjelly_utils, time_steps):
     for path in sorted((real_data / "NMNIST").glob("*/*/*.bin"))[::7]:
-        recording = readers.read_nmnist(path)
+        recording = read_any(path)
         theirs = spikingjelly_utils.integrate_events_by_fixed_frames_number(
             dict(zip("txyp", recording, strict=True)), "number", time_steps, 34, 34
         )
@@ -144,7 +145,7 @@ def test_real_dvs128_frames_are_spikingjellys(real_data, spikingjelly_utils, tim
     if not paths:
         pytest.skip("no recordings of a DVS128")
     for path in paths:
-        recording = readers.read_aedat2(path)
+        recording = read_any(path)
         theirs = spikingjelly_utils.integrate_events_by_fixed_frames_number(
             dict(zip("txyp", recording, strict=True)), "number", time_steps, 128, 128
         )
@@ -166,3 +167,37 @@ def test_it_works_in_a_process_that_was(method):
     assert queue.get(timeout=PATIENCE) == expected
     process.join(timeout=PATIENCE)
     assert process.exitcode == 0
+
+
+# --- background activity
+
+
+def supported(recording: Recording, us: int) -> np.ndarray:
+    """Whether a pixel around had an event at most `us` before, event by event."""
+    keep, last = [], {}
+    for t, x, y in zip(*(column.tolist() for column in recording[:3]), strict=True):
+        around = [(x + dx, y + dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if (dx, dy) != (0, 0)]
+        keep.append(any(t - last[place] <= us for place in around if place in last))
+        last[x, y] = t
+    return np.array(keep)
+
+
+@pytest.mark.parametrize("us", [1, 100, 2000])
+def test_background_is_dropped_by_its_definition_in_a_stream_too(us):
+    sensor = Sensor(20, 30)
+    some = writers.events_of(2000, 7, *sensor, last=100_000)
+    expected = supported(some, us)
+    assert 0 < expected.sum() < len(expected)
+    stream = BackgroundFilter(sensor, us)
+    pieces = [Recording(*(column[begin : begin + 171] for column in some)) for begin in range(0, 2000, 171)]
+    assert np.array_equal(np.concatenate([stream.kept(pack(piece, sensor, "a")) for piece in pieces]), expected)
+    whole = without_background(pack(some, sensor, "a"), sensor, us)
+    kept = pack(Recording(*(column[expected] for column in some)), sensor, "a")
+    assert whole.start == kept.start
+    np.testing.assert_array_equal(whole.address, kept.address)
+    np.testing.assert_array_equal(whole.time, kept.time)
+
+
+def test_a_recording_may_be_nothing_but_background():
+    nothing = without_background(pack(FOUR, TINY, "a"), TINY, 0)
+    assert (len(nothing.time), nothing.start) == (0, 0)

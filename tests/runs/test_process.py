@@ -7,7 +7,7 @@ import pytest
 
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.process import Resumption, options, write_command
-from plif_lightning.runtime import surroundings
+from plif_lightning.runtime import process as surroundings
 
 
 def read(folder):

@@ -3,18 +3,11 @@ import pytest
 from plif_lightning.runtime.files import written_whole
 
 
-def test_a_file_appears_when_it_is_complete(tmp_path):
+def test_a_file_appears_when_it_is_complete_and_an_error_leaves_what_was_there(tmp_path):
     path = tmp_path / "new" / "table.csv"
     with written_whole(path) as file:
         file.write("a,b\n")
         assert not path.exists()
-    assert path.read_text() == "a,b\n"
-    assert [p.name for p in path.parent.iterdir()] == ["table.csv"]
-
-
-def test_an_error_leaves_what_was_there(tmp_path):
-    path = tmp_path / "table.csv"
-    path.write_text("old")
 
     def write_half():
         with written_whole(path) as file:
@@ -23,5 +16,5 @@ def test_an_error_leaves_what_was_there(tmp_path):
 
     with pytest.raises(RuntimeError):
         write_half()
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+    assert path.read_text() == "a,b\n"
+    assert [p.name for p in path.parent.iterdir()] == ["table.csv"]

@@ -2,7 +2,7 @@
 
 import signal
 
-from plif_lightning.runtime.signals import on_termination
+from plif_lightning.runtime.process import on_termination
 
 
 def test_the_handlers_before_a_command_are_there_after_it():

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from plif_lightning.callbacks import LastCheckpoint, LayerMonitor, RunLogger
 from plif_lightning.data import Digits
-from plif_lightning.data.batch import as_batch, merged
+from plif_lightning.data.loading import as_batch, merged
 from plif_lightning.errors import NonFiniteError, UserError
 from plif_lightning.network import load_network
 from plif_lightning.training.task import SpikingClassifier

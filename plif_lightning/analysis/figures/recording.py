@@ -9,8 +9,7 @@ from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from plif_lightning.analysis.figures.page import WIDTHS, Drawn, NothingToShowError
-from plif_lightning.events.integration import integrate
-from plif_lightning.events.noise import BackgroundFilter, hot_pixels, pixels_of
+from plif_lightning.events.integration import BackgroundFilter, integrate, pixels_of
 from plif_lightning.events.recording import Packed, Recording, Sensor, pack
 from plif_lightning.plot.style import COLOURS, plain
 from plif_lightning.plot.tensors import pictures
@@ -20,7 +19,6 @@ _BINS = 100
 # Of the time surface, and of the background filter [us]; a tenth of a shorter recording.
 _TAU = 50_000
 _BACKGROUND_US = 10_000
-_HOT = 10.0
 
 
 def sensor_around(recording: Recording) -> Sensor:
@@ -63,7 +61,6 @@ def recording_figure(recording: Recording, sensor: Sensor | None, name: str) -> 
     size = sensor or sensor_around(recording)
     packed = pack(recording, size, name)
     duration = int(packed.time[-1]) + 1
-    hot = hot_pixels(packed, size, _HOT)
     tau, background = _constant(_TAU, duration), _constant(_BACKGROUND_US, duration)
     keep = BackgroundFilter(size, background).kept(packed)
     edges = np.linspace(0, duration, _BINS + 1)
@@ -75,8 +72,8 @@ def recording_figure(recording: Recording, sensor: Sensor | None, name: str) -> 
     }
     busiest = int(edges[int(np.argmax(counts["ON"] + counts["OFF"])) + 1])
     with rc_context({"font.size": 8}):
-        figure = _drawn(packed, size, counts, edges, busiest, hot, tau)
-    return figure, _caption(name, packed, sensor, size, hot, keep, (busiest, tau, background))
+        figure = _drawn(packed, size, counts, edges, busiest, tau)
+    return figure, _caption(name, packed, sensor, size, keep, (busiest, tau, background))
 
 
 def _times(duration: int) -> tuple[float, str]:
@@ -89,7 +86,6 @@ def _caption(
     packed: Packed,
     sensor: Sensor | None,
     size: Sensor,
-    hot: NDArray[np.bool_],
     keep: NDArray[np.bool_],
     times: tuple[int, int, int],
 ) -> str:
@@ -97,8 +93,6 @@ def _caption(
     busiest, tau, background = times
     unit, second = _times(duration)
     on = (packed.address >= size.pixels).mean()
-    found = ", ".join(f"({x}, {y})" for y, x in np.argwhere(hot)[:5]) + (" and others" if hot.sum() > 5 else "")
-    where = f", circled, {found} as (x, y); --data.hot_pixels {_HOT:g} drops them." if hot.any() else "."
     return (
         f"{name}: {len(packed.time):,} events in {duration / unit:,.1f} {second} "
         f"({len(packed.time) / duration * 1e6:,.0f} a second, {100 * on:.0f} % ON), {size} pixels (height x width)"
@@ -106,14 +100,11 @@ def _caption(
         f"equal duration, ON red and OFF blue. Below, the time surface with a time constant of {tau / 1000:g} ms at "
         f"the busiest moment, {busiest / unit:,.1f} {second}; events of each pixel, on a logarithmic scale; and the "
         f"rate. {100 * keep.mean():.1f} % of the events have one of a pixel around within {background / 1000:g} ms "
-        f"before: --data.background_us {background} keeps these. Pixels that fire more than {_HOT:g} times as "
-        f"often as each pixel around: {hot.sum() or 'none'}{where}"
+        f"before: --data.background_us {background} keeps these."
     )
 
 
-def _drawn(
-    packed: Packed, sensor: Sensor, counts: dict[str, Any], edges: Any, busiest: int, hot: NDArray[np.bool_], tau: int
-) -> Figure:
+def _drawn(packed: Packed, sensor: Sensor, counts: dict[str, Any], edges: Any, busiest: int, tau: int) -> Figure:
     figure = Figure(figsize=(WIDTHS[2], 0.3 + 1.15 * sensor.height / sensor.width + 2.3), dpi=150, layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=[1.15 * sensor.height / sensor.width + 0.3, 2.3])
     above, below = parts
@@ -132,8 +123,6 @@ def _drawn(
     bar = below.colorbar(shown, ax=pixels, fraction=0.05, shrink=min(1.0, sensor.height / sensor.width))
     ticks = np.arange(0, int(np.log10(1 + events.max())) + 1)
     bar.set_ticks(np.log10(1 + 10.0**ticks), labels=[f"{10**tick:,}" for tick in ticks])
-    y, x = np.nonzero(hot)
-    pixels.scatter(x, y, s=30, facecolors="none", edgecolors=COLOURS[1], linewidths=1)
     pixels.set_title("events of each pixel", fontsize=8)
     for ax in (surface, pixels):
         ax.set_xticks([])

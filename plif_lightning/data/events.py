@@ -1,0 +1,480 @@
+"""Recordings of event cameras: from files to one cache, and from there to batches of frames."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+from torch import Tensor
+
+from plif_lightning.data.augment import ImageAugmentation, mixture, require_one_mix
+from plif_lightning.data.base import Part, SpikingDataModule, as_index, place_below
+from plif_lightning.data.event_augment import EventAugmentation, EventChanges, TimeDrop
+from plif_lightning.data.folders import first_few
+from plif_lightning.data.loading import Batch, BatchedDataset, BatchRequest
+from plif_lightning.errors import DatasetNotFoundError, UserError, require_count, require_one_of
+from plif_lightning.events.cache import Arrays, ArrayWriter, cached, find, key_of
+from plif_lightning.events.integration import (
+    Pass,
+    Slicing,
+    count_events,
+    resized,
+    slice_bounds,
+    without_background,
+)
+from plif_lightning.events.readers import read_any
+from plif_lightning.events.recording import Packed, Recording, RecordingError, Sensor, address_type, pack, recording_of
+from plif_lightning.events.windows import Samples, recordings_of
+from plif_lightning.runtime.process import cores
+from plif_lightning.runtime.randomness import fold_in, hashed_uniform
+
+_log = logging.getLogger(__name__)
+# Increment when the same files produce other arrays.
+_FORMAT = 3
+
+
+def _part(train: bool) -> str:
+    return "training" if train else "test"
+
+
+def _size(path: Path) -> int:
+    """Size of a file [bytes]; 0 for a recording without a file of its own."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+# Maps a structured array of events to another, like the transforms of tonic.
+Transform = Callable[[Any], Any]
+_TONIC = np.dtype([("x", np.int64), ("y", np.int64), ("t", np.int64), ("p", np.int64)])
+
+
+class Events(NamedTuple):
+    """Events of M passes over recordings: pass i has events [begin[i], end[i]); its times count from `zero[i]`."""
+
+    address: NDArray[Any]
+    time: NDArray[Any]
+    begin: NDArray[Any]
+    end: NDArray[Any]
+    zero: NDArray[Any]
+
+
+class EventDataset(BatchedDataset):
+    """Samples of event recordings; each batch is sliced, augmented and counted in one call.
+
+    Args:
+        arrays: `address`, `time`, `offset`, `label` and `name` of all recordings, see `EventDataModule.recordings`.
+        sensor: size of the camera.
+        indices: indices of the samples, int64 [n].
+        num_classes: number of classes of the data set.
+        time_steps: T.
+        slicing: `by_count` or `by_time`.
+        frame: height and width of the frames; None for those of the sensor.
+        augmentation: callables on structured arrays of events, such as `tonic.transforms`, are applied first, then
+            the `EventAugmentation`s; each group in the given order.
+        samples: recordings or windows of them; None for all recordings.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        sensor: Sensor,
+        indices: Tensor,
+        num_classes: int,
+        time_steps: int,
+        slicing: Slicing = "by_count",
+        frame: Sensor | None = None,
+        augmentation: Sequence[EventAugmentation | Transform] = (),
+        samples: Samples | None = None,
+    ) -> None:
+        self.samples = recordings_of(arrays["offset"]) if samples is None else samples
+        self.arrays, self.sensor, self.indices, self.num_classes = arrays, sensor, indices, num_classes
+        self.time_steps, self.slicing = time_steps, slicing
+        self.augmentation = [a for a in augmentation if isinstance(a, EventAugmentation)]
+        self.transforms: list[Transform] = [a for a in augmentation if not isinstance(a, EventAugmentation)]
+        self.frame = frame or sensor
+        self._resized = resized(sensor, self.frame) if self.frame != sensor else None
+        self._labels = torch.from_numpy(arrays["label"][self.samples.recording])
+        # Reads one sample, so that numba compiles here and not in the first batch.
+        self.batch(BatchRequest(0, torch.zeros(1, dtype=torch.int64)))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def labels(self) -> Tensor:
+        return self._labels[self.indices]
+
+    def events_of(self, i: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Addresses in a frame [2, H, W] of the sensor's size and times [us] of a sample's events, not augmented."""
+        sample = int(self.indices[i])
+        one = slice(self.samples.begin[sample], self.samples.end[sample])
+        return self.arrays["address"][one], self.arrays["time"][one]
+
+    def bounds_of(self, i: int) -> NDArray[Any]:
+        """Step t of a sample has its events [bounds[t], bounds[t + 1]), [T + 1]; not augmented."""
+        one = slice(sample := int(self.indices[i]), sample + 1)
+        begin, end = self.samples.begin[one], self.samples.end[one]
+        span = self.samples.start[one], self.samples.duration[one]
+        found: NDArray[Any] = slice_bounds(self.slicing, self.arrays["time"], begin, end, self.time_steps, *span)
+        return found.reshape(-1) - begin
+
+    def batch(self, request: BatchRequest) -> Batch:
+        sample = self.indices.index_select(0, request.indices)
+        n = len(sample)
+        samples, target = self._with_partners(request.key, sample)
+        events = self._events(request.key, samples)
+        passes = maps = None
+        if self.augmentation:
+            maps, passes = self._augmented(request.key, samples, n, events)
+        elif self._resized is not None:
+            everything = np.zeros(n, np.int64)
+            passes = Pass(
+                np.arange(n), everything, everything, everything, everything + 2**32, everything.view(np.uint64)
+            )
+            maps = self._resized[None]
+        span = self.samples.start[samples] - events.zero, self.samples.duration[samples]
+        bounds = slice_bounds(self.slicing, events.time, events.begin, events.end, self.time_steps, *span)
+        counts = count_events(events.address, bounds, 2 * self.frame.pixels, n, maps, passes)
+        frames = torch.from_numpy(counts).view(self.time_steps, n, 2, *self.frame)
+        # Batches are sample-first, networks time-first; both are views.
+        return Batch(frames.transpose(0, 1), self._labels.index_select(0, sample), sample, target)
+
+    def _with_partners(self, key: int, sample: Tensor) -> tuple[NDArray[Any], Tensor | None]:
+        """A batch's samples, followed by their `EventMix` partners, and the targets of mixed samples."""
+        samples, target = mixture(
+            self.augmentation, key, sample, self.indices, self.sensor, self._labels, self.num_classes
+        )
+        return samples.numpy(), target
+
+    def _events(self, key: int, samples: NDArray[Any]) -> Events:
+        """Events of each pass: the cached arrays, or transformed copies if there are transforms."""
+        begin, end = self.samples.begin[samples], self.samples.end[samples]
+        if not self.transforms:
+            return Events(self.arrays["address"], self.arrays["time"], begin, end, np.zeros(len(begin), np.int64))
+        first = self.arrays["time"][np.minimum(begin, len(self.arrays["time"]) - 1)]
+        base = np.where(self.samples.duration[samples] < 0, first, self.samples.start[samples])
+        changed = [self._transformed(key, *one_pass) for one_pass in zip(samples, begin, end, base, strict=True)]
+        offset = np.cumsum([0, *(len(one.address) for one in changed)])
+        return Events(
+            np.concatenate([one.address for one in changed]),
+            np.concatenate([one.time for one in changed]),
+            offset[:-1],
+            offset[1:],
+            base + np.array([one.start for one in changed], np.int64),  # `pack` counts times from the first event
+        )
+
+    def _transformed(self, key: int, sample: int, begin: int, end: int, base: int) -> Packed:
+        """One transformed sample, whose times count from `base`.
+
+        Seeds NumPy's global generator for the transforms, and restores it.
+        """
+        sensor, name = self.sensor, str(self.arrays["name"][self.samples.recording[sample]])
+        events = np.empty(end - begin, _TONIC)
+        polarity, pixel = np.divmod(self.arrays["address"][begin:end], sensor.pixels)
+        events["y"], events["x"] = np.divmod(pixel, sensor.width)
+        events["t"], events["p"] = self.arrays["time"][begin:end].astype(np.int64) - base, polarity
+        state = np.random.get_state()
+        np.random.seed(fold_in(key, "transforms", int(sample)) % 2**32)
+        try:
+            for transform in self.transforms:
+                if not len(events):
+                    break  # most of tonic's transforms fail without events
+                events = transform(events)
+        finally:
+            np.random.set_state(state)
+        changed = recording_of(events, name=f"{name} after data.augmentation", sorted_by_time=True)
+        inside = (changed.x >= 0) & (changed.x < sensor.width) & (changed.y >= 0) & (changed.y < sensor.height)
+        changed = Recording(*(column[inside] for column in changed))  # drop events outside the sensor
+        return pack(changed, sensor, name)
+
+    def _augmented(self, key: int, samples: NDArray[Any], n: int, events: Events) -> tuple[NDArray[Any], Pass]:
+        """Address tables and event changes of all passes."""
+        draws = [a.draws for a in self.augmentation]
+        mix = len(samples) > n
+        changes = EventChanges(len(samples), self.sensor)
+        # A partner uses its own random numbers, so it is augmented as it would be as a sample.
+        uniform = hashed_uniform(key, torch.from_numpy(samples), sum(draws)).numpy()
+        for augment in self.augmentation:
+            augment(changes, uniform[:, : augment.draws])
+            uniform = uniform[:, augment.draws :]
+        m = len(samples)
+        row = np.arange(m)
+        if mix:
+            # A partner fills the rectangle of the recording that it is mixed into.
+            changes.box[n:] = changes.box[:n]
+            row[n:] = np.arange(n)
+        maps = changes.maps()
+        if mix:
+            maps[n:] = changes.maps(inside_box=True)[n:]
+        if self._resized is not None:
+            maps = np.where(maps >= 0, self._resized[maps], -1)
+        drop_begin, drop_end = self._dropped(events, changes)
+        keep = np.rint(changes.keep * 2**32).astype(np.int64)
+        keys = np.array([fold_in(key, "events", int(s)) for s in samples], np.uint64)
+        return maps, Pass(row, np.arange(m), drop_begin, drop_end, keep, keys)
+
+    @staticmethod
+    def _dropped(events: Events, changes: EventChanges) -> tuple[NDArray[Any], NDArray[Any]]:
+        """First and end event of the dropped time intervals, int64 [M] each."""
+        count = len(events.begin)
+        begin, end = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        for i, (first, last) in enumerate(zip(events.begin, events.end, strict=True)):
+            if changes.drop_to[i] > changes.drop_from[i]:
+                time = events.time[first:last]
+                if len(time):
+                    start = float(time[0])
+                    window = start + np.array([changes.drop_from[i], changes.drop_to[i]]) * (float(time[-1]) - start)
+                    begin[i], end[i] = first + np.searchsorted(time, window)
+        return begin, end
+
+
+@dataclass(eq=False, repr=False)
+class EventDataModule(SpikingDataModule):
+    """Base class of event data sets. A subclass implements `files` and, if `read_any` does not do, `read`.
+
+    Class attributes that a subclass sets, beside those of `SpikingDataModule`:
+        sensor: size of the camera.
+
+    Args:
+        time_steps: T, the frames of a recording.
+        slicing: `by_count` cuts a recording into T slices of equally many events (the paper), `by_time` into
+            slices of equal duration.
+        size: downsample frames to size x size pixels.
+        augmentation: augmentation of the training recordings; none in the paper. `tonic.transforms` on events are
+            applied first, then this package's; each group in the given order.
+        background_us: drop events that no event of the eight pixels around preceded within so many us (Delbruck 2008);
+            none by default.
+        store: folder of the events' caches; default: `events` in the data set's folder.
+    """
+
+    sensor: ClassVar[Sensor]
+
+    time_steps: int = 20
+    eval_batch_size: int = 16
+    slicing: Slicing = "by_count"
+    size: int | None = None
+    augmentation: list[EventAugmentation | Callable[[Any], Any]] | None = None
+    background_us: int | None = None
+    store: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_one_of("data.slicing", self.slicing, Slicing)
+        if self.background_us is not None:
+            require_count("data.background_us", self.background_us)
+        if self.size is not None and not 1 <= self.size <= min(self.sensor):
+            raise UserError(f"data.size must lie in 1..{min(self.sensor)}, got {self.size}.")
+        augmentation = self.augmentation or ()
+        require_one_mix(augmentation)
+        twice = sum(isinstance(a, TimeDrop) for a in augmentation) > 1
+        if twice or any(isinstance(a, ImageAugmentation) for a in augmentation):
+            raise UserError(
+                "data.augmentation of events may hold "
+                f"{', '.join(kind.__name__ for kind in EventAugmentation.__subclasses__())} (TimeDrop once) and "
+                "tonic.transforms, not augmentations of images."
+            )
+        self._cache: dict[bool, Arrays] = {}
+        self._formats: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+        self._samples: dict[bool, Samples] = {}
+
+    def files(self, train: bool) -> list[tuple[Path, int]]:
+        """(path, label) of each file of the training or test set, by class and number, the same on every machine."""
+        raise NotImplementedError
+
+    def read(self, path: Path, label: int) -> Iterable[tuple[int, Recording]]:
+        """(label, recording) of each recording in a file; one recording with the label from `files` by default.
+
+        Several threads call it at once.
+        """
+        return [(label, read_any(path))]
+
+    @property
+    def home(self) -> Path:
+        """Folder of the data set."""
+        return Path(self.root)
+
+    @property
+    def has_files(self) -> bool:
+        """True if the recordings exist; without them, events that were cached before are used."""
+        return self.home.is_dir()
+
+    def obtain(self) -> None:
+        """Download missing files.
+
+        Raises:
+            DatasetNotFoundError: they cannot be had.
+        """
+        raise DatasetNotFoundError(f"{self.title} is not in {self.home}: put its recordings there.")
+
+    @property
+    def frame(self) -> Sensor:
+        """Height and width of the frames."""
+        return self.sensor if self.size is None else Sensor(self.size, self.size)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+        return (2, *self.frame)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Sensor and frame, (height, width) each, how a recording is cut into T slices, and the channels' polarities.
+
+        The input counts the events of each slice, pixel and polarity; it is not normalised.
+        """
+        return {
+            "sensor": [*self.sensor],
+            "size": [*self.frame],
+            "slicing": self.slicing,
+            "time_steps": self.time_steps,
+            "polarities": ["off", "on"],
+            "background_us": self.background_us,
+        }
+
+    # --- the cache
+
+    def place(self, train: bool) -> Path:
+        """Folder of the training or test set's cache; options that make other events make another folder."""
+        store = place_below(self.store, self.home) if self.store else self.home / "events"
+        noise = f"-background{self.background_us}us" if self.background_us else ""
+        return store / f"{'train' if train else 'test'}{noise}"
+
+    def prepare_data(self) -> None:
+        """Download missing files, and read the recordings, unless that was done before."""
+        if not self.has_files and not all(find(self.place(train)) for train in (True, False)):
+            self.obtain()
+        for train in (True, False):
+            self.recordings(train)
+
+    def recordings(self, train: bool) -> Arrays:
+        """All recordings of the training or test set; they are read if they are not in the cache.
+
+        Returns:
+            `address`: index into a frame [2, H, W] of every event; `time`: since its recording's first event [us],
+            uint32; `offset`: recording i has events [offset[i], offset[i + 1]), int64 [n + 1]; `label`, int64 [n];
+            `name`: file of each recording, and its index there if there are several, [n]; `classes` and `sensor`.
+
+        Raises:
+            UserError: there are none, or not the expected number.
+        """
+        if train not in self._cache:
+            place = self.place(train)
+            if files := self.files(train) if self.has_files else []:
+                self._formats[train] = Counter(path.suffix.lower() for path, _ in files)
+                labels, sizes = [label for _, label in files], [_size(path) for path, _ in files]
+                key = key_of(_FORMAT, self.options(), self._names(files), labels, sizes)
+                found: Arrays | None = cached(place, key, partial(self._build, files))
+            elif (found := find(place)) is not None:
+                message = "%s has no %s recordings in %s: those cached before are used."
+                _log.warning(message, self.title, _part(train), self.home)
+            if found is None or not len(found["address"]):
+                raise DatasetNotFoundError(
+                    f"{self.title} has no {_part(train)} recordings with events in {self.home}: put them there."
+                )
+            self._cache[train] = found
+        return self._cache[train]
+
+    def options(self) -> tuple[Any, ...]:
+        """What the cached events depend on, beside files and `place`."""
+        return (*self.sensor, self.class_names)
+
+    def _build(self, files: Sequence[tuple[Path, int]], writer: ArrayWriter) -> None:
+        """Read all files, a few at a time, and append their recordings."""
+        lengths, labels, names = [0], [], []
+        writer.append("address", np.zeros(0, address_type(self.sensor)))
+        writer.append("time", np.zeros(0, np.uint32))
+        named = [*zip(self._names(files), files, strict=True)]
+        at_once = 2 * cores()
+        with Progress() as bar, ThreadPoolExecutor(cores()) as pool:
+            task = bar.add_task(f"reading {self.title}", total=len(files))
+            for first in range(0, len(files), at_once):
+                portion = named[first : first + at_once]
+                for (name, _), found in zip(portion, pool.map(lambda one: self._packed(*one[1]), portion), strict=True):
+                    for i, (label, packed) in enumerate(found):
+                        writer.append("address", packed.address)
+                        writer.append("time", packed.time)
+                        lengths.append(len(packed.time))
+                        labels.append(label)
+                        names.append(name if len(found) == 1 else f"{name}#{i}")
+                bar.advance(task, len(portion))
+        writer.append("offset", np.cumsum(lengths, dtype=np.int64))
+        writer.append("label", np.array(labels, np.int64))
+        writer.append("name", np.array(names))
+        writer.append("classes", np.array(self.class_names))
+        writer.append("sensor", np.array(self.sensor))
+
+    def _names(self, files: Sequence[tuple[Path, int]]) -> list[str]:
+        """Names of files within the data set's folder."""
+        home = f"{self.home}{os.sep}"
+        return [os.fspath(path).removeprefix(home).replace(os.sep, "/") for path, _ in files]
+
+    def _packed(self, path: Path, label: int) -> list[tuple[int, Packed]]:
+        """Checked recordings of a file in 6 bytes an event."""
+        try:
+            read = self.read(path, label)
+        except OSError as error:
+            raise RecordingError(f"{path} cannot be read: {error}.") from error
+        found = [(own, pack(recording, self.sensor, str(path))) for own, recording in read]
+        if self.background_us is None:
+            return found
+        return [(own, without_background(packed, self.sensor, self.background_us)) for own, packed in found]
+
+    # --- data for the loaders
+
+    def samples_of(self, arrays: Arrays, train: bool) -> Samples:
+        """Samples of the training or test set: all its recordings."""
+        return recordings_of(arrays["offset"])
+
+    def samples(self, train: bool) -> Samples:
+        """Samples of the training or test set."""
+        if train not in self._samples:
+            arrays = self.recordings(train)
+            self._samples[train] = found = self.samples_of(arrays, train)
+            blank = arrays["name"][found.recording[found.begin == found.end]]
+            if len(blank):
+                _log.warning("%s: %d recordings hold no event: %s.", self.title, len(blank), first_few(blank.tolist()))
+        return self._samples[train]
+
+    def labels(self, train: bool) -> Tensor:
+        return torch.from_numpy(self.recordings(train)["label"][self.samples(train).recording])
+
+    def dataset(self, train: bool, indices: Tensor | None, augment: bool) -> EventDataset:
+        samples = self.samples(train)
+        return EventDataset(
+            self.recordings(train),
+            self.sensor,
+            as_index(indices, len(samples.begin)),
+            self.num_classes,
+            self.time_steps,
+            self.slicing,
+            self.frame,
+            (self.augmentation or ()) if augment else (),
+            samples,
+        )
+
+    def identity(self, train: bool = True) -> str:
+        return self.recordings(train).content
+
+    def inventory(self) -> list[Part]:
+        parts = []
+        for train in (True, False):
+            arrays, samples = self.recordings(train), self.samples(train)
+            counts = np.bincount(self.labels(train), minlength=self.num_classes).tolist()
+            first, last = np.full(len(arrays["label"]), len(arrays["time"])), np.zeros(len(arrays["label"]), np.int64)
+            np.minimum.at(first, samples.recording, samples.begin)
+            np.maximum.at(last, samples.recording, samples.end)
+            files = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(self._formats[train].items()))
+            parts.append(Part(_part(train), counts, arrays.bytes, int(np.maximum(last - first, 0).sum()), files))
+        return parts
+
+    def verify(self) -> int:
+        return sum(self.recordings(train).verify() for train in (True, False))

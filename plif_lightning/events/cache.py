@@ -1,0 +1,244 @@
+"""Arrays that are built once and memory-mapped afterwards: the one cache of events and of decoded images."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plif_lightning.errors import UserError
+from plif_lightning.runtime.files import folder_lock, naming, reason, written_whole
+
+_log = logging.getLogger(__name__)
+_MANIFEST = "manifest.json"
+# Bytes that are hashed at once.
+_PORTION = 2**24
+
+
+class DamagedArraysError(UserError):
+    """An array differs from what was written."""
+
+
+class Arrays(Mapping[str, NDArray[Any]]):
+    """Named arrays of a folder, memory-mapped and read-only. Unpickling maps them again.
+
+    Args:
+        folder: folder that `cached` made.
+
+    Attributes:
+        content: hash of all arrays, made while they were written.
+
+    Raises:
+        DamagedArraysError: an array is missing, or its size or shape differs from what was written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self._manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
+            self.content: str = self._manifest["content"]
+            self._arrays = {name: _mapped(folder, name, entry) for name, entry in self._manifest["arrays"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedArraysError(f"{folder} is incomplete or damaged ({error}).") from error
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __reduce__(self) -> tuple[type["Arrays"], tuple[Path]]:
+        return Arrays, (self.folder,)
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk."""
+        return sum(entry["size"] for entry in self._manifest["arrays"].values())
+
+    def verify(self, changed: bool = False) -> int:
+        """Read arrays in full and compare their hashes.
+
+        Args:
+            changed: only those whose modification time differs from the one that was noted.
+
+        Returns:
+            Number of arrays that were read.
+
+        Raises:
+            DamagedArraysError: a hash differs.
+        """
+        read = 0
+        for name, entry in self._manifest["arrays"].items():
+            path = _file(self.folder, name)
+            time = path.stat().st_mtime_ns
+            if changed and time == entry["time"]:
+                continue
+            digest = hashlib.blake2b(digest_size=16)
+            flat = np.ascontiguousarray(self[name]).reshape(-1).view(np.uint8)
+            for first in range(0, len(flat), _PORTION):
+                digest.update(flat[first : first + _PORTION].data)
+            if digest.hexdigest() != entry["blake2b"]:
+                raise DamagedArraysError(f"{path} is damaged. Delete {self.folder} to build it again.")
+            read, entry["time"] = read + 1, time
+        if read:
+            with suppress(OSError), written_whole(self.folder / _MANIFEST) as file:  # the folder may be read-only
+                json.dump(self._manifest, file)
+        return read
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.npy"
+
+
+def _mapped(folder: Path, name: str, entry: Mapping[str, Any]) -> NDArray[Any]:
+    path, shape = _file(folder, name), tuple(entry["shape"])
+    if path.stat().st_size != entry["size"]:
+        raise ValueError(f"{path.name} has another size than what was written")
+    array = np.load(path, mmap_mode=None if 0 in shape else "r", allow_pickle=False)
+    if array.shape != shape or array.dtype.str != entry["dtype"]:
+        raise ValueError(f"{path.name} has another shape or type than what was written")
+    # A plain array on the same memory avoids the overhead of memmap objects.
+    return np.asarray(array)
+
+
+class ArrayWriter:
+    """Writes arrays piece by piece into a folder; a context manager.
+
+    Args:
+        folder: an empty folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._columns: dict[str, _Column] = {}
+
+    def __enter__(self) -> "ArrayWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for column in self._columns.values():
+            column.file.close()
+
+    def append(self, name: str, values: NDArray[Any]) -> None:
+        """Append along the first axis to the array of this name; type and further axes are those of the first call."""
+        if name not in self._columns:
+            self._columns[name] = _Column(_file(self.folder, name), values)
+        self._columns[name].append(values)
+
+    def complete(self) -> None:
+        """Complete the arrays, and write the manifest last."""
+        arrays = {name: column.complete() for name, column in self._columns.items()}
+        parts = [(name, *(arrays[name][key] for key in ("dtype", "shape", "blake2b"))) for name in sorted(arrays)]
+        content = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+        with written_whole(self.folder / _MANIFEST) as file:
+            json.dump({"content": content, "arrays": arrays}, file)
+
+
+class _Column:
+    """A .npy file that is written sequentially."""
+
+    def __init__(self, path: Path, like: NDArray[Any]) -> None:
+        self.path, self.dtype, self.row = path, like.dtype, like.shape[1:]
+        self.length, self.digest = 0, hashlib.blake2b(digest_size=16)
+        self.file = path.open("wb")
+        self._write_header()
+
+    def _write_header(self) -> None:
+        shape = (self.length, *self.row)
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+        # NumPy pads the header for the largest length, so its size never changes.
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def append(self, values: NDArray[Any]) -> None:
+        assert (values.dtype, values.shape[1:]) == (self.dtype, self.row)
+        content = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+        with naming(self.path):
+            self.file.write(content)
+        self.digest.update(content)
+        self.length += len(values)
+
+    def complete(self) -> dict[str, Any]:
+        with naming(self.path), self.file:
+            self.file.seek(0)
+            self._write_header()
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        status = self.path.stat()
+        return {
+            "dtype": self.dtype.str,
+            "shape": [self.length, *self.row],
+            "blake2b": self.digest.hexdigest(),
+            "size": status.st_size,
+            "time": status.st_mtime_ns,
+        }
+
+
+def find(folder: Path, key: str | None = None) -> Arrays | None:
+    """The arrays of a key, or of any key if what they are made of is not there; None if there are none whole ones."""
+    for place in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if (place / _MANIFEST).is_file() and (place.name == key or (key is None and place.suffix != ".tmp")):
+            try:
+                arrays = Arrays(place)
+                arrays.verify(changed=True)
+                return arrays
+            except DamagedArraysError as error:
+                _log.warning("%s It is built again, if its files are there.", error)
+    return None
+
+
+def cached(folder: Path, key: str, build: Callable[[ArrayWriter], None]) -> Arrays:
+    """Arrays of a folder; they are built if it does not hold those of this key.
+
+    One process builds, others wait. The arrays are written into a temporary folder, which is renamed when it is
+    complete: a killed process leaves nothing that counts. Arrays of other keys are deleted afterwards.
+
+    Args:
+        folder: folder of the arrays; each key has a folder in it.
+        key: tells what they are made of, as a file name.
+        build: appends all arrays to a writer.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    if (found := find(folder, key)) is not None:
+        return found
+    try:
+        with folder_lock(folder):
+            if (found := find(folder, key)) is not None:  # another process has built them meanwhile
+                return found
+            final, staging = folder / key, folder / f"{key}.tmp"
+            _remove(folder.glob("*.tmp"))  # of killed processes
+            staging.mkdir()
+            try:
+                with ArrayWriter(staging) as writer:
+                    build(writer)
+                    writer.complete()
+                _remove([final])  # damaged
+                staging.rename(final)
+            finally:
+                _remove([staging])
+            _remove(path for path in folder.iterdir() if path.is_dir() and path != final)
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        why = reason(error) if isinstance(error, OSError) else error
+        raise UserError(f"{folder} cannot be written. {why}. Or name another folder with --data.store DIR.") from error
+    return Arrays(final)
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def key_of(*parts: Any) -> str:
+    """A key of `cached`: a hash of some values, by their `repr`."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,166 @@
+"""Recordings as tables of numbers: NumPy's .npz and .npy, text, and HDF5."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plif_lightning.events.recording import Recording, RecordingError, Sensor, recording_of
+from plif_lightning.runtime.program import needed_by
+
+TimeUnit = Literal["s", "ms", "us", "ns"]
+_COLUMNS = ("t", "x", "y", "p")
+_NAMES = {
+    **dict.fromkeys(("t", "ts", "time", "times", "timestamp", "timestamps"), "t"),
+    **dict.fromkeys(("x", "xs", "col", "column"), "x"),
+    **dict.fromkeys(("y", "ys", "row"), "y"),
+    **dict.fromkeys(("p", "ps", "pol", "pols", "polarity", "polarities", "on"), "p"),
+}
+_US = {"s": 10**6, "ms": 10**3, "us": 1, "ns": 1e-3}
+
+
+def _named(names: Iterable[str]) -> dict[str, str]:
+    """Each of t, x, y and p that is among some names, usual aliases included, and its name there."""
+    return {column: name for name in names if (column := _NAMES.get(name.strip().lower())) is not None}
+
+
+def in_us(t: NDArray[Any], unit: TimeUnit | None, name: str) -> NDArray[Any]:
+    """Times in us, without fractions; without a unit they are us.
+
+    Raises:
+        RecordingError: without a unit, times have fractions.
+    """
+    if unit is None:
+        if t.dtype.kind == "f" and (t != np.floor(t)).any():
+            raise RecordingError(f"{name}: its times have fractions, so they are not us: pass --data.time_unit s.")
+        return t
+    if t.dtype.kind == "f":
+        return np.rint(t.astype(np.float64) * _US[unit])
+    t = t.astype(np.int64)
+    return (t + 500) // 1000 if unit == "ns" else t * _US[unit]
+
+
+def _recording(columns: dict[str, Any], unit: TimeUnit | None, name: str) -> Recording:
+    """Recording of named columns."""
+    if missing := [column for column in _COLUMNS if column not in columns]:
+        raise RecordingError(
+            f"{name} lacks {', '.join(missing)}: it must hold columns named t, x, y and p; --data.columns=[t,x,y,p] "
+            "names those of a table without names."
+        )
+    t = in_us(np.asarray(columns["t"]), unit, name)
+    return recording_of(columns["x"], columns["y"], t, columns["p"], name=name)
+
+
+def _from_array(array: Any, columns: Sequence[str] | None, unit: TimeUnit | None, name: str) -> Recording:
+    """Recording of a structured array, or of numbers [N, columns]."""
+    if array.dtype.names is not None:
+        return _recording({column: array[field] for column, field in _named(array.dtype.names).items()}, unit, name)
+    named = _named(columns or ())
+    if array.ndim != 2 or (columns and array.shape[1] != len(columns)):
+        raise RecordingError(f"{name} must hold {len(columns or _COLUMNS)} columns, got an array {list(array.shape)}.")
+    return _recording({c: array[:, list(columns or ()).index(field)] for c, field in named.items()}, unit, name)
+
+
+def read_numpy(path: Path, columns: Sequence[str] | None = None, unit: TimeUnit | None = None) -> Recording:
+    """Events of a .npz with the arrays x, y, t and p, or of a .npy with a structured array of these fields or [N, 4].
+
+    Args:
+        path: the file.
+        columns: names of the columns of [N, 4].
+        unit: of the times; us without one.
+    """
+    with path.open("rb") as file:  # np.load leaves a damaged .npz open
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return _from_array(loaded, columns, unit, str(path))
+        names = list(loaded)
+        if len(names) == 1:  # np.savez(file, events)
+            return _from_array(loaded[names[0]], columns, unit, str(path))
+        return _recording({column: loaded[name] for column, name in _named(names).items()}, unit, str(path))
+
+
+def read_text(path: Path, columns: Sequence[str] | None = None, unit: TimeUnit | None = None) -> Recording:
+    """Events of a text file, a line for each; commas, semicolons, tabs or spaces separate its numbers.
+
+    Lines that begin with `#` or `%` are comments. The first other line names the columns, unless `columns` does.
+
+    Args:
+        path: the file.
+        columns: names of the columns, in their order.
+        unit: of the times; us without one.
+    """
+    first, line, is_percent = 0, "", False
+    with path.open(encoding="utf-8-sig") as file:
+        for first, line in enumerate(file):  # noqa: B007
+            if line.strip() and line[0] not in "#%":
+                break
+            is_percent |= line.startswith("%")
+    separator = next((mark for mark in ",;\t" if mark in line), None)
+    fields = [field.strip() for field in line.split(separator)]
+    has_header = not all(re.fullmatch(r"[-+.\deE]+", field) for field in fields)
+    names = columns or (fields if has_header else ())
+    named = _named(names)
+    if len(named) < len(_COLUMNS):
+        found = "has no header that names its columns" if not names else f"has the columns {', '.join(names)}"
+        raise RecordingError(f"{path} {found}: name t, x, y and p, such as with --data.columns=[t,x,y,p].")
+    settings: dict[str, Any] = {
+        "delimiter": separator,
+        "comments": "%" if is_percent else "#",
+        "skiprows": first + has_header,
+        "usecols": [list(names).index(named[column]) for column in _COLUMNS],
+        "ndmin": 2,
+    }
+    try:
+        table = np.loadtxt(path, np.int64, **settings)
+    except ValueError:
+        table = np.loadtxt(path, np.float64, **settings)
+    t, x, y, p = table.T
+    return _recording({"t": t, "x": x, "y": y, "p": p}, unit, str(path))
+
+
+def read_hdf5(path: Path, unit: TimeUnit | None = None) -> Recording:
+    """Events of an HDF5 file, read by h5py.
+
+    It holds one group with the data sets x, y, t and p under their usual names (DSEC: `events`, with `t_offset` beside
+    it, which is added to the times), or one structured data set (Metavision: `CD/events`).
+
+    Source: https://dsec.ifi.uzh.ch/data-format; https://docs.prophesee.ai/stable/data/file_formats/hdf5.html
+    """
+    with needed_by("a recording in HDF5"):
+        import h5py
+        import hdf5plugin  # noqa: F401 (registers filters, such as the one of DSEC)
+
+    with h5py.File(path) as file:
+        found: list[Any] = []
+
+        def look(_: str, item: Any) -> None:
+            names = item if isinstance(item, h5py.Group) else item.dtype.names or ()
+            if len(_named(names)) == len(_COLUMNS):
+                found.append(item)
+
+        look("", file)
+        file.visititems(look)
+        if len(found) != 1:
+            which = ", ".join(item.name for item in found) or "none"
+            raise RecordingError(f"{path} must hold one set of events with t, x, y and p; it holds {which}.")
+        events = found[0]
+        name = f"{path} ({events.name})"
+        if isinstance(events, h5py.Dataset):
+            return _from_array(events[()], None, unit, name)
+        columns = {column: events[field][()] for column, field in _named(events).items()}
+        if "t_offset" in file:
+            columns["t"] = columns["t"].astype(np.int64) + int(file["t_offset"][()])
+        return _recording(columns, unit, name)
+
+
+def sensor_in_hdf5(path: Path) -> Sensor | None:
+    """Sensor that the attribute `geometry` of a file of Metavision names, `1280x720`."""
+    with needed_by("a recording in HDF5"):
+        import h5py
+
+    with h5py.File(path) as file:
+        found = re.fullmatch(r"(\d+)x(\d+)", str(file.attrs.get("geometry", "")))
+    return Sensor(int(found[2]), int(found[1])) if found else None

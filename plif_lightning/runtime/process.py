@@ -1,0 +1,140 @@
+"""This process: its allocator, cores and signals, and what a run notes of its machine."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# mallopt's parameters, from glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def tune_allocator() -> None:
+    """Make glibc keep large blocks instead of returning them to the system; no effect with other C libraries.
+
+    Every training step allocates and frees the same few large tensors. By default each gets a new mapping, with a
+    page fault per page: a third of a training step of the MNIST network. `PLIF_ALLOCATOR=default` disables all of
+    this. Call it before `import torch`, which reads the setting for huge pages on import.
+    """
+    if os.environ.get("PLIF_ALLOCATOR") == "default" or not sys.platform.startswith("linux"):
+        return
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # PyTorch's idle threads spin for a millisecond or more and compete with the threads of our kernels for the cores.
+    # A training step of the CIFAR10-DVS network took 7 % longer.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_TOP_PAD, 2**28)
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use, 61 at most."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(61, available)  # Windows cannot wait for more processes
+
+
+def takes_signals() -> bool:
+    """True in the main thread, the only one in which Python can set signal handlers."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def ending() -> list[signal.Signals]:
+    """Return the signals besides SIGINT that terminate a program: SIGTERM and SIGHUP (a closed terminal).
+
+    SIGHUP is left out if it is ignored, as under `nohup`.
+    """
+    found = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # absent from Windows
+        found.append(signal.SIGHUP)
+    return found
+
+
+@contextmanager
+def on_termination(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Handle SIGTERM and SIGHUP within the block, then restore the previous handlers; no effect in other threads.
+
+    The handler of SIGINT is restored, too: Lightning leaves it ignored after a Ctrl-C while a fit is set up, and a
+    notebook would hear no other one.
+    """
+    before = {}
+    if takes_signals():
+        before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+        before |= {number: signal.signal(number, handler) for number in ending()}
+    try:
+        yield
+    finally:
+        for number, own in before.items():
+            if own is not None:  # of a program that embeds Python, which Python cannot set
+                signal.signal(number, own)
+
+
+def ignore_loaders_end() -> None:
+    """Remove PyTorch's SIGCHLD handler, which raises for a killed loader worker even while its loss is reported."""
+    if takes_signals() and hasattr(signal, "SIGCHLD"):  # absent from Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def processor() -> str:
+    """Return the processor's name, with family and model if known, because many processors share a name."""
+    import platform
+
+    known: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            known.setdefault(name.strip(), value.strip())
+    except OSError:
+        pass
+    name = known.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{key.split()[-1]} {known[key]}" for key in ("cpu family", "model") if known.get(key)]
+    return f"{name} ({', '.join(numbers)})" if numbers else name
+
+
+def commit() -> str | None:
+    """Return the commit of this checkout, with `-dirty` if code or configurations differ; None outside a checkout."""
+    import subprocess
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", os.fspath(_PACKAGE), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+
+    try:
+        # An installed package may lie in a virtual environment inside the checkout of another project.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        changed = git("status", "--porcelain", "--", ".", "../configs", "../main.py")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def surroundings(accelerator: str | None = None) -> dict[str, str]:
+    """Return machine, versions and commit, each as one line of text.
+
+    Args:
+        accelerator: name of the accelerator, if one is used.
+    """
+    import importlib.metadata
+    import platform
+
+    import torch
+
+    used = f"{cores()} cores" if cores() != 1 else "1 core"
+    packages = {"torch": torch.__version__} | {
+        name: importlib.metadata.version(name) for name in ("lightning", "numba", "numpy")
+    }
+    versions = {"Python": platform.python_version(), **packages}
+    found = {
+        "machine": ", ".join(part for part in (processor(), used, accelerator) if part),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+    made_from = commit()
+    return found if made_from is None else {**found, "commit": made_from}
