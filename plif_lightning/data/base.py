@@ -78,7 +78,9 @@ def holdout_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
         of_class = (labels == label).nonzero().flatten()
         held_out[of_class[len(of_class) - int(exact * len(of_class)) :]] = True
     if not held_out.any():
-        raise UserError(f"a share of {fraction} of each class takes no sample: pass a larger one.")
+        raise UserError(
+            f"{fraction} of each class is no whole sample: pass a larger data.holdout_fraction or data.test_fraction."
+        )
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 
@@ -94,7 +96,7 @@ class SpikingDataModule(L.LightningDataModule):
         class_names: one name per class.
 
     Args:
-        root: folder that contains the data set's folder.
+        root: folder that contains the data set's folder; of a user-defined data set, its folder.
         time_steps: T, the simulated time-steps.
         validation: `test` validates on the test set and keeps its best epoch (Tables 2, 4, 5);
             `holdout` validates on a part of the training set and does not touch the test set (Table S2).

@@ -284,6 +284,7 @@ class EventDataModule(SpikingDataModule):
                 "tonic.transforms, not augmentations of images."
             )
         self._cache: dict[bool, Arrays] = {}
+        self._files: dict[bool, list[tuple[Path, int]]] = {}
         self._formats: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
         self._samples: dict[bool, Samples] = {}
 
@@ -368,11 +369,14 @@ class EventDataModule(SpikingDataModule):
         """
         if train not in self._cache:
             place = self.place(train)
-            if files := self.files(train) if self.has_files else []:
+            files = self._listed(train)
+            if files:
                 self._formats[train] = Counter(path.suffix.lower() for path, _ in files)
                 labels, sizes = [label for _, label in files], [_size(path) for path, _ in files]
                 key = key_of(_FORMAT, self.options(), self._names(files), labels, sizes)
                 found: Arrays | None = cached(place, key, partial(self._build, files))
+            elif self._listed(not train):  # a cache of other recordings may lie here
+                found = None
             elif (found := find(place)) is not None:
                 message = "%s has no %s recordings in %s: those cached before are used."
                 _log.warning(message, self.title, _part(train), self.home)
@@ -382,6 +386,12 @@ class EventDataModule(SpikingDataModule):
                 )
             self._cache[train] = found
         return self._cache[train]
+
+    def _listed(self, train: bool) -> list[tuple[Path, int]]:
+        """`files`, called once; empty where the recordings are gone."""
+        if train not in self._files:
+            self._files[train] = self.files(train) if self.has_files else []
+        return self._files[train]
 
     def options(self) -> tuple[Any, ...]:
         """What the cached events depend on, beside files and `place`."""
@@ -423,7 +433,8 @@ class EventDataModule(SpikingDataModule):
             read = self.read(path, label)
         except OSError as error:
             raise RecordingError(f"{path} cannot be read: {error}.") from error
-        found = [(own, pack(recording, self.sensor, str(path))) for own, recording in read]
+        name = str(path)
+        found = [(own, pack(recording_of(recording, name=name), self.sensor, name)) for own, recording in read]
         if self.background_us is None:
             return found
         return [(own, without_background(packed, self.sensor, self.background_us)) for own, packed in found]

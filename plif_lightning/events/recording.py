@@ -87,11 +87,11 @@ def _whole(values: NDArray[Any], what: str, name: str) -> Ints:
         return values
     if values.dtype == bool:
         return values.astype(np.uint8)
-    if ((np.abs(values) < 2**63) & (values == np.floor(values))).all():  # neither NaN nor infinite
+    is_whole = (np.abs(values) < 2**63) & (values == np.floor(values))  # neither NaN nor infinite
+    if is_whole.all():
         return values.astype(np.int64)
-    raise RecordingError(
-        f"{name}: {what} must be whole numbers{' [us]' if what == 't' else ''}, got some such as {values.max()}."
-    )
+    unit = " [us]" if what == "t" else ""
+    raise RecordingError(f"{name}: {what} must be whole numbers{unit}, got some such as {values[~is_whole][0]}.")
 
 
 def _columns_of(x: Any, y: Any, t: Any, p: Any, name: str) -> tuple[Any, Any, Any, Any]:
