@@ -132,5 +132,5 @@ def test_a_holdout_of_nothing_or_of_everything_is_refused():
     for fraction in (0.0, 1.0):
         with pytest.raises(UserError, match="holdout_fraction must lie in"):
             holdout_split(torch.arange(5), fraction)
-    with pytest.raises(UserError, match="takes no sample: pass a larger one"):
+    with pytest.raises(UserError, match="is no whole sample: pass a larger"):
         holdout_split(torch.arange(5), 0.15)
