@@ -116,7 +116,7 @@ class EventFolder(EventDataModule):
         return folder / place.name.replace("train" if train else "test", "all", 1)
 
     def files(self, train: bool) -> list[tuple[Path, int]]:
-        return self.folders.files(train)
+        return [(Path(path), label) for path, label in self.folders.files(train)]
 
     def read(self, path: Path, label: int) -> Iterable[tuple[int, Recording]]:
         own = sensor_of(path)

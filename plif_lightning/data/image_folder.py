@@ -1,5 +1,6 @@
 """User images in class folders."""
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -96,18 +97,18 @@ class ImageFolder(ImageDataModule):
             found = None if self.folders.exist else find(folder)
             if found is None:
                 files = self.folders.files(train)
-                stated = [(path.name, label, path.stat().st_size) for path, label in files]
+                stated = [(os.path.basename(path), label, os.stat(path).st_size) for path, label in files]  # noqa: PTH116, PTH119
                 key = key_of(_FORMAT, self.size, self.colour, self.class_names, stated)
                 found = cached(folder, key, partial(self._decode, files))
             self._cache[train] = found
         return self._cache[train]
 
-    def _decode(self, files: list[tuple[Path, int]], writer: ArrayWriter) -> None:
+    def _decode(self, files: list[tuple[str, int]], writer: ArrayWriter) -> None:
         """Append the images, their labels, the class names, and mean and deviation of each channel."""
         shape, first = self.input_shape, files[0][0]
         counts = np.zeros((shape[0], 256), np.int64)
 
-        def decoded(entry: tuple[Path, int]) -> NDArray[np.uint8]:
+        def decoded(entry: tuple[str, int]) -> NDArray[np.uint8]:
             image = self._decoded(entry[0])
             if image.shape != shape:
                 raise UserError(
@@ -131,7 +132,7 @@ class ImageFolder(ImageDataModule):
         writer.append("mean", mean)
         writer.append("std", std)
 
-    def _decoded(self, path: Path) -> NDArray[np.uint8]:
+    def _decoded(self, path: str) -> NDArray[np.uint8]:
         """Pixels of an image, uint8 [C, H, W]."""
         try:
             with Image.open(path) as opened:

@@ -293,7 +293,10 @@ def test_arguments_outside_their_range_are_refused():
         ({"background_us": 0}, r"data\.background_us must be .* 1"),
         ({"augmentation": [EventMix(), EventMix()]}, "EventMix more than once"),
         ({"augmentation": [TimeDrop(), TimeDrop()]}, "TimeDrop once"),
-        ({"augmentation": [HorizontalFlip()]}, r"data\.augmentation of events may hold .*, not augmentations of images"),
+        (
+            {"augmentation": [HorizontalFlip()]},
+            r"may hold .*, not augmentations of images",
+        ),
     ):
         with pytest.raises(UserError, match=expected):
             NMNIST(**arguments)
