@@ -5,7 +5,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -88,7 +88,7 @@ def _run(argv: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         print(_help(command, rest))
         return 0
-    run = _lightning(name) if command.module is None else command.function()
+    run = partial(_lightning, name) if command.module is None else command.function()
     if command.writes:
         with on_termination(_stop):
             return run(rest)
@@ -110,15 +110,11 @@ def _help(command: Command, argv: list[str]) -> str:
     return f"{screen(command.name)}\n\n{help_of_data(argv)}"
 
 
-def _lightning(name: str) -> Callable[[list[str]], int]:
-    """Return the function that runs a command of Lightning."""
+def _lightning(name: str, rest: list[str]) -> int:
+    """Run a command of Lightning."""
+    from plif_lightning.cli.checkpoint import expand
 
-    def train_or_evaluate(rest: list[str]) -> int:
-        from plif_lightning.cli.checkpoint import expand
+    expanded = expand([name, *rest])  # reports a wrong checkpoint or file name before Lightning is loaded
+    from plif_lightning.cli.lightning import run
 
-        expanded = expand([name, *rest])  # reports a wrong checkpoint or file name before Lightning is loaded
-        from plif_lightning.cli.lightning import run
-
-        return run(expanded)
-
-    return train_or_evaluate
+    return run(expanded)

@@ -43,8 +43,12 @@ class Part(NamedTuple):
     files: str = ""
 
 
-def require_share(name: str, value: float) -> None:
-    """Check a share of a data set.
+def part_name(train: bool) -> str:
+    return "training" if train else "test"
+
+
+def require_fraction(name: str, value: float) -> None:
+    """Check a fraction of a data set, which leaves something on both sides.
 
     Raises:
         UserError: it lies outside (0, 1).
@@ -70,7 +74,7 @@ def holdout_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     >>> holdout_split(torch.tensor([0, 1, 0, 0, 1, 0]), 0.25)
     (tensor([0, 1, 2, 3, 4]), tensor([5]))
     """
-    require_share("holdout_fraction", fraction)
+    require_fraction("holdout_fraction", fraction)
     # Exact decimal arithmetic: in floating point, 0.15 * 20 may be less than 3.
     exact = Fraction(str(fraction))
     held_out = torch.zeros(len(labels), dtype=torch.bool)
@@ -131,7 +135,7 @@ class SpikingDataModule(L.LightningDataModule):
         for name in ("time_steps", "batch_size", "eval_batch_size"):
             require_count(f"data.{name}", getattr(self, name))
         require_one_of("data.validation", self.validation, Validation)
-        require_share("data.holdout_fraction", self.holdout_fraction)
+        require_fraction("data.holdout_fraction", self.holdout_fraction)
         self.train_set: BatchedDataset | None = None
         self.val_set: BatchedDataset | None = None
         self.test_set: BatchedDataset | None = None
@@ -246,7 +250,7 @@ class SpikingDataModule(L.LightningDataModule):
 
     @property
     def origin_note(self) -> str:
-        """Publication and formats of the data set, and whether it is complete; empty if that goes without saying."""
+        """Publication of the data set, and whether it is complete; empty if that goes without saying."""
         return ""
 
     def sizes(self) -> dict[str, int]:
@@ -260,8 +264,13 @@ class SpikingDataModule(L.LightningDataModule):
         return f"{self.title}{note}: " + ", ".join(f"{size:,} {name}" for name, size in self.sizes().items())
 
 
-def place_below(store: str, home: Path) -> Path:
-    """Folder of a data set below a shared `store`; a hash keeps homes of the same name apart."""
+def caches_in(store: str | None, home: Path, own: str) -> Path:
+    """Folder of a data set's caches: `own` in its home, or one below a shared `store`.
+
+    There a hash keeps homes of the same name apart.
+    """
+    if not store:
+        return home / own
     place = hashlib.blake2b(os.fspath(home.resolve()).encode(), digest_size=4).hexdigest()
     return Path(store).expanduser().absolute() / f"{home.absolute().name}-{place}"
 

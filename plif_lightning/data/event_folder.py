@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from plif_lightning.data.base import Part, holdout_split, require_share
+from plif_lightning.data.base import Part, holdout_split, part_name, require_fraction
 from plif_lightning.data.events import EventDataModule
 from plif_lightning.data.folders import ClassFolders, first_few
 from plif_lightning.errors import UserError, require_one_of
@@ -63,7 +63,7 @@ class EventFolder(EventDataModule):
         self.windows = windows_of(self.window_events, self.window_ms, self.stride_events, self.stride_ms)
         require_one_of("data.split", self.split, Split)
         if self.test_fraction is not None:
-            require_share("data.test_fraction", self.test_fraction)
+            require_fraction("data.test_fraction", self.test_fraction)
         self.root = os.fspath(Path(self.root).expanduser())
         self.folders = ClassFolders(Path(self.root), SUFFIXES, "recordings", self.test_fraction is not None)
         if self.windows is not None and not self.windows.by_time and self.windows.length < self.time_steps:
@@ -107,13 +107,14 @@ class EventFolder(EventDataModule):
     def options(self) -> tuple[Any, ...]:
         return (*super().options(), self.columns, self.time_unit)
 
-    def place(self, train: bool) -> Path:
-        place = super().place(train)
-        if self.test_fraction is None:
-            return place
-        # Both sets are samples of one cache, hidden where class folders lie beside it.
-        folder = place.parent if self.store else self.home / ".plif_lightning"
-        return folder / place.name.replace("train" if train else "test", "all", 1)
+    @property
+    def own_caches(self) -> str:
+        # Hidden where class folders lie beside it.
+        return super().own_caches if self.test_fraction is None else ".plif_lightning"
+
+    def cache_name(self, train: bool) -> str:
+        # With `test_fraction` both sets are samples of one cache.
+        return super().cache_name(train) if self.test_fraction is None else "all"
 
     def files(self, train: bool) -> list[tuple[Path, int]]:
         return [(Path(path), label) for path, label in self.folders.files(train)]
@@ -178,8 +179,7 @@ class EventFolder(EventDataModule):
             unit = "us" if self.windows.by_time else "events"
             lacking = first_few([f"{name} (the longest has {most} {unit})" for name, most in short.items()])
             raise UserError(
-                f"the {self.windows} are longer than all {'training' if train else 'test'} recordings of {lacking}: "
-                "pass shorter ones."
+                f"the {self.windows} are longer than all {part_name(train)} recordings of {lacking}: pass shorter ones."
             )
         return found
 

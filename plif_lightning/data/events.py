@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from plif_lightning.data.augment import ImageAugmentation, mixture, require_one_mix
-from plif_lightning.data.base import Part, SpikingDataModule, as_index, place_below
+from plif_lightning.data.base import Part, SpikingDataModule, as_index, caches_in, part_name
 from plif_lightning.data.event_augment import EventAugmentation, EventChanges, TimeDrop
 from plif_lightning.data.folders import first_few
 from plif_lightning.data.loading import Batch, BatchedDataset, BatchRequest
@@ -40,10 +40,6 @@ from plif_lightning.runtime.randomness import fold_in, hashed_uniform
 _log = logging.getLogger(__name__)
 # Increment when the same files produce other arrays.
 _FORMAT = 3
-
-
-def _part(train: bool) -> str:
-    return "training" if train else "test"
 
 
 def _size(path: Path) -> int:
@@ -345,9 +341,17 @@ class EventDataModule(SpikingDataModule):
 
     def place(self, train: bool) -> Path:
         """Folder of the training or test set's cache; options that make other events make another folder."""
-        store = place_below(self.store, self.home) if self.store else self.home / "events"
         noise = f"-background{self.background_us}us" if self.background_us else ""
-        return store / f"{'train' if train else 'test'}{noise}"
+        return caches_in(self.store, self.home, self.own_caches) / f"{self.cache_name(train)}{noise}"
+
+    @property
+    def own_caches(self) -> str:
+        """Name of the folder of the caches in `home`."""
+        return "events"
+
+    def cache_name(self, train: bool) -> str:
+        """Name of the training or test set's cache, which tells it from others of the same home."""
+        return "train" if train else "test"
 
     def prepare_data(self) -> None:
         """Download missing files, and read the recordings, unless that was done before."""
@@ -379,10 +383,10 @@ class EventDataModule(SpikingDataModule):
                 found = None
             elif (found := find(place)) is not None:
                 message = "%s has no %s recordings in %s: those cached before are used."
-                _log.warning(message, self.title, _part(train), self.home)
+                _log.warning(message, self.title, part_name(train), self.home)
             if found is None or not len(found["address"]):
                 raise DatasetNotFoundError(
-                    f"{self.title} has no {_part(train)} recordings with events in {self.home}: put them there."
+                    f"{self.title} has no {part_name(train)} recordings with events in {self.home}: put them there."
                 )
             self._cache[train] = found
         return self._cache[train]
@@ -394,7 +398,7 @@ class EventDataModule(SpikingDataModule):
         return self._files[train]
 
     def options(self) -> tuple[Any, ...]:
-        """What the cached events depend on, beside files and `place`."""
+        """Values that the cached events depend on, besides the files and those in `place`; a part of the key."""
         return (*self.sensor, self.class_names)
 
     def _build(self, files: Sequence[tuple[Path, int]], writer: ArrayWriter) -> None:
@@ -484,7 +488,7 @@ class EventDataModule(SpikingDataModule):
             np.minimum.at(first, samples.recording, samples.begin)
             np.maximum.at(last, samples.recording, samples.end)
             files = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(self._formats[train].items()))
-            parts.append(Part(_part(train), counts, arrays.bytes, int(np.maximum(last - first, 0).sum()), files))
+            parts.append(Part(part_name(train), counts, arrays.bytes, int(np.maximum(last - first, 0).sum()), files))
         return parts
 
     def verify(self) -> int:

@@ -1,19 +1,18 @@
 """User images in class folders."""
 
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from rich.progress import Progress
 
-from plif_lightning.data.base import place_below
+from plif_lightning.data.base import caches_in
 from plif_lightning.data.folders import ClassFolders
 from plif_lightning.data.images import ImageDataModule
 from plif_lightning.errors import UserError, require_count, require_one_of
@@ -86,14 +85,10 @@ class ImageFolder(ImageDataModule):
         for train in (True, False):
             self.arrays(train)
 
-    def arrays(self, train: bool) -> Mapping[str, NDArray[Any]]:
-        return self._open(train)
-
-    def _open(self, train: bool) -> Arrays:
+    def arrays(self, train: bool) -> Arrays:
         if train not in self._cache:
-            root, part = self.folders.root, "train" if train else "test"
-            place = place_below(self.store, root) if self.store else root / ".plif_lightning"
-            folder = place / f"{self.size or 'whole'}-{self.colour}-{part}"
+            place = caches_in(self.store, self.folders.root, ".plif_lightning")
+            folder = place / f"{self.size or 'whole'}-{self.colour}-{'train' if train else 'test'}"
             found = None if self.folders.exist else find(folder)
             if found is None:
                 files = self.folders.files(train)
@@ -152,10 +147,10 @@ class ImageFolder(ImageDataModule):
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
     def identity(self, train: bool = True) -> str:
-        return self._open(train).content
+        return self.arrays(train).content
 
     def verify(self) -> int:
-        return sum(self._open(train).verify() for train in (True, False))
+        return sum(self.arrays(train).verify() for train in (True, False))
 
 
 def _moments(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

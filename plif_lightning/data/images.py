@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from plif_lightning.data.augment import ImageAugmentation, mixture, require_one_mix
-from plif_lightning.data.base import Part, SpikingDataModule, as_index
+from plif_lightning.data.base import Part, SpikingDataModule, as_index, part_name
 from plif_lightning.data.loading import Batch, BatchedDataset, BatchRequest
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.runtime.program import needed_by
@@ -145,11 +145,11 @@ class ImageDataModule(SpikingDataModule):
     def inventory(self) -> list[Part]:
         return [
             Part(
-                name,
+                part_name(train),
                 self.labels(train).bincount(minlength=self.num_classes).tolist(),
                 self.arrays(train)["images"].nbytes,
             )
-            for train, name in ((True, "training"), (False, "test"))
+            for train in (True, False)
         ]
 
     def dataset(self, train: bool, indices: Tensor | None, augment: bool) -> ImageDataset:

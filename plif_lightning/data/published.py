@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
+from plif_lightning.data.base import part_name
 from plif_lightning.data.events import EventDataModule
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events.cache import Arrays
 from plif_lightning.events.readers import read_any
 from plif_lightning.events.recording import Recording, RecordingError, Sensor
-from plif_lightning.events.tables import read_numpy
 from plif_lightning.runtime.files import folder_lock
 from plif_lightning.runtime.program import needed_by
 
@@ -88,9 +88,8 @@ class PublishedEvents(EventDataModule):
     def home(self) -> Path:
         return Path(self.root) / self.origin.folder.split("/")[0]
 
-    def place(self, train: bool) -> Path:
-        place = super().place(train)
-        return place.with_name(f"{self.source}-{place.name}")
+    def cache_name(self, train: bool) -> str:
+        return f"{self.source}-{super().cache_name(train)}"
 
     def _missing(self) -> list[Archive]:
         return [
@@ -128,7 +127,7 @@ class PublishedEvents(EventDataModule):
         published = self.origin.counts[not train]
         if len(found["label"]) != published and not self.allow_partial:
             raise DatasetNotFoundError(
-                f"{self.title} ({self.source}) has {published:,} {'training' if train else 'test'} recordings, but "
+                f"{self.title} ({self.source}) has {published:,} {part_name(train)} recordings, but "
                 f"{len(found['label']):,} are in {self.folder}: pass --data.allow_partial=true to use these."
             )
         return found
@@ -311,7 +310,7 @@ class DVSGesture(PublishedEvents):
     def read(self, path: Path, label: int) -> Iterable[tuple[int, Recording]]:
         """All trials that the label table of a recording names, in its order; or a clip of tonic's copy."""
         if self.source == "tonic":
-            return [(label, read_numpy(path, ("x", "y", "p", "t"), "ms"))]
+            return [(label, read_any(path, ("x", "y", "p", "t"), "ms"))]
         return cut(read_any(path), path.with_name(f"{path.stem}_labels.csv"), self.num_classes)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from plif_lightning.data.base import holdout_split, require_share
+from plif_lightning.data.base import holdout_split, require_fraction
 from plif_lightning.data.events import EventDataModule
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.events.recording import Recording, RecordingError, Sensor, recording_of
@@ -43,7 +43,7 @@ class TonicEvents(EventDataModule):
             )
         self.sensor = Sensor.of(self.sensor or (size[1], size[0]))
         self.title = f"{self.name} of tonic"  # type: ignore[misc]
-        require_share("data.test_fraction", self.test_fraction)
+        require_fraction("data.test_fraction", self.test_fraction)
         self._has_parts = "train" in _parameters(self._kind)
         self._opened: dict[bool, Any] = {}
         self._index: dict[Path, tuple[bool, int]] = {}

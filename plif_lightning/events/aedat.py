@@ -126,7 +126,7 @@ class _Table:
         return int(struct.unpack_from(kind, self.data, at)[0])
 
     def _place(self, field: int) -> int:
-        """Where a field lies; 0 if the table does not have it."""
+        """Position of a field in the buffer; 0 if the table does not have it."""
         place = 4 + 2 * field
         offset = self._number("<H", self.fields + place) if place < self._number("<H", self.fields) else 0
         return self.root + offset if offset else 0

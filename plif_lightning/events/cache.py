@@ -184,9 +184,10 @@ class _Column:
 
 
 def find(folder: Path, key: str | None = None) -> Arrays | None:
-    """The arrays of a key, or of any key if what they are made of is not there; None if there are none whole ones."""
-    for place in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if (place / _MANIFEST).is_file() and (place.name == key or (key is None and place.suffix != ".tmp")):
+    """The arrays of a key, or of any key if what they are made of is not there; None if none is whole."""
+    places = sorted(folder.glob("*")) if key is None else [folder / key]
+    for place in places:
+        if place.suffix != ".tmp" and (place / _MANIFEST).is_file():
             try:
                 arrays = Arrays(place)
                 arrays.verify(changed=True)

@@ -54,6 +54,35 @@ def count_evt3(words: Array) -> int:
 
 
 @compiled
+def _row(
+    bits: int,
+    now: int,
+    column: int,
+    row: int,
+    polarity: int,
+    height: int,
+    width: int,
+    n: int,
+    t: Array,
+    x: Array,
+    y: Array,
+    p: Array,
+) -> tuple[int, int]:
+    """Fill a pixel for each bit, from `column` on, behind the first n; the new n, and the pixels outside the sensor."""
+    outside = 0
+    while bits:
+        if bits & 1:
+            if column < width and row < height:
+                t[n], x[n], y[n], p[n] = now, column, row, polarity
+                n += 1
+            else:
+                outside += 1
+        bits >>= 1
+        column += 1
+    return n, outside
+
+
+@compiled
 def evt3(words: Array, state: Array, height: int, width: int, t: Array, x: Array, y: Array, p: Array) -> int:
     """EVT 3: words of 16 bits, of a whole file. State: pixels outside, lower parts of times that run backwards."""
     high: Any = np.int64(-1)
@@ -93,16 +122,8 @@ def evt3(words: Array, state: Array, height: int, width: int, t: Array, x: Array
         elif kind in (_VECTOR_12, _VECTOR_8):
             if row >= 0 and high >= 0:
                 bits = value if kind == _VECTOR_12 else value & 0xFF
-                column = base
-                while bits:
-                    if bits & 1:
-                        if column < width and row < height:
-                            t[n], x[n], y[n], p[n] = now, column, row, polarity
-                            n += 1
-                        else:
-                            outside += 1
-                    bits >>= 1
-                    column += 1
+                n, lost = _row(bits, now, base, row, polarity, height, width, n, t, x, y, p)
+                outside += lost
             base += 12 if kind == _VECTOR_12 else 8
         elif kind == _OTHER_ROW:
             row = -1  # pixels that follow are no changes of brightness
@@ -204,15 +225,8 @@ def evt21(words: Array, state: Array, height: int, width: int, t: Array, x: Arra
             bits = np.int64(words[i] & np.uint64(0xFFFFFFFF))
             if high >= 0:
                 now = added + high + ((upper >> 22) & 0x3F)
-                while bits:
-                    if bits & 1:
-                        if column < width and row < height:
-                            t[n], x[n], y[n], p[n] = now, column, row, kind
-                            n += 1
-                        else:
-                            outside += 1
-                    bits >>= 1
-                    column += 1
+                n, lost = _row(bits, now, column, row, kind, height, width, n, t, x, y, p)
+                outside += lost
         elif kind == 8:
             value = (upper & 0xFFFFFFF) << 6
             if high - value >= 2**33:

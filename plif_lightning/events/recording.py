@@ -63,7 +63,7 @@ class Recording(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A recording in the event store's format, 6 bytes per event.
+    """A recording in the format of the cache, 6 bytes per event.
 
     Attributes:
         address: index into a frame [2, H, W], p * H * W + y * W + x; uint16 (uint32 for large sensors) [N].
@@ -150,7 +150,7 @@ def recording_of(
 
 
 def pack(recording: Recording, sensor: Sensor, name: str) -> Packed:
-    """Check a recording and convert it to the store's format.
+    """Check a recording and convert it to the format of the cache.
 
     Args:
         recording: N >= 0 events.

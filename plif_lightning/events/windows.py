@@ -1,4 +1,4 @@
-"""Samples of an event store: whole recordings, or windows of them. Windows are addresses; no event is copied."""
+"""Samples of cached events: whole recordings, or windows of them. Windows are bounds; no event is copied."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ Array = NDArray[Any]
 
 
 class Samples(NamedTuple):
-    """N stretches of a store's events. All arrays are int64 [N].
+    """N stretches of cached events. All arrays are int64 [N].
 
     Attributes:
         begin: first event.
@@ -116,7 +116,7 @@ def windowed(samples: Samples, time: Array, windows: Windows) -> Samples:
 
     Args:
         samples: stretches of events.
-        time: times of all events of the store, ascending within a recording.
+        time: times of all events, ascending within a recording.
         windows: their length and distance.
 
     >>> one = Samples(*(np.array([value]) for value in (0, 5, 0, 0, 0, -1)))

@@ -253,7 +253,7 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it(tmp_path, mo
             [(7, 127 - 5, 9, 1)],
         ),
         # a column before any time; row 3; 4098 us; ON at 4; OFF from 16 on: 16, 18, 28, 47; a trigger, monitoring; a
-        # row of something else; the lower part of the time begins anew
+        # row of something else; the lower part of the time restarts at 0
         (
             "a.raw",
             raw(
