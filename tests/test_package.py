@@ -63,7 +63,7 @@ WITHOUT = {
     "tonic": ("import plif_lightning as pl; pl.data.TonicEvents(name='NMNIST').prepare_data()", "needs tonic"),
     "wandb": ("from plif_lightning.runs.reading import find_runs; find_runs('wandb:a/b')", "needs wandb"),
     "nir": ("from plif_lightning.deploy.nir import _nir; _nir()", "a NIR graph needs nir"),
-    "optuna": ("from plif_lightning.cli.search import _optuna; _optuna()", "a search needs optuna"),
+    "optuna": ("from plif_lightning.cli.sweep import distribution; distribution('a', {})", "a search needs optuna"),
     "scipy": ("from plif_lightning.cli import main; main(['tables'])", "this command needs scipy"),
     "matplotlib": ("from plif_lightning.cli import main; main(['report'])", "this command needs matplotlib"),
 }

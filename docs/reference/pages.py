@@ -81,11 +81,12 @@ def _help_of(*words: str) -> str:
 
 
 def _commands() -> str:
-    from plif_lightning.cli.commands import COMMANDS
+    from plif_lightning.cli.dispatch import COMMANDS
 
     lines = ["# Commands", "", "```text", _help_of("--help"), "```", ""]
-    for command in COMMANDS.values():
-        lines += [f"## {command.name}", "", "```text", _help_of(command.name, "--help"), "```", ""]
+    for name, command in COMMANDS.items():
+        if command.module not in (None, "prepare"):  # Lightning's parsers print hundreds of lines
+            lines += [f"## {name}", "", "```text", _help_of(name, "--help"), "```", ""]
     return "\n".join(lines)
 
 

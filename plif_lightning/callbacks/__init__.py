@@ -5,7 +5,6 @@ from plif_lightning.callbacks.logger import RunLogger
 from plif_lightning.callbacks.monitor import LayerMonitor
 from plif_lightning.callbacks.plots import ConfusionMatrix, CurvePlots
 from plif_lightning.callbacks.predictions import PredictionWriter
-from plif_lightning.callbacks.progress import ProgressBar
 from plif_lightning.callbacks.records import CommandRecord, SampleRecord, WeightRecord
 from plif_lightning.callbacks.wandb import WandbRecord, WandbRunLogger
 
@@ -17,7 +16,6 @@ __all__ = [
     "LastCheckpoint",
     "LayerMonitor",
     "PredictionWriter",
-    "ProgressBar",
     "RunLogger",
     "SampleRecord",
     "WandbRecord",

@@ -5,18 +5,15 @@ Its package is imported on use, because it would add a third of a second to ever
 
 import json
 import os
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from plif_lightning.callbacks.logger import run_folder, writes_files
-from plif_lightning.callbacks.records import WeightRecord
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.wandb import read_identity, write_identity
@@ -93,19 +90,7 @@ class WandbRunLogger(WandbLogger):
 
 
 class WandbRecord(Callback):
-    """Logs distributions of W_fc / tau, confusion matrix, figures and facts of the data to W&B.
-
-    Args:
-        weights: source of the distributions; must precede this callback in the Trainer's list.
-    """
-
-    def __init__(self, weights: WeightRecord) -> None:
-        self.weights = weights
-
-    def _runs(self, trainer: L.Trainer) -> list[Any]:
-        if not writes_files(trainer):
-            return []
-        return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbRunLogger)]
+    """Writes the id of the W&B run into the run's folder, and facts of the data and the result into W&B's."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
@@ -114,28 +99,7 @@ class WandbRecord(Callback):
             if folder.data.is_file():
                 run.config.update({"facts": json.loads(folder.data.read_text("utf-8"))}, allow_val_change=True)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for run in self._runs(trainer):
-            import wandb
-
-            found = {}
-            for row in self.weights.latest:
-                edges = np.linspace(row.low, row.high, len(row.counts) + 1)
-                found[f"W_over_tau/{row.layer}"] = wandb.Histogram(np_histogram=(row.counts.tolist(), edges.tolist()))
-            if found:
-                run.log({**found, "trainer/global_step": trainer.global_step})
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = run_folder(trainer)
-        self._log_figures(trainer, learning_curve=folder.learning_curve, tau_curve=folder.tau_curve)
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._log_figures(trainer, confusion_matrix=run_folder(trainer).confusion_picture)
-
-    def _log_figures(self, trainer: L.Trainer, **paths: Path) -> None:
-        for run in self._runs(trainer):
-            import wandb
-
-            images = {name: wandb.Image(str(path)) for name, path in paths.items() if path.is_file()}
-            if images:
-                run.log({**images, "trainer/global_step": trainer.global_step})
+    def _runs(self, trainer: L.Trainer) -> list[Any]:
+        if not writes_files(trainer):
+            return []
+        return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbRunLogger)]

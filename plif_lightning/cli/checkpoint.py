@@ -1,7 +1,6 @@
 """Rewrite --ckpt_path and --resume, and check configurations, before any parser reads the arguments."""
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 from plif_lightning import configs
-from plif_lightning.cli.arguments import option_names, parsed_yaml, take, values
-from plif_lightning.cli.commands import EVALUATIONS
+from plif_lightning.cli.parser import option_names, parsed_yaml, take, values
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.settings import comparable, flat, key_of
@@ -19,8 +17,9 @@ from plif_lightning.structure import FROM_DATA, Numbers
 
 # Arguments of the network that its data set determines: they are not keys.
 CONFIG = ("--config", "-c")
+EVALUATIONS = ("validate", "test", "predict")
 _T = TypeVar("_T")
-_INFORMATIVE = {"--help-all", "--print_config"}
+_INFORMATIVE = {"--help", "-h", "--print_config", "--data.help", "--model.neuron.help", "--trainer.callbacks.help"}
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _expanded(given: list[str]) -> Expanded:
     for value in values(rest, *CONFIG):
         config_file(value)  # refuses a wrong one before Lightning is loaded
     if _INFORMATIVE & option_names(rest):
-        return Expanded(given, [command, *_informative(rest)])
+        return Expanded(given, [command, *take(rest, "--resume")[1]])
     resume, rest = take(rest, "--resume")
     if resume:
         return _start_or_resume(given, resume, rest)
@@ -117,11 +116,6 @@ def _expanded(given: list[str]) -> Expanded:
     checkpoint = _only_checkpoint(command, named)
     expanded = _evaluation if command in EVALUATIONS else _resumption
     return expanded(given, checkpoint, others)
-
-
-def _informative(rest: Sequence[str]) -> list[str]:
-    """Return arguments that only print help or a configuration, as Lightning's parser knows them."""
-    return ["--help" if argument == "--help-all" else argument for argument in take(rest, "--resume")[1]]
 
 
 def _only_checkpoint(command: str, named: Sequence[str]) -> str:
@@ -236,27 +230,7 @@ def config_file(value: str) -> str:
         return value
     if not value:
         raise UserError("--config needs the name or the path of a configuration, got nothing.")
-    path = configs.resolve(value)
-    _require_configuration(path)
-    return str(path)
-
-
-def _require_configuration(path: Path) -> None:
-    """Refuse a file that cannot be a configuration with a message clearer than jsonargparse's."""
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the configuration {path} cannot be read as text: {error}.") from error
-    loaded = parsed_yaml(text, f"the configuration {path}")
-    try:
-        json.dumps(loaded, default=str)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the configuration {path} holds a part that contains itself.") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"the configuration {path} must hold names and values, got {type(loaded).__name__}.")
-    for name in ("model", "trainer", "checkpoint"):
-        if not isinstance(loaded.get(name, {}), dict):
-            raise UserError(f"{name} in {path} must hold names and values, got {loaded[name]!r}.")
+    return str(configs.resolve(value))
 
 
 def content_of(config: str) -> dict[str, Any]:

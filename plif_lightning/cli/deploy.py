@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from plif_lightning.cli.arguments import option_names
-from plif_lightning.cli.parser import PlainParser
+from plif_lightning.cli.parser import PlainParser, option_names
 from plif_lightning.cli.trained import checkpoint_parser, read_to_test
 from plif_lightning.errors import UserError, require_count
 
@@ -49,8 +48,6 @@ def _cost_parser() -> PlainParser:
 
 
 _PRETRAINED = "pretrained"
-
-PARSERS = {"export": _export_parser, "cost": _cost_parser}
 
 
 def export(argv: list[str]) -> int:

@@ -1,23 +1,72 @@
 """Entry point: run a command, and report its errors in one sentence and an exit status."""
 
 import difflib
+import importlib
 import io
 import os
 import signal
 import sys
-from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
-from plif_lightning.cli.arguments import option_names
-from plif_lightning.cli.commands import COMMANDS, Command
-from plif_lightning.cli.help import overview, screen
 from plif_lightning.errors import Stopped, UserError
-from plif_lightning.runtime import files
+from plif_lightning.runtime import files, program
 from plif_lightning.runtime.process import on_termination, tune_allocator
 from plif_lightning.runtime.program import missing
 from plif_lightning.version import __version__
+
+
+class Command(NamedTuple):
+    """A command.
+
+    Attributes:
+        summary: text for the overview.
+        module: module of `plif_lightning.cli` with a function of the command's name, which takes arguments and returns
+            the exit status; None for Lightning's own commands.
+        writes: SIGTERM and SIGHUP end it like Ctrl-C, removing unfinished files. Other commands can be resumed or only
+            print.
+    """
+
+    summary: str
+    module: str | None = None
+    writes: bool = False
+
+
+COMMANDS = {
+    "prepare": Command("download, verify and unpack a data set, and list its contents", "prepare", writes=True),
+    "fit": Command("train a network; keep its best and its last checkpoint"),
+    "validate": Command("evaluate a checkpoint on its validation set"),
+    "test": Command("evaluate a checkpoint on the test set, per class too"),
+    "predict": Command("write a checkpoint's predictions and votes to a CSV file"),
+    "export": Command("export a checkpoint: BN-folded, torch.export, ONNX, NIR", "deploy", writes=True),
+    "stream": Command("classify a recording as its events arrive", "streaming"),
+    "cost": Command("estimate operations, memory traffic and energy", "deploy", writes=True),
+    "sweep": Command("run a parameter grid or a search, one process and one folder per run", "sweep"),
+    "tables": Command("print the paper's tables, with your runs beside the paper's numbers", "results", writes=True),
+    "figures": Command("draw the paper's figures from your runs, or a recording", "results", writes=True),
+    "report": Command("write one page with tables, figures and all runs", "results", writes=True),
+}
+
+
+def overview() -> str:
+    """Return the overview of all commands."""
+    call = program.shown()
+    return "\n".join(
+        [
+            "Spiking networks with learnable membrane time constants (PLIF).",
+            "",
+            f"usage: {call} COMMAND [ARGUMENTS]",
+            "",
+            *(f"  {name:9} {command.summary}" for name, command in COMMANDS.items()),
+            "",
+            "prepare, fit, validate, test and predict take --config NAME, --model.KEY VALUE, --data.KEY VALUE and",
+            "--trainer.KEY VALUE.",
+            "",
+            f"To start: {call} fit --config quickstart (on a CPU, nothing to download)",
+            f"All arguments: {call} COMMAND --help; of a data set: {call} fit --data.help NMNIST; --version",
+        ]
+    )
 
 
 def main(args: list[str] | None = None) -> None:
@@ -85,36 +134,19 @@ def _run(argv: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UserError(f"unknown command {name}.{hint} The commands are {', '.join(COMMANDS)}.")
-    if {"-h", "--help"} & set(rest):
-        print(_help(command, rest))
-        return 0
-    run = partial(_lightning, name) if command.module is None else command.function()
+    if command.module is None:
+        from plif_lightning.cli.checkpoint import expand
+
+        expanded = expand([name, *rest])  # reports a wrong checkpoint or file name before Lightning is loaded
+        from plif_lightning.cli.lightning import run
+
+        return run(expanded)
+    function = getattr(importlib.import_module(f"plif_lightning.cli.{command.module}"), name)
     if command.writes:
         with on_termination(_stop):
-            return run(rest)
-    return run(rest)
+            return int(function(rest))
+    return int(function(rest))
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(128 + number, f"stopped by {signal.Signals(number).name}.")
-
-
-def _help(command: Command, argv: list[str]) -> str:
-    """Return the help of a command, with all arguments of the data set or configuration that is given."""
-    if command.has_parser:
-        return command.parser().format_help().rstrip()
-    if not option_names(argv) & {"--config", "-c", "--data"}:
-        return screen(command.name)
-    from plif_lightning.cli.prepare import help_of_data  # which loads Lightning
-
-    return f"{screen(command.name)}\n\n{help_of_data(argv)}"
-
-
-def _lightning(name: str, rest: list[str]) -> int:
-    """Run a command of Lightning."""
-    from plif_lightning.cli.checkpoint import expand
-
-    expanded = expand([name, *rest])  # reports a wrong checkpoint or file name before Lightning is loaded
-    from plif_lightning.cli.lightning import run
-
-    return run(expanded)

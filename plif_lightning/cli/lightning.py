@@ -16,8 +16,7 @@ from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.callbacks import ProgressBar as BaseProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -31,7 +30,6 @@ from plif_lightning.callbacks import (
     LastCheckpoint,
     LayerMonitor,
     PredictionWriter,
-    ProgressBar,
     RunLogger,
     SampleRecord,
     WandbRecord,
@@ -45,12 +43,9 @@ from plif_lightning.callbacks.logger import RUNS, is_trial, run_folder
 from plif_lightning.callbacks.records import content_of
 from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
-from plif_lightning.cli.arguments import option_names
 from plif_lightning.cli.checkpoint import Expanded, refuse_other_settings, refuse_shorter
-from plif_lightning.cli.explanations import explained
-from plif_lightning.cli.leftovers import leftovers
-from plif_lightning.cli.messages import Parser, own_error
-from plif_lightning.cli.ranges import refuse_combinations, refuse_own, require_ranges
+from plif_lightning.cli.messages import Parser, own_error, refuse_silent
+from plif_lightning.cli.parser import option_names
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.deploy import Engine
@@ -157,12 +152,11 @@ class PlifCLI(LightningCLI):
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
         command = self.config.subcommand
-        if (own := self.config[command].model.network) is not None:
-            refuse_own(own, option_names(self.expanded.given))
+        refuse_silent(self.config[command], command, option_names(self.expanded.given))
+        if self.config[command].model.network is not None:
             # A network of one's own takes the place of the one that a data set's configuration describes.
             self.config[command].model.structure = None
             self.config[command].model.dropout = DEFAULTS["dropout"]
-        require_ranges(self.config[command], command)
         stored = self.expanded.stored.config
         if stored is not None:
             if command == "fit" and self.config[command].best_of_ties is None:
@@ -190,12 +184,7 @@ class PlifCLI(LightningCLI):
         config = self.config[self.subcommand]
         place_absolutely(config.data.init_args)
         folder = self.expanded.folder
-        refuse_combinations(config, str(self.subcommand), resumed=folder is not None)
         if self.subcommand == "fit":
-            if folder is None:
-                base = configs.folder() / "base.yaml"
-                for sentence in leftovers(base, self.expanded.arguments, config.as_dict()):
-                    rank_zero_only(_log.warning)(sentence)
             self._keep_own_logger(config, new=folder is None and not config.trainer.fast_dev_run)
             callbacks = config.trainer.callbacks if isinstance(config.trainer.callbacks, list) else []
             for watcher in (*callbacks, config.model.lr_scheduler):
@@ -255,8 +244,7 @@ class PlifCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config_init[self.subcommand].trainer
-        weights = WeightRecord()
-        self.trainer_defaults = {"callbacks": self._own_callbacks(config, weights)}
+        self.trainer_defaults = {"callbacks": self._own_callbacks(config)}
         trainer = super().instantiate_trainer(**kwargs)
         launcher = trainer.strategy.launcher
         if launcher is not None and launcher.__class__.__name__ == "_MultiProcessingLauncher":
@@ -275,11 +263,11 @@ class PlifCLI(LightningCLI):
             elif isinstance(logger, WandbRunLogger):
                 if self.expanded.folder is not None and self.subcommand == "fit":
                     logger.resume(self.expanded.folder)
-                # Last: after the callbacks that write what it reads.
-                trainer.callbacks.append(WandbRecord(weights))  # type: ignore[attr-defined]
+                # Last: after the callback that writes what it reads.
+                trainer.callbacks.append(WandbRecord())  # type: ignore[attr-defined]
         return trainer
 
-    def _own_callbacks(self, config: Any, weights: WeightRecord) -> list[Callback]:
+    def _own_callbacks(self, config: Any) -> list[Callback]:
         """Callbacks that this project adds to the Trainer's."""
         options = self.config[self.subcommand]
         own: list[Callback] = [
@@ -291,9 +279,9 @@ class PlifCLI(LightningCLI):
         if self.subcommand == "fit":
             record = CommandRecord(self.expanded.given, self.changed, self.longer)
             own += [
-                Header(record, bool(options.test_after_fit)),
+                Header(record),
                 record,
-                weights,
+                WeightRecord(),
                 SampleRecord(options.record_samples),
                 self.stop,
             ]
@@ -302,8 +290,8 @@ class PlifCLI(LightningCLI):
         if options.engine is not None:
             own.append(DeployedForm(options.engine))
         given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
-        if config.enable_progress_bar is not False and not any(isinstance(c, BaseProgressBar) for c in given):
-            own.append(ProgressBar())
+        if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
+            own.append(RichProgressBar(leave=True))
         if config.enable_checkpointing is not False and config.limit_val_batches != 0 and self.subcommand == "fit":
             own.append(BestCheckpoint(options.best_of_ties))
         return own
@@ -534,7 +522,7 @@ def run(expanded: Expanded) -> int:
     """Train or evaluate.
 
     Raises:
-        UserError: an error of Lightning, PyTorch or a loader's process that a user can mend, in one sentence.
+        UserError: a mistake that this project refuses; other errors are raised as they are.
     """
     quieten()
     stop = StopOnSignal(requeues=expanded.resumes)
@@ -554,10 +542,9 @@ def run(expanded: Expanded) -> int:
         raise
     except Exception as error:
         ignore_loaders_end()
-        said = explained(error)
-        if said is None:
-            raise
-        # What this project itself refused says what to do.
-        hint = stop.resumption if own_error(error) is None else ""
-        raise UserError(f"{said} {hint}".rstrip()) from error
+        if (own := own_error(error)) is not None:
+            raise own from error
+        if stop.resumption:
+            _log.error(stop.resumption)
+        raise
     return 0

@@ -1,7 +1,10 @@
-"""Parser of the commands that need no Lightning."""
+"""Parsers of the commands that need no Lightning, and YAML from any argument."""
 
 import argparse
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import yaml
 
 from plif_lightning.errors import UserError
 from plif_lightning.runtime import program
@@ -12,7 +15,48 @@ class PlainParser(argparse.ArgumentParser):
 
     def __init__(self, name: str, description: str) -> None:
         super().__init__(prog=f"{program.shown()} {name}", description=description, allow_abbrev=False)
-        self.add_argument("--help-all", action="help", help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}. See {self.prog} --help.")
+
+
+def take(argv: Sequence[str], *flags: str) -> tuple[list[str], list[str]]:
+    """Split an option off an argument list.
+
+    Args:
+        argv: arguments.
+        flags: names of the option, such as `--config`, `-c`.
+
+    Returns:
+        The option's values in order, an empty text where it has none; and all other arguments in order.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage="")
+    parser.add_argument(*flags, dest="values", nargs="?", const="", action="append", default=[])
+    found, rest = parser.parse_known_args(argv)
+    return found.values, rest
+
+
+def values(argv: Sequence[str], *flags: str) -> list[str]:
+    """Return the values of an option, in order."""
+    return take(argv, *flags)[0]
+
+
+def option_names(argv: Sequence[str]) -> set[str]:
+    """Return all arguments, each without `=VALUE`."""
+    return {argument.split("=")[0] for argument in argv}
+
+
+def parsed_yaml(text: str, source: str) -> Any:
+    """Parse YAML.
+
+    Args:
+        text: YAML.
+        source: name of the text, for the message.
+
+    Raises:
+        UserError: the text is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}.") from error

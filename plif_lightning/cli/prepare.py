@@ -1,7 +1,5 @@
 """`prepare`: download and verify a data set without a network or a Trainer; and the help of its arguments."""
 
-import importlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +7,10 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-from plif_lightning.cli.arguments import parsed_yaml, values
-from plif_lightning.cli.checkpoint import CONFIG, config_file, is_yaml_text
+from plif_lightning.cli.checkpoint import config_file, is_yaml_text
 from plif_lightning.cli.lightning import place_absolutely, quieten
-from plif_lightning.cli.messages import OWN_KEYS, Parser, data_classes, own_error
+from plif_lightning.cli.messages import OWN_KEYS, Parser, own_error
+from plif_lightning.cli.parser import parsed_yaml
 from plif_lightning.cli.summary import print_inventory
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.errors import UserError
@@ -99,27 +97,7 @@ def _made(parser: Parser, config: Any) -> SpikingDataModule:
 def prepare(argv: list[str]) -> int:
     """Prepare a data set for its first run, and list its contents."""
     quieten()
-    if "--help-all" in argv:
-        print(_data_parser().format_help(), help_of_data(argv), sep="\n")
-        return 0
     data, verify = data_of(argv)
     data.prepare_data()
     print_inventory(data, data.verify() if verify else None)
     return 0
-
-
-def help_of_data(argv: Sequence[str]) -> str:
-    """Return the help of all arguments of the data set that arguments or their configurations name."""
-    blocks = [yaml.safe_load(_data_block(value)) for value in values(argv, *CONFIG)]
-    paths = [path for block in blocks if (path := (block.get("data") or {}).get("class_path"))]
-    paths += values(argv, "--data")
-    if not paths:
-        return f"--config NAME of one of the data sets ({', '.join(data_classes())}) shows their --data.* arguments."
-    module, name = paths[-1].rsplit(".", 1) if "." in paths[-1] else ("plif_lightning.data", paths[-1])
-    kind = getattr(importlib.import_module(module), name, None)
-    if kind is None:
-        raise UserError(f"data must be one of {', '.join(data_classes())} or a class path, got {name!r}.")
-    parser = Parser(usage="", add_help=False)
-    parser.add_class_arguments(kind, "data")
-    text = parser.format_help()
-    return f"--data.* of {name}:\n" + re.sub(r"\n\n+", "\n", text[text.index("  --data.") :]).rstrip()

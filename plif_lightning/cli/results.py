@@ -25,7 +25,6 @@ from plif_lightning.cli.parser import PlainParser
 from plif_lightning.errors import UserError
 from plif_lightning.runs.reading import find_runs
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.searches import find_searches
 from plif_lightning.runs.settings import by_numbers
 from plif_lightning.runtime import program
 
@@ -72,9 +71,6 @@ def _report_parser() -> PlainParser:
     parser = _parser("report", "Write one self-contained page with tables, figures and all runs.")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     return parser
-
-
-PARSERS = {"tables": _tables_parser, "figures": _figures_parser, "report": _report_parser}
 
 
 def describe_networks() -> list[NetworkFacts]:
@@ -197,10 +193,6 @@ def report(argv: list[str]) -> int:
     from plif_lightning.analysis.report import write_report
 
     given = _report_parser().parse_args(argv)
-    place = given.runs or RUNS
-    runs = find_runs(place)
-    problems: list[str] = []
-    write_report(runs, all_tables(runs), given.out, find_searches(place, problems))
-    for problem in problems:
-        print(f"note: {problem}", file=sys.stderr)
+    runs = find_runs(given.runs or RUNS)
+    write_report(runs, all_tables(runs), given.out)
     return 0

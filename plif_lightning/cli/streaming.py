@@ -1,8 +1,6 @@
 """`stream`: a trained network on a recording, one time-step at a time."""
 
 import argparse
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,12 +11,7 @@ from plif_lightning.cli.trained import Trained, checkpoint_parser, read_trained
 from plif_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from plif_lightning.deploy.streaming import StreamingNetwork
-
-# Interval of measuring firing rates [time-steps]: a step that reports its spikes is slower.
-_RATES_EVERY = 10
 
 
 def _stream_parser() -> PlainParser:
@@ -35,11 +28,7 @@ def _stream_parser() -> PlainParser:
         "--last", type=int, help="decide by the mean votes of so many last time-steps (default: of all)"
     )
     parser.add_argument("--engine", choices=["float32", "int8"], default="float32", help="weights (default: float32)")
-    parser.add_argument("--plain", action="store_true", help="print a line for each time-step instead of a table")
     return parser
-
-
-PARSERS = {"stream": _stream_parser}
 
 
 def _has_step_length(given: argparse.Namespace) -> bool:
@@ -126,94 +115,12 @@ def stream(argv: list[str]) -> int:
     trained = read_trained(given.ckpt_path)
     _take_step_length(given, trained)
     network = _network(given, trained)
-    screen = _Screen(network, trained.class_names, given.plain or not sys.stdout.isatty())
-    steps = _steps(given, network, trained)
-    with suppress(KeyboardInterrupt), screen:
-        for _ in steps:
-            pass
+    with suppress(KeyboardInterrupt):
+        for votes in _steps(given, network, trained):
+            best = int(votes.argmax())
+            leads = f"{trained.class_names[best]} {votes[best]:.3f}" if votes.any() else "no vote yet"
+            print(f"step {network.steps}: {leads}", flush=True)
     decided = _print_decision(network, trained.class_names)
     if network.steps == 0:
         print(f"no time-step is complete: {network.waiting_events} events are pending.")
     return 0 if decided else 1
-
-
-class _Screen:
-    """Shows the running decision, votes, firing rates and latency, updated in each time-step."""
-
-    def __init__(self, network: Any, names: list[str], plain: bool) -> None:
-        self.network, self.names, self.plain = network, names, plain
-        self.rates: dict[str, float] = {}
-        self.rates_at = 0  # time-step in which they were measured
-        self.milliseconds: list[float] = []
-        self.live: Any = None
-        self.step_of_network = network.step
-        network.step = self._timed
-
-    def __enter__(self) -> "_Screen":
-        if not self.plain:
-            from rich.live import Live
-
-            self.live = Live(refresh_per_second=8)
-            self.live.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self.live is not None:
-            self.live.__exit__(*error)
-
-    def _timed(self, frame: Any) -> Any:
-        """Run one time-step, measure its firing rates or its time, and show the result."""
-        if self.network.steps % _RATES_EVERY == 0:
-            from plif_lightning.network.own import listening
-
-            with listening(self.network.net, self._hear):
-                votes = self.step_of_network(frame)
-            self.rates_at = self.network.steps
-        else:
-            start = time.perf_counter()
-            votes = self.step_of_network(frame)
-            self.milliseconds.append(1e3 * (time.perf_counter() - start))
-        self._draw()
-        return votes
-
-    def _hear(self, layer: str, spikes: "Tensor") -> None:
-        self.rates[layer] = spikes.mean().item()
-
-    @property
-    def latency(self) -> str:
-        """Median time of the last steps; empty before the first is measured."""
-        recent = sorted(self.milliseconds[-50:])
-        return f"{recent[len(recent) // 2]:.1f} ms a step" if recent else ""
-
-    def _draw(self) -> None:
-        votes = self.network.votes
-        best = int(votes.argmax()) if votes.any() else None
-        if self.plain:
-            self._print_line(votes, best)
-        else:
-            self.live.update(self._table(votes, best))
-
-    def _print_line(self, votes: "Tensor", best: int | None) -> None:
-        """Print one line; firing rates only in the time-step in which they were measured."""
-        steps = self.network.steps
-        leads = "no vote yet" if best is None else f"{self.names[best]} {votes[best]:.3f}"
-        rates = " ".join(f"{name} {100 * rate:.1f}%" for name, rate in self.rates.items())
-        shown = rates if steps == self.rates_at else ""
-        print(f"step {steps}: {leads}  {self.latency}  {shown}".rstrip(), flush=True)
-
-    def _table(self, votes: "Tensor", best: int | None) -> Any:
-        """Return a table of all classes with their votes, and the latest firing rates."""
-        from rich.markup import escape
-        from rich.table import Table
-
-        leads = "no vote yet" if best is None else escape(self.names[best])
-        table = Table(title=f"step {self.network.steps}: {leads}  {self.latency}", title_justify="left")
-        table.add_column("class")
-        table.add_column("votes", justify="right")
-        table.add_column("", min_width=24)
-        for i, name in enumerate(map(escape, self.names)):
-            vote = float(votes[i])
-            table.add_row(f"[bold]{name}[/bold]" if i == best else name, f"{vote:.3f}", "#" * round(24 * vote))
-        rates = ", ".join(f"{name} {100 * rate:.1f} %" for name, rate in self.rates.items())
-        table.caption = f"firing in step {self.rates_at}: {rates}"
-        return table

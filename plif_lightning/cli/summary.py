@@ -20,7 +20,6 @@ from plif_lightning.callbacks import CommandRecord, PredictionWriter
 from plif_lightning.callbacks.checkpoints import best_checkpoint
 from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import is_trial, run_folder
-from plif_lightning.cli.ranges import refuse_empty_test, refuse_time_interval
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.network.own import description, kernels_of
 from plif_lightning.runs.metrics import layer_values, neuron_kinds, read_metrics
@@ -258,25 +257,13 @@ def _add_results(table: Table, row: dict[str, float], data: SpikingDataModule) -
 class Header(Callback):
     """Prints the header of a fit when it starts, and the form of each layer after the first validation.
 
-    Before anything is written it refuses settings that only the data or the number of processes show to be wrong.
-
     Args:
         record: has the form of each layer.
-        tests: a test follows the fit.
     """
 
-    def __init__(self, record: CommandRecord, tests: bool = False) -> None:
-        self.record, self.tests = record, tests
+    def __init__(self, record: CommandRecord) -> None:
+        self.record = record
         self._shown = False
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        refuse_time_interval(trainer)
-        if self.tests:
-            tested = len(data.labels(train=False)) / trainer.world_size
-            refuse_empty_test(trainer.limit_test_batches, math.ceil(tested / data.eval_batch_size))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SpikingClassifier)

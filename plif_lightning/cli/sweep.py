@@ -1,271 +1,555 @@
-"""Run a W&B sweep file without a server: a grid of runs, each in its own process."""
+"""Run a W&B sweep file without a server: a grid, or a search by Optuna; each run is a call of `fit --run_folder`."""
 
 import contextlib
+import hashlib
+import itertools
+import json
+import math
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import yaml
 from filelock import Timeout
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plif_lightning import configs
-from plif_lightning.cli.arguments import joined
-from plif_lightning.cli.grid import Sweep, point_arguments, read_sweep, replaced, require_no_conflict, run_name, share
-from plif_lightning.cli.parser import PlainParser
-from plif_lightning.cli.planned import Watched, comparable_settings, planned_config, require_unedited
-from plif_lightning.cli.runner import Job, Runner, print_job, print_line, require_free, score, shown
+from plif_lightning.cli.parser import PlainParser, parsed_yaml
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import value_in_words
-from plif_lightning.runs.process import options
+from plif_lightning.runs.process import in_use
 from plif_lightning.runs.reading import read_run
-from plif_lightning.runs.run import Run
 from plif_lightning.runtime import program
-from plif_lightning.runtime.files import file_lock, is_about_locks, relative
+from plif_lightning.runtime.files import file_lock, relative, written_whole
 from plif_lightning.runtime.process import on_termination
+from plif_lightning.runtime.program import needed_by
+
+METHODS = ("grid", "random", "bayes")
+ARGS = "${args}"
+_KNOWN = {
+    *("program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"),
+    *("run_cap", "early_terminate"),
+}
+# Longest name of a run's folder [bytes]: file systems end at 255, and there is a log of the same name.
+_LONGEST = 240
 
 
-def _without_folder(arguments: Sequence[str]) -> list[str]:
-    return [argument for argument in arguments if not argument.startswith("--run_folder=")]
+@dataclass(frozen=True)
+class Sweep:
+    """A W&B sweep file.
 
-
-def _comparable(arguments: Sequence[str]) -> list[str]:
-    """Make arguments comparable: absolute paths of configurations, and each value joined to its option."""
-    flag = "--config="
-    return [
-        f"{flag}{Path(argument.removeprefix(flag)).resolve()}" if argument.startswith(flag) else argument
-        for argument in joined(_without_folder(arguments))
-    ]
-
-
-def _finished_siblings(root: Path) -> dict[str, Path]:
-    """Return finished runs in sibling folders of a sweep, such as `runs/table4` for `runs/table5`, by settings.
-
-    Settings are read from configurations, not commands, because a run may have been resumed with other arguments.
+    Attributes:
+        name: name of the sweep.
+        arguments: arguments of main.py shared by all runs, with ARGS where those of a run belong.
+        parameters: specification of each parameter by its dotted name, as in the file: `value`, `values`, `min`...
+        metric: metric that ranks the runs.
+        maximise: True if the highest value is best.
+        method: grid, random or bayes.
+        run_cap: number of runs of a search; None if the file says none.
+        early_terminate: settings of Optuna's hyperband pruner in W&B's words; None without.
     """
-    found: dict[str, Path] = {}
-    for path in sorted(root.parent.glob(f"*/*/{RunFolder(Path()).result.name}")):
-        run = read_run(path.parent)
-        # One that was resumed with other settings, or begun from other weights, is another experiment.
-        is_other = bool(run.changes) or run.begun_from is not None
-        if path.parent.parent != root and run.status == "finished" and not is_other:
-            with contextlib.suppress(KeyError, TypeError, AttributeError):  # another program's configuration
-                found.setdefault(comparable_settings(run.config), path.parent)
+
+    name: str
+    arguments: list[str]
+    parameters: dict[str, dict[str, Any]]
+    metric: str = "val/acc"
+    maximise: bool = True
+    method: str = "grid"
+    run_cap: int | None = None
+    early_terminate: dict[str, Any] | None = None
+
+    def points(self) -> list[dict[str, Any]]:
+        """Return all combinations of values of a grid; the last parameter varies fastest."""
+        values = [spec.get("values", [spec.get("value")]) for spec in self.parameters.values()]
+        return [dict(zip(self.parameters, point, strict=True)) for point in itertools.product(*values)]
+
+
+def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
+    """Read a W&B sweep file.
+
+    Arguments after the program in its `command` are kept, without W&B's own configuration.
+
+    Args:
+        path: the file.
+        changes: parameters that are replaced or added, each as `KEY=VALUE,VALUE`.
+
+    Raises:
+        UserError: the file is not a sweep file, or asks for what only W&B's own agent does.
+    """
+    loaded = parsed_yaml(path.read_text("utf-8"), f"the sweep file {path}")
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("parameters"), dict):
+        raise UserError(f"{path} is not a sweep file: it has no `parameters`. See configs/sweeps/table4.yaml.")
+    method, unknown = loaded.get("method"), sorted(map(str, loaded.keys() - _KNOWN))
+    if method not in METHODS or unknown:
+        what = f"the key {', '.join(unknown)}" if unknown else f"the method {method!r}"
+        raise UserError(f"{path} has {what}, which `sweep` does not know: use `wandb agent`, or {', '.join(METHODS)}.")
+    parameters = _flat(loaded["parameters"])
+    for change in changes:
+        key, _, values = change.partition("=")
+        parameters[key] = {"values": parsed_yaml(f"[{values}]", f"--grid {change}")}
+    wrong = [key for key, spec in parameters.items() if not spec.get("values") and "value" not in spec]
+    if method == "grid" and wrong:
+        raise UserError(f"parameter {wrong[0]} of {path} must have `value` or `values` in a grid.")
+    metric = loaded.get("metric") or {"name": Sweep.metric, "goal": "maximize"}
+    if not metric.get("name") or metric.get("goal") not in ("maximize", "minimize"):
+        raise UserError(f"metric of {path} needs a name, and a goal: maximize or minimize.")
+    return Sweep(
+        str(loaded.get("name") or path.stem),
+        _arguments(loaded.get("command") or ["${program}", "fit", ARGS], path),
+        parameters,
+        str(metric["name"]),
+        metric["goal"] == "maximize",
+        method,
+        loaded.get("run_cap"),
+        loaded.get("early_terminate"),
+    )
+
+
+def _flat(parameters: dict[str, Any], above: str = "") -> dict[str, dict[str, Any]]:
+    """Parameters by their dotted names: W&B nests those of a block in its own `parameters`."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, spec in parameters.items():
+        if isinstance(spec, dict) and spec.keys() == {"parameters"}:
+            found |= _flat(spec["parameters"], f"{above}{key}.")
+        else:
+            found[f"{above}{key}"] = spec if isinstance(spec, dict) else {"value": spec}
     return found
 
 
-def _sibling(job: Job, elsewhere: dict[str, Path]) -> Path | None:
-    """A finished run elsewhere with the settings of a job; none for a job that begins from other weights."""
-    if "ckpt_path" in dict(options(job.arguments)):
-        return None
-    config = planned_config(job.arguments) if elsewhere else None
-    return None if config is None else elsewhere.get(comparable_settings(config))
+def _arguments(command: Sequence[Any], path: Path) -> list[str]:
+    """Return the arguments after the program in a W&B `command`, without `--config wandb.yaml`, which logs to W&B."""
+    parts = [str(part) for part in command]
+    if "${program}" not in parts or parts.count(ARGS) != 1:
+        raise UserError(f"command of {path} must have ${{program}} and ${{args}} once: use `wandb agent` for others.")
+    kept: list[str] = []
+    for argument in parts[parts.index("${program}") + 1 :]:
+        if Path(argument.removeprefix("--config=")).name != "wandb.yaml":
+            kept.append(argument)
+        elif kept and kept[-1] == "--config":
+            kept.pop()
+    return kept
 
 
-def _own_run(job: Job) -> Run:
-    """Read the run in a job's folder.
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (bool, list, dict)) or value is None else str(value)
+
+
+def _config_first(point: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return names and values of a point, its configuration first: later arguments override it."""
+    return sorted(point.items(), key=lambda item: item[0] != "config")
+
+
+def run_name(point: dict[str, Any]) -> str:
+    """Return the folder name of a run: the name of its configuration, then all other parameters."""
+    parts = [
+        Path(str(value)).stem if key == "config" else f"{key.rsplit('.', 1)[-1]}-{_text(value)}"
+        for key, value in _config_first(point)
+    ]
+    name = "_".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts)
+    if len(name.encode()) <= _LONGEST:
+        return name
+    digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+    return f"{name.encode()[: _LONGEST - 9].decode(errors='ignore')}-{digest}"
+
+
+def _file(value: str) -> str:
+    """Return the absolute path of a configuration, so that the sweep can be repeated from another folder."""
+    try:
+        return str(configs.resolve(value).absolute())
+    except UserError:  # the run reports it, without stopping the other runs
+        return value
+
+
+@dataclass
+class Job:
+    """A run of a sweep.
+
+    Attributes:
+        name: name of its folder.
+        folder: its folder, which a call of `fit` makes finished.
+        arguments: of main.py.
+        state: finished, failed or ended early, once it is known.
+    """
+
+    name: str
+    folder: RunFolder
+    arguments: list[str]
+    state: str = field(default="waiting")
+
+    @property
+    def command(self) -> list[str]:
+        """Command that starts the run, or resumes it; safe to repeat."""
+        return [*program.command(), *self.arguments, "--resume", "auto", f"--run_folder={self.folder.path}"]
+
+    @property
+    def output(self) -> Path:
+        return self.folder.path.with_name(f"{self.name}.log")
+
+
+def job_of(sweep: Sweep, root: Path, point: dict[str, Any], overrides: Sequence[str], name: str = "") -> Job:
+    """Return the run of a point; overrides come last, so they win."""
+    name = name or run_name(point)
+    given = [f"--{key}={_file(str(value)) if key == 'config' else _text(value)}" for key, value in _config_first(point)]
+    place = sweep.arguments.index(ARGS)
+    arguments = [*sweep.arguments[:place], *given, *sweep.arguments[place + 1 :], *overrides]
+    return Job(name, RunFolder(root / name), arguments)
+
+
+def share(text: str, points: int) -> slice:
+    """Return the points that `--index I` (only the I-th) or `--index I/N` (every N-th from the I-th) selects.
 
     Raises:
-        UserError: the folder is in use, or holds anything but this run.
+        UserError: the text has another form, or I is out of range.
     """
-    require_free(job)
-    run = read_run(job.folder.path)
-    if run.command and _comparable(run.command) != _comparable(job.arguments):
-        raise UserError(
-            f"{job.folder.path} holds a run of another command: {shlex.join(_without_folder(run.command))}. "
-            f"Now it would be: {shlex.join(job.arguments)}. Pass another --runs, or move that folder away."
-        )
-    return run
+    index, _, step = text.partition("/")
+    if not index.isdecimal() or not (step or str(points)).isdecimal() or int(index) >= int(step or points):
+        raise UserError(f"--index must be I or I/N, counted from 0, for {points} runs, got {text}.")
+    return slice(int(index), None, int(step or points))
 
 
-def _jobs(sweep: Sweep, root: Path, overrides: Sequence[str], of: slice) -> list[Job]:
-    """Return a job for each selected run of a grid.
+# What a later call of a sweep is compared with.
+LOCK = "sweep.lock.yaml"
+
+
+def _require_same(sweep: Sweep, root: Path, overrides: Sequence[str]) -> None:
+    """Write down what the runs of a folder have in common, and refuse a call with something else.
+
+    A grid may get other values: the names of runs tell them apart.
 
     Raises:
-        UserError: two runs have the same name, or one has none.
+        UserError: arguments, parameters or the content of configurations are others than at the first call.
     """
-    points = sweep.points()
-    names = [run_name(point) for point in points]
-    if len(set(names)) < len(names):
-        first, second = [point for name, point in zip(names, points, strict=True) if names.count(name) > 1][:2]
-        raise UserError(
-            f"two runs of the sweep have the same name {run_name(first)}, that of {first} and that of "
-            f"{second}: give each value once, and configurations different file names."
-        )
-    jobs = []
-    for name, point in zip(names[of], points[of], strict=True):
-        if not re.search(r"\w", name):
-            raise UserError(f"the values {list(point.values())} give a run no name: pass others.")
-        jobs.append(Job(name, RunFolder(root / name), point_arguments(sweep, point, overrides), root / f"{name}.log"))
-    return jobs
+    fixed = [*sweep.arguments, *overrides]
+    given = [value for option, value in itertools.pairwise(fixed) if option == "--config"]
+    given += [part.removeprefix("--config=") for part in fixed if part.startswith("--config=")]
+    if "config" in sweep.parameters:
+        spec = sweep.parameters["config"]
+        given += map(str, spec.get("values", [spec.get("value")]))
+    files = [_file(value) for value in given]
+    parameters: Any = sorted(sweep.parameters) if sweep.method == "grid" else sweep.parameters
+    now = {
+        "arguments": fixed,
+        "parameters": parameters,
+        "metric": f"{sweep.metric}, {'highest' if sweep.maximise else 'lowest'} first",
+        "configurations": {file: Path(file).read_text("utf-8") for file in files if Path(file).is_file()},
+    }
+    path = root / LOCK
+    if path.is_file():
+        before = yaml.safe_load(path.read_text("utf-8"))
+        texts = before.get("configurations", {})
+        edited = [file for file, text in now["configurations"].items() if texts.get(file, text) != text]
+        other = [name for name in ("arguments", "parameters", "metric") if before.get(name) != now[name]]
+        if edited or other:
+            raise UserError(
+                f"{root} holds the runs of a sweep with other {', '.join([*other, *edited])} (see {path}): pass "
+                "another --runs, or move that folder away."
+            )
+        now["configurations"] = texts | now["configurations"]
+    with written_whole(path) as file:
+        yaml.safe_dump(now, file, sort_keys=False)
 
 
-def _plan(sweep: Sweep, root: Path, overrides: Sequence[str], of: slice) -> tuple[list[Job], list[Job]]:
-    """Return the jobs still to run, and those already finished in their own folder or a sibling's."""
-    waiting: list[Job] = []
-    finished: list[Job] = []
-    elsewhere = _finished_siblings(root)
-    made: list[tuple[Job, Run]] = []
-    for job in _jobs(sweep, root, overrides, of):
-        if job.folder.path.exists():
-            run = _own_run(job)
-            made.append((job, run))
-            is_finished = run.status == "finished"
-        else:
-            job.served_by = _sibling(job, elsewhere)
-            is_finished = job.served_by is not None
-        (finished if is_finished else waiting).append(job)
-    require_unedited(made)
-    return waiting, finished
-
-
-def run_sweep(
-    sweep: Sweep,
-    root: Path,
-    jobs: int = 1,
-    overrides: Sequence[str] = (),
-    dry_run: bool = False,
-    index: str | None = None,
-) -> int:
-    """Run the unfinished runs of a grid or of a share of it, resuming those that have a checkpoint.
+class Runner:
+    """Runs jobs, each in a process of its own.
 
     Args:
-        sweep: the grid.
-        root: folder of all its runs.
-        jobs: number of concurrent processes, each with an equal share of the cores.
-        overrides: arguments of main.py for all runs.
-        dry_run: print the commands without running them.
-        index: runs to select, see `share`; other shares may run at the same time.
-
-    Returns:
-        Exit status: 1 if a run failed.
-
-    Raises:
-        UserError: a run's folder holds another run, or is in use.
+        jobs: number of concurrent processes; each gets an equal share of the cores.
     """
-    require_count("--jobs", jobs)
-    root = root.absolute()
-    of = slice(None) if index is None else share(index, len(sweep.points()))
-    if dry_run:
-        return _run(sweep, root, jobs, overrides, of, dry_run=True)
-    root.mkdir(parents=True, exist_ok=True)
-    with on_termination(_interrupt), _alone(root) if index is None else contextlib.nullcontext():
-        return _run(sweep, root, jobs, overrides, of)
+
+    def __init__(self, jobs: int) -> None:
+        self._environment = dict(os.environ)
+        if jobs > 1:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            self._environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+        self.stopped = Event()
+
+    def run(self, job: Job, should_end: Callable[[], bool] = lambda: False) -> None:
+        """Make a run finished, and set the job's state.
+
+        Args:
+            job: the run.
+            should_end: called every second; the run is ended early when it returns True.
+        """
+        while in_use(job.folder) and not self.stopped.wait(1.0):
+            pass  # by a sweep that was killed without its runs, or by another one
+        if read_run(job.folder.path).status == "finished":
+            job.state = "finished"
+            return
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        with job.output.open("ab", buffering=0) as output:
+            output.write(f"$ {shown(job.command)}\n".encode())
+            process = subprocess.Popen(
+                job.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=self._environment
+            )
+        job.state = "running"
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1.0)
+            if process.poll() is None and job.state == "running" and (self.stopped.is_set() or should_end()):
+                job.state = "stopped" if self.stopped.is_set() else "ended"
+                process.terminate()
+        if job.state == "running":
+            job.state = "finished" if process.returncode == 0 and job.folder.result.is_file() else "failed"
+        if job.state == "failed" and self.stopped.wait(1.0):  # a signal to all processes reaches the run, too
+            job.state = "stopped"
 
 
-def _interrupt(*arguments: Any) -> None:
-    raise KeyboardInterrupt
+def shown(command: Sequence[str]) -> str:
+    return f"{program.shown()} {shlex.join(command[len(program.command()) :])}"
 
 
-@contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Lock the folder of a sweep within the block.
+def _print(text: str) -> None:
+    """Print a line as it is: not wrapped, and without Rich's markup or highlighting."""
+    Console().print(text, soft_wrap=True, markup=False, highlight=False)
 
-    Raises:
-        UserError: another sweep has locked it.
+
+def score(sweep: Sweep, folder: RunFolder) -> float | None:
+    """Return the sweep's metric of a run; None if it has none.
+
+    For validation accuracy (val/acc, or test_as_val/acc under protocol A) it is the value of the best epoch, for
+    test/acc the result of the test, and for other metrics the last value.
     """
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(file_lock(root / ".sweep.lock", blocking=False))
-        except Timeout:
-            raise UserError(f"another sweep is running in {root}: wait for it, or pass another --runs.") from None
-        except (OSError, NotImplementedError) as error:
-            if not is_about_locks(error):
-                raise
-            Console().print(f"{root} is on storage without locks: start no second sweep in it.")
-        yield
+    run = read_run(folder.path)
+    if sweep.metric in ("val/acc", "test_as_val/acc"):
+        found = run.best[1] if run.best else None
+    elif sweep.metric == "test/acc":
+        found = run.test
+    else:
+        found = next(reversed(run.curve(sweep.metric)[1]), None)
+    return found if found is not None and math.isfinite(found) else None
 
 
-def _run(sweep: Sweep, root: Path, jobs: int, overrides: Sequence[str], of: slice, dry_run: bool = False) -> int:
-    """Plan the runs, print the plan, run it unless `dry_run`, and return the exit status."""
-    console = Console()
-    require_no_conflict(sweep, overrides)
-    waiting, finished = _plan(sweep, root, overrides, of)
-    _print_plan(console, sweep, root, waiting, finished)
-    if dry_run:
-        for job in waiting:
-            print_line(console, shown(job.command))
-        return 0
-    watched = Watched(job.arguments for job in waiting)
-    if not _run_all(console, sweep, waiting, len(finished), jobs):
-        return 130
-    if warning := watched.warning():
-        print_line(console, warning)
-    _print_ranking(console, sweep, [*finished, *(job for job in waiting if job.state == "finished")])
-    failed = [job for job in waiting if job.state == "failed"]
+def _print_end(sweep: Sweep, job: Job, count: str) -> None:
+    """Print the result of a job that has ended; of a failed one the end of its output."""
+    value = score(sweep, job.folder) if job.state == "finished" else None
+    _print(f"{count} {job.name} {job.state}" + ("" if value is None else f": {value_in_words(sweep.metric, value)}"))
+    if job.state == "failed":
+        lines = job.output.read_text(errors="replace").splitlines()
+        _print("\n".join(f"  {line}" for line in lines[-12:] if line.strip()))
+
+
+def _finish(sweep: Sweep, root: Path, jobs: Sequence[Job]) -> int:
+    """Print the runs by the sweep's metric, best first, and return the exit status."""
+    scores = [(score(sweep, job.folder), job) for job in jobs if job.state == "finished"]
+    known = [(value, job) for value, job in scores if value is not None]
+    if len(known) > 1:
+        _print(f"\n{sweep.metric}, {'highest' if sweep.maximise else 'lowest'} first:")
+        for value, job in sorted(known, key=lambda one: (-one[0] if sweep.maximise else one[0], one[1].name)):
+            _print(f"  {value_in_words(sweep.metric, value):>9}  {job.name}")
+    failed = [job for job in jobs if job.state == "failed"]
     for job in failed:
-        print_line(console, f"failed: {job.name}  again: {shown(job.command)}")
-    if failed:
-        return 1
-    _print_next(console, root, [*waiting, *finished], whole=of == slice(None))
-    return 0
+        _print(f"failed: {job.name}  again: {shown(job.command)}")
+    if not failed:
+        _print(f"{len(jobs)} runs are done: {program.shown()} tables --runs {shlex.quote(relative(root))}")
+    return 1 if failed else 0
 
 
-def _print_plan(console: Console, sweep: Sweep, root: Path, waiting: Sequence[Job], finished: Sequence[Job]) -> None:
-    """Print the number of runs, and the finished runs that are in other folders."""
-    shown, total = escape(relative(root)), len(waiting) + len(finished)
-    console.print(f"[bold]{escape(sweep.name)}[/]: {total} runs in {shown}, {len(finished)} finished", soft_wrap=True)
-    for job in finished:
-        if job.served_by is not None:
-            print_line(console, f"{job.name} is {os.path.relpath(job.served_by)}: the same settings")
+def _in_threads(runner: Runner, jobs: int, work: Callable[[], None]) -> bool:
+    """Call `work` in several threads until it returns; False if interrupted: then running processes are ended."""
+    with ThreadPoolExecutor(jobs) as pool:
+        calls = [pool.submit(work) for _ in range(jobs)]
+        try:
+            for call in calls:
+                call.result()
+        except KeyboardInterrupt:
+            runner.stopped.set()
+            _print("interrupted: the same command resumes the runs.")
+    return not runner.stopped.is_set()
 
 
-def _run_all(console: Console, sweep: Sweep, waiting: Sequence[Job], finished: int, jobs: int) -> bool:
-    """Run all waiting jobs, print each result as soon as it is known, and return False if interrupted."""
-    runner, total = Runner(jobs, warm=len(waiting) > 1), finished + len(waiting)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with runner, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("all runs", total=total, completed=finished)
-        with ThreadPoolExecutor(jobs) as pool:
-            calls = {pool.submit(runner.run, job): job for job in waiting}
-            try:
-                for done, call in enumerate(as_completed(calls), start=finished + 1):
-                    call.result()
-                    _print_end(console, sweep, calls[call], f"[{done}/{total}]")
-                    progress.advance(bar)
-            except KeyboardInterrupt:
-                runner.stop()
-                console.print("interrupted: the same command resumes the runs.")
-                return False
-    return True
+def run_grid(sweep: Sweep, root: Path, given: Any, overrides: Sequence[str]) -> int:
+    """Run a grid or a share of it, and return the exit status: 1 if a run failed, 130 if interrupted."""
+    every = [job_of(sweep, root, point, overrides) for point in sweep.points()]
+    if len({job.name for job in every}) < len(every):
+        raise UserError("two runs of the sweep have the same name: give each value once.")
+    jobs = every[share(given.index, len(every))] if given.index else every
+    if given.dry_run:
+        _print("\n".join(shown(job.command) for job in jobs))
+        return 0
+    _require_same(sweep, root, overrides)
+    _print(f"{sweep.name}: {len(jobs)} runs in {relative(root)}")
+    waiting, numbers = iter(jobs), itertools.count(1)
+    runner = Runner(given.jobs)
+
+    def work() -> None:
+        for job in waiting:
+            runner.run(job)
+            _print_end(sweep, job, f"[{next(numbers)}/{len(jobs)}]")
+            if runner.stopped.is_set():
+                return
+
+    return _finish(sweep, root, jobs) if _in_threads(runner, given.jobs, work) else 130
 
 
-def _print_end(console: Console, sweep: Sweep, job: Job, count: str) -> None:
-    """Print the result of a job that has ended; of a failed one, its error or the end of its output."""
-    text = f"{count} {job.name} {job.state} after {job.seconds:.0f} s"
-    if job.state == "finished":
-        text += f": {_shown_score(sweep, job.folder)}"
-    print_job(console, job, text)
+# --- searches
 
 
-def _print_next(console: Console, root: Path, jobs: Sequence[Job], whole: bool) -> None:
-    """Print the command that shows the tables of finished runs."""
-    below = root.parent if any(job.served_by is not None for job in jobs) else root
-    runs = f"All {len(jobs)} runs" if whole else f"This share's {len(jobs)} runs"
-    print_line(console, f"{runs} are finished: {program.shown()} tables --runs {shlex.quote(relative(below))}")
+def distribution(key: str, spec: dict[str, Any]) -> Any:
+    """Optuna's distribution for a parameter of W&B's file.
+
+    Raises:
+        UserError: the specification has another form.
+
+    >>> distribution("lr", {"min": 0.001, "max": 0.1, "distribution": "log_uniform_values"})
+    FloatDistribution(high=0.1, log=True, low=0.001, step=None)
+    """
+    with needed_by("a search"):
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if {"value", "values"} & {*spec}:
+        # Optuna's choices are numbers and texts; others go by their JSON.
+        return CategoricalDistribution([json.dumps(value) for value in spec.get("values", [spec.get("value")])])
+    low, high, kind = (spec.get(name) for name in ("min", "max", "distribution"))
+    if isinstance(low, int) and isinstance(high, int) and kind in (None, "int_uniform", "q_uniform"):
+        return IntDistribution(low, high, step=spec.get("q", 1))
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)):
+        if kind == "q_uniform":
+            return FloatDistribution(low, high, step=spec.get("q", 1))
+        if kind in (None, "uniform", "log_uniform_values"):
+            return FloatDistribution(low, high, log=kind == "log_uniform_values")
+    raise UserError(
+        f"parameter {key} must have `value`, `values`, or numbers `min` and `max` with the distribution uniform, "
+        f"int_uniform, q_uniform or log_uniform_values, got {spec}."
+    )
 
 
-def _shown_score(sweep: Sweep, folder: RunFolder) -> str:
-    name, found = score(sweep, folder)
-    return f"no {name}" if found is None else f"{name} {value_in_words(name, found)}"
+class Search:
+    """A search in a folder, which several processes may share, and which a later call continues.
+
+    Args:
+        sweep: with method random or bayes.
+        root: folder of its runs and of Optuna's journal.
+        overrides: arguments of main.py for all runs.
+        seed: of the sampler; None for another one at each call.
+    """
+
+    def __init__(self, sweep: Sweep, root: Path, overrides: Sequence[str], seed: int | None = None) -> None:
+        with needed_by("a search"):
+            import optuna
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.sweep, self.root, self.overrides, self.seed = sweep, root, overrides, seed
+        self.space = {key: distribution(key, spec) for key, spec in sweep.parameters.items()}
+        pruner: Any = optuna.pruners.NopPruner()
+        if (early := sweep.early_terminate) is not None:
+            least, most, eta = early.get("min_iter", 1), early.get("max_iter", "auto"), early.get("eta", 3)
+            pruner = optuna.pruners.HyperbandPruner(least, most, eta)
+        from optuna.storages.journal import JournalFileBackend
+
+        self.study = optuna.create_study(
+            storage=optuna.storages.JournalStorage(JournalFileBackend(str(root / "search.journal"))),
+            study_name="search",
+            direction="maximize" if sweep.maximise else "minimize",
+            pruner=pruner,
+            load_if_exists=True,
+        )
+
+    def _sampler(self, number: int) -> Any:
+        """The sampler of a trial: with a seed, of every trial another one, whichever process asks."""
+        import optuna
+
+        seed = None if self.seed is None else (self.seed * 10**6 + number) % 2**32
+        if self.sweep.method == "random":
+            return optuna.samplers.RandomSampler(seed)
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+    def claimed(self, cap: int) -> Iterator[Any]:
+        """Trials to run, each held by a lock within the loop: those that killed processes left, then new ones."""
+        import optuna
+
+        while True:
+            with contextlib.ExitStack() as held:
+                with file_lock(self.root / ".claim.lock"):
+                    known = self.study.get_trials(deepcopy=False)
+                    running = [one.number for one in known if one.state.name == "RUNNING"]
+                    left = next((number for number in running if self._hold(held, number)), None)
+                    if left is None and len(known) >= cap:
+                        return
+                    self.study.sampler = self._sampler(len(known) if left is None else left)
+                    if left is None:
+                        trial = self.study.ask(self.space)
+                        self._hold(held, trial.number)
+                    else:
+                        trial = optuna.trial.Trial(self.study, known[left]._trial_id)
+                        for key, space in self.space.items():  # what a killed process had not drawn yet
+                            trial._suggest(key, space)
+                yield trial
+
+    def _hold(self, held: contextlib.ExitStack, number: int) -> bool:
+        """Hold a trial until `held` ends; False if another process or thread does."""
+        try:
+            held.enter_context(file_lock(self.root / f".{number:04d}.lock", blocking=False))
+        except Timeout:
+            return False
+        return True
+
+    def job(self, trial: Any) -> Job:
+        """The run of a trial."""
+        point = {key: self._value(key, value) for key, value in trial.params.items()}
+        free = {key: value for key, value in point.items() if "value" not in self.sweep.parameters[key]}
+        short = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in free.items()}
+        return job_of(self.sweep, self.root, point, self.overrides, f"{trial.number:04d}_{run_name(short)}"[:100])
+
+    def _value(self, key: str, value: Any) -> Any:
+        return json.loads(value) if hasattr(self.space[key], "choices") else value
+
+    def should_end(self, trial: Any, job: Job) -> bool:
+        """Report the epochs that are new, and say if the pruner ends the run."""
+        run = read_run(job.folder.path)
+        known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        metric = run.val_key if self.sweep.metric in ("val/acc", "test_as_val/acc") else self.sweep.metric
+        for epoch, value in zip(*run.curve(metric), strict=True):
+            if int(epoch) not in known and math.isfinite(value):
+                trial.report(value, int(epoch))
+                if trial.should_prune():
+                    return not run.is_trained
+        return False
+
+    def run(self, runner: Runner, cap: int, done: list[Job]) -> None:
+        """Run trials until there are `cap`."""
+        from optuna.trial import TrialState
+
+        for trial in self.claimed(cap):
+            job = self.job(trial)
+            done.append(job)
+            runner.run(job, lambda t=trial, j=job: self.should_end(t, j))  # type: ignore[misc]
+            if job.state == "stopped":
+                return  # it is resumed with the search
+            value = score(self.sweep, job.folder) if job.state == "finished" else None
+            if job.state == "finished" and value is None:
+                job.state = "failed"  # without the sweep's metric
+            state = {"ended": TrialState.PRUNED, "failed": TrialState.FAIL}.get(job.state)
+            self.study.tell(trial, value, state=state)
+            _print_end(self.sweep, job, f"[{trial.number + 1}/{cap}]")
 
 
-def _print_ranking(console: Console, sweep: Sweep, jobs: Sequence[Job]) -> None:
-    """Print the runs by the sweep's metric, best first; nothing for fewer than two values."""
-    scores = [(*score(sweep, RunFolder(job.served_by or job.folder.path)), job) for job in jobs]
-    known = [(name, value, job) for name, value, job in scores if value is not None]
-    if len(known) < 2:
-        return
-    names = " and ".join(sorted({name for name, _, _ in known}))
-    console.print(f"\n{names}, {'highest' if sweep.maximise else 'lowest'} first:", highlight=False)
-    for name, value, job in sorted(known, key=lambda found: (-found[1] if sweep.maximise else found[1], found[2].name)):
-        print_line(console, f"  {value_in_words(name, value):>9}  {job.name}")
+def run_search(sweep: Sweep, root: Path, given: Any, overrides: Sequence[str]) -> int:
+    """Run a search to its number of runs, and return the exit status: 1 if a run failed, 130 if interrupted."""
+    cap: Any = sweep.run_cap if given.cap is None else given.cap
+    require_count("a search has no end by itself: run_cap, or --cap,", cap)
+    if given.dry_run:
+        _print("\n".join(f"{key}: {distribution(key, spec)}" for key, spec in sweep.parameters.items()))
+        return 0
+    root.mkdir(parents=True, exist_ok=True)
+    _require_same(sweep, root, overrides)
+    search, runner = Search(sweep, root, overrides, given.seed), Runner(given.jobs)
+    _print(f"{sweep.name}: {cap} runs by {sweep.method} search in {relative(root)}")
+    done: list[Job] = []
+    if not _in_threads(runner, given.jobs, lambda: search.run(runner, cap, done)):
+        return 130
+    names = {job.name for job in done}
+    finished = [one for one in search.study.get_trials(deepcopy=False) if one.state.name == "COMPLETE"]
+    others = [job for job in map(search.job, finished) if job.name not in names]
+    for job in others:
+        job.state = "finished"
+    return _finish(sweep, root, [*others, *done])
 
 
 def parser() -> PlainParser:
@@ -273,8 +557,7 @@ def parser() -> PlainParser:
     found = PlainParser(
         "sweep",
         "Run a parameter grid or a search without a server, one process and one folder per run. Finished runs are "
-        "skipped, in a grid also those with the same settings in a sibling of --runs; unfinished runs are resumed. "
-        "Arguments after -- are passed to every run.",
+        "skipped, unfinished ones resumed. Arguments after -- are passed to every run.",
     )
     found.add_argument("file", help="a W&B sweep file, by path or name, such as table4")
     found.add_argument("--runs", type=Path, help="folder of the runs (default: runs/NAME of the sweep)")
@@ -297,24 +580,19 @@ def parser() -> PlainParser:
     return found
 
 
-PARSERS = {"sweep": parser}
+def _interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def sweep(argv: list[str]) -> int:
-    """Run a parameter grid and return the exit status."""
-    overrides = argv[argv.index("--") + 1 :] if "--" in argv else []
-    given = parser().parse_args(argv[: argv.index("--")] if "--" in argv else argv)
-    grid = read_sweep(configs.resolve(given.file, "sweeps"))
-    root = given.runs or Path("runs") / grid.name
-    if grid.method != "grid":
-        for option in ("grid", "index"):
-            if getattr(given, option):
-                raise UserError(f"--{option} is for method grid: a search is shared by calling it again.")
-        from plif_lightning.cli.search import run_search
-
-        with on_termination(_interrupt):
-            return run_search(grid, root, given.jobs, overrides, given.dry_run, given.cap, given.seed)
-    if given.cap is not None or given.seed is not None:
-        raise UserError("--cap and --seed are for the methods random and bayes.")
-    grid = replaced(grid, given.grid)
-    return run_sweep(grid, root, given.jobs, overrides, given.dry_run, given.index)
+    """Run a sweep and return the exit status."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    given, overrides = parser().parse_args(argv[:at]), argv[at + 1 :]
+    require_count("--jobs", given.jobs)
+    read = read_sweep(configs.resolve(given.file, "sweeps"), given.grid)
+    root = (given.runs or Path("runs") / read.name).absolute()
+    for_other = ("cap", "seed") if read.method == "grid" else ("index", "grid")
+    if any(getattr(given, option) for option in for_other):
+        raise UserError(f"--{' and --'.join(for_other)} are not for method {read.method}.")
+    with on_termination(_interrupt):
+        return (run_grid if read.method == "grid" else run_search)(read, root, given, overrides)

@@ -101,19 +101,7 @@ def test_a_figure_is_no_wider_than_its_columns_and_has_no_text_about_itself(runs
     assert caption.endswith(".")
 
 
-def test_figure_6t_shows_the_best_so_far_over_minutes(tmp_path):
-    write_run(tmp_path / "a", (0.5, 0.4, 0.9))
-    write_run(tmp_path / "b", (0.6, 0.7), validation="holdout", test=0.5)
-    figure, caption = drawn("6t", find_runs(tmp_path))
-    (panel,) = figure.axes  # both protocols together
-    assert [line.get_xydata().tolist() for line in panel.lines] == [
-        [[1, 50], [2, 50], [3, 90]],
-        [[1, 60], [2, 70]],
-    ]
-    assert caption.endswith("Computed on: abacus, 1 core.")
-
-
-@pytest.mark.parametrize("name", ["6", "6t", "7"])
+@pytest.mark.parametrize("name", ["6", "7"])
 def test_many_runs_have_room_for_what_they_are_called(name, tmp_path):
     for i in range(20):
         write_run(tmp_path / str(i), init_tau=2.0 + i)

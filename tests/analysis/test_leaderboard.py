@@ -1,6 +1,5 @@
 """The leaderboard: settings beside the paper's over the same seeds."""
 
-import itertools
 import json
 import math
 
@@ -10,10 +9,8 @@ from scipy import stats
 
 from plif_lightning.analysis.figures import NothingToShowError, drawn
 from plif_lightning.analysis.leaderboard import gains_table, leaderboard_table, standings
-from plif_lightning.analysis.published import published_runs
 from plif_lightning.cli import main
 from plif_lightning.runs.reading import find_runs
-from tests.conftest import REPOSITORY
 from tests.writers import COST, PAPER, write_run
 
 SEEDS = {1: 0.90, 2: 0.91, 3: 0.93}
@@ -281,12 +278,3 @@ def test_gains_of_all_data_sets_stand_side_by_side(tmp_path):
     assert rows["neuron lif"][0] == "+10.00"
     assert rows["neuron lif"][1].startswith("**-1.50 [")
     assert rows["reset soft"] == ["", "+2.00"]
-
-
-def test_letters_of_the_figure_stand_apart():
-    figure, _ = drawn("leaderboard", published_runs(REPOSITORY / "configs" / "leaderboard" / "results.csv"))
-    figure.canvas.draw()
-    for ax in figure.axes:
-        boxes = [text.get_window_extent() for text in ax.texts]
-        assert boxes
-        assert not [1 for one, other in itertools.combinations(boxes, 2) if one.overlaps(other)]

@@ -15,13 +15,13 @@ from plif_lightning.analysis import paper
 from plif_lightning.analysis.settings import differences, experiment, setting_of, unusual
 from plif_lightning.analysis.tables import cells, interval, result_tables, write_tables
 from plif_lightning.cli import main
-from plif_lightning.cli.planned import planned_config
 from plif_lightning.cli.results import all_tables
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.reading import find_runs
 from plif_lightning.runs.run import Run
 from plif_lightning.structure import Numbers
 from tests.cli.calls import command
+from tests.test_configs import parsed
 from tests.writers import write_run
 
 
@@ -171,8 +171,8 @@ def test_another_network_than_the_shipped_one_has_no_difference(tmp_path):
 @pytest.mark.parametrize("name", configs.shipped())
 def test_what_a_parser_makes_of_a_shipped_configuration_is_usual(name):
     """Found by a review: CIFAR-10 was not, by the default of an augmentation."""
-    planned = planned_config(["fit", f"--config={name}", "--trainer.devices=1"])
-    assert unusual(Run(RunFolder(Path("run")), "run", "finished", planned)) == []
+    run = Run(RunFolder(Path("run")), "run", "finished", parsed(f"--config={name}", "--trainer.devices=1"))
+    assert unusual(run) == []
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_what_a_parser_makes_of_a_shipped_configuration_is_usual(name):
 )
 def test_an_option_that_no_configuration_names_is_told(arguments, told):
     """Found by a review: such runs had a difference to the paper's accuracy, and nothing told them from the shipped."""
-    run = Run(RunFolder(Path("run")), "run", "finished", planned_config(["fit", "--config=cifar10", arguments]))
+    run = Run(RunFolder(Path("run")), "run", "finished", parsed("--config=cifar10", arguments))
     assert differences([run]) == [told]
 
 

@@ -100,20 +100,6 @@ def test_a_sample_with_too_many_spikes_is_not_recorded_and_ends_no_run(tmp_path,
     assert not run.folder.samples.exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--run_folder", "here", "--ckpt_path", "last"], "there is no"),
-        (["--record_samples", "-1"], "record_samples must be at least 0, got -1"),
-    ],
-)
-def test_mistakes_are_answered(capsys, arguments, expected):
-    with pytest.raises(SystemExit) as stop:
-        fit(*arguments)
-    assert stop.value.code == 2
-    assert expected in capsys.readouterr().err
-
-
 def test_a_folder_that_holds_a_run_is_not_written_over(capsys):
     fit("--trainer.max_epochs", "1", "--run_folder", "here")
     with pytest.raises(SystemExit):

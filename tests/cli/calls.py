@@ -26,13 +26,13 @@ def fit(*arguments, config=QUICKSTART):
 
 
 def refused(capsys, *arguments):
-    """The one sentence with which a command ends."""
+    """The error with which a command ends: one line, or several of jsonargparse's."""
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
     assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
+    lines = capsys.readouterr().err.splitlines()
+    (begin,) = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    return "\n".join(lines[begin:])
 
 
 def command(*arguments, timeout=PATIENCE, text=True, **kwargs):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -75,8 +76,8 @@ def test_a_recording_is_shown_step_by_step_and_decided(checkpoint, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[-1] == expected(checkpoint, recording, events_per_step=250)
     assert [line.split(":")[0] for line in out[:-1]] == ["step 1", "step 2", "step 3", "step 4"]
-    assert "conv1" in out[0]
-    assert "ms a step" in out[1]
+    name = out[-1].removeprefix("decision: ").removesuffix(" after 4 time-steps")
+    assert re.fullmatch(rf"step 4: {name} \d\.\d\d\d", out[-2])
     main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--ms_per_step", "150"])
     assert capsys.readouterr().out.splitlines()[-1] == expected(checkpoint, recording, us_per_step=150_000)
 
@@ -188,7 +189,7 @@ def test_a_whole_recording_has_the_frames_of_its_data_set(checkpoint, events, sl
     from plif_lightning.data import DVSGesture
 
     assert out[-1] == f"decision: {DVSGesture.class_names[int(votes.argmax())]} after 4 time-steps"
-    assert f" {votes.max():.3f} " in out[-2]
+    assert out[-2].endswith(f" {votes.max():.3f}")
 
 
 def test_a_network_of_smaller_frames_sees_the_whole_sensor(checkpoint, capsys):
@@ -204,7 +205,7 @@ def test_a_network_of_smaller_frames_sees_the_whole_sensor(checkpoint, capsys):
     stream = StreamingNetwork(net, events_per_step=100)
     stream.push(quarter)
     main(["stream", "--ckpt_path", "small.ckpt", "--file", "a.aedat", "--events_per_step", "100"])
-    assert f" {stream.votes.max():.3f} " in capsys.readouterr().out.splitlines()[-2]
+    assert capsys.readouterr().out.splitlines()[-2].endswith(f" {stream.votes.max():.3f}")
 
 
 def test_a_wrong_event_is_named_with_its_file_before_the_first_step(checkpoint, capsys):
@@ -263,7 +264,8 @@ def test_cost_refuses_what_it_cannot_count(run_of_digits, tmp_path, capsys):
     checkpoint["cli_config"] = "data: {class_path: mydata.Mine}"
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
     line = refused(capsys, "cost", "--ckpt_path", str(tmp_path / "foreign.ckpt"))
-    assert line == "error: data: Problem with given class_path 'mydata.Mine': No module named 'mydata'."
+    assert line.startswith('error: Parser key "data"')
+    assert "No module named 'mydata'" in line
 
 
 def test_a_stream_says_the_classes_that_a_test_says(tmp_path, monkeypatch, capsys):
@@ -336,16 +338,3 @@ def test_a_network_that_does_not_fire_decides_nothing(checkpoint, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[-1] == "no decision: no output neuron has fired in 4 time-steps."
     assert out[0].startswith("step 1: no vote yet")
-
-
-def test_firing_rates_stand_in_the_line_of_their_step(checkpoint, capsys):
-    recording = events_of(4000, 0)
-    Path("a.aedat").write_bytes(aedat2_bytes(recording))
-    main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--events_per_step", "250"])
-    lines = capsys.readouterr().out.splitlines()[:-1]
-    assert [i for i, line in enumerate(lines, 1) if "conv1" in line] == [1, 11]
-    stream, heard = StreamingNetwork(load_network(checkpoint), events_per_step=250), {}
-    with stream.net.listening(heard.__setitem__):
-        for step, _ in enumerate(stream.pushed(recording), 1):
-            if step in (1, 11):
-                assert f"conv2 {100 * heard['conv2'].mean():.1f}%" in lines[step - 1]

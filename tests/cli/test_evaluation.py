@@ -114,7 +114,7 @@ def test_an_evaluation_of_nothing_is_refused(subcommand, part, run, capsys):
     best = ["--ckpt_path", str(run / "checkpoints/best.ckpt")]
     for nothing in ("0", "0.0"):
         message = refused(capsys, subcommand, *best, f"--trainer.limit_{part}_batches", nothing)
-        assert f"trainer.limit_{part}_batches must be above 0 for {subcommand}" in message
+        assert f"trainer.limit_{part}_batches must be above 0, or nothing is trained or measured" in message
     assert "--ckpt_path must be given once" in refused(capsys, subcommand, *best, *best)
 
 

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import re
 import shlex
 from pathlib import Path
 from typing import Union
@@ -238,18 +237,13 @@ def test_runs_lie_below_the_trainers_root():
     assert not Path("runs").exists()
 
 
-def test_callbacks_of_a_user_go_beside_the_runs_own(monkeypatch, capsys):
-    """And the bar is one line an epoch, on a screen of 80 characters."""
+def test_callbacks_of_a_user_go_beside_the_runs_own():
     stop = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/acc"]
     stop += ["--trainer.callbacks.patience", "0", "--trainer.callbacks.min_delta", "1.0", "--trainer.max_epochs", "9"]
-    monkeypatch.setenv("COLUMNS", "80")
     main(["fit", "--config", QUICKSTART, *TWO, *stop])
     assert Path("runs/quickstart/version_0/checkpoints/best.ckpt").is_file()
     epochs = [row["epoch"] for row in rows("runs/quickstart/version_0/metrics.csv")]
     assert epochs == ["0", "1"]  # then it was stopped
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch ")]
-    assert [line.split()[1] for line in lines] == ["1/9", "2/9"]
-    assert all(len(line) <= 80 and re.search(r"loss: \d\.\d+ val/acc: \d\.\d+$", line) for line in lines)
 
 
 def test_whatever_watches_accuracy_knows_that_it_improves_upwards(capsys):

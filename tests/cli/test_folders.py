@@ -112,7 +112,7 @@ def test_folders_of_one_name_are_not_one_experiment(tmp_path, capsys):
     )
 
 
-def test_prepare_answers_a_wrong_argument_with_one_sentence(capsys):
+def test_prepare_answers_a_wrong_argument(capsys):
     assert "train holds no class folders: data.root must hold" in refused(
         capsys, "prepare", "--data", "EventFolder", "--data.root", "x"
     )
@@ -137,6 +137,6 @@ def test_prepare_answers_a_wrong_argument_with_one_sentence(capsys):
         (["TonicEvents", "--data.name", "SHD"], "one of ASLDVS, CIFAR10DVS, DVSGesture, "),
     ],
 )
-def test_mistakes_are_one_sentence(capsys, arguments, message):
+def test_a_mistake_is_answered(capsys, arguments, message):
     assert message in refused(capsys, "fit", "--data", *arguments, *SMALL)
     assert not Path("runs").exists()

@@ -15,7 +15,6 @@ import torch
 
 from plif_lightning.callbacks import CommandRecord
 from plif_lightning.cli import main
-from plif_lightning.cli.explanations import explained
 from plif_lightning.cli.lightning import needs_sync_batchnorm
 from plif_lightning.errors import UserError
 from tests.cli.calls import FEW, QUICKSTART, TINY, command, fit, load, until
@@ -124,7 +123,7 @@ def test_a_node_that_does_not_see_the_runs_folder_says_so(tmp_path, monkeypatch)
 
 @pytest.mark.usefixtures("unwatched")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_process_that_is_lost_ends_the_others_with_one_sentence(number, tmp_path):
+def test_a_process_that_is_lost_ends_the_others(number, tmp_path):
     arguments = ["fit", "--config", QUICKSTART, *TINY, "--trainer.max_epochs", "100000"]
     arguments += ["--trainer.enable_progress_bar", "false", "--trainer.devices", "2"]
     arguments += ["--trainer.strategy", "DDPStrategy", "--trainer.strategy.timeout"]
@@ -147,27 +146,11 @@ def test_a_process_that_is_lost_ends_the_others_with_one_sentence(number, tmp_pa
     process.wait(PATIENCE)
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
-    said = file.read_text()
     assert process.returncode not in (0, None)
     # Lightning looks every five seconds whether a process has died, and then ends the first one by force.
     if process.returncode != -signal.SIGKILL:
-        assert said.count("another process of this run has ended or did not answer in time") == 1
-        assert "Traceback" not in said
+        assert file.read_text().count("Resume the run with: ") == 1
     assert load("run/checkpoints/last.ckpt")["global_step"] > 0
-
-
-@pytest.mark.parametrize(
-    "message",
-    [  # of gloo, as PyTorch 2.13 gives them
-        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:544] Connection closed by peer [127.0.0.1]:51283",
-        "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 30000ms for recv",
-        "Application timeout caused pair closure",
-        "The client socket has timed out after 15000ms while trying to connect to (127.0.0.1, 58979).",
-    ],
-)
-def test_what_a_library_says_of_a_lost_process_is_put_into_one_sentence(message):
-    assert explained(RuntimeError(message)).startswith("another process of this run has ended or did not answer")
-    assert explained(RuntimeError("a pair of shapes timed out")) is None
 
 
 EQUIVALENCE = """

@@ -104,7 +104,7 @@ def test_an_array_job_runs_a_sweep(slurm: Cluster, tmp_path):
     script = "sweep grid.yaml --runs runs/grid --index $SLURM_ARRAY_TASK_ID/3 --"
     job = slurm.submit(tmp_path, f"srun {main_py()} {script} {shlex.join(few)}", "--ntasks", "1", "--array", "0-2")
     slurm.wait(job)
-    assert output(tmp_path).count("This share's 2 runs are finished") == 3, output(tmp_path)
+    assert output(tmp_path).count("2 runs are done: ") == 3, output(tmp_path)
     runs = [read_run(path) for path in sorted((tmp_path / "runs/grid").iterdir()) if path.is_dir()]
     assert [run.status for run in runs] == ["finished"] * 6
     assert {(run.setting("model.init_tau"), run.setting("model.neuron")) for run in runs} == {

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from plif_lightning.analysis.figures.accuracy import figure_6, figure_6t
+from plif_lightning.analysis.figures.accuracy import figure_6
 from plif_lightning.analysis.figures.leaderboard import figure_leaderboard
 from plif_lightning.analysis.figures.neurons import figure_1b, figure_2, figure_5b
 from plif_lightning.analysis.figures.page import WIDTHS, Drawn, NothingToShowError, page_columns
@@ -47,7 +47,6 @@ FIGURES: dict[str, Callable[[Sequence[Run]], Drawn]] = {
     "2": figure_2,
     "5b": figure_5b,
     "6": figure_6,
-    "6t": figure_6t,
     "7": figure_7,
     "S1": figure_s1,
     "S2": figure_s2,

@@ -1,6 +1,5 @@
-"""Accuracy over epochs (6) and over training time (6t)."""
+"""Accuracy over epochs (6)."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.figures.grouping import Curve, Groups, Panel, aligned, by_panel
+from plif_lightning.analysis.figures.grouping import Curve, aligned, by_panel
 from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, for_legend, legends_below, new_panels
 from plif_lightning.analysis.settings import setting_of
 from plif_lightning.plot.style import COLOURS, DASHES, MARKERS, plain
@@ -92,59 +91,3 @@ def _draw_authors(ax: Axes, place: int, run: Run, last: float) -> bool:
     colour = COLOURS[place % len(COLOURS)]
     ax.plot(*zip(*points, strict=True), "x", color=colour, markersize=7, markeredgewidth=1.8)
     return True
-
-
-def figure_6t(runs: Sequence[Run]) -> Drawn:
-    """Draw the best accuracy so far over training time."""
-    data = by_panel(runs, lambda run: bool(_timed(run)))
-    if not data:
-        raise NothingToShowError("no run has measured an accuracy and its seconds yet.")
-    shown = [run for groups in data.values() for _, group in groups for run in group]
-    unit, seconds = _time_unit(shown)
-    by_data = _by_data(data)
-    figure, panels = new_panels(len(by_data), height=3.3)
-    for ax, (title, groups) in zip(panels, by_data.items(), strict=True):
-        for place, (label, group) in enumerate(groups):
-            _draw_best_so_far(ax, place, label, group, seconds)
-        ax.set_title(title, loc="left", fontsize=7.5)
-        ax.set_xlabel(f"time [{unit}]")
-        ax.set_xlim(left=0)
-        ax.set_ylabel("best accuracy so far [%]")
-        plain(ax)
-    legends_below(figure, panels, 1)
-    machines = sorted({run.surroundings.get("machine", "an unknown machine") for run in shown})
-    return figure, (
-        "Best validation accuracy so far over the time since the fit started, which includes validation and the "
-        f"compilation at the start. Computed on: {'; '.join(machines)}."
-    )
-
-
-def _timed(run: Run) -> list[dict[str, float]]:
-    """Rows of metrics with both an accuracy and its time."""
-    return [row for row in run.metrics if run.val_key in row and "seconds" in row]
-
-
-def _by_data(data: dict[Panel, Groups]) -> dict[str, Groups]:
-    """Merge the panels of each data set: T, protocol and shared settings move into the labels."""
-    merged: dict[str, Groups] = defaultdict(list)
-    for panel, groups in data.items():
-        told = ", ".join(part.replace("\n", " ") for part in panel[1:] if part)
-        merged[panel.data] += [(f"{label}, {told}", group) for label, group in groups]
-    return merged
-
-
-def _time_unit(runs: Sequence[Run]) -> tuple[str, int]:
-    """Choose the unit of the time axis and return its name and its length [s]."""
-    longest = max(row.get("seconds", 0.0) for run in runs for row in run.metrics)
-    return ("minutes", 60) if longest >= 120 else ("seconds", 1)
-
-
-def _draw_best_so_far(ax: Axes, place: int, label: str, group: Sequence[Run], seconds: int) -> None:
-    for run in group:
-        rows = _timed(run)
-        best = np.maximum.accumulate([100 * row[run.val_key] for row in rows])
-        ax.plot(
-            [row["seconds"] / seconds for row in rows], best, DASHES[place % 4], color=COLOURS[place % len(COLOURS)],
-            marker=MARKERS[place % 8] if len(rows) <= 32 else "", markersize=4, drawstyle="steps-post",
-            label=for_legend(label) if run is group[0] else None,
-        )  # fmt: skip

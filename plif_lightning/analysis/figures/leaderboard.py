@@ -1,12 +1,10 @@
 """The leaderboard: accuracy against spikes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from string import ascii_lowercase
 
-import numpy as np
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 
 from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, escaped, ink, new_panels
 from plif_lightning.analysis.leaderboard import Standing, seeds_in_words, standings
@@ -15,9 +13,6 @@ from plif_lightning.runs.run import Run
 
 # Settings so much worse than the paper's [points] are named in the caption: they would squeeze all others together.
 _FAR = 12.0
-# Offsets of a letter from its marker [points]: to the sides, because error bars run up and down.
-_BESIDE = tuple((x, y) for y in (4, -4, 9, -9) for x in (6, -6))
-_CLEAR = 7  # distance to the next marker or letter [points]
 _STYLE = {"better": (COLOURS[2], "^"), "worse": (COLOURS[1], "v"), "": (None, "o")}
 
 
@@ -36,7 +31,8 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
             _draw(ax, row)
         # Names in their place would cover each other.
         lettered = dict(zip(ascii_lowercase, (row for row in shown if row.verdict), strict=False))
-        _add_letters(ax, lettered, shown)
+        for letter, row in lettered.items():
+            ax.annotate(letter, (row.mean("spikes"), row.cell.accuracy), (6, 4), textcoords="offset points", fontsize=7)
         names += _names(
             paper.data,
             [f"({letter}) {row.change}" for letter, row in lettered.items()],
@@ -71,26 +67,6 @@ def _names(data: str, named: Sequence[str], far: Sequence[str], uncounted: Seque
 def _counted(row: Standing) -> bool:
     """True if the spikes of all its runs are known."""
     return not math.isnan(row.mean("spikes"))
-
-
-def _add_letters(ax: Axes, lettered: Mapping[str, Standing], shown: Sequence[Standing]) -> None:
-    """Write each letter beside its marker, at the first offset that is clear of other markers and letters."""
-    ax.autoscale_view()
-
-    def place(row: Standing) -> NDArray[np.float64]:  # [points]
-        found: NDArray[np.float64] = ax.transData.transform((row.mean("spikes"), row.cell.accuracy))
-        return found * 72 / ax.figure.dpi
-
-    taken = [place(row) for row in shown]
-    for letter, row in lettered.items():
-        here = place(row)
-        room = [min(np.hypot(*(here + offset - other)) for other in taken) for offset in _BESIDE]
-        offset = _BESIDE[int(np.argmax(np.minimum(room, _CLEAR)))]  # if none is clear, the one with most room
-        taken.append(here + offset)
-        ax.annotate(
-            letter, (row.mean("spikes"), row.cell.accuracy), xytext=offset, textcoords="offset points", fontsize=7,
-            ha="center", va="center",
-        )  # fmt: skip
 
 
 def _draw(ax: Axes, row: Standing) -> None:
