@@ -63,11 +63,6 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
     if "my_neurons" in command:
         shutil.copy(REPOSITORY / "tests/examples/own_neuron.py", tmp_path / "my_neurons.py")
         monkeypatch.syspath_prepend(tmp_path)
-    if "my_module" in command:
-        page = (REPOSITORY / "docs/tutorials/your_data.md").read_text()
-        block = next(one for one in re.findall(r"```{code-cell}\n(.*?)```", page, re.DOTALL) if "class MySet" in one)
-        (tmp_path / "my_module.py").write_text(block)
-        monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(REPOSITORY)
     name = words[0]
     if {"--help", "--data.help"} & {*words}:

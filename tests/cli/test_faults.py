@@ -808,7 +808,7 @@ def test_an_error_of_a_library_stands_as_it_is_with_the_way_on(monkeypatch, capl
     monkeypatch.setattr(LayerMonitor, "on_train_batch_start", on_train_batch_start)
     with pytest.raises(RuntimeError, match="received 0 items of ancdata"):
         fit(*EIGHT, "--run_folder", "run")
-    assert caplog.text.count("Resume the run with: python main.py fit --config run/config.yaml") == 1
+    assert caplog.text.count("Resume the run with: python main.py fit --config ") == 1
 
 
 def test_other_threads_and_kernels_of_a_run_that_goes_on_are_recorded(run, caplog):
