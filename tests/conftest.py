@@ -58,21 +58,6 @@ def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def sketched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves of runs are put together but not rendered, which would be half the time of a small fit.
-
-    They are in a test that asks for `rendered`.
-    """
-    if "rendered" not in request.fixturenames:
-        monkeypatch.setattr("plif_lightning.callbacks.plots._save", lambda figure, path: path.write_bytes(b"sketch"))
-
-
-@pytest.fixture
-def rendered() -> None:
-    """Curves of runs are rendered, as for users."""
-
-
-@pytest.fixture
 def configs() -> Path:
     return REPOSITORY / "configs"
 

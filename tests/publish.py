@@ -16,8 +16,7 @@ if __package__ is None:
 
 from plif_lightning.analysis.figures import drawn, write_figures
 from plif_lightning.analysis.leaderboard import gains_table
-from plif_lightning.analysis.published import published_runs
-from plif_lightning.analysis.results import read_results, results_table
+from plif_lightning.analysis.results import published_runs, read_results, results_table
 from plif_lightning.analysis.tables import markdown
 from tests.conftest import REPOSITORY
 

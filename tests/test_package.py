@@ -61,7 +61,7 @@ WITHOUT = {
         "a recording in HDF5 needs h5py",
     ),
     "tonic": ("import plif_lightning as pl; pl.data.TonicEvents(name='NMNIST').prepare_data()", "needs tonic"),
-    "wandb": ("from plif_lightning.runs.reading import find_runs; find_runs('wandb:a/b')", "needs wandb"),
+    "wandb": ("from plif_lightning.callbacks import WandbRunLogger; WandbRunLogger().experiment", "needs wandb"),
     "nir": ("from plif_lightning.deploy.nir import _nir; _nir()", "a NIR graph needs nir"),
     "optuna": ("from plif_lightning.cli.sweep import distribution; distribution('a', {})", "a search needs optuna"),
     "scipy": ("from plif_lightning.cli import main; main(['tables'])", "this command needs scipy"),
@@ -80,21 +80,6 @@ def test_each_part_says_what_it_needs(package, tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert expected in last
     assert last.endswith(f"{program.installing(EXTRAS[package])}.")
-
-
-def test_a_fit_without_matplotlib_draws_no_curves_and_says_so_once(tmp_path):
-    code = (
-        "import sys, torchmetrics; from plif_lightning.cli import lightning, main; "  # torchmetrics asks for it, too
-        "[sys.modules.pop(name) for name in [*sys.modules] if name.startswith(('matplotlib', 'plif_lightning.plot'))]; "
-        "sys.modules['matplotlib'] = None; "
-        "main(['fit', '--config', 'quickstart', '--trainer.max_epochs', '1', '--trainer.limit_train_batches', '1', "
-        f"'--run_folder', {str(tmp_path / 'r')!r}])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("No curves are drawn: drawing a run's curves needs matplotlib") == 1
-    assert (tmp_path / "r" / "result.json").is_file()
-    assert not list((tmp_path / "r").glob("*.png"))
 
 
 def test_the_version_is_the_same_everywhere():

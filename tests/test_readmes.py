@@ -70,13 +70,15 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
             main(words)
         assert stop.value.code == 0
         assert "usage: " in capsys.readouterr().out
-    elif name == "fit" and "last" not in words:
+    elif name == "fit" and str(run) not in words and f"{run}/checkpoints/last.ckpt" not in words:
         with pytest.raises(SystemExit) as stop:
             main([*words, "--print_config"])
         assert stop.value.code == 0
         assert yaml.safe_load(capsys.readouterr().out)["model"]
     elif name == "fit":
-        main([*words, *SILENT])  # there is nothing left to train
+        with pytest.raises(SystemExit) as stop:
+            main(words)  # there is nothing left to train
+        assert stop.value.code == 0
     elif name == "prepare":
         with pytest.raises(SystemExit) as stop:  # it gets as far as to the files, which are not there
             main([*words, "--data.download", "false"])

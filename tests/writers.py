@@ -19,10 +19,12 @@ import zstandard
 from PIL import Image
 
 from plif_lightning import configs
+from plif_lightning import data as data_modules
 from plif_lightning.events import Recording
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.result import write_cost
-from plif_lightning.runs.samples import Events, Samples, write_samples
+from plif_lightning.runs.samples import Samples, write_samples
+from plif_lightning.runs.settings import key as key_of
+from plif_lightning.runs.settings import settings
 
 FOLDERS = {"MNIST": "MNIST/raw", "FashionMNIST": "FashionMNIST/raw", "CIFAR10": "cifar-10-batches-py"}
 
@@ -346,23 +348,33 @@ def write_run(
     layers: Sequence[str] = ("conv1", "fc1"),
     model: dict[str, object] | None = None,
     cost: dict[str, object] | None = None,
+    data_arguments: dict[str, object] | None = None,
+    content: str = "",
+    started: float = 1.0,
 ) -> RunFolder:
     """A run's folder, as `fit` leaves it."""
     run = RunFolder(folder)
     folder.mkdir(parents=True)
+    shipped = {
+        blocks["data"]["class_path"].rsplit(".", 1)[-1]: blocks["model"] for blocks in configs.shipped().values()
+    }
+    usual = shipped.get(data, PAPER)
     config = {
         "seed_everything": seed,
         "trainer": {"max_epochs": len(accuracies), "precision": "32-true", **(trainer or {})},
-        "model": {"neuron": neuron, "init_tau": init_tau, "pooling": pooling, "loss": "per_step", **(model or {})},
+        "model": {**usual, "neuron": neuron, "init_tau": init_tau, "pooling": pooling, **(model or {})},
         "data": {
             "class_path": f"plif_lightning.data.{data}",
-            "init_args": {"root": "data", "time_steps": time_steps, "validation": validation},
+            "init_args": {
+                "root": "data",
+                "time_steps": time_steps,
+                "validation": validation,
+                **(data_arguments or {}),
+            },
         },
     }
     run.config.write_text(yaml.safe_dump(config))
     around = {"machine": "abacus, 1 core", "versions": "Python 4, torch 9", "commit": "0123456789ab"}
-    started = {"arguments": ["fit", *arguments, f"--run_folder={folder}"], "surroundings": around}
-    run.command.write_text(json.dumps({**started, "pid": 2**30, "host": socket.gethostname()}))
     key = "val/acc" if validation == "holdout" else "test_as_val/acc"
     with run.metrics.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -376,14 +388,28 @@ def write_run(
     held_out = training * 15 // 100 if validation == "holdout" else 0
     parts = {"training": training - held_out, "val" if held_out else "test as val": held_out or tested}
     title = title or {"FashionMNIST": "Fashion-MNIST"}.get(data, data)
-    run.data.write_text(json.dumps({"data": title, "origin": origin, "samples": parts}))
+    facts = {"title": title, "origin": origin, "samples": parts}
+    known_class = data if hasattr(data_modules, data) else "Digits"
+    block = {**config["data"], "class_path": f"plif_lightning.data.{known_class}"}  # type: ignore[dict-item]
+    known = settings({**config, "data": block}) | {"data": data}
+    record = {
+        "arguments": ["fit", *arguments, f"--run_folder={folder}"],
+        "settings": known,
+        "key": key_of(known, f"{title} {origin} {samples} {content}"),
+        "data": facts,
+        "surroundings": around,
+        "started": started,
+        "process": {"pid": 2**30, "host": socket.gethostname()},
+    }
     with run.weights.open("w") as file:
         for epoch in range(len(accuracies) + 1):
             row = {"layer": "fc1", "epoch": epoch, "low": -1 - epoch, "high": 1 + epoch, "counts": [1, 4, 9, 4, 1]}
+            row |= {"mean": 0.0, "std": 1.0}
             file.write(json.dumps(row) + "\n")
     if finished:
-        ended = {"ended": 1.0, "test": test, "samples": {**parts, "test": tested} if test is not None else parts}
-        run.result.write_text(json.dumps(ended))
+        record["ended"] = 1.0
+        if test is not None:
+            record |= {"test": test, "tested": tested}
         random = np.random.default_rng(7)
         channels, shape = 4, (2, 6, 7) if frames > 1 else (1, 6, 7)
         spikes = random.random((time_steps, 2, channels, 6, 7)) < 0.3
@@ -394,13 +420,11 @@ def write_run(
             np.concatenate([spikes.mean(0), spikes[:, :1].mean(0)]).astype(np.float32),
             spikes,
             random.random((time_steps, 3, 3)).astype(np.float32),
-            Events(np.arange(60) % 84, np.arange(60, dtype=np.uint32), np.array([0, 10, 40, 60]), (6, 7))
-            if frames > 1
-            else None,
         )
         write_samples(run, recorded)
     if cost is not None:
-        write_cost(run, cost)
+        record["cost"] = cost
+    run.record.write_text(json.dumps(record))
     return run
 
 

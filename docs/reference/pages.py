@@ -111,8 +111,8 @@ def _sentence(text: str) -> str:
 
 def _fit_parser() -> Any:
     """The parser of `fit`, as LightningCLI builds it."""
-    from plif_lightning.cli.checkpoint import expand
     from plif_lightning.cli.lightning import PlifCLI
+    from plif_lightning.cli.resume import expand
 
     class BuiltError(Exception):
         """Ends the command line as soon as its parser is there."""

@@ -3,25 +3,31 @@
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
-import yaml
-
-from plif_lightning import configs
-from plif_lightning.analysis.settings import data_title, in_words, model_settings, setup
-from plif_lightning.analysis.tables import Cell, Table, cells, interval, numbers_in_words
+from plif_lightning.analysis.grouping import (
+    NUMBERS,
+    Group,
+    data_title,
+    groups,
+    in_words,
+    interval,
+    labels,
+    numbers_in_words,
+    paper_settings,
+    value_of,
+)
+from plif_lightning.analysis.tables import Table
 from plif_lightning.errors import UserError
+from plif_lightning.runs.metrics import layer_values
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import identity, says_something
-from plif_lightning.structure import Numbers, parse
+from plif_lightning.runs.settings import differences
+from plif_lightning.structure import Numbers, parse, resolved
 from plif_lightning.structure.layers import FC, Conv, Integrator, Neurons, Residual
 
 # What may differ from base.yaml in "the paper's setting": how long and how hard a network is trained, and its size.
 _TRAINING = ("model.dropout", "model.optimizer", "model.lr_scheduler", "model.early_time_steps", "model.structure")
-_NUMBERS = {f"model.{name}" for name in Numbers._fields}
 # Name of the setting that changes nothing.
 _PAPER = "the paper's"
 
@@ -42,7 +48,7 @@ class Standing:
 
     data: str
     change: str
-    cell: Cell
+    cell: Group
     validation: float
     gain: float
     low: float
@@ -74,47 +80,71 @@ def standings(runs: Sequence[Run]) -> list[list[Standing]]:
     except dropout, optimiser and schedule). Of several such settings, the one from which the others differ least is
     the one compared with. Settings without one have no leaderboard.
     """
-    return _standings(_groups(runs))
-
-
-def _standings(groups: Sequence[Sequence[Cell]]) -> list[list[Standing]]:
-    found = [_leaderboard(group) for group in groups if len(group) > 1]
+    found = [_leaderboard(group) for group in _setups(runs) if len(group) > 1]
     return sorted(filter(None, found), key=lambda rows: rows[0].data)
 
 
-def _groups(runs: Sequence[Run]) -> list[list[Cell]]:
+def comparison_table(runs: Sequence[Run]) -> Table:
+    """Every setting: the mean over its seeds, and its gain beside another one of the same data.
+
+    That is the paper's, or else the one from which the others differ least.
+    """
+    rows = []
+    for setup in sorted(_setups(runs, "AB"), key=lambda of: (data_title(of[0].runs[0]), -max(o.accuracy for o in of))):
+        firsts = [one.runs[0] for one in setup]
+        base = _base(firsts, [i for i, run in enumerate(firsts) if _is_paper(run)] or [*range(len(firsts))])
+        named = labels(firsts)
+        for i in sorted(range(len(setup)), key=lambda i: -setup[i].accuracy):
+            one, run, (gain, low, high) = setup[i], firsts[i], _gain(setup[i], setup[base])
+            silent = Counter(layer for of in one.runs for layer in _silent(of))
+            rows.append(
+                [
+                    *(data_title(run), ", ".join(filter(None, (named.each[i], named.shared))), one.protocol),
+                    *(str(run.setting("data.time_steps", "")), one.epochs, f"{one.accuracy:.2f}"),
+                    _ends(one.low, one.high).strip(),
+                    "" if i == base or math.isnan(gain) else f"{gain:+z.2f}{_ends(low, high, '+')}",
+                    str(len(one.runs)),
+                    "; ".join(f"{layer} ({n} of {len(one.runs)})" for layer, n in silent.items()),
+                ]
+            )
+    columns = ["data set", "setting", "protocol", "T", "epochs", "accuracy [%]", "95 % interval", "gain", "seeds"]
+    note = (
+        "Accuracy on the test set: of the best epoch there (A), or of the epoch chosen on a held-out part (B). Means "
+        "over seeds, with Student's 95 % interval, or Wilson's of one run. Gain: beside the setting without one, over "
+        "the seeds of both, with the interval of the differences."
+    )
+    notes = [note]
+    if any(row[-1] for row in rows):
+        notes.append("Silent: layers that never fire in the best epoch, and in how many runs.")
+    return Table("runs", "Settings", [*columns, "silent"], rows, notes if rows else [])
+
+
+def _silent(run: Run) -> list[str]:
+    """Layers that do not fire at all in the best epoch."""
+    return [layer for layer, rate in layer_values(run.best_metrics, "rate").items() if rate == 0]
+
+
+def _ends(low: float, high: float, sign: str = "") -> str:
+    return "" if math.isnan(low) else f" [{low:{sign}z.2f}, {high:{sign}z.2f}]"
+
+
+def _setups(runs: Sequence[Run], protocols: str = "B") -> list[list[Group]]:
     """Settings that share data, epochs and all else but `model`."""
-    groups: dict[str, list[Cell]] = defaultdict(list)
-    for cell in cells([run for run in runs if run.protocol == "B"]):
-        groups[setup(cell.runs[0])].append(cell)
-    return [*groups.values()]
-
-
-def _model(run: Run) -> dict[str, Any]:
-    """The settings of a run's network and its training that are not none, false or zero: later options' defaults."""
-    return {key: value for key, value in model_settings(run).items() if says_something(key, value)}
-
-
-@cache
-def _paper_model() -> dict[str, Any]:
-    from plif_lightning.network.network import DEFAULTS  # which loads PyTorch, not needed for --help
-
-    base = yaml.safe_load((configs.folder() / "base.yaml").read_text("utf-8"))
-    defaults = {name: value for name, value in DEFAULTS.items() if name not in ("neuron", "dropout")}
-    known = {**identity({"model": defaults}), **identity({"model": base["model"]})}
-    fixed = {k: v for k, v in known.items() if k.startswith("model.") and not k.startswith(_TRAINING)}
-    return {key: value for key, value in fixed.items() if key not in _NUMBERS}
+    found: dict[str, list[Group]] = defaultdict(list)
+    for group in groups([run for run in runs if run.protocol in protocols]):
+        run = group.runs[0]
+        others = {name: value for name, value in run.settings.items() if not name.startswith("model.")}
+        content = [run.part("data").get(name) for name in ("content", "test_content")]
+        found[repr([data_title(run), sorted(others.items()), run.record.get("changes"), content])].append(group)
+    return [*found.values()]
 
 
 def _is_paper(run: Run) -> bool:
     """True for the paper's neurons, loss, BN and pools, without any other setting but of training and size."""
-    paper = _paper_model()
-    for key, value in identity(run.config).items():
-        if key.startswith("model.") and not key.startswith(_TRAINING) and key not in _NUMBERS:
-            expected = paper.get(key)
-            if value != expected and not (expected is None and not says_something(key, value)):
-                return False
-    text = run.setting("model.structure")
+    for name in differences(run.settings, paper_settings()):
+        if name.startswith("model.") and not name.startswith(_TRAINING) and name not in NUMBERS:
+            return False
+    text = run.settings.get("model.structure")
     try:
         layers = () if text is None else parse(text).layers
     except UserError:
@@ -124,47 +154,56 @@ def _is_paper(run: Run) -> bool:
     return usual and not any(isinstance(layer, (Residual, Integrator)) for layer in layers)
 
 
-def _changed(base: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+def _changed(base: Run, run: Run) -> list[str]:
     """Settings in which two networks differ; a structure stands for the numbers it replaces, a class for its name."""
-    found = [key for key in dict.fromkeys((*model, *base)) if base.get(key) != model.get(key)]
+    found = [name for name in differences(run.settings, base.settings) if name.startswith("model.")]
     if "model.structure" in found:
-        found = [key for key in found if key not in _NUMBERS]
-    return [key for key in found if f"{key}.class_path" not in found]
+        found = [name for name in found if name not in NUMBERS]
+    return [name for name in found if name in run.settings or name.rpartition(".")[0] not in found]
 
 
-def _leaderboard(group: Sequence[Cell]) -> list[Standing]:
-    models = [_model(cell.runs[0]) for cell in group]
-    papers = [i for i, cell in enumerate(group) if _is_paper(cell.runs[0])]
+def _leaderboard(group: Sequence[Group]) -> list[Standing]:
+    firsts = [one.runs[0] for one in group]
+    papers = [i for i, run in enumerate(firsts) if _is_paper(run)]
     if not papers:
         return []
-    chosen = min(papers, key=lambda i: sum(len(_changed(models[i], model)) for model in models))
-    base = group[chosen]
-    found = []
-    changes = [_changed(models[chosen], model) for model in models]
+    chosen = _base(firsts, papers)
+    changes = [_changed(firsts[chosen], run) for run in firsts]
     words = [
-        ", ".join(_in_words(key, cell.runs[0], base.runs[0]) for key in changes[i]) for i, cell in enumerate(group)
+        ", ".join(_in_words(name, run, firsts[chosen]) for name in names)
+        for run, names in zip(firsts, changes, strict=True)
     ]
-    alike = Counter(words)
-    for i, cell in enumerate(group):
+    alike, found = Counter(words), []
+    for i, one in enumerate(group):
         if alike[words[i]] > 1:  # classes of one name, or numbers that differ after six digits
-            words[i] = ", ".join(f"{key} {models[i].get(key)!r}" for key in changes[i])
-        validation = 100 * statistics.fmean(run.best[1] if run.best else math.nan for run in cell.runs)
-        found.append(Standing(data_title(cell.runs[0]), words[i], cell, validation, *_gain(cell, base)))
+            words[i] = ", ".join(f"{name} {value_of(firsts[i], name)!r}" for name in changes[i])
+        validation = 100 * statistics.fmean(run.best[1] if run.best else math.nan for run in one.runs)
+        found.append(Standing(data_title(firsts[i]), words[i], one, validation, *_gain(one, group[chosen])))
     # NaN, an unknown validation accuracy, comes last: sorting by NaN itself would give an arbitrary order.
     return sorted(found, key=lambda row: (math.isnan(row.validation), -row.validation, row.change))
 
 
-def _in_words(key: str, run: Run, base: Run) -> str:
+def _base(firsts: Sequence[Run], among: Sequence[int]) -> int:
+    """The one of some runs from which all of them differ least."""
+    return min(among, key=lambda i: sum(len(_changed(firsts[i], run)) for run in firsts))
+
+
+def _in_words(name: str, run: Run, base: Run) -> str:
     """A setting in words; of a structure, only its end from where it differs."""
-    value = identity(run.config).get(key)
-    if key != "model.structure":
-        return in_words(key, value)
-    own, other = (str(one.setting(key)).split("-") for one in (run, base))
+    if name != "model.structure":
+        return in_words(name, value_of(run, name))
+    own, other = (_structure(one).split("-") for one in (run, base))
     same = next((i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), 0)
     return f"structure {'...-' if same else ''}{'-'.join(own[same:])}"
 
 
-def _gain(cell: Cell, base: Cell) -> tuple[float, float, float]:
+def _structure(run: Run) -> str:
+    """The structure of a run's network, whose numbers may stand for it; with ten classes, where it does not say."""
+    given = {name: run.settings.get(f"model.{name}") for name in Numbers._fields}
+    return run.settings.get("model.structure") or str(resolved(None, given, num_classes=10))
+
+
+def _gain(cell: Group, base: Group) -> tuple[float, float, float]:
     """Mean and 95 % interval of the differences of accuracy [points] over the seeds that both have."""
     of_seed = {_seed(run): run.accuracy for run in base.runs}
     pairs = [(run.accuracy, None if _seed(run) is None else of_seed.get(_seed(run))) for run in cell.runs]
@@ -194,11 +233,10 @@ _EMPTY = (
 
 def leaderboard_table(runs: Sequence[Run]) -> Table:
     """All leaderboards as one table."""
-    groups = _groups(runs)
-    found = _standings(groups)
+    found = standings(runs)
     rows = [_row(standing) for rows in found for standing in rows]
     if not rows:
-        return Table("leaderboard", "Leaderboard", list(_COLUMNS), [], [_EMPTY, *_left_out(groups, found)])
+        return Table("leaderboard", "Leaderboard", list(_COLUMNS), [], [_EMPTY])
     note = (
         "Accuracy B [%], means over seeds, ranked by validation accuracy. A row changes in the paper's setting what it "
         "names. Gain: test accuracy beside the paper's setting over the same seeds, with Student's 95 % interval of "
@@ -208,7 +246,7 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
         "best epoch. Energy: a sample, 8 bits, memory included, weights reused (see `cost`). Training: milliseconds "
         "for a sample, median of the epochs, while the machine did what it did."
     )
-    return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, [note, *_left_out(groups, found)])
+    return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, [note])
 
 
 def gains_table(runs: Sequence[Run]) -> Table:
@@ -247,35 +285,13 @@ def _gain_cell(row: Standing | None) -> str:
         return f"{row.cell.accuracy:.2f}"
     if math.isnan(row.gain):
         return ""
-    text = f"{row.gain:+z.2f}" + ("" if math.isnan(row.low) else f" [{row.low:+z.2f}, {row.high:+z.2f}]")
+    text = f"{row.gain:+z.2f}{_ends(row.low, row.high, '+')}"
     return f"**{text}**" if row.verdict else text
-
-
-def _left_out(groups: Sequence[Sequence[Cell]], found: Sequence[Sequence[Standing]]) -> list[str]:
-    """Name the runs that have no run of the paper's setting to be compared with.
-
-    A setting that shares its setup with no other is named only if its data set has a leaderboard.
-    """
-    names = {row.data for rows in found for row in rows}
-    shown = {id(row.cell) for rows in found for row in rows}
-    others = [
-        cell
-        for group in groups
-        for cell in group
-        if id(cell) not in shown and (len(group) > 1 or data_title(cell.runs[0]) in names)
-    ]
-    if not others:
-        return []
-    why = "no run of the paper's setting has their samples, epochs, Trainer and changes on resuming"
-    return [f"Not shown, because {why}: {', '.join(run.name for cell in others for run in cell.runs)}."]
 
 
 def _row(one: Standing) -> list[str]:
     def number(value: float, digits: int) -> str:
         return "" if math.isnan(value) else f"{value:,.{digits}f}"
-
-    def ends(low: float, high: float, sign: str = "") -> str:
-        return "" if math.isnan(low) else f"[{low:{sign}z.2f}, {high:{sign}z.2f}]"
 
     several = len(one.cell.runs) > 1
     return [
@@ -283,9 +299,9 @@ def _row(one: Standing) -> list[str]:
         one.name,
         number(one.validation, 2),
         number(one.cell.accuracy, 2),
-        ends(one.cell.low, one.cell.high) if several else "",
+        _ends(one.cell.low, one.cell.high).strip() if several else "",
         "" if one.is_paper or math.isnan(one.gain) else f"{one.gain:+z.2f}",
-        ends(one.low, one.high, "+"),
+        _ends(one.low, one.high, "+").strip(),
         one.verdict,
         str(len(one.cell.runs)),
         number(100 * one.mean("firing_rate"), 1),

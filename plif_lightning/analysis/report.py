@@ -1,53 +1,42 @@
-"""One static HTML page with runs, tables, figures and spikes of recorded samples; it loads nothing from a server."""
+"""One static HTML page with settings, figures, runs and tables; it loads nothing from a server."""
 
 import base64
 import html
 import io
 import shlex
 import sys
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import yaml
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from plif_lightning.analysis.figures import FIGURES, NothingToShowError, drawn
-from plif_lightning.analysis.settings import data_title, labels
+from plif_lightning.analysis.grouping import data_title, labels
+from plif_lightning.analysis.leaderboard import comparison_table
 from plif_lightning.analysis.tables import Table, heading, problems_of
-from plif_lightning.errors import UserError
 from plif_lightning.runs.run import Run
+from plif_lightning.runtime import program
 from plif_lightning.runtime.files import written_whole
 
-# Style of the figures in dark mode.
-_DARK: Any = {
-    **{f"{part}.facecolor": "#1b1f24" for part in ("figure", "axes", "savefig")},
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#e7e9ec"),
-    "grid.color": "#5b636d",
-}
-_COLUMNS = ("data", "setting", "T", "seed", "protocol", "accuracy [%]", "best epoch", "epochs", "status", "run")
+_COLUMNS = ["data set", "setting", "seed", "accuracy [%]", "best epoch", "epochs", "status", "run"]
+# Of single neurons, without runs.
+_WITHOUT_RUNS = ("1b", "2", "5b")
 
 
-def _rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """Cells of each run, best first within a data set."""
-    by_data: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        by_data[data_title(run)].append(run)
-    rows: list[tuple[str, ...]] = []
-    for title, of_data in sorted(by_data.items()):
+def _runs_table(runs: Sequence[Run]) -> Table:
+    """All runs, best first within a data set."""
+    rows = []
+    for title in sorted({data_title(run) for run in runs}):
+        of_data = [run for run in runs if data_title(run) == title]
         named = labels(of_data)
-        each = [f"{label}, {named.shared}" if named.shared else label for label in named.each]
-        for label, run in sorted(zip(each, of_data, strict=True), key=lambda one: -(one[1].accuracy or 0.0)):
+        for label, run in sorted(zip(named.each, of_data, strict=True), key=lambda one: -(one[1].accuracy or 0.0)):
             accuracy = "" if run.accuracy is None else f"{100 * run.accuracy:.2f}"
-            best = "" if run.best is None else str(run.best[0])
-            steps, seed = (str(run.setting(key, "")) for key in ("data.time_steps", "seed_everything"))
-            rows.append(
-                (title, label, steps, seed, run.protocol, accuracy, best, str(run.epochs), run.status, run.name)
-            )
-    return rows
+            best, seed = "" if run.best is None else str(run.best[0]), str(run.setting("seed_everything", ""))
+            name = ", ".join(filter(None, (label, named.shared)))
+            rows.append([title, name, seed, accuracy, best, str(run.epochs), run.status, run.name])
+    return Table("", "Runs", _COLUMNS, rows)
 
 
 def _cells(tag: str, values: Iterable[str], mine: int | None = None) -> str:
@@ -56,59 +45,49 @@ def _cells(tag: str, values: Iterable[str], mine: int | None = None) -> str:
     )
 
 
-def _html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], mine: int | None = None) -> str:
-    body = "".join(f"<tr>{_cells('td', row, mine)}</tr>" for row in rows)
-    return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(title)}"><table><thead><tr>'
-        f"{_cells('th', columns)}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _table(table: Table) -> str:
+def _table(table: Table, title: str = "") -> str:
+    """A table with its notes; the column of this project's accuracies stands out."""
     table = table.trimmed
-    ours = table.columns.index("ours") if "ours" in table.columns else None
+    ours = next((i for i, name in enumerate(table.columns) if name in ("ours", "accuracy [%]")), None)
+    body = "".join(f"<tr>{_cells('td', row, ours)}</tr>" for row in table.rows)
     notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in table.notes)
-    title = heading(table)
-    return f"<h3>{html.escape(title)}</h3>{_html_table(title, table.columns, table.rows, ours)}{notes}"
+    return (
+        (f"<h3>{html.escape(title)}</h3>" if title else "")
+        + f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(title or table.title)}"><table>'
+        + f"<thead><tr>{_cells('th', table.columns)}</tr></thead><tbody>{body}</tbody></table></div>{notes}"
+    )
 
 
 def _figures(runs: Sequence[Run], problems: list[str]) -> str:
     found = []
     for name in FIGURES:
+        if name in _WITHOUT_RUNS:
+            continue
         try:
             figure, caption = drawn(name, runs)
         except NothingToShowError as error:
             problems.append(f"figure {name} is left out: {error}")
             continue
-        with rc_context(_DARK):
-            dark = drawn(name, runs)[0]
-        found.append(_figure(figure, dark, f"Figure {name}. {caption}"))
+        found.append(_figure(figure, f"Figure {name}. {caption}"))
     return "".join(found)
 
 
-def _figure(figure: Figure, dark: Figure, caption: str) -> str:
+def _figure(figure: Figure, caption: str) -> str:
     width, height = (round(96 * side) for side in figure.get_size_inches())
-    text = html.escape(caption)
+    file, text = io.BytesIO(), html.escape(caption)
+    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+    data = base64.b64encode(file.getvalue()).decode()
     # With width and height the layout does not move while images load, so links to sections below stay right.
     return (
-        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{_image(dark, _DARK)}">'
-        f'<img loading="lazy" width="{width}" height="{height}" alt="{text}" src="{_image(figure)}"></picture>'
-        f"<figcaption>{text}</figcaption></figure>"
+        f'<figure><img loading="lazy" width="{width}" height="{height}" alt="{text}" '
+        f'src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
     )
-
-
-def _image(figure: Figure, style: Any = None) -> str:
-    file = io.BytesIO()
-    with rc_context(style or {}):
-        figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _details(run: Run) -> str:
     """Command and configuration of a run, to unfold."""
-    command = "; ".join([shlex.join(["python", "main.py", *run.command]), *run.changes])
     config = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
-    text = html.escape(f"{command}\n\n{config}")
+    text = html.escape(f"{program.shown()} {shlex.join(run.command)}\n\n{config}")
     return f"<details><summary>{html.escape(run.name)}</summary><pre>{text}</pre></details>"
 
 
@@ -117,18 +96,15 @@ def write_report(runs: Sequence[Run], tables: Sequence[Table], path: Path) -> No
 
     Args:
         runs: to show.
-        tables: the paper's tables.
+        tables: the paper's tables, of which those with a run are shown.
         path: of the HTML file.
-
-    Raises:
-        UserError: path is a folder.
     """
-    if path.is_dir():
-        raise UserError(f"--out must be a file, got the folder {path}.")
     problems = problems_of(runs)
+    with_runs = [table for table in tables if "ours" in table.trimmed.columns or table.name == "tau"]
     parts = {
-        "RUNS": _html_table("Runs", _COLUMNS, _rows(runs), _COLUMNS.index("accuracy [%]")),
-        "TABLES": "".join(_table(table) for table in tables if table.rows),
+        "SETTINGS": _table(comparison_table(runs)),
+        "RUNS": _table(_runs_table(runs)),
+        "TABLES": "".join(_table(table, heading(table)) for table in with_runs if table.rows),
         "FIGURES": _figures(runs, problems),
         "DETAILS": "".join(map(_details, runs)),
         "PROBLEMS": "".join(f'<p class="soft">{html.escape(problem)}</p>' for problem in problems),

@@ -1,56 +1,52 @@
-"""`configs/results.csv`, one row per run with the command that repeats it, and the table of configs/RESULTS.md."""
+"""Tables of results such as `configs/results.csv`, one row per run with the command that repeats it, and their runs."""
 
 import csv
-import hashlib
 import json
 import math
 import re
 import shlex
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
 from plif_lightning import configs
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.settings import data_title, experiment, is_limited, model_settings, real, setup
-from plif_lightning.analysis.tables import Table, interval, source
+from plif_lightning.analysis.grouping import data_title, interval, is_limited, real, source
+from plif_lightning.analysis.tables import Table
 from plif_lightning.errors import UserError
+from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import layer_values
-from plif_lightning.runs.process import options
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime.files import written_whole
 
-_FIRST = (
-    *("data", "source", "configuration", "overrides", "hash", "seed", "protocol", "epochs", "T"),
+COLUMNS = (
+    *("data", "source", "configuration", "overrides", "key", "seed", "protocol", "epochs", "T"),
     *("accuracy", "standard_error", "epoch", "accuracy_by_epoch", "tau", "tau_by_epoch", "firing_rate"),
     *("seconds", "seconds_to", "machine", "versions", "commit", "run", "command"),
+    *("validation", "spikes", "energy_uj", "settings"),
 )
-# Those of later versions are behind; a file without them is read, too. The last two are for the leaderboard: settings
-# of the network and its training, and a hash of all others but the seed.
-COLUMNS = (*_FIRST, "validation", "spikes", "energy_uj", "model", "setup")
 # Epochs after which accuracy and tau are stored, and accuracies [%] for which the time to reach them is stored.
 _EPOCHS = (1, 2, 3, 5, 10, 15, 20, 30, 64, 100, 1024)
 _LEVELS = (50, 60, 70, 80, 90, 92, 93, 93.5, 93.85, 99, 99.5, 99.55, 99.65)
 # Arguments for places, display and saving, which do not affect the computation.
 _PLACES = {
-    *("resume", "checkpoint.every_n_batches"),
-    *("run_folder", "data.root", "data.store", "data.num_workers", "trainer.default_root_dir"),
-    *("trainer.enable_progress_bar", "trainer.logger.save_dir", "trainer.logger.name"),
+    *("run_folder", "checkpoint.every_n_batches", "data.root", "data.store", "data.num_workers"),
+    *("trainer.default_root_dir", "trainer.enable_progress_bar"),
 }
 
 Row = dict[str, str]
 
 
-def digest(run: Run) -> str:
-    """Hash a run's settings and data, but not its seed, machine and folder."""
-    return _hash(experiment(run, epochs=run.epochs))
-
-
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+def options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield names and values of the options, `--key value` or `--key=value`, that follow the subcommand."""
+    parts = list(arguments[1:])
+    while parts:
+        name, separator, value = parts.pop(0).removeprefix("--").partition("=")
+        if not separator:
+            value = parts.pop(0) if parts and not parts[0].startswith("--") else ""
+        yield ("config" if name == "-c" else name), value
 
 
 def _named(value: str) -> str:
@@ -74,7 +70,7 @@ def told(run: Run) -> list[tuple[str, str]]:
     if run.data_set in ("ImageFolder", "EventFolder"):
         places = _PLACES - {"data.root"}
         named = [(name, f"data/{Path(value).name}" if name == "data.root" else value) for name, value in named]
-    return [(name, value) for name, value in named if name not in places and (name, value) != ("ckpt_path", "last")]
+    return [(name, value) for name, value in named if name not in places]
 
 
 def _command(arguments: Iterable[tuple[str, str]]) -> str:
@@ -127,14 +123,15 @@ def row_of(run: Run) -> Row:
     """Return the row of a finished run."""
     arguments = told(run)
     overrides = [f"{name}={value}" for name, value in arguments if name not in ("config", "seed_everything")]
+    changes = [f"after step {step} {name}={value}" for step, name, value in run.record.get("changes") or []]
     best = run.best
     last = run.metrics[-1] if run.metrics else {}
     return {
         "data": data_title(run),
         "source": source(run),
         "configuration": " + ".join(value for name, value in arguments if name == "config"),
-        "overrides": " ".join([*overrides, *run.changes]),
-        "hash": digest(run),
+        "overrides": " ".join([*overrides, *changes]),
+        "key": run.key,
         "seed": str(run.setting("seed_everything", "")),
         "protocol": run.protocol,
         "epochs": str(run.epochs),
@@ -148,22 +145,14 @@ def row_of(run: Run) -> Row:
         "firing_rate": _layers(run.best_metrics, "rate", 4),
         "seconds": f"{last['seconds']:.0f}" if "seconds" in last else "",
         "seconds_to": _seconds_to(run),
-        **{name: run.surroundings.get(name, "") for name in ("machine", "versions", "commit")},
+        **{name: run.part("surroundings").get(name, "") for name in ("machine", "versions", "commit")},
         "run": run.name,
-        "command": "; ".join([_command(arguments), *run.changes]) if run.command else "",
+        "command": "; ".join([_command(arguments), *changes]) if run.command else "",
         "validation": "" if best is None else _percent(best[1]),
         "spikes": "" if run.spikes is None else f"{run.spikes:.0f}",
         "energy_uj": "" if run.energy is None else f"{run.energy:.3f}",
-        "model": _model(run),
-        "setup": _hash(setup(run)),
+        "settings": json.dumps(run.settings, default=str),
     }
-
-
-def _model(run: Run) -> str:
-    """The settings of network and training by dotted names, as JSON, with the structure as it was given."""
-    found = {key.removeprefix("model."): value for key, value in model_settings(run).items()}
-    given = run.setting("model.structure")
-    return json.dumps(found if given is None else {**found, "structure": given})
 
 
 def read_results(path: Path) -> list[Row]:
@@ -176,100 +165,27 @@ def read_results(path: Path) -> list[Row]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
-            names = tuple(reader.fieldnames or ())
-            if names == COLUMNS[: len(names)] and len(names) >= len(_FIRST):
-                names, rows = COLUMNS, [{**dict.fromkeys(COLUMNS, ""), **row} for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table of results: {error}.") from error
-    problem = _problem_of_columns(names)
-    for line, row in enumerate(rows, start=2):
-        problem = problem or _problem_of_line(line, row)
-    if problem := problem or _problem_of_layers(rows):
-        raise UserError(
-            f"{path} is not a table of results: {problem}. Mend that, pass another file, or move this one away."
-        )
+    whole = tuple(reader.fieldnames or ()) == COLUMNS
+    wrong = [
+        i for i, row in enumerate(rows, start=2) if None in row.values() or not 0 <= real(row.get("accuracy")) <= 100
+    ]
+    if not whole or wrong:
+        what = f"line {wrong[0]} lacks values or an accuracy in percent" if whole else "it has other columns"
+        raise UserError(f"{path} is not a table of results: {what}. Pass another file, or move this one away.")
     return rows
 
 
-def _problem_of_columns(names: tuple[str, ...]) -> str:
-    """Return how columns differ from COLUMNS; empty if they do not."""
-    if names == COLUMNS:
-        return ""
-    unlike = [name for name in (*COLUMNS, *names) if name not in COLUMNS or name not in names]
-    return f"its columns differ ({', '.join(unlike) or 'their order'})"
+def _identity(row: Row) -> tuple[str, ...]:
+    """What a row measures: a run with the same data, settings and seed replaces it.
 
-
-# Columns of numbers, with the largest that each may hold; all but accuracy may be empty.
-_NUMBERS = {
-    **dict.fromkeys(("accuracy", "validation"), 100.0),
-    **dict.fromkeys(("standard_error", "seconds", "spikes", "energy_uj"), math.inf),
-}
-# Pattern of other columns, and what a message says they must be. An unseeded run has no number as its seed.
-_FORMS = {
-    "seed": (re.compile("[0-9]*|None|True|False"), "a whole number"),
-    "protocol": (re.compile("[AB]"), "A or B"),
-    "epochs": (re.compile("[0-9]{1,9}"), "a whole number"),
-    "tau": (re.compile(r"(\S+ -?\d+(\.\d+)?(, (?=.)|$))*"), "like `conv1 1.32, fc1 5.2`"),
-}
-
-
-def _problem_of_line(line: int, row: Row) -> str:
-    """Return what is wrong with a row; empty if nothing is."""
-    if None in row or None in row.values():
-        return f"line {line} has too few or too many values"
-    for name, most in _NUMBERS.items():
-        text = row[name]
-        if (text or name == "accuracy") and not 0 <= real(text) <= min(most, sys.float_info.max):
-            wanted = "a number from 0" + (f" to {most:g}" if math.isfinite(most) else "")
-            return f"{name} in line {line} must be {wanted}, got {text!r}"
-    for name, (form, wanted) in _FORMS.items():
-        if not form.fullmatch(row[name]):
-            return f"{name} in line {line} must be {wanted}, got {row[name]!r}"
-    return ""
-
-
-def _problem_of_layers(rows: Sequence[Row]) -> str:
-    """Return which row names other layers than an earlier one of the same experiment; empty if none does."""
-    seen: dict[tuple[str, str], list[str]] = {}
-    for line, row in enumerate(rows, start=2):
-        layers = [part.rpartition(" ")[0] for part in row["tau"].split(", ")]
-        if row["tau"] and layers != seen.setdefault((row["data"], row["hash"]), layers):
-            return f"tau in line {line} is of other layers than that of an earlier line with its hash: {row['tau']!r}"
-    return ""
-
-
-def _experiment_key(row: Row, shipped: Set[str]) -> tuple[str, ...]:
-    """Identify the experiment and seed that a row's command asks for; `shipped` names the project's configurations."""
-    names = [(word.partition("=")[0], word) for word in row["overrides"].split()]
-    # Runs read from W&B have none; files and data of one's own may be others now, or elsewhere, under the same name.
-    own = set(row["configuration"].split(" + ")) - shipped or any(
-        name in ("data", "data.class_path") for name, _ in names
-    )
-    if not row["command"] or own:
-        return row["hash"], repetition(row)
-    overrides = [word for name, word in names if name not in _PLACES]
-    asked = (row[name] for name in ("data", "source", "protocol", "configuration"))
-    return *asked, repetition(row), *overrides
-
-
-def repetition(row: Row) -> str:
-    """Identify a row among those of the same experiment: by its seed, or by its run if it has no seed."""
-    return row["seed"] if row["seed"].isdigit() else row["run"]
-
-
-def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Merge rows; a new row replaces an old one with the same seed and the same settings or the same command."""
-    shipped = configs.names().keys()
-    by_command = {_experiment_key(row, shipped): row for row in (*old, *new)}
-    found = {(row["hash"], repetition(row)): row for row in by_command.values()}
-    order = [*paper.TITLES.values()]
-
-    def place(row: Row) -> tuple[object, ...]:
-        known = order.index(row["data"]) if row["data"] in order else len(order)
-        names = (row[name] for name in ("data", "protocol", "configuration", "overrides"))
-        return known, *names, int(row["epochs"]), row["seed"]
-
-    return sorted(found.values(), key=place)
+    User-defined data of one name may differ in content.
+    """
+    seed = row["seed"] if row["seed"].isdigit() else row["run"]
+    content = "" if row["data"] in paper.TITLES.values() else row["key"]
+    changes = row["overrides"].partition(" after step ")[2]
+    return row["data"], row["source"], row["protocol"], row["settings"], changes, content, seed
 
 
 def write_results(path: Path, runs: Sequence[Run]) -> list[Row]:
@@ -280,12 +196,59 @@ def write_results(path: Path, runs: Sequence[Run]) -> list[Row]:
     """
     finished = [run for run in runs if run.status == "finished" and run.accuracy is not None]
     new = [row_of(run) for run in sorted(finished, key=lambda run: run.started)]
-    rows = merged(read_results(path) if path.exists() else [], new)
+    old = read_results(path) if path.exists() else []
+    order = [*paper.TITLES.values()]
+
+    def place(row: Row) -> tuple[object, ...]:
+        known = order.index(row["data"]) if row["data"] in order else len(order)
+        names = (row[name] for name in ("data", "protocol", "configuration", "overrides"))
+        return known, *names, int(row["epochs"]), row["seed"]
+
+    rows = sorted({_identity(row): row for row in (*old, *new)}.values(), key=place)
     with written_whole(path) as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return rows
+
+
+_SAMPLES = re.compile(r"(\d[\d,]{0,15}) / (\d[\d,]{0,15}) samples")
+_CLASSES = {title: name for name, title in paper.TITLES.items()}
+
+
+def published_runs(path: Path) -> list[Run]:
+    """Return a run for each row of a table of results, with what a leaderboard needs.
+
+    Raises:
+        UserError: the file is no table of results.
+    """
+    return [_run_of(row, path) for row in read_results(path)]
+
+
+def _run_of(row: Row, path: Path) -> Run:
+    samples = _SAMPLES.search(row["source"])
+    training, tested = (int(n.replace(",", "")) for n in samples.groups()) if samples else (None, None)
+    share = float(row["accuracy"]) / 100
+    exact = round(share * tested) / tested if tested else share  # two decimals are too few for 1 / 359
+    if abs(exact - share) < 6e-5:  # more: the Trainer limited the test, and only a part of these samples counted
+        share = exact
+    kind = f"plif_lightning.data.{_CLASSES[row['data']]}" if row["data"] in _CLASSES else row["data"]
+    data = {
+        "class_path": kind,
+        "time_steps": int(row["T"]),
+        "validation": {"A": "test", "B": "holdout"}[row["protocol"]],
+    }
+    config = {"data": data, "seed_everything": int(row["seed"]) if row["seed"].isdecimal() else None}
+    record = {
+        "settings": json.loads(row["settings"]),
+        "key": row["key"],
+        "data": {"title": row["data"], "content": row["source"], "samples": {"training": training, "test": tested}},
+        "test": share,
+        "cost": {"pj_int8_reused": 1e6 * real(row["energy_uj"]), "spikes": real(row["spikes"])},
+    }
+    run = Run(RunFolder(path), row["run"], "finished", config, record=record)
+    run.metrics.append({"epoch": float(row["epochs"]) - 1, run.val_key: real(row["validation"]) / 100})
+    return run
 
 
 _PAPER = {paper.TITLES[name]: (paper.TABLE_2[name], paper.TABLE_S2[name]) for name in paper.TITLES}
@@ -315,7 +278,7 @@ def results_table(rows: Sequence[Row]) -> Table:
     """Return the table for the README: the mean over seeds."""
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row["data"], row["hash"]].append(row)
+        groups[row["data"], row["key"]].append(row)
     columns = ["data set", "paper A, B", "configuration", "epochs", "protocol", "accuracy [%]", "tau", "minutes"]
     notes = ["\u00b1: one standard error of one run, over the tested samples; [ ]: Student's 95 % interval over seeds."]
     return Table("", "Measured", columns, [_means(group) for group in groups.values()], notes)

@@ -4,7 +4,7 @@ import csv
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,21 +12,13 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
-from scipy import special
 
+from plif_lightning import configs
 from plif_lightning.analysis import paper
+from plif_lightning.analysis.grouping import Group, groups, labels_beyond, neuron_in_words, real, setting_of, source
 from plif_lightning.analysis.paper import Setting
-from plif_lightning.analysis.settings import (
-    differences,
-    experiment,
-    is_limited,
-    neuron_in_words,
-    one_per_seed,
-    real,
-    setting_of,
-    unusual,
-)
 from plif_lightning.runs.run import Run
+from plif_lightning.runs.settings import by_numbers
 from plif_lightning.runtime.files import written_whole
 
 
@@ -56,122 +48,9 @@ class Table:
         return replace(self, columns=columns, rows=rows)
 
 
-def numbers_in_words(numbers: Iterable[int]) -> str:
-    """`3`, or `3 to 5` for several different ones."""
-    found = sorted({*numbers})
-    return " to ".join(map(str, dict.fromkeys((found[0], found[-1]))))
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Runs that differ in nothing but their seed.
-
-    Attributes:
-        setting: what the paper's tables tell apart.
-        runs: one for each seed.
-        accuracy: their mean [%].
-        low: end of the 95 % interval [%].
-        high: the other end.
-    """
-
-    setting: Setting
-    runs: list[Run]
-    accuracy: float
-    low: float
-    high: float
-
-    @property
-    def protocol(self) -> str:
-        return self.runs[0].protocol
-
-    @property
-    def epochs(self) -> str:
-        """Number of epochs: `9 to 12` where seeds ended after different ones."""
-        return numbers_in_words([run.epochs for run in self.runs])
-
-    @property
-    def is_whole(self) -> bool:
-        """True if the runs saw all of the paper's data set."""
-        run = self.runs[0]
-        return _samples(run) == paper.SAMPLES.get(self.setting.data_set) and not is_limited(run)
-
-    @property
-    def is_usual(self) -> bool:
-        """True if all settings but the table's own are those of the shipped configuration."""
-        return not unusual(self.runs[0])
-
-
-def _samples(run: Run) -> tuple[int, int] | None:
-    """Training samples, those held out included, and samples of the test set."""
-    counts = run.facts.get("samples")
-    tested = run.tested_samples
-    if not isinstance(counts, dict) or not isinstance(counts.get("training"), int) or tested is None:
-        return None
-    held_out = counts.get("val", 0)
-    return counts["training"] + (held_out if isinstance(held_out, int) else 0), tested
-
-
-def interval(accuracies: Sequence[float], tested: int | None) -> tuple[float, float]:
-    """The 95 % interval of accuracies, as shares.
-
-    Of the mean over seeds by Student's t; of one run, and of seeds that all reached the same, by Wilson's binomial
-    interval, over the test samples of one. NaN where neither is known.
-    """
-    n = len(accuracies)
-    if len(set(accuracies)) > 1:
-        mean = statistics.fmean(accuracies)
-        half = float(special.stdtrit(n - 1, 0.975)) * statistics.stdev(accuracies) / math.sqrt(n)
-        return mean - half, mean + half
-    if tested is None or tested < 1:
-        return math.nan, math.nan
-    share, z = round(accuracies[0] * tested) / tested, float(special.ndtri(0.975))
-    centre = share + z * z / (2 * tested)
-    half = z * math.sqrt(share * (1 - share) / tested + z * z / (4 * tested * tested))
-    return (centre - half) / (1 + z * z / tested), (centre + half) / (1 + z * z / tested)
-
-
-def cells(runs: Sequence[Run]) -> list[Cell]:
-    """Finished runs, those that differ in nothing but their seed together; of one seed the latest."""
-    groups: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        if run.status == "finished" and run.accuracy is not None and 0 <= run.accuracy <= 1:
-            groups[experiment(run)].append(run)
-    found = []
-    for comparable in (part for group in groups.values() for part in _by_test_set(group)):
-        of_seeds = one_per_seed(comparable)
-        shares = [run.accuracy for run in of_seeds if run.accuracy is not None]
-        low, high = interval(shares, None if is_limited(of_seeds[0]) else of_seeds[0].tested_samples)
-        mean = 100 * statistics.fmean(shares)
-        found.append(Cell(setting_of(of_seeds[0]), of_seeds, mean, 100 * max(low, 0.0), 100 * min(high, 1.0)))
-    return found
-
-
-def _by_test_set(group: Sequence[Run]) -> list[list[Run]]:
-    """The runs that were tested on the same samples together; all, if not more than one test set is known."""
-    found: dict[Any, list[Run]] = defaultdict(list)
-    for run in group:
-        found[run.facts.get("test_content")].append(run)
-    return [*found.values()] if len(found.keys() - {None}) > 1 else [[*group]]
-
-
 def runs_without_a_test(runs: Sequence[Run]) -> list[Run]:
     """Finished runs of protocol B whose best checkpoint nobody tested, so that they have no accuracy."""
     return [run for run in runs if run.status == "finished" and run.protocol == "B" and run.test is None]
-
-
-def source(run: Run) -> str:
-    """Origin of a run's data and number of samples; for a part of the data also the whole number."""
-    samples = _samples(run)
-    origin = run.facts.get("origin")
-    parts = [str(origin)] if origin else []
-    if samples is not None:
-        parts.append(f"{samples[0]:,} / {samples[1]:,} samples")
-        whole = paper.SAMPLES.get(setting_of(run).data_set)
-        if whole is not None and samples != whole and "PART" not in "".join(parts):
-            parts.append(f"of {whole[0]:,} / {whole[1]:,}")
-    if is_limited(run):
-        parts.append("a part of them by the trainer's limits")
-    return ", ".join(parts)
 
 
 _RESULT_COLUMNS = [
@@ -183,7 +62,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _result(cell: Cell | None, known: float | None, protocol: str, others: str = "") -> list[str]:
+def _result(cell: Group | None, known: float | None, protocol: str, others: str = "") -> list[str]:
     """Return the cells below _RESULT_COLUMNS."""
     if cell is None:
         return [_number(known), *[""] * (len(_RESULT_COLUMNS) - 1)]
@@ -202,15 +81,15 @@ def _result(cell: Cell | None, known: float | None, protocol: str, others: str =
     ]
 
 
-def _told(found: Sequence[Cell]) -> list[tuple[Cell, str]]:
-    """Cells, those of a data set together, and what each was told that the others of its data set were not."""
-    by_data: dict[str, list[Cell]] = defaultdict(list)
-    for cell in found:
-        by_data[cell.setting.data_set].append(cell)
+def _told(found: Sequence[Group]) -> list[tuple[Group, str]]:
+    """Groups, those of a data set together, and settings of each that the others of its data set have not."""
+    by_data: dict[str, list[Group]] = defaultdict(list)
+    for group in found:
+        by_data[group.setting.data_set].append(group)
     return [
-        pair
-        for same_data in by_data.values()
-        for pair in zip(same_data, differences([cell.runs[0] for cell in same_data]), strict=True)
+        (group, ", ".join(words))
+        for alike in by_data.values()
+        for group, words in zip(alike, labels_beyond([group.runs[0] for group in alike]), strict=True)
     ]
 
 
@@ -241,8 +120,8 @@ class _Comparison(NamedTuple):
 
     def with_runs(self, runs: Sequence[Run]) -> Table:
         """Return the table: each setting of the paper with its runs, if any, then runs of other settings."""
-        by_setting: dict[Setting, list[tuple[Cell | None, str]]] = defaultdict(list)
-        for cell, told in _told([cell for cell in cells(runs) if self.shows(cell)]):
+        by_setting: dict[Setting, list[tuple[Group | None, str]]] = defaultdict(list)
+        for cell, told in _told([cell for cell in groups(runs) if self.shows(cell)]):
             by_setting[cell.setting].append((cell, told))
         rows = [
             self._row(setting, cell, told)
@@ -258,12 +137,12 @@ class _Comparison(NamedTuple):
         heads = [head for head, _ in self.beside]
         return Table(self.name, self.title, ["data set", self.label, *heads, *_RESULT_COLUMNS], rows, notes)
 
-    def shows(self, cell: Cell) -> bool:
+    def shows(self, cell: Group) -> bool:
         """True if the table has a row of these runs."""
         is_comparable = not self.only_protocol or cell.protocol == self.protocol
         return is_comparable and self.wanted(cell.setting) and cell.setting.data_set in paper.TITLES
 
-    def _row(self, setting: Setting, cell: Cell | None, told: str) -> list[str]:
+    def _row(self, setting: Setting, cell: Group | None, told: str) -> list[str]:
         others = [_number(values.get(setting)) for _, values in self.beside]
         result = _result(cell, self.known.get(setting), self.protocol, told)
         return [paper.TITLES[setting.data_set], self.describe(setting), *others, *result]
@@ -288,18 +167,6 @@ def _order(setting: Setting) -> tuple[Any, ...]:
     return setting.data_set, setting.neuron != "plif", setting.init_tau, setting.pooling
 
 
-def _others(runs: Sequence[Run], comparisons: Sequence[_Comparison]) -> Table:
-    """Runs that no table of the paper has: on other data, or of other settings."""
-    found = _told([cell for cell in cells(runs) if not any(one.shows(cell) for one in comparisons)])
-    rows = []
-    for cell, told in sorted(found, key=lambda pair: _order(pair[0].setting)):
-        data = cell.setting.data_set
-        rows.append([paper.TITLES.get(data, data), _network(cell.setting), *_result(cell, None, "", told)[1:]])
-    heads = [name for name in _RESULT_COLUMNS if name != "paper"]
-    title = "Data sets and settings that are not in the paper's tables"
-    return Table("other", title, ["data set", "network", *heads], rows, _left_out(runs))
-
-
 def earlier_work() -> Table:
     """The other methods of the paper's Table 2."""
     rows = [[work, method, *accuracies] for work, method, accuracies in paper.EARLIER]
@@ -310,7 +177,7 @@ def earlier_work() -> Table:
 
 def tau_table(runs: Sequence[Run]) -> Table:
     """Accuracy and tau of each layer (Figure 7) beside the authors' after the same epochs, where there are any."""
-    found = [c for c in cells(runs) if c.protocol == "A" and c.setting in paper.TAU]
+    found = [c for c in groups(runs) if c.protocol == "A" and c.setting in paper.TAU]
     found = [c for c in found if len(c.runs[0].layers("tau")) == len(paper.TAU[c.setting][0])]  # the paper's network
     layers = max((len(paper.TAU[cell.setting][0]) for cell in found), default=0)
     heads = [f"tau({i}), ours / authors'" for i in range(layers)]
@@ -320,7 +187,7 @@ def tau_table(runs: Sequence[Run]) -> Table:
     return Table("tau", "Time constants beside the authors' (Figure 7)", columns, rows, notes)
 
 
-def _tau_rows(cell: Cell, told: str) -> Iterator[list[str]]:
+def _tau_rows(cell: Group, told: str) -> Iterator[list[str]]:
     """Yield a row of `tau_table` for each of the authors' epochs that all runs of a cell have reached."""
     first = cell.runs[0]
     accuracies = dict(zip(paper.CURVE_EPOCHS, paper.CURVES.get(cell.setting, ()), strict=False))
@@ -338,7 +205,7 @@ def _tau_rows(cell: Cell, told: str) -> Iterator[list[str]]:
         ]
 
 
-def _tau_beside(cell: Cell, layer: str, theirs: float, at: Sequence[Mapping[str, float]]) -> str:
+def _tau_beside(cell: Group, layer: str, theirs: float, at: Sequence[Mapping[str, float]]) -> str:
     """Return the mean tau of a layer and the authors', with the difference if the runs saw all of the data."""
     mean = statistics.fmean(row.get(f"tau/{layer}", math.nan) for row in at)
     apart = f" ({100 * (mean / theirs - 1):+.1f} %)" if cell.is_whole else ""
@@ -377,35 +244,25 @@ def result_tables(runs: Sequence[Run]) -> list[Table]:
             beside=(("paper, A", table_2),),
         ),
     )
-    return [*(comparison.with_runs(runs) for comparison in comparisons), tau_table(runs), _others(runs, comparisons)]
+    return [*(comparison.with_runs(runs) for comparison in comparisons), tau_table(runs)]
 
 
-@dataclass(frozen=True)
-class NetworkFacts:
-    """A configuration's network: what Tables 1 and S1 say of it."""
+def network_tables(runs: Sequence[Run]) -> list[Table]:
+    """Tables 1, S1 and 3, from the six configurations and their networks, built without memory for weights."""
+    import torch
 
-    data_set: str
-    n_conv: int
-    n_down: int
-    n_fc: int
-    channels: int
-    input_shape: tuple[int, int, int]
-    time_steps: int
-    structure: str
-    parameters: int
-
-
-def network_tables(networks: Sequence[NetworkFacts], runs: Sequence[Run]) -> list[Table]:
-    """Tables 1, S1 and 3, from the configurations and networks themselves."""
     first, structures, steps = [], [], []
-    for net in networks:
-        title = paper.TITLES[net.data_set]
-        shape = "x".join(map(str, net.input_shape))
-        numbers = map(str, (net.n_conv, net.n_down, net.n_fc, net.channels, shape, net.time_steps))
-        first.append([title, *numbers])
-        structures.append([title, net.structure, f"{net.parameters:,}"])
-        work, theirs, ours = paper.TABLE_3[net.data_set]
-        seen = {str(run.setting("data.time_steps", "?")) for run in runs if run.data_set == net.data_set}
+    for name, (shape, _) in configs.INPUTS.items():
+        with torch.device("meta"):
+            net = configs.network_of(name)
+        blocks = configs.shipped()[name]
+        data_set = blocks["data"]["class_path"].rsplit(".", 1)[-1]
+        title = paper.TITLES[data_set]
+        numbers = [by_numbers(blocks["model"])[key] for key in ("n_conv", "n_down", "n_fc", "channels")]
+        first.append([title, *map(str, numbers), "x".join(map(str, shape)), str(net.time_steps)])
+        structures.append([title, str(net.structure), f"{sum(p.numel() for p in net.parameters()):,}"])
+        work, theirs, ours = paper.TABLE_3[data_set]
+        seen = {str(run.setting("data.time_steps", "?")) for run in runs if run.data_set == data_set}
         steps.append([title, work, theirs, str(ours), str(net.time_steps), ", ".join(sorted(seen, key=real))])
     head = ["data set", "N_conv", "N_down", "N_fc", "channels", "input", "T"]
     steps_head = ["data set", "best earlier work", "its T", "paper's T", "T of the configuration", "T of the runs"]
@@ -414,12 +271,6 @@ def network_tables(networks: Sequence[NetworkFacts], runs: Sequence[Run]) -> lis
         Table("S1", "Their structure", ["data set", "structure", "learned values"], structures),
         Table("3", "Time-steps", steps_head, steps),
     ]
-
-
-def ordered(tables: Sequence[Table]) -> list[Table]:
-    """In the paper's order."""
-    order = ["1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "other", "leaderboard", "gains"]
-    return sorted(tables, key=lambda table: order.index(table.name))
 
 
 def problems_of(runs: Sequence[Run]) -> list[str]:
@@ -431,10 +282,10 @@ def problems_of(runs: Sequence[Run]) -> list[str]:
     return [f"{', '.join(having)}: {problem}" for problem, having in names.items()]
 
 
-_NUMERIC = {"paper", "paper, A", "ours", "difference", "seeds", "epochs", "T", "learned values"}
+_NUMERIC = {"paper", "paper, A", "ours", "difference", "seeds", "epochs", "T", "learned values", "accuracy [%]"}
 
 
-_UNNUMBERED = ("", "tau", "other", "leaderboard", "gains")
+_UNNUMBERED = ("", "runs", "tau", "leaderboard", "gains")
 
 
 def heading(table: Table) -> str:

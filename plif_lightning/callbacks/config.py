@@ -1,6 +1,5 @@
 """Save a run's configuration in its folder, its checkpoints and other loggers."""
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -9,18 +8,14 @@ import yaml
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import SaveConfigCallback
 
-from plif_lightning.callbacks.logger import RunLogger
+from plif_lightning.callbacks.logger import RunLogger, is_trial, run_folder, writes_files
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.settings import settings
 from plif_lightning.runtime.files import written_whole
 
 # For StochasticWeightAveraging, whose device would otherwise be dumped as an error text.
 register_type(torch.device, str)
-
-
-def _folder(trainer: L.Trainer) -> RunFolder | None:
-    """Return the run's folder; None for a trial run."""
-    return next((RunFolder(Path(logger.log_dir)) for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -35,32 +30,30 @@ class SaveConfig(SaveConfigCallback):
         config = self.config.clone()
         config.ckpt_path = config.run_folder = None
         self.text = self.parser.dump(config, skip_none=False, format="yaml")
-        self._written = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = _folder(trainer)
-        if folder is not None and not folder.config.is_file():
+        folder = run_folder(trainer)
+        if not folder.config.is_file() and not is_trial(trainer):
             self._write(folder)
         for logger in trainer.loggers:
             if not isinstance(logger, RunLogger):
                 logger.log_hyperparams(yaml.safe_load(self.text))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = _folder(trainer)
-        if trainer.is_global_zero and folder is not None and not self._written:
-            self._write(folder)
+        if writes_files(trainer):
+            self._write(run_folder(trainer))
 
     def _write(self, folder: RunFolder) -> None:
-        self._written = True
         with written_whole(folder.config) as file:
             file.write(self.text)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["cli_config"] = self.text
+        checkpoint["settings"] = settings(yaml.safe_load(self.text))
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, SpikingDataModule):
             checkpoint["training_set"] = data.identity()

@@ -1,15 +1,16 @@
 """The run's folder and its table of metrics."""
 
 import contextlib
+import itertools
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import lightning as L
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -42,60 +43,61 @@ def run_folder(trainer: L.Trainer) -> RunFolder:
     return _folders[trainer]
 
 
-def known_run_folder(trainer: L.Trainer) -> RunFolder | None:
-    """Return the folder of this run if `run_folder` was called before, without communication."""
-    return _folders.get(trainer)
+def new_folder(root: Path) -> Path:
+    """Create the next free `version_N` in a folder; no other process gets the same."""
+    taken = [int(found[1]) for path in root.glob("version_*") if (found := re.fullmatch(r"version_(\d+)", path.name))]
+    for number in itertools.count(max(taken, default=-1) + 1):
+        folder = root / f"version_{number}"
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if not os.path.lexists(folder):  # one of its parents is a file
+                raise
+    return folder
 
 
-class RunLogger(CSVLogger):
-    """Writes `metrics.csv` into the run's folder, `save_dir/name/version_N`.
+class RunLogger(Logger):
+    """Writes `metrics.csv` into the run's folder.
 
     Args:
-        save_dir: folder of all runs.
-        name: folder of this configuration's runs; by default the configuration's name.
-        version: N; by default the next free number.
+        folder: of the run, which Lightning takes for that of its own files, too.
+        keep_before_step: keep the rows of a resumed run before this step.
     """
 
-    def __init__(self, save_dir: str = RUNS, name: str | None = None, version: int | str | None = None) -> None:
-        super().__init__(save_dir, name or "", version)
-        self._chosen = version is not None
-        self._keep_before_step = 0
+    name = version = ""  # Lightning joins them to the folder
 
-    def place(self, folder: Path, keep_before_step: int = 0) -> None:
-        """Write into `folder`, keeping the rows of its metrics before step `keep_before_step`."""
-        self._root_dir = self._save_dir = os.fspath(folder.parent)
-        self._name, self._version = "", folder.name
-        self._keep_before_step = keep_before_step
-
-    def claim(self) -> Path:
-        """Create the folder of a new run; if another process has just created it, take the next free number."""
-        while True:
-            folder = Path(self.log_dir)
-            try:
-                folder.mkdir(parents=True, exist_ok=self._chosen)
-                return folder
-            except FileExistsError:
-                if self._chosen or not os.path.lexists(folder):  # a file of that name, or a parent that is a file
-                    raise
-                self._version = int(self.version) + 1  # a file of that name counts as taken
+    def __init__(self, folder: Path, keep_before_step: int = 0) -> None:
+        super().__init__()
+        self._folder, self._keep_before_step = folder, keep_before_step
+        self._table: MetricsTable | None = None
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        if self._experiment is None:
-            table = MetricsTable(RunFolder(Path(self.log_dir)).metrics, self._keep_before_step)
-            self._experiment = table  # type: ignore[assignment]
-        return self._experiment
+    def save_dir(self) -> str:
+        return os.fspath(self._folder)
+
+    @property
+    def table(self) -> MetricsTable:
+        """The table, which is read when it is first asked for."""
+        if self._table is None:
+            self._table = MetricsTable(RunFolder(self._folder).metrics, self._keep_before_step)
+        return self._table
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         values = {key: value.item() if isinstance(value, Tensor) else value for key, value in metrics.items()}
-        self.experiment.add(values, step or 0)
+        self.table.add(values, step or 0)
 
+    @rank_zero_only
+    def save(self) -> None:
+        if self._table is not None:
+            self._table.save()
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         # After an error, report that one rather than a failure to write the table.
         with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
-            super().finalize(status)
+            self.save()
 
     def log_hyperparams(self, params: Any = None) -> None:
         """Do nothing: config.yaml has all hyperparameters."""

@@ -3,14 +3,13 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
-from torch import Tensor, nn
+from torch import Tensor
 
 from plif_lightning.callbacks.logger import run_folder
 from plif_lightning.data.loading import as_batch
@@ -28,29 +27,8 @@ _SATURATED = (
     "model.v_threshold or a smaller learning rate."
 )
 
-_DEAD = (
-    "%s %s no gradient at all in steps %s and cannot learn. Either no neuron in the layer before fires, or the "
-    "potentials lie where the surrogate gradient is zero. Try a lower model.v_threshold, a smaller time constant "
-    "(model.init_tau) or a larger model.surrogate_width."
-)
-# Training steps (from 0) whose gradients are checked, to find layers that are dead from the start.
-_GRADIENT_STEPS = (24, 49, 74, 99)
-
 # Approximate number of evaluation batches in which spikes are counted.
 _COUNTED_BATCHES = 8
-
-
-def _weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the block name and weight of each convolution and FC layer."""
-    for name, part in network.named_modules():
-        if isinstance(part, (nn.Conv2d, nn.Linear)):
-            yield name.split(".")[-2] if "." in name else name, part.weight
-
-
-def _listed(words: list[str]) -> str:
-    """Join words, as `a, b and c`."""
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 class LayerMonitor(Callback):
@@ -75,8 +53,6 @@ class LayerMonitor(Callback):
         self._earlier = 0.0
         self._warned: set[str] = set()
         self._began: float | None = None
-        self._dead: dict[str, int] = {}  # checked steps in which a layer's weight had no gradient
-        self._checked: list[int] = []
 
     def _fitted_for(self) -> float:
         return self._earlier + (0.0 if self._began is None else time.perf_counter() - self._began)
@@ -109,25 +85,6 @@ class LayerMonitor(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._samples += len(as_batch(batch).label) * trainer.world_size
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        assert isinstance(pl_module, SpikingClassifier)
-        if trainer.global_step not in _GRADIENT_STEPS:
-            return
-        self._checked.append(trainer.global_step + 1)
-        for name, weight in _weights(pl_module.network):
-            if weight.grad is not None and not weight.grad.any():
-                self._dead[name] = self._dead.get(name, 0) + 1
-        if trainer.global_step == _GRADIENT_STEPS[-1] and trainer.is_global_zero:
-            self._warn_of_dead_layers()
-
-    def _warn_of_dead_layers(self) -> None:
-        dead = [name for name, steps in self._dead.items() if steps == len(self._checked)]
-        if dead and len(self._checked) > 1:
-            verb = "get" if len(dead) > 1 else "gets"
-            _log.warning(_DEAD, _listed(dead), verb, _listed([*map(str, self._checked)]))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Validation runs within the training epoch and must not count as training time.

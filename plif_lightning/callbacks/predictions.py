@@ -1,4 +1,4 @@
-"""Write predictions as CSV."""
+"""Write predictions and the confusion matrix as CSV."""
 
 import csv
 import itertools
@@ -12,10 +12,31 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from plif_lightning.callbacks.logger import run_folder, writes_files
-from plif_lightning.callbacks.plots import class_names_of
 from plif_lightning.runtime.files import written_whole
+from plif_lightning.training.task import SpikingClassifier
 
 Batch = dict[str, Tensor]
+
+
+def class_names_of(trainer: L.Trainer, num_classes: int) -> list[str]:
+    """Return the class names of the data set, or class numbers if it has none."""
+    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    return list(names or map(str, range(num_classes)))
+
+
+class ConfusionMatrix(Callback):
+    """Writes `confusion_matrix.csv` of a test: samples of each class (rows) by their prediction (columns)."""
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SpikingClassifier)
+        if not writes_files(trainer):
+            return
+        counts = pl_module.confusion_matrix.tolist()
+        names = class_names_of(trainer, len(counts))
+        with written_whole(run_folder(trainer).confusion_matrix) as file:
+            writer = csv.writer(file)
+            writer.writerow(["true \\ predicted", *names])
+            writer.writerows([name, *row] for name, row in zip(names, counts, strict=True))
 
 
 class PredictionWriter(Callback):
@@ -27,9 +48,6 @@ class PredictionWriter(Callback):
     def __init__(self) -> None:
         self._batches: list[Batch] = []
         self.path: Path | None = None
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._batches = []
 
     def on_predict_batch_end(
         self,
@@ -45,8 +63,7 @@ class PredictionWriter(Callback):
         self._batches.append({key: value.cpu() for key, value in outputs.items()})
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        batches = _of_all_processes(self._batches, trainer.world_size)
-        self._batches = []
+        batches, self._batches = _of_all_processes(self._batches, trainer.world_size), []
         folder = run_folder(trainer)
         if not writes_files(trainer):
             return
@@ -56,25 +73,13 @@ class PredictionWriter(Callback):
         with written_whole(self.path) as file:
             writer = csv.writer(file)
             # Names may look like other numbers: the folders 0, 1, 10, 2 are the classes 0 to 3.
-            of_classes = ["label", "prediction"]
-            header = [
-                "sample",
-                *of_classes,
-                *(f"{one} name" for one in of_classes),
-                *(f"votes {name}" for name in names),
-            ]
-            writer.writerow(header)
+            votes = [f"votes {name}" for name in names]
+            writer.writerow(["sample", "label", "prediction", "label name", "prediction name", *votes])
             for i in columns["sample"].argsort().tolist():
-                votes = [f"{vote:.6g}" for vote in columns["votes"][i].tolist()]
-                classes = [int(columns[key][i]) for key in of_classes]
-                writer.writerow(
-                    [
-                        columns["sample"][i].item(),
-                        *classes,
-                        *(names[one] if 0 <= one < len(names) else "" for one in classes),
-                        *votes,
-                    ]
-                )
+                classes = [int(columns[key][i]) for key in ("label", "prediction")]
+                named = [names[one] if 0 <= one < len(names) else "" for one in classes]
+                row = [f"{vote:.6g}" for vote in columns["votes"][i].tolist()]
+                writer.writerow([int(columns["sample"][i]), *classes, *named, *row])
 
 
 def _of_all_processes(batches: list[Batch], count: int) -> list[Batch]:

@@ -1,8 +1,6 @@
-"""Record a run's command and data, histograms of W_fc / tau, and a few samples."""
+"""Record what a run is, histograms of W_fc / tau, and a few samples."""
 
-import contextlib
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -15,10 +13,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from plif_lightning.callbacks.checkpoints import best_checkpoint
 from plif_lightning.callbacks.logger import is_trial, run_folder, writes_files
+from plif_lightning.callbacks.wandb import WandbRunLogger
 from plif_lightning.data import SpikingDataModule
-from plif_lightning.data.events import EventDataset
 from plif_lightning.data.loading import BatchedDataset, BatchRequest, time_first
 from plif_lightning.deploy.costs import Cost, cost, mean_cost
 from plif_lightning.errors import UserError
@@ -27,9 +24,9 @@ from plif_lightning.network.blocks import FCBlock
 from plif_lightning.network.own import listening, neurons_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import Histogram, append_histograms
-from plif_lightning.runs.process import Resumption, write_command
-from plif_lightning.runs.result import forget_results, write_cost, write_facts
-from plif_lightning.runs.samples import Events, Samples, write_samples
+from plif_lightning.runs.record import begin, update
+from plif_lightning.runs.samples import Samples, write_samples
+from plif_lightning.runs.settings import differences, settings
 from plif_lightning.runtime.process import surroundings
 from plif_lightning.training.task import SpikingClassifier
 
@@ -37,9 +34,9 @@ _log = logging.getLogger(__name__)
 _BINS = 80
 # Limit on all recorded spikes [bits]; a sample with 20 steps of 128 maps of 128 x 128 neurons takes 42 million.
 _MAX_SPIKES = 2**29
-# Limit on the recorded events of a sample; beyond it, keep every second, third, ... event.
-_MAX_EVENTS = 100_000
 
+
+_OPTIMISATION = ("model.optimizer", "model.lr_scheduler")
 
 # Network storage may cache for a while that a folder does not exist [s].
 _VISIBILITY_TIMEOUT = 60.0
@@ -63,23 +60,20 @@ def content_of(data: SpikingDataModule, train: bool = True) -> str:
     return hashlib.blake2b(data.identity(train).encode(), digest_size=8).hexdigest()
 
 
-class CommandRecord(Callback):
-    """Writes `command.json` and `data.json` when a fit starts; for a resumed run, when training starts.
+class RunRecord(Callback):
+    """Writes what a run is, where and on which data when it starts, and the form of each layer, into `run.json`.
 
     Args:
-        arguments: arguments of main.py. A resumed run keeps its original ones.
-        changed: new values of settings that a resumed run changes.
-        longer: new values of settings that only extend the run.
+        arguments: arguments of main.py.
+        config: configuration of the run, as plain values.
+        begun_from: checkpoint of another run that this one begins from.
 
     Attributes:
-        forms: `SpikingNetwork.forms` of training, once its first validation has begun; they stand in `data.json`, too.
+        forms: `SpikingNetwork.forms` of training, once its first validation has begun.
     """
 
-    def __init__(
-        self, arguments: list[str], changed: Mapping[str, Any] | None = None, longer: Mapping[str, Any] | None = None
-    ) -> None:
-        self.arguments, self.changed, self.longer = arguments, changed or {}, longer or {}
-        self._written = False
+    def __init__(self, arguments: list[str], config: Mapping[str, Any], begun_from: str | None = None) -> None:
+        self.arguments, self.config, self.begun_from = arguments, config, begun_from
         self.forms: dict[str, str] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -87,35 +81,46 @@ class CommandRecord(Callback):
         if is_trial(trainer):
             return
         _require_seen(trainer, folder.path)
-        if trainer.is_global_zero and not folder.command.is_file():
+        if trainer.is_global_zero and not folder.last.is_file():
             self._write(trainer, pl_module, folder)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over weights alone where a new run has another optimiser or schedule: their states hold old values."""
+        others = differences(checkpoint.get("settings") or {}, settings(self.config))
+        if self.begun_from is not None and any(name.startswith(_OPTIMISATION) for name in others):
+            checkpoint |= {"optimizer_states": [], "lr_schedulers": []}
+            _log.info("Optimiser and schedule differ from those of %s: they start anew.", self.begun_from)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Only now that the checkpoint has been restored: if that fails, a finished run must stay unchanged.
-        if writes_files(trainer):
-            folder = run_folder(trainer)
-            forget_results(folder)
-            if not self._written:
-                self._write(trainer, pl_module, folder)
+        folder = run_folder(trainer)
+        if writes_files(trainer) and folder.last.is_file():
+            self._write(trainer, pl_module, folder, trainer.global_step)
 
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, folder: RunFolder) -> None:
-        self._written = True
+    def _write(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, folder: RunFolder, step: int | None = None
+    ) -> None:
         device = trainer.strategy.root_device
         used = f"{trainer.world_size} x {torch.cuda.get_device_name(device)}" if device.type == "cuda" else None
-        resumed = None if trainer.ckpt_path is None else Resumption(trainer.global_step, self.changed, self.longer)
         network: SpikingNetwork = pl_module.network  # type: ignore[assignment]
         form = network.backend.chosen(device) if isinstance(network, SpikingNetwork) else "its own"
         around = surroundings(used) | {"threads": str(torch.get_num_threads()), "form": form}
-        changed = write_command(folder, self.arguments, around, resumed)
+        data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        facts = {"title": data.title, "origin": data.origin_note, "samples": data.sizes()}
+        facts |= {"content": content_of(data), "test_content": content_of(data, train=False)}
+        known = settings(self.config, trainer.world_size)
+        if self.begun_from is not None:
+            known["ckpt_path"] = self.begun_from
+        changed = begin(folder, self.arguments, known, facts, around, step)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRunLogger):
+                update(folder, wandb=logger.experiment.id)
         if changed & {"threads", "form", "machine", "versions"}:
             _log.warning(
-                "The run resumes with different %s (see command.json): floating-point sums run in another order, so "
-                "its weights will differ from those of an uninterrupted run.",
+                "The run resumes with different %s (see run.json): floating-point sums run in another order, so its "
+                "weights will differ from those of an uninterrupted run.",
                 " and ".join(sorted(changed)),
             )
-        data: SpikingDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        facts = {"data": data.title, "origin": data.origin_note, "samples": data.sizes(), "protocol": data.protocol}
-        write_facts(folder, {**facts, "content": content_of(data), "test_content": content_of(data, train=False)})
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # The forms of the last training step: those of the validation, where spikes are counted, are not.
@@ -123,8 +128,7 @@ class CommandRecord(Callback):
         if not self.forms and not trainer.sanity_checking and isinstance(network, SpikingNetwork):
             self.forms = network.forms()
             if writes_files(trainer):
-                folder = run_folder(trainer)
-                write_facts(folder, {**json.loads(folder.data.read_text("utf-8")), "forms": self.forms})
+                update(run_folder(trainer), forms=self.forms)
 
 
 def weight_histogram(layer: str, epoch: int, weight: Tensor, k: Tensor) -> Histogram:
@@ -133,7 +137,7 @@ def weight_histogram(layer: str, epoch: int, weight: Tensor, k: Tensor) -> Histo
     low, high = float(values.min()), float(values.max())
     if not low < high:
         low, high = low - 0.5, high + 0.5
-    counts = torch.histc(values, _BINS, low, high).long().cpu().numpy()
+    counts = torch.histc(values, _BINS, low, high).long().tolist()
     return Histogram(layer, epoch, low, high, counts, float(values.mean()), float(values.std(correction=0)))
 
 
@@ -158,6 +162,7 @@ class WeightRecord(Callback):
             weight_histogram(name.rpartition(".")[2], epoch, block.fc.weight, 1 / block.neuron.learned()["tau"])
             for name, block in pl_module.network.named_modules()
             if isinstance(block, FCBlock) and block.neuron is not None and "tau" in block.neuron.learned()
+            if block.fc.weight.isfinite().all()  # or training ends with this epoch, and says why
         ]
         append_histograms(folder, self.latest)
 
@@ -179,7 +184,7 @@ def _one_of_each_class(labels: list[int], most: int) -> list[int]:
 class SampleRecord(Callback):
     """Writes what the best network does with one validation sample per class when a fit ends.
 
-    Spikes and votes go to `samples.npz`, the mean cost of a sample (see `deploy.costs`) to `cost.json`.
+    Spikes and votes go to `samples.npz`, the mean cost of a sample (see `deploy.costs`) to `run.json`.
 
     Args:
         most: maximum number of samples; 0 records nothing.
@@ -195,31 +200,23 @@ class SampleRecord(Callback):
             return
         assert isinstance(pl_module, SpikingClassifier)
         if next(neurons_of(pl_module.network), None) is None:
-            return  # a network of one's own, without spikes that are known
-        has_best = best_checkpoint(trainer) is not None and folder.best.is_file()
-        with _evaluating(pl_module.network, folder.best if has_best else None) as network:
-            samples = record_samples(network, data, self.most, pl_module.device)
-            found = _cost_of(network, data, self.most, pl_module.device)
+            return  # a user-defined network, without spikes that are known
+        network = _with_weights_of(pl_module.network, folder.best)  # which the fit leaves
+        samples = record_samples(network, data, self.most, pl_module.device)
+        found = _cost_of(network, data, self.most, pl_module.device)
         if samples is not None:
             write_samples(folder, samples)
         if found is not None:
-            write_cost(folder, found.summary())
+            update(folder, cost=found.summary())
 
 
-@contextlib.contextmanager
-def _evaluating(network: nn.Module, checkpoint: Path | None) -> Iterator[nn.Module]:
-    """Put a network in evaluation mode, with the weights of a checkpoint if there is one, and restore it afterwards."""
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    training = network.training
-    if checkpoint is not None:
+def _with_weights_of(network: nn.Module, checkpoint: Path) -> nn.Module:
+    """The network in evaluation mode, with the weights of a checkpoint if it exists."""
+    if checkpoint.is_file():
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         prefix = "network."
         network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    try:
-        yield network.eval()
-    finally:
-        network.load_state_dict(before)
-        network.train(training)
+    return network.eval()
 
 
 @torch.no_grad()
@@ -252,10 +249,9 @@ def record_samples(network: nn.Module, data: SpikingDataModule, most: int, devic
         np.asarray([labels[i] for i in chosen]),
         list(data.class_names),
         (stacked if not stacked.is_floating_point() else stacked.half()).numpy(),
-        torch.stack(rates).numpy(),
+        torch.stack(rates).half().numpy(),
         torch.stack(spikes, 1).numpy(),
-        torch.cat(votes, 1).float().numpy(),
-        _events(dataset, chosen) if isinstance(dataset, EventDataset) else None,
+        torch.cat(votes, 1).half().numpy(),
     )
 
 
@@ -269,7 +265,7 @@ def _inputs(network: nn.Module, dataset: BatchedDataset, chosen: list[int], devi
 
 
 def _cost_of(network: nn.Module, data: SpikingDataModule, most: int, device: torch.device) -> Cost | None:
-    """The mean cost of these samples; None for a network of one's own whose operations cannot be counted."""
+    """The mean cost of these samples; None for a user-defined network whose operations cannot be counted."""
     assert data.val_set is not None
     chosen = _one_of_each_class(data.val_set.labels().tolist(), most)
     try:
@@ -277,21 +273,3 @@ def _cost_of(network: nn.Module, data: SpikingDataModule, most: int, device: tor
     except UserError as error:
         _log.info("The cost of a sample is not recorded: %s", error)
         return None
-
-
-def _events(dataset: EventDataset, chosen: list[int]) -> Events:
-    addresses, times, bounds = [], [], []
-    for i in chosen:
-        address, time = dataset.events_of(i)
-        nth = max(1, -(-len(address) // _MAX_EVENTS))
-        addresses.append(address[::nth])
-        times.append(time[::nth])
-        bounds.append(-(-dataset.bounds_of(i) // nth))
-    sensor = dataset.sensor
-    return Events(
-        address=np.concatenate(addresses),
-        time=np.concatenate(times),
-        offset=np.cumsum([0, *map(len, addresses)]),
-        sensor=(sensor.height, sensor.width),
-        bounds=np.stack(bounds),
-    )

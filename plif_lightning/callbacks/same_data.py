@@ -23,39 +23,19 @@ class SameData(Callback):
     def __init__(self, identity: str | None, reading: str | None) -> None:
         self.identity, self.reading = identity, reading
 
-    def _require(self, trainer: L.Trainer) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
-        if self.identity is None or not isinstance(data, SpikingDataModule):
+        if not isinstance(data, SpikingDataModule):
             return
-        # Checkpoints of earlier versions know only the number of static images.
-        known = {data.identity(), str(len(data.labels(train=True)))} if self.identity.isdigit() else {data.identity()}
-        if self.identity not in known:
+        splits = stage == "fit" or (stage == "validate" and data.validation == "holdout")
+        if splits and self.identity is not None and self.identity != data.identity():
             raise CheckpointError(
                 f"the training set in {data.root} is not the one that the checkpoint's run was trained on. Restore "
                 "it, or start a new run in another folder."
             )
-
-    def _require_reading(self, trainer: L.Trainer) -> None:
-        data = getattr(trainer, "datamodule", None)
-        if self.reading is None or not isinstance(data, SpikingDataModule) or data.reading() == self.reading:
-            return
-        here, then = (textwrap.shorten(text, 160, placeholder=" ...") for text in (data.reading(), self.reading))
-        raise CheckpointError(
-            f"the data in {data.root} is not read as the checkpoint's network learned it: {here}; it learned {then}. "
-            "Both follow from the training set: point --data.root to the one of the run."
-        )
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._require_reading(trainer)
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._require_reading(trainer)
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._require(trainer)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "validate":
-            self._require_reading(trainer)
-        if trainer.state.fn == "validate" and trainer.datamodule.validation == "holdout":  # type: ignore[attr-defined]
-            self._require(trainer)
+        if stage != "fit" and self.reading is not None and self.reading != data.reading():
+            here, then = (textwrap.shorten(text, 160, placeholder=" ...") for text in (data.reading(), self.reading))
+            raise CheckpointError(
+                f"the data in {data.root} is not read as the checkpoint's network learned it: {here}; it learned "
+                f"{then}. Both follow from the training set: point --data.root to the one of the run."
+            )

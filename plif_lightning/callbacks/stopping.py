@@ -19,11 +19,12 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 
-from plif_lightning.callbacks.checkpoints import LastCheckpoint
+from plif_lightning.callbacks.checkpoints import run_checkpoints
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.errors import Stopped
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runtime import program
+from plif_lightning.runtime.files import relative
 from plif_lightning.runtime.process import ending, takes_signals
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
@@ -103,14 +104,14 @@ class StopOnSignal(Callback):
         told = self._told(trainer)
         if told is not None and self._agreed is None:
             self._agreed = told
-            if (last := _last_checkpoint(trainer)) is not None:
-                last.due = True  # LastCheckpoint runs after this callback
+            if (last := run_checkpoints(trainer)) is not None:
+                last.due = True  # RunCheckpoints runs after this callback
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._agreed is not None:
-            last = _last_checkpoint(trainer)
+            last = run_checkpoints(trainer)
             if last is None or not last.due:
                 self._stop(trainer, self._agreed)
 
@@ -162,18 +163,14 @@ class StopOnSignal(Callback):
 
 
 def _resuming(folder: RunFolder) -> str:
-    return f"{program.shown()} fit --config {shlex.quote(str(folder.config))} --ckpt_path last"
+    return f"{program.shown()} fit --run_folder {shlex.quote(relative(folder.path))}"
 
 
-_NOT_REQUEUED = "The job is not requeued: pass --run_folder DIR --resume auto for that."
-
-
-def _last_checkpoint(trainer: L.Trainer) -> LastCheckpoint | None:
-    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
+_NOT_REQUEUED = "The job is not requeued: pass --run_folder DIR for that."
 
 
 def _keeps_checkpoints(trainer: L.Trainer) -> bool:
-    return _last_checkpoint(trainer) is not None and not is_trial(trainer)
+    return run_checkpoints(trainer) is not None and not is_trial(trainer)
 
 
 def _of_scheduler(trainer: L.Trainer) -> signal.Signals | None:

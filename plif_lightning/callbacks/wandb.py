@@ -3,20 +3,16 @@
 Its package is imported on use, because it would add a third of a second to every start.
 """
 
-import json
 import os
-from typing import Any, Literal
+from typing import Any
 
-import lightning as L
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from plif_lightning.callbacks.logger import run_folder, writes_files
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.wandb import read_identity, write_identity
+from plif_lightning.runs.loading import loaded
 from plif_lightning.runtime.program import needed_by
 
 
@@ -30,8 +26,7 @@ class WandbRunLogger(WandbLogger):
         tags: of the run; by default WANDB_TAGS.
         entity: user or team; by default that of the login.
         offline: log to this machine only, for `wandb sync` later, as WANDB_MODE=offline does.
-        save_dir: folder for W&B's own files.
-        checkpoints: upload checkpoints as artifacts: false, best (when the run ends) or all (each when written).
+        checkpoints: upload best.ckpt as an artifact when the run ends.
     """
 
     def __init__(
@@ -42,15 +37,12 @@ class WandbRunLogger(WandbLogger):
         tags: list[str] | None = None,
         entity: str | None = None,
         offline: bool = False,
-        save_dir: str = "runs",
-        checkpoints: Literal[False, "best", "all"] = False,
+        checkpoints: bool = False,
     ) -> None:
         super().__init__(
             name=name,
-            save_dir=save_dir,
             offline=offline,
             project=project,
-            log_model="all" if checkpoints == "all" else checkpoints == "best",
             group=group,
             tags=tags,
             entity=entity,
@@ -59,10 +51,14 @@ class WandbRunLogger(WandbLogger):
         self._wandb_init.pop("anonymous", None)  # deprecated: has no effect but a warning
         if "WANDB_SWEEP_ID" in os.environ:
             self._wandb_init["project"] = None  # W&B would ignore it with a warning
+        self._uploads = checkpoints
+        self._folder: RunFolder | None = None
 
-    def resume(self, folder: RunFolder) -> None:
-        """Continue the W&B run of the run in a folder, if it has one."""
-        known = read_identity(folder)
+    def place(self, folder: RunFolder) -> None:
+        """Log the run of a folder, with W&B's own files there; continue its W&B run, if it has one."""
+        self._folder, self._save_dir = folder, os.fspath(folder.path)
+        self._wandb_init["dir"] = self._save_dir
+        known = loaded(folder.record, [], optional=True).get("wandb")
         if known is not None:
             self._id = self._wandb_init["id"] = known
 
@@ -88,18 +84,9 @@ class WandbRunLogger(WandbLogger):
         known = dict(self.experiment.config)
         super().log_hyperparams({k: v for k, v in params.items() if k not in known or known[k] != v})
 
-
-class WandbRecord(Callback):
-    """Writes the id of the W&B run into the run's folder, and facts of the data and the result into W&B's."""
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = run_folder(trainer)
-        for run in self._runs(trainer):
-            write_identity(folder, run)
-            if folder.data.is_file():
-                run.config.update({"facts": json.loads(folder.data.read_text("utf-8"))}, allow_val_change=True)
-
-    def _runs(self, trainer: L.Trainer) -> list[Any]:
-        if not writes_files(trainer):
-            return []
-        return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbRunLogger)]
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if status == "success" and self._uploads and self._folder is not None and self._folder.best.is_file():
+            self.experiment.log_artifact(self._folder.best, name=f"model-{self.experiment.id}", type="model")
+            self._uploads = False  # once
+        super().finalize(status)

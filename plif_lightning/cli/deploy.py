@@ -54,8 +54,6 @@ def export(argv: list[str]) -> int:
     """Write the files and print their sizes."""
     given = _export_parser().parse_args(argv)
     formats = given.format or ["network"]
-    if given.license is not None and _PRETRAINED not in formats:
-        raise UserError(f"--license would have no effect without --format {_PRETRAINED}.")
     from plif_lightning.deploy.exporting import export as write
 
     others = [name for name in formats if name != _PRETRAINED]
@@ -74,7 +72,7 @@ def _pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:
     from plif_lightning.network.checkpoint import checkpoint_file
     from plif_lightning.network.pretrained import CARD, CONFIG, WEIGHTS
     from plif_lightning.runs.folder import RunFolder
-    from plif_lightning.runs.reading import read_run
+    from plif_lightning.runs.run import read_run
 
     net = load_network(path)
     if not isinstance(net, SpikingNetwork):
@@ -116,8 +114,6 @@ def cost(argv: list[str]) -> int:
     if named and not {"--data", "--config", "-c"} & option_names(named):
         parser.error(f"unrecognized arguments: {' '.join(named)}")
     require_count("--samples", given.samples)
-    if given.out is not None and given.out.is_dir():
-        raise UserError(f"--out must be a file, got the folder {given.out}.")
     from plif_lightning.deploy.costs import cost as count
     from plif_lightning.network.own import description
 
@@ -131,7 +127,9 @@ def cost(argv: list[str]) -> int:
         from plif_lightning.runtime.files import written_whole
 
         with written_whole(given.out) as file:
-            csv.writer(file).writerows([_COLUMNS, *([name, *map(_plain, of)] for name, *of in rows)])
+            csv.writer(file).writerows(
+                [_COLUMNS, *([name, *("" if math.isnan(n) else f"{n:.6g}" for n in of)] for name, *of in rows)]
+            )
         print(given.out)
     return 0
 
@@ -150,24 +148,10 @@ def _cost_rows(found: "Cost") -> list[tuple[Any, ...]]:
 
 
 def in_few_digits(value: float, digits: int) -> str:
-    """`1,048.6`; a small number with two digits that count, as `0.0083`, and not 0.0."""
+    """`1,048.6`; a small number with two digits that count, as `0.0083`, and not 0.0; empty if there is none."""
+    if math.isnan(value):
+        return ""
     return f"{value:.2g}" if 0 < value < 10.0**-digits else f"{value:,.{digits}f}"
-
-
-def _plain(value: float) -> str:
-    """A number for a program; empty if there is none."""
-    return "" if math.isnan(value) else f"{value:.6g}"
-
-
-def _shown_numbers(row: Sequence[Any]) -> list[str]:
-    """The cells of a row for a reader: digits after the point as wide as the column, or two that count."""
-    name, firing, *others = row
-    digits = [digits for _, _, digits in _NUMBERS] + [1] * len(_ENERGIES)
-    return [
-        name,
-        "" if math.isnan(firing) else f"{firing:.1f}",
-        *(in_few_digits(value, most) for value, most in zip(others, digits, strict=True)),
-    ]
 
 
 def _print_cost(found: "Cost", rows: Sequence[Sequence[Any]], structure: str) -> None:
@@ -178,8 +162,9 @@ def _print_cost(found: "Cost", rows: Sequence[Sequence[Any]], structure: str) ->
     table = Table(title=f"{escape(structure)}, T = {found.time_steps}, a sample, measured on {found.samples}")
     for column in _COLUMNS:
         table.add_column(escape(column), justify="left" if column == "layer" else "right", no_wrap=column == "layer")
-    for i, cells in enumerate(rows):
-        table.add_row(*_shown_numbers(cells), end_section=i == len(rows) - 2)
+    digits = [1, *(digits for _, _, digits in _NUMBERS), *[1] * len(_ENERGIES)]
+    for i, (name, *values) in enumerate(rows):
+        table.add_row(name, *map(in_few_digits, values, digits), end_section=i == len(rows) - 2)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     arithmetic = found.total("arithmetic") / found.total("arithmetic_dense")

@@ -74,7 +74,7 @@ def main(args: list[str] | None = None) -> None:
     tune_allocator()  # before PyTorch allocates anything
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.append(here)  # neurons and data modules of one's own; last, so that they hide nothing
+        sys.path.append(here)  # user-defined neurons and data modules; last, so that they hide nothing
     _prepare_output()
     try:
         status: int | None = _run(sys.argv[1:] if args is None else args)
@@ -135,7 +135,7 @@ def _run(argv: list[str]) -> int:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UserError(f"unknown command {name}.{hint} The commands are {', '.join(COMMANDS)}.")
     if command.module is None:
-        from plif_lightning.cli.checkpoint import expand
+        from plif_lightning.cli.resume import expand
 
         expanded = expand([name, *rest])  # reports a wrong checkpoint or file name before Lightning is loaded
         from plif_lightning.cli.lightning import run

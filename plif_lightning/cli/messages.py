@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn, get_args
 
 import lightning as L
@@ -12,10 +12,11 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.cli import LightningArgumentParser
 
 from plif_lightning import data as data_module
-from plif_lightning.callbacks import LastCheckpoint
-from plif_lightning.cli.checkpoint import config_file
+from plif_lightning.callbacks import RunCheckpoints
+from plif_lightning.cli.resume import config_file
 from plif_lightning.data import SpikingDataModule
-from plif_lightning.errors import UserError, require_count
+from plif_lightning.errors import UserError
+from plif_lightning.runtime.process import cores
 from plif_lightning.structure import FROM_DATA
 from plif_lightning.training.task import SpikingClassifier
 
@@ -64,10 +65,11 @@ class Parser(LightningArgumentParser):
 
 
 def own_error(error: BaseException | None) -> UserError | None:
-    """The error of an argument's class, without what jsonargparse wrapped around it."""
+    """The error of an argument's class, without what jsonargparse or a loader's process wrapped around it."""
     while error is not None:
         if isinstance(error, UserError):
-            return error
+            in_worker = "Original Traceback" in str(error)
+            return UserError(str(error).rpartition("Error: ")[2].strip()) if in_worker else error
         error = error.__cause__ or error.__context__
     return None
 
@@ -80,7 +82,7 @@ def known_keys() -> set[str]:
     """Every key that may be given to `fit`."""
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(L.Trainer, "trainer")
-    parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
+    parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
     parser.add_class_arguments(SpikingClassifier, "model")
     keys = {*OWN_KEYS, "engine", "data.class_path", "model.optimizer"}
     keys |= {*parser.get_defaults(skip_validation=True).keys()}
@@ -112,22 +114,41 @@ def refuse_silent(config: Any, command: str, given: Iterable[str]) -> None:
     for name in ("model", "data", "trainer"):
         if not isinstance(config[name], Namespace):
             raise UserError(f"{name} must hold names and values, got {config[name]}.")
+    if (problem := next(_silent(config, command, given), None)) is not None:
+        raise UserError(problem)
+
+
+def _silent(config: Any, command: str, given: Iterable[str]) -> Iterator[str]:
+    """Yield a sentence for each value that `refuse_silent` refuses."""
     trainer, on_gpu = config.trainer, CUDAAccelerator.is_available() or MPSAccelerator.is_available()
     for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "check_val_every_n_epoch"):
-        if isinstance(trainer[name], int) and trainer[name] != -1:
-            require_count(f"trainer.{name}", trainer[name])
-    limits = {"fit": ["limit_train_batches"], "predict": ["limit_predict_batches"], "validate": ["limit_val_batches"]}
-    tests = command == "test" or (command == "fit" and config.get("test_after_fit"))
-    for name in [*limits.get(command, ()), *(["limit_test_batches"] if tests else [])]:
+        if isinstance(trainer[name], int) and trainer[name] != -1 and trainer[name] < 1:
+            yield f"trainer.{name} must be a whole number, at least 1, got {trainer[name]}."
+    above = {"fit": ["train"], "predict": ["predict"], "validate": ["val"], "test": ["test"]}[command]
+    above += ["test"] if command == "fit" and config.test_after_fit else []
+    for name in [*(f"limit_{part}_batches" for part in above), "val_check_interval"]:
         if trainer[name] == 0:
-            raise UserError(f"trainer.{name} must be above 0, or nothing is trained or measured.")
-    if str(trainer.precision).startswith("16") and (trainer.accelerator == "cpu" or not on_gpu):
-        raise UserError(f"--trainer.precision {trainer.precision} needs a GPU: on a CPU pass bf16-mixed or 32-true.")
+            yield f"trainer.{name} must be above 0, or nothing is trained or measured."
+    for name, value in (
+        ("trainer.gradient_clip_val", trainer.gradient_clip_val),
+        ("record_samples", config.record_samples),
+    ):
+        if value is not None and value < 0:
+            yield f"{name} must not be negative, got {value}."
+    yield from _of_this_machine(config, on_gpu)
     if trainer.overfit_batches:
-        raise UserError("trainer.overfit_batches would replace the data's order: pass limit_train_batches instead.")
-    if config.run_folder is not None and not config.run_folder.strip():  # of the working directory
-        raise UserError("run_folder must name a folder, got nothing.")
-    if config.engine is not None and command not in ("predict", "test"):
-        raise UserError(f"engine is for test and predict: leave it out for {command}.")
+        yield "trainer.overfit_batches would replace the data's order: pass limit_train_batches instead."
+    for name, of in (("engine", ("predict", "test")), ("run_folder", ("fit",))):
+        if config.get(name) is not None and command not in of:
+            yield f"{name} is for {' and '.join(of)}: leave it out for {command}."
     if config.model.network is not None and "--model.structure" in given:
-        raise UserError("--model.structure and --model.network describe two networks: give one of them.")
+        yield "--model.structure and --model.network describe two networks: give one of them."
+
+
+def _of_this_machine(config: Any, on_gpu: bool) -> Iterator[str]:
+    trainer, most = config.trainer, 8 * cores()
+    for name, value in (("data.num_workers", config.data.init_args.num_workers), ("trainer.devices", trainer.devices)):
+        if str(value).isdecimal() and int(value) > most:
+            yield f"{name} starts as many processes, at most {most} on this machine, got {value}."
+    if str(trainer.precision).startswith("16") and (trainer.accelerator == "cpu" or not on_gpu):
+        yield f"--trainer.precision {trainer.precision} needs a GPU: on a CPU pass bf16-mixed or 32-true."

@@ -7,13 +7,12 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-from plif_lightning.cli.checkpoint import config_file, is_yaml_text
 from plif_lightning.cli.lightning import place_absolutely, quieten
-from plif_lightning.cli.messages import OWN_KEYS, Parser, own_error
+from plif_lightning.cli.messages import Parser, own_error
 from plif_lightning.cli.parser import parsed_yaml
+from plif_lightning.cli.resume import config_file, is_yaml_text
 from plif_lightning.cli.summary import print_inventory
 from plif_lightning.data import SpikingDataModule
-from plif_lightning.errors import UserError
 
 
 class DataOfConfigFile(ActionConfigFile):
@@ -32,29 +31,11 @@ def _data_parser() -> Parser:
     return parser
 
 
-# Arguments of a run, which `prepare` ignores, so that a command line of `fit` works with `prepare` too.
-_OF_THE_RUN = ("--model", "--trainer", "--checkpoint", *(f"--{key}" for key in OWN_KEYS if key != "config"))
-
-
-def _without_the_runs(argv: Sequence[str]) -> list[str]:
-    """Drop the arguments of a run, and their values."""
-    kept: list[str] = []
-    left_out = False  # True also for the value that follows a dropped argument
-    for argument in argv:
-        if argument.startswith("--") or argument == "-c":
-            left_out = argument.split("=")[0].split(".")[0] in _OF_THE_RUN
-        if not left_out:
-            kept.append(argument)
-    return kept
-
-
 def _data_block(value: str) -> str:
     """Return the `data` block of a configuration as YAML."""
     value = config_file(value)
     text = value if is_yaml_text(value) else Path(value).read_text(encoding="utf-8")
     loaded = parsed_yaml(text, f"the configuration {value}")
-    if not isinstance(loaded, dict):
-        raise UserError(f"the configuration {value} must hold names and values, got {type(loaded).__name__}.")
     return yaml.safe_dump({key: part for key, part in loaded.items() if key == "data"})
 
 
@@ -68,7 +49,7 @@ def data_of(argv: Sequence[str]) -> tuple[SpikingDataModule, bool]:
         UserError: an argument is unknown to the data set, or lies outside its range.
     """
     parser = _data_parser()
-    config = parser.parse_args(_without_the_runs(argv))
+    config = parser.parse_args(argv)
     place_absolutely(config.data.init_args)
     return _made(parser, config), config.verify
 

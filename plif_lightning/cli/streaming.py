@@ -40,23 +40,10 @@ def _take_step_length(given: argparse.Namespace, trained: Trained) -> None:
     settings = trained.data.get("init_args", {})
     if not _has_step_length(given):
         steps = trained.net.time_steps
-        by_time = settings.get("slicing") == "by_time"
         if settings.get("window_events"):
             given.events_per_step = max(1, settings["window_events"] // steps)
-            if by_time:
-                _say_other_slices("of equal duration", f"{given.events_per_step} events")
         elif settings.get("window_ms"):
             given.ms_per_step = settings["window_ms"] / steps
-            if not by_time:
-                _say_other_slices("of equally many events", f"{given.ms_per_step:g} ms")
-
-
-def _say_other_slices(trained: str, taken: str) -> None:
-    print(
-        f"note: the network's windows were cut into time-steps {trained}; those of this stream have {taken}, so "
-        "that votes may differ (--events_per_step and --ms_per_step choose others).",
-        flush=True,
-    )
 
 
 def _network(given: argparse.Namespace, trained: Trained) -> "StreamingNetwork":

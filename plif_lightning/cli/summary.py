@@ -3,12 +3,11 @@
 import logging
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from rich import filesize
 from rich.console import Console
@@ -16,8 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from plif_lightning.callbacks import CommandRecord, PredictionWriter
-from plif_lightning.callbacks.checkpoints import best_checkpoint
+from plif_lightning.callbacks import PredictionWriter, RunRecord
+from plif_lightning.callbacks.checkpoints import run_checkpoints
 from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import is_trial, run_folder
 from plif_lightning.data import SpikingDataModule
@@ -122,18 +121,6 @@ def _add_files(table: Table, *files: tuple[str, Path | None]) -> None:
             table.add_row(name, _shown(path))
 
 
-def _warn_of_ties(best: int, epochs: int, data: SpikingDataModule) -> None:
-    """Warn if so many epochs reached the best accuracy that the choice between them is arbitrary."""
-    if best > 1 and 3 * best >= epochs:
-        sizes = data.sizes()
-        samples = sizes.get("val", sizes.get("test as val"))
-        _log.warning(
-            "%d of %d epochs reached the best accuracy: the %s validation samples cannot tell them apart, and which of "
-            "them was kept says little. Hold more out (data.holdout_fraction), or train longer.",
-            *(best, epochs, "" if samples is None else f"{samples:,}"),
-        )
-
-
 def print_fit(
     trainer: L.Trainer, data: SpikingDataModule, test: Mapping[str, float] | None, asked_for_test: bool
 ) -> None:
@@ -145,7 +132,7 @@ def print_fit(
     table.add_row("protocol", data.protocol)
     _add_best_epoch(table, trainer, data, test)
     if asked_for_test and test is None:
-        table.add_row("test accuracy", "[yellow]not measured: no validation chose an epoch[/]")
+        table.add_row("test accuracy", "[yellow]not measured: there is no best checkpoint[/]")
     if not is_trial(trainer):
         _add_files(
             table,
@@ -153,8 +140,6 @@ def print_fit(
             ("best checkpoint", folder.best),
             ("last checkpoint", folder.last),
             ("metrics", folder.metrics),
-            ("learning curve", folder.learning_curve),
-            ("tau curve", folder.tau_curve),
         )
     _print(table)
     if folder.best.exists() and not is_trial(trainer):
@@ -175,16 +160,15 @@ def _add_best_epoch(
     table: Table, trainer: L.Trainer, data: SpikingDataModule, test: Mapping[str, float] | None
 ) -> None:
     """Add accuracy and layers of the epoch that was kept, and the training speed, if any epoch was validated."""
-    folder = run_folder(trainer)
-    kept = best_checkpoint(trainer)
-    ties = (kept and kept.ties) or "first"
-    metrics = read_metrics(folder.metrics, ties=ties) if folder.metrics.is_file() else []
+    path, kept = run_folder(trainer).metrics, run_checkpoints(trainer)
+    metrics = read_metrics(path) if path.is_file() else []
     key = f"{data.val_name}/acc"
     measured = [row for row in metrics if not math.isnan(row.get(key, math.nan))]
     if not measured:
         return
-    best = _kept_epoch(trainer, metrics, measured, key)
-    _warn_of_ties(sum(math.isclose(row[key], best[key], abs_tol=1e-9) for row in measured), len(measured), data)
+    best = max(measured, key=lambda row: row[key])
+    if kept is not None:
+        best = next((row for row in measured if row["epoch"] == kept.best_epoch), best)
     name = "best test epoch" if data.validation == "test" else "best validation epoch"
     epochs = metrics[-1]["epoch"] + 1  # rows are fewer where the run began from a checkpoint
     table.add_row(name, f"[bold]{_percent(best[key])}[/] (epoch {best['epoch'] + 1:.0f} of {epochs:.0f})")
@@ -197,20 +181,6 @@ def _add_best_epoch(
     _add_layers(table, "firing rate", best, "rate")
     if "train/samples_per_second" in metrics[-1]:
         table.add_row("speed", f"{metrics[-1]['train/samples_per_second']:.0f} training samples per second")
-
-
-def _kept_epoch(
-    trainer: L.Trainer, metrics: Sequence[dict[str, float]], measured: Sequence[dict[str, float]], key: str
-) -> dict[str, float]:
-    """Return the metrics of the epoch in `best.ckpt`; without one, those of the best measured epoch."""
-    best = max(measured, key=lambda row: row[key])
-    kept, path = best_checkpoint(trainer), run_folder(trainer).best
-    if kept is None or kept.best_model_score is None or not path.exists():
-        return best
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    row = next((row for row in metrics if row["epoch"] == checkpoint["epoch"]), best)
-    # With several validations per epoch, the best one need not be the epoch's last.
-    return {**row, key: float(kept.best_model_score)}
 
 
 def print_evaluation(trainer: L.Trainer, data: SpikingDataModule) -> None:
@@ -230,8 +200,7 @@ def print_evaluation(trainer: L.Trainer, data: SpikingDataModule) -> None:
     _add_files(
         table,
         ("predictions", None if writer is None else writer.path),
-        ("confusion matrix", folder.confusion_counts),
-        ("confusion matrix", folder.confusion_picture),
+        ("confusion matrix", folder.confusion_matrix),
     )
     _print(table)
 
@@ -261,7 +230,7 @@ class Header(Callback):
         record: has the form of each layer.
     """
 
-    def __init__(self, record: CommandRecord) -> None:
+    def __init__(self, record: RunRecord) -> None:
         self.record = record
         self._shown = False
 

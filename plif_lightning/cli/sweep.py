@@ -1,7 +1,6 @@
 """Run a W&B sweep file without a server: a grid, or a search by Optuna; each run is a call of `fit --run_folder`."""
 
 import contextlib
-import hashlib
 import itertools
 import json
 import math
@@ -12,11 +11,11 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-import yaml
 from filelock import Timeout
 from rich.console import Console
 
@@ -24,11 +23,11 @@ from plif_lightning import configs
 from plif_lightning.cli.parser import PlainParser, parsed_yaml
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.lock import InUseError, locked
 from plif_lightning.runs.metrics import value_in_words
-from plif_lightning.runs.process import in_use
-from plif_lightning.runs.reading import read_run
+from plif_lightning.runs.run import read_run
 from plif_lightning.runtime import program
-from plif_lightning.runtime.files import file_lock, relative, written_whole
+from plif_lightning.runtime.files import file_lock, relative
 from plif_lightning.runtime.process import on_termination
 from plif_lightning.runtime.program import needed_by
 
@@ -38,8 +37,8 @@ _KNOWN = {
     *("program", "method", "project", "entity", "name", "description", "metric", "command", "parameters"),
     *("run_cap", "early_terminate"),
 }
-# Longest name of a run's folder [bytes]: file systems end at 255, and there is a log of the same name.
-_LONGEST = 240
+# Longest name of a run's folder: file systems end at 255 bytes, and there is a log of the same name.
+_LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -87,30 +86,37 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
     loaded = parsed_yaml(path.read_text("utf-8"), f"the sweep file {path}")
     if not isinstance(loaded, dict) or not isinstance(loaded.get("parameters"), dict):
         raise UserError(f"{path} is not a sweep file: it has no `parameters`. See configs/sweeps/table4.yaml.")
-    method, unknown = loaded.get("method"), sorted(map(str, loaded.keys() - _KNOWN))
-    if method not in METHODS or unknown:
-        what = f"the key {', '.join(unknown)}" if unknown else f"the method {method!r}"
-        raise UserError(f"{path} has {what}, which `sweep` does not know: use `wandb agent`, or {', '.join(METHODS)}.")
     parameters = _flat(loaded["parameters"])
     for change in changes:
         key, _, values = change.partition("=")
         parameters[key] = {"values": parsed_yaml(f"[{values}]", f"--grid {change}")}
-    wrong = [key for key, spec in parameters.items() if not spec.get("values") and "value" not in spec]
-    if method == "grid" and wrong:
-        raise UserError(f"parameter {wrong[0]} of {path} must have `value` or `values` in a grid.")
     metric = loaded.get("metric") or {"name": Sweep.metric, "goal": "maximize"}
-    if not metric.get("name") or metric.get("goal") not in ("maximize", "minimize"):
-        raise UserError(f"metric of {path} needs a name, and a goal: maximize or minimize.")
+    if (problem := _problem_of(loaded, parameters, metric)) is not None:
+        raise UserError(f"{path}: {problem}.")
     return Sweep(
         str(loaded.get("name") or path.stem),
         _arguments(loaded.get("command") or ["${program}", "fit", ARGS], path),
         parameters,
         str(metric["name"]),
         metric["goal"] == "maximize",
-        method,
+        loaded["method"],
         loaded.get("run_cap"),
         loaded.get("early_terminate"),
     )
+
+
+def _problem_of(loaded: dict[str, Any], parameters: dict[str, Any], metric: dict[str, Any]) -> str | None:
+    """What a sweep file has that `sweep` cannot run; None if it can."""
+    method, unknown = loaded.get("method"), sorted(map(str, loaded.keys() - _KNOWN))
+    if method not in METHODS or unknown:
+        what = f"the key {', '.join(unknown)}" if unknown else f"the method {method!r}"
+        return f"{what} is not known to `sweep`: use `wandb agent`, or {', '.join(METHODS)}"
+    wrong = [key for key, spec in parameters.items() if not spec.get("values") and "value" not in spec]
+    if method == "grid" and wrong:
+        return f"parameter {wrong[0]} must have `value` or `values` in a grid"
+    if not metric.get("name") or metric.get("goal") not in ("maximize", "minimize"):
+        return "metric needs a name, and a goal: maximize or minimize"
+    return None
 
 
 def _flat(parameters: dict[str, Any], above: str = "") -> dict[str, dict[str, Any]]:
@@ -154,10 +160,7 @@ def run_name(point: dict[str, Any]) -> str:
         for key, value in _config_first(point)
     ]
     name = "_".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts)
-    if len(name.encode()) <= _LONGEST:
-        return name
-    digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
-    return f"{name.encode()[: _LONGEST - 9].decode(errors='ignore')}-{digest}"
+    return name[:_LONGEST]
 
 
 def _file(value: str) -> str:
@@ -187,7 +190,7 @@ class Job:
     @property
     def command(self) -> list[str]:
         """Command that starts the run, or resumes it; safe to repeat."""
-        return [*program.command(), *self.arguments, "--resume", "auto", f"--run_folder={self.folder.path}"]
+        return [*program.command(), *self.arguments, f"--run_folder={self.folder.path}"]
 
     @property
     def output(self) -> Path:
@@ -215,48 +218,6 @@ def share(text: str, points: int) -> slice:
     return slice(int(index), None, int(step or points))
 
 
-# What a later call of a sweep is compared with.
-LOCK = "sweep.lock.yaml"
-
-
-def _require_same(sweep: Sweep, root: Path, overrides: Sequence[str]) -> None:
-    """Write down what the runs of a folder have in common, and refuse a call with something else.
-
-    A grid may get other values: the names of runs tell them apart.
-
-    Raises:
-        UserError: arguments, parameters or the content of configurations are others than at the first call.
-    """
-    fixed = [*sweep.arguments, *overrides]
-    given = [value for option, value in itertools.pairwise(fixed) if option == "--config"]
-    given += [part.removeprefix("--config=") for part in fixed if part.startswith("--config=")]
-    if "config" in sweep.parameters:
-        spec = sweep.parameters["config"]
-        given += map(str, spec.get("values", [spec.get("value")]))
-    files = [_file(value) for value in given]
-    parameters: Any = sorted(sweep.parameters) if sweep.method == "grid" else sweep.parameters
-    now = {
-        "arguments": fixed,
-        "parameters": parameters,
-        "metric": f"{sweep.metric}, {'highest' if sweep.maximise else 'lowest'} first",
-        "configurations": {file: Path(file).read_text("utf-8") for file in files if Path(file).is_file()},
-    }
-    path = root / LOCK
-    if path.is_file():
-        before = yaml.safe_load(path.read_text("utf-8"))
-        texts = before.get("configurations", {})
-        edited = [file for file, text in now["configurations"].items() if texts.get(file, text) != text]
-        other = [name for name in ("arguments", "parameters", "metric") if before.get(name) != now[name]]
-        if edited or other:
-            raise UserError(
-                f"{root} holds the runs of a sweep with other {', '.join([*other, *edited])} (see {path}): pass "
-                "another --runs, or move that folder away."
-            )
-        now["configurations"] = texts | now["configurations"]
-    with written_whole(path) as file:
-        yaml.safe_dump(now, file, sort_keys=False)
-
-
 class Runner:
     """Runs jobs, each in a process of its own.
 
@@ -278,10 +239,21 @@ class Runner:
             job: the run.
             should_end: called every second; the run is ended early when it returns True.
         """
-        while in_use(job.folder) and not self.stopped.wait(1.0):
-            pass  # by a sweep that was killed without its runs, or by another one
-        if read_run(job.folder.path).status == "finished":
+        run = read_run(job.folder.path)
+        if run.status == "finished":
+            if run.command[: len(job.arguments)] != job.arguments:
+                raise UserError(
+                    f"{job.folder.path} is finished, with other arguments: {shlex.join(run.command)}. Pass another "
+                    "--runs, or move that folder away."
+                )
             job.state = "finished"
+            return
+        try:
+            with locked(job.folder):  # by a sweep that was killed without its runs, or by another one
+                pass
+        except InUseError as error:
+            job.state = "in use"
+            _print(f"{error} The others are run.")
             return
         job.output.parent.mkdir(parents=True, exist_ok=True)
         with job.output.open("ab", buffering=0) as output:
@@ -297,7 +269,8 @@ class Runner:
                 job.state = "stopped" if self.stopped.is_set() else "ended"
                 process.terminate()
         if job.state == "running":
-            job.state = "finished" if process.returncode == 0 and job.folder.result.is_file() else "failed"
+            is_done = process.returncode == 0 and read_run(job.folder.path).status == "finished"
+            job.state = "finished" if is_done else "failed"
         if job.state == "failed" and self.stopped.wait(1.0):  # a signal to all processes reaches the run, too
             job.state = "stopped"
 
@@ -337,19 +310,24 @@ def _print_end(sweep: Sweep, job: Job, count: str) -> None:
 
 
 def _finish(sweep: Sweep, root: Path, jobs: Sequence[Job]) -> int:
-    """Print the runs by the sweep's metric, best first, and return the exit status."""
+    """Print the runs by the sweep's metric, best first, and means over seeds, and return the exit status."""
+    from plif_lightning.analysis.leaderboard import comparison_table
+    from plif_lightning.analysis.tables import print_tables
+
     scores = [(score(sweep, job.folder), job) for job in jobs if job.state == "finished"]
     known = [(value, job) for value, job in scores if value is not None]
     if len(known) > 1:
         _print(f"\n{sweep.metric}, {'highest' if sweep.maximise else 'lowest'} first:")
         for value, job in sorted(known, key=lambda one: (-one[0] if sweep.maximise else one[0], one[1].name)):
             _print(f"  {value_in_words(sweep.metric, value):>9}  {job.name}")
-    failed = [job for job in jobs if job.state == "failed"]
-    for job in failed:
-        _print(f"failed: {job.name}  again: {shown(job.command)}")
-    if not failed:
-        _print(f"{len(jobs)} runs are done: {program.shown()} tables --runs {shlex.quote(relative(root))}")
-    return 1 if failed else 0
+        _print("")
+        print_tables([comparison_table([read_run(job.folder.path, root) for _, job in known])], [])
+    left = [job for job in jobs if job.state not in ("finished", "ended")]
+    for job in left:
+        _print(f"{job.state}: {job.name}  again: {shown(job.command)}")
+    if not left:
+        _print(f"{len(jobs)} runs are done: {program.shown()} report --runs {shlex.quote(relative(root))}")
+    return 1 if left else 0
 
 
 def _in_threads(runner: Runner, jobs: int, work: Callable[[], None]) -> bool:
@@ -369,12 +347,11 @@ def run_grid(sweep: Sweep, root: Path, given: Any, overrides: Sequence[str]) -> 
     """Run a grid or a share of it, and return the exit status: 1 if a run failed, 130 if interrupted."""
     every = [job_of(sweep, root, point, overrides) for point in sweep.points()]
     if len({job.name for job in every}) < len(every):
-        raise UserError("two runs of the sweep have the same name: give each value once.")
+        raise UserError("two runs of the sweep have the same name: give each value once, and shorter ones.")
     jobs = every[share(given.index, len(every))] if given.index else every
     if given.dry_run:
         _print("\n".join(shown(job.command) for job in jobs))
         return 0
-    _require_same(sweep, root, overrides)
     _print(f"{sweep.name}: {len(jobs)} runs in {relative(root)}")
     waiting, numbers = iter(jobs), itertools.count(1)
     runner = Runner(given.jobs)
@@ -386,7 +363,12 @@ def run_grid(sweep: Sweep, root: Path, given: Any, overrides: Sequence[str]) -> 
             if runner.stopped.is_set():
                 return
 
-    return _finish(sweep, root, jobs) if _in_threads(runner, given.jobs, work) else 130
+    if not _in_threads(runner, given.jobs, work):
+        return 130
+    for job in jobs:
+        if job.state == "in use":  # once more: it may have ended meanwhile
+            runner.run(job)
+    return _finish(sweep, root, jobs)
 
 
 # --- searches
@@ -434,6 +416,8 @@ class Search:
     def __init__(self, sweep: Sweep, root: Path, overrides: Sequence[str], seed: int | None = None) -> None:
         with needed_by("a search"):
             import optuna
+        from optuna.storages.journal import JournalFileBackend
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.sweep, self.root, self.overrides, self.seed = sweep, root, overrides, seed
         self.space = {key: distribution(key, spec) for key, spec in sweep.parameters.items()}
@@ -441,8 +425,6 @@ class Search:
         if (early := sweep.early_terminate) is not None:
             least, most, eta = early.get("min_iter", 1), early.get("max_iter", "auto"), early.get("eta", 3)
             pruner = optuna.pruners.HyperbandPruner(least, most, eta)
-        from optuna.storages.journal import JournalFileBackend
-
         self.study = optuna.create_study(
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(root / "search.journal"))),
             study_name="search",
@@ -450,15 +432,19 @@ class Search:
             pruner=pruner,
             load_if_exists=True,
         )
-
-    def _sampler(self, number: int) -> Any:
-        """The sampler of a trial: with a seed, of every trial another one, whichever process asks."""
-        import optuna
-
-        seed = None if self.seed is None else (self.seed * 10**6 + number) % 2**32
-        if self.sweep.method == "random":
-            return optuna.samplers.RandomSampler(seed)
-        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        described = {
+            "metric": sweep.metric,
+            "parameters": sweep.parameters,
+            "arguments": [*sweep.arguments, *overrides],
+        }
+        known = json.loads(json.dumps(described))
+        if self.study.user_attrs.get("sweep", known) != known:
+            raise UserError(
+                f"{root} holds a search with another metric, other parameters or arguments: pass another --runs, or "
+                "move that folder away."
+            )
+        self.study.set_user_attr("sweep", known)
+        self.skipped: set[int] = set()  # trials whose run another process trains
 
     def claimed(self, cap: int) -> Iterator[Any]:
         """Trials to run, each held by a lock within the loop: those that killed processes left, then new ones."""
@@ -468,8 +454,8 @@ class Search:
             with contextlib.ExitStack() as held:
                 with file_lock(self.root / ".claim.lock"):
                     known = self.study.get_trials(deepcopy=False)
-                    running = [one.number for one in known if one.state.name == "RUNNING"]
-                    left = next((number for number in running if self._hold(held, number)), None)
+                    running = {one.number for one in known if one.state.name == "RUNNING"} - self.skipped
+                    left = next((number for number in sorted(running) if self._hold(held, number)), None)
                     if left is None and len(known) >= cap:
                         return
                     self.study.sampler = self._sampler(len(known) if left is None else left)
@@ -478,9 +464,18 @@ class Search:
                         self._hold(held, trial.number)
                     else:
                         trial = optuna.trial.Trial(self.study, known[left]._trial_id)
-                        for key, space in self.space.items():  # what a killed process had not drawn yet
+                        for key, space in self.space.items():  # what the killed process had not drawn yet
                             trial._suggest(key, space)
                 yield trial
+
+    def _sampler(self, number: int) -> Any:
+        """The sampler of a trial: with a seed, of every trial another one, whichever process asks."""
+        import optuna
+
+        seed = None if self.seed is None else (self.seed * 10**6 + number) % 2**32
+        if self.sweep.method == "random":
+            return optuna.samplers.RandomSampler(seed)
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
     def _hold(self, held: contextlib.ExitStack, number: int) -> bool:
         """Hold a trial until `held` ends; False if another process or thread does."""
@@ -509,7 +504,7 @@ class Search:
             if int(epoch) not in known and math.isfinite(value):
                 trial.report(value, int(epoch))
                 if trial.should_prune():
-                    return not run.is_trained
+                    return run.epochs != run.setting("trainer.max_epochs")
         return False
 
     def run(self, runner: Runner, cap: int, done: list[Job]) -> None:
@@ -519,9 +514,12 @@ class Search:
         for trial in self.claimed(cap):
             job = self.job(trial)
             done.append(job)
-            runner.run(job, lambda t=trial, j=job: self.should_end(t, j))  # type: ignore[misc]
+            runner.run(job, partial(self.should_end, trial, job))
             if job.state == "stopped":
                 return  # it is resumed with the search
+            if job.state == "in use":
+                self.skipped.add(trial.number)
+                continue
             value = score(self.sweep, job.folder) if job.state == "finished" else None
             if job.state == "finished" and value is None:
                 job.state = "failed"  # without the sweep's metric
@@ -538,7 +536,6 @@ def run_search(sweep: Sweep, root: Path, given: Any, overrides: Sequence[str]) -
         _print("\n".join(f"{key}: {distribution(key, spec)}" for key, spec in sweep.parameters.items()))
         return 0
     root.mkdir(parents=True, exist_ok=True)
-    _require_same(sweep, root, overrides)
     search, runner = Search(sweep, root, overrides, given.seed), Runner(given.jobs)
     _print(f"{sweep.name}: {cap} runs by {sweep.method} search in {relative(root)}")
     done: list[Job] = []

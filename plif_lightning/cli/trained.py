@@ -54,32 +54,10 @@ def read_trained(path: Path) -> Trained:
     path = checkpoint_file(path)
     checkpoint = load_checkpoint(path)
     net, data = network_in(checkpoint, path), configuration_in(checkpoint).get("data", {})
-    names, sensor = class_names_in(checkpoint, net.num_classes), checkpoint.get("sensor")
+    names = class_names_in(checkpoint, net.num_classes) or [str(i) for i in range(net.num_classes)]
     settings = data.get("init_args", {})
-    kind = None
-    if names is None or sensor is None:  # an older checkpoint
-        kind = _own_data_class(data)
-        names = names or _names_of(kind, net.num_classes)
-    if settings.get("size") is None:
-        return Trained(net, data, names, None)
-    return Trained(net, data, names, settings.get("sensor") or sensor or getattr(kind, "sensor", None))
-
-
-def _names_of(kind: Any, num_classes: int) -> list[str]:
-    """Return the class names that a data set declares for this number of classes; otherwise numbers."""
-    names = getattr(kind, "class_names", None)
-    if isinstance(names, tuple) and len(names) == num_classes:
-        return list(names)
-    return [str(i) for i in range(num_classes)]
-
-
-def _own_data_class(data: dict[str, Any]) -> Any:
-    """Return the class of a data set if it belongs to this package, otherwise None."""
-    from plif_lightning import data as ours
-
-    package, _, name = str(data.get("class_path")).rpartition(".")
-    kind = getattr(ours, name, None) if package.split(".")[0] == "plif_lightning" else None
-    return kind if isinstance(kind, type) and issubclass(kind, ours.SpikingDataModule) else None
+    pooled = settings.get("size") is not None
+    return Trained(net, data, names, (settings.get("sensor") or checkpoint.get("sensor")) if pooled else None)
 
 
 def read_to_test(

@@ -110,20 +110,6 @@ class EventDataset(BatchedDataset):
     def labels(self) -> Tensor:
         return self._labels[self.indices]
 
-    def events_of(self, i: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Addresses in a frame [2, H, W] of the sensor's size and times [us] of a sample's events, not augmented."""
-        sample = int(self.indices[i])
-        one = slice(self.samples.begin[sample], self.samples.end[sample])
-        return self.arrays["address"][one], self.arrays["time"][one]
-
-    def bounds_of(self, i: int) -> NDArray[Any]:
-        """Step t of a sample has its events [bounds[t], bounds[t + 1]), [T + 1]; not augmented."""
-        one = slice(sample := int(self.indices[i]), sample + 1)
-        begin, end = self.samples.begin[one], self.samples.end[one]
-        span = self.samples.start[one], self.samples.duration[one]
-        found: NDArray[Any] = slice_bounds(self.slicing, self.arrays["time"], begin, end, self.time_steps, *span)
-        return found.reshape(-1) - begin
-
     def batch(self, request: BatchRequest) -> Batch:
         sample = self.indices.index_select(0, request.indices)
         n = len(sample)

@@ -152,8 +152,7 @@ class BatchPlan(DistributedSampler[Any]):
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
         self._started = False  # True once the current epoch was started
-        # (epoch, first batch, samples per global batch) of a run resumed within an epoch
-        self.resume_at: tuple[int, int, int] | None = None
+        self.resume_at: tuple[int, int] | None = None  # epoch and samples done in it of a run that is resumed
         if not shuffle and length < world_size:
             raise UserError(f"{length} samples are too few for {world_size} processes: pass fewer --trainer.devices.")
         if len(self) == 0:
@@ -183,34 +182,22 @@ class BatchPlan(DistributedSampler[Any]):
         """Samples per batch, over all processes."""
         return self.batch_size * self.world_size
 
-    def start(self) -> int:
-        """Index of this epoch's first batch; non-zero if the run resumes within the epoch.
-
-        Raises:
-            UserError: the run was interrupted in this epoch with another global batch size.
-        """
-        if self.resume_at is None or self.resume_at[0] != self.epoch:
-            return 0
-        _, served, global_batch = self.resume_at
-        if served and global_batch != self.global_batch:
-            raise UserError(
-                f"the run was interrupted in epoch {self.epoch}, after {served} batches of {global_batch} samples, and "
-                f"would resume with batches of {self.global_batch}: samples would be skipped or seen twice. Resume it "
-                "with the same number of devices and the same data.batch_size, at least to the end of that epoch."
-            )
-        return served
+    def done(self, epoch: int) -> int:
+        """Samples of an epoch that were trained on before the run was resumed, in the order of the epoch."""
+        return self.resume_at[1] if self.resume_at is not None and self.resume_at[0] == epoch else 0
 
     def __iter__(self) -> Iterator[BatchRequest]:
         key = fold_in(self.seed, "samples", self.epoch)
-        batches = self._training() if self.shuffle else self._evaluation()
-        for indices in batches[self.start() :]:
+        for indices in self._training() if self.shuffle else self._evaluation():
             yield BatchRequest(key, indices)
 
     def _training(self) -> list[Tensor]:
         generator = torch.Generator().manual_seed(fold_in(self.seed, "shuffle", self.epoch))
         order = torch.randperm(self.length, generator=generator)
         batches = []
-        for whole in order.split(self.batch_size * self.world_size)[: len(self)]:
+        for whole in order[self.done(self.epoch) :].split(self.global_batch):
+            if self.drop_last and len(whole) < self.global_batch:
+                break
             short = -len(whole) % self.world_size
             if short:
                 whole = torch.cat([whole, order.repeat(math.ceil(short / len(order)))[:short]])
@@ -224,32 +211,43 @@ class BatchPlan(DistributedSampler[Any]):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader whose state is the epoch and the number of batches served in it, so that it can be resumed."""
+    """A DataLoader whose state is the epoch and the samples of it that were served.
 
-    _served = 0
+    Any number of processes and any batch size can resume from there: every sample is seen once.
+    """
+
+    _served = 0  # samples, over all processes
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        plan = self._plan()
+        plan = self.plan
         plan.begin()
-        self._served = plan.start()
+        self._served = plan.done(plan.epoch)
         for batch in super().__iter__():
-            self._served += 1
+            self._served = min(self._served + plan.global_batch, plan.length)
             yield batch
         plan.resume_at = None
 
-    def _plan(self) -> BatchPlan:
+    @property
+    def plan(self) -> BatchPlan:
         assert isinstance(self.sampler, BatchPlan)
         return self.sampler
 
+    def batches_done(self, epoch: int) -> int:
+        """Batches of this size that an epoch of a resumed run begins after; the last one may be smaller.
+
+        They and the batches that are left are as many as those of a whole epoch.
+        """
+        plan = self.plan
+        left = (plan.length - plan.done(epoch)) / plan.global_batch
+        return len(plan) - (math.floor(left) if plan.drop_last else math.ceil(left))
+
     def state_dict(self) -> dict[str, int]:
-        plan = self._plan()
-        return {"epoch": plan.epoch, "served": self._served, "global_batch": plan.global_batch, "seed": plan.seed}
+        return {"epoch": self.plan.epoch, "samples": self._served, "seed": self.plan.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        plan = self._plan()
-        plan.resume_at = (state["epoch"], state["served"], state["global_batch"])
+        self.plan.resume_at = (state["epoch"], state["samples"])
         # An unseeded run has another seed after a restart: restore the one that shuffled the interrupted epoch.
-        plan.seed = state["seed"]
+        self.plan.seed = state["seed"]
 
 
 def _identity(batch: Any) -> Any:

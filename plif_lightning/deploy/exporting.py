@@ -178,6 +178,7 @@ def _folded_checkpoint(checkpoint: dict[str, Any], config: dict[str, Any], net: 
     if config:
         config = {**config, "model": {**config["model"], "folded": True}}
         kept["cli_config"] = yaml.safe_dump(config, sort_keys=False)
+        kept["settings"] = {**kept.get("settings", {}), "model.folded": True}
     return kept
 
 

@@ -28,8 +28,6 @@ def _array(values: Any) -> NDArray[Any]:
 
 def _sample(array: NDArray[Any], sample: int) -> NDArray[Any]:
     """Values of one sample, [T, *], from [T, N, *]."""
-    if not -array.shape[1] <= sample < array.shape[1]:
-        raise UserError(f"sample must lie in 0..{array.shape[1] - 1}, got {sample}.")
     return array[:, sample]
 
 
@@ -67,7 +65,7 @@ def raster(spikes: Any, axes: Axes | None = None, *, sample: int = 0) -> Axes:
         sample: index of the sample in [T, N, *].
 
     Raises:
-        UserError: there is no such sample, or a value is neither 0 nor 1.
+        UserError: a value is neither 0 nor 1.
     """
     fired = _of_sample(getattr(spikes, "spikes", spikes), "spikes", sample)
     if not np.isin(fired, (0, 1)).all():
@@ -100,8 +98,6 @@ def _chosen(neurons: Sequence[int] | None, count: int, spikes: NDArray[Any] | No
     if neurons is None:
         order = np.arange(count) if spikes is None else np.argsort(-spikes.sum(0), kind="stable")
         neurons = sorted(order[:_DEFAULT_NEURONS].tolist())
-    if wrong := [i for i in neurons if not 0 <= i < count]:
-        raise UserError(f"neurons must lie in 0..{count - 1}, got {wrong[0]}.")
     return neurons
 
 
@@ -125,7 +121,7 @@ def membrane(
             differs between channels), and 1 for other potentials; None draws no line.
 
     Raises:
-        UserError: there is no such sample or neuron.
+        IndexError: there is no such sample or neuron.
     """
     limit: Any = _own_threshold(v) if isinstance(v_threshold, str) else v_threshold
     spikes = None
@@ -168,7 +164,7 @@ def frames(x: Any, axes: Sequence[Axes] | None = None, *, sample: int = 0) -> ND
         The axes, [T].
 
     Raises:
-        UserError: there is no such sample, or x or axes have the wrong shape.
+        UserError: x has the wrong shape.
     """
     array = _array(x)
     if array.ndim == 5:
@@ -179,8 +175,6 @@ def frames(x: Any, axes: Sequence[Axes] | None = None, *, sample: int = 0) -> ND
         raise UserError(f"frames must be [T, C, H, W] or [T, N, C, H, W] with C = 1, 2 or 3, got {list(array.shape)}.")
     if axes is None:
         axes = _grid(len(array))
-    if len(axes) != len(array):
-        raise UserError(f"axes must be one for each of {len(array)} frames, got {len(axes)}.")
     for t, (ax, image) in enumerate(zip(axes, pictures(array), strict=True)):
         ax.imshow(image, interpolation="nearest")
         ax.set_xticks([])

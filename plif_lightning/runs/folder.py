@@ -18,27 +18,18 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
-    def data(self) -> Path:
-        return self.path / "data.json"
+    def record(self) -> Path:
+        """What the run is and what came of it, see `plif_lightning.runs.record`."""
+        return self.path / "run.json"
 
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.csv"
 
     @property
-    def command(self) -> Path:
-        """Arguments, process and environment of the run."""
-        return self.path / "command.json"
-
-    @property
     def lock(self) -> Path:
         """Lock of the process that trains in this folder."""
         return self.path / ".lock"
-
-    @property
-    def result(self) -> Path:
-        """Written when a fit finishes; missing while it runs and after an interruption."""
-        return self.path / "result.json"
 
     @property
     def weights(self) -> Path:
@@ -50,24 +41,9 @@ class RunFolder:
         """Spikes and votes for a few samples."""
         return self.path / "samples.npz"
 
-    @property
-    def cost(self) -> Path:
-        """Operations and estimated energy of the best network for a sample."""
-        return self.path / "cost.json"
-
-    @property
-    def wandb(self) -> Path:
-        """Id of the W&B run."""
-        return self.path / "wandb.json"
-
     def evaluation(self, command: str) -> "RunFolder":
         """Folder for the results of a later `test`, `validate` or `predict` of its checkpoints."""
         return RunFolder(self.path / command)
-
-    @property
-    def test_result(self) -> Path:
-        """Result of a later `test` of the best checkpoint on the whole test set."""
-        return self.evaluation("test").result
 
     @property
     def checkpoints(self) -> Path:
@@ -78,29 +54,12 @@ class RunFolder:
         return self.checkpoints / "best.ckpt"
 
     @property
-    def best_before(self) -> Path:
-        """The best checkpoint that `last.ckpt` knows, while `best.ckpt` is newer than `last.ckpt`."""
-        return self.checkpoints / ".best_before"
-
-    @property
     def last(self) -> Path:
         return self.checkpoints / "last.ckpt"
 
     @property
-    def learning_curve(self) -> Path:
-        return self.path / "learning_curve.png"
-
-    @property
-    def tau_curve(self) -> Path:
-        return self.path / "tau_curve.png"
-
-    @property
-    def confusion_counts(self) -> Path:
+    def confusion_matrix(self) -> Path:
         return self.path / "confusion_matrix.csv"
-
-    @property
-    def confusion_picture(self) -> Path:
-        return self.path / "confusion_matrix.png"
 
     @property
     def predictions(self) -> Path:

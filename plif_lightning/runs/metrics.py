@@ -6,29 +6,27 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from plif_lightning.errors import UserError
 from plif_lightning.runtime.files import written_whole
 
 _log = logging.getLogger(__name__)
 
 
-def read_metrics(path: Path, problems: list[str] | None = None, ties: str = "first") -> list[dict[str, float]]:
+def read_metrics(path: Path, problems: list[str] | None = None) -> list[dict[str, float]]:
     """Read one row of metrics per epoch, in order, from a run's `metrics.csv`.
 
-    Several lines of one epoch (validation within an epoch, older runs) are merged: the last value of each metric, but
-    those of the best validation, because its checkpoint is the one kept.
+    Lines of one epoch are merged. Of its validations only the one at its end counts: its line has the metrics of the
+    training, too, and its weights are in the checkpoint.
 
     Args:
         path: the table.
         problems: list that receives a sentence for each unreadable line, which is skipped; None: raise an error.
-        ties: which of equally good validations is kept, `first` or `last`.
 
     Raises:
         UserError: the file, or without `problems` a line, cannot be read.
     """
     epochs: dict[int, dict[str, float]] = {}
+    validated: dict[int, dict[str, float]] = {}
     try:
         for line, row in _lines(path):
             if not _is_of_epoch(row):
@@ -41,19 +39,24 @@ def read_metrics(path: Path, problems: list[str] | None = None, ties: str = "fir
                     raise UserError(message) from None
                 problems.append(f"{message} The line is skipped.")
                 continue
-            merge(epochs.setdefault(int(values["epoch"]), {}), values, ties)
+            if not any(name.startswith("train/") for name in values):
+                measured = {name: value for name, value in values.items() if name.startswith(_OF_VALIDATION)}
+                validated[int(values["epoch"])] = measured or validated.get(int(values["epoch"]), {})
+                values = {name: value for name, value in values.items() if name not in measured}
+            epochs.setdefault(int(values["epoch"]), {}).update(values)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table of metrics: {error}.") from error
+    for epoch, row in epochs.items():
+        # Killed between last.ckpt and this table, which lacks the epoch's last line: its last validation ended it.
+        if epoch < max(epochs) and not any(name.startswith("train/") for name in row):
+            row.update(validated.get(epoch, {}))
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number and the values of each line below the header."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        if table.fieldnames and "epoch" not in table.fieldnames:
-            raise csv.Error(f"its first line names no column epoch, but {', '.join(table.fieldnames)[:80]}")
-        yield from enumerate(table, start=2)
+    with path.open(newline="", encoding="utf-8") as file:
+        yield from enumerate(csv.DictReader(file), start=2)
 
 
 def _is_of_epoch(row: dict[str, Any]) -> bool:
@@ -66,29 +69,11 @@ _OF_VALIDATION = ("val/", "test_as_val/", "rate/")
 _ACCURACIES = ("val/acc", "test_as_val/acc")
 
 
-def merge(epoch: dict[str, float], line: Mapping[str, float], ties: str = "first") -> None:
-    """Merge a line of metrics into its epoch: the last value of each, but all of its best validation's."""
-    pairs = [(epoch[key], line[key]) for key in _ACCURACIES if key in epoch and key in line]
-    is_kept = any(before > now or (before == now and ties == "first") for before, now in pairs)
-    best = {key: value for key, value in epoch.items() if is_kept and key.startswith(_OF_VALIDATION)}
-    epoch.update(line)
-    epoch.update(best)
-
-
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
-    values = {}
-    for key, value in row.items():
-        if key is None:
-            raise ValueError(f"there are more values than columns: {value}")
-        if value:
-            try:
-                values[key] = float(value)
-            except ValueError:
-                raise ValueError(f"{key} must be a number, got {value!r}") from None
-    for key in ("epoch", "step"):
-        if not np.isfinite(values.get(key, 0.0)):
-            raise ValueError(f"{key} must be a number, got {row[key]!r}")
-    return values
+    try:
+        return {key: float(value) for key, value in row.items() if value}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"every value must be a number ({error})") from None
 
 
 def layer_values(row: dict[str, float], kind: str) -> dict[str, float]:

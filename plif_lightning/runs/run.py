@@ -1,12 +1,18 @@
-"""A run as read from its folder or from W&B."""
+"""A run as read from its folder; unreadable parts are reported, the rest is read."""
 
 import math
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.metrics import layer_values
-from plif_lightning.runs.process import options
+from plif_lightning.errors import UserError
+from plif_lightning.runs.folder import RunFolder, walked
+from plif_lightning.runs.loading import loaded
+from plif_lightning.runs.metrics import layer_values, read_metrics
+from plif_lightning.runs.record import is_alive
+from plif_lightning.runs.settings import protocol, setting_in, usual_ties
+from plif_lightning.runtime import program
 
 Status = Literal["finished", "running", "unfinished", "unreadable"]
 
@@ -22,32 +28,9 @@ def positive(value: Any) -> float | None:
     return number if 0 < number < math.inf else None
 
 
-def setting_in(config: dict[str, Any], key: str, default: Any = None) -> Any:
-    """A value of a configuration by its dotted key."""
-    value: Any = config
-    for name in key.split("."):
-        if isinstance(value, dict) and name not in value and isinstance(value.get("init_args"), dict):
-            value = value["init_args"]
-        if not isinstance(value, dict) or name not in value:
-            return default
-        value = value[name]
-    return value
-
-
-def protocol_in(config: dict[str, Any]) -> Literal["A", "B"]:
-    """A if a configuration validates on the test set, B if on a held-out part of the training set."""
-    return "B" if setting_in(config, "data.validation") == "holdout" else "A"
-
-
-def ties_in(config: dict[str, Any]) -> str:
-    """Tie break between equally good validations: `first` or `last`."""
-    # Older runs lack the setting; null means the default of the protocol.
-    return setting_in(config, "best_of_ties", "first") or ("last" if protocol_in(config) == "B" else "first")
-
-
 @dataclass(frozen=True)
 class Run:
-    """A run as read from its folder or from W&B.
+    """A run as read from its folder, or from its row of a table of results.
 
     Attributes:
         folder: its files.
@@ -55,14 +38,8 @@ class Run:
         status: `unreadable` if there is no usable configuration.
         config: nested configuration from `config.yaml`.
         metrics: one row per epoch.
-        command: arguments of main.py.
-        facts: data set, origin, samples and protocol from `data.json`.
-        test: accuracy on the test set, measured once, from 0 to 1; None if it was not.
-        surroundings: machine, versions and commit.
+        record: content of `run.json`, see `plif_lightning.runs.record`.
         problems: a sentence for each unreadable part.
-        started: time of the last start or resumption [s since 1970]; 0 if unknown.
-        changes: settings changed on resuming, as text, in order.
-        cost: operations and estimated energy for a sample, from `cost.json`; empty if they were not counted.
     """
 
     folder: RunFolder
@@ -70,24 +47,38 @@ class Run:
     status: Status
     config: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, float]] = field(default_factory=list)
-    command: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-    test: float | None = None
-    surroundings: dict[str, str] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    started: float = 0.0
-    changes: list[str] = field(default_factory=list)
-    cost: dict[str, Any] = field(default_factory=dict)
 
     def setting(self, key: str, default: Any = None) -> Any:
         """Return a configuration value by its dotted key, such as `model.init_tau` or `data.time_steps`."""
         return setting_in(self.config, key, default)
 
+    def part(self, name: str) -> dict[str, Any]:
+        """A part of the record that holds names and values; empty if there is none."""
+        found = self.record.get(name)
+        return found if isinstance(found, dict) else {}
+
     @property
-    def begun_from(self) -> str | None:
-        """Checkpoint of another run that this one began from; None if it began from new weights."""
-        path = dict(options(self.command)).get("ckpt_path", "last")
-        return None if path == "last" else path
+    def key(self) -> str:
+        """Hash of what the run is: equal for runs that differ in their seed alone."""
+        return str(self.record.get("key", self.name))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings that differ from their defaults, by dotted names, see `plif_lightning.runs.settings`."""
+        return self.part("settings")
+
+    @property
+    def command(self) -> list[str]:
+        """Arguments of main.py."""
+        found = self.record.get("arguments")
+        return [str(one) for one in found] if isinstance(found, list) else []
+
+    @property
+    def started(self) -> float:
+        """Time of the last start or resumption [s since 1970]; 0 if unknown."""
+        return positive(self.record.get("started")) or 0.0
 
     @property
     def data_set(self) -> str:
@@ -101,22 +92,9 @@ class Run:
         return int(self.metrics[-1]["epoch"]) + 1 if self.metrics else 0
 
     @property
-    def whole_epochs(self) -> int:
-        """Epochs that have ended; in the one after them there may be validations that follow."""
-        ended = [row["epoch"] for row in self.metrics if any(key.startswith("train/") for key in row)]
-        return int(max([*ended, self.epochs - 2, -1])) + 1
-
-    @property
-    def is_trained(self) -> bool:
-        """True if it has trained as many epochs or steps as it should."""
-        epochs, steps = self.setting("trainer.max_epochs"), self.setting("trainer.max_steps")
-        done = int(self.metrics[-1].get("step", -1)) + 1 if self.metrics else 0
-        return self.whole_epochs == epochs or (isinstance(steps, int) and 0 < steps <= done)
-
-    @property
-    def protocol(self) -> Literal["A", "B"]:
+    def protocol(self) -> str:
         """A: best epoch on the test set; B: best epoch on a held-out part of the training set, then one test."""
-        return protocol_in(self.config)
+        return protocol(self.config)
 
     @property
     def val_key(self) -> str:
@@ -125,12 +103,12 @@ class Run:
     @property
     def best_of_ties(self) -> str:
         """Tie break between epochs of equal validation accuracy: `first` or `last`."""
-        return ties_in(self.config)
+        return self.setting("best_of_ties") or usual_ties(self.protocol)
 
     @property
     def best_metrics(self) -> dict[str, float]:
         """Metrics of the epoch with the best validation; empty before the first."""
-        rows = [row for row in self.metrics if 0 <= row.get(self.val_key, float("nan")) <= 1]
+        rows = [row for row in self.metrics if 0 <= row.get(self.val_key, math.nan) <= 1]
         if self.best_of_ties == "last":
             rows.reverse()
         return max(rows, key=lambda row: row[self.val_key], default={})
@@ -142,6 +120,12 @@ class Run:
         return (int(row["epoch"]) + 1, row[self.val_key]) if row else None
 
     @property
+    def test(self) -> float | None:
+        """Accuracy on the test set, measured once on the best epoch's weights, from 0 to 1; None if it was not."""
+        found = self.record.get("test")
+        return float(found) if isinstance(found, (int, float)) and 0 <= found <= 1 else None
+
+    @property
     def accuracy(self) -> float | None:
         """Accuracy that the protocol reports, from 0 to 1: that of the best epoch (A) or of the final test (B)."""
         if self.protocol == "B":
@@ -149,30 +133,37 @@ class Run:
         return self.best[1] if self.best else None
 
     @property
+    def samples(self) -> dict[str, int]:
+        """Number of samples of each part of the data."""
+        found = self.part("data").get("samples")
+        counts = found if isinstance(found, dict) else {}
+        tested = self.record.get("tested")
+        return {n: k for n, k in {**counts, **({"test": tested} if tested else {})}.items() if isinstance(k, int)}
+
+    @property
     def tested_samples(self) -> int | None:
         """Number of samples that `accuracy` was measured on; None if unknown."""
-        samples = self.facts.get("samples", {})
-        found = samples.get("test", samples.get("test as val")) if isinstance(samples, dict) else None
-        return found if isinstance(found, int) and 0 < found < 2**53 else None
+        return self.samples.get("test", self.samples.get("test as val"))
 
     @property
     def firing_rate(self) -> float | None:
         """Spikes per neuron and time-step over the whole network in the best epoch; None if unknown."""
         spikes, updates = self.spikes, self._updates
-        return None if spikes is None else spikes / sum(updates.values())
+        return None if spikes is None or not updates else spikes / sum(updates.values())
 
     @property
     def spikes(self) -> float | None:
         """Spikes for a validation sample in the best epoch; None if they are unknown."""
         rates, updates = layer_values(self.best_metrics, "rate"), self._updates
         if not updates or not updates.keys() <= rates.keys():
-            return None
+            found = self.part("cost").get("spikes")  # of a row of a table of results
+            return float(found) if isinstance(found, (int, float)) and found >= 0 else None
         return sum(rates[layer] * n for layer, n in updates.items())
 
     @property
     def _updates(self) -> dict[str, float]:
         """Neurons times steps of each layer that has neurons."""
-        found = self.cost.get("updates")
+        found = self.part("cost").get("updates")
         if not isinstance(found, dict):
             return {}
         return {name: n for name, n in ((name, positive(n)) for name, n in found.items()) if n is not None}
@@ -180,7 +171,7 @@ class Run:
     @property
     def energy(self) -> float | None:
         """Estimated energy for a sample [uJ], with 8-bit weights and memory, see `deploy.costs`; None if unknown."""
-        found = positive(self.cost.get("pj_int8_reused"))
+        found = positive(self.part("cost").get("pj_int8_reused"))
         return None if found is None else found / 1e6
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:
@@ -194,3 +185,57 @@ class Run:
         for row in self.metrics:
             found |= dict.fromkeys(layer_values(row, kind))
         return list(found)
+
+
+def read_run(folder: Path, root: Path | None = None) -> Run:
+    """Read a run's folder; `Run.problems` names unreadable parts.
+
+    Args:
+        folder: of the run.
+        root: folder that its name is relative to.
+    """
+    files = RunFolder(folder)
+    problems: list[str] = []
+    config, record = loaded(files.config, problems), loaded(files.record, problems)
+    metrics = []
+    if files.metrics.is_file():
+        try:
+            metrics = read_metrics(files.metrics, problems)
+        except UserError as error:
+            problems.append(str(error))
+    name = os.path.relpath(folder, root) if root is not None else folder.name
+    ended = "finished" if "ended" in record else "running" if is_alive(record) else "unfinished"
+    return Run(
+        files,
+        folder.name if name == "." else name,
+        ended if config and record else "unreadable",  # type: ignore[arg-type]
+        config,
+        metrics,
+        record,
+        problems,
+    )
+
+
+def find_runs(root: Path | str) -> list[Run]:
+    """Return all runs in a folder and its subfolders in path order, unreadable ones included.
+
+    Raises:
+        UserError: the folder does not exist, or has no runs.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        why = "is a file" if root.exists() else "does not exist"
+        raise UserError(f"runs must be a folder, got {root}, which {why}.")
+    found = []
+    for folder, below, files in walked(root, _by_number):
+        if "run.json" in files:
+            found.append(read_run(folder, root))
+            below.clear()  # subfolders hold evaluations of this run
+    if not found:
+        raise UserError(f"there is no run in {root}: `{program.shown()} fit --config quickstart` creates one.")
+    return found
+
+
+def _by_number(name: str) -> list[tuple[int, Any]]:
+    digits = "".join(c if c.isdigit() else " " for c in name).split()
+    return [(0, "".join(c for c in name if not c.isdigit())), *((1, int(d)) for d in digits)]

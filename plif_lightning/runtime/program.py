@@ -25,7 +25,8 @@ EXTRAS = {
 
 def shown() -> str:
     """Return the command as a user types it."""
-    return "python main.py" if _IS_CHECKOUT else "plif-lightning"
+    is_installed = not _IS_CHECKOUT or Path(sys.argv[0]).stem == "plif-lightning"
+    return "plif-lightning" if is_installed else "python main.py"
 
 
 def installing(extra: str) -> str:

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from plif_lightning import network
-from plif_lightning.analysis.figures import FIGURES, WIDTHS, Choice, NothingToShowError, drawn, write_figures
+from plif_lightning.analysis.figures import FIGURES, NothingToShowError, drawn, write_figures
 from plif_lightning.analysis.figures.accuracy import figure_6, moving_average
 from plif_lightning.analysis.figures.neurons import RESPONSES, STEPS_PER_MS, TAU_MS, membrane_response
+from plif_lightning.analysis.figures.page import WIDTH
 from plif_lightning.analysis.figures.recording import recording_figure
 from plif_lightning.analysis.figures.taus import figure_7
 from plif_lightning.cli import main
@@ -20,7 +21,7 @@ from plif_lightning.events import Recording
 from plif_lightning.network import SpikeMaxPool2d
 from plif_lightning.plot import picture
 from plif_lightning.plot.style import COLOURS
-from plif_lightning.runs.reading import find_runs, read_run
+from plif_lightning.runs.run import find_runs, read_run
 from tests import writers
 from tests.cli.calls import refused
 from tests.writers import COST, PAPER, write_run
@@ -73,8 +74,6 @@ def runs(tmp_path):
     write_run(tmp_path / "f", (0.1,) * 130, time_steps=4)
     for neuron in ("plif", "lif"):
         write_run(tmp_path / neuron, validation="holdout", test=0.7, model={**PAPER, "neuron": neuron}, cost=COST)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "command.json").write_text("{}")
     return find_runs(tmp_path)
 
 
@@ -91,11 +90,10 @@ def test_all_are_made_and_are_the_same_each_time(runs, tmp_path):
     assert "Data: Fashion-MNIST; PLIF, tau_0 = 2; run b." in captions
 
 
-@pytest.mark.parametrize("columns", [1, 2])
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_is_no_wider_than_its_columns_and_has_no_text_about_itself(runs, name, columns):
-    figure, caption = drawn(name, runs, columns)
-    assert figure.get_size_inches()[0] <= WIDTHS[columns] + 1e-9
+def test_a_figure_is_no_wider_than_a_page_and_has_no_text_about_itself(runs, name):
+    figure, caption = drawn(name, runs)
+    assert figure.get_size_inches()[0] <= WIDTH + 1e-9
     assert figure._suptitle is None
     assert figure._supxlabel is None
     assert caption.endswith(".")
@@ -202,8 +200,7 @@ def test_figure_7_begins_at_the_initial_value(runs):
 
 
 def test_series_are_called_by_what_differs(runs, tmp_path):
-    run = write_run(tmp_path / "g", seed=9)
-    run.config.write_text(run.config.read_text().replace("per_step", "rate"))
+    write_run(tmp_path / "g", seed=9, model={"loss": "rate"})
     figure, _ = figure_6(find_runs(tmp_path))
     panel = next(a for a in figure.axes if a.get_title(loc="left").startswith("Fashion-MNIST\nT = 8"))
     names = [name for line in panel.lines if not (name := str(line.get_label())).startswith("_")]
@@ -259,16 +256,6 @@ def test_a_figure_prefers_the_papers_data_set_and_says_what_it_took(tmp_path):
     ]
 
 
-def test_class_and_channel_can_be_chosen(runs):
-    _, caption = drawn("S4", runs, choice=Choice("bag", 2))
-    assert "A sample of class bag over time" in caption
-    assert "spikes of channel 2 of" in caption
-    with pytest.raises(NothingToShowError, match="no sample of class 'coat' was recorded, only of boot, bag"):
-        drawn("S3", runs, choice=Choice("coat"))
-    with pytest.raises(NothingToShowError, match=r"channel must lie in 0\.\.3, got 4"):
-        drawn("S2", runs, choice=Choice(channel=4))
-
-
 def test_winners_of_figure_5b_are_those_of_the_pool(runs, monkeypatch):
     """A pool that takes the first connects the first neuron that fired at every step."""
     monkeypatch.setattr(network, "SpikeMaxPool2d", lambda ties: SpikeMaxPool2d("first"))
@@ -279,17 +266,6 @@ def test_winners_of_figure_5b_are_those_of_the_pool(runs, monkeypatch):
     fired = {t: max(y for line in grey for x, y in line.get_xydata() if x == t) for (t, _), _ in stems}
     assert stems
     assert {t: y for (t, y), _ in stems} == fired
-
-
-def test_commands_choose_data_set_and_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    write_run(tmp_path / "runs" / "a")
-    write_run(tmp_path / "runs" / "b", (0.9,))
-    main(["figures", "--only", "S2", "--run", "a", "--data", "Fashion-MNIST", "--class", "bag", "--channel", "1"])
-    assert "run a." in (tmp_path / "figures" / "captions.md").read_text()
-    with pytest.raises(SystemExit):
-        main(["figures", "--data", "CIFAR10"])
-    assert "--data must be one of Fashion-MNIST, FashionMNIST, got CIFAR10." in capsys.readouterr().err
 
 
 def test_a_spike_lifts_the_potential_by_its_weight_over_tau():
@@ -327,13 +303,11 @@ def test_what_is_in_a_picture_of_a_recording():
     assert "1,400 events in 99.9 ms" in caption
     assert "0 % ON" in caption
     assert "41x56 pixels (height x width), as far as they reach: the file does not name its sensor" in caption
-    assert "71.4 % of the events have one of a pixel around within 9 ms before: --data.background_us 9000" in caption
     axes = [ax for part in figure.subfigs for ax in part.axes]
-    assert len(axes) == 6 + 3 + 1
-    rates = axes[8].get_lines()
-    bins = np.array([line.get_ydata() for line in rates]) * (99_901 / 100 / 1e6)
-    assert bins[0].sum() == 0
-    assert bins[1].sum() == pytest.approx(1400)
+    assert len(axes) == 6 + 1
+    rates = {line.get_label(): line.get_ydata() for line in axes[6].get_lines()}
+    assert rates["ON"].sum() == 0
+    assert rates["OFF"].sum() * (99_901 / 100 / 1e6) == pytest.approx(1400)
 
 
 def test_a_recording_without_events_is_named(tmp_path, capsys):

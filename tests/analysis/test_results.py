@@ -1,24 +1,32 @@
 """The table of results: a row a run, whose command repeats it."""
 
-import csv
-import json
 import re
 
 import numpy as np
 import pytest
 import yaml
 
-from plif_lightning.analysis.results import COLUMNS, digest, merged, read_results, results_table, row_of, write_results
-from plif_lightning.analysis.tables import cells, markdown
+from plif_lightning.analysis.figures import drawn
+from plif_lightning.analysis.grouping import data_title, groups
+from plif_lightning.analysis.leaderboard import gains_table, leaderboard_table, standings
+from plif_lightning.analysis.results import (
+    COLUMNS,
+    published_runs,
+    read_results,
+    results_table,
+    row_of,
+    write_results,
+)
+from plif_lightning.analysis.tables import markdown
 from plif_lightning.cli import main
 from plif_lightning.errors import UserError
-from plif_lightning.runs.reading import find_runs, read_run
-from plif_lightning.runs.settings import changed, only_longer
+from plif_lightning.runs.record import update
+from plif_lightning.runs.run import find_runs, read_run
 from tests import publish
-from tests.cli.calls import FEW, SILENT, TINY
+from tests.cli.calls import FEW, SILENT, TINY, refused
 from tests.conftest import REPOSITORY
 from tests.test_configs import parsed
-from tests.writers import COST, write_run
+from tests.writers import COST, PAPER, write_run
 
 RESULTS = publish.ALL_RUNS
 SHIPPED = str(REPOSITORY / "configs/fashionmnist.yaml")
@@ -66,33 +74,6 @@ def test_a_row_tells_what_was_measured_and_with_what(tmp_path):
     assert {name: row[name] for name in expected} == expected
 
 
-def test_a_table_of_an_earlier_version_is_read_and_gains_the_columns_that_came_later(tmp_path):
-    write_run(tmp_path / "runs" / "a", cost=COST)
-    write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs"))
-    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
-    earlier = COLUMNS[: COLUMNS.index("validation")]
-    text = [",".join(earlier), ",".join(f'"{rows[0][name]}"' for name in earlier)]
-    (tmp_path / "earlier.csv").write_text("\n".join(text).replace("2020", "7") + "\n")
-    (old, new) = sorted(
-        write_results(tmp_path / "earlier.csv", find_runs(tmp_path / "runs")), key=lambda r: r["spikes"]
-    )
-    assert (old["seed"], old["spikes"], old["accuracy"]) == ("7", "", "75.00")
-    assert (new["seed"], new["spikes"]) == ("2020", "102")
-
-
-def test_the_hash_is_that_of_the_settings_not_of_the_seed_or_the_place(tmp_path):
-    for name, changes in {
-        "a": {},
-        "seed": {"seed": 7},
-        "tau": {"init_tau": 16.0},
-        "long": {"accuracies": (0.1,) * 9},
-    }.items():
-        write_run(tmp_path / "deep" / name, **changes)
-    found = {run.name: digest(run) for run in find_runs(tmp_path / "deep")}
-    assert found["a"] == found["seed"]
-    assert len({found["a"], found["tau"], found["long"]}) == 3
-
-
 def test_rows_are_added_and_those_of_the_same_run_renewed(tmp_path):
     write_run(tmp_path / "runs" / "a")
     write_run(tmp_path / "runs" / "b", seed=7)
@@ -104,26 +85,7 @@ def test_rows_are_added_and_those_of_the_same_run_renewed(tmp_path):
     write_results(path, find_runs(tmp_path / "later"))
     rows = read_results(path)
     assert [(row["run"], row["seed"]) for row in rows] == [("a", "2020"), ("e", "7"), ("d", "9")]
-    assert rows == merged(rows, rows)
-
-
-def test_a_command_that_gives_another_result_now_renews_its_row(tmp_path):
-    write_run(tmp_path / "runs" / "a")
-    (row,) = write_results(tmp_path / "a.csv", find_runs(tmp_path / "runs"))
-    later = {**row, "hash": "another", "accuracy": "93.00"}
-    assert merged([row], [later]) == [later]
-    assert merged([{**row, "overrides": "resume=auto checkpoint.every_n_batches=500"}], [later]) == [later]
-    other = {**later, "overrides": "model.init_tau=4"}
-    assert sorted(merged([row], [other]), key=str) == sorted([row, other], key=str)
-
-
-def test_a_file_of_ones_own_that_was_edited_is_another_experiment(tmp_path):
-    """Found by a review: the row of a run was gone after another with the same command and other settings."""
-    write_run(tmp_path / "runs" / "a")
-    (row,) = write_results(tmp_path / "a.csv", find_runs(tmp_path / "runs"))
-    first, second = ({**row, "configuration": "fashionmnist + my.yaml", "hash": name} for name in ("one", "two"))
-    assert merged([first], [second]) == [first, second]
-    assert merged([first], [{**first, "accuracy": "93.00"}]) == [{**first, "accuracy": "93.00"}]
+    assert rows == write_results(path, find_runs(tmp_path / "later"))
 
 
 def test_the_table_takes_seeds_together(tmp_path):
@@ -153,73 +115,24 @@ def test_the_command_writes_the_table_and_prints_it(tmp_path, capsys):
     assert "paper A, B" in (tmp_path / "out" / "tables.md").read_text()
 
 
-GOOD = {
-    "accuracy": "93.5", "validation": "", "standard_error": "0.2", "seconds": "60", "spikes": "", "energy_uj": "0.5",
-    "seed": "1", "protocol": "B", "epochs": "10", "tau": "conv1 1.32, fc1 5.2", "data": "d", "hash": "h",
-}  # fmt: skip
-
-
-def lines(*rows):
-    text = [",".join(f'"{row.get(name, "x")}"' for name in COLUMNS) for row in rows]
-    return "\n".join([",".join(COLUMNS), *text, ""])
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ("a,b\n1,2\n", "its columns differ .data, source"),
-        (f"{','.join(COLUMNS)}\n1,2\n", "line 2 has too few or too many values"),
-        (f"{','.join(COLUMNS)},notes\n", "its columns differ .notes"),
-        *(
-            (lines(GOOD, {**GOOD, name: value}), f"{name} in line 3 must be {wanted}.*, got '{value}'")
-            for name, value, wanted in (
-                ("accuracy", "x", "a number from 0 to 100"),
-                ("accuracy", "", "a number from 0 to 100"),
-                ("validation", "870", "a number from 0 to 100"),
-                ("seconds", "nan", "a number from 0"),
-                ("spikes", "-1", "a number from 0"),
-                ("energy_uj", "inf", "a number from 0"),
-                ("standard_error", "0,3", "a number from 0"),
-                ("seed", "1.0", "a whole number"),  # as pandas writes them if one is missing
-                ("protocol", "b", "A or B"),
-                ("epochs", "10.0", "a whole number"),
-                ("tau", "conv1", "like .conv1 1.32, fc1 5.2."),
-                ("tau", "conv1 1.3, ", "like .conv1 1.32, fc1 5.2."),
-            )
-        ),
-        (lines(GOOD, {**GOOD, "tau": "conv1 1.32"}), "tau in line 3 is of other layers"),
-        ("\xff".encode("latin-1"), "cannot be read as a table of results"),
-    ],
-)
-def test_another_file_is_refused_and_left_as_it_is(content, expected, tmp_path):
-    write_run(tmp_path / "runs" / "a")
-    path = tmp_path / "results.csv"
-    content = content if isinstance(content, bytes) else content.encode()
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=expected):
-        write_results(path, find_runs(tmp_path / "runs"))
-    assert path.read_bytes() == content
-
-
 def test_the_command_of_a_row_makes_the_same_configuration(tmp_path):
     """Configurations after arguments, lists that grow, a run that went on with other arguments: all as it became."""
     given = ["--model.pooling", "avg", "--config", "quickstart", *TINY, *FEW, *SILENT, "--config", "lif"]
     given += ["--data.augmentation+=HorizontalFlip", "--data.augmentation+=RandomCrop", "--data.augmentation.padding=1"]
     main(["fit", *given, "--trainer.max_epochs", "1", "--record_samples=0", "--run_folder", str(tmp_path / "a")])
-    went_on = ["--config", str(tmp_path / "a" / "config.yaml"), "--ckpt_path", "last", "--trainer.max_epochs", "2"]
-    main(["fit", *went_on])
+    main(["fit", "--run_folder", str(tmp_path / "a"), "--trainer.max_epochs", "2"])
     run = read_run(tmp_path / "a")
     again, then = parsed(*row_words(row_of(run))), yaml.safe_load(run.folder.config.read_text())
     for config in (again, then):
         for name in ("root", "store"):
             config["data"]["init_args"].pop(name, None)
-        del config["trainer"]["logger"], config["trainer"]["enable_progress_bar"]
+        del config["trainer"]["enable_progress_bar"]
     for block in ("model", "data", "trainer", "seed_everything", "test_after_fit", "best_of_ties", "record_samples"):
         assert again[block] == then[block]
     assert then["trainer"]["max_epochs"] == 2
     assert len(then["data"]["init_args"]["augmentation"]) == 2
-    assert run.surroundings.keys() >= {"machine", "versions"}
-    assert "torch " in run.surroundings["versions"]
+    assert run.part("surroundings").keys() >= {"machine", "versions"}
+    assert "torch " in run.part("surroundings")["versions"]
 
 
 def test_an_accuracy_that_is_reached_exactly_counts_though_it_is_kept_in_float32(tmp_path):
@@ -229,38 +142,9 @@ def test_an_accuracy_that_is_reached_exactly_counts_though_it_is_kept_in_float32
 
 def test_a_configuration_of_ones_own_keeps_its_path(tmp_path):
     write_run(tmp_path / "a", arguments=["--config", "/home/me/configs/mnist.yaml", "--ckpt_path", "other.ckpt"])
-    write_run(tmp_path / "b", arguments=["--config", "/home/me/configs/mnist.yaml", "--ckpt_path", "third.ckpt"])
-    a, b = row_of(read_run(tmp_path / "a")), row_of(read_run(tmp_path / "b"))
+    a = row_of(read_run(tmp_path / "a"))
     assert a["configuration"] == "/home/me/configs/mnist.yaml"
     assert a["command"].endswith("--ckpt_path other.ckpt")
-    assert a["hash"] != b["hash"]  # what they began from differs
-
-
-def test_a_run_that_went_on_with_other_settings_says_so_and_is_another_experiment(tmp_path):
-    for name in ("straight", "changed"):
-        write_run(tmp_path / name, seed=name == "changed")
-    command = json.loads((tmp_path / "changed/command.json").read_text())
-    command["changes"] = [{"step": 154, "settings": {"trainer.gradient_clip_val": 0.1}}]
-    (tmp_path / "changed/command.json").write_text(json.dumps(command))
-    straight, row = (row_of(read_run(tmp_path / name)) for name in ("straight", "changed"))
-    assert row["hash"] != straight["hash"]
-    assert row["overrides"].endswith("after step 154 trainer.gradient_clip_val=0.1")
-    assert row["command"].endswith("; after step 154 trainer.gradient_clip_val=0.1")
-
-
-def test_what_makes_a_run_only_longer_is_no_change():
-    before = {"model": {"lr_scheduler": None}, "trainer": {"max_epochs": 2, "precision": "32-true", "callbacks": None}}
-    after = {**before, "trainer": {"max_epochs": 4, "precision": "bf16-mixed", "callbacks": ["EMA"], "later": False}}
-    found = changed(before, after)
-    assert found == {"trainer.max_epochs": 4, "trainer.precision": "bf16-mixed", "trainer.callbacks": ["EMA"]}
-    assert [name for name in found if only_longer(name, after)] == ["trainer.max_epochs"]
-    cycle = {**after, "model": {"lr_scheduler": {"class_path": "plif_lightning.training.schedules.OneCycle"}}}
-    assert not only_longer("trainer.max_epochs", cycle)
-    plateau = {**after, "model": {"lr_scheduler": {"class_path": "lightning.pytorch.cli.ReduceLROnPlateau"}}}
-    assert not only_longer("trainer.max_epochs", plateau)
-    average = [{"class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging", "init_args": {"swa_lrs": 0.1}}]
-    assert not only_longer("trainer.max_epochs", {**after, "trainer": {**after["trainer"], "callbacks": average}})
-    assert changed(before, before) == {}
 
 
 def test_a_value_that_begins_with_a_dash_is_no_option_of_the_command(tmp_path):
@@ -269,19 +153,10 @@ def test_a_value_that_begins_with_a_dash_is_no_option_of_the_command(tmp_path):
     assert row["command"] == "python main.py fit --config fashionmnist --model.v_reset=-1e-3 --model.init_tau 3"
 
 
-def test_runs_without_a_command_are_told_apart_by_their_settings(tmp_path):
-    for name, tau in (("a", 2.0), ("b", 16.0)):
-        write_run(tmp_path / "runs" / name, init_tau=tau)
-        (tmp_path / "runs" / name / "command.json").unlink()
-    rows = write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs"))
-    assert [row["command"] for row in rows] == ["", ""]
-
-
 def test_own_data_is_never_the_papers_and_its_folder_is_part_of_the_command(tmp_path):
     for name in ("cats", "cars"):
         given = ["--data.root", f"/somewhere/{name}"]
-        run = write_run(tmp_path / "runs" / name, data="ImageFolder", title="MNIST", arguments=given)
-        run.data.write_text(json.dumps({**json.loads(run.data.read_text()), "content": name}))
+        write_run(tmp_path / "runs" / name, data="ImageFolder", title="MNIST", arguments=given, content=name)
     rows = write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs"))
     assert [row["command"] for row in rows] == [
         f"python main.py fit --data.root data/{name}" for name in ("cars", "cats")
@@ -295,17 +170,10 @@ def test_own_data_is_never_the_papers_and_its_folder_is_part_of_the_command(tmp_
 
 def test_of_the_same_settings_and_seed_the_latest_counts_everywhere(tmp_path):
     for name, started, accuracy in (("a", 2.0, 0.95), ("b", 1.0, 0.9)):
-        run = write_run(tmp_path / "runs" / name, (0.5, accuracy))
-        run.command.write_text(json.dumps({**json.loads(run.command.read_text()), "started": started}))
+        write_run(tmp_path / "runs" / name, (0.5, accuracy), started=started)
     runs = find_runs(tmp_path / "runs")
     assert [row["accuracy"] for row in write_results(tmp_path / "results.csv", runs)] == ["95.00"]
-    assert [cell.accuracy for cell in cells(runs)] == [95.0]
-
-
-def test_of_several_validations_in_an_epoch_the_best_counts_as_its_checkpoint_does(tmp_path):
-    run = write_run(tmp_path / "a", (0.5, 0.95, 0.7))
-    run.metrics.write_text(run.metrics.read_text().replace("\n2,", "\n1,"))
-    assert read_run(tmp_path / "a").best == (2, 0.95)
+    assert [group.accuracy for group in groups(runs)] == [95.0]
 
 
 def test_a_limited_evaluation_has_no_error_and_no_number_of_the_papers(tmp_path):
@@ -352,11 +220,10 @@ def test_the_table_leaves_out_overrides_that_a_later_one_replaces(tmp_path):
 
 def test_data_of_ones_own_in_folders_of_one_name_are_rows_of_their_own(tmp_path):
     for place, content in (("raw", "x"), ("cropped", "y")):
-        run = write_run(
-            *(tmp_path / "runs" / place, (0.5,)), data="EventFolder", title="gestures",
+        write_run(
+            *(tmp_path / "runs" / place, (0.5,)), data="EventFolder", title="gestures", content=content,
             arguments=["--config=configs/nmnist.yaml", "--data=EventFolder", f"--data.root=/data/{place}/gestures"],
         )  # fmt: skip
-        run.data.write_text(json.dumps({**json.loads(run.data.read_text()), "content": content}))
     runs = find_runs(tmp_path / "runs")
     assert len(write_results(tmp_path / "results.csv", runs)) == 2
     assert len(write_results(tmp_path / "results.csv", runs)) == 2  # once more
@@ -369,17 +236,6 @@ def test_an_interval_ends_at_nothing_and_at_all(tmp_path):
     assert results_table(rows).rows[0][5] == "16.00 [0.00, 100.00], 2 seeds"
 
 
-def test_a_hash_outlives_new_options_but_not_ties(tmp_path):
-    for name in ("old", "new", "ties"):
-        write_run(tmp_path / name, validation="holdout", test=0.5)
-    for name, key, value in (("new", "model", {"later": 0.0, "other": None}), ("ties", None, {"best_of_ties": "last"})):
-        config = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
-        (config[key] if key else config).update(value)
-        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
-    found = {run.name: digest(run) for run in find_runs(tmp_path)}
-    assert found["old"] == found["new"] != found["ties"]
-
-
 def row_words(row):
     """What stands after `fit` in a row's command."""
     import shlex
@@ -387,6 +243,125 @@ def row_words(row):
     words = shlex.split(row["command"])
     assert words[:3] == ["python", "main.py", "fit"]
     return words[3:]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"a,b\n1,2\n", "it has other columns"),
+        (f"{','.join(COLUMNS)}\n1,2\n".encode(), "line 2 lacks values"),
+        (f"{','.join(COLUMNS)}\n{','.join('x' for _ in COLUMNS)}\n".encode(), "or an accuracy in percent"),
+        ("\xff".encode("latin-1"), "cannot be read as a table of results"),
+    ],
+)
+def test_another_file_is_refused_and_left_as_it_is(content, expected, tmp_path):
+    write_run(tmp_path / "runs" / "a")
+    path = tmp_path / "results.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=expected):
+        write_results(path, find_runs(tmp_path / "runs"))
+    assert path.read_bytes() == content
+
+
+def test_a_batch_size_that_changed_on_the_way_stands_in_the_row(tmp_path):
+    for name in ("straight", "changed"):
+        folder = write_run(tmp_path / name, seed=name == "changed")
+    update(folder, changes=[[154, "data.batch_size", 32]])
+    rows = write_results(tmp_path / "results.csv", find_runs(tmp_path))
+    (row,) = (row for row in rows if row["run"] == "changed")
+    assert row["overrides"].endswith("after step 154 data.batch_size=32")
+    assert row["command"].endswith("; after step 154 data.batch_size=32")
+    assert len(rows) == 2
+
+
+# --- runs of a table
+
+PUBLISHED = str(REPOSITORY / "configs/leaderboard/results.csv")
+RIGHT = {1: 323, 2: 327, 3: 334}  # of 359
+STRUCTURE = "c8k3s1-BN-PLIF-MPk2s2-DP-FC32-PLIF-{}"
+CHANGES = {
+    "paper": {},
+    "clif": {"neuron": "clif"},
+    "soft": {"reset": "soft", "dropout": 0.2},
+    "readout": {"structure": STRUCTURE.format("DP-FC10b")},
+}
+
+
+def test_the_leaderboard_of_a_table_is_that_of_its_runs(tmp_path):
+    for i, (name, model) in enumerate(CHANGES.items()):
+        for seed, right in RIGHT.items():
+            write_run(
+                tmp_path / "runs" / f"{name}-{seed}", (0.5, 0.8 + 0.01 * i), seed=seed, validation="holdout", cost=COST,
+                test=(right + 4 * (i * seed % 4)) / 359, samples=(60_000, 359),
+                model={**PAPER, "structure": STRUCTURE.format("DP-FC100-PLIF-APk10s10"), **model},
+            )  # fmt: skip
+    runs = find_runs(tmp_path / "runs")
+    write_results(tmp_path / "results.csv", runs)
+    published = published_runs(tmp_path / "results.csv")
+    assert gains_table(published) == gains_table(runs)
+    assert len(gains_table(runs).rows) == 4
+    own, there = leaderboard_table(runs), leaderboard_table(published)
+    unknown = {own.columns.index(name) for name in ("firing [%]", "training [ms]")}
+    assert [[cell for i, cell in enumerate(row) if i not in unknown] for row in own.rows] == [
+        [cell for i, cell in enumerate(row) if i not in unknown] for row in there.rows
+    ]
+    assert drawn("leaderboard", published)[1] == drawn("leaderboard", runs)[1]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"trainer": {"precision": "bf16-mixed"}},
+        {"trainer": {"limit_train_batches": 3}},
+        {"time_steps": 4},
+        {"origin": "another"},
+        {"samples": (50_000, 359)},
+    ],
+)
+def test_what_keeps_runs_apart_keeps_their_rows_apart(tmp_path, more):
+    write_run(tmp_path / "a", validation="holdout", test=323 / 359, model=PAPER, samples=(60_000, 359))
+    other = {"samples": (60_000, 359), **more}
+    write_run(tmp_path / "b", validation="holdout", test=330 / 359, model={**PAPER, "neuron": "lif"}, **other)
+    runs = find_runs(tmp_path)
+    write_results(tmp_path / "results.csv", runs)
+    assert standings(published_runs(tmp_path / "results.csv")) == []
+
+
+def test_the_settings_of_a_real_run_survive(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    neuron = "{class_path: plif_lightning.neurons.CLIF, init_args: {k: 0.3}}"
+    command = ["fit", "--config", "quickstart", "--model", f"{{neuron: {neuron}}}"]
+    main(
+        [*command, "--model.early_time_steps={1: 1}", "--trainer.max_epochs=2", "--test_after_fit=true", *FEW, *SILENT]
+    )
+    (run,) = find_runs("runs")
+    write_results(tmp_path / "results.csv", [run])
+    (published,) = published_runs(tmp_path / "results.csv")
+    assert published.settings == run.settings
+    assert published.key == run.key
+    assert published.settings["model.neuron.k"] == 0.3
+    assert published.setting("seed_everything") == run.setting("seed_everything")
+    assert (published.protocol, published.epochs, data_title(published)) == ("B", 2, data_title(run))
+    assert published.accuracy == pytest.approx(run.accuracy, abs=6e-5)
+    assert published.best[1] == pytest.approx(run.best[1], abs=6e-5)
+    assert published.spikes == pytest.approx(run.spikes, abs=0.5)
+
+
+def test_the_commands_take_a_table_and_refuse_what_it_does_not_hold(tmp_path, capsys):
+    main(["tables", "--runs", PUBLISHED, "--out", str(tmp_path / "tables")])
+    assert {path.name for path in (tmp_path / "tables").glob("*.csv")} == {
+        *("tableleaderboard.csv", "tablegains.csv", "results.csv")
+    }
+    main(["figures", "--runs", PUBLISHED, "--out", str(tmp_path / "figures")])
+    assert (tmp_path / "figures" / "figureleaderboard.png").is_file()
+    capsys.readouterr()
+    for arguments, sentence in (
+        (["tables", "--only", "4"], "--only must be some of leaderboard,gains, got 4"),
+        (["tables", "--results", "x.csv"], "--results adds runs to a table, and"),
+        (["figures", "--only", "6"], "--only must be some of leaderboard, got 6"),
+        (["report"], "which is a file"),
+    ):
+        assert sentence in refused(capsys, *arguments, "--runs", PUBLISHED)
 
 
 # --- the results of this project
@@ -402,7 +377,7 @@ def test_the_commands_of_the_results_are_of_the_runs_that_they_tell_of():
         assert data["time_steps"] == int(row["T"])
         assert {"test": "A", "holdout": "B"}[data["validation"]] == row["protocol"]
         assert config["seed_everything"] == int(row["seed"])
-        assert all(row[name] for name in ("source", "hash", "accuracy", "seconds", "machine", "versions", "commit"))
+        assert all(row[name] for name in ("source", "key", "accuracy", "seconds", "machine", "versions", "commit"))
         assert "dirty" not in row["commit"]
 
 

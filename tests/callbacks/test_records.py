@@ -13,7 +13,7 @@ from plif_lightning.cli import main
 from plif_lightning.data import Digits
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import read_histograms
-from plif_lightning.runs.reading import read_run
+from plif_lightning.runs.run import read_run
 from plif_lightning.runs.samples import read_samples
 from plif_lightning.training.task import SpikingClassifier
 
@@ -23,7 +23,7 @@ SMALL += ["--trainer.enable_progress_bar", "false"]
 
 
 @pytest.fixture(autouse=True)
-def _working_directory(tmp_path, monkeypatch, sketched):
+def _working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
@@ -38,15 +38,15 @@ def test_a_run_tells_its_command_result_and_weights():
     run = read_run(Path("here"))
     assert (run.status, run.command, run.problems) == ("finished", given, [])
     assert run.tested_samples == 359
-    assert run.accuracy == json.loads(run.folder.result.read_text())["test"]
+    assert run.accuracy == json.loads(run.folder.record.read_text())["test"]
     rows = read_histograms(run.folder)
     assert [(row.layer, row.epoch) for row in rows] == [(f"fc{i}", epoch) for epoch in (0, 1, 2) for i in (1, 2)]
-    assert rows[0].counts.sum() == 20 * 6 * 2 * 2
+    assert sum(rows[0].counts) == 20 * 6 * 2 * 2
 
 
 def test_a_resumed_run_keeps_its_command_and_its_rows():
     given = fit("--trainer.max_epochs", "1", "--run_folder", "here")
-    main(["fit", "--config", "here/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"])
+    main(["fit", "--run_folder", "here", "--trainer.max_epochs", "2"])
     run = read_run(Path("here"))
     assert run.command == [*given, "--trainer.max_epochs=2"]
     assert sorted({row.epoch for row in read_histograms(run.folder)}) == [0, 1, 2]
@@ -61,8 +61,8 @@ def test_samples_are_what_the_best_network_does():
     assert samples.spikes.shape == (3, 4, 6, 8, 8)
     network = SpikingClassifier.load_from_checkpoint(folder.best, weights_only=True).network.eval()
     votes = network(torch.from_numpy(samples.frames[0]).float())
-    torch.testing.assert_close(torch.from_numpy(samples.votes), votes.detach(), atol=0.11, rtol=0)
-    assert samples.rates[0] == pytest.approx(samples.spikes[:, 0].mean(0), abs=1e-6)
+    torch.testing.assert_close(torch.from_numpy(samples.votes).float(), votes.detach(), atol=0.11, rtol=0)
+    assert samples.rates[0] == pytest.approx(samples.spikes[:, 0].mean(0), abs=1e-3)
 
 
 def test_nothing_is_recorded_where_nobody_wants_it():
@@ -73,11 +73,11 @@ def test_nothing_is_recorded_where_nobody_wants_it():
 def test_histograms_are_of_w_over_tau():
     weight = torch.tensor([[1.0, -1.0], [2.0, 4.0]])
     row = weight_histogram("fc1", 3, weight, torch.tensor(0.5))
-    assert (row.layer, row.epoch, row.low, row.high, row.counts.sum()) == ("fc1", 3, -0.5, 2.0, 4)
+    assert (row.layer, row.epoch, row.low, row.high, sum(row.counts)) == ("fc1", 3, -0.5, 2.0, 4)
     assert (row.mean, row.std) == pytest.approx((0.75, np.std([0.5, -0.5, 1.0, 2.0])))
     row = weight_histogram("fc1", 3, weight, torch.tensor([1.0, 0.25]))
     assert (row.low, row.high) == (-1.0, 1.0)
-    assert weight_histogram("fc1", 3, torch.zeros(2, 2), torch.tensor(0.5)).counts.sum() == 4
+    assert weight_histogram("fc1", 3, torch.zeros(2, 2), torch.tensor(0.5)).counts.count(4) == 1
 
 
 def test_recording_leaves_the_network_as_it_was():
@@ -98,13 +98,6 @@ def test_a_sample_with_too_many_spikes_is_not_recorded_and_ends_no_run(tmp_path,
     assert run.status == "finished"
     assert run.energy is not None
     assert not run.folder.samples.exists()
-
-
-def test_a_folder_that_holds_a_run_is_not_written_over(capsys):
-    fit("--trainer.max_epochs", "1", "--run_folder", "here")
-    with pytest.raises(SystemExit):
-        fit("--trainer.max_epochs", "1", "--run_folder", "here")
-    assert "already holds a run" in capsys.readouterr().err
 
 
 def test_a_later_test_counts_only_of_the_best_checkpoint_on_all_of_the_test_set():

@@ -25,6 +25,11 @@ def fit(*arguments, config=QUICKSTART):
     main(["fit", "--config", config, *SILENT, *arguments])
 
 
+def resume(run, *arguments):
+    """Make the run in a folder finished."""
+    main(["fit", "--run_folder", str(run), *arguments])
+
+
 def refused(capsys, *arguments):
     """The error with which a command ends: one line, or several of jsonargparse's."""
     with pytest.raises(SystemExit) as stop:

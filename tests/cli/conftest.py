@@ -8,7 +8,7 @@ from tests.cli.calls import FEW, TINY, fit
 
 
 @pytest.fixture(autouse=True)
-def _working_directory(tmp_path, monkeypatch, sketched):
+def _working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
@@ -17,7 +17,6 @@ def trained(tmp_path_factory):
     """A folder with one finished small run, trained once for all tests."""
     folder = tmp_path_factory.mktemp("trained")
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("plif_lightning.callbacks.plots._save", lambda figure, path: path.write_bytes(b"sketch"))
         patch.setenv("PL_GLOBAL_SEED", "2020")
         patch.setenv("PL_SEED_WORKERS", "0")
         fit(*TINY, *FEW, "--trainer.max_epochs", "2", "--test_after_fit", "false")

@@ -17,6 +17,7 @@ import yaml
 from plif_lightning.cli import main
 from plif_lightning.cli.deploy import in_few_digits
 from plif_lightning.cli.streaming import _print_decision, _take_step_length
+from plif_lightning.data import DVSGesture
 from plif_lightning.deploy import StreamingNetwork, deployed
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
@@ -55,6 +56,8 @@ def checkpoint(tmp_path, monkeypatch):
             **weights_of(net),
             "hyper_parameters": arguments,
             "cli_config": yaml.safe_dump({"data": data, "model": {}}),
+            "class_names": [*DVSGesture.class_names],
+            "sensor": [*DVSGesture.sensor],
         },
         "net.ckpt",
     )
@@ -64,8 +67,6 @@ def checkpoint(tmp_path, monkeypatch):
 def expected(checkpoint, recording, **way):
     stream = StreamingNetwork(load_network(checkpoint), **way)
     stream.push(recording)
-    from plif_lightning.data import DVSGesture
-
     return f"decision: {DVSGesture.class_names[int(stream.votes.argmax())]} after {stream.steps} time-steps"
 
 
@@ -141,10 +142,7 @@ def test_the_columns_and_unit_of_the_data_set_are_those_of_a_text(checkpoint, ca
     data = {"class_path": "plif_lightning.data.EventFolder", "init_args": settings}
     torch.save({**held, "cli_config": yaml.safe_dump({"data": data})}, "net.ckpt")
     main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.txt", "--ms_per_step", "150"])
-    stream = StreamingNetwork(load_network(checkpoint), us_per_step=150_000)
-    stream.push(recording)
-    said = f"decision: {stream.votes.argmax()} after {stream.steps} time-steps"
-    assert capsys.readouterr().out.splitlines()[-1] == said
+    assert capsys.readouterr().out.splitlines()[-1] == expected(checkpoint, recording, us_per_step=150_000)
 
 
 def test_a_sensor_of_another_size_and_other_networks_are_refused(checkpoint, run_of_digits, capsys):
@@ -186,8 +184,6 @@ def test_a_whole_recording_has_the_frames_of_its_data_set(checkpoint, events, sl
     out = capsys.readouterr().out.splitlines()
     x = torch.from_numpy(integrate(recording, Sensor(128, 128), 4, slicing)).float()[:, None]
     votes = deployed(load_network(checkpoint))(x).mean(0)[0]
-    from plif_lightning.data import DVSGesture
-
     assert out[-1] == f"decision: {DVSGesture.class_names[int(votes.argmax())]} after 4 time-steps"
     assert out[-2].endswith(f" {votes.max():.3f}")
 
@@ -255,7 +251,7 @@ def test_cost_refuses_what_it_cannot_count(run_of_digits, tmp_path, capsys):
     line = refused(capsys, "cost", "--ckpt_path", str(run_of_digits), "--samples", "0")
     assert "--samples must be a whole number, at least 1, got 0" in line
     line = refused(capsys, "cost", "--ckpt_path", str(run_of_digits), "--out", ".")
-    assert "--out must be a file, got the folder ." in line
+    assert ".: Is a directory" in line
     checkpoint = torch.load(run_of_digits, weights_only=True)
     del checkpoint["cli_config"]
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
@@ -297,21 +293,13 @@ def test_a_stream_says_the_classes_that_a_test_says(tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
-    ("windows", "taken", "said"),
-    [
-        ({"window_ms": 100, "slicing": "by_time"}, (None, 25.0), ""),
-        ({"window_ms": 100}, (None, 25.0), "time-steps of equally many events; those of this stream have 25 ms"),
-        ({"window_events": 400}, (100, None), ""),
-        ({"window_events": 400, "slicing": "by_time"}, (100, None), "of equal duration; those of this stream have 100"),
-        ({}, (None, None), ""),
-    ],
+    ("windows", "taken"),
+    [({"window_ms": 100}, (None, 25.0)), ({"window_events": 400}, (100, None)), ({}, (None, None))],
 )
-def test_a_stream_takes_the_steps_of_the_training_windows_or_says_so(windows, taken, said, capsys):
+def test_a_stream_takes_the_steps_of_the_training_windows(windows, taken):
     given = argparse.Namespace(events_per_step=None, ms_per_step=None)
     _take_step_length(given, SimpleNamespace(data={"init_args": windows}, net=SimpleNamespace(time_steps=4)))
     assert (given.events_per_step, given.ms_per_step) == taken
-    out = capsys.readouterr().out
-    assert said in out if said else not out
 
 
 def test_votes_of_silent_last_steps_decide_nothing(capsys):

@@ -174,16 +174,3 @@ def test_an_installed_copy_without_its_configurations_says_so(installed, tmp_pat
     done = run_installed(copy, "fit", "--config", "quickstart")
     assert done.returncode == 2
     assert "error: base.yaml, the base of every configuration, is neither in" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--config", "quickstart", "--model.v_reset", "-0.5", "--trainer.max_epochs=3", "--seed_everything", "7"],
-        ["--config", "data: {class_path: plif_lightning.data.Digits}"],
-        ["--data", "Digits", "--run_folder", "x"],
-    ],
-)
-def test_prepare_takes_what_fit_takes(arguments, capsys):
-    main(["prepare", *arguments])
-    assert "scikit-learn digits" in capsys.readouterr().out

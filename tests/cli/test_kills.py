@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from plif_lightning.runs.metrics import read_metrics
-from plif_lightning.runs.reading import read_run
+from plif_lightning.runs.run import read_run
 from tests import writers
 from tests.cli.calls import QUICKSTART, SILENT, command, load
 from tests.conftest import REPOSITORY
@@ -72,7 +72,7 @@ def whole(run: Path):
 def test_a_run_that_is_killed_50_times_reaches_the_same_weights(tmp_path):
     arguments = ["fit", "--config", QUICKSTART, *SILENT, "--test_after_fit", "false", "--model.channels", "8"]
     arguments += ["--trainer.max_epochs", "60", "--checkpoint.every_n_batches", "1"]
-    auto = [*arguments, "--run_folder", "run", "--resume", "auto"]
+    auto = [*arguments, "--run_folder", "run"]
     other = Path("/dev/shm")  # another file system than the run's, where there is one
     environment = {**os.environ, "TMPDIR": str(other)} if other.is_dir() else dict(os.environ)
     moments, steps = random.Random(2020), [0]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from plif_lightning.runtime.process import cores
 from tests.cli.calls import CONFIGS, QUICKSTART, SILENT, TINY, fit, refused
 
 
@@ -60,7 +61,7 @@ def test_a_value_that_the_parser_does_not_take_is_its_own_error(key, value, name
         (["--model.input_encoder", "poisson"], "--data.normalize=false"),
         (["--trainer.precision", "16-mixed", "--trainer.accelerator", "cpu"], "pass bf16-mixed or 32-true"),
         (["--trainer.overfit_batches", "2"], "pass limit_train_batches instead"),
-        (["--engine", "int8"], "engine is for test and predict"),
+        (["--engine", "int8"], "engine is for predict and test: leave it out for fit"),
         (["--checkpoint.every_n_batches", "0"], "checkpoint.every_n_batches must be a whole number, at least 1"),
         (["--trainer.max_epochs", "0"], "trainer.max_epochs must be a whole number, at least 1, got 0"),
         (["--trainer.max_epochs", "-2"], "trainer.max_epochs must be a whole number, at least 1, got -2"),
@@ -70,11 +71,15 @@ def test_a_value_that_the_parser_does_not_take_is_its_own_error(key, value, name
         (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches must be above 0"),
         (["--trainer.limit_train_batches", "0.0"], "trainer.limit_train_batches must be above 0"),
         (["--trainer.limit_test_batches", "0"], "trainer.limit_test_batches must be above 0"),
-        (["--trainer.strategy", "ddp_spawn"], "trainer.strategy ddp_spawn starts processes that cannot hand a run"),
+        (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val must not be negative, got -1"),
+        (["--trainer.val_check_interval", "0.0"], "trainer.val_check_interval must be above 0"),
+        (["--record_samples", "-1"], "record_samples must not be negative, got -1"),
+        (["--data.num_workers", str(8 * cores() + 1)], "data.num_workers starts as many processes"),
+        (["--trainer.devices", str(8 * cores() + 1)], "trainer.devices starts as many processes"),
         (["--ckpt_path", "."], "checkpoint . does not exist, or is not a file such as RUN"),
-        (["--ckpt_path"], "--ckpt_path needs a file"),
+        (["--ckpt_path"], "--ckpt_path must be given once, with a path, got nothing"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["--config", ""], "--config needs the name or the path"),
+        (["--config", ""], "name a configuration file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -126,7 +131,6 @@ def test_a_place_that_can_be_no_folder_is_named(option, place, capsys):
         ("fit", "model: [1, 2]\n", "model must hold names and values, got [1, 2]"),
         ("fit", "just words", "just words"),
         ("fit", "model: {", "parsing"),
-        ("prepare", "just words", "mine.yaml must hold names and values, got str"),
         ("prepare", "model: {", "mine.yaml is not YAML"),
     ],
 )

@@ -202,10 +202,8 @@ def test_a_network_of_ones_own_is_trained_tested_exported_and_resumed(own_file, 
     main(
         [
             "fit",
-            "--config",
-            "runs/quickstart/version_0/config.yaml",
-            "--ckpt_path",
-            "last",
+            "--run_folder",
+            "runs/quickstart/version_0",
             "--trainer.max_epochs",
             "2",
             *SILENT,
@@ -218,7 +216,7 @@ def test_a_network_of_ones_own_is_trained_tested_exported_and_resumed(own_file, 
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
     changed = ["--model.network.hidden", "6"]
-    message = refused(capsys, "fit", "--config", "whole/config.yaml", *changed, "--ckpt_path", "last", *SILENT)
+    message = refused(capsys, "fit", "--run_folder", "whole", *changed)
     assert "model.network.hidden is 5 there, 6 here" in message
     main(["report", "--runs", "runs", "--out", "report.html"])
 

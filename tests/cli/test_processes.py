@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from plif_lightning.callbacks import CommandRecord
+from plif_lightning.callbacks import RunRecord
 from plif_lightning.cli import main
 from plif_lightning.cli.lightning import needs_sync_batchnorm
 from plif_lightning.errors import UserError
-from tests.cli.calls import FEW, QUICKSTART, TINY, command, fit, load, until
+from tests.cli.calls import FEW, QUICKSTART, TINY, command, fit, load, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
 
 
@@ -44,6 +44,42 @@ def test_a_test_on_two_processes_measures_what_one_does(capsys):
     assert two.returncode == 0, two.stderr
     losses = [re.search(r"loss +(\d\.\d+)", said)[1] for said in (one, two.stdout)]  # of 359 samples
     assert losses[0] == losses[1]
+
+
+# 1,226 samples: an epoch of 77 batches of 16.
+EPOCH = [*TINY, "--trainer.limit_val_batches", "1", "--test_after_fit", "false", "--record_samples", "0"]
+
+
+@pytest.mark.parametrize(("first", "then", "batches"), [((1, 16), (2, 16), 59), ((2, 16), (1, 32), 39)])
+def test_a_run_that_loses_or_gains_a_process_within_an_epoch_sees_every_sample_once(first, then, batches, tmp_path):
+    """Found by a review: it was refused, whichever batch size was given."""
+    (devices, size), (others, other_size) = first, then
+    many = ["--trainer.strategy", "ddp"]
+    begun = ["fit", "--config", QUICKSTART, *EPOCH, "--model.lr_scheduler", "OneCycle", "--trainer.max_epochs", "2"]
+    begun += ["--run_folder", "run", "--checkpoint.every_n_batches", "20", f"--trainer.devices={devices}"]
+    begun += ["--trainer.enable_progress_bar", "false", f"--data.batch_size={size}", *(many if devices > 1 else [])]
+    process = subprocess.Popen([sys.executable, str(REPOSITORY / "main.py"), *begun], cwd=tmp_path)
+    last = Path("run/checkpoints/last.ckpt")
+    until(lambda: process.poll() is not None or last.is_file())
+    process.kill()
+    process.wait()
+    until(lambda: not any(str(tmp_path / "run") in path.read_text(errors="ignore") for path in cmdlines()))
+    served = load(last)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["samples"]
+    assert 0 < served < 1226
+    done = command(
+        *("fit", "--run_folder", "run", f"--trainer.devices={others}", f"--data.batch_size={other_size}"),
+        *("--trainer.strategy", "ddp" if others > 1 else "auto"),
+    )
+    assert done.returncode == 0, done.stderr
+    steps = load(last)["global_step"]
+    before, whole = served // (devices * size), -(-1226 // (others * other_size))
+    assert steps == before + -(-(1226 - served) // (others * other_size)) + whole
+    rates = [float(row["lr"]) for row in rows("run/metrics.csv") if row["lr"]]
+    assert rates[-1] < 1e-5  # OneCycle ends where the training does
+
+
+def cmdlines():
+    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.name != str(os.getpid())]
 
 
 @pytest.mark.slow
@@ -116,9 +152,9 @@ def test_a_node_that_does_not_see_the_runs_folder_says_so(tmp_path, monkeypatch)
         log_dir = str(tmp_path / "made by node 0")
 
     with pytest.raises(UserError, match=r"node 1 does not see the run's folder .*made by node 0, .* --run_folder"):
-        CommandRecord([]).on_fit_start(Node(), None)
+        RunRecord([], {}).on_fit_start(Node(), None)
     (tmp_path / "made by node 0").mkdir()
-    CommandRecord([]).on_fit_start(Node(), None)
+    RunRecord([], {}).on_fit_start(Node(), None)
 
 
 @pytest.mark.usefixtures("unwatched")

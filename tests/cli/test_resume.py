@@ -11,11 +11,12 @@ import pytest
 import torch
 import yaml
 
-from plif_lightning.callbacks import BestCheckpoint, LastCheckpoint
+from plif_lightning.callbacks import RunCheckpoints
+from plif_lightning.callbacks import checkpoints as writing
 from plif_lightning.cli import main
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.reading import read_run
-from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows, until
+from plif_lightning.runs.run import read_run
+from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, resume, rows, until
 from tests.conftest import REPOSITORY
 
 # A few seconds an epoch.
@@ -28,7 +29,7 @@ LEARNING += ["--model.optimizer.lr", "0.02"]
 @contextmanager
 def power_cut(saved, at=lambda trainer: True):
     """End a fit where it writes its last checkpoint: after that if it is `saved`, else before."""
-    save = LastCheckpoint._save
+    save = RunCheckpoints._save
 
     def save_and_break_off(self, trainer):
         if saved or not at(trainer):
@@ -37,9 +38,15 @@ def power_cut(saved, at=lambda trainer: True):
             raise RuntimeError("power cut")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LastCheckpoint, "_save", save_and_break_off)
+        patch.setattr(RunCheckpoints, "_save", save_and_break_off)
         with pytest.raises(RuntimeError, match="power cut"):
             yield
+
+
+def save_anew(path, checkpoint):
+    """Replace a checkpoint, not the content that it may share with best.ckpt."""
+    path.unlink()
+    torch.save(checkpoint, path)
 
 
 def progress(run):
@@ -77,7 +84,7 @@ def test_a_killed_run_goes_on_exactly(moment, straight, tmp_path):
     recipe = RECIPE if "recipe" in moment else []
     undisturbed = straight(bool(recipe))
     killed = Path("runs/killed/version_0")
-    arguments = ["fit", "--config", QUICKSTART, *SILENT, *recipe, *LONG, "--trainer.logger.name", "killed"]
+    arguments = ["fit", "--config", QUICKSTART, *SILENT, *recipe, *LONG, "--run_folder", "runs/killed/version_0"]
     arguments += ["--checkpoint.every_n_batches", "10"] if "in an epoch" in moment else []
     process = subprocess.Popen(
         [sys.executable, str(REPOSITORY / "main.py"), *arguments],
@@ -95,7 +102,7 @@ def test_a_killed_run_goes_on_exactly(moment, straight, tmp_path):
     process.wait()
     step = progress(killed)
     assert 2 * 77 <= step < 4 * 77
-    main(["fit", "--config", str(killed / "config.yaml"), "--ckpt_path", "last"])
+    resume(killed)
     assert [p.name for p in Path("runs/killed").iterdir()] == ["version_0"]
 
     expected, actual = (load(run / "checkpoints/last.ckpt") for run in (undisturbed, killed))
@@ -119,9 +126,9 @@ def test_a_killed_run_goes_on_exactly(moment, straight, tmp_path):
     assert best[0] == best[1]
 
 
-def test_a_resumed_run_keeps_a_configuration_that_starts_anew(run):
+def test_a_resumed_run_keeps_its_configuration(run):
     config = (run / "config.yaml").read_text()
-    fit("--ckpt_path", "last", "--trainer.max_epochs", "3", config=str(run / "config.yaml"))
+    resume(run, "--trainer.max_epochs", "3")
     epochs = [row["epoch"] for row in rows(run / "metrics.csv") if row["train/loss"]]
     assert epochs == ["0", "1", "2"]
     assert (run / "config.yaml").read_text() == config.replace("max_epochs: 2", "max_epochs: 3")
@@ -133,37 +140,34 @@ def test_a_moved_run_that_goes_on_remembers_its_best_epoch(run, tmp_path):
     moved.parent.mkdir()
     run.rename(moved)
     before = (moved / "checkpoints/best.ckpt").read_bytes()
-    # a learning rate of nothing: the third epoch is not better than the best of the first two
     last = load(moved / "checkpoints/last.ckpt")
-    for group in last["optimizer_states"][0]["param_groups"]:
-        group["lr"] = 0.0
-    torch.save(last, moved / "checkpoints/last.ckpt")
-    ties = ["--best_of_ties", "first"]
-    fit("--ckpt_path", "last", "--trainer.max_epochs", "3", *ties, config=str(moved / "config.yaml"))
+    last["callbacks"]["RunCheckpoints"] |= {"best_epoch": 0, "best_accuracy": 1.0}  # the third epoch is no better
+    save_anew(moved / "checkpoints/last.ckpt", last)
+    resume(moved, "--trainer.max_epochs", "3")
     third = [float(row["val/acc"]) for row in rows(moved / "metrics.csv") if row["val/acc"]][-1]
-    assert third <= best
+    assert third <= best < 1
     assert (moved / "checkpoints/best.ckpt").read_bytes() == before
 
 
 def test_a_run_of_one_epoch_goes_on_and_keeps_its_best(capsys):
     fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--test_after_fit", "false")
     run = Path("runs/quickstart/version_0")
-    first = load(run / "checkpoints/last.ckpt")["callbacks"]["BestCheckpoint"]["best_model_score"].item()
+    first = load(run / "checkpoints/last.ckpt")["callbacks"]["RunCheckpoints"]["best_accuracy"]
     assert first == pytest.approx(float(next(row["val/acc"] for row in rows(run / "metrics.csv") if row["val/acc"])))
-    fit("--ckpt_path", "last", "--trainer.max_epochs", "2", config=str(run / "config.yaml"))
+    resume(run, "--trainer.max_epochs", "2")
     assert [row["epoch"] for row in rows(run / "metrics.csv") if row["val/acc"]] == ["0", "1"]
 
 
 @pytest.mark.parametrize("validation", ["1", "0"])
 def test_a_run_broken_off_within_an_epoch_goes_on_with_or_without_validation(validation):
     arguments = [*TINY, *FEW, "--test_after_fit", "false", "--trainer.limit_val_batches", validation]
-    fit(*arguments, "--trainer.max_epochs", "2", "--trainer.logger.name", "straight")
-    more = ["--checkpoint.every_n_batches", "2", "--trainer.max_epochs", "2", "--trainer.logger.name", "cut"]
+    fit(*arguments, "--trainer.max_epochs", "2", "--run_folder", "runs/straight/version_0")
+    more = ["--checkpoint.every_n_batches", "2", "--trainer.max_epochs", "2", "--run_folder", "runs/cut/version_0"]
     with power_cut(saved=True):
         fit(*arguments, *more)
     run = Path("runs/cut/version_0")
     assert progress(run) == 2
-    fit("--ckpt_path", "last", config=str(run / "config.yaml"))
+    resume(run)
     one, other = (load(f"runs/{name}/version_0/checkpoints/last.ckpt")["state_dict"] for name in ("straight", "cut"))
     assert all(torch.equal(other[name], value) for name, value in one.items())
 
@@ -185,65 +189,19 @@ def test_mid_epoch_checkpoints_wait_until_gradients_are_complete():
 )
 def test_mid_epoch_checkpoints_wait_for_a_validation_that_comes_next(interval, expected, monkeypatch):
     saved = []
-    monkeypatch.setattr(LastCheckpoint, "_save", lambda self, trainer: saved.append(trainer.global_step))
+    monkeypatch.setattr(RunCheckpoints, "_save", lambda self, trainer: saved.append(trainer.global_step))
+    monkeypatch.setattr(writing, "link_or_copy", lambda path, name: None)
     arguments = ["--checkpoint.every_n_batches", "1", "--trainer.limit_train_batches", "6", "--record_samples", "0"]
     arguments += ["--trainer.val_check_interval", *interval, "--trainer.limit_val_batches", "1"]
     fit(*TINY, *arguments, "--trainer.max_epochs", str(expected[-1] // 6), "--test_after_fit", "false")
     assert saved == expected
 
 
-def test_a_run_killed_between_a_best_epoch_and_its_checkpoint_keeps_the_best_before():
-    """Found by a review: it ended with the weights of an epoch that its metrics do not have."""
-    with power_cut(saved=False, at=lambda trainer: trainer.current_epoch == 1):
-        fit(*SMALL, *LEARNING, "--run_folder", "cut", "--trainer.max_epochs", "3", "--best_of_ties", "first")
-    run = RunFolder(Path("cut"))
-    assert [load(path)["epoch"] for path in (run.best_before, run.best, run.last)] == [0, 1, 0]
-    first = load(run.last)["callbacks"]["BestCheckpoint"]["best_model_score"]
-    # With such a learning rate the epochs that are repeated are worse than the first.
-    last = load(run.last)
-    for group in last["optimizer_states"][0]["param_groups"]:
-        group["lr"] = 100.0
-    torch.save(last, run.last)
-    fit("--ckpt_path", "last", config=str(run.config))
-    assert load(run.best)["epoch"] == read_run(run.path).best[0] - 1 == 0
-    assert load(run.last)["callbacks"]["BestCheckpoint"]["best_model_score"] == first
-    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
-
-
-def test_a_best_checkpoint_before_that_was_left_is_not_taken_for_a_later_one():
-    """Found by a review: a second kill put it in the place of the best one."""
-    fit(*SMALL, *LEARNING, "--run_folder", "cut", "--trainer.max_epochs", "1", "--best_of_ties", "first")
-    run = RunFolder(Path("cut"))
-    run.best_before.write_bytes(b"of an earlier epoch, left by a kill right after last.ckpt was written")
-    first = run.best.read_bytes()
-    with power_cut(saved=False):
-        fit("--ckpt_path", "last", "--trainer.max_epochs", "2", config=str(run.config))
-    assert load(run.best)["epoch"] == 1
-    assert run.best_before.read_bytes() == first
-
-
-def test_of_several_validations_between_two_steps_the_best_is_kept(monkeypatch):
-    """Found by a review: metrics.csv had the last one, best.ckpt the first."""
-    measured = []
-    better = BestCheckpoint.check_monitor_top_k
-    monkeypatch.setattr(
-        BestCheckpoint, "check_monitor_top_k", lambda *given: (measured.append(float(given[-1])), better(*given))[1]
-    )
-    often = ["--trainer.accumulate_grad_batches", "16", "--trainer.val_check_interval", "2"]
-    fit(*SMALL, *LEARNING, *often, "--run_folder", "often", "--trainer.max_epochs", "2")
-    assert len(measured) == 32
-    run = read_run(Path("often"))
-    assert run.best[1] == pytest.approx(max(measured))
-    main(["validate", "--ckpt_path", str(run.folder.best), *SILENT])
-    assert float(rows("often/validate/metrics.csv")[0]["val/acc"]) == pytest.approx(max(measured))
-
-
 def test_a_cycle_goes_on_where_an_epoch_has_other_steps():
-    """Found by a review: with other devices, or accumulation, it was taken for ended, and nothing was learned."""
+    """Found by a review: with other devices it was taken for ended, and nothing was learned."""
     cycle = ["--model.lr_scheduler", "OneCycle", "--run_folder", "run"]
     fit(*SMALL, *cycle, "--trainer.max_epochs", "2")
-    more = ["--trainer.max_epochs", "4", "--trainer.accumulate_grad_batches", "2"]
-    fit("--ckpt_path", "last", *more, config="run/config.yaml")
+    resume("run", "--trainer.max_epochs", "4", "--data.batch_size", "64")
     rates = [float(row["lr"]) for row in rows("run/metrics.csv") if row["lr"]]
     peak = 1e-3
     # After the second of two epochs 0; after the third of four three eighths of the cosine are left, after the last 0.
@@ -259,7 +217,7 @@ def test_a_schedule_of_accumulation_goes_on_within_an_epoch():
     fit(*arguments, "--run_folder", "straight")
     with power_cut(saved=True):
         fit(*arguments, "--checkpoint.every_n_batches", "3", "--run_folder", "cut")
-    main(["fit", "--config", "cut/config.yaml", "--ckpt_path", "last"])
+    resume("cut")
     one, other = (load(f"{name}/checkpoints/last.ckpt") for name in ("straight", "cut"))
     assert one["global_step"] == other["global_step"]
     assert all(torch.equal(other["state_dict"][name], value) for name, value in one["state_dict"].items())
@@ -267,21 +225,11 @@ def test_a_schedule_of_accumulation_goes_on_within_an_epoch():
 
 def test_a_run_begun_from_another_ones_checkpoint_finds_a_best_of_its_own(run, tmp_path):
     last = load(run / "checkpoints/last.ckpt")
-    last["callbacks"]["BestCheckpoint"]["best_model_score"] = torch.tensor(1.0)
+    last["callbacks"]["RunCheckpoints"]["best_accuracy"] = 1.0
     torch.save(last, tmp_path / "other.ckpt")
     more = ["--trainer.max_epochs", "3", "--run_folder", "new", "--test_after_fit", "false"]
     fit("--ckpt_path", str(tmp_path / "other.ckpt"), *more, config=str(run / "config.yaml"))
     assert load("new/checkpoints/best.ckpt")["epoch"] == 2
-
-
-def test_the_summary_names_the_epoch_and_accuracy_of_the_best_checkpoint(capsys):
-    arguments = ["--trainer.val_check_interval", "0.25", "--trainer.max_epochs", "2", "--test_after_fit", "false"]
-    fit("--model.optimizer.lr", "0.01", "--model.channels", "8", *arguments)
-    run = Path("runs/quickstart/version_0")
-    best = max(float(row["val/acc"]) for row in rows(run / "metrics.csv") if row["val/acc"])
-    assert (
-        f"{100 * best:.2f} % (epoch {load(run / 'checkpoints/best.ckpt')['epoch'] + 1} of 2)" in capsys.readouterr().out
-    )
 
 
 def test_a_checkpoint_named_in_a_file_is_refused(run, tmp_path, capsys):
@@ -292,8 +240,8 @@ def test_a_checkpoint_named_in_a_file_is_refused(run, tmp_path, capsys):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
-    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, "--trainer.logger.save_dir", "file/runs")
-    assert "file/runs" in message
+    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, "--run_folder", "file/run")
+    assert "file" in message
 
 
 def test_a_run_with_averaged_weights_of_the_last_epochs_goes_on_exactly():
@@ -303,48 +251,120 @@ def test_a_run_with_averaged_weights_of_the_last_epochs_goes_on_exactly():
     main([*arguments, "--run_folder", "straight"])
     main([*arguments, "--run_folder", "stopped", "--trainer.max_steps", "6"])
     assert yaml.safe_load(Path("stopped/config.yaml").read_text())["trainer"]["callbacks"]
-    main(["fit", "--config", "stopped/config.yaml", "--ckpt_path", "last", "--trainer.max_steps", "-1"])
+    resume("stopped", "--trainer.max_steps", "-1")
     straight, stopped = (load(f"{name}/checkpoints/last.ckpt")["state_dict"] for name in ("straight", "stopped"))
     assert all(torch.equal(stopped[name], value) for name, value in straight.items())
 
 
 def test_a_damaged_table_of_metrics_is_told_before_anything_is_trained(run, capsys):
     (run / "metrics.csv").write_bytes(b"epoch,step\n\xff\xfe,1\n")
-    arguments = ["fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", "--trainer.max_epochs", "3"]
+    arguments = ["fit", "--run_folder", str(run), "--trainer.max_epochs", "3"]
     assert "metrics.csv cannot be read as a table of metrics" in refused(capsys, *arguments)
     (run / "metrics.csv").unlink()
     main(arguments)
     assert rows(run / "metrics.csv")
 
 
-def test_a_resume_that_finds_nothing_is_refused(capsys):
-    message = refused(capsys, "fit", "--config", QUICKSTART, "--ckpt_path", "last")
-    assert "--config RUN/config.yaml" in message
-    assert "there is no" in message
-    assert not Path("runs").exists()
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model.channels", "32"], "model.channels is 6 there, 32 here"),
+        (["--model.optimizer.lr", "0.1"], "model.optimizer.lr is 0.001 there, 0.1 here"),
+        (["--data.validation", "test"], "data.validation is 'holdout' there"),
+        (["--seed_everything", "3"], "seed_everything is 2020 there, 3 here"),
+        (["--best_of_ties", "first"], "best_of_ties is"),
+        (["--config", QUICKSTART], "model.channels is 6 there, 32 here"),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused(arguments, expected, run, capsys):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for begin in (["--run_folder", str(run)], ["--ckpt_path", str(run / "checkpoints/last.ckpt")]):
+        message = refused(capsys, "fit", *begin, *arguments, "--trainer.max_epochs", "3")
+        assert expected in message
+        assert "start a new run with --config, --ckpt_path and another --run_folder" in message
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_resume_with_other_settings_is_refused(run, capsys):
+def test_the_spellings_of_before_are_refused_with_the_new_command(run, capsys):
+    new = "fit --run_folder RUN starts the run of a folder, or resumes it."
+    for old in (
+        ["--config", str(run / "config.yaml"), "--ckpt_path", "last"],
+        ["--run_folder", str(run), "--resume", "auto"],
+        ["--run_folder", str(run), "--resume=auto"],
+    ):
+        assert new in refused(capsys, "fit", *old)
+
+
+def test_settings_that_may_differ_are_taken_over(run):
+    more = ["--trainer.max_epochs", "3", "--data.batch_size", "32", "--record_samples", "0", "--trainer.profiler"]
+    resume(run, *more, "simple", "--trainer.log_every_n_steps", "7", "--data.num_workers", "1")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["trainer"]["max_epochs"], config["data"]["init_args"]["batch_size"]) == (3, 32)
+    found = read_run(run)
+    assert found.status == "finished"
+    assert found.record["changes"] == [[6, "data.batch_size", 32]]
+
+
+def test_a_new_run_begins_from_a_checkpoint_with_whatever_differs(run):
     last = str(run / "checkpoints/last.ckpt")
-    message = refused(capsys, "fit", "--config", QUICKSTART, "--ckpt_path", last)
-    assert "model.channels is 6 there, 32 here" in message
-    message = refused(
-        capsys, *("fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", "--data.validation", "test")
-    )
-    assert "data.validation is 'holdout' there, 'test' here" in message
+    before = Path(last).read_bytes()
+    few = ["--config", QUICKSTART, *SILENT, *TINY, *FEW, "--trainer.max_epochs", "3", "--test_after_fit", "false"]
+    main(["fit", *few, "--ckpt_path", last, "--run_folder", "same"])
+    main(["fit", *few, "--ckpt_path", last, "--run_folder", "other", "--model.optimizer.lr", "0.5"])
+    same, other = (load(f"{name}/checkpoints/last.ckpt") for name in ("same", "other"))
+    assert same["global_step"] == other["global_step"] == 9
+    assert same["optimizer_states"][0]["param_groups"][0]["lr"] < 0.001  # of its schedule's third epoch
+    assert other["optimizer_states"][0]["param_groups"][0]["lr"] > 0.4  # anew: the stored state holds the old value
+    assert Path(last).read_bytes() == before
+    assert read_run(Path("same")).settings["ckpt_path"] == last
+    assert [row["epoch"] for row in rows("same/metrics.csv")] == ["2"]
+    main(["fit", *few, "--ckpt_path", last, "--run_folder", "same", "--trainer.max_epochs", "4"])  # resumes it
+    assert [row["epoch"] for row in rows("same/metrics.csv")] == ["2", "3"]
 
 
-def test_the_config_of_a_run_starts_a_new_run(run):
-    fit(*FEW, config=str(run / "config.yaml"))
-    assert sorted(p.name for p in Path("runs/quickstart").iterdir()) == ["version_0", "version_1"]
+def test_a_run_killed_between_its_last_checkpoint_and_the_link_has_the_best_one_when_it_is_resumed(monkeypatch):
+    def cut(path, name):
+        if load(path)["epoch"] == 1:
+            raise RuntimeError("power cut")
+        link(path, name)
+
+    link = writing.link_or_copy
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "link_or_copy", cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            fit(*SMALL, *LEARNING, "--run_folder", "cut", "--trainer.max_epochs", "3")
+    run = RunFolder(Path("cut"))
+    assert [load(path)["epoch"] for path in (run.best, run.last)] == [0, 1]
+    monkeypatch.setattr(RunCheckpoints, "on_train_epoch_end", lambda self, *rest: None)  # nothing more is written
+    resume("cut")
+    assert load(run.best)["epoch"] == 1
+    assert run.best.samefile(run.last)
 
 
-def test_an_existing_run_is_not_written_over(run, capsys):
-    before = (run / "metrics.csv").read_text()
-    message = refused(capsys, "fit", "--config", QUICKSTART, *TINY, "--trainer.logger.version", "0")
-    assert "version_0 already holds a run" in message
-    assert "--ckpt_path last" in message
-    assert (run / "metrics.csv").read_text() == before
+def test_where_there_are_no_links_the_best_checkpoint_is_a_copy(monkeypatch, tmp_path):
+    def no_links(*arguments):
+        raise OSError("no links here")
+
+    monkeypatch.setattr("os.link", no_links)
+    (tmp_path / "last").write_bytes(b"content")
+    writing.link_or_copy(tmp_path / "last", tmp_path / "best")
+    assert (tmp_path / "best").read_bytes() == b"content"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last"]
+
+
+def test_only_the_validation_at_the_end_of_an_epoch_selects(caplog):
+    """Its weights are those of the checkpoint; others are logged."""
+    often = ["--trainer.val_check_interval", "8", "--trainer.max_epochs", "2", "--run_folder"]
+    fit(*SMALL, *LEARNING, *often, "often")
+    measured = [float(row["val/acc"]) for row in rows("often/metrics.csv") if row["val/acc"]]
+    assert len(measured) == 8
+    run = read_run(Path("often"))
+    assert [row["val/acc"] for row in run.metrics] == [measured[3], measured[7]]
+    assert load(run.folder.best)["callbacks"]["RunCheckpoints"]["best_accuracy"] == pytest.approx(run.best[1])
+    assert "none ends an epoch" not in caplog.text
+    fit(*SMALL, "--trainer.val_check_interval", "5", "--trainer.max_epochs", "1", "--run_folder", "never")
+    assert "An epoch has 32 batches and a validation comes every 5: none ends an epoch" in caplog.text
+    assert not Path("never/checkpoints/best.ckpt").exists()
 
 
 @pytest.mark.parametrize(
@@ -361,7 +381,7 @@ def test_of_equal_accuracies_the_first_or_the_last_is_best_after_a_resume_too(mo
     still = ["--model.optimizer.lr", "0", *more, "--run_folder", "here", "--test_after_fit", "false"]
     fit(*TINY, *FEW, *still, "--trainer.max_epochs", "2")
     best = [load("here/checkpoints/best.ckpt")["epoch"]]
-    main(["fit", "--config", "here/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3", *SILENT])
+    resume("here", "--trainer.max_epochs", "3")
     best.append(load("here/checkpoints/best.ckpt")["epoch"])
     accuracies = {row.get("val/acc") or row["test_as_val/acc"] for row in rows("here/metrics.csv")}
     assert len(accuracies) == 1  # a tie
@@ -374,13 +394,13 @@ AVERAGED = ["--trainer.callbacks", "[{class_path: EMAWeightAveraging, init_args:
 
 def test_the_averaged_weights_are_those_that_are_tested_and_kept(tmp_path):
     from plif_lightning.network import load_network
-    from plif_lightning.runs.reading import read_run
+    from plif_lightning.runs.run import read_run
 
     fit(*FEW, *AVERAGED, "--trainer.max_epochs", "2", "--model.channels", "6", "--run_folder", "run")
     tested = read_run(Path("run")).test
     best = load("run/checkpoints/best.ckpt")
     main(["test", "--ckpt_path", "run/checkpoints/best.ckpt", *SILENT, "--trainer.limit_test_batches", "2"])
-    assert float(rows("run/test_other/metrics.csv")[0]["test/acc"]) == tested
+    assert float(rows("run/test/metrics.csv")[0]["test/acc"]) == tested
     # What is logged of tau is that of the network whose accuracy is logged.
     logged = next(row for row in rows("run/metrics.csv") if row["tau/fc1"] and int(row["epoch"]) == best["epoch"])
     a = best["state_dict"]["network.classifier.fc1.neuron.a"]
@@ -390,45 +410,9 @@ def test_the_averaged_weights_are_those_that_are_tested_and_kept(tmp_path):
     assert any(not torch.equal(value, best["current_model_state"][name]) for name, value in best["state_dict"].items())
 
 
-def test_a_run_that_averaged_goes_on_without_from_the_weights_that_were_trained(tmp_path):
-    few = [*FEW, "--trainer.limit_train_batches", "8", "--model.channels", "6", "--test_after_fit", "false"]
-    fit(*few, *AVERAGED, "--trainer.max_epochs", "1", "--run_folder", "run")
-    before = load("run/checkpoints/last.ckpt")
-    two_steps = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2", "--trainer.callbacks", "[]"]
-    main(["fit", "--config", "run/config.yaml", "--ckpt_path", "last", *two_steps])
-    after = load("run/checkpoints/last.ckpt")
-    assert after["global_step"] == 10
-    assert "current_model_state" not in after
-    name = "network.classifier.fc1.fc.weight"
-    # Adam moves no weight by much more than its learning rate, 0.001, in a step.
-    assert (after["state_dict"][name] - before["current_model_state"][name]).abs().max() < 0.0025
-    assert (after["state_dict"][name] - before["state_dict"][name]).abs().max() > 0.004
-
-
-def test_a_run_goes_on_with_an_average_that_it_had_not(tmp_path):
-    fit(*FEW, "--trainer.max_epochs", "1", "--model.channels", "6", "--run_folder", "run")
-    with pytest.warns(UserWarning, match="not created with WeightAveraging"):
-        main(["fit", "--config", "run/config.yaml", "--ckpt_path", "last", *AVERAGED, "--trainer.max_epochs", "2"])
-    assert "current_model_state" in load("run/checkpoints/last.ckpt")
-
-
-def test_a_checkpoint_from_before_an_option_was_there_goes_on(tmp_path, capsys):
-    fit(*FEW, "--trainer.max_epochs", "1", "--model.channels", "6", "--run_folder", "run")
-    for path in ("run/checkpoints/last.ckpt", "run/checkpoints/best.ckpt"):
-        checkpoint = load(path)
-        config = yaml.safe_load(checkpoint["cli_config"])
-        for name in ("label_smoothing", "early_time_steps", "learn_threshold"):
-            del config["model"][name]
-        torch.save({**checkpoint, "cli_config": yaml.safe_dump(config)}, path)
-    main(["fit", "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"])
-    main(["test", "--ckpt_path", "run/checkpoints/best.ckpt", *SILENT, "--trainer.limit_test_batches", "1"])
-    error = refused(capsys, "test", "--ckpt_path", "run/checkpoints/best.ckpt", "--model.label_smoothing", "0.1")
-    assert "model.label_smoothing is 0.0 there, 0.1 here" in error
-
-
 def test_the_seconds_of_a_run_go_on_where_they_were(run):
     before = float(rows(run / "metrics.csv")[-1]["seconds"])
-    fit("--ckpt_path", "last", "--trainer.max_epochs", "3", config=str(run / "config.yaml"))
+    resume(run, "--trainer.max_epochs", "3")
     seconds = [float(row["seconds"]) for row in rows(run / "metrics.csv") if row["seconds"]]
     assert seconds == sorted(seconds)
     assert len(seconds) == 3

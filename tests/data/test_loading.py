@@ -82,7 +82,7 @@ def test_a_loader_goes_on_where_its_state_stands(num_workers):
     taken = [batch.label.tolist() for batch in itertools.islice(stopped, 3)]
     assert taken == expected[:3]
     state = stopped.state_dict()
-    assert state == {"epoch": 2, "served": 3, "global_batch": 8, "seed": 5}
+    assert state == {"epoch": 2, "samples": 24, "seed": 5}
     resumed = loader()
     resumed.load_state_dict(state)
     resumed.sampler.set_epoch(2)
@@ -92,28 +92,31 @@ def test_a_loader_goes_on_where_its_state_stands(num_workers):
     assert len(list(resumed)) == 5
 
 
-def test_a_run_left_within_an_epoch_goes_on_with_the_same_samples_or_not_at_all():
-    def resumed(batch_size, world_size, seed=1):
-        plan = BatchPlan(100, batch_size, shuffle=True, seed=seed, world_size=world_size)
-        loader = make_loader(Numbers(100), plan)
-        loader.load_state_dict({"epoch": 3, "served": 5, "global_batch": 8, "seed": 1})
-        loader.sampler.set_epoch(3)
-        return loader
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [((1, 8), (1, 8)), ((1, 8), (2, 8)), ((2, 8), (1, 8)), ((2, 8), (3, 8)), ((1, 16), (1, 32)), ((3, 4), (2, 7))],
+)
+@pytest.mark.parametrize("seed", [1, 2])  # 2: a run without a seed of its own
+def test_a_run_left_within_an_epoch_sees_every_sample_once_with_other_processes_and_batches(first, then, seed):
+    def loaders(processes, size, seed=1):
+        plans = [BatchPlan(100, size, True, seed=seed, rank=rank, world_size=processes) for rank in range(processes)]
+        found = [make_loader(Numbers(100), plan) for plan in plans]
+        for loader in found:
+            loader.sampler.set_epoch(3)
+        return found
 
-    first = make_loader(Numbers(100), BatchPlan(100, 8, shuffle=True, seed=1))
-    first.sampler.set_epoch(3)
-    taken = list(itertools.islice(first, 5))
-    for seed in (1, 2):  # 2: a run without a seed of its own
-        seen = torch.cat([batch.sample for batch in (*taken, *resumed(8, 1, seed))])
-        assert sorted(seen.tolist()) == list(range(100))
-    half = resumed(4, 2)  # the same global batch size
-    assert len(list(half)) == len(half) - 5
-    for batch_size, world_size in ((8, 2), (4, 1), (16, 1)):
-        other = resumed(batch_size, world_size)
-        with pytest.raises(UserError, match="interrupted in epoch 3, after 5 batches of 8 samples"):
-            next(iter(other))
-        other.sampler.set_epoch(4)  # a whole epoch may use another batch size
-        assert len(list(other)) == len(other)
+    begun, goes_on = loaders(*first), loaders(*then, seed)
+    seen = [batch.sample for loader in begun for batch in itertools.islice(loader, 2)]
+    for loader in goes_on:
+        loader.load_state_dict(begun[0].state_dict())
+        done = loader.batches_done(3)
+        rest = list(loader)
+        assert done + len(rest) == len(loader)
+        seen += [batch.sample for batch in rest]
+        assert len(list(loader)) == len(loader)  # the next epoch is whole
+    every = torch.cat(seen).tolist()
+    assert sorted(set(every)) == list(range(100))
+    assert len(every) - 100 < then[0]  # what the last batch is padded with
 
 
 @pytest.mark.parametrize(("n", "fraction"), [(60, 0.15), (98, 0.1), (1000, 0.15), (6742, 0.25)])

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plif_lightning.callbacks import records
 from plif_lightning.data import EventFolder, TimeDrop
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import UserError
@@ -50,20 +49,6 @@ def test_samples_to_measure_on_are_of_all_classes(root):
     x, label = data.test_samples(4)
     assert label.tolist() == [0, 0, 1, 1]
     assert x.shape == (4, 4, 2, 48, 64)
-
-
-@pytest.mark.parametrize("arguments", [{"window_ms": 100.0, "slicing": "by_time"}, {"window_events": 300}, {}])
-def test_recorded_steps_are_those_that_the_network_saw(root, arguments, monkeypatch):
-    monkeypatch.setattr(records, "_MAX_EVENTS", 40)
-    dataset = made(root, **arguments).val_set
-    for i, frames in enumerate(everything(dataset).x):
-        assert np.diff(dataset.bounds_of(i)).tolist() == frames.flatten(1).sum(1).tolist()
-    recorded = records._events(dataset, [0, 1])
-    for i in (0, 1):
-        size = recorded.offset[i + 1] - recorded.offset[i]
-        nth = -(-len(dataset.events_of(i)[0]) // 40)
-        steps = np.searchsorted(dataset.bounds_of(i)[1:], np.arange(size) * nth, side="right")  # of each kept event
-        assert np.diff(recorded.bounds[i]).tolist() == np.bincount(steps, minlength=4).tolist()
 
 
 @pytest.mark.parametrize(

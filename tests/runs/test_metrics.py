@@ -7,10 +7,9 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.metrics import MetricsTable, layer_values, read_metrics
 
 TABLE = """epoch,step,train/acc,val/acc,tau/conv1,tau/fc1,test/acc
-0,76,,0.5,,,
-0,76,0.4,,2.0,2.1,
-1,153,,0.75,,,
-1,153,0.7,,1.9,2.3,
+0,40,,0.9,,,
+0,76,0.4,0.5,2.0,2.1,
+1,153,0.7,0.75,1.9,2.3,
 1,154,,,,,0.8
 """
 
@@ -29,50 +28,42 @@ def test_lines_of_an_epoch_are_merged_and_tests_left_out(metrics):
     assert layer_values(rows[0], "tau") == {"conv1": 2.0, "fc1": 2.1}
 
 
-def test_of_several_validations_in_an_epoch_all_values_are_the_best_ones(metrics):
-    """Found by a review: firing rates stood beside the accuracy of another validation."""
-    head = "epoch,step,val/acc,val/loss,rate/conv1,tau/conv1,train/acc\n"
-    metrics.write_text(head + "0,1,0.8,0.1,0.5,,\n0,2,0.7,0.2,0.6,,\n0,3,,,,1.9,0.4\n")
-    (row,) = read_metrics(metrics)
-    assert {name: row[name] for name in ("val/acc", "val/loss", "rate/conv1", "tau/conv1", "train/acc", "step")} == {
-        "val/acc": 0.8,
-        "val/loss": 0.1,
-        "rate/conv1": 0.5,
-        "tau/conv1": 1.9,
-        "train/acc": 0.4,
-        "step": 3,
-    }
-
-
-@pytest.mark.parametrize(("ties", "rate"), [("first", 0.5), ("last", 0.7)])
-def test_of_equally_good_validations_the_one_counts_whose_checkpoint_is_kept(metrics, ties, rate):
-    """Found by a review: it was the last one's firing rate, where the first one is kept."""
-    metrics.write_text("epoch,step,val/acc,rate/conv1\n0,1,0.8,0.5\n0,2,0.6,0.6\n0,3,0.8,0.7\n")
-    (row,) = read_metrics(metrics, ties=ties)
-    assert (row["val/acc"], row["rate/conv1"]) == (0.8, rate)
+def test_of_several_validations_only_the_one_that_ends_an_epoch_counts(metrics):
+    """Its weights are in the checkpoint; those within an epoch are logged and select nothing."""
+    metrics.write_text(
+        "epoch,step,val/acc,rate/conv1,tau/conv1,train/acc\n0,1,0.9,0.5,,\n0,2,0.7,0.6,1.9,0.4\n1,3,0.8,0.5,,\n"
+    )
+    first, second = read_metrics(metrics)
+    assert {name: first[name] for name in ("val/acc", "rate/conv1", "tau/conv1", "train/acc", "step")} == {
+        "val/acc": 0.7, "rate/conv1": 0.6, "tau/conv1": 1.9, "train/acc": 0.4, "step": 2,
+    }  # fmt: skip
+    assert second == {"epoch": 1, "step": 3}  # an epoch that has not ended
 
 
 def test_two_validations_of_a_step_are_two_rows(tmp_path):
     """Where gradients are accumulated: the second took the place of the first."""
     table = MetricsTable(tmp_path / "metrics.csv")
-    for metrics in ({"val/acc": 0.8, "rate/conv1": 0.5}, {"train/loss": 0.1}, {"val/acc": 0.6, "rate/conv1": 0.6}):
+    for metrics in ({"val/acc": 0.8}, {"val/acc": 0.6, "rate/conv1": 0.6}, {"train/loss": 0.1}):
         table.add({"epoch": 0.0, **metrics}, 4)
     table.save()
     assert len(table.rows) == 2
     (row,) = read_metrics(table.path)
-    assert (row["val/acc"], row["rate/conv1"], row["train/loss"]) == (0.8, 0.5, 0.1)
+    assert (row["val/acc"], row["rate/conv1"], row["train/loss"]) == (0.6, 0.6, 0.1)
 
 
 def test_a_line_that_is_no_number_is_named(metrics):
     metrics.write_text(TABLE.replace("0.75", "much"))
-    with pytest.raises(UserError, match=r"metrics.csv, line 4: val/acc must be a number, got 'much'"):
+    with pytest.raises(
+        UserError, match=r"metrics.csv, line 4: every value must be a number .could not convert string to float: 'much'"
+    ):
         read_metrics(metrics)
 
 
 def test_a_run_that_goes_on_leaves_out_a_line_that_it_cannot_read(metrics, caplog):
     metrics.write_text(TABLE.replace("0,76,0.4", "0,abc,0.4"))
-    assert [row["step"] for row in MetricsTable(metrics, before=154).rows] == ["76", "153", "153"]
-    assert f"{metrics}, line 3: step must be a number, got 'abc'. The line is skipped." in caplog.text
+    assert [row["step"] for row in MetricsTable(metrics, before=154).rows] == ["40", "153"]
+    said = "line 3: every value must be a number (could not convert string to float: 'abc'). The line is skipped."
+    assert f"{metrics}, {said}" in caplog.text
     metrics.write_bytes(b"epoch,step\n\xff\xfe,1\n")
     with pytest.raises(UserError, match=r"cannot be read as a table of metrics: .* Move it away"):
         MetricsTable(metrics, before=154)

@@ -1,50 +1,94 @@
-"""The one table of settings, and what reads it."""
+"""What a run is: settings that differ from their defaults, and their hash."""
 
 import pytest
 
-from plif_lightning.runs.settings import KEYS, changed, comparable, identity, key_of
-
-CONFIG = {
-    "model": {"neuron": "plif", "backend": "auto", "optimizer": {"class_path": "torch.optim.Adam"}},
-    "data": {"class_path": "plif_lightning.data.MNIST", "init_args": {"root": "data", "num_workers": 2, "size": 48}},
-    "trainer": {"max_epochs": 3, "limit_val_batches": 1, "logger": {"init_args": {"name": "a"}}, "profiler": "simple"},
-}
-
-
-def test_the_longest_name_that_fits_is_a_settings_row():
-    assert key_of("model.optimizer.init_args.lr").name == "model.optimizer"
-    assert key_of("model.v_threshold").name == "model"
-    assert key_of("trainer.logger.name").identity == "never"
-    assert key_of("checkpoint.every_n_batches").name == "checkpoint"
-    assert all(key_of(name) is key for name, key in KEYS.items())
+from plif_lightning import configs
+from plif_lightning.analysis.grouping import unusual
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.run import Run
+from plif_lightning.runs.settings import by_numbers, differences, key, settings
+from tests.test_configs import parsed
 
 
-def test_numbers_are_the_same_as_whole_ones_but_for_limits():
-    assert comparable(CONFIG)["trainer.max_epochs"] == 3.0
-    assert isinstance(comparable(CONFIG)["trainer.limit_val_batches"], int)  # one batch; 1.0 are all of them
+def of(*arguments, config="fashionmnist"):
+    return settings(parsed(f"--config={config}", *arguments))
 
 
-def test_where_data_are_tells_runs_apart_until_their_content_is_known():
-    known, unknown = identity(CONFIG), identity(CONFIG, planned=True)
-    assert set(unknown) - set(known) == {"data.root"}
-    assert {"model.neuron", "data.size", "trainer.max_epochs"} <= known.keys()
-    assert not {"model.backend", "data.num_workers", "trainer.profiler", "trainer.logger.name"} & unknown.keys()
+def test_a_setting_with_its_default_is_none_so_that_a_new_argument_changes_no_key():
+    found = of("--model.optimizer.weight_decay=0", "--model.tau_per=layer", "--trainer.max_steps=-1")
+    assert found == of()
+    assert {"model.lr_scheduler.T_max": 64, "trainer.max_epochs": 1024}.items() <= found.items()
+    assert not {"model.optimizer.weight_decay", "model.tau_per", "trainer.max_steps"} & found.keys()
 
 
 @pytest.mark.parametrize(
-    ("first", "now"),
+    "argument",
     [
-        ("plif_lightning.schedules.OneCycle", "plif_lightning.training.OneCycle"),
-        ("plif_lightning.schedules.OneCycle", "plif_lightning.training.schedules.OneCycle"),
-        ("plif_lightning.events.augment.EventFlip", "plif_lightning.data.EventFlip"),
-        ("plif_lightning.events.augment.TimeDrop", "plif_lightning.data.event_augment.TimeDrop"),
+        *("--model.backend=reference", "--model.sparse=never", "--data.root=/far", "--data.num_workers=2"),
+        *("--trainer.devices=2", "--trainer.profiler=simple", "--trainer.log_every_n_steps=7", "--record_samples=3"),
+        *("--test_after_fit=true", "--seed_everything=3", "--trainer.limit_val_batches=1.0", "--best_of_ties=first"),
+        "--model.structure={c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10",
     ],
 )
-def test_a_class_that_has_moved_is_the_same(first, now):
-    def of(path):
-        return {"model": {"lr_scheduler": {"class_path": path}}, "data": {"augmentation": [{"class_path": path}]}}
+def test_how_and_where_a_run_computes_does_not_count(argument):
+    assert of(argument) == of()
 
-    assert comparable(of(first)) == comparable(of(now))
-    assert comparable(of(now))["model.lr_scheduler.class_path"] == first
-    assert not changed(of(first), of(now))
-    assert changed(of(first), of("torch.optim.lr_scheduler.StepLR"))
+
+@pytest.mark.parametrize(
+    ("argument", "name", "value"),
+    [
+        ("--model.neuron=lif", "model.neuron", "lif"),
+        ("--model.optimizer.lr=0.01", "model.optimizer.lr", 0.01),
+        ("--data.time_steps=4", "data.time_steps", 4),
+        ("--trainer.limit_val_batches=1", "trainer.limit_val_batches", 1),  # one batch, not all of them
+        ("--trainer.precision=bf16-mixed", "trainer.precision", "bf16-mixed"),
+        ("--best_of_ties=last", "best_of_ties", "last"),
+        ("--model.lr_scheduler=OneCycle", "model.lr_scheduler", "OneCycle"),
+        ("--model.early_time_steps={4: 1, 2: 1}", "model.early_time_steps", [[4, 1], [2, 1]]),
+    ],
+)
+def test_what_changes_the_numbers_counts(argument, name, value):
+    found = of(argument)
+    assert found[name] == value
+    assert name in differences(found, of())
+    assert key(found) != key(of())
+
+
+def test_the_order_of_stages_is_their_meaning_and_that_of_settings_is_not():
+    assert of("--model.early_time_steps={4: 1, 2: 1}") != of("--model.early_time_steps={2: 1, 4: 1}")
+    one = of("--model.neuron=lif", "--model.reset=soft")
+    assert key(one) == key(dict(reversed(one.items())))
+    assert key(one, "this data") != key(one, "that data")
+
+
+def test_the_batch_is_that_of_all_processes():
+    config = parsed("--config=fashionmnist", "--data.batch_size=8")
+    assert settings(config, processes=2) == of("--data.batch_size=16")
+
+
+def test_classes_count_by_path_and_arguments(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("class A:\n    def __init__(self, v=1.0): ...\nclass B(A): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def loss(name, **arguments):
+        return settings({"model": {"loss": {"class_path": f"mine.{name}", "init_args": arguments}}})
+
+    assert loss("A") == loss("A", v=1.0) == {"data": "?", "model.loss": "mine.A"}
+    assert loss("A") != loss("B")
+    assert loss("A", v=None)["model.loss.v"] is None
+
+
+@pytest.mark.parametrize("name", configs.shipped())
+def test_what_a_parser_makes_of_a_shipped_configuration_is_usual(name):
+    """Found by a review: CIFAR-10 was not, by the default of an augmentation."""
+    config = parsed(f"--config={name}", "--trainer.devices=1")
+    run = Run(RunFolder("run"), "run", "finished", config, record={"settings": settings(config)})
+    assert unusual(run) == []
+
+
+def test_the_numbers_of_the_paper_stand_for_its_structures():
+    text = "{c8k3s1-BN-PLIF-MPk2s2}*2-DP-FC32-PLIF-DP-FC100-PLIF-APk10s10"
+    assert by_numbers({"structure": text})["channels"] == 8
+    other = text.replace("PLIF", "CLIF", 1)
+    assert by_numbers({"structure": other})["structure"] is not None
+    assert by_numbers({"structure": "nonsense"}) == {"structure": "nonsense"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from plif_lightning.runs.reading import read_run
+from plif_lightning.runs.run import read_run
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, command, load, until
 from tests.conftest import REPOSITORY
 from tests.slurm.cluster import Cluster, cluster, missing
@@ -61,7 +61,7 @@ def in_training(run: Path, epochs: int, seconds: float = 200):
 
 def test_a_job_that_is_signalled_goes_back_into_the_queue_and_ends_as_if_it_had_not_been(slurm: Cluster, tmp_path):
     arguments = [*ARGUMENTS, "--model.channels", "8", "--trainer.max_epochs", "12"]
-    auto = [*arguments, "--run_folder", "run", "--resume", "auto"]
+    auto = [*arguments, "--run_folder", "run"]
     job = slurm.submit(tmp_path, f"srun {main_py(*auto)}", "--ntasks", "1", "--requeue")
     in_training(tmp_path / "run", 2)
     slurm.call("scancel", "--signal=USR1", job)
@@ -78,7 +78,7 @@ def test_a_job_that_is_signalled_goes_back_into_the_queue_and_ends_as_if_it_had_
 
 def test_a_job_whose_time_is_nearly_over_saves_itself_and_goes_on(slurm: Cluster, tmp_path):
     arguments = [*ARGUMENTS, "--model.channels", "8", "--trainer.max_epochs", "100000"]
-    auto = [*arguments, "--run_folder", "run", "--resume", "auto"]
+    auto = [*arguments, "--run_folder", "run"]
     options = ["--ntasks", "1", "--requeue", "--time", "2", "--signal", "USR1@60"]
     job = slurm.submit(tmp_path, f"srun {main_py(*auto)}", *options)
     until(lambda: slurm.state(job)["Restarts"] != "0", 600)  # it waits for two minutes before it starts a job again

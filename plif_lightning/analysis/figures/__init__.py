@@ -14,33 +14,14 @@ from matplotlib.figure import Figure
 from plif_lightning.analysis.figures.accuracy import figure_6
 from plif_lightning.analysis.figures.leaderboard import figure_leaderboard
 from plif_lightning.analysis.figures.neurons import figure_1b, figure_2, figure_5b
-from plif_lightning.analysis.figures.page import WIDTHS, Drawn, NothingToShowError, page_columns
-from plif_lightning.analysis.figures.samples import (
-    DEFAULT_CHOICE,
-    Choice,
-    figure_s2,
-    figure_s3,
-    figure_s4,
-    figure_s5,
-    sample_choice,
-    typical_channels,
-)
+from plif_lightning.analysis.figures.page import Drawn, NothingToShowError
+from plif_lightning.analysis.figures.samples import figure_s2, figure_s3, figure_s4, figure_s5
 from plif_lightning.analysis.figures.taus import figure_7
 from plif_lightning.analysis.figures.weights import figure_s1
 from plif_lightning.runs.run import Run
 from plif_lightning.runtime.files import written_whole
 
-__all__ = [
-    "FIGURES",
-    "WIDTHS",
-    "Choice",
-    "Drawn",
-    "NothingToShowError",
-    "drawn",
-    "typical_channels",
-    "write_figures",
-    "write_recording",
-]
+__all__ = ["FIGURES", "Drawn", "NothingToShowError", "drawn", "write_figures", "write_recording"]
 
 FIGURES: dict[str, Callable[[Sequence[Run]], Drawn]] = {
     "1b": figure_1b,
@@ -57,19 +38,16 @@ FIGURES: dict[str, Callable[[Sequence[Run]], Drawn]] = {
 }
 
 
-def drawn(name: str, runs: Sequence[Run], columns: int = 2, choice: Choice = DEFAULT_CHOICE) -> Drawn:
+def drawn(name: str, runs: Sequence[Run]) -> Drawn:
     """Draw a figure and return it with its caption.
 
     Args:
         name: a key of FIGURES.
         runs: to choose from.
-        columns: width in columns of a page, a key of WIDTHS.
-        choice: class and channel of the recorded samples to show.
 
     Raises:
         NothingToShowError: no run has the data that the figure needs, or a run's data cannot be drawn.
     """
-    token, chosen = page_columns.set(columns), sample_choice.set(choice)
     try:
         with rc_context({"font.size": 8}):
             return FIGURES[name](runs)
@@ -77,9 +55,6 @@ def drawn(name: str, runs: Sequence[Run], columns: int = 2, choice: Choice = DEF
         raise
     except Exception as error:  # the files of a run may hold anything; the other figures can still be drawn
         raise NothingToShowError(f"a run has data that cannot be drawn ({type(error).__name__}: {error}).") from error
-    finally:
-        page_columns.reset(token)
-        sample_choice.reset(chosen)
 
 
 def _save(figure: Figure, stem: Path) -> None:
@@ -108,9 +83,7 @@ def write_recording(path: Path, folder: Path) -> None:
     print(caption)
 
 
-def write_figures(
-    runs: Sequence[Run], folder: Path, names: Sequence[str], columns: int = 2, choice: Choice = DEFAULT_CHOICE
-) -> int:
+def write_figures(runs: Sequence[Run], folder: Path, names: Sequence[str]) -> int:
     """Write each figure as PDF and PNG and all captions to `captions.md`; report figures that cannot be drawn.
 
     Returns:
@@ -119,7 +92,7 @@ def write_figures(
     captions = {}
     for name in names:
         try:
-            figure, captions[name] = drawn(name, runs, columns, choice)
+            figure, captions[name] = drawn(name, runs)
         except NothingToShowError as error:
             print(f"figure {name} is left out: {error}", file=sys.stderr)
             continue

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.figures.grouping import Curve, aligned, by_panel
 from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, for_legend, legends_below, new_panels
-from plif_lightning.analysis.settings import setting_of
+from plif_lightning.analysis.grouping import setting_of
 from plif_lightning.plot.style import COLOURS, DASHES, MARKERS, plain
 from plif_lightning.runs.run import Run
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plif_lightning.analysis.figures.page import NothingToShowError, escaped, for_title, literal, shortened
-from plif_lightning.analysis.settings import data_title, labels, one_per_seed, other_settings, setting_of
+from plif_lightning.analysis.grouping import by_key, data_title, labels, one_per_seed, setting_of
 from plif_lightning.runs.run import Run
 
 
@@ -36,27 +36,25 @@ Groups = list[tuple[str, list[Run]]]  # label and runs of each curve
 
 
 def by_panel(runs: Sequence[Run], wanted: Callable[[Run], bool]) -> dict[Panel, Groups]:
-    """Group runs by data set, T and protocol, and within those by settings other than seed and length.
+    """Group runs by data set, T and protocol, and within those by their keys.
 
     Args:
         runs: to choose from.
         wanted: True for runs that the figure can show.
     """
-    groups: dict[Panel, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    panels: dict[Panel, list[Run]] = defaultdict(list)
     for run in filter(wanted, runs):
-        groups[panel_of(run)][_settings_key(run)].append(run)
+        panels[panel_of(run)].append(run)
     found = {}
-    for panel, by_settings in sorted(groups.items()):
-        counted = [_counted(group) for group in by_settings.values()]
-        named = labels([group[0] for group in counted])
-        labelled = sorted(zip(named.each, counted, strict=True), key=_place)
+    for panel, of_panel in sorted(panels.items()):
+        counted = [_counted(alike) for alike in by_key(of_panel)]
+        firsts = [group[0] for group in counted]
+        named = labels(firsts)
+        lengths = [f", {run.settings.get('trainer.max_epochs')} epochs" for run in firsts]
+        each = [label + length for label, length in zip(named.each, lengths, strict=True)]
+        labelled = sorted(zip(each if len({*lengths}) > 1 else named.each, counted, strict=True), key=_place)
         found[panel._replace(shared=for_title(named.shared))] = labelled
     return found
-
-
-def _settings_key(run: Run) -> str:
-    others = {k: v for k, v in other_settings(run).items() if k != "epochs"}
-    return f"{setting_of(run)} {sorted(others.items(), key=str)}"
 
 
 def _counted(group: list[Run]) -> list[Run]:
@@ -72,8 +70,8 @@ def _place(labelled: tuple[str, list[Run]]) -> tuple[Any, ...]:
 
 
 def panel_of(run: Run) -> Panel:
-    origin = f", {shortened(run.facts['origin'])}" if run.facts.get("origin") else ""
-    name = escaped(textwrap.fill(shortened(data_title(run), 30) + origin, 36))
+    of_origin = f", {shortened(origin)}" if (origin := run.part("data").get("origin")) else ""
+    name = escaped(textwrap.fill(shortened(data_title(run), 30) + of_origin, 36))
     steps = literal(run.setting("data.time_steps", "?"), 12)
     return Panel(name, f"T = {steps}, protocol {run.protocol}")
 

@@ -33,12 +33,9 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
         lettered = dict(zip(ascii_lowercase, (row for row in shown if row.verdict), strict=False))
         for letter, row in lettered.items():
             ax.annotate(letter, (row.mean("spikes"), row.cell.accuracy), (6, 4), textcoords="offset points", fontsize=7)
-        names += _names(
-            paper.data,
-            [f"({letter}) {row.change}" for letter, row in lettered.items()],
-            [f"{row.change} ({row.cell.accuracy:.1f} %)" for row in far],
-            [row.name for row in rows if not _counted(row)],
-        )
+        parts = [f"({letter}) {row.change}" for letter, row in lettered.items()]
+        parts += [f"far below: {row.change} ({row.cell.accuracy:.1f} %)" for row in far]
+        names += f" {paper.data}: {'; '.join(parts)}." if parts else ""
         ax.axhline(paper.cell.accuracy, color=ink(0.3), linewidth=0.6, zorder=0)
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.set_title(escaped(paper.data), loc="left", fontsize=7.5)
@@ -52,16 +49,6 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
         + ". Star and line: the paper's setting. Triangles: settings whose difference to it over the same seeds has an "
         f"interval without 0, upwards better, downwards worse.{names}"
     )
-
-
-def _names(data: str, named: Sequence[str], far: Sequence[str], uncounted: Sequence[str]) -> str:
-    """The sentence of a caption that names the settings of one data set; empty if there is none to name."""
-    parts = list(named)
-    if far:
-        parts.append(f"not shown, more than {_FAR:g} points below the paper's: {'; '.join(far)}")
-    if uncounted:
-        parts.append(f"not shown, spikes not counted: {'; '.join(uncounted)}")
-    return f" {data}: {'; '.join(parts)}." if parts else ""
 
 
 def _counted(row: Standing) -> bool:

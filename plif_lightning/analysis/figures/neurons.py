@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from plif_lightning.analysis.figures.page import Drawn, ink, legends_below, new_figure, page_width
+from plif_lightning.analysis.figures.page import WIDTH, Drawn, ink, legends_below, new_figure
 from plif_lightning.plot.style import COLOURS, DASHES, MARKERS, plain
 from plif_lightning.runs.run import Run
 
@@ -47,7 +47,7 @@ def membrane_response(
 
 
 def _responses(current: NDArray[np.float64], y_label: str, caption: str) -> Drawn:
-    figure, axes = new_figure(page_width(), 3.4)
+    figure, axes = new_figure(WIDTH, 3.4)
     weights, taus = [w for _, w, _ in RESPONSES], [TAU_MS * t for _, _, t in RESPONSES]
     traces = membrane_response(current, taus, weights)
     time = np.arange(1, len(current) + 1) / STEPS_PER_MS
@@ -106,7 +106,7 @@ def figure_5b(runs: Sequence[Run]) -> Drawn:
     """Draw which of three neurons of a max-pool window connects to the next layer at each time-step."""
     steps = 20
     spikes, winners = _pooled(steps)
-    figure, axes = new_figure(page_width(), 2.3)
+    figure, axes = new_figure(WIDTH, 2.3)
     ax = axes[0, 0]
     for i in range(3):
         at = np.flatnonzero(spikes[:, i])

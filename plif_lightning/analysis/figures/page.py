@@ -2,10 +2,8 @@
 
 import textwrap
 from collections.abc import Sequence
-from contextvars import ContextVar
 from typing import Any
 
-from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,15 +16,9 @@ class NothingToShowError(UserError):
 
 
 Drawn = tuple[Figure, str]  # a figure and its caption
-# Figure widths [inch] for one and two columns of a page (IEEE, CVF).
-WIDTHS = {1: 3.35, 2: 6.9}
-page_columns: ContextVar[int] = ContextVar("page_columns", default=2)
+WIDTH = 6.9  # of a page's two columns [inch] (IEEE, CVF)
 # Maximum number of legend entries, and the number of legend lines that fit the default height of a panel.
 _ENTRIES, _LINES = 16, 6
-
-
-def page_width() -> float:
-    return WIDTHS[page_columns.get()]
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
@@ -35,16 +27,16 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     Returns:
         The figure and its axes [rows, columns].
     """
-    size = (width, height) if width <= page_width() else (page_width(), height * page_width() / width)
+    size = (width, height) if width <= WIDTH else (WIDTH, height * WIDTH / width)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def new_panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     """Create a figure of the page's width with `count` panels of equal height [inch]."""
-    columns = min(count, page_columns.get())
+    columns = min(count, 2)
     rows = -(-count // columns)
-    figure, axes = new_figure(page_width(), height * rows, rows, columns)
+    figure, axes = new_figure(WIDTH, height * rows, rows, columns)
     flat = list(axes.flat)
     for ax in flat[count:]:
         ax.set_visible(False)
@@ -52,9 +44,8 @@ def new_panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def ink(share: float = 1.0) -> str:
-    """Foreground grey: black, or white on a dark background; fainter for `share` below 1."""
-    dark = rcParams["figure.facecolor"] != "white"
-    return str(0.15 + 0.75 * share if dark else 1 - share)
+    """Grey: black, fainter for `share` below 1."""
+    return str(1 - share)
 
 
 def legends_below(figure: Figure, panels: Sequence[Axes], columns: int) -> None:

@@ -2,9 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import rcParams
@@ -19,18 +17,6 @@ from plif_lightning.errors import UserError
 from plif_lightning.plot.tensors import picture, pictures
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.samples import Samples, read_samples
-
-
-class Choice(NamedTuple):
-    """A user's choice among recorded samples: the name of a class, a channel of the first layer."""
-
-    class_name: str | None = None
-    channel: int | None = None
-
-
-DEFAULT_CHOICE = Choice()
-sample_choice: ContextVar[Choice] = ContextVar("sample_choice", default=DEFAULT_CHOICE)
-
 
 # --- choosing
 
@@ -55,36 +41,12 @@ def _recorded(
             sys.stderr.write(f"note: {error}\n")
             continue
         if samples is not None and wanted(samples):
-            return run, _starting_with(samples, sample_choice.get().class_name)
+            return run, samples
     raise NothingToShowError("no finished run has recorded samples: fit records them at its end (--record_samples).")
 
 
-def _starting_with(samples: Samples, class_name: str | None) -> Samples:
-    """Move the sample of a class to the front; None keeps the order."""
-    if class_name is None:
-        return samples
-    played = samples.spikes.shape[1]
-    names = [samples.classes[int(label)] for label in samples.label[:played]]
-    if class_name not in names:
-        raise NothingToShowError(f"no sample of class {class_name!r} was recorded, only of {', '.join(names)}.")
-    order = sorted(range(len(samples.label)), key=lambda i: (i != names.index(class_name), i))
-    first = [i for i in order if i < played]
-    return replace(
-        samples, label=samples.label[order], frames=samples.frames[:, order], rates=samples.rates[order],
-        spikes=samples.spikes[:, first], votes=samples.votes[:, order], events=None,
-    )  # fmt: skip
-
-
 def typical_channels(samples: Samples, count: int) -> list[int]:
-    """Return the chosen channel, or the `count` channels whose firing rates vary most over the map, sorted.
-
-    Raises:
-        NothingToShowError: the first layer does not have the chosen channel.
-    """
-    if (channel := sample_choice.get().channel) is not None:
-        if not 0 <= channel < samples.rates.shape[1]:
-            raise NothingToShowError(f"channel must lie in 0..{samples.rates.shape[1] - 1}, got {channel}.")
-        return [channel]
+    """Return the `count` channels whose firing rates vary most over the map, sorted."""
     spread = samples.rates.std((0, 2, 3))
     return sorted(np.argsort(-spread, kind="stable")[:count].tolist())
 

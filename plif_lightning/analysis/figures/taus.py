@@ -1,7 +1,6 @@
 """Learned time constants over epochs (7)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -18,16 +17,16 @@ from plif_lightning.analysis.figures.page import (
     literal,
     new_panels,
 )
-from plif_lightning.analysis.settings import has_own_taus, setting_of
+from plif_lightning.analysis.grouping import has_own_taus, setting_of
 from plif_lightning.plot.style import COLOURS, DASHES, FILLS, MARKERS, plain
 from plif_lightning.runs.run import Run
 
 
 def figure_7(runs: Sequence[Run]) -> Drawn:
     """Draw tau of each layer over epochs, for each initial value."""
-    data = by_panel(runs, lambda run: setting_of(run)[1::2] == ("plif", "max") and bool(run.layers("tau")))
+    data = by_panel(runs, lambda run: setting_of(run).neuron != "lif" and bool(run.layers("tau")))
     if not data:
-        raise NothingToShowError("no run has learned time constants yet (neuron: plif, pooling: max).")
+        raise NothingToShowError("no run has learned time constants yet.")
     figure, panels = new_panels(len(data), height=3.0)
     authors = False
     for ax, (panel, groups) in zip(panels, data.items(), strict=True):
@@ -103,16 +102,11 @@ def _authors_taus(run: Run, layer: int, layers: int, last: float) -> list[tuple[
 
 def _format_tau_axis(ax: Axes) -> None:
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(_nice_ticks(ax.get_ylim()))
+    low, high = ax.get_ylim()
+    # Powers of two, or round numbers if the axis spans less than a factor of 3.
+    rounded = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    candidates = rounded if high / low < 3 else [2.0**e for e in range(21)]
+    ax.yaxis.set_major_locator(FixedLocator([tick for tick in candidates if low <= tick <= high]))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_ylabel("$\\tau$ [time-steps]")
-
-
-def _nice_ticks(limits: tuple[float, float]) -> Any:
-    """Place ticks at powers of two, or at round numbers if the axis spans less than a factor of 3."""
-    low, high = limits
-    candidates = [2.0**e for e in range(21)]
-    if high / low < 3:
-        candidates = [*MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
-    return FixedLocator([c for c in candidates if low <= c <= high])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from plif_lightning.analysis import paper
 from plif_lightning.analysis.figures.grouping import source_of
 from plif_lightning.analysis.figures.page import Drawn, NothingToShowError, ink, literal, new_panels
-from plif_lightning.analysis.settings import setting_of
+from plif_lightning.analysis.grouping import setting_of
 from plif_lightning.runs.histograms import Histogram, read_histograms
 from plif_lightning.runs.run import Run
 
@@ -57,10 +57,7 @@ def _draw_ridges(ax: Axes, rows: Sequence[Histogram]) -> None:
         base = count - 1 - place
         ax.fill_between(x, base, base + 1.6 * y / tallest, color=str(0.75 - 0.5 * place / count), zorder=place)
         ax.plot(x, base + 1.6 * y / tallest, color=ink(), linewidth=0.7, zorder=place + 0.5)
-        if row.mean is not None and row.std is not None:
-            ax.text(
-                1.02, base, f"{row.mean:.2g} $\\pm$ {row.std:.2g}", fontsize=6, transform=ax.get_yaxis_transform(),
-            )  # fmt: skip
+        ax.text(1.02, base, f"{row.mean:.2g} $\\pm$ {row.std:.2g}", fontsize=6, transform=ax.get_yaxis_transform())
     ax.set_yticks(range(count), [f"epoch {row.epoch}" for row in reversed(rows)], fontsize=8)
     width = max(abs(value) for row in rows for value in _central(row))
     ax.set_xlim(-width, width)
@@ -70,11 +67,11 @@ def _draw_ridges(ax: Axes, rows: Sequence[Histogram]) -> None:
 def _density(row: Histogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Bin centres and densities."""
     edges = np.linspace(row.low, row.high, len(row.counts) + 1)
-    return (edges[1:] + edges[:-1]) / 2, row.counts / (row.counts.sum() * np.diff(edges))
+    return (edges[1:] + edges[:-1]) / 2, np.asarray(row.counts) / (sum(row.counts) * np.diff(edges))
 
 
 def _central(row: Histogram) -> list[float]:
     """Bounds of the central 99.8 % of the weights."""
     x, _ = _density(row)
-    share = np.cumsum(row.counts) / row.counts.sum()
+    share = np.cumsum(row.counts) / sum(row.counts)
     return [float(x[int(np.searchsorted(share, 0.001))]), float(x[min(int(np.searchsorted(share, 0.999)), len(x) - 1)])]

@@ -1,0 +1,353 @@
+"""What a command starts from: a run to resume, a checkpoint to evaluate or to begin from, or nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plif_lightning import configs
+from plif_lightning.cli.parser import option_names, parsed_yaml, take, values
+from plif_lightning.errors import CheckpointError, Stopped, UserError
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.loading import loaded
+from plif_lightning.runs.run import read_run
+from plif_lightning.runs.settings import MAY_CHANGE, OF_TRAINING, SPLIT, differences, setting_in, settings
+from plif_lightning.runtime import program
+from plif_lightning.runtime.files import relative
+from plif_lightning.structure import FROM_DATA, Numbers
+
+CONFIG = ("--config", "-c")
+EVALUATIONS = ("validate", "test", "predict")
+_INFORMATIVE = {"--help", "-h", "--print_config", "--data.help", "--model.neuron.help", "--trainer.callbacks.help"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Content of a checkpoint other than its weights; empty without a checkpoint.
+
+    Attributes:
+        config: configuration of the run that wrote it.
+        settings: those that make the run what it is, see `plif_lightning.runs.settings`; None of another Trainer's.
+        step: global step.
+        epochs: number of completed epochs.
+        training_set: identity of the run's training set.
+        reading: how the run read its data.
+    """
+
+    config: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None
+    step: int = 0
+    epochs: int = 0
+    training_set: str | None = None
+    reading: str | None = None
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """Arguments of a command, and what it starts from.
+
+    Attributes:
+        given: arguments as the user wrote them.
+        arguments: arguments for the parser: those of an evaluation, and of a resumed fit that names no data set, begin
+            with the stored configuration.
+        stored: content of the checkpoint of a run that is resumed or evaluated.
+        folder: folder of that run; None for another checkpoint's.
+        begun_from: checkpoint of another run that a new one begins from.
+        is_named: the run has a folder that the same arguments lead to again.
+    """
+
+    given: list[str]
+    arguments: list[str]
+    stored: Stored = Stored()
+    folder: RunFolder | None = None
+    begun_from: str | None = None
+    is_named: bool = False
+
+    @property
+    def command(self) -> str:
+        return self.given[0]
+
+
+def expand(argv: Sequence[str]) -> Expanded:
+    """Find out what a command starts from, before any parser reads its arguments.
+
+    Args:
+        argv: the command and its arguments.
+
+    Raises:
+        CheckpointError: an evaluation has no checkpoint, or the file is not a checkpoint.
+        UserError: a configuration does not exist.
+        Stopped: the run of `fit --run_folder` is finished and kept no checkpoint.
+    """
+    command, rest = argv[0], list(argv[1:])
+    for value in values(rest, *CONFIG):
+        config_file(value)  # refuses a wrong one before Lightning is loaded
+    if _INFORMATIVE & option_names(rest):
+        expanded = Expanded(list(argv), list(argv))
+    else:
+        expanded = (_evaluation if command in EVALUATIONS else _fit)(command, rest)
+    return replace(expanded, arguments=_with_structures(expanded.arguments))
+
+
+def _one(name: str, found: Sequence[str]) -> str | None:
+    """The value of an option that may be given once."""
+    if len(found) > 1 or found == [""]:
+        raise UserError(f"{name} must be given once, with a path, got {' and '.join(found) or 'nothing'}.")
+    return found[0] if found else None
+
+
+def _fit(command: str, rest: list[str]) -> Expanded:
+    """`fit --run_folder DIR` and `--ckpt_path RUN/checkpoints/last.ckpt` resume a run that has begun."""
+    given = [command, *rest]
+    checkpoint, rest = take(rest, "--ckpt_path")
+    folders, others = take(rest, "--run_folder")
+    path, named = _one("--ckpt_path", checkpoint), _one("--run_folder", folders)
+    resumed = f"{program.shown()} fit --run_folder RUN starts the run of a folder, or resumes it"
+    if "--resume" in option_names(rest) or path == "last":
+        raise UserError(f"{'--resume auto' if path != 'last' else '--ckpt_path last'} is not needed: {resumed}.")
+    folder = None if named is None else RunFolder(Path(named).absolute())
+    if folder is None and path is not None and Path(path).is_file():
+        of_run = RunFolder.of_checkpoint(Path(path))
+        if of_run.last == Path(path).resolve():
+            folder, path = of_run, None
+    if folder is not None and folder.last.is_file():
+        stored = read_checkpoint(folder.last)
+        origin = (loaded(folder.record, [], optional=True).get("settings") or {}).get("ckpt_path")
+        if path not in (None, origin):
+            raise CheckpointError(
+                f"{folder.path} holds a run that began from {origin or 'new weights'}, not from {path}."
+            )
+        kept = [] if _names_data(others) else [f"--config={yaml.safe_dump(stored.config)}"]
+        arguments = [command, *kept, *others, f"--run_folder={folder.path}", f"--ckpt_path={folder.last}"]
+        return Expanded(given, arguments, stored, folder, is_named=True)
+    if folder is not None and "ended" in loaded(folder.record, [], optional=True):
+        raise Stopped(0, _finished(folder))
+    arguments = [command, *rest]
+    if path is not None:
+        if setting_in(read_checkpoint(Path(path)).config or {}, "model.folded"):
+            raise CheckpointError(f"{path} is folded, and cannot be trained: begin from the checkpoint of its run.")
+        arguments.append(f"--ckpt_path={path}")
+    return Expanded(given, arguments, begun_from=path, is_named=named is not None)
+
+
+def _names_data(argv: Sequence[str]) -> bool:
+    """True if arguments describe a whole run: they name its data set."""
+    given = [setting_in(content_of(config), "data.class_path") for config in values(argv, *CONFIG)]
+    return bool({"--data", "--data.class_path"} & option_names(argv)) or any(given)
+
+
+def _finished(folder: RunFolder) -> str:
+    run = read_run(folder.path)
+    accuracy = "" if run.accuracy is None else f", {100 * run.accuracy:.2f} %"
+    return f"{relative(folder.path)} is finished{accuracy}: nothing to do."
+
+
+def _evaluation(command: str, rest: list[str]) -> Expanded:
+    """Put the configuration of the checkpoint first."""
+    checkpoint, others = take(rest, "--ckpt_path")
+    named = _one("--ckpt_path", checkpoint)
+    if named is None or named == "last":
+        raise CheckpointError(
+            f"{command} needs a checkpoint, or it would measure random weights: "
+            f"pass --ckpt_path RUN/checkpoints/best.ckpt."
+        )
+    path = Path(named)
+    stored = read_checkpoint(path)
+    assert stored.config is not None
+    arguments = _evaluated(stored.config, [*others, f"--ckpt_path={path}"])
+    return Expanded([command, *rest], [command, *arguments], stored, RunFolder.of_checkpoint(path))
+
+
+def _with_structures(arguments: Sequence[str]) -> list[str]:
+    """Let a structure take the place of the numbers before it, or numbers of an earlier file would change it.
+
+    Numbers behind a structure change it, as those of a sweep do.
+    """
+    found: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        value = value if equals else following
+        if name == "--model.structure" or (name in CONFIG and _has_structure(value)):
+            found += [f"--model.{number}=null" for number in Numbers._fields]
+        found.append(argument)
+    return found
+
+
+def _has_structure(config: str) -> bool:
+    """True if a configuration, a path or YAML text, holds a structure."""
+    model = content_of(config).get("model")
+    return isinstance(model, dict) and model.get("structure") is not None
+
+
+def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:
+    """Return the arguments of an evaluation, after the parts of the stored configuration that affect it.
+
+    Raises:
+        CheckpointError: neither of the two names a data set.
+    """
+    # Optimiser, schedule and augmentation are dropped: they may name any class to import, and an evaluation uses none.
+    # data.class_path is imported, and must be a SpikingDataModule.
+    model = {name: value for name, value in stored["model"].items() if f"model.{name}" not in OF_TRAINING}
+    _require_own_network(model.get("network"))
+    arguments = stored["data"]["init_args"]
+    data = {**stored["data"], "init_args": {name: v for name, v in arguments.items() if name != "augmentation"}}
+    kept: dict[str, Any] = {"model": model}
+    if "seed_everything" in stored:
+        kept["seed_everything"] = stored["seed_everything"]
+    if "precision" in stored.get("trainer", {}):
+        kept["trainer"] = {"precision": stored["trainer"]["precision"]}
+    if "class_path" in data:
+        kept["data"] = data
+    elif not values(rest, "--data") and not values(rest, *CONFIG):
+        raise CheckpointError(
+            "the checkpoint names no data set because another Trainer wrote it: pass --data NAME, such as --data MNIST."
+        )
+    elif not values(rest, "--data.time_steps"):
+        rest = [*rest, f"--data.time_steps={data['init_args']['time_steps']}"]
+    return [f"--config={yaml.safe_dump(kept)}", *rest]
+
+
+def _require_own_network(named: Any) -> None:
+    """Refuse a user-defined network that a checkpoint names unless it, and what is in it, are modules.
+
+    Raises:
+        UserError: a class is something else, or cannot be imported.
+    """
+    from plif_lightning.network.own import imported_network  # which loads PyTorch
+
+    if isinstance(named, dict) and isinstance(named.get("class_path"), str):
+        imported_network(named["class_path"])
+    for part in named.values() if isinstance(named, dict) else named if isinstance(named, list) else ():
+        _require_own_network(part)
+
+
+def config_file(value: str) -> str:
+    """Return the path of a configuration given by path or name; YAML text is returned as it is.
+
+    Raises:
+        UserError: the configuration does not exist.
+    """
+    if is_yaml_text(value):
+        return value
+    return str(configs.resolve(value))
+
+
+def content_of(config: str) -> dict[str, Any]:
+    """Return the content of a configuration, given by path, name or YAML text.
+
+    Empty if it cannot be read or holds something else: the parser reports that.
+    """
+    try:
+        text = config if is_yaml_text(config) else configs.resolve(config).read_text("utf-8")
+        loaded = parsed_yaml(text, config)
+    except (OSError, UserError, UnicodeDecodeError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def is_yaml_text(value: str) -> bool:
+    """True if the value of `--config` is YAML itself, not a name or path."""
+    return "\n" in value or ": " in value
+
+
+def read_checkpoint(path: Path) -> Stored:
+    """Read the content of a checkpoint other than its weights.
+
+    Raises:
+        CheckpointError: the file does not exist, or is not a complete checkpoint of this project.
+    """
+    from plif_lightning.network.checkpoint import configuration_in, load_checkpoint  # which loads PyTorch
+
+    checkpoint = load_checkpoint(path, mapped=True)
+    config = configuration_in(checkpoint) or _of_another_trainer(checkpoint)
+    if not config or not isinstance(checkpoint.get("global_step"), int):
+        raise CheckpointError(f"{path} is not a checkpoint that `fit` wrote: it holds no configuration.")
+    epochs = setting_in(checkpoint, "loops.fit_loop.epoch_progress.current.processed", 0)
+    parts = (checkpoint.get(name) for name in ("training_set", "reading"))
+    return Stored(config, checkpoint.get("settings"), checkpoint["global_step"], epochs, *parts)
+
+
+def _of_another_trainer(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration made of the hyperparameters that another Trainer stored: the network, and T of its data.
+
+    Empty if there are none.
+    """
+    stored = checkpoint.get("hyper_parameters")
+    if not isinstance(stored, dict) or "time_steps" not in stored:
+        return {}
+    return {
+        "model": {name: value for name, value in stored.items() if name not in FROM_DATA},
+        "data": {"init_args": {"time_steps": stored["time_steps"]}},
+    }
+
+
+def compare(expanded: Expanded, given: dict[str, Any]) -> list[str]:
+    """Compare the parsed configuration of a resumed fit or an evaluation with the one stored in its checkpoint.
+
+    Args:
+        expanded: the command.
+        given: its configuration, as plain values.
+
+    Returns:
+        Settings of an evaluation on which its accuracy depends, and that are not those of the run.
+
+    Raises:
+        CheckpointError: they differ in what the checkpoint's weights, split or next batches depend on.
+        Stopped: the run is finished already.
+    """
+    stored, old, new = expanded.stored.config, expanded.stored.settings, settings(given)
+    if stored is None or old is None:
+        return []
+    changed = differences(old, new)
+    if stored.get("seed_everything") != given.get("seed_everything"):
+        changed.append("seed_everything")
+    if expanded.command == "fit":
+        refused = [name for name in changed if name not in MAY_CHANGE]
+    else:
+        counted = ("model.", "data", "trainer.precision", "trainer.limit_test_batches", "seed")
+        changed = [name for name in changed if name.startswith(counted) and not name.startswith(OF_TRAINING)]
+        if "trainer.limit_test_batches" not in new:  # a test of all samples is one, whatever the fit's own test had
+            changed = [name for name in changed if name != "trainer.limit_test_batches"]
+        of_data = ("data.class_path", "data.root")
+        same_data = all(setting_in(stored, name) == setting_in(given, name) for name in of_data)
+        refused = [name for name in changed if name.startswith("model.") or (same_data and name in SPLIT)]
+    if refused:
+        values = ((name, _value(old, stored, name), _value(new, given, name)) for name in refused)
+        what = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
+        raise CheckpointError(
+            f"the checkpoint belongs to other settings: {what}. Leave them out, or start a new run"
+            + (" with --config, --ckpt_path and another --run_folder." if expanded.command == "fit" else ".")
+        )
+    if expanded.command == "fit":
+        _compare_length(expanded, stored["trainer"], given["trainer"], changed)
+    return changed
+
+
+def _value(of: Mapping[str, Any], config: Mapping[str, Any], name: str) -> str:
+    return repr(of[name] if name in of else setting_in(config, name))
+
+
+def _compare_length(
+    expanded: Expanded, stored: Mapping[str, Any], given: Mapping[str, Any], changed: Sequence[str]
+) -> None:
+    """Refuse a length that a resumed run has passed, or on which its callbacks depend; end a run that is finished."""
+    assert expanded.folder is not None
+    limits = ("max_epochs", "max_steps", "max_time")
+    done = {"max_epochs": expanded.stored.epochs, "max_steps": expanded.stored.step}
+    reached = {name: n for name, n in done.items() if given[name] is not None and 0 <= given[name] <= n}
+    is_finished = "ended" in loaded(expanded.folder.record, [], optional=True)
+    if is_finished and (reached or all(stored[name] == given[name] for name in limits)):
+        raise Stopped(0, _finished(expanded.folder))
+    for name, n in reached.items():
+        if given[name] < n:
+            raise CheckpointError(
+                f"the run has {n} {name.removeprefix('max_')} already, and trainer.{name} is {given[name]}: leave it "
+                "out, or start a new run in another folder."
+            )
+    if "trainer.max_epochs" in changed and "StochasticWeightAveraging" in str(stored["callbacks"]):
+        raise CheckpointError(
+            "trainer.max_epochs cannot be changed: StochasticWeightAveraging begins at a share of it. Leave it out, or "
+            "start a new run in another folder."
+        )

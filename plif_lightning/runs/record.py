@@ -1,0 +1,117 @@
+"""`run.json`: what a run is, where it ran, on which data, and what came of it."""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.loading import loaded
+from plif_lightning.runs.settings import defaults, differences, key
+from plif_lightning.runtime.files import written_whole
+
+# Parts that a run has only when it has ended; training that goes on removes them.
+_RESULTS = ("ended", "test", "tested", "cost")
+
+
+def update(folder: RunFolder, **parts: Any) -> None:
+    """Write parts of a run's record in place of those with their names; None removes one."""
+    record = loaded(folder.record, [], optional=True) | parts
+    with written_whole(folder.record) as file:
+        json.dump({name: part for name, part in record.items() if part is not None}, file, indent=2)
+
+
+def begin(
+    folder: RunFolder,
+    arguments: Sequence[str],
+    settings: Mapping[str, Any],
+    data: Mapping[str, Any],
+    surroundings: Mapping[str, str],
+    step: int | None = None,
+) -> set[str]:
+    """Write the record of a fit that starts or goes on.
+
+    Args:
+        folder: folder of the run.
+        arguments: arguments of main.py. A resumed run keeps its first ones.
+        settings: see `plif_lightning.runs.settings`.
+        data: title, origin, samples and identities of the data.
+        surroundings: machine, versions, commit. Where a resumed run has others, both are kept.
+        step: step of the optimiser at which a run is resumed; None for a new one.
+
+    Returns:
+        Keys of `surroundings` whose values differ from before.
+    """
+    before = loaded(folder.record, [], optional=True) if step is not None else {}
+    changes = [*before.get("changes", [])]
+    known = before.get("settings", settings)
+    settings = {**settings, **{name: known[name] for name in ("ckpt_path",) if name in known}}
+    changes += [[step, name, settings.get(name)] for name in differences(known, settings) if _matters(name, settings)]
+    around: dict[str, str] = {}
+    others = set()
+    for name, value in surroundings.items():
+        earlier = str((before.get("surroundings") or {}).get(name, value)).split(", then ")
+        if earlier[-1] != value:
+            others.add(name)
+            earlier.append(value)
+        around[name] = ", then ".join(earlier)
+    given = before.get("arguments", list(arguments))
+    lengths = [name for name in differences(known, settings) if name.startswith("trainer.max_")]
+    of_run = dict(settings) | ({"changes": changes} if changes else {})
+    content = f"{data.get('content')} {data.get('test_content')}"
+    update(
+        folder,
+        arguments=[*given, *(f"--{name}={settings.get(name, defaults()[name])}" for name in lengths)],
+        settings=dict(settings),
+        changes=changes or None,
+        key=key(of_run, content),
+        data=dict(data),
+        surroundings=around,
+        started=time.time(),
+        process=this_process(),
+        **dict.fromkeys(_RESULTS),
+    )
+    return others
+
+
+def _matters(name: str, settings: Mapping[str, Any]) -> bool:
+    """True if training differs from a run that was begun with the new value.
+
+    A length alone matters only to a schedule: a cycle depends on it, and a plateau's lacks a step when it is resumed.
+    """
+    schedules = ("OneCycle", "ReduceLROnPlateau")
+    return not name.startswith("trainer.max_") or settings.get("model.lr_scheduler", "").endswith(schedules)
+
+
+def _state_and_birth(pid: int) -> tuple[str, str] | None:
+    """Return a process's state and start time (Linux only); the start time detects a reused pid."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return after_name[0], after_name[19]
+    except (OSError, IndexError):
+        return None
+
+
+def this_process() -> dict[str, Any]:
+    """Host, pid and start time of this process."""
+    known = _state_and_birth(os.getpid())
+    return {"host": socket.gethostname(), "pid": os.getpid(), "born": known and known[1]}
+
+
+def is_alive(record: Mapping[str, Any]) -> bool:
+    """True if the process that trained the run of a record runs on this host."""
+    process = record.get("process") or {}
+    pid = process.get("pid")
+    if process.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return False
+    known = _state_and_birth(pid)
+    if known is not None:
+        return known[0] not in "ZX" and known[1] == process.get("born")
+    with contextlib.suppress(OSError, OverflowError):
+        os.kill(pid, 0)
+        return True
+    return False

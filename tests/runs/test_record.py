@@ -1,0 +1,57 @@
+"""`run.json`: what a run is, where it ran and what came of it."""
+
+import json
+
+from plif_lightning.analysis.results import options
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.record import begin, update
+from plif_lightning.runs.settings import key
+
+SETTINGS = {"data": "MNIST", "data.batch_size": 16, "trainer.max_epochs": 2}
+DATA = {"title": "MNIST", "content": "a", "test_content": "b"}
+
+
+def read(folder):
+    return json.loads(folder.record.read_text())
+
+
+def test_options_are_read_in_both_forms():
+    given = ["fit", "--a", "1", "--b=2=3", "-c", "lif", "--flag", "--d", "-1"]
+    assert list(options(given)) == [("a", "1"), ("b", "2=3"), ("config", "lif"), ("flag", ""), ("d", "-1")]
+
+
+def test_a_resumed_run_keeps_what_started_it_and_loses_its_results(tmp_path):
+    folder = RunFolder(tmp_path)
+    begin(folder, ["fit", "--config", "x"], SETTINGS, DATA, {"machine": "a", "commit": "1"})
+    first = read(folder)
+    assert first["key"] == key(SETTINGS, "a b")
+    update(folder, ended=1.0, test=0.9, cost={"a": 1})
+    longer = {**SETTINGS, "trainer.max_epochs": 9}
+    assert begin(folder, ["fit"], longer, DATA, {"machine": "b", "commit": "1"}, step=3) == {"machine"}
+    again = read(folder)
+    assert again["arguments"] == ["fit", "--config", "x", "--trainer.max_epochs=9"]
+    assert again["surroundings"] == {"machine": "a, then b", "commit": "1"}
+    assert not {"ended", "test", "cost", "changes"} & again.keys()
+    assert again["key"] == key(longer, "a b")  # that of a run that was begun with as many epochs
+
+
+def test_a_batch_size_that_changes_in_the_middle_makes_another_run(tmp_path):
+    folder = RunFolder(tmp_path)
+    begin(folder, ["fit"], SETTINGS, DATA, {})
+    other = {**SETTINGS, "data.batch_size": 32}
+    begin(folder, ["fit"], other, DATA, {}, step=7)
+    assert read(folder)["changes"] == [[7, "data.batch_size", 32]]
+    assert read(folder)["key"] not in (key(SETTINGS, "a b"), key(other, "a b"))
+    begin(folder, ["fit"], other, DATA, {}, step=9)
+    assert read(folder)["changes"] == [[7, "data.batch_size", 32]]
+
+
+def test_a_cycle_that_becomes_longer_on_the_way_makes_another_run(tmp_path):
+    """Its learning rates are not those of a run that was begun with as many epochs."""
+    folder = RunFolder(tmp_path)
+    cycle = {**SETTINGS, "model.lr_scheduler": "OneCycle"}
+    begin(folder, ["fit"], cycle, DATA, {})
+    longer = {**cycle, "trainer.max_epochs": 4}
+    begin(folder, ["fit"], longer, DATA, {}, step=7)
+    assert read(folder)["changes"] == [[7, "trainer.max_epochs", 4]]
+    assert read(folder)["key"] != key(longer, "a b")

@@ -1,0 +1,130 @@
+"""Reading complete and damaged run folders."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from plif_lightning.errors import UserError
+from plif_lightning.runs.histograms import append_histograms, read_histograms
+from plif_lightning.runs.record import this_process, update
+from plif_lightning.runs.run import find_runs, read_run
+from plif_lightning.runs.samples import read_samples
+from tests.writers import write_run
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path):
+    write_run(tmp_path / "table4" / "a", (0.5, 0.75, 0.7), init_tau=16.0, time_steps=8)
+    (run,) = find_runs(tmp_path)
+    assert (run.name, run.status, run.problems) == ("table4/a", "finished", [])
+    assert (run.data_set, run.protocol, run.best, run.accuracy) == ("FashionMNIST", "A", (2, 0.75), 0.75)
+    assert (run.setting("model.init_tau"), run.setting("data.time_steps"), run.setting("data.none", 3)) == (16.0, 8, 3)
+    assert run.settings["model.init_tau"] == 16
+    assert run.curve("tau/conv1") == ([1, 2, 3], pytest.approx([15.9, 15.8, 15.7]))
+    assert run.layers("tau") == ["conv1", "fc1"]
+    assert run.tested_samples == 10_000
+
+
+def test_of_a_held_out_part_the_one_test_counts(tmp_path):
+    write_run(tmp_path / "a", validation="holdout", test=0.9)
+    folder = write_run(tmp_path / "b", validation="holdout")
+    tested, not_tested = find_runs(tmp_path)
+    assert (tested.protocol, tested.accuracy, tested.best) == ("B", 0.9, (2, 0.75))
+    assert not_tested.accuracy is None
+    update(folder, test=0.8, tested=10_000)
+    later = find_runs(tmp_path)[1]
+    assert (later.accuracy, later.tested_samples) == (0.8, 10_000)
+
+
+@pytest.mark.parametrize("accuracy", [97.5, -0.1, "high"])
+def test_what_is_no_share_is_no_accuracy(tmp_path, accuracy):
+    update(write_run(tmp_path / "a", validation="holdout"), test=accuracy)
+    assert read_run(tmp_path / "a").accuracy is None
+
+
+def test_runs_behind_a_link_are_found_once(tmp_path):
+    write_run(tmp_path / "scratch" / "b")
+    write_run(tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "A").mkdir()
+    for name, target in (("Z", "scratch/b"), ("A/best", "runs/a"), ("again", "runs")):
+        (tmp_path / "runs" / name).symlink_to(tmp_path / target)
+    assert [run.name for run in find_runs(tmp_path / "runs")] == ["a", "Z"]
+
+
+def test_what_is_below_a_run_is_its_own_and_hidden_folders_are_not_searched(tmp_path):
+    write_run(tmp_path / "x")
+    write_run(tmp_path / "x" / "test" / "other")
+    write_run(tmp_path / ".broken" / "b")
+    assert [found.name for found in find_runs(tmp_path)] == ["x"]
+
+
+def test_a_histogram_behind_half_a_line_is_read(tmp_path):
+    run = write_run(tmp_path / "a")
+    whole = read_histograms(run)
+    with run.weights.open("a") as file:
+        file.write('{"layer": "fc1", "ep')
+    append_histograms(run, [replace(whole[-1], epoch=9), replace(whole[-1], epoch=3, low=-7.0)])
+    rows = read_histograms(run)
+    assert [row.epoch for row in rows] == [0, 1, 2, 3, 9]
+    assert rows[3].low == -7.0  # the resumed run wrote this epoch again
+
+
+def test_runs_come_in_the_order_of_their_numbers(tmp_path):
+    for i in (10, 9, 100):
+        write_run(tmp_path / f"version_{i}")
+    assert [run.name for run in find_runs(tmp_path)] == ["version_9", "version_10", "version_100"]
+
+
+def test_a_run_in_training_is_told_from_one_that_was_interrupted(tmp_path):
+    folder = write_run(tmp_path / "a", finished=False)
+    assert read_run(tmp_path / "a").status == "unfinished"
+    here = this_process()
+    for process, status in (
+        (here, "running"),
+        ({**here, "born": "1"}, "unfinished" if here["born"] else "running"),  # the pid is another process's now
+        ({**here, "host": "elsewhere"}, "unfinished"),
+    ):
+        update(folder, process=process)
+        assert read_run(tmp_path / "a").status == status
+
+
+@pytest.mark.parametrize(
+    ("damage", "status", "problem"),
+    [
+        (lambda run: run.config.unlink(), "unreadable", "config.yaml does not exist"),
+        (lambda run: run.config.write_text("a: [1"), "unreadable", "config.yaml cannot be read"),
+        (lambda run: run.config.write_text("- 1"), "unreadable", "must hold names and values, got list"),
+        (lambda run: run.record.write_text("{"), "unreadable", "run.json cannot be read"),
+        (lambda run: run.metrics.write_bytes(b"\xff\xfe"), "finished", "cannot be read as a table"),
+    ],
+)
+def test_what_cannot_be_read_is_reported_and_the_rest_is_read(tmp_path, damage, status, problem):
+    damage(write_run(tmp_path / "a"))
+    write_run(tmp_path / "b")
+    damaged, whole = find_runs(tmp_path)
+    assert damaged.status == status
+    assert any(problem in text for text in damaged.problems)
+    assert whole.problems == []
+
+
+@pytest.mark.parametrize("text", ["", "epoch,step\n"])
+def test_an_empty_table_is_a_run_without_epochs(tmp_path, text):
+    write_run(tmp_path / "a").metrics.write_text(text)
+    found = read_run(tmp_path / "a")
+    assert (found.metrics, found.best, found.accuracy) == ([], None, None)
+
+
+def test_folders_without_runs_are_refused(tmp_path):
+    with pytest.raises(UserError, match="which does not exist"):
+        find_runs(tmp_path / "none")
+    with pytest.raises(UserError, match="there is no run in"):
+        find_runs(tmp_path)
+
+
+def test_samples_are_read_back_and_a_damaged_file_is_named(tmp_path):
+    folder = write_run(tmp_path / "a")
+    samples = read_samples(folder)
+    np.testing.assert_allclose(samples.rates[:2], samples.spikes.mean(0), atol=1e-6)
+    folder.samples.write_bytes(folder.samples.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"samples\.npz cannot be read"):
+        read_samples(folder)
