@@ -89,6 +89,7 @@ class RunCheckpoints(Checkpoint):
             the authors' code behind Table S2, and the first on the test set.
         best_epoch: counted from 0; None before the first validation.
         best_accuracy: of that epoch.
+        last_model_path: of last.ckpt, as in Lightning's `ModelCheckpoint`; empty before it is there.
     """
 
     def __init__(self, every_n_batches: int | None = None) -> None:
@@ -99,6 +100,7 @@ class RunCheckpoints(Checkpoint):
         self.ties: Ties | None = None
         self.best_epoch: int | None = None
         self.best_accuracy = -math.inf
+        self.last_model_path = ""
         self._measured = math.nan  # by a validation that no training has followed
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -113,6 +115,7 @@ class RunCheckpoints(Checkpoint):
         best = state and state["best_epoch"]
         if best is None or not folder.last.is_file():
             return
+        self.last_model_path = str(folder.last)
         self.best_epoch, self.best_accuracy = best, state["best_accuracy"]
         if trainer.is_global_zero and best == checkpoint["epoch"]:  # killed before the link, perhaps
             link_or_copy(folder.last, folder.best)
@@ -183,6 +186,7 @@ class RunCheckpoints(Checkpoint):
         self.due = False
         if not is_trial(trainer):
             trainer.save_checkpoint(run_folder(trainer).last, weights_only=False)
+            self.last_model_path = str(run_folder(trainer).last)
 
 
 def run_checkpoints(trainer: L.Trainer) -> RunCheckpoints | None:
