@@ -25,7 +25,7 @@ def _export_parser() -> PlainParser:
         action="append",
         default=[],
         help="network (always written), pt2 (torch.export), onnx, nir, or pretrained (safetensors and a model card, "
-        "not folded, to be trained on or shared); may be repeated",
+        "not folded, to fine-tune or share); may be repeated",
     )
     parser.add_argument("--license", help="with --format pretrained: licence of the weights, such as mit, for the card")
     parser.add_argument(

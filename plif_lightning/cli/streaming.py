@@ -24,9 +24,7 @@ def _stream_parser() -> PlainParser:
         help="events per time-step (default: those of the network's windows, or all in T steps)",
     )
     length.add_argument("--ms_per_step", type=float, help="milliseconds per time-step, instead of events")
-    parser.add_argument(
-        "--last", type=int, help="decide by the mean votes of so many last time-steps (default: of all)"
-    )
+    parser.add_argument("--last", type=int, help="average the votes of the last LAST time-steps (default: all)")
     parser.add_argument("--engine", choices=["float32", "int8"], default="float32", help="weights (default: float32)")
     return parser
 

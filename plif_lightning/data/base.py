@@ -146,7 +146,7 @@ class SpikingDataModule(L.LightningDataModule):
 
     @property
     def val_name(self) -> str:
-        """Prefix of the validation metrics; it says so if the test set is used for model selection."""
+        """Prefix of the validation metrics; shows if the test set is used for model selection."""
         return "test_as_val" if self.validation == "test" else "val"
 
     @property
@@ -233,7 +233,7 @@ class SpikingDataModule(L.LightningDataModule):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What lies between a stored sample and the network's input, in plain values, for `export.json`."""
+        """Preprocessing from a stored sample to the network's input, as plain values, for `export.json`."""
         channels, *size = self.input_shape
         return {"channels": channels, "size": size}
 
@@ -250,7 +250,7 @@ class SpikingDataModule(L.LightningDataModule):
 
     @property
     def origin_note(self) -> str:
-        """Publication of the data set, and whether it is complete; empty if that goes without saying."""
+        """Publication of the data set, and whether it is complete; empty by default."""
         return ""
 
     def sizes(self) -> dict[str, int]:

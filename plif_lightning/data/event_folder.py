@@ -35,11 +35,11 @@ class EventFolder(EventDataModule):
 
     Args:
         root: folder of the recordings.
-        sensor: height and width of the camera [pixels]; default: what the first file names.
-        columns: names of the columns of a table without names, such as [t, x, y, p].
-        time_unit: of the times of tables (text, NumPy's files, HDF5); us without one.
-        window_events: cut recordings into samples of so many events.
-        window_ms: cut recordings into samples of so many milliseconds.
+        sensor: height and width of the camera [pixels]; default: from the first file.
+        columns: column names of a table without a header, such as [t, x, y, p].
+        time_unit: unit of times in tables (text, NumPy, HDF5); us by default.
+        window_events: events per sample; recordings are cut.
+        window_ms: milliseconds per sample; recordings are cut.
         stride_events: distance from one window to the next [events]; default: `window_events`, without overlap.
         stride_ms: the same [ms], with `window_ms`.
         test_fraction: take the last share of each class as the test set; ROOT then holds class folders.

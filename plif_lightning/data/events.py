@@ -222,7 +222,7 @@ class EventDataset(BatchedDataset):
 
 @dataclass(eq=False, repr=False)
 class EventDataModule(SpikingDataModule):
-    """Base class of event data sets. A subclass implements `files` and, if `read_any` does not do, `read`.
+    """Base class of event data sets. A subclass implements `files` and, unless `read_any` works, `read`.
 
     Class attributes that a subclass sets, beside those of `SpikingDataModule`:
         sensor: size of the camera.
@@ -234,7 +234,7 @@ class EventDataModule(SpikingDataModule):
         size: downsample frames to size x size pixels.
         augmentation: augmentation of the training recordings; none in the paper. `tonic.transforms` on events are
             applied first, then this package's; each group in the given order.
-        background_us: drop events that no event of the eight pixels around preceded within so many us (Delbruck 2008);
+        background_us: drop events with no earlier event in the 8 pixels around within this time [us] (Delbruck 2008);
             none by default.
         store: folder of the events' caches; default: `events` in the data set's folder.
     """
@@ -295,7 +295,7 @@ class EventDataModule(SpikingDataModule):
         """Download missing files.
 
         Raises:
-            DatasetNotFoundError: they cannot be had.
+            DatasetNotFoundError: not available.
         """
         raise DatasetNotFoundError(f"{self.title} is not in {self.home}: put its recordings there.")
 
@@ -326,7 +326,7 @@ class EventDataModule(SpikingDataModule):
     # --- the cache
 
     def place(self, train: bool) -> Path:
-        """Folder of the training or test set's cache; options that make other events make another folder."""
+        """Folder of the training or test set's cache; options that change the events change the folder."""
         noise = f"-background{self.background_us}us" if self.background_us else ""
         return caches_in(self.store, self.home, self.own_caches) / f"{self.cache_name(train)}{noise}"
 
@@ -336,11 +336,11 @@ class EventDataModule(SpikingDataModule):
         return "events"
 
     def cache_name(self, train: bool) -> str:
-        """Name of the training or test set's cache, which tells it from others of the same home."""
+        """Name of the training or test set's cache, unique among those of the same home."""
         return "train" if train else "test"
 
     def prepare_data(self) -> None:
-        """Download missing files, and read the recordings, unless that was done before."""
+        """Download missing files, and read the recordings, unless already done."""
         if not self.has_files and not all(find(self.place(train)) for train in (True, False)):
             self.obtain()
         for train in (True, False):

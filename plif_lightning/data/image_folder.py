@@ -31,7 +31,7 @@ _GREY, _RGB = {"1", "L", "LA"}, {"RGB", "RGBA", "P", "CMYK", "YCbCr"}
 
 @dataclass(eq=False, repr=False)
 class ImageFolder(ImageDataModule):
-    """Images in class folders: ROOT/train/CLASS/* and ROOT/test/CLASS/* (the layout of torchvision's ImageFolder).
+    """Images in class folders: ROOT/train/CLASS/* and ROOT/test/CLASS/* (each as torchvision's ImageFolder).
 
     They are decoded once into arrays below ROOT/.plif_lightning, which are memory-mapped. An image is turned upright as
     its EXIF orientation says; of several frames the first is read, and transparency is dropped.
@@ -65,7 +65,7 @@ class ImageFolder(ImageDataModule):
 
     @cached_property
     def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-        """(C, H, W), taken from the first image as far as `size` and `colour` do not set it."""
+        """(C, H, W), from the first image unless `size` and `colour` set it."""
         if not self.folders.exist:
             channels, height, width = self.arrays(True)["images"].shape[1:]
             return channels, height, width

@@ -135,7 +135,7 @@ class Cost:
         return sum(value(*arguments) if callable(value) else value for value in values)
 
     def summary(self) -> dict[str, Any]:
-        """What a run keeps of it, for one sample: neurons times steps of each layer, operations, energies [pJ]."""
+        """Costs that a run records, per sample: neurons times steps of each layer, operations, energies [pJ]."""
         updates: dict[str, float] = {}
         for layer in self.layers:  # one that is used twice is there twice
             updates[layer.layer] = updates.get(layer.layer, 0.0) + layer.updates

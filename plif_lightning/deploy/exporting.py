@@ -209,7 +209,7 @@ def export(
 
     Args:
         checkpoint_path: a checkpoint that `fit` wrote.
-        out: the folder; it takes the place of an earlier export.
+        out: the folder; replaces an earlier export.
         formats: some of FORMATS.
         takes: `images` [N, C, H, W] or `frames` [T, N, C, H, W]; needed if the data module is not part of this package.
 

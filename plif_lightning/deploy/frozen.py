@@ -262,7 +262,7 @@ def _together(states: list[Tensor]) -> Tensor:
 
 
 class DeployedNetwork(nn.Module):
-    """A network that only infers, on a CPU, in float32: its layers, one after another; see `deployed`.
+    """An inference-only network on a CPU, in float32: a sequence of layers; see `deployed`.
 
     It is immutable: it has no parameters and no submodules.
 
@@ -271,7 +271,7 @@ class DeployedNetwork(nn.Module):
         layers: of its blocks, in order, by name.
 
     Attributes:
-        forms: of each block.
+        forms: one per block.
     """
 
     def __init__(self, net: SpikingNetwork, layers: dict[str, Layer]) -> None:
@@ -358,7 +358,7 @@ def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
         engine: `float32`, or `int8`: weights of layers of spikes in 8 bits.
 
     Layers of spikes are event-driven, and so is a first convolution of two channels, the polarities of events; their
-    sums are those of the network with `sparse="always"`, to the bit. Other convolutions are PyTorch's. A layer that the
+    sums are bit-identical to the network's with `sparse="always"`. Other convolutions are PyTorch's. A layer that the
     kernels do not know stays as it is.
 
     Raises:

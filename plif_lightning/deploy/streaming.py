@@ -37,8 +37,8 @@ class StreamingNetwork:
             either this or `events_per_step`.
         engine: float32 or int8, see `deployed`; int8 on a CPU only.
         sensor: height and width of the camera [pixels], if larger than the network's frames (`size` of a data module).
-        background_us: drop noise as the data module of this argument does.
-        last: votes are the mean of so many last time-steps, which a change of scene changes soon; None for all.
+        background_us: drop noise, as in the event data modules.
+        last: average the votes of the last `last` time-steps, to follow scene changes sooner; None for all.
 
     Raises:
         UserError: an argument lies outside its range, the input encoder is random, or the network is user-defined.

@@ -22,7 +22,7 @@ GIVEN = ("x", "h", "s", "reset", "v_threshold", "v_reset")
 
 @dataclass(frozen=True)
 class Equations:
-    """The equations of a neuron: ordinary functions of numbers, which name the values that they need.
+    """The equations of a neuron: plain functions whose arguments name the values they need.
 
     Values are `x`, the input of the step; the states before the step; the parameters; `v_threshold` and `v_reset`. In
     `after` also `h`, the potential that was compared with the threshold; `s`, the spike, 1 or 0, without gradient if
@@ -32,10 +32,10 @@ class Equations:
         state: names of the states. One named v starts at V_reset, any other at 0.
         charge: gives h.
         after: gives the states after the spike, in order; by default `reset`.
-        threshold: gives what h is compared with; by default `v_threshold`.
+        threshold: gives the threshold of h; by default `v_threshold`.
 
     Raises:
-        UserError: a function asks for a value that it cannot have.
+        UserError: a function names an unavailable value.
     """
 
     state: tuple[str, ...]
@@ -59,14 +59,14 @@ class Equations:
 
     @functools.cached_property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the parameters, as the functions first use them."""
+        """Names of the parameters, in order of first use."""
         functions = [self.charge, self.threshold, self.after]
         names = [name for function in functions if function is not None for name in _arguments(function)]
         return tuple(dict.fromkeys(name for name in names if name not in (*self.state, *GIVEN)))
 
     @property
     def resets(self) -> bool:
-        """True if `Firing.reset` says how the neuron resets; otherwise its own equation does."""
+        """True if `Firing.reset` defines the reset; False if the equations do."""
         return self.after is None or "reset" in _arguments(self.after)
 
     def start(self, firing: Firing) -> tuple[float, ...]:

@@ -85,7 +85,7 @@ def read_any(path: str | Path, columns: Sequence[str] | None = None, time_unit: 
     Args:
         path: the file.
         columns: names of the columns of a text without a header, or of an array [N, 4], such as `t, x, y, p`.
-        time_unit: of the times of a table (text, NumPy's files, HDF5); us without one.
+        time_unit: unit of times in a table (text, NumPy, HDF5); us by default.
 
     Raises:
         RecordingError: another format, or a truncated or damaged file; the message names it.
@@ -109,7 +109,7 @@ def read_any(path: str | Path, columns: Sequence[str] | None = None, time_unit: 
 
 
 def sensor_of(path: str | Path) -> Sensor | None:
-    """Sensor that a file names in its header; None if its format or this file does not name one.
+    """Sensor from a file's header; None if the file does not name one.
 
     Raises:
         RecordingError: the header is damaged or of another format.

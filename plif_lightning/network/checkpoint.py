@@ -82,7 +82,7 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> Any:
 
     Args:
         path: such as RUN/checkpoints/best.ckpt, or a folder that `export` wrote. Only tensors and plain values are
-            read from it; of a user-defined network, the class that its configuration names is imported.
+            read from it; for a user-defined network, the class in its configuration is imported.
         network: a user-defined network that was built in Python; it gets the checkpoint's weights.
 
     Returns:

@@ -22,7 +22,7 @@ class InputEncoder(nn.Module):
         time_steps: T.
 
     Raises:
-        UserError: for `poisson` and `latency`, an input of more than one step, or of a single one, or outside [0, 1].
+        UserError: for `poisson` and `latency`: frames instead of an image, a call in `step`, or values beyond [0, 1].
 
     Source: Fang et al. 2021, S-Sec. 10.
     """

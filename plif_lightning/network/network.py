@@ -83,7 +83,7 @@ class SpikingNetwork(nn.Module):
         num_classes: number of classes, from the data.
         time_steps: T, from the data.
         structure: the layers, in the notation of Table S1 (`plif_lightning.structure.notation`); None for the paper's
-            network of the next six numbers. These replace the numbers of a structure that has the paper's form.
+            network, set by the next six arguments, which also change a structure of the paper's form.
         n_conv: conv-BN-neuron blocks before each pool (N_conv); 1 without a structure.
         n_down: pools (N_down); 2.
         n_fc: FC layers, the output layer included (N_fc); 2.
@@ -91,9 +91,9 @@ class SpikingNetwork(nn.Module):
         fc_features: output features of every FC layer but the last, which has M * num_classes; 2048.
         votes_per_class: M, output neurons per class; 10.
         dropout: drop probability of every `DP`, or one value for each.
-        neuron: what takes the place of every PLIF: plif (learned tau), lif (fixed tau), if (no leak), clif, alif, qif,
-            eif, klif, synaptic or glif; or a subclass of `Neuron`, its import path, or a layer like those to be made.
-        pooling: avg puts an average pool in the place of every max-pool.
+        neuron: replaces every PLIF: plif (learned tau), lif (fixed tau), if (no leak), clif, alif, qif,
+            eif, klif, synaptic or glif; or a subclass of `Neuron`, its import path, or a layer to copy.
+        pooling: avg replaces every max-pool with an average pool.
         pool_ties: which of several firing neurons in a max-pool window gets the gradient: random (the paper) or first.
             For windows of spikes of 2x2 with stride 2; in all others the first gets it.
         norm_statistics: BN statistics per_step (the paper), or of all_steps together.
@@ -105,7 +105,7 @@ class SpikingNetwork(nn.Module):
             or always.
         folded: a bias in every convolution instead of BN, as returned by `deploy.fold`.
         neuron_settings: init_tau, tau_per, v_threshold and other arguments of `make_neuron`, for all neurons; arguments
-            in the structure are those of one layer.
+            in the structure apply to one layer.
 
     Attributes:
         structure: the layers as built; `str()` writes them in the notation of Table S1.
@@ -226,8 +226,8 @@ class SpikingNetwork(nn.Module):
         """Write the network, and a model card, into a folder: `model.safetensors`, `config.json` and `README.md`.
 
         Args:
-            folder: made if it is not there.
-            facts: what the card says: data, protocol, accuracy, epochs, command, license (that of the weights).
+            folder: created if missing.
+            facts: card contents: data, protocol, accuracy, epochs, command, license (that of the weights).
 
         Raises:
             UserError: the network has neurons that are not this package's, or a class of its own; a package is missing.
@@ -258,7 +258,7 @@ class SpikingNetwork(nn.Module):
 
         Args:
             repo_id: OWNER/NAME.
-            facts: what the card says.
+            facts: for the card.
             private: visible to its owner only.
             token: of the hub; None for the one that `hf auth login` keeps.
         """
@@ -278,7 +278,7 @@ class SpikingNetwork(nn.Module):
         return {**dict(self.encoder.named_children()), **dict(self.classifier.named_children())}
 
     def layers(self) -> dict[str, nn.Module]:
-        """`blocks` with those inside of residual blocks in their place."""
+        """`blocks`, with each residual block replaced by its layers."""
         return {**dict(layers_of(self.encoder)), **dict(layers_of(self.classifier))}
 
     def neurons(self) -> Iterator[tuple[str, Neuron]]:

@@ -22,8 +22,8 @@ class OverTime(nn.Module):
     `nn.BatchNorm2d` therefore takes its statistics over all time-steps; `TimeBatchNorm2d` can take them per step.
 
     Args:
-        net: a layer, or an `nn.Sequential` of layers and Sequentials. A user-defined module that takes [T, N, *] says
-            so with `time_aware = True` in its class.
+        net: a layer, or an `nn.Sequential` of layers and Sequentials. A user-defined module that takes [T, N, *] sets
+            `time_aware = True` in its class.
         sparse: skip silent inputs of `nn.Linear` on a CPU: never, auto (where its input is zeros and ones and that is
             faster; sums are then rounded in another order) or always (for tests).
 

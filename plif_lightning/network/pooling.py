@@ -96,7 +96,7 @@ class SpikeMaxPool2d(nn.Module):
 
     Maps spikes [*, H, W] to spikes [*, H // 2, W // 2] of the same dtype; an odd last row or column
     is dropped. The rule affects only the gradient, which each window passes to a single neuron, the
-    winner. Other values are pooled as `nn.MaxPool2d` does; of several largest ones the rule chooses.
+    winner. Other values are pooled as `nn.MaxPool2d` does; the rule decides ties.
     Windows of another size are `nn.MaxPool2d`, which takes the first.
 
     Args:

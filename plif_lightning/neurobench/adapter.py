@@ -18,17 +18,17 @@ with needed_by("an adapter to NeuroBench"):
 
 
 class NeuroBenchNetwork(NeuroBenchModel):
-    """A network as NeuroBench's `Benchmark` takes it. Yik et al. 2025, "The NeuroBench framework", Nat. Commun. 16.
+    """An adapter for NeuroBench's `Benchmark`. Yik et al. 2025, "The NeuroBench framework", Nat. Commun. 16.
 
     Wrapped in NeuroBench's own `TorchModel`, a network of this project has an activation sparsity of 0 and no membrane
-    updates, without a word, because NeuroBench looks for neurons of snnTorch. Here they are found, and named by their
+    updates, without a warning, because NeuroBench looks for snnTorch neurons. Here they are found, and named by their
     layers.
 
-    What NeuroBench counts differs from `deploy.costs` in some points, and agrees in all others:
+    NeuroBench's counts differ from `deploy.costs` in these points only:
 
     - Operations: `Dense`, `Effective_MACs` and `Effective_ACs` are `dense`, and `actual` of layers without and with
-      spikes for input. But a batch of frames that holds no count above 1 is spikes for NeuroBench, so that the
-      operations of the first layer may be MACs in one batch and ACs in the next; `costs` always takes them for MACs.
+      spikes for input. But NeuroBench treats a batch of frames without a count above 1 as spikes, so the
+      operations of the first layer may be MACs in one batch and ACs in the next; `costs` always counts MACs.
       `costs` adds a MAC for the leak of each neuron and step. NeuroBench sums in float32.
     - Activation sparsity is that of the neurons' spikes, before any pooling; `costs.firing` is that of each layer's
       input, after it.

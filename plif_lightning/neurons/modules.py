@@ -32,7 +32,7 @@ RESERVED = {
 class Neuron(nn.Module):
     """A layer of spiking neurons without hidden state; the base class of every neuron.
 
-    A subclass is its equations: plain functions in its body, without `self`, whose arguments name the values that they
+    A subclass defines equations: functions in its body, without `self`, whose arguments name the values that they
     need (see `Equations`), and its parameters, declared with `learned` and `fixed`. Everything else follows: kernels,
     gradients, single time-steps, exports, its arguments on the command line.
 
@@ -53,7 +53,7 @@ class Neuron(nn.Module):
         tau_per: share parameters per `layer` (the paper) or have one per `channel` (dimension 2 of the input).
         channels: number of channels, for `tau_per="channel"`.
         learn_threshold: learn V_th too, initialised with v_threshold.
-        learn: names of the parameters that are learned; None for those that are declared so.
+        learn: names of the parameters that are learned; None for those declared `learned`.
         settings: values of declared parameters, and constants of firing and reset, by name: see `Firing`.
 
     With `learn_threshold` the parameter is `v_threshold_raw`, r: V_th = V_0 + (v_threshold - V_0) exp(r), r = 0 before
@@ -63,8 +63,8 @@ class Neuron(nn.Module):
         state: names of the states; one named v starts at V_reset, any other at zero.
         equations: the neuron's equations.
         declared: its parameters, by name.
-        fires: its output is spikes, those of its equations: no subclass overrides `run` or `forward`.
-        given: the arguments that it was made with.
+        fires: its output is the spikes of its equations: `run` and `forward` are not overridden.
+        given: the constructor arguments.
         backend: the form that runs: the fastest on the device of x, unless set by `use_backend`.
 
     Raises:
@@ -182,7 +182,7 @@ class Neuron(nn.Module):
         Args:
             x: [T, N, features, ...], or [1, N, ...] with `time_steps`.
             v: state before the first step, [N, ...]; a tuple for several states; None for V_reset and zeros.
-            time_steps: T, for an input that is held.
+            time_steps: T, for a static input.
 
         Raises:
             UserError: x has fewer than three dimensions, such as a batch [N, features] without time.
@@ -217,7 +217,7 @@ class Neuron(nn.Module):
     def learned(self) -> dict[str, Tensor]:
         """Values to log in training, detached, by curve name: parameters of the equations, and V_th if it is learned.
 
-        One for all channels is a scalar.
+        A shared value is a scalar.
         """
         found = {name: self.value_of(name).detach() for name in self.declared}
         if self.v_threshold_raw is not None:

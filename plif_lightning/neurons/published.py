@@ -92,7 +92,7 @@ class KLIF(Neuron):
 
 
 class Synaptic(Neuron):
-    """LIF with a synaptic current, which keeps the share alpha of itself each step; the potential keeps beta.
+    """LIF with a synaptic current: each step multiplies the current by alpha and the potential by beta.
 
     snnTorch's defaults fire other spikes: they subtract the threshold one step after a spike, from the decayed
     potential. With `reset_mechanism="zero", reset_delay=False` they are equal, unless a potential equals the threshold.
@@ -114,8 +114,8 @@ class Synaptic(Neuron):
 class GLIF(Neuron):
     """Gated LIF: learned gates mix two kinds of decay (alpha) and of reset (gamma), and scale the input (beta).
 
-    In the paper the conductance of the input, `conduct`, is learned for each time-step; here it is one for all, so that
-    the neuron does not depend on T. The spike that resets acts in the step after its own.
+    In the paper the conductance of the input, `conduct`, is learned for each time-step; here it is shared, so that
+    the neuron does not depend on T. A spike resets in the step after it.
 
     Source: Yao et al. 2022, "GLIF: A Unified Gated Leaky Integrate-and-Fire Neuron for Spiking Neural Networks".
     """

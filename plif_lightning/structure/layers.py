@@ -169,7 +169,7 @@ class Structure:
     """The layers of a network from its input to its output; `parse` reads what `str()` writes.
 
     Attributes:
-        layers: a convolution, FC layer or residual block with what belongs to it is one of them.
+        layers: one per convolution, FC layer or residual block, its BN and neurons included.
     """
 
     layers: tuple[Layer, ...]

@@ -57,8 +57,8 @@ class SpikingClassifier(L.LightningModule):
         label_smoothing: share of a label that is spread evenly over all classes, in training.
         optimizer: any torch optimiser.
         lr_scheduler: any torch scheduler, stepped once an epoch; or OneCycle, stepped with the optimiser.
-        decay_all: let the optimiser's weight decay act on time constants, thresholds, BN and biases too, not on the
-            weights of convolutions and FC layers alone.
+        decay_all: apply weight decay to time constants, thresholds, BN and biases too, not only to the
+            weights of convolutions and FC layers.
         early_time_steps: {T: number of epochs}: train with these numbers of time-steps first, in this order, then with
             `time_steps`. Evaluations always use `time_steps`. Frames of events are summed, so each T must divide
             `time_steps` there.
@@ -130,7 +130,7 @@ class SpikingClassifier(L.LightningModule):
         self.test_confusion = MulticlassConfusionMatrix(num_classes)
 
     def as_network(self) -> nn.Module:
-        """The network alone, which takes time first: what `step` and `traces` run."""
+        """The network alone, with time first, as `step` and `traces` run it."""
         return self.network
 
     def forward(self, x: Tensor) -> Tensor:
