@@ -1,4 +1,4 @@
-"""Sphinx builds these pages: `sphinx-build -W docs docs/_build/html`.
+"""Sphinx builds these pages: `sphinx-build -j 16 -W docs docs/_build/html`.
 
 Theme: furo. It has dark mode, works on phones and without JavaScript, and adds nothing to learn to Sphinx's own markup.
 The pages of the reference are generated in each build from docstrings, from the parsers of the command line and

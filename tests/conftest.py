@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from plif_lightning.runtime.process import cores
 
@@ -21,6 +22,24 @@ if (_processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: some tests wait for other processes, which do little."""
     return cores() + 1
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Properties are tried with 20 examples by day and with 200 in `-m slow`, the same ones each time."""
+    unused = [HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much, HealthCheck.too_slow]
+    settings.register_profile(
+        "plif_lightning", derandomize=True, deadline=None, suppress_health_check=unused,
+        max_examples=200 if config.option.markexpr == "slow" else 20,
+    )  # fmt: skip
+    settings.load_profile("plif_lightning")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.markexpr == "slow":
+        for item in items:
+            if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+                item.add_marker("slow")
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -1,29 +1,68 @@
-"""Renew the tables, the caption and the figure of configs/RESULTS.md after runs were added: python tests/publish.py
+"""Renew tables and pictures of configs/RESULTS.md and README.md after runs were added: python tests/publish.py
 
 First add them: `python main.py tables --runs RUNS --results configs/results.csv`, or for the leaderboard
 `configs/leaderboard/results.csv`. The prose is yours to mend; `git diff` shows what it stands beside.
 """
 
 import contextlib
+import re
 import shutil
 import sys
 import tempfile
-import textwrap
+from collections import defaultdict
 from pathlib import Path
 
 if __package__ is None:
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from plif_lightning.analysis.figures import drawn, write_figures
+from plif_lightning.analysis.figures import write_figures
 from plif_lightning.analysis.leaderboard import gains_table
 from plif_lightning.analysis.results import published_runs, read_results, results_table
-from plif_lightning.analysis.tables import markdown
+from plif_lightning.analysis.tables import Table, markdown
 from tests.conftest import REPOSITORY
 
 PAGE = REPOSITORY / "configs" / "RESULTS.md"
 ALL_RUNS = REPOSITORY / "configs" / "results.csv"
 LEADERBOARD = REPOSITORY / "configs" / "leaderboard" / "results.csv"
 FIGURE = REPOSITORY / ".github" / "leaderboard.png"
+OVERVIEW = REPOSITORY / ".github" / "overview.png"
+# What the table of the page shows, by the keys of the runs; all others are in results.csv.
+SHOWN = {
+    "d30178190993": "`authors_code_mnist`",
+    "2c6a684c8a8b": "`fast_mnist`",
+    "038c5320a5ce": "`fast_mnist`, longer",
+    "581d0875d1e1": "`authors_code`",
+    "359bb113ff2b": "`fast_fashionmnist`",
+    "8bf8528b0dfb": "`long_fashionmnist`",
+    "649973c6a635": "the paper's, 1,000 / 100 recordings",
+    "7175ac94a3ed": "`fast_nmnist`, the same part",
+    "7811fbfaa935": "`conv64`, T = 4",
+    "c90eda740fbf": "`vgg7`, T = 4",
+    "f5b18b6460fa": "32 channels, T = 4, PLIF, tau_0 = 2",
+    "1ccae3ec7d2e": "the same, LIF, tau = 2",
+    "81bb1b89756b": "the same, PLIF, tau_0 = 16",
+    "daea553ebded": "the same, LIF, tau = 16",
+    "1f66763638ce": "`quickstart`",
+}
+
+
+# docs/benchmarks.md: the Fashion-MNIST network as trained, memory of the CIFAR10-DVS network; ours and SpikingJelly's.
+BESIDE = {"training step": (113, 316, "ms"), "inference": (21.9, 120, "ms"), "memory": (459, 4572, "MiB")}
+
+
+def accuracies() -> Table:
+    """The means over seeds of the runs that the page shows."""
+    seeds = defaultdict(list)
+    for row in read_results(ALL_RUNS):
+        seeds[row["key"]].append(row)
+    rows = []
+    for key, name in SHOWN.items():
+        table = results_table(seeds[key])
+        cell = dict(zip(table.columns, table.rows[0], strict=True))
+        of_paper = dict(zip("AB", cell["paper A, B"].split(", "), strict=False)).get(cell["protocol"], "")
+        run = f"{name}, {cell['epochs']} epochs ({cell['protocol']})"
+        rows.append([cell["data set"].partition(" (")[0], run, cell["accuracy [%]"], of_paper, cell["minutes"]])
+    return Table("", "", ["data set", "network, training", "accuracy [%]", "paper [%]", "minutes"], rows, [])
 
 
 def with_table(page: str, heading: str, table: str) -> str:
@@ -35,19 +74,46 @@ def with_table(page: str, heading: str, table: str) -> str:
     return above + title + "\n".join([*lines[:first], *table.splitlines(), *lines[last:]])
 
 
-def with_caption(page: str, image: str, caption: str) -> str:
-    """The page with another paragraph below an image."""
-    above, name, below = page.partition(f"{image})\n\n")
-    text = textwrap.fill(caption, 130, break_on_hyphens=False, break_long_words=False)
-    return above + name + text + below[below.index("\n\n") :]
-
-
 def renewed(page: str) -> str:
-    """The page with the tables and the caption that the tables of results give."""
-    runs = published_runs(LEADERBOARD)
-    page = with_table(page, "All runs", markdown(results_table(read_results(ALL_RUNS))))
-    page = with_table(page, "Leaderboard", markdown(gains_table(runs)))
-    return with_caption(page, FIGURE.name, drawn("leaderboard", runs)[1])
+    """The page with the tables that the results give."""
+    page = with_table(page, "Accuracy", markdown(accuracies()))
+    return with_table(page, "Leaderboard", markdown(gains_table(published_runs(LEADERBOARD))))
+
+
+def draw_overview(path: Path) -> None:
+    """Draw the picture of the README: a neuron, speed and memory beside SpikingJelly, tau over epochs."""
+    import matplotlib.pyplot as plt
+
+    code = re.search(r"(class \w+\(pl\.Neuron.*?)\n\n\n", (REPOSITORY / "README.md").read_text("utf-8"), re.DOTALL)
+    assert code is not None
+    lines = [line.partition("  #")[0].rstrip() for line in code[1].splitlines()]
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(10.5, 2.6), width_ratios=(1.35, 1, 1), layout="constrained"
+    )
+    left.text(0, 0.93, "\n".join(lines), family="monospace", fontsize=8.5, va="top", linespacing=1.4)
+    left.axis("off")
+    left.set_title("a neuron is its equations", loc="left", fontsize=10)
+    for i, (name, (ours, theirs, unit)) in enumerate(reversed(BESIDE.items())):
+        middle.barh(i + 0.2, 1, 0.36, color="0.82")
+        middle.barh(i - 0.2, ours / theirs, 0.36, color="#0072B2")
+        middle.text(0.98, i + 0.2, f"SpikingJelly, {theirs:,} {unit}", va="center", ha="right", fontsize=8)
+        middle.text(ours / theirs + 0.02, i - 0.2, f"{ours:,} {unit}", va="center", fontsize=8)
+        middle.text(-0.02, i, name, va="center", ha="right", fontsize=9)
+    middle.axis("off")
+    middle.set_title("speed and memory", loc="left", fontsize=10)
+    (run,) = (row for row in read_results(ALL_RUNS) if SHOWN.get(row["key"]) == "`authors_code`")
+    epochs = [epoch.split(": ") for epoch in run["tau_by_epoch"].split("; ")]
+    taus = {int(epoch): dict(layer.split(" ") for layer in layers.split(", ")) for epoch, layers in epochs}
+    for layer, shift in zip(taus[1], (5, -5, 0, 0), strict=True):
+        line = [2.0, *(float(tau[layer]) for tau in taus.values())]
+        right.plot([0, *taus], line, marker="o", markersize=3)
+        right.annotate(layer, (max(taus), line[-1]), (4, shift), textcoords="offset points", va="center", fontsize=8)
+    right.spines[["top", "right"]].set_visible(False)
+    right.set_xticks([0, 5, 10])
+    right.set_xlabel("epoch", fontsize=9)
+    right.set_title("tau of each layer, learned", loc="left", fontsize=10)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -55,7 +121,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         write_figures(published_runs(LEADERBOARD), Path(folder), ["leaderboard"])
         shutil.copy(Path(folder, "figureleaderboard.png"), FIGURE)
-    sys.stdout.write(f"{PAGE}\n{FIGURE}\n")
+    draw_overview(OVERVIEW)
+    sys.stdout.write(f"{PAGE}\n{FIGURE}\n{OVERVIEW}\n")
 
 
 if __name__ == "__main__":

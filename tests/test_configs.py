@@ -112,16 +112,20 @@ def test_a_variant_of_images_is_refused_for_events(variant, capsys):
         assert error == "error: Option 'normalize' is not accepted."
 
 
+def bases(variant):
+    """The data sets that a variant or recipe is for: of images, or of events; one of them tried by day."""
+    if variant in RECIPES:
+        return [name for name in COMPLETE if (name in EVENTS) == (variant in OF_EVENTS)]
+    if variant == OF_CIFAR10:
+        return ["cifar10"]
+    return [name for name in COMPLETE if not (name in EVENTS and variant in OF_IMAGES)]
+
+
 PAIRS = [
-    (name, variant)
-    for name in COMPLETE
-    for variant in VARIANTS
-    if not (name in EVENTS and variant in OF_IMAGES) and (name == "cifar10" or variant != OF_CIFAR10)
+    pytest.param(name, variant, marks=[] if i == number % len(bases(variant)) else [pytest.mark.slow])
+    for number, variant in enumerate([*VARIANTS, *RECIPES])
+    for i, name in enumerate(bases(variant))
 ]
-
-
-# Recipes change how a network is trained, for every data set of images, or of events.
-PAIRS += [(name, recipe) for name in COMPLETE for recipe in RECIPES if (name in EVENTS) == (recipe in OF_EVENTS)]
 
 
 @pytest.mark.parametrize(("name", "variant"), PAIRS)
@@ -176,14 +180,7 @@ def test_a_recipe_is_short_leaves_the_network_alone_and_tests_once(name):
     assert sum(early.values()) < recipe["trainer"]["max_epochs"]
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in OF_EVENTS])
-def test_a_recipe_of_images_is_refused_for_events(name, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", "nmnist", "--config", name])
-    assert stop.value.code == 2
-    assert "data.augmentation of events may hold EventFlip, " in capsys.readouterr().err.splitlines()[-1]
-
-
+@pytest.mark.slow
 def test_every_row_of_the_leaderboard_builds_a_network_that_differs():
     sweep, seen = yaml.safe_load(configs.resolve("leaderboard", "sweeps").read_text()), []
     for model in sweep["parameters"]["model"]["values"]:

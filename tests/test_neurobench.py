@@ -1,8 +1,5 @@
 """NeuroBench's metrics of our networks, beside our own counts."""
 
-import subprocess
-import sys
-
 import pytest
 import snntorch as snn
 import torch
@@ -12,8 +9,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import plif_lightning as pl
 from plif_lightning.deploy.costs import cost
 from plif_lightning.deploy.folding import fold
-from plif_lightning.errors import UserError
-from tests.conftest import REPOSITORY
 
 pytest.importorskip("neurobench", reason="test extra `bench`")
 from neurobench.benchmarks import Benchmark
@@ -25,7 +20,7 @@ from neurobench.metrics.workload import (
     MembraneUpdates,
     SynapticOperations,
 )
-from neurobench.models import SNNTorchModel, TorchModel
+from neurobench.models import SNNTorchModel
 from neurobench.processors.postprocessors import ChooseMaxCount
 
 STATIC = [Footprint, ConnectionSparsity, ParameterCount]
@@ -113,17 +108,6 @@ def test_sparsity_is_that_of_spikes_before_pooling_by_layer():
     assert pooled > 1.5 * spikes["encoder.conv1.neuron"].mean()
 
 
-def test_neurobenchs_own_wrapper_sees_no_neuron():
-    """The reason for the adapter."""
-
-    class Wrapped(TorchModel):
-        def __call__(self, batch):
-            return self.net(batch.transpose(0, 1)).transpose(0, 1)
-
-    found = measured(Wrapped(network()), frames(0, 4))
-    assert (found["ActivationSparsity"], found["MembraneUpdates"]) == (0.0, 0.0)
-
-
 def test_membrane_updates_and_sparsity_are_those_of_the_same_network_in_snntorch():
     """One layer of LIF neurons with V = beta V + x and reset to zero, in both libraries."""
     torch.manual_seed(3)
@@ -177,43 +161,3 @@ def test_accuracy_and_votes_are_those_of_the_network():
     labels[:3] = 9 - labels[:3]
     found = measured(wrapped, x, labels)
     assert found["ClassificationAccuracy"] == pytest.approx((votes.sum(0).argmax(1) == labels).float().mean().item())
-
-
-def test_a_network_without_neurons_is_refused():
-    with pytest.raises(UserError, match="Sequential has no spiking neuron"):
-        pl.neurobench.NeuroBenchNetwork(nn.Sequential(nn.Linear(3, 3)))
-
-
-def test_without_the_package_it_is_named():
-    code = (
-        "import sys; sys.modules['neurobench'] = None; import plif_lightning as pl; from plif_lightning import *; "
-        "pl.neurobench.NeuroBenchNetwork"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
-    assert (
-        "an adapter to NeuroBench needs neurobench, which is not installed: pip install '.[neurobench]'." in done.stderr
-    )
-
-
-def test_a_neuron_that_is_used_twice_is_counted_call_by_call():
-    """Also with inputs of two shapes; the potentials of one call have nothing to do with those of the next."""
-
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc, self.n = nn.Linear(6, 4), pl.PLIF()
-
-        def forward(self, x):
-            y = self.n(x)
-            return self.n(self.fc(y))
-
-    torch.manual_seed(0)
-    net, x = Twice(), 3 * torch.rand(4, 5, 6)
-    found = measured(pl.neurobench.NeuroBenchNetwork(net), x)
-    expected = 0
-    with torch.no_grad():
-        first = net.n.trace(x.transpose(0, 1))
-        for trace in (first, net.n.trace(net.fc(first.spikes))):
-            expected += trace.v[0].numel() + int((trace.v[1:] != trace.v[:-1]).sum())
-    assert found["MembraneUpdates"] == expected / 4
-    assert cost(net, x.transpose(0, 1)).summary()["updates"]["n"] == 5 * (6 + 4)

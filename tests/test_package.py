@@ -56,10 +56,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it():
 # What each part says where its package is missing, in a process that cannot import it.
 WITHOUT = {
     "sklearn": ("import plif_lightning as pl; pl.data.Digits().setup()", "the data set Digits needs sklearn"),
-    "h5py": (
-        "from plif_lightning.events import read_any; read_any('x.h5')",
-        "a recording in HDF5 needs h5py",
-    ),
+    "h5py": ("from plif_lightning.events import read_any; read_any('x.h5')", "a recording in HDF5 needs h5py"),
     "tonic": ("import plif_lightning as pl; pl.data.TonicEvents(name='NMNIST').prepare_data()", "needs tonic"),
     "wandb": ("from plif_lightning.callbacks import WandbRunLogger; WandbRunLogger().experiment", "needs wandb"),
     "nir": ("from plif_lightning.deploy.nir import _nir; _nir()", "a NIR graph needs nir"),
@@ -69,7 +66,9 @@ WITHOUT = {
 }
 
 
-@pytest.mark.parametrize("package", WITHOUT)
+@pytest.mark.parametrize(
+    "package", ["nir", *(pytest.param(name, marks=pytest.mark.slow) for name in WITHOUT if name != "nir")]
+)
 def test_each_part_says_what_it_needs(package, tmp_path):
     code, expected = WITHOUT[package]
     done = subprocess.run(

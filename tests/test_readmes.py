@@ -17,7 +17,7 @@ from tests.writers import COST, PAPER, events_of, evt3_bytes, write_file, write_
 
 READMES = sorted(
     path
-    for pattern in ("README.md", "configs/RESULTS.md", "docs/**/*.md", "*/README.md", "*/*/README.md")
+    for pattern in ("README.md", "CONTRIBUTING.md", "configs/RESULTS.md", "docs/**/*.md", "tests/README.md")
     for path in REPOSITORY.glob(pattern)
     if not {"_build", "reference"} & set(path.parts)  # written by a build of the docs
 )
@@ -49,13 +49,19 @@ def run(tmp_path_factory):
 
 def test_the_readmes_are_found_and_hold_commands():
     found = [str(path.relative_to(REPOSITORY)) for path in READMES]
-    assert {"README.md", "configs/RESULTS.md", "docs/howto/configure.md", "plif_lightning/deploy/README.md"} <= {*found}
+    assert {"README.md", "configs/RESULTS.md", "docs/howto/configure.md", "tests/README.md"} <= {*found}
     assert len([path for path in found if path.startswith("docs/")]) >= 20
-    assert len(OF_MAIN) >= 50
+    assert len(OF_MAIN) >= 40
     assert len(BENCHMARKS) >= 6
 
 
-@pytest.mark.parametrize("command", sorted({*OF_MAIN, *INLINE}))
+COMMANDS = [
+    pytest.param(command, marks=[pytest.mark.slow] if re.search(r" (export|figures|report) ", command) else [])
+    for command in sorted({*OF_MAIN, *INLINE})
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
     words = [word.replace("RUN", str(run)).replace("DIR", str(tmp_path)) for word in shlex.split(command)[2:]]
     if command.startswith("plif-lightning"):
@@ -113,6 +119,7 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
         main([*words, *SILENT, "--trainer.limit_test_batches", "1", "--trainer.limit_predict_batches", "1"])
 
 
+@pytest.mark.slow
 def test_benchmarks_say_how_they_are_called():
     pytest.importorskip("spikingjelly", reason="test extra `bench`")
     # One process for all: what they import takes seconds.
@@ -155,7 +162,7 @@ def test_the_python_of_the_readme_runs():
 
 
 def test_the_readme_is_short_and_no_measured_table_row_stands_twice():
-    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 140
+    assert len((REPOSITORY / "README.md").read_text().split()) <= 450
     rows = [
         line for path in READMES for line in path.read_text().splitlines() if re.match(r"\| .*\d\.\d.*\d\.\d", line)
     ]
@@ -164,21 +171,9 @@ def test_the_readme_is_short_and_no_measured_table_row_stands_twice():
 
 def test_the_table_of_faults_names_tests_that_are_there():
     named = re.findall(r"`(\w+/test_\w+\.py)::(test_\w+)`", (REPOSITORY / "docs/failures.md").read_text())
-    assert len(named) > 50
+    assert len(named) > 20
     for file, name in named:
         assert re.search(rf"^def {name}\(", (REPOSITORY / "tests" / file).read_text(), re.MULTILINE), f"{file}::{name}"
-
-
-def test_the_python_of_the_page_on_neurons_runs(tmp_path, monkeypatch):
-    page = (REPOSITORY / "docs/tutorials/neuron.md").read_text()
-    neuron, adaptive, use = re.findall(r"```{code-cell}\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "my_neurons.py").write_text(neuron)
-    monkeypatch.syspath_prepend(tmp_path)
-    found = {}
-    exec(compile(f"{neuron}\n{adaptive}\nfrom my_neurons import CLIF\n{use}", "page", "exec"), found)
-    assert found["votes"].shape == (16, 10)
-    assert len(found["state"]["classifier.fc2.neuron"]) == 2
-    sys.modules.pop("my_neurons")
 
 
 def test_the_paper_is_short_and_cites_what_is_there():

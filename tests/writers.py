@@ -365,12 +365,7 @@ def write_run(
         "model": {**usual, "neuron": neuron, "init_tau": init_tau, "pooling": pooling, **(model or {})},
         "data": {
             "class_path": f"plif_lightning.data.{data}",
-            "init_args": {
-                "root": "data",
-                "time_steps": time_steps,
-                "validation": validation,
-                **(data_arguments or {}),
-            },
+            "init_args": {"root": "data", "time_steps": time_steps, "validation": validation, **(data_arguments or {})},
         },
     }
     run.config.write_text(yaml.safe_dump(config))

@@ -46,7 +46,7 @@ def _public(room: str) -> list[str]:
 
 
 def _python() -> str:
-    lines = ["# Python", "", "Names that stay, and what a change of them means: [what is public](../stability.md).", ""]
+    lines = ["# Python", "", "The public API; how it may change: [stability](../stability.md).", ""]
     for room, title in ROOMS.items():
         module = f"plif_lightning.{room}".rstrip(".")
         lines += [f"## {title}", "", f"`{module}`", "", "```{eval-rst}"]

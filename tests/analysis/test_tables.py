@@ -2,24 +2,17 @@
 
 import csv
 import math
-import os
-from pathlib import Path
 
 import pytest
 from scipy import stats
 
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.grouping import groups, interval, labels_beyond, setting_of
+from plif_lightning.analysis.grouping import groups, interval
 from plif_lightning.analysis.leaderboard import comparison_table
 from plif_lightning.analysis.tables import result_tables, write_tables
 from plif_lightning.cli import main
 from plif_lightning.cli.results import all_tables
-from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.run import Run, find_runs
-from plif_lightning.runs.settings import settings
-from plif_lightning.structure import Numbers
-from tests.cli.calls import command
-from tests.test_configs import parsed
+from plif_lightning.runs.run import find_runs
 from tests.writers import write_run
 
 
@@ -118,16 +111,6 @@ def test_every_finished_run_is_in_a_table_or_named(tmp_path, monkeypatch):
     assert any("no accuracy was measured: never." in note for note in found["4"].notes)
 
 
-def test_a_part_of_the_data_or_another_protocol_has_no_difference(tmp_path):
-    write_run(tmp_path / "a", samples=(1_000, 100))
-    write_run(tmp_path / "b", validation="holdout", test=0.8)
-    found = rows(tables(tmp_path)["4"])
-    assert [row["difference"] for row in found] == ["", ""]
-    assert "of 60,000 / 10,000" in found[0]["data"]
-    (only,) = rows(tables(tmp_path)["S2"])
-    assert (only["ours"], only["difference"], only["paper"]) == ("80.00", "-13.85", "93.85")
-
-
 @pytest.mark.parametrize("trainer", [{"limit_val_batches": 0.01}, {"limit_train_batches": 5}])
 def test_a_run_on_a_part_of_the_batches_has_no_difference_and_no_interval(tmp_path, trainer):
     write_run(tmp_path / "a", trainer=trainer)
@@ -142,84 +125,15 @@ def test_another_network_than_the_shipped_one_has_no_difference(tmp_path):
     assert (row["difference"], row["other settings"]) == ("", "loss rate")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ("--model.lr_scheduler=null", "lr_scheduler none"),
-        ("--model.reset=soft", "reset soft"),
-        ("--model.tau_per=channel", "tau_per channel"),
-        ("--model.surrogate_width=0.5", "surrogate_width 0.5"),
-        ("--model.optimizer.betas=[0.8,0.9]", "optimizer.betas 0.8 and 0.9"),
-        ("--data.drop_last=true", "drop_last true"),
-        ("--data.holdout_fraction=0.5", "holdout_fraction 0.5"),
-        ("--model.structure=c4k3s1-BN-PLIF-MPk2s2-FC10", "structure c4k3s1-BN-PLIF-MPk2s2-FC10"),
-        ("--data.augmentation=null", "augmentation none"),
-        ("--trainer.accumulate_grad_batches=4", "accumulate_grad_batches 4"),
-        ("--trainer.gradient_clip_val=1", "gradient_clip_val 1"),
-        ("--trainer.limit_train_batches=0.5", "limit_train_batches 0.5"),
-    ],
-)
-def test_an_option_that_no_configuration_names_is_told(arguments, told):
-    """Found by a review: such runs had a difference to the paper's accuracy, and nothing told them from the shipped."""
-    config = parsed("--config=cifar10", arguments)
-    run = Run(RunFolder(Path("run")), "run", "finished", config, record={"settings": settings(config)})
-    assert labels_beyond([run]) == [[told]]
-
-
-def test_a_run_without_a_seed_is_not_that_seed_whose_name_it_has(tmp_path):
-    write_run(tmp_path / "3", seed=None)
-    write_run(tmp_path / "other", seed=3)
-    assert [len(group.runs) for group in groups(find_runs(tmp_path))] == [2]
-
-
-def test_runs_without_a_seed_of_their_own_all_count(tmp_path):
-    for i in range(3):
-        write_run(tmp_path / f"{i}", seed=True)
-    assert [len(group.runs) for group in groups(find_runs(tmp_path))] == [3]
-
-
-def test_files_are_read_as_they_are_written_whatever_the_terminal_speaks(tmp_path):
-    run = write_run(tmp_path / "runs" / "a", data="ImageFolder", title="K\u00e4se\u65e5\u672c")
-    run.config.write_text(run.config.read_text() + "note: K\u00e4se\n", encoding="utf-8")
-    for environment in ({"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "latin-1"}):
-        done = command(
-            *("tables", "--runs", str(tmp_path / "runs"), "--only", "runs"),
-            env={**os.environ, **environment},
-            text=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert b"cannot be read" not in done.stderr
-        assert b"K\\xe4se" in done.stdout or b"K\xe4se" in done.stdout
-
-
-def test_where_nothing_was_run_the_cell_is_empty(tmp_path):
-    write_run(tmp_path / "a", finished=False)
-    for table in tables(tmp_path).values():
-        assert rows(table) == []
-        assert all(row["paper"] for row in rows(table, ours_only=False))
-    assert "unfinished, epoch 3" in tables(tmp_path)["4"].notes[0]
-
-
 def test_each_run_stands_in_its_table(tmp_path):
     write_run(tmp_path / "a", neuron="lif", init_tau=16.0)
     write_run(tmp_path / "b", pooling="avg")
     write_run(tmp_path / "c", data="Digits", title="digits")
     found = tables(tmp_path)
-    assert [(r["data set"], r["neuron"]) for r in rows(found["4"])] == [
-        ("Fashion-MNIST", "LIF, tau = 16"),
-    ]
-    assert [(r["data set"], r["pooling"]) for r in rows(found["5"])] == [
-        ("Fashion-MNIST", "average"),
-    ]
+    assert [(r["data set"], r["neuron"]) for r in rows(found["4"])] == [("Fashion-MNIST", "LIF, tau = 16")]
+    assert [(r["data set"], r["pooling"]) for r in rows(found["5"])] == [("Fashion-MNIST", "average")]
     assert rows(found["2"]) == []
     assert ("digits", "PLIF, tau_0 = 2") in [tuple(row[:2]) for row in comparison_table(find_runs(tmp_path)).rows]
-
-
-def test_settings_that_make_the_difference_are_named(tmp_path):
-    write_run(tmp_path / "a")
-    write_run(tmp_path / "b", model={"loss": "rate"})
-    found = {row["other settings"]: row["difference"] for row in rows(tables(tmp_path)["2"])}
-    assert found == {"": "-19.38", "loss rate": ""}
 
 
 def test_a_row_names_what_differs_from_its_configuration_in_the_users_words(tmp_path):
@@ -233,12 +147,6 @@ def test_a_row_names_what_differs_from_its_configuration_in_the_users_words(tmp_
     others = {row["seeds"]: row["other settings"] for row in rows(tables(tmp_path)["2"])}
     assert others["3"] == ""
     assert others["1"] == "batch_size 64, drop_last true, optimizer AdamW, optimizer.lr 0.002, tau_per channel"
-
-
-def test_folders_of_ones_own_are_data_sets_of_their_own(tmp_path):
-    write_run(tmp_path / "a", data="ImageFolder", title="cats")
-    write_run(tmp_path / "b", data="ImageFolder", title="dogs")
-    assert {row[0] for row in comparison_table(find_runs(tmp_path)).rows} == {"cats", "dogs"}
 
 
 def test_tables_1_3_and_s1_come_from_the_configurations(tmp_path):
@@ -297,7 +205,7 @@ def test_time_constants_stand_beside_the_authors_after_the_same_epochs(tmp_path)
         ["8", "60,000 / 10,000 samples", "2", "3 of 4", "91.00", "91.10"],
     ]
     assert table.rows[0][8:] == [
-        *("1.900 / 1.760 (+8.0 %)", "2.200 / 1.859 (+18.3 %)", "2.500 / 2.091 (+19.6 %)", "2.800 / 2.269 (+23.4 %)"),
+        *("1.900 / 1.760 (+8.0 %)", "2.200 / 1.859 (+18.3 %)", "2.500 / 2.091 (+19.6 %)", "2.800 / 2.269 (+23.4 %)")
     ]
 
 
@@ -373,26 +281,6 @@ def test_a_mistake_is_answered_with_one_sentence(tmp_path, monkeypatch, capsys, 
     assert expected in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("model", "neuron"),
-    [
-        ({"structure": "{c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10"}, "plif"),
-        ({"structure": "c8k3s1-BN-LIF-ADD(c8k3s1-BN-CLIF)-FC10"}, "LIF+CLIF"),
-        ({"structure": "c8k3s1-BN-PLIF-FC8-LIF-FC10"}, "plif+LIF"),
-        ({"structure": "c8k3s1-BN-FC10"}, "no neurons"),
-        ({"structure": "not a structure"}, "plif"),
-        ({"network": {"class_path": "my_nets.Net", "init_args": {"hidden": 3}}}, "my_nets.Net"),
-    ],
-)
-def test_the_neurons_of_another_network_are_named(model, neuron, tmp_path, monkeypatch):
-    (tmp_path / "my_nets.py").write_text("class Net:\n    def __init__(self, hidden=1): ...\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    write_run(tmp_path / "run", model={**dict.fromkeys(Numbers._fields), **model})
-    (run,) = find_runs(tmp_path)
-    assert setting_of(run).neuron == neuron
-    result_tables([run])
-
-
 def test_a_structure_like_the_papers_is_the_same_experiment_as_its_numbers(tmp_path):
     text = "{c128k3s1-BN-PLIF-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10"
     numbers = {"n_conv": 1, "n_down": 2, "n_fc": 2, "channels": 128, "fc_features": 2048, "votes_per_class": 10}
@@ -408,5 +296,5 @@ def test_one_damaged_run_hinders_no_other(tmp_path):
     damaged.metrics.write_text(damaged.metrics.read_text().replace("0.75", "inf"))
     write_run(tmp_path / "runs" / "whole", seed=5)
     main(["tables", "--runs", str(tmp_path / "runs")])  # exit status 0
-    main(["figures", "--out", str(tmp_path / "f"), "--runs", str(tmp_path / "runs")])
-    assert len(list((tmp_path / "f").glob("*.png"))) >= 8
+    main(["figures", "--only", "S3,6", "--out", str(tmp_path / "f"), "--runs", str(tmp_path / "runs")])
+    assert len(list((tmp_path / "f").glob("*.png"))) == 2

@@ -35,7 +35,8 @@ from plif_lightning.events.integration import integrate
 from plif_lightning.events.readers import read_any
 from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.runtime.process import processor
-from tests.benchmarks.networks import alternate, fire_as_trained, in_words, inference, peer, run_peer
+from tests.benchmarks.networks import fire_as_trained, in_words, inference, peer, run_peer
+from tests.benchmarks.timing import alternate
 
 
 def firing_on(name: str, path: Path, number: int) -> tuple[SpikingNetwork, torch.Tensor]:

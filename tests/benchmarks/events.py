@@ -13,10 +13,8 @@ All files lie in the page cache.
 
 import argparse
 import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -41,29 +39,10 @@ from plif_lightning.events.readers import read_nmnist
 from plif_lightning.events.recording import pack
 from plif_lightning.runtime.process import processor
 from tests import writers
+from tests.benchmarks.timing import alternate, show_rates
 from tests.peers import spikingjelly_dataset_utils
 
 DVS128 = Sensor(128, 128)
-
-
-def alternate(rounds: int, **cases: Callable[[], Any]) -> dict[str, list[float]]:
-    """Seconds of each case in each round; the first round warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds + 1):
-        for name, case in cases.items():
-            start = time.perf_counter()
-            case()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: times[1:] for name, times in seconds.items()}
-
-
-def show(title: str, unit: str, amount: float, seconds: dict[str, list[float]], ours: str = "ours") -> None:
-    print(f"\n{title}")
-    for name, times in seconds.items():
-        rates = [amount / t for t in times]
-        ratio = statistics.median(t / o for t, o in zip(times, seconds[ours], strict=True))
-        note = "" if name == ours else f"   ours is {ratio:.1f} times as fast"
-        print(f"  {name:28} {statistics.median(rates):14,.0f} [{min(rates):,.0f}, {max(rates):,.0f}] {unit}{note}")
 
 
 def integration(title: str, recordings: list[Recording], sensor: Sensor, time_steps: int, rounds: int) -> None:
@@ -91,42 +70,11 @@ def integration(title: str, recordings: list[Recording], sensor: Sensor, time_st
         ],
         "tonic": lambda: [to_frame(s) for s in structured],
     }
-    seconds = alternate(rounds, **cases)
+    seconds = alternate(cases, rounds)
     events = sum(len(r.t) for r in multiples)
-    show(f"{title}, T = {time_steps}, {len(recordings)} recordings of {events:,} events", "events/s", events, seconds)
-
-
-def by_time(recordings: list[Recording], time_steps: int, rounds: int) -> None:
-    """Beside evlib, where it is installed (`pip install evlib`): it cuts by time only, and gives a table of counts."""
-    try:
-        import evlib
-        import polars
-    except ImportError:
-        print("\nevlib is not installed")
-        return
-    tables, windows = [], []
-    for r in recordings:
-        since = polars.Series(r.t - r.t[0]).cast(polars.Duration("us"))
-        columns = {"x": r.x.astype(np.int16), "y": r.y.astype(np.int16), "polarity": r.p.astype(np.int8)}
-        tables.append(polars.DataFrame({"t": since, **columns}))
-        windows.append((int(r.t[-1] - r.t[0]) + 1) / time_steps / 1000)
-    packed = [pack(r, DVS128, "DVS128") for r in recordings]
-
-    def theirs() -> list[Any]:
-        return [
-            evlib.create_stacked_histogram(table, *DVS128, bins=time_steps, window_duration_ms=window)
-            for table, window in zip(tables, windows, strict=True)
-        ]
-
-    for found, r in zip(theirs(), recordings, strict=True):
-        assert found["count"].sum() == len(r.t)
-    cases: dict[str, Callable[[], Any]] = {
-        "ours": lambda: [integrate(p, DVS128, time_steps, "by_time") for p in packed],
-        "evlib, a table of counts": theirs,
-    }
-    events = sum(len(r.t) for r in recordings)
-    title = f"DVS128 by time, T = {time_steps}, {len(recordings)} recordings of {events:,} events"
-    show(title, "events/s", events, alternate(rounds, **cases))
+    show_rates(
+        f"{title}, T = {time_steps}, {len(recordings)} recordings of {events:,} events", "events/s", events, seconds
+    )
 
 
 class CachedFrames(Dataset[Any]):
@@ -173,55 +121,15 @@ def loader(recordings: list[Recording], time_steps: int, rounds: int, folder: Pa
 
     cases: dict[str, Callable[[], Any]] = {
         "ours": partial(run, ours),
-        "ours, windows of one recording": partial(run, windows_of_one(recordings, time_steps, folder)),
         "ours, and to float32": partial(run, ours, True),
         **{name: partial(run, batches) for name, batches in theirs.items()},
     }
-    seconds = alternate(rounds, **cases)
+    seconds = alternate(cases, rounds)
     events = sum(len(r.t) for r in recordings)
-    show(f"Loader, batch 16, T = {time_steps}, {n} recordings of {events // n:,} events", "samples/s", n, seconds)
+    show_rates(f"Loader, batch 16, T = {time_steps}, {n} recordings of {events // n:,} events", "samples/s", n, seconds)
     converted = {name: times for name, times in seconds.items() if "ours" not in name or "float32" in name}
-    show("The same against ours with the conversion to float32", "samples/s", n, converted, "ours, and to float32")
-    bandwidth(dataset.arrays["address"], dataset.arrays["offset"], time_steps, rounds)
-
-
-def windows_of_one(recordings: list[Recording], time_steps: int, folder: Path) -> Any:
-    """Loader of windows that are the given recordings, of a store with one recording that strings them together."""
-    count = len(recordings[0].t)
-    shift = np.cumsum([0, *(int(r.t[-1] - r.t[0]) + 1 for r in recordings)])
-    t = [r.t - r.t[0] + s for r, s in zip(recordings, shift[:-1], strict=True)]
-    rest = [[getattr(r, name) for r in recordings] for name in ("x", "y", "p")]
-    for part, name in (("train", "a"), ("train", "b"), ("test", "a")):
-        path = folder / "long" / part / name / "long.npz"
-        path.parent.mkdir(parents=True)
-        np.savez(path, **Recording(*map(np.concatenate, (t, *rest)))._asdict())
-    module = EventFolder(root=str(folder / "long"), sensor=DVS128, time_steps=time_steps, window_events=count)
-    n = len(recordings)
-    dataset = module.dataset(train=True, indices=torch.arange(n), augment=False)
-    return make_loader(dataset, BatchPlan(n, 16, shuffle=True))
-
-
-def bandwidth(address: Any, offset: Any, time_steps: int, rounds: int) -> None:
-    """How near the counting of a batch comes to writing its zeros and reading its events, and nothing else."""
-    begin, end = offset[:16], offset[1:17]
-    bounds = bounds_by_count(begin, end, time_steps)
-    size = 2 * DVS128.pixels
-    span = address[begin[0] : end[-1]]
-    zeros = 16 * time_steps * size
-
-    def memory_alone() -> None:
-        np.empty(zeros, np.uint8).fill(0)
-        span.sum(dtype=np.uint64)
-
-    seconds = alternate(
-        5 * rounds, count=lambda: count_events(address, bounds, size), memory=memory_alone, copy=lambda: span.copy()
-    )
-    count, memory = (statistics.median(seconds[name]) for name in ("count", "memory"))
-    moved = zeros + span.nbytes
-    print(
-        f"\nCounting a batch of 16: {count * 1e3:.2f} ms for {moved / 1e6:.1f} MB, {moved / count / 1e9:.1f} GB/s "
-        f"({len(span) / count / 1e6:,.0f} million events/s). Writing its zeros and reading its events alone takes "
-        f"{memory * 1e3:.2f} ms: {100 * memory / count:.0f} % of the time."
+    show_rates(
+        "The same against ours with the conversion to float32", "samples/s", n, converted, "ours, and to float32"
     )
 
 
@@ -245,7 +153,6 @@ def main() -> None:
     integration("N-MNIST", nmnist, Sensor(34, 34), 10, arguments.rounds)
     first = [Recording(*(c[:n] for c in r)) for r in long]
     integration("DVS128", first, DVS128, 20, arguments.rounds)
-    by_time(first, 20, arguments.rounds)
     windows = []
     for recording in long:
         for first in np.linspace(0, len(recording.t) - n, 22).astype(int):

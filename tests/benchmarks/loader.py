@@ -8,9 +8,8 @@ alternation; the median and the spread over the rounds are printed.
 """
 
 import argparse
-import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from plif_lightning.data import HorizontalFlip, RandomAffine, RandomCrop
 from plif_lightning.data.images import ImageDataset
 from plif_lightning.data.loading import BatchPlan, make_loader
 from plif_lightning.runtime.process import processor
+from tests.benchmarks.timing import alternate, show_rates
 
 
 class PILImages(Dataset):
@@ -63,11 +63,9 @@ CASES = {
 }
 
 
-def rate(loader: DataLoader, images: int) -> float:
-    start = time.perf_counter()
+def run(loader: DataLoader) -> None:
     for _ in loader:
         pass
-    return images / (time.perf_counter() - start)
 
 
 def main() -> None:
@@ -78,10 +76,7 @@ def main() -> None:
     torch.set_num_threads(1)
     n = arguments.images
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {processor()}, 1 thread")
-    print(
-        f"{n} images, batch 16, {arguments.rounds} rounds in alternation: median [lowest, highest] images per second\n"
-    )
-    print(f"{'':32} {'ours':>28} {'torchvision, PIL':>28} {'ratio':>7}")
+    print(f"{n} images, batch 16, {arguments.rounds} rounds in alternation: median [lowest, highest]")
     for name, (shape, ours, theirs) in CASES.items():
         images = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         labels = torch.zeros(n, dtype=torch.int64)
@@ -93,16 +88,10 @@ def main() -> None:
             make_loader(dataset, BatchPlan(n, 16, shuffle=True)),
             DataLoader(PILImages(images, labels, transform), batch_size=16, shuffle=True),
         )
-        rates: tuple[list[float], list[float]] = ([], [])
-        for _ in range(arguments.rounds + 1):
-            for loader, seen in zip(loaders, rates, strict=True):
-                seen.append(rate(loader, n))
-        cells = []
-        for seen in rates:
-            del seen[0]  # warm-up
-            cells.append(f"{statistics.median(seen):9.0f} [{min(seen):.0f}, {max(seen):.0f}]")
-        ratio = statistics.median(a / b for a, b in zip(*rates, strict=True))
-        print(f"{name:32} {cells[0]:>28} {cells[1]:>28} {ratio:6.1f}x")
+        cases = {
+            title: partial(run, loader) for title, loader in zip(("ours", "torchvision, PIL"), loaders, strict=True)
+        }
+        show_rates(name, "images/s", n, alternate(cases, arguments.rounds))
 
 
 if __name__ == "__main__":

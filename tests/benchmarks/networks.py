@@ -40,6 +40,7 @@ from plif_lightning.network import SpikingNetwork
 from plif_lightning.runtime.process import processor
 from plif_lightning.training.losses import rate_mse
 from tests.benchmarks.step import inputs, make_fire, peak, peak_of_imports
+from tests.benchmarks.timing import alternate
 
 Contenders = dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]
 CASES = {"cpu": {"fashionmnist": 16, "cifar10dvs": 2}, "cuda": {"cifar10": 16, "cifar10dvs": 16, "dvsgesture": 16}}
@@ -201,7 +202,7 @@ def infer(what: str, net: SpikingNetwork, x: Tensor, rounds: int, fast: bool) ->
     found = with_peers(net.eval())
     for engine in get_args(Engine):
         found[f"ours, deployed, {engine}"] = (made := deployed(net, engine), made)
-    show(what, alternate({t: inference(f, x) for t, (_, f) in of_interest(found, fast).items()}, rounds))
+    show(what, alternate({t: inference(f, x) for t, (_, f) in of_interest(found, fast).items()}, rounds, finished))
 
 
 def of_interest(found: Contenders, fast: bool) -> Contenders:
@@ -217,7 +218,7 @@ def compare(
         for title, (module, forward) in of_interest(found, fast).items()
     }
     cases["convolutions and FC alone"] = floor(name, len(label), bf16)
-    show(what, alternate(cases, rounds))
+    show(what, alternate(cases, rounds, finished))
 
 
 def check(name: str, batch: int) -> None:
@@ -248,17 +249,6 @@ def finished() -> None:
     """Waits until a GPU has done all that it was told."""
     if on_gpu():
         torch.cuda.synchronize()
-
-
-def alternate(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {title: [] for title in cases}
-    for _ in range(rounds + 1):
-        for title, case in cases.items():
-            start = time.perf_counter()
-            case()
-            finished()
-            seconds[title].append(time.perf_counter() - start)
-    return {title: times[1:] for title, times in seconds.items()}
 
 
 def show(what: str, seconds: dict[str, list[float]]) -> None:
@@ -379,7 +369,7 @@ def main() -> None:
         for module, _ in found.values():
             module.eval()
         cases = {t: inference(f, x) for t, (_, f) in found.items()}
-        show("inference, firing as trained", alternate(cases, arguments.rounds))
+        show("inference, firing as trained", alternate(cases, arguments.rounds, finished))
         for title in found:
             command = [sys.executable, __file__, "--memory", name, str(batch), title, "--device", arguments.device]
             done = subprocess.run(command, capture_output=True, text=True, check=True)

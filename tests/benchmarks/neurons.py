@@ -34,8 +34,9 @@ from torch import Tensor, nn
 import plif_lightning as pl
 from plif_lightning.configs import network_of
 from plif_lightning.runtime.process import processor
-from tests.benchmarks.networks import alternate, fire_as_trained, peer, run_peer, show, training_step
+from tests.benchmarks.networks import fire_as_trained, peer, run_peer, show, training_step
 from tests.benchmarks.step import inputs
+from tests.benchmarks.timing import alternate
 
 BATCH, STEPS, SIZES = 16, 500, (512, 1024, 4096)
 ATAN = surrogate.ATan(2.0)
@@ -147,10 +148,7 @@ THEIRS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
         "SpikingJelly's PLIF",
         lambda: neuron.ParametricLIFNode(2.0, detach_reset=True, surrogate_function=ATAN, step_mode="m"),
     ),
-    "clif": (
-        "SpikingJelly's CLIF",
-        lambda: neuron.ComplementaryLIFNode(2.0, surrogate_function=ATAN, step_mode="m"),
-    ),
+    "clif": ("SpikingJelly's CLIF", lambda: neuron.ComplementaryLIFNode(2.0, surrogate_function=ATAN, step_mode="m")),
     "alif": ("Norse's LSNN", Lsnn),
     "qif": (
         "SpikingJelly's QIF",

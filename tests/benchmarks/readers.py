@@ -11,10 +11,8 @@ says what differs. Files lie in the page cache. expelliarmus comes with tonic; a
 import argparse
 import importlib.util
 import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from plif_lightning.events import Recording, read_any
 from plif_lightning.events.tables import TimeUnit
 from plif_lightning.runtime.process import processor
 from tests import writers
+from tests.benchmarks.timing import alternate, show_rates
 
 HEIGHT, WIDTH = 720, 1280
 
@@ -59,18 +58,8 @@ def compare(
     """Print how fast we and the peers read a file."""
     cases: dict[str, Callable[[], Any]] = {"ours": lambda: read_any(path, time_unit=unit), **peers}
     assert len(read_any(path, time_unit=unit).t) == n, title
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds + 1):
-        for name, case in cases.items():
-            begin = time.perf_counter()
-            case()
-            seconds[name].append(time.perf_counter() - begin)
-    print(f"\n{title}, {path.stat().st_size / n:.1f} bytes an event")
-    for name, times in seconds.items():
-        rates = [n / s / 1e6 for s in times[1:]]
-        ratio = statistics.median(s / o for s, o in zip(times[1:], seconds["ours"][1:], strict=True))
-        note = "" if name == "ours" else f"   ours is {ratio:.2f} times as fast"
-        print(f"  {name:34} {statistics.median(rates):8.1f} [{min(rates):.1f}, {max(rates):.1f}] M events/s{note}")
+    title = f"{title}, {path.stat().st_size / n:.1f} bytes an event"
+    show_rates(title, "M events/s", n / 1e6, alternate(cases, rounds))
 
 
 def same(ours: Recording, theirs: Any, names: str = "txyp") -> None:
@@ -131,14 +120,6 @@ def text(folder: Path, recording: Recording, rounds: int) -> None:
         peers: dict[str, Callable[[], Any]] = {
             "numpy.loadtxt": lambda p=path, s=separator, k=kind: np.loadtxt(p, k, skiprows=1, delimiter=s)
         }
-        if there("pandas"):
-            import pandas
-
-            peers["pandas"] = lambda p=path, s=separator: pandas.read_csv(p, sep=s)
-        if there("polars"):
-            import polars
-
-            peers["polars"] = lambda p=path, s=separator: polars.read_csv(p, separator=s)
         compare(f"text, {unit}", path, len(recording.t), rounds, peers, "s" if unit == "s" else None)
 
 

@@ -65,11 +65,6 @@ def test_samples_are_what_the_best_network_does():
     assert samples.rates[0] == pytest.approx(samples.spikes[:, 0].mean(0), abs=1e-3)
 
 
-def test_nothing_is_recorded_where_nobody_wants_it():
-    fit("--trainer.max_epochs", "1", "--run_folder", "here", "--record_samples", "0")
-    assert not RunFolder(Path("here")).samples.exists()
-
-
 def test_histograms_are_of_w_over_tau():
     weight = torch.tensor([[1.0, -1.0], [2.0, 4.0]])
     row = weight_histogram("fc1", 3, weight, torch.tensor(0.5))
@@ -87,17 +82,6 @@ def test_recording_leaves_the_network_as_it_was():
     network = SpikingClassifier((1, 8, 8), 10, 3, channels=4, fc_features=8).network.eval()
     record_samples(network, data, 2, torch.device("cpu"))
     assert all(not neuron._forward_hooks for _, neuron in network.neurons())
-
-
-def test_a_sample_with_too_many_spikes_is_not_recorded_and_ends_no_run(tmp_path, monkeypatch):
-    """Found by a review: the run ended with a traceback, without a result."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("plif_lightning.callbacks.records._MAX_SPIKES", 100)
-    fit("--trainer.max_epochs", "1", "--run_folder", "here")
-    run = read_run(tmp_path / "here")
-    assert run.status == "finished"
-    assert run.energy is not None
-    assert not run.folder.samples.exists()
 
 
 def test_a_later_test_counts_only_of_the_best_checkpoint_on_all_of_the_test_set():

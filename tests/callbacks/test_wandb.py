@@ -9,8 +9,10 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
+import wandb
 import yaml
 
+from plif_lightning.cli import main
 from tests.callbacks.wandb_server import WandbServer
 from tests.cli.calls import SILENT, TINY
 from tests.conftest import PATIENCE, REPOSITORY
@@ -26,13 +28,14 @@ def _working_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
 
 
-def wandb(*arguments, environment, timeout=PATIENCE):
+def client(*arguments, environment, timeout=PATIENCE):
     command = [str(Path(sys.executable).parent / "wandb"), *arguments]
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=timeout, check=False, cwd=REPOSITORY
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_and_its_agent_run_the_shipped_command(tmp_path):
     sweep = yaml.safe_load((REPOSITORY / "configs" / "sweeps" / "table4.yaml").read_text())
     small = {"config": "configs/quickstart.yaml", "trainer.max_epochs": 2, "trainer.limit_train_batches": 3}
@@ -47,7 +50,7 @@ def test_a_sweep_and_its_agent_run_the_shipped_command(tmp_path):
     with WandbServer() as server:
         environment = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "WANDB_SILENT": "false"}
         environment |= {"WANDB_DIR": str(tmp_path)}
-        made = wandb("sweep", str(path), environment=environment)
+        made = client("sweep", str(path), environment=environment)
         assert made.returncode == 0, made.stderr
         command = [str(Path(sys.executable).parent / "wandb"), "agent", "e/plif_lightning/S"]
         # The agent runs in a folder that contains the configurations, like the repository.
@@ -80,22 +83,22 @@ def test_a_sweep_and_its_agent_run_the_shipped_command(tmp_path):
 def records(folder):
     """Records of an offline run, read by the client's own reader."""
     (path,) = Path(folder).glob("*.wandb")
-    done = wandb("leet", "inspect", "--json", str(path.absolute()), environment=dict(os.environ))
+    done = client("leet", "inspect", "--json", str(path.absolute()), environment=dict(os.environ))
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def command(*arguments):
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "main.py"), *arguments],
-        env={**os.environ, "WANDB_MODE": "offline"}, capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def offline(*arguments):
+    """In this process, which has one W&B run at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        main(["fit", *arguments])
+    wandb.finish()
 
 
 def test_an_offline_run_is_read_back_and_a_resumed_one_is_the_same_run():
     first = ["--config", QUICKSTART, "--config", WANDB, *SILENT, *TINY, *FEW, "--run_folder", "run"]
-    command("fit", *first, "--trainer.max_epochs", "1")
+    offline(*first, "--trainer.max_epochs", "1")
     (folder,) = Path("run/wandb").glob("offline-run-*")
     found = records(folder)
     config = {k: v for r in found if r["type"] == "config" for k, v in r["config"]["update"].items()}
@@ -104,22 +107,24 @@ def test_an_offline_run_is_read_back_and_a_resumed_one_is_the_same_run():
     history = [r["history"]["item"] for r in found if r["type"] == "history"]
     assert any("train/loss" in row and "tau/conv1" in row for row in history)
     with chdir("run"):  # resuming works from any folder
-        command("fit", "--ckpt_path", "checkpoints/last.ckpt", "--trainer.max_epochs", "2")
+        offline("--ckpt_path", "checkpoints/last.ckpt", "--trainer.max_epochs", "2")
     ids = [re.search(r"-(\w+)$", path.name)[1] for path in Path("run/wandb").glob("offline-run-*")]
     assert ids == [json.loads(Path("run/run.json").read_text())["wandb"]] * 2
 
 
+@pytest.mark.slow
 def test_checkpoints_become_artifacts_where_that_is_asked_for(tmp_path):
     config = yaml.safe_load(Path(WANDB).read_text())
     config["trainer"]["logger"][0]["init_args"]["checkpoints"] = True
     Path("wandb.yaml").write_text(yaml.safe_dump(config))
     given = ["--config", QUICKSTART, "--config", "wandb.yaml", *SILENT, *TINY, *FEW, "--trainer.max_epochs", "1"]
-    command("fit", *given)
+    offline(*given)
     (folder,) = Path("runs/quickstart/version_0/wandb").glob("offline-run-*")
     artifacts = [r for r in records(folder) if "artifact" in json.dumps(r) and "model-" in json.dumps(r)]
     assert artifacts
 
 
+@pytest.mark.slow
 def test_without_a_login_the_ways_out_are_named(tmp_path):
     arguments = ["fit", "--config", QUICKSTART, "--config", WANDB, *SILENT, *TINY, *FEW]
     environment = {**os.environ, "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}

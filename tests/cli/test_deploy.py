@@ -1,6 +1,5 @@
 """`stream` and `cost` as users call them."""
 
-import argparse
 import json
 import re
 import shutil
@@ -8,20 +7,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from plif_lightning.cli import main
-from plif_lightning.cli.deploy import in_few_digits
-from plif_lightning.cli.streaming import _print_decision, _take_step_length
 from plif_lightning.data import DVSGesture
 from plif_lightning.deploy import StreamingNetwork, deployed
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
-from plif_lightning.network import SpikingNetwork, load_network
+from plif_lightning.network import load_network
 from plif_lightning.network.fingerprint import fingerprint
 from tests.cli.calls import SILENT, TINY, fit, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
@@ -81,22 +77,6 @@ def test_a_recording_is_shown_step_by_step_and_decided(checkpoint, capsys):
     assert re.fullmatch(rf"step 4: {name} \d\.\d\d\d", out[-2])
     main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", "--ms_per_step", "150"])
     assert capsys.readouterr().out.splitlines()[-1] == expected(checkpoint, recording, us_per_step=150_000)
-
-
-def test_who_reads_what_is_printed_may_stop(checkpoint):
-
-    Path("a.aedat").write_bytes(aedat2_bytes(events_of(20_000, 0)))
-    call = f"{sys.executable} {REPOSITORY}/main.py stream --ckpt_path net.ckpt --file a.aedat --events_per_step 20"
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"{call} | head -1"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.stdout.startswith("step 1: ")
-    assert "Traceback" not in done.stderr
-    assert "Exception ignored" not in done.stderr
 
 
 def test_a_stream_that_is_interrupted_ends_with_its_decision(checkpoint):
@@ -241,29 +221,6 @@ def test_cost_is_a_table_and_a_file(run_of_digits, tmp_path, capsys):
     assert table[-1]["firing [%]"] == ""
 
 
-def test_numbers_of_a_small_network_are_not_rounded_away():
-    assert [in_few_digits(value, 1) for value in (0, 0.0083, 0.049, 0.1, 3.14, 1048.6)] == [
-        *("0.0", "0.0083", "0.049", "0.1", "3.1", "1,048.6")
-    ]
-
-
-def test_cost_refuses_what_it_cannot_count(run_of_digits, tmp_path, capsys):
-    line = refused(capsys, "cost", "--ckpt_path", str(run_of_digits), "--samples", "0")
-    assert "--samples must be a whole number, at least 1, got 0" in line
-    line = refused(capsys, "cost", "--ckpt_path", str(run_of_digits), "--out", ".")
-    assert ".: Is a directory" in line
-    checkpoint = torch.load(run_of_digits, weights_only=True)
-    del checkpoint["cli_config"]
-    torch.save(checkpoint, tmp_path / "foreign.ckpt")
-    line = refused(capsys, "cost", "--ckpt_path", str(tmp_path / "foreign.ckpt"))
-    assert "names no data set because another Trainer wrote it: pass --data NAME" in line
-    checkpoint["cli_config"] = "data: {class_path: mydata.Mine}"
-    torch.save(checkpoint, tmp_path / "foreign.ckpt")
-    line = refused(capsys, "cost", "--ckpt_path", str(tmp_path / "foreign.ckpt"))
-    assert line.startswith('error: Parser key "data"')
-    assert "No module named 'mydata'" in line
-
-
 def test_a_stream_says_the_classes_that_a_test_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_event_folder(tmp_path / "hands")
@@ -290,29 +247,6 @@ def test_a_stream_says_the_classes_that_a_test_says(tmp_path, monkeypatch, capsy
         said = f"decision: {('left', 'right')[int(votes.argmax())]} after 2 time-steps"
         assert capsys.readouterr().out.splitlines()[-1] == said
     assert json.loads(Path("out/export.json").read_text())["class_names"] == ["left", "right"]
-
-
-@pytest.mark.parametrize(
-    ("windows", "taken"),
-    [({"window_ms": 100}, (None, 25.0)), ({"window_events": 400}, (100, None)), ({}, (None, None))],
-)
-def test_a_stream_takes_the_steps_of_the_training_windows(windows, taken):
-    given = argparse.Namespace(events_per_step=None, ms_per_step=None)
-    _take_step_length(given, SimpleNamespace(data={"init_args": windows}, net=SimpleNamespace(time_steps=4)))
-    assert (given.events_per_step, given.ms_per_step) == taken
-
-
-def test_votes_of_silent_last_steps_decide_nothing(capsys):
-    """Found by a review: after silence, the first class was decided for."""
-    net = SpikingNetwork((2, 4, 4), 3, 2, channels=2, fc_features=4, votes_per_class=1, n_down=1)
-    for last, silent, said in ((2, 1, "decision: b"), (2, 2, "fired in the last 2 of 3"), (None, 2, "decision: b")):
-        stream = StreamingNetwork(net, last=last)
-        votes = iter([[0.0, 1.0, 0.0], *[[0.0] * 3] * silent])
-        stream._step = lambda frame, state, votes=votes: (torch.tensor([next(votes)]), state)
-        for _ in range(1 + silent):
-            stream.step(torch.zeros(2, 4, 4))
-        assert _print_decision(stream, "abc") == said.startswith("decision")
-        assert said in capsys.readouterr().out
 
 
 def test_a_network_that_does_not_fire_decides_nothing(checkpoint, capsys):

@@ -10,14 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-import plif_lightning
-from plif_lightning import configs
 from plif_lightning.cli import main
 from plif_lightning.cli.dispatch import COMMANDS
-from plif_lightning.errors import UserError
 from tests.cli.calls import SILENT, TINY, refused
 from tests.conftest import REPOSITORY
-from tests.writers import write_run
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
@@ -27,18 +23,6 @@ def test_without_a_command_all_of_them_are_shown(arguments, capsys):
     assert "usage: " in out
     for name in COMMANDS:
         assert re.search(rf"^  {name} ", out, re.MULTILINE)
-
-
-# 1 is Rich's own status.
-@pytest.mark.parametrize(("arguments", "status"), [(["--help"], 141), (["tables", "--runs", "run"], 1)])
-def test_a_reader_that_wants_no_more_ends_a_command_like_any_other(arguments, status, tmp_path):
-    reading, writing = os.pipe()
-    os.close(reading)
-    write_run(tmp_path / "run")
-    call = [sys.executable, str(REPOSITORY / "main.py"), *arguments]
-    done = subprocess.run(call, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (status, "")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["tables", "--help"], ["stream", "--help"], ["sweep", "--help"]])
@@ -70,11 +54,6 @@ def test_help_of_fit_names_its_arguments_and_those_of_a_data_set(arguments, name
         assert text in out
 
 
-def test_the_version_is_the_packages(capsys):
-    main(["--version"])
-    assert capsys.readouterr().out == f"plif_lightning {plif_lightning.__version__}\n"
-
-
 @pytest.mark.parametrize(("name", "near"), [("fti", "fit"), ("table", "tables"), ("reprot", "report")])
 def test_an_unknown_command_names_the_nearest(name, near, capsys):
     assert f"unknown command {name}. Did you mean {near}?" in refused(capsys, name)
@@ -96,23 +75,6 @@ def test_a_configuration_is_found_by_its_name_from_anywhere(capsys):
 def test_a_configuration_that_is_none_is_named(name, expected, capsys):
     for command in ("fit", "prepare"):
         assert expected in refused(capsys, command, "--config", name)
-
-
-def test_a_path_counts_before_a_name(tmp_path):
-    (tmp_path / "quickstart").write_text("own")
-    assert configs.resolve("quickstart") == Path("quickstart")
-    assert configs.resolve("configs/variants/lif.yaml") == configs.folder() / "variants" / "lif.yaml"
-    assert configs.resolve("table4", "sweeps").name == "table4.yaml"
-
-
-def test_a_missing_base_is_an_error(monkeypatch, tmp_path):
-    configs.folder.cache_clear()
-    monkeypatch.setattr(configs, "__file__", str(tmp_path / "plif_lightning" / "configs.py"))
-    try:
-        with pytest.raises(UserError, match=r"base\.yaml, the base of every configuration, is neither in"):
-            configs.folder()
-    finally:
-        configs.folder.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -148,6 +110,7 @@ def test_an_installed_copy_has_every_configuration_the_licence_and_the_console_s
     assert list(facts.rglob("LICENSE"))
 
 
+@pytest.mark.slow
 def test_an_installed_copy_trains_by_name_with_the_papers_settings_under_it(installed):
     done = run_installed(installed, "fit", "--config", "fashionmnist", "--print_config")
     assert done.returncode == 0, done.stderr
@@ -161,16 +124,3 @@ def test_an_installed_copy_trains_by_name_with_the_papers_settings_under_it(inst
     assert done.returncode == 0, done.stderr
     assert "plif-lightning test --ckpt_path" in done.stdout
     assert Path("runs/quickstart/version_0/checkpoints/best.ckpt").is_file()
-
-
-def test_an_installed_copy_without_its_configurations_says_so(installed, tmp_path):
-    copy = tmp_path / "copy"
-    (copy / "plif_lightning").mkdir(parents=True)
-    for path in (installed / "plif_lightning").rglob("*"):
-        if path.suffix in (".py", ".pyi", ".html"):
-            target = copy / path.relative_to(installed)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-    done = run_installed(copy, "fit", "--config", "quickstart")
-    assert done.returncode == 2
-    assert "error: base.yaml, the base of every configuration, is neither in" in done.stderr

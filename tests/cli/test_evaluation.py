@@ -1,10 +1,8 @@
 """`test`, `validate` and `predict` of a checkpoint."""
 
-import shutil
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,7 +12,6 @@ from plif_lightning.cli import main
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.lock import locked
 from plif_lightning.runs.run import read_run
-from tests import writers
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, resume, rows
 
 
@@ -87,11 +84,6 @@ def test_only_a_test_as_in_training_is_a_result_of_the_run(run, caplog):
     assert read_run(run).accuracy is None  # it was of what was the best checkpoint then
 
 
-def test_a_data_override_beside_a_checkpoint_wins(run, capsys):
-    main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT, "--data.eval_batch_size", "50"])
-    assert "359 test" in capsys.readouterr().out
-
-
 def test_checkpoints_load_with_weights_only_and_restore_the_task(run):
     from plif_lightning.training.task import SpikingClassifier
 
@@ -138,37 +130,6 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_its_name(kind, run, capsys):
         torch.save({"state_dict": {"weight": torch.zeros(2)}}, path)
     message = refused(capsys, "test", "--ckpt_path", str(path))
     assert "bad.ckpt" in message
-
-
-def test_validation_on_another_split_than_the_runs_is_refused(run, capsys):
-    best = str(run / "checkpoints/best.ckpt")
-    message = refused(capsys, "validate", "--ckpt_path", best, "--data.holdout_fraction", "0.9")
-    assert "data.holdout_fraction is 0.15 there, 0.9 here" in message
-
-
-def test_a_test_on_other_shares_of_the_same_recordings_is_refused(tmp_path, monkeypatch, capsys):
-    """Found by a review: with another data.test_fraction, 14 of 20 test recordings were those of the training."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("a", "b"):
-        for i in range(4):
-            recording = writers.events_of(60, 10 * i + (name == "b"), 12, 12)
-            writers.write_file(Path("mine") / name / f"{i}.npz", b"")
-            np.savez(Path("mine") / name / f"{i}.npz", **recording._asdict())
-    data = ["--data", "EventFolder", "--data.root", "mine", "--data.sensor=[12,12]", "--data.time_steps", "2"]
-    small = ["--model.structure", "c4k3s1-BN-PLIF-MPk2s2-FC20-PLIF-APk10s10", "--trainer.max_epochs", "1"]
-    main(["fit", *data, "--data.test_fraction", "0.5", *small, "--run_folder", "run", *SILENT])
-    best = ["--ckpt_path", "run/checkpoints/best.ckpt", *SILENT]
-    message = refused(capsys, "test", *best, "--data.test_fraction", "0.75")
-    assert "data.test_fraction is 0.5 there, 0.75 here" in message
-    assert "data.split is" in refused(capsys, "test", *best, "--data.split", "time")
-    main(["test", *best])
-    matrix = Path("run/test/confusion_matrix.csv").read_text()
-    for part in ("train", "test"):  # other recordings, with a test set of their own
-        shutil.copytree("mine", Path("other") / part)
-    main(["test", *best, "--data.root", "other", "--data.test_fraction", "null"])
-    main(["test", *best, "--data.root", "other/train", "--data.test_fraction", "0.75"])
-    assert Path("run/test/confusion_matrix.csv").read_text() == matrix
-    assert Path("run/test_other/confusion_matrix.csv").read_text() != matrix
 
 
 def test_a_checkpoint_of_another_trainer_is_measured_on_the_data_that_are_named(tmp_path, capsys):

@@ -1,7 +1,6 @@
 """The command line on the neuromorphic data sets, from small files in the real formats."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", ["nmnist", "dvsgesture", pytest.param("cifar10dvs", marks=pytest.mark.slow)])
 def test_fit_and_test_of_the_papers_networks(name, capsys):
     WRITERS[name](Path("data"))
     few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
@@ -81,14 +80,6 @@ def test_prepare_says_what_is_there_and_does_it_once(capsys):
     assert not Path("runs").exists()
 
 
-def test_prepare_of_images(capsys):
-    writers.write_mnist(Path("data"), 20, 10)
-    main(["prepare", *config("mnist"), "--verify", "true"])
-    out = said(capsys)
-    assert "all 20 10" in out
-    assert "There are no checksums to compare." in out
-
-
 def test_prepare_finds_damage(capsys):
     writers.write_nmnist(Path("data"))
     main(["prepare", *config("nmnist"), *PART])
@@ -125,17 +116,7 @@ def test_a_damaged_recording_is_answered_with_one_sentence(capsys):
     assert "Train/3/00003.bin: 4 bytes are not a whole number of 5-byte events" in error
 
 
-def test_a_run_is_not_continued_on_another_source(capsys):
-    writers.write_dvsgesture(Path("data"), (1, 24))
-    writers.write_tonic_gesture(Path("data"))
-    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
-    main(["fit", *config("dvsgesture"), *SILENT, *PART, *SMALL, *few])
-    run = "runs/dvsgesture/version_0"
-    capsys.readouterr()
-    error = refused(capsys, "fit", "--run_folder", f"{run}", "--data.source", "tonic", *SILENT)
-    assert "data.source is 'original' there, 'tonic' here" in error
-
-
+@pytest.mark.slow
 def test_two_processes_prepare_at_once():
     writers.write_nmnist(Path("data"), 200, 20)
     arguments = [sys.executable, str(REPOSITORY / "main.py"), "prepare", *config("nmnist"), *PART]
@@ -146,6 +127,7 @@ def test_two_processes_prepare_at_once():
     assert sum(out.count("reading N-MNIST") for out in outputs) == 2  # each part by one of them
 
 
+@pytest.mark.slow
 def test_fit_on_two_processes_with_workers():
     writers.write_nmnist(Path("data"), 16, 8)
     done = command(
@@ -157,6 +139,7 @@ def test_fit_on_two_processes_with_workers():
     assert load("runs/nmnist/version_0/checkpoints/last.ckpt")["global_step"] == 4
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_data_ends_every_process():
     done = command(
         *("fit", *config("nmnist"), *SMALL, "--data.download", "false", "--trainer.max_epochs", "1"),
@@ -165,21 +148,6 @@ def test_a_mistake_in_the_data_ends_every_process():
     )
     assert done.returncode != 0
     assert "error: N-MNIST (original) is not in" in done.stderr
-
-
-def test_a_program_without_a_main_guard_can_prepare():
-    writers.write_cifar10dvs(Path("data"), (0, 900), "tonic")
-    Path("program.py").write_text(
-        "from plif_lightning.data import CIFAR10DVS\n"
-        "data = CIFAR10DVS(root='data', source='tonic', allow_partial=True)\n"
-        "data.prepare_data()\n"
-        "print(len(data.labels(train=True)), 'recordings')\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "program.py"], capture_output=True, text=True, timeout=PATIENCE, env=environment, check=False
-    )
-    assert "3 recordings" in done.stdout, done.stderr
 
 
 def test_a_run_is_not_continued_or_validated_on_another_training_set(capsys):
@@ -197,46 +165,3 @@ def test_a_run_is_not_continued_or_validated_on_another_training_set(capsys):
     ):
         assert "is not the one that the checkpoint's run was trained on" in refused(capsys, *arguments, *SILENT)
     main(["test", "--ckpt_path", f"{run}/checkpoints/best.ckpt", *SILENT])
-
-
-def test_an_error_in_a_loader_worker_is_one_sentence_too(capsys):
-    writers.write_nmnist(Path("data"), 20, 8)
-    main(["prepare", *config("nmnist"), *PART])
-    path = next(Path("data/NMNIST/events/original-train").glob("*/address.npy"))
-    # a place in the middle, which the first batch that is read for a look does not touch
-    content = path.read_bytes()[:-20_000] + b"\xff" * 20_000
-    with writers.unnoticed(path):
-        path.write_bytes(content)
-    capsys.readouterr()
-    error = refused(capsys, "fit", *config("nmnist"), *PART, *SMALL, *SILENT, "--data.num_workers", "1")
-    assert error.startswith("error: an event lies outside the sensor: `prepare --verify true`")
-
-
-def test_a_checkpoint_is_tested_with_another_backend_than_it_was_trained_with(capsys):
-    writers.write_nmnist(Path("data"), 8, 4)
-    brief = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--model.backend", "reference"]
-    main(["fit", *config("nmnist"), *SILENT, *PART, *SMALL, *brief])
-    assert "reference kernels" in said(capsys)
-    best = "runs/nmnist/version_0/checkpoints/best.ckpt"
-    for backend in ("cpu", "auto"):
-        main(["test", "--ckpt_path", best, *SILENT, "--model.backend", backend])
-        assert "accuracy" in said(capsys)
-    assert "model.init_tau is 2.0 there, 3 here" in refused(
-        capsys, "test", "--ckpt_path", best, *SILENT, "--model.init_tau", "3.0"
-    )
-
-
-def test_a_root_with_brackets_and_spaces(capsys):
-    writers.write_nmnist(Path("a [/b] c"), 20, 10)
-    main(["prepare", *config("nmnist"), *PART, "--data.root", "a [/b] c"])
-    assert "a [/b] c" in said(capsys)
-
-
-def test_the_folder_of_stores_does_not_depend_on_where_a_command_is_called(capsys, tmp_path, monkeypatch):
-    writers.write_nmnist(Path("data"), 8, 4)
-    brief = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
-    main(["fit", *config("nmnist"), *SILENT, *PART, *SMALL, *brief, "--data.store", "stores"])
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    main(["test", "--ckpt_path", str(tmp_path / "runs/nmnist/version_0/checkpoints/best.ckpt"), *SILENT])
-    assert not Path("stores").exists()

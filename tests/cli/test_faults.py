@@ -4,7 +4,6 @@ import errno
 import multiprocessing
 import os
 import pickle
-import shlex
 import signal
 import subprocess
 import sys
@@ -24,9 +23,8 @@ from plif_lightning.cli.lightning import PlifCLI
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.lock import locked
-from plif_lightning.runs.record import this_process, update
+from plif_lightning.runs.record import update
 from plif_lightning.runs.run import read_run
-from plif_lightning.runtime.files import relative
 from plif_lightning.training.task import SpikingClassifier
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
@@ -91,7 +89,7 @@ def same(one, other):
         (signal.SIGTERM, 143, 5, 6, ["--trainer.accumulate_grad_batches", "2"]),
     ],
 )
-def test_a_run_that_is_told_to_end_saves_says_how_it_goes_on_and_does(
+def test_a_signal_saves_and_prints_the_command_that_resumes(
     number, status, told, kept, more, straight, monkeypatch, capsys
 ):
     expected = straight(*EIGHT, *more)
@@ -125,6 +123,7 @@ def test_a_second_signal_is_obeyed_at_once(monkeypatch):
     assert done == [(signal.SIGINT, signal.SIG_DFL), signal.SIGINT]
 
 
+@pytest.mark.slow
 def test_loaders_go_on_until_the_run_has_saved(straight, monkeypatch):
     """A terminal tells the whole group of processes, its loaders too."""
     workers = ["--data.num_workers", "1"]
@@ -160,12 +159,6 @@ def test_all_processes_hear_at_the_end_of_training_what_one_was_told():
                 return torch.tensor(int(signal.SIGTERM))  # what the other one was told
 
     assert StopOnSignal()._told(Two) == signal.SIGTERM
-
-
-def test_a_run_without_checkpoints_ends_too_and_says_so(monkeypatch, capsys):
-    told_at(monkeypatch, 2, signal.SIGTERM)
-    assert ended(*EIGHT, "--trainer.enable_checkpointing", "false") == 143
-    assert "this run keeps no checkpoints" in capsys.readouterr().err
 
 
 def test_an_evaluation_that_is_told_to_end_does_not_seem_to_have_succeeded(run, monkeypatch):
@@ -235,14 +228,6 @@ def test_sigterm_before_there_is_a_trainer_leaves_no_folder(monkeypatch, capsys)
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_while_a_fit_is_set_up_leaves_ctrl_c_to_the_next_command(number, status, monkeypatch):
-    before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(SpikingClassifier, "setup", lambda self, stage: signal.raise_signal(number))
-    assert exit_status("fit", "--config", QUICKSTART, *SILENT) == status
-    assert signal.getsignal(signal.SIGINT) is before
-
-
 def test_a_finished_run_that_cannot_be_taken_up_stays_finished(monkeypatch, capsys):
     few = ["--config", QUICKSTART, *SILENT, *TINY, *FEW, "--run_folder", "run"]
     main(["fit", *few, "--trainer.max_epochs", "1"])
@@ -265,6 +250,7 @@ def test_a_finished_run_that_cannot_be_taken_up_stays_finished(monkeypatch, caps
     assert read_run(Path("run")).config["trainer"]["max_epochs"] == 2
 
 
+@pytest.mark.slow
 def test_processes_end_together_where_one_is_told(tmp_path):
     arguments = ["fit", "--config", QUICKSTART, *TINY, "--trainer.max_epochs", "1000", "--run_folder", "run"]
     processes = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.enable_progress_bar", "false"]
@@ -307,15 +293,6 @@ def test_a_run_folder_is_started_resumed_and_left_alone_once_it_is_finished(stra
     assert load("run/checkpoints/last.ckpt")["global_step"] == 32
 
 
-def test_a_run_folder_begins_anew_where_nothing_was_saved(monkeypatch):
-    with monkeypatch.context() as patch:
-        told_at(patch, 3, signal.SIGTERM)
-        assert ended(*EIGHT, "--run_folder", "run") == 143
-    Path("run/checkpoints/last.ckpt").unlink()
-    fit(*EIGHT, "--run_folder", "run")
-    assert load("run/checkpoints/last.ckpt")["global_step"] == 24
-
-
 @pytest.mark.parametrize("limit", [("max_epochs", 1, "2 epochs"), ("max_steps", 3, "6 steps")])
 @pytest.mark.parametrize("named", [True, False])
 def test_a_run_that_is_longer_already_is_not_shortened(limit, named, capsys):
@@ -328,17 +305,6 @@ def test_a_run_that_is_longer_already_is_not_shortened(limit, named, capsys):
     message = refused(capsys, "fit", *going_on, f"--trainer.{name}={value}")
     assert f"the run has {done} already, and trainer.{name} is {value}" in message
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
-
-
-def test_a_run_folder_without_a_name_is_refused(capsys):
-    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *TINY, "--run_folder", "")
-    assert "--run_folder must be given once, with a path, got nothing" in message
-    assert not list(Path().iterdir())
-
-
-def test_a_run_folder_refuses_another_run(run, capsys):
-    message = refused(capsys, "fit", "--config", QUICKSTART, *SILENT, "--run_folder", str(run))
-    assert "model.channels is 6 there, 32 here" in message
 
 
 def test_a_slurm_job_does_not_take_another_runs_weights(monkeypatch):
@@ -375,25 +341,6 @@ def test_a_run_that_is_being_trained_is_not_resumed_beside(run, capsys):
         auto = ["--run_folder", str(run), "--test_after_fit", "false", *FEW, *more]
         assert "is being trained" in refused(capsys, "fit", "--config", QUICKSTART, *SILENT, *TINY, *auto)
     assert (run / "metrics.csv").read_text() == before
-
-
-def test_a_file_in_the_place_of_the_next_folder_is_passed_by():
-    Path("runs/name").mkdir(parents=True)
-    Path("runs/name/version_0").write_text("an archive")
-    Path("runs/name/version_1").symlink_to("gone")
-    assert new_folder(Path("runs/name")).name == "version_2"
-
-
-def test_storage_without_locks_is_no_hindrance(monkeypatch, tmp_path):
-    def no_locks(*arguments):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
-    folder = RunFolder(tmp_path / "run")
-    with locked(folder):
-        update(folder, process=this_process())
-    with pytest.raises(UserError, match=f"is being trained by process {os.getpid()} on"), locked(folder):
-        pass
 
 
 def test_runs_that_begin_together_get_folders_of_their_own():
@@ -465,14 +412,6 @@ def test_a_full_disk_ends_the_report_with_one_sentence(run, monkeypatch, capsys)
             assert "The disk is full" in message
 
 
-def test_a_working_directory_that_somebody_took_away_is_no_hindrance(tmp_path, monkeypatch):
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    assert relative(tmp_path / "run") == str(tmp_path / "run")
-
-
 # --- damaged files
 
 
@@ -492,13 +431,6 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(run, capsys):
         flipped(path, at)
         message = refused(capsys, "test", "--ckpt_path", str(path), *SILENT)
         assert "damaged" in message or "cannot be read as a checkpoint" in message
-
-
-def test_a_checkpoint_at_an_address_is_lightnings(tmp_path):
-    files = CheckpointFiles()
-    files.save_checkpoint({"a": torch.ones(2)}, f"file://{tmp_path}/a.ckpt")
-    assert load(tmp_path / "a.ckpt")["a"].sum() == 2
-    assert not Path("file:").exists()
 
 
 def test_a_checkpoint_with_a_weight_missing_is_refused(run):
@@ -602,20 +534,6 @@ def test_a_tag_in_the_configuration_of_a_checkpoint_calls_nothing(best_of_a_run)
     assert not Path("called").exists()
 
 
-def test_an_interrupt_while_the_program_loads_is_no_traceback():
-    process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "main.py"), "fit", "--config", QUICKSTART],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text())
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=PATIENCE)
-    assert "Traceback" not in said
-    assert process.returncode in (130, -signal.SIGINT)
-
-
 # --- told to end by a terminal that is closed
 
 
@@ -640,24 +558,6 @@ def test_a_closed_terminal_saves_as_sigterm_does_and_nohup_is_left_alone(straigh
 # --- nothing is printed or drawn, somebody deletes
 
 
-def test_a_fit_whose_outputs_are_closed_goes_on():
-    few = [*TINY, *FEW, "--trainer.max_epochs", "1", "--run_folder", "run", "--trainer.callbacks", "[]"]
-    call = shlex.join([sys.executable, str(REPOSITORY / "main.py"), "fit", "--config", QUICKSTART, *few])
-    assert subprocess.run(["bash", "-c", f"{call} >&- 2>&-"], timeout=PATIENCE, check=False).returncode == 0
-    assert read_run(Path("run")).status == "finished"
-
-
-def test_classes_whose_names_are_no_text_are_trained_and_tested(tmp_path, capsys):
-    write_image_folder(tmp_path / "pets")
-    for part in ("train", "test"):
-        os.rename(tmp_path / "pets" / part / "cat", os.fsencode(tmp_path / "pets" / part) + b"/cat\xe9")  # noqa: PTH104
-    few = ["--trainer.max_epochs", "1", "--model.channels", "4", "--model.fc_features", "8", "--model.n_down", "1"]
-    data = ["--data", "ImageFolder", "--data.root", "pets", "--data.size", "8", "--data.time_steps", "2"]
-    main(["fit", *data, *few, *SILENT, "--test_after_fit", "true", "--run_folder", "run"])
-    assert read_run(Path("run")).status == "finished"
-    main(["test", "--ckpt_path", "run/checkpoints/best.ckpt", *SILENT])
-
-
 def test_a_best_checkpoint_that_is_missing_is_named(run, capsys):
     (run / "checkpoints/best.ckpt").unlink()
     last = load(run / "checkpoints/last.ckpt")
@@ -670,40 +570,6 @@ def test_a_best_checkpoint_that_is_missing_is_named(run, capsys):
     main(["fit", "--config", QUICKSTART, *SILENT, *TINY, *FEW, *begin, "--test_after_fit", "false"])
     assert load("new/checkpoints/best.ckpt")["epoch"] == 2
     assert read_run(Path("new")).settings["ckpt_path"] == str(run / "checkpoints/last.ckpt")
-
-
-# PyTorch raises it wherever the signal finds this process, also where Python can only say that it did.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_loaders_process_that_is_killed_ends_a_run_with_the_way_on(monkeypatch, caplog):
-    start = LayerMonitor.on_train_batch_start
-
-    def on_train_batch_start(self, trainer, *rest):
-        if trainer.global_step == 10:
-            for child in multiprocessing.active_children():
-                os.kill(child.pid, signal.SIGKILL)
-        start(self, trainer, *rest)
-
-    monkeypatch.setattr(LayerMonitor, "on_train_batch_start", on_train_batch_start)
-    workers = ["--data.num_workers", "1", "--checkpoint.every_n_batches", "2", "--run_folder", "run"]
-    long = [a.replace("8", "200") if a == "8" else a for a in EIGHT]
-    with pytest.raises((RuntimeError, OSError)):  # PyTorch's own, or of the connection to that process
-        fit(*long, "--data.batch_size", "4", *workers)
-    assert "Resume the run with: python main.py fit --run_folder" in caplog.text
-    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL  # the signal may arrive when all has been said
-
-
-def test_an_error_of_a_library_stands_as_it_is_with_the_way_on(monkeypatch, caplog):
-    start = LayerMonitor.on_train_batch_start
-
-    def on_train_batch_start(self, trainer, *rest):
-        if trainer.global_step == 10:
-            raise RuntimeError("received 0 items of ancdata")
-        start(self, trainer, *rest)
-
-    monkeypatch.setattr(LayerMonitor, "on_train_batch_start", on_train_batch_start)
-    with pytest.raises(RuntimeError, match="received 0 items of ancdata"):
-        fit(*EIGHT, "--run_folder", "run")
-    assert caplog.text.count("Resume the run with: python main.py fit --run_folder ") == 1
 
 
 def test_other_threads_and_kernels_of_a_run_that_goes_on_are_recorded(run, caplog):

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import shlex
 from pathlib import Path
 from typing import Union
 
@@ -15,7 +14,7 @@ from lightning import Trainer
 from plif_lightning.cli import main
 from plif_lightning.network import load_network
 from tests import writers
-from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, command, fit, load, refused, resume, rows
+from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, fit, load, resume, rows
 
 
 def test_quickstart_ends_with_a_summary_and_every_file(capsys):
@@ -122,18 +121,6 @@ def test_wandb_variant_records_beside_the_runs_own_files(monkeypatch):
     wandb.finish()  # a process has one W&B run at a time: the next test's is another
 
 
-def test_a_dev_run_leaves_no_files(capsys):
-    fit(*TINY, "--trainer.fast_dev_run", "true")
-    assert not list(Path().iterdir())
-    assert "checkpoint" not in capsys.readouterr().out
-
-
-def test_a_fit_without_validation_says_that_it_could_not_test(capsys):
-    fit(*TINY, *FEW, "--trainer.limit_val_batches", "0", "--trainer.max_epochs", "1")
-    assert "not measured: there is no best checkpoint" in capsys.readouterr().out
-    assert Path("runs/quickstart/version_0/checkpoints/last.ckpt").exists()
-
-
 def test_stored_configuration_is_plain_text(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert json.loads(json.dumps(config)) == config
@@ -156,20 +143,6 @@ def test_accumulation_clipping_and_resume_are_the_same_on_every_backend():
         torch.testing.assert_close(mixed["state_dict"][name], value, rtol=1e-7, atol=1e-9)
 
 
-def test_a_profile_names_the_kernels(tmp_path):
-    done = command(
-        "fit", "--config", QUICKSTART, *SILENT, *TINY, *FEW, "--trainer.max_epochs", "1",
-        "--trainer.profiler", "PyTorchProfiler", "--trainer.profiler.row_limit=-1",
-        "--run_folder", str(tmp_path / "run"),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "test accuracy" in done.stdout
-    assert "configure_callbacks" not in done.stderr  # which Lightning says of the task's callbacks in the test
-    said = done.stdout + done.stderr + "".join(p.read_text(errors="replace") for p in tmp_path.rglob("*.txt"))
-    for name in ("_Fire", "_FireBackward", "ConvBlock", "PLIF"):
-        assert name in said
-
-
 def test_a_learned_threshold_is_logged_kept_and_tested(capsys):
     fit(*TINY, *FEW, "--model.learn_threshold", "true", "--model.reset", "soft", "--trainer.max_epochs", "2",
         "--model.optimizer.lr", "0.05")  # fmt: skip
@@ -183,62 +156,7 @@ def test_a_learned_threshold_is_logged_kept_and_tested(capsys):
     assert not network.training
 
 
-@pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_gradients_are_clipped_in_bf16_with_the_shipped_optimiser(algorithm):
-    few = [*TINY, *FEW, "--trainer.precision", "bf16-mixed", "--test_after_fit", "false", "--record_samples", "0"]
-    clip = ["--trainer.gradient_clip_val", "1e-12", "--trainer.gradient_clip_algorithm", algorithm]
-    fit(*few, *clip, "--trainer.max_epochs", "1", "--model.optimizer", "SGD", "--model.optimizer.lr", "1.0",
-        "--model.optimizer.fused", "true", "--run_folder", "clipped")  # fmt: skip
-    fit(*few, "--trainer.max_epochs", "1", "--run_folder", "adam", *clip)
-    weights = load("clipped/checkpoints/last.ckpt")["state_dict"]["network.encoder.conv1.norm.bn.weight"]
-    torch.testing.assert_close(weights, torch.ones_like(weights), rtol=0, atol=1e-6)
-
-
 TWO = [*TINY, *FEW, "--trainer.max_epochs", "2", "--test_after_fit", "false"]
-
-
-def test_another_logger_goes_beside_the_runs_own():
-    logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs"]
-    main(["fit", "--config", QUICKSTART, *SILENT, *TWO, *logger])
-    run = Path("runs/quickstart/version_0")
-    assert (run / "config.yaml").is_file()
-    assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["0", "1"]
-    assert rows("logs/lightning_logs/version_0/metrics.csv")
-    resume(run, "--trainer.max_epochs", "3")
-    assert [row["epoch"] for row in rows(run / "metrics.csv")] == ["0", "1", "2"]
-
-
-def test_without_a_logger_a_run_has_its_own_all_the_same():
-    for i in (0, 1):
-        fit(*TWO, "--trainer.logger", "false")
-        assert (Path("runs/quickstart") / f"version_{i}" / "config.yaml").is_file()
-    fit(*TWO, "--trainer.logger", "false", "--run_folder", "two words")
-    assert rows("two words/metrics.csv")
-    assert {path.name for path in Path().iterdir()} == {"runs", "two words"}
-
-
-def test_the_command_that_tests_a_run_can_be_copied(capsys):
-    fit(*TWO, "--run_folder", "a folder whose name is long enough to be folded in a table/two words")
-    said = capsys.readouterr().out
-    line = next(line for line in said.splitlines() if line.startswith("test this run: "))
-    call = shlex.split(line.removeprefix("test this run: "))[2:]
-    main([*call, *SILENT, *FEW])
-    assert "accuracy" in capsys.readouterr().out
-
-
-def test_runs_lie_below_the_trainers_root():
-    fit(*TWO, "--trainer.default_root_dir", "elsewhere")
-    assert Path("elsewhere/runs/quickstart/version_0/metrics.csv").is_file()
-    assert not Path("runs").exists()
-
-
-def test_callbacks_of_a_user_go_beside_the_runs_own():
-    stop = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/acc"]
-    stop += ["--trainer.callbacks.patience", "0", "--trainer.callbacks.min_delta", "1.0", "--trainer.max_epochs", "9"]
-    main(["fit", "--config", QUICKSTART, *TWO, *stop])
-    assert Path("runs/quickstart/version_0/checkpoints/best.ckpt").is_file()
-    epochs = [row["epoch"] for row in rows("runs/quickstart/version_0/metrics.csv")]
-    assert epochs == ["0", "1"]  # then it was stopped
 
 
 def test_whatever_watches_accuracy_knows_that_it_improves_upwards(capsys):
@@ -251,21 +169,6 @@ def test_whatever_watches_accuracy_knows_that_it_improves_upwards(capsys):
     assert config["model"]["lr_scheduler"]["init_args"]["mode"] == "max"
     out = " ".join(capsys.readouterr().out.split())
     assert "limit_train_batches 3, limit_val_batches 1, limit_test_batches 2: results are of that part" in out
-
-
-def test_tau_of_averaged_weights_stands_alone_where_not_every_epoch_is_validated():
-    """Found by a review: every other value was that of the weights in training."""
-    average = ["--trainer.callbacks", "[{class_path: EMAWeightAveraging, init_args: {decay: 0.97}}]"]
-    fit(*TWO, *average, "--trainer.check_val_every_n_epoch", "2")
-    table = rows("runs/quickstart/version_0/metrics.csv")
-    assert {row["epoch"] for row in table if row["tau/fc1"]} == {"1"}
-
-
-def test_the_order_of_early_time_steps_stays_when_a_run_is_resumed(capsys):
-    fit(*TWO[:-4], "--trainer.max_epochs", "1", "--model.early_time_steps", "{2: 1, 1: 1}", "--run_folder", "r")
-    more = ["fit", "--run_folder", "r", "--trainer.max_epochs", "2"]
-    line = refused(capsys, *more, "--model.early_time_steps", "{1: 1, 2: 1}")
-    assert "model.early_time_steps is [[2, 1], [1, 1]] there, [[1, 1], [2, 1]] here" in line
 
 
 def test_an_epoch_is_one_row_of_metrics():

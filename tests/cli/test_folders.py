@@ -93,42 +93,12 @@ def test_a_test_on_other_images_is_no_result_of_the_run(tmp_path, caplog):
     assert 0 <= json.loads(result.read_text())["test"] <= 1
 
 
-def test_folders_of_one_name_are_not_one_experiment(tmp_path, capsys):
-    for place in ("a", "b"):
-        writers.write_image_folder(tmp_path / place / "pets")
-    Image.new("RGB", (10, 8), (9, 9, 9)).save(tmp_path / "b" / "pets" / "train" / "cat" / "0.png")
-    for seed, place in enumerate(("a", "b")):
-        where = ["--data.root", f"{place}/pets", "--seed_everything", str(seed)]
-        main(["fit", "--data", "ImageFolder", *where, *SMALL])
-    capsys.readouterr()
-    main(["tables", "--only", "runs"])
-    assert (
-        sum(line.split("│")[1].strip() == "pets" for line in capsys.readouterr().out.splitlines() if "│" in line) == 2
-    )
-
-
-def test_prepare_answers_a_wrong_argument(capsys):
-    assert "train holds no class folders: data.root must hold" in refused(
-        capsys, "prepare", "--data", "EventFolder", "--data.root", "x"
-    )
-    assert "data.name must be a class of tonic.datasets" in refused(capsys, "prepare", "--data", "TonicEvents")
-    assert "data.size must be a whole number, at least 1" in refused(
-        capsys, "prepare", "--data", "ImageFolder", "--data.size", "0"
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["ImageFolder", "--data.root", "nowhere"],
-            "nowhere/train holds no class folders: data.root must hold images",
-        ),
+        (["ImageFolder", "--data.root", "nowhere"], "nowhere/train holds no class folders: data.root must hold images"),
         (["EventFolder", "--data.root", "nowhere"], "train holds no class folders: data.root must hold"),
-        (
-            ["EventFolder", "--data.root", "nowhere", "--data.sensor", "128"],
-            "Given value: 128",
-        ),
+        (["EventFolder", "--data.root", "nowhere", "--data.sensor", "128"], "Given value: 128"),
         (["TonicEvents", "--data.name", "SHD"], "one of ASLDVS, CIFAR10DVS, DVSGesture, "),
     ],
 )

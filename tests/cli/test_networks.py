@@ -10,7 +10,7 @@ import yaml
 
 import plif_lightning as pl
 from plif_lightning.cli import main
-from tests.cli.calls import FEW, QUICKSTART, SILENT, fit, load, refused, rows
+from tests.cli.calls import FEW, QUICKSTART, SILENT, fit, load, refused
 from tests.deploy.conftest import STRUCTURES
 
 BEST = "runs/quickstart/version_0/checkpoints/best.ckpt"
@@ -129,13 +129,6 @@ class Simple(nn.Module):
     def forward(self, x):
         return self.body(x.expand(self.time_steps, *x.shape) if x.dim() == 4 else x)
 
-class StaticOnly(Simple):  # convolves images, and holds them
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 1, 3, padding=1)
-    def forward(self, x):
-        return super().forward(self.conv(x).expand(self.time_steps, *x.shape))
-
 class Inverted(pl.SpikingNetwork):
     def __init__(self, input_shape, num_classes, time_steps):
         super().__init__(input_shape, num_classes, time_steps, structure="c4k3s1-BN-PLIF-MPk2s2-FC20-PLIF-APk2s2")
@@ -150,19 +143,6 @@ def own_file(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
     sys.modules.pop("my_nets", None)
-
-
-@pytest.mark.parametrize("slow", [True, False])
-def test_loops_that_are_slow_in_bfloat16_are_told(slow, own_file, caplog, monkeypatch):
-    monkeypatch.setattr("plif_lightning.kernels.dense.WIDENS_BFLOAT16", slow)
-    fit(*SHORT, "--model.network", "my_nets.Simple", "--trainer.precision", "bf16-mixed")
-    assert ("no instructions for bfloat16" in caplog.text) == slow
-
-
-def test_a_network_that_takes_images_alone_is_exported_without_a_step(own_file):
-    fit(*SHORT, "--model.network", "my_nets.StaticOnly")
-    main(["export", "--ckpt_path", BEST, "--out", "exported", "--format", "onnx"])
-    assert {path.name for path in Path("exported").iterdir()} == {"export.json", "network.ckpt", "network.onnx"}
 
 
 def test_a_network_with_a_forward_of_its_own_is_refused_where_its_layers_are_read(own_file, capsys):
@@ -199,16 +179,7 @@ def test_a_network_of_ones_own_is_trained_tested_exported_and_resumed(own_file, 
         capsys, "export", "--ckpt_path", BEST, "--out", "x", "--format", "nir"
     )
     main(["test", "--ckpt_path", "exported/network.ckpt", *SILENT])
-    main(
-        [
-            "fit",
-            "--run_folder",
-            "runs/quickstart/version_0",
-            "--trainer.max_epochs",
-            "2",
-            *SILENT,
-        ]
-    )
+    main(["fit", "--run_folder", "runs/quickstart/version_0", "--trainer.max_epochs", "2", *SILENT])
     fit(*SHORT, *own, "--trainer.max_epochs", "2", "--run_folder", "whole")
     resumed, whole = (
         load(f"{at}/checkpoints/last.ckpt")["state_dict"] for at in ("runs/quickstart/version_0", "whole")
@@ -219,48 +190,6 @@ def test_a_network_of_ones_own_is_trained_tested_exported_and_resumed(own_file, 
     message = refused(capsys, "fit", "--run_folder", "whole", *changed)
     assert "model.network.hidden is 5 there, 6 here" in message
     main(["report", "--runs", "runs", "--out", "report.html"])
-
-
-ATTENTION = """
-import torch
-from torch import nn
-import plif_lightning as pl
-
-class AttentionOverTheRowsOfAnImage(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.queries_keys_and_values_of_the_rows = nn.Linear(8, 24)
-        self.neuron, self.head = pl.PLIF(), nn.Linear(64, 10)
-    def forward(self, x):  # [N, 1, 8, 8]
-        q, k, v = self.queries_keys_and_values_of_the_rows(x[:, 0]).chunk(3, -1)
-        rows = nn.functional.scaled_dot_product_attention(q, k, v).flatten(1)
-        return self.head(self.neuron(rows.expand(self.time_steps, *rows.shape)))
-"""
-
-
-def test_the_cost_of_attention_is_printed_with_whole_names(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    Path("my_attention.py").write_text(ATTENTION)
-    try:
-        fit(*SHORT, "--model.network", "my_attention.AttentionOverTheRowsOfAnImage", "--model.loss", "cross_entropy")
-        capsys.readouterr()
-        main(["cost", "--ckpt_path", BEST, "--samples", "2", "--out", "cost.csv"])
-    finally:
-        sys.modules.pop("my_attention", None)
-    out = capsys.readouterr().out
-    assert "my_attention.AttentionOverTheRowsOfAnImage" in out
-    table = rows("cost.csv")
-    assert [row["layer"] for row in table] == [
-        *("queries_keys_and_values_of_the_rows", "neuron", "head", "other products", "all"),
-    ]
-    for row in table:
-        assert f" {row['layer']} " in out
-    assert float(table[3]["dense [M]"]) == pytest.approx(2 * 8 * 8 * 8 / 1e6)  # once: its input is an image
-
-
-def test_a_network_without_arguments_is_given_by_its_name(own_file):
-    fit(*SHORT, "--model.network", "my_nets.Simple")
-    main(["test", "--ckpt_path", BEST, *SILENT])
 
 
 def test_a_checkpoint_cannot_name_anything_else(own_file, capsys):
@@ -283,6 +212,7 @@ def test_a_checkpoint_cannot_name_anything_else(own_file, capsys):
     assert not Path("x").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STRUCTURES)
 def test_onnxruntime_and_pytorchs_program_vote_the_same(kind, tmp_path):
     from plif_lightning.deploy.exporting import to_export, write_onnx

@@ -1,6 +1,5 @@
 """A neuron of a user's own file, in every command."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -72,29 +71,12 @@ def test_a_checkpoint_of_other_equations_is_refused(capsys):
         pl.load_network(BEST)
 
 
-def test_it_is_swept():
-    Path("sweep.yaml").write_text(
-        "program: main.py\nmethod: grid\nname: own\nmetric: {name: val/acc, goal: maximize}\n"
-        "command: [python, '${program}', fit, '${args}']\n"
-        f"parameters:\n  config: {{value: {QUICKSTART}}}\n"
-        "  model.neuron: {values: [my_neurons.CLIF, clif]}\n"
-    )
-    main(["sweep", "sweep.yaml", "--jobs", "1", "--", *TINY, *FEW, *SILENT[:2], "--trainer.max_epochs=1"])
-    assert len(list(Path("runs").rglob("best.ckpt"))) == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--model.neuron", "my_neurons.CLIFF"],
-            "module 'my_neurons' has no attribute 'CLIFF'",
-        ),
+        (["--model.neuron", "my_neurons.CLIFF"], "module 'my_neurons' has no attribute 'CLIFF'"),
         (["--model.neuron", "their_neurons.CLIF"], "No module named 'their_neurons'"),
-        (
-            ["--model.neuron", "torch.nn.Linear"],
-            "Import path does not correspond to a subclass of Neuron",
-        ),
+        (["--model.neuron", "torch.nn.Linear"], "Import path does not correspond to a subclass of Neuron"),
         (["--model.neuron", "my_neurons.CLIF", "--model.neuron.q", "1"], "Option 'q' is not accepted"),
         (["--model.neuron", "clif", "--model.neuron.k", "0.3"], "Expected a dot import path string: clif"),
         (
@@ -109,55 +91,6 @@ def test_a_mistake_is_named(arguments, message, capsys):
 
 
 MY = "import plif_lightning as pl\nclass My(pl.Neuron):"
-FAULTY = {
-    "a syntax error": ("class My(:\n", "invalid syntax (faulty_neurons.py, line 1)"),
-    "an error at import": ("raise RuntimeError('the weights are gone')", "the weights are gone"),
-    "an import of its own": ("import nowhere_at_all", "No module named 'nowhere_at_all'"),
-    "a declaration of a name that is taken": (
-        f"{MY}\n    reset = pl.learned(0.5)\n    def charge(v, x): return v + x",
-        "My: every neuron has a reset already; give the parameter another name.",
-    ),
-}
-UNUSABLE = {
-    "a start outside of its range": (
-        f"{MY}\n    k = pl.learned(2.0, 'unit')\n    def charge(v, x, k): return v + k * (x - v)",
-        "k must be between 0 and 1, got 2.0.",
-    ),
-    "a name that nobody declared": (
-        f"{MY}\n    def charge(v, x, q): return v + q * x",
-        "the equations of My use q: declare it in the class",
-    ),
-}
-
-
-@pytest.fixture
-def faulty(monkeypatch):
-    """Write a neuron's file, and return the arguments that train with it."""
-
-    def arguments(text):
-        Path("faulty_neurons.py").write_text(text)
-        return ["fit", "--config", QUICKSTART, *SILENT, "--model.neuron", "faulty_neurons.My"]
-
-    yield arguments
-    sys.modules.pop("faulty_neurons", None)
-
-
-@pytest.mark.parametrize("kind", FAULTY)
-def test_a_file_that_cannot_be_imported_is_answered_with_its_own_error(kind, faulty, capsys):
-    text, message = FAULTY[kind]
-    assert message in refused(capsys, *faulty(text))
-
-
-@pytest.mark.parametrize("kind", UNUSABLE)
-def test_a_neuron_that_cannot_be_made_ends_the_command_with_the_reason(kind, faulty):
-    text, message = UNUSABLE[kind]
-    with pytest.raises(ValueError, match=re.escape(message)):
-        main(faulty(text))
-
-
-def test_a_parameter_outside_its_range_ends_the_command_with_the_reason():
-    with pytest.raises(ValueError, match=r"k must be between 0 and 1, got 2\.0"):
-        fit("--model.neuron", "my_neurons.CLIF", "--model.neuron.k", "2")
 
 
 def test_a_checkpoint_names_only_neurons(tmp_path):

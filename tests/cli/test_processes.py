@@ -21,6 +21,7 @@ from tests.cli.calls import FEW, QUICKSTART, TINY, command, fit, load, rows, unt
 from tests.conftest import PATIENCE, REPOSITORY
 
 
+@pytest.mark.slow
 def test_fit_on_two_processes(tmp_path):
     done = command(
         *("fit", "--config", QUICKSTART, *TINY, *FEW, "--trainer.max_epochs", "2"),
@@ -34,6 +35,7 @@ def test_fit_on_two_processes(tmp_path):
     assert load("runs/quickstart/version_0/checkpoints/best.ckpt")["global_step"] == 6  # of equal epochs the last
 
 
+@pytest.mark.slow
 def test_a_test_on_two_processes_measures_what_one_does(capsys):
     fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--test_after_fit", "false", "--run_folder", "run")
     arguments = ["test", "--ckpt_path", "run/checkpoints/best.ckpt", "--trainer.accelerator", "cpu"]
@@ -50,6 +52,7 @@ def test_a_test_on_two_processes_measures_what_one_does(capsys):
 EPOCH = [*TINY, "--trainer.limit_val_batches", "1", "--test_after_fit", "false", "--record_samples", "0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then", "batches"), [((1, 16), (2, 16), 59), ((2, 16), (1, 32), 39)])
 def test_a_run_that_loses_or_gains_a_process_within_an_epoch_sees_every_sample_once(first, then, batches, tmp_path):
     """Found by a review: it was refused, whichever batch size was given."""
@@ -80,31 +83,6 @@ def test_a_run_that_loses_or_gains_a_process_within_an_epoch_sees_every_sample_o
 
 def cmdlines():
     return [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.name != str(os.getpid())]
-
-
-@pytest.mark.slow
-def test_sigterm_before_training_ends_all_processes(tmp_path):
-    arguments = ["fit", "--config", QUICKSTART, *TINY, *FEW, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "main.py"), *arguments, "--run_folder", str(tmp_path / "told")],
-        cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL),  # which pytest's workers ignore
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-    def others():
-        found = subprocess.run(["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True).stdout
-        lines = [line.split(None, 1) for line in found.splitlines()[1:]]
-        return [int(pid) for pid, call in lines if str(tmp_path) in call and int(pid) != process.pid]
-
-    until(lambda: process.poll() is not None or others())
-    process.terminate()
-    _, said = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 143, said
-    assert "stopped by SIGTERM" in said
-    until(lambda: not others())
 
 
 @pytest.mark.slow
@@ -158,6 +136,7 @@ def test_a_node_that_does_not_see_the_runs_folder_says_so(tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("unwatched")
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_lost_ends_the_others(number, tmp_path):
     arguments = ["fit", "--config", QUICKSTART, *TINY, "--trainer.max_epochs", "100000"]
@@ -231,6 +210,7 @@ if devices > 1:  # neither process may leave while the other one still listens t
 """
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns_with_the_doubled_batch(tmp_path):
     script = tmp_path / "equivalence.py"
     script.write_text(EQUIVALENCE)

@@ -62,7 +62,9 @@ RECIPE += [
     "--trainer.callbacks",
     "[{class_path: EMAWeightAveraging, init_args: {decay: 0.9, update_every_n_steps: 2}}]",
 ]
+EPOCH = 24  # batches
 LONG = ["--test_after_fit", "false", "--trainer.max_epochs", "4", "--model.channels", "8"]
+LONG += ["--trainer.limit_train_batches", str(EPOCH)]
 LONG += ["--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 1}}]"]
 
 
@@ -79,7 +81,10 @@ def straight(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("moment", ["after an epoch", "in an epoch", "in an epoch of a recipe"])
+@pytest.mark.parametrize(
+    "moment",
+    [*(pytest.param(m, marks=pytest.mark.slow) for m in ("after an epoch", "in an epoch")), "in an epoch of a recipe"],
+)
 def test_a_killed_run_goes_on_exactly(moment, straight, tmp_path):
     recipe = RECIPE if "recipe" in moment else []
     undisturbed = straight(bool(recipe))
@@ -95,18 +100,18 @@ def test_a_killed_run_goes_on_exactly(moment, straight, tmp_path):
 
     def is_the_moment():
         step = progress(killed)
-        return step >= 2 * 77 and (moment == "after an epoch" or step % 77 != 0)
+        return step >= 2 * EPOCH and (moment == "after an epoch" or step % EPOCH != 0)
 
     until(lambda: process.poll() is not None or is_the_moment())
     process.send_signal(signal.SIGKILL)
     process.wait()
     step = progress(killed)
-    assert 2 * 77 <= step < 4 * 77
+    assert 2 * EPOCH <= step < 4 * EPOCH
     resume(killed)
     assert [p.name for p in Path("runs/killed").iterdir()] == ["version_0"]
 
     expected, actual = (load(run / "checkpoints/last.ckpt") for run in (undisturbed, killed))
-    assert actual["global_step"] == expected["global_step"] == 308
+    assert actual["global_step"] == expected["global_step"] == 4 * EPOCH
     for name, value in expected["state_dict"].items():
         assert torch.equal(actual["state_dict"][name], value), name
     for i, state in expected["optimizer_states"][0]["state"].items():
@@ -147,15 +152,6 @@ def test_a_moved_run_that_goes_on_remembers_its_best_epoch(run, tmp_path):
     third = [float(row["val/acc"]) for row in rows(moved / "metrics.csv") if row["val/acc"]][-1]
     assert third <= best < 1
     assert (moved / "checkpoints/best.ckpt").read_bytes() == before
-
-
-def test_a_run_of_one_epoch_goes_on_and_keeps_its_best(capsys):
-    fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--test_after_fit", "false")
-    run = Path("runs/quickstart/version_0")
-    first = load(run / "checkpoints/last.ckpt")["callbacks"]["RunCheckpoints"]["best_accuracy"]
-    assert first == pytest.approx(float(next(row["val/acc"] for row in rows(run / "metrics.csv") if row["val/acc"])))
-    resume(run, "--trainer.max_epochs", "2")
-    assert [row["epoch"] for row in rows(run / "metrics.csv") if row["val/acc"]] == ["0", "1"]
 
 
 @pytest.mark.parametrize("validation", ["1", "0"])
@@ -210,19 +206,6 @@ def test_a_cycle_goes_on_where_an_epoch_has_other_steps():
     assert rates[3] < 0.01 * peak
 
 
-def test_a_schedule_of_accumulation_goes_on_within_an_epoch():
-    """Found by a review: the rest of the epoch was trained without it."""
-    schedule = "[{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 3}}}]"
-    arguments = [*SMALL, "--trainer.callbacks", schedule, "--trainer.max_epochs", "1"]
-    fit(*arguments, "--run_folder", "straight")
-    with power_cut(saved=True):
-        fit(*arguments, "--checkpoint.every_n_batches", "3", "--run_folder", "cut")
-    resume("cut")
-    one, other = (load(f"{name}/checkpoints/last.ckpt") for name in ("straight", "cut"))
-    assert one["global_step"] == other["global_step"]
-    assert all(torch.equal(other["state_dict"][name], value) for name, value in one["state_dict"].items())
-
-
 def test_a_run_begun_from_another_ones_checkpoint_finds_a_best_of_its_own(run, tmp_path):
     last = load(run / "checkpoints/last.ckpt")
     last["callbacks"]["RunCheckpoints"]["best_accuracy"] = 1.0
@@ -230,12 +213,6 @@ def test_a_run_begun_from_another_ones_checkpoint_finds_a_best_of_its_own(run, t
     more = ["--trainer.max_epochs", "3", "--run_folder", "new", "--test_after_fit", "false"]
     fit("--ckpt_path", str(tmp_path / "other.ckpt"), *more, config=str(run / "config.yaml"))
     assert load("new/checkpoints/best.ckpt")["epoch"] == 2
-
-
-def test_a_checkpoint_named_in_a_file_is_refused(run, tmp_path, capsys):
-    path = tmp_path / "mine.yaml"
-    path.write_text(f"ckpt_path: {run / 'checkpoints/last.ckpt'}\n")
-    assert "pass it as --ckpt_path" in refused(capsys, "fit", "--config", QUICKSTART, "--config", str(path))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
@@ -254,15 +231,6 @@ def test_a_run_with_averaged_weights_of_the_last_epochs_goes_on_exactly():
     resume("stopped", "--trainer.max_steps", "-1")
     straight, stopped = (load(f"{name}/checkpoints/last.ckpt")["state_dict"] for name in ("straight", "stopped"))
     assert all(torch.equal(stopped[name], value) for name, value in straight.items())
-
-
-def test_a_damaged_table_of_metrics_is_told_before_anything_is_trained(run, capsys):
-    (run / "metrics.csv").write_bytes(b"epoch,step\n\xff\xfe,1\n")
-    arguments = ["fit", "--run_folder", str(run), "--trainer.max_epochs", "3"]
-    assert "metrics.csv cannot be read as a table of metrics" in refused(capsys, *arguments)
-    (run / "metrics.csv").unlink()
-    main(arguments)
-    assert rows(run / "metrics.csv")
 
 
 @pytest.mark.parametrize(

@@ -135,26 +135,27 @@ def test_the_shares_of_a_grid_are_all_of_it_once(capsys):
 
 def test_a_grid_runs_once_and_what_fails_stops_no_other_run(capsys):
     """Two at a time; a second call runs what failed, and another value."""
-    grid = [write(Path("s.yaml"), parameters={"model.init_tau": {"values": [0.5, 2.0, 4.0]}}), "--jobs", 2]
+    grid = [write(Path("s.yaml"), parameters={"model.init_tau": {"values": [0.5, 2.0]}}), "--jobs", 2]
     assert sweep(*grid, "--", *TINY) == 1
     said = capsys.readouterr().out
     assert "init_tau-0.5 failed\n" in said
     assert "  error: init_tau must be > 1" in said  # the end of its output
     assert "failed: init_tau-0.5  again: python main.py fit" in said
     runs = [run for run in find_runs("runs/mini") if run.status == "finished"]
-    assert [run.setting("model.init_tau") for run in runs] == [2.0, 4.0]
-    ranking = said.split("val/acc, highest first:\n")[1].splitlines()[:2]
-    best = sorted(runs, key=lambda run: (-run.best[1], run.name))
-    assert [line.split() for line in ranking] == [[f"{100 * run.best[1]:.2f}", "%", run.name] for run in best]
+    assert [run.setting("model.init_tau") for run in runs] == [2.0]
     written = [run.folder.metrics.stat().st_mtime_ns for run in runs]
     logs = [Path(f"runs/mini/{run.name}.log").read_text() for run in runs]
-    assert sweep(*grid, "--grid", "model.init_tau=2.0,4.0,8.0", "--", *TINY) == 0
-    assert "3 runs are done: python main.py report --runs runs/mini" in capsys.readouterr().out
-    assert [run.status for run in find_runs("runs/mini")] == ["finished"] * 3
+    assert sweep(*grid, "--grid", "model.init_tau=2.0,4.0", "--", *TINY) == 0
+    said = capsys.readouterr().out
+    assert "2 runs are done: python main.py report --runs runs/mini" in said
     assert written == [run.folder.metrics.stat().st_mtime_ns for run in runs]
     assert logs == [Path(f"runs/mini/{run.name}.log").read_text() for run in runs]
+    best = sorted(find_runs("runs/mini"), key=lambda run: (-run.best[1], run.name))
+    ranking = said.split("val/acc, highest first:\n")[1].splitlines()[:2]
+    assert [line.split() for line in ranking] == [[f"{100 * run.best[1]:.2f}", "%", run.name] for run in best]
 
 
+@pytest.mark.slow
 def test_a_grid_that_was_killed_with_its_runs_is_finished_by_the_same_call():
     few = [*TINY, "--trainer.max_epochs=40"]
     grid = [write(Path("s.yaml"), parameters={"seed_everything": {"values": [1, 2]}}), "--", *few]
@@ -169,6 +170,7 @@ def test_a_grid_that_was_killed_with_its_runs_is_finished_by_the_same_call():
     assert Path("runs/mini/seed_everything-1.log").read_text().count("$ python main.py fit") == 2
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_sweep_and_its_runs_which_save():
     process = started(write(Path("s.yaml")), "--jobs", 2, "--", *LONG)
     until(lambda: process.poll() is not None or saved("*", 2))
@@ -204,6 +206,7 @@ def test_runs_are_ranked_by_the_metric_and_averaged_over_seeds(capsys):
     assert "seed_everything-0 is finished, with other arguments: fit --config" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_in_use_is_named_with_its_process_and_the_others_are_run(capsys):
     """Found by a review: a sweep that was killed without its run kept all of the next call's from starting."""
     grid = [write(Path("s.yaml"), parameters=SEEDS), "--", *TINY]
@@ -279,6 +282,7 @@ def test_a_seed_gives_the_same_parameters_whichever_process_asks(method, tmp_pat
     assert asked("b", 2) + asked("b", 4) == whole
 
 
+@pytest.mark.slow
 def test_a_search_makes_as_many_runs_as_it_should(capsys):
     path = write(Path("s.yaml"), "bayes")
     assert sweep(path, "--jobs", 2, "--seed", 1, "--", *TINY) == 0
@@ -297,6 +301,7 @@ def test_a_search_makes_as_many_runs_as_it_should(capsys):
     assert "holds a search with another metric, other parameters or arguments" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_processes_share_a_search_and_lose_no_trial_of_one_that_was_killed():
     call = (write(Path("s.yaml"), "random", run_cap=1), "--", *LONG)
     killed = started(*call)
@@ -350,6 +355,7 @@ def test_bad_runs_end_early_and_count(tmp_path):
     assert list(a_search(tmp_path, early_terminate=early).claimed(len(runs))) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_ended_early_saves(tmp_path):
     folder = RunFolder(tmp_path / "run")
     job = Job("run", folder, ["fit", "--config", QUICKSTART, *LONG])

@@ -1,7 +1,6 @@
 """Images in class folders, against torchvision's ImageFolder, and refused input."""
 
 import os
-import pickle
 import shutil
 
 import numpy as np
@@ -139,21 +138,6 @@ def test_a_held_out_part_is_no_copy_and_a_store_may_lie_elsewhere(root, tmp_path
         made(root, store=str(tmp_path / "file"))
 
 
-def test_a_pickled_data_set_names_its_cache_instead_of_holding_it(root):
-    train = made(root, size=64).train_set
-    pickled = pickle.dumps(train)
-    assert len(pickled) < 3000 < train.images.nbytes
-    assert torch.equal(pickle.loads(pickled)[5][0], train[5][0])
-
-
-def test_a_data_set_has_the_name_that_its_folder_was_given_by(root, monkeypatch):
-    link = root.parent / "animals"
-    link.symlink_to(root)
-    assert [ImageFolder(root=str(path)).title for path in (root, link)] == ["pets", "animals"]
-    monkeypatch.chdir(root / "train")
-    assert ImageFolder(root="..").title == "pets"
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -183,17 +167,3 @@ def test_what_cannot_be_read_is_named_and_nothing_is_left(root, change, message)
     with pytest.raises(UserError, match=message):
         made(root)
     assert not list(root.rglob("*.npy"))
-
-
-def test_a_wrong_argument_is_named(root):
-    for settings, message in (({"size": 0}, r"data\.size must be a whole"), ({"colour": "cmyk"}, "one of auto, grey")):
-        with pytest.raises(UserError, match=message):
-            ImageFolder(root=str(root), **settings)
-
-
-def test_files_that_are_not_read_are_named(root, caplog):
-    made(root)
-    assert "ignored" not in caplog.text
-    (root / "train" / "cat" / "notes.txt").write_text("")
-    made(root)
-    assert f"{root / 'train'}: 1 files are ignored: cat/notes.txt." in caplog.text

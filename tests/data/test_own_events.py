@@ -91,17 +91,6 @@ def test_files_that_are_not_read_are_named_and_a_class_without_any_is_refused(ro
         of_hands(root)
 
 
-def test_folders_that_are_no_data_set_are_explained(root, tmp_path):
-    with pytest.raises(DatasetNotFoundError, match=r"none/train holds no class folders: .*train/CLASS/\*.*CLASS/\*"):
-        of_hands(tmp_path / "none")
-    assert not (tmp_path / "none").exists()
-    with pytest.raises(DatasetNotFoundError, match=r"train/left holds no class folders"):
-        of_hands(root / "train/left", test_fraction=0.5)
-    (root / "test/middle").mkdir()
-    with pytest.raises(UserError, match=r"in the test set none that the training set lacks; .* left, middle, right"):
-        of_hands(root)
-
-
 def test_the_sensor_is_what_the_first_file_names_and_another_one_is_refused(root):
     with pytest.raises(UserError, match=r"data\.sensor must be given: .*left/0\.npz does not name its sensor"):
         EventFolder(root=str(root))
@@ -146,21 +135,6 @@ def test_tonics_transforms_change_training_events_before_our_augmentation(root):
     fails_without_events = [tonic.transforms.DropEventByTime(0.2), tonic.transforms.TimeAlignment()]
     counts = everything(of_hands(root, augmentation=fails_without_events).train_set).x.sum((1, 2, 3, 4))
     assert (counts == 0).tolist() == [True] + [False] * 5
-
-
-def test_a_transforms_draws_depend_on_seed_and_sample_alone(root):
-    jitter = tonic.transforms.TimeJitter(std=2000, clip_negative=False)
-    shift = tonic.transforms.SpatialJitter(sensor_size=(128, 128, 2), var_x=3.0, var_y=3.0)
-    data = of_hands(root, augmentation=[tonic.transforms.DropEvent(p=0.4), jitter, shift])
-    before = np.random.get_state()[1].copy()
-    all_of_them = everything(data.train_set, 3).x
-    assert np.array_equal(np.random.get_state()[1], before)
-    assert torch.equal(data.train_set.batch(BatchRequest(3, torch.tensor([4]))).x[0], all_of_them[4])
-    assert not torch.equal(everything(data.train_set, 4).x[4], all_of_them[4])
-    assert 200 < all_of_them[4].sum() < 350  # of 500 events, without those that leave the sensor
-    data.augmentation = [tonic.transforms.ToFrame(sensor_size=(128, 128, 2), n_time_bins=3)]
-    with pytest.raises(RecordingError, match=r"train/left/0\.npz after data\.augmentation"):
-        data.dataset(train=True, indices=None, augment=True)
 
 
 def test_pokerdvs_is_read_by_tonic_once_and_served_from_the_cache(tmp_path, few):
@@ -212,9 +186,3 @@ def test_a_data_set_without_a_test_part_is_fetched_by_tonic_and_split_by_class(t
     write(None), (tmp_path / "NCALTECH101/Caltech101" / names[0][11:]).write_bytes(bytes(7))
     with pytest.raises(RecordingError, match=r"bass/image_0003\.bin cannot be read by tonic"):
         made(TonicEvents(**given))
-
-
-def test_what_tonic_has_not_or_has_no_classes_and_two_dimensions_is_refused():
-    for name in (None, "NCARS", "SHD", "DSEC", "VPR"):
-        with pytest.raises(UserError, match=rf"must be .* one of ASLDVS, .*NMNIST, POKERDVS.*; got {name!r}"):
-            TonicEvents(name=name)

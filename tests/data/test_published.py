@@ -103,21 +103,6 @@ def test_another_archive_is_refused_by_name_and_nothing_is_unpacked(digits, tmp_
     assert names_in(folder) == [".lock", "test.zip", "train.zip"]
 
 
-def test_archives_in_an_archive_are_unpacked_and_a_users_file_is_left_alone(tmp_path, monkeypatch, site):
-    writers.write_cifar10dvs(tmp_path / "raw", source="tonic")
-    path = tmp_path / "site/all.zip"
-    with zipfile.ZipFile(path, "w") as file:
-        for name in CIFAR10DVS.class_names:
-            (folder := tmp_path / "raw/CIFAR10DVS" / name).mkdir(exist_ok=True)
-            file.write(zipped(folder, tmp_path / f"{name}.zip"), f"{name}.zip")
-    publish(monkeypatch, CIFAR10DVS, "tonic", {path: CIFAR10DVS.class_names}, (6, 3), site)
-    mine = writers.write_file(tmp_path / "data/CIFAR10DVS/airplane.zip", b"mine")
-    assert counts_of(made(CIFAR10DVS, tmp_path / "data", source="tonic")) == (6, 3)
-    assert mine.read_bytes() == b"mine"
-    others = [".lock", "airplane.zip", "all.zip", "events"]
-    assert names_in(mine.parent) == sorted([*others, *CIFAR10DVS.class_names])
-
-
 def test_what_must_be_fetched_by_hand_is_named_and_taken_from_where_it_was_put(tmp_path, monkeypatch):
     with pytest.raises(DatasetNotFoundError, match=r"Fetch DvsGesture\.tar\.gz \(md5 8a5c.*\) from https://ibm.* put"):
         made(DVSGesture, tmp_path / "data")
@@ -228,18 +213,3 @@ def test_a_trial_has_the_events_from_its_start_to_before_its_end(tmp_path):
         table.write_text(head + lines)
         with pytest.raises(RecordingError, match=message):
             cut(Recording(t, t, t, t % 2), table, 2)
-
-
-def test_gesture_files_that_do_not_fit_are_named(tmp_path):
-    for i, (name, content, expected) in enumerate((
-        ("user01_natural_labels.csv", None, r"user01_natural_labels\.csv cannot be read as a table"),
-        ("user01_natural.aedat", b"", r"user01_natural\.aedat begins with b''"),
-        ("trials_to_train.txt", b"../x.aedat\n", r"\.\./x\.aedat does not exist"),
-        ("user02_natural.aedat", None, r"user02_natural\.aedat does not exist"),
-    )):  # fmt: skip
-        writers.write_dvsgesture(tmp_path / str(i))
-        path = tmp_path / str(i) / "DVSGesture/DvsGesture" / name
-        path.unlink() if content is None else path.write_bytes(content)
-        with pytest.raises(RecordingError, match=expected):
-            made(DVSGesture, tmp_path / str(i))
-    assert counts_of(made(DVSGesture, tmp_path / "3", allow_partial=True)) == (12, 12)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plif_lightning.data import EventFolder, TimeDrop
+from plif_lightning.data import EventFolder
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, Sensor, integrate, read_any
@@ -43,17 +43,8 @@ def everything(dataset, key=0):
     return dataset.batch(BatchRequest(key, torch.arange(len(dataset))))
 
 
-def test_samples_to_measure_on_are_of_all_classes(root):
-    """Recordings are sorted by class: the first ones are of one."""
-    data = EventFolder(root=str(root), time_steps=4, window_events=300)
-    x, label = data.test_samples(4)
-    assert label.tolist() == [0, 0, 1, 1]
-    assert x.shape == (4, 4, 2, 48, 64)
-
-
 @pytest.mark.parametrize(
-    "given",
-    [{"window_events": 300, "stride_events": 200}, {"window_ms": 100, "stride_ms": 50.5, "slicing": "by_time"}],
+    "given", [{"window_events": 300, "stride_events": 200}, {"window_ms": 100, "stride_ms": 50.5, "slicing": "by_time"}]
 )
 def test_windows_are_what_cutting_by_hand_gives(root, given):
     data = made(root, **given)
@@ -77,32 +68,6 @@ def test_windows_are_what_cutting_by_hand_gives(root, given):
     whole = made(root)  # another training set of the same cache
     assert whole.recordings(train=True).content == data.recordings(train=True).content
     assert whole.identity() != data.identity()
-
-
-def test_transforms_see_a_window_as_a_recording_of_its_own(root):
-    spans = []
-
-    def reverse(events):  # as tonic's RandomTimeReversal, which takes the last event's time for the length
-        spans.append((int(events["t"].min()), int(events["t"].max())))
-        events = events[::-1].copy()
-        events["t"] = 99_999 - events["t"]
-        return events
-
-    def frames(augmentation, **given):
-        return everything(made(root, **given, augmentation=augmentation).train_set).x.int()
-
-    given = {"window_ms": 100, "slicing": "by_time"}
-    x = frames(None, **given)
-    assert torch.equal(frames([lambda events: events], **given), x)
-    assert (frames([lambda events: events[5:-5]], **given) <= x).all()  # events that are dropped shift no others
-    assert 0.3 < frames([TimeDrop(1.0)], **given).sum() / x.sum() < 0.7
-    counts = frames([reverse], **given).sum((2, 3, 4))
-    assert (counts - x.flip(1).sum((2, 3, 4))).abs().max() <= 1  # at the edges
-    assert all(0 <= first < 30_000 and 70_000 < last < 100_000 for first, last in spans)
-    for given in ({"window_events": 200}, {"split": "time", "validation": "holdout", "holdout_fraction": 0.5}):
-        spans.clear()
-        frames([reverse], **given)
-        assert all(first == 0 and last > 100_000 for first, last in spans)
 
 
 def test_windows_longer_than_all_recordings_of_a_class_are_refused_with_the_longest_of_each(tmp_path):
@@ -152,30 +117,6 @@ def test_sets_share_no_event(tmp_path, split, windows):
     # one cache for both sets, where it is no class
     assert len(list((tmp_path / ".plif_lightning").glob("*/*/manifest.json"))) == 1
     assert made(tmp_path, test_fraction=0.2).class_names == ("left", "right")
-
-
-def test_the_same_split_after_the_files_are_gone(tmp_path, caplog):
-    write_long(tmp_path, parts=("",), files=5)
-    arguments = {"test_fraction": 0.2, "window_events": 100}
-    before = made(tmp_path, **arguments)
-    parts = before.inventory()
-    assert [(part.counts, part.events) for part in parts] == [([40, 40], 8 * LONG), ([10, 10], 2 * LONG)]
-    for name in ("left", "right"):
-        (tmp_path / name).rename(tmp_path.parent / f"{tmp_path.name}-{name}")
-    after = made(tmp_path, **arguments)
-    assert (after.sensor, after.class_names, after.sizes()) == (before.sensor, before.class_names, before.sizes())
-    assert after.identity() == before.identity()
-    assert "those cached before are used" in caplog.text
-
-
-def test_a_class_of_one_recording_needs_a_split_by_time(tmp_path):
-    write_long(tmp_path, parts=("",), files=1)
-    with pytest.raises(UserError, match=r"0\.2 of the recordings of left, right is no whole one .*split=time"):
-        made(tmp_path, test_fraction=0.2, window_events=100)
-    given = {"test_fraction": 0.2, "window_events": 100, "split": "time", "validation": "holdout"}
-    assert made(tmp_path, **given, holdout_fraction=0.25).sizes() == {"training": 12, "val": 4, "test": 4}
-    with pytest.raises(UserError, match=r"holdout_fraction=0\.1 leaves no sample for validation"):
-        made(tmp_path, **given, holdout_fraction=0.1)
 
 
 def test_bad_arguments_are_named(root):

@@ -6,9 +6,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from plif_lightning.deploy import cost, deployed, fold
+from plif_lightning.deploy import cost, fold
 from plif_lightning.deploy.costs import picojoules_a_byte
-from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, step, use_backend
 from plif_lightning.neurons import PLIF
 from plif_lightning.neurons.carry import unpacked
@@ -147,76 +146,8 @@ def test_every_state_of_a_neuron_is_kept_and_moved():
     )
 
 
-def test_the_layer_that_takes_the_input_is_known(net):
-    """Found by a review: of a network that begins with FC, and by the order of definition in one of one's own."""
-    x = (torch.rand(4, 2, 1, 4, 4) < 0.3).float()
-    assert [layer.spikes for layer in cost(SpikingNetwork((1, 4, 4), 10, 4, structure="FC20-PLIF-FC10"), x).layers] == [
-        False,
-        True,
-    ]
-
-    class Reversed(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.readout, self.body, self.neuron = torch.nn.Linear(6, 10), torch.nn.Linear(16, 6), PLIF()
-
-        def forward(self, x):
-            x = x.expand(4, *x.shape) if x.dim() == 4 else x
-            return self.readout(self.neuron(self.body(x.flatten(2))))
-
-    for given in (x, (torch.rand(7, 1, 4, 4) < 0.3).float()):  # frames, static images
-        found = cost(Reversed(), given)
-        assert {layer.layer: layer.spikes for layer in found.layers if layer.parameters > 1} == {
-            "body": False,
-            "readout": True,
-        }
-        assert (found.time_steps, found.total("updates")) == (4, 4 * 6)
-    with pytest.raises(UserError, match="DeployedNetwork has no layers that are counted: pass the network, not a"):
-        cost(deployed(net), frames(net))
-
-
-def test_a_part_that_is_frozen_in_a_network_that_trains_stays_so(net):
-    net.train()
-    net.encoder.conv1.norm.eval()
-    cost(net, frames(net))
-    assert net.training
-    assert net.encoder.conv2.norm.training
-    assert not net.encoder.conv1.norm.training
-
-
-def test_a_network_in_training_stays_so_and_hooks_are_gone(net):
-    net.train()
-    cost(net, frames(net))
-    assert net.training
-    assert not any(part._forward_pre_hooks for part in net.modules())
-
-
 class Own(PLIF):
     """A neuron that overrides `run`, with the equations of PLIF."""
 
     def run(self, x, v=None, time_steps=None):
         return super().run(x, v, time_steps)
-
-
-def test_neurons_with_a_run_of_their_own_are_counted_alike():
-    net = trained()
-    x = frames(net)
-    expected = cost(net, x)
-    for block in (net.encoder.conv1, net.classifier.fc1):
-        own = Own()
-        own.load_state_dict(block.neuron.state_dict())
-        block.neuron = own
-    assert cost(net, x) == expected
-    assert expected.layers[0].accumulates == 0 < expected.layers[1].accumulates
-
-
-def test_a_network_in_float64_costs_the_same():
-    net = trained()
-    x = frames(net)
-    assert cost(net.double(), x.double()) == cost(net.float(), x)
-
-
-def test_events_as_they_are_stored_cost_the_same():
-    net = trained()
-    x = frames(net).clamp(max=1)
-    assert cost(net, x.to(torch.uint8)) == cost(net, x)

@@ -13,13 +13,12 @@ import torch
 
 from plif_lightning.cli import main
 from plif_lightning.deploy import deployed, fold
-from plif_lightning.deploy.exporting import export, to_export, to_export_step, write_onnx
+from plif_lightning.deploy.exporting import export, write_onnx
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import SpikingNetwork, load_network
 from plif_lightning.network.fingerprint import fingerprint
 from plif_lightning.network.network import ARGUMENTS
-from tests.cli.calls import SILENT, TINY, command, fit, refused, rows
-from tests.conftest import REPOSITORY
+from tests.cli.calls import SILENT, TINY, fit, refused, rows
 from tests.deploy.conftest import frames, trained
 
 SHORT = ["--trainer.limit_train_batches", "5", "--trainer.limit_val_batches", "1", "--test_after_fit", "false"]
@@ -174,25 +173,6 @@ def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(checkpo
     assert {path.name for path in tmp_path.iterdir()} == {"out", "mine.txt"}
 
 
-@pytest.mark.usefixtures("unwatched")
-def test_a_full_disk_leaves_no_folder(checkpoint, tmp_path):
-    call = f"{sys.executable} {REPOSITORY}/main.py export --ckpt_path {checkpoint} --out {tmp_path}/out"
-    done = subprocess.run(["bash", "-c", f"ulimit -f 8; {call}"], capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_another_programs_network_takes_must_be_said(checkpoint, tmp_path):
-    foreign = torch.load(checkpoint, weights_only=True)
-    foreign |= {"preprocessing": None, "cli_config": "data: {class_path: mydata.Mine}\nmodel: {}"}
-    torch.save(foreign, tmp_path / "foreign.ckpt")
-    with pytest.raises(UserError, match="does not say what its network takes: pass --input=images or"):
-        export(tmp_path / "foreign.ckpt", tmp_path / "out", ["network", "pt2"])
-    assert not (tmp_path / "out").exists()
-    export(tmp_path / "foreign.ckpt", tmp_path / "out", ["network", "pt2"], "frames")
-    assert json.loads((tmp_path / "out/export.json").read_text())["input"] == [2, "N", 1, 8, 8]
-
-
 def test_an_engine_is_no_result_of_the_run(checkpoint, tmp_path, capsys):
     run = tmp_path / "RUN"
     shutil.copytree(checkpoint.parent.parent, run)
@@ -201,14 +181,6 @@ def test_an_engine_is_no_result_of_the_run(checkpoint, tmp_path, capsys):
     assert "int8: conv1 dense, conv2 event-driven, int8" in " ".join(capsys.readouterr().out.split())
     assert (run / "test_int8/metrics.csv").is_file()
     assert not (run / "test").exists()
-
-
-@pytest.mark.parametrize("tau_per", ["layer", "channel"])
-def test_a_learned_threshold_is_exported(tau_per):
-    net = trained(learn_threshold=True, tau_per=tau_per)
-    x = frames(net)
-    torch.testing.assert_close(to_export(net, static=False).module()(x), fold(net)(x))
-    assert to_export_step(net) is not None
 
 
 def test_the_command_line_exports_and_refuses(checkpoint, tmp_path, monkeypatch, capsys):
@@ -234,14 +206,9 @@ def test_training_does_not_go_on_from_a_folded_checkpoint(exported, capsys):
     assert "folded" in line
 
 
-def test_folding_twice_is_folding_once(exported):
-    net = load_network(exported)
-    assert torch.equal(fold(net)(images()), net(images()))
-
-
-@pytest.mark.parametrize("v_reset", [0.0, -0.5])
-def test_a_step_in_onnx_says_which_potentials_it_begins_with(v_reset, tmp_path):
-    net = trained(v_reset=v_reset, steps=2)
+@pytest.mark.slow
+def test_a_step_in_onnx_says_which_potentials_it_begins_with(tmp_path):
+    net = trained(v_reset=-0.5, steps=2)
     write_onnx(net, False, tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "step.onnx")
     said = session.get_modelmeta().custom_metadata_map
@@ -254,9 +221,3 @@ def test_a_step_in_onnx_says_which_potentials_it_begins_with(v_reset, tmp_path):
         votes, *after = session.run(None, {"frame": frame.numpy(), **state})
         state = dict(zip(state, after, strict=True))
         torch.testing.assert_close(torch.from_numpy(votes), expected)
-
-
-def test_a_program_is_exported_without_a_word_of_pytorchs(checkpoint, tmp_path):
-    done = command("export", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / "out"), "--format", "pt2")
-    assert done.returncode == 0
-    assert done.stderr == ""

@@ -58,15 +58,6 @@ def test_its_weights_are_those_of_a_network_made_folded(net):
     assert torch.equal(again.eval()(frames(net)), fold(net)(frames(net)))
 
 
-def test_a_hook_on_a_folded_convolution_is_called(net):
-    folded = fold(net)
-    expected = folded(frames(net))
-    seen = []
-    folded.encoder.conv2.conv.register_forward_hook(lambda *of: seen.append(1))
-    torch.testing.assert_close(folded(frames(net)), expected)
-    assert seen
-
-
 class QuarterBN(nn.BatchNorm2d):
     def forward(self, x):
         return super().forward(x) / 4
@@ -84,14 +75,8 @@ def halve(module, given, output):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda net: net.encoder.conv1.conv.register_forward_hook(lambda *of: None),
-            "conv1.conv has hooks",
-        ),
-        (
-            lambda net: net.encoder.conv2.norm.register_forward_hook(lambda *of: None),
-            "conv2.norm has hooks",
-        ),
+        (lambda net: net.encoder.conv1.conv.register_forward_hook(lambda *of: None), "conv1.conv has hooks"),
+        (lambda net: net.encoder.conv2.norm.register_forward_hook(lambda *of: None), "conv2.norm has hooks"),
         (lambda net: net.register_forward_hook(halve), "has hooks, which would be lost"),
         (lambda net: net.voting.register_forward_hook(halve), "has hooks, which would be lost"),
         (lambda net: setattr(net.encoder.conv1, "conv", nn.Identity()), "a part of the network was replaced"),

@@ -1,8 +1,6 @@
 """Networks frozen for inference: float32 and 8 bits, sequences and steps."""
 
-import copy
 import logging
-import pickle
 
 import pytest
 import torch
@@ -182,36 +180,6 @@ def test_a_large_batch_is_taken_in_parts_where_maps_are_stored(channels, sizes, 
     monkeypatch.setattr(made, "_run", lambda part, *of: (seen.append(part.shape[1]), run(part, *of))[1])
     torch.testing.assert_close(made(x), votes)
     assert seen == sizes
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_defaults_of_the_process_do_not_matter(net, engine):
-    made, x = deployed(net, engine), frames(net)
-    votes, (_, state) = made(x), made.step(x[0])
-    try:
-        torch.set_default_dtype(torch.float64)
-        torch.set_default_device("meta")
-        assert torch.equal(made(x), votes)
-        for v, before in zip(made.step(x[0])[1].values(), state.values(), strict=True):
-            assert torch.equal(v, before)
-    finally:
-        torch.set_default_dtype(torch.float32)
-        torch.set_default_device(None)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(made(x), votes)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_it_can_be_copied_and_sent_elsewhere(net, engine):
-    made, x = deployed(net, engine), frames(net)
-    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
-        assert torch.equal(other(x), made(x))
-
-
-def test_a_network_in_bfloat16_is_folded_in_float32(net):
-    net.bfloat16()
-    x = frames(net)
-    assert torch.equal(deployed(net)(x), deployed(copy.deepcopy(net).float())(x))
 
 
 def patched(name, factor=0.5):

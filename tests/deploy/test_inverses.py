@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 import plif_lightning as pl
@@ -50,15 +50,6 @@ def votes(net, x):
         return net(x)
 
 
-fuzzed = settings(
-    max_examples=25,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much, HealthCheck.too_slow],
-)
-
-
-@fuzzed
 @given(structure=structures())
 def test_a_file_of_weights_is_the_network_again(structure, tmp_path):
     pytest.importorskip("safetensors", reason="extra `hub`")
@@ -70,7 +61,6 @@ def test_a_file_of_weights_is_the_network_again(structure, tmp_path):
     assert torch.equal(votes(again, frames(net)), votes(net, frames(net)))
 
 
-@fuzzed
 @given(structure=structures())
 def test_a_checkpoint_is_the_network_again(structure, tmp_path):
     net = drawn(structure)
@@ -83,7 +73,6 @@ def test_a_checkpoint_is_the_network_again(structure, tmp_path):
     assert torch.equal(votes(again, x), votes(task.network.eval(), x))
 
 
-@fuzzed
 @given(structure=structures(OTHERS))
 def test_what_a_graph_cannot_hold_is_refused_by_name(structure):
     pytest.importorskip("nir", reason="extra `export`")

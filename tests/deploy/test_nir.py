@@ -171,26 +171,6 @@ HOOKS = {
 }
 
 
-@pytest.mark.parametrize("kind", HOOKS)
-def test_a_part_with_hooks_is_not_written(kind):
-    net = trained(**({"structure": STRUCTURES["residual"]} if "residual" in kind else {}))
-    to_nir(net)
-    HOOKS[kind](net)
-    with pytest.raises(UserError, match=r"cannot be (written|folded).* hooks|has hooks, which would be lost"):
-        to_nir(net)
-
-
-def test_a_kernel_that_cannot_be_filled_up_to_a_square_is_named():
-    with pytest.raises(UserError, match=r"conv1 has a kernel of \(3, 2\), and NIR's reader takes kernels for squares"):
-        to_nir(trained(structure="c4k3x2s1-BN-PLIF-FC3-PLIF"))
-
-
-def test_what_is_added_twice_is_refused():
-    net = trained(structure="c4k3s1-BN-PLIF-ADD(ADD(c4k3s1-BN-PLIF))-PLIF-FC3")
-    with pytest.raises(UserError, match="res1 adds the output of conv1_neuron twice, which NIR cannot write"):
-        to_nir(net)
-
-
 def test_the_blocks_of_sew_resnet_18_fire_every_spike_in_spikingjelly(tmp_path):
     structure = yaml.safe_load((configs.folder() / "networks/sew_resnet18.yaml").read_text())["model"]["structure"]
     structure = structure.replace("MPk3s2p1", "MPk2s2")  # NIR has no maximum with padding

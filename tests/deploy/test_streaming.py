@@ -5,15 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from plif_lightning.deploy import StreamingNetwork, cost, deployed, fold, to_nir
+from plif_lightning.deploy import StreamingNetwork, deployed, fold
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, Sensor, integrate
-from plif_lightning.network import over_time, use_backend
-from plif_lightning.neurons import PLIF
-from plif_lightning.training.task import SpikingClassifier
+from plif_lightning.network import use_backend
 from tests.deploy.conftest import frames, trained
 from tests.writers import events_of
 
@@ -47,7 +45,6 @@ def test_frames_one_by_one_give_the_votes_of_all_of_them(net):
     assert torch.equal(alone.votes, stream.votes[1])
 
 
-@settings(deadline=None, max_examples=20)
 @given(cuts=st.lists(st.integers(0, 1000), max_size=6), by_time=st.booleans())
 def test_a_recording_cut_anywhere_gives_the_same_bits(cuts, by_time):
     way = {"us_per_step": 21_000} if by_time else {"events_per_step": 170}
@@ -113,47 +110,6 @@ def test_time_may_not_jump_back_however_the_stream_was_cut():
     assert len(stream.push([0, 1], [0, 1], [5, 6], [1, 1])) == 1
 
 
-def test_who_stops_in_between_goes_on_there():
-    events, stream = recording(), StreamingNetwork(NET, events_per_step=90)
-    expected = StreamingNetwork(NET, events_per_step=90).push(events)
-    steps = stream.pushed(events)
-    first = [next(steps), next(steps)]
-    assert stream.waiting_events == 1000 - 180
-    rest = stream.push([], [], [], [])
-    assert torch.equal(torch.cat([torch.stack(first), rest]), expected)
-
-
-def test_what_is_wrong_is_said(net):
-    for settings_, message in (
-        ({"events_per_step": 0}, "events_per_step must be a whole number, at least 1, got 0"),
-        ({"events_per_step": 1e3}, "events_per_step must be a whole number, at least 1, got 1000.0"),
-        ({"events_per_step": 1, "us_per_step": 1}, "not both"),
-    ):
-        with pytest.raises(UserError, match=message):
-            StreamingNetwork(net, **settings_)
-    stream = StreamingNetwork(net)
-    with pytest.raises(UserError, match="where a time-step ends"):
-        stream.push([0], [0], [0], [0])
-    with pytest.raises(UserError, match=r"\[N, 2, 12, 12\] in a new stream, got \[2, 12, 11\]"):
-        stream.step(torch.zeros(2, 12, 11))
-    stream.step(torch.zeros(2, 2, 12, 12))
-    with pytest.raises(UserError, match=r"frame must be \[2, 2, 12, 12\], as before"):
-        stream.step(torch.zeros(2, 12, 12))
-    several = StreamingNetwork(net, events_per_step=1)
-    several.step(torch.zeros(2, 2, 12, 12))
-    with pytest.raises(UserError, match="as before"):  # events are those of one stream
-        several.push([0], [0], [0], [0])
-    with pytest.raises(UserError, match="need a network from a structure, got a DeployedNetwork"):
-        StreamingNetwork(deployed(net))
-    with pytest.raises(UserError, match="engine must be one of float32, int8, got 'int9'"):
-        StreamingNetwork(net, engine="int9")
-    with pytest.raises(UserError, match=r"engine='int8' runs on a CPU in float32, not on cpu in torch\.float64"):
-        StreamingNetwork(net.double(), engine="int8")
-    net.float()
-    with pytest.raises(UserError, match="cannot stream"):
-        StreamingNetwork(trained(input_encoder="poisson", shape=(1, 12, 12)))
-
-
 def test_a_stream_runs_in_8_bits_and_in_other_types(net):
     x, made = frames(net), deployed(net, "int8")
     stream = StreamingNetwork(net, engine="int8")
@@ -170,19 +126,6 @@ def test_the_network_of_the_caller_stays_as_it_was(net):
     StreamingNetwork(net).step(frames(net)[0])
     assert all(p.requires_grad for p in net.parameters())
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-
-
-def test_what_is_deployed_is_a_network_or_a_task_with_one(net):
-    task = SpikingClassifier((2, 12, 12), 3, 4, channels=8, fc_features=20, votes_per_class=2)
-    task.network = net
-    x = frames(net)
-    assert torch.equal(fold(task)(x), fold(net)(x))
-    assert cost(task, x).layers == cost(net, x).layers
-    assert StreamingNetwork(task).step(x[0, 0]).shape == (3,)
-    other = over_time(torch.nn.Sequential(PLIF()))
-    for use in (fold, deployed, StreamingNetwork, to_nir):
-        with pytest.raises(UserError, match=r"need a network from a structure, got a OverTime: .* Export pt2 or ONNX"):
-            use(other)
 
 
 def test_votes_of_the_last_steps_alone():

@@ -5,7 +5,7 @@ import multiprocessing
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plif_lightning.events import Recording, RecordingError, Sensor, read_any
@@ -93,14 +93,12 @@ recordings = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(recording=recordings, time_steps=st.integers(1, 25))
 def test_frames_are_those_of_the_definition(recording, time_steps):
     frames = integrate(recording, Sensor(5, 7), time_steps)
     np.testing.assert_array_equal(frames, frames_by_definition(recording, Sensor(5, 7), time_steps))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(recording=recordings, time_steps=st.integers(1, 25), slicing=st.sampled_from(["by_count", "by_time"]))
 def test_no_event_is_lost_and_order_within_a_slice_does_not_matter(recording, time_steps, slicing):
     sensor = Sensor(5, 7)
@@ -118,7 +116,6 @@ def test_no_event_is_lost_and_order_within_a_slice_does_not_matter(recording, ti
     np.testing.assert_array_equal(count_events(shuffled, bounds, 2 * sensor.pixels).reshape(frames.shape), frames)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(recording=recordings, time_steps=st.integers(1, 25))
 def test_slices_of_time_have_the_bounds_of_their_definition(recording, time_steps):
     t = recording.t - (recording.t[0] if len(recording.t) else 0)
@@ -156,7 +153,7 @@ def integrate_elsewhere(queue: "multiprocessing.Queue[list[int]]") -> None:
     queue.put(integrate(FOUR, TINY, 2).reshape(-1).tolist())
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # loader workers fork, too
 def test_it_works_in_a_process_that_was(method):
     expected = integrate(FOUR, TINY, 2).reshape(-1).tolist()

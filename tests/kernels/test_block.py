@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plif_lightning.dynamics.firing import Firing
@@ -65,7 +65,6 @@ def one_after_another(x, table, scale, bias, k, firing, pool, steps, v=None):
     return ops.fire(y, one, bias[None], rows_of(neurons, one), v, steps, POOLS[pool], neurons.key, v is not None)
 
 
-@settings(deadline=None, max_examples=150)
 @given(
     size=st.tuples(st.integers(1, 3), st.integers(0, 2), st.integers(1, 11), st.integers(1, 11)),
     channels=st.integers(1, 130), share=SHARES, pool=st.sampled_from(SPIKING),
@@ -125,7 +124,6 @@ def test_steps_one_after_another_are_the_whole(pool, size, outputs):
     assert torch.equal(v.permute(0, 1, 4, 2, 3), last)
 
 
-@settings(deadline=None)
 @given(
     shape=st.tuples(st.integers(0, 3), st.integers(1, 130), st.integers(1, 9), st.integers(1, 9)), share=SHARES,
     kind=st.sampled_from([torch.float32, torch.int8]),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -85,7 +85,6 @@ def test_the_first_block_of_every_neuron_is_the_reference(neuron):
     equal(x, "max_random", neuron=neuron())
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     shape=st.tuples(st.integers(2, 5), st.integers(1, 3), st.integers(1, 4), st.integers(2, 9), st.integers(2, 9)),
     pool=st.sampled_from(list(POOLS)),

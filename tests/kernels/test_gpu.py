@@ -80,17 +80,21 @@ both((4, 2, 3, 3, 4), "none", held=True, per_step=False, start=True, last=True, 
 for kind in ("sigmoid", "triangle", "rectangle", "fast_sigmoid"):
     both((4, 1, 3, 4, 4), "none", kind=kind)
 both((4, 2, 6, 4, 4), "max_random", bf16=True)
-for kind in (neurons.CLIF, neurons.ALIF, neurons.QIF, neurons.EIF, neurons.KLIF, neurons.Synaptic, neurons.GLIF):
+for kind in (neurons.NAMED,):
     both((5, 2, 3, 4, 4), "max_random", neuron=kind(), detach=False)
     both((5, 2, 3, 3, 4), "none", neuron=kind(), start=True, last=True, learned_threshold=kind is neurons.CLIF)
 print("equal")
 """
 
 
-def test_in_the_interpreter_they_compute_what_the_cpu_kernels_do():
+SLOW = ("ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
+
+
+@pytest.mark.parametrize("name", ["CLIF", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_in_the_interpreter_they_compute_what_the_cpu_kernels_do(name):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED],
+        [sys.executable, "-c", INTERPRETED.replace("NAMED", name)],
         env=environment,
         capture_output=True,
         text=True,

@@ -1,5 +1,7 @@
 """Whole networks: the fused forms train like the reference, compiled or not."""
 
+from itertools import cycle
+
 import pytest
 import torch
 
@@ -30,8 +32,7 @@ def losses(name, backend, dtype, steps=10, batch=2, **changes):
     return curve
 
 
-@pytest.mark.parametrize("name", INPUTS)
-@pytest.mark.parametrize("statistics", ["per_step", "all_steps"])
+@pytest.mark.parametrize(("name", "statistics"), [*zip(INPUTS, cycle(["per_step", "all_steps"]), strict=False)])
 def test_ten_steps_of_each_network_are_those_of_the_reference(name, statistics):
     small = SMALL | ({"time_steps": 6} if name in LARGE else {})
     curves = [losses(name, b, torch.float64, norm_statistics=statistics, **small) for b in ("cpu", "reference")]

@@ -12,8 +12,7 @@ from torch.nn import functional
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, load_network, step, use_backend
 from plif_lightning.network.fingerprint import fingerprint
-from plif_lightning.network.norm import TimeBatchNorm2d
-from plif_lightning.neurons import IF, PLIF
+from plif_lightning.neurons import IF
 from tests.dynamics import oracle
 
 SMALL = {
@@ -310,27 +309,6 @@ def test_in_float64_votes_and_gradients_have_all_its_digits():
         torch.testing.assert_close(found, grad, rtol=1e-10, atol=1e-13)
 
 
-def test_shapes_are_there_without_memory():
-    with torch.device("meta"):
-        network = small()
-        assert network(torch.empty(4, 3, 2, 9, 10)).shape == (4, 3, 3)
-        assert network(torch.empty(3, 2, 9, 10)).shape == (4, 3, 3)
-        assert PLIF()(torch.empty(4, 3, 5)).shape == (4, 3, 5)
-
-
-@pytest.mark.parametrize("sparse", ["auto", "always"])
-def test_hooks_of_all_modules_hear_every_module(sparse):
-    network, heard = small(sparse=sparse).eval(), set()
-    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, given, out: heard.add(module))
-    try:
-        with torch.no_grad():
-            network(inputs())
-        holders = {part for part in network.modules() if isinstance(part, TimeBatchNorm2d)}
-        assert {part for part in network.modules() if part not in holders} <= heard
-    finally:
-        handle.remove()
-
-
 def test_a_layer_says_how_it_ran_and_why_no_faster_form_did():
     net, x = small(sparse="always").eval(), inputs()
     assert net.forms() == {}
@@ -363,18 +341,6 @@ def test_an_input_of_any_type_is_taken(dtype):
         with torch.autocast("cpu", torch.bfloat16):
             assert use_backend(net, backend)(x).dtype == torch.float32
     assert net.double()(x).dtype == torch.float64
-
-
-def test_the_number_of_steps_is_not_set_behind_its_layers():
-    """Found by a review: images went on with the old one, frames had to have the new one."""
-    net = SpikingNetwork((1, 8, 8), 2, 4)
-    with pytest.raises(AttributeError):
-        net.time_steps = 8
-    with pytest.raises(UserError, match="time_steps must be a whole number, at least 1, got 0"), net.for_time_steps(0):
-        pass
-    with net.for_time_steps(8):
-        assert (net.time_steps, len(net(torch.rand(1, 1, 8, 8)))) == (8, 8)
-    assert (net.time_steps, len(net(torch.rand(1, 1, 8, 8)))) == (4, 4)
 
 
 @pytest.mark.parametrize("sparse", ["never", "always"])

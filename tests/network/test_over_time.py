@@ -51,21 +51,6 @@ class Residual(nn.Sequential):
         return x + super().forward(x)
 
 
-def test_a_sequential_with_a_forward_of_its_own_keeps_it():
-    inner = Residual(nn.Linear(8, 8), nn.ReLU())
-    net, x = nn.Sequential(nn.Flatten(), inner, pl.IF(v_threshold=1e9)), torch.rand(4, 2, 8)
-    found = pl.traces(net, x)[1]["2"].charged[0]
-    torch.testing.assert_close(found, x[0] + torch.relu(inner[0](x[0])))
-    with pytest.raises(UserError, match=r"Residual contains neurons.* overrides its forward"):
-        pl.over_time(nn.Sequential(Residual(nn.Linear(8, 8), pl.PLIF())))
-
-
-def test_a_layer_that_is_there_twice_runs_twice():
-    layer = nn.Linear(4, 4)
-    x = torch.rand(3, 2, 4)
-    torch.testing.assert_close(pl.over_time(nn.Sequential(layer, nn.ReLU(), layer))(x), layer(layer(x).relu()))
-
-
 def test_a_batch_without_time_is_refused():
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), pl.PLIF())
     with pytest.raises(UserError, match=r"got \[5, 3\]: a batch \[N, features\] has no time. .*over_time"):

@@ -6,7 +6,6 @@ from torch import nn
 
 import plif_lightning as pl
 from plif_lightning.deploy import StreamingNetwork, cost, deployed, fold
-from plif_lightning.deploy.exporting import to_export_step
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.fingerprint import fingerprint
 from plif_lightning.network.own import (
@@ -16,7 +15,6 @@ from plif_lightning.network.own import (
     kernels_of,
     listening,
     neurons_of,
-    own_network,
 )
 
 DATA = {"input_shape": (1, 8, 8), "num_classes": 3, "time_steps": 4}
@@ -200,25 +198,6 @@ def test_a_checkpoint_of_it_is_loaded_with_its_class_or_by_its_configuration(tmp
         pl.load_network(checkpoint(module, tmp_path / "c.ckpt", evil))
 
 
-class Fixed(Net):
-    def __init__(self, **options) -> None:
-        super().__init__(num_classes=3, **options)
-
-
-class Hoarding(Net):
-    def __init__(self, **options) -> None:
-        super().__init__()
-        self.options = options
-
-
-@pytest.mark.parametrize("kind", [Fixed, Hoarding])
-def test_what_a_class_gives_its_base_itself_is_not_given_twice(kind, tmp_path):
-    module = task(kind())
-    named = f"model:\n  network:\n    class_path: {__name__}.{kind.__name__}\n"
-    again = pl.load_network(checkpoint(module, tmp_path / "a.ckpt", named))
-    assert getattr(again, "options", {}) == {}
-
-
 class Wide(Net):
     def __init__(self, part: nn.Module, gain: float = 1.0, **further) -> None:
         super().__init__(**further)
@@ -255,13 +234,6 @@ def test_its_cost_is_counted_and_what_needs_a_structure_refuses_it_in_a_sentence
             use(net)
 
 
-def test_a_network_without_neurons_is_exported_step_by_step():
-    net = own_network(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), DATA, {})
-    frame = torch.rand(2, 1, 8, 8)
-    (votes,) = to_export_step(net).module()(frame)
-    torch.testing.assert_close(votes, net(frame.expand(4, 2, 1, 8, 8))[0])
-
-
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_sequential_takes_static_images_at_every_number_of_steps(steps):
     layers = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), pl.PLIF())
@@ -271,8 +243,3 @@ def test_a_sequential_takes_static_images_at_every_number_of_steps(steps):
     torch.testing.assert_close(module(x), module(x[:, None].expand(5, steps, 1, 4, 4)))
     again = pl.SpikingClassifier((1, 4, 4), 3, steps, network=pl.over_time(layers))
     assert torch.equal(again(x), module(x))
-
-
-def test_a_compiled_network_is_the_one_inside():
-    net = torch.compile(pl.SpikingNetwork((1, 8, 8), 3, 4, channels=2, fc_features=4), backend="eager")
-    assert has_votes(net)

@@ -5,7 +5,7 @@ from torch.utils.checkpoint import checkpoint
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.pooling import SpikeMaxPool2d
+from plif_lightning.network.pooling import Pool2d, SpikeMaxPool2d
 
 
 def spikes(shape, share=0.4, dtype=torch.float32):
@@ -96,6 +96,11 @@ def test_a_checkpointed_network_draws_the_same_twice(backend, reentrant):
     assert len(outputs) == 2 + reentrant  # the non-reentrant kind stops recomputing once it has the saved tensors
     assert all(torch.equal(outputs[0], other) for other in outputs)
     torch.testing.assert_close(*gradients)
+
+
+def test_pools_of_the_kernels():
+    sizes = (2,), (2, 2, 1), (3, 2), ((2, 2), 2, (0, 0))
+    assert [Pool2d(nn.AvgPool2d(*of)).name for of in sizes] == ["avg", None, None, "avg"]
 
 
 def test_an_unknown_rule_is_refused():

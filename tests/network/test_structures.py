@@ -15,7 +15,6 @@ from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork, step, traces, use_backend
 from plif_lightning.network.blocks import Residual
 from plif_lightning.network.output import Integral
-from plif_lightning.network.pooling import Pool2d, SpikeMaxPool2d
 from plif_lightning.neurons import CLIF, LIF, PLIF
 from plif_lightning.neurons.making import NeuronName
 from plif_lightning.structure import parse
@@ -233,59 +232,6 @@ def test_a_pool_of_real_numbers_is_the_same_with_a_gradient_and_without(dtype):
     assert net(x[:, :0]).shape == (4, 0, 10)
 
 
-class Graded(PLIF):
-    """Fires values other than zero and one, by a `run` of its own."""
-
-    def run(self, x, v=None, time_steps=None):
-        spikes, v = super().run(x, v, time_steps)
-        return 0.7 * spikes, v
-
-
-@pytest.mark.parametrize(
-    "structure",
-    [
-        "c4k3s1-BN-PLIF-MPk2s2-FC3",
-        "c4k3s1-BN-PLIF-MPk3s2p1-FC3",
-        "c4k3s1-BN-PLIF-MPk2s2-MPk3s1p1-FC3",
-        "ADD(c4k3s1-BN-PLIF)-MPk2s2-FC3",
-    ],
-)
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_pools_keep_the_values_of_neurons_with_a_run_of_their_own(structure, backend):
-    """Found by reading: they came out of max-pools as ones, or as zeros."""
-    net = SpikingNetwork((4, 8, 8), 3, 2, structure=structure, neuron=Graded, backend=backend)
-    pooled = []
-    for pool in (part for part in net.modules() if isinstance(part, Pool2d)):
-        pool.register_forward_hook(lambda pool, given, found: pooled.append((pool.pool, given[0], found)))
-    net(5 * torch.rand(2, 3, 4, 8, 8)).sum().backward()
-    assert pooled
-    for pool, given, found in pooled:
-        assert given.unique().tolist()[-1] > 0.6
-        window = (2, 2, 0) if isinstance(pool, SpikeMaxPool2d) else (pool.kernel_size, pool.stride, pool.padding)
-        expected = functional.max_pool2d(given.flatten(0, 1), *window)
-        assert torch.equal(found.flatten(0, 1), expected)
-
-
-@pytest.mark.parametrize("part", ["branch", "shortcut"])
-def test_a_pre_hook_on_a_part_of_a_residual_block_may_give_it_other_values(part):
-    """Found by a review: they were taken for the spikes in their place."""
-    torch.manual_seed(0)
-    text = "c8k3s1-BN-PLIF-ADD(c8k3s1-BN-PLIF|c8k1s1-BN-PLIF)-FC2"
-    net = SpikingNetwork((2, 8, 8), 2, 2, structure=text, sparse="always").eval()
-    make_fire(net)
-    block = net.encoder.res1
-    getattr(block, part).register_forward_pre_hook(lambda module, given: (0.1 * given[0], *given[1:]))
-    found = {}
-    x = torch.rand(2, 4, 2, 8, 8)
-    for backend in ("reference", "auto"):
-        use_backend(net, backend, "always")
-        handle = block.register_forward_hook(lambda module, given, y: found.__setitem__(backend, y))  # noqa: B023
-        net(x)
-        handle.remove()
-    assert found["reference"].any()
-    assert torch.equal(found["auto"], found["reference"])
-
-
 # --- configs/networks
 
 
@@ -367,26 +313,6 @@ def test_bn_without_neurons_has_the_references_gradient_for_a_single_image(text,
         grads.append([p.grad for p in net.parameters()])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_a_layer_may_say_true_and_false_as_python_does_and_nothing_else():
-    """Found by a review: `False` was a text, and so counted as true."""
-    text = "c4k3s1-BN-PLIF(detach_reset={},through_time={},learn_threshold={})-FC3"
-    for no in ("False", "false"):
-        neuron = SpikingNetwork((1, 4, 4), 3, 5, structure=text.format(no, no, no)).encoder.conv1.neuron
-        assert neuron.v_threshold_raw is None
-        assert not neuron.constants.detach_reset
-        assert not neuron.constants.through_time
-    for values in (("no", "true", "true"), ("true", "no", "true"), ("true", "true", "no")):
-        with pytest.raises(UserError, match=r"must be (one of True, False|true or false), got 'no'"):
-            SpikingNetwork((1, 4, 4), 3, 5, structure=text.format(*values))
-
-
-def test_a_layers_own_tau_of_2_is_no_default():
-    text = f"c4k3s1-BN-{Slow.__module__}.Slow{{}}-FC3"
-    for own, tau in (("", 8.0), ("(init_tau=2.0)", 2.0), ("(init_tau=3.0)", 3.0)):
-        net = SpikingNetwork((1, 4, 4), 3, 5, structure=text.format(own))
-        assert net.encoder.conv1.neuron.tau.item() == pytest.approx(tau)
 
 
 class Slow(PLIF):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -20,7 +20,6 @@ from plif_lightning.dynamics.expression import OPERATIONS, in_order
 from plif_lightning.errors import UserError
 from plif_lightning.network import use_backend
 from plif_lightning.neurons import as_plain, make_neuron
-from plif_lightning.neurons.modules import RESERVED
 
 # ruff: noqa: N805  # equations have no self
 
@@ -106,7 +105,6 @@ def test_every_operation_is_among_them():
     assert set(OPERATIONS) - used == {"eq"}  # only of gradients: where two values are equal
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 40), st.integers(1, 5)),
     per=st.sampled_from(["layer", "channel"]),
@@ -324,23 +322,6 @@ def test_a_wrong_neuron_is_named(body, arguments, message):
         type("Own", (pl.Neuron,), {"charge": lambda v, x: v + x, **body})(**arguments)
 
 
-@pytest.mark.parametrize("name", sorted({*RESERVED, "v", "half", "forward"}))
-def test_a_reserved_name_of_a_parameter_is_refused_with_the_name(name):
-    with pytest.raises(UserError, match=f"Own: every neuron has a {name} already; give the parameter another name"):
-        type("Own", (pl.Neuron,), {"charge": lambda v, x: v + x, name: pl.fixed(0.5)})
-
-
-def test_a_parameter_may_be_named_b():
-    kind = type("Own", (pl.Neuron,), {"charge": lambda v, x, b: v + b * x, "b": pl.learned(0.5, "unit")})
-    neuron = kind(b=0.25, learn_threshold=True)
-    ours, theirs = (results(neuron.double(), inputs((5, 2, 7)), backend) for backend in ("cpu", "reference"))
-    for a, b in zip(ours[0] + ours[1], theirs[0] + theirs[1], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
-    assert neuron.b.item() == pytest.approx(0.25)
-    assert neuron.learned().keys() == {"b", "v_threshold"}
-    assert {name for name, _ in neuron.named_parameters()} == {"b_raw", "v_threshold_raw"}
-
-
 class Comparing(pl.Neuron):
     """States and a parameter with the names of the library's own gradients."""
 
@@ -446,19 +427,6 @@ class Constant(pl.Neuron):
 
     def after(k, s):
         return 0.5, k, s
-
-
-def test_a_number_is_one_for_every_neuron():
-    x = inputs((3, 2, 4))
-    for backend in ("cpu", "reference"):
-        neuron = use_backend(Constant().double(), backend)
-        spikes, (v, w, u) = neuron.run(x)
-        assert spikes.eq(1).all()
-        assert v.eq(0.5).all()
-        assert w.shape == u.shape == v.shape == (2, 4)
-        (spikes.sum() + w.sum()).backward()
-        assert neuron.k_raw.grad.abs() > 0
-        assert neuron.trace(x).states["w"].shape == (3, 2, 4)
 
 
 def test_a_number_from_around_is_that_of_the_moment():

@@ -88,11 +88,6 @@ def test_a_name_makes_its_neuron():
         make_neuron("IF", 3)
 
 
-def test_a_neuron_shows_its_constants():
-    assert repr(PLIF(init_tau=3.0)).startswith("PLIF(tau=3, v_threshold=1.0, v_reset=0.0")
-    assert "tau=[5 channels]" in repr(LIF(tau_per="channel", channels=5))
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -105,14 +100,6 @@ def test_a_neuron_shows_its_constants():
 def test_an_unknown_argument_is_answered_with_the_nearest(make, message):
     with pytest.raises(UserError, match=message):
         make()
-
-
-def test_a_neuron_without_memory_is_shown_and_gives_shapes():
-    with torch.device("meta"):
-        neuron, x = PLIF(), torch.empty(4, 2, 3)
-    assert "tau on meta" in repr(neuron)
-    assert neuron(x).shape == x.shape
-    assert neuron(x).is_meta
 
 
 @pytest.mark.parametrize("v_threshold", [-1.0, np.float32(-1), math.nan])

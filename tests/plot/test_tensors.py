@@ -6,7 +6,6 @@ import torch
 from matplotlib import pyplot
 
 import plif_lightning as pl
-from plif_lightning.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +41,7 @@ def test_a_membrane_trace_shows_potentials_threshold_and_spikes():
 
 def test_the_threshold_that_is_drawn_is_the_neurons():
     x = torch.full([5, 1, 3], 1.5)
-    for made, expected in (
-        (pl.PLIF(v_threshold=0.3), 0.3),
-        (pl.PLIF(v_threshold=0.5, learn_threshold=True), 0.5),
-    ):
+    for made, expected in ((pl.PLIF(v_threshold=0.3), 0.3), (pl.PLIF(v_threshold=0.5, learn_threshold=True), 0.5)):
         assert pl.plot.membrane(made.trace(x)).lines[-1].get_ydata() == pytest.approx([expected] * 2)
     each = pl.PLIF(tau_per="channel", channels=3, learn_threshold=True)
     labels = [line.get_label() for line in pl.plot.membrane(each.trace(x)).lines]
@@ -73,17 +69,3 @@ def test_frames_beside_one_another_have_one_scale():
     weak, strong = (ax.images[0].get_array()[0, 0].tolist() for ax in pl.plot.frames(events))
     assert weak == [1, 0.5, 0.5]
     assert strong == [1, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("draw", "message"),
-    [
-        (lambda: pl.plot.raster(torch.rand(4, 3)), "spikes must be zeros and ones"),
-        (lambda: pl.plot.membrane(0.5), "got a single number"),
-        (lambda: pl.plot.frames(torch.zeros(4, 7, 2, 2)), r"C = 1, 2 or 3, got \[4, 7, 2, 2\]"),
-        (lambda: pl.plot.frames(["a"]), "numbers are expected"),
-    ],
-)
-def test_mistakes_are_named(draw, message):
-    with pytest.raises(UserError, match=message):
-        draw()

@@ -1,12 +1,9 @@
 """Reading complete and damaged run folders."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from plif_lightning.errors import UserError
-from plif_lightning.runs.histograms import append_histograms, read_histograms
 from plif_lightning.runs.record import this_process, update
 from plif_lightning.runs.run import find_runs, read_run
 from plif_lightning.runs.samples import read_samples
@@ -42,31 +39,11 @@ def test_what_is_no_share_is_no_accuracy(tmp_path, accuracy):
     assert read_run(tmp_path / "a").accuracy is None
 
 
-def test_runs_behind_a_link_are_found_once(tmp_path):
-    write_run(tmp_path / "scratch" / "b")
-    write_run(tmp_path / "runs" / "a")
-    (tmp_path / "runs" / "A").mkdir()
-    for name, target in (("Z", "scratch/b"), ("A/best", "runs/a"), ("again", "runs")):
-        (tmp_path / "runs" / name).symlink_to(tmp_path / target)
-    assert [run.name for run in find_runs(tmp_path / "runs")] == ["a", "Z"]
-
-
 def test_what_is_below_a_run_is_its_own_and_hidden_folders_are_not_searched(tmp_path):
     write_run(tmp_path / "x")
     write_run(tmp_path / "x" / "test" / "other")
     write_run(tmp_path / ".broken" / "b")
     assert [found.name for found in find_runs(tmp_path)] == ["x"]
-
-
-def test_a_histogram_behind_half_a_line_is_read(tmp_path):
-    run = write_run(tmp_path / "a")
-    whole = read_histograms(run)
-    with run.weights.open("a") as file:
-        file.write('{"layer": "fc1", "ep')
-    append_histograms(run, [replace(whole[-1], epoch=9), replace(whole[-1], epoch=3, low=-7.0)])
-    rows = read_histograms(run)
-    assert [row.epoch for row in rows] == [0, 1, 2, 3, 9]
-    assert rows[3].low == -7.0  # the resumed run wrote this epoch again
 
 
 def test_runs_come_in_the_order_of_their_numbers(tmp_path):
@@ -105,13 +82,6 @@ def test_what_cannot_be_read_is_reported_and_the_rest_is_read(tmp_path, damage, 
     assert damaged.status == status
     assert any(problem in text for text in damaged.problems)
     assert whole.problems == []
-
-
-@pytest.mark.parametrize("text", ["", "epoch,step\n"])
-def test_an_empty_table_is_a_run_without_epochs(tmp_path, text):
-    write_run(tmp_path / "a").metrics.write_text(text)
-    found = read_run(tmp_path / "a")
-    assert (found.metrics, found.best, found.accuracy) == ([], None, None)
 
 
 def test_folders_without_runs_are_refused(tmp_path):

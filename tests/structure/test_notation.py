@@ -3,7 +3,7 @@
 import contextlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plif_lightning.errors import UserError
@@ -109,7 +109,6 @@ def structures(draw):
 
 
 @given(structures())
-@settings(deadline=None)
 def test_reading_is_the_inverse_of_writing(structure):
     text = str(structure)
     assert parse(text) == structure
@@ -117,7 +116,6 @@ def test_reading_is_the_inverse_of_writing(structure):
 
 
 @given(st.text(alphabet="cksBNPLIF-{}*()|=,.0123ADM ", max_size=40))
-@settings(deadline=None)
 def test_any_text_is_read_or_refused(text):
     with contextlib.suppress(UserError):
         assert parse(str(parse(text))) == parse(text)

@@ -1,7 +1,6 @@
 """Training step by step, without gradient through time."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,19 +75,6 @@ def test_a_sample_has_one_mask_of_dropout():
     assert seen[0].any()
 
 
-def test_compiled_parts_and_losses_of_ones_own_are_not_taken_step_by_step(monkeypatch):
-    net = lively()
-    assert separable(net, "per_step")
-    net.encoder.conv1.compile(backend="eager")
-    assert not separable(net, "per_step")
-
-    monkeypatch.setattr("plif_lightning.training.task.step_by_step", None)  # would raise
-    task = pl.SpikingClassifier((1, 8, 8), 3, 5, structure="FC3-LIF", through_time=False)
-    monkeypatch.setattr(task, "log", lambda *arguments, **options: None)
-    task.loss = lambda votes, label, smoothing=0.0: votes.mean(0).square().mean()
-    task.training_step((torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])), 0)
-
-
 @pytest.mark.parametrize(
     ("loss", "settings", "expected"),
     [
@@ -132,20 +118,6 @@ def test_it_is_a_setting_of_a_run(tmp_path, monkeypatch):
     fit(*TINY, "--model.through_time", "false", "--model.loss", "per_step", "--trainer.max_epochs", "2")
     losses = [float(row["train/loss"]) for row in rows("runs/quickstart/version_0/metrics.csv") if row["train/loss"]]
     assert losses[1] < losses[0]
-
-
-def test_gradients_that_hooks_or_a_scale_act_on_are_not_taken_step_by_step():
-    """Found by a review: hooks of parameters acted twice, and float16's scale after small gradients were lost."""
-    settings = {"channels": 2, "fc_features": 4, "through_time": False}
-    task = pl.SpikingClassifier((1, 8, 8), 3, 4, **settings)
-    assert separable(task.network, "per_step")
-    assert task._goes_step_by_step(static=True)
-    task._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=object()))
-    assert not task._goes_step_by_step(static=True)
-    handle = task.network.classifier.fc1.fc.weight.register_hook(lambda gradient: gradient)
-    assert not separable(task.network, "per_step")
-    handle.remove()
-    assert separable(task.network, "per_step")
 
 
 def test_bn_that_sees_a_static_image_once_is_not_trained_step_by_step():

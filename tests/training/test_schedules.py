@@ -46,10 +46,6 @@ def test_its_fall_is_pytorchs_one_cycle():
     assert ours[:11] == pytest.approx([0.4 * (0.1 + 0.9 * i / 10) for i in range(11)])
 
 
-def test_it_stays_at_its_end_where_training_goes_on():
-    assert rates(of_length(10, end=0.5), 14)[10:] == pytest.approx([0.2] * 4)
-
-
 class Rates(L.Callback):
     def __init__(self):
         self.seen = []
@@ -110,18 +106,3 @@ def test_a_longer_cycle_counts_from_the_next_step_on():
 def test_a_wrong_argument_is_refused(arguments):
     with pytest.raises(UserError, match=f"lr_scheduler.{next(iter(arguments))} must"):
         of_length(3, **arguments)(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4))
-
-
-def test_a_training_of_unknown_length_is_refused():
-    module = SpikingClassifier(*((1, 8, 8), 10, 2), channels=4, fc_features=12, lr_scheduler=OneCycle)
-    trainer = L.Trainer(
-        max_epochs=-1,
-        limit_val_batches=0,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with pytest.raises(UserError, match=r"OneCycle needs a training of known length: pass --trainer\.max_epochs"):
-        trainer.fit(module, datamodule=Digits(time_steps=2))
