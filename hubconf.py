@@ -6,10 +6,10 @@ dependencies = ["torch", "lightning", "numba", "lazy_loader", "yaml"]
 
 
 def pretrained(place: str, **named: Any) -> Any:
-    """A trained network from a folder or the hub; see `SpikingNetwork.from_pretrained`."""
-    from plif_lightning import SpikingNetwork
+    """A trained network from a folder or the hub; see `plif_lightning.from_pretrained`."""
+    from plif_lightning import from_pretrained
 
-    return SpikingNetwork.from_pretrained(place, **named)
+    return from_pretrained(place, **named)
 
 
 def network(name: str = "fashionmnist", **changes: Any) -> Any:

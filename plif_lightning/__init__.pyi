@@ -7,8 +7,12 @@ from .dynamics import Equations as Equations
 from .dynamics import Firing as Firing
 from .dynamics import Surrogate as Surrogate
 from .network import SpikingNetwork as SpikingNetwork
+from .network import from_pretrained as from_pretrained
+from .network import from_spikingjelly as from_spikingjelly
 from .network import load_network as load_network
 from .network import over_time as over_time
+from .network import push_to_hub as push_to_hub
+from .network import save_pretrained as save_pretrained
 from .network import step as step
 from .network import traces as traces
 from .network import use_backend as use_backend

@@ -23,6 +23,15 @@ class UserError(ValueError):
     """A mistake in an argument, a configuration or a file; the message says how to fix it."""
 
 
+# Arguments of SpikingJelly and snnTorch, and what they are here.
+_ELSEWHERE = {
+    "tau": "init_tau",
+    "surrogate_function": "surrogate",
+    "spike_grad": "surrogate",
+    "threshold": "v_threshold",
+}
+
+
 def require_known_arguments(of: str, given: Iterable[str], known: Collection[str]) -> None:
     """Check keyword arguments against those that `of` accepts.
 
@@ -31,8 +40,8 @@ def require_known_arguments(of: str, given: Iterable[str], known: Collection[str
     """
     for name in given:
         if name not in known:
-            near = (
-                ["init_tau"] if name == "tau" and "init_tau" in known else difflib.get_close_matches(name, known, n=1)
+            near = [here for here in [_ELSEWHERE.get(name)] if here in known] or difflib.get_close_matches(
+                name, known, 1
             )
             hint = f" Did you mean {near[0]}?" if near else f" It has {', '.join(known)}."
             raise UserError(f"{of} has no argument {name}.{hint}")

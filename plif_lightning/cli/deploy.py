@@ -70,7 +70,7 @@ def _pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:
     from plif_lightning.analysis.results import row_of
     from plif_lightning.network import SpikingNetwork, load_network
     from plif_lightning.network.checkpoint import checkpoint_file
-    from plif_lightning.network.pretrained import CARD, CONFIG, WEIGHTS
+    from plif_lightning.network.pretrained import CARD, CONFIG, WEIGHTS, save_pretrained
     from plif_lightning.runs.folder import RunFolder
     from plif_lightning.runs.run import read_run
 
@@ -90,7 +90,7 @@ def _pretrained(path: Path, out: Path, licence: str | None) -> dict[str, int]:
             error = f" \u00b1 {row['standard_error']} (standard error)" if row["standard_error"] else ""
             of_run |= {"protocol": f"{run.protocol}: {how}", "accuracy": f"{row['accuracy']} %{error}, on the test set"}
         facts |= {name: value for name, value in of_run.items() if value}
-    net.save_pretrained(out, facts)
+    save_pretrained(net, out, facts)
     return {name: (out / name).stat().st_size for name in (WEIGHTS, CONFIG, CARD)}
 
 

@@ -3,7 +3,7 @@
 import math
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -22,29 +22,43 @@ class Batch(NamedTuple):
     sample: Tensor  # int64 [N], its place in the original data set
     target: Tensor | None = None  # float32 [N, C] of mixed samples; None where the label is all of it
 
+    @property
+    def answer(self) -> Tensor:
+        """What a loss compares votes with: the shares of mixed samples, or labels."""
+        return self.label if self.target is None else self.target
+
 
 def as_batch(batch: Any) -> Batch:
-    """A batch of this project's loaders as it is; a pair (x, label) of any other loader as such a batch.
+    """A batch of this project's loaders as it is; a pair (x, label) or a dict of any other loader as such a batch.
 
     Args:
-        batch: a `Batch`; or x [N, C, H, W] of static images or [N, T, C, H, W], and labels [N].
+        batch: a `Batch`; or x [N, C, H, W] of static images or [N, T, C, H, W], and labels: int64 [N], or float [N, C],
+            the share of each class in a mixed sample (timm's Mixup). In a dict x is named `pixel_values`, and labels
+            `label` or `labels`.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none of them.
     """
     if isinstance(batch, Batch):
         return batch
+    given = type(batch).__name__
+    if isinstance(batch, Mapping):
+        batch = batch.get("pixel_values"), batch.get("label", batch.get("labels"))
     parts = tuple(batch) if isinstance(batch, (tuple, list)) else ()
     if [isinstance(part, Tensor) for part in parts] != [True, True]:
-        length = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-        raise UserError(f"a batch must be a pair (x, label) of tensors, got {type(batch).__name__}{length}.")
-    x, label = parts
-    if x.dim() not in (4, 5) or label.shape != x.shape[:1] or label.is_floating_point():
         raise UserError(
-            "a batch must hold x [N, C, H, W] or [N, T, C, H, W] and integer labels [N], "
+            f"a batch must be a pair (x, label) of tensors, or a dict of pixel_values and label, got {given}"
+            f"{f' of {len(parts)}' if parts else ''}."
+        )
+    x, label = parts
+    mixed = label.is_floating_point()
+    if x.dim() not in (4, 5) or len(label) != len(x) or label.dim() != (2 if mixed else 1):
+        raise UserError(
+            "a batch must hold x [N, C, H, W] or [N, T, C, H, W], and integer labels [N] or shares [N, classes], "
             f"got {list(x.shape)} and {label.dtype} {list(label.shape)}."
         )
-    return Batch(x, label.long(), torch.arange(len(x), device=x.device))
+    sample = torch.arange(len(x), device=x.device)
+    return Batch(x, label.argmax(1), sample, label) if mixed else Batch(x, label.long(), sample)
 
 
 def merged(x: Tensor, time_steps: int, *others: int) -> Tensor:

@@ -48,6 +48,8 @@ class Firing:
     through_time: bool = True
 
     def __post_init__(self) -> None:
+        if self.v_reset is None:  # as in SpikingJelly
+            raise UserError("v_reset must be a number: pass reset='soft' for a reset that subtracts the threshold.")
         # A tensor is not checked, because reading it would synchronise with its device.
         constant = not hasattr(self.v_threshold, "requires_grad")
         if not math.isfinite(self.v_reset) or (constant and not self.v_reset < self.v_threshold):

@@ -6,6 +6,8 @@ from plif_lightning.network.network import SpikingNetwork, use_backend
 from plif_lightning.network.norm import NormStatistics
 from plif_lightning.network.over_time import OverTime, over_time
 from plif_lightning.network.pooling import Pooling, PoolTies, SpikeMaxPool2d
+from plif_lightning.network.pretrained import from_pretrained, push_to_hub, save_pretrained
+from plif_lightning.network.spikingjelly import from_spikingjelly
 from plif_lightning.network.stepping import step, traces
 from plif_lightning.structure import Structure
 
@@ -19,8 +21,12 @@ __all__ = [
     "SpikeMaxPool2d",
     "SpikingNetwork",
     "Structure",
+    "from_pretrained",
+    "from_spikingjelly",
     "load_network",
     "over_time",
+    "push_to_hub",
+    "save_pretrained",
     "step",
     "traces",
     "use_backend",

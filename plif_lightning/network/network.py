@@ -1,10 +1,9 @@
 """Spiking encoder, spiking classifier and votes, from a structure."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, get_origin
 
 import torch
@@ -14,7 +13,6 @@ from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.firing import Keywords as Keywords
 from plif_lightning.errors import UserError, require_count, require_known_arguments, require_one_of
 from plif_lightning.kernels import Backend, BackendName, Sparse
-from plif_lightning.network import pretrained
 from plif_lightning.network.blocks import WITH_NEURON, Blocks, ConvBlock, FCBlock, NeuronBlock, layers_of
 from plif_lightning.network.building import Builder
 from plif_lightning.network.hooks import Hear, listening
@@ -221,48 +219,6 @@ class SpikingNetwork(nn.Module):
         finally:
             for part in parts:
                 part.time_steps = original
-
-    def save_pretrained(self, folder: str | Path, facts: Mapping[str, str] | None = None) -> None:
-        """Write the network, and a model card, into a folder: `model.safetensors`, `config.json` and `README.md`.
-
-        Args:
-            folder: created if missing.
-            facts: card contents: data, protocol, accuracy, epochs, command, license (that of the weights).
-
-        Raises:
-            UserError: the network has neurons that are not this package's, or a class of its own; a package is missing.
-        """
-        pretrained.write(self, Path(folder), facts or {})
-
-    @classmethod
-    def from_pretrained(
-        cls, place: str | Path, revision: str | None = None, token: str | None = None
-    ) -> "SpikingNetwork":
-        """A network that `save_pretrained` wrote, in evaluation mode, on the CPU. No code of the file's author runs.
-
-        Args:
-            place: folder, or OWNER/NAME on the hub.
-            revision: branch, tag or commit on the hub.
-            token: of the hub, for private networks.
-
-        Raises:
-            CheckpointError: it is damaged, or names neurons that are not this package's.
-            UserError: a package is missing.
-        """
-        return pretrained.read(SpikingNetwork, ARGUMENTS, str(place), revision, token)
-
-    def push_to_hub(
-        self, repo_id: str, facts: Mapping[str, str] | None = None, private: bool = False, token: str | None = None
-    ) -> str:
-        """Put the network and its card on the Hugging Face hub, and return its URL; see `save_pretrained`.
-
-        Args:
-            repo_id: OWNER/NAME.
-            facts: for the card.
-            private: visible to its owner only.
-            token: of the hub; None for the one that `hf auth login` keeps.
-        """
-        return pretrained.push(self, repo_id, facts or {}, private, token)
 
     def listening(self, hear: Hear) -> AbstractContextManager[None]:
         """`listening` to the neurons of every layer, by the layer's name."""

@@ -2,14 +2,16 @@
 
 import json
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.fingerprint import fingerprint, require_same
+from plif_lightning.network.network import ARGUMENTS, SpikingNetwork, as_plain
+from plif_lightning.network.own import description, neurons_of
 from plif_lightning.runtime.files import written_whole
 from plif_lightning.runtime.program import needed_by
 from plif_lightning.structure import parse
@@ -17,7 +19,6 @@ from plif_lightning.structure.layers import neurons_in
 from plif_lightning.structure.notation import NEURONS
 from plif_lightning.version import __version__
 
-_N = TypeVar("_N", bound=nn.Module)
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _FACTS = ("data", "protocol", "accuracy", "epochs", "command", "license")
 
@@ -32,39 +33,50 @@ def _foreign(arguments: Mapping[str, Any]) -> str | None:
     return next((path for path in paths if not ours(path)), None)
 
 
-def write(net: Any, folder: Path, facts: Mapping[str, str]) -> None:
-    """Write weights, arguments and model card; see `SpikingNetwork.save_pretrained`."""
+def save_pretrained(net: nn.Module, folder: str | Path, facts: Mapping[str, str] | None = None) -> None:
+    """Write a network and a model card into a folder: `model.safetensors`, `config.json` and `README.md`.
+
+    Args:
+        net: a `SpikingNetwork`, or a user-defined network, of which the weights are written and no code.
+        folder: created if missing.
+        facts: card contents: data, protocol, accuracy, epochs, command, license (that of the weights).
+
+    Raises:
+        UserError: an unknown fact, or a package is missing.
+    """
     with needed_by("saving a network as safetensors"):
         from safetensors.torch import save
-    from plif_lightning.neurons import as_plain
 
-    arguments = {**net.arguments, "neuron": as_plain(net.arguments.get("neuron", "plif"))}
-    own_class = not type(net).__module__.startswith("plif_lightning.")
-    if foreign := _foreign(arguments) or (own_class and type(net).__name__):
-        raise UserError(
-            f"the network cannot be saved: {foreign} is user-defined, and from_pretrained imports no code but this "
-            "package's. Pass on the checkpoint, and the file of the class, instead."
-        )
+    facts = facts or {}
     if unknown := sorted(facts.keys() - set(_FACTS)):
         raise UserError(f"a card has no {', '.join(unknown)}; known are {', '.join(_FACTS)}.")
+    about: dict[str, Any] = {"plif_lightning": __version__, "network": description(net)}
+    about["fingerprint"] = fingerprint(net)
+    if type(net) is SpikingNetwork:
+        arguments = {**net.arguments, "neuron": as_plain(net.arguments.get("neuron", "plif"))}
+        if not _foreign(arguments):
+            about["arguments"] = arguments
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    about = {"plif_lightning": __version__, "fingerprint": fingerprint(net), "arguments": arguments}
     with written_whole(folder / WEIGHTS, "wb") as file:
         file.write(save(weights, {"format": "pt"}))
     with written_whole(folder / CONFIG) as file:
         json.dump(about, file, indent=1)
     with written_whole(folder / CARD) as file:
-        file.write(_card(net, facts))
+        file.write(_card(net, facts, built="arguments" in about))
 
 
-def _card(net: Any, facts: Mapping[str, str]) -> str:
-    """A model card in the hub's form."""
+def _card(net: Any, facts: Mapping[str, str], built: bool) -> str:
+    """A model card in the hub's form; `built`: `from_pretrained` makes the network without its class."""
     licence = facts.get("license", "")
-    tau = {name: neuron.learned().get("tau") for name, neuron in net.neurons()}
+    tau = {name: neuron.learned().get("tau") for name, neuron in neurons_of(net)}
+    known = all(hasattr(net, name) for name in ("input_shape", "time_steps", "num_classes"))
     rows = {
-        "network": f"`{net.structure}`",
-        "input": f"{' x '.join(map(str, net.input_shape))}, T = {net.time_steps}, {net.num_classes} classes",
+        "network": f"`{description(net)}`",
+        "input": f"{' x '.join(map(str, net.input_shape))}, T = {net.time_steps}, {net.num_classes} classes"
+        if known
+        else "",
         **{name: facts[name] for name in ("data", "protocol", "accuracy", "epochs") if name in facts},
         "command": f"`{facts['command']}`" if "command" in facts else "",
         "tau": ", ".join(f"{name} {float(value.mean()):.3f}" for name, value in tau.items() if value is not None),
@@ -73,21 +85,35 @@ def _card(net: Any, facts: Mapping[str, str]) -> str:
     }
     cells = {name: " ".join(value.split()).replace("|", "\\|") for name, value in rows.items() if value}
     table = "\n".join(f"| {name} | {value} |" for name, value in cells.items())
+    own = "" if built else f", {type(net).__name__}(...)"
     head = f"license: {licence}\n" if licence else ""
     return (
         f"---\nlibrary_name: plif_lightning\n{head}tags: [spiking-neural-network, plif]\n---\n\n"
         f"# A spiking network of PLIF neurons\n\n| | |\n|---|---|\n{table}\n\n"
         "```python\nimport plif_lightning as pl\n\n"
-        'network = pl.SpikingNetwork.from_pretrained("FOLDER OR NAME ON THE HUB")\n```\n'
+        f'network = pl.from_pretrained("FOLDER OR NAME ON THE HUB"{own})\n```\n'
     )
 
 
-def read(kind: type[_N], known: Collection[str], place: str, revision: str | None, token: str | None) -> _N:
-    """The network, of a class with these arguments, in a folder or on the hub; see `from_pretrained`."""
+def from_pretrained(
+    place: str | Path, net: nn.Module | None = None, revision: str | None = None, token: str | None = None
+) -> nn.Module:
+    """A network that `save_pretrained` wrote, in evaluation mode, on the CPU. No code of the file's author runs.
+
+    Args:
+        place: folder, or OWNER/NAME on the hub.
+        net: takes the weights; needed for a user-defined network, or user-defined neurons.
+        revision: branch, tag or commit on the hub.
+        token: of the hub, for private networks.
+
+    Raises:
+        CheckpointError: it is damaged, or of another network than `net`.
+        UserError: a package is missing.
+    """
     with needed_by("a network in safetensors"):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
-    folder = Path(place)
+    folder, place = Path(place), str(place)
     if folder.is_dir():
         config, weights = folder / CONFIG, folder / WEIGHTS
     else:
@@ -98,27 +124,43 @@ def read(kind: type[_N], known: Collection[str], place: str, revision: str | Non
         )
     try:
         about, state = json.loads(config.read_text("utf-8")), load_file(weights)
-        arguments = {name: value for name, value in about["arguments"].items() if name in known}
+        arguments = {name: value for name, value in about.get("arguments", {}).items() if name in ARGUMENTS}
+        stored = about["fingerprint"]
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{place} is not what save_pretrained writes, or is damaged ({error}).") from error
-    if foreign := _foreign(arguments):
+    if net is None and (not arguments or _foreign(arguments)):
         raise CheckpointError(
-            f"{place} has neurons of its author's own, {foreign}, whose code would be imported: load a checkpoint of "
-            "it with load_network, if you trust it."
+            f"{place} holds {about.get('network')}, which is user-defined, and its code is not imported: make such a "
+            f"network and pass it, from_pretrained({place!r}, net)."
         )
-    net = kind(**{**arguments, "backend": "auto", "sparse": "auto"})
-    require_same(net, about.get("fingerprint"), place)
+    if net is None:
+        net = SpikingNetwork(**{**arguments, "backend": "auto", "sparse": "auto"})
+    require_same(net, stored, place)
     net.load_state_dict(state)
     return net.eval()
 
 
-def push(net: Any, repo_id: str, facts: Mapping[str, str], private: bool, token: str | None) -> str:
-    """Upload a network to a repository on the hub, which is made if it is not there; returns its URL."""
+def push_to_hub(
+    net: nn.Module,
+    repo_id: str,
+    facts: Mapping[str, str] | None = None,
+    private: bool = False,
+    token: str | None = None,
+) -> str:
+    """Put a network and its card on the Hugging Face hub, and return its URL; see `save_pretrained`.
+
+    Args:
+        net: see `save_pretrained`.
+        repo_id: OWNER/NAME; created if missing.
+        facts: for the card.
+        private: visible to its owner only.
+        token: of the hub; None for the one that `hf auth login` keeps.
+    """
     with needed_by("a network on the hub"):
         from huggingface_hub import HfApi
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        write(net, Path(folder), facts)
+        save_pretrained(net, folder, facts)
         api.create_repo(repo_id, private=private, exist_ok=True)
         made = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add a network of plif_lightning")
     return str(made.repo_url)

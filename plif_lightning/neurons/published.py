@@ -2,7 +2,8 @@
 
 import torch
 
-from plif_lightning.neurons.modules import Neuron
+from plif_lightning.dynamics import Equations
+from plif_lightning.neurons.modules import LIF, PLIF, Neuron
 from plif_lightning.neurons.parameters import fixed, learned
 
 # mypy: disable-error-code="no-untyped-def"
@@ -89,6 +90,29 @@ class KLIF(Neuron):
 
     def charge(v, x, k, slope, v_reset):
         return torch.relu(slope * (v + (x - (v - v_reset)) * k))
+
+
+def _undecayed(v, x, k, v_reset):
+    return v - (v - v_reset) * k + x
+
+
+class UndecayedLIF(LIF):
+    """LIF whose input is not divided by tau: SpikingJelly's with `decay_input=False`."""
+
+    equations = Equations(("v",), charge=_undecayed)
+
+
+class UndecayedPLIF(PLIF):
+    """PLIF whose input is not divided by tau: SpikingJelly's with `decay_input=False`."""
+
+    equations = UndecayedLIF.equations
+
+
+class UndecayedKLIF(KLIF):
+    """KLIF whose input is not divided by tau: SpikingJelly's with `decay_input=False`."""
+
+    def charge(v, x, k, slope, v_reset):
+        return torch.relu(slope * (v - (v - v_reset) * k + x))
 
 
 class Synaptic(Neuron):

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from plif_lightning.errors import UserError, require_one_of
 
 LossName = Literal["per_step", "rate", "per_step_cross_entropy", "cross_entropy", "tet"]
 Loss = Callable[..., Tensor]
+if TYPE_CHECKING:
+    AnyLoss = LossName | nn.Module | Loss
+else:
+    AnyLoss = LossName | nn.Module  # on the command line, where a file may name a class of losses, but no function
 
 # Logits per vote: with M = 10 neurons per class, as in the paper, a logit is the number of neurons that fire.
 _LOGITS = 10.0
@@ -94,12 +98,22 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def loss_named(name: str, tet_lambda: float | None = None, votes: bool = True) -> Loss:
-    """The loss of a name, for a network with votes in [0, 1] or with the logits of a readout.
+def own_loss(loss: Loss, votes: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
+    """A user-defined loss of (votes [T, N, C], target), a scalar.
+
+    Its target is int64 [N]; float [N, C], the share of each class, where samples are mixed or labels are smoothed.
+    """
+    return loss(votes, _target(votes, label, smoothing) if smoothing or label.is_floating_point() else label)
+
+
+def loss_named(name: Any, tet_lambda: float | None = None, votes: bool = True) -> Loss:
+    """The loss of a name, for a network with votes in [0, 1] or with the logits of a readout; or a user-defined one.
 
     Raises:
         UserError: an unknown name, tet of votes, or a lambda outside of 0..1 or beside another loss.
     """
+    if callable(name):
+        return partial(own_loss, name)
     require_one_of("loss", name, LossName)
     if (name == "tet" and votes) or (tet_lambda is not None and (name != "tet" or not 0 <= tet_lambda <= 1)):
         raise UserError(

@@ -24,7 +24,7 @@ from plif_lightning.network.network import Keywords, NetworkKeywords, as_plain
 from plif_lightning.network.output import mean_votes
 from plif_lightning.network.own import has_votes, own_network, require_protocol
 from plif_lightning.training.finite import FiniteGuard
-from plif_lightning.training.losses import LossName, loss_named
+from plif_lightning.training.losses import AnyLoss, loss_named
 from plif_lightning.training.online import separable, step_by_step
 from plif_lightning.training.schedules import OneCycle, length_of
 from plif_lightning.training.seeds import StepSeeds
@@ -42,6 +42,14 @@ def _adam(parameters: Any) -> Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3)
 
 
+def _path_of(own: Any) -> str:
+    """A name as it is; the import path of a function, or of a module's class."""
+    if isinstance(own, str):
+        return own
+    kind = own if inspect.isroutine(own) else type(own)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 class SpikingClassifier(L.LightningModule):
     """Trains and evaluates a `SpikingNetwork`; a subclass's own `forward` and `loss` are used in both.
 
@@ -52,7 +60,8 @@ class SpikingClassifier(L.LightningModule):
         network: a user-defined network, instead of a `SpikingNetwork` of the further arguments: a module from
             [T, N, C, H, W], or images [N, C, H, W], to votes or logits [T, N, num_classes] (`network.own`).
         loss: per_step (the paper), rate (the authors' code), per_step_cross_entropy, cross_entropy (of the rates) or
-            tet, which needs a readout without spikes.
+            tet, which needs a readout without spikes; or a user-defined one of (votes [T, N, num_classes], target), a
+            scalar: a module, in Python any callable (`losses.own_loss`).
         tet_lambda: weight of the second term of tet, lambda; 0.05 if it is not given.
         label_smoothing: share of a label that is spread evenly over all classes, in training.
         optimizer: any torch optimiser.
@@ -74,7 +83,7 @@ class SpikingClassifier(L.LightningModule):
         num_classes: int,
         time_steps: int,
         network: nn.Module | None = None,
-        loss: LossName = "per_step",
+        loss: AnyLoss = "per_step",
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
         decay_all: bool = False,
@@ -87,11 +96,12 @@ class SpikingClassifier(L.LightningModule):
         # Plain values only, so that checkpoints load with weights_only=True.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Attribute 'neuron' is an instance")  # described in the next lines
-            self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "network"], logger=False)
+            self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "network", "loss"], logger=False)
         # A user-defined one is built again from the configuration, or by the caller.
         self.hparams.pop("network", None)
+        self.hparams["loss"] = _path_of(loss)
         if network is not None:
-            self.hparams["network"] = f"{type(network).__module__}.{type(network).__qualname__}"
+            self.hparams["network"] = _path_of(network)
         if "neuron" in self.hparams:
             self.hparams["neuron"] = as_plain(self.hparams["neuron"])
         if not 0 <= label_smoothing < 1:
@@ -110,6 +120,7 @@ class SpikingClassifier(L.LightningModule):
             if "backend" in settings or "sparse" in settings:
                 use_backend(self.network, settings.get("backend", "auto"), settings.get("sparse", "auto"))
         self._tried = network is None
+        self.own_loss = loss if isinstance(loss, nn.Module) else None  # its buffers follow to the device
         self.loss = self._named_loss = loss_named(loss, tet_lambda, votes=has_votes(self.network))
         # The default is a lambda, which jsonargparse reads; a function with a name can be pickled.
         is_default = optimizer is inspect.signature(SpikingClassifier).parameters["optimizer"].default
@@ -174,10 +185,9 @@ class SpikingClassifier(L.LightningModule):
         with for_time_steps(steps):
             if x.dim() == 5 and self.early_time_steps:
                 x = merged(x, steps, *self.early_time_steps)
-            label = batch.label if batch.target is None else batch.target
 
             def loss_of(votes: Tensor) -> Tensor:
-                return self.loss(votes, label, self.label_smoothing)
+                return self.loss(votes, batch.answer, self.label_smoothing)
 
             if self._goes_step_by_step(static=x.dim() == 4):
                 loss, votes = step_by_step(self.network, x, steps, loss_of)
@@ -255,7 +265,7 @@ class SpikingClassifier(L.LightningModule):
         votes = self(batch.x)
         self.val_accuracy(mean_votes(votes), batch.label)
         n = len(batch.label)
-        self.val_loss.update(self.loss(votes, batch.label), n)
+        self.val_loss.update(self.loss(votes, batch.answer), n)
         self.log(f"{self.val_name}/loss", self.val_loss, batch_size=n)
         self.log(f"{self.val_name}/acc", self.val_accuracy, prog_bar=True, batch_size=n)
 
@@ -267,7 +277,7 @@ class SpikingClassifier(L.LightningModule):
         self.test_class_accuracy.update(rates, batch.label)
         self.test_confusion.update(rates, batch.label)
         n = len(batch.label)
-        self.test_loss.update(self.loss(votes, batch.label), n)
+        self.test_loss.update(self.loss(votes, batch.answer), n)
         self.log("test/loss", self.test_loss, batch_size=n)
         self.log("test/acc", self.test_accuracy, batch_size=n)
 

@@ -54,8 +54,8 @@ def votes(net, x):
 def test_a_file_of_weights_is_the_network_again(structure, tmp_path):
     pytest.importorskip("safetensors", reason="extra `hub`")
     net = drawn(structure)
-    net.save_pretrained(tmp_path)
-    again = SpikingNetwork.from_pretrained(tmp_path)
+    pl.save_pretrained(net, tmp_path)
+    again = pl.from_pretrained(tmp_path)
     assert str(again.structure) == str(net.structure)
     assert again.state_dict().keys() == net.state_dict().keys()
     assert torch.equal(votes(again, frames(net)), votes(net, frames(net)))

@@ -1,12 +1,10 @@
 import math
-from functools import partial
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from plif_lightning.callbacks import LayerMonitor, RunCheckpoints, RunLogger
 from plif_lightning.data import Digits
@@ -211,32 +209,6 @@ def quick(epochs, **more):
     return L.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, **silent, **more)
 
 
-def test_a_loader_that_shuffles_has_another_order_in_every_epoch():
-    class Listed(Dataset):
-        def __init__(self):
-            self.asked = []
-
-        def __len__(self):
-            return 8
-
-        def __getitem__(self, i):
-            self.asked.append(i)
-            return torch.rand(1, 8, 8), i % 3
-
-    L.seed_everything(1)
-    data = Listed()
-    module = SpikingClassifier((1, 8, 8), 3, 2, channels=4, fc_features=8)
-    quick(4).fit(module, DataLoader(data, 4, shuffle=True), DataLoader(Listed(), 4))
-    orders = [tuple(data.asked[8 * epoch : 8 * epoch + 8]) for epoch in range(4)]
-    assert len(set(orders)) == 4
-    after = []
-    for seed in (5, 6):  # whoever draws after a test draws from their own seed
-        torch.manual_seed(seed)
-        quick(1).test(module, DataLoader(Listed(), 4), verbose=False)
-        after.append(torch.rand(3))
-    assert not torch.equal(*after)
-
-
 @pytest.mark.parametrize(
     ("x", "label", "message"),
     [
@@ -253,28 +225,6 @@ def test_batches_that_do_not_fit_the_network_are_refused_in_training(x, label, m
     loader = DataLoader(TensorDataset(x, label.long()), batch_size=4)
     with pytest.raises(UserError, match=message):
         quick(1, num_sanity_val_steps=0).fit(SpikingClassifier(**SMALL), loader, loader)
-
-
-def test_optimisers_and_schedules_are_those_of_torch():
-    def of_a_part(parameters):
-        return torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=0.1, weight_decay=0.1)
-
-    def in_groups(parameters):
-        return torch.optim.SGD([{"params": list(parameters)}], lr=0.1, weight_decay=1e-4)
-
-    module = SpikingClassifier(**SMALL)
-    module.network.encoder.requires_grad_(False)
-    for make in (of_a_part, in_groups):
-        module.optimizer = make
-        groups = module.configure_optimizers().param_groups
-        assert [group["weight_decay"] > 0 for group in groups] == [True, False]
-        assert all(p.dim() > 1 for p in groups[0]["params"])
-        assert all(p.dim() <= 1 for p in groups[1]["params"])
-    module.lr_scheduler = partial(ReduceLROnPlateau, monitor="val/acc")
-    with pytest.raises(UserError, match=r"val/acc improves upwards, .*: pass mode='max'"):
-        module.configure_optimizers()
-    module.lr_scheduler = partial(ReduceLROnPlateau, monitor="val/acc", mode="max")
-    assert module.configure_optimizers()["lr_scheduler"]["monitor"] == "val/acc"
 
 
 @pytest.mark.slow
@@ -296,6 +246,7 @@ def test_a_network_that_was_compiled_is_loaded(tmp_path):
     ("batch", "message"),
     [
         (torch.zeros(3, 1, 8, 8), "a batch must be a pair"),
+        ({"image": torch.zeros(3, 1, 8, 8)}, "or a dict of pixel_values and label, got dict"),
         ([torch.zeros(3, 1, 8, 8)], "got list of 1"),
         ((torch.zeros(3, 8, 8), torch.zeros(3, dtype=torch.int64)), r"got \[3, 8, 8\] and torch.int64 \[3\]"),
         ((torch.zeros(3, 1, 8, 8), torch.zeros(4, dtype=torch.int64)), r"integer labels \[N\]"),
@@ -305,6 +256,63 @@ def test_a_network_that_was_compiled_is_loaded(tmp_path):
 def test_a_batch_that_is_none_is_refused(batch, message):
     with pytest.raises(UserError, match=message):
         as_batch(batch)
+
+
+X, LABEL = torch.rand(6, 1, 8, 8), torch.tensor([0, 3, 1, 2, 2, 9])
+
+
+@pytest.mark.parametrize(
+    "batch", [{"pixel_values": X, "label": LABEL}, {"pixel_values": X, "labels": LABEL, "id": 3}, [X, LABEL]]
+)
+def test_a_batch_may_be_a_dict(batch):
+    found = as_batch(batch)
+    assert torch.equal(found.x, X)
+    assert torch.equal(found.answer, LABEL)
+    assert found.target is None
+
+
+@pytest.mark.parametrize("loss", ["per_step", "rate", "per_step_cross_entropy", "cross_entropy", "tet"])
+def test_soft_labels_of_any_loader_train_with_every_loss(loss):
+    module = SpikingClassifier(
+        (1, 8, 8), 10, 3, loss=loss, structure=f"c4k3s1-BN-PLIF-{'FC10' if loss == 'tet' else 'FC20-PLIF-APk2s2'}"
+    )
+    one_hot = torch.nn.functional.one_hot(LABEL, 10).float()
+    found = [module.loss(module(X), as_batch((X, answer)).answer).item() for answer in (LABEL, one_hot)]
+    assert found[0] == pytest.approx(found[1])
+    batch = as_batch((X, one_hot.roll(1, 0) * 0.3 + one_hot * 0.7))  # as timm's Mixup collates
+    assert torch.equal(batch.label, LABEL)
+    assert module.loss(module(X), batch.answer) > 0
+
+
+class Focal(torch.nn.Module):
+    """A user-defined loss, with a buffer that follows to the device."""
+
+    def __init__(self, gamma: float = 2.0):
+        super().__init__()
+        self.gamma = gamma
+        self.register_buffer("weight", torch.ones(10))
+
+    def forward(self, votes, target):
+        log_p = torch.nn.functional.log_softmax(10 * votes.mean(0), -1)
+        return torch.nn.functional.nll_loss((1 - log_p.exp()) ** self.gamma * log_p, target, self.weight)
+
+
+def shares_of(votes, target):
+    return (votes.mean(0) - target).square().mean()
+
+
+def test_a_user_defined_loss_trains(tmp_path):
+    module = SpikingClassifier(**SMALL, loss=Focal(1.0))
+    assert module.hparams["loss"].endswith("test_task.Focal")
+    assert "own_loss.weight" in module.state_dict()
+    before = module.network.encoder.conv1.conv.weight.clone()
+    trainer(tmp_path).fit(module, datamodule=Digits(time_steps=3))
+    assert not torch.equal(module.network.encoder.conv1.conv.weight, before)
+    votes = module(X)
+    assert module.loss(votes, LABEL) == Focal(1.0)(votes, LABEL)
+    function = SpikingClassifier(**SMALL, loss=shares_of)
+    smoothed = torch.nn.functional.one_hot(LABEL, 10) * 0.9 + 0.01
+    torch.testing.assert_close(function.loss(votes, LABEL, 0.1), shares_of(votes, smoothed))
 
 
 def decayed(**arguments):
