@@ -46,6 +46,7 @@ COMMANDS = {
     "tables": Command("print the paper's tables, with your runs beside the paper's numbers", "results", writes=True),
     "figures": Command("draw the paper's figures from your runs, or a recording", "results", writes=True),
     "report": Command("write one page with tables, figures and all runs", "results", writes=True),
+    "check": Command("compare every form of a layer with the reference on this machine", "check"),
 }
 
 

@@ -2,17 +2,20 @@
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from plif_lightning.dynamics import reference
+from plif_lightning.dynamics.equations import Dynamics
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import fused
 from plif_lightning.kernels.bits import look
 from plif_lightning.kernels.dense import WIDENS_BFLOAT16
 from plif_lightning.kernels.layout import interpreted
+from plif_lightning.kernels.trust import agrees
 
 BackendName = Literal["auto", "reference", "cpu", "triton"]
 Sparse = Literal["auto", "never", "always"]
@@ -118,13 +121,20 @@ class Backend:
             )
         return self.name
 
-    def fuses(self, device: torch.device, dtype: torch.dtype | None = None) -> bool:
-        """True if the fused forms run on this device in this type, False for the reference; errors as `chosen`."""
+    def fuses(
+        self, device: torch.device, dtype: torch.dtype | None = None, neurons: Callable[[], Dynamics] | None = None
+    ) -> bool:
+        """True if the fused forms run on this device in this type, False for the reference; errors as `chosen`.
+
+        On a GPU `auto` first compares them with the reference for these neurons, once in a process.
+        """
         chosen = self.chosen(device)
         if dtype is not None and dtype == _UNSUPPORTED_TYPE.get(chosen):
             if self.name == "auto":
                 return False
             raise UserError(f"backend={chosen!r} does not compute in {str(dtype)[6:]}: pass --model.backend auto.")
+        if self.name == "auto" and chosen == "triton" and neurons is not None and not agrees(neurons(), device):
+            return False
         return chosen != "reference"
 
     def skips(self, name: OpName, x: Tensor, weight: Tensor, value: float = 1.0, stride: int = 1) -> Skip:
@@ -158,7 +168,7 @@ class Backend:
         trained_skips = density <= gradient and gradient > 0
         return Skip(skips, trained_skips if trained else skips, density, "" if skips else reason)
 
-    def run(self, x: Tensor, *arguments: Any, **settings: Any) -> tuple[Tensor, reference.States]:
+    def run(self, x: Tensor, dynamics: Dynamics, *arguments: Any, **settings: Any) -> tuple[Tensor, reference.States]:
         """`reference.run` in the form of this backend; same arguments."""
-        run = fused.run if self.fuses(x.device, x.dtype) else reference.run
-        return run(x, *arguments, **settings)
+        run = fused.run if self.fuses(x.device, x.dtype, lambda: dynamics) else reference.run
+        return run(x, dynamics, *arguments, **settings)

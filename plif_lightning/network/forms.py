@@ -123,7 +123,9 @@ def refuses_conv(block: Block) -> str:
 
 def choose(block: Block, x: Tensor) -> Choice:
     """How a block runs on x [T, N, C, H, W], or [1, N, C, H, W] held for its time-steps."""
-    if not block.backend.fuses(x.device, computing_type(x)):
+    neuron = block.neuron
+    neurons = (lambda: neuron.dynamics) if isinstance(neuron, Neuron) else None
+    if not block.backend.fuses(x.device, computing_type(x), neurons):
         return Choice("part by part", reason="the reference backend, or a type that the kernels do not have")
     if not is_plain(block):
         return Choice("part by part", reason="it has hooks, or is of another class")

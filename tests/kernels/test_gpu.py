@@ -209,6 +209,8 @@ def test_every_kernel_compiles_and_spills_no_register(capability, every, tmp_pat
         spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", text)
         assert spills, text
         assert set(spills) == {"0"}, (name, dtype, constants, text)
+        registers = max(map(int, re.findall(r"Used (\d+) registers", text)))
+        assert 2 * registers * 128 <= 65_536, (name, dtype, constants, text)  # two blocks on an SM
         seen += 1
     assert seen == 60 // every
 

@@ -1,0 +1,99 @@
+"""Each form of a layer against the reference, and its speed, on a device."""
+
+import contextlib
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from plif_lightning import neurons
+from plif_lightning.kernels import Backend
+from plif_lightning.kernels.trust import difference
+from plif_lightning.network.network import SpikingNetwork, use_backend
+
+_NEURONS = ("PLIF", "LIF", "IF", "CLIF", "ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
+_BLOCKS = "c8k3s1-BN-PLIF-{}k2s2-c8k5s2-BN-PLIF-FC20-PLIF-FC8-PLIF"
+# Form -> structure, whether its input is a static image, and arguments of the network.
+_FORMS: dict[str, tuple[str, bool, dict[str, Any]]] = {
+    "frames, max-pool": (_BLOCKS.format("MP"), False, {}),
+    "frames, average pool": (_BLOCKS.format("AP"), False, {}),
+    "held image": (_BLOCKS.format("MP"), True, {}),
+    "BN of all steps": (_BLOCKS.format("MP"), False, {"norm_statistics": "all_steps"}),
+    "residual sums": ("c8k3s1-BN-PLIF-ADD(c8k3s1-BN-PLIF-c8k3s1-BN)-PLIF-AP-FC8b", False, {}),
+    "event-driven": (_BLOCKS.format("MP"), False, {"sparse": "always"}),
+    "learned thresholds": (_BLOCKS.format("MP"), False, {"learn_threshold": True, "tau_per": "channel"}),
+}
+# Rounding moves a spike now and then: shares of votes, and of a gradient's length, that may differ.
+_VOTES, _GRADIENT = 0.01, 0.1
+
+
+def _network_difference(structure: str, static: bool, settings: dict[str, Any], device: torch.device) -> str:
+    """How votes and gradients of a network differ from the reference's; empty if they do not."""
+    torch.manual_seed(0)
+    ours = SpikingNetwork((2, 16, 16), 8, 4, structure=structure, pool_ties="first", **settings).to(device)
+    for part in ours.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.ones_(part.bias)  # so that all layers fire
+    x = (torch.rand((8, 2, 16, 16) if static else (4, 8, 2, 16, 16), device=device) < 0.3).float() * 3
+    label = torch.arange(8, device=device)
+    found = []
+    for net in (ours, use_backend(copy.deepcopy(ours), "reference")):
+        votes = net(x)
+        functional.cross_entropy(10 * votes.mean(0), label).backward()
+        found.append([votes.detach(), *(p.grad for p in net.parameters() if p.grad is not None)])
+    share = (found[0][0] != found[1][0]).float().mean().item() if "FC8b" not in structure else 0.0
+    if share > _VOTES:
+        return f"{100 * share:.1f} % of the votes differ"
+    least = 1e-3 * max(b.norm().item() for b in found[1])  # a gradient that cancels to nothing is rounding
+    apart = max(((a - b).norm() / b.norm().clamp(min=least)).item() for a, b in zip(*found, strict=True))
+    return "" if apart < _GRADIENT else f"votes or a gradient differ by {100 * apart:.0f} %"
+
+
+def _milliseconds(step: Callable[[], object], device: torch.device) -> float:
+    """Median time of a call after two others [ms]."""
+    times = []
+    for _ in range(7):
+        begin = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(1e3 * (time.perf_counter() - begin))
+    return statistics.median(times[2:])
+
+
+def _trained(net: nn.Module, x: Tensor, reset: Callable[[], object] = lambda: None) -> Callable[[], object]:
+    def step() -> None:
+        reset()
+        net.zero_grad()
+        net(x).sum().backward()
+
+    return step
+
+
+def speeds(device: torch.device) -> dict[str, float]:
+    """Forward and backward pass of a LIF layer, x [16, 32, 16384], by implementation [ms]."""
+    x = torch.randn(16, 32, 16384, device=device, requires_grad=True)
+    layers = {"fused": neurons.LIF(), "reference": use_backend(neurons.LIF(), "reference")}
+    found = {name: _milliseconds(_trained(layer.to(device), x), device) for name, layer in layers.items()}
+    with contextlib.suppress(ImportError):
+        from spikingjelly.activation_based import functional as theirs
+        from spikingjelly.activation_based import neuron, surrogate
+
+        node = neuron.LIFNode(surrogate_function=surrogate.ATan(), detach_reset=True, step_mode="m").to(device)
+        found["SpikingJelly"] = _milliseconds(_trained(node, x, lambda: theirs.reset_net(node)), device)
+    return found
+
+
+def comparisons(device: torch.device) -> dict[str, Callable[[], str]]:
+    """What is compared on a device: a name, and a call that says how it differs from the reference."""
+    found: dict[str, Callable[[], str]] = {}
+    if Backend().chosen(device) != "reference":
+        for name in _NEURONS:
+            found[name] = partial(difference, getattr(neurons, name)().dynamics, device)
+    return found | {name: partial(_network_difference, *form, device) for name, form in _FORMS.items()}

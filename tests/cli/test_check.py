@@ -1,0 +1,37 @@
+"""`check`: every form on this machine against the reference."""
+
+import pytest
+
+from plif_lightning.cli import main
+from plif_lightning.network import comparing
+
+
+@pytest.fixture(autouse=True)
+def _without_timing(monkeypatch):
+    monkeypatch.setattr(comparing, "speeds", lambda device: {"fused": 1.0})
+
+
+def test_every_form_equals_the_reference_here(capsys):
+    main(["check"])
+    said = capsys.readouterr().out
+    assert said.count("equals the reference") == len(comparing._NEURONS) + len(comparing._FORMS)
+    assert said.endswith("All equal the reference.\n")
+    assert "machine " in said
+    assert "torch " in said
+
+
+def test_a_form_that_differs_or_raises_is_named_and_the_status_is_1(monkeypatch, capsys):
+    def raises(*of):
+        raise RuntimeError("no such instruction\nand more")
+
+    monkeypatch.setattr(comparing, "_NEURONS", ("PLIF",))
+    monkeypatch.setattr(comparing, "difference", lambda dynamics, device: "3 of 10 spikes, pool none")
+    monkeypatch.setattr(comparing, "_FORMS", {"held image": comparing._FORMS["held image"]})
+    monkeypatch.setattr(comparing, "_network_difference", raises)
+    with pytest.raises(SystemExit) as stop:
+        main(["check"])
+    assert stop.value.code == 1
+    said = capsys.readouterr().out
+    assert "  PLIF                   3 of 10 spikes, pool none\n" in said
+    assert "  held image             RuntimeError: no such instruction\n" in said
+    assert said.endswith("2 of these differ from the reference.\n")

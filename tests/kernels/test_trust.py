@@ -1,0 +1,69 @@
+"""What `auto` asks of a GPU's kernels before it relies on them, with kernels that are made wrong."""
+
+import logging
+
+import pytest
+import torch
+
+import plif_lightning as pl
+from plif_lightning.kernels import Backend, fused, trust
+from plif_lightning.kernels.trust import agrees, difference
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch):
+    monkeypatch.setattr(trust, "_found", {})
+
+
+NEURONS = [
+    pl.PLIF(), pl.LIF(3.0, v_reset=-0.2), pl.IF(), pl.CLIF(), pl.ALIF(), pl.GLIF(), pl.PLIF(learn_threshold=True),
+    pl.PLIF(tau_per="channel", channels=4), pl.PLIF(reset="soft", detach_reset=False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("neuron", NEURONS, ids=str)
+def test_right_kernels_agree(neuron, caplog):
+    assert difference(neuron.dynamics, CPU) == ""
+    assert agrees(neuron.dynamics, CPU)
+    assert not caplog.records
+
+
+def altered(change):
+    """A kernel that is made wrong."""
+
+    def wrong(kernel):
+        def run(*arguments, **named):
+            return change(kernel(*arguments, **named))
+
+        return run
+
+    return wrong
+
+
+def fails(found):
+    raise RuntimeError("no such instruction\nand more")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "change", "reason"),
+    [
+        ("fire", lambda found: (1 - found[0], *found[1:]), "spikes, pool none"),
+        ("fire_backward", lambda found: (found[0] * 1.1, *found[1:]), "the gradient of x by"),
+        ("moments", lambda found: (found[0], found[1] + 1), "the moments of BN"),
+        ("fire", fails, "RuntimeError: no such instruction"),
+    ],
+)
+def test_a_wrong_kernel_is_left_out_with_one_warning(kernel, change, reason, monkeypatch, caplog):
+    monkeypatch.setattr(fused.ops, kernel, altered(change)(getattr(fused.ops, kernel)))
+    monkeypatch.setattr(Backend, "chosen", lambda self, device: "triton" if self.name == "auto" else self.name)
+    neuron, x = pl.PLIF(), torch.randn(4, 2, 3)
+    with caplog.at_level(logging.WARNING):
+        spikes = [neuron(x) for _ in range(2)]
+    expected = pl.use_backend(pl.PLIF(), "reference")(x)
+    assert all(torch.equal(found, expected) for found in spikes)
+    (record,) = caplog.records
+    assert record.message.startswith("The reference runs instead of the Triton kernels on cpu")
+    assert reason in record.message
+    assert "\n" not in record.message
