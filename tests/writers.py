@@ -27,6 +27,7 @@ from plif_lightning.runs.settings import key as key_of
 from plif_lightning.runs.settings import settings
 
 FOLDERS = {"MNIST": "MNIST/raw", "FashionMNIST": "FashionMNIST/raw", "CIFAR10": "cifar-10-batches-py"}
+FOLDERS["CIFAR100"] = "cifar-100-python"
 
 
 def labels_of(n: int) -> np.ndarray:
@@ -64,6 +65,16 @@ def write_cifar10(root: Path, train: int = 40, test: int = 20) -> None:
     for name, x, y in [*parts, ("test_batch", images_of(test, (3072,), 1), labels_of(test))]:
         (folder / name).write_bytes(pickle.dumps({"data": x, "labels": y.tolist()}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
+
+
+def write_cifar100(root: Path, train: int = 40, test: int = 20) -> None:
+    """CIFAR-100's python version: a training file and a test file of pickled dictionaries."""
+    folder = root / FOLDERS["CIFAR100"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, n, seed in (("train", train, 0), ("test", test, 1)):
+        content = {"data": images_of(n, (3072,), seed), "fine_labels": labels_of(n).tolist()}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {i}" for i in range(100)]}))
 
 
 # --- recordings of event cameras

@@ -1,5 +1,6 @@
 """Save a run's configuration in its folder, its checkpoints and other loggers."""
 
+from numbers import Number
 from typing import Any
 
 import lightning as L
@@ -16,6 +17,8 @@ from plif_lightning.runtime.files import written_whole
 
 # For StochasticWeightAveraging, whose device would otherwise be dumped as an error text.
 register_type(torch.device, str)
+# Of torchvision's arguments, such as degrees: jsonargparse has no form for a number of either kind.
+register_type(Number, lambda value: value, lambda value: float(value))
 
 
 class SaveConfig(SaveConfigCallback):

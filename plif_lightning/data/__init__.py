@@ -1,13 +1,6 @@
 """Data modules of the paper's data sets and of user data, their base classes and augmentations."""
 
-from plif_lightning.data.augment import (
-    CutMix,
-    HorizontalFlip,
-    ImageAugmentation,
-    RandomAffine,
-    RandomCrop,
-    RandomErasing,
-)
+from plif_lightning.data.augment import CutMix
 from plif_lightning.data.base import SpikingDataModule, Validation
 from plif_lightning.data.event_augment import (
     EventDrop,
@@ -21,13 +14,14 @@ from plif_lightning.data.event_augment import (
 from plif_lightning.data.event_folder import EventFolder
 from plif_lightning.data.events import EventDataModule
 from plif_lightning.data.image_folder import ImageFolder
-from plif_lightning.data.images import CIFAR10, MNIST, Digits, FashionMNIST, ImageDataModule
+from plif_lightning.data.images import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, ImageDataModule
 from plif_lightning.data.published import CIFAR10DVS, NMNIST, DVSGesture
 from plif_lightning.data.tonic_events import TonicEvents
 
 __all__ = [
     "CIFAR10",
     "CIFAR10DVS",
+    "CIFAR100",
     "MNIST",
     "NMNIST",
     "CutMix",
@@ -41,14 +35,9 @@ __all__ = [
     "EventRotation",
     "EventTranslation",
     "FashionMNIST",
-    "HorizontalFlip",
-    "ImageAugmentation",
     "ImageDataModule",
     "ImageFolder",
     "PolarityFlip",
-    "RandomAffine",
-    "RandomCrop",
-    "RandomErasing",
     "SpikingDataModule",
     "TimeDrop",
     "TonicEvents",

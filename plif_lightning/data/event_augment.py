@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plif_lightning.data.augment import RectangleMix, WithProbability, require_share
+from plif_lightning.data.mixes import RectangleMix, WithProbability, require_share
 from plif_lightning.errors import UserError
 from plif_lightning.events.recording import Sensor
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
-from plif_lightning.data.augment import ImageAugmentation, mixture, require_one_mix
 from plif_lightning.data.base import Part, SpikingDataModule, as_index, caches_in, part_name
 from plif_lightning.data.event_augment import EventAugmentation, EventChanges, TimeDrop
 from plif_lightning.data.folders import first_few
 from plif_lightning.data.loading import Batch, BatchedDataset, BatchRequest
+from plif_lightning.data.mixes import RectangleMix, mixture, require_one_mix
 from plif_lightning.errors import DatasetNotFoundError, UserError, require_count, require_one_of
 from plif_lightning.events.cache import Arrays, ArrayWriter, cached, find, key_of
 from plif_lightning.events.integration import (
@@ -259,7 +259,8 @@ class EventDataModule(SpikingDataModule):
         augmentation = self.augmentation or ()
         require_one_mix(augmentation)
         twice = sum(isinstance(a, TimeDrop) for a in augmentation) > 1
-        if twice or any(isinstance(a, ImageAugmentation) for a in augmentation):
+        others = [a for a in augmentation if not isinstance(a, EventAugmentation)]
+        if twice or any(isinstance(a, (RectangleMix, nn.Module)) for a in others):
             raise UserError(
                 "data.augmentation of events may hold "
                 f"{', '.join(kind.__name__ for kind in EventAugmentation.__subclasses__())} (TimeDrop once) and "

@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import datasets
+from torchvision.transforms import v2
 
-from plif_lightning.data.augment import ImageAugmentation, mixture, require_one_mix
+from plif_lightning.data.augment import CutMix, augmented, mixed_batch, of_batches
 from plif_lightning.data.base import Part, SpikingDataModule, as_index, part_name
 from plif_lightning.data.loading import Batch, BatchedDataset, BatchRequest
+from plif_lightning.data.mixes import mixture
 from plif_lightning.errors import DatasetNotFoundError, UserError
 from plif_lightning.runtime.program import needed_by
-from plif_lightning.runtime.randomness import hashed_uniform
 
 
 class ImageDataset(BatchedDataset):
@@ -40,10 +41,11 @@ class ImageDataset(BatchedDataset):
         sample: Tensor,
         mean: Sequence[float],
         std: Sequence[float],
-        augmentation: Sequence[ImageAugmentation] = (),
+        augmentation: Sequence[CutMix | v2.Transform] = (),
     ) -> None:
         self.arrays, self.num_classes, self.sample, self.augmentation = arrays, num_classes, sample, augmentation
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.mix = mean, std, of_batches(augmentation)
+        self.each = augmentation if self.mix is None else augmentation[:-1]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             self.images = torch.from_numpy(arrays["images"])  # nothing writes into it
@@ -69,15 +71,13 @@ class ImageDataset(BatchedDataset):
         samples, target = mixture(
             self.augmentation, request.key, sample, self.sample, (height, width), self._labels, self.num_classes
         )
-        images = self.images.index_select(0, samples)
-        if self.augmentation:
-            # A partner uses its own random numbers, so it is augmented as it would be as a sample.
-            uniform = hashed_uniform(request.key, samples, sum(a.draws for a in self.augmentation))
-            for augment in self.augmentation:  # CutMix makes one image out of two
-                images = augment(images, uniform[: len(images), : augment.draws])
-                uniform = uniform[:, augment.draws :]
+        # A partner uses its own random numbers, so it is augmented as it would be as a sample.
+        images = augmented(self.each, request.key, samples, self.images.index_select(0, samples))
         x = images.to(torch.float32).mul_(self.scale).add_(self.shift)
-        return Batch(x, self._labels.index_select(0, sample), sample, target)
+        label = self._labels.index_select(0, sample)
+        if self.mix is not None:
+            x, target = mixed_batch(self.mix, request.key, sample, x, label, self.num_classes)
+        return Batch(x, label, sample, target)
 
 
 @dataclass(eq=False, repr=False)
@@ -89,19 +89,21 @@ class ImageDataModule(SpikingDataModule):
         std: standard deviation per channel.
 
     Args:
-        augmentation: augmentation of the training images, in this order.
+        augmentation: of the training images, in this order: transforms of `torchvision.transforms.v2`, each of one
+            image uint8 [C, H, W]; `CutMix`; last, its MixUp or CutMix of whole batches. Random numbers depend on the
+            seed, the epoch and the sample alone; those of whole batches on the batch's first sample.
         normalize: zero mean and unit variance per channel; otherwise intensities in [0, 1].
     """
 
     mean: ClassVar[tuple[float, ...]]
     std: ClassVar[tuple[float, ...]]
 
-    augmentation: list[ImageAugmentation] | None = None
+    augmentation: list[CutMix | v2.Transform] | None = None
     normalize: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_one_mix(self.augmentation or ())
+        of_batches(self.augmentation or ())
         self._arrays: dict[bool, Mapping[str, NDArray[Any]]] = {}
 
     def read(self, train: bool) -> tuple[Any, Any]:
@@ -259,6 +261,30 @@ class CIFAR10(TorchvisionDataModule):
         super().__post_init__()
         if self.authors_std:
             self.std = (0.2023, 0.1994, 0.2010)  # type: ignore[misc]
+
+
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+wardrobe whale willow_tree wolf woman worm
+"""
+
+
+@dataclass(eq=False, repr=False)
+class CIFAR100(TorchvisionDataModule):
+    """CIFAR-100: 50,000 training and 10,000 test images of 100 classes."""
+
+    title = "CIFAR-100"
+    torchvision_class = datasets.CIFAR100
+    published = 50_000, 10_000
+    files = "cifar-100-python/{train,test,meta}"
+    input_shape = (3, 32, 32)
+    class_names = tuple(_CIFAR100.split())
+    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
 @dataclass(eq=False, repr=False)

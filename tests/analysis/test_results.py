@@ -101,7 +101,9 @@ def test_the_command_writes_the_table_and_prints_it(tmp_path, capsys):
 def test_the_command_of_a_row_makes_the_same_configuration(tmp_path):
     """Configurations after arguments, lists that grow, a run that went on with other arguments: all as it became."""
     given = ["--model.pooling", "avg", "--config", "quickstart", *TINY, *FEW, *SILENT, "--config", "lif"]
-    given += ["--data.augmentation+=HorizontalFlip", "--data.augmentation+=RandomCrop", "--data.augmentation.padding=1"]
+    v2 = "torchvision.transforms.v2"
+    given += [f"--data.augmentation+={v2}.RandomHorizontalFlip", f"--data.augmentation+={v2}.RandomErasing"]
+    given += ["--data.augmentation.p=0.3"]
     main(["fit", *given, "--trainer.max_epochs", "1", "--record_samples=0", "--run_folder", str(tmp_path / "a")])
     main(["fit", "--run_folder", str(tmp_path / "a"), "--trainer.max_epochs", "2"])
     run = read_run(tmp_path / "a")

@@ -177,7 +177,7 @@ def test_files_hold_the_same_cells(tmp_path):
 
 def test_what_a_recipe_changes_is_named_and_forbids_a_difference(tmp_path):
     average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 1}}
-    augmentation = [{"class_path": f"plif_lightning.data.{name}"} for name in ("HorizontalFlip", "RandomCrop")]
+    augmentation = [{"class_path": f"torchvision.transforms.v2.{name}"} for name in ("RandomInvert", "RandomCrop")]
     write_run(
         tmp_path / "a", trainer={"precision": "bf16-mixed", "callbacks": [average]},
         model={"early_time_steps": {"2": 7, "4": 6}, "label_smoothing": 0.1},
@@ -185,7 +185,7 @@ def test_what_a_recipe_changes_is_named_and_forbids_a_difference(tmp_path):
     )  # fmt: skip
     write_run(tmp_path / "b")
     found = {row["other settings"]: row["difference"] for row in rows(tables(tmp_path)["2"])}
-    words = "augmentation HorizontalFlip and RandomCrop, early_time_steps [2, 7] and [4, 6], label_smoothing 0.1, "
+    words = "augmentation RandomInvert and RandomCrop, early_time_steps [2, 7] and [4, 6], label_smoothing 0.1, "
     words += "callbacks EMAWeightAveraging, precision bf16-mixed"
     assert found.keys() == {"", words}
     assert found[words] == ""

@@ -39,7 +39,12 @@ SHAPE, CLASSES, STEPS = (3, 32, 32), 10, 4
 SHARE = 0.09
 SETTINGS = {"surrogate_function": surrogate.ATan(), "detach_reset": True}
 NETWORKS = {
-    "sew_resnet18": "",
+    # with ImageNet's stem, as SpikingJelly has it
+    "sew_resnet18": "c64k7s2-BN-PLIF-MPk3s2p1-{ADD({c64k3s1-BN-PLIF}*2)}*2-"
+    + "-".join(
+        f"ADD(c{c}k3s2-BN-PLIF-c{c}k3s1-BN-PLIF|c{c}k1s2-BN-PLIF)-ADD({{c{c}k3s1-BN-PLIF}}*2)" for c in (128, 256, 512)
+    )
+    + "-AP-FC10b",
     "64-128-256": "c64k3s1-BN-PLIF-MPk2s2-c128k3s1-BN-PLIF-MPk2s2-c256k3s1-BN-PLIF-MPk2s2-FC512-PLIF-FC10b",
     "5x5, strides": "c64k5s1-BN-PLIF-c128k5s2-BN-PLIF-c256k3s2-BN-PLIF-c256k1s1-BN-PLIF-AP-FC10b",
     "vgg11": "",

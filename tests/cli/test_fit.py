@@ -181,7 +181,10 @@ def test_an_epoch_is_one_row_of_metrics():
 
 def test_the_same_seed_gives_the_same_weights_with_workers_and_with_deterministic_algorithms():
     arguments = [*TINY, *FEW, "--trainer.max_epochs", "2", "--test_after_fit", "false"]
-    arguments += ["--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 1}}]"]
+    arguments += [
+        "--data.augmentation",
+        "[{class_path: torchvision.transforms.v2.RandomCrop, init_args: {size: 8, padding: 1}}]",
+    ]
     found = []
     for i, more in enumerate([[], ["--data.num_workers", "2"], ["--trainer.deterministic", "true"]]):
         fit(*arguments, *more, "--run_folder", f"run{i}")

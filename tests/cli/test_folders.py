@@ -20,7 +20,7 @@ def kinds(tmp_path):
     writers.write_pokerdvs(tmp_path / "tonic")
     flip = '{"class_path": "tonic.transforms.RandomFlipLR", "init_args": {"sensor_size": [35, 35, 2]}}'
     return {
-        "ImageFolder": ["--data.root", "pets", "--data.augmentation+=HorizontalFlip"],
+        "ImageFolder": ["--data.root", "pets", "--data.augmentation+=torchvision.transforms.v2.RandomHorizontalFlip"],
         "EventFolder": ["--data.root", "hands", "--data.sensor", "[128,128]", "--data.size", "16"],
         "TonicEvents": [
             *("--data.name", "POKERDVS", "--data.root", "tonic", "--data.download", "false"),

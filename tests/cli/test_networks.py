@@ -16,7 +16,6 @@ from tests.deploy.conftest import STRUCTURES
 BEST = "runs/quickstart/version_0/checkpoints/best.ckpt"
 SHORT = [*FEW, "--trainer.max_epochs", "1", "--data.time_steps", "2"]
 RESIDUAL = "c6k3s1-BN-PLIF-MPk2s2-ADD(c6k3s1-BN-PLIF)-ADD(c6k3s1-BN)-CLIF-AP-FC10-LI"
-TABLE_S1 = "{c4k3s1-BN-PLIF-MPk2s2}*2-DP-FC8-PLIF-DP-FC100-PLIF-APk10s10"
 
 
 def test_a_structure_is_trained_tested_exported_and_read_again(capsys):
@@ -45,40 +44,6 @@ def test_a_structure_is_trained_tested_exported_and_read_again(capsys):
         y, *after = session.run(None, {"frame": x.numpy(), **states})
         states = dict(zip(names[1:], after, strict=True))
         torch.testing.assert_close(torch.from_numpy(y), vote)
-
-
-def test_the_notation_is_a_second_way_to_the_same_network(capsys):
-    """A run by numbers is resumed and evaluated by its structure, and the other way round."""
-    numbers = {"structure": None, "n_conv": 1, "n_down": 2, "n_fc": 2, "channels": 4, "fc_features": 8}
-    Path("numbers.yaml").write_text(yaml.safe_dump({"model": numbers}))
-    fit("--config", "numbers.yaml", *SHORT, "--run_folder", "numbers")
-    fit("--model.structure", TABLE_S1, *SHORT, "--run_folder", "text")
-    votes = []
-    for name in ("numbers", "text"):
-        net = pl.load_network(f"{name}/checkpoints/last.ckpt")
-        assert str(net.structure) == TABLE_S1
-        votes.append(net(torch.ones(1, 1, 8, 8)))
-    assert torch.equal(*votes)
-    more = ["--trainer.max_epochs", "2", *SILENT]
-    main(
-        [
-            "fit",
-            "--config",
-            "numbers/config.yaml",
-            "--model.structure",
-            TABLE_S1,
-            "--ckpt_path",
-            "numbers/checkpoints/last.ckpt",
-            *more,
-        ]
-    )
-    main(["test", "--ckpt_path", "numbers/checkpoints/last.ckpt", "--model.structure", TABLE_S1, *SILENT])
-    other = TABLE_S1.replace("c4", "c5")
-    message = refused(
-        capsys, "test", "--ckpt_path", "numbers/checkpoints/last.ckpt", "--model.structure", other, *SILENT
-    )
-    assert "model.channels is 4 there, 4 here" not in message
-    assert "the checkpoint belongs to other settings" in message
 
 
 @pytest.mark.parametrize(

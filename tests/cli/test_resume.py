@@ -65,7 +65,10 @@ RECIPE += [
 EPOCH = 24  # batches
 LONG = ["--test_after_fit", "false", "--trainer.max_epochs", "4", "--model.channels", "8"]
 LONG += ["--trainer.limit_train_batches", str(EPOCH)]
-LONG += ["--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 1}}]"]
+LONG += [
+    "--data.augmentation",
+    "[{class_path: torchvision.transforms.v2.RandomCrop, init_args: {size: 8, padding: 1}}]",
+]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from plif_lightning import SpikingClassifier
-from plif_lightning.data import CIFAR10DVS, NMNIST, EventDataModule, HorizontalFlip
+from plif_lightning.data import CIFAR10DVS, NMNIST, CutMix, EventDataModule
 from plif_lightning.data.event_augment import EventDrop, EventFlip, EventMix, EventRotation, PolarityFlip, TimeDrop
 from plif_lightning.data.loading import BatchPlan, BatchRequest, make_loader
 from plif_lightning.errors import DatasetNotFoundError, UserError
@@ -278,7 +278,7 @@ def test_arguments_outside_their_range_are_refused():
         ({"background_us": 0}, r"data\.background_us must be .* 1"),
         ({"augmentation": [EventMix(), EventMix()]}, "EventMix more than once"),
         ({"augmentation": [TimeDrop(), TimeDrop()]}, "TimeDrop once"),
-        ({"augmentation": [HorizontalFlip()]}, r"may hold .*, not augmentations of images"),
+        ({"augmentation": [CutMix()]}, r"may hold .*, not augmentations of images"),
     ):
         with pytest.raises(UserError, match=expected):
             NMNIST(**arguments)

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
+from torchvision.transforms import v2
 
 from plif_lightning.data import (
     CIFAR10,
+    CIFAR100,
     MNIST,
     CutMix,
     Digits,
     FashionMNIST,
-    HorizontalFlip,
     ImageDataModule,
-    RandomCrop,
 )
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import DatasetNotFoundError, UserError
@@ -34,8 +34,8 @@ def all_of(loader):
 def written(make, root, monkeypatch):
     """A small data set in the files of a published one; its digests, which differ, are accepted."""
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *a, **k: True)
-    if make is CIFAR10:
-        writers.write_cifar10(root)
+    if make in (CIFAR10, CIFAR100):
+        {CIFAR10: writers.write_cifar10, CIFAR100: writers.write_cifar100}[make](root)
     else:
         writers.write_mnist(root, name=make.__name__)
     return root
@@ -47,6 +47,7 @@ def written(make, root, monkeypatch):
         (MNIST, datasets.MNIST, 0.1307, 0.3081),
         (FashionMNIST, datasets.FashionMNIST, 0.2860, 0.3530),
         (CIFAR10, datasets.CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        (CIFAR100, datasets.CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     ],
 )
 def test_batches_equal_torchvisions_own_pipeline(make, source, mean, std, tmp_path, monkeypatch):
@@ -65,7 +66,7 @@ def test_batches_equal_torchvisions_own_pipeline(make, source, mean, std, tmp_pa
         torch.testing.assert_close(x[i], image, rtol=1e-5, atol=1e-6)
         assert label[i] == target
     assert len(module.train_dataloader().dataset) == 40
-    part = {MNIST: "60,000 and 10,000", FashionMNIST: "60,000 and 10,000", CIFAR10: "50,000 and 10,000"}[make]
+    part = "50,000 and 10,000" if make in (CIFAR10, CIFAR100) else "60,000 and 10,000"
     assert f"({module.origin_note}): 40 training" in module.describe()
     assert module.origin_note == f"a PART of its {part} images, or another data set"
 
@@ -84,7 +85,11 @@ def test_real_fashion_mnist_has_zero_mean_and_unit_variance(real_data):
 def test_augmentation_depends_on_seed_and_epoch_alone(num_workers):
     def epoch(epoch, batch_size=16, workers=num_workers):
         module = prepared(
-            Digits(batch_size=batch_size, num_workers=workers, augmentation=[HorizontalFlip(), RandomCrop(2)])
+            Digits(
+                batch_size=batch_size,
+                num_workers=workers,
+                augmentation=[v2.RandomHorizontalFlip(), v2.RandomCrop(8, padding=2)],
+            )
         )
         loader = module.train_dataloader()
         loader.sampler.set_epoch(epoch)
@@ -103,16 +108,14 @@ def mixed(*augmentation, key=3):
 
 
 def test_a_mix_takes_a_rectangle_of_another_training_image_and_its_share_of_the_target():
-    (plain, _), (batch, train) = mixed(HorizontalFlip(0.5)), mixed(HorizontalFlip(0.5), CutMix(0.8))
+    (plain, _), (batch, train) = mixed(), mixed(CutMix(0.8))
     assert torch.equal(batch.label, plain.label)
     torch.testing.assert_close(batch.target.sum(1), torch.ones(len(train)))
-    draws = hashed_uniform(3, train.sample, 6)
-    partner = (draws[:, 5].double() * len(train)).long()  # 1 draw of the flip, then 5 of the mix
-    original = mixed()[0].x
-    # A partner is mirrored or not as it would be itself.
-    own = torch.where((draws[:, 0] < 0.5)[:, None, None, None], original.flip(-1), original)
+    draws = hashed_uniform(3, train.sample, 5)
+    partner = (draws[:, 4].double() * len(train)).long()
+    own = plain.x.clone()
     other = own[partner]
-    boxes = CutMix(0.8).boxes(draws[:, 1:].numpy(), 8, 8)
+    boxes = CutMix(0.8).boxes(draws.numpy(), 8, 8)
     shares = torch.zeros(len(train))
     for i, (left, top, right, bottom) in enumerate(boxes.tolist()):
         own[i, :, top:bottom, left:right] = other[i, :, top:bottom, left:right]
@@ -125,20 +128,21 @@ def test_a_mix_takes_a_rectangle_of_another_training_image_and_its_share_of_the_
 
 
 def test_a_mixture_depends_on_epoch_and_image_alone_and_what_comes_after_changes_it():
-    together, train = mixed(RandomCrop(1), CutMix(), HorizontalFlip())
+    chain = v2.RandomCrop(8, padding=1), CutMix(), v2.RandomHorizontalFlip()
+    together, train = mixed(*chain)
     alone = train.batch(BatchRequest(3, torch.tensor([7])))
     assert torch.equal(alone.x[0], together.x[7])
     assert torch.equal(alone.target[0], together.target[7])
-    assert not torch.equal(mixed(RandomCrop(1), CutMix(), HorizontalFlip(), key=4)[0].x, together.x)
-    before, after = mixed(CutMix(1.0), HorizontalFlip(0.0)), mixed(CutMix(1.0), HorizontalFlip(1.0))
+    assert not torch.equal(mixed(*chain, key=4)[0].x, together.x)
+    before, after = mixed(CutMix(1.0), v2.RandomHorizontalFlip(0.0)), mixed(CutMix(1.0), v2.RandomHorizontalFlip(1.0))
     assert torch.equal(before[0].x.flip(-1), after[0].x)
     assert torch.equal(before[0].target, after[0].target)
     with pytest.raises(UserError, match="CutMix more than once"):
-        Digits(augmentation=[CutMix(), HorizontalFlip(), CutMix()])
+        Digits(augmentation=[CutMix(), v2.RandomHorizontalFlip(), CutMix()])
 
 
 def test_holdout_keeps_the_test_set_out_of_fit_and_only_training_images_are_augmented():
-    module = Digits(validation="holdout", augmentation=[HorizontalFlip(1.0)])
+    module = Digits(validation="holdout", augmentation=[v2.RandomHorizontalFlip(1.0)])
     with pytest.raises(UserError, match=r"Digits has read no data yet: call prepare_data\(\) and setup\(\) first"):
         module.train_dataloader()
     module.setup("fit")
@@ -241,7 +245,7 @@ def test_a_wrong_argument_is_named_and_constructing_a_data_module_touches_no_fil
 
 
 def test_a_plain_loader_gives_what_pytorch_users_expect():
-    data = Digits(augmentation=[RandomCrop(1)])
+    data = Digits(augmentation=[v2.RandomCrop(8, padding=1)])
     data.setup()
     x, label = data.test_set[3]
     assert x.shape == (1, 8, 8)

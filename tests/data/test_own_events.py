@@ -1,6 +1,5 @@
 """User recordings of events, and data sets of tonic."""
 
-import itertools
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 
 from plif_lightning.data import NMNIST, EventFlip, EventFolder, TonicEvents
 from plif_lightning.data.loading import BatchRequest
-from plif_lightning.errors import DatasetNotFoundError, UserError
+from plif_lightning.errors import UserError
 from plif_lightning.events import RecordingError, Sensor, integrate, read_any
 from tests import writers
 
@@ -154,35 +153,3 @@ def test_pokerdvs_is_read_by_tonic_once_and_served_from_the_cache(tmp_path, few)
     for part in (tmp_path / "POKERDVS").glob("pips_*"):
         shutil.rmtree(part)
     assert torch.equal(everything(made(TonicEvents(**given)).train_set).x, everything(halved.train_set).x)
-
-
-def test_a_data_set_without_a_test_part_is_fetched_by_tonic_and_split_by_class(tmp_path, monkeypatch, few):
-    """N-Caltech101: classes are folders, the sensor is given, and the last share of each class is the test set."""
-
-    def write(self):
-        for name, i in itertools.product(("crab", "bass"), range(5)):
-            content = writers.nmnist_bytes(writers.events_of(50 + i, i, 180, 240, 10_000))
-            writers.write_file(tmp_path / f"NCALTECH101/Caltech101/{name}/image_{i:04d}.bin", content)
-
-    given = {"name": "NCALTECH101", "root": str(tmp_path), "test_fraction": 0.4}
-    with pytest.raises(UserError, match=r"data\.sensor must be given: tonic does not know the sensor of NCALTECH101"):
-        TonicEvents(**given)
-    given["sensor"] = (180, 240)
-    monkeypatch.setattr(tonic.datasets.NCALTECH101, "download", write)
-    with pytest.raises(DatasetNotFoundError, match=r"could not be obtained .*--data\.download=true"):
-        made(TonicEvents(**given, download=False))
-    found = [made(TonicEvents(**given))]
-    monkeypatch.setattr(tonic.datasets.NCALTECH101, "download", None)
-    found.append(made(TonicEvents(**given)))
-    shutil.rmtree(tmp_path / "NCALTECH101/Caltech101")  # the cache keeps the names of the classes
-    found.append(made(TonicEvents(**given)))
-    names = [f"Caltech101/{name}/image_{i:04d}.bin" for name in ("bass", "crab") for i in (3, 4)]
-    for data in found:
-        assert data.class_names == ("bass", "crab")
-        assert data.sizes() == {"training": 6, "test as val": 4, "test": 4}
-        assert data.labels(train=False).tolist() == [0, 0, 1, 1]
-        assert data.recordings(train=False)["name"].tolist() == names  # the last by name, on any file system
-    shutil.rmtree(tmp_path / "NCALTECH101/events")
-    write(None), (tmp_path / "NCALTECH101/Caltech101" / names[0][11:]).write_bytes(bytes(7))
-    with pytest.raises(RecordingError, match=r"bass/image_0003\.bin cannot be read by tonic"):
-        made(TonicEvents(**given))

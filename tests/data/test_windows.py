@@ -5,14 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from plif_lightning.data import EventFolder
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, Sensor, integrate, read_any
-from plif_lightning.events.windows import Samples, Windows, parted, windowed
 from tests import writers
 
 LONG = 1000
@@ -131,33 +128,3 @@ def test_bad_arguments_are_named(root):
     ):
         with pytest.raises(UserError, match=message):
             EventFolder(root=str(root), **{"time_steps": 4, **arguments})
-
-
-@given(
-    st.lists(st.lists(st.integers(0, 500), max_size=40).map(sorted), min_size=1, max_size=4),
-    st.integers(1, 60),
-    st.integers(1, 60),
-    st.booleans(),
-    st.floats(0.05, 0.95),
-)
-def test_windows_by_their_definition(recordings, length, stride, by_time, share):
-    time = np.array([t for one in recordings for t in one], np.int64)
-    offset = np.cumsum([0, *map(len, recordings)])
-    n = len(recordings)
-    whole = Samples(offset[:-1], offset[1:], *np.array([range(n), [0] * n, [0] * n, [-1] * n], np.int64))
-    parts = parted(whole, time, share, by_time)
-    assert np.array_equal(parts.begin[1::2], parts.end[::2])
-    assert parts.part.tolist() == [0, 1] * n
-    found = windowed(parts, time, Windows(length, stride, by_time))
-    expected = []
-    for begin, end, recording, part, *_ in zip(*parts, strict=True):
-        # the unit of place is an event or a microsecond
-        places = time[begin:end] if by_time else np.arange(end - begin)
-        first, last = (places[0], places[-1]) if len(places) else (0, -1)
-        while first + length <= last + 1:
-            inside = np.flatnonzero((places >= first) & (places < first + length))
-            if len(inside):
-                span = (first, length) if by_time else (0, -1)
-                expected.append((begin + inside[0], begin + inside[-1] + 1, recording, part, *span))
-            first += stride
-    assert list(zip(*(column.tolist() for column in found), strict=True)) == expected

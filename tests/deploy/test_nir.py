@@ -173,7 +173,6 @@ HOOKS = {
 
 def test_the_blocks_of_sew_resnet_18_fire_every_spike_in_spikingjelly(tmp_path):
     structure = yaml.safe_load((configs.folder() / "networks/sew_resnet18.yaml").read_text())["model"]["structure"]
-    structure = structure.replace("MPk3s2p1", "MPk2s2")  # NIR has no maximum with padding
     torch.manual_seed(0)
     net = SpikingNetwork((3, 32, 32), 10, 3, structure=structure, pool_ties="first")
     make_fire(net)

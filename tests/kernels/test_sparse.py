@@ -153,28 +153,6 @@ def first_ones(shape, number):
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", LAYERS)
-def test_every_machine_of_a_kind_skips_silence_up_to_the_same_density(name, kind, monkeypatch):
-    dtype, amx, native, column = KINDS[kind]
-    monkeypatch.setattr(backend, "_has_amx", lambda: amx)
-    monkeypatch.setattr(backend, "WIDENS_BFLOAT16", not native)
-    shape, of_weight = LAYERS[name]
-    weight, inputs = torch.zeros(of_weight, requires_grad=True), torch.Size(shape).numel()
-    threads = torch.get_num_threads()
-    try:
-        for number in (1, 5):
-            torch.set_num_threads(number)
-            for product, limit in zip(("output", "gradient"), BREAK_EVEN[name][column], strict=True):
-                most = int(limit * inputs)
-                for spikes_in, expected in ((most, limit > 0), (most + 1, False)):
-                    found = Backend().skips(name, first_ones(shape, spikes_in).to(dtype), weight)
-                    assert found.density == spikes_in / inputs
-                    assert getattr(found, product) == expected
-    finally:
-        torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize(
     ("name", "shape", "of_weight", "expected"),
     [

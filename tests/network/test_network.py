@@ -341,25 +341,3 @@ def test_an_input_of_any_type_is_taken(dtype):
         with torch.autocast("cpu", torch.bfloat16):
             assert use_backend(net, backend)(x).dtype == torch.float32
     assert net.double()(x).dtype == torch.float64
-
-
-@pytest.mark.parametrize("sparse", ["never", "always"])
-def test_the_reference_has_functional_and_per_sample_gradients(sparse):
-    structure = "c4k3s1-BN-PLIF-MPk2s2-c4k3s1-BN-PLIF-MPk2s2-c4k3s1-BN-PLIF-FC6-PLIF-FC10"
-    torch.manual_seed(0)
-    net = SpikingNetwork(
-        (2, 8, 8), 10, 4, structure=structure, pool_ties="first", backend="reference", sparse=sparse
-    ).eval()
-    x = torch.rand(4, 3, 2, 8, 8) * 3
-
-    def loss(parameters, x):
-        return torch.func.functional_call(net, parameters, (x,)).sub(1).square().sum()
-
-    parameters = {name: parameter.detach() for name, parameter in net.named_parameters()}
-    loss(dict(net.named_parameters()), x).backward()
-    at_once = torch.func.grad(loss)(parameters, x)
-    of_each = torch.func.vmap(torch.func.grad(loss), (None, 1))(parameters, x[:, :, None])
-    assert at_once["encoder.conv1.conv.weight"].any()
-    for name, parameter in net.named_parameters():
-        torch.testing.assert_close(at_once[name], parameter.grad)
-        torch.testing.assert_close(of_each[name].sum(0), parameter.grad)

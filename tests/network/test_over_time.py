@@ -55,29 +55,3 @@ def test_a_batch_without_time_is_refused():
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), pl.PLIF())
     with pytest.raises(UserError, match=r"got \[5, 3\]: a batch \[N, features\] has no time. .*over_time"):
         net(torch.zeros(5, 1, 2, 2))
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_silent_inputs_of_an_fc_layer_can_be_skipped(bias, dtype):
-    torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(70, 40, bias), pl.PLIF(), nn.Flatten(), nn.Linear(40, 5)).to(dtype)
-    x = torch.rand(6, 3, 70).lt(0.2).to(dtype)
-    found = []
-    for sparse in ("never", "always"):
-        layers.zero_grad()
-        y = pl.over_time(layers, sparse)(x)
-        y.sum().backward()
-        found.append([y.detach(), *(p.grad for p in layers.parameters())])
-    assert found[0][0].any()
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs)
-    counts = 3 * x  # no spikes: dense
-    first = layers[:1]
-    assert torch.equal(pl.over_time(first, "always")(counts), pl.over_time(first)(counts))
-    seen = []
-    layers[0].register_forward_hook(lambda module, given, y: seen.append(y.shape))
-    pl.over_time(layers, "always")(x)
-    assert seen == [(18, 40)]
-    with pytest.raises(UserError, match="sparse must be one of"):
-        pl.over_time(layers, "sometimes")
