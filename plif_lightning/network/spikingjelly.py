@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -253,14 +254,16 @@ def _traced(net: nn.Module, single_step: bool) -> nn.Module:
     for node in traced.graph.nodes:
         if node.op == "call_method" and node.target == "view":  # of a map with C innermost
             node.target = "reshape"
-    called = [node.target for node in traced.graph.nodes if node.op == "call_module"]
-    for name in {*called}:
-        if called.count(name) > 1 and isinstance(layers[name], (Neuron, TimeDropout)):
+    calls = Counter(str(node.target) for node in traced.graph.nodes if node.op == "call_module")
+    for name, times in calls.items():
+        if times > 1 and isinstance(layers[name], (Neuron, TimeDropout)):
             raise UserError(
-                f"{name} is called {called.count(name)} times: give each place its own node, and run [T, N, *] at once "
+                f"{name} is called {times} times: give each place its own node, and run [T, N, *] at once "
                 "instead of a loop over time-steps."
             )
-    _form_blocks(traced, layers)
+    # A layer with weights that is called in several places may have other neurons behind it in each: it forms no block.
+    alone = {name: layers[name] for name, times in calls.items() if times == 1 or not [*layers[name].parameters()]}
+    _form_blocks(traced, alone)
     if single_step:
         _run_steps_together(traced)
     traced.delete_all_unused_submodules()

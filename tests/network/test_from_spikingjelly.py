@@ -98,10 +98,12 @@ def test_a_network_of_single_steps_takes_all_of_them_at_once():
             super().__init__()
             self.conv = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), neuron.LIFNode())
             self.fc, self.node, self.out = nn.Linear(5 * 9, 12), neuron.IFNode(), layer.Linear(12, 3)
+            self.other = neuron.LIFNode(v_threshold=0.5)
 
         def forward(self, x):
             x = F.avg_pool2d(self.conv(x), 2)
-            return self.out(self.node(self.fc(x.view(x.shape[0], -1))))
+            x = x.view(x.shape[0], -1)
+            return self.out(self.node(self.fc(x)) + self.other(self.fc(x)))  # a layer with two kinds of neurons
 
     class Steps(nn.Module):
         """Its training loop over time."""
