@@ -178,7 +178,7 @@ def read_results(path: Path) -> list[Row]:
 
 
 def _identity(row: Row) -> tuple[str, ...]:
-    """What a row measures: a run with the same data, settings and seed replaces it.
+    """Identity of a row: a run with the same data, settings and seed replaces it.
 
     User-defined data of one name may differ in content.
     """

@@ -89,7 +89,7 @@ class RunRecord(Callback):
         others = differences(checkpoint.get("settings") or {}, settings(self.config))
         if self.begun_from is not None and any(name.startswith(_OPTIMISATION) for name in others):
             checkpoint |= {"optimizer_states": [], "lr_schedulers": []}
-            _log.info("Optimiser and schedule differ from those of %s: they start anew.", self.begun_from)
+            _log.info("Optimiser and schedule differ from those of %s and are reinitialised.", self.begun_from)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Only now that the checkpoint has been restored: if that fails, a finished run must stay unchanged.

@@ -1,4 +1,4 @@
-"""What a command starts from: a run to resume, a checkpoint to evaluate or to begin from, or nothing."""
+"""Where a command starts: a run to resume, a checkpoint to evaluate or to begin from, or nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

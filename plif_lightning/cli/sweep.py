@@ -106,7 +106,7 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
 
 
 def _problem_of(loaded: dict[str, Any], parameters: dict[str, Any], metric: dict[str, Any]) -> str | None:
-    """What a sweep file has that `sweep` cannot run; None if it can."""
+    """The part of a sweep file that `sweep` cannot run; None if it can run all of it."""
     method, unknown = loaded.get("method"), sorted(map(str, loaded.keys() - _KNOWN))
     if method not in METHODS or unknown:
         what = f"the key {', '.join(unknown)}" if unknown else f"the method {method!r}"

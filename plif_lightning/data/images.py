@@ -71,8 +71,9 @@ class ImageDataset(BatchedDataset):
         samples, target = mixture(
             self.augmentation, request.key, sample, self.sample, (height, width), self._labels, self.num_classes
         )
-        # A partner uses its own random numbers, so it is augmented as it would be as a sample.
-        images = augmented(self.each, request.key, samples, self.images.index_select(0, samples))
+        images = self.images.index_select(0, samples)
+        if self.each:  # a partner uses its own random numbers, so it is augmented as it would be as a sample
+            images = augmented(self.each, request.key, samples, images)
         x = images.to(torch.float32).mul_(self.scale).add_(self.shift)
         label = self._labels.index_select(0, sample)
         if self.mix is not None:

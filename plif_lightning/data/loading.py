@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 
     @property
     def answer(self) -> Tensor:
-        """What a loss compares votes with: the shares of mixed samples, or labels."""
+        """Target of a loss: class shares of mixed samples, or labels."""
         return self.label if self.target is None else self.target
 
 

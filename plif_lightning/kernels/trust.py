@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,7 +48,7 @@ def difference(dynamics: Dynamics, device: torch.device) -> str:
         leaves = {name: value.clone().requires_grad_() for name, value in {**given, "y": y}.items()}
         firing = dynamics.firing
         if isinstance(threshold, Tensor):
-            firing = firing.__class__(**{**firing.__dict__, "v_threshold": leaves["v_threshold"][0]})
+            firing = replace(firing, v_threshold=leaves["v_threshold"][0])
         own = {name: leaves[name] for name in dynamics.parameters}
         spikes = run(leaves["y"], norm, Dynamics(dynamics.equations, own, firing, dynamics.key), pool=pool)
         weights = torch.linspace(-1, 2, spikes.numel(), device=device).view(spikes.shape)
@@ -68,6 +70,14 @@ def difference(dynamics: Dynamics, device: torch.device) -> str:
     return ""
 
 
+def tried(compare: Callable[[], str]) -> str:
+    """The result of a comparison; the first line of what it raised, as a compiler or driver may."""
+    try:
+        return compare()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def agrees(dynamics: Dynamics, device: torch.device) -> bool:
     """True if the kernels of a device agree with the reference for these equations; tried once in a process.
 
@@ -77,10 +87,7 @@ def agrees(dynamics: Dynamics, device: torch.device) -> bool:
     if place not in _found:
         if torch.compiler.is_compiling():
             return True
-        try:
-            _found[place] = difference(dynamics, device)
-        except Exception as error:  # a compiler or driver may raise anything
-            _found[place] = f"{type(error).__name__}: {error}".splitlines()[0]
+        _found[place] = tried(partial(difference, dynamics, device))
         if _found[place]:
             _log.warning(
                 "The reference runs instead of the Triton kernels on %s, which differ from it: %s. Please report it "

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from plif_lightning import neurons
 from plif_lightning.kernels import Backend
-from plif_lightning.kernels.trust import difference
+from plif_lightning.kernels.trust import difference, tried
 from plif_lightning.network.network import SpikingNetwork, use_backend
+from plif_lightning.network.own import has_votes
 
 _NEURONS = ("PLIF", "LIF", "IF", "CLIF", "ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
 _BLOCKS = "c8k3s1-BN-PLIF-{}k2s2-c8k5s2-BN-PLIF-FC20-PLIF-FC8-PLIF"
@@ -47,7 +48,7 @@ def _network_difference(structure: str, static: bool, settings: dict[str, Any], 
         votes = net(x)
         functional.cross_entropy(10 * votes.mean(0), label).backward()
         found.append([votes.detach(), *(p.grad for p in net.parameters() if p.grad is not None)])
-    share = (found[0][0] != found[1][0]).float().mean().item() if "FC8b" not in structure else 0.0
+    share = (found[0][0] != found[1][0]).float().mean().item() if has_votes(ours) else 0.0
     if share > _VOTES:
         return f"{100 * share:.1f} % of the votes differ"
     least = 1e-3 * max(b.norm().item() for b in found[1])  # a gradient that cancels to nothing is rounding
@@ -90,10 +91,10 @@ def speeds(device: torch.device) -> dict[str, float]:
     return found
 
 
-def comparisons(device: torch.device) -> dict[str, Callable[[], str]]:
-    """What is compared on a device: a name, and a call that says how it differs from the reference."""
-    found: dict[str, Callable[[], str]] = {}
+def comparisons(device: torch.device) -> Iterator[tuple[str, str]]:
+    """(name, difference from the reference) of each neuron and form on a device; empty where they are equal."""
     if Backend().chosen(device) != "reference":
         for name in _NEURONS:
-            found[name] = partial(difference, getattr(neurons, name)().dynamics, device)
-    return found | {name: partial(_network_difference, *form, device) for name, form in _FORMS.items()}
+            yield name, tried(partial(difference, getattr(neurons, name)().dynamics, device))
+    for name, form in _FORMS.items():
+        yield name, tried(partial(_network_difference, *form, device))

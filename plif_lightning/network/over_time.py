@@ -47,7 +47,7 @@ class OverTime(nn.Module):
         return run_over_time(self.net, x, self.backend)
 
 
-def _knows_time(module: nn.Module) -> bool:
+def knows_time(module: nn.Module) -> bool:
     """True if a module takes [T, N, *]."""
     return isinstance(module, (*_KNOW_TIME, OverTime)) or getattr(module, "time_aware", False) is True
 
@@ -58,7 +58,7 @@ def runs_parts(module: nn.Module) -> bool:
 
 
 def _require_known(module: nn.Module) -> None:
-    if _knows_time(module):
+    if knows_time(module):
         return
     if runs_parts(module):
         for part in module.children():
@@ -73,7 +73,7 @@ def _require_known(module: nn.Module) -> None:
 
 def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) -> Tensor:
     """`OverTime(module)(x)`, with silent inputs skipped as the backend says."""
-    if _knows_time(module):
+    if knows_time(module):
         return module(x)
     if runs_parts(module):
         assert isinstance(module, nn.Sequential)

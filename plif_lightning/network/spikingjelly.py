@@ -14,19 +14,15 @@ from plif_lightning.errors import UserError
 from plif_lightning.network.blocks import ConvBlock, FCBlock
 from plif_lightning.network.network import use_backend
 from plif_lightning.network.norm import NormStatistics, TimeBatchNorm2d
-from plif_lightning.network.over_time import OverTime, over_time
+from plif_lightning.network.over_time import OverTime, knows_time, over_time
 from plif_lightning.network.pooling import Pool2d, SpikeMaxPool2d, TimeDropout
 from plif_lightning.neurons import CLIF, EIF, IF, KLIF, LIF, PLIF, QIF, Neuron
 from plif_lightning.neurons.published import UndecayedKLIF, UndecayedLIF, UndecayedPLIF
 from plif_lightning.runtime.program import needed_by
 
 _log = logging.getLogger(__name__)
-_STATELESS = (
-    *(nn.Conv2d, nn.Linear, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-    *(nn.BatchNorm2d,),
-)
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_TIME_AWARE = (Neuron, OverTime, TimeBatchNorm2d, TimeDropout, Pool2d, ConvBlock, FCBlock)
+_STATELESS = (nn.Conv2d, nn.Linear, nn.Flatten, nn.BatchNorm2d, *_POOLS)
 # Surrogate of SpikingJelly -> ours, and its width for an alpha of 1.
 _SURROGATES = {
     "ATan": ("atan", 2.0),
@@ -64,7 +60,7 @@ class Converted(nn.Module):
         self.net, self.names = net, dict(names)
 
     def forward(self, x: Tensor) -> Any:
-        """What the network makes of x [T, N, *]."""
+        """Output of the converted network for x [T, N, *]."""
         return self.net(x)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any, **named: Any) -> Any:
@@ -135,7 +131,7 @@ class _Conversion:
         net = self.module(self.net, "", frames=False, steps=self.single_step)
         if self.refused:
             raise UserError(f"cannot be expressed: {'; '.join(self.refused)}.")
-        net = net if isinstance(net, _TIME_AWARE) else _traced(net, self.single_step)
+        net = net if knows_time(net) else _traced(net, self.single_step)
         net = use_backend(net)
         here = {id(tensor): f"net.{name}" for name, tensor in (*net.named_parameters(), *net.named_buffers())}
         return Converted(net, {name: here[id(t)] for name, t in self.stored.items() if id(t) in here})
@@ -170,7 +166,7 @@ class _Conversion:
         if isinstance(module, containers):
             alone = isinstance(module, layer.MultiStepContainer) or getattr(module, "stateful", False)
             parts = [self.module(part, f"{path}.{i}", True, alone) for i, part in enumerate(module)]
-            return nn.Sequential(*(part if isinstance(part, _TIME_AWARE) else over_time(part) for part in parts))
+            return nn.Sequential(*(part if knows_time(part) else over_time(part) for part in parts))
         for name, part in module.named_children():
             setattr(module, name, self.module(part, f"{path}.{name}".lstrip("."), frames, steps))
         if isinstance(module, base.StepModule):
@@ -235,7 +231,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         of_spikingjelly = type(m).__module__.startswith("spikingjelly.activation_based.layer")
-        return isinstance(m, _TIME_AWARE) or of_spikingjelly or super().is_leaf_module(m, module_qualified_name)
+        return knows_time(m) or of_spikingjelly or super().is_leaf_module(m, module_qualified_name)
 
 
 def _traced(net: nn.Module, single_step: bool) -> nn.Module:
@@ -341,7 +337,7 @@ def _run_steps_together(net: fx.GraphModule) -> None:
         frames = graph.call_function(_frames, (x,))
     x.replace_all_uses_with(frames, delete_user_cb=lambda user: user is not frames)
     for node in nodes:
-        if node.op == "call_module" and isinstance(layers[str(node.target)], _TIME_AWARE):
+        if node.op == "call_module" and knows_time(layers[str(node.target)]):
             with graph.inserting_before(node):
                 given = graph.call_function(_sequence, (node.args[0], x))
             node.args = (given,)

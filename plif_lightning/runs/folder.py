@@ -19,7 +19,7 @@ class RunFolder:
 
     @property
     def record(self) -> Path:
-        """What the run is and what came of it, see `plif_lightning.runs.record`."""
+        """Settings and results of the run, see `plif_lightning.runs.record`."""
         return self.path / "run.json"
 
     @property

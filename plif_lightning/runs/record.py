@@ -14,7 +14,7 @@ from plif_lightning.runs.loading import loaded
 from plif_lightning.runs.settings import defaults, differences, key
 from plif_lightning.runtime.files import written_whole
 
-# Parts that a run has only when it has ended; training that goes on removes them.
+# Parts written at the end of a run; resumed training removes them.
 _RESULTS = ("ended", "test", "tested", "cost")
 
 
