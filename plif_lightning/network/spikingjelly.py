@@ -211,6 +211,24 @@ class _Conversion:
         return made.train(node.training)
 
 
+class _HeldInput(nn.Module):
+    """The block that sees the input [T, N, C, H, W]; its convolution runs once for T copies of an image."""
+
+    time_aware = True
+
+    def __init__(self, block: ConvBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or x.requires_grad or len(x) == 1:
+            return self.block(x)
+        if x.stride(0) != 0 and not (x.device.type == "cpu" and torch.equal(x[1:], x[:-1])):
+            return self.block(x)
+        self.block.time_steps = len(x)
+        return self.block(x[:1])
+
+
 def _over_time(module: nn.Module, statistics: NormStatistics) -> nn.Module:
     """A layer of PyTorch over [T, N, *]."""
     if isinstance(module, nn.BatchNorm2d):
@@ -277,6 +295,8 @@ def _form_blocks(net: fx.GraphModule, layers: dict[str, nn.Module]) -> None:
         if isinstance(part, OverTime) and isinstance(part.net, nn.Conv2d):
             norm, neuron, pool = (_taken(node, layers, kind) for kind in (TimeBatchNorm2d, Neuron, Pool2d))
             block: nn.Module = ConvBlock(part.net, norm, neuron, pool, time_steps=1, spikes_in=source in spikes)
+            if neuron is not None and source is not None and source.op == "placeholder":
+                block = _HeldInput(block)
             net.set_submodule(str(node.target), block.train(part.training))
             fires = neuron is not None and _keeps_spikes(pool)
         elif isinstance(part, OverTime) and isinstance(part.net, nn.Linear):
