@@ -13,6 +13,7 @@ import yaml
 from plif_lightning.cli import main
 from tests.cli.calls import SILENT, TINY
 from tests.conftest import PATIENCE, REPOSITORY
+from tests.examples.tutorials import source
 from tests.writers import COST, PAPER, events_of, evt3_bytes, write_file, write_run
 
 READMES = sorted(
@@ -68,6 +69,9 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
         words = shlex.split(command)[1:]
     if "my_neurons" in command:
         shutil.copy(REPOSITORY / "tests/examples/own_neuron.py", tmp_path / "my_neurons.py")
+    if "my_transformer" in command:
+        (tmp_path / "my_transformer.py").write_text(source("transformer"))
+    if "my_" in command:
         monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(REPOSITORY)
     name = words[0]

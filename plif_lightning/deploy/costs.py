@@ -162,7 +162,9 @@ def mean_cost(costs: Sequence[Cost]) -> Cost:
 
 
 # Layers with weights, and their names in a block.
-_WEIGHTED: tuple[tuple[Any, str], ...] = ((nn.Conv2d, "conv"), (nn.Linear, "fc"))
+_WEIGHTED: tuple[tuple[Any, str], ...] = (((nn.Conv1d, nn.Conv2d), "conv"), (nn.Linear, "fc"))
+# Layers of a user-defined network that are counted by themselves, and the dimensions of a sample that they see.
+_FEATURES: dict[Any, int] = {nn.Conv1d: 2, nn.Conv2d: 3, nn.Linear: 1}
 
 
 @torch.no_grad()
@@ -230,7 +232,7 @@ class _Counter:
             return
         blocks = {name: part for name, part in net.named_modules() if isinstance(part, WITH_NEURON)}
         inside = {part for block in blocks.values() for part in block.modules()}
-        counted = (nn.Conv2d, nn.Linear, Neuron)
+        counted = (*_FEATURES, Neuron)
         others = {n: p for n, p in net.named_modules() if p not in inside and isinstance(p, counted)}
         self.layers = {name: part for name, part in net.named_modules() if name in {*blocks, *others}}
 
@@ -242,8 +244,9 @@ class _Counter:
         else:
             analog = not self.found or _is_input(x, self.x)
         spikes = not analog and bool(((x == 0) | (x == 1)).all())
-        if isinstance(block, (nn.Conv2d, nn.Linear)):
-            x = self._by_steps(x, 3 if isinstance(block, nn.Conv2d) else 1)
+        features = next((number for kind, number in _FEATURES.items() if isinstance(block, kind)), None)
+        if features is not None:
+            x = self._by_steps(x, features)
         self.found.append(_layer_cost(name, block, x, spikes, self.samples))
 
     def _by_steps(self, given: Tensor, features: int) -> Tensor:
@@ -285,8 +288,9 @@ def _layer_cost(name: str, block: nn.Module, x: Tensor, spikes: bool, samples: i
 
 
 def _pairs(conv: Any, fired: Tensor) -> float:
-    """Number of (input, weight) pairs of a convolution of ones [N, C, H, W]; zeros around have none."""
+    """Number of (input, weight) pairs of a convolution of ones [N, C, *]; zeros around have none."""
     sizes: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+    convolve: Any = F.conv1d if isinstance(conv, nn.Conv1d) else F.conv2d
     ones = torch.ones(1, *conv.weight.shape[1:], device=fired.device)
-    pairs = F.conv2d(fired.unflatten(1, (conv.groups, -1)).sum(1), ones, **sizes).sum(dtype=torch.float64).item()
+    pairs = convolve(fired.unflatten(1, (conv.groups, -1)).sum(1), ones, **sizes).sum(dtype=torch.float64).item()
     return pairs * len(conv.weight) / conv.groups

@@ -294,10 +294,10 @@ def _form_blocks(net: fx.GraphModule, layers: dict[str, nn.Module]) -> None:
         fires = isinstance(part, Neuron)
         if isinstance(part, OverTime) and isinstance(part.net, nn.Conv2d):
             norm, neuron, pool = (_taken(node, layers, kind) for kind in (TimeBatchNorm2d, Neuron, Pool2d))
-            block: nn.Module = ConvBlock(part.net, norm, neuron, pool, time_steps=1, spikes_in=source in spikes)
-            if neuron is not None and source is not None and source.op == "placeholder":
-                block = _HeldInput(block)
-            net.set_submodule(str(node.target), block.train(part.training))
+            block = ConvBlock(part.net, norm, neuron, pool, time_steps=1, spikes_in=source in spikes)
+            first = neuron is not None and source is not None and source.op == "placeholder"
+            made: nn.Module = _HeldInput(block) if first else block
+            net.set_submodule(str(node.target), made.train(part.training))
             fires = neuron is not None and _keeps_spikes(pool)
         elif isinstance(part, OverTime) and isinstance(part.net, nn.Linear):
             dropout = layers.get(str(source.target)) if source is not None and len(source.users) == 1 else None
@@ -308,8 +308,8 @@ def _form_blocks(net: fx.GraphModule, layers: dict[str, nn.Module]) -> None:
                 source = before
             neuron = _taken(node, layers, Neuron)
             dropout = dropout if isinstance(dropout, TimeDropout) else TimeDropout(0.0)
-            block = FCBlock(dropout, part.net, neuron, spikes_in=source in spikes)
-            net.set_submodule(str(node.target), block.train(part.training))
+            made = FCBlock(dropout, part.net, neuron, spikes_in=source in spikes)
+            net.set_submodule(str(node.target), made.train(part.training))
             fires = neuron is not None
         elif source in spikes:
             flattens = node.target in (torch.flatten, "flatten") or isinstance(getattr(part, "net", None), nn.Flatten)

@@ -1,11 +1,40 @@
-"""The examples do what they say."""
+"""The examples, and the code of the tutorials that users copy, do what they say."""
 
 import pytest
+import torch
 
 from tests.examples import own_neuron
+from tests.examples.tutorials import cell
 
 
 @pytest.mark.slow
 def test_own_neuron(capsys):
     assert own_neuron.main() > 0.8
     assert "m after the last step: (2, 100)" in capsys.readouterr().out
+
+
+def test_the_transformers_attention_is_that_of_spikingjelly():
+    attention = pytest.importorskip("spikingjelly.activation_based.layer.attention", reason="test extra `bench`")
+    from spikingjelly.activation_based import neuron, surrogate
+
+    torch.manual_seed(0)
+    ours = cell("transformer")["SelfAttention"](16, 4).double()
+    kind, arctan = neuron.ParametricLIFNode, surrogate.ATan()
+    theirs = attention.SpikingSelfAttention(16, 4, kind, surrogate_function=arctan, detach_reset=True).double()
+    for node, v_threshold in ((theirs.qkv_lif, 1.0), (theirs.attn_lif, 0.5), (theirs.proj_lif, 1.0)):
+        node.v_threshold, node.step_mode = v_threshold, "m"
+    pairs = ((ours.qkv.net, theirs.qkv_conv_bn), (ours.out.net, theirs.proj_conv_bn))
+    for here, there in pairs:
+        torch.nn.init.constant_(there[1].weight, 3.0)
+        for one, other in zip(here, there, strict=False):
+            one.load_state_dict(other.state_dict())
+    x = (torch.rand(5, 3, 16, 9) < 0.5).double()
+    votes, expected = ours(x), theirs(x)
+    assert 0 < expected.mean() < 1
+    assert torch.equal(votes, expected)
+    towards = torch.randn_like(votes)
+    votes.backward(towards)
+    expected.backward(towards)
+    for here, there in pairs:
+        torch.testing.assert_close(here[0].weight.grad, there[0].weight.grad)
+    torch.testing.assert_close(ours.neuron.a.grad[0], theirs.attn_lif.w.grad)
