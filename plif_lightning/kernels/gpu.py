@@ -343,7 +343,8 @@ def fire_backward(
     grad_learned = sums_learned.double().sum(0)
     if learned.shape[1] == 1:
         grad_learned = grad_learned.sum(1, keepdim=True)
-    return grad_y, grad_first, sums.sum(0, dtype=torch.float64).transpose(0, 1).float(), grad_learned.float()
+    totals = sums.sum(0, dtype=torch.float64).transpose(0, 1).float().contiguous()
+    return grad_y, grad_first, totals, grad_learned.float()
 
 
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The Triton kernels without a GPU: results in Triton's interpreter, machine code from its compiler."""
 
 import itertools
+import linecache
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ from tests.conftest import PATIENCE, REPOSITORY
 
 triton = pytest.importorskip("triton")
 
-INTERPRETED = """
+INTERPRETED = '''
 import os
 import sys
 import torch
@@ -26,10 +27,29 @@ from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.equations import Dynamics
 from plif_lightning.dynamics.leaky import leaky
 from plif_lightning import neurons
+from triton.runtime import interpreter
+
+def within_its_tensors(builder=interpreter.interpreter_builder, executor=interpreter.GridExecutor):
+    """Make every load and store of a kernel fail outside of the tensors that it was given."""
+    given, load, store = executor._init_args_hst, builder.create_masked_load, builder.create_masked_store
+    def arguments(self, *args):
+        found = given(self, *args)
+        tensors = [one for one in found[0] if isinstance(one, torch.Tensor)]
+        self.__class__.regions = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in tensors]
+        return found
+    def require(pointers, mask):
+        at = pointers.data[mask.data]
+        inside = sum((at >= start) & (at < end) for start, end in executor.regions)
+        assert inside.all(), "a kernel left its tensors"
+    executor._init_args_hst = arguments
+    builder.create_masked_load = lambda at, mask, *rest: (require(at, mask), load(at, mask, *rest))[1]
+    builder.create_masked_store = lambda at, x, mask, *rest: (require(at, mask), store(at, x, mask, *rest))[1]
+
+within_its_tensors()
 
 def both(
     shape, pool, held=False, per_step=True, leak=True, start=False, last=False, detach=True, kind="atan", bf16=False,
-    reset="hard", learned_threshold=False, neuron=None,
+    reset="hard", learned_threshold=False, neuron=None, check=None,
 ):
     torch.manual_seed(sum(shape))
     steps, images, channels = shape[:3]
@@ -58,6 +78,13 @@ def both(
         normalized = back[0].clone()
         ops.normalize_backward(normalized, y, scale, shift, mean)
         results.append([spikes, final, *back, *ops.moments(y), normalized])
+        if check:
+            check(torch.ops.plif.fire, (y, scale, shift, learned, v, steps, POOLS[pool], key, last))
+            given = y, scale, shift, mean, learned, v, seed, grad, grad_final, steps, POOLS[pool], key
+            check(torch.ops.plif.fire_backward, given)
+            check(torch.ops.plif.moments, (y,))
+            check(torch.ops.plif.normalize_backward, (back[0].clone(), y, scale, shift, mean))
+            check = None  # in the interpreter alone
     for ours, theirs in zip(*results, strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), (shape, pool, ours.shape, theirs.shape)
         assert not ours.isnan().any()
@@ -65,10 +92,10 @@ def both(
     for ours, theirs in zip(*(r[1:] for r in results), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-2 if bf16 else 1e-4, atol=1e-2 if bf16 else 1e-4)
 
-both((3, 2, 5, 4, 6), "max_first")
+both((3, 2, 5, 4, 6), "max_first", check=torch.library.opcheck)
 both((3, 2, 5, 5, 7), "max_random")
 both((3, 2, 5, 5, 6), "avg", per_step=False)
-both((3, 2, 5, 4, 6), "none", start=True, last=True)
+both((3, 2, 5, 4, 6), "none", start=True, last=True, check=torch.library.opcheck)
 both((1, 2, 3, 2, 2), "max_random", leak=False)
 both((4, 2, 70, 4, 4), "max_random", held=True, per_step=False)
 both((8, 1, 3, 4, 4), "max_first", detach=False)
@@ -84,7 +111,17 @@ for kind in (neurons.NAMED,):
     both((5, 2, 3, 4, 4), "max_random", neuron=kind(), detach=False)
     both((5, 2, 3, 3, 4), "none", neuron=kind(), start=True, last=True, learned_threshold=kind is neurons.CLIF)
 print("equal")
-"""
+'''
+
+
+@pytest.mark.parametrize("name", ["PLIF", "CLIF"])
+def test_the_text_of_the_kernels_is_the_one_that_was_read(name):
+    from plif_lightning.kernels.triton_code import code_of
+
+    key = getattr(neurons, name)().dynamics.key
+    code_of(key)
+    expected = Path(__file__).parent / f"{name.lower()}_in_triton.txt"
+    assert "".join(linecache.getlines(f"<neuron {key}>")) == expected.read_text()
 
 
 SLOW = ("ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
