@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
+from torch._subclasses import FakeTensorMode
 
 from plif_lightning import neurons
+from plif_lightning.configs import INPUTS, network_of
 from plif_lightning.dynamics import SurrogateName
 from tests.conftest import PATIENCE, REPOSITORY
 
@@ -256,3 +259,16 @@ def test_every_kernel_compiles_and_spills_no_register(capability, every, tmp_pat
 def test_every_neuron_compiles(capability, tmp_path):
     for name, dtype, constants in others():
         assert compiled(name, dtype, constants, capability).asm["cubin"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of PyTorch")
+@pytest.mark.parametrize("neuron", ["plif", "clif"])
+@pytest.mark.parametrize("name", INPUTS)
+def test_a_network_runs_forwards_on_tensors_of_a_gpu_that_is_not_there(name, neuron):
+    with FakeTensorMode(), torch.device("cuda"):
+        net = network_of(name, neuron=neuron, backend="triton")
+        x = torch.empty(net.time_steps, 2, *net.input_shape)
+        for training, given in itertools.product((True, False), (x, x[0])):
+            votes = net.train(training)(given)
+            assert (votes.device.type, votes.shape) == ("cuda", (net.time_steps, 2, net.num_classes))
