@@ -83,16 +83,6 @@ def test_of_a_static_image_the_first_layer_runs_once_in_both():
     assert operations(found) == pytest.approx(ours(net, x), rel=1e-6)
 
 
-def test_a_batch_of_frames_without_counts_above_one_is_spikes_to_neurobench_alone():
-    net = network()
-    x = torch.cat([frames(0, 2, 4), frames(0, 4, 4)])
-    found, expected = operations(measured(pl.neurobench.NeuroBenchNetwork(net), x)), ours(net, x)
-    first = [cost(net, part.transpose(0, 1)).layers[0].actual for part in (x[:4], x[4:])]
-    assert expected["Effective_MACs"] == pytest.approx(sum(first) / 2)
-    assert found["Effective_MACs"] == pytest.approx(first[1] / 2)
-    assert found["Effective_ACs"] == pytest.approx(expected["Effective_ACs"] + first[0] / 2)
-
-
 def test_sparsity_is_that_of_spikes_before_pooling_by_layer():
     net, x = network(), frames(0, 4)
     found = measured(pl.neurobench.NeuroBenchNetwork(net), x, batch=12)

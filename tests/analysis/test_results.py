@@ -10,7 +10,6 @@ from plif_lightning.analysis.grouping import groups
 from plif_lightning.analysis.leaderboard import gains_table, leaderboard_table, standings
 from plif_lightning.analysis.results import COLUMNS, published_runs, read_results, results_table, row_of, write_results
 from plif_lightning.cli import main
-from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs, read_run
 from tests import publish
 from tests.cli.calls import FEW, SILENT, TINY, refused
@@ -149,17 +148,6 @@ def row_words(row):
     words = shlex.split(row["command"])
     assert words[:3] == ["python", "main.py", "fit"]
     return words[3:]
-
-
-def test_a_batch_size_that_changed_on_the_way_stands_in_the_row(tmp_path):
-    for name in ("straight", "changed"):
-        folder = write_run(tmp_path / name, seed=name == "changed")
-    update(folder, changes=[[154, "data.batch_size", 32]])
-    rows = write_results(tmp_path / "results.csv", find_runs(tmp_path))
-    (row,) = (row for row in rows if row["run"] == "changed")
-    assert row["overrides"].endswith("after step 154 data.batch_size=32")
-    assert row["command"].endswith("; after step 154 data.batch_size=32")
-    assert len(rows) == 2
 
 
 # --- runs of a table

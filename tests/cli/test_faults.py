@@ -398,20 +398,6 @@ def test_a_full_disk_ends_a_fit_with_one_sentence_that_names_the_file(monkeypatc
     assert not list(Path("run/checkpoints").iterdir())
 
 
-def test_a_full_disk_ends_the_report_with_one_sentence(run, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        for name, what in (
-            ("report", ["--out", "out.html"]),
-            ("figures", ["--out", "out"]),
-            ("tables", ["--out", "out"]),
-        ):
-            message = refused(capsys, name, "--runs", str(run), *what)
-            assert "out" in message
-            assert ".tmp" not in message
-            assert "The disk is full" in message
-
-
 # --- damaged files
 
 

@@ -7,7 +7,6 @@ from typing import Union
 
 import pytest
 import torch
-import wandb
 import yaml
 from lightning import Trainer
 
@@ -48,19 +47,6 @@ def test_quickstart_reaches_97_percent_on_its_test_part():
     assert float(accuracy[0]) >= 0.97
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashionmnist"])
-def test_fit_of_the_papers_mnist_networks(name, tmp_path):
-    writers.write_mnist(tmp_path / "data", train=8, test=4, name={"mnist": "MNIST"}.get(name, "FashionMNIST"))
-    fit(
-        *("--data.root", str(tmp_path / "data"), "--trainer.max_epochs", "2", "--data.batch_size", "4"),
-        *("--trainer.enable_checkpointing", "false"),
-        config=str(CONFIGS / f"{name}.yaml"),
-    )
-    metrics = rows(f"runs/{name}/version_0/metrics.csv")
-    assert [row["epoch"] for row in metrics if row["test_as_val/acc"]] == ["0", "1"]
-    assert all(float(row["rate/conv1"]) > 0 for row in metrics if row["rate/conv1"])
-
-
 def test_fit_of_the_cifar10_network_with_variants_and_flags(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *a, **k: True)
     writers.write_cifar10(tmp_path / "data", train=10, test=4)
@@ -90,16 +76,6 @@ def test_fit_with_the_holdout_variant_tests_once_at_the_end(tmp_path):
     assert not any(key.startswith("test_as_val") for key in metrics[0])
 
 
-def test_fit_in_bf16(tmp_path):
-    writers.write_mnist(tmp_path / "data", train=8, test=4, name="FashionMNIST")
-    fit(
-        *("--data.root", str(tmp_path / "data"), "--trainer.precision", "bf16-mixed", "--trainer.max_epochs", "1"),
-        *("--data.batch_size", "4", "--trainer.enable_checkpointing", "false"),
-        config=str(CONFIGS / "fashionmnist.yaml"),
-    )
-    assert rows("runs/fashionmnist/version_0/metrics.csv")
-
-
 def test_an_optimiser_and_a_scheduler_are_replaced_from_the_command_line(run):
     fit(
         *(*TINY, *FEW, "--trainer.max_epochs", "2", "--test_after_fit", "false"),
@@ -110,15 +86,6 @@ def test_an_optimiser_and_a_scheduler_are_replaced_from_the_command_line(run):
     assert [float(row["lr"]) for row in metrics if row["lr"]] == pytest.approx([0.1, 0.01])
     state = load("runs/quickstart/version_1/checkpoints/last.ckpt")["optimizer_states"][0]
     assert state["param_groups"][0]["momentum"] == 0.9
-
-
-def test_wandb_variant_records_beside_the_runs_own_files(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--config", str(CONFIGS / "variants/wandb.yaml"))
-    assert Path("runs/quickstart/version_0/metrics.csv").exists()
-    assert list(Path("runs/quickstart/version_0/wandb").glob("offline-run-*/*.wandb"))
-    wandb.finish()  # a process has one W&B run at a time: the next test's is another
 
 
 def test_stored_configuration_is_plain_text(run):

@@ -125,17 +125,6 @@ def test_dropout_mask_is_the_same_at_every_step_and_scaled():
     assert torch.equal(dropout.eval()(x), x)
 
 
-@pytest.mark.parametrize("pooling", ["max", "avg"])
-def test_dropout_is_the_same_for_max_and_average_pooling(pooling):
-    network = small(pooling=pooling, dropout=[0.5, 0.25])
-    assert [network.classifier.fc1.dropout.p, network.classifier.fc2.dropout.p] == [0.5, 0.25]
-    seen = []
-    network.classifier.fc1.fc.register_forward_hook(lambda m, i, o: seen.append(i[0]))
-    network(inputs())
-    dropped = (seen[0] == 0).all(0)  # [N, F]: silent at every step
-    assert dropped.float().mean() > 0.4
-
-
 def test_spikes_are_binary_everywhere_before_voting():
     network = small()
     seen = []
@@ -147,16 +136,6 @@ def test_spikes_are_binary_everywhere_before_voting():
     assert all(set(o.unique().tolist()) <= {0.0, 1.0} for o in seen)
     assert votes.shape == (4, 3, 3)
     assert set((votes * 2).unique().tolist()) <= {0.0, 1.0, 2.0}
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
-def test_counts_of_events_are_taken_as_they_are(dtype):
-    torch.manual_seed(0)
-    net = SpikingNetwork((2, 8, 8), 3, 4, channels=4, fc_features=8)
-    counts = torch.randint(0, 5, (4, 2, 2, 8, 8))
-    with torch.no_grad():
-        net.eval()
-        assert torch.equal(net(counts.to(dtype)), net(counts.float()))
 
 
 def test_votes_are_the_mean_of_each_classes_neurons():

@@ -17,7 +17,6 @@ from plif_lightning.network.blocks import Residual
 from plif_lightning.network.output import Integral
 from plif_lightning.neurons import CLIF, LIF, PLIF
 from plif_lightning.neurons.making import NeuronName
-from plif_lightning.structure import parse
 from plif_lightning.structure.notation import NEURONS
 from tests.benchmarks.step import make_fire
 from tests.deploy.conftest import STRUCTURES, frames, trained
@@ -30,13 +29,6 @@ def small(kind, **changes):
     net = SpikingNetwork((2, 12, 12), 3, 4, structure=STRUCTURES[kind], pool_ties="first", dropout=0.0, **changes)
     make_fire(net)
     return net
-
-
-@pytest.mark.parametrize("kind", STRUCTURES)
-def test_a_networks_structure_is_the_one_it_was_made_of(kind):
-    net = small(kind)
-    assert net.structure == parse(STRUCTURES[kind])
-    assert str(SpikingNetwork((2, 12, 12), 3, 4, structure=str(net.structure)).structure) == STRUCTURES[kind]
 
 
 @pytest.mark.parametrize("kind", STRUCTURES)
@@ -215,21 +207,6 @@ def test_average_pools_take_the_place_of_all_maximum_pools():
 
 
 # --- pools
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_pool_of_real_numbers_is_the_same_with_a_gradient_and_without(dtype):
-    """Found by a review: with a gradient, a pool behind a convolution without neurons rounded down."""
-    net = SpikingNetwork((1, 8, 8), 10, 4, structure="c8k3s1-BN-MPk2s2-PLIF-APk2s2-MPk2s2-FC10").to(dtype)
-    x = 3 * torch.rand(4, 16, 1, 8, 8, dtype=dtype)
-    pooled = []
-    for pool in (net.encoder.pool1, net.encoder.pool3):
-        pool.register_forward_hook(lambda pool, given, found: pooled.append((given[0], found)))
-    net.eval()(x)
-    for given, found in pooled:
-        assert given.requires_grad
-        assert torch.equal(found, functional.max_pool2d(given.flatten(0, 1), 2, 2).unflatten(0, (4, 16)))
-    assert net(x[:, :0]).shape == (4, 0, 10)
 
 
 # --- configs/networks
