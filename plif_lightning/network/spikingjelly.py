@@ -51,16 +51,22 @@ class Converted(nn.Module):
     Attributes:
         net: the converted network.
         names: name of each parameter and buffer here, by its name in SpikingJelly.
+        takes_frames: its layers see x [T, N, *] as it is; otherwise its own forward repeats samples [N, *].
+        input_shape: shape of a sample, set by a task; time_steps, T, likewise.
     """
 
     time_aware = True
+    input_shape: tuple[int, ...] | None = None
+    time_steps: Any = None
 
-    def __init__(self, net: nn.Module, names: Mapping[str, str]) -> None:
+    def __init__(self, net: nn.Module, names: Mapping[str, str], takes_frames: bool) -> None:
         super().__init__()
-        self.net, self.names = net, dict(names)
+        self.net, self.names, self.takes_frames = net, dict(names), takes_frames
 
     def forward(self, x: Tensor) -> Any:
-        """Output of the converted network for x [T, N, *]."""
+        """Output of the converted network for x [T, N, *]; in a task, images [N, C, H, W] are held for T steps."""
+        if self.takes_frames and self.input_shape is not None and x.dim() == len(self.input_shape) + 1:
+            x = x.expand(self.time_steps, *x.shape)
         return self.net(x)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any, **named: Any) -> Any:
@@ -134,7 +140,8 @@ class _Conversion:
         net = net if knows_time(net) else _traced(net, self.single_step)
         net = use_backend(net)
         here = {id(tensor): f"net.{name}" for name, tensor in (*net.named_parameters(), *net.named_buffers())}
-        return Converted(net, {name: here[id(t)] for name, t in self.stored.items() if id(t) in here})
+        names = {name: here[id(t)] for name, t in self.stored.items() if id(t) in here}
+        return Converted(net, names, takes_frames=self.single_step or _begins_with_layers(net))
 
     def module(self, module: Any, path: str, frames: bool, steps: bool) -> nn.Module:
         """The module that takes the place of another.
@@ -280,9 +287,19 @@ def _traced(net: nn.Module, single_step: bool) -> nn.Module:
     _form_blocks(traced, alone)
     if single_step:
         _run_steps_together(traced)
+    for name in calls.keys() - {str(node.target) for node in traced.graph.nodes}:  # now within a block
+        traced.delete_submodule(name)
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
+
+
+def _begins_with_layers(net: nn.Module) -> bool:
+    """True if nothing but layers sees the input of a network that was traced."""
+    if not isinstance(net, fx.GraphModule):
+        return knows_time(net)
+    inputs = [node for node in net.graph.nodes if node.op == "placeholder"]
+    return all(user.op == "call_module" for node in inputs for user in node.users)
 
 
 def _form_blocks(net: fx.GraphModule, layers: dict[str, nn.Module]) -> None:

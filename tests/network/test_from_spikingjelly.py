@@ -160,7 +160,7 @@ def test_its_own_networks(name):
     require_equal(net, frames(*shape, steps=3) if shape[0] == 2 else copies)
 
 
-def test_weights_of_an_old_checkpoint_are_loaded():
+def test_weights_of_an_old_checkpoint_are_loaded(tmp_path):
     torch.manual_seed(0)
     old, new = stack(neuron.ParametricLIFNode), stack(neuron.ParametricLIFNode, init_tau=8.0)
     for net in (old, new):
@@ -172,6 +172,9 @@ def test_weights_of_an_old_checkpoint_are_loaded():
     again.load_state_dict(converted.state_dict())
     assert torch.equal(again.eval()(x), converted(x))
     assert expected.shape == (5, 3, 3)
+    pl.save_pretrained(again, tmp_path)
+    task = pl.SpikingClassifier((2, 6, 6), 3, 5, network=pl.from_pretrained(tmp_path, pl.from_spikingjelly(new)))
+    assert torch.equal(task(x[0]), again(x[:1].expand_as(x)))  # images are held
 
 
 def test_what_cannot_be_expressed_is_refused_by_name_all_of_it_in_one_sentence():
