@@ -13,7 +13,7 @@ from plif_lightning.dynamics.equations import Dynamics
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import fused
 from plif_lightning.kernels.bits import look
-from plif_lightning.kernels.dense import WIDENS_BFLOAT16
+from plif_lightning.kernels.dense import WIDENS_BFLOAT16, takes_patches
 from plif_lightning.kernels.layout import interpreted
 from plif_lightning.kernels.trust import agrees
 
@@ -156,6 +156,8 @@ class Backend:
             return NEVER
         if self.sparse == "auto" and multiplications < _WORTH_LOOKING:
             return NEVER._replace(reason="too few products to look for silent inputs")
+        if self.sparse == "auto" and conv and takes_patches(x, weight, stride):
+            return NEVER._replace(reason="few pixels: a product of patches")
         density, only_spikes = look(rows, value)
         if name != "events" and not only_spikes:
             return NEVER._replace(density=density, reason="its input has other values than 0 and 1")

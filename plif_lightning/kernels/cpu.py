@@ -16,7 +16,7 @@ from numba.extending import overload
 
 from plif_lightning.kernels.layout import LANES, POOLS
 from plif_lightning.kernels.machine_code import call, keep
-from plif_lightning.runtime.compiled import compiled
+from plif_lightning.runtime.compiled import compiled, inner
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -60,7 +60,7 @@ def aligned(size, dtype):
     return at_least[first : first + size]
 
 
-@compiled
+@inner
 def working_rows(rows, run, dtype):
     """Workspace of `rows` rows of `run` zeros."""
     flat = aligned(rows * run, dtype)
@@ -68,7 +68,7 @@ def working_rows(rows, run, dtype):
     return flat.reshape((rows, run))
 
 
-@compiled
+@inner
 def _place(unit, height, width, channels, pooled, run, starts):
     """Output offset and length of a unit; writes the offsets of its four neurons in a step to `starts`."""
     if not pooled:
@@ -84,7 +84,7 @@ def _place(unit, height, width, channels, pooled, run, starts):
     return (r * windows + first) * channels, min(per_run, windows - first) * channels
 
 
-@compiled
+@inner
 def _load(y, t, start, chunk, n, rows, row):
     """Copy n values of a step from `start` on into a row; chunks alternate with another neuron's of the same window."""
     s, r = np.uintp(t), np.uintp(row)
@@ -95,7 +95,7 @@ def _load(y, t, start, chunk, n, rows, row):
             rows[r, to + i] = _wide(y[s, at + i])
 
 
-@compiled
+@inner
 def _store(rows, row, n, chunk, y, t, start):
     """Write a row back to the feature map; inverse of `_load`."""
     s, r = np.uintp(t), np.uintp(row)
@@ -106,14 +106,14 @@ def _store(rows, row, n, chunk, y, t, start):
             y[s, at + i] = _narrow(rows[r, of + i], y)
 
 
-@compiled
+@inner
 def _fill(rows, row, n, value):
     r = np.uintp(row)
     for j in range(n):
         rows[r, np.uintp(j)] = value
 
 
-@compiled
+@inner
 def _normalise(y, t, start, chunk, n, scale, shift, s, x, row):
     """BN's output X of the values that `_load` would copy."""
     step, of_step, r = np.uintp(t), np.uintp(s), np.uintp(row)
@@ -124,7 +124,7 @@ def _normalise(y, t, start, chunk, n, scale, shift, s, x, row):
             x[r, to + i] = _wide(y[step, at + i]) * scale[of_step, to + i] + shift[of_step, to + i]
 
 
-@compiled
+@inner
 def _add_loaded(y, t, start, chunk, n, rows, row):
     """Add the values that `_load` would copy; nothing if y is empty."""
     if y.shape[0]:
@@ -136,7 +136,7 @@ def _add_loaded(y, t, start, chunk, n, rows, row):
                 rows[r, to + i] = rows[r, to + i] + _wide(y[step, at + i])
 
 
-@compiled
+@inner
 def _pool(spikes, n, average, out, t, start):
     """Pool the windows formed by four rows of spikes."""
     step, first = np.uintp(t), np.uintp(start)
@@ -154,13 +154,13 @@ def _pool(spikes, n, average, out, t, start):
             out[step, first + i] = _narrow(most, out)
 
 
-@compiled
+@inner
 def whole_vectors(run):
     """Length of a row of the workspace for `run` values."""
     return (run + LANES - 1) // LANES * LANES
 
 
-@compiled
+@inner
 def begin_states(v_first, start, states, rows, starts, chunk, n):
     """Write the states before the first step to `states` [S * rows, width]: v_first [S, N H W C], or `start` [S]."""
     for s in range(start.size):
@@ -184,6 +184,7 @@ def forward(
     of all images together.
     """
     pooled = pool != NO_POOL
+    first = np.int64(0)  # numba compiles a function again for a literal
     rows = 4 if pooled else 1
     starts = np.zeros(4, np.int64)
     padded = whole_vectors(run)
@@ -198,8 +199,8 @@ def forward(
         begin_states(v_first, start, states, rows, starts, chunk, n)
         if constant:
             for i in range(rows):
-                _normalise(y, 0, starts[i], chunk, n, scale, shift, 0, x, i)
-                _add_loaded(added, 0, starts[i], chunk, n, x, i)
+                _normalise(y, first, starts[i], chunk, n, scale, shift, first, x, i)
+                _add_loaded(added, first, starts[i], chunk, n, x, i)
         for t in range(steps):
             s = t if scale.shape[0] > 1 else 0
             for i in range(rows):
@@ -217,7 +218,7 @@ def forward(
             if pooled:
                 _pool(spikes, n, pool == AVG, out, t, target)
             else:
-                _store(spikes, 0, n, n, out, t, target)
+                _store(spikes, first, n, n, out, t, target)
         if v_last.shape[0]:
             for i in range(start.size * rows):
                 _store(states, i, n, chunk, v_last, i // rows, starts[i % rows])
@@ -238,7 +239,7 @@ def statistics(begin, end, slot, y, pivot, run, sums):
         _moments(y, t, first, min(run, y.shape[1] - first), pivot, totals, row, row + sums.shape[2])
 
 
-@compiled
+@inner
 def _moments(y, t, start, n, pivot, totals, to_sum, to_squares):
     step, first, a, b = np.uintp(t), np.uintp(start), np.uintp(to_sum), np.uintp(to_squares)
     for j in range(n):

@@ -20,12 +20,12 @@ from plif_lightning.kernels.cpu import (
     working_rows,
 )
 from plif_lightning.kernels.machine_code import call, keep
-from plif_lightning.runtime.compiled import compiled
+from plif_lightning.runtime.compiled import compiled, inner
 
 # mypy: disable-error-code="no-untyped-def"
 
 
-@compiled
+@inner
 def _count_fired(spikes, n, tied):
     """Number of tied neurons in each window: those that fired, or all four if none did."""
     one = tied.dtype.type(1.0)
@@ -37,7 +37,7 @@ def _count_fired(spikes, n, tied):
         tied[i] = count if count > zero else four
 
 
-@compiled
+@inner
 def _ranks(tied, n, number, place, seed, rank, row):
     """Draw a rank uniformly from 0 to tied - 1 by hashing the position of the window (lowbias32, Wellons 2018)."""
     scale = rank.dtype.type(2**-24)
@@ -51,7 +51,7 @@ def _ranks(tied, n, number, place, seed, rank, row):
         rank[r, i] = np.floor(rank.dtype.type(np.int32(z >> np.uint32(8))) * scale * tied[i])
 
 
-@compiled
+@inner
 def _winners(spikes, n, winner, row):
     """Replace a rank among the tied neurons of each window by the index of that neuron, 0 to 3."""
     one = winner.dtype.type(1.0)
@@ -67,7 +67,7 @@ def _winners(spikes, n, winner, row):
         winner[r, i] = passed if of_three + spikes[d, i] > zero else rank
 
 
-@compiled
+@inner
 def _sum_with_y(y, t, start, chunk, n, mean, s, grad, row, totals, to_grad, to_product):
     """Add dL/dX, and its product with y - mean, to two rows of totals."""
     step, of_step, r = np.uintp(t), np.uintp(s), np.uintp(row)
@@ -81,7 +81,7 @@ def _sum_with_y(y, t, start, chunk, n, mean, s, grad, row, totals, to_grad, to_p
             totals[b, to + i] = totals[b, to + i] + g * (_wide(y[step, at + i]) - mean[of_step, to + i])
 
 
-@compiled
+@inner
 def _add(rows, row, n, to, to_row):
     r, target = np.uintp(row), np.uintp(to_row)
     for j in range(n):
@@ -89,7 +89,7 @@ def _add(rows, row, n, to, to_row):
         to[target, i] = to[target, i] + rows[r, i]
 
 
-@compiled
+@inner
 def _scale(rows, row, n, factor):
     r = np.uintp(row)
     for j in range(n):
@@ -97,7 +97,7 @@ def _scale(rows, row, n, factor):
         rows[r, i] = rows[r, i] * factor
 
 
-@compiled
+@inner
 def work_of_backward(real, steps, states, run, channels, pooled, map_windows):
     """Workspace of `backward_unit`; `number` identifies window and channel when ties are drawn."""
     rows, width = 4 if pooled else 1, whole_vectors(run)
@@ -113,7 +113,7 @@ def work_of_backward(real, steps, states, run, channels, pooled, map_windows):
     return history, by_states, x, by_x, now, tied, winner, number
 
 
-@compiled
+@inner
 def place_of_ties(target, image_windows, channels):
     """First hash input of a unit's ties at the first step, from the offset `target` of its output."""
     windows = target // channels
@@ -146,13 +146,14 @@ def backward(
         )  # fmt: skip
 
 
-@compiled
+@inner(inline="always")  # or it would be compiled twice
 def backward_unit(
     y, added, starts, target, n, chunk, slot, scale, shift, mean, parameters, start, v_first, grad_out, grad_v_last,
     grad_y, grad_v_first, sums, sums_learned, fire, fire_back, steps, pool, seed, place, places_of_step, work,
 ):  # fmt: skip
     """Gradients of one unit: n outputs from `target` on; `starts` are the offsets of its neurons in a step of y."""
     pooled = pool != NO_POOL
+    first, second = np.int64(0), np.int64(1)  # numba compiles a function again for a literal
     pooled_max = pooled and pool != AVG
     rows = 4 if pooled else 1
     history, by_states, x, by_x, now, tied, winner, number = work
@@ -172,8 +173,8 @@ def backward_unit(
             _fill(by_states, i, n, zero)
     if constant:
         for i in range(rows):
-            _normalise(y, 0, starts[i], chunk, n, scale, shift, 0, x, i)
-            _add_loaded(added, 0, starts[i], chunk, n, x, i)
+            _normalise(y, first, starts[i], chunk, n, scale, shift, first, x, i)
+            _add_loaded(added, first, starts[i], chunk, n, x, i)
             _fill(by_x, i, n, zero)
     for t in range(steps):
         s = t if kinds > 1 else 0
@@ -198,7 +199,7 @@ def backward_unit(
             _winners(now, n, winner, t)
     for t in range(steps - 1, -1, -1):
         s = t if kinds > 1 else 0
-        _load(grad_out, t, target, n, n, now, 0)
+        _load(grad_out, t, target, n, n, now, first)
         if pool == AVG:
             _scale(now, 0, n, scale.dtype.type(0.25))
         for i in range(rows):
@@ -218,13 +219,13 @@ def backward_unit(
                 _add(now, 1, n, by_x, i)
             else:
                 to_grad = 2 * kinds * slot + s
-                _sum_with_y(y, t, starts[i], chunk, n, mean, s, now, 1, totals, to_grad, to_grad + kinds)
-                _store(now, 1, n, chunk, grad_y, t, starts[i])
+                _sum_with_y(y, t, starts[i], chunk, n, mean, s, now, second, totals, to_grad, to_grad + kinds)
+                _store(now, second, n, chunk, grad_y, t, starts[i])
     for i in range(rows):
         if constant:
             to_grad = 2 * slot
-            _sum_with_y(y, 0, starts[i], chunk, n, mean, 0, by_x, i, totals, to_grad, to_grad + 1)
-            _store(by_x, i, n, chunk, grad_y, 0, starts[i])
+            _sum_with_y(y, first, starts[i], chunk, n, mean, first, by_x, i, totals, to_grad, to_grad + 1)
+            _store(by_x, i, n, chunk, grad_y, first, starts[i])
     if grad_v_first.shape[0]:
         for i in range(start.size * rows):
             _store(by_states, i, n, chunk, grad_v_first, i // rows, starts[i % rows])
@@ -246,7 +247,7 @@ def normalise_back(begin, end, slot, y, grad, factor, offset, slope, run):
         _normalise_back(y, grad, t, first, n, factor, offset, slope, t if factor.shape[0] > 1 else 0)
 
 
-@compiled
+@inner
 def _normalise_back(y, grad, t, start, n, factor, offset, slope, s):
     step, first, of_step = np.uintp(t), np.uintp(start), np.uintp(s)
     for j in range(n):

@@ -22,7 +22,7 @@ from plif_lightning.kernels.cpu_sparse import around, is_silent, sum_around, tap
 from plif_lightning.kernels.layout import LANES
 from plif_lightning.kernels.machine_code import call, keep
 from plif_lightning.kernels.vectors import add_row_16
-from plif_lightning.runtime.compiled import compiled
+from plif_lightning.runtime.compiled import compiled, inner
 
 _TAPS_OF_3X3 = taps_of(3)
 
@@ -47,14 +47,14 @@ def _round_overload(table, sums, to):
     return rounded
 
 
-@compiled
+@inner
 def _load(maps, state, pixel, states, to):
     s, p = np.uintp(state), np.uintp(pixel)
     for j in range(maps.shape[2]):
         states[s, np.uintp(to + j)] = maps[s, p, np.uintp(j)]
 
 
-@compiled
+@inner
 def _store(states, state, at, maps, pixel):
     s, p = np.uintp(state), np.uintp(pixel)
     for j in range(maps.shape[2]):
@@ -191,7 +191,7 @@ def conv_fire_pool_backward(
                     _add_to_table(places, ranges, values, row, x, width, grad_y, t, to, flat_table, of_kind, table)
 
 
-@compiled
+@inner
 def _put(total, found, outputs, y, t, to):
     """Write a position's sums to y, zeros if not `found`."""
     step, first = np.uintp(t), np.uintp(to)
@@ -203,7 +203,7 @@ def _put(total, found, outputs, y, t, to):
             y[step, first + np.uintp(j)] = 0
 
 
-@compiled
+@inner
 def _add_to_table(places, ranges, values, row, x, width, grad_y, t, start, grad_table, to, table):
     """Add a position's gradient times each input value in its receptive field to that input's row of grad_table."""
     channels, outputs = table.shape[0] // 9, table.shape[1]

@@ -24,7 +24,7 @@ from plif_lightning.kernels.vectors import (
     sum_64,
     transpose_16,
 )
-from plif_lightning.runtime.compiled import compiled
+from plif_lightning.runtime.compiled import compiled, inner
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -173,7 +173,7 @@ def listed(bits, rows, width, channels):
     return places, starts
 
 
-@compiled
+@inner
 def _list(bits, row, first, last, places, to):
     """List the spikes of words first .. last - 1 in places[to:], in order; returns the end of the list."""
     r, end = np.uintp(row), np.uintp(to)
@@ -186,7 +186,7 @@ def _list(bits, row, first, last, places, to):
     return np.int64(end)
 
 
-@compiled
+@inner
 def _sum(table, shift, apart, column, columns, places, ranges, out, to, fresh):
     """`vectors.sum_64` for any number of columns."""
     done = 0
@@ -294,7 +294,7 @@ def taps_of(kernel):
     return (0,) * (2 * kernel)
 
 
-@compiled
+@inner
 def is_silent(ranges):
     """True if all ranges from `around` are empty."""
     silent = True
@@ -303,7 +303,7 @@ def is_silent(ranges):
     return silent
 
 
-@compiled
+@inner
 def sum_around(places, ranges, values, row, x, width, table, sums, to):
     """Write the K x K convolution at pixel x of a row of all feature maps to sums[to:].
 
@@ -356,7 +356,7 @@ def conv(begin, end, slot, places, starts, values, table, scale, out, height, wi
                 out[p, i] = _narrow(_scaled(sums[first + i], scale, i), out)
 
 
-@compiled
+@inner
 def _padded(grad, image, first, rows, before, after, gap, height, width, padded, to):
     """Copy rows first - before .. first + rows + after - 1 of an image to padded[to:], `gap` zeros left of each and
     zeros outside of the image."""
@@ -376,7 +376,7 @@ def _padded(grad, image, first, rows, before, after, gap, height, width, padded,
     return to
 
 
-@compiled
+@inner
 def _list_channels(bits, image, first, last, height, width, begin, end, place, across, stride, lists, counts):
     """Append spikes in rows first .. last - 1 of an image to the lists of each channel begin .. end - 1.
 
@@ -451,7 +451,7 @@ def conv_weight(begin, end, slot, bits, grad, out, height, width, channels, at_a
             fresh = False
 
 
-@compiled
+@inner
 def _transpose(x, row, rows, column, columns, out, to, stride):
     """out[to + j stride + i] = x[row + i, column + j] for i < rows, j < columns."""
     whole, across = rows // 16 * 16, columns // 16 * 16

@@ -144,3 +144,22 @@ def test_a_map_of_one_pixel_has_a_gradient_at_any_stride(kernel):
         expected = torch.zeros_like(weight)
         expected[:, :, kernel // 2, kernel // 2] = x.bfloat16().float().sum(0).flatten()
         torch.testing.assert_close(weight.grad, expected, atol=0.05, rtol=0.02, msg=f"draw {i}")
+
+
+# Maps of 1 to 3 pixels, of which the ends of a kernel may see padding only.
+@pytest.mark.parametrize(("size", "stride"), [((1, 1), 1), ((2, 2), 2), ((2, 3), 1), ((1, 3), (1, 2))])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_few_pixels_are_convolved_by_patches(size, stride, kernel):
+    torch.manual_seed(0)
+    x = torch.randn(4, 256, *size, dtype=torch.float64)
+    weight, bias = torch.randn(256, 256, kernel, kernel, dtype=torch.float64), torch.randn(256, dtype=torch.float64)
+    sizes = {"stride": stride, "padding": kernel // 2}
+    assert dense.takes_patches(x, weight, stride)
+    found = []
+    for convolve in (dense.conv2d, F.conv2d):
+        given = [value.clone().requires_grad_() for value in (x, weight, bias)]
+        y = convolve(*given, **sizes)
+        y.backward(torch.ones_like(y))
+        found.append([y, *(value.grad for value in given)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
