@@ -509,34 +509,39 @@ def linear_of_table(begin, end, slot, bits, table, totals, words):
 
 
 @compiled
-def linear_weight(begin, end, slot, bits, grad, out, outputs):
+def linear_weight(begin, end, slot, bits, grad, out, outputs, at_a_time):
     """Gradient of the weight [O, K] of an FC layer, words begin .. end - 1 of 64 inputs, from the output's [R, O].
 
-    The block of a word's inputs by `outputs` outputs is summed up in the cache, then transposed to `out`.
+    The block of a word's inputs by `outputs` outputs is summed up in the cache, `at_a_time` rows after another, which
+    all of its inputs share, then transposed to `out`.
     """
     rows = grad.shape[0]
+    chunks = (rows + at_a_time - 1) // at_a_time
     lists = np.empty((64, rows), np.int32)
-    counts = np.empty(64, np.int64)
+    ends = np.zeros((chunks + 1, 64), np.int64)  # of each chunk of rows, in the list of each input
     places = lists.reshape(lists.size)
     stride = outputs + _GAP
     of_block, flat = aligned(64 * stride, np.float32), out.reshape(out.size)
     block = of_block.reshape((64, stride))
     inputs = out.shape[1]
     for w in range(begin, end):
-        counts[:] = 0
-        for r in range(rows):
-            word = bits[np.uintp(r), np.uintp(w)]
-            while word != 0:
-                c = lowest_bit(word)
-                lists[np.uintp(c), np.uintp(counts[c])] = r
-                counts[c] += 1
-                word &= word - np.uint64(1)
+        for chunk in range(chunks):
+            counts = ends[chunk + 1]
+            counts[:] = ends[chunk]
+            for r in range(chunk * at_a_time, min((chunk + 1) * at_a_time, rows)):
+                word = bits[np.uintp(r), np.uintp(w)]
+                while word != 0:
+                    c = lowest_bit(word)
+                    lists[np.uintp(c), np.uintp(counts[c])] = r
+                    counts[c] += 1
+                    word &= word - np.uint64(1)
         of_word = min(64, inputs - 64 * w)
         for output in range(0, grad.shape[1], outputs):
             n = min(outputs, grad.shape[1] - output)
-            for c in range(of_word):
-                of_input = (c * rows, c * rows + counts[c])
-                _sum(grad, 0, 0, output, n, places, of_input, of_block, c * stride, True)
+            for chunk in range(chunks):
+                for c in range(of_word):
+                    of_input = (c * rows + ends[chunk, c], c * rows + ends[chunk + 1, c])
+                    _sum(grad, 0, 0, output, n, places, of_input, of_block, c * stride, chunk == 0)
             # Few rows of `out` at a time: they may be a power of two apart as well.
             for j in range(0, n, 16):
                 _transpose(block, 0, of_word, j, min(16, n - j), flat, (output + j) * inputs + 64 * w, inputs)

@@ -38,10 +38,10 @@ from plif_lightning.kernels.layout import (
 from plif_lightning.kernels.ops import uncompiled
 from plif_lightning.kernels.parallel import parallel
 
-# Block sizes that keep a block and its lists in the second-level cache: values of a feature map's gradient, bytes of an
-# FC layer's output gradient, words of inputs and bytes of outputs of an FC weight, words of inputs of a table.
+# Block sizes that keep a block and its lists in the second-level cache: values of a feature map's gradient, outputs and
+# rows of an FC layer's output gradient, words of inputs and bytes of outputs of an FC weight, words of inputs of a table.
 _GRAD_AT_A_TIME = 3 * 2**15
-_GRAD_OF_ROWS = 2**18
+_GRAD_OF_ROWS = (1024, 128)
 _FC_BLOCK = (8, 2**9)
 _TABLE_WORDS = 4
 _NO_SCALE = np.ones(1, np.float32)  # for tables of floats
@@ -267,9 +267,8 @@ def _linear_weight_events(bits: Tensor, grad: Tensor, inputs: int) -> Tensor:
     if not len(bits):
         return torch.zeros(grad.shape[1], inputs, dtype=torch.float32, device="cpu")
     out = torch.empty(grad.shape[1], inputs, dtype=torch.float32, device="cpu")
-    outputs = min(1024, max(128, _GRAD_OF_ROWS // (grad.element_size() * len(grad)) // 64 * 64))
     arrays = array_of_bits(bits), array_of_rows(grad), out.numpy()
-    parallel(cpu_sparse.linear_weight, words_for(inputs), threads_for(out.numel()), *arrays, outputs)
+    parallel(cpu_sparse.linear_weight, words_for(inputs), threads_for(out.numel()), *arrays, *_GRAD_OF_ROWS)
     return out
 
 
