@@ -38,8 +38,9 @@ from plif_lightning.kernels.layout import (
 from plif_lightning.kernels.ops import uncompiled
 from plif_lightning.kernels.parallel import parallel
 
-# Block sizes that keep a block and its lists in the second-level cache: values of a feature map's gradient, outputs and
-# rows of an FC layer's output gradient, words of inputs and bytes of outputs of an FC weight, words of inputs of a table.
+# Block sizes that keep a block and its lists in the second-level cache: values of a feature map's gradient, outputs
+# and rows of an FC layer's output gradient, words of inputs and bytes of outputs of an FC weight, words of inputs of a
+# table.
 _GRAD_AT_A_TIME = 3 * 2**15
 _GRAD_OF_ROWS = (1024, 128)
 _FC_BLOCK = (8, 2**9)
