@@ -127,14 +127,6 @@ def test_of_the_same_settings_and_seed_the_latest_counts_everywhere(tmp_path):
     assert [group.accuracy for group in groups(runs)] == [95.0]
 
 
-def test_a_limited_evaluation_has_no_error_and_no_number_of_the_papers(tmp_path):
-    write_run(tmp_path / "runs" / "a", trainer={"limit_val_batches": 1})
-    (row,) = write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs"))
-    assert row["standard_error"] == ""
-    assert "a part of them" in row["source"]
-    assert results_table([row]).rows[0][1] == ""
-
-
 def test_a_part_of_the_data_stands_beside_no_number_of_the_papers(tmp_path):
     write_run(tmp_path / "runs" / "a", samples=(1000, 100), data="NMNIST")
     table = results_table(write_results(tmp_path / "results.csv", find_runs(tmp_path / "runs")))

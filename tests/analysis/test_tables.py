@@ -209,12 +209,6 @@ def test_time_constants_stand_beside_the_authors_after_the_same_epochs(tmp_path)
     ]
 
 
-def test_the_authors_time_constants_are_of_every_layer_of_their_networks():
-    assert {len(row) for s, rows in paper.TAU.items() for row in rows if s.data_set == "FashionMNIST"} == {4}
-    assert {len(row) for s, rows in paper.TAU.items() for row in rows if s.data_set == "CIFAR10"} == {8}
-    assert all(len(rows) == len(paper.TAU_EPOCHS) for rows in paper.TAU.values())
-
-
 def test_earlier_work_and_accuracy_a_stand_beside_ours(tmp_path):
     write_run(tmp_path / "a", validation="holdout", test=0.9)
     found = {table.name: table for table in all_tables(find_runs(tmp_path))}
@@ -250,14 +244,6 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert "Table 5." not in out
     assert "broken" in out
     assert (tmp_path / "out" / "tables.md").is_file()
-
-
-def test_the_papers_numbers_need_no_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    main(["tables", "--only", "2,2b"])
-    out = capsys.readouterr().out
-    assert "99.72" in out
-    assert "[24]" in out
 
 
 @pytest.mark.parametrize(

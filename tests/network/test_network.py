@@ -138,17 +138,6 @@ def test_spikes_are_binary_everywhere_before_voting():
     assert set((votes * 2).unique().tolist()) <= {0.0, 1.0, 2.0}
 
 
-def test_votes_are_the_mean_of_each_classes_neurons():
-    voting = small().voting
-    spikes = torch.tensor([[[1.0, 1, 0, 1, 0, 0]]])
-    assert voting(spikes).tolist() == [[[1.0, 0.5, 0.0]]]
-
-
-def test_neurons_are_named_from_input_to_output():
-    names = [name for name, _ in small(n_conv=2, n_fc=3).neurons()]
-    assert names == ["conv1", "conv2", "conv3", "conv4", "fc1", "fc2", "fc3"]
-
-
 def test_bf16_autocast_keeps_membranes_and_votes_in_float32():
     network = small()
     seen = []

@@ -384,11 +384,6 @@ def test_what_would_have_no_effect_is_refused(arguments, message):
         SpikingNetwork((1, 9, 9), 3, 2, **arguments)
 
 
-def test_pools_are_those_of_the_structure():
-    text = "c8k3s1-BN-PLIF-MPk2s2-DP-FC30-PLIF-APk10s10"
-    assert str(SpikingNetwork((1, 2, 2), 3, 2, structure=text, channels=4).structure) == text.replace("c8", "c4")
-
-
 def test_no_input_of_the_network_is_counted_as_spikes():
     net = SpikingNetwork((2, 6, 6), 3, 4, structure="ADD(c2k3s1-BN-PLIF|c2k1s1-BN-PLIF)-c2k3s1-BN-PLIF-FC3").eval()
     events = torch.rand(4, 2, 2, 6, 6).gt(0.5).float()
