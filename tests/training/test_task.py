@@ -242,22 +242,6 @@ def test_a_network_that_was_compiled_is_loaded(tmp_path):
     assert torch.equal(network.encoder.conv1.conv.weight, module.network.encoder.conv1.conv.weight)
 
 
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        (torch.zeros(3, 1, 8, 8), "a batch must be a pair"),
-        ({"image": torch.zeros(3, 1, 8, 8)}, "or a dict of pixel_values and label, got dict"),
-        ([torch.zeros(3, 1, 8, 8)], "got list of 1"),
-        ((torch.zeros(3, 8, 8), torch.zeros(3, dtype=torch.int64)), r"got \[3, 8, 8\] and torch.int64 \[3\]"),
-        ((torch.zeros(3, 1, 8, 8), torch.zeros(4, dtype=torch.int64)), r"integer labels \[N\]"),
-        ((torch.zeros(3, 1, 8, 8), torch.zeros(3)), r"torch.float32 \[3\]"),
-    ],
-)
-def test_a_batch_that_is_none_is_refused(batch, message):
-    with pytest.raises(UserError, match=message):
-        as_batch(batch)
-
-
 X, LABEL = torch.rand(6, 1, 8, 8), torch.tensor([0, 3, 1, 2, 2, 9])
 
 
