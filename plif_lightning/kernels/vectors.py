@@ -6,8 +6,10 @@ does not keep an array in registers. Here the total is 64 columns in LLVM vector
 bandwidth of the second-level cache.
 """
 
+import itertools
 from typing import Any
 
+import torch
 from llvmlite import ir  # type: ignore[import-untyped]  # numba's own
 from numba import types
 from numba.core import cgutils
@@ -18,6 +20,8 @@ from plif_lightning.kernels.layout import LANES
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 _F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+# Side of the blocks that are transposed in registers: 16 of AVX2's would not fit its 16 registers of 8 values.
+_TRANSPOSED = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 _FLOATS, _INTEGERS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
 
 
@@ -144,27 +148,30 @@ def _transpose_16(typing, x, row, column, out, to, stride):
     def code(context, builder, signature, given):
         x_type, _, _, out_type, _, _ = signature.args
         x, row, column, out, to, stride = given
-        vector = ir.VectorType(context.get_data_type(x_type.dtype), LANES)
+        vector = ir.VectorType(context.get_data_type(x_type.dtype), _TRANSPOSED)
         width = cgutils.unpack_tuple(builder, context.make_array(x_type)(context, builder, x).shape, 2)[1]
         source = builder.gep(_data(context, builder, x_type, x), [builder.add(builder.mul(row, width), column)])
         target = builder.gep(_data(context, builder, out_type, out), [to])
 
-        def line(data, number, step):
-            place = builder.gep(data, [builder.mul(ir.Constant(_I64, number), step)])
-            return builder.bitcast(place, vector.as_pointer())
+        def line(data, number, step, first):
+            at = builder.add(builder.mul(ir.Constant(_I64, number), step), ir.Constant(_I64, first))
+            return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
 
-        lines = [builder.load(line(source, i, width), align=2) for i in range(LANES)]
-        # Swap blocks of size 8, 4, 2 and 1 across the diagonal.
-        for size in (8, 4, 2, 1):
-            upper = [j if not j & size else j - size + LANES for j in range(LANES)]
-            lower = [j + size if not j & size else j + LANES for j in range(LANES)]
-            masks = [ir.Constant(ir.VectorType(_I32, LANES), [ir.Constant(_I32, k) for k in m]) for m in (upper, lower)]
-            for i in range(LANES):
-                if not i & size:
-                    a, b = lines[i], lines[i + size]
-                    lines[i], lines[i + size] = (builder.shuffle_vector(a, b, mask) for mask in masks)
-        for j, value in enumerate(lines):
-            builder.store(value, line(target, j, stride), align=2)
+        for top, left in itertools.product(range(0, LANES, _TRANSPOSED), repeat=2):
+            lines = [builder.load(line(source, top + i, width, left), align=2) for i in range(_TRANSPOSED)]
+            size = _TRANSPOSED // 2
+            while size:  # swap blocks of half the size, a quarter, ... across the diagonal
+                upper = [j if not j & size else j - size + _TRANSPOSED for j in range(_TRANSPOSED)]
+                lower = [j + size if not j & size else j + _TRANSPOSED for j in range(_TRANSPOSED)]
+                numbers = ir.VectorType(_I32, _TRANSPOSED)
+                masks = [ir.Constant(numbers, [ir.Constant(_I32, k) for k in m]) for m in (upper, lower)]
+                for i in range(_TRANSPOSED):
+                    if not i & size:
+                        a, b = lines[i], lines[i + size]
+                        lines[i], lines[i + size] = (builder.shuffle_vector(a, b, mask) for mask in masks)
+                size //= 2
+            for j, value in enumerate(lines):
+                builder.store(value, line(target, left + j, stride, top), align=2)
         return context.get_dummy_value()
 
     return signature, code
