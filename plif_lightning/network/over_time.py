@@ -1,5 +1,7 @@
 """A stack of ordinary layers and spiking neurons, run over time."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
@@ -50,6 +52,12 @@ class OverTime(nn.Module):
 def knows_time(module: nn.Module) -> bool:
     """True if a module takes [T, N, *]."""
     return isinstance(module, (*_KNOW_TIME, OverTime)) or getattr(module, "time_aware", False) is True
+
+
+def with_time(net: Any, x: Tensor) -> Tensor:
+    """x [T, N, *]: samples [N, *] are held for T steps, if a task has told `net` their `input_shape` and T."""
+    shape = getattr(net, "input_shape", None)
+    return x if shape is None or x.dim() != len(shape) + 1 else x.expand(net.time_steps, *x.shape)
 
 
 def runs_parts(module: nn.Module) -> bool:

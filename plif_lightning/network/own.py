@@ -17,7 +17,7 @@ from plif_lightning.kernels import dense
 from plif_lightning.network import hooks
 from plif_lightning.network.hooks import Hear
 from plif_lightning.network.network import DEFAULTS, SpikingNetwork
-from plif_lightning.network.over_time import OverTime, runs_parts
+from plif_lightning.network.over_time import OverTime, runs_parts, with_time
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons.making import imported
@@ -61,12 +61,8 @@ def own_network(net: nn.Module, from_data: Mapping[str, Any], settings: Mapping[
 class _Layers(OverTime):
     """`OverTime` that holds static images for `time_steps`."""
 
-    input_shape: tuple[int, ...]
-    time_steps: int
-
     def forward(self, x: Tensor) -> Tensor:
-        held = x.dim() == len(self.input_shape) + 1
-        return super().forward(x.expand(self.time_steps, *x.shape) if held else x)
+        return super().forward(with_time(self, x))
 
 
 def description(net: nn.Module) -> str:

@@ -14,7 +14,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.network.blocks import ConvBlock, FCBlock
 from plif_lightning.network.network import use_backend
 from plif_lightning.network.norm import NormStatistics, TimeBatchNorm2d
-from plif_lightning.network.over_time import OverTime, knows_time, over_time
+from plif_lightning.network.over_time import OverTime, knows_time, over_time, with_time
 from plif_lightning.network.pooling import Pool2d, SpikeMaxPool2d, TimeDropout
 from plif_lightning.neurons import CLIF, EIF, IF, KLIF, LIF, PLIF, QIF, Neuron
 from plif_lightning.neurons.published import UndecayedKLIF, UndecayedLIF, UndecayedPLIF
@@ -57,7 +57,7 @@ class Converted(nn.Module):
 
     time_aware = True
     input_shape: tuple[int, ...] | None = None
-    time_steps: Any = None
+    time_steps: int | None = None
 
     def __init__(self, net: nn.Module, names: Mapping[str, str], takes_frames: bool) -> None:
         super().__init__()
@@ -65,9 +65,7 @@ class Converted(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """Output of the converted network for x [T, N, *]; in a task, images [N, C, H, W] are held for T steps."""
-        if self.takes_frames and self.input_shape is not None and x.dim() == len(self.input_shape) + 1:
-            x = x.expand(self.time_steps, *x.shape)
-        return self.net(x)
+        return self.net(with_time(self, x) if self.takes_frames else x)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any, **named: Any) -> Any:
         """As of any module, from weights of this network or of the one in SpikingJelly."""
@@ -233,7 +231,10 @@ class _HeldInput(nn.Module):
         if x.stride(0) != 0 and not (x.device.type == "cpu" and torch.equal(x[1:], x[:-1])):
             return self.block(x)
         self.block.time_steps = len(x)
-        return self.block(x[:1])
+        try:
+            return self.block(x[:1])
+        finally:
+            self.block.time_steps = 1  # so that a single frame is one, whatever came before
 
 
 def _over_time(module: nn.Module, statistics: NormStatistics) -> nn.Module:

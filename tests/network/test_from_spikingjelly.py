@@ -175,6 +175,7 @@ def test_weights_of_an_old_checkpoint_are_loaded(tmp_path):
     pl.save_pretrained(again, tmp_path)
     task = pl.SpikingClassifier((2, 6, 6), 3, 5, network=pl.from_pretrained(tmp_path, pl.from_spikingjelly(new)))
     assert torch.equal(task(x[0]), again(x[:1].expand_as(x)))  # images are held
+    assert len(again(x[:1])) == 1  # a single step after T copies
 
 
 def test_what_cannot_be_expressed_is_refused_by_name_all_of_it_in_one_sentence():
