@@ -26,7 +26,7 @@ ALL_RUNS = REPOSITORY / "configs" / "results.csv"
 LEADERBOARD = REPOSITORY / "configs" / "leaderboard" / "results.csv"
 FIGURE = REPOSITORY / ".github" / "leaderboard.png"
 OVERVIEW = REPOSITORY / ".github" / "overview.png"
-# What the table of the page shows, by the keys of the runs; all others are in results.csv.
+# Rows of the page's table, by key of the runs; results.csv holds all runs.
 SHOWN = {
     "9d4dc561041e": "`authors_code_mnist`",
     "3a23d45eb456": "`fast_mnist`",

@@ -18,7 +18,7 @@ from plif_lightning.runtime.files import written_whole
 # For StochasticWeightAveraging, whose device would otherwise be dumped as an error text.
 register_type(torch.device, str)
 # Of torchvision's arguments, such as degrees: jsonargparse has no form for a number of either kind.
-register_type(Number, lambda value: value, lambda value: float(value))
+register_type(Number, lambda value: value, float)
 
 
 class SaveConfig(SaveConfigCallback):

@@ -1,4 +1,4 @@
-"""Where a command starts: a run to resume, a checkpoint to evaluate or to begin from, or nothing."""
+"""The starting point of a command: a run to resume, a checkpoint to evaluate or to begin from, or nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -79,8 +79,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: An
         with in_own_precision(x.device):
             return conv2d(*_widened(x, weight, bias), **settings).bfloat16()
     x, settings = _without_stride(x, weight.shape, settings)
-    simple = settings.get("groups", 1) == 1 and not isinstance(settings.get("padding"), str)
-    if simple and takes_patches(x, weight, settings.get("stride", 1)):
+    if takes_patches(x, weight, settings.get("stride", 1)) and not isinstance(settings.get("padding"), str):
         return _conv2d_of_patches(x, weight, bias, **settings)
     return F.conv2d(x, weight, bias, **settings)
 
@@ -89,22 +88,17 @@ def takes_patches(x: Tensor, weight: Tensor, stride: int | Sequence[int]) -> boo
     """True if a convolution of x [N, C, H, W] is faster as a product of its patches."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    down, across = (stride, stride) if isinstance(stride, int) else stride
+    down, across = _pair(stride)
     pixels = x.shape[0] * -(-x.shape[2] // down) * -(-x.shape[3] // across)
-    return 0 < pixels <= _FEW_PIXELS and weight.numel() >= _MANY_WEIGHTS
+    groups = x.shape[1] != weight.shape[1]
+    return 0 < pixels <= _FEW_PIXELS and weight.numel() >= _MANY_WEIGHTS and not groups
 
 
-def _conv2d_of_patches(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    settings = (_pair(stride), _pair(padding), _pair(dilation))
-    rows, columns = (_Taps.of(*sizes) for sizes in zip(x.shape[2:], weight.shape[2:], *settings, strict=True))
+def _conv2d_of_patches(x: Tensor, weight: Tensor, bias: Tensor | None, **settings: Any) -> Tensor:
+    names = (("stride", 1), ("padding", 0), ("dilation", 1))
+    stride, padding, dilation = (_pair(settings.get(name, default)) for name, default in names)
+    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    rows, columns = (_Taps.of(*of_side) for of_side in sizes)
     if rows.idle != (0, 0) or columns.idle != (0, 0):
         weight = F.pad(weight, [-idle for idle in (*columns.idle, *rows.idle)])
     paddings = rows.padding, columns.padding
@@ -120,7 +114,7 @@ class _Taps(NamedTuple):
         outputs: size of the output.
         idle: taps at the beginning and at the end that see padding only, as all but the one in the middle of 3 on a map
             of one pixel.
-        padding: what is left of it without them.
+        padding: on either side of the input, for the other taps.
     """
 
     outputs: int
@@ -161,7 +155,7 @@ def _without_stride(x: Tensor, shape: Sequence[int], settings: dict[str, Any]) -
     With few channels and C innermost it writes beyond its memory (oneDNN issue 6035, torch 2.13).
     """
     stride, padding = settings.get("stride", 1), settings.get("padding", 0)
-    down, across = (stride, stride) if isinstance(stride, int) else stride
+    down, across = _pair(stride)
     if (down, across) == (1, 1) or tuple(shape[2:]) != (1, 1) or padding not in (0, (0, 0), "same", "valid"):
         return x, settings
     return x[:, :, ::down, ::across], settings | {"stride": 1}

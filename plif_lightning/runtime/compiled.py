@@ -15,6 +15,7 @@ from plif_lightning.runtime.files import file_lock
 
 # How long to wait for another process that compiles the same function [s]; after that this process compiles it, too.
 _LOCK_TIMEOUT = 120
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 _log = logging.getLogger(__name__)
 
 
@@ -75,10 +76,10 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     Division by zero follows NumPy: checking for it would add a branch that prevents vectorisation.
     """
     try:
-        dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        dispatcher = numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:
         # Neither the installation nor the user's cache is writable: every process recompiles.
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        return numba.njit(**_OPTIONS)(function)
     if (cache := getattr(dispatcher, "_cache", None)) is not None:
         _compile_once(dispatcher, cache)
     return dispatcher
@@ -86,6 +87,4 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 # The same for a function that only compiled functions call: no way in from Python, and no file of its own, which take a
 # fifth of the time.
-inner: Any = functools.partial(
-    numba.njit, nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
+inner: Any = functools.partial(numba.njit, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)

@@ -97,11 +97,11 @@ class SpikingClassifier(L.LightningModule):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Attribute 'neuron' is an instance")  # described in the next lines
             self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "network", "loss"], logger=False)
-        # A user-defined one is built again from the configuration, or by the caller.
         if isinstance(network, str):  # by load_from_checkpoint
             raise UserError(
                 f"this is a checkpoint of {network}, a user-defined network: pass network={network}(...) too."
             )
+        # A user-defined one is built again from the configuration, or by the caller.
         self.hparams.pop("network", None)
         self.hparams["loss"] = _path_of(loss)
         if network is not None:

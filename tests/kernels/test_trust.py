@@ -1,4 +1,4 @@
-"""What `auto` asks of a GPU's kernels before it relies on them, with kernels that are made wrong."""
+"""On CUDA, `auto` compares kernels with the reference before it uses them; wrong kernels are detected."""
 
 import logging
 
