@@ -158,10 +158,8 @@ class _Conversion:
         if isinstance(module, (base.MemoryModule, layer.WSConv2d, layer.WSLinear)):
             self.refused.append(f"{path or 'the network'} ({kind})")
             return module
-        plain = next((one for one in _STATELESS if isinstance(module, one)), None)
-        threshold_dependent = isinstance(module, layer.ThresholdDependentBatchNorm2d)
-        if threshold_dependent or (plain is not None and self.is_layer(module, plain, frames or self.single_step)):
-            module.__class__ = plain or nn.BatchNorm2d
+        if (plain := self.plain(module, frames or self.single_step)) is not None:
+            module.__class__ = plain
             made = _over_time(module, "per_step" if steps else "all_steps")
             vars(made)["step_mode"] = "s" if self.single_step else "m"  # which a forward may ask for
             return made
@@ -178,9 +176,15 @@ class _Conversion:
             module.step_mode = "s" if self.single_step else "m"
         return module
 
-    def is_layer(self, module: nn.Module, plain: type, sees_frames: bool) -> bool:
-        """True if a module is a layer of PyTorch over frames [N, *], or SpikingJelly's of the same name."""
-        return type(module) is getattr(self.layer, plain.__name__) or (sees_frames and type(module) is plain)
+    def plain(self, module: nn.Module, sees_frames: bool) -> type[nn.Module] | None:
+        """PyTorch's class of a layer over frames [N, *], if a module is one, PyTorch's or SpikingJelly's."""
+        if isinstance(module, self.layer.ThresholdDependentBatchNorm2d):
+            return nn.BatchNorm2d
+        for plain in _STATELESS:
+            theirs = getattr(self.layer, plain.__name__, None)  # it has no AdaptiveMaxPool2d
+            if type(module) is theirs or (sees_frames and type(module) is plain):
+                return plain
+        return None
 
     def neuron(self, node: Any, path: str) -> nn.Module:
         """The neuron with a node's equations, constants and parameters."""
@@ -307,33 +311,54 @@ def _form_blocks(net: fx.GraphModule, layers: dict[str, nn.Module]) -> None:
     """Replace layers of a graph by blocks: convolution - BN - neuron - pool, and dropout - FC - neuron."""
     spikes: set[fx.Node] = set()
     for node in net.graph.nodes:
-        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         part = layers.get(str(node.target)) if node.op == "call_module" else None
-        fires = isinstance(part, Neuron)
-        if isinstance(part, OverTime) and isinstance(part.net, nn.Conv2d):
-            norm, neuron, pool = (_taken(node, layers, kind) for kind in (TimeBatchNorm2d, Neuron, Pool2d))
-            block = ConvBlock(part.net, norm, neuron, pool, time_steps=1, spikes_in=source in spikes)
-            first = neuron is not None and source is not None and source.op == "placeholder"
-            made: nn.Module = _HeldInput(block) if first else block
-            net.set_submodule(str(node.target), made.train(part.training))
-            fires = neuron is not None and _keeps_spikes(pool)
-        elif isinstance(part, OverTime) and isinstance(part.net, nn.Linear):
-            dropout = layers.get(str(source.target)) if source is not None and len(source.users) == 1 else None
-            if source is not None and isinstance(dropout, TimeDropout):
-                (before,) = source.all_input_nodes
-                node.replace_input_with(source, before)
-                net.graph.erase_node(source)
-                source = before
-            neuron = _taken(node, layers, Neuron)
-            dropout = dropout if isinstance(dropout, TimeDropout) else TimeDropout(0.0)
-            made = FCBlock(dropout, part.net, neuron, spikes_in=source in spikes)
-            net.set_submodule(str(node.target), made.train(part.training))
-            fires = neuron is not None
-        elif source in spikes:
-            flattens = node.target in (torch.flatten, "flatten") or isinstance(getattr(part, "net", None), nn.Flatten)
-            fires = fires or flattens or (isinstance(part, Pool2d) and _keeps_spikes(part))
+        layer = part.net if isinstance(part, OverTime) else None
+        if isinstance(layer, nn.Conv2d):
+            fires = _form_conv_block(net, node, layer, layers, spikes)
+        elif isinstance(layer, nn.Linear):
+            fires = _form_fc_block(net, node, layer, layers, spikes)
+        elif isinstance(part, Pool2d):
+            fires = _source(node) in spikes and _keeps_spikes(part)
+        else:
+            flattens = node.target in (torch.flatten, "flatten") or isinstance(layer, nn.Flatten)
+            fires = isinstance(part, Neuron) or (flattens and _source(node) in spikes)
         if fires:
             spikes.add(node)
+
+
+def _form_conv_block(
+    net: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, layers: Mapping[str, nn.Module], spikes: set[fx.Node]
+) -> bool:
+    """Put a block in the place of a convolution and what follows it; True if the block's outputs are spikes."""
+    source = _source(node)
+    norm, neuron, pool = (_taken(node, layers, kind) for kind in (TimeBatchNorm2d, Neuron, Pool2d))
+    block = ConvBlock(conv, norm, neuron, pool, time_steps=1, spikes_in=source in spikes)
+    sees_input = source is not None and source.op == "placeholder"
+    made = _HeldInput(block) if sees_input and neuron is not None else block
+    net.set_submodule(str(node.target), made.train(conv.training))
+    return neuron is not None and _keeps_spikes(pool)
+
+
+def _form_fc_block(
+    net: fx.GraphModule, node: fx.Node, linear: nn.Linear, layers: Mapping[str, nn.Module], spikes: set[fx.Node]
+) -> bool:
+    """Put a block in the place of an FC layer and what is around it; True if the block's outputs are spikes."""
+    source = _source(node)
+    before = layers.get(str(source.target)) if source is not None and len(source.users) == 1 else None
+    dropout = before if isinstance(before, TimeDropout) else TimeDropout(0.0)
+    if source is not None and before is dropout:
+        (first,) = source.all_input_nodes
+        node.replace_input_with(source, first)
+        net.graph.erase_node(source)
+    neuron = _taken(node, layers, Neuron)
+    block = FCBlock(dropout, linear, neuron, spikes_in=_source(node) in spikes)
+    net.set_submodule(str(node.target), block.train(linear.training))
+    return neuron is not None
+
+
+def _source(node: fx.Node) -> fx.Node | None:
+    """The node that gives the first argument of another."""
+    return node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
 
 
 def _taken(node: fx.Node, layers: Mapping[str, nn.Module], kind: type[nn.Module]) -> Any:

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from plif_lightning.cli import main
-from plif_lightning.cli.sweep import Job, Runner, Search, distribution, job_of, read_sweep, run_name, share
+from plif_lightning.cli.sweep import Job, Runner, Search, distribution, job_of, run_name, share
+from plif_lightning.cli.sweep_file import read_sweep
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.lock import in_use, locked

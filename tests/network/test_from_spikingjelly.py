@@ -122,7 +122,7 @@ def test_containers():
     torch.manual_seed(0)
     net = nn.Sequential(
         layer.SeqToANNContainer(nn.Conv2d(2, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)),
-        layer.MultiStepContainer(neuron.LIFNode(), nn.AvgPool2d(2)),
+        layer.MultiStepContainer(neuron.LIFNode(), nn.AdaptiveMaxPool2d(3)),
         layer.SeqToANNContainer(nn.Flatten(), nn.Linear(5 * 9, 6)),
         neuron.LIFNode(step_mode="m"), layer.VotingLayer(2, step_mode="m"),
     )  # fmt: skip
