@@ -335,7 +335,7 @@ def _form_conv_block(
     block = ConvBlock(conv, norm, neuron, pool, time_steps=1, spikes_in=source in spikes)
     sees_input = source is not None and source.op == "placeholder"
     made = _HeldInput(block) if sees_input and neuron is not None else block
-    net.set_submodule(str(node.target), made.train(conv.training))
+    net.set_submodule(str(node.target), made)
     return neuron is not None and _keeps_spikes(pool)
 
 
@@ -352,7 +352,7 @@ def _form_fc_block(
         net.graph.erase_node(source)
     neuron = _taken(node, layers, Neuron)
     block = FCBlock(dropout, linear, neuron, spikes_in=_source(node) in spikes)
-    net.set_submodule(str(node.target), block.train(linear.training))
+    net.set_submodule(str(node.target), block)
     return neuron is not None
 
 

@@ -126,6 +126,7 @@ def test_containers():
         layer.SeqToANNContainer(nn.Flatten(), nn.Linear(5 * 9, 6)),
         neuron.LIFNode(step_mode="m"), layer.VotingLayer(2, step_mode="m"),
     )  # fmt: skip
+    net[0][1].eval()  # frozen, while the others train
     require_equal(net, frames(2, 6, 6))
 
 
