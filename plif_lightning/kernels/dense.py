@@ -14,6 +14,7 @@ from plif_lightning.dynamics.reference import autocast_in_force, in_own_precisio
 from plif_lightning.kernels.layout import real_type
 from plif_lightning.runtime.process import processor
 
+Sides = tuple[int, int]
 # Multiply-adds from which the library matters.
 _LARGE = 2**26
 # oneDNN copies a convolution's weight into another layout at every call, which takes longer than the products where a
@@ -79,9 +80,11 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: An
         with in_own_precision(x.device):
             return conv2d(*_widened(x, weight, bias), **settings).bfloat16()
     x, settings = _without_stride(x, weight.shape, settings)
-    if takes_patches(x, weight, settings.get("stride", 1)) and not isinstance(settings.get("padding"), str):
-        return _conv2d_of_patches(x, weight, bias, **settings)
-    return F.conv2d(x, weight, bias, **settings)
+    window = _Window.of(x, weight.shape, **settings)
+    convolve = _conv2d_of_patches if takes_patches(x, weight, window.settings[0]) else F.conv2d
+    if any(window.idle):
+        weight = F.pad(weight, [-taps for taps in window.idle])
+    return convolve(window.padded(x), weight, bias, *window.settings)
 
 
 def takes_patches(x: Tensor, weight: Tensor, stride: int | Sequence[int]) -> bool:
@@ -94,48 +97,100 @@ def takes_patches(x: Tensor, weight: Tensor, stride: int | Sequence[int]) -> boo
     return 0 < pixels <= _FEW_PIXELS and weight.numel() >= _MANY_WEIGHTS and not groups
 
 
-def _conv2d_of_patches(x: Tensor, weight: Tensor, bias: Tensor | None, **settings: Any) -> Tensor:
-    names = (("stride", 1), ("padding", 0), ("dilation", 1))
-    stride, padding, dilation = (_pair(settings.get(name, default)) for name, default in names)
-    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    rows, columns = (_Taps.of(*of_side) for of_side in sizes)
-    if rows.idle != (0, 0) or columns.idle != (0, 0):
-        weight = F.pad(weight, [-idle for idle in (*columns.idle, *rows.idle)])
-    paddings = rows.padding, columns.padding
-    patches = F.unfold(x, weight.shape[2:], dilation, paddings, stride).transpose(1, 2)  # [N, H' W', C K K]
-    y = F.linear(patches, weight.flatten(1), bias)
-    return y.unflatten(1, (rows.outputs, columns.outputs)).permute(0, 3, 1, 2)
+def _conv2d_of_patches(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sides, padding: Sides, dilation: Sides, groups: int
+) -> Tensor:
+    """`torch.nn.functional.conv2d` without groups."""
+    patches = F.unfold(x, weight.shape[2:], dilation, padding, stride).transpose(1, 2)  # [N, H' W', C K K]
+    height = (x.shape[2] + 2 * padding[0] - dilation[0] * (weight.shape[2] - 1) - 1) // stride[0] + 1
+    return F.linear(patches, weight.flatten(1), bias).unflatten(1, (height, -1)).permute(0, 3, 1, 2)
 
 
 class _Taps(NamedTuple):
-    """The taps of a convolution in one dimension.
+    """The taps of a kernel that see any input, in one dimension.
 
     Attributes:
-        outputs: size of the output.
         idle: taps at the beginning and at the end that see padding only, as all but the one in the middle of 3 on a map
             of one pixel.
-        padding: on either side of the input, for the other taps.
+        padding: zeros on either side of the input, for the other taps.
+        around: further ones at the beginning and at the end; below zero: inputs that the other taps do not see.
     """
 
-    outputs: int
-    idle: tuple[int, int]
+    idle: Sides
     padding: int
+    around: Sides = (0, 0)
 
     @classmethod
-    def of(cls, size: int, kernel: int, stride: int, padding: int, dilation: int) -> "_Taps":
-        outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        first = max(0, -(-(padding - (outputs - 1) * stride) // dilation))
-        last = max(0, kernel + (-padding - size) // dilation)
-        used, left = kernel - first - last, padding - first * dilation
-        same = used > 0 <= left and (size + 2 * left - dilation * (used - 1) - 1) // stride + 1 == outputs
-        return cls(outputs, (first, last), left) if same else cls(outputs, (0, 0), padding)
+    def of(cls, size: int, kernel: int, stride: int, padding: Sides, dilation: int) -> "_Taps":
+        before, after = padding
+        outputs = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+        first = max(0, -(-(before - (outputs - 1) * stride) // dilation))
+        last = max(0, kernel - -(-(size + before) // dilation))
+        if first + last >= kernel:  # every output sees padding only
+            first = last = 0
+        before -= first * dilation
+        after = (outputs - 1) * stride + dilation * (kernel - first - last - 1) + 1 - size - before
+        # On a map narrower than the stride a tap in the middle may step over it: zeros in memory are right for oneDNN.
+        steps_over = size < stride and outputs > 1
+        if 0 <= before - after < stride and before >= 0 and not steps_over:
+            return cls((first, last), before)
+        return cls((first, last), 0, (before, after))
+
+
+class _Window(NamedTuple):
+    """A convolution on a CPU without taps that see padding only, for which oneDNN's bfloat16 weight gradient is wrong.
+
+    It takes them from memory beyond the map (1e4 to 1e36, inf, NaN, or finite and wrong by 90 %). Seen with torch 2.13
+    on AMD EPYC (Zen 4): on maps narrower than the stride (1x1 and 14x1 at 2, 9x2 at 3); from 128 input channels on with
+    kernels of height 5 on maps of height 1, and of height 7 on heights 1 and 2. Processors whose oneDNN has no bfloat16
+    (Zen 3) do not show it.
+
+    Attributes:
+        idle: taps to leave out on the left, right, top and bottom.
+        around: see `_Taps`; on the left, right, top and bottom.
+        settings: stride, padding, dilation and groups.
+    """
+
+    idle: list[int]
+    around: list[int]
+    settings: tuple[Sides, Sides, Sides, int]
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        shape: Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> "_Window":
+        """That of a kernel of a shape [O, C, K, K] over x [N, C, H, W]."""
+        strides, dilations = _pair(stride), _pair(dilation)
+        if isinstance(padding, str):
+            total = [0 if padding == "valid" else d * (k - 1) for k, d in zip(shape[2:], dilations, strict=True)]
+            paddings = [(zeros // 2, zeros - zeros // 2) for zeros in total]
+        else:
+            paddings = [(zeros, zeros) for zeros in _pair(padding)]
+        sizes = zip(x.shape[2:], shape[2:], strides, paddings, dilations, strict=True)
+        rows, columns = (_Taps.of(*side) for side in sizes)
+        padding = rows.padding, columns.padding
+        settings = strides, padding, dilations, groups
+        return cls([*columns.idle, *rows.idle], [*columns.around, *rows.around], settings)
+
+    def padded(self, x: Tensor) -> Tensor:
+        return F.pad(x, self.around) if any(self.around) else x
 
 
 def conv2d_weight(x: Tensor, shape: Sequence[int], grad: Tensor, **settings: Any) -> Tensor:
     """Gradient of a convolution's weight of a shape, in float32 at least, from that of its output; no gradients."""
     x, settings = _without_stride(x, shape, settings)
-    given = (x.float(), shape, grad.float()) if widens(grad) else (x, shape, grad)
-    return of_conv2d.conv2d_weight(*given, **settings).to(real_type(grad))
+    window = _Window.of(x, shape, **settings)
+    left, right, top, bottom = window.idle
+    used = [*shape[:2], shape[2] - top - bottom, shape[3] - left - right]
+    x, grad_y = (x.float(), grad.float()) if widens(grad) else (x, grad)
+    grad_weight = of_conv2d.conv2d_weight(window.padded(x), used, grad_y, *window.settings)
+    return F.pad(grad_weight, window.idle).to(real_type(grad))
 
 
 def conv2d_input(shape: Sequence[int], weight: Tensor, grad: Tensor, **settings: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """`check`: every form on this machine against the reference."""
 
 import pytest
+from torch.nn import functional
 
 from plif_lightning.cli import main
 from plif_lightning.network import comparing
@@ -14,7 +15,7 @@ def _without_timing(monkeypatch):
 def test_every_form_equals_the_reference_here(capsys):
     main(["check"])
     said = capsys.readouterr().out
-    assert said.count("equals the reference") == len(comparing._NEURONS) + len(comparing._FORMS)
+    assert said.count("equals the reference") == len(comparing._NEURONS) + 1 + len(comparing._FORMS)
     assert said.endswith("All equal the reference.\n")
     assert "machine " in said
     assert "torch " in said
@@ -28,10 +29,13 @@ def test_a_form_that_differs_or_raises_is_named_and_the_status_is_1(monkeypatch,
     monkeypatch.setattr(comparing, "difference", lambda dynamics, device: "3 of 10 spikes, pool none")
     monkeypatch.setattr(comparing, "_FORMS", {"held image": comparing._FORMS["held image"]})
     monkeypatch.setattr(comparing, "_network_difference", raises)
+    monkeypatch.setattr(comparing, "CONVOLUTIONS", comparing.CONVOLUTIONS[:300])
+    monkeypatch.setattr(comparing.dense, "conv2d", lambda x, weight, **of: functional.conv2d(2 * x, weight, **of))
     with pytest.raises(SystemExit) as stop:
         main(["check"])
     assert stop.value.code == 1
     said = capsys.readouterr().out
     assert "  PLIF                   3 of 10 spikes, pool none\n" in said
     assert "  held image             RuntimeError: no such instruction\n" in said
-    assert said.endswith("2 of these differ from the reference.\n")
+    assert "  300 convolutions       output of Convolution(" in said
+    assert said.endswith("3 of these differ from the reference.\n")

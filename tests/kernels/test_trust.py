@@ -67,3 +67,26 @@ def test_a_wrong_kernel_is_left_out_with_one_warning(kernel, change, reason, mon
     assert record.message.startswith("The reference runs instead of the Triton kernels on cpu")
     assert reason in record.message
     assert "\n" not in record.message
+
+
+def of_step_0(kernel):
+    """A kernel that normalises every step with the statistics of the first."""
+    return lambda y, scale, shift, *rest: kernel(
+        y, scale[:1].expand_as(scale).clone(), shift[:1].expand_as(shift).clone(), *rest
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "change", "reason"),
+    [
+        (fused, "through_statistics", altered(lambda found: (0 * found[0], 0 * found[1])), "the gradient of x"),
+        (fused, "through_statistics", altered(lambda found: (found[0], 0 * found[1])), "the gradient of x"),
+        (fused.ops, "fire", of_step_0, "spikes, pool none"),
+        (fused.ops, "fire", altered(lambda found: (found[0], found[1] + 0.1)), "v by 0.1"),
+        (fused.ops, "fire_backward", altered(lambda found: (found[0], 1.1 * found[1], *found[2:])), "of state 0"),
+        (fused.ops, "fire_backward", altered(lambda found: (*found[:2], 1.1 * found[2], found[3])), "gradient of"),
+    ],
+)
+def test_training_is_compared_statistics_states_and_all(where, name, change, reason, monkeypatch):
+    monkeypatch.setattr(where, name, change(getattr(where, name)))
+    assert reason in difference(pl.PLIF().dynamics, CPU)
