@@ -1,5 +1,6 @@
 """Callbacks and loggers, one concern per file, under the names that configurations use."""
 
+from plif_lightning.callbacks.averaging import EMA
 from plif_lightning.callbacks.checkpoints import RunCheckpoints
 from plif_lightning.callbacks.logger import RunLogger
 from plif_lightning.callbacks.monitor import LayerMonitor
@@ -8,6 +9,7 @@ from plif_lightning.callbacks.records import RunRecord, SampleRecord, WeightReco
 from plif_lightning.callbacks.wandb import WandbRunLogger
 
 __all__ = [
+    "EMA",
     "ConfusionMatrix",
     "LayerMonitor",
     "PredictionWriter",

@@ -8,9 +8,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from plif_lightning.callbacks.averaging import averaging
 from plif_lightning.callbacks.logger import run_folder
 from plif_lightning.data.loading import as_batch
 from plif_lightning.network.own import listening, neurons_of
@@ -101,10 +102,9 @@ class LayerMonitor(Callback):
         values = {"seconds": self._fitted_for()} | ({} if self._lr is None else {"lr": self._lr})
         if self._samples:
             values["train/samples_per_second"] = self._samples / self._seconds
-        averaging = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
         # Averaged weights are at hand in a validation only. An epoch without one then has no values: those of the
         # weights in training would stand in one curve with those of the average.
-        averages = averaging and any(trainer.num_val_batches)
+        averages = averaging(trainer) and any(trainer.num_val_batches)
         values |= self._validated if averages else self._learned(pl_module)
         for key, value in values.items():
             pl_module.log(key, value, sync_dist=True)

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import lightning as L
@@ -13,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from plif_lightning import data as data_module
 from plif_lightning.callbacks import RunCheckpoints
+from plif_lightning.cli.parser import parsed_yaml
 from plif_lightning.cli.resume import config_file
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.errors import UserError
@@ -40,6 +42,19 @@ class Parser(LightningArgumentParser):
         if kwargs.get("action") is ActionConfigFile:  # LightningCLI's
             kwargs["action"] = ConfigFile
         return super().add_argument(*args, **kwargs)
+
+    def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
+        """The defaults, of classes only what the default configuration sets.
+
+        jsonargparse adds the classes' own, and a class that takes their place would get them as if somebody had set
+        them: AdamW the weight decay of Adam, 0. Its own are added when all arguments are read.
+        """
+        defaults = super().get_defaults(*args, **kwargs)
+        for path in self.default_config_files:
+            for name, value in parsed_yaml(Path(path).read_text("utf-8"), path).get("model", {}).items():
+                if isinstance(value, dict) and "class_path" in value:
+                    defaults[f"model.{name}.init_args"] = Namespace(value["init_args"])
+        return defaults
 
     def whole_numbers_first(self) -> None:
         """Read a whole number as one wherever a setting takes int or float.

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import nn
 
 from plif_lightning.callbacks import PredictionWriter, RunRecord
+from plif_lightning.callbacks.averaging import averaging
 from plif_lightning.callbacks.checkpoints import run_checkpoints
 from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.callbacks.logger import is_trial, run_folder
@@ -101,6 +102,8 @@ def print_header(trainer: L.Trainer, network: nn.Module, data: SpikingDataModule
     device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
     processes = f" x {trainer.world_size}" if trainer.world_size > 1 else ""
     table.add_row("device", f"{device}{processes}, precision {trainer.precision}")
+    if name := averaging(trainer):
+        table.add_row("averaging", f"validation, test and best.ckpt use averaged weights ({name})")
     table.add_row("form", escape(kernels_of(network, trainer.strategy.root_device)))
     table.add_row("run folder", _shown(run_folder(trainer).path))
     console = Console()
@@ -170,8 +173,9 @@ def _add_best_epoch(
     if kept is not None:
         best = next((row for row in measured if row["epoch"] == kept.best_epoch), best)
     name = "best test epoch" if data.validation == "test" else "best validation epoch"
+    of_average = ", averaged weights" if averaging(trainer) else ""
     epochs = metrics[-1]["epoch"] + 1  # rows are fewer where the run began from a checkpoint
-    table.add_row(name, f"[bold]{_percent(best[key])}[/] (epoch {best['epoch'] + 1:.0f} of {epochs:.0f})")
+    table.add_row(name, f"[bold]{_percent(best[key])}[/] (epoch {best['epoch'] + 1:.0f} of {epochs:.0f}{of_average})")
     if test is not None:
         table.add_row(
             "test accuracy", f"[bold green]{_percent(test['test/acc'])}[/] (measured once, on that epoch's weights)"

@@ -1,6 +1,7 @@
 """Augmentation of uint8 images: torchvision's transforms and mixtures, reproducible for each sample."""
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -60,31 +61,41 @@ def augmented(augmentation: Sequence["CutMix | v2.Transform"], key: int, samples
 
 
 def mixed_batch(
-    mix: "v2.MixUp | v2.CutMix", key: int, sample: Tensor, x: Tensor, label: Tensor, num_classes: int
+    mix: v2.Transform, key: int, sample: Tensor, x: Tensor, label: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """x [N, C, H, W] and class shares [N, num_classes] of a batch whose images torchvision mixes with one another."""
-    mix = copy.copy(mix)
-    mix.num_classes = num_classes
+    """x [N, C, H, W] and class shares [N, num_classes] of a batch whose images `of_batches` mixes with one another."""
+    mix = copy.deepcopy(mix)
+    for part in getattr(mix, "transforms", [mix]):
+        part.num_classes = num_classes
     with _drawing() as generator:
         generator.manual_seed(fold_in(key, "mix", int(sample[0])))
         mixed, target = mix(x, label)
     return mixed, target
 
 
-def of_batches(augmentation: Sequence["CutMix | v2.Transform"]) -> "v2.MixUp | v2.CutMix | None":
-    """The last augmentation, if it mixes whole batches.
+def _mixes_batches(augment: "CutMix | v2.Transform | None") -> bool:
+    parts = augment.transforms if isinstance(augment, v2.RandomChoice) else [augment]
+    return all(isinstance(part, _OF_BATCHES) for part in parts)
+
+
+def of_batches(
+    augmentation: Sequence["CutMix | v2.Transform"],
+) -> tuple[list["CutMix | v2.Transform"], v2.Transform | None]:
+    """Augmentations of single images, and the mix of whole batches behind them: one of several is drawn for each batch.
 
     Raises:
-        UserError: a mix stands before another one, or a mix of whole batches before anything.
+        UserError: a mix of whole batches stands before another augmentation, or beside this project's `CutMix`.
     """
     require_one_mix(augmentation)
-    *before, last = augmentation or [None]
-    for augment in before:
-        if isinstance(augment, _OF_BATCHES) or (isinstance(augment, CutMix) and isinstance(last, _OF_BATCHES)):
+    mixes = [*itertools.takewhile(_mixes_batches, reversed(augmentation))][::-1]
+    each = [*augmentation[: len(augmentation) - len(mixes)]]
+    for augment in each:
+        if _mixes_batches(augment) or (isinstance(augment, CutMix) and mixes):
             raise UserError(
-                f"data.augmentation: {type(augment).__name__} must be the only mix, and torchvision's last."
+                f"data.augmentation: {type(augment).__name__} must be the only mix, and torchvision's last. Each batch "
+                "draws one of MixUp and torchvision.transforms.v2.CutMix if both are last."
             )
-    return last if isinstance(last, _OF_BATCHES) else None
+    return each, v2.RandomChoice(mixes) if len(mixes) > 1 else mixes[0] if mixes else None
 
 
 class CutMix(RectangleMix):

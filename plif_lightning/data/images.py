@@ -44,8 +44,8 @@ class ImageDataset(BatchedDataset):
         augmentation: Sequence[CutMix | v2.Transform] = (),
     ) -> None:
         self.arrays, self.num_classes, self.sample, self.augmentation = arrays, num_classes, sample, augmentation
-        self.mean, self.std, self.mix = mean, std, of_batches(augmentation)
-        self.each = augmentation if self.mix is None else augmentation[:-1]
+        self.mean, self.std = mean, std
+        self.each, self.mix = of_batches(augmentation)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             self.images = torch.from_numpy(arrays["images"])  # nothing writes into it
@@ -91,8 +91,9 @@ class ImageDataModule(SpikingDataModule):
 
     Args:
         augmentation: of the training images, in this order: transforms of `torchvision.transforms.v2`, each of one
-            image uint8 [C, H, W]; `CutMix`; last, its MixUp or CutMix of whole batches. Random numbers depend on the
-            seed, the epoch and the sample alone; those of whole batches on the batch's first sample.
+            image uint8 [C, H, W]; `CutMix`; last, its MixUp or CutMix of whole batches, of which each batch draws one
+            if there are several. Random numbers depend on the seed, the epoch and the sample alone; those of whole
+            batches on the batch's first sample.
         normalize: zero mean and unit variance per channel; otherwise intensities in [0, 1].
     """
 

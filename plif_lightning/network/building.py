@@ -51,7 +51,7 @@ class Builder:
             case FC():
                 return self.fc(placed, placed.layer)
             case Pool():
-                return Pool2d(self.pool(placed.layer, of_spikes=False))
+                return Pool2d(self.pool(placed.layer, of_spikes=placed.spikes_in and self.all_fire))
             case Neurons():
                 neuron = self.neuron(placed.layer, placed.after[0])
                 assert neuron is not None

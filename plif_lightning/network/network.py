@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal, get_origin
 
@@ -13,13 +13,13 @@ from plif_lightning.dynamics import Firing
 from plif_lightning.dynamics.firing import Keywords as Keywords
 from plif_lightning.errors import UserError, require_count, require_known_arguments, require_one_of
 from plif_lightning.kernels import Backend, BackendName, Sparse
-from plif_lightning.network.blocks import WITH_NEURON, Blocks, ConvBlock, FCBlock, NeuronBlock, layers_of
+from plif_lightning.network.blocks import WITH_NEURON, Blocks, ConvBlock, FCBlock, layers_of
 from plif_lightning.network.building import Builder
 from plif_lightning.network.hooks import Hear, listening
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.norm import NormHeld, NormStatistics
 from plif_lightning.network.output import Integral, Output, Voting
-from plif_lightning.network.over_time import OverTime
+from plif_lightning.network.over_time import OverTime, for_time_steps
 from plif_lightning.network.pooling import Pooling, PoolTies
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons import NeuronName as NeuronName
@@ -205,20 +205,9 @@ class SpikingNetwork(nn.Module):
         """T."""
         return self.inputs.time_steps
 
-    @contextmanager
-    def for_time_steps(self, time_steps: int) -> Iterator[None]:
+    def for_time_steps(self, time_steps: int) -> AbstractContextManager[None]:
         """Run with another T while the context lasts, in all threads; no parameter depends on T."""
-        require_count("time_steps", time_steps)
-        kinds = (InputEncoder, ConvBlock, NeuronBlock)
-        parts: list[Any] = [part for part in self.modules() if isinstance(part, kinds)]
-        original = self.time_steps
-        for part in parts:
-            part.time_steps = time_steps
-        try:
-            yield
-        finally:
-            for part in parts:
-                part.time_steps = original
+        return for_time_steps(self, time_steps)
 
     def listening(self, hear: Hear) -> AbstractContextManager[None]:
         """`listening` to the neurons of every layer, by the layer's name."""

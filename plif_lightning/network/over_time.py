@@ -1,10 +1,12 @@
 """A stack of ordinary layers and spiking neurons, run over time."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from plif_lightning.errors import UserError
+from plif_lightning.errors import UserError, require_count
 from plif_lightning.kernels import Backend, Sparse
 from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, NeuronBlock, Residual
 from plif_lightning.network.forms import dtype_of, linear_from, run_layer
@@ -60,6 +62,24 @@ def with_time(net: Any, x: Tensor) -> Tensor:
     return x if shape is None or x.dim() != len(shape) + 1 else x.expand(net.time_steps, *x.shape)
 
 
+@contextmanager
+def for_time_steps(net: nn.Module, time_steps: int) -> Iterator[None]:
+    """Run a network with another T while the context lasts, in all threads: in every module with that `time_steps`.
+
+    No parameter depends on T.
+    """
+    require_count("time_steps", time_steps)
+    original = getattr(net, "time_steps", None)
+    parts: list[Any] = [part for part in net.modules() if original and vars(part).get("time_steps") == original]
+    for part in parts:
+        part.time_steps = time_steps
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.time_steps = original
+
+
 def runs_parts(module: nn.Module) -> bool:
     """True if this runs its parts in sequence: a Sequential that does not override forward."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
@@ -89,6 +109,11 @@ def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) 
             x = run_over_time(part, x, backend)
         return x
     _require_known(module)
+    if isinstance(module, nn.Conv2d) and x.dim() != 5:
+        raise UserError(
+            f"x must be [T, N, C, H, W], got {list(x.shape)}: hold static images [N, C, H, W] for T steps with "
+            "x.expand(T, *x.shape)."
+        )
     if backend is not None and isinstance(module, nn.Linear) and is_plain(module):
         x = x.to(dtype_of(x, module.weight))
         return linear_from(module, x, backend.skips("linear", x, module.weight))

@@ -6,17 +6,19 @@ logits [T, N, classes]. It may have `time_steps`, the T that it gives static ima
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from plif_lightning.errors import UserError
 from plif_lightning.kernels import dense
 from plif_lightning.network import hooks
 from plif_lightning.network.hooks import Hear
 from plif_lightning.network.network import DEFAULTS, SpikingNetwork
+from plif_lightning.network.output import Voting
 from plif_lightning.network.over_time import OverTime, runs_parts, with_time
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
@@ -101,18 +103,51 @@ def imported_network(path: str) -> type[nn.Module]:
 
 
 def has_votes(net: nn.Module) -> bool:
-    """True if a network's output is known to be votes in [0, 1]; otherwise losses take it for logits."""
+    """True if the output of a structure is votes in [0, 1]; that of a user-defined network `require_protocol` tells."""
     net = plain(net)
-    if isinstance(net, SpikingNetwork):
-        last = [layer for layer in net.structure.layers if isinstance(layer, FC)][-1]
-        return last.neurons is not None
-    while isinstance(net, (OverTime, nn.Sequential)) and len(parts := list(net.children())):
-        net = parts[-1]
-    return isinstance(net, Neuron)
+    if not isinstance(net, SpikingNetwork):
+        return False
+    last = [layer for layer in net.structure.layers if isinstance(layer, FC)][-1]
+    return last.neurons is not None
+
+
+# Factor of the inputs of neurons in a trial: an untrained network is silent, and silence would show nothing.
+_LOUD = 100.0
+# Share of the outputs, and of their size, that another order of sums may change.
+_TOLERANCE = 0.05
+
+
+class _Trial:
+    """Calls of a network in evaluation mode with equal random numbers and louder inputs of its neurons.
+
+    Attributes:
+        votes: outputs of neurons, and of `Voting` behind them, in the last call.
+    """
+
+    def __init__(self, net: nn.Module, seed: int) -> None:
+        self.net, self.seed, self.votes = net, seed, list[Tensor]()
+
+    def __call__(self, x: Tensor) -> Any:
+        torch.manual_seed(self.seed)
+        self.votes.clear()
+        parts = [part for part in self.net.modules() if isinstance(part, (Neuron, Voting))]
+        with ExitStack() as hooks:
+            for part in parts:
+                if isinstance(part, Neuron):
+                    hooks.enter_context(part.register_forward_pre_hook(lambda part, of: (_LOUD * of[0], *of[1:])))
+                hooks.enter_context(part.register_forward_hook(self._note))
+            return self.net(x)
+
+    def _note(self, part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(part, Neuron) or self.are_votes(inputs[0]):
+            self.votes.append(output)
+
+    def are_votes(self, output: Tensor) -> bool:
+        return any(output is votes for votes in self.votes)
 
 
 @torch.no_grad()
-def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> None:
+def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> bool:
     """Try a user-defined network on two samples in evaluation mode.
 
     Args:
@@ -120,9 +155,12 @@ def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> None:
         x: [T, N, C, H, W], or static images [N, C, H, W].
         num_classes: number of classes.
 
+    Returns:
+        True if its output is votes: spikes of neurons, their mean by `Voting`, or its class says `has_votes = True`.
+
     Raises:
-        UserError: it returns something other than [T, N, classes]; or two calls with the same input differ, as where a
-            module keeps state between calls.
+        UserError: it returns something other than [T, N, classes]; two calls with the same input differ, as where a
+            module keeps state between calls; or the output of a sample depends on another one.
     """
     if dense.widens(x):
         _log.warning(
@@ -130,28 +168,57 @@ def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> None:
             "100 times as long as in float32. Pass --trainer.precision 32-true."
         )
     x = x[:, :2] if x.dim() == 5 else x[:2]
+    steps, name = len(x) if x.dim() == 5 else getattr(net, "time_steps", None), type(net).__name__
     training = [part for part in net.modules() if part.training]
-    name, found = type(net).__name__, []
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-        seed = torch.initial_seed()
+        trial = _Trial(net, torch.initial_seed())
         try:
             net.eval()
-            for _ in range(2):
-                torch.manual_seed(seed)
-                found.append(net(x))
+            output = trial(x)
+            shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            expected = [steps or (shape[0] if isinstance(shape, list) else 1), x.shape[-4], num_classes]
+            if shape != expected:
+                raise UserError(
+                    f"{name} must return votes or logits [T, N, classes] = {expected} for two samples, got {shape}: do "
+                    "not average over time, the loss does, and run as many time-steps as the data has "
+                    "(self.time_steps)."
+                )
+            votes = bool(getattr(net, "has_votes", trial.are_votes(output)))
+            if not _equal(output, trial(x)):
+                raise UserError(
+                    f"{name} keeps state between calls: the same input gave another output. Every call must start from "
+                    "the initial state; layers of SpikingJelly or snnTorch must be reset in its forward."
+                )
+            if _mixes_samples(trial, x, output):
+                raise UserError(
+                    f"{name} mixes samples: the output of one depends on the others, as where layers of spikes take a "
+                    "batch [N, C, H, W] for time-steps. They need [T, N, C, H, W]: plif_lightning.over_time(layers) "
+                    "runs layers over time."
+                )
         finally:
             for part in training:
                 part.training = True
-    steps = len(x) if x.dim() == 5 else getattr(net, "time_steps", None)
-    expected = [steps or len(found[0]), x.shape[-4], num_classes]
-    shape = list(found[0].shape) if isinstance(found[0], Tensor) else type(found[0]).__name__
-    if shape != expected:
-        raise UserError(
-            f"{name} must return votes or logits [T, N, classes] = {expected} for two samples, got {shape}: do not "
-            "average over time, the loss does, and run as many time-steps as the data has (self.time_steps)."
-        )
-    if not torch.equal(found[0].nan_to_num(), found[1].nan_to_num()):
-        raise UserError(
-            f"{name} keeps state between calls: the same input gave another output. Every call must start from the "
-            "initial state; layers of SpikingJelly or snnTorch must be reset in its forward."
-        )
+    return votes
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _mixes_samples(trial: _Trial, x: Tensor, output: Tensor) -> bool:
+    """True if the output of sample 1 changes with sample 0; False if it cannot be told."""
+    if output.shape[1] < 2:
+        return False
+    of_batch = any(isinstance(part, _BatchNorm) and part.running_mean is None for part in trial.net.modules())
+    samples = x.unbind(-4)
+    try:
+        if of_batch:  # all samples take part in the statistics, in any order
+            swapped = trial(torch.stack([samples[1], samples[0]], -4))
+            differs = (swapped.flip(1) - output).abs() > _TOLERANCE * output.abs().max()
+            return differs.float().mean().item() > _TOLERANCE
+        # A form that skips silent inputs rounds otherwise, and may move a spike: once, but not for two other samples.
+        others = (-samples[0], -2 * samples[0])
+        changed = [trial(torch.stack([other, samples[1]], -4)) for other in others]
+        return not any(_equal(output[:, 1], votes[:, 1]) for votes in changed)
+    except Exception:  # of a layer that does not take such inputs
+        return False

@@ -1,5 +1,6 @@
 """Neuron modules: PLIF (learned time constant), LIF (fixed) and IF (no leak)."""
 
+import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -86,6 +87,7 @@ class Neuron(nn.Module):
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
+        _require_equations(cls)
         # Equations have no self: neither called on an instance nor on the class do they get one.
         functions: dict[str, Any] = {name: inspect.getattr_static(cls, name, None) for name in _EQUATIONS}
         for name, function in functions.items():
@@ -236,6 +238,23 @@ class Neuron(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._keyed = self.constants, program_of(self.equations, self.firing).key  # perhaps in another process
+
+
+def _require_equations(cls: type) -> None:
+    """Refuse functions in the body of a class of neurons that would never be called.
+
+    Raises:
+        UserError: a function without self, or a static method named like an equation, is no equation.
+    """
+    for name, value in vars(cls).items():
+        function = value.__func__ if isinstance(value, staticmethod) else value
+        if not inspect.isfunction(function) or name in _EQUATIONS or name.startswith("__"):
+            continue
+        near = difflib.get_close_matches(name, _EQUATIONS, 1)
+        without_self = next(iter(inspect.signature(function).parameters), "") != "self"
+        if near or (without_self and function is value):
+            hint = f"Did you mean {near[0]}?" if near else f"Equations are {', '.join(_EQUATIONS)}."
+            raise UserError(f"{cls.__name__}.{name} is no equation of neurons and would never be called. {hint}")
 
 
 def _declared_in(cls: type) -> dict[str, Parameter]:

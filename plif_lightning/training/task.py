@@ -1,8 +1,10 @@
 """The LightningModule: a spiking network, its loss, its metrics and its optimiser."""
 
 import inspect
+import re
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -22,12 +24,16 @@ from plif_lightning.network import SpikingNetwork, use_backend
 from plif_lightning.network.fingerprint import fingerprint, require_same
 from plif_lightning.network.network import Keywords, NetworkKeywords, as_plain
 from plif_lightning.network.output import mean_votes
+from plif_lightning.network.over_time import for_time_steps
 from plif_lightning.network.own import has_votes, own_network, require_protocol
 from plif_lightning.training.finite import FiniteGuard
 from plif_lightning.training.losses import AnyLoss, loss_named
 from plif_lightning.training.online import separable, step_by_step
 from plif_lightning.training.schedules import OneCycle, length_of
 from plif_lightning.training.seeds import StepSeeds
+
+# What FSDP and activation checkpointing add to the names of parameters.
+_WRAPPERS = re.compile(r"_(fsdp|checkpoint)_wrapped_module\.")
 
 
 class _Mean(MeanMetric):
@@ -124,8 +130,10 @@ class SpikingClassifier(L.LightningModule):
             if "backend" in settings or "sparse" in settings:
                 use_backend(self.network, settings.get("backend", "auto"), settings.get("sparse", "auto"))
         self._tried = network is None
+        self._weights: set[str] | None = None
         self.own_loss = loss if isinstance(loss, nn.Module) else None  # its buffers follow to the device
-        self.loss = self._named_loss = loss_named(loss, tet_lambda, votes=has_votes(self.network))
+        self._loss_for = partial(loss_named, loss, tet_lambda)
+        self.loss = self._named_loss = self._loss_for(has_votes(self.network))
         # The default is a lambda, which jsonargparse reads; a function with a name can be pickled.
         is_default = optimizer is inspect.signature(SpikingClassifier).parameters["optimizer"].default
         self.optimizer = _adam if is_default else optimizer
@@ -158,7 +166,9 @@ class SpikingClassifier(L.LightningModule):
         if self.hparams.get("network") is not None:
             x = x if x.is_floating_point() else x.to(self.dtype)  # event counts are stored as uint8
             if not self._tried:
-                require_protocol(self.network, x, self.hparams["num_classes"])
+                votes = require_protocol(self.network, x, self.hparams["num_classes"])
+                if self.loss is self._named_loss:
+                    self.loss = self._named_loss = self._loss_for(votes)
                 self._tried = True
         return x
 
@@ -185,8 +195,7 @@ class SpikingClassifier(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_batch(batch)
         x, steps = self._input(batch.x), self.training_time_steps
-        for_time_steps = getattr(self.network, "for_time_steps", nullcontext)
-        with for_time_steps(steps):
+        with for_time_steps(self.network, steps) if self.early_time_steps else nullcontext():
             if x.dim() == 5 and self.early_time_steps:
                 x = merged(x, steps, *self.early_time_steps)
 
@@ -199,6 +208,11 @@ class SpikingClassifier(L.LightningModule):
                 # An overriding forward takes x as a loader gives it, time behind samples.
                 votes = self.forward(time_first(x)) if self._overrides_forward else self.network(x)
                 loss = loss_of(votes)
+        if self.early_time_steps and len(votes) != steps:
+            raise UserError(
+                f"early_time_steps: {type(self.network).__name__} ran {len(votes)} time-steps for {steps}: hold images "
+                "for self.time_steps in its forward."
+            )
         n = len(batch.label)
         self.train_loss.update(loss.detach(), n)
         self.train_accuracy.update(mean_votes(votes.detach()), batch.label)
@@ -314,13 +328,22 @@ class SpikingClassifier(L.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def setup(self, stage: str) -> None:
+        self._weights = self._weight_names()  # before FSDP flattens what it shards
+
+    def _weight_names(self) -> set[str]:
+        """Names of the parameters with two dimensions or more: weights of convolutions and FC layers."""
+        return {name for name, parameter in self.named_parameters() if parameter.dim() > 1}
+
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
         if not self.decay_all:
-            # It would pull `a` to zero, and so every tau to 2. Weights have two dimensions or more.
+            # It would pull `a` to zero, and so every tau to 2.
+            names = self._weight_names() if self._weights is None else self._weights
+            weights = {id(p) for name, p in self.named_parameters() if _WRAPPERS.sub("", name) in names}
             for group in [group for group in optimizer.param_groups if group.get("weight_decay")]:
-                others = [p for p in group["params"] if p.dim() <= 1]
-                group["params"] = [p for p in group["params"] if p.dim() > 1]
+                others = [p for p in group["params"] if id(p) not in weights]
+                group["params"] = [p for p in group["params"] if id(p) in weights]
                 if others:
                     optimizer.add_param_group({**group, "params": others, "weight_decay": 0.0})
         if self.lr_scheduler is None:

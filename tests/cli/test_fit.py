@@ -3,7 +3,7 @@
 import inspect
 import json
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import pytest
 import torch
@@ -74,6 +74,26 @@ def test_fit_with_the_holdout_variant_tests_once_at_the_end(tmp_path):
     assert len([row for row in metrics if row["val/acc"]]) == 2
     assert len([row for row in metrics if row["test/acc"]]) == 1
     assert not any(key.startswith("test_as_val") for key in metrics[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("AdamW", {"lr": 0.001, "weight_decay": 0.01, "fused": True}),
+        ("SGD", {"lr": 0.001, "momentum": 0.0, "fused": True}),
+        (f"{__name__}.OwnOptimizer", {"lr": 0.001, "momentum": 0.7, "weight_decay": 0.3}),
+    ],
+)
+def test_another_optimiser_has_its_own_defaults_beside_what_files_set(name, expected, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "quickstart", "--model.optimizer", name, "--print_config"])
+    optimizer = yaml.safe_load(capsys.readouterr().out)["model"]["optimizer"]
+    assert expected.items() <= optimizer["init_args"].items()
+
+
+class OwnOptimizer(torch.optim.SGD):
+    def __init__(self, params: Any, lr: float = 0.1, momentum: float = 0.7, weight_decay: float = 0.3) -> None:
+        super().__init__(params, lr, momentum, weight_decay=weight_decay)
 
 
 def test_an_optimiser_and_a_scheduler_are_replaced_from_the_command_line(run):

@@ -58,9 +58,26 @@ def test_a_batch_is_mixed_by_torchvision(mix):
     assert torch.equal(mixed.target, target)
     assert mix.num_classes is None
     assert torch.equal(batch_of(v2.RandomHorizontalFlip(), mix).x, mixed.x)
-    for wrong in ([mix, v2.RandomHorizontalFlip()], [CutMix(), mix], [mix, mix]):
+    for wrong in ([mix, v2.RandomHorizontalFlip()], [CutMix(), mix], [mix, CutMix()]):
         with pytest.raises(UserError, match=r"must be the only mix, and torchvision's last|more than once"):
             Digits(augmentation=wrong)
+
+
+@pytest.mark.parametrize("choice", [False, True])
+def test_each_batch_draws_mixup_or_cutmix(choice):
+    """As in Spikformer's recipe: timm's Mixup with mixup_alpha 0.5 and cutmix_alpha 1."""
+    mixes = [v2.MixUp(alpha=0.5), v2.CutMix(alpha=1.0)]
+    given = [v2.RandomChoice(mixes)] if choice else mixes
+    plain, drawn = batch_of(), []
+    for key in range(20):
+        mixed = batch_of(v2.RandomHorizontalFlip(0.0), *given, key=key)
+        torch.manual_seed(fold_in(key, "mix", 0))
+        drawn.append(int(torch.multinomial(torch.tensor([0.5, 0.5]), 1)))
+        mix = type(mixes[drawn[-1]])(alpha=mixes[drawn[-1]].alpha, num_classes=10)
+        x, target = mix(plain.x, plain.label)
+        assert torch.equal(mixed.x, x)
+        assert torch.equal(mixed.target, target)
+    assert 4 < sum(drawn) < 16
 
 
 def test_a_mixture_is_torchvisions_with_the_same_rectangle():

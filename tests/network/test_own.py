@@ -3,14 +3,15 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import plif_lightning as pl
 from plif_lightning.deploy import StreamingNetwork, cost, deployed, fold
 from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network.fingerprint import fingerprint
+from plif_lightning.network.output import Voting
 from plif_lightning.network.own import (
     description,
-    has_votes,
     imported_network,
     kernels_of,
     listening,
@@ -75,6 +76,12 @@ def task(net, **settings):
     return pl.SpikingClassifier(**DATA, network=net, **settings)
 
 
+def trained(module, x, label):
+    """The loss of a training step, without a Trainer."""
+    module.log = lambda *of, **settings: None
+    return module.training_step((x, label), 0)
+
+
 def test_a_task_trains_it_like_its_own():
     module = task(Net(), loss="cross_entropy")
     x = torch.rand(5, 1, 8, 8)
@@ -84,7 +91,6 @@ def test_a_task_trains_it_like_its_own():
     assert description(module.network) == f"{__name__}.Net"
     assert [name for name, _ in neurons_of(module.network)] == ["body.net.2"]
     assert "cpu kernels" in kernels_of(module.network, torch.device("cpu"))
-    assert not has_votes(module.network)
     heard = {}
     with listening(module.network, heard.__setitem__):
         module(x)
@@ -95,7 +101,6 @@ def test_layers_without_a_forward_over_time_are_run_over_time():
     layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), pl.PLIF(), nn.Linear(8, 3), pl.PLIF())
     module = task(layers)
     assert module(torch.rand(5, 4, 1, 8, 8)).shape == (4, 5, 3)
-    assert has_votes(module.network)
 
 
 def test_a_module_declares_itself_time_aware():
@@ -131,6 +136,114 @@ def test_what_breaks_the_protocol_is_named(net, message):
     module = task(net)
     with pytest.raises(UserError, match=message):
         module(torch.rand(5, 4, 1, 8, 8))
+
+
+class BatchAsTime(nn.Module):
+    """Neurons that take a batch [N, C, H, W] for N time-steps."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), norm, pl.PLIF(), nn.Flatten(), nn.Linear(144, 3))
+
+    def forward(self, x):
+        images = x if x.dim() == 4 else x[0]
+        return self.layers(images).expand(self.time_steps, len(images), 3)
+
+
+class OverTime(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.layers = pl.over_time(nn.Sequential(nn.Conv2d(1, 4, 3), norm, pl.PLIF(), nn.Flatten(), nn.Linear(144, 3)))
+
+    def forward(self, x):
+        return self.layers(x.expand(self.time_steps, *x.shape[-4:]))
+
+
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False)])
+@pytest.mark.parametrize("x", [torch.rand(5, 1, 8, 8), torch.rand(5, 4, 1, 8, 8)], ids=["images", "frames"])
+def test_layers_that_take_the_batch_for_time_are_refused(norm, x):
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match="BatchAsTime mixes samples"):
+        task(BatchAsTime(norm))(x)
+    assert task(OverTime(norm))(x).shape == (4, 5, 3)
+
+
+def test_a_trial_that_fails_refuses_nothing():
+    class Positive(OverTime):
+        def forward(self, x):
+            if (x < 0).any():
+                raise RuntimeError("no logarithm")
+            return super().forward(x)
+
+    assert task(Positive(nn.Identity()))(torch.rand(5, 1, 8, 8)).shape == (4, 5, 3)
+
+
+def test_over_time_says_what_images_lack():
+    with pytest.raises(UserError, match=r"x must be \[T, N, C, H, W\], got \[2, 1, 8, 8\]: hold static images"):
+        pl.over_time(nn.Sequential(nn.Conv2d(1, 4, 3), pl.PLIF()))(torch.rand(2, 1, 8, 8))
+
+
+class Fires(nn.Module):
+    """Its last layer is the first one that it registers."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.last, self.fc = last, nn.Linear(64, 3 * (last[-1].votes_per_class if len(last) > 1 else 1))
+        self.seen = []
+
+    def forward(self, x):
+        x = x.expand(self.time_steps, *x.shape) if x.dim() == 4 else x
+        self.seen.append(len(x))
+        return self.last(self.fc(x.flatten(2)))
+
+
+@pytest.mark.parametrize(
+    ("last", "scale"),
+    [
+        (nn.Sequential(pl.PLIF()), 10.0),
+        (nn.Sequential(pl.PLIF(), Voting(4)), 10.0),
+        (nn.Sequential(nn.Identity()), 1.0),
+    ],
+)
+def test_the_loss_takes_votes_for_votes(last, scale):
+    module = task(Fires(last), loss="cross_entropy", label_smoothing=0.1)
+    x, label = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    loss = trained(module, x, label)
+    expected = F.cross_entropy(scale * module(x).mean(0), label, label_smoothing=0.1)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_network_may_say_that_it_has_votes():
+    class Halves(Fires):
+        has_votes = True
+
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    module = task(Halves(nn.Sequential(pl.PLIF())), loss="cross_entropy")
+    x, label = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    torch.testing.assert_close(trained(module, x, label), F.cross_entropy(10 * module(x).mean(0), label))
+
+
+@pytest.mark.parametrize("net", [Fires(nn.Sequential(pl.PLIF())), nn.Sequential(nn.Flatten(), nn.Linear(64, 3))])
+def test_early_epochs_have_fewer_time_steps_of_images(net):
+    module = task(net, early_time_steps={2: 1})
+    x, label = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    lengths = []
+    module.network.register_forward_hook(lambda net, x, votes: lengths.append(len(votes)))
+    trained(module, x, label)
+    module(x)
+    assert lengths[-2:] == [2, 4]
+
+
+def test_early_epochs_of_a_network_with_its_own_t_are_refused():
+    class Fixed(Fires):
+        def forward(self, x):
+            return super().forward(x.expand(4, *x.shape))
+
+    module = task(Fixed(nn.Sequential(pl.PLIF())), early_time_steps={2: 1})
+    with pytest.raises(UserError, match="early_time_steps: Fixed ran 4 time-steps for 2"):
+        trained(module, torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))
 
 
 def test_a_layer_of_spikingjelly_must_be_reset():

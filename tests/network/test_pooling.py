@@ -106,3 +106,17 @@ def test_pools_of_the_kernels():
 def test_an_unknown_rule_is_refused():
     with pytest.raises(UserError, match="pool_ties must be one of first, random"):
         SpikeMaxPool2d("last")
+
+
+@pytest.mark.parametrize(
+    "pooled",
+    ["PLIF-MPk2s2", "ADD(c4k3s1-BN-PLIF)-PLIF-MPk2s2", "ADD(c4k3s1-BN)-PLIF-MPk2s2", "AND(c4k3s1-BN-PLIF)-MPk2s2"],
+)
+def test_ties_are_broken_wherever_a_pool_sees_spikes(pooled):
+    structure = f"c4k3s1-BN-PLIF-{pooled}-FC3"
+    for ties in ("first", "random"):
+        net = SpikingNetwork((1, 8, 8), 3, 2, structure=structure, pool_ties=ties)
+        (pool,) = (part for part in net.modules() if isinstance(part, SpikeMaxPool2d))
+        assert pool.ties == ties
+    summed = SpikingNetwork((1, 8, 8), 3, 2, structure="c4k3s1-BN-PLIF-ADD(c4k3s1-BN-PLIF)-MPk2s2-FC3")
+    assert not any(isinstance(part, SpikeMaxPool2d) for part in summed.modules())  # sums are no spikes

@@ -548,3 +548,29 @@ def test_no_other_file_writes_a_charge_a_reset_or_a_surrogate():
     assert found == SOURCES | SPIKE | OTHERS
     assert "dynamics/surrogate.py" in densities
     assert not {path for path in densities if path.startswith(("kernels", "network", "deploy", "neurons"))}
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "hint"),
+    [
+        ("fire", lambda h, v_threshold: h > v_threshold, "Equations are charge, after, threshold"),
+        ("treshold", lambda v: 1 + v, "Did you mean threshold?"),
+        ("chrage", staticmethod(lambda v, x: v + x), "Did you mean charge?"),
+        ("Charge", lambda self, v, x: v + x, "Did you mean charge?"),
+    ],
+)
+def test_a_function_that_is_no_equation_is_refused(name, function, hint):
+    with pytest.raises(UserError, match=f"Own.{name} is no equation of neurons and would never be called. {hint}"):
+        type("Own", (pl.PLIF,), {name: function})
+
+
+def test_methods_and_helpers_of_a_neuron_are_no_equations():
+    class Own(pl.PLIF):
+        @staticmethod
+        def scaled(x):
+            return 2 * x
+
+        def describe(self):
+            return f"tau {self.tau:.1f}"
+
+    assert Own().describe() == "tau 2.0"

@@ -330,6 +330,29 @@ def test_weight_decay_of_a_group_is_that_of_its_weights():
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
 
 
+class Sharded(nn.Module):
+    """What FSDP makes of a module: another name for it, and parameters without their shape. FSDP itself needs a GPU."""
+
+    def __init__(self, module):
+        super().__init__()
+        self._fsdp_wrapped_module = module
+        for parameter in module.parameters():
+            parameter.data = parameter.data.flatten()
+
+
+def test_weights_decay_that_fsdp_flattens():
+    module = SpikingClassifier(**SMALL, optimizer=lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1))
+    weights = {id(p) for p in module.parameters() if p.dim() > 1}
+    module.setup("fit")
+    for blocks in (module.network.encoder, module.network.classifier):
+        for name, block in [*blocks.named_children()]:
+            blocks.register_module(name, Sharded(block))
+    groups = module.configure_optimizers().param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert {id(p) for p in groups[0]["params"]} == weights
+    assert len(groups[1]["params"]) > len(weights)
+
+
 def epochs_of(module, tmp_path, **arguments):
     """T of each training step and of each validation, as the first neuron saw it."""
     seen = []

@@ -1,0 +1,37 @@
+"""Average the weights of a training."""
+
+import lightning as L
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+
+from plif_lightning.errors import UserError
+
+
+class EMA(WeightAveraging):
+    """Exponential moving average of weights and BN's statistics after every step; validations and best.ckpt take it.
+
+    Args:
+        decay: weight of the former average after the warm-up.
+        warmup: begin with a smaller decay, 1 - (1 + n) ** (-2 / 3) after n steps: otherwise the first hundreds of steps
+            of a decay of 0.999 average little but the initial weights.
+
+    Raises:
+        UserError: decay lies outside [0, 1).
+
+    Source: timm's `ModelEmaV3`.
+    """
+
+    def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"decay must lie in [0, 1), got {decay}.")
+        super().__init__(avg_fn=self._average)
+        self.decay, self.warmup = decay, warmup
+
+    def _average(self, average: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
+        decay = min(self.decay, 1 - (1 + int(steps)) ** (-2 / 3)) if self.warmup else self.decay
+        return average * decay + current * (1 - decay)
+
+
+def averaging(trainer: L.Trainer) -> str:
+    """Name of the callback that averages weights, which evaluations take instead of those in training; else empty."""
+    return next((type(c).__name__ for c in trainer.callbacks if isinstance(c, WeightAveraging)), "")  # type: ignore[attr-defined]
