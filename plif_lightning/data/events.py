@@ -365,7 +365,8 @@ class EventDataModule(SpikingDataModule):
                 self._formats[train] = Counter(path.suffix.lower() for path, _ in files)
                 labels, sizes = [label for _, label in files], [_size(path) for path, _ in files]
                 key = key_of(_FORMAT, self.options(), self._names(files), labels, sizes)
-                found: Arrays | None = cached(place, key, partial(self._build, files))
+                paths = [path for path, _ in files]
+                found: Arrays | None = cached(place, key, partial(self._build, files), paths)
             elif self._listed(not train):  # a cache of other recordings may lie here
                 found = None
             elif (found := find(place)) is not None:

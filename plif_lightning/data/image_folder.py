@@ -94,7 +94,7 @@ class ImageFolder(ImageDataModule):
                 files = self.folders.files(train)
                 stated = [(os.path.basename(path), label, os.stat(path).st_size) for path, label in files]  # noqa: PTH116, PTH119
                 key = key_of(_FORMAT, self.size, self.colour, self.class_names, stated)
-                found = cached(folder, key, partial(self._decode, files))
+                found = cached(folder, key, partial(self._decode, files), [path for path, _ in files])
             self._cache[train] = found
         return self._cache[train]
 

@@ -12,7 +12,7 @@ is a sum because Norse cannot read average pooling; the threshold is below half 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.output import Integral, Voting
 from plif_lightning.neurons import LIF, PLIF, Neuron
 from plif_lightning.runtime.program import needed_by
-from plif_lightning.structure import FC, Conv, Neurons, Placed, Pool, Residual
+from plif_lightning.structure import FC, Conv, Integrator, Neurons, Placed, Pool, Residual, Votes
 from plif_lightning.structure.layers import pair
 from plif_lightning.structure.shapes import padding_of, swept
 
@@ -161,6 +161,10 @@ class _Writer:
                     ends = self.pool(name, layer, placed.before, placed.after, ends, placed.spikes_in)
                 case Residual():
                     ends = self.residual(placed, layer, ends)
+                case Votes() | Integrator():
+                    raise AssertionError(layer)  # no placed layer
+                case _:
+                    assert_never(layer)
         return ends
 
     def residual(self, placed: Placed, layer: Residual, ends: list[str]) -> list[str]:

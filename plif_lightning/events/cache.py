@@ -5,7 +5,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,16 @@ from numpy.typing import NDArray
 
 from plif_lightning.errors import UserError
 from plif_lightning.runtime.files import folder_lock, naming, reason, written_whole
+from plif_lightning.runtime.process import cores
 
 _log = logging.getLogger(__name__)
-_MANIFEST = "manifest.json"
+_MANIFEST, _SOURCES = "manifest.json", "sources.json"
+# A large file is compared by as many blocks of as many bytes.
+_BLOCKS, _BLOCK = 16, 2**16
 # Bytes that are hashed at once.
 _PORTION = 2**24
+# Seconds after which arrays that nobody opened are deleted.
+_UNUSED = 30 * 24 * 3600
 
 
 class DamagedArraysError(UserError):
@@ -41,6 +48,8 @@ class Arrays(Mapping[str, NDArray[Any]]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        with suppress(OSError):  # the folder may be read-only
+            os.utime(folder)  # last use
         try:
             self._manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
             self.content: str = self._manifest["content"]
@@ -80,8 +89,8 @@ class Arrays(Mapping[str, NDArray[Any]]):
         read = 0
         for name, entry in self._manifest["arrays"].items():
             path = _file(self.folder, name)
-            time = path.stat().st_mtime_ns
-            if changed and time == entry["time"]:
+            changed_at = path.stat().st_mtime_ns
+            if changed and changed_at == entry["time"]:
                 continue
             digest = hashlib.blake2b(digest_size=16)
             flat = np.ascontiguousarray(self[name]).reshape(-1).view(np.uint8)
@@ -89,7 +98,7 @@ class Arrays(Mapping[str, NDArray[Any]]):
                 digest.update(flat[first : first + _PORTION].data)
             if digest.hexdigest() != entry["blake2b"]:
                 raise DamagedArraysError(f"{path} is damaged. Delete {self.folder} to build it again.")
-            read, entry["time"] = read + 1, time
+            read, entry["time"] = read + 1, changed_at
         if read:
             with suppress(OSError), written_whole(self.folder / _MANIFEST) as file:  # the folder may be read-only
                 json.dump(self._manifest, file)
@@ -183,39 +192,43 @@ class _Column:
         }
 
 
-def find(folder: Path, key: str | None = None) -> Arrays | None:
-    """The arrays of a key, or of any key if what they are made of is not there; None if none is whole."""
-    places = sorted(folder.glob("*")) if key is None else [folder / key]
+def find(folder: Path, key: str | None = None, files: Sequence[str | Path] = ()) -> Arrays | None:
+    """The arrays of a key, or those used last if what they are made of is not there; None if none is whole."""
+    places = sorted(folder.glob("*"), key=_last_use, reverse=True) if key is None else [folder / key]
     for place in places:
         if place.suffix != ".tmp" and (place / _MANIFEST).is_file():
             try:
                 arrays = Arrays(place)
                 arrays.verify(changed=True)
-                return arrays
+                if _same_files(place, files):
+                    return arrays
+                _log.info("%s is built again: files that it was made of have changed.", place)
             except DamagedArraysError as error:
                 _log.warning("%s It is built again, if its files are there.", error)
     return None
 
 
-def cached(folder: Path, key: str, build: Callable[[ArrayWriter], None]) -> Arrays:
-    """Arrays of a folder; they are built if it does not hold those of this key.
+def cached(folder: Path, key: str, build: Callable[[ArrayWriter], None], files: Sequence[str | Path] = ()) -> Arrays:
+    """Arrays of a folder; they are built if it does not hold those of this key, or if one of the files has changed.
 
     One process builds, others wait. The arrays are written into a temporary folder, which is renamed when it is
-    complete: a killed process leaves nothing that counts. Arrays of other keys are deleted afterwards.
+    complete: a killed process leaves nothing that counts. Arrays of other keys are deleted if nobody opened them for
+    30 days: another run may map those that it has open again, in a new worker process.
 
     Args:
         folder: folder of the arrays; each key has a folder in it.
         key: tells what they are made of, as a file name.
         build: appends all arrays to a writer.
+        files: what they are made of, if that is files.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    if (found := find(folder, key)) is not None:
+    if (found := find(folder, key, files)) is not None:
         return found
     try:
         with folder_lock(folder):
-            if (found := find(folder, key)) is not None:  # another process has built them meanwhile
+            if (found := find(folder, key, files)) is not None:  # another process has built them meanwhile
                 return found
             final, staging = folder / key, folder / f"{key}.tmp"
             _remove(folder.glob("*.tmp"))  # of killed processes
@@ -224,20 +237,74 @@ def cached(folder: Path, key: str, build: Callable[[ArrayWriter], None]) -> Arra
                 with ArrayWriter(staging) as writer:
                     build(writer)
                     writer.complete()
-                _remove([final])  # damaged
+                if files:
+                    _note(staging, files)
+                _remove([final])  # damaged, or of files that have changed
                 staging.rename(final)
             finally:
                 _remove([staging])
-            _remove(path for path in folder.iterdir() if path.is_dir() and path != final)
+            _remove(path for path in folder.iterdir() if path.is_dir() and time.time() - _last_use(path) > _UNUSED)
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         why = reason(error) if isinstance(error, OSError) else error
         raise UserError(f"{folder} cannot be written. {why}. Or name another folder with --data.store DIR.") from error
     return Arrays(final)
 
 
+def _last_use(folder: Path) -> float:
+    return folder.stat().st_mtime
+
+
 def _remove(folders: Iterable[Path]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _time(path: str | Path) -> int:
+    """Time of the last change of a file [ns]; 0 for a recording without a file of its own."""
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116 (faster for many files)
+    except FileNotFoundError:
+        return 0
+
+
+def _digest(path: str | Path) -> str:
+    """Hash of a file: of all of it up to 1 MiB, otherwise of 16 blocks."""
+    digest = hashlib.blake2b(digest_size=16)
+    with suppress(FileNotFoundError), Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for block in range(_BLOCKS):
+            file.seek(block * max(0, size - _BLOCK) // (_BLOCKS - 1) if size > _BLOCKS * _BLOCK else block * _BLOCK)
+            digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
+
+
+def _note(folder: Path, files: Sequence[str | Path], digests: Sequence[str] | None = None) -> None:
+    """Write times and hashes of the files that arrays are made of."""
+    times = [_time(path) for path in files]
+    if digests is None:
+        with ThreadPoolExecutor(cores()) as pool:
+            digests = [*pool.map(_digest, files)]
+    with written_whole(folder / _SOURCES) as out:
+        json.dump({"times": times, "digests": digests}, out)
+
+
+def _same_files(folder: Path, files: Sequence[str | Path]) -> bool:
+    """True if files are those that arrays were made of: only those with another time, as of a copy, are read."""
+    if not files:
+        return True
+    try:
+        noted = json.loads((folder / _SOURCES).read_text("utf-8"))
+        known = zip(files, noted["times"], noted["digests"], strict=True)
+        changed = [(path, digest) for path, time_then, digest in known if _time(path) != time_then]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    with ThreadPoolExecutor(cores()) as pool:
+        if [*pool.map(_digest, (path for path, _ in changed))] != [digest for _, digest in changed]:
+            return False
+    if changed:
+        with suppress(OSError):  # the folder may be read-only
+            _note(folder, files, noted["digests"])
+    return True
 
 
 def key_of(*parts: Any) -> str:

@@ -183,9 +183,10 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
 def moments_over_processes(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, variance and number of values [*, C] over the batches of all processes, from those of this process."""
     counts = torch.full_like(mean, float(count))
-    total, squares, n = _summed_over_processes(torch.stack([mean * counts, (var + mean.square()) * counts, counts]))
-    mean = total / n
-    return mean, (squares / n - mean.square()).clamp_(min=0), n
+    total, n = _summed_over_processes(torch.stack([mean * counts, counts]))
+    of_all = total / n
+    # Deviations from the mean of all: squares minus the squared mean would cancel where the mean is large.
+    return of_all, _summed_over_processes((var + (mean - of_all).square()) * counts) / n, n
 
 
 @uncompiled

@@ -4,7 +4,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 from torch import nn
 from torch.nn.modules.utils import _pair
@@ -13,7 +13,7 @@ from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, NeuronBloc
 from plif_lightning.network.norm import NormHeld, NormStatistics, TimeBatchNorm2d
 from plif_lightning.network.pooling import Pool2d, PoolTies, SpikeMaxPool2d, TimeDropout
 from plif_lightning.neurons import Neuron
-from plif_lightning.structure import FC, Conv, Neurons, Placed, Pool
+from plif_lightning.structure import FC, Conv, Integrator, Neurons, Placed, Pool, Votes
 from plif_lightning.structure import Residual as ResidualLayer
 from plif_lightning.structure.shapes import padding_of
 
@@ -58,7 +58,9 @@ class Builder:
                 return NeuronBlock(neuron, time_steps=self.time_steps)
             case ResidualLayer():
                 return Residual(placed.layer.how, self.blocks(placed.branch), self.blocks(placed.shortcut))
-        raise AssertionError(placed.layer)
+            case Votes() | Integrator():
+                raise AssertionError(placed.layer)  # no placed layer
+        assert_never(placed.layer)
 
     def conv(self, placed: Placed, layer: Conv) -> ConvBlock:
         norm = layer.norm and not self.folded

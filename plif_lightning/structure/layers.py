@@ -4,7 +4,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, assert_never
 
 Size = int | tuple[int, int]
 Value = float | int | bool | str | None
@@ -205,8 +205,10 @@ def substituted(
             case Conv() | FC() if layer.neurons is not None:
                 layer = replace(layer, neurons=neurons(layer.neurons))
                 yield replace(layer, pool=pool(layer.pool)) if isinstance(layer, Conv) and layer.pool else layer
-            case _:
+            case Conv() | FC() | Votes() | Integrator():
                 yield layer
+            case _:
+                assert_never(layer)
 
 
 def gives_spikes(layers: Iterable[Layer], spikes: bool) -> bool:
@@ -222,7 +224,11 @@ def _gives_spikes(spikes: bool, layer: Layer) -> bool:
             return spikes
         case Residual(how, branch, shortcut):
             return how != "ADD" and gives_spikes(branch, spikes) and gives_spikes(shortcut, spikes)
-    return True
+        case Conv() | FC() | Neurons():
+            return True
+        case Votes() | Integrator():
+            return False
+    assert_never(layer)
 
 
 def written(layers: Iterable[Layer]) -> str:

@@ -1,12 +1,13 @@
 """Names and shapes of a structure's layers for an input, and the mistakes that shapes show."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from plif_lightning.errors import UserError
 from plif_lightning.structure.layers import (
     FC,
     Conv,
+    Integrator,
     Layer,
     Neurons,
     Pool,
@@ -123,8 +124,10 @@ class _Placing:
                     found = Placed(self.name("neuron"), layer, shape, shape)
                 case FC():
                     found = Placed(self.name("fc"), layer, shape, (layer.features,))
+                case Votes() | Integrator():
+                    continue  # they belong to the output
                 case _:
-                    continue  # votes and integral belong to the output
+                    assert_never(layer)
             yield found._replace(spikes_in=spikes)
             shape, spikes = found.after, gives_spikes([layer], spikes)
 

@@ -109,7 +109,19 @@ def test_identity_changes_with_a_pixel_or_a_file(root):
     assert whole == equal != changed
     image.save(root / "train" / "cat" / "9.png")
     assert made(root).identity() not in (whole, changed)
-    assert len([*root.glob(".plif_lightning/*-train/*/")]) == 1  # the cache of fewer files is gone
+
+
+def test_an_image_that_is_overwritten_with_as_many_bytes_is_read_again(tmp_path):
+    root = tmp_path / "pets"
+    for name in ("cat", "dog"):
+        for part in ("train", "test"):
+            (root / part / name).mkdir(parents=True)
+            Image.new("L", (5, 4), 100).save(root / part / name / "0.bmp")
+    before = made(root)
+    assert before.arrays(True)["images"].max() == 100
+    Image.new("L", (5, 4), 200).save(root / "train/cat/0.bmp")
+    assert made(root).arrays(True)["images"].max() == 200
+    assert made(root).identity() != before.identity()
 
 
 @pytest.mark.parametrize("damage", [lambda whole: whole[:-50] + bytes(50), lambda whole: whole[:-1]])

@@ -180,6 +180,10 @@ def test_a_large_batch_is_taken_in_parts_where_maps_are_stored(channels, sizes, 
     monkeypatch.setattr(made, "_run", lambda part, *of: (seen.append(part.shape[1]), run(part, *of))[1])
     torch.testing.assert_close(made(x), votes)
     assert seen == sizes
+    heard = []
+    with made.listening(lambda layer, spikes: heard.append((layer, spikes.shape[1]))):
+        torch.testing.assert_close(made(x), votes)
+    assert heard == [(layer, 7) for layer in ("conv1", "conv2", "fc1", "fc2")]
 
 
 def patched(name, factor=0.5):

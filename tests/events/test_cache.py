@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from plif_lightning.errors import UserError
+from plif_lightning.events import cache
 from plif_lightning.events.cache import Arrays, DamagedArraysError, cached, find, key_of
 from tests.conftest import PATIENCE, REPOSITORY
 from tests.writers import unnoticed
@@ -56,20 +57,48 @@ def test_pieces_of_any_length_give_the_same_content(tmp_path, values, cuts):
         for piece in np.split(values, sorted(cuts)):
             writer.append("values", piece)
 
-    whole = cached(tmp_path / "whole", key_of(values.tobytes()), lambda writer: writer.append("values", values))
-    pieces = cached(tmp_path / "pieces", key_of(values.tobytes(), cuts), in_pieces)
+    held = values.dtype, values.shape, values.tobytes()
+    whole = cached(tmp_path / "whole", key_of(held), lambda writer: writer.append("values", values))
+    pieces = cached(tmp_path / "pieces", key_of(held, cuts), in_pieces)
     assert np.array_equal(pieces["values"], values, equal_nan=True)
     assert pieces.content == whole.content
 
 
-def test_another_key_takes_the_place_of_the_old_one(tmp_path):
-    old = cached(tmp_path, "old", build)
+def test_another_key_leaves_what_others_may_have_open_and_deletes_what_nobody_used_for_a_month(tmp_path):
+    old, unused = cached(tmp_path, "old", build), cached(tmp_path, "unused", build)
+    os.utime(unused.folder, (time.time() - 31 * 24 * 3600,) * 2)
     new = cached(tmp_path, "new", lambda writer: writer.append("numbers", np.arange(3)))
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["new"]
-    assert old["numbers"].tolist() == HELD["numbers"].tolist()  # the mapping of a running process stays valid
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["new", "old"]
+    assert pickle.loads(pickle.dumps(old))["numbers"].tolist() == HELD["numbers"].tolist()  # in a new worker
+    os.utime(old.folder, (time.time() - 60,) * 2)
     assert new.content != old.content
     assert find(tmp_path).content == new.content  # where the files are gone
     assert find(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("size", [1, 70_000, 5_000_000])
+def test_a_file_that_is_overwritten_in_place_is_noticed_and_a_copy_with_other_times_is_not_read_twice(
+    tmp_path, size, monkeypatch
+):
+    paths = [tmp_path / "a.npy", tmp_path / "b.npy"]
+    for path in paths:
+        path.write_bytes(bytes(size))
+    store = tmp_path / "store"
+    content = cached(store, "key", build, paths).content
+    assert cached(store, "key", not_again, paths).content == content
+    os.utime(paths[0])
+    assert cached(store, "key", not_again, paths).content == content
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_digest", not_again)  # its new time is known
+        assert cached(store, "key", not_again, paths).content == content
+    paths[1].write_bytes(bytes(size - 1) + b"1")
+    with pytest.raises(AssertionError, match="built again"):
+        cached(store, "key", not_again, paths)
+    cached(store, "key", build, paths)
+    cached(store, "key", not_again, paths)
+    (store / "key/sources.json").unlink()
+    with pytest.raises(AssertionError, match="built again"):
+        cached(store, "key", not_again, paths)
 
 
 def flip(data):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from plif_lightning.kernels import PatchMoments, layout
+from plif_lightning.kernels import PatchMoments, layout, moments_over_processes
 from plif_lightning.network import use_backend
 from plif_lightning.network.blocks import ConvBlock
 from plif_lightning.network.norm import TimeBatchNorm2d
@@ -199,6 +199,22 @@ def half_of_a_batch(rank, statistics):
     weight = torch.randn(4, 4, 5, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spikes.backward(weight[:, 2 * rank : 2 * rank + 2])
     return spikes.detach(), [p.grad for p in made.parameters()]
+
+
+def moments_far_from_zero(rank):
+    x = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(rank)) * (rank + 1) + 1000
+    found = moments_over_processes(x.mean(1), x.var(1, correction=0), 50)
+    return [value.double() for value in found], x
+
+
+def test_moments_of_all_processes_do_not_cancel(tmp_path):
+    """A variance of 1 at a mean of 1,000 was 0.875 in float32."""
+    halves = on_two_processes(moments_far_from_zero, tmp_path)
+    whole = torch.cat([x for _, x in halves], 1).double()
+    for (mean, var, n), _ in halves:
+        torch.testing.assert_close(mean, whole.mean(1), rtol=1e-6, atol=0)
+        torch.testing.assert_close(var, whole.var(1, correction=0), rtol=1e-4, atol=0)
+        assert n.unique().tolist() == [100]
 
 
 @pytest.fixture(scope="module")

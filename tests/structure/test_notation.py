@@ -22,6 +22,7 @@ from plif_lightning.structure import (
     placed,
     resolved,
 )
+from plif_lightning.structure.layers import gives_spikes, substituted
 
 PAPER = "{{c256k3s1-BN-PLIF}*3-MPk2s2}*2-DP-FC2048-PLIF-DP-FC100-PLIF-APk10s10"
 SEW = "c8k7s2-BN-PLIF-MPk3s2p1-{ADD({c8k3s1-BN-PLIF}*2)}*2-ADD(c9k3s2-BN-PLIF-c9k3s1-BN-PLIF|c9k1s2-BN-PLIF)-AP-FC10b"
@@ -238,3 +239,20 @@ def test_names_and_shapes_are_in_the_order_of_the_notation():
 def test_a_structure_that_does_not_fit_is_refused_by_its_layer(text, message):
     with pytest.raises(UserError, match=message):
         placed(parse(text), (3, 8, 6), 10)
+
+
+class Squeeze:
+    """A layer that nobody knows."""
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda layers: gives_spikes(layers, True),
+        lambda layers: list(substituted(layers, lambda neurons: neurons, lambda pool: pool)),
+        lambda layers: placed(Structure(layers), (1, 8, 8), 10),
+    ],
+)
+def test_a_layer_that_is_not_handled_is_an_error(read):
+    with pytest.raises(AssertionError, match="Squeeze"):
+        read((Squeeze(), FC(10)))
