@@ -49,7 +49,10 @@ def test_a_resumed_run_keeps_its_command_and_its_rows():
     main(["fit", "--run_folder", "here", "--trainer.max_epochs", "2"])
     run = read_run(Path("here"))
     assert run.command == [*given, "--trainer.max_epochs=2"]
-    assert sorted({row.epoch for row in read_histograms(run.folder)}) == [0, 1, 2]
+    first, second = ([row for row in read_histograms(run.folder) if row.layer == layer] for layer in ("fc1", "fc2"))
+    assert [row.epoch for row in first] == [row.epoch for row in second] == [0, 1, 2]
+    lines = (run.folder.path / "weights.jsonl").read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 6  # the histogram of epoch 0 is written once
     assert run.status == "finished"
 
 

@@ -12,6 +12,7 @@ from plif_lightning.cli import main
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.lock import locked
 from plif_lightning.runs.run import read_run
+from plif_lightning.training.task import SpikingClassifier
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, resume, rows
 
 
@@ -82,6 +83,23 @@ def test_only_a_test_as_in_training_is_a_result_of_the_run(run, caplog):
     longer = ["--trainer.max_epochs", "3", "--test_after_fit", "false"]
     resume(run, *longer)
     assert read_run(run).accuracy is None  # it was of what was the best checkpoint then
+
+
+def test_a_run_in_bfloat16_is_tested_in_bfloat16(caplog):
+    fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--trainer.precision", "bf16-mixed", "--run_folder", "run")
+    tested = read_run(Path("run")).accuracy
+    precisions = []
+    with pytest.MonkeyPatch.context() as patch:
+        start = SpikingClassifier.on_test_epoch_end
+        patch.setattr(
+            SpikingClassifier,
+            "on_test_epoch_end",
+            lambda task: (precisions.append(task.trainer.precision), start(task)),
+        )
+        main(["test", "--ckpt_path", "run/checkpoints/best.ckpt", *SILENT, "--trainer.limit_test_batches", "2"])
+    assert precisions == ["bf16-mixed"]
+    assert "With another" not in caplog.text
+    assert float(rows("run/test/metrics.csv")[0]["test/acc"]) == tested
 
 
 def test_checkpoints_load_with_weights_only_and_restore_the_task(run):

@@ -9,10 +9,13 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import DDPStrategy
 
 from plif_lightning.callbacks import LayerMonitor
 from plif_lightning.callbacks.checkpoints import CheckpointFiles
@@ -28,6 +31,7 @@ from plif_lightning.runs.run import read_run
 from plif_lightning.training.task import SpikingClassifier
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, rows, until
 from tests.conftest import PATIENCE, REPOSITORY
+from tests.processes import on_two_processes
 from tests.writers import write_image_folder
 
 EIGHT = [*TINY, *FEW, "--trainer.limit_train_batches", "8", "--trainer.max_epochs", "3", "--test_after_fit", "false"]
@@ -123,6 +127,18 @@ def test_a_second_signal_is_obeyed_at_once(monkeypatch):
     assert done == [(signal.SIGINT, signal.SIG_DFL), signal.SIGINT]
 
 
+def test_sigterm_after_the_schedulers_signal_does_not_end_the_run_before_it_has_saved(monkeypatch):
+    done = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: done.append((number, handler)))
+    monkeypatch.setattr(signal, "raise_signal", lambda number: done.append(number))
+    callback = StopOnSignal()
+    callback._receive(signal.SIGUSR1, None)
+    callback._at -= 60
+    callback._receive(signal.SIGTERM, None)
+    assert not done
+    assert callback._received == signal.SIGUSR1  # the job is still requeued
+
+
 @pytest.mark.slow
 def test_loaders_go_on_until_the_run_has_saved(straight, monkeypatch):
     """A terminal tells the whole group of processes, its loaders too."""
@@ -146,19 +162,16 @@ def test_loaders_go_on_until_the_run_has_saved(straight, monkeypatch):
     assert same(load("run/checkpoints/last.ckpt")["state_dict"], expected)
 
 
-def test_all_processes_hear_at_the_end_of_training_what_one_was_told():
-    class Two:
-        world_size = 2
+def told_one_of_two(rank):
+    strategy = DDPStrategy(accelerator=CPUAccelerator(), parallel_devices=[torch.device("cpu")] * 2)
+    callback = StopOnSignal()
+    if rank == 1:
+        callback._receive(signal.SIGTERM, None)
+    return int(callback._told(SimpleNamespace(world_size=2, strategy=strategy)))
 
-        class strategy:  # noqa: N801
-            root_device = torch.device("cpu")
 
-            @staticmethod
-            def reduce(value, reduce_op):
-                assert reduce_op == "max"
-                return torch.tensor(int(signal.SIGTERM))  # what the other one was told
-
-    assert StopOnSignal()._told(Two) == signal.SIGTERM
+def test_all_processes_hear_at_the_end_of_training_what_one_was_told(tmp_path):
+    assert on_two_processes(told_one_of_two, tmp_path) == [signal.SIGTERM] * 2
 
 
 def test_an_evaluation_that_is_told_to_end_does_not_seem_to_have_succeeded(run, monkeypatch):

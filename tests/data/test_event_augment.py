@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from plif_lightning.data.event_augment import (
     EventChanges,
@@ -13,9 +14,11 @@ from plif_lightning.data.event_augment import (
     PolarityFlip,
     TimeDrop,
 )
+from plif_lightning.data.mixes import mixture
 from plif_lightning.errors import UserError
 from plif_lightning.events import Sensor
 from plif_lightning.events.integration import Pass, count_events, resized
+from plif_lightning.runtime.randomness import hashed_uniform
 
 SENSOR = Sensor(3, 4)
 
@@ -80,6 +83,24 @@ def test_mix_divides_the_sensor_between_both():
     assert inside[0, : SENSOR.pixels].nonzero()[0].tolist() == [5, 6]
     EventMix(0.5)(changes, np.array([[0.5, 0.25, 0.5, 0.5, 0.0]], np.float32))
     assert changes.box.tolist() == [[0, 0, 0, 0]]
+
+
+def test_a_mix_behind_another_change_draws_its_own_numbers():
+    """Its partners and targets follow from the draws behind those of the change before it."""
+    labels, sample, pool = torch.arange(20) % 4, torch.arange(6), torch.arange(10, 20)
+    alone, behind = [EventMix(1.0)], [EventDrop(0.4), EventMix(1.0)]
+    for augmentation, first in ((alone, 0), (behind, 1)):
+        drawn = hashed_uniform(9, sample, first + 5).numpy()[:, first:]
+        partner = 10 + (drawn[:, 4].astype(np.float64) * 10).astype(int)
+        left, top, right, bottom = EventMix(1.0).boxes(drawn, 30, 40).T
+        share = (right - left) * (bottom - top) / 1200
+        samples, target = mixture(augmentation, 9, sample, pool, (30, 40), labels, 4)
+        assert samples.tolist() == [*range(6), *partner]
+        expected = np.zeros((6, 4))
+        for i in range(6):
+            expected[i, i % 4] += 1 - share[i]
+            expected[i, partner[i] % 4] += share[i]
+        np.testing.assert_allclose(target, expected, atol=1e-6)
 
 
 def test_changes_follow_one_another():

@@ -137,3 +137,16 @@ def test_a_holdout_of_nothing_or_of_everything_is_refused():
             holdout_split(torch.arange(5), fraction)
     with pytest.raises(UserError, match="is no whole sample: pass a larger"):
         holdout_split(torch.arange(5), 0.15)
+
+
+def test_a_run_left_twice_within_an_epoch_has_served_what_it_served():
+    served, seen = None, []
+    for batches_taken in (2, 3, 5):
+        loader = make_loader(Numbers(100), BatchPlan(100, 8, shuffle=True, seed=5))
+        if served is not None:
+            loader.load_state_dict(served)
+        loader.sampler.set_epoch(2)
+        seen += [batch.label for batch in itertools.islice(loader, batches_taken)]
+        served = loader.state_dict()
+    assert served == {"epoch": 2, "samples": 80, "seed": 5}
+    assert len(set(torch.cat(seen).tolist())) == 80

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from plif_lightning.events import Recording, RecordingError, Sensor, read_any
 from plif_lightning.events.integration import (
     BackgroundFilter,
+    Pass,
     bounds_by_count,
     bounds_by_time,
     count_events,
@@ -124,6 +125,24 @@ def test_slices_of_time_have_the_bounds_of_their_definition(recording, time_step
     duration = int(t[-1]) if len(t) else 0
     slices = [min(int(u) * time_steps // duration, time_steps - 1) if duration else 0 for u in t]
     assert np.diff(bounds).tolist() == [slices.count(j) for j in range(time_steps)]
+
+
+def test_events_are_left_out_by_their_place_in_their_own_recording():
+    """A recording of a batch does not begin at 0."""
+    address = np.random.default_rng(0).integers(0, 50, 900).astype(np.uint16)
+    ends = np.array([0, 300]), np.array([300, 900])
+    of = {"row": [0, 1], "pixel_map": [-1] * 2, "drop_begin": [0] * 2, "drop_end": [0] * 2, "keep": [2**31] * 2}
+    types = {"key": np.uint64}
+
+    def counted(addresses, bounds, rows):
+        columns = {name: np.array(column[-rows:], np.int64) for name, column in of.items()} | {"row": np.arange(rows)}
+        passes = Pass(**columns, key=np.full(rows, 7, types["key"]))
+        return count_events(addresses, bounds, 50, rows=rows, maps=np.zeros((0, 50), np.int32), passes=passes)
+
+    together = counted(address, bounds_by_count(*ends, 4), 2)
+    alone = counted(address[300:], bounds_by_count(np.array([0]), np.array([600]), 4), 1)
+    assert 200 < alone.sum() < 400
+    np.testing.assert_array_equal(together[:, 1], alone[:, 0])
 
 
 @pytest.mark.parametrize("time_steps", [1, 10, 20])

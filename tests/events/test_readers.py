@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, RecordingError, Sensor, read_any, sensor_of
+from plif_lightning.events.aedat import _Table
 from plif_lightning.events.recording import pack
 from tests import writers
 
@@ -263,6 +264,23 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it(tmp_path, mo
 )
 def test_bits_by_hand(file, content, events, tmp_path):
     same(read_any(writers.write_file(tmp_path / file, content)), recording(*events))
+
+
+def test_a_small_step_back_in_time_is_no_overflow_of_aedat2(tmp_path):
+    """Only more than half the range is."""
+    for step, overflows in ((-1, 0), (-(2**31), 0), (-(2**31) - 1, 1)):
+        t = np.array([2**32 - 5, 2**32 - 5 + step])
+        path = writers.write_file(
+            tmp_path / "a.aedat", writers.aedat2_bytes(recording(*((time, 1, 2, 1) for time in t)))
+        )
+        assert np.diff(read_any(path).t).tolist() == [step + 2**32 * overflows]
+
+
+def test_a_table_without_its_first_field_has_the_default():
+    """What follows a table of offsets is no offset."""
+    table = _Table(struct.pack("<IHHHi", 10, 4, 4, 6, 6) + bytes(8))  # root, table of no fields, other data, table
+    assert table.number(0, "<i", -7) == -7
+    assert len(table.vector(0, "<i4")) == 0
 
 
 def test_a_clock_that_jumps_back_is_no_overflow(tmp_path):

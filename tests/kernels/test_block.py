@@ -251,11 +251,10 @@ def test_maps_without_a_window_give_no_spikes(size, pool):
         torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_ten_steps_of_an_event_network_are_those_without():
+def test_steps_of_an_event_network_are_those_without():
     small = {"channels": 6, "fc_features": 20}
-    curves = [losses("nmnist", "cpu", torch.float32, sparse=s, **small) for s in ("always", "never")]
-    assert curves[0][:3] == pytest.approx(curves[1][:3], rel=1e-6)  # afterwards a spike may flip
-    assert curves[0] == pytest.approx(curves[1], rel=0.05)
+    curves = [losses("nmnist", "cpu", torch.float32, steps=3, sparse=s, **small) for s in ("always", "never")]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-6)  # afterwards a spike may flip
 
 
 @pytest.mark.parametrize("pooling", ["max", "avg"])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from plif_lightning.kernels import PatchMoments, layout, moments_over_processes
+from plif_lightning.kernels import PatchMoments, layout, moments_over_processes, ops
 from plif_lightning.network import use_backend
 from plif_lightning.network.blocks import ConvBlock
 from plif_lightning.network.norm import TimeBatchNorm2d
@@ -231,3 +231,13 @@ def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch
     assert torch.equal(torch.cat([half[0] for half in halves], 1), whole[0])
     for ours, *theirs in zip(whole[1].values(), *(half[1] for half in halves), strict=True):
         torch.testing.assert_close(sum(theirs), ours)
+
+
+def test_each_band_draws_other_ties(monkeypatch):
+    seeds = []
+    backward = ops.fire_backward
+    monkeypatch.setattr(ops, "fire_backward", lambda *of: (seeds.append(int(of[6])), backward(*of))[1])
+    x = events(3, 2, 2, 12, 10)
+    run(block("cpu", x, "max_random"), x)
+    assert len(seeds) == 6
+    assert len(set(seeds)) == 6

@@ -117,7 +117,7 @@ def test_under_autocast_it_is_the_convolution_of_bfloat16(monkeypatch):
         assert net.encoder.conv2.conv.weight.grad.dtype == torch.float32
         grads.append([p.grad.clone() for p in net.parameters()])
     for a, b in zip(*grads, strict=True):
-        assert (a - b).norm() <= 0.05 * b.norm() + 1e-6
+        assert (a - b).norm() <= 0.005 * b.norm() + 1e-6  # one of them is rounded to bfloat16 before
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 1), (7, 9), (8, 8)])

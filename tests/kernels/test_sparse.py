@@ -240,11 +240,10 @@ def test_each_product_takes_the_form_that_skip_says(skip, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", pytest.param("cifar10dvs", marks=pytest.mark.slow)])
-def test_ten_steps_with_silent_inputs_skipped_are_those_without(name):
+def test_steps_with_silent_inputs_skipped_are_those_without(name):
     small = {"channels": 6, "fc_features": 20}
-    curves = [losses(name, "cpu", torch.float32, sparse=s, **small) for s in ("always", "never")]
-    assert curves[0][:3] == pytest.approx(curves[1][:3], rel=1e-6)  # afterwards a spike may flip
-    assert curves[0] == pytest.approx(curves[1], rel=0.05)
+    curves = [losses(name, "cpu", torch.float32, steps=3, sparse=s, **small) for s in ("always", "never")]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-6)  # afterwards a spike may flip
 
 
 def network(sparse="always", **changes):

@@ -97,12 +97,6 @@ def test_evaluation_uses_and_keeps_the_running_statistics(statistics, data):
     close(state(norm.bn), before)
 
 
-def test_conversion_to_sync_batchnorm_keeps_the_wrapper():
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(TimeBatchNorm2d(3)))
-    assert isinstance(converted[0], TimeBatchNorm2d)
-    assert isinstance(converted[0].bn, nn.SyncBatchNorm)
-
-
 def test_unknown_statistics_are_refused():
     with pytest.raises(UserError, match="norm_statistics must be one of per_step, all_steps"):
         TimeBatchNorm2d(3, "batch")

@@ -103,6 +103,20 @@ def test_pools_of_the_kernels():
     assert [Pool2d(nn.AvgPool2d(*of)).name for of in sizes] == ["avg", None, None, "avg"]
 
 
+def test_an_average_with_a_divisor_of_its_own_is_no_pool_of_the_kernels():
+    pool = nn.AvgPool2d(2, divisor_override=3)
+    assert Pool2d(pool).name is None
+    found = []
+    for backend in ("cpu", "reference"):
+        torch.manual_seed(0)
+        net = SpikingNetwork((1, 8, 8), 3, 2, channels=4, n_down=1, fc_features=8, pooling="avg", backend=backend)
+        net.encoder.conv1.norm.bn.bias.data += 1
+        net.encoder.conv1.pool.pool = pool
+        found.append(net.encoder(torch.rand(2, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0))))
+    assert {round(3 * value) for value in found[0].unique().tolist()} > {0, 1, 2}  # thirds
+    assert torch.equal(*found)
+
+
 def test_an_unknown_rule_is_refused():
     with pytest.raises(UserError, match="pool_ties must be one of first, random"):
         SpikeMaxPool2d("last")

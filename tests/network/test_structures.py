@@ -333,6 +333,21 @@ class Slow(PLIF):
         super().__init__(init_tau, **settings)
 
 
+def test_a_float32_shortcut_is_not_rounded_to_the_bfloat16_of_its_branch():
+    structure = "ADD(c2k3s1-BN)-PLIF-FC3"
+    x = 4 * torch.rand(6, 8, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    spikes = {}
+    for backend in ("cpu", "reference"):
+        torch.manual_seed(0)
+        net = SpikingNetwork((2, 12, 12), 3, 6, structure=structure, backend=backend)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            y = net.encoder(x)
+        assert y.dtype == torch.float32
+        spikes[backend] = y
+    assert 0.1 < spikes["cpu"].mean() < 0.9
+    assert torch.equal(spikes["cpu"], spikes["reference"])
+
+
 def test_two_forwards_may_come_before_a_backward():
     for backend in ("reference", "auto"):
         net = SpikingNetwork((1, 8, 8), 3, 4, structure="c4k3s1-BN-c4k3s1-BN-PLIF-FC3", backend=backend).double()

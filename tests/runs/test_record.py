@@ -25,14 +25,21 @@ def test_a_resumed_run_keeps_what_started_it_and_loses_its_results(tmp_path):
     begin(folder, ["fit", "--config", "x"], SETTINGS, DATA, {"machine": "a", "commit": "1"})
     first = read(folder)
     assert first["key"] == key(SETTINGS, "a b")
-    update(folder, ended=1.0, test=0.9, cost={"a": 1})
+    update(folder, ended=1.0, test=0.9, tested=359, cost={"a": 1})
     longer = {**SETTINGS, "trainer.max_epochs": 9}
     assert begin(folder, ["fit"], longer, DATA, {"machine": "b", "commit": "1"}, step=3) == {"machine"}
     again = read(folder)
     assert again["arguments"] == ["fit", "--config", "x", "--trainer.max_epochs=9"]
     assert again["surroundings"] == {"machine": "a, then b", "commit": "1"}
-    assert not {"ended", "test", "cost", "changes"} & again.keys()
+    assert not {"ended", "test", "tested", "cost", "changes"} & again.keys()
     assert again["key"] == key(longer, "a b")  # that of a run that was begun with as many epochs
+
+
+def test_a_run_that_returns_to_its_first_machine_names_every_change(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step, machine in enumerate("abba"):
+        begin(folder, ["fit"], SETTINGS, DATA, {"machine": machine}, step=step or None)
+    assert read(folder)["surroundings"] == {"machine": "a, then b, then a"}
 
 
 def test_a_batch_size_that_changes_in_the_middle_makes_another_run(tmp_path):

@@ -91,4 +91,6 @@ def test_the_numbers_of_the_paper_stand_for_its_structures():
     assert by_numbers({"structure": text})["channels"] == 8
     other = text.replace("PLIF", "CLIF", 1)
     assert by_numbers({"structure": other})["structure"] is not None
+    wider = by_numbers({"structure": text, "channels": 16})  # the argument beside it counts
+    assert (wider["channels"], wider["fc_features"]) == (16, 32)
     assert by_numbers({"structure": "nonsense"}) == {"structure": "nonsense"}
