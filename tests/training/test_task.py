@@ -125,26 +125,39 @@ def test_metrics_of_an_epoch_are_logged_by_their_names(tmp_path):
     assert run.callback_metrics["lr"] == pytest.approx(1e-3)
 
 
+def of_labels(votes, target):
+    return target.float().mean()
+
+
 def test_the_loss_of_a_validation_weighs_a_smaller_last_batch_by_its_samples(tmp_path):
-    module, data = SpikingClassifier(**SMALL), Digits(time_steps=3, eval_batch_size=250)
-    metrics = trainer(tmp_path, limit_val_batches=None).validate(module, datamodule=data, verbose=False)[0]
-    batches = [as_batch(batch) for batch in data.val_dataloader()]
-    assert len({len(batch.label) for batch in batches}) > 1
-    x, label = torch.cat([batch.x for batch in batches]), torch.cat([batch.label for batch in batches])
-    with torch.no_grad():
-        expected = module.eval().loss(module(x), label).item()
-    assert metrics["test_as_val/loss"] == pytest.approx(expected, rel=1e-5)
+    module, label = SpikingClassifier(**SMALL, loss=of_labels), torch.tensor([0] * 32 + [1] * 8)
+    loader = DataLoader(TensorDataset(torch.rand(40, 1, 8, 8), label), batch_size=32)
+    (metrics,) = trainer(tmp_path, limit_val_batches=None).validate(module, loader, verbose=False)
+    assert metrics["val/loss"] == pytest.approx(0.2)
 
 
-def test_the_accuracy_of_an_epoch_begins_with_it(tmp_path):
-    module, seen = SpikingClassifier(**SMALL), []
+class Counts(L.Callback):
+    """Samples that the training accuracy and loss are of, after each batch."""
 
-    class Seen(L.Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            seen.append((int(module.train_accuracy.tp + module.train_accuracy.fn), float(module.train_loss.weight)))
+    def __init__(self):
+        self.seen = []
 
-    trainer(tmp_path, [Seen()], max_epochs=2, num_sanity_val_steps=0).fit(module, datamodule=Digits(time_steps=3))
-    assert seen == [(16 * batches, 16.0 * batches) for batches in (1, 2, 3, 4)] * 2
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.seen.append((int(module.train_accuracy.tp + module.train_accuracy.fn), int(module.train_loss.weight)))
+
+
+def test_the_accuracy_of_an_epoch_begins_with_it_after_a_resume_too(tmp_path):
+    counts, of_one = Counts(), [(16 * batches, 16 * batches) for batches in (1, 2, 3, 4)]
+    for epochs in (2, 3):
+        run = trainer(tmp_path, [counts], max_epochs=epochs, num_sanity_val_steps=0)
+        last = tmp_path / "run/checkpoints/last.ckpt"
+        run.fit(
+            SpikingClassifier(**SMALL),
+            datamodule=Digits(time_steps=3),
+            ckpt_path=last if last.exists() else None,
+            weights_only=True,
+        )
+    assert counts.seen == of_one * 3
 
 
 def test_firing_rates_are_the_mean_of_all_spikes(tmp_path):
