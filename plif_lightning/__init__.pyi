@@ -14,6 +14,7 @@ from .network import over_time as over_time
 from .network import push_to_hub as push_to_hub
 from .network import save_pretrained as save_pretrained
 from .network import step as step
+from .network import to_spikingjelly_state_dict as to_spikingjelly_state_dict
 from .network import traces as traces
 from .network import use_backend as use_backend
 from .neurons import ALIF as ALIF

@@ -1,6 +1,7 @@
 """Networks: from a structure, or user-defined; their blocks, time, and checkpoints."""
 
 from plif_lightning.network.checkpoint import load_network
+from plif_lightning.network.converted import to_spikingjelly_state_dict
 from plif_lightning.network.inputs import InputEncoder, InputEncoderName
 from plif_lightning.network.network import SpikingNetwork, use_backend
 from plif_lightning.network.norm import NormStatistics
@@ -28,6 +29,7 @@ __all__ = [
     "push_to_hub",
     "save_pretrained",
     "step",
+    "to_spikingjelly_state_dict",
     "traces",
     "use_backend",
 ]

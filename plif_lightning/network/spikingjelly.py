@@ -1,26 +1,34 @@
-"""Networks of SpikingJelly as networks of this package: the same parameters, the same outputs over [T, N, *]."""
+"""Networks of SpikingJelly with the neurons and blocks of this package, under their own forward."""
 
 import copy
+import inspect
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from plif_lightning.errors import UserError
 from plif_lightning.network.blocks import ConvBlock, FCBlock
+from plif_lightning.network.converted import BlockSequence, Converted, PassedOn, Replacement
+from plif_lightning.network.hooks import has_hooks
 from plif_lightning.network.network import use_backend
-from plif_lightning.network.norm import NormStatistics, TimeBatchNorm2d
-from plif_lightning.network.over_time import OverTime, knows_time, over_time, with_time
+from plif_lightning.network.norm import TimeBatchNorm2d
+from plif_lightning.network.output import Voting
+from plif_lightning.network.over_time import OverTime, over_time
 from plif_lightning.network.pooling import Pool2d, SpikeMaxPool2d, TimeDropout
+from plif_lightning.network.trial import Call, Trial, called
 from plif_lightning.neurons import CLIF, EIF, IF, KLIF, LIF, PLIF, QIF, Neuron
 from plif_lightning.neurons.published import UndecayedKLIF, UndecayedLIF, UndecayedPLIF
 from plif_lightning.runtime.program import needed_by
 
 _log = logging.getLogger(__name__)
+MakeNeuron = Callable[[Any], nn.Module]
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _STATELESS = (nn.Conv2d, nn.Linear, nn.Flatten, nn.BatchNorm2d, *_POOLS)
 # Surrogate of SpikingJelly -> ours, and its width for an alpha of 1.
@@ -43,159 +51,209 @@ _NODES: dict[str, tuple[type[Neuron], type[Neuron] | None, dict[str, str]]] = {
 }
 # Learned parameters of a node -> the tensor of our neuron.
 _LEARNED = {"w": "a", "k": "slope_raw"}
+# What may follow each part of a block in it; a dropout begins one only before an FC layer.
+_FOLLOWING: dict[str, tuple[str, ...]] = {
+    "conv": ("norm", "neuron"),
+    "norm": ("neuron",),
+    "neuron": ("pool",),
+    "dropout": ("linear",),
+    "linear": ("neuron",),
+}
 
 
-class Converted(nn.Module):
-    """A network of SpikingJelly after `from_spikingjelly`; `load_state_dict` takes its old weights too.
+def from_spikingjelly(
+    net: nn.Module, x: Tensor | None = None, nodes: Mapping[type[nn.Module], MakeNeuron] | None = None
+) -> Converted:
+    """The same network with neurons of this package: same parameters, same outputs, without `reset_net`.
 
-    Attributes:
-        net: the converted network.
-        names: name of each parameter and buffer here, by its name in SpikingJelly.
-        takes_frames: its layers see x [T, N, *] as it is; otherwise its own forward repeats samples [N, *].
-        input_shape: shape of a sample, set by a task; time_steps, T, likewise.
-    """
-
-    time_aware = True
-    input_shape: tuple[int, ...] | None = None
-    time_steps: int | None = None
-
-    def __init__(self, net: nn.Module, names: Mapping[str, str], takes_frames: bool) -> None:
-        super().__init__()
-        self.net, self.names, self.takes_frames = net, dict(names), takes_frames
-
-    def forward(self, x: Tensor) -> Any:
-        """Output of the converted network for x [T, N, *]; in a task, images [N, C, H, W] are held for T steps."""
-        return self.net(with_time(self, x) if self.takes_frames else x)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any, **named: Any) -> Any:
-        """As of any module, from weights of this network or of the one in SpikingJelly."""
-        own = self.state_dict()
-        if not own.keys() >= state_dict.keys():
-            named_here = {self.names.get(name, name): value for name, value in state_dict.items()}
-            state_dict = {name: v.reshape(own[name].shape) if name in own else v for name, v in named_here.items()}
-            constants = own.keys() - self.names.values()  # such as a fixed tau, which SpikingJelly does not store
-            state_dict |= {name: own[name] for name in constants}
-        return super().load_state_dict(state_dict, *arguments, **named)
-
-
-def from_spikingjelly(net: nn.Module) -> Converted:
-    """The same network in this package: same parameters, same outputs over [T, N, *], without `reset_net`.
-
-    Nodes become neurons of this package, and convolutions or FC layers with BN, neurons and pool behind them become
-    blocks. `net` itself is only reset; its parameters are copied.
+    With an example, layers that one kernel can run become blocks: convolution - BN - node - pool, dropout - FC - node.
+    The forward of the network runs as it is. Both networks are then compared on a copy in float64, whose nodes are made
+    to fire: two training steps (outputs, all gradients, BN's statistics) and an evaluation. If they differ, or a node
+    stays silent, nodes alone are replaced, with a warning that names what differs.
+    Without an example, layers of a plain `nn.Sequential` become blocks, and nothing is compared.
 
     Args:
-        net: nodes of `activation_based.neuron` (IFNode, LIFNode, ParametricLIFNode, QIFNode, EIFNode, KLIFNode,
-            ComplementaryLIFNode), layers of `activation_based.layer` and containers, in multi-step mode over
-            [T, N, *], or in single-step mode over [N, *]; a user-defined forward is traced by `torch.fx`.
+        net: in multi-step mode (`functional.set_step_mode(net, "m")`). It is only reset; its parameters are copied.
+        x: an example [T, N, *], of which at most 4 samples are used; or images, if its forward repeats them.
+        nodes: for user-defined neurons: class -> function of such a module that returns a `Neuron`, or a module with
+            one, over the same input.
 
     Raises:
-        UserError: what cannot be expressed, all of it by name.
+        UserError: a node is in single-step mode; no node can be replaced; or outputs differ even with nodes alone.
 
     >>> from spikingjelly.activation_based import layer, neuron
-    >>> node = neuron.LIFNode(tau=4.0, step_mode="m")
-    >>> net = from_spikingjelly(nn.Sequential(layer.Linear(3, 2, step_mode="m"), node))
-    >>> net(torch.zeros(8, 1, 3)).shape
+    >>> net = nn.Sequential(layer.Linear(3, 2, step_mode="m"), neuron.LIFNode(tau=4.0, step_mode="m"))
+    >>> converted = from_spikingjelly(net, torch.rand(8, 2, 3))
+    >>> print(converted.conversion)
+    1 nodes in blocks, 0 alone, 0 kept
+    >>> converted(torch.zeros(8, 1, 3)).shape
     torch.Size([8, 1, 2])
     """
-    with needed_by("a network of SpikingJelly"):
-        from spikingjelly.activation_based import functional
-    functional.reset_net(net)
-    tensors = [*net.parameters(), *net.buffers()]
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(next((t.dtype for t in tensors if t.is_floating_point()), before))
-    try:
-        return _Conversion(copy.deepcopy(net)).run()
-    finally:
-        torch.set_default_dtype(before)
+    builder = _Builder(nodes or {})
+    builder.reset(net)
+    builder.require_multi_step(net)
+    if x is None:
+        return builder.build(net)
+    takes_frames, x = x.dim() != 4, x[:, :4] if x.dim() != 4 else x[:4]
+    with Trial(net, x, builder.is_node) as trial:
+        plan = builder.record(trial.net, trial.x)
+        difference = trial.difference(builder.build(trial.net, takes_frames, plan))
+        unproved = _decided_by_first(difference or ", ".join(trial.silent))
+        if unproved:
+            plan = Plan(twice=plan.twice)
+            difference = _decided_by_first(trial.difference(builder.build(trial.net, takes_frames, plan)))
+            if difference and trial.repeats:
+                raise UserError(f"{type(net).__name__} cannot be converted: {difference}.")
+    converted = builder.build(net, takes_frames, plan)
+    if unproved:
+        converted.conversion.reason = unproved
+        _log.warning("%s: its nodes are replaced, but no blocks are formed: %s.", type(net).__name__, unproved)
+    return converted
 
 
-class _Conversion:
-    """One call of `from_spikingjelly`, on a copy of its network.
+def _decided_by_first(difference: str) -> str:
+    """The result of the first process, so that all build the same network."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return difference
+    found = [difference]
+    dist.broadcast_object_list(found)
+    return found[0]
+
+
+@dataclass
+class Plan:
+    """What a call of a network shows, by names of modules.
 
     Attributes:
-        single_step: its nodes take single steps [N, *], so that its forward is one step of the network.
-        refused: what cannot be expressed.
-        stored: tensor that holds what SpikingJelly stores under a name.
+        chains: layers of each block, in order.
+        of_spikes: first layers of blocks whose input is spikes.
+        twice: layers that are called several times.
     """
 
-    def __init__(self, net: nn.Module) -> None:
-        from spikingjelly.activation_based import base, layer, neuron
+    chains: list[list[str]] = field(default_factory=list)
+    of_spikes: set[str] = field(default_factory=set)
+    twice: set[str] = field(default_factory=set)
 
-        self.base, self.layer, self.net = base, layer, net
-        inside = {part for one in net.modules() if isinstance(one, layer.MultiStepContainer) for part in one.modules()}
-        modes = {part.step_mode for part in net.modules() if isinstance(part, neuron.BaseNode) and part not in inside}
-        if modes == {"s", "m"}:
-            raise UserError("some nodes are in single-step and some in multi-step mode: call functional.set_step_mode.")
-        self.single_step = modes == {"s"}
-        self.refused: list[str] = []
-        self.stored: dict[str, Tensor] = {**dict(net.named_parameters()), **dict(net.named_buffers())}
 
-    def run(self) -> Converted:
-        net = self.module(self.net, "", frames=False, steps=self.single_step)
-        if self.refused:
-            raise UserError(f"cannot be expressed: {'; '.join(self.refused)}.")
-        net = net if knows_time(net) else _traced(net, self.single_step)
-        net = use_backend(net)
-        here = {id(tensor): f"net.{name}" for name, tensor in (*net.named_parameters(), *net.named_buffers())}
-        names = {name: here[id(t)] for name, t in self.stored.items() if id(t) in here}
-        return Converted(net, names, takes_frames=self.single_step or _begins_with_layers(net))
+def _joins(kinds: Sequence[str], kind: str) -> bool:
+    """True if a block can hold a part behind others; pools belong to convolutions."""
+    return kind in _FOLLOWING.get(kinds[-1], ()) and (kind != "pool" or kinds[0] == "conv")
 
-    def module(self, module: Any, path: str, frames: bool, steps: bool) -> nn.Module:
-        """The module that takes the place of another.
 
-        Args:
-            module: a module of the network.
-            path: its name.
-            frames: it is inside of a container that passes on single frames [N, *].
-            steps: each of them alone, so that BN has statistics of each.
+def _is_block(kinds: Sequence[str]) -> bool:
+    return kinds[0] in ("conv", "linear") or len(kinds) > 1
+
+
+class _Builder:
+    """Builds converted networks; `record` finds what forms blocks.
+
+    Args:
+        nodes: as `from_spikingjelly`.
+    """
+
+    def __init__(self, nodes: Mapping[type[nn.Module], MakeNeuron]) -> None:
+        with needed_by("a network of SpikingJelly"):
+            from spikingjelly.activation_based import base, functional, layer, neuron
+        self.nodes, self.layer, self.reset, self.stateful = nodes, layer, functional.reset_net, base.MemoryModule
+        self.known = {getattr(neuron, name): name for name in _NODES}
+
+    def is_node(self, module: nn.Module) -> bool:
+        return type(module) in self.nodes or type(module) in self.known
+
+    def require_multi_step(self, net: nn.Module) -> None:
+        """Refuse nodes in single-step mode outside of containers that call them step by step."""
+        names = ("MultiStepContainer", "StepModeContainer", "TLastMultiStepContainer")
+        holders = (self.stateful, *(getattr(self.layer, name) for name in names))
+        inside = {
+            part for one in net.modules() if isinstance(one, holders) for part in one.modules() if part is not one
+        }
+        for name, part in net.named_modules():
+            if part not in inside and self.is_node(part) and getattr(part, "step_mode", "m") == "s":
+                raise UserError(
+                    f"{name or 'the node'} is in single-step mode: call functional.set_step_mode(net, 'm'), and run "
+                    "[T, N, *] at once instead of a loop over time-steps."
+                )
+
+    # --- a network from a plan
+
+    def build(self, net: nn.Module, takes_frames: bool = True, plan: Plan | None = None) -> Converted:
+        """A converted copy of a network; without a plan, with blocks of plain Sequentials.
+
+        Raises:
+            UserError: it has no node that can be replaced.
         """
-        base, layer, kind = self.base, self.layer, type(module).__name__
-        if kind in _NODES:
-            return self.neuron(module, path)
-        if type(module) is layer.Dropout:
-            return TimeDropout(module.p).train(module.training)
-        if isinstance(module, (base.MemoryModule, layer.WSConv2d, layer.WSLinear)):
-            self.refused.append(f"{path or 'the network'} ({kind})")
-            return module
-        if (plain := self.plain(module, frames or self.single_step)) is not None:
-            module.__class__ = plain
-            made = _over_time(module, "per_step" if steps else "all_steps")
-            vars(made)["step_mode"] = "s" if self.single_step else "m"  # which a forward may ask for
-            return made
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and steps:
-            self.refused.append(f"{path} ({kind} of single time-steps)")
-        containers = (layer.MultiStepContainer, layer.SeqToANNContainer, layer.StepModeContainer)
-        if isinstance(module, containers):
-            alone = isinstance(module, layer.MultiStepContainer) or getattr(module, "stateful", False)
-            parts = [self.module(part, f"{path}.{i}", True, alone) for i, part in enumerate(module)]
-            return nn.Sequential(*(part if knows_time(part) else over_time(part) for part in parts))
-        for name, part in module.named_children():
-            setattr(module, name, self.module(part, f"{path}.{name}".lstrip("."), frames, steps))
-        if isinstance(module, base.StepModule):
-            module.step_mode = "s" if self.single_step else "m"
-        return module
+        converted = Converted(copy.deepcopy(net), takes_frames)
+        example = next((t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()), torch.empty(0))
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(example.dtype)
+        try:
+            stored = self._replace_nodes(converted, _in_several_places(converted.net) if plan is None else plan.twice)
+            self._replace_containers(converted)
+            self._replace_votes(converted)
+            if plan is None:
+                self._form_in_sequences(converted)
+            else:
+                for chain in plan.chains:
+                    self._form_chain(converted, chain, chain[0] in plan.of_spikes)
+        finally:
+            torch.set_default_dtype(before)
+        self._count_calls(converted)
+        use_backend(converted.to(example.device))
+        named = reversed(converted.state_dict(keep_vars=True).items())  # of several names the first
+        here = {id(tensor): name for name, tensor in named}
+        converted.names = {name: (here[id(t)], shape) for name, (t, shape) in stored.items() if id(t) in here}
+        modes = {part.training for part in net.modules()}
+        return converted.train(net.training) if len(modes) == 1 else converted
 
-    def plain(self, module: nn.Module, sees_frames: bool) -> type[nn.Module] | None:
-        """PyTorch's class of a layer over frames [N, *], if a module is one, PyTorch's or SpikingJelly's."""
-        if isinstance(module, self.layer.ThresholdDependentBatchNorm2d):
-            return nn.BatchNorm2d
-        for plain in _STATELESS:
-            theirs = getattr(self.layer, plain.__name__, None)  # it has no AdaptiveMaxPool2d
-            if type(module) is theirs or (sees_frames and type(module) is plain):
-                return plain
-        return None
+    def _replace_nodes(self, converted: Converted, twice: set[str]) -> dict[str, tuple[Tensor, torch.Size]]:
+        """Replace nodes by neurons; returns the tensor of each name in SpikingJelly, and its shape there."""
+        stored = {name: (t, t.shape) for name, t in converted.net.state_dict(keep_vars=True).items()}
+        kept = converted.conversion.kept
+        for name, node in list(converted.net.named_modules()):
+            own = type(node) in self.nodes
+            if not (self.is_node(node) or isinstance(node, self.stateful)) or isinstance(node, self.layer.Dropout):
+                continue
+            if why := self._kept(node, name in twice):
+                kept[name or "the node"] = why
+                continue
+            made = self.nodes[type(node)](node) if own else self._neuron(node)
+            for theirs, parameter in [] if own else node.named_parameters(recurse=False):
+                ours = nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad)
+                setattr(made, _LEARNED[theirs], ours)
+                stored[f"{name}.{theirs}".lstrip(".")] = ours, parameter.shape
+            for part in made.modules():
+                if isinstance(part, Neuron):  # its constants are no weights: SpikingJelly stores none
+                    part._non_persistent_buffers_set.update(part._buffers)
+            _put(made.train(node.training), _places(converted, node))
+        if not any(isinstance(part, Neuron) for part in converted.modules()):
+            found = [f"{name}: {why}" for name, why in kept.items()] or _leaves_of_own(converted.net)
+            raise UserError(
+                f"{type(converted.net).__name__} has no node that can be replaced ({'; '.join(found) or 'none'}): map "
+                "classes of your own by nodes={Class: function of a module, returns a pl.Neuron}."
+            )
+        return stored
 
-    def neuron(self, node: Any, path: str) -> nn.Module:
-        """The neuron with a node's equations, constants and parameters."""
-        kind, undecayed, arguments = _NODES[type(node).__name__]
-        surrogate = type(node.surrogate_function).__name__
-        lost = [] if surrogate in _SURROGATES and node.surrogate_function.spiking else [f"surrogate {surrogate}"]
-        lost += ["scale_reset=True"] if getattr(node, "scale_reset", False) else []
-        if lost:
-            self.refused.append(f"{path or 'the node'} ({type(node).__name__} with {', '.join(lost)})")
-            return node
-        name, width = _SURROGATES[surrogate]
+    def _kept(self, node: Any, twice: bool) -> str:
+        """Why a node stays as it is; empty if it can be replaced."""
+        if not self.is_node(node):
+            return f"{type(node).__name__}{_place_of(type(node))}"
+        if has_hooks(node):
+            return "it has hooks"
+        if twice:
+            return "it is called in several places, and goes on from its state"
+        if type(node) in self.nodes:
+            return ""
+        if node.step_mode == "s":
+            return "single steps within a container"
+        surrogate = node.surrogate_function
+        if type(surrogate).__name__ not in _SURROGATES or not surrogate.spiking:
+            return f"surrogate {type(surrogate).__name__}"
+        return "scale_reset=True" if getattr(node, "scale_reset", False) else ""
+
+    def _neuron(self, node: Any) -> Neuron:
+        """The neuron with a node's equations and constants."""
+        kind, undecayed, arguments = _NODES[self.known[type(node)]]
+        name, width = _SURROGATES[type(node.surrogate_function).__name__]
         firing = {
             "v_threshold": node.v_threshold,
             "v_reset": node.v_reset or 0.0,
@@ -212,200 +270,246 @@ class _Conversion:
         if not getattr(node, "decay_input", True):
             assert undecayed is not None
             kind = undecayed
-        made: Neuron = kind(**settings, **firing)
-        for theirs, parameter in node.named_parameters(recurse=False):
-            ours = _LEARNED[theirs]
-            setattr(made, ours, nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad))
-            self.stored[f"{path}.{theirs}".lstrip(".")] = getattr(made, ours)
-        return made.train(node.training)
+        return kind(**settings, **firing)
 
+    def _count_calls(self, converted: Converted) -> None:
+        """Let neurons outside of blocks refuse a second call, too."""
+        blocks = [part for part in converted.net.modules() if isinstance(part, Replacement)]
+        inside = {part for block in blocks for part in block.modules()}
+        for name, part in list(converted.net.named_modules()):
+            if isinstance(part, Neuron) and part not in inside:
+                converted.conversion.alone.append(name or "the node")
+                places = _places(converted, part)
+                _put(Replacement(part, name or "the node", converted.calls), places)
 
-class _HeldInput(nn.Module):
-    """The block that sees the input [T, N, C, H, W]; its convolution runs once for T copies of an image."""
+    def _replace_votes(self, converted: Converted) -> None:
+        """Replace the mean of each class's neurons, so that a task knows votes when it sees them."""
+        part: Any
+        for part in list(converted.net.modules()):
+            if type(part) is self.layer.VotingLayer and part.step_mode == "m" and not has_hooks(part):
+                _put(Voting(part.voting_size), _places(converted, part))
 
-    time_aware = True
+    def _replace_containers(self, converted: Converted) -> None:
+        """Containers of plain layers over T N frames become Sequentials over [T, N, *]."""
+        for container in list(converted.net.modules()):
+            if type(container) is self.layer.SeqToANNContainer and not has_hooks(container):
+                parts = list(container.children())
+                if all(self._plain_class(part, _STATELESS) and not has_hooks(part) for part in parts):
+                    _put(nn.Sequential(*map(self._timed, parts)), _places(converted, container))
 
-    def __init__(self, block: ConvBlock) -> None:
-        super().__init__()
-        self.block = block
+    def _timed(self, module: Any) -> Any:
+        """A layer over [T, N, *] of one of SpikingJelly's or PyTorch's; one of ours as it is."""
+        if module is None or isinstance(module, (TimeBatchNorm2d, Pool2d)):
+            return module
+        module.__class__ = self._plain_class(module, _STATELESS)
+        if isinstance(module, nn.BatchNorm2d):
+            norm = TimeBatchNorm2d(module.num_features, "all_steps")
+            norm.bn = module
+            return norm.train(module.training)
+        if not isinstance(module, _POOLS):
+            return over_time(module)
+        if isinstance(module, nn.MaxPool2d) and not (module.ceil_mode or module.return_indices):
+            sizes = module.kernel_size, module.stride, module.padding, module.dilation
+            if [_pair(size) for size in sizes] == [(2, 2), (2, 2), (0, 0), (1, 1)]:
+                return Pool2d(SpikeMaxPool2d("first"))  # PyTorch's rule for ties
+        return Pool2d(module)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or x.requires_grad or len(x) == 1:
-            return self.block(x)
-        if x.stride(0) != 0 and not (x.device.type == "cpu" and torch.equal(x[1:], x[:-1])):
-            return self.block(x)
-        self.block.time_steps = len(x)
-        try:
-            return self.block(x[:1])
-        finally:
-            self.block.time_steps = 1  # so that a single frame is one, whatever came before
+    def _plain_class(self, module: nn.Module, known: Sequence[type[nn.Module]]) -> type[nn.Module] | None:
+        """PyTorch's class of a layer of SpikingJelly or PyTorch, by its exact type."""
+        if type(module) is self.layer.ThresholdDependentBatchNorm2d and nn.BatchNorm2d in known:
+            return nn.BatchNorm2d
+        # SpikingJelly has no AdaptiveMaxPool2d.
+        return next((k for k in known if type(module) in (k, getattr(self.layer, k.__name__, None))), None)
 
+    # --- blocks
 
-def _over_time(module: nn.Module, statistics: NormStatistics) -> nn.Module:
-    """A layer of PyTorch over [T, N, *]."""
-    if isinstance(module, nn.BatchNorm2d):
-        norm = TimeBatchNorm2d(module.num_features, statistics)
-        norm.bn = module
-        return norm.train(module.training)
-    if not isinstance(module, _POOLS):
-        return over_time(module)
-    if isinstance(module, nn.MaxPool2d) and not (module.ceil_mode or module.return_indices):
-        sizes = module.kernel_size, module.stride, module.padding, module.dilation
-        if [_pair(size) for size in sizes] == [(2, 2), (2, 2), (0, 0), (1, 1)]:
-            return Pool2d(SpikeMaxPool2d("first"))  # PyTorch's rule for ties
-    return Pool2d(module)
-
-
-class _Tracer(fx.Tracer):
-    """Follows user-defined modules down to layers."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        of_spikingjelly = type(m).__module__.startswith("spikingjelly.activation_based.layer")
-        return knows_time(m) or of_spikingjelly or super().is_leaf_module(m, module_qualified_name)
-
-
-def _traced(net: nn.Module, single_step: bool) -> nn.Module:
-    """A network whose layers form blocks, as a graph; the network itself where its forward depends on values."""
-    try:
-        traced = fx.GraphModule(net, _Tracer().trace(net))
-    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError) as error:
-        if single_step:
-            raise UserError(
-                f"the forward of {type(net).__name__} depends on values ({error}), so that its steps cannot be run "
-                "together: write it over [T, N, *] in multi-step mode (step_mode='m')."
-            ) from None
-        _log.warning("%s runs its own forward, without blocks: %s", type(net).__name__, error)
-        return net
-    layers = dict(traced.named_modules())
-    for node in traced.graph.nodes:
-        if node.op == "call_method" and node.target == "view":  # of a map with C innermost
-            node.target = "reshape"
-    calls = Counter(str(node.target) for node in traced.graph.nodes if node.op == "call_module")
-    for name, times in calls.items():
-        if times > 1 and isinstance(layers[name], (Neuron, TimeDropout)):
-            raise UserError(
-                f"{name} is called {times} times: give each place its own node, and run [T, N, *] at once "
-                "instead of a loop over time-steps."
-            )
-    # A layer with weights that is called in several places may have other neurons behind it in each: it forms no block.
-    alone = {name: layers[name] for name, times in calls.items() if times == 1 or not [*layers[name].parameters()]}
-    _form_blocks(traced, alone)
-    if single_step:
-        _run_steps_together(traced)
-    for name in calls.keys() - {str(node.target) for node in traced.graph.nodes}:  # now within a block
-        traced.delete_submodule(name)
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced
-
-
-def _begins_with_layers(net: nn.Module) -> bool:
-    """True if nothing but layers sees the input of a network that was traced."""
-    if not isinstance(net, fx.GraphModule):
-        return knows_time(net)
-    inputs = [node for node in net.graph.nodes if node.op == "placeholder"]
-    return all(user.op == "call_module" for node in inputs for user in node.users)
-
-
-def _form_blocks(net: fx.GraphModule, layers: dict[str, nn.Module]) -> None:
-    """Replace layers of a graph by blocks: convolution - BN - neuron - pool, and dropout - FC - neuron."""
-    spikes: set[fx.Node] = set()
-    for node in net.graph.nodes:
-        part = layers.get(str(node.target)) if node.op == "call_module" else None
-        layer = part.net if isinstance(part, OverTime) else None
-        if isinstance(layer, nn.Conv2d):
-            fires = _form_conv_block(net, node, layer, layers, spikes)
-        elif isinstance(layer, nn.Linear):
-            fires = _form_fc_block(net, node, layer, layers, spikes)
-        elif isinstance(part, Pool2d):
-            fires = _source(node) in spikes and _keeps_spikes(part)
+    def kind(self, module: nn.Module) -> str:
+        """The part of a block that a layer over [T, N, *] can be; empty if it can be none."""
+        if isinstance(module, OverTime):
+            inner: nn.Module = module.net
+            plain = self._plain_class(inner, (nn.Conv2d, nn.Linear))
         else:
-            flattens = node.target in (torch.flatten, "flatten") or isinstance(layer, nn.Flatten)
-            fires = isinstance(part, Neuron) or (flattens and _source(node) in spikes)
-        if fires:
-            spikes.add(node)
+            inner = module
+            theirs = getattr(module, "step_mode", "") == "m"  # PyTorch's own take frames, but for nn.Linear
+            known = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *_POOLS) if theirs else (nn.Linear,)
+            plain = self._plain_class(module, known)
+        if has_hooks(module) or has_hooks(inner):
+            return ""
+        if isinstance(module, Neuron):
+            return "neuron" if module.fires else ""
+        ours = {TimeBatchNorm2d: "norm", Pool2d: "pool", self.layer.Dropout: "dropout"}
+        if type(module) in ours:
+            return ours[type(module)]
+        names = {nn.Conv2d: "conv", nn.Linear: "linear", nn.BatchNorm2d: "norm"}
+        return "" if plain is None else names.get(plain, "pool")
+
+    def _form_chain(self, converted: Converted, names: Sequence[str], of_spikes: bool) -> None:
+        """Put a block in the place of the first of some layers, and nothing in the places of the others."""
+        parts = [converted.net.get_submodule(name) for name in names]
+        places = [_places(converted, part) for part in parts]  # before the block has them
+        made = self._block(converted, dict(zip(names, parts, strict=True)), of_spikes)
+        made.followed = len(parts) > 1
+        _put(made, places[0])
+        for of_part in places[1:]:
+            _put(PassedOn(made, last=of_part is places[-1]), of_part)
+
+    def _block(self, converted: Converted, parts: Mapping[str, nn.Module], of_spikes: bool) -> Replacement:
+        """The block of a chain of layers, by their names."""
+        first = next(iter(parts))
+        found: dict[str, Any] = {self.kind(part): part for part in parts.values()}
+        neuron = found.get("neuron")
+        if "conv" in found:
+            norm, pool = self._timed(found.get("norm")), self._timed(found.get("pool"))
+            conv = self._plain(found["conv"])
+            block: nn.Module = ConvBlock(conv, norm, neuron, pool, time_steps=1, spikes_in=of_spikes)
+        else:
+            theirs = found.get("dropout")
+            dropout = TimeDropout(0.0 if theirs is None else theirs.p).train(theirs is None or theirs.training)
+            block = FCBlock(dropout, self._plain(found["linear"]), neuron, spikes_in=of_spikes)
+        converted.conversion.blocks += [name for name, part in parts.items() if part is neuron]
+        has_state = neuron is not None or "dropout" in found
+        return Replacement(block, first, converted.calls if has_state else None)
+
+    def _plain(self, module: Any) -> Any:
+        """The layer of PyTorch that a convolution or FC layer is."""
+        inner = module.net if isinstance(module, OverTime) else module
+        inner.__class__ = self._plain_class(inner, (nn.Conv2d, nn.Linear))
+        return inner
+
+    def _form_in_sequences(self, converted: Converted) -> None:
+        """Form blocks of layers of plain Sequentials, between which no forward of the user's runs."""
+        shared = _in_several_places(converted.net)
+        names = {module: name for name, module in converted.net.named_modules()}
+        inside: set[nn.Module] = set()
+        for sequence in list(names):
+            if (
+                type(sequence) is not nn.Sequential
+                or sequence in inside
+                or has_hooks(sequence)
+                or names[sequence] in shared
+            ):
+                continue
+            places, layers, spikes = _places(converted, sequence), [*_flattened(sequence, inside, names, shared)], False
+            made: list[nn.Module] = []
+            while layers:
+                kinds, size = [self.kind(layers[0])], 1
+                while size < len(layers) and _joins(kinds, kind := self.kind(layers[size])):
+                    kinds.append(kind)
+                    size += 1
+                group, layers = layers[:size], layers[size:]
+                apart = any(names[part] in shared for part in group)
+                forms = not apart and _is_block(kinds)
+                made += [self._block(converted, {names[part]: part for part in group}, spikes)] if forms else group
+                spikes = self._gives_spikes(group[-1], kinds[-1], spikes or "neuron" in kinds)
+            _put(BlockSequence(made), places)
+
+    def _gives_spikes(self, last: Any, kind: str, spikes: bool) -> bool:
+        """True if the output of a layer is spikes; `spikes`: its input is."""
+        inner = getattr(last, "pool", last)
+        keeps = isinstance(inner, (SpikeMaxPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Flatten))
+        keeps |= isinstance(getattr(last, "net", None), nn.Flatten)
+        return kind == "neuron" or (keeps and spikes)
+
+    # --- recording
+
+    def record(self, net: nn.Module, x: Tensor) -> Plan:
+        """What forms blocks in the forward of a network, in training and in evaluation alike."""
+        converted = Converted(copy.deepcopy(net), takes_frames=False)
+        self._replace_nodes(converted, set())
+        self._replace_containers(converted)
+        training, evaluation = (self._recorded(converted.train(mode), x) for mode in (True, False))
+        chains = [chain for chain in training.chains if chain in evaluation.chains]
+        return Plan(chains, training.of_spikes & evaluation.of_spikes, training.twice | evaluation.twice)
+
+    def _recorded(self, converted: Converted, x: Tensor) -> Plan:
+        names = {module: name for name, module in converted.net.named_modules()}
+        kinds = {module: self.kind(module) for module in names}
+        inner = {part for module, kind in kinds.items() if kind for part in module.modules() if part is not module}
+        leaves = [module for module in names if module not in inner and (kinds[module] or not [*module.children()])]
+        calls = called(leaves, converted, x, apart=True)
+        times = Counter(module for module, _, _ in calls)
+        chains = list(self._chains([call for call in calls if times[call[0]] == 1], calls, kinds))
+        spiking = self._with_spiking_inputs(calls, kinds)
+        return Plan(
+            [[names[module] for module in chain] for chain in chains],
+            {names[chain[0]] for chain in chains if chain[0] in spiking},
+            {names[module] for module, n in times.items() if n > 1},
+        )
+
+    def _chains(
+        self, calls: Sequence[Call], all_calls: Sequence[Call], kinds: Mapping[nn.Module, str]
+    ) -> Iterator[list[nn.Module]]:
+        """Layers that form blocks, among those that were called once: each sees the output of the one before alone."""
+        once, taken = {module: y for module, _, y in calls}, set[nn.Module]()
+        for module in once:
+            if module in taken or kinds[module] not in ("conv", "linear", "dropout"):
+                continue
+            chain = [module]
+            while len(after := [m for m, given, _ in all_calls if given is once[chain[-1]]]) == 1 and after[0] in once:
+                if not _joins([kinds[part] for part in chain], kinds[after[0]]):
+                    break
+                chain += after
+            if _is_block([kinds[part] for part in chain]):
+                taken.update(chain)
+                yield chain
+
+    def _with_spiking_inputs(self, calls: Sequence[Call], kinds: Mapping[nn.Module, str]) -> set[nn.Module]:
+        """Modules whose input holds the values of a layer's spikes, in another shape perhaps."""
+        spikes, found = list[Tensor](), set[nn.Module]()
+        for module, x, y in calls:
+            if isinstance(x, Tensor) and any(_same_values(x, one) for one in spikes):
+                found.add(module)
+            if isinstance(y, Tensor) and self._gives_spikes(module, kinds[module], module in found):
+                spikes.append(y)
+        return found
 
 
-def _form_conv_block(
-    net: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, layers: Mapping[str, nn.Module], spikes: set[fx.Node]
-) -> bool:
-    """Put a block in the place of a convolution and what follows it; True if the block's outputs are spikes."""
-    source = _source(node)
-    norm, neuron, pool = (_taken(node, layers, kind) for kind in (TimeBatchNorm2d, Neuron, Pool2d))
-    block = ConvBlock(conv, norm, neuron, pool, time_steps=1, spikes_in=source in spikes)
-    sees_input = source is not None and source.op == "placeholder"
-    made = _HeldInput(block) if sees_input and neuron is not None else block
-    net.set_submodule(str(node.target), made)
-    return neuron is not None and _keeps_spikes(pool)
+def _same_values(x: Tensor, spikes: Tensor) -> bool:
+    """True if x holds these spikes, in another shape perhaps."""
+    return x.numel() == spikes.numel() and torch.equal(x.reshape(-1), spikes.reshape(-1))
 
 
-def _form_fc_block(
-    net: fx.GraphModule, node: fx.Node, linear: nn.Linear, layers: Mapping[str, nn.Module], spikes: set[fx.Node]
-) -> bool:
-    """Put a block in the place of an FC layer and what is around it; True if the block's outputs are spikes."""
-    source = _source(node)
-    before = layers.get(str(source.target)) if source is not None and len(source.users) == 1 else None
-    dropout = before if isinstance(before, TimeDropout) else TimeDropout(0.0)
-    if source is not None and before is dropout:
-        (first,) = source.all_input_nodes
-        node.replace_input_with(source, first)
-        net.graph.erase_node(source)
-    neuron = _taken(node, layers, Neuron)
-    block = FCBlock(dropout, linear, neuron, spikes_in=_source(node) in spikes)
-    net.set_submodule(str(node.target), block)
-    return neuron is not None
+def _in_several_places(net: nn.Module) -> set[str]:
+    """First names of the modules that are registered under several."""
+    places: dict[nn.Module, list[str]] = {}
+    for name, module in net.named_modules(remove_duplicate=False):
+        places.setdefault(module, []).append(name)
+    return {names[0] for names in places.values() if len(names) > 1}
 
 
-def _source(node: fx.Node) -> fx.Node | None:
-    """The node that gives the first argument of another."""
-    return node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+def _flattened(
+    sequence: nn.Module, inside: set[nn.Module], names: Mapping[nn.Module, str], shared: set[str]
+) -> Iterator[nn.Module]:
+    """Layers of a plain Sequential and of those in it, which are added to `inside`."""
+    for layer in sequence._modules.values():  # not `children`, which leaves out a layer that is there twice
+        assert layer is not None
+        if type(layer) is nn.Sequential and not has_hooks(layer) and names[layer] not in shared:
+            inside.add(layer)
+            yield from _flattened(layer, inside, names, shared)
+        else:
+            yield layer
 
 
-def _taken(node: fx.Node, layers: Mapping[str, nn.Module], kind: type[nn.Module]) -> Any:
-    """Take the layer behind a node out of the graph, if it is of a kind and all that sees the node's output."""
-    following = next(iter(node.users)) if len(node.users) == 1 else None
-    found = layers.get(str(following.target)) if following is not None and following.op == "call_module" else None
-    if following is None or not isinstance(found, kind):
-        return None
-    following.replace_all_uses_with(node)
-    node.graph.erase_node(following)
-    return found
+def _places(net: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Every place of a module: the module that holds it, and its name there."""
+    return [(holder, name) for holder in net.modules() for name, part in holder._modules.items() if part is module]
 
 
-def _keeps_spikes(pool: Pool2d | None) -> bool:
-    """True if what a pool makes of spikes is spikes."""
-    return pool is None or isinstance(pool.pool, (SpikeMaxPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d))
+def _put(module: nn.Module, places: Sequence[tuple[nn.Module, str]]) -> None:
+    for holder, name in places:
+        holder._modules[name] = module
 
 
-def _frames(x: Tensor) -> Tensor:
-    """[T N, *] of x [T, N, *]."""
-    return x.flatten(0, 1)
+def _place_of(kind: type) -> str:
+    """` (file:line)` of a class that is not of an installed package."""
+    try:
+        file, line = inspect.getsourcefile(kind), inspect.getsourcelines(kind)[1]
+    except (OSError, TypeError):
+        return ""
+    return "" if "site-packages" in str(file) else f" ({file}:{line})"
 
 
-def _sequence(frames: Tensor, x: Tensor) -> Tensor:
-    """[T, N, *] of frames [T N, *], with T and N of x."""
-    return frames.unflatten(0, x.shape[:2])
-
-
-def _run_steps_together(net: fx.GraphModule) -> None:
-    """Run the graph of one time-step [N, *] over x [T, N, *]: frames [T N, *], and layers that see time."""
-    graph, layers = net.graph, dict(net.named_modules())
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    if len(inputs) != 1 or not isinstance(output.args[0], fx.Node):
-        raise UserError(f"a forward in single-step mode must take one tensor and return one, not {len(inputs)}.")
-    (x,) = inputs
-    nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
-    with graph.inserting_after(x):
-        frames = graph.call_function(_frames, (x,))
-    x.replace_all_uses_with(frames, delete_user_cb=lambda user: user is not frames)
-    for node in nodes:
-        if node.op == "call_module" and knows_time(layers[str(node.target)]):
-            with graph.inserting_before(node):
-                given = graph.call_function(_sequence, (node.args[0], x))
-            node.args = (given,)
-            with graph.inserting_after(node):
-                made = graph.call_function(_frames, (node,))
-            node.replace_all_uses_with(made, delete_user_cb=lambda user, made=made: user is not made)
-    with graph.inserting_before(output):
-        output.args = (graph.call_function(_sequence, (output.args[0], x)),)
+def _leaves_of_own(net: nn.Module) -> list[str]:
+    """Classes without layers in them that are of no installed package: perhaps neurons."""
+    kinds = {type(part): name for name, part in net.named_modules() if not [*part.children()]}
+    return [f"{name}: {kind.__name__}{place}" for kind, name in kinds.items() if (place := _place_of(kind))]

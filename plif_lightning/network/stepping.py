@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from plif_lightning.dynamics.reference import Trace
 from plif_lightning.errors import UserError
+from plif_lightning.network.converted import Converted
 from plif_lightning.network.hooks import hooked
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import Integral
@@ -86,12 +87,15 @@ def step(net: nn.Module, frame: Tensor, state: Mapping[str, LayerState] | None =
 
 def _require_single_steps(net: nn.Module) -> None:
     """Refuse a network with a layer that takes all time-steps at once in training."""
+    if isinstance(net, Converted) and net.conversion.kept:
+        kept = ", ".join(net.conversion.kept)
+        raise UserError(f"{kept} are nodes of SpikingJelly, which keep states of their own: they cannot take one step.")
     time_norms = {part.bn for part in net.modules() if isinstance(part, TimeBatchNorm2d)}
     for part in net.modules():
         match part:
             case TimeDropout(training=True) if part.p > 0:
                 reason = "dropout has one mask for all time-steps of a sample"
-            case TimeBatchNorm2d(statistics="all_steps", bn=nn.Module(training=True)):
+            case TimeBatchNorm2d(statistics="all_steps") if part.bn.training or part.bn.running_mean is None:
                 reason = "norm_statistics='all_steps' takes all time-steps at once"
             case _BatchNorm() if part not in time_norms and (part.training or part.running_mean is None):
                 reason = f"{type(part).__name__} with batch statistics takes all time-steps at once"

@@ -1,0 +1,164 @@
+"""What a network of SpikingJelly becomes: its own forward over blocks and neurons of this package."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plif_lightning.errors import UserError
+from plif_lightning.network.over_time import with_time
+
+
+class Calls:
+    """A call of a network, in which a layer with states may run once: it starts at rest."""
+
+    def __init__(self) -> None:
+        self.running, self.seen = False, set[int]()
+
+    def __enter__(self) -> None:
+        self.running = True
+        self.seen.clear()
+
+    def __exit__(self, *error: object) -> None:
+        self.running = False
+
+    def require_first(self, layer: nn.Module, name: str) -> None:
+        if not self.running or torch.compiler.is_compiling():
+            return
+        if id(layer) in self.seen:
+            raise UserError(
+                f"{name} is called twice in a forward, and would start at rest each time: pass an example, "
+                "from_spikingjelly(net, x), or give each place its own node. Layers take all steps [T, N, *] at once."
+            )
+        self.seen.add(id(layer))
+
+
+class Replacement(nn.Module):
+    """A neuron or a block in the place of the first of its layers."""
+
+    step_mode = "m"  # which a forward may ask for
+
+    def __init__(self, layer: nn.Module, name: str, calls: Calls | None) -> None:
+        super().__init__()
+        self.layer, self.name, self.calls, self.followed = layer, name, calls, False
+        self.output: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.calls is not None:
+            self.calls.require_first(self, self.name)
+        y = self.layer(x)
+        if self.followed and not torch.compiler.is_compiling():
+            self.output = y
+        return y
+
+
+class PassedOn(nn.Module):
+    """In the place of a layer that the block before it contains: passes the block's output on."""
+
+    step_mode = "m"
+
+    def __init__(self, block: Replacement, last: bool) -> None:
+        super().__init__()
+        self._block, self.last = (block,), last  # in a tuple: not registered here
+
+    def forward(self, x: Tensor) -> Tensor:
+        (block,) = self._block
+        if not torch.compiler.is_compiling():
+            if x is not block.output:
+                raise UserError(f"the forward took another way behind {block.name} than on the example.")
+            if self.last:
+                block.output = None
+        return x
+
+
+class BlockSequence(nn.Module):
+    """An `nn.Sequential` whose layers became blocks; it has no single layers."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@dataclass
+class Conversion:
+    """What became of each node of a network.
+
+    Attributes:
+        blocks: nodes in blocks, by name.
+        alone: nodes that became neurons of this package outside of blocks.
+        kept: nodes that are still SpikingJelly's, and why.
+        reason: why there are no blocks; empty if there are.
+    """
+
+    blocks: list[str] = field(default_factory=list)
+    alone: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.blocks)} nodes in blocks, {len(self.alone)} alone, {len(self.kept)} kept"]
+        lines += [f"no blocks: {self.reason}"] if self.reason else []
+        return "\n".join([*lines, *(f"{name} is kept: {why}" for name, why in self.kept.items())])
+
+
+class Converted(nn.Module):
+    """A network of SpikingJelly after `from_spikingjelly`; `load_state_dict` takes its old weights too.
+
+    Attributes:
+        net: the converted network, with its own forward.
+        conversion: what became of its nodes; `print` it.
+        names: name of each parameter and buffer here and its shape in SpikingJelly, by its name there.
+        takes_frames: it takes x [T, N, *]; otherwise its own forward repeats samples [N, *].
+        input_shape: shape of a sample, set by a task; time_steps, T, likewise.
+    """
+
+    time_aware = True
+    input_shape: tuple[int, ...] | None = None
+    time_steps: int | None = None
+
+    def __init__(self, net: nn.Module, takes_frames: bool = True) -> None:
+        super().__init__()
+        self.net, self.takes_frames = net, takes_frames
+        self.conversion = Conversion()
+        self.names: dict[str, tuple[str, torch.Size]] = {}
+        self.calls = Calls()
+
+    def forward(self, x: Tensor) -> Any:
+        """Output of the converted network for x [T, N, *]; in a task, images [N, C, H, W] are held for T steps."""
+        for module in self.stateful():
+            module.reset()
+        with self.calls:
+            return self.net(with_time(self, x) if self.takes_frames else x)
+
+    def stateful(self) -> Iterator[Any]:
+        """SpikingJelly's modules with a state that are still in the network; each call resets them."""
+        return (part for part in self.modules() if hasattr(part, "_memories") and hasattr(part, "reset"))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any, **named: Any) -> Any:
+        """As of any module, from weights of this network or of the one in SpikingJelly.
+
+        Weights within a checkpoint, such as `{"net": ...}`, and names behind `module.` are found.
+        """
+        inside = [value for value in state_dict.values() if isinstance(value, Mapping)]
+        state_dict = inside[0] if len(inside) == 1 else state_dict
+        if state_dict and all(name.startswith("module.") for name in state_dict):
+            state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
+        own = self.state_dict()
+        if not own.keys() >= state_dict.keys():
+            here = {name: found for name, (found, _) in self.names.items()}
+            named_here = {here.get(name, name): value for name, value in state_dict.items()}
+            state_dict = {name: v.reshape(own[name].shape) if name in own else v for name, v in named_here.items()}
+        return super().load_state_dict(state_dict, *arguments, **named)
+
+
+def to_spikingjelly_state_dict(net: Converted) -> dict[str, Tensor]:
+    """The weights of a converted network under the names, and in the shapes, of the one in SpikingJelly."""
+    here = net.state_dict()
+    return {name: here[found].reshape(shape) for name, (found, shape) in net.names.items()}

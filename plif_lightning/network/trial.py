@@ -1,0 +1,290 @@
+"""Try whether a converted network equals the one that it was made of."""
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+
+from plif_lightning.network.hooks import hooked
+from plif_lightning.network.pooling import TimeDropout
+
+Call = tuple[nn.Module, Any, Any]
+# Shares of a node's outputs between which it shows what it does.
+_SILENT, _SATURATED = 0.02, 0.8
+_TOLERANCE = 1e-7  # of the largest value
+# Thresholds above V_reset that are tried: a few for all nodes, since kernels are compiled for each.
+_THRESHOLDS = (0.3, 0.1, 0.03, 0.01, 0.001, 1.0, 3.0, 10.0, 100.0)
+_GRADIENT = "the gradient of"
+_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, _BatchNorm)
+
+
+def called(modules: Sequence[nn.Module], net: nn.Module, x: Tensor, apart: bool = False) -> list[Call]:
+    """Calls of modules in a call of a network, in order: module, first input and output.
+
+    With `apart` an input that a module passes on is another object behind it.
+    """
+    calls: list[Call] = []
+
+    def note(module: nn.Module, given: tuple[Any, ...], output: Any) -> Any:
+        if apart and given and output is given[0]:
+            output = output.view_as(output)
+        calls.append((module, given[0] if given else None, output))
+        return output
+
+    with ExitStack() as hooks, torch.no_grad():
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(note))
+        net(x)
+    return calls
+
+
+def _fixed_mask(module: Any, x: Tensor) -> Tensor:
+    """A mask of dropout that depends on the shape alone, for both networks."""
+    uniform = torch.rand(x.shape, generator=torch.Generator().manual_seed(x.numel()), dtype=torch.float64)
+    return ((uniform >= module.p).to(x.dtype) / (1 - module.p)).to(x.device)
+
+
+def _fixed_mask_of_steps(module: Any, x: Tensor) -> Tensor:
+    return _fixed_mask(module, x[0])
+
+
+class Trial:
+    """A copy of a network in float64 whose nodes fire, and comparisons with what is made of it; a context manager.
+
+    The copy gets random affine parameters and statistics of BN, and thresholds at which each node fires in training;
+    where a node of the user's has none, the weights before it are scaled. Random numbers of the caller are restored.
+
+    Args:
+        net: the network; it is left alone.
+        x: an example.
+        is_node: True for a spiking neuron.
+
+    Attributes:
+        net: the copy.
+        x: the example in float64.
+        repeats: two calls of the network with the same random numbers give the same.
+        silent: nodes that fired too rarely or too often in the last comparison to prove anything.
+    """
+
+    def __init__(self, net: nn.Module, x: Tensor, is_node: Callable[[nn.Module], bool]) -> None:
+        self.net = copy.deepcopy(net).double()
+        self.x = x.detach().double() if x.is_floating_point() else x.detach()
+        self.nodes = {name: part for name, part in self.net.named_modules() if is_node(part)}
+        self.repeats = True
+        self.silent: list[str] = []
+        self._context = ExitStack()
+
+    def __enter__(self) -> "Trial":
+        from spikingjelly.activation_based import functional, layer
+
+        self._reset = functional.reset_net
+        self._context.enter_context(torch.random.fork_rng(devices=[self.x.device] if self.x.is_cuda else []))
+        torch.manual_seed(0)
+        for part in self.net.modules():
+            if isinstance(part, layer.Dropout):
+                part.create_mask = _fixed_mask.__get__(part)
+            if isinstance(part, _BatchNorm):
+                self._randomise(part)
+        modes = {part: part.training for part in self.net.modules()}
+        self._excite(self.net.train())
+        for part, mode in modes.items():
+            part.training = mode
+        first, second = (self._outputs() for _ in range(2))
+        self.repeats = not _difference(first, second)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._context.close()
+
+    @torch.no_grad()
+    def _outputs(self) -> dict[str, Any]:
+        torch.manual_seed(0)
+        self._reset(self.net)
+        buffers = {name: value.clone() for name, value in self.net.named_buffers()}
+        outputs = {f"output {i}": y for i, y in enumerate(tree_leaves(self.net(self.x)))}
+        for name, value in self.net.named_buffers():
+            value.copy_(buffers[name])
+        return outputs
+
+    def _randomise(self, norm: Any) -> None:
+        if norm.affine:
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.bias, -0.3, 0.7)
+
+    # --- nodes that fire
+
+    def _excite(self, net: nn.Module) -> None:
+        """Set thresholds, weights and statistics such that nodes fire."""
+        norms: list[Any] = [
+            part for part in net.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None
+        ]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0  # the statistics of this call
+        settled: set[nn.Module] = set()
+        with ExitStack() as hooks:
+            for node in self.nodes.values():
+                if hasattr(node, "v_threshold"):
+                    hooks.enter_context(
+                        node.register_forward_pre_hook(lambda node, of: self._settle(node, of[0], settled))
+                    )
+            for _ in range(12):
+                if not self._scale_weights(net):
+                    break
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.4)
+
+    def _settle(self, node: Any, x: Tensor, settled: set[nn.Module]) -> None:
+        """Set the threshold at which a node fires at a moderate rate, before its first call."""
+        if node in settled:
+            return
+        settled.add(node)
+        best = 2.0, node.v_threshold
+        for threshold in (node.v_threshold, *((node.v_reset or 0.0) + above for above in _THRESHOLDS)):
+            node.v_threshold = threshold
+            self._reset(node)
+            rate = _rate(node(x))
+            best = min(best, (abs(rate - 0.3), threshold))
+            if 0.1 < rate < 0.5:
+                break
+        node.v_threshold = best[1]
+        self._reset(node)
+
+    def _scale_weights(self, net: nn.Module) -> bool:
+        """Run the network, and scale the weights before nodes without a threshold that do not fire, or always do."""
+        self._reset(net)
+        weighted = [part for part in net.modules() if isinstance(part, _WEIGHTED)]
+        nodes, before, scaled = set(self.nodes.values()), None, False
+        for part, _, y in called([*weighted, *nodes], net, self.x):
+            if part not in nodes:
+                before = part
+            elif before is not None and not hasattr(part, "v_threshold"):
+                rate = _rate(y)
+                if not _tells(rate):
+                    scaled = True
+                    for parameter in before.parameters():
+                        parameter.data *= 2.0 if rate <= _SILENT else 0.5
+        self._reset(net)
+        return scaled
+
+    # --- comparing
+
+    def difference(self, converted: Any) -> str:
+        """What differs between the network and what was made of it; empty if nothing does.
+
+        Outputs, gradients and buffers are compared in two training steps, one in the network's own modes, and an
+        evaluation.
+        """
+        if not self.repeats:
+            return "two calls with the same random numbers differ"
+        for part in converted.modules():
+            if isinstance(part, TimeDropout):
+                part._mask = _fixed_mask_of_steps.__get__(part)  # type: ignore[method-assign]
+        buffers = {name: value.clone() for name, value in self.net.named_buffers()}
+        here = {name: found for name, (found, _) in converted.names.items()}
+        nets = ((self.net, {name: name for name in here}), (converted, here))
+        modes = [{part: part.training for part in net.modules()} for net, _ in nets]
+        rates: dict[str, list[float]] = {}
+        try:
+            with hooked(self.nodes, lambda name, node, x, y: rates.setdefault(name, []).append(_rate(y))):
+                for call, mode in enumerate((True, True, None, False)):
+                    for own in modes:
+                        for part, training in own.items():
+                            part.training = training if mode is None else mode
+                    theirs, ours = (self._step(net, names, call) for net, names in nets)
+                    if found := _difference(theirs, ours):
+                        name = {True: "training", None: "the modes as given", False: "evaluation"}[mode]
+                        return f"{self._first_node(converted) or found} in {name}"
+        except Exception as error:  # a forward that reaches into its layers may not find what was there
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        finally:
+            for own in modes:
+                for part, training in own.items():
+                    part.training = training
+            for name, value in self.net.named_buffers():
+                value.copy_(buffers[name])
+            self.net.zero_grad()
+            self._reset(self.net)
+        shares = {name: of_calls for name, of_calls in rates.items() if not any(map(_tells, of_calls))}
+        self.silent = [f"{name} fires in {100 * of_calls[0]:.0f} % of its outputs" for name, of_calls in shares.items()]
+        return ""
+
+    def _step(self, net: nn.Module, names: dict[str, str], call: int) -> dict[str, Any]:
+        """Outputs and buffers of a call with an input of its own; in training, all gradients."""
+        torch.manual_seed(call)
+        x = self.x if call == 0 or not self.x.is_floating_point() else self.x * torch.rand_like(self.x) * 2
+        x = x.clone().requires_grad_(self.x.is_floating_point())
+        self._reset(net)
+        net.zero_grad()
+        with torch.set_grad_enabled(net.training):
+            outputs = [y for y in tree_leaves(net(x)) if isinstance(y, Tensor)]
+        torch.manual_seed(call)
+        trained = [y for y in outputs if y.requires_grad]
+        torch.autograd.backward(trained, [torch.randn_like(y) for y in trained])
+        parameters, buffers = dict(net.named_parameters()), dict(net.named_buffers())
+        results: dict[str, Any] = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
+        results[f"{_GRADIENT} the input"] = x.grad
+        for name, here in names.items():
+            if here in buffers:
+                results[name] = buffers[here].clone()
+            elif here in parameters:
+                results[f"{_GRADIENT} {name}"] = parameters[here].grad
+        return results
+
+    def _first_node(self, converted: Any) -> str:
+        """The first node, or last layer of a block, whose output differs; empty if none does."""
+        parts = dict(converted.net.named_modules())
+        ends = {name for name, part in parts.items() if getattr(part, "last", False)}
+        ends |= {name for name in self.nodes if not getattr(parts.get(name), "followed", True)}
+        found: list[dict[str, Tensor]] = []
+        for net, modules in ((self.net, dict(self.net.named_modules())), (converted, parts)):
+            torch.manual_seed(0)
+            self._reset(net)
+            named = {module: name for name, module in modules.items() if name in ends}
+            found.append({named[module]: y for module, _, y in called(list(named), net, self.x)})
+        theirs, ours = found
+        differing = (name for name, y in theirs.items() if name in ours and not _equal(ours[name], y, _size(y)))
+        return next((f"{name} differs" for name in differing), "")
+
+
+def _tells(rate: float) -> bool:
+    return _SILENT < rate < _SATURATED
+
+
+def _rate(y: Tensor) -> float:
+    """Share of a node's outputs that are not zero."""
+    return (y != 0).double().mean().item()
+
+
+def _size(value: Any) -> float:
+    """The largest finite value; 0 for what is no tensor, or holds nothing."""
+    held = isinstance(value, Tensor) and value.numel()
+    return value.double().nan_to_num(0, 0, 0).abs().max().item() if held else 0.0
+
+
+def _equal(a: Any, b: Any, size: float) -> bool:
+    """True if two tensors are equal up to rounding, in any shape; a gradient that is not there is zero."""
+    if a is None or b is None:
+        return max(_size(a), _size(b)) <= _TOLERANCE * size
+    if a.numel() != b.numel():
+        return False
+    a, b = a.double().reshape(-1), b.double().reshape(-1)
+    return torch.allclose(a, b, rtol=0, atol=_TOLERANCE * size, equal_nan=True)
+
+
+def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """The first result that differs."""
+    # A gradient that cancels to nothing, as of a bias before BN, is rounding beside the others.
+    largest = max((_size(value) for name, value in theirs.items() if name.startswith(_GRADIENT)), default=0.0)
+    for name, value in theirs.items():
+        size = largest if name.startswith(_GRADIENT) else _size(value)
+        if not _equal(ours.get(name), value, size):
+            return f"{name} differs"
+    return ""
