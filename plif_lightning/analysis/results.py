@@ -184,7 +184,7 @@ def _identity(row: Row) -> tuple[str, ...]:
     """
     seed = row["seed"] if row["seed"].isdigit() else row["run"]
     content = "" if row["data"] in paper.TITLES.values() else row["key"]
-    changes = row["overrides"].partition(" after step ")[2]
+    changes = f" {row['overrides']}".partition(" after step ")[2]
     return row["data"], row["source"], row["protocol"], row["settings"], changes, content, seed
 
 

@@ -20,7 +20,7 @@ from filelock import Timeout
 from rich.console import Console
 
 from plif_lightning import configs
-from plif_lightning.cli.parser import PlainParser
+from plif_lightning.cli.parser import PlainParser, option_names
 from plif_lightning.cli.sweep_file import ARGS, Sweep, read_sweep
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.runs.folder import RunFolder
@@ -479,6 +479,8 @@ def sweep(argv: list[str]) -> int:
     given, overrides = parser().parse_args(argv[:at]), argv[at + 1 :]
     require_count("--jobs", given.jobs)
     read = read_sweep(configs.resolve(given.file, "sweeps"), given.grid)
+    if twice := sorted({f"--{name}" for name in read.parameters} & option_names(overrides)):
+        raise UserError(f"{', '.join(twice)} is swept: behind -- it would replace every value of {given.file}.")
     root = (given.runs or Path("runs") / read.name).absolute()
     for_other = ("cap", "seed") if read.method == "grid" else ("index", "grid")
     if any(getattr(given, option) for option in for_other):

@@ -149,11 +149,24 @@ def read_hdf5(path: Path, unit: TimeUnit | None = None) -> Recording:
         events = found[0]
         name = f"{path} ({events.name})"
         if isinstance(events, h5py.Dataset):
-            return _from_array(events[()], None, unit, name)
-        columns = {column: events[field][()] for column, field in _named(events).items()}
+            return _from_array(_whole(events, path), None, unit, name)
+        columns = {column: _whole(events[field], path) for column, field in _named(events).items()}
         if "t_offset" in file:
             columns["t"] = columns["t"].astype(np.int64) + int(file["t_offset"][()])
         return _recording(columns, unit, name)
+
+
+def _whole(data: Any, path: Path) -> NDArray[Any]:
+    """A data set of HDF5, which reads as zeros where it was never written.
+
+    Raises:
+        RecordingError: it was not written as a whole.
+    """
+    chunks = -(-len(data) // data.chunks[0]) if data.chunks else 1
+    written = data.id.get_num_chunks() if data.chunks else data.id.get_storage_size() > 0
+    if data.size and written < chunks and not data.is_virtual and not data.external:
+        raise RecordingError(f"{path}: {data.name} was not written as a whole. The file is truncated.")
+    return data[()]
 
 
 def sensor_in_hdf5(path: Path) -> Sensor | None:

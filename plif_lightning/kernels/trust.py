@@ -96,7 +96,7 @@ def difference(dynamics: Dynamics, device: torch.device) -> str:
             states = {f"first {name}": 0.3 * drawn(*_SHAPE) for name in dynamics.equations.state if with_states}
             ours, theirs = (_trained(f, dynamics, given | {"x": x} | states, pool) for f in (_fused, _reference))
             for name, b in theirs.items():
-                a = ours[name]
+                a, b = ours[name].detach(), b.detach()
                 atol = 0.0 if name == "spikes" else _RTOL * float(b.abs().max())
                 if not torch.allclose(a, b, rtol=0.0 if name == "spikes" else _RTOL, atol=atol):
                     unlike = f"{int((a != b).sum())} of {a.numel()} values" if name == "spikes" else ""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from plif_lightning.errors import UserError, require_count
 from plif_lightning.kernels import Backend, Sparse
 from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, NeuronBlock, Residual
 from plif_lightning.network.forms import dtype_of, linear_from, run_layer
-from plif_lightning.network.hooks import is_plain
+from plif_lightning.network.hooks import has_hooks, is_plain
 from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import Integral
 from plif_lightning.network.pooling import Pool2d, TimeDropout
@@ -105,9 +106,14 @@ def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) 
         return module(x)
     if runs_parts(module):
         assert isinstance(module, nn.Sequential)
-        for part in module:  # not `children`, which leaves out a layer that is there twice
-            x = run_over_time(part, x, backend)
-        return x
+        parts = list(module)  # not `children`, which leaves out a layer that is there twice
+        if "forward" in vars(module) or not has_hooks(module):
+            return _run_parts(parts, backend, x)
+        try:
+            module.forward = partial(_run_parts, parts, backend)  # type: ignore[method-assign]  # so that hooks are called
+            return module(x)
+        finally:
+            del module.forward
     _require_known(module)
     if isinstance(module, nn.Conv2d) and x.dim() != 5:
         raise UserError(
@@ -118,6 +124,12 @@ def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) 
         x = x.to(dtype_of(x, module.weight))
         return linear_from(module, x, backend.skips("linear", x, module.weight))
     return run_layer(module, x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def _run_parts(parts: list[nn.Module], backend: Backend | None, x: Tensor) -> Tensor:
+    for part in parts:
+        x = run_over_time(part, x, backend)
+    return x
 
 
 def over_time(net: nn.Module, sparse: Sparse = "never") -> OverTime:

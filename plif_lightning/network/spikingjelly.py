@@ -96,7 +96,10 @@ def from_spikingjelly(
         return builder.build(net)
     takes_frames, x = x.dim() != 4, x[:, :4] if x.dim() != 4 else x[:4]
     with Trial(net, x, builder.is_node) as trial:
-        plan = builder.record(trial.net, trial.x)
+        try:
+            plan = builder.record(trial.net, trial.x)
+        except Exception as error:  # of a forward that asks a node for what our neurons do not have
+            raise UserError(f"{type(net).__name__} cannot be converted: {type(error).__name__}: {error}.") from error
         difference = trial.difference(builder.build(trial.net, takes_frames, plan))
         unproved = _decided_by_first(difference or ", ".join(trial.silent))
         if unproved:

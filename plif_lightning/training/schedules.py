@@ -3,6 +3,7 @@
 import math
 
 import lightning as L
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,6 +20,13 @@ def length_of(trainer: L.Trainer) -> tuple[int, float]:
     steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
     if not 0 < steps < math.inf:
         raise UserError("OneCycle needs a training of known length: pass --trainer.max_epochs.")
+    callbacks = getattr(trainer, "callbacks", [])
+    schedule = next((one for one in callbacks if isinstance(one, GradientAccumulationScheduler)), None)
+    if schedule is not None and batches < math.inf and (trainer.max_epochs or 0) > 0:
+        # Lightning takes the accumulation of this epoch for that of all.
+        epochs = range(trainer.max_epochs or 0)
+        steps = sum(math.ceil(batches / schedule.get_accumulate_grad_batches(epoch)) for epoch in epochs)
+        return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps, len(epochs)
     per_epoch = 1 if batches == math.inf else math.ceil(batches / trainer.accumulate_grad_batches)
     return int(steps), steps / per_epoch
 

@@ -168,3 +168,23 @@ def test_runs_of_one_name_and_other_epochs_or_time_constants_are_never_averaged(
     (panel,) = drawn("6", find_runs(tmp_path))[0].axes
     names = [str(line.get_label()) for line in panel.lines if not str(line.get_label()).startswith("_")]
     assert names == ["CLIF, 4 epochs (4 runs)", "CLIF, $\\tau$ = 4, 3 epochs (2 runs)"]
+
+
+def test_equal_differences_have_no_interval_whatever_their_last_digits(tmp_path):
+    """350 and 341 of 359 against 351 and 342: one sample each, but the fractions differ in the 16th digit."""
+    write(tmp_path, "paper", {1: 350 / 359, 2: 341 / 359})
+    write(tmp_path, "lif", {1: 351 / 359, 2: 342 / 359}, neuron="lif")
+    row = board(tmp_path)["neuron lif"]
+    assert row.gain == pytest.approx(100 / 359, abs=1e-5)
+    assert math.isnan(row.low)
+    assert row.verdict == ""
+
+
+def test_runs_without_a_seed_of_their_own_are_not_paired(tmp_path):
+    for name, neuron in (("paper", "plif"), ("lif", "lif")):
+        for i in range(3):
+            model = {**PAPER, "neuron": neuron}
+            write_run(tmp_path / f"{name}{i}", seed=False, validation="holdout", test=0.7 + 0.01 * i, model=model)
+    row = board(tmp_path)["neuron lif"]
+    assert len(row.cell.runs) == 3
+    assert math.isnan(row.gain)

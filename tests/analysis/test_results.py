@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import yaml
 
@@ -244,3 +245,8 @@ def test_the_rows_of_the_readme_are_of_measured_runs():
     }
     assert len(short) == 4
     assert set(short) <= known
+
+
+def test_an_accuracy_that_is_reached_exactly_counts_though_it_is_kept_in_float32(tmp_path):
+    write_run(tmp_path / "a", accuracies=[float(np.float32(share)) for share in (0.7, 0.9, 0.9385)])
+    assert row_of(read_run(tmp_path / "a"))["seconds_to"] == "70: 60 (epoch 1); 90: 120 (epoch 2); 93.85: 180 (epoch 3)"

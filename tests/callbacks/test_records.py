@@ -1,6 +1,7 @@
 """Records in a run's folder: commands, histograms, samples."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from plif_lightning.callbacks.records import record_samples, weight_histogram
 from plif_lightning.cli import main
 from plif_lightning.data import Digits
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.histograms import read_histograms
+from plif_lightning.runs.histograms import Histogram, append_histograms, read_histograms
 from plif_lightning.runs.run import read_run
 from plif_lightning.runs.samples import read_samples
 from plif_lightning.training.task import SpikingClassifier
@@ -97,3 +98,14 @@ def test_a_later_test_counts_only_of_the_best_checkpoint_on_all_of_the_test_set(
     run = read_run(Path("here"))
     assert run.accuracy is not None
     assert run.tested_samples == 359
+
+
+def test_a_histogram_behind_half_a_line_is_read_and_one_of_a_repeated_epoch_counts(tmp_path):
+    run = RunFolder(tmp_path)
+    first, second = (Histogram("fc1", epoch, -1.0, 1.0, [1, 2], 0.0, 0.5) for epoch in (1, 2))
+    append_histograms(run, [first, second])
+    with run.weights.open("a") as file:
+        file.write('{"layer": "fc1", "ep')  # of a process that was killed
+    again, third = replace(second, counts=[2, 1]), replace(second, epoch=3)
+    append_histograms(run, [again, third])
+    assert read_histograms(run) == [first, again, third]

@@ -1,5 +1,6 @@
 """`stream` and `cost` as users call them."""
 
+import argparse
 import json
 import re
 import shutil
@@ -7,12 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from plif_lightning.cli import main
+from plif_lightning.cli.streaming import _take_step_length
 from plif_lightning.data import DVSGesture
 from plif_lightning.deploy import StreamingNetwork, deployed
 from plif_lightning.events import Recording, Sensor, readers
@@ -260,3 +263,17 @@ def test_a_network_that_does_not_fire_decides_nothing(checkpoint, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[-1] == "no decision: no output neuron has fired in 4 time-steps."
     assert out[0].startswith("step 1: no vote yet")
+
+
+@pytest.mark.parametrize(
+    ("windows", "taken"),
+    [
+        ({"window_ms": 100}, (None, 25.0)),
+        ({"window_events": 400, "slicing": "by_time"}, (100, None)),
+        ({}, (None, None)),
+    ],
+)
+def test_a_stream_takes_the_time_steps_of_the_training_windows(windows, taken):
+    given = argparse.Namespace(events_per_step=None, ms_per_step=None)
+    _take_step_length(given, SimpleNamespace(data={"init_args": windows}, net=SimpleNamespace(time_steps=4)))
+    assert (given.events_per_step, given.ms_per_step) == taken

@@ -1,8 +1,10 @@
 """`test`, `validate` and `predict` of a checkpoint."""
 
+import shutil
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,6 +15,7 @@ from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.lock import locked
 from plif_lightning.runs.run import read_run
 from plif_lightning.training.task import SpikingClassifier
+from tests import writers
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, resume, rows
 
 
@@ -167,3 +170,18 @@ def test_a_checkpoint_of_another_trainer_is_measured_on_the_data_that_are_named(
     main(["export", "--ckpt_path", "net.ckpt", "--out", "out"])
     x = torch.rand(5, 1, 8, 8)
     torch.testing.assert_close(pl.load_network("out")(x), task.network.eval()(x))
+
+
+def test_a_test_on_other_shares_of_the_same_recordings_is_refused(capsys):
+    """Found by a review: with another data.test_fraction, 14 of 20 test recordings were those of the training."""
+    for i in range(8):
+        path = writers.write_file(Path(f"mine/{'ab'[i % 2]}/{i}.npz"), b"")
+        np.savez(path, **writers.events_of(60, i, 12, 12)._asdict())
+    data = ["--data", "EventFolder", "--data.root", "mine", "--data.sensor=[12,12]", "--data.time_steps", "2"]
+    small = ["--model.structure", "FC4-PLIF-FC2", "--model.loss", "tet", "--trainer.max_epochs", "1", *SILENT]
+    main(["fit", *data, "--data.test_fraction", "0.5", *small, "--run_folder", "run"])
+    test = ["test", "--ckpt_path", "run/checkpoints/best.ckpt", *SILENT]
+    assert "data.test_fraction is 0.5 there, 0.75 here" in refused(capsys, *test, "--data.test_fraction", "0.75")
+    assert "data.split is" in refused(capsys, *test, "--data.split", "time")
+    shutil.copytree("mine", "other")  # all of it is new to the network
+    main([*test, "--data.root", "other", "--data.test_fraction", "0.75"])

@@ -409,3 +409,45 @@ def test_the_seconds_of_a_run_go_on_where_they_were(run):
     assert seconds == sorted(seconds)
     assert len(seconds) == 3
     assert seconds[2] > before
+
+
+def test_a_schedule_of_accumulation_goes_on_within_an_epoch():
+    """Found by a review: the rest of the epoch was trained without it."""
+    schedule = "[{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 3}}}]"
+    arguments = [
+        *TINY,
+        *FEW,
+        "--trainer.limit_train_batches",
+        "9",
+        "--test_after_fit",
+        "false",
+        "--record_samples",
+        "0",
+    ]
+    arguments += ["--trainer.callbacks", schedule, "--trainer.max_epochs", "1"]
+    fit(*arguments, "--run_folder", "straight")
+    with power_cut(saved=True):
+        fit(*arguments, "--checkpoint.every_n_batches", "3", "--run_folder", "cut")
+    resume("cut")
+    one, other = (load(f"{name}/checkpoints/last.ckpt") for name in ("straight", "cut"))
+    assert one["global_step"] == other["global_step"] == 3
+    assert all(torch.equal(other["state_dict"][name], value) for name, value in one["state_dict"].items())
+
+
+def test_a_run_without_an_average_begins_from_the_weights_that_were_trained():
+    few = [*TINY, *FEW, "--trainer.limit_train_batches", "8", "--test_after_fit", "false", "--record_samples", "0"]
+    fit(*few, *AVERAGED, "--trainer.max_epochs", "1", "--run_folder", "run")
+    before = load("run/checkpoints/last.ckpt")
+    still = ["--model.optimizer.lr", "0", "--trainer.max_epochs", "2", "--run_folder", "other"]
+    fit(*few, *still, "--ckpt_path", "run/checkpoints/last.ckpt")
+    after = load("other/checkpoints/last.ckpt")["state_dict"]
+    name = "network.classifier.fc1.fc.weight"
+    assert torch.equal(after[name], before["current_model_state"][name])
+    assert not torch.equal(after[name], before["state_dict"][name])
+
+
+def test_tau_of_averaged_weights_stands_alone_where_not_every_epoch_is_validated():
+    """Found by a review: every other value was that of the weights in training."""
+    few = [*TINY, *FEW, "--test_after_fit", "false", "--record_samples", "0", "--trainer.max_epochs", "3"]
+    fit(*few, *AVERAGED, "--trainer.check_val_every_n_epoch", "2", "--run_folder", "run")
+    assert {row["epoch"] for row in rows("run/metrics.csv") if row["tau/fc1"]} == {"1"}

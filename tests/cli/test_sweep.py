@@ -363,3 +363,10 @@ def test_a_run_that_is_ended_early_saves(tmp_path):
     Runner(1).run(job, folder.last.is_file)
     assert job.state == "ended"
     assert "stopped by SIGTERM" in job.output.read_text()
+
+
+def test_what_is_swept_is_not_replaced_behind_the_dashes(capsys):
+    """Runs would be named, and ranked, by values that none of them has."""
+    path = write(Path("s.yaml"), parameters={"model.init_tau": {"values": [2.0, 4.0]}})
+    assert sweep(path, "--", "--model.init_tau=3") == 2
+    assert "--model.init_tau is swept: behind -- it would replace every value" in capsys.readouterr().err

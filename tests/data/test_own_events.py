@@ -1,5 +1,6 @@
 """User recordings of events, and data sets of tonic."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -153,3 +154,42 @@ def test_pokerdvs_is_read_by_tonic_once_and_served_from_the_cache(tmp_path, few)
     for part in (tmp_path / "POKERDVS").glob("pips_*"):
         shutil.rmtree(part)
     assert torch.equal(everything(made(TonicEvents(**given)).train_set).x, everything(halved.train_set).x)
+
+
+def test_the_draws_of_a_transform_depend_on_epoch_and_sample_alone(root):
+    def drop(events):
+        return events[np.random.random(len(events)) < 0.5]
+
+    data = of_hands(root, augmentation=[drop])
+    before = np.random.get_state()[1].copy()
+    every = everything(data.train_set, key=3).x
+    assert np.array_equal(np.random.get_state()[1], before)
+    assert torch.equal(data.train_set.batch(BatchRequest(3, torch.tensor([5]))).x[0], every[5])
+    assert not torch.equal(everything(data.train_set, key=4).x, every)
+    np.savez(root / "train/left/9.npz", **read_any(root / "train/left/0.npz")._asdict())  # the same events once more
+    twice = everything(of_hands(root, augmentation=[drop]).train_set, key=3).x
+    assert not torch.equal(twice[0], twice[4])
+
+
+def test_a_data_set_of_tonic_without_a_test_part_is_split_by_class(tmp_path, few):
+    """N-Caltech101: classes are folders, the sensor is given, and the last share of each class is the test set."""
+    folder = tmp_path / "NCALTECH101/Caltech101"
+    for name, i in itertools.product(("crab", "bass"), range(5)):
+        content = writers.nmnist_bytes(writers.events_of(50 + i, i, 180, 240, 10_000))
+        writers.write_file(folder / name / f"image_{i:04d}.bin", content)
+    given = {
+        "name": "NCALTECH101",
+        "root": str(tmp_path),
+        "sensor": (180, 240),
+        "test_fraction": 0.4,
+        "download": False,
+    }
+    data = made(TonicEvents(**given))
+    assert data.class_names == ("bass", "crab")
+    assert data.labels(train=True).tolist() == [0, 0, 0, 1, 1, 1]
+    names = [[Path(name).parts[-2:] for name in data.recordings(part)["name"]] for part in (True, False)]
+    expected = [[(one, f"image_{i:04d}.bin") for one in ("bass", "crab") for i in part] for part in ((0, 1, 2), (3, 4))]
+    assert names == expected  # the last by name, on any file system
+    shutil.rmtree(folder)  # the cache keeps the names of the classes
+    again = made(TonicEvents(**given))
+    assert (again.class_names, again.identity(), again.sizes()) == (data.class_names, data.identity(), data.sizes())

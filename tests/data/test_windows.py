@@ -1,15 +1,17 @@
 """Long recordings: windows as samples, and splits that share no event."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from plif_lightning.data import EventFolder
+from plif_lightning.data import EventFolder, TimeDrop
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, Sensor, integrate, read_any
+from plif_lightning.runtime.randomness import hashed_uniform
 from tests import writers
 
 LONG = 1000
@@ -128,3 +130,71 @@ def test_bad_arguments_are_named(root):
     ):
         with pytest.raises(UserError, match=message):
             EventFolder(root=str(root), **{"time_steps": 4, **arguments})
+
+
+def test_windows_of_transformed_events_have_the_same_slices(root):
+    """Found by a review: training frames with a transform were cut otherwise than those of validation."""
+    given = {"window_ms": 100, "slicing": "by_time"}
+    plain, same = made(root, **given), made(root, **given, augmentation=[lambda events: events])
+    x = everything(plain.train_set).x
+    assert torch.equal(everything(same.train_set).x, x)
+    fewer = everything(made(root, **given, augmentation=[lambda events: events[5:-5]]).train_set).x
+    assert (fewer.int() <= x.int()).all()  # events that a transform drops shift no others
+
+
+@pytest.mark.parametrize("given", [{"window_ms": 100, "slicing": "by_time"}, {"window_events": 100}])
+def test_a_transform_sees_a_window_as_a_recording_of_its_own(root, given):
+    """Found by a review: reversed in time, all events of a late window fell into its first slice."""
+    spans = []
+
+    def see(events):
+        spans.append((int(events["t"].min()), int(events["t"].max())))
+        return events
+
+    everything(made(root, **given, augmentation=[see]).train_set)
+    first, last = np.array(spans).T
+    if "window_ms" in given:
+        assert 0 < first.max() < 30_000  # of a window, not of its first event
+        assert 70_000 < last.min() < last.max() < 100_000
+    else:
+        assert not first.any()
+        assert 50_000 < last.min() < last.max() < 200_000
+
+
+def test_time_is_dropped_within_a_window(root):
+    data = made(root, window_events=500, augmentation=[TimeDrop(1.0)])
+    counts = everything(data.train_set).x.flatten(1).sum(1)
+    samples, time = data.samples(train=True), data.recordings(train=True)["time"].astype(float)
+    length, place = hashed_uniform(0, torch.arange(8), 2).numpy().astype(float).T
+    for i, (begin, end) in enumerate(zip(samples.begin, samples.end, strict=True)):
+        share = (time[begin:end] - time[begin]) / (time[end - 1] - time[begin])
+        first = place[i] * (1 - length[i])
+        assert counts[i] == ((share < first) | (share >= first + length[i])).sum()
+
+
+def test_an_empty_window_is_no_sample(tmp_path):
+    t = np.array([0, 10, 990_000, 999_999])
+    for part, name in itertools.product(("train", "test"), ("left", "right")):
+        events = Recording(t, t * 0, t * 0, t * 0)
+        writers.write_file(tmp_path / part / name / "0.raw", writers.evt3_bytes(events, 48, 64))
+    assert made(tmp_path, window_ms=100).sizes()["training"] == 4  # the first and the last of ten, twice
+
+
+def test_samples_to_measure_on_are_of_all_classes(root):
+    """Found by a review: recordings are sorted by class, and the first ones were all of one."""
+    data = EventFolder(root=str(root), time_steps=4, window_events=300)
+    x, label = data.test_samples(4)
+    assert label.tolist() == [0, 0, 1, 1]
+    assert x.shape == (4, 4, 2, 48, 64)
+
+
+def test_a_split_is_the_same_after_the_files_are_gone_and_counts_each_event_once(tmp_path):
+    write_long(tmp_path, parts=("",), files=5)
+    given = {"test_fraction": 0.2, "split": "time", "window_events": 100, "stride_events": 50}
+    before = made(tmp_path, **given)
+    assert [(part.counts, part.events) for part in before.inventory()] == [([75, 75], 8000), ([15, 15], 2000)]
+    for name in ("left", "right"):
+        shutil.rmtree(tmp_path / name)
+    after = made(tmp_path, **given)
+    assert (after.sensor, after.class_names, after.sizes()) == (before.sensor, before.class_names, before.sizes())
+    assert after.identity() == before.identity()

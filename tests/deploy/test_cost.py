@@ -151,3 +151,36 @@ class Own(PLIF):
 
     def run(self, x, v=None, time_steps=None):
         return super().run(x, v, time_steps)
+
+
+def test_a_network_in_training_and_its_frozen_parts_stay_so(net):
+    net.train()
+    net.encoder.conv1.norm.eval()
+    cost(net, frames(net))
+    assert net.training
+    assert net.encoder.conv2.norm.training
+    assert not net.encoder.conv1.norm.training
+    assert not any(part._forward_hooks for part in net.modules())
+
+
+class Reversed(torch.nn.Module):
+    """Its layers are defined in another order than it calls them."""
+
+    def __init__(self):
+        super().__init__()
+        self.readout, self.body, self.neuron = torch.nn.Linear(6, 10), torch.nn.Linear(16, 6), PLIF()
+
+    def forward(self, x):
+        x = x.expand(4, *x.shape) if x.dim() == 4 else x
+        return self.readout(self.neuron(self.body(x.flatten(2))))
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 1, 4, 4), (7, 1, 4, 4)])  # frames, static images
+def test_the_layer_that_takes_the_input_is_known(shape):
+    """Found by a review: of a network that begins with FC, and by the order of definition in one of one's own."""
+    x = (torch.rand(shape) < 0.3).float()
+    net, own = SpikingNetwork((1, 4, 4), 10, 4, structure="FC20-PLIF-FC10"), Reversed()
+    for made, given in ((net, x), (net, x.to(torch.uint8)), (net.double(), x), (own, x)):
+        found = cost(made, given)
+        spikes = [layer.spikes for layer in found.layers if layer.parameters > 1]  # more than tau
+        assert (spikes, found.time_steps) == ([False, True], 4)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from plif_lightning.deploy import StreamingNetwork, deployed, fold
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, Sensor, integrate
+from plif_lightning.events.integration import BackgroundFilter
+from plif_lightning.events.recording import pack
 from plif_lightning.network import use_backend
 from tests.deploy.conftest import frames, trained
 from tests.writers import events_of
@@ -142,3 +144,20 @@ def test_votes_of_the_last_steps_alone():
         torch.testing.assert_close(votes, torch.stack(alone[max(0, i - 3) : i + 1]).mean(0))
     with pytest.raises(UserError, match="last must be a whole number, at least 1, got 0"):
         StreamingNetwork(net, last=0)
+
+
+def test_a_stream_drops_the_noise_that_its_data_set_drops():
+    events, us = recording(2000), 3_000
+    keep = BackgroundFilter(Sensor(12, 12), us).kept(pack(events, Sensor(12, 12), "a"))
+    kept = Recording(*(column[keep] for column in events))
+    assert 100 < len(kept.t) < 1900
+    plain, filtering = (StreamingNetwork(NET, events_per_step=50, background_us=of) for of in (None, us))
+    expected = plain.push(kept)
+    found = [filtering.push(part(events, *bounds)) for bounds in itertools.pairwise((0, 600, 611, 2000))]
+    assert torch.equal(torch.cat(found), expected)
+    filtering.reset()
+    assert torch.equal(filtering.push(events), expected)
+    whole_of = [
+        [*StreamingNetwork(NET, background_us=of).whole(given)][-1] for of, given in ((us, events), (None, kept))
+    ]
+    assert torch.equal(*whole_of)

@@ -217,3 +217,17 @@ def test_background_is_dropped_by_its_definition_in_a_stream_too(us):
 def test_a_recording_may_be_nothing_but_background():
     nothing = without_background(pack(FOUR, TINY, "a"), TINY, 0)
     assert (len(nothing.time), nothing.start) == (0, 0)
+
+
+def test_counts_that_do_not_fit_a_byte_are_counted_again_with_changes_too():
+    n, no = 300, np.zeros(1, np.int64)
+    for keep, expected in ((2**32, n), (0, 0)):
+        frames = count_events(
+            np.zeros(n, np.uint16),
+            np.array([[0, n]]),
+            8,
+            1,
+            np.full((1, 8), 5, np.int32),
+            Pass(no, no, no, no, no + keep, no),
+        )
+        assert frames[0, 0].tolist() == [0] * 5 + [expected] + [0] * 2

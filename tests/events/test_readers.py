@@ -414,3 +414,16 @@ def test_real_recordings_of_a_dvs128(name, real_data):
     same(ours, [theirs[column] for column in "txyp"])
     assert (len(ours.t), tuple(int(column[0]) for column in ours)) == DVS128[name]
     assert (np.diff(ours.t) >= 0).all()
+
+
+@pytest.mark.parametrize("chunks", [None, (1000,)])
+def test_a_column_of_hdf5_that_was_never_written_is_refused(chunks, tmp_path):
+    """HDF5 reads zeros there."""
+    path = writers.write_dsec(tmp_path / "a.h5", MANY)
+    with h5py.File(path, "a") as file:
+        del file["events/x"]
+        file["events"].create_dataset("x", (3000,), "i2", chunks=chunks)
+        if chunks:
+            file["events/x"][:1000] = 1
+    with pytest.raises(RecordingError, match=r"a.h5: /events/x was not written as a whole"):
+        read_any(path)

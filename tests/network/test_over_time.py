@@ -55,3 +55,14 @@ def test_a_batch_without_time_is_refused():
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), pl.PLIF())
     with pytest.raises(UserError, match=r"got \[5, 3\]: a batch \[N, features\] has no time. .*over_time"):
         net(torch.zeros(5, 1, 2, 2))
+
+
+def test_hooks_of_a_sequential_are_called_with_what_it_takes_and_gives():
+    inner = nn.Sequential(nn.Linear(4, 3), pl.PLIF())
+    net, seen = pl.over_time(nn.Sequential(nn.Flatten(), inner)), []
+    inner.register_forward_hook(lambda module, x, y: seen.append((x[0].shape, y.shape)) or 2 * y)
+    x = 5 * torch.rand(6, 2, 1, 2, 2)
+    y = net(x)
+    assert seen == [((6, 2, 4), (6, 2, 3))]
+    assert set(y.unique().tolist()) <= {0.0, 2.0}
+    assert "forward" not in vars(inner)

@@ -204,3 +204,22 @@ def test_a_neuron_alone_runs_in_the_fastest_form():
     assert neuron.backend.chosen(x.device) == "cpu"
     assert neuron(x.half()).dtype == torch.float16  # in the reference: numba does not support float16
     assert torch.equal(neuron(x), pl.use_backend(pl.PLIF(), "reference")(x))
+
+
+@pytest.mark.parametrize("call", ["neuron(y, 4)", "neuron(y, time_steps=4)", "neuron(x=y, time_steps=4)"])
+def test_a_neuron_that_is_called_by_name_is_traced(call):
+    """Found by a review: a held input was traced for one step, and one given by name was a traceback."""
+
+    class Held(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.neuron = nn.Linear(6, 5), pl.PLIF()
+
+        def forward(self, x):
+            return eval(call, {"neuron": self.neuron, "y": 3 * self.fc(x)})
+
+    torch.manual_seed(0)
+    out, found = pl.traces(Held(), torch.rand(1, 3, 6))
+    assert torch.equal(found["neuron"].spikes, out)
+    assert out.shape == (4, 3, 5)
+    assert out.any()

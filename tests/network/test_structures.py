@@ -405,3 +405,10 @@ def test_no_input_of_the_network_is_counted_as_spikes():
     found = {layer.layer: layer.spikes for layer in cost(net, events).layers}
     assert not found["conv1"]
     assert not found["conv2"]
+
+
+def test_a_time_constant_of_2_that_a_layer_names_is_no_default():
+    text = f"c4k3s1-BN-{Slow.__module__}.Slow{{}}-FC3"
+    for own, tau in (("", 8.0), ("(init_tau=2.0)", 2.0), ("(init_tau=3.0)", 3.0)):
+        net = SpikingNetwork((1, 4, 4), 3, 5, structure=text.format(own))
+        assert net.encoder.conv1.neuron.tau.item() == pytest.approx(tau)

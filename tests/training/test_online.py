@@ -1,6 +1,7 @@
 """Training step by step, without gradient through time."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,3 +128,24 @@ def test_bn_that_sees_a_static_image_once_is_not_trained_step_by_step():
     assert not separable(net, "per_step", static=True)
     assert separable(net, "per_step", static=False)
     assert separable(pl.SpikingNetwork((1, 8, 8), 3, 4, **settings | {"norm_held": "every_step"}), "per_step")
+
+
+def test_gradients_that_hooks_or_a_scale_act_on_are_not_taken_step_by_step():
+    """Found by a review: hooks of parameters acted twice, and float16's scale after small gradients were lost."""
+    task = pl.SpikingClassifier((1, 8, 8), 3, 4, channels=2, fc_features=4, through_time=False)
+    assert task._goes_step_by_step(static=True)
+    handle = task.network.classifier.fc1.fc.weight.register_hook(lambda gradient: gradient)
+    assert not task._goes_step_by_step(static=True)
+    handle.remove()
+    task._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=object()))
+    assert not task._goes_step_by_step(static=True)
+
+
+def test_what_is_compiled_or_has_a_loss_of_its_own_is_not_taken_step_by_step():
+    task = pl.SpikingClassifier((1, 8, 8), 3, 5, structure="FC3-LIF", through_time=False)
+    assert task._goes_step_by_step(static=True)
+    task.loss = lambda votes, label, smoothing=0.0: votes.mean(0).square().mean()
+    assert not task._goes_step_by_step(static=True)
+    net = lively()
+    net.encoder.conv1.compile(backend="eager")
+    assert not separable(net, "per_step")

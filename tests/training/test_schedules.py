@@ -3,6 +3,7 @@
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from plif_lightning.data import Digits
@@ -54,7 +55,7 @@ class Rates(L.Callback):
         self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def rates_of(epochs, **trainer):
+def rates_of(epochs, callbacks=(), **trainer):
     """The learning rate of each batch of a training, four in an epoch, with a cycle."""
     module = SpikingClassifier(
         *((1, 8, 8), 10, 2),
@@ -73,7 +74,7 @@ def rates_of(epochs, **trainer):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[seen],
+        callbacks=[seen, *callbacks],
         **trainer,
     ).fit(module, datamodule=Digits(time_steps=2, batch_size=4))
     return seen.seen
@@ -106,3 +107,11 @@ def test_a_longer_cycle_counts_from_the_next_step_on():
 def test_a_wrong_argument_is_refused(arguments):
     with pytest.raises(UserError, match=f"lr_scheduler.{next(iter(arguments))} must"):
         of_length(3, **arguments)(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4))
+
+
+def test_a_cycle_ends_with_a_training_whose_accumulation_changes():
+    """Found by a review: it was at its end after 20 of 50 steps."""
+    seen = rates_of(4, callbacks=[GradientAccumulationScheduler({0: 4, 2: 1})])
+    expected = rates(of_length(10, warmup=0.25), 10)
+    assert seen[::4] == pytest.approx([expected[i] for i in (0, 1, 2, 6)])
+    assert seen[8:] == pytest.approx(expected[2:])

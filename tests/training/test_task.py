@@ -494,3 +494,35 @@ def test_decisions_between_equal_votes_do_not_depend_on_the_batch_size(batch_siz
     assert torch.equal(decided(batch_size), whole)
     best = votes.double().mean(0).topk(2).values
     assert (best[:, 0] - best[:, 1] < 1e-7).sum() > 30  # ties, up to the rounding of 0.1, 0.2 and 0.3
+
+
+def test_a_loader_that_shuffles_has_another_order_in_every_epoch():
+    """Evaluations seed every step, and give the caller's generator back."""
+    orders, images = [[]], TensorDataset(torch.rand(8, 1, 8, 8), torch.arange(8) % 3)
+
+    class Asked(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, i):
+            orders[-1].append(i)
+            return images[i]
+
+    class Epochs(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            orders.append([])
+
+    module = SpikingClassifier((1, 8, 8), 3, 2, channels=4, fc_features=8)
+    run = quick(4, callbacks=[Epochs()], num_sanity_val_steps=0)
+    run.fit(module, DataLoader(Asked(), 4, shuffle=True), DataLoader(images, 4))
+    assert len({tuple(order) for order in orders[:4]}) == 4
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped_in_bf16_with_a_fused_optimiser(algorithm):
+    module = SpikingClassifier(**SMALL, optimizer=lambda p: torch.optim.SGD(p, lr=1.0, fused=True))
+    clip = {"gradient_clip_val": 1e-12, "gradient_clip_algorithm": algorithm}
+    run = quick(1, precision="bf16-mixed", limit_train_batches=3, limit_val_batches=0, **clip)
+    run.fit(module, datamodule=Digits(time_steps=3))
+    weight = module.network.encoder.conv1.norm.bn.weight
+    torch.testing.assert_close(weight, torch.ones_like(weight), rtol=0, atol=1e-6)
