@@ -97,8 +97,9 @@ def test_a_figure_is_no_wider_than_a_page_and_has_no_text_about_itself(runs, nam
 
 
 def test_figure_7_shows_the_authors_time_constants(tmp_path):
-    write_run(tmp_path / "a", (0.5, 0.7, 0.9), layers=("conv1", "conv2", "fc1", "fc2"))
-    write_run(tmp_path / "b", (0.5, 0.7, 0.9), validation="holdout", test=0.5)
+    layers = ("conv1", "conv2", "fc1", "fc2")
+    write_run(tmp_path / "a", (0.5, 0.7, 0.9), layers=layers)
+    write_run(tmp_path / "b", (0.5, 0.7, 0.9), layers=layers, validation="holdout", test=0.5)
     figure, caption = drawn("7", find_runs(tmp_path))
     crosses = {
         re.search("protocol ([AB])", panel.get_title(loc="left"))[1]: [
@@ -119,6 +120,16 @@ def test_figure_6_shows_means_and_the_authors_points(runs):
     np.testing.assert_allclose(solid[0].get_ydata(), [50, 72.5, 80])
     crosses = [line for line in panel.lines if line.get_marker() == "x"]
     assert crosses[0].get_xydata().tolist() == [[1, 88.96], [2, 90.46], [3, 91.10]]
+
+
+def test_a_run_that_has_not_come_to_its_end_counts_only_where_there_is_no_other(tmp_path):
+    write_run(tmp_path / "a", (0.5, 0.7, 0.9), seed=1)
+    write_run(tmp_path / "b", (0.1, 0.1, 0.1), seed=2, finished=False)
+    write_run(tmp_path / "c", (0.2, 0.2, 0.2), seed=1, neuron="lif", finished=False)
+    (panel,) = figure_6(find_runs(tmp_path))[0].axes
+    means = {str(line.get_label()): line.get_ydata() for line in panel.lines if "tau" in str(line.get_label())}
+    assert not [label for label in means if "runs)" in label]
+    np.testing.assert_allclose(sorted(y[0] for y in means.values()), [20, 50])
 
 
 def test_figure_7_begins_at_the_initial_value(runs):

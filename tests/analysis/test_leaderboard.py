@@ -9,7 +9,9 @@ from scipy import stats
 from plif_lightning.analysis.figures import drawn
 from plif_lightning.analysis.leaderboard import comparison_table, gains_table, leaderboard_table, standings
 from plif_lightning.cli import main
-from plif_lightning.runs.run import find_runs
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.record import update
+from plif_lightning.runs.run import find_runs, read_run
 from tests.writers import COST, PAPER, write_run
 
 SEEDS = {1: 0.90, 2: 0.91, 3: 0.93}
@@ -79,6 +81,17 @@ def test_other_data_or_epochs_are_another_leaderboard_and_protocol_a_none(tmp_pa
     found = standings(find_runs(tmp_path))
     assert sorted(len(rows) for rows in found) == [2, 2]
     assert {rows[0].cell.epochs for rows in found} == {"2", "3"}
+
+
+def test_settings_that_were_tested_on_other_samples_are_not_compared(tmp_path):
+    write(tmp_path, "paper", SEEDS)
+    write(tmp_path, "lif", SEEDS, neuron="lif")
+    write(tmp_path, "if", SEEDS, neuron="if")
+    for name, content in (("paper", "x"), ("lif", "x"), ("if", "y")):
+        for seed in SEEDS:
+            folder = RunFolder(tmp_path / f"{name}-{seed}")
+            update(folder, data={**read_run(folder.path).part("data"), "content": "same", "test_content": content})
+    assert set(board(tmp_path)) == {"", "neuron lif"}
 
 
 def test_without_the_papers_setting_there_is_none(tmp_path):

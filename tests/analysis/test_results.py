@@ -11,6 +11,8 @@ from plif_lightning.analysis.grouping import groups
 from plif_lightning.analysis.leaderboard import gains_table, leaderboard_table, standings
 from plif_lightning.analysis.results import COLUMNS, published_runs, read_results, results_table, row_of, write_results
 from plif_lightning.cli import main
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.record import update
 from plif_lightning.runs.run import find_runs, read_run
 from tests import publish
 from tests.cli.calls import FEW, SILENT, TINY, refused
@@ -194,6 +196,15 @@ def test_what_keeps_runs_apart_keeps_their_rows_apart(tmp_path, more):
     runs = find_runs(tmp_path)
     write_results(tmp_path / "results.csv", runs)
     assert standings(published_runs(tmp_path / "results.csv")) == []
+
+
+def test_a_run_that_was_changed_on_the_way_has_a_row_beside_that_of_the_unchanged_one(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, arguments=("--config", SHIPPED, "--trainer.max_epochs=3"))
+    update(RunFolder(tmp_path / "b"), changes=[[20, "data.batch_size", 32]])
+    rows = write_results(tmp_path / "results.csv", find_runs(tmp_path))
+    given = "trainer.max_epochs=3"
+    assert [row["overrides"] for row in rows] == [given, f"{given} after step 20 data.batch_size=32"]
 
 
 def test_the_commands_take_a_table_and_refuse_what_it_does_not_hold(tmp_path, capsys):

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from plif_lightning import configs
-from plif_lightning.callbacks.records import record_samples, weight_histogram
+from plif_lightning.callbacks.records import RunRecord, record_samples, weight_histogram
 from plif_lightning.cli import main
 from plif_lightning.data import Digits
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import Histogram, append_histograms, read_histograms
 from plif_lightning.runs.run import read_run
 from plif_lightning.runs.samples import read_samples
+from plif_lightning.runs.settings import settings
 from plif_lightning.training.task import SpikingClassifier
 
 SMALL = ["--model.channels", "6", "--model.fc_features", "20", "--data.time_steps", "3", "--trainer.callbacks", "[]"]
@@ -109,3 +110,15 @@ def test_a_histogram_behind_half_a_line_is_read_and_one_of_a_repeated_epoch_coun
     again, third = replace(second, counts=[2, 1]), replace(second, epoch=3)
     append_histograms(run, [again, third])
     assert read_histograms(run) == [first, again, third]
+
+
+@pytest.mark.parametrize("other", ["optimizer", "lr_scheduler", "loss"])
+def test_a_run_with_another_optimiser_or_schedule_takes_over_weights_alone(other):
+    """The state of the old schedule would take the place of the new one's settings."""
+    changed = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1}}
+    changed = {"loss": "rate", "lr_scheduler": changed, "optimizer": {"class_path": "torch.optim.SGD"}}[other]
+    record = RunRecord([], {"model": {other: changed}}, begun_from="other.ckpt")
+    checkpoint = {"settings": settings({}), "optimizer_states": [1], "lr_schedulers": [1]}
+    record.on_load_checkpoint(None, None, checkpoint)
+    kept = [1] if other == "loss" else []
+    assert (checkpoint["optimizer_states"], checkpoint["lr_schedulers"]) == (kept, kept)

@@ -1,6 +1,5 @@
 """`stream` and `cost` as users call them."""
 
-import argparse
 import json
 import re
 import shutil
@@ -16,6 +15,7 @@ import yaml
 
 from plif_lightning.cli import main
 from plif_lightning.cli.streaming import _take_step_length
+from plif_lightning.cli.trained import Trained
 from plif_lightning.data import DVSGesture
 from plif_lightning.deploy import StreamingNetwork, deployed
 from plif_lightning.events import Recording, Sensor, readers
@@ -266,14 +266,17 @@ def test_a_network_that_does_not_fire_decides_nothing(checkpoint, capsys):
 
 
 @pytest.mark.parametrize(
-    ("windows", "taken"),
+    ("settings", "given", "expected"),
     [
-        ({"window_ms": 100}, (None, 25.0)),
-        ({"window_events": 400, "slicing": "by_time"}, (100, None)),
-        ({}, (None, None)),
+        ({"window_ms": 100}, (None, None), (None, 25)),
+        ({"window_events": 1001}, (None, None), (250, None)),
+        ({"window_events": 3}, (None, None), (1, None)),
+        ({"window_ms": 100}, (None, 7.0), (None, 7)),
+        ({"window_ms": 100}, (50, None), (50, None)),
+        ({}, (None, None), (None, None)),
     ],
 )
-def test_a_stream_takes_the_time_steps_of_the_training_windows(windows, taken):
-    given = argparse.Namespace(events_per_step=None, ms_per_step=None)
-    _take_step_length(given, SimpleNamespace(data={"init_args": windows}, net=SimpleNamespace(time_steps=4)))
-    assert (given.events_per_step, given.ms_per_step) == taken
+def test_a_stream_takes_the_steps_of_the_windows_that_were_trained_on(settings, given, expected):
+    options = SimpleNamespace(events_per_step=given[0], ms_per_step=given[1])
+    _take_step_length(options, Trained(SimpleNamespace(time_steps=4), {"init_args": settings}, [], None))
+    assert (options.events_per_step, options.ms_per_step) == expected

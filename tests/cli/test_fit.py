@@ -11,6 +11,7 @@ import yaml
 from lightning import Trainer
 
 from plif_lightning.cli import main
+from plif_lightning.cli.lightning import place_absolutely
 from plif_lightning.network import load_network
 from tests import writers
 from tests.cli.calls import CONFIGS, FEW, QUICKSTART, SILENT, TINY, fit, load, resume, rows
@@ -106,6 +107,15 @@ def test_an_optimiser_and_a_scheduler_are_replaced_from_the_command_line(run):
     assert [float(row["lr"]) for row in metrics if row["lr"]] == pytest.approx([0.1, 0.01])
     state = load("runs/quickstart/version_1/checkpoints/last.ckpt")["optimizer_states"][0]
     assert state["param_groups"][0]["momentum"] == 0.9
+
+
+def test_folders_of_data_and_caches_are_stored_so_that_they_are_found_from_everywhere(tmp_path):
+    data = {"root": "data", "store": "caches", "size": 8}
+    place_absolutely(data)
+    assert data == {"root": str(tmp_path / "data"), "store": str(tmp_path / "caches"), "size": 8}
+    elsewhere = {"root": "s3://bucket/data", "store": None}
+    place_absolutely(elsewhere)
+    assert elsewhere == {"root": "s3://bucket/data", "store": None}
 
 
 def test_stored_configuration_is_plain_text(run):

@@ -118,6 +118,12 @@ def test_a_run_is_named_by_its_values_and_given_them_where_args_stands(tmp_path)
     assert len(run_name({"model.structure": "c4k3s1-PLIF-" * 40})) == 200
 
 
+def test_parameters_within_blocks_of_blocks_have_the_names_of_all_of_them(tmp_path):
+    inner = {"parameters": {"lr": {"values": [0.1, 0.2]}, "betas": {"parameters": {"first": 0.9}}}}
+    grid = read_sweep(write(tmp_path / "s.yaml", parameters={"model": {"parameters": {"optimizer": inner}}}))
+    assert grid.points() == [{"model.optimizer.lr": lr, "model.optimizer.betas.first": 0.9} for lr in (0.1, 0.2)]
+
+
 def test_the_shares_of_a_grid_are_all_of_it_once(capsys):
     def printed(*index):
         assert sweep("table4", "--dry-run", *index) == 0

@@ -73,6 +73,13 @@ def test_drops_take_an_interval_inside_the_recording_and_a_share_of_the_events()
     np.testing.assert_allclose(changes.keep, [1.0, 0.8, 0.6])
 
 
+def test_of_two_drops_an_event_survives_both():
+    changes = EventChanges(1, SENSOR)
+    for share, number in ((0.4, 0.5), (0.6, 0.5)):
+        EventDrop(share)(changes, np.array([[number]], np.float32))
+    np.testing.assert_allclose(changes.keep, [0.8 * 0.7])
+
+
 def test_mix_divides_the_sensor_between_both():
     changes = EventChanges(1, SENSOR)
     # a share of a quarter: sides of half the size, about the centre (2, 1.5): columns 1-2, rows 1-1

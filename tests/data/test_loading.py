@@ -150,3 +150,18 @@ def test_a_run_left_twice_within_an_epoch_has_served_what_it_served():
         served = loader.state_dict()
     assert served == {"epoch": 2, "samples": 80, "seed": 5}
     assert len(set(torch.cat(seen).tolist())) == 80
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("taken", [1, 3])
+def test_batches_before_and_after_a_resume_are_those_of_an_epoch_where_the_last_one_is_dropped_too(drop_last, taken):
+    def loader():
+        found = make_loader(Numbers(100), BatchPlan(100, 8, shuffle=True, drop_last=drop_last, seed=5))
+        found.sampler.set_epoch(2)
+        return found
+
+    stopped, resumed = loader(), loader()
+    list(itertools.islice(stopped, taken))
+    resumed.load_state_dict(stopped.state_dict())
+    assert resumed.batches_done(2) == taken
+    assert len(list(resumed)) == len(resumed) - taken == (12 if drop_last else 13) - taken

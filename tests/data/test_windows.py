@@ -11,6 +11,7 @@ from plif_lightning.data import EventFolder, TimeDrop
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, Sensor, integrate, read_any
+from plif_lightning.events.windows import Samples, Windows, windowed
 from plif_lightning.runtime.randomness import hashed_uniform
 from tests import writers
 
@@ -67,6 +68,12 @@ def test_windows_are_what_cutting_by_hand_gives(root, given):
     whole = made(root)  # another training set of the same cache
     assert whole.recordings(train=True).content == data.recordings(train=True).content
     assert whole.identity() != data.identity()
+
+
+def test_a_transform_that_changes_nothing_leaves_windows_by_time_as_they_are(root):
+    given = {"window_ms": 100, "stride_ms": 50.5, "slicing": "by_time"}
+    plain, transformed = made(root, **given), made(root, **given, augmentation=[lambda events: events])
+    assert torch.equal(everything(transformed.train_set).x, everything(plain.train_set).x)
 
 
 def test_windows_longer_than_all_recordings_of_a_class_are_refused_with_the_longest_of_each(tmp_path):
@@ -198,3 +205,10 @@ def test_a_split_is_the_same_after_the_files_are_gone_and_counts_each_event_once
     after = made(tmp_path, **given)
     assert (after.sensor, after.class_names, after.sizes()) == (before.sensor, before.class_names, before.sizes())
     assert after.identity() == before.identity()
+
+
+def test_the_last_window_by_time_may_end_with_the_last_event():
+    one = Samples(*(np.array([value]) for value in (0, 4, 0, 0, 0, -1)))
+    for length, expected in ((10, [0, 10, 20, 30]), (40, [0]), (41, [])):
+        found = windowed(one, np.array([0, 10, 20, 39]), Windows(length, length, by_time=True))
+        assert found.start.tolist() == expected

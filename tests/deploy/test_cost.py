@@ -184,3 +184,15 @@ def test_the_layer_that_takes_the_input_is_known(shape):
         found = cost(made, given)
         spikes = [layer.spikes for layer in found.layers if layer.parameters > 1]  # more than tau
         assert (spikes, found.time_steps) == ([False, True], 4)
+
+
+def test_a_weight_that_is_reused_is_fetched_once_a_step():
+    net = trained()
+    found = cost(net, 10 * frames(net))
+    for layer in found.layers:
+        fetched = min(layer.actual, 4 * layer.parameters)
+        kept = 8 * layer.updates * picojoules_a_byte(4 * layer.state)
+        computed = (0.1 if layer.spikes else 0.3) * layer.actual + 0.3 * layer.updates
+        expected = fetched * picojoules_a_byte(layer.parameters) + layer.actual * picojoules_a_byte(1) + kept + computed
+        assert layer.with_memory(True) == pytest.approx(expected)
+    assert any(layer.actual > 4 * layer.parameters for layer in found.layers)

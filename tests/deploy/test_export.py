@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 
+from plif_lightning.callbacks.engine import DeployedForm
 from plif_lightning.cli import main
 from plif_lightning.deploy import deployed, fold
 from plif_lightning.deploy.exporting import export, write_onnx
@@ -18,6 +20,7 @@ from plif_lightning.errors import CheckpointError, UserError
 from plif_lightning.network import SpikingNetwork, load_network
 from plif_lightning.network.fingerprint import fingerprint
 from plif_lightning.network.network import ARGUMENTS
+from plif_lightning.training.task import SpikingClassifier
 from tests.cli.calls import SILENT, TINY, fit, refused, rows
 from tests.deploy.conftest import frames, trained
 
@@ -54,6 +57,12 @@ def test_the_folder_says_what_is_in_it(exported):
     assert facts["structure"] == str(load_network(exported).structure)
     assert set(facts["states_before_the_first_step"]) == {"v_conv1", "v_conv2", "v_fc1", "v_fc2"}
     assert set(facts["nir_readers"]) == {"SpikingJelly", "snnTorch", "Norse"}
+
+
+def test_the_caller_may_say_that_a_network_of_images_takes_frames(checkpoint, tmp_path):
+    for takes, expected in ((None, ["N", 1, 8, 8]), ("frames", [2, "N", 1, 8, 8])):
+        export(str(checkpoint), str(tmp_path / "out"), takes=takes)
+        assert json.loads((tmp_path / "out/export.json").read_text())["input"] == expected
 
 
 def test_the_folded_network_is_loaded_from_the_folder(checkpoint, exported):
@@ -221,3 +230,13 @@ def test_a_step_in_onnx_says_which_potentials_it_begins_with(tmp_path):
         votes, *after = session.run(None, {"frame": frame.numpy(), **state})
         state = dict(zip(state, after, strict=True))
         torch.testing.assert_close(torch.from_numpy(votes), expected)
+
+
+def test_an_evaluation_on_an_engine_that_breaks_off_leaves_the_network_in_the_task(checkpoint):
+    task = SpikingClassifier.load_from_checkpoint(checkpoint, weights_only=True)
+    network = task.network
+    wrong = torch.utils.data.DataLoader([(torch.rand(1, 5, 5), 0)])  # images of another size
+    silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    with pytest.raises(UserError, match="x must be"):
+        L.Trainer(callbacks=[DeployedForm("float32")], **silent).test(task, wrong)
+    assert task.network is network

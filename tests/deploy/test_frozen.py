@@ -217,3 +217,14 @@ def test_other_engines_and_user_defined_networks_are_refused(net):
         deployed(net, "events")
     with pytest.raises(UserError, match="need a network from a structure, got a Sequential"):
         deployed(torch.nn.Sequential(torch.nn.Linear(3, 3)))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_who_listens_to_an_image_after_a_single_step_hears_all_steps(channels):
+    net = trained(shape=(channels, 12, 12))
+    made, image, heard = deployed(net), frames(net)[0], {}
+    made.step(image)
+    with made.listening(heard.__setitem__):
+        votes = made(image)
+    assert torch.equal(votes, deployed(net)(image))
+    assert heard["conv1"].shape == (4, 3, 8, 12, 12)

@@ -135,6 +135,12 @@ def test_the_graph_is_checked_by_nir_itself(net):
     assert [type(node).__name__ for node in graph.nodes.values()].count("LIF") == 6  # two implement max-pooling
 
 
+def test_a_convolution_has_its_stride_padding_and_dilation():
+    graph = to_nir(trained(structure="c4k3s2p2d3-BN-PLIF-c4k3s1x2p0d1x2-BN-PLIF-FC3-PLIF", shape=(2, 16, 16)))
+    found = [(node.stride, node.padding, node.dilation) for name, node in graph.nodes.items() if name.endswith("_conv")]
+    assert found == [((2, 2), (2, 2), (3, 3)), ((1, 2), (0, 0), (1, 2))]
+
+
 def test_seconds_are_those_of_a_step(net):
     graph = to_nir(net, dt=1e-3)
     tau = net.encoder.conv1.neuron.tau.item()

@@ -73,9 +73,16 @@ def test_silence_is_time_too():
     assert len(stream.push([0], [0], [5600], [1])) == 5  # 500 to 1500, and four empty steps
 
 
-def test_a_stream_that_is_reset_begins_at_rest():
+def test_an_event_at_the_end_of_a_step_completes_it_and_belongs_to_the_next():
+    stream = StreamingNetwork(NET, us_per_step=1000)
+    assert len(stream.push([0, 1], [0, 1], [500, 1500], [1, 1])) == 1
+    assert stream.waiting_events == 1
+
+
+@pytest.mark.parametrize("last", [None, 3])
+def test_a_stream_that_is_reset_begins_at_rest(last):
     events = recording()
-    stream = StreamingNetwork(NET, events_per_step=90)
+    stream = StreamingNetwork(NET, events_per_step=90, last=last)
     expected = stream.push(events)
     stream.reset()
     assert stream.steps == stream.waiting_events == 0

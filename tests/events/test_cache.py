@@ -101,6 +101,17 @@ def test_a_file_that_is_overwritten_in_place_is_noticed_and_a_copy_with_other_ti
         cached(store, "key", not_again, paths)
 
 
+def test_a_file_that_an_older_one_takes_the_place_of_is_noticed(tmp_path):
+    """As by `cp -p` or from an archive, which keep the times of files."""
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"new")
+    cached(tmp_path / "store", "key", build, [path])
+    path.write_bytes(b"old")
+    os.utime(path, (10**9, 10**9))
+    with pytest.raises(AssertionError, match="built again"):
+        cached(tmp_path / "store", "key", not_again, [path])
+
+
 def flip(data):
     return data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
 

@@ -118,6 +118,14 @@ def test_a_long_file_is_read_in_portions_as_a_whole(name, overflow, tmp_path, ca
     assert "5 events outside the sensor" in caplog.text
 
 
+def test_an_overflow_between_two_portions_is_added(tmp_path):
+    """Each portion alone has ascending times, and nothing outside the sensor."""
+    n = 2**15  # events of a portion
+    place = np.arange(n + 9) % 128
+    events = Recording(2**32 - n + np.arange(n + 9), place, place, place % 2)
+    same(read_any(written("dat", tmp_path, events)), events)
+
+
 def test_a_path_may_be_a_string_and_its_suffix_in_any_case(tmp_path):
     same(read_any(str(written("evt3", tmp_path, MANY).rename(tmp_path / "A.RAW"))), MANY)
 

@@ -107,7 +107,7 @@ def test_values_are_added_up_as_the_library_does(dtype, outputs):
 
 @pytest.mark.parametrize("outputs", [33, 64, 128])  # also words of bits that are full
 @pytest.mark.parametrize("pool", SPIKING)
-@pytest.mark.parametrize("size", [(6, 8), (7, 5)])
+@pytest.mark.parametrize("size", [(6, 8), (7, 5), (6, 5), (7, 8)])
 def test_steps_one_after_another_are_the_whole(pool, size, outputs):
     x = maps(4 * 3, 20, *size)
     table, bias, k = table_of(values(outputs, 20, 3, 3)), values(outputs), torch.tensor(0.5)

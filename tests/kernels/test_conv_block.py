@@ -241,3 +241,10 @@ def test_each_band_draws_other_ties(monkeypatch):
     run(block("cpu", x, "max_random"), x)
     assert len(seeds) == 6
     assert len(set(seeds)) == 6
+
+
+@pytest.mark.parametrize("pool", ["max_first", "avg"])
+def test_no_band_ends_within_a_window(monkeypatch, pool):
+    x = events(4, 3, 2, 12, 10)
+    monkeypatch.setitem(layout.BAND, "cpu", 3 * 4 * 3 * 10 * 5)  # room for three rows of 5 channels
+    equal(x, pool)

@@ -225,3 +225,11 @@ def test_a_network_whose_last_maps_are_one_pixel_has_gradients_in_bfloat16(backe
         with torch.autocast("cpu", torch.bfloat16):
             net(x).square().sum().backward()
         assert all(p.grad is None or p.grad.abs().max() < 1e3 for p in net.parameters())
+
+
+def test_few_pixels_are_convolved_by_patches_of_taps_that_lie_apart():
+    torch.manual_seed(0)
+    x, weight = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 256, 4, 3), (256, 256, 3, 3)))
+    sizes = {"padding": 2, "dilation": 2}
+    assert dense.takes_patches(x, weight, 1)
+    torch.testing.assert_close(dense.conv2d(x, weight, **sizes), F.conv2d(x, weight, **sizes))

@@ -544,6 +544,27 @@ def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch
     torch.testing.assert_close(halves[0][3], made.norm.bn.running_var)
 
 
+def part_of_a_batch(rank):
+    y = maps(5, 4, 3, 4, 6)
+    made = block("cpu", PLIF(), "per_step", 3, 5, torch.float64, True, SpikeMaxPool2d("first"))
+    made.norm.bn = nn.SyncBatchNorm.convert_sync_batchnorm(made.norm.bn)
+    own = slice(0, 1) if rank == 0 else slice(1, 4)
+    part = y[:, own].clone().requires_grad_()
+    weight = torch.randn(5, 4, 3, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    made(part).backward(weight[:, own])
+    return part.grad
+
+
+def test_processes_with_batches_of_other_sizes_are_one_with_the_whole_batch(tmp_path):
+    """The last batch of a loader that is not of this project may be smaller in one of them."""
+    parts = on_two_processes(part_of_a_batch, tmp_path)
+    y = maps(5, 4, 3, 4, 6).requires_grad_()
+    made = block("cpu", PLIF(), "per_step", 3, 5, torch.float64, True, SpikeMaxPool2d("first"))
+    weight = torch.randn(5, 4, 3, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    made(y).backward(weight)
+    torch.testing.assert_close(torch.cat(parts, 1), y.grad)
+
+
 class OwnForward(PLIF):
     def forward(self, x, time_steps=None):
         return super().forward(x, time_steps).mul(0)

@@ -46,6 +46,10 @@ def fails(found):
     raise RuntimeError("no such instruction\nand more")
 
 
+def lacks(found):
+    raise FileNotFoundError("there is no ptxas")
+
+
 @pytest.mark.parametrize(
     ("kernel", "change", "reason"),
     [
@@ -53,6 +57,7 @@ def fails(found):
         ("fire_backward", lambda found: (found[0] * 1.1, *found[1:]), "the gradient of x by"),
         ("moments", lambda found: (found[0], found[1] + 1), "the moments of BN"),
         ("fire", fails, "RuntimeError: no such instruction"),
+        ("fire", lacks, "FileNotFoundError: there is no ptxas"),
     ],
 )
 def test_a_wrong_kernel_is_left_out_with_one_warning(kernel, change, reason, monkeypatch, caplog):
@@ -90,3 +95,20 @@ def of_step_0(kernel):
 def test_training_is_compared_statistics_states_and_all(where, name, change, reason, monkeypatch):
     monkeypatch.setattr(where, name, change(getattr(where, name)))
     assert reason in difference(pl.PLIF().dynamics, CPU)
+
+
+def test_every_neuron_is_compared_once_on_every_device(monkeypatch):
+    asked = []
+
+    def compared(dynamics, device):
+        asked.append((dynamics.key, device.index))
+        return "spikes" if asked[-1] == wrong else ""
+
+    monkeypatch.setattr(trust, "difference", compared)
+    neurons, devices = [pl.PLIF().dynamics, pl.IF().dynamics], [torch.device("cuda", i) for i in (0, 1)]
+    pairs = [(neuron, device) for neuron in neurons for device in devices]
+    keys = [(neuron.key, device.index) for neuron, device in pairs]
+    wrong = keys[-1]
+    for _ in range(2):
+        assert [agrees(*pair) for pair in pairs] == [True, True, True, False]
+    assert asked == keys

@@ -141,6 +141,15 @@ def test_a_checkpoint_of_another_network_is_refused(other, saved):
         pl.SpikingClassifier.load_from_checkpoint(saved, weights_only=True, **OTHERS[other])
 
 
+def test_a_leaky_integral_of_another_time_constant_is_another_network():
+    structure = STRUCTURE.removesuffix("-PLIF") + "-LI(init_tau={})"
+    save(pl.SpikingClassifier((1, 8, 8), 3, 4, structure=structure.format(4.0)), "net.ckpt")
+    load = pl.SpikingClassifier.load_from_checkpoint
+    assert load("net.ckpt", weights_only=True).network.voting.init_tau == 4
+    with pytest.raises(CheckpointError, match="differs from this one in a class"):
+        load("net.ckpt", weights_only=True, structure=structure.format(2.0))
+
+
 def test_a_trainer_refuses_a_checkpoint_of_other_settings(saved):
     """Found by a review: it tested with these settings and those weights, without a word."""
     other = pl.SpikingClassifier((1, 8, 8), 3, 4, structure=STRUCTURE, v_threshold=0.5)

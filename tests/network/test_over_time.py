@@ -66,3 +66,11 @@ def test_hooks_of_a_sequential_are_called_with_what_it_takes_and_gives():
     assert seen == [((6, 2, 4), (6, 2, 3))]
     assert set(y.unique().tolist()) <= {0.0, 2.0}
     assert "forward" not in vars(inner)
+
+
+def test_another_number_of_steps_ends_with_its_block_after_an_error_too():
+    net = pl.SpikingNetwork((1, 8, 8), 3, 4, channels=4, fc_features=8)
+    with pytest.raises(UserError, match="x must be"), net.for_time_steps(7):
+        net(torch.zeros(5, 2, 1, 8, 8))
+    assert net.time_steps == net.encoder.conv1.time_steps == 4
+    assert net(torch.zeros(2, 1, 8, 8)).shape == (4, 2, 3)

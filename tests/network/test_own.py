@@ -356,3 +356,17 @@ def test_a_sequential_takes_static_images_at_every_number_of_steps(steps):
     torch.testing.assert_close(module(x), module(x[:, None].expand(5, steps, 1, 4, 4)))
     again = pl.SpikingClassifier((1, 4, 4), 3, steps, network=pl.over_time(layers))
     assert torch.equal(again(x), module(x))
+
+
+def test_a_trial_draws_no_random_number_of_the_training():
+    class Noisy(Net):
+        def forward(self, x):
+            return super().forward(x + torch.rand_like(x))
+
+    module = task(Noisy())
+    torch.manual_seed(0)
+    torch.rand(5)  # the generator is no longer where its seed put it
+    expected = torch.get_rng_state()
+    module._input(torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert module._tried
+    assert torch.equal(torch.get_rng_state(), expected)

@@ -223,3 +223,9 @@ def test_a_neuron_that_is_called_by_name_is_traced(call):
     assert torch.equal(found["neuron"].spikes, out)
     assert out.shape == (4, 3, 5)
     assert out.any()
+
+
+def test_a_neuron_that_is_used_twice_has_no_single_steps():
+    neuron = pl.PLIF()
+    with pytest.raises(UserError, match="a neuron is used twice in the network"):
+        pl.step(nn.Sequential(nn.Linear(4, 4), neuron, nn.Linear(4, 4), neuron), torch.rand(2, 4))

@@ -412,3 +412,11 @@ def test_a_time_constant_of_2_that_a_layer_names_is_no_default():
     for own, tau in (("", 8.0), ("(init_tau=2.0)", 2.0), ("(init_tau=3.0)", 3.0)):
         net = SpikingNetwork((1, 4, 4), 3, 5, structure=text.format(own))
         assert net.encoder.conv1.neuron.tau.item() == pytest.approx(tau)
+
+
+def test_a_product_with_counts_of_events_is_no_layer_of_spikes():
+    net = trained(structure="AND(c2k3s1-BN-PLIF)-FC6-PLIF-APk2s2")
+    x = 3 * frames(net)
+    assert not net.classifier.fc1.spikes_in
+    with torch.no_grad():
+        torch.testing.assert_close(deployed(net)(x), net(x))

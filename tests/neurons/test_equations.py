@@ -530,8 +530,8 @@ PACKAGE = Path(pl.__file__).parent
 # Where an equation with a threshold or a reset stands: the neurons themselves, and what their reset is.
 SOURCES = {"dynamics/leaky.py", "dynamics/equations.py", "neurons/published.py"}
 SPIKE = {"dynamics/surrogate.py", "dynamics/expression.py"}  # its gradient, of a potential minus a threshold
-# Not equations: the learned threshold's range.
-OTHERS = {"neurons/modules.py"}
+# Not equations: the range of the learned threshold, and the thresholds that a trial of a conversion sets.
+OTHERS = {"neurons/modules.py", "network/trial.py"}
 
 
 def test_no_other_file_writes_a_charge_a_reset_or_a_surrogate():
@@ -574,3 +574,12 @@ def test_methods_and_helpers_of_a_neuron_are_no_equations():
             return f"tau {self.tau:.1f}"
 
     assert Own().describe() == "tau 2.0"
+
+
+def test_neurons_that_differ_only_in_where_they_begin_are_told_apart():
+    """With a soft reset, the equations of IF contain no V_reset but before the first step."""
+    x = torch.full([1, 1, 1], 1.2)
+    usual, lower = (neurons.IF(reset="soft", v_reset=v_reset) for v_reset in (0.0, -0.5))
+    assert usual.dynamics.key != lower.dynamics.key
+    for backend in ("cpu", "reference"):
+        assert [use_backend(neuron, backend)(x).item() for neuron in (usual, lower)] == [1, 0]

@@ -1,5 +1,7 @@
 """The learning rate over a training: against PyTorch's schedules, and by the Trainer."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from plif_lightning.data import Digits
 from plif_lightning.errors import UserError
-from plif_lightning.training.schedules import OneCycle
+from plif_lightning.training.schedules import OneCycle, length_of
 from plif_lightning.training.task import SpikingClassifier
 
 
@@ -115,3 +117,8 @@ def test_a_cycle_ends_with_a_training_whose_accumulation_changes():
     expected = rates(of_length(10, warmup=0.25), 10)
     assert seen[::4] == pytest.approx([expected[i] for i in (0, 1, 2, 6)])
     assert seen[8:] == pytest.approx(expected[2:])
+
+
+def test_the_batches_that_an_epoch_ends_with_are_a_step_too():
+    trainer = SimpleNamespace(estimated_stepping_batches=6, num_training_batches=5, accumulate_grad_batches=2)
+    assert length_of(trainer) == (6, 2)  # two epochs of the batches 2 + 2 + 1

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -11,6 +12,8 @@ from plif_lightning.data import Digits
 from plif_lightning.data.loading import as_batch, merged
 from plif_lightning.errors import NonFiniteError, UserError
 from plif_lightning.network import load_network
+from plif_lightning.network.fingerprint import fingerprint
+from plif_lightning.training.seeds import StepSeeds
 from plif_lightning.training.task import SpikingClassifier
 
 SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "time_steps": 3, "channels": 4, "fc_features": 12}
@@ -158,6 +161,40 @@ def test_the_accuracy_of_an_epoch_begins_with_it_after_a_resume_too(tmp_path):
             weights_only=True,
         )
     assert counts.seen == of_one * 3
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, 24.0), (1, 0.0)])
+def test_one_process_alone_takes_over_the_loss_of_an_epoch_so_far(rank, expected, monkeypatch):
+    task = SpikingClassifier(**SMALL)
+    task._trainer = SimpleNamespace(callbacks=[], state=SimpleNamespace(fn="fit"))
+    monkeypatch.setattr(SpikingClassifier, "global_rank", rank)
+    states = {f"{name}.{state}": torch.tensor(24.0) for name in ("loss", "accuracy")
+              for state in task._train_metrics()[name].metric_state}  # fmt: skip
+    task.on_load_checkpoint({"fingerprint": fingerprint(task.network), "state_dict": {}, "train_metrics": states})
+    assert task.train_loss.weight == expected
+
+
+def test_each_process_draws_numbers_of_its_own():
+    seeds, drawn = StepSeeds(), []
+    for rank in (0, 1, 0):
+        module = SimpleNamespace(current_epoch=2, global_rank=rank)
+        seeds.on_fit_start(None, module)
+        seeds.on_train_batch_start(None, module, None, 3)
+        drawn.append(torch.rand(4))
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_firing_rates_of_a_test_are_those_of_the_test_alone(tmp_path):
+    module = SpikingClassifier(**SMALL)
+    module.network.encoder.conv1.norm.bn.bias.data.fill_(1.0)
+    dark, light = (DataLoader(TensorDataset(x, torch.arange(8)), batch_size=8)
+                   for x in (torch.zeros(8, 1, 8, 8), 9 * torch.rand(8, 1, 8, 8)))  # fmt: skip
+    alone = trainer(tmp_path).test(module, light, verbose=False)[0]
+    run = trainer(tmp_path)
+    before = run.validate(module, dark, verbose=False)[0]
+    assert before["rate/conv1"] != alone["rate/conv1"]
+    assert run.test(module, light, verbose=False)[0]["rate/conv1"] == alone["rate/conv1"]
 
 
 def test_firing_rates_are_the_mean_of_all_spikes(tmp_path):
