@@ -1,6 +1,9 @@
 """What the package needs, and what is said where a part of it is missing."""
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -10,6 +13,7 @@ import yaml
 
 from plif_lightning.runtime import program
 from plif_lightning.runtime.program import EXTRAS, missing, needed_by
+from tests import writers
 from tests.conftest import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -61,8 +65,7 @@ WITHOUT = {
     "wandb": ("from plif_lightning.callbacks import WandbRunLogger; WandbRunLogger().experiment", "needs wandb"),
     "nir": ("from plif_lightning.deploy.nir import _nir; _nir()", "a NIR graph needs nir"),
     "optuna": ("from plif_lightning.cli.sweep import distribution; distribution('a', {})", "a search needs optuna"),
-    "scipy": ("from plif_lightning.cli import main; main(['tables'])", "this command needs scipy"),
-    "matplotlib": ("from plif_lightning.cli import main; main(['report'])", "this command needs matplotlib"),
+    "matplotlib": ("from plif_lightning.cli import main; main(['report'])", "report needs matplotlib"),
 }
 
 
@@ -89,8 +92,107 @@ def test_the_version_is_the_same_everywhere():
     assert re.search(r"^## (\S+?),? ", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == __version__
 
 
+def test_paths_in_workflows_are_there():
+    found = set()
+    for workflow in (REPOSITORY / ".github/workflows").glob("*.yml"):
+        for path in re.findall(r"(?<![$/\w])[\w.-]+/[\w./-]*\.(?:py|toml|md|yaml|txt)\b", workflow.read_text()):
+            found.add(path)
+            assert (REPOSITORY / path).exists(), (workflow.name, path)
+    assert "plif_lightning/version.py" in found
+
+
+def test_a_release_has_absolute_links_and_addresses(tmp_path):
+    steps = yaml.safe_load((REPOSITORY / ".github/workflows/release.yml").read_text())["jobs"]["build"]["steps"]
+    (step,) = (step["run"] for step in steps if "Absolute" in step.get("name", ""))
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    about = {"GITHUB_REPOSITORY": "owner/name", "GITHUB_REF_NAME": "v1.2.3"}
+    subprocess.run(["bash", "-euo", "pipefail", "-c", step], cwd=tmp_path, check=True, env={**os.environ, **about})
+    links = re.findall(r"\]\(([^)]+)\)", (tmp_path / "README.md").read_text())
+    assert [link for link in links if not link.startswith("https://")] == []
+    urls = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]["urls"]
+    assert urls.keys() == {"Paper", "Repository", "Documentation", "Changelog"}
+    assert urls["Changelog"] == "https://github.com/owner/name/blob/v1.2.3/CHANGELOG.md"
+
+
 def test_workflows_install_what_the_readme_does():
     jobs = yaml.safe_load((REPOSITORY / ".github/workflows/tests.yml").read_text())["jobs"]
     commands = " ".join(step.get("run", "") for step in jobs["tests"]["steps"])
     for command in re.search(r"python -m pip install -e .*", (REPOSITORY / "README.md").read_text())[0].split(" && "):
         assert command in commands
+
+
+def test_every_command_works_from_the_bare_wheel_or_names_what_it_needs_before_it_writes(tmp_path):
+    """In a process that cannot import any distribution outside of the wheel's requirements."""
+    writers.write_mnist(tmp_path / "data", name="FashionMNIST")
+    writers.write_image_folder(tmp_path / "pets")
+    for part in ("train/left", "train/right", "test/left"):
+        (tmp_path / "hands" / part).mkdir(parents=True)
+        writers.write_dsec(tmp_path / "hands" / part / "0.h5", writers.events_of(100, 0))
+    few = ["--trainer.max_epochs=1", "--model.channels=4", "--model.fc_features=10", "--data.time_steps=2"]
+    few += ["--trainer.enable_progress_bar=false", "--data.root=data"]
+    fit = ["fit", "--config", "fashionmnist", *few, "--run_folder"]
+    (tmp_path / "s.yaml").write_text(
+        yaml.safe_dump(SWEEP | {"command": ["${env}", "${interpreter}", "${program}", *fit[:-1], "${args}"]})
+    )
+    of_best = ["--ckpt_path", "run/checkpoints/best.ckpt"]
+    works = [
+        ["prepare", "--config", "fashionmnist", "--data.root=data"],
+        [*fit, "run"],
+        [
+            "fit",
+            "--data",
+            "ImageFolder",
+            "--data.root=pets",
+            "--data.size=8",
+            *few[:-1],
+            "--model.n_down=1",
+            "--run_folder",
+            "own",
+        ],
+        *([name, *of_best] for name in ("validate", "test", "predict", "cost")),
+        ["export", *of_best, "--out", "out", "--format", "pt2"],
+        ["sweep", "s.yaml"],
+        ["tables"],
+    ]
+    names = {
+        "Digits needs sklearn": ["fit", "--config", "quickstart"],
+        "NMNIST needs tonic": ["fit", "--config", "nmnist"],
+        "CIFAR10DVS needs tonic": ["prepare", "--config", "cifar10dvs"],
+        "DVSGesture needs tonic": ["fit", "--config", "dvsgesture"],
+        "TonicEvents needs tonic": ["fit", "--data", "TonicEvents", "--data.name", "POKERDVS"],
+        "onnx needs onnx": ["export", *of_best, "--out", "o2", "--format", "onnx"],
+        "nir needs nir": ["export", *of_best, "--out", "o3", "--format=nir"],
+        "pretrained needs safetensors": ["export", *of_best, "--out", "o4", "--format", "pretrained"],
+        "figures needs matplotlib": ["figures"],
+        "report needs matplotlib": ["report"],
+        "a recording in HDF5 needs h5py": [
+            "prepare",
+            "--data",
+            "EventFolder",
+            "--data.root",
+            "hands",
+            "--data.sensor=[128,128]",
+        ],
+    }
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "tests/bare.py")], input=json.dumps([*works, *names.values()]),
+        capture_output=True, text=True, cwd=tmp_path, check=False, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    outcomes = json.loads(done.stdout.splitlines()[-1])
+    for argv, (status, error, _) in zip(works, outcomes, strict=False):
+        assert (status, error) == (0, ""), argv
+    for (name, argv), (status, error, files) in zip(names.items(), outcomes[len(works) :], strict=True):
+        assert status == 2, argv
+        assert name in error
+        assert "pip install" in error
+        assert not [path for path in files if not path.startswith("hands/events")], argv
+
+
+SWEEP = {
+    "program": "main.py",
+    "method": "grid",
+    "parameters": {"seed_everything": {"values": [1, 2]}},
+    "metric": {"name": "test_as_val/acc", "goal": "maximize"},
+}

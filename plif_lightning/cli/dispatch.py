@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
@@ -13,7 +14,7 @@ from typing import NamedTuple, NoReturn
 from plif_lightning.errors import Stopped, UserError
 from plif_lightning.runtime import files, program
 from plif_lightning.runtime.process import on_termination, tune_allocator
-from plif_lightning.runtime.program import missing
+from plif_lightning.runtime.program import missing, require_package
 from plif_lightning.version import __version__
 
 
@@ -26,26 +27,33 @@ class Command(NamedTuple):
             the exit status; None for Lightning's own commands.
         writes: SIGTERM and SIGHUP end it like Ctrl-C, removing unfinished files. Other commands can be resumed or only
             print.
+        needs: packages beside the wheel's own requirements, by the value of an option that needs them; "" for always.
     """
 
     summary: str
     module: str | None = None
     writes: bool = False
+    needs: Mapping[str, tuple[str, ...]] = {}
 
 
+_DATA = {"Digits": ("sklearn",)} | dict.fromkeys(("NMNIST", "CIFAR10DVS", "DVSGesture", "TonicEvents"), ("tonic",))
+_FORMATS = {"onnx": ("onnx", "onnxscript"), "nir": ("nir",), "pretrained": ("safetensors",)}
+_PLOTS = {"": ("matplotlib",)}
 COMMANDS = {
-    "prepare": Command("download, verify and unpack a data set, and list its contents", "prepare", writes=True),
-    "fit": Command("train a network; keep its best and its last checkpoint"),
-    "validate": Command("evaluate a checkpoint on its validation set"),
-    "test": Command("evaluate a checkpoint on the test set, per class too"),
-    "predict": Command("write a checkpoint's predictions and votes to a CSV file"),
-    "export": Command("export a checkpoint: BN-folded, torch.export, ONNX, NIR", "deploy", writes=True),
+    "prepare": Command(
+        "download, verify and unpack a data set, and list its contents", "prepare", writes=True, needs=_DATA
+    ),
+    "fit": Command("train a network; keep its best and its last checkpoint", needs=_DATA),
+    "validate": Command("evaluate a checkpoint on its validation set", needs=_DATA),
+    "test": Command("evaluate a checkpoint on the test set, per class too", needs=_DATA),
+    "predict": Command("write a checkpoint's predictions and votes to a CSV file", needs=_DATA),
+    "export": Command("export a checkpoint: BN-folded, torch.export, ONNX, NIR", "deploy", writes=True, needs=_FORMATS),
     "stream": Command("classify a recording as its events arrive", "streaming"),
-    "cost": Command("estimate operations, memory traffic and energy", "deploy", writes=True),
+    "cost": Command("estimate operations, memory traffic and energy", "deploy", writes=True, needs=_DATA),
     "sweep": Command("run a parameter grid or a search, one process and one folder per run", "sweep"),
     "tables": Command("print the paper's tables, with your runs beside the paper's numbers", "results", writes=True),
-    "figures": Command("draw the paper's figures from your runs, or a recording", "results", writes=True),
-    "report": Command("write one page with tables, figures and all runs", "results", writes=True),
+    "figures": Command("draw the paper's figures from your runs, or a recording", "results", writes=True, needs=_PLOTS),
+    "report": Command("write one page with tables, figures and all runs", "results", writes=True, needs=_PLOTS),
     "check": Command("compare every form of a layer with the reference on this machine", "check"),
 }
 
@@ -135,6 +143,7 @@ def _run(argv: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UserError(f"unknown command {name}.{hint} The commands are {', '.join(COMMANDS)}.")
+    _require_packages(name, command, rest)
     if command.module is None:
         from plif_lightning.cli.resume import expand
 
@@ -147,6 +156,21 @@ def _run(argv: list[str]) -> int:
         with on_termination(_stop):
             return int(function(rest))
     return int(function(rest))
+
+
+def _require_packages(name: str, command: Command, argv: list[str]) -> None:
+    """Name a package that a command needs before the time that its imports take, and before it writes anything."""
+    if not command.needs or {"-h", "--help"} & {*argv}:
+        return
+    from plif_lightning.cli.parser import values
+    from plif_lightning.cli.resume import CONFIG, content_of
+    from plif_lightning.runs.settings import setting_in
+
+    chosen = ["", *values(argv, "--format"), *values(argv, "--data"), *values(argv, "--data.class_path")]
+    chosen += [str(setting_in(content_of(config), "data.class_path")) for config in values(argv, *CONFIG)]
+    for value in chosen:
+        for package in command.needs.get(value.rpartition(".")[2], ()):
+            require_package(package, f"{name} {value.rpartition('.')[2]}".strip())
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import requires
+from importlib.util import find_spec
 from pathlib import Path
 
 from plif_lightning.errors import UserError
@@ -13,7 +15,7 @@ _IS_CHECKOUT = _MAIN.is_file() and (_ROOT / "configs" / "base.yaml").is_file()
 # Package as it is imported -> extra of pyproject.toml.
 EXTRAS = {
     **dict.fromkeys(("tonic", "h5py", "lz4", "zstandard", "hdf5plugin"), "events"),
-    **dict.fromkeys(("matplotlib", "scipy"), "report"),
+    "matplotlib": "report",
     **dict.fromkeys(("nir", "onnx", "onnxscript", "onnxruntime"), "export"),
     **dict.fromkeys(("safetensors", "huggingface_hub"), "hub"),
     "sklearn": "digits",
@@ -30,8 +32,29 @@ def shown() -> str:
 
 
 def installing(extra: str) -> str:
-    """Return the command that installs what an extra of this package brings, as a user types it."""
-    return f"pip install '{'.' if _IS_CHECKOUT else 'plif_lightning'}[{extra}]'"
+    """Return the command that installs what an extra of this package brings, as a user types it.
+
+    Outside of a checkout it names the packages themselves: no index has a release of this one.
+    """
+    if _IS_CHECKOUT:
+        return f"pip install '.[{extra}]'"
+    lines = (line.replace('"', "'").partition(";") for line in requires("plif_lightning") or ())
+    packages = [f"'{package.strip()}'" for package, _, condition in lines if f"extra == '{extra}'" in condition]
+    return f"pip install {' '.join(packages)}"
+
+
+def require_package(package: str, what: str) -> None:
+    """Refuse what needs a package that is not installed, without importing it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        found = find_spec(package) is not None
+    except ImportError:
+        found = False
+    if not found:
+        raise MissingExtraError(f"{what} needs {package}, which is not installed: {installing(EXTRAS[package])}.")
 
 
 def command() -> list[str]:
