@@ -35,7 +35,7 @@ def _data_block(value: str) -> str:
     """Return the `data` block of a configuration as YAML."""
     value = config_file(value)
     text = value if is_yaml_text(value) else Path(value).read_text(encoding="utf-8")
-    loaded = parsed_yaml(text, f"the configuration {value}")
+    loaded = parsed_yaml(text, f"the configuration {value}") or {}
     return yaml.safe_dump({key: part for key, part in loaded.items() if key == "data"})
 
 

@@ -1,5 +1,6 @@
 """The starting point of a command: a run to resume, a checkpoint to evaluate or to begin from, or nothing."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from plif_lightning.runs.loading import loaded
 from plif_lightning.runs.run import read_run
 from plif_lightning.runs.settings import MAY_CHANGE, OF_TRAINING, SPLIT, differences, setting_in, settings
 from plif_lightning.runtime import program
-from plif_lightning.runtime.files import relative
+from plif_lightning.runtime.files import relative, written_whole
 from plif_lightning.structure import FROM_DATA, Numbers
 
+_log = logging.getLogger(__name__)
 CONFIG = ("--config", "-c")
 EVALUATIONS = ("validate", "test", "predict")
 _INFORMATIVE = {"--help", "-h", "--print_config", "--data.help", "--model.neuron.help", "--trainer.callbacks.help"}
@@ -113,7 +115,7 @@ def _fit(command: str, rest: list[str]) -> Expanded:
         if of_run.last == Path(path).resolve():
             folder, path = of_run, None
     if folder is not None and folder.last.is_file():
-        stored = read_checkpoint(folder.last)
+        stored = _read_last(folder)
         origin = (loaded(folder.record, [], optional=True).get("settings") or {}).get("ckpt_path")
         if path not in (None, origin):
             raise CheckpointError(
@@ -130,6 +132,26 @@ def _fit(command: str, rest: list[str]) -> Expanded:
             raise CheckpointError(f"{path} is folded, and cannot be trained: begin from the checkpoint of its run.")
         arguments.append(f"--ckpt_path={path}")
     return Expanded(given, arguments, begun_from=path, is_named=named is not None)
+
+
+def _read_last(folder: RunFolder) -> Stored:
+    """Read last.ckpt; if it is damaged, put a whole best.ckpt in its place.
+
+    Raises:
+        CheckpointError: both are damaged.
+    """
+    try:
+        return read_checkpoint(folder.last)
+    except CheckpointError as damage:
+        if not folder.best.is_file() or folder.best.samefile(folder.last):
+            raise
+        stored = read_checkpoint(folder.best)
+        with written_whole(folder.last, "wb") as file:
+            file.write(folder.best.read_bytes())
+        _log.warning(
+            "%s The run is resumed from best.ckpt: epochs from %d on are trained again.", damage, stored.epochs + 1
+        )
+        return stored
 
 
 def _names_data(argv: Sequence[str]) -> bool:
@@ -321,6 +343,11 @@ def compare(expanded: Expanded, given: dict[str, Any]) -> list[str]:
             + (" with --config, --ckpt_path and another --run_folder." if expanded.command == "fit" else ".")
         )
     if expanded.command == "fit":
+        if "data.batch_size" in changed:
+            _log.warning(
+                "Batches of all processes together have %s samples now, %s before; the learning rate stays.",
+                *(values.get("data.batch_size", "the default number of") for values in (new, old)),
+            )
         _compare_length(expanded, stored["trainer"], given["trainer"], changed)
     return changed
 

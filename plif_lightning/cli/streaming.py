@@ -66,7 +66,7 @@ def _network(given: argparse.Namespace, trained: Trained) -> "StreamingNetwork":
 
 def _steps(given: argparse.Namespace, network: "StreamingNetwork", trained: Trained) -> Iterator[Any]:
     """Return an iterator that runs one time-step of the network at a time."""
-    from plif_lightning.events.readers import read_any, sensor_of
+    from plif_lightning.events.readers import sensor_of
 
     settings = trained.data.get("init_args", {})
     sensor = sensor_of(given.file)
@@ -75,12 +75,29 @@ def _steps(given: argparse.Namespace, network: "StreamingNetwork", trained: Trai
             f"{given.file} is of a sensor of {sensor} pixels (height x width), and the network was trained on "
             f"{network.sensor}."
         )
-    recording = read_any(given.file, settings.get("columns"), settings.get("time_unit"))
+    recording = _recording(given.file, trained)
     if _has_step_length(given):
         return network.pushed(recording, name=str(given.file))
     if not len(recording.t):
         raise UserError(f"{given.file} holds no events.")
     return network.whole(recording, settings.get("slicing", "by_count"), str(given.file))
+
+
+def _recording(file: Path, trained: Trained) -> Any:
+    """Events of a file, read as in training: by a data set of the user's own, if that is what was trained on."""
+    settings = trained.data.get("init_args", {})
+    path = str(trained.data.get("class_path", ""))
+    if not path or path.startswith("plif_lightning."):
+        from plif_lightning.events.readers import read_any
+
+        return read_any(file, settings.get("columns"), settings.get("time_unit"))
+    from plif_lightning.cli.prepare import data_in  # which loads Lightning
+
+    data: Any = data_in({**trained.data, "init_args": {**settings, "num_workers": 0, "augmentation": None}})
+    recordings = [recording for _, recording in data.read(file, 0)]
+    if len(recordings) != 1:
+        raise UserError(f"{path}.read gives {len(recordings)} recordings of {file}, and a stream takes one.")
+    return recordings[0]
 
 
 def _print_decision(network: "StreamingNetwork", class_names: Sequence[str]) -> bool:

@@ -1,6 +1,6 @@
 """Run a trained network on a stream of events or frames, with persistent potentials and running votes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -158,10 +158,7 @@ class StreamingNetwork:
             UserError: neither events_per_step nor us_per_step was given; an event lies outside the sensor or goes back
                 in time. The state is unchanged.
         """
-        found = list(self.pushed(x, y, t, p, name))
-        if found:
-            return torch.stack(found)
-        return torch.zeros(0, self.net.num_classes if self.total is None else self.total.shape[-1], dtype=torch.float64)
+        return self._stacked(self.pushed(x, y, t, p, name))
 
     def pushed(self, x: Any, y: Any = None, t: Any = None, p: Any = None, name: str = "events") -> Iterator[Tensor]:
         """Like `push`, but yield the votes after each time-step; events not yet processed stay pending."""
@@ -183,6 +180,35 @@ class StreamingNetwork:
                 address, time = address[keep], time[keep]
             self._waiting = np.concatenate([self._waiting, np.stack([address, time])], 1)
         return map(self.step, self._frames())
+
+    def advance(self, t: int) -> Tensor:
+        """Process the time-steps that end until a time, silent ones included, and return the running votes after each.
+
+        For decisions on a clock: without it only a later event closes a time-step, and silence decides nothing. In a
+        new stream the first time-step begins at t.
+
+        Args:
+            t: time on the clock of the events [us]; later events may not lie before it.
+
+        Returns:
+            [steps, num_classes], as `push`.
+
+        Raises:
+            UserError: the stream has no `us_per_step`, or t lies before the last event. The state is unchanged.
+        """
+        if self.us_per_step is None:
+            raise UserError("advance needs time-steps of a duration: pass us_per_step.")
+        if self._latest is not None and t < self._latest:
+            raise UserError(f"t must not lie before the last event at {self._latest} us, got {t}.")
+        self._latest = int(t)
+        self._step_ends = self._step_ends or self._latest + self.us_per_step
+        return self._stacked(map(self.step, self._frames()))
+
+    def _stacked(self, votes: Iterable[Tensor]) -> Tensor:
+        found = list(votes)
+        if found:
+            return torch.stack(found)
+        return torch.zeros(0, self.net.num_classes if self.total is None else self.total.shape[-1], dtype=torch.float64)
 
     def _addresses(self, packed: Packed) -> Any:
         """Map events from the sensor to addresses in a frame."""
@@ -207,7 +233,7 @@ class StreamingNetwork:
 
     def _frames(self) -> Iterator[Any]:
         """Yield a frame [C, H, W] for each complete step; the remaining events stay pending."""
-        while self._waiting.shape[1]:
+        while True:
             waiting = self._waiting
             if self.events_per_step is not None:
                 end = self.events_per_step
@@ -215,8 +241,9 @@ class StreamingNetwork:
                     break
             else:
                 assert self.us_per_step is not None
-                self._step_ends = self._step_ends or int(waiting[1, 0]) + self.us_per_step
-                if waiting[1, -1] < self._step_ends:
+                if self._step_ends is None and waiting.shape[1]:
+                    self._step_ends = int(waiting[1, 0]) + self.us_per_step
+                if self._step_ends is None or (self._latest or 0) < self._step_ends:
                     break
                 end = int(np.searchsorted(waiting[1], self._step_ends))
                 self._step_ends += self.us_per_step

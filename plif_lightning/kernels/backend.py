@@ -89,7 +89,7 @@ class Backend:
 
     Args:
         name: `auto` takes the fastest form that runs on the device of the data: numba kernels on a CPU, Triton on a
-            CUDA device, otherwise the reference. `reference`, `cpu` and `triton` force one.
+            CUDA device, otherwise the reference, as in `torch.export`. `reference`, `cpu` and `triton` force one.
         sparse: skip silent inputs in convolutions and FC layers of spikes on a CPU: `auto` up to the densities of
             `BREAK_EVEN`; `never` and `always` are for tests.
 
@@ -111,6 +111,8 @@ class Backend:
             UserError: the requested backend does not run on this device.
         """
         if self.name == "auto":
+            if torch.compiler.is_exporting():  # a program of PyTorch's operators alone
+                return "reference"
             if device.type == "cuda" and self._triton:
                 return "triton"
             return "cpu" if device.type == "cpu" else "reference"

@@ -115,6 +115,8 @@ def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) 
         finally:
             del module.forward
     _require_known(module)
+    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1) and not has_hooks(module):
+        return x.flatten(2)  # as a view of T N samples, `torch.export` could not prove its strides for every N
     if isinstance(module, nn.Conv2d) and x.dim() != 5:
         raise UserError(
             f"x must be [T, N, C, H, W], got {list(x.shape)}: hold static images [N, C, H, W] for T steps with "
@@ -133,5 +135,23 @@ def _run_parts(parts: list[nn.Module], backend: Backend | None, x: Tensor) -> Te
 
 
 def over_time(net: nn.Module, sparse: Sparse = "never") -> OverTime:
-    """`OverTime(net, sparse)`: `net` over [T, N, *]."""
+    """Run layers over [T, N, *]: neurons see time, all other layers T N samples at once.
+
+    Args:
+        net: a layer, or an `nn.Sequential` of layers.
+        sparse: skip silent inputs of `nn.Linear` on a CPU, see `OverTime`.
+
+    Returns:
+        A module from x [T, N, *] to the last layer's output [T, N, *].
+
+    Raises:
+        UserError: as `OverTime`; or several layers were given one by one.
+
+    >>> import torch
+    >>> from plif_lightning.neurons import PLIF
+    >>> over_time(nn.Sequential(nn.Conv2d(2, 3, 3), PLIF()))(torch.zeros(4, 1, 2, 8, 8)).shape
+    torch.Size([4, 1, 3, 6, 6])
+    """
+    if isinstance(sparse, nn.Module):
+        raise UserError("over_time takes one module: over_time(nn.Sequential(layer, layer, ...)).")
     return OverTime(net, sparse)

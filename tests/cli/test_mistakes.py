@@ -147,3 +147,8 @@ def test_memory_that_runs_out_is_pytorchs_own_error(monkeypatch, caplog):
     with pytest.raises(RuntimeError, match="tried to allocate 8589934592 bytes"):
         fit(*TINY)
     assert "Resume the run with" not in caplog.text  # nothing was saved
+
+
+def test_an_empty_configuration_of_prepare_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "empty.yaml").write_text("")
+    assert "data" in refused(capsys, "prepare", "--config", str(tmp_path / "empty.yaml"))

@@ -451,3 +451,25 @@ def test_tau_of_averaged_weights_stands_alone_where_not_every_epoch_is_validated
     few = [*TINY, *FEW, "--test_after_fit", "false", "--record_samples", "0", "--trainer.max_epochs", "3"]
     fit(*few, *AVERAGED, "--trainer.check_val_every_n_epoch", "2", "--run_folder", "run")
     assert {row["epoch"] for row in rows("run/metrics.csv") if row["tau/fc1"]} == {"1"}
+
+
+def test_a_run_whose_last_checkpoint_is_truncated_is_resumed_from_its_best_one(tmp_path, caplog):
+    arguments = [*SMALL, *LEARNING, "--trainer.max_epochs", "3"]
+    fit(*arguments, "--run_folder", "straight")
+    fit(*arguments, "--trainer.max_epochs", "2", "--run_folder", "cut")
+    folder = RunFolder(Path("cut"))
+    best = load(folder.best)["epoch"]
+    content = folder.last.read_bytes()
+    folder.last.unlink()
+    folder.last.write_bytes(content[: len(content) // 2])
+    fit(*arguments, "--run_folder", "cut")
+    assert "The run is resumed from best.ckpt" in caplog.text
+    assert f"epochs from {best + 2} on are trained again" in caplog.text
+    ours, theirs = (load(f"{name}/checkpoints/last.ckpt")["state_dict"] for name in ("cut", "straight"))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_another_batch_of_all_processes_is_said_with_the_learning_rate(run, caplog):
+    resume(run, "--trainer.max_epochs", "3", "--data.batch_size", "8")
+    said = "Batches of all processes together have 8 samples now, the default number of before; the learning rate"
+    assert said in caplog.text

@@ -168,3 +168,27 @@ def test_a_stream_drops_the_noise_that_its_data_set_drops():
         [*StreamingNetwork(NET, background_us=of).whole(given)][-1] for of, given in ((us, events), (None, kept))
     ]
     assert torch.equal(*whole_of)
+
+
+def test_a_clock_closes_time_steps_that_no_event_closes(net):
+    """With the same votes as events would: silence is a frame of zeros."""
+    on_clock, by_events = (StreamingNetwork(net, us_per_step=1000) for _ in range(2))
+    x, y, t, p = [1, 2, 3], [0, 5, 7], [100, 1500, 1600], [1, 0, 1]
+    found = [on_clock.push(x[:1], y[:1], t[:1], p[:1]), on_clock.advance(1100), on_clock.advance(1400)]
+    found += [on_clock.push(x[1:], y[1:], t[1:], p[1:]), on_clock.advance(5050)]
+    assert [len(votes) for votes in found] == [0, 1, 0, 0, 3]
+    expected = by_events.push([*x, 0], [*y, 0], [*t, 5050], [*p, 0])
+    torch.testing.assert_close(torch.cat(found), expected)
+    with pytest.raises(UserError, match="time jumps back from 5050 to 5000 us"):
+        on_clock.push([0], [0], [5000], [0])
+    with pytest.raises(UserError, match="t must not lie before the last event at 5050 us, got 5049"):
+        on_clock.advance(5049)
+    with pytest.raises(UserError, match="pass us_per_step"):
+        StreamingNetwork(net, events_per_step=5).advance(3)
+
+
+def test_a_silent_stream_decides_on_the_clock_from_its_beginning(net):
+    stream = StreamingNetwork(net, us_per_step=1000)
+    assert len(stream.advance(7000)) == 0
+    assert len(stream.advance(10_500)) == 3
+    assert len(stream.push([1], [1], [12_000], [0])) == 2

@@ -1,3 +1,4 @@
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -74,3 +75,47 @@ def test_another_number_of_steps_ends_with_its_block_after_an_error_too():
         net(torch.zeros(5, 2, 1, 8, 8))
     assert net.time_steps == net.encoder.conv1.time_steps == 4
     assert net(torch.zeros(2, 1, 8, 8)).shape == (4, 2, 3)
+
+
+class Alone(nn.Module):
+    """Our neurons in a module of somebody else's."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.neuron = nn.Linear(8, 4), pl.PLIF()
+
+    def forward(self, x):
+        return self.neuron(self.fc(x.flatten(2)))
+
+
+LAYERS = nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), pl.PLIF(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3, 4)
+
+
+@pytest.mark.parametrize("to_onnx", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["module", "over_time", "task"])
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's exporters about themselves
+def test_what_holds_our_neurons_is_exported_by_pytorch_for_any_batch(kind, to_onnx, tmp_path):
+    """Under export the reference runs by itself."""
+    torch.manual_seed(0)
+    made = {
+        "module": Alone,
+        "over_time": lambda: pl.over_time(nn.Sequential(*LAYERS, pl.PLIF())),
+        "task": lambda: pl.SpikingClassifier((2, 2, 2), 3, 4, channels=4, n_down=1, fc_features=8),
+    }
+    net, side = made[kind]().eval(), 0 if kind == "task" else 1
+    x = 4 * torch.rand(*((2, 4) if kind == "task" else (4, 2)), 2, 2, 2)
+    dynamic = ({side: torch.export.Dim("n", min=1)},)
+    if to_onnx:
+        torch.onnx.export(net, (x,), tmp_path / "net.onnx", dynamo=True, verbose=False, dynamic_shapes=dynamic)
+        session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+        run = lambda x: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])  # noqa: E731
+    else:
+        run = torch.export.export(net, (x,), dynamic_shapes=dynamic).module()
+    more = torch.cat([x, 2 * x], side)
+    with torch.no_grad():
+        torch.testing.assert_close(run(more), net(more))
+
+
+def test_several_layers_are_asked_for_in_a_sequential():
+    with pytest.raises(UserError, match=r"over_time takes one module: over_time\(nn.Sequential"):
+        pl.over_time(nn.Linear(3, 2), pl.PLIF())
