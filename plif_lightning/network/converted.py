@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.network.over_time import with_time
+from plif_lightning.neurons import Neuron
 
 
 class Calls:
@@ -48,7 +49,8 @@ class Replacement(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.calls is not None:
             self.calls.require_first(self, self.name)
-        y = self.layer(x)
+        # Neurons alone keep their input's layout; SpikingJelly's stack steps, which is fast for what follows.
+        y = self.layer(x.contiguous() if isinstance(self.layer, Neuron) else x)
         if self.followed and not torch.compiler.is_compiling():
             self.output = y
         return y
@@ -94,16 +96,19 @@ class Conversion:
         blocks: nodes in blocks, by name.
         alone: nodes that became neurons of this package outside of blocks.
         kept: nodes that are still SpikingJelly's, and why.
-        reason: why there are no blocks; empty if there are.
+        compared: outputs and gradients were compared with the original's on an example, and are equal.
+        reason: why blocks were not kept; empty if they were, or if no layers form any.
     """
 
     blocks: list[str] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
+    compared: bool = False
     reason: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{len(self.blocks)} nodes in blocks, {len(self.alone)} alone, {len(self.kept)} kept"]
+        equal = "equal on the example" if self.compared else "not compared"
+        lines = [f"{len(self.blocks)} nodes in blocks, {len(self.alone)} alone, {len(self.kept)} kept; {equal}"]
         lines += [f"no blocks: {self.reason}"] if self.reason else []
         return "\n".join([*lines, *(f"{name} is kept: {why}" for name, why in self.kept.items())])
 
@@ -150,11 +155,14 @@ class Converted(nn.Module):
         state_dict = inside[0] if len(inside) == 1 else state_dict
         if state_dict and all(name.startswith("module.") for name in state_dict):
             state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
-        own = self.state_dict()
+        own = self.state_dict(keep_vars=True)
         if not own.keys() >= state_dict.keys():
             here = {name: found for name, (found, _) in self.names.items()}
             named_here = {here.get(name, name): value for name, value in state_dict.items()}
-            state_dict = {name: v.reshape(own[name].shape) if name in own else v for name, v in named_here.items()}
+            values = {id(own[name]): v.reshape(own[name].shape) for name, v in named_here.items() if name in own}
+            others = {name: value for name, value in named_here.items() if name not in own}
+            # A layer in several places has several names.
+            state_dict = {name: values[id(t)] for name, t in own.items() if id(t) in values} | others
         return super().load_state_dict(state_dict, *arguments, **named)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
+from plif_lightning.errors import UserError
 from plif_lightning.network.hooks import hooked
 from plif_lightning.network.pooling import TimeDropout
 
@@ -39,7 +40,7 @@ def called(modules: Sequence[nn.Module], net: nn.Module, x: Tensor, apart: bool 
     with ExitStack() as hooks, torch.no_grad():
         for module in modules:
             hooks.enter_context(module.register_forward_hook(note))
-        net(x)
+        net(x.clone())  # which it may change in place
     return calls
 
 
@@ -91,7 +92,14 @@ class Trial:
             if isinstance(part, _BatchNorm):
                 self._randomise(part)
         modes = {part: part.training for part in self.net.modules()}
-        self._excite(self.net.train())
+        try:
+            self._excite(self.net.train())
+        except RuntimeError as error:
+            raise UserError(
+                f"the example does not run through {type(self.net).__name__} in float64, in which it is compared: "
+                f"{str(error).rstrip('.')}. In its code write .to(x) for .float() and dtype=x.dtype in torch.zeros, or "
+                "convert it without an example."
+            ) from error
         for part, mode in modes.items():
             part.training = mode
         first, second = (self._outputs() for _ in range(2))
@@ -106,7 +114,7 @@ class Trial:
         torch.manual_seed(0)
         self._reset(self.net)
         buffers = {name: value.clone() for name, value in self.net.named_buffers()}
-        outputs = {f"output {i}": y for i, y in enumerate(tree_leaves(self.net(self.x)))}
+        outputs = {f"output {i}": y for i, y in enumerate(tree_leaves(self.net(self.x.clone())))}
         for name, value in self.net.named_buffers():
             value.copy_(buffers[name])
         return outputs
@@ -202,6 +210,8 @@ class Trial:
                     if found := _difference(theirs, ours):
                         name = {True: "training", None: "the modes as given", False: "evaluation"}[mode]
                         return f"{self._first_node(converted) or found} in {name}"
+        except UserError as error:
+            return str(error).rstrip(".")
         except Exception as error:  # a forward that reaches into its layers may not find what was there
             return f"{type(error).__name__}: {error}".splitlines()[0]
         finally:
@@ -224,10 +234,10 @@ class Trial:
         self._reset(net)
         net.zero_grad()
         with torch.set_grad_enabled(net.training):
-            outputs = [y for y in tree_leaves(net(x)) if isinstance(y, Tensor)]
+            outputs = [y for y in tree_leaves(net(x.clone())) if isinstance(y, Tensor)]
         torch.manual_seed(call)
         trained = [y for y in outputs if y.requires_grad]
-        torch.autograd.backward(trained, [torch.randn_like(y) for y in trained])
+        torch.autograd.backward(trained, [torch.randn(y.shape, dtype=y.dtype).to(y.device) for y in trained])
         parameters, buffers = dict(net.named_parameters()), dict(net.named_buffers())
         results: dict[str, Any] = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
         results[f"{_GRADIENT} the input"] = x.grad

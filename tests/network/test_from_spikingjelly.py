@@ -91,7 +91,8 @@ def test_a_node_is_the_same_neuron(name, with_example):
     kind, settings = NODES[name]
     net, x = excited(stack(kind, **settings).double()), frames(2, 6, 6)
     converted = pl.from_spikingjelly(net, *[x] * with_example)
-    assert str(converted.conversion) == "2 nodes in blocks, 0 alone, 0 kept"
+    compared = "equal on the example" if with_example else "not compared"
+    assert str(converted.conversion) == f"2 nodes in blocks, 0 alone, 0 kept; {compared}"
     blocks = [type(part).__name__ for part in converted.modules() if type(part).__name__.endswith("Block")]
     assert blocks == ["ConvBlock", "FCBlock", "FCBlock"]
     require_equal(net, converted, x)
@@ -136,7 +137,7 @@ def test_its_own_networks_as_they_are_made_all_silent_form_blocks(name):
     functional.set_step_mode(net, "m")
     converted = pl.from_spikingjelly(net, frames(*shape, steps=2).float())
     nodes = sum(isinstance(part, neuron.ParametricLIFNode) for part in net.modules())
-    assert str(converted.conversion) == f"{nodes} nodes in blocks, 0 alone, 0 kept"
+    assert str(converted.conversion) == f"{nodes} nodes in blocks, 0 alone, 0 kept; equal on the example"
 
 
 def conversion_of(seed, with_example):
@@ -322,10 +323,48 @@ def test_a_lif_of_ones_own_is_mapped_by_the_user_and_proved():
     with pytest.raises(UserError, match=rf"OfTET has no node that can be replaced \(act: LIFSpike \({__file__}:\d+\)"):
         pl.from_spikingjelly(net, x)
     converted = pl.from_spikingjelly(net, x, nodes={LIFSpike: of_lifspike})
-    assert str(converted.conversion) == "0 nodes in blocks, 1 alone, 0 kept"
+    assert str(converted.conversion) == "0 nodes in blocks, 1 alone, 0 kept; equal on the example"
     require_equal(net, converted, x)
     with pytest.raises(UserError, match="OfTET cannot be converted: output 0 differs in training"):
         pl.from_spikingjelly(net, x, nodes={LIFSpike: lambda module: TimeSecond(UndecayedLIF(init_tau=3.0))})
+
+
+class Shared(OfTET):
+    """Its node, which keeps no state, is called twice; it changes its input in place; a layer has two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.same = self.bn
+
+    def forward(self, x):
+        y = super().forward(x.squeeze_(-1)).unsqueeze(-1).unsqueeze(-1)
+        return self.act(2 * y).flatten(2)
+
+
+def test_a_node_of_ones_own_without_a_state_may_have_several_places():
+    torch.manual_seed(0)
+    net, x = Shared(), 2 * torch.rand(3, 4, 2, 6, 6, 1, dtype=torch.float64)
+    converted = pl.from_spikingjelly(net, x, nodes={LIFSpike: of_lifspike})
+    assert str(converted.conversion) == "0 nodes in blocks, 1 alone, 0 kept; equal on the example"
+    assert torch.equal(converted(x.clone()), net(x.clone()))
+    converted.load_state_dict(net.state_dict())
+    assert pl.to_spikingjelly_state_dict(converted).keys() == net.state_dict().keys()
+
+
+def test_a_network_that_does_not_run_in_float64_is_told_what_to_write():
+    class Single(OfTET):
+        def forward(self, x):
+            return super().forward(x.float())
+
+    with pytest.raises(UserError, match=r"does not run through Single in float64.*write \.to\(x\) for \.float\(\)"):
+        pl.from_spikingjelly(Single(), torch.rand(3, 4, 2, 6, 6), nodes={LIFSpike: of_lifspike})
+
+
+def test_a_neuron_alone_gives_its_spikes_step_by_step_in_memory():
+    net = Small().float()
+    converted = pl.from_spikingjelly(net)
+    y = converted.net.node(torch.rand(3, 5, 4, 6, 6).transpose(0, 1))
+    assert y.is_contiguous()
 
 
 def test_weights_of_either_are_loaded_strictly_and_go_back(tmp_path):
