@@ -36,7 +36,7 @@ class StopOnSignal(Callback):
     """On a signal, writes `last.ckpt` and stops training at the next batch from which the run can be resumed.
 
     SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal) stop it; a second signal exits immediately. On SLURM the
-    signal of `sbatch --signal` (SIGUSR1) also requeues the job. In distributed training a signal to any process stops
+    signal of `sbatch --signal` (SIGUSR1) also requeues the job; elsewhere SIGUSR1 stops as SIGTERM does. In distributed training a signal to any process stops
     all of them.
 
     Args:
@@ -54,8 +54,11 @@ class StopOnSignal(Callback):
 
     @contextmanager
     def watching(self, trainer: L.Trainer) -> Iterator[None]:
-        """Handle the scheduler's signal before training, too: it would end the process while it prepares data."""
-        own = _of_scheduler(trainer) if takes_signals() else None
+        """Handle a scheduler's signal before training, too: it would end the process while it prepares data.
+
+        SIGUSR1 is that of most, and saves outside of SLURM as well.
+        """
+        own = (_of_scheduler(trainer) or getattr(signal, "SIGUSR1", None)) if takes_signals() else None
         if own is not None:
             signal.signal(own, self._receive)
         try:

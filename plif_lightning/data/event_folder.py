@@ -200,6 +200,18 @@ class EventFolder(EventDataModule):
             )
         return (part == 0).nonzero().flatten(), (part == 1).nonzero().flatten()
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """As of any event data set, with the window that a sample is, and how long a time-step of it lasts."""
+        window_us = None if self.window_ms is None else round(1000 * self.window_ms)
+        by_time = window_us is not None and self.slicing == "by_time"
+        return {
+            **super().preprocessing,
+            "window_events": self.window_events,
+            "window_us": window_us,
+            "step_us": window_us / self.time_steps if window_us is not None and by_time else None,
+        }
+
     def identity(self, train: bool = True) -> str:
         if self.windows is None and self.test_fraction is None and self.split == "recording":
             return super().identity(train)

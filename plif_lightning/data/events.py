@@ -318,6 +318,7 @@ class EventDataModule(SpikingDataModule):
         return {
             "sensor": [*self.sensor],
             "size": [*self.frame],
+            "pixel": "floor(x * size / sensor), of height and width",
             "slicing": self.slicing,
             "time_steps": self.time_steps,
             "polarities": ["off", "on"],

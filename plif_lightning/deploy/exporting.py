@@ -209,7 +209,7 @@ def export(
 
     Args:
         checkpoint_path: a checkpoint that `fit` wrote.
-        out: the folder; replaces an earlier export.
+        out: the folder; replaces an earlier export, in its formats too.
         formats: some of FORMATS.
         takes: `images` [N, C, H, W] or `frames` [T, N, C, H, W]; needed if the data module is not part of this package.
 
@@ -226,7 +226,8 @@ def export(
         raise UserError(f"--format must be some of {', '.join(FORMATS)}, got {', '.join(unknown)}.")
     if out.exists() and not (out / EXPORTED).is_file() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} is not what export wrote: --out must name a new folder, or that of an earlier export.")
-    others = list(dict.fromkeys(name for name in formats if name != "network"))
+    there = [name for name in FORMATS if (out / f"network.{name}").is_file()]  # they would be of another network
+    others = list(dict.fromkeys(name for name in (*formats, *there) if name != "network"))
     checkpoint_path = checkpoint_file(Path(checkpoint_path))
     checkpoint = load_checkpoint(checkpoint_path)
     config = configuration_in(checkpoint)

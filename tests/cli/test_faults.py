@@ -587,3 +587,12 @@ def test_other_threads_and_kernels_of_a_run_that_goes_on_are_recorded(run, caplo
     finally:
         torch.set_num_threads(int(threads))
     assert "resumes with different threads" in caplog.text
+
+
+def test_sigusr1_outside_of_slurm_saves_and_says_how_to_resume(monkeypatch, capsys):
+    told_at(monkeypatch, 0, signal.SIGUSR1)
+    assert ended(*EIGHT) == 143
+    assert load("runs/quickstart/version_0/checkpoints/last.ckpt")["global_step"] == 1
+    said = capsys.readouterr().err
+    assert "stopped by SIGUSR1 after step 1. Resume the run with:" in said
+    assert "requeued" not in said

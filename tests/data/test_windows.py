@@ -1,6 +1,7 @@
 """Long recordings: windows as samples, and splits that share no event."""
 
 import itertools
+import json
 import shutil
 
 import numpy as np
@@ -212,3 +213,28 @@ def test_the_last_window_by_time_may_end_with_the_last_event():
     for length, expected in ((10, [0, 10, 20, 30]), (40, [0]), (41, [])):
         found = windowed(one, np.array([0, 10, 20, 39]), Windows(length, length, by_time=True))
         assert found.start.tolist() == expected
+
+
+def test_frames_of_a_window_follow_from_the_stored_preprocessing_alone(root):
+    """With NumPy, as another program would write them."""
+    data = made(root, window_ms=100, slicing="by_time", size=24)
+    how = json.loads(json.dumps(data.preprocessing))
+    assert (how["window_us"], how["step_us"], how["window_events"]) == (100_000, 25_000, None)
+    recording = read_any(root / "train/left/0.raw")
+    t = recording.t - recording.t[0]
+    for window in (0, 3, 9):
+        x = data.train_set[BatchRequest(0, torch.tensor([window]))].x[0]
+        expected = np.zeros(x.shape, int)
+        begin = window * how["window_us"]
+        inside = (t >= begin) & (t < begin + how["window_us"])
+        row, column = (
+            (side[inside].astype(int) * how["size"][i] // how["sensor"][i]) for i, side in enumerate(recording[2:0:-1])
+        )
+        step = ((t[inside] - begin) // how["step_us"]).astype(int)
+        np.add.at(expected, (step, recording.p[inside].astype(int), row, column), 1)
+        np.testing.assert_array_equal(x, expected)
+
+
+def test_the_window_of_events_is_stored_too(root):
+    how = made(root, window_events=200).preprocessing
+    assert (how["window_us"], how["step_us"], how["window_events"]) == (None, None, 200)

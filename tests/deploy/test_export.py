@@ -174,7 +174,7 @@ def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(checkpo
     out = tmp_path / "out"
     export(checkpoint, out, ["nir"])
     export(exported, out)  # from an exported folder
-    assert {file.name for file in out.iterdir()} == {"export.json", "network.ckpt"}
+    assert {file.name for file in out.iterdir()} == {"export.json", "network.ckpt", "network.nir"}  # renewed
     (tmp_path / "mine.txt").write_text("mine")
     for place in (tmp_path, tmp_path / "mine.txt"):
         with pytest.raises(UserError, match="is not what export wrote: --out must name a new folder"):
@@ -240,3 +240,10 @@ def test_an_evaluation_on_an_engine_that_breaks_off_leaves_the_network_in_the_ta
     with pytest.raises(UserError, match="x must be"):
         L.Trainer(callbacks=[DeployedForm("float32")], **silent).test(task, wrong)
     assert task.network is network
+
+
+def test_an_export_into_a_folder_renews_the_formats_that_are_there(checkpoint, tmp_path):
+    export(checkpoint, tmp_path / "out", ["pt2"], takes="frames")
+    before = (tmp_path / "out/network.pt2").stat().st_ino
+    assert "network.pt2" in export(checkpoint, tmp_path / "out", takes="frames")
+    assert (tmp_path / "out/network.pt2").stat().st_ino != before
