@@ -35,9 +35,9 @@ _ECHO = 1.0
 class StopOnSignal(Callback):
     """On a signal, writes `last.ckpt` and stops training at the next batch from which the run can be resumed.
 
-    SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal) stop it; a second signal exits immediately. On SLURM the
-    signal of `sbatch --signal` (SIGUSR1) also requeues the job; elsewhere SIGUSR1 stops as SIGTERM does. In distributed training a signal to any process stops
-    all of them.
+    SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGHUP (a closed terminal) stop it; a second signal exits immediately. On
+    SLURM the signal of `sbatch --signal` (SIGUSR1) also requeues the job. In distributed training a signal to any
+    process stops all of them.
 
     Args:
         requeues: True if the same command resumes the run, so that its job can be requeued.

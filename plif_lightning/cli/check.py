@@ -1,28 +1,46 @@
 """`check`: this machine, and each form of a layer against the reference; a page for bug reports."""
 
+from pathlib import Path
+
 import torch
 
 from plif_lightning.cli.parser import PlainParser
+from plif_lightning.errors import UserError
 from plif_lightning.network import comparing
+from plif_lightning.runtime.files import written_whole
 from plif_lightning.runtime.process import surroundings
 
 
 def check(argv: list[str]) -> int:
-    """Print the page; 1 if anything differs."""
-    PlainParser("check", "Compare each form of a layer with the reference on this machine.").parse_args(argv)
-    devices = [torch.device("cpu")]
+    """Print the page, and write it into a file if one is given; 1 if anything differs."""
+    parser = PlainParser("check", "Compare each form of a layer with the reference on this machine.")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="one device alone (default: all that there are)")
+    parser.add_argument("--report", type=Path, help="a file for the page, to send with a report")
+    given = parser.parse_args(argv)
     gpu = torch.cuda.is_available()
-    if gpu:
+    if given.device == "cuda" and not gpu:
+        raise UserError("this machine has no CUDA device that PyTorch can use: pass --device cpu, or none.")
+    devices = [torch.device("cpu")] if given.device != "cuda" else []
+    if gpu and given.device != "cpu":
         devices.append(torch.device("cuda", torch.cuda.current_device()))
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+
     for name, text in surroundings(torch.cuda.get_device_name() if gpu else None).items():
-        print(f"{name:9} {text}")
+        say(f"{name:9} {text}")
     failed = 0
     for device in devices:
-        print(f"\n{device}")
+        say(f"\n{device}")
         for name, reason in comparing.comparisons(device):
             failed += bool(reason)
-            print(f"  {name:22} {reason or 'equals the reference'}")
+            say(f"  {name:22} {reason or 'equals the reference'}")
         speeds = ", ".join(f"{name} {ms:.1f}" for name, ms in comparing.speeds(device).items())
-        print(f"  LIF [16, 32, 16384], forward and backward [ms]: {speeds}")
-    print(f"\n{failed} of these differ from the reference." if failed else "\nAll equal the reference.")
+        say(f"  LIF [16, 32, 16384], forward and backward [ms]: {speeds}")
+    say(f"\n{failed} of these differ from the reference." if failed else "\nAll equal the reference.")
+    if given.report is not None:
+        with written_whole(given.report) as file:
+            file.write("\n".join([*lines, ""]))
     return 1 if failed else 0

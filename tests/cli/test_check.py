@@ -1,6 +1,7 @@
 """`check`: every form on this machine against the reference."""
 
 import pytest
+import torch
 from torch.nn import functional
 
 from plif_lightning.cli import main
@@ -39,3 +40,15 @@ def test_a_form_that_differs_or_raises_is_named_and_the_status_is_1(monkeypatch,
     assert "  held image             RuntimeError: no such instruction\n" in said
     assert "  300 convolutions       output of Convolution(" in said
     assert said.endswith("3 of these differ from the reference.\n")
+
+
+def test_one_device_is_checked_and_the_page_is_written(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(comparing, "_NEURONS", ("PLIF",))
+    monkeypatch.setattr(comparing, "_FORMS", {})
+    monkeypatch.setattr(comparing, "CONVOLUTIONS", comparing.CONVOLUTIONS[:300])
+    main(["check", "--device", "cpu", "--report", str(tmp_path / "page.txt")])
+    assert (tmp_path / "page.txt").read_text() == capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        main(["check", "--device", "cuda"])
+    assert "this machine has no CUDA device that PyTorch can use" in capsys.readouterr().err
