@@ -167,6 +167,13 @@ def test_what_cannot_be_made_is_said_and_the_rest_is_made(tmp_path, capsys):
         assert f"figure {name} is left out: no " in said
 
 
+def test_figures_of_which_none_can_be_made_are_a_failure(tmp_path, capsys):
+    write_run(tmp_path / "runs" / "a", neuron="lif", finished=False).weights.unlink()
+    assert write_figures(find_runs(tmp_path / "runs"), tmp_path / "out", ["7", "S3"]) == 1
+    assert not (tmp_path / "out").exists()
+    assert capsys.readouterr().err.count("is left out: no ") == 2
+
+
 def test_a_figure_prefers_the_papers_data_set_and_says_what_it_took(tmp_path):
     write_run(tmp_path / "digits", (0.99,), data="Digits", title="scikit-learn digits", frames=8)
     write_run(tmp_path / "fashion", (0.5,))

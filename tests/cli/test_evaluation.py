@@ -1,6 +1,7 @@
 """`test`, `validate` and `predict` of a checkpoint."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import lightning as L
@@ -65,6 +66,16 @@ def test_predict_writes_label_prediction_and_votes_in_the_datas_order(run):
         assert (row["label name"], row["prediction name"]) == (row["label"], row["prediction"])
         right += row["label"] == row["prediction"]
     assert right / 359 == pytest.approx(float(rows(run / "test/metrics.csv")[0]["test/acc"]), abs=1e-6)
+
+
+def test_rows_of_the_confusion_matrix_are_the_classes_and_columns_the_predictions(run):
+    for subcommand in ("predict", "test"):
+        main([subcommand, "--ckpt_path", str(run / "checkpoints/best.ckpt"), *SILENT])
+    expected = Counter((row["label"], row["prediction"]) for row in rows(run / "predict/predictions.csv"))
+    assert any(expected[one] != expected[one[::-1]] for one in expected)
+    for row in rows(run / "test/confusion_matrix.csv"):
+        label = row.pop("true \\ predicted")
+        assert {name: int(number) for name, number in row.items()} == {name: expected[label, name] for name in row}
 
 
 def test_only_a_test_as_in_training_is_a_result_of_the_run(run, caplog):

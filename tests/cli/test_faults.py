@@ -1,5 +1,6 @@
 """What happens when a run is told to end, has no room, is in company, or finds damaged files."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -125,6 +126,20 @@ def test_a_second_signal_is_obeyed_at_once(monkeypatch):
     callback._at -= 2
     callback._receive(signal.SIGINT, None)
     assert done == [(signal.SIGINT, signal.SIG_DFL), signal.SIGINT]
+
+
+def test_sigterm_before_training_ends_it_even_if_a_callback_swallows_the_interrupt(monkeypatch, capsys):
+    start = LayerMonitor.on_fit_start
+
+    def on_fit_start(self, *rest):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        start(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerMonitor, "on_fit_start", on_fit_start)
+        assert ended(*EIGHT, "--run_folder", "run") == 143
+    assert "stopped by SIGTERM after step 1. Resume the run with: " in capsys.readouterr().err
 
 
 def test_sigterm_after_the_schedulers_signal_does_not_end_the_run_before_it_has_saved(monkeypatch):

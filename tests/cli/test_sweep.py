@@ -362,6 +362,18 @@ def test_bad_runs_end_early_and_count(tmp_path):
     assert list(a_search(tmp_path, early_terminate=early).claimed(len(runs))) == []
 
 
+@pytest.mark.parametrize("state", ["finished", "failed"])
+def test_a_run_that_ends_without_an_error_is_finished_only_if_its_folder_says_so(state, tmp_path, monkeypatch):
+    """One that SLURM stops and requeues has status 0, too."""
+    job = Job("run", RunFolder(tmp_path / "run"), ["fit"])
+    write_run(job.folder.path, finished=False)
+    record = json.loads(job.folder.record.read_text()) | ({"ended": 9.0} if state == "finished" else {})
+    code = f"open({str(job.folder.record)!r}, 'w').write({json.dumps(record)!r})"
+    monkeypatch.setattr(Job, "command", [sys.executable, "-c", code])
+    Runner(1).run(job)
+    assert job.state == state
+
+
 @pytest.mark.slow
 def test_a_run_that_is_ended_early_saves(tmp_path):
     folder = RunFolder(tmp_path / "run")

@@ -54,6 +54,15 @@ def test_images_are_those_of_torchvisions_folder(root, size, colour):
     assert data.input_shape == tuple(ours[0][0].shape)
 
 
+def test_the_suffix_of_a_file_may_be_written_in_capitals(root):
+    before = made(root)
+    cat = root / "train" / "cat"
+    (cat / "0.png").rename(cat / "0.PNG")  # as cameras name them
+    after = made(root)
+    assert torch.equal(after.labels(train=True), before.labels(train=True))
+    assert torch.equal(after.dataset(True, None, False)[0][0], before.dataset(True, None, False)[0][0])
+
+
 def test_images_are_turned_upright_as_exif_says(root):
     upright = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
     turned = upright.transpose(1, 0, 2)

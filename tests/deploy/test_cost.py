@@ -84,6 +84,13 @@ def test_a_convolution_of_a_user_defined_network_is_counted_by_itself():
     assert (found.layers[0].parameters, found.layers[1].state) == (2 * 9 + 2, 2 * 2 * 4)
 
 
+def test_an_output_of_a_convolution_in_groups_sees_the_inputs_of_its_group():
+    net = Plain()
+    net.conv = torch.nn.Conv2d(4, 6, 3, stride=2, groups=2)
+    layer = cost(net, torch.ones(4, 3, 4, 5, 9)).layers[0]
+    assert layer.dense == layer.actual == 4 * 6 * (2 * 4) * 9 * 2
+
+
 class Attention(torch.nn.Module):
     """Attention between rows of an image, by one product of PyTorch's or by two of matrices; neurons behind it."""
 
@@ -184,6 +191,16 @@ def test_the_layer_that_takes_the_input_is_known(shape):
         found = cost(made, given)
         spikes = [layer.spikes for layer in found.layers if layer.parameters > 1]  # more than tau
         assert (spikes, found.time_steps) == ([False, True], 4)
+
+
+class Copied(Reversed):
+    def forward(self, x):
+        return super().forward(x.clone())
+
+
+def test_a_layer_that_takes_a_copy_of_the_input_takes_no_spikes():
+    found = cost(Copied(), (torch.rand(4, 2, 1, 4, 4) < 0.3).float())
+    assert [layer.spikes for layer in found.layers if layer.parameters > 1] == [False, True]
 
 
 def test_a_weight_that_is_reused_is_fetched_once_a_step():

@@ -31,6 +31,7 @@ KINDS = [
     {"learn_threshold": True},
     {"v_reset": -0.5},
     {"v_reset": 0.3},
+    {"structure": "c8k3s1-BN-PLIF(v_reset=-0.5)-FC6-PLIF-FC3-PLIF"},
     PER_CHANNEL,
     {"neuron": "lif", **PER_CHANNEL},
     {"learn_threshold": True, **PER_CHANNEL},

@@ -103,6 +103,8 @@ def test_arrays_of_other_times(tmp_path):
         np.savez(tmp_path / "a.npz", **MANY._replace(t=t)._asdict())
         expected = MANY.t // 1000 * 1000 + 5 * 10**9 if unit == "ms" else MANY.t
         same(read_any(tmp_path / "a.npz", time_unit=unit), MANY._replace(t=expected))
+        np.savez(tmp_path / "b.npz", np.stack([t, *MANY[1:]], 1))
+        same(read_any(tmp_path / "b.npz", columns="txyp", time_unit=unit), MANY._replace(t=expected))
 
 
 ONE = {name: np.ones(1) for name in "txyp"}

@@ -27,7 +27,7 @@ NEURONS = [
 def test_right_kernels_agree(neuron, caplog):
     assert difference(neuron.dynamics, CPU) == ""
     assert agrees(neuron.dynamics, CPU)
-    assert not caplog.records
+    assert not [one for one in caplog.records if one.name == trust.__name__]  # the compiler may tell of a delay
 
 
 def altered(change):
@@ -68,7 +68,7 @@ def test_a_wrong_kernel_is_left_out_with_one_warning(kernel, change, reason, mon
         spikes = [neuron(x) for _ in range(2)]
     expected = pl.use_backend(pl.PLIF(), "reference")(x)
     assert all(torch.equal(found, expected) for found in spikes)
-    (record,) = caplog.records
+    (record,) = (one for one in caplog.records if one.name == trust.__name__)
     assert record.message.startswith("The reference runs instead of the Triton kernels on cpu")
     assert reason in record.message
     assert "\n" not in record.message

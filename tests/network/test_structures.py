@@ -195,6 +195,13 @@ def test_each_layer_has_the_neurons_and_arguments_of_its_own():
             SpikingNetwork((1, 8, 8), 2, 4, structure=f"c4k3s1-BN-{wrong}-FC2")
 
 
+def test_what_the_structure_gives_a_neuron_wins_over_what_its_kind_brings_along():
+    text = "FC4-PLIF(init_tau=3.0)-FC4-PLIF-FC2"
+    for kind in (LIF(init_tau=5.0), {"class_path": "plif_lightning.LIF", "init_args": {"init_tau": 5.0}}):
+        net = SpikingNetwork((1, 2, 2), 2, 4, structure=text, neuron=kind)
+        assert [neuron.tau.item() for _, neuron in net.neurons()] == pytest.approx([3.0, 5.0])
+
+
 def test_the_notation_knows_every_neuron_with_a_name():
     assert [name.lower() for name in NEURONS] == list(get_args(NeuronName))
 

@@ -318,12 +318,14 @@ X, LABEL = torch.rand(6, 1, 8, 8), torch.tensor([0, 3, 1, 2, 2, 9])
 
 
 @pytest.mark.parametrize(
-    "batch", [{"pixel_values": X, "label": LABEL}, {"pixel_values": X, "labels": LABEL, "id": 3}, [X, LABEL]]
+    "batch",
+    [{"pixel_values": X, "label": LABEL}, {"pixel_values": X, "labels": LABEL, "id": 3}, [X, LABEL], (X, LABEL.int())],
 )
 def test_a_batch_may_be_a_dict(batch):
     found = as_batch(batch)
     assert torch.equal(found.x, X)
     assert torch.equal(found.answer, LABEL)
+    assert found.answer.dtype == torch.int64  # which losses and metrics of PyTorch ask for
     assert found.target is None
 
 
