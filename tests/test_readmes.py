@@ -113,6 +113,11 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
         assert (tmp_path / "network.ckpt").is_file()
     elif name == "cost":
         main([*words, "--samples", "2"])
+    elif name == "check":  # it gets as far as to the device
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "no CUDA device" in capsys.readouterr().err
     elif name == "stream":  # it gets as far as to the run's network, which takes digits
         words = [str(run / "checkpoints/best.ckpt") if word == str(tmp_path) else word for word in words]
         with pytest.raises(SystemExit):
