@@ -3,7 +3,9 @@
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,10 @@ from plif_lightning.cli.trained import checkpoint_parser, read_to_test
 from plif_lightning.errors import UserError, require_count
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from plif_lightning.deploy.costs import Cost
+    from plif_lightning.network import SpikingNetwork
 
 
 def _export_parser() -> PlainParser:
@@ -121,6 +126,7 @@ def cost(argv: list[str]) -> int:
     found = count(net, x)
     rows = _cost_rows(found)
     _print_cost(found, rows, description(net))
+    _print_latency(net, x[:, :1] if x.ndim == len(net.input_shape) + 2 else x[:1])
     if given.out is not None:
         import csv
 
@@ -132,6 +138,22 @@ def cost(argv: list[str]) -> int:
             )
         print(given.out)
     return 0
+
+
+def _print_latency(net: "SpikingNetwork", x: "Tensor") -> None:
+    """Print the time of a sample in the network, and in its engines if it has them."""
+    import torch
+
+    from plif_lightning.deploy import deployed
+    from plif_lightning.runtime.process import milliseconds, processor
+
+    forms: dict[str, Any] = {"as trained": net}
+    with suppress(UserError):  # a user-defined network has no engines
+        forms |= {f"--engine {engine}": deployed(net, engine) for engine in ("float32", "int8")}
+    with torch.no_grad():
+        times = [f"{in_few_digits(milliseconds(partial(form, x)), 2)} {name}" for name, form in forms.items()]
+    threads = f"{torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "1 thread"
+    print(f"Latency of a sample on this machine [ms]: {', '.join(times)} ({processor()}, {threads}).")
 
 
 def _cost_rows(found: "Cost") -> list[tuple[Any, ...]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plif_lightning.cli.parser import PlainParser
-from plif_lightning.cli.trained import Trained, checkpoint_parser, read_trained
+from plif_lightning.cli.trained import Trained, checkpoint_parser, for_evaluation, read_trained
 from plif_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _recording(file: Path, trained: Trained) -> Any:
         return read_any(file, settings.get("columns"), settings.get("time_unit"))
     from plif_lightning.cli.prepare import data_in  # which loads Lightning
 
-    data: Any = data_in({**trained.data, "init_args": {**settings, "num_workers": 0, "augmentation": None}})
+    data: Any = data_in(for_evaluation(trained.data))
     recordings = [recording for _, recording in data.read(file, 0)]
     if len(recordings) != 1:
         raise UserError(f"{path}.read gives {len(recordings)} recordings of {file}, and a stream takes one.")

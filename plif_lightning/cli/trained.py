@@ -60,6 +60,12 @@ def read_trained(path: Path) -> Trained:
     return Trained(net, data, names, (settings.get("sensor") or checkpoint.get("sensor")) if pooled else None)
 
 
+def for_evaluation(data: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """A `data` block in one process and without augmentation, which a data set of the user's own need not have."""
+    arguments = {name: value for name, value in data.get("init_args", {}).items() if name != "augmentation"}
+    return {**data, "init_args": {**arguments, "num_workers": 0, **changed}}
+
+
 def read_to_test(
     path: Path, root: str | None, number: int, named: Sequence[str] = ()
 ) -> tuple["SpikingNetwork", "Tensor", "Tensor"]:
@@ -83,8 +89,7 @@ def read_to_test(
         roots = [] if root is None else [f"--data.root={root}"]
         module, _ = data_of([*named, *roots, f"--data.time_steps={read.net.time_steps}"])
     elif "class_path" in read.data:
-        arguments = {**read.data.get("init_args", {}), "num_workers": 0, "augmentation": None}
-        module = data_in({**read.data, "init_args": arguments | ({} if root is None else {"root": root})})
+        module = data_in(for_evaluation(read.data, **({} if root is None else {"root": root})))
     else:
         raise UserError(f"{path} names no data set because another Trainer wrote it: pass --data NAME.")
     return read.net, *module.test_samples(number)

@@ -107,6 +107,7 @@ class ImageDataModule(SpikingDataModule):
         super().__post_init__()
         of_batches(self.augmentation or ())
         self._arrays: dict[bool, Mapping[str, NDArray[Any]]] = {}
+        self._identities: dict[bool, str] = {}
 
     def read(self, train: bool) -> tuple[Any, Any]:
         """Images uint8 [n, C, H, W] and labels int64 [n] of the training or test set, arrays or tensors."""
@@ -129,10 +130,12 @@ class ImageDataModule(SpikingDataModule):
         return torch.tensor(self.arrays(train)["label"])
 
     def identity(self, train: bool = True) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for name in ("images", "label"):
-            digest.update(np.ascontiguousarray(self.arrays(train)[name]).data)
-        return digest.hexdigest()
+        if train not in self._identities:  # every checkpoint asks
+            digest = hashlib.blake2b(digest_size=16)
+            for name in ("images", "label"):
+                digest.update(np.ascontiguousarray(self.arrays(train)[name]).data)
+            self._identities[train] = digest.hexdigest()
+        return self._identities[train]
 
     def reading(self) -> str:
         if not self.normalize:

@@ -4,8 +4,6 @@ import contextlib
 import copy
 import itertools
 import random
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from plif_lightning.kernels import Backend, dense
 from plif_lightning.kernels.trust import difference, tried
 from plif_lightning.network.network import SpikingNetwork, use_backend
 from plif_lightning.network.own import has_votes
+from plif_lightning.runtime.process import milliseconds
 
 _NEURONS = ("PLIF", "LIF", "IF", "CLIF", "ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
 _BLOCKS = "c8k3s1-BN-PLIF-{}k2s2-c8k5s2-BN-PLIF-FC20-PLIF-FC8-PLIF"
@@ -121,18 +120,6 @@ def _convolutions_difference() -> str:
     return next(filter(None, (convolution.difference() for convolution in drawn)), "")
 
 
-def _milliseconds(step: Callable[[], object], device: torch.device) -> float:
-    """Median time of a call after two others [ms]."""
-    times = []
-    for _ in range(7):
-        begin = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(1e3 * (time.perf_counter() - begin))
-    return statistics.median(times[2:])
-
-
 def _trained(net: nn.Module, x: Tensor, reset: Callable[[], object] = lambda: None) -> Callable[[], object]:
     def step() -> None:
         reset()
@@ -146,13 +133,13 @@ def speeds(device: torch.device) -> dict[str, float]:
     """Forward and backward pass of a LIF layer, x [16, 32, 16384], by implementation [ms]."""
     x = torch.randn(16, 32, 16384, device=device, requires_grad=True)
     layers = {"fused": neurons.LIF(), "reference": use_backend(neurons.LIF(), "reference")}
-    found = {name: _milliseconds(_trained(layer.to(device), x), device) for name, layer in layers.items()}
+    found = {name: milliseconds(_trained(layer.to(device), x), device) for name, layer in layers.items()}
     with contextlib.suppress(ImportError):
         from spikingjelly.activation_based import functional as theirs
         from spikingjelly.activation_based import neuron, surrogate
 
         node = neuron.LIFNode(surrogate_function=surrogate.ATan(), detach_reset=True, step_mode="m").to(device)
-        found["SpikingJelly"] = _milliseconds(_trained(node, x, lambda: theirs.reset_net(node)), device)
+        found["SpikingJelly"] = milliseconds(_trained(node, x, lambda: theirs.reset_net(node)), device)
     return found
 
 

@@ -40,7 +40,8 @@ class FiniteGuard(Callback):
         name = values[int(finite.int().argmin())][0]
         paths = [path for c in trainer.checkpoint_callbacks if (path := getattr(c, "last_model_path", ""))]
         kept = f"The last good checkpoint is {paths[-1]}." if paths else "No checkpoint was written before."
+        full = "" if trainer.precision in ("32-true", "64-true") else ", or use --trainer.precision 32-true"
         raise NonFiniteError(
             f"{name} is NaN or infinite at step {trainer.global_step} (epoch {trainer.current_epoch}): training "
-            f"stopped. {kept} Lower the learning rate, or use --trainer.precision 32-true."
+            f"stopped. {kept} Lower the learning rate{full}."
         )

@@ -16,7 +16,7 @@ import yaml
 from plif_lightning.cli import main
 from plif_lightning.cli.streaming import _take_step_length
 from plif_lightning.cli.trained import Trained
-from plif_lightning.data import DVSGesture
+from plif_lightning.data import Digits, DVSGesture, SpikingDataModule
 from plif_lightning.deploy import StreamingNetwork, deployed
 from plif_lightning.events import Recording, Sensor, readers
 from plif_lightning.events.integration import integrate
@@ -213,6 +213,9 @@ def test_cost_is_a_table_and_a_file(run_of_digits, tmp_path, capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "measured on 4" in out
     assert "Above 1 the conventional network wins." in out
+    number = r"[\d.,]+"
+    latency = rf"\[ms\]: {number} as trained, {number} --engine float32, {number} --engine int8 \(.*, \d+ threads?\)\."
+    assert re.search(f"Latency of a sample on this machine {latency}", out)
     for unit in ("[k]", "[uJ]", "[MB]"):
         assert unit in out
     table = rows(tmp_path / "cost.csv")
@@ -222,6 +225,35 @@ def test_cost_is_a_table_and_a_file(run_of_digits, tmp_path, capsys):
     # Numbers as a program reads them, and none of them rounded away: this network is tiny.
     assert all(float(row[name]) > 0 for row in table for name in row if "[uJ]" in name)
     assert table[-1]["firing [%]"] == ""
+
+
+class Direct(SpikingDataModule):
+    """Digits without `augmentation`, which only the package's own data sets have."""
+
+    title = "digits"
+    input_shape = Digits.input_shape
+    class_names = Digits.class_names
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.digits = Digits()
+
+    def labels(self, train):
+        return self.digits.labels(train)
+
+    def dataset(self, train, indices, augment):
+        return self.digits.dataset(train, indices, augment)
+
+
+def test_cost_takes_a_data_set_without_augmentation(run_of_digits, tmp_path, capsys):
+    held = torch.load(run_of_digits, weights_only=True)
+    config = yaml.safe_load(held["cli_config"])
+    arguments = {name: value for name, value in config["data"]["init_args"].items() if name == "time_steps"}
+    config["data"] = {"class_path": "tests.cli.test_deploy.Direct", "init_args": arguments}
+    held["cli_config"] = yaml.safe_dump(config)
+    torch.save(held, tmp_path / "net.ckpt")
+    main(["cost", "--ckpt_path", str(tmp_path / "net.ckpt"), "--samples", "4"])
+    assert "measured on 4" in capsys.readouterr().out
 
 
 def test_a_stream_says_the_classes_that_a_test_says(tmp_path, monkeypatch, capsys):

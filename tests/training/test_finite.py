@@ -15,7 +15,10 @@ from plif_lightning.training.finite import FiniteGuard
 def test_the_first_value_that_is_not_finite_is_named(name, value):
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     trainer = SimpleNamespace(
-        global_step=6, current_epoch=1, checkpoint_callbacks=[SimpleNamespace(last_model_path="")]
+        global_step=6,
+        current_epoch=1,
+        checkpoint_callbacks=[SimpleNamespace(last_model_path="")],
+        precision="16-mixed",
     )
     guard = FiniteGuard(network)
     guard.on_train_epoch_end(trainer, None)
@@ -24,5 +27,9 @@ def test_the_first_value_that_is_not_finite_is_named(name, value):
     with pytest.raises(NonFiniteError, match=rf"{name} is NaN or infinite at step 6 \(epoch 1\).*No checkpoint"):
         guard.on_train_epoch_end(trainer, None)
     trainer.checkpoint_callbacks[0].last_model_path = "last.ckpt"
-    with pytest.raises(NonFiniteError, match=r"The last good checkpoint is last\.ckpt\. Lower the learning rate"):
+    good = r"The last good checkpoint is last\.ckpt\. Lower the learning rate"
+    with pytest.raises(NonFiniteError, match=rf"{good}, or use --trainer\.precision 32-true\.$"):
+        guard.on_save_checkpoint(trainer, None, {})
+    trainer.precision = "32-true"  # which needs no advice to use it
+    with pytest.raises(NonFiniteError, match=rf"{good}\.$"):
         guard.on_save_checkpoint(trainer, None, {})
