@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from plif_lightning.callbacks.logger import run_folder, writes_files
+from plif_lightning.data import SpikingDataModule
 from plif_lightning.runtime.files import written_whole
 from plif_lightning.training.task import SpikingClassifier
 
@@ -42,7 +43,7 @@ class ConfusionMatrix(Callback):
 class PredictionWriter(Callback):
     """Writes `predictions.csv`: sample, label and prediction, as numbers and by name, and the votes for each class.
 
-    Rows are in the order of the data.
+    Rows are in the order of the data. Samples of folders have their file, and their window's times if they are events.
     """
 
     def __init__(self) -> None:
@@ -69,17 +70,21 @@ class PredictionWriter(Callback):
             return
         columns = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
         names = class_names_of(trainer, columns["votes"].shape[1])
+        data = getattr(trainer, "datamodule", None)
+        provenance = data.provenance(train=False) if isinstance(data, SpikingDataModule) else {}
         self.path = folder.predictions
         with written_whole(self.path) as file:
             writer = csv.writer(file)
             # Names may look like other numbers: the folders 0, 1, 10, 2 are the classes 0 to 3.
             votes = [f"votes {name}" for name in names]
-            writer.writerow(["sample", "label", "prediction", "label name", "prediction name", *votes])
+            writer.writerow(["sample", *provenance, "label", "prediction", "label name", "prediction name", *votes])
             for i in columns["sample"].argsort().tolist():
+                sample = int(columns["sample"][i])
                 classes = [int(columns[key][i]) for key in ("label", "prediction")]
                 named = [names[one] if 0 <= one < len(names) else "" for one in classes]
                 row = [f"{vote:.6g}" for vote in columns["votes"][i].tolist()]
-                writer.writerow([int(columns["sample"][i]), *classes, *named, *row])
+                origin = [column[sample] for column in provenance.values()]
+                writer.writerow([sample, *origin, *classes, *named, *row])
 
 
 def _of_all_processes(batches: list[Batch], count: int) -> list[Batch]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning as L
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from plif_lightning.data.loading import (
@@ -218,6 +219,10 @@ class SpikingDataModule(L.LightningDataModule):
         part = self.dataset(train=False, indices=chosen, augment=False)
         batches = [part.batch(BatchRequest(0, at)) for at in torch.arange(len(chosen)).split(self.eval_batch_size)]
         return time_first(torch.cat([b.x for b in batches])).float(), torch.cat([b.label for b in batches])
+
+    def provenance(self, train: bool) -> dict[str, NDArray[Any]]:
+        """Where each sample of the training or test set comes from, [n] by column; empty if it is only a number."""
+        return {}
 
     def inventory(self) -> list[Part]:
         """Sizes of the training and the test set."""

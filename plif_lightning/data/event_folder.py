@@ -1,5 +1,6 @@
 """User recordings of events in class folders."""
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,9 +21,13 @@ from plif_lightning.events.cache import Arrays, find
 from plif_lightning.events.readers import SUFFIXES, TABLES, read_any, sensor_of
 from plif_lightning.events.recording import Recording, RecordingError, Sensor
 from plif_lightning.events.tables import TimeUnit
-from plif_lightning.events.windows import Samples, parted, recordings_of, windowed, windows_of
+from plif_lightning.events.windows import Samples, left_out, parted, recordings_of, windowed, windows_of
 
 Split = Literal["recording", "time"]
+
+_log = logging.getLogger(__name__)
+# Share of a recording's events outside of all windows that is worth a line.
+_MUCH = 0.1
 
 
 @dataclass(eq=False, repr=False)
@@ -181,6 +186,9 @@ class EventFolder(EventDataModule):
             raise UserError(
                 f"the {self.windows} are longer than all {part_name(train)} recordings of {lacking}: pass shorter ones."
             )
+        if many := int((left_out(samples, found) > _MUCH).sum()):
+            message = "%s: %d %s recordings lose more than a tenth of their events, which lie in none of the %s."
+            _log.warning(message, self.title, many, part_name(train), self.windows)
         return found
 
     def _lengths(self, samples: Samples, time: NDArray[Any]) -> NDArray[np.int64]:

@@ -465,6 +465,14 @@ class EventDataModule(SpikingDataModule):
             samples,
         )
 
+    def provenance(self, train: bool) -> dict[str, NDArray[Any]]:
+        """`file` of each sample, and times of its first and last event since the recording's first [us]."""
+        arrays, samples = self.recordings(train), self.samples(train)
+        last = np.maximum(samples.end - 1, 0)
+        first = np.minimum(samples.begin, last)
+        times = {"first event [us]": arrays["time"][first], "last event [us]": arrays["time"][last]}
+        return {"file": arrays["name"][samples.recording], **times}
+
     def identity(self, train: bool = True) -> str:
         return self.recordings(train).content
 

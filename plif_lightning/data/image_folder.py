@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +145,13 @@ class ImageFolder(ImageDataModule):
                 f"{path} has pixels of mode {image.mode!r}: convert it to 8 bits of grey or colour a pixel."
             )
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def provenance(self, train: bool) -> dict[str, NDArray[Any]]:
+        """`file` of each image, in the folder; empty if the files are gone."""
+        if not self.folders.exist:
+            return {}
+        files = [os.path.relpath(path, self.folders.root) for path, _ in self.folders.files(train)]
+        return {"file": np.array(files)}
 
     def identity(self, train: bool = True) -> str:
         return self.arrays(train).content

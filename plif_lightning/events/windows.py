@@ -109,6 +109,24 @@ def parted(samples: Samples, time: Array, share: float, by_time: bool, last: int
     return Samples(*np.array(parts, np.int64).reshape(-1, len(samples)).T)
 
 
+def left_out(samples: Samples, windows: Samples) -> Array:
+    """Share of the events of each recording that no window of them holds, float64 [recordings].
+
+    Args:
+        samples: stretches of events, in their order.
+        windows: those that `windowed` found in them.
+
+    >>> one = Samples(*(np.array([value]) for value in (0, 5, 0, 0, 0, -1)))
+    >>> left_out(one, windowed(one, np.arange(5), Windows(2, 2, by_time=False)))
+    array([0.2])
+    """
+    before = np.maximum.accumulate(np.concatenate([[0], windows.end]))[:-1]
+    held = np.maximum(windows.end - np.maximum(windows.begin, before), 0)
+    n = int(samples.recording.max(initial=-1)) + 1
+    all_events = np.bincount(samples.recording, samples.end - samples.begin, n)
+    return 1 - np.bincount(windows.recording, held, n) / np.maximum(all_events, 1) - (all_events == 0)
+
+
 def windowed(samples: Samples, time: Array, windows: Windows) -> Samples:
     """All complete windows of each sample that hold an event. Windows of different samples never overlap.
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from plif_lightning.cli import main
+from plif_lightning.events import read_any
 from tests import writers
 from tests.cli.calls import FEW, SILENT, TINY, refused, resume, rows
 
@@ -73,6 +74,29 @@ def test_a_checkpoint_knows_its_classes_and_its_scale(tmp_path, capsys):
         message = refused(capsys, command, *checkpoint)
         assert "is not read as the checkpoint's network learned it" in message
         assert "classes dog, owl, zebra; it learned" in message
+
+
+def test_predictions_name_the_file_and_the_window(tmp_path):
+    writers.write_image_folder(tmp_path / "pets")
+    main(["fit", "--data", "ImageFolder", "--data.root", "pets", *SMALL, "--run_folder", "images"])
+    writers.write_event_folder(tmp_path / "hands")
+    cut = ["--data.sensor", "[128,128]", "--data.size", "16", "--data.window_events", "120"]
+    main(["fit", "--data", "EventFolder", "--data.root", "hands", *cut, *SMALL, "--run_folder", "events"])
+    for run in ("images", "events"):
+        main(["predict", "--ckpt_path", f"{run}/checkpoints/best.ckpt"])
+    table = rows("images/predict/predictions.csv")
+    assert len(table) == len({row["file"] for row in table})
+    for row in table:
+        assert (tmp_path / "pets" / row["file"]).is_file()
+        assert Path(row["file"]).parts[:2] == ("test", row["label name"])
+    table = rows("events/predict/predictions.csv")
+    assert len(table) == 300 // 120 + 500 // 120
+    for file in {row["file"] for row in table}:
+        own = [row for row in table if row["file"] == file]
+        assert Path(file).parts[:2] == ("test", own[0]["label name"])
+        t = read_any(tmp_path / "hands" / file).t
+        expected = [(t[at] - t[0], t[at + 119] - t[0]) for at in range(0, len(t) - 119, 120)]
+        assert [(int(row["first event [us]"]), int(row["last event [us]"])) for row in own] == expected
 
 
 def test_a_test_on_other_images_is_no_result_of_the_run(tmp_path, caplog):

@@ -12,7 +12,7 @@ from plif_lightning.data import EventFolder, TimeDrop
 from plif_lightning.data.loading import BatchRequest
 from plif_lightning.errors import UserError
 from plif_lightning.events import Recording, Sensor, integrate, read_any
-from plif_lightning.events.windows import Samples, Windows, windowed
+from plif_lightning.events.windows import Samples, Windows, left_out, parted, recordings_of, windowed
 from plif_lightning.runtime.randomness import hashed_uniform
 from tests import writers
 
@@ -75,6 +75,28 @@ def test_a_transform_that_changes_nothing_leaves_windows_by_time_as_they_are(roo
     given = {"window_ms": 100, "stride_ms": 50.5, "slicing": "by_time"}
     plain, transformed = made(root, **given), made(root, **given, augmentation=[lambda events: events])
     assert torch.equal(everything(transformed.train_set).x, everything(plain.train_set).x)
+
+
+@pytest.mark.parametrize("windows", [Windows(7, 3, False), Windows(4, 9, False), Windows(50, 80, True)])
+def test_what_windows_leave_out_is_counted_once_for_each_event(windows):
+    draw = np.random.default_rng(0)
+    offset = np.cumsum([0, 60, 0, 5, 90])
+    time = np.concatenate([np.sort(draw.integers(0, 400, n)) for n in np.diff(offset)])
+    samples = parted(recordings_of(offset), time, 0.3, windows.by_time)
+    found = windowed(samples, time, windows)
+    held = {event for a, b in zip(found.begin, found.end, strict=True) for event in range(a, b)}
+    stretches = [range(a, b) for a, b in itertools.pairwise(offset)]
+    expected = [sum(event not in held for event in each) / max(len(each), 1) for each in stretches]
+    assert left_out(samples, found) == pytest.approx(expected)
+
+
+def test_recordings_that_lose_events_to_windows_are_counted(root, caplog):
+    made(root, window_events=300)  # 100 of 1,000 are left over: no more than a tenth
+    assert not caplog.messages
+    made(root, window_events=400)
+    made(root, window_events=400, stride_events=200)  # 1,000 = 400 + 3 * 200
+    lost = "4 {} recordings lose more than a tenth of their events, which lie in none of the windows of 400 events."
+    assert caplog.messages == [f"long: {lost.format(part)}" for part in ("training", "test")]
 
 
 def test_windows_longer_than_all_recordings_of_a_class_are_refused_with_the_longest_of_each(tmp_path):
