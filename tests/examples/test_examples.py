@@ -3,14 +3,54 @@
 import pytest
 import torch
 
+import plif_lightning as pl
 from tests.examples import own_neuron
-from tests.examples.tutorials import cell
+from tests.examples.tutorials import cell, source
 
 
 @pytest.mark.slow
 def test_own_neuron(capsys):
     assert own_neuron.main() > 0.8
     assert "m after the last step: (2, 100)" in capsys.readouterr().out
+
+
+TYPED = """
+import torch
+from torch import Tensor
+
+import plif_lightning as pl
+
+
+class Typed(pl.Neuron):
+    k = pl.learned(0.5, "unit")
+
+    @staticmethod
+    def charge(v: Tensor, x: Tensor, k: Tensor) -> Tensor:
+        return v + k * (x - v)
+
+
+spikes, v = Typed().run(torch.randn(8, 16, 128))
+votes: Tensor = pl.load_network("RUN/checkpoints/best.ckpt")(spikes)
+"""
+
+
+@pytest.mark.slow
+def test_what_users_copy_and_equations_with_types_pass_mypy(tmp_path):
+    api = pytest.importorskip("mypy.api")
+    for name in ("neuron", "transformer"):
+        (tmp_path / f"my_{name}.py").write_text(source(name))
+    (tmp_path / "typed.py").write_text(TYPED)
+    settings = ["--config-file=", f"--cache-dir={tmp_path / 'cache'}"]
+    said, _, status = api.run([*settings, "--check-untyped-defs", *map(str, tmp_path.glob("my_*.py"))])
+    assert status == 0, said
+    said, _, status = api.run([*settings, "--strict", str(tmp_path / "typed.py")])
+    assert status == 0, said
+    (tmp_path / "typed.py").write_text(TYPED.replace("    @staticmethod\n", ""))
+    assert api.run([*settings, "--strict", str(tmp_path / "typed.py")])[2]
+    names = {}
+    exec(TYPED.split("spikes, v")[0], names)
+    x = torch.randn(4, 2, 3)
+    assert torch.equal(names["Typed"]()(x), pl.PLIF(init_tau=2.0)(x))
 
 
 def test_the_transformers_attention_is_that_of_spikingjelly():
