@@ -4,11 +4,14 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -282,6 +285,30 @@ def test_a_stream_says_the_classes_that_a_test_says(tmp_path, monkeypatch, capsy
         said = f"decision: {('left', 'right')[int(votes.argmax())]} after 2 time-steps"
         assert capsys.readouterr().out.splitlines()[-1] == said
     assert json.loads(Path("out/export.json").read_text())["class_names"] == ["left", "right"]
+
+
+def test_the_pages_live_source_decides_in_silence_too(checkpoint):
+    page = (REPOSITORY / "docs/howto/deploy.md").read_text()
+    (code,) = re.findall(r"```python\n(import socket\n.*?)```", page, re.S)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = code.replace("9000", str(port)).replace("RUN/checkpoints/best.ckpt", str(Path(checkpoint).resolve()))
+    code = code.replace("while True:", "print('ready', flush=True)\nwhile True:")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    patience = threading.Timer(PATIENCE, process.kill)
+    patience.start()
+    try:
+        assert process.stdout.readline() == "ready\n"
+        t, x, y, p = (np.asarray(column).astype(np.uint32) for column in events_of(500, 0))
+        words = np.stack([x << 16 | p << 15 | y, np.full(len(t), 1_000)], 1)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as camera:
+            camera.sendto(words.astype("<u4").tobytes(), ("127.0.0.1", port))  # one packet, then silence
+        assert all(0 <= int(process.stdout.readline()) < 11 for _ in range(3))
+    finally:
+        patience.cancel()
+        process.kill()
+        process.communicate()
 
 
 def test_a_network_that_does_not_fire_decides_nothing(checkpoint, capsys):
