@@ -18,8 +18,8 @@ from plif_lightning.kernels.trust import difference, tried
 from plif_lightning.network.network import SpikingNetwork, use_backend
 from plif_lightning.network.own import has_votes
 from plif_lightning.runtime.process import milliseconds
+from plif_lightning.structure.notation import NEURONS
 
-_NEURONS = ("PLIF", "LIF", "IF", "CLIF", "ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
 _BLOCKS = "c8k3s1-BN-PLIF-{}k2s2-c8k5s2-BN-PLIF-FC20-PLIF-FC8-PLIF"
 # Form -> structure, whether its input is a static image, and arguments of the network.
 _FORMS: dict[str, tuple[str, bool, dict[str, Any]]] = {
@@ -146,7 +146,7 @@ def speeds(device: torch.device) -> dict[str, float]:
 def comparisons(device: torch.device) -> Iterator[tuple[str, str]]:
     """(name, difference from the reference) of each neuron and form on a device; empty where they are equal."""
     if Backend().chosen(device) != "reference":
-        for name in _NEURONS:
+        for name in NEURONS:
             yield name, tried(partial(difference, getattr(neurons, name)().dynamics, device))
     if device.type == "cpu":
         yield "300 convolutions", tried(_convolutions_difference)

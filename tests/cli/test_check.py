@@ -16,7 +16,7 @@ def _without_timing(monkeypatch):
 def test_every_form_equals_the_reference_here(capsys):
     main(["check"])
     said = capsys.readouterr().out
-    assert said.count("equals the reference") == len(comparing._NEURONS) + 1 + len(comparing._FORMS)
+    assert said.count("equals the reference") == len(comparing.NEURONS) + 1 + len(comparing._FORMS)
     assert said.endswith("All equal the reference.\n")
     assert "machine " in said
     assert "torch " in said
@@ -26,7 +26,7 @@ def test_a_form_that_differs_or_raises_is_named_and_the_status_is_1(monkeypatch,
     def raises(*of):
         raise RuntimeError("no such instruction\nand more")
 
-    monkeypatch.setattr(comparing, "_NEURONS", ("PLIF",))
+    monkeypatch.setattr(comparing, "NEURONS", ("PLIF",))
     monkeypatch.setattr(comparing, "difference", lambda dynamics, device: "3 of 10 spikes, pool none")
     monkeypatch.setattr(comparing, "_FORMS", {"held image": comparing._FORMS["held image"]})
     monkeypatch.setattr(comparing, "_network_difference", raises)
@@ -43,7 +43,7 @@ def test_a_form_that_differs_or_raises_is_named_and_the_status_is_1(monkeypatch,
 
 
 def test_one_device_is_checked_and_the_page_is_written(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(comparing, "_NEURONS", ("PLIF",))
+    monkeypatch.setattr(comparing, "NEURONS", ("PLIF",))
     monkeypatch.setattr(comparing, "_FORMS", {})
     monkeypatch.setattr(comparing, "CONVOLUTIONS", comparing.CONVOLUTIONS[:300])
     main(["check", "--device", "cpu", "--report", str(tmp_path / "page.txt")])

@@ -1,5 +1,7 @@
 """Published neurons against programs that this project did not write, in float64: every spike and gradient."""
 
+import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -7,7 +9,8 @@ import torch
 
 from plif_lightning import neurons
 from plif_lightning.network import use_backend
-from plif_lightning.neurons import NeuronName, make_neuron, making
+from plif_lightning.neurons import NeuronName, make_neuron, making, published
+from plif_lightning.structure.notation import NEURONS
 
 STEPS = 12
 
@@ -192,3 +195,22 @@ def test_a_reset_without_effect_is_said(caplog):
         assert (
             ("reset=soft has no effect" in caplog.text) == torch.equal(hard(x), soft(x)) == (name in ("clif", "glif"))
         )
+
+
+def test_each_neuron_is_compared_with_another_program():
+    ours = {name.lower() for name in NEURONS if getattr(neurons, name).__module__ == published.__name__}
+    tests = [name.split("_") for name in globals() if name.startswith("test_")]
+    compared = [words for words in tests if {"spikingjellys", "snntorchs", "norses"} & {*words}]
+    assert {name for name in ours if not any(name in words for words in compared)} == set()
+    assert len(ours) == len(NEURONS) - 3  # PLIF, LIF and IF, in test_modules.py
+
+
+def test_the_contributors_page_names_each_file_that_names_a_neuron():
+    root = Path(published.__file__).parents[1]
+    page = (root.parent / "CONTRIBUTING.md").read_text().split("**a neuron**")[1].split("\n- **")[0]
+    files = {
+        path for kind in ("*.py", "*.pyi") for path in root.rglob(kind) if re.search("KLIF|klif", path.read_text())
+    }
+    assert len(files) >= 6
+    named = {path.name if path.parent == root else str(path.relative_to(root)) for path in files}
+    assert {name for name in named if name not in page} == set()
