@@ -167,6 +167,10 @@ class Converted(nn.Module):
 
 
 def to_spikingjelly_state_dict(net: Converted) -> dict[str, Tensor]:
-    """The weights of a converted network under the names, and in the shapes, of the one in SpikingJelly."""
+    """The weights of a converted network under the names, and in the shapes, of the one in SpikingJelly.
+
+    Args:
+        net: from `from_spikingjelly`.
+    """
     here = net.state_dict()
     return {name: here[found].reshape(shape) for name, (found, shape) in net.names.items()}

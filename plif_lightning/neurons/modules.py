@@ -290,7 +290,19 @@ def _constructor(declared: Mapping[str, Parameter]) -> Callable[..., None]:
 
 
 class LIF(Neuron):
-    """Leaky integrate-and-fire neurons with the fixed time constant `init_tau`; arguments as `PLIF`."""
+    """Leaky integrate-and-fire neurons with a fixed time constant; spikes [T, N, *] from inputs [T, N, *].
+
+    Args:
+        init_tau: tau > 1, in time-steps.
+        k: 1 / tau, which may be given instead.
+        tau_per: one tau per `layer` or per `channel` (dimension 2 of the input); they differ only if learned.
+        channels: number of channels, for `tau_per="channel"`.
+        learn_threshold: learn V_th, positive by construction, see `Neuron`.
+        firing: constants of firing and reset, by name: see `Firing`.
+
+    Raises:
+        UserError: a constant lies outside its range.
+    """
 
     equations = LEAKY
     k = fixed(0.5, "unit", stored_as="a")
@@ -325,6 +337,7 @@ class PLIF(LIF):
 
     Args:
         init_tau: tau_0 > 1, in time-steps; a_0 = -log(tau_0 - 1).
+        k: 1 / tau_0 = sigmoid(a_0), which may be given instead.
         tau_per: one `a` per `layer` (the paper) or per `channel` (dimension 2 of the input).
         channels: number of channels, for `tau_per="channel"`.
         learn_threshold: learn V_th too, positive by construction, see `Neuron`.

@@ -77,5 +77,11 @@ def learned(initial: float, within: Within = "real", stored_as: str = "") -> Any
 
 
 def fixed(initial: float, within: Within = "real", stored_as: str = "") -> Any:
-    """Declare a constant of a neuron, which can be learned too (`learn`); arguments as `learned`."""
+    """Declare a constant of a neuron, which its layer's argument `learn` can make a learned parameter.
+
+    Args:
+        initial: its value.
+        within: real (any number), positive, or unit (between 0 and 1).
+        stored_as: name of the tensor in the layer; by default the constant's with `_raw`.
+    """
     return Parameter(initial, within, is_learned=False, stored_as=stored_as)

@@ -13,6 +13,9 @@ from plif_lightning.neurons.parameters import fixed, learned
 class CLIF(Neuron):
     """Complementary LIF: a second potential m decays less the more the first is charged, and deepens its reset.
 
+    Args:
+        k: 1 / tau, share of the potential that leaks in a time-step.
+
     Source: Huang et al. 2024, "CLIF: Complementary Leaky Integrate-and-Fire Neuron for Spiking Neural Networks".
     """
 
@@ -29,6 +32,11 @@ class CLIF(Neuron):
 
 class ALIF(Neuron):
     """Adaptive LIF: each spike raises the threshold by beta, which decays by rho each step.
+
+    Args:
+        k: 1 / tau of the potential.
+        rho: share of the raised threshold that remains after a time-step.
+        beta: rise of the threshold by a spike.
 
     Source: Bellec et al. 2020, "A solution to the learning dilemma for recurrent networks of spiking neurons".
     """
@@ -51,6 +59,12 @@ class ALIF(Neuron):
 class QIF(Neuron):
     """Quadratic integrate-and-fire: above v_c the potential grows by itself.
 
+    Args:
+        k: 1 / tau.
+        a_0: steepness of the parabola.
+        v_rest: potential at rest.
+        v_c: critical potential, above which it grows.
+
     Source: Gerstner et al. 2014, "Neuronal Dynamics", Sec. 5.3.
     """
 
@@ -66,6 +80,12 @@ class QIF(Neuron):
 class EIF(Neuron):
     """Exponential integrate-and-fire: above theta_rh the potential grows by itself, the sharper the smaller delta_t.
 
+    Args:
+        k: 1 / tau.
+        delta_t: width of the exponential, in units of the potential.
+        v_rest: potential at rest.
+        theta_rh: potential at which the exponential takes over (rheobase threshold).
+
     Source: Gerstner et al. 2014, "Neuronal Dynamics", Sec. 5.2.
     """
 
@@ -80,6 +100,10 @@ class EIF(Neuron):
 
 class KLIF(Neuron):
     """LIF with a learned slope: the charged potential is scaled, and negative ones are set to zero.
+
+    Args:
+        k: 1 / tau.
+        slope: factor of the charged potential, learned.
 
     Source: Jiang and Zhang 2023, "KLIF: An Optimized Spiking Neuron Unit for Tuning Surrogate Gradient Slope and
     Membrane Potential".
@@ -121,6 +145,10 @@ class Synaptic(Neuron):
     snnTorch's defaults fire other spikes: they subtract the threshold one step after a spike, from the decayed
     potential. With `reset_mechanism="zero", reset_delay=False` they are equal, unless a potential equals the threshold.
 
+    Args:
+        alpha: share of the current that remains after a time-step.
+        beta: share of the potential that remains after a time-step.
+
     Source: snnTorch's `Synaptic` (Eshraghian et al. 2023), SpikingJelly's `CUBALIFNode`.
     """
 
@@ -140,6 +168,15 @@ class GLIF(Neuron):
 
     In the paper the conductance of the input, `conduct`, is learned for each time-step; here it is shared, so that
     the neuron does not depend on T. A spike resets in the step after it.
+
+    Args:
+        alpha: gate between the multiplied (1) and the subtracted (0) leak.
+        beta: gate of `conduct`.
+        gamma: gate between the reset by the potential (1) and by `subtract` (0).
+        keep: share of the potential that the multiplied leak keeps.
+        decay: potential that the subtracted leak takes in a time-step.
+        subtract: potential that a reset takes.
+        conduct: factor of the input if beta is 1.
 
     Source: Yao et al. 2022, "GLIF: A Unified Gated Leaky Integrate-and-Fire Neuron for Spiking Neural Networks".
     """
