@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import WITH_NEURON, ConvBlock
-from plif_lightning.network.hooks import hooked
+from plif_lightning.network.hooks import hooked, modes_kept
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
 
@@ -183,9 +183,8 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
     if isinstance(net, SpikingNetwork):
         x = x.to(next(net.parameters()).dtype)  # as the network does, so that its input is known again
     counter = _Counter(net, x)
-    training = [part for part in net.modules() if part.training]
-    net.eval()
-    try:
+    with modes_kept(net):
+        net.eval()
         with hooked(counter.layers, counter.count):
             votes = net(x)
         # Every product of PyTorch, in a call of its own, without those of counting; a structure has its layers' alone.
@@ -193,9 +192,6 @@ def cost(net: nn.Module, x: Tensor) -> Cost:
         with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
             if not isinstance(net, SpikingNetwork):
                 net(x)
-    finally:
-        for part in training:
-            part.training = True
     frames = len(x) if x.dim() == 5 else len(votes)
     found = tuple(one._replace(updates=one.updates * frames) for one in counter.found)
     if not found:

@@ -97,11 +97,11 @@ def difference(dynamics: Dynamics, device: torch.device) -> str:
             ours, theirs = (_trained(f, dynamics, given | {"x": x} | states, pool) for f in (_fused, _reference))
             for name, b in theirs.items():
                 a, b = ours[name].detach(), b.detach()
-                atol = 0.0 if name == "spikes" else _RTOL * float(b.abs().max())
-                if not torch.allclose(a, b, rtol=0.0 if name == "spikes" else _RTOL, atol=atol):
-                    unlike = f"{int((a != b).sum())} of {a.numel()} values" if name == "spikes" else ""
-                    held = "" if steps > 1 else ", held input"
-                    return f"{name} by {unlike or f'{float((a - b).abs().max()):.2g}'}, pool {pool}{held}"
+                rtol = 0.0 if name == "spikes" else _RTOL
+                if not torch.allclose(a, b, rtol=rtol, atol=rtol * float(b.abs().max())):
+                    error = float((a - b).abs().max())
+                    by = f"{int((a != b).sum())} of {a.numel()} values" if name == "spikes" else f"{error:.2g}"
+                    return f"{name} by {by}, pool {pool}{'' if steps > 1 else ', held input'}"
             moments_here = zip(moments(x), reversed(torch.var_mean(x, (1, 3, 4), correction=0)), strict=True)
             if not all(torch.allclose(a, b, rtol=_RTOL, atol=1e-5) for a, b in moments_here):
                 return "the moments of BN"

@@ -66,7 +66,6 @@ class Convolution(NamedTuple):
     channels: tuple[int, int]
     innermost: bool
     dtype: torch.dtype
-    groups: int = 1
 
     def difference(self) -> str:
         """How output and gradients differ from exact ones; empty if they do not.
@@ -75,10 +74,10 @@ class Convolution(NamedTuple):
         """
         (height, width), (inputs, outputs) = self.kernel, self.channels
         x = torch.randn(4, inputs, *self.size)
-        weight = torch.randn(outputs, inputs // self.groups, height, width) / (inputs * height * width) ** 0.5
+        weight = torch.randn(outputs, inputs, height, width) / (inputs * height * width) ** 0.5
         x, weight = (value.to(self.dtype) for value in (x, weight))
         x = x.to(memory_format=torch.channels_last if self.innermost else torch.contiguous_format)
-        settings: Any = {"stride": self.stride, "padding": (height // 2, width // 2), "groups": self.groups}
+        settings: Any = {"stride": self.stride, "padding": (height // 2, width // 2)}
         exact, ours = ([v.detach().to(t).requires_grad_() for v in (x, weight)] for t in (torch.float64, self.dtype))
         expected = functional.conv2d(exact[0], exact[1], **settings)
         found = dense.conv2d(ours[0], ours[1], **settings)

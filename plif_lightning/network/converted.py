@@ -1,4 +1,4 @@
-"""What a network of SpikingJelly becomes: its own forward over blocks and neurons of this package."""
+"""A converted network of SpikingJelly: its own forward over blocks and neurons of this package."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,7 +90,7 @@ class BlockSequence(nn.Module):
 
 @dataclass
 class Conversion:
-    """What became of each node of a network.
+    """The replacement of each node of a network, or the reason why it is kept.
 
     Attributes:
         blocks: nodes in blocks, by name.

@@ -42,6 +42,17 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+@contextmanager
+def modes_kept(*nets: nn.Module) -> Iterator[None]:
+    """Restore afterwards which modules of networks are in training mode."""
+    modes = [(part, part.training) for net in nets for part in net.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 def listening(neurons: Mapping[str, nn.Module], hear: Hear) -> AbstractContextManager[None]:
     """Call `hear(name, spikes)` with the spikes [T, N, *] of each of these neurons, before any pool.
 

@@ -169,35 +169,31 @@ def require_protocol(net: nn.Module, x: Tensor, num_classes: int) -> bool:
         )
     x = x[:, :2] if x.dim() == 5 else x[:2]
     steps, name = len(x) if x.dim() == 5 else getattr(net, "time_steps", None), type(net).__name__
-    training = [part for part in net.modules() if part.training]
-    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+    of_gpu = [x.device] if x.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=of_gpu), hooks.modes_kept(net):
         trial = _Trial(net, torch.initial_seed())
-        try:
-            net.eval()
-            output = trial(x)
-            shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            expected = [steps or (shape[0] if isinstance(shape, list) else 1), x.shape[-4], num_classes]
-            if shape != expected:
-                raise UserError(
-                    f"{name} must return votes or logits [T, N, classes] = {expected} for two samples, got {shape}: do "
-                    "not average over time, the loss does, and run as many time-steps as the data has "
-                    "(self.time_steps)."
-                )
-            votes = bool(getattr(net, "has_votes", trial.are_votes(output)))
-            if not _equal(output, trial(x)):
-                raise UserError(
-                    f"{name} keeps state between calls: the same input gave another output. Every call must start from "
-                    "the initial state; layers of SpikingJelly or snnTorch must be reset in its forward."
-                )
-            if _mixes_samples(trial, x, output):
-                raise UserError(
-                    f"{name} mixes samples: the output of one depends on the others, as where layers of spikes take a "
-                    "batch [N, C, H, W] for time-steps. They need [T, N, C, H, W]: plif_lightning.over_time(layers) "
-                    "runs layers over time."
-                )
-        finally:
-            for part in training:
-                part.training = True
+        net.eval()
+        output = trial(x)
+        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        expected = [steps or (shape[0] if isinstance(shape, list) else 1), x.shape[-4], num_classes]
+        if shape != expected:
+            raise UserError(
+                f"{name} must return votes or logits [T, N, classes] = {expected} for two samples, got {shape}: do "
+                "not average over time, the loss does, and run as many time-steps as the data has "
+                "(self.time_steps)."
+            )
+        votes = bool(getattr(net, "has_votes", trial.are_votes(output)))
+        if not _equal(output, trial(x)):
+            raise UserError(
+                f"{name} keeps state between calls: the same input gave another output. Every call must start from "
+                "the initial state; layers of SpikingJelly or snnTorch must be reset in its forward."
+            )
+        if _mixes_samples(trial, x, output):
+            raise UserError(
+                f"{name} mixes samples: the output of one depends on the others, as where layers of spikes take a "
+                "batch [N, C, H, W] for time-steps. They need [T, N, C, H, W]: plif_lightning.over_time(layers) "
+                "runs layers over time."
+            )
     return votes
 
 

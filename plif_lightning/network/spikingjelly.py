@@ -51,7 +51,7 @@ _NODES: dict[str, tuple[type[Neuron], type[Neuron] | None, dict[str, str]]] = {
 }
 # Learned parameters of a node -> the tensor of our neuron.
 _LEARNED = {"w": "a", "k": "slope_raw"}
-# What may follow each part of a block in it; a dropout begins one only before an FC layer.
+# Part of a block -> parts that may follow it; a dropout begins a block only before an FC layer.
 _FOLLOWING: dict[str, tuple[str, ...]] = {
     "conv": ("norm", "neuron"),
     "norm": ("neuron",),
@@ -126,7 +126,7 @@ def _decided_by_first(difference: str) -> str:
 
 @dataclass
 class Plan:
-    """What a call of a network shows, by names of modules.
+    """Chains of layers that form blocks, recorded in a call of a network; modules by name.
 
     Attributes:
         chains: layers of each block, in order.
@@ -420,7 +420,7 @@ class _Builder:
     # --- recording
 
     def record(self, net: nn.Module, x: Tensor) -> Plan:
-        """What forms blocks in the forward of a network, in training and in evaluation alike."""
+        """The layers that form blocks in the forward of a network, in training and in evaluation alike."""
         converted = Converted(copy.deepcopy(net), takes_frames=False)
         self._replace_nodes(converted, set())
         self._replace_containers(converted)

@@ -1,8 +1,8 @@
 """Try whether a converted network equals the one that it was made of."""
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from plif_lightning.errors import UserError
-from plif_lightning.network.hooks import hooked
+from plif_lightning.network.hooks import hooked, modes_kept
 from plif_lightning.network.pooling import TimeDropout
 
 Call = tuple[nn.Module, Any, Any]
@@ -55,7 +55,7 @@ def _fixed_mask_of_steps(module: Any, x: Tensor) -> Tensor:
 
 
 class Trial:
-    """A copy of a network in float64 whose nodes fire, and comparisons with what is made of it; a context manager.
+    """A copy of a network in float64 whose nodes fire, and comparisons with its conversion; a context manager.
 
     The copy gets random affine parameters and statistics of BN, and thresholds at which each node fires in training;
     where a node of the user's has none, the weights before it are scaled. Random numbers of the caller are restored.
@@ -91,17 +91,15 @@ class Trial:
                 part.create_mask = _fixed_mask.__get__(part)
             if isinstance(part, _BatchNorm):
                 self._randomise(part)
-        modes = {part: part.training for part in self.net.modules()}
         try:
-            self._excite(self.net.train())
+            with modes_kept(self.net):
+                self._excite(self.net.train())
         except RuntimeError as error:
             raise UserError(
                 f"the example does not run through {type(self.net).__name__} in float64, in which it is compared: "
                 f"{str(error).rstrip('.')}. In its code write .to(x) for .float() and dtype=x.dtype in torch.zeros, or "
                 "convert it without an example."
             ) from error
-        for part, mode in modes.items():
-            part.training = mode
         first, second = (self._outputs() for _ in range(2))
         self.repeats = not _difference(first, second)
         return self
@@ -113,11 +111,8 @@ class Trial:
     def _outputs(self) -> dict[str, Any]:
         torch.manual_seed(0)
         self._reset(self.net)
-        buffers = {name: value.clone() for name, value in self.net.named_buffers()}
-        outputs = {f"output {i}": y for i, y in enumerate(tree_leaves(self.net(self.x.clone())))}
-        for name, value in self.net.named_buffers():
-            value.copy_(buffers[name])
-        return outputs
+        with _buffers_kept(self.net):
+            return {f"output {i}": y for i, y in enumerate(tree_leaves(self.net(self.x.clone())))}
 
     def _randomise(self, norm: Any) -> None:
         if norm.affine:
@@ -185,7 +180,7 @@ class Trial:
     # --- comparing
 
     def difference(self, converted: Any) -> str:
-        """What differs between the network and what was made of it; empty if nothing does.
+        """The first difference between the network and its conversion; empty if there is none.
 
         Outputs, gradients and buffers are compared in two training steps, one in the network's own modes, and an
         evaluation.
@@ -195,31 +190,27 @@ class Trial:
         for part in converted.modules():
             if isinstance(part, TimeDropout):
                 part._mask = _fixed_mask_of_steps.__get__(part)  # type: ignore[method-assign]
-        buffers = {name: value.clone() for name, value in self.net.named_buffers()}
         here = {name: found for name, (found, _) in converted.names.items()}
         nets = ((self.net, {name: name for name in here}), (converted, here))
-        modes = [{part: part.training for part in net.modules()} for net, _ in nets]
         rates: dict[str, list[float]] = {}
         try:
-            with hooked(self.nodes, lambda name, node, x, y: rates.setdefault(name, []).append(_rate(y))):
+            with (
+                _buffers_kept(self.net),
+                hooked(self.nodes, lambda name, node, x, y: rates.setdefault(name, []).append(_rate(y))),
+            ):
                 for call, mode in enumerate((True, True, None, False)):
-                    for own in modes:
-                        for part, training in own.items():
-                            part.training = training if mode is None else mode
-                    theirs, ours = (self._step(net, names, call) for net, names in nets)
-                    if found := _difference(theirs, ours):
-                        name = {True: "training", None: "the modes as given", False: "evaluation"}[mode]
-                        return f"{self._first_node(converted) or found} in {name}"
+                    with modes_kept(self.net, converted):
+                        for part in (*self.net.modules(), *converted.modules()):
+                            part.training = part.training if mode is None else mode
+                        theirs, ours = (self._step(net, names, call) for net, names in nets)
+                        if found := _difference(theirs, ours):
+                            name = {True: "training", None: "the modes as given", False: "evaluation"}[mode]
+                            return f"{self._first_node(converted) or found} in {name}"
         except UserError as error:
             return str(error).rstrip(".")
         except Exception as error:  # a forward that reaches into its layers may not find what was there
             return f"{type(error).__name__}: {error}".splitlines()[0]
         finally:
-            for own in modes:
-                for part, training in own.items():
-                    part.training = training
-            for name, value in self.net.named_buffers():
-                value.copy_(buffers[name])
             self.net.zero_grad()
             self._reset(self.net)
         shares = {name: of_calls for name, of_calls in rates.items() if not any(map(_tells, of_calls))}
@@ -262,6 +253,17 @@ class Trial:
         theirs, ours = found
         differing = (name for name, y in theirs.items() if name in ours and not _equal(ours[name], y, _size(y)))
         return next((f"{name} differs" for name in differing), "")
+
+
+@contextmanager
+def _buffers_kept(net: nn.Module) -> Iterator[None]:
+    buffers = {name: value.clone() for name, value in net.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in net.named_buffers():
+                value.copy_(buffers[name])
 
 
 def _tells(rate: float) -> bool:

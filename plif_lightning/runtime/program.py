@@ -54,7 +54,7 @@ def require_package(package: str, what: str) -> None:
     except ImportError:
         found = False
     if not found:
-        raise MissingExtraError(f"{what} needs {package}, which is not installed: {installing(EXTRAS[package])}.")
+        raise _lacking(package, what)
 
 
 def command() -> list[str]:
@@ -69,10 +69,11 @@ class MissingExtraError(UserError):
 def missing(error: BaseException, what: str = "this") -> MissingExtraError | None:
     """The sentence for a failed import of such a package; None for another error."""
     package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
-    extra = EXTRAS.get(package)
-    if extra is None:
-        return None
-    return MissingExtraError(f"{what} needs {package}, which is not installed: {installing(extra)}.")
+    return _lacking(package, what) if package in EXTRAS else None
+
+
+def _lacking(package: str, what: str) -> MissingExtraError:
+    return MissingExtraError(f"{what} needs {package}, which is not installed: {installing(EXTRAS[package])}.")
 
 
 @contextmanager

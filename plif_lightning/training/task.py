@@ -32,7 +32,7 @@ from plif_lightning.training.online import separable, step_by_step
 from plif_lightning.training.schedules import OneCycle, length_of
 from plif_lightning.training.seeds import StepSeeds
 
-# What FSDP and activation checkpointing add to the names of parameters.
+# Prefixes that FSDP and activation checkpointing add to the names of parameters.
 _WRAPPERS = re.compile(r"_(fsdp|checkpoint)_wrapped_module\.")
 
 

@@ -115,10 +115,16 @@ def test_a_signal_saves_and_prints_the_command_that_resumes(
     assert read_run(Path("run")).status == "finished"
 
 
-def test_a_second_signal_is_obeyed_at_once(monkeypatch):
-    done = []
-    monkeypatch.setattr(signal, "signal", lambda number, handler: done.append((number, handler)))
-    monkeypatch.setattr(signal, "raise_signal", lambda number: done.append(number))
+@pytest.fixture
+def done(monkeypatch):
+    """Handlers that are set and signals that are raised, neither of them for real."""
+    calls = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: calls.append((number, handler)))
+    monkeypatch.setattr(signal, "raise_signal", calls.append)
+    return calls
+
+
+def test_a_second_signal_is_obeyed_at_once(done):
     callback = StopOnSignal()
     callback._receive(signal.SIGINT, None)
     callback._receive(signal.SIGTERM, None)  # a sweep's, which was told by the same key
@@ -142,10 +148,7 @@ def test_sigterm_before_training_ends_it_even_if_a_callback_swallows_the_interru
     assert "stopped by SIGTERM after step 1. Resume the run with: " in capsys.readouterr().err
 
 
-def test_sigterm_after_the_schedulers_signal_does_not_end_the_run_before_it_has_saved(monkeypatch):
-    done = []
-    monkeypatch.setattr(signal, "signal", lambda number, handler: done.append((number, handler)))
-    monkeypatch.setattr(signal, "raise_signal", lambda number: done.append(number))
+def test_sigterm_after_the_schedulers_signal_does_not_end_the_run_before_it_has_saved(done):
     callback = StopOnSignal()
     callback._receive(signal.SIGUSR1, None)
     callback._at -= 60

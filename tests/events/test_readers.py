@@ -285,7 +285,7 @@ def test_a_small_step_back_in_time_is_no_overflow_of_aedat2(tmp_path):
 
 
 def test_a_table_without_its_first_field_has_the_default():
-    """What follows a table of offsets is no offset."""
+    """Data behind a table of offsets are no offsets."""
     table = _Table(struct.pack("<IHHHi", 10, 4, 4, 6, 6) + bytes(8))  # root, table of no fields, other data, table
     assert table.number(0, "<i", -7) == -7
     assert len(table.vector(0, "<i4")) == 0

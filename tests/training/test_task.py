@@ -405,7 +405,7 @@ def test_weight_decay_of_a_group_is_that_of_its_weights():
 
 
 class Sharded(nn.Module):
-    """What FSDP makes of a module: another name for it, and parameters without their shape. FSDP itself needs a GPU."""
+    """A module as FSDP wraps it: another name, and parameters without their shape. FSDP itself needs a GPU."""
 
     def __init__(self, module):
         super().__init__()
