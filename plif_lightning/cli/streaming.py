@@ -1,9 +1,11 @@
 """`stream`: a trained network on a recording, one time-step at a time."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from plif_lightning.cli.parser import PlainParser
@@ -12,11 +14,15 @@ from plif_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from plif_lightning.deploy.streaming import StreamingNetwork
+    from plif_lightning.events.live import LiveText
+
+# In silence a time-step is closed this share of its duration after its end: so long may its events take to arrive.
+_GRACE = 0.5
 
 
 def _stream_parser() -> PlainParser:
     parser = checkpoint_parser("stream", "Classify a recording as its events arrive.")
-    parser.add_argument("--file", type=Path, required=True, help="a recording")
+    parser.add_argument("--file", type=Path, required=True, help="a recording; with --every_ms also - or a pipe")
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--events_per_step",
@@ -24,6 +30,12 @@ def _stream_parser() -> PlainParser:
         help="events per time-step (default: those of the network's windows, or all in T steps)",
     )
     length.add_argument("--ms_per_step", type=float, help="milliseconds per time-step, instead of events")
+    length.add_argument(
+        "--every_ms",
+        type=float,
+        help="follow events of text in a pipe, in a file that grows or from standard input (-), and decide once in "
+        "EVERY_MS milliseconds, in silence too",
+    )
     parser.add_argument("--last", type=int, help="average the votes of the last LAST time-steps (default: all)")
     parser.add_argument("--engine", choices=["float32", "int8"], default="float32", help="weights (default: float32)")
     return parser
@@ -34,7 +46,9 @@ def _has_step_length(given: argparse.Namespace) -> bool:
 
 
 def _take_step_length(given: argparse.Namespace, trained: Trained) -> None:
-    """Take the length of a time-step from the windows that the network was trained on, if none is given."""
+    """Take the length of a time-step from the clock, or, if none is given, from the windows of the training."""
+    if given.every_ms is not None:
+        given.ms_per_step = given.every_ms
     settings = trained.data.get("init_args", {})
     if not _has_step_length(given):
         steps = trained.net.time_steps
@@ -64,13 +78,63 @@ def _network(given: argparse.Namespace, trained: Trained) -> "StreamingNetwork":
     )
 
 
+def _live(given: argparse.Namespace, network: "StreamingNetwork", trained: Trained) -> "LiveText":
+    """Open a live source, and compile before its events arrive."""
+    from plif_lightning.events.live import LiveText
+
+    settings = trained.data.get("init_args", {})
+    if not _is_of_package(trained):
+        raise UserError(
+            f"--every_ms reads text, and the network was trained on what {trained.data['class_path']}.read gives: call "
+            "plif_lightning.deploy.StreamingNetwork with its events (docs/howto/deploy.md)."
+        )
+    network.step([[[0] * network.frame.width] * network.frame.height] * 2)
+    network.reset()
+    return LiveText(given.file, settings.get("columns"), settings.get("time_unit"))
+
+
+def _steps_on_a_clock(
+    network: "StreamingNetwork", source: "LiveText", rescale: Callable[[Any], Any], latencies: list[float]
+) -> Iterator[Any]:
+    """Run a time-step when an event after its end arrives, or when the clock says that none will.
+
+    Args:
+        network: with time-steps of a duration.
+        source: of its events. Those that arrive after their time-step was closed count in the next one.
+        rescale: changes a recording from the camera's size to what the network takes.
+        latencies: gets, for each time-step, the time from what closed it to its votes [s].
+    """
+    from numpy import maximum
+
+    assert network.us_per_step is not None
+    grace = _GRACE * network.us_per_step
+    ahead: float | None = None  # of the events' clock before this machine's, for the event that took least [us]
+    while True:
+        wait = None
+        if ahead is not None and network.step_ends is not None:
+            wait = max(0.0, (network.step_ends + grace - ahead) / 1e6 - monotonic())
+        if (arrival := source.take(wait)) is None:
+            return
+        at, events = arrival
+        if len(events.t):
+            seen = int(events.t[-1])
+            ahead = seen - 1e6 * at if ahead is None else max(ahead, seen - 1e6 * at)
+            t = events.t if network.latest is None else maximum(events.t, network.latest)
+            completed = network.pushed(rescale(events._replace(t=t)), name=source.name)
+        elif ahead is not None:
+            completed = network.advanced(max(network.latest or 0, int(1e6 * at + ahead - grace)))
+        for votes in completed:
+            latencies.append(monotonic() - at)
+            yield votes
+
+
 def _steps(given: argparse.Namespace, network: "StreamingNetwork", trained: Trained) -> Iterator[Any]:
     """Return an iterator that runs one time-step of the network at a time."""
     from plif_lightning.events.readers import sensor_of
 
     settings = trained.data.get("init_args", {})
     sensor = sensor_of(given.file)
-    if sensor not in (None, network.sensor):
+    if sensor not in (None, network.sensor) and not isinstance(settings.get("size"), list):
         raise UserError(
             f"{given.file} is of a sensor of {sensor} pixels (height x width), and the network was trained on "
             f"{network.sensor}."
@@ -83,20 +147,46 @@ def _steps(given: argparse.Namespace, network: "StreamingNetwork", trained: Trai
     return network.whole(recording, settings.get("slicing", "by_count"), str(given.file))
 
 
+def _rescaled(trained: Trained, name: str, sensor: Any, recording: Any) -> Any:
+    """Rescale a recording to the frames if each one of the data set was.
+
+    Args:
+        trained: the network and its data set.
+        name: of the recording's file.
+        sensor: the one that the file names.
+        recording: its events.
+    """
+    from plif_lightning.events.recording import Sensor, rescaled
+
+    settings = trained.data.get("init_args", {})
+    if not isinstance(settings.get("size"), (list, tuple)):
+        return recording
+    if (sensor := sensor or settings.get("sensor")) is None:
+        raise UserError(f"{name} does not name its sensor, and the network was trained on recordings that did.")
+    return rescaled(recording, Sensor.of(sensor), Sensor.of(settings["size"]))
+
+
+def _is_of_package(trained: Trained) -> bool:
+    """True if this package reads the recordings, not a data set of the user's own."""
+    path = str(trained.data.get("class_path", ""))
+    return not path or path.startswith("plif_lightning.")
+
+
 def _recording(file: Path, trained: Trained) -> Any:
     """Events of a file, read as in training: by a data set of the user's own, if that is what was trained on."""
     settings = trained.data.get("init_args", {})
-    path = str(trained.data.get("class_path", ""))
-    if not path or path.startswith("plif_lightning."):
-        from plif_lightning.events.readers import read_any
+    if _is_of_package(trained):
+        from plif_lightning.events.readers import read_any, sensor_of
 
-        return read_any(file, settings.get("columns"), settings.get("time_unit"))
+        recording = read_any(file, settings.get("columns"), settings.get("time_unit"))
+        return _rescaled(trained, str(file), sensor_of(file), recording)
     from plif_lightning.cli.prepare import data_in  # which loads Lightning
 
     data: Any = data_in(for_evaluation(trained.data))
     recordings = [recording for _, recording in data.read(file, 0)]
     if len(recordings) != 1:
-        raise UserError(f"{path}.read gives {len(recordings)} recordings of {file}, and a stream takes one.")
+        read = f"{trained.data['class_path']}.read"
+        raise UserError(f"{read} gives {len(recordings)} recordings of {file}, and a stream takes one.")
     return recordings[0]
 
 
@@ -117,11 +207,23 @@ def stream(argv: list[str]) -> int:
     trained = read_trained(given.ckpt_path)
     _take_step_length(given, trained)
     network = _network(given, trained)
+    latencies: list[float] = []
     with suppress(KeyboardInterrupt):
-        for votes in _steps(given, network, trained):
+        if given.every_ms is None:
+            steps = _steps(given, network, trained)
+        else:
+            source = _live(given, network, trained)
+            rescale = partial(_rescaled, trained, source.name, None)
+            steps = _steps_on_a_clock(network, source, rescale, latencies)
+        for votes in steps:
             best = int(votes.argmax())
             leads = f"{trained.class_names[best]} {votes[best]:.3f}" if votes.any() else "no vote yet"
             print(f"step {network.steps}: {leads}", flush=True)
+    if latencies:
+        from numpy import percentile
+
+        median, most = 1000 * percentile(latencies, (50, 99))
+        print(f"latency, from what ended a time-step to its votes: p50 {median:.2f} ms, p99 {most:.2f} ms")
     decided = _print_decision(network, trained.class_names)
     if network.steps == 0:
         print(f"no time-step is complete: {network.waiting_events} events are pending.")

@@ -56,7 +56,7 @@ def read_trained(path: Path) -> Trained:
     net, data = network_in(checkpoint, path), configuration_in(checkpoint).get("data", {})
     names = class_names_in(checkpoint, net.num_classes) or [str(i) for i in range(net.num_classes)]
     settings = data.get("init_args", {})
-    pooled = settings.get("size") is not None
+    pooled = isinstance(settings.get("size"), int)
     return Trained(net, data, names, (settings.get("sensor") or checkpoint.get("sensor")) if pooled else None)
 
 

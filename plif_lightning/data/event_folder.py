@@ -19,7 +19,7 @@ from plif_lightning.data.folders import ClassFolders, first_few
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.events.cache import Arrays, find
 from plif_lightning.events.readers import SUFFIXES, TABLES, read_any, sensor_of
-from plif_lightning.events.recording import Recording, RecordingError, Sensor
+from plif_lightning.events.recording import Recording, RecordingError, Sensor, rescaled
 from plif_lightning.events.tables import TimeUnit
 from plif_lightning.events.windows import Samples, left_out, parted, recordings_of, windowed, windows_of
 
@@ -41,6 +41,8 @@ class EventFolder(EventDataModule):
     Args:
         root: folder of the recordings.
         sensor: height and width of the camera [pixels]; default: from the first file.
+        size: downsample frames to size x size pixels; or their height and width, to which each recording is rescaled
+            from a sensor of its own, the one that its file names, or else `sensor`.
         columns: column names of a table without a header, such as [t, x, y, p].
         time_unit: unit of times in tables (text, NumPy, HDF5); us by default.
         window_events: events per sample; recordings are cut.
@@ -53,6 +55,7 @@ class EventFolder(EventDataModule):
     """
 
     sensor: tuple[int, int] | None = None  # type: ignore[assignment,misc]
+    size: int | tuple[int, int] | None = None  # type: ignore[assignment]
     columns: list[str] | None = None
     time_unit: TimeUnit | None = None
     window_events: int | None = None
@@ -75,11 +78,19 @@ class EventFolder(EventDataModule):
             raise UserError(
                 f"data.window_events={self.window_events} cannot be cut into data.time_steps={self.time_steps} frames."
             )
-        if self.sensor is None:
+        self._of_tables = self.sensor  # of files that do not name their sensor
+        if self._rescales:
+            self.sensor = Sensor.of(self.size)
+        elif self.sensor is None:
             self.sensor = self._sensor()
         self.sensor = Sensor.of(self.sensor)
         super().__post_init__()
         self.title = self.folders.title  # type: ignore[misc]
+
+    @property
+    def _rescales(self) -> bool:
+        """True if each recording is rescaled to `sensor`, which is then the frames' size."""
+        return self.size is not None and not isinstance(self.size, int)
 
     def _sensor(self) -> tuple[int, int]:
         """Sensor that the first file names, or the cache if there are no files."""
@@ -110,7 +121,7 @@ class EventFolder(EventDataModule):
         return self.folders.classes() if self.has_files else tuple(map(str, self.recordings(train=True)["classes"]))
 
     def options(self) -> tuple[Any, ...]:
-        return (*super().options(), self.columns, self.time_unit)
+        return (*super().options(), self.columns, self.time_unit, *((self._of_tables,) if self._rescales else ()))
 
     @property
     def own_caches(self) -> str:
@@ -119,16 +130,26 @@ class EventFolder(EventDataModule):
 
     def cache_name(self, train: bool) -> str:
         # With `test_fraction` both sets are samples of one cache.
-        return super().cache_name(train) if self.test_fraction is None else "all"
+        name = super().cache_name(train) if self.test_fraction is None else "all"
+        return f"{name}-{self.sensor}" if self._rescales else name
 
     def files(self, train: bool) -> list[tuple[Path, int]]:
         return [(Path(path), label) for path, label in self.folders.files(train)]
 
     def read(self, path: Path, label: int) -> Iterable[tuple[int, Recording]]:
-        own = sensor_of(path)
-        if own not in (None, self.sensor):
-            raise RecordingError(f"{path} is of a sensor of {own} pixels (height x width), not of {self.sensor}.")
-        return [(label, read_any(path, self.columns, self.time_unit))]
+        named = sensor_of(path)
+        recording = read_any(path, self.columns, self.time_unit)
+        if self._rescales:
+            own = named or self._of_tables
+            if own is None:
+                raise RecordingError(f"{path} does not name its sensor: pass --data.sensor=[HEIGHT,WIDTH] for it.")
+            return [(label, rescaled(recording, Sensor.of(own), Sensor.of(self.sensor)))]
+        if named not in (None, self.sensor):
+            raise RecordingError(
+                f"{path} is of a sensor of {named} pixels (height x width), not of {self.sensor}: pass "
+                "--data.size=[HEIGHT,WIDTH], to which each recording is rescaled."
+            )
+        return [(label, recording)]
 
     def inventory(self) -> list[Part]:
         parts = super().inventory()
@@ -210,11 +231,15 @@ class EventFolder(EventDataModule):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """As of any event data set, with the window that a sample is, and how long a time-step of it lasts."""
+        """As of any event data set, with the window that a sample is, and how long a time-step of it lasts.
+
+        `sensor` is None where each recording is rescaled from its own.
+        """
         window_us = None if self.window_ms is None else round(1000 * self.window_ms)
         by_time = window_us is not None and self.slicing == "by_time"
         return {
             **super().preprocessing,
+            **({"sensor": None} if self._rescales else {}),
             "window_events": self.window_events,
             "window_us": window_us,
             "step_us": window_us / self.time_steps if window_us is not None and by_time else None,

@@ -254,7 +254,7 @@ class EventDataModule(SpikingDataModule):
         require_one_of("data.slicing", self.slicing, Slicing)
         if self.background_us is not None:
             require_count("data.background_us", self.background_us)
-        if self.size is not None and not 1 <= self.size <= min(self.sensor):
+        if isinstance(self.size, int) and not 1 <= self.size <= min(self.sensor):
             raise UserError(f"data.size must lie in 1..{min(self.sensor)}, got {self.size}.")
         augmentation = self.augmentation or ()
         require_one_mix(augmentation)
@@ -303,7 +303,7 @@ class EventDataModule(SpikingDataModule):
     @property
     def frame(self) -> Sensor:
         """Height and width of the frames."""
-        return self.sensor if self.size is None else Sensor(self.size, self.size)
+        return Sensor(self.size, self.size) if isinstance(self.size, int) else self.sensor
 
     @property
     def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]

@@ -94,8 +94,8 @@ class StreamingNetwork:
         self.steps = 0
         self._recent: list[Tensor] = []  # votes of the last steps
         self._waiting = np.zeros((2, 0), np.int64)  # address and time
-        self._step_ends: int | None = None
-        self._latest: int | None = None  # time of the last event
+        self.step_ends: int | None = None  # time at which the current time-step ends [us]
+        self.latest: int | None = None  # time of the last event, or of `advance` [us]
 
     @property
     def votes(self) -> Tensor:
@@ -168,12 +168,12 @@ class StreamingNetwork:
         packed = pack(recording, self.sensor, name)
         time = packed.time.astype(np.int64) + packed.start
         if len(time):
-            if self._latest is not None and time[0] < self._latest:
+            if self.latest is not None and time[0] < self.latest:
                 raise UserError(
-                    f"{name}: time jumps back from {self._latest} to {time[0]} us. If the camera's clock was reset, "
+                    f"{name}: time jumps back from {self.latest} to {time[0]} us. If the camera's clock was reset, "
                     "call reset()."
                 )
-            self._latest = int(time[-1])
+            self.latest = int(time[-1])
             address = self._addresses(packed).astype(np.int64)
             if self._filter is not None:
                 keep = self._filter.kept(packed)
@@ -196,13 +196,17 @@ class StreamingNetwork:
         Raises:
             UserError: the stream has no `us_per_step`, or t lies before the last event. The state is unchanged.
         """
+        return self._stacked(self.advanced(t))
+
+    def advanced(self, t: int) -> Iterator[Tensor]:
+        """Like `advance`, but yield the votes after each time-step."""
         if self.us_per_step is None:
             raise UserError("advance needs time-steps of a duration: pass us_per_step.")
-        if self._latest is not None and t < self._latest:
-            raise UserError(f"t must not lie before the last event at {self._latest} us, got {t}.")
-        self._latest = int(t)
-        self._step_ends = self._step_ends or self._latest + self.us_per_step
-        return self._stacked(map(self.step, self._frames()))
+        if self.latest is not None and t < self.latest:
+            raise UserError(f"t must not lie before the last event at {self.latest} us, got {t}.")
+        self.latest = int(t)
+        self.step_ends = self.step_ends or self.latest + self.us_per_step
+        return map(self.step, self._frames())
 
     def _stacked(self, votes: Iterable[Tensor]) -> Tensor:
         found = list(votes)
@@ -241,12 +245,12 @@ class StreamingNetwork:
                     break
             else:
                 assert self.us_per_step is not None
-                if self._step_ends is None and waiting.shape[1]:
-                    self._step_ends = int(waiting[1, 0]) + self.us_per_step
-                if self._step_ends is None or (self._latest or 0) < self._step_ends:
+                if self.step_ends is None and waiting.shape[1]:
+                    self.step_ends = int(waiting[1, 0]) + self.us_per_step
+                if self.step_ends is None or (self.latest or 0) < self.step_ends:
                     break
-                end = int(np.searchsorted(waiting[1], self._step_ends))
-                self._step_ends += self.us_per_step
+                end = int(np.searchsorted(waiting[1], self.step_ends))
+                self.step_ends += self.us_per_step
             address = waiting[0, :end].astype(np.uint32)
             self._waiting = waiting[:, end:]
             yield count_events(address, np.array([[0, end]]), 2 * self.frame.pixels).reshape(2, *self.frame)

@@ -62,6 +62,17 @@ class Recording(NamedTuple):
     p: Ints
 
 
+def rescaled(recording: Recording, sensor: Sensor, size: Sensor) -> Recording:
+    """Recording of a sensor, as one of another size: pixel x becomes floor(x * new width / width), and y likewise.
+
+    >>> rescaled(Recording(*np.array([[0], [5], [3], [1]])), Sensor(4, 8), Sensor(2, 2)).x
+    array([1])
+    """
+    y = np.asarray(recording.y, np.int64) * size.height // sensor.height
+    x = np.asarray(recording.x, np.int64) * size.width // sensor.width
+    return recording._replace(x=x, y=y)
+
+
 class Packed(NamedTuple):
     """A recording in the format of the cache, 6 bytes per event.
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from plif_lightning.runtime.program import needed_by
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
 _COLUMNS = ("t", "x", "y", "p")
+# Marks of a comment, at the beginning of a line of text.
+COMMENTS = "#%"
 _NAMES = {
     **dict.fromkeys(("t", "ts", "time", "times", "timestamp", "timestamps"), "t"),
     **dict.fromkeys(("x", "xs", "col", "column"), "x"),
@@ -82,6 +84,47 @@ def read_numpy(path: Path, columns: Sequence[str] | None = None, unit: TimeUnit 
         return _recording({column: loaded[name] for column, name in _named(names).items()}, unit, str(path))
 
 
+class TextLayout(NamedTuple):
+    """How a table of text is written, which its first line tells.
+
+    Attributes:
+        separator: between the numbers of a line; None for spaces.
+        columns: index of t, x, y and p in a line.
+        has_header: True if the first line names the columns.
+    """
+
+    separator: str | None
+    columns: list[int]
+    has_header: bool
+
+    @classmethod
+    def of(cls, first: str, columns: Sequence[str] | None, name: str) -> "TextLayout":
+        """Layout of a table whose first line, without comments, is `first`.
+
+        Raises:
+            RecordingError: neither the line nor `columns` names t, x, y and p.
+        """
+        separator = next((mark for mark in ",;\t" if mark in first), None)
+        fields = [field.strip() for field in first.split(separator)]
+        has_header = not all(re.fullmatch(r"[-+.\deE]+", field) for field in fields)
+        names = columns or (fields if has_header else ())
+        named = _named(names)
+        if len(named) < len(_COLUMNS):
+            found = "has no header that names its columns" if not names else f"has the columns {', '.join(names)}"
+            raise RecordingError(f"{name} {found}: name t, x, y and p, such as with --data.columns=[t,x,y,p].")
+        return cls(separator, [list(names).index(named[column]) for column in _COLUMNS], has_header)
+
+    def read(self, lines: Any, unit: TimeUnit | None, name: str, **settings: Any) -> Recording:
+        """Events of a path or of lines, read by `numpy.loadtxt` with further settings."""
+        settings = {"delimiter": self.separator, "usecols": self.columns, "ndmin": 2, **settings}
+        try:
+            table = np.loadtxt(lines, np.int64, **settings)
+        except ValueError:
+            table = np.loadtxt(lines, np.float64, **settings)
+        t, x, y, p = table.T
+        return _recording({"t": t, "x": x, "y": y, "p": p}, unit, name)
+
+
 def read_text(path: Path, columns: Sequence[str] | None = None, unit: TimeUnit | None = None) -> Recording:
     """Events of a text file, a line for each; commas, semicolons, tabs or spaces separate its numbers.
 
@@ -95,30 +138,11 @@ def read_text(path: Path, columns: Sequence[str] | None = None, unit: TimeUnit |
     first, line, is_percent = 0, "", False
     with path.open(encoding="utf-8-sig") as file:
         for first, line in enumerate(file):  # noqa: B007
-            if line.strip() and line[0] not in "#%":
+            if line.strip() and line[0] not in COMMENTS:
                 break
             is_percent |= line.startswith("%")
-    separator = next((mark for mark in ",;\t" if mark in line), None)
-    fields = [field.strip() for field in line.split(separator)]
-    has_header = not all(re.fullmatch(r"[-+.\deE]+", field) for field in fields)
-    names = columns or (fields if has_header else ())
-    named = _named(names)
-    if len(named) < len(_COLUMNS):
-        found = "has no header that names its columns" if not names else f"has the columns {', '.join(names)}"
-        raise RecordingError(f"{path} {found}: name t, x, y and p, such as with --data.columns=[t,x,y,p].")
-    settings: dict[str, Any] = {
-        "delimiter": separator,
-        "comments": "%" if is_percent else "#",
-        "skiprows": first + has_header,
-        "usecols": [list(names).index(named[column]) for column in _COLUMNS],
-        "ndmin": 2,
-    }
-    try:
-        table = np.loadtxt(path, np.int64, **settings)
-    except ValueError:
-        table = np.loadtxt(path, np.float64, **settings)
-    t, x, y, p = table.T
-    return _recording({"t": t, "x": x, "y": y, "p": p}, unit, str(path))
+    layout = TextLayout.of(line, columns, str(path))
+    return layout.read(path, unit, str(path), comments="%" if is_percent else "#", skiprows=first + layout.has_header)
 
 
 def read_hdf5(path: Path, unit: TimeUnit | None = None) -> Recording:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,9 +98,94 @@ def test_a_stream_that_is_interrupted_ends_with_its_decision(checkpoint):
     assert "step 100000:" not in Path("said").read_text()
 
 
+@contextmanager
+def live(source, **settings):
+    """A process of `stream --every_ms`, which ends with the block."""
+    call = [sys.executable, str(REPOSITORY / "main.py"), "stream", "--ckpt_path", "net.ckpt", "--every_ms", "20"]
+    with subprocess.Popen([*call, "--file", source], stdout=subprocess.PIPE, text=True, **settings) as process:
+        patience = threading.Timer(PATIENCE, process.kill)
+        patience.start()
+        try:
+            yield process
+        finally:
+            patience.cancel()
+            process.kill()
+
+
+def test_a_pipe_is_decided_on_a_clock_in_silence_too(checkpoint):
+    recording = events_of(1000, 0)
+    with live("-", stdin=subprocess.PIPE) as process:
+        process.stdin.write(text_bytes(recording, "txyp", ",").decode())  # then silence
+        process.stdin.flush()
+        seen = (int(recording.t[-1]) - int(recording.t[0])) // 20_000
+        steps = [process.stdout.readline().split(":")[0] for _ in range(seen + 5)]
+        assert steps == [f"step {i}" for i in range(1, seen + 6)]
+        process.stdin.close()  # the camera is switched off
+        *_, latency, decision = process.stdout.read().splitlines()
+    assert re.fullmatch(r"latency, .*: p50 \d+\.\d\d ms, p99 \d+\.\d\d ms", latency)
+    assert "decision" in decision
+
+
+def test_a_file_that_grows_is_followed(checkpoint):
+    recording = events_of(1000, 0)
+    lines = text_bytes(recording, "txyp", ",").splitlines(keepends=True)
+    path = Path("live.csv")
+    path.write_bytes(b"".join(lines[:300]) + lines[300][:5])  # a line is being written
+    with live(str(path)) as process:
+        assert process.stdout.readline().startswith("step 1:")
+        with path.open("ab") as file:
+            file.write(lines[300][5:] + b"".join(lines[301:]))
+        seen = (int(recording.t[-1]) - int(recording.t[0])) // 20_000
+        while not process.stdout.readline().startswith(f"step {seen + 3}:"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert "decision" in process.stdout.read().splitlines()[-1]
+
+
+def test_a_pipe_gives_the_votes_of_the_file(checkpoint, capsys):
+    recording = events_of(1000, 0)
+    Path("a.csv").write_bytes(text_bytes(recording, "txyp", ","))
+    main(["stream", "--ckpt_path", "net.ckpt", "--file", "a.csv", "--ms_per_step", "20"])
+    expected = capsys.readouterr().out.splitlines()
+    with live("-", stdin=subprocess.PIPE) as process:
+        said, _ = process.communicate(Path("a.csv").read_text())
+    assert [line for line in said.splitlines() if not line.startswith("latency")] == expected
+
+
+def test_a_recording_of_another_sensor_is_rescaled_as_in_training(checkpoint, capsys):
+    held = torch.load(checkpoint, weights_only=True)
+    recording = events_of(1000, 0)
+    Path("a.aedat").write_bytes(aedat2_bytes(recording))
+    twice = recording._replace(x=recording.x * 4, y=recording.y * 2)
+    Path("b.raw").write_bytes(evt3_bytes(twice, 256, 512))
+    Path("c.csv").write_bytes(text_bytes(twice, "txyp", ","))
+    of_folder = {"class_path": "plif_lightning.data.EventFolder"}
+    said = []
+    for file, settings in (
+        ("a.aedat", {}),
+        ("a.aedat", {"size": [128, 128]}),
+        ("b.raw", {"size": [128, 128]}),
+        ("c.csv", {"size": [128, 128], "sensor": [256, 512]}),
+    ):
+        torch.save({**held, "cli_config": yaml.safe_dump({"data": {**of_folder, "init_args": settings}})}, "net.ckpt")
+        main(["stream", "--ckpt_path", "net.ckpt", "--file", file])
+        said.append(capsys.readouterr().out)
+    assert len({*said}) == 1
+    with live("-", stdin=subprocess.PIPE) as process:
+        lines, _ = process.communicate(Path("c.csv").read_text())
+    assert "decision" in lines
+    settings = {"size": [128, 128]}
+    torch.save({**held, "cli_config": yaml.safe_dump({"data": {**of_folder, "init_args": settings}})}, "net.ckpt")
+    assert "c.csv does not name its sensor" in refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "c.csv")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--every_ms", "5"], "a.aedat cannot be followed: a live source is text, a line for each event"),
+        (["--every_ms", "5", "--file", "no.csv"], "no.csv does not exist"),
+        (["--every_ms", "5", "--file", "bad.csv"], "bad.csv has no header that names its columns"),
+        (["--every_ms", "5", "--file", "worse.csv"], "worse.csv cannot be read: "),
         (
             ["--events_per_step", "5", "--ms_per_step", "5"],
             "--ms_per_step: not allowed with argument --events_per_step",
@@ -115,6 +201,8 @@ def test_a_stream_that_is_interrupted_ends_with_its_decision(checkpoint):
 )
 def test_what_is_wrong_is_one_sentence(checkpoint, arguments, message, capsys):
     Path("a.aedat").write_bytes(aedat2_bytes(events_of(100, 0)))
+    Path("bad.csv").write_text("1,2,3,1\n")
+    Path("worse.csv").write_text("t,x,y,p\n1,2,three,1\n")
     line = refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "a.aedat", *arguments)
     assert message in line
 
@@ -336,6 +424,6 @@ def test_a_network_that_does_not_fire_decides_nothing(checkpoint, capsys):
     ],
 )
 def test_a_stream_takes_the_steps_of_the_windows_that_were_trained_on(settings, given, expected):
-    options = SimpleNamespace(events_per_step=given[0], ms_per_step=given[1])
+    options = SimpleNamespace(events_per_step=given[0], ms_per_step=given[1], every_ms=None)
     _take_step_length(options, Trained(SimpleNamespace(time_steps=4), {"init_args": settings}, [], None))
     assert (options.events_per_step, options.ms_per_step) == expected

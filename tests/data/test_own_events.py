@@ -105,6 +105,30 @@ def test_the_sensor_is_what_the_first_file_names_and_another_one_is_refused(root
         of_hands(root, sensor=None)
 
 
+def test_recordings_of_several_sensors_are_rescaled_to_the_same_frames(root):
+    large = writers.events_of(100, 1, 48, 64)
+    writers.write_file(root / "train/left/8.raw", writers.evt3_bytes(large, 48, 64))
+    with pytest.raises(RecordingError, match=r"--data\.size=\[HEIGHT,WIDTH\]"):
+        of_hands(root)
+    data = of_hands(root, size=[20, 30])
+    assert (data.input_shape, data.preprocessing["sensor"], data.preprocessing["size"]) == ((2, 20, 30), None, [20, 30])
+    assert [path.name for path, _ in data.files(train=True)][4] == "8.raw"
+    x = torch.as_tensor(everything(data.train_set).x).double()
+    own = torch.from_numpy(integrate(large, Sensor(48, 64), 4)).double()
+    for i, count in (
+        (0, torch.from_numpy(integrate(read_any(root / "train/left/0.npz"), Sensor(128, 128), 4))),
+        (4, own),
+    ):
+        rows = torch.arange(count.shape[-2]) * 20 // count.shape[-2]
+        columns = torch.arange(count.shape[-1]) * 30 // count.shape[-1]
+        expected = torch.zeros(4, 2, 20, 30).double()
+        for t, p, row, column in count.nonzero().tolist():
+            expected[t, p, rows[row], columns[column]] += count[t, p, row, column]
+        assert torch.equal(x[i], expected)
+    with pytest.raises(RecordingError, match=r"0\.npz does not name its sensor: pass --data\.sensor"):
+        of_hands(root, size=[20, 30], sensor=None)
+
+
 @pytest.fixture
 def few(monkeypatch):
     """tonic counts the files of a data set; here, any number will do."""
