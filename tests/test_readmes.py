@@ -56,6 +56,22 @@ def test_the_readmes_are_found_and_hold_commands():
     assert len(BENCHMARKS) >= 6
 
 
+def test_the_places_that_contributing_names_exist():
+    page = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    package = REPOSITORY / "plif_lightning"
+    paths = {name for name in re.findall(r"`([^`\s]+)`", page) if re.fullmatch(r"[\w/.]+(\.(py|md|csv|pyi)|/)", name)}
+    folders = [REPOSITORY, package, *(path for path in package.iterdir() if path.is_dir())]
+    assert len(paths) > 40
+    assert not [name for name in paths if not any((folder / name).exists() for folder in folders)]
+    table = re.findall(r"^\| [^|]+ \| ([^|]+) \| [^|]+ \|$", page, re.M)[1:]
+    assert len(table) > 5
+    for cell in table:
+        for place in cell.split(";"):
+            named = re.findall(r"`([\w./]+)`", place)
+            text = (package / next(name for name in named if name.endswith(".py"))).read_text()
+            assert all(name.split(".")[-1] in text for name in named if not re.search(r"/|\.py$", name)), cell
+
+
 COMMANDS = [
     pytest.param(command, marks=[pytest.mark.slow] if re.search(r" (export|figures|report) ", command) else [])
     for command in sorted({*OF_MAIN, *INLINE})

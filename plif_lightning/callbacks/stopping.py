@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from plif_lightning.callbacks.checkpoints import run_checkpoints
 from plif_lightning.callbacks.logger import is_trial, run_folder
@@ -30,6 +31,8 @@ from plif_lightning.runtime.process import ending, takes_signals
 _ENDING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 # A sweep forwards its signal to its runs, which may have received it already: within this time [s] it counts once.
 _ECHO = 1.0
+# Time that another process has to print its error after this one's [s].
+_LAST_WORDS = 2.0
 
 
 class StopOnSignal(Callback):
@@ -136,12 +139,24 @@ class StopOnSignal(Callback):
 
     @property
     def resumption(self) -> str:
-        """A sentence with the command that resumes the run; empty if it cannot be resumed."""
+        """A sentence with the command that resumes the run; empty if none does, and on all processes but the first."""
         trainer = self.trainer
-        if trainer is None or not _keeps_checkpoints(trainer):
+        if trainer is None or not trainer.is_global_zero or not _keeps_checkpoints(trainer):
             return ""
         folder = run_folder(trainer)
         return f"Resume the run with: {_resuming(folder)}" if folder.last.is_file() else ""
+
+    def end_others(self) -> None:
+        """Let the processes that this one started print their errors, and end them: this one's message is the last."""
+        launcher = self.trainer and self.trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            children = [*launcher.procs]
+            launcher.procs.clear()  # or Lightning's observer ends this process, too, once it sees that one has died
+            for child in children:
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(_LAST_WORDS)
+                child.kill()
+                child.wait()
 
     def _stop(self, trainer: L.Trainer, received: signal.Signals) -> None:
         # After SIGUSR1 exit with the status of SIGTERM.

@@ -43,7 +43,7 @@ from plif_lightning.callbacks.same_data import SameData
 from plif_lightning.callbacks.stopping import StopOnSignal
 from plif_lightning.cli.messages import Parser, own_error, refuse_silent
 from plif_lightning.cli.parser import option_names
-from plif_lightning.cli.resume import Expanded, compare
+from plif_lightning.cli.resume import Expanded, compare, require_data_set
 from plif_lightning.cli.summary import Header, print_evaluation, print_fit
 from plif_lightning.data import SpikingDataModule
 from plif_lightning.deploy import Engine
@@ -383,6 +383,7 @@ def run(expanded: Expanded) -> int:
         UserError: a mistake that this project refuses; other errors are raised as they are.
     """
     quieten()
+    require_data_set((expanded.stored.config or {}).get("data", {}))
     stop = StopOnSignal(requeues=expanded.is_named)
     try:
         with on_termination(stop.terminate), ExitStack() as held:
@@ -403,6 +404,7 @@ def run(expanded: Expanded) -> int:
         if (own := own_error(error)) is not None:
             raise own from error
         if stop.resumption:
-            _log.error(stop.resumption)
+            stop.end_others()
+            error.add_note(stop.resumption)  # the last line of the traceback
         raise
     return 0

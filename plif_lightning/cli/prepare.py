@@ -10,7 +10,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from plif_lightning.cli.lightning import place_absolutely, quieten
 from plif_lightning.cli.messages import Parser, own_error
 from plif_lightning.cli.parser import parsed_yaml
-from plif_lightning.cli.resume import config_file, is_yaml_text
+from plif_lightning.cli.resume import config_file, is_yaml_text, require_data_set
 from plif_lightning.cli.summary import print_inventory
 from plif_lightning.data import SpikingDataModule
 
@@ -61,6 +61,7 @@ def data_in(block: dict[str, Any]) -> SpikingDataModule:
         UserError: it is no data set, or an argument is unknown to it or lies outside its range.
     """
     parser = _data_parser()
+    require_data_set(block)
     return _made(parser, parser.parse_object({"data": block}))
 
 

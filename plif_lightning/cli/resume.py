@@ -245,6 +245,19 @@ def _require_own_network(named: Any) -> None:
         _require_own_network(part)
 
 
+def require_data_set(block: dict[str, Any]) -> None:
+    """Refuse a stored `data` block whose class cannot be imported here.
+
+    Raises:
+        UserError: it is missing, or no data set.
+    """
+    from plif_lightning.data import SpikingDataModule  # which loads PyTorch
+    from plif_lightning.neurons.making import imported
+
+    if "class_path" in block:
+        imported("data set", block["class_path"], SpikingDataModule, "plif_lightning.data.SpikingDataModule")
+
+
 def config_file(value: str) -> str:
     """Return the path of a configuration given by path or name; YAML text is returned as it is.
 

@@ -4,7 +4,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 import yaml
@@ -77,7 +77,14 @@ def class_names_in(checkpoint: dict[str, Any], number: int) -> list[str] | None:
     return [str(name) for name in names] if len(names) == number else None
 
 
-def load_network(path: str | Path, network: nn.Module | None = None) -> Any:
+_Own = TypeVar("_Own", bound=nn.Module)
+
+
+@overload
+def load_network(path: str | Path) -> SpikingNetwork: ...
+@overload
+def load_network(path: str | Path, network: _Own) -> _Own: ...
+def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Module:
     """The network of a checkpoint that `fit` wrote, in evaluation mode, on the CPU.
 
     Args:
@@ -86,13 +93,14 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> Any:
         network: a user-defined network that was built in Python; it gets the checkpoint's weights.
 
     Returns:
-        A `SpikingNetwork`, or the user-defined network.
+        A `SpikingNetwork`, or the user-defined network (for a type checker only if it was passed).
 
     Raises:
         CheckpointError: as `load_checkpoint`; or it belongs to another network.
     """
     path = checkpoint_file(Path(path))
-    return network_in(load_checkpoint(path), path, network)
+    found: nn.Module = network_in(load_checkpoint(path), path, network)
+    return found
 
 
 def network_in(checkpoint: dict[str, Any], path: Path, network: nn.Module | None = None) -> Any:

@@ -167,8 +167,8 @@ def imported(what: str, path: str, base: type[_T], name_of_base: str) -> type[_T
         found = getattr(import_module(module), name)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{what} {path} cannot be imported ({error}). Its file must lie in the folder of the command, or in a "
-            "package that is installed."
+            f"{what} {path} cannot be imported ({error}): run the command where {module.partition('.')[0]}.py lies, or "
+            "install its package."
         ) from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{what} {path} is not a subclass of {name_of_base}.")

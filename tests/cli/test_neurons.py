@@ -102,3 +102,15 @@ def test_a_checkpoint_names_only_neurons(tmp_path):
         with pytest.raises(UserError, match=message):
             pl.load_network(tmp_path / "foreign.ckpt")
     assert not Path("broken").exists()
+
+
+def test_a_checkpoint_whose_data_set_lies_elsewhere_says_where_to_run(tmp_path, capsys):
+    fit(*TINY, *FEW, "--trainer.max_epochs", "1", "--run_folder", "run")
+    path = "run/checkpoints/last.ckpt"
+    checkpoint = load(path)
+    checkpoint["cli_config"] = checkpoint["cli_config"].replace("plif_lightning.data.Digits", "my_data.Mine")
+    torch.save(checkpoint, path)
+    for arguments in (["test", "--ckpt_path", path], ["cost", "--ckpt_path", path], ["fit", "--run_folder", "run"]):
+        line = refused(capsys, *arguments)
+        assert line.startswith("error: data set my_data.Mine cannot be imported")
+        assert line.endswith("run the command where my_data.py lies, or install its package.")

@@ -168,6 +168,33 @@ def test_a_process_that_is_lost_ends_the_others(number, tmp_path):
     assert load("run/checkpoints/last.ckpt")["global_step"] > 0
 
 
+FAILS = """
+from lightning.pytorch.callbacks import Callback
+
+class Fails(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            raise RuntimeError(f"an error of process {trainer.global_rank}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_how_to_resume_is_the_last_line_after_every_processs_error(devices, tmp_path):
+    (tmp_path / "fails.py").write_text(FAILS)
+    done = command(
+        *("fit", "--config", QUICKSTART, *TINY, *FEW, "--trainer.max_epochs", "2", "--run_folder", "run"),
+        *("--trainer.devices", str(devices), "--trainer.strategy", "ddp" if devices > 1 else "auto"),
+        *("--trainer.callbacks", "fails.Fails", "--trainer.enable_progress_bar", "false"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert all(f"an error of process {rank}" in done.stderr for rank in range(devices))
+    lines = done.stderr.splitlines()
+    assert lines[-1].removeprefix("[rank0]: ").startswith("Resume the run with: ")
+    assert done.stderr.count("Resume the run with: ") == 1
+
+
 EQUIVALENCE = """
 import sys
 import lightning as L
