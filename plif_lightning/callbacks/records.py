@@ -24,9 +24,10 @@ from plif_lightning.network.blocks import FCBlock
 from plif_lightning.network.own import listening, neurons_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import Histogram, append_histograms
+from plif_lightning.runs.loading import loaded
 from plif_lightning.runs.record import begin, update
 from plif_lightning.runs.samples import Samples, write_samples
-from plif_lightning.runs.settings import differences, settings
+from plif_lightning.runs.settings import defaults_of, differences, settings
 from plif_lightning.runtime.process import surroundings
 from plif_lightning.training.task import SpikingClassifier
 
@@ -111,6 +112,13 @@ class RunRecord(Callback):
         known = settings(self.config, trainer.world_size)
         if self.begun_from is not None:
             known["ckpt_path"] = self.begun_from
+        if step is not None:
+            before = loaded(folder.record, [], optional=True).get("settings", known)
+            usual = defaults_of(type(data)).get("batch_size")
+            now, then = (of.get("data.batch_size", usual) for of in (known, before))
+            if now != then:
+                message = "Batches of all processes together have %s samples now, %s before; the learning rate stays."
+                _log.warning(message, now, then)
         changed = begin(folder, self.arguments, known, facts, around, step)
         for logger in trainer.loggers:
             if isinstance(logger, WandbRunLogger):

@@ -11,6 +11,14 @@ from plif_lightning.runtime.files import written_whole
 from plif_lightning.runtime.process import surroundings
 
 
+def _why_no_gpu(gpu: bool) -> str:
+    if gpu:
+        return "--device cpu"
+    if not torch.backends.cuda.is_built():
+        return "this PyTorch was built for CPUs, see docs/install.md"
+    return "PyTorch finds none that it can use"
+
+
 def check(argv: list[str]) -> int:
     """Print the page, and write it into a file if one is given; 1 if anything differs."""
     parser = PlainParser("check", "Compare each form of a layer with the reference on this machine.")
@@ -19,7 +27,7 @@ def check(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     gpu = torch.cuda.is_available()
     if given.device == "cuda" and not gpu:
-        raise UserError("this machine has no CUDA device that PyTorch can use: pass --device cpu, or none.")
+        raise UserError(f"no CUDA device can be checked: {_why_no_gpu(gpu)}.")
     devices = [torch.device("cpu")] if given.device != "cuda" else []
     if gpu and given.device != "cpu":
         devices.append(torch.device("cuda", torch.cuda.current_device()))
@@ -39,6 +47,8 @@ def check(argv: list[str]) -> int:
             say(f"  {name:22} {reason or 'equals the reference'}")
         speeds = ", ".join(f"{name} {ms:.1f}" for name, ms in comparing.speeds(device).items())
         say(f"  LIF [16, 32, 16384], forward and backward [ms]: {speeds}")
+    if all(device.type == "cpu" for device in devices):
+        say(f"\nNo GPU was checked: {_why_no_gpu(gpu)}.")
     say(f"\n{failed} of these differ from the reference." if failed else "\nAll equal the reference.")
     if given.report is not None:
         with written_whole(given.report) as file:

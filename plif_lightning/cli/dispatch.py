@@ -38,12 +38,13 @@ class Command(NamedTuple):
 
 _DATA = {"Digits": ("sklearn",)} | dict.fromkeys(("NMNIST", "CIFAR10DVS", "DVSGesture", "TonicEvents"), ("tonic",))
 _FORMATS = {"onnx": ("onnx", "onnxscript"), "nir": ("nir",), "pretrained": ("safetensors",)}
+_LOGGERS = {"WandbRunLogger": ("wandb",)}
 _PLOTS = {"": ("matplotlib",)}
 COMMANDS = {
     "prepare": Command(
         "download, verify and unpack a data set, and list its contents", "prepare", writes=True, needs=_DATA
     ),
-    "fit": Command("train a network; keep its best and its last checkpoint", needs=_DATA),
+    "fit": Command("train a network; keep its best and its last checkpoint", needs=_DATA | _LOGGERS),
     "validate": Command("evaluate a checkpoint on its validation set", needs=_DATA),
     "test": Command("evaluate a checkpoint on the test set, per class too", needs=_DATA),
     "predict": Command("write a checkpoint's predictions and votes to a CSV file", needs=_DATA),
@@ -167,7 +168,9 @@ def _require_packages(name: str, command: Command, argv: list[str]) -> None:
     from plif_lightning.runs.settings import setting_in
 
     chosen = ["", *values(argv, "--format"), *values(argv, "--data"), *values(argv, "--data.class_path")]
-    chosen += [str(setting_in(content_of(config), "data.class_path")) for config in values(argv, *CONFIG)]
+    for config in map(content_of, values(argv, *CONFIG)):
+        chosen.append(str(setting_in(config, "data.class_path")))
+        chosen += [name for name in _LOGGERS if name in str(setting_in(config, "trainer.logger"))]
     for value in chosen:
         for package in command.needs.get(value.rpartition(".")[2], ()):
             require_package(package, f"{name} {value.rpartition('.')[2]}".strip())

@@ -252,7 +252,7 @@ def require_data_set(block: dict[str, Any]) -> None:
         UserError: it is missing, or no data set.
     """
     from plif_lightning.data import SpikingDataModule  # which loads PyTorch
-    from plif_lightning.neurons.making import imported
+    from plif_lightning.network.own import imported
 
     if "class_path" in block:
         imported("data set", block["class_path"], SpikingDataModule, "plif_lightning.data.SpikingDataModule")
@@ -356,11 +356,6 @@ def compare(expanded: Expanded, given: dict[str, Any]) -> list[str]:
             + (" with --config, --ckpt_path and another --run_folder." if expanded.command == "fit" else ".")
         )
     if expanded.command == "fit":
-        if "data.batch_size" in changed:
-            _log.warning(
-                "Batches of all processes together have %s samples now, %s before; the learning rate stays.",
-                *(values.get("data.batch_size", "the default number of") for values in (new, old)),
-            )
         _compare_length(expanded, stored["trainer"], given["trainer"], changed)
     return changed
 

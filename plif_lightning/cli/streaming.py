@@ -36,6 +36,13 @@ def _stream_parser() -> PlainParser:
         help="follow events of text in a pipe, in a file that grows or from standard input (-), and decide once in "
         "EVERY_MS milliseconds, in silence too",
     )
+    parser.add_argument(
+        "--sensor",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the camera, where the network was trained on recordings of several and the file does not name its own",
+    )
     parser.add_argument("--last", type=int, help="average the votes of the last LAST time-steps (default: all)")
     parser.add_argument("--engine", choices=["float32", "int8"], default="float32", help="weights (default: float32)")
     return parser
@@ -116,6 +123,7 @@ def _steps_on_a_clock(
         if (arrival := source.take(wait)) is None:
             return
         at, events = arrival
+        completed: Iterator[Any] = iter(())
         if len(events.t):
             seen = int(events.t[-1])
             ahead = seen - 1e6 * at if ahead is None else max(ahead, seen - 1e6 * at)
@@ -139,7 +147,7 @@ def _steps(given: argparse.Namespace, network: "StreamingNetwork", trained: Trai
             f"{given.file} is of a sensor of {sensor} pixels (height x width), and the network was trained on "
             f"{network.sensor}."
         )
-    recording = _recording(given.file, trained)
+    recording = _recording(given.file, trained, given.sensor)
     if _has_step_length(given):
         return network.pushed(recording, name=str(given.file))
     if not len(recording.t):
@@ -153,7 +161,7 @@ def _rescaled(trained: Trained, name: str, sensor: Any, recording: Any) -> Any:
     Args:
         trained: the network and its data set.
         name: of the recording's file.
-        sensor: the one that the file names.
+        sensor: the one that the file names, or the user.
         recording: its events.
     """
     from plif_lightning.events.recording import Sensor, rescaled
@@ -162,7 +170,7 @@ def _rescaled(trained: Trained, name: str, sensor: Any, recording: Any) -> Any:
     if not isinstance(settings.get("size"), (list, tuple)):
         return recording
     if (sensor := sensor or settings.get("sensor")) is None:
-        raise UserError(f"{name} does not name its sensor, and the network was trained on recordings that did.")
+        raise UserError(f"{name} does not name its sensor: pass --sensor HEIGHT WIDTH.")
     return rescaled(recording, Sensor.of(sensor), Sensor.of(settings["size"]))
 
 
@@ -172,14 +180,14 @@ def _is_of_package(trained: Trained) -> bool:
     return not path or path.startswith("plif_lightning.")
 
 
-def _recording(file: Path, trained: Trained) -> Any:
+def _recording(file: Path, trained: Trained, sensor: Any) -> Any:
     """Events of a file, read as in training: by a data set of the user's own, if that is what was trained on."""
     settings = trained.data.get("init_args", {})
     if _is_of_package(trained):
         from plif_lightning.events.readers import read_any, sensor_of
 
         recording = read_any(file, settings.get("columns"), settings.get("time_unit"))
-        return _rescaled(trained, str(file), sensor_of(file), recording)
+        return _rescaled(trained, str(file), sensor_of(file) or sensor, recording)
     from plif_lightning.cli.prepare import data_in  # which loads Lightning
 
     data: Any = data_in(for_evaluation(trained.data))
@@ -213,7 +221,8 @@ def stream(argv: list[str]) -> int:
             steps = _steps(given, network, trained)
         else:
             source = _live(given, network, trained)
-            rescale = partial(_rescaled, trained, source.name, None)
+            print(f"ready: following {source.name}, a decision every {given.every_ms:g} ms", flush=True)
+            rescale = partial(_rescaled, trained, source.name, given.sensor)
             steps = _steps_on_a_clock(network, source, rescale, latencies)
         for votes in steps:
             best = int(votes.argmax())

@@ -233,13 +233,13 @@ class EventFolder(EventDataModule):
     def preprocessing(self) -> dict[str, Any]:
         """As of any event data set, with the window that a sample is, and how long a time-step of it lasts.
 
-        `sensor` is None where each recording is rescaled from its own.
+        Where each recording is rescaled from its own sensor, `sensor` is that of files that name none, or None.
         """
         window_us = None if self.window_ms is None else round(1000 * self.window_ms)
         by_time = window_us is not None and self.slicing == "by_time"
         return {
             **super().preprocessing,
-            **({"sensor": None} if self._rescales else {}),
+            **({"sensor": self._of_tables and [*self._of_tables]} if self._rescales else {}),
             "window_events": self.window_events,
             "window_us": window_us,
             "step_us": window_us / self.time_steps if window_us is not None and by_time else None,

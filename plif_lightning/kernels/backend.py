@@ -111,7 +111,7 @@ class Backend:
             UserError: the requested backend does not run on this device.
         """
         if self.name == "auto":
-            if torch.compiler.is_exporting():  # a program of PyTorch's operators alone
+            if torch.compiler.is_exporting() or torch._C._is_tracing():  # a program of PyTorch's operators alone
                 return "reference"
             if device.type == "cuda" and self._triton:
                 return "triton"

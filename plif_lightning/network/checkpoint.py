@@ -110,7 +110,10 @@ def network_in(checkpoint: dict[str, Any], path: Path, network: nn.Module | None
     network = _made(checkpoint, path, network)
     require_same(network, checkpoint["fingerprint"], path)
     weights = {name.replace("._orig_mod.", "."): value for name, value in checkpoint["state_dict"].items()}
-    network.load_state_dict({k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)})
+    try:
+        network.load_state_dict({k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)})
+    except RuntimeError as error:  # such as an FC layer of another size
+        raise CheckpointError(f"{path} holds the weights of another network: {error}") from error
     return network.eval()
 
 

@@ -39,9 +39,11 @@ class FiniteGuard(Callback):
             return
         name = values[int(finite.int().argmin())][0]
         paths = [path for c in trainer.checkpoint_callbacks if (path := getattr(c, "last_model_path", ""))]
-        kept = f"The last good checkpoint is {paths[-1]}." if paths else "No checkpoint was written before."
+        kept = "No checkpoint was written before. Lower"
+        if paths:
+            kept = f"To begin from the last good checkpoint, pass --ckpt_path {paths[-1]} and a new --run_folder; lower"
         full = "" if trainer.precision in ("32-true", "64-true") else ", or use --trainer.precision 32-true"
         raise NonFiniteError(
             f"{name} is NaN or infinite at step {trainer.global_step} (epoch {trainer.current_epoch}): training "
-            f"stopped. {kept} Lower the learning rate{full}."
+            f"stopped. {kept} the learning rate{full}."
         )

@@ -118,6 +118,7 @@ def test_a_pipe_is_decided_on_a_clock_in_silence_too(checkpoint):
         process.stdin.write(text_bytes(recording, "txyp", ",").decode())  # then silence
         process.stdin.flush()
         seen = (int(recording.t[-1]) - int(recording.t[0])) // 20_000
+        assert process.stdout.readline().startswith("ready: following standard input")
         steps = [process.stdout.readline().split(":")[0] for _ in range(seen + 5)]
         assert steps == [f"step {i}" for i in range(1, seen + 6)]
         process.stdin.close()  # the camera is switched off
@@ -130,8 +131,11 @@ def test_a_file_that_grows_is_followed(checkpoint):
     recording = events_of(1000, 0)
     lines = text_bytes(recording, "txyp", ",").splitlines(keepends=True)
     path = Path("live.csv")
-    path.write_bytes(b"".join(lines[:300]) + lines[300][:5])  # a line is being written
+    path.write_bytes(lines[0])  # the header alone
     with live(str(path)) as process:
+        assert process.stdout.readline() == "ready: following live.csv, a decision every 20 ms\n"
+        with path.open("ab") as file:
+            file.write(b"".join(lines[1:300]) + lines[300][:5])  # a line is being written
         assert process.stdout.readline().startswith("step 1:")
         with path.open("ab") as file:
             file.write(lines[300][5:] + b"".join(lines[301:]))
@@ -149,7 +153,7 @@ def test_a_pipe_gives_the_votes_of_the_file(checkpoint, capsys):
     expected = capsys.readouterr().out.splitlines()
     with live("-", stdin=subprocess.PIPE) as process:
         said, _ = process.communicate(Path("a.csv").read_text())
-    assert [line for line in said.splitlines() if not line.startswith("latency")] == expected
+    assert [line for line in said.splitlines() if not line.startswith(("ready", "latency"))] == expected
 
 
 def test_a_recording_of_another_sensor_is_rescaled_as_in_training(checkpoint, capsys):
@@ -176,7 +180,10 @@ def test_a_recording_of_another_sensor_is_rescaled_as_in_training(checkpoint, ca
     assert "decision" in lines
     settings = {"size": [128, 128]}
     torch.save({**held, "cli_config": yaml.safe_dump({"data": {**of_folder, "init_args": settings}})}, "net.ckpt")
-    assert "c.csv does not name its sensor" in refused(capsys, "stream", "--ckpt_path", "net.ckpt", "--file", "c.csv")
+    call = ["stream", "--ckpt_path", "net.ckpt", "--file", "c.csv"]
+    assert "c.csv does not name its sensor: pass --sensor" in refused(capsys, *call)
+    main([*call, "--sensor", "256", "512"])
+    assert capsys.readouterr().out == said[0]
 
 
 @pytest.mark.parametrize(

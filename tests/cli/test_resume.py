@@ -471,5 +471,5 @@ def test_a_run_whose_last_checkpoint_is_truncated_is_resumed_from_its_best_one(t
 
 def test_another_batch_of_all_processes_is_said_with_the_learning_rate(run, caplog):
     resume(run, "--trainer.max_epochs", "3", "--data.batch_size", "8")
-    said = "Batches of all processes together have 8 samples now, the default number of before; the learning rate"
+    said = "Batches of all processes together have 8 samples now, 16 before; the learning rate"
     assert said in caplog.text

@@ -111,7 +111,11 @@ def test_recordings_of_several_sensors_are_rescaled_to_the_same_frames(root):
     with pytest.raises(RecordingError, match=r"--data\.size=\[HEIGHT,WIDTH\]"):
         of_hands(root)
     data = of_hands(root, size=[20, 30])
-    assert (data.input_shape, data.preprocessing["sensor"], data.preprocessing["size"]) == ((2, 20, 30), None, [20, 30])
+    assert (data.input_shape, data.preprocessing["sensor"], data.preprocessing["size"]) == (
+        (2, 20, 30),
+        [128, 128],
+        [20, 30],
+    )
     assert [path.name for path, _ in data.files(train=True)][4] == "8.raw"
     x = torch.as_tensor(everything(data.train_set).x).double()
     own = torch.from_numpy(integrate(large, Sensor(48, 64), 4)).double()

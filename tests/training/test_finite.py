@@ -24,10 +24,11 @@ def test_the_first_value_that_is_not_finite_is_named(name, value):
     guard.on_train_epoch_end(trainer, None)
     network.state_dict()[name].view(-1)[-1] = value
     network[1].running_mean.fill_(1.0)
-    with pytest.raises(NonFiniteError, match=rf"{name} is NaN or infinite at step 6 \(epoch 1\).*No checkpoint"):
+    first = rf"{name} is NaN or infinite at step 6 \(epoch 1\).*No checkpoint was written before. Lower the learning"
+    with pytest.raises(NonFiniteError, match=first):
         guard.on_train_epoch_end(trainer, None)
     trainer.checkpoint_callbacks[0].last_model_path = "last.ckpt"
-    good = r"The last good checkpoint is last\.ckpt\. Lower the learning rate"
+    good = r"pass --ckpt_path last\.ckpt and a new --run_folder; lower the learning rate"
     with pytest.raises(NonFiniteError, match=rf"{good}, or use --trainer\.precision 32-true\.$"):
         guard.on_save_checkpoint(trainer, None, {})
     trainer.precision = "32-true"  # which needs no advice to use it
