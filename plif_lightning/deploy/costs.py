@@ -20,10 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
-from plif_lightning.network.blocks import WITH_NEURON, ConvBlock
+from plif_lightning.network.blocks import WITH_NEURON, ConvBlock, Residual
 from plif_lightning.network.hooks import hooked, modes_kept
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
+from plif_lightning.structure.shapes import every_layer
 
 # pJ. float32: multiplication and addition; addition. Below: 8-bit integers with 32-bit sums.
 MAC, AC = 3.7 + 0.9, 0.9
@@ -224,7 +225,11 @@ class _Counter:
         self.samples = len(x) if x.dim() == 4 else x.shape[1]
         self.found: list[LayerCost] = []
         if isinstance(net, SpikingNetwork):
-            self.layers = {name: block for name, block in net.layers().items() if isinstance(block, WITH_NEURON)}
+            self.of_spikes = {one.name: one.spikes_in for one in every_layer(net.placed)}
+            layers = {name: block for name, block in net.layers().items() if isinstance(block, WITH_NEURON)}
+            # The neurons behind a sum see the sum; the layers in its branches count themselves.
+            own = {name: block.neuron if isinstance(block, Residual) else block for name, block in layers.items()}
+            self.layers = {name: part for name, part in own.items() if part is not None}
             return
         blocks = {name: part for name, part in net.named_modules() if isinstance(part, WITH_NEURON)}
         inside = {part for block in blocks.values() for part in block.modules()}
@@ -236,7 +241,7 @@ class _Counter:
         """Add the cost of a call. Only the network's own input is never counted as spikes."""
         x = given[0]
         if isinstance(self.net, SpikingNetwork):
-            analog = getattr(block, "spikes_in", True) is False and _is_input(x, self.x)
+            analog = not self.of_spikes[name] and _is_input(x, self.x)
         else:
             analog = not self.found or _is_input(x, self.x)
         spikes = not analog and bool(((x == 0) | (x == 1)).all())

@@ -7,8 +7,9 @@ For one sample, PyTorch's modules, dispatcher and autograd around a layer would 
 import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -31,9 +32,10 @@ from plif_lightning.network.forms import images_channels_last, refuses_conv
 from plif_lightning.network.hooks import Hear, listening
 from plif_lightning.network.network import require_input
 from plif_lightning.network.output import Integral
+from plif_lightning.network.signals import Signal, run_layer, run_layers
 from plif_lightning.network.stepping import State
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import LayerState, carrying, packed, unpacked
+from plif_lightning.neurons.carry import Carried, LayerState, carrying, unpacked
 
 Engine = Literal["float32", "int8"]
 Maps = Tensor | SparseMaps
@@ -43,8 +45,6 @@ _NO_STATES = np.empty((0, 1), np.float32)
 _ON: Any = {"dtype": torch.float32, "device": "cpu"}
 # Channels of a frame of events: its polarities.
 _POLARITIES = 2
-# The state of a readout's leaky integral, by the name of its module.
-_INTEGRAL = "voting"
 
 
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,34 +108,42 @@ class _Fire:
         return geometry.units, geometry.threads, shape, (*rows, start_of(self._program, real)), (code, *geometry.sizes)
 
 
-class Layer:
-    """A layer as a plain call.
+class Frozen:
+    """A layer as a plain call: `run` as of `signals.Layer`, for tensors and `SparseMaps` [T N, C, H, W].
 
     Attributes:
-        neurons: names of its neurons in the network.
+        neurons: its layers of neurons, whose states it takes and gives, by name in the network.
         form: event-driven, dense, or `as it is` for a module; with the type of its weight.
+        hear: called with a neuron's name and its spikes [T, N, *], before its pool; None for nobody.
     """
 
-    neurons: tuple[str, ...]
+    neurons: dict[str, Neuron]
     form: str
+    hear: Hear | None = None
 
-    def __call__(
-        self, x: Maps, length: int, steps: int, state: Mapping[str, LayerState] | None, hear: Hear | None
-    ) -> tuple[Maps, State]:
-        """Its output [T N, *] for x [length N, *], length being T, or 1 for an input that is held; its next state.
-
-        The state is that of a single step, empty before the first; None for a whole sequence, which returns none.
-        """
+    def run(self, x: Signal, states: Carried | None) -> Signal:
         raise NotImplementedError
 
+    def _tell(self, spikes: Tensor) -> None:
+        (name,) = self.neurons
+        assert self.hear is not None
+        self.hear(name, spikes)
 
-class _Conv(Layer):
+    def _through(self, states: Carried | None, spikes: Callable[..., Any]) -> Any:
+        """Spikes of the layer's neurons; `spikes(before, last)` also returns the states after them if `last`."""
+        if states is None:
+            return spikes(None, last=False)[0]
+        (neuron,) = self.neurons.values()
+        return states.through(neuron, partial(spikes, last=True))
+
+
+class _Conv(Frozen):
     """A convolution with its bias, neurons and pool."""
 
     def __init__(self, name: str, block: ConvBlock, events: bool, int8: bool) -> None:
-        self.neurons = (name,)
         neuron, weight, bias = block.neuron, block.conv.weight.detach(), block.conv.bias
         assert neuron is not None
+        self.neurons = {name: neuron}
         self._conv, self._pool = block.conv, block.kernel_pool
         self.form = "dense" if not events else "event-driven, int8" if int8 else "event-driven"
         pools: tuple[Pool, Pool] = (self._pool, "none")
@@ -151,70 +159,74 @@ class _Conv(Layer):
             made = [EventBlock(self._table, *rows, pool, block.conv.stride[0]) for pool in pools]
             self._events = made[0], made[1]
 
-    def __call__(
-        self, x: Maps, length: int, steps: int, state: Mapping[str, LayerState] | None, hear: Hear | None
-    ) -> tuple[Maps, State]:
-        (name,), last = self.neurons, state is not None
-        before = None if not state else _together([_channels_innermost(v) for v in unpacked(state[name])])
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        return Signal(self._through(states, partial(self._spikes, x)), x.steps)
+
+    def _spikes(
+        self, x: Signal, before: tuple[Tensor, ...] | None, last: bool
+    ) -> tuple[Maps, tuple[Tensor, ...] | None]:
+        first = None if before is None else _together([_channels_innermost(v) for v in before])
         spikes: Maps
-        if self._events is not None and length == steps:
-            event_block = self._events[0 if hear is None else 1]
-            spikes, after = event_block(x if isinstance(x, SparseMaps) else SparseMaps.of(x), steps, before, last)
-            pooled = hear is None
+        if self._events is not None and not x.is_held:
+            pooled = self.hear is None
+            spikes, after = self._events[0 if pooled else 1](_sparse(x.values), x.steps, first, last)
         else:
-            maps = _channels_innermost(self._sums(x))
-            pooled = hear is None and not last
-            fire = self._fire if pooled else self._fire_unpooled
-            fired, after = fire(maps.view(length, len(maps) // length, *maps.shape[1:]), steps, before, last)
-            spikes = fired.flatten(0, 1).permute(0, 3, 1, 2)
-        if hear is not None:
-            spikes = _dense(spikes)
-            hear(name, spikes.unflatten(0, (steps, -1)))
+            pooled = self.hear is None and not last
+            fired, after = (self._fire if pooled else self._fire_unpooled)(self._sums(x), x.steps, first, last)
+            spikes = fired.permute(0, 1, 4, 2, 3)
+        if self.hear is not None:
+            spikes = _dense(spikes, x.steps)
+            self._tell(spikes)
         if not pooled and self._pool != "none":
-            spikes = (F.avg_pool2d if self._pool == "avg" else F.max_pool2d)(_dense(spikes), 2)
-        if after is None:
-            return spikes, {}
-        return spikes, {name: packed(tuple(v.permute(0, 3, 1, 2) for v in after))}
+            pool = F.avg_pool2d if self._pool == "avg" else F.max_pool2d
+            spikes = pool(_dense(spikes, x.steps).flatten(0, 1), 2).unflatten(0, (x.steps, -1))
+        return spikes, None if after is None else tuple(v.permute(0, 3, 1, 2) for v in after)
 
-    def _sums(self, x: Maps) -> Tensor:
-        """[N, C, H, W], without the bias."""
-        conv = self._conv
+    def _sums(self, x: Signal) -> Tensor:
+        """[T or 1, N, H, W, C], without the bias."""
+        conv, length = self._conv, 1 if x.is_held else x.steps
         if self._table is None:
-            return F.conv2d(_dense(x), conv.weight, None, conv.stride, conv.padding)
-        maps = x if isinstance(x, SparseMaps) else SparseMaps.of(x)
-        return conv_events(maps, self._table, torch.float32, self._scale, conv.stride[0])
+            images = _dense(x.values, x.steps).flatten(0, 1)
+            sums = F.conv2d(images, conv.weight, None, conv.stride, conv.padding)
+        else:
+            sums = conv_events(_sparse(x.values), self._table, torch.float32, self._scale, conv.stride[0])
+        return _channels_innermost(sums).unflatten(0, (length, -1))
 
 
-class _FC(Layer):
+class _FC(Frozen):
     """An FC layer of spikes with its neurons, for rows or for maps."""
 
     def __init__(self, name: str, block: FCBlock, int8: bool) -> None:
-        self.neurons = (name,)
         assert block.neuron is not None
+        self.neurons = {name: block.neuron}
         self.form = "event-driven, int8" if int8 else "event-driven"
         self._scale: Tensor | None
         weight, self._scale = quantised(block.fc.weight) if int8 else (block.fc.weight, None)
         self._table, self._fire = table_of(weight), _Fire(block.neuron.dynamics, block.fc.bias)
 
-    def __call__(
-        self, x: Maps, length: int, steps: int, state: Mapping[str, LayerState] | None, hear: Hear | None
-    ) -> tuple[Maps, State]:
-        (name,), last = self.neurons, state is not None
-        if isinstance(x, SparseMaps):
-            bits, inputs = x.flattened(), math.prod(x.shape[1:])
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        return Signal(self._through(states, partial(self._spikes, x)), x.steps)
+
+    def _spikes(
+        self, x: Signal, before: tuple[Tensor, ...] | None, last: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        if isinstance(x.values, SparseMaps):
+            bits, inputs = x.values.flattened(), math.prod(x.values.shape[1:])
         else:
-            bits, inputs = pack(x.flatten(1)).words, math.prod(x.shape[1:])
+            rows = x.values.flatten(0, 1).flatten(1)
+            bits, inputs = pack(rows).words, rows.shape[1]
         totals = linear_of_bits(bits, inputs, self._table, self._scale)
-        rows = length, len(totals) // length, 1, 1, totals.shape[1]
-        before = None if not state else _together([v.reshape(rows[1:]) for v in unpacked(state[name])])
-        fired, after = self._fire(totals.view(rows), steps, before, last)
-        spikes = fired.view(-1, totals.shape[1])
-        if hear is not None:
-            hear(name, spikes.unflatten(0, (steps, -1)))
-        return spikes, {} if after is None else {name: packed(tuple(v.view(spikes.shape) for v in after))}
+        length = 1 if x.is_held else x.steps
+        shape = length, len(totals) // length, 1, 1, totals.shape[1]
+        first = None if before is None else _together([v.reshape(shape[1:]) for v in before])
+        fired, after = self._fire(totals.view(shape), x.steps, first, last)
+        spikes = fired.view(x.steps, -1, totals.shape[1])
+        if self.hear is not None:
+            self._tell(spikes)
+        return spikes, None if after is None else tuple(v.view(spikes.shape[1:]) for v in after)
 
 
-class _Module(Layer):
+class _AsItIs(Frozen):
     """A block of another kind, called as the module that it is.
 
     Args:
@@ -227,28 +239,26 @@ class _Module(Layer):
 
     def __init__(self, prefix: str, block: nn.Module, flat: bool) -> None:
         self._block, self._flat = block, flat
-        self._named = {f"{prefix}.{n}": part for n, part in block.named_modules() if isinstance(part, Neuron)}
-        self.neurons = tuple(self._named)
+        self.neurons = {f"{prefix}.{n}": part for n, part in block.named_modules() if isinstance(part, Neuron)}
 
-    def __call__(
-        self, x: Maps, length: int, steps: int, state: Mapping[str, LayerState] | None, hear: Hear | None
-    ) -> tuple[Maps, State]:
-        dense = _dense(x)
-        given = (dense.flatten(1) if self._flat else dense).unflatten(0, (length, -1))
-        heard = nullcontext() if hear is None else listening(self._named, hear)
-        if state is None:
-            with heard:
-                return self._block(given).flatten(0, 1), {}
-        before: dict[nn.Module, LayerState] = {
-            neuron: state[name] for name, neuron in self._named.items() if name in state
-        }
-        with heard, carrying(before) as carried:
-            spikes = self._block(given).flatten(0, 1)
-        return spikes, {name: carried.after[neuron] for name, neuron in self._named.items()}
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        dense = _dense(x.values, x.steps)
+        given = Signal(dense.flatten(2) if self._flat else dense, x.steps)
+        with nullcontext() if self.hear is None else listening(self.neurons, self.hear):
+            return run_layer(self._block, given, states)
 
 
-def _dense(x: Maps) -> Tensor:
-    return x.images(torch.float32) if isinstance(x, SparseMaps) else x
+def _run_frozen(layer: Frozen, x: Signal, states: Carried | None) -> Signal:
+    return layer.run(x, states)
+
+
+def _dense(x: Maps, steps: int) -> Tensor:
+    """Maps [T, N, C, H, W]."""
+    return x.images(torch.float32).unflatten(0, (steps, -1)) if isinstance(x, SparseMaps) else x
+
+
+def _sparse(x: Maps) -> SparseMaps:
+    return x if isinstance(x, SparseMaps) else SparseMaps.of(x.flatten(0, 1))
 
 
 def _channels_innermost(maps: Tensor) -> Tensor:
@@ -274,18 +284,19 @@ class DeployedNetwork(nn.Module):
         forms: one per block.
     """
 
-    def __init__(self, net: SpikingNetwork, layers: dict[str, Layer]) -> None:
+    def __init__(self, net: SpikingNetwork, layers: dict[str, Frozen]) -> None:
         super().__init__()
         self.forms = {name: layer.form for name, layer in layers.items()}
         self.input_shape, self.num_classes, self.time_steps = net.input_shape, net.num_classes, net.time_steps
         self._layers = list(layers.values())
-        # In a tuple: not registered as a submodule.
+        # In a tuple and a dictionary: not registered as submodules.
         self._ends = (net.inputs, net.voting)
+        self._stateful: dict[str, nn.Module] = {n: part for layer in self._layers for n, part in layer.neurons.items()}
+        self._stateful |= {"voting": net.voting} if isinstance(net.voting, Integral) else {}
         first = net.placed[0]
         # The first layer's output, before its stride and pool, is the largest; an event-driven one is never stored.
         stored = self._layers[0].form == "dense"
         self._largest_map = math.prod((first.after[0], *first.before[1:])) if stored else 0
-        self._hear: Hear | None = None
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -293,9 +304,9 @@ class DeployedNetwork(nn.Module):
         require_input(x, self.time_steps, self.input_shape)
         x = (x[None] if x.dim() == 4 else x).to("cpu", torch.float32)
         some = max(1, x.shape[1])
-        if self._largest_map and self._hear is None:  # who listens hears a layer once, with all samples
+        if self._largest_map and self._layers[0].hear is None:  # who listens hears a layer once, with all samples
             some = min(some, max(1, at_a_time(x.device) // (len(x) * self._largest_map)))
-        return torch.cat([self._run(part, self.time_steps, None)[0] for part in x.split(some, 1)], 1)
+        return torch.cat([self._run(Signal(part, self.time_steps), None) for part in x.split(some, 1)], 1)
 
     @torch.no_grad()
     def step(self, frame: Tensor, state: Mapping[str, LayerState] | None = None) -> tuple[Tensor, State]:
@@ -304,8 +315,7 @@ class DeployedNetwork(nn.Module):
         Raises:
             UserError: another shape of frame, or a state of another network or batch.
         """
-        names = [name for layer in self._layers for name in layer.neurons]
-        names += [_INTEGRAL] if isinstance(self._ends[1], Integral) else []
+        names = list(self._stateful)
         sizes = {len(v) for of_layer in (state or {}).values() for v in unpacked(of_layer)}
         if frame.shape[1:] != self.input_shape or (state and list(state) != names) or sizes - {len(frame)}:
             c, h, w = self.input_shape
@@ -313,41 +323,35 @@ class DeployedNetwork(nn.Module):
                 f"a step takes a frame [N, {c}, {h}, {w}] and the state of {', '.join(names)} that the step before "
                 f"returned for as many samples, got {list(frame.shape)} and the state of {', '.join(state or ())}."
             )
-        votes, after = self._run(frame.to("cpu", torch.float32)[None], 1, state or {})
-        return votes[0], after
+        before = {self._stateful[name]: one for name, one in (state or {}).items()}
+        with carrying(before) as states:  # in the context too, for modules of the user's own
+            votes = self._run(Signal(frame.to("cpu", torch.float32)[None], 1), states)
+        return votes[0], {name: states.after[part] for name, part in self._stateful.items() if part in states.after}
 
-    def _run(self, x: Tensor, steps: int, state: Mapping[str, LayerState] | None) -> tuple[Tensor, State]:
-        """Votes [T, N, classes] of x [T or 1, N, C, H, W], and the state after a single step; see `Layer`."""
+    def _run(self, x: Signal, states: Carried | None) -> Tensor:
+        """Votes [T, N, classes] of x [T or 1, N, C, H, W]."""
         inputs, voting = self._ends
-        samples = x.shape[1]
-        after: State = {}
-        if not samples:
-            return torch.zeros(steps, 0, self.num_classes), {}
-        integral = {voting: state[_INTEGRAL]} if state and _INTEGRAL in state else {}
-        of_step = nullcontext() if state is None else carrying(integral)
-        with torch.autocast("cpu", enabled=False), of_step as carried:
-            x = inputs(x)
-            length = len(x)
-            maps: Maps = images_channels_last(x.flatten(0, 1))
-            for layer in self._layers:
-                maps, of_layer = layer(maps, length, steps, state, self._hear)
-                after |= of_layer
-                length = maps.shape[0] // samples  # 1 until neurons have seen time
-            y = _dense(maps).flatten(1).unflatten(0, (length, -1))
-            votes = voting(y if length == steps else y.expand(steps, *y.shape[1:]))
-        if isinstance(voting, Integral) and carried is not None:
-            after[_INTEGRAL] = carried.after[voting]
-        return votes, after
+        if not x.values.shape[1]:
+            return torch.zeros(x.steps, 0, self.num_classes)
+        with torch.autocast("cpu", enabled=False):
+            x = inputs.run(x, states)
+            maps = images_channels_last(x.values.flatten(0, 1)).unflatten(0, x.values.shape[:2])
+            y = run_layers(self._layers, x._replace(values=maps), states, _run_frozen)
+            rows = _dense(y.values, x.steps).flatten(2).expand(x.steps, -1, -1)
+            votes: Tensor = voting.run(y._replace(values=rows), states).values
+        return votes
 
     @contextmanager
     def listening(self, hear: Hear) -> Iterator[None]:
         """Call `hear(layer, spikes)` with each layer's spikes [T, N, *], before its pool, while the context lasts."""
         # encoder.res1.branch.conv2.neuron belongs to conv2
-        self._hear = lambda name, spikes: hear(name.removesuffix(".neuron").rpartition(".")[2], spikes)
+        for layer in self._layers:
+            layer.hear = lambda name, spikes: hear(name.removesuffix(".neuron").rpartition(".")[2], spikes)
         try:
             yield
         finally:
-            self._hear = None
+            for layer in self._layers:
+                layer.hear = None
 
 
 def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
@@ -368,19 +372,19 @@ def deployed(net: nn.Module, engine: Engine = "float32") -> DeployedNetwork:
     net = network_of(net)
     folded = fold(copy.deepcopy(net).float()).cpu().requires_grad_(False)
     use_backend(folded, "cpu", "never")
-    layers: dict[str, Layer] = {}
-    for i, (name, block) in enumerate(folded.blocks().items()):
+    all_fire = all(neuron.fires for _, neuron in folded.neurons())
+    layers: dict[str, Frozen] = {}
+    for i, (placed, (name, block)) in enumerate(zip(net.placed, folded.blocks().items(), strict=True)):
         room = "encoder" if name in dict(folded.encoder.named_children()) else "classifier"
         own = getattr(block, "neuron", None)
-        known = own is not None and own.fires
+        known, of_spikes = own is not None and own.fires, placed.spikes_in and all_fire
         neuron = f"{room}.{name}.neuron"
         if known and isinstance(block, ConvBlock) and not refuses_conv(block) and block.pool_name is not None:
             frames = i == 0 and net.input_shape[0] == _POLARITIES and net.inputs.name == "direct"
-            events = block.spikes_in or frames
-            layers[name] = _Conv(neuron, block, events, int8=engine == "int8" and block.spikes_in)
-        elif known and isinstance(block, FCBlock) and block.spikes_in:
+            layers[name] = _Conv(neuron, block, of_spikes or frames, int8=engine == "int8" and of_spikes)
+        elif known and isinstance(block, FCBlock) and of_spikes:
             layers[name] = _FC(neuron, block, engine == "int8")
         else:
-            layers[name] = _Module(f"{room}.{name}", block, flat=room == "classifier")
+            layers[name] = _AsItIs(f"{room}.{name}", block, flat=room == "classifier")
     _log.info("deployed: %s", "; ".join(f"{name} {layer.form}" for name, layer in layers.items()))
     return DeployedNetwork(folded, layers)

@@ -133,7 +133,7 @@ class _Writer:
 
     def __init__(self, net: SpikingNetwork, dt: float) -> None:
         self.dt = dt
-        self.blocks: dict[str, Any] = {**net.layers(), **net.blocks()}  # a residual block and those inside of it
+        self.blocks: dict[str, Any] = net.layers()
         self.nodes: dict[str, Any] = {"input": _nir().Input(np.array(net.input_shape))}
         self.edges: list[tuple[str, str]] = []
 
@@ -176,7 +176,8 @@ class _Writer:
                 f"{placed.name} adds the output of {', '.join(sorted(twice))} twice, which NIR cannot write: a branch "
                 "must have layers of its own."
             )
-        return [*branch, *shortcut]
+        ends = [*branch, *shortcut]
+        return ends if layer.neurons is None else self.neurons(placed.name, placed.after, ends)
 
     def conv(self, placed: Placed, layer: Conv, ends: list[str]) -> list[str]:
         name, conv = placed.name, self.blocks[placed.name].conv

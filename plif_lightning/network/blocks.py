@@ -1,38 +1,34 @@
-"""Blocks of a network over [T, N, *]: convolution, FC layer, neurons alone, residual block; and sequences of them.
+"""Blocks of a network: convolution, FC layer, neurons alone, residual block; and sequences of them.
 
 A part of a block may be replaced by another module that takes the same arguments: `forms` then calls that module.
 """
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
 from plif_lightning.kernels import Backend, Pool
-from plif_lightning.kernels.dense import computing_type
 from plif_lightning.kernels.ops import uncompiled
-from plif_lightning.network.forms import Choice, fire_sum, refuses_fusion, run_conv, run_fc
+from plif_lightning.network.forms import Choice, Sum, refuses_sum, run_conv, run_fc
 from plif_lightning.network.hooks import is_plain
 from plif_lightning.network.norm import TimeBatchNorm2d
-from plif_lightning.network.pooling import Pool2d, TimeDropout, draw_seed
+from plif_lightning.network.pooling import Pool2d, TimeDropout, draw_seed, pooled_levels
+from plif_lightning.network.signals import Layer, Signal, levels_of, output_levels, run_layer, run_layers
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import carried
+from plif_lightning.neurons.carry import Carried
 from plif_lightning.structure.layers import How
 
 
-class ConvBlock(nn.Module):
+class ConvBlock(Layer):
     """Conv2d (no bias) - BN - neuron - pool over [T, N, C, H, W]; with a bias instead of BN if BN is folded.
 
-    An input [1, N, C, H, W] is held for `time_steps`: convolution and BN run once instead of T times. In a `step` it
-    is a single time-step.
+    Convolution and BN of a held input run once instead of T times.
 
     Args:
         conv: convolution over single images [N, C, H, W].
         norm: BN of its output; None if it is folded into the convolution, which then has a bias.
         neuron: the spiking neurons; None for a block whose output is not spikes.
         pool: pool of the spikes [T, N, C, H, W]; None for a block without one.
-        time_steps: T, for held inputs.
-        spikes_in: its input is spikes, see `Placed`.
         backend: the form that runs; None for the reference.
 
     Attributes:
@@ -46,8 +42,6 @@ class ConvBlock(nn.Module):
         neuron: Neuron | None,
         pool: nn.Module | None = None,
         *,
-        time_steps: int,
-        spikes_in: bool = False,
         backend: Backend | None = None,
     ) -> None:
         super().__init__()
@@ -55,17 +49,15 @@ class ConvBlock(nn.Module):
         self.norm = norm
         self.neuron = neuron
         self.pool = pool
-        self.time_steps, self.spikes_in = time_steps, spikes_in
         self.backend = backend or Backend("reference")
         self.choice: Choice | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Pooled spikes [T, N, C', H', W'] of x [T, N, C, H, W]."""
-        return run_conv(self, x)
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        """Pooled spikes [T, N, C', H', W']."""
+        return Signal(run_conv(self, x, states), x.steps, self.levels(x.levels))
 
-    def steps(self, x: Tensor) -> int:
-        """T of an input."""
-        return self.time_steps if len(x) == 1 and carried() is None else len(x)
+    def levels(self, levels: int | None) -> int | None:
+        return pooled_levels(self.pool, levels_of(self.neuron))
 
     @property
     def pool_name(self) -> Pool | None:
@@ -89,14 +81,13 @@ class ConvBlock(nn.Module):
         return draw_seed(self.training) if self.pool_name == "max_random" else None
 
 
-class FCBlock(nn.Module):
+class FCBlock(Layer):
     """Dropout - FC - neuron over [T, N, F].
 
     Args:
         dropout: dropout of the input.
         fc: the FC layer.
         neuron: the spiking neurons; None for a readout, whose output is not spikes.
-        spikes_in: its input is spikes, see `Placed`.
         backend: the form that runs; None for the reference.
 
     Attributes:
@@ -104,121 +95,123 @@ class FCBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        dropout: TimeDropout,
-        fc: nn.Linear,
-        neuron: Neuron | None,
-        *,
-        spikes_in: bool = False,
-        backend: Backend | None = None,
+        self, dropout: TimeDropout, fc: nn.Linear, neuron: Neuron | None, *, backend: Backend | None = None
     ) -> None:
         super().__init__()
         self.dropout = dropout
         self.fc = fc
         self.neuron = neuron
-        self.spikes_in, self.backend = spikes_in, backend or Backend("reference")
+        self.backend = backend or Backend("reference")
         self.choice: Choice | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Spikes [T, N, F'] of x [T, N, F]."""
-        y = run_fc(self, x)
-        return y if self.neuron is None else self.neuron(y)
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        """Spikes [T, N, F']."""
+        return Signal(run_fc(self, x, states), x.steps, self.levels(x.levels))
+
+    def levels(self, levels: int | None) -> int | None:
+        return levels_of(self.neuron)
 
 
-class NeuronBlock(nn.Module):
-    """Neurons alone, over [T, N, *]: those behind the sum of a residual block, or before a convolution.
+class NeuronBlock(Layer):
+    """Neurons alone, over [T, N, *]: such as those before a convolution.
 
     Args:
         neuron: the spiking neurons.
-        time_steps: T, for held inputs [1, N, *].
     """
 
-    def __init__(self, neuron: Neuron, *, time_steps: int) -> None:
+    def __init__(self, neuron: Neuron) -> None:
         super().__init__()
-        self.neuron, self.time_steps = neuron, time_steps
+        self.neuron = neuron
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Spikes [T, N, *]."""
-        return self.neuron(x, self.time_steps if len(x) == 1 else len(x))
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        return run_layer(self.neuron, x, states)
+
+    def levels(self, levels: int | None) -> int | None:
+        return levels_of(self.neuron)
 
 
-class Residual(nn.Module):
-    """Two branches over [T, N, C, H, W] whose outputs are combined element by element.
+class Residual(Layer):
+    """Two branches over [T, N, C, H, W] whose outputs are combined element by element, and the neurons behind them.
 
     Args:
         how: ADD, the sum; AND, the product; IAND, (1 - branch) shortcut.
         branch: the layers of the branch.
         shortcut: the layers of the shortcut; empty for the input itself.
+        neuron: neurons that see the result; None without.
 
     Source: Fang et al. 2021, "Deep Residual Learning in Spiking Neural Networks", Table 1.
     """
 
-    def __init__(self, how: How, branch: "Blocks", shortcut: "Blocks") -> None:
+    def __init__(self, how: How, branch: "Blocks", shortcut: "Blocks", neuron: Neuron | None = None) -> None:
         super().__init__()
-        self.how, self.branch, self.shortcut = how, branch, shortcut
+        self.how, self.branch, self.shortcut, self.neuron = how, branch, shortcut, neuron
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, N, C', H', W'] of x [T, N, C, H, W], or of a held x [1, N, C, H, W]."""
-        y, shortcut = self.branch(x), self.shortcut(x)
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        last = self.branch[-1] if isinstance(self.branch, Blocks) and len(self.branch) else None
+        if isinstance(last, ConvBlock) and not self._refuses_sum(last, x):
+            before = run_layers([*self.branch][:-1], x, states)
+            added = run_layer(self.shortcut, x, states)
+            spikes = run_conv(last, before, states, Sum(self.neuron, added.values))
+            return Signal(spikes, x.steps, self.levels(x.levels))
+        y, shortcut = (run_layer(part, x, states) for part in (self.branch, self.shortcut))
+        combined = Signal(self._combined(y.values, shortcut.values), x.steps, self._levels(y.levels, shortcut.levels))
+        return combined if self.neuron is None else run_layer(self.neuron, combined, states)
+
+    def _combined(self, y: Tensor, shortcut: Tensor) -> Tensor:
         if self.how == "ADD":
             return y + shortcut
         return y * shortcut if self.how == "AND" else shortcut * (1 - y)
 
-    def fuses_with(self, block: nn.Module | None, x: Tensor) -> bool:
-        """True if one kernel takes the sum and the neurons of the block behind it."""
-        last = self.branch[-1] if len(self.branch) else None
-        if self.how != "ADD" or not isinstance(last, ConvBlock) or not isinstance(block, NeuronBlock):
-            return False
-        held = last.steps(x) > len(x)  # then neurons of the branch or of the shortcut alone may see time
-        on_cpu = last.backend.chosen(x.device) == "cpu" and last.backend.fuses(x.device, computing_type(x))
-        plain = is_plain(block, self, self.branch, self.shortcut, *last.modules())
-        return not held and on_cpu and plain and last.neuron is None and not refuses_fusion(last, block.neuron)
+    def _levels(self, branch: int | None, shortcut: int | None) -> int | None:
+        return None if self.how == "ADD" or branch is None else shortcut
 
-    def fire(self, block: NeuronBlock, x: Tensor) -> Tensor:
-        """Spikes of the neurons of a block that see the sum; only if it `fuses_with` that block."""
-        *before, last = self.branch
-        assert isinstance(last, ConvBlock)
-        return fire_sum(last, block.neuron, run_blocks(x, before), self.shortcut(x))
+    def _refuses_sum(self, last: ConvBlock, x: Signal) -> str:
+        """Why no one kernel takes BN of the last convolution, the sum and the neurons behind it; empty if one does."""
+        if self.how != "ADD" or not is_plain(self, self.branch, self.shortcut, *last.modules()):
+            return "it is no sum, or has hooks"
+        # Of a held input neurons of the branch or of the shortcut alone may see time.
+        return "its input is held" if x.is_held else refuses_sum(last, self.neuron, x)
+
+    def levels(self, levels: int | None) -> int | None:
+        if self.neuron is not None:
+            return levels_of(self.neuron)
+        return self._levels(self.branch.levels(levels), self.shortcut.levels(levels))
 
     def extra_repr(self) -> str:
         return self.how
 
 
-WITH_NEURON = (ConvBlock, FCBlock, NeuronBlock)
+WITH_NEURON = (ConvBlock, FCBlock, NeuronBlock, Residual)
 
 
-class Blocks(nn.Sequential):
+class Blocks(nn.Sequential, Layer):
     """A sequence of blocks."""
 
     backend = Backend("reference")  # until `use_backend`
+    forward = Layer.forward
 
-    def forward(self, x: Tensor) -> Tensor:
-        return (run_blocks if self.backend.name == "reference" else _outside_of_graphs)(x, list(self))
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        run = _run_values if self.backend.name == "reference" else _outside_of_graphs
+        return run(x.values, x, list(self), states)
+
+    def levels(self, levels: int | None) -> int | None:
+        return output_levels(nn.Sequential(*self), levels)
 
 
-def run_blocks(x: Tensor, blocks: list[nn.Module]) -> Tensor:
-    """The output of blocks one after another; the neurons behind a sum take it in one kernel."""
-    done = None
-    for block, following in itertools.pairwise([*blocks, None]):
-        if block is done or block is None:
-            continue
-        if isinstance(block, Residual) and block.fuses_with(following, x):
-            assert isinstance(following, NeuronBlock)
-            x, done = block.fire(following, x), following
-        else:
-            x = block(x)
-    return x
+def _run_values(values: Tensor, x: Signal, blocks: Iterable[nn.Module], states: Carried | None) -> Signal:
+    """`run_layers`; the values of x are the first argument, for `uncompiled`."""
+    return run_layers(blocks, x, states)
 
 
 # Between the kernels for a CPU little is left to compile: parts of a block that change with every shape.
-_outside_of_graphs = uncompiled(run_blocks)
+_outside_of_graphs = uncompiled(_run_values)
 
 
 def layers_of(blocks: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, block) of each block in a sequence, those inside of residual blocks included, in order."""
+    """(name, block) of each block in a sequence, in order; of a residual block its layers, and itself if it fires."""
     for name, block in blocks.named_children():
         if isinstance(block, Residual):
             yield from layers_of(block.branch)
             yield from layers_of(block.shortcut)
-        else:
+        if not isinstance(block, Residual) or block.neuron is not None:
             yield name, block

@@ -25,20 +25,17 @@ class Builder:
     """Makes blocks from placed layers.
 
     Attributes:
-        time_steps: T.
         make_neuron: a layer of neurons from its name and arguments, for a number of channels.
         dropouts: drop probability of each `DP` without one, in order.
         pool_ties: see `SpikingNetwork`; norm_statistics, norm_held and folded likewise.
     """
 
-    time_steps: int
     make_neuron: MakeNeuron
     dropouts: Iterator[float]
     pool_ties: PoolTies
     norm_statistics: NormStatistics
     norm_held: NormHeld
     folded: bool
-    all_fire: bool = True  # no neurons so far override `run`, so that layers of spikes get them
 
     def blocks(self, placed: Sequence[Placed]) -> Blocks:
         """A sequence of blocks, by name."""
@@ -51,13 +48,14 @@ class Builder:
             case FC():
                 return self.fc(placed, placed.layer)
             case Pool():
-                return Pool2d(self.pool(placed.layer, of_spikes=placed.spikes_in and self.all_fire))
+                return Pool2d(self.pool(placed.layer, of_spikes=placed.spikes_in))
             case Neurons():
                 neuron = self.neuron(placed.layer, placed.after[0])
                 assert neuron is not None
-                return NeuronBlock(neuron, time_steps=self.time_steps)
-            case ResidualLayer():
-                return Residual(placed.layer.how, self.blocks(placed.branch), self.blocks(placed.shortcut))
+                return NeuronBlock(neuron)
+            case ResidualLayer(how, neurons=neurons):
+                parts = self.blocks(placed.branch), self.blocks(placed.shortcut)
+                return Residual(how, *parts, self.neuron(neurons, placed.after[0]))
             case Votes() | Integrator():
                 raise AssertionError(placed.layer)  # no placed layer
         assert_never(placed.layer)
@@ -67,33 +65,24 @@ class Builder:
         sizes: dict[str, Any] = {
             "stride": layer.stride, "padding": padding_of(layer), "dilation": layer.dilation, "groups": layer.groups
         }  # fmt: skip
-        spikes_in = placed.spikes_in and self.all_fire
         conv = nn.Conv2d(placed.before[0], layer.channels, layer.kernel, bias=not norm, **sizes)
         return ConvBlock(
             conv,
             TimeBatchNorm2d(layer.channels, self.norm_statistics, self.norm_held) if norm else None,
             self.neuron(layer.neurons, layer.channels),
             None if layer.pool is None else Pool2d(self.pool(layer.pool, of_spikes=True)),
-            time_steps=self.time_steps,
-            spikes_in=spikes_in,
         )
 
     def fc(self, placed: Placed, layer: FC) -> FCBlock:
         dropout = next(self.dropouts) if layer.dropout is None else layer.dropout
-        spikes_in = placed.spikes_in and self.all_fire
         return FCBlock(
             TimeDropout(dropout),
             nn.Linear(math.prod(placed.before), layer.features, bias=layer.bias),
             self.neuron(layer.neurons, layer.features),
-            spikes_in=spikes_in,
         )
 
     def neuron(self, layer: Neurons | None, channels: int) -> Neuron | None:
-        if layer is None:
-            return None
-        made = self.make_neuron(layer, channels)
-        self.all_fire &= made.fires
-        return made
+        return None if layer is None else self.make_neuron(layer, channels)
 
     def pool(self, layer: Pool, of_spikes: bool) -> nn.Module:
         if layer.kernel is None:

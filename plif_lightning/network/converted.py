@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError
 from plif_lightning.network.over_time import with_time
+from plif_lightning.network.signals import Layer, Signal, output_levels, run_layer, run_layers
 from plif_lightning.neurons import Neuron
+from plif_lightning.neurons.carry import Carried
 
 
 class Calls:
@@ -36,24 +38,36 @@ class Calls:
         self.seen.add(id(layer))
 
 
-class Replacement(nn.Module):
-    """A neuron or a block in the place of the first of its layers."""
+class Replacement(Layer):
+    """A neuron or a block in the place of the first of its layers.
+
+    Args:
+        layer: the neuron or block.
+        name: of the first of the layers.
+        calls: in which it may be called once; None if it may be called often.
+        of_spikes: in the forward that was recorded its input was spikes.
+    """
 
     step_mode = "m"  # which a forward may ask for
 
-    def __init__(self, layer: nn.Module, name: str, calls: Calls | None) -> None:
+    def __init__(self, layer: nn.Module, name: str, calls: Calls | None, of_spikes: bool = False) -> None:
         super().__init__()
         self.layer, self.name, self.calls, self.followed = layer, name, calls, False
+        self.of_spikes = of_spikes
         self.output: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def run(self, x: Signal, states: Carried | None) -> Signal:
         if self.calls is not None:
             self.calls.require_first(self, self.name)
         # Neurons alone keep their input's layout; SpikingJelly's stack steps, which is fast for what follows.
-        y = self.layer(x.contiguous() if isinstance(self.layer, Neuron) else x)
+        values = x.values.contiguous() if isinstance(self.layer, Neuron) else x.values
+        y = run_layer(self.layer, x._replace(values=values, levels=1 if self.of_spikes else x.levels), states)
         if self.followed and not torch.compiler.is_compiling():
-            self.output = y
+            self.output = y.values
         return y
+
+    def levels(self, levels: int | None) -> int | None:
+        return output_levels(self.layer, levels)
 
 
 class PassedOn(nn.Module):
@@ -75,17 +89,18 @@ class PassedOn(nn.Module):
         return x
 
 
-class BlockSequence(nn.Module):
+class BlockSequence(Layer):
     """An `nn.Sequential` whose layers became blocks; it has no single layers."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        return run_layers(self.layers, x, states)
+
+    def levels(self, levels: int | None) -> int | None:
+        return output_levels(nn.Sequential(*self.layers), levels)
 
 
 @dataclass

@@ -8,7 +8,7 @@ A convolutional block runs in the first of these forms whose condition holds:
 3. fused: the convolution, dense or from the inputs that are not silent, then BN, neurons and pool in one kernel. A
    convolution or pool with hooks or of another class is then called as the module that it is.
 
-Only the neurons behind a residual block are chosen elsewhere: `blocks.Residual.fuses_with` gives them the sum.
+A residual block's sum and the neurons behind it run in the fused form of its last convolution (`Sum`), where they can.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -29,12 +29,14 @@ from plif_lightning.kernels import (
     norm_fire_pool,
     real_type,
 )
+from plif_lightning.kernels.backend import OpName
 from plif_lightning.kernels.dense import computing_type, conv2d, linear
 from plif_lightning.kernels.layout import KERNELS, STRIDES, channels_innermost
 from plif_lightning.network.hooks import is_plain
 from plif_lightning.network.pooling import TimeDropout
+from plif_lightning.network.signals import Signal, run_layer
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.carry import carried
+from plif_lightning.neurons.carry import Carried
 
 # Up to this many input channels the backward pass recomputes the convolution instead of storing its output: events
 # have 2.
@@ -49,17 +51,24 @@ _FEW_EVENTS = 0.1
 Block = Any  # blocks.ConvBlock or FCBlock, whose file imports this one
 
 
+Form = Literal["part by part", "one pass", "fused", "FC"]
+
+
 class Choice(NamedTuple):
     """How a call of a block ran.
 
     Attributes:
         form: see the module; an FC layer has one.
         skip: products that skip silent inputs, and the density of a sample of the input.
+        convolves: the kernels compute the convolution, without its bias; otherwise it is called as a module.
+        innermost: the convolution gets its input with C innermost in memory, as kernels want its output.
         reason: why a faster form did not run; empty where there is none.
     """
 
-    form: Literal["part by part", "one pass", "fused", "FC"]
+    form: Form
     skip: Skip = NEVER
+    convolves: bool = False
+    innermost: bool = False
     reason: str = ""
 
     def __str__(self) -> str:
@@ -86,7 +95,19 @@ def dtype_of(x: Tensor, weight: Tensor) -> torch.dtype:
     return computing_type(x) if autocast_in_force(x.device) else torch.promote_types(x.dtype, weight.dtype)
 
 
-def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
+class Sum(NamedTuple):
+    """What follows the last convolution of a residual block.
+
+    Attributes:
+        neuron: the neurons that see the sum.
+        values: what is added to the convolution's BN, [T, N, C', H', W'].
+    """
+
+    neuron: Neuron | None
+    values: Tensor
+
+
+def run_dense(layer: nn.Module, x: Tensor) -> Tensor:
     """`layer(x)`, of a plain convolution or FC layer by the functions of `kernels.dense`."""
     if is_plain(layer) and isinstance(layer, nn.Linear):
         return linear(x, layer.weight, layer.bias)
@@ -121,36 +142,61 @@ def refuses_conv(block: Block) -> str:
     return ""
 
 
-def choose(block: Block, x: Tensor) -> Choice:
-    """How a block runs on x [T, N, C, H, W], or [1, N, C, H, W] held for its time-steps."""
-    neuron = block.neuron
+def refuses_sum(block: Block, neuron: Neuron | None, x: Signal) -> str:
+    """Why no single kernel takes the BN of a residual block's last convolution, the sum and `neuron`; else empty."""
+    device = x.values.device
+    if block.backend.chosen(device) != "cpu" or not block.backend.fuses(device, computing_type(x.values)):
+        return "on a CPU only"
+    if block.neuron is not None:
+        return "the branch ends with neurons"
+    return refuses_fusion(block, neuron)
+
+
+def choose(block: Block, x: Signal, states: Carried | None, of_sum: bool = False) -> Choice:
+    """How a block runs; every decision about it is made here, once a call.
+
+    Args:
+        block: a ConvBlock.
+        x: its input, [T, N, C, H, W] or held.
+        states: None, but in single time-steps.
+        of_sum: its output is added to another one, and neurons see the sum, see `refuses_sum`.
+    """
+    values, neuron = x.values, block.neuron
     neurons = (lambda: neuron.dynamics) if isinstance(neuron, Neuron) else None
-    if not block.backend.fuses(x.device, computing_type(x), neurons):
+    if not block.backend.fuses(values.device, computing_type(values), neurons):
         return Choice("part by part", reason="the reference backend, or a type that the kernels do not have")
     if not is_plain(block):
-        return Choice("part by part", reason="it has hooks, or is of another class")
-    if reason := refuses_fusion(block, block.neuron):
-        return Choice("part by part", _skip(block, x), reason)
+        return Choice("part by part", innermost=True, reason="it has hooks, or is of another class")
+    unfused = "" if of_sum else refuses_fusion(block, neuron)
+    form: Form = "part by part" if unfused else "fused"
     if reason := refuses_conv(block):
-        return Choice("fused", reason=reason)
-    conv = block.conv
-    if (
-        (conv.kernel_size, conv.stride) == ((3, 3), (1, 1))
-        and not (block.spikes_in or x.requires_grad)
-        and x.shape[2] <= _FEW_CHANNELS
-        and len(x) > 1
-    ):
-        averages = block.kernel_pool == "avg"
-        return Choice("one pass", NEVER if averages else block.backend.skips("events", *_product(block, x)))
-    skip = _skip(block, x)
-    reason = "" if block.spikes_in else "its input is not spikes"
-    if torch.is_grad_enabled() or block.normalises_by_batch:
+        return Choice(form, innermost=True, reason=unfused or reason)
+    events = not unfused and not of_sum and _recomputes(block, x)
+    skip = NEVER
+    if x.levels is not None or (events and block.kernel_pool != "avg"):
+        operator: OpName = "events" if events else "conv"
+        skip = block.backend.skips(operator, *_product(block, values), stride=block.conv.stride[0])
+    if events:
+        return Choice("one pass", skip, convolves=True)
+    reason = unfused or ("" if x.levels else "its input is not spikes")
+    if not unfused and (torch.is_grad_enabled() or block.normalises_by_batch):
         reason = reason or "training needs the convolution's output"
-    elif skip.output:
-        if block.kernel_pool != "avg" and carried() is None and block.steps(x) <= len(x):
-            return Choice("one pass", skip)
+    elif not unfused and skip.output:
+        if not of_sum and block.kernel_pool != "avg" and states is None and not x.is_held:
+            return Choice("one pass", skip, convolves=True)
         reason = "its pool averages, its input is held, or it runs single time-steps"
-    return Choice("fused", skip, reason)
+    return Choice(form, skip, convolves=True, innermost=True, reason=reason)
+
+
+def _recomputes(block: Block, x: Signal) -> bool:
+    """True for the first block of events, whose few inputs are cheaper to convolve twice than its output to store."""
+    conv, values = block.conv, x.values
+    return (
+        ((conv.kernel_size, conv.stride) == ((3, 3), (1, 1)))
+        and not (x.levels or values.requires_grad)
+        and values.shape[2] <= _FEW_CHANNELS
+        and len(values) > 1
+    )
 
 
 def _product(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,19 +205,23 @@ def _product(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
     return images.to(dtype_of(images, block.conv.weight)), block.conv.weight
 
 
-def _skip(block: Block, x: Tensor) -> Skip:
-    if not block.spikes_in or refuses_conv(block):
-        return NEVER
-    return block.backend.skips("conv", *_product(block, x), stride=block.conv.stride[0])
+def run_conv(block: Block, x: Signal, states: Carried | None, added: Sum | None = None) -> Tensor:
+    """Pooled spikes [T, N, C', H', W'] of a block in the form that `choose` takes.
 
-
-def run_conv(block: Block, x: Tensor) -> Tensor:
-    """Pooled spikes [T, N, C', H', W'] of a block in the form that `choose` takes."""
-    choice = _noted(block, choose(block, x))
+    Args:
+        block: a ConvBlock.
+        x: its input.
+        states: before a single time-step, which get those after it.
+        added: what is added to the output of a block without neurons, and the neurons behind it.
+    """
+    choice = _noted(block, choose(block, x, states, added is not None))
     if choice.form == "part by part":
-        return _part_by_part(block, x, choice.skip)
-    spikes = (_one_pass if choice.form == "one pass" else _fused)(block, x, choice.skip)
-    if block.pool is None or (block.pool_name is not None and carried() is None):
+        return _part_by_part(block, x, choice)
+    if choice.form == "one pass":
+        spikes = _one_pass(block, x.values, choice.skip)
+    else:
+        spikes = _fused(block, x, states, choice, added)
+    if block.pool is None or (block.pool_name is not None and states is None):
         return spikes
     return block.pool(spikes)
 
@@ -183,12 +233,14 @@ def _noted(block: Block, choice: Choice) -> Choice:
     return choice
 
 
-def _part_by_part(block: Block, x: Tensor, skip: Skip) -> Tensor:
-    y = _convolved(block, x, skip, with_bias=True)
-    y = y if block.norm is None else block.norm(y, block.steps(x))
+def _part_by_part(block: Block, x: Signal, choice: Choice) -> Tensor:
+    y = _convolved(block, x, choice)
+    if choice.convolves and block.conv.bias is not None:
+        y = y + block.conv.bias[:, None, None].to(y.dtype)
+    y = y if block.norm is None else block.norm(y, x.steps)
     if block.neuron is None:
         return y
-    spikes = block.neuron(y, block.steps(x))
+    spikes = block.neuron(y, x.steps)
     return spikes if block.pool is None else block.pool(spikes)
 
 
@@ -205,85 +257,80 @@ def _one_pass(block: Block, x: Tensor, skip: Skip) -> Tensor:
         return moments(given) if patches is None else patches.of_convolution(weight)
 
     return conv_fire_pool(
-        given, weight, norm_of(block, batch, given), block.neuron.dynamics, patches=patches, pool=block.kernel_pool,
-        seed=block.seed(), skip=skip, stride=block.conv.stride[0],
+        given, weight, _norm_of(block, batch, given, len(given), True), block.neuron.dynamics, patches=patches,
+        pool=block.kernel_pool, seed=block.seed(), skip=skip, stride=block.conv.stride[0],
     )  # fmt: skip
 
 
-def _fused(block: Block, x: Tensor, skip: Skip) -> Tensor:
-    y = _convolved(block, x, skip, with_bias=False)
-    assert isinstance(block.neuron, Neuron)
-    return fire(block, block.neuron, y, block.steps(x), pool=block.kernel_pool, seed=block.seed())
+def _fused(block: Block, x: Signal, states: Carried | None, choice: Choice, added: Sum | None) -> Tensor:
+    """Spikes of the neurons behind a convolution and its BN, or behind a sum, in one kernel.
 
-
-def fire(block: Block, neuron: Neuron, y: Tensor, steps: int, **settings: Any) -> Tensor:
-    """Spikes of neurons for the output y [T, N, C, H, W] of a block's convolution, with its BN, in one kernel.
-
-    In a `step` they go on from the state of the previous one, without a pool.
+    In a single time-step they go on from the states of the one before, without a pool.
     """
-    norm = norm_of(block, lambda: moments(y), y, steps)
-    if (state := carried()) is not None:
-        added = settings.get("added")
-        return state.through(
-            neuron, lambda states: norm_fire_pool(y, norm, neuron.dynamics, states, added=added, last=True)
-        )
-    return norm_fire_pool(y, norm, neuron.dynamics, time_steps=steps, **settings)[0]
+    y, neuron, other = _convolved(block, x, choice), block.neuron, None
+    if added is not None:
+        neuron, dtype = added.neuron, torch.promote_types(y.dtype, added.values.dtype)  # in which the reference adds
+        y, other = y.to(dtype), added.values.to(dtype)
+    assert isinstance(neuron, Neuron)
+    norm, dynamics = _norm_of(block, lambda: moments(y), y, x.steps, choice.convolves), neuron.dynamics
+    if states is not None:
+        return states.through(neuron, lambda before: norm_fire_pool(y, norm, dynamics, before, added=other, last=True))
+    pool = {} if added is not None else {"pool": block.kernel_pool, "seed": block.seed()}
+    return norm_fire_pool(y, norm, dynamics, time_steps=x.steps, added=other, **pool)[0]
 
 
-def fire_sum(block: Block, neuron: Neuron, x: Tensor, added: Tensor) -> Tensor:
-    """Spikes of neurons that see the output of a block without neurons, plus `added`, in one kernel."""
-    choice = _noted(block, Choice("fused", _skip(block, x)))
-    y = _convolved(block, x, choice.skip, with_bias=False)
-    kind = torch.promote_types(y.dtype, added.dtype)  # in which the reference adds
-    return fire(block, neuron, y.to(kind), len(y), added=added.to(kind))
+def _norm_of(block: Block, batch: Any, x: Tensor, steps: int, convolves: bool) -> Norm:
+    """BN of a block's convolution, or its bias.
 
-
-def norm_of(block: Block, batch: Any, x: Tensor, steps: int | None = None) -> Norm:
-    """BN of a block's convolution, or its bias; x [T, N, *, H, W] is its input or output, `batch` its moments."""
+    Args:
+        block: a ConvBlock.
+        batch: moments of the convolution's output.
+        x: its input or output [T, N, *, H, W].
+        steps: T.
+        convolves: the convolution was computed without its bias, see `Choice`.
+    """
     if block.norm is not None:
-        return block.norm.norm_for(batch, x.shape[1] * x.shape[3] * x.shape[4], len(x) if steps is None else steps)
+        return block.norm.norm_for(batch, x.shape[1] * x.shape[3] * x.shape[4], steps)
     weight = block.conv.weight
     one = torch.ones(1, len(weight), device=x.device, dtype=real_type(x))
-    bias = block.conv.bias
-    if bias is None or refuses_conv(block):  # a convolution called as a module adds its own bias
-        bias = torch.zeros_like(one[0])
-    return Norm(one[0], bias, torch.zeros_like(one), one)
+    bias = block.conv.bias if convolves else None
+    return Norm(one[0], torch.zeros_like(one[0]) if bias is None else bias, torch.zeros_like(one), one)
 
 
-def _convolved(block: Block, x: Tensor, skip: Skip, with_bias: bool) -> Tensor:
-    """The convolution's output [T, N, C', H', W'].
-
-    `with_bias=False` leaves the bias to the next kernel; a convolution that is called as a module adds its own.
-    """
-    conv, fuses = block.conv, block.backend.fuses(x.device, computing_type(x))
-    if not fuses or refuses_conv(block):
-        images = images_channels_last(x.flatten(0, 1)) if fuses else x.flatten(0, 1)
-        return run_layer(conv, images).unflatten(0, x.shape[:2])
-    images, weight = _product(block, x)
+def _convolved(block: Block, x: Signal, choice: Choice) -> Tensor:
+    """The convolution's output [T, N, C', H', W'], without the bias where `choice.convolves`."""
+    conv, values = block.conv, x.values
+    if not choice.convolves:
+        images = values.flatten(0, 1)
+        return run_dense(conv, images_channels_last(images) if choice.innermost else images).unflatten(
+            0, values.shape[:2]
+        )
+    images, weight = _product(block, values)
     many = torch.is_grad_enabled() and weight.requires_grad and images.numel() >= _MANY_SPIKES
-    if skip.any or (block.spikes_in and many):
-        y = conv_of_spikes(images, weight, skip, conv.stride[0])
+    if choice.skip.any or (x.levels and many):
+        y = conv_of_spikes(images, weight, choice.skip, conv.stride[0])
     else:
         y = conv2d(images, weight, None, stride=conv.stride, padding=conv.padding)
-    if with_bias and conv.bias is not None:
-        y = y + conv.bias[:, None, None].to(y.dtype)
-    return y.unflatten(0, x.shape[:2])
+    return y.unflatten(0, values.shape[:2])
 
 
-def run_fc(block: Block, x: Tensor) -> Tensor:
-    """Sums [T, N, F'] of an FC block, from the inputs that are not silent where that is faster."""
+def run_fc(block: Block, x: Signal, states: Carried | None) -> Tensor:
+    """Spikes [T, N, F'] of an FC block, from the inputs that are not silent where that is faster."""
     fc, dropout = block.fc, block.dropout
-    if not (block.spikes_in and is_plain(fc) and isinstance(fc, nn.Linear)):
-        return run_layer(fc, dropout(x))
-    x = dropout(x.to(dtype_of(x, fc.weight)))
-    value = dropout.scale if isinstance(dropout, TimeDropout) else 1.0
-    choice = _noted(block, Choice("FC", block.backend.skips("linear", x, fc.weight, value)))
-    return linear_from(fc, x, choice.skip, value)
+    if x.levels and is_plain(fc) and isinstance(fc, nn.Linear):
+        x = run_layer(dropout, x._replace(values=x.values.to(dtype_of(x.values, fc.weight))), states)
+        value = dropout.scale if isinstance(dropout, TimeDropout) else 1.0
+        choice = _noted(block, Choice("FC", block.backend.skips("linear", x.values, fc.weight, value)))
+        y = run_linear(fc, x.values, choice.skip, value)
+    else:
+        y = run_dense(fc, run_layer(dropout, x, states).values)
+    spikes: Tensor = y if block.neuron is None else run_layer(block.neuron, Signal(y, x.steps), states).values
+    return spikes
 
 
-def linear_from(fc: nn.Linear, x: Tensor, skip: Skip, value: float = 1.0) -> Tensor:
-    """A plain FC layer of x in the form that `skip` says."""
+def run_linear(fc: nn.Linear, x: Tensor, skip: Skip, value: float = 1.0) -> Tensor:
+    """The output [T, N, F'] of a plain FC layer for x [T, N, F], whose spikes have this value."""
     if not skip.any:
-        return run_layer(fc, x)
+        return run_dense(fc, x)
     y = linear_of_spikes(x, fc.weight, skip, value)
     return y if fc.bias is None else y + fc.bias.to(y.dtype)

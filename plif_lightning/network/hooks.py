@@ -24,9 +24,13 @@ def is_plain(*modules: nn.Module | None) -> bool:
 
     Those are PyTorch's own, those of this package, and neurons that are their equations.
     """
-    if any(getattr(_every, f"_global_{name}_hooks") for name in ("forward", "forward_pre", "backward", "backward_pre")):
-        return False
-    return all(module is None or (_is_known(module) and not has_hooks(module)) for module in modules)
+    return all(module is None or (_is_known(module) and is_called_plainly(module)) for module in modules)
+
+
+def is_called_plainly(module: nn.Module) -> bool:
+    """True if a call of this module does no more than the forward of its class."""
+    every = ("forward", "forward_pre", "backward", "backward_pre")
+    return not (has_hooks(module) or any(getattr(_every, f"_global_{name}_hooks") for name in every))
 
 
 def _is_known(module: nn.Module) -> bool:

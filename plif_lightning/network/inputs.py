@@ -3,15 +3,16 @@
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plif_lightning.errors import UserError
-from plif_lightning.neurons.carry import carried
+from plif_lightning.network.signals import Layer, Signal
+from plif_lightning.neurons.carry import Carried
 
 InputEncoderName = Literal["direct", "poisson", "latency"]
 
 
-class InputEncoder(nn.Module):
+class InputEncoder(Layer):
     """Turns images [1, N, C, H, W] into the first layer's input.
 
     Args:
@@ -19,7 +20,6 @@ class InputEncoder(nn.Module):
             encoder (the paper). `poisson` fires at each of T steps with probability p; `latency`
             fires once, at step floor((T - 1) (1 - p)), exact for the p = 0, 1/255, ..., 1 of 8-bit images.
             Both need intensities p in [0, 1], i.e. data that is not normalised.
-        time_steps: T.
 
     Raises:
         UserError: for `poisson` and `latency`: frames instead of an image, a call in `step`, or values beyond [0, 1].
@@ -27,15 +27,18 @@ class InputEncoder(nn.Module):
     Source: Fang et al. 2021, S-Sec. 10.
     """
 
-    def __init__(self, name: InputEncoderName, time_steps: int) -> None:
+    def __init__(self, name: InputEncoderName) -> None:
         super().__init__()
         self.name = name
-        self.time_steps = time_steps
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.name == "direct":
-            return x
-        if len(x) != 1 or carried() is not None:
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        return x if self.name == "direct" else Signal(self._spikes(x.values, x.steps, states), x.steps, 1)
+
+    def levels(self, levels: int | None) -> int | None:
+        return levels if self.name == "direct" else 1
+
+    def _spikes(self, x: Tensor, time_steps: int, states: Carried | None) -> Tensor:
+        if len(x) != 1 or states is not None:
             raise UserError(f"input_encoder={self.name!r} encodes an image for all T at once: frames need 'direct'.")
         low, high = x.aminmax()
         if low < 0 or high > 1:
@@ -44,9 +47,9 @@ class InputEncoder(nn.Module):
                 "pass --data.normalize=false."
             )
         if self.name == "poisson":
-            return torch.bernoulli(x.expand(self.time_steps, *x.shape[1:]))
+            return torch.bernoulli(x.expand(time_steps, *x.shape[1:]))
         # Integer arithmetic: in floating point 5 (1 - 51/255) is below 4.
         darkness = 255 - torch.round(255 * x).long()
-        fire_at = (self.time_steps - 1) * darkness // 255
-        steps = torch.arange(self.time_steps, device=x.device).view(-1, *[1] * (x.dim() - 1))
+        fire_at = (time_steps - 1) * darkness // 255
+        steps = torch.arange(time_steps, device=x.device).view(-1, *[1] * (x.dim() - 1))
         return (fire_at == steps).to(x.dtype)

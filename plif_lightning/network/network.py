@@ -21,6 +21,7 @@ from plif_lightning.network.norm import NormHeld, NormStatistics
 from plif_lightning.network.output import Integral, Output, Voting
 from plif_lightning.network.over_time import OverTime, for_time_steps
 from plif_lightning.network.pooling import Pooling, PoolTies
+from plif_lightning.network.signals import Layer, Signal, run_layers
 from plif_lightning.neurons import Neuron
 from plif_lightning.neurons import NeuronName as NeuronName
 from plif_lightning.neurons import as_plain as as_plain
@@ -59,7 +60,7 @@ def _with_settings(structure: Structure, neuron: Any, pooling: Pooling) -> tuple
     return Structure(tuple(substituted(structure.layers, neurons, pool))), {name: kind}
 
 
-def _output(structure: Structure) -> nn.Module:
+def _output(structure: Structure) -> Layer:
     match structure.layers[-1]:
         case Votes(per_class):
             return Voting(per_class)
@@ -106,6 +107,7 @@ class SpikingNetwork(nn.Module):
             in the structure apply to one layer.
 
     Attributes:
+        time_steps: T.
         structure: the layers as built; `str()` writes them in the notation of Table S1.
         placed: the layers with their names, shapes and facts; `blocks` has the module of each.
 
@@ -159,7 +161,8 @@ class SpikingNetwork(nn.Module):
             zip(Numbers._fields, (n_conv, n_down, n_fc, channels, fc_features, votes_per_class), strict=True)
         )
         self.structure, kinds = _with_settings(resolved(structure, numbers, num_classes), neuron, pooling)
-        self.inputs = InputEncoder(input_encoder, time_steps)
+        self.time_steps = time_steps
+        self.inputs = InputEncoder(input_encoder)
         self.placed = layers = placed(self.structure, input_shape, num_classes, spikes=input_encoder != "direct")
         drops = sum(isinstance(one.layer, FC) and one.layer.dropout is None for one in layers)
         dropouts = [*dropout] if isinstance(dropout, Iterable) else [dropout] * drops
@@ -176,16 +179,17 @@ class SpikingNetwork(nn.Module):
             kind = kind.lower() if isinstance(kind, str) and "." not in kind else kind
             return make_layer(kind, size, dict(written.arguments), of_all)
 
-        builder = Builder(time_steps, make, iter(dropouts), pool_ties, norm_statistics, norm_held, folded)
+        builder = Builder(make, iter(dropouts), pool_ties, norm_statistics, norm_held, folded)
         first_fc = next(i for i, one in enumerate(layers) if isinstance(one.layer, FC))
         self.encoder = builder.blocks(layers[:first_fc])
         self.classifier = builder.blocks(layers[first_fc:])
-        self.voting = _output(self.structure)
+        self.voting: Layer = _output(self.structure)
         use_backend(self, backend, sparse)
 
     def forward(self, x: Tensor) -> Tensor:
         """Votes [T, N, num_classes] for x [T, N, C, H, W] or static images [N, C, H, W], of any numeric type."""
-        steps = self.time_steps if carried() is None else 1
+        states = carried()
+        steps = self.time_steps if states is None else 1
         require_input(x, steps, self.input_shape)
         if x.dim() == 4:
             x = x[None]
@@ -195,15 +199,10 @@ class SpikingNetwork(nn.Module):
         left_alone = not x.is_floating_point() or x.dtype == torch.float64
         if x.dtype != dtype and (left_alone or not torch.is_autocast_enabled(x.device.type)):
             x = x.to(dtype)
-        y = self.encoder(self.inputs(x)).flatten(2)
-        if len(y) == 1:  # no neuron has seen time yet
-            y = y.expand(steps, *y.shape[1:])
-        return self.voting(self.classifier(y))
-
-    @property
-    def time_steps(self) -> int:
-        """T."""
-        return self.inputs.time_steps
+        maps = run_layers((self.inputs, self.encoder), Signal(x, steps), states)
+        y = maps._replace(values=maps.values.flatten(2).expand(steps, -1, -1))  # perhaps no neuron has seen time yet
+        votes: Tensor = run_layers((self.classifier, self.voting), y, states).values
+        return votes
 
     def for_time_steps(self, time_steps: int) -> AbstractContextManager[None]:
         """Run with another T while the context lasts, in all threads; no parameter depends on T."""
@@ -223,7 +222,7 @@ class SpikingNetwork(nn.Module):
         return {**dict(self.encoder.named_children()), **dict(self.classifier.named_children())}
 
     def layers(self) -> dict[str, nn.Module]:
-        """`blocks`, with each residual block replaced by its layers."""
+        """`blocks`, with the layers of each residual block in its place, and itself behind them if it has neurons."""
         return {**dict(layers_of(self.encoder)), **dict(layers_of(self.classifier))}
 
     def neurons(self) -> Iterator[tuple[str, Neuron]]:

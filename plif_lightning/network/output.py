@@ -1,12 +1,14 @@
 """What a network makes of its last layer's output: votes, or a readout's value or leaky integral."""
 
 import math
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plif_lightning.errors import UserError
-from plif_lightning.neurons.carry import carried
+from plif_lightning.network.signals import Layer, Signal
+from plif_lightning.neurons.carry import Carried
 
 
 def _real(x: Tensor) -> Tensor:
@@ -23,25 +25,31 @@ def mean_votes(votes: Tensor) -> Tensor:
     return votes.mean(0, dtype=torch.float32 if votes.device.type == "mps" else torch.float64)
 
 
-class Output(nn.Module):
+class Output(Layer):
     """The last layer's output [T, N, C], in float32 at least: spikes of one neuron per class, or a readout."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _real(x)
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        return x._replace(values=_real(x.values))
+
+    def levels(self, levels: int | None) -> int | None:
+        return levels
 
 
-class Voting(nn.Module):
+class Voting(Layer):
     """Mean of the M output neurons of each class: [T, N, M C] to votes [T, N, C], in float32 at least."""
 
     def __init__(self, votes_per_class: int) -> None:
         super().__init__()
         self.votes_per_class = votes_per_class
 
-    def forward(self, spikes: Tensor) -> Tensor:
-        return _real(spikes).unflatten(-1, (-1, self.votes_per_class)).mean(-1)
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        return Signal(_real(x.values).unflatten(-1, (-1, self.votes_per_class)).mean(-1), x.steps)
+
+    def levels(self, levels: int | None) -> int | None:
+        return None
 
 
-class Integral(nn.Module):
+class Integral(Layer):
     """The leaky integral of a readout, V_t = V_{t-1} + (X_t - V_{t-1}) / tau, V_0 = 0: [T, N, C] to [T, N, C].
 
     Args:
@@ -57,24 +65,22 @@ class Integral(nn.Module):
             raise UserError(f"init_tau of LI must be a number above 1, got {init_tau}.")
         self.init_tau = float(init_tau)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """In a `step` it continues from the integral of the previous step."""
-        if (state := carried()) is not None:
-            return state.through(self, lambda before: self._step(x, before))
-        return self.run(_real(x), None)[0]
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        """In a single time-step it continues from the integral of the one before."""
+        integrate = partial(self._integrated, _real(x.values))
+        return Signal(integrate(None)[0] if states is None else states.through(self, integrate), x.steps)
 
-    def run(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+    def levels(self, levels: int | None) -> int | None:
+        return None
+
+    def _integrated(self, x: Tensor, before: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The integral at every step, and the last one."""
         found = []
-        v = torch.zeros_like(x[0]) if v is None else v
+        v = torch.zeros_like(x[0]) if before is None else before[0]
         for step in x:
             v = v + (step - v) / self.init_tau
             found.append(v)
-        return torch.stack(found), v
-
-    def _step(self, x: Tensor, before: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        found, v = self.run(_real(x), None if before is None else before[0])
-        return found, (v,)
+        return torch.stack(found), (v,)
 
     def extra_repr(self) -> str:
         return f"init_tau={self.init_tau}"

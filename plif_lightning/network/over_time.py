@@ -9,19 +9,15 @@ from torch import Tensor, nn
 
 from plif_lightning.errors import UserError, require_count
 from plif_lightning.kernels import Backend, Sparse
-from plif_lightning.network.blocks import Blocks, ConvBlock, FCBlock, NeuronBlock, Residual
-from plif_lightning.network.forms import dtype_of, linear_from, run_layer
+from plif_lightning.network.forms import dtype_of, run_dense, run_linear
 from plif_lightning.network.hooks import has_hooks, is_plain
 from plif_lightning.network.norm import TimeBatchNorm2d
-from plif_lightning.network.output import Integral
-from plif_lightning.network.pooling import Pool2d, TimeDropout
+from plif_lightning.network.signals import Layer, Signal, output_levels, run_layer, run_layers
 from plif_lightning.neurons import Neuron
-
-# Layers that take [T, N, *]; others are, too, whose class says `time_aware = True`.
-_KNOW_TIME = (Neuron, Integral, TimeBatchNorm2d, TimeDropout, Pool2d, ConvBlock, FCBlock, NeuronBlock, Residual, Blocks)
+from plif_lightning.neurons.carry import Carried, carried
 
 
-class OverTime(nn.Module):
+class OverTime(Layer):
     """Run layers over x [T, N, *]: neurons see time, stateless layers see T N samples at once.
 
     `nn.BatchNorm2d` therefore takes its statistics over all time-steps; `TimeBatchNorm2d` can take them per step.
@@ -47,14 +43,17 @@ class OverTime(nn.Module):
         self.net, self.backend = net, Backend("auto", sparse)
         _require_known(net)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def run(self, x: Signal, states: Carried | None) -> Signal:
         """The last layer's output, [T, N, *]."""
-        return run_over_time(self.net, x, self.backend)
+        return _run_part(self.backend, self.net, x, states)
+
+    def levels(self, levels: int | None) -> int | None:
+        return output_levels(self.net, levels)
 
 
 def knows_time(module: nn.Module) -> bool:
     """True if a module takes [T, N, *]."""
-    return isinstance(module, (*_KNOW_TIME, OverTime)) or getattr(module, "time_aware", False) is True
+    return isinstance(module, (Neuron, TimeBatchNorm2d, Layer)) or getattr(module, "time_aware", False) is True
 
 
 def with_time(net: Any, x: Tensor) -> Tensor:
@@ -100,21 +99,38 @@ def _require_known(module: nn.Module) -> None:
         )
 
 
-def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) -> Tensor:
-    """`OverTime(module)(x)`, with silent inputs skipped as the backend says."""
+def run_over_time(net: nn.Module, x: Tensor) -> Tensor:
+    """The output of a stack of layers, as of `over_time(net)`."""
+    output: Tensor = _run_part(None, net, Signal(x, len(x)), carried()).values
+    return output
+
+
+def _run_part(backend: Backend | None, module: nn.Module, x: Signal, states: Carried | None) -> Signal:
+    """The output of a layer, or of a Sequential; stateless layers see T N samples at once."""
     if knows_time(module):
-        return module(x)
+        return run_layer(module, x, states)
     if runs_parts(module):
         assert isinstance(module, nn.Sequential)
         parts = list(module)  # not `children`, which leaves out a layer that is there twice
+        run = partial(_run_part, backend)
         if "forward" in vars(module) or not has_hooks(module):
-            return _run_parts(parts, backend, x)
+            return run_layers(parts, x, states, run)
+
+        def forward(values: Tensor) -> Tensor:
+            output: Tensor = run_layers(parts, x._replace(values=values), states, run).values
+            return output
+
         try:
-            module.forward = partial(_run_parts, parts, backend)  # type: ignore[method-assign]  # so that hooks are called
-            return module(x)
+            module.forward = forward  # type: ignore[method-assign]  # so that hooks are called
+            return Signal(module(x.values), x.steps)
         finally:
             del module.forward
     _require_known(module)
+    return Signal(_stateless(backend, module, x.values), x.steps, output_levels(module, x.levels))
+
+
+def _stateless(backend: Backend | None, module: nn.Module, x: Tensor) -> Tensor:
+    """The output [T, N, *] of a layer that sees no time, with silent inputs skipped as the backend says."""
     if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1) and not has_hooks(module):
         return x.flatten(2)  # as a view of T N samples, `torch.export` could not prove its strides for every N
     if isinstance(module, nn.Conv2d) and x.dim() != 5:
@@ -124,14 +140,8 @@ def run_over_time(module: nn.Module, x: Tensor, backend: Backend | None = None) 
         )
     if backend is not None and isinstance(module, nn.Linear) and is_plain(module):
         x = x.to(dtype_of(x, module.weight))
-        return linear_from(module, x, backend.skips("linear", x, module.weight))
-    return run_layer(module, x.flatten(0, 1)).unflatten(0, x.shape[:2])
-
-
-def _run_parts(parts: list[nn.Module], backend: Backend | None, x: Tensor) -> Tensor:
-    for part in parts:
-        x = run_over_time(part, x, backend)
-    return x
+        return run_linear(module, x, backend.skips("linear", x, module.weight))
+    return run_dense(module, x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 def over_time(net: nn.Module, sparse: Sparse = "never") -> OverTime:

@@ -22,7 +22,7 @@ from plif_lightning.network.output import Voting
 from plif_lightning.network.over_time import OverTime, runs_parts, with_time
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
-from plif_lightning.neurons.making import imported
+from plif_lightning.neurons.making import imported as imported
 from plif_lightning.structure import FC
 from plif_lightning.structure import FROM_DATA as FROM_DATA
 
@@ -63,8 +63,8 @@ def own_network(net: nn.Module, from_data: Mapping[str, Any], settings: Mapping[
 class _Layers(OverTime):
     """`OverTime` that holds static images for `time_steps`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(with_time(self, x))
+    def forward(self, x: Tensor, time_steps: int | None = None, levels: int | None = None) -> Tensor:
+        return super().forward(with_time(self, x), time_steps, levels)
 
 
 def description(net: nn.Module) -> str:

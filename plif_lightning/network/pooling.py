@@ -10,7 +10,8 @@ from torch.nn.modules.utils import _pair
 from plif_lightning.dynamics.derivatives import once_differentiable
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import Pool
-from plif_lightning.neurons.carry import carried
+from plif_lightning.network.signals import Layer, Signal
+from plif_lightning.neurons.carry import Carried
 
 Pooling = Literal["max", "avg"]
 PoolTies = Literal["first", "random"]
@@ -18,7 +19,7 @@ PoolTies = Literal["first", "random"]
 _OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # row-major, as torch.nn.MaxPool2d scans a window
 
 
-class TimeDropout(nn.Module):
+class TimeDropout(Layer):
     """Dropout of [T, N, *] with one mask per sample, the same at all T steps, scaled by 1 / (1 - p).
 
     Source: Lee et al. 2020, Sec. 3.
@@ -30,15 +31,17 @@ class TimeDropout(nn.Module):
             raise UserError(f"dropout must be at least 0 and below 1, got {p}.")
         self.p = float(p)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def run(self, x: Signal, states: Carried | None) -> Signal:
         if not self.training or self.p == 0:
             return x
-        state = carried()
-        if state is None or state.masks is None:
-            return x * self._mask(x)
-        if self not in state.masks:
-            state.masks[self] = self._mask(x)
-        return x * state.masks[self]
+        if states is None or states.masks is None:
+            return x._replace(values=x.values * self._mask(x.values))
+        if self not in states.masks:
+            states.masks[self] = self._mask(x.values)
+        return x._replace(values=x.values * states.masks[self])
+
+    def levels(self, levels: int | None) -> int | None:
+        return levels
 
     def _mask(self, x: Tensor) -> Tensor:
         return torch.empty_like(x[0]).bernoulli_(1 - self.p).mul_(self.scale)
@@ -52,7 +55,7 @@ class TimeDropout(nn.Module):
         return f"p={self.p}"
 
 
-class Pool2d(nn.Module):
+class Pool2d(Layer):
     """Applies a pooling of single images [N, C, H, W] to [T, N, C, H, W]."""
 
     def __init__(self, pool: nn.Module) -> None:
@@ -70,8 +73,19 @@ class Pool2d(nn.Module):
         halves = _pair(pool.kernel_size) == _pair(pool.stride) == (2, 2)
         return "avg" if halves and pool.padding in (0, (0, 0)) and not pool.ceil_mode else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pool(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    def run(self, x: Signal, states: Carried | None) -> Signal:
+        pooled = self.pool(x.values.flatten(0, 1)).unflatten(0, x.values.shape[:2])
+        return Signal(pooled, x.steps, self.levels(x.levels))
+
+    def levels(self, levels: int | None) -> int | None:
+        return levels if isinstance(self.pool, _MAXIMA) else None
+
+
+def pooled_levels(pool: nn.Module | None, levels: int | None) -> int | None:
+    """Levels behind a pool; None is no pool."""
+    if pool is None:
+        return levels
+    return pool.levels(levels) if isinstance(pool, Pool2d) else None
 
 
 def draw_seed(training: bool) -> Tensor | None:
@@ -119,6 +133,9 @@ class SpikeMaxPool2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"ties={self.ties!r}"
+
+
+_MAXIMA = (SpikeMaxPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d)
 
 
 def _windows(x: Tensor) -> list[Tensor]:

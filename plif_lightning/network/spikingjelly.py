@@ -22,6 +22,7 @@ from plif_lightning.network.norm import TimeBatchNorm2d
 from plif_lightning.network.output import Voting
 from plif_lightning.network.over_time import OverTime, over_time
 from plif_lightning.network.pooling import Pool2d, SpikeMaxPool2d, TimeDropout
+from plif_lightning.network.signals import output_levels
 from plif_lightning.network.trial import Call, Trial, called
 from plif_lightning.neurons import CLIF, EIF, IF, KLIF, LIF, PLIF, QIF, Neuron
 from plif_lightning.neurons.published import UndecayedKLIF, UndecayedLIF, UndecayedPLIF
@@ -360,22 +361,22 @@ class _Builder:
         for of_part in places[1:]:
             _put(PassedOn(made, last=of_part is places[-1]), of_part)
 
-    def _block(self, converted: Converted, parts: Mapping[str, nn.Module], of_spikes: bool) -> Replacement:
-        """The block of a chain of layers, by their names."""
+    def _block(self, converted: Converted, parts: Mapping[str, nn.Module], of_spikes: bool = False) -> Replacement:
+        """The block of a chain of layers, by their names; `of_spikes`: its input was, see `Replacement`."""
         first = next(iter(parts))
         found: dict[str, Any] = {self.kind(part): part for part in parts.values()}
         neuron = found.get("neuron")
         if "conv" in found:
             norm, pool = self._timed(found.get("norm")), self._timed(found.get("pool"))
             conv = self._plain(found["conv"])
-            block: nn.Module = ConvBlock(conv, norm, neuron, pool, time_steps=1, spikes_in=of_spikes)
+            block: nn.Module = ConvBlock(conv, norm, neuron, pool)
         else:
             theirs = found.get("dropout")
             dropout = TimeDropout(0.0 if theirs is None else theirs.p).train(theirs is None or theirs.training)
-            block = FCBlock(dropout, self._plain(found["linear"]), neuron, spikes_in=of_spikes)
+            block = FCBlock(dropout, self._plain(found["linear"]), neuron)
         converted.conversion.blocks += [name for name, part in parts.items() if part is neuron]
         has_state = neuron is not None or "dropout" in found
-        return Replacement(block, first, converted.calls if has_state else None)
+        return Replacement(block, first, converted.calls if has_state else None, of_spikes)
 
     def _plain(self, module: Any) -> Any:
         """The layer of PyTorch that a convolution or FC layer is."""
@@ -396,7 +397,7 @@ class _Builder:
                 or names[sequence] in shared
             ):
                 continue
-            places, layers, spikes = _places(converted, sequence), [*_flattened(sequence, inside, names, shared)], False
+            places, layers = _places(converted, sequence), [*_flattened(sequence, inside, names, shared)]
             made: list[nn.Module] = []
             while layers:
                 kinds, size = [self.kind(layers[0])], 1
@@ -406,16 +407,8 @@ class _Builder:
                 group, layers = layers[:size], layers[size:]
                 apart = any(names[part] in shared for part in group)
                 forms = not apart and _is_block(kinds)
-                made += [self._block(converted, {names[part]: part for part in group}, spikes)] if forms else group
-                spikes = self._gives_spikes(group[-1], kinds[-1], spikes or "neuron" in kinds)
+                made += [self._block(converted, {names[part]: part for part in group})] if forms else group
             _put(BlockSequence(made), places)
-
-    def _gives_spikes(self, last: Any, kind: str, spikes: bool) -> bool:
-        """True if the output of a layer is spikes; `spikes`: its input is."""
-        inner = getattr(last, "pool", last)
-        keeps = isinstance(inner, (SpikeMaxPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Flatten))
-        keeps |= isinstance(getattr(last, "net", None), nn.Flatten)
-        return kind == "neuron" or (keeps and spikes)
 
     # --- recording
 
@@ -436,7 +429,7 @@ class _Builder:
         calls = called(leaves, converted, x, apart=True)
         times = Counter(module for module, _, _ in calls)
         chains = list(self._chains([call for call in calls if times[call[0]] == 1], calls, kinds))
-        spiking = self._with_spiking_inputs(calls, kinds)
+        spiking = self._with_spiking_inputs(calls)
         return Plan(
             [[names[module] for module in chain] for chain in chains],
             {names[chain[0]] for chain in chains if chain[0] in spiking},
@@ -460,13 +453,13 @@ class _Builder:
                 taken.update(chain)
                 yield chain
 
-    def _with_spiking_inputs(self, calls: Sequence[Call], kinds: Mapping[nn.Module, str]) -> set[nn.Module]:
+    def _with_spiking_inputs(self, calls: Sequence[Call]) -> set[nn.Module]:
         """Modules whose input holds the values of a layer's spikes, in another shape perhaps."""
         spikes, found = list[Tensor](), set[nn.Module]()
         for module, x, y in calls:
             if isinstance(x, Tensor) and any(_same_values(x, one) for one in spikes):
                 found.add(module)
-            if isinstance(y, Tensor) and self._gives_spikes(module, kinds[module], module in found):
+            if isinstance(y, Tensor) and output_levels(module, 1 if module in found else None):
                 spikes.append(y)
         return found
 

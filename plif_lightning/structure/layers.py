@@ -128,6 +128,7 @@ class Residual:
         how: ADD, the sum; AND, the product; IAND, (1 - branch) shortcut.
         branch: layers of the branch.
         shortcut: layers of the shortcut; none for the input itself.
+        neurons: of the result: `ADD(c64k3s1-BN)-PLIF`; None without.
 
     Source: Fang et al. 2021, "Deep Residual Learning in Spiking Neural Networks" (SEW-ResNet), Table 1.
     """
@@ -135,10 +136,12 @@ class Residual:
     how: How
     branch: tuple["Layer", ...]
     shortcut: tuple["Layer", ...] = ()
+    neurons: Neurons | None = None
 
     def __str__(self) -> str:
         shortcut = f"|{written(self.shortcut)}" if self.shortcut else ""
-        return f"{self.how}({written(self.branch)}{shortcut})"
+        own = "" if self.neurons is None else f"-{self.neurons}"
+        return f"{self.how}({written(self.branch)}{shortcut}){own}"
 
 
 @dataclass(frozen=True)
@@ -183,9 +186,9 @@ def neurons_in(layers: Iterable[Layer]) -> Iterator[Neurons]:
     for layer in layers:
         if isinstance(layer, Residual):
             yield from neurons_in((*layer.branch, *layer.shortcut))
-        elif isinstance(layer, Neurons):
+        if isinstance(layer, Neurons):
             yield layer
-        elif isinstance(layer, (Conv, FC)) and layer.neurons is not None:
+        elif isinstance(layer, (Conv, FC, Residual)) and layer.neurons is not None:
             yield layer.neurons
 
 
@@ -195,9 +198,9 @@ def substituted(
     """Layers with other neurons and pools in the places of theirs."""
     for layer in layers:
         match layer:
-            case Residual(how, branch, shortcut):
-                parts = (tuple(substituted(part, neurons, pool)) for part in (branch, shortcut))
-                yield Residual(how, *parts)
+            case Residual(how, branch, shortcut, own):
+                on_branch, on_shortcut = (tuple(substituted(part, neurons, pool)) for part in (branch, shortcut))
+                yield Residual(how, on_branch, on_shortcut, None if own is None else neurons(own))
             case Neurons():
                 yield neurons(layer)
             case Pool():
@@ -222,9 +225,9 @@ def _gives_spikes(spikes: bool, layer: Layer) -> bool:
             return False
         case Pool():
             return spikes
-        case Residual(how, branch, shortcut):
+        case Residual(how, branch, shortcut, neurons=None):
             return how != "ADD" and gives_spikes(branch, spikes) and gives_spikes(shortcut, spikes)
-        case Conv() | FC() | Neurons():
+        case Conv() | FC() | Neurons() | Residual():
             return True
         case Votes() | Integrator():
             return False
@@ -250,8 +253,6 @@ def written(layers: Iterable[Layer]) -> str:
         elif i == last or isinstance(layer, (Pool, Votes, Integrator)):
             done += [*_repeated(stages), *_repeated(inside), str(layer)]
             stages, inside = [], []
-        elif inside and isinstance(layer, Neurons) and isinstance(layers[i - 1], Residual):
-            inside[-1] += f"-{layer}"
         else:
             inside.append(str(layer))
     return "-".join([*done, *_repeated(stages), *_repeated(inside)])

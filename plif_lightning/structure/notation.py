@@ -331,7 +331,7 @@ class _Group:
         self.drop, self.flat = None, True
 
     def neurons(self, at: int, part: Neurons) -> None:
-        if isinstance(self.last, (Conv, FC)) and self.last.neurons is None:
+        if isinstance(self.last, (Conv, FC, Residual)) and self.last.neurons is None:
             self.layers[-1] = replace(self.last, neurons=part)
         elif self.flat:
             self.reader.refuse(at, "neurons must follow an FC layer")

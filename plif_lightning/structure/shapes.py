@@ -1,6 +1,6 @@
 """Names and shapes of a structure's layers for an input, and the mistakes that shapes show."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, assert_never
 
 from plif_lightning.errors import UserError
@@ -58,6 +58,13 @@ def placed(structure: Structure, input_shape: Sequence[int], num_classes: int, s
     found = list(_Placing(shape).place(structure.layers, shape, spikes))
     require_classes(structure, num_classes)
     return found
+
+
+def every_layer(layers: Iterable[Placed]) -> Iterator[Placed]:
+    """Placed layers in order; those of a residual block before it."""
+    for one in layers:
+        yield from every_layer((*one.branch, *one.shortcut))
+        yield one
 
 
 def require_classes(structure: Structure, num_classes: int) -> None:

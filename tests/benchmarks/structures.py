@@ -95,7 +95,7 @@ def parts_of(one: Placed) -> list[nn.Module]:
         case Neurons():
             return [plif()]
         case Residual():
-            return [Sum(peer(one.branch), peer(one.shortcut))]
+            return [Sum(peer(one.branch), peer(one.shortcut)), *([plif()] if one.layer.neurons else [])]
         case FC() as fc:
             flat = [layer.Flatten()] if len(one.before) == 3 else []
             fully_connected = layer.Linear(torch.Size(one.before).numel(), fc.features, bias=fc.bias)

@@ -22,7 +22,7 @@ def test_a_structure_is_trained_tested_exported_and_read_again(capsys):
     fit(*SHORT, "--model.structure", RESIDUAL, "--model.loss", "tet", "--model.tet_lambda", "0.1")
     out = capsys.readouterr().out.replace("\n", " ")
     assert "c6k3s1-BN-PLIF-MPk2s2-ADD" in out
-    assert "neuron1" in out
+    assert "res2" in out
     main(["test", "--ckpt_path", BEST, *SILENT])
     main(["cost", "--ckpt_path", BEST, "--samples", "2"])
     main(["export", "--ckpt_path", BEST, "--out", "exported", "--format", "pt2", "--format", "onnx"])
@@ -37,7 +37,7 @@ def test_a_structure_is_trained_tested_exported_and_read_again(capsys):
     torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), votes)
     session = onnxruntime.InferenceSession("exported/step.onnx")
     names = [given.name for given in session.get_inputs()]
-    assert names == ["frame", "v_conv1", "v_conv2", "v_neuron1", "m_neuron1", "v_voting"]
+    assert names == ["frame", "v_conv1", "v_conv2", "v_res2", "m_res2", "v_voting"]
     shapes = {given.name: [3, *given.shape[1:]] for given in session.get_inputs()}
     states = {name: torch.zeros(shapes[name]).numpy() for name in names[1:]}
     for vote in votes:

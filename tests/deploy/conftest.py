@@ -30,7 +30,7 @@ def trained(shape=(2, 12, 12), classes=3, steps=4, **changes) -> SpikingNetwork:
     net.eval()
     x = torch.rand(2, *shape) if net.inputs.name != "direct" else frames(net)
     with torch.no_grad():
-        spikes = net.encoder(net.inputs(x[None] if x.dim() == 4 else x)).flatten(2)
+        spikes = net.encoder(x[None] if x.dim() == 4 else x, net.time_steps).flatten(2)
         for block in net.classifier:
             weight = block.fc.weight.add_(0.05).clone()
             for power in range(12):  # raise the weights until the layer fires often enough

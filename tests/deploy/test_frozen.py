@@ -177,7 +177,7 @@ def test_a_large_batch_is_taken_in_parts_where_maps_are_stored(channels, sizes, 
     votes, seen = made(x), []
     monkeypatch.setattr(frozen, "at_a_time", lambda device: 3 * 4 * 8 * 12 * 12)
     run = made._run
-    monkeypatch.setattr(made, "_run", lambda part, *of: (seen.append(part.shape[1]), run(part, *of))[1])
+    monkeypatch.setattr(made, "_run", lambda part, *of: (seen.append(part.values.shape[1]), run(part, *of))[1])
     torch.testing.assert_close(made(x), votes)
     assert seen == sizes
     heard = []

@@ -32,7 +32,7 @@ def block(backend, x, pool="none", channels=5, statistics="per_step", training=T
     norm.bn.running_mean.uniform_(-0.5, 0.5)
     norm.bn.running_var.uniform_(0.5, 1.5)
     pool = None if POOLS[pool] is None else Pool2d(POOLS[pool])
-    made = ConvBlock(conv, norm, neuron or PLIF(), pool, time_steps=len(x)).to(x.dtype).train(training)
+    made = ConvBlock(conv, norm, neuron or PLIF(), pool).to(x.dtype).train(training)
     return use_backend(made, backend)
 
 

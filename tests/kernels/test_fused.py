@@ -219,7 +219,7 @@ class Identity(nn.Module):
         return x
 
 
-def block(backend, neuron, statistics, channels, steps, dtype, training, pool=None):
+def block(backend, neuron, statistics, channels, dtype, training, pool=None):
     torch.manual_seed(3)
     norm = TimeBatchNorm2d(channels, statistics)
     nn.init.uniform_(norm.bn.weight, 0.5, 2.0)
@@ -227,16 +227,16 @@ def block(backend, neuron, statistics, channels, steps, dtype, training, pool=No
     norm.bn.running_mean.uniform_(-0.5, 0.5)
     norm.bn.running_var.uniform_(0.5, 1.5)
     pool = None if pool is None else Pool2d(pool)
-    made = ConvBlock(Identity(), norm, neuron, pool, time_steps=steps).to(dtype).train(training)
+    made = ConvBlock(Identity(), norm, neuron, pool).to(dtype).train(training)
     return use_backend(made, backend)
 
 
 def run_block(backend, y, pool, neuron, statistics="per_step", training=True, steps=None, seed=7):
     """Spikes, gradients of y, BN's parameters and a, and the running statistics."""
-    made = block(backend, neuron, statistics, y.shape[2], steps or len(y), y.dtype, training, POOLS[pool])
+    made = block(backend, neuron, statistics, y.shape[2], y.dtype, training, POOLS[pool])
     y = y.detach().clone().requires_grad_()
     torch.manual_seed(seed)
-    spikes = made(y)
+    spikes = made(y, steps)
     weight = torch.randn(spikes.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spikes.backward(weight.to(spikes.dtype))
     grads = {name: p.grad for name, p in made.named_parameters()}
@@ -340,7 +340,7 @@ def test_in_bfloat16_the_block_computes_in_float32():
     rounded = maps(4, 2, 8, 8, 8, dtype=torch.float32).bfloat16()
     found = []
     for backend, dtype in (("cpu", torch.bfloat16), ("reference", torch.float32)):
-        made = block(backend, PLIF(), "per_step", 8, 4, torch.float32, True, SpikeMaxPool2d("first"))
+        made = block(backend, PLIF(), "per_step", 8, torch.float32, True, SpikeMaxPool2d("first"))
         y = rounded.clone().to(dtype).detach().requires_grad_()
         spikes = made(y)
         assert spikes.dtype == dtype
@@ -384,13 +384,13 @@ def test_nothing_is_read_that_was_not_written(monkeypatch):
 
 
 def test_a_batch_statistic_of_one_value_is_refused():
-    made = block("cpu", PLIF(), "per_step", 3, 2, torch.float32, True)
+    made = block("cpu", PLIF(), "per_step", 3, torch.float32, True)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         made(torch.zeros(2, 1, 3, 1, 1))
 
 
 def test_parts_with_hooks_are_called():
-    made = block("cpu", PLIF(), "per_step", 3, 4, torch.float64, True, SpikeMaxPool2d("first"))
+    made = block("cpu", PLIF(), "per_step", 3, torch.float64, True, SpikeMaxPool2d("first"))
     y = maps(4, 2, 3, 4, 4)
     expected = made(y)
     assert made.choice.form == "fused"
@@ -404,7 +404,7 @@ def test_parts_with_hooks_are_called():
 
 
 def test_a_hook_on_all_modules_sees_every_part_and_so_does_a_forward_put_on_one():
-    made = block("cpu", PLIF(), "per_step", 3, 4, torch.float64, True, SpikeMaxPool2d("first"))
+    made = block("cpu", PLIF(), "per_step", 3, torch.float64, True, SpikeMaxPool2d("first"))
     seen = []
     handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
     try:
@@ -495,7 +495,7 @@ def test_without_triton_the_reference_runs_on_a_gpu(monkeypatch):
 
 
 def test_copied_networks_keep_their_backend():
-    made = block("cpu", PLIF(), "per_step", 3, 4, torch.float64, True)
+    made = block("cpu", PLIF(), "per_step", 3, torch.float64, True)
     again = copy.deepcopy(made)
     assert again.backend.name == "cpu"
     assert torch.equal(again(maps(4, 2, 3, 4, 4)), made(maps(4, 2, 3, 4, 4)))
@@ -513,10 +513,10 @@ def halves_of_a_batch(rank):
 
 def half_of_a_batch(rank, steps, static, statistics):
     y = maps(1 if static else steps, 4, 3, 4, 6)
-    made = block("cpu", PLIF(), statistics, 3, steps, torch.float64, True, SpikeMaxPool2d("first"))
+    made = block("cpu", PLIF(), statistics, 3, torch.float64, True, SpikeMaxPool2d("first"))
     made.norm.bn = nn.SyncBatchNorm.convert_sync_batchnorm(made.norm.bn)
     part = y[:, 2 * rank : 2 * rank + 2].clone().requires_grad_()
-    spikes = made(part)
+    spikes = made(part, steps)
     weight = torch.randn(steps, 4, 3, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spikes.backward(weight[:, 2 * rank : 2 * rank + 2])
     grads = [p.grad for p in made.parameters()]
@@ -533,8 +533,8 @@ def on_two(tmp_path_factory):
 def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch(on_two, static, statistics):
     halves = [half[static, statistics] for half in on_two]
     y = maps(1 if static else 5, 4, 3, 4, 6).requires_grad_()
-    made = block("cpu", PLIF(), statistics, 3, 5, torch.float64, True, SpikeMaxPool2d("first"))
-    spikes = made(y)
+    made = block("cpu", PLIF(), statistics, 3, torch.float64, True, SpikeMaxPool2d("first"))
+    spikes = made(y, 5)
     weight = torch.randn(5, 4, 3, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spikes.backward(weight)
     assert torch.equal(torch.cat([half[0] for half in halves], 1), spikes)
@@ -546,7 +546,7 @@ def test_two_processes_with_synchronised_statistics_are_one_with_the_whole_batch
 
 def part_of_a_batch(rank):
     y = maps(5, 4, 3, 4, 6)
-    made = block("cpu", PLIF(), "per_step", 3, 5, torch.float64, True, SpikeMaxPool2d("first"))
+    made = block("cpu", PLIF(), "per_step", 3, torch.float64, True, SpikeMaxPool2d("first"))
     made.norm.bn = nn.SyncBatchNorm.convert_sync_batchnorm(made.norm.bn)
     own = slice(0, 1) if rank == 0 else slice(1, 4)
     part = y[:, own].clone().requires_grad_()
@@ -559,7 +559,7 @@ def test_processes_with_batches_of_other_sizes_are_one_with_the_whole_batch(tmp_
     """The last batch of a loader that is not of this project may be smaller in one of them."""
     parts = on_two_processes(part_of_a_batch, tmp_path)
     y = maps(5, 4, 3, 4, 6).requires_grad_()
-    made = block("cpu", PLIF(), "per_step", 3, 5, torch.float64, True, SpikeMaxPool2d("first"))
+    made = block("cpu", PLIF(), "per_step", 3, torch.float64, True, SpikeMaxPool2d("first"))
     weight = torch.randn(5, 4, 3, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     made(y).backward(weight)
     torch.testing.assert_close(torch.cat(parts, 1), y.grad)
@@ -593,7 +593,7 @@ class OtherNorm(nn.Module):
 def test_a_replaced_part_is_called(part, module):
     results = []
     for backend in ("cpu", "reference"):
-        made = block(backend, PLIF(), "per_step", 3, 4, torch.float64, True, SpikeMaxPool2d("first"))
+        made = block(backend, PLIF(), "per_step", 3, torch.float64, True, SpikeMaxPool2d("first"))
         setattr(made, part, module.double())
         results.append(made(maps(4, 2, 3, 6, 6)))
         assert made.choice.form == ("fused" if (backend, part) == ("cpu", "pool") else "part by part")

@@ -194,7 +194,7 @@ def test_poisson_encoder_fires_with_probability_p():
     torch.manual_seed(0)
     p = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0]).view(1, 1, 1, 1, 5).expand(1, 200, 2, 9, 5)
     network = SpikingNetwork((2, 9, 5), 3, 50, n_down=1, channels=2, fc_features=4, input_encoder="poisson")
-    spikes = network.inputs(p)
+    spikes = network.inputs(p, 50)
     assert spikes.shape == (50, 200, 2, 9, 5)
     assert set(spikes.unique().tolist()) == {0.0, 1.0}
     torch.testing.assert_close(spikes.mean((0, 1, 2, 3)), p[0, 0, 0, 0], atol=0.01, rtol=0)
@@ -204,7 +204,7 @@ def test_poisson_encoder_fires_with_probability_p():
 def test_latency_encoder_fires_once_at_the_exact_step_of_every_intensity(time_steps):
     pixels = torch.arange(256)
     encoder = SpikingNetwork((1, 16, 16), 2, time_steps, channels=1, fc_features=1, input_encoder="latency").inputs
-    spikes = encoder((pixels / 255).view(1, 1, 1, 16, 16))
+    spikes = encoder((pixels / 255).view(1, 1, 1, 16, 16), time_steps)
     assert torch.equal(spikes.sum(0), torch.ones(1, 1, 16, 16))
     exact = [math.floor((time_steps - 1) * (1 - Fraction(p, 255))) for p in range(256)]
     assert spikes.argmax(0).flatten().tolist() == exact

@@ -424,6 +424,6 @@ def test_a_time_constant_of_2_that_a_layer_names_is_no_default():
 def test_a_product_with_counts_of_events_is_no_layer_of_spikes():
     net = trained(structure="AND(c2k3s1-BN-PLIF)-FC6-PLIF-APk2s2")
     x = 3 * frames(net)
-    assert not net.classifier.fc1.spikes_in
     with torch.no_grad():
         torch.testing.assert_close(deployed(net)(x), net(x))
+    assert "fc1" not in net.forms()  # which has layers of spikes
