@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +22,7 @@ from plif_lightning.dynamics.equations import Dynamics, program, registered
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import EventBlock, Pool, SparseMaps, at_a_time, conv_events, linear_of_bits, table_of
 from plif_lightning.kernels.bits import pack
-from plif_lightning.kernels.layout import POOLS, Geometry, rows_of
+from plif_lightning.kernels.layout import POOLS, AffineRows, Geometry, NeuronCode, Sizes, rows_of
 from plif_lightning.kernels.ops import start_of
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.network import SpikingNetwork, use_backend
@@ -82,30 +81,31 @@ class _Fire:
         key = (y.shape, steps, torch.get_num_threads())
         if key not in self._cached:
             self._cached = {**dict(list(self._cached.items())[-7:]), key: self._rows(y, steps)}
-        units, threads, shape, before, sizes = self._cached[key]
+        units, threads, shape, neurons, sizes = self._cached[key]
         number = len(self._program.states)
         after = torch.empty(number, *y.shape[1:], **_ON) if last else None
         out = torch.empty(shape, **_ON)
         flat, spikes = y.numpy().reshape(len(y), -1), out.numpy().reshape(steps, -1)
         v_first = _NO_STATES if states is None else states.numpy().reshape(number, -1)
         v_last = _NO_STATES if after is None else after.numpy().reshape(number, -1)
-        parallel(cpu.forward, units, threads, flat, flat[:0], *before, v_first, v_last, spikes, *sizes)
+        parallel(cpu.forward, units, threads, flat, flat[:0], *neurons, (v_first, v_last), spikes, sizes)
         return out, after
 
-    def _rows(self, y: Tensor, steps: int) -> tuple[int, int, tuple[int, ...], tuple[NDArray[Any], ...], Any]:
-        """Units, threads, the output's shape, and the kernel's arguments before and after potentials and output."""
+    def _rows(self, y: Tensor, steps: int) -> tuple[int, int, tuple[int, ...], tuple[AffineRows, NeuronCode], Sizes]:
+        """Units, threads, the output's shape, and the kernel's arguments that depend on no values."""
         from plif_lightning.kernels.machine_code import code_of
 
         real = torch.float32
         geometry = Geometry(y.permute(0, 1, 4, 2, 3), steps, self._pool, len(self._program.states))
-        one = torch.ones(1, geometry.channels, **_ON)
-        shift = torch.zeros_like(one) if self._bias is None else self._bias[None]
-        rows = geometry.tiled(one, real), geometry.tiled(shift, real), geometry.parameters(self._learned, real)
+        one = torch.ones(0 if self._bias is None else 1, geometry.channels, **_ON)
+        shift = one if self._bias is None else self._bias[None]
+        norm = AffineRows(geometry.tiled(one, real), *[geometry.tiled(shift, real)] * 2)
         code = code_of("fire", registered(self._program), real, self._learned.shape[1] == 1)
+        neuron = NeuronCode(code, 0, geometry.parameters(self._learned, real), start_of(self._program, real))
         halve = 2 if geometry.pooled else 1
         _, n, height, width, channels = y.shape
         shape = (steps, n, height // halve, width // halve, channels)
-        return geometry.units, geometry.threads, shape, (*rows, start_of(self._program, real)), (code, *geometry.sizes)
+        return geometry.units, geometry.threads, shape, (norm, neuron), geometry.sizes
 
 
 class Frozen:

@@ -23,8 +23,12 @@ from plif_lightning.kernels.fused import Norm, affine, no_seed, through_statisti
 from plif_lightning.kernels.layout import (
     POOLS,
     SUM,
+    AffineRows,
     Geometry,
+    Gradients,
+    NeuronCode,
     Pool,
+    Sizes,
     array_of,
     at_a_time,
     channels_last,
@@ -64,7 +68,8 @@ class EventBlock:
     ) -> None:
         self._outputs, self._stride = table.shape[1], stride
         self._table = array_of_rows(in_vectors(table))
-        self._rows = [in_vectors(x.detach()).reshape(-1).float().contiguous().numpy() for x in (scale, shift)]
+        rows = [in_vectors(x.detach()).reshape(-1).float().contiguous().numpy() for x in (scale, shift)]
+        self._norm = AffineRows(rows[0], rows[1], rows[1])
         learned, shared = learned.detach().float(), learned.shape[1] == 1
         self._parameters = (learned if shared else in_vectors(learned)).contiguous().numpy()
         self._program = program(neuron)
@@ -110,10 +115,12 @@ class EventBlock:
         bits = torch.empty(images * rows * windows, words, dtype=torch.int64, device="cpu")
         units = images // steps * rows * -(-windows // run)
         code = code_of("fire_window", registered(self._program), *self._variant)
+        neuron = NeuronCode(code, 0, self._parameters, self._start)
+        around = v_first.contiguous().numpy(), v_last.numpy()
+        sizes = Sizes(steps, of_maps[0], of_maps[1], channels, run, POOLS["max_first" if pooled else "none"])
         parallel(
-            cpu_block.conv_fire_pool, units, threads, *x.arrays(self._table), self._table, *self._rows,
-            self._parameters, self._start, v_first.contiguous().numpy(), v_last.numpy(), array_of_bits(bits),
-            code, self._valid, steps, *of_maps, pooled, run, self._stride, taps,
+            cpu_block.conv_fire_pool, units, threads, x.arrays(self._table), self._table, self._norm, neuron, around,
+            array_of_bits(bits), self._valid, sizes, self._stride, taps,
         )  # fmt: skip
         return SparseMaps(bits, None, (images, self._outputs, rows, windows))
 
@@ -252,12 +259,14 @@ def _backward_of_events(
     sums, sums_learned = sums_for(geometry, len(scale), learned, real)
     table = array_of_rows(in_vectors(table_of(conv)))
     grad_table = np.zeros((slots, len(scale), *table.shape), np.float32)
+    norm = AffineRows(*(geometry.tiled(row, real) for row in (scale, shift, mean)))
+    codes = codes_of_backward(neuron, number, real, learned)
+    loop = NeuronCode(*codes, geometry.parameters(learned, real), start_of(program(neuron), real))
+    grads = Gradients(array_of(channels_last(grad_out.to(conv.dtype))), *[_NO_STATES.flatten(1).numpy()] * 3)
     parallel(
         cpu_block.conv_fire_pool_backward, n * (height // halve) * -(-(width // halve) // run), slots,
-        *maps_of_x.arrays(table), table, *(geometry.tiled(row, real) for row in (scale, shift, mean)),
-        geometry.parameters(learned, real), start_of(program(neuron), real), _NO_STATES.flatten(1).numpy(),
-        array_of(channels_last(grad_out.to(conv.dtype))), sums, sums_learned, grad_table,
-        *codes_of_backward(neuron, number, real, learned), steps, height, width, outputs, run, number, seed_of(seed),
+        maps_of_x.arrays(table), table, norm, loop, grads, (sums, sums_learned), grad_table,
+        Sizes(steps, height, width, outputs, run, number), seed_of(seed),
     )  # fmt: skip
     of_steps = torch.from_numpy(grad_table.sum(0))[..., :outputs] * scale[:, None]
     grad_conv = of_steps.sum(0).view(3, 3, x.shape[2], outputs).permute(3, 2, 0, 1).contiguous()

@@ -171,18 +171,46 @@ def begin_states(v_first, start, states, rows, starts, chunk, n):
                 _fill(states, s * rows + i, n, start[s])
 
 
+@inner
+def read_input(y, t, start, chunk, n, added, scale, shift, s, x, row):
+    """The neurons' input X of the values that `_load` would copy: BN of y, or y itself, plus `added`."""
+    if scale.shape[0]:
+        _normalise(y, t, start, chunk, n, scale, shift, s, x, row)
+    else:
+        _load(y, t, start, chunk, n, x, row)
+    _add_loaded(added, t, start, chunk, n, x, row)
+
+
+@inner
+def is_direct(y, added, scale, real, pooled, n):
+    """True if the neurons' code may work on the feature maps themselves: nothing is computed before or behind it."""
+    computes = scale.shape[0] > 0 or added.shape[0] > 0 or pooled
+    return not computes and n % LANES == 0 and y.itemsize == real.itemsize
+
+
+@inner
+def address(maps, t, start):
+    """Address of a value of a step."""
+    return maps.ctypes.data + (t * maps.shape[1] + start) * maps.itemsize
+
+
 @compiled
-def forward(
-    begin, end, slot, y, added, scale, shift, parameters, start, v_first, v_last, out, fire,
-    steps, height, width, channels, run, pool,
-):  # fmt: skip
+def forward(begin, end, slot, y, added, norm, neuron, around, out, sizes):
     """Spikes of units begin .. end - 1.
 
-    y is [T or 1, N H W C], and so is `added`, which is added to BN's output, unless it is empty; scale and shift are
-    [T or 1, run], parameters [P, 1 or width]; `start` is the state of a neuron before the first step [S]; v_first and
-    v_last are [S, N H W C] or empty. `fire` is the address of its code. `height` is that of one image; without a pool,
-    of all images together.
+    Args:
+        y: [T or 1, N H W C].
+        added: added to BN's output, as y; empty for nothing.
+        norm: `layout.AffineRows`.
+        neuron: `layout.NeuronCode`.
+        around: states before the first step and after the last one, [S, N H W C] or empty.
+        out: [T, N H' W' C].
+        sizes: `layout.Sizes`.
     """
+    scale, shift, _ = norm
+    fire, _, parameters, start = neuron
+    v_first, v_last = around
+    steps, height, width, channels, run, pool = sizes
     pooled = pool != NO_POOL
     first = np.int64(0)  # numba compiles a function again for a literal
     rows = 4 if pooled else 1
@@ -196,28 +224,29 @@ def forward(
     for unit in range(begin, end):
         target, n = _place(unit, height, width, channels, pooled, run, starts)
         chunk = channels if pooled else n
+        direct = is_direct(y, added, scale, x, pooled, n)
         begin_states(v_first, start, states, rows, starts, chunk, n)
-        if constant:
+        if constant and not direct:
             for i in range(rows):
-                _normalise(y, first, starts[i], chunk, n, scale, shift, first, x, i)
-                _add_loaded(added, first, starts[i], chunk, n, x, i)
+                read_input(y, first, starts[i], chunk, n, added, scale, shift, first, x, i)
         for t in range(steps):
             s = t if scale.shape[0] > 1 else 0
             for i in range(rows):
-                if not constant:
-                    _normalise(y, t, starts[i], chunk, n, scale, shift, s, x, i)
-                    _add_loaded(added, t, starts[i], chunk, n, x, i)
+                if not (constant or direct):
+                    read_input(y, t, starts[i], chunk, n, added, scale, shift, s, x, i)
                 own = states.ctypes.data + i * of_row
+                from_x, to_spikes = x.ctypes.data + i * of_row, spikes.ctypes.data + i * of_row
+                if direct:
+                    from_x, to_spikes = address(y, first if constant else t, target), address(out, t, target)
                 call(
                     fire,
                     (
-                        n, x.ctypes.data + i * of_row, own, of_state, own, of_state,
-                        parameters.ctypes.data, parameters.shape[1], spikes.ctypes.data + i * of_row,
+                        n, from_x, own, of_state, own, of_state, parameters.ctypes.data, parameters.shape[1], to_spikes,
                     ),
                 )  # fmt: skip
             if pooled:
                 _pool(spikes, n, pool == AVG, out, t, target)
-            else:
+            elif not direct:
                 _store(spikes, first, n, n, out, t, target)
         if v_last.shape[0]:
             for i in range(start.size * rows):
@@ -226,6 +255,8 @@ def forward(
     keep(states)
     keep(spikes)
     keep(parameters)
+    keep(y)
+    keep(out)
 
 
 @compiled

@@ -6,16 +6,17 @@ from plif_lightning.kernels.cpu import (
     AVG,
     MAX_RANDOM,
     NO_POOL,
-    _add_loaded,
     _fill,
     _load,
     _narrow,
-    _normalise,
     _place,
     _store,
     _wide,
+    address,
     aligned,
     begin_states,
+    is_direct,
+    read_input,
     whole_vectors,
     working_rows,
 )
@@ -105,12 +106,13 @@ def work_of_backward(real, steps, states, run, channels, pooled, map_windows):
     by_states = working_rows(states * rows, width, real)
     x = working_rows(rows, width, real)
     by_x = working_rows(rows, width, real)  # of a held input: its sum over the steps
-    now = working_rows(4, width, real)  # spikes of a step; then the gradients of its window and of X
+    spikes = working_rows(rows, width, real)  # of a step
+    by_step = working_rows(2, width, real)  # gradients of a step: of its window, and of X
     tied, winner = aligned(width, real), working_rows(steps if pooled else 1, width, real)
     number = np.empty(run, np.uint32)
     for i in range(run):
         number[i] = i // channels + i % channels * map_windows
-    return history, by_states, x, by_x, now, tied, winner, number
+    return history, by_states, x, by_x, spikes, by_step, tied, winner, number
 
 
 @inner
@@ -121,50 +123,56 @@ def place_of_ties(target, image_windows, channels):
 
 
 @compiled
-def backward(
-    begin, end, slot, y, added, scale, shift, mean, parameters, start, v_first, grad_out, grad_v_last, grad_y,
-    grad_v_first, sums, sums_learned, fire, fire_back, steps, height, width, channels, run, pool, seed,
-):  # fmt: skip
+def backward(begin, end, slot, y, added, norm, neuron, v_first, grads, sums, sizes, seed):
     """Gradients of units begin .. end - 1.
 
-    `added` is as in `cpu.forward`. grad_y gets dL/dX, with X = BN's output, in the shape of y. sums[slot, 0] and
-    sums[slot, 1] get, for each row of scale, the sums of dL/dX and of dL/dX (y - mean), [..., run]; sums_learned[slot]
-    those of the gradients of the parameters [P, width], which are spread over 16 places if all neurons share them.
+    Args:
+        y: as in `cpu.forward`, and so are added, norm, neuron and sizes.
+        v_first: states before the first step, [S, N H W C] or empty.
+        grads: `layout.Gradients`; those of y and of v_first are written.
+        sums: [slots, 2, rows of scale, run], which get for each row of scale the sums of dL/dX and of dL/dX (y - mean),
+            and [slots, P, width], which get those of the gradients of the parameters, spread over 16 places if all
+            neurons share them.
+        seed: of the ties of a maximum.
     """
+    steps, height, width, channels, run, pool = sizes
     pooled = pool != NO_POOL
     starts = np.zeros(4, np.int64)
     image_windows = (height // 2) * (width // 2)
-    work = work_of_backward(scale.dtype, steps, start.size, run, channels, pooled, image_windows)
+    work = work_of_backward(norm[0].dtype, steps, neuron[3].size, run, channels, pooled, image_windows)
     of_step = y.shape[1] // (height * width) * image_windows
     for unit in range(begin, end):
         target, n = _place(unit, height, width, channels, pooled, run, starts)
         place = place_of_ties(target, image_windows, channels) if pooled else 0
+        of_unit = starts, target, n, channels if pooled else n
         backward_unit(
-            y, added, starts, target, n, channels if pooled else n, slot, scale, shift, mean, parameters, start,
-            v_first, grad_out, grad_v_last, grad_y, grad_v_first, sums, sums_learned, fire, fire_back, steps, pool,
-            seed, place, of_step, work,
-        )  # fmt: skip
+            y, added, norm, neuron, v_first, grads, sums, slot, of_unit, steps, pool, (seed, place, of_step), work
+        )
 
 
 @inner(inline="always")  # or it would be compiled twice
-def backward_unit(
-    y, added, starts, target, n, chunk, slot, scale, shift, mean, parameters, start, v_first, grad_out, grad_v_last,
-    grad_y, grad_v_first, sums, sums_learned, fire, fire_back, steps, pool, seed, place, places_of_step, work,
-):  # fmt: skip
+def backward_unit(y, added, norm, neuron, v_first, grads, sums, slot, of_unit, steps, pool, ties, work):
     """Gradients of one unit: n outputs from `target` on; `starts` are the offsets of its neurons in a step of y."""
+    scale, shift, mean = norm
+    fire, fire_back, parameters, start = neuron
+    grad_out, grad_v_last, grad_y, grad_v_first = grads
+    of_norm, of_parameters = sums
+    starts, target, n, chunk = of_unit
+    seed, place, places_of_step = ties
+    history, by_states, x, by_x, spikes, by_step, tied, winner, number = work
     pooled = pool != NO_POOL
     first, second = np.int64(0), np.int64(1)  # numba compiles a function again for a literal
     pooled_max = pooled and pool != AVG
     rows = 4 if pooled else 1
-    history, by_states, x, by_x, now, tied, winner, number = work
     constant = y.shape[0] == 1
-    kinds = scale.shape[0]
+    direct = is_direct(y, added, scale, x, pooled, n) and not constant
+    norm_rows = scale.shape[0]
     run, padded = number.size, x.shape[1]
-    totals = sums.reshape(sums.size // run, run)
+    totals = of_norm.reshape(of_norm.size // run, run)
     of_row, of_state = padded * x.itemsize, rows * padded
     of_step = history.shape[0] // (steps + 1) * of_row
-    to_learned = sums_learned.ctypes.data + slot * sums_learned.shape[1] * sums_learned.shape[2] * 8
-    zero = scale.dtype.type(0.0)
+    to_learned = of_parameters.ctypes.data + slot * of_parameters.shape[1] * of_parameters.shape[2] * 8
+    zero = x.dtype.type(0.0)
     begin_states(v_first, start, history, rows, starts, chunk, n)
     for i in range(start.size * rows):
         if grad_v_last.shape[0]:
@@ -173,68 +181,78 @@ def backward_unit(
             _fill(by_states, i, n, zero)
     if constant:
         for i in range(rows):
-            _normalise(y, first, starts[i], chunk, n, scale, shift, first, x, i)
-            _add_loaded(added, first, starts[i], chunk, n, x, i)
+            read_input(y, first, starts[i], chunk, n, added, scale, shift, first, x, i)
             _fill(by_x, i, n, zero)
     for t in range(steps):
-        s = t if kinds > 1 else 0
+        s = t if norm_rows > 1 else 0
         for i in range(rows):
-            if not constant:
-                _normalise(y, t, starts[i], chunk, n, scale, shift, s, x, i)
-                _add_loaded(added, t, starts[i], chunk, n, x, i)
+            if not (constant or direct):
+                read_input(y, t, starts[i], chunk, n, added, scale, shift, s, x, i)
             before = history.ctypes.data + t * of_step + i * of_row
             call(
                 fire,
                 (
-                    n, x.ctypes.data + i * of_row, before, of_state, before + of_step, of_state,
-                    parameters.ctypes.data, parameters.shape[1], now.ctypes.data + i * of_row,
+                    n, address(y, t, target) if direct else x.ctypes.data + i * of_row, before, of_state,
+                    before + of_step, of_state, parameters.ctypes.data, parameters.shape[1],
+                    spikes.ctypes.data + i * of_row,
                 ),
             )  # fmt: skip
         if pooled_max:
             if pool == MAX_RANDOM:
-                _count_fired(now, n, tied)
+                _count_fired(spikes, n, tied)
                 _ranks(tied, n, number, np.uint32(place + t * places_of_step), seed, winner, t)
             else:
                 _fill(winner, t, n, zero)
-            _winners(now, n, winner, t)
+            _winners(spikes, n, winner, t)
     for t in range(steps - 1, -1, -1):
-        s = t if kinds > 1 else 0
-        _load(grad_out, t, target, n, n, now, first)
-        if pool == AVG:
-            _scale(now, 0, n, scale.dtype.type(0.25))
+        s = t if norm_rows > 1 else 0
+        if not direct:
+            _load(grad_out, t, target, n, n, by_step, first)
+            if pool == AVG:
+                _scale(by_step, 0, n, x.dtype.type(0.25))
         for i in range(rows):
-            if not constant:
-                _normalise(y, t, starts[i], chunk, n, scale, shift, s, x, i)
-                _add_loaded(added, t, starts[i], chunk, n, x, i)
+            if not (constant or direct):
+                read_input(y, t, starts[i], chunk, n, added, scale, shift, s, x, i)
+            from_x, by_window, to_x = x.ctypes.data + i * of_row, by_step.ctypes.data, by_step.ctypes.data + of_row
+            if direct:
+                from_x, by_window = address(y, t, target), address(grad_out, t, target)
+                to_x = address(grad_y, t, target)
             call(
                 fire_back,
                 (
-                    n, x.ctypes.data + i * of_row, history.ctypes.data + t * of_step + i * of_row, of_state,
-                    parameters.ctypes.data, parameters.shape[1], now.ctypes.data,
-                    winner.ctypes.data + (t * of_row if pooled_max else 0), i, by_states.ctypes.data + i * of_row,
-                    of_state, now.ctypes.data + of_row, to_learned, sums_learned.shape[2],
+                    n, from_x, history.ctypes.data + t * of_step + i * of_row, of_state, parameters.ctypes.data,
+                    parameters.shape[1], by_window, winner.ctypes.data + (t * of_row if pooled_max else 0), i,
+                    by_states.ctypes.data + i * of_row, of_state, to_x, to_learned, of_parameters.shape[2],
                 ),
             )  # fmt: skip
             if constant:
-                _add(now, 1, n, by_x, i)
-            else:
-                to_grad = 2 * kinds * slot + s
-                _sum_with_y(y, t, starts[i], chunk, n, mean, s, now, second, totals, to_grad, to_grad + kinds)
-                _store(now, second, n, chunk, grad_y, t, starts[i])
-    for i in range(rows):
-        if constant:
-            to_grad = 2 * slot
-            _sum_with_y(y, first, starts[i], chunk, n, mean, first, by_x, i, totals, to_grad, to_grad + 1)
+                _add(by_step, 1, n, by_x, i)
+            elif not direct:
+                if norm_rows:
+                    to_grad = 2 * norm_rows * slot + s
+                    _sum_with_y(
+                        y, t, starts[i], chunk, n, mean, s, by_step, second, totals, to_grad, to_grad + norm_rows
+                    )
+                _store(by_step, second, n, chunk, grad_y, t, starts[i])
+    if constant:
+        for i in range(rows):
+            if norm_rows:
+                to_grad = 2 * slot
+                _sum_with_y(y, first, starts[i], chunk, n, mean, first, by_x, i, totals, to_grad, to_grad + 1)
             _store(by_x, i, n, chunk, grad_y, first, starts[i])
     if grad_v_first.shape[0]:
         for i in range(start.size * rows):
             _store(by_states, i, n, chunk, grad_v_first, i // rows, starts[i % rows])
     keep(history)
     keep(winner)
-    keep(now)
+    keep(spikes)
+    keep(by_step)
     keep(by_states)
     keep(parameters)
-    keep(sums_learned)
+    keep(of_parameters)
+    keep(y)
+    keep(grad_out)
+    keep(grad_y)
 
 
 @compiled

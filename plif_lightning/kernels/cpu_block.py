@@ -62,19 +62,26 @@ def _store(states, state, at, maps, pixel):
 
 
 @compiled
-def conv_fire_pool(
-    begin, end, slot, places, starts, values, table, scale, shift, parameters, start, v_first, v_last, out, fire_window,
-    valid, steps, of_height, of_width, pooled, run, stride, taps,
-):  # fmt: skip
-    """Spikes of units begin .. end - 1, as bits.
+def conv_fire_pool(begin, end, slot, maps, table, norm, neuron, states_around, out, valid, sizes, stride, taps):
+    """Spikes of units begin .. end - 1, as bits. A unit is `run` positions of a row, or `run` windows of two rows.
 
-    places, starts, values, table, stride and taps are as in `cpu_sparse.conv`, for feature maps [T N, of_height,
-    of_width], whose convolution is [T N, H, W]; the number of outputs O of the table is a multiple of 16. scale and
-    shift are [T or 1, O], flat and float32, parameters [P, 1 or O]; `start` is the state of a neuron before the first
-    step [S]; v_first and v_last are [S, N H W, outputs], or empty. out is [T N H' W', O / 64], `valid` the bits of
-    outputs in its last word. A unit is `run` positions of a row, or `run` windows of two rows. `fire_window` is the
-    address of the neuron's code.
+    Args:
+        maps: places, starts and values, as in `cpu_sparse.conv`, of feature maps [T N, height, width], whose
+            convolution is [T N, H, W]; table, stride and taps likewise. The number of outputs O of the table is a
+            multiple of 16.
+        norm: `layout.AffineRows`, [T or 1, O], flat and float32.
+        neuron: `layout.NeuronCode`, of `fire_window`; parameters [P, 1 or O].
+        states_around: before the first step and after the last one, [S, N H W, outputs], or empty.
+        out: [T N H' W', O / 64].
+        valid: the bits of outputs in the last word of a position.
+        sizes: `layout.Sizes` of the feature maps.
     """
+    places, starts, values = maps
+    scale, shift, _ = norm
+    fire_window, _, parameters, start = neuron
+    v_first, v_last = states_around
+    steps, of_height, of_width, _, run, pool = sizes
+    pooled = pool != NO_POOL
     outputs = table.shape[1]
     images = (starts.size - 1) // (steps * of_height * of_width)
     height, width = (of_height - 1) // stride + 1, (of_width - 1) // stride + 1
@@ -134,16 +141,21 @@ def conv_fire_pool(
 
 
 @compiled
-def conv_fire_pool_backward(
-    begin, end, slot, places, starts, values, table, scale, shift, mean, parameters, start, nothing, grad_out, sums,
-    sums_learned, grad_table, fire, fire_back, steps, height, width, outputs, run, pool, seed,
-):  # fmt: skip
+def conv_fire_pool_backward(begin, end, slot, maps, table, norm, neuron, grads, sums, grad_table, sizes, seed):
     """Gradients of units begin .. end - 1, the same units as in `conv_fire_pool`; recomputes the potentials.
 
-    Arguments are as in `conv_fire_pool`, the others as in `cpu_backward.backward`, with `outputs` channels and runs of
-    `run` windows. grad_table[slot] gets, for each row of scale, the gradient of the table before its multiplication by
-    that row, [S, 9 C, O]. `nothing` is an empty array in place of unused potentials.
+    Args:
+        maps: as in `conv_fire_pool`, and so is table.
+        norm: as in `cpu_backward.backward`, and so are neuron, grads, sums and seed; in grads, and in place of unused
+            potentials, all but that of the output are empty.
+        grad_table: [slots, S, 9 C, O] gets, for each row of scale, the gradient of the table before its multiplication
+            by that row.
+        sizes: `layout.Sizes`, whose channels are the outputs and whose run is one of windows.
     """
+    places, starts, values = maps
+    scale, start = norm[0], neuron[3]
+    grad_out, nothing, _, _ = grads
+    steps, height, width, outputs, run, pool = sizes
     images = (starts.size - 1) // (steps * height * width)
     pooled = pool != NO_POOL
     halve = 2 if pooled else 1
@@ -159,7 +171,7 @@ def conv_fire_pool_backward(
         firsts[i] = (i // 2 * 2 * run + i % 2) * outputs
     work = work_of_backward(np.float32, steps, start.size, run * outputs, outputs, pooled, rows * windows)
     flat_table, of_table = grad_table.reshape(grad_table.size), table.shape[0] * table.shape[1]
-    kinds = scale.shape[0]
+    norm_rows = scale.shape[0]
     for unit in range(begin, end):
         image, r, first = unit // (runs * rows), unit // runs % rows, unit % runs * run
         n = min(run, windows - first)
@@ -175,20 +187,18 @@ def conv_fire_pool_backward(
                         _round(table, total, 0)
                     _put(total, found, outputs, y, t, (down * halve * run + across) * outputs)
         target = ((image * rows + r) * windows + first) * outputs
-        place = place_of_ties(target, rows * windows, outputs)
-        backward_unit(
-            y, nothing, firsts, target, n * outputs, outputs if pooled else n * outputs, slot, scale, shift, mean,
-            parameters, start, nothing, grad_out, nothing, grad_y, nothing, sums, sums_learned, fire, fire_back, steps,
-            pool, seed, place, images * outputs * rows * windows, work,
-        )  # fmt: skip
+        of_unit = firsts, target, n * outputs, outputs if pooled else n * outputs
+        ties = seed, place_of_ties(target, rows * windows, outputs), images * outputs * rows * windows
+        of_grads = grad_out, nothing, grad_y, nothing
+        backward_unit(y, nothing, norm, neuron, nothing, of_grads, sums, slot, of_unit, steps, pool, ties, work)
         for t in range(steps):
-            of_kind = (kinds * slot + (t if kinds > 1 else 0)) * of_table
+            to_table = (norm_rows * slot + (t if norm_rows > 1 else 0)) * of_table
             for down in range(halve):
                 for across in range(halve * n):
                     row, x = (t * images + image) * height + top + down, left + across
                     ranges = around(starts, row, top + down, x, height, width, _TAPS_OF_3X3)
                     to = (down * halve * run + across) * outputs
-                    _add_to_table(places, ranges, values, row, x, width, grad_y, t, to, flat_table, of_kind, table)
+                    _add_to_table(places, ranges, values, row, x, width, grad_y, t, to, flat_table, to_table, table)
 
 
 @inner

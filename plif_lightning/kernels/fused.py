@@ -49,18 +49,22 @@ class _Fire(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, learned, states)
         ctx.settings = neuron, steps
-        one = x.new_ones(1, x.shape[2], dtype=real_type(x))
-        return ops.fire(x, one, torch.zeros_like(one), learned, states, steps, POOLS["none"], neuron, True)
+        # Most often the last states have no gradient; zeros in its place would cost a pass, and PyTorch's threads,
+        # which fill them, spin for a while afterwards and keep ours waiting (12 ms instead of 4.4 on two cores, Zen 4).
+        ctx.set_materialize_grads(False)
+        scale = ops.no_norm(x)
+        return ops.fire(x, scale, 0 * scale, learned, states, steps, POOLS["none"], neuron, True)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_spikes: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None) -> tuple[Tensor | None, ...]:
         x, learned, states = ctx.saved_tensors
         neuron, steps = ctx.settings
-        one = x.new_ones(1, x.shape[2], dtype=real_type(x))
-        zero = torch.zeros_like(one)
+        grad_spikes = x.new_zeros(steps, *x.shape[1:]) if grad_spikes is None else grad_spikes
+        scale = ops.no_norm(x)
+        zero = 0 * scale
         grad_x, grad_first, _, grad_learned = ops.fire_backward(
-            x, one, zero, zero, learned, states, no_seed(), grad_spikes, grad_last, steps, POOLS["none"], neuron
+            x, scale, zero, zero, learned, states, no_seed(), grad_spikes, grad_last, steps, POOLS["none"], neuron
         )
         return grad_x, grad_learned, None if states is None else grad_first, None, None
 

@@ -1,7 +1,7 @@
 """Shared by all kernels: numbers of named options, memory layout of feature maps, division into units of work."""
 
 import os
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -106,6 +106,72 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+class Sizes(NamedTuple):
+    """Sizes of a feature map and its division, as the compiled loops take them.
+
+    Attributes:
+        steps: T.
+        height: of one image; without a pool, of all images together.
+        width: of one image.
+        channels: C.
+        run: values of a run, see `Geometry`.
+        pool: number of the pooling, see POOLS.
+    """
+
+    steps: int
+    height: int
+    width: int
+    channels: int
+    run: int
+    pool: int
+
+
+class AffineRows(NamedTuple):
+    """BN's affine map X = scale y + shift, as the compiled loops take it.
+
+    Attributes:
+        scale: [T or 1, run]; [0, run] where neurons see y itself.
+        shift: as scale.
+        mean: of y, for the sums of a backward pass; as scale.
+    """
+
+    scale: NDArray[Any]
+    shift: NDArray[Any]
+    mean: NDArray[Any]
+
+
+class NeuronCode(NamedTuple):
+    """A layer of neurons, as the compiled loops take it.
+
+    Attributes:
+        fire: address of the code of a step, see `machine_code`.
+        fire_back: of a step back; 0 in a forward pass.
+        parameters: [P, 1] shared by all neurons, or [P, width].
+        start: the states before the first step [S].
+    """
+
+    fire: int
+    fire_back: int
+    parameters: NDArray[Any]
+    start: NDArray[Any]
+
+
+class Gradients(NamedTuple):
+    """Gradients of a backward pass, as the compiled loops take them; each may be empty.
+
+    Attributes:
+        out: of the output, [T, N H' W' C].
+        last: of the states after the last step, [S, N H W C].
+        y: of BN's output X, in the shape of y; written.
+        first: of the states before the first step, [S, N H W C]; written.
+    """
+
+    out: NDArray[Any]
+    last: NDArray[Any]
+    y: NDArray[Any]
+    first: NDArray[Any]
+
+
 class Geometry:
     """Division of a feature map into units of work, and arguments of the compiled loops that depend on it.
 
@@ -158,13 +224,12 @@ class Geometry:
         return found
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """T, sizes and pool, as the compiled loops take them."""
-        return self.steps, self.height, self.width_of_map, self.channels, self.run, self.pool
+    def sizes(self) -> Sizes:
+        return Sizes(self.steps, self.height, self.width_of_map, self.channels, self.run, self.pool)
 
     def summed(self, totals: NDArray[Any]) -> Tensor:
         """Reduce sums per slot and position in a run [slots, ..., run] to sums per channel [..., C]."""
-        by_channel = totals[..., : self.run].reshape(*totals.shape[:-1], -1, self.channels)
+        by_channel = totals[..., : self.run].reshape(*totals.shape[:-1], self.run // self.channels, self.channels)
         return torch.from_numpy(by_channel.sum((0, -2), dtype=np.float64))
 
     def summed_parameters(self, totals: NDArray[Any], learned: Tensor) -> Tensor:

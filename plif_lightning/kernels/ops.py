@@ -21,7 +21,10 @@ from plif_lightning.kernels.layout import (
     BACKWARD,
     LANES,
     POOLS,
+    AffineRows,
     Geometry,
+    Gradients,
+    NeuronCode,
     array_of,
     channels_last,
     empty_map,
@@ -112,6 +115,15 @@ def start_of(neuron: Program, real: torch.dtype) -> NDArray[Any]:
     return np.array(neuron.start, np.float64 if real == torch.float64 else np.float32)
 
 
+def no_norm(y: Tensor) -> Tensor:
+    """Scale and shift of `fire` without BN: [0, C] for the CPU's loops, which then read y itself; otherwise ones.
+
+    (Their shift is zero times it.)
+    """
+    on_cpu = y.device.type == "cpu" and not layout.interpreted()
+    return y.new_ones(0 if on_cpu else 1, y.shape[2], dtype=real_type(y))
+
+
 @_Kernel
 def fire(
     y: Tensor,
@@ -129,7 +141,7 @@ def fire(
 
     Args:
         y: [T, N, C, H, W], or [1, N, C, H, W] held for T steps.
-        scale: factor per channel, and per step if BN's statistics are, [T or 1, C].
+        scale: factor per channel, and per step if BN's statistics are, [T or 1, C]; without BN as of `no_norm`.
         shift: added to scale y, as scale.
         learned: parameters of the neurons, see `layout.rows_of`, [P, 1 or C].
         states: before the first step [S, N, C, H, W]; None for those of the neuron.
@@ -149,10 +161,11 @@ def fire(
     halve = 2 if geometry.pooled else 1
     out = empty_map(y, steps, y.shape[3] // halve, y.shape[4] // halve)
     final = empty_states(y, len(p.states) if last else 0)
-    rows = geometry.tiled(scale, real), geometry.tiled(shift, real), geometry.parameters(learned, real)
-    around = start_of(p, real), _optional(states, real), array_of(final) if last else _optional(None, real)
+    norm = AffineRows(geometry.tiled(scale, real), *[geometry.tiled(shift, real)] * 2)
     code = code_of("fire", neuron, real, learned.shape[1] == 1)
-    given = array_of(y), _added(added, y), *rows, *around, array_of(out), code, *geometry.sizes
+    loop = NeuronCode(code, 0, geometry.parameters(learned, real), start_of(p, real))
+    around = _optional(states, real), array_of(final) if last else _optional(None, real)
+    given = array_of(y), _added(added, y), norm, loop, around, array_of(out), geometry.sizes
     parallel(cpu.forward, geometry.units, geometry.threads, *given)
     return out, final
 
@@ -199,19 +212,17 @@ def fire_backward(
         grad_y.zero_()  # an odd last row or column lies in no window
     grad_first = empty_states(y, 0 if states is None else len(p.states))
     sums, sums_learned = sums_for(geometry, len(scale), learned, real)
-    rows = *(geometry.tiled(row, real) for row in (scale, shift, mean)), geometry.parameters(learned, real)
-    given = (
-        array_of(y),
-        _added(added, y),
-        *rows,
-        start_of(p, real),
-        _optional(states, real),
+    norm = AffineRows(*(geometry.tiled(row, real) for row in (scale, shift, mean)))
+    codes = codes_of_backward(neuron, pool, real, learned)
+    loop = NeuronCode(*codes, geometry.parameters(learned, real), start_of(p, real))
+    grads = Gradients(
         array_of(channels_last(grad_out.to(y.dtype))),
+        _optional(grad_last, real),
+        array_of(grad_y),
+        _optional(None, real) if states is None else array_of(grad_first),
     )
-    found = array_of(grad_y), _optional(None, real) if states is None else array_of(grad_first), sums, sums_learned
-    code = codes_of_backward(neuron, pool, real, learned)
-    around = *geometry.sizes, seed_of(seed)
-    arguments = *given, _optional(grad_last, real), *found, *code, *around
+    inputs = array_of(y), _added(added, y), norm, loop, _optional(states, real)
+    arguments = *inputs, grads, (sums, sums_learned), geometry.sizes, seed_of(seed)
     parallel(cpu_backward.backward, geometry.units, geometry.threads, *arguments)
     return grad_y, grad_first, *sums_of_backward(geometry, sums, sums_learned, scale, learned)
 
@@ -229,10 +240,12 @@ def codes_of_backward(neuron: str, pool: int, real: torch.dtype, learned: Tensor
     return code_of("fire", neuron, real, shared), code_of("fire_back", neuron, real, shared, to_winner)
 
 
-def sums_for(geometry: Geometry, kinds: int, learned: Tensor, real: torch.dtype) -> tuple[NDArray[Any], NDArray[Any]]:
+def sums_for(
+    geometry: Geometry, norm_rows: int, learned: Tensor, real: torch.dtype
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Zeros for the sums of `cpu_backward.backward`, of each thread: for each row of scale, and of the parameters."""
     slots, shared = geometry.threads, learned.shape[1] == 1
-    sums = np.zeros((slots, 2, kinds, geometry.run), np.float64 if real == torch.float64 else np.float32)
+    sums = np.zeros((slots, 2, norm_rows, geometry.run), np.float64 if real == torch.float64 else np.float32)
     return sums, np.zeros((slots, len(learned), LANES if shared else geometry.width), np.float64)
 
 

@@ -228,3 +228,12 @@ def test_who_listens_to_an_image_after_a_single_step_hears_all_steps(channels):
         votes = made(image)
     assert torch.equal(votes, deployed(net)(image))
     assert heard["conv1"].shape == (4, 3, 8, 12, 12)
+
+
+def test_a_held_image_that_reaches_the_fc_layers_without_neurons_is_seen_at_all_steps():
+    net = trained(structure="c4k3s1-BN-AP-FC6-PLIF-APk2s2", shape=(1, 12, 12))
+    x = torch.rand(3, 1, 12, 12)
+    with torch.no_grad():
+        expected = net(x)
+    assert len(expected.unique(dim=0)) > 1  # steps differ, as potentials do
+    torch.testing.assert_close(deployed(net)(x), expected)
