@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "runtime": {"errors"},
     "dynamics": {"errors"},
     "kernels": {"runtime", "errors", "dynamics"},
-    "neurons": {"errors", "dynamics", "kernels"},
+    "neurons": {"errors", "structure", "dynamics", "kernels"},
     "network": {"runtime", "errors", "version", "structure", "dynamics", "kernels", "neurons"},
     "deploy": {"runtime", "errors", "structure", "dynamics", "kernels", "neurons", "network", "events"},
     "neurobench": {"errors", "network", "neurons", "runtime"},

@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +14,13 @@ from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import fused
 from plif_lightning.kernels.bits import look
 from plif_lightning.kernels.dense import WIDENS_BFLOAT16, takes_patches
-from plif_lightning.kernels.layout import interpreted
+from plif_lightning.kernels.layout import ACCELERATORS, interpreted
 from plif_lightning.kernels.trust import agrees
 
-BackendName = Literal["auto", "reference", "cpu", "triton"]
+if TYPE_CHECKING:
+    BackendName = str
+else:
+    BackendName = Literal["auto", "reference", "cpu", *ACCELERATORS]  # which the command line shows
 Sparse = Literal["auto", "never", "always"]
 # Layers of spikes, and a block of convolution, neurons and pool on frames of events.
 OpName = Literal["conv", "linear", "events"]
@@ -37,8 +40,8 @@ LEAST_WIDTH: dict[OpName, int] = {"conv": 64, "linear": 512, "events": 0}
 LEAST_SIDE = 8
 # Multiplications of the dense form below which even sampling the density costs too much.
 _WORTH_LOOKING = 2**24
-# numba does not support float16; the Triton kernels compute in float32.
-_UNSUPPORTED_TYPE = {"cpu": torch.float16, "triton": torch.float64}
+# Types that a backend does not compute in: numba does not support float16.
+_LACKS = {"cpu": torch.float16, **{name: one.lacks for name, one in ACCELERATORS.items()}}
 
 
 class Skip(NamedTuple):
@@ -85,7 +88,7 @@ def break_even(name: OpName, weight: Tensor, dtype: torch.dtype, side: int) -> t
 
 
 class Backend:
-    """Selects the implementation by the device of the data: plain PyTorch (reference), numba (cpu) or Triton.
+    """Selects the implementation by the device of the data: plain PyTorch (reference), numba (cpu) or an accelerator's.
 
     Args:
         name: `auto` takes the fastest form that runs on the device of the data: numba kernels on a CPU, Triton on a
@@ -101,8 +104,9 @@ class Backend:
         for argument, value, known in (("sparse", sparse, Sparse), ("backend", name, BackendName)):
             require_one_of(argument, value, known)
         self.name, self.sparse = name, sparse
-        self._triton = importlib.util.find_spec("triton") is not None
-        self._triton_runs_on = "cpu" if interpreted() else "cuda"
+        self._installed = {
+            one.device: name for name, one in ACCELERATORS.items() if importlib.util.find_spec(one.package) is not None
+        }
 
     def chosen(self, device: torch.device) -> str:
         """The implementation that runs on this device: reference, cpu or triton.
@@ -113,10 +117,10 @@ class Backend:
         if self.name == "auto":
             if torch.compiler.is_exporting() or torch._C._is_tracing():  # a program of PyTorch's operators alone
                 return "reference"
-            if device.type == "cuda" and self._triton:
-                return "triton"
-            return "cpu" if device.type == "cpu" else "reference"
-        runs_on = {"reference": device.type, "cpu": "cpu", "triton": self._triton_runs_on}[self.name]
+            return "cpu" if device.type == "cpu" else self._installed.get(device.type, "reference")
+        runs_on = device.type if self.name == "reference" else "cpu"
+        if self.name in ACCELERATORS and not interpreted():
+            runs_on = ACCELERATORS[self.name].device
         if device.type != runs_on:
             raise UserError(
                 f"backend={self.name!r} runs on {runs_on}, but the data is on {device.type}: pass --model.backend auto."
@@ -131,11 +135,11 @@ class Backend:
         On a GPU `auto` first compares them with the reference for these neurons, once in a process.
         """
         chosen = self.chosen(device)
-        if dtype is not None and dtype == _UNSUPPORTED_TYPE.get(chosen):
+        if dtype is not None and dtype == _LACKS.get(chosen):
             if self.name == "auto":
                 return False
             raise UserError(f"backend={chosen!r} does not compute in {str(dtype)[6:]}: pass --model.backend auto.")
-        if self.name == "auto" and chosen == "triton" and neurons is not None and not agrees(neurons(), device):
+        if self.name == "auto" and chosen in ACCELERATORS and neurons is not None and not agrees(neurons(), device):
             return False
         return chosen != "reference"
 

@@ -5,6 +5,8 @@ each (M = 1 without a pool) and BC channels, for all T steps in turn. The backwa
 into a temporary buffer.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -280,6 +282,17 @@ class _Tiles:
         return {"P": self.block, "M": self.neurons, "BC": self.block_channels, **_OPTIONS}
 
 
+def _on_its_device(launch):
+    """Decorator: Triton launches on the current device, which may not be that of the data."""
+
+    @functools.wraps(launch)
+    def run(x: Tensor, *arguments):
+        with torch.cuda.device_of(x):
+            return launch(x, *arguments)
+
+    return run
+
+
 def _rows(learned: Tensor, y: Tensor) -> Tensor:
     """The neurons' parameters [N, C]."""
     return learned.detach().float().expand(-1, y.shape[2]).contiguous()
@@ -294,6 +307,7 @@ def _states(states: Tensor | None, y: Tensor) -> Tensor:
     return y.new_empty(0, dtype=torch.float32) if states is None else channels_last(states.detach().float())
 
 
+@_on_its_device
 def fire(
     y: Tensor, scale: Tensor, shift: Tensor, learned: Tensor, states: Tensor | None, steps: int, pool: int,
     neuron: str, last: bool, added: Tensor | None = None,
@@ -315,6 +329,7 @@ def fire(
     return out, final
 
 
+@_on_its_device
 def fire_backward(
     y: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, learned: Tensor, states: Tensor | None, seed: Tensor,
     grad_out: Tensor, grad_last: Tensor | None, steps: int, pool: int, neuron: str, added: Tensor | None = None,
@@ -347,6 +362,7 @@ def fire_backward(
     return grad_y, grad_first, totals, grad_learned.float()
 
 
+@_on_its_device
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """`ops.moments` on CUDA."""
     y = channels_last(y)
@@ -360,6 +376,7 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     return (pivot + first).float(), (second - first.square()).clamp_(min=0).float()
 
 
+@_on_its_device
 def normalize_backward(grad: Tensor, y: Tensor, factor: Tensor, offset: Tensor, slope: Tensor) -> None:
     """`ops.normalize_backward` on CUDA."""
     y = channels_last(y)

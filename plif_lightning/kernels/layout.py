@@ -92,13 +92,34 @@ def real_type(y: Tensor) -> torch.dtype:
     return torch.promote_types(y.dtype, torch.float32)
 
 
+class Accelerator(NamedTuple):
+    """A backend beside the CPU's kernels.
+
+    Attributes:
+        device: type of the devices that it runs on.
+        module: its file in `kernels`, with the functions `fire`, `fire_backward`, `moments` and `normalize_backward` of
+            `ops`, for tensors on these devices.
+        package: what it imports.
+        lacks: type that it does not compute in.
+    """
+
+    device: str
+    module: str
+    package: str
+    lacks: torch.dtype
+
+
+# Name of a backend -> what it is. A backend for other devices is a row here and its module.
+ACCELERATORS = {"triton": Accelerator("cuda", "plif_lightning.kernels.gpu", "triton", torch.float64)}
+
+
 # Values of a convolution's output per band: fewer stay in the cache, more need fewer calls.
-BAND = {"cpu": 2**23, "cuda": 2**26}
+BAND = {"cpu": 2**23, "others": 2**26}
 
 
 def at_a_time(device: torch.device) -> int:
     """Values of a large feature map to process at a time."""
-    return BAND.get(device.type, BAND["cuda"])
+    return BAND.get(device.type, BAND["others"])
 
 
 def interpreted() -> bool:

@@ -6,6 +6,7 @@ into that of its input. `fused.py` combines them, with BN's exact gradient.
 """
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -61,7 +62,7 @@ def uncompiled(function: _Function) -> _Function:
 
 
 class _Kernel:
-    """A kernel for CPU tensors, and its namesake in kernels/gpu.py as the operator `torch.ops.plif.NAME` for others.
+    """A kernel for CPU tensors, and its namesakes of `layout.ACCELERATORS` as the operator `torch.ops.plif.NAME`.
 
     Compilers and fake tensors see the operator as one call. With TRITON_INTERPRET=1 it runs on the CPU too, in Triton's
     interpreter.
@@ -74,17 +75,15 @@ class _Kernel:
     def __init__(self, on_cpu: Callable[..., Any], mutates: tuple[str, ...] = ()) -> None:
         self.on_cpu, self.name = on_cpu, on_cpu.__name__
 
-        def on_gpu(*arguments: Any) -> Any:
-            from plif_lightning.kernels import gpu  # deferred: Triton may be missing
-
-            # Triton launches on the current device, which may not be that of the data.
-            with torch.cuda.device_of(arguments[0]):
-                return getattr(gpu, self.name)(*arguments)
-
         tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
         _LIBRARY.define(self.name + torch.library.infer_schema(on_cpu, mutates_args=mutates), tags=tags)
-        for device in ("CUDA", "CPU"):
-            _LIBRARY.impl(self.name, on_gpu, device)
+        for one in layout.ACCELERATORS.values():
+            _LIBRARY.impl(self.name, functools.partial(self._run_in, one.module), one.device.upper())
+        _LIBRARY.impl(self.name, functools.partial(self._run_in, layout.ACCELERATORS["triton"].module), "CPU")
+
+    def _run_in(self, module: str, *arguments: Any) -> Any:
+        """The result of an accelerator's kernel, whose module is imported now: its package may be missing."""
+        return getattr(importlib.import_module(module), self.name)(*arguments)
 
     def register_fake(self, fake: Callable[..., Any]) -> None:
         """Register a function that returns empty results, from which compilers infer shapes and types."""

@@ -18,7 +18,7 @@ from plif_lightning.kernels.trust import difference, tried
 from plif_lightning.network.network import SpikingNetwork, use_backend
 from plif_lightning.network.own import has_votes
 from plif_lightning.runtime.process import milliseconds
-from plif_lightning.structure.notation import NEURONS
+from plif_lightning.structure import NEURONS
 
 _BLOCKS = "c8k3s1-BN-PLIF-{}k2s2-c8k5s2-BN-PLIF-FC20-PLIF-FC8-PLIF"
 # Form -> structure, whether its input is a static image, and arguments of the network.

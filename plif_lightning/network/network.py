@@ -90,8 +90,9 @@ class SpikingNetwork(nn.Module):
         fc_features: output features of every FC layer but the last, which has M * num_classes; 2048.
         votes_per_class: M, output neurons per class; 10.
         dropout: drop probability of every `DP`, or one value for each.
-        neuron: replaces every PLIF: plif (learned tau), lif (fixed tau), if (no leak), clif, alif, qif,
-            eif, klif, synaptic or glif; or a subclass of `Neuron`, its import path, or a layer to copy.
+        neuron: replaces every PLIF: plif (learned tau), lif (fixed tau), if (no leak) or another name of
+            `plif_lightning.structure.NEURONS` in lower case; or a subclass of `Neuron`, its import path, or a layer to
+            copy.
         pooling: avg replaces every max-pool with an average pool.
         pool_ties: which of several firing neurons in a max-pool window gets the gradient: random (the paper) or first.
             For windows of spikes of 2x2 with stride 2; in all others the first gets it.

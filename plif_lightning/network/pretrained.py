@@ -14,9 +14,8 @@ from plif_lightning.network.network import ARGUMENTS, SpikingNetwork, as_plain
 from plif_lightning.network.own import description, neurons_of
 from plif_lightning.runtime.files import written_whole
 from plif_lightning.runtime.program import needed_by
-from plif_lightning.structure import parse
+from plif_lightning.structure import NEURONS, parse
 from plif_lightning.structure.layers import neurons_in
-from plif_lightning.structure.notation import NEURONS
 from plif_lightning.version import __version__
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"

@@ -6,19 +6,21 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from plif_lightning.dynamics.firing import Firing, FiringKeywords, Keywords
 from plif_lightning.errors import UserError
-from plif_lightning.neurons.modules import IF, LIF, PLIF, Neuron, TauPer
-from plif_lightning.neurons.published import ALIF, CLIF, EIF, GLIF, KLIF, QIF, Synaptic
+from plif_lightning.neurons import published
+from plif_lightning.neurons.modules import IF, Neuron, TauPer
+from plif_lightning.structure import NEURONS
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
-NeuronName = Literal["plif", "lif", "if", "clif", "alif", "qif", "eif", "klif", "synaptic", "glif"]
-_CLASSES: dict[str, type[Neuron]] = dict(
-    zip(get_args(NeuronName), (PLIF, LIF, IF, CLIF, ALIF, QIF, EIF, KLIF, Synaptic, GLIF), strict=True)
-)
+_CLASSES: dict[str, type[Neuron]] = {name.lower(): getattr(published, name) for name in NEURONS}
+if TYPE_CHECKING:
+    NeuronName = str
+else:
+    NeuronName = Literal[*_CLASSES]  # which the command line shows
 
 
 class NeuronKeywords(FiringKeywords, total=False):

@@ -3,6 +3,7 @@
 import torch
 
 from plif_lightning.dynamics import Equations
+from plif_lightning.neurons.modules import IF as IF
 from plif_lightning.neurons.modules import LIF, PLIF, Neuron
 from plif_lightning.neurons.parameters import fixed, learned
 

@@ -11,13 +11,14 @@ from plif_lightning.structure.layers import (
     Structure,
     Votes,
 )
-from plif_lightning.structure.notation import parse
+from plif_lightning.structure.notation import NEURONS, parse
 from plif_lightning.structure.paper import NUMBERS, Numbers, numbers_of, resolved
 from plif_lightning.structure.shapes import FROM_DATA, Placed, placed
 
 __all__ = [
     "FC",
     "FROM_DATA",
+    "NEURONS",
     "NUMBERS",
     "Conv",
     "Integrator",

@@ -41,7 +41,7 @@ from plif_lightning.structure.layers import (
     pair,
 )
 
-# Layers of neurons that have a name, by the name in the notation: those of `make_neuron`.
+# Neurons that have a name: their classes in `neurons.published`; on the command line in lower case.
 NEURONS = ("PLIF", "LIF", "IF", "CLIF", "ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
 _CONV = re.compile(r"c(\d+)k(\d+(?:x\d+)?)(?:s(\d+(?:x\d+)?))?(?:p(\d+(?:x\d+)?))?(?:d(\d+(?:x\d+)?))?(?:g(\d+))?")
 _POOL = re.compile(r"(MP|AP)(?:k(\d+(?:x\d+)?)s(\d+(?:x\d+)?)(?:p(\d+(?:x\d+)?))?)?")

@@ -16,6 +16,7 @@ from torch._subclasses import FakeTensorMode
 from plif_lightning import neurons
 from plif_lightning.configs import INPUTS, network_of
 from plif_lightning.dynamics import SurrogateName
+from plif_lightning.structure import NEURONS
 from tests.conftest import PATIENCE, REPOSITORY
 
 triton = pytest.importorskip("triton")
@@ -127,7 +128,7 @@ def test_the_text_of_the_kernels_is_the_one_that_was_read(name):
     assert "".join(linecache.getlines(f"<neuron {key}>")) == expected.read_text()
 
 
-SLOW = ("ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
+SLOW = [name for name in NEURONS if name not in ("PLIF", "LIF", "IF", "CLIF")]
 
 
 @pytest.mark.parametrize("name", ["CLIF", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -188,7 +189,7 @@ def variants():
         yield "_normalize_back", dtype, {"PER_STEP": True, "BLOCK": 1024}
 
 
-OTHERS = ("IF", "CLIF", "ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
+OTHERS = [name for name in NEURONS if name not in ("PLIF", "LIF")]
 
 
 def others():

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
+from plif_lightning.structure import NEURONS
 
-NEURONS = ("PLIF", "LIF", "IF", "CLIF", "ALIF", "QIF", "EIF", "KLIF", "Synaptic", "GLIF")
 # Equations that call a transcendental function: their spikes are equal to rounding only.
 TRANSCENDENTAL = ("CLIF", "EIF")
 
