@@ -7,7 +7,7 @@ For one sample, PyTorch's modules, dispatcher and autograd around a layer would 
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from plif_lightning.dynamics.equations import Dynamics, program, registered
 from plif_lightning.errors import UserError, require_one_of
 from plif_lightning.kernels import EventBlock, Pool, SparseMaps, at_a_time, conv_events, linear_of_bits, table_of
 from plif_lightning.kernels.bits import pack
-from plif_lightning.kernels.layout import POOLS, AffineRows, Geometry, NeuronCode, Sizes, rows_of
+from plif_lightning.kernels.layout import POOLS, AffineRows, Geometry, NeuronCode, rows_of
 from plif_lightning.kernels.ops import start_of
 from plif_lightning.kernels.parallel import parallel
 from plif_lightning.network import SpikingNetwork, use_backend
@@ -81,18 +81,18 @@ class _Fire:
         key = (y.shape, steps, torch.get_num_threads())
         if key not in self._cached:
             self._cached = {**dict(list(self._cached.items())[-7:]), key: self._rows(y, steps)}
-        units, threads, shape, neurons, sizes = self._cached[key]
+        units, threads, shape, norm_and_neuron, sizes = self._cached[key]
         number = len(self._program.states)
         after = torch.empty(number, *y.shape[1:], **_ON) if last else None
         out = torch.empty(shape, **_ON)
         flat, spikes = y.numpy().reshape(len(y), -1), out.numpy().reshape(steps, -1)
         v_first = _NO_STATES if states is None else states.numpy().reshape(number, -1)
         v_last = _NO_STATES if after is None else after.numpy().reshape(number, -1)
-        parallel(cpu.forward, units, threads, flat, flat[:0], *neurons, (v_first, v_last), spikes, sizes)
+        parallel(cpu.forward, units, threads, flat, flat[:0], *norm_and_neuron, (v_first, v_last), spikes, sizes)
         return out, after
 
-    def _rows(self, y: Tensor, steps: int) -> tuple[int, int, tuple[int, ...], tuple[AffineRows, NeuronCode], Sizes]:
-        """Units, threads, the output's shape, and the kernel's arguments that depend on no values."""
+    def _rows(self, y: Tensor, steps: int) -> tuple[int, int, tuple[int, ...], Any, Any]:
+        """Units, threads, the output's shape, and arguments that depend on no values: norm and neuron, sizes."""
         from plif_lightning.kernels.machine_code import code_of
 
         real = torch.float32
@@ -105,7 +105,7 @@ class _Fire:
         halve = 2 if geometry.pooled else 1
         _, n, height, width, channels = y.shape
         shape = (steps, n, height // halve, width // halve, channels)
-        return geometry.units, geometry.threads, shape, (norm, neuron), geometry.sizes
+        return geometry.units, geometry.threads, shape, (tuple(norm), tuple(neuron)), tuple(geometry.sizes)
 
 
 class Frozen:
@@ -122,19 +122,22 @@ class Frozen:
     hear: Hear | None = None
 
     def run(self, x: Signal, states: Carried | None) -> Signal:
-        raise NotImplementedError
+        if states is None:
+            return Signal(self._spikes(x, False, None)[0], x.steps)
+        (neuron,) = self.neurons.values()
+        spikes: Maps = states.through(neuron, partial(self._spikes, x, True))  # type: ignore[arg-type]
+        return Signal(spikes, x.steps)
 
     def _tell(self, spikes: Tensor) -> None:
         (name,) = self.neurons
         assert self.hear is not None
         self.hear(name, spikes)
 
-    def _through(self, states: Carried | None, spikes: Callable[..., Any]) -> Any:
-        """Spikes of the layer's neurons; `spikes(before, last)` also returns the states after them if `last`."""
-        if states is None:
-            return spikes(None, last=False)[0]
-        (neuron,) = self.neurons.values()
-        return states.through(neuron, partial(spikes, last=True))
+    def _spikes(
+        self, x: Signal, last: bool, before: tuple[Tensor, ...] | None
+    ) -> tuple[Maps, tuple[Tensor, ...] | None]:
+        """Spikes of the layer's neurons from the states `before`, and with `last` the states after them."""
+        raise NotImplementedError
 
 
 class _Conv(Frozen):
@@ -159,38 +162,37 @@ class _Conv(Frozen):
             made = [EventBlock(self._table, *rows, pool, block.conv.stride[0]) for pool in pools]
             self._events = made[0], made[1]
 
-    def run(self, x: Signal, states: Carried | None) -> Signal:
-        return Signal(self._through(states, partial(self._spikes, x)), x.steps)
-
     def _spikes(
-        self, x: Signal, before: tuple[Tensor, ...] | None, last: bool
+        self, x: Signal, last: bool, before: tuple[Tensor, ...] | None
     ) -> tuple[Maps, tuple[Tensor, ...] | None]:
         first = None if before is None else _together([_channels_innermost(v) for v in before])
-        spikes: Maps
+        maps: Maps  # [T N, C, H, W]
         if self._events is not None and not x.is_held:
-            pooled = self.hear is None
-            spikes, after = self._events[0 if pooled else 1](_sparse(x.values), x.steps, first, last)
+            is_pooled = self.hear is None
+            maps, after = self._events[0 if is_pooled else 1](_sparse(x.values), x.steps, first, last)
         else:
-            pooled = self.hear is None and not last
-            fired, after = (self._fire if pooled else self._fire_unpooled)(self._sums(x), x.steps, first, last)
-            spikes = fired.permute(0, 1, 4, 2, 3)
+            is_pooled = self.hear is None and not last
+            fired, after = (self._fire if is_pooled else self._fire_unpooled)(self._sums(x), x.steps, first, last)
+            maps = fired.flatten(0, 1).permute(0, 3, 1, 2)
         if self.hear is not None:
-            spikes = _dense(spikes, x.steps)
-            self._tell(spikes)
-        if not pooled and self._pool != "none":
-            pool = F.avg_pool2d if self._pool == "avg" else F.max_pool2d
-            spikes = pool(_dense(spikes, x.steps).flatten(0, 1), 2).unflatten(0, (x.steps, -1))
+            maps = _images(maps)
+            self._tell(_over_time(maps, x.steps))
+        if not is_pooled and self._pool != "none":
+            maps = (F.avg_pool2d if self._pool == "avg" else F.max_pool2d)(_images(maps), 2)
+        spikes = maps if isinstance(maps, SparseMaps) else _over_time(maps, x.steps)
         return spikes, None if after is None else tuple(v.permute(0, 3, 1, 2) for v in after)
 
     def _sums(self, x: Signal) -> Tensor:
         """[T or 1, N, H, W, C], without the bias."""
-        conv, length = self._conv, 1 if x.is_held else x.steps
+        conv = self._conv
         if self._table is None:
-            images = _dense(x.values, x.steps).flatten(0, 1)
+            images = images_channels_last(_dense(x.values, x.steps).flatten(0, 1))
             sums = F.conv2d(images, conv.weight, None, conv.stride, conv.padding)
         else:
             sums = conv_events(_sparse(x.values), self._table, torch.float32, self._scale, conv.stride[0])
-        return _channels_innermost(sums).unflatten(0, (length, -1))
+        n, channels, height, width = sums.shape
+        length = 1 if x.is_held else x.steps
+        return _channels_innermost(sums).view(length, n // length, height, width, channels)
 
 
 class _FC(Frozen):
@@ -204,23 +206,20 @@ class _FC(Frozen):
         weight, self._scale = quantised(block.fc.weight) if int8 else (block.fc.weight, None)
         self._table, self._fire = table_of(weight), _Fire(block.neuron.dynamics, block.fc.bias)
 
-    def run(self, x: Signal, states: Carried | None) -> Signal:
-        return Signal(self._through(states, partial(self._spikes, x)), x.steps)
-
     def _spikes(
-        self, x: Signal, before: tuple[Tensor, ...] | None, last: bool
+        self, x: Signal, last: bool, before: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         if isinstance(x.values, SparseMaps):
             bits, inputs = x.values.flattened(), math.prod(x.values.shape[1:])
         else:
-            rows = x.values.flatten(0, 1).flatten(1)
-            bits, inputs = pack(rows).words, rows.shape[1]
+            inputs = math.prod(x.values.shape[2:])
+            bits = pack(x.values.reshape(-1, inputs)).words
         totals = linear_of_bits(bits, inputs, self._table, self._scale)
-        length = 1 if x.is_held else x.steps
-        shape = length, len(totals) // length, 1, 1, totals.shape[1]
+        length, (rows, outputs) = 1 if x.is_held else x.steps, totals.shape
+        shape = length, rows // length, 1, 1, outputs
         first = None if before is None else _together([v.reshape(shape[1:]) for v in before])
         fired, after = self._fire(totals.view(shape), x.steps, first, last)
-        spikes = fired.view(x.steps, -1, totals.shape[1])
+        spikes = fired.view(x.steps, -1, outputs)
         if self.hear is not None:
             self._tell(spikes)
         return spikes, None if after is None else tuple(v.view(spikes.shape[1:]) for v in after)
@@ -252,9 +251,20 @@ def _run_frozen(layer: Frozen, x: Signal, states: Carried | None) -> Signal:
     return layer.run(x, states)
 
 
+def _images(maps: Maps) -> Tensor:
+    """Maps [T N, C, H, W] as a tensor."""
+    return maps.images(torch.float32) if isinstance(maps, SparseMaps) else maps
+
+
 def _dense(x: Maps, steps: int) -> Tensor:
-    """Maps [T, N, C, H, W]."""
-    return x.images(torch.float32).unflatten(0, (steps, -1)) if isinstance(x, SparseMaps) else x
+    """Values of a signal as a tensor [T, N, *]."""
+    return _over_time(x.images(torch.float32), steps) if isinstance(x, SparseMaps) else x
+
+
+def _over_time(images: Tensor, steps: int) -> Tensor:
+    """[T N, *] as [T, N, *]."""
+    n, *of_image = images.shape
+    return images.view(steps, n // steps, *of_image)
 
 
 def _sparse(x: Maps) -> SparseMaps:
@@ -306,7 +316,8 @@ class DeployedNetwork(nn.Module):
         some = max(1, x.shape[1])
         if self._largest_map and self._layers[0].hear is None:  # who listens hears a layer once, with all samples
             some = min(some, max(1, at_a_time(x.device) // (len(x) * self._largest_map)))
-        return torch.cat([self._run(Signal(part, self.time_steps), None) for part in x.split(some, 1)], 1)
+        votes = [self._run(Signal(part, self.time_steps), None) for part in x.split(some, 1)]
+        return votes[0] if len(votes) == 1 else torch.cat(votes, 1)
 
     @torch.no_grad()
     def step(self, frame: Tensor, state: Mapping[str, LayerState] | None = None) -> tuple[Tensor, State]:
@@ -335,8 +346,7 @@ class DeployedNetwork(nn.Module):
             return torch.zeros(x.steps, 0, self.num_classes)
         with torch.autocast("cpu", enabled=False):
             x = inputs.run(x, states)
-            maps = images_channels_last(x.values.flatten(0, 1)).unflatten(0, x.values.shape[:2])
-            y = run_layers(self._layers, x._replace(values=maps), states, _run_frozen)
+            y = run_layers(self._layers, x, states, _run_frozen)
             rows = _dense(y.values, x.steps).flatten(2).expand(x.steps, -1, -1)
             votes: Tensor = voting.run(y._replace(values=rows), states).values
         return votes

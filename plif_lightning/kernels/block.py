@@ -38,7 +38,7 @@ from plif_lightning.kernels.layout import (
     threads_for,
 )
 from plif_lightning.kernels.ops import codes_of_backward, seed_of, start_of, sums_for, sums_of_backward, uncompiled
-from plif_lightning.kernels.parallel import parallel
+from plif_lightning.kernels.parallel import parallel, unnamed
 from plif_lightning.kernels.sparse import in_vectors, kernel_of, table_of
 
 # Potentials per unit of work: they fill half of a first-level cache.
@@ -69,7 +69,7 @@ class EventBlock:
         self._outputs, self._stride = table.shape[1], stride
         self._table = array_of_rows(in_vectors(table))
         rows = [in_vectors(x.detach()).reshape(-1).float().contiguous().numpy() for x in (scale, shift)]
-        self._norm = AffineRows(rows[0], rows[1], rows[1])
+        self._norm = tuple(AffineRows(rows[0], rows[1], rows[1]))
         learned, shared = learned.detach().float(), learned.shape[1] == 1
         self._parameters = (learned if shared else in_vectors(learned)).contiguous().numpy()
         self._program = program(neuron)
@@ -115,9 +115,9 @@ class EventBlock:
         bits = torch.empty(images * rows * windows, words, dtype=torch.int64, device="cpu")
         units = images // steps * rows * -(-windows // run)
         code = code_of("fire_window", registered(self._program), *self._variant)
-        neuron = NeuronCode(code, 0, self._parameters, self._start)
+        neuron = tuple(NeuronCode(code, 0, self._parameters, self._start))
         around = v_first.contiguous().numpy(), v_last.numpy()
-        sizes = Sizes(steps, of_maps[0], of_maps[1], channels, run, POOLS["max_first" if pooled else "none"])
+        sizes = tuple(Sizes(steps, of_maps[0], of_maps[1], channels, run, POOLS["max_first" if pooled else "none"]))
         parallel(
             cpu_block.conv_fire_pool, units, threads, x.arrays(self._table), self._table, self._norm, neuron, around,
             array_of_bits(bits), self._valid, sizes, self._stride, taps,
@@ -263,11 +263,11 @@ def _backward_of_events(
     codes = codes_of_backward(neuron, number, real, learned)
     loop = NeuronCode(*codes, geometry.parameters(learned, real), start_of(program(neuron), real))
     grads = Gradients(array_of(channels_last(grad_out.to(conv.dtype))), *[_NO_STATES.flatten(1).numpy()] * 3)
-    parallel(
-        cpu_block.conv_fire_pool_backward, n * (height // halve) * -(-(width // halve) // run), slots,
-        maps_of_x.arrays(table), table, norm, loop, grads, (sums, sums_learned), grad_table,
-        Sizes(steps, height, width, outputs, run, number), seed_of(seed),
-    )  # fmt: skip
+    sizes = Sizes(steps, height, width, outputs, run, number)
+    maps_and_table = maps_of_x.arrays(table), table
+    arguments = unnamed(*maps_and_table, norm, loop, grads, (sums, sums_learned), grad_table, sizes, seed_of(seed))
+    units = n * (height // halve) * -(-(width // halve) // run)
+    parallel(cpu_block.conv_fire_pool_backward, units, slots, *arguments)
     of_steps = torch.from_numpy(grad_table.sum(0))[..., :outputs] * scale[:, None]
     grad_conv = of_steps.sum(0).view(3, 3, x.shape[2], outputs).permute(3, 2, 0, 1).contiguous()
     return grad_conv, *sums_of_backward(geometry, sums, sums_learned, scale, learned)

@@ -195,21 +195,21 @@ def address(maps, t, start):
 
 
 @compiled
-def forward(begin, end, slot, y, added, norm, neuron, around, out, sizes):
-    """Spikes of units begin .. end - 1.
+def forward(begin, end, slot, y, added, norm, neuron, states_around, out, sizes):
+    """Spikes of units begin .. end - 1; `slot` is the thread's number, see `parallel`.
 
     Args:
         y: [T or 1, N H W C].
         added: added to BN's output, as y; empty for nothing.
         norm: `layout.AffineRows`.
-        neuron: `layout.NeuronCode`.
-        around: states before the first step and after the last one, [S, N H W C] or empty.
+        neuron: `layout.NeuronCode`: addresses of its code, and its parameters.
+        states_around: those before the first step and after the last one, [S, N H W C] or empty.
         out: [T, N H' W' C].
         sizes: `layout.Sizes`.
     """
     scale, shift, _ = norm
     fire, _, parameters, start = neuron
-    v_first, v_last = around
+    v_first, v_last = states_around
     steps, height, width, channels, run, pool = sizes
     pooled = pool != NO_POOL
     first = np.int64(0)  # numba compiles a function again for a literal

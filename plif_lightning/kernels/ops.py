@@ -32,7 +32,7 @@ from plif_lightning.kernels.layout import (
     empty_states,
     real_type,
 )
-from plif_lightning.kernels.parallel import parallel
+from plif_lightning.kernels.parallel import parallel, unnamed
 
 _LIBRARY = torch.library.Library("plif", "FRAGMENT")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -164,7 +164,7 @@ def fire(
     code = code_of("fire", neuron, real, learned.shape[1] == 1)
     loop = NeuronCode(code, 0, geometry.parameters(learned, real), start_of(p, real))
     around = _optional(states, real), array_of(final) if last else _optional(None, real)
-    given = array_of(y), _added(added, y), norm, loop, around, array_of(out), geometry.sizes
+    given = unnamed(array_of(y), _added(added, y), norm, loop, around, array_of(out), geometry.sizes)
     parallel(cpu.forward, geometry.units, geometry.threads, *given)
     return out, final
 
@@ -221,7 +221,7 @@ def fire_backward(
         _optional(None, real) if states is None else array_of(grad_first),
     )
     inputs = array_of(y), _added(added, y), norm, loop, _optional(states, real)
-    arguments = *inputs, grads, (sums, sums_learned), geometry.sizes, seed_of(seed)
+    arguments = unnamed(*inputs, grads, (sums, sums_learned), geometry.sizes, seed_of(seed))
     parallel(cpu_backward.backward, geometry.units, geometry.threads, *arguments)
     return grad_y, grad_first, *sums_of_backward(geometry, sums, sums_learned, scale, learned)
 

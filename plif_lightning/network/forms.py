@@ -1,4 +1,6 @@
-"""The one place that chooses how a block runs.
+"""How a block runs: `choose` takes a form, `Backend.skips` tells from a sample whether silent inputs are skipped.
+
+(Deployed networks are fixed once, in `deploy.frozen.deployed`.)
 
 A convolutional block runs in the first of these forms whose condition holds:
 
@@ -171,16 +173,16 @@ def choose(block: Block, x: Signal, states: Carried | None, of_sum: bool = False
     form: Form = "part by part" if unfused else "fused"
     if reason := refuses_conv(block):
         return Choice(form, innermost=True, reason=unfused or reason)
-    events = not unfused and not of_sum and _recomputes(block, x)
+    recomputes = not unfused and not of_sum and _has_few_channels(block, x)
     skip = NEVER
-    if x.levels is not None or (events and block.kernel_pool != "avg"):
-        operator: OpName = "events" if events else "conv"
+    if x.levels is not None or (recomputes and block.kernel_pool != "avg"):
+        operator: OpName = "events" if recomputes else "conv"
         skip = block.backend.skips(operator, *_product(block, values), stride=block.conv.stride[0])
-    if events:
+    if recomputes:
         return Choice("one pass", skip, convolves=True)
     reason = unfused or ("" if x.levels else "its input is not spikes")
     if not unfused and (torch.is_grad_enabled() or block.normalises_by_batch):
-        reason = reason or "training needs the convolution's output"
+        reason = reason or "gradients, or statistics of the batch, need the convolution's output"
     elif not unfused and skip.output:
         if not of_sum and block.kernel_pool != "avg" and states is None and not x.is_held:
             return Choice("one pass", skip, convolves=True)
@@ -188,8 +190,11 @@ def choose(block: Block, x: Signal, states: Carried | None, of_sum: bool = False
     return Choice(form, skip, convolves=True, innermost=True, reason=reason)
 
 
-def _recomputes(block: Block, x: Signal) -> bool:
-    """True for the first block of events, whose few inputs are cheaper to convolve twice than its output to store."""
+def _has_few_channels(block: Block, x: Signal) -> bool:
+    """True where few inputs, as of events, are cheaper to convolve twice than the output to store: 3x3 with stride 1.
+
+    They are no spikes, take no gradient, and are frames of several steps.
+    """
     conv, values = block.conv, x.values
     return (
         ((conv.kernel_size, conv.stride) == ((3, 3), (1, 1)))
@@ -323,6 +328,7 @@ def run_fc(block: Block, x: Signal, states: Carried | None) -> Tensor:
         choice = _noted(block, Choice("FC", block.backend.skips("linear", x.values, fc.weight, value)))
         y = run_linear(fc, x.values, choice.skip, value)
     else:
+        block.choice = None
         y = run_dense(fc, run_layer(dropout, x, states).values)
     spikes: Tensor = y if block.neuron is None else run_layer(block.neuron, Signal(y, x.steps), states).values
     return spikes

@@ -29,8 +29,9 @@ def is_plain(*modules: nn.Module | None) -> bool:
 
 def is_called_plainly(module: nn.Module) -> bool:
     """True if a call of this module does no more than the forward of its class."""
-    every = ("forward", "forward_pre", "backward", "backward_pre")
-    return not (has_hooks(module) or any(getattr(_every, f"_global_{name}_hooks") for name in every))
+    of_all = _every._global_forward_hooks or _every._global_forward_pre_hooks
+    of_all = of_all or _every._global_backward_hooks or _every._global_backward_pre_hooks
+    return not (of_all or has_hooks(module))
 
 
 def _is_known(module: nn.Module) -> bool:

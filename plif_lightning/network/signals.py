@@ -30,7 +30,7 @@ class Signal(NamedTuple):
     @property
     def is_held(self) -> bool:
         """True if one step stands for all T, so that layers without a state run once."""
-        return isinstance(self.values, Tensor) and len(self.values) < self.steps
+        return self.steps > 1 and isinstance(self.values, Tensor) and self.values.shape[0] < self.steps
 
 
 class Layer(nn.Module):
@@ -45,7 +45,8 @@ class Layer(nn.Module):
 
         Args:
             x: the input.
-            states: of a single time-step, before it, which gets those after it; None for a whole sequence from rest.
+            states: None for a whole sequence from rest; in a single time-step `states.before` is read and
+                `states.after` written, by `Carried.through`.
         """
         raise NotImplementedError
 
