@@ -24,7 +24,7 @@ from plif_lightning.runs.metrics import layer_values
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import differences
 from plif_lightning.structure import Numbers, parse, resolved
-from plif_lightning.structure.layers import FC, Conv, Integrator, Neurons, Residual
+from plif_lightning.structure.layers import FC, Conv, Neurons, Pool, Votes
 
 # What may differ from base.yaml in "the paper's setting": how long and how hard a network is trained, and its size.
 _TRAINING = ("model.dropout", "model.optimizer", "model.lr_scheduler", "model.early_time_steps", "model.structure")
@@ -151,7 +151,7 @@ def _is_paper(run: Run) -> bool:
         return False
     weighted = [layer for layer in layers if isinstance(layer, (Conv, FC))]
     usual = all(layer.neurons == Neurons("PLIF") and getattr(layer, "norm", True) for layer in weighted)
-    return usual and not any(isinstance(layer, (Residual, Integrator)) for layer in layers)
+    return usual and all(isinstance(layer, (Conv, FC, Pool, Votes)) for layer in layers)
 
 
 def _changed(base: Run, run: Run) -> list[str]:

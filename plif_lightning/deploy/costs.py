@@ -10,7 +10,7 @@ each weight is fetched once (in a spiking network at most once per time-step) in
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from plif_lightning.network.blocks import WITH_NEURON, ConvBlock, Residual
 from plif_lightning.network.hooks import hooked, modes_kept
 from plif_lightning.network.stepping import plain
 from plif_lightning.neurons import Neuron
+from plif_lightning.structure import FC, Conv, Integrator, Layer, Neurons, Pool, Votes
+from plif_lightning.structure import Residual as SumLayer
 from plif_lightning.structure.shapes import every_layer
 
 # pJ. float32: multiplication and addition; addition. Below: 8-bit integers with 32-bit sums.
@@ -211,6 +213,18 @@ def _other_products(flops: FlopCounterMode, net: str, layers: Mapping[str, nn.Mo
     return (flops.get_total_flops() - inside) / 2
 
 
+def _is_counted(layer: Layer) -> bool:
+    """True for a layer with weights or neurons, which has a row of its own."""
+    match layer:
+        case Conv() | FC() | Neurons():
+            return True
+        case SumLayer():
+            return layer.neurons is not None
+        case Pool() | Votes() | Integrator():
+            return False
+    assert_never(layer)
+
+
 class _Counter:
     """Counts the layers of a network as they are called.
 
@@ -225,11 +239,13 @@ class _Counter:
         self.samples = len(x) if x.dim() == 4 else x.shape[1]
         self.found: list[LayerCost] = []
         if isinstance(net, SpikingNetwork):
-            self.of_spikes = {one.name: one.spikes_in for one in every_layer(net.placed)}
-            layers = {name: block for name, block in net.layers().items() if isinstance(block, WITH_NEURON)}
+            placed, layers = [*every_layer(net.placed)], net.layers()
+            self.of_spikes = {one.name: one.spikes_in for one in placed}
+            self.layers = {one.name: layers[one.name] for one in placed if _is_counted(one.layer)}
             # The neurons behind a sum see the sum; the layers in its branches count themselves.
-            own = {name: block.neuron if isinstance(block, Residual) else block for name, block in layers.items()}
-            self.layers = {name: part for name, part in own.items() if part is not None}
+            self.layers |= {
+                n: b.neuron for n, b in self.layers.items() if isinstance(b, Residual) and b.neuron is not None
+            }
             return
         blocks = {name: part for name, part in net.named_modules() if isinstance(part, WITH_NEURON)}
         inside = {part for block in blocks.values() for part in block.modules()}

@@ -318,8 +318,7 @@ class _Group:
                 self.ended = True
             case _:
                 if self.flat:
-                    what = part if isinstance(part, Conv) else part.how
-                    self.reader.refuse(at, f"{what} must come before the first FC layer")
+                    self.reader.refuse(at, f"{getattr(part, 'how', part)} must come before the first FC layer")
                 self.layers.append(part)
 
     def fc(self, at: int, part: FC) -> None:
