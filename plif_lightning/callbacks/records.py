@@ -22,6 +22,7 @@ from plif_lightning.errors import UserError
 from plif_lightning.network import SpikingNetwork
 from plif_lightning.network.blocks import FCBlock
 from plif_lightning.network.own import listening, neurons_of
+from plif_lightning.runs.code import sources_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.histograms import Histogram, append_histograms
 from plif_lightning.runs.loading import loaded
@@ -119,7 +120,7 @@ class RunRecord(Callback):
             if now != then:
                 message = "Batches of all processes together have %s samples now, %s before; the learning rate stays."
                 _log.warning(message, now, then)
-        changed = begin(folder, self.arguments, known, facts, around, step)
+        changed = begin(folder, self.arguments, known, facts, around, step, sources_of(self.config))
         for logger in trainer.loggers:
             if isinstance(logger, WandbRunLogger):
                 update(folder, wandb=logger.experiment.id)

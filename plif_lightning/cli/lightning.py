@@ -125,6 +125,12 @@ class PlifCLI(LightningCLI):
             "held-out part validates, as in the authors' code; the first on the test set).",
         )
         parser.add_argument(
+            "--accept_edited_code",
+            type=bool,
+            default=False,
+            help="Resume a run although the code of its network, neurons or loss was edited; the record says so.",
+        )
+        parser.add_argument(
             "--engine",
             type=Engine | None,
             default=None,

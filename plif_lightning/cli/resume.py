@@ -11,6 +11,7 @@ import yaml
 from plif_lightning import configs
 from plif_lightning.cli.parser import option_names, parsed_yaml, take, values
 from plif_lightning.errors import CheckpointError, Stopped, UserError
+from plif_lightning.runs.code import difference, hashes_of, is_of_package, sources_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.loading import loaded
 from plif_lightning.runs.run import read_run
@@ -357,7 +358,28 @@ def compare(expanded: Expanded, given: dict[str, Any]) -> list[str]:
         )
     if expanded.command == "fit":
         _compare_length(expanded, stored["trainer"], given["trainer"], changed)
+    if edited := _edited(expanded.folder, given):
+        if expanded.command == "fit" and not given.get("accept_edited_code"):
+            raise CheckpointError(
+                f"the code of the run was edited since:\n{edited}\nUndo it, start a new run in another --run_folder, "
+                "or go on with --accept_edited_code true: the record says so, and the run is averaged with no other."
+            )
+        changed.append("code")
     return changed
+
+
+def _edited(folder: RunFolder | None, given: Mapping[str, Any]) -> str:
+    """How the user's code differs from that of a run; empty if it does not, or if there is no run."""
+    record = {} if folder is None else loaded(folder.record, [], optional=True)
+    if folder is None or not record:
+        return ""
+    now = sources_of(given)
+    known, hashes = record.get("code") or {}, hashes_of(now)
+    # Changed files of this package are recorded, as another commit of it would be.
+    edited = [name for name in differences(known, hashes) if not is_of_package(name)]
+    paths = {name: folder.source(name) for name in edited}
+    then = {name: path.read_text("utf-8") for name, path in paths.items() if path.is_file()}
+    return difference(then, {name: now[name] for name in edited if name in now})
 
 
 def _value(of: Mapping[str, Any], config: Mapping[str, Any], name: str) -> str:

@@ -22,6 +22,10 @@ class RunFolder:
         """Settings and results of the run, see `plif_lightning.runs.record`."""
         return self.path / "run.json"
 
+    def source(self, module: str) -> Path:
+        """Text of a module of the user's as the run executed it, see `plif_lightning.runs.code`."""
+        return self.path / "code" / (module if module.endswith(".py") else f"{module}.py")
+
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.csv"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plif_lightning.runs.code import Sources, hashes_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.loading import loaded
 from plif_lightning.runs.settings import defaults, differences, key
@@ -32,6 +33,7 @@ def begin(
     data: Mapping[str, Any],
     surroundings: Mapping[str, str],
     step: int | None = None,
+    sources: Sources | None = None,
 ) -> set[str]:
     """Write the record of a fit that starts or goes on.
 
@@ -42,6 +44,7 @@ def begin(
         data: title, origin, samples and identities of the data.
         surroundings: machine, versions, commit. Where a resumed run has others, both are kept.
         step: step of the optimiser at which a run is resumed; None for a new one.
+        sources: the user's code, see `plif_lightning.runs.code`.
 
     Returns:
         Keys of `surroundings` whose values differ from before.
@@ -51,6 +54,12 @@ def begin(
     known = before.get("settings", settings)
     settings = {**settings, **{name: known[name] for name in ("ckpt_path",) if name in known}}
     changes += [[step, name, settings.get(name)] for name in differences(known, settings) if _matters(name, settings)]
+    code = hashes_of(sources or {})
+    if step is not None and (edited := sorted(differences(before.get("code") or {}, code))):
+        changes.append([step, "code", {name: code.get(name) for name in edited}])
+    for name, text in (sources or {}).items():
+        with written_whole(folder.source(name)) as file:
+            file.write(text)
     around: dict[str, str] = {}
     others = set()
     for name, value in surroundings.items():
@@ -61,13 +70,14 @@ def begin(
         around[name] = ", then ".join(earlier)
     given = before.get("arguments", list(arguments))
     lengths = [name for name in differences(known, settings) if name.startswith("trainer.max_")]
-    of_run = dict(settings) | ({"changes": changes} if changes else {})
+    of_run = dict(settings) | ({"changes": changes} if changes else {}) | ({"code": code} if code else {})
     content = f"{data.get('content')} {data.get('test_content')}"
     update(
         folder,
         arguments=[*given, *(f"--{name}={settings.get(name, defaults()[name])}" for name in lengths)],
         settings=dict(settings),
         changes=changes or None,
+        code=code or None,
         key=key(of_run, content),
         data=dict(data),
         surroundings=around,

@@ -115,21 +115,31 @@ def milliseconds(step: Callable[[], object], device: Any = None) -> float:
     return statistics.median(times[2:])
 
 
-def commit() -> str | None:
-    """Return the commit of this checkout, with `-dirty` if code or configurations differ; None outside a checkout."""
+def _git(*arguments: str) -> str | None:
+    """Return what git says in this checkout; None outside of one."""
     import subprocess
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", os.fspath(_PACKAGE), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
     try:
         # An installed package may lie in a virtual environment inside the checkout of another project.
-        git("ls-files", "--error-unmatch", "__init__.py")
-        changed = git("status", "--porcelain", "--", ".", "../configs", "../main.py")
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+        for of in (["ls-files", "--error-unmatch", "__init__.py"], [*arguments]):
+            command = ["git", "-C", os.fspath(_PACKAGE), *of]
+            said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+    return said
+
+
+def commit() -> str | None:
+    """Return the commit of this checkout, with `-dirty` if code or configurations differ; None outside a checkout."""
+    changed = _git("status", "--porcelain", "--", ".", "../configs", "../main.py")
+    return None if changed is None else f"{_git('rev-parse', '--short=12', 'HEAD')}{'-dirty' if changed else ''}"
+
+
+def changed_files() -> list[Path]:
+    """Return the files of this package's code that are not as in the commit of its checkout."""
+    changed = _git("diff", "--name-only", "--relative", "--diff-filter=d", "HEAD", "--", "*.py")
+    added = _git("ls-files", "--others", "--exclude-standard", "--", "*.py")
+    return [_PACKAGE / name for said in (changed, added) for name in (said or "").splitlines()]
 
 
 def surroundings(accelerator: str | None = None) -> dict[str, str]:

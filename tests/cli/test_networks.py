@@ -10,6 +10,8 @@ import yaml
 
 import plif_lightning as pl
 from plif_lightning.cli import main
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.run import read_run
 from tests.cli.calls import FEW, QUICKSTART, SILENT, fit, load, refused
 from tests.deploy.conftest import STRUCTURES
 
@@ -191,3 +193,39 @@ def test_onnxruntime_and_pytorchs_program_vote_the_same(kind, tmp_path):
     write_onnx(net, False, tmp_path)
     found = onnxruntime.InferenceSession(tmp_path / "network.onnx").run(None, {"x": x.numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(found), expected)
+
+
+EDITED = """
+import plif_lightning as pl
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes: int):
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes), pl.PLIF())
+"""
+
+
+def test_runs_of_edited_code_are_not_averaged_and_one_is_not_resumed(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "edited_nets.py"
+    file.write_text(EDITED)
+    own = [*SHORT, "--model.network", "edited_nets.Net", "--record_samples", "0"]
+    fit(*own, "--run_folder", "runs/1", "--seed_everything", "1")
+    file.write_text(f"# a comment\n{EDITED}")
+    fit(*own, "--run_folder", "runs/2", "--seed_everything", "2")
+    file.write_text(EDITED.replace("pl.PLIF()", "pl.LIF()"))
+    fit(*own, "--run_folder", "runs/3", "--seed_everything", "3")
+    keys = [read_run(Path("runs", name)).key for name in "123"]
+    assert keys[0] == keys[1] != keys[2]
+    assert RunFolder(Path("runs/3")).source("edited_nets").read_text() == file.read_text()
+    longer = ["--run_folder", "runs/1", "--trainer.max_epochs", "2"]
+    line = refused(capsys, "fit", *longer)
+    assert "the code of the run was edited since" in line
+    assert "-        super().__init__(nn.Flatten(), nn.Linear(64, num_classes), pl.PLIF())" in line
+    assert read_run(Path("runs/1")).epochs == 1
+    main(["test", "--ckpt_path", "runs/1/checkpoints/best.ckpt", *SILENT])  # is no result of the run
+    assert Path("runs/1/test_other").is_dir()
+    main(["fit", *longer, "--accept_edited_code", "true"])
+    (change,) = [what for what in read_run(Path("runs/1")).record["changes"] if what[1] == "code"]
+    assert set(change[2]) == {"edited_nets"}
+    assert read_run(Path("runs/1")).key not in keys

@@ -1,0 +1,132 @@
+"""The user's code that a run executes: hashed, so that no runs of edited code are averaged, and kept beside the run."""
+
+import ast
+import difflib
+import hashlib
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from plif_lightning.runtime.process import changed_files
+
+Sources = dict[str, str]
+# Of a module that has no file, such as one that a notebook made.
+UNKNOWN = "unknown"
+_NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
+_PACKAGE = Path(__file__).resolve().parents[1]
+_LINES = 40  # of a difference that is shown
+
+
+def sources_of(config: Mapping[str, Any]) -> Sources:
+    """Source of each module of the user's that a configuration names, and of the local modules that they import.
+
+    Modules of installed distributions and of Python's library are versions, not code; so is this package at a commit.
+    Its changed files are code.
+
+    Args:
+        config: configuration of a `fit`, nested. The modules that it names have been imported.
+
+    Returns:
+        The text by the module's name; UNKNOWN for a module without a file.
+    """
+    found: Sources = {}
+    waiting = [name for text in _texts(config) for name in _NAME.findall(text)]
+    while waiting:
+        name = waiting.pop()
+        for module in (name, name.rpartition(".")[0]):
+            path = _local_file(module)
+            if path is None or module in found:
+                continue
+            found[module] = UNKNOWN if not path.is_file() else path.read_text("utf-8")
+            if path.is_file():
+                waiting += _imports(found[module], module, is_package=path.name == "__init__.py")
+    changed = {f"plif_lightning/{path.relative_to(_PACKAGE).as_posix()}": path for path in changed_files()}
+    return found | {name: path.read_text("utf-8") for name, path in changed.items()}
+
+
+def is_of_package(name: str) -> bool:
+    """True if a name of `sources_of` is that of a file of this package."""
+    return "/" in name
+
+
+def hashes_of(sources: Sources) -> dict[str, str]:
+    """A hash of each module's syntax, without comments and docstrings."""
+    return {name: _hash(text) for name, text in sorted(sources.items())}
+
+
+def difference(old: Sources, new: Sources) -> str:
+    """The lines in which modules differ, as `diff -u` shows them; the first ones of many."""
+    lines: list[str] = []
+    for name in sorted({*old, *new}):
+        before, after = (of.get(name, "").splitlines() for of in (old, new))
+        lines += difflib.unified_diff(before, after, f"{name}, as it was", f"{name}, now", "", "", 1, "")
+    rest = len(lines) - _LINES
+    return "\n".join([*lines[:_LINES], *([f"... and {rest} more lines"] if rest > 0 else [])])
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Texts of a configuration that may name classes: an import path, or a structure."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            if key == "structure" and isinstance(one, str):
+                yield one
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+    elif isinstance(value, str) and _NAME.fullmatch(value):
+        yield value
+
+
+def _local_file(module: str) -> Path | None:
+    """The file of a module that is neither installed nor part of Python or of this package; None for any other."""
+    loaded = sys.modules.get(module)
+    origin = getattr(loaded, "__file__", None)
+    if loaded is None:
+        try:
+            spec = find_spec(module) if module else None
+        except (ImportError, AttributeError, ValueError):  # `a.B`, where a is a module and B a class
+            return None
+        origin = spec.origin if spec is not None and spec.has_location else None
+        if origin is None:
+            return None
+    elif origin is None:  # a built-in module, a namespace, or one that a program made
+        made = getattr(loaded, "__spec__", None) is None and module not in sys.builtin_module_names
+        return Path(module) if made and module != "__main__" else None
+    path = Path(origin).resolve()
+    installed = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    if path.suffix != ".py" or path.is_relative_to(_PACKAGE) or any(path.is_relative_to(one) for one in installed):
+        return None
+    return path
+
+
+def _imports(source: str, module: str, is_package: bool) -> Iterator[str]:
+    """Names of the modules that a module imports, anywhere in it."""
+    parts = module.split(".")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = parts[: len(parts) - node.level + is_package] if node.level else []
+            of = ".".join([*base, *([node.module] if node.module else [])])
+            yield of
+            yield from (f"{of}.{alias.name}" for alias in node.names)
+
+
+def _hash(text: str) -> str:
+    if text != UNKNOWN:
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and _is_docstring(body[0]):
+                body[:] = body[1:] or [ast.Pass()]
+        text = ast.unparse(tree)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
