@@ -3,6 +3,7 @@ from . import deploy as deploy
 from . import events as events
 from . import neurobench as neurobench
 from . import plot as plot
+from .analysis.frame import read_runs as read_runs
 from .dynamics import Equations as Equations
 from .dynamics import Firing as Firing
 from .dynamics import Surrogate as Surrogate

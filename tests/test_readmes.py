@@ -113,12 +113,12 @@ def test_a_command_works(command, run, tmp_path, monkeypatch, capsys):
     elif name == "sweep":
         at = words.index("--") if "--" in words else len(words)
         main([*words[:at], "--dry-run", "--runs", str(tmp_path / "runs"), *words[at:]])
-    elif name in ("tables", "figures", "report"):
+    elif name in ("runs", "tables", "figures", "report"):
         write_run(tmp_path / "runs" / "a")
         for neuron in ("plif", "lif"):
             model = {**PAPER, "neuron": neuron}
             write_run(tmp_path / "runs" / neuron, validation="holdout", test=0.7, model=model, cost=COST)
-        out = {"tables": "tables", "figures": "figures", "report": "report.html"}[name]
+        out = {"runs": "runs.csv", "tables": "tables", "figures": "figures", "report": "report.html"}[name]
         recording = write_file(tmp_path / "hand.raw", evt3_bytes(events_of(500, 0)))
         places = {"configs/results.csv": tmp_path / "results.csv", "FILE": recording}
         words = [str(places.get(word, word)) for word in words]

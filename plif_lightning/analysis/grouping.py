@@ -139,6 +139,23 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     return found
 
 
+def names_of(group: Group | None) -> list[str]:
+    """Folders of the runs of a group."""
+    return [] if group is None else [run.name for run in group.runs]
+
+
+def surroundings_in_words(found: Iterable[Group]) -> list[str]:
+    """A note for each group whose runs differ in commit, versions or machine, which do not keep them apart."""
+    notes = []
+    for group in found:
+        for name, several in (("commit", "commits"), ("versions", "versions"), ("machine", "machines")):
+            values = {str(run.part("surroundings").get(name, "unknown")): run.name for run in group.runs}
+            if len(values) > 1:
+                which = "; ".join(f"{value} ({of})" for value, of in values.items())
+                notes.append(f"{', '.join(names_of(group))} are averaged over several {several}: {which}.")
+    return notes
+
+
 def by_key(runs: Iterable[Run]) -> list[list[Run]]:
     """Runs with equal keys together."""
     found: dict[str, list[Run]] = defaultdict(list)
@@ -260,25 +277,24 @@ def labels_beyond(runs: Sequence[Run]) -> list[list[str]]:
     Args:
         runs: of the same data set.
     """
-    every = dict.fromkeys(name for run in runs for name in telling(run.settings, {}))
+    every = dict.fromkeys(name for run in runs for name in telling(run.distinctions, {}))
     most = {
-        name: Counter(repr(run.settings.get(name)) for run in runs).most_common()
+        name: Counter(repr(run.distinctions.get(name)) for run in runs).most_common()
         for name in every
         if name not in (_usual().get(runs[0].data_set) or _usual()[""])
     }
     found = []
     for run in runs:
-        others = [
-            name for name, known in most.items() if len(known) > 1 and repr(run.settings.get(name)) != known[0][0]
-        ]
-        names = [*unusual(run), *(name for name in others if name in run.settings)]
+        own = run.distinctions
+        others = [name for name, known in most.items() if len(known) > 1 and repr(own.get(name)) != known[0][0]]
+        names = [*unusual(run), *(name for name in others if name in own)]
         found.append([in_words(name, value_of(run, name)) for name in dict.fromkeys(names)])
     return found
 
 
 def value_of(run: Run, name: str) -> Any:
     """The value of a setting, its default included."""
-    return run.settings.get(name, defaults().get(name, run.setting(name)))
+    return run.distinctions.get(name, defaults().get(name, run.setting(name)))
 
 
 def in_words(name: str, value: Any) -> str:

@@ -14,8 +14,10 @@ from plif_lightning.analysis.grouping import (
     in_words,
     interval,
     labels,
+    names_of,
     numbers_in_words,
     paper_settings,
+    surroundings_in_words,
     value_of,
 )
 from plif_lightning.analysis.tables import Table
@@ -89,7 +91,7 @@ def comparison_table(runs: Sequence[Run]) -> Table:
 
     That is the paper's, or else the one from which the others differ least.
     """
-    rows = []
+    rows, shown = [], list[Group]()
     for setup in sorted(_setups(runs, "AB"), key=lambda of: (data_title(of[0].runs[0]), -max(o.accuracy for o in of))):
         firsts = [one.runs[0] for one in setup]
         base = _base(firsts, [i for i, run in enumerate(firsts) if _is_paper(run)] or [*range(len(firsts))])
@@ -97,6 +99,7 @@ def comparison_table(runs: Sequence[Run]) -> Table:
         for i in sorted(range(len(setup)), key=lambda i: -setup[i].accuracy):
             one, run, (gain, low, high) = setup[i], firsts[i], _gain(setup[i], setup[base])
             silent = Counter(layer for of in one.runs for layer in _silent(of))
+            shown.append(one)
             rows.append(
                 [
                     *(data_title(run), ", ".join(filter(None, (named.each[i], named.shared))), one.protocol),
@@ -116,7 +119,8 @@ def comparison_table(runs: Sequence[Run]) -> Table:
     notes = [note]
     if any(row[-1] for row in rows):
         notes.append("Silent: layers that never fire in the best epoch, and in how many runs.")
-    return Table("runs", "Settings", [*columns, "silent"], rows, notes if rows else [])
+    notes += surroundings_in_words(shown)
+    return Table("runs", "Settings", [*columns, "silent"], rows, notes if rows else [], [*map(names_of, shown)])
 
 
 def _silent(run: Run) -> list[str]:
@@ -246,7 +250,9 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
         "best epoch. Energy: a sample, 8 bits, memory included, weights reused (see `cost`). Training: milliseconds "
         "for a sample, median of the epochs, while the machine did what it did."
     )
-    return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, [note])
+    shown = [standing.cell for board in found for standing in board]
+    notes = [note, *surroundings_in_words(shown)]
+    return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, notes, [*map(names_of, shown)])
 
 
 def gains_table(runs: Sequence[Run]) -> Table:

@@ -15,7 +15,17 @@ from rich.table import Table as RichTable
 
 from plif_lightning import configs
 from plif_lightning.analysis import paper
-from plif_lightning.analysis.grouping import Group, groups, labels_beyond, neuron_in_words, real, setting_of, source
+from plif_lightning.analysis.grouping import (
+    Group,
+    groups,
+    labels_beyond,
+    names_of,
+    neuron_in_words,
+    real,
+    setting_of,
+    source,
+    surroundings_in_words,
+)
 from plif_lightning.analysis.paper import Setting
 from plif_lightning.runs.run import Run
 from plif_lightning.runs.settings import by_numbers
@@ -32,6 +42,7 @@ class Table:
         columns: heads.
         rows: cells; empty where there is nothing to say.
         notes: sentences below it.
+        runs: folders of the runs that each row averages; empty for a table of something else.
     """
 
     name: str
@@ -39,6 +50,15 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
+    runs: list[list[str]] = field(default_factory=list)
+
+    @property
+    def with_its_runs(self) -> "Table":
+        """The table with a last column, `runs`: those that each row averages."""
+        if not self.runs:
+            return self
+        rows = [[*row, " ".join(names)] for row, names in zip(self.rows, self.runs, strict=True)]
+        return replace(self, columns=[*self.columns, "runs"], rows=rows)
 
     @property
     def trimmed(self) -> "Table":
@@ -123,19 +143,23 @@ class _Comparison(NamedTuple):
         by_setting: dict[Setting, list[tuple[Group | None, str]]] = defaultdict(list)
         for cell, told in _told([cell for cell in groups(runs) if self.shows(cell)]):
             by_setting[cell.setting].append((cell, told))
-        rows = [
-            self._row(setting, cell, told)
+        cells = [
+            (setting, cell, told)
             for setting in [*self.known, *sorted((s for s in by_setting if s not in self.known), key=_order)]
             for cell, told in by_setting.get(setting, [(None, "")])
         ]
+        shown = [cell for _, cell, _ in cells]
         notes = _left_out([run for run in runs if self.wanted(setting_of(run))])
+        notes += surroundings_in_words(cell for cell in shown if cell is not None)
         notes.append(
             f"Accuracy {self.protocol} [%] in the paper; the authors' logs have {paper.EPOCHS} epochs. "
             "Ours: the mean over seeds with Student's 95 % interval, or Wilson's of one run and of seeds that all "
             "reached the same; a difference only where protocol and data are the paper's and all else is as shipped."
         )
         heads = [head for head, _ in self.beside]
-        return Table(self.name, self.title, ["data set", self.label, *heads, *_RESULT_COLUMNS], rows, notes)
+        columns = ["data set", self.label, *heads, *_RESULT_COLUMNS]
+        rows = [self._row(*of_cell) for of_cell in cells]
+        return Table(self.name, self.title, columns, rows, notes, [names_of(cell) for cell in shown])
 
     def shows(self, cell: Group) -> bool:
         """True if the table has a row of these runs."""
@@ -182,9 +206,11 @@ def tau_table(runs: Sequence[Run]) -> Table:
     layers = max((len(paper.TAU[cell.setting][0]) for cell in found), default=0)
     heads = [f"tau({i}), ours / authors'" for i in range(layers)]
     columns = ["data set", "network", "T", "data", "seeds", "epoch", "accuracy", "authors'", *heads]
-    rows = [[*row, *[""] * (len(columns) - len(row))] for cell, told in _told(found) for row in _tau_rows(cell, told)]
+    of_cells = [(cell, row) for cell, told in _told(found) for row in _tau_rows(cell, told)]
+    rows = [[*row, *[""] * (len(columns) - len(row))] for _, row in of_cells]
     notes = ["Layers counted from 0 at the input. The authors' are of one run each; Fashion-MNIST and CIFAR-10 only."]
-    return Table("tau", "Time constants beside the authors' (Figure 7)", columns, rows, notes)
+    title = "Time constants beside the authors' (Figure 7)"
+    return Table("tau", title, columns, rows, notes, [names_of(cell) for cell, _ in of_cells])
 
 
 def _tau_rows(cell: Group, told: str) -> Iterator[list[str]]:
@@ -359,7 +385,8 @@ def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
     for table in tables:
         path = folder / (f"table{table.name}.csv" if table.name else "results.csv")
         with written_whole(path) as file:
-            csv.writer(file).writerows([table.columns, *table.rows])
+            whole = table.with_its_runs
+            csv.writer(file).writerows([whole.columns, *whole.rows])
         with written_whole(path.with_suffix(".tex")) as file:
             file.write(_latex(table))
         paths += [path, path.with_suffix(".tex")]

@@ -40,6 +40,7 @@ _DATA = {"Digits": ("sklearn",)} | dict.fromkeys(("NMNIST", "CIFAR10DVS", "DVSGe
 _FORMATS = {"onnx": ("onnx", "onnxscript"), "nir": ("nir",), "pretrained": ("safetensors",)}
 _LOGGERS = {"WandbRunLogger": ("wandb",)}
 _PLOTS = {"": ("matplotlib",)}
+_FRAMES = {"": ("pandas", "tabulate", "jinja2")}
 COMMANDS = {
     "prepare": Command(
         "download, verify and unpack a data set, and list its contents", "prepare", writes=True, needs=_DATA
@@ -52,6 +53,7 @@ COMMANDS = {
     "stream": Command("classify a recording as its events arrive", "streaming"),
     "cost": Command("estimate operations, memory traffic and energy", "deploy", writes=True, needs=_DATA),
     "sweep": Command("run a parameter grid or a search, one process and one folder per run", "sweep"),
+    "runs": Command("list runs, or what tells some of them apart", "results", needs=_FRAMES),
     "tables": Command("print the paper's tables, with your runs beside the paper's numbers", "results", writes=True),
     "figures": Command("draw the paper's figures from your runs, or a recording", "results", writes=True, needs=_PLOTS),
     "report": Command("write one page with tables, figures and all runs", "results", writes=True, needs=_PLOTS),

@@ -1,9 +1,10 @@
-"""`tables`, `figures` and `report`: results of runs. None of them loads Lightning."""
+"""`runs`, `tables`, `figures` and `report`: results of runs. None of them loads Lightning."""
 
 import shlex
 import sys
 from pathlib import Path
 
+from plif_lightning.analysis.frame import write_frame
 from plif_lightning.analysis.leaderboard import comparison_table, gains_table, leaderboard_table
 from plif_lightning.analysis.results import published_runs, read_results, results_table, write_results
 from plif_lightning.analysis.tables import (
@@ -38,6 +39,7 @@ def _tables_parser() -> PlainParser:
     parser.add_argument(
         "--only", help="comma-separated tables: runs, 1, 2, 2b, 3, 4, 5, S1, S2, tau, leaderboard or gains"
     )
+    parser.add_argument("--show_runs", action="store_true", help="name the runs of each row, as csv files do")
     parser.add_argument(
         "--results", type=Path, help="table of results, such as configs/results.csv: add a row for each finished run"
     )
@@ -58,6 +60,44 @@ def _report_parser() -> PlainParser:
     parser = _parser("report", "Write one self-contained page with tables, figures and all runs.")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     return parser
+
+
+def _runs_parser() -> PlainParser:
+    parser = _parser("runs", "List runs, with the settings in which they differ; or compare some of them.")
+    parser.add_argument("--compare", nargs="+", metavar="RUN", help="only these, each setting in a line")
+    parser.add_argument("--out", type=Path, help="a file for all columns: .csv, .md, .tex or .html")
+    return parser
+
+
+# Columns of the list; the settings that differ follow.
+_LISTED = ("status", "data", "seed", "epochs", "accuracy", "minutes")
+_PLACES = ("data.root", "data.store", "trainer.default_root_dir")
+
+
+def runs(argv: list[str]) -> int:
+    """List runs, or compare some of them."""
+    from plif_lightning.analysis.frame import read_runs
+
+    given = _runs_parser().parse_args(argv)
+    place = given.runs or RUNS
+    frame = read_runs(place)
+    if given.compare:
+        names = [name.rstrip("/").removeprefix(f"{place}/") for name in given.compare]
+        if unknown := [name for name in names if name not in frame.index]:
+            raise UserError(f"{', '.join(unknown)} is no run in {place}: it has {', '.join(frame.index)}.")
+        frame = frame.loc[names]
+    differing = [name for name in frame.columns if frame[name].astype(str).nunique() > 1]
+    if given.out is not None:
+        write_frame(frame, given.out)
+        print(given.out)
+    elif given.compare:
+        print(frame[differing].T.to_string(na_rep=""))
+    else:
+        listed = [name for name in _LISTED if name in frame.columns]
+        told = ("data", "model", "trainer", "code", "changes")
+        listed += [n for n in differing if n.partition(".")[0] in told and n not in (*listed, *_PLACES)]
+        print(frame[listed].to_string(na_rep="", float_format=lambda value: f"{value:.4g}"))
+    return 0
 
 
 # In the paper's order, behind the runs' own.
@@ -105,6 +145,8 @@ def tables(argv: list[str]) -> int:
         for run in runs_without_a_test(runs):
             command = f"{program.shown()} test --ckpt_path {shlex.quote(str(run.folder.best))}"
             print(f"note: {run.name} has no row: its test set was never measured. {command}", file=sys.stderr)
+    if given.show_runs:
+        found = [table.with_its_runs for table in found]
     print_tables(found, runs)
     if given.out is not None:
         for path in write_tables(found, given.out):

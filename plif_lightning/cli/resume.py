@@ -11,7 +11,7 @@ import yaml
 from plif_lightning import configs
 from plif_lightning.cli.parser import option_names, parsed_yaml, take, values
 from plif_lightning.errors import CheckpointError, Stopped, UserError
-from plif_lightning.runs.code import difference, hashes_of, is_of_package, sources_of
+from plif_lightning.runs.code import PACKAGE, difference, hashes_of, sources_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.loading import loaded
 from plif_lightning.runs.run import read_run
@@ -376,7 +376,7 @@ def _edited(folder: RunFolder | None, given: Mapping[str, Any]) -> str:
     now = sources_of(given)
     known, hashes = record.get("code") or {}, hashes_of(now)
     # Changed files of this package are recorded, as another commit of it would be.
-    edited = [name for name in differences(known, hashes) if not is_of_package(name)]
+    edited = [name for name in differences(known, hashes) if name != PACKAGE]
     paths = {name: folder.source(name) for name in edited}
     then = {name: path.read_text("utf-8") for name, path in paths.items() if path.is_file()}
     return difference(then, {name: now[name] for name in edited if name in now})

@@ -48,14 +48,15 @@ def sources_of(config: Mapping[str, Any]) -> Sources:
     return found | {name: path.read_text("utf-8") for name, path in changed.items()}
 
 
-def is_of_package(name: str) -> bool:
-    """True if a name of `sources_of` is that of a file of this package."""
-    return "/" in name
+# Name of the hash of all changed files of this package.
+PACKAGE = "plif_lightning"
 
 
 def hashes_of(sources: Sources) -> dict[str, str]:
-    """A hash of each module's syntax, without comments and docstrings."""
-    return {name: _hash(text) for name, text in sorted(sources.items())}
+    """A hash of each module's syntax, without comments and docstrings; one of all changed files of this package."""
+    found = {name: _hash(text) for name, text in sorted(sources.items())}
+    changed = {name: found.pop(name) for name in list(found) if name.startswith(f"{PACKAGE}/")}
+    return found | ({PACKAGE: _digest(str(changed))} if changed else {})
 
 
 def difference(old: Sources, new: Sources) -> str:
@@ -125,6 +126,10 @@ def _hash(text: str) -> str:
             if isinstance(body, list) and body and _is_docstring(body[0]):
                 body[:] = body[1:] or [ast.Pass()]
         text = ast.unparse(tree)
+    return _digest(text)
+
+
+def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 

@@ -1,5 +1,6 @@
 """A run as read from its folder; unreadable parts are reported, the rest is read."""
 
+import hashlib
 import math
 import os
 from dataclasses import dataclass, field
@@ -68,6 +69,19 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Settings that differ from their defaults, by dotted names, see `plif_lightning.runs.settings`."""
         return self.part("settings")
+
+    @property
+    def distinctions(self) -> dict[str, Any]:
+        """`settings`, and what else runs of other keys may differ in: the user's code, and changes on resuming."""
+        changes = {f"{name} after step {step}": value for step, name, value in self.changes}
+        code = hashlib.blake2b(repr(self.part("code")).encode(), digest_size=3).hexdigest()
+        return {**self.settings, **({"code": code} if self.part("code") else {}), **changes}
+
+    @property
+    def changes(self) -> list[tuple[int, str, Any]]:
+        """What was changed on resuming: step of the optimiser, name of the setting (or `code`), and its new value."""
+        found = self.record.get("changes")
+        return [tuple(one) for one in found] if isinstance(found, list) else []
 
     @property
     def command(self) -> list[str]:

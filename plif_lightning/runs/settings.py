@@ -53,6 +53,8 @@ def settings(config: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
     counted = {name: trainer.get(name, default) for name, default in _OF_TRAINER.items()}
     counted |= {name: limit for name in _LIMITS if is_part(limit := trainer.get(name))}
     found |= dict(_of_block("trainer", {**counted, "callbacks": _callbacks(counted["callbacks"])}))
+    if hook := setting_in(config, "trainer.strategy.ddp_comm_hook"):  # which may round gradients
+        found["trainer.strategy.ddp_comm_hook"] = hook
     if config.get("best_of_ties") is not None and config["best_of_ties"] != usual_ties(protocol(config)):
         found["best_of_ties"] = config["best_of_ties"]
     return {name: value for name, value in found.items() if name not in _NOT_COUNTED}

@@ -15,7 +15,7 @@ _IS_CHECKOUT = _MAIN.is_file() and (_ROOT / "configs" / "base.yaml").is_file()
 # Package as it is imported -> extra of pyproject.toml.
 EXTRAS = {
     **dict.fromkeys(("tonic", "h5py", "lz4", "zstandard", "hdf5plugin"), "events"),
-    "matplotlib": "report",
+    **dict.fromkeys(("matplotlib", "pandas", "tabulate", "jinja2"), "report"),
     **dict.fromkeys(("nir", "onnx", "onnxscript", "onnxruntime"), "export"),
     **dict.fromkeys(("safetensors", "huggingface_hub"), "hub"),
     "sklearn": "digits",

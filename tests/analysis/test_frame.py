@@ -1,0 +1,113 @@
+"""Runs as a data frame, and what tables say of the runs that they average."""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import plif_lightning as pl
+from plif_lightning.analysis.grouping import groups, labels
+from plif_lightning.analysis.leaderboard import comparison_table
+from plif_lightning.cli import main
+from plif_lightning.runs.record import update
+from plif_lightning.runs.run import find_runs
+from plif_lightning.runs.settings import settings
+from tests.cli.calls import refused
+from tests.writers import write_run
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs" / "a", (0.5, 0.75, 0.7), seed=1)
+    write_run(tmp_path / "runs" / "b", (0.5, 0.85, 0.7), seed=2)
+    write_run(tmp_path / "runs" / "deep/c", (0.4,), seed=1, neuron="lif", init_tau=3.0, finished=False)
+    return tmp_path / "runs"
+
+
+def changed(folder, **parts):
+    record = json.loads(folder.record.read_text())
+    update(folder, **{name: {**record.get(name, {}), **value} for name, value in parts.items()})
+
+
+def test_a_frame_has_a_row_a_run_with_results_and_every_setting(runs):
+    frame = pl.read_runs(runs)
+    assert list(frame.index) == ["a", "b", "deep/c"]
+    assert frame.index.name == "run"
+    assert frame.loc["a", ["status", "protocol", "seed", "epochs", "best_epoch"]].tolist() == ["finished", "A", 1, 3, 2]
+    assert frame.loc["a", "accuracy"] == frame.loc["a", "validation"] == 0.75
+    assert math.isnan(frame.loc["a", "test"])
+    assert frame.loc["a", "minutes"] == 3
+    assert frame.loc["a", "tau.conv1"] == pytest.approx(1.8)  # of the best epoch
+    assert frame["model.init_tau"].tolist() == [2.0, 2.0, 3.0]
+    assert frame["data.time_steps"].tolist() == [8, 8, 8]
+    assert frame.loc["deep/c", "status"] == "unfinished"
+    assert frame.groupby("model.neuron")["accuracy"].mean()["plif"] == pytest.approx(0.8)
+    assert frame.loc["a", "key"] == frame.loc["b", "key"] != frame.loc["deep/c", "key"]
+    assert frame.loc["a", "commit"] == "0123456789ab"
+
+
+def test_runs_are_listed_with_what_tells_them_apart(runs, capsys):
+    main(["runs"])
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:6] == ["status", "data", "seed", "epochs", "accuracy", "minutes"]
+    assert head.split()[6:] == ["model.init_tau", "model.neuron", "trainer.max_epochs"]
+    expected = ["a", "finished", "plif_lightning.data.FashionMNIST", "1", "3", "0.75", "3", "2", "plif", "3"]
+    assert rows[0].split() == expected
+    main(["runs", "--compare", "a", "runs/deep/c"])
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert lines["run"] == ["a", "deep/c"]
+    assert lines["model.neuron"] == ["plif", "lif"]
+    assert "data" not in lines
+    assert "no is no run in runs: it has a, b, deep/c" in refused(capsys, "runs", "--compare", "a", "no")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "md", "tex", "html"])
+def test_the_frame_is_written_by_pandas(suffix, runs, capsys):
+    main(["runs", "--out", f"all.{suffix}"])
+    text = Path(f"all.{suffix}").read_text()
+    assert "model.init" in text.replace("\\", "")
+    if suffix == "csv":
+        assert pd.read_csv("all.csv", index_col="run")["accuracy"].tolist() == [0.75, 0.85, 0.4]
+    assert "must end in .csv, .md, .tex, .html" in refused(capsys, "runs", "--out", "all.txt")
+
+
+def test_a_table_names_the_runs_of_a_row_and_other_commits_below(runs, capsys):
+    found = find_runs(runs)
+    changed(found[1].folder, surroundings={"commit": "fedcba987654", "versions": "Python 5"})
+    table = comparison_table(find_runs(runs))
+    assert table.runs == [["a", "b"]]
+    assert table.with_its_runs.rows == [[*table.rows[0], "a b"]]
+    notes = "\n".join(table.notes)
+    assert "a, b are averaged over several commits: 0123456789ab (a); fedcba987654 (b)." in notes
+    assert "several versions: Python 4, torch 9 (a); Python 5 (b)." in notes
+    assert "machines" not in notes
+    main(["tables", "--only", "runs", "--show_runs"])
+    assert "a b" in capsys.readouterr().out
+
+
+def test_labels_name_edited_code_and_changes_on_resuming(runs):
+    first, second, _ = find_runs(runs)
+    changed(first.folder, code={"my_nets": "0123"})
+    update(first.folder, key="one")
+    update(second.folder, key="two", changes=[[30, "data.batch_size", 8]])
+    found = find_runs(runs)[:2]
+    names = labels([group.runs[0] for group in groups(found)]).each
+    assert len({*names}) == 2
+    assert "batch_size after step 30 8" in names[1]
+    third = write_run(runs / "d", seed=1)
+    changed(third, code={"my_nets": "4567"})
+    update(third, key="three")
+    update(second.folder, changes=None, code={"my_nets": "89ab"})
+    names = labels([group.runs[0] for group in groups(find_runs(runs))]).each
+    assert len({*names}) == 3
+
+
+def test_a_hook_that_rounds_gradients_tells_runs_apart():
+    hook = "torch.distributed.algorithms.ddp_comm_hooks.default_hooks.bf16_compress_hook"
+    strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"ddp_comm_hook": hook}}
+    plain = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"find_unused_parameters": True}}
+    assert settings({"trainer": {"strategy": strategy}})["trainer.strategy.ddp_comm_hook"] == hook
+    assert settings({"trainer": {"strategy": plain}}) == settings({"trainer": {"strategy": "ddp"}}) == settings({})
