@@ -89,7 +89,7 @@ def test_a_complete_config_parses_with_the_papers_settings(name):
         assert model["lr_scheduler"]["init_args"]["T_max"] == 64
         assert model["dropout"] == 0.5
         assert config["data"]["init_args"]["time_steps"] == TIME_STEPS[name]
-        assert config["data"]["init_args"]["validation"] == "test"
+        assert config["data"]["init_args"]["validation"] == ("holdout" if name == "cifar100" else "test")
 
 
 # these change how images become inputs

@@ -145,6 +145,7 @@ def test_every_command_works_from_the_bare_wheel_or_names_what_it_needs_before_i
             "ImageFolder",
             "--data.root=pets",
             "--data.size=8",
+            "--data.validation=test",
             *few[:-1],
             "--model.n_down=1",
             "--run_folder",

@@ -185,7 +185,8 @@ def _identity(row: Row) -> tuple[str, ...]:
     seed = row["seed"] if row["seed"].isdigit() else row["run"]
     content = "" if row["data"] in paper.TITLES.values() else row["key"]
     changes = f" {row['overrides']}".partition(" after step ")[2]
-    return row["data"], row["source"], row["protocol"], row["settings"], changes, content, seed
+    known = json.dumps(json.loads(row["settings"]), sort_keys=True)
+    return row["data"], row["source"], row["protocol"], known, changes, content, seed
 
 
 def write_results(path: Path, runs: Sequence[Run]) -> list[Row]:

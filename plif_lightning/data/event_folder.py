@@ -184,7 +184,8 @@ class EventFolder(EventDataModule):
         ]:
             raise UserError(
                 f"{share:g} of the recordings of {first_few(few)} is no whole one for the {what} set: record more, "
-                "take a larger share, or pass --data.split=time, which takes the last part of each."
+                "take a larger share, or pass --data.split=time, which takes the last part of each"
+                f"{'' if part == 2 else ', or --data.validation test'}."
             )
         samples.part[holdout_split(torch.from_numpy(labels), share)[1].numpy()] = part
         return samples

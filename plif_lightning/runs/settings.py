@@ -48,7 +48,9 @@ def settings(config: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
     model, data, trainer = (config.get(part) or {} for part in ("model", "data", "trainer"))
     if processes > 1 and (size := setting_in(config, "data.batch_size")) is not None:
         data = {**data, "init_args": {**data["init_args"], "batch_size": size * processes}}
-    found = dict(_of_class("data", data))
+    # The protocol is always among them: accuracies of two protocols are never averaged.
+    found = {"data.validation": validation_of(config)} if data else {}
+    found |= dict(_of_class("data", data))
     found |= dict(_of_block("model", by_numbers(model)))
     counted = {name: trainer.get(name, default) for name, default in _OF_TRAINER.items()}
     counted |= {name: limit for name in _LIMITS if is_part(limit := trainer.get(name))}
@@ -71,9 +73,14 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [name for name in dict.fromkeys((*one, *other)) if one.get(name) != other.get(name)]
 
 
+def validation_of(config: Mapping[str, Any]) -> Any:
+    """`data.validation` of a configuration; of one that does not say, the default."""
+    return setting_in(config, "data.validation", "holdout")
+
+
 def protocol(config: Mapping[str, Any]) -> str:
     """A if a configuration validates on the test set, B if on a held-out part of the training set."""
-    return "B" if setting_in(config, "data.validation") == "holdout" else "A"
+    return "A" if validation_of(config) == "test" else "B"
 
 
 def usual_ties(of_protocol: str) -> str:

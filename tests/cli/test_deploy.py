@@ -359,6 +359,7 @@ def test_a_stream_says_the_classes_that_a_test_says(tmp_path, monkeypatch, capsy
     write_event_folder(tmp_path / "hands")
     few = ["--trainer.max_epochs", "1", "--model.channels", "4", "--model.fc_features", "10", "--model.n_down", "4"]
     data = ["--data", "EventFolder", "--data.root", "hands", "--data.sensor=[128,128]", "--data.time_steps", "2"]
+    data += ["--data.validation", "test"]
     main(["fit", *data, *few, *SILENT, "--data.batch_size", "2", "--run_folder", "RUN", "--record_samples", "0"])
     recording = next(Path("hands/test/left").glob("*"))
     net = load_network("RUN/checkpoints/best.ckpt")

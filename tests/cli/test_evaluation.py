@@ -189,6 +189,7 @@ def test_a_test_on_other_shares_of_the_same_recordings_is_refused(capsys):
         path = writers.write_file(Path(f"mine/{'ab'[i % 2]}/{i}.npz"), b"")
         np.savez(path, **writers.events_of(60, i, 12, 12)._asdict())
     data = ["--data", "EventFolder", "--data.root", "mine", "--data.sensor=[12,12]", "--data.time_steps", "2"]
+    data += ["--data.validation", "test"]
     small = ["--model.structure", "FC4-PLIF-FC2", "--model.loss", "tet", "--trainer.max_epochs", "1", *SILENT]
     main(["fit", *data, "--data.test_fraction", "0.5", *small, "--run_folder", "run"])
     test = ["test", "--ckpt_path", "run/checkpoints/best.ckpt", *SILENT]

@@ -13,6 +13,7 @@ from tests import writers
 from tests.cli.calls import FEW, SILENT, TINY, refused, resume, rows
 
 SMALL = [*TINY, *FEW, *SILENT, "--model.n_down", "1", "--trainer.max_epochs", "1", "--data.batch_size", "4"]
+SMALL += ["--data.validation", "test"]  # few files
 
 
 def kinds(tmp_path):
@@ -34,7 +35,7 @@ def kinds(tmp_path):
 def test_a_network_is_trained_tested_and_taken_up_again(tmp_path, monkeypatch, capsys, kind):
     monkeypatch.setattr("tonic.datasets.POKERDVS._check_exists", lambda self: True)  # of these few recordings
     settings = kinds(tmp_path)[kind]
-    main(["prepare", "--data", kind, *settings])
+    main(["prepare", "--data", kind, *settings, "--data.validation", "test"])
     main(
         [
             "fit",

@@ -21,7 +21,7 @@ from tests import writers
 
 
 def made(kind, root, **arguments):
-    data = kind(root=str(root), allow_partial=True, **arguments)
+    data = kind(root=str(root), **{"allow_partial": True, "validation": "test", **arguments})
     data.prepare_data()
     data.setup()
     return data
@@ -68,7 +68,7 @@ def test_two_methods_make_a_data_set_that_trains_and_is_opened_again_from_its_ca
         for i in range(8):
             t, x, y, p = writers.events_of(4000, i, 16, 16)
             np.save(tmp_path / name / f"{i}.npy", [t, (x // 2 + 8 * label), y, p])
-    data = Bars(root=str(tmp_path), time_steps=4, batch_size=4)
+    data = Bars(root=str(tmp_path), time_steps=4, batch_size=4, validation="test")
     task = SpikingClassifier((2, 16, 16), 2, 4, channels=16, fc_features=64, dropout=0.0)
     before = next(task.parameters()).detach().clone()
     L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False).fit(task, datamodule=data)
@@ -83,7 +83,7 @@ def test_two_methods_make_a_data_set_that_trains_and_is_opened_again_from_its_ca
         Bars(root=str(tmp_path), every=1).prepare_data()  # not those that were cached before
     data.prepare_data()
     shutil.rmtree(tmp_path / "left"), shutil.rmtree(tmp_path / "right")
-    again = Bars(root=str(tmp_path), time_steps=4)
+    again = Bars(root=str(tmp_path), time_steps=4, validation="test")
     again.prepare_data(), again.setup()
     assert torch.equal(everything(again.train_set).x, batch.x)
     assert "bars has no test recordings in" in caplog.text

@@ -22,7 +22,7 @@ def root(tmp_path):
 
 
 def made(root, **settings):
-    data = ImageFolder(root=str(root), **settings)
+    data = ImageFolder(root=str(root), **{"validation": "test", **settings})
     data.prepare_data()
     data.setup()
     return data

@@ -52,7 +52,7 @@ def written(make, root, monkeypatch):
 )
 def test_batches_equal_torchvisions_own_pipeline(make, source, mean, std, tmp_path, monkeypatch):
     written(make, tmp_path, monkeypatch)
-    module = prepared(make(root=str(tmp_path), eval_batch_size=8, download=False))
+    module = prepared(make(root=str(tmp_path), eval_batch_size=8, download=False, validation="test"))
     x, label, sample = all_of(module.val_dataloader())
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
     theirs = source(tmp_path, train=False, transform=transform)
@@ -72,7 +72,7 @@ def test_batches_equal_torchvisions_own_pipeline(make, source, mean, std, tmp_pa
 
 
 def test_real_fashion_mnist_has_zero_mean_and_unit_variance(real_data):
-    module = prepared(FashionMNIST(root=str(real_data), download=False))
+    module = prepared(FashionMNIST(root=str(real_data), download=False, validation="test"))
     assert module.origin_note == ""
     assert len(module.train_set) == 60_000
     x = all_of(module.val_dataloader())[0]
@@ -199,7 +199,10 @@ def test_a_failed_download_is_refused_and_what_is_there_is_not_downloaded(tmp_pa
     with pytest.raises(DatasetNotFoundError, match=r"(?s)cannot be read \(Error downloading.*put the files there"):
         prepared(MNIST(root=str(tmp_path)))
     writers.write_mnist(tmp_path)
-    assert prepared(MNIST(root=str(tmp_path), download=True)).sizes() == {"training": 40, "test as val": 20}
+    assert prepared(MNIST(root=str(tmp_path), download=True, validation="test")).sizes() == {
+        "training": 40,
+        "test as val": 20,
+    }
 
 
 class Mine(ImageDataModule):

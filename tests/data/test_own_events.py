@@ -29,7 +29,9 @@ def made(data):
 
 
 def of_hands(root, **arguments):
-    return made(EventFolder(root=str(root), **{"sensor": (128, 128), "time_steps": 4, **arguments}))
+    return made(
+        EventFolder(root=str(root), **{"sensor": (128, 128), "time_steps": 4, "validation": "test", **arguments})
+    )
 
 
 def everything(dataset, key=0):
@@ -167,7 +169,7 @@ def test_tonics_transforms_change_training_events_before_our_augmentation(root):
 
 def test_pokerdvs_is_read_by_tonic_once_and_served_from_the_cache(tmp_path, few):
     writers.write_pokerdvs(tmp_path)
-    given = {"name": "POKERDVS", "root": str(tmp_path), "time_steps": 3, "download": False}
+    given = {"name": "POKERDVS", "root": str(tmp_path), "time_steps": 3, "validation": "test", "download": False}
     data = made(TonicEvents(**given))
     assert (data.class_names, data.input_shape) == (("cl", "he", "di", "sp"), (2, 35, 35))
     assert data.sizes() == {"training": 8, "test as val": 4, "test": 4}
@@ -210,6 +212,7 @@ def test_a_data_set_of_tonic_without_a_test_part_is_split_by_class(tmp_path, few
         "root": str(tmp_path),
         "sensor": (180, 240),
         "test_fraction": 0.4,
+        "validation": "test",
         "download": False,
     }
     data = made(TonicEvents(**given))

@@ -28,7 +28,7 @@ PAGE = "https://example.org/page"
 
 
 def made(kind, root, **arguments):
-    data = kind(root=str(root), **arguments)
+    data = kind(root=str(root), **{"validation": "test", **arguments})
     data.prepare_data()
     return data
 

@@ -34,7 +34,7 @@ def root(tmp_path):
 
 
 def made(root, **arguments):
-    data = EventFolder(root=str(root), time_steps=4, **arguments)
+    data = EventFolder(root=str(root), **{"time_steps": 4, "validation": "test", **arguments})
     data.prepare_data()
     data.setup()
     return data
@@ -212,7 +212,7 @@ def test_an_empty_window_is_no_sample(tmp_path):
 
 def test_samples_to_measure_on_are_of_all_classes(root):
     """Found by a review: recordings are sorted by class, and the first ones were all of one."""
-    data = EventFolder(root=str(root), time_steps=4, window_events=300)
+    data = EventFolder(root=str(root), time_steps=4, window_events=300, validation="test")
     x, label = data.test_samples(4)
     assert label.tolist() == [0, 0, 1, 1]
     assert x.shape == (4, 4, 2, 48, 64)

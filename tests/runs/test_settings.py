@@ -6,7 +6,7 @@ from plif_lightning import configs
 from plif_lightning.analysis.grouping import unusual
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.run import Run
-from plif_lightning.runs.settings import by_numbers, differences, key, settings
+from plif_lightning.runs.settings import by_numbers, differences, key, protocol, settings
 from tests.test_configs import parsed
 
 
@@ -94,3 +94,14 @@ def test_the_numbers_of_the_paper_stand_for_its_structures():
     wider = by_numbers({"structure": text, "channels": 16})  # the argument beside it counts
     assert (wider["channels"], wider["fc_features"]) == (16, 32)
     assert by_numbers({"structure": "nonsense"}) == {"structure": "nonsense"}
+
+
+def test_the_protocol_is_always_a_part_of_the_key():
+    """A key hashes what differs from the defaults, and the default was A before: an old A and a new B never meet."""
+    block = {"class_path": "plif_lightning.data.Digits", "init_args": {}}
+    of_default = settings({"data": block})
+    assert of_default["data.validation"] == "holdout"
+    assert protocol({"data": block}) == "B"
+    of_test = settings({"data": {**block, "init_args": {"validation": "test"}}})
+    without = {name: value for name, value in of_default.items() if name != "data.validation"}
+    assert len({key(of_default), key(of_test), key(without)}) == 3

@@ -52,7 +52,7 @@ class Damage(L.Callback):
 def test_a_nan_stops_the_run_in_its_epoch_and_keeps_the_last_good_checkpoint(name, tmp_path):
     run, task = trainer(tmp_path, [Damage(name, 6)], max_epochs=3), SpikingClassifier(**SMALL)
     with pytest.raises(NonFiniteError, match=r"is NaN or infinite at step 8 \(epoch 1\).*last\.ckpt.*learning rate"):
-        run.fit(task, datamodule=Digits(time_steps=3))
+        run.fit(task, datamodule=Digits(time_steps=3, validation="test"))
     kept = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert kept["global_step"] == 4
     assert all(torch.isfinite(t).all() for t in kept["state_dict"].values())
@@ -113,7 +113,7 @@ def test_an_unknown_loss_is_refused():
 
 def test_metrics_of_an_epoch_are_logged_by_their_names(tmp_path):
     run = trainer(tmp_path)
-    run.fit(SpikingClassifier(**SMALL), datamodule=Digits(time_steps=3))
+    run.fit(SpikingClassifier(**SMALL), datamodule=Digits(time_steps=3, validation="test"))
     layers = ("conv1", "conv2", "fc1", "fc2")
     expected = {
         "train/loss",
@@ -156,7 +156,7 @@ def test_the_accuracy_of_an_epoch_begins_with_it_after_a_resume_too(tmp_path):
         last = tmp_path / "run/checkpoints/last.ckpt"
         run.fit(
             SpikingClassifier(**SMALL),
-            datamodule=Digits(time_steps=3),
+            datamodule=Digits(time_steps=3, validation="test"),
             ckpt_path=last if last.exists() else None,
             weights_only=True,
         )
@@ -198,7 +198,7 @@ def test_firing_rates_of_a_test_are_those_of_the_test_alone(tmp_path):
 
 
 def test_firing_rates_are_the_mean_of_all_spikes(tmp_path):
-    module, data = SpikingClassifier(**SMALL), Digits(time_steps=3, eval_batch_size=100)
+    module, data = SpikingClassifier(**SMALL), Digits(time_steps=3, validation="test", eval_batch_size=100)
     module.network.encoder.conv2.norm.bn.bias.data.fill_(1.5)  # so that the untrained layer fires
     run = trainer(tmp_path, limit_val_batches=None)
     metrics = run.validate(module, datamodule=data, verbose=False)[0]
@@ -214,7 +214,7 @@ def test_firing_rates_are_the_mean_of_all_spikes(tmp_path):
 
 
 def test_test_measures_per_class_accuracy_and_a_confusion_matrix(tmp_path):
-    module, data = SpikingClassifier(**SMALL), Digits(time_steps=3)
+    module, data = SpikingClassifier(**SMALL), Digits(time_steps=3, validation="test")
     metrics = trainer(tmp_path).test(module, datamodule=data, verbose=False)[0]
     counts = module.confusion_matrix
     labels = data.labels(False)
@@ -242,7 +242,7 @@ def test_a_step_draws_the_same_numbers_whatever_was_drawn_before(tmp_path):
             def on_validation_end(self, *args):
                 torch.rand(noise)
 
-        trainer(tmp_path, [Draw()], max_epochs=2).fit(module, datamodule=Digits(time_steps=3))
+        trainer(tmp_path, [Draw()], max_epochs=2).fit(module, datamodule=Digits(time_steps=3, validation="test"))
         return nn.utils.parameters_to_vector(module.parameters())
 
     assert torch.equal(weights(1), weights(1000))
@@ -252,7 +252,7 @@ def test_training_lowers_the_loss(tmp_path):
     torch.manual_seed(0)
     module = SpikingClassifier(**{**SMALL, "channels": 16, "fc_features": 64}, loss="per_step", dropout=0.0)
     run = trainer(tmp_path, max_epochs=2, limit_train_batches=None)
-    run.fit(module, datamodule=Digits(time_steps=3))
+    run.fit(module, datamodule=Digits(time_steps=3, validation="test"))
     assert run.callback_metrics["train/loss"] < 0.085  # 0.1 is what a silent network loses
 
 
@@ -260,7 +260,7 @@ def test_bf16_trains_with_float32_membranes(tmp_path):
     module = SpikingClassifier(**SMALL)
     dtypes = []
     module.network.classifier.fc1.neuron.register_forward_hook(lambda m, i, o: dtypes.append(i[0].dtype))
-    trainer(tmp_path, precision="bf16-mixed").fit(module, datamodule=Digits(time_steps=3))
+    trainer(tmp_path, precision="bf16-mixed").fit(module, datamodule=Digits(time_steps=3, validation="test"))
     assert set(dtypes) == {torch.bfloat16}
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in module.parameters())
 
@@ -308,7 +308,7 @@ def test_a_network_that_was_compiled_is_loaded(tmp_path):
     module = SpikingClassifier(**SMALL)
     module.network = torch.compile(module.network, backend="eager")
     run = quick(1, limit_train_batches=1, limit_val_batches=1)
-    run.fit(module, datamodule=Digits(time_steps=3))
+    run.fit(module, datamodule=Digits(time_steps=3, validation="test"))
     run.save_checkpoint(tmp_path / "c.ckpt")
     network = load_network(tmp_path / "c.ckpt")
     assert torch.equal(network.encoder.conv1.conv.weight, module.network.encoder.conv1.conv.weight)
@@ -364,7 +364,7 @@ def test_a_user_defined_loss_trains(tmp_path):
     assert module.hparams["loss"].endswith("test_task.Focal")
     assert "own_loss.weight" in module.state_dict()
     before = module.network.encoder.conv1.conv.weight.clone()
-    trainer(tmp_path).fit(module, datamodule=Digits(time_steps=3))
+    trainer(tmp_path).fit(module, datamodule=Digits(time_steps=3, validation="test"))
     assert not torch.equal(module.network.encoder.conv1.conv.weight, before)
     votes = module(X)
     assert module.loss(votes, LABEL) == Focal(1.0)(votes, LABEL)
@@ -436,7 +436,7 @@ def epochs_of(module, tmp_path, **arguments):
 
     module.network.encoder.conv1.register_forward_hook(hook)
     trainer(tmp_path, limit_train_batches=1, num_sanity_val_steps=0, **arguments).fit(
-        module, datamodule=Digits(time_steps=SMALL["time_steps"])
+        module, datamodule=Digits(time_steps=SMALL["time_steps"], validation="test")
     )
     return seen
 
@@ -492,7 +492,7 @@ def test_labels_are_smoothed_in_training_alone(tmp_path):
         torch.manual_seed(0)
         run = trainer(tmp_path / str(smoothing), limit_train_batches=1, num_sanity_val_steps=0)
         module = SpikingClassifier(**SMALL, label_smoothing=smoothing, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
-        run.fit(module, datamodule=Digits(time_steps=3))
+        run.fit(module, datamodule=Digits(time_steps=3, validation="test"))
         losses.append({k: run.callback_metrics[f"{k}/loss"].item() for k in ("train", "test_as_val")})
     assert losses[0]["train"] != losses[1]["train"]
     assert losses[0]["test_as_val"] == losses[1]["test_as_val"]
@@ -562,6 +562,6 @@ def test_gradients_are_clipped_in_bf16_with_a_fused_optimiser(algorithm):
     module = SpikingClassifier(**SMALL, optimizer=lambda p: torch.optim.SGD(p, lr=1.0, fused=True))
     clip = {"gradient_clip_val": 1e-12, "gradient_clip_algorithm": algorithm}
     run = quick(1, precision="bf16-mixed", limit_train_batches=3, limit_val_batches=0, **clip)
-    run.fit(module, datamodule=Digits(time_steps=3))
+    run.fit(module, datamodule=Digits(time_steps=3, validation="test"))
     weight = module.network.encoder.conv1.norm.bn.weight
     torch.testing.assert_close(weight, torch.ones_like(weight), rtol=0, atol=1e-6)
