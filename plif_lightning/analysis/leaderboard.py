@@ -3,8 +3,9 @@
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from plif_lightning.analysis.grouping import (
     NUMBERS,
@@ -32,6 +33,8 @@ from plif_lightning.structure.layers import FC, Conv, Neurons, Pool, Votes
 _TRAINING = ("model.dropout", "model.optimizer", "model.lr_scheduler", "model.early_time_steps", "model.structure")
 # Name of the setting that changes nothing.
 _PAPER = "the paper's"
+# Settings, by dotted names, of the runs that gains are beside.
+Baseline = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Standing:
         gain: mean difference of the test accuracy to the paper's setting over the seeds of both [points].
         low: end of the 95 % interval of the difference; NaN for fewer than two seeds.
         high: the other end.
+        baseline: name of the setting that gains are beside.
     """
 
     data: str
@@ -55,14 +59,15 @@ class Standing:
     gain: float
     low: float
     high: float
+    baseline: str = _PAPER
 
     @property
-    def is_paper(self) -> bool:
+    def is_baseline(self) -> bool:
         return not self.change
 
     @property
     def name(self) -> str:
-        return self.change or _PAPER
+        return self.change or self.baseline
 
     @property
     def verdict(self) -> str:
@@ -75,29 +80,33 @@ class Standing:
         return math.nan if None in values else statistics.fmean(values)
 
 
-def standings(runs: Sequence[Run]) -> list[list[Standing]]:
+def standings(runs: Sequence[Run], baseline: Baseline | None = None) -> list[list[Standing]]:
     """Leaderboards: settings that share data, epochs and all else but `model`, best validation accuracy first.
 
     Runs belong together with a run of the paper's setting (neuron, loss, pooling and all else that base.yaml fixes,
     except dropout, optimiser and schedule). Of several such settings, the one from which the others differ least is
-    the one compared with. Settings without one have no leaderboard.
+    the one compared with. Settings without one have no leaderboard. `baseline`: settings of those that take the place
+    of the paper's.
     """
-    found = [_leaderboard(group) for group in _setups(runs) if len(group) > 1]
+    found = [_leaderboard(group, baseline) for group in _setups(runs) if len(group) > 1]
     return sorted(filter(None, found), key=lambda rows: rows[0].data)
 
 
-def comparison_table(runs: Sequence[Run]) -> Table:
+def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
     """Every setting: the mean over its seeds, and its gain beside another one of the same data.
 
-    That is the paper's, or else the one from which the others differ least.
+    That is the one with the settings of `baseline`, by default the paper's, or else the one from which the others
+    differ least.
     """
     rows, shown = [], list[Group]()
     for setup in sorted(_setups(runs, "AB"), key=lambda of: (data_title(of[0].runs[0]), -max(o.accuracy for o in of))):
         firsts = [one.runs[0] for one in setup]
-        base = _base(firsts, [i for i, run in enumerate(firsts) if _is_paper(run)] or [*range(len(firsts))])
+        among = _candidates(firsts, baseline) or ([] if baseline else [*range(len(firsts))])
+        base = _base(firsts, among) if among else None
         named = labels(firsts)
         for i in sorted(range(len(setup)), key=lambda i: -setup[i].accuracy):
-            one, run, (gain, low, high) = setup[i], firsts[i], _gain(setup[i], setup[base])
+            one, run = setup[i], firsts[i]
+            gain, low, high = (math.nan,) * 3 if base is None else _gain(one, setup[base])
             silent = Counter(layer for of in one.runs for layer in _silent(of))
             shown.append(one)
             rows.append(
@@ -110,7 +119,8 @@ def comparison_table(runs: Sequence[Run]) -> Table:
                     "; ".join(f"{layer} ({n} of {len(one.runs)})" for layer, n in silent.items()),
                 ]
             )
-    columns = ["data set", "setting", "protocol", "T", "epochs", "accuracy [%]", "95 % interval", "gain", "seeds"]
+    gain_head = "gain" if baseline is None else f"gain beside {baseline_in_words(baseline)}"
+    columns = ["data set", "setting", "protocol", "T", "epochs", "accuracy [%]", "95 % interval", gain_head, "seeds"]
     note = (
         "Accuracy on the test set: of the best epoch there (A), or of the epoch chosen on a held-out part (B). Means "
         "over seeds, with Student's 95 % interval, or Wilson's of one run. Gain: beside the setting without one, over "
@@ -160,18 +170,34 @@ def _is_paper(run: Run) -> bool:
 
 def _changed(base: Run, run: Run) -> list[str]:
     """Settings in which two networks differ; a structure stands for the numbers it replaces, a class for its name."""
-    found = [name for name in differences(run.settings, base.settings) if name.startswith("model.")]
+    found = [n for n in differences(run.distinctions, base.distinctions) if n.startswith("model.") or n == "code"]
     if "model.structure" in found:
         found = [name for name in found if name not in NUMBERS]
     return [name for name in found if name in run.settings or name.rpartition(".")[0] not in found]
 
 
-def _leaderboard(group: Sequence[Group]) -> list[Standing]:
+def _candidates(firsts: Sequence[Run], baseline: Baseline | None) -> list[int]:
+    """Those of some runs that others may be compared with: with the settings of `baseline`, or the paper's."""
+    if baseline is None:
+        return [i for i, run in enumerate(firsts) if _is_paper(run)]
+    return [i for i, run in enumerate(firsts) if all(value_of(run, name) == v for name, v in baseline.items())]
+
+
+def _with_setting(baseline: Baseline | None) -> str:
+    return "the paper's setting" if baseline is None else f"the setting with {baseline_in_words(baseline)}"
+
+
+def baseline_in_words(baseline: Baseline | None) -> str:
+    """`neuron lif`, or the paper's."""
+    return _PAPER if baseline is None else ", ".join(in_words(name, value) for name, value in baseline.items())
+
+
+def _leaderboard(group: Sequence[Group], baseline: Baseline | None) -> list[Standing]:
     firsts = [one.runs[0] for one in group]
-    papers = [i for i, run in enumerate(firsts) if _is_paper(run)]
-    if not papers:
+    among = _candidates(firsts, baseline)
+    if not among:
         return []
-    chosen = _base(firsts, papers)
+    chosen, name = _base(firsts, among), baseline_in_words(baseline)
     changes = [_changed(firsts[chosen], run) for run in firsts]
     words = [
         ", ".join(_in_words(name, run, firsts[chosen]) for name in names)
@@ -182,7 +208,8 @@ def _leaderboard(group: Sequence[Group]) -> list[Standing]:
         if alike[words[i]] > 1:  # classes of one name, or numbers that differ after six digits
             words[i] = ", ".join(f"{name} {value_of(firsts[i], name)!r}" for name in changes[i])
         validation = 100 * statistics.fmean(run.best[1] if run.best else math.nan for run in one.runs)
-        found.append(Standing(data_title(firsts[i]), words[i], one, validation, *_gain(one, group[chosen])))
+        gain = _gain(one, group[chosen])
+        found.append(Standing(data_title(firsts[i]), words[i], one, validation, *gain, baseline=name))
     # NaN, an unknown validation accuracy, comes last: sorting by NaN itself would give an arbitrary order.
     return sorted(found, key=lambda row: (math.isnan(row.validation), -row.validation, row.change))
 
@@ -235,15 +262,16 @@ _EMPTY = (
 )
 
 
-def leaderboard_table(runs: Sequence[Run]) -> Table:
+def leaderboard_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
     """All leaderboards as one table."""
-    found = standings(runs)
+    found = standings(runs, baseline)
     rows = [_row(standing) for rows in found for standing in rows]
     if not rows:
         return Table("leaderboard", "Leaderboard", list(_COLUMNS), [], [_EMPTY])
     note = (
-        "Accuracy B [%], means over seeds, ranked by validation accuracy. A row changes in the paper's setting what it "
-        "names. Gain: test accuracy beside the paper's setting over the same seeds, with Student's 95 % interval of "
+        "Accuracy B [%], means over seeds, ranked by validation accuracy. A row changes in "
+        f"{_with_setting(baseline)} what it names. Gain: test accuracy beside that over the same seeds, with Student's "
+        "95 % interval of "
         "the differences (none for fewer than two different ones), which covers the seed, not the choice of test "
         "samples; better or worse where it leaves out 0, which one in twenty settings without any effect does by "
         "chance. Spikes and firing: for a sample, of all layers, in the "
@@ -255,24 +283,25 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
     return Table("leaderboard", "Leaderboard", list(_COLUMNS), rows, notes, [*map(names_of, shown)])
 
 
-def gains_table(runs: Sequence[Run]) -> Table:
+def gains_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
     """The gain of each setting on every data set that has a leaderboard, in the order of their names.
 
     An order by gain would invite a choice on the test set.
     """
-    found = standings(runs)
+    found, name = standings(runs, baseline), baseline_in_words(baseline)
     rows: dict[str, dict[int, Standing]] = defaultdict(dict)
     for i, board in enumerate(found):
         for row in board:
             rows[row.change][i] = row
     changes = sorted(rows)  # the paper's changes nothing, and is first
-    cells = [[change or _PAPER, *(_gain_cell(rows[change].get(i)) for i in range(len(found)))] for change in changes]
+    cells = [[change or name, *(_gain_cell(rows[change].get(i)) for i in range(len(found)))] for change in changes]
     heads = [
         "setting",
         *(f"{board[0].data}, {board[0].cell.epochs} epochs, {seeds_in_words(board)}" for board in found),
     ]
     note = (
-        "Test accuracy B of the paper's setting [%], and what other settings gain [points], with the 95 % interval of "
+        f"Test accuracy B of {_with_setting(baseline)} [%], and what other settings gain [points], with the 95 % "
+        "interval of "
         "paired differences over seeds, on one test set; bold: it leaves out 0."
     )
     return Table("gains", "Gains on all data sets", heads, cells, [note])
@@ -287,7 +316,7 @@ def seeds_in_words(rows: Sequence[Standing]) -> str:
 def _gain_cell(row: Standing | None) -> str:
     if row is None:
         return ""
-    if row.is_paper:
+    if row.is_baseline:
         return f"{row.cell.accuracy:.2f}"
     if math.isnan(row.gain):
         return ""
@@ -306,7 +335,7 @@ def _row(one: Standing) -> list[str]:
         number(one.validation, 2),
         number(one.cell.accuracy, 2),
         _ends(one.cell.low, one.cell.high).strip() if several else "",
-        "" if one.is_paper or math.isnan(one.gain) else f"{one.gain:+z.2f}",
+        "" if one.is_baseline or math.isnan(one.gain) else f"{one.gain:+z.2f}",
         _ends(one.low, one.high, "+").strip(),
         one.verdict,
         str(len(one.cell.runs)),

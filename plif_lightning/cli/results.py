@@ -2,7 +2,11 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from plif_lightning.analysis.frame import write_frame
 from plif_lightning.analysis.leaderboard import comparison_table, gains_table, leaderboard_table
@@ -38,6 +42,12 @@ def _tables_parser() -> PlainParser:
     parser.add_argument("--out", type=Path, help="folder for tables.md, and for a csv and a LaTeX file of each table")
     parser.add_argument(
         "--only", help="comma-separated tables: runs, 1, 2, 2b, 3, 4, 5, S1, S2, tau, leaderboard or gains"
+    )
+    parser.add_argument(
+        "--baseline",
+        action="append",
+        metavar="NAME=VALUE",
+        help="a setting, such as model.neuron=lif, of the runs that gains are beside (default: the paper's settings)",
     )
     parser.add_argument("--show_runs", action="store_true", help="name the runs of each row, as csv files do")
     parser.add_argument(
@@ -104,9 +114,22 @@ def runs(argv: list[str]) -> int:
 _ORDER = ["runs", "1", "2", "2b", "3", "4", "5", "S1", "S2", "tau", "leaderboard", "gains"]
 
 
-def all_tables(runs: list[Run]) -> list[Table]:
+def _baseline(given: Sequence[str] | None) -> dict[str, Any] | None:
+    """The settings of `--baseline`."""
+    if given is None:
+        return None
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--baseline must be NAME=VALUE, such as model.neuron=lif, got {text}.")
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def all_tables(runs: list[Run], baseline: dict[str, Any] | None = None) -> list[Table]:
     """Return the settings of the runs, every table of the paper, and the leaderboard."""
-    own = [comparison_table(runs), leaderboard_table(runs), gains_table(runs)]
+    own = [make(runs, baseline) for make in (comparison_table, leaderboard_table, gains_table)]
     found = [*own, *network_tables(runs), earlier_work(), *result_tables(runs)]
     return sorted(found, key=lambda table: _ORDER.index(table.name))
 
@@ -122,17 +145,18 @@ def _chosen(only: str | None, known: list[str]) -> list[str]:
 def tables(argv: list[str]) -> int:
     """Print the tables, and write them into the files asked for."""
     given = _tables_parser().parse_args(argv)
+    baseline = _baseline(given.baseline)
     place = Path(given.runs or RUNS)
     if place.is_file():
         if given.results is not None:
             raise UserError(f"--results adds runs to a table, and {place} has none of their folders: leave one out.")
         runs = published_runs(place)
-        found = [leaderboard_table(runs), gains_table(runs)]
+        found = [leaderboard_table(runs, baseline), gains_table(runs, baseline)]
     else:
         # Without runs the paper's numbers are shown.
         is_needed = given.runs is not None or given.results is not None
         runs = find_runs(place) if is_needed or place.is_dir() else []
-        found = all_tables(runs)
+        found = all_tables(runs, baseline)
     chosen = _chosen(given.only, [table.name for table in found])
     found = [table for table in found if table.name in chosen]
     for table in found if given.only else ():

@@ -192,16 +192,16 @@ def _with_structures(arguments: Sequence[str]) -> list[str]:
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
         value = value if equals else following
-        if name == "--model.structure" or (name in CONFIG and _has_structure(value)):
+        if name == "--model.structure" or (name in (*CONFIG, "--model") and _has_structure(name, value)):
             found += [f"--model.{number}=null" for number in Numbers._fields]
         found.append(argument)
     return found
 
 
-def _has_structure(config: str) -> bool:
-    """True if a configuration, a path or YAML text, holds a structure."""
-    model = content_of(config).get("model")
-    return isinstance(model, dict) and model.get("structure") is not None
+def _has_structure(name: str, value: str) -> bool:
+    """True if a configuration, a path or YAML text, or a mapping for `--model` holds a structure."""
+    model = content_of(f"model: {value}") if name == "--model" else content_of(value)
+    return isinstance(model.get("model"), dict) and model["model"].get("structure") is not None
 
 
 def _evaluated(stored: dict[str, Any], rest: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -223,14 +223,19 @@ def _finish(sweep: Sweep, root: Path, jobs: Sequence[Job]) -> int:
 
 
 def _in_threads(runner: Runner, jobs: int, work: Callable[[], None]) -> bool:
-    """Call `work` in several threads until it returns; False if interrupted: then running processes are ended."""
+    """Call `work` in several threads until it returns; False if interrupted: then running processes are ended.
+
+    So they are where a thread raises.
+    """
     with ThreadPoolExecutor(jobs) as pool:
         calls = [pool.submit(work) for _ in range(jobs)]
         try:
-            for call in calls:
+            for call in as_completed(calls):
                 call.result()
-        except KeyboardInterrupt:
+        except BaseException as error:
             runner.stopped.set()
+            if not isinstance(error, KeyboardInterrupt):
+                raise
             _print("interrupted: the same command resumes the runs.")
     return not runner.stopped.is_set()
 

@@ -111,3 +111,19 @@ def test_a_hook_that_rounds_gradients_tells_runs_apart():
     plain = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"find_unused_parameters": True}}
     assert settings({"trainer": {"strategy": strategy}})["trainer.strategy.ddp_comm_hook"] == hook
     assert settings({"trainer": {"strategy": plain}}) == settings({"trainer": {"strategy": "ddp"}}) == settings({})
+
+
+def test_gains_are_beside_the_baseline_that_is_chosen_and_named(runs, capsys):
+    for seed in (1, 2):
+        write_run(runs / f"lif{seed}", (0.5, 0.6 + seed / 100, 0.5), seed=seed, neuron="lif")
+    found = find_runs(runs)
+    by_default, chosen = comparison_table(found), comparison_table(found, {"model.neuron": "lif"})
+    gain = by_default.columns.index("gain")
+    assert [row[gain] == "" for row in by_default.rows] == [True, False]  # PLIF, the paper's, is first
+    assert chosen.columns[gain] == "gain beside neuron lif"
+    assert [row[gain] == "" for row in chosen.rows] == [False, True]
+    assert chosen.rows[0][gain].startswith("+18.50")
+    assert comparison_table(found, {"model.neuron": "clif"}).rows[0][gain] == ""
+    main(["tables", "--only", "runs", "--baseline", "model.neuron=lif"])
+    assert "gain beside neuron lif" in capsys.readouterr().out
+    assert "--baseline must be NAME=VALUE" in refused(capsys, "tables", "--baseline", "lif")

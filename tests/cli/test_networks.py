@@ -195,6 +195,18 @@ def test_onnxruntime_and_pytorchs_program_vote_the_same(kind, tmp_path):
     torch.testing.assert_close(torch.from_numpy(found), expected)
 
 
+def test_a_mapping_with_a_structure_takes_the_place_of_the_numbers_before_it(capsys):
+    mapping = '--model={"structure": "c9k3s1-BN-PLIF-FC10"}'
+    for arguments, channels in (
+        (["--model.channels", "6", mapping], None),
+        ([mapping, "--model.channels", "6"], 6),
+        (["--model.channels", "6", "--model", mapping.partition("=")[2]], None),
+    ):
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", QUICKSTART, *arguments, "--print_config"])
+        assert yaml.safe_load(capsys.readouterr().out)["model"]["channels"] == channels
+
+
 EDITED = """
 import plif_lightning as pl
 from torch import nn

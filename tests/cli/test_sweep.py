@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from plif_lightning.cli import main
-from plif_lightning.cli.sweep import Job, Runner, Search, distribution, job_of, run_name, share
+from plif_lightning.cli.sweep import Job, Runner, Search, _in_threads, distribution, job_of, run_name, share
 from plif_lightning.cli.sweep_file import read_sweep
 from plif_lightning.errors import UserError
 from plif_lightning.runs.folder import RunFolder
@@ -388,3 +388,17 @@ def test_what_is_swept_is_not_replaced_behind_the_dashes(capsys):
     path = write(Path("s.yaml"), parameters={"model.init_tau": {"values": [2.0, 4.0]}})
     assert sweep(path, "--", "--model.init_tau=3") == 2
     assert "--model.init_tau is swept: behind -- it would replace every value" in capsys.readouterr().err
+
+
+def test_where_a_thread_raises_the_others_stop():
+    runner, begun = Runner(2), Event()
+
+    def work():
+        if begun.is_set():
+            raise UserError("a folder is another run's")
+        begun.set()
+        assert runner.stopped.wait(PATIENCE)
+
+    with pytest.raises(UserError, match="another run's"):
+        _in_threads(runner, 2, work)
+    assert runner.stopped.is_set()

@@ -24,7 +24,7 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
     figure, panels = new_panels(len(found), height=3.0)
     names = ""
     for ax, rows in zip(panels, found, strict=True):
-        paper = next(row for row in rows if row.is_paper)
+        paper = next(row for row in rows if row.is_baseline)
         far = [row for row in rows if row.cell.accuracy <= paper.cell.accuracy - _FAR]
         shown = [row for row in rows if row not in far and _counted(row)]
         for row in shown:
@@ -57,13 +57,13 @@ def _counted(row: Standing) -> bool:
 
 
 def _draw(ax: Axes, row: Standing) -> None:
-    colour, marker = (ink(), "*") if row.is_paper else _STYLE[row.verdict]
+    colour, marker = (ink(), "*") if row.is_baseline else _STYLE[row.verdict]
     cell = row.cell
     known = len(cell.runs) > 1 and not math.isnan(cell.low)
     # Its ends stay between 0 and 100 %, so its halves differ.
     halves = [[cell.accuracy - cell.low], [cell.high - cell.accuracy]] if known else None
     x = row.mean("spikes")
     ax.errorbar(
-        x, cell.accuracy, halves, marker=marker, color=colour or ink(0.55), markersize=9 if row.is_paper else 4.5,
-        linewidth=0.7, zorder=3 if row.is_paper else 2,
+        x, cell.accuracy, halves, marker=marker, color=colour or ink(0.55), markersize=9 if row.is_baseline else 4.5,
+        linewidth=0.7, zorder=3 if row.is_baseline else 2,
     )  # fmt: skip
