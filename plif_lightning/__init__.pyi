@@ -31,5 +31,6 @@ from .neurons import Neuron as Neuron
 from .neurons import Synaptic as Synaptic
 from .neurons import fixed as fixed
 from .neurons import learned as learned
+from .runs.record import record_run as record_run
 from .training import SpikingClassifier as SpikingClassifier
 from .version import __version__ as __version__

@@ -249,6 +249,8 @@ def unusual(run: Run) -> list[str]:
     """
     usual = _usual().get(run.data_set)
     found = telling(run.settings, usual or _usual()[""])
+    if run.record.get("of_another_program"):  # what it does not say is unknown, not a default
+        found = [name for name in found if name in run.settings]
     of_data = () if usual is not None else ("data.", "model.structure", *NUMBERS)
     return [name for name in found if not name.startswith(tuple(of_data))]
 

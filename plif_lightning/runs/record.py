@@ -1,14 +1,18 @@
 """`run.json`: what a run is, where it ran, on which data, and what came of it."""
 
 import contextlib
+import csv
 import json
 import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import yaml
+
+from plif_lightning.errors import UserError
 from plif_lightning.runs.code import Sources, hashes_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.loading import loaded
@@ -125,3 +129,69 @@ def is_alive(record: Mapping[str, Any]) -> bool:
         os.kill(pid, 0)
         return True
     return False
+
+
+def record_run(
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    accuracy: float,
+    *,
+    data: str,
+    samples: tuple[int, int],
+    epochs: int,
+    validation: Literal["holdout", "test"] = "holdout",
+    validation_accuracy: float | None = None,
+    seed: int | None = None,
+) -> None:
+    """Record a run that another program trained, so that tables and data frames have it beside those of `fit`.
+
+    Args:
+        folder: a folder of its own, below the one that holds the runs.
+        settings: by their names on the command line, such as {"model.neuron": "lif", "data.time_steps": 8}; runs are
+            averaged if all but their seeds are equal.
+        accuracy: on the test set, from 0 to 1.
+        data: name of the data set, as in tables.
+        samples: number of training samples, those held out included, and of test samples.
+        epochs: number of epochs.
+        validation: what chose the epoch: held-out samples, or the test set itself.
+        validation_accuracy: of the chosen epoch on the held-out samples, from 0 to 1.
+        seed: the run's seed.
+
+    Raises:
+        UserError: the folder holds a run already, or an accuracy lies outside of 0 to 1.
+    """
+    files = RunFolder(Path(folder))
+    if files.record.exists():
+        raise UserError(f"{folder} holds a run already: pass another folder.")
+    for what, share in (("accuracy", accuracy), ("validation_accuracy", validation_accuracy)):
+        if share is not None and not 0 <= share <= 1:
+            raise UserError(f"{what} must lie from 0 to 1, got {share}.")
+    known = {"data": data, "data.validation": validation, **settings, "trainer.max_epochs": epochs}
+    config: dict[str, Any] = {"seed_everything": seed, "data": {"class_path": data, "init_args": {}}}
+    for name, value in known.items():
+        *blocks, last = name.split(".")
+        if blocks:
+            block = config
+            for part in blocks:
+                block = block.setdefault(part, {})
+                block = block.get("init_args", block)
+            block[last] = value
+    is_held_out = validation == "holdout"
+    metric, best = ("val/acc", validation_accuracy) if is_held_out else ("test_as_val/acc", accuracy)
+    with written_whole(files.config) as file:
+        yaml.safe_dump(config, file)
+    with written_whole(files.metrics) as file:
+        # The loss, unknown here, marks the line of an epoch's end.
+        row = [epochs - 1, epochs - 1, "nan", "" if best is None else best]
+        csv.writer(file).writerows([["epoch", "step", "train/loss", metric], row])
+    parts = {"training": samples[0], "test": samples[1]}
+    update(
+        files,
+        settings=known,
+        key=key(known, f"{data} {samples}"),
+        data={"title": data, "samples": parts},
+        of_another_program=True,
+        test=accuracy if is_held_out else None,
+        started=time.time(),
+        ended=time.time(),
+    )

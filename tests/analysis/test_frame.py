@@ -127,3 +127,24 @@ def test_gains_are_beside_the_baseline_that_is_chosen_and_named(runs, capsys):
     main(["tables", "--only", "runs", "--baseline", "model.neuron=lif"])
     assert "gain beside neuron lif" in capsys.readouterr().out
     assert "--baseline must be NAME=VALUE" in refused(capsys, "tables", "--baseline", "lif")
+
+
+def test_a_run_of_another_program_is_a_row_like_any_other(runs, capsys):
+    about = {"data": "my gestures", "samples": (1000, 200), "epochs": 12}
+    for seed, accuracy in ((1, 0.81), (2, 0.83)):
+        settings = {"model.neuron": "lif", "data.time_steps": 8}
+        pl.record_run(runs / f"mine{seed}", settings, accuracy, validation_accuracy=0.9, seed=seed, **about)
+    pl.record_run(runs / "theirs", {"data.time_steps": 8}, 0.7, validation="test", seed=1, **about)
+    frame = pl.read_runs(runs)
+    assert frame.loc["mine1", ["status", "protocol", "seed", "epochs"]].tolist() == ["finished", "B", 1, 12]
+    assert frame.loc["mine1", ["accuracy", "test", "validation"]].tolist() == [0.81, 0.81, 0.9]
+    assert frame.loc["theirs", ["protocol", "accuracy"]].tolist() == ["A", 0.7]
+    assert frame.loc["mine2", "data.time_steps"] == 8
+    table = comparison_table(find_runs(runs))
+    (row,) = [row for row, names in zip(table.rows, table.runs, strict=True) if names == ["mine1", "mine2"]]
+    assert row[:6] == ["my gestures", "LIF, tau = 2", "B", "8", "12", "82.00"]
+    assert ["theirs"] in table.runs
+    with pytest.raises(ValueError, match="holds a run already"):
+        pl.record_run(runs / "theirs", {}, 0.5, **about)
+    with pytest.raises(ValueError, match="accuracy must lie from 0 to 1, got 81"):
+        pl.record_run(runs / "percent", {}, 81, **about)
