@@ -33,6 +33,7 @@ from plif_lightning.structure.layers import FC, Conv, Neurons, Pool, Votes
 _TRAINING = ("model.dropout", "model.optimizer", "model.lr_scheduler", "model.early_time_steps", "model.structure")
 # Name of the setting that changes nothing.
 _PAPER = "the paper's"
+_BASELINE = "baseline"  # in the place of its gain
 # Settings, by dotted names, of the runs that gains are beside.
 Baseline = Mapping[str, Any]
 
@@ -114,7 +115,7 @@ def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> T
                     *(data_title(run), ", ".join(filter(None, (named.each[i], named.shared))), one.protocol),
                     *(str(run.setting("data.time_steps", "")), one.epochs, f"{one.accuracy:.2f}"),
                     _ends(one.low, one.high).strip(),
-                    "" if i == base or math.isnan(gain) else f"{gain:+z.2f}{_ends(low, high, '+')}",
+                    _gain_in_words(gain, low, high) if i != base else _BASELINE if len(setup) > 1 else "",
                     str(len(one.runs)),
                     "; ".join(f"{layer} ({n} of {len(one.runs)})" for layer, n in silent.items()),
                 ]
@@ -123,7 +124,7 @@ def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> T
     columns = ["data set", "setting", "protocol", "T", "epochs", "accuracy [%]", "95 % interval", gain_head, "seeds"]
     note = (
         "Accuracy on the test set: of the best epoch there (A), or of the epoch chosen on a held-out part (B). Means "
-        "over seeds, with Student's 95 % interval, or Wilson's of one run. Gain: beside the setting without one, over "
+        "over seeds, with Student's 95 % interval, or Wilson's of one run. Gain: beside the baseline, over "
         "the seeds of both, with the interval of the differences."
     )
     notes = [note]
@@ -131,6 +132,10 @@ def comparison_table(runs: Sequence[Run], baseline: Baseline | None = None) -> T
         notes.append("Silent: layers that never fire in the best epoch, and in how many runs.")
     notes += surroundings_in_words(shown)
     return Table("runs", "Settings", [*columns, "silent"], rows, notes if rows else [], [*map(names_of, shown)])
+
+
+def _gain_in_words(gain: float, low: float, high: float) -> str:
+    return "" if math.isnan(gain) else f"{gain:+z.2f}{_ends(low, high, '+')}"
 
 
 def _silent(run: Run) -> list[str]:
@@ -318,9 +323,7 @@ def _gain_cell(row: Standing | None) -> str:
         return ""
     if row.is_baseline:
         return f"{row.cell.accuracy:.2f}"
-    if math.isnan(row.gain):
-        return ""
-    text = f"{row.gain:+z.2f}{_ends(row.low, row.high, '+')}"
+    text = _gain_in_words(row.gain, row.low, row.high)
     return f"**{text}**" if row.verdict else text
 
 
@@ -335,7 +338,7 @@ def _row(one: Standing) -> list[str]:
         number(one.validation, 2),
         number(one.cell.accuracy, 2),
         _ends(one.cell.low, one.cell.high).strip() if several else "",
-        "" if one.is_baseline or math.isnan(one.gain) else f"{one.gain:+z.2f}",
+        _BASELINE if one.is_baseline else "" if math.isnan(one.gain) else f"{one.gain:+z.2f}",
         _ends(one.low, one.high, "+").strip(),
         one.verdict,
         str(len(one.cell.runs)),

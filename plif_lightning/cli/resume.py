@@ -362,8 +362,12 @@ def compare(expanded: Expanded, given: dict[str, Any]) -> list[str]:
         if expanded.command == "fit" and not given.get("accept_edited_code"):
             raise CheckpointError(
                 f"the code of the run was edited since:\n{edited}\nUndo it, start a new run in another --run_folder, "
-                "or go on with --accept_edited_code true: the record says so, and the run is averaged with no other."
+                "or, where network and equations are as before, go on with --accept_edited_code true: the record says "
+                "so, and the run is averaged with no other."
             )
+        if expanded.command != "fit":
+            kept = relative(expanded.folder.source("").parent) if expanded.folder else ""
+            _log.warning("The code of the run was edited since; as it was, it is in %s:\n%s", kept, edited)
         changed.append("code")
     return changed
 

@@ -23,10 +23,11 @@ from plif_lightning import configs
 from plif_lightning.cli.parser import PlainParser, option_names
 from plif_lightning.cli.sweep_file import ARGS, Sweep, read_sweep
 from plif_lightning.errors import UserError, require_count
+from plif_lightning.runs.code import PACKAGE, hashes_of, sources_of
 from plif_lightning.runs.folder import RunFolder
 from plif_lightning.runs.lock import InUseError, locked
 from plif_lightning.runs.metrics import value_in_words
-from plif_lightning.runs.run import read_run
+from plif_lightning.runs.run import Run, read_run
 from plif_lightning.runtime import program
 from plif_lightning.runtime.files import file_lock, relative
 from plif_lightning.runtime.process import on_termination
@@ -139,6 +140,9 @@ class Runner:
                     "--runs, or move that folder away."
                 )
             job.state = "finished"
+            if edited := edited_modules(run):
+                before = f"{job.name} is finished, with {', '.join(edited)} as before the last edit"
+                _print(f"{before}: pass another --runs to run it anew.")
             return
         try:
             with locked(job.folder):  # by a sweep that was killed without its runs, or by another one
@@ -165,6 +169,12 @@ class Runner:
             job.state = "finished" if is_done else "failed"
         if job.state == "failed" and self.stopped.wait(1.0):  # a signal to all processes reaches the run, too
             job.state = "stopped"
+
+
+def edited_modules(run: Run) -> list[str]:
+    """The user's modules that are not as when a run was made."""
+    known, now = run.part("code"), hashes_of(sources_of(run.config))
+    return sorted(name for name in {*known} & {*now} if name != PACKAGE and known[name] != now[name])
 
 
 def shown(command: Sequence[str]) -> str:

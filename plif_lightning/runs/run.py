@@ -1,6 +1,5 @@
 """A run as read from its folder; unreadable parts are reported, the rest is read."""
 
-import hashlib
 import math
 import os
 from dataclasses import dataclass, field
@@ -74,8 +73,8 @@ class Run:
     def distinctions(self) -> dict[str, Any]:
         """`settings`, and what else runs of other keys may differ in: the user's code, and changes on resuming."""
         changes = {f"{name} after step {step}": value for step, name, value in self.changes}
-        code = hashlib.blake2b(repr(self.part("code")).encode(), digest_size=3).hexdigest()
-        return {**self.settings, **({"code": code} if self.part("code") else {}), **changes}
+        code = ", ".join(f"{name} {str(digest)[:6]}" for name, digest in self.part("code").items())
+        return {**self.settings, **({"code": code} if code else {}), **changes}
 
     @property
     def changes(self) -> list[tuple[int, str, Any]]:

@@ -119,9 +119,9 @@ def test_gains_are_beside_the_baseline_that_is_chosen_and_named(runs, capsys):
     found = find_runs(runs)
     by_default, chosen = comparison_table(found), comparison_table(found, {"model.neuron": "lif"})
     gain = by_default.columns.index("gain")
-    assert [row[gain] == "" for row in by_default.rows] == [True, False]  # PLIF, the paper's, is first
+    assert [row[gain] == "baseline" for row in by_default.rows] == [True, False]  # PLIF, the paper's, is first
     assert chosen.columns[gain] == "gain beside neuron lif"
-    assert [row[gain] == "" for row in chosen.rows] == [False, True]
+    assert [row[gain] == "baseline" for row in chosen.rows] == [False, True]
     assert chosen.rows[0][gain].startswith("+18.50")
     assert comparison_table(found, {"model.neuron": "clif"}).rows[0][gain] == ""
     main(["tables", "--only", "runs", "--baseline", "model.neuron=lif"])
@@ -148,3 +148,15 @@ def test_a_run_of_another_program_is_a_row_like_any_other(runs, capsys):
         pl.record_run(runs / "theirs", {}, 0.5, **about)
     with pytest.raises(ValueError, match="accuracy must lie from 0 to 1, got 81"):
         pl.record_run(runs / "percent", {}, 81, **about)
+
+
+def test_a_change_on_resuming_is_named_whichever_run_comes_first(runs):
+    for name in ("a", "b"):
+        first, second, _ = find_runs(runs)
+        changed_run = first if name == "a" else second
+        update(first.folder, key="one", changes=None)
+        update(second.folder, key="two", changes=None)
+        update(changed_run.folder, changes=[[724, "data.batch_size", 32]])
+        firsts = [group.runs[0] for group in groups(find_runs(runs))]
+        of_runs = dict(zip([run.name for run in firsts], labels(firsts).each, strict=True))
+        assert "batch_size after step 724 32" in of_runs[name]

@@ -58,7 +58,7 @@ def test_only_seeds_of_both_are_compared_and_one_has_no_interval(tmp_path):
     table = leaderboard_table(find_runs(tmp_path))
     rows = {row[1]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     assert (rows["loss rate"]["gain"], rows["loss rate"]["its 95 % interval"]) == ("+1.00", "")
-    assert (rows["reset soft"]["gain"], rows["the paper's"]["gain"]) == ("", "")
+    assert (rows["reset soft"]["gain"], rows["the paper's"]["gain"]) == ("", "baseline")
 
 
 def test_the_setting_compared_with_is_the_one_from_which_others_differ_least(tmp_path):
@@ -166,7 +166,7 @@ def test_every_setting_stands_in_one_table_with_its_gain_and_its_silent_layers(t
     ]
     assert [row["silent"] for row in rows] == ["", "", "", "fc1 (1 of 1)"]
     assert rows[1]["gain"].startswith("-1.50 [")
-    assert [row["gain"] for row in rows if row["seeds"] == "1"] == ["", "-50.00"]
+    assert [row["gain"] for row in rows if row["seeds"] == "1"] == ["baseline", "-50.00"]
 
 
 def test_runs_of_one_name_and_other_epochs_or_time_constants_are_never_averaged(tmp_path):

@@ -402,3 +402,15 @@ def test_where_a_thread_raises_the_others_stop():
     with pytest.raises(UserError, match="another run's"):
         _in_threads(runner, 2, work)
     assert runner.stopped.is_set()
+
+
+def test_a_finished_run_of_edited_code_is_told_and_not_run_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "nets_of_sweep.py").write_text("SIZE = 1\n")
+    folder = write_run(tmp_path / "runs/a", model={"loss": "nets_of_sweep.SIZE"})
+    update(folder, code={"nets_of_sweep": "0123456789ab"}, arguments=["fit"])
+    job = Job("a", folder, ["fit"])
+    Runner(1).run(job)
+    assert job.state == "finished"
+    assert "a is finished, with nets_of_sweep as before the last edit: pass another --runs" in capsys.readouterr().out
