@@ -144,12 +144,7 @@ class Runner:
                 before = f"{job.name} is finished, with {', '.join(edited)} as before the last edit"
                 _print(f"{before}: pass another --runs to run it anew.")
             return
-        try:
-            with locked(job.folder):  # by a sweep that was killed without its runs, or by another one
-                pass
-        except InUseError as error:
-            job.state = "in use"
-            _print(f"{error} The others are run.")
+        if _is_taken(job):
             return
         job.output.parent.mkdir(parents=True, exist_ok=True)
         with job.output.open("ab", buffering=0) as output:
@@ -166,9 +161,21 @@ class Runner:
                 process.terminate()
         if job.state == "running":
             is_done = process.returncode == 0 and read_run(job.folder.path).status == "finished"
-            job.state = "finished" if is_done else "failed"
+            if is_done or not _is_taken(job):  # by a process that started a moment before
+                job.state = "finished" if is_done else "failed"
         if job.state == "failed" and self.stopped.wait(1.0):  # a signal to all processes reaches the run, too
             job.state = "stopped"
+
+
+def _is_taken(job: Job) -> bool:
+    """True, said and noted, if another sweep trains a run, or what is left of one that was killed without its runs."""
+    try:
+        with locked(job.folder):
+            return False
+    except InUseError as error:
+        job.state = "in use"
+        _print(f"{error} The others are run.")
+        return True
 
 
 def edited_modules(run: Run) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
@@ -226,6 +227,26 @@ def test_a_run_in_use_is_named_with_its_process_and_the_others_are_run(capsys):
     assert "in use: seed_everything-0  again: python main.py fit" in said
     assert [run.status for run in find_runs("runs")][1] == "finished"
     assert sweep(*grid) == 0
+
+
+def test_a_run_that_another_process_takes_first_has_not_failed(monkeypatch):
+    """Found by a user: a sweep repeated while its run still trained printed the run's own success as a failure."""
+    job = Job("a", RunFolder(Path("runs/a")), [])
+    refused = [
+        sys.executable,
+        "-c",
+        "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\n1/0",
+    ]
+    monkeypatch.setattr(Job, "command", property(lambda self: refused))
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(Runner(1).run, job)
+        until(lambda: job.state == "running")
+        with locked(job.folder):
+            Path("go").touch()
+            call.result(PATIENCE)
+    assert job.state == "in use"
+    Runner(1).run(job)
+    assert job.state == "failed"  # by itself
 
 
 def a_search(folder, method="random", seed=10**6, **changes):
