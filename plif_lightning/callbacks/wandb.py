@@ -27,6 +27,7 @@ class WandbRunLogger(WandbLogger):
         entity: user or team; by default that of the login.
         offline: log to this machine only, for `wandb sync` later, as WANDB_MODE=offline does.
         checkpoints: upload best.ckpt as an artifact when the run ends.
+        preemptible: W&B's sweep hands a run out again whose process dies or ends with an error.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class WandbRunLogger(WandbLogger):
         entity: str | None = None,
         offline: bool = False,
         checkpoints: bool = False,
+        preemptible: bool = False,
     ) -> None:
         super().__init__(
             name=name,
@@ -51,7 +53,7 @@ class WandbRunLogger(WandbLogger):
         self._wandb_init.pop("anonymous", None)  # deprecated: has no effect but a warning
         if "WANDB_SWEEP_ID" in os.environ:
             self._wandb_init["project"] = None  # W&B would ignore it with a warning
-        self._uploads = checkpoints
+        self._uploads, self._preemptible = checkpoints, preemptible
         self._folder: RunFolder | None = None
 
     def place(self, folder: RunFolder) -> None:
@@ -70,7 +72,10 @@ class WandbRunLogger(WandbLogger):
                 import wandb
 
             try:
-                return super().experiment
+                run = super().experiment
+                if self._preemptible:
+                    run.mark_preempting()
+                return run
             except (wandb.errors.UsageError, wandb.errors.AuthenticationError, wandb.errors.CommError) as error:
                 raise UserError(
                     f"Weights & Biases cannot be used: {' '.join(str(error).split()).rstrip('.')}. Run `wandb login`, "

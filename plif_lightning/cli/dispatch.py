@@ -93,13 +93,13 @@ def main(args: list[str] | None = None) -> None:
     except Stopped as stop:
         if stop.message:
             print(stop.message, file=sys.stderr)
-        raise
+        sys.exit(stop.code)  # not `raise`: W&B reads the status of its run in a `sys.exit` of its own
     except (UserError, OSError, KeyboardInterrupt, ImportError) as error:
         status = _reported(missing(error, "this command") or error)
         if status is None:
             raise
     if status:
-        raise SystemExit(status)
+        sys.exit(status)
 
 
 def _prepare_output() -> None:

@@ -1,6 +1,7 @@
 """The starting point of a command: a run to resume, a checkpoint to evaluate or to begin from, or nothing."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,6 +102,14 @@ def _one(name: str, found: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
+def _filled(folder: str) -> Path:
+    """A run's folder with the values of environment variables: W&B's agents, without a shell, pass `$WANDB_RUN_ID`."""
+    path = os.path.expandvars(folder)
+    if "$" in path:
+        raise UserError(f"--run_folder {folder} names an environment variable that is not set.")
+    return Path(path)
+
+
 def _fit(command: str, rest: list[str]) -> Expanded:
     """`fit --run_folder DIR` and `--ckpt_path RUN/checkpoints/last.ckpt` resume a run that has begun."""
     given = [command, *rest]
@@ -110,7 +119,7 @@ def _fit(command: str, rest: list[str]) -> Expanded:
     resumed = f"{program.shown()} fit --run_folder RUN starts the run of a folder, or resumes it"
     if "--resume" in option_names(rest) or path == "last":
         raise UserError(f"{'--resume auto' if path != 'last' else '--ckpt_path last'} is not needed: {resumed}.")
-    folder = None if named is None else RunFolder(Path(named).absolute())
+    folder = None if named is None else RunFolder(_filled(named).absolute())
     if folder is None and path is not None and Path(path).is_file():
         of_run = RunFolder.of_checkpoint(Path(path))
         if of_run.last == Path(path).resolve():
@@ -127,7 +136,7 @@ def _fit(command: str, rest: list[str]) -> Expanded:
         return Expanded(given, arguments, stored, folder, is_named=True)
     if folder is not None and "ended" in loaded(folder.record, [], optional=True):
         raise Stopped(0, _finished(folder))
-    arguments = [command, *rest]
+    arguments = [command, *others, *([] if folder is None else [f"--run_folder={folder.path}"])]
     if path is not None:
         if setting_in(read_checkpoint(Path(path)).config or {}, "model.folded"):
             raise CheckpointError(f"{path} is folded, and cannot be trained: begin from the checkpoint of its run.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plif_lightning.cli.parser import parsed_yaml
+from plif_lightning.cli.parser import parsed_yaml, take
 from plif_lightning.errors import UserError
 
 METHODS = ("grid", "random", "bayes")
@@ -107,7 +107,10 @@ def _flat(parameters: dict[str, Any], above: str = "") -> dict[str, dict[str, An
 
 
 def _arguments(command: Sequence[Any], path: Path) -> list[str]:
-    """Return the arguments after the program in a W&B `command`, without `--config wandb.yaml`, which logs to W&B."""
+    """Return the arguments after the program in a W&B `command`, without what is for W&B.
+
+    That is `--config wandb.yaml`, and `--run_folder` by W&B's id of the run.
+    """
     parts = [str(part) for part in command]
     if "${program}" not in parts or parts.count(ARGS) != 1:
         raise UserError(f"command of {path} must have ${{program}} and ${{args}} once: use `wandb agent` for others.")
@@ -117,4 +120,4 @@ def _arguments(command: Sequence[Any], path: Path) -> list[str]:
             kept.append(argument)
         elif kept and kept[-1] == "--config":
             kept.pop()
-    return kept
+    return take(kept, "--run_folder")[1]

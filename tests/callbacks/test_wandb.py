@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from contextlib import chdir
@@ -13,8 +14,11 @@ import wandb
 import yaml
 
 from plif_lightning.cli import main
+from plif_lightning.cli.sweep_file import read_sweep
+from plif_lightning.runs.folder import RunFolder
+from plif_lightning.runs.run import find_runs
 from tests.callbacks.wandb_server import WandbServer
-from tests.cli.calls import SILENT, TINY
+from tests.cli.calls import SILENT, TINY, until
 from tests.conftest import PATIENCE, REPOSITORY
 
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.yaml")
@@ -35,6 +39,23 @@ def client(*arguments, environment, timeout=PATIENCE):
     )
 
 
+def agent_of(path, server, folder):
+    """Make a sweep of a file, and start W&B's agent in a folder with the configurations, like the repository."""
+    environment = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "WANDB_SILENT": "false"}
+    environment |= {"WANDB_DIR": str(folder)}
+    made = client("sweep", str(path), environment=environment)
+    assert made.returncode == 0, made.stderr
+    (folder / "configs").symlink_to(REPOSITORY / "configs")
+    (folder / "main.py").symlink_to(REPOSITORY / "main.py")
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    # The agent calls `python`, which must be this one even if its environment is not activated.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = [str(Path(sys.executable).parent / "wandb"), "agent", "e/plif_lightning/S"]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
+    )
+
+
 @pytest.mark.slow
 def test_a_sweep_and_its_agent_run_the_shipped_command(tmp_path):
     sweep = yaml.safe_load((REPOSITORY / "configs" / "sweeps" / "table4.yaml").read_text())
@@ -48,21 +69,8 @@ def test_a_sweep_and_its_agent_run_the_shipped_command(tmp_path):
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(sweep, sort_keys=False))
     with WandbServer() as server:
-        environment = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "WANDB_SILENT": "false"}
-        environment |= {"WANDB_DIR": str(tmp_path)}
-        made = client("sweep", str(path), environment=environment)
-        assert made.returncode == 0, made.stderr
-        command = [str(Path(sys.executable).parent / "wandb"), "agent", "e/plif_lightning/S"]
-        # The agent runs in a folder that contains the configurations, like the repository.
-        (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
-        (tmp_path / "main.py").symlink_to(REPOSITORY / "main.py")
-        environment["PYTHONPATH"] = str(REPOSITORY)
-        # The agent calls `python`, which must be this one even if its environment is not activated.
-        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-        agent = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=tmp_path
-        )
-    said = agent.stdout + agent.stderr
+        agent = agent_of(path, server, tmp_path)
+        said = "".join(agent.communicate(timeout=PATIENCE))
     assert server.exit_codes == {"run1": 0, "run2": 0}, said[-3000:]
     assert "locked" not in said
     assert "Ignoring project" not in said
@@ -78,6 +86,30 @@ def test_a_sweep_and_its_agent_run_the_shipped_command(tmp_path):
         assert (server.groups[name], server.tags[name]) == ("table4", ["table4"])
     folders = list((tmp_path / "runs" / "quickstart").iterdir())
     assert len(folders) == 2  # named after the configuration, not after the variant
+
+
+@pytest.mark.slow
+def test_a_preempted_run_of_an_agent_is_resumed_in_its_folder(tmp_path):
+    """With the command of the page on clusters."""
+    page = (REPOSITORY / "docs/howto/cluster.md").read_text()
+    command = yaml.safe_load(
+        next(part for part in re.findall(r"```yaml\n(.*?)```", page, re.S) if "WANDB_RUN_ID" in part)
+    )
+    small = {"config": "configs/quickstart.yaml", "trainer.max_epochs": 40, "model.channels": 4}
+    parameters = {"parameters": {key: {"value": value} for key, value in small.items()}}
+    path, logger = tmp_path / "sweep.yaml", tmp_path / "wandb.yaml"
+    path.write_text(yaml.safe_dump({"program": "main.py", "method": "grid", **parameters, **command}))
+    logger.write_text(Path(WANDB).read_text().replace("preemptible: false", "preemptible: true"))
+    folder = RunFolder(tmp_path / "runs" / "table4" / "run1")
+    with WandbServer() as server:
+        agent = agent_of(path, server, tmp_path)
+        until(lambda: agent.poll() is not None or folder.last.is_file())
+        os.kill(json.loads(folder.record.read_text())["process"]["pid"], signal.SIGTERM)
+        said = "".join(agent.communicate(timeout=PATIENCE))
+    assert (server.preempting, server.exit_codes) == ({"run1"}, {"run1": 0}), said[-3000:]
+    assert "stopped by SIGTERM" in said
+    assert [(run.status, len(run.metrics)) for run in find_runs(tmp_path / "runs")] == [("finished", 40)]
+    assert "--run_folder" not in read_sweep(path).arguments  # a sweep without the server has folders of its own
 
 
 def records(folder):

@@ -20,6 +20,7 @@ class WandbServer:
         histories: rows of each run.
         exit_codes: exit code of each run that has ended.
         output: console lines of each run.
+        preempting: runs that are to be handed out again if they fail.
         unknown: unexpected operations.
     """
 
@@ -28,6 +29,7 @@ class WandbServer:
         self.histories: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
         self.exit_codes: dict[str, int] = {}
         self.output: dict[str, list[str]] = defaultdict(list)
+        self.preempting: set[str] = set()
         self.groups: dict[str, Any] = {}
         self.tags: dict[str, Any] = {}
         self.files: set[str] = set()
@@ -86,6 +88,8 @@ class WandbServer:
                     self.histories[name][i] = json.loads(line)
                 elif file == "output.log":
                     self.output[name].append(line)
+        if sent.get("preempting"):
+            self.preempting.add(name)
         if sent.get("complete"):
             self.exit_codes[name] = sent.get("exitcode", 0)
         return {"limits": {}}
@@ -161,12 +165,18 @@ class WandbServer:
         running = self._dealt - len(self.exit_codes)
         if running > 0:
             return []
+        again = [name for name in self.preempting if self.exit_codes.get(name)]
+        if again:
+            del self.exit_codes[again[0]]
+            return [self._command("resume", int(again[0].removeprefix("run")))]
         if self._dealt == len(self._points):
             return [{"type": "exit"}]
-        point = self._points[self._dealt]
         self._dealt += 1
-        args = {key: {"value": value} for key, value in point.items()}
-        return [{"type": "run", "run_id": f"run{self._dealt}", "program": self._program, "args": args}]
+        return [self._command("run", self._dealt)]
+
+    def _command(self, kind: str, number: int) -> dict[str, Any]:
+        args = {key: {"value": value} for key, value in self._points[number - 1].items()}
+        return {"type": kind, "run_id": f"run{number}", "program": self._program, "args": args}
 
     def _upsert_run(self, variables: dict[str, Any], project: dict[str, Any]) -> dict[str, Any]:
         name = variables.get("name") or "run"

@@ -54,6 +54,14 @@ def test_help_of_fit_names_its_arguments_and_those_of_a_data_set(arguments, name
         assert text in out
 
 
+def test_an_error_ends_in_sys_exit_where_wandb_reads_the_status_of_its_run(monkeypatch):
+    """Found with W&B's agent: runs that had failed or been killed were finished ones there."""
+    statuses = []
+    monkeypatch.setattr(sys, "exit", statuses.append)
+    main(["fti"])
+    assert statuses == [2]
+
+
 @pytest.mark.parametrize(("name", "near"), [("fti", "fit"), ("table", "tables"), ("reprot", "report")])
 def test_an_unknown_command_names_the_nearest(name, near, capsys):
     assert f"unknown command {name}. Did you mean {near}?" in refused(capsys, name)

@@ -15,7 +15,7 @@ from plif_lightning.callbacks import EMA, RunCheckpoints
 from plif_lightning.callbacks import checkpoints as writing
 from plif_lightning.cli import main
 from plif_lightning.runs.folder import RunFolder
-from plif_lightning.runs.run import read_run
+from plif_lightning.runs.run import find_runs, read_run
 from tests.cli.calls import FEW, QUICKSTART, SILENT, TINY, fit, load, refused, resume, rows, until
 from tests.conftest import REPOSITORY
 
@@ -473,3 +473,23 @@ def test_another_batch_of_all_processes_is_said_with_the_learning_rate(run, capl
     resume(run, "--trainer.max_epochs", "3", "--data.batch_size", "8")
     said = "Batches of all processes together have 8 samples now, 16 before; the learning rate"
     assert said in caplog.text
+
+
+def test_a_folder_may_have_an_environment_variable_in_its_name(monkeypatch, capsys):
+    """As W&B's agents start a command without a shell."""
+    monkeypatch.setenv("NAME_OF_RUN", "abc")
+    main(
+        [
+            "fit",
+            "--config",
+            QUICKSTART,
+            *SILENT,
+            *TINY,
+            *FEW,
+            "--trainer.max_epochs=1",
+            "--run_folder=runs/$NAME_OF_RUN",
+        ]
+    )
+    assert [run.name for run in find_runs("runs")] == ["abc"]
+    said = refused(capsys, "fit", "--config", QUICKSTART, "--run_folder", "runs/$NO_SUCH_NAME")
+    assert "--run_folder runs/$NO_SUCH_NAME names an environment variable that is not set" in said
