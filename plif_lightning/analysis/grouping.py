@@ -273,10 +273,6 @@ def telling(own: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
     ]
 
 
-# In the name of a change on resuming, see `Run.distinctions`.
-_AFTER = " after step "
-
-
 def labels_beyond(runs: Sequence[Run]) -> list[list[str]]:
     """Settings of each run beyond its configuration, and those in which it differs from most others, in words.
 
@@ -292,11 +288,11 @@ def labels_beyond(runs: Sequence[Run]) -> list[list[str]]:
     found = []
     for run in runs:
         own = run.distinctions
-        # Of code and changes on resuming none is the usual one.
+        # Of what is no setting, code and changes on resuming, none is the usual one.
         others = [
             name
             for name, known in most.items()
-            if len(known) > 1 and (repr(own.get(name)) != known[0][0] or name == "code" or _AFTER in name)
+            if len(known) > 1 and (repr(own.get(name)) != known[0][0] or name not in run.settings)
         ]
         names = [*unusual(run), *(name for name in others if name in own)]
         found.append([in_words(name, value_of(run, name)) for name in dict.fromkeys(names)])

@@ -154,7 +154,7 @@ def _setups(runs: Sequence[Run], protocols: str = "B") -> list[list[Group]]:
         run = group.runs[0]
         others = {name: value for name, value in run.settings.items() if not name.startswith("model.")}
         content = [run.part("data").get(name) for name in ("content", "test_content")]
-        found[repr([data_title(run), sorted(others.items()), run.record.get("changes"), content])].append(group)
+        found[repr([data_title(run), sorted(others.items()), run.changes, content])].append(group)
     return [*found.values()]
 
 
@@ -276,12 +276,11 @@ def leaderboard_table(runs: Sequence[Run], baseline: Baseline | None = None) -> 
     note = (
         "Accuracy B [%], means over seeds, ranked by validation accuracy. A row changes in "
         f"{_with_setting(baseline)} what it names. Gain: test accuracy beside that over the same seeds, with Student's "
-        "95 % interval of "
-        "the differences (none for fewer than two different ones), which covers the seed, not the choice of test "
-        "samples; better or worse where it leaves out 0, which one in twenty settings without any effect does by "
-        "chance. Spikes and firing: for a sample, of all layers, in the "
-        "best epoch. Energy: a sample, 8 bits, memory included, weights reused (see `cost`). Training: milliseconds "
-        "for a sample, median of the epochs, while the machine did what it did."
+        "95 % interval of the differences (none for fewer than two different ones), which covers the seed, not the "
+        "choice of test samples; better or worse where it leaves out 0, which one in twenty settings without any "
+        "effect does by chance. Spikes and firing: for a sample, of all layers, in the best epoch. Energy: a sample, "
+        "8 bits, memory included, weights reused (see `cost`). Training: milliseconds for a sample, median of the "
+        "epochs, while the machine did what it did."
     )
     shown = [standing.cell for board in found for standing in board]
     notes = [note, *surroundings_in_words(shown)]
@@ -306,8 +305,7 @@ def gains_table(runs: Sequence[Run], baseline: Baseline | None = None) -> Table:
     ]
     note = (
         f"Test accuracy B of {_with_setting(baseline)} [%], and what other settings gain [points], with the 95 % "
-        "interval of "
-        "paired differences over seeds, on one test set; bold: it leaves out 0."
+        "interval of paired differences over seeds, on one test set; bold: it leaves out 0."
     )
     return Table("gains", "Gains on all data sets", heads, cells, [note])
 

@@ -123,7 +123,7 @@ def row_of(run: Run) -> Row:
     """Return the row of a finished run."""
     arguments = told(run)
     overrides = [f"{name}={value}" for name, value in arguments if name not in ("config", "seed_everything")]
-    changes = [f"after step {step} {name}={value}" for step, name, value in run.record.get("changes") or []]
+    changes = [f"after step {step} {name}={value}" for step, name, value in run.changes]
     best = run.best
     last = run.metrics[-1] if run.metrics else {}
     return {

@@ -168,7 +168,7 @@ class Runner:
 
 
 def _is_taken(job: Job) -> bool:
-    """True, said and noted, if another sweep trains a run, or what is left of one that was killed without its runs."""
+    """True if another process trains a run, as one that a killed sweep left; says so, and sets the state."""
     try:
         with locked(job.folder):
             return False

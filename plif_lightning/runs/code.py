@@ -16,6 +16,8 @@ from plif_lightning.runtime.process import changed_files
 Sources = dict[str, str]
 # Of a module that has no file, such as one that a notebook made.
 UNKNOWN = "unknown"
+# Name of the hash of all changed files of this package.
+PACKAGE = "plif_lightning"
 _NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LINES = 40  # of a difference that is shown
@@ -44,12 +46,8 @@ def sources_of(config: Mapping[str, Any]) -> Sources:
             found[module] = UNKNOWN if not path.is_file() else path.read_text("utf-8")
             if path.is_file():
                 waiting += _imports(found[module], module, is_package=path.name == "__init__.py")
-    changed = {f"plif_lightning/{path.relative_to(_PACKAGE).as_posix()}": path for path in changed_files()}
+    changed = {f"{PACKAGE}/{path.relative_to(_PACKAGE).as_posix()}": path for path in changed_files()}
     return found | {name: path.read_text("utf-8") for name, path in changed.items()}
-
-
-# Name of the hash of all changed files of this package.
-PACKAGE = "plif_lightning"
 
 
 def hashes_of(sources: Sources) -> dict[str, str]:

@@ -24,8 +24,8 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
     figure, panels = new_panels(len(found), height=3.0)
     names = ""
     for ax, rows in zip(panels, found, strict=True):
-        paper = next(row for row in rows if row.is_baseline)
-        far = [row for row in rows if row.cell.accuracy <= paper.cell.accuracy - _FAR]
+        baseline = next(row for row in rows if row.is_baseline)
+        far = [row for row in rows if row.cell.accuracy <= baseline.cell.accuracy - _FAR]
         shown = [row for row in rows if row not in far and _counted(row)]
         for row in shown:
             _draw(ax, row)
@@ -35,10 +35,10 @@ def figure_leaderboard(runs: Sequence[Run]) -> Drawn:
             ax.annotate(letter, (row.mean("spikes"), row.cell.accuracy), (6, 4), textcoords="offset points", fontsize=7)
         parts = [f"({letter}) {row.change}" for letter, row in lettered.items()]
         parts += [f"far below: {row.change} ({row.cell.accuracy:.1f} %)" for row in far]
-        names += f" {paper.data}: {'; '.join(parts)}." if parts else ""
-        ax.axhline(paper.cell.accuracy, color=ink(0.3), linewidth=0.6, zorder=0)
+        names += f" {baseline.data}: {'; '.join(parts)}." if parts else ""
+        ax.axhline(baseline.cell.accuracy, color=ink(0.3), linewidth=0.6, zorder=0)
         ax.xaxis.set_major_formatter("{x:,.0f}")
-        ax.set_title(escaped(paper.data), loc="left", fontsize=7.5)
+        ax.set_title(escaped(baseline.data), loc="left", fontsize=7.5)
         ax.set_xlabel("spikes for a sample")
         ax.set_ylabel("test accuracy [%]")
         plain(ax)
